@@ -1,0 +1,424 @@
+#include "kernels.h"
+
+#include <cmath>
+#include <cstring>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace shoal {
+namespace SHOAL_ISA {
+namespace {
+
+// Sixteen lanes everywhere: the compiler splits them to the registers of the instruction set (zmm, ymm, xmm, NEON).
+typedef float V __attribute__((vector_size(64)));
+typedef int32_t I __attribute__((vector_size(64)));
+typedef uint32_t U __attribute__((vector_size(64)));
+typedef float Vu __attribute__((vector_size(64), aligned(4)));  // unaligned memory
+typedef uint16_t H __attribute__((vector_size(32), aligned(2)));
+
+inline V load(const float* p) { return *reinterpret_cast<const Vu*>(p); }
+inline void keep(float* p, V v) { *reinterpret_cast<Vu*>(p) = v; }
+inline V all(float x) { return V{} + x; }
+
+inline float sum_of(V v) {  // pairwise, in a fixed order
+  float a[16];
+  keep(a, v);
+  for (int n = 8; n; n /= 2) {
+    for (int i = 0; i < n; ++i) a[i] += a[i + n];
+  }
+  return a[0];
+}
+
+inline float max_of(V v) {
+  float a[16];
+  keep(a, v);
+  for (int n = 8; n; n /= 2) {
+    for (int i = 0; i < n; ++i) a[i] = a[i] > a[i + n] ? a[i] : a[i + n];
+  }
+  return a[0];
+}
+
+inline V larger(V a, V b) { return a > b ? a : b; }
+
+// exp to about 2 ulp (Cephes' expf: range reduction by ln 2 and a polynomial of degree 5).
+inline V exp_of(V x) {
+  x = x > 88.0f ? all(88.0f) : x;
+  const auto tiny = x < -87.0f;
+  x = tiny ? all(-87.0f) : x;
+  const V n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
+  V r = x - n * 0.693359375f;
+  r = r - n * -2.12194440e-4f;
+  V p = all(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const I power = (__builtin_convertvector(n, I) + 127) << 23;
+  const V y = p * reinterpret_cast<const V&>(power);
+  return tiny ? V{} : y;
+}
+
+inline V halves(const uint16_t* p) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<V>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif defined(__AVX2__)
+  V v;
+  const __m256 a = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  const __m256 b = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)));
+  std::memcpy(&v, &a, 32), std::memcpy(reinterpret_cast<char*>(&v) + 32, &b, 32);
+  return v;
+#else
+  // Move the half's bits into place and let a multiplication by 2^112 mend the exponent, subnormals included.
+  const U h = __builtin_convertvector(*reinterpret_cast<const H*>(p), U);
+  const U magnitude = (h & 0x7fff) << 13, sign = (h & 0x8000) << 16;
+  const V scaled = reinterpret_cast<const V&>(magnitude) * 5.192296858534828e33f;
+  const U bits = reinterpret_cast<const U&>(scaled) | sign;
+  return reinterpret_cast<const V&>(bits);
+#endif
+}
+
+// acc[lane] += sum over 4 of w[lane][i] * x[i]; w is unsigned below 2^bits, x four signed bytes in an int.
+template <int bits>
+inline I dot4(I acc, const uint8_t* w, int32_t x, int shift) {
+#if defined(__AVX512VNNI__)
+  __m512i v = _mm512_loadu_si512(w);
+  if (bits == 4) v = _mm512_and_si512(_mm512_srli_epi16(v, shift), _mm512_set1_epi8(15));
+  return reinterpret_cast<I>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(acc), v, _mm512_set1_epi32(x)));
+#elif defined(__AVX2__)
+  const __m256i ones = _mm256_set1_epi16(1), xs = _mm256_set1_epi32(x);
+  I out;
+  for (int half = 0; half < 2; ++half) {
+    __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w) + half), a;
+    std::memcpy(&a, reinterpret_cast<const char*>(&acc) + 32 * half, 32);
+    if (bits == 4) {
+      v = _mm256_and_si256(_mm256_srli_epi16(v, shift), _mm256_set1_epi8(15));
+      a = _mm256_add_epi32(a, _mm256_madd_epi16(_mm256_maddubs_epi16(v, xs), ones));
+    } else {  // pairs of 8-bit products overflow 16 bits: widen first
+      const __m256i even = _mm256_and_si256(v, _mm256_set1_epi16(255)), odd = _mm256_srli_epi16(v, 8);
+      const __m256i xe = _mm256_srai_epi16(_mm256_slli_epi16(xs, 8), 8), xo = _mm256_srai_epi16(xs, 8);
+      a = _mm256_add_epi32(a, _mm256_add_epi32(_mm256_madd_epi16(even, xe), _mm256_madd_epi16(odd, xo)));
+    }
+    std::memcpy(reinterpret_cast<char*>(&out) + 32 * half, &a, 32);
+  }
+  return out;
+#else
+  int8_t s[4];
+  std::memcpy(s, &x, 4);
+  for (int lane = 0; lane < 16; ++lane) {
+    int32_t total = 0;
+    for (int i = 0; i < 4; ++i) total += (bits == 4 ? (w[lane * 4 + i] >> shift) & 15 : w[lane * 4 + i]) * s[i];
+    acc[lane] += total;
+  }
+  return acc;
+#endif
+}
+
+inline void finish(V acc, const float* bias, bool add, float* out) {
+  if (bias) acc += load(bias);
+  if (add) acc += load(out);
+  keep(out, acc);
+}
+
+template <int R, int bits, bool has_min>
+void gemm_quantised(const Matrix& w, int64_t p, const Activations& x, int64_t row, const float* bias, bool add, float* out,
+                    int64_t stride) {
+  const int64_t blocks = w.blocks();
+  const uint8_t* data = w.panel(p);
+  const uint16_t *scales = w.scales(p), *mins = has_min ? w.mins(p) : nullptr;
+  const int8_t* q[R];
+  const float* scale[R];
+  const int32_t* sum[R];
+  V acc[R];
+  for (int r = 0; r < R; ++r) {
+    q[r] = x.q + (row + r) * w.k, scale[r] = x.scale + (row + r) * blocks, sum[r] = x.sum + (row + r) * blocks;
+    acc[r] = V{};
+  }
+  const int32_t zero = w.zero;
+  for (int64_t b = 0; b < blocks; ++b) {
+    I dots[R];
+    for (int r = 0; r < R; ++r) dots[r] = I{} - zero * sum[r][b];
+    if (bits == 4) {
+      for (int g = 0; g < 4; ++g) {
+        for (int r = 0; r < R; ++r) {
+          int32_t low, high;
+          std::memcpy(&low, q[r] + b * 32 + g * 4, 4), std::memcpy(&high, q[r] + b * 32 + 16 + g * 4, 4);
+          dots[r] = dot4<4>(dots[r], data + b * 256 + g * 64, low, 0);
+          dots[r] = dot4<4>(dots[r], data + b * 256 + g * 64, high, 4);
+        }
+      }
+    } else {
+      for (int g = 0; g < 8; ++g) {
+        for (int r = 0; r < R; ++r) {
+          int32_t four;
+          std::memcpy(&four, q[r] + b * 32 + g * 4, 4);
+          dots[r] = dot4<8>(dots[r], data + b * 512 + g * 64, four, 0);
+        }
+      }
+    }
+    const V s = halves(scales + b * kPanel);
+    for (int r = 0; r < R; ++r) acc[r] += __builtin_convertvector(dots[r], V) * (s * scale[r][b]);
+    if (has_min) {
+      const V m = halves(mins + b * kPanel);
+      for (int r = 0; r < R; ++r) acc[r] += m * (scale[r][b] * static_cast<float>(sum[r][b]));
+    }
+  }
+  for (int r = 0; r < R; ++r) finish(acc[r], bias, add, out + (row + r) * stride);
+}
+
+template <int R>
+void gemm_float(const Matrix& w, int64_t p, const Activations& x, int64_t row, const float* bias, bool add, float* out,
+                int64_t stride) {
+  const float* data = reinterpret_cast<const float*>(w.panel(p));
+  const float* in[R];
+  V acc[R];
+  for (int r = 0; r < R; ++r) in[r] = x.x + (row + r) * w.k, acc[r] = V{};
+  for (int64_t k = 0; k < w.k; ++k) {
+    const V column = load(data + k * kPanel);
+    for (int r = 0; r < R; ++r) acc[r] += column * in[r][k];
+  }
+  for (int r = 0; r < R; ++r) finish(acc[r], bias, add, out + (row + r) * stride);
+}
+
+template <int R>
+void gemm_rows(const Matrix& w, int64_t p, const Activations& x, int64_t row, const float* bias, bool add, float* out,
+               int64_t stride) {
+  if (w.kind == Kind::F32) return gemm_float<R>(w, p, x, row, bias, add, out, stride);
+  if (w.kind == Kind::Q8) {
+    if (w.has_min) return gemm_quantised<R, 8, true>(w, p, x, row, bias, add, out, stride);
+    return gemm_quantised<R, 8, false>(w, p, x, row, bias, add, out, stride);
+  }
+  if (w.has_min) return gemm_quantised<R, 4, true>(w, p, x, row, bias, add, out, stride);
+  return gemm_quantised<R, 4, false>(w, p, x, row, bias, add, out, stride);
+}
+
+#if defined(__AVX512F__)
+constexpr int kRows = 8, kQueries = 6;
+#else
+constexpr int kRows = 2, kQueries = 2;
+#endif
+
+void gemm(const Matrix& w, int64_t p, const Activations& x, int64_t first, int64_t end, const float* bias, bool add,
+          float* out, int64_t stride) {
+  int64_t row = first;
+  for (; row + kRows <= end; row += kRows) gemm_rows<kRows>(w, p, x, row, bias, add, out, stride);
+  if (kRows > 4 && row + 4 <= end) gemm_rows<4>(w, p, x, row, bias, add, out, stride), row += 4;
+  if (row + 2 <= end) gemm_rows<2>(w, p, x, row, bias, add, out, stride), row += 2;
+  for (; row < end; ++row) gemm_rows<1>(w, p, x, row, bias, add, out, stride);
+}
+
+void quantise(const float* x, int64_t k, int8_t* q, float* scale, int32_t* sum) {
+  for (int64_t b = 0; b < k / kBlock; ++b, x += kBlock, q += kBlock) {
+    const V a = load(x), c = load(x + 16);
+    const float peak = max_of(larger(larger(a, -a), larger(c, -c)));
+    const float inverse = peak > 0 ? 127.0f / peak : 0.0f;
+    scale[b] = peak / 127.0f;
+    // Adding 1.5 * 2^23 rounds to nearest even.
+    const I qa = __builtin_convertvector((a * inverse + 12582912.0f) - 12582912.0f, I);
+    const I qc = __builtin_convertvector((c * inverse + 12582912.0f) - 12582912.0f, I);
+    int32_t total = 0;
+#if defined(__AVX512F__)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(qa)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(qc)));
+    total = _mm512_reduce_add_epi32(reinterpret_cast<__m512i>(qa + qc));
+#else
+    for (int i = 0; i < 16; ++i) {
+      q[i] = static_cast<int8_t>(qa[i]), q[16 + i] = static_cast<int8_t>(qc[i]);
+      total += qa[i] + qc[i];
+    }
+#endif
+    sum[b] = total;
+  }
+}
+
+void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* out) {
+  V squares{};
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) squares += load(x + i) * load(x + i);
+  float total = sum_of(squares);
+  for (; i < n; ++i) total += x[i] * x[i];
+  const float inverse = 1.0f / std::sqrt(total / static_cast<float>(n) + eps);
+  for (i = 0; i + 16 <= n; i += 16) keep(out + i, load(x + i) * inverse * load(weight + i));
+  for (; i < n; ++i) out[i] = x[i] * inverse * weight[i];
+}
+
+void silu_mul(float* gate, const float* up, int64_t n) {
+  for (int64_t i = 0; i < n; i += 16) {
+    const V g = load(gate + i);
+    keep(gate + i, g / (exp_of(-g) + 1.0f) * load(up + i));
+  }
+}
+
+void rope(float* head, const float* cos, const float* sin, int64_t head_dim) {
+  const int64_t half = head_dim / 2;
+  for (int64_t i = 0; i < half; ++i) {
+    const float a = head[i], b = head[half + i];
+    head[i] = a * cos[i] - b * sin[i];
+    head[half + i] = b * cos[i] + a * sin[i];
+  }
+}
+
+inline uint16_t to_bf16(float f) {  // to nearest even; a NaN stays one
+  uint32_t bits;
+  std::memcpy(&bits, &f, 4);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 0x40);
+  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+void append(const Pool& pool, int64_t block, int64_t slot, int64_t head, const float* k, const float* v) {
+  uint8_t* base = pool.at(block, head);
+  const int64_t d = pool.head_dim;
+  if (pool.bf16) {
+    auto* keys = reinterpret_cast<uint16_t*>(base);
+    uint16_t* values = keys + kTokens * d + slot * d;
+    for (int64_t i = 0; i < d; ++i) keys[i * kTokens + slot] = to_bf16(k[i]), values[i] = to_bf16(v[i]);
+  } else {
+    auto* keys = reinterpret_cast<float*>(base);
+    for (int64_t i = 0; i < d; ++i) keys[i * kTokens + slot] = k[i];
+    std::memcpy(keys + kTokens * d + slot * d, v, static_cast<size_t>(d) * 4);
+  }
+}
+
+inline V cache(const float* p) { return load(p); }
+inline V cache(const uint16_t* p) {
+  const U bits = __builtin_convertvector(*reinterpret_cast<const H*>(p), U) << 16;
+  return reinterpret_cast<const V&>(bits);
+}
+
+constexpr int64_t kMaxHead = 256;
+
+// Flash attention over a run of blocks for up to kQueries queries: running maximum, sum of weights, weighted values.
+template <class T, int N>
+void attend_queries(const Pool& pool, int64_t head, const int32_t* table, int32_t begin, int32_t end, float scale,
+                    const Query* queries) {
+  const int64_t d = pool.head_dim;
+  alignas(64) float acc[N][kMaxHead];
+  alignas(64) float weight[N][kTokens];
+  float peak[N], total[N];
+  for (int t = 0; t < N; ++t) {
+    peak[t] = -INFINITY, total[t] = 0;
+    for (int64_t i = 0; i < d; i += 16) keep(acc[t] + i, V{});
+  }
+  int32_t low = end, high = begin;  // what any of the queries sees of [begin, end)
+  for (int t = 0; t < N; ++t) {
+    low = queries[t].first < low ? queries[t].first : low;
+    high = queries[t].end > high ? queries[t].end : high;
+  }
+  low = low < begin ? begin : low, high = high > end ? end : high;
+  I lane;
+  for (int i = 0; i < 16; ++i) lane[i] = i;
+
+  for (int32_t at = low / kTokens * kTokens; at < high; at += kTokens) {
+    const T* keys = reinterpret_cast<const T*>(pool.at(table[at / kTokens], head));
+    const T* values = keys + kTokens * d;
+    V left[N], right[N];
+    for (int t = 0; t < N; ++t) left[t] = V{}, right[t] = V{};
+    for (int64_t i = 0; i < d; ++i) {
+      const V a = cache(keys + i * kTokens), b = cache(keys + i * kTokens + 16);
+      for (int t = 0; t < N; ++t) left[t] += a * queries[t].q[i], right[t] += b * queries[t].q[i];
+    }
+    for (int t = 0; t < N; ++t) {
+      const int32_t from = (queries[t].first > begin ? queries[t].first : begin) - at;
+      const int32_t to = (queries[t].end < end ? queries[t].end : end) - at;
+      const V none = all(-INFINITY);
+      left[t] = (lane >= from) & (lane < to) ? left[t] * scale : none;
+      right[t] = (lane + 16 >= from) & (lane + 16 < to) ? right[t] * scale : none;
+      const float block_peak = max_of(larger(left[t], right[t]));
+      if (block_peak == -INFINITY) {
+        keep(weight[t], V{}), keep(weight[t] + 16, V{});
+        continue;
+      }
+      const float new_peak = block_peak > peak[t] ? block_peak : peak[t];
+      const V a = exp_of(left[t] - new_peak), b = exp_of(right[t] - new_peak);
+      keep(weight[t], a), keep(weight[t] + 16, b);
+      if (new_peak > peak[t]) {
+        const float shrink = std::exp(peak[t] - new_peak);
+        total[t] *= shrink;
+        for (int64_t i = 0; i < d; i += 16) keep(acc[t] + i, load(acc[t] + i) * shrink);
+        peak[t] = new_peak;
+      }
+      total[t] += sum_of(a + b);
+    }
+    const int64_t first = low > at ? low - at : 0, last = high - at < kTokens ? high - at : kTokens;
+    for (int64_t i = 0; i < d; i += 16) {
+      V sums[N];
+      for (int t = 0; t < N; ++t) sums[t] = load(acc[t] + i);
+      for (int64_t j = first; j < last; ++j) {
+        const V v = cache(values + j * d + i);
+        for (int t = 0; t < N; ++t) sums[t] += v * weight[t][j];
+      }
+      for (int t = 0; t < N; ++t) keep(acc[t] + i, sums[t]);
+    }
+  }
+  for (int t = 0; t < N; ++t) {
+    if (float* out = queries[t].partial) {
+      std::memcpy(out, acc[t], static_cast<size_t>(d) * 4);
+      out[d] = peak[t], out[d + 1] = total[t];
+    } else {
+      const float inverse = 1.0f / total[t];
+      for (int64_t i = 0; i < d; i += 16) keep(queries[t].out + i, load(acc[t] + i) * inverse);
+    }
+  }
+}
+
+template <class T>
+void attend_typed(const Pool& pool, int64_t head, const int32_t* table, int32_t begin, int32_t end, float scale,
+                  const Query* queries, int count) {
+  int i = 0;
+  for (; i + kQueries <= count; i += kQueries) {
+    attend_queries<T, kQueries>(pool, head, table, begin, end, scale, queries + i);
+  }
+  if (kQueries > 3 && i + 3 <= count) attend_queries<T, 3>(pool, head, table, begin, end, scale, queries + i), i += 3;
+  for (; i + 2 <= count; i += 2) attend_queries<T, 2>(pool, head, table, begin, end, scale, queries + i);
+  if (i < count) attend_queries<T, 1>(pool, head, table, begin, end, scale, queries + i);
+}
+
+void attend(const Pool& pool, int64_t head, const int32_t* table, int32_t begin, int32_t end, float scale,
+            const Query* queries, int count) {
+  if (pool.bf16) return attend_typed<uint16_t>(pool, head, table, begin, end, scale, queries, count);
+  attend_typed<float>(pool, head, table, begin, end, scale, queries, count);
+}
+
+void merge(const float* partials, int64_t splits, int64_t head_dim, float* out) {
+  const int64_t stride = head_dim + 2;
+  float peak = -INFINITY, total = 0;
+  for (int64_t s = 0; s < splits; ++s) peak = std::fmax(peak, partials[s * stride + head_dim]);
+  for (int64_t i = 0; i < head_dim; ++i) out[i] = 0;
+  for (int64_t s = 0; s < splits; ++s) {
+    const float* part = partials + s * stride;
+    if (part[head_dim] == -INFINITY) continue;  // a split wholly outside the window
+    const float factor = std::exp(part[head_dim] - peak);
+    total += part[head_dim + 1] * factor;
+    for (int64_t i = 0; i < head_dim; i += 16) keep(out + i, load(out + i) + load(part + i) * factor);
+  }
+  const float inverse = 1.0f / total;
+  for (int64_t i = 0; i < head_dim; ++i) out[i] *= inverse;
+}
+
+int64_t argmax(const float* x, int64_t n) {  // the first of equals
+  V best = all(-INFINITY);
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) best = larger(best, load(x + i));
+  float peak = max_of(best);
+  for (; i < n; ++i) peak = x[i] > peak ? x[i] : peak;
+  for (i = 0; i < n; ++i) {
+    if (x[i] == peak) return i;
+  }
+  return 0;
+}
+
+#define SHOAL_TEXT(x) #x
+#define SHOAL_NAME(x) SHOAL_TEXT(x)
+
+}  // namespace
+
+const Kernels& kernels() {
+  static const Kernels table{SHOAL_NAME(SHOAL_ISA), kQueries, gemm,   quantise, rms_norm, silu_mul,
+                             rope,                  append,   attend, merge,    argmax};
+  return table;
+}
+
+}  // namespace SHOAL_ISA
+}  // namespace shoal

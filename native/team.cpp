@@ -1,0 +1,82 @@
+#include "team.h"
+
+namespace shoal {
+namespace {
+
+constexpr int kSpins = 4000;  // about 50 us: longer than any phase gap, shorter than a scheduler tick
+
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+template <class Ready>
+void spin_until(Ready&& ready) {
+  for (int i = 0; i < kSpins; ++i) {
+    if (ready()) return;
+    relax();
+  }
+  while (!ready()) std::this_thread::yield();
+}
+
+}  // namespace
+
+Team::Team(int threads) : size_(threads) {
+  for (int member = 1; member < size_; ++member) threads_.emplace_back([this, member] { work(member); });
+}
+
+Team::~Team() {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    stop_ = true;
+    round_.fetch_add(1);
+  }
+  wake_.notify_all();
+  for (auto& thread : threads_) thread.join();
+}
+
+void Team::run(const std::function<void(int)>& body) {
+  if (size_ == 1) return body(0);
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    body_ = &body;
+    done_.store(0, std::memory_order_relaxed);
+    round_.fetch_add(1, std::memory_order_release);
+  }
+  wake_.notify_all();
+  body(0);
+  spin_until([this] { return done_.load(std::memory_order_acquire) == size_ - 1; });
+}
+
+void Team::work(int member) {
+  uint64_t seen = 0;
+  for (;;) {
+    for (int i = 0; i < kSpins && round_.load(std::memory_order_acquire) == seen; ++i) relax();
+    const std::function<void(int)>* body;
+    {
+      std::unique_lock<std::mutex> lock(mutex_);
+      wake_.wait(lock, [&] { return round_.load(std::memory_order_acquire) != seen; });
+      if (stop_) return;
+      seen = round_.load(std::memory_order_acquire);
+      body = body_;
+    }
+    (*body)(member);
+    done_.fetch_add(1, std::memory_order_release);
+  }
+}
+
+void Team::barrier() {
+  if (size_ == 1) return;
+  const uint32_t phase = phase_.load(std::memory_order_acquire);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+    arrived_.store(0, std::memory_order_relaxed);
+    phase_.store(phase + 1, std::memory_order_release);
+    return;
+  }
+  spin_until([&] { return phase_.load(std::memory_order_acquire) != phase; });
+}
+
+}  // namespace shoal

@@ -1,0 +1,172 @@
+"""The settings of each role: one frozen dataclass per role, every field documented and checked here.
+
+This is the only reader of the environment and of configuration files, and the command line derives its flags from these
+fields: a field `kv_blocks` of a role is the flag `--kv-blocks` and the variable `SHOAL_KV_BLOCKS`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from shoal.errors import ConfigError
+
+
+class Precision(enum.StrEnum):
+    AUTO = "auto"
+    FP32 = "fp32"
+    Q8 = "q8"
+    Q4 = "q4"
+
+
+class KvType(enum.StrEnum):
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+class Codec(enum.StrEnum):
+    RAW = "raw"
+    BF16 = "bf16"
+    INT8 = "int8"
+    INT4 = "int4"
+
+
+class RuntimeName(enum.StrEnum):
+    AUTO = "auto"
+    NATIVE = "native"
+    ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
+
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def parse_bytes(text: str) -> int:
+    """'1.5GiB' → 1610612736. Raises ConfigError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].upper() not in _UNITS:
+        raise ConfigError(f"'{text}' is not a size; write one like 512MiB or 1.5GiB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def default_threads() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def setting(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
+    """A documented field; numbers are checked against [low, high]."""
+    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Base of the roles."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, low, high = getattr(self, field.name), field.metadata.get("low"), field.metadata.get("high")
+            flag = "--" + field.name.replace("_", "-")
+            if value is None or isinstance(value, str | bool) or low is None:
+                continue
+            if value < low or (high is not None and value > high):
+                upper = f" and {high:g}" if high is not None else ""
+                raise ConfigError(f"{flag} must be at least {low:g}{upper}, not {value}")
+        self.check()
+
+    def check(self) -> None:
+        """Checks the fields together. Raises ConfigError."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NodeSettings(Settings):
+    """A node: what it may use of its machine."""
+
+    name: str = setting("", "The node's name in listings; the host name and a number where empty.")
+    bind: str = setting("127.0.0.1", "Address that other nodes reach this one's tensor port at.")
+    tensor_port: int = setting(0, "TCP port for tensors; 0 takes a free one.", low=0, high=65535)
+    memory: str = setting("", "Most memory that weights and KV blocks may take, like 1GiB; empty: three quarters of what is free.")
+    threads: int = setting(0, "Threads that compute; 0 takes every core that this process may run on.", low=0, high=1024)
+    runtime: RuntimeName = setting(RuntimeName.AUTO, "What runs the layers; auto times what is installed and keeps the fastest.")
+    isa: str = setting("", "Instruction set of the kernels: avx512, avx2 or portable; empty takes the best.")
+
+    def check(self) -> None:
+        if self.memory:
+            parse_bytes(self.memory)
+        if self.isa not in ("", "avx512", "avx2", "portable"):
+            raise ConfigError(f"--isa is avx512, avx2 or portable, not '{self.isa}'")
+
+    @property
+    def compute_threads(self) -> int:
+        return self.threads or default_threads()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineSettings(Settings):
+    """How a model is run: the same on `up`, `serve` and `run`."""
+
+    model: str = setting("smollm2-135m", "A name of the catalogue, a .gguf file, a directory, or hf:org/name[@revision].")
+    precision: Precision = setting(Precision.AUTO, "Weights as executed; auto keeps the precision of the file.")
+    kv_type: KvType = setting(KvType.BF16, "How keys and values are cached.")
+    context: int = setting(8192, "Most tokens of a sequence, prompt and answer; the model's own limit where that is lower.", low=16)
+    lanes: int = setting(32, "Sequences that run at once.", low=1, high=4096)
+    kv_tokens: int = setting(0, "Tokens that the KV pool holds; 0: what fits, up to lanes times half the context.", low=0)
+    step_tokens: int = setting(256, "Most tokens of one step, prefill and decode together.", low=16, high=8192)
+    queue: int = setting(512, "Requests that may wait; more are refused with 429.", low=1)
+    activations: Codec = setting(Codec.RAW, "Encoding of activations between nodes: raw keeps results exact, bf16 halves the bytes.")
+
+    def check(self) -> None:
+        if not self.model:
+            raise ConfigError("--model must name a model; see `shoal models`")
+        if self.kv_tokens and self.kv_tokens < 64:
+            raise ConfigError("--kv-tokens must be 0 or at least 64")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadSettings(EngineSettings):
+    """The head: the API, the scheduler and the cluster's membership."""
+
+    host: str = setting("127.0.0.1", "Address that the API and the control port listen on.")
+    port: int = setting(8000, "Port of the OpenAI-compatible API; 0 takes a free one.", low=0, high=65535)
+    control_port: int = setting(7420, "Port that nodes join at; 0 takes a free one.", low=0, high=65535)
+    min_nodes: int = setting(1, "Nodes to wait for before the model is loaded.", low=1, high=1024)
+    heartbeat: float = setting(1.0, "Seconds between a node's heartbeats.", low=0.05, high=60)
+    probe_bytes: int = setting(1 << 20, "Bytes sent to measure a link.", low=1024)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def cache_dir(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where models are kept: $SHOAL_CACHE, or shoal/ in the user's cache directory."""
+    if chosen := environment.get("SHOAL_CACHE"):
+        return Path(chosen)
+    base = environment.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "shoal"
+
+
+def hub_endpoint(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The hub that `hf:` models come from, where it is not the public one."""
+    return environment.get("HF_ENDPOINT")
+
+
+def from_environment(role: type[S], given: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> S:
+    """A role's settings: what was given, else the environment, else the defaults. Raises ConfigError."""
+    hints = get_type_hints(role)
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(role):
+        variable = "SHOAL_" + field.name.upper()
+        if given.get(field.name) is not None:
+            values[field.name] = given[field.name]
+        elif variable in environment:
+            kind = hints[field.name]
+            try:
+                values[field.name] = kind(environment[variable])
+            except ValueError as error:
+                raise ConfigError(f"{variable}={environment[variable]!r}: {error}") from error
+    return role(**values)

@@ -1,0 +1,145 @@
+"""Every exception that shoal raises on purpose, and whose fault each is.
+
+    ShoalError
+    ├── UserError                  the caller can mend it: HTTP 400, exit status 2
+    │   ├── InvalidRequest         a field of a request (names the field)
+    │   ├── ConfigError            a setting or flag
+    │   ├── UnknownModel           no such model here: HTTP 404
+    │   └── UnsupportedModel       an architecture, format or quantisation that shoal does not run
+    ├── ModelError                 the files are at fault
+    │   ├── CorruptModel           truncated, or not what it claims to be
+    │   └── FetchError             could not be fetched
+    │       └── HashMismatch       fetched, and not what was promised
+    ├── CapacityError              the machines are at fault: HTTP 503
+    │   ├── NotEnoughMemory        says how much is missing
+    │   ├── QueueFull              too many requests wait: HTTP 429
+    │   └── NotReady               no model is loaded yet, or no longer
+    ├── ProtocolError              the conversation between two processes broke
+    │   ├── LocalProtocolError     this side was about to break it: a bug here
+    │   └── RemoteProtocolError    the other side did
+    │       └── VersionMismatch
+    └── ClusterError               a node failed at what it was told to do
+        ├── StageLost              the route through the nodes is broken
+        └── LoadFailed
+
+The gateway turns them into HTTP answers, the command line into one line and an exit status. Anything else that escapes is a bug.
+"""
+
+from __future__ import annotations
+
+
+def human_bytes(count: float) -> str:
+    """A size for people: '1.5 GiB'."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+class ShoalError(Exception):
+    """Base of all errors that shoal raises on purpose."""
+
+
+class UserError(ShoalError):
+    """The caller can mend it."""
+
+
+class InvalidRequest(UserError):
+    """A request that cannot be served as it stands; `param` names the field at fault."""
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class ConfigError(UserError):
+    """A setting that cannot hold."""
+
+
+class UnknownModel(UserError):
+    def __init__(self, name: str, known: list[str]) -> None:
+        super().__init__(f"unknown model '{name}': known here are {', '.join(known) or 'none'}")
+        self.name = name
+
+
+class UnsupportedModel(UserError):
+    """A model that shoal cannot run; the message lists what it can."""
+
+
+class ModelError(ShoalError):
+    """A model's files are at fault."""
+
+
+class CorruptModel(ModelError):
+    def __init__(self, path: object, what: str) -> None:
+        super().__init__(f"{path}: {what}; fetch the file again")
+        self.path = path
+
+
+class FetchError(ModelError):
+    """A model could not be fetched; the message says why and what to do."""
+
+
+class HashMismatch(FetchError):
+    def __init__(self, name: str, expected: str, actual: str) -> None:
+        super().__init__(f"{name}: sha256 is {actual}, expected {expected}; the file was discarded")
+        self.expected = expected
+        self.actual = actual
+
+
+class CapacityError(ShoalError):
+    """The machines there are cannot do it, now."""
+
+
+class NotEnoughMemory(CapacityError):
+    def __init__(self, needed: int, available: int, what: str = "the model") -> None:
+        missing = max(needed - available, 0)
+        super().__init__(
+            f"not enough memory for {what}: {human_bytes(needed)} needed, {human_bytes(available)} available on the nodes, "
+            f"{human_bytes(missing)} missing; join more nodes, raise --memory, or choose a lower --precision or --context"
+        )
+        self.needed = needed
+        self.available = available
+
+
+class QueueFull(CapacityError):
+    def __init__(self, waiting: int, limit: int) -> None:
+        super().__init__(f"{waiting} requests wait already (limit {limit}); try again later")
+        self.limit = limit
+
+
+class NotReady(CapacityError):
+    """No model is loaded, yet or any longer."""
+
+
+class ProtocolError(ShoalError):
+    """The conversation between two processes broke."""
+
+
+class LocalProtocolError(ProtocolError):
+    """This side was about to break the protocol."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The other side broke the protocol."""
+
+
+class VersionMismatch(RemoteProtocolError):
+    def __init__(self, theirs: object, ours: object) -> None:
+        super().__init__(f"the peer speaks version {theirs}, this is {ours}; install the same shoal on every machine")
+        self.theirs = theirs
+        self.ours = ours
+
+
+class ClusterError(ShoalError):
+    """A node failed at what it was told to do."""
+
+
+class StageLost(ClusterError):
+    """A stage of the route is gone; requests that ran through it cannot go on."""
+
+
+class LoadFailed(ClusterError):
+    """A node could not load its layers."""

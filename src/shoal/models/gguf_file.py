@@ -1,0 +1,139 @@
+"""Reads a GGUF file's header and maps its tensors.
+
+The gguf package's own reader makes a Python object per vocabulary entry, which takes seconds, and answers a truncated file
+with whatever NumPy says. A node needs the sizes and its tensors, at once, and a user whose download broke off needs to be told.
+Format: ggml/docs/gguf.md, versions 2 and 3.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from numpy.typing import NDArray
+
+from shoal.errors import CorruptModel, UnsupportedModel
+from shoal.models.matrix import FORMATS
+
+_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+_STRING, _ARRAY = 8, 9
+_MAX_ITEMS = 1 << 26
+
+
+@dataclass(frozen=True)
+class Tensor:
+    name: str
+    format: str
+    shape: tuple[int, ...]
+    """Rows first."""
+    row_bytes: int
+    offset: int
+
+    @property
+    def rows(self) -> int:
+        return int(np.prod(self.shape[:-1], dtype=np.int64)) if len(self.shape) > 1 else 1
+
+
+class GgufFile:
+    """`meta`: metadata by key (arrays as lists). `tensors`: by name. Raises CorruptModel for a file cut anywhere."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            if size < 24:
+                raise CorruptModel(path, f"{size} bytes are no GGUF file")
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._at = 0
+        try:
+            self._read_header(size)
+        except struct.error:
+            raise CorruptModel(path, "the file is truncated inside its header") from None
+        except UnicodeDecodeError as error:
+            raise CorruptModel(path, f"a name is not UTF-8 ({error.reason})") from None
+
+    def _take(self, format: str) -> Any:
+        value = struct.unpack_from(format, self._map, self._at)[0]
+        self._at += struct.calcsize(format)
+        return value
+
+    def _count(self, what: str, limit: int = _MAX_ITEMS) -> int:
+        count = int(self._take("<Q"))
+        if count > limit:
+            raise CorruptModel(self.path, f"{count} {what} cannot be")
+        return count
+
+    def _string(self) -> str:
+        length = self._count("bytes of a string", len(self._map))
+        if self._at + length > len(self._map):
+            raise CorruptModel(self.path, "the file is truncated inside its header")
+        raw = self._map[self._at : self._at + length]
+        self._at += length
+        return raw.decode()
+
+    def _value(self, kind: int) -> Any:
+        if kind in _SCALARS:
+            return self._take(_SCALARS[kind])
+        if kind == _STRING:
+            return self._string()
+        if kind != _ARRAY:
+            raise CorruptModel(self.path, f"metadata of unknown type {kind}")
+        inner, count = int(self._take("<I")), self._count("array entries")
+        if inner in _SCALARS:
+            format = _SCALARS[inner]
+            width = struct.calcsize(format)
+            values = struct.unpack_from(f"<{count}{format[1]}", self._map, self._at)
+            self._at += count * width
+            return list(values)
+        return [self._value(inner) for _ in range(count)]
+
+    def _read_header(self, size: int) -> None:
+        if self._map[:4] != b"GGUF":
+            raise CorruptModel(self.path, "this is no GGUF file")
+        self._at = 4
+        version = int(self._take("<I"))
+        if version not in (2, 3):
+            raise UnsupportedModel(f"{self.path}: GGUF version {version} is not supported; versions 2 and 3 are (little endian)")
+        tensor_count, meta_count = self._count("tensors"), self._count("metadata entries")
+        self.meta: dict[str, Any] = {}
+        for _ in range(meta_count):
+            key = self._string()
+            self.meta[key] = self._value(int(self._take("<I")))
+        listed: list[tuple[str, tuple[int, ...], int, int]] = []
+        for _ in range(tensor_count):
+            name = self._string()
+            rank = int(self._take("<I"))
+            if not 1 <= rank <= 4:
+                raise CorruptModel(self.path, f"tensor {name} has {rank} dimensions")
+            dims = tuple(int(self._take("<Q")) for _ in range(rank))[::-1]
+            listed.append((name, dims, int(self._take("<I")), int(self._take("<Q"))))
+        alignment = int(self.meta.get("general.alignment", 32))
+        if alignment < 1:
+            raise CorruptModel(self.path, "the alignment is not positive")
+        base = (self._at + alignment - 1) // alignment * alignment
+        self.tensors: dict[str, Tensor] = {}
+        for name, dims, kind, offset in listed:
+            try:
+                quantisation = GGMLQuantizationType(kind)
+            except ValueError:
+                raise UnsupportedModel(f"{self.path}: tensor {name} has the unknown type {kind}; supported are {', '.join(FORMATS)}") from None
+            format = quantisation.name.lower()
+            if format not in FORMATS:
+                raise UnsupportedModel(f"{self.path}: quantisation {format.upper()} ({name}) is not supported; supported are {', '.join(FORMATS)}")
+            block, block_bytes = GGML_QUANT_SIZES[quantisation]
+            if min(dims) < 1 or dims[-1] % block:
+                raise CorruptModel(self.path, f"tensor {name} has rows of {dims[-1]} values, in blocks of {block}")
+            tensor = Tensor(name, format, dims, dims[-1] // block * block_bytes, base + offset)
+            if tensor.offset + tensor.rows * tensor.row_bytes > size:
+                raise CorruptModel(self.path, f"the file is truncated: tensor {name} lies beyond its end")
+            self.tensors[name] = tensor
+
+    def raw(self, tensor: Tensor) -> NDArray[np.uint8]:
+        """The tensor's rows, mapped: uint8 [rows, row_bytes]."""
+        flat = np.frombuffer(self._map, np.uint8, tensor.rows * tensor.row_bytes, tensor.offset)
+        return flat.reshape(tensor.rows, tensor.row_bytes)

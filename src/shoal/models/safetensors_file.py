@@ -1,0 +1,74 @@
+"""Maps the tensors of safetensors files, one or sharded.
+
+The safetensors package reads bf16 only into frameworks that have it; NumPy has not, and a node has nothing else. The format
+is eight bytes of length, JSON, and the data: https://huggingface.co/docs/safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shoal.errors import CorruptModel, UnsupportedModel
+
+_FORMATS = {"F32": ("f32", 4), "F16": ("f16", 2), "BF16": ("bf16", 2)}
+_MAX_HEADER = 100 << 20  # the format's own limit
+
+
+@dataclass(frozen=True)
+class Tensor:
+    format: str
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+
+
+class SafetensorsFiles:
+    """Tensors by name over some files. Raises CorruptModel for a file that is cut or lies about itself."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self._maps: dict[Path, mmap.mmap] = {}
+        for path in files:
+            self._read_header(path)
+
+    def _read_header(self, path: Path) -> None:
+        size = path.stat().st_size
+        if size < 8:
+            raise CorruptModel(path, f"{size} bytes are no safetensors file")
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        (length,) = struct.unpack_from("<Q", mapped, 0)
+        if length > min(_MAX_HEADER, size - 8):
+            raise CorruptModel(path, "the file is truncated inside its header")
+        try:
+            header = cast("dict[str, Any]", json.loads(mapped[8 : 8 + length]))
+            for name, entry in header.items():
+                if name == "__metadata__":
+                    continue
+                if entry["dtype"] not in _FORMATS:
+                    raise UnsupportedModel(f"{path}: tensor {name} is {entry['dtype']}; supported are {', '.join(_FORMATS)}")
+                format, width = _FORMATS[entry["dtype"]]
+                shape = tuple(int(d) for d in entry["shape"])
+                begin, end = (int(o) for o in entry["data_offsets"])
+                if end - begin != int(np.prod(shape, dtype=np.int64)) * width or 8 + length + end > size or begin < 0:
+                    raise CorruptModel(path, f"the file is truncated: tensor {name} lies beyond its end")
+                self.tensors[name] = Tensor(format, shape, path, 8 + length + begin)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CorruptModel(path, f"the header is not what safetensors writes ({error})") from None
+        self._maps[path] = mapped
+
+    def raw(self, tensor: Tensor) -> NDArray[np.uint8]:
+        """uint8 [rows, bytes of a row], mapped."""
+        width = 4 if tensor.format == "f32" else 2
+        rows = int(np.prod(tensor.shape[:-1], dtype=np.int64)) if len(tensor.shape) > 1 else 1
+        flat = np.frombuffer(self._maps[tensor.file], np.uint8, rows * tensor.shape[-1] * width, tensor.offset)
+        return flat.reshape(rows, tensor.shape[-1] * width)

@@ -1,0 +1,173 @@
+"""A model's tensors under one set of names, whatever file they come from.
+
+    embed, norm, head; layers.<i>.{attention_norm, q, k, v, o, q_norm, k_norm, mlp_norm, gate, up, down}; a bias is <matrix>.bias
+
+Queries and keys are in the half-split rotary order everywhere; GGUF stores the llama family interleaved, so its rows are
+taken in another order (convert_hf_to_gguf.py, LlamaModel.permute).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shoal.errors import CorruptModel, UserError
+from shoal.models.gguf_file import GgufFile
+from shoal.models.matrix import Floats, StoredMatrix, floats
+from shoal.models.safetensors_file import SafetensorsFiles
+from shoal.models.spec import ModelSpec, spec_from_config, spec_from_gguf
+
+MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+class Weights(Protocol):
+    """What an executor loads layers from."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+    def matrix(self, name: str) -> StoredMatrix: ...
+    def vector(self, name: str) -> Floats | None:
+        """A norm or bias; None where the model has none."""
+        ...
+
+
+_GGUF = {
+    "embed": "token_embd",
+    "norm": "output_norm",
+    "head": "output",
+    "attention_norm": "attn_norm",
+    "mlp_norm": "ffn_norm",
+    "q": "attn_q",
+    "k": "attn_k",
+    "v": "attn_v",
+    "o": "attn_output",
+    "q_norm": "attn_q_norm",
+    "k_norm": "attn_k_norm",
+    "gate": "ffn_gate",
+    "up": "ffn_up",
+    "down": "ffn_down",
+}
+_HF = {
+    "embed": "model.embed_tokens",
+    "norm": "model.norm",
+    "head": "lm_head",
+    "attention_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj",
+    "q_norm": "self_attn.q_norm",
+    "k_norm": "self_attn.k_norm",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+
+
+def _stored_name(name: str, table: dict[str, str], layer: str) -> str:
+    """'layers.3.q.bias' → 'blk.3.attn_q.bias'."""
+    parts = name.split(".")
+    kind = "bias" if parts[-1] == "bias" else "weight"
+    if kind == "bias":
+        parts.pop()
+    prefix = f"{layer}.{parts[1]}." if parts[0] == "layers" else ""
+    return f"{prefix}{table[parts[-1]]}.{kind}"
+
+
+class GgufWeights:
+    def __init__(self, path: Path) -> None:
+        self.file = GgufFile(path)
+        tensors = self.file.tensors
+        factors: list[float] = []
+        if (freqs := tensors.get("rope_freqs.weight")) is not None:
+            factors = floats(freqs.format, self.file.raw(freqs), freqs.shape[-1])[0].tolist()
+        self.spec = spec_from_gguf(self.file.meta, {n: t.shape for n, t in tensors.items()}, factors, path)
+        self.spec.check(path)
+        self._interleaved = self.spec.family == "llama"
+
+    def _order(self, name: str) -> NDArray[np.int64] | None:
+        part = name.removesuffix(".bias").rsplit(".", 1)[-1]
+        if not self._interleaved or part not in ("q", "k"):
+            return None
+        heads, width = (self.spec.q_heads if part == "q" else self.spec.kv_heads), self.spec.head_dim
+        return np.arange(heads * width).reshape(heads, width // 2, 2).transpose(0, 2, 1).reshape(-1).astype(np.int64)
+
+    def matrix(self, name: str) -> StoredMatrix:
+        stored = _stored_name("embed" if name == "head" and self.spec.tied else name, _GGUF, "blk")
+        tensor = self.file.tensors.get(stored)
+        if tensor is None:
+            raise CorruptModel(self.file.path, f"no tensor {stored}")
+        _expect(self.file.path, stored, tensor.shape, matrix_shape(self.spec, name))
+        return StoredMatrix(tensor.format, self.file.raw(tensor), tensor.shape[-1], self._order(name))
+
+    def vector(self, name: str) -> Floats | None:
+        tensor = self.file.tensors.get(_stored_name(name, _GGUF, "blk"))
+        if tensor is None:
+            return None
+        values = floats(tensor.format, self.file.raw(tensor), tensor.shape[-1])[0]
+        order = self._order(name) if name.endswith(".bias") else None
+        return values if order is None else np.ascontiguousarray(values[order])
+
+
+class SafetensorsWeights:
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        config = directory / "config.json"
+        try:
+            self.spec = spec_from_config(cast("dict[str, Any]", json.loads(config.read_text())), directory)
+        except FileNotFoundError:
+            raise UserError(f"{directory}: no config.json; a model directory holds config.json, tokenizer.json and *.safetensors") from None
+        except (ValueError, AttributeError, TypeError) as error:
+            raise CorruptModel(config, f"not a model's configuration ({error})") from None
+        self.spec.check(directory)
+        files = sorted(directory.glob("*.safetensors"))
+        if not files:
+            raise UserError(f"{directory}: no *.safetensors files")
+        self._files = SafetensorsFiles(files)
+
+    def matrix(self, name: str) -> StoredMatrix:
+        stored = _stored_name("embed" if name == "head" and self.spec.tied else name, _HF, "model.layers")
+        tensor = self._files.tensors.get(stored)
+        if tensor is None:
+            raise CorruptModel(self.directory, f"no tensor {stored} in any *.safetensors")
+        _expect(self.directory, stored, tensor.shape, matrix_shape(self.spec, name))
+        return StoredMatrix(tensor.format, self._files.raw(tensor), tensor.shape[-1])
+
+    def vector(self, name: str) -> Floats | None:
+        tensor = self._files.tensors.get(_stored_name(name, _HF, "model.layers"))
+        return None if tensor is None else floats(tensor.format, self._files.raw(tensor), tensor.shape[-1])[0]
+
+
+def _expect(path: Path, name: str, shape: tuple[int, ...], wanted: tuple[int, int]) -> None:
+    if shape != wanted:
+        raise CorruptModel(path, f"tensor {name} has shape {list(shape)} where the model's sizes say {list(wanted)}")
+
+
+def matrix_shape(spec: ModelSpec, name: str) -> tuple[int, int]:
+    """[n, k] of a matrix by its name here."""
+    q, kv = spec.q_heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    return {
+        "embed": (spec.vocabulary, spec.hidden),
+        "head": (spec.vocabulary, spec.hidden),
+        "q": (q, spec.hidden),
+        "k": (kv, spec.hidden),
+        "v": (kv, spec.hidden),
+        "o": (spec.hidden, q),
+        "gate": (spec.intermediate, spec.hidden),
+        "up": (spec.intermediate, spec.hidden),
+        "down": (spec.hidden, spec.intermediate),
+    }[name.rsplit(".", 1)[-1]]
+
+
+def open_weights(path: Path) -> GgufWeights | SafetensorsWeights:
+    """Opens a .gguf file or a model directory."""
+    if path.is_dir():
+        return SafetensorsWeights(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or directory")
+    return GgufWeights(path)

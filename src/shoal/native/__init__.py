@@ -1,0 +1,1 @@
+"""The kernels: one door to the compiled extension, and a NumPy reference beside it."""

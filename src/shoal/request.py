@@ -1,0 +1,103 @@
+"""What a request is inside shoal, whichever public API it came through."""
+
+from __future__ import annotations
+
+import enum
+from typing import NewType
+
+import msgspec
+
+from shoal.errors import InvalidRequest
+
+RequestId = NewType("RequestId", str)
+SequenceId = NewType("SequenceId", int)
+BlockId = NewType("BlockId", int)
+StepId = NewType("StepId", int)
+Epoch = NewType("Epoch", int)
+
+MAX_ALTERNATIVES = 20
+MAX_CHOICES = 16
+
+
+class FinishReason(enum.StrEnum):
+    STOP = "stop"
+    """An end-of-text token, or a stop string."""
+    LENGTH = "length"
+    """max_tokens, or the context is full."""
+    CANCELLED = "cancelled"
+
+
+class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, array_like=True):
+    """How one sequence's tokens are drawn.
+
+    The order is that of llama.cpp and vLLM: penalties and bias on the logits, then temperature, then top-k, top-p and
+    min-p on the distribution. `temperature` 0 takes the likeliest token.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    """0: no limit."""
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    seed: int = 0
+    logprobs: int | None = None
+    """None: no log-probabilities; else how many alternatives come beside the sampled token's own."""
+
+    def check(self, vocabulary: int) -> None:
+        """Raises InvalidRequest, naming the field, where a value is outside its range."""
+        ranges: list[tuple[str, float, float, float]] = [
+            ("temperature", self.temperature, 0, 5),
+            ("top_k", self.top_k, 0, 2**31),
+            ("top_p", self.top_p, 0, 1),
+            ("min_p", self.min_p, 0, 1),
+            ("presence_penalty", self.presence_penalty, -2, 2),
+            ("frequency_penalty", self.frequency_penalty, -2, 2),
+            ("logprobs", self.logprobs or 0, 0, MAX_ALTERNATIVES),
+            ("seed", self.seed, 0, 2**64 - 1),
+        ]
+        for name, value, low, high in ranges:
+            if not low <= value <= high:  # a NaN fails this too
+                raise InvalidRequest(f"{name} must lie in [{low:g}, {high:g}], not {value}", name)
+        if self.top_p == 0:
+            raise InvalidRequest("top_p must be greater than 0", "top_p")
+        if not 0 < self.repetition_penalty <= 10:
+            raise InvalidRequest(f"repetition_penalty must lie in (0, 10], not {self.repetition_penalty}", "repetition_penalty")
+        for token, bias in self.logit_bias.items():
+            if not 0 <= token < vocabulary:
+                raise InvalidRequest(f"logit_bias names token {token}; the vocabulary has {vocabulary}", "logit_bias")
+            if not -100 <= bias <= 100:
+                raise InvalidRequest(f"logit_bias must lie in [-100, 100], not {bias}", "logit_bias")
+
+
+class Request(msgspec.Struct, frozen=True):
+    """A prompt to be continued, as tokens. `n` choices share the prompt's KV blocks."""
+
+    id: RequestId
+    prompt: list[int]
+    max_tokens: int
+    sampling: SamplingParams = SamplingParams()
+    n: int = 1
+    stop_tokens: frozenset[int] = frozenset()
+    """Tokens that end a choice; they are not part of its text."""
+
+
+class Alternative(msgspec.Struct, frozen=True, array_like=True):
+    token: int
+    logprob: float
+
+
+class TokenChunk(msgspec.Struct, frozen=True):
+    """One token of one choice, or its end, or both. The last chunk of a choice has a finish reason."""
+
+    request: RequestId
+    choice: int
+    token: int | None
+    logprob: float | None = None
+    alternatives: tuple[Alternative, ...] = ()
+    finish: FinishReason | None = None
+    cached: int = 0
+    """Prompt tokens that were found in the prefix cache."""
