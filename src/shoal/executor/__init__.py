@@ -1,0 +1,1 @@
+"""Runs a stage: the layers of one node, its KV pool, and the sampler on the last one."""

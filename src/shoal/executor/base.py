@@ -1,0 +1,92 @@
+"""The seams of the executor: what a step is as arrays, and what can run layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shoal.models.weights import Weights
+from shoal.scheduler.plan import Sampled, StepPlan
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class StageBatch:
+    """A step as arrays. Rows are grouped by sequence; a sequence appears once."""
+
+    starts: Ints
+    """[sequences + 1] first row of each sequence."""
+    positions: Ints
+    """[sequences] position of that row."""
+    tables: Ints
+    """[sequences, width] KV blocks; entries past a sequence's length are not read."""
+    tokens: Ints
+    """[rows]"""
+    picked: Ints
+    """Rows after which a token is drawn."""
+    sequences: tuple[int, ...]
+    """Ids of the sequences of `picked`."""
+
+    @property
+    def rows(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Angles:
+    """Rotary cosine and sine of a step's rows, [rows, head_dim / 2]."""
+
+    cos: Floats
+    sin: Floats
+
+
+class Layers(Protocol):
+    """A range of layers, loaded. The seam between the stage and the runtimes."""
+
+    @property
+    def runtime(self) -> str:
+        """Which runtime this is, and its instruction set where it has one."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights as executed."""
+        ...
+
+    def forward(self, hidden: Floats, batch: StageBatch, angles: Angles, pool: NDArray[np.uint8], bf16: bool) -> Floats:
+        """hidden [rows, hidden] through all layers; keys and values go into pool [layers, blocks, bytes]. May reuse hidden."""
+        ...
+
+    def logits(self, hidden: Floats, picked: Ints) -> Floats:
+        """Final norm and output head of some rows: [len(picked), vocabulary]. Only on the last stage."""
+        ...
+
+
+class LayersFactory(Protocol):
+    def __call__(self, weights: Weights, layers: range, last: bool) -> Layers: ...
+
+
+@dataclass(frozen=True)
+class StageOutput:
+    """hidden: [rows, hidden] for the next stage; None on the last. sampled: on the last."""
+
+    hidden: Floats | None
+    sampled: list[Sampled]
+    seconds: tuple[float, float, float]
+    """prepare, compute, sample."""
+
+
+class Executor(Protocol):
+    """A loaded stage. `run` is called for one step at a time, in the order of the steps."""
+
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def runtime(self) -> str: ...
+    def run(self, plan: StepPlan, hidden: Floats | None) -> StageOutput: ...
+    def close(self) -> None: ...

@@ -1,0 +1,79 @@
+"""Layers run by the compiled kernels: quantised products, attention and everything between in one call per step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shoal.config import Precision
+from shoal.errors import ConfigError, CorruptModel
+from shoal.executor.base import Angles, Floats, Ints, StageBatch
+from shoal.executor.precision import executed, kept
+from shoal.models.matrix import StoredMatrix
+from shoal.models.weights import MATRICES, Weights
+from shoal.native import kernels
+
+
+
+def pack(module: Any, stored: StoredMatrix, precision: Precision, head: bool = False) -> Any:
+    """A matrix in the kernels' layout, straight from the mapped file where the format allows it."""
+    target = executed(stored.format, stored.k, precision, head)
+    if kept(stored.format, target):
+        return module.pack(stored.format, target, stored.rows, stored.k, stored.order)
+    rows = stored.floats().view(np.uint8).reshape(stored.n, -1)
+    return module.pack("f32", target, rows, stored.k, None)
+
+
+def required(weights: Weights, name: str) -> Floats:
+    """A vector that the model must have."""
+    vector = weights.vector(name)
+    if vector is None:
+        raise CorruptModel("the model", f"no tensor for {name}")
+    return vector
+
+
+class NativeLayers:
+    def __init__(self, weights: Weights, layers: range, last: bool, *, precision: Precision, threads: int, isa: str = "") -> None:
+        module = kernels()
+        if module is None:
+            raise ConfigError("the native runtime needs the compiled kernels, which are missing; install g++ and reinstall, or use --runtime onnxruntime")
+        spec = weights.spec
+        try:
+            self._stage = module.Stage(
+                spec.hidden, spec.q_heads, spec.kv_heads, spec.head_dim, spec.intermediate, spec.eps, spec.head_dim**-0.5, threads, isa
+            )
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        for i in layers:
+            name = f"layers.{i}."
+            self._stage.add_layer(
+                required(weights, name + "attention_norm"),
+                required(weights, name + "mlp_norm"),
+                required(weights, name + "q_norm") if spec.qk_norm else None,
+                required(weights, name + "k_norm") if spec.qk_norm else None,
+                [pack(module, weights.matrix(name + m), precision) for m in MATRICES],
+                [weights.vector(f"{name}{m}.bias") for m in MATRICES],
+                spec.windows[i],
+            )
+        self._vocabulary = spec.vocabulary
+        if last:
+            self._stage.set_head(required(weights, "norm"), pack(module, weights.matrix("head"), precision, head=True))
+
+    @property
+    def runtime(self) -> str:
+        return f"native/{self._stage.isa}"
+
+    @property
+    def nbytes(self) -> int:
+        return int(self._stage.nbytes)
+
+    def forward(self, hidden: Floats, batch: StageBatch, angles: Angles, pool: NDArray[np.uint8], bf16: bool) -> Floats:
+        self._stage.forward(hidden, batch.starts, batch.positions, batch.tables, angles.cos, angles.sin, pool, bf16)
+        return hidden
+
+    def logits(self, hidden: Floats, picked: Ints) -> Floats:
+        out = np.empty((len(picked), (self._vocabulary + 15) // 16 * 16), np.float32)
+        self._stage.logits(hidden, picked, out)
+        return out[:, : self._vocabulary]

@@ -1,0 +1,128 @@
+"""Draws tokens from logits. The draw for a position depends on (seed, position) alone, so a stream resumed elsewhere goes on alike."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shoal.errors import ClusterError
+from shoal.executor.base import Floats
+from shoal.request import Alternative, SamplingParams
+from shoal.scheduler.plan import Opened, Sampled
+
+_MASK = 2**64 - 1
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) from a counter (splitmix64's finaliser over both; Steele et al., 2014)."""
+    x = (seed * 0x9E3779B97F4A7C15 + (position + 1) * 0xD1B54A32D192ED03) & _MASK
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = ((x ^ (x >> shift)) * factor) & _MASK
+    x ^= x >> 31
+    return (x >> 11) * 2.0**-53
+
+
+def distribution(logits: Floats, params: SamplingParams) -> NDArray[np.float64]:
+    """Probabilities after temperature, top-k, top-p and min-p; cut tokens have 0. Ties at a cut all stay."""
+    scaled = (logits - logits.max()) / np.float32(params.temperature)
+    weights = np.exp(scaled, dtype=np.float32)
+    if 0 < params.top_k < len(weights):
+        weights[weights < np.partition(weights, -params.top_k)[-params.top_k]] = 0
+    if params.top_p < 1:
+        weights[weights < _nucleus_floor(weights, params.top_p)] = 0
+    if params.min_p > 0:
+        weights[weights < params.min_p * weights.max()] = 0
+    probabilities = weights.astype(np.float64)
+    return probabilities / probabilities.sum()
+
+
+def _nucleus_floor(weights: Floats, top_p: float) -> float:
+    """The smallest weight of the smallest set of largest weights that together reach top_p of all."""
+    wanted = top_p * float(weights.sum(dtype=np.float64))
+    count = min(512, len(weights))
+    while True:  # the nucleus is small nearly always: sort only as much as it takes
+        head = np.sort(np.partition(weights, -count)[-count:])[::-1]
+        sums = np.cumsum(head, dtype=np.float64)
+        reached = int(np.searchsorted(sums, wanted))
+        if reached < count or count == len(weights):
+            return float(head[min(reached, count - 1)])
+        count = min(count * 8, len(weights))
+
+
+class _State:
+    def __init__(self, opened: Opened) -> None:
+        self.params = opened.sampling
+        self.counts: dict[int, int] = {}
+        self.seen = set(opened.prompt) | set(opened.generated)
+        for token in opened.generated:
+            self.counts[token] = self.counts.get(token, 0) + 1
+
+    @property
+    def penalised(self) -> bool:
+        p = self.params
+        return p.repetition_penalty != 1 or p.presence_penalty != 0 or p.frequency_penalty != 0 or bool(p.logit_bias)
+
+    def drawn(self, token: int) -> None:
+        self.counts[token] = self.counts.get(token, 0) + 1
+        self.seen.add(token)
+
+    def adjust(self, logits: Floats) -> Floats:
+        """Repetition penalty over prompt and answer (Keskar et al., 2019); presence and frequency over the answer; bias."""
+        out, p = logits.copy(), self.params
+        if p.repetition_penalty != 1 and self.seen:
+            seen = np.fromiter(self.seen, np.int64)
+            out[seen] = np.where(out[seen] > 0, out[seen] / p.repetition_penalty, out[seen] * p.repetition_penalty)
+        if self.counts and (p.presence_penalty or p.frequency_penalty):
+            tokens = np.fromiter(self.counts.keys(), np.int64)
+            times = np.fromiter(self.counts.values(), np.float32)
+            out[tokens] -= np.float32(p.presence_penalty) + np.float32(p.frequency_penalty) * times
+        for token, bias in p.logit_bias.items():
+            out[token] += np.float32(bias)
+        return out
+
+
+class Sampler:
+    """Holds what each open sequence's draws depend on."""
+
+    def __init__(self) -> None:
+        self._states: dict[int, _State] = {}
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def open(self, opened: Opened) -> None:
+        self._states[opened.sequence] = _State(opened)
+
+    def close(self, sequence: int) -> None:
+        self._states.pop(sequence, None)
+
+    def sample(self, sequence: int, position: int, logits: Floats) -> Sampled:
+        """Draws the token that follows `position`. logits: [vocabulary]. Raises ClusterError where they are not numbers."""
+        state = self._states[sequence]
+        params = state.params
+        adjusted = state.adjust(logits) if state.penalised else logits
+        likeliest = int(adjusted.argmax())
+        if not np.isfinite(adjusted[likeliest]):
+            raise ClusterError("the model's output is not a number: its weights or the precision they run in are unsound")
+        if params.temperature == 0:
+            token = likeliest
+        else:
+            sums = np.cumsum(distribution(adjusted, params))
+            token = int(np.searchsorted(sums, uniform(params.seed, position) * sums[-1], side="right"))
+            token = min(token, len(logits) - 1)
+        state.drawn(token)
+        if params.logprobs is None:
+            return Sampled(sequence, token)
+        return _with_logprobs(sequence, token, logits, params.logprobs)
+
+
+def _with_logprobs(sequence: int, token: int, logits: Floats, count: int) -> Sampled:
+    """Log-probabilities of the model itself: before temperature, penalties and cuts."""
+    peak = float(logits.max())
+    norm = peak + float(np.log(np.exp(logits - np.float32(peak), dtype=np.float32).sum(dtype=np.float64)))
+    best: list[int] = []
+    if count:
+        top = np.argpartition(logits, -count)[-count:]
+        best = top[np.lexsort((top, -logits[top]))].tolist()
+    alternatives = tuple(Alternative(t, float(logits[t]) - norm) for t in best)
+    return Sampled(sequence, token, float(logits[token]) - norm, alternatives)

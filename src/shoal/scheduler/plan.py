@@ -1,0 +1,75 @@
+"""What crosses from the head to the stages and back: one plan per step, only differences, and its result.
+
+A plan is encoded once, at the head; every stage passes the same bytes on to the next.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from shoal.request import Alternative, SamplingParams
+
+
+class Opened(msgspec.Struct, frozen=True, array_like=True):
+    """A sequence that the last stage will sample for. Sent once; later steps carry nothing of it."""
+
+    sequence: int
+    sampling: SamplingParams
+    prompt: list[int]
+    """Empty unless the repetition penalty needs it."""
+    generated: list[int]
+    """Tokens that were drawn before, on a route that is gone."""
+
+
+class Chunk(msgspec.Struct, frozen=True, array_like=True):
+    """Successive tokens of one sequence."""
+
+    sequence: int
+    position: int
+    """Of the first token."""
+    tokens: list[int]
+    blocks: list[int]
+    """KV blocks that join the sequence's table with this step."""
+    sample: bool
+    """Draw a token after the last of these."""
+
+
+class StepPlan(msgspec.Struct, frozen=True, array_like=True):
+    step: int
+    opened: list[Opened]
+    closed: list[int]
+    """Sequences that are over: forget all of them."""
+    dropped: list[int]
+    """Sequences whose block table starts anew (preempted): forget the table."""
+    copies: list[tuple[int, int]]
+    """KV blocks (from, to) to copy before the step runs: forks writing into a shared block."""
+    chunks: list[Chunk]
+
+    @property
+    def rows(self) -> int:
+        return sum(len(chunk.tokens) for chunk in self.chunks)
+
+
+class Sampled(msgspec.Struct, frozen=True, array_like=True):
+    sequence: int
+    token: int
+    logprob: float | None = None
+    alternatives: tuple[Alternative, ...] = ()
+
+
+class StageTrace(msgspec.Struct, frozen=True, array_like=True):
+    """Seconds that a step spent in one stage."""
+
+    wait: float
+    """Received, but an earlier step still ran."""
+    prepare: float
+    """Decoding the plan and the activations, filling block tables."""
+    compute: float
+    sample: float
+    encode: float
+
+
+class StepResult(msgspec.Struct, frozen=True, array_like=True):
+    step: int
+    sampled: list[Sampled]
+    traces: list[StageTrace]

@@ -1,0 +1,372 @@
+"""Which tokens run in which step.
+
+There is no prefill and no decode phase: a sequence's known tokens run ahead of its computed ones, and every step moves some
+sequences forward under one budget of tokens. A sequence whose draw is on its way rests until the result is applied; steps in
+flight at the same time are therefore over disjoint draws, while chunks of one prompt may follow each other into the pipe.
+
+The stages run steps in the order of their numbers, each link keeps that order, and so a block that was given up may be handed
+out again at once: whatever an older step still writes there, it writes before the new owner does.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import msgspec
+
+from shoal.errors import InvalidRequest, QueueFull
+from shoal.request import BlockId, FinishReason, Request, RequestId, SequenceId, TokenChunk
+from shoal.scheduler.blocks import BlockPool, chain
+from shoal.scheduler.plan import Chunk, Opened, Sampled, StepPlan, StepResult
+from shoal.scheduler.sequence import Sequence
+
+
+@dataclass(frozen=True)
+class Limits:
+    blocks: int
+    block_tokens: int
+    context: int
+    """Most tokens of a sequence."""
+    lanes: int
+    """Most sequences that run at once."""
+    step_tokens: int
+    queue: int
+    depth: int = 1
+    """Steps that the driver keeps in flight: draws are spread over as many steps, prompts cut into as many smaller chunks."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that can ever run."""
+        return min(self.context, self.blocks * self.block_tokens)
+
+    @property
+    def chunk(self) -> int:
+        """Tokens of a prompt in one step."""
+        return max(min(self.step_tokens, 2 * self.block_tokens), self.step_tokens // self.depth // self.block_tokens * self.block_tokens)
+
+
+@dataclass
+class Counters:
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    preemptions: int = 0
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class _Sent:
+    sequence: Sequence
+    life: int
+    upto: int
+
+
+class Scheduler:
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.counters = Counters()
+        self.pool = BlockPool(limits.blocks)
+        self._sequences: dict[SequenceId, Sequence] = {}
+        self._requests: dict[RequestId, list[Sequence]] = {}
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []  # oldest first
+        self._flight: dict[int, list[_Sent]] = {}
+        self._closed: list[int] = []
+        self._dropped: list[int] = []
+        self._copies: list[tuple[BlockId, BlockId]] = []  # for the next plan
+        self._next_sequence = 0
+        self._next_step = 0
+
+    # What there is
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    @property
+    def in_flight(self) -> int:
+        """Steps sent whose results were not applied."""
+        return len(self._flight)
+
+    def fits(self, prompt: int, max_tokens: int) -> None:
+        """Raises InvalidRequest where a request of this size can never run."""
+        if prompt == 0:
+            raise InvalidRequest("the prompt is empty", "prompt")
+        limit = self.limits.longest
+        if prompt >= limit:
+            raise InvalidRequest(
+                f"the prompt has {prompt} tokens; with one more for an answer at most {limit} fit", "prompt", "context_length_exceeded"
+            )
+        if max_tokens < 1:
+            raise InvalidRequest("max_tokens must be at least 1", "max_tokens")
+        if prompt + max_tokens > limit:
+            raise InvalidRequest(
+                f"the prompt's {prompt} tokens and max_tokens {max_tokens} make {prompt + max_tokens}; at most {limit} fit",
+                "max_tokens",
+                "context_length_exceeded",
+            )
+
+    # What comes in
+
+    def add(self, request: Request) -> None:
+        """Queues a request. Raises InvalidRequest for one that can never run, QueueFull for one too many."""
+        self.fits(len(request.prompt), request.max_tokens)
+        if request.id in self._requests:
+            raise InvalidRequest(f"there is a request {request.id} already", "id")
+        if self.waiting + request.n > self.limits.queue:
+            raise QueueFull(self.waiting, self.limits.queue)
+        family: list[Sequence] = []
+        for choice in range(request.n):
+            sequence = Sequence(SequenceId(self._next_sequence), request, choice, family[0] if family else None, list(request.prompt))
+            self._next_sequence += 1
+            self._sequences[sequence.id] = sequence
+            family.append(sequence)
+        self._requests[request.id] = family
+        self._waiting.extend(family)
+        self.counters.prompt_tokens += len(request.prompt)
+
+    def cancel(self, request: RequestId, choice: int | None = None) -> None:
+        """Ends a request, or one choice of it, wherever it stands. Unknown or finished ones are left alone."""
+        for sequence in list(self._requests.get(request, ())):
+            if choice is None or sequence.choice == choice:
+                self._end(sequence)
+
+    def abandon(self) -> list[RequestId]:
+        """Ends every request, because the stages are gone; answers which ones there were."""
+        lost = list(self._requests)
+        for request in lost:
+            self.cancel(request)
+        self._flight.clear()
+        self._closed, self._dropped, self._copies = [], [], []
+        self.pool = BlockPool(self.limits.blocks)  # what was cached is gone with the stages
+        return lost
+
+    # What goes out
+
+    def schedule(self) -> StepPlan | None:
+        """The next step, or None where nothing can run now."""
+        self._admit()
+        chunks: list[Chunk] = []
+        opened: list[Opened] = []
+        sent: list[_Sent] = []
+        budget = self.limits.step_tokens
+        for sequence, wanted in self._candidates():
+            if budget <= 0:
+                break
+            if sequence.done or sequence not in self._running:  # preempted for another's sake while this step was made
+                continue
+            count = self._provide(sequence, min(wanted, budget), {s.sequence.id for s in sent})
+            if count == 0:
+                continue
+            chunks.append(self._chunk(sequence, count, opened))
+            sent.append(_Sent(sequence, sequence.life, sequence.scheduled))
+            budget -= count
+        if not chunks and not self._closed:
+            return None
+        copies = [(int(source), int(target)) for source, target in self._copies]
+        plan = StepPlan(self._next_step, opened, self._closed, self._dropped, copies, chunks)
+        self._closed, self._dropped, self._copies = [], [], []
+        self._flight[plan.step] = sent
+        self._next_step += 1
+        self.counters.steps += 1
+        return plan
+
+    def apply(self, result: StepResult) -> list[TokenChunk]:
+        """Takes a step's result over and answers what the clients get. Results come in the order of the steps."""
+        for sent in self._flight.pop(result.step):
+            if not sent.sequence.done and sent.life == sent.sequence.life:
+                sent.sequence.computed = sent.upto
+                self._name_blocks(sent.sequence)
+        return [chunk for sampled in result.sampled if (chunk := self._drawn(sampled)) is not None]
+
+    # Admission
+
+    def _admit(self) -> None:
+        passed: list[Sequence] = []
+        while self._waiting and self.running < self.limits.lanes:
+            sequence = self._waiting[0]
+            parent = sequence.parent
+            fork = parent is not None and not parent.done and parent.life == 0
+            if sequence.awaiting or (fork and parent is not None and parent.computed < parent.prompt_length):
+                passed.append(self._waiting.popleft())
+                continue
+            if not (self._fork(sequence, parent) if fork and parent is not None else self._enter(sequence)):
+                break
+            self._waiting.popleft()
+            self._running.append(sequence)
+        self._waiting.extendleft(reversed(passed))
+
+    def _blocks_for(self, tokens: int) -> int:
+        return -(-tokens // self.limits.block_tokens)
+
+    def _enter(self, sequence: Sequence) -> bool:
+        """Takes the blocks that are found by name, if the rest of the known tokens fits beside them."""
+        found: list[BlockId] = []
+        for digest in self._digests(sequence, (len(sequence.tokens) - 1) // self.limits.block_tokens):
+            block = self.pool.find(digest)
+            if block is None:
+                break
+            found.append(block)
+        for block in found:
+            self.pool.share(block)
+        if self._blocks_for(len(sequence.tokens) + 1) - len(found) > self.pool.available and self._running:
+            for block in reversed(found):
+                self.pool.release(block)
+            return False
+        sequence.table = found
+        sequence.scheduled = sequence.computed = len(found) * self.limits.block_tokens
+        if sequence.life == 0:
+            sequence.cached = sequence.scheduled
+            self.counters.cached_tokens += sequence.scheduled
+        return True
+
+    def _fork(self, sequence: Sequence, parent: Sequence) -> bool:
+        """Shares the parent's prompt; the block that the child will write into is copied."""
+        whole = (parent.prompt_length - 1) // self.limits.block_tokens
+        if self.pool.available < 2:
+            return False
+        for block in parent.table[:whole]:
+            self.pool.share(block)
+        own = self.pool.allocate()
+        self._copies.append((parent.table[whole], own))
+        sequence.table = [*parent.table[:whole], own]
+        sequence.scheduled = sequence.computed = parent.prompt_length - 1
+        sequence.cached = parent.prompt_length - 1
+        return True
+
+    def _digests(self, sequence: Sequence, count: int) -> list[bytes]:
+        size = self.limits.block_tokens
+        while len(sequence.digests) < count:
+            at = len(sequence.digests)
+            previous = sequence.digests[-1] if at else b""
+            sequence.digests.append(chain(previous, sequence.tokens[at * size : (at + 1) * size]))
+        return sequence.digests[:count]
+
+    def _name_blocks(self, sequence: Sequence) -> None:
+        full = sequence.computed // self.limits.block_tokens
+        for block, digest in zip(sequence.table, self._digests(sequence, full), strict=False):
+            self.pool.name(block, digest)
+
+    # One step
+
+    def _candidates(self) -> Iterator[tuple[Sequence, int]]:
+        """Sequences that can move, with how many tokens: draws that rested longest first, then prompts, oldest first."""
+        decoding = sorted((s for s in self._running if s.decoding), key=lambda s: s.last_step)
+        active = sum(1 for s in self._running if s.generated or s.awaiting)
+        share = -(-active // self.limits.depth)
+        for sequence in decoding[:share]:
+            yield sequence, 1
+        left = self.limits.chunk
+        for sequence in list(self._running):
+            if left <= 0:
+                return
+            if not sequence.awaiting and not sequence.decoding and sequence.pending > 0:
+                wanted = min(sequence.pending, left)
+                left -= wanted
+                yield sequence, wanted
+
+    def _provide(self, sequence: Sequence, count: int, taken: set[SequenceId]) -> int:
+        """Gives the sequence blocks for its next `count` tokens, preempting the youngest for them; how many it can run."""
+        size = self.limits.block_tokens
+        while True:
+            room = len(sequence.table) * size - sequence.scheduled
+            if room >= count:
+                return count
+            if self.pool.available:
+                sequence.table.append(self.pool.allocate())
+                continue
+            victim = next((s for s in reversed(self._running) if s.id not in taken), None)
+            if victim is None or victim is sequence:
+                if room > 0:
+                    return min(room, count)
+                if victim is sequence and self.running > 1:
+                    self._preempt(sequence)
+                return 0
+            self._preempt(victim)
+
+    def _chunk(self, sequence: Sequence, count: int, opened: list[Opened]) -> Chunk:
+        if not sequence.opened:
+            sequence.opened = True
+            sampling, request = sequence.request.sampling, sequence.request
+            if sequence.choice:
+                sampling = msgspec.structs.replace(sampling, seed=(sampling.seed + sequence.choice) % 2**64)
+            prompt = request.prompt if sampling.repetition_penalty != 1 else []
+            opened.append(Opened(sequence.id, sampling, prompt, sequence.tokens[sequence.prompt_length :]))
+        at = sequence.scheduled
+        sequence.scheduled += count
+        sample = sequence.pending == 0
+        sequence.awaiting = sample
+        sequence.last_step = self._next_step
+        blocks = [int(b) for b in sequence.table[sequence.told :]]
+        sequence.told = len(sequence.table)
+        return Chunk(sequence.id, at, sequence.tokens[at : at + count], blocks, sample)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Takes a sequence's blocks away; its tokens are known and will be computed anew."""
+        self._running.remove(sequence)
+        self._give_up_table(sequence)
+        if sequence.opened:
+            self._dropped.append(sequence.id)
+        sequence.scheduled = sequence.computed = sequence.told = 0
+        sequence.life += 1
+        self._waiting.appendleft(sequence)
+        self.counters.preemptions += 1
+
+    def _give_up_table(self, sequence: Sequence) -> None:
+        # Last block first: the start of a prompt is what others share, so it should be the last to be given away.
+        for block in reversed(sequence.table):
+            self.pool.release(block)
+        sequence.table = []
+
+    # Results
+
+    def _drawn(self, sampled: Sampled) -> TokenChunk | None:
+        sequence = self._sequences.get(SequenceId(sampled.sequence))
+        if sequence is None or sequence.done:
+            return None  # cancelled while the step ran
+        sequence.awaiting = False
+        request = sequence.request
+        finish: FinishReason | None = None
+        token: int | None = sampled.token
+        sequence.tokens.append(sampled.token)
+        self.counters.generated_tokens += 1
+        if sampled.token in request.stop_tokens:
+            finish, token = FinishReason.STOP, None
+        elif sequence.generated >= request.max_tokens:
+            finish = FinishReason.LENGTH
+        if finish is not None:
+            self._end(sequence)
+        return TokenChunk(request.id, sequence.choice, token, sampled.logprob, sampled.alternatives, finish, sequence.cached)
+
+    def _end(self, sequence: Sequence) -> None:
+        if sequence.done:
+            return
+        sequence.done = True
+        if sequence in self._running:
+            self._running.remove(sequence)
+            self._give_up_table(sequence)
+        else:
+            self._waiting.remove(sequence)
+        if sequence.opened:
+            self._closed.append(sequence.id)
+        del self._sequences[sequence.id]
+        family = self._requests[sequence.request.id]
+        family.remove(sequence)
+        if not family:
+            del self._requests[sequence.request.id]
+
+    def check(self) -> None:
+        """Asserts the invariants that hold between any two calls."""
+        self.pool.check([s.table for s in self._sequences.values()])
+        for sequence in self._sequences.values():
+            assert (sequence in self._running) != (sequence in self._waiting), "a sequence is in no list, or in two"
+            assert sequence in self._running or not sequence.table, "a waiting sequence holds blocks"
+            assert sequence.computed <= sequence.scheduled <= len(sequence.tokens), "computed runs ahead"
+        assert self.running <= self.limits.lanes, "too many lanes"
+

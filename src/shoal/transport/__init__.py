@@ -1,0 +1,1 @@
+"""Frames between processes: one contract, over TCP and over memory."""

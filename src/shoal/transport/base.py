@@ -1,0 +1,43 @@
+"""The contract of a connection that carries frames."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from shoal.wire.frame import Frame
+
+
+class FrameStream(Protocol):
+    """Frames arrive whole, once and in order, or the stream ends."""
+
+    @property
+    def peer(self) -> str:
+        """The other end, for people."""
+        ...
+
+    async def send(self, frame: Frame) -> None:
+        """Hands a frame over; waits while the peer takes no more. Raises ConnectionError once the stream has ended."""
+        ...
+
+    async def receive(self) -> Frame:
+        """The next frame. Raises EOFError at a clean end, ConnectionError at a broken one, RemoteProtocolError for bytes that are no frames."""
+        ...
+
+    async def close(self) -> None:
+        """Sends what was handed over and ends the stream; later calls do nothing."""
+        ...
+
+    def abort(self) -> None:
+        """Ends the stream at once."""
+        ...
+
+
+class Listener(Protocol):
+    @property
+    def port(self) -> int: ...
+    async def close(self) -> None: ...
+
+
+Handler = Callable[[FrameStream], Awaitable[None]]
+"""Serves one accepted stream; the stream is closed when it returns."""

@@ -1,0 +1,195 @@
+"""Frames over TCP: received into their own memory, sent without copying the body."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections import deque
+from typing import cast
+
+from shoal.errors import ConfigError, RemoteProtocolError
+from shoal.transport.base import FrameStream, Handler
+from shoal.wire.frame import Frame, FrameDecoder
+
+_READ_AHEAD = 16  # frames that wait for their reader before the peer is made to wait
+
+
+class _Protocol(asyncio.BufferedProtocol):
+    def __init__(self, accepted: _Accepted | None = None) -> None:
+        self._accepted = accepted
+        self._decoder = FrameDecoder()
+        self.frames: deque[Frame] = deque()
+        self.failure: Exception | None = None
+        self.readable: asyncio.Future[None] | None = None
+        self._writable: asyncio.Future[None] | None = None
+        self._paused = False
+        self.lost = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        raw = self.transport.get_extra_info("socket")
+        if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._accepted is not None:
+            self._accepted.start(TcpStream(self))
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._decoder.get_buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        try:
+            self.frames.extend(self._decoder.received(nbytes))
+        except RemoteProtocolError as error:
+            self._fail(error)
+            self.transport.abort()
+            return
+        if self.frames:
+            self._wake()
+        if len(self.frames) > _READ_AHEAD and not self._paused:
+            self._paused = True
+            self.transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        cut = self._decoder.mid_frame
+        self._fail(ConnectionError("the peer ended the connection inside a frame") if cut else EOFError("the peer ended the connection"))
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail(ConnectionError(f"the connection broke: {exc}") if exc else EOFError("the connection is closed"))
+        if not self.lost.done():
+            self.lost.set_result(None)
+        self.resume_writing()
+
+    def pause_writing(self) -> None:
+        self._writable = asyncio.get_running_loop().create_future()
+
+    def resume_writing(self) -> None:
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+        self._writable = None
+
+    async def drain(self) -> None:
+        if self._writable is not None:
+            await asyncio.shield(self._writable)
+
+    def taken(self) -> None:
+        if self._paused and len(self.frames) <= _READ_AHEAD // 2 and not self.transport.is_closing():
+            self._paused = False
+            self.transport.resume_reading()
+
+    def _fail(self, error: Exception) -> None:
+        if self.failure is None:
+            self.failure = error
+        self._wake()
+
+    def _wake(self) -> None:
+        if self.readable is not None and not self.readable.done():
+            self.readable.set_result(None)
+
+
+class TcpStream:
+    def __init__(self, protocol: _Protocol) -> None:
+        self._protocol = protocol
+        address = protocol.transport.get_extra_info("peername")
+        self.peer = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)
+
+    async def send(self, frame: Frame) -> None:
+        protocol = self._protocol
+        if protocol.transport.is_closing():
+            raise ConnectionError(f"the connection to {self.peer} is closed")
+        buffers = frame.buffers()
+        if len(buffers) == 1:
+            protocol.transport.write(buffers[0])
+        else:
+            protocol.transport.writelines(buffers)
+        await protocol.drain()
+
+    async def receive(self) -> Frame:
+        protocol = self._protocol
+        while not protocol.frames:
+            if protocol.failure is not None:
+                raise protocol.failure
+            protocol.readable = asyncio.get_running_loop().create_future()
+            await protocol.readable
+        frame = protocol.frames.popleft()
+        protocol.taken()
+        return frame
+
+    async def close(self) -> None:
+        self._protocol.transport.close()
+        await asyncio.shield(self._protocol.lost)
+
+    def abort(self) -> None:
+        self._protocol.transport.abort()
+
+
+class _Accepted:
+    """Runs the handler of each accepted stream, and holds on to it."""
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, stream: FrameStream) -> None:
+        task = asyncio.get_running_loop().create_task(self._serve(stream))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, stream: FrameStream) -> None:
+        try:
+            await self._handler(stream)
+        finally:
+            stream.abort()
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+class TcpListener:
+    def __init__(self, server: asyncio.Server, accepted: _Accepted) -> None:
+        self._server = server
+        self._accepted = accepted
+
+    @property
+    def port(self) -> int:
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def close(self) -> None:
+        self._server.close()
+        await self._accepted.stop()
+
+
+async def listen(host: str, port: int, handler: Handler) -> TcpListener:
+    """Serves each accepted stream by `handler`. Raises ConfigError where the address cannot be had."""
+    accepted = _Accepted(handler)
+    try:
+        server = await asyncio.get_running_loop().create_server(lambda: _Protocol(accepted), host, port)
+    except OSError as error:
+        raise ConfigError(address_error(host, port, error)) from error
+    return TcpListener(server, accepted)
+
+
+def address_error(host: str, port: int, error: OSError) -> str:
+    """Why an address cannot be listened on, and what to do."""
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} on {host} is in use; stop what uses it, or choose another port"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"{host} is no address of this machine"
+    if error.errno == errno.EACCES:
+        return f"port {port} is not open to this user; choose one above 1023"
+    return f"cannot listen on {host}:{port}: {error.strerror or error}"
+
+
+async def connect(host: str, port: int, timeout: float) -> TcpStream:
+    """Raises ConnectionError, TimeoutError."""
+    try:
+        async with asyncio.timeout(timeout):
+            _, protocol = await asyncio.get_running_loop().create_connection(lambda: _Protocol(), host, port)
+    except TimeoutError:
+        raise TimeoutError(f"{host}:{port} did not answer within {timeout:g} s") from None
+    except OSError as error:
+        raise ConnectionError(f"cannot reach {host}:{port}: {error.strerror or error}") from error
+    return TcpStream(protocol)

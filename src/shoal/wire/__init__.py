@@ -1,0 +1,1 @@
+"""The tensor protocol: bytes in, frames out, no I/O."""

@@ -1,0 +1,73 @@
+"""The metadata of each kind of frame, as msgpack."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from shoal.errors import RemoteProtocolError
+from shoal.scheduler.plan import StageTrace, StepPlan, StepResult
+
+
+class Hello(msgspec.Struct, frozen=True):
+    """The first frame of each side: who speaks, and for which link of which route."""
+
+    version: str
+    """Of the package. Both ends must be the same."""
+    cluster: str
+    node: str
+    stage: int
+    """The stage that the connecting side feeds; the number of stages where that is the head."""
+
+
+class Step(msgspec.Struct, frozen=True, array_like=True):
+    plan: msgspec.Raw
+    """A StepPlan as the head encoded it; stages pass it on untouched."""
+    traces: list[StageTrace]
+
+
+class Error(msgspec.Struct, frozen=True):
+    message: str
+    stage: int
+
+
+_encoder = msgspec.msgpack.Encoder()
+_plan = msgspec.msgpack.Decoder(StepPlan)
+_step = msgspec.msgpack.Decoder(Step)
+_result = msgspec.msgpack.Decoder(StepResult)
+_hello = msgspec.msgpack.Decoder(Hello)
+_error = msgspec.msgpack.Decoder(Error)
+
+M = TypeVar("M")
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    return _encoder.encode(message)
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[M], meta: bytes | memoryview) -> M:
+    try:
+        return decoder.decode(meta)
+    except msgspec.DecodeError as error:
+        raise RemoteProtocolError(f"metadata that cannot be read: {error}") from error
+
+
+def decode_step(meta: bytes | memoryview) -> Step:
+    return _decode(_step, meta)
+
+
+def decode_plan(raw: msgspec.Raw) -> StepPlan:
+    return _decode(_plan, memoryview(raw))
+
+
+def decode_result(meta: bytes | memoryview) -> StepResult:
+    return _decode(_result, meta)
+
+
+def decode_hello(meta: bytes | memoryview) -> Hello:
+    return _decode(_hello, meta)
+
+
+def decode_error(meta: bytes | memoryview) -> Error:
+    return _decode(_error, meta)
