@@ -88,7 +88,7 @@ class NodeSettings(Settings):
     """A node: what it may use of its machine."""
 
     name: str = setting("", "The node's name in listings; the host name and a number where empty.")
-    bind: str = setting("127.0.0.1", "Address that other nodes reach this one's tensor port at.")
+    bind: str = setting("", "Address that the tensor port listens on; empty: the one that faces the head.")
     tensor_port: int = setting(0, "TCP port for tensors; 0 takes a free one.", low=0, high=65535)
     memory: str = setting("", "Most memory that weights and KV blocks may take, like 1GiB; empty: three quarters of what is free.")
     threads: int = setting(0, "Threads that compute; 0 takes every core that this process may run on.", low=0, high=1024)
@@ -136,7 +136,7 @@ class HeadSettings(EngineSettings):
     control_port: int = setting(7420, "Port that nodes join at; 0 takes a free one.", low=0, high=65535)
     min_nodes: int = setting(1, "Nodes to wait for before the model is loaded.", low=1, high=1024)
     heartbeat: float = setting(1.0, "Seconds between a node's heartbeats.", low=0.05, high=60)
-    probe_bytes: int = setting(1 << 20, "Bytes sent to measure a link.", low=1024)
+    spread: bool = setting(False, "Give every node at least one layer, even where fewer nodes would be faster.")
 
 
 S = TypeVar("S", bound=Settings)

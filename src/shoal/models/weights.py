@@ -117,14 +117,7 @@ class GgufWeights:
 class SafetensorsWeights:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        config = directory / "config.json"
-        try:
-            self.spec = spec_from_config(cast("dict[str, Any]", json.loads(config.read_text())), directory)
-        except FileNotFoundError:
-            raise UserError(f"{directory}: no config.json; a model directory holds config.json, tokenizer.json and *.safetensors") from None
-        except (ValueError, AttributeError, TypeError) as error:
-            raise CorruptModel(config, f"not a model's configuration ({error})") from None
-        self.spec.check(directory)
+        self.spec = open_spec(directory)
         files = sorted(directory.glob("*.safetensors"))
         if not files:
             raise UserError(f"{directory}: no *.safetensors files")
@@ -162,6 +155,19 @@ def matrix_shape(spec: ModelSpec, name: str) -> tuple[int, int]:
         "up": (spec.intermediate, spec.hidden),
         "down": (spec.hidden, spec.intermediate),
     }[name.rsplit(".", 1)[-1]]
+
+
+def open_spec(directory: Path) -> ModelSpec:
+    """What config.json says. Raises UserError, CorruptModel, UnsupportedModel."""
+    config = directory / "config.json"
+    try:
+        spec = spec_from_config(cast("dict[str, Any]", json.loads(config.read_text())), directory)
+    except FileNotFoundError:
+        raise UserError(f"{directory}: no config.json; a model directory holds config.json, tokenizer.json and *.safetensors") from None
+    except (ValueError, AttributeError, TypeError) as error:
+        raise CorruptModel(config, f"not a model's configuration ({error})") from None
+    spec.check(directory)
+    return spec
 
 
 def open_weights(path: Path) -> GgufWeights | SafetensorsWeights:

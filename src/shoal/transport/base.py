@@ -16,6 +16,11 @@ class FrameStream(Protocol):
         """The other end, for people."""
         ...
 
+    @property
+    def arrived(self) -> float:
+        """When the frame that was received last had come, by time.perf_counter()."""
+        ...
+
     async def send(self, frame: Frame) -> None:
         """Hands a frame over; waits while the peer takes no more. Raises ConnectionError once the stream has ended."""
         ...

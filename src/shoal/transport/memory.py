@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from time import perf_counter
 
 from shoal.errors import RemoteProtocolError
 from shoal.wire.frame import Frame, FrameDecoder
@@ -14,6 +15,7 @@ _READ_AHEAD = 16
 class MemoryStream:
     def __init__(self, peer: str) -> None:
         self.peer = peer
+        self.arrived = 0.0
         self._other: MemoryStream | None = None
         self._decoder = FrameDecoder()
         self._frames: deque[Frame] = deque()
@@ -54,6 +56,7 @@ class MemoryStream:
             self._changed.clear()
             await self._changed.wait()
         self._changed.set()
+        self.arrived = perf_counter()
         return self._frames.popleft()
 
     async def close(self) -> None:

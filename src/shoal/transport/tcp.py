@@ -6,6 +6,7 @@ import asyncio
 import errno
 import socket
 from collections import deque
+from time import perf_counter
 from typing import cast
 
 from shoal.errors import ConfigError, RemoteProtocolError
@@ -19,7 +20,7 @@ class _Protocol(asyncio.BufferedProtocol):
     def __init__(self, accepted: _Accepted | None = None) -> None:
         self._accepted = accepted
         self._decoder = FrameDecoder()
-        self.frames: deque[Frame] = deque()
+        self.frames: deque[tuple[Frame, float]] = deque()
         self.failure: Exception | None = None
         self.readable: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
@@ -39,12 +40,14 @@ class _Protocol(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         try:
-            self.frames.extend(self._decoder.received(nbytes))
+            frames = self._decoder.received(nbytes)
         except RemoteProtocolError as error:
             self._fail(error)
             self.transport.abort()
             return
-        if self.frames:
+        if frames:
+            now = perf_counter()
+            self.frames.extend((frame, now) for frame in frames)
             self._wake()
         if len(self.frames) > _READ_AHEAD and not self._paused:
             self._paused = True
@@ -91,6 +94,7 @@ class _Protocol(asyncio.BufferedProtocol):
 class TcpStream:
     def __init__(self, protocol: _Protocol) -> None:
         self._protocol = protocol
+        self.arrived = 0.0
         address = protocol.transport.get_extra_info("peername")
         self.peer = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)
 
@@ -112,7 +116,7 @@ class TcpStream:
                 raise protocol.failure
             protocol.readable = asyncio.get_running_loop().create_future()
             await protocol.readable
-        frame = protocol.frames.popleft()
+        frame, self.arrived = protocol.frames.popleft()
         protocol.taken()
         return frame
 

@@ -51,6 +51,9 @@ class WireCodec(enum.IntEnum):
     INT4 = 3
 
 
+_KINDS, _DTYPES, _CODECS = frozenset(Kind), frozenset(Dtype), frozenset(WireCodec)
+
+
 @dataclass(frozen=True)
 class Frame:
     kind: Kind
@@ -155,7 +158,7 @@ class FrameDecoder:
             raise RemoteProtocolError(f"the peer does not speak shoal's tensor protocol (magic {magic:#06x})")
         if version != VERSION:
             raise VersionMismatch(version, VERSION)
-        if kind not in Kind or dtype not in Dtype or codec not in WireCodec:
+        if kind not in _KINDS or dtype not in _DTYPES or codec not in _CODECS:
             raise RemoteProtocolError(f"a frame of unknown kind {kind}, type {dtype} or codec {codec}")
         if meta > self.max_meta or body > self.max_body:
             raise RemoteProtocolError(f"a frame announces {meta} + {body} bytes, over the limits {self.max_meta} + {self.max_body}")

@@ -46,6 +46,10 @@ def encode(message: msgspec.Struct) -> bytes:
     return _encoder.encode(message)
 
 
+def raw(plan: StepPlan) -> msgspec.Raw:
+    return msgspec.Raw(_encoder.encode(plan))
+
+
 def _decode(decoder: msgspec.msgpack.Decoder[M], meta: bytes | memoryview) -> M:
     try:
         return decoder.decode(meta)

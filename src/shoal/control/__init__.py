@@ -1,0 +1,1 @@
+"""The control conversation between the head and its nodes, over gRPC."""

@@ -1,0 +1,115 @@
+"""The head's end: one conversation per node."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+from urllib.parse import unquote
+
+import grpc
+import grpc.aio
+import structlog
+
+from shoal.control.messages import OPTIONS, SERVICE, ClusterDescription, DescribeRequest, HeadMessage, NodeMessage
+from shoal.errors import ConfigError
+
+log = structlog.get_logger()
+
+
+class Conversation:
+    """What the head has to say to one node. `host` is where the node's connection comes from."""
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+        self._outbox: asyncio.Queue[HeadMessage | None] = asyncio.Queue()
+
+    def say(self, message: HeadMessage) -> None:
+        self._outbox.put_nowait(message)
+
+    def end(self) -> None:
+        """Says what is left, then hangs up."""
+        self._outbox.put_nowait(None)
+
+    async def outgoing(self) -> AsyncIterator[HeadMessage]:
+        while (message := await self._outbox.get()) is not None:
+            yield message
+
+
+class Attendant(Protocol):
+    """Who hears the nodes."""
+
+    def heard(self, conversation: Conversation, message: NodeMessage) -> None: ...
+    def hung_up(self, conversation: Conversation) -> None: ...
+    def describe(self) -> ClusterDescription: ...
+
+
+def _host(peer: str) -> str:
+    """'ipv4:10.0.0.7:5123' → '10.0.0.7'; 'ipv6:%5B::1%5D:5123' → '::1'."""
+    kind, _, rest = unquote(peer).partition(":")
+    return rest.rsplit(":", 1)[0].strip("[]") if kind in ("ipv4", "ipv6") else "127.0.0.1"
+
+
+class ControlServer:
+    def __init__(self, attendant: Attendant) -> None:
+        self._attendant = attendant
+        self._server = grpc.aio.server(options=OPTIONS)
+        self._conversations: set[Conversation] = set()
+        handlers = {
+            "Attend": grpc.stream_stream_rpc_method_handler(
+                self._attend, request_deserializer=NodeMessage.FromString, response_serializer=HeadMessage.SerializeToString
+            ),
+            "Describe": grpc.unary_unary_rpc_method_handler(
+                self._describe, request_deserializer=DescribeRequest.FromString, response_serializer=ClusterDescription.SerializeToString
+            ),
+        }
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        self.port = 0
+
+    async def start(self, host: str, port: int) -> None:
+        """Raises ConfigError where the address cannot be had."""
+        if port:  # gRPC's own message does not say why
+            with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((host, port))
+                except OSError as error:
+                    raise ConfigError(f"port {port} on {host} is in use; stop what uses it, or choose another --control-port ({error.strerror})") from error
+        try:
+            self.port = self._server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        except RuntimeError as error:
+            raise ConfigError(f"cannot listen on {host}:{port} for nodes; choose another --control-port") from error
+        await self._server.start()
+
+    async def stop(self) -> None:
+        for conversation in self._conversations:
+            conversation.end()
+        await self._server.stop(grace=1.0)
+
+    async def _attend(self, incoming: AsyncIterator[NodeMessage], context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[HeadMessage]:
+        conversation = Conversation(_host(str(context.peer())))
+        self._conversations.add(conversation)
+        hearing = asyncio.get_running_loop().create_task(self._hear(conversation, incoming))
+        try:
+            async for message in conversation.outgoing():
+                yield message
+        finally:
+            hearing.cancel()
+            (outcome,) = await asyncio.gather(hearing, return_exceptions=True)
+            self._conversations.discard(conversation)
+            self._attendant.hung_up(conversation)
+            if isinstance(outcome, Exception) and not isinstance(outcome, grpc.aio.UsageError):
+                log.error("a node's message could not be handled", host=conversation.host, exc_info=outcome)
+
+    async def _hear(self, conversation: Conversation, incoming: AsyncIterator[NodeMessage]) -> None:
+        try:
+            async for message in incoming:
+                self._attendant.heard(conversation, message)
+        finally:
+            conversation.end()
+
+    async def _describe(self, request: DescribeRequest, context: grpc.aio.ServicerContext[Any, Any]) -> ClusterDescription:
+        return self._attendant.describe()
+
+

@@ -1,0 +1,67 @@
+"""How fast this machine runs layers, measured at a node's start: what placement reckons with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from shoal.native import BLOCK_TOKENS, kernels
+
+_HIDDEN, _INTERMEDIATE, _HEADS, _KV_HEADS, _HEAD_DIM = 1024, 4096, 16, 4, 64
+_LAYERS, _ROWS = 8, 64  # about 60 MB of 4-bit weights: more than most caches
+
+
+@dataclass(frozen=True)
+class Speed:
+    bytes_per_second: float
+    """Of weights, decoding one row."""
+    flops: float
+    """At prefill."""
+
+
+def measure(threads: int, isa: str = "") -> Speed:
+    """Times a few layers of 4-bit weights; takes about a second. Without the kernels, times NumPy."""
+    module = kernels()
+    return _measure_numpy() if module is None else _measure_kernels(module, threads, isa)
+
+
+def _median_seconds(run: Callable[[], object], times: int) -> float:
+    run()
+    seconds: list[float] = []
+    for _ in range(times):
+        began = perf_counter()
+        run()
+        seconds.append(perf_counter() - began)
+    return median(seconds)
+
+
+def _measure_kernels(module: Any, threads: int, isa: str) -> Speed:
+    stage = module.Stage(_HIDDEN, _HEADS, _KV_HEADS, _HEAD_DIM, _INTERMEDIATE, 1e-5, 0.125, threads, isa)
+    q, kv = _HEADS * _HEAD_DIM, _KV_HEADS * _HEAD_DIM
+    shapes = [(q, _HIDDEN), (kv, _HIDDEN), (kv, _HIDDEN), (_HIDDEN, q), (_INTERMEDIATE, _HIDDEN), (_INTERMEDIATE, _HIDDEN), (_HIDDEN, _INTERMEDIATE)]
+    norm = np.ones(_HIDDEN, np.float32)
+    for _ in range(_LAYERS):
+        weights = [module.pack("q4_0", "q4", np.zeros((n, k // 32 * 18), np.uint8), k) for n, k in shapes]
+        stage.add_layer(norm, norm, None, None, weights, [None] * 7)
+    pool = np.zeros((_LAYERS, 2, _KV_HEADS * 2 * BLOCK_TOKENS * _HEAD_DIM * 2), np.uint8)
+
+    def step(rows: int) -> None:
+        hidden = np.ones((rows, _HIDDEN), np.float32)
+        starts, positions, tables = np.array([0, rows], np.int32), np.zeros(1, np.int32), np.array([[0, 1]], np.int32)
+        angles = np.zeros((rows, _HEAD_DIM // 2), np.float32)
+        stage.forward(hidden, starts, positions, tables, angles, angles, pool, True)
+
+    parameters = _LAYERS * sum(n * k for n, k in shapes)
+    return Speed(stage.nbytes / _median_seconds(lambda: step(1), 9), 2.0 * parameters * _ROWS / _median_seconds(lambda: step(_ROWS), 3))
+
+
+def _measure_numpy() -> Speed:
+    weights, row, rows = np.ones((4096, 4096), np.float32), np.ones(4096, np.float32), np.ones((4096, _ROWS), np.float32)
+    return Speed(
+        weights.nbytes / _median_seconds(lambda: weights @ row, 5), 2.0 * weights.size * _ROWS / _median_seconds(lambda: weights @ rows, 3)
+    )

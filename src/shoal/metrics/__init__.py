@@ -1,0 +1,56 @@
+"""What the head counts, for Prometheus."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from shoal.pipeline.timing import StepTiming
+
+_SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 32)
+
+
+class Metrics:
+    """One registry per head, so that several can live in one process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+
+        def counter(name: str, help: str, labels: tuple[str, ...] = ()) -> Counter:
+            return Counter(f"shoal_{name}", help, labels, registry=self.registry)
+
+        def gauge(name: str, help: str) -> Gauge:
+            return Gauge(f"shoal_{name}", help, registry=self.registry)
+
+        def histogram(name: str, help: str, labels: tuple[str, ...] = ()) -> Histogram:
+            return Histogram(f"shoal_{name}", help, labels, buckets=_SECONDS, registry=self.registry)
+
+        self.requests = counter("requests_total", "Requests by endpoint and outcome.", ("endpoint", "outcome"))
+        self.prompt_tokens = counter("prompt_tokens_total", "Prompt tokens of accepted requests.")
+        self.generated_tokens = counter("generated_tokens_total", "Tokens drawn.")
+        self.first_token = histogram("time_to_first_token_seconds", "From a request's acceptance to its first token.")
+        self.step_flight = histogram("step_flight_seconds", "From sending a step to its result.")
+        self.stage_compute = histogram("stage_compute_seconds", "Computing in a stage, per step.", ("stage",))
+        self.stage_wait = histogram("stage_wait_seconds", "Steps waiting in a stage for the one before.", ("stage",))
+        self.hops = histogram("step_hops_seconds", "Between the processes, per step.")
+        self.head = histogram("step_head_seconds", "Scheduling, encoding, sending and applying at the head, per step.")
+        self.running = gauge("sequences_running", "Sequences that hold KV blocks.")
+        self.waiting = gauge("sequences_waiting", "Sequences that wait for a lane.")
+        self.blocks_used = gauge("kv_blocks_used", "KV blocks held by sequences.")
+        self.blocks = gauge("kv_blocks", "KV blocks of the pool.")
+        self.preemptions = gauge("preemptions", "Sequences preempted for want of KV blocks, on this route.")
+        self.cached_tokens = gauge("prefix_cache_tokens", "Prompt tokens found in the prefix cache, on this route.")
+        self.nodes = gauge("nodes", "Nodes in the cluster.")
+        self.ready = gauge("ready", "1 while a model is served.")
+        self.predicted = gauge("predicted_tokens_per_second", "What placement predicts for full lanes.")
+
+    def step(self, timing: StepTiming) -> None:
+        self.step_flight.observe(timing.flight)
+        self.hops.observe(timing.hops)
+        self.head.observe(timing.schedule + timing.encode + timing.send + timing.apply)
+        self.generated_tokens.inc(timing.sampled)
+        for stage, trace in enumerate(timing.traces):
+            self.stage_compute.labels(stage).observe(trace.compute)
+            self.stage_wait.labels(stage).observe(trace.wait)
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)

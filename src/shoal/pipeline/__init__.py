@@ -1,0 +1,1 @@
+"""Keeps the stages of a route full."""

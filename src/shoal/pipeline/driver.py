@@ -1,0 +1,154 @@
+"""Sends steps into the pipeline and hands results to the requests that wait for them.
+
+With S stages it keeps up to S + 1 steps in flight: one in every stage, and one on its way so that the first stage finds it
+when it is done. The scheduler spreads draws over S steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from time import perf_counter
+
+from shoal.errors import RemoteProtocolError, ShoalError, StageLost
+from shoal.pipeline.timing import StepTiming, Timings
+from shoal.request import Request, RequestId, TokenChunk
+from shoal.scheduler.plan import StepPlan
+from shoal.scheduler.scheduler import Scheduler
+from shoal.transport.base import FrameStream
+from shoal.wire import messages
+from shoal.wire.frame import Frame, Kind
+
+
+@dataclass
+class _InFlight:
+    plan: StepPlan
+    schedule: float
+    encode: float
+    send: float
+    sent: float
+
+
+class Driver:
+    """One route, served until it breaks. `first` feeds stage 0, `last` brings the last stage's results."""
+
+    def __init__(self, scheduler: Scheduler, first: FrameStream, last: FrameStream, epoch: int, observe: Callable[[StepTiming], None]) -> None:
+        self.scheduler = scheduler
+        self.timings = Timings()
+        self._first, self._last, self._epoch, self._observe = first, last, epoch, observe
+        self._queues: dict[RequestId, asyncio.Queue[TokenChunk | ShoalError]] = {}
+        self._flight: dict[int, _InFlight] = {}
+        self._filling = asyncio.Lock()
+        self._failure: ShoalError | None = None
+        self._nudge: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Takes results until the route breaks. Raises StageLost, having told every request."""
+        try:
+            while True:
+                self._take(await self._last.receive())
+                await self._fill()
+        except (OSError, EOFError, RemoteProtocolError) as error:
+            raise StageLost(f"the route broke: {error}") from error
+        finally:
+            if self._nudge is not None:
+                self._nudge.cancel()
+            self.fail(StageLost("a node that held a part of the model was lost; send the request again"))
+            self._first.abort()
+            self._last.abort()
+
+    def fail(self, error: ShoalError) -> None:
+        """Ends every request with an error; nothing can be submitted any more."""
+        if self._failure is None:
+            self._failure = error
+        self.scheduler.abandon()
+        for queue in self._queues.values():
+            queue.put_nowait(error)
+
+    async def generate(self, request: Request) -> AsyncIterator[TokenChunk]:
+        """The request's tokens as they are drawn. Leaving the iteration cancels what is left of it.
+
+        Raises InvalidRequest, QueueFull; StageLost when the route breaks on the way.
+        """
+        if self._failure is not None:
+            raise self._failure
+        queue: asyncio.Queue[TokenChunk | ShoalError] = asyncio.Queue()
+        self.scheduler.add(request)
+        self._queues[request.id] = queue
+        open_choices = request.n
+        try:
+            await self._fill()
+            while open_choices:
+                item = await queue.get()
+                if isinstance(item, ShoalError):
+                    raise item
+                open_choices -= item.finish is not None
+                yield item
+        finally:
+            del self._queues[request.id]
+            self.scheduler.cancel(request.id)
+            if self._failure is None:
+                self.nudge()
+
+    def cancel(self, request: RequestId, choice: int) -> None:
+        """Ends one choice; its last chunk is the caller's to make up."""
+        self.scheduler.cancel(request, choice)
+
+    def nudge(self) -> None:
+        """Lets the stages hear of what ended, when nothing else is under way."""
+        if not self._flight and not self._filling.locked():
+            self._nudge = asyncio.get_running_loop().create_task(self._fill())
+
+    def _take(self, frame: Frame) -> None:
+        arrived = perf_counter()
+        if frame.epoch != self._epoch:
+            return  # of a route that is gone
+        if frame.kind is Kind.ERROR:
+            error = messages.decode_error(frame.meta)
+            raise RemoteProtocolError(f"stage {error.stage}: {error.message}")
+        if frame.kind is not Kind.RESULT:
+            raise RemoteProtocolError(f"a {frame.kind.name} frame where a result was due")
+        result = messages.decode_result(frame.meta)
+        step = self._flight.pop(result.step, None)
+        if step is None:
+            raise RemoteProtocolError(f"a result of step {result.step}, which is not in flight")
+        chunks = self.scheduler.apply(result)
+        for chunk in chunks:
+            if (queue := self._queues.get(chunk.request)) is not None:
+                queue.put_nowait(chunk)
+        timing = StepTiming(
+            step.plan.rows,
+            len(result.sampled),
+            step.schedule,
+            step.encode,
+            step.send,
+            arrived - step.sent,
+            perf_counter() - arrived,
+            tuple(result.traces),
+        )
+        self.timings.add(timing)
+        self._observe(timing)
+
+    async def _fill(self) -> None:
+        """Sends steps while there is something to run and room in the pipe."""
+        async with self._filling:
+            while self._failure is None and len(self._flight) <= self.scheduler.limits.depth:
+                began = perf_counter()
+                plan = self.scheduler.schedule()
+                if plan is None:
+                    return
+                scheduled = perf_counter()
+                meta = messages.encode(messages.Step(messages.raw(plan), []))
+                encoded = perf_counter()
+                step = _InFlight(plan, scheduled - began, encoded - scheduled, 0.0, encoded)
+                self._flight[plan.step] = step
+                try:
+                    await self._first.send(Frame(Kind.STEP, self._epoch, plan.step, meta))
+                except OSError as error:
+                    self.fail(StageLost(f"the first stage is gone: {error}"))
+                    self._last.abort()
+                    return
+                step.send = perf_counter() - encoded
+                step.sent += step.send
+

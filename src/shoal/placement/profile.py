@@ -1,0 +1,69 @@
+"""What placement knows: nodes and links as measured, and what a model's layers cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class NodeProfile:
+    name: str
+    memory: int
+    """Bytes that weights, KV blocks and workspace may take."""
+    bytes_per_second: float
+    """Weights that decoding one row gets through."""
+    flops: float
+    """Operations per second at prefill."""
+
+
+@dataclass(frozen=True)
+class Link:
+    seconds: float = 200e-6
+    """One way, for a small message."""
+    bytes_per_second: float = 110e6
+
+    def __post_init__(self) -> None:
+        if self.seconds < 0 or self.bytes_per_second <= 0:
+            raise ValueError("a link cannot be that fast")
+
+
+@dataclass(frozen=True)
+class Links:
+    """Links between nodes by name; the head is ''. Those not measured are taken for gigabit Ethernet."""
+
+    known: dict[tuple[str, str], Link] = field(default_factory=dict[tuple[str, str], Link])
+
+    def between(self, a: str, b: str) -> Link:
+        return self.known.get((a, b)) or self.known.get((b, a)) or Link()
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """layer_bytes: executed weights of each layer. kv_bytes: per token and layer."""
+
+    layer_bytes: tuple[int, ...]
+    head_bytes: int
+    kv_bytes: int
+    layer_parameters: int
+    head_parameters: int
+    activation_bytes: int
+    """Of one row between two stages."""
+    workspace: int
+    """Bytes that a stage needs besides weights and KV."""
+
+    @property
+    def layers(self) -> int:
+        return len(self.layer_bytes)
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What the placement is for."""
+
+    lanes: int
+    kv_tokens: int
+    """Wanted in the KV pool."""
+    least_kv_tokens: int
+    """Without which the model is of no use."""
+    context: int = 256
+    """Tokens that a typical decode step reads, per lane."""

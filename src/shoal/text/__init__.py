@@ -1,0 +1,1 @@
+"""Text in and text out: tokeniser, incremental detokeniser with stop strings, chat templates."""

@@ -1,0 +1,50 @@
+"""Chat templates: Jinja from the model's files, so rendered in a sandbox.
+
+The environment is that of transformers (chat_template_utils.py): trimmed blocks, loop controls, `raise_exception`, `tojson`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from shoal.errors import CorruptModel, InvalidRequest
+
+
+class _Refused(Exception):
+    """The template itself refused the conversation."""
+
+
+def _raise(message: str) -> NoReturn:
+    raise _Refused(message)
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+
+
+class ChatTemplate:
+    def __init__(self, source: str, special: Mapping[str, str], where: object) -> None:
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _raise
+        environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+        try:
+            self._template = environment.from_string(source)
+        except TemplateError as error:
+            raise CorruptModel(where, f"the chat template is no valid Jinja ({error})") from error
+        self._special = dict(special)
+
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The prompt, up to where the assistant begins. Raises InvalidRequest for a conversation that the template refuses."""
+        try:
+            return self._template.render(messages=messages, add_generation_prompt=True, **self._special)
+        except _Refused as error:
+            raise InvalidRequest(f"the model's chat template refuses these messages: {error}", "messages") from error
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+            raise InvalidRequest(f"the model's chat template cannot render these messages: {error}", "messages") from error

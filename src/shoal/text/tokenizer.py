@@ -1,0 +1,141 @@
+"""Text to tokens and back, for a model in a GGUF file or a directory."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+from tokenizers import Tokenizer as Backend
+
+from shoal.errors import CorruptModel, InvalidRequest, UserError
+from shoal.text.chat import ChatTemplate
+from shoal.text.vocabulary import from_gguf
+
+# Tokens that end a turn in the families there are, whether or not the file's metadata says so (llama-vocab.cpp does the same).
+_END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>")
+
+
+class Tokenizer:
+    """`stop_tokens`: ids that end an answer. `template`: the chat template, None for a model that has none."""
+
+    def __init__(self, backend: Backend, *, bos: int | None, add_bos: bool, stop_tokens: frozenset[int], template: ChatTemplate | None) -> None:
+        self._backend = backend
+        self._bos = bos
+        self._add_bos = add_bos
+        known = {backend.token_to_id(text) for text in _END_OF_TURN}
+        self.stop_tokens = stop_tokens | frozenset(i for i in known if i is not None)
+        self.template = template
+        self._byte_level = "ByteLevel" in str(type(backend.decoder))
+
+    @classmethod
+    def open(cls, path: Path, meta: Mapping[str, Any] | None = None) -> Tokenizer:
+        """path: a model directory, or a GGUF file whose metadata is `meta`. Raises CorruptModel, UnsupportedModel, UserError."""
+        return cls._from_directory(path) if meta is None else cls._from_gguf(path, meta)
+
+    @classmethod
+    def _from_gguf(cls, path: Path, meta: Mapping[str, Any]) -> Tokenizer:
+        backend = from_gguf(meta, path)
+        bos, eos = meta.get("tokenizer.ggml.bos_token_id"), meta.get("tokenizer.ggml.eos_token_id")
+        ends = [eos, meta.get("tokenizer.ggml.eot_token_id"), meta.get("tokenizer.ggml.eom_token_id")]
+        source = meta.get("tokenizer.chat_template")
+        special = {
+            "bos_token": backend.id_to_token(bos) if bos is not None else "",
+            "eos_token": backend.id_to_token(eos) if eos is not None else "",
+        }
+        return cls(
+            backend,
+            bos=bos,
+            add_bos=bool(meta.get("tokenizer.ggml.add_bos_token", meta.get("tokenizer.ggml.model") == "llama")),
+            stop_tokens=frozenset(int(i) for i in ends if i is not None),
+            template=ChatTemplate(source, special, path) if source else None,
+        )
+
+    @classmethod
+    def _from_directory(cls, path: Path) -> Tokenizer:
+        file = path / "tokenizer.json"
+        if not file.exists():
+            raise UserError(f"{path}: no tokenizer.json; save the model with a fast tokenizer")
+        try:
+            backend = Backend.from_file(str(file))
+        except Exception as error:  # noqa: BLE001 - the package raises Exception itself
+            raise CorruptModel(file, f"not a tokenizer ({error})") from error
+        config, generation = _json(path / "tokenizer_config.json"), _json(path / "generation_config.json")
+
+        def special(name: str) -> str:
+            value = config.get(name) or ""
+            return str(cast("dict[str, Any]", value)["content"]) if isinstance(value, dict) else str(value)
+
+        eos = generation.get("eos_token_id", _json(path / "config.json").get("eos_token_id"))
+        ends = set(cast("list[int]", eos) if isinstance(eos, list) else [] if eos is None else [int(eos)])
+        if (token := backend.token_to_id(special("eos_token"))) is not None:
+            ends.add(token)
+        source = config.get("chat_template")
+        if isinstance(source, list):  # several, by name
+            source = next((t["template"] for t in cast("list[dict[str, str]]", source) if t["name"] == "default"), None)
+        if (separate := path / "chat_template.jinja").exists():
+            source = separate.read_text()
+        bos = backend.token_to_id(special("bos_token"))
+        # The post-processor of tokenizer.json adds BOS where the model wants one.
+        adds = bos is not None and bos in cast("list[int]", backend.encode("", add_special_tokens=True).ids)
+        names = {"bos_token": special("bos_token"), "eos_token": special("eos_token")}
+        return cls(backend, bos=bos, add_bos=adds, stop_tokens=frozenset(ends), template=ChatTemplate(source, names, path) if source else None)
+
+    @property
+    def size(self) -> int:
+        return int(self._backend.get_vocab_size())
+
+    def encode(self, text: str, bos: bool = True) -> list[int]:
+        """`bos`: begin with the model's BOS where it wants one. Special tokens are recognised in the text."""
+        try:
+            ids = cast("list[int]", self._backend.encode(text, add_special_tokens=False).ids)
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(f"the text is not valid Unicode: {error.reason}", "prompt") from error
+        return [self._bos, *ids] if bos and self._add_bos and self._bos is not None else ids
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """A conversation as the model's template writes it, ready for its answer. Raises InvalidRequest."""
+        if self.template is None:
+            raise InvalidRequest("this model has no chat template; use /v1/completions", "messages")
+        return self.encode(self.template.render(messages), bos=False)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self._backend.decode(list(tokens), skip_special_tokens=True))
+
+    def token_bytes(self, token: int) -> bytes:
+        """What a token stands for, which need not be whole characters."""
+        text = self._backend.id_to_token(token)
+        if text is None:
+            return b""
+        if self._byte_level:
+            table = _byte_of_character()
+            if all(c in table for c in text):
+                return bytes(table[c] for c in text)
+            return text.encode()
+        if match := re.fullmatch(r"<0x([0-9A-F]{2})>", text):
+            return bytes([int(match[1], 16)])
+        return text.replace("▁", " ").encode()
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise CorruptModel(path, f"not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise CorruptModel(path, "not a JSON object")
+    return cast("dict[str, Any]", content)
+
+
+@cache
+def _byte_of_character() -> dict[str, int]:
+    """The printable characters that byte-level BPE writes bytes as (Radford et al., 2019, encoder.py)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    table = {chr(b): b for b in printable}
+    others = [b for b in range(256) if b not in set(printable)]
+    return table | {chr(256 + i): b for i, b in enumerate(others)}

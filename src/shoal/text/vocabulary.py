@@ -1,0 +1,94 @@
+"""Builds tokenisers from a GGUF file's metadata.
+
+The tokenizers package does the work; this maps llama.cpp's names for pre-tokenisers (llama-vocab.cpp) to the rules that the
+models' own tokenizer.json have, and a SentencePiece vocabulary's scores to merges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from shoal.errors import CorruptModel, UnsupportedModel
+
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
+_TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_SPLITS = {"llama-bpe": _LLAMA3, "llama3": _LLAMA3, "llama-v3": _LLAMA3, "qwen2": _QWEN2, "tekken": _TEKKEN}
+_PLAIN = ("gpt-2", "smollm")
+PRE_TOKENIZERS = sorted([*_SPLITS, *_PLAIN])
+
+CONTROL, USER_DEFINED = 3, 4
+_BYTE = 6
+
+
+def from_gguf(meta: Mapping[str, Any], where: object) -> Tokenizer:
+    """Raises UnsupportedModel for a vocabulary of an unknown kind, CorruptModel for one that does not hold together."""
+    kind = meta.get("tokenizer.ggml.model")
+    try:
+        tokens: list[str] = meta["tokenizer.ggml.tokens"]
+        if kind == "gpt2":
+            tokenizer = _byte_level(meta, tokens, where)
+        elif kind == "llama":
+            tokenizer = _sentencepiece(meta, tokens)
+        else:
+            raise UnsupportedModel(f"{where}: vocabulary '{kind}' is not supported; shoal reads gpt2 (byte-level BPE) and llama (SentencePiece)")
+        types: list[int] = meta.get("tokenizer.ggml.token_type") or [1] * len(tokens)
+        added = [(i, t) for i, t in enumerate(types) if t in (CONTROL, USER_DEFINED)]
+        tokenizer.add_special_tokens([AddedToken(tokens[i], special=True, normalized=False) for i, t in added if t == CONTROL])
+        tokenizer.add_tokens([AddedToken(tokens[i], special=False, normalized=False) for i, t in added if t == USER_DEFINED])
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        raise CorruptModel(where, f"the vocabulary does not hold together ({error})") from error
+    return tokenizer
+
+
+def _byte_level(meta: Mapping[str, Any], tokens: list[str], where: object) -> Tokenizer:
+    pre = str(meta.get("tokenizer.ggml.pre", "gpt-2"))
+    if pre not in PRE_TOKENIZERS:
+        raise UnsupportedModel(f"{where}: pre-tokeniser '{pre}' is not supported; supported are {', '.join(PRE_TOKENIZERS)}")
+    merges = [tuple(line.split(" ", 1)) for line in meta["tokenizer.ggml.merges"]]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=_SPLITS.get(pre) is _LLAMA3))
+    if pre in _SPLITS:
+        split = pre_tokenizers.Split(Regex(_SPLITS[pre]), "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    else:
+        steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if pre == "smollm" else []
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
+    if pre == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _sentencepiece(meta: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
+    """SentencePiece BPE picks the adjacent pair whose union scores highest: merges in the order of their scores."""
+    scores: list[float] = meta["tokenizer.ggml.scores"]
+    types: list[int] = meta.get("tokenizer.ggml.token_type") or [1] * len(tokens)
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    merges: list[tuple[float, int, int, str, str]] = []
+    for token, score, kind in zip(tokens, scores, types, strict=True):
+        if kind in (CONTROL, _BYTE):
+            continue
+        for at in range(1, len(token)):
+            left, right = token[:at], token[at:]
+            if left in vocabulary and right in vocabulary:
+                merges.append((-score, vocabulary[left], vocabulary[right], left, right))
+    merges.sort()
+    unknown = tokens[int(meta.get("tokenizer.ggml.unknown_token_id", 0))]
+    tokenizer = Tokenizer(
+        models.BPE(vocab=vocabulary, merges=[(m[3], m[4]) for m in merges], unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    )
+    prefix: list[Any] = [normalizers.Prepend("▁")] if meta.get("tokenizer.ggml.add_space_prefix", True) else []
+    tokenizer.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", "▁")])
+    strip: list[Any] = [decoders.Strip(" ", 1, 0)] if prefix else []
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    return tokenizer
