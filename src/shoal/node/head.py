@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
 from time import monotonic, time
 from typing import Any
 
@@ -23,11 +22,11 @@ from shoal.models.description import Description
 from shoal.native import BLOCK_TOKENS
 from shoal.node.agent import facing
 from shoal.node.stage_service import accept_link, open_link
-from shoal.pipeline.driver import Driver
+from shoal.pipeline.driver import Driver, TokenStream
 from shoal.pipeline.timing import StepTiming
 from shoal.placement.partition import Placement, place
 from shoal.placement.profile import Demand, Links, NodeProfile
-from shoal.request import Request, RequestId, TokenChunk
+from shoal.request import Request
 from shoal.scheduler.scheduler import Limits, Scheduler
 from shoal.text.tokenizer import Tokenizer
 from shoal.transport.base import FrameStream
@@ -118,15 +117,9 @@ class Head:
         """Tokens of the longest sequence that can run now."""
         return self._serving().scheduler.limits.longest
 
-    def generate(self, request: Request) -> AsyncIterator[TokenChunk]:
-        return self._serving().generate(request)
-
-    def fits(self, prompt: int, max_tokens: int) -> None:
-        self._serving().scheduler.fits(prompt, max_tokens)
-
-    def cancel(self, request: RequestId, choice: int) -> None:
-        if self._driver is not None:
-            self._driver.cancel(request, choice)
+    def submit(self, request: Request) -> TokenStream:
+        """Raises NotReady, InvalidRequest, QueueFull."""
+        return self._serving().submit(request)
 
     def _serving(self) -> Driver:
         if self._driver is None or not self.ready.is_set():
@@ -143,6 +136,13 @@ class Head:
     @property
     def placement(self) -> Placement | None:
         return self._cluster.placement
+
+    def observe_first_token(self, seconds: float) -> None:
+        self.metrics.first_token.observe(seconds)
+
+    def observe_request(self, endpoint: str, outcome: str, prompt_tokens: int) -> None:
+        self.metrics.requests.labels(endpoint, outcome).inc()
+        self.metrics.prompt_tokens.inc(prompt_tokens)
 
     def scrape(self) -> bytes:
         """The metrics as Prometheus reads them."""

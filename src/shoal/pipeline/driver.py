@@ -7,7 +7,7 @@ when it is done. The scheduler spreads draws over S steps.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -30,6 +30,41 @@ class _InFlight:
     sent: float
 
 
+class TokenStream:
+    """The tokens of one request as they are drawn; close it to cancel what is left."""
+
+    def __init__(self, driver: Driver, request: Request) -> None:
+        self._driver, self._request = driver, request
+        self._items: asyncio.Queue[TokenChunk | ShoalError] = asyncio.Queue()
+        self._open = request.n
+
+    def put(self, item: TokenChunk | ShoalError) -> None:
+        self._items.put_nowait(item)
+
+    def __aiter__(self) -> TokenStream:
+        return self
+
+    async def __anext__(self) -> TokenChunk:
+        """Raises StageLost where the route breaks on the way."""
+        if not self._open:
+            self.close()
+            raise StopAsyncIteration
+        item = await self._items.get()
+        if isinstance(item, ShoalError):
+            self.close()
+            raise item
+        self._open -= item.finish is not None
+        return item
+
+    def end_choice(self, choice: int) -> None:
+        """Ends one choice from this side; no chunk of it comes any more."""
+        self._driver.scheduler.cancel(self._request.id, choice)
+        self._open -= 1
+
+    def close(self) -> None:
+        self._driver.forget(self._request.id)
+
+
 class Driver:
     """One route, served until it breaks. `first` feeds stage 0, `last` brings the last stage's results."""
 
@@ -37,7 +72,7 @@ class Driver:
         self.scheduler = scheduler
         self.timings = Timings()
         self._first, self._last, self._epoch, self._observe = first, last, epoch, observe
-        self._queues: dict[RequestId, asyncio.Queue[TokenChunk | ShoalError]] = {}
+        self._streams: dict[RequestId, TokenStream] = {}
         self._flight: dict[int, _InFlight] = {}
         self._filling = asyncio.Lock()
         self._failure: ShoalError | None = None
@@ -63,41 +98,28 @@ class Driver:
         if self._failure is None:
             self._failure = error
         self.scheduler.abandon()
-        for queue in self._queues.values():
-            queue.put_nowait(error)
+        for stream in self._streams.values():
+            stream.put(error)
 
-    async def generate(self, request: Request) -> AsyncIterator[TokenChunk]:
-        """The request's tokens as they are drawn. Leaving the iteration cancels what is left of it.
-
-        Raises InvalidRequest, QueueFull; StageLost when the route breaks on the way.
-        """
+    def submit(self, request: Request) -> TokenStream:
+        """Queues a request. Raises InvalidRequest, QueueFull, and what broke the route where it is broken."""
         if self._failure is not None:
             raise self._failure
-        queue: asyncio.Queue[TokenChunk | ShoalError] = asyncio.Queue()
         self.scheduler.add(request)
-        self._queues[request.id] = queue
-        open_choices = request.n
-        try:
-            await self._fill()
-            while open_choices:
-                item = await queue.get()
-                if isinstance(item, ShoalError):
-                    raise item
-                open_choices -= item.finish is not None
-                yield item
-        finally:
-            del self._queues[request.id]
-            self.scheduler.cancel(request.id)
-            if self._failure is None:
-                self.nudge()
+        stream = TokenStream(self, request)
+        self._streams[request.id] = stream
+        self.nudge()
+        return stream
 
-    def cancel(self, request: RequestId, choice: int) -> None:
-        """Ends one choice; its last chunk is the caller's to make up."""
-        self.scheduler.cancel(request, choice)
+    def forget(self, request: RequestId) -> None:
+        """Ends what is left of a request."""
+        if self._streams.pop(request, None) is not None and self._failure is None:
+            self.scheduler.cancel(request)
+            self.nudge()
 
     def nudge(self) -> None:
-        """Lets the stages hear of what ended, when nothing else is under way."""
-        if not self._flight and not self._filling.locked():
+        """Sends steps soon, because something came or ended."""
+        if self._nudge is None or self._nudge.done():
             self._nudge = asyncio.get_running_loop().create_task(self._fill())
 
     def _take(self, frame: Frame) -> None:
@@ -115,8 +137,8 @@ class Driver:
             raise RemoteProtocolError(f"a result of step {result.step}, which is not in flight")
         chunks = self.scheduler.apply(result)
         for chunk in chunks:
-            if (queue := self._queues.get(chunk.request)) is not None:
-                queue.put_nowait(chunk)
+            if (stream := self._streams.get(chunk.request)) is not None:
+                stream.put(chunk)
         timing = StepTiming(
             step.plan.rows,
             len(result.sampled),

@@ -1,0 +1,69 @@
+"""The commands, and what becomes of their errors."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Annotated
+
+import structlog
+import typer
+
+from shoal import __version__
+from shoal.cli import client, cluster, inspect, models
+from shoal.cli.show import err
+from shoal.errors import ShoalError, UserError
+
+app = typer.Typer(
+    name="shoal",
+    help="One large language model across the machines you already have.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"shoal {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens to stderr.")] = False,
+) -> None:
+    level = logging.INFO if verbose else logging.WARNING
+    structlog.configure(
+        processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="%H:%M:%S"), structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+cluster.register(app)
+client.register(app)
+inspect.register(app)
+app.add_typer(models.app, name="models")
+
+
+def main() -> None:
+    """Runs the command line. Exit status: 0, 1 where something failed, 2 where the user can mend it, 130 after Ctrl-C."""
+    try:
+        status = app(standalone_mode=False)
+        sys.stdout.flush()
+    except ShoalError as error:
+        err.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(2 if isinstance(error, UserError) else 1)
+    except typer.TyperException as error:
+        error.show()
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of a pipe has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    sys.exit(status if isinstance(status, int) else 0)

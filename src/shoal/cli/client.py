@@ -1,0 +1,233 @@
+"""`run` and `chat`: talk to a model, on a cluster that runs or on one started for the purpose."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import AsyncIterator
+from time import perf_counter
+from typing import Annotated, Any
+
+import httpx
+import typer
+import uvloop
+
+from shoal.cli.cluster import stop_signal, until
+from shoal.cli.local import local_cluster
+from shoal.cli.options import Memory, Nodes, Threads, node_settings, settings
+from shoal.cli.show import described, err, placement_rows, table
+from shoal.config import EngineSettings, HeadSettings, NodeSettings
+from shoal.errors import ClusterError, InvalidRequest
+from shoal.gateway.app import create_app
+from shoal.gateway.server import ApiServer
+from shoal.node.head import Head
+
+DEFAULT_PROMPT = "Why is the sky blue?"
+
+
+@dataclasses.dataclass
+class Told:
+    """What an answer cost."""
+
+    text: str = ""
+    tokens: int = 0
+    first: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """After the first token."""
+        return (self.tokens - 1) / (self.seconds - self.first) if self.tokens > 1 and self.seconds > self.first else 0.0
+
+
+async def stream_chat(url: str, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    """The events of a streamed chat completion. Raises ClusterError, InvalidRequest."""
+    timeout = httpx.Timeout(10.0, read=None)
+    try:
+        async with (
+            httpx.AsyncClient(timeout=timeout, trust_env=False) as http,
+            http.stream("POST", f"{url.rstrip('/')}/v1/chat/completions", json={**body, "stream": True}) as response,
+        ):
+            if response.status_code != 200:
+                raise _refusal(response.status_code, await response.aread())
+            async for line in response.aiter_lines():
+                if line.startswith("data: ") and line != "data: [DONE]":
+                    event = json.loads(line[6:])
+                    if "error" in event:
+                        raise ClusterError(event["error"]["message"])
+                    yield event
+    except httpx.HTTPError as error:
+        raise ClusterError(f"{url} does not answer: {error or type(error).__name__}; is `shoal up` or `shoal serve` running there?") from error
+
+
+def _refusal(status: int, raw: bytes) -> Exception:
+    try:
+        message = str(json.loads(raw)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        message = raw.decode(errors="replace")[:200]
+    return InvalidRequest(message) if status in (400, 404) else ClusterError(message)
+
+
+async def say(url: str, messages: list[dict[str, str]], options: dict[str, Any]) -> Told:
+    """Streams an answer to stdout."""
+    told, began = Told(), perf_counter()
+    body = {"messages": messages, "stream_options": {"include_usage": True}, **options}
+    async for event in stream_chat(url, body):
+        if usage := event.get("usage"):
+            told.tokens = usage["completion_tokens"]
+        for choice in event["choices"]:
+            text = choice["delta"].get("content") or ""
+            if text and not told.first:
+                told.first = perf_counter() - began
+            told.text += text
+            sys.stdout.write(text)
+            sys.stdout.flush()
+    told.seconds = perf_counter() - began
+    if not told.text.endswith("\n"):
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    return told
+
+
+@contextlib.asynccontextmanager
+async def served(settings: HeadSettings, node: NodeSettings, nodes: int, stop: asyncio.Event) -> AsyncIterator[tuple[str, Head] | None]:
+    """A local cluster with its API on a free port; None where the user lost patience."""
+    model = await asyncio.to_thread(described, settings.model)
+    async with local_cluster(settings, node, model, nodes) as cluster:
+        with err.status(f"starting {nodes} node(s) with {model.name}"):
+            if not await until(stop, cluster.until_ready()):
+                yield None
+                return
+        api = ApiServer(create_app(cluster.head), "127.0.0.1", 0)
+        serving = asyncio.ensure_future(api.serve())
+        try:
+            yield f"http://127.0.0.1:{api.port}", cluster.head
+        finally:
+            api.stop()
+            await serving
+
+
+def _summary(head: Head, told: Told) -> None:
+    assert head.placement is not None
+    rows = placement_rows(head.placement)
+    timings: dict[str, Any] = head.timings(rows=1)
+    for row, stage in zip(rows, timings.get("stages", []), strict=False):
+        row["compute_ms"] = round(stage["compute"] * 1e3, 3)
+        row["prepare_and_encode_ms"] = round((stage["prepare"] + stage["encode"]) * 1e3, 3)
+    for row in rows:
+        del row["decode_ms"], row["prefill_tokens_per_second"]
+    err.print(table("", rows))
+    if timings:
+        err.print(f"per hop {timings['overhead_per_hop'] * 1e3:.2f} ms (sockets, encoding, scheduling; {len(rows) + 1} hops a token)")
+    err.print(f"{told.tokens} tokens, first after {told.first * 1e3:.0f} ms, then {told.tokens_per_second:.1f} tokens/s")
+
+
+def _local(engine: EngineSettings) -> HeadSettings:
+    return HeadSettings(**{f.name: getattr(engine, f.name) for f in dataclasses.fields(EngineSettings)}, port=0, control_port=0)
+
+
+async def _run(engine: EngineSettings, node: NodeSettings, nodes: int, url: str, prompt: str, options: dict[str, Any]) -> None:
+    messages = [{"role": "user", "content": prompt}]
+    stop = stop_signal()
+    if url:
+        await until(stop, say(url, messages, options))
+        return
+    async with served(_local(engine), node, nodes, stop) as there:
+        if there is None:
+            raise KeyboardInterrupt
+        address, head = there
+        told = Told()
+
+        async def answer() -> None:
+            nonlocal told
+            told = await say(address, messages, options)
+
+        if not await until(stop, answer()):
+            raise KeyboardInterrupt
+        _summary(head, told)
+
+
+async def _chat(engine: EngineSettings, node: NodeSettings, nodes: int, url: str, system: str, options: dict[str, Any]) -> None:
+    stop = stop_signal()
+    if url:
+        await _converse(url, system, options, stop)
+        return
+    async with served(_local(engine), node, nodes, stop) as there:
+        if there is not None:
+            await _converse(there[0], system, options, stop)
+
+
+async def _converse(url: str, system: str, options: dict[str, Any], stop: asyncio.Event) -> None:
+    messages = [{"role": "system", "content": system}] if system else []
+    err.print("an empty line or Ctrl-D ends the chat; Ctrl-C ends the answer or the chat")
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while not stop.is_set():
+        sys.stderr.write("> ")
+        sys.stderr.flush()
+        line: list[bytes] = []
+
+        async def read(into: list[bytes] = line) -> None:
+            into.append(await reader.readline())
+
+        if not await until(stop, read()) or not (text := line[0].decode(errors="replace").strip()):
+            return
+        messages.append({"role": "user", "content": text})
+        answers: list[str] = []
+
+        async def answer(into: list[str] = answers) -> None:
+            into.append((await say(url, messages, options)).text)
+
+        if not await until(stop, answer()):
+            stop.clear()
+            messages.pop()
+            sys.stdout.write("\n")
+            continue
+        messages.append({"role": "assistant", "content": answers[0]})
+
+
+def _options(max_tokens: int, temperature: float, seed: int | None) -> dict[str, Any]:
+    return {"max_tokens": max_tokens, "temperature": temperature, **({} if seed is None else {"seed": seed})}
+
+
+Url = Annotated[str, typer.Option("--url", help="A cluster that runs, like http://127.0.0.1:8000; empty: start one.")]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Most tokens of an answer.")]
+Temperature = Annotated[float, typer.Option("--temperature", "-t", help="0 takes the likeliest token.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="The same seed draws the same answer.")]
+
+
+def register(app: typer.Typer) -> None:
+    @app.command("run")
+    @settings(EngineSettings)
+    def run(  # pyright: ignore[reportUnusedFunction]
+        settings: EngineSettings,
+        prompt: Annotated[str, typer.Argument(help="What to ask.")] = DEFAULT_PROMPT,
+        nodes: Nodes = 2,
+        url: Url = "",
+        max_tokens: MaxTokens = 256,
+        temperature: Temperature = 0.0,
+        seed: Seed = None,
+        memory: Memory = "",
+        threads: Threads = 0,
+    ) -> None:
+        """Answer one prompt, streamed to the terminal. Example: [bold]shoal run "Write a haiku about rain" --nodes 2[/bold]"""
+        uvloop.run(_run(settings, node_settings(memory, threads), nodes, url, prompt, _options(max_tokens, temperature, seed)))
+
+    @app.command("chat")
+    @settings(EngineSettings)
+    def chat(  # pyright: ignore[reportUnusedFunction]
+        settings: EngineSettings,
+        nodes: Nodes = 2,
+        url: Url = "",
+        system: Annotated[str, typer.Option("--system", help="What the model is told first.")] = "",
+        max_tokens: MaxTokens = 1024,
+        temperature: Temperature = 0.7,
+        seed: Seed = None,
+        memory: Memory = "",
+        threads: Threads = 0,
+    ) -> None:
+        """Talk with a model, turn by turn. Example: [bold]shoal chat --model qwen2.5-coder-1.5b[/bold]"""
+        uvloop.run(_chat(settings, node_settings(memory, threads), nodes, url, system, _options(max_tokens, temperature, seed)))

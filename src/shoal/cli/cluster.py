@@ -1,0 +1,180 @@
+"""`up`, `serve`, `join`, `nodes`: clusters and their nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import Annotated, Any
+
+import typer
+import uvloop
+
+from shoal.cli.local import local_cluster
+from shoal.cli.options import Json, Memory, Nodes, Threads, node_settings, settings
+from shoal.cli.show import described, emit, err, out, placement_rows, table
+from shoal.config import HeadSettings, NodeSettings
+from shoal.control.client import describe
+from shoal.errors import human_bytes
+from shoal.gateway.app import create_app
+from shoal.gateway.server import ApiServer
+from shoal.node.agent import Agent
+from shoal.node.head import Head
+
+_UP_HELP = """
+Start a head and some nodes on this machine, and serve the API until Ctrl-C.
+
+Example: [bold]shoal up --nodes 2 --port 8000[/bold], then
+[bold]curl localhost:8000/v1/chat/completions -d '{"messages": [{"role": "user", "content": "Hello"}]}'[/bold]
+"""
+_SERVE_HELP = """
+Serve a model on the nodes that join this machine.
+
+Example: [bold]shoal serve --host 192.168.1.20 --min-nodes 2[/bold] here, and [bold]shoal join 192.168.1.20:7420[/bold] on two machines.
+"""
+_JOIN_HELP = """
+Lend this machine to a cluster, until Ctrl-C.
+
+Example: [bold]shoal join 192.168.1.20:7420 --memory 4GiB[/bold]
+"""
+
+
+def stop_signal() -> asyncio.Event:
+    """Set by Ctrl-C or SIGTERM."""
+    event = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, event.set)
+    return event
+
+
+async def serve_api(head: Head, api: ApiServer, stop: asyncio.Event) -> None:
+    """Serves until told to stop."""
+    serving, stopping = asyncio.ensure_future(api.serve()), asyncio.ensure_future(stop.wait())
+    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    api.stop()
+    stopping.cancel()
+    await serving
+
+
+async def until(stop: asyncio.Event, work: Any) -> bool:
+    """Does the work unless told to stop; whether it was done."""
+    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if working.done():
+        working.result()
+        return True
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+    return False
+
+
+def _warn_open(host: str) -> None:
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        err.print(f"[yellow]note:[/yellow] {host} is reachable from the network, without keys or encryption: only for networks that you trust")
+
+
+async def _up(settings: HeadSettings, node: NodeSettings, nodes: int) -> None:
+    stop = stop_signal()
+    model = await asyncio.to_thread(described, settings.model)
+    async with local_cluster(settings, node, model, nodes) as cluster:
+        api = ApiServer(create_app(cluster.head), settings.host, settings.port)
+        with err.status("loading the model"):
+            if not await until(stop, cluster.until_ready()):
+                return
+        assert cluster.head.placement is not None
+        err.print(table(model.name, placement_rows(cluster.head.placement)))
+        err.print(f"API on http://{settings.host}:{api.port}/v1   nodes join at {settings.host}:{cluster.head.control_port}   Ctrl-C ends all")
+        await serve_api(cluster.head, api, stop)
+
+
+async def _serve(settings: HeadSettings) -> None:
+    stop = stop_signal()
+    model = await asyncio.to_thread(described, settings.model)
+    head = Head(settings, model)
+    await head.start()
+    try:
+        api = ApiServer(create_app(head), settings.host, settings.port)
+        err.print(f"API on http://{settings.host}:{api.port}/v1   waiting for {settings.min_nodes} node(s): shoal join {settings.host}:{head.control_port}")
+        reporting = asyncio.ensure_future(_report(head))
+        try:
+            await serve_api(head, api, stop)
+        finally:
+            reporting.cancel()
+            await asyncio.gather(reporting, return_exceptions=True)
+    finally:
+        await head.stop()
+
+
+async def _report(head: Head) -> None:
+    """Says whenever the cluster's state changes."""
+    last = None
+    while True:
+        if (now := head.state) != last:
+            last = now
+            if not now and head.placement is not None:
+                err.print(table(head.name, placement_rows(head.placement)))
+            err.print(now or "ready")
+        await asyncio.sleep(0.2)
+
+
+async def _join(address: str, settings: NodeSettings) -> None:
+    stop = stop_signal()
+    agent = Agent(settings, address)
+    running, stopping = asyncio.ensure_future(agent.run()), asyncio.ensure_future(stop.wait())
+    await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not running.done():
+        agent.leave()
+    err.print(f"left: {await running}")
+
+
+def register(app: typer.Typer) -> None:
+    @app.command("up", help=_UP_HELP)
+    @settings(HeadSettings, leave_out=("min_nodes", "spread"))
+    def up(  # pyright: ignore[reportUnusedFunction]
+        settings: HeadSettings,
+        nodes: Nodes = 2,
+        memory: Memory = "",
+        threads: Threads = 0,
+    ) -> None:
+        uvloop.run(_up(settings, node_settings(memory, threads), nodes))
+
+    @app.command("serve", help=_SERVE_HELP)
+    @settings(HeadSettings)
+    def serve(settings: HeadSettings) -> None:  # pyright: ignore[reportUnusedFunction]
+        _warn_open(settings.host)
+        uvloop.run(_serve(settings))
+
+    @app.command("join", help=_JOIN_HELP)
+    @settings(NodeSettings)
+    def join(  # pyright: ignore[reportUnusedFunction]
+        settings: NodeSettings, address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where `shoal serve` says that nodes join.")]
+    ) -> None:
+        uvloop.run(_join(address, settings))
+
+    @app.command("nodes")
+    def nodes(  # pyright: ignore[reportUnusedFunction]
+        head: Annotated[str, typer.Option("--head", metavar="HOST:PORT", help="The head's control port.")] = "127.0.0.1:7420",
+        as_json: Json = False,
+    ) -> None:
+        """List a cluster's nodes: what each holds and how it does. Example: [bold]shoal nodes --head 192.168.1.20:7420[/bold]"""
+        found = asyncio.run(describe(head))
+        rows = [
+            {
+                "name": n.name,
+                "address": n.address,
+                "state": n.state,
+                "layers": f"{n.first_layer}-{n.end_layer - 1}" if n.end_layer else "",
+                "weights": human_bytes(n.weight_bytes),
+                "memory": human_bytes(n.memory),
+                "threads": n.threads,
+                "runtime": n.runtime or n.machine,
+                "heard": f"{n.silence:.1f} s ago",
+            }
+            for n in found.nodes
+        ]
+        if as_json:
+            emit({"cluster": found.cluster, "model": found.model, "state": found.state, "epoch": found.epoch, "nodes": rows})
+        else:
+            out.print(f"{found.model}: {found.state}")
+            out.print(table("", rows) if rows else "no nodes have joined")

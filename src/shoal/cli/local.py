@@ -1,0 +1,99 @@
+"""A whole cluster on this machine: the head in this process, each node in one of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+from shoal.config import HeadSettings, NodeSettings, default_threads
+from shoal.errors import ClusterError
+from shoal.models.description import Description
+from shoal.node.head import Head
+
+_GRACE = 5.0
+
+
+def shares(settings: NodeSettings, nodes: int) -> NodeSettings:
+    """What each of several nodes on one machine may use, where the settings do not say."""
+    memory = settings.memory or f"{int(psutil.virtual_memory().available * 0.75) // nodes}"
+    threads = settings.threads or max(1, default_threads() // nodes)
+    return dataclasses.replace(settings, memory=memory, threads=threads)
+
+
+class _Child:
+    def __init__(self, name: str, settings: NodeSettings, address: str) -> None:
+        self.name = name
+        self._log: IO[bytes] = tempfile.TemporaryFile()
+        command = [sys.executable, "-m", "shoal", "join", address, "--name", name]
+        for field in dataclasses.fields(settings):
+            value = getattr(settings, field.name)
+            if field.name != "name" and value not in ("", 0):
+                command += ["--" + field.name.replace("_", "-"), str(value)]
+        environment = dict(os.environ)
+        source = str(Path(__file__).resolve().parents[2])
+        environment["PYTHONPATH"] = os.pathsep.join(p for p in (source, environment.get("PYTHONPATH", "")) if p)
+        # A session of its own: Ctrl-C reaches the head alone, which sends the nodes home in good order. A node whose head
+        # died without a word sees its connection end and leaves too.
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True, env=environment
+        )
+
+    def log(self) -> str:
+        """The last lines that it wrote."""
+        self._log.seek(0)
+        return "\n".join(self._log.read().decode(errors="replace").splitlines()[-8:])
+
+    async def end(self) -> None:
+        """Waits for it to leave by itself, then makes it."""
+        for action in (None, self.process.terminate, self.process.kill):
+            if action is not None:
+                action()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                await asyncio.to_thread(self.process.wait, _GRACE)
+                break
+        self._log.close()
+
+
+class LocalCluster:
+    def __init__(self, head: Head, children: list[_Child]) -> None:
+        self.head = head
+        self.children = children
+
+    async def until_ready(self) -> None:
+        """Waits for the model to be served. Raises ClusterError, with the node's last words where one died."""
+        ready = asyncio.ensure_future(self.head.until_ready())
+        try:
+            while not ready.done():
+                for child in self.children:
+                    if (status := child.process.poll()) is not None:
+                        raise ClusterError(f"{child.name} ended with status {status}:\n{child.log()}")
+                await asyncio.wait({ready}, timeout=0.05)
+            ready.result()
+        finally:
+            ready.cancel()
+            await asyncio.gather(ready, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def local_cluster(settings: HeadSettings, node: NodeSettings, model: Description, nodes: int) -> AsyncIterator[LocalCluster]:
+    """Starts the processes; ends every one of them, whatever happens inside."""
+    head = Head(dataclasses.replace(settings, min_nodes=nodes, spread=True), model)
+    await head.start()
+    children: list[_Child] = []
+    try:
+        for i in range(nodes):
+            children.append(_Child(f"node-{i + 1}", shares(node, nodes), f"{settings.host}:{head.control_port}"))
+        yield LocalCluster(head, children)
+    finally:
+        await head.stop()
+        await asyncio.gather(*(child.end() for child in children))

@@ -1,0 +1,51 @@
+"""Flags from settings: a role's dataclass fields become a command's options, each documented once, in config.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from shoal.config import NodeSettings, Settings, from_environment
+
+Nodes = Annotated[int, typer.Option("--nodes", "-n", min=1, max=64, help="Nodes to start on this machine.")]
+Threads = Annotated[int, typer.Option("--threads", min=0, help="Threads of each node; 0 shares the cores.")]
+Memory = Annotated[str, typer.Option("--memory", help="Most memory of each node, like 1GiB.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def node_settings(memory: str = "", threads: int = 0) -> NodeSettings:
+    """What a command says of the nodes that it starts, over the environment."""
+    return from_environment(NodeSettings, {"memory": memory or None, "threads": threads or None})
+
+
+def settings(role: type[Settings], *, leave_out: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Gives a command the role's fields as options, and passes it the role's settings as `settings`."""
+
+    def wrap(command: Callable[..., Any]) -> Callable[..., Any]:
+        hints = get_type_hints(role)
+        fields = [f for f in dataclasses.fields(role) if f.name not in leave_out]
+
+        @functools.wraps(command)
+        def run(**values: Any) -> Any:
+            given = {f.name: values.pop(f.name) for f in fields}
+            return command(settings=from_environment(role, given), **values)
+
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "settings"]
+        derived: list[inspect.Parameter] = []
+        for f in fields:
+            flag = "--" + f.name.replace("_", "-")
+            default = "" if f.default in ("", 0, False) else f" [default: {f.default}]"
+            option = typer.Option(flag, *(["-m"] if f.name == "model" else []), help=f.metadata["help"] + default, show_default=False)
+            derived.append(inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[hints[f.name] | None, option]))
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + derived
+        run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
+        del run.__wrapped__  # pyright: ignore[reportAttributeAccessIssue]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        return run
+
+    return wrap

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible API: each public endpoint translates to one internal request."""

@@ -1,0 +1,42 @@
+"""Which HTTP answer an error becomes: the one place that knows both sides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from shoal.errors import CapacityError, ClusterError, InvalidRequest, NotReady, QueueFull, ShoalError, UnknownModel, UserError
+
+
+@dataclass(frozen=True)
+class Fault:
+    status: int
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+    retry_after: int | None = None
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """OpenAI's error object."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+def fault(error: ShoalError) -> Fault:
+    message = str(error)
+    match error:
+        case InvalidRequest():
+            return Fault(400, message, "invalid_request_error", error.param, error.code)
+        case UnknownModel():
+            return Fault(404, message, "invalid_request_error", "model", "model_not_found")
+        case UserError():
+            return Fault(400, message, "invalid_request_error")
+        case QueueFull():
+            return Fault(429, message, "rate_limit_error", code="queue_full", retry_after=5)
+        case NotReady():
+            return Fault(503, message, "server_error", code="not_ready", retry_after=5)
+        case CapacityError() | ClusterError():
+            return Fault(503, message, "server_error", code="unavailable", retry_after=5)
+        case _:
+            return Fault(500, message, "server_error")
