@@ -1,0 +1,129 @@
+"""A distributed model from Python: the cluster runs in the background, on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import queue
+import secrets
+import threading
+from collections.abc import Coroutine, Iterator
+from typing import Any, TypeVar
+
+from shoal.cli.local import LocalCluster, local_cluster
+from shoal.config import HeadSettings, from_environment
+from shoal.config import NodeSettings as _NodeSettings
+from shoal.errors import ClusterError, ConfigError
+from shoal.models.description import describe
+from shoal.request import FinishReason, Request, RequestId, SamplingParams
+from shoal.text.detokenizer import TextStream
+
+T = TypeVar("T")
+
+
+class AutoDistributedModel:
+    """A model split over node processes. Close it, or use it in a `with` statement, to end them."""
+
+    def __init__(self, settings: HeadSettings, node: _NodeSettings, nodes: int) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="shoal", daemon=True)
+        self._thread.start()
+        self._names = itertools.count()
+        self._stop = asyncio.Event()
+        self._cluster: LocalCluster | None = None
+        started: queue.Queue[BaseException | None] = queue.Queue()
+        self._running = asyncio.run_coroutine_threadsafe(self._run(settings, node, nodes, started), self._loop)
+        if (error := started.get()) is not None:
+            self.close()
+            raise error
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str, *, nodes: int = 2, memory: str | None = None, threads: int | None = None, **settings: Any
+    ) -> AutoDistributedModel:
+        """model: as for `--model`. settings: fields of HeadSettings, such as precision or context. Raises ShoalError."""
+        if nodes < 1:
+            raise ConfigError(f"nodes must be at least 1, not {nodes}")
+        unknown = set(settings) - {f for f in HeadSettings.__dataclass_fields__ if f not in ("port", "control_port", "min_nodes", "model")}
+        if unknown:
+            raise ConfigError(f"unknown settings: {', '.join(sorted(unknown))}")
+        head = from_environment(HeadSettings, {**settings, "model": model, "port": 0, "control_port": 0})
+        return cls(head, from_environment(_NodeSettings, {"memory": memory, "threads": threads}), nodes)
+
+    async def _run(self, settings: HeadSettings, node: _NodeSettings, nodes: int, started: queue.Queue[BaseException | None]) -> None:
+        try:
+            description = await asyncio.to_thread(describe, settings.model)
+            async with local_cluster(settings, node, description, nodes) as cluster:
+                await cluster.until_ready()
+                self._cluster = cluster
+                started.put(None)
+                await self._stop.wait()
+                self._cluster = None
+        except BaseException as error:
+            started.put(error)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def generate(self, prompt: str, *, max_tokens: int = 256, stop: str | list[str] | None = None, **sampling: Any) -> str:
+        """The text that continues the prompt. sampling: fields of SamplingParams; temperature 0 unless given."""
+        return "".join(self.stream(prompt, max_tokens=max_tokens, stop=stop, **sampling))
+
+    def chat(self, messages: list[dict[str, str]], *, max_tokens: int = 256, stop: str | list[str] | None = None, **sampling: Any) -> str:
+        """The assistant's answer to a conversation."""
+        return "".join(self._stream(self._head.tokenizer.encode_chat(messages), max_tokens, stop, sampling))
+
+    def stream(self, prompt: str, *, max_tokens: int = 256, stop: str | list[str] | None = None, **sampling: Any) -> Iterator[str]:
+        """Like generate, piece by piece. Leaving the iteration cancels the rest."""
+        return self._stream(self._head.tokenizer.encode(prompt), max_tokens, stop, sampling)
+
+    @property
+    def _head(self) -> Any:
+        if self._cluster is None:
+            raise ClusterError("the model is closed")
+        return self._cluster.head
+
+    def _stream(self, prompt: list[int], max_tokens: int, stop: str | list[str] | None, sampling: dict[str, Any]) -> Iterator[str]:
+        head = self._head
+        unknown = set(sampling) - set(SamplingParams.__struct_fields__)
+        if unknown:
+            raise ConfigError(f"unknown sampling parameters: {', '.join(sorted(unknown))}; known are {', '.join(SamplingParams.__struct_fields__)}")
+        params = SamplingParams(**{"temperature": 0.0, "seed": secrets.randbits(63), **sampling})
+        params.check(head.vocabulary)
+        request = Request(RequestId(f"python-{next(self._names)}"), prompt, max_tokens, params, 1, head.tokenizer.stop_tokens)
+        text = TextStream(head.tokenizer, prompt, [stop] if isinstance(stop, str) else stop or [])
+
+        async def submit() -> Any:
+            return head.submit(request)
+
+        stream = self._wait(submit())
+        try:
+            while True:
+                chunk = self._wait(anext(stream))
+                piece = "" if chunk.token is None else text.push(chunk.token)
+                if chunk.finish is not None:
+                    piece += text.finish()
+                if piece:
+                    yield piece
+                if text.stopped or chunk.finish in (FinishReason.STOP, FinishReason.LENGTH):
+                    return
+        finally:
+            self._loop.call_soon_threadsafe(stream.close)
+
+    def close(self) -> None:
+        """Ends every process of the cluster."""
+        if self._loop.is_closed():
+            return
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._running.result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def __enter__(self) -> AutoDistributedModel:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
