@@ -30,7 +30,8 @@ def measure(threads: int, isa: str = "") -> Speed:
     return _measure_numpy() if module is None else _measure_kernels(module, threads, isa)
 
 
-def _median_seconds(run: Callable[[], object], times: int) -> float:
+def median_seconds(run: Callable[[], object], times: int) -> float:
+    """Of some calls, after one to warm up."""
     run()
     seconds: list[float] = []
     for _ in range(times):
@@ -57,11 +58,11 @@ def _measure_kernels(module: Any, threads: int, isa: str) -> Speed:
         stage.forward(hidden, starts, positions, tables, angles, angles, pool, True)
 
     parameters = _LAYERS * sum(n * k for n, k in shapes)
-    return Speed(stage.nbytes / _median_seconds(lambda: step(1), 9), 2.0 * parameters * _ROWS / _median_seconds(lambda: step(_ROWS), 3))
+    return Speed(stage.nbytes / median_seconds(lambda: step(1), 9), 2.0 * parameters * _ROWS / median_seconds(lambda: step(_ROWS), 3))
 
 
 def _measure_numpy() -> Speed:
     weights, row, rows = np.ones((4096, 4096), np.float32), np.ones(4096, np.float32), np.ones((4096, _ROWS), np.float32)
     return Speed(
-        weights.nbytes / _median_seconds(lambda: weights @ row, 5), 2.0 * weights.size * _ROWS / _median_seconds(lambda: weights @ rows, 3)
+        weights.nbytes / median_seconds(lambda: weights @ row, 5), 2.0 * weights.size * _ROWS / median_seconds(lambda: weights @ rows, 3)
     )

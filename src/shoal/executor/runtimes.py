@@ -2,12 +2,107 @@
 
 from __future__ import annotations
 
-from functools import partial
+import importlib.util
+import platform
+from collections.abc import Callable
+from pathlib import Path
 
-from shoal.config import Precision, RuntimeName
-from shoal.executor.base import LayersFactory
+import msgspec
+import numpy as np
+import structlog
+
+from shoal import __version__
+from shoal.config import Precision, RuntimeName, cache_dir
+from shoal.executor.base import Angles, Layers, LayersFactory, StageBatch
+from shoal.executor.kv_pool import KvPool
+from shoal.executor.measure import median_seconds
 from shoal.executor.native_layers import NativeLayers
+from shoal.models.weights import Weights
+from shoal.native import instruction_set, kernels
+
+log = structlog.get_logger()
+
+_TRIED_ROWS = (1, 8, 64)
 
 
-def factory(runtime: RuntimeName, precision: Precision, threads: int, isa: str) -> LayersFactory:
-    return partial(NativeLayers, precision=precision, threads=threads, isa=isa)
+def installed() -> list[RuntimeName]:
+    """What this machine has, the likely fastest first."""
+    found = [RuntimeName.NATIVE] if kernels() is not None else []
+    return found + [r for r in (RuntimeName.ONNXRUNTIME, RuntimeName.OPENVINO) if importlib.util.find_spec(r) is not None]
+
+
+def factory(runtime: RuntimeName, precision: Precision, threads: int, isa: str = "") -> LayersFactory:
+    """How a stage's layers are made. Raises ConfigError where the runtime asked for is not here."""
+
+    def make(weights: Weights, layers: range, last: bool) -> Layers:
+        chosen = fastest(weights, layers, precision, threads, isa) if runtime is RuntimeName.AUTO else runtime
+        return _maker(chosen, precision, threads, isa)(weights, layers, last)
+
+    return make
+
+
+def _maker(runtime: RuntimeName, precision: Precision, threads: int, isa: str) -> LayersFactory:
+    def make(weights: Weights, layers: range, last: bool) -> Layers:
+        if runtime is RuntimeName.NATIVE:
+            return NativeLayers(weights, layers, last, precision=precision, threads=threads, isa=isa)
+        # Heavy imports, needed only by nodes that run them.
+        from shoal.executor.onnx_layers import OnnxLayers
+        from shoal.executor.onnx_runtimes import OnnxRuntime, OpenVino
+
+        segments = OpenVino(threads) if runtime is RuntimeName.OPENVINO else OnnxRuntime(threads)
+        return OnnxLayers(weights, layers, last, runtime=segments, precision=precision, threads=threads, isa=isa)
+
+    return make
+
+
+def fastest(weights: Weights, layers: range, precision: Precision, threads: int, isa: str, directory: Path | None = None) -> RuntimeName:
+    """Times the first of the layers in each runtime, at 1, 8 and 64 rows; remembered per machine, model shape and version."""
+    candidates = installed()
+    if len(candidates) == 1:
+        return candidates[0]
+    spec = weights.spec
+    format = weights.matrix(f"layers.{layers.start}.q").format
+    key = "/".join(
+        str(part)
+        for part in (
+            __version__, platform.node(), instruction_set(isa), *candidates, threads, precision, format,
+            spec.hidden, spec.intermediate, spec.q_heads, spec.kv_heads, spec.head_dim,
+        )
+    )  # fmt: skip
+    memory = (directory or cache_dir()) / "runtimes.json"
+    known = _remembered(memory)
+    if key in known:
+        return known[key]
+    scores = {r: _score(_maker(r, precision, threads, isa), weights, layers.start) for r in candidates}
+    best = min(scores, key=lambda r: scores[r])
+    log.info("runtime chosen", runtime=str(best), microseconds_per_layer={str(r): round(s * 1e6) for r, s in scores.items()})
+    try:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        memory.write_bytes(msgspec.json.encode({**known, key: best}))
+    except OSError as error:
+        log.warning("the choice of a runtime could not be remembered", reason=str(error))
+    return best
+
+
+def _remembered(memory: Path) -> dict[str, RuntimeName]:
+    try:
+        return msgspec.json.decode(memory.read_bytes(), type=dict[str, RuntimeName])
+    except (FileNotFoundError, msgspec.DecodeError):
+        return {}
+
+
+def _score(make: LayersFactory, weights: Weights, layer: int) -> float:
+    """The geometric mean of the seconds of a layer over the tried numbers of rows."""
+    spec = weights.spec
+    layers, pool = make(weights, range(layer, layer + 1), False), KvPool(spec, 1, 4, bf16=True)
+
+    def step(rows: int) -> Callable[[], object]:
+        batch = StageBatch(
+            np.array([0, rows], np.int32), np.zeros(1, np.int32), np.array([[0, 1, 2, 3]], np.int32), np.zeros(rows, np.int32), np.zeros(0, np.int32), ()
+        )
+        flat = np.zeros((rows, spec.head_dim // 2), np.float32)
+        angles = Angles(flat + 1, flat)
+        return lambda: layers.forward(np.ones((rows, spec.hidden), np.float32), batch, angles, pool.memory, True)
+
+    return float(np.prod([median_seconds(step(rows), 7) for rows in _TRIED_ROWS]) ** (1 / len(_TRIED_ROWS)))
+

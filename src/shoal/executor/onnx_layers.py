@@ -1,0 +1,74 @@
+"""Layers run as ONNX segments, with the paged attention between them in the kernels (or NumPy, where they are missing)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shoal.config import Precision
+from shoal.executor.base import Angles, Floats, Ints, StageBatch
+from shoal.executor.onnx_runtimes import Segment, SegmentRuntime
+from shoal.executor.segments import segments
+from shoal.models.spec import ModelSpec
+from shoal.models.weights import Weights
+from shoal.native import kernels, reference
+
+
+class _Attention:
+    """Rotation, append and grouped-query attention of one layer's rows."""
+
+    def __init__(self, spec: ModelSpec, threads: int, isa: str) -> None:
+        self._spec = spec
+        self._scale = spec.head_dim**-0.5
+        module = kernels()
+        arguments = (spec.q_heads, spec.kv_heads, spec.head_dim, spec.eps, self._scale, threads, isa)
+        self._native: Any = None if module is None else module.Attention(*arguments)
+
+    def run(
+        self, qkv: Floats, batch: StageBatch, angles: Angles, pool: NDArray[np.uint8], bf16: bool, window: int, norms: tuple[Floats | None, Floats | None]
+    ) -> Floats:
+        spec = self._spec
+        arguments = (qkv, batch.starts, batch.positions, batch.tables, angles.cos, angles.sin, pool, bf16, window, *norms)
+        if self._native is None:
+            sizes = {"kv_heads": spec.kv_heads, "head_dim": spec.head_dim, "eps": spec.eps, "scale": self._scale}
+            return reference.attend(*arguments, **sizes)
+        out = np.empty((len(qkv), spec.q_heads * spec.head_dim), np.float32)
+        self._native.run(*arguments, out)
+        return out
+
+
+class OnnxLayers:
+    def __init__(self, weights: Weights, layers: range, last: bool, *, runtime: SegmentRuntime, precision: Precision, threads: int, isa: str = "") -> None:
+        self._runtime = runtime
+        self._spec = weights.spec
+        self._layers = layers
+        self._attention = _Attention(weights.spec, threads, isa)
+        self._segments: dict[str, Segment] = {}
+        self._bytes = 0
+        for name, model in segments(weights, layers, last, precision):
+            self._bytes += sum(len(weight.raw_data) for weight in model.graph.initializer)
+            self._segments[name] = runtime.compile(model)
+        self._norms = {
+            i: (weights.vector(f"layers.{i}.q_norm"), weights.vector(f"layers.{i}.k_norm")) if weights.spec.qk_norm else (None, None) for i in layers
+        }
+
+    @property
+    def runtime(self) -> str:
+        return self._runtime.name
+
+    @property
+    def nbytes(self) -> int:
+        return self._bytes
+
+    def forward(self, hidden: Floats, batch: StageBatch, angles: Angles, pool: NDArray[np.uint8], bf16: bool) -> Floats:
+        (qkv,) = self._segments["entry"].run(residual=hidden)
+        for i, layer in enumerate(self._layers):
+            attended = self._attention.run(qkv, batch, angles, pool[i], bf16, self._spec.windows[layer], self._norms[layer])
+            hidden, *rest = self._segments[f"after {layer}"].run(attended=attended, residual=hidden)
+            qkv = rest[0] if rest else qkv
+        return hidden
+
+    def logits(self, hidden: Floats, picked: Ints) -> Floats:
+        return self._segments["head"].run(residual=np.ascontiguousarray(hidden[picked]))[0]
