@@ -10,30 +10,37 @@ namespace shoal {
 namespace SHOAL_ISA {
 namespace {
 
-// Sixteen lanes everywhere: the compiler splits them to the registers of the instruction set (zmm, ymm, xmm, NEON).
-typedef float V __attribute__((vector_size(64)));
-typedef int32_t I __attribute__((vector_size(64)));
-typedef uint32_t U __attribute__((vector_size(64)));
-typedef float Vu __attribute__((vector_size(64), aligned(4)));  // unaligned memory
-typedef uint16_t H __attribute__((vector_size(32), aligned(2)));
+// The lanes of a vector: those of the widest register, so that nothing is split up and spilled.
+#if defined(__AVX512F__)
+constexpr int L = 16;
+#elif defined(__AVX2__)
+constexpr int L = 8;
+#else
+constexpr int L = 4;
+#endif
+typedef float V __attribute__((vector_size(4 * L)));
+typedef int32_t I __attribute__((vector_size(4 * L)));
+typedef uint32_t U __attribute__((vector_size(4 * L)));
+typedef float Vu __attribute__((vector_size(4 * L), aligned(4)));  // unaligned memory
+typedef uint16_t H __attribute__((vector_size(2 * L), aligned(2)));
 
 inline V load(const float* p) { return *reinterpret_cast<const Vu*>(p); }
 inline void keep(float* p, V v) { *reinterpret_cast<Vu*>(p) = v; }
 inline V all(float x) { return V{} + x; }
 
 inline float sum_of(V v) {  // pairwise, in a fixed order
-  float a[16];
+  float a[L];
   keep(a, v);
-  for (int n = 8; n; n /= 2) {
+  for (int n = L / 2; n; n /= 2) {
     for (int i = 0; i < n; ++i) a[i] += a[i + n];
   }
   return a[0];
 }
 
 inline float max_of(V v) {
-  float a[16];
+  float a[L];
   keep(a, v);
-  for (int n = 8; n; n /= 2) {
+  for (int n = L / 2; n; n /= 2) {
     for (int i = 0; i < n; ++i) a[i] = a[i] > a[i + n] ? a[i] : a[i + n];
   }
   return a[0];
@@ -65,11 +72,7 @@ inline V halves(const uint16_t* p) {
 #if defined(__AVX512F__)
   return reinterpret_cast<V>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
 #elif defined(__AVX2__)
-  V v;
-  const __m256 a = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  const __m256 b = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)));
-  std::memcpy(&v, &a, 32), std::memcpy(reinterpret_cast<char*>(&v) + 32, &b, 32);
-  return v;
+  return reinterpret_cast<V>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 #else
   // Move the half's bits into place and let a multiplication by 2^112 mend the exponent, subnormals included.
   const U h = __builtin_convertvector(*reinterpret_cast<const H*>(p), U);
@@ -80,7 +83,7 @@ inline V halves(const uint16_t* p) {
 #endif
 }
 
-// acc[lane] += sum over 4 of w[lane][i] * x[i]; w is unsigned below 2^bits, x four signed bytes in an int.
+// acc[lane] += sum over 4 of w[lane][i] * x[i]; w is unsigned (of 4 bits after the shift, or 8), x four signed bytes in an int.
 template <int bits>
 inline I dot4(I acc, const uint8_t* w, int32_t x, int shift) {
 #if defined(__AVX512VNNI__)
@@ -88,26 +91,20 @@ inline I dot4(I acc, const uint8_t* w, int32_t x, int shift) {
   if (bits == 4) v = _mm512_and_si512(_mm512_srli_epi16(v, shift), _mm512_set1_epi8(15));
   return reinterpret_cast<I>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(acc), v, _mm512_set1_epi32(x)));
 #elif defined(__AVX2__)
-  const __m256i ones = _mm256_set1_epi16(1), xs = _mm256_set1_epi32(x);
-  I out;
-  for (int half = 0; half < 2; ++half) {
-    __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w) + half), a;
-    std::memcpy(&a, reinterpret_cast<const char*>(&acc) + 32 * half, 32);
-    if (bits == 4) {
-      v = _mm256_and_si256(_mm256_srli_epi16(v, shift), _mm256_set1_epi8(15));
-      a = _mm256_add_epi32(a, _mm256_madd_epi16(_mm256_maddubs_epi16(v, xs), ones));
-    } else {  // pairs of 8-bit products overflow 16 bits: widen first
-      const __m256i even = _mm256_and_si256(v, _mm256_set1_epi16(255)), odd = _mm256_srli_epi16(v, 8);
-      const __m256i xe = _mm256_srai_epi16(_mm256_slli_epi16(xs, 8), 8), xo = _mm256_srai_epi16(xs, 8);
-      a = _mm256_add_epi32(a, _mm256_add_epi32(_mm256_madd_epi16(even, xe), _mm256_madd_epi16(odd, xo)));
-    }
-    std::memcpy(reinterpret_cast<char*>(&out) + 32 * half, &a, 32);
+  const __m256i xs = _mm256_set1_epi32(x), v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
+  const __m256i a = reinterpret_cast<__m256i>(acc);
+  if (bits == 4) {
+    const __m256i q = _mm256_and_si256(_mm256_srli_epi16(v, shift), _mm256_set1_epi8(15));
+    return reinterpret_cast<I>(_mm256_add_epi32(a, _mm256_madd_epi16(_mm256_maddubs_epi16(q, xs), _mm256_set1_epi16(1))));
   }
-  return out;
+  // Pairs of 8-bit products overflow 16 bits: widen first.
+  const __m256i even = _mm256_and_si256(v, _mm256_set1_epi16(255)), odd = _mm256_srli_epi16(v, 8);
+  const __m256i xe = _mm256_srai_epi16(_mm256_slli_epi16(xs, 8), 8), xo = _mm256_srai_epi16(xs, 8);
+  return reinterpret_cast<I>(_mm256_add_epi32(a, _mm256_add_epi32(_mm256_madd_epi16(even, xe), _mm256_madd_epi16(odd, xo))));
 #else
   int8_t s[4];
   std::memcpy(s, &x, 4);
-  for (int lane = 0; lane < 16; ++lane) {
+  for (int lane = 0; lane < L; ++lane) {
     int32_t total = 0;
     for (int i = 0; i < 4; ++i) total += (bits == 4 ? (w[lane * 4 + i] >> shift) & 15 : w[lane * 4 + i]) * s[i];
     acc[lane] += total;
@@ -122,12 +119,13 @@ inline void finish(V acc, const float* bias, bool add, float* out) {
   keep(out, acc);
 }
 
+// The output rows [lane, lane + L) of a panel, for R rows of x.
 template <int R, int bits, bool has_min>
-void gemm_quantised(const Matrix& w, int64_t p, const Activations& x, int64_t row, const float* bias, bool add, float* out,
-                    int64_t stride) {
+void gemm_quantised(const Matrix& w, int64_t p, int64_t lane, const Activations& x, int64_t row, const float* bias, bool add,
+                    float* out, int64_t stride) {
   const int64_t blocks = w.blocks();
-  const uint8_t* data = w.panel(p);
-  const uint16_t *scales = w.scales(p), *mins = has_min ? w.mins(p) : nullptr;
+  const uint8_t* data = w.panel(p) + lane * 4;
+  const uint16_t *scales = w.scales(p) + lane, *mins = has_min ? w.mins(p) + lane : nullptr;
   const int8_t* q[R];
   const float* scale[R];
   const int32_t* sum[R];
@@ -169,9 +167,9 @@ void gemm_quantised(const Matrix& w, int64_t p, const Activations& x, int64_t ro
 }
 
 template <int R>
-void gemm_float(const Matrix& w, int64_t p, const Activations& x, int64_t row, const float* bias, bool add, float* out,
-                int64_t stride) {
-  const float* data = reinterpret_cast<const float*>(w.panel(p));
+void gemm_float(const Matrix& w, int64_t p, int64_t lane, const Activations& x, int64_t row, const float* bias, bool add,
+                float* out, int64_t stride) {
+  const float* data = reinterpret_cast<const float*>(w.panel(p)) + lane;
   const float* in[R];
   V acc[R];
   for (int r = 0; r < R; ++r) in[r] = x.x + (row + r) * w.k, acc[r] = V{};
@@ -185,17 +183,29 @@ void gemm_float(const Matrix& w, int64_t p, const Activations& x, int64_t row, c
 template <int R>
 void gemm_rows(const Matrix& w, int64_t p, const Activations& x, int64_t row, const float* bias, bool add, float* out,
                int64_t stride) {
-  if (w.kind == Kind::F32) return gemm_float<R>(w, p, x, row, bias, add, out, stride);
-  if (w.kind == Kind::Q8) {
-    if (w.has_min) return gemm_quantised<R, 8, true>(w, p, x, row, bias, add, out, stride);
-    return gemm_quantised<R, 8, false>(w, p, x, row, bias, add, out, stride);
+  for (int64_t lane = 0; lane < kPanel; lane += L) {
+    const float* b = bias ? bias + lane : nullptr;
+    if (w.kind == Kind::F32) {
+      gemm_float<R>(w, p, lane, x, row, b, add, out + lane, stride);
+    } else if (w.kind == Kind::Q8) {
+      if (w.has_min) {
+        gemm_quantised<R, 8, true>(w, p, lane, x, row, b, add, out + lane, stride);
+      } else {
+        gemm_quantised<R, 8, false>(w, p, lane, x, row, b, add, out + lane, stride);
+      }
+    } else if (w.has_min) {
+      gemm_quantised<R, 4, true>(w, p, lane, x, row, b, add, out + lane, stride);
+    } else {
+      gemm_quantised<R, 4, false>(w, p, lane, x, row, b, add, out + lane, stride);
+    }
   }
-  if (w.has_min) return gemm_quantised<R, 4, true>(w, p, x, row, bias, add, out, stride);
-  return gemm_quantised<R, 4, false>(w, p, x, row, bias, add, out, stride);
 }
 
+// Rows of x that are multiplied together, and queries that are attended together: what the registers hold.
 #if defined(__AVX512F__)
 constexpr int kRows = 8, kQueries = 6;
+#elif defined(__AVX2__)
+constexpr int kRows = 4, kQueries = 3;
 #else
 constexpr int kRows = 2, kQueries = 2;
 #endif
@@ -211,41 +221,44 @@ void gemm(const Matrix& w, int64_t p, const Activations& x, int64_t first, int64
 
 void quantise(const float* x, int64_t k, int8_t* q, float* scale, int32_t* sum) {
   for (int64_t b = 0; b < k / kBlock; ++b, x += kBlock, q += kBlock) {
-    const V a = load(x), c = load(x + 16);
-    const float peak = max_of(larger(larger(a, -a), larger(c, -c)));
+    V peaks{};
+    for (int i = 0; i < kBlock; i += L) {
+      const V v = load(x + i);
+      peaks = larger(peaks, larger(v, -v));
+    }
+    const float peak = max_of(peaks);
     const float inverse = peak > 0 ? 127.0f / peak : 0.0f;
     scale[b] = peak / 127.0f;
-    // Adding 1.5 * 2^23 rounds to nearest even.
-    const I qa = __builtin_convertvector((a * inverse + 12582912.0f) - 12582912.0f, I);
-    const I qc = __builtin_convertvector((c * inverse + 12582912.0f) - 12582912.0f, I);
-    int32_t total = 0;
+    I total{};
+    for (int i = 0; i < kBlock; i += L) {
+      // Adding 1.5 * 2^23 rounds to nearest even.
+      const I v = __builtin_convertvector((load(x + i) * inverse + 12582912.0f) - 12582912.0f, I);
+      total += v;
 #if defined(__AVX512F__)
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(qa)));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(qc)));
-    total = _mm512_reduce_add_epi32(reinterpret_cast<__m512i>(qa + qc));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(q + i), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(v)));
 #else
-    for (int i = 0; i < 16; ++i) {
-      q[i] = static_cast<int8_t>(qa[i]), q[16 + i] = static_cast<int8_t>(qc[i]);
-      total += qa[i] + qc[i];
-    }
+      for (int lane = 0; lane < L; ++lane) q[i + lane] = static_cast<int8_t>(v[lane]);
 #endif
-    sum[b] = total;
+    }
+    int32_t all_of = 0;
+    for (int lane = 0; lane < L; ++lane) all_of += total[lane];
+    sum[b] = all_of;
   }
 }
 
 void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* out) {
   V squares{};
   int64_t i = 0;
-  for (; i + 16 <= n; i += 16) squares += load(x + i) * load(x + i);
+  for (; i + L <= n; i += L) squares += load(x + i) * load(x + i);
   float total = sum_of(squares);
   for (; i < n; ++i) total += x[i] * x[i];
   const float inverse = 1.0f / std::sqrt(total / static_cast<float>(n) + eps);
-  for (i = 0; i + 16 <= n; i += 16) keep(out + i, load(x + i) * inverse * load(weight + i));
+  for (i = 0; i + L <= n; i += L) keep(out + i, load(x + i) * inverse * load(weight + i));
   for (; i < n; ++i) out[i] = x[i] * inverse * weight[i];
 }
 
 void silu_mul(float* gate, const float* up, int64_t n) {
-  for (int64_t i = 0; i < n; i += 16) {
+  for (int64_t i = 0; i < n; i += L) {
     const V g = load(gate + i);
     keep(gate + i, g / (exp_of(-g) + 1.0f) * load(up + i));
   }
@@ -288,6 +301,7 @@ inline V cache(const uint16_t* p) {
 }
 
 constexpr int64_t kMaxHead = 256;
+constexpr int kPartsAtOnce = 2;  // vectors of a block's scores that are kept in registers
 
 // Flash attention over a run of blocks for up to kQueries queries: running maximum, sum of weights, weighted values.
 template <class T, int N>
@@ -299,7 +313,7 @@ void attend_queries(const Pool& pool, int64_t head, const int32_t* table, int32_
   float peak[N], total[N];
   for (int t = 0; t < N; ++t) {
     peak[t] = -INFINITY, total[t] = 0;
-    for (int64_t i = 0; i < d; i += 16) keep(acc[t] + i, V{});
+    for (int64_t i = 0; i < d; i += L) keep(acc[t] + i, V{});
   }
   int32_t low = end, high = begin;  // what any of the queries sees of [begin, end)
   for (int t = 0; t < N; ++t) {
@@ -307,42 +321,60 @@ void attend_queries(const Pool& pool, int64_t head, const int32_t* table, int32_
     high = queries[t].end > high ? queries[t].end : high;
   }
   low = low < begin ? begin : low, high = high > end ? end : high;
+  constexpr int kParts = kTokens / L;
   I lane;
-  for (int i = 0; i < 16; ++i) lane[i] = i;
+  for (int i = 0; i < L; ++i) lane[i] = i;
 
   for (int32_t at = low / kTokens * kTokens; at < high; at += kTokens) {
     const T* keys = reinterpret_cast<const T*>(pool.at(table[at / kTokens], head));
     const T* values = keys + kTokens * d;
-    V left[N], right[N];
-    for (int t = 0; t < N; ++t) left[t] = V{}, right[t] = V{};
-    for (int64_t i = 0; i < d; ++i) {
-      const V a = cache(keys + i * kTokens), b = cache(keys + i * kTokens + 16);
-      for (int t = 0; t < N; ++t) left[t] += a * queries[t].q[i], right[t] += b * queries[t].q[i];
+    for (int half = 0; half < kParts; half += kPartsAtOnce) {
+      V scores[N][kPartsAtOnce];
+      for (int t = 0; t < N; ++t) {
+        for (int c = 0; c < kPartsAtOnce; ++c) scores[t][c] = V{};
+      }
+      for (int64_t i = 0; i < d; ++i) {
+        V k[kPartsAtOnce];
+        for (int c = 0; c < kPartsAtOnce; ++c) k[c] = cache(keys + i * kTokens + (half + c) * L);
+        for (int t = 0; t < N; ++t) {
+          for (int c = 0; c < kPartsAtOnce; ++c) scores[t][c] += k[c] * queries[t].q[i];
+        }
+      }
+      for (int t = 0; t < N; ++t) {
+        for (int c = 0; c < kPartsAtOnce; ++c) keep(weight[t] + (half + c) * L, scores[t][c]);
+      }
     }
     for (int t = 0; t < N; ++t) {
       const int32_t from = (queries[t].first > begin ? queries[t].first : begin) - at;
       const int32_t to = (queries[t].end < end ? queries[t].end : end) - at;
-      const V none = all(-INFINITY);
-      left[t] = (lane >= from) & (lane < to) ? left[t] * scale : none;
-      right[t] = (lane + 16 >= from) & (lane + 16 < to) ? right[t] * scale : none;
-      const float block_peak = max_of(larger(left[t], right[t]));
+      V masked[kParts], peaks = all(-INFINITY);
+      for (int c = 0; c < kParts; ++c) {
+        const I token = lane + c * L;
+        masked[c] = (token >= from) & (token < to) ? load(weight[t] + c * L) * scale : all(-INFINITY);
+        peaks = larger(peaks, masked[c]);
+      }
+      const float block_peak = max_of(peaks);
       if (block_peak == -INFINITY) {
-        keep(weight[t], V{}), keep(weight[t] + 16, V{});
+        for (int c = 0; c < kParts; ++c) keep(weight[t] + c * L, V{});
         continue;
       }
       const float new_peak = block_peak > peak[t] ? block_peak : peak[t];
-      const V a = exp_of(left[t] - new_peak), b = exp_of(right[t] - new_peak);
-      keep(weight[t], a), keep(weight[t] + 16, b);
+      V sums{};
+      for (int c = 0; c < kParts; ++c) {
+        const V e = exp_of(masked[c] - new_peak);
+        keep(weight[t] + c * L, e);
+        sums += e;
+      }
       if (new_peak > peak[t]) {
         const float shrink = std::exp(peak[t] - new_peak);
         total[t] *= shrink;
-        for (int64_t i = 0; i < d; i += 16) keep(acc[t] + i, load(acc[t] + i) * shrink);
+        for (int64_t i = 0; i < d; i += L) keep(acc[t] + i, load(acc[t] + i) * shrink);
         peak[t] = new_peak;
       }
-      total[t] += sum_of(a + b);
+      total[t] += sum_of(sums);
     }
     const int64_t first = low > at ? low - at : 0, last = high - at < kTokens ? high - at : kTokens;
-    for (int64_t i = 0; i < d; i += 16) {
+    for (int64_t i = 0; i < d; i += L) {
       V sums[N];
       for (int t = 0; t < N; ++t) sums[t] = load(acc[t] + i);
       for (int64_t j = first; j < last; ++j) {
@@ -358,7 +390,7 @@ void attend_queries(const Pool& pool, int64_t head, const int32_t* table, int32_
       out[d] = peak[t], out[d + 1] = total[t];
     } else {
       const float inverse = 1.0f / total[t];
-      for (int64_t i = 0; i < d; i += 16) keep(queries[t].out + i, load(acc[t] + i) * inverse);
+      for (int64_t i = 0; i < d; i += L) keep(queries[t].out + i, load(acc[t] + i) * inverse);
     }
   }
 }
@@ -391,7 +423,7 @@ void merge(const float* partials, int64_t splits, int64_t head_dim, float* out) 
     if (part[head_dim] == -INFINITY) continue;  // a split wholly outside the window
     const float factor = std::exp(part[head_dim] - peak);
     total += part[head_dim + 1] * factor;
-    for (int64_t i = 0; i < head_dim; i += 16) keep(out + i, load(out + i) + load(part + i) * factor);
+    for (int64_t i = 0; i < head_dim; i += L) keep(out + i, load(out + i) + load(part + i) * factor);
   }
   const float inverse = 1.0f / total;
   for (int64_t i = 0; i < head_dim; ++i) out[i] *= inverse;
@@ -400,7 +432,7 @@ void merge(const float* partials, int64_t splits, int64_t head_dim, float* out) 
 int64_t argmax(const float* x, int64_t n) {  // the first of equals
   V best = all(-INFINITY);
   int64_t i = 0;
-  for (; i + 16 <= n; i += 16) best = larger(best, load(x + i));
+  for (; i + L <= n; i += L) best = larger(best, load(x + i));
   float peak = max_of(best);
   for (; i < n; ++i) peak = x[i] > peak ? x[i] : peak;
   for (i = 0; i < n; ++i) {

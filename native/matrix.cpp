@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <new>
 #include <stdexcept>
 #if defined(__linux__)
@@ -11,18 +12,33 @@
 
 namespace shoal {
 
-void Free::operator()(void* p) const { std::free(p); }
+namespace {
 
-Buffer allocate(int64_t bytes) {
-  constexpr int64_t kHuge = 2 << 20;
-  const int64_t align = bytes >= 2 * kHuge ? kHuge : 64;
-  const int64_t size = (bytes + align - 1) / align * align;
-  void* p = std::aligned_alloc(static_cast<size_t>(align), static_cast<size_t>(size > 0 ? size : align));
+constexpr int64_t kHugePage = 2 << 20, kArena = 16 << 20;
+
+std::shared_ptr<uint8_t> pages(int64_t bytes) {
+  void* p = std::aligned_alloc(static_cast<size_t>(kHugePage), static_cast<size_t>(bytes));
   if (p == nullptr) throw std::bad_alloc();
 #if defined(__linux__)
-  if (align == kHuge) madvise(p, static_cast<size_t>(size), MADV_HUGEPAGE);  // fewer TLB misses; advice, may be refused
+  madvise(p, static_cast<size_t>(bytes), MADV_HUGEPAGE);  // advice: may be refused
 #endif
-  return Buffer(static_cast<uint8_t*>(p));
+  return {static_cast<uint8_t*>(p), [](uint8_t* q) { std::free(q); }};
+}
+
+}  // namespace
+
+Buffer allocate(int64_t bytes) {
+  static std::mutex mutex;
+  static std::weak_ptr<uint8_t> current;  // lives as long as a matrix in it
+  static int64_t used = 0;
+  const int64_t size = (bytes + 63) / 64 * 64;
+  if (size > kArena / 2) return pages((size + kHugePage - 1) / kHugePage * kHugePage);
+  std::lock_guard<std::mutex> lock(mutex);
+  std::shared_ptr<uint8_t> arena = current.lock();
+  if (!arena || used + size > kArena) current = arena = pages(kArena), used = 0;
+  uint8_t* at = arena.get() + used;
+  used += size;
+  return {arena, at};
 }
 
 float half_to_float(uint16_t h) {

@@ -21,11 +21,10 @@ constexpr int64_t kBlock = 32;   // inputs that share a scale
 
 enum class Kind : uint8_t { F32, Q8, Q4 };
 
-struct Free {
-  void operator()(void* p) const;
-};
-using Buffer = std::unique_ptr<uint8_t, Free>;
-Buffer allocate(int64_t bytes);  // 64-byte aligned; throws std::bad_alloc
+// 64-byte aligned memory out of large blocks of huge pages, so that reading weights front to back is not slowed by a page
+// walk every 4 KiB; matrices that are packed one after the other lie one after the other. Throws std::bad_alloc.
+using Buffer = std::shared_ptr<uint8_t>;
+Buffer allocate(int64_t bytes);
 
 struct Matrix {
   Kind kind;
