@@ -1,6 +1,6 @@
 // A team of threads that steps through the phases of a stage together.
 //
-// Between two phases of a decode step lie a few microseconds, so members wait by spinning, briefly, then yield; between
+// Between two phases of a decode step lie a few microseconds, so members wait by spinning, briefly, then sleep; between
 // steps they sleep in the kernel. A team of one is the calling thread alone and costs nothing.
 #pragma once
 #include <atomic>
@@ -40,7 +40,7 @@ class Team {
   bool stop_ = false;
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<uint32_t> phase_{0};
-  alignas(64) std::atomic<int> done_{0};
+  alignas(64) std::atomic<uint32_t> done_{0};
 };
 
 // Hands out [0, count) in chunks: members take the next free one, so a member that the system stopped holds up little.

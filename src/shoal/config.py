@@ -69,15 +69,26 @@ class Settings:
     """Base of the roles."""
 
     def __post_init__(self) -> None:
+        kinds = get_type_hints(type(self))
         for field in dataclasses.fields(self):
+            if isinstance(kinds[field.name], type) and issubclass(kinds[field.name], enum.Enum):
+                self._choose(field.name, kinds[field.name])
             value, low, high = getattr(self, field.name), field.metadata.get("low"), field.metadata.get("high")
             flag = "--" + field.name.replace("_", "-")
             if value is None or isinstance(value, str | bool) or low is None:
                 continue
-            if value < low or (high is not None and value > high):
+            if not (low <= value and (high is None or value <= high)):  # a NaN fails this too
                 upper = f" and {high:g}" if high is not None else ""
                 raise ConfigError(f"{flag} must be at least {low:g}{upper}, not {value}")
         self.check()
+
+    def _choose(self, name: str, kind: type[enum.Enum]) -> None:
+        """A plain string becomes the choice that it names."""
+        try:
+            object.__setattr__(self, name, kind(getattr(self, name)))
+        except ValueError:
+            choices = ", ".join(str(choice.value) for choice in kind)
+            raise ConfigError(f"--{name.replace('_', '-')} is one of {choices}, not '{getattr(self, name)}'") from None
 
     def check(self) -> None:
         """Checks the fields together. Raises ConfigError."""
@@ -155,6 +166,14 @@ def hub_endpoint(environment: Mapping[str, str] = os.environ) -> str | None:
     return environment.get("HF_ENDPOINT")
 
 
+def _boolean(text: str) -> bool:
+    """Raises ValueError."""
+    known = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False, "": False}
+    if text.lower() not in known:
+        raise ValueError("write true or false")
+    return known[text.lower()]
+
+
 def from_environment(role: type[S], given: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> S:
     """A role's settings: what was given, else the environment, else the defaults. Raises ConfigError."""
     hints = get_type_hints(role)
@@ -164,7 +183,7 @@ def from_environment(role: type[S], given: Mapping[str, Any], environment: Mappi
         if given.get(field.name) is not None:
             values[field.name] = given[field.name]
         elif variable in environment:
-            kind = hints[field.name]
+            kind: Any = _boolean if hints[field.name] is bool else hints[field.name]
             try:
                 values[field.name] = kind(environment[variable])
             except ValueError as error:

@@ -13,7 +13,7 @@ import grpc.aio
 import structlog
 
 from shoal.control.messages import OPTIONS, SERVICE, ClusterDescription, DescribeRequest, HeadMessage, NodeMessage
-from shoal.errors import ConfigError
+from shoal.errors import ConfigError, address_error
 
 log = structlog.get_logger()
 
@@ -75,7 +75,7 @@ class ControlServer:
                 try:
                     probe.bind((host, port))
                 except OSError as error:
-                    raise ConfigError(f"port {port} on {host} is in use; stop what uses it, or choose another --control-port ({error.strerror})") from error
+                    raise address_error(host, port, error) from error
         try:
             self.port = self._server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
         except RuntimeError as error:

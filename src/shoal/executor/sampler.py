@@ -11,6 +11,7 @@ from shoal.request import Alternative, SamplingParams
 from shoal.scheduler.plan import Opened, Sampled
 
 _MASK = 2**64 - 1
+_GREEDY = 1e-5  # temperatures below it leave only the likeliest token, and would overflow
 
 
 def uniform(seed: int, position: int) -> float:
@@ -104,7 +105,7 @@ class Sampler:
         likeliest = int(adjusted.argmax())
         if not np.isfinite(adjusted[likeliest]):
             raise ClusterError("the model's output is not a number: its weights or the precision they run in are unsound")
-        if params.temperature == 0:
+        if params.temperature < _GREEDY:
             token = likeliest
         else:
             sums = np.cumsum(distribution(adjusted, params))
@@ -121,6 +122,7 @@ def _with_logprobs(sequence: int, token: int, logits: Floats, count: int) -> Sam
     peak = float(logits.max())
     norm = peak + float(np.log(np.exp(logits - np.float32(peak), dtype=np.float32).sum(dtype=np.float64)))
     best: list[int] = []
+    count = min(count, len(logits))
     if count:
         top = np.argpartition(logits, -count)[-count:]
         best = top[np.lexsort((top, -logits[top]))].tolist()

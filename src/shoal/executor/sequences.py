@@ -30,7 +30,14 @@ class Sequences:
         tokens: list[int] = []
         picked: list[int] = []
         tables: list[list[int]] = []
+        if len({chunk.sequence for chunk in chunks}) != len(chunks):
+            raise RemoteProtocolError(f"step {plan.step} names a sequence twice")
+        for source, target in plan.copies:
+            if not (0 <= source < self._blocks and 0 <= target < self._blocks):
+                raise RemoteProtocolError(f"step {plan.step} copies a KV block outside the pool of {self._blocks}")
         for i, chunk in enumerate(chunks):
+            if any(not 0 <= token < 2**31 for token in chunk.tokens):
+                raise RemoteProtocolError(f"step {plan.step} has a token that cannot be")
             table = self._tables.setdefault(chunk.sequence, [])
             if chunk.blocks:
                 table.extend(chunk.blocks)

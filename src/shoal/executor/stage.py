@@ -41,8 +41,8 @@ class StageExecutor:
     def run(self, plan: StepPlan, hidden: Floats | None) -> StageOutput:
         """hidden: [rows, hidden] from the stage before; None on the first. Raises RemoteProtocolError for a plan that cannot be."""
         began = perf_counter()
-        self._pool.copy(plan.copies)
         batch = self._sequences.apply(plan)
+        self._pool.copy(plan.copies)
         for sequence in plan.closed:
             self._sampler.close(sequence)
         if self._last:

@@ -97,10 +97,12 @@ class Answer:
     async def _follow(self, index: int, merged: asyncio.Queue[Piece | ShoalError | None]) -> None:
         request, stream = self.job.requests[index], self._streams[index]
         choices = [_Choice(TextStream(self._engine.tokenizer, request.prompt, self.job.stops)) for _ in range(request.n)]
+        counted = False
         try:
             async for chunk in stream:
                 self.usage.completion += 1
-                if chunk.choice == 0 and chunk.cached:
+                if not counted:
+                    counted = True
                     self.usage.cached += chunk.cached
                 piece = self._piece(choices[chunk.choice], chunk, index * request.n + chunk.choice)
                 if piece.finish is not None and chunk.finish is None:

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 import uvicorn
 from fastapi import FastAPI
 
-from shoal.errors import ConfigError
-from shoal.transport.tcp import address_error
+from shoal.errors import address_error
 
 
 class _Server(uvicorn.Server):
@@ -28,7 +27,7 @@ class ApiServer:
             self._socket.bind((host, port))
         except OSError as error:
             self._socket.close()
-            raise ConfigError(address_error(host, port, error)) from error
+            raise address_error(host, port, error) from error
         self._server = _Server(uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=5))
 
     @property

@@ -55,6 +55,8 @@ class RouteBroken:
 
     epoch: int
     reason: str
+    opened: bool
+    """Whether it had ever been open."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from shoal.membership.instructions import Abandon, Instruction, LinkStage, LoadS
 from shoal.placement.partition import Placement
 from shoal.placement.profile import NodeProfile
 
+_LINK_TRIES = 3
 WAITING, LOADING, LINKING, SERVING = "waiting", "loading", "linking", "serving"
 
 
@@ -50,6 +51,7 @@ class Cluster:
         self.placement: Placement | None = None
         self._placer = placer
         self._ready: set[int] = set()
+        self._failures = 0  # since a route was last opened
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """What is to be done about an event. `now`: monotonic seconds."""
@@ -68,8 +70,8 @@ class Cluster:
                 return self._linked(node, epoch)
             case StageFailed(node, epoch, reason):
                 return self._failed(node, epoch, reason)
-            case RouteBroken(epoch, reason):
-                return self._broken(reason) if epoch == self.epoch and self.state == SERVING else []
+            case RouteBroken(epoch, reason, opened):
+                return self._route_broken(reason, opened) if epoch == self.epoch and self.state == SERVING else []
             case Tick():
                 return self._tick(now)
 
@@ -91,8 +93,17 @@ class Cluster:
         if epoch != self.epoch or node not in self.route:
             return []
         member = self.members[node]
-        member.failed = reason
+        self._failures += 1
+        # A link fails for its other end's sake as often as not; leave a node out for it only when it happens again and again.
+        if self.state != LINKING or self._failures > _LINK_TRIES:
+            member.failed = reason
         return self._broken(f"node {member.joined.profile.name} failed: {reason}")
+
+    def _route_broken(self, reason: str, opened: bool) -> list[Instruction]:
+        self._failures = 0 if opened else self._failures + 1
+        if self._failures > _LINK_TRIES:
+            self.members[self.route[0]].failed = f"the head cannot reach it: {reason}"
+        return self._broken(reason)
 
     def _broken(self, reason: str) -> list[Instruction]:
         """Fences the route off and tries for another."""
@@ -144,8 +155,10 @@ class Cluster:
         return [Serve(self.epoch, self.route[0], self.placement)]
 
     def _tick(self, now: float) -> list[Instruction]:
-        silent = [n for n, m in self.members.items() if now - m.heard > self.silence]
+        silent = {n: m.joined.profile.name for n, m in self.members.items() if now - m.heard > self.silence}
         out: list[Instruction] = []
-        for node in silent:
-            out += [Refuse(node, "no heartbeat came"), *self._left(node, f"nothing was heard from it for {self.silence:g} s")]
-        return out
+        for node, name in silent.items():  # all of them, before a new route is sought
+            del self.members[node]
+            out += [Refuse(node, "no heartbeat came"), Report(f"{name} left: nothing was heard from it for {self.silence:g} s")]
+        lost = [name for node, name in silent.items() if node in self.route]
+        return [*out, *(self._broken(f"nothing was heard from {', '.join(lost)} for {self.silence:g} s") if lost else [])]

@@ -322,6 +322,7 @@ class Head:
         joined, waiting = self._cluster.members[first].joined, self._last_stage
         assert waiting is not None  # stages were loaded before this one is served
         self._route_over.clear()
+        opened = False
         try:
             upstream = await open_link(joined.host, joined.tensor_port, epoch, Hello(__version__, self._name, "head", 0))
             async with asyncio.timeout(10):
@@ -337,13 +338,14 @@ class Head:
                 depth=len(placement.stages),
             )
             self._driver = Driver(Scheduler(limits), upstream, results, epoch, self._observe)
+            opened = True
             if self._cluster.state == SERVING and self._cluster.epoch == epoch:
                 self.ready.set()
                 log.info("serving", model=self.model.name, stages=len(placement.stages), epoch=epoch)
             await self._driver.run()
         except (StageLost, OSError, EOFError, RemoteProtocolError) as error:
             self._route_over.set()
-            self._handle(events.RouteBroken(epoch, str(error)))
+            self._handle(events.RouteBroken(epoch, str(error), opened))
         finally:
             self._route_over.set()
 

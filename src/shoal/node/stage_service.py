@@ -53,6 +53,7 @@ async def accept_link(stream: FrameStream, greeting: Frame, epoch: int, cluster:
     except RemoteProtocolError as error:
         await stream.send(Frame(Kind.ERROR, epoch, meta=messages.encode(messages.Error(str(error), stage))))
         raise
+    stream.trust()
     await stream.send(Frame(Kind.HELLO, epoch, meta=messages.encode(messages.Hello(__version__, cluster, node, stage))))
 
 
@@ -79,6 +80,13 @@ class StageService:
 
     async def serve(self, upstream: FrameStream) -> None:
         """Runs steps until the stage before hangs up. Raises ShoalError where a step cannot be run."""
+        try:
+            await self._serve(upstream)
+        finally:  # a route with a hole is of no use: let the rest of it, and the head, notice
+            if self._next is not None:
+                self._next.abort()
+
+    async def _serve(self, upstream: FrameStream) -> None:
         loop = asyncio.get_running_loop()
         while True:
             frame = await upstream.receive()

@@ -35,8 +35,8 @@ class TokenStream:
 
     def __init__(self, driver: Driver, request: Request) -> None:
         self._driver, self._request = driver, request
-        self._items: asyncio.Queue[TokenChunk | ShoalError] = asyncio.Queue()
-        self._open = request.n
+        self._items: asyncio.Queue[TokenChunk | ShoalError | None] = asyncio.Queue()
+        self._open = set(range(request.n))
 
     def put(self, item: TokenChunk | ShoalError) -> None:
         self._items.put_nowait(item)
@@ -46,22 +46,28 @@ class TokenStream:
 
     async def __anext__(self) -> TokenChunk:
         """Raises StageLost where the route breaks on the way."""
-        if not self._open:
-            self.close()
-            raise StopAsyncIteration
-        item = await self._items.get()
-        if isinstance(item, ShoalError):
-            self.close()
-            raise item
-        self._open -= item.finish is not None
-        return item
+        while self._open:
+            item = await self._items.get()
+            if isinstance(item, ShoalError):
+                self.close()
+                raise item
+            if item is None or item.choice not in self._open:
+                continue  # closed, or of a choice that was ended from this side
+            if item.finish is not None:
+                self._open.discard(item.choice)
+            return item
+        self.close()
+        raise StopAsyncIteration
 
     def end_choice(self, choice: int) -> None:
         """Ends one choice from this side; no chunk of it comes any more."""
-        self._driver.scheduler.cancel(self._request.id, choice)
-        self._open -= 1
+        self._open.discard(choice)
+        self._driver.cancel(self._request.id, choice)
 
     def close(self) -> None:
+        """Cancels what is left; whoever waits for a chunk learns that none will come."""
+        self._open.clear()
+        self._items.put_nowait(None)
         self._driver.forget(self._request.id)
 
 
@@ -79,25 +85,41 @@ class Driver:
         self._nudge: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        """Takes results until the route breaks. Raises StageLost, having told every request."""
+        """Takes results until the route breaks at either end. Raises StageLost, having told every request."""
+        loop = asyncio.get_running_loop()
+        ends = {loop.create_task(self._take_results()), loop.create_task(self._watch_first())}
         try:
-            while True:
-                self._take(await self._last.receive())
-                await self._fill()
+            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for end in done:
+                end.result()
         except (OSError, EOFError, RemoteProtocolError) as error:
             raise StageLost(f"the route broke: {error}") from error
         finally:
+            for end in ends:
+                end.cancel()
+            await asyncio.gather(*ends, return_exceptions=True)
             if self._nudge is not None:
                 self._nudge.cancel()
             self.fail(StageLost("a node that held a part of the model was lost; send the request again"))
             self._first.abort()
             self._last.abort()
 
+    async def _take_results(self) -> None:
+        while True:
+            self._take(await self._last.receive())
+            await self._fill()
+
+    async def _watch_first(self) -> None:
+        """The first stage never speaks on its link; only the link's end is news."""
+        frame = await self._first.receive()
+        raise RemoteProtocolError(f"stage 0 sent a {frame.kind.name} frame to the head")
+
     def fail(self, error: ShoalError) -> None:
         """Ends every request with an error; nothing can be submitted any more."""
         if self._failure is None:
             self._failure = error
         self.scheduler.abandon()
+        self._flight.clear()
         for stream in self._streams.values():
             stream.put(error)
 
@@ -117,6 +139,12 @@ class Driver:
             self.scheduler.cancel(request)
             self.nudge()
 
+    def cancel(self, request: RequestId, choice: int) -> None:
+        """Ends one choice of a request."""
+        if self._failure is None:
+            self.scheduler.cancel(request, choice)
+            self.nudge()
+
     def nudge(self) -> None:
         """Sends steps soon, because something came or ended."""
         if self._nudge is None or self._nudge.done():
@@ -124,7 +152,7 @@ class Driver:
 
     def _take(self, frame: Frame) -> None:
         arrived = perf_counter()
-        if frame.epoch != self._epoch:
+        if frame.epoch != self._epoch or self._failure is not None:
             return  # of a route that is gone
         if frame.kind is Kind.ERROR:
             error = messages.decode_error(frame.meta)

@@ -52,8 +52,9 @@ class Placement:
     @property
     def tokens_per_second(self) -> float:
         """With all lanes busy: every stage works on its share of them at once."""
-        share = max(1, self.lanes // len(self.stages))
-        return share / max(self.slowest, self.latency / len(self.stages))
+        stages = len(self.stages)
+        busy = min(self.lanes, max(1, self.lanes // stages) * stages)
+        return busy / max(self.latency, self.slowest * stages)
 
     @property
     def prefill_per_second(self) -> float:
@@ -88,17 +89,34 @@ class _Costs:
         return 2.0 * (end - first) * self.model.layer_parameters / node.flops
 
 
-def _orders(nodes: Sequence[NodeProfile]) -> Iterator[tuple[NodeProfile, ...]]:
-    if len(nodes) <= _TRY_ALL:
-        for count in range(1, len(nodes) + 1):
-            yield from permutations(nodes, count)
-        return
-    by_speed = sorted(nodes, key=lambda n: (-n.bytes_per_second, n.name))
-    by_memory = sorted(nodes, key=lambda n: (-n.memory, n.name))
+Order = tuple[NodeProfile, ...]
+
+
+def _all_orders(nodes: Sequence[NodeProfile]) -> Iterator[Order]:
     for count in range(1, len(nodes) + 1):
-        yield tuple(by_speed[:count])
-        yield tuple(by_memory[:count])
-    yield tuple(nodes)
+        yield from permutations(nodes, count)
+
+
+def _likely_orders(nodes: Sequence[NodeProfile]) -> Iterator[Order]:
+    """Where there are too many to try: by speed and by memory, both ways, each member also as the last, where the head lies."""
+    for key in (lambda n: n.bytes_per_second, lambda n: float(n.memory)):  # pyright: ignore[reportUnknownLambdaType, reportUnknownMemberType]
+        ranked = sorted(nodes, key=lambda n: (-key(n), n.name))
+        for count in range(1, len(nodes) + 1):
+            chosen = ranked[:count]
+            yield tuple(chosen[::-1])
+            for i in range(count):
+                yield (*chosen[:i], *chosen[i + 1 :], chosen[i])
+
+
+def _neighbours(order: Order, nodes: Sequence[NodeProfile]) -> Iterator[Order]:
+    """Orders that are one swap, one node less or one node more away."""
+    for i in range(len(order)):
+        yield (*order[:i], *order[i + 1 :])
+        for j in range(i + 1, len(order)):
+            yield (*order[:i], order[j], *order[i + 1 : j], order[i], *order[j + 1 :])
+    for node in nodes:
+        if node not in order:
+            yield from ((*order[:i], node, *order[i:]) for i in range(len(order) + 1))
 
 
 def _split(order: Sequence[NodeProfile], costs: _Costs, kv_tokens: int) -> list[int] | None:
@@ -111,11 +129,11 @@ def _split(order: Sequence[NodeProfile], costs: _Costs, kv_tokens: int) -> list[
         new, choice = [infinite] * (layers + 1), [0] * (layers + 1)
         ends = range(index + 1, layers - left + 1) if left else (layers,)
         for end in ends:
-            for first in range(index, end):
-                if best[first] == infinite or costs.memory(first, end, kv_tokens) > node.memory:
-                    continue
-                value = max(best[first], costs.seconds(node, first, end))
-                if value < new[end]:
+            for first in range(end - 1, index - 1, -1):  # both costs grow as first falls: stop where neither can do
+                seconds = costs.seconds(node, first, end)
+                if seconds >= new[end] or costs.memory(first, end, kv_tokens) > node.memory:
+                    break
+                if (value := max(best[first], seconds)) < new[end]:
                     new[end], choice[end] = value, first
         best = new
         choices.append(choice)
@@ -151,23 +169,54 @@ def place(nodes: Sequence[NodeProfile], links: Links, model: ModelCost, demand: 
     at_least = min(at_least, len(nodes), model.layers)
     kv_tokens = max(demand.kv_tokens, demand.least_kv_tokens)
     while True:
-        found: list[Placement] = []
-        for order in _orders(nodes):
-            if not at_least <= len(order) <= model.layers:
-                continue
-            costs = _Costs(model, demand, len(order))
-            if (bounds := _split(order, costs, kv_tokens)) is not None:
-                found.append(_placed(order, bounds, costs, links, demand, kv_tokens))
-        if found:
-            best = max(p.tokens_per_second for p in found)
-            near = [p for p in found if p.tokens_per_second >= 0.99 * best]
-            return min(near, key=lambda p: (p.latency, len(p.stages), tuple(s.node for s in p.stages)))
+        if (best := _best(nodes, links, model, demand, at_least, kv_tokens)) is not None:
+            return best
         if kv_tokens == demand.least_kv_tokens:
-            break
+            raise _shortage(nodes, model, at_least, kv_tokens)
         kv_tokens = max(kv_tokens // 2, demand.least_kv_tokens)
-    needed = sum(model.layer_bytes) + model.head_bytes + model.layers * model.kv_bytes * kv_tokens + model.workspace * max(at_least, 1)
+
+
+def _best(nodes: Sequence[NodeProfile], links: Links, model: ModelCost, demand: Demand, at_least: int, kv_tokens: int) -> Placement | None:
+    by_count = {count: _Costs(model, demand, count) for count in range(at_least, min(len(nodes), model.layers) + 1)}
+    found: dict[Order, Placement | None] = {}
+
+    def evaluate(order: Order) -> Placement | None:
+        if order not in found:
+            costs = by_count.get(len(order))
+            bounds = None if costs is None else _split(order, costs, kv_tokens)
+            found[order] = None if costs is None or bounds is None else _placed(order, bounds, costs, links, demand, kv_tokens)
+        return found[order]
+
+    if len(nodes) <= _TRY_ALL:
+        return _choose([p for order in _all_orders(nodes) if (p := evaluate(order)) is not None])
+    chosen = _choose([p for order in _likely_orders(nodes) if (p := evaluate(order)) is not None])
+    by_name = {node.name: node for node in nodes}
+    while chosen is not None:  # climb to where no single change helps
+        order = tuple(by_name[stage.node] for stage in chosen.stages)
+        near = [p for other in _neighbours(order, nodes) if (p := evaluate(other)) is not None]
+        better = _choose([chosen, *near])
+        if better is None or better.tokens_per_second <= chosen.tokens_per_second * 1.001:
+            break
+        chosen = better
+    return chosen
+
+
+def _choose(found: list[Placement]) -> Placement | None:
+    """The fastest; among those as good as that, the one with the least latency."""
+    if not found:
+        return None
+    best = max(p.tokens_per_second for p in found)
+    near = [p for p in found if p.tokens_per_second >= 0.99 * best]
+    return min(near, key=lambda p: (p.latency, len(p.stages), tuple(s.node for s in p.stages)))
+
+
+def _shortage(nodes: Sequence[NodeProfile], model: ModelCost, at_least: int, kv_tokens: int) -> NotEnoughMemory:
+    per_layer = model.kv_bytes * kv_tokens
+    needed = sum(model.layer_bytes) + model.head_bytes + model.layers * per_layer + model.workspace * at_least
     available = sum(n.memory for n in nodes)
-    if needed <= available:  # together it would do, but no split lets every part fit
-        largest = max(model.layer_bytes) + model.kv_bytes * kv_tokens + model.workspace + model.head_bytes
-        raise NotEnoughMemory(max(largest, needed), available, "any split of the model over these nodes")
-    raise NotEnoughMemory(needed, available)
+    if needed > available:
+        return NotEnoughMemory(needed, available)
+    # Together it would do, but some part fits no node.
+    part = max(max(model.layer_bytes) + per_layer, model.layer_bytes[-1] + model.head_bytes + per_layer) + model.workspace
+    largest = max(n.memory for n in nodes)
+    return NotEnoughMemory(max(part, largest + 1), largest, "one node's part of the model, whose layers do not fit these nodes in any split")

@@ -119,6 +119,8 @@ class Scheduler:
         self.fits(len(request.prompt), request.max_tokens)
         if request.id in self._requests:
             raise InvalidRequest(f"there is a request {request.id} already", "id")
+        if request.n > self.limits.queue:
+            raise InvalidRequest(f"n is {request.n}; the queue holds {self.limits.queue}", "n")
         if self.waiting + request.n > self.limits.queue:
             raise QueueFull(self.waiting, self.limits.queue)
         family: list[Sequence] = []
@@ -151,6 +153,14 @@ class Scheduler:
 
     def schedule(self) -> StepPlan | None:
         """The next step, or None where nothing can run now."""
+        while True:
+            preempted = self.counters.preemptions
+            plan = self._schedule()
+            # A sequence that gave up its own blocks may have made room for one that this step did not come to.
+            if plan is not None or self.counters.preemptions == preempted:
+                return plan
+
+    def _schedule(self) -> StepPlan | None:
         self._admit()
         chunks: list[Chunk] = []
         opened: list[Opened] = []
@@ -220,6 +230,7 @@ class Scheduler:
                 self.pool.release(block)
             return False
         sequence.table = found
+        sequence.named = len(found)
         sequence.scheduled = sequence.computed = len(found) * self.limits.block_tokens
         if sequence.life == 0:
             sequence.cached = sequence.scheduled
@@ -236,6 +247,7 @@ class Scheduler:
         own = self.pool.allocate()
         self._copies.append((parent.table[whole], own))
         sequence.table = [*parent.table[:whole], own]
+        sequence.named = whole
         sequence.scheduled = sequence.computed = parent.prompt_length - 1
         sequence.cached = parent.prompt_length - 1
         return True
@@ -250,8 +262,11 @@ class Scheduler:
 
     def _name_blocks(self, sequence: Sequence) -> None:
         full = sequence.computed // self.limits.block_tokens
-        for block, digest in zip(sequence.table, self._digests(sequence, full), strict=False):
-            self.pool.name(block, digest)
+        if full > sequence.named:
+            digests = self._digests(sequence, full)
+            for i in range(sequence.named, full):
+                self.pool.name(sequence.table[i], digests[i])
+            sequence.named = full
 
     # One step
 
@@ -313,7 +328,7 @@ class Scheduler:
         self._give_up_table(sequence)
         if sequence.opened:
             self._dropped.append(sequence.id)
-        sequence.scheduled = sequence.computed = sequence.told = 0
+        sequence.scheduled = sequence.computed = sequence.told = sequence.named = 0
         sequence.life += 1
         self._waiting.appendleft(sequence)
         self.counters.preemptions += 1

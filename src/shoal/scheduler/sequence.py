@@ -26,6 +26,8 @@ class Sequence:
     """Tokens whose keys and values are known to be there."""
     digests: list[Digest] = field(default_factory=list[Digest])
     """Names of the full blocks of `tokens`, as far as they were needed."""
+    named: int = 0
+    """Blocks of the table that can be found by their tokens."""
     awaiting: bool = False
     """A draw is on its way; the next token is not known."""
     opened: bool = False

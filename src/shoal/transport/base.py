@@ -29,6 +29,10 @@ class FrameStream(Protocol):
         """The next frame. Raises EOFError at a clean end, ConnectionError at a broken one, RemoteProtocolError for bytes that are no frames."""
         ...
 
+    def trust(self) -> None:
+        """The peer has introduced itself: frames may be as large as the protocol allows."""
+        ...
+
     async def close(self) -> None:
         """Sends what was handed over and ends the stream; later calls do nothing."""
         ...

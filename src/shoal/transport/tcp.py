@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import socket
 from collections import deque
 from time import perf_counter
 from typing import cast
 
-from shoal.errors import ConfigError, RemoteProtocolError
-from shoal.transport.base import FrameStream, Handler
-from shoal.wire.frame import Frame, FrameDecoder
+from shoal.errors import RemoteProtocolError, address_error
+from shoal.transport.base import Handler
+from shoal.wire.frame import GREETING, MAX_BODY, MAX_META, Frame, FrameDecoder
 
+_CLOSING = 5.0  # seconds that a closing stream waits for what is left to go out
 _READ_AHEAD = 16  # frames that wait for their reader before the peer is made to wait
 
 
 class _Protocol(asyncio.BufferedProtocol):
     def __init__(self, accepted: _Accepted | None = None) -> None:
         self._accepted = accepted
-        self._decoder = FrameDecoder()
+        # Who has not introduced itself may not make this side set aside memory.
+        self._decoder = FrameDecoder() if accepted is None else FrameDecoder(GREETING, GREETING)
         self.frames: deque[tuple[Frame, float]] = deque()
         self.failure: Exception | None = None
         self.readable: asyncio.Future[None] | None = None
@@ -76,6 +77,9 @@ class _Protocol(asyncio.BufferedProtocol):
         if self._writable is not None:
             await asyncio.shield(self._writable)
 
+    def trust(self) -> None:
+        self._decoder.max_meta, self._decoder.max_body = MAX_META, MAX_BODY
+
     def taken(self) -> None:
         if self._paused and len(self.frames) <= _READ_AHEAD // 2 and not self.transport.is_closing():
             self._paused = False
@@ -108,6 +112,8 @@ class TcpStream:
         else:
             protocol.transport.writelines(buffers)
         await protocol.drain()
+        if isinstance(protocol.failure, ConnectionError):
+            raise ConnectionError(f"the connection to {self.peer} broke: {protocol.failure}")
 
     async def receive(self) -> Frame:
         protocol = self._protocol
@@ -122,10 +128,18 @@ class TcpStream:
 
     async def close(self) -> None:
         self._protocol.transport.close()
-        await asyncio.shield(self._protocol.lost)
+        await asyncio.wait({self._protocol.lost}, timeout=_CLOSING)
+        self._protocol.transport.abort()  # a peer that does not read must not hold this side up
 
     def abort(self) -> None:
         self._protocol.transport.abort()
+
+    def finish(self) -> None:
+        """Like close, without waiting for it."""
+        self._protocol.transport.close()
+
+    def trust(self) -> None:
+        self._protocol.trust()
 
 
 class _Accepted:
@@ -135,16 +149,16 @@ class _Accepted:
         self._handler = handler
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def start(self, stream: FrameStream) -> None:
+    def start(self, stream: TcpStream) -> None:
         task = asyncio.get_running_loop().create_task(self._serve(stream))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _serve(self, stream: FrameStream) -> None:
+    async def _serve(self, stream: TcpStream) -> None:
         try:
             await self._handler(stream)
         finally:
-            stream.abort()
+            stream.finish()
 
     async def stop(self) -> None:
         for task in self._tasks:
@@ -172,19 +186,8 @@ async def listen(host: str, port: int, handler: Handler) -> TcpListener:
     try:
         server = await asyncio.get_running_loop().create_server(lambda: _Protocol(accepted), host, port)
     except OSError as error:
-        raise ConfigError(address_error(host, port, error)) from error
+        raise address_error(host, port, error) from error
     return TcpListener(server, accepted)
-
-
-def address_error(host: str, port: int, error: OSError) -> str:
-    """Why an address cannot be listened on, and what to do."""
-    if error.errno == errno.EADDRINUSE:
-        return f"port {port} on {host} is in use; stop what uses it, or choose another port"
-    if error.errno == errno.EADDRNOTAVAIL:
-        return f"{host} is no address of this machine"
-    if error.errno == errno.EACCES:
-        return f"port {port} is not open to this user; choose one above 1023"
-    return f"cannot listen on {host}:{port}: {error.strerror or error}"
 
 
 async def connect(host: str, port: int, timeout: float) -> TcpStream:

@@ -25,6 +25,8 @@ MAX_META = 16 << 20
 """Bytes; a plan of 8192 tokens is about 40 KiB."""
 MAX_BODY = 1 << 30
 """Bytes; 8192 rows of 16384 floats are 512 MiB."""
+GREETING = 1 << 14
+"""Most bytes of metadata and of a body before the peer has introduced itself."""
 _STAGING = 1 << 16
 
 
@@ -74,6 +76,8 @@ class Frame:
         body = memoryview(self.body).cast("B") if memoryview(self.body).nbytes else memoryview(b"")
         if len(self.meta) > MAX_META or body.nbytes > MAX_BODY:
             raise LocalProtocolError(f"a frame of {len(self.meta)} + {body.nbytes} bytes is over the limits {MAX_META} + {MAX_BODY}")
+        if not (0 <= self.epoch < 2**32 and 0 <= self.step < 2**64):
+            raise LocalProtocolError(f"epoch {self.epoch} or step {self.step} does not fit the header")
         header = HEADER.pack(
             MAGIC, VERSION, self.kind, self.flags, self.dtype, self.codec, self.epoch, len(self.meta), self.step, body.nbytes
         )

@@ -1,0 +1,54 @@
+"""shoal, measured as it is used: a head, node processes, sockets between them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator
+from time import perf_counter
+
+from shoal.cli.local import LocalCluster, local_cluster
+from shoal.config import HeadSettings, NodeSettings
+from shoal.models.description import describe
+from shoal.node.head import Head
+from shoal.request import Request, RequestId, SamplingParams
+
+_names = itertools.count()
+
+
+@contextlib.asynccontextmanager
+async def cluster(model: str, nodes: int, threads: int, **settings: object) -> AsyncIterator[LocalCluster]:
+    head = HeadSettings(model=model, port=0, control_port=0, **settings)  # type: ignore[arg-type]
+    async with local_cluster(head, NodeSettings(threads=threads), describe(model), nodes) as running:
+        await running.until_ready()
+        await generate(running.head, fresh_prompt(running.head, 16), 16)
+        yield running
+
+
+def fresh_prompt(head: Head, length: int) -> list[int]:
+    """Tokens that no prompt had before, so that the prefix cache has no part in the figures."""
+    salt = next(_names)
+    return [(salt * 7919 + i * 104729 + 23) % head.vocabulary for i in range(length)]
+
+
+async def generate(head: Head, prompt: list[int], tokens: int) -> tuple[float, float]:
+    """Seconds to the first token and to the last."""
+    began, first = perf_counter(), 0.0
+    async for _ in head.submit(Request(RequestId(f"bench-{next(_names)}"), prompt, tokens, SamplingParams(temperature=0.0))):
+        first = first or perf_counter() - began
+    return first, perf_counter() - began
+
+
+async def prefill(head: Head) -> float:
+    """Tokens per second of a 512-token prompt."""
+    first, _ = await generate(head, fresh_prompt(head, 512), 1)
+    return 512 / first
+
+
+async def decode(head: Head, streams: int, tokens: int) -> float:
+    """Tokens per second of some streams together, after their first tokens (prompts of 32)."""
+    prompts = [fresh_prompt(head, 32) for _ in range(streams)]
+    times = await asyncio.gather(*(generate(head, prompt, tokens + 1) for prompt in prompts))
+    begin = max(first for first, _ in times) if streams > 1 else times[0][0]
+    return streams * tokens / (max(total for _, total in times) - begin)

@@ -1,0 +1,89 @@
+"""llama.cpp, prebuilt, as the yardstick: fetched once through npm, checked by hash, kept in shoal's cache."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import socket
+import subprocess
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from shoal.config import cache_dir
+
+_PACKAGE = "u-llm-server@2.9.1"
+_SHA256 = "cec463137283a3fe2e15ebcfdef9576cbc8282e7a1aa359fb5206123387f6562"
+_BINARIES = "package/binaries/llama-b9844"
+
+
+def llama_cpp() -> Path:
+    """The folder with llama-bench, llama-batched-bench, llama-quantize and ggml-rpc-server (build 9844)."""
+    home = cache_dir() / "peers" / _SHA256[:16]
+    if not (home / _BINARIES / "llama-bench").exists():
+        home.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["npm", "pack", "--silent", _PACKAGE, "--pack-destination", str(home)], check=True, stdout=subprocess.DEVNULL)
+        (package,) = home.glob("*.tgz")
+        if hashlib.sha256(package.read_bytes()).hexdigest() != _SHA256:
+            raise SystemExit(f"{package} is not the package that was measured against")
+        with tarfile.open(package) as archive:
+            archive.extractall(home, filter="data")
+    return home / _BINARIES
+
+
+def q8_of(model: Path) -> Path:
+    """llama.cpp's own Q8_0 of a GGUF file."""
+    out = cache_dir() / "peers" / f"{model.stem}.Q8_0.gguf"
+    if not out.exists():
+        subprocess.run([llama_cpp() / "llama-quantize", "--allow-requantize", model, out, "Q8_0", "2"], check=True, capture_output=True)
+    return out
+
+
+def single(model: Path, threads: int, rpc: str = "") -> tuple[float, float]:
+    """Tokens per second of a 512-token prompt and of decoding one stream."""
+    command = [llama_cpp() / "llama-bench", "-m", model, "-t", str(threads), "-p", "512", "-n", "128", "-r", "1", "-o", "json"]
+    command += ["--rpc", rpc, "-ngl", "99", "-sm", "layer", "-ts", "1/1"] if rpc else ["-ngl", "0"]
+    rows = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    prompt, decode = (next(r["avg_ts"] for r in rows if bool(r["n_prompt"]) is wanted) for wanted in (True, False))
+    return prompt, decode
+
+
+def eight(model: Path, threads: int, rpc: str = "") -> float:
+    """Tokens per second of decoding eight streams, together."""
+    command = [llama_cpp() / "llama-batched-bench", "-m", model, "-t", str(threads), "-tb", str(threads), "-c", "4096"]
+    command += ["-npp", "32", "-ntg", "64", "-npl", "8", "--output-format", "jsonl"]
+    command += ["--rpc", rpc, "-ngl", "99", "-sm", "layer", "-ts", "1,1"] if rpc else ["-ngl", "0"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return next(json.loads(line)["speed_tg"] for line in done.stdout.splitlines() if line.startswith("{"))
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@contextlib.contextmanager
+def rpc_servers(count: int, threads: int) -> Iterator[str]:
+    """ggml-rpc-servers on loopback; their addresses for --rpc."""
+    ports = [_free_port() for _ in range(count)]
+    quiet = subprocess.DEVNULL
+    servers = [
+        subprocess.Popen(
+            [llama_cpp() / "ggml-rpc-server", "-H", "127.0.0.1", "-p", str(port), "-t", str(threads), "-d", "CPU"], stdout=quiet, stderr=quiet
+        )
+        for port in ports
+    ]
+    try:
+        for port in ports:
+            for _ in range(200):
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.5):
+                    break
+                time.sleep(0.05)
+        yield ",".join(f"127.0.0.1:{port}" for port in ports)
+    finally:
+        for server in servers:
+            server.terminate()
+            server.wait()

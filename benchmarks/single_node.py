@@ -1,0 +1,43 @@
+"""One node against llama.cpp on the same GGUF file, same threads, rounds interleaved; and against llama.cpp's own Q8_0 of it.
+
+    python -m benchmarks.single_node [--rounds 5] [--threads 2] [--model smollm2-135m]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+
+from benchmarks import ours, peers
+from benchmarks.report import Figure, table
+from shoal.models.sources import pull
+
+
+async def main(rounds: int, threads: int, model: str) -> None:
+    file = pull(model)
+    rivals = {"the same file": (file, (1.2, 1.7, 2.5)), "its Q8_0": (peers.q8_of(file), (1.0, 1.4, 1.8))}
+    figures = {
+        rival: [Figure(name, goal) for name, goal in zip(("decode, 1 stream", "decode, 8 streams", "prefill of 512"), goals, strict=True)]
+        for rival, (_, goals) in rivals.items()
+    }
+    async with ours.cluster(str(file), 1, threads) as cluster:
+        head = cluster.head
+        for _ in range(rounds):
+            mine = (await ours.decode(head, 1, 128), await ours.decode(head, 8, 64), await ours.prefill(head))
+            for rival, (path, _) in rivals.items():
+                prompt, decode = await asyncio.to_thread(peers.single, path, threads)
+                eight = await asyncio.to_thread(peers.eight, path, threads)
+                for figure, us, them in zip(figures[rival], mine, (decode, eight, prompt), strict=True):
+                    figure.ours.append(us)
+                    figure.theirs.append(them)
+    for rival, rows in figures.items():
+        print(table(f"{model}, {threads} threads, against llama.cpp on {rival}, medians of {rounds}", rows), end="\n\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--model", default="smollm2-135m")
+    arguments = parser.parse_args()
+    asyncio.run(main(arguments.rounds, arguments.threads, arguments.model))

@@ -1,0 +1,176 @@
+"""A stage without a model: it keeps what a real one would keep, block by block, and draws from that alone.
+
+The "keys and values" of a token are a hash of the token and of every cell before it, read through the block table. So a
+wrong table, a copy that was forgotten, a block that was handed out too early or a prefix that is not one all change
+what is drawn next, and the stream differs from `expected`.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from collections.abc import Sequence
+
+from shoal.request import FinishReason, Request, RequestId, SamplingParams, TokenChunk
+from shoal.scheduler.plan import Chunk, Sampled, StepPlan, StepResult
+from shoal.scheduler.scheduler import Limits, Scheduler
+from shoal.wire import messages
+
+VOCABULARY = 23
+STOP = 0
+
+
+def cell(before: Sequence[int], token: int) -> int:
+    return zlib.crc32(repr((tuple(before), token)).encode())
+
+
+def draw(last: int, seed: int) -> int:
+    return zlib.crc32(f"{last} {seed}".encode()) % VOCABULARY
+
+
+def expected(request: Request, choice: int) -> tuple[list[int], FinishReason]:
+    """What a choice must say: its tokens, the one that stops it left out."""
+    cells: list[int] = []
+    tokens: list[int] = []
+    for token in request.prompt:
+        cells.append(cell(cells, token))
+    while True:
+        token = draw(cells[-1], (request.sampling.seed + choice) % 2**64)
+        if token in request.stop_tokens:
+            return tokens, FinishReason.STOP
+        tokens.append(token)
+        if len(tokens) == request.max_tokens:
+            return tokens, FinishReason.LENGTH
+        cells.append(cell(cells, token))
+
+
+class ToyStage:
+    """Carries plans out in their order, as StageExecutor does."""
+
+    def __init__(self, blocks: int, block_tokens: int) -> None:
+        self._cells: list[list[int]] = [[-1] * block_tokens for _ in range(blocks)]
+        self._size = block_tokens
+        self._tables: dict[int, list[int]] = {}
+        self._seeds: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        """Sequences that it knows of."""
+        return len(self._tables.keys() | self._seeds.keys())
+
+    def run(self, plan: StepPlan) -> StepResult:
+        for source, target in plan.copies:
+            self._cells[target] = list(self._cells[source])
+        for sequence in (*plan.closed, *plan.dropped):
+            self._tables.pop(sequence, None)
+        for sequence in plan.closed:
+            self._seeds.pop(sequence, None)
+        for opened in plan.opened:
+            assert opened.sequence not in self._seeds, "a sequence was opened twice"
+            self._seeds[opened.sequence] = opened.sampling.seed
+        assert len({chunk.sequence for chunk in plan.chunks}) == len(plan.chunks), "a sequence is in a step twice"
+        drawn = [self._forward(chunk) for chunk in plan.chunks]
+        return StepResult(plan.step, [s for s in drawn if s is not None], [])
+
+    def _forward(self, chunk: Chunk) -> Sampled | None:
+        table = self._tables.setdefault(chunk.sequence, [])
+        table.extend(chunk.blocks)
+        assert chunk.tokens and chunk.position + len(chunk.tokens) <= len(table) * self._size, "tokens outside the table"
+        for position, token in enumerate(chunk.tokens, chunk.position):
+            before = [self._cells[table[p // self._size]][p % self._size] for p in range(position)]
+            self._cells[table[position // self._size]][position % self._size] = cell(before, token)
+        last = chunk.position + len(chunk.tokens) - 1
+        value = self._cells[table[last // self._size]][last % self._size]
+        return Sampled(chunk.sequence, draw(value, self._seeds[chunk.sequence])) if chunk.sample else None
+
+
+class Toy:
+    """A scheduler before a toy stage. Plans wait until `run`, results until `take`; every event is followed by a check."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.scheduler = Scheduler(limits)
+        self.stage = ToyStage(limits.blocks, limits.block_tokens)
+        self.plans: deque[StepPlan] = deque()
+        self.results: deque[StepResult] = deque()
+        self.history: list[StepPlan] = []
+        self.said: dict[tuple[RequestId, int], list[int]] = {}
+        self.ends: dict[tuple[RequestId, int], FinishReason] = {}
+        self.chunks: list[TokenChunk] = []
+
+    def add(self, request: Request) -> None:
+        self.scheduler.add(request)
+        for choice in range(request.n):
+            self.said[request.id, choice] = []
+        self.scheduler.check()
+
+    def cancel(self, request: str, choice: int | None = None) -> None:
+        self.scheduler.cancel(RequestId(request), choice)
+        self.scheduler.check()
+
+    def send(self) -> StepPlan | None:
+        """Schedules a step where the pipe has room, and carries it over the wire."""
+        if self.scheduler.in_flight > self.limits.depth:
+            return None
+        plan = self.scheduler.schedule()
+        self.scheduler.check()
+        if plan is None:
+            return None
+        assert plan.rows <= self.limits.step_tokens, "a step over its budget"
+        self.history.append(plan)
+        self.plans.append(messages.decode_plan(messages.raw(plan)))
+        return plan
+
+    def fill(self) -> None:
+        """Sends steps until nothing can run or the pipe is full, as the driver does after every event."""
+        while self.send() is not None:
+            pass
+
+    def run(self) -> None:
+        if self.plans:
+            self.results.append(self.stage.run(self.plans.popleft()))
+
+    def take(self) -> list[TokenChunk]:
+        if not self.results:
+            return []
+        chunks = self.scheduler.apply(self.results.popleft())
+        self.scheduler.check()
+        for chunk in chunks:
+            self._note(chunk)
+        return chunks
+
+    def _note(self, chunk: TokenChunk) -> None:
+        key = (chunk.request, chunk.choice)
+        assert key not in self.ends, "a token after the end"
+        self.chunks.append(chunk)
+        if chunk.token is not None:
+            self.said[key].append(chunk.token)
+        if chunk.finish is not None:
+            self.ends[key] = chunk.finish
+
+    def step(self) -> StepPlan | None:
+        """One step there and back."""
+        plan = self.send()
+        self.run()
+        self.take()
+        return plan
+
+    def drain(self, most: int = 5000) -> None:
+        """Until nothing moves; then nothing may be left to move."""
+        for _ in range(most):
+            self.fill()
+            if not self.plans and not self.results:
+                assert (self.scheduler.running, self.scheduler.waiting) == (0, 0), "the scheduler is stuck"
+                return
+            self.run()
+            self.take()
+        raise AssertionError("the scheduler does not come to rest")
+
+
+def request(
+    name: str, prompt: Sequence[int], max_tokens: int = 4, *, n: int = 1, seed: int = 0, stops: frozenset[int] = frozenset()
+) -> Request:
+    return Request(RequestId(name), list(prompt), max_tokens, SamplingParams(seed=seed), n, stops)
+
+
+def limits(blocks: int = 16, block_tokens: int = 4, *, context: int = 64, lanes: int = 8, step_tokens: int = 16, queue: int = 64, depth: int = 1) -> Limits:
+    return Limits(blocks, block_tokens, context, lanes, step_tokens, queue, depth)

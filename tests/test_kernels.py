@@ -1,0 +1,303 @@
+"""The kernels against NumPy, on every instruction set of this machine; and no row depends on what it is batched with."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType, quants
+from numpy.typing import NDArray
+
+from shoal.native import BLOCK_TOKENS, kernels, reference
+
+Floats = NDArray[np.float32]
+module: Any = kernels()
+
+
+def sets() -> list[str]:
+    """Instruction sets that this machine has."""
+    out: list[str] = []
+    for name in ("portable", "avx2", "avx512"):
+        try:
+            module.isa(name)
+        except ValueError:
+            continue
+        out.append(name)
+    return out
+
+
+pytestmark = pytest.mark.skipif(module is None, reason="the kernels are not compiled")
+ISAS = sets() if module is not None else []
+on_every_isa = pytest.mark.parametrize("isa", ISAS)
+EXACT = {"q4_0": "q4", "q4_1": "q4", "q5_0": "q8", "q5_1": "q8", "q8_0": "q8"}
+SUPER = {"q4_k": (144, "q4"), "q5_k": (176, "q8")}
+
+
+def normal(*shape: int, seed: int = 0) -> Floats:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+# Matrices, through the head: logits are the head times the normalised row
+
+
+def head(isa: str, matrix: Any, threads: int = 1) -> Any:
+    k = matrix.shape[1]
+    stage = module.Stage(k, 1, 1, 16, 16, 1e-6, 0.25, threads, isa)
+    stage.set_head(np.ones(k, np.float32), matrix)
+    return stage
+
+
+def times(stage: Any, matrix: Any, x: Floats) -> Floats:
+    """matrix @ normalised rows of x: [rows, n]."""
+    n = matrix.shape[0]
+    out = np.empty((len(x), (n + 15) // 16 * 16), np.float32)
+    stage.logits(x, np.arange(len(x), dtype=np.int32), out)
+    return out[:, :n]
+
+
+def right(weights: Floats, x: Floats) -> Floats:
+    return reference.rms_norm(x, np.ones(x.shape[1], np.float32), 1e-6) @ weights.T
+
+
+def error(got: Floats, wanted: Floats) -> float:
+    return float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
+
+
+def stored(format: str, n: int, k: int) -> tuple[NDArray[np.uint8], Floats]:
+    """Rows of a GGUF format, and what gguf makes of them."""
+    kind = GGMLQuantizationType[format.upper()]
+    if format in SUPER:
+        rows = super_blocks(format, n, k)
+    else:
+        rows = np.ascontiguousarray(quants.quantize(normal(n, k), kind)).view(np.uint8).reshape(n, -1)
+    return rows, np.asarray(quants.dequantize(rows, kind), np.float32).reshape(n, k)
+
+
+def super_blocks(format: str, n: int, k: int) -> NDArray[np.uint8]:
+    """gguf cannot write K-quants: random bits between two sane scales."""
+    size = SUPER[format][0]
+    blocks = np.random.default_rng(1).integers(0, 256, (n * k // 256, size), np.uint8)
+    scales = np.random.default_rng(2).uniform(0.001, 0.01, (len(blocks), 2)).astype(np.float16)
+    blocks[:, :4] = scales.view(np.uint8)
+    return blocks.reshape(n, -1)
+
+
+@on_every_isa
+@pytest.mark.parametrize("n", [1, 15, 16, 50])
+def test_floats_are_multiplied_exactly(isa: str, n: int):
+    w, x = normal(n, 48), normal(5, 48, seed=1)
+    matrix = module.pack("f32", "f32", w.view(np.uint8), 48)
+    assert error(times(head(isa, matrix), matrix, x), right(w, x)) < 1e-6
+
+
+@on_every_isa
+@pytest.mark.parametrize("format", [*EXACT, *SUPER])
+def test_block_formats_run_as_gguf_reads_them(isa: str, format: str):
+    rows, w = stored(format, 40, 512)
+    matrix = module.pack(format, EXACT.get(format) or SUPER[format][1], rows, 512)
+    x = normal(3, 512, seed=1)
+    assert error(times(head(isa, matrix), matrix, x), right(w, x)) < 0.012
+
+
+@on_every_isa
+@pytest.mark.parametrize(("target", "most"), [("q8", 0.012), ("q4", 0.12)])
+def test_floats_are_rounded_to_blocks(isa: str, target: str, most: float):
+    w, x = normal(40, 256), normal(3, 256, seed=1)
+    matrix = module.pack("f32", target, w.view(np.uint8), 256)
+    assert 0 < error(times(head(isa, matrix), matrix, x), right(w, x)) < most
+
+
+@pytest.mark.parametrize("format", [*EXACT, *SUPER])
+def test_all_sets_agree_on_integers(format: str):
+    rows, _ = stored(format, 24, 256)
+    matrix = module.pack(format, EXACT.get(format) or SUPER[format][1], rows, 256)
+    first, *others = (times(head(isa, matrix), matrix, normal(2, 256)) for isa in ISAS)
+    assert all(np.allclose(first, other, rtol=1e-4, atol=1e-3) for other in others)
+
+
+@pytest.mark.parametrize("format", ["q4_1", "q8_0"])
+def test_rows_are_packed_in_the_order_asked_for(format: str):
+    rows, _ = stored(format, 20, 64)
+    order = np.random.default_rng(0).permutation(20)
+    plain = module.pack(format, EXACT[format], rows[order].copy(), 64)
+    mapped = module.pack(format, EXACT[format], rows, 64, order)
+    x = normal(2, 64)
+    assert np.array_equal(times(head("", plain), plain, x), times(head("", mapped), mapped, x))
+
+
+@on_every_isa
+@pytest.mark.parametrize("target", ["f32", "q8", "q4"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_row_of_a_product_does_not_depend_on_its_batch(isa: str, target: str, threads: int):
+    matrix = module.pack("f32", target, normal(33, 96).view(np.uint8), 96)
+    stage, x = head(isa, matrix, threads), normal(19, 96, seed=1)
+    whole = times(stage, matrix, x)
+    for first, end in ((0, 1), (3, 5), (7, 11), (2, 19)):
+        assert np.array_equal(times(stage, matrix, x[first:end].copy()), whole[first:end])
+
+
+@pytest.mark.parametrize(
+    ("format", "target", "k", "width"),
+    [("q4_0", "q4", 64, 35), ("q4_0", "q8", 64, 36), ("f32", "q4", 40, 160), ("q9_9", "q4", 64, 36), ("q4_k", "q4", 128, 72)],
+)
+def test_what_cannot_be_packed_is_refused(format: str, target: str, k: int, width: int):
+    with pytest.raises(ValueError, match=r"rows|pack|multiple"):
+        module.pack(format, target, np.zeros((4, width), np.uint8), k)
+
+
+def test_an_unknown_instruction_set_is_refused():
+    with pytest.raises(ValueError, match="sse9"):
+        module.isa("sse9")
+
+
+# Attention
+
+
+class Case:
+    """Some sequences that already have a past, in scattered blocks."""
+
+    def __init__(self, pasts: list[int], rows: list[int], *, q_heads: int = 4, kv_heads: int = 2, head_dim: int = 16, bf16: bool = False, window: int = 0) -> None:
+        rng = np.random.default_rng(len(pasts))
+        self.q_heads, self.kv_heads, self.head_dim, self.bf16, self.window = q_heads, kv_heads, head_dim, bf16, window
+        self.starts = np.cumsum([0, *rows]).astype(np.int32)
+        self.positions = np.array(pasts, np.int32)
+        need = [-(-(p + r) // BLOCK_TOKENS) for p, r in zip(pasts, rows, strict=True)]
+        ids = rng.permutation(sum(need) + 2).astype(np.int32)
+        self.tables = np.full((len(pasts), max(need)), -7, np.int32)
+        for s, end in enumerate(np.cumsum(need)):
+            self.tables[s, : need[s]] = ids[end - need[s] : end]
+        total = int(self.starts[-1])
+        self.qkv = rng.standard_normal((total, (q_heads + 2 * kv_heads) * head_dim)).astype(np.float32)
+        angles = rng.uniform(0, 6, (total, head_dim // 2))
+        self.cos, self.sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        past = rng.standard_normal((len(ids), kv_heads * 2 * BLOCK_TOKENS * head_dim)).astype(np.float32)
+        self.pool = (reference.to_bf16(past) if bf16 else past).view(np.uint8)
+
+    def reference(self, norms: tuple[Floats, Floats] | None = None) -> tuple[Floats, NDArray[np.uint8]]:
+        pool = self.pool.copy()
+        q_norm, k_norm = norms or (None, None)
+        tables = np.maximum(self.tables, 0)
+        out = reference.attend(
+            self.qkv, self.starts, self.positions, tables, self.cos, self.sin, pool, self.bf16, self.window, q_norm, k_norm,
+            kv_heads=self.kv_heads, head_dim=self.head_dim, eps=1e-6, scale=0.25,
+        )  # fmt: skip
+        return out, pool
+
+    def native(self, isa: str = "", threads: int = 1, norms: tuple[Floats, Floats] | None = None) -> tuple[Floats, NDArray[np.uint8]]:
+        pool, (q_norm, k_norm) = self.pool.copy(), norms or (None, None)
+        kernel = module.Attention(self.q_heads, self.kv_heads, self.head_dim, 1e-6, 0.25, threads, isa)
+        out = np.empty((len(self.qkv), self.q_heads * self.head_dim), np.float32)
+        kernel.run(self.qkv, self.starts, self.positions, self.tables, self.cos, self.sin, pool, self.bf16, self.window, q_norm, k_norm, out)
+        return out, pool
+
+    def alone(self, s: int) -> Case:
+        """The same with one sequence."""
+        out = object.__new__(Case)
+        out.__dict__.update(self.__dict__)
+        first, end = int(self.starts[s]), int(self.starts[s + 1])
+        out.starts, out.positions, out.tables = np.array([0, end - first], np.int32), self.positions[s : s + 1], self.tables[s : s + 1]
+        out.qkv, out.cos, out.sin = self.qkv[first:end], self.cos[first:end], self.sin[first:end]
+        return out
+
+
+def assert_close(case: Case, isa: str, threads: int = 1, norms: tuple[Floats, Floats] | None = None) -> None:
+    (got, pool), (wanted, wanted_pool) = case.native(isa, threads, norms), case.reference(norms)
+    assert np.allclose(got, wanted, rtol=1e-4, atol=2e-2 if case.bf16 and norms else 2e-5)
+    cells = np.uint16 if case.bf16 else np.float32
+    a, b = pool.view(cells), wanted_pool.view(cells)
+    assert np.abs(a.astype(np.float64) - b).max() <= (1 if case.bf16 else 1e-5)
+
+
+@on_every_isa
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("heads", [(2, 2), (4, 2), (9, 3), (8, 1)])
+def test_decode_and_prefill_in_one_step(isa: str, bf16: bool, heads: tuple[int, int]):
+    assert_close(Case([0, 31, 32, 70, 5], [1, 1, 1, 40, 33], q_heads=heads[0], kv_heads=heads[1], bf16=bf16), isa)
+
+
+@on_every_isa
+@pytest.mark.parametrize("head_dim", [16, 48, 64, 128, 256])
+def test_every_width_of_a_head(isa: str, head_dim: int):
+    assert_close(Case([40, 3], [1, 9], head_dim=head_dim), isa)
+
+
+@on_every_isa
+@pytest.mark.parametrize("window", [1, 7, 32, 100, 1000])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_window_hides_what_is_further_back(isa: str, window: int, threads: int):
+    assert_close(Case([600, 0, 90], [1, 50, 3], window=window), isa, threads)
+
+
+@on_every_isa
+@pytest.mark.parametrize("threads", [1, 2])
+def test_long_contexts_are_attended_to_in_pieces(isa: str, threads: int):
+    assert_close(Case([511, 512, 1300, 500], [1, 1, 1, 30]), isa, threads)
+
+
+@on_every_isa
+def test_queries_and_keys_may_be_normalised(isa: str):
+    norms = normal(16, seed=3), normal(16, seed=4)
+    assert_close(Case([10, 0], [1, 12]), isa, 1, norms)
+
+
+@on_every_isa
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_sequence_does_not_depend_on_its_batch(isa: str, threads: int, bf16: bool):
+    case = Case([0, 33, 700, 1200, 64], [5, 1, 1, 20, 1], q_heads=6, bf16=bf16)
+    whole, _ = case.native(isa, threads)
+    for s, (first, end) in enumerate(pairwise(case.starts)):
+        assert np.array_equal(case.alone(s).native(isa, threads)[0], whole[first:end])
+
+
+@on_every_isa
+def test_threads_change_nothing(isa: str):
+    case = Case([0, 700, 1200], [30, 1, 7], q_heads=6)
+    assert np.array_equal(case.native(isa, 1)[0], case.native(isa, 2)[0])
+
+
+@on_every_isa
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_prompt_in_chunks_is_the_prompt_at_once(isa: str, bf16: bool):
+    whole = Case([0], [50], bf16=bf16)
+    wanted, _ = whole.native(isa)
+    rows: list[Floats] = []
+    for first, end in ((0, 1), (1, 33), (33, 50)):
+        part = whole.alone(0)
+        part.starts, part.positions = np.array([0, end - first], np.int32), np.array([first], np.int32)
+        part.qkv, part.cos, part.sin = (a[first:end].copy() for a in (whole.qkv, whole.cos, whole.sin))
+        out, whole.pool = part.native(isa)
+        rows.append(out)
+    assert np.array_equal(np.concatenate(rows), wanted)
+
+
+def break_(case: Case, what: str) -> None:
+    if what == "table":
+        case.tables[0, 0] = len(case.pool)
+    elif what == "negative":
+        case.tables[0, 0] = -1
+    elif what == "position":
+        case.positions[0] = 999
+    elif what == "starts":
+        case.starts[-1] += 1
+    elif what == "pool":
+        case.pool = case.pool[:, :-64].copy()
+    else:
+        case.cos = case.cos[:-1].copy()
+
+
+@pytest.mark.parametrize("what", ["table", "negative", "position", "starts", "pool", "cos"])
+def test_what_would_read_outside_the_arrays_is_refused(what: str):
+    case = Case([40, 3], [1, 9])
+    break_(case, what)
+    with pytest.raises(ValueError, match=r"table|starts|pool|cos"):
+        case.native()
+
+
+@pytest.mark.parametrize("size", [1, 15, 16, 17, 1000])
+def test_argmax_finds_the_first_of_the_largest(size: int):
+    x = normal(size)
+    assert module.argmax(x) == x.argmax()
+    assert module.argmax(np.ones(size, np.float32)) == 0

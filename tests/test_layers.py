@@ -1,0 +1,109 @@
+"""Who may import whom: the table of the architecture page, held by parsing the imports."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import shoal
+
+ROOT = Path(shoal.__file__).parent
+BASE = {"request", "errors", "config"}
+PURE = {"scheduler", "placement", "membership", "wire"}
+EFFECTS = {"models", "text", "transport", "executor", "native", "discovery", "control", "metrics"}
+ABOVE = {"pipeline", "node"}
+TOP = {"gateway", "cli", "auto", "__main__", "__init__"}
+EXTRA = {  # which modules of a layer's own or a higher one a module may use beside those below it
+    "wire.messages": {"scheduler.plan"},
+    "executor": {"models.spec", "models.matrix", "models.weights", "models.rope", "native", "scheduler.plan", "placement.profile"},
+    "metrics": {"pipeline.timing"},
+    "gateway.server": {"transport.tcp"},  # address_error
+}
+IMPURE = {"asyncio", "socket", "os", "time", "random", "secrets", "threading", "subprocess", "grpc", "numpy"}
+
+
+def sources() -> list[Path]:
+    return sorted(p for p in ROOT.rglob("*.py") if not p.stem.endswith(("_pb2", "_pb2_grpc")))
+
+
+def name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@cache
+def imported(path: Path) -> list[str]:
+    return list(_imported(path))
+
+
+def _imported(path: Path) -> Iterator[str]:
+    """Modules that a file imports, wherever in it, those of shoal without the prefix `shoal.`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.removeprefix("shoal.") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            assert node.level == 0, f"{path}: a relative import"
+            if node.module == "shoal":
+                yield from (alias.name for alias in node.names if alias.name != "__version__")
+            elif (ROOT / Path(*node.module.removeprefix("shoal.").split("."))).is_dir() and node.module.startswith("shoal."):
+                yield from (f"{node.module.removeprefix('shoal.')}.{alias.name}" for alias in node.names)
+            else:
+                yield node.module.removeprefix("shoal.")
+
+
+def ours(path: Path) -> list[str]:
+    return [m for m in imported(path) if m.split(".")[0] in BASE | PURE | EFFECTS | ABOVE | TOP]
+
+
+def allowed(module: str, other: str) -> bool:
+    here, there = module.split(".")[0], other.split(".")[0]
+    extra = EXTRA.get(module, set()) | EXTRA.get(here, set())
+    if here == there or any(other == e or other.startswith(e + ".") for e in extra):
+        return True
+    if here in BASE:
+        return there in BASE
+    if here in PURE:
+        return there in BASE or (here == "membership" and there == "placement")
+    if here in EFFECTS:
+        return there in BASE | PURE
+    if here in ABOVE:
+        return there in BASE | PURE | EFFECTS | ABOVE
+    if here == "gateway":
+        return there in BASE | {"text"}
+    return True
+
+
+@pytest.mark.parametrize("path", sources(), ids=name)
+def test_imports_hold_the_table(path: Path):
+    assert [other for other in ours(path) if not allowed(name(path), other)] == []
+
+
+@pytest.mark.parametrize("path", [p for p in sources() if name(p).split(".")[0] in PURE], ids=name)
+def test_pure_modules_touch_no_world(path: Path):
+    allowed_here = {"numpy"} if name(path) == "wire.codec" else set[str]()
+    assert {m.split(".")[0] for m in imported(path)} & IMPURE <= allowed_here
+
+
+@pytest.mark.parametrize("base", sorted(BASE))
+def test_the_bottom_layer_needs_the_standard_library_and_types_alone(base: str):
+    outside = {m.split(".")[0] for m in imported(ROOT / f"{base}.py")} - sys.stdlib_module_names - BASE
+    assert outside <= {"msgspec"}
+
+
+def test_nothing_imports_the_generated_stubs_but_control():
+    users = [name(p) for p in sources() if any("_pb2" in m for m in imported(p))]
+    assert all(user.startswith("control.") for user in users)
+
+
+def test_the_extension_has_one_door():
+    users = [name(p) for p in sources() if any(m.endswith("_kernels") for m in imported(p))]
+    assert users == ["native"]
+
+
+def test_only_config_reads_the_environment():
+    users = [name(p) for p in sources() if "os.environ" in p.read_text() or "getenv" in p.read_text()]
+    assert set(users) <= {"config", "cli.local"}  # cli.local hands its environment on to the nodes it starts
