@@ -92,7 +92,7 @@ def test_what_belongs_to_an_old_epoch_is_dropped():
     c = serving(1, 2, 3)
     c.handle(Left(1, "gone"), 0)
     assert (c.epoch, c.state) == (2, LOADING)
-    for old in (StageLoaded(2, 1, 1, ""), StageLinked(2, 1), StageFailed(2, 1, "x"), RouteBroken(1, "x")):
+    for old in (StageLoaded(2, 1, 1, ""), StageLinked(2, 1), StageFailed(2, 1, "x"), RouteBroken(1, "x", True)):
         assert c.handle(old, 0) == []
     assert (c.epoch, c.state) == (2, LOADING)
 
@@ -149,7 +149,7 @@ def test_a_node_that_failed_is_left_out_until_it_joins_anew():
 
 def test_a_broken_route_is_tried_again_in_a_new_epoch():
     c = serving(1, 2)
-    out = orders(c.handle(RouteBroken(1, "eof"), 0))
+    out = orders(c.handle(RouteBroken(1, "eof", True), 0))
     assert isinstance(out[0], Abandon)
     assert (c.epoch, c.state) == (2, LOADING)
 
@@ -182,7 +182,7 @@ EVENTS = st.one_of(
     st.builds(StageLoaded, st.integers(1, 4), st.integers(1, 6), st.just(1), st.just("native")),
     st.builds(StageLinked, st.integers(1, 4), st.integers(1, 6)),
     st.builds(StageFailed, st.integers(1, 4), st.integers(1, 6), st.just("x")),
-    st.builds(RouteBroken, st.integers(1, 6), st.just("x")),
+    st.builds(RouteBroken, st.integers(1, 6), st.just("x"), st.booleans()),
     st.just(Tick()),
 )
 

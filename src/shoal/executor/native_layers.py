@@ -57,9 +57,11 @@ class NativeLayers:
                 [weights.vector(f"{name}{m}.bias") for m in MATRICES],
                 spec.windows[i],
             )
+            weights.forget()
         self._vocabulary = spec.vocabulary
         if last:
             self._stage.set_head(required(weights, "norm"), pack(module, weights.matrix("head"), precision, head=True))
+            weights.forget()
 
     @property
     def runtime(self) -> str:

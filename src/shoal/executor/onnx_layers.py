@@ -50,6 +50,7 @@ class OnnxLayers:
         for name, model in segments(weights, layers, last, precision):
             self._bytes += sum(len(weight.raw_data) for weight in model.graph.initializer)
             self._segments[name] = runtime.compile(model)
+            weights.forget()
         self._norms = {
             i: (weights.vector(f"layers.{i}.q_norm"), weights.vector(f"layers.{i}.k_norm")) if weights.spec.qk_norm else (None, None) for i in layers
         }

@@ -7,6 +7,7 @@ Format: ggml/docs/gguf.md, versions 2 and 3.
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class Tensor:
 
     @property
     def rows(self) -> int:
-        return int(np.prod(self.shape[:-1], dtype=np.int64)) if len(self.shape) > 1 else 1
+        return math.prod(self.shape[:-1])
 
 
 class GgufFile:
@@ -76,12 +77,12 @@ class GgufFile:
         self._at += length
         return raw.decode()
 
-    def _value(self, kind: int) -> Any:
+    def _value(self, kind: int, nested: bool = False) -> Any:
         if kind in _SCALARS:
             return self._take(_SCALARS[kind])
         if kind == _STRING:
             return self._string()
-        if kind != _ARRAY:
+        if kind != _ARRAY or nested:
             raise CorruptModel(self.path, f"metadata of unknown type {kind}")
         inner, count = int(self._take("<I")), self._count("array entries")
         if inner in _SCALARS:
@@ -90,7 +91,7 @@ class GgufFile:
             values = struct.unpack_from(f"<{count}{format[1]}", self._map, self._at)
             self._at += count * width
             return list(values)
-        return [self._value(inner) for _ in range(count)]
+        return [self._value(inner, nested=True) for _ in range(count)]
 
     def _read_header(self, size: int) -> None:
         if self._map[:4] != b"GGUF":
@@ -112,9 +113,9 @@ class GgufFile:
                 raise CorruptModel(self.path, f"tensor {name} has {rank} dimensions")
             dims = tuple(int(self._take("<Q")) for _ in range(rank))[::-1]
             listed.append((name, dims, int(self._take("<I")), int(self._take("<Q"))))
-        alignment = int(self.meta.get("general.alignment", 32))
-        if alignment < 1:
-            raise CorruptModel(self.path, "the alignment is not positive")
+        alignment = self.meta.get("general.alignment", 32)
+        if not isinstance(alignment, int) or alignment < 1:
+            raise CorruptModel(self.path, "the alignment cannot be")
         base = (self._at + alignment - 1) // alignment * alignment
         self.tensors: dict[str, Tensor] = {}
         for name, dims, kind, offset in listed:
@@ -132,6 +133,10 @@ class GgufFile:
             if tensor.offset + tensor.rows * tensor.row_bytes > size:
                 raise CorruptModel(self.path, f"the file is truncated: tensor {name} lies beyond its end")
             self.tensors[name] = tensor
+
+    def forget(self) -> None:
+        """Lets the system take back the pages that were read so far; they are read again from the file where needed."""
+        self._map.madvise(mmap.MADV_DONTNEED)
 
     def raw(self, tensor: Tensor) -> NDArray[np.uint8]:
         """The tensor's rows, mapped: uint8 [rows, row_bytes]."""

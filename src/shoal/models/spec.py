@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
@@ -27,6 +28,27 @@ class Rope(msgspec.Struct, frozen=True):
     truncate: bool = True
     factors: tuple[float, ...] = ()
     """Divisors of the frequencies, one per pair (GGUF's rope_freqs.weight, which is how it stores llama3)."""
+
+    def check(self, head_dim: int, where: object) -> None:
+        """Refuses numbers that give no frequencies. Raises CorruptModel."""
+        numbers = [self.theta, self.factor, self.low_freq_factor, self.high_freq_factor, self.beta_fast, self.beta_slow, *self.factors]
+        if self.attention_factor is not None:
+            numbers.append(self.attention_factor)
+        if not all(isinstance(n, int | float) and math.isfinite(n) and n > 0 for n in numbers) or self.theta <= 1:
+            raise CorruptModel(where, "the rotary embedding has a number that cannot be")
+        if self.kind in ("llama3", "yarn") and (self.original_context < 1 or self.low_freq_factor == self.high_freq_factor):
+            raise CorruptModel(where, "the rotary embedding's scaling does not hold together")
+        if self.kind == "factors" and len(self.factors) != head_dim // 2:
+            raise CorruptModel(where, f"{len(self.factors)} rotary factors do not fit heads of {head_dim}")
+
+
+_MAX_LAYERS = 4096  # of any model there is, and then some; a damaged file must not make this process allocate by it
+
+
+def _layer_count(layers: int, where: object) -> int:
+    if not 1 <= layers <= _MAX_LAYERS:
+        raise CorruptModel(where, f"{layers} layers cannot be")
+    return layers
 
 
 class ModelSpec(msgspec.Struct, frozen=True):
@@ -55,6 +77,9 @@ class ModelSpec(msgspec.Struct, frozen=True):
         sizes = (self.layers, self.hidden, self.intermediate, self.q_heads, self.kv_heads, self.head_dim, self.vocabulary)
         if min(sizes) < 1 or len(self.windows) != self.layers:
             raise CorruptModel(where, "a size of the model is missing or not positive")
+        if not (math.isfinite(self.eps) and self.eps >= 0 and self.context >= 1):
+            raise CorruptModel(where, "the norm's epsilon or the context length cannot be")
+        self.rope.check(self.head_dim, where)
         if self.q_heads % self.kv_heads:
             raise CorruptModel(where, f"{self.q_heads} query heads do not divide over {self.kv_heads} KV heads")
         if self.hidden % 16 or self.intermediate % 16 or self.head_dim % 16 or self.head_dim > 256:
@@ -95,7 +120,7 @@ def spec_from_gguf(meta: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...
             return int(values[0])
         return int(value)
 
-    layers, hidden, heads = whole("block_count"), whole("embedding_length"), whole("attention.head_count")
+    layers, hidden, heads = _layer_count(whole("block_count"), where), whole("embedding_length"), whole("attention.head_count")
     if heads < 1:
         raise CorruptModel(where, "no attention heads")
     head_dim = int(meta.get(f"{arch}.attention.key_length", hidden // heads))
@@ -108,6 +133,9 @@ def spec_from_gguf(meta: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...
     except KeyError:
         raise CorruptModel(where, "no token_embd.weight") from None
     kind = str(meta.get(f"{arch}.rope.scaling.type", "none"))
+    for key in ("rope.scaling.attn_factor", "rope.scale_linear", "rope.scaling.yarn_attn_factor"):
+        if float(meta.get(f"{arch}.{key}", 1.0)) != 1.0:
+            raise _unsupported(where, f"{key} is not supported")
     theta = float(meta.get(f"{arch}.rope.freq_base", 10000.0))
     context = whole("context_length")
     if factors:
@@ -120,6 +148,8 @@ def spec_from_gguf(meta: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...
             kind=cast("Literal['linear', 'yarn']", kind),
             factor=float(meta.get(f"{arch}.rope.scaling.factor", 1.0)),
             original_context=int(meta.get(f"{arch}.rope.scaling.original_context_length", context)),
+            beta_fast=float(meta.get(f"{arch}.rope.scaling.yarn_beta_fast", 32.0)),
+            beta_slow=float(meta.get(f"{arch}.rope.scaling.yarn_beta_slow", 1.0)),
         )
     else:
         raise _unsupported(where, f"rope scaling '{kind}' is not supported")
@@ -159,7 +189,7 @@ def spec_from_config(config: Mapping[str, Any], where: object) -> ModelSpec:
             raise CorruptModel(where, f"config.json has no whole number '{key}'")
         return value
 
-    hidden, heads, layers = whole("hidden_size"), whole("num_attention_heads"), whole("num_hidden_layers")
+    hidden, heads, layers = whole("hidden_size"), whole("num_attention_heads"), _layer_count(whole("num_hidden_layers"), where)
     if min(hidden, heads, layers) < 1:
         raise CorruptModel(where, "a size in config.json is not positive")
     head_dim = int(config.get("head_dim") or hidden // heads)

@@ -34,6 +34,10 @@ class Weights(Protocol):
         """A norm or bias; None where the model has none."""
         ...
 
+    def forget(self) -> None:
+        """Lets go of what was read: the files' pages, not the weights made of them."""
+        ...
+
 
 _GGUF = {
     "embed": "token_embd",
@@ -86,9 +90,15 @@ class GgufWeights:
         factors: list[float] = []
         if (freqs := tensors.get("rope_freqs.weight")) is not None:
             factors = floats(freqs.format, self.file.raw(freqs), freqs.shape[-1])[0].tolist()
-        self.spec = spec_from_gguf(self.file.meta, {n: t.shape for n, t in tensors.items()}, factors, path)
+        try:
+            self.spec = spec_from_gguf(self.file.meta, {n: t.shape for n, t in tensors.items()}, factors, path)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise CorruptModel(path, f"the metadata does not hold together ({error})") from None
         self.spec.check(path)
         self._interleaved = self.spec.family == "llama"
+
+    def forget(self) -> None:
+        self.file.forget()
 
     def _order(self, name: str) -> NDArray[np.int64] | None:
         part = name.removesuffix(".bias").rsplit(".", 1)[-1]
@@ -109,6 +119,7 @@ class GgufWeights:
         tensor = self.file.tensors.get(_stored_name(name, _GGUF, "blk"))
         if tensor is None:
             return None
+        _expect(self.file.path, name, tensor.shape, vector_shape(self.spec, name))
         values = floats(tensor.format, self.file.raw(tensor), tensor.shape[-1])[0]
         order = self._order(name) if name.endswith(".bias") else None
         return values if order is None else np.ascontiguousarray(values[order])
@@ -123,6 +134,9 @@ class SafetensorsWeights:
             raise UserError(f"{directory}: no *.safetensors files")
         self._files = SafetensorsFiles(files)
 
+    def forget(self) -> None:
+        self._files.forget()
+
     def matrix(self, name: str) -> StoredMatrix:
         stored = _stored_name("embed" if name == "head" and self.spec.tied else name, _HF, "model.layers")
         tensor = self._files.tensors.get(stored)
@@ -133,10 +147,13 @@ class SafetensorsWeights:
 
     def vector(self, name: str) -> Floats | None:
         tensor = self._files.tensors.get(_stored_name(name, _HF, "model.layers"))
-        return None if tensor is None else floats(tensor.format, self._files.raw(tensor), tensor.shape[-1])[0]
+        if tensor is None:
+            return None
+        _expect(self.directory, name, tensor.shape, vector_shape(self.spec, name))
+        return floats(tensor.format, self._files.raw(tensor), tensor.shape[-1])[0]
 
 
-def _expect(path: Path, name: str, shape: tuple[int, ...], wanted: tuple[int, int]) -> None:
+def _expect(path: Path, name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
     if shape != wanted:
         raise CorruptModel(path, f"tensor {name} has shape {list(shape)} where the model's sizes say {list(wanted)}")
 
@@ -157,6 +174,13 @@ def matrix_shape(spec: ModelSpec, name: str) -> tuple[int, int]:
     }[name.rsplit(".", 1)[-1]]
 
 
+def vector_shape(spec: ModelSpec, name: str) -> tuple[int]:
+    """[n] of a norm or bias by its name here."""
+    if name.endswith(".bias"):
+        return (matrix_shape(spec, name.removesuffix(".bias"))[0],)
+    return (spec.head_dim if name.endswith(("q_norm", "k_norm")) else spec.hidden,)
+
+
 def open_spec(directory: Path) -> ModelSpec:
     """What config.json says. Raises UserError, CorruptModel, UnsupportedModel."""
     config = directory / "config.json"
@@ -164,7 +188,7 @@ def open_spec(directory: Path) -> ModelSpec:
         spec = spec_from_config(cast("dict[str, Any]", json.loads(config.read_text())), directory)
     except FileNotFoundError:
         raise UserError(f"{directory}: no config.json; a model directory holds config.json, tokenizer.json and *.safetensors") from None
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError) as error:
         raise CorruptModel(config, f"not a model's configuration ({error})") from None
     spec.check(directory)
     return spec

@@ -82,12 +82,13 @@ class Driver:
         self._flight: dict[int, _InFlight] = {}
         self._filling = asyncio.Lock()
         self._failure: ShoalError | None = None
+        self._broken = asyncio.Event()
         self._nudge: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Takes results until the route breaks at either end. Raises StageLost, having told every request."""
         loop = asyncio.get_running_loop()
-        ends = {loop.create_task(self._take_results()), loop.create_task(self._watch_first())}
+        ends = {loop.create_task(end) for end in (self._take_results(), self._watch_first(), self._watch_failure())}
         try:
             done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             for end in done:
@@ -114,10 +115,15 @@ class Driver:
         frame = await self._first.receive()
         raise RemoteProtocolError(f"stage 0 sent a {frame.kind.name} frame to the head")
 
+    async def _watch_failure(self) -> None:
+        await self._broken.wait()
+        raise StageLost(str(self._failure))
+
     def fail(self, error: ShoalError) -> None:
         """Ends every request with an error; nothing can be submitted any more."""
         if self._failure is None:
             self._failure = error
+            self._broken.set()
         self.scheduler.abandon()
         self._flight.clear()
         for stream in self._streams.values():
@@ -197,7 +203,6 @@ class Driver:
                     await self._first.send(Frame(Kind.STEP, self._epoch, plan.step, meta))
                 except OSError as error:
                     self.fail(StageLost(f"the first stage is gone: {error}"))
-                    self._last.abort()
                     return
                 step.send = perf_counter() - encoded
                 step.sent += step.send

@@ -24,12 +24,16 @@ def _raise(message: str) -> NoReturn:
     raise _Refused(message)
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None, sort_keys: bool = False
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 class ChatTemplate:
-    def __init__(self, source: str, special: Mapping[str, str], where: object) -> None:
+    def __init__(self, source: object, special: Mapping[str, str], where: object) -> None:
+        if not isinstance(source, str):
+            raise CorruptModel(where, "the chat template is no text")
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _raise
@@ -46,5 +50,5 @@ class ChatTemplate:
             return self._template.render(messages=messages, add_generation_prompt=True, **self._special)
         except _Refused as error:
             raise InvalidRequest(f"the model's chat template refuses these messages: {error}", "messages") from error
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError) as error:
             raise InvalidRequest(f"the model's chat template cannot render these messages: {error}", "messages") from error

@@ -2,49 +2,35 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from typing import Protocol
 
-_INCOMPLETE = "�"
-_PATIENCE = 8  # tokens; no character takes more bytes than four
-
 
 class Decoder(Protocol):
-    def decode(self, tokens: Sequence[int]) -> str: ...
+    def text_bytes(self, token: int, first: bool) -> bytes: ...
 
 
 class Detokenizer:
-    """Emits text once the tokens after it cannot change it.
-
-    A token is decoded with those before it, because the same token reads differently at the beginning of a text; the window
-    moves up whenever the text ends in a whole character.
-    """
+    """Emits text as soon as its characters are whole: a token is bytes, and UTF-8 says where a character ends."""
 
     def __init__(self, decoder: Decoder, context: Sequence[int] = ()) -> None:
         """context: the last tokens of the prompt, which the answer's first token continues."""
         self._decoder = decoder
-        self._tokens = list(context)[-4:]
-        self._done = len(self._tokens)  # tokens whose text is out
-        self._out = decoder.decode(self._tokens)
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._first = True
+        for token in list(context)[-4:]:
+            self.push(token)
 
     def push(self, token: int) -> str:
         """The text that is certain now, maybe none."""
-        self._tokens.append(token)
-        text = self._decoder.decode(self._tokens)
-        if text.endswith(_INCOMPLETE) and len(self._tokens) - self._done <= _PATIENCE:
-            return ""
-        return self._advance(text)
+        raw = self._decoder.text_bytes(token, self._first)
+        self._first = self._first and not self._decoder.text_bytes(token, False)
+        return self._utf8.decode(raw)
 
     def finish(self) -> str:
         """What is left, with a replacement character for bytes that never became one."""
-        return self._advance(self._decoder.decode(self._tokens))
-
-    def _advance(self, text: str) -> str:
-        new = text[len(self._out) :] if text.startswith(self._out) else ""
-        self._tokens = self._tokens[-6:] if not text.endswith(_INCOMPLETE) else self._tokens
-        self._done = len(self._tokens)
-        self._out = self._decoder.decode(self._tokens)
-        return new
+        return self._utf8.decode(b"", final=True)
 
 
 class StopStrings:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as Backend
 
 from shoal.errors import CorruptModel, InvalidRequest, UserError
 from shoal.text.chat import ChatTemplate
-from shoal.text.vocabulary import from_gguf
+from shoal.text.vocabulary import WHOLE_WORDS, from_gguf
 
 # Tokens that end a turn in the families there are, whether or not the file's metadata says so (llama-vocab.cpp does the same).
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>")
@@ -29,7 +29,9 @@ class Tokenizer:
         known = {backend.token_to_id(text) for text in _END_OF_TURN}
         self.stop_tokens = stop_tokens | frozenset(i for i in known if i is not None)
         self.template = template
-        self._byte_level = "ByteLevel" in str(type(backend.decoder))
+        self._special = {i for i, t in backend.get_added_tokens_decoder().items() if t.special}
+        self._byte_level = '"ByteLevel"' in json.dumps(json.loads(backend.to_str()).get("decoder"))
+        self._strips = '"Strip"' in backend.to_str() and not self._byte_level
 
     @classmethod
     def open(cls, path: Path, meta: Mapping[str, Any] | None = None) -> Tokenizer:
@@ -39,9 +41,17 @@ class Tokenizer:
     @classmethod
     def _from_gguf(cls, path: Path, meta: Mapping[str, Any]) -> Tokenizer:
         backend = from_gguf(meta, path)
-        bos, eos = meta.get("tokenizer.ggml.bos_token_id"), meta.get("tokenizer.ggml.eos_token_id")
-        ends = [eos, meta.get("tokenizer.ggml.eot_token_id"), meta.get("tokenizer.ggml.eom_token_id")]
+
+        def token(name: str) -> int | None:
+            value = meta.get(f"tokenizer.ggml.{name}_token_id")
+            if value is not None and (not isinstance(value, int) or not 0 <= value < backend.get_vocab_size()):
+                raise CorruptModel(path, f"the {name} token {value!r} is not in the vocabulary")
+            return value
+
+        bos, eos = token("bos"), token("eos")
+        ends = [eos, token("eot"), token("eom")]
         source = meta.get("tokenizer.chat_template")
+        begins = meta.get("tokenizer.ggml.model") == "llama" or meta.get("tokenizer.ggml.pre") in WHOLE_WORDS
         special = {
             "bos_token": backend.id_to_token(bos) if bos is not None else "",
             "eos_token": backend.id_to_token(eos) if eos is not None else "",
@@ -49,7 +59,7 @@ class Tokenizer:
         return cls(
             backend,
             bos=bos,
-            add_bos=bool(meta.get("tokenizer.ggml.add_bos_token", meta.get("tokenizer.ggml.model") == "llama")),
+            add_bos=bool(meta.get("tokenizer.ggml.add_bos_token", begins)),
             stop_tokens=frozenset(int(i) for i in ends if i is not None),
             template=ChatTemplate(source, special, path) if source else None,
         )
@@ -70,12 +80,15 @@ class Tokenizer:
             return str(cast("dict[str, Any]", value)["content"]) if isinstance(value, dict) else str(value)
 
         eos = generation.get("eos_token_id", _json(path / "config.json").get("eos_token_id"))
-        ends = set(cast("list[int]", eos) if isinstance(eos, list) else [] if eos is None else [int(eos)])
+        listed = cast("list[Any]", eos) if isinstance(eos, list) else [] if eos is None else [eos]
+        if not all(isinstance(end, int) for end in listed):
+            raise CorruptModel(path, f"eos_token_id {eos!r} is no token")
+        ends: set[int] = set(listed)
         if (token := backend.token_to_id(special("eos_token"))) is not None:
             ends.add(token)
         source = config.get("chat_template")
         if isinstance(source, list):  # several, by name
-            source = next((t["template"] for t in cast("list[dict[str, str]]", source) if t["name"] == "default"), None)
+            source = next((t.get("template") for t in cast("list[dict[str, str]]", source) if t.get("name") == "default"), None)
         if (separate := path / "chat_template.jinja").exists():
             source = separate.read_text()
         bos = backend.token_to_id(special("bos_token"))
@@ -91,9 +104,10 @@ class Tokenizer:
     def encode(self, text: str, bos: bool = True) -> list[int]:
         """`bos`: begin with the model's BOS where it wants one. Special tokens are recognised in the text."""
         try:
-            ids = cast("list[int]", self._backend.encode(text, add_special_tokens=False).ids)
+            text.encode()
         except UnicodeEncodeError as error:
             raise InvalidRequest(f"the text is not valid Unicode: {error.reason}", "prompt") from error
+        ids = cast("list[int]", self._backend.encode(text, add_special_tokens=False).ids)
         return [self._bos, *ids] if bos and self._add_bos and self._bos is not None else ids
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -104,6 +118,11 @@ class Tokenizer:
 
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self._backend.decode(list(tokens), skip_special_tokens=True))
+
+    def text_bytes(self, token: int, first: bool) -> bytes:
+        """What a token adds to a text: nothing where it is special; SentencePiece's first space is none of the text."""
+        raw = b"" if token in self._special else self.token_bytes(token)
+        return raw.removeprefix(b" ") if first and self._strips else raw
 
     def token_bytes(self, token: int) -> bytes:
         """What a token stands for, which need not be whole characters."""

@@ -23,10 +23,12 @@ _TEKKEN = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _SPLITS = {"llama-bpe": _LLAMA3, "llama3": _LLAMA3, "llama-v3": _LLAMA3, "qwen2": _QWEN2, "tekken": _TEKKEN}
+WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "tekken")
+"""Pre-tokenisers of models that take a whole word that is in the vocabulary before any merge, and begin with BOS (llama-vocab.cpp)."""
 _PLAIN = ("gpt-2", "smollm")
 PRE_TOKENIZERS = sorted([*_SPLITS, *_PLAIN])
 
-CONTROL, USER_DEFINED = 3, 4
+UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
 _BYTE = 6
 
 
@@ -42,10 +44,12 @@ def from_gguf(meta: Mapping[str, Any], where: object) -> Tokenizer:
         else:
             raise UnsupportedModel(f"{where}: vocabulary '{kind}' is not supported; shoal reads gpt2 (byte-level BPE) and llama (SentencePiece)")
         types: list[int] = meta.get("tokenizer.ggml.token_type") or [1] * len(tokens)
-        added = [(i, t) for i, t in enumerate(types) if t in (CONTROL, USER_DEFINED)]
+        added = [(i, CONTROL if t == UNKNOWN else t) for i, t in enumerate(types) if t in (UNKNOWN, CONTROL, USER_DEFINED)]
         tokenizer.add_special_tokens([AddedToken(tokens[i], special=True, normalized=False) for i, t in added if t == CONTROL])
         tokenizer.add_tokens([AddedToken(tokens[i], special=False, normalized=False) for i, t in added if t == USER_DEFINED])
-    except (KeyError, IndexError, ValueError, TypeError) as error:
+    except UnsupportedModel:
+        raise
+    except Exception as error:  # noqa: BLE001 - the tokenizers package raises Exception itself
         raise CorruptModel(where, f"the vocabulary does not hold together ({error})") from error
     return tokenizer
 
@@ -56,7 +60,7 @@ def _byte_level(meta: Mapping[str, Any], tokens: list[str], where: object) -> To
         raise UnsupportedModel(f"{where}: pre-tokeniser '{pre}' is not supported; supported are {', '.join(PRE_TOKENIZERS)}")
     merges = [tuple(line.split(" ", 1)) for line in meta["tokenizer.ggml.merges"]]
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=_SPLITS.get(pre) is _LLAMA3))
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre in WHOLE_WORDS))
     if pre in _SPLITS:
         split = pre_tokenizers.Split(Regex(_SPLITS[pre]), "isolated")
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from collections import deque
 from time import perf_counter
 from typing import cast
@@ -132,7 +133,11 @@ class TcpStream:
         self._protocol.transport.abort()  # a peer that does not read must not hold this side up
 
     def abort(self) -> None:
-        self._protocol.transport.abort()
+        transport = self._protocol.transport
+        raw = transport.get_extra_info("socket")
+        if raw is not None and not transport.is_closing():  # a reset: the peer must not take this for a clean end
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()
 
     def finish(self) -> None:
         """Like close, without waiting for it."""

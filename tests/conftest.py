@@ -1,0 +1,31 @@
+"""What every test shares: one torch thread, and the small trained model for those that need trained weights."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+import pytest
+from shoal.models.sources import pull
+from shoal.models.weights import GgufWeights
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_torch_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct, Q4_1, from the cache that SHOAL_CACHE names; fetched where it is not there."""
+    return pull("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def smollm2_weights(smollm2: Path) -> GgufWeights:
+    return GgufWeights(smollm2)

@@ -1,0 +1,192 @@
+"""`python -m shoal` as real processes on free ports of the loopback, each with a log, always ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+MODEL = "smollm2-135m"
+BOUND = 60.0
+"""Seconds after which something that should happen counts as not happening; no test waits that long when all is well."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(what: Callable[[], Any], why: Callable[[], str] = lambda: "", bound: float = BOUND) -> Any:
+    """Polls until something is true and answers it; fails with what `why` says."""
+    end = time.monotonic() + bound
+    while not (value := what()):
+        assert time.monotonic() < end, f"nothing came within {bound:g} s: {why()}"
+        time.sleep(0.02)
+    return value
+
+
+class Process:
+    """One `shoal` command, in a process group of its own."""
+
+    def __init__(self, log: Path, *arguments: str, **environment: str) -> None:
+        self.arguments, self._log = arguments, log
+        with log.open("wb") as out:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", "shoal", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, "COLUMNS": "200", **environment},
+            )
+
+    @property
+    def said(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def describe(self) -> str:
+        return f"shoal {' '.join(self.arguments)} (status {self.popen.poll()}) said:\n{self.said}"
+
+    def until_said(self, text: str) -> None:
+        until(lambda: text in self.said or self.popen.poll() is not None, self.describe)
+        assert text in self.said, self.describe()
+
+    def family(self) -> list[psutil.Process]:
+        """This process and those that it started, as far as they live."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            own = psutil.Process(self.popen.pid)
+            return [own, *own.children(recursive=True)]
+        return []
+
+    def signal(self, number: signal.Signals) -> None:
+        self.popen.send_signal(number)
+
+    def wait(self) -> int:
+        """The exit status."""
+        until(lambda: self.popen.poll() is not None, self.describe)
+        return int(self.popen.returncode)
+
+    def end(self) -> None:
+        """Asks, then makes it and its children go."""
+        family = self.family()
+        with contextlib.suppress(ProcessLookupError):
+            self.popen.terminate()
+        _, left = psutil.wait_procs(family, 15)
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.popen.wait()
+
+
+def gone(family: list[psutil.Process]) -> None:
+    """Fails where one of the processes goes on living."""
+    until(lambda: not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], lambda: str(family))
+
+
+class Cluster:
+    """A head and its nodes; `http` talks to the API."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._processes: list[Process] = []
+        self.nodes: list[Process] = []
+        self.port, self.control_port = free_port(), free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.http = httpx.Client(base_url=self.url, timeout=BOUND, trust_env=False)
+
+    @property
+    def head(self) -> Process:
+        return self._processes[0]
+
+    def start(self, *arguments: str) -> Process:
+        process = Process(self._folder / f"{len(self._processes)}-{arguments[0]}.log", *arguments)
+        self._processes.append(process)
+        return process
+
+    def serve(self, *flags: str) -> Process:
+        return self.start("serve", "--port", str(self.port), "--control-port", str(self.control_port), *flags)
+
+    def up(self, *flags: str) -> Process:
+        return self.start("up", "--port", str(self.port), "--control-port", str(self.control_port), "--threads", "1", *flags)
+
+    def join(self, *flags: str) -> Process:
+        node = self.start("join", f"127.0.0.1:{self.control_port}", "--threads", "1", "--memory", "1GiB", "--runtime", "native", *flags)
+        self.nodes.append(node)
+        return node
+
+    def story(self) -> str:
+        return "\n\n".join(process.describe() for process in self._processes)
+
+    def answers(self, path: str) -> bool:
+        """Whether a GET answers 200 now."""
+        assert self.head.popen.poll() is None, self.head.describe()
+        try:
+            return self.http.get(path).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def until_ready(self) -> None:
+        until(lambda: self.answers("/health/ready"), self.story)
+
+    def until_lost(self) -> None:
+        until(lambda: not self.answers("/health/ready"), self.story)
+
+    def metric(self, name: str) -> float:
+        lines = self.http.get("/metrics").text.splitlines()
+        return float(next(line.split()[1] for line in lines if line.startswith(f"shoal_{name} ")))
+
+    def until_idle(self) -> None:
+        """Fails where a sequence or a KV block stays in use."""
+        gauges = ("sequences_running", "sequences_waiting", "kv_blocks_used")
+        until(lambda: all(self.metric(g) == 0 for g in gauges), lambda: str({g: self.metric(g) for g in gauges}))
+
+    def complete(self, prompt: Any, tokens: int = 8, **options: Any) -> httpx.Response:
+        body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, **options}
+        return self.http.post("/v1/completions", json=body)
+
+    def texts(self, prompt: Any, tokens: int = 8, **options: Any) -> list[str]:
+        answer = self.complete(prompt, tokens, **options)
+        assert answer.status_code == 200, answer.text
+        return [choice["text"] for choice in answer.json()["choices"]]
+
+    def tensor_ports(self) -> list[int]:
+        """Of the nodes' processes: what they listen on."""
+        own = [psutil.Process(node.popen.pid).net_connections("tcp") for node in self.nodes if node.popen.poll() is None]
+        return [c.laddr.port for connections in own for c in connections if c.status == psutil.CONN_LISTEN]
+
+    def end(self) -> None:
+        self.http.close()
+        for process in reversed(self._processes):
+            process.end()
+
+
+@contextlib.contextmanager
+def cluster(folder: Path) -> Iterator[Cluster]:
+    """Ends every process, whatever happens inside."""
+    made = Cluster(folder)
+    try:
+        yield made
+    finally:
+        made.end()
+
+
+@contextlib.contextmanager
+def served(folder: Path, nodes: int, *flags: str) -> Iterator[Cluster]:
+    """A head with so many nodes, each of which holds some layers, ready."""
+    with cluster(folder) as made:
+        made.serve("--min-nodes", str(nodes), "--spread", *flags)
+        for i in range(nodes):
+            made.join("--name", f"n{i}")
+        made.until_ready()
+        yield made

@@ -1,0 +1,131 @@
+"""An engine without a model, for the gateway: says what it is told to, and remembers what it was asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from shoal.errors import ShoalError
+from shoal.request import Alternative, FinishReason, Request, TokenChunk
+
+END = 256
+VOCABULARY = 257
+
+
+class ByteTokenizer:
+    """A token is a byte of UTF-8; one more ends the text."""
+
+    stop_tokens = frozenset({END})
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        return self.encode("".join(f"{m['role']}: {m['content']}\n" for m in messages))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return bytes(t for t in tokens if t < END).decode(errors="replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        return bytes([token]) if token < END else b""
+
+
+Item = TokenChunk | ShoalError
+Script = Callable[[Request], list[Item]]
+
+
+def spoken(request: Request, text: str, choice: int = 0, finish: FinishReason = FinishReason.STOP) -> list[Item]:
+    """A choice that says the text, cut at max_tokens, as the scheduler would."""
+    tokens = list(text.encode())
+    cut = len(tokens) >= request.max_tokens
+    out: list[Item] = []
+    for at, token in enumerate(tokens[: request.max_tokens], 1):
+        last = cut and at == request.max_tokens
+        alternatives = tuple(Alternative((token + i) % END, -0.5 - i) for i in range(request.sampling.logprobs or 0))
+        out.append(TokenChunk(request.id, choice, token, -0.5, alternatives, FinishReason.LENGTH if last else None))
+    return out if cut else [*out, TokenChunk(request.id, choice, None, finish=finish)]
+
+
+def says(*texts: str) -> Script:
+    """Each choice says the next of the texts, all at once."""
+
+    def script(request: Request) -> list[Item]:
+        rows = [spoken(request, texts[c % len(texts)], c) for c in range(request.n)]
+        longest = max(map(len, rows))
+        return [row[i] for i in range(longest) for row in rows if i < len(row)]
+
+    return script
+
+
+class ScriptedStream:
+    """Behaves as pipeline.driver.TokenStream does. With `hang` it waits for ever after its items."""
+
+    def __init__(self, request: Request, items: list[Item], hang: bool) -> None:
+        self.request, self._items, self._hang = request, list(items), hang
+        self._open = request.n
+        self.ended: set[int] = set()
+        self.closed = False
+
+    def __aiter__(self) -> ScriptedStream:
+        return self
+
+    async def __anext__(self) -> TokenChunk:
+        await asyncio.sleep(0)
+        while self._items and self._open:
+            item = self._items.pop(0)
+            if isinstance(item, ShoalError):
+                raise item
+            if item.choice in self.ended:
+                continue
+            self._open -= item.finish is not None
+            return item
+        if self._hang and self._open:
+            await asyncio.Event().wait()
+        raise StopAsyncIteration
+
+    def end_choice(self, choice: int) -> None:
+        self.ended.add(choice)
+        self._open -= 1
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeEngine:
+    """gateway.engine.Engine."""
+
+    name, created, vocabulary = "fake", 7, VOCABULARY
+
+    def __init__(self, script: Script = says("Hello"), *, hang: bool = False, longest: int = 1000) -> None:
+        self.tokenizer = ByteTokenizer()
+        self.state = ""
+        self.refusal: ShoalError | None = None
+        self.streams: list[ScriptedStream] = []
+        self.observed: list[tuple[str, str, int]] = []
+        self.first_tokens = 0
+        self._script, self._hang, self._longest = script, hang, longest
+
+    @property
+    def asked(self) -> Request:
+        """The only request that came."""
+        (stream,) = self.streams
+        return stream.request
+
+    def longest(self) -> int:
+        return self._longest
+
+    def submit(self, request: Request) -> ScriptedStream:
+        if self.refusal is not None:
+            raise self.refusal
+        stream = ScriptedStream(request, self._script(request), self._hang)
+        self.streams.append(stream)
+        return stream
+
+    def observe_first_token(self, seconds: float) -> None:
+        self.first_tokens += 1
+
+    def observe_request(self, endpoint: str, outcome: str, prompt_tokens: int) -> None:
+        self.observed.append((endpoint, outcome, prompt_tokens))
+
+    def scrape(self) -> bytes:
+        return b"shoal_ready 1\n"

@@ -1,0 +1,66 @@
+"""HTTP to an application in this process: whole answers by httpx, clients that leave by speaking ASGI."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+
+
+def fetch(app: FastAPI, method: str, path: str, **options: Any) -> httpx.Response:
+    async def go() -> httpx.Response:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://shoal") as client:
+            return await client.request(method, path, **options)
+
+    return asyncio.run(go())
+
+
+def events(answer: httpx.Response) -> list[dict[str, Any]]:
+    """The server-sent events, without [DONE], which has to be the last unless an error is."""
+    assert answer.headers["content-type"].startswith("text/event-stream"), answer.text
+    lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
+    done = [json.loads(line) for line in lines if line != "[DONE]"]
+    assert (lines[-1] == "[DONE]") != ("error" in done[-1])
+    assert lines.count("[DONE]") <= 1
+    return done
+
+
+class Leaver:
+    """A client that goes away after so many body parts; 0: before the first, -1: as soon as the request is sent."""
+
+    def __init__(self, body: dict[str, Any], after: int, *, stuck: bool = False) -> None:
+        self._request: bytes | None = json.dumps(body).encode()
+        self._after, self._stuck = after, stuck
+        self._parts = 0
+        self._left = asyncio.Event()
+        self.sent: list[dict[str, Any]] = []
+
+    async def _receive(self) -> dict[str, Any]:
+        if self._request is not None:
+            body, self._request = self._request, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        if self._after >= 0:
+            if self._after == 0:
+                asyncio.get_running_loop().call_later(0.01, self._left.set)
+            await self._left.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        self.sent.append(message)
+        self._parts += message["type"] == "http.response.body"
+        if 0 < self._after <= self._parts:
+            self._left.set()
+            if self._stuck:
+                await asyncio.Event().wait()
+
+    async def visit(self, app: FastAPI, path: str) -> None:
+        scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "POST"}
+        where = {"scheme": "http", "path": path, "raw_path": path.encode(), "root_path": "", "query_string": b"", "headers": []}
+        async with asyncio.timeout(10):
+            await app({**scope, **where}, self._receive, self._send)

@@ -1,0 +1,89 @@
+"""Runs plans through the stages of a model in one process, as a cluster would, and keeps the logits of every row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from shoal.config import Precision
+from shoal.executor.native_layers import NativeLayers
+from shoal.executor.stage import StageExecutor
+from shoal.models.weights import Weights
+from shoal.native import BLOCK_TOKENS
+from shoal.request import SamplingParams
+from shoal.scheduler.plan import Chunk, Opened, StepPlan
+
+
+class _Recording(NativeLayers):
+    """Keeps the logits of all rows of each step, picked or not."""
+
+    seen: list[np.ndarray]
+
+    def logits(self, hidden: np.ndarray, picked: np.ndarray) -> np.ndarray:
+        out = super().logits(hidden, np.arange(len(hidden), dtype=np.int32))
+        self.seen.append(out)
+        return out[picked]
+
+
+class Stages:
+    """One sequence through `splits` stages; token by token or in chunks."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        splits: int = 1,
+        precision: Precision = Precision.FP32,
+        bf16: bool = False,
+        blocks: int = 16,
+        threads: int = 1,
+    ) -> None:
+        self._recorded: list[np.ndarray] = []
+        bounds = np.linspace(0, weights.spec.layers, splits + 1).astype(int).tolist()
+        self._blocks, self._sequence, self._step = blocks, 0, 0
+        self.afresh()
+
+        def make(weights: Weights, layers: range, last: bool) -> Any:
+            made = _Recording(weights, layers, last, precision=precision, threads=threads)
+            made.seen = self._recorded
+            return made
+
+        self._stages = [
+            StageExecutor(weights, range(a, b), blocks=blocks, bf16=bf16, make_layers=make)
+            for a, b in pairwise(bounds)
+        ]
+
+    def afresh(self) -> Stages:
+        """Begins another sequence, in the memory of the one before."""
+        self._recorded.clear()
+        self._free = list(range(self._blocks))[::-1]  # a table that is not in order
+        self._table: list[int] = []
+        self._sequence, self._at = self._sequence + 1, 0
+        return self
+
+    def feed(self, tokens: Sequence[int]) -> int:
+        """Computes the next tokens of the sequence; the likeliest one that follows."""
+        opened = [] if self._at else [Opened(self._sequence, SamplingParams(temperature=0.0), [], [])]
+        fresh = [self._free.pop() for _ in range(-(-(self._at + len(tokens)) // BLOCK_TOKENS) - len(self._table))]
+        plan = StepPlan(self._step, opened, [], [], [], [Chunk(self._sequence, self._at, list(tokens), fresh, True)])
+        hidden, sampled = None, []
+        for stage in self._stages:
+            output = stage.run(plan, hidden)
+            hidden, sampled = output.hidden, output.sampled
+        self._table += fresh
+        self._step, self._at = self._step + 1, self._at + len(tokens)
+        return sampled[0].token
+
+    def logits(self, tokens: Sequence[int], chunk: int = 0) -> np.ndarray:
+        """[tokens, vocabulary], computed in chunks of so many tokens; 0: at once."""
+        size = chunk or len(tokens)
+        for at in range(0, len(tokens), size):
+            self.feed(tokens[at : at + size])
+        return np.concatenate(self._recorded)
+
+    def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
+        out = [self.feed(prompt)]
+        while len(out) < count:
+            out.append(self.feed(out[-1:]))
+        return out

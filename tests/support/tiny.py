@@ -1,0 +1,57 @@
+"""Tiny transformers models of every family, with every weight random (norms and biases too)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 97,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "use_cache": False,
+    "pad_token_id": 0,
+}
+TOKENS = [(7 * i * i + 3 * i + 1) % 97 for i in range(75)]
+"""Longer than two KV blocks."""
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+
+
+def model(family: str, seed: int = 0, **changes: Any) -> Any:
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(family, **{**SIZES, **changes})
+    built = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for name, parameter in built.named_parameters():
+            parameter.copy_(torch.randn_like(parameter) * (0.3 if parameter.ndim == 1 else 0.15) + ("norm" in name))
+    return built
+
+
+def saved(built: Any, directory: Path, **options: Any) -> Path:
+    built.save_pretrained(directory, **options)
+    return directory
+
+
+@torch.no_grad()
+def logits(built: Any, tokens: list[int]) -> np.ndarray:
+    """[tokens, vocabulary]"""
+    return built(torch.tensor([tokens])).logits[0].float().numpy()
