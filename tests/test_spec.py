@@ -188,7 +188,7 @@ def test_a_gguf_file_without_a_head_is_tied() -> None:
 
 def test_rope_of_gguf() -> None:
     assert read_gguf(rope__freq_base=5e5).rope == Rope(theta=5e5)
-    assert read_gguf(factors=(1.0, 2.0)).rope == Rope(kind="factors", factors=(1.0, 2.0))
+    assert read_gguf(factors=(2.0,) * 8).rope == Rope(kind="factors", factors=(2.0,) * 8)
     scaled = read_gguf(
         rope__scaling__type="yarn", rope__scaling__factor=4.0, rope__scaling__original_context_length=128
     )

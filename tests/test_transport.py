@@ -29,6 +29,7 @@ async def over_tcp() -> AsyncIterator[Ends]:
     over = asyncio.Event()
 
     async def handler(stream: FrameStream) -> None:
+        stream.trust()
         arrived.set_result(stream)
         await over.wait()
 

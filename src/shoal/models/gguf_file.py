@@ -24,6 +24,7 @@ from shoal.models.matrix import FORMATS
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
 _MAX_ITEMS = 1 << 26
+_MAX_DEPTH = 4
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,12 @@ class GgufFile:
         self._at += length
         return raw.decode()
 
-    def _value(self, kind: int, nested: bool = False) -> Any:
+    def _value(self, kind: int, depth: int = 0) -> Any:
         if kind in _SCALARS:
             return self._take(_SCALARS[kind])
         if kind == _STRING:
             return self._string()
-        if kind != _ARRAY or nested:
+        if kind != _ARRAY or depth > _MAX_DEPTH:
             raise CorruptModel(self.path, f"metadata of unknown type {kind}")
         inner, count = int(self._take("<I")), self._count("array entries")
         if inner in _SCALARS:
@@ -91,7 +92,7 @@ class GgufFile:
             values = struct.unpack_from(f"<{count}{format[1]}", self._map, self._at)
             self._at += count * width
             return list(values)
-        return [self._value(inner, nested=True) for _ in range(count)]
+        return [self._value(inner, depth + 1) for _ in range(count)]
 
     def _read_header(self, size: int) -> None:
         if self._map[:4] != b"GGUF":

@@ -97,7 +97,17 @@ def _unsupported(where: object, what: str) -> UnsupportedModel:
 
 
 def spec_from_gguf(meta: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]], factors: Sequence[float], where: object) -> ModelSpec:
-    """`tensors` maps names to shapes (rows first); `factors` is rope_freqs.weight, empty where the file has none."""
+    """`tensors` maps names to shapes (rows first); `factors` is rope_freqs.weight, empty where the file has none.
+
+    Raises CorruptModel, UnsupportedModel.
+    """
+    try:
+        return _from_metadata(meta, tensors, factors, where)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise CorruptModel(where, f"the metadata does not hold together ({error})") from None
+
+
+def _from_metadata(meta: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]], factors: Sequence[float], where: object) -> ModelSpec:
     arch = meta.get("general.architecture")
     if arch not in ("llama", "qwen2", "qwen3"):
         raise _unsupported(where, f"architecture '{arch}' is not supported")

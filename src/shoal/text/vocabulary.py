@@ -44,6 +44,8 @@ def from_gguf(meta: Mapping[str, Any], where: object) -> Tokenizer:
         else:
             raise UnsupportedModel(f"{where}: vocabulary '{kind}' is not supported; shoal reads gpt2 (byte-level BPE) and llama (SentencePiece)")
         types: list[int] = meta.get("tokenizer.ggml.token_type") or [1] * len(tokens)
+        if len(types) != len(tokens):
+            raise ValueError(f"{len(types)} types for {len(tokens)} tokens")
         added = [(i, CONTROL if t == UNKNOWN else t) for i, t in enumerate(types) if t in (UNKNOWN, CONTROL, USER_DEFINED)]
         tokenizer.add_special_tokens([AddedToken(tokens[i], special=True, normalized=False) for i, t in added if t == CONTROL])
         tokenizer.add_tokens([AddedToken(tokens[i], special=False, normalized=False) for i, t in added if t == USER_DEFINED])
