@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import queue
 import secrets
+import sys
 import threading
 from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
+
+import structlog
 
 from shoal.cli.local import LocalCluster, local_cluster
 from shoal.config import HeadSettings, from_environment
@@ -25,6 +29,10 @@ class AutoDistributedModel:
     """A model split over node processes. Close it, or use it in a `with` statement, to end them."""
 
     def __init__(self, settings: HeadSettings, node: _NodeSettings, nodes: int) -> None:
+        if not structlog.is_configured():  # as a library, keep to warnings, and off the user's stdout
+            structlog.configure(
+                wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING), logger_factory=structlog.PrintLoggerFactory(sys.stderr)
+            )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="shoal", daemon=True)
         self._thread.start()
@@ -33,7 +41,12 @@ class AutoDistributedModel:
         self._cluster: LocalCluster | None = None
         started: queue.Queue[BaseException | None] = queue.Queue()
         self._running = asyncio.run_coroutine_threadsafe(self._run(settings, node, nodes, started), self._loop)
-        if (error := started.get()) is not None:
+        try:
+            error = started.get()
+        except BaseException:
+            self.close()
+            raise
+        if error is not None:
             self.close()
             raise error
 
@@ -100,7 +113,7 @@ class AutoDistributedModel:
 
         stream = self._wait(submit())
         try:
-            while True:
+            while not self._loop.is_closed():
                 chunk = self._wait(anext(stream))
                 piece = "" if chunk.token is None else text.push(chunk.token)
                 if chunk.finish is not None:
@@ -109,8 +122,10 @@ class AutoDistributedModel:
                     yield piece
                 if text.stopped or chunk.finish in (FinishReason.STOP, FinishReason.LENGTH):
                     return
+            raise ClusterError("the model is closed")
         finally:
-            self._loop.call_soon_threadsafe(stream.close)
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(stream.close)
 
     def close(self) -> None:
         """Ends every process of the cluster."""

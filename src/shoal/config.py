@@ -78,7 +78,7 @@ class Settings:
             if value is None or isinstance(value, str | bool) or low is None:
                 continue
             if not (low <= value and (high is None or value <= high)):  # a NaN fails this too
-                upper = f" and {high:g}" if high is not None else ""
+                upper = f" and at most {high:g}" if high is not None else ""
                 raise ConfigError(f"{flag} must be at least {low:g}{upper}, not {value}")
         self.check()
 

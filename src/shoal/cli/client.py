@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import math
 import sys
+import threading
 from collections.abc import AsyncIterator
 from time import perf_counter
 from typing import Annotated, Any
@@ -15,14 +17,14 @@ import httpx
 import typer
 import uvloop
 
-from shoal.cli.cluster import stop_signal, until
+from shoal.cli.cluster import fetched, stop_signal, until
 from shoal.cli.local import local_cluster
 from shoal.cli.options import Memory, Nodes, Threads, node_settings, settings
-from shoal.cli.show import described, err, placement_rows, table
+from shoal.cli.show import err, placement_rows, table
 from shoal.config import EngineSettings, HeadSettings, NodeSettings
-from shoal.errors import ClusterError, InvalidRequest
+from shoal.errors import ClusterError, ConfigError, InvalidRequest
 from shoal.gateway.app import create_app
-from shoal.gateway.server import ApiServer
+from shoal.gateway.server import ApiServer, listening
 from shoal.node.head import Head
 
 DEFAULT_PROMPT = "Why is the sky blue?"
@@ -59,7 +61,7 @@ async def stream_chat(url: str, body: dict[str, Any]) -> AsyncIterator[dict[str,
                     if "error" in event:
                         raise ClusterError(event["error"]["message"])
                     yield event
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ClusterError(f"{url} does not answer: {error or type(error).__name__}; is `shoal up` or `shoal serve` running there?") from error
 
 
@@ -95,19 +97,23 @@ async def say(url: str, messages: list[dict[str, str]], options: dict[str, Any])
 @contextlib.asynccontextmanager
 async def served(settings: HeadSettings, node: NodeSettings, nodes: int, stop: asyncio.Event) -> AsyncIterator[tuple[str, Head] | None]:
     """A local cluster with its API on a free port; None where the user lost patience."""
-    model = await asyncio.to_thread(described, settings.model)
+    if (model := await fetched(settings.model, stop)) is None:
+        yield None
+        return
     async with local_cluster(settings, node, model, nodes) as cluster:
         with err.status(f"starting {nodes} node(s) with {model.name}"):
             if not await until(stop, cluster.until_ready()):
                 yield None
                 return
-        api = ApiServer(create_app(cluster.head), "127.0.0.1", 0)
-        serving = asyncio.ensure_future(api.serve())
-        try:
-            yield f"http://127.0.0.1:{api.port}", cluster.head
-        finally:
-            api.stop()
-            await serving
+        with listening("127.0.0.1", 0) as address:
+            api = ApiServer(create_app(cluster.head), address)
+            serving = asyncio.ensure_future(api.serve())
+            try:
+                yield f"http://127.0.0.1:{api.port}", cluster.head
+            finally:
+                cluster.head.refuse("the cluster is shutting down")
+                api.stop()
+                await serving
 
 
 def _summary(head: Head, told: Told) -> None:
@@ -133,7 +139,8 @@ async def _run(engine: EngineSettings, node: NodeSettings, nodes: int, url: str,
     messages = [{"role": "user", "content": prompt}]
     stop = stop_signal()
     if url:
-        await until(stop, say(url, messages, options))
+        if not await until(stop, say(url, messages, options)):
+            raise KeyboardInterrupt
         return
     async with served(_local(engine), node, nodes, stop) as there:
         if there is None:
@@ -160,20 +167,33 @@ async def _chat(engine: EngineSettings, node: NodeSettings, nodes: int, url: str
             await _converse(there[0], system, options, stop)
 
 
+def _typed() -> asyncio.Queue[str]:
+    """Lines of stdin, whatever it is; '' at its end. Read in a thread that ends with the process."""
+    lines: asyncio.Queue[str] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        for line in (*iter(sys.stdin.readline, ""), ""):
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(lines.put_nowait, line)
+
+    threading.Thread(target=read, daemon=True).start()
+    return lines
+
+
 async def _converse(url: str, system: str, options: dict[str, Any], stop: asyncio.Event) -> None:
     messages = [{"role": "system", "content": system}] if system else []
     err.print("an empty line or Ctrl-D ends the chat; Ctrl-C ends the answer or the chat")
-    reader = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    lines = _typed()
     while not stop.is_set():
         sys.stderr.write("> ")
         sys.stderr.flush()
-        line: list[bytes] = []
+        line: list[str] = []
 
-        async def read(into: list[bytes] = line) -> None:
-            into.append(await reader.readline())
+        async def read(into: list[str] = line) -> None:
+            into.append(await lines.get())
 
-        if not await until(stop, read()) or not (text := line[0].decode(errors="replace").strip()):
+        if not await until(stop, read()) or not (text := line[0].strip()):
             return
         messages.append({"role": "user", "content": text})
         answers: list[str] = []
@@ -193,9 +213,16 @@ def _options(max_tokens: int, temperature: float, seed: int | None) -> dict[str,
     return {"max_tokens": max_tokens, "temperature": temperature, **({} if seed is None else {"seed": seed})}
 
 
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ConfigError(f"--temperature is a number of at least 0, not {value}")
+    return value
+
+
 Url = Annotated[str, typer.Option("--url", help="A cluster that runs, like http://127.0.0.1:8000; empty: start one.")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Most tokens of an answer.")]
-Temperature = Annotated[float, typer.Option("--temperature", "-t", help="0 takes the likeliest token.")]
+Temperature = Annotated[float, typer.Option("--temperature", "-t", help="0 takes the likeliest token.", callback=_finite)]
 Seed = Annotated[int | None, typer.Option("--seed", help="The same seed draws the same answer.")]
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
+import socket
+import threading
+from collections.abc import Coroutine
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +20,8 @@ from shoal.config import HeadSettings, NodeSettings
 from shoal.control.client import describe
 from shoal.errors import human_bytes
 from shoal.gateway.app import create_app
-from shoal.gateway.server import ApiServer
+from shoal.gateway.server import ApiServer, listening
+from shoal.models.description import Description
 from shoal.node.agent import Agent
 from shoal.node.head import Head
 
@@ -46,13 +51,39 @@ def stop_signal() -> asyncio.Event:
     return event
 
 
-async def serve_api(head: Head, api: ApiServer, stop: asyncio.Event) -> None:
-    """Serves until told to stop."""
-    serving, stopping = asyncio.ensure_future(api.serve()), asyncio.ensure_future(stop.wait())
-    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+async def serve_api(head: Head, api: ApiServer, stop: asyncio.Event, reporting: Coroutine[Any, Any, None]) -> None:
+    """Serves, and reports beside it, until told to stop; open streams then end with an error that says so."""
+    tasks = serving, stopping, telling = [asyncio.ensure_future(work) for work in (api.serve(), stop.wait(), reporting)]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    head.refuse("the server is shutting down")
+    await asyncio.sleep(0)
     api.stop()
-    stopping.cancel()
+    for task in (stopping, telling):
+        task.cancel()
+    await asyncio.gather(stopping, telling, return_exceptions=True)
     await serving
+
+
+async def fetched(model: str, stop: asyncio.Event) -> Description | None:
+    """The model, fetched in a thread that a stop leaves behind; None after a stop."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Description] = loop.create_future()
+
+    def settle(result: Description | None, error: Exception | None) -> None:
+        if not done.done():
+            done.set_exception(error) if error is not None else done.set_result(result)  # pyright: ignore[reportArgumentType]
+
+    def work() -> None:
+        result, failure = None, None
+        try:
+            result = described(model)
+        except Exception as error:  # noqa: BLE001 - carried over to the loop
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    threading.Thread(target=work, daemon=True).start()
+    return done.result() if await until(stop, asyncio.wait({done})) else None
 
 
 async def until(stop: asyncio.Event, work: Any) -> bool:
@@ -75,39 +106,45 @@ def _warn_open(host: str) -> None:
 
 async def _up(settings: HeadSettings, node: NodeSettings, nodes: int) -> None:
     stop = stop_signal()
-    model = await asyncio.to_thread(described, settings.model)
+    with listening(settings.host, settings.port) as address:
+        if (model := await fetched(settings.model, stop)) is None:
+            return
+        await _up_with(settings, node, nodes, model, address, stop)
+
+
+async def _up_with(settings: HeadSettings, node: NodeSettings, nodes: int, model: Description, address: socket.socket, stop: asyncio.Event) -> None:
     async with local_cluster(settings, node, model, nodes) as cluster:
-        api = ApiServer(create_app(cluster.head), settings.host, settings.port)
+        api = ApiServer(create_app(cluster.head), address)
         with err.status("loading the model"):
             if not await until(stop, cluster.until_ready()):
                 return
         assert cluster.head.placement is not None
         err.print(table(model.name, placement_rows(cluster.head.placement)))
         err.print(f"API on http://{settings.host}:{api.port}/v1   nodes join at {settings.host}:{cluster.head.control_port}   Ctrl-C ends all")
-        await serve_api(cluster.head, api, stop)
+        await serve_api(cluster.head, api, stop, _report(cluster.head))
 
 
 async def _serve(settings: HeadSettings) -> None:
     stop = stop_signal()
-    model = await asyncio.to_thread(described, settings.model)
+    with listening(settings.host, settings.port) as address:
+        if (model := await fetched(settings.model, stop)) is not None:
+            await _serve_model(settings, model, address, stop)
+
+
+async def _serve_model(settings: HeadSettings, model: Description, address: socket.socket, stop: asyncio.Event) -> None:
     head = Head(settings, model)
     await head.start()
     try:
-        api = ApiServer(create_app(head), settings.host, settings.port)
+        api = ApiServer(create_app(head), address)
         err.print(f"API on http://{settings.host}:{api.port}/v1   waiting for {settings.min_nodes} node(s): shoal join {settings.host}:{head.control_port}")
-        reporting = asyncio.ensure_future(_report(head))
-        try:
-            await serve_api(head, api, stop)
-        finally:
-            reporting.cancel()
-            await asyncio.gather(reporting, return_exceptions=True)
+        await serve_api(head, api, stop, _report(head))
     finally:
         await head.stop()
 
 
 async def _report(head: Head) -> None:
     """Says whenever the cluster's state changes."""
-    last = None
+    last = "" if head.ready.is_set() else None
     while True:
         if (now := head.state) != last:
             last = now

@@ -53,9 +53,9 @@ class _Child:
         self._log.seek(0)
         return "\n".join(self._log.read().decode(errors="replace").splitlines()[-8:])
 
-    async def end(self) -> None:
-        """Waits for it to leave by itself, then makes it."""
-        for action in (None, self.process.terminate, self.process.kill):
+    async def end(self, joined: bool) -> None:
+        """Waits for it to leave by itself, if it has joined, then makes it."""
+        for action in (*((None,) if joined else ()), self.process.terminate, self.process.kill):
             if action is not None:
                 action()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -95,5 +95,6 @@ async def local_cluster(settings: HeadSettings, node: NodeSettings, model: Descr
             children.append(_Child(f"node-{i + 1}", shares(node, nodes), f"{settings.host}:{head.control_port}"))
         yield LocalCluster(head, children)
     finally:
+        joined = head.members
         await head.stop()
-        await asyncio.gather(*(child.end() for child in children))
+        await asyncio.gather(*(child.end(child.name in joined) for child in children))

@@ -73,7 +73,7 @@ class Answer:
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """All choices' news, in the order in which they come. Raises what the engine raises."""
-        merged: asyncio.Queue[Piece | ShoalError | None] = asyncio.Queue()
+        merged: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
         tasks = [asyncio.get_running_loop().create_task(self._follow(i, merged)) for i in range(len(self._streams))]
         left, first = len(tasks), True
         try:
@@ -81,7 +81,7 @@ class Answer:
                 item = await merged.get()
                 if item is None:
                     left -= 1
-                elif isinstance(item, ShoalError):
+                elif isinstance(item, Exception):
                     raise item
                 else:
                     if first:
@@ -94,7 +94,7 @@ class Answer:
             await asyncio.gather(*tasks, return_exceptions=True)
             self.close()
 
-    async def _follow(self, index: int, merged: asyncio.Queue[Piece | ShoalError | None]) -> None:
+    async def _follow(self, index: int, merged: asyncio.Queue[Piece | Exception | None]) -> None:
         request, stream = self.job.requests[index], self._streams[index]
         choices = [_Choice(TextStream(self._engine.tokenizer, request.prompt, self.job.stops)) for _ in range(request.n)]
         counted = False
@@ -109,7 +109,7 @@ class Answer:
                     stream.end_choice(chunk.choice)
                 if piece.text or piece.finish is not None:
                     merged.put_nowait(piece)
-        except ShoalError as error:
+        except Exception as error:  # noqa: BLE001 - raised again where the pieces are read
             merged.put_nowait(error)
         merged.put_nowait(None)
 

@@ -37,7 +37,10 @@ async def _body(request: Request) -> dict[str, Any]:
         if len(raw) > MAX_BODY:
             raise HTTPException(413, f"the request is larger than {MAX_BODY} bytes")
     try:
-        body = json.loads(raw)
+        body = json.loads(raw.decode())
+        json.dumps(body, ensure_ascii=False).encode()  # a lone surrogate is no text
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"the body has a lone surrogate, which is no character: {error.reason}") from None
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"the body is not valid JSON: {error}") from None
     if not isinstance(body, dict):
@@ -71,7 +74,7 @@ async def _whole(request: Request, answer: Answer, writer: Writer) -> Response:
 
 
 def create_app(engine: Engine) -> FastAPI:
-    app = FastAPI(title="shoal", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="shoal", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
 
     def check_model(name: str | None) -> None:
         if name is not None and name != engine.name:
@@ -98,6 +101,10 @@ def create_app(engine: Engine) -> FastAPI:
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
         message = str(error.detail) if error.status_code != 404 else f"no such endpoint: {request.method} {request.url.path}"
         return _answer(Fault(error.status_code, message, "invalid_request_error"))
+
+    @app.exception_handler(Exception)
+    async def bug(request: Request, error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+        return _answer(Fault(500, "an unexpected error; the server's log says more", "server_error"))
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]

@@ -37,7 +37,7 @@ class _Wire(BaseModel):
 
 class StreamOptions(_Wire):
     include_usage: bool = False
-    include_obfuscation: bool = False
+    include_obfuscation: Literal[False] = False
 
 
 class _Sampled(_Wire):
@@ -94,8 +94,9 @@ def parse(kind: type[W], body: dict[str, Any]) -> W:
     """Raises InvalidRequest, naming the field."""
     known = dict(body)
     for name, inert in _INERT.items():
-        if name in known and (value := known.pop(name)) not in inert:
-            raise InvalidRequest(f"'{name}' is not supported" + ("" if name != "best_of" or value is None else "; use n"), name, "unsupported_parameter")
+        if name in known and not any(type(value) is type(known[name]) and value == known[name] for value in inert):
+            raise InvalidRequest(f"'{name}' is not supported" + ("; use n" if name == "best_of" else ""), name, "unsupported_parameter")
+        known.pop(name, None)
     try:
         return kind.model_validate(known)
     except ValidationError as error:

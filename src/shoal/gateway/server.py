@@ -18,16 +18,23 @@ class _Server(uvicorn.Server):
         yield  # signals belong to the command line
 
 
-class ApiServer:
-    def __init__(self, app: FastAPI, host: str, port: int) -> None:
-        """Takes the address. Raises ConfigError where it cannot be had."""
-        self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+@contextlib.contextmanager
+def listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that listens. Raises ConfigError where the address cannot be had."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as address:
+        address.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            self._socket.bind((host, port))
+            address.bind((host, port))
+            address.listen(2048)  # now, so that a second server on this port fails here
         except OSError as error:
-            self._socket.close()
             raise address_error(host, port, error) from error
+        yield address
+
+
+class ApiServer:
+    def __init__(self, app: FastAPI, address: socket.socket) -> None:
+        """address: as `listening` gives it; whoever opened it closes it."""
+        self._socket = address
         self._server = _Server(uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=5))
 
     @property

@@ -33,6 +33,7 @@ from shoal.wire.messages import Hello
 log = structlog.get_logger()
 
 JOIN_TIMEOUT = 10.0
+GREETING_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,9 @@ class Agent:
         began = monotonic()
         try:
             service = await asyncio.get_running_loop().run_in_executor(self._compute, self._build, load)
-        except (ShoalError, MemoryError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it was, the head waits for an answer
+            if not isinstance(error, ShoalError | MemoryError | OSError):
+                log.error("loading failed unexpectedly", exc_info=error)
             self._failed(load.epoch, str(error) or type(error).__name__)
             return
         self._service = service
@@ -223,18 +226,20 @@ class Agent:
         self._served.add(stream)
         service = self._service
         try:
-            greeting = await stream.receive()
-            epoch, stage = (service.epoch, service.stage) if service else (0, -1)
+            async with asyncio.timeout(GREETING_TIMEOUT):
+                greeting = await stream.receive()
+            epoch, stage = (service.epoch, service.stage) if service and not service.served else (0, -1)
             await accept_link(stream, greeting, epoch, self._welcome.cluster, stage, self._welcome.name)
             assert service is not None  # no greeting fits stage -1
             await service.serve(stream)
-        except (EOFError, ConnectionError) as error:
-            log.info("a link ended", peer=stream.peer, reason=str(error))
+        except (EOFError, OSError) as error:
+            log.info("a link ended", peer=stream.peer, reason=str(error) or type(error).__name__)
         except ProtocolError as error:
             log.warning("a link was refused or broken", peer=stream.peer, reason=str(error))
-        except ShoalError as error:
+        except Exception as error:  # noqa: BLE001 - whatever a step raised: the head must hear of it, and this node lives on
+            log.error("a step failed", exc_info=error)
             if service is not None:
-                self._failed(service.epoch, str(error))
+                self._failed(service.epoch, str(error) or type(error).__name__)
         finally:
             self._served.discard(stream)
 

@@ -35,8 +35,19 @@ from shoal.wire.messages import Hello
 
 log = structlog.get_logger()
 
+GREETING_TIMEOUT = 10.0
 _TICK = 0.25
 _SILENCES = 8  # heartbeats that may be missing
+
+
+class _Route:
+    """The head's ends of one epoch's route."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.results: asyncio.Future[FrameStream] = asyncio.get_running_loop().create_future()
+        """The last stage's link, once it has come."""
+        self.over = asyncio.Event()
 
 
 class Head:
@@ -58,31 +69,35 @@ class Head:
         self._nodes: dict[Conversation, int] = {}
         self._machines: dict[int, control.Join] = {}
         self._next_node = 1
-        self._route_over = asyncio.Event()
         self._driver: Driver | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._last_stage: asyncio.Future[FrameStream] | None = None
+        self._route: _Route | None = None
 
     # Life
 
     async def start(self) -> None:
         """Listens for nodes. Raises ConfigError."""
         host = self.settings.host
-        self._results = await listen(host, 0, self._accept)
         await self._control.start(host, self.settings.control_port)
+        self._results = await listen(host, 0, self._accept)
         self._spawn(self._tick())
 
     async def stop(self, reason: str = "the head shut down") -> None:
         """Sends the nodes home, ends every request."""
         for conversation in self._conversations.values():
             conversation.say(control.HeadMessage(shutdown=control.Shutdown(reason=reason)))
-        if self._driver is not None:
-            self._driver.fail(NotReady("the server is shutting down"))
+        self.refuse("the server is shutting down")
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._results.close()
         await self._control.stop()
+
+    def refuse(self, reason: str) -> None:
+        """Ends every request with that reason, and takes no more."""
+        self.ready.clear()
+        if self._driver is not None:
+            self._driver.fail(NotReady(reason))
 
     @property
     def control_port(self) -> int:
@@ -132,6 +147,11 @@ class Head:
     def forget_timings(self) -> None:
         if self._driver is not None:
             self._driver.timings.clear()
+
+    @property
+    def members(self) -> set[str]:
+        """Names of the nodes in the cluster."""
+        return {member.joined.profile.name for member in self._cluster.members.values()}
 
     @property
     def placement(self) -> Placement | None:
@@ -254,12 +274,16 @@ class Head:
             case instructions.Refuse(node, reason):
                 log.warning("node refused", node=node, reason=reason)
                 self._tell(node, control.HeadMessage(refuse=control.Refuse(reason=reason)))
+                self._machines.pop(node, None)
                 if (conversation := self._conversations.pop(node, None)) is not None:
                     self._nodes.pop(conversation, None)
                     conversation.end()
             case instructions.LoadStage():
                 self._tell(instruction.node, control.HeadMessage(load=self._load(instruction)))
-                self._last_stage = asyncio.get_running_loop().create_future()
+                if self._route is None or self._route.epoch != instruction.epoch:
+                    if self._route is not None:
+                        self._route.over.set()
+                    self._route = _Route(instruction.epoch)
             case instructions.LinkStage(node, epoch, after):
                 host, port = self._reach(node, after)
                 self._tell(node, control.HeadMessage(link=control.Link(epoch=epoch, host=host, port=port)))
@@ -303,30 +327,29 @@ class Head:
 
     async def _accept(self, stream: FrameStream) -> None:
         """The last stage's link to the head."""
-        waiting = self._last_stage
+        route = self._route
         try:
-            greeting = await stream.receive()
+            async with asyncio.timeout(GREETING_TIMEOUT):
+                greeting = await stream.receive()
             placement = self._cluster.placement
-            stages = len(placement.stages) if placement else -1
-            await accept_link(stream, greeting, self._cluster.epoch, self._name, stages, "head")
+            stages = len(placement.stages) if placement and route and not route.results.done() else -1
+            await accept_link(stream, greeting, route.epoch if route else 0, self._name, stages, "head")
         except (OSError, EOFError, ProtocolError) as error:
             log.warning("a link was refused or broken", peer=stream.peer, reason=str(error))
             return
-        if waiting is None or waiting.done():
-            return
-        waiting.set_result(stream)
-        await self._route_over.wait()
+        assert route is not None  # no greeting fits stage -1
+        route.results.set_result(stream)
+        await route.over.wait()
 
     async def _serve(self, epoch: int, first: int, placement: Placement) -> None:
         """Opens the route and drives it until it breaks."""
-        joined, waiting = self._cluster.members[first].joined, self._last_stage
-        assert waiting is not None  # stages were loaded before this one is served
-        self._route_over.clear()
+        joined, route = self._cluster.members[first].joined, self._route
+        assert route is not None and route.epoch == epoch  # made when its stages were told to load
         opened = False
         try:
             upstream = await open_link(joined.host, joined.tensor_port, epoch, Hello(__version__, self._name, "head", 0))
             async with asyncio.timeout(10):
-                results = await asyncio.shield(waiting)
+                results = await asyncio.shield(route.results)
             settings = self.settings
             limits = Limits(
                 blocks=max(placement.kv_tokens // BLOCK_TOKENS, 2),
@@ -337,17 +360,21 @@ class Head:
                 queue=settings.queue,
                 depth=len(placement.stages),
             )
-            self._driver = Driver(Scheduler(limits), upstream, results, epoch, self._observe)
+            driver = Driver(Scheduler(limits), upstream, results, epoch, self._observe)
             opened = True
             if self._cluster.state == SERVING and self._cluster.epoch == epoch:
+                self._driver = driver
                 self.ready.set()
                 log.info("serving", model=self.model.name, stages=len(placement.stages), epoch=epoch)
-            await self._driver.run()
+                await driver.run()
         except (StageLost, OSError, EOFError, RemoteProtocolError) as error:
-            self._route_over.set()
-            self._handle(events.RouteBroken(epoch, str(error), opened))
+            self._handle(events.RouteBroken(epoch, str(error) or type(error).__name__, opened))
+        except Exception as error:
+            log.error("the route failed unexpectedly", exc_info=error)
+            self._handle(events.RouteBroken(epoch, f"unexpected: {error!r}", opened))
+            raise
         finally:
-            self._route_over.set()
+            route.over.set()
 
     def _observe(self, timing: StepTiming) -> None:
         self.metrics.step(timing)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 
 from shoal import __version__
-from shoal.errors import ConfigError, RemoteProtocolError, ShoalError, VersionMismatch
+from shoal.errors import ConfigError, RemoteProtocolError, VersionMismatch
 from shoal.executor.base import Executor
 from shoal.scheduler.plan import StageTrace, StepResult
 from shoal.transport.base import FrameStream
@@ -70,6 +70,8 @@ class StageService:
         self._codec = wire_codec
         self._pool = pool
         self._next: FrameStream | None = None
+        self.served = False
+        """Whether the stage before is connected."""
 
     @property
     def last(self) -> bool:
@@ -80,16 +82,21 @@ class StageService:
 
     async def serve(self, upstream: FrameStream) -> None:
         """Runs steps until the stage before hangs up. Raises ShoalError where a step cannot be run."""
+        self.served = True
         try:
             await self._serve(upstream)
         finally:  # a route with a hole is of no use: let the rest of it, and the head, notice
+            self.served = False
             if self._next is not None:
-                self._next.abort()
+                await self._next.close()
 
     async def _serve(self, upstream: FrameStream) -> None:
         loop = asyncio.get_running_loop()
         while True:
             frame = await upstream.receive()
+            if frame.kind is Kind.ERROR and self._next is not None:
+                await self._next.send(frame)  # of a stage before this one: the head is to know
+                continue
             if frame.kind is not Kind.STEP:
                 raise RemoteProtocolError(f"a {frame.kind.name} frame where a step was due")
             if frame.epoch != self.epoch:
@@ -98,8 +105,9 @@ class StageService:
                 raise RemoteProtocolError("a step came before this stage was linked to the next")
             try:
                 out = await loop.run_in_executor(self._pool, self._run, frame, upstream.arrived)
-            except ShoalError as error:
-                await self._next.send(Frame(Kind.ERROR, self.epoch, frame.step, messages.encode(messages.Error(str(error), self.stage))))
+            except Exception as error:
+                told = messages.Error(str(error) or type(error).__name__, self.stage)
+                await self._next.send(Frame(Kind.ERROR, self.epoch, frame.step, messages.encode(told)))
                 raise
             self.steps += 1
             await self._next.send(out)
