@@ -29,6 +29,9 @@ class ByteTokenizer:
     def token_bytes(self, token: int) -> bytes:
         return bytes([token]) if token < END else b""
 
+    def text_bytes(self, token: int, first: bool) -> bytes:
+        return self.token_bytes(token)
+
 
 Item = TokenChunk | ShoalError
 Script = Callable[[Request], list[Item]]

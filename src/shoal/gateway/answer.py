@@ -96,9 +96,9 @@ class Answer:
 
     async def _follow(self, index: int, merged: asyncio.Queue[Piece | Exception | None]) -> None:
         request, stream = self.job.requests[index], self._streams[index]
-        choices = [_Choice(TextStream(self._engine.tokenizer, request.prompt, self.job.stops)) for _ in range(request.n)]
         counted = False
         try:
+            choices = [_Choice(TextStream(self._engine.tokenizer, request.prompt, self.job.stops)) for _ in range(request.n)]
             async for chunk in stream:
                 self.usage.completion += 1
                 if not counted:
