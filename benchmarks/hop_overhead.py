@@ -1,6 +1,6 @@
 """What head, wire and Python add to a token, per hop, on loopback: the breakdown of a one-row step.
 
-    python -m benchmarks.hop_overhead [--nodes 2]
+python -m benchmarks.hop_overhead [--nodes 2]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A node's peak memory against its bound, its time to be ready with cached weights, and the size of the base install.
 
-    python -m benchmarks.memory [--model smollm2-135m] [--nodes 1]
+python -m benchmarks.memory [--model smollm2-135m] [--nodes 1]
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ async def node(model: str, nodes: int, precision: str) -> None:
             pool = blocks * BLOCK_TOKENS * stage.layers * spec.kv_bytes(2)
             bound = stage.weight_bytes * 1.3 + pool + 200e6
             peak = _peak(child.process.pid)
-            print(f"| {precision} | {child.name}: {stage.layers} layers | {stage.weight_bytes / 1e6:.0f} | {pool / 1e6:.0f} | {peak / 1e6:.0f} | {bound / 1e6:.0f} | {'ok' if peak <= bound else 'OVER'} |")
+            print(
+                f"| {precision} | {child.name}: {stage.layers} layers | {stage.weight_bytes / 1e6:.0f} | {pool / 1e6:.0f} | {peak / 1e6:.0f} | {bound / 1e6:.0f} | {'ok' if peak <= bound else 'OVER'} |"
+            )
 
 
 async def ready(model: str) -> float:

@@ -72,7 +72,9 @@ def rpc_servers(count: int, threads: int) -> Iterator[str]:
     quiet = subprocess.DEVNULL
     servers = [
         subprocess.Popen(
-            [llama_cpp() / "ggml-rpc-server", "-H", "127.0.0.1", "-p", str(port), "-t", str(threads), "-d", "CPU"], stdout=quiet, stderr=quiet
+            [llama_cpp() / "ggml-rpc-server", "-H", "127.0.0.1", "-p", str(port), "-t", str(threads), "-d", "CPU"],
+            stdout=quiet,
+            stderr=quiet,
         )
         for port in ports
     ]

@@ -1,6 +1,6 @@
 """One node against llama.cpp on the same GGUF file, same threads, rounds interleaved; and against llama.cpp's own Q8_0 of it.
 
-    python -m benchmarks.single_node [--rounds 5] [--threads 2] [--model smollm2-135m]
+python -m benchmarks.single_node [--rounds 5] [--threads 2] [--model smollm2-135m]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Two nodes of one thread against llama.cpp RPC with two servers of one thread, same GGUF file, rounds interleaved.
 
-    python -m benchmarks.two_nodes [--rounds 5]
+python -m benchmarks.two_nodes [--rounds 5]
 """
 
 from __future__ import annotations

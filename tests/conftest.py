@@ -9,6 +9,7 @@ os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import pytest
+
 from shoal.models.sources import pull
 from shoal.models.weights import GgufWeights
 

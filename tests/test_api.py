@@ -7,11 +7,11 @@ from typing import Any
 
 import httpx
 import pytest
+
 from shoal.errors import ClusterError, InvalidRequest, NotReady, QueueFull, StageLost
 from shoal.gateway.app import MAX_BODY, create_app
 from shoal.gateway.engine import Engine
 from shoal.request import MAX_CHOICES
-
 from tests.support.engine import VOCABULARY, FakeEngine, says, spoken
 from tests.support.http import CHAT, COMPLETIONS, Leaver, events, fetch
 
@@ -207,7 +207,9 @@ def test_requests_without_a_seed_differ() -> None:
     assert len(seeds) == 3
 
 
-@pytest.mark.parametrize("inert", [{"tools": []}, {"tool_choice": "none"}, {"response_format": {"type": "text"}}, {"store": False}, {"user": "me"}])
+@pytest.mark.parametrize(
+    "inert", [{"tools": []}, {"tool_choice": "none"}, {"response_format": {"type": "text"}}, {"store": False}, {"user": "me"}]
+)
 def test_parameters_that_ask_for_nothing_are_accepted(inert: dict[str, Any]) -> None:
     assert ask(FakeEngine(), **inert).status_code == 200
 

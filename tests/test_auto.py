@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
+
 from shoal import AutoDistributedModel
 from shoal.errors import ClusterError, ConfigError, InvalidRequest, NotEnoughMemory, ShoalError, UnknownModel
-
 from tests.support.cluster import MODEL, gone
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]

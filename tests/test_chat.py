@@ -7,9 +7,10 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
+
 from shoal.errors import CorruptModel, InvalidRequest
 from shoal.text.chat import ChatTemplate
-from transformers.utils.chat_template_utils import render_jinja_template
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 CHATML = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -75,9 +76,7 @@ def render(source: str, messages: list[dict[str, Any]]) -> str:
     return ChatTemplate(source, SPECIAL, "m").render(messages)
 
 
-@pytest.mark.parametrize(
-    "messages", [[USER], TALK, [USER, CALL, {"role": "tool", "content": "1"}, {"role": "tool", "content": "2"}]]
-)
+@pytest.mark.parametrize("messages", [[USER], TALK, [USER, CALL, {"role": "tool", "content": "1"}, {"role": "tool", "content": "2"}]])
 @pytest.mark.parametrize("source", [CHATML, ZEPHYR, QWEN])
 def test_as_transformers(source: str, messages: list[dict[str, Any]]) -> None:
     theirs, _ = render_jinja_template([messages], chat_template=source, add_generation_prompt=True, **SPECIAL)
@@ -95,8 +94,7 @@ def test_today() -> None:
 
 def test_loops_can_be_left() -> None:
     assert (
-        render("{% for m in messages %}{% if loop.index == 2 %}{% break %}{% endif %}{{ m.content }}{% endfor %}", TALK)
-        == USER["content"]
+        render("{% for m in messages %}{% if loop.index == 2 %}{% break %}{% endif %}{{ m.content }}{% endfor %}", TALK) == USER["content"]
     )
 
 
@@ -111,7 +109,9 @@ def test_what_the_template_refuses() -> None:
     [[], [{"role": "user"}], [{"content": "x"}], [{"role": "user", "content": None}], [{"role": "user", "content": 5}]],
 )
 def test_messages_that_cannot_be_rendered(messages: list[dict[str, Any]]) -> None:
-    source = "{% if messages[0]['role'] == 'user' %}{{ 'x' + messages[0]['content'] }}{% else %}{{ messages[0].role.strip() + 1 }}{% endif %}"
+    source = (
+        "{% if messages[0]['role'] == 'user' %}{{ 'x' + messages[0]['content'] }}{% else %}{{ messages[0].role.strip() + 1 }}{% endif %}"
+    )
     with pytest.raises(InvalidRequest, match="cannot render these messages") as caught:
         render(source, messages)
     assert caught.value.param == "messages"

@@ -51,8 +51,18 @@ def test_the_defaults_hold(role: type[Settings]):
 
 @pytest.mark.parametrize(
     "bad",
-    [{"port": -1}, {"port": 65536}, {"min_nodes": 0}, {"lanes": 0}, {"context": 15}, {"step_tokens": 15}, {"queue": 0}]
-    + [{"heartbeat": 0.01}, {"kv_tokens": 63}, {"model": ""}],
+    [
+        {"port": -1},
+        {"port": 65536},
+        {"min_nodes": 0},
+        {"lanes": 0},
+        {"context": 15},
+        {"step_tokens": 15},
+        {"queue": 0},
+        {"heartbeat": 0.01},
+        {"kv_tokens": 63},
+        {"model": ""},
+    ],
 )
 def test_what_is_out_of_range_is_refused_by_flag(bad: dict[str, object]):
     with pytest.raises(errors.ConfigError, match="--" + next(iter(bad)).replace("_", "-")):
@@ -79,7 +89,11 @@ def test_a_variable_that_cannot_be_read_is_named(name: str, value: str):
 
 @pytest.mark.parametrize(
     ("variable", "field", "value"),
-    [("SHOAL_PRECISION", "precision", Precision.Q4), ("SHOAL_ACTIVATIONS", "activations", Codec.INT8), ("SHOAL_KV_TYPE", "kv_type", KvType.BF16)],
+    [
+        ("SHOAL_PRECISION", "precision", Precision.Q4),
+        ("SHOAL_ACTIVATIONS", "activations", Codec.INT8),
+        ("SHOAL_KV_TYPE", "kv_type", KvType.BF16),
+    ],
 )
 def test_choices_are_read_by_value(variable: str, field: str, value: object):
     assert getattr(from_environment(EngineSettings, {}, {variable: str(value)}), field) is value
@@ -119,6 +133,8 @@ def test_errors_carry_facts():
     assert "same shoal" in str(errors.VersionMismatch(1, 2))
 
 
-@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 29, "1.5 GiB"), (1 << 50, "1024.0 TiB")])
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 29, "1.5 GiB"), (1 << 50, "1024.0 TiB")]
+)
 def test_sizes_for_people(count: int, text: str):
     assert errors.human_bytes(count) == text

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from shoal.text.detokenizer import Detokenizer, StopStrings, TextStream
 from shoal.text.tokenizer import Tokenizer
-
 from tests.support.vocabularies import byte_level, sentencepiece
 
 BYTES = Tokenizer.open(Path("bytes"), byte_level())
@@ -111,8 +111,7 @@ def test_no_part_of_a_stop_string_leaks(stops: list[str], text: str) -> None:
         if filter.stopped:
             break
     assert not filter.stopped or not any(
-        out.endswith(s[:1]) and text.startswith(out + s[1:]) and s in (out + text[len(out) :])[: len(out)]
-        for s in stops
+        out.endswith(s[:1]) and text.startswith(out + s[1:]) and s in (out + text[len(out) :])[: len(out)] for s in stops
     )
     assert text.startswith(out)
 

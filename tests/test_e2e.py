@@ -220,7 +220,10 @@ def test_a_killed_node_is_an_error_to_clients_and_the_next_one_takes_its_place(t
 
 
 def test_a_killed_node_ends_a_stream_with_an_error_event(tmp_path: Path) -> None:
-    with served(tmp_path, 2) as made, made.http.stream("POST", "/v1/completions", json={**STORY, "max_tokens": 4000, "stream": True}) as answer:
+    with (
+        served(tmp_path, 2) as made,
+        made.http.stream("POST", "/v1/completions", json={**STORY, "max_tokens": 4000, "stream": True}) as answer,
+    ):
         lines = (line for line in answer.iter_lines() if line)
         assert "text_completion" in next(lines)
         killed(made, 0)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from shoal.models.weights import SafetensorsWeights
 from transformers import AutoModelForCausalLM
 
+from shoal.models.weights import SafetensorsWeights
 from tests.support import tiny
 from tests.support.stages import Stages
 
@@ -87,9 +87,7 @@ def test_half_precision_files(dtype: torch.dtype, tmp_path: Path) -> None:
     built = tiny.model("qwen2").to(dtype)
     weights = SafetensorsWeights(tiny.saved(built, tmp_path))
     assert weights.matrix("layers.0.q").format == {torch.bfloat16: "bf16", torch.float16: "f16"}[dtype]
-    theirs = AutoModelForCausalLM.from_pretrained(
-        tmp_path, dtype=torch.float32
-    )  # casting `built` back would leave its rope in half
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)  # casting `built` back would leave its rope in half
     close(Stages(weights).logits(tiny.TOKENS), tiny.logits(theirs, tiny.TOKENS))
 
 
@@ -102,9 +100,7 @@ def test_bf16_cache_is_near(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scaling", [None, {"type": "linear", "factor": 2.0}, tiny.LLAMA3, tiny.YARN])
 def test_configurations_as_earlier_transformers_wrote_them(scaling: dict[str, Any] | None, tmp_path: Path) -> None:
-    rope = (
-        {"rope_type": "linear", "factor": 2.0} if scaling and "type" in scaling else scaling or {"rope_type": "default"}
-    )
+    rope = {"rope_type": "linear", "factor": 2.0} if scaling and "type" in scaling else scaling or {"rope_type": "default"}
     built = tiny.model("llama", rope_parameters={**rope, "rope_theta": 5000.0})
     file = tiny.saved(built, tmp_path) / "config.json"
     config = json.loads(file.read_text())
@@ -135,9 +131,7 @@ architectures = st.fixed_dictionaries(
     chunk=st.integers(0, 75),
     splits=st.integers(1, 3),
 )
-def test_any_sizes(
-    family: str, sizes: dict[str, Any], chunk: int, splits: int, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_any_sizes(family: str, sizes: dict[str, Any], chunk: int, splits: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     built = tiny.model(family, **sizes)
     weights = SafetensorsWeights(tiny.saved(built, tmp_path_factory.mktemp("any")))
     close(Stages(weights, min(splits, weights.spec.layers)).logits(tiny.TOKENS, chunk), tiny.logits(built, tiny.TOKENS))

@@ -36,7 +36,9 @@ def facts(frame: Frame) -> tuple[object, ...]:
     return (frame.kind, frame.epoch, frame.step, bytes(frame.meta), bytes(frame.body), frame.dtype, frame.codec, frame.flags)
 
 
-def header(magic: int = MAGIC, version: int = VERSION, kind: int = Kind.STEP, dtype: int = 0, codec: int = 0, meta: int = 0, body: int = 0) -> bytes:
+def header(
+    magic: int = MAGIC, version: int = VERSION, kind: int = Kind.STEP, dtype: int = 0, codec: int = 0, meta: int = 0, body: int = 0
+) -> bytes:
     return HEADER.pack(magic, version, kind, 0, dtype, codec, 0, meta, 0, body)
 
 

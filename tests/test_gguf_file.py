@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGUFWriter
+
 from shoal.errors import CorruptModel, ShoalError, UnsupportedModel
 from shoal.models.gguf_file import GgufFile
 from shoal.models.weights import MATRICES, GgufWeights
-
 from tests.support import tiny
 from tests.support.gguf_writer import write_model
 
@@ -28,12 +28,7 @@ def entry(key: str, kind: int, value: bytes) -> bytes:
 
 
 def tensor(name: str, dims: tuple[int, ...], kind: int = 0, offset: int = 0) -> bytes:
-    return (
-        string(name)
-        + struct.pack("<I", len(dims))
-        + struct.pack(f"<{len(dims)}Q", *dims)
-        + struct.pack("<IQ", kind, offset)
-    )
+    return string(name) + struct.pack("<I", len(dims)) + struct.pack(f"<{len(dims)}Q", *dims) + struct.pack("<IQ", kind, offset)
 
 
 def file(path: Path, entries: list[bytes] = [], tensors: list[bytes] = [], data: bytes = b"", version: int = 3) -> Path:  # noqa: B006

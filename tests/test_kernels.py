@@ -158,7 +158,17 @@ def test_an_unknown_instruction_set_is_refused():
 class Case:
     """Some sequences that already have a past, in scattered blocks."""
 
-    def __init__(self, pasts: list[int], rows: list[int], *, q_heads: int = 4, kv_heads: int = 2, head_dim: int = 16, bf16: bool = False, window: int = 0) -> None:
+    def __init__(
+        self,
+        pasts: list[int],
+        rows: list[int],
+        *,
+        q_heads: int = 4,
+        kv_heads: int = 2,
+        head_dim: int = 16,
+        bf16: bool = False,
+        window: int = 0,
+    ) -> None:
         rng = np.random.default_rng(len(pasts))
         self.q_heads, self.kv_heads, self.head_dim, self.bf16, self.window = q_heads, kv_heads, head_dim, bf16, window
         self.starts = np.cumsum([0, *rows]).astype(np.int32)
@@ -189,7 +199,9 @@ class Case:
         pool, (q_norm, k_norm) = self.pool.copy(), norms or (None, None)
         kernel = module.Attention(self.q_heads, self.kv_heads, self.head_dim, 1e-6, 0.25, threads, isa)
         out = np.empty((len(self.qkv), self.q_heads * self.head_dim), np.float32)
-        kernel.run(self.qkv, self.starts, self.positions, self.tables, self.cos, self.sin, pool, self.bf16, self.window, q_norm, k_norm, out)
+        kernel.run(
+            self.qkv, self.starts, self.positions, self.tables, self.cos, self.sin, pool, self.bf16, self.window, q_norm, k_norm, out
+        )
         return out, pool
 
     def alone(self, s: int) -> Case:

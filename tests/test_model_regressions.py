@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 import tracemalloc
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from shoal.config import Precision
 from shoal.errors import CorruptModel, FetchError, InvalidRequest, ShoalError, UserError
 from shoal.models import sources
@@ -20,7 +22,6 @@ from shoal.models.weights import GgufWeights, SafetensorsWeights, open_spec, ope
 from shoal.text.chat import ChatTemplate
 from shoal.text.detokenizer import Detokenizer
 from shoal.text.tokenizer import Tokenizer
-
 from tests.support import tiny
 from tests.support.gguf_writer import write_model
 from tests.support.hub_server import Hub
@@ -171,9 +172,7 @@ def test_arrays_in_arrays_without_end(tmp_path: Path) -> None:
         GgufFile(file(tmp_path / "m", [entry("x", 9, struct.pack("<IQ", 9, 1) * 5000)]))
 
 
-@pytest.mark.parametrize(
-    "value", [entry("general.alignment", 8, string("x")), entry("general.alignment", 9, struct.pack("<IQ", 4, 0))]
-)
+@pytest.mark.parametrize("value", [entry("general.alignment", 8, string("x")), entry("general.alignment", 9, struct.pack("<IQ", 4, 0))])
 def test_an_alignment_of_another_type(value: bytes, tmp_path: Path) -> None:
     with pytest.raises(CorruptModel):
         GgufFile(file(tmp_path / "m", [value]))
@@ -349,7 +348,7 @@ def test_sentencepiece_vocabularies_that_do_not_hold_together(changes: dict[str,
 
 
 @pytest.mark.parametrize(
-    "name, content",
+    ("name", "content"),
     [
         ("generation_config.json", {"eos_token_id": "x"}),
         ("tokenizer_config.json", {"bos_token": {}}),
@@ -361,10 +360,8 @@ def test_sentencepiece_vocabularies_that_do_not_hold_together(changes: dict[str,
 def test_tokenizer_directories_that_do_not_hold_together(name: str, content: Any, tmp_path: Path) -> None:
     Tokenizer.open(Path("b"), byte_level())._backend.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / name).write_text(json.dumps(content))
-    try:
+    with contextlib.suppress(ShoalError):
         Tokenizer.open(tmp_path)
-    except ShoalError:
-        pass
 
 
 def test_bytes_of_tokens_under_a_sequence_of_decoders(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from shoal.config import Precision
 from shoal.executor.native_layers import pack
 from shoal.executor.precision import executed, executed_bytes, kept
@@ -13,7 +14,6 @@ from shoal.models.matrix import BLOCKS, FORMATS, StoredMatrix
 from shoal.models.weights import GgufWeights
 from shoal.native import kernels
 from shoal.text.tokenizer import Tokenizer
-
 from tests.support import oracle
 from tests.support.gguf_writer import blocks
 from tests.support.stages import Stages
@@ -96,9 +96,7 @@ def answers(smollm2_weights: GgufWeights, prompts: list[list[int]]) -> list[list
 
 @pytest.mark.real
 @pytest.mark.slow
-def test_fp32_gives_the_tokens_of_transformers(
-    smollm2_weights: GgufWeights, prompts: list[list[int]], answers: list[list[int]]
-) -> None:
+def test_fp32_gives_the_tokens_of_transformers(smollm2_weights: GgufWeights, prompts: list[list[int]], answers: list[list[int]]) -> None:
     """Each token is transformers' likeliest after those before it: by induction, its greedy answer."""
     model = oracle.oracle(smollm2_weights)
     for prompt, answer in zip(prompts, answers, strict=True):

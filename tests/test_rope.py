@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shoal.models.rope import frequencies
-from shoal.models.spec import Rope, spec_from_config
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from shoal.models.rope import frequencies
+from shoal.models.spec import Rope, spec_from_config
 from tests.support import tiny
 
 
@@ -23,9 +23,7 @@ def theirs(parameters: dict[str, Any], head_dim: int) -> tuple[np.ndarray, float
 
 
 def ours(parameters: dict[str, Any], head_dim: int) -> tuple[np.ndarray, float]:
-    spec = spec_from_config(
-        {**tiny.SIZES, "model_type": "llama", "head_dim": head_dim, "rope_parameters": parameters}, "m"
-    )
+    spec = spec_from_config({**tiny.SIZES, "model_type": "llama", "head_dim": head_dim, "rope_parameters": parameters}, "m")
     return frequencies(spec.rope, head_dim)
 
 

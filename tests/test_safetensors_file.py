@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+
 from shoal.errors import CorruptModel, ShoalError, UnsupportedModel
 from shoal.models.safetensors_file import SafetensorsFiles
 

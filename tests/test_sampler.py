@@ -34,7 +34,9 @@ def sampler(params: SamplingParams, prompt: tuple[int, ...] = (), generated: tup
     return out
 
 
-def sample(params: SamplingParams, row: Floats, position: int = 0, prompt: tuple[int, ...] = (), generated: tuple[int, ...] = ()) -> Sampled:
+def sample(
+    params: SamplingParams, row: Floats, position: int = 0, prompt: tuple[int, ...] = (), generated: tuple[int, ...] = ()
+) -> Sampled:
     return sampler(params, prompt, generated).sample(1, position, row)
 
 
@@ -173,9 +175,22 @@ def test_a_closed_sequence_is_forgotten():
 
 @pytest.mark.parametrize(
     "fields",
-    [{"temperature": -1}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1}, {"min_p": 2}, {"logprobs": 21}]
-    + [{"seed": -1}, {"seed": 2**64}, {"presence_penalty": 3}, {"frequency_penalty": -3}, {"repetition_penalty": 0}]
-    + [{"logit_bias": {9: 1.0}}, {"logit_bias": {0: 101.0}}],
+    [
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"top_k": -1},
+        {"top_p": 0},
+        {"top_p": 1.1},
+        {"min_p": 2},
+        {"logprobs": 21},
+        {"seed": -1},
+        {"seed": 2**64},
+        {"presence_penalty": 3},
+        {"frequency_penalty": -3},
+        {"repetition_penalty": 0},
+        {"logit_bias": {9: 1.0}},
+        {"logit_bias": {0: 101.0}},
+    ],
 )
 def test_what_is_out_of_range_is_refused_by_name(fields: dict[str, object]):
     with pytest.raises(InvalidRequest) as refused:
@@ -226,8 +241,15 @@ def test_a_closed_sequence_leaves_no_table():
 
 @pytest.mark.parametrize(
     "chunk",
-    [Chunk(1, 0, [1], [9], True), Chunk(1, 0, [1], [-1], True), Chunk(1, 0, [], [1], True), Chunk(1, -1, [1], [1], True)]
-    + [Chunk(1, 0, [1], [], True), Chunk(1, BLOCK_TOKENS, [1], [1], True), Chunk(1, 1, [1] * BLOCK_TOKENS, [1], True)],
+    [
+        Chunk(1, 0, [1], [9], True),
+        Chunk(1, 0, [1], [-1], True),
+        Chunk(1, 0, [], [1], True),
+        Chunk(1, -1, [1], [1], True),
+        Chunk(1, 0, [1], [], True),
+        Chunk(1, BLOCK_TOKENS, [1], [1], True),
+        Chunk(1, 1, [1] * BLOCK_TOKENS, [1], True),
+    ],
 )
 def test_a_plan_that_cannot_be_is_refused(chunk: Chunk):
     with pytest.raises(RemoteProtocolError):

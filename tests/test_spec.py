@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 import pytest
-from shoal.errors import CorruptModel, UnsupportedModel
-from shoal.models.spec import FAMILIES, ModelSpec, Rope, spec_from_config, spec_from_gguf
 from transformers import AutoConfig
 
+from shoal.errors import CorruptModel, UnsupportedModel
+from shoal.models.spec import FAMILIES, ModelSpec, Rope, spec_from_config, spec_from_gguf
 from tests.support import tiny
 
 
@@ -189,9 +189,7 @@ def test_a_gguf_file_without_a_head_is_tied() -> None:
 def test_rope_of_gguf() -> None:
     assert read_gguf(rope__freq_base=5e5).rope == Rope(theta=5e5)
     assert read_gguf(factors=(2.0,) * 8).rope == Rope(kind="factors", factors=(2.0,) * 8)
-    scaled = read_gguf(
-        rope__scaling__type="yarn", rope__scaling__factor=4.0, rope__scaling__original_context_length=128
-    )
+    scaled = read_gguf(rope__scaling__type="yarn", rope__scaling__factor=4.0, rope__scaling__original_context_length=128)
     assert scaled.rope == Rope(kind="yarn", factor=4.0, original_context=128)
     assert read_gguf(rope__scaling__type="none", rope__scaling__factor=4.0).rope == Rope()
 

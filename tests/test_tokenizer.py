@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from shoal.errors import CorruptModel, InvalidRequest, UnsupportedModel, UserError
-from shoal.models.weights import GgufWeights
-from shoal.text import vocabulary
-from shoal.text.tokenizer import Tokenizer
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
+from shoal.errors import CorruptModel, InvalidRequest, UnsupportedModel, UserError
+from shoal.models.weights import GgufWeights
+from shoal.text import vocabulary
+from shoal.text.tokenizer import Tokenizer
 from tests.support.vocabularies import CONTROL, USER_DEFINED, byte_level, sentencepiece
 
 HERE = Path("vocabulary")
@@ -144,9 +144,7 @@ def test_as_llama_cpp(text: str, tokens: list[int], smollm2_tokenizer: Tokenizer
 
 @pytest.mark.real
 @settings(suppress_health_check=list(HealthCheck), deadline=None)
-@given(
-    st.text(st.characters(max_codepoint=0x1FFFF, exclude_categories=["Cs", "Cc"]), max_size=200)
-)  # it lacks some bytes
+@given(st.text(st.characters(max_codepoint=0x1FFFF, exclude_categories=["Cs", "Cc"]), max_size=200))  # it lacks some bytes
 def test_any_text_survives_the_trained_vocabulary(smollm2_tokenizer: Tokenizer, text: str) -> None:
     assert smollm2_tokenizer.decode(smollm2_tokenizer.encode(text)) == text
 
@@ -307,9 +305,7 @@ def test_a_file_without_a_vocabulary() -> None:
 def saved(directory: Path, bos: str | None = None, **files: dict[str, Any]) -> Path:
     backend = Tokenizer.open(HERE, byte_level())._backend
     if bos:
-        backend.post_processor = processors.TemplateProcessing(
-            f"{bos} $A", special_tokens=[(bos, backend.token_to_id(bos))]
-        )
+        backend.post_processor = processors.TemplateProcessing(f"{bos} $A", special_tokens=[(bos, backend.token_to_id(bos))])
     backend.save(str(directory / "tokenizer.json"))
     for name, content in files.items():
         (directory / f"{name}.json").write_text(json.dumps(content))
@@ -318,9 +314,7 @@ def saved(directory: Path, bos: str | None = None, **files: dict[str, Any]) -> P
 
 @pytest.mark.parametrize("bos", [None, "<|im_start|>"])
 def test_directories_as_transformers_reads_them(bos: str | None, tmp_path: Path) -> None:
-    ours = Tokenizer.open(
-        saved(tmp_path, bos, tokenizer_config={"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"})
-    )
+    ours = Tokenizer.open(saved(tmp_path, bos, tokenizer_config={"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}))
     theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     for text in ("", "hello 123 é<|im_end|>\n", "🦙"):
         assert ours.encode(text) == theirs(text)["input_ids"]

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
+
 from shoal.config import Precision
 from shoal.errors import CorruptModel, UnsupportedModel, UserError
 from shoal.models.matrix import BLOCKS, FORMATS, StoredMatrix
 from shoal.models.weights import GgufWeights, SafetensorsWeights, matrix_shape, open_weights
-
 from tests.support import tiny
 from tests.support.gguf_writer import blocks, dequantised, write_model
 from tests.support.stages import Stages
@@ -147,9 +147,7 @@ def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
 
 def test_a_missing_norm(tmp_path: Path) -> None:
     built = tiny.model("llama")
-    state = {
-        n: t.detach().numpy() for n, t in built.state_dict().items() if n != "model.layers.1.input_layernorm.weight"
-    }
+    state = {n: t.detach().numpy() for n, t in built.state_dict().items() if n != "model.layers.1.input_layernorm.weight"}
     tiny.saved(built, tmp_path)
     save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(CorruptModel, match="attention_norm"):

@@ -31,7 +31,8 @@ class AutoDistributedModel:
     def __init__(self, settings: HeadSettings, node: _NodeSettings, nodes: int) -> None:
         if not structlog.is_configured():  # as a library, keep to warnings, and off the user's stdout
             structlog.configure(
-                wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING), logger_factory=structlog.PrintLoggerFactory(sys.stderr)
+                wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+                logger_factory=structlog.PrintLoggerFactory(sys.stderr),
             )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="shoal", daemon=True)
@@ -102,8 +103,11 @@ class AutoDistributedModel:
         head = self._head
         unknown = set(sampling) - set(SamplingParams.__struct_fields__)
         if unknown:
-            raise ConfigError(f"unknown sampling parameters: {', '.join(sorted(unknown))}; known are {', '.join(SamplingParams.__struct_fields__)}")
-        params = SamplingParams(**{"temperature": 0.0, "seed": secrets.randbits(63), **sampling})
+            raise ConfigError(
+                f"unknown sampling parameters: {', '.join(sorted(unknown))}; known are {', '.join(SamplingParams.__struct_fields__)}"
+            )
+        chosen: dict[str, Any] = {"temperature": 0.0, "seed": secrets.randbits(63), **sampling}
+        params = SamplingParams(**chosen)
         params.check(head.vocabulary)
         request = Request(RequestId(f"python-{next(self._names)}"), prompt, max_tokens, params, 1, head.tokenizer.stop_tokens)
         text = TextStream(head.tokenizer, prompt, [stop] if isinstance(stop, str) else stop or [])

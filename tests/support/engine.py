@@ -99,14 +99,14 @@ class FakeEngine:
 
     name, created, vocabulary = "fake", 7, VOCABULARY
 
-    def __init__(self, script: Script = says("Hello"), *, hang: bool = False, longest: int = 1000) -> None:
+    def __init__(self, script: Script | None = None, *, hang: bool = False, longest: int = 1000) -> None:
         self.tokenizer = ByteTokenizer()
         self.state = ""
         self.refusal: ShoalError | None = None
         self.streams: list[ScriptedStream] = []
         self.observed: list[tuple[str, str, int]] = []
         self.first_tokens = 0
-        self._script, self._hang, self._longest = script, hang, longest
+        self._script, self._hang, self._longest = script or says("Hello"), hang, longest
 
     @property
     def asked(self) -> Request:

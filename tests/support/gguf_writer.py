@@ -44,9 +44,7 @@ def blocks(format: str, shape: tuple[int, int], seed: int = 0) -> np.ndarray:
         for at in _SCALES.get(format, (0,)):
             raw[:, at : at + 2] = small
         if format == "iq1_m":  # its scale lies in the upper nibbles of four numbers
-            raw[:, 49:56:2] = raw[:, 49:56:2] & 15 | np.array(
-                [small[0] << 4, small[0] & 0xF0, small[1] << 4, small[1] & 0xF0], np.uint8
-            )
+            raw[:, 49:56:2] = raw[:, 49:56:2] & 15 | np.array([small[0] << 4, small[0] & 0xF0, small[1] << 4, small[1] & 0xF0], np.uint8)
         return raw.reshape(shape[0], -1)
 
 
@@ -59,9 +57,7 @@ def _interleaved(rows: np.ndarray, heads: int) -> np.ndarray:
     return rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
-def write_model(
-    path: Path, built: Any, arch: str, format: str = "f32", extra: dict[str, Any] | None = None, factors: Any = None
-) -> Path:
+def write_model(path: Path, built: Any, arch: str, format: str = "f32", extra: dict[str, Any] | None = None, factors: Any = None) -> Path:
     """Writes a transformers model; its matrices become `format`, and `built` is given the values that the file then has."""
     config, writer = built.config, GGUFWriter(path, arch)
     writer.add_block_count(config.num_hidden_layers)

@@ -103,10 +103,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 "private": False,
             }
             if kind == "tree":
-                content = [
-                    {"type": "file", "path": f, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
-                    for f, c in files.items()
-                ]
+                content = [{"type": "file", "path": f, "size": len(c), "oid": hashlib.sha1(c).hexdigest()} for f, c in files.items()]
             self._say(200, json.dumps(content).encode(), Content_Type="application/json")
 
         def _file(self, name: str, revision: str, file: str) -> None:

@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+
 from shoal.config import Precision
 from shoal.executor.native_layers import NativeLayers
 from shoal.executor.stage import StageExecutor
@@ -49,10 +50,7 @@ class Stages:
             made.seen = self._recorded
             return made
 
-        self._stages = [
-            StageExecutor(weights, range(a, b), blocks=blocks, bf16=bf16, make_layers=make)
-            for a, b in pairwise(bounds)
-        ]
+        self._stages = [StageExecutor(weights, range(a, b), blocks=blocks, bf16=bf16, make_layers=make) for a, b in pairwise(bounds)]
 
     def afresh(self) -> Stages:
         """Begins another sequence, in the memory of the one before."""

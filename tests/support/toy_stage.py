@@ -172,5 +172,7 @@ def request(
     return Request(RequestId(name), list(prompt), max_tokens, SamplingParams(seed=seed), n, stops)
 
 
-def limits(blocks: int = 16, block_tokens: int = 4, *, context: int = 64, lanes: int = 8, step_tokens: int = 16, queue: int = 64, depth: int = 1) -> Limits:
+def limits(
+    blocks: int = 16, block_tokens: int = 4, *, context: int = 64, lanes: int = 8, step_tokens: int = 16, queue: int = 64, depth: int = 1
+) -> Limits:
     return Limits(blocks, block_tokens, context, lanes, step_tokens, queue, depth)

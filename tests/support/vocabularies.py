@@ -9,9 +9,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 
 
-def byte_level(
-    pre: str = "smollm", special: tuple[str, ...] = ("<|im_start|>", "<|im_end|>"), **changes: Any
-) -> dict[str, Any]:
+def byte_level(pre: str = "smollm", special: tuple[str, ...] = ("<|im_start|>", "<|im_end|>"), **changes: Any) -> dict[str, Any]:
     """Bytes, a few merges, and special tokens at the end."""
     pairs = [
         ("h", "e"),

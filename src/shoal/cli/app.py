@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import structlog
 import typer
@@ -38,7 +38,11 @@ def options(
 ) -> None:
     level = logging.INFO if verbose else logging.WARNING
     structlog.configure(
-        processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="%H:%M:%S"), structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())],
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="%H:%M:%S"),
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+        ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
@@ -59,7 +63,7 @@ def main() -> None:
         err.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, UserError) else 1)
     except typer.TyperException as error:
-        error.show()
+        cast(Any, error).show()
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)

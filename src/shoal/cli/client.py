@@ -9,7 +9,7 @@ import json
 import math
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from time import perf_counter
 from typing import Annotated, Any
 
@@ -62,7 +62,9 @@ async def stream_chat(url: str, body: dict[str, Any]) -> AsyncIterator[dict[str,
                         raise ClusterError(event["error"]["message"])
                     yield event
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ClusterError(f"{url} does not answer: {error or type(error).__name__}; is `shoal up` or `shoal serve` running there?") from error
+        raise ClusterError(
+            f"{url} does not answer: {error or type(error).__name__}; is `shoal up` or `shoal serve` running there?"
+        ) from error
 
 
 def _refusal(status: int, raw: bytes) -> Exception:
@@ -95,7 +97,7 @@ async def say(url: str, messages: list[dict[str, str]], options: dict[str, Any])
 
 
 @contextlib.asynccontextmanager
-async def served(settings: HeadSettings, node: NodeSettings, nodes: int, stop: asyncio.Event) -> AsyncIterator[tuple[str, Head] | None]:
+async def served(settings: HeadSettings, node: NodeSettings, nodes: int, stop: asyncio.Event) -> AsyncGenerator[tuple[str, Head] | None]:
     """A local cluster with its API on a free port; None where the user lost patience."""
     if (model := await fetched(settings.model, stop)) is None:
         yield None
@@ -211,7 +213,6 @@ async def _converse(url: str, system: str, options: dict[str, Any], stop: asynci
 
 def _options(max_tokens: int, temperature: float, seed: int | None) -> dict[str, Any]:
     return {"max_tokens": max_tokens, "temperature": temperature, **({} if seed is None else {"seed": seed})}
-
 
 
 def _finite(value: float) -> float:

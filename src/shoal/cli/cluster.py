@@ -101,7 +101,9 @@ async def until(stop: asyncio.Event, work: Any) -> bool:
 
 def _warn_open(host: str) -> None:
     if host not in ("127.0.0.1", "localhost", "::1"):
-        err.print(f"[yellow]note:[/yellow] {host} is reachable from the network, without keys or encryption: only for networks that you trust")
+        err.print(
+            f"[yellow]note:[/yellow] {host} is reachable from the network, without keys or encryption: only for networks that you trust"
+        )
 
 
 async def _up(settings: HeadSettings, node: NodeSettings, nodes: int) -> None:
@@ -112,7 +114,9 @@ async def _up(settings: HeadSettings, node: NodeSettings, nodes: int) -> None:
         await _up_with(settings, node, nodes, model, address, stop)
 
 
-async def _up_with(settings: HeadSettings, node: NodeSettings, nodes: int, model: Description, address: socket.socket, stop: asyncio.Event) -> None:
+async def _up_with(
+    settings: HeadSettings, node: NodeSettings, nodes: int, model: Description, address: socket.socket, stop: asyncio.Event
+) -> None:
     async with local_cluster(settings, node, model, nodes) as cluster:
         api = ApiServer(create_app(cluster.head), address)
         with err.status("loading the model"):
@@ -120,7 +124,9 @@ async def _up_with(settings: HeadSettings, node: NodeSettings, nodes: int, model
                 return
         assert cluster.head.placement is not None
         err.print(table(model.name, placement_rows(cluster.head.placement)))
-        err.print(f"API on http://{settings.host}:{api.port}/v1   nodes join at {settings.host}:{cluster.head.control_port}   Ctrl-C ends all")
+        err.print(
+            f"API on http://{settings.host}:{api.port}/v1   nodes join at {settings.host}:{cluster.head.control_port}   Ctrl-C ends all"
+        )
         await serve_api(cluster.head, api, stop, _report(cluster.head))
 
 
@@ -136,7 +142,9 @@ async def _serve_model(settings: HeadSettings, model: Description, address: sock
     await head.start()
     try:
         api = ApiServer(create_app(head), address)
-        err.print(f"API on http://{settings.host}:{api.port}/v1   waiting for {settings.min_nodes} node(s): shoal join {settings.host}:{head.control_port}")
+        err.print(
+            f"API on http://{settings.host}:{api.port}/v1   waiting for {settings.min_nodes} node(s): shoal join {settings.host}:{head.control_port}"
+        )
         await serve_api(head, api, stop, _report(head))
     finally:
         await head.stop()
@@ -185,7 +193,8 @@ def register(app: typer.Typer) -> None:
     @app.command("join", help=_JOIN_HELP)
     @settings(NodeSettings)
     def join(  # pyright: ignore[reportUnusedFunction]
-        settings: NodeSettings, address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where `shoal serve` says that nodes join.")]
+        settings: NodeSettings,
+        address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where `shoal serve` says that nodes join.")],
     ) -> None:
         uvloop.run(_join(address, settings))
 

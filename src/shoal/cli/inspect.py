@@ -60,7 +60,11 @@ def _checks() -> list[dict[str, str]]:
     else:
         add("kernels", "ok" if isa != "portable" else "note", f"instruction set {isa}")
         speed = measure(default_threads())
-        add("speed", "ok", f"decode {speed.bytes_per_second / 1e9:.1f} GB/s of 4-bit weights, prefill {speed.flops / 1e9:.0f} GFLOP/s, {default_threads()} threads")
+        add(
+            "speed",
+            "ok",
+            f"decode {speed.bytes_per_second / 1e9:.1f} GB/s of 4-bit weights, prefill {speed.flops / 1e9:.0f} GFLOP/s, {default_threads()} threads",
+        )
     for runtime in ("onnxruntime", "openvino"):
         found = importlib.util.find_spec(runtime) is not None
         add(runtime, "ok" if found else "note", "installed" if found else f"not installed; optional: pip install 'shoal[{runtime}]'")
@@ -70,9 +74,23 @@ def _checks() -> list[dict[str, str]]:
     at = next(p for p in (home, *home.parents) if p.exists())
     free = shutil.disk_usage(at).free
     writable = os.access(at, os.W_OK)
-    add("cache", "ok" if writable and free > 2**30 else "wrong", f"{home}, {human_bytes(free)} free" + ("" if writable else ", not writable: set SHOAL_CACHE"))
-    add("pip", "ok" if importlib.util.find_spec("pip") else "wrong", "fetches the models of the catalogue" if importlib.util.find_spec("pip") else "missing: models cannot be fetched; python -m ensurepip")
-    add("npm", "ok" if shutil.which("npm") else "note", "fetches some models of the catalogue" if shutil.which("npm") else "not installed; only tinyllama-1.1b needs it")
+    add(
+        "cache",
+        "ok" if writable and free > 2**30 else "wrong",
+        f"{home}, {human_bytes(free)} free" + ("" if writable else ", not writable: set SHOAL_CACHE"),
+    )
+    add(
+        "pip",
+        "ok" if importlib.util.find_spec("pip") else "wrong",
+        "fetches the models of the catalogue"
+        if importlib.util.find_spec("pip")
+        else "missing: models cannot be fetched; python -m ensurepip",
+    )
+    add(
+        "npm",
+        "ok" if shutil.which("npm") else "note",
+        "fetches some models of the catalogue" if shutil.which("npm") else "not installed; only tinyllama-1.1b needs it",
+    )
     return checks
 
 
@@ -114,7 +132,10 @@ def register(app: typer.Typer) -> None:
     def plan(  # pyright: ignore[reportUnusedFunction]
         settings: EngineSettings,
         model: Annotated[str, typer.Argument(help="As for --model elsewhere.")],
-        node: Annotated[list[str] | None, typer.Option("--node", metavar="MEMORY[:SPEED]", help="A node; repeat for each. SPEED is relative to this machine.")] = None,
+        node: Annotated[
+            list[str] | None,
+            typer.Option("--node", metavar="MEMORY[:SPEED]", help="A node; repeat for each. SPEED is relative to this machine."),
+        ] = None,
         threads: Annotated[int, typer.Option("--threads", min=0, help="Threads that this machine is measured with.")] = 0,
         as_json: Json = False,
     ) -> None:
@@ -139,7 +160,9 @@ def register(app: typer.Typer) -> None:
             emit(answer)
             return
         out.print(table(description.name, placement_rows(placement)))
-        out.print(f"{placement.kv_tokens} tokens of KV; with {engine.lanes} lanes busy about {placement.tokens_per_second:.0f} tokens/s, prefill about {placement.prefill_per_second:.0f} tokens/s")
+        out.print(
+            f"{placement.kv_tokens} tokens of KV; with {engine.lanes} lanes busy about {placement.tokens_per_second:.0f} tokens/s, prefill about {placement.prefill_per_second:.0f} tokens/s"
+        )
 
     @app.command("bench")
     @settings(EngineSettings)

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import IO
 
@@ -33,7 +33,7 @@ def shares(settings: NodeSettings, nodes: int) -> NodeSettings:
 class _Child:
     def __init__(self, name: str, settings: NodeSettings, address: str) -> None:
         self.name = name
-        self._log: IO[bytes] = tempfile.TemporaryFile()
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         command = [sys.executable, "-m", "shoal", "join", address, "--name", name]
         for field in dataclasses.fields(settings):
             value = getattr(settings, field.name)
@@ -85,7 +85,7 @@ class LocalCluster:
 
 
 @contextlib.asynccontextmanager
-async def local_cluster(settings: HeadSettings, node: NodeSettings, model: Description, nodes: int) -> AsyncIterator[LocalCluster]:
+async def local_cluster(settings: HeadSettings, node: NodeSettings, model: Description, nodes: int) -> AsyncGenerator[LocalCluster]:
     """Starts the processes; ends every one of them, whatever happens inside."""
     head = Head(dataclasses.replace(settings, min_nodes=nodes, spread=True), model)
     await head.start()

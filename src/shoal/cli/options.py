@@ -41,7 +41,9 @@ def settings(role: type[Settings], *, leave_out: tuple[str, ...] = ()) -> Callab
             flag = "--" + f.name.replace("_", "-")
             default = "" if f.default in ("", 0, False) else f" [default: {f.default}]"
             option = typer.Option(flag, *(["-m"] if f.name == "model" else []), help=f.metadata["help"] + default, show_default=False)
-            derived.append(inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[hints[f.name] | None, option]))
+            derived.append(
+                inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[hints[f.name] | None, option])
+            )
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + derived
         run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
         del run.__wrapped__  # pyright: ignore[reportAttributeAccessIssue]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 from rich.console import Console
@@ -20,7 +20,7 @@ err = Console(stderr=True)
 
 
 @contextlib.contextmanager
-def downloading(what: str) -> Iterator[Report]:
+def downloading(what: str) -> Generator[Report]:
     """A progress bar on stderr that appears with the first byte."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True) as bar:

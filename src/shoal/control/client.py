@@ -51,7 +51,9 @@ class ControlClient:
 async def describe(address: str, timeout: float = 5.0) -> ClusterDescription:
     """Raises ClusterError where no head answers."""
     async with grpc.aio.insecure_channel(address) as channel:
-        call: Any = channel.unary_unary(DESCRIBE, request_serializer=DescribeRequest.SerializeToString, response_deserializer=ClusterDescription.FromString)
+        call: Any = channel.unary_unary(
+            DESCRIBE, request_serializer=DescribeRequest.SerializeToString, response_deserializer=ClusterDescription.FromString
+        )
         try:
             return await call(DescribeRequest(), timeout=timeout)
         except grpc.aio.AioRpcError as error:

@@ -87,7 +87,9 @@ class ControlServer:
             conversation.end()
         await self._server.stop(grace=1.0)
 
-    async def _attend(self, incoming: AsyncIterator[NodeMessage], context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[HeadMessage]:
+    async def _attend(
+        self, incoming: AsyncIterator[NodeMessage], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[HeadMessage]:
         conversation = Conversation(_host(str(context.peer())))
         self._conversations.add(conversation)
         hearing = asyncio.get_running_loop().create_task(self._hear(conversation, incoming))
@@ -111,5 +113,3 @@ class ControlServer:
 
     async def _describe(self, request: DescribeRequest, context: grpc.aio.ServicerContext[Any, Any]) -> ClusterDescription:
         return self._attendant.describe()
-
-

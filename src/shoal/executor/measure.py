@@ -44,7 +44,15 @@ def median_seconds(run: Callable[[], object], times: int) -> float:
 def _measure_kernels(module: Any, threads: int, isa: str) -> Speed:
     stage = module.Stage(_HIDDEN, _HEADS, _KV_HEADS, _HEAD_DIM, _INTERMEDIATE, 1e-5, 0.125, threads, isa)
     q, kv = _HEADS * _HEAD_DIM, _KV_HEADS * _HEAD_DIM
-    shapes = [(q, _HIDDEN), (kv, _HIDDEN), (kv, _HIDDEN), (_HIDDEN, q), (_INTERMEDIATE, _HIDDEN), (_INTERMEDIATE, _HIDDEN), (_HIDDEN, _INTERMEDIATE)]
+    shapes = [
+        (q, _HIDDEN),
+        (kv, _HIDDEN),
+        (kv, _HIDDEN),
+        (_HIDDEN, q),
+        (_INTERMEDIATE, _HIDDEN),
+        (_INTERMEDIATE, _HIDDEN),
+        (_HIDDEN, _INTERMEDIATE),
+    ]
     norm = np.ones(_HIDDEN, np.float32)
     for _ in range(_LAYERS):
         weights = [module.pack("q4_0", "q4", np.zeros((n, k // 32 * 18), np.uint8), k) for n, k in shapes]

@@ -16,7 +16,6 @@ from shoal.models.weights import MATRICES, Weights
 from shoal.native import kernels
 
 
-
 def pack(module: Any, stored: StoredMatrix, precision: Precision, head: bool = False) -> Any:
     """A matrix in the kernels' layout, straight from the mapped file where the format allows it."""
     target = executed(stored.format, stored.k, precision, head)
@@ -38,7 +37,9 @@ class NativeLayers:
     def __init__(self, weights: Weights, layers: range, last: bool, *, precision: Precision, threads: int, isa: str = "") -> None:
         module = kernels()
         if module is None:
-            raise ConfigError("the native runtime needs the compiled kernels, which are missing; install g++ and reinstall, or use --runtime onnxruntime")
+            raise ConfigError(
+                "the native runtime needs the compiled kernels, which are missing; install g++ and reinstall, or use --runtime onnxruntime"
+            )
         spec = weights.spec
         try:
             self._stage = module.Stage(

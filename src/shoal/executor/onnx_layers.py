@@ -27,12 +27,19 @@ class _Attention:
         self._native: Any = None if module is None else module.Attention(*arguments)
 
     def run(
-        self, qkv: Floats, batch: StageBatch, angles: Angles, pool: NDArray[np.uint8], bf16: bool, window: int, norms: tuple[Floats | None, Floats | None]
+        self,
+        qkv: Floats,
+        batch: StageBatch,
+        angles: Angles,
+        pool: NDArray[np.uint8],
+        bf16: bool,
+        window: int,
+        norms: tuple[Floats | None, Floats | None],
     ) -> Floats:
         spec = self._spec
         arguments = (qkv, batch.starts, batch.positions, batch.tables, angles.cos, angles.sin, pool, bf16, window, *norms)
         if self._native is None:
-            sizes = {"kv_heads": spec.kv_heads, "head_dim": spec.head_dim, "eps": spec.eps, "scale": self._scale}
+            sizes: dict[str, Any] = {"kv_heads": spec.kv_heads, "head_dim": spec.head_dim, "eps": spec.eps, "scale": self._scale}
             return reference.attend(*arguments, **sizes)
         out = np.empty((len(qkv), spec.q_heads * spec.head_dim), np.float32)
         self._native.run(*arguments, out)
@@ -40,7 +47,9 @@ class _Attention:
 
 
 class OnnxLayers:
-    def __init__(self, weights: Weights, layers: range, last: bool, *, runtime: SegmentRuntime, precision: Precision, threads: int, isa: str = "") -> None:
+    def __init__(
+        self, weights: Weights, layers: range, last: bool, *, runtime: SegmentRuntime, precision: Precision, threads: int, isa: str = ""
+    ) -> None:
         self._runtime = runtime
         self._spec = weights.spec
         self._layers = layers
@@ -52,7 +61,8 @@ class OnnxLayers:
             self._segments[name] = runtime.compile(model)
             weights.forget()
         self._norms = {
-            i: (weights.vector(f"layers.{i}.q_norm"), weights.vector(f"layers.{i}.k_norm")) if weights.spec.qk_norm else (None, None) for i in layers
+            i: (weights.vector(f"layers.{i}.q_norm"), weights.vector(f"layers.{i}.k_norm")) if weights.spec.qk_norm else (None, None)
+            for i in layers
         }
 
     @property

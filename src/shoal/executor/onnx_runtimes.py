@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import onnx
@@ -49,7 +49,8 @@ class OnnxRuntime:
         # Weights in a file beside the graph are mapped, prepacked and let go; inside the graph they would stay twice.
         with tempfile.TemporaryDirectory() as home:
             path = str(Path(home) / "segment.onnx")
-            onnx.save_model(model, path, save_as_external_data=True, location="weights", size_threshold=1024)
+            save: Any = onnx.save_model  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+            save(model, path, save_as_external_data=True, location="weights", size_threshold=1024)
             session = self._ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         return _OrtSegment(session)
 
@@ -59,10 +60,10 @@ _shared_threads: list[int] = []
 
 @cache
 def _onnxruntime(threads: int) -> Any:
-    import onnxruntime
+    import onnxruntime  # pyright: ignore[reportMissingTypeStubs]
 
     if not _shared_threads:
-        onnxruntime.set_global_thread_pool_sizes(threads, 1)
+        cast(Any, onnxruntime).set_global_thread_pool_sizes(threads, 1)
         _shared_threads.append(threads)
     return onnxruntime
 

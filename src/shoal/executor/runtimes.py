@@ -98,11 +98,15 @@ def _score(make: LayersFactory, weights: Weights, layer: int) -> float:
 
     def step(rows: int) -> Callable[[], object]:
         batch = StageBatch(
-            np.array([0, rows], np.int32), np.zeros(1, np.int32), np.array([[0, 1, 2, 3]], np.int32), np.zeros(rows, np.int32), np.zeros(0, np.int32), ()
+            np.array([0, rows], np.int32),
+            np.zeros(1, np.int32),
+            np.array([[0, 1, 2, 3]], np.int32),
+            np.zeros(rows, np.int32),
+            np.zeros(0, np.int32),
+            (),
         )
         flat = np.zeros((rows, spec.head_dim // 2), np.float32)
         angles = Angles(flat + 1, flat)
         return lambda: layers.forward(np.ones((rows, spec.hidden), np.float32), batch, angles, pool.memory, True)
 
     return float(np.prod([median_seconds(step(rows), 7) for rows in _TRIED_ROWS]) ** (1 / len(_TRIED_ROWS)))
-

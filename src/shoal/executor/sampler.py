@@ -108,7 +108,7 @@ class Sampler:
         if params.temperature < _GREEDY:
             token = likeliest
         else:
-            sums = np.cumsum(distribution(adjusted, params))
+            sums = distribution(adjusted, params).cumsum()
             token = int(np.searchsorted(sums, uniform(params.seed, position) * sums[-1], side="right"))
             token = min(token, len(logits) - 1)
         state.drawn(token)

@@ -35,7 +35,9 @@ def quantised(stored: list[StoredMatrix], bits: int) -> tuple[NDArray[np.uint8],
     parts = [_blocks(matrix, bits) for matrix in stored]
     codes = np.concatenate([codes for codes, _ in parts])
     scales = np.concatenate([scales for _, scales in parts])
-    return (codes[..., 0::2] | (codes[..., 1::2] << 4) if bits == 4 else codes), scales
+    if bits == 4:
+        codes = (codes[..., 0::2] | (codes[..., 1::2] << 4)).astype(np.uint8)
+    return codes, scales
 
 
 def _blocks(stored: StoredMatrix, bits: int) -> tuple[NDArray[np.uint8], Floats]:
@@ -46,8 +48,8 @@ def _blocks(stored: StoredMatrix, bits: int) -> tuple[NDArray[np.uint8], Floats]
         cells = raw.reshape(n, -1, 34 if bits == 8 else 18)
         scales = np.ascontiguousarray(cells[..., :2]).view(np.float16)[..., 0].astype(np.float32)
         if bits == 8:
-            return cells[..., 2:] ^ np.uint8(0x80), scales
-        return np.concatenate([cells[..., 2:] & 15, cells[..., 2:] >> 4], axis=-1), scales
+            return (cells[..., 2:] ^ 0x80).astype(np.uint8), scales
+        return np.concatenate([cells[..., 2:] & 15, cells[..., 2:] >> 4], axis=-1, dtype=np.uint8), scales
     x = stored.floats().reshape(n, -1, _BLOCK)
     peak = np.abs(x).max(axis=-1)
     if bits == 4:  # the extreme value takes the code that reaches furthest
@@ -77,7 +79,9 @@ class _Graph:
         return output
 
     def norm(self, x: str, weight: Floats, name: str) -> str:
-        return self.node("SimplifiedLayerNormalization", [x, self.constant(f"{name}.weight", weight)], name, axis=-1, epsilon=self.spec.eps, stash_type=1)
+        return self.node(
+            "SimplifiedLayerNormalization", [x, self.constant(f"{name}.weight", weight)], name, axis=-1, epsilon=self.spec.eps, stash_type=1
+        )
 
     def product(self, x: str, weights: Weights, names: list[str], output: str) -> str:
         """x times some matrices, side by side, plus their biases."""

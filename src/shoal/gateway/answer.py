@@ -227,7 +227,7 @@ def _sse(data: dict[str, Any]) -> bytes:
 async def events(answer: Answer, writer: Writer) -> AsyncIterator[bytes]:
     """Server-sent events. An error after the first byte is an event too, and no [DONE] follows it."""
     offsets: dict[int, int] = {}
-    pieces = answer.pieces()
+    pieces: Any = answer.pieces()
     try:
         if answer.job.chat:
             yield _sse(writer.opening())
@@ -241,5 +241,5 @@ async def events(answer: Answer, writer: Writer) -> AsyncIterator[bytes]:
         yield _sse(fault(error).body)
     finally:
         with suppress(RuntimeError):
-            await pieces.aclose()  # pyright: ignore[reportAttributeAccessIssue]
+            await pieces.aclose()
         answer.close()

@@ -87,7 +87,9 @@ def create_app(engine: Engine) -> FastAPI:
             prompt_tokens = job.prompt_tokens
             answer, writer = Answer(job, engine), Writer(job, engine, int(time()))
             if job.stream:
-                response: Response = StreamingResponse(events(answer, writer), media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+                response: Response = StreamingResponse(
+                    events(answer, writer), media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+                )
             else:
                 response = await _whole(request, answer, writer)
         except ShoalError as error:

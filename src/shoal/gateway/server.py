@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import uvicorn
 from fastapi import FastAPI
@@ -14,12 +14,12 @@ from shoal.errors import address_error
 
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
+    def capture_signals(self) -> Generator[None]:
         yield  # signals belong to the command line
 
 
 @contextlib.contextmanager
-def listening(host: str, port: int) -> Iterator[socket.socket]:
+def listening(host: str, port: int) -> Generator[socket.socket]:
     """A socket that listens. Raises ConfigError where the address cannot be had."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as address:
         address.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

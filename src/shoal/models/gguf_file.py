@@ -123,10 +123,14 @@ class GgufFile:
             try:
                 quantisation = GGMLQuantizationType(kind)
             except ValueError:
-                raise UnsupportedModel(f"{self.path}: tensor {name} has the unknown type {kind}; supported are {', '.join(FORMATS)}") from None
+                raise UnsupportedModel(
+                    f"{self.path}: tensor {name} has the unknown type {kind}; supported are {', '.join(FORMATS)}"
+                ) from None
             format = quantisation.name.lower()
             if format not in FORMATS:
-                raise UnsupportedModel(f"{self.path}: quantisation {format.upper()} ({name}) is not supported; supported are {', '.join(FORMATS)}")
+                raise UnsupportedModel(
+                    f"{self.path}: quantisation {format.upper()} ({name}) is not supported; supported are {', '.join(FORMATS)}"
+                )
             block, block_bytes = GGML_QUANT_SIZES[quantisation]
             if min(dims) < 1 or dims[-1] % block:
                 raise CorruptModel(self.path, f"tensor {name} has rows of {dims[-1]} values, in blocks of {block}")

@@ -16,8 +16,9 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import IO
 
@@ -116,14 +117,14 @@ def remove(name: str, directory: Path | None = None) -> int:
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def _lock(path: Path) -> Generator[None]:
     """One process fetches, the others wait and find the result."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _hash(file: IO[bytes]) -> str:
+def _hash(file: BufferedReader) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -135,7 +136,9 @@ def _pull_entry(name: str, entry: Entry, home: Path, progress: Progress) -> None
     parts = home / "parts"
     kept = sum(f.stat().st_size for f in parts.glob("*")) if parts.exists() else 0
     if free + kept < needed:
-        raise FetchError(f"the disk is full: {name} needs {human_bytes(needed)} under {home} while it is fetched, {human_bytes(free)} are free")
+        raise FetchError(
+            f"the disk is full: {name} needs {human_bytes(needed)} under {home} while it is fetched, {human_bytes(free)} are free"
+        )
     parts.mkdir(exist_ok=True)
     done = 0
     for part in entry.parts:
@@ -209,7 +212,9 @@ def _run_client(command: list[str], part: Part, progress: Callable[[int], None])
         if any("No space left" in line for line in last):
             raise OSError(errno.ENOSPC, "No space left on device")
         errors = [line for line in last if "error" in line.lower()] or last
-        raise FetchError(f"{part.package} {part.version} could not be fetched: {(errors or ['no reason given'])[-1]}; check the network and try again")
+        raise FetchError(
+            f"{part.package} {part.version} could not be fetched: {(errors or ['no reason given'])[-1]}; check the network and try again"
+        )
 
 
 def _extract(part: Part, package: Path, out: IO[bytes]) -> None:
@@ -286,10 +291,10 @@ def _disk_or_network(text: str, error: Exception) -> FetchError:
 
 
 @contextlib.contextmanager
-def _hub_errors(text: str) -> Iterator[None]:
+def _hub_errors(text: str) -> Generator[None]:
     from huggingface_hub.errors import (
-        HFValidationError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -315,11 +320,13 @@ def _hub_errors(text: str) -> Iterator[None]:
 
 def _pull_hub(reference: Reference, root: Path, wanted: Callable[[str], bool] | None = lambda _: True) -> Path:
     """A snapshot: the description, then the weight files that hold a wanted tensor; None wants the description alone."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
 
     def fetch(patterns: list[str]) -> Path:
         return Path(
-            snapshot_download(reference.name, revision=reference.revision, cache_dir=root / "hub", endpoint=hub_endpoint(), allow_patterns=patterns)
+            snapshot_download(
+                reference.name, revision=reference.revision, cache_dir=root / "hub", endpoint=hub_endpoint(), allow_patterns=patterns
+            )
         )
 
     with _hub_errors(f"hf:{reference.name}"):

@@ -34,7 +34,7 @@ class Rope(msgspec.Struct, frozen=True):
         numbers = [self.theta, self.factor, self.low_freq_factor, self.high_freq_factor, self.beta_fast, self.beta_slow, *self.factors]
         if self.attention_factor is not None:
             numbers.append(self.attention_factor)
-        if not all(isinstance(n, int | float) and math.isfinite(n) and n > 0 for n in numbers) or self.theta <= 1:
+        if not all(math.isfinite(n) and n > 0 for n in numbers) or self.theta <= 1:
             raise CorruptModel(where, "the rotary embedding has a number that cannot be")
         if self.kind in ("llama3", "yarn") and (self.original_context < 1 or self.low_freq_factor == self.high_freq_factor):
             raise CorruptModel(where, "the rotary embedding's scaling does not hold together")
@@ -155,7 +155,7 @@ def _from_metadata(meta: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...
     elif kind in ("linear", "yarn"):
         rope = Rope(
             theta=theta,
-            kind=cast("Literal['linear', 'yarn']", kind),
+            kind=kind,
             factor=float(meta.get(f"{arch}.rope.scaling.factor", 1.0)),
             original_context=int(meta.get(f"{arch}.rope.scaling.original_context_length", context)),
             beta_fast=float(meta.get(f"{arch}.rope.scaling.yarn_beta_fast", 32.0)),
@@ -216,14 +216,14 @@ def spec_from_config(config: Mapping[str, Any], where: object) -> ModelSpec:
         raise _unsupported(where, "yarn with mscale is not supported")
     rope = Rope(
         theta=theta,
-        kind=cast("Literal['default', 'linear', 'llama3', 'yarn']", kind),
+        kind=kind,
         factor=float(scaling.get("factor") or 1.0),
         low_freq_factor=float(scaling.get("low_freq_factor") or 1.0),
         high_freq_factor=float(scaling.get("high_freq_factor") or 4.0),
         original_context=int(scaling.get("original_max_position_embeddings") or context),
         beta_fast=float(scaling.get("beta_fast") or 32.0),
         beta_slow=float(scaling.get("beta_slow") or 1.0),
-        attention_factor=scaling.get("attention_factor"),
+        attention_factor=None if scaling.get("attention_factor") is None else float(scaling["attention_factor"]),
         truncate=bool(scaling.get("truncate", True)),
     )
     return ModelSpec(

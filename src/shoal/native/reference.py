@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,9 +20,10 @@ def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
 
 def rotate(heads: Floats, cos: Floats, sin: Floats) -> Floats:
     """heads: [rows, heads, head_dim]; cos, sin: [rows, head_dim / 2]. Rotates the two halves of each head."""
-    a, b = np.split(heads, 2, axis=-1)
+    half = heads.shape[-1] // 2
+    a, b = heads[..., :half], heads[..., half:]
     c, s = cos[:, None, :], sin[:, None, :]
-    return np.concatenate([a * c - b * s, b * c + a * s], axis=-1)
+    return np.concatenate([a * c - b * s, b * c + a * s], axis=-1, dtype=np.float32)
 
 
 def to_bf16(x: Floats) -> NDArray[np.uint16]:
@@ -31,6 +34,10 @@ def to_bf16(x: Floats) -> NDArray[np.uint16]:
 
 def from_bf16(x: NDArray[np.uint16]) -> Floats:
     return (x.astype(np.uint32) << 16).view(np.float32)
+
+
+def _floats(cells: NDArray[Any]) -> Floats:
+    return from_bf16(cells) if cells.dtype == np.uint16 else cells
 
 
 def attend(
@@ -84,8 +91,8 @@ def attend(
             cells[blocks[i], :, 1].reshape(kv_heads, BLOCK_TOKENS, head_dim)[:, slots[i]] = to_bf16(row_v) if bf16 else row_v
         length = int(at[-1]) + 1
         used = tables[s][: (length + BLOCK_TOKENS - 1) // BLOCK_TOKENS]
-        past_k = (from_bf16(keys[used]) if bf16 else keys[used]).transpose(1, 2, 0, 3).reshape(kv_heads, head_dim, -1)[:, :, :length]
-        past_v = (from_bf16(values[used]) if bf16 else values[used]).transpose(1, 0, 2, 3).reshape(kv_heads, -1, head_dim)[:, :length]
+        past_k = _floats(keys[used]).transpose(1, 2, 0, 3).reshape(kv_heads, head_dim, -1)[:, :, :length]
+        past_v = _floats(values[used]).transpose(1, 0, 2, 3).reshape(kv_heads, -1, head_dim)[:, :length]
         seen = np.arange(length)[None, :] <= at[:, None]
         if window:
             seen &= np.arange(length)[None, :] > at[:, None] - window

@@ -6,10 +6,12 @@ import asyncio
 import platform
 import secrets
 import socket
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import psutil
 import structlog
@@ -114,8 +116,8 @@ class Agent:
         self._client.say(control.NodeMessage(leave=control.Leave()))
         self._ended.set()
 
-    def _spawn(self, coroutine: object) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)  # pyright: ignore[reportArgumentType]
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -174,14 +176,16 @@ class Agent:
         began = monotonic()
         try:
             service = await asyncio.get_running_loop().run_in_executor(self._compute, self._build, load)
-        except Exception as error:  # noqa: BLE001 - whatever it was, the head waits for an answer
+        except Exception as error:
             if not isinstance(error, ShoalError | MemoryError | OSError):
                 log.error("loading failed unexpectedly", exc_info=error)
             self._failed(load.epoch, str(error) or type(error).__name__)
             return
         self._service = service
         executor = service.executor
-        log.info("loaded", layers=f"{load.first_layer}-{load.end_layer - 1}", runtime=executor.runtime, seconds=round(monotonic() - began, 2))
+        log.info(
+            "loaded", layers=f"{load.first_layer}-{load.end_layer - 1}", runtime=executor.runtime, seconds=round(monotonic() - began, 2)
+        )
         loaded = control.Loaded(epoch=load.epoch, weight_bytes=executor.nbytes, runtime=executor.runtime, seconds=monotonic() - began)
         self._client.say(control.NodeMessage(loaded=loaded))
 
@@ -236,7 +240,7 @@ class Agent:
             log.info("a link ended", peer=stream.peer, reason=str(error) or type(error).__name__)
         except ProtocolError as error:
             log.warning("a link was refused or broken", peer=stream.peer, reason=str(error))
-        except Exception as error:  # noqa: BLE001 - whatever a step raised: the head must hear of it, and this node lives on
+        except Exception as error:
             log.error("a step failed", exc_info=error)
             if service is not None:
                 self._failed(service.epoch, str(error) or type(error).__name__)

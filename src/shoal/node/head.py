@@ -230,7 +230,10 @@ class Head:
     def describe(self) -> control.ClusterDescription:
         cluster, now = self._cluster, monotonic()
         out = control.ClusterDescription(
-            cluster=self._name, model=self.model.name, state=cluster.state + (f": {cluster.why}" if cluster.why else ""), epoch=cluster.epoch
+            cluster=self._name,
+            model=self.model.name,
+            state=cluster.state + (f": {cluster.why}" if cluster.why else ""),
+            epoch=cluster.epoch,
         )
         for node, member in cluster.members.items():
             join = self._machines[node]

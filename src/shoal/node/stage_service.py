@@ -60,7 +60,9 @@ async def accept_link(stream: FrameStream, greeting: Frame, epoch: int, cluster:
 class StageService:
     """One loaded stage of one epoch."""
 
-    def __init__(self, executor: Executor, *, epoch: int, stage: int, stages: int, hidden: int, wire_codec: WireCodec, pool: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, executor: Executor, *, epoch: int, stage: int, stages: int, hidden: int, wire_codec: WireCodec, pool: ThreadPoolExecutor
+    ) -> None:
         self.epoch = epoch
         self.stage = stage
         self.stages = stages

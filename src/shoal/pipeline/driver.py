@@ -74,7 +74,9 @@ class TokenStream:
 class Driver:
     """One route, served until it breaks. `first` feeds stage 0, `last` brings the last stage's results."""
 
-    def __init__(self, scheduler: Scheduler, first: FrameStream, last: FrameStream, epoch: int, observe: Callable[[StepTiming], None]) -> None:
+    def __init__(
+        self, scheduler: Scheduler, first: FrameStream, last: FrameStream, epoch: int, observe: Callable[[StepTiming], None]
+    ) -> None:
         self.scheduler = scheduler
         self.timings = Timings()
         self._first, self._last, self._epoch, self._observe = first, last, epoch, observe
@@ -206,4 +208,3 @@ class Driver:
                     return
                 step.send = perf_counter() - encoded
                 step.sent += step.send
-

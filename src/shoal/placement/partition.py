@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, permutations
+from itertools import accumulate, pairwise, permutations
 
 from shoal.errors import CapacityError, NotEnoughMemory
 from shoal.placement.profile import Demand, Links, ModelCost, NodeProfile
@@ -99,8 +99,9 @@ def _all_orders(nodes: Sequence[NodeProfile]) -> Iterator[Order]:
 
 def _likely_orders(nodes: Sequence[NodeProfile]) -> Iterator[Order]:
     """Where there are too many to try: by speed and by memory, both ways, each member also as the last, where the head lies."""
-    for key in (lambda n: n.bytes_per_second, lambda n: float(n.memory)):  # pyright: ignore[reportUnknownLambdaType, reportUnknownMemberType]
-        ranked = sorted(nodes, key=lambda n: (-key(n), n.name))
+    by_speed = sorted(nodes, key=lambda n: (-n.bytes_per_second, n.name))
+    by_memory = sorted(nodes, key=lambda n: (-n.memory, n.name))
+    for ranked in (by_speed, by_memory):
         for count in range(1, len(nodes) + 1):
             chosen = ranked[:count]
             yield tuple(chosen[::-1])
@@ -152,7 +153,7 @@ def _placed(order: Sequence[NodeProfile], bounds: list[int], costs: _Costs, link
     )
     names = ["", *(n.name for n in order), ""]
     hops = 0.0
-    for i, (a, b) in enumerate(zip(names, names[1:], strict=False)):
+    for i, (a, b) in enumerate(pairwise(names)):
         link = links.between(a, b)
         carried = costs.model.activation_bytes * costs.rows if 0 < i < len(order) else 0
         hops += link.seconds + carried / link.bytes_per_second
@@ -219,4 +220,6 @@ def _shortage(nodes: Sequence[NodeProfile], model: ModelCost, at_least: int, kv_
     # Together it would do, but some part fits no node.
     part = max(max(model.layer_bytes) + per_layer, model.layer_bytes[-1] + model.head_bytes + per_layer) + model.workspace
     largest = max(n.memory for n in nodes)
-    return NotEnoughMemory(max(part, largest + 1), largest, "one node's part of the model, whose layers do not fit these nodes in any split")
+    return NotEnoughMemory(
+        max(part, largest + 1), largest, "one node's part of the model, whose layers do not fit these nodes in any split"
+    )

@@ -384,4 +384,3 @@ class Scheduler:
             assert sequence in self._running or not sequence.table, "a waiting sequence holds blocks"
             assert sequence.computed <= sequence.scheduled <= len(sequence.tokens), "computed runs ahead"
         assert self.running <= self.limits.lanes, "too many lanes"
-

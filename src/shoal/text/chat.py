@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from jinja2 import TemplateError
 from jinja2.ext import Extension
@@ -25,6 +25,10 @@ class _Refused(Exception):
 
 def _raise(message: str) -> NoReturn:
     raise _Refused(message)
+
+
+def _now(format: str) -> str:
+    return datetime.now().strftime(format)
 
 
 def _tojson(
@@ -47,10 +51,11 @@ class ChatTemplate:
     def __init__(self, source: object, special: Mapping[str, str], where: object) -> None:
         if not isinstance(source, str):
             raise CorruptModel(where, "the chat template is no text")
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation])
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
+        )
         environment.filters["tojson"] = _tojson
-        environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+        cast("dict[str, Any]", environment.globals).update(raise_exception=_raise, strftime_now=_now)
         try:
             self._template = environment.from_string(source)
         except TemplateError as error:

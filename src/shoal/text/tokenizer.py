@@ -22,7 +22,9 @@ _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftex
 class Tokenizer:
     """`stop_tokens`: ids that end an answer. `template`: the chat template, None for a model that has none."""
 
-    def __init__(self, backend: Backend, *, bos: int | None, add_bos: bool, stop_tokens: frozenset[int], template: ChatTemplate | None) -> None:
+    def __init__(
+        self, backend: Backend, *, bos: int | None, add_bos: bool, stop_tokens: frozenset[int], template: ChatTemplate | None
+    ) -> None:
         self._backend = backend
         self._bos = bos
         self._add_bos = add_bos
@@ -53,8 +55,8 @@ class Tokenizer:
         source = meta.get("tokenizer.chat_template")
         begins = meta.get("tokenizer.ggml.model") == "llama" or meta.get("tokenizer.ggml.pre") in WHOLE_WORDS
         special = {
-            "bos_token": backend.id_to_token(bos) if bos is not None else "",
-            "eos_token": backend.id_to_token(eos) if eos is not None else "",
+            "bos_token": (backend.id_to_token(bos) or "") if bos is not None else "",
+            "eos_token": (backend.id_to_token(eos) or "") if eos is not None else "",
         }
         return cls(
             backend,
@@ -71,7 +73,7 @@ class Tokenizer:
             raise UserError(f"{path}: no tokenizer.json; save the model with a fast tokenizer")
         try:
             backend = Backend.from_file(str(file))
-        except Exception as error:  # noqa: BLE001 - the package raises Exception itself
+        except Exception as error:
             raise CorruptModel(file, f"not a tokenizer ({error})") from error
         config, generation = _json(path / "tokenizer_config.json"), _json(path / "generation_config.json")
 
@@ -93,9 +95,11 @@ class Tokenizer:
             source = separate.read_text()
         bos = backend.token_to_id(special("bos_token"))
         # The post-processor of tokenizer.json adds BOS where the model wants one.
-        adds = bos is not None and bos in cast("list[int]", backend.encode("", add_special_tokens=True).ids)
+        adds = bos is not None and bos in backend.encode("", add_special_tokens=True).ids
         names = {"bos_token": special("bos_token"), "eos_token": special("eos_token")}
-        return cls(backend, bos=bos, add_bos=adds, stop_tokens=frozenset(ends), template=ChatTemplate(source, names, path) if source else None)
+        return cls(
+            backend, bos=bos, add_bos=adds, stop_tokens=frozenset(ends), template=ChatTemplate(source, names, path) if source else None
+        )
 
     @property
     def size(self) -> int:
@@ -107,7 +111,7 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise InvalidRequest(f"the text is not valid Unicode: {error.reason}", "prompt") from error
-        ids = cast("list[int]", self._backend.encode(text, add_special_tokens=False).ids)
+        ids = self._backend.encode(text, add_special_tokens=False).ids
         return [self._bos, *ids] if bos and self._add_bos and self._bos is not None else ids
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:

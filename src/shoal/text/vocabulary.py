@@ -13,9 +13,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from shoal.errors import CorruptModel, UnsupportedModel
 
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _QWEN2 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
 _TEKKEN = (
@@ -42,16 +40,19 @@ def from_gguf(meta: Mapping[str, Any], where: object) -> Tokenizer:
         elif kind == "llama":
             tokenizer = _sentencepiece(meta, tokens)
         else:
-            raise UnsupportedModel(f"{where}: vocabulary '{kind}' is not supported; shoal reads gpt2 (byte-level BPE) and llama (SentencePiece)")
+            raise UnsupportedModel(
+                f"{where}: vocabulary '{kind}' is not supported; shoal reads gpt2 (byte-level BPE) and llama (SentencePiece)"
+            )
         types: list[int] = meta.get("tokenizer.ggml.token_type") or [1] * len(tokens)
         if len(types) != len(tokens):
             raise ValueError(f"{len(types)} types for {len(tokens)} tokens")
         added = [(i, CONTROL if t == UNKNOWN else t) for i, t in enumerate(types) if t in (UNKNOWN, CONTROL, USER_DEFINED)]
-        tokenizer.add_special_tokens([AddedToken(tokens[i], special=True, normalized=False) for i, t in added if t == CONTROL])
-        tokenizer.add_tokens([AddedToken(tokens[i], special=False, normalized=False) for i, t in added if t == USER_DEFINED])
+        marked: Any = tokenizer  # the package's stubs leave these two untyped
+        marked.add_special_tokens([AddedToken(tokens[i], special=True, normalized=False) for i, t in added if t == CONTROL])
+        marked.add_tokens([AddedToken(tokens[i], special=False, normalized=False) for i, t in added if t == USER_DEFINED])
     except UnsupportedModel:
         raise
-    except Exception as error:  # noqa: BLE001 - the tokenizers package raises Exception itself
+    except Exception as error:
         raise CorruptModel(where, f"the vocabulary does not hold together ({error})") from error
     return tokenizer
 

@@ -69,7 +69,9 @@ class MemoryStream:
         self._fail(EOFError("the connection is closed"))
         if self._other is not None:
             cut = self._other._decoder.mid_frame
-            self._other._fail(ConnectionError("the peer ended the connection inside a frame") if cut else EOFError("the peer ended the connection"))
+            self._other._fail(
+                ConnectionError("the peer ended the connection inside a frame") if cut else EOFError("the peer ended the connection")
+            )
 
     def abort(self) -> None:
         self._closed = True

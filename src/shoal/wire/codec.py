@@ -36,23 +36,23 @@ def encode(codec: WireCodec, x: Floats) -> memoryview:
     rows, width = x.shape
     x = np.ascontiguousarray(x, np.float32)
     if codec is WireCodec.RAW:
-        return memoryview(x).cast("B")
+        return x.data.cast("B")
     if codec is WireCodec.BF16:
-        return memoryview(_to_bf16(x)).cast("B")
+        return _to_bf16(x).data.cast("B")
     if codec is WireCodec.INT8:
         scale = np.abs(x).max(axis=1) / np.float32(127)
         safe = np.where(scale > 0, scale, np.float32(1)).astype(np.float32)
         out = np.empty((rows, width + 4), np.uint8)
         out[:, :4] = scale.astype(np.float32).reshape(rows, 1).view(np.uint8)
         out[:, 4:] = np.rint(x / safe[:, None]).astype(np.int8).view(np.uint8)
-        return memoryview(out).cast("B")
+        return out.data.cast("B")
     groups = x.reshape(rows, width // GROUP, GROUP)
     stored = _to_bf16(np.abs(groups).max(axis=2) / np.float32(7))
     scale = _from_bf16(stored)
     safe = np.where(scale > 0, scale, np.float32(1))
     q = (np.clip(np.rint(groups / safe[:, :, None]), -7, 7) + 8).astype(np.uint8).reshape(rows, width)
     packed = q[:, 0::2] | (q[:, 1::2] << 4)
-    return memoryview(np.concatenate([stored.view(np.uint8).reshape(rows, -1), packed], axis=1)).cast("B")
+    return np.concatenate([stored.view(np.uint8).reshape(rows, -1), packed], axis=1).data.cast("B")
 
 
 def decode(codec: WireCodec, body: bytes | bytearray | memoryview, rows: int, width: int) -> Floats:
