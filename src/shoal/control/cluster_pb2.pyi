@@ -101,16 +101,12 @@ class Failed(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Probed(_message.Message):
-    __slots__ = ("host", "port", "round_trip", "bytes_per_second")
-    HOST_FIELD_NUMBER: _ClassVar[int]
-    PORT_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("round_trip", "bytes_per_second")
     ROUND_TRIP_FIELD_NUMBER: _ClassVar[int]
     BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
-    host: str
-    port: int
     round_trip: float
     bytes_per_second: float
-    def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ..., round_trip: _Optional[float] = ..., bytes_per_second: _Optional[float] = ...) -> None: ...
+    def __init__(self, round_trip: _Optional[float] = ..., bytes_per_second: _Optional[float] = ...) -> None: ...
 
 class Leave(_message.Message):
     __slots__ = ()
@@ -175,14 +171,12 @@ class Unload(_message.Message):
     def __init__(self, epoch: _Optional[int] = ...) -> None: ...
 
 class Probe(_message.Message):
-    __slots__ = ("host", "port", "bytes")
+    __slots__ = ("host", "port")
     HOST_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
-    BYTES_FIELD_NUMBER: _ClassVar[int]
     host: str
     port: int
-    bytes: int
-    def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
+    def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ...) -> None: ...
 
 class Shutdown(_message.Message):
     __slots__ = ("reason",)

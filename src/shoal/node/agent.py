@@ -27,9 +27,11 @@ from shoal.executor.stage import StageExecutor
 from shoal.models.sources import pull_layers
 from shoal.models.weights import open_weights
 from shoal.native import instruction_set
+from shoal.node.probe import TIMEOUT, answer, measure_link
 from shoal.node.stage_service import StageService, accept_link, open_link, wire_codec
 from shoal.transport.base import FrameStream
 from shoal.transport.tcp import listen
+from shoal.wire.frame import Kind
 from shoal.wire.messages import Hello
 
 log = structlog.get_logger()
@@ -148,6 +150,8 @@ class Agent:
                 self._spawn(self._beat(message.welcome.heartbeat))
             case "refuse":
                 raise ClusterError(f"the head refused this node: {message.refuse.reason}")
+            case "probe":
+                self._spawn(self._probe(message.probe))
             case "load":
                 await self._drop_stage()
                 self._loading = self._spawn(self._load(message.load))
@@ -171,6 +175,15 @@ class Agent:
     def _failed(self, epoch: int, reason: str) -> None:
         log.error("stage failed", epoch=epoch, reason=reason)
         self._client.say(control.NodeMessage(failed=control.Failed(epoch=epoch, reason=reason)))
+
+    async def _probe(self, probe: control.Probe) -> None:
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                link = await measure_link(probe.host, probe.port)
+        except (OSError, EOFError, ProtocolError) as error:
+            self._failed(0, f"the head's tensor port {probe.host}:{probe.port} cannot be reached: {error or type(error).__name__}")
+            return
+        self._client.say(control.NodeMessage(probed=control.Probed(round_trip=2 * link.seconds, bytes_per_second=link.bytes_per_second)))
 
     async def _load(self, load: control.Load) -> None:
         began = monotonic()
@@ -232,6 +245,8 @@ class Agent:
         try:
             async with asyncio.timeout(GREETING_TIMEOUT):
                 greeting = await stream.receive()
+            if greeting.kind is Kind.PING:
+                await answer(stream, greeting)
             epoch, stage = (service.epoch, service.stage) if service and not service.served else (0, -1)
             await accept_link(stream, greeting, epoch, self._welcome.cluster, stage, self._welcome.name)
             assert service is not None  # no greeting fits stage -1

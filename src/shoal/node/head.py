@@ -21,16 +21,18 @@ from shoal.metrics import Metrics
 from shoal.models.description import Description
 from shoal.native import BLOCK_TOKENS
 from shoal.node.agent import facing
+from shoal.node.probe import answer
 from shoal.node.stage_service import accept_link, open_link
 from shoal.pipeline.driver import Driver, TokenStream
 from shoal.pipeline.timing import StepTiming
 from shoal.placement.partition import Placement, place
-from shoal.placement.profile import Demand, Links, NodeProfile
+from shoal.placement.profile import Demand, Link, Links, NodeProfile
 from shoal.request import Request
 from shoal.scheduler.scheduler import Limits, Scheduler
 from shoal.text.tokenizer import Tokenizer
 from shoal.transport.base import FrameStream
 from shoal.transport.tcp import listen
+from shoal.wire.frame import Kind
 from shoal.wire.messages import Hello
 
 log = structlog.get_logger()
@@ -68,6 +70,8 @@ class Head:
         self._conversations: dict[int, Conversation] = {}
         self._nodes: dict[Conversation, int] = {}
         self._machines: dict[int, control.Join] = {}
+        self._links: dict[str, Link] = {}
+        self._probing: dict[Conversation, events.Joined] = {}
         self._next_node = 1
         self._driver: Driver | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -185,6 +189,9 @@ class Head:
     def heard(self, conversation: Conversation, message: control.NodeMessage) -> None:
         node = self._nodes.get(conversation)
         kind = message.WhichOneof("kind")
+        if (joined := self._probing.get(conversation)) is not None:
+            self._probed(conversation, joined, message)
+            return
         if kind == "join":
             if node is None:
                 self._join(conversation, message.join)
@@ -208,20 +215,44 @@ class Head:
     def _join(self, conversation: Conversation, join: control.Join) -> None:
         node = self._next_node
         self._next_node += 1
-        taken = {m.joined.profile.name for m in self._cluster.members.values()}
+        taken = self.members | {joined.profile.name for joined in self._probing.values()}
         name = next(n for n in (join.name, *(f"{join.name}-{i}" for i in range(2, len(taken) + 3))) if n not in taken)
         self._conversations[node], self._nodes[conversation] = conversation, node
         welcome = control.Welcome(node=node, name=name, cluster=self._name, heartbeat=self.settings.heartbeat)
         conversation.say(control.HeadMessage(welcome=welcome))
         self._machines[node] = join
         profile = NodeProfile(name, join.memory, join.bytes_per_second, join.flops)
-        self._handle(events.Joined(node, join.incarnation, profile, join.tensor_host or conversation.host, join.tensor_port, join.version))
+        joined = events.Joined(node, join.incarnation, profile, join.tensor_host or conversation.host, join.tensor_port, join.version)
+        if join.version != __version__:
+            self._handle(joined)  # which refuses it
+            return
+        host = self._seen_by(joined)
+        conversation.say(control.HeadMessage(probe=control.Probe(host=host, port=self._results.port)))
+        self._probing[conversation] = joined
+
+    def _probed(self, conversation: Conversation, joined: events.Joined, message: control.NodeMessage) -> None:
+        """A node is a member once its link is measured."""
+        match message.WhichOneof("kind"):
+            case "probed":
+                del self._probing[conversation]
+                probed = message.probed
+                self._links[joined.profile.name] = Link(max(probed.round_trip, 0) / 2, max(probed.bytes_per_second, 1.0))
+                self._handle(joined)
+            case "failed":
+                del self._probing[conversation]
+                self._carry_out(instructions.Refuse(joined.node, message.failed.reason))
+            case "leave":
+                self._part(conversation, "it was told to leave")
+            case _:
+                pass
 
     def hung_up(self, conversation: Conversation) -> None:
         self._part(conversation, "its connection ended")
 
     def _part(self, conversation: Conversation, reason: str) -> None:
         node = self._nodes.pop(conversation, None)
+        if (joined := self._probing.pop(conversation, None)) is not None:
+            self._links.pop(joined.profile.name, None)
         if node is not None:
             self._conversations.pop(node, None)
             self._handle(events.Left(node, reason))
@@ -262,7 +293,7 @@ class Head:
         least = min(wanted, max(self.context // 4, 256))
         demand = Demand(settings.lanes, wanted, least)
         at_least = len(nodes) if settings.spread else 1
-        return place(nodes, Links(), self._cost, demand, at_least)
+        return place(nodes, Links(self._links), self._cost, demand, at_least)
 
     def _handle(self, event: events.Event) -> None:
         for instruction in self._cluster.handle(event, monotonic()):
@@ -322,11 +353,12 @@ class Head:
         if after is not None:
             joined = self._cluster.members[after].joined
             return joined.host, joined.tensor_port
+        return self._seen_by(self._cluster.members[node].joined), self._results.port
+
+    def _seen_by(self, joined: events.Joined) -> str:
+        """The head's address as a node sees it."""
         host = self.settings.host
-        if host in ("0.0.0.0", "::"):
-            joined = self._cluster.members[node].joined
-            host = facing(joined.host, joined.tensor_port)
-        return host, self._results.port
+        return facing(joined.host, joined.tensor_port) if host in ("0.0.0.0", "::") else host
 
     async def _accept(self, stream: FrameStream) -> None:
         """The last stage's link to the head."""
@@ -334,11 +366,15 @@ class Head:
         try:
             async with asyncio.timeout(GREETING_TIMEOUT):
                 greeting = await stream.receive()
+            if greeting.kind is Kind.PING:
+                await answer(stream, greeting)
             placement = self._cluster.placement
             stages = len(placement.stages) if placement and route and not route.results.done() else -1
             await accept_link(stream, greeting, route.epoch if route else 0, self._name, stages, "head")
-        except (OSError, EOFError, ProtocolError) as error:
-            log.warning("a link was refused or broken", peer=stream.peer, reason=str(error))
+        except EOFError:
+            return
+        except (OSError, ProtocolError) as error:
+            log.warning("a link was refused or broken", peer=stream.peer, reason=str(error) or type(error).__name__)
             return
         assert route is not None  # no greeting fits stage -1
         route.results.set_result(stream)

@@ -29,12 +29,17 @@ class Link:
 
 @dataclass(frozen=True)
 class Links:
-    """Links between nodes by name; the head is ''. Those not measured are taken for gigabit Ethernet."""
+    """Each node's measured link to the head, by name. Those not measured are taken for gigabit Ethernet.
 
-    known: dict[tuple[str, str], Link] = field(default_factory=dict[tuple[str, str], Link])
+    Two nodes reach each other over one switch, as a rule: as slowly as the slower of the two reaches the head.
+    """
+
+    to_head: dict[str, Link] = field(default_factory=dict[str, Link])
 
     def between(self, a: str, b: str) -> Link:
-        return self.known.get((a, b)) or self.known.get((b, a)) or Link()
+        """The head is ''."""
+        ends = [self.to_head.get(name, Link()) for name in (a, b) if name]
+        return Link(max(end.seconds for end in ends), min(end.bytes_per_second for end in ends))
 
 
 @dataclass(frozen=True)

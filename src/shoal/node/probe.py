@@ -1,0 +1,45 @@
+"""Measures a link: round trips of small frames, then how fast larger ones are echoed."""
+
+from __future__ import annotations
+
+from statistics import median
+from time import perf_counter
+
+from shoal.errors import RemoteProtocolError
+from shoal.placement.profile import Link
+from shoal.transport.base import FrameStream
+from shoal.transport.tcp import connect
+from shoal.wire.frame import GREETING, Frame, Kind
+
+_TRIPS, _BULK = 15, 64
+TIMEOUT = 10.0
+
+
+async def answer(stream: FrameStream, first: Frame) -> None:
+    """The measured side: acknowledges each ping until the other hangs up. Raises EOFError then."""
+    frame = first
+    while frame.kind is Kind.PING:
+        await stream.send(Frame(Kind.ACK, step=frame.step))
+        frame = await stream.receive()
+    raise RemoteProtocolError(f"a {frame.kind.name} frame amid a measurement")
+
+
+async def measure_link(host: str, port: int) -> Link:
+    """Raises ConnectionError, EOFError, TimeoutError, RemoteProtocolError."""
+    stream = await connect(host, port, TIMEOUT)
+    try:
+        trips: list[float] = []
+        for step in range(_TRIPS):
+            began = perf_counter()
+            await stream.send(Frame(Kind.PING, step=step))
+            await stream.receive()
+            trips.append(perf_counter() - began)
+        began = perf_counter()
+        for step in range(_BULK):
+            await stream.send(Frame(Kind.PING, step=step, body=bytes(GREETING)))
+        for _ in range(_BULK):
+            await stream.receive()
+        bulk = perf_counter() - began
+    finally:
+        stream.abort()
+    return Link(median(trips) / 2, _BULK * GREETING / bulk)
