@@ -41,5 +41,5 @@ async def measure_link(host: str, port: int) -> Link:
             await stream.receive()
         bulk = perf_counter() - began
     finally:
-        stream.abort()
+        await stream.close()
     return Link(median(trips) / 2, _BULK * GREETING / bulk)

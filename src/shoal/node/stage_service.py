@@ -16,6 +16,7 @@ from shoal.wire import codec, messages
 from shoal.wire.frame import Dtype, Frame, Kind, WireCodec
 
 CONNECT_TIMEOUT = 10.0
+_QUICK = 0.02  # seconds for which heartbeats and the like can wait
 
 
 async def introduce(stream: FrameStream, epoch: int, hello: messages.Hello) -> None:
@@ -72,6 +73,8 @@ class StageService:
         self._codec = wire_codec
         self._pool = pool
         self._next: FrameStream | None = None
+        self._quick = 0  # bytes of a step that was done in little time
+        self._closed = False
         self.served = False
         """Whether the stage before is connected."""
 
@@ -93,8 +96,7 @@ class StageService:
                 await self._next.close()
 
     async def _serve(self, upstream: FrameStream) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
+        while not self._closed:
             frame = await upstream.receive()
             if frame.kind is Kind.ERROR and self._next is not None:
                 await self._next.send(frame)  # of a stage before this one: the head is to know
@@ -106,7 +108,7 @@ class StageService:
             if self._next is None:
                 raise RemoteProtocolError("a step came before this stage was linked to the next")
             try:
-                out = await loop.run_in_executor(self._pool, self._run, frame, upstream.arrived)
+                out = await self._step(frame, upstream.arrived)
             except Exception as error:
                 told = messages.Error(str(error) or type(error).__name__, self.stage)
                 await self._next.send(Frame(Kind.ERROR, self.epoch, frame.step, messages.encode(told)))
@@ -114,8 +116,17 @@ class StageService:
             self.steps += 1
             await self._next.send(out)
 
+    async def _step(self, frame: Frame, arrived: float) -> Frame:
+        """Runs a step in the computing thread; right here where one of its size took no longer than changing threads is worth."""
+        began = perf_counter()
+        if frame.size <= self._quick:
+            out = self._run(frame, arrived)
+        else:
+            out = await asyncio.get_running_loop().run_in_executor(self._pool, self._run, frame, arrived)
+        self._quick = max(self._quick, frame.size) if perf_counter() - began < _QUICK else 0
+        return out
+
     def _run(self, frame: Frame, arrived: float) -> Frame:
-        """In the computing thread."""
         began = perf_counter()
         step = messages.decode_step(frame.meta)
         plan = messages.decode_plan(step.plan)
@@ -135,6 +146,7 @@ class StageService:
 
     async def close(self) -> None:
         """Ends the link onward and frees the stage once the step that runs, if any, is done."""
+        self._closed = True
         if self._next is not None:
             self._next.abort()
         await asyncio.get_running_loop().run_in_executor(self._pool, self.executor.close)

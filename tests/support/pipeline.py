@@ -1,0 +1,68 @@
+"""A whole pipeline in one process: the real driver, scheduler, wire and executors, over memory streams."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from shoal.config import Precision, RuntimeName
+from shoal.errors import StageLost
+from shoal.executor.runtimes import factory
+from shoal.executor.stage import StageExecutor
+from shoal.models.weights import Weights
+from shoal.native import BLOCK_TOKENS
+from shoal.node.stage_service import StageService
+from shoal.pipeline.driver import Driver
+from shoal.request import Request, RequestId, SamplingParams
+from shoal.scheduler.scheduler import Limits, Scheduler
+from shoal.transport.memory import pair
+from shoal.wire.frame import WireCodec
+
+
+def splits(layers: int, stages: int) -> list[range]:
+    bounds = [layers * i // stages for i in range(stages + 1)]
+    return [range(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+
+
+@contextlib.asynccontextmanager
+async def pipeline(
+    weights: Weights, stages: int = 1, *, precision: Precision = Precision.AUTO, blocks: int = 256, lanes: int = 32, step_tokens: int = 256
+) -> AsyncIterator[Driver]:
+    limits = Limits(blocks, BLOCK_TOKENS, weights.spec.context, lanes, step_tokens, 1000, stages)
+    pool = ThreadPoolExecutor(1)
+    links = [pair() for _ in range(stages + 1)]
+    services: list[StageService] = []
+    for i, layers in enumerate(splits(weights.spec.layers, stages)):
+        make = factory(RuntimeName.NATIVE, precision, 1)
+        executor = StageExecutor(weights, layers, blocks=blocks, bf16=False, make_layers=make)
+        service = StageService(executor, epoch=1, stage=i, stages=stages, hidden=weights.spec.hidden, wire_codec=WireCodec.RAW, pool=pool)
+        service.link(links[i + 1][0])
+        services.append(service)
+    driver = Driver(Scheduler(limits), links[0][0], links[stages][1], 1, lambda timing: None)
+    loop = asyncio.get_running_loop()
+    running = [loop.create_task(service.serve(links[i][1])) for i, service in enumerate(services)]
+    driving = loop.create_task(driver.run())
+    try:
+        yield driver
+        driver.scheduler.check()
+    finally:
+        driver.fail(StageLost("the test is over"))
+        await asyncio.gather(driving, *running, return_exceptions=True)
+        for service in services:
+            await service.close()
+        pool.shutdown()
+
+
+def asked(name: str, prompt: Sequence[int], tokens: int, *, n: int = 1, sampling: SamplingParams | None = None) -> Request:
+    return Request(RequestId(name), list(prompt), tokens, sampling or SamplingParams(temperature=0), n)
+
+
+async def answered(driver: Driver, request: Request) -> list[list[int]]:
+    """Each choice's tokens."""
+    out: list[list[int]] = [[] for _ in range(request.n)]
+    async for chunk in driver.submit(request):
+        assert chunk.token is not None
+        out[chunk.choice].append(chunk.token)
+    return out
