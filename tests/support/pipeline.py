@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 from shoal.config import Precision, RuntimeName
 from shoal.errors import StageLost
@@ -23,7 +24,7 @@ from shoal.wire.frame import WireCodec
 
 def splits(layers: int, stages: int) -> list[range]:
     bounds = [layers * i // stages for i in range(stages + 1)]
-    return [range(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [range(a, b) for a, b in pairwise(bounds)]
 
 
 @contextlib.asynccontextmanager
