@@ -108,9 +108,9 @@ class Sampler:
         if params.temperature < _GREEDY:
             token = likeliest
         else:
-            sums = distribution(adjusted, params).cumsum()
-            token = int(np.searchsorted(sums, uniform(params.seed, position) * sums[-1], side="right"))
-            token = min(token, len(logits) - 1)
+            sums = np.cumsum(distribution(adjusted, params))
+            wanted = uniform(params.seed, position) * float(sums[-1])
+            token = min(int(np.searchsorted(sums, wanted, side="right")), len(logits) - 1)
         state.drawn(token)
         if params.logprobs is None:
             return Sampled(sequence, token)
