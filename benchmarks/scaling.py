@@ -1,0 +1,110 @@
+"""What a token costs as the work grows: decode time per step against context (128 to 4096) and lanes (1 to 32), one node,
+beside the limit that memory bandwidth sets: the weights and the keys and values that a step has to read.
+
+    python -m benchmarks.scaling [--threads 2] [--plot docs/scaling.svg]
+"""
+
+from __future__ import annotations
+
+import argparse
+from concurrent.futures import ThreadPoolExecutor
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+
+from shoal.config import Precision, RuntimeName
+from shoal.executor.runtimes import factory
+from shoal.executor.stage import StageExecutor
+from shoal.models.sources import pull
+from shoal.models.weights import open_weights
+from shoal.native import BLOCK_TOKENS
+from shoal.request import SamplingParams
+from shoal.scheduler.plan import Chunk, Opened, StepPlan
+
+CONTEXTS, LANES = (128, 256, 512, 1024, 2048, 4096), (1, 2, 4, 8, 16, 32)
+
+
+def bandwidth(threads: int) -> float:
+    """Bytes per second that so many threads read together."""
+    arrays = [np.ones(1 << 26, np.float32) for _ in range(threads)]
+    seconds: list[float] = []
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(5):
+            began = perf_counter()
+            list(pool.map(np.max, arrays))
+            seconds.append(perf_counter() - began)
+    return sum(a.nbytes for a in arrays) / min(seconds)
+
+
+def step_seconds(executor: StageExecutor, lanes: int, context: int, first: int) -> float:
+    """The median of some decode steps of `lanes` sequences that are `context` tokens long (of zeros: their content costs nothing)."""
+    per_lane = -(-(context + 16) // BLOCK_TOKENS)
+    greedy = SamplingParams(temperature=0.0)
+    opened = [Opened(first + i, greedy, [], []) for i in range(lanes)]
+    seconds: list[float] = []
+    for step in range(9):
+        chunks = [
+            Chunk(first + i, context + step, [5], [] if step else list(range(i * per_lane, (i + 1) * per_lane)), True) for i in range(lanes)
+        ]
+        plan = StepPlan(step, [] if step else opened, [], [], [], chunks)
+        began = perf_counter()
+        executor.run(plan, None)
+        seconds.append(perf_counter() - began)
+    executor.run(StepPlan(99, [], [first + i for i in range(lanes)], [], [], []), None)
+    return median(seconds[2:])
+
+
+def main(threads: int, plot: str) -> None:
+    weights = open_weights(pull("smollm2-135m"))
+    spec = weights.spec
+    blocks = max(LANES) * -(-(max(CONTEXTS) + 16) // BLOCK_TOKENS)
+    make = factory(RuntimeName.NATIVE, Precision.AUTO, threads)
+    executor = StageExecutor(weights, range(spec.layers), blocks=blocks, bf16=True, make_layers=make)
+    read = bandwidth(threads)
+    print(
+        f"{threads} threads, {read / 1e9:.1f} GB/s, {executor.nbytes / 1e6:.0f} MB of weights; ms per step, and times the bandwidth limit\n"
+    )
+    print("| context | " + " | ".join(f"{lanes} lanes" for lanes in LANES) + " |\n|" + "---|" * (len(LANES) + 1))
+    measured: dict[tuple[int, int], tuple[float, float]] = {}
+    for context in CONTEXTS:
+        for i, lanes in enumerate(LANES):
+            limit = (executor.nbytes + lanes * context * spec.layers * spec.kv_bytes(2)) / read
+            measured[context, lanes] = step_seconds(executor, lanes, context, 1000 * (i + 1)), limit
+        cells = [
+            f"{measured[context, lanes][0] * 1e3:.1f} ({measured[context, lanes][0] / measured[context, lanes][1]:.1f} x)"
+            for lanes in LANES
+        ]
+        print(f"| {context} | " + " | ".join(cells) + " |")
+    if plot:
+        draw(measured, plot)
+
+
+def draw(measured: dict[tuple[int, int], tuple[float, float]], path: str) -> None:
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5))
+    for lanes in LANES:
+        (line,) = axes.plot(CONTEXTS, [measured[c, lanes][0] / lanes * 1e3 for c in CONTEXTS], marker="o", label=f"{lanes} lanes")
+        axes.plot(CONTEXTS, [measured[c, lanes][1] / lanes * 1e3 for c in CONTEXTS], linestyle=":", color=line.get_color())
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="context, tokens",
+        ylabel="ms per token",
+        title="SmolLM2-135M Q4_1, one node; dotted: memory bandwidth",
+    )
+    axes.set_xticks(CONTEXTS, [str(c) for c in CONTEXTS])
+    axes.legend()
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--plot", default="", help="write the curves as SVG (needs matplotlib)")
+    arguments = parser.parse_args()
+    main(arguments.threads, arguments.plot)
