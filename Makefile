@@ -21,7 +21,7 @@ test-fast: $(VENV)/developed
 check: $(VENV)/developed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(VENV)/developed
 	$(BIN)/ruff check --fix .
