@@ -163,12 +163,26 @@ void read_q5_k(const uint8_t* row, int64_t b, Block& out) {
   }
 }
 
+void read_f32(const uint8_t* row, int64_t b, float* w) { std::memcpy(w, row + b * kBlock * 4, kBlock * 4); }
+
+// Six bits and a scale per 16 weights, which has no counterpart here (ggml-quants.c, dequantize_row_q6_K).
+void read_q6_k(const uint8_t* row, int64_t b, float* w) {
+  const uint8_t* p = row + b / 8 * 210;
+  const int64_t j = b % 8, half = j / 4, quarter = j % 4;
+  const uint8_t *low = p + half * 64 + quarter % 2 * 32, *high = p + 128 + half * 32;
+  const auto* scales = reinterpret_cast<const int8_t*>(p + 192) + half * 8 + quarter * 2;
+  const float d = half_at(p + 208);
+  for (int i = 0; i < kBlock; ++i) {
+    const int nibble = quarter < 2 ? low[i] & 15 : low[i] >> 4, top = (high[i] >> (2 * quarter)) & 3;
+    w[i] = d * static_cast<float>(scales[i / 16]) * static_cast<float>((nibble | (top << 4)) - 32);
+  }
+}
+
 // Symmetric rounding; the half that is stored is the scale that was rounded with.
-void read_f32(const uint8_t* row, int64_t b, Block& out, int levels) {
-  float w[kBlock], peak = 0, extreme = 0;
-  std::memcpy(w, row + b * kBlock * 4, sizeof w);
-  for (float v : w) {
-    if (std::fabs(v) > peak) peak = std::fabs(v), extreme = v;
+void round_block(const float* w, int levels, Block& out) {
+  float peak = 0, extreme = 0;
+  for (int i = 0; i < kBlock; ++i) {
+    if (std::fabs(w[i]) > peak) peak = std::fabs(w[i]), extreme = w[i];
   }
   // Four bits reach from -8 to 7: put the extreme value at -8, as llama.cpp's Q4_0 does.
   const float wanted = levels == 8 ? extreme / -8.f : peak / 127.f;
@@ -244,8 +258,9 @@ std::shared_ptr<Matrix> pack(const std::string& format, const std::string& targe
       throw std::invalid_argument(format + " rows have the wrong length");
     }
     if (target != (m->kind == Kind::Q8 ? "q8" : "q4")) throw std::invalid_argument(format + " does not pack to " + target);
-  } else if (format == "f32" && (target == "q8" || target == "q4")) {
-    if (row_bytes != k * 4) throw std::invalid_argument("f32 rows have the wrong length");
+  } else if ((format == "f32" || format == "q6_k") && (target == "q8" || target == "q4")) {
+    if (format == "q6_k" && k % 256) throw std::invalid_argument("q6_k rows have the wrong length");
+    if (row_bytes != (format == "f32" ? k * 4 : k / 256 * 210)) throw std::invalid_argument(format + " rows have the wrong length");
     m->kind = target == "q8" ? Kind::Q8 : Kind::Q4;
     m->zero = target == "q8" ? 128 : 8;
   } else {
@@ -261,7 +276,9 @@ std::shared_ptr<Matrix> pack(const std::string& format, const std::string& targe
       if (stored) {
         stored->read(row(i), b, block);
       } else {
-        read_f32(row(i), b, block, target == "q8" ? 128 : 8);
+        float w[kBlock];
+        (format == "f32" ? read_f32 : read_q6_k)(row(i), b, w);
+        round_block(w, target == "q8" ? 128 : 8, block);
       }
       store(*m, i / kPanel, i % kPanel, b, block);
     }

@@ -45,7 +45,8 @@ struct Matrix {
 };
 
 // Packs rows [n, k] of a stored format: "f32", or a GGUF type name ("q4_0", "q4_1", "q4_k", "q5_0", "q5_1", "q5_k", "q8_0").
-// From "f32" the target may be "f32", "q8" or "q4"; block formats keep their own precision and `target` must name it.
+// From "f32" the target may be "f32", "q8" or "q4", from "q6_k" one of the last two, by rounding; the others keep their own
+// precision and `target` must name it.
 // `order`, if not null, gives for each output row the stored row that it comes from.
 std::shared_ptr<Matrix> pack(const std::string& format, const std::string& target, const uint8_t* rows, int64_t row_bytes,
                              int64_t n, int64_t k, const int64_t* order);

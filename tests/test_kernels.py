@@ -313,3 +313,14 @@ def test_argmax_finds_the_first_of_the_largest(size: int):
     x = normal(size)
     assert module.argmax(x) == x.argmax()
     assert module.argmax(np.ones(size, np.float32)) == 0
+
+
+@pytest.mark.parametrize("target", ["q8", "q4"])
+def test_q6_k_is_rounded_as_its_floats_are(target: str):
+    raw = np.random.default_rng(6).integers(0, 256, (32, 2 * 210), np.uint8)
+    raw.reshape(32, 2, 210)[:, :, 208:] = np.array([0.01], np.float16).view(np.uint8)
+    values = np.ascontiguousarray(quants.dequantize(raw, GGMLQuantizationType.Q6_K))
+    direct = module.pack("q6_k", target, raw, 512)
+    rounded = module.pack("f32", target, values.view(np.uint8).reshape(32, -1), 512)
+    x = normal(3, 512)
+    assert np.array_equal(times(head("", direct), direct, x), times(head("", rounded), rounded, x))

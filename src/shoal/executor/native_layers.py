@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from shoal.config import Precision
 from shoal.errors import ConfigError, CorruptModel
 from shoal.executor.base import Angles, Floats, Ints, StageBatch
-from shoal.executor.precision import executed, kept
+from shoal.executor.precision import ROUNDED, executed, kept
 from shoal.models.matrix import StoredMatrix
 from shoal.models.weights import MATRICES, Weights
 from shoal.native import kernels
@@ -19,7 +19,7 @@ from shoal.native import kernels
 def pack(module: Any, stored: StoredMatrix, precision: Precision, head: bool = False) -> Any:
     """A matrix in the kernels' layout, straight from the mapped file where the format allows it."""
     target = executed(stored.format, stored.k, precision, head)
-    if kept(stored.format, target):
+    if kept(stored.format, target) or (stored.format in ROUNDED and target != "f32"):
         return module.pack(stored.format, target, stored.rows, stored.k, stored.order)
     rows = stored.floats().view(np.uint8).reshape(stored.n, -1)
     return module.pack("f32", target, rows, stored.k, None)
