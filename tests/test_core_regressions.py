@@ -1,4 +1,4 @@
-"""Tests that fail today, each for a reason; see the report."""
+"""What once went wrong in the core: each docstring tells how, and the test holds that it no longer does."""
 
 from __future__ import annotations
 

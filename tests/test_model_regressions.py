@@ -1,4 +1,4 @@
-"""Each of these fails today and shows a real fault; the right behaviour is what is asserted."""
+"""What once went wrong in models and text: each test holds that it no longer does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each test here fails on ae59154 and shows one bug; once mended, each belongs into the suite beside its kind."""
+"""What once went wrong in the gateway, the command line and the processes: each test holds that it no longer does."""
 
 from __future__ import annotations
 

@@ -133,7 +133,8 @@ def _summary(head: Head, told: Told) -> None:
     err.print(f"{told.tokens} tokens, first after {told.first * 1e3:.0f} ms, then {told.tokens_per_second:.1f} tokens/s")
 
 
-def _local(engine: EngineSettings) -> HeadSettings:
+def local_settings(engine: EngineSettings) -> HeadSettings:
+    """A head for a cluster of this machine's own, on free ports."""
     return HeadSettings(**{f.name: getattr(engine, f.name) for f in dataclasses.fields(EngineSettings)}, port=0, control_port=0)
 
 
@@ -144,7 +145,7 @@ async def _run(engine: EngineSettings, node: NodeSettings, nodes: int, url: str,
         if not await until(stop, say(url, messages, options)):
             raise KeyboardInterrupt
         return
-    async with served(_local(engine), node, nodes, stop) as there:
+    async with served(local_settings(engine), node, nodes, stop) as there:
         if there is None:
             raise KeyboardInterrupt
         address, head = there
@@ -164,7 +165,7 @@ async def _chat(engine: EngineSettings, node: NodeSettings, nodes: int, url: str
     if url:
         await _converse(url, system, options, stop)
         return
-    async with served(_local(engine), node, nodes, stop) as there:
+    async with served(local_settings(engine), node, nodes, stop) as there:
         if there is not None:
             await _converse(there[0], system, options, stop)
 

@@ -18,11 +18,11 @@ import typer
 import uvloop
 
 from shoal import __version__
-from shoal.cli.client import served
+from shoal.cli.client import local_settings, served
 from shoal.cli.cluster import stop_signal
 from shoal.cli.options import Json, Nodes, Threads, settings
 from shoal.cli.show import described, emit, err, out, placement_rows, table
-from shoal.config import EngineSettings, HeadSettings, NodeSettings, cache_dir, default_threads, parse_bytes
+from shoal.config import EngineSettings, NodeSettings, cache_dir, default_threads, parse_bytes
 from shoal.errors import ConfigError, human_bytes
 from shoal.executor.cost import model_cost
 from shoal.executor.measure import measure
@@ -104,8 +104,7 @@ async def _one(head: Head, prompt: list[int], tokens: int, name: str) -> tuple[f
 
 
 async def _bench(engine: EngineSettings, node: NodeSettings, nodes: int, repeat: int) -> dict[str, Any]:
-    head_settings = HeadSettings(**{f.name: getattr(engine, f.name) for f in dataclasses.fields(EngineSettings)}, port=0, control_port=0)
-    async with served(head_settings, node, nodes, stop_signal()) as there:
+    async with served(local_settings(engine), node, nodes, stop_signal()) as there:
         if there is None:
             raise KeyboardInterrupt
         _, head = there
@@ -144,8 +143,7 @@ def register(app: typer.Typer) -> None:
         description = described(model)
         cost = model_cost(description.spec, description.weights, engine.precision, engine.kv_type, engine.step_tokens)
         context = min(engine.context, description.spec.context)
-        wanted = engine.kv_tokens or engine.lanes * min(context, 2048)
-        demand = Demand(engine.lanes, wanted, min(wanted, max(context // 4, 256)))
+        demand = Demand.of(engine.lanes, engine.kv_tokens, context)
         given = node or [f"{int(psutil.virtual_memory().available * 0.75)}"]
         nodes = [_node(text, i + 1, threads or default_threads()) for i, text in enumerate(given)]
         placement = place(nodes, Links(), cost, demand)

@@ -289,9 +289,7 @@ class Head:
 
     def _place(self, nodes: list[NodeProfile]) -> Placement:
         settings = self.settings
-        wanted = settings.kv_tokens or settings.lanes * min(self.context, 2048)
-        least = min(wanted, max(self.context // 4, 256))
-        demand = Demand(settings.lanes, wanted, least)
+        demand = Demand.of(settings.lanes, settings.kv_tokens, self.context)
         at_least = len(nodes) if settings.spread else 1
         return place(nodes, Links(self._links), self._cost, demand, at_least)
 

@@ -72,3 +72,9 @@ class Demand:
     """Without which the model is of no use."""
     context: int = 256
     """Tokens that a typical decode step reads, per lane."""
+
+    @classmethod
+    def of(cls, lanes: int, kv_tokens: int, context: int) -> Demand:
+        """kv_tokens: what was asked for, 0 for what is usual. context: of the longest sequence."""
+        wanted = kv_tokens or lanes * min(context, 2048)
+        return cls(lanes, wanted, min(wanted, max(context // 4, 256)))
