@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from shoal.config import Precision
-from shoal.executor.native_layers import NativeLayers
+from shoal.config import Precision, RuntimeName
+from shoal.executor.base import Layers
+from shoal.executor.runtimes import factory
 from shoal.executor.stage import StageExecutor
 from shoal.models.weights import Weights
 from shoal.native import BLOCK_TOKENS
@@ -17,14 +18,16 @@ from shoal.request import SamplingParams
 from shoal.scheduler.plan import Chunk, Opened, StepPlan
 
 
-class _Recording(NativeLayers):
+class _Recording:
     """Keeps the logits of all rows of each step, picked or not."""
 
-    seen: list[np.ndarray]
+    def __init__(self, layers: Layers, seen: list[np.ndarray]) -> None:
+        self._layers, self._seen = layers, seen
+        self.runtime, self.nbytes, self.forward = layers.runtime, layers.nbytes, layers.forward
 
     def logits(self, hidden: np.ndarray, picked: np.ndarray) -> np.ndarray:
-        out = super().logits(hidden, np.arange(len(hidden), dtype=np.int32))
-        self.seen.append(out)
+        out = self._layers.logits(hidden, np.arange(len(hidden), dtype=np.int32))
+        self._seen.append(out)
         return out[picked]
 
 
@@ -39,6 +42,7 @@ class Stages:
         bf16: bool = False,
         blocks: int = 16,
         threads: int = 1,
+        runtime: RuntimeName = RuntimeName.NATIVE,
     ) -> None:
         self._recorded: list[np.ndarray] = []
         bounds = np.linspace(0, weights.spec.layers, splits + 1).astype(int).tolist()
@@ -46,9 +50,7 @@ class Stages:
         self.afresh()
 
         def make(weights: Weights, layers: range, last: bool) -> Any:
-            made = _Recording(weights, layers, last, precision=precision, threads=threads)
-            made.seen = self._recorded
-            return made
+            return _Recording(factory(runtime, precision, threads)(weights, layers, last), self._recorded)
 
         self._stages = [StageExecutor(weights, range(a, b), blocks=blocks, bf16=bf16, make_layers=make) for a, b in pairwise(bounds)]
 
