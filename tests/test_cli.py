@@ -92,6 +92,10 @@ def test_a_mistake_is_a_line_and_status_2(arguments: list[str], word: str) -> No
     says(shoal(*arguments), 2, word)
 
 
+def test_brackets_of_an_error_are_no_markup() -> None:
+    says(shoal("run", "--model", "hf:a[bold]/b"), 2, "hf:a[bold]/b")
+
+
 @pytest.mark.parametrize(("name", "value"), [("SHOAL_PORT", "abc"), ("SHOAL_PRECISION", "fp99"), ("SHOAL_CONTEXT", "-1")])
 def test_a_wrong_variable_is_named(name: str, value: str) -> None:
     says(shoal("serve", **{name: value}), 2, value)

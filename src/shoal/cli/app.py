@@ -9,6 +9,7 @@ from typing import Annotated, Any, cast
 
 import structlog
 import typer
+from rich.markup import escape
 
 from shoal import __version__
 from shoal.cli import client, cluster, inspect, models
@@ -60,7 +61,7 @@ def main() -> None:
         status = app(standalone_mode=False)
         sys.stdout.flush()
     except ShoalError as error:
-        err.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        err.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, UserError) else 1)
     except typer.TyperException as error:
         cast(Any, error).show()

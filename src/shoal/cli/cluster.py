@@ -158,7 +158,7 @@ async def _report(head: Head) -> None:
             last = now
             if not now and head.placement is not None:
                 err.print(table(head.name, placement_rows(head.placement)))
-            err.print(now or "ready")
+            err.print(now or "ready", markup=False)
         await asyncio.sleep(0.2)
 
 
@@ -170,7 +170,7 @@ async def _join(address: str, settings: NodeSettings) -> None:
     stopping.cancel()
     if not running.done():
         agent.leave()
-    err.print(f"left: {await running}")
+    err.print(f"left: {await running}", markup=False)
 
 
 def register(app: typer.Typer) -> None:
@@ -222,5 +222,5 @@ def register(app: typer.Typer) -> None:
         if as_json:
             emit({"cluster": found.cluster, "model": found.model, "state": found.state, "epoch": found.epoch, "nodes": rows})
         else:
-            out.print(f"{found.model}: {found.state}")
+            out.print(f"{found.model}: {found.state}", markup=False)
             out.print(table("", rows) if rows else "no nodes have joined")

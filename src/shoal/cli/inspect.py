@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import psutil
 import typer
 import uvloop
+from rich.markup import escape
 
 from shoal import __version__
 from shoal.cli.client import local_settings, served
@@ -189,7 +190,11 @@ def register(app: typer.Typer) -> None:
         else:
             for check in checks:
                 colour = {"ok": "green", "note": "yellow", "wrong": "red"}[check["state"]]
-                out.print(f"[{colour}]{check['state']:5}[/{colour}] {check['check']:12} {check['result']}", highlight=False, soft_wrap=True)
+                out.print(
+                    f"[{colour}]{check['state']:5}[/{colour}] {check['check']:12} {escape(check['result'])}",
+                    highlight=False,
+                    soft_wrap=True,
+                )
         if any(check["state"] == "wrong" for check in checks):
             err.print("something is wrong; see above")
             sys.exit(1)

@@ -8,6 +8,7 @@ from collections.abc import Generator
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
@@ -62,5 +63,5 @@ def table(title: str, rows: list[dict[str, Any]]) -> Table:
     for name in rows[0] if rows else ():
         made.add_column(name.replace("_", " "))
     for row in rows:
-        made.add_row(*(str(value) for value in row.values()))
+        made.add_row(*(escape(str(value)) for value in row.values()))
     return made
