@@ -19,9 +19,9 @@ import uvloop
 
 from shoal.cli.cluster import fetched, stop_signal, until
 from shoal.cli.local import local_cluster
-from shoal.cli.options import Memory, Nodes, Threads, node_settings, settings
+from shoal.cli.options import Memory, Nodes, Runtime, Threads, node_settings, settings
 from shoal.cli.show import err, placement_rows, table
-from shoal.config import EngineSettings, HeadSettings, NodeSettings
+from shoal.config import EngineSettings, HeadSettings, NodeSettings, RuntimeName
 from shoal.errors import ClusterError, ConfigError, InvalidRequest
 from shoal.gateway.app import create_app
 from shoal.gateway.server import ApiServer, listening
@@ -241,9 +241,10 @@ def register(app: typer.Typer) -> None:
         seed: Seed = None,
         memory: Memory = "",
         threads: Threads = 0,
+        runtime: Runtime = RuntimeName.AUTO,
     ) -> None:
         """Answer one prompt, streamed to the terminal. Example: [bold]shoal run "Write a haiku about rain" --nodes 2[/bold]"""
-        uvloop.run(_run(settings, node_settings(memory, threads), nodes, url, prompt, _options(max_tokens, temperature, seed)))
+        uvloop.run(_run(settings, node_settings(memory, threads, runtime), nodes, url, prompt, _options(max_tokens, temperature, seed)))
 
     @app.command("chat")
     @settings(EngineSettings)
@@ -257,6 +258,7 @@ def register(app: typer.Typer) -> None:
         seed: Seed = None,
         memory: Memory = "",
         threads: Threads = 0,
+        runtime: Runtime = RuntimeName.AUTO,
     ) -> None:
         """Talk with a model, turn by turn. Example: [bold]shoal chat --model qwen2.5-coder-1.5b[/bold]"""
-        uvloop.run(_chat(settings, node_settings(memory, threads), nodes, url, system, _options(max_tokens, temperature, seed)))
+        uvloop.run(_chat(settings, node_settings(memory, threads, runtime), nodes, url, system, _options(max_tokens, temperature, seed)))

@@ -14,9 +14,9 @@ import typer
 import uvloop
 
 from shoal.cli.local import local_cluster
-from shoal.cli.options import Json, Memory, Nodes, Threads, node_settings, settings
+from shoal.cli.options import Json, Memory, Nodes, Runtime, Threads, node_settings, settings
 from shoal.cli.show import described, emit, err, out, placement_rows, table
-from shoal.config import HeadSettings, NodeSettings
+from shoal.config import HeadSettings, NodeSettings, RuntimeName
 from shoal.control.client import describe
 from shoal.errors import human_bytes
 from shoal.gateway.app import create_app
@@ -181,8 +181,9 @@ def register(app: typer.Typer) -> None:
         nodes: Nodes = 2,
         memory: Memory = "",
         threads: Threads = 0,
+        runtime: Runtime = RuntimeName.AUTO,
     ) -> None:
-        uvloop.run(_up(settings, node_settings(memory, threads), nodes))
+        uvloop.run(_up(settings, node_settings(memory, threads, runtime), nodes))
 
     @app.command("serve", help=_SERVE_HELP)
     @settings(HeadSettings)

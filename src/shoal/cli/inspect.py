@@ -21,9 +21,9 @@ from rich.markup import escape
 from shoal import __version__
 from shoal.cli.client import local_settings, served
 from shoal.cli.cluster import stop_signal
-from shoal.cli.options import Json, Nodes, Threads, settings
+from shoal.cli.options import Json, Nodes, Runtime, Threads, node_settings, settings
 from shoal.cli.show import described, emit, err, out, placement_rows, table
-from shoal.config import EngineSettings, NodeSettings, cache_dir, default_threads, parse_bytes
+from shoal.config import EngineSettings, NodeSettings, RuntimeName, cache_dir, default_threads, parse_bytes
 from shoal.errors import ConfigError, human_bytes
 from shoal.executor.cost import model_cost
 from shoal.executor.measure import measure
@@ -169,11 +169,12 @@ def register(app: typer.Typer) -> None:
         settings: EngineSettings,
         nodes: Nodes = 1,
         threads: Threads = 0,
+        runtime: Runtime = RuntimeName.AUTO,
         repeat: Annotated[int, typer.Option("--repeat", min=1, help="Medians of so many runs.")] = 3,
         as_json: Json = False,
     ) -> None:
         """Measure a local cluster: decoding 1 and 8 streams, and a prompt of 512. Example: [bold]shoal bench --nodes 2 --threads 1[/bold]"""
-        figures = uvloop.run(_bench(settings, NodeSettings(threads=threads), nodes, repeat))
+        figures = uvloop.run(_bench(settings, node_settings(threads=threads, runtime=runtime), nodes, repeat))
         if as_json:
             emit(figures)
         else:

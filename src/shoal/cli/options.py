@@ -10,17 +10,21 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from shoal.config import NodeSettings, Settings, from_environment
+from shoal.config import NodeSettings, RuntimeName, Settings, from_environment
 
 Nodes = Annotated[int, typer.Option("--nodes", "-n", min=1, max=64, help="Nodes to start on this machine.")]
 Threads = Annotated[int, typer.Option("--threads", min=0, help="Threads of each node; 0 shares the cores.")]
 Memory = Annotated[str, typer.Option("--memory", help="Most memory of each node, like 1GiB.")]
+Runtime = Annotated[
+    RuntimeName, typer.Option("--runtime", help="What runs the layers; auto times what is installed and keeps the fastest.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def node_settings(memory: str = "", threads: int = 0) -> NodeSettings:
+def node_settings(memory: str = "", threads: int = 0, runtime: RuntimeName = RuntimeName.AUTO) -> NodeSettings:
     """What a command says of the nodes that it starts, over the environment."""
-    return from_environment(NodeSettings, {"memory": memory or None, "threads": threads or None})
+    chosen = None if runtime is RuntimeName.AUTO else runtime
+    return from_environment(NodeSettings, {"memory": memory or None, "threads": threads or None, "runtime": chosen})
 
 
 def settings(role: type[Settings], *, leave_out: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
