@@ -40,6 +40,7 @@ class AutoDistributedModel:
         self._names = itertools.count()
         self._stop = asyncio.Event()
         self._cluster: LocalCluster | None = None
+        self._started = False
         started: queue.Queue[BaseException | None] = queue.Queue()
         self._running = asyncio.run_coroutine_threadsafe(self._run(settings, node, nodes, started), self._loop)
         try:
@@ -69,14 +70,14 @@ class AutoDistributedModel:
             description = await asyncio.to_thread(describe, settings.model)
             async with local_cluster(settings, node, description, nodes) as cluster:
                 await cluster.until_ready()
-                self._cluster = cluster
+                self._cluster, self._started = cluster, True
                 started.put(None)
                 await self._stop.wait()
                 self._cluster = None
-        except BaseException as error:
-            started.put(error)
-            if isinstance(error, asyncio.CancelledError):
+        except BaseException as error:  # carried to the thread that waits, or, once it has its model, to close()
+            if self._started:
                 raise
+            started.put(error)
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()

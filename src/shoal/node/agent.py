@@ -27,17 +27,15 @@ from shoal.executor.stage import StageExecutor
 from shoal.models.sources import pull_layers
 from shoal.models.weights import open_weights
 from shoal.native import instruction_set
-from shoal.node.probe import TIMEOUT, answer, measure_link
-from shoal.node.stage_service import StageService, accept_link, open_link, wire_codec
+from shoal.node.probe import TIMEOUT, measure_link
+from shoal.node.stage_service import StageService, accept_link, greeted, open_link, wire_codec
 from shoal.transport.base import FrameStream
 from shoal.transport.tcp import listen
-from shoal.wire.frame import Kind
 from shoal.wire.messages import Hello
 
 log = structlog.get_logger()
 
 JOIN_TIMEOUT = 10.0
-GREETING_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True)
@@ -243,10 +241,7 @@ class Agent:
         self._served.add(stream)
         service = self._service
         try:
-            async with asyncio.timeout(GREETING_TIMEOUT):
-                greeting = await stream.receive()
-            if greeting.kind is Kind.PING:
-                await answer(stream, greeting)
+            greeting = await greeted(stream)
             epoch, stage = (service.epoch, service.stage) if service and not service.served else (0, -1)
             await accept_link(stream, greeting, epoch, self._welcome.cluster, stage, self._welcome.name)
             assert service is not None  # no greeting fits stage -1

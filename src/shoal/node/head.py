@@ -21,8 +21,7 @@ from shoal.metrics import Metrics
 from shoal.models.description import Description
 from shoal.native import BLOCK_TOKENS
 from shoal.node.agent import facing
-from shoal.node.probe import answer
-from shoal.node.stage_service import accept_link, open_link
+from shoal.node.stage_service import accept_link, greeted, open_link
 from shoal.pipeline.driver import Driver, TokenStream
 from shoal.pipeline.timing import StepTiming
 from shoal.placement.partition import Placement, place
@@ -32,12 +31,10 @@ from shoal.scheduler.scheduler import Limits, Scheduler
 from shoal.text.tokenizer import Tokenizer
 from shoal.transport.base import FrameStream
 from shoal.transport.tcp import listen
-from shoal.wire.frame import Kind
 from shoal.wire.messages import Hello
 
 log = structlog.get_logger()
 
-GREETING_TIMEOUT = 10.0
 _TICK = 0.25
 _SILENCES = 8  # heartbeats that may be missing
 
@@ -362,10 +359,7 @@ class Head:
         """The last stage's link to the head."""
         route = self._route
         try:
-            async with asyncio.timeout(GREETING_TIMEOUT):
-                greeting = await stream.receive()
-            if greeting.kind is Kind.PING:
-                await answer(stream, greeting)
+            greeting = await greeted(stream)
             placement = self._cluster.placement
             stages = len(placement.stages) if placement and route and not route.results.done() else -1
             await accept_link(stream, greeting, route.epoch if route else 0, self._name, stages, "head")

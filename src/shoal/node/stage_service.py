@@ -9,6 +9,7 @@ from time import perf_counter
 from shoal import __version__
 from shoal.errors import ConfigError, RemoteProtocolError, VersionMismatch
 from shoal.executor.base import Executor
+from shoal.node.probe import answer
 from shoal.scheduler.plan import StageTrace, StepResult
 from shoal.transport.base import FrameStream
 from shoal.transport.tcp import connect
@@ -39,6 +40,15 @@ async def open_link(host: str, port: int, epoch: int, hello: messages.Hello) -> 
         stream.abort()
         raise
     return stream
+
+
+async def greeted(stream: FrameStream) -> Frame:
+    """The first frame of whoever connected; measurements are answered until they end. Raises EOFError, OSError, ProtocolError."""
+    async with asyncio.timeout(CONNECT_TIMEOUT):
+        greeting = await stream.receive()
+    if greeting.kind is Kind.PING:
+        await answer(stream, greeting)
+    return greeting
 
 
 async def accept_link(stream: FrameStream, greeting: Frame, epoch: int, cluster: str, stage: int, node: str) -> None:

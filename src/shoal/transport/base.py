@@ -42,11 +42,5 @@ class FrameStream(Protocol):
         ...
 
 
-class Listener(Protocol):
-    @property
-    def port(self) -> int: ...
-    async def close(self) -> None: ...
-
-
 Handler = Callable[[FrameStream], Awaitable[None]]
 """Serves one accepted stream; the stream is closed when it returns."""
