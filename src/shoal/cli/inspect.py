@@ -114,15 +114,16 @@ async def _bench(engine: EngineSettings, node: NodeSettings, nodes: int, repeat:
         single: list[float] = []
         eight: list[float] = []
         prefill: list[float] = []
-        for i in range(repeat):
-            first, total = await _one(head, [(7 * i + 11) % vocabulary, 5, 6, 7], 96, f"one-{i}")
-            single.append(95 / (total - first))
-            began = perf_counter()
-            await asyncio.gather(*(_one(head, [(31 * i + 13 * j + 17) % vocabulary, 5, 6, 7], 64, f"eight-{i}-{j}") for j in range(8)))
-            eight.append(8 * 64 / (perf_counter() - began))
-            prompt = [(k * 7919 + i * 104729 + 23) % vocabulary for k in range(512)]
-            first, _ = await _one(head, prompt, 1, f"prefill-{i}")
-            prefill.append(512 / first)
+        with err.status("measuring"):
+            for i in range(repeat):
+                first, total = await _one(head, [(7 * i + 11) % vocabulary, 5, 6, 7], 96, f"one-{i}")
+                single.append(95 / (total - first))
+                began = perf_counter()
+                await asyncio.gather(*(_one(head, [(31 * i + 13 * j + 17) % vocabulary, 5, 6, 7], 64, f"eight-{i}-{j}") for j in range(8)))
+                eight.append(8 * 64 / (perf_counter() - began))
+                prompt = [(k * 7919 + i * 104729 + 23) % vocabulary for k in range(512)]
+                first, _ = await _one(head, prompt, 1, f"prefill-{i}")
+                prefill.append(512 / first)
         return {"decode_1": median(single), "decode_8": median(eight), "prefill_512": median(prefill), "repeat": repeat, "nodes": nodes}
 
 
