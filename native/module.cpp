@@ -56,8 +56,8 @@ Linear linear(std::shared_ptr<Matrix> weight, const std::optional<In<float, 1>>&
   return {std::move(weight), std::move(b)};
 }
 
-// KV blocks as Python holds them: uint8 [layers, blocks, bytes of a block].
-using PoolArray = nb::ndarray<uint8_t, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+// KV blocks of one layer as Python holds them: uint8 [blocks, bytes of a block].
+using PoolArray = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 struct Rows {
   In<int32_t, 1> starts, positions;
@@ -119,18 +119,29 @@ class PyStage {
     stage_.set_head(floats(norm), linear(std::move(head), std::nullopt, n, shape_.hidden));
   }
 
+  void trim(int64_t first, int64_t end) {
+    require(0 <= first && first < end && end <= layers_, "there are no such layers to keep");
+    if (end < layers_) stage_.set_head({}, {});
+    stage_.trim(static_cast<size_t>(first), static_cast<size_t>(end));
+    layers_ = end - first;
+  }
+
   void forward(Out<float, 2> hidden, In<int32_t, 1> starts, In<int32_t, 1> positions, In<int32_t, 2> tables, In<float, 2> cos,
-               In<float, 2> sin, PoolArray pool, bool bf16) {
-    const int64_t rows = static_cast<int64_t>(hidden.shape(0)), blocks = static_cast<int64_t>(pool.shape(1));
+               In<float, 2> sin, const std::vector<PoolArray>& pools, bool bf16) {
+    require(static_cast<int64_t>(pools.size()) == layers_ && layers_ > 0, "one pool for each layer");
+    const int64_t rows = static_cast<int64_t>(hidden.shape(0)), blocks = static_cast<int64_t>(pools[0].shape(0));
     require(static_cast<int64_t>(hidden.shape(1)) == shape_.hidden, "hidden is [rows, hidden]");
-    require(static_cast<int64_t>(pool.shape(0)) == layers_, "the pool has another number of layers");
-    require(static_cast<int64_t>(pool.shape(2)) == shape_.kv_heads * 2 * kTokens * shape_.head_dim * (bf16 ? 2 : 4), "the pool's blocks have the wrong size");
+    std::vector<uint8_t*> bases;
+    for (const PoolArray& pool : pools) {
+      require(static_cast<int64_t>(pool.shape(0)) == blocks, "the pools have different numbers of blocks");
+      require(static_cast<int64_t>(pool.shape(1)) == shape_.kv_heads * 2 * kTokens * shape_.head_dim * (bf16 ? 2 : 4), "the pool's blocks have the wrong size");
+      bases.push_back(pool.data());
+    }
     const Rows in{starts, positions, tables, cos, sin};
     const Batch batch = checked(in, rows, blocks, shape_.head_dim);
     float* h = hidden.data();
-    uint8_t* p = pool.data();
     nb::gil_scoped_release release;
-    stage_.forward(h, batch, p, bf16, blocks);
+    stage_.forward(h, batch, bases, bf16);
   }
 
   void logits(In<float, 2> hidden, In<int32_t, 1> picked, Out<float, 2> out) {
@@ -221,7 +232,8 @@ NB_MODULE(_kernels, m) {
       .def("add_layer", &PyStage::add_layer, "attention_norm"_a, "mlp_norm"_a, "q_norm"_a.none(), "k_norm"_a.none(), "weights"_a,
            "biases"_a, "window"_a = 0)
       .def("set_head", &PyStage::set_head, "norm"_a, "head"_a)
-      .def("forward", &PyStage::forward, "hidden"_a, "starts"_a, "positions"_a, "tables"_a, "cos"_a, "sin"_a, "pool"_a, "bf16"_a)
+      .def("forward", &PyStage::forward, "hidden"_a, "starts"_a, "positions"_a, "tables"_a, "cos"_a, "sin"_a, "pools"_a, "bf16"_a)
+      .def("trim", &PyStage::trim, "first"_a, "end"_a)
       .def("logits", &PyStage::logits, "hidden"_a, "picked"_a, "out"_a)
       .def_prop_ro("nbytes", &PyStage::bytes)
       .def_prop_ro("isa", &PyStage::isa);

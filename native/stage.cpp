@@ -31,6 +31,11 @@ void Stage::set_head(std::vector<float> norm, Linear head) {
   head_ = std::move(head);
 }
 
+void Stage::trim(size_t first, size_t end) {
+  layers_.erase(layers_.begin() + static_cast<std::ptrdiff_t>(end), layers_.end());
+  layers_.erase(layers_.begin(), layers_.begin() + static_cast<std::ptrdiff_t>(first));
+}
+
 int64_t Stage::bytes() const {
   int64_t total = head_.weight ? head_.weight->bytes() : 0;
   for (const Layer& l : layers_) {
@@ -156,7 +161,7 @@ void Stage::product(const Linear& linear, Share& share, int64_t rows, bool add, 
   });
 }
 
-void Stage::forward(float* hidden, const Batch& batch, uint8_t* pool_base, bool bf16, int64_t blocks) {
+void Stage::forward(float* hidden, const Batch& batch, const std::vector<uint8_t*>& pools, bool bf16) {
   const Shape& s = shape_;
   const int64_t rows = batch.rows, d = s.head_dim;
   const int64_t q_width = s.q_heads * d, kv_width = s.kv_heads * d, width = q_width + 2 * kv_width;
@@ -179,8 +184,7 @@ void Stage::forward(float* hidden, const Batch& batch, uint8_t* pool_base, bool 
     Share* next = shares_.get();
     for (size_t l = 0; l < layers_.size(); ++l) {
       const Layer& layer = layers_[l];
-      const Pool pool{pool_base + static_cast<int64_t>(l) * blocks * s.kv_heads * 2 * kTokens * d * (bf16 ? 2 : 4), bf16,
-                      s.kv_heads, d};
+      const Pool pool{pools[l], bf16, s.kv_heads, d};
 
       const bool quant_qkv = quantised(layer.q) || quantised(layer.k) || quantised(layer.v);
       next++->each(rows, row_chunk,

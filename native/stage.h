@@ -42,9 +42,11 @@ class Stage {
 
   void add(Layer layer) { layers_.push_back(std::move(layer)); }
   void set_head(std::vector<float> norm, Linear head);
+  // Frees all layers but [first, end).
+  void trim(size_t first, size_t end);
 
-  // hidden: [rows, hidden], replaced by the output of the last layer. pool: [layers, blocks, ...] as Pool says.
-  void forward(float* hidden, const Batch& batch, uint8_t* pool, bool bf16, int64_t blocks);
+  // hidden: [rows, hidden], replaced by the output of the last layer. pools: of each layer, [blocks, ...] as Pool says.
+  void forward(float* hidden, const Batch& batch, const std::vector<uint8_t*>& pools, bool bf16);
 
   // logits: [count, vocabulary padded to 16] of the rows `picked` of hidden.
   void logits(const float* hidden, const int32_t* picked, int64_t count, float* out);

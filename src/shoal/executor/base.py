@@ -58,8 +58,12 @@ class Layers(Protocol):
         """Bytes of weights as executed."""
         ...
 
-    def forward(self, hidden: Floats, batch: StageBatch, angles: Angles, pool: NDArray[np.uint8], bf16: bool) -> Floats:
-        """hidden [rows, hidden] through all layers; keys and values go into pool [layers, blocks, bytes]. May reuse hidden."""
+    def forward(self, hidden: Floats, batch: StageBatch, angles: Angles, pools: list[NDArray[np.uint8]], bf16: bool) -> Floats:
+        """hidden [rows, hidden] through all layers; keys and values go into each layer's pool [blocks, bytes]. May reuse hidden."""
+        ...
+
+    def trim(self, first: int, count: int) -> bool:
+        """Frees all but `count` layers from the `first` of this range on; False where the runtime cannot."""
         ...
 
     def logits(self, hidden: Floats, picked: Ints) -> Floats:
@@ -79,6 +83,8 @@ class StageOutput:
     sampled: list[Sampled]
     seconds: tuple[float, float, float]
     """prepare, compute, sample."""
+    missing: tuple[int, ...] = ()
+    """Sequences that could not be refilled, because the journal here does not reach back to all of their tokens."""
 
 
 class Executor(Protocol):
@@ -89,4 +95,3 @@ class Executor(Protocol):
     @property
     def runtime(self) -> str: ...
     def run(self, plan: StepPlan, hidden: Floats | None) -> StageOutput: ...
-    def close(self) -> None: ...

@@ -1,4 +1,4 @@
-"""The KV blocks of a stage: one memory, laid out for the kernels, indexed by the block ids that the head hands out."""
+"""The KV blocks of a node: one memory per layer, laid out for the kernels, indexed by the block ids that the head hands out."""
 
 from __future__ import annotations
 
@@ -15,20 +15,29 @@ def block_bytes(spec: ModelSpec, bf16: bool) -> int:
 
 
 class KvPool:
-    """memory: uint8 [layers, blocks, bytes], aligned to cache lines. Pages are taken from the system when first written."""
+    """Blocks of each layer: uint8 [blocks, bytes], aligned to cache lines. Pages are taken from the system when first written."""
 
-    def __init__(self, spec: ModelSpec, layers: int, blocks: int, bf16: bool) -> None:
+    def __init__(self, spec: ModelSpec, blocks: int, bf16: bool) -> None:
         self.bf16 = bf16
-        size = layers * blocks * block_bytes(spec, bf16)
-        raw = np.zeros(size + 64, np.uint8)
-        offset = -raw.ctypes.data % 64
-        self.memory: NDArray[np.uint8] = raw[offset : offset + size].reshape(layers, blocks, -1)
+        self.blocks = blocks
+        self._bytes = block_bytes(spec, bf16)
+        self._layers: dict[int, NDArray[np.uint8]] = {}
 
-    @property
-    def blocks(self) -> int:
-        return self.memory.shape[1]
+    def of(self, layers: range) -> list[NDArray[np.uint8]]:
+        """The blocks of some layers, empty ones where they are new."""
+        for layer in layers:
+            if layer not in self._layers:
+                raw = np.zeros(self.blocks * self._bytes + 64, np.uint8)
+                offset = -raw.ctypes.data % 64
+                self._layers[layer] = raw[offset : offset + self.blocks * self._bytes].reshape(self.blocks, -1)
+        return [self._layers[layer] for layer in layers]
+
+    def keep(self, layers: range) -> None:
+        """Frees all other layers' blocks."""
+        self._layers = {layer: memory for layer, memory in self._layers.items() if layer in layers}
 
     def copy(self, pairs: list[tuple[int, int]]) -> None:
         """Copies blocks (from, to) in all layers."""
         for source, target in pairs:
-            self.memory[:, target] = self.memory[:, source]
+            for memory in self._layers.values():
+                memory[target] = memory[source]

@@ -72,9 +72,13 @@ class NativeLayers:
     def nbytes(self) -> int:
         return int(self._stage.nbytes)
 
-    def forward(self, hidden: Floats, batch: StageBatch, angles: Angles, pool: NDArray[np.uint8], bf16: bool) -> Floats:
-        self._stage.forward(hidden, batch.starts, batch.positions, batch.tables, angles.cos, angles.sin, pool, bf16)
+    def forward(self, hidden: Floats, batch: StageBatch, angles: Angles, pools: list[NDArray[np.uint8]], bf16: bool) -> Floats:
+        self._stage.forward(hidden, batch.starts, batch.positions, batch.tables, angles.cos, angles.sin, pools, bf16)
         return hidden
+
+    def trim(self, first: int, count: int) -> bool:
+        self._stage.trim(first, first + count)
+        return True
 
     def logits(self, hidden: Floats, picked: Ints) -> Floats:
         out = np.empty((len(picked), (self._vocabulary + 15) // 16 * 16), np.float32)

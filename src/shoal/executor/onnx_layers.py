@@ -73,13 +73,16 @@ class OnnxLayers:
     def nbytes(self) -> int:
         return self._bytes
 
-    def forward(self, hidden: Floats, batch: StageBatch, angles: Angles, pool: NDArray[np.uint8], bf16: bool) -> Floats:
+    def forward(self, hidden: Floats, batch: StageBatch, angles: Angles, pools: list[NDArray[np.uint8]], bf16: bool) -> Floats:
         (qkv,) = self._segments["entry"].run(residual=hidden)
         for i, layer in enumerate(self._layers):
-            attended = self._attention.run(qkv, batch, angles, pool[i], bf16, self._spec.windows[layer], self._norms[layer])
+            attended = self._attention.run(qkv, batch, angles, pools[i], bf16, self._spec.windows[layer], self._norms[layer])
             hidden, *rest = self._segments[f"after {layer}"].run(attended=attended, residual=hidden)
             qkv = rest[0] if rest else qkv
         return hidden
+
+    def trim(self, first: int, count: int) -> bool:
+        return False  # the segment before the first layer and that after the last are compiled for the whole range
 
     def logits(self, hidden: Floats, picked: Ints) -> Floats:
         return self._segments["head"].run(residual=np.ascontiguousarray(hidden[picked]))[0]

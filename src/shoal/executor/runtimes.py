@@ -94,7 +94,7 @@ def _remembered(memory: Path) -> dict[str, RuntimeName]:
 def _score(make: LayersFactory, weights: Weights, layer: int) -> float:
     """The geometric mean of the seconds of a layer over the tried numbers of rows."""
     spec = weights.spec
-    layers, pool = make(weights, range(layer, layer + 1), False), KvPool(spec, 1, 4, bf16=True)
+    layers, pool = make(weights, range(layer, layer + 1), False), KvPool(spec, 4, bf16=True).of(range(1))
 
     def step(rows: int) -> Callable[[], object]:
         batch = StageBatch(
@@ -107,6 +107,6 @@ def _score(make: LayersFactory, weights: Weights, layer: int) -> float:
         )
         flat = np.zeros((rows, spec.head_dim // 2), np.float32)
         angles = Angles(flat + 1, flat)
-        return lambda: layers.forward(np.ones((rows, spec.hidden), np.float32), batch, angles, pool.memory, True)
+        return lambda: layers.forward(np.ones((rows, spec.hidden), np.float32), batch, angles, pool, True)
 
     return float(np.prod([median_seconds(step(rows), 7) for rows in _TRIED_ROWS]) ** (1 / len(_TRIED_ROWS)))

@@ -1,48 +1,72 @@
-"""A stage, loaded: embedding on the first, layers, sampler on the last."""
+"""A stage of one epoch: embedding on the first, layers, sampler on the last.
+
+An ordinary step runs through all layers. A refilling one (its plan has spans) computes keys and values of some layers anew:
+a span's first input is drawn from the tokens, from the stage before, or from the journal of whoever holds the layer before it,
+and past the span nothing is computed or sent.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shoal.errors import RemoteProtocolError
-from shoal.executor.base import Angles, Floats, Ints, LayersFactory, StageBatch, StageOutput
+from shoal.executor.base import Angles, Floats, Ints, Layers, StageBatch, StageOutput
+from shoal.executor.journal import Journal
 from shoal.executor.kv_pool import KvPool
 from shoal.executor.sampler import Sampler
 from shoal.executor.sequences import Sequences
 from shoal.models.rope import frequencies
+from shoal.models.spec import ModelSpec
 from shoal.models.weights import Weights
+from shoal.native import BLOCK_TOKENS
 from shoal.scheduler.plan import Sampled, StepPlan
 
 
-class StageExecutor:
-    """Runs plans for the layers [layers.start, layers.stop); first and last follow from the model's number of layers."""
+@dataclass(frozen=True)
+class Slab:
+    """Layers that one runtime call runs, and their KV blocks."""
 
-    def __init__(self, weights: Weights, layers: range, *, blocks: int, bf16: bool, make_layers: LayersFactory) -> None:
-        spec = weights.spec
+    layers: range
+    made: Layers
+    pools: list[NDArray[np.uint8]]
+
+
+class StageExecutor:
+    """slabs: successive ranges of layers. journals: by the layer that follows. embedding: the model's, on the first stage."""
+
+    def __init__(
+        self, spec: ModelSpec, slabs: list[Slab], pool: KvPool, journals: dict[int, Journal], embedding: Weights | None = None
+    ) -> None:
         self._spec = spec
-        self._embed = weights.matrix("embed") if layers.start == 0 else None
-        self._last = layers.stop == spec.layers
-        self._layers = make_layers(weights, layers, self._last)
-        self._pool = KvPool(spec, len(layers), blocks, bf16)
-        self._sequences = Sequences(blocks)
+        self._slabs = slabs
+        self.layers = range(slabs[0].layers.start, slabs[-1].layers.stop)
+        self._embed = embedding.matrix("embed") if embedding is not None else None
+        self._last = self.layers.stop == spec.layers
+        self._pool = pool
+        self._journals = journals
+        self._sequences = Sequences(pool.blocks)
         self._sampler = Sampler()
         self._inverse, self._scale = frequencies(spec.rope, spec.head_dim)
 
     @property
     def nbytes(self) -> int:
-        return self._layers.nbytes
+        return sum(slab.made.nbytes for slab in self._slabs)
 
     @property
     def runtime(self) -> str:
-        return self._layers.runtime
+        return self._slabs[0].made.runtime
 
     def run(self, plan: StepPlan, hidden: Floats | None) -> StageOutput:
         """hidden: [rows, hidden] from the stage before; None on the first. Raises RemoteProtocolError for a plan that cannot be."""
         began = perf_counter()
         batch = self._sequences.apply(plan)
         self._pool.copy(plan.copies)
+        for journal in self._journals.values():
+            journal.copy(plan.copies)
         for sequence in plan.closed:
             self._sampler.close(sequence)
         if self._last:
@@ -50,23 +74,83 @@ class StageExecutor:
                 self._sampler.open(opened)
         if batch is None:
             return StageOutput(None, [], (perf_counter() - began, 0.0, 0.0))
-        if self._embed is not None:
-            if batch.tokens.min() < 0 or batch.tokens.max() >= self._spec.vocabulary:
-                raise RemoteProtocolError(f"step {plan.step} has a token outside the vocabulary of {self._spec.vocabulary}")
-            hidden = self._embed.pick(batch.tokens.astype(np.int64))
-        if hidden is None or hidden.shape != (batch.rows, self._spec.hidden):
-            raise RemoteProtocolError(f"step {plan.step} came without activations for its {batch.rows} rows")
-        hidden = np.ascontiguousarray(hidden, np.float32)
-        if not hidden.flags.writeable:
-            hidden = hidden.copy()
+        if plan.spans:
+            return self._refill(plan, batch, hidden, began)
+        self._forget_other_boundaries()
+        hidden = self._embedded(plan, batch) if self._embed is not None else self._given(plan, batch, hidden)
         prepared = perf_counter()
-        hidden = self._layers.forward(hidden, batch, self._angles(batch), self._pool.memory, self._pool.bf16)
+        hidden = self._forward(hidden, batch, self.layers)
         if not self._last:
             return StageOutput(hidden, [], (prepared - began, perf_counter() - prepared, 0.0))
-        logits = self._layers.logits(hidden, batch.picked) if len(batch.picked) else None
+        logits = self._slabs[-1].made.logits(hidden, batch.picked) if len(batch.picked) else None
         computed = perf_counter()
         sampled = [] if logits is None else self._draw(batch, logits)
         return StageOutput(None, sampled, (prepared - began, computed - prepared, perf_counter() - computed))
+
+    def _embedded(self, plan: StepPlan, batch: StageBatch) -> Floats:
+        if self._embed is None:
+            raise RemoteProtocolError(f"step {plan.step} begins with tokens, but the model's first layer is not here")
+        if batch.tokens.min() < 0 or batch.tokens.max() >= self._spec.vocabulary:
+            raise RemoteProtocolError(f"step {plan.step} has a token outside the vocabulary of {self._spec.vocabulary}")
+        return np.ascontiguousarray(self._embed.pick(batch.tokens.astype(np.int64)), np.float32)
+
+    def _given(self, plan: StepPlan, batch: StageBatch, hidden: Floats | None) -> Floats:
+        if hidden is None or hidden.shape != (batch.rows, self._spec.hidden):
+            raise RemoteProtocolError(f"step {plan.step} came without activations for its {batch.rows} rows")
+        hidden = np.ascontiguousarray(hidden, np.float32)
+        return hidden if hidden.flags.writeable else hidden.copy()
+
+    def _forward(self, hidden: Floats, batch: StageBatch, layers: range) -> Floats:
+        """Through some layers, which begin and end with slabs; what the stage's last layer puts out goes into the journal."""
+        angles = self._angles(batch)
+        for slab in self._slabs:
+            if slab.layers.start >= layers.start and slab.layers.stop <= layers.stop:
+                hidden = slab.made.forward(hidden, batch, angles, slab.pools, self._pool.bf16)
+            elif slab.layers.start < layers.stop and slab.layers.stop > layers.start:
+                raise RemoteProtocolError(f"layers {layers.start} to {layers.stop - 1} cut through {slab.layers.start} to {slab.layers.stop - 1}")
+        if layers.stop == self.layers.stop and (journal := self._journals.get(layers.stop)) is not None:
+            journal.write(self._slots(batch), hidden)
+        return hidden
+
+    def _refill(self, plan: StepPlan, batch: StageBatch, hidden: Floats | None, began: float) -> StageOutput:
+        mine, out, missing = self.layers, None, np.zeros(batch.rows, np.bool_)
+        computing = 0.0
+        for first, end in plan.spans:
+            if end <= mine.start or first > mine.stop:
+                continue
+            if first == 0 and mine.start == 0:
+                x = self._embedded(plan, batch)
+            elif first <= mine.start:
+                x = self._given(plan, batch, hidden)
+            else:
+                x, known = self._replay(first, batch)
+                missing |= ~known
+            begins = max(first, mine.start)
+            at = perf_counter()
+            if begins < min(end, mine.stop):
+                x = self._forward(x, batch, range(begins, min(end, mine.stop)))
+            computing += perf_counter() - at
+            if end > mine.stop:
+                out = x
+        unknown = [i for i in range(len(batch.starts) - 1) if missing[batch.starts[i] : batch.starts[i + 1]].any()]
+        seconds = (perf_counter() - began - computing, computing, 0.0)
+        return StageOutput(out, [], seconds, tuple(plan.chunks[i].sequence for i in unknown))
+
+    def _replay(self, boundary: int, batch: StageBatch) -> tuple[Floats, NDArray[np.bool_]]:
+        if (journal := self._journals.get(boundary)) is None:
+            return np.zeros((batch.rows, self._spec.hidden), np.float32), np.zeros(batch.rows, np.bool_)
+        return journal.read(self._slots(batch))
+
+    def _forget_other_boundaries(self) -> None:
+        """Ends the journals of boundaries that this stage no longer ends at: from here on they miss what is computed."""
+        for boundary in [b for b in self._journals if b != self.layers.stop]:
+            self._journals.pop(boundary).close()
+
+    def _slots(self, batch: StageBatch) -> Ints:
+        """Where each row's token lies: block * BLOCK_TOKENS + offset."""
+        positions = self._positions(batch)
+        sequence = np.repeat(np.arange(len(batch.positions)), np.diff(batch.starts))
+        return batch.tables[sequence, positions // BLOCK_TOKENS] * BLOCK_TOKENS + positions % BLOCK_TOKENS
 
     def _draw(self, batch: StageBatch, logits: Floats) -> list[Sampled]:
         positions = self._positions(batch)[batch.picked].tolist()
@@ -80,7 +164,3 @@ class StageExecutor:
     def _angles(self, batch: StageBatch) -> Angles:
         angles = self._positions(batch)[:, None].astype(np.float32) * self._inverse
         return Angles(np.cos(angles) * np.float32(self._scale), np.sin(angles) * np.float32(self._scale))
-
-    def close(self) -> None:
-        """Frees the weights and the pool."""
-        del self._layers, self._pool

@@ -2,14 +2,20 @@
 
 With S stages it keeps up to S + 1 steps in flight: one in every stage, and one on its way so that the first stage finds it
 when it is done. The scheduler spreads draws over S steps.
+
+Requests outlive routes. When one breaks, or is to be left for a better one, they wait; on the next one the scheduler goes back to
+what results have confirmed, the layers whose keys and values were lost are filled anew, and the steps go on from there. A token
+is handed out once, when the result that brings it is applied, and never taken back.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any, NoReturn
 
 from shoal.errors import RemoteProtocolError, ShoalError, StageLost
 from shoal.pipeline.timing import StepTiming, Timings
@@ -45,7 +51,7 @@ class TokenStream:
         return self
 
     async def __anext__(self) -> TokenChunk:
-        """Raises StageLost where the route breaks on the way."""
+        """Raises what the driver ended it with, if it did."""
         while self._open:
             item = await self._items.get()
             if isinstance(item, ShoalError):
@@ -71,108 +77,202 @@ class TokenStream:
         self._driver.forget(self._request.id)
 
 
-class Driver:
-    """One route, served until it breaks. `first` feeds stage 0, `last` brings the last stage's results."""
+@dataclass(frozen=True)
+class Route:
+    """One epoch's way through the stages. `first` feeds stage 0, `last` brings the last stage's results."""
 
-    def __init__(
-        self, scheduler: Scheduler, first: FrameStream, last: FrameStream, epoch: int, observe: Callable[[StepTiming], None]
-    ) -> None:
+    epoch: int
+    first: FrameStream
+    last: FrameStream
+
+
+class _Route:
+    """A route while it is driven."""
+
+    def __init__(self, route: Route) -> None:
+        self.flight: dict[int, _InFlight] = {}
+        self.filling = asyncio.Lock()
+        self.cut = asyncio.Event()
+        self.settled = asyncio.Event()
+        self.why = ""
+        self.open = self.pausing = False
+        self._landed = -1
+        self._route = route
+
+    def settle(self) -> None:
+        if self.pausing and self.open and not self.flight:
+            self.settled.set()
+
+    async def watch_first(self) -> None:
+        """The first stage never speaks on its link; only the link's end is news."""
+        frame = await self._route.first.receive()
+        raise RemoteProtocolError(f"stage 0 sent a {frame.kind.name} frame to the head")
+
+    async def send(self, plan: StepPlan, schedule: float = 0.0) -> None:
+        began = perf_counter()
+        meta = messages.encode(messages.Step(messages.raw(plan), []))
+        encoded = perf_counter()
+        step = _InFlight(plan, schedule, encoded - began, 0.0, encoded)
+        self.flight[plan.step] = step
+        await self._route.first.send(Frame(Kind.STEP, self._route.epoch, plan.step, meta))
+        step.send = perf_counter() - encoded
+        step.sent += step.send
+
+    async def receive(self) -> tuple[Frame, float]:
+        """The next result of this epoch, and when it came. Raises RemoteProtocolError for what a stage reports, or what cannot be."""
+        while True:
+            frame = await self._route.last.receive()
+            if frame.epoch != self._route.epoch:
+                continue  # of a route that is gone
+            if frame.kind is Kind.ERROR:
+                error = messages.decode_error(frame.meta)
+                raise RemoteProtocolError(f"stage {error.stage}: {error.message}")
+            if frame.kind is not Kind.RESULT:
+                raise RemoteProtocolError(f"a {frame.kind.name} frame where a result was due")
+            if frame.step <= self._landed:
+                continue  # it came twice
+            return frame, perf_counter()
+
+    def landed(self, step: int) -> _InFlight:
+        """Results come in the order of the steps. Raises RemoteProtocolError for one that does not."""
+        if not self.flight or step != min(self.flight):
+            raise RemoteProtocolError(f"a result of step {step}, which is not the next one in flight")
+        self._landed = step
+        return self.flight.pop(step)
+
+
+class Driver:
+    """The requests of a model, over one route after another."""
+
+    def __init__(self, scheduler: Scheduler, observe: Callable[[StepTiming], None]) -> None:
         self.scheduler = scheduler
         self.timings = Timings()
-        self._first, self._last, self._epoch, self._observe = first, last, epoch, observe
+        self._observe = observe
         self._streams: dict[RequestId, TokenStream] = {}
-        self._flight: dict[int, _InFlight] = {}
-        self._filling = asyncio.Lock()
-        self._failure: ShoalError | None = None
-        self._broken = asyncio.Event()
+        self._route: _Route | None = None
+        self._closed: ShoalError | None = None
         self._nudge: asyncio.Task[None] | None = None
 
-    async def run(self) -> None:
-        """Takes results until the route breaks at either end. Raises StageLost, having told every request."""
+    async def drive(self, route: Route, spans: list[tuple[int, int]], filled: Callable[[int], None]) -> None:
+        """Serves over a route until it breaks, or `pause` has let what is under way come to its end.
+
+        spans: layers whose keys and values are to be filled anew first. `filled` is told, with the number of tokens, when that is
+        done. Raises StageLost where the route breaks; the requests wait for the next one.
+        """
+        self.scheduler.rewind()
         loop = asyncio.get_running_loop()
-        ends = {loop.create_task(end) for end in (self._take_results(), self._watch_first(), self._watch_failure())}
+        mine = self._route = _Route(route)
+        work = (self._run(mine, spans, filled), mine.watch_first(), mine.cut.wait(), mine.settled.wait())
+        ends: set[asyncio.Task[Any]] = {loop.create_task(part) for part in work}
         try:
             done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             for end in done:
                 end.result()
+            if mine.cut.is_set():
+                raise StageLost(f"the route was given up: {mine.why}")
         except (OSError, EOFError, RemoteProtocolError) as error:
-            raise StageLost(f"the route broke: {error}") from error
+            raise StageLost(f"the route broke: {error or type(error).__name__}") from error
         finally:
+            self._route = None
             for end in ends:
                 end.cancel()
-            await asyncio.gather(*ends, return_exceptions=True)
             if self._nudge is not None:
+                ends.add(self._nudge)
                 self._nudge.cancel()
-            self.fail(StageLost("a node that held a part of the model was lost; send the request again"))
-            self._first.abort()
-            self._last.abort()
+                self._nudge = None
+            await asyncio.gather(*ends, return_exceptions=True)
+            route.first.abort()
+            route.last.abort()
 
-    async def _take_results(self) -> None:
-        while True:
-            self._take(await self._last.receive())
-            await self._fill()
+    def cut(self, reason: str) -> None:
+        """Gives the route up at once: nothing of it is taken any more."""
+        if self._route is not None:
+            self._route.why = reason
+            self._route.cut.set()
 
-    async def _watch_first(self) -> None:
-        """The first stage never speaks on its link; only the link's end is news."""
-        frame = await self._first.receive()
-        raise RemoteProtocolError(f"stage 0 sent a {frame.kind.name} frame to the head")
+    def pause(self) -> None:
+        """Sends no more steps; `drive` returns when those in flight are done."""
+        if self._route is not None:
+            self._route.pausing = True
+            self._route.settle()
 
-    async def _watch_failure(self) -> None:
-        await self._broken.wait()
-        raise StageLost(str(self._failure))
-
-    def fail(self, error: ShoalError) -> None:
-        """Ends every request with an error; nothing can be submitted any more."""
-        if self._failure is None:
-            self._failure = error
-            self._broken.set()
+    def end_all(self, error: ShoalError) -> None:
+        """Ends every request with an error."""
         self.scheduler.abandon()
-        self._flight.clear()
         for stream in self._streams.values():
             stream.put(error)
 
+    def close(self, error: ShoalError) -> None:
+        """Ends every request; none can be submitted any more."""
+        self._closed = error
+        self.cut(str(error))
+        self.end_all(error)
+
     def submit(self, request: Request) -> TokenStream:
-        """Queues a request. Raises InvalidRequest, QueueFull, and what broke the route where it is broken."""
-        if self._failure is not None:
-            raise self._failure
+        """Queues a request; it waits while there is no route. Raises InvalidRequest, QueueFull, and why the driver was closed."""
+        if self._closed is not None:
+            raise self._closed
         self.scheduler.add(request)
         stream = TokenStream(self, request)
         self._streams[request.id] = stream
         self.nudge()
         return stream
 
+    @property
+    def requests(self) -> int:
+        """That have not ended."""
+        return len(self._streams)
+
     def forget(self, request: RequestId) -> None:
         """Ends what is left of a request."""
-        if self._streams.pop(request, None) is not None and self._failure is None:
+        if self._streams.pop(request, None) is not None:
             self.scheduler.cancel(request)
             self.nudge()
 
     def cancel(self, request: RequestId, choice: int) -> None:
         """Ends one choice of a request."""
-        if self._failure is None:
-            self.scheduler.cancel(request, choice)
-            self.nudge()
+        self.scheduler.cancel(request, choice)
+        self.nudge()
 
     def nudge(self) -> None:
         """Sends steps soon, because something came or ended."""
-        if self._nudge is None or self._nudge.done():
-            self._nudge = asyncio.get_running_loop().create_task(self._fill())
+        if self._route is not None and (self._nudge is None or self._nudge.done()):
+            self._nudge = asyncio.get_running_loop().create_task(self._fill(self._route))
 
-    def _take(self, frame: Frame) -> None:
-        arrived = perf_counter()
-        if frame.epoch != self._epoch or self._failure is not None:
-            return  # of a route that is gone
-        if frame.kind is Kind.ERROR:
-            error = messages.decode_error(frame.meta)
-            raise RemoteProtocolError(f"stage {error.stage}: {error.message}")
-        if frame.kind is not Kind.RESULT:
-            raise RemoteProtocolError(f"a {frame.kind.name} frame where a result was due")
+    async def _run(self, route: _Route, spans: list[tuple[int, int]], filled: Callable[[int], None]) -> NoReturn:
+        filled(await self._refill(route, spans) if spans else 0)
+        route.open = True
+        await self._fill(route)
+        while True:
+            self._take(route, *await route.receive())
+            await self._fill(route)
+
+    async def _refill(self, route: _Route, spans: list[tuple[int, int]]) -> int:
+        """Fills layers anew; where a journal does not reach, from the tokens on. Answers how many tokens that took."""
+        tokens = 0
+        only: set[int] | None = None
+        while True:
+            plans = deque(self.scheduler.refill(spans, only))
+            missing: set[int] = set()
+            while plans or route.flight:
+                while plans and len(route.flight) <= self.scheduler.limits.depth:
+                    plan = plans.popleft()
+                    tokens += plan.rows
+                    await route.send(plan)
+                frame, _ = await route.receive()
+                result = messages.decode_result(frame.meta)
+                route.landed(result.step)
+                missing.update(result.missing)
+            if not missing:
+                return tokens
+            if spans[0][0] == 0 and len(spans) == 1:
+                raise RemoteProtocolError("layers could not be filled from the tokens themselves")
+            only, spans = missing, [(0, spans[-1][1])]
+
+    def _take(self, route: _Route, frame: Frame, arrived: float) -> None:
         result = messages.decode_result(frame.meta)
-        step = self._flight.pop(result.step, None)
-        if step is None:
-            raise RemoteProtocolError(f"a result of step {result.step}, which is not in flight")
-        chunks = self.scheduler.apply(result)
-        for chunk in chunks:
+        step = route.landed(result.step)
+        for chunk in self.scheduler.apply(result):
             if (stream := self._streams.get(chunk.request)) is not None:
                 stream.put(chunk)
         timing = StepTiming(
@@ -188,23 +288,17 @@ class Driver:
         self.timings.add(timing)
         self._observe(timing)
 
-    async def _fill(self) -> None:
+    async def _fill(self, route: _Route) -> None:
         """Sends steps while there is something to run and room in the pipe."""
-        async with self._filling:
-            while self._failure is None and len(self._flight) <= self.scheduler.limits.depth:
+        async with route.filling:
+            while route.open and not route.pausing and not route.cut.is_set() and len(route.flight) <= self.scheduler.limits.depth:
                 began = perf_counter()
                 plan = self.scheduler.schedule()
                 if plan is None:
-                    return
-                scheduled = perf_counter()
-                meta = messages.encode(messages.Step(messages.raw(plan), []))
-                encoded = perf_counter()
-                step = _InFlight(plan, scheduled - began, encoded - scheduled, 0.0, encoded)
-                self._flight[plan.step] = step
+                    break
                 try:
-                    await self._first.send(Frame(Kind.STEP, self._epoch, plan.step, meta))
+                    await route.send(plan, perf_counter() - began)
                 except OSError as error:
-                    self.fail(StageLost(f"the first stage is gone: {error}"))
-                    return
-                step.send = perf_counter() - encoded
-                step.sent += step.send
+                    route.why = f"the first stage is gone: {error}"
+                    route.cut.set()
+            route.settle()

@@ -73,6 +73,13 @@ class BlockPool:
         block = self._named.get(digest)
         return None if block is None else BlockId(block)
 
+    def forget_idle(self) -> None:
+        """Blocks that are held by none can no longer be found: their contents are gone."""
+        for block in self._idle:
+            del self._named[self._name.pop(block)]
+            self._free.append(block)
+        self._idle.clear()
+
     def check(self, held: Sequence[Sequence[BlockId]]) -> None:
         """Asserts that every block is accounted for, given the tables of all sequences."""
         counts = [0] * self.size

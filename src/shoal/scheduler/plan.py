@@ -44,6 +44,8 @@ class StepPlan(msgspec.Struct, frozen=True, array_like=True):
     copies: list[tuple[int, int]]
     """KV blocks (from, to) to copy before the step runs: forks writing into a shared block."""
     chunks: list[Chunk]
+    spans: list[tuple[int, int]] = []
+    """Layers [first, end), ascending, whose keys and values these chunks fill anew where they were lost; empty: an ordinary step."""
 
     @property
     def rows(self) -> int:
@@ -73,3 +75,5 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
     step: int
     sampled: list[Sampled]
     traces: list[StageTrace]
+    missing: list[int] = []
+    """Sequences that could not be refilled, because a journal does not reach back to all of their tokens."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -139,15 +139,76 @@ class Scheduler:
             if choice is None or sequence.choice == choice:
                 self._end(sequence)
 
-    def abandon(self) -> list[RequestId]:
-        """Ends every request, because the stages are gone; answers which ones there were."""
-        lost = list(self._requests)
+    # A route is lost, another one takes over
+
+    def rewind(self) -> None:
+        """Back to what results have confirmed: the steps in flight are lost, and stages know no tables and draws any more."""
+        self._flight.clear()
+        for sequence in [s for s in self._running if s.forking]:
+            self._preempt(sequence)
+        for sequence in self._sequences.values():
+            sequence.scheduled = sequence.computed
+            sequence.told = 0
+            sequence.awaiting = sequence.opened = False
+        self._closed, self._dropped, self._copies = [], [], []
+
+    def restart(self, limits: Limits) -> list[RequestId]:
+        """After `rewind`: no KV block is left and there may be others. Answers the requests that can no longer run; they have ended."""
+        self.limits = limits
+        for sequence in reversed(self._running[:]):
+            self._preempt(sequence)
+        self._dropped = []
+        self.pool = BlockPool(limits.blocks)
+        lost = [r for r, family in self._requests.items() if any(s.prompt_length + s.request.max_tokens > limits.longest for s in family)]
         for request in lost:
             self.cancel(request)
-        self._flight.clear()
-        self._closed, self._dropped, self._copies = [], [], []
-        self.pool = BlockPool(self.limits.blocks)  # what was cached is gone with the stages
         return lost
+
+    def deepen(self, depth: int) -> None:
+        """The route has another number of stages."""
+        self.limits = replace(self.limits, depth=depth)
+
+    def refill(self, spans: list[tuple[int, int]], only: set[int] | None = None) -> list[StepPlan]:
+        """Steps that compute keys and values of some layers anew, for all that was computed (or that of some sequences and of
+        those that share their blocks). Blocks that are shared are filled once. Blocks held by none are given up.
+        """
+        self.pool.forget_idle()
+        wanted = [s for s in self._running if s.computed]
+        if only is not None:
+            touched = {block for s in wanted if s.id in only for block in s.table}
+            wanted = [s for s in wanted if not touched.isdisjoint(s.table)]
+        plans: list[StepPlan] = []
+        chunks: list[Chunk] = []
+        filled: set[BlockId] = set()
+        budget = self.limits.chunk
+        for sequence in wanted:
+            at = 0
+            while at < sequence.computed:
+                size = self.limits.block_tokens
+                if sequence.table[at // size] in filled:
+                    at += size
+                    continue
+                upto = at
+                while upto < sequence.computed and sequence.table[upto // size] not in filled:
+                    upto = (upto // size + 1) * size
+                upto = min(upto, sequence.computed, at + budget)
+                blocks = [int(b) for b in sequence.table[sequence.told :]]
+                sequence.told = len(sequence.table)
+                chunks.append(Chunk(sequence.id, at, sequence.tokens[at:upto], blocks, False))
+                budget -= upto - at
+                at = upto
+                if budget <= 0 or at < sequence.computed:  # a step names a sequence once
+                    plans.append(self._refilling(chunks, spans))
+                    chunks, budget = [], self.limits.chunk
+            filled.update(sequence.table[: self._blocks_for(sequence.computed)])
+        if chunks:
+            plans.append(self._refilling(chunks, spans))
+        return plans
+
+    def _refilling(self, chunks: list[Chunk], spans: list[tuple[int, int]]) -> StepPlan:
+        plan = StepPlan(self._next_step, [], [], [], [], chunks, spans)
+        self._next_step += 1
+        return plan
 
     # What goes out
 
@@ -191,6 +252,7 @@ class Scheduler:
         """Takes a step's result over and answers what the clients get. Results come in the order of the steps."""
         for sent in self._flight.pop(result.step):
             if not sent.sequence.done and sent.life == sent.sequence.life:
+                sent.sequence.forking = False
                 sent.sequence.computed = sent.upto
                 self._name_blocks(sent.sequence)
         return [chunk for sampled in result.sampled if (chunk := self._drawn(sampled)) is not None]
@@ -250,6 +312,7 @@ class Scheduler:
         sequence.named = whole
         sequence.scheduled = sequence.computed = parent.prompt_length - 1
         sequence.cached = parent.prompt_length - 1
+        sequence.forking = True
         return True
 
     def _digests(self, sequence: Sequence, count: int) -> list[bytes]:
@@ -330,6 +393,7 @@ class Scheduler:
             self._dropped.append(sequence.id)
         sequence.scheduled = sequence.computed = sequence.told = sequence.named = 0
         sequence.life += 1
+        sequence.forking = False
         self._waiting.appendleft(sequence)
         self.counters.preemptions += 1
 

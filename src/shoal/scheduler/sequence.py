@@ -34,6 +34,8 @@ class Sequence:
     """The last stage has its sampling state."""
     life: int = 0
     """Grows with each preemption: what an earlier life computed is gone."""
+    forking: bool = False
+    """Its first block is a copy that no result has confirmed yet."""
     last_step: int = -1
     cached: int = 0
     done: bool = False

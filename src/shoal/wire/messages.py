@@ -25,6 +25,8 @@ class Step(msgspec.Struct, frozen=True, array_like=True):
     plan: msgspec.Raw
     """A StepPlan as the head encoded it; stages pass it on untouched."""
     traces: list[StageTrace]
+    missing: list[int] = []
+    """See StepResult."""
 
 
 class Error(msgspec.Struct, frozen=True):
