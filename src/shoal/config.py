@@ -104,17 +104,31 @@ class NodeSettings(Settings):
     memory: str = setting("", "Most memory that weights and KV blocks may take, like 1GiB; empty: three quarters of what is free.")
     threads: int = setting(0, "Threads that compute; 0 takes every core that this process may run on.", low=0, high=1024)
     runtime: RuntimeName = setting(RuntimeName.AUTO, "What runs the layers; auto times what is installed and keeps the fastest.")
+    journal: str = setting("256MiB", "Most memory for what the stage put out, kept so that a lost neighbour is refilled fast; 0: none.")
+    journal_disk: str = setting("1GiB", "Most disk for what of that does not fit in memory; 0: none.")
+    patience: float = setting(600.0, "Seconds to look for the head after it was lost; 0 leaves at once.", low=0, high=1e6)
     isa: str = setting("", "Instruction set of the kernels: avx512, avx2 or portable; empty takes the best.")
 
     def check(self) -> None:
-        if self.memory:
-            parse_bytes(self.memory)
+        for size in (self.memory, self.journal, self.journal_disk):
+            if size:
+                parse_bytes(size)
         if self.isa not in ("", "avx512", "avx2", "portable"):
             raise ConfigError(f"--isa is avx512, avx2 or portable, not '{self.isa}'")
 
     @property
     def compute_threads(self) -> int:
         return self.threads or default_threads()
+
+    @property
+    def journal_memory(self) -> int:
+        """Bytes; at most an eighth of the memory that was granted."""
+        wanted = parse_bytes(self.journal or "0")
+        return min(wanted, parse_bytes(self.memory) // 8) if self.memory else wanted
+
+    @property
+    def journal_disk_bytes(self) -> int:
+        return parse_bytes(self.journal_disk or "0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,8 +160,22 @@ class HeadSettings(EngineSettings):
     port: int = setting(8000, "Port of the OpenAI-compatible API; 0 takes a free one.", low=0, high=65535)
     control_port: int = setting(7420, "Port that nodes join at; 0 takes a free one.", low=0, high=65535)
     min_nodes: int = setting(1, "Nodes to wait for before the model is loaded.", low=1, high=1024)
-    heartbeat: float = setting(1.0, "Seconds between a node's heartbeats.", low=0.05, high=60)
+    heartbeat: float = setting(
+        0.5, "Seconds between a node's heartbeats; after eight of them in silence it counts as lost.", low=0.05, high=60
+    )
     spread: bool = setting(False, "Give every node at least one layer, even where fewer nodes would be faster.")
+    spares: int = setting(0, "Nodes to keep out of the route, ready to take over from one that is lost.", low=0, high=1024)
+    min_memory: str = setting("", "Least memory of a node that may join, like 1GiB; empty: any.")
+    min_speed: float = setting(0.0, "Least speed of a node that may join, in GB/s of weights at decode; 0: any.", low=0)
+    max_nodes: int = setting(1024, "Most nodes.", low=1, high=1024)
+    wait: float = setting(600.0, "Seconds that requests under way wait for nodes when too few are left.", low=0, high=1e6)
+
+    def check(self) -> None:
+        super().check()
+        if self.min_memory:
+            parse_bytes(self.min_memory)
+        if self.spares >= self.max_nodes:
+            raise ConfigError(f"--spares {self.spares} leaves no node to serve: --max-nodes is {self.max_nodes}")
 
 
 S = TypeVar("S", bound=Settings)

@@ -20,6 +20,7 @@
     │       └── VersionMismatch
     └── ClusterError               a node failed at what it was told to do
         ├── StageLost              the route through the nodes is broken
+        │   └── StepFailed         a stage could not run a step
         └── LoadFailed
 
 The gateway turns them into HTTP answers, the command line into one line and an exit status. Anything else that escapes is a bug.
@@ -141,6 +142,14 @@ class ClusterError(ShoalError):
 
 class StageLost(ClusterError):
     """A stage of the route is gone; requests that ran through it cannot go on."""
+
+
+class StepFailed(StageLost):
+    """A stage could not run a step; whose fault that is, is not known: the stage's, or one of the step's requests'."""
+
+    def __init__(self, stage: int, message: str, step: int) -> None:
+        super().__init__(f"stage {stage}: {message}")
+        self.step = step
 
 
 class LoadFailed(ClusterError):

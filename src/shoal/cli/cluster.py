@@ -19,11 +19,14 @@ from shoal.cli.show import described, emit, err, out, placement_rows, table
 from shoal.config import HeadSettings, NodeSettings, RuntimeName
 from shoal.control.client import describe
 from shoal.errors import human_bytes
+from shoal.executor.measure import measure, usable_memory
 from shoal.gateway.app import create_app
 from shoal.gateway.server import ApiServer, listening
 from shoal.models.description import Description
 from shoal.node.agent import Agent
 from shoal.node.head import Head
+from shoal.node.holding import PulledModel
+from shoal.node.machine import Machine
 
 _UP_HELP = """
 Start a head and some nodes on this machine, and serve the API until Ctrl-C.
@@ -152,7 +155,7 @@ async def _serve_model(settings: HeadSettings, model: Description, address: sock
 
 async def _report(head: Head) -> None:
     """Says whenever the cluster's state changes."""
-    last = "" if head.ready.is_set() else None
+    last = None if head.state else ""
     while True:
         if (now := head.state) != last:
             last = now
@@ -162,15 +165,25 @@ async def _report(head: Head) -> None:
         await asyncio.sleep(0.2)
 
 
+async def made_agent(settings: NodeSettings, head: str, machine: Machine) -> Agent:
+    """A node of this machine, which is measured first."""
+    speed = await machine.compute(lambda: measure(settings.compute_threads, settings.isa))
+    memory = max(usable_memory(settings) - settings.journal_memory, 0)
+    return Agent(settings, head, machine, lambda order: PulledModel(settings, order), speed, memory)
+
+
 async def _join(address: str, settings: NodeSettings) -> None:
     stop = stop_signal()
-    agent = Agent(settings, address)
+    agent = await made_agent(settings, address, machine := Machine())
     running, stopping = asyncio.ensure_future(agent.run()), asyncio.ensure_future(stop.wait())
     await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
     if not running.done():
         agent.leave()
-    err.print(f"left: {await running}", markup=False)
+    try:
+        err.print(f"left: {await running}", markup=False)
+    finally:
+        machine.close()
 
 
 def register(app: typer.Typer) -> None:

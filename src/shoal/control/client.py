@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
 
-from shoal.control.messages import ATTEND, DESCRIBE, OPTIONS, ClusterDescription, DescribeRequest, HeadMessage, NodeMessage
+from shoal.control.messages import (
+    ATTEND,
+    DESCRIBE,
+    DISMISS,
+    OPTIONS,
+    ClusterDescription,
+    DescribeRequest,
+    DismissAnswer,
+    DismissRequest,
+    HeadMessage,
+    NodeMessage,
+)
 from shoal.errors import ClusterError
+
+T = TypeVar("T")
 
 
 class ControlClient:
@@ -50,11 +63,23 @@ class ControlClient:
 
 async def describe(address: str, timeout: float = 5.0) -> ClusterDescription:
     """Raises ClusterError where no head answers."""
+    return await _ask(address, DESCRIBE, DescribeRequest(), ClusterDescription.FromString, timeout)
+
+
+async def dismiss(address: str, name: str, drain: bool, timeout: float = 5.0) -> DismissAnswer:
+    """Sends a node home, its layers moved off first with `drain`. Raises ClusterError where no head answers."""
+    return await _ask(address, DISMISS, DismissRequest(name=name, drain=drain), DismissAnswer.FromString, timeout)
+
+
+def _serialised(message: Any) -> bytes:
+    return message.SerializeToString()
+
+
+async def _ask(address: str, method: str, request: Any, parse: Callable[[bytes], T], timeout: float) -> T:
     async with grpc.aio.insecure_channel(address) as channel:
-        call: Any = channel.unary_unary(
-            DESCRIBE, request_serializer=DescribeRequest.SerializeToString, response_deserializer=ClusterDescription.FromString
-        )
+        open_call: Any = channel.unary_unary
+        call = open_call(method, request_serializer=_serialised, response_deserializer=parse)
         try:
-            return await call(DescribeRequest(), timeout=timeout)
+            return await call(request, timeout=timeout)
         except grpc.aio.AioRpcError as error:
             raise ClusterError(f"no head answers at {address}: {error.details()}") from error

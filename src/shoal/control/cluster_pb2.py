@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bshoal/control/cluster.proto\x12\x05shoal\"\xfc\x01\n\x0bNodeMessage\x12\x1b\n\x04join\x18\x01 \x01(\x0b\x32\x0b.shoal.JoinH\x00\x12%\n\theartbeat\x18\x02 \x01(\x0b\x32\x10.shoal.HeartbeatH\x00\x12\x1f\n\x06loaded\x18\x03 \x01(\x0b\x32\r.shoal.LoadedH\x00\x12\x1f\n\x06linked\x18\x04 \x01(\x0b\x32\r.shoal.LinkedH\x00\x12\x1f\n\x06\x66\x61iled\x18\x05 \x01(\x0b\x32\r.shoal.FailedH\x00\x12\x1f\n\x06probed\x18\x06 \x01(\x0b\x32\r.shoal.ProbedH\x00\x12\x1d\n\x05leave\x18\x07 \x01(\x0b\x32\x0c.shoal.LeaveH\x00\x42\x06\n\x04kind\"\xf8\x01\n\x0bHeadMessage\x12!\n\x07welcome\x18\x01 \x01(\x0b\x32\x0e.shoal.WelcomeH\x00\x12\x1f\n\x06refuse\x18\x02 \x01(\x0b\x32\r.shoal.RefuseH\x00\x12\x1b\n\x04load\x18\x03 \x01(\x0b\x32\x0b.shoal.LoadH\x00\x12\x1b\n\x04link\x18\x04 \x01(\x0b\x32\x0b.shoal.LinkH\x00\x12\x1f\n\x06unload\x18\x05 \x01(\x0b\x32\r.shoal.UnloadH\x00\x12\x1d\n\x05probe\x18\x06 \x01(\x0b\x32\x0c.shoal.ProbeH\x00\x12#\n\x08shutdown\x18\x07 \x01(\x0b\x32\x0f.shoal.ShutdownH\x00\x42\x06\n\x04kind\"\xbf\x01\n\x04Join\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\x13\n\x0btensor_host\x18\x04 \x01(\t\x12\x13\n\x0btensor_port\x18\x05 \x01(\r\x12\x0e\n\x06memory\x18\x06 \x01(\x04\x12\x0f\n\x07threads\x18\x07 \x01(\r\x12\x18\n\x10\x62ytes_per_second\x18\x08 \x01(\x01\x12\r\n\x05\x66lops\x18\t \x01(\x01\x12\x0f\n\x07machine\x18\n \x01(\t\",\n\tHeartbeat\x12\x10\n\x08resident\x18\x01 \x01(\x04\x12\r\n\x05steps\x18\x02 \x01(\x04\"O\n\x06Loaded\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x14\n\x0cweight_bytes\x18\x02 \x01(\x04\x12\x0f\n\x07runtime\x18\x03 \x01(\t\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\"\x17\n\x06Linked\x12\r\n\x05\x65poch\x18\x01 \x01(\r\"\'\n\x06\x46\x61iled\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\"6\n\x06Probed\x12\x12\n\nround_trip\x18\x01 \x01(\x01\x12\x18\n\x10\x62ytes_per_second\x18\x02 \x01(\x01\"\x07\n\x05Leave\"I\n\x07Welcome\x12\x0c\n\x04node\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x63luster\x18\x03 \x01(\t\x12\x11\n\theartbeat\x18\x04 \x01(\x01\"\x18\n\x06Refuse\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\xae\x01\n\x04Load\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05stage\x18\x03 \x01(\r\x12\x0e\n\x06stages\x18\x04 \x01(\r\x12\x13\n\x0b\x66irst_layer\x18\x05 \x01(\r\x12\x11\n\tend_layer\x18\x06 \x01(\r\x12\x0e\n\x06\x62locks\x18\x07 \x01(\r\x12\x11\n\tprecision\x18\x08 \x01(\t\x12\x0f\n\x07kv_type\x18\t \x01(\t\x12\r\n\x05\x63odec\x18\n \x01(\t\"1\n\x04Link\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\r\"\x17\n\x06Unload\x12\r\n\x05\x65poch\x18\x01 \x01(\r\"#\n\x05Probe\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\"\x1a\n\x08Shutdown\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x11\n\x0f\x44\x65scribeRequest\"y\n\x12\x43lusterDescription\x12\x0f\n\x07\x63luster\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\r\x12%\n\x05nodes\x18\x05 \x03(\x0b\x32\x16.shoal.NodeDescription\"\xdf\x01\n\x0fNodeDescription\x12\x0c\n\x04node\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0f\n\x07machine\x18\x04 \x01(\t\x12\x0e\n\x06memory\x18\x05 \x01(\x04\x12\x0f\n\x07threads\x18\x06 \x01(\r\x12\r\n\x05state\x18\x07 \x01(\t\x12\x13\n\x0b\x66irst_layer\x18\x08 \x01(\r\x12\x11\n\tend_layer\x18\t \x01(\r\x12\x14\n\x0cweight_bytes\x18\n \x01(\x04\x12\x0f\n\x07runtime\x18\x0b \x01(\t\x12\x0f\n\x07silence\x18\x0c \x01(\x01\x32~\n\x07\x43luster\x12\x34\n\x06\x41ttend\x12\x12.shoal.NodeMessage\x1a\x12.shoal.HeadMessage(\x01\x30\x01\x12=\n\x08\x44\x65scribe\x12\x16.shoal.DescribeRequest\x1a\x19.shoal.ClusterDescriptionb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bshoal/control/cluster.proto\x12\x05shoal\"\xfc\x01\n\x0bNodeMessage\x12\x1b\n\x04join\x18\x01 \x01(\x0b\x32\x0b.shoal.JoinH\x00\x12%\n\theartbeat\x18\x02 \x01(\x0b\x32\x10.shoal.HeartbeatH\x00\x12\x1f\n\x06loaded\x18\x03 \x01(\x0b\x32\r.shoal.LoadedH\x00\x12\x1f\n\x06linked\x18\x04 \x01(\x0b\x32\r.shoal.LinkedH\x00\x12\x1f\n\x06\x66\x61iled\x18\x05 \x01(\x0b\x32\r.shoal.FailedH\x00\x12\x1f\n\x06probed\x18\x06 \x01(\x0b\x32\r.shoal.ProbedH\x00\x12\x1d\n\x05leave\x18\x07 \x01(\x0b\x32\x0c.shoal.LeaveH\x00\x42\x06\n\x04kind\"\xf4\x01\n\x0bHeadMessage\x12!\n\x07welcome\x18\x01 \x01(\x0b\x32\x0e.shoal.WelcomeH\x00\x12\x1f\n\x06refuse\x18\x02 \x01(\x0b\x32\r.shoal.RefuseH\x00\x12\x1b\n\x04load\x18\x03 \x01(\x0b\x32\x0b.shoal.LoadH\x00\x12\x1b\n\x04link\x18\x04 \x01(\x0b\x32\x0b.shoal.LinkH\x00\x12\x1b\n\x04rest\x18\x05 \x01(\x0b\x32\x0b.shoal.RestH\x00\x12\x1d\n\x05probe\x18\x06 \x01(\x0b\x32\x0c.shoal.ProbeH\x00\x12#\n\x08shutdown\x18\x07 \x01(\x0b\x32\x0f.shoal.ShutdownH\x00\x42\x06\n\x04kind\"\x84\x02\n\x04Join\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\x13\n\x0btensor_host\x18\x04 \x01(\t\x12\x13\n\x0btensor_port\x18\x05 \x01(\r\x12\x0e\n\x06memory\x18\x06 \x01(\x04\x12\x0f\n\x07threads\x18\x07 \x01(\r\x12\x18\n\x10\x62ytes_per_second\x18\x08 \x01(\x01\x12\r\n\x05\x66lops\x18\t \x01(\x01\x12\x0f\n\x07machine\x18\n \x01(\t\x12\r\n\x05model\x18\x0b \x01(\t\x12\x11\n\tprecision\x18\x0c \x01(\t\x12!\n\x06loaded\x18\r \x03(\x0b\x32\x11.shoal.LayerRange\"(\n\nLayerRange\x12\r\n\x05\x66irst\x18\x01 \x01(\r\x12\x0b\n\x03\x65nd\x18\x02 \x01(\r\"\x90\x01\n\tHeartbeat\x12\x10\n\x08resident\x18\x01 \x01(\x04\x12\r\n\x05steps\x18\x02 \x01(\x04\x12\x15\n\rjournal_bytes\x18\x03 \x01(\x04\x12\x17\n\x0fjournal_spilled\x18\x04 \x01(\x04\x12\x18\n\x10journal_given_up\x18\x05 \x01(\x04\x12\x18\n\x10journal_replayed\x18\x06 \x01(\x04\"O\n\x06Loaded\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x14\n\x0cweight_bytes\x18\x02 \x01(\x04\x12\x0f\n\x07runtime\x18\x03 \x01(\t\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\"\x17\n\x06Linked\x12\r\n\x05\x65poch\x18\x01 \x01(\r\"\'\n\x06\x46\x61iled\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\"6\n\x06Probed\x12\x12\n\nround_trip\x18\x01 \x01(\x01\x12\x18\n\x10\x62ytes_per_second\x18\x02 \x01(\x01\"\x07\n\x05Leave\"I\n\x07Welcome\x12\x0c\n\x04node\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x63luster\x18\x03 \x01(\t\x12\x11\n\theartbeat\x18\x04 \x01(\x01\"\'\n\x06Refuse\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\r\n\x05\x61gain\x18\x02 \x01(\x08\"\xe4\x01\n\x04Load\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05stage\x18\x03 \x01(\r\x12\x0e\n\x06stages\x18\x04 \x01(\r\x12\x13\n\x0b\x66irst_layer\x18\x05 \x01(\r\x12\x11\n\tend_layer\x18\x06 \x01(\r\x12\x0e\n\x06\x62locks\x18\x07 \x01(\r\x12\x11\n\tprecision\x18\x08 \x01(\t\x12\x0f\n\x07kv_type\x18\t \x01(\t\x12\r\n\x05\x63odec\x18\n \x01(\t\x12\x12\n\nkeep_first\x18\x0b \x01(\r\x12\x10\n\x08keep_end\x18\x0c \x01(\r\x12\x0e\n\x06layers\x18\r \x01(\r\"1\n\x04Link\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\r\"\x15\n\x04Rest\x12\r\n\x05\x65poch\x18\x01 \x01(\r\"#\n\x05Probe\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\"\x1a\n\x08Shutdown\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x11\n\x0f\x44\x65scribeRequest\"\x88\x01\n\x12\x43lusterDescription\x12\x0f\n\x07\x63luster\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\r\x12%\n\x05nodes\x18\x05 \x03(\x0b\x32\x16.shoal.NodeDescription\x12\r\n\x05story\x18\x06 \x03(\t\"-\n\x0e\x44ismissRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64rain\x18\x02 \x01(\x08\".\n\rDismissAnswer\x12\x0c\n\x04\x64one\x18\x01 \x01(\x08\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xdf\x01\n\x0fNodeDescription\x12\x0c\n\x04node\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0f\n\x07machine\x18\x04 \x01(\t\x12\x0e\n\x06memory\x18\x05 \x01(\x04\x12\x0f\n\x07threads\x18\x06 \x01(\r\x12\r\n\x05state\x18\x07 \x01(\t\x12\x13\n\x0b\x66irst_layer\x18\x08 \x01(\r\x12\x11\n\tend_layer\x18\t \x01(\r\x12\x14\n\x0cweight_bytes\x18\n \x01(\x04\x12\x0f\n\x07runtime\x18\x0b \x01(\t\x12\x0f\n\x07silence\x18\x0c \x01(\x01\x32\xb6\x01\n\x07\x43luster\x12\x34\n\x06\x41ttend\x12\x12.shoal.NodeMessage\x1a\x12.shoal.HeadMessage(\x01\x30\x01\x12=\n\x08\x44\x65scribe\x12\x16.shoal.DescribeRequest\x1a\x19.shoal.ClusterDescription\x12\x36\n\x07\x44ismiss\x12\x15.shoal.DismissRequest\x1a\x14.shoal.DismissAnswerb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,41 +34,47 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NODEMESSAGE']._serialized_start=39
   _globals['_NODEMESSAGE']._serialized_end=291
   _globals['_HEADMESSAGE']._serialized_start=294
-  _globals['_HEADMESSAGE']._serialized_end=542
-  _globals['_JOIN']._serialized_start=545
-  _globals['_JOIN']._serialized_end=736
-  _globals['_HEARTBEAT']._serialized_start=738
-  _globals['_HEARTBEAT']._serialized_end=782
-  _globals['_LOADED']._serialized_start=784
-  _globals['_LOADED']._serialized_end=863
-  _globals['_LINKED']._serialized_start=865
-  _globals['_LINKED']._serialized_end=888
-  _globals['_FAILED']._serialized_start=890
-  _globals['_FAILED']._serialized_end=929
-  _globals['_PROBED']._serialized_start=931
-  _globals['_PROBED']._serialized_end=985
-  _globals['_LEAVE']._serialized_start=987
-  _globals['_LEAVE']._serialized_end=994
-  _globals['_WELCOME']._serialized_start=996
-  _globals['_WELCOME']._serialized_end=1069
-  _globals['_REFUSE']._serialized_start=1071
-  _globals['_REFUSE']._serialized_end=1095
-  _globals['_LOAD']._serialized_start=1098
-  _globals['_LOAD']._serialized_end=1272
-  _globals['_LINK']._serialized_start=1274
-  _globals['_LINK']._serialized_end=1323
-  _globals['_UNLOAD']._serialized_start=1325
-  _globals['_UNLOAD']._serialized_end=1348
-  _globals['_PROBE']._serialized_start=1350
-  _globals['_PROBE']._serialized_end=1385
-  _globals['_SHUTDOWN']._serialized_start=1387
-  _globals['_SHUTDOWN']._serialized_end=1413
-  _globals['_DESCRIBEREQUEST']._serialized_start=1415
-  _globals['_DESCRIBEREQUEST']._serialized_end=1432
-  _globals['_CLUSTERDESCRIPTION']._serialized_start=1434
-  _globals['_CLUSTERDESCRIPTION']._serialized_end=1555
-  _globals['_NODEDESCRIPTION']._serialized_start=1558
-  _globals['_NODEDESCRIPTION']._serialized_end=1781
-  _globals['_CLUSTER']._serialized_start=1783
-  _globals['_CLUSTER']._serialized_end=1909
+  _globals['_HEADMESSAGE']._serialized_end=538
+  _globals['_JOIN']._serialized_start=541
+  _globals['_JOIN']._serialized_end=801
+  _globals['_LAYERRANGE']._serialized_start=803
+  _globals['_LAYERRANGE']._serialized_end=843
+  _globals['_HEARTBEAT']._serialized_start=846
+  _globals['_HEARTBEAT']._serialized_end=990
+  _globals['_LOADED']._serialized_start=992
+  _globals['_LOADED']._serialized_end=1071
+  _globals['_LINKED']._serialized_start=1073
+  _globals['_LINKED']._serialized_end=1096
+  _globals['_FAILED']._serialized_start=1098
+  _globals['_FAILED']._serialized_end=1137
+  _globals['_PROBED']._serialized_start=1139
+  _globals['_PROBED']._serialized_end=1193
+  _globals['_LEAVE']._serialized_start=1195
+  _globals['_LEAVE']._serialized_end=1202
+  _globals['_WELCOME']._serialized_start=1204
+  _globals['_WELCOME']._serialized_end=1277
+  _globals['_REFUSE']._serialized_start=1279
+  _globals['_REFUSE']._serialized_end=1318
+  _globals['_LOAD']._serialized_start=1321
+  _globals['_LOAD']._serialized_end=1549
+  _globals['_LINK']._serialized_start=1551
+  _globals['_LINK']._serialized_end=1600
+  _globals['_REST']._serialized_start=1602
+  _globals['_REST']._serialized_end=1623
+  _globals['_PROBE']._serialized_start=1625
+  _globals['_PROBE']._serialized_end=1660
+  _globals['_SHUTDOWN']._serialized_start=1662
+  _globals['_SHUTDOWN']._serialized_end=1688
+  _globals['_DESCRIBEREQUEST']._serialized_start=1690
+  _globals['_DESCRIBEREQUEST']._serialized_end=1707
+  _globals['_CLUSTERDESCRIPTION']._serialized_start=1710
+  _globals['_CLUSTERDESCRIPTION']._serialized_end=1846
+  _globals['_DISMISSREQUEST']._serialized_start=1848
+  _globals['_DISMISSREQUEST']._serialized_end=1893
+  _globals['_DISMISSANSWER']._serialized_start=1895
+  _globals['_DISMISSANSWER']._serialized_end=1941
+  _globals['_NODEDESCRIPTION']._serialized_start=1944
+  _globals['_NODEDESCRIPTION']._serialized_end=2167
+  _globals['_CLUSTER']._serialized_start=2170
+  _globals['_CLUSTER']._serialized_end=2352
 # @@protoc_insertion_point(module_scope)

@@ -25,25 +25,25 @@ class NodeMessage(_message.Message):
     def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., loaded: _Optional[_Union[Loaded, _Mapping]] = ..., linked: _Optional[_Union[Linked, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., probed: _Optional[_Union[Probed, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ...) -> None: ...
 
 class HeadMessage(_message.Message):
-    __slots__ = ("welcome", "refuse", "load", "link", "unload", "probe", "shutdown")
+    __slots__ = ("welcome", "refuse", "load", "link", "rest", "probe", "shutdown")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     REFUSE_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     LINK_FIELD_NUMBER: _ClassVar[int]
-    UNLOAD_FIELD_NUMBER: _ClassVar[int]
+    REST_FIELD_NUMBER: _ClassVar[int]
     PROBE_FIELD_NUMBER: _ClassVar[int]
     SHUTDOWN_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     refuse: Refuse
     load: Load
     link: Link
-    unload: Unload
+    rest: Rest
     probe: Probe
     shutdown: Shutdown
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refuse: _Optional[_Union[Refuse, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., link: _Optional[_Union[Link, _Mapping]] = ..., unload: _Optional[_Union[Unload, _Mapping]] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ..., shutdown: _Optional[_Union[Shutdown, _Mapping]] = ...) -> None: ...
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refuse: _Optional[_Union[Refuse, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., link: _Optional[_Union[Link, _Mapping]] = ..., rest: _Optional[_Union[Rest, _Mapping]] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ..., shutdown: _Optional[_Union[Shutdown, _Mapping]] = ...) -> None: ...
 
 class Join(_message.Message):
-    __slots__ = ("version", "name", "incarnation", "tensor_host", "tensor_port", "memory", "threads", "bytes_per_second", "flops", "machine")
+    __slots__ = ("version", "name", "incarnation", "tensor_host", "tensor_port", "memory", "threads", "bytes_per_second", "flops", "machine", "model", "precision", "loaded")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -54,6 +54,9 @@ class Join(_message.Message):
     BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     FLOPS_FIELD_NUMBER: _ClassVar[int]
     MACHINE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    LOADED_FIELD_NUMBER: _ClassVar[int]
     version: str
     name: str
     incarnation: int
@@ -64,15 +67,34 @@ class Join(_message.Message):
     bytes_per_second: float
     flops: float
     machine: str
-    def __init__(self, version: _Optional[str] = ..., name: _Optional[str] = ..., incarnation: _Optional[int] = ..., tensor_host: _Optional[str] = ..., tensor_port: _Optional[int] = ..., memory: _Optional[int] = ..., threads: _Optional[int] = ..., bytes_per_second: _Optional[float] = ..., flops: _Optional[float] = ..., machine: _Optional[str] = ...) -> None: ...
+    model: str
+    precision: str
+    loaded: _containers.RepeatedCompositeFieldContainer[LayerRange]
+    def __init__(self, version: _Optional[str] = ..., name: _Optional[str] = ..., incarnation: _Optional[int] = ..., tensor_host: _Optional[str] = ..., tensor_port: _Optional[int] = ..., memory: _Optional[int] = ..., threads: _Optional[int] = ..., bytes_per_second: _Optional[float] = ..., flops: _Optional[float] = ..., machine: _Optional[str] = ..., model: _Optional[str] = ..., precision: _Optional[str] = ..., loaded: _Optional[_Iterable[_Union[LayerRange, _Mapping]]] = ...) -> None: ...
+
+class LayerRange(_message.Message):
+    __slots__ = ("first", "end")
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    first: int
+    end: int
+    def __init__(self, first: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("resident", "steps")
+    __slots__ = ("resident", "steps", "journal_bytes", "journal_spilled", "journal_given_up", "journal_replayed")
     RESIDENT_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
+    JOURNAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    JOURNAL_SPILLED_FIELD_NUMBER: _ClassVar[int]
+    JOURNAL_GIVEN_UP_FIELD_NUMBER: _ClassVar[int]
+    JOURNAL_REPLAYED_FIELD_NUMBER: _ClassVar[int]
     resident: int
     steps: int
-    def __init__(self, resident: _Optional[int] = ..., steps: _Optional[int] = ...) -> None: ...
+    journal_bytes: int
+    journal_spilled: int
+    journal_given_up: int
+    journal_replayed: int
+    def __init__(self, resident: _Optional[int] = ..., steps: _Optional[int] = ..., journal_bytes: _Optional[int] = ..., journal_spilled: _Optional[int] = ..., journal_given_up: _Optional[int] = ..., journal_replayed: _Optional[int] = ...) -> None: ...
 
 class Loaded(_message.Message):
     __slots__ = ("epoch", "weight_bytes", "runtime", "seconds")
@@ -125,13 +147,15 @@ class Welcome(_message.Message):
     def __init__(self, node: _Optional[int] = ..., name: _Optional[str] = ..., cluster: _Optional[str] = ..., heartbeat: _Optional[float] = ...) -> None: ...
 
 class Refuse(_message.Message):
-    __slots__ = ("reason",)
+    __slots__ = ("reason", "again")
     REASON_FIELD_NUMBER: _ClassVar[int]
+    AGAIN_FIELD_NUMBER: _ClassVar[int]
     reason: str
-    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+    again: bool
+    def __init__(self, reason: _Optional[str] = ..., again: _Optional[bool] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("epoch", "model", "stage", "stages", "first_layer", "end_layer", "blocks", "precision", "kv_type", "codec")
+    __slots__ = ("epoch", "model", "stage", "stages", "first_layer", "end_layer", "blocks", "precision", "kv_type", "codec", "keep_first", "keep_end", "layers")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
@@ -142,6 +166,9 @@ class Load(_message.Message):
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     KV_TYPE_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIRST_FIELD_NUMBER: _ClassVar[int]
+    KEEP_END_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     model: str
     stage: int
@@ -152,7 +179,10 @@ class Load(_message.Message):
     precision: str
     kv_type: str
     codec: str
-    def __init__(self, epoch: _Optional[int] = ..., model: _Optional[str] = ..., stage: _Optional[int] = ..., stages: _Optional[int] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., blocks: _Optional[int] = ..., precision: _Optional[str] = ..., kv_type: _Optional[str] = ..., codec: _Optional[str] = ...) -> None: ...
+    keep_first: int
+    keep_end: int
+    layers: int
+    def __init__(self, epoch: _Optional[int] = ..., model: _Optional[str] = ..., stage: _Optional[int] = ..., stages: _Optional[int] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., blocks: _Optional[int] = ..., precision: _Optional[str] = ..., kv_type: _Optional[str] = ..., codec: _Optional[str] = ..., keep_first: _Optional[int] = ..., keep_end: _Optional[int] = ..., layers: _Optional[int] = ...) -> None: ...
 
 class Link(_message.Message):
     __slots__ = ("epoch", "host", "port")
@@ -164,7 +194,7 @@ class Link(_message.Message):
     port: int
     def __init__(self, epoch: _Optional[int] = ..., host: _Optional[str] = ..., port: _Optional[int] = ...) -> None: ...
 
-class Unload(_message.Message):
+class Rest(_message.Message):
     __slots__ = ("epoch",)
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     epoch: int
@@ -189,18 +219,36 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ClusterDescription(_message.Message):
-    __slots__ = ("cluster", "model", "state", "epoch", "nodes")
+    __slots__ = ("cluster", "model", "state", "epoch", "nodes", "story")
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     NODES_FIELD_NUMBER: _ClassVar[int]
+    STORY_FIELD_NUMBER: _ClassVar[int]
     cluster: str
     model: str
     state: str
     epoch: int
     nodes: _containers.RepeatedCompositeFieldContainer[NodeDescription]
-    def __init__(self, cluster: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[str] = ..., epoch: _Optional[int] = ..., nodes: _Optional[_Iterable[_Union[NodeDescription, _Mapping]]] = ...) -> None: ...
+    story: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, cluster: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[str] = ..., epoch: _Optional[int] = ..., nodes: _Optional[_Iterable[_Union[NodeDescription, _Mapping]]] = ..., story: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class DismissRequest(_message.Message):
+    __slots__ = ("name", "drain")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DRAIN_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    drain: bool
+    def __init__(self, name: _Optional[str] = ..., drain: _Optional[bool] = ...) -> None: ...
+
+class DismissAnswer(_message.Message):
+    __slots__ = ("done", "message")
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    done: bool
+    message: str
+    def __init__(self, done: _Optional[bool] = ..., message: _Optional[str] = ...) -> None: ...
 
 class NodeDescription(_message.Message):
     __slots__ = ("node", "name", "address", "machine", "memory", "threads", "state", "first_layer", "end_layer", "weight_bytes", "runtime", "silence")

@@ -5,10 +5,13 @@ from __future__ import annotations
 from shoal.control.cluster_pb2 import (
     ClusterDescription,
     DescribeRequest,
+    DismissAnswer,
+    DismissRequest,
     Failed,
     HeadMessage,
     Heartbeat,
     Join,
+    LayerRange,
     Leave,
     Link,
     Linked,
@@ -19,18 +22,21 @@ from shoal.control.cluster_pb2 import (
     Probe,
     Probed,
     Refuse,
+    Rest,
     Shutdown,
-    Unload,
     Welcome,
 )
 
 __all__ = [
     "ClusterDescription",
     "DescribeRequest",
+    "DismissAnswer",
+    "DismissRequest",
     "Failed",
     "HeadMessage",
     "Heartbeat",
     "Join",
+    "LayerRange",
     "Leave",
     "Link",
     "Linked",
@@ -41,12 +47,13 @@ __all__ = [
     "Probe",
     "Probed",
     "Refuse",
+    "Rest",
     "Shutdown",
-    "Unload",
     "Welcome",
 ]
 
 SERVICE = "shoal.Cluster"
 ATTEND = f"/{SERVICE}/Attend"
 DESCRIBE = f"/{SERVICE}/Describe"
+DISMISS = f"/{SERVICE}/Dismiss"
 OPTIONS = [("grpc.keepalive_time_ms", 10000), ("grpc.keepalive_timeout_ms", 5000), ("grpc.so_reuseport", 0)]

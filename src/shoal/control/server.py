@@ -12,7 +12,16 @@ import grpc
 import grpc.aio
 import structlog
 
-from shoal.control.messages import OPTIONS, SERVICE, ClusterDescription, DescribeRequest, HeadMessage, NodeMessage
+from shoal.control.messages import (
+    OPTIONS,
+    SERVICE,
+    ClusterDescription,
+    DescribeRequest,
+    DismissAnswer,
+    DismissRequest,
+    HeadMessage,
+    NodeMessage,
+)
 from shoal.errors import ConfigError, address_error
 
 log = structlog.get_logger()
@@ -43,6 +52,7 @@ class Attendant(Protocol):
     def heard(self, conversation: Conversation, message: NodeMessage) -> None: ...
     def hung_up(self, conversation: Conversation) -> None: ...
     def describe(self) -> ClusterDescription: ...
+    def dismiss(self, request: DismissRequest) -> DismissAnswer: ...
 
 
 def _host(peer: str) -> str:
@@ -62,6 +72,9 @@ class ControlServer:
             ),
             "Describe": grpc.unary_unary_rpc_method_handler(
                 self._describe, request_deserializer=DescribeRequest.FromString, response_serializer=ClusterDescription.SerializeToString
+            ),
+            "Dismiss": grpc.unary_unary_rpc_method_handler(
+                self._dismiss, request_deserializer=DismissRequest.FromString, response_serializer=DismissAnswer.SerializeToString
             ),
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
@@ -113,3 +126,6 @@ class ControlServer:
 
     async def _describe(self, request: DescribeRequest, context: grpc.aio.ServicerContext[Any, Any]) -> ClusterDescription:
         return self._attendant.describe()
+
+    async def _dismiss(self, request: DismissRequest, context: grpc.aio.ServicerContext[Any, Any]) -> DismissAnswer:
+        return self._attendant.dismiss(request)

@@ -9,7 +9,9 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import psutil
 
+from shoal.config import NodeSettings, parse_bytes
 from shoal.native import BLOCK_TOKENS, kernels
 
 _HIDDEN, _INTERMEDIATE, _HEADS, _KV_HEADS, _HEAD_DIM = 1024, 4096, 16, 4, 64
@@ -22,6 +24,11 @@ class Speed:
     """Of weights, decoding one row."""
     flops: float
     """At prefill."""
+
+
+def usable_memory(settings: NodeSettings) -> int:
+    """Bytes that weights, KV blocks and journals may take."""
+    return parse_bytes(settings.memory) if settings.memory else int(psutil.virtual_memory().available * 0.75)
 
 
 def measure(threads: int, isa: str = "") -> Speed:

@@ -48,6 +48,10 @@ class Shard:
     def journal_bytes(self) -> int:
         return sum(journal.bytes_in_memory for journal in self._journals.values())
 
+    @property
+    def runtime(self) -> str:
+        return self._held[0].made.runtime if self._held else ""
+
     def missing(self, layers: range) -> list[range]:
         """Which of them would have to be loaded."""
         out: list[range] = []
@@ -114,6 +118,10 @@ class Shard:
         for journal in self._journals.values():
             journal.close()
         self._journals = {}
+
+    def shed(self, wanted: list[range]) -> None:
+        """Frees loaded ranges of which nothing is wanted. No stage may run them."""
+        self._held = [h for h in self._held if any(h.layers.start < w.stop and w.start < h.layers.stop for w in wanted)]
 
     def rest(self) -> None:
         """Frees keys, values and journals; the weights stay, for a route to come."""

@@ -53,6 +53,10 @@ class StageExecutor:
         self._inverse, self._scale = frequencies(spec.rope, spec.head_dim)
 
     @property
+    def hidden(self) -> int:
+        return self._spec.hidden
+
+    @property
     def nbytes(self) -> int:
         return sum(slab.made.nbytes for slab in self._slabs)
 
@@ -107,7 +111,9 @@ class StageExecutor:
             if slab.layers.start >= layers.start and slab.layers.stop <= layers.stop:
                 hidden = slab.made.forward(hidden, batch, angles, slab.pools, self._pool.bf16)
             elif slab.layers.start < layers.stop and slab.layers.stop > layers.start:
-                raise RemoteProtocolError(f"layers {layers.start} to {layers.stop - 1} cut through {slab.layers.start} to {slab.layers.stop - 1}")
+                raise RemoteProtocolError(
+                    f"layers {layers.start} to {layers.stop - 1} cut through {slab.layers.start} to {slab.layers.stop - 1}"
+                )
         if layers.stop == self.layers.stop and (journal := self._journals.get(layers.stop)) is not None:
             journal.write(self._slots(batch), hidden)
         return hidden

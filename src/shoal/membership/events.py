@@ -15,12 +15,16 @@ class Joined:
     host: str
     tensor_port: int
     version: str
+    loaded: tuple[range, ...] = ()
+    """Layers of this model whose weights it still holds."""
 
 
 @dataclass(frozen=True)
 class Left:
     node: int
     reason: str
+    graceful: bool = False
+    """It said so itself."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +55,37 @@ class StageFailed:
 
 @dataclass(frozen=True)
 class RouteBroken:
-    """The head's own connections to the route ended."""
+    """The head's own connections to the route ended, or a stage reported an error on it."""
 
     epoch: int
     reason: str
-    opened: bool
-    """Whether it had ever been open."""
+
+
+@dataclass(frozen=True)
+class RoutePaused:
+    """All steps in flight are done, and no more are sent."""
+
+    epoch: int
+
+
+@dataclass(frozen=True)
+class RouteFilled:
+    """The route is open, and every layer's keys and values are good."""
+
+    epoch: int
+
+
+@dataclass(frozen=True)
+class DrainAsked:
+    node: int
+
+
+@dataclass(frozen=True)
+class SpeedSeen:
+    """How many times slower a stage runs than its node's own measure promised, the other stages being as promised."""
+
+    node: int
+    slower: float
 
 
 @dataclass(frozen=True)
@@ -64,4 +93,17 @@ class Tick:
     """Time passed."""
 
 
-Event = Joined | Left | Heard | StageLoaded | StageLinked | StageFailed | RouteBroken | Tick
+Event = (
+    Joined
+    | Left
+    | Heard
+    | StageLoaded
+    | StageLinked
+    | StageFailed
+    | RouteBroken
+    | RoutePaused
+    | RouteFilled
+    | DrainAsked
+    | SpeedSeen
+    | Tick
+)

@@ -1,164 +1,535 @@
 """The cluster's state machine.
 
-    waiting ──enough nodes──▶ loading ──all loaded──▶ linking ──all linked──▶ serving
-       ▲                         │                      │                       │
-       └──────── a stage was lost or failed, and memory or nodes no longer suffice ─┘   (else: loading again, next epoch)
+There is at most one route that serves and one that is being made ready, each an epoch of its own; what belongs to an older epoch is
+dropped wherever it arrives.
 
-Every attempt at a route is an epoch of its own; what belongs to an older one is dropped. A node that fails at a stage is left
-out until it joins anew, so a broken one cannot make the cluster load for ever.
+    waiting ──nodes suffice──▶ loading ──all loaded──▶ linking ──all linked──▶ filling ──▶ serving
+       ▲                          │  ▲                    ▲                                   │
+       │                          │  └── a better split, a drain: loaded while it serves ─────┤
+       │                          └────── pausing (the steps in flight end) ──▶ linking       │
+       └──── nothing suffices ──── a node is lost, anywhere: fence, place again over the rest ┘
+
+A node's keys and values are good for the layers that it ran when the last route was filled, as long as it has been a part of every
+route since: `Member.filled`. All else is filled anew before the next route serves.
+
+A node is suspected after half the silence that is allowed and lost after all of it. One that fails at a stage is left out for a
+while, one that keeps getting lost is held off for longer and longer, so a broken node cannot keep the cluster busy for ever.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
-from shoal.errors import CapacityError
-from shoal.membership.events import Event, Heard, Joined, Left, RouteBroken, StageFailed, StageLinked, StageLoaded, Tick
-from shoal.membership.instructions import Abandon, Instruction, LinkStage, LoadStage, Refuse, Report, Serve, UnloadStage
+from shoal.errors import CapacityError, human_bytes
+from shoal.membership.events import (
+    DrainAsked,
+    Event,
+    Heard,
+    Joined,
+    Left,
+    RouteBroken,
+    RouteFilled,
+    RoutePaused,
+    SpeedSeen,
+    StageFailed,
+    StageLinked,
+    StageLoaded,
+    Tick,
+)
+from shoal.membership.holdoff import HoldOff
+from shoal.membership.instructions import Cut, Dismiss, Instruction, LinkStage, LoadStage, Pause, Refuse, Report, RestStage, Serve
+from shoal.placement.moves import Holding, overlap, spans
 from shoal.placement.partition import Placement
 from shoal.placement.profile import NodeProfile
 
-_LINK_TRIES = 3
-WAITING, LOADING, LINKING, SERVING = "waiting", "loading", "linking", "serving"
+WAITING, LOADING, PAUSING, LINKING, FILLING, SERVING = "waiting", "loading", "pausing", "linking", "filling", "serving"
+
+_TRIES = 3  # failures in a row without a route in between, after which whoever is at fault is left out
+_CONFIRM = 0.3  # seconds in which the node whose loss broke a route is waited for, before the route is tried again as it was
+_REST = 5.0  # seconds after a move before another one that is not forced
+_LEFT_OUT, _MOST_LEFT_OUT = 15.0, 600.0  # seconds for which one that failed is left out, the first time and at most
+_SLOWER = 1.5  # times slower than measured, from which on a node's measure is mended
+_DEADLINES = {LOADING: 1800.0, PAUSING: 30.0, LINKING: 20.0}  # seconds
+
+
+@dataclass(frozen=True)
+class Admission:
+    """Whom the cluster takes in."""
+
+    min_memory: int = 0
+    """Bytes."""
+    min_speed: float = 0.0
+    """Bytes of weights per second at decode."""
+    max_nodes: int = 1024
+
+
+class Planner(Protocol):
+    """Splits the model over nodes; raises CapacityError. See placement.moves.Moves."""
+
+    def first(self, nodes: Sequence[NodeProfile], holdings: dict[str, Holding]) -> Placement: ...
+    def recover(self, old: Placement, nodes: Sequence[NodeProfile], holdings: dict[str, Holding], tokens: int) -> Placement: ...
+    def improve(self, now: Placement, nodes: Sequence[NodeProfile], holdings: dict[str, Holding], tokens: int) -> Placement | None: ...
 
 
 @dataclass
 class Member:
     joined: Joined
     heard: float
+    suspect: bool = False
     failed: str = ""
-    """Why it is left out of routes."""
+    """Why it is left out of routes, until `retry`."""
+    failures: int = 0
+    retry: float = 0.0
+    draining: bool = False
+    slower: float = 1.0
+    loaded: tuple[range, ...] = ()
+    filled: range = range(0)
     weight_bytes: int = 0
     runtime: str = ""
 
+    @property
+    def name(self) -> str:
+        return self.joined.profile.name
 
-Placer = Callable[[list[NodeProfile]], Placement]
-"""Splits the model over nodes; raises CapacityError."""
+    def blame(self, reason: str, now: float) -> None:
+        """Leaves it out for a time that doubles."""
+        self.failed = reason
+        self.failures += 1
+        self.retry = now + min(_LEFT_OUT * 2 ** (self.failures - 1), _MOST_LEFT_OUT)
+
+    @property
+    def profile(self) -> NodeProfile:
+        """As measured, and as it has proved since."""
+        p = self.joined.profile
+        return replace(p, bytes_per_second=p.bytes_per_second / self.slower, flops=p.flops / self.slower)
+
+
+@dataclass
+class Path:
+    """A route: its nodes in order, and what is known of it."""
+
+    epoch: int
+    nodes: tuple[int, ...]
+    placement: Placement
+    keep: dict[int, range] = field(default_factory=dict[int, range])
+    """Layers of each node whose keys and values go on being good."""
+
+    def layers(self, node: int) -> range:
+        stage = self.placement.stages[self.nodes.index(node)]
+        return range(stage.first, stage.end)
 
 
 class Cluster:
-    def __init__(self, version: str, min_nodes: int, placer: Placer, silence: float) -> None:
+    def __init__(self, version: str, min_nodes: int, planner: Planner, silence: float, admission: Admission | None = None) -> None:
         """silence: seconds without a heartbeat after which a node counts as lost."""
         self.version = version
         self.min_nodes = min_nodes
         self.silence = silence
-        self.state = WAITING
-        self.why = f"0 of {min_nodes} nodes have joined"
         self.epoch = 0
+        self.tokens = 0
+        """Computed, of all sequences; the head keeps it up to date."""
         self.members: dict[int, Member] = {}
-        self.route: list[int] = []
-        self.placement: Placement | None = None
-        self._placer = placer
+        self.serving: Path | None = None
+        self.coming: Path | None = None
+        self.why = f"0 of {min_nodes} nodes have joined"
+        self._planner = planner
+        self._admission = admission or Admission()
+        self._phase = WAITING
+        self._phase_began = 0.0
+        self._base: Placement | None = None  # what the layers' keys and values are laid out by
         self._ready: set[int] = set()
-        self._failures = 0  # since a route was last opened
+        self._failures = 0  # since a route was last filled
+        self._seek_at: float | None = None
+        self._next_move = 0.0
+        self._holdoff = HoldOff()
+
+    # What people see
+
+    @property
+    def state(self) -> str:
+        if self.serving is not None:
+            return SERVING
+        return self._phase
+
+    @property
+    def confirming(self) -> bool:
+        """A route broke a moment ago, and it is about to be seen what is left of it."""
+        return self._seek_at is not None
+
+    @property
+    def moving(self) -> str:
+        """What is being made ready beside the route that serves, or ''."""
+        return "" if self.serving is None or self.coming is None else f"layers are being moved ({self._phase})"
+
+    @property
+    def placement(self) -> Placement | None:
+        """Of the route that serves, or is about to."""
+        path = self.serving or self.coming
+        return None if path is None else path.placement
+
+    @property
+    def route(self) -> list[int]:
+        path = self.serving or self.coming
+        return [] if path is None else list(path.nodes)
+
+    def described(self, node: int, now: float) -> str:
+        """What a member is doing, in words."""
+        member = self.members[node]
+        if member.failed:
+            return f"failed: {member.failed}; tried again in {max(member.retry - now, 0):.0f} s"
+        if member.suspect:
+            return f"silent for {now - member.heard:.1f} s; given up at {self.silence:g} s"
+        words = "idle, ready to take over"
+        if self.serving is not None and node in self.serving.nodes:
+            words = "serving"
+        elif self.coming is not None and node in self.coming.nodes:
+            words = self._phase
+        elif (wait := self._holdoff.until(member.name) - now) > 0:
+            words = f"held off for {wait:.0f} s: it was lost {self._holdoff.losses(member.name)} times"
+        if member.draining:
+            words += ", draining"
+        if member.slower > 1:
+            words += f", {member.slower:.1f} times slower than measured"
+        return words
+
+    # What happens
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """What is to be done about an event. `now`: monotonic seconds."""
         match event:
             case Joined():
                 return self._joined(event, now)
-            case Left(node, reason):
-                return self._left(node, reason)
+            case Left(node, reason, graceful):
+                return self._gone({node: reason}, now, graceful)
             case Heard(node):
-                if node in self.members:
-                    self.members[node].heard = now
-                return []
+                return self._heard(node, now)
             case StageLoaded():
-                return self._loaded(event)
+                return self._loaded(event, now)
             case StageLinked(node, epoch):
-                return self._linked(node, epoch)
+                return self._linked(node, epoch, now)
             case StageFailed(node, epoch, reason):
-                return self._failed(node, epoch, reason)
-            case RouteBroken(epoch, reason, opened):
-                return self._route_broken(reason, opened) if epoch == self.epoch and self.state == SERVING else []
+                return self._failed(node, epoch, reason, now)
+            case RouteBroken(epoch, reason):
+                return self._broken(epoch, reason, now)
+            case RoutePaused(epoch):
+                return self._paused(epoch, now)
+            case RouteFilled(epoch):
+                return self._filled(epoch, now)
+            case DrainAsked(node):
+                return self._drain(node, now)
+            case SpeedSeen(node, slower):
+                return self._speed(node, slower, now)
             case Tick():
                 return self._tick(now)
 
+    # Members
+
     def _joined(self, event: Joined, now: float) -> list[Instruction]:
+        if why := self._unfit(event):
+            return [Refuse(event.node, why), Report(f"{event.profile.name} was refused: {why}")]
+        address = (event.host, event.tensor_port)
+        ghosts = [n for n, m in self.members.items() if (m.joined.host, m.joined.tensor_port) == address]
+        out = self._gone(dict.fromkeys(ghosts, "it was started anew"), now) if ghosts else []
+        self.members[event.node] = Member(event, now, loaded=event.loaded)
+        out.append(Report(f"{event.profile.name} joined from {event.host}"))
+        if self.serving is None and self.coming is None and self._seek_at is None:
+            out += self._seek(now)
+        elif self.serving is not None:
+            out += self._improve(now)
+        return out
+
+    def _unfit(self, event: Joined) -> str:
+        limits, profile = self._admission, event.profile
         if event.version != self.version:
-            return [Refuse(event.node, f"this cluster runs shoal {self.version}, the node {event.version}; install the same version")]
-        self.members[event.node] = Member(event, now)
-        report = Report(f"{event.profile.name} joined from {event.host}")
-        return [report, *(self._place() if self.state == WAITING else [])]
+            return f"this cluster runs shoal {self.version}, the node {event.version}; install the same version"
+        if profile.memory < limits.min_memory:
+            return (
+                f"it offers {human_bytes(profile.memory)} of memory, this cluster asks for {human_bytes(limits.min_memory)}; raise --memory"
+            )
+        if profile.bytes_per_second < limits.min_speed:
+            return f"it reads {profile.bytes_per_second / 1e9:.2f} GB/s of weights, this cluster asks for {limits.min_speed / 1e9:.2f}"
+        if len(self.members) >= limits.max_nodes:
+            return f"the cluster has {len(self.members)} nodes and takes no more"
+        return ""
 
-    def _left(self, node: int, reason: str) -> list[Instruction]:
-        member = self.members.pop(node, None)
-        if member is None:
+    def _heard(self, node: int, now: float) -> list[Instruction]:
+        if (member := self.members.get(node)) is None:
             return []
-        out: list[Instruction] = [Report(f"{member.joined.profile.name} left: {reason}")]
-        return [*out, *(self._broken(f"node {member.joined.profile.name} left: {reason}") if node in self.route else [])]
+        member.heard = now
+        if not member.suspect:
+            return []
+        member.suspect = False
+        return [Report(f"{member.name} is heard again")]
 
-    def _failed(self, node: int, epoch: int, reason: str) -> list[Instruction]:
-        if epoch != self.epoch or node not in self.route:
+    def _gone(self, lost: dict[int, str], now: float, graceful: bool = False) -> list[Instruction]:
+        """Nodes have left or are no longer heard."""
+        out: list[Instruction] = []
+        gone = {node: (member, reason) for node, reason in lost.items() if (member := self.members.pop(node, None)) is not None}
+        for member, reason in gone.values():
+            out.append(Report(f"{member.name} left: {reason}"))
+            if not graceful:
+                self._holdoff.lost(member.name, now)
+        if not gone:
+            return out
+        why = "; ".join(f"{member.name} left: {reason}" for member, reason in gone.values())
+        if self.serving is not None and not gone.keys().isdisjoint(self.serving.nodes):
+            return [*out, *self._fence(why, now), *self._seek(now)]
+        if self.coming is not None and not gone.keys().isdisjoint(self.coming.nodes):
+            return [*out, *self._forsake(why, now)]
+        if self._seek_at is not None:  # this is the loss that broke the route
+            return [*out, *self._seek(now)]
+        if self.serving is None and self.coming is None:
+            self._why_waiting(now)
+        return out
+
+    def _fence(self, reason: str, now: float) -> list[Instruction]:
+        """Ends whatever serves or is about to; nothing of it is taken any more."""
+        out: list[Instruction] = []
+        for path in (self.serving, self.coming):
+            if path is not None and (path is self.serving or self._phase == FILLING):
+                out.append(Cut(path.epoch, reason))
+        if (path := self.serving or self.coming) is not None:
+            out.append(Report(f"the route of epoch {path.epoch} is lost: {reason}"))
+        self.serving = self.coming = None
+        self.why = reason
+        self._enter(WAITING, now)
+        return out
+
+    def _forsake(self, reason: str, now: float) -> list[Instruction]:
+        """Ends the route that is being made ready; the one that serves, if any, serves on."""
+        if self.serving is None:
+            return [*self._fence(reason, now), *self._seek(now)]
+        pausing = self._phase == PAUSING
+        self.coming = None
+        self._next_move = now + _REST
+        out: list[Instruction] = [Report(f"a move of layers is given up: {reason}")]
+        if pausing:  # the driver has stopped already: open the same route again
+            return [*out, *self._fence(reason, now), *self._seek(now)]
+        self._enter(SERVING, now)
+        return out
+
+    def _failed(self, node: int, epoch: int, reason: str, now: float) -> list[Instruction]:
+        path = next((p for p in (self.coming, self.serving) if p is not None and p.epoch == epoch), None)
+        if path is None or node not in path.nodes or node not in self.members:
             return []
         member = self.members[node]
+        why = f"{member.name} failed: {reason}"
         self._failures += 1
-        # A link fails for its other end's sake as often as not; leave a node out for it only when it happens again and again.
-        if self.state != LINKING or self._failures > _LINK_TRIES:
-            member.failed = reason
-        return self._broken(f"node {member.joined.profile.name} failed: {reason}")
+        # A link fails for its other end's sake as often as not, and a step for a request's; a node is to blame when it happens again.
+        if (self._phase == LOADING and path is self.coming) or self._failures > _TRIES:
+            member.blame(reason, now)
+        if path is self.coming and self.serving is not None:
+            return [Report(why), *self._forsake(why, now)]
+        return [Report(why), *self._fence(why, now), *self._seek(now)]
 
-    def _route_broken(self, reason: str, opened: bool) -> list[Instruction]:
-        self._failures = 0 if opened else self._failures + 1
-        if self._failures > _LINK_TRIES:
-            self.members[self.route[0]].failed = f"the head cannot reach it: {reason}"
-        return self._broken(reason)
-
-    def _broken(self, reason: str) -> list[Instruction]:
-        """Fences the route off and tries for another."""
-        out: list[Instruction] = [Abandon(reason)] if self.state == SERVING else []
-        out += [UnloadStage(n, self.epoch) for n in self.route if n in self.members]
-        self.route, self.placement, self.state, self.why = [], None, WAITING, reason
-        return [*out, Report(f"the route is lost: {reason}"), *self._place()]
-
-    def _place(self) -> list[Instruction]:
-        usable = {n: m for n, m in self.members.items() if not m.failed}
-        if len(usable) < self.min_nodes:
-            broken = "; ".join(f"{m.joined.profile.name} failed: {m.failed}" for m in self.members.values() if m.failed)
-            self.why = f"{len(usable)} of {self.min_nodes} nodes have joined" + (f" ({broken})" if broken else "")
+    def _broken(self, epoch: int, reason: str, now: float) -> list[Instruction]:
+        path = self.serving if self.serving is not None and self.serving.epoch == epoch else self.coming
+        if path is None or path.epoch != epoch:
             return []
+        self._failures += 1
+        if self._failures > _TRIES:
+            self._failures = 0
+            self.members[path.nodes[0]].blame(f"the route breaks again and again: {reason}", now)
+        out = self._fence(reason, now)
+        self._seek_at = now + _CONFIRM
+        return out
+
+    # Routes
+
+    def _usable(self, now: float) -> dict[int, Member]:
+        return {
+            n: m
+            for n, m in self.members.items()
+            if (not m.failed or m.retry <= now) and not m.draining and self._holdoff.until(m.name) <= now
+        }
+
+    def _holdings(self) -> dict[str, Holding]:
+        return {m.name: Holding(m.loaded, m.filled) for m in self.members.values()}
+
+    def _why_waiting(self, now: float) -> None:
+        usable = self._usable(now)
+        out = "; ".join(f"{m.name} {self.described(n, now)}" for n, m in self.members.items() if n not in usable)
+        self.why = f"{len(usable)} of {self.min_nodes} nodes have joined" + (f" ({out})" if out else "")
+
+    def _seek(self, now: float) -> list[Instruction]:
+        """Looks for a route where none serves."""
+        self._seek_at = None
+        usable = self._usable(now)
+        nodes = [m.profile for m in usable.values()]
         try:
-            placement = self._placer([m.joined.profile for m in usable.values()])
+            if self._base is not None and nodes:
+                placement = self._planner.recover(self._base, nodes, self._holdings(), self.tokens)
+            elif len(usable) < self.min_nodes:
+                self._why_waiting(now)
+                return []
+            else:
+                placement = self._planner.first(nodes, self._holdings())
         except CapacityError as error:
+            if any(m.draining for m in self.members.values()):
+                return [*self._stop_draining(error), *self._seek(now)]
+            if str(error) == self.why:
+                return []
             self.why = str(error)
             return [Report(self.why)]
-        by_name = {m.joined.profile.name: n for n, m in usable.items()}
+        return self._begin(placement, now)
+
+    def _begin(self, placement: Placement, now: float) -> list[Instruction]:
+        by_name = {m.name: n for n, m in self.members.items()}
         self.epoch += 1
-        self.state, self.why, self.placement = LOADING, "the model is being loaded", placement
-        self.route = [by_name[stage.node] for stage in placement.stages]
-        self._ready = set()
+        path = Path(self.epoch, tuple(by_name[stage.node] for stage in placement.stages), placement)
+        same_pool = self._base is not None and self._base.kv_tokens == placement.kv_tokens
+        path.keep = {n: overlap(path.layers(n), self.members[n].filled) if same_pool else range(0) for n in path.nodes}
+        self.coming, self._ready = path, set()
+        self._enter(LOADING, now)
+        if self.serving is None:
+            self.why = "the model is being loaded"
+        layout = ", ".join(f"{s.node} {s.first}-{s.end - 1}" for s in placement.stages)
         return [
-            LoadStage(node, self.epoch, i, len(self.route), stage.first, stage.end, placement.kv_tokens)
-            for i, (node, stage) in enumerate(zip(self.route, placement.stages, strict=True))
+            Report(f"epoch {self.epoch}: {layout}"),
+            *(
+                LoadStage(n, self.epoch, i, len(path.nodes), path.layers(n).start, path.layers(n).stop, path.keep[n], placement.kv_tokens)
+                for i, n in enumerate(path.nodes)
+            ),
         ]
 
-    def _loaded(self, event: StageLoaded) -> list[Instruction]:
-        if event.epoch != self.epoch or self.state != LOADING or event.node not in self.route:
+    def _loaded(self, event: StageLoaded, now: float) -> list[Instruction]:
+        path = self.coming
+        if path is None or event.epoch != path.epoch or self._phase != LOADING or event.node not in path.nodes:
             return []
         member = self.members[event.node]
         member.weight_bytes, member.runtime = event.weight_bytes, event.runtime
+        member.loaded = (*member.loaded, path.layers(event.node))
         self._ready.add(event.node)
-        if len(self._ready) < len(self.route):
+        if len(self._ready) < len(path.nodes):
             return []
-        self.state, self._ready = LINKING, set()
-        following: list[int | None] = [*self.route[1:], None]
-        return [LinkStage(node, self.epoch, after) for node, after in zip(self.route, following, strict=True)]
+        if self.serving is None:
+            return self._link(now)
+        self._enter(PAUSING, now)
+        return [Pause(self.serving.epoch)]
 
-    def _linked(self, node: int, epoch: int) -> list[Instruction]:
-        if epoch != self.epoch or self.state != LINKING or node not in self.route:
+    def _paused(self, epoch: int, now: float) -> list[Instruction]:
+        if self.serving is None or self.serving.epoch != epoch:
+            return []
+        self.serving = None
+        if self.coming is not None and self._phase == PAUSING:
+            self.why = "layers are being moved"
+            return self._link(now)
+        return [*self._fence("it was paused for nothing", now), *self._seek(now)]
+
+    def _link(self, now: float) -> list[Instruction]:
+        assert self.coming is not None
+        path, self._base = self.coming, self.coming.placement
+        out: list[Instruction] = []
+        for node, member in self.members.items():
+            if node not in path.nodes and len(member.filled):
+                out.append(RestStage(node, path.epoch))
+            member.filled = path.keep.get(node, range(0))
+            if node in path.nodes:
+                member.loaded = (path.layers(node),)
+        self._ready = set()
+        self._enter(LINKING, now)
+        following: list[int | None] = [*path.nodes[1:], None]
+        return [*out, *(LinkStage(node, path.epoch, after) for node, after in zip(path.nodes, following, strict=True))]
+
+    def _linked(self, node: int, epoch: int, now: float) -> list[Instruction]:
+        path = self.coming
+        if path is None or epoch != path.epoch or self._phase != LINKING or node not in path.nodes:
             return []
         self._ready.add(node)
-        if len(self._ready) < len(self.route) or self.placement is None:
+        if len(self._ready) < len(path.nodes):
             return []
-        self.state, self.why = SERVING, ""
-        return [Serve(self.epoch, self.route[0], self.placement)]
+        self._enter(FILLING, now)
+        layers = path.placement.stages[-1].end
+        return [Serve(epoch, path.nodes[0], path.placement, tuple(spans([(path.layers(n), path.keep[n]) for n in path.nodes], layers)))]
+
+    def _filled(self, epoch: int, now: float) -> list[Instruction]:
+        if self.coming is None or self.coming.epoch != epoch or self._phase != FILLING:
+            return []
+        self.serving, self.coming, self.why, self._failures = self.coming, None, "", 0
+        for node in self.serving.nodes:
+            member = self.members[node]
+            member.filled, member.failed = self.serving.layers(node), ""
+        self._enter(SERVING, now)
+        self._next_move = now + _REST
+        out: list[Instruction] = [Report(f"serving over {len(self.serving.nodes)} stage(s), epoch {epoch}")]
+        out += [
+            Dismiss(n, "its layers have been moved; it may leave") for n, m in self.members.items() if m.draining and n not in self.route
+        ]
+        return out
+
+    def _improve(self, now: float) -> list[Instruction]:
+        """Looks for a better route while one serves."""
+        if self.serving is None or self.coming is not None:
+            return []
+        draining = [self.members[n].name for n in self.serving.nodes if self.members[n].draining]
+        nodes = [m.profile for m in self._usable(now).values()]
+        try:
+            if draining:
+                return self._begin(self._planner.recover(self.serving.placement, nodes, self._holdings(), self.tokens), now)
+            if now < self._next_move or any(n not in self._usable(now) for n in self.serving.nodes):
+                return []
+            better = self._planner.improve(self.serving.placement, nodes, self._holdings(), self.tokens)
+        except CapacityError as error:
+            return self._stop_draining(error)
+        self._next_move = now + _REST
+        return [] if better is None else [Report("a better split was found"), *self._begin(better, now)]
+
+    def _stop_draining(self, why: CapacityError) -> list[Instruction]:
+        names = [m.name for m in self.members.values() if m.draining]
+        for member in self.members.values():
+            member.draining = False
+        return [Report(f"{', '.join(names)} cannot be drained: {why}")]
+
+    def _drain(self, node: int, now: float) -> list[Instruction]:
+        if (member := self.members.get(node)) is None or member.draining:
+            return []
+        member.draining = True
+        if node not in self.route:
+            return [Dismiss(node, "it holds no layers; it may leave")]
+        if self.serving is not None and self.coming is not None and self._phase == LOADING:
+            self.coming = None  # what is being made ready counts on it
+            self._enter(SERVING, now)
+        return [Report(f"{member.name} is to be drained"), *self._improve(now)]
+
+    def _speed(self, node: int, slower: float, now: float) -> list[Instruction]:
+        if (member := self.members.get(node)) is None:
+            return []
+        mended = slower if slower >= _SLOWER else 1.0
+        if not mended / member.slower > 1.25 and not member.slower / mended > 1.25:
+            return []
+        member.slower = mended
+        return [Report(f"{member.name} runs {slower:.1f} times slower than it measured"), *self._improve(now)]
+
+    # Time
+
+    def _enter(self, phase: str, now: float) -> None:
+        self._phase, self._phase_began = phase, now
 
     def _tick(self, now: float) -> list[Instruction]:
-        silent = {n: m.joined.profile.name for n, m in self.members.items() if now - m.heard > self.silence}
         out: list[Instruction] = []
-        for node, name in silent.items():  # all of them, before a new route is sought
-            del self.members[node]
-            out += [Refuse(node, "no heartbeat came"), Report(f"{name} left: nothing was heard from it for {self.silence:g} s")]
-        lost = [name for node, name in silent.items() if node in self.route]
-        return [*out, *(self._broken(f"nothing was heard from {', '.join(lost)} for {self.silence:g} s") if lost else [])]
+        silent: dict[int, str] = {}
+        for node, member in self.members.items():
+            quiet = now - member.heard
+            if quiet > self.silence:
+                silent[node] = f"nothing was heard from it for {self.silence:g} s"
+            elif quiet > self.silence / 2 and not member.suspect:
+                member.suspect = True
+                out.append(Report(f"{member.name} has been silent for {quiet:.1f} s; it is given up at {self.silence:g} s"))
+        if silent:
+            out += [Refuse(node, "no heartbeat came", again=True) for node in silent]
+            out += self._gone(silent, now)
+        if self._seek_at is not None:
+            return [*out, *(self._seek(now) if now >= self._seek_at else [])]
+        if self.coming is not None and now - self._phase_began > _DEADLINES.get(self._phase, float("inf")):
+            late = [m.name for n in self.coming.nodes if n not in self._ready and (m := self.members.get(n)) is not None]
+            self._failures += 1
+            if self._failures > _TRIES:
+                for node in self.coming.nodes:
+                    if node not in self._ready:
+                        self.members[node].blame(f"{self._phase} took too long", now)
+            return [*out, *self._forsake(f"{self._phase} took too long ({', '.join(late)})", now)]
+        if self.serving is None and self.coming is None and self._usable(now):
+            return [*out, *self._seek(now)]  # someone who was held off may be back
+        return [*out, *self._improve(now)]

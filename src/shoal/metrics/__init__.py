@@ -18,8 +18,8 @@ class Metrics:
         def counter(name: str, help: str, labels: tuple[str, ...] = ()) -> Counter:
             return Counter(f"shoal_{name}", help, labels, registry=self.registry)
 
-        def gauge(name: str, help: str) -> Gauge:
-            return Gauge(f"shoal_{name}", help, registry=self.registry)
+        def gauge(name: str, help: str, labels: tuple[str, ...] = ()) -> Gauge:
+            return Gauge(f"shoal_{name}", help, labels, registry=self.registry)
 
         def histogram(name: str, help: str, labels: tuple[str, ...] = ()) -> Histogram:
             return Histogram(f"shoal_{name}", help, labels, buckets=_SECONDS, registry=self.registry)
@@ -42,6 +42,33 @@ class Metrics:
         self.nodes = gauge("nodes", "Nodes in the cluster.")
         self.ready = gauge("ready", "1 while a model is served.")
         self.predicted = gauge("predicted_tokens_per_second", "What placement predicts for full lanes.")
+
+        self.epoch = gauge("epoch", "The route's epoch: grows with every route that is tried.")
+        self.interruptions = histogram("interruption_seconds", "From noticing that a route is lost, or pausing it, to the next token.")
+        self.interruption_parts = histogram("interruption_part_seconds", "What interruptions were made of.", ("part",))
+        self.refilled = counter("refilled_tokens_total", "Tokens whose keys and values were filled anew.")
+        self._journals = (
+            gauge("journal_bytes", "Journals in a node's memory.", ("node",)),
+            gauge("journal_spilled_rows", "Journal rows that a node wrote to disk.", ("node",)),
+            gauge("journal_given_up_rows", "Journal rows that found no room on a node.", ("node",)),
+            gauge("journal_replayed_rows", "Journal rows that a node replayed.", ("node",)),
+        )
+
+    def interruption(self, seconds: float, parts: dict[str, float], refilled: int) -> None:
+        self.interruptions.observe(seconds)
+        self.refilled.inc(refilled)
+        for part, value in parts.items():
+            self.interruption_parts.labels(part).observe(value)
+
+    def journal(self, node: str, *values: int) -> None:
+        """What a node's heartbeat says of its journals: bytes; rows spilled, given up, replayed."""
+        for gauge, value in zip(self._journals, values, strict=True):
+            gauge.labels(node).set(value)
+
+    def forget(self, node: str) -> None:
+        """A node is gone, and what it said of itself with it."""
+        for gauge in self._journals:
+            gauge.remove_by_labels({"node": node})
 
     def step(self, timing: StepTiming) -> None:
         self.step_flight.observe(timing.flight)

@@ -1,120 +1,186 @@
-"""A node: joins the head, loads what it is told to, runs its stage."""
+"""A node: joins the head, loads what it is told to, runs its stage; looks for the head again when it loses it."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import platform
 import secrets
 import socket
 from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-from time import monotonic
+from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
 import structlog
 
 from shoal import __version__
-from shoal.config import KvType, NodeSettings, Precision, parse_bytes
+from shoal.config import NodeSettings
 from shoal.control import messages as control
-from shoal.control.client import ControlClient
 from shoal.errors import ClusterError, ConfigError, ProtocolError, ShoalError
-from shoal.executor.measure import measure
-from shoal.executor.runtimes import factory
-from shoal.executor.stage import StageExecutor
-from shoal.models.sources import pull_layers
-from shoal.models.weights import open_weights
+from shoal.executor.measure import Speed
 from shoal.native import instruction_set
+from shoal.node.links import CONNECT_TIMEOUT, Links, accept_link, greeted
 from shoal.node.probe import TIMEOUT, measure_link
-from shoal.node.stage_service import StageService, accept_link, greeted, open_link, wire_codec
+from shoal.node.stage_service import StageService, wire_codec
+from shoal.node.world import ControlLink, Model, ModelMaker, World
+from shoal.retry import Backoff
 from shoal.transport.base import FrameStream
-from shoal.transport.tcp import listen
 from shoal.wire.messages import Hello
 
 log = structlog.get_logger()
 
 JOIN_TIMEOUT = 10.0
+_LEAVING = 30.0  # seconds that a node which wants to leave waits for its layers to be moved
+_FIRST_DELAY, _MOST_DELAY = 0.2, 5.0
 
 
-@dataclass(frozen=True)
-class _Address:
-    host: str
-    port: int
-
-    @classmethod
-    def parse(cls, text: str) -> _Address:
-        """'host:7420'. Raises ConfigError."""
-        host, separator, port = text.rpartition(":")
-        if not separator or not host or not port.isdigit() or not 0 < int(port) < 65536:
-            raise ConfigError(f"'{text}' is no address; write HOST:PORT, like 192.168.1.20:7420")
-        return cls(host.strip("[]"), int(port))
+def parse_address(text: str) -> tuple[str, int]:
+    """'host:7420'. Raises ConfigError."""
+    host, separator, port = text.rpartition(":")
+    if not separator or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(f"'{text}' is no address; write HOST:PORT, like 192.168.1.20:7420")
+    return host.strip("[]"), int(port)
 
 
-def facing(host: str, port: int) -> str:
-    """This machine's address on the way to a host. Raises ConfigError where there is no way."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.connect(address)
-            return str(probe.getsockname()[0])
-    except OSError as error:
-        raise ConfigError(f"there is no way to {host}: {error.strerror or error}") from error
+class _Lost(Exception):
+    """The head is gone, or took this node for lost: look for it again."""
 
 
-def usable_memory(settings: NodeSettings) -> int:
-    """Bytes that weights and KV blocks may take."""
-    return parse_bytes(settings.memory) if settings.memory else int(psutil.virtual_memory().available * 0.75)
+@dataclass
+class _Epoch:
+    """An order to be a stage, and the stage once it is entered."""
+
+    order: control.Load
+    entered: asyncio.Event = field(default_factory=asyncio.Event)
+    service: StageService | None = None
+
+    @property
+    def layers(self) -> range:
+        return range(self.order.first_layer, self.order.end_layer)
 
 
 class Agent:
-    def __init__(self, settings: NodeSettings, head: str) -> None:
-        self._settings = settings
-        self._head = _Address.parse(head)
-        self._client = ControlClient(head)
-        self._compute = ThreadPoolExecutor(1, thread_name_prefix="compute")
-        self._service: StageService | None = None
-        self._loading: asyncio.Task[None] | None = None
+    def __init__(self, settings: NodeSettings, head: str, world: World, make_model: ModelMaker, speed: Speed, memory: int) -> None:
+        """memory: bytes that weights and KV blocks may take."""
+        self._settings, self._world, self._make_model = settings, world, make_model
+        self._speed, self._memory = speed, memory
+        self._head, self._host_port = head, parse_address(head)
+        self._links = Links(world)
+        self._link: ControlLink | None = None
+        self._model: Model | None = None
+        self._identity: tuple[str, ...] = ()
+        self._epochs: dict[int, _Epoch] = {}
+        self._current: _Epoch | None = None
+        self._loading = asyncio.Lock()
+        self._entering = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._beating: asyncio.Task[None] | None = None
         self._welcome = control.Welcome()
-        self._ended = asyncio.Event()
-        self._served: set[FrameStream] = set()
+        self._leaving = asyncio.Event()
+
+    # Life
 
     async def run(self) -> str:
-        """Until the head hangs up or `leave` is called; answers why it ended. Raises ClusterError, ConfigError."""
-        settings = self._settings
-        bind = settings.bind or facing(self._head.host, self._head.port)
-        speed = await asyncio.get_running_loop().run_in_executor(self._compute, measure, settings.compute_threads, settings.isa)
-        listener = await listen(bind, settings.tensor_port, self._accept)
+        """Until the head sends it home or `leave` is called; answers why it ended.
+
+        Raises ClusterError where the head refuses it or is not found (again), ConfigError.
+        """
+        bind = self._settings.bind or self._world.facing(*self._host_port)
+        listener = await self._world.listen(bind, self._settings.tensor_port, self._accept)
         try:
-            join = control.Join(
-                version=__version__,
-                name=settings.name or socket.gethostname(),
-                incarnation=secrets.randbits(63),
-                tensor_host="" if bind in ("0.0.0.0", "::") else bind,
-                tensor_port=listener.port,
-                memory=usable_memory(settings),
-                threads=settings.compute_threads,
-                bytes_per_second=speed.bytes_per_second,
-                flops=speed.flops,
-                machine=f"{platform.machine()} {instruction_set(settings.isa) or 'numpy'}",
-            )
-            self._client.say(control.NodeMessage(join=join))
-            return await self._attend()
+            return await self._belong("" if bind in ("0.0.0.0", "::") else bind, listener.port)
         finally:
             await listener.close()
-            await self._drop_stage()
-            for task in self._tasks:
+            self._end_stage()
+            for task in [*self._tasks]:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
-            await self._client.close()
-            self._compute.shutdown()
+            if self._model is not None:
+                await self._world.compute(self._model.close)
 
     def leave(self) -> None:
-        """Tells the head, and lets `run` return."""
-        self._client.say(control.NodeMessage(leave=control.Leave()))
-        self._ended.set()
+        """Asks the head to move this node's layers, and lets `run` return when it has, or after a while."""
+        self._leaving.set()
+
+    async def _belong(self, host: str, port: int) -> str:
+        """One membership after another."""
+        backoff, since = Backoff(_FIRST_DELAY, _MOST_DELAY), None
+        while True:
+            joined = asyncio.Event()
+            try:
+                return await self._membership(host, port, joined)
+            except (_Lost, ClusterError) as error:
+                if self._leaving.is_set():
+                    return "it was told to leave"
+                now = self._world.now()
+                if joined.is_set():
+                    backoff, since = Backoff(_FIRST_DELAY, _MOST_DELAY), now
+                elif isinstance(error, ClusterError) and since is None:
+                    raise  # it never was a member
+                if since is None or now - since >= self._settings.patience:
+                    raise ClusterError(f"{error}; gave up after {self._settings.patience:g} s") from error
+                self._say_lost(error)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(backoff.next(self._world.rng)):
+                    await self._leaving.wait()
+                return "it was told to leave"
+
+    def _say_lost(self, error: Exception) -> None:
+        log.warning("the head was lost; looking for it again, weights are kept", reason=str(error))
+
+    async def _membership(self, host: str, port: int, joined: asyncio.Event) -> str:
+        self._link = link = self._world.control_link(self._head)
+        link.say(control.NodeMessage(join=self._introduction(host, port)))
+        loop = asyncio.get_running_loop()
+        conversation, leaving = loop.create_task(self._converse(link, joined)), loop.create_task(self._depart(joined))
+        try:
+            await asyncio.wait({conversation, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            return conversation.result() if conversation.done() else leaving.result()
+        finally:
+            for task in (conversation, leaving):
+                task.cancel()
+            await asyncio.gather(conversation, leaving, return_exceptions=True)
+            if self._beating is not None:
+                self._beating.cancel()
+                self._beating = None
+            self._link = None
+            self._end_stage()
+            self._epochs.clear()
+            await link.close()
+            if self._model is not None:
+                await self._world.compute(self._model.rest)
+
+    async def _depart(self, joined: asyncio.Event) -> str:
+        await self._leaving.wait()
+        if not joined.is_set():
+            return "it was told to leave"
+        self._say(control.NodeMessage(leave=control.Leave()))
+        await asyncio.sleep(_LEAVING)
+        return "it was told to leave, and its layers could not be moved in time"
+
+    def _introduction(self, host: str, port: int) -> control.Join:
+        settings, speed = self._settings, self._speed
+        join = control.Join(
+            version=__version__,
+            name=settings.name or socket.gethostname(),
+            incarnation=secrets.randbits(63),
+            tensor_host=host,
+            tensor_port=port,
+            memory=self._memory,
+            threads=settings.compute_threads,
+            bytes_per_second=speed.bytes_per_second,
+            flops=speed.flops,
+            machine=f"{platform.machine()} {instruction_set(settings.isa) or 'numpy'}",
+        )
+        if self._model is not None:
+            join.model, join.precision = self._identity[:2]
+            join.loaded.extend(control.LayerRange(first=layers.start, end=layers.stop) for layers in self._model.layers)
+        return join
+
+    def _say(self, message: control.NodeMessage) -> None:
+        if self._link is not None:
+            self._link.say(message)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -122,41 +188,34 @@ class Agent:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _attend(self) -> str:
-        """The conversation with the head, until it ends or this node is told to leave."""
-        loop = asyncio.get_running_loop()
-        conversation, ended = loop.create_task(self._converse()), loop.create_task(self._ended.wait())
-        await asyncio.wait({conversation, ended}, return_when=asyncio.FIRST_COMPLETED)
-        if conversation.done():
-            ended.cancel()
-            return conversation.result()
-        conversation.cancel()
-        await asyncio.gather(conversation, return_exceptions=True)
-        return "it was told to leave"
+    # What the head says
 
-    async def _converse(self) -> str:
-        async for message in self._client.attend(JOIN_TIMEOUT):
-            if (why := await self._told(message)) is not None:
+    async def _converse(self, link: ControlLink, joined: asyncio.Event) -> str:
+        async for message in link.attend(JOIN_TIMEOUT):
+            if (why := self._told(message, joined)) is not None:
                 return why
-        return "the head ended the conversation"
+        raise _Lost("the head ended the conversation")
 
-    async def _told(self, message: control.HeadMessage) -> str | None:
+    def _told(self, message: control.HeadMessage, joined: asyncio.Event) -> str | None:
         match message.WhichOneof("kind"):
             case "welcome":
                 self._welcome = message.welcome
+                joined.set()
                 log.info("joined", cluster=message.welcome.cluster, as_=message.welcome.name)
-                self._spawn(self._beat(message.welcome.heartbeat))
+                self._beating = self._spawn(self._beat(message.welcome.heartbeat))
             case "refuse":
+                if message.refuse.again:
+                    raise _Lost(f"the head took this node for lost: {message.refuse.reason}")
+                joined.clear()
                 raise ClusterError(f"the head refused this node: {message.refuse.reason}")
             case "probe":
                 self._spawn(self._probe(message.probe))
             case "load":
-                await self._drop_stage()
-                self._loading = self._spawn(self._load(message.load))
+                self._spawn(self._load(message.load))
             case "link":
-                self._spawn(self._link(message.link))
-            case "unload":
-                await self._drop_stage()
+                self._spawn(self._enter(message.link))
+            case "rest":
+                self._spawn(self._rest(message.rest.epoch))
             case "shutdown":
                 return message.shutdown.reason or "the head shut down"
             case _:
@@ -166,83 +225,110 @@ class Agent:
     async def _beat(self, interval: float) -> None:
         process = psutil.Process()
         while True:
-            steps = self._service.steps if self._service else 0
-            self._client.say(control.NodeMessage(heartbeat=control.Heartbeat(resident=process.memory_info().rss, steps=steps)))
+            service = self._current.service if self._current else None
+            heartbeat = control.Heartbeat(resident=process.memory_info().rss, steps=service.steps if service else 0)
+            if self._model is not None:
+                self._model.report(heartbeat)
+            self._say(control.NodeMessage(heartbeat=heartbeat))
             await asyncio.sleep(interval)
 
     def _failed(self, epoch: int, reason: str) -> None:
         log.error("stage failed", epoch=epoch, reason=reason)
-        self._client.say(control.NodeMessage(failed=control.Failed(epoch=epoch, reason=reason)))
+        self._say(control.NodeMessage(failed=control.Failed(epoch=epoch, reason=reason)))
 
     async def _probe(self, probe: control.Probe) -> None:
         try:
             async with asyncio.timeout(TIMEOUT):
-                link = await measure_link(probe.host, probe.port)
+                link = await measure_link(await self._world.connect(probe.host, probe.port, TIMEOUT))
         except (OSError, EOFError, ProtocolError) as error:
             self._failed(0, f"the head's tensor port {probe.host}:{probe.port} cannot be reached: {error or type(error).__name__}")
             return
-        self._client.say(control.NodeMessage(probed=control.Probed(round_trip=2 * link.seconds, bytes_per_second=link.bytes_per_second)))
+        self._say(control.NodeMessage(probed=control.Probed(round_trip=2 * link.seconds, bytes_per_second=link.bytes_per_second)))
 
-    async def _load(self, load: control.Load) -> None:
-        began = monotonic()
+    # Stages
+
+    async def _load(self, order: control.Load) -> None:
+        """Makes an epoch's layers ready beside those that run."""
+        began = self._world.now()
+        epoch = self._epochs[order.epoch] = _Epoch(order)
         try:
-            service = await asyncio.get_running_loop().run_in_executor(self._compute, self._build, load)
+            async with self._loading:
+                if max(self._epochs) != order.epoch:
+                    return  # another order came meanwhile
+                model = await self._model_for(order)
+                running = [self._current.layers] if self._current is not None else []
+                await self._world.load(lambda: (model.shed([*running, epoch.layers]), model.load(epoch.layers)))
         except Exception as error:
             if not isinstance(error, ShoalError | MemoryError | OSError):
                 log.error("loading failed unexpectedly", exc_info=error)
-            self._failed(load.epoch, str(error) or type(error).__name__)
+            self._failed(order.epoch, str(error) or type(error).__name__)
             return
-        self._service = service
-        executor = service.executor
-        log.info(
-            "loaded", layers=f"{load.first_layer}-{load.end_layer - 1}", runtime=executor.runtime, seconds=round(monotonic() - began, 2)
-        )
-        loaded = control.Loaded(epoch=load.epoch, weight_bytes=executor.nbytes, runtime=executor.runtime, seconds=monotonic() - began)
-        self._client.say(control.NodeMessage(loaded=loaded))
+        seconds = self._world.now() - began
+        log.info("loaded", layers=f"{order.first_layer}-{order.end_layer - 1}", runtime=model.runtime, seconds=round(seconds, 2))
+        loaded = control.Loaded(epoch=order.epoch, weight_bytes=model.nbytes, runtime=model.runtime, seconds=seconds)
+        self._say(control.NodeMessage(loaded=loaded))
 
-    def _build(self, load: control.Load) -> StageService:
-        """In the computing thread."""
-        layers, settings = range(load.first_layer, load.end_layer), self._settings
-        path: Path = pull_layers(load.model, layers, load.stage == 0, load.stage == load.stages - 1)
-        weights = open_weights(path)
-        if not 0 <= layers.start < layers.stop <= weights.spec.layers:
-            raise ClusterError(f"layers {layers.start} to {layers.stop} are not in {path}, which has {weights.spec.layers}")
-        executor = StageExecutor(
-            weights,
-            layers,
-            blocks=load.blocks,
-            bf16=load.kv_type == KvType.BF16,
-            make_layers=factory(settings.runtime, Precision(load.precision), settings.compute_threads, settings.isa),
-        )
-        return StageService(
-            executor,
-            epoch=load.epoch,
-            stage=load.stage,
-            stages=load.stages,
-            hidden=weights.spec.hidden,
-            wire_codec=wire_codec(load.codec),
-            pool=self._compute,
-        )
+    async def _model_for(self, order: control.Load) -> Model:
+        """What this node holds of the model; of another one it then holds nothing any more."""
+        identity = (order.model, order.precision, order.kv_type, order.codec)
+        if self._model is None or identity != self._identity:
+            self._end_stage()
+            if self._model is not None:
+                await self._world.compute(self._model.close)
+            self._model, self._identity = self._make_model(order), identity
+        return self._model
 
-    async def _link(self, link: control.Link) -> None:
-        service = self._service
-        if service is None or service.epoch != link.epoch:
+    async def _enter(self, link: control.Link) -> None:
+        """Leaves the epoch that runs, becomes a stage of another and connects to the next one."""
+        epoch = self._epochs.get(link.epoch)
+        if epoch is None or self._model is None:
             return
+        order, model = epoch.order, self._model
+        keep = range(order.keep_first, order.keep_end)
         try:
-            hello = Hello(__version__, self._welcome.cluster, self._welcome.name, service.stage + 1)
-            service.link(await open_link(link.host, link.port, link.epoch, hello))
-        except (OSError, EOFError, ProtocolError) as error:
-            self._failed(link.epoch, f"no link to the next stage: {error}")
+            async with self._entering:
+                if max(self._epochs) != link.epoch:
+                    return
+                self._end_stage()
+                for old in [e for e in self._epochs if e < link.epoch]:
+                    del self._epochs[old]
+                executor = await self._world.compute(lambda: model.enter(epoch.layers, keep, order.blocks))
+                service = StageService(
+                    executor,
+                    epoch=link.epoch,
+                    stage=order.stage,
+                    stages=order.stages,
+                    wire_codec=wire_codec(order.codec),
+                    compute=self._world.compute,
+                )
+                self._current, epoch.service = epoch, service
+                epoch.entered.set()
+            hello = Hello(__version__, self._welcome.cluster, self._welcome.name, order.stage + 1)
+            service.link(await self._links.open(link.host, link.port, link.epoch, hello))
+        except (OSError, EOFError, ShoalError, MemoryError) as error:
+            self._failed(link.epoch, f"no link to the next stage: {error or type(error).__name__}")
             return
-        self._client.say(control.NodeMessage(linked=control.Linked(epoch=link.epoch)))
+        self._say(control.NodeMessage(linked=control.Linked(epoch=link.epoch)))
+
+    async def _rest(self, epoch: int) -> None:
+        async with self._entering:
+            if self._model is None or (self._current is not None and self._current.order.epoch > epoch):
+                return
+            self._end_stage()
+            await self._world.compute(self._model.rest)
+
+    def _end_stage(self) -> None:
+        if self._current is not None and self._current.service is not None:
+            self._current.service.close()
+        self._current = None
 
     async def _accept(self, stream: FrameStream) -> None:
         """Serves the stage before this one, or whoever else knocks."""
-        self._served.add(stream)
-        service = self._service
         try:
             greeting = await greeted(stream)
-            epoch, stage = (service.epoch, service.stage) if service and not service.served else (0, -1)
+            service = await self._awaited(greeting.epoch)
+            free = service is not None and not service.served
+            epoch, stage = (service.epoch, service.stage) if service is not None and free else (0, -1)
             await accept_link(stream, greeting, epoch, self._welcome.cluster, stage, self._welcome.name)
             assert service is not None  # no greeting fits stage -1
             await service.serve(stream)
@@ -250,19 +336,13 @@ class Agent:
             log.info("a link ended", peer=stream.peer, reason=str(error) or type(error).__name__)
         except ProtocolError as error:
             log.warning("a link was refused or broken", peer=stream.peer, reason=str(error))
-        except Exception as error:
+        except Exception as error:  # the head was told over the route
             log.error("a step failed", exc_info=error)
-            if service is not None:
-                self._failed(service.epoch, str(error) or type(error).__name__)
-        finally:
-            self._served.discard(stream)
 
-    async def _drop_stage(self) -> None:
-        if self._loading is not None:
-            await asyncio.gather(self._loading, return_exceptions=True)  # a thread cannot be stopped half-way
-            self._loading = None
-        for stream in list(self._served):
-            stream.abort()
-        if self._service is not None:
-            service, self._service = self._service, None
-            await service.close()
+    async def _awaited(self, number: int) -> StageService | None:
+        """The stage of an epoch; one that is ordered but not yet entered is waited for."""
+        if (epoch := self._epochs.get(number)) is None:
+            return None
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            await epoch.entered.wait()
+        return epoch.service if epoch is self._current else None

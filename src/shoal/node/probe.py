@@ -8,7 +8,6 @@ from time import perf_counter
 from shoal.errors import RemoteProtocolError
 from shoal.placement.profile import Link
 from shoal.transport.base import FrameStream
-from shoal.transport.tcp import connect
 from shoal.wire.frame import GREETING, Frame, Kind
 
 _TRIPS, _BULK = 15, 64
@@ -24,9 +23,8 @@ async def answer(stream: FrameStream, first: Frame) -> None:
     raise RemoteProtocolError(f"a {frame.kind.name} frame amid a measurement")
 
 
-async def measure_link(host: str, port: int) -> Link:
-    """Raises ConnectionError, EOFError, TimeoutError, RemoteProtocolError."""
-    stream = await connect(host, port, TIMEOUT)
+async def measure_link(stream: FrameStream) -> Link:
+    """Closes the stream. Raises ConnectionError, EOFError, RemoteProtocolError."""
     try:
         trips: list[float] = []
         for step in range(_TRIPS):

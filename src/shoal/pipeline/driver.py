@@ -17,14 +17,16 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, NoReturn
 
-from shoal.errors import RemoteProtocolError, ShoalError, StageLost
+from shoal.errors import RemoteProtocolError, ShoalError, StageLost, StepFailed
 from shoal.pipeline.timing import StepTiming, Timings
 from shoal.request import Request, RequestId, TokenChunk
 from shoal.scheduler.plan import StepPlan
-from shoal.scheduler.scheduler import Scheduler
+from shoal.scheduler.scheduler import Limits, Scheduler
 from shoal.transport.base import FrameStream
 from shoal.wire import messages
 from shoal.wire.frame import Frame, Kind
+
+_STRIKES = 3  # failed steps of a request after which it is taken for the reason
 
 
 @dataclass
@@ -126,7 +128,7 @@ class _Route:
                 continue  # of a route that is gone
             if frame.kind is Kind.ERROR:
                 error = messages.decode_error(frame.meta)
-                raise RemoteProtocolError(f"stage {error.stage}: {error.message}")
+                raise StepFailed(error.stage, error.message, frame.step)
             if frame.kind is not Kind.RESULT:
                 raise RemoteProtocolError(f"a {frame.kind.name} frame where a result was due")
             if frame.step <= self._landed:
@@ -149,6 +151,7 @@ class Driver:
         self.timings = Timings()
         self._observe = observe
         self._streams: dict[RequestId, TokenStream] = {}
+        self._strikes: dict[RequestId, int] = {}
         self._route: _Route | None = None
         self._closed: ShoalError | None = None
         self._nudge: asyncio.Task[None] | None = None
@@ -170,6 +173,9 @@ class Driver:
                 end.result()
             if mine.cut.is_set():
                 raise StageLost(f"the route was given up: {mine.why}")
+        except StepFailed as error:
+            self._strike(mine, error)
+            raise
         except (OSError, EOFError, RemoteProtocolError) as error:
             raise StageLost(f"the route broke: {error or type(error).__name__}") from error
         finally:
@@ -184,6 +190,18 @@ class Driver:
             route.first.abort()
             route.last.abort()
 
+    def _strike(self, route: _Route, error: StepFailed) -> None:
+        """A request whose steps fail again and again ends: it would fail every route that is still to come."""
+        step = route.flight.get(error.step)
+        for chunk in step.plan.chunks if step is not None else ():
+            request = self.scheduler.request_of(chunk.sequence)
+            if request is None or request not in self._streams:
+                continue
+            self._strikes[request] = self._strikes.get(request, 0) + 1
+            if self._strikes[request] >= _STRIKES:
+                self._streams[request].put(StageLost(f"the model could not run this request: {error}"))
+                self.scheduler.cancel(request)
+
     def cut(self, reason: str) -> None:
         """Gives the route up at once: nothing of it is taken any more."""
         if self._route is not None:
@@ -196,10 +214,17 @@ class Driver:
             self._route.pausing = True
             self._route.settle()
 
+    def restart(self, limits: Limits) -> None:
+        """Between routes: the next one has another KV pool. What cannot run in it ends with an error."""
+        self.scheduler.rewind()
+        for request in self.scheduler.restart(limits):
+            if (stream := self._streams.get(request)) is not None:
+                stream.put(StageLost(f"nodes were lost, and those that are left hold sequences of {limits.longest} tokens at most"))
+
     def end_all(self, error: ShoalError) -> None:
         """Ends every request with an error."""
-        self.scheduler.abandon()
-        for stream in self._streams.values():
+        for request, stream in self._streams.items():
+            self.scheduler.cancel(request)
             stream.put(error)
 
     def close(self, error: ShoalError) -> None:
@@ -225,6 +250,7 @@ class Driver:
 
     def forget(self, request: RequestId) -> None:
         """Ends what is left of a request."""
+        self._strikes.pop(request, None)
         if self._streams.pop(request, None) is not None:
             self.scheduler.cancel(request)
             self.nudge()

@@ -61,7 +61,7 @@ class Placement:
         return 1 / max(stage.prefill_seconds for stage in self.stages)
 
 
-class _Costs:
+class Costs:
     """Costs of layer ranges on a node, from prefix sums."""
 
     def __init__(self, model: ModelCost, demand: Demand, stages: int) -> None:
@@ -120,7 +120,7 @@ def _neighbours(order: Order, nodes: Sequence[NodeProfile]) -> Iterator[Order]:
             yield from ((*order[:i], node, *order[i:]) for i in range(len(order) + 1))
 
 
-def _split(order: Sequence[NodeProfile], costs: _Costs, kv_tokens: int) -> list[int] | None:
+def split(order: Sequence[NodeProfile], costs: Costs, kv_tokens: int) -> list[int] | None:
     """Boundaries [0, …, layers] that minimise the slowest stage, every node taking at least a layer; None if memory forbids."""
     layers, infinite = costs.model.layers, float("inf")
     best = [0.0] + [infinite] * layers
@@ -146,7 +146,7 @@ def _split(order: Sequence[NodeProfile], costs: _Costs, kv_tokens: int) -> list[
     return bounds[::-1]
 
 
-def _placed(order: Sequence[NodeProfile], bounds: list[int], costs: _Costs, links: Links, demand: Demand, kv_tokens: int) -> Placement:
+def placed(order: Sequence[NodeProfile], bounds: list[int], costs: Costs, links: Links, demand: Demand, kv_tokens: int) -> Placement:
     stages = tuple(
         StagePlan(n.name, a, b, costs.weights(a, b), costs.seconds(n, a, b), costs.prefill_seconds(n, a, b))
         for n, a, b in zip(order, bounds[:-1], bounds[1:], strict=True)
@@ -160,32 +160,35 @@ def _placed(order: Sequence[NodeProfile], bounds: list[int], costs: _Costs, link
     return Placement(stages, kv_tokens, hops, demand.lanes)
 
 
-def place(nodes: Sequence[NodeProfile], links: Links, model: ModelCost, demand: Demand, at_least: int = 1) -> Placement:
-    """The best split over `at_least` or more of the nodes. The KV pool shrinks, down to the least, where memory is short.
+def place(
+    nodes: Sequence[NodeProfile], links: Links, model: ModelCost, demand: Demand, at_least: int = 1, at_most: int | None = None
+) -> Placement:
+    """The best split over `at_least` to `at_most` of the nodes. The KV pool shrinks, down to the least, where memory is short.
 
     Raises CapacityError without nodes, NotEnoughMemory where even the least does not fit.
     """
     if not nodes:
         raise CapacityError("no node has joined; start some with `shoal join`")
     at_least = min(at_least, len(nodes), model.layers)
+    at_most = max(at_least, min(at_most or len(nodes), len(nodes), model.layers))
     kv_tokens = max(demand.kv_tokens, demand.least_kv_tokens)
     while True:
-        if (best := _best(nodes, links, model, demand, at_least, kv_tokens)) is not None:
+        if (best := _best(nodes, links, model, demand, range(at_least, at_most + 1), kv_tokens)) is not None:
             return best
         if kv_tokens == demand.least_kv_tokens:
             raise _shortage(nodes, model, at_least, kv_tokens)
         kv_tokens = max(kv_tokens // 2, demand.least_kv_tokens)
 
 
-def _best(nodes: Sequence[NodeProfile], links: Links, model: ModelCost, demand: Demand, at_least: int, kv_tokens: int) -> Placement | None:
-    by_count = {count: _Costs(model, demand, count) for count in range(at_least, min(len(nodes), model.layers) + 1)}
+def _best(nodes: Sequence[NodeProfile], links: Links, model: ModelCost, demand: Demand, counts: range, kv_tokens: int) -> Placement | None:
+    by_count = {count: Costs(model, demand, count) for count in counts}
     found: dict[Order, Placement | None] = {}
 
     def evaluate(order: Order) -> Placement | None:
         if order not in found:
             costs = by_count.get(len(order))
-            bounds = None if costs is None else _split(order, costs, kv_tokens)
-            found[order] = None if costs is None or bounds is None else _placed(order, bounds, costs, links, demand, kv_tokens)
+            bounds = None if costs is None else split(order, costs, kv_tokens)
+            found[order] = None if costs is None or bounds is None else placed(order, bounds, costs, links, demand, kv_tokens)
         return found[order]
 
     if len(nodes) <= _TRY_ALL:

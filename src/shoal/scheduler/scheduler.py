@@ -112,6 +112,15 @@ class Scheduler:
                 "context_length_exceeded",
             )
 
+    def request_of(self, sequence: int) -> RequestId | None:
+        found = self._sequences.get(SequenceId(sequence))
+        return None if found is None else found.request.id
+
+    @property
+    def computed(self) -> int:
+        """Tokens whose keys and values are there, of all sequences."""
+        return sum(sequence.computed for sequence in self._running)
+
     # What comes in
 
     def add(self, request: Request) -> None:

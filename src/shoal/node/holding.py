@@ -1,0 +1,63 @@
+"""A node's part of a model: fetched, loaded, kept from epoch to epoch."""
+
+from __future__ import annotations
+
+from shoal.config import KvType, NodeSettings, Precision
+from shoal.control import messages as control
+from shoal.errors import ClusterError
+from shoal.executor.journal import JournalLimits
+from shoal.executor.runtimes import factory
+from shoal.executor.shard import Shard
+from shoal.executor.stage import StageExecutor
+from shoal.models.sources import pull_layers
+from shoal.models.weights import open_weights
+from shoal.node.stage_service import wire_codec
+
+
+class PulledModel:
+    """The model that a head's order names, as far as this node has been told to hold it."""
+
+    def __init__(self, settings: NodeSettings, order: control.Load) -> None:
+        self._reference, self._layers = order.model, order.layers
+        journals = JournalLimits(settings.journal_memory, settings.journal_disk_bytes, wire_codec(order.codec))
+        make = factory(settings.runtime, Precision(order.precision), settings.compute_threads, settings.isa)
+        self._shard = Shard(make, order.kv_type == KvType.BF16, journals)
+
+    @property
+    def layers(self) -> list[range]:
+        return self._shard.layers
+
+    @property
+    def nbytes(self) -> int:
+        return self._shard.nbytes
+
+    @property
+    def runtime(self) -> str:
+        return self._shard.runtime
+
+    def shed(self, wanted: list[range]) -> None:
+        self._shard.shed(wanted)
+
+    def load(self, layers: range) -> None:
+        """Raises ShoalError, OSError."""
+        for part in self._shard.missing(layers):
+            path = pull_layers(self._reference, part, part.start == 0, part.stop == self._layers)
+            weights = open_weights(path)
+            if weights.spec.layers != self._layers or part.stop > self._layers:
+                raise ClusterError(f"{path} has {weights.spec.layers} layers, the head's model {self._layers}; fetch it anew")
+            self._shard.load(part, weights)
+
+    def enter(self, layers: range, keep: range, blocks: int) -> StageExecutor:
+        return self._shard.enter(layers, keep, blocks)
+
+    def rest(self) -> None:
+        self._shard.rest()
+
+    def close(self) -> None:
+        self._shard.close()
+
+    def report(self, heartbeat: control.Heartbeat) -> None:
+        counters = self._shard.counters
+        heartbeat.journal_bytes = self._shard.journal_bytes
+        heartbeat.journal_spilled, heartbeat.journal_given_up = counters.spilled, counters.given_up
+        heartbeat.journal_replayed = counters.replayed

@@ -1,0 +1,90 @@
+"""How two processes of a route meet: retried connects, greetings, refusals."""
+
+from __future__ import annotations
+
+import asyncio
+
+from shoal import __version__
+from shoal.errors import RemoteProtocolError, VersionMismatch
+from shoal.node.probe import answer
+from shoal.node.world import World
+from shoal.retry import Backoff, Breaker
+from shoal.transport.base import FrameStream
+from shoal.wire import messages
+from shoal.wire.frame import Frame, Kind
+
+CONNECT_TIMEOUT = 10.0
+_FIRST_DELAY, _MOST_DELAY = 0.05, 1.0
+
+
+class Links:
+    """Connects to peers. One that fails again and again is left alone for a while (a circuit breaker per peer)."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._breakers: dict[tuple[str, int], Breaker] = {}
+
+    async def open(self, host: str, port: int, epoch: int, hello: messages.Hello) -> FrameStream:
+        """Connects to the process that takes the next part of the route. Raises ConnectionError, TimeoutError, RemoteProtocolError."""
+        stream = await self._connect(host, port)
+        try:
+            await introduce(stream, epoch, hello)
+        except BaseException:
+            stream.abort()
+            raise
+        return stream
+
+    async def _connect(self, host: str, port: int) -> FrameStream:
+        world, breaker = self._world, self._breakers.setdefault((host, port), Breaker())
+        backoff, end = Backoff(_FIRST_DELAY, _MOST_DELAY), world.now() + CONNECT_TIMEOUT
+        while True:
+            if wait := breaker.wait(world.now()):
+                raise ConnectionError(f"{host}:{port} failed again and again; it is tried again in {wait:.1f} s")
+            try:
+                stream = await world.connect(host, port, max(end - world.now(), 0.01))
+            except (ConnectionError, TimeoutError):
+                breaker.failed(world.now())
+                delay = backoff.next(world.rng)
+                if world.now() + delay >= end:
+                    raise
+                await asyncio.sleep(delay)
+            else:
+                breaker.succeeded()
+                return stream
+
+
+async def introduce(stream: FrameStream, epoch: int, hello: messages.Hello) -> None:
+    """The connecting side's handshake. Raises RemoteProtocolError where the other side refuses, TimeoutError, EOFError, ConnectionError."""
+    await stream.send(Frame(Kind.HELLO, epoch, meta=messages.encode(hello)))
+    async with asyncio.timeout(CONNECT_TIMEOUT):
+        answer = await stream.receive()
+    if answer.kind is Kind.ERROR:
+        raise RemoteProtocolError(f"{stream.peer} refused the link: {messages.decode_error(answer.meta).message}")
+    if answer.kind is not Kind.HELLO:
+        raise RemoteProtocolError(f"{stream.peer} answered a greeting with {answer.kind.name}")
+
+
+async def greeted(stream: FrameStream) -> Frame:
+    """The first frame of whoever connected; measurements are answered until they end. Raises EOFError, OSError, ProtocolError."""
+    async with asyncio.timeout(CONNECT_TIMEOUT):
+        greeting = await stream.receive()
+    if greeting.kind is Kind.PING:
+        await answer(stream, greeting)
+    return greeting
+
+
+async def accept_link(stream: FrameStream, greeting: Frame, epoch: int, cluster: str, stage: int, node: str) -> None:
+    """The accepting side's handshake. Raises RemoteProtocolError, having told the other side, for a link that is not wanted here."""
+    try:
+        if greeting.kind is not Kind.HELLO:
+            raise RemoteProtocolError(f"the first frame was {greeting.kind.name}, not HELLO")
+        hello = messages.decode_hello(greeting.meta)
+        if hello.version != __version__:
+            raise VersionMismatch(hello.version, __version__)
+        if stage < 0 or (hello.cluster, greeting.epoch, hello.stage) != (cluster, epoch, stage):
+            raise RemoteProtocolError(f"this is stage {stage} of epoch {epoch}, not stage {hello.stage} of epoch {greeting.epoch}")
+    except RemoteProtocolError as error:
+        await stream.send(Frame(Kind.ERROR, epoch, meta=messages.encode(messages.Error(str(error), stage))))
+        raise
+    stream.trust()
+    await stream.send(Frame(Kind.HELLO, epoch, meta=messages.encode(messages.Hello(__version__, cluster, node, stage))))

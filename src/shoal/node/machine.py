@@ -1,0 +1,63 @@
+"""The machine that a process runs on: sockets, gRPC, threads, the clock."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from random import Random
+from time import monotonic
+from typing import TypeVar
+
+from shoal.control.client import ControlClient
+from shoal.control.server import Attendant, ControlServer
+from shoal.errors import ConfigError
+from shoal.transport.base import FrameStream, Handler
+from shoal.transport.tcp import TcpListener, connect, listen
+
+T = TypeVar("T")
+
+
+class Machine:
+    def __init__(self) -> None:
+        self.rng = Random()
+        self._steps = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self._loads = ThreadPoolExecutor(1, thread_name_prefix="load")
+
+    def now(self) -> float:
+        return monotonic()
+
+    async def listen(self, host: str, port: int, handler: Handler) -> TcpListener:
+        return await listen(host, port, handler)
+
+    async def connect(self, host: str, port: int, timeout: float) -> FrameStream:
+        return await connect(host, port, timeout)
+
+    def facing(self, host: str, port: int) -> str:
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+            with socket.socket(family, kind, protocol) as probe:
+                probe.connect(address)
+                return str(probe.getsockname()[0])
+        except OSError as error:
+            raise ConfigError(f"there is no way to {host}: {error.strerror or error}") from error
+
+    def control_link(self, address: str) -> ControlClient:
+        return ControlClient(address)
+
+    async def control_door(self, attendant: Attendant, host: str, port: int) -> ControlServer:
+        server = ControlServer(attendant)
+        await server.start(host, port)
+        return server
+
+    async def compute(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._steps, work)
+
+    async def load(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._loads, work)
+
+    def close(self) -> None:
+        """Lets what runs in the threads come to its end."""
+        self._steps.shutdown()
+        self._loads.shutdown()

@@ -1,0 +1,95 @@
+"""What the head and the agents touch outside themselves: one contract, kept by the machine they run on and by the simulation."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from random import Random
+from typing import Protocol, TypeVar
+
+from shoal.control import messages as control
+from shoal.control.server import Attendant
+from shoal.executor.base import Executor
+from shoal.transport.base import FrameStream, Handler
+
+T = TypeVar("T")
+
+
+class Listener(Protocol):
+    @property
+    def port(self) -> int: ...
+    async def close(self) -> None: ...
+
+
+class ControlLink(Protocol):
+    """A node's end of the conversation."""
+
+    def say(self, message: control.NodeMessage) -> None: ...
+    def attend(self, timeout: float) -> AsyncIterator[control.HeadMessage]:
+        """What the head says, until it hangs up. Raises ClusterError where it cannot be reached or breaks off."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class ControlDoor(Protocol):
+    """The head's end."""
+
+    @property
+    def port(self) -> int: ...
+    async def stop(self) -> None: ...
+
+
+class World(Protocol):
+    rng: Random
+
+    def now(self) -> float:
+        """Monotonic seconds."""
+        ...
+
+    async def listen(self, host: str, port: int, handler: Handler) -> Listener:
+        """Raises ConfigError."""
+        ...
+
+    async def connect(self, host: str, port: int, timeout: float) -> FrameStream:
+        """Raises ConnectionError, TimeoutError."""
+        ...
+
+    def facing(self, host: str, port: int) -> str:
+        """This machine's address on the way to a host. Raises ConfigError."""
+        ...
+
+    def control_link(self, address: str) -> ControlLink: ...
+    async def control_door(self, attendant: Attendant, host: str, port: int) -> ControlDoor:
+        """Raises ConfigError."""
+        ...
+
+    async def compute(self, work: Callable[[], T]) -> T:
+        """Runs work in the thread that runs steps, after what was given to it before."""
+        ...
+
+    async def load(self, work: Callable[[], T]) -> T:
+        """Runs work beside the steps."""
+        ...
+
+
+class Model(Protocol):
+    """What a node holds of a model: see executor.shard.Shard."""
+
+    @property
+    def layers(self) -> list[range]: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def runtime(self) -> str: ...
+    def shed(self, wanted: list[range]) -> None: ...
+    def load(self, layers: range) -> None: ...
+    def enter(self, layers: range, keep: range, blocks: int) -> Executor: ...
+    def rest(self) -> None: ...
+    def close(self) -> None: ...
+    def report(self, heartbeat: control.Heartbeat) -> None:
+        """Fills in what a heartbeat tells of the journals."""
+        ...
+
+
+class ModelMaker(Protocol):
+    def __call__(self, order: control.Load, /) -> Model: ...

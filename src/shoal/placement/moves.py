@@ -1,0 +1,227 @@
+"""From one placement to the next: when nodes are lost, join, leave or turn out slow, move as little as pays.
+
+A loss is mended by the cheapest sound way: a spare node takes the lost layers, the neighbours take them, or all is placed anew over
+whoever is left. Each is a candidate with two costs in seconds: the pause now (loading weights, and filling keys and values where
+they are gone), and what it will be slower over the next minute than the fastest of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from shoal.errors import CapacityError
+from shoal.placement.partition import Costs, Order, Placement, place, placed, split
+from shoal.placement.profile import Demand, Links, ModelCost, NodeProfile
+
+_HORIZON = 60.0  # seconds over which a pause must have paid for itself
+_LOADING = 500e6  # bytes per second that a node makes weights ready at
+_GAIN = 1.15  # a move that was not forced must be so many times as fast as what runs
+_AS_HELD = 0.8  # of the best speed: layers then stay where they lie already
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What a node has of the model already."""
+
+    loaded: tuple[range, ...] = ()
+    """Weights."""
+    filled: range = range(0)
+    """Layers whose keys and values are good."""
+
+
+def spans(stages: Iterable[tuple[range, range]], layers: int) -> list[tuple[int, int]]:
+    """Layers [first, end) whose keys and values are gone, given each stage's layers and those that it keeps; runs are joined."""
+    good = [layer for mine, keep in stages for layer in mine if layer in keep]
+    out: list[tuple[int, int]] = []
+    for layer in sorted(set(range(layers)) - set(good)):
+        if out and out[-1][1] == layer:
+            out[-1] = (out[-1][0], layer + 1)
+        else:
+            out.append((layer, layer + 1))
+    return out
+
+
+def overlap(a: range, b: range) -> range:
+    low, high = max(a.start, b.start), min(a.stop, b.stop)
+    return range(low, high) if low < high else range(0)
+
+
+@dataclass
+class Moves:
+    """What placements are made for. `spread`: every node gets a layer. `spares`: nodes that are kept out, to take over."""
+
+    model: ModelCost
+    demand: Demand
+    spread: bool = False
+    spares: int = 0
+    links: Links = field(default_factory=Links)
+
+    def _bounds(self, nodes: int) -> tuple[int, int]:
+        """Least and most stages."""
+        most = max(1, nodes - self.spares)
+        return (most if self.spread else 1), most
+
+    def first(self, nodes: Sequence[NodeProfile], holdings: Mapping[str, Holding]) -> Placement:
+        """For a model that is not served. Raises CapacityError."""
+        least, most = self._bounds(len(nodes))
+        best = place(nodes, self.links, self.model, self.demand, least, most)
+        held = self._as_held(nodes, holdings, best.kv_tokens)
+        return held if held is not None and held.tokens_per_second >= _AS_HELD * best.tokens_per_second else best
+
+    def _as_held(self, nodes: Sequence[NodeProfile], holdings: Mapping[str, Holding], kv_tokens: int) -> Placement | None:
+        """The layers where they lie already, if each lies somewhere."""
+        at, order, bounds = 0, list[NodeProfile](), [0]
+        while at < self.model.layers:
+            starting = [
+                (layers.stop, node)
+                for node in nodes
+                if node not in order
+                for layers in holdings.get(node.name, Holding()).loaded
+                if layers.start == at
+            ]
+            if not starting:
+                return None
+            at, node = max(starting, key=lambda found: (found[0], found[1].name))
+            order.append(node)
+            bounds.append(at)
+        return self._sound(tuple(order), bounds, kv_tokens)
+
+    def recover(self, old: Placement, nodes: Sequence[NodeProfile], holdings: Mapping[str, Holding], tokens: int) -> Placement:
+        """A placement over `nodes` where some of the old one's may be gone. tokens: computed, of all sequences. Raises CapacityError."""
+        here = {node.name: node for node in nodes}
+        found = [*self._mended(old, here), *self._anew(nodes, old.kv_tokens)]
+        if not found:
+            least, most = self._bounds(len(nodes))
+            try:
+                return place(nodes, self.links, self.model, self.demand, least, most)
+            except CapacityError:
+                if not self.spares:
+                    raise
+                return place(nodes, self.links, self.model, self.demand)  # a spare is for nothing if not for this
+        return min(found, key=lambda p: self._cost(p, found, holdings, tokens))
+
+    def improve(self, now: Placement, nodes: Sequence[NodeProfile], holdings: Mapping[str, Holding], tokens: int) -> Placement | None:
+        """A placement that is worth moving to from one that runs, if there is one. Weights of both must fit beside each other."""
+        here = {node.name: node for node in nodes}
+        running = self._sound(tuple(here[s.node] for s in now.stages), now_bounds(now), now.kv_tokens)  # as the nodes are known now
+        if running is None:
+            return None
+        least, most = self._bounds(len(nodes))
+        found = [
+            p
+            for p in (*self._inserted(now, here), *self._anew(nodes, now.kv_tokens))
+            if least <= len(p.stages) <= most and self._fits_beside(p, here, holdings)
+        ]
+        forced = len(now.stages) < least
+        worth = [p for p in found if forced or p.tokens_per_second > _GAIN * running.tokens_per_second]
+        if not worth:
+            return None
+        best = min(worth, key=lambda p: self._cost(p, worth, holdings, tokens, loaded=True))
+        together = [best, running]
+        if not forced and self._cost(best, together, holdings, tokens, loaded=True) >= self._cost(running, together, holdings, tokens):
+            return None
+        return best
+
+    # Candidates
+
+    def _sound(self, order: Order, bounds: Sequence[int], kv_tokens: int) -> Placement | None:
+        """The placement, if every part fits its node."""
+        costs = Costs(self.model, self.demand, len(order))
+        parts = zip(order, bounds[:-1], bounds[1:], strict=True)
+        if any(a >= b or costs.memory(a, b, kv_tokens) > node.memory for node, a, b in parts):
+            return None
+        return placed(order, list(bounds), costs, self.links, self.demand, kv_tokens)
+
+    def _anew(self, nodes: Sequence[NodeProfile], kv_tokens: int) -> list[Placement]:
+        least, most = self._bounds(len(nodes))
+        demand = Demand(self.demand.lanes, kv_tokens, kv_tokens, self.demand.context)
+        try:
+            return [place(nodes, self.links, self.model, demand, least, most)]
+        except CapacityError:
+            return []
+
+    def _mended(self, old: Placement, here: Mapping[str, NodeProfile]) -> Iterator[Placement]:
+        """The old placement with each run of lost stages taken by one spare or by its neighbours."""
+        stages = [(s.node, s.first, s.end) for s in old.stages]
+        yield from self._mend(stages, here, old.kv_tokens)
+
+    def _mend(self, stages: list[tuple[str, int, int]], here: Mapping[str, NodeProfile], kv_tokens: int) -> Iterator[Placement]:
+        at = next((i for i, (node, _, _) in enumerate(stages) if node not in here), None)
+        if at is None:
+            order = tuple(here[node] for node, _, _ in stages)
+            if (p := self._sound(order, [0, *(end for _, _, end in stages)], kv_tokens)) is not None:
+                yield p
+            return
+        end = next((i for i in range(at, len(stages)) if stages[i][0] in here), len(stages))
+        first, last = stages[at][1], stages[end - 1][2]
+        before, after = stages[:at], stages[end:]
+        used = {node for node, _, _ in stages}
+        for spare in here:
+            if spare not in used:
+                yield from self._mend([*before, (spare, first, last), *after], here, kv_tokens)
+        if not before and not after:
+            return
+        for cut in _cuts(first, last, bool(before), bool(after)):
+            left = [*before[:-1], (before[-1][0], before[-1][1], cut)] if before else []
+            right = [(after[0][0], cut, after[0][2]), *after[1:]] if after else []
+            yield from self._mend([*left, *right], here, kv_tokens)
+
+    def _inserted(self, now: Placement, here: Mapping[str, NodeProfile]) -> Iterator[Placement]:
+        """The same nodes with other shares, one more of them, or one exchanged, in the same order; shares as they are best."""
+        order = tuple(here[s.node] for s in now.stages)
+        spare = [node for name, node in here.items() if name not in {s.node for s in now.stages}]
+        orders: list[Order] = [order]
+        for node in spare:
+            orders += [(*order[:i], node, *order[i:]) for i in range(len(order) + 1)]
+            orders += [(*order[:i], node, *order[i + 1 :]) for i in range(len(order))]
+        for candidate in orders:
+            costs = Costs(self.model, self.demand, len(candidate))
+            if len(candidate) <= self.model.layers and (bounds := split(candidate, costs, now.kv_tokens)) is not None:
+                yield placed(candidate, bounds, costs, self.links, self.demand, now.kv_tokens)
+
+    def _fits_beside(self, p: Placement, here: Mapping[str, NodeProfile], holdings: Mapping[str, Holding]) -> bool:
+        """Whether each node can hold its new layers beside those it runs."""
+        costs = Costs(self.model, self.demand, len(p.stages))
+        for stage in p.stages:
+            held = holdings.get(stage.node, Holding()).filled
+            mine = range(stage.first, stage.end)
+            extra = costs.weights(stage.first, stage.end) - sum(self.model.layer_bytes[i] for i in overlap(held, mine))
+            running = costs.memory(held.start, held.stop, p.kv_tokens) if len(held) else 0
+            if max(running + extra, costs.memory(stage.first, stage.end, p.kv_tokens)) > here[stage.node].memory:
+                return False
+        return True
+
+    # What they cost
+
+    def _cost(
+        self, p: Placement, others: Sequence[Placement], holdings: Mapping[str, Holding], tokens: int, loaded: bool = False
+    ) -> tuple[float, int]:
+        """Seconds, then stages. loaded: weights are made ready while the old route serves on."""
+        fastest = max(o.tokens_per_second for o in others)
+        slower = _HORIZON * (fastest / p.tokens_per_second - 1)
+        return self._pause(p, holdings, tokens, loaded) + slower, len(p.stages)
+
+    def _pause(self, p: Placement, holdings: Mapping[str, Holding], tokens: int, loaded: bool) -> float:
+        load = fill = 0.0
+        for stage in p.stages:
+            mine, held = range(stage.first, stage.end), holdings.get(stage.node, Holding())
+            have = {layer for layers in held.loaded for layer in overlap(layers, mine)}
+            load = max(load, sum(self.model.layer_bytes[layer] for layer in mine if layer not in have) / _LOADING)
+            lost = len(mine) - len(overlap(mine, held.filled))
+            fill = max(fill, tokens * stage.prefill_seconds * lost / len(mine))
+        return fill + (0.0 if loaded else load)
+
+
+def now_bounds(placement: Placement) -> list[int]:
+    return [0, *(stage.end for stage in placement.stages)]
+
+
+def _cuts(first: int, last: int, left: bool, right: bool) -> Iterator[int]:
+    """Where lost layers can be cut between the neighbours, few enough to try all."""
+    if not left or not right:
+        yield first if not left else last
+        return
+    count = last - first
+    step = max(1, count // 8)
+    yield from {first, last, *range(first, last, step)}
