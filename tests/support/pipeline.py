@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 from shoal.config import Precision, RuntimeName
 from shoal.errors import StageLost
 from shoal.executor.runtimes import factory
-from shoal.executor.stage import StageExecutor
 from shoal.models.weights import Weights
 from shoal.native import BLOCK_TOKENS
 from shoal.node.stage_service import StageService
-from shoal.pipeline.driver import Driver
+from shoal.pipeline.driver import Driver, Route
 from shoal.request import Request, RequestId, SamplingParams
 from shoal.scheduler.scheduler import Limits, Scheduler
 from shoal.transport.memory import pair
-from shoal.wire.frame import WireCodec
+from shoal.wire.frame import Frame, WireCodec
+from tests.support.stages import stage
 
 
 def splits(layers: int, stages: int) -> list[range]:
@@ -35,24 +35,28 @@ async def pipeline(
     pool = ThreadPoolExecutor(1)
     links = [pair() for _ in range(stages + 1)]
     services: list[StageService] = []
+
+    async def compute(work: Callable[[], Frame]) -> Frame:
+        return await asyncio.get_running_loop().run_in_executor(pool, work)
+
     for i, layers in enumerate(splits(weights.spec.layers, stages)):
         make = factory(RuntimeName.NATIVE, precision, 1)
-        executor = StageExecutor(weights, layers, blocks=blocks, bf16=False, make_layers=make)
-        service = StageService(executor, epoch=1, stage=i, stages=stages, hidden=weights.spec.hidden, wire_codec=WireCodec.RAW, pool=pool)
+        executor = stage(weights, layers, blocks=blocks, bf16=False, make_layers=make)
+        service = StageService(executor, epoch=1, stage=i, stages=stages, wire_codec=WireCodec.RAW, compute=compute)
         service.link(links[i + 1][0])
         services.append(service)
-    driver = Driver(Scheduler(limits), links[0][0], links[stages][1], 1, lambda timing: None)
+    driver = Driver(Scheduler(limits), lambda timing: None)
     loop = asyncio.get_running_loop()
     running = [loop.create_task(service.serve(links[i][1])) for i, service in enumerate(services)]
-    driving = loop.create_task(driver.run())
+    driving = loop.create_task(driver.drive(Route(1, links[0][0], links[stages][1]), [], lambda tokens: None))
     try:
         yield driver
         driver.scheduler.check()
     finally:
-        driver.fail(StageLost("the test is over"))
+        driver.close(StageLost("the test is over"))
         await asyncio.gather(driving, *running, return_exceptions=True)
         for service in services:
-            await service.close()
+            service.close()
         pool.shutdown()
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from shoal.config import Precision, RuntimeName
-from shoal.executor.base import Layers
+from shoal.executor.base import Layers, LayersFactory
 from shoal.executor.runtimes import factory
+from shoal.executor.shard import Shard
 from shoal.executor.stage import StageExecutor
 from shoal.models.weights import Weights
 from shoal.native import BLOCK_TOKENS
@@ -18,12 +19,19 @@ from shoal.request import SamplingParams
 from shoal.scheduler.plan import Chunk, Opened, StepPlan
 
 
+def stage(weights: Weights, layers: range, *, blocks: int, bf16: bool, make_layers: LayersFactory) -> StageExecutor:
+    """A stage with nothing in its cache."""
+    shard = Shard(make_layers, bf16)
+    shard.load(layers, weights)
+    return shard.enter(layers, range(0), blocks)
+
+
 class _Recording:
     """Keeps the logits of all rows of each step, picked or not."""
 
     def __init__(self, layers: Layers, seen: list[np.ndarray]) -> None:
         self._layers, self._seen = layers, seen
-        self.runtime, self.nbytes, self.forward = layers.runtime, layers.nbytes, layers.forward
+        self.runtime, self.nbytes, self.forward, self.trim = layers.runtime, layers.nbytes, layers.forward, layers.trim
 
     def logits(self, hidden: np.ndarray, picked: np.ndarray) -> np.ndarray:
         out = self._layers.logits(hidden, np.arange(len(hidden), dtype=np.int32))
@@ -52,7 +60,7 @@ class Stages:
         def make(weights: Weights, layers: range, last: bool) -> Any:
             return _Recording(factory(runtime, precision, threads)(weights, layers, last), self._recorded)
 
-        self._stages = [StageExecutor(weights, range(a, b), blocks=blocks, bf16=bf16, make_layers=make) for a, b in pairwise(bounds)]
+        self._stages = [stage(weights, range(a, b), blocks=blocks, bf16=bf16, make_layers=make) for a, b in pairwise(bounds)]
 
     def afresh(self) -> Stages:
         """Begins another sequence, in the memory of the one before."""

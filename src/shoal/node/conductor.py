@@ -18,7 +18,7 @@ from shoal.control import messages as control
 from shoal.control.server import Conversation
 from shoal.errors import ClusterError, NotReady, ProtocolError, StageLost
 from shoal.membership import events, instructions
-from shoal.membership.state import FILLING, SERVING, WAITING, Admission, Cluster
+from shoal.membership.state import SERVING, WAITING, Admission, Cluster
 from shoal.native import BLOCK_TOKENS
 from shoal.node.interruption import Interruption
 from shoal.node.links import Links, accept_link, greeted
@@ -475,7 +475,7 @@ class Conductor:
 
     def _step(self, timing: StepTiming) -> None:
         self._observer.step(timing)
-        if self._broke is not None and timing.sampled and self.cluster.state in (SERVING, FILLING):
+        if self._broke is not None and self._broke.filled and timing.sampled:
             self._broke.resumed = self._world.now()
             self.interruptions.append(self._broke)
             self._observer.interruption(self._broke)
