@@ -36,7 +36,7 @@ async def pipeline(
     links = [pair() for _ in range(stages + 1)]
     services: list[StageService] = []
 
-    async def compute(work: Callable[[], Frame]) -> Frame:
+    async def compute(work: Callable[[], Frame], size: int) -> Frame:
         return await asyncio.get_running_loop().run_in_executor(pool, work)
 
     for i, layers in enumerate(splits(weights.spec.layers, stages)):

@@ -74,7 +74,7 @@ class Agent:
         self._current: _Epoch | None = None
         self._loading = asyncio.Lock()
         self._entering = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}  # in the order in which they began
         self._beating: asyncio.Task[None] | None = None
         self._welcome = control.Welcome()
         self._leaving = asyncio.Event()
@@ -184,8 +184,8 @@ class Agent:
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
         return task
 
     # What the head says
@@ -299,7 +299,7 @@ class Agent:
                     stage=order.stage,
                     stages=order.stages,
                     wire_codec=wire_codec(order.codec),
-                    compute=self._world.compute,
+                    compute=self._world.step,
                 )
                 self._current, epoch.service = epoch, service
                 epoch.entered.set()

@@ -93,7 +93,7 @@ class Conductor:
         self._reached: dict[str, Link] = {}
         self._probing: dict[Conversation, events.Joined] = {}
         self._next_node = 1
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}
         self._opening: _Opening | None = None
         self._stopping = False
         self._stranded: float | None = None  # since when requests wait without a route in sight
@@ -114,7 +114,7 @@ class Conductor:
             conversation.say(control.HeadMessage(shutdown=control.Shutdown(reason=reason)))
         self._stopping = True
         self.refuse("the server is shutting down")
-        for task in self._tasks:
+        for task in [*self._tasks]:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._results.close()
@@ -131,11 +131,11 @@ class Conductor:
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
+        self._tasks[task] = None
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a task of the head failed unexpectedly", exc_info=error)
 
@@ -144,6 +144,8 @@ class Conductor:
             await asyncio.sleep(_TICK)
             self._handle(events.Tick())
             self._strand()
+            if self.driver is not None and self.driver.stalled() > self.settings.step_timeout:
+                self.driver.cut(f"no result came for {self.settings.step_timeout:g} s")
 
     def _strand(self) -> None:
         """Requests wait for nodes to come, but not for ever."""

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import TypeVar
 
 from shoal.control.client import ControlClient
@@ -17,11 +17,13 @@ from shoal.transport.base import FrameStream, Handler
 from shoal.transport.tcp import TcpListener, connect, listen
 
 T = TypeVar("T")
+_QUICK = 0.02  # seconds for which heartbeats and the like can wait
 
 
 class Machine:
     def __init__(self) -> None:
         self.rng = Random()
+        self._quick = 0  # bytes of a step that took no longer than changing threads is worth
         self._steps = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self._loads = ThreadPoolExecutor(1, thread_name_prefix="load")
 
@@ -53,6 +55,12 @@ class Machine:
 
     async def compute(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._steps, work)
+
+    async def step(self, work: Callable[[], T], size: int) -> T:
+        began = perf_counter()
+        out = work() if size <= self._quick else await self.compute(work)
+        self._quick = max(self._quick, size) if perf_counter() - began < _QUICK else 0
+        return out
 
     async def load(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._loads, work)

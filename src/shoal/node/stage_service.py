@@ -12,10 +12,8 @@ from shoal.transport.base import FrameStream
 from shoal.wire import codec, messages
 from shoal.wire.frame import Dtype, Frame, Kind, WireCodec
 
-_QUICK = 0.02  # seconds for which heartbeats and the like can wait
-
-Compute = Callable[[Callable[[], Frame]], Awaitable[Frame]]
-"""Runs a step in the computing thread."""
+Compute = Callable[[Callable[[], Frame], int], Awaitable[Frame]]
+"""Runs a step of so many bytes: see World.step."""
 
 
 class StageService:
@@ -31,7 +29,6 @@ class StageService:
         self._compute = compute
         self._upstream: FrameStream | None = None
         self._next: FrameStream | None = None
-        self._quick = 0  # bytes of a step that was done in little time
         self._latest: int | None = None
         self._closed = False
 
@@ -88,13 +85,9 @@ class StageService:
             await self._next.send(out)
 
     async def _step(self, frame: Frame, arrived: float) -> Frame:
-        """Runs a step in the computing thread; right here where one of its size took no longer than changing threads is worth."""
-        began = perf_counter()
         if self._closed:
             raise ConnectionError(f"epoch {self.epoch} is over")
-        out = self._run(frame, arrived) if frame.size <= self._quick else await self._compute(lambda: self._run(frame, arrived))
-        self._quick = max(self._quick, frame.size) if perf_counter() - began < _QUICK else 0
-        return out
+        return await self._compute(lambda: self._run(frame, arrived), frame.size)
 
     def _run(self, frame: Frame, arrived: float) -> Frame:
         began = perf_counter()

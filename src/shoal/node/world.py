@@ -67,6 +67,10 @@ class World(Protocol):
         """Runs work in the thread that runs steps, after what was given to it before."""
         ...
 
+    async def step(self, work: Callable[[], T], size: int) -> T:
+        """Runs a step that came in so many bytes: like `compute`, or right here where that is done sooner."""
+        ...
+
     async def load(self, work: Callable[[], T]) -> T:
         """Runs work beside the steps."""
         ...

@@ -98,6 +98,7 @@ class _Route:
         self.settled = asyncio.Event()
         self.why = ""
         self.open = self.pausing = False
+        self.heard = 0.0
         self._landed = -1
         self._route = route
 
@@ -115,6 +116,8 @@ class _Route:
         meta = messages.encode(messages.Step(messages.raw(plan), []))
         encoded = perf_counter()
         step = _InFlight(plan, schedule, encoded - began, 0.0, encoded)
+        if not self.flight:
+            self.heard = asyncio.get_running_loop().time()
         self.flight[plan.step] = step
         await self._route.first.send(Frame(Kind.STEP, self._route.epoch, plan.step, meta))
         step.send = perf_counter() - encoded
@@ -140,6 +143,7 @@ class _Route:
         if not self.flight or step != min(self.flight):
             raise RemoteProtocolError(f"a result of step {step}, which is not the next one in flight")
         self._landed = step
+        self.heard = asyncio.get_running_loop().time()
         return self.flight.pop(step)
 
 
@@ -166,11 +170,12 @@ class Driver:
         loop = asyncio.get_running_loop()
         mine = self._route = _Route(route)
         work = (self._run(mine, spans, filled), mine.watch_first(), mine.cut.wait(), mine.settled.wait())
-        ends: set[asyncio.Task[Any]] = {loop.create_task(part) for part in work}
+        ends: list[asyncio.Task[Any]] = [loop.create_task(part) for part in work]
         try:
-            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            for end in done:
-                end.result()
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for end in ends:
+                if end.done():
+                    end.result()
             if mine.cut.is_set():
                 raise StageLost(f"the route was given up: {mine.why}")
         except StepFailed as error:
@@ -183,7 +188,7 @@ class Driver:
             for end in ends:
                 end.cancel()
             if self._nudge is not None:
-                ends.add(self._nudge)
+                ends.append(self._nudge)
                 self._nudge.cancel()
                 self._nudge = None
             await asyncio.gather(*ends, return_exceptions=True)
@@ -201,6 +206,11 @@ class Driver:
             if self._strikes[request] >= _STRIKES:
                 self._streams[request].put(StageLost(f"the model could not run this request: {error}"))
                 self.scheduler.cancel(request)
+
+    def stalled(self) -> float:
+        """Seconds for which steps have been in flight and nothing came back."""
+        route = self._route
+        return asyncio.get_running_loop().time() - route.heard if route is not None and route.flight else 0.0
 
     def cut(self, reason: str) -> None:
         """Gives the route up at once: nothing of it is taken any more."""
