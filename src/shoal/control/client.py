@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, TypeVar
 
 import grpc
@@ -39,7 +39,7 @@ class ControlClient:
         while (message := await self._outbox.get()) is not None:
             yield message
 
-    async def attend(self, timeout: float) -> AsyncIterator[HeadMessage]:
+    async def attend(self, timeout: float) -> AsyncGenerator[HeadMessage]:
         """What the head says, until it hangs up. Raises ClusterError where it cannot be reached or breaks off."""
         try:
             async with asyncio.timeout(timeout):

@@ -241,7 +241,7 @@ class Conductor:
                 self._handle(joined)
             case "failed":
                 del self._probing[conversation]
-                self._carry_out(instructions.Refuse(joined.node, message.failed.reason))
+                self._carry_out(instructions.Refuse(joined.node, message.failed.reason, again=True))
             case "leave":
                 self.hung_up(conversation)
             case _:

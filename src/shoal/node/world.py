@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from random import Random
 from typing import Protocol, TypeVar
 
@@ -24,7 +24,7 @@ class ControlLink(Protocol):
     """A node's end of the conversation."""
 
     def say(self, message: control.NodeMessage) -> None: ...
-    def attend(self, timeout: float) -> AsyncIterator[control.HeadMessage]:
+    def attend(self, timeout: float) -> AsyncGenerator[control.HeadMessage]:
         """What the head says, until it hangs up. Raises ClusterError where it cannot be reached or breaks off."""
         ...
 
