@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import platform
-import secrets
 import socket
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
@@ -163,7 +162,7 @@ class Agent:
         join = control.Join(
             version=__version__,
             name=settings.name or socket.gethostname(),
-            incarnation=secrets.randbits(63),
+            incarnation=self._world.rng.getrandbits(63),
             tensor_host=host,
             tensor_port=port,
             memory=self._memory,

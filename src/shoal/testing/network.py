@@ -29,11 +29,18 @@ _NOTICED = 15.0  # seconds after which gRPC notices that a peer answers no more
 class Host:
     name: str
     alive: bool = True
-    frozen: bool = False
+    awake: asyncio.Event = field(default_factory=asyncio.Event)
     slower: float = 1.0
     ports: dict[int, Callable[[Pipe], None]] = field(default_factory=dict[int, Callable[["Pipe"], None]])
     pipes: dict[Pipe, None] = field(default_factory=dict["Pipe", None])
     tasks: dict[asyncio.Task[Any], None] = field(default_factory=dict[asyncio.Task[Any], None])
+
+    def __post_init__(self) -> None:
+        self.awake.set()
+
+    @property
+    def frozen(self) -> bool:
+        return not self.awake.is_set()
 
 
 class End:
@@ -307,10 +314,10 @@ class Network:
             pipe.release()
 
     def freeze(self, host: Host) -> None:
-        host.frozen = True
+        host.awake.clear()
 
     def thaw(self, host: Host) -> None:
-        host.frozen = False
+        host.awake.set()
         for pipe in [*host.pipes]:
             pipe.release()
 
@@ -371,8 +378,7 @@ class SimWorld:
     async def _take(self, lock: asyncio.Lock, seconds: float, work: Callable[[], T]) -> T:
         async with lock:
             await asyncio.sleep(seconds * self.host.slower * self.rng.uniform(0.5, 1.5))
-            while self.host.frozen:
-                await asyncio.sleep(0.05)
+            await self.host.awake.wait()
             return work()
 
     async def compute(self, work: Callable[[], T]) -> T:

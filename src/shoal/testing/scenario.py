@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from random import Random
 from typing import Any
 
@@ -100,7 +100,7 @@ class Scenario:
             self._loop.close()
             structlog.reset_defaults()
 
-    def _log(self, logger: Any, method: str, event: dict[str, Any]) -> dict[str, Any]:
+    def _log(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> Any:
         words = str(event.pop("event", ""))
         error = event.pop("exc_info", None)
         self.say(" ".join([f"[{method}]", words, *(f"{k}={v}" for k, v in event.items()), *([repr(error)] if error else [])]))
@@ -125,6 +125,7 @@ class Scenario:
         head = SimWorld(self.network, self.network.host("head"))
         self.conductor = conductor = Conductor(settings, Served("toy", "toy", toy.cost(self.layers), 160), head, self.counts)
         await conductor.start()
+        self._ambush(conductor)
         for _ in range(rng.randint(2, 5)):
             self._add_node(settings)
         loop = asyncio.get_running_loop()
@@ -229,7 +230,8 @@ class Scenario:
         self._start(node)
 
     def _start(self, node: _Node) -> None:
-        node.host.alive, node.host.frozen = True, False
+        node.host.alive = True
+        node.host.awake.set()
         node.world = world = SimWorld(self.network, node.host)
 
         def make(order: control.Load) -> toy.ToyModel:
@@ -291,6 +293,31 @@ class Scenario:
                 await self._kill(node)
                 self._start(node)
         self._add_node(settings, 1.3)  # with which there is memory enough in any case
+
+    def _ambush(self, conductor: Conductor) -> None:
+        """Now and then a node of a route that is being made ready, or of one that has just begun to serve, is lost at that moment."""
+        handle, seen = conductor.cluster.handle, list[str]()
+
+        def watched(event: Any, now: float) -> Any:
+            out = handle(event, now)
+            phase = f"{conductor.cluster.epoch} {conductor.cluster.moving or conductor.cluster.state}"
+            if seen[-1:] != [phase]:
+                seen.append(phase)
+                if self._loop.time() < _TROUBLE and self.rng.random() < 0.06 and (nodes := conductor.cluster.route):
+                    self._loop.call_later(self.rng.uniform(0, 0.05), self._strike, conductor, self.rng.choice(nodes), phase)
+            return out
+
+        conductor.cluster.handle = watched
+
+    def _strike(self, conductor: Conductor, number: int, phase: str) -> None:
+        member = conductor.cluster.members.get(number)
+        node = next((n for n in self._nodes if member is not None and n.host.name == member.joined.host), None)
+        if node is not None and node.running is not None and node.world is not None:
+            self.say(f"{node.host.name} is lost while the cluster is at {phase}")
+            happening = self.rng.choice((self._crash, self._freeze, self._unplug))
+            result = happening(node)
+            if result is not None:
+                conductor._spawn(result)  # pyright: ignore[reportPrivateUsage]
 
     async def _crash(self, node: _Node) -> None:
         await self._kill(node)

@@ -75,8 +75,8 @@ class ToyLayers:
             cells = pool.view(np.uint32).reshape(-1, 2)[:, 0]
             for s, position in enumerate(batch.positions.tolist()):
                 rows = range(int(batch.starts[s]), int(batch.starts[s + 1]))
-                at = np.arange(position + len(rows))
-                slots = batch.tables[s, at // BLOCK_TOKENS] * BLOCK_TOKENS + at % BLOCK_TOKENS
+                at = np.arange(position + len(rows), dtype=np.int32)
+                slots: Ints = batch.tables[s, at // BLOCK_TOKENS] * BLOCK_TOKENS + at % BLOCK_TOKENS
                 total = int(cells[slots[:position]].sum(dtype=np.int64))
                 for i, row in enumerate(rows):
                     cell = self._mix(layer, int(out[row]), total)
