@@ -31,7 +31,7 @@ class Host:
     alive: bool = True
     awake: asyncio.Event = field(default_factory=asyncio.Event)
     slower: float = 1.0
-    ports: dict[int, Callable[[Pipe], None]] = field(default_factory=dict[int, Callable[["Pipe"], None]])
+    ports: dict[int, Callable[[Pipe], Any]] = field(default_factory=dict[int, Callable[["Pipe"], Any]])
     pipes: dict[Pipe, None] = field(default_factory=dict["Pipe", None])
     tasks: dict[asyncio.Task[Any], None] = field(default_factory=dict[asyncio.Task[Any], None])
 
