@@ -69,7 +69,9 @@ def test_a_certificate_says_what_and_who(role: Role):
 def test_no_certificate_outlives_the_authority():
     authority = Authority.create(NOW)
     late = authority.certificate.not_valid_after_utc - 10 * DAY
-    assert authority.issue(new_key().public_key(), Role.NODE, "n", now=late).not_valid_after_utc == authority.certificate.not_valid_after_utc
+    assert (
+        authority.issue(new_key().public_key(), Role.NODE, "n", now=late).not_valid_after_utc == authority.certificate.not_valid_after_utc
+    )
     assert authority.certificate.not_valid_after_utc - NOW > 3650 * DAY
 
 
@@ -131,7 +133,16 @@ def _a_leaf(data: bytes) -> bytes:
 
 @pytest.mark.parametrize(
     "spoil",
-    [_cut, _without_key, _without_certificate, _anothers_certificate, _a_leaf, lambda _: b"", lambda _: b"\xff" * 99, lambda _: b"x" * 99999],
+    [
+        _cut,
+        _without_key,
+        _without_certificate,
+        _anothers_certificate,
+        _a_leaf,
+        lambda _: b"",
+        lambda _: b"\xff" * 99,
+        lambda _: b"x" * 99999,
+    ],
     ids=["cut", "no key", "no certificate", "another's", "a leaf", "empty", "garbage", "huge"],
 )
 def test_a_spoilt_file_is_named_and_never_replaced(folder: Path, spoil: Callable[[bytes], bytes]):

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -100,8 +100,7 @@ class Echo(asyncio.BufferedProtocol):
         self._buffer = bytearray(1024)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are no subclasses
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return memoryview(self._buffer)
@@ -131,7 +130,9 @@ async def attempt(port: int, context: ssl.SSLContext | None, name: str | None = 
         writer.transport.abort()
 
 
-def client(trusted: Credentials, shown: Credentials | None, folder: Path, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> ssl.SSLContext:
+def client(
+    trusted: Credentials, shown: Credentials | None, folder: Path, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
+) -> ssl.SSLContext:
     """What a program that does not use shoal's contexts may try."""
     return permissive(ssl.PROTOCOL_TLS_CLIENT, trusted, shown, folder, version)
 
@@ -174,9 +175,7 @@ def test_members_reach_each_other_over_tls_1_3(run, shown: Credentials):
     async def scenario() -> None:
         async with tensor_server(NODE.server_context()) as port:
             assert await attempt(port, shown.client_context()) == "hello"
-            _, writer = await asyncio.open_connection(
-                "127.0.0.1", port, ssl=shown.client_context(), server_hostname=server_name(Role.NODE)
-            )
+            _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=shown.client_context(), server_hostname=server_name(Role.NODE))
             assert writer.get_extra_info("ssl_object").version() == "TLSv1.3"
             writer.transport.abort()
 
@@ -215,7 +214,13 @@ def test_the_old_clients_of_these_tests_do_work_elsewhere(run, tmp_path: Path, v
 
 @pytest.mark.parametrize(
     ("server", "name"),
-    [(NODE, server_name(Role.HEAD)), (HEAD, server_name(Role.NODE)), (NODE, None), (FORGED, server_name(Role.NODE)), (EXPIRED, server_name(Role.NODE))],
+    [
+        (NODE, server_name(Role.HEAD)),
+        (HEAD, server_name(Role.NODE)),
+        (NODE, None),
+        (FORGED, server_name(Role.NODE)),
+        (EXPIRED, server_name(Role.NODE)),
+    ],
     ids=["a node as the head", "the head as a node", "no name", "another cluster's", "expired"],
 )
 def test_a_client_trusts_no_server_but_the_one_it_wants(run, server: Credentials, name: str | None):
