@@ -13,14 +13,17 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shoal.errors import ConfigError
 from shoal.security.authority import FILE, Authority
-from shoal.security.certificates import Role, common_name, key_pem, new_key, server_name, signing_request
+from shoal.security.certificates import Role, check_name, common_name, key_pem, new_key, server_name, signing_request
 from shoal.security.private_file import write_private
 
 NOW = dt.datetime(2026, 5, 1, 12, tzinfo=dt.UTC)
 DAY = dt.timedelta(days=1)
+AUTHORITY = Authority.create(NOW)
 
 
 def pem(certificate: x509.Certificate) -> bytes:
@@ -104,10 +107,20 @@ def test_other_kinds_of_keys_are_not_signed(key: ec.EllipticCurvePrivateKey):
         Authority.create(NOW).issue(key.public_key(), Role.NODE, "anna", now=NOW)
 
 
-@pytest.mark.parametrize("name", ["", "x" * 65, "a\nb", " a", "a ", "\x00"])
+@pytest.mark.parametrize("name", ["", "x" * 65, "é" * 33, "\ud800", "a\nb", " a", "a ", "\x00"])
 def test_impossible_names(name: str):
     with pytest.raises(ConfigError, match="name"):
         Authority.create(NOW).credentials(Role.NODE, name, now=NOW)
+
+
+@given(st.text(max_size=70))
+def test_every_name_that_is_allowed_can_stand_in_a_certificate(name: str):
+    try:
+        check_name(name)
+    except ConfigError:
+        return
+    request = signing_request(new_key(), name)
+    assert common_name(AUTHORITY.issue(request, Role.NODE, name, now=NOW).subject) == name == common_name(request.subject)
 
 
 def _cut(data: bytes) -> bytes:

@@ -18,7 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from shoal.errors import ConfigError
 
 BACKDATED = dt.timedelta(days=1)  # machines of a home disagree about the time
-NAME_LENGTH = 64  # characters; X.509's own limit on a common name
+NAME_LENGTH = 64  # bytes of UTF-8; X.509's limit on a common name, as the cryptography package counts
 
 
 class Role(enum.StrEnum):
@@ -33,8 +33,8 @@ def server_name(role: Role) -> str:
 
 def check_name(name: str) -> str:
     """The name, if it can stand in a certificate. Raises ConfigError."""
-    if not 1 <= len(name) <= NAME_LENGTH or not name.isprintable() or name != name.strip():
-        raise ConfigError(f"a node's name has 1 to {NAME_LENGTH} printable characters, none of them a space at either end")
+    if not name.isprintable() or name != name.strip() or not 1 <= len(name.encode()) <= NAME_LENGTH:  # a lone surrogate is not printable
+        raise ConfigError(f"a node's name has 1 to {NAME_LENGTH} bytes of printable characters, none of them a space at either end")
     return name
 
 
