@@ -15,7 +15,7 @@ import shoal
 ROOT = Path(shoal.__file__).parent
 BASE = {"request", "errors", "config"}
 PURE = {"scheduler", "placement", "membership", "wire"}
-EFFECTS = {"models", "text", "transport", "executor", "native", "discovery", "control", "metrics"}
+EFFECTS = {"models", "text", "transport", "executor", "native", "discovery", "control", "metrics", "security"}
 ABOVE = {"pipeline", "node"}
 TOP = {"gateway", "cli", "auto", "__main__", "__init__"}
 EXTRA = {  # which modules of a layer's own or a higher one a module may use beside those below it
