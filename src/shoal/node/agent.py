@@ -24,6 +24,7 @@ from shoal.node.probe import TIMEOUT, measure_link
 from shoal.node.stage_service import StageService, wire_codec
 from shoal.node.world import ControlLink, Model, ModelMaker, World
 from shoal.retry import Backoff
+from shoal.security.certificates import Role
 from shoal.transport.base import FrameStream
 from shoal.wire.messages import Hello
 
@@ -238,7 +239,7 @@ class Agent:
     async def _probe(self, probe: control.Probe) -> None:
         try:
             async with asyncio.timeout(TIMEOUT):
-                link = await measure_link(await self._world.connect(probe.host, probe.port, TIMEOUT))
+                link = await measure_link(await self._world.connect(probe.host, probe.port, TIMEOUT, Role.HEAD))
         except (OSError, EOFError, ProtocolError) as error:
             self._failed(0, f"the head's tensor port {probe.host}:{probe.port} cannot be reached: {str(error) or type(error).__name__}")
             return
@@ -309,7 +310,8 @@ class Agent:
                 self._current, epoch.service = epoch, service
                 epoch.entered.set()
             hello = Hello(__version__, self._welcome.cluster, self._welcome.name, order.stage + 1)
-            service.link(await self._links.open(link.host, link.port, link.epoch, hello))
+            role = Role.HEAD if service.last else Role.NODE
+            service.link(await self._links.open(link.host, link.port, link.epoch, hello, role))
         except (OSError, EOFError, ShoalError, MemoryError) as error:
             self._failed(link.epoch, f"no link to the next stage: {str(error) or type(error).__name__}")
             return

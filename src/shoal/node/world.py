@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 from shoal.control import messages as control
 from shoal.control.server import Attendant
 from shoal.executor.base import Executor
+from shoal.security.certificates import Role
 from shoal.transport.base import FrameStream, Handler
 
 T = TypeVar("T")
@@ -50,8 +51,8 @@ class World(Protocol):
         """Raises ConfigError."""
         ...
 
-    async def connect(self, host: str, port: int, timeout: float) -> FrameStream:
-        """Raises ConnectionError, TimeoutError."""
+    async def connect(self, host: str, port: int, timeout: float, role: Role = Role.NODE) -> FrameStream:
+        """To a node or to the head, whose certificate must say so where there are any. Raises ConnectionError, TimeoutError."""
         ...
 
     def facing(self, host: str, port: int) -> str:

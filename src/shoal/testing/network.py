@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from shoal.control import messages as control
 from shoal.control.server import Attendant, Conversation
 from shoal.errors import ClusterError
+from shoal.security.certificates import Role
 from shoal.transport.base import Handler
 from shoal.wire.frame import Frame
 
@@ -363,7 +364,7 @@ class SimWorld:
         self.host.ports[listener.port] = accept
         return listener
 
-    async def connect(self, host: str, port: int, timeout: float) -> SimStream:
+    async def connect(self, host: str, port: int, timeout: float, role: Role = Role.NODE) -> SimStream:
         return SimStream(await self.network.connect(self.host, host, port, timeout), 0)
 
     def facing(self, host: str, port: int) -> str:
