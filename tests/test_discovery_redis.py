@@ -14,7 +14,6 @@ import pytest
 import redis.asyncio
 import structlog
 
-import shoal
 from shoal.discovery.advert import Advert
 from shoal.discovery.base import Registry
 from shoal.discovery.redis import PREFIX, RedisRegistry
@@ -63,7 +62,6 @@ async def found(node: Registry, cluster: str = "reef") -> Advert | None:
 
 ANNOUNCER = """
 import asyncio, sys
-sys.path.insert(0, sys.argv[2])
 from shoal.discovery.advert import Advert
 from shoal.discovery.redis import RedisRegistry
 
@@ -79,8 +77,7 @@ asyncio.run(main())
 
 @pytest.mark.slow
 def test_a_head_that_is_killed_is_forgotten(server: RedisServer):
-    root = str(Path(shoal.__file__).parents[1])
-    head = subprocess.Popen([sys.executable, "-c", ANNOUNCER, server.url, root], stdout=subprocess.PIPE, text=True)
+    head = subprocess.Popen([sys.executable, "-c", ANNOUNCER, server.url], stdout=subprocess.PIPE, text=True)
     try:
         assert head.stdout is not None
         assert any("announced" in line for line in head.stdout)
@@ -205,10 +202,18 @@ def test_a_wrong_password_is_a_setting_at_fault_and_the_right_one_works(tmp_path
         server.stop()
 
 
-def test_tls_is_spoken_where_the_url_says_so(server: RedisServer):
+def test_tls_is_spoken_where_the_url_says_so_and_nothing_before_it():
     async def work() -> None:
-        async with registries() as open_one:
+        heard: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+        async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            heard.set_result(await reader.read(3))
+            writer.close()
+
+        async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as plain, registries() as open_one:
+            port = plain.sockets[0].getsockname()[1]
             with pytest.raises(ClusterError, match="no Redis answers at rediss://"):
-                await open_one(server.url.replace("redis://", "rediss://")).announce(REEF)
+                await open_one(f"rediss://:{SECRET}@127.0.0.1:{port}").announce(REEF)
+            assert (await heard)[:2] == b"\x16\x03"  # a TLS handshake record
 
     scenario(work)
