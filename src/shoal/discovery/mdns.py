@@ -18,7 +18,7 @@ from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZerocon
 from shoal.discovery.addresses import Address, nearest, of_this_machine, resolved
 from shoal.discovery.advert import Advert, check_name
 from shoal.discovery.base import MOST, check_update, choose, matching, nothing_found
-from shoal.errors import ClusterError, RemoteProtocolError
+from shoal.errors import ClusterError, ConfigError, RemoteProtocolError
 
 log = structlog.get_logger()
 
@@ -29,8 +29,8 @@ RESOLVE = 1.0  # seconds that one instance may take to tell its address
 class MdnsRegistry:
     """One head's or node's end.
 
-    interfaces: addresses of this machine's interfaces to use; None: all, and for a head on a loopback address only that,
-                since nobody else could reach it
+    interfaces: addresses of this machine's interfaces to use, not ::1; None: all, and for a head on a loopback address only
+                loopback, since nobody else could reach it
     settle:     seconds to listen for further clusters once one answered
     service:    another type keeps tests apart that run at once
     """
@@ -51,7 +51,7 @@ class MdnsRegistry:
         interfaces = self._interfaces
         if all(a.is_loopback for a in addresses):
             log.warning("only nodes on this machine can join", cluster=advert.cluster, address=advert.address)
-            interfaces = interfaces or [str(a) for a in addresses]
+            interfaces = interfaces or ["127.0.0.1"]  # for ::1 too: there is no multicast on that
         info = service_info(advert, addresses, self._service)
         zeroconf = await _opened(interfaces)
         try:
@@ -187,7 +187,9 @@ async def _sent(registration: Coroutine[Any, Any, Any]) -> None:
 
 
 async def _opened(interfaces: list[str] | None) -> AsyncZeroconf:
-    """Raises ClusterError where multicast cannot be used."""
+    """Raises ClusterError where multicast cannot be used, ConfigError for an interface that this machine does not have."""
+    if interfaces is not None and (foreign := {ipaddress.ip_address(i) for i in interfaces} - {i.ip for i in of_this_machine()}):
+        raise ConfigError(f"{', '.join(map(str, foreign))} is no address of this machine")  # zeroconf would leak a socket
     try:
         if interfaces is not None:
             zeroconf = AsyncZeroconf(interfaces=list[str | int | tuple[tuple[str, int, int], int]](interfaces))
