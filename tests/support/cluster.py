@@ -115,7 +115,7 @@ class Cluster:
         return process
 
     def serve(self, *flags: str) -> Process:
-        return self.start("serve", "--port", str(self.port), "--control-port", str(self.control_port), *flags)
+        return self.start("serve", "--port", str(self.port), "--control-port", str(self.control_port), "--discovery", "none", *flags)
 
     def up(self, *flags: str) -> Process:
         return self.start("up", "--port", str(self.port), "--control-port", str(self.control_port), "--threads", "1", *flags)
