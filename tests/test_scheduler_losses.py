@@ -30,10 +30,7 @@ def started(*requests: Request, blocks: int = 16, steps: int = 2, depth: int = 1
     for r in requests:
         toy.add(r)
     for _ in range(steps):
-        toy.fill()
-        for _ in range(len(toy.stages)):
-            toy.run()
-        toy.take()
+        toy.step_all()
     return toy
 
 
@@ -87,10 +84,7 @@ def test_a_preempted_sequence_whose_draw_is_lost_does_not_wait_for_it():
     toy.add(first)
     toy.add(second)
     while not toy.scheduler.counters.preemptions:
-        toy.fill()
-        for _ in range(2):
-            toy.run()
-        toy.take()
+        toy.step_all()
     mend(toy, [])
     toy.drain()
     assert_right(toy, first, second)
@@ -158,6 +152,39 @@ def test_a_sequence_that_ends_right_after_it_was_filled_is_forgotten_by_the_stag
     assert toy.known == 0
 
 
+def borrowed() -> tuple[Layered, Request, int]:
+    """`b` holds an own copy of a block that `a` was the first to compute, and its fork shares it; `y` reads a's, and then the fork's."""
+    a, b = request("a", [1, 2, 3, 4, 6], 20, seed=9), request("b", [1, 2, 3, 4, 5], 14, n=2)
+    toy = started(a, b, blocks=32, steps=8)
+    y = request("y", [1, 2, 3, 4, 5, *expected(b, 1, 3)[0][:4]], 6)
+    toy.add(y)
+    toy.step_all()
+    of_a, of_b, of_fork, of_y = (s.table for s in toy.scheduler._running)
+    assert of_b[0] == of_fork[0] != of_a[0] == of_y[0]
+    assert of_b[1] != of_fork[1] == of_y[1]
+    return toy, y, of_b[0]
+
+
+def test_who_read_what_was_filled_from_missing_rows_is_filled_again_too():
+    toy, y, block = borrowed()
+    toy.lose([(1, 2)])
+    toy.forget(block)
+    toy.recover([(1, 2)])
+    toy.drain()
+    assert_right(toy, y)
+
+
+def test_who_shares_blocks_of_one_that_ends_while_it_is_filled_is_filled_again_too():
+    toy = started(request("a", [1, 2, 3, 4, 5], 9), b := request("b", [1, 2, 3, 4, 6], 9), steps=1)
+    toy.add(c := request("c", [1, 2, 3, 4, 7], 9))
+    toy.step_all()
+    toy.lose([(1, 2)])
+    toy.forget(toy.scheduler._running[0].table[0])
+    toy.recover([(1, 2)], ["a"])
+    toy.drain()
+    assert_right(toy, b, c)
+
+
 # Another pool
 
 
@@ -208,14 +235,12 @@ SPANS = [[], [(0, 1)], [(1, 2)], [(2, 3)], [(0, 2)], [(1, 3)], [(0, 1), (2, 3)],
 def scenarios() -> st.SearchStrategy[Scenario]:
     token = st.integers(1, 2)  # few, so that prefixes are shared
     sizes = st.builds(
-        lambda blocks, block_tokens, lanes, step_tokens, depth: limits(
-            blocks, block_tokens, lanes=lanes, step_tokens=step_tokens, depth=depth
-        ),
+        limits,
         st.integers(3, 14),
         st.integers(1, 4),
-        st.integers(1, 6),
-        st.integers(1, 12),
-        st.integers(1, 4),
+        lanes=st.integers(1, 6),
+        step_tokens=st.integers(1, 12),
+        depth=st.integers(1, 4),
     )
     return st.builds(
         Scenario,

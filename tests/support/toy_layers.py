@@ -124,6 +124,13 @@ class Layered(Toy):
         self.plans.clear()
         self.results.clear()
 
+    def step_all(self) -> None:
+        """Sends what can be sent; one result comes back."""
+        self.fill()
+        while not self.results and not self.idle:
+            self.run()
+        self.take()
+
     @property
     def known(self) -> int:
         """Sequences that some stage still knows of."""
@@ -158,6 +165,12 @@ class Layered(Toy):
         self._enter()
         self.scheduler.rewind()
         self.scheduler.check()
+
+    def forget(self, block: int) -> None:
+        """No journal has the rows of a block any more."""
+        for journal in self._journals:
+            for slot in [slot for slot in journal if slot[0] == block]:
+                del journal[slot]
 
     def recover(self, spans: list[tuple[int, int]], ended: Iterable[str] = ()) -> None:
         """Fills the spans anew as the driver does: again from the tokens where a journal did not reach. `ended`: cancelled meanwhile."""

@@ -179,13 +179,12 @@ class Scheduler:
 
     def refill(self, spans: list[tuple[int, int]], only: set[int] | None = None) -> list[StepPlan]:
         """Steps that compute keys and values of some layers anew, for all that was computed (or that of some sequences and of
-        those that share their blocks). Blocks that are shared are filled once. Blocks held by none are given up.
+        those that read their blocks). Blocks that are shared are filled once. Blocks held by none are given up.
         """
         self.pool.forget_idle()
         wanted = [s for s in self._running if s.computed]
-        if only is not None:
-            touched = {block for s in wanted if s.id in only for block in s.table}
-            wanted = [s for s in wanted if not touched.isdisjoint(s.table)]
+        if only is not None and only <= self._sequences.keys():  # of one that has ended meanwhile nobody knows who shared its blocks
+            wanted = self._readers(wanted, only)
         plans: list[StepPlan] = []
         chunks: list[Chunk] = []
         filled: set[BlockId] = set()
@@ -213,6 +212,16 @@ class Scheduler:
         if chunks:
             plans.append(self._refilling(chunks, spans))
         return plans
+
+    def _readers(self, filled: list[Sequence], only: set[int]) -> list[Sequence]:
+        """Some sequences, and whoever read one of their blocks, or of a reader's, when it was filled in this order."""
+        found: list[Sequence] = []
+        touched = {block for s in filled if s.id in only for block in s.table}
+        for sequence in filled:
+            if not touched.isdisjoint(sequence.table):
+                found.append(sequence)
+                touched.update(sequence.table)
+        return found
 
     def _refilling(self, chunks: list[Chunk], spans: list[tuple[int, int]]) -> StepPlan:
         plan = StepPlan(self._next_step, [], [], [], [], chunks, spans)
