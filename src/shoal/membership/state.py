@@ -43,6 +43,7 @@ from shoal.membership.instructions import Cut, Dismiss, Instruction, LinkStage, 
 from shoal.placement.moves import Holding, overlap, spans
 from shoal.placement.partition import Placement
 from shoal.placement.profile import NodeProfile
+from shoal.retry import doubling
 
 WAITING, LOADING, PAUSING, LINKING, FILLING, SERVING = "waiting", "loading", "pausing", "linking", "filling", "serving"
 
@@ -97,7 +98,7 @@ class Member:
         """Leaves it out for a time that doubles."""
         self.failed = reason
         self.failures += 1
-        self.retry = now + min(_LEFT_OUT * 2 ** (self.failures - 1), _MOST_LEFT_OUT)
+        self.retry = now + doubling(_LEFT_OUT, self.failures - 1, _MOST_LEFT_OUT)
 
     @property
     def profile(self) -> NodeProfile:
