@@ -228,10 +228,10 @@ class Cluster:
     # Members
 
     def _joined(self, event: Joined, now: float) -> list[Instruction]:
-        if why := self._unfit(event):
-            return [Refuse(event.node, why), Report(f"{event.profile.name} was refused: {why}")]
         address = (event.host, event.tensor_port)
         ghosts = [n for n, m in self.members.items() if (m.joined.host, m.joined.tensor_port) == address]
+        if why := self._unfit(event, len(self.members) - len(ghosts)):
+            return [Refuse(event.node, why), Report(f"{event.profile.name} was refused: {why}")]
         out = self._gone(dict.fromkeys(ghosts, "it was started anew"), now) if ghosts else []
         self.members[event.node] = Member(event, now, loaded=event.loaded)
         out.append(Report(f"{event.profile.name} joined from {event.host}"))
@@ -241,7 +241,7 @@ class Cluster:
             out += self._improve(now)
         return out
 
-    def _unfit(self, event: Joined) -> str:
+    def _unfit(self, event: Joined, others: int) -> str:
         limits, profile = self._admission, event.profile
         if event.version != self.version:
             return f"this cluster runs shoal {self.version}, the node {event.version}; install the same version"
@@ -251,8 +251,8 @@ class Cluster:
             )
         if profile.bytes_per_second < limits.min_speed:
             return f"it reads {profile.bytes_per_second / 1e9:.2f} GB/s of weights, this cluster asks for {limits.min_speed / 1e9:.2f}"
-        if len(self.members) >= limits.max_nodes:
-            return f"the cluster has {len(self.members)} nodes and takes no more"
+        if others >= limits.max_nodes:
+            return f"the cluster has {others} nodes and takes no more"
         return ""
 
     def _heard(self, node: int, now: float) -> list[Instruction]:
