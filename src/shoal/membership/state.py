@@ -282,7 +282,7 @@ class Cluster:
         if self._seek_at is not None:  # this is the loss that broke the route
             return [*out, *self._seek(now)]
         if self.serving is None and self.coming is None:
-            self._why_waiting(now)
+            self.why = self._shortage(now)
         return out
 
     def _fence(self, reason: str, now: float) -> list[Instruction]:
@@ -349,24 +349,26 @@ class Cluster:
     def _holdings(self) -> dict[str, Holding]:
         return {m.name: Holding(m.loaded, m.filled) for m in self.members.values()}
 
-    def _why_waiting(self, now: float) -> None:
+    def _shortage(self, now: float) -> str:
         usable = self._usable(now)
         out = "; ".join(f"{m.name} {self.described(n, now)}" for n, m in self.members.items() if n not in usable)
-        self.why = f"{len(usable)} of {self.min_nodes} nodes have joined" + (f" ({out})" if out else "")
+        return f"{len(usable)} of {self.min_nodes} nodes have joined" + (f" ({out})" if out else "")
 
     def _seek(self, now: float) -> list[Instruction]:
         """Looks for a route where none serves."""
         self._seek_at = None
         usable = self._usable(now)
         nodes = [m.profile for m in usable.values()]
+        if self._base is None and len(usable) < self.min_nodes:
+            self.why = self._shortage(now)
+            return [Dismiss(n, "it holds no layers; it may leave") for n, m in self.members.items() if m.draining]
         try:
-            if self._base is not None and nodes:
-                placement = self._planner.recover(self._base, nodes, self._holdings(), self.tokens)
-            elif len(usable) < self.min_nodes:
-                self._why_waiting(now)
-                return []
-            else:
+            if self._base is None:
                 placement = self._planner.first(nodes, self._holdings())
+            elif nodes:
+                placement = self._planner.recover(self._base, nodes, self._holdings(), self.tokens)
+            else:
+                raise CapacityError(self._shortage(now))
         except CapacityError as error:
             if any(m.draining for m in self.members.values()):
                 return [*self._stop_draining(error), *self._seek(now)]
