@@ -489,7 +489,7 @@ class Cluster:
         if (member := self.members.get(node)) is None or member.draining:
             return []
         member.draining = True
-        if node not in self.route:
+        if node not in self.route and not self.confirming:
             return [Dismiss(node, "it holds no layers; it may leave")]
         if self.serving is not None and self.coming is not None and self._phase == LOADING:
             self.coming = None  # what is being made ready counts on it
