@@ -86,6 +86,8 @@ class Member:
     draining: bool = False
     slower: float = 1.0
     loaded: tuple[range, ...] = ()
+    staged: bool = False
+    """It entered an epoch, and was not told to rest since."""
     filled: range = range(0)
     weight_bytes: int = 0
     runtime: str = ""
@@ -426,8 +428,9 @@ class Cluster:
         path, self._base = self.coming, self.coming.placement
         out: list[Instruction] = []
         for node, member in self.members.items():
-            if node not in path.nodes and len(member.filled):
+            if node not in path.nodes and member.staged:
                 out.append(RestStage(node, path.epoch))
+            member.staged = node in path.nodes
             member.filled = path.keep.get(node, range(0))
             if node in path.nodes:
                 member.loaded = (path.layers(node),)
