@@ -47,7 +47,8 @@ from shoal.retry import doubling
 
 WAITING, LOADING, PAUSING, LINKING, FILLING, SERVING = "waiting", "loading", "pausing", "linking", "filling", "serving"
 
-_TRIES = 3  # failures in a row without a route in between, after which whoever is at fault is left out
+_TRIES = 3  # failures in a row, after which whoever is at fault is left out
+_SOUND = 30.0  # seconds for which a route must have served for the failures before it to be forgotten
 _CONFIRM = 0.3  # seconds in which the node whose loss broke a route is waited for, before the route is tried again as it was
 _REST = 5.0  # seconds after a move before another one that is not forced
 _LEFT_OUT, _MOST_LEFT_OUT = 15.0, 600.0  # seconds for which one that failed is left out, the first time and at most
@@ -143,8 +144,10 @@ class Cluster:
         self._phase_began = 0.0
         self._base: Placement | None = None  # what the layers' keys and values are laid out by
         self._ready: set[int] = set()
-        self._failures = 0  # since a route was last filled
+        self._failures = 0  # since a route was last sound
         self._seek_at: float | None = None
+        self._suspects: tuple[int, ...] = ()  # the nodes of the route whose loss is being confirmed, and why it is gone
+        self._broke = ""
         self._next_move = 0.0
         self._holdoff = HoldOff()
 
@@ -319,10 +322,10 @@ class Cluster:
             return []
         member = self.members[node]
         why = f"{member.name} failed: {reason}"
-        self._failures += 1
-        # A link fails for its other end's sake as often as not, and a step for a request's; a node is to blame when it happens again.
-        if (self._phase == LOADING and path is self.coming) or self._failures > _TRIES:
+        if self._phase == LOADING and path is self.coming:
             member.blame(reason, now)
+        elif self._too_often():  # a link fails for its other end's sake as often as not
+            self._blame_one(path.nodes[path.nodes.index(node) :][:2], reason, now)
         if path is self.coming and self.serving is not None:
             return [Report(why), *self._forsake(why, now)]
         return [Report(why), *self._fence(why, now), *self._seek(now)]
@@ -331,13 +334,25 @@ class Cluster:
         path = self.serving if self.serving is not None and self.serving.epoch == epoch else self.coming
         if path is None or path.epoch != epoch:
             return []
-        self._failures += 1
-        if self._failures > _TRIES:
-            self._failures = 0
-            self.members[path.nodes[0]].blame(f"the route breaks again and again: {reason}", now)
         out = self._fence(reason, now)
-        self._seek_at = now + _CONFIRM
+        self._seek_at, self._suspects, self._broke = now + _CONFIRM, path.nodes, reason
         return out
+
+    def _unexplained(self, now: float) -> list[Instruction]:
+        """A route broke, and no node was lost with it."""
+        if self._too_often():
+            self._blame_one(self._suspects, f"the route breaks again and again: {self._broke}", now)
+        return self._seek(now)
+
+    def _too_often(self) -> bool:
+        """One more failure: whether they are too many now, and someone is to be left out."""
+        self._failures = (self._failures + 1) % (_TRIES + 1)
+        return self._failures == 0
+
+    def _blame_one(self, suspects: Sequence[int], reason: str, now: float) -> None:
+        """Who of them is at fault is not known: the one that was left out least often is next."""
+        if here := [self.members[n] for n in suspects if n in self.members]:
+            min(here, key=lambda member: member.failures).blame(reason, now)
 
     # Routes
 
@@ -453,7 +468,7 @@ class Cluster:
     def _filled(self, epoch: int, now: float) -> list[Instruction]:
         if self.coming is None or self.coming.epoch != epoch or self._phase != FILLING:
             return []
-        self.serving, self.coming, self.why, self._failures = self.coming, None, "", 0
+        self.serving, self.coming, self.why = self.coming, None, ""
         for node in self.serving.nodes:
             member = self.members[node]
             member.filled, member.failed = self.serving.layers(node), ""
@@ -527,15 +542,16 @@ class Cluster:
             out += [Refuse(node, "no heartbeat came", again=True) for node in silent]
             out += self._gone(silent, now)
         if self._seek_at is not None:
-            return [*out, *(self._seek(now) if now >= self._seek_at else [])]
+            return [*out, *(self._unexplained(now) if now >= self._seek_at else [])]
         if self.coming is not None and now - self._phase_began > _DEADLINES.get(self._phase, float("inf")):
             late = [m.name for n in self.coming.nodes if n not in self._ready and (m := self.members.get(n)) is not None]
-            self._failures += 1
-            if self._failures > _TRIES:
+            if self._too_often():
                 for node in self.coming.nodes:
                     if node not in self._ready:
                         self.members[node].blame(f"{self._phase} took too long", now)
             return [*out, *self._forsake(f"{self._phase} took too long ({', '.join(late)})", now)]
         if self.serving is None and self.coming is None and self._usable(now):
             return [*out, *self._seek(now)]  # someone who was held off may be back
+        if self._phase == SERVING and now - self._phase_began > _SOUND:
+            self._failures = 0
         return [*out, *self._improve(now)]
