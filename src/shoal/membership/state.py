@@ -378,7 +378,7 @@ class Cluster:
         nodes = [m.profile for m in usable.values()]
         if self._base is None and len(usable) < self.min_nodes:
             self.why = self._shortage(now)
-            return [Dismiss(n, "it holds no layers; it may leave") for n, m in self.members.items() if m.draining]
+            return self._dismiss("it holds no layers; it may leave", now)
         try:
             if self._base is None:
                 placement = self._planner.first(nodes, self._holdings())
@@ -474,11 +474,10 @@ class Cluster:
             member.filled, member.failed = self.serving.layers(node), ""
         self._enter(SERVING, now)
         self._next_move = now + _REST
-        out: list[Instruction] = [Report(f"serving over {len(self.serving.nodes)} stage(s), epoch {epoch}")]
-        out += [
-            Dismiss(n, "its layers have been moved; it may leave") for n, m in self.members.items() if m.draining and n not in self.route
+        return [
+            Report(f"serving over {len(self.serving.nodes)} stage(s), epoch {epoch}"),
+            *self._dismiss("its layers have been moved; it may leave", now),
         ]
-        return out
 
     def _improve(self, now: float) -> list[Instruction]:
         """Looks for a better route while one serves."""
@@ -503,12 +502,17 @@ class Cluster:
             member.draining = False
         return [Report(f"{', '.join(names)} cannot be drained: {why}")]
 
+    def _dismiss(self, reason: str, now: float) -> list[Instruction]:
+        """Sends home who is being drained and is no part of the route; from here on it is no member."""
+        home = [n for n, m in self.members.items() if m.draining and n not in self.route]
+        return [*(Dismiss(node, reason) for node in home), *self._gone(dict.fromkeys(home, reason), now, graceful=True)]
+
     def _drain(self, node: int, now: float) -> list[Instruction]:
         if (member := self.members.get(node)) is None or member.draining:
             return []
         member.draining = True
         if node not in self.route and not self.confirming:
-            return [Dismiss(node, "it holds no layers; it may leave")]
+            return self._dismiss("it holds no layers; it may leave", now)
         if self.serving is not None and self.coming is not None and self._phase == LOADING:
             self.coming = None  # what is being made ready counts on it
             self._enter(SERVING, now)
