@@ -13,7 +13,7 @@ import pytest
 import shoal
 
 ROOT = Path(shoal.__file__).parent
-BASE = {"request", "errors", "config"}
+BASE = {"request", "errors", "config", "retry"}
 PURE = {"scheduler", "placement", "membership", "wire"}
 EFFECTS = {"models", "text", "transport", "executor", "native", "discovery", "control", "metrics"}
 ABOVE = {"pipeline", "node"}

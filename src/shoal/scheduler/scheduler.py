@@ -398,7 +398,7 @@ class Scheduler:
         """Takes a sequence's blocks away; its tokens are known and will be computed anew."""
         self._running.remove(sequence)
         self._give_up_table(sequence)
-        if sequence.opened:
+        if sequence.told:
             self._dropped.append(sequence.id)
         sequence.scheduled = sequence.computed = sequence.told = sequence.named = 0
         sequence.life += 1
@@ -441,7 +441,7 @@ class Scheduler:
             self._give_up_table(sequence)
         else:
             self._waiting.remove(sequence)
-        if sequence.opened:
+        if sequence.opened or sequence.told:  # a refill tells tables of sequences that are not open yet
             self._closed.append(sequence.id)
         del self._sequences[sequence.id]
         family = self._requests[sequence.request.id]
