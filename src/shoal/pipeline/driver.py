@@ -196,14 +196,14 @@ class Driver:
             route.last.abort()
 
     def _strike(self, route: _Route, error: StepFailed) -> None:
-        """A request whose steps fail again and again ends: it would fail every route that is still to come."""
+        """A request whose steps fail again and again, at last in a step of its own, ends: it would fail every route to come."""
         step = route.flight.get(error.step)
-        for chunk in step.plan.chunks if step is not None else ():
-            request = self.scheduler.request_of(chunk.sequence)
-            if request is None or request not in self._streams:
-                continue
+        found = {self.scheduler.request_of(chunk.sequence) for chunk in (step.plan.chunks if step is not None else ())}
+        requests = {request for request in found if request is not None and request in self._streams}
+        self.scheduler.apart |= requests
+        for request in requests:
             self._strikes[request] = self._strikes.get(request, 0) + 1
-            if self._strikes[request] >= _STRIKES:
+            if self._strikes[request] >= _STRIKES and len(requests) == 1:
                 self._streams[request].put(StageLost(f"the model could not run this request: {error}"))
                 self.scheduler.cancel(request)
 

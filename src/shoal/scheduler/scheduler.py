@@ -68,6 +68,8 @@ class Scheduler:
         self.limits = limits
         self.counters = Counters()
         self.pool = BlockPool(limits.blocks)
+        self.apart: set[RequestId] = set()
+        """Requests that run in steps of their own until they draw again, because a step with one of them failed."""
         self._sequences: dict[SequenceId, Sequence] = {}
         self._requests: dict[RequestId, list[Sequence]] = {}
         self._waiting: deque[Sequence] = deque()
@@ -191,7 +193,10 @@ class Scheduler:
         filled: set[BlockId] = set()
         budget = self.limits.chunk
         for sequence in wanted:
-            at = 0
+            at, alone = 0, sequence.request.id in self.apart
+            if alone and chunks:
+                plans.append(self._refilling(chunks, spans))
+                chunks, budget = [], self.limits.chunk
             while at < sequence.computed:
                 size = self.limits.block_tokens
                 if sequence.table[at // size] in filled:
@@ -206,7 +211,7 @@ class Scheduler:
                 chunks.append(Chunk(sequence.id, at, sequence.tokens[at:upto], blocks, False))
                 budget -= upto - at
                 at = upto
-                if budget <= 0 or at < sequence.computed:  # a step names a sequence once
+                if budget <= 0 or alone or at < sequence.computed:  # a step names a sequence once
                     plans.append(self._refilling(chunks, spans))
                     chunks, budget = [], self.limits.chunk
             filled.update(sequence.table[: self._blocks_for(sequence.computed)])
@@ -241,12 +246,17 @@ class Scheduler:
                 break
             if sequence.done or sequence not in self._running:  # preempted for another's sake while this step was made
                 continue
+            alone = sequence.request.id in self.apart
+            if alone and chunks:
+                continue
             count = self._provide(sequence, min(wanted, budget), {s.sequence.id for s in sent})
             if count == 0:
                 continue
             chunks.append(self._chunk(sequence, count, opened))
             sent.append(_Sent(sequence, sequence.life, sequence.scheduled))
             budget -= count
+            if alone:
+                break
         if not chunks and not self._closed:
             return None
         copies = [(int(source), int(target)) for source, target in self._copies]
@@ -420,6 +430,7 @@ class Scheduler:
             return None  # cancelled while the step ran
         sequence.awaiting = False
         request = sequence.request
+        self.apart.discard(request.id)
         finish: FinishReason | None = None
         token: int | None = sampled.token
         sequence.tokens.append(sampled.token)
@@ -448,6 +459,7 @@ class Scheduler:
         family.remove(sequence)
         if not family:
             del self._requests[sequence.request.id]
+            self.apart.discard(sequence.request.id)
 
     def check(self) -> None:
         """Asserts the invariants that hold between any two calls."""
