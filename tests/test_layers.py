@@ -15,13 +15,14 @@ import shoal
 ROOT = Path(shoal.__file__).parent
 BASE = {"request", "errors", "config", "retry"}
 PURE = {"scheduler", "placement", "membership", "wire"}
-EFFECTS = {"models", "text", "transport", "executor", "native", "discovery", "control", "metrics"}
+EFFECTS = {"models", "text", "transport", "executor", "native", "discovery", "control", "metrics", "security"}
 ABOVE = {"pipeline", "node"}
-TOP = {"gateway", "cli", "auto", "__main__", "__init__"}
+TOP = {"gateway", "cli", "auto", "testing", "__main__", "__init__"}
 EXTRA = {  # which modules of a layer's own or a higher one a module may use beside those below it
     "wire.messages": {"scheduler.plan"},
     "executor": {"models.spec", "models.matrix", "models.weights", "models.rope", "native", "scheduler.plan", "placement.profile"},
     "metrics": {"pipeline.timing"},
+    "control": {"security"},
     "gateway.server": {"transport.tcp"},  # address_error
 }
 IMPURE = {"asyncio", "socket", "os", "time", "random", "secrets", "threading", "subprocess", "grpc", "numpy"}
@@ -102,6 +103,11 @@ def test_nothing_imports_the_generated_stubs_but_control():
 def test_the_extension_has_one_door():
     users = [name(p) for p in sources() if any(m.endswith("_kernels") for m in imported(p))]
     assert users == ["native"]
+
+
+def test_nothing_imports_the_simulation():
+    users = [name(p) for p in sources() if any(m.split(".")[0] == "testing" for m in ours(p)) and not name(p).startswith("testing")]
+    assert users == []
 
 
 def test_only_config_reads_the_environment():

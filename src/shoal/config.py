@@ -99,6 +99,7 @@ class NodeSettings(Settings):
     """A node: what it may use of its machine."""
 
     name: str = setting("", "The node's name in listings; the host name and a number where empty.")
+    code: str = setting("", "The pairing code that `shoal serve` shows; needed once, this machine then keeps a certificate.")
     bind: str = setting("", "Address that the tensor port listens on; empty: the one that faces the head.")
     tensor_port: int = setting(0, "TCP port for tensors; 0 takes a free one.", low=0, high=65535)
     memory: str = setting("", "Most memory that weights and KV blocks may take, like 1GiB; empty: three quarters of what is free.")
@@ -152,11 +153,19 @@ class EngineSettings(Settings):
             raise ConfigError("--kv-tokens must be 0 or at least 64")
 
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadSettings(EngineSettings):
     """The head: the API, the scheduler and the cluster's membership."""
 
-    host: str = setting("127.0.0.1", "Address that the API and the control port listen on.")
+    host: str = setting("127.0.0.1", "Address that nodes reach this machine at; beyond this machine they need the pairing code, once.")
+    api_host: str = setting("127.0.0.1", "Address that the API listens on; beyond this machine it needs --open-api.")
+    open_api: bool = setting(False, "Let the API listen beyond this machine: it has no keys, whoever reaches it can use it.")
+    secure: bool = setting(False, "Ask for the pairing code and encrypt on this machine's own addresses too.")
+    unprotected: bool = setting(False, "No code, no keys, no encryption: whoever reaches the ports can join and read all that is said.")
+    pairing_port: int = setting(0, "Port that nodes present the code at; 0: the control port's number plus one.", low=0, high=65535)
     port: int = setting(8000, "Port of the OpenAI-compatible API; 0 takes a free one.", low=0, high=65535)
     control_port: int = setting(7420, "Port that nodes join at; 0 takes a free one.", low=0, high=65535)
     min_nodes: int = setting(1, "Nodes to wait for before the model is loaded.", low=1, high=1024)
@@ -171,8 +180,20 @@ class HeadSettings(EngineSettings):
     step_timeout: float = setting(120.0, "Seconds after which a step without a result counts as lost.", low=1, high=1e6)
     wait: float = setting(600.0, "Seconds that requests under way wait for nodes when too few are left.", low=0, high=1e6)
 
+    @property
+    def protected(self) -> bool:
+        """Whether nodes need a certificate."""
+        return self.secure or (self.host not in LOOPBACK and not self.unprotected)
+
     def check(self) -> None:
         super().check()
+        if self.api_host not in LOOPBACK and not (self.open_api or self.unprotected):
+            raise ConfigError(
+                f"--api-host {self.api_host} is reachable from the network, and the API has no keys; put a proxy with TLS before it, "
+                "or add --open-api to let whoever reaches it use it"
+            )
+        if self.secure and self.unprotected:
+            raise ConfigError("--secure and --unprotected exclude each other")
         if self.min_memory:
             parse_bytes(self.min_memory)
         if self.spares >= self.max_nodes:
@@ -188,6 +209,11 @@ def cache_dir(environment: Mapping[str, str] = os.environ) -> Path:
         return Path(chosen)
     base = environment.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "shoal"
+
+
+def keys_dir(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where a head keeps its authority, and a node its certificates: keys/ beside the models."""
+    return cache_dir(environment) / "keys"
 
 
 def hub_endpoint(environment: Mapping[str, str] = os.environ) -> str | None:

@@ -4,6 +4,7 @@
     ├── UserError                  the caller can mend it: HTTP 400, exit status 2
     │   ├── InvalidRequest         a field of a request (names the field)
     │   ├── ConfigError            a setting or flag
+    │   ├── PairingRefused         the head does not let a node in (says why)
     │   ├── UnknownModel           no such model here: HTTP 404
     │   └── UnsupportedModel       an architecture, format or quantisation that shoal does not run
     ├── ModelError                 the files are at fault
@@ -59,6 +60,15 @@ class InvalidRequest(UserError):
 
 class ConfigError(UserError):
     """A setting that cannot hold."""
+
+
+class PairingRefused(UserError):
+    """A node is not let into the cluster. `reason` names the cause for programs; `wait` is in seconds, 0 where waiting is no use."""
+
+    def __init__(self, message: str, reason: str, wait: float = 0.0) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.wait = wait
 
 
 class UnknownModel(UserError):

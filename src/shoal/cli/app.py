@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from shoal import __version__
-from shoal.cli import client, cluster, inspect, models
+from shoal.cli import client, cluster, inspect, models, nodes
 from shoal.cli.show import err
 from shoal.errors import ShoalError, UserError
 
@@ -53,6 +53,7 @@ cluster.register(app)
 client.register(app)
 inspect.register(app)
 app.add_typer(models.app, name="models")
+app.add_typer(nodes.app, name="nodes")
 
 
 def main() -> None:

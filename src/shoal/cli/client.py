@@ -63,7 +63,7 @@ async def stream_chat(url: str, body: dict[str, Any]) -> AsyncIterator[dict[str,
                     yield event
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ClusterError(
-            f"{url} does not answer: {error or type(error).__name__}; is `shoal up` or `shoal serve` running there?"
+            f"{url} does not answer: {str(error) or type(error).__name__}; is `shoal up` or `shoal serve` running there?"
         ) from error
 
 

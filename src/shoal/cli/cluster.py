@@ -13,12 +13,11 @@ from typing import Annotated, Any
 import typer
 import uvloop
 
+from shoal.cli.keys import head_credentials, node_credentials, open_desk
 from shoal.cli.local import local_cluster
-from shoal.cli.options import Json, Memory, Nodes, Runtime, Threads, node_settings, settings
-from shoal.cli.show import described, emit, err, out, placement_rows, table
-from shoal.config import HeadSettings, NodeSettings, RuntimeName
-from shoal.control.client import describe
-from shoal.errors import human_bytes
+from shoal.cli.options import Memory, Nodes, Runtime, Threads, node_settings, settings
+from shoal.cli.show import described, err, placement_rows, table
+from shoal.config import LOOPBACK, HeadSettings, NodeSettings, RuntimeName
 from shoal.executor.measure import measure, usable_memory
 from shoal.gateway.app import create_app
 from shoal.gateway.server import ApiServer, listening
@@ -102,16 +101,16 @@ async def until(stop: asyncio.Event, work: Any) -> bool:
     return False
 
 
-def _warn_open(host: str) -> None:
-    if host not in ("127.0.0.1", "localhost", "::1"):
-        err.print(
-            f"[yellow]note:[/yellow] {host} is reachable from the network, without keys or encryption: only for networks that you trust"
-        )
+def _warn_open(settings: HeadSettings) -> None:
+    if settings.unprotected and settings.host not in LOOPBACK:
+        err.print(f"[yellow]unprotected:[/yellow] whoever reaches {settings.host} can join this cluster and read all that is said in it")
+    if settings.api_host not in LOOPBACK:
+        err.print(f"[yellow]open API:[/yellow] whoever reaches {settings.api_host} can use the model")
 
 
 async def _up(settings: HeadSettings, node: NodeSettings, nodes: int) -> None:
     stop = stop_signal()
-    with listening(settings.host, settings.port) as address:
+    with listening(settings.api_host, settings.port) as address:
         if (model := await fetched(settings.model, stop)) is None:
             return
         await _up_with(settings, node, nodes, model, address, stop)
@@ -128,28 +127,32 @@ async def _up_with(
         assert cluster.head.placement is not None
         err.print(table(model.name, placement_rows(cluster.head.placement)))
         err.print(
-            f"API on http://{settings.host}:{api.port}/v1   nodes join at {settings.host}:{cluster.head.control_port}   Ctrl-C ends all"
+            f"API on http://{settings.api_host}:{api.port}/v1   nodes join at {settings.host}:{cluster.head.control_port}   Ctrl-C ends all"
         )
         await serve_api(cluster.head, api, stop, _report(cluster.head))
 
 
 async def _serve(settings: HeadSettings) -> None:
     stop = stop_signal()
-    with listening(settings.host, settings.port) as address:
+    with listening(settings.api_host, settings.port) as address:
         if (model := await fetched(settings.model, stop)) is not None:
             await _serve_model(settings, model, address, stop)
 
 
 async def _serve_model(settings: HeadSettings, model: Description, address: socket.socket, stop: asyncio.Event) -> None:
-    head = Head(settings, model)
+    head = Head(settings, model, Machine(head_credentials(settings)))
     await head.start()
+    desk = None
     try:
         api = ApiServer(create_app(head), address)
-        err.print(
-            f"API on http://{settings.host}:{api.port}/v1   waiting for {settings.min_nodes} node(s): shoal join {settings.host}:{head.control_port}"
-        )
+        joining = f"shoal join {settings.host}:{head.control_port}"
+        err.print(f"API on http://{settings.api_host}:{api.port}/v1   waiting for {settings.min_nodes} node(s): {joining}")
+        if settings.protected:
+            desk = await open_desk(settings, head.control_port, joining)
         await serve_api(head, api, stop, _report(head))
     finally:
+        if desk is not None:
+            await desk.close()
         await head.stop()
 
 
@@ -174,7 +177,7 @@ async def made_agent(settings: NodeSettings, head: str, machine: Machine) -> Age
 
 async def _join(address: str, settings: NodeSettings) -> None:
     stop = stop_signal()
-    agent = await made_agent(settings, address, machine := Machine())
+    agent = await made_agent(settings, address, machine := Machine(await node_credentials(settings, address)))
     running, stopping = asyncio.ensure_future(agent.run()), asyncio.ensure_future(stop.wait())
     await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
@@ -201,7 +204,7 @@ def register(app: typer.Typer) -> None:
     @app.command("serve", help=_SERVE_HELP)
     @settings(HeadSettings)
     def serve(settings: HeadSettings) -> None:  # pyright: ignore[reportUnusedFunction]
-        _warn_open(settings.host)
+        _warn_open(settings)
         uvloop.run(_serve(settings))
 
     @app.command("join", help=_JOIN_HELP)
@@ -211,30 +214,3 @@ def register(app: typer.Typer) -> None:
         address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where `shoal serve` says that nodes join.")],
     ) -> None:
         uvloop.run(_join(address, settings))
-
-    @app.command("nodes")
-    def nodes(  # pyright: ignore[reportUnusedFunction]
-        head: Annotated[str, typer.Option("--head", metavar="HOST:PORT", help="The head's control port.")] = "127.0.0.1:7420",
-        as_json: Json = False,
-    ) -> None:
-        """List a cluster's nodes: what each holds and how it does. Example: [bold]shoal nodes --head 192.168.1.20:7420[/bold]"""
-        found = asyncio.run(describe(head))
-        rows = [
-            {
-                "name": n.name,
-                "address": n.address,
-                "state": n.state,
-                "layers": f"{n.first_layer}-{n.end_layer - 1}" if n.end_layer else "",
-                "weights": human_bytes(n.weight_bytes),
-                "memory": human_bytes(n.memory),
-                "threads": n.threads,
-                "runtime": n.runtime or n.machine,
-                "heard": f"{n.silence:.1f} s ago",
-            }
-            for n in found.nodes
-        ]
-        if as_json:
-            emit({"cluster": found.cluster, "model": found.model, "state": found.state, "epoch": found.epoch, "nodes": rows})
-        else:
-            out.print(f"{found.model}: {found.state}", markup=False)
-            out.print(table("", rows) if rows else "no nodes have joined")

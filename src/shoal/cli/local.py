@@ -15,10 +15,12 @@ from typing import IO
 
 import psutil
 
+from shoal.cli.keys import certify, head_credentials
 from shoal.config import HeadSettings, NodeSettings, default_threads
 from shoal.errors import ClusterError
 from shoal.models.description import Description
 from shoal.node.head import Head
+from shoal.node.machine import Machine
 
 _GRACE = 5.0
 
@@ -27,7 +29,7 @@ def shares(settings: NodeSettings, nodes: int) -> NodeSettings:
     """What each of several nodes on one machine may use, where the settings do not say."""
     memory = settings.memory or f"{int(psutil.virtual_memory().available * 0.75) // nodes}"
     threads = settings.threads or max(1, default_threads() // nodes)
-    return dataclasses.replace(settings, memory=memory, threads=threads)
+    return dataclasses.replace(settings, memory=memory, threads=threads, patience=0.0)
 
 
 class _Child:
@@ -37,7 +39,7 @@ class _Child:
         command = [sys.executable, "-m", "shoal", "join", address, "--name", name]
         for field in dataclasses.fields(settings):
             value = getattr(settings, field.name)
-            if field.name != "name" and value not in ("", 0):
+            if field.name != "name" and value != field.default:
                 command += ["--" + field.name.replace("_", "-"), str(value)]
         environment = dict(os.environ)
         source = str(Path(__file__).resolve().parents[2])
@@ -87,12 +89,15 @@ class LocalCluster:
 @contextlib.asynccontextmanager
 async def local_cluster(settings: HeadSettings, node: NodeSettings, model: Description, nodes: int) -> AsyncGenerator[LocalCluster]:
     """Starts the processes; ends every one of them, whatever happens inside."""
-    head = Head(dataclasses.replace(settings, min_nodes=nodes, spread=True), model)
+    head = Head(dataclasses.replace(settings, min_nodes=nodes, spread=True), model, Machine(head_credentials(settings)))
     await head.start()
+    address = f"{settings.host}:{head.control_port}"
+    if settings.protected:
+        certify(address)
     children: list[_Child] = []
     try:
         for i in range(nodes):
-            children.append(_Child(f"node-{i + 1}", shares(node, nodes), f"{settings.host}:{head.control_port}"))
+            children.append(_Child(f"node-{i + 1}", shares(node, nodes), address))
         yield LocalCluster(head, children)
     finally:
         joined = head.members

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, TypeVar
 
 import grpc
@@ -22,14 +22,15 @@ from shoal.control.messages import (
     NodeMessage,
 )
 from shoal.errors import ClusterError
+from shoal.security.credentials import Credentials
 
 T = TypeVar("T")
 
 
 class ControlClient:
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, credentials: Credentials | None = None) -> None:
         self.address = address
-        self._channel = grpc.aio.insecure_channel(address, options=OPTIONS)
+        self._channel = _channel(address, credentials)
         self._outbox: asyncio.Queue[NodeMessage | None] = asyncio.Queue()
 
     def say(self, message: NodeMessage) -> None:
@@ -39,13 +40,16 @@ class ControlClient:
         while (message := await self._outbox.get()) is not None:
             yield message
 
-    async def attend(self, timeout: float) -> AsyncIterator[HeadMessage]:
+    async def attend(self, timeout: float) -> AsyncGenerator[HeadMessage]:
         """What the head says, until it hangs up. Raises ClusterError where it cannot be reached or breaks off."""
         try:
             async with asyncio.timeout(timeout):
                 await self._channel.channel_ready()
         except TimeoutError:
-            raise ClusterError(f"no head answers at {self.address}; is `shoal serve` running there, and the port open?") from None
+            raise ClusterError(
+                f"no head answers at {self.address}; is `shoal serve` running there, and the port open? "
+                "A head that shows a pairing code wants it once: --code"
+            ) from None
         call: Any = self._channel.stream_stream(
             ATTEND, request_serializer=NodeMessage.SerializeToString, response_deserializer=HeadMessage.FromString
         )(self._outgoing())
@@ -61,22 +65,28 @@ class ControlClient:
         await self._channel.close(grace=0.5)
 
 
-async def describe(address: str, timeout: float = 5.0) -> ClusterDescription:
+def _channel(address: str, credentials: Credentials | None) -> Any:
+    if credentials is None:
+        return grpc.aio.insecure_channel(address, options=OPTIONS)
+    return credentials.grpc_channel(address, OPTIONS)
+
+
+async def describe(address: str, credentials: Credentials | None = None, timeout: float = 5.0) -> ClusterDescription:
     """Raises ClusterError where no head answers."""
-    return await _ask(address, DESCRIBE, DescribeRequest(), ClusterDescription.FromString, timeout)
+    return await _ask(address, credentials, DESCRIBE, DescribeRequest(), ClusterDescription.FromString, timeout)
 
 
-async def dismiss(address: str, name: str, drain: bool, timeout: float = 5.0) -> DismissAnswer:
+async def dismiss(address: str, name: str, drain: bool, credentials: Credentials | None = None, timeout: float = 5.0) -> DismissAnswer:
     """Sends a node home, its layers moved off first with `drain`. Raises ClusterError where no head answers."""
-    return await _ask(address, DISMISS, DismissRequest(name=name, drain=drain), DismissAnswer.FromString, timeout)
+    return await _ask(address, credentials, DISMISS, DismissRequest(name=name, drain=drain), DismissAnswer.FromString, timeout)
 
 
 def _serialised(message: Any) -> bytes:
     return message.SerializeToString()
 
 
-async def _ask(address: str, method: str, request: Any, parse: Callable[[bytes], T], timeout: float) -> T:
-    async with grpc.aio.insecure_channel(address) as channel:
+async def _ask(address: str, credentials: Credentials | None, method: str, request: Any, parse: Callable[[bytes], T], timeout: float) -> T:
+    async with _channel(address, credentials) as channel:
         open_call: Any = channel.unary_unary
         call = open_call(method, request_serializer=_serialised, response_deserializer=parse)
         try:

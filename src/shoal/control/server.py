@@ -23,6 +23,8 @@ from shoal.control.messages import (
     NodeMessage,
 )
 from shoal.errors import ConfigError, address_error
+from shoal.security.certificates import Role, server_name
+from shoal.security.credentials import Credentials
 
 log = structlog.get_logger()
 
@@ -62,8 +64,10 @@ def _host(peer: str) -> str:
 
 
 class ControlServer:
-    def __init__(self, attendant: Attendant) -> None:
+    def __init__(self, attendant: Attendant, credentials: Credentials | None = None) -> None:
+        """With credentials: over TLS, to clients with a certificate of the same cluster."""
         self._attendant = attendant
+        self._credentials = credentials
         self._server = grpc.aio.server(options=OPTIONS)
         self._conversations: set[Conversation] = set()
         handlers = {
@@ -90,7 +94,12 @@ class ControlServer:
                 except OSError as error:
                     raise address_error(host, port, error) from error
         try:
-            self.port = self._server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+            address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            self.port = (
+                self._server.add_insecure_port(address)
+                if self._credentials is None
+                else self._server.add_secure_port(address, self._credentials.grpc_server_credentials())
+            )
         except RuntimeError as error:
             raise ConfigError(f"cannot listen on {host}:{port} for nodes; choose another --control-port") from error
         await self._server.start()
@@ -128,4 +137,11 @@ class ControlServer:
         return self._attendant.describe()
 
     async def _dismiss(self, request: DismissRequest, context: grpc.aio.ServicerContext[Any, Any]) -> DismissAnswer:
+        if self._credentials is not None and server_name(Role.HEAD).encode() not in _names(context):
+            return DismissAnswer(message="only the head's machine may send nodes away; ask there")
         return self._attendant.dismiss(request)
+
+
+def _names(context: grpc.aio.ServicerContext[Any, Any]) -> list[bytes]:
+    """What a client's certificate says that it is."""
+    return list(context.auth_context().get("x509_subject_alternative_name", ()))

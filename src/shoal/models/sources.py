@@ -287,7 +287,7 @@ def _transport_errors() -> tuple[type[Exception], ...]:
 def _disk_or_network(text: str, error: Exception) -> FetchError:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return FetchError(f"the disk is full: no room for {text}; free some space or set SHOAL_CACHE to another disk")
-    return FetchError(f"{text} could not be fetched: {error or type(error).__name__}; check the network and try again")
+    return FetchError(f"{text} could not be fetched: {str(error) or type(error).__name__}; check the network and try again")
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import platform
-import secrets
 import socket
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from shoal.node.probe import TIMEOUT, measure_link
 from shoal.node.stage_service import StageService, wire_codec
 from shoal.node.world import ControlLink, Model, ModelMaker, World
 from shoal.retry import Backoff
+from shoal.security.certificates import Role
 from shoal.transport.base import FrameStream
 from shoal.wire.messages import Hello
 
@@ -72,8 +72,7 @@ class Agent:
         self._identity: tuple[str, ...] = ()
         self._epochs: dict[int, _Epoch] = {}
         self._current: _Epoch | None = None
-        self._loading = asyncio.Lock()
-        self._entering = asyncio.Lock()
+        self._changing = asyncio.Lock()  # what this node holds is changed by one order at a time
         self._tasks: dict[asyncio.Task[None], None] = {}  # in the order in which they began
         self._beating: asyncio.Task[None] | None = None
         self._welcome = control.Welcome()
@@ -164,7 +163,7 @@ class Agent:
         join = control.Join(
             version=__version__,
             name=settings.name or socket.gethostname(),
-            incarnation=secrets.randbits(63),
+            incarnation=self._world.rng.getrandbits(63),
             tensor_host=host,
             tensor_port=port,
             memory=self._memory,
@@ -191,9 +190,10 @@ class Agent:
     # What the head says
 
     async def _converse(self, link: ControlLink, joined: asyncio.Event) -> str:
-        async for message in link.attend(JOIN_TIMEOUT):
-            if (why := self._told(message, joined)) is not None:
-                return why
+        async with contextlib.aclosing(link.attend(JOIN_TIMEOUT)) as messages:
+            async for message in messages:
+                if (why := self._told(message, joined)) is not None:
+                    return why
         raise _Lost("the head ended the conversation")
 
     def _told(self, message: control.HeadMessage, joined: asyncio.Event) -> str | None:
@@ -239,9 +239,9 @@ class Agent:
     async def _probe(self, probe: control.Probe) -> None:
         try:
             async with asyncio.timeout(TIMEOUT):
-                link = await measure_link(await self._world.connect(probe.host, probe.port, TIMEOUT))
+                link = await measure_link(await self._world.connect(probe.host, probe.port, TIMEOUT, Role.HEAD))
         except (OSError, EOFError, ProtocolError) as error:
-            self._failed(0, f"the head's tensor port {probe.host}:{probe.port} cannot be reached: {error or type(error).__name__}")
+            self._failed(0, f"the head's tensor port {probe.host}:{probe.port} cannot be reached: {str(error) or type(error).__name__}")
             return
         self._say(control.NodeMessage(probed=control.Probed(round_trip=2 * link.seconds, bytes_per_second=link.bytes_per_second)))
 
@@ -252,9 +252,9 @@ class Agent:
         began = self._world.now()
         epoch = self._epochs[order.epoch] = _Epoch(order)
         try:
-            async with self._loading:
-                if max(self._epochs) != order.epoch:
-                    return  # another order came meanwhile
+            async with self._changing:
+                if not self._is_latest(epoch):
+                    return
                 model = await self._model_for(order)
                 running = [self._current.layers] if self._current is not None else []
                 await self._world.load(lambda: (model.shed([*running, epoch.layers]), model.load(epoch.layers)))
@@ -263,10 +263,16 @@ class Agent:
                 log.error("loading failed unexpectedly", exc_info=error)
             self._failed(order.epoch, str(error) or type(error).__name__)
             return
+        if not self._is_latest(epoch):
+            return
         seconds = self._world.now() - began
         log.info("loaded", layers=f"{order.first_layer}-{order.end_layer - 1}", runtime=model.runtime, seconds=round(seconds, 2))
         loaded = control.Loaded(epoch=order.epoch, weight_bytes=model.nbytes, runtime=model.runtime, seconds=seconds)
         self._say(control.NodeMessage(loaded=loaded))
+
+    def _is_latest(self, epoch: _Epoch) -> bool:
+        """Whether no other order, and no other membership, has come meanwhile."""
+        return self._epochs.get(epoch.order.epoch) is epoch and max(self._epochs) == epoch.order.epoch
 
     async def _model_for(self, order: control.Load) -> Model:
         """What this node holds of the model; of another one it then holds nothing any more."""
@@ -286,8 +292,8 @@ class Agent:
         order, model = epoch.order, self._model
         keep = range(order.keep_first, order.keep_end)
         try:
-            async with self._entering:
-                if max(self._epochs) != link.epoch:
+            async with self._changing:
+                if not self._is_latest(epoch):
                     return
                 self._end_stage()
                 for old in [e for e in self._epochs if e < link.epoch]:
@@ -304,14 +310,15 @@ class Agent:
                 self._current, epoch.service = epoch, service
                 epoch.entered.set()
             hello = Hello(__version__, self._welcome.cluster, self._welcome.name, order.stage + 1)
-            service.link(await self._links.open(link.host, link.port, link.epoch, hello))
+            role = Role.HEAD if service.last else Role.NODE
+            service.link(await self._links.open(link.host, link.port, link.epoch, hello, role))
         except (OSError, EOFError, ShoalError, MemoryError) as error:
-            self._failed(link.epoch, f"no link to the next stage: {error or type(error).__name__}")
+            self._failed(link.epoch, f"no link to the next stage: {str(error) or type(error).__name__}")
             return
         self._say(control.NodeMessage(linked=control.Linked(epoch=link.epoch)))
 
     async def _rest(self, epoch: int) -> None:
-        async with self._entering:
+        async with self._changing:
             if self._model is None or (self._current is not None and self._current.order.epoch > epoch):
                 return
             self._end_stage()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections import deque
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -83,7 +82,7 @@ class Conductor:
         """Set whenever the state may have changed; who waits for it clears it."""
         self._world, self._observer = world, observer
         self._links = Links(world)
-        self._name = secrets.token_hex(4)
+        self._name = f"{world.rng.getrandbits(32):08x}"
         self._moves = Moves(model.cost, Demand.of(settings.lanes, settings.kv_tokens, model.context), settings.spread, settings.spares)
         admission = Admission(parse_bytes(settings.min_memory or "0"), settings.min_speed * 1e9, settings.max_nodes)
         self.cluster = Cluster(__version__, settings.min_nodes, self._moves, settings.heartbeat * _SILENCES, admission)
@@ -241,7 +240,7 @@ class Conductor:
                 self._handle(joined)
             case "failed":
                 del self._probing[conversation]
-                self._carry_out(instructions.Refuse(joined.node, message.failed.reason))
+                self._carry_out(instructions.Refuse(joined.node, message.failed.reason, again=True))
             case "leave":
                 self.hung_up(conversation)
             case _:

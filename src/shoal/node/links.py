@@ -9,6 +9,7 @@ from shoal.errors import RemoteProtocolError, VersionMismatch
 from shoal.node.probe import answer
 from shoal.node.world import World
 from shoal.retry import Backoff, Breaker
+from shoal.security.certificates import Role
 from shoal.transport.base import FrameStream
 from shoal.wire import messages
 from shoal.wire.frame import Frame, Kind
@@ -24,9 +25,9 @@ class Links:
         self._world = world
         self._breakers: dict[tuple[str, int], Breaker] = {}
 
-    async def open(self, host: str, port: int, epoch: int, hello: messages.Hello) -> FrameStream:
+    async def open(self, host: str, port: int, epoch: int, hello: messages.Hello, role: Role = Role.NODE) -> FrameStream:
         """Connects to the process that takes the next part of the route. Raises ConnectionError, TimeoutError, RemoteProtocolError."""
-        stream = await self._connect(host, port)
+        stream = await self._connect(host, port, role)
         try:
             await introduce(stream, epoch, hello)
         except BaseException:
@@ -34,14 +35,14 @@ class Links:
             raise
         return stream
 
-    async def _connect(self, host: str, port: int) -> FrameStream:
+    async def _connect(self, host: str, port: int, role: Role) -> FrameStream:
         world, breaker = self._world, self._breakers.setdefault((host, port), Breaker())
         backoff, end = Backoff(_FIRST_DELAY, _MOST_DELAY), world.now() + CONNECT_TIMEOUT
         while True:
             if wait := breaker.wait(world.now()):
                 raise ConnectionError(f"{host}:{port} failed again and again; it is tried again in {wait:.1f} s")
             try:
-                stream = await world.connect(host, port, max(end - world.now(), 0.01))
+                stream = await world.connect(host, port, max(end - world.now(), 0.01), role)
             except (ConnectionError, TimeoutError):
                 breaker.failed(world.now())
                 delay = backoff.next(world.rng)

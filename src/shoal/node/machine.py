@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from random import Random
 from time import monotonic, perf_counter
 from typing import TypeVar
@@ -13,6 +14,8 @@ from typing import TypeVar
 from shoal.control.client import ControlClient
 from shoal.control.server import Attendant, ControlServer
 from shoal.errors import ConfigError
+from shoal.security.certificates import Role, server_name
+from shoal.security.credentials import Credentials
 from shoal.transport.base import FrameStream, Handler
 from shoal.transport.tcp import TcpListener, connect, listen
 
@@ -21,7 +24,13 @@ _QUICK = 0.02  # seconds for which heartbeats and the like can wait
 
 
 class Machine:
-    def __init__(self) -> None:
+    def __init__(self, credentials: Credentials | None = None) -> None:
+        """With credentials, everything to and from other machines goes over mutual TLS. Raises ConfigError where they have expired."""
+        if credentials is not None:
+            credentials.check(datetime.now(UTC))
+        self._credentials = credentials
+        self._server = credentials.server_context() if credentials is not None else None
+        self._client = credentials.client_context() if credentials is not None else None
         self.rng = Random()
         self._quick = 0  # bytes of a step that took no longer than changing threads is worth
         self._steps = ThreadPoolExecutor(1, thread_name_prefix="compute")
@@ -31,10 +40,10 @@ class Machine:
         return monotonic()
 
     async def listen(self, host: str, port: int, handler: Handler) -> TcpListener:
-        return await listen(host, port, handler)
+        return await listen(host, port, handler, self._server)
 
-    async def connect(self, host: str, port: int, timeout: float) -> FrameStream:
-        return await connect(host, port, timeout)
+    async def connect(self, host: str, port: int, timeout: float, role: Role = Role.NODE) -> FrameStream:
+        return await connect(host, port, timeout, self._client, server_name(role) if self._client is not None else None)
 
     def facing(self, host: str, port: int) -> str:
         try:
@@ -46,10 +55,10 @@ class Machine:
             raise ConfigError(f"there is no way to {host}: {error.strerror or error}") from error
 
     def control_link(self, address: str) -> ControlClient:
-        return ControlClient(address)
+        return ControlClient(address, self._credentials)
 
     async def control_door(self, attendant: Attendant, host: str, port: int) -> ControlServer:
-        server = ControlServer(attendant)
+        server = ControlServer(attendant, self._credentials)
         await server.start(host, port)
         return server
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from statistics import median
 from time import perf_counter
 
@@ -15,11 +16,12 @@ TIMEOUT = 10.0
 
 
 async def answer(stream: FrameStream, first: Frame) -> None:
-    """The measured side: acknowledges each ping until the other hangs up. Raises EOFError then."""
+    """The measured side: acknowledges each ping until the other hangs up. Raises EOFError then, TimeoutError where it falls silent."""
     frame = first
     while frame.kind is Kind.PING:
         await stream.send(Frame(Kind.ACK, step=frame.step))
-        frame = await stream.receive()
+        async with asyncio.timeout(TIMEOUT):
+            frame = await stream.receive()
     raise RemoteProtocolError(f"a {frame.kind.name} frame amid a measurement")
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from random import Random
 from typing import Protocol, TypeVar
 
 from shoal.control import messages as control
 from shoal.control.server import Attendant
 from shoal.executor.base import Executor
+from shoal.security.certificates import Role
 from shoal.transport.base import FrameStream, Handler
 
 T = TypeVar("T")
@@ -24,7 +25,7 @@ class ControlLink(Protocol):
     """A node's end of the conversation."""
 
     def say(self, message: control.NodeMessage) -> None: ...
-    def attend(self, timeout: float) -> AsyncIterator[control.HeadMessage]:
+    def attend(self, timeout: float) -> AsyncGenerator[control.HeadMessage]:
         """What the head says, until it hangs up. Raises ClusterError where it cannot be reached or breaks off."""
         ...
 
@@ -50,8 +51,8 @@ class World(Protocol):
         """Raises ConfigError."""
         ...
 
-    async def connect(self, host: str, port: int, timeout: float) -> FrameStream:
-        """Raises ConnectionError, TimeoutError."""
+    async def connect(self, host: str, port: int, timeout: float, role: Role = Role.NODE) -> FrameStream:
+        """To a node or to the head, whose certificate must say so where there are any. Raises ConnectionError, TimeoutError."""
         ...
 
     def facing(self, host: str, port: int) -> str:

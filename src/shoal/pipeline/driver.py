@@ -182,7 +182,7 @@ class Driver:
             self._strike(mine, error)
             raise
         except (OSError, EOFError, RemoteProtocolError) as error:
-            raise StageLost(f"the route broke: {error or type(error).__name__}") from error
+            raise StageLost(f"the route broke: {str(error) or type(error).__name__}") from error
         finally:
             self._route = None
             for end in ends:

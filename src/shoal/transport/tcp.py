@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import struct
 from collections import deque
 from time import perf_counter
-from typing import cast
+from typing import Any, cast
 
 from shoal.errors import RemoteProtocolError, address_error
 from shoal.transport.base import Handler
 from shoal.wire.frame import GREETING, MAX_BODY, MAX_META, Frame, FrameDecoder
 
+_HANDSHAKE = 10.0  # seconds for TLS
 _CLOSING = 5.0  # seconds that a closing stream waits for what is left to go out
 _READ_AHEAD = 16  # frames that wait for their reader before the peer is made to wait
 
@@ -61,7 +63,9 @@ class _Protocol(asyncio.BufferedProtocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._fail(ConnectionError(f"the connection broke: {exc}") if exc else EOFError("the connection is closed"))
+        if exc is not None or self._decoder.mid_frame:  # under TLS an end inside a frame may come without an error
+            self._fail(ConnectionError(f"the connection broke: {exc or 'inside a frame'}"))
+        self._fail(EOFError("the connection is closed"))
         if not self.lost.done():
             self.lost.set_result(None)
         self.resume_writing()
@@ -185,23 +189,33 @@ class TcpListener:
         await self._accepted.stop()
 
 
-async def listen(host: str, port: int, handler: Handler) -> TcpListener:
-    """Serves each accepted stream by `handler`. Raises ConfigError where the address cannot be had."""
+def _tls_limits(context: ssl.SSLContext | None) -> dict[str, Any]:
+    return {} if context is None else {"ssl_handshake_timeout": _HANDSHAKE, "ssl_shutdown_timeout": _CLOSING}
+
+
+async def listen(host: str, port: int, handler: Handler, context: ssl.SSLContext | None = None) -> TcpListener:
+    """Serves each accepted stream by `handler`, over TLS with a context. Raises ConfigError where the address cannot be had."""
     accepted = _Accepted(handler)
     try:
-        server = await asyncio.get_running_loop().create_server(lambda: _Protocol(accepted), host, port)
+        server = await asyncio.get_running_loop().create_server(
+            lambda: _Protocol(accepted), host, port, ssl=context, **_tls_limits(context)
+        )
     except OSError as error:
         raise address_error(host, port, error) from error
     return TcpListener(server, accepted)
 
 
-async def connect(host: str, port: int, timeout: float) -> TcpStream:
-    """Raises ConnectionError, TimeoutError."""
+async def connect(host: str, port: int, timeout: float, context: ssl.SSLContext | None = None, server_name: str | None = None) -> TcpStream:
+    """With a context over TLS, to whoever has a certificate for `server_name`. Raises ConnectionError, TimeoutError."""
     try:
         async with asyncio.timeout(timeout):
-            _, protocol = await asyncio.get_running_loop().create_connection(lambda: _Protocol(), host, port)
+            _, protocol = await asyncio.get_running_loop().create_connection(
+                lambda: _Protocol(), host, port, ssl=context, server_hostname=server_name, **_tls_limits(context)
+            )
     except TimeoutError:
         raise TimeoutError(f"{host}:{port} did not answer within {timeout:g} s") from None
+    except ssl.SSLError as error:
+        raise ConnectionError(f"{host}:{port} has no certificate of this cluster: {error.reason or error}") from error
     except OSError as error:
         raise ConnectionError(f"cannot reach {host}:{port}: {error.strerror or error}") from error
     return TcpStream(protocol)

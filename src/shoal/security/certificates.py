@@ -1,0 +1,148 @@
+"""What a certificate of the cluster looks like.
+
+A certificate says what its holder is by a DNS name, `head.shoal` or `node.shoal`, and who it is by its common name. The DNS name is what
+TLS checks: a node's certificate does not hold the head's name, so a node can pose as another node and never as the head.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from shoal.errors import ConfigError
+
+BACKDATED = dt.timedelta(days=1)  # machines of a home disagree about the time
+NAME_LENGTH = 64  # bytes of UTF-8; X.509's limit on a common name, as the cryptography package counts
+
+
+class Role(enum.StrEnum):
+    HEAD = "head"
+    NODE = "node"
+
+
+def server_name(role: Role) -> str:
+    """What to pass as `server_hostname` to be sure that the server has that role."""
+    return f"{role.value}.shoal"
+
+
+def check_name(name: str) -> str:
+    """The name, if it can stand in a certificate. Raises ConfigError."""
+    if not name.isprintable() or name != name.strip() or not 1 <= len(name.encode()) <= NAME_LENGTH:  # a lone surrogate is not printable
+        raise ConfigError(f"a node's name has 1 to {NAME_LENGTH} bytes of printable characters, none of them a space at either end")
+    return name
+
+
+def common_name(name: x509.Name) -> str:
+    """'' where there is none."""
+    values = name.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(values[0].value) if values else ""
+
+
+def fingerprint(certificate: x509.Certificate) -> str:
+    """SHA-256 of the certificate: 'A1B2:C3D4:…', 16 groups."""
+    digits = certificate.fingerprint(hashes.SHA256()).hex().upper()
+    return ":".join(digits[i : i + 4] for i in range(0, 64, 4))
+
+
+def new_key() -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """The key, not encrypted."""
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+
+
+def load_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
+    """The one private key in PEM text. Raises ValueError."""
+    try:
+        key = serialization.load_pem_private_key(pem, password=None)
+    except (TypeError, UnsupportedAlgorithm) as error:
+        raise ValueError("the key is encrypted, or of an unknown kind") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise ValueError("the key is not on the curve P-256")
+    return key
+
+
+def same_key(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> bool:
+    return certificate.public_key() == key.public_key()
+
+
+def signing_request(key: ec.EllipticCurvePrivateKey, name: str) -> x509.CertificateSigningRequest:
+    """Asks for a certificate in `name` and proves that the key is the asker's. Raises ConfigError for an impossible name."""
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, check_name(name))])
+    return x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
+
+
+def authority_certificate(key: ec.EllipticCurvePrivateKey, now: dt.datetime, life: dt.timedelta) -> x509.Certificate:
+    """A root that may sign leaves and nothing else."""
+    public = key.public_key()
+    mark = x509.SubjectKeyIdentifier.from_public_key(public)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"shoal authority {mark.digest.hex()[:16]}")])
+    return (
+        _builder(name, name, public, now - BACKDATED, now + life)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(signs_certificates=True), critical=True)
+        .add_extension(mark, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+
+
+def leaf_certificate(
+    authority: x509.Certificate,
+    authority_key: ec.EllipticCurvePrivateKey,
+    public: ec.EllipticCurvePublicKey,
+    role: Role,
+    name: str,
+    now: dt.datetime,
+    life: dt.timedelta,
+) -> x509.Certificate:
+    """A certificate for both ends of TLS; it never outlives the authority's. Raises ConfigError for an impossible name."""
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, check_name(name))])
+    start = max(now - BACKDATED, authority.not_valid_before_utc)
+    end = min(now + life, authority.not_valid_after_utc)
+    mark = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    return (
+        _builder(subject, authority.subject, public, start, end)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(signs_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(server_name(role))]), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(mark), critical=False)
+        .sign(authority_key, hashes.SHA256())
+    )
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey, start: dt.datetime, end: dt.datetime
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(start)
+        .not_valid_after(end)
+    )
+
+
+def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )

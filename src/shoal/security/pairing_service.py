@@ -1,0 +1,226 @@
+"""Pairing over TCP: the head's listener and the node's call."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import datetime as dt
+import time
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from shoal.errors import ClusterError, PairingRefused, ProtocolError, RemoteProtocolError, VersionMismatch, address_error
+from shoal.security.authority import Authority
+from shoal.security.credentials import Credentials
+from shoal.security.pairing import HeadExchange, NodeExchange
+from shoal.security.pairing_code import PairingCode
+from shoal.security.pairing_desk import PairingDesk
+from shoal.security.pairing_messages import HEADER_SIZE, LARGEST, pack_refusal, payload_size
+from shoal.security.refusal import Refusal, refused
+
+log = structlog.get_logger()
+
+CONVERSATIONS = 8  # at once
+_LINGERING = 16  # refusals of the busy head under way at once; more are hung up on
+_LINGER = 1.0  # seconds that a refused node has to read why
+
+
+@dataclasses.dataclass(frozen=True)
+class Paired:
+    """A node has proved that it knows the code, and a certificate was issued."""
+
+    name: str
+    peer: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TurnedAway:
+    """`reason` as in PairingRefused, or `broken` for a conversation that broke off or was none."""
+
+    peer: str
+    reason: str
+
+
+PairingEvent = Paired | TurnedAway
+
+
+async def _read(reader: asyncio.StreamReader) -> bytes:
+    """One frame. Raises RemoteProtocolError, EOFError, OSError."""
+    header = await reader.readexactly(HEADER_SIZE)
+    return header + await reader.readexactly(payload_size(header))
+
+
+async def _hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Ends a conversation so that what was written last still arrives: closing over unread bytes would reset the connection."""
+    with contextlib.suppress(OSError):  # TimeoutError is one
+        async with asyncio.timeout(_LINGER):
+            await writer.drain()
+            writer.write_eof()
+            left = 4 * LARGEST
+            while left > 0 and (data := await reader.read(LARGEST)):
+                left -= len(data)
+    writer.transport.abort()
+
+
+class PairingListener:
+    """Made by `serve_pairing`."""
+
+    def __init__(
+        self,
+        desk: PairingDesk,
+        authority: Authority,
+        on_event: Callable[[PairingEvent], None],
+        patience: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._desk = desk
+        self._authority = authority
+        self._on_event = on_event
+        self._patience = patience
+        self._clock = clock
+        self._conversations: set[asyncio.Task[None]] = set()
+        self._lingering: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+
+    @property
+    def port(self) -> int:
+        return int(self._server.sockets[0].getsockname()[1]) if self._server is not None else 0
+
+    async def start(self, host: str, port: int) -> None:
+        """Raises ConfigError where the address cannot be had."""
+        try:
+            self._server = await asyncio.start_server(self._accepted, host, port)
+        except OSError as error:
+            raise address_error(host, port, error) from error
+
+    async def close(self) -> None:
+        """Stops listening and ends the conversations under way."""
+        if self._server is not None:
+            self._server.close()
+        tasks = self._conversations | self._lingering
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        address: tuple[Any, ...] | None = writer.get_extra_info("peername")  # None where the node is gone already
+        peer = str(address[0]) if address else "unknown"
+        if len(self._conversations) < CONVERSATIONS:
+            self._hold(self._conversations, self._converse(peer, reader, writer))
+        else:
+            self._turn_away(peer, refused(Refusal.BUSY), writer)
+            if len(self._lingering) < _LINGERING:
+                self._hold(self._lingering, _hang_up(reader, writer))
+            else:
+                writer.transport.abort()
+
+    def _hold(self, tasks: set[asyncio.Task[None]], work: Any) -> None:
+        def over(task: asyncio.Task[None]) -> None:
+            tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.error("a pairing conversation failed", exc_info=error)
+
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
+        tasks.add(task)
+        task.add_done_callback(over)
+
+    async def _converse(self, peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        exchange = HeadExchange(self._desk, self._authority)
+        try:
+            try:
+                await self._pair(exchange, peer, reader, writer)
+            except PairingRefused as error:
+                self._turn_away(peer, error, writer)
+            except (ProtocolError, EOFError, OSError) as error:
+                # A node that finds the head's proof wrong hangs up: its code was wrong, or it guessed.
+                reason = Refusal.WRONG_CODE.name.lower() if exchange.challenged else "broken"
+                self._note(peer, reason, str(error) or type(error).__name__)
+            finally:
+                exchange.close(self._clock())
+            await _hang_up(reader, writer)
+        finally:
+            writer.transport.abort()
+
+    async def _pair(self, exchange: HeadExchange, peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async with asyncio.timeout(self._patience):
+            writer.write(exchange.challenge(await _read(reader), self._clock()))
+            await writer.drain()
+        async with asyncio.timeout(self._patience):
+            grant = exchange.grant(await _read(reader), self._clock(), dt.datetime.now(dt.UTC))
+            log.info("a node has paired", peer=peer, name=exchange.name)
+            self._on_event(Paired(exchange.name, peer))
+            writer.write(grant)
+            await writer.drain()
+
+    def _turn_away(self, peer: str, error: PairingRefused, writer: asyncio.StreamWriter) -> None:
+        self._note(peer, error.reason, "")
+        writer.write(pack_refusal(error))
+
+    def _note(self, peer: str, reason: str, detail: str) -> None:
+        log.warning("a pairing was refused", peer=peer, reason=reason, detail=detail)
+        self._on_event(TurnedAway(peer, reason))
+
+
+async def serve_pairing(
+    host: str,
+    port: int,
+    desk: PairingDesk,
+    authority: Authority,
+    on_event: Callable[[PairingEvent], None],
+    *,
+    patience: float = 10.0,
+    clock: Callable[[], float] = time.monotonic,
+) -> PairingListener:
+    """Lets nodes in that know the desk's code. Each message is waited for `patience` seconds; `clock` is the desk's, in seconds.
+
+    Port 0 takes a free one. Raises ConfigError where the address cannot be had.
+    """
+    listener = PairingListener(desk, authority, on_event, patience, clock)
+    await listener.start(host, port)
+    return listener
+
+
+async def pair(host: str, port: int, code: PairingCode, name: str, timeout: float = 20.0) -> Credentials:
+    """Asks the head at `host:port` for this machine's credentials; `timeout` in seconds for all of it.
+
+    Raises PairingRefused (wrong, used or expired code, too many tries), ConfigError (a name that cannot stand in a certificate, clocks that
+    disagree), RemoteProtocolError (no pairing port), ClusterError (nobody there, or it broke off).
+    """
+    exchange = NodeExchange(code, name)
+    where = f"{host}:{port}"
+    try:
+        async with asyncio.timeout(timeout):
+            try:
+                reader, writer = await asyncio.open_connection(host, port)
+            except OSError as error:
+                hint = "is the head running there, and the port open?"
+                raise ClusterError(f"no pairing port can be reached at {where} ({error.strerror or error}); {hint}") from error
+            try:
+                return await _call(exchange, where, reader, writer)
+            finally:
+                writer.transport.abort()
+    except TimeoutError:
+        raise ClusterError(f"{where} did not answer within {timeout:g} s; is it the head's pairing port, and the port open?") from None
+
+
+async def _call(exchange: NodeExchange, where: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Credentials:
+    answered = False
+    try:
+        writer.write(exchange.hello())
+        challenge = await _read(reader)
+        answered = True
+        writer.write(exchange.request(challenge))
+        return exchange.credentials(await _read(reader), dt.datetime.now(dt.UTC))
+    except VersionMismatch:
+        raise
+    except RemoteProtocolError as error:
+        raise RemoteProtocolError(f"{where} does not speak like a pairing port of shoal ({error}); check the address") from error
+    except (EOFError, ConnectionError) as error:
+        if answered:
+            raise ClusterError(f"{where} broke off the pairing; read the current code from the head and try again") from error
+        raise RemoteProtocolError(
+            f"{where} hung up: it is no pairing port of shoal, or too busy; check the address and try again"
+        ) from error

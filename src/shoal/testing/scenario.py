@@ -1,0 +1,381 @@
+"""One seed's story: a cluster, requests, and what befalls them. The same seed gives the same story, to the last event."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, MutableMapping
+from random import Random
+from typing import Any
+
+import structlog
+
+from shoal.config import HeadSettings, NodeSettings
+from shoal.control import messages as control
+from shoal.errors import CapacityError, ClusterError, StageLost
+from shoal.executor.journal import JournalLimits
+from shoal.executor.measure import Speed
+from shoal.node.agent import Agent
+from shoal.node.conductor import Conductor, Served
+from shoal.node.interruption import Interruption
+from shoal.pipeline.timing import StepTiming
+from shoal.request import Request, RequestId, SamplingParams
+from shoal.testing import toy
+from shoal.testing.clock import Deadlock, SimulatedLoop
+from shoal.testing.network import Host, Network, SimWorld
+
+_TROUBLE = 25.0  # simulated seconds during which things happen
+_BOUND = 4000.0  # simulated seconds after which a request that has not ended counts as stuck
+_JOURNALS = (JournalLimits(0, 0), JournalLimits(32 * 4 * 2, 0), JournalLimits(32 * 4, 32 * 4 * 2), JournalLimits(1 << 20, 0))
+
+
+class Broken(AssertionError):
+    """An invariant does not hold; the story says how it came to it."""
+
+
+class _Counts:
+    """The conductor's observer: after every step the books must be right."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self._scenario = scenario
+        self.interruptions: list[Interruption] = []
+
+    def step(self, timing: StepTiming) -> None:
+        self._scenario.check()
+
+    def interruption(self, ended: Interruption) -> None:
+        self.interruptions.append(ended)
+        self._scenario.say(f"streams go on after {ended.resumed - ended.began:.2f} s, {ended.tokens} tokens refilled")
+
+    def heartbeat(self, node: str, heartbeat: control.Heartbeat) -> None:
+        pass
+
+    def gone(self, node: str) -> None:
+        pass
+
+
+@dataclasses.dataclass(eq=False)
+class _Node:
+    host: Host
+    memory: int
+    speed: float
+    journals: JournalLimits
+    world: SimWorld | None = None
+    agent: Agent | None = None
+    running: asyncio.Task[Any] | None = None
+    models: list[toy.ToyModel] = dataclasses.field(default_factory=list[toy.ToyModel])
+
+
+class Scenario:
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.rng = Random(seed)
+        self.story: list[str] = []
+        self.tokens = 0
+        self.layers = self.rng.randint(3, 7)
+        self.network = Network(Random(self.rng.random()), self.say)
+        self.conductor: Conductor | None = None
+        self.counts = _Counts(self)
+        self._loop = SimulatedLoop()
+        self._nodes: list[_Node] = []
+        self._unexpected: list[str] = []
+
+    def say(self, what: str) -> None:
+        self.story.append(f"{self._loop.time():9.3f}  {what}")
+
+    # Running
+
+    def run(self) -> None:
+        """Raises Broken with the whole story."""
+        structlog.configure(processors=[self._log])
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._play())
+            if self.network.unexpected or self._unexpected:
+                raise Broken(f"something unexpected happened: {[*self.network.unexpected, *self._unexpected]}")
+        except (AssertionError, Deadlock, asyncio.InvalidStateError, KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
+            raise Broken(f"seed {self.seed}: {type(error).__name__}: {error}\n" + "\n".join(self.story)) from error
+        finally:
+            asyncio.set_event_loop(None)
+            self._loop.close()
+            structlog.reset_defaults()
+
+    def _log(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> Any:
+        words = str(event.pop("event", ""))
+        error = event.pop("exc_info", None)
+        self.say(" ".join([f"[{method}]", words, *(f"{k}={v}" for k, v in event.items()), *([repr(error)] if error else [])]))
+        if "unexpected" in words:
+            self._unexpected.append(f"{words}: {error!r}")
+        raise structlog.DropEvent
+
+    async def _play(self) -> None:
+        rng = self.rng
+        settings = HeadSettings(
+            host="head",
+            lanes=rng.choice((2, 4)),
+            kv_tokens=rng.choice((192, 320)),
+            context=160,
+            step_tokens=rng.choice((32, 64)),
+            heartbeat=0.5,
+            spread=rng.random() < 0.4,
+            spares=rng.choice((0, 0, 1)),
+            step_timeout=20.0,
+            wait=1e6,
+        )
+        head = SimWorld(self.network, self.network.host("head"))
+        self.conductor = conductor = Conductor(settings, Served("toy", "toy", toy.cost(self.layers), 160), head, self.counts)
+        await conductor.start()
+        self._ambush(conductor)
+        for _ in range(rng.randint(2, 5)):
+            self._add_node(settings)
+        loop = asyncio.get_running_loop()
+        clients = [loop.create_task(self._client(i)) for i in range(rng.randint(2, 5))]
+        trouble = loop.create_task(self._trouble(settings))
+        try:
+            done, late = await asyncio.wait([*clients, trouble], timeout=_BOUND)
+            for task in (*clients, trouble):
+                if task in done:
+                    task.result()
+            if late:
+                raise Broken(f"{len(late)} requests are stuck; the cluster is {conductor.describe()}")
+            await asyncio.sleep(1)
+            self.check()
+            driver = conductor.driver
+            if driver is not None and (driver.scheduler.pool.used or driver.requests or driver.scheduler.running):
+                raise Broken("KV blocks or sequences are left though every request ended")
+        finally:
+            for task in (*clients, trouble):
+                task.cancel()
+            await self._end(conductor)
+
+    async def _end(self, conductor: Conductor) -> None:
+        await conductor.stop()
+        await asyncio.sleep(60)
+        for node in self._nodes:
+            await self._kill(node)
+        await asyncio.sleep(60)
+        left = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
+        for task in left:
+            task.cancel()
+        if left:
+            raise Broken(f"tasks are left when all is over: {left}")
+
+    def check(self) -> None:
+        """What must hold at every moment."""
+        if self.conductor is None:
+            return
+        if self.conductor.driver is not None:
+            self.conductor.driver.scheduler.check()
+        cluster = self.conductor.cluster
+        for path in (cluster.serving, cluster.coming):
+            if path is not None:
+                layers = [layer for node in path.nodes for layer in path.layers(node)]
+                assert layers == list(range(self.layers)), f"the route of epoch {path.epoch} has layers {layers}"
+
+    # Requests
+
+    def _request(self, index: int) -> Request:
+        rng = self.rng
+        sampling = SamplingParams(
+            temperature=rng.choice((0.0, 0.7, 1.5)),
+            seed=rng.randrange(2**32),
+            repetition_penalty=rng.choice((1.0, 1.3)),
+            frequency_penalty=rng.choice((0.0, 0.5)),
+            logprobs=rng.choice((None, 2)),
+        )
+        shared = [(7 * i) % toy.VOCABULARY for i in range(rng.choice((0, 0, 40)))]
+        prompt = [*shared, *(rng.randrange(toy.VOCABULARY) for _ in range(rng.randint(1, 70)))]
+        stops = frozenset({3}) if rng.random() < 0.3 else frozenset[int]()
+        return Request(RequestId(f"r{index}"), prompt, rng.randint(2, 24), sampling, rng.choice((1, 1, 2)), stops)
+
+    async def _client(self, index: int) -> None:
+        request, leaves = self._request(index), self.rng.randint(1, 10) if self.rng.random() < 0.15 else 0
+        wanted = toy.expected(request, self.layers)
+        await asyncio.sleep(self.rng.uniform(1.0, 0.8 * _TROUBLE))
+        assert self.conductor is not None
+        while True:
+            try:
+                stream = self.conductor.submit(request)
+                break
+            except CapacityError:
+                await asyncio.sleep(0.5)
+        self.say(f"{request.id} begins: {len(request.prompt)} tokens, {request.max_tokens} wanted, n={request.n}")
+        said: list[list[int]] = [[] for _ in range(request.n)]
+        try:
+            async for chunk in stream:
+                if chunk.token is not None:
+                    said[chunk.choice].append(chunk.token)
+                    self.tokens += 1
+                mine, right = said[chunk.choice], wanted[chunk.choice]
+                if mine != right[: len(mine)] or (chunk.finish is not None and len(mine) != len(right)):
+                    raise Broken(f"{request.id} choice {chunk.choice} says {mine}, and should say {right}")
+                if leaves and self.tokens and len(mine) >= leaves:
+                    stream.close()
+                    self.say(f"{request.id} is left by its client")
+                    return
+        except StageLost as error:
+            if "hold sequences of" not in str(error):
+                raise Broken(f"{request.id} ended with an error: {error}") from error
+        self.say(f"{request.id} ends")
+
+    # Nodes and what befalls them
+
+    def _add_node(self, settings: HeadSettings, share: float = 0.0) -> None:
+        """share: of the memory that the whole model takes."""
+        rng = self.rng
+        whole = self.layers * (toy.LAYER_BYTES + toy.KV_BYTES * settings.kv_tokens) + toy.LAYER_BYTES + 100
+        memory = int(whole * (share or rng.choice((0.45, 0.6, 0.8, 1.1))))
+        node = _Node(self.network.host(f"n{len(self._nodes)}"), memory, rng.uniform(0.5, 2) * 1e6, rng.choice(_JOURNALS))
+        self._nodes.append(node)
+        self._start(node)
+
+    def _start(self, node: _Node) -> None:
+        node.host.alive = True
+        node.host.awake.set()
+        node.world = world = SimWorld(self.network, node.host)
+
+        def make(order: control.Load) -> toy.ToyModel:
+            node.models.append(toy.ToyModel(self.layers, node.journals))
+            return node.models[-1]
+
+        name = node.host.name
+        node.agent = Agent(NodeSettings(name=name, threads=1), "head:7420", world, make, Speed(node.speed, node.speed), node.memory)
+        node.running = asyncio.get_running_loop().create_task(self._run(node, node.agent))
+
+    async def _run(self, node: _Node, agent: Agent) -> None:
+        try:
+            self.say(f"{node.host.name} ended: {await agent.run()}")
+        except ClusterError as error:
+            self.say(f"{node.host.name} ended: {error}")
+
+    async def _kill(self, node: _Node) -> None:
+        self.network.crash(node.host)
+        for task in [*node.host.tasks, *([node.running] if node.running is not None else [])]:
+            task.cancel()
+        if node.running is not None:
+            await asyncio.gather(node.running, return_exceptions=True)
+            node.running = None
+
+    async def _trouble(self, settings: HeadSettings) -> None:
+        """What happens, and in the end all is well again."""
+        rng, network = self.rng, self.network
+        head = network.hosts["head"]
+        events: list[Callable[[_Node], Any]] = [
+            self._crash, self._crash, self._crash, self._freeze, self._unplug, self._slow, self._fill_disk,
+            self._cut, self._cut, self._leave, self._drain, self._remove, self._separate,
+        ]  # fmt: skip
+        network.duplicates = rng.choice((0.0, 0.0, 0.02))
+        network.losses = rng.choice((0.0, 0.0, 0.0, 0.005))
+        moments = sorted(rng.uniform(0.5, _TROUBLE) for _ in range(rng.randint(1, 7)))
+        if rng.random() < 0.3:  # several at once
+            moments = [moments[0] + 0.01 * i for i in range(len(moments))]
+        for moment in moments:
+            await asyncio.sleep(max(moment - self._loop.time(), 0))
+            if rng.random() < 0.15 and len(self._nodes) < 7:
+                self.say("another node is started")
+                self._add_node(settings)
+            node = rng.choice(self._nodes)
+            happening = rng.choice(events)
+            self.say(f"{happening.__name__[1:].replace('_', ' ')} {node.host.name}")
+            result = happening(node)
+            if result is not None:
+                await result
+        await asyncio.sleep(max(_TROUBLE + 5 - self._loop.time(), 0))
+        self.say("all is well again")
+        network.duplicates = network.losses = 0.0
+        for node in self._nodes:
+            network.join(node.host, head)
+            for other in self._nodes:
+                network.join(node.host, other.host)
+            network.thaw(node.host)
+            node.host.slower = 1.0
+            if node.running is None or node.running.done():
+                await self._kill(node)
+                self._start(node)
+        self._add_node(settings, 1.3)  # with which there is memory enough in any case
+
+    def _ambush(self, conductor: Conductor) -> None:
+        """Now and then a node of a route that is being made ready, or of one that has just begun to serve, is lost at that moment."""
+        handle, seen = conductor.cluster.handle, list[str]()
+
+        def watched(event: Any, now: float) -> Any:
+            out = handle(event, now)
+            phase = f"{conductor.cluster.epoch} {conductor.cluster.moving or conductor.cluster.state}"
+            if seen[-1:] != [phase]:
+                seen.append(phase)
+                if self._loop.time() < _TROUBLE and self.rng.random() < 0.06 and (nodes := conductor.cluster.route):
+                    self._loop.call_later(self.rng.uniform(0, 0.05), self._strike, conductor, self.rng.choice(nodes), phase)
+            return out
+
+        conductor.cluster.handle = watched
+
+    def _strike(self, conductor: Conductor, number: int, phase: str) -> None:
+        member = conductor.cluster.members.get(number)
+        node = next((n for n in self._nodes if member is not None and n.host.name == member.joined.host), None)
+        if node is not None and node.running is not None and node.world is not None:
+            self.say(f"{node.host.name} is lost while the cluster is at {phase}")
+            happening = self.rng.choice((self._crash, self._freeze, self._unplug))
+            result = happening(node)
+            if result is not None:
+                conductor._spawn(result)  # pyright: ignore[reportPrivateUsage]
+
+    async def _crash(self, node: _Node) -> None:
+        await self._kill(node)
+        if self.rng.random() < 0.5:
+            asyncio.get_running_loop().call_later(self.rng.uniform(0.5, 8), self._again, node)
+
+    def _again(self, node: _Node) -> None:
+        if node.running is None:
+            self.say(f"{node.host.name} is started again")
+            self._start(node)
+
+    def _freeze(self, node: _Node) -> None:
+        self.network.freeze(node.host)
+        asyncio.get_running_loop().call_later(self.rng.uniform(0.2, 10), self._thaw, node)
+
+    def _thaw(self, node: _Node) -> None:
+        if node.host.frozen:
+            self.say(f"{node.host.name} thaws")
+            self.network.thaw(node.host)
+
+    def _unplug(self, node: _Node) -> None:
+        others = [host for host in self.network.hosts.values() if host is not node.host]
+        for other in others:
+            self.network.part(node.host, other)
+        asyncio.get_running_loop().call_later(self.rng.uniform(0.2, 20), self._plug, node, others)
+
+    def _plug(self, node: _Node, others: list[Host]) -> None:
+        self.say(f"{node.host.name} is plugged in again")
+        for other in others:
+            self.network.join(node.host, other)
+
+    def _separate(self, node: _Node) -> None:
+        """Two nodes no longer reach each other; both reach the head."""
+        other = self.rng.choice(self._nodes)
+        if other is not node:
+            self.network.part(node.host, other.host)
+            asyncio.get_running_loop().call_later(self.rng.uniform(0.2, 20), self._plug, node, [other.host])
+
+    def _cut(self, node: _Node) -> None:
+        if node.host.pipes:
+            self.rng.choice([*node.host.pipes]).cut()
+
+    def _slow(self, node: _Node) -> None:
+        node.host.slower = self.rng.choice((3.0, 10.0))
+
+    def _fill_disk(self, node: _Node) -> None:
+        for model in node.models:
+            for journal in model.shard._journals.values():  # pyright: ignore[reportPrivateUsage]
+                journal._full = True  # pyright: ignore[reportPrivateUsage]
+
+    def _leave(self, node: _Node) -> None:
+        if node.agent is not None:
+            node.agent.leave()
+
+    def _drain(self, node: _Node) -> None:
+        assert self.conductor is not None
+        self.conductor.dismiss(control.DismissRequest(name=node.host.name, drain=True))
+
+    def _remove(self, node: _Node) -> None:
+        assert self.conductor is not None
+        self.conductor.dismiss(control.DismissRequest(name=node.host.name))

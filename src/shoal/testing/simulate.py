@@ -1,0 +1,73 @@
+"""Plays many seeds, in as many processes as there are cores: `python -m shoal.testing.simulate --seeds 2000`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+from shoal.testing.scenario import Broken, Scenario
+
+
+@dataclass(frozen=True)
+class Outcome:
+    seed: int
+    story: str
+    """Of a seed that failed; '' for one that did not."""
+    tokens: int
+    interruptions: int
+    refilled: int
+
+
+def play(seed: int) -> Outcome:
+    scenario = Scenario(seed)
+    try:
+        scenario.run()
+        story = ""
+    except Broken as broken:
+        story = str(broken)
+    ended = scenario.counts.interruptions
+    return Outcome(seed, story, scenario.tokens, len(ended), sum(i.tokens for i in ended))
+
+
+def play_all(seeds: Sequence[int], jobs: int) -> list[Outcome]:
+    if jobs == 1:
+        return [play(seed) for seed in seeds]
+    with ProcessPoolExecutor(jobs) as pool:
+        return list(pool.map(play, seeds, chunksize=8))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=2000, help="how many")
+    parser.add_argument("--first", type=int, default=0, help="the first of them")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--story", action="store_true", help="print every story, not only of those that fail")
+    given = parser.parse_args()
+    seeds = range(given.first, given.first + given.seeds)
+    if given.story:
+        for seed in seeds:
+            scenario = Scenario(seed)
+            try:
+                scenario.run()
+            finally:
+                print("\n".join(scenario.story))
+        return
+    outcomes = play_all(seeds, given.jobs)
+    failed = [o for o in outcomes if o.story]
+    print(
+        f"{len(outcomes)} seeds, {sum(o.tokens for o in outcomes)} tokens, {sum(o.interruptions for o in outcomes)} interruptions, "
+        f"{sum(o.refilled for o in outcomes)} tokens refilled, {len(failed)} failed"
+    )
+    for outcome in failed[:3]:
+        print(f"\n{outcome.story}\n\nagain: python -m shoal.testing.simulate --first {outcome.seed} --seeds 1 --story")
+    if failed:
+        print("failed seeds:", *(o.seed for o in failed))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""A model whose layers are integer arithmetic: exact, tiny, and spoilt by any token that is missing, stale or out of place.
+
+A token's cell in a layer is a hash of its input and of the sum of all cells before it, read through the block table; the cell is
+what the layer puts out. What the last layer puts out decides the logits. The rest of a stage (block tables, journals, sampler) is
+the real one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from shoal.control import messages as control
+from shoal.executor.base import Angles, Floats, Ints, StageBatch
+from shoal.executor.journal import JournalLimits
+from shoal.executor.shard import Shard
+from shoal.executor.stage import StageExecutor
+from shoal.models.matrix import StoredMatrix
+from shoal.models.spec import ModelSpec, Rope
+from shoal.native import BLOCK_TOKENS
+from shoal.placement.profile import ModelCost
+from shoal.request import Request
+from shoal.scheduler.plan import Chunk, Opened, StepPlan
+
+VOCABULARY = 24
+LAYER_BYTES = 1000
+KV_BYTES = 4
+_MASK = 0xFFFFFF  # integers that float32 holds exactly
+
+
+def spec(layers: int) -> ModelSpec:
+    return ModelSpec(
+        "toy", layers, 1, 1, 1, 1, 2, VOCABULARY, 1e-6, 4096, Rope(), (0,) * layers, True
+    )  # two values of two bytes for a key and for a value: a cell fits twice
+
+
+def cost(layers: int) -> ModelCost:
+    return ModelCost((LAYER_BYTES,) * layers, LAYER_BYTES, KV_BYTES, 1000, 1000, 4, 100)
+
+
+class ToyWeights:
+    def __init__(self, layers: int) -> None:
+        self.spec = spec(layers)
+
+    def matrix(self, name: str) -> StoredMatrix:
+        values = (np.arange(VOCABULARY, dtype=np.float32) * 7919 + 13).reshape(-1, 1)
+        return StoredMatrix("f32", values.view(np.uint8), 1)
+
+    def vector(self, name: str) -> Floats | None:
+        return None
+
+    def forget(self) -> None:
+        pass
+
+
+class ToyLayers:
+    """The seam where the native kernels sit otherwise."""
+
+    runtime = "toy"
+
+    def __init__(self, layers: range) -> None:
+        self._layers = layers
+
+    @property
+    def nbytes(self) -> int:
+        return len(self._layers) * LAYER_BYTES
+
+    def forward(self, hidden: Floats, batch: StageBatch, angles: Angles, pools: list[NDArray[np.uint8]], bf16: bool) -> Floats:
+        assert len(pools) == len(self._layers)
+        out = hidden[:, 0].astype(np.int64)
+        for layer, pool in zip(self._layers, pools, strict=True):
+            cells = pool.view(np.uint32).reshape(-1, 2)[:, 0]
+            for s, position in enumerate(batch.positions.tolist()):
+                rows = range(int(batch.starts[s]), int(batch.starts[s + 1]))
+                at = np.arange(position + len(rows), dtype=np.int32)
+                slots: Ints = batch.tables[s, at // BLOCK_TOKENS] * BLOCK_TOKENS + at % BLOCK_TOKENS
+                total = int(cells[slots[:position]].sum(dtype=np.int64))
+                for i, row in enumerate(rows):
+                    cell = self._mix(layer, int(out[row]), total)
+                    cells[slots[position + i]] = cell
+                    out[row] = cell
+                    total += cell
+        return out.astype(np.float32).reshape(-1, 1)
+
+    @staticmethod
+    def _mix(layer: int, x: int, total: int) -> int:
+        mixed = (x * 2654435761 + total * 40503 + layer * 97 + 12345) & 0xFFFFFFFF
+        return (mixed ^ (mixed >> 13)) & _MASK
+
+    def trim(self, first: int, count: int) -> bool:
+        self._layers = self._layers[first : first + count]
+        return True
+
+    def logits(self, hidden: Floats, picked: Ints) -> Floats:
+        x = hidden[picked, 0].astype(np.int64)[:, None] * 31 + np.arange(VOCABULARY, dtype=np.int64) * 1000003
+        return ((x ^ (x >> 7)) % 8191).astype(np.float32) / np.float32(1024)
+
+
+def make_layers(weights: Any, layers: range, last: bool) -> ToyLayers:
+    return ToyLayers(layers)
+
+
+def expected(request: Request, layers: int) -> list[list[int]]:
+    """What each choice must say, by a single stage that nothing happens to."""
+    return [_alone(request, choice, layers) for choice in range(request.n)]
+
+
+def _alone(request: Request, choice: int, layers: int) -> list[int]:
+    shard = Shard(make_layers, bf16=True)
+    shard.load(range(layers), ToyWeights(layers))
+    blocks = -(-(len(request.prompt) + request.max_tokens) // BLOCK_TOKENS)
+    stage = shard.enter(range(layers), range(0), blocks)
+    sampling = msgspec.structs.replace(request.sampling, seed=(request.sampling.seed + choice) % 2**64)
+    tokens, at, said = list(request.prompt), 0, list[int]()
+    for step in range(request.max_tokens):
+        opened = [] if step else [Opened(0, sampling, request.prompt, [])]
+        chunk = Chunk(0, at, tokens[at:], [] if step else list(range(blocks)), True)
+        (drawn,) = stage.run(StepPlan(step, opened, [], [], [], [chunk]), None).sampled
+        if drawn.token in request.stop_tokens:
+            break
+        at = len(tokens)
+        tokens.append(drawn.token)
+        said.append(drawn.token)
+    return said
+
+
+class ToyModel:
+    """What a node holds of the toy: the real shard."""
+
+    def __init__(self, layers: int, journals: JournalLimits) -> None:
+        self.shard = Shard(make_layers, bf16=True, journals=journals)
+        self._weights = ToyWeights(layers)
+
+    @property
+    def layers(self) -> list[range]:
+        return self.shard.layers
+
+    @property
+    def nbytes(self) -> int:
+        return self.shard.nbytes
+
+    @property
+    def runtime(self) -> str:
+        return self.shard.runtime
+
+    def shed(self, wanted: list[range]) -> None:
+        self.shard.shed(wanted)
+
+    def load(self, layers: range) -> None:
+        self.shard.load(layers, self._weights)
+
+    def enter(self, layers: range, keep: range, blocks: int) -> StageExecutor:
+        return self.shard.enter(layers, keep, blocks)
+
+    def rest(self) -> None:
+        self.shard.rest()
+
+    def close(self) -> None:
+        self.shard.close()
+
+    def report(self, heartbeat: control.Heartbeat) -> None:
+        heartbeat.journal_bytes = self.shard.journal_bytes
