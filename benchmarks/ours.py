@@ -18,9 +18,12 @@ _names = itertools.count()
 
 
 @contextlib.asynccontextmanager
-async def cluster(model: str, nodes: int, threads: int, **settings: object) -> AsyncIterator[LocalCluster]:
+async def cluster(
+    model: str, nodes: int, threads: int, node: dict[str, str] | None = None, **settings: object
+) -> AsyncIterator[LocalCluster]:
+    """node: settings of each node. settings: of the head."""
     head = HeadSettings(model=model, port=0, control_port=0, **settings)  # type: ignore[arg-type]
-    async with local_cluster(head, NodeSettings(threads=threads), describe(model), nodes) as running:
+    async with local_cluster(head, NodeSettings(threads=threads, **(node or {})), describe(model), nodes) as running:  # type: ignore[arg-type]
         await running.until_ready()
         await generate(running.head, fresh_prompt(running.head, 16), 16)
         yield running

@@ -11,7 +11,6 @@ is handed out once, when the result that brings it is applied, and never taken b
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
@@ -288,13 +287,18 @@ class Driver:
         tokens = 0
         only: set[int] | None = None
         while True:
-            plans = deque(self.scheduler.refill(spans, only))
             missing: set[int] = set()
-            while plans or route.flight:
-                while plans and len(route.flight) <= self.scheduler.limits.depth:
-                    plan = plans.popleft()
+            plans = self.scheduler.refill(spans, only, missing)
+            more = True
+            while more or route.flight:
+                while more and len(route.flight) <= self.scheduler.limits.depth:
+                    if (plan := next(plans, None)) is None:
+                        more = False
+                        break
                     tokens += plan.rows
                     await route.send(plan)
+                if not route.flight:
+                    break
                 frame, _ = await route.receive()
                 result = messages.decode_result(frame.meta)
                 route.landed(result.step)

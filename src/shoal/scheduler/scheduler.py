@@ -179,45 +179,49 @@ class Scheduler:
         """The route has another number of stages."""
         self.limits = replace(self.limits, depth=depth)
 
-    def refill(self, spans: list[tuple[int, int]], only: set[int] | None = None) -> list[StepPlan]:
+    def refill(self, spans: list[tuple[int, int]], only: set[int] | None, missing: set[int]) -> Iterator[StepPlan]:
         """Steps that compute keys and values of some layers anew, for all that was computed (or that of some sequences and of
-        those that share their blocks). Blocks that are shared are filled once. Blocks held by none are given up.
+        those that share their blocks). Blocks that are shared are filled once; blocks held by none are given up.
+
+        missing: sequences of which it turns out, while the steps run, that they cannot be refilled; no more steps are made for them.
         """
         self.pool.forget_idle()
         wanted = [s for s in self._running if s.computed]
         if only is not None:
             touched = {block for s in wanted if s.id in only for block in s.table}
             wanted = [s for s in wanted if not touched.isdisjoint(s.table)]
-        plans: list[StepPlan] = []
-        chunks: list[Chunk] = []
         filled: set[BlockId] = set()
-        budget = self.limits.chunk
+        chunks: list[Chunk] = []
+        budget = self.limits.step_tokens
         for sequence in wanted:
-            at, alone = 0, sequence.request.id in self.apart
-            if alone and chunks:
-                plans.append(self._refilling(chunks, spans))
-                chunks, budget = [], self.limits.chunk
-            while at < sequence.computed:
-                size = self.limits.block_tokens
-                if sequence.table[at // size] in filled:
-                    at += size
-                    continue
-                upto = at
-                while upto < sequence.computed and sequence.table[upto // size] not in filled:
-                    upto = (upto // size + 1) * size
-                upto = min(upto, sequence.computed, at + budget)
-                blocks = [int(b) for b in sequence.table[sequence.told :]]
-                sequence.told = len(sequence.table)
-                chunks.append(Chunk(sequence.id, at, sequence.tokens[at:upto], blocks, False))
-                budget -= upto - at
-                at = upto
-                if budget <= 0 or alone or at < sequence.computed:  # a step names a sequence once
-                    plans.append(self._refilling(chunks, spans))
-                    chunks, budget = [], self.limits.chunk
-            filled.update(sequence.table[: self._blocks_for(sequence.computed)])
+            alone = sequence.request.id in self.apart
+            for at, upto in self._unfilled(sequence, filled):
+                while at < upto and sequence.id not in missing:
+                    if budget <= 0 or (chunks and (alone or chunks[-1].sequence == sequence.id)):  # a step names a sequence once
+                        yield self._refilling(chunks, spans)
+                        chunks, budget = [], self.limits.step_tokens
+                        continue
+                    blocks = [int(b) for b in sequence.table[sequence.told :]]
+                    sequence.told = len(sequence.table)
+                    end = min(upto, at + budget)
+                    chunks.append(Chunk(sequence.id, at, sequence.tokens[at:end], blocks, False))
+                    budget = 0 if alone else budget - (end - at)
+                    at = end
         if chunks:
-            plans.append(self._refilling(chunks, spans))
-        return plans
+            yield self._refilling(chunks, spans)
+
+    def _unfilled(self, sequence: Sequence, filled: set[BlockId]) -> Iterator[tuple[int, int]]:
+        """Runs of computed tokens whose blocks no sequence before this one has filled; they count as filled then."""
+        size, at = self.limits.block_tokens, 0
+        own = [block not in filled for block in sequence.table]
+        filled.update(sequence.table[: self._blocks_for(sequence.computed)])
+        while at < sequence.computed:
+            upto = at
+            while upto < sequence.computed and own[upto // size]:
+                upto += size
+            if upto > at:
+                yield at, min(upto, sequence.computed)
+            at = max(upto, at + size)
 
     def _refilling(self, chunks: list[Chunk], spans: list[tuple[int, int]]) -> StepPlan:
         plan = StepPlan(self._next_step, [], [], [], [], chunks, spans)

@@ -1,0 +1,121 @@
+"""What the loss of a node costs: three stages and a spare, the middle one killed while a stream runs; and what journals cost meanwhile.
+
+python -m benchmarks.recovery [--rounds 3] [--contexts 256,1024,4096] [--threads 1]
+
+Recomputing everything is measured in the same run: the time to the first token of a fresh prompt of the same length.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from pathlib import Path
+from statistics import median
+from time import monotonic, perf_counter
+
+from benchmarks import ours
+from shoal.cli.local import LocalCluster
+from shoal.config import Precision, RuntimeName
+from shoal.executor.journal import JournalLimits
+from shoal.executor.runtimes import factory
+from shoal.executor.shard import Shard
+from shoal.executor.stage import StageExecutor
+from shoal.models.sources import pull
+from shoal.models.weights import open_weights
+from shoal.request import Request, RequestId, SamplingParams
+from shoal.scheduler.plan import Chunk, StepPlan
+
+_PARTS = ("detect", "fence", "load", "link", "refill", "resume", "pause")
+
+
+async def interrupted(cluster: LocalCluster, context: int) -> dict[str, float]:
+    """Seconds of each part of an interruption at so many tokens of context."""
+    head = cluster.head
+    prompt = ours.fresh_prompt(head, context)
+    stream = head.submit(Request(RequestId(f"killed-{context}-{prompt[0]}"), prompt, 64, SamplingParams(temperature=0.0)))
+    arrivals: list[float] = []
+    killed = 0.0
+    async for _ in stream:
+        arrivals.append(monotonic())
+        if len(arrivals) == 8:
+            assert head.placement is not None
+            middle = head.placement.stages[1].node
+            killed = monotonic()
+            next(child for child in cluster.children if child.name == middle).process.kill()
+    ended = head.conductor.interruptions[-1]
+    return {"detect": ended.began - killed, **ended.parts(), "pause": ended.resumed - killed, "tokens": float(ended.tokens)}
+
+
+async def round_of(model: str, context: int, threads: int, journals: bool) -> dict[str, float]:
+    sizes = {} if journals else {"journal": "0", "journal_disk": "0"}
+    async with ours.cluster(model, 4, threads, node=sizes, spares=1, context=8192, heartbeat=0.5) as cluster:
+        recompute, _ = await ours.generate(cluster.head, ours.fresh_prompt(cluster.head, context), 1)
+        return {**await interrupted(cluster, context), "recompute": recompute}
+
+
+def overhead(path: Path, threads: int, rounds: int) -> list[tuple[str, float, float]]:
+    """Tokens per second of a stage of ten layers with its journal and without, taken in turns."""
+    weights = open_weights(path)
+    blocks = 64
+    make = factory(RuntimeName.NATIVE, Precision.AUTO, threads)
+    stages: list[StageExecutor] = []
+    for limits in (JournalLimits(1 << 28), JournalLimits()):
+        shard = Shard(make, bf16=True, journals=limits)
+        shard.load(range(10), weights)
+        stages.append(shard.enter(range(10), range(0), blocks))
+    figures: dict[str, tuple[list[float], list[float]]] = {"decode, 8 rows": ([], []), "prefill, 256 rows": ([], [])}
+    for i in range(rounds):
+        order = (0, 1) if i % 2 else (1, 0)
+        for which in order:
+            eight, chunk = rates(stages[which], 1000 * i)
+            figures["decode, 8 rows"][which].append(eight)
+            figures["prefill, 256 rows"][which].append(chunk)
+    return [(name, median(kept), median(bare)) for name, (kept, bare) in figures.items()]
+
+
+def rates(stage: StageExecutor, first: int) -> tuple[float, float]:
+    """Tokens per second at decode, 8 rows a step, and at prefill, 256 rows a step."""
+    tokens = [(i * 7919 + first) % 40000 for i in range(256)]
+    began = perf_counter()
+    for step in range(4):
+        chunk = Chunk(first, 0, tokens, list(range(8)), False)
+        stage.run(StepPlan(step, [], [first], [], [], [chunk]), None)
+    prefilled = perf_counter()
+    rows = [first + 1 + i for i in range(8)]
+    for step in range(100):
+        chunks = [Chunk(row, step, [tokens[step]], [8 + 4 * i + step // 32] if step % 32 == 0 else [], False) for i, row in enumerate(rows)]
+        stage.run(StepPlan(step, [], [], [], [], chunks), None)
+    decoded = perf_counter()
+    stage.run(StepPlan(0, [], [first, *rows], [], [], []), None)
+    return 800 / (decoded - prefilled), 1024 / (prefilled - began)
+
+
+async def main(contexts: list[int], threads: int, rounds: int) -> None:
+    path = pull("smollm2-135m")
+    model = str(path)
+    print(f"### A stage is killed; 3 stages and a spare of {threads} thread(s), one stream; ms, medians of {rounds}\n")
+    print("| context | journals | " + " | ".join(_PARTS) + " | all recomputed | refill is |\n|" + "---|" * (len(_PARTS) + 4))
+    for context in contexts:
+        for journals in (True, False):
+            taken = [await round_of(model, context, threads, journals) for _ in range(rounds)]
+            figures = {name: median(t.get(name, 0.0) for t in taken) for name in (*_PARTS, "recompute")}
+            cells = " | ".join(f"{figures[name] * 1e3:.0f}" for name in _PARTS)
+            ratio = figures["recompute"] / figures["refill"] if figures["refill"] else 0.0
+            print(
+                f"| {context} | {'yes' if journals else 'no'} | {cells} | {figures['recompute'] * 1e3:.0f} | {ratio:.2f} x faster |",
+                flush=True,
+            )
+    print("\ngoals at context 1024: pause < 1500 ms, detect <= 500 ms, refill >= 1.5 x faster\n")
+    print("### What journals cost while nothing fails, tokens/s\n\n| | with | without | |\n|---|---|---|---|")
+    for name, kept, bare in overhead(path, threads, 15):
+        print(f"| {name} | {kept:.0f} | {bare:.0f} | {(kept / bare - 1) * 100:+.1f} % |")
+    print("\ngoal: >= -3 %")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--contexts", default="256,1024,4096")
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    asyncio.run(main([int(c) for c in given.contexts.split(",")], given.threads, given.rounds))
