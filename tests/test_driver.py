@@ -356,8 +356,10 @@ def test_layers_that_cannot_be_filled_from_the_tokens_end_the_route():
 
 @pytest.mark.parametrize("lanes", [1, 8])
 @pytest.mark.parametrize("depth", [1, 2])
-def test_a_request_that_no_stage_can_run_ends_after_three_tries_and_others_complete(lanes: int, depth: int):
-    good, bad = request("good", [1, 2], 6), request("bad", [7, 7], 6)
+@pytest.mark.parametrize("sound", [0, 4])
+def test_a_request_that_no_stage_can_run_ends_after_three_tries_and_others_complete(lanes: int, depth: int, sound: int):
+    """sound: so many steps with it go well, so that later it is in the refill of others, too."""
+    good, bad, left = request("good", [1, 2], 9), request("bad", [7, 7], 9), [sound]
 
     async def work(route: Route) -> None:
         """Runs steps as long as they do not touch the bad request, the second one."""
@@ -365,7 +367,9 @@ def test_a_request_that_no_stage_can_run_ends_after_three_tries_and_others_compl
             while True:
                 frame = await route.steps.receive()
                 plan = messages.decode_plan(messages.decode_step(frame.meta).plan)
-                if any(chunk.sequence == 1 for chunk in plan.chunks):
+                poisoned = any(chunk.sequence == 1 for chunk in plan.chunks)
+                left[0] -= poisoned
+                if poisoned and left[0] < 0:
                     await route.results.send(Frame(Kind.ERROR, route.epoch, plan.step, messages.encode(messages.Error("poison", 0))))
                     return
                 await route.answer(route.stage.run(plan))
@@ -387,6 +391,21 @@ def test_a_request_that_no_stage_can_run_ends_after_three_tries_and_others_compl
         await asyncio.gather(running, working, return_exceptions=True)
 
     play(scenario, limits(depth=depth, step_tokens=8, lanes=lanes), work=False)
+
+
+def test_a_bug_while_steps_are_made_ends_the_route_and_is_not_swallowed(monkeypatch: pytest.MonkeyPatch):
+    async def scenario(route: Route, running: asyncio.Task[None]) -> None:
+        await turns()
+
+        def schedule() -> None:
+            raise KeyError("a bug")
+
+        monkeypatch.setattr(route.driver.scheduler, "schedule", schedule)
+        route.driver.submit(request("a", [1]))
+        with pytest.raises(KeyError):
+            await running
+
+    play(scenario)
 
 
 def test_ending_all_ends_those_that_wait_and_those_that_run():
