@@ -7,7 +7,7 @@ NODES ?= 2
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 
-.PHONY: run test test-fast check format proto install develop clean
+.PHONY: run test test-fast simulate check format proto install develop clean
 
 run: $(VENV)/installed
 	$(BIN)/shoal run "$(PROMPT)" --nodes $(NODES)
@@ -26,6 +26,12 @@ check: $(VENV)/developed
 format: $(VENV)/developed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Whole clusters in a simulated network, one story per seed; a failing one is printed and can be replayed.
+SEEDS ?= 20000
+FIRST ?= 0
+simulate: $(VENV)/developed
+	$(BIN)/python -m shoal.testing.simulate --seeds $(SEEDS) --first $(FIRST)
 
 proto: $(VENV)/developed
 	cd src && ../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. shoal/control/cluster.proto

@@ -177,6 +177,7 @@ class HeadSettings(EngineSettings):
     min_memory: str = setting("", "Least memory of a node that may join, like 1GiB; empty: any.")
     min_speed: float = setting(0.0, "Least speed of a node that may join, in GB/s of weights at decode; 0: any.", low=0)
     max_nodes: int = setting(1024, "Most nodes.", low=1, high=1024)
+    pace: float = setting(5.0, "Seconds between looks at whether a stage is slower than its node measured; 0: never.", low=0, high=3600)
     step_timeout: float = setting(120.0, "Seconds after which a step without a result counts as lost.", low=1, high=1e6)
     wait: float = setting(600.0, "Seconds that requests under way wait for nodes when too few are left.", low=0, high=1e6)
 

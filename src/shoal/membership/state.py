@@ -50,7 +50,7 @@ _TRIES = 3  # failures in a row without a route in between, after which whoever 
 _CONFIRM = 0.3  # seconds in which the node whose loss broke a route is waited for, before the route is tried again as it was
 _REST = 5.0  # seconds after a move before another one that is not forced
 _LEFT_OUT, _MOST_LEFT_OUT = 15.0, 600.0  # seconds for which one that failed is left out, the first time and at most
-_SLOWER = 1.5  # times slower than measured, from which on a node's measure is mended
+_SLOWER = 2.0  # times slower than measured, from which on a node's measure is mended
 _DEADLINES = {LOADING: 1800.0, PAUSING: 30.0, LINKING: 20.0}  # seconds
 
 

@@ -239,7 +239,7 @@ class Agent:
     async def _probe(self, probe: control.Probe) -> None:
         try:
             async with asyncio.timeout(TIMEOUT):
-                link = await measure_link(await self._world.connect(probe.host, probe.port, TIMEOUT, Role.HEAD))
+                link = await measure_link(await self._world.connect(probe.host, probe.port, TIMEOUT, Role.HEAD), self._world.now)
         except (OSError, EOFError, ProtocolError) as error:
             self._failed(0, f"the head's tensor port {probe.host}:{probe.port} cannot be reached: {str(error) or type(error).__name__}")
             return

@@ -23,6 +23,7 @@ from shoal.node.interruption import Interruption
 from shoal.node.links import Links, accept_link, greeted
 from shoal.node.world import World
 from shoal.pipeline.driver import Driver, Route, TokenStream
+from shoal.pipeline.pace import Pace
 from shoal.pipeline.timing import StepTiming
 from shoal.placement.moves import Moves
 from shoal.placement.partition import Placement
@@ -94,6 +95,7 @@ class Conductor:
         self._next_node = 1
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._opening: _Opening | None = None
+        self._pace = Pace()
         self._stopping = False
         self._stranded: float | None = None  # since when requests wait without a route in sight
         self._broke: Interruption | None = None
@@ -106,6 +108,8 @@ class Conductor:
         self._door = await self._world.control_door(self, host, self.settings.control_port)
         self._results = await self._world.listen(host, 0, self._accept)
         self._spawn(self._tick())
+        if self.settings.pace:
+            self._spawn(self._keep_pace())
 
     async def stop(self, reason: str = "the head shut down") -> None:
         """Sends the nodes home, ends every request."""
@@ -145,6 +149,18 @@ class Conductor:
             self._strand()
             if self.driver is not None and self.driver.stalled() > self.settings.step_timeout:
                 self.driver.cut(f"no result came for {self.settings.step_timeout:g} s")
+
+    async def _keep_pace(self) -> None:
+        """Lets the cluster know of stages that are slower than their nodes' measure promised."""
+        while True:
+            await asyncio.sleep(self.settings.pace)
+            path, members = self.cluster.serving, self.cluster.members
+            if path is None:
+                continue
+            parts = zip(path.nodes, path.placement.stages, strict=True)
+            promised = [stage.weight_bytes / members[node].joined.profile.bytes_per_second for node, stage in parts]
+            for node, slower in zip(path.nodes, self._pace.judge(promised) or (), strict=False):
+                self._handle(events.SpeedSeen(node, slower))
 
     def _strand(self) -> None:
         """Requests wait for nodes to come, but not for ever."""
@@ -470,12 +486,14 @@ class Conductor:
         return self.driver
 
     def _filled(self, epoch: int, tokens: int) -> None:
+        self._pace = Pace()
         if self._broke is not None:
             self._broke.filled, self._broke.tokens = self._world.now(), tokens
         self._handle(events.RouteFilled(epoch))
 
     def _step(self, timing: StepTiming) -> None:
         self._observer.step(timing)
+        self._pace.add(timing)
         if self._broke is not None and self._broke.filled and timing.sampled:
             self._broke.resumed = self._world.now()
             self.interruptions.append(self._broke)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from statistics import median
-from time import perf_counter
 
 from shoal.errors import RemoteProtocolError
 from shoal.placement.profile import Link
@@ -25,21 +25,21 @@ async def answer(stream: FrameStream, first: Frame) -> None:
     raise RemoteProtocolError(f"a {frame.kind.name} frame amid a measurement")
 
 
-async def measure_link(stream: FrameStream) -> Link:
-    """Closes the stream. Raises ConnectionError, EOFError, RemoteProtocolError."""
+async def measure_link(stream: FrameStream, clock: Callable[[], float]) -> Link:
+    """clock: seconds. Closes the stream. Raises ConnectionError, EOFError, RemoteProtocolError."""
     try:
         trips: list[float] = []
         for step in range(_TRIPS):
-            began = perf_counter()
+            began = clock()
             await stream.send(Frame(Kind.PING, step=step))
             await stream.receive()
-            trips.append(perf_counter() - began)
-        began = perf_counter()
+            trips.append(clock() - began)
+        began = clock()
         for step in range(_BULK):
             await stream.send(Frame(Kind.PING, step=step, body=bytes(GREETING)))
         for _ in range(_BULK):
             await stream.receive()
-        bulk = perf_counter() - began
+        bulk = max(clock() - began, 1e-9)
     finally:
         await stream.close()
     return Link(median(trips) / 2, _BULK * GREETING / bulk)

@@ -120,6 +120,7 @@ class Scenario:
             spread=rng.random() < 0.4,
             spares=rng.choice((0, 0, 1)),
             step_timeout=20.0,
+            pace=0,  # it judges by real time
             wait=1e6,
         )
         head = SimWorld(self.network, self.network.host("head"))

@@ -1,0 +1,26 @@
+"""Which registry a setting names."""
+
+from __future__ import annotations
+
+from shoal.discovery.base import Registry
+from shoal.discovery.static import StaticRegistry
+from shoal.errors import ConfigError
+
+CHOICES = "mdns, none, redis://[:PASSWORD@]HOST:PORT[/DB] or rediss://…"
+
+
+def open_registry(setting: str) -> Registry:
+    """The registry of `--discovery`. Nothing is sent yet. Raises ConfigError."""
+    # Each is imported when it is wanted: a node that is given an address needs neither zeroconf nor redis.
+    if setting == "none":
+        return StaticRegistry()
+    if setting == "mdns":
+        from shoal.discovery.mdns import MdnsRegistry
+
+        return MdnsRegistry()
+    if setting.startswith(("redis://", "rediss://")):
+        from shoal.discovery.redis import RedisRegistry
+
+        return RedisRegistry(setting)
+    shown = f" {setting[:40]!r}" if setting.isalnum() else ""  # anything else may hold a password
+    raise ConfigError(f"--discovery{shown} is none of {CHOICES}")

@@ -1,0 +1,48 @@
+"""An address that is simply given; or none, and then there is nothing to look in."""
+
+from __future__ import annotations
+
+from shoal.discovery.advert import Advert, check_name
+from shoal.errors import ClusterError, ConfigError, LocalProtocolError
+
+
+class StaticRegistry:
+    """Nothing is announced, and what is found is the address given, whether or not anyone is there."""
+
+    def __init__(self, address: str | None = None) -> None:
+        """address: HOST:PORT of a head, an IPv6 host in brackets. Raises ConfigError."""
+        self._head = None if address is None else _parsed(address)
+
+    def __repr__(self) -> str:
+        return f"StaticRegistry({self._head})"
+
+    async def announce(self, advert: Advert) -> None:
+        """Does nothing: whoever knows the address needs no advert."""
+
+    async def update(self, advert: Advert) -> None:
+        """Does nothing."""
+
+    async def withdraw(self) -> None:
+        """Does nothing."""
+
+    async def find(self, cluster: str | None, timeout: float) -> Advert:
+        """An advert that knows no more than the address; it names the cluster as asked, or `given`."""
+        if self._head is None:
+            raise ClusterError("discovery is off; give the head's address, `shoal join HOST:PORT`, or choose a --discovery")
+        host, port = self._head
+        return Advert(cluster=check_name(cluster) if cluster is not None else "given", host=host, control_port=port)
+
+    async def close(self) -> None:
+        """Does nothing."""
+
+
+def _parsed(address: str) -> tuple[str, int]:
+    """Raises ConfigError."""
+    host, colon, port = address.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if colon and port.isdecimal() and port.isascii() and len(port) <= 5 and not (":" in bare and bare == host):
+        try:
+            return (advert := Advert(cluster="given", host=bare, control_port=int(port))).host, advert.control_port
+        except LocalProtocolError:
+            pass
+    raise ConfigError(f"{address[:80]!r} is no address of a head; write HOST:PORT, like 192.168.1.5:7420 or [fd00::5]:7420")

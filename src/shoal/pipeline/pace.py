@@ -1,0 +1,39 @@
+"""Whether stages keep the pace that their nodes' own measure promised."""
+
+from __future__ import annotations
+
+from collections import deque
+from statistics import median
+
+from shoal.pipeline.timing import StepTiming
+
+_ROWS = 8  # up to so many rows a step is bound by reading the weights, which is what nodes measure
+_LEAST = 20  # steps that a judgement needs
+_AGREE = 3  # judgements in a row of which the mildest counts
+
+
+class Pace:
+    """Of one route."""
+
+    def __init__(self) -> None:
+        self._steps: deque[tuple[float, ...]] = deque(maxlen=200)
+        self._judged: deque[list[float]] = deque(maxlen=_AGREE)
+
+    def add(self, timing: StepTiming) -> None:
+        if timing.sampled and timing.rows <= _ROWS:
+            self._steps.append(tuple(trace.compute for trace in timing.traces))
+
+    def judge(self, promised: list[float]) -> list[float] | None:
+        """How many times slower than promised each stage is, the best one being as promised; None as long as that is not sure.
+
+        promised: seconds that each stage was to take for a step.
+        """
+        steps = [step for step in self._steps if len(step) == len(promised)]
+        if len(steps) < _LEAST or len(promised) < 2:
+            return None
+        self._steps.clear()
+        ratios = [median(step[i] for step in steps) / promised[i] for i in range(len(promised))]
+        self._judged.append([ratio / min(ratios) for ratio in ratios])
+        if len(self._judged) < _AGREE:
+            return None
+        return [min(judged[i] for judged in self._judged) for i in range(len(promised))]

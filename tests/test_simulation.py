@@ -1,0 +1,111 @@
+"""Whole clusters from seeds: nothing is lost, said twice or stuck, the same seed tells the same story, and sabotage is noticed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shoal.executor.base import StageOutput
+from shoal.executor.journal import Journal
+from shoal.executor.shard import Shard
+from shoal.scheduler.scheduler import Scheduler
+from shoal.testing.clock import Deadlock, SimulatedLoop
+from shoal.testing.scenario import Broken, Scenario
+from shoal.testing.simulate import play, play_all
+
+SEEDS = int(os.environ.get("SHOAL_SEEDS", "2000"))
+
+
+def failing(seeds: range) -> list[int]:
+    return [seed for seed in seeds if play(seed).story]
+
+
+@pytest.mark.slow
+def test_no_seed_breaks_an_invariant():
+    outcomes = play_all(range(SEEDS), len(os.sched_getaffinity(0)))
+    stories = [outcome.story for outcome in outcomes if outcome.story]
+    assert not stories, f"{len(stories)} of {SEEDS} seeds failed; the first:\n{stories[0]}"
+    # What they went through: otherwise the seeds would hold because nothing happens in them.
+    assert sum(o.interruptions for o in outcomes) > SEEDS / 2
+    assert sum(o.refilled for o in outcomes) > SEEDS
+    assert sum(o.tokens for o in outcomes) > 20 * SEEDS
+
+
+@pytest.mark.slow
+def test_the_same_seed_tells_the_same_story():
+    def story(seed: int) -> list[str]:
+        scenario = Scenario(seed)
+        scenario.run()
+        return scenario.story
+
+    for seed in range(5):
+        assert story(seed) == story(seed)
+    assert story(0) != story(1)
+
+
+def _corrupt_replay(read: Callable[..., Any]) -> Callable[..., Any]:
+    def wrong(self: Journal, slots: np.ndarray) -> Any:
+        rows, known = read(self, slots)
+        return rows + 1, known
+
+    return wrong
+
+
+def _forget_nothing(rewind: Callable[..., Any]) -> Callable[..., Any]:
+    def wrong(self: Scheduler) -> None:
+        computed = {s.id: s.scheduled for s in self._running}
+        rewind(self)
+        for sequence in self._running:
+            sequence.computed = sequence.scheduled = min(computed[sequence.id], len(sequence.tokens) - 1)
+
+    return wrong
+
+
+def _keep_everything(enter: Callable[..., Any]) -> Callable[..., Any]:
+    def wrong(self: Shard, layers: range, keep: range, blocks: int) -> Any:
+        stage = enter(self, layers, keep, blocks)
+        stage._refill = lambda *step: StageOutput(None, [], (0.0, 0.0, 0.0))  # fills nothing, and says that all is well
+        return stage
+
+    return wrong
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "name", "sabotage"),
+    [(Journal, "read", _corrupt_replay), (Scheduler, "rewind", _forget_nothing), (Shard, "enter", _keep_everything)],
+    ids=["a journal replays other rows", "steps that were lost count as done", "nothing is refilled"],
+)
+def test_sabotage_is_noticed(kind: type, name: str, sabotage: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kind, name, sabotage(getattr(kind, name)))
+    assert failing(range(40))
+
+
+def test_time_jumps_to_the_next_timer():
+    loop = SimulatedLoop()
+    try:
+        loop.run_until_complete(asyncio.sleep(1000))
+        assert loop.time() == 1000
+    finally:
+        loop.close()
+
+
+def test_waiting_for_what_never_comes_is_an_error_and_no_wait():
+    loop = SimulatedLoop()
+    try:
+        with pytest.raises(Deadlock):
+            loop.run_until_complete(loop.create_future())
+    finally:
+        loop.close()
+
+
+def test_a_broken_invariant_prints_its_story(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Scenario, "check", lambda self: (_ for _ in ()).throw(AssertionError("it does not hold")))
+    with pytest.raises(Broken, match="it does not hold") as broken:
+        Scenario(1).run()
+    assert "joined" in str(broken.value)
