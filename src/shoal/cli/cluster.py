@@ -178,11 +178,15 @@ async def made_agent(settings: NodeSettings, head: str, machine: Machine) -> Age
 async def _join(address: str, settings: NodeSettings) -> None:
     stop = stop_signal()
     agent = await made_agent(settings, address, machine := Machine(await node_credentials(settings, address)))
-    running, stopping = asyncio.ensure_future(agent.run()), asyncio.ensure_future(stop.wait())
-    await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if not running.done():
-        agent.leave()
+    running = asyncio.ensure_future(agent.run())
+    while not running.done():
+        stopping = asyncio.ensure_future(stop.wait())
+        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if stop.is_set():
+            stop.clear()
+            err.print("leaving when the layers here have been moved; Ctrl-C again leaves at once")
+            agent.leave()
     try:
         err.print(f"left: {await running}", markup=False)
     finally:
