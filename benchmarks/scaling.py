@@ -15,6 +15,7 @@ import numpy as np
 
 from shoal.config import Precision, RuntimeName
 from shoal.executor.runtimes import factory
+from shoal.executor.shard import Shard
 from shoal.executor.stage import StageExecutor
 from shoal.models.sources import pull
 from shoal.models.weights import open_weights
@@ -60,7 +61,9 @@ def main(threads: int, plot: str) -> None:
     spec = weights.spec
     blocks = max(LANES) * -(-(max(CONTEXTS) + 16) // BLOCK_TOKENS)
     make = factory(RuntimeName.NATIVE, Precision.AUTO, threads)
-    executor = StageExecutor(weights, range(spec.layers), blocks=blocks, bf16=True, make_layers=make)
+    shard = Shard(make, bf16=True)
+    shard.load(range(spec.layers), weights)
+    executor = shard.enter(range(spec.layers), range(0), blocks)
     read = bandwidth(threads)
     print(
         f"{threads} threads, {read / 1e9:.1f} GB/s, {executor.nbytes / 1e6:.0f} MB of weights; ms per step, and times the bandwidth limit\n"

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from shoal.config import HeadSettings, from_environment
 from shoal.errors import ConfigError, StageLost
 from shoal.gateway.app import create_app
 from shoal.node.stage_service import StageService
-from shoal.pipeline.driver import Driver
+from shoal.pipeline.driver import Driver, Route
 from shoal.request import FinishReason, Request, RequestId, TokenChunk
 from shoal.scheduler.plan import StepPlan, StepResult
 from shoal.scheduler.scheduler import Limits, Scheduler
@@ -49,16 +49,18 @@ def test_cluster_serves_again_after_a_node_was_lost(tmp_path: Path) -> None:
 
 
 class Broken:
-    nbytes, runtime = 0, "broken"
+    nbytes, runtime, hidden = 0, "broken", 8
 
     def run(self, plan: StepPlan, hidden: object) -> Any:
         raise KeyError(plan.step)  # an executor's bug
 
-    def close(self) -> None: ...
+
+async def compute(work: Callable[[], Frame], size: int) -> Frame:
+    return work()
 
 
 def service(stage: int) -> StageService:
-    return StageService(Broken(), epoch=1, stage=stage, stages=2, hidden=8, wire_codec=WireCodec.RAW, pool=ThreadPoolExecutor(1))
+    return StageService(Broken(), epoch=1, stage=stage, stages=2, wire_codec=WireCodec.RAW, compute=compute)
 
 
 def step() -> Frame:
@@ -96,13 +98,14 @@ def test_an_error_of_the_stage_before_is_passed_on() -> None:
 def test_a_result_behind_a_broken_first_link_is_the_routes_end_and_no_bug() -> None:
     async def go() -> None:
         (first, stage), (last, results) = pair(), pair()
-        driver = Driver(Scheduler(Limits(8, 16, 64, 4, 32, 8)), first, results, 1, lambda timing: None)
+        driver = Driver(Scheduler(Limits(8, 16, 64, 4, 32, 8)), lambda timing: None)
         driver.submit(Request(RequestId("a"), [1, 2, 3], 8))
+        driving = asyncio.ensure_future(driver.drive(Route(1, first, results), [], lambda tokens: None))
         plan = messages.decode_plan(messages.decode_step((await stage.receive()).meta).plan)
-        driver.fail(ConfigError("the route was given up"))  # as head.Abandon does; a result is under way
+        driver.cut("the route was given up")  # as the conductor does; a result is under way
         await last.send(Frame(Kind.RESULT, 1, plan.step, messages.encode(StepResult(plan.step, [], []))))
         await last.close()
-        await driver.run()
+        await driving
 
     with pytest.raises(StageLost):
         asyncio.run(go())
@@ -270,8 +273,7 @@ def test_a_mistake_shows_no_stack(arguments: list[str]) -> None:
 
 def test_ending_a_choice_does_not_end_another() -> None:
     async def go() -> list[int]:
-        (first, _), (_, results) = pair(), pair()
-        driver = Driver(Scheduler(Limits(8, 16, 64, 4, 32, 8)), first, results, 1, lambda timing: None)
+        driver = Driver(Scheduler(Limits(8, 16, 64, 4, 32, 8)), lambda timing: None)
         stream = driver.submit(Request(RequestId("a"), [1, 2, 3], 8, n=2))
         for choice, finish in [(0, None), (0, FinishReason.LENGTH), (1, None), (1, FinishReason.LENGTH)]:
             stream.put(TokenChunk(RequestId("a"), choice, 7, finish=finish))
@@ -281,7 +283,7 @@ def test_ending_a_choice_does_not_end_another() -> None:
                 seen.append(chunk.choice)
                 if len(seen) == 1:
                     stream.end_choice(0)
-        driver.fail(ConfigError("over"))
+        driver.close(ConfigError("over"))
         return seen
 
     assert asyncio.run(go()).count(1) == 2

@@ -52,8 +52,9 @@ def expected(request: Request, choice: int, layers: int = 1) -> tuple[list[int],
 class ToyStage:
     """Carries plans out in their order, as StageExecutor does."""
 
-    def __init__(self, blocks: int, block_tokens: int) -> None:
-        self._cells: list[list[int]] = [[-1] * block_tokens for _ in range(blocks)]
+    def __init__(self, blocks: int, block_tokens: int, after: ToyStage | None = None) -> None:
+        """after: the stage of an older epoch, whose keys and values are still good."""
+        self._cells: list[list[int]] = [[-1] * block_tokens for _ in range(blocks)] if after is None else after._cells
         self._size = block_tokens
         self._tables: dict[int, list[int]] = {}
         self._seeds: dict[int, int] = {}

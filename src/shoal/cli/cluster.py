@@ -183,20 +183,17 @@ async def _join(address: str, settings: NodeSettings) -> None:
     found = None if address else await find_head(settings)
     address = found.address if found is not None else address
     agent = await made_agent(settings, address, machine := Machine(await node_credentials(settings, address, found)))
-    running, stopping = asyncio.ensure_future(agent.run()), asyncio.ensure_future(stop.wait())
-    await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if not running.done():
-        agent.leave()
-        stop.clear()
-        hurry = asyncio.ensure_future(stop.wait())
-        await asyncio.wait({running, hurry}, return_when=asyncio.FIRST_COMPLETED)
-        hurry.cancel()
-        running.cancel()  # does nothing to one that has ended
+    running = asyncio.ensure_future(agent.run())
+    while not running.done():
+        stopping = asyncio.ensure_future(stop.wait())
+        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if stop.is_set():
+            stop.clear()
+            err.print("leaving when the layers here have been moved; Ctrl-C again leaves at once")
+            agent.leave()
     try:
         err.print(f"left: {await running}", markup=False)
-    except asyncio.CancelledError:
-        err.print("left at once", markup=False)
     finally:
         machine.close()
 

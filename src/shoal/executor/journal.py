@@ -7,6 +7,7 @@ ones in a file; what lies beyond, or cannot be written, is given up, and is then
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from dataclasses import dataclass
@@ -117,9 +118,10 @@ class Journal:
                 if self._file is None:
                     self._file, path = tempfile.mkstemp(prefix="shoal-journal-")
                     os.unlink(path)  # the file lives as long as this process holds it
-                if os.pwrite(self._file, row.tobytes(), self._at(slot)) == self._row:
-                    self.counters.spilled += 1
-                    return True
+                if os.pwrite(self._file, row.tobytes(), self._at(slot)) < self._row:  # the last bytes of a disk
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                self.counters.spilled += 1
+                return True
             except OSError as error:
                 log.warning("the journal cannot grow on disk; what does not fit in memory will be computed anew", reason=str(error))
             self._full = True

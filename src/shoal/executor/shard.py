@@ -86,6 +86,8 @@ class Shard:
             self._pool = KvPool(self._held[0].weights.spec, blocks, self._bf16)
         self._pool.keep(keep)
         self._held = [held for held in self._held if self._fit(held, layers)]
+        for edge in (keep.start, keep.stop):  # what is filled anew begins and ends with a range
+            self._held = [part for held in self._held for part in self._split(held, edge)]
         if lost := self.missing(layers):  # of a range that its runtime could not cut
             raise LocalProtocolError(f"layers {lost} are no longer loaded")
         spec = self._held[0].weights.spec
@@ -112,6 +114,13 @@ class Shard:
                 held.made = self._make(held.weights, inside, inside.stop == held.weights.spec.layers)
             held.layers = inside
         return True
+
+    def _split(self, held: _Held, edge: int) -> list[_Held]:
+        """A range in two where it spans an edge."""
+        parts = [range(held.layers.start, edge), range(edge, held.layers.stop)]
+        if not all(parts):
+            return [held]
+        return [_Held(part, held.weights, self._make(held.weights, part, part.stop == held.weights.spec.layers)) for part in parts]
 
     def _forget(self) -> None:
         self._pool = None

@@ -218,6 +218,8 @@ class Conductor:
                 self._handle(events.StageFailed(node, message.failed.epoch, message.failed.reason))
             case "leave":
                 self._handle(events.DrainAsked(node))
+                if (member := self.cluster.members.get(node)) is not None and not member.draining:
+                    self._carry_out(instructions.Dismiss(node, "it leaves, though its layers have nowhere to go"))
             case "heartbeat":
                 if (member := self.cluster.members.get(node)) is not None:
                     self._observer.heartbeat(member.name, message.heartbeat)
@@ -232,6 +234,7 @@ class Conductor:
         taken |= {joined.profile.name for joined in self._probing.values()}
         name = next(n for n in (join.name, *(f"{join.name}-{i}" for i in range(2, len(taken) + 3))) if n not in taken)
         self._conversations[node], self._nodes[conversation] = conversation, node
+        join.name = name
         welcome = control.Welcome(node=node, name=name, cluster=self._name, heartbeat=self.settings.heartbeat)
         self._machines[node] = join
         profile = NodeProfile(name, join.memory, join.bytes_per_second, join.flops)
@@ -268,7 +271,7 @@ class Conductor:
         if node is not None:
             self._conversations.pop(node, None)
             self._handle(events.Left(node, "its connection ended"))
-            self._machines.pop(node, None)
+            self._forget(node)
 
     def _dismissed(self, node: int) -> None:
         """A node was sent home: it is no member any more, whatever it still says."""
@@ -277,7 +280,14 @@ class Conductor:
             self._nodes.pop(conversation, None)
             self._probing.pop(conversation, None)
             conversation.end()
-        self._machines.pop(node, None)
+        self._forget(node)
+
+    def _forget(self, node: int) -> None:
+        """What was known of a node, unless another one goes by its name now."""
+        machine = self._machines.pop(node, None)
+        if machine is not None and all(m.name != machine.name for n, m in self.cluster.members.items() if n != node):
+            self._reached.pop(machine.name, None)
+            self._observer.gone(machine.name)
 
     def dismiss(self, request: control.DismissRequest) -> control.DismissAnswer:
         """`shoal nodes drain` and `remove`."""
@@ -489,6 +499,8 @@ class Conductor:
         self._pace = Pace()
         if self._broke is not None:
             self._broke.filled, self._broke.tokens = self._world.now(), tokens
+            if self.driver is None or not self.driver.requests:
+                self._broke = None  # it interrupted nobody
         self._handle(events.RouteFilled(epoch))
 
     def _step(self, timing: StepTiming) -> None:

@@ -95,6 +95,8 @@ class _Route:
         self.filling = asyncio.Lock()
         self.cut = asyncio.Event()
         self.settled = asyncio.Event()
+        self.nudged = asyncio.Event()
+        """Something came or ended: there may be a step to send."""
         self.why = ""
         self.open = self.pausing = False
         self.heard = 0.0
@@ -157,7 +159,6 @@ class Driver:
         self._strikes: dict[RequestId, int] = {}
         self._route: _Route | None = None
         self._closed: ShoalError | None = None
-        self._nudge: asyncio.Task[None] | None = None
 
     async def drive(self, route: Route, spans: list[tuple[int, int]], filled: Callable[[int], None]) -> None:
         """Serves over a route until it breaks, or `pause` has let what is under way come to its end.
@@ -168,7 +169,7 @@ class Driver:
         self.scheduler.rewind()
         loop = asyncio.get_running_loop()
         mine = self._route = _Route(route)
-        work = (self._run(mine, spans, filled), mine.watch_first(), mine.cut.wait(), mine.settled.wait())
+        work = (self._run(mine, spans, filled), self._follow(mine), mine.watch_first(), mine.cut.wait(), mine.settled.wait())
         ends: list[asyncio.Task[Any]] = [loop.create_task(part) for part in work]
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -186,23 +187,19 @@ class Driver:
             self._route = None
             for end in ends:
                 end.cancel()
-            if self._nudge is not None:
-                ends.append(self._nudge)
-                self._nudge.cancel()
-                self._nudge = None
             await asyncio.gather(*ends, return_exceptions=True)
             route.first.abort()
             route.last.abort()
 
     def _strike(self, route: _Route, error: StepFailed) -> None:
-        """A request whose steps fail again and again ends: it would fail every route that is still to come."""
+        """A request whose steps fail again and again, at last in a step of its own, ends: it would fail every route to come."""
         step = route.flight.get(error.step)
-        for chunk in step.plan.chunks if step is not None else ():
-            request = self.scheduler.request_of(chunk.sequence)
-            if request is None or request not in self._streams:
-                continue
+        found = {self.scheduler.request_of(chunk.sequence) for chunk in (step.plan.chunks if step is not None else ())}
+        requests = {request for request in found if request is not None and request in self._streams}
+        self.scheduler.apart |= requests
+        for request in requests:
             self._strikes[request] = self._strikes.get(request, 0) + 1
-            if self._strikes[request] >= _STRIKES:
+            if self._strikes[request] >= _STRIKES and len(requests) == 1:
                 self._streams[request].put(StageLost(f"the model could not run this request: {error}"))
                 self.scheduler.cancel(request)
 
@@ -271,8 +268,8 @@ class Driver:
 
     def nudge(self) -> None:
         """Sends steps soon, because something came or ended."""
-        if self._route is not None and (self._nudge is None or self._nudge.done()):
-            self._nudge = asyncio.get_running_loop().create_task(self._fill(self._route))
+        if self._route is not None:
+            self._route.nudged.set()
 
     async def _run(self, route: _Route, spans: list[tuple[int, int]], filled: Callable[[int], None]) -> NoReturn:
         filled(await self._refill(route, spans) if spans else 0)
@@ -280,6 +277,12 @@ class Driver:
         await self._fill(route)
         while True:
             self._take(route, *await route.receive())
+            await self._fill(route)
+
+    async def _follow(self, route: _Route) -> NoReturn:
+        while True:
+            await route.nudged.wait()
+            route.nudged.clear()
             await self._fill(route)
 
     async def _refill(self, route: _Route, spans: list[tuple[int, int]]) -> int:

@@ -68,6 +68,8 @@ class Scheduler:
         self.limits = limits
         self.counters = Counters()
         self.pool = BlockPool(limits.blocks)
+        self.apart: set[RequestId] = set()
+        """Requests that run in steps of their own until they draw again, because a step with one of them failed."""
         self._sequences: dict[SequenceId, Sequence] = {}
         self._requests: dict[RequestId, list[Sequence]] = {}
         self._waiting: deque[Sequence] = deque()
@@ -192,16 +194,17 @@ class Scheduler:
         chunks: list[Chunk] = []
         budget = self.limits.step_tokens
         for sequence, table, untold in [(s, list(s.table), s.table[s.told :]) for s in wanted]:
+            alone = sequence.request.id in self.apart
             for at, upto in self._unfilled(sequence.computed, table, filled):
                 while at < upto and sequence.id not in missing:
-                    if budget <= 0 or (chunks and chunks[-1].sequence == sequence.id):  # a step names a sequence once
+                    if budget <= 0 or (chunks and (alone or chunks[-1].sequence == sequence.id)):  # a step names a sequence once
                         yield self._refilling(chunks, spans)
                         chunks, budget = [], self.limits.step_tokens
                         continue
                     end = min(upto, at + budget)
                     chunks.append(Chunk(sequence.id, at, sequence.tokens[at:end], [int(b) for b in untold], False))
                     sequence.told, untold = len(table), []
-                    budget -= end - at
+                    budget = 0 if alone else budget - (end - at)
                     at = end
         if chunks:
             yield self._refilling(chunks, spans)
@@ -256,12 +259,17 @@ class Scheduler:
                 break
             if sequence.done or sequence not in self._running:  # preempted for another's sake while this step was made
                 continue
+            alone = sequence.request.id in self.apart
+            if alone and chunks:
+                continue
             count = self._provide(sequence, min(wanted, budget), {s.sequence.id for s in sent})
             if count == 0:
                 continue
             chunks.append(self._chunk(sequence, count, opened))
             sent.append(_Sent(sequence, sequence.life, sequence.scheduled))
             budget -= count
+            if alone:
+                break
         if not chunks and not self._closed:
             return None
         copies = [(int(source), int(target)) for source, target in self._copies]
@@ -435,6 +443,7 @@ class Scheduler:
             return None  # cancelled while the step ran
         sequence.awaiting = False
         request = sequence.request
+        self.apart.discard(request.id)
         finish: FinishReason | None = None
         token: int | None = sampled.token
         sequence.tokens.append(sampled.token)
@@ -456,13 +465,14 @@ class Scheduler:
             self._give_up_table(sequence)
         else:
             self._waiting.remove(sequence)
-        if sequence.opened or sequence.told:
+        if sequence.opened or sequence.told:  # a refill tells tables of sequences that are not open yet
             self._closed.append(sequence.id)
         del self._sequences[sequence.id]
         family = self._requests[sequence.request.id]
         family.remove(sequence)
         if not family:
             del self._requests[sequence.request.id]
+            self.apart.discard(sequence.request.id)
 
     def check(self) -> None:
         """Asserts the invariants that hold between any two calls."""
