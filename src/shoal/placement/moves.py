@@ -59,7 +59,7 @@ class Moves:
 
     def _bounds(self, nodes: int) -> tuple[int, int]:
         """Least and most stages."""
-        most = max(1, nodes - self.spares)
+        most = max(1, min(nodes - self.spares, self.model.layers))
         return (most if self.spread else 1), most
 
     def first(self, nodes: Sequence[NodeProfile], holdings: Mapping[str, Holding]) -> Placement:
