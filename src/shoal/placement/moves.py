@@ -67,7 +67,9 @@ class Moves:
         least, most = self._bounds(len(nodes))
         best = place(nodes, self.links, self.model, self.demand, least, most)
         held = self._as_held(nodes, holdings, best.kv_tokens)
-        return held if held is not None and held.tokens_per_second >= _AS_HELD * best.tokens_per_second else best
+        if held is not None and least <= len(held.stages) <= most and held.tokens_per_second >= _AS_HELD * best.tokens_per_second:
+            return held
+        return best
 
     def _as_held(self, nodes: Sequence[NodeProfile], holdings: Mapping[str, Holding], kv_tokens: int) -> Placement | None:
         """The layers where they lie already, if each lies somewhere."""
@@ -78,7 +80,7 @@ class Moves:
                 for node in nodes
                 if node not in order
                 for layers in holdings.get(node.name, Holding()).loaded
-                if layers.start == at
+                if layers.start == at and layers.stop <= self.model.layers
             ]
             if not starting:
                 return None
