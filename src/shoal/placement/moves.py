@@ -187,8 +187,8 @@ class Moves:
         costs = Costs(self.model, self.demand, len(p.stages))
         for stage in p.stages:
             held = holdings.get(stage.node, Holding()).filled
-            mine = range(stage.first, stage.end)
-            extra = costs.weights(stage.first, stage.end) - sum(self.model.layer_bytes[i] for i in overlap(held, mine))
+            both = overlap(held, range(stage.first, stage.end))
+            extra = costs.weights(stage.first, stage.end) - costs.weights(both.start, both.stop)
             running = costs.memory(held.start, held.stop, p.kv_tokens) if len(held) else 0
             if max(running + extra, costs.memory(stage.first, stage.end, p.kv_tokens)) > here[stage.node].memory:
                 return False
