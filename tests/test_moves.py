@@ -91,7 +91,7 @@ def test_spread_gives_every_node_a_layer_even_where_one_holds_all():
 
 def test_spares_are_kept_out_even_where_layers_lie_on_them():
     moves = Moves(model(), DEMAND, spares=1)
-    holdings = {"a": Holding((range(0, 3),)), "b": Holding((range(3, 6),))}
+    holdings = {"a": Holding((range(3),)), "b": Holding((range(3, 6),))}
     assert len(moves.first(TWO, {}).stages) == 1
     assert len(moves.first(TWO, holdings).stages) == 1
 
@@ -187,6 +187,15 @@ def test_what_cannot_be_recovered_says_what_is_missing():
 
 
 # While it serves
+
+
+@pytest.mark.parametrize(("beside", "found"), [(False, [("b", 0, 4), ("a", 4, 6)]), (True, [("a", 0, 3), ("b", 3, 6)])])
+def test_a_drain_takes_what_fits_beside_what_runs(beside: bool, found: list[tuple[str, int, int]]):
+    """a has 51 MB: 29 for the two layers and the head that it would be given, 43 for the three that it runs."""
+    three = [node("a", 51 * MB, 5e9), node("b", 89 * MB, 2e9), node("c", 85 * MB, 5e9)]
+    moves = Moves(model(head=20 * MB), DEMAND)
+    old = dealt(moves, three, 3, 4, 6)
+    assert layout(moves.recover(old, three[:2], held(old), 100, beside)) == found
 
 
 def test_a_node_that_makes_it_much_faster_is_taken_in():

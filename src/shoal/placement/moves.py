@@ -89,10 +89,17 @@ class Moves:
             bounds.append(at)
         return self._sound(tuple(order), bounds, kv_tokens)
 
-    def recover(self, old: Placement, nodes: Sequence[NodeProfile], holdings: Mapping[str, Holding], tokens: int) -> Placement:
-        """A placement over `nodes` where some of the old one's may be gone. tokens: computed, of all sequences. Raises CapacityError."""
+    def recover(
+        self, old: Placement, nodes: Sequence[NodeProfile], holdings: Mapping[str, Holding], tokens: int, beside: bool = False
+    ) -> Placement:
+        """A placement over `nodes` where some of the old one's may be gone. Raises CapacityError.
+
+        tokens: computed, of all sequences. beside: the old one serves on meanwhile; what fits beside it is taken, if anything does.
+        """
         here = {node.name: node for node in nodes}
         found = [*self._mended(old, here), *self._anew(nodes, old.kv_tokens)]
+        if beside:
+            found = [p for p in found if self._fits_beside(p, here, holdings)] or found
         if not found:
             least, most = self._bounds(len(nodes))
             try:
@@ -101,7 +108,7 @@ class Moves:
                 if not self.spares:
                     raise
                 return place(nodes, self.links, self.model, self.demand)  # a spare is for nothing if not for this
-        return min(found, key=lambda p: self._cost(p, found, holdings, tokens))
+        return min(found, key=lambda p: self._cost(p, found, holdings, tokens, beside))
 
     def improve(self, now: Placement, nodes: Sequence[NodeProfile], holdings: Mapping[str, Holding], tokens: int) -> Placement | None:
         """A placement that is worth moving to from one that runs, if there is one. Weights of both must fit beside each other."""
