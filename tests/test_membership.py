@@ -43,7 +43,8 @@ class Halves:
     better: Placement | None = None
     alone: bool = True
     """One node can hold all."""
-    seen: list[dict[str, Holding]] = field(default_factory=list[dict[str, Holding]])
+    beside: list[bool] = field(default_factory=list[bool])
+    """Whether each recovery was while the old route served on."""
 
     def first(self, nodes: Sequence[NodeProfile], holdings: Mapping[str, Holding]) -> Placement:
         names = sorted(node.name for node in nodes)[:2]
@@ -51,8 +52,10 @@ class Halves:
             raise NotEnoughMemory(2, 1)
         return dealt((names[0], 0, 2), (names[1], 2, 4))
 
-    def recover(self, old: Placement, nodes: Sequence[NodeProfile], holdings: Mapping[str, Holding], tokens: int) -> Placement:
-        self.seen.append(dict(holdings))
+    def recover(
+        self, old: Placement, nodes: Sequence[NodeProfile], holdings: Mapping[str, Holding], tokens: int, beside: bool = False
+    ) -> Placement:
+        self.beside.append(beside)
         names = [node.name for node in nodes]
         spares = sorted(set(names) - {stage.node for stage in old.stages})
         stages = [stage.node if stage.node in names else (spares.pop(0) if spares else "") for stage in old.stages]
@@ -490,6 +493,7 @@ def test_a_node_is_drained_while_the_route_serves_on():
     assert loads(out) == {1: (0, 2), 3: (2, 4)}
     assert (c.state, only(out, Cut)) == (SERVING, [])
     assert "draining" in c.described(2, 0)
+    assert planner(c).beside == [True]
     assert only(finish(c), Dismiss) == [Dismiss(2, "its layers have been moved; it may leave")]
 
 

@@ -71,7 +71,9 @@ class Planner(Protocol):
     """Splits the model over nodes; raises CapacityError. See placement.moves.Moves."""
 
     def first(self, nodes: Sequence[NodeProfile], holdings: dict[str, Holding]) -> Placement: ...
-    def recover(self, old: Placement, nodes: Sequence[NodeProfile], holdings: dict[str, Holding], tokens: int) -> Placement: ...
+    def recover(
+        self, old: Placement, nodes: Sequence[NodeProfile], holdings: dict[str, Holding], tokens: int, beside: bool = False
+    ) -> Placement: ...
     def improve(self, now: Placement, nodes: Sequence[NodeProfile], holdings: dict[str, Holding], tokens: int) -> Placement | None: ...
 
 
@@ -487,7 +489,8 @@ class Cluster:
         nodes = [m.profile for m in self._usable(now).values()]
         try:
             if draining:
-                return self._begin(self._planner.recover(self.serving.placement, nodes, self._holdings(), self.tokens), now)
+                without = self._planner.recover(self.serving.placement, nodes, self._holdings(), self.tokens, beside=True)
+                return self._begin(without, now)
             if now < self._next_move or any(n not in self._usable(now) for n in self.serving.nodes):
                 return []
             better = self._planner.improve(self.serving.placement, nodes, self._holdings(), self.tokens)
