@@ -8,7 +8,7 @@ they are gone), and what it will be slower over the next minute than the fastest
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from shoal.errors import CapacityError
 from shoal.placement.partition import Costs, Order, Placement, place, placed, split
@@ -100,6 +100,8 @@ class Moves:
         found = [*self._mended(old, here), *self._anew(nodes, old.kv_tokens)]
         if beside:
             found = [p for p in found if self._fits_beside(p, here, holdings)] or found
+        if not found and self.spares:  # a spare is for nothing if not for this
+            found = replace(self, spares=0)._anew(nodes, old.kv_tokens)
         if not found:
             least, most = self._bounds(len(nodes))
             try:
