@@ -24,7 +24,7 @@ from shoal.models.sources import Reference, shard_files
 log = structlog.get_logger()
 
 MOST_FILES = 4096
-_NAME, _HASH, _COMMIT = re.compile(r"\w[\w.+-]{0,200}"), re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
+_NAME, _HASH, _COMMIT = re.compile(r"\w[\w.+-]{0,200}", re.ASCII), re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 _CONFIG, _INDEX, _SHARDS = "config.json", "model.safetensors.index.json", ".safetensors"
 
 
