@@ -39,6 +39,7 @@ def test_nodes_without_an_origin_get_the_model_from_the_head(tmp_path: Path) -> 
             until(lambda name=f"n{i}": fetched(made, name, "peers") == entry.size, made.story)
             assert fetched(made, f"n{i}", "origin") == 0
             assert not list(cache.glob("parts/*.part"))
+        made.head.end()
 
 
 @pytest.mark.usefixtures("smollm2")
