@@ -28,6 +28,8 @@ from shoal.node.fetch import Fetcher
 from shoal.node.links import greeted
 from shoal.node.machine import Machine
 from shoal.node.share import ABSENT, BUSY, FRAME, Share
+from shoal.security.authority import Authority
+from shoal.security.certificates import Role
 from shoal.transport import memory, tcp
 from shoal.transport.base import FrameStream
 from shoal.wire import messages
@@ -418,6 +420,25 @@ def test_a_peer_that_falls_silent_is_given_up(machine: Machine, tmp_path: Path, 
             assert brought(tmp_path) == CONTENT
 
     played(scenario())
+
+
+@pytest.mark.parametrize("said", [Role.HEAD, Role.NODE])
+def test_a_protected_head_is_asked_as_the_head(said: Role, model: Path, tmp_path: Path):
+    authority = Authority.open(tmp_path / "authority")
+    head, node = (Machine(authority.credentials(role, "x")) for role in (Role.HEAD, Role.NODE))
+
+    async def scenario() -> None:
+        files = Share()
+        files.add({HASH: model})
+        listener = await head.listen("127.0.0.1", 0, lambda stream: _serve(stream, files, []))
+        peer = control.Peer(host="127.0.0.1", port=listener.port, files=[0], head=said is Role.HEAD)
+        await Fetcher(node, Share(), tmp_path).fill(order(peer))
+        await listener.close()
+        assert brought(tmp_path) == (CONTENT if said is Role.HEAD else None)
+
+    played(scenario())
+    head.close()
+    node.close()
 
 
 def test_a_peer_that_is_not_there(machine: Machine, tmp_path: Path):

@@ -207,14 +207,16 @@ class ModelFile(_message.Message):
     def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class Peer(_message.Message):
-    __slots__ = ("host", "port", "files")
+    __slots__ = ("host", "port", "files", "head")
     HOST_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
     host: str
     port: int
     files: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ..., files: _Optional[_Iterable[int]] = ...) -> None: ...
+    head: bool
+    def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ..., files: _Optional[_Iterable[int]] = ..., head: _Optional[bool] = ...) -> None: ...
 
 class Link(_message.Message):
     __slots__ = ("epoch", "host", "port")

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,6 +43,7 @@ log = structlog.get_logger()
 _TICK = 0.1
 _SILENCES = 8  # heartbeats that may be missing
 _STORY = 200  # events that are remembered for people
+_PEERS = 8  # that a node is told to fetch from
 _OPENING = 10.0  # seconds in which the last stage must have connected
 
 
@@ -426,14 +428,14 @@ class Conductor:
         )
         if self._manifest is not None:
             load.files.extend(control.ModelFile(name=f.name, size=f.size, sha256=f.sha256) for f in self._manifest.files)
-            load.peers.extend(self._peers(order.node, {f.sha256: i for i, f in enumerate(self._manifest.files)}))
+            load.peers.extend(islice(self._peers(order.node, {f.sha256: i for i, f in enumerate(self._manifest.files)}), _PEERS))
         return load
 
     def _peers(self, node: int, indexes: Mapping[str, int]) -> Iterator[control.Peer]:
         """Who can hand a node which files: the head, then the nodes after it in a circle, so that each begins elsewhere."""
         members = self.cluster.members
         if own := [indexes[sha256] for sha256 in self._share.files if sha256 in indexes]:
-            yield control.Peer(host=self._seen_by(members[node].joined), port=self._results.port, files=own)
+            yield control.Peer(host=self._seen_by(members[node].joined), port=self._results.port, files=own, head=True)
         for other in sorted(members.keys() & self._machines.keys() - {node}, key=lambda n: (n < node, n)):
             if shared := [indexes[sha256] for sha256 in self._machines[other].shared if sha256 in indexes]:
                 yield control.Peer(host=members[other].joined.host, port=members[other].joined.tensor_port, files=shared)

@@ -25,6 +25,7 @@ from shoal.models.sources import lock
 from shoal.node.share import ABSENT, BUSY, FRAME, Share
 from shoal.node.world import World
 from shoal.retry import Backoff
+from shoal.security.certificates import Role
 from shoal.transport.base import FrameStream
 from shoal.wire import messages
 from shoal.wire.frame import Frame, Kind
@@ -44,6 +45,7 @@ class Peer:
     port: int
     files: set[str]
     """Hashes of what it has."""
+    role: Role = Role.NODE
     lost: bool = False
 
 
@@ -58,7 +60,7 @@ def manifest_of(order: control.Load) -> Manifest:
 
 def peers_of(order: control.Load) -> list[Peer]:
     hashes = [f.sha256 for f in order.files]
-    return [Peer(p.host, p.port, {hashes[i] for i in p.files if i < len(hashes)}) for p in order.peers]
+    return [Peer(p.host, p.port, {hashes[i] for i in p.files if i < len(hashes)}, Role.HEAD if p.head else Role.NODE) for p in order.peers]
 
 
 class Fetcher:
@@ -162,7 +164,7 @@ class _Gathering:
             while _has(peer, self._file) and (piece := await self._next()) is not None:
                 fresh = stream is None
                 try:
-                    stream = stream or await self._world.connect(peer.host, peer.port, _TIMEOUT)
+                    stream = stream or await self._world.connect(peer.host, peer.port, _TIMEOUT, peer.role)
                     await self._write(piece, await _ask(stream, self._file.sha256, piece))
                 except BaseException as error:
                     self._ranges.give_back(piece)
