@@ -18,13 +18,16 @@ from typing import Any
 import msgspec
 import pytest
 
+from shoal.config import NodeSettings
 from shoal.control import messages as control
-from shoal.errors import FetchError, ProtocolError, RemoteProtocolError
+from shoal.errors import FetchError, ProtocolError, RemoteProtocolError, UserError
 from shoal.models.manifest import Manifest, ModelFile, manifest
 from shoal.models.ranges import GRAIN
 from shoal.models.sources import lock
+from shoal.models.weights import open_spec
 from shoal.node import fetch, share
 from shoal.node.fetch import Fetcher
+from shoal.node.holding import PulledModel
 from shoal.node.links import greeted
 from shoal.node.machine import Machine
 from shoal.node.share import ABSENT, BUSY, FRAME, Share
@@ -511,6 +514,7 @@ def test_a_fetch_that_was_stopped_goes_on_where_it_was(machine: Machine, tmp_pat
 KILLED = """
 import asyncio, sys
 from pathlib import Path
+from shoal.config import NodeSettings
 from shoal.control import messages as control
 from shoal.node.fetch import Fetcher
 from shoal.node.machine import Machine
@@ -651,3 +655,30 @@ def test_of_a_sharded_model_only_what_the_layers_need(machine: Machine, tmp_path
     have = {p.name for p in place.iterdir()}
     assert {"config.json", "model.safetensors.index.json"} < have < {f.name for f in listed.files}
     assert all((place / name).read_bytes() == (home / name).read_bytes() for name in have)
+
+
+def test_layers_of_a_path_that_is_not_here_are_loaded_from_the_cache(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SHOAL_CACHE", str(tmp_path / "node"))
+    home = tiny.saved(tiny.model("llama"), tmp_path / "model", max_shard_size="60KB")
+    listed, files = manifest(str(home), home, directory=tmp_path / "head")
+    wanted = order(reference="/not/here", files=listed.files)
+    spec = open_spec(home)
+    wanted.layers, wanted.end_layer = spec.layers, spec.layers
+    wanted.precision, wanted.kv_type, wanted.codec = "auto", "bf16", "raw"
+    model = PulledModel(NodeSettings(threads=1, runtime="onnxruntime"), wanted)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match="no such file"):
+        model.load(range(1, 2))
+
+    async def scenario() -> None:
+        holder = Share()
+        holder.add(files)
+        listener = await tcp.listen("127.0.0.1", 0, lambda stream: _serve(stream, holder, []))
+        wanted.peers.append(control.Peer(host="127.0.0.1", port=listener.port, files=range(len(listed.files))))
+        await Fetcher(machine, Share()).fill(wanted)
+        await listener.close()
+
+    played(scenario())
+    model.load(range(1, 2))
+    assert model.layers == [range(1, 2)]
+    model.report(heartbeat := control.Heartbeat())
+    assert heartbeat.fetched_from_origin == 0
