@@ -109,8 +109,8 @@ class Cluster:
     def head(self) -> Process:
         return self._processes[0]
 
-    def start(self, *arguments: str) -> Process:
-        process = Process(self._folder / f"{len(self._processes)}-{arguments[0]}.log", *arguments)
+    def start(self, *arguments: str, **environment: str) -> Process:
+        process = Process(self._folder / f"{len(self._processes)}-{arguments[0]}.log", *arguments, **environment)
         self._processes.append(process)
         return process
 
@@ -120,8 +120,9 @@ class Cluster:
     def up(self, *flags: str) -> Process:
         return self.start("up", "--port", str(self.port), "--control-port", str(self.control_port), "--threads", "1", *flags)
 
-    def join(self, *flags: str) -> Process:
-        node = self.start("join", f"127.0.0.1:{self.control_port}", "--threads", "1", "--memory", "1GiB", "--runtime", "native", *flags)
+    def join(self, *flags: str, **environment: str) -> Process:
+        common = ("--threads", "1", "--memory", "1GiB", "--runtime", "native")
+        node = self.start("join", f"127.0.0.1:{self.control_port}", *common, *flags, **environment)
         self.nodes.append(node)
         return node
 
