@@ -29,7 +29,7 @@ from shoal.placement.moves import Moves
 from shoal.placement.partition import Placement
 from shoal.placement.profile import Demand, Link, ModelCost, NodeProfile
 from shoal.placement.profile import Links as Measured
-from shoal.request import Request
+from shoal.request import Request, TokenChunk
 from shoal.scheduler.scheduler import Limits, Scheduler
 from shoal.transport.base import FrameStream
 from shoal.wire.messages import Hello
@@ -61,6 +61,7 @@ class Observer(Protocol):
     def interruption(self, ended: Interruption) -> None: ...
     def heartbeat(self, node: str, heartbeat: control.Heartbeat) -> None: ...
     def gone(self, node: str) -> None: ...
+    def drawn(self, chunks: list[TokenChunk]) -> None: ...
 
 
 class _Opening:
@@ -77,6 +78,8 @@ class Conductor:
     def __init__(self, settings: HeadSettings, model: Served, world: World, observer: Observer) -> None:
         self.settings, self.model = settings, model
         self.driver: Driver | None = None
+        self.resumed: list[TokenStream] = []
+        """Requests that began under another head; the first route takes them up."""
         self.story: deque[str] = deque(maxlen=_STORY)
         self.interruptions: deque[Interruption] = deque(maxlen=_STORY)
         self.changed = asyncio.Event()
@@ -478,7 +481,9 @@ class Conductor:
             depth=depth,
         )
         if self.driver is None:
-            self.driver = Driver(Scheduler(limits), self._step)
+            self.driver = Driver(Scheduler(limits), self._step, self._observer.drawn)
+            for stream in self.resumed:
+                self.driver.take_up(stream)
         elif self.driver.scheduler.limits.blocks == limits.blocks:
             self.driver.scheduler.deepen(depth)
         else:
