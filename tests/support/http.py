@@ -24,7 +24,7 @@ def fetch(app: FastAPI, method: str, path: str, **options: Any) -> httpx.Respons
 def events(answer: httpx.Response) -> list[dict[str, Any]]:
     """The server-sent events, without [DONE], which has to be the last unless an error is."""
     assert answer.headers["content-type"].startswith("text/event-stream"), answer.text
-    lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
+    lines = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: ")]
     done = [json.loads(line) for line in lines if line != "[DONE]"]
     assert (lines[-1] == "[DONE]") != ("error" in done[-1])
     assert lines.count("[DONE]") <= 1

@@ -78,8 +78,7 @@ class Conductor:
     def __init__(self, settings: HeadSettings, model: Served, world: World, observer: Observer) -> None:
         self.settings, self.model = settings, model
         self.driver: Driver | None = None
-        self.resumed: list[TokenStream] = []
-        """Requests that began under another head; the first route takes them up."""
+        self._resumed: list[TokenStream] = []  # requests that began under another head; the first route takes them up
         self.story: deque[str] = deque(maxlen=_STORY)
         self.interruptions: deque[Interruption] = deque(maxlen=_STORY)
         self.changed = asyncio.Event()
@@ -130,6 +129,9 @@ class Conductor:
         """Ends every request with that reason, and takes no more."""
         if self.driver is not None:
             self.driver.close(NotReady(reason))
+        else:
+            for stream in self._resumed:
+                stream.put(NotReady(reason))
 
     @property
     def control_port(self) -> int:
@@ -189,6 +191,13 @@ class Conductor:
     def submit(self, request: Request) -> TokenStream:
         """Raises NotReady, InvalidRequest, QueueFull."""
         return self.open_driver().submit(request)
+
+    def take_up(self, stream: TokenStream) -> None:
+        """Goes on with a request that began under another head, as soon as there is a route."""
+        if self.driver is None:
+            self._resumed.append(stream)
+        else:
+            self.driver.take_up(stream)
 
     def open_driver(self) -> Driver:
         """Raises NotReady."""
@@ -482,7 +491,7 @@ class Conductor:
         )
         if self.driver is None:
             self.driver = Driver(Scheduler(limits), self._step, self._observer.drawn)
-            for stream in self.resumed:
+            for stream in self._resumed:
                 self.driver.take_up(stream)
         elif self.driver.scheduler.limits.blocks == limits.blocks:
             self.driver.scheduler.deepen(depth)

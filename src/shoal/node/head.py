@@ -124,7 +124,8 @@ class Head:
         out: list[Resumed] = []
         for answer in kept:
             streams = [TokenStream(request, said) for request, said in zip(answer.requests, answer.said, strict=True)]
-            self.conductor.resumed += streams
+            for stream in streams:
+                self.conductor.take_up(stream)
             out.append(Resumed(answer.answer, answer.note, answer.requests, streams))
         return out
 
