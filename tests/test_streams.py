@@ -129,13 +129,14 @@ def test_a_name_is_given_once() -> None:
 
 
 def test_a_stream_is_taken_up_after_the_last_event_that_came() -> None:
+    whole = [id for id, _ in streamed(FakeEngine(says("Hello")))]
+
     async def work(client: Client, app: FastAPI) -> None:
-        whole = streamed(FakeEngine(says("Hello")))
-        for after in range(2, len(whole) + 2):
+        for after in range(1, len(whole) + 1):
             name = f"n{after}"
-            seen = await left(app, after, name)
+            seen = (await left(app, after + 1, name))[:after]
             rest = parsed((await client.get(f"/v1/streams/{name}", headers={"Last-Event-ID": str(seen[-1][0])})).text)
-            assert [id for id, _ in seen + rest] == [id for id, _ in whole]
+            assert [id for id, _ in seen + rest] == whole
             assert texts(seen + rest, 1) == ["Hello"]
 
     talk(FakeEngine(says("Hello")), work)
@@ -158,7 +159,7 @@ def test_any_stream_can_be_read_again_from_any_event(fields: dict[str, Any]) -> 
 
 def test_nobody_reads_and_it_goes_on() -> None:
     async def work(client: Client, app: FastAPI) -> None:
-        assert len(await left(app, 2)) == 1
+        assert texts(await left(app, -1), 1) != ["Hello"]
         await turns()
         assert not engine.streams[0].closed
         assert not engine.streams[0]._items
@@ -209,6 +210,8 @@ def test_only_who_gave_a_name_is_waited_for(named: bool) -> None:
 def test_the_last_reader_has_the_stream() -> None:
     async def work(client: Client, app: FastAPI) -> None:
         first = asyncio.ensure_future(client.post(CHAT, json={"messages": HI, "stream": True}, headers=NAME))
+        while not engine.streams:  # it is tokenised in a thread
+            await asyncio.sleep(0.001)
         await turns()
         second = asyncio.ensure_future(client.get("/v1/streams/mine-1"))
         cut = parsed((await first).text)
