@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from shoal.pipeline import records
 from tests.support.cluster import Cluster, cluster, until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -28,7 +29,7 @@ class Client:
     """Reads a stream from several heads, one event after another."""
 
     def __init__(self, made: Cluster, number: int) -> None:
-        self._made, self._id = made, f"client-{number}"
+        self._made, self.id = made, f"client-{number}"
         self._body = {**BODIES[number], "max_tokens": TOKENS, "stream": True, "stream_options": {"include_usage": True}}
         self.ids: list[str] = []
         self.texts: dict[int, str] = {}
@@ -37,7 +38,7 @@ class Client:
 
     def begin(self) -> None:
         """Reads a few events, and leaves the rest of them where they are."""
-        self._stream = self._made.http.stream("POST", "/v1/completions", json=self._body, headers={"X-Request-Id": self._id})
+        self._stream = self._made.http.stream("POST", "/v1/completions", json=self._body, headers={"X-Request-Id": self.id})
         self._answer = self._stream.__enter__()
         assert self._answer.status_code == 200
         self._lines = self._answer.iter_lines()
@@ -57,7 +58,7 @@ class Client:
     def come_back(self) -> None:
         """Reads one more event after those that came."""
         seen = len(self.ids)
-        self._stream = self._made.http.stream("GET", f"/v1/streams/{self._id}", headers={"Last-Event-ID": self.ids[-1]})
+        self._stream = self._made.http.stream("GET", f"/v1/streams/{self.id}", headers={"Last-Event-ID": self.ids[-1]})
         self._answer = self._stream.__enter__()
         assert self._answer.status_code == 200, self._answer.read()
         self._lines = self._answer.iter_lines()
@@ -89,10 +90,19 @@ def join(made: Cluster, name: str) -> None:
     made.nodes.append(made.start("--verbose", "join", f"127.0.0.1:{made.control_port}", *flags))
 
 
+def assert_logged(client: Client, state: Path) -> None:
+    """What the client saw is in the file, but for what was drawn in the last hundredths of a second."""
+    ledger, _ = records.read((state / "requests").read_bytes())
+    (said,) = ledger.answers[client.id].said
+    for choice, seen in enumerate(map(int, client.ids[-1].split("."))):
+        assert seen - 8 <= sum(chunk.choice == choice for chunk in said)
+
+
 def layers(made: Cluster) -> dict[str, str]:
     shown = made.start("nodes", "--head", f"127.0.0.1:{made.control_port}", "--json")
     assert shown.wait() == 0, shown.describe()
-    return {node["name"]: node["layers"] for node in json.loads(shown.said)["nodes"]}
+    found, _ = json.JSONDecoder().raw_decode(shown.said, shown.said.index("{\n"))  # beside what gRPC logs
+    return {node["name"]: node["layers"] for node in found["nodes"]}
 
 
 def test_streams_go_on_when_the_head_is_killed_and_started_again(tmp_path: Path) -> None:
@@ -116,6 +126,7 @@ def test_streams_go_on_when_the_head_is_killed_and_started_again(tmp_path: Path)
             made.head.wait()
             for client in clients:
                 client.lose()
+                assert_logged(client, tmp_path / "state")
             made.replace_head(made.serve(*flags))
             until(lambda: made.answers("/health/live"), made.story)
         for client in clients:
