@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
-from shoal import errors
+from shoal import config, errors
 from shoal.config import (
     Codec,
     EngineSettings,
@@ -67,6 +68,18 @@ def test_the_defaults_hold(role: type[Settings]):
 def test_what_is_out_of_range_is_refused_by_flag(bad: dict[str, object]):
     with pytest.raises(errors.ConfigError, match="--" + next(iter(bad)).replace("_", "-")):
         HeadSettings(**bad)  # type: ignore[arg-type]
+
+
+def test_requests_are_kept_where_they_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(config, "cache_dir", lambda: tmp_path)
+    assert HeadSettings().state_folder is None
+    assert HeadSettings(port=81).kept_by_default().state_folder == tmp_path / "heads" / "81"
+    assert HeadSettings(port=0).kept_by_default().state_folder is None
+    assert HeadSettings(state="none").kept_by_default().state_folder is None
+    assert HeadSettings(state="/x").kept_by_default().state_folder == Path("/x")
+    (tmp_path / "file").touch()
+    with pytest.raises(errors.ConfigError, match="--state"):
+        HeadSettings(state=str(tmp_path / "file"))
 
 
 @pytest.mark.parametrize("bad", [{"isa": "sse"}, {"memory": "much"}, {"threads": -1}, {"tensor_port": 70000}])

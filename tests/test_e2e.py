@@ -42,7 +42,7 @@ def whole(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def deltas(answer: httpx.Response) -> str:
-    lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
+    lines = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: ")]
     assert lines[-1] == "[DONE]"
     events = [json.loads(line) for line in lines[:-1]]
     return "".join(c["delta"].get("content") or "" for e in events for c in e["choices"])
@@ -224,7 +224,7 @@ def test_a_killed_node_ends_a_stream_with_an_error_event(tmp_path: Path) -> None
         served(tmp_path, 2) as made,
         made.http.stream("POST", "/v1/completions", json={**STORY, "max_tokens": 4000, "stream": True}) as answer,
     ):
-        lines = (line for line in answer.iter_lines() if line)
+        lines = (line for line in answer.iter_lines() if line.startswith("data: "))
         assert "text_completion" in next(lines)
         killed(made, 0)
         last = list(lines)[-1]

@@ -184,6 +184,8 @@ class HeadSettings(EngineSettings):
     max_nodes: int = setting(1024, "Most nodes.", low=1, high=1024)
     pace: float = setting(5.0, "Seconds between looks at whether a stage is slower than its node measured; 0: never.", low=0, high=3600)
     step_timeout: float = setting(120.0, "Seconds after which a step without a result counts as lost.", low=1, high=1e6)
+    state: str = setting("", "Folder in which requests under way are kept, so that they survive a restart of the head; none: not kept.")
+    resume: float = setting(60.0, "Seconds for which a client that named its request may come back for the answer.", low=0, high=86400)
     wait: float = setting(600.0, "Seconds that requests under way wait for nodes when too few are left.", low=0, high=1e6)
 
     @property
@@ -204,6 +206,18 @@ class HeadSettings(EngineSettings):
             parse_bytes(self.min_memory)
         if self.spares >= self.max_nodes:
             raise ConfigError(f"--spares {self.spares} leaves no node to serve: --max-nodes is {self.max_nodes}")
+        if self.state_folder is not None and self.state_folder.exists() and not self.state_folder.is_dir():
+            raise ConfigError(f"--state {self.state} is a file; name a folder, or none")
+
+    @property
+    def state_folder(self) -> Path | None:
+        return Path(self.state).expanduser() if self.state not in ("", "none") else None
+
+    def kept_by_default(self) -> HeadSettings:
+        """Requests are kept in the cache where nothing is said: a head that comes again at the same port finds them."""
+        if self.state or not self.port:
+            return self
+        return dataclasses.replace(self, state=str(cache_dir() / "heads" / str(self.port)))
 
 
 S = TypeVar("S", bound=Settings)

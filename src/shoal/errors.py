@@ -3,6 +3,8 @@
     ShoalError
     ├── UserError                  the caller can mend it: HTTP 400, exit status 2
     │   ├── InvalidRequest         a field of a request (names the field)
+    │   ├── IdTaken                another request has the id that a client chose: HTTP 409
+    │   ├── UnknownAnswer          no answer of that id, or no longer: HTTP 404
     │   ├── ConfigError            a setting or flag
     │   ├── PairingRefused         the head does not let a node in (says why)
     │   ├── UnknownModel           no such model here: HTTP 404
@@ -56,6 +58,16 @@ class InvalidRequest(UserError):
         super().__init__(message)
         self.param = param
         self.code = code
+
+
+class IdTaken(UserError):
+    def __init__(self, id: str) -> None:
+        super().__init__(f"there is a request {id} already; choose another id, or read its answer at /v1/streams/{id}")
+
+
+class UnknownAnswer(UserError):
+    def __init__(self, id: str) -> None:
+        super().__init__(f"there is no answer {id} here, or no longer; send the request again")
 
 
 class ConfigError(UserError):

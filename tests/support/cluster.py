@@ -101,13 +101,17 @@ class Cluster:
         self._folder = folder
         self._processes: list[Process] = []
         self.nodes: list[Process] = []
+        self._head: Process | None = None
         self.port, self.control_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.http = httpx.Client(base_url=self.url, timeout=BOUND, trust_env=False)
 
     @property
     def head(self) -> Process:
-        return self._processes[0]
+        return self._head or self._processes[0]
+
+    def replace_head(self, process: Process) -> None:
+        self._head = process
 
     def start(self, *arguments: str, **environment: str) -> Process:
         process = Process(self._folder / f"{len(self._processes)}-{arguments[0]}.log", *arguments, **environment)

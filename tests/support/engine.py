@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from shoal.errors import ShoalError
 from shoal.request import Alternative, FinishReason, Request, TokenChunk
@@ -94,6 +95,16 @@ class ScriptedStream:
         self.closed = True
 
 
+@dataclass
+class Resumed:
+    """gateway.engine.Resumed: an answer of an engine before."""
+
+    id: str
+    note: bytes
+    requests: Sequence[Request]
+    streams: Sequence[ScriptedStream]
+
+
 class FakeEngine:
     """gateway.engine.Engine."""
 
@@ -106,6 +117,9 @@ class FakeEngine:
         self.streams: list[ScriptedStream] = []
         self.observed: list[tuple[str, str, int]] = []
         self.first_tokens = 0
+        self.resume = 60.0
+        self.kept: dict[str, tuple[bytes, Sequence[Request]]] = {}
+        self.before: list[Resumed] = []
         self._script, self._hang, self._longest = script or says("Hello"), hang, longest
 
     @property
@@ -123,6 +137,16 @@ class FakeEngine:
         stream = ScriptedStream(request, self._script(request), self._hang)
         self.streams.append(stream)
         return stream
+
+    async def keep(self, answer: str, note: bytes, requests: Sequence[Request]) -> None:
+        self.kept[answer] = (note, requests)
+        await asyncio.sleep(0)
+
+    def forget(self, answer: str) -> None:
+        self.kept.pop(answer, None)
+
+    def resumed(self) -> list[Resumed]:
+        return self.before
 
     def observe_first_token(self, seconds: float) -> None:
         self.first_tokens += 1

@@ -24,7 +24,7 @@ def fetch(app: FastAPI, method: str, path: str, **options: Any) -> httpx.Respons
 def events(answer: httpx.Response) -> list[dict[str, Any]]:
     """The server-sent events, without [DONE], which has to be the last unless an error is."""
     assert answer.headers["content-type"].startswith("text/event-stream"), answer.text
-    lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
+    lines = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: ")]
     done = [json.loads(line) for line in lines if line != "[DONE]"]
     assert (lines[-1] == "[DONE]") != ("error" in done[-1])
     assert lines.count("[DONE]") <= 1
@@ -34,10 +34,11 @@ def events(answer: httpx.Response) -> list[dict[str, Any]]:
 class Leaver:
     """A client that goes away after so many body parts; 0: before the first, -1: as soon as the request is sent."""
 
-    def __init__(self, body: dict[str, Any], after: int, *, stuck: bool = False) -> None:
+    def __init__(self, body: dict[str, Any], after: int, *, stuck: bool = False, headers: dict[str, str] | None = None) -> None:
         self._request: bytes | None = json.dumps(body).encode()
         self._after, self._stuck = after, stuck
         self._parts = 0
+        self._headers = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
         self._left = asyncio.Event()
         self.sent: list[dict[str, Any]] = []
 
@@ -61,6 +62,6 @@ class Leaver:
 
     async def visit(self, app: FastAPI, path: str) -> None:
         scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "POST"}
-        where = {"scheme": "http", "path": path, "raw_path": path.encode(), "root_path": "", "query_string": b"", "headers": []}
+        where = {"scheme": "http", "path": path, "raw_path": path.encode(), "root_path": "", "query_string": b"", "headers": self._headers}
         async with asyncio.timeout(10):
             await app({**scope, **where}, self._receive, self._send)

@@ -219,7 +219,7 @@ def register(app: typer.Typer) -> None:
     @settings(HeadSettings)
     def serve(settings: HeadSettings) -> None:  # pyright: ignore[reportUnusedFunction]
         _warn_open(settings)
-        uvloop.run(_serve(settings))
+        uvloop.run(_serve(settings.kept_by_default()))
 
     @app.command("join", help=_JOIN_HELP)
     @settings(NodeSettings)

@@ -1,18 +1,14 @@
-"""From drawn tokens to OpenAI's answers: whole, or as server-sent events."""
+"""From drawn tokens to OpenAI's answers."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
-from shoal.errors import ShoalError
 from shoal.gateway.engine import Engine, Stream
-from shoal.gateway.faults import fault
 from shoal.gateway.translate import Job
 from shoal.request import FinishReason, TokenChunk
 from shoal.text.detokenizer import TextStream
@@ -26,11 +22,14 @@ class Piece:
     text: str
     chunks: list[TokenChunk]
     finish: FinishReason | None
+    upto: int
+    """Tokens of the choice up to here, an end without a token counted as one: the same for the same piece, whenever it is made."""
 
 
 @dataclass
 class _Choice:
     text: TextStream
+    chunks: int = 0
     held: list[TokenChunk] = field(default_factory=list[TokenChunk])
     """Tokens whose text is not out yet."""
 
@@ -50,51 +49,57 @@ class Usage:
         }
 
 
-class Answer:
-    """One HTTP request under way. Submits on creation, so that a refusal is known before anything is answered."""
+class TakenOver(Exception):
+    """Another reader has come: there is nobody left to read this for."""
 
-    def __init__(self, job: Job, engine: Engine) -> None:
+
+class Answer:
+    """One HTTP request under way. Its pieces gather whether or not somebody reads them, and can be read again."""
+
+    def __init__(self, job: Job, engine: Engine, streams: Sequence[Stream], *, resumed: bool = False) -> None:
+        """resumed: the streams begin with what was said before the engine was started anew."""
         self.job = job
         self.usage = Usage(job.prompt_tokens)
-        self._engine = engine
-        self._began = perf_counter()
-        self._streams: list[Stream] = []
-        try:
-            for request in job.requests:
-                self._streams.append(engine.submit(request))
-        except ShoalError:
-            self.close()
-            raise
+        self.pieces: list[Piece] = []
+        """All choices' news, in the order in which they came."""
+        self._engine, self._streams = engine, streams
+        self._began = None if resumed else perf_counter()
+        self._error: Exception | None = None
+        self._reader: object = None
+        self._news = asyncio.Event()
+        self._left = len(streams)
+        self._tasks = [asyncio.get_running_loop().create_task(self._follow(i)) for i in range(self._left)]
 
     def close(self) -> None:
         """Cancels what still runs."""
+        for task in self._tasks:
+            task.cancel()
         for stream in self._streams:
             stream.close()
 
-    async def pieces(self) -> AsyncIterator[Piece]:
-        """All choices' news, in the order in which they come. Raises what the engine raises."""
-        merged: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
-        tasks = [asyncio.get_running_loop().create_task(self._follow(i, merged)) for i in range(len(self._streams))]
-        left, first = len(tasks), True
-        try:
-            while left:
-                item = await merged.get()
-                if item is None:
-                    left -= 1
-                elif isinstance(item, Exception):
-                    raise item
-                else:
-                    if first:
-                        first = False
-                        self._engine.observe_first_token(perf_counter() - self._began)
-                    yield item
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            self.close()
+    async def read(self) -> AsyncGenerator[Piece]:
+        """All pieces, from the first one on. Raises what the engine raises.
 
-    async def _follow(self, index: int, merged: asyncio.Queue[Piece | Exception | None]) -> None:
+        There is one reader: where another begins this one raises TakenOver.
+        """
+        me = self._reader = object()
+        self._news.set()
+        at = 0
+        while True:
+            if self._reader is not me:
+                raise TakenOver
+            if at < len(self.pieces):
+                at += 1
+                yield self.pieces[at - 1]
+            elif self._error is not None:
+                raise self._error
+            elif not self._left:
+                return
+            else:
+                self._news.clear()
+                await self._news.wait()
+
+    async def _follow(self, index: int) -> None:
         request, stream = self.job.requests[index], self._streams[index]
         counted = False
         try:
@@ -108,13 +113,23 @@ class Answer:
                 if piece.finish is not None and chunk.finish is None:
                     stream.end_choice(chunk.choice)
                 if piece.text or piece.finish is not None:
-                    merged.put_nowait(piece)
+                    self._came(piece)
         except Exception as error:  # noqa: BLE001 - raised again where the pieces are read
-            merged.put_nowait(error)
-        merged.put_nowait(None)
+            self._error = self._error or error
+            self.close()
+        self._left -= 1
+        self._news.set()
+
+    def _came(self, piece: Piece) -> None:
+        if self._began is not None:
+            self._engine.observe_first_token(perf_counter() - self._began)
+            self._began = None
+        self.pieces.append(piece)
+        self._news.set()
 
     def _piece(self, choice: _Choice, chunk: TokenChunk, index: int) -> Piece:
         text, finish = "", chunk.finish
+        choice.chunks += 1
         if chunk.token is not None:
             choice.held.append(chunk)
             text = choice.text.push(chunk.token)
@@ -125,7 +140,7 @@ class Answer:
         chunks = choice.held if text or finish is not None else []
         if chunks:
             choice.held = []
-        return Piece(index, text, chunks, finish)
+        return Piece(index, text, chunks, finish, choice.chunks)
 
 
 def _token(engine: Engine, token: int) -> tuple[str, list[int]]:
@@ -161,14 +176,14 @@ def _completion_logprobs(engine: Engine, chunks: list[TokenChunk], offset: int) 
 class Writer:
     """The JSON of one job's answer."""
 
-    def __init__(self, job: Job, engine: Engine, created: int) -> None:
-        self._job, self._engine, self._created = job, engine, created
+    def __init__(self, job: Job, engine: Engine) -> None:
+        self._job, self._engine = job, engine
 
     def _frame(self, object: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
             "id": self._job.id,
             "object": object,
-            "created": self._created,
+            "created": self._job.created,
             "model": self._engine.name,
             "system_fingerprint": f"shoal-{self._engine.created}",
             "choices": choices,
@@ -189,9 +204,8 @@ class Writer:
 
     def opening(self) -> dict[str, Any]:
         """The chunk that says who speaks."""
-        total = sum(request.n for request in self._job.requests)
         delta = {"role": "assistant", "content": "", "refusal": None}
-        choices = [{"index": i, "delta": delta, "logprobs": None, "finish_reason": None} for i in range(total)]
+        choices = [{"index": i, "delta": delta, "logprobs": None, "finish_reason": None} for i in range(self._job.choices)]
         return self._frame("chat.completion.chunk", choices)
 
     def usage(self, usage: Usage) -> dict[str, Any]:
@@ -199,9 +213,8 @@ class Writer:
         return {**self._frame(object, []), "usage": usage.wire()}
 
     def whole(self, pieces: list[Piece], usage: Usage) -> dict[str, Any]:
-        total = sum(request.n for request in self._job.requests)
         choices: list[dict[str, Any]] = []
-        for index in range(total):
+        for index in range(self._job.choices):
             mine = [p for p in pieces if p.choice == index]
             text = "".join(p.text for p in mine)
             chunks = [c for p in mine for c in p.chunks]
@@ -218,28 +231,3 @@ class Writer:
             choices.append(choice)
         object = "chat.completion" if self._job.chat else "text_completion"
         return {**self._frame(object, choices), "usage": usage.wire()}
-
-
-def _sse(data: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
-
-
-async def events(answer: Answer, writer: Writer) -> AsyncIterator[bytes]:
-    """Server-sent events. An error after the first byte is an event too, and no [DONE] follows it."""
-    offsets: dict[int, int] = {}
-    pieces: Any = answer.pieces()
-    try:
-        if answer.job.chat:
-            yield _sse(writer.opening())
-        async for piece in pieces:
-            yield _sse(writer.event(piece, offsets.get(piece.choice, 0)))
-            offsets[piece.choice] = offsets.get(piece.choice, 0) + len(piece.text)
-        if answer.job.include_usage:
-            yield _sse(writer.usage(answer.usage))
-        yield b"data: [DONE]\n\n"
-    except ShoalError as error:
-        yield _sse(fault(error).body)
-    finally:
-        with suppress(RuntimeError):
-            await pieces.aclose()
-        answer.close()

@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from time import time
 from typing import Any, cast
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from shoal import __version__
 from shoal.errors import InvalidRequest, ShoalError, UnknownModel
 from shoal.gateway import openai, translate
-from shoal.gateway.answer import Answer, Piece, Writer, events
+from shoal.gateway.answer import Answer, Piece, TakenOver, Writer
+from shoal.gateway.answers import Answers
 from shoal.gateway.engine import Engine
+from shoal.gateway.events import Position, events, position
 from shoal.gateway.faults import Fault, fault
-from shoal.gateway.translate import Job
+from shoal.gateway.translate import Job, chosen_id
 
 MAX_BODY = 4 << 20
 """Bytes of a request."""
@@ -54,44 +56,61 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def _whole(request: Request, answer: Answer, writer: Writer) -> Response:
+class _Streaming(StreamingResponse):
+    """An answer's events to one reader, who leaves in any case."""
+
+    def __init__(self, answers: Answers, answer: Answer, writer: Writer, after: Position | None = None) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "X-Request-Id": answer.job.id}
+        super().__init__(events(answer, writer, after), media_type="text/event-stream", headers=headers)
+        self._leave = lambda: answers.leave(answer)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._leave()
+
+
+async def _whole(request: Request, answers: Answers, answer: Answer, writer: Writer) -> Response:
     """Collects the answer, unless the client leaves first."""
 
     async def collect() -> list[Piece]:
-        return [piece async for piece in answer.pieces()]
+        return [piece async for piece in answer.read()]
 
     collecting, leaving = asyncio.ensure_future(collect()), asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not collecting.done():
             return Response(status_code=499)  # nobody reads it; nginx's code for a client that closed the request
-        return JSONResponse(writer.whole(collecting.result(), answer.usage))
+        return JSONResponse(writer.whole(collecting.result(), answer.usage), headers={"X-Request-Id": answer.job.id})
+    except TakenOver:
+        return Response(status_code=499)  # it is read as a stream by now
     finally:
         for task in (collecting, leaving):
             task.cancel()
         await asyncio.gather(collecting, leaving, return_exceptions=True)
-        answer.close()
+        answers.leave(answer)
 
 
 def create_app(engine: Engine) -> FastAPI:
     app = FastAPI(title="shoal", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
+    answers = Answers(engine)
 
     def check_model(name: str | None) -> None:
         if name is not None and name != engine.name:
             raise UnknownModel(name, [engine.name])
 
-    async def respond(request: Request, endpoint: str, prepare: Callable[[dict[str, Any]], Awaitable[Job]]) -> Response:
+    async def respond(request: Request, endpoint: str, prepare: Callable[[dict[str, Any], str | None], Awaitable[Job]]) -> Response:
         prompt_tokens = 0
         try:
-            job = await prepare(await _body(request))
+            chosen = chosen_id(request.headers.get("x-request-id"))
+            job = await prepare(await _body(request), chosen)
             prompt_tokens = job.prompt_tokens
-            answer, writer = Answer(job, engine), Writer(job, engine, int(time()))
+            answer, writer = await answers.begin(job), Writer(job, engine)
             if job.stream:
-                response: Response = StreamingResponse(
-                    events(answer, writer), media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-                )
+                response: Response = _Streaming(answers, answer, writer)
             else:
-                response = await _whole(request, answer, writer)
+                response = await _whole(request, answers, answer, writer)
         except ShoalError as error:
             what = fault(error)
             engine.observe_request(endpoint, str(what.status), 0)
@@ -110,21 +129,31 @@ def create_app(engine: Engine) -> FastAPI:
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
-        async def prepare(body: dict[str, Any]) -> Job:
+        async def prepare(body: dict[str, Any], chosen: str | None) -> Job:
             wire = openai.parse(openai.ChatRequest, body)
             check_model(wire.model)
-            return await asyncio.to_thread(translate.chat, wire, engine)
+            return await asyncio.to_thread(translate.chat, wire, engine, chosen)
 
         return await respond(request, "chat", prepare)
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
-        async def prepare(body: dict[str, Any]) -> Job:
+        async def prepare(body: dict[str, Any], chosen: str | None) -> Job:
             wire = openai.parse(openai.CompletionRequest, body)
             check_model(wire.model)
-            return await asyncio.to_thread(translate.completion, wire, engine)
+            return await asyncio.to_thread(translate.completion, wire, engine, chosen)
 
         return await respond(request, "completions", prepare)
+
+    @app.get("/v1/streams/{id}")
+    async def stream(request: Request, id: str, after: str | None = None) -> Response:  # pyright: ignore[reportUnusedFunction]
+        try:
+            answer = answers.find(id)
+            since = position(request.headers.get("last-event-id", after), answer.job.choices)
+        except ShoalError as error:
+            return _answer(fault(error))
+        answers.enter(answer)
+        return _Streaming(answers, answer, Writer(answer.job, engine), since)
 
     def model_card() -> dict[str, Any]:
         return {"id": engine.name, "object": "model", "created": engine.created, "owned_by": "shoal"}

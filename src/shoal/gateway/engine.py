@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from shoal.request import Request, TokenChunk
@@ -13,6 +14,19 @@ class Stream(Protocol):
     async def __anext__(self) -> TokenChunk: ...
     def end_choice(self, choice: int) -> None: ...
     def close(self) -> None: ...
+
+
+class Resumed(Protocol):
+    """An answer that was begun before the engine was started anew. Its streams say all of it again, and go on."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def note(self) -> bytes: ...
+    @property
+    def requests(self) -> Sequence[Request]: ...
+    @property
+    def streams(self) -> Sequence[Stream]: ...
 
 
 class Engine(Protocol):
@@ -35,6 +49,26 @@ class Engine(Protocol):
 
     def submit(self, request: Request) -> Stream:
         """Raises NotReady, InvalidRequest, QueueFull."""
+        ...
+
+    @property
+    def resume(self) -> float:
+        """Seconds for which an answer is there for a client that may come back for it."""
+        ...
+
+    async def keep(self, answer: str, note: bytes, requests: Sequence[Request]) -> None:
+        """Called in the same turn as `submit`: makes an answer outlive the engine, where the engine can; returns when it does.
+
+        note: what the answer is written from, beside the tokens.
+        """
+        ...
+
+    def forget(self, answer: str) -> None:
+        """Nobody will come back for it."""
+        ...
+
+    def resumed(self) -> Sequence[Resumed]:
+        """What outlived the engine before this one; asked once."""
         ...
 
     def observe_first_token(self, seconds: float) -> None: ...

@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from shoal.errors import CapacityError, ClusterError, InvalidRequest, NotReady, QueueFull, ShoalError, UnknownModel, UserError
+from shoal.errors import (
+    CapacityError,
+    ClusterError,
+    IdTaken,
+    InvalidRequest,
+    NotReady,
+    QueueFull,
+    ShoalError,
+    UnknownAnswer,
+    UnknownModel,
+    UserError,
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,10 @@ def fault(error: ShoalError) -> Fault:
             return Fault(400, message, "invalid_request_error", error.param, error.code)
         case UnknownModel():
             return Fault(404, message, "invalid_request_error", "model", "model_not_found")
+        case IdTaken():
+            return Fault(409, message, "invalid_request_error", "X-Request-Id", "id_taken")
+        case UnknownAnswer():
+            return Fault(404, message, "invalid_request_error", "id", "answer_not_found")
         case UserError():
             return Fault(400, message, "invalid_request_error")
         case QueueFull():

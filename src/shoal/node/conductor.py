@@ -33,7 +33,7 @@ from shoal.placement.moves import Moves
 from shoal.placement.partition import Placement
 from shoal.placement.profile import Demand, Link, ModelCost, NodeProfile
 from shoal.placement.profile import Links as Measured
-from shoal.request import Request
+from shoal.request import Request, TokenChunk
 from shoal.scheduler.scheduler import Limits, Scheduler
 from shoal.transport.base import FrameStream
 from shoal.wire.messages import Hello
@@ -66,6 +66,7 @@ class Observer(Protocol):
     def interruption(self, ended: Interruption) -> None: ...
     def heartbeat(self, node: str, heartbeat: control.Heartbeat) -> None: ...
     def gone(self, node: str) -> None: ...
+    def drawn(self, chunks: list[TokenChunk]) -> None: ...
 
 
 class _Opening:
@@ -82,6 +83,7 @@ class Conductor:
     def __init__(self, settings: HeadSettings, model: Served, world: World, observer: Observer) -> None:
         self.settings, self.model = settings, model
         self.driver: Driver | None = None
+        self._resumed: list[TokenStream] = []  # requests that began under another head; the first route takes them up
         self.story: deque[str] = deque(maxlen=_STORY)
         self.interruptions: deque[Interruption] = deque(maxlen=_STORY)
         self.changed = asyncio.Event()
@@ -139,6 +141,9 @@ class Conductor:
         """Ends every request with that reason, and takes no more."""
         if self.driver is not None:
             self.driver.close(NotReady(reason))
+        else:
+            for stream in self._resumed:
+                stream.put(NotReady(reason))
 
     @property
     def control_port(self) -> int:
@@ -198,6 +203,13 @@ class Conductor:
     def submit(self, request: Request) -> TokenStream:
         """Raises NotReady, InvalidRequest, QueueFull."""
         return self.open_driver().submit(request)
+
+    def take_up(self, stream: TokenStream) -> None:
+        """Goes on with a request that began under another head, as soon as there is a route."""
+        if self.driver is None:
+            self._resumed.append(stream)
+        else:
+            self.driver.take_up(stream)
 
     def open_driver(self) -> Driver:
         """Raises NotReady."""
@@ -515,7 +527,9 @@ class Conductor:
             depth=depth,
         )
         if self.driver is None:
-            self.driver = Driver(Scheduler(limits), self._step)
+            self.driver = Driver(Scheduler(limits), self._step, self._observer.drawn)
+            for stream in self._resumed:
+                self.driver.take_up(stream)
         elif self.driver.scheduler.limits.blocks == limits.blocks:
             self.driver.scheduler.deepen(depth)
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from time import time
 
 from shoal.config import HeadSettings
@@ -13,10 +15,21 @@ from shoal.node.conductor import Conductor, Served
 from shoal.node.interruption import Interruption
 from shoal.node.machine import Machine
 from shoal.pipeline.driver import TokenStream
+from shoal.pipeline.request_log import RequestLog
 from shoal.pipeline.timing import StepTiming
 from shoal.placement.partition import Placement
-from shoal.request import Request
+from shoal.request import Request, TokenChunk
 from shoal.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """An answer that another head began: see gateway.engine.Resumed."""
+
+    id: str
+    note: bytes
+    requests: list[Request]
+    streams: list[TokenStream]
 
 
 class Head:
@@ -29,17 +42,23 @@ class Head:
         context = min(settings.context, model.spec.context)
         cost = model_cost(model.spec, model.weights, settings.precision, settings.kv_type, settings.step_tokens)
         self._machine = machine or Machine()
+        self._log: RequestLog | None = None
         self.conductor = Conductor(settings, Served(model.name, model.reference, cost, context), self._machine, self)
         if model.manifest is not None:
             self.conductor.offer(model.manifest, model.files)
 
     async def start(self) -> None:
-        """Listens for nodes. Raises ConfigError."""
+        """Reads what a head before this one was about, and listens for nodes. Raises ConfigError."""
+        settings = self.settings
+        if settings.state_folder is not None:
+            self._log = RequestLog(settings.state_folder, f"{self.model.reference} {settings.precision} {settings.kv_type}")
         await self.conductor.start()
 
     async def stop(self, reason: str = "the head shut down") -> None:
         """Sends the nodes home, ends every request."""
         await self.conductor.stop(reason)
+        if self._log is not None:
+            await self._log.close()
         self._machine.close()
 
     def refuse(self, reason: str) -> None:
@@ -87,6 +106,31 @@ class Head:
         """Raises NotReady, InvalidRequest, QueueFull."""
         return self.conductor.submit(request)
 
+    @property
+    def resume(self) -> float:
+        return self.settings.resume
+
+    async def keep(self, answer: str, note: bytes, requests: Sequence[Request]) -> None:
+        if self._log is not None:
+            await self._log.accepted(answer, note, requests)
+
+    def forget(self, answer: str) -> None:
+        if self._log is not None:
+            self._log.gone(answer)
+
+    def resumed(self) -> list[Resumed]:
+        """What a head before this one was about, once; it goes on when the model is served."""
+        if self._log is None:
+            return []
+        kept, self._log.kept = self._log.kept, []
+        out: list[Resumed] = []
+        for answer in kept:
+            streams = [TokenStream(request, said) for request, said in zip(answer.requests, answer.said, strict=True)]
+            for stream in streams:
+                self.conductor.take_up(stream)
+            out.append(Resumed(answer.answer, answer.note, answer.requests, streams))
+        return out
+
     def timings(self, rows: int | None = None) -> dict[str, object]:
         driver = self.conductor.driver
         return {} if driver is None else driver.timings.summary(rows)
@@ -115,6 +159,10 @@ class Head:
             node, heartbeat.journal_bytes, heartbeat.journal_spilled, heartbeat.journal_given_up, heartbeat.journal_replayed
         )
         self.metrics.fetched(node, heartbeat.fetched_from_peers, heartbeat.fetched_from_origin)
+
+    def drawn(self, chunks: list[TokenChunk]) -> None:
+        if self._log is not None:
+            self._log.drawn(chunks)
 
     def gone(self, node: str) -> None:
         self.metrics.forget(node)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import structlog
+
 from shoal.config import KvType, NodeSettings, Precision
 from shoal.control import messages as control
 from shoal.errors import ClusterError
@@ -15,6 +17,8 @@ from shoal.models.sources import pull_layers
 from shoal.models.weights import open_weights
 from shoal.node.fetch import manifest_of
 from shoal.node.stage_service import wire_codec
+
+log = structlog.get_logger()
 
 
 class PulledModel:
@@ -50,6 +54,7 @@ class PulledModel:
             weights = open_weights(path)
             if weights.spec.layers != self._layers or part.stop > self._layers:
                 raise ClusterError(f"{path} has {weights.spec.layers} layers, the head's model {self._layers}; fetch it anew")
+            log.info("weights are read", layers=f"{part.start}-{part.stop - 1}")
             self._shard.load(part, weights)
 
     def _here(self, part: range) -> Path:

@@ -11,7 +11,7 @@ is handed out once, when the result that brings it is applied, and never taken b
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, NoReturn
@@ -38,12 +38,28 @@ class _InFlight:
 
 
 class TokenStream:
-    """The tokens of one request as they are drawn; close it to cancel what is left."""
+    """The tokens of one request as they are drawn; close it to cancel what is left.
 
-    def __init__(self, driver: Driver, request: Request) -> None:
-        self._driver, self._request = driver, request
+    said: what was drawn before this process began. It comes first, and what is missing once a driver takes the request up.
+    """
+
+    def __init__(self, request: Request, said: Iterable[TokenChunk] = ()) -> None:
+        self.request = request
+        self.left: dict[int, list[int]] = {choice: [] for choice in range(request.n)}
+        """Of each choice that has not ended: the tokens that were said when this stream began."""
+        self._driver: Driver | None = None
         self._items: asyncio.Queue[TokenChunk | ShoalError | None] = asyncio.Queue()
-        self._open = set(range(request.n))
+        self._open = set(self.left)
+        for chunk in said:
+            self._items.put_nowait(chunk)
+            if chunk.finish is not None:
+                self.left.pop(chunk.choice, None)
+            elif chunk.token is not None and chunk.choice in self.left:
+                self.left[chunk.choice].append(chunk.token)
+
+    def driven(self, driver: Driver) -> None:
+        """From now on its tokens come from there."""
+        self._driver = driver
 
     def put(self, item: TokenChunk | ShoalError) -> None:
         self._items.put_nowait(item)
@@ -69,13 +85,17 @@ class TokenStream:
     def end_choice(self, choice: int) -> None:
         """Ends one choice from this side; no chunk of it comes any more."""
         self._open.discard(choice)
-        self._driver.cancel(self._request.id, choice)
+        self.left.pop(choice, None)
+        if self._driver is not None:
+            self._driver.cancel(self.request.id, choice)
 
     def close(self) -> None:
         """Cancels what is left; whoever waits for a chunk learns that none will come."""
         self._open.clear()
+        self.left.clear()
         self._items.put_nowait(None)
-        self._driver.forget(self._request.id)
+        if self._driver is not None:
+            self._driver.forget(self.request.id)
 
 
 @dataclass(frozen=True)
@@ -151,10 +171,16 @@ class _Route:
 class Driver:
     """The requests of a model, over one route after another."""
 
-    def __init__(self, scheduler: Scheduler, observe: Callable[[StepTiming], None]) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        observe: Callable[[StepTiming], None],
+        drawn: Callable[[list[TokenChunk]], None] = lambda chunks: None,
+    ) -> None:
+        """drawn: is told what each step brings, before the streams are."""
         self.scheduler = scheduler
         self.timings = Timings()
-        self._observe = observe
+        self._observe, self._drawn = observe, drawn
         self._streams: dict[RequestId, TokenStream] = {}
         self._strikes: dict[RequestId, int] = {}
         self._route: _Route | None = None
@@ -244,10 +270,25 @@ class Driver:
         if self._closed is not None:
             raise self._closed
         self.scheduler.add(request)
-        stream = TokenStream(self, request)
-        self._streams[request.id] = stream
-        self.nudge()
+        stream = TokenStream(request)
+        self._own(stream)
         return stream
+
+    def take_up(self, stream: TokenStream) -> None:
+        """Goes on with a request that began before this driver. It ends with the reason where it cannot run here."""
+        if not stream.left:
+            return
+        try:
+            self.scheduler.add(stream.request, stream.left)
+        except ShoalError as error:
+            stream.put(error)
+            return
+        self._own(stream)
+
+    def _own(self, stream: TokenStream) -> None:
+        self._streams[stream.request.id] = stream
+        stream.driven(self)
+        self.nudge()
 
     @property
     def requests(self) -> int:
@@ -315,7 +356,9 @@ class Driver:
     def _take(self, route: _Route, frame: Frame, arrived: float) -> None:
         result = messages.decode_result(frame.meta)
         step = route.landed(result.step)
-        for chunk in self.scheduler.apply(result):
+        chunks = self.scheduler.apply(result)
+        self._drawn(chunks)
+        for chunk in chunks:
             if (stream := self._streams.get(chunk.request)) is not None:
                 stream.put(chunk)
         timing = StepTiming(

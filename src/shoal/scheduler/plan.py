@@ -18,7 +18,7 @@ class Opened(msgspec.Struct, frozen=True, array_like=True):
     prompt: list[int]
     """Empty unless the repetition penalty needs it."""
     generated: list[int]
-    """Tokens that were drawn before, on a route that is gone."""
+    """Tokens that were drawn before, on a route or by a head that is gone."""
 
 
 class Chunk(msgspec.Struct, frozen=True, array_like=True):

@@ -11,7 +11,7 @@ out again at once: whatever an older step still writes there, it writes before t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -125,18 +125,24 @@ class Scheduler:
 
     # What comes in
 
-    def add(self, request: Request) -> None:
-        """Queues a request. Raises InvalidRequest for one that can never run, QueueFull for one too many."""
+    def add(self, request: Request, generated: Mapping[int, list[int]] | None = None) -> None:
+        """Queues a request. Raises InvalidRequest for one that can never run, QueueFull for one too many.
+
+        generated: of a request that began under another scheduler, the choices that have not ended, and what each has said. They go
+        on as if nothing had happened, and however many wait: they were let in once.
+        """
         self.fits(len(request.prompt), request.max_tokens)
         if request.id in self._requests:
             raise InvalidRequest(f"there is a request {request.id} already", "id")
-        if request.n > self.limits.queue:
-            raise InvalidRequest(f"n is {request.n}; the queue holds {self.limits.queue}", "n")
-        if self.waiting + request.n > self.limits.queue:
-            raise QueueFull(self.waiting, self.limits.queue)
+        if generated is None:
+            if request.n > self.limits.queue:
+                raise InvalidRequest(f"n is {request.n}; the queue holds {self.limits.queue}", "n")
+            if self.waiting + request.n > self.limits.queue:
+                raise QueueFull(self.waiting, self.limits.queue)
         family: list[Sequence] = []
-        for choice in range(request.n):
-            sequence = Sequence(SequenceId(self._next_sequence), request, choice, family[0] if family else None, list(request.prompt))
+        for choice, said in generated.items() if generated is not None else ((c, []) for c in range(request.n)):
+            tokens = [*request.prompt, *said]
+            sequence = Sequence(SequenceId(self._next_sequence), request, choice, family[0] if family else None, tokens)
             self._next_sequence += 1
             self._sequences[sequence.id] = sequence
             family.append(sequence)

@@ -19,7 +19,7 @@ from shoal.node.agent import Agent
 from shoal.node.conductor import Conductor, Served
 from shoal.node.interruption import Interruption
 from shoal.pipeline.timing import StepTiming
-from shoal.request import Request, RequestId, SamplingParams
+from shoal.request import Request, RequestId, SamplingParams, TokenChunk
 from shoal.testing import toy
 from shoal.testing.clock import Deadlock, SimulatedLoop
 from shoal.testing.network import Host, Network, SimWorld
@@ -51,6 +51,9 @@ class _Counts:
         pass
 
     def gone(self, node: str) -> None:
+        pass
+
+    def drawn(self, chunks: list[TokenChunk]) -> None:
         pass
 
 

@@ -1,0 +1,156 @@
+"""What the head writes down of its requests: records to bytes, bytes to what was under way. No I/O.
+
+    file:    record, record, …                     the first one is `Began`
+    record:  length u32 · crc32 u32 · payload      little-endian; the payload is msgpack
+
+    Began     whose requests these are: another model's tokens mean nothing here
+    Accepted  an answer: its requests, and a note that only the gateway reads
+    Drawn     what one step brought
+    Gone      an answer that nobody will ask for any more
+
+A file may end anywhere, because its writer did: what follows the last whole record is cut off. So every beginning of a file is
+a state that once was.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import msgspec
+
+from shoal.request import Alternative, FinishReason, Request, RequestId, TokenChunk
+
+VERSION = 1
+_HEADER = struct.Struct("<II")
+
+
+class Began(msgspec.Struct, frozen=True, array_like=True, tag="began"):
+    identity: str
+    version: int = VERSION
+
+
+class Accepted(msgspec.Struct, frozen=True, array_like=True, tag="accepted"):
+    answer: str
+    first: int
+    """Number of its first request; the others follow. Numbers are short, and never used again within a file."""
+    note: bytes
+    requests: list[Request]
+
+
+class Draw(msgspec.Struct, frozen=True, array_like=True):
+    """A TokenChunk, its request by number."""
+
+    number: int
+    choice: int
+    token: int | None
+    logprob: float | None
+    alternatives: tuple[Alternative, ...]
+    finish: FinishReason | None
+    cached: int
+
+    @classmethod
+    def of(cls, number: int, chunk: TokenChunk) -> Draw:
+        return cls(number, chunk.choice, chunk.token, chunk.logprob, chunk.alternatives, chunk.finish, chunk.cached)
+
+    def chunk(self, request: RequestId) -> TokenChunk:
+        return TokenChunk(request, self.choice, self.token, self.logprob, self.alternatives, self.finish, self.cached)
+
+
+class Drawn(msgspec.Struct, frozen=True, array_like=True, tag="drawn"):
+    draws: list[Draw]
+
+
+class Gone(msgspec.Struct, frozen=True, array_like=True, tag="gone"):
+    answer: str
+
+
+Record = Began | Accepted | Drawn | Gone
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Record)
+
+
+def encode(record: Record) -> bytes:
+    payload = _encoder.encode(record)
+    return _HEADER.pack(len(payload), zlib.crc32(payload)) + payload
+
+
+def decode(data: bytes) -> Iterator[tuple[Record, int]]:
+    """The whole records, each with where it ends; stops at the first that is torn or was never one."""
+    at = 0
+    while at + _HEADER.size <= len(data):
+        length, check = _HEADER.unpack_from(data, at)
+        end = at + _HEADER.size + length
+        payload = data[at + _HEADER.size : end]
+        if end > len(data) or zlib.crc32(payload) != check:
+            return
+        try:
+            record = _decoder.decode(payload)
+        except msgspec.MsgspecError:
+            return
+        yield record, end
+        at = end
+
+
+@dataclass
+class Kept:
+    """An answer that was under way, or had just ended."""
+
+    answer: str
+    first: int
+    note: bytes
+    requests: list[Request]
+    said: list[list[TokenChunk]] = field(default_factory=list[list[TokenChunk]])
+    """Of each request, in the order in which they were drawn."""
+
+
+class Ledger:
+    """What the records read so far come to."""
+
+    def __init__(self) -> None:
+        self.identity: str | None = None
+        self.answers: dict[str, Kept] = {}
+        self._numbers: dict[int, tuple[Kept, int]] = {}
+
+    def add(self, record: Record) -> None:
+        match record:
+            case Began(identity, version):
+                self.identity = identity if version == VERSION else ""
+            case Accepted(answer, first, note, requests):
+                self._forget(answer)
+                self.answers[answer] = kept = Kept(answer, first, note, requests, [[] for _ in requests])
+                self._numbers |= {first + i: (kept, i) for i in range(len(requests))}
+            case Drawn(draws):
+                for draw in draws:
+                    if (found := self._numbers.get(draw.number)) is not None:
+                        kept, i = found
+                        kept.said[i].append(draw.chunk(kept.requests[i].id))
+            case Gone(answer):
+                self._forget(answer)
+
+    def _forget(self, answer: str) -> None:
+        if (kept := self.answers.pop(answer, None)) is not None:
+            for i in range(len(kept.requests)):
+                self._numbers.pop(kept.first + i, None)
+
+
+def read(data: bytes) -> tuple[Ledger, int]:
+    """What a file comes to, and how many of its bytes are whole records."""
+    ledger, end = Ledger(), 0
+    for record, end in decode(data):  # noqa: B007 - the last end is wanted
+        ledger.add(record)
+    return ledger, end
+
+
+def written(identity: str, answers: Iterable[Kept]) -> bytes:
+    """A file that holds just these answers, their numbers as they were."""
+    out = [encode(Began(identity))]
+    for kept in answers:
+        out.append(encode(Accepted(kept.answer, kept.first, kept.note, kept.requests)))
+        draws = [Draw.of(kept.first + i, chunk) for i, said in enumerate(kept.said) for chunk in said]
+        if draws:
+            out.append(encode(Drawn(draws)))
+    return b"".join(out)
