@@ -29,6 +29,7 @@ class Protected:
     def __init__(self, cluster: Cluster, folder: Path, models: Path) -> None:
         self.cluster, self.folder, self._models = cluster, folder, models
         self._joined = 0
+        self.answer: list[str] = []
 
     def home(self, name: str) -> str:
         """The cache folder of a machine."""
@@ -65,8 +66,6 @@ class Protected:
     def still_serves(self) -> None:
         assert self.cluster.texts("Two and two are", 4) == self.answer
 
-    answer: list[str] = []
-
 
 @pytest.fixture(scope="module")
 def protected(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Iterator[Protected]:
@@ -76,8 +75,9 @@ def protected(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Iterat
         models = models.parent
     with cluster(folder) as made, contextlib.ExitStack() as stack:
         there = Protected(made, folder, models)
+        Authority.open(Path(there.home("head")) / "keys" / "authority", dt.datetime.now(dt.UTC) - dt.timedelta(days=60))
         head = Process(
-            folder / "head.log", "-v", "serve", "--secure", "--port", str(made.port), "--control-port", str(made.control_port),
+            folder / "head.log", "-v", "serve", "--secure", "--discovery", "none", "--port", str(made.port), "--control-port", str(made.control_port),
             SHOAL_CACHE=there.home("head"),
         )  # fmt: skip
         stack.callback(head.end)

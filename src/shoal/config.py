@@ -99,6 +99,8 @@ class NodeSettings(Settings):
     """A node: what it may use of its machine."""
 
     name: str = setting("", "The node's name in listings; the host name and a number where empty.")
+    cluster: str = setting("", "The cluster to look for where no address is given; empty: the only one there is.")
+    discovery: str = setting("mdns", "Where to look for it: mdns, redis://HOST:PORT or none.")
     code: str = setting("", "The pairing code that `shoal serve` shows; needed once, this machine then keeps a certificate.")
     bind: str = setting("", "Address that the tensor port listens on; empty: the one that faces the head.")
     tensor_port: int = setting(0, "TCP port for tensors; 0 takes a free one.", low=0, high=65535)
@@ -164,6 +166,8 @@ class HeadSettings(EngineSettings):
     api_host: str = setting("127.0.0.1", "Address that the API listens on; beyond this machine it needs --open-api.")
     open_api: bool = setting(False, "Let the API listen beyond this machine: it has no keys, whoever reaches it can use it.")
     secure: bool = setting(False, "Ask for the pairing code and encrypt on this machine's own addresses too.")
+    cluster: str = setting("shoal", "The cluster's name, by which nodes find it.")
+    discovery: str = setting("mdns", "Where the cluster is announced: mdns, redis://HOST:PORT or none.")
     unprotected: bool = setting(False, "No code, no keys, no encryption: whoever reaches the ports can join and read all that is said.")
     pairing_port: int = setting(0, "Port that nodes present the code at; 0: the control port's number plus one.", low=0, high=65535)
     port: int = setting(8000, "Port of the OpenAI-compatible API; 0 takes a free one.", low=0, high=65535)

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,12 @@ def until(what: Callable[[], Any], why: Callable[[], str] = lambda: "", bound: f
 class Process:
     """One `shoal` command, in a process group of its own."""
 
-    def __init__(self, log: Path, *arguments: str, **environment: str) -> None:
+    def __init__(self, log: Path, *arguments: str, before: Sequence[str] = (), **environment: str) -> None:
+        """before: a command that runs it."""
         self.arguments, self._log = arguments, log
         with log.open("wb") as out:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", "shoal", *arguments],
+                [*before, sys.executable, "-m", "shoal", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -109,19 +110,23 @@ class Cluster:
     def head(self) -> Process:
         return self._processes[0]
 
-    def start(self, *arguments: str) -> Process:
-        process = Process(self._folder / f"{len(self._processes)}-{arguments[0]}.log", *arguments)
+    def start(self, *arguments: str, before: Sequence[str] = ()) -> Process:
+        process = Process(self._folder / f"{len(self._processes)}-{arguments[0]}.log", *arguments, before=before)
         self._processes.append(process)
         return process
 
     def serve(self, *flags: str) -> Process:
-        return self.start("serve", "--port", str(self.port), "--control-port", str(self.control_port), *flags)
+        return self.start("serve", "--port", str(self.port), "--control-port", str(self.control_port), "--discovery", "none", *flags)
 
     def up(self, *flags: str) -> Process:
         return self.start("up", "--port", str(self.port), "--control-port", str(self.control_port), "--threads", "1", *flags)
 
     def join(self, *flags: str) -> Process:
-        node = self.start("join", f"127.0.0.1:{self.control_port}", "--threads", "1", "--memory", "1GiB", "--runtime", "native", *flags)
+        return self.join_from((), f"127.0.0.1:{self.control_port}", *flags)
+
+    def join_from(self, before: Sequence[str], address: str, *flags: str) -> Process:
+        """before: what runs the command, on another machine."""
+        node = self.start("join", address, "--threads", "1", "--memory", "1GiB", "--runtime", "native", *flags, before=before)
         self.nodes.append(node)
         return node
 

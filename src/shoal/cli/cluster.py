@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 import uvloop
 
+from shoal.cli.discover import announced, find_head
 from shoal.cli.keys import head_credentials, node_credentials, open_desk
 from shoal.cli.local import local_cluster
 from shoal.cli.options import Memory, Nodes, Runtime, Threads, node_settings, settings
@@ -36,12 +37,13 @@ Example: [bold]shoal up --nodes 2 --port 8000[/bold], then
 _SERVE_HELP = """
 Serve a model on the nodes that join this machine.
 
-Example: [bold]shoal serve --host 192.168.1.20 --min-nodes 2[/bold] here, and [bold]shoal join 192.168.1.20:7420[/bold] on two machines.
+Example: [bold]shoal serve --host 192.168.1.20 --min-nodes 2[/bold] here, and on two machines the command that it shows, like
+[bold]shoal join 192.168.1.20:7420 --code 7QFK-3M9X[/bold]
 """
 _JOIN_HELP = """
-Lend this machine to a cluster, until Ctrl-C.
+Lend this machine to a cluster, until Ctrl-C: its layers are then moved to others before it leaves (Ctrl-C again: at once).
 
-Example: [bold]shoal join 192.168.1.20:7420 --memory 4GiB[/bold]
+Example: [bold]shoal join[/bold] finds the cluster of this network, [bold]shoal join 192.168.1.20:7420 --memory 4GiB[/bold] the one there.
 """
 
 
@@ -149,7 +151,8 @@ async def _serve_model(settings: HeadSettings, model: Description, address: sock
         err.print(f"API on http://{settings.api_host}:{api.port}/v1   waiting for {settings.min_nodes} node(s): {joining}")
         if settings.protected:
             desk = await open_desk(settings, head.control_port, joining)
-        await serve_api(head, api, stop, _report(head))
+        async with announced(head, desk.port if desk is not None else 0):
+            await serve_api(head, api, stop, _report(head))
     finally:
         if desk is not None:
             await desk.close()
@@ -177,18 +180,23 @@ async def made_agent(settings: NodeSettings, head: str, machine: Machine) -> Age
 
 async def _join(address: str, settings: NodeSettings) -> None:
     stop = stop_signal()
-    agent = await made_agent(settings, address, machine := Machine(await node_credentials(settings, address)))
-    running = asyncio.ensure_future(agent.run())
-    while not running.done():
-        stopping = asyncio.ensure_future(stop.wait())
-        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if stop.is_set():
-            stop.clear()
-            err.print("leaving when the layers here have been moved; Ctrl-C again leaves at once")
-            agent.leave()
+    found = None if address else await find_head(settings)
+    address = found.address if found is not None else address
+    agent = await made_agent(settings, address, machine := Machine(await node_credentials(settings, address, found)))
+    running, stopping = asyncio.ensure_future(agent.run()), asyncio.ensure_future(stop.wait())
+    await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not running.done():
+        agent.leave()
+        stop.clear()
+        hurry = asyncio.ensure_future(stop.wait())
+        await asyncio.wait({running, hurry}, return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+        running.cancel()  # does nothing to one that has ended
     try:
         err.print(f"left: {await running}", markup=False)
+    except asyncio.CancelledError:
+        err.print("left at once", markup=False)
     finally:
         machine.close()
 
@@ -215,6 +223,8 @@ def register(app: typer.Typer) -> None:
     @settings(NodeSettings)
     def join(  # pyright: ignore[reportUnusedFunction]
         settings: NodeSettings,
-        address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where `shoal serve` says that nodes join.")],
+        address: Annotated[
+            str, typer.Argument(metavar="[HOST:PORT]", help="Where `shoal serve` says that nodes join; it is looked for where not given.")
+        ] = "",
     ) -> None:
         uvloop.run(_join(address, settings))

@@ -11,7 +11,8 @@ from typing import TypeVar
 
 from shoal.cli.show import err
 from shoal.config import HeadSettings, NodeSettings, keys_dir
-from shoal.errors import ClusterError
+from shoal.discovery.advert import Advert
+from shoal.errors import ClusterError, ConfigError
 from shoal.node.agent import parse_address
 from shoal.security.authority import Authority
 from shoal.security.certificates import Role
@@ -55,15 +56,25 @@ def _kept(address: str) -> Path:
     return keys_dir() / (re.sub(r"[^A-Za-z0-9.]+", "-", address).strip("-") + ".pem")
 
 
-async def node_credentials(settings: NodeSettings, address: str, pairing_port: int = 0) -> Credentials | None:
-    """By the code, or from an earlier pairing with this address. Raises PairingRefused, ConfigError, ClusterError, RemoteProtocolError."""
-    path = _kept(address)
+async def node_credentials(settings: NodeSettings, address: str, found: Advert | None = None) -> Credentials | None:
+    """By the code, or from an earlier pairing with this address or, where it was found by its name, this cluster.
+
+    Raises PairingRefused, ConfigError, ClusterError, RemoteProtocolError.
+    """
+    paths = [_kept(address), *([_kept(found.cluster)] if found is not None else [])]
     if settings.code:
         host, port = parse_address(address)
-        credentials = await pair(host, pairing_port or port + 1, PairingCode(settings.code), settings.name or socket.gethostname())
-        credentials.save(path)
+        pairing_port = found.pairing_port if found is not None and found.pairing_port else port + 1
+        credentials = await pair(host, pairing_port, PairingCode(settings.code), settings.name or socket.gethostname())
+        for path in paths:
+            credentials.save(path)
         return credentials
-    return Credentials.load(path) if path.exists() else None
+    if found is not None and not found.secure:
+        return None
+    kept = [path for path in paths if path.exists()]
+    if found is not None and not kept:
+        raise ConfigError(f"cluster {found.cluster} lets in who knows its pairing code; `shoal serve` shows it: --code CODE")
+    return Credentials.load(kept[0]) if kept else None
 
 
 def certify(address: str) -> None:

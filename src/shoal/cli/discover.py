@@ -1,0 +1,73 @@
+"""Announcing a head, and finding one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+
+from shoal import __version__
+from shoal.cli.show import err
+from shoal.config import NodeSettings
+from shoal.discovery.advert import Advert, words
+from shoal.discovery.base import Registry
+from shoal.discovery.registry import open_registry
+from shoal.errors import ClusterError
+from shoal.node.head import Head
+
+_PATIENCE = 5.0  # seconds in which a head must answer
+_EVERY = 2.0  # seconds between looks at whether something has changed
+
+
+def _advert(head: Head, pairing_port: int) -> Advert:
+    settings = head.settings
+    return Advert(
+        settings.cluster,
+        settings.host,
+        head.control_port,
+        pairing_port,
+        words(head.name),
+        words(head.state or "serving"),
+        len(head.members),
+        __version__,
+        settings.protected,
+    )
+
+
+@contextlib.asynccontextmanager
+async def announced(head: Head, pairing_port: int) -> AsyncGenerator[None]:
+    """Lets nodes find the head meanwhile. A head that cannot be announced serves all the same, and says so. Raises ConfigError."""
+    registry = open_registry(head.settings.discovery)
+    telling: asyncio.Task[None] | None = None
+    try:
+        try:
+            await registry.announce(_advert(head, pairing_port))
+            telling = asyncio.get_running_loop().create_task(_keep_telling(registry, head, pairing_port))
+        except ClusterError as error:
+            err.print(f"this cluster is not announced: {error}; nodes join by address", markup=False)
+        yield
+    finally:
+        if telling is not None:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
+        await registry.close()
+
+
+async def _keep_telling(registry: Registry, head: Head, pairing_port: int) -> None:
+    told = None
+    while True:
+        if (now := _advert(head, pairing_port)) != told:
+            await registry.update(now)
+            told = now
+        await asyncio.sleep(_EVERY)
+
+
+async def find_head(settings: NodeSettings) -> Advert:
+    """The cluster that a node without an address is to join. Raises ClusterError, ConfigError."""
+    registry = open_registry(settings.discovery)
+    try:
+        found = await registry.find(settings.cluster or None, _PATIENCE)
+    finally:
+        await registry.close()
+    err.print(f"found cluster {found.cluster} at {found.address}: {found.model}, {found.nodes} node(s), {found.state}", markup=False)
+    return found
