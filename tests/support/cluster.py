@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,12 @@ def until(what: Callable[[], Any], why: Callable[[], str] = lambda: "", bound: f
 class Process:
     """One `shoal` command, in a process group of its own."""
 
-    def __init__(self, log: Path, *arguments: str, **environment: str) -> None:
+    def __init__(self, log: Path, *arguments: str, before: Sequence[str] = (), **environment: str) -> None:
+        """before: a command that runs it."""
         self.arguments, self._log = arguments, log
         with log.open("wb") as out:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", "shoal", *arguments],
+                [*before, sys.executable, "-m", "shoal", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -113,8 +114,8 @@ class Cluster:
     def replace_head(self, process: Process) -> None:
         self._head = process
 
-    def start(self, *arguments: str, **environment: str) -> Process:
-        process = Process(self._folder / f"{len(self._processes)}-{arguments[0]}.log", *arguments, **environment)
+    def start(self, *arguments: str, before: Sequence[str] = (), **environment: str) -> Process:
+        process = Process(self._folder / f"{len(self._processes)}-{arguments[0]}.log", *arguments, before=before, **environment)
         self._processes.append(process)
         return process
 
@@ -125,8 +126,12 @@ class Cluster:
         return self.start("up", "--port", str(self.port), "--control-port", str(self.control_port), "--threads", "1", *flags)
 
     def join(self, *flags: str, **environment: str) -> Process:
+        return self.join_from((), f"127.0.0.1:{self.control_port}", *flags, **environment)
+
+    def join_from(self, before: Sequence[str], address: str, *flags: str, **environment: str) -> Process:
+        """before: what runs the command, on another machine."""
         common = ("--threads", "1", "--memory", "1GiB", "--runtime", "native")
-        node = self.start("join", f"127.0.0.1:{self.control_port}", *common, *flags, **environment)
+        node = self.start("join", address, *common, *flags, before=before, **environment)
         self.nodes.append(node)
         return node
 
