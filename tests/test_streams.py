@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.errors import StageLost
+from shoal.errors import NotReady, StageLost
 from shoal.gateway.app import create_app
 from shoal.request import Request
 from tests.support.engine import FakeEngine, Item, Resumed, Script, ScriptedStream, says, spoken
@@ -358,3 +358,14 @@ def test_a_choice_that_was_stopped_by_its_text_is_stopped_again() -> None:
     after = restarted(before, says("Hello END more"))
     (stream,) = after.before[0].streams
     talk(after, again)
+
+
+def test_an_answer_that_a_shutdown_ended_is_kept_for_the_next_engine() -> None:
+    async def work(client: Client, app: FastAPI) -> None:
+        for headers in (NAME, {}):
+            answer = await client.post(CHAT, json={"messages": HI, "stream": True}, headers=headers)
+            assert parsed(answer.text)[-1][1]["error"]["code"] == "not_ready"
+        assert list(engine.kept) == ["mine-1"]
+
+    engine = FakeEngine(lambda r: [*spoken(r, "Hel")[:3], NotReady("the server is shutting down")])
+    talk(engine, work)
