@@ -14,7 +14,7 @@ from shoal.node.agent import Agent
 from shoal.node.conductor import Conductor, Served
 from shoal.node.interruption import Interruption
 from shoal.pipeline.timing import StepTiming
-from shoal.request import Request, RequestId, SamplingParams
+from shoal.request import Request, RequestId, SamplingParams, TokenChunk
 from shoal.testing import toy
 from shoal.testing.clock import SimulatedLoop
 from shoal.testing.network import Host, Network, SimWorld
@@ -28,6 +28,7 @@ class Counts:
         self.left: list[str] = []
 
     def step(self, timing: StepTiming) -> None: ...
+    def drawn(self, chunks: list[TokenChunk]) -> None: ...
     def heartbeat(self, node: str, heartbeat: control.Heartbeat) -> None: ...
 
     def interruption(self, ended: Interruption) -> None:
