@@ -133,6 +133,12 @@ def test_errors_carry_facts():
     assert "same shoal" in str(errors.VersionMismatch(1, 2))
 
 
+@pytest.mark.parametrize(("text", "shared"), [("false", False), ("0", False), ("true", True)])
+def test_sharing_can_be_turned_off(text: str, shared: bool):
+    assert NodeSettings().share
+    assert from_environment(NodeSettings, {}, {"SHOAL_SHARE": text}).share is shared
+
+
 @pytest.mark.parametrize(
     ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 29, "1.5 GiB"), (1 << 50, "1024.0 TiB")]
 )

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.errors import CapacityError, NotEnoughMemory
-from shoal.placement.partition import Placement, _Costs, _placed, place
+from shoal.placement.partition import Costs, Placement, place, placed
 from shoal.placement.profile import Demand, Link, Links, ModelCost, NodeProfile
 
 MB = 1 << 20
@@ -47,13 +47,13 @@ def everything(nodes: list[NodeProfile], links: Links, cost: ModelCost, demand: 
     """All splits over all orders of all subsets."""
     out: list[Placement] = []
     for count in range(1, min(len(nodes), cost.layers) + 1):
-        costs = _Costs(cost, demand, count)
+        costs = Costs(cost, demand, count)
         for order in permutations(nodes, count):
             for inner in combinations(range(1, cost.layers), count - 1):
                 bounds = [0, *inner, cost.layers]
                 parts = zip(order, bounds[:-1], bounds[1:], strict=True)
                 if all(costs.memory(a, b, kv_tokens) <= n.memory for n, a, b in parts):
-                    out.append(_placed(order, bounds, costs, links, demand, kv_tokens))
+                    out.append(placed(order, bounds, costs, links, demand, kv_tokens))
     return out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from time import perf_counter
 
 import pytest
 
@@ -42,7 +43,7 @@ def test_a_link_has_a_delay_and_a_bandwidth():
     measured = []
 
     async def side(port: int) -> None:
-        measured.append(await measure_link(await tcp.connect("127.0.0.1", port, 5)))
+        measured.append(await measure_link(await tcp.connect("127.0.0.1", port, 5), perf_counter))
 
     (end,) = against(side)
     assert isinstance(end, EOFError)

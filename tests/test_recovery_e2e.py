@@ -11,7 +11,6 @@ import itertools
 import json
 import signal
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import httpx
 import pytest

@@ -221,17 +221,6 @@ def test_cancelling_the_unknown_does_nothing():
     assert toy.send() is None
 
 
-def test_abandoning_ends_everything_and_forgets_the_cache():
-    toy = Toy(limits())
-    serve(toy, request("a", range(1, 9), 2))
-    toy.add(request("b", range(1, 9), 2))
-    toy.send()
-    assert toy.scheduler.abandon() == ["b"]
-    toy.scheduler.check()
-    assert (toy.scheduler.in_flight, toy.scheduler.pool.available) == (0, 16)
-    assert toy.scheduler.schedule() is None
-
-
 # Prefixes and forks
 
 
@@ -404,22 +393,6 @@ def test_nothing_is_left_behind(scenario: Scenario):
     scheduler = toy.scheduler
     assert (scheduler.running, scheduler.waiting, scheduler.in_flight, scheduler.pool.used) == (0, 0, 0, 0)
     assert len(toy.stage) == 0
-
-
-@settings(max_examples=50, deadline=None)
-@given(scenarios())
-def test_abandoning_at_any_moment_leaves_nothing(scenario: Scenario):
-    toy = Toy(limits(scenario.blocks, scenario.block_tokens, depth=scenario.depth))
-    for i, prompt in enumerate(scenario.prompts):
-        add(toy, request(f"r{i}", prompt, 3, n=1 + i % 2), {})
-        toy.send()
-        if i % 3:
-            toy.run()
-            toy.take()
-    toy.scheduler.abandon()
-    toy.scheduler.check()
-    assert toy.scheduler.schedule() is None
-    assert toy.scheduler.pool.available == scenario.blocks
 
 
 def test_a_draw_for_a_sequence_that_is_gone_is_dropped():

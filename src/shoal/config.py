@@ -109,6 +109,7 @@ class NodeSettings(Settings):
     runtime: RuntimeName = setting(RuntimeName.AUTO, "What runs the layers; auto times what is installed and keeps the fastest.")
     journal: str = setting("256MiB", "Most memory for what the stage put out, kept so that a lost neighbour is refilled fast; 0: none.")
     journal_disk: str = setting("1GiB", "Most disk for what of that does not fit in memory; 0: none.")
+    share: bool = setting(True, "Let other nodes fetch model files from this one, and fetch from them.")
     patience: float = setting(600.0, "Seconds to look for the head after it was lost; 0 leaves at once.", low=0, high=1e6)
     isa: str = setting("", "Instruction set of the kernels: avx512, avx2 or portable; empty takes the best.")
 

@@ -6,6 +6,11 @@ from dataclasses import dataclass, field
 from random import Random
 
 
+def doubling(first: float, times: int, most: float) -> float:
+    """`first` doubled so many times, `most` at most."""
+    return min(first * 2.0 ** min(times, 64), most)
+
+
 @dataclass
 class Backoff:
     """Delays that double from `first` to `most` seconds, each drawn from its upper half so that peers do not knock in step."""
@@ -15,7 +20,7 @@ class Backoff:
     tries: int = 0
 
     def next(self, rng: Random) -> float:
-        ceiling = min(self.first * 2.0**self.tries, self.most)
+        ceiling = doubling(self.first, self.tries, self.most)
         self.tries += 1
         return ceiling * (0.5 + 0.5 * rng.random())
 

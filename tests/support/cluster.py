@@ -108,10 +108,11 @@ class Cluster:
 
     @property
     def head(self) -> Process:
-        return self._processes[0]
+        """The one that was started last."""
+        return next(process for process in reversed(self._processes) if process.arguments[0] in ("serve", "up"))
 
-    def start(self, *arguments: str, before: Sequence[str] = ()) -> Process:
-        process = Process(self._folder / f"{len(self._processes)}-{arguments[0]}.log", *arguments, before=before)
+    def start(self, *arguments: str, before: Sequence[str] = (), **environment: str) -> Process:
+        process = Process(self._folder / f"{len(self._processes)}-{arguments[0]}.log", *arguments, before=before, **environment)
         self._processes.append(process)
         return process
 
@@ -121,12 +122,13 @@ class Cluster:
     def up(self, *flags: str) -> Process:
         return self.start("up", "--port", str(self.port), "--control-port", str(self.control_port), "--threads", "1", *flags)
 
-    def join(self, *flags: str) -> Process:
-        return self.join_from((), f"127.0.0.1:{self.control_port}", *flags)
+    def join(self, *flags: str, **environment: str) -> Process:
+        return self.join_from((), f"127.0.0.1:{self.control_port}", *flags, **environment)
 
-    def join_from(self, before: Sequence[str], address: str, *flags: str) -> Process:
+    def join_from(self, before: Sequence[str], address: str, *flags: str, **environment: str) -> Process:
         """before: what runs the command, on another machine."""
-        node = self.start("join", address, "--threads", "1", "--memory", "1GiB", "--runtime", "native", *flags, before=before)
+        common = ("--threads", "1", "--memory", "1GiB", "--runtime", "native")
+        node = self.start("join", address, *common, *flags, before=before, **environment)
         self.nodes.append(node)
         return node
 

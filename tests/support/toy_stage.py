@@ -28,20 +28,25 @@ def draw(last: int, seed: int) -> int:
     return zlib.crc32(f"{last} {seed}".encode()) % VOCABULARY
 
 
-def expected(request: Request, choice: int) -> tuple[list[int], FinishReason]:
+def expected(request: Request, choice: int, layers: int = 1) -> tuple[list[int], FinishReason]:
     """What a choice must say: its tokens, the one that stops it left out."""
-    cells: list[int] = []
+    cells: list[list[int]] = [[] for _ in range(layers)]
     tokens: list[int] = []
-    for token in request.prompt:
-        cells.append(cell(cells, token))
+
+    def compute(value: int) -> int:
+        for layer in cells:
+            layer.append(value := cell(layer, value))
+        return value
+
+    last = [compute(token) for token in request.prompt][-1]
     while True:
-        token = draw(cells[-1], (request.sampling.seed + choice) % 2**64)
+        token = draw(last, (request.sampling.seed + choice) % 2**64)
         if token in request.stop_tokens:
             return tokens, FinishReason.STOP
         tokens.append(token)
         if len(tokens) == request.max_tokens:
             return tokens, FinishReason.LENGTH
-        cells.append(cell(cells, token))
+        last = compute(token)
 
 
 class ToyStage:
@@ -148,6 +153,11 @@ class Toy:
         if chunk.finish is not None:
             self.ends[key] = chunk.finish
 
+    @property
+    def idle(self) -> bool:
+        """Nothing is on its way."""
+        return not self.plans and not self.results
+
     def step(self) -> StepPlan | None:
         """One step there and back."""
         plan = self.send()
@@ -159,7 +169,7 @@ class Toy:
         """Until nothing moves; then nothing may be left to move."""
         for _ in range(most):
             self.fill()
-            if not self.plans and not self.results:
+            if self.idle:
                 assert (self.scheduler.running, self.scheduler.waiting) == (0, 0), "the scheduler is stuck"
                 return
             self.run()

@@ -22,7 +22,7 @@ from shoal.config import LOOPBACK, HeadSettings, NodeSettings, RuntimeName
 from shoal.executor.measure import measure, usable_memory
 from shoal.gateway.app import create_app
 from shoal.gateway.server import ApiServer, listening
-from shoal.models.description import Description
+from shoal.models.description import Description, listed
 from shoal.node.agent import Agent
 from shoal.node.head import Head
 from shoal.node.holding import PulledModel
@@ -68,8 +68,12 @@ async def serve_api(head: Head, api: ApiServer, stop: asyncio.Event, reporting: 
     await serving
 
 
-async def fetched(model: str, stop: asyncio.Event) -> Description | None:
-    """The model, fetched in a thread that a stop leaves behind; None after a stop."""
+async def fetched(model: str, stop: asyncio.Event, host: str = "") -> Description | None:
+    """The model, fetched in a thread that a stop leaves behind; None after a stop.
+
+    host: where nodes of other machines may reach the head. Those of this one have its files under the same paths, so nothing is
+    hashed for them; where it is empty there are no others, and nothing is listed either.
+    """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Description] = loop.create_future()
 
@@ -81,6 +85,7 @@ async def fetched(model: str, stop: asyncio.Event) -> Description | None:
         result, failure = None, None
         try:
             result = described(model)
+            result = listed(result, host not in LOOPBACK) if host else result
         except Exception as error:  # noqa: BLE001 - carried over to the loop
             failure = error
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
@@ -113,7 +118,7 @@ def _warn_open(settings: HeadSettings) -> None:
 async def _up(settings: HeadSettings, node: NodeSettings, nodes: int) -> None:
     stop = stop_signal()
     with listening(settings.api_host, settings.port) as address:
-        if (model := await fetched(settings.model, stop)) is None:
+        if (model := await fetched(settings.model, stop, settings.host)) is None:
             return
         await _up_with(settings, node, nodes, model, address, stop)
 
@@ -137,7 +142,7 @@ async def _up_with(
 async def _serve(settings: HeadSettings) -> None:
     stop = stop_signal()
     with listening(settings.api_host, settings.port) as address:
-        if (model := await fetched(settings.model, stop)) is not None:
+        if (model := await fetched(settings.model, stop, settings.host)) is not None:
             await _serve_model(settings, model, address, stop)
 
 
@@ -183,20 +188,17 @@ async def _join(address: str, settings: NodeSettings) -> None:
     found = None if address else await find_head(settings)
     address = found.address if found is not None else address
     agent = await made_agent(settings, address, machine := Machine(await node_credentials(settings, address, found)))
-    running, stopping = asyncio.ensure_future(agent.run()), asyncio.ensure_future(stop.wait())
-    await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if not running.done():
-        agent.leave()
-        stop.clear()
-        hurry = asyncio.ensure_future(stop.wait())
-        await asyncio.wait({running, hurry}, return_when=asyncio.FIRST_COMPLETED)
-        hurry.cancel()
-        running.cancel()  # does nothing to one that has ended
+    running = asyncio.ensure_future(agent.run())
+    while not running.done():
+        stopping = asyncio.ensure_future(stop.wait())
+        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if stop.is_set():
+            stop.clear()
+            err.print("leaving when the layers here have been moved; Ctrl-C again leaves at once")
+            agent.leave()
     try:
         err.print(f"left: {await running}", markup=False)
-    except asyncio.CancelledError:
-        err.print("left at once", markup=False)
     finally:
         machine.close()
 

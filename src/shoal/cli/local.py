@@ -40,7 +40,8 @@ class _Child:
         for field in dataclasses.fields(settings):
             value = getattr(settings, field.name)
             if field.name != "name" and value != field.default:
-                command += ["--" + field.name.replace("_", "-"), str(value)]
+                flag = field.name.replace("_", "-")
+                command += [f"--{flag}", str(value)] if not isinstance(value, bool) else [f"--{flag}" if value else f"--no-{flag}"]
         environment = dict(os.environ)
         source = str(Path(__file__).resolve().parents[2])
         environment["PYTHONPATH"] = os.pathsep.join(p for p in (source, environment.get("PYTHONPATH", "")) if p)

@@ -43,6 +43,7 @@ def settings(role: type[Settings], *, leave_out: tuple[str, ...] = ()) -> Callab
         derived: list[inspect.Parameter] = []
         for f in fields:
             flag = "--" + f.name.replace("_", "-")
+            flag += f"/--no-{flag[2:]}" if f.default is True else ""
             default = "" if f.default in ("", 0, False) else f" [default: {f.default}]"
             option = typer.Option(flag, *(["-m"] if f.name == "model" else []), help=f.metadata["help"] + default, show_default=False)
             derived.append(

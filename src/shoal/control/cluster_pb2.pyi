@@ -43,7 +43,7 @@ class HeadMessage(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refuse: _Optional[_Union[Refuse, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., link: _Optional[_Union[Link, _Mapping]] = ..., rest: _Optional[_Union[Rest, _Mapping]] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ..., shutdown: _Optional[_Union[Shutdown, _Mapping]] = ...) -> None: ...
 
 class Join(_message.Message):
-    __slots__ = ("version", "name", "incarnation", "tensor_host", "tensor_port", "memory", "threads", "bytes_per_second", "flops", "machine", "model", "precision", "loaded")
+    __slots__ = ("version", "name", "incarnation", "tensor_host", "tensor_port", "memory", "threads", "bytes_per_second", "flops", "machine", "model", "precision", "loaded", "shared")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +57,7 @@ class Join(_message.Message):
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     LOADED_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
     version: str
     name: str
     incarnation: int
@@ -70,7 +71,8 @@ class Join(_message.Message):
     model: str
     precision: str
     loaded: _containers.RepeatedCompositeFieldContainer[LayerRange]
-    def __init__(self, version: _Optional[str] = ..., name: _Optional[str] = ..., incarnation: _Optional[int] = ..., tensor_host: _Optional[str] = ..., tensor_port: _Optional[int] = ..., memory: _Optional[int] = ..., threads: _Optional[int] = ..., bytes_per_second: _Optional[float] = ..., flops: _Optional[float] = ..., machine: _Optional[str] = ..., model: _Optional[str] = ..., precision: _Optional[str] = ..., loaded: _Optional[_Iterable[_Union[LayerRange, _Mapping]]] = ...) -> None: ...
+    shared: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, version: _Optional[str] = ..., name: _Optional[str] = ..., incarnation: _Optional[int] = ..., tensor_host: _Optional[str] = ..., tensor_port: _Optional[int] = ..., memory: _Optional[int] = ..., threads: _Optional[int] = ..., bytes_per_second: _Optional[float] = ..., flops: _Optional[float] = ..., machine: _Optional[str] = ..., model: _Optional[str] = ..., precision: _Optional[str] = ..., loaded: _Optional[_Iterable[_Union[LayerRange, _Mapping]]] = ..., shared: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class LayerRange(_message.Message):
     __slots__ = ("first", "end")
@@ -81,32 +83,38 @@ class LayerRange(_message.Message):
     def __init__(self, first: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("resident", "steps", "journal_bytes", "journal_spilled", "journal_given_up", "journal_replayed")
+    __slots__ = ("resident", "steps", "journal_bytes", "journal_spilled", "journal_given_up", "journal_replayed", "fetched_from_peers", "fetched_from_origin")
     RESIDENT_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     JOURNAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     JOURNAL_SPILLED_FIELD_NUMBER: _ClassVar[int]
     JOURNAL_GIVEN_UP_FIELD_NUMBER: _ClassVar[int]
     JOURNAL_REPLAYED_FIELD_NUMBER: _ClassVar[int]
+    FETCHED_FROM_PEERS_FIELD_NUMBER: _ClassVar[int]
+    FETCHED_FROM_ORIGIN_FIELD_NUMBER: _ClassVar[int]
     resident: int
     steps: int
     journal_bytes: int
     journal_spilled: int
     journal_given_up: int
     journal_replayed: int
-    def __init__(self, resident: _Optional[int] = ..., steps: _Optional[int] = ..., journal_bytes: _Optional[int] = ..., journal_spilled: _Optional[int] = ..., journal_given_up: _Optional[int] = ..., journal_replayed: _Optional[int] = ...) -> None: ...
+    fetched_from_peers: int
+    fetched_from_origin: int
+    def __init__(self, resident: _Optional[int] = ..., steps: _Optional[int] = ..., journal_bytes: _Optional[int] = ..., journal_spilled: _Optional[int] = ..., journal_given_up: _Optional[int] = ..., journal_replayed: _Optional[int] = ..., fetched_from_peers: _Optional[int] = ..., fetched_from_origin: _Optional[int] = ...) -> None: ...
 
 class Loaded(_message.Message):
-    __slots__ = ("epoch", "weight_bytes", "runtime", "seconds")
+    __slots__ = ("epoch", "weight_bytes", "runtime", "seconds", "shared")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
     RUNTIME_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     weight_bytes: int
     runtime: str
     seconds: float
-    def __init__(self, epoch: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., runtime: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
+    shared: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, epoch: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., runtime: _Optional[str] = ..., seconds: _Optional[float] = ..., shared: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Linked(_message.Message):
     __slots__ = ("epoch",)
@@ -155,7 +163,7 @@ class Refuse(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., again: _Optional[bool] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("epoch", "model", "stage", "stages", "first_layer", "end_layer", "blocks", "precision", "kv_type", "codec", "keep_first", "keep_end", "layers")
+    __slots__ = ("epoch", "model", "stage", "stages", "first_layer", "end_layer", "blocks", "precision", "kv_type", "codec", "keep_first", "keep_end", "layers", "files", "peers")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
@@ -169,6 +177,8 @@ class Load(_message.Message):
     KEEP_FIRST_FIELD_NUMBER: _ClassVar[int]
     KEEP_END_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    PEERS_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     model: str
     stage: int
@@ -182,7 +192,31 @@ class Load(_message.Message):
     keep_first: int
     keep_end: int
     layers: int
-    def __init__(self, epoch: _Optional[int] = ..., model: _Optional[str] = ..., stage: _Optional[int] = ..., stages: _Optional[int] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., blocks: _Optional[int] = ..., precision: _Optional[str] = ..., kv_type: _Optional[str] = ..., codec: _Optional[str] = ..., keep_first: _Optional[int] = ..., keep_end: _Optional[int] = ..., layers: _Optional[int] = ...) -> None: ...
+    files: _containers.RepeatedCompositeFieldContainer[ModelFile]
+    peers: _containers.RepeatedCompositeFieldContainer[Peer]
+    def __init__(self, epoch: _Optional[int] = ..., model: _Optional[str] = ..., stage: _Optional[int] = ..., stages: _Optional[int] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., blocks: _Optional[int] = ..., precision: _Optional[str] = ..., kv_type: _Optional[str] = ..., codec: _Optional[str] = ..., keep_first: _Optional[int] = ..., keep_end: _Optional[int] = ..., layers: _Optional[int] = ..., files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ...) -> None: ...
+
+class ModelFile(_message.Message):
+    __slots__ = ("name", "size", "sha256")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    size: int
+    sha256: str
+    def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
+
+class Peer(_message.Message):
+    __slots__ = ("host", "port", "files", "head")
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    host: str
+    port: int
+    files: _containers.RepeatedScalarFieldContainer[int]
+    head: bool
+    def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ..., files: _Optional[_Iterable[int]] = ..., head: _Optional[bool] = ...) -> None: ...
 
 class Link(_message.Message):
     __slots__ = ("epoch", "host", "port")

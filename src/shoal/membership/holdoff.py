@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from shoal.retry import doubling
+
 _FIRST, _MOST = 2.0, 120.0  # seconds
 _FORGIVEN = 300.0  # seconds without a loss after which a node counts as sound again
 
@@ -24,4 +26,4 @@ class HoldOff:
     def until(self, name: str) -> float:
         """When it may be used again; in the past for most."""
         count, last = self._losses.get(name, (0, 0.0))
-        return last + min(_FIRST * 2 ** (count - 2), _MOST) if count > 1 else float("-inf")
+        return last + doubling(_FIRST, count - 2, _MOST) if count > 1 else float("-inf")

@@ -43,10 +43,12 @@ from shoal.membership.instructions import Cut, Dismiss, Instruction, LinkStage, 
 from shoal.placement.moves import Holding, overlap, spans
 from shoal.placement.partition import Placement
 from shoal.placement.profile import NodeProfile
+from shoal.retry import doubling
 
 WAITING, LOADING, PAUSING, LINKING, FILLING, SERVING = "waiting", "loading", "pausing", "linking", "filling", "serving"
 
-_TRIES = 3  # failures in a row without a route in between, after which whoever is at fault is left out
+_TRIES = 3  # failures in a row, after which whoever is at fault is left out
+_SOUND = 30.0  # seconds for which a route must have served for the failures before it to be forgotten
 _CONFIRM = 0.3  # seconds in which the node whose loss broke a route is waited for, before the route is tried again as it was
 _REST = 5.0  # seconds after a move before another one that is not forced
 _LEFT_OUT, _MOST_LEFT_OUT = 15.0, 600.0  # seconds for which one that failed is left out, the first time and at most
@@ -69,7 +71,9 @@ class Planner(Protocol):
     """Splits the model over nodes; raises CapacityError. See placement.moves.Moves."""
 
     def first(self, nodes: Sequence[NodeProfile], holdings: dict[str, Holding]) -> Placement: ...
-    def recover(self, old: Placement, nodes: Sequence[NodeProfile], holdings: dict[str, Holding], tokens: int) -> Placement: ...
+    def recover(
+        self, old: Placement, nodes: Sequence[NodeProfile], holdings: dict[str, Holding], tokens: int, beside: bool = False
+    ) -> Placement: ...
     def improve(self, now: Placement, nodes: Sequence[NodeProfile], holdings: dict[str, Holding], tokens: int) -> Placement | None: ...
 
 
@@ -85,6 +89,8 @@ class Member:
     draining: bool = False
     slower: float = 1.0
     loaded: tuple[range, ...] = ()
+    staged: bool = False
+    """It entered an epoch, and was not told to rest since."""
     filled: range = range(0)
     weight_bytes: int = 0
     runtime: str = ""
@@ -97,7 +103,7 @@ class Member:
         """Leaves it out for a time that doubles."""
         self.failed = reason
         self.failures += 1
-        self.retry = now + min(_LEFT_OUT * 2 ** (self.failures - 1), _MOST_LEFT_OUT)
+        self.retry = now + doubling(_LEFT_OUT, self.failures - 1, _MOST_LEFT_OUT)
 
     @property
     def profile(self) -> NodeProfile:
@@ -140,8 +146,10 @@ class Cluster:
         self._phase_began = 0.0
         self._base: Placement | None = None  # what the layers' keys and values are laid out by
         self._ready: set[int] = set()
-        self._failures = 0  # since a route was last filled
+        self._failures = 0  # since a route was last sound
         self._seek_at: float | None = None
+        self._suspects: tuple[int, ...] = ()  # the nodes of the route whose loss is being confirmed, and why it is gone
+        self._broke = ""
         self._next_move = 0.0
         self._holdoff = HoldOff()
 
@@ -227,10 +235,10 @@ class Cluster:
     # Members
 
     def _joined(self, event: Joined, now: float) -> list[Instruction]:
-        if why := self._unfit(event):
-            return [Refuse(event.node, why), Report(f"{event.profile.name} was refused: {why}")]
         address = (event.host, event.tensor_port)
         ghosts = [n for n, m in self.members.items() if (m.joined.host, m.joined.tensor_port) == address]
+        if why := self._unfit(event, len(self.members) - len(ghosts)):
+            return [Refuse(event.node, why), Report(f"{event.profile.name} was refused: {why}")]
         out = self._gone(dict.fromkeys(ghosts, "it was started anew"), now) if ghosts else []
         self.members[event.node] = Member(event, now, loaded=event.loaded)
         out.append(Report(f"{event.profile.name} joined from {event.host}"))
@@ -240,7 +248,7 @@ class Cluster:
             out += self._improve(now)
         return out
 
-    def _unfit(self, event: Joined) -> str:
+    def _unfit(self, event: Joined, others: int) -> str:
         limits, profile = self._admission, event.profile
         if event.version != self.version:
             return f"this cluster runs shoal {self.version}, the node {event.version}; install the same version"
@@ -250,8 +258,8 @@ class Cluster:
             )
         if profile.bytes_per_second < limits.min_speed:
             return f"it reads {profile.bytes_per_second / 1e9:.2f} GB/s of weights, this cluster asks for {limits.min_speed / 1e9:.2f}"
-        if len(self.members) >= limits.max_nodes:
-            return f"the cluster has {len(self.members)} nodes and takes no more"
+        if others >= limits.max_nodes:
+            return f"the cluster has {others} nodes and takes no more"
         return ""
 
     def _heard(self, node: int, now: float) -> list[Instruction]:
@@ -281,7 +289,7 @@ class Cluster:
         if self._seek_at is not None:  # this is the loss that broke the route
             return [*out, *self._seek(now)]
         if self.serving is None and self.coming is None:
-            self._why_waiting(now)
+            self.why = self._shortage(now)
         return out
 
     def _fence(self, reason: str, now: float) -> list[Instruction]:
@@ -316,10 +324,10 @@ class Cluster:
             return []
         member = self.members[node]
         why = f"{member.name} failed: {reason}"
-        self._failures += 1
-        # A link fails for its other end's sake as often as not, and a step for a request's; a node is to blame when it happens again.
-        if (self._phase == LOADING and path is self.coming) or self._failures > _TRIES:
+        if self._phase == LOADING and path is self.coming:
             member.blame(reason, now)
+        elif self._too_often():  # a link fails for its other end's sake as often as not
+            self._blame_one(path.nodes[path.nodes.index(node) :][:2], reason, now)
         if path is self.coming and self.serving is not None:
             return [Report(why), *self._forsake(why, now)]
         return [Report(why), *self._fence(why, now), *self._seek(now)]
@@ -328,13 +336,25 @@ class Cluster:
         path = self.serving if self.serving is not None and self.serving.epoch == epoch else self.coming
         if path is None or path.epoch != epoch:
             return []
-        self._failures += 1
-        if self._failures > _TRIES:
-            self._failures = 0
-            self.members[path.nodes[0]].blame(f"the route breaks again and again: {reason}", now)
         out = self._fence(reason, now)
-        self._seek_at = now + _CONFIRM
+        self._seek_at, self._suspects, self._broke = now + _CONFIRM, path.nodes, reason
         return out
+
+    def _unexplained(self, now: float) -> list[Instruction]:
+        """A route broke, and no node was lost with it."""
+        if self._too_often():
+            self._blame_one(self._suspects, f"the route breaks again and again: {self._broke}", now)
+        return self._seek(now)
+
+    def _too_often(self) -> bool:
+        """One more failure: whether they are too many now, and someone is to be left out."""
+        self._failures = (self._failures + 1) % (_TRIES + 1)
+        return self._failures == 0
+
+    def _blame_one(self, suspects: Sequence[int], reason: str, now: float) -> None:
+        """Who of them is at fault is not known: the one that was left out least often is next."""
+        if here := [self.members[n] for n in suspects if n in self.members]:
+            min(here, key=lambda member: member.failures).blame(reason, now)
 
     # Routes
 
@@ -348,24 +368,26 @@ class Cluster:
     def _holdings(self) -> dict[str, Holding]:
         return {m.name: Holding(m.loaded, m.filled) for m in self.members.values()}
 
-    def _why_waiting(self, now: float) -> None:
+    def _shortage(self, now: float) -> str:
         usable = self._usable(now)
         out = "; ".join(f"{m.name} {self.described(n, now)}" for n, m in self.members.items() if n not in usable)
-        self.why = f"{len(usable)} of {self.min_nodes} nodes have joined" + (f" ({out})" if out else "")
+        return f"{len(usable)} of {self.min_nodes} nodes have joined" + (f" ({out})" if out else "")
 
     def _seek(self, now: float) -> list[Instruction]:
         """Looks for a route where none serves."""
         self._seek_at = None
         usable = self._usable(now)
         nodes = [m.profile for m in usable.values()]
+        if self._base is None and len(usable) < self.min_nodes:
+            self.why = self._shortage(now)
+            return self._dismiss("it holds no layers; it may leave", now)
         try:
-            if self._base is not None and nodes:
-                placement = self._planner.recover(self._base, nodes, self._holdings(), self.tokens)
-            elif len(usable) < self.min_nodes:
-                self._why_waiting(now)
-                return []
-            else:
+            if self._base is None:
                 placement = self._planner.first(nodes, self._holdings())
+            elif nodes:
+                placement = self._planner.recover(self._base, nodes, self._holdings(), self.tokens)
+            else:
+                raise CapacityError(self._shortage(now))
         except CapacityError as error:
             if any(m.draining for m in self.members.values()):
                 return [*self._stop_draining(error), *self._seek(now)]
@@ -423,8 +445,9 @@ class Cluster:
         path, self._base = self.coming, self.coming.placement
         out: list[Instruction] = []
         for node, member in self.members.items():
-            if node not in path.nodes and len(member.filled):
+            if node not in path.nodes and member.staged:
                 out.append(RestStage(node, path.epoch))
+            member.staged = node in path.nodes
             member.filled = path.keep.get(node, range(0))
             if node in path.nodes:
                 member.loaded = (path.layers(node),)
@@ -447,17 +470,16 @@ class Cluster:
     def _filled(self, epoch: int, now: float) -> list[Instruction]:
         if self.coming is None or self.coming.epoch != epoch or self._phase != FILLING:
             return []
-        self.serving, self.coming, self.why, self._failures = self.coming, None, "", 0
+        self.serving, self.coming, self.why = self.coming, None, ""
         for node in self.serving.nodes:
             member = self.members[node]
             member.filled, member.failed = self.serving.layers(node), ""
         self._enter(SERVING, now)
         self._next_move = now + _REST
-        out: list[Instruction] = [Report(f"serving over {len(self.serving.nodes)} stage(s), epoch {epoch}")]
-        out += [
-            Dismiss(n, "its layers have been moved; it may leave") for n, m in self.members.items() if m.draining and n not in self.route
+        return [
+            Report(f"serving over {len(self.serving.nodes)} stage(s), epoch {epoch}"),
+            *self._dismiss("its layers have been moved; it may leave", now),
         ]
-        return out
 
     def _improve(self, now: float) -> list[Instruction]:
         """Looks for a better route while one serves."""
@@ -467,7 +489,8 @@ class Cluster:
         nodes = [m.profile for m in self._usable(now).values()]
         try:
             if draining:
-                return self._begin(self._planner.recover(self.serving.placement, nodes, self._holdings(), self.tokens), now)
+                without = self._planner.recover(self.serving.placement, nodes, self._holdings(), self.tokens, beside=True)
+                return self._begin(without, now)
             if now < self._next_move or any(n not in self._usable(now) for n in self.serving.nodes):
                 return []
             better = self._planner.improve(self.serving.placement, nodes, self._holdings(), self.tokens)
@@ -482,12 +505,17 @@ class Cluster:
             member.draining = False
         return [Report(f"{', '.join(names)} cannot be drained: {why}")]
 
+    def _dismiss(self, reason: str, now: float) -> list[Instruction]:
+        """Sends home who is being drained and is no part of the route; from here on it is no member."""
+        home = [n for n, m in self.members.items() if m.draining and n not in self.route]
+        return [*(Dismiss(node, reason) for node in home), *self._gone(dict.fromkeys(home, reason), now, graceful=True)]
+
     def _drain(self, node: int, now: float) -> list[Instruction]:
         if (member := self.members.get(node)) is None or member.draining:
             return []
         member.draining = True
-        if node not in self.route:
-            return [Dismiss(node, "it holds no layers; it may leave")]
+        if node not in self.route and not self.confirming:
+            return self._dismiss("it holds no layers; it may leave", now)
         if self.serving is not None and self.coming is not None and self._phase == LOADING:
             self.coming = None  # what is being made ready counts on it
             self._enter(SERVING, now)
@@ -521,15 +549,16 @@ class Cluster:
             out += [Refuse(node, "no heartbeat came", again=True) for node in silent]
             out += self._gone(silent, now)
         if self._seek_at is not None:
-            return [*out, *(self._seek(now) if now >= self._seek_at else [])]
+            return [*out, *(self._unexplained(now) if now >= self._seek_at else [])]
         if self.coming is not None and now - self._phase_began > _DEADLINES.get(self._phase, float("inf")):
             late = [m.name for n in self.coming.nodes if n not in self._ready and (m := self.members.get(n)) is not None]
-            self._failures += 1
-            if self._failures > _TRIES:
+            if self._too_often():
                 for node in self.coming.nodes:
                     if node not in self._ready:
                         self.members[node].blame(f"{self._phase} took too long", now)
             return [*out, *self._forsake(f"{self._phase} took too long ({', '.join(late)})", now)]
         if self.serving is None and self.coming is None and self._usable(now):
             return [*out, *self._seek(now)]  # someone who was held off may be back
+        if self._phase == SERVING and now - self._phase_began > _SOUND:
+            self._failures = 0
         return [*out, *self._improve(now)]

@@ -54,6 +54,8 @@ class Metrics:
             gauge("journal_replayed_rows", "Journal rows that a node replayed.", ("node",)),
         )
 
+        self._fetched = gauge("fetched_bytes", "Model files that a node fetched, by where they came from.", ("node", "source"))
+
     def interruption(self, seconds: float, parts: dict[str, float], refilled: int) -> None:
         self.interruptions.observe(seconds)
         self.refilled.inc(refilled)
@@ -65,8 +67,13 @@ class Metrics:
         for gauge, value in zip(self._journals, values, strict=True):
             gauge.labels(node).set(value)
 
+    def fetched(self, node: str, peers: int, origin: int) -> None:
+        self._fetched.labels(node, "peers").set(peers)
+        self._fetched.labels(node, "origin").set(origin)
+
     def forget(self, node: str) -> None:
         """A node is gone, and what it said of itself with it."""
+        self._fetched.remove_by_labels({"node": node})
         for gauge in self._journals:
             gauge.remove_by_labels({"node": node})
 

@@ -92,7 +92,7 @@ def pull(text: str, progress: Progress = silent, directory: Path | None = None) 
         entry = catalogue()[reference.name]
         home = root / "models" / reference.name
         home.mkdir(parents=True, exist_ok=True)
-        with _lock(home / ".lock"):
+        with lock(home / ".lock"):
             if not (home / entry.file).exists():
                 _pull_entry(reference.name, entry, home, progress)
         return home / entry.file
@@ -117,10 +117,10 @@ def remove(name: str, directory: Path | None = None) -> int:
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Generator[None]:
-    """One process fetches, the others wait and find the result."""
+def lock(path: Path, wait: bool = True) -> Generator[None]:
+    """One process fetches, the others wait and find the result. Raises BlockingIOError where it would have to wait and must not."""
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
 
 
@@ -234,6 +234,12 @@ def _extract(part: Part, package: Path, out: IO[bytes]) -> None:
 
 class _Index(msgspec.Struct):
     weight_map: dict[str, str]
+
+
+def shard_files(index: bytes, layers: range, first: bool, last: bool) -> set[str]:
+    """Which files of a sharded model hold these layers, by its index. Raises msgspec.DecodeError."""
+    wanted = _hub_tensors(layers, first, last)
+    return {file for tensor, file in msgspec.json.decode(index, type=_Index).weight_map.items() if wanted(tensor)}
 
 
 def _hub_tensors(layers: range | None, first: bool, last: bool) -> Callable[[str], bool]:

@@ -19,8 +19,10 @@ from shoal.control import messages as control
 from shoal.errors import ClusterError, ConfigError, ProtocolError, ShoalError
 from shoal.executor.measure import Speed
 from shoal.native import instruction_set
+from shoal.node.fetch import Fetcher
 from shoal.node.links import CONNECT_TIMEOUT, Links, accept_link, greeted
 from shoal.node.probe import TIMEOUT, measure_link
+from shoal.node.share import Share
 from shoal.node.stage_service import StageService, wire_codec
 from shoal.node.world import ControlLink, Model, ModelMaker, World
 from shoal.retry import Backoff
@@ -67,6 +69,8 @@ class Agent:
         self._speed, self._memory = speed, memory
         self._head, self._host_port = head, parse_address(head)
         self._links = Links(world)
+        self._share = Share(settings.share)
+        self._fetcher = Fetcher(world, self._share)
         self._link: ControlLink | None = None
         self._model: Model | None = None
         self._identity: tuple[str, ...] = ()
@@ -76,7 +80,7 @@ class Agent:
         self._tasks: dict[asyncio.Task[None], None] = {}  # in the order in which they began
         self._beating: asyncio.Task[None] | None = None
         self._welcome = control.Welcome()
-        self._leaving = asyncio.Event()
+        self._leaving, self._hurry = asyncio.Event(), asyncio.Event()
 
     # Life
 
@@ -99,8 +103,8 @@ class Agent:
                 await self._world.compute(self._model.close)
 
     def leave(self) -> None:
-        """Asks the head to move this node's layers, and lets `run` return when it has, or after a while."""
-        self._leaving.set()
+        """Asks the head to move this node's layers, and lets `run` return when it has, or after a while; called again, at once."""
+        (self._hurry if self._leaving.is_set() else self._leaving).set()
 
     async def _belong(self, host: str, port: int) -> str:
         """One membership after another."""
@@ -155,7 +159,10 @@ class Agent:
         if not joined.is_set():
             return "it was told to leave"
         self._say(control.NodeMessage(leave=control.Leave()))
-        await asyncio.sleep(_LEAVING)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LEAVING):
+                await self._hurry.wait()
+            return "it was told to leave at once"
         return "it was told to leave, and its layers could not be moved in time"
 
     def _introduction(self, host: str, port: int) -> control.Join:
@@ -175,6 +182,7 @@ class Agent:
         if self._model is not None:
             join.model, join.precision = self._identity[:2]
             join.loaded.extend(control.LayerRange(first=layers.start, end=layers.stop) for layers in self._model.layers)
+        join.shared.extend(self._share.files)
         return join
 
     def _say(self, message: control.NodeMessage) -> None:
@@ -227,6 +235,7 @@ class Agent:
         while True:
             service = self._current.service if self._current else None
             heartbeat = control.Heartbeat(resident=process.memory_info().rss, steps=service.steps if service else 0)
+            heartbeat.fetched_from_peers = self._fetcher.fetched
             if self._model is not None:
                 self._model.report(heartbeat)
             self._say(control.NodeMessage(heartbeat=heartbeat))
@@ -252,6 +261,7 @@ class Agent:
         began = self._world.now()
         epoch = self._epochs[order.epoch] = _Epoch(order)
         try:
+            await self._fetcher.fill(order)
             async with self._changing:
                 if not self._is_latest(epoch):
                     return
@@ -268,6 +278,7 @@ class Agent:
         seconds = self._world.now() - began
         log.info("loaded", layers=f"{order.first_layer}-{order.end_layer - 1}", runtime=model.runtime, seconds=round(seconds, 2))
         loaded = control.Loaded(epoch=order.epoch, weight_bytes=model.nbytes, runtime=model.runtime, seconds=seconds)
+        loaded.shared.extend(self._fetcher.offer(order))
         self._say(control.NodeMessage(loaded=loaded))
 
     def _is_latest(self, epoch: _Epoch) -> bool:
@@ -332,7 +343,7 @@ class Agent:
     async def _accept(self, stream: FrameStream) -> None:
         """Serves the stage before this one, or whoever else knocks."""
         try:
-            greeting = await greeted(stream)
+            greeting = await greeted(stream, self._share)
             service = await self._awaited(greeting.epoch)
             free = service is not None and not service.served
             epoch, stage = (service.epoch, service.stage) if service is not None and free else (0, -1)

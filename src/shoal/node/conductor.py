@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
+from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
@@ -18,9 +20,11 @@ from shoal.control.server import Conversation
 from shoal.errors import ClusterError, NotReady, ProtocolError, StageLost
 from shoal.membership import events, instructions
 from shoal.membership.state import SERVING, WAITING, Admission, Cluster
+from shoal.models.manifest import Manifest
 from shoal.native import BLOCK_TOKENS
 from shoal.node.interruption import Interruption
 from shoal.node.links import Links, accept_link, greeted
+from shoal.node.share import Share
 from shoal.node.world import World
 from shoal.pipeline.driver import Driver, Route, TokenStream
 from shoal.pipeline.pace import Pace
@@ -39,6 +43,7 @@ log = structlog.get_logger()
 _TICK = 0.1
 _SILENCES = 8  # heartbeats that may be missing
 _STORY = 200  # events that are remembered for people
+_PEERS = 8  # that a node is told to fetch from
 _OPENING = 10.0  # seconds in which the last stage must have connected
 
 
@@ -83,6 +88,8 @@ class Conductor:
         """Set whenever the state may have changed; who waits for it clears it."""
         self._world, self._observer = world, observer
         self._links = Links(world)
+        self._share = Share()
+        self._manifest: Manifest | None = None
         self._name = f"{world.rng.getrandbits(32):08x}"
         self._moves = Moves(model.cost, Demand.of(settings.lanes, settings.kv_tokens, model.context), settings.spread, settings.spares)
         admission = Admission(parse_bytes(settings.min_memory or "0"), settings.min_speed * 1e9, settings.max_nodes)
@@ -101,6 +108,11 @@ class Conductor:
         self._broke: Interruption | None = None
 
     # Life
+
+    def offer(self, manifest: Manifest, files: Mapping[str, Path]) -> None:
+        """Tells the nodes from now on what the model's files are, and hands out those of this machine. files: by hash."""
+        self._manifest = manifest
+        self._share.add(files)
 
     async def start(self) -> None:
         """Listens for nodes. Raises ConfigError."""
@@ -211,6 +223,8 @@ class Conductor:
         match kind:
             case "loaded":
                 loaded = message.loaded
+                del self._machines[node].shared[:]
+                self._machines[node].shared.extend(loaded.shared)
                 self._handle(events.StageLoaded(node, loaded.epoch, loaded.weight_bytes, loaded.runtime))
             case "linked":
                 self._handle(events.StageLinked(node, message.linked.epoch))
@@ -397,7 +411,7 @@ class Conductor:
 
     def _order(self, order: instructions.LoadStage) -> control.Load:
         settings = self.settings
-        return control.Load(
+        load = control.Load(
             epoch=order.epoch,
             model=self.model.reference,
             stage=order.stage,
@@ -412,6 +426,19 @@ class Conductor:
             keep_end=order.keep.stop,
             layers=self.model.cost.layers,
         )
+        if self._manifest is not None:
+            load.files.extend(control.ModelFile(name=f.name, size=f.size, sha256=f.sha256) for f in self._manifest.files)
+            load.peers.extend(islice(self._peers(order.node, {f.sha256: i for i, f in enumerate(self._manifest.files)}), _PEERS))
+        return load
+
+    def _peers(self, node: int, indexes: Mapping[str, int]) -> Iterator[control.Peer]:
+        """Who can hand a node which files: the head, then the nodes after it in a circle, so that each begins elsewhere."""
+        members = self.cluster.members
+        if own := [indexes[sha256] for sha256 in self._share.files if sha256 in indexes]:
+            yield control.Peer(host=self._seen_by(members[node].joined), port=self._results.port, files=own, head=True)
+        for other in sorted(members.keys() & self._machines.keys() - {node}, key=lambda n: (n < node, n)):
+            if shared := [indexes[sha256] for sha256 in self._machines[other].shared if sha256 in indexes]:
+                yield control.Peer(host=members[other].joined.host, port=members[other].joined.tensor_port, files=shared)
 
     def _reach(self, node: int, after: int | None) -> tuple[str, int]:
         """Where a node finds the stage after it; the head's own address as that node sees it, after the last."""
@@ -430,7 +457,7 @@ class Conductor:
     async def _accept(self, stream: FrameStream) -> None:
         """The last stage's link to the head."""
         try:
-            greeting = await greeted(stream)
+            greeting = await greeted(stream, self._share)
             opening, placement = self._opening, self.cluster.placement
             wanted = opening is not None and placement is not None and not opening.results.done()
             stages = len(placement.stages) if wanted and placement is not None else -1

@@ -30,6 +30,8 @@ class Head:
         cost = model_cost(model.spec, model.weights, settings.precision, settings.kv_type, settings.step_tokens)
         self._machine = machine or Machine()
         self.conductor = Conductor(settings, Served(model.name, model.reference, cost, context), self._machine, self)
+        if model.manifest is not None:
+            self.conductor.offer(model.manifest, model.files)
 
     async def start(self) -> None:
         """Listens for nodes. Raises ConfigError."""
@@ -112,6 +114,7 @@ class Head:
         self.metrics.journal(
             node, heartbeat.journal_bytes, heartbeat.journal_spilled, heartbeat.journal_given_up, heartbeat.journal_replayed
         )
+        self.metrics.fetched(node, heartbeat.fetched_from_peers, heartbeat.fetched_from_origin)
 
     def gone(self, node: str) -> None:
         self.metrics.forget(node)

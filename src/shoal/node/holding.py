@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from shoal.config import KvType, NodeSettings, Precision
 from shoal.control import messages as control
 from shoal.errors import ClusterError
@@ -11,6 +13,7 @@ from shoal.executor.shard import Shard
 from shoal.executor.stage import StageExecutor
 from shoal.models.sources import pull_layers
 from shoal.models.weights import open_weights
+from shoal.node.fetch import manifest_of
 from shoal.node.stage_service import wire_codec
 
 
@@ -19,6 +22,8 @@ class PulledModel:
 
     def __init__(self, settings: NodeSettings, order: control.Load) -> None:
         self._reference, self._layers = order.model, order.layers
+        self._manifest = manifest_of(order)
+        self._from_origin = 0
         journals = JournalLimits(settings.journal_memory, settings.journal_disk_bytes, wire_codec(order.codec))
         make = factory(settings.runtime, Precision(order.precision), settings.compute_threads, settings.isa)
         self._shard = Shard(make, order.kv_type == KvType.BF16, journals)
@@ -41,11 +46,22 @@ class PulledModel:
     def load(self, layers: range) -> None:
         """Raises ShoalError, OSError."""
         for part in self._shard.missing(layers):
-            path = pull_layers(self._reference, part, part.start == 0, part.stop == self._layers)
+            path = self._here(part)
             weights = open_weights(path)
             if weights.spec.layers != self._layers or part.stop > self._layers:
                 raise ClusterError(f"{path} has {weights.spec.layers} layers, the head's model {self._layers}; fetch it anew")
             self._shard.load(part, weights)
+
+    def _here(self, part: range) -> Path:
+        """What to open for some layers, from their origin where neither this machine nor its peers had all of it."""
+        ends = part.start == 0, part.stop == self._layers
+        if (path := self._manifest.located(part, *ends)) is not None:
+            return path
+        missing = self._manifest.missing(part, *ends)
+        path = pull_layers(self._reference, part, *ends)
+        left = {file.name for file in self._manifest.missing(part, *ends)}
+        self._from_origin += sum(file.size for file in missing if file.name not in left)
+        return path
 
     def enter(self, layers: range, keep: range, blocks: int) -> StageExecutor:
         return self._shard.enter(layers, keep, blocks)
@@ -60,4 +76,5 @@ class PulledModel:
         counters = self._shard.counters
         heartbeat.journal_bytes = self._shard.journal_bytes
         heartbeat.journal_spilled, heartbeat.journal_given_up = counters.spilled, counters.given_up
+        heartbeat.fetched_from_origin = self._from_origin
         heartbeat.journal_replayed = counters.replayed

@@ -7,6 +7,7 @@ import asyncio
 from shoal import __version__
 from shoal.errors import RemoteProtocolError, VersionMismatch
 from shoal.node.probe import answer
+from shoal.node.share import Share
 from shoal.node.world import World
 from shoal.retry import Backoff, Breaker
 from shoal.security.certificates import Role
@@ -65,12 +66,14 @@ async def introduce(stream: FrameStream, epoch: int, hello: messages.Hello) -> N
         raise RemoteProtocolError(f"{stream.peer} answered a greeting with {answer.kind.name}")
 
 
-async def greeted(stream: FrameStream) -> Frame:
-    """The first frame of whoever connected; measurements are answered until they end. Raises EOFError, OSError, ProtocolError."""
+async def greeted(stream: FrameStream, share: Share) -> Frame:
+    """The first frame of whoever connected; who measures or fetches is answered until it ends. Raises EOFError, OSError, ProtocolError."""
     async with asyncio.timeout(CONNECT_TIMEOUT):
         greeting = await stream.receive()
     if greeting.kind is Kind.PING:
         await answer(stream, greeting)
+    if greeting.kind is Kind.FETCH:
+        await share.answer(stream, greeting)
     return greeting
 
 

@@ -8,7 +8,7 @@ they are gone), and what it will be slower over the next minute than the fastest
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from shoal.errors import CapacityError
 from shoal.placement.partition import Costs, Order, Placement, place, placed, split
@@ -59,7 +59,7 @@ class Moves:
 
     def _bounds(self, nodes: int) -> tuple[int, int]:
         """Least and most stages."""
-        most = max(1, nodes - self.spares)
+        most = max(1, min(nodes - self.spares, self.model.layers))
         return (most if self.spread else 1), most
 
     def first(self, nodes: Sequence[NodeProfile], holdings: Mapping[str, Holding]) -> Placement:
@@ -67,7 +67,9 @@ class Moves:
         least, most = self._bounds(len(nodes))
         best = place(nodes, self.links, self.model, self.demand, least, most)
         held = self._as_held(nodes, holdings, best.kv_tokens)
-        return held if held is not None and held.tokens_per_second >= _AS_HELD * best.tokens_per_second else best
+        if held is not None and least <= len(held.stages) <= most and held.tokens_per_second >= _AS_HELD * best.tokens_per_second:
+            return held
+        return best
 
     def _as_held(self, nodes: Sequence[NodeProfile], holdings: Mapping[str, Holding], kv_tokens: int) -> Placement | None:
         """The layers where they lie already, if each lies somewhere."""
@@ -78,7 +80,7 @@ class Moves:
                 for node in nodes
                 if node not in order
                 for layers in holdings.get(node.name, Holding()).loaded
-                if layers.start == at
+                if layers.start == at and layers.stop <= self.model.layers
             ]
             if not starting:
                 return None
@@ -87,10 +89,19 @@ class Moves:
             bounds.append(at)
         return self._sound(tuple(order), bounds, kv_tokens)
 
-    def recover(self, old: Placement, nodes: Sequence[NodeProfile], holdings: Mapping[str, Holding], tokens: int) -> Placement:
-        """A placement over `nodes` where some of the old one's may be gone. tokens: computed, of all sequences. Raises CapacityError."""
+    def recover(
+        self, old: Placement, nodes: Sequence[NodeProfile], holdings: Mapping[str, Holding], tokens: int, beside: bool = False
+    ) -> Placement:
+        """A placement over `nodes` where some of the old one's may be gone. Raises CapacityError.
+
+        tokens: computed, of all sequences. beside: the old one serves on meanwhile; what fits beside it is taken, if anything does.
+        """
         here = {node.name: node for node in nodes}
         found = [*self._mended(old, here), *self._anew(nodes, old.kv_tokens)]
+        if beside:
+            found = [p for p in found if self._fits_beside(p, here, holdings)] or found
+        if not found and self.spares:  # a spare is for nothing if not for this
+            found = replace(self, spares=0)._anew(nodes, old.kv_tokens)
         if not found:
             least, most = self._bounds(len(nodes))
             try:
@@ -99,7 +110,7 @@ class Moves:
                 if not self.spares:
                     raise
                 return place(nodes, self.links, self.model, self.demand)  # a spare is for nothing if not for this
-        return min(found, key=lambda p: self._cost(p, found, holdings, tokens))
+        return min(found, key=lambda p: self._cost(p, found, holdings, tokens, beside))
 
     def improve(self, now: Placement, nodes: Sequence[NodeProfile], holdings: Mapping[str, Holding], tokens: int) -> Placement | None:
         """A placement that is worth moving to from one that runs, if there is one. Weights of both must fit beside each other."""
@@ -185,8 +196,8 @@ class Moves:
         costs = Costs(self.model, self.demand, len(p.stages))
         for stage in p.stages:
             held = holdings.get(stage.node, Holding()).filled
-            mine = range(stage.first, stage.end)
-            extra = costs.weights(stage.first, stage.end) - sum(self.model.layer_bytes[i] for i in overlap(held, mine))
+            both = overlap(held, range(stage.first, stage.end))
+            extra = costs.weights(stage.first, stage.end) - costs.weights(both.start, both.stop)
             running = costs.memory(held.start, held.stop, p.kv_tokens) if len(held) else 0
             if max(running + extra, costs.memory(stage.first, stage.end, p.kv_tokens)) > here[stage.node].memory:
                 return False

@@ -181,47 +181,56 @@ class Scheduler:
 
     def refill(self, spans: list[tuple[int, int]], only: set[int] | None, missing: set[int]) -> Iterator[StepPlan]:
         """Steps that compute keys and values of some layers anew, for all that was computed (or that of some sequences and of
-        those that share their blocks). Blocks that are shared are filled once; blocks held by none are given up.
+        those that read their blocks). Blocks that are shared are filled once; blocks held by none are given up.
 
         missing: sequences of which it turns out, while the steps run, that they cannot be refilled; no more steps are made for them.
+        A sequence that ends meanwhile is filled all the same: others may share its blocks.
         """
         self.pool.forget_idle()
         wanted = [s for s in self._running if s.computed]
-        if only is not None:
-            touched = {block for s in wanted if s.id in only for block in s.table}
-            wanted = [s for s in wanted if not touched.isdisjoint(s.table)]
+        if only is not None and only <= self._sequences.keys():  # of one that has ended meanwhile nobody knows who shared its blocks
+            wanted = self._readers(wanted, only)
         filled: set[BlockId] = set()
         chunks: list[Chunk] = []
         budget = self.limits.step_tokens
-        for sequence in wanted:
+        for sequence, table, untold in [(s, list(s.table), s.table[s.told :]) for s in wanted]:
             alone = sequence.request.id in self.apart
-            for at, upto in self._unfilled(sequence, filled):
+            for at, upto in self._unfilled(sequence.computed, table, filled):
                 while at < upto and sequence.id not in missing:
                     if budget <= 0 or (chunks and (alone or chunks[-1].sequence == sequence.id)):  # a step names a sequence once
                         yield self._refilling(chunks, spans)
                         chunks, budget = [], self.limits.step_tokens
                         continue
-                    blocks = [int(b) for b in sequence.table[sequence.told :]]
-                    sequence.told = len(sequence.table)
                     end = min(upto, at + budget)
-                    chunks.append(Chunk(sequence.id, at, sequence.tokens[at:end], blocks, False))
+                    chunks.append(Chunk(sequence.id, at, sequence.tokens[at:end], [int(b) for b in untold], False))
+                    sequence.told, untold = len(table), []
                     budget = 0 if alone else budget - (end - at)
                     at = end
         if chunks:
             yield self._refilling(chunks, spans)
 
-    def _unfilled(self, sequence: Sequence, filled: set[BlockId]) -> Iterator[tuple[int, int]]:
+    def _unfilled(self, computed: int, table: list[BlockId], filled: set[BlockId]) -> Iterator[tuple[int, int]]:
         """Runs of computed tokens whose blocks no sequence before this one has filled; they count as filled then."""
         size, at = self.limits.block_tokens, 0
-        own = [block not in filled for block in sequence.table]
-        filled.update(sequence.table[: self._blocks_for(sequence.computed)])
-        while at < sequence.computed:
+        own = [block not in filled for block in table]
+        filled.update(table[: self._blocks_for(computed)])
+        while at < computed:
             upto = at
-            while upto < sequence.computed and own[upto // size]:
+            while upto < computed and own[upto // size]:
                 upto += size
             if upto > at:
-                yield at, min(upto, sequence.computed)
+                yield at, min(upto, computed)
             at = max(upto, at + size)
+
+    def _readers(self, filled: list[Sequence], only: set[int]) -> list[Sequence]:
+        """Some sequences, and whoever read one of their blocks, or of a reader's, when it was filled in this order."""
+        found: list[Sequence] = []
+        touched = {block for s in filled if s.id in only for block in s.table}
+        for sequence in filled:
+            if not touched.isdisjoint(sequence.table):
+                found.append(sequence)
+                touched.update(sequence.table)
+        return found
 
     def _refilling(self, chunks: list[Chunk], spans: list[tuple[int, int]]) -> StepPlan:
         plan = StepPlan(self._next_step, [], [], [], [], chunks, spans)

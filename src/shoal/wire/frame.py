@@ -39,6 +39,7 @@ class Kind(enum.IntEnum):
     PING = 6
     ERROR = 7
     BYE = 8
+    FETCH = 9
 
 
 class Dtype(enum.IntEnum):

@@ -29,6 +29,15 @@ class Step(msgspec.Struct, frozen=True, array_like=True):
     """See StepResult."""
 
 
+class Fetch(msgspec.Struct, frozen=True, array_like=True):
+    """Asks for a part of a file; it comes in FETCH frames, each of which has the offset of its body as its step."""
+
+    sha256: str
+    """Which file: what it holds, never where it lies."""
+    offset: int
+    length: int
+
+
 class Error(msgspec.Struct, frozen=True):
     message: str
     stage: int
@@ -39,6 +48,7 @@ _plan = msgspec.msgpack.Decoder(StepPlan)
 _step = msgspec.msgpack.Decoder(Step)
 _result = msgspec.msgpack.Decoder(StepResult)
 _hello = msgspec.msgpack.Decoder(Hello)
+_fetch = msgspec.msgpack.Decoder(Fetch)
 _error = msgspec.msgpack.Decoder(Error)
 
 M = TypeVar("M")
@@ -73,6 +83,10 @@ def decode_result(meta: bytes | memoryview) -> StepResult:
 
 def decode_hello(meta: bytes | memoryview) -> Hello:
     return _decode(_hello, meta)
+
+
+def decode_fetch(meta: bytes | memoryview) -> Fetch:
+    return _decode(_fetch, meta)
 
 
 def decode_error(meta: bytes | memoryview) -> Error:

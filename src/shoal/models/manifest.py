@@ -1,0 +1,202 @@
+"""What a model's files are, by name and hash, whoever has them, and where they lie on this machine.
+
+The head says it to the nodes, so that they can take the files from each other. Names are single path components, checked
+wherever a list is made; where a file goes follows from this machine's cache and the name alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from shoal.config import cache_dir, hub_endpoint
+from shoal.errors import FetchError
+from shoal.models.catalogue import catalogue
+from shoal.models.sources import Reference, shard_files
+
+log = structlog.get_logger()
+
+MOST_FILES = 4096
+_NAME, _HASH, _COMMIT = re.compile(r"\w[\w.+-]{0,200}", re.ASCII), re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
+_CONFIG, _INDEX, _SHARDS = "config.json", "model.safetensors.index.json", ".safetensors"
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Raises FetchError for a list that cannot be one."""
+
+    reference: str
+    """A hub reference names a commit."""
+    files: tuple[ModelFile, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.files) > MOST_FILES or len({f.name for f in self.files}) != len(self.files):
+            raise FetchError(f"{self.reference}: {len(self.files)} files, some of one name, are no model")
+        for file in self.files:
+            if not (_NAME.fullmatch(file.name) and _HASH.fullmatch(file.sha256) and 0 < file.size < 1 << 50):
+                raise FetchError(f"{self.reference}: {file!r} is no file of a model")
+        parsed = self._parsed
+        if self.files and parsed.kind == "catalogue":
+            entry = catalogue()[parsed.name]
+            if self.files != (ModelFile(entry.file, entry.size, entry.sha256),):
+                raise FetchError(f"{self.reference}: the files are not those of the catalogue; install the same shoal on every machine")
+        if self.files and parsed.kind == "hub" and not _COMMIT.fullmatch(parsed.revision or ""):
+            raise FetchError(f"{self.reference}: the files are of no particular commit")
+
+    @property
+    def _parsed(self) -> Reference:
+        return Reference.parse(self.reference)
+
+    @property
+    def _single(self) -> bool:
+        return len(self.files) == 1 and self.files[0].name.endswith(".gguf")
+
+    def home(self, directory: Path | None = None) -> Path:
+        """The folder of the cache that the files belong in: the origin's own where it has one, so that either fills it."""
+        root, parsed = directory or cache_dir(), self._parsed
+        if parsed.kind == "catalogue":
+            return root / "models" / parsed.name
+        if parsed.kind == "hub":  # as huggingface_hub lays it out
+            return root / "hub" / f"models--{parsed.name.replace('/', '--')}" / "snapshots" / (parsed.revision or "")
+        content = hashlib.sha256("".join(f"{f.sha256} {f.name}\n" for f in sorted(self.files, key=lambda f: f.name)).encode())
+        return root / "shared" / content.hexdigest()[:32]
+
+    def missing(self, layers: range, first: bool, last: bool, directory: Path | None = None) -> list[ModelFile]:
+        """Files that these layers need and this machine lacks. Until an index is here, those that it names are not among them."""
+        if self.located(layers, first, last, directory) is not None:
+            return []
+        home = self.home(directory)
+        wanted = self._wanted(home, layers, first, last)
+        return [file for file in self.files if file.name in wanted and not _is_here(home / file.name, file)]
+
+    def located(self, layers: range, first: bool, last: bool, directory: Path | None = None) -> Path | None:
+        """What to open for these layers; None where not all that they need is on this machine.
+
+        A local path that the head names may be here too, just as it is there: then it is used where it lies.
+        """
+        if not self.files:
+            return None
+        named = [Path(self._parsed.name)] if self._parsed.kind == "path" else []
+        if self._single:
+            file = self.files[0]
+            return next((path for path in (*named, self.home(directory) / file.name) if _is_here(path, file)), None)
+        return next((home for home in (*named, self.home(directory)) if self._complete(home, layers, first, last)), None)
+
+    def lock(self, file: ModelFile, directory: Path | None = None) -> Path:
+        """Held by whoever fetches a file: the origin's own lock where it has one."""
+        if self._parsed.kind == "catalogue":
+            return self.home(directory) / ".lock"
+        return (directory or cache_dir()) / "parts" / f"{file.sha256}.lock"
+
+    def kept(self, directory: Path | None = None) -> dict[str, Path]:
+        """Files by hash that are in the cache."""
+        home = self.home(directory)
+        return {f.sha256: home / f.name for f in self.files if _is_here(home / f.name, f)}
+
+    def _wanted(self, home: Path, layers: range, first: bool, last: bool) -> set[str]:
+        """Names, some of which may not be in the list, where it is not whole."""
+        if self._single:
+            return {self.files[0].name}
+        names = {f.name for f in self.files}
+        if _INDEX not in names:
+            return {_CONFIG} | {n for n in names if n.endswith(_SHARDS)}
+        with contextlib.suppress(OSError, msgspec.DecodeError):
+            return {_CONFIG, _INDEX} | shard_files((home / _INDEX).read_bytes(), layers, first, last)
+        return {_CONFIG, _INDEX}
+
+    def _complete(self, home: Path, layers: range, first: bool, last: bool) -> bool:
+        wanted, by_name = self._wanted(home, layers, first, last), {f.name: f for f in self.files}
+        return any(name.endswith(_SHARDS) for name in wanted) and all(
+            name in by_name and _is_here(home / name, by_name[name]) for name in wanted
+        )
+
+
+def _is_here(path: Path, file: ModelFile) -> bool:
+    """By its size: what enters the cache has been hashed."""
+    try:
+        return path.is_file() and path.stat().st_size == file.size
+    except OSError:
+        return False
+
+
+# The head's own list
+
+
+def manifest(reference: str, path: Path, hash_paths: bool = True, directory: Path | None = None) -> tuple[Manifest, dict[str, Path]]:
+    """What a model's files are, and where this machine has which of them, by hash.
+
+    reference, path: as in Description. hash_paths: whether a local path is hashed too, which takes seconds per gigabyte the
+    first time. Raises OSError, FetchError.
+    """
+    parsed = Reference.parse(reference)
+    if parsed.kind == "catalogue":
+        entry = catalogue()[parsed.name]
+        return Manifest(reference, (ModelFile(entry.file, entry.size, entry.sha256),)), {entry.sha256: path}
+    if parsed.kind == "path" and not hash_paths:
+        return Manifest(reference, ()), {}
+    # What a user calls a single file is of no use elsewhere, and need be no name that is safe there.
+    found = {"model.gguf": path} if path.is_file() else {p.name: p for p in sorted(path.iterdir()) if _is_part(p) and p.is_file()}
+    here = {name: ModelFile(name, p.stat().st_size, _known_hash(p, directory or cache_dir())) for name, p in found.items()}
+    files = {**_hub_files(parsed), **here} if parsed.kind == "hub" else here
+    return Manifest(reference, tuple(files.values())), {here[name].sha256: p for name, p in found.items()}
+
+
+def _is_part(path: Path) -> bool:
+    return _NAME.fullmatch(path.name) is not None and (path.name in (_CONFIG, _INDEX) or path.suffix == _SHARDS)
+
+
+def _hub_files(reference: Reference) -> dict[str, ModelFile]:
+    """What the hub itself says of the weights of a commit; nothing where it cannot be asked."""
+    from huggingface_hub import HfApi
+
+    try:
+        info = HfApi(endpoint=hub_endpoint()).model_info(reference.name, revision=reference.revision, files_metadata=True, timeout=10)
+    except Exception as error:  # noqa: BLE001 - whatever its HTTP package raises, the origin is there for the rest
+        log.warning("the hub does not say what the model's files are", reason=str(error))
+        return {}
+    stored = {s.rfilename: s.lfs for s in info.siblings or [] if s.lfs is not None and "/" not in s.rfilename}
+    return {name: ModelFile(name, lfs.size, lfs.sha256) for name, lfs in stored.items() if _is_part(Path(name))}
+
+
+class _Known(msgspec.Struct):
+    path: str
+    size: int
+    changed: int
+    sha256: str
+
+
+def _known_hash(path: Path, root: Path) -> str:
+    """A file's hash, computed once and remembered in the cache for as long as the file does not change."""
+    real = path.resolve()
+    if real.parent.name == "blobs" and _HASH.fullmatch(real.name):
+        return real.name  # the hub's client names large files by their hash
+    status = real.stat()
+    memory = root / "hashes" / f"{hashlib.sha256(os.fsencode(real)).hexdigest()[:32]}.json"
+    with contextlib.suppress(OSError, msgspec.DecodeError):
+        known = msgspec.json.decode(memory.read_bytes(), type=_Known)
+        if (known.path, known.size, known.changed) == (str(real), status.st_size, status.st_mtime_ns):
+            return known.sha256
+    with real.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        fresh = memory.with_suffix(f".{os.getpid()}")
+        fresh.write_bytes(msgspec.json.encode(_Known(str(real), status.st_size, status.st_mtime_ns, digest)))
+        fresh.replace(memory)
+    except OSError as error:
+        log.warning("a hash could not be remembered", path=str(path), reason=str(error))
+    return digest

@@ -1,0 +1,265 @@
+"""Fetches a model's files from peers that have them: ranges from several at once, over two connections each.
+
+A peer that fails or says what it cannot mean is asked no more, and its ranges go to the others. The whole is hashed before it
+takes its place. Nothing here fails a load: what peers do not bring, the model's origin may.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from shoal.config import cache_dir
+from shoal.control import messages as control
+from shoal.errors import FetchError, ProtocolError, RemoteProtocolError
+from shoal.models.manifest import Manifest, ModelFile
+from shoal.models.part import Part
+from shoal.models.sources import lock
+from shoal.node.share import ABSENT, BUSY, FRAME, Share
+from shoal.node.world import World
+from shoal.retry import Backoff
+from shoal.security.certificates import Role
+from shoal.transport.base import FrameStream
+from shoal.wire import messages
+from shoal.wire.frame import Frame, Kind
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+_CREW, _CONNECTIONS = 4, 2  # peers at once, connections to each
+_TIMEOUT = 20.0  # seconds to connect, and for each frame
+_FIRST_DELAY, _MOST_DELAY, _BUSY_TRIES = 0.2, 2.0, 60
+_POLL = 0.2  # seconds between looks whether another process is done with the same file
+
+
+@dataclass(eq=False)
+class Peer:
+    host: str
+    port: int
+    files: set[str]
+    """Hashes of what it has."""
+    role: Role = Role.NODE
+    lost: bool = False
+
+
+class _Sent(Exception):
+    """A peer sent this side away: it is busy, or has not the file."""
+
+
+def manifest_of(order: control.Load) -> Manifest:
+    """Raises FetchError."""
+    return Manifest(order.model, tuple(ModelFile(f.name, f.size, f.sha256) for f in order.files))
+
+
+def peers_of(order: control.Load) -> list[Peer]:
+    hashes = [f.sha256 for f in order.files]
+    return [Peer(p.host, p.port, {hashes[i] for i in p.files if i < len(hashes)}, Role.HEAD if p.head else Role.NODE) for p in order.peers]
+
+
+class Fetcher:
+    """directory: the cache, where it is not the user's own."""
+
+    def __init__(self, world: World, share: Share, directory: Path | None = None) -> None:
+        self.fetched = 0
+        """Bytes that came from peers so far."""
+        self._world, self._share, self._directory = world, share, directory
+
+    async def fill(self, order: control.Load) -> None:
+        """Fetches what an order's layers need and this machine lacks, as far as peers have it. Raises FetchError for an order that lies."""
+        if not (self._share.open and order.files and order.peers):
+            return
+        manifest, peers = manifest_of(order), peers_of(order)
+        layers = range(order.first_layer, order.end_layer)
+        try:
+            while missing := manifest.missing(layers, layers.start == 0, layers.stop == order.layers, self._directory):
+                for file in missing:
+                    if not await self.fetch(manifest, file, peers):
+                        log.warning("peers could not bring a file; its origin is asked", file=file.name)
+                        return
+        except (OSError, FetchError) as error:
+            log.warning("fetching from peers failed; the origin is asked", reason=str(error) or type(error).__name__)
+
+    def offer(self, order: control.Load) -> list[str]:
+        """Shares what this machine keeps of an order's files; hashes of all that it shares."""
+        if self._share.open and order.files:
+            self._share.add(manifest_of(order).kept(self._directory))
+        return self._share.files
+
+    async def fetch(self, manifest: Manifest, file: ModelFile, peers: list[Peer]) -> bool:
+        """One file into its place, by one process at a time; whether it is there. Raises OSError, FetchError."""
+        parts = (self._directory or cache_dir()) / "parts"
+        path = manifest.lock(file, self._directory)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            with contextlib.ExitStack() as held:
+                try:
+                    held.enter_context(lock(path, wait=False))
+                except BlockingIOError:
+                    await asyncio.sleep(_POLL)
+                    continue
+                if file.sha256 in manifest.kept(self._directory):
+                    return True
+                return await self._fetch(file, parts, manifest.home(self._directory) / file.name, peers)
+
+    async def _fetch(self, file: ModelFile, parts: Path, place: Path, peers: list[Peer]) -> bool:
+        """Where what came is not the file, nobody knows who lied: then one peer has to bring all of it, then another one."""
+        part = await _settled(partial(Part, parts, file))
+        for crew in (peers, peers[:1], peers[1:2]):
+            if not any(_has(peer, file) for peer in crew):
+                continue
+            gathering = _Gathering(self._world, part)
+            try:
+                await gathering.run(crew)
+            finally:
+                self.fetched += gathering.brought
+            if not part.ranges.complete:
+                return False
+            if await _settled(part.is_right):
+                await _settled(partial(part.move, place))
+                return True
+            log.warning("what peers sent is not the file; it was discarded", file=file.name, peers=[f"{p.host}:{p.port}" for p in crew])
+            await _settled(part.restart)
+        part.discard()
+        return False
+
+
+class _Gathering:
+    """One file, drawn from a crew of peers."""
+
+    def __init__(self, world: World, part: Part) -> None:
+        self.brought = 0
+        self._world, self._part, self._file, self._ranges = world, part, part.file, part.ranges
+        self._changed = asyncio.Event()
+        self._noting = asyncio.Lock()
+        self._failure: OSError | None = None
+        self._told = 0
+        self._began = world.now()
+
+    async def run(self, peers: list[Peer]) -> None:
+        """Until all is here, or nobody is left to ask. Raises OSError where this machine's disk fails."""
+        file = self._file
+        log.info("fetching from peers", file=file.name, bytes=file.size, resumed=self._part.resumed, peers=len(peers))
+        while not self._ranges.complete and self._failure is None:
+            if not (crew := [peer for peer in peers if _has(peer, file)][:_CREW]):
+                return
+            async with asyncio.TaskGroup() as tasks:
+                for peer in crew:
+                    for _ in range(_CONNECTIONS):
+                        tasks.create_task(self._draw(peer))
+        if self._failure is not None:
+            raise self._failure
+
+    async def _draw(self, peer: Peer) -> None:
+        """Over one connection; over another one where it ends after it brought something."""
+        backoff = Backoff(_FIRST_DELAY, _MOST_DELAY)
+        stream: FrameStream | None = None
+        try:
+            while _has(peer, self._file) and (piece := await self._next()) is not None:
+                fresh = stream is None
+                try:
+                    stream = stream or await self._world.connect(peer.host, peer.port, _TIMEOUT, peer.role)
+                    await self._write(piece, await _ask(stream, self._file.sha256, piece))
+                except BaseException as error:
+                    self._ranges.give_back(piece)
+                    self._changed.set()
+                    if stream is not None:
+                        stream.abort()
+                        stream = None
+                    if not isinstance(error, _Sent | OSError | EOFError | ProtocolError):
+                        raise
+                    if self._judge(peer, error, fresh, backoff):
+                        await asyncio.sleep(backoff.next(self._world.rng))
+                else:
+                    await self._finish(piece)
+        finally:
+            if stream is not None:
+                await stream.close()
+
+    def _judge(self, peer: Peer, error: Exception, fresh: bool, backoff: Backoff) -> bool:
+        """What becomes of a peer after an error; whether it is to be left alone for a while."""
+        if self._failure is not None:
+            return False  # this machine's own
+        if isinstance(error, _Sent):
+            if str(error) == BUSY and backoff.tries < _BUSY_TRIES:
+                return True
+            peer.files.discard(self._file.sha256)
+        elif fresh or isinstance(error, ProtocolError):
+            log.warning("a peer is asked no more", peer=f"{peer.host}:{peer.port}", reason=str(error) or type(error).__name__)
+            peer.lost = True
+        return False
+
+    @property
+    def _over(self) -> bool:
+        return self._ranges.complete or self._failure is not None
+
+    async def _next(self) -> range | None:
+        """The next range to ask for; waits for those that others may give back."""
+        while not self._over:
+            if (piece := self._ranges.take()) is not None:
+                return piece
+            self._changed.clear()
+            await self._changed.wait()
+        return None
+
+    async def _write(self, piece: range, bodies: list[memoryview]) -> None:
+        try:
+            await _settled(lambda: self._part.write(piece.start, bodies))
+        except OSError as error:
+            self._failure = error
+            raise
+
+    async def _finish(self, piece: range) -> None:
+        self._ranges.finish(piece)
+        self.brought += len(piece)
+        self._changed.set()
+        self._tell()
+        async with self._noting:
+            await _settled(self._part.note)
+
+    def _tell(self) -> None:
+        tenth = 10 * self._ranges.bytes_done // self._file.size
+        if tenth > self._told:
+            self._told = tenth
+            seconds = max(self._world.now() - self._began, 1e-9)
+            log.info("fetched from peers", file=self._file.name, percent=10 * tenth, bytes_per_second=round(self.brought / seconds))
+
+
+def _has(peer: Peer, file: ModelFile) -> bool:
+    return not peer.lost and file.sha256 in peer.files
+
+
+async def _ask(stream: FrameStream, sha256: str, piece: range) -> list[memoryview]:
+    """A range of a file. Raises _Sent, OSError, EOFError, RemoteProtocolError."""
+    async with asyncio.timeout(_TIMEOUT):
+        await stream.send(Frame(Kind.FETCH, meta=messages.encode(messages.Fetch(sha256, piece.start, len(piece)))))
+    bodies: list[memoryview] = []
+    at = piece.start
+    while at < piece.stop:
+        async with asyncio.timeout(_TIMEOUT):
+            frame = await stream.receive()
+        if frame.kind is Kind.ERROR:
+            message = messages.decode_error(frame.meta).message
+            raise _Sent(message) if message in (BUSY, ABSENT) else RemoteProtocolError(f"{stream.peer} refused: {message}")
+        body = memoryview(frame.body)
+        if frame.kind is not Kind.FETCH or frame.step != at or not 0 < len(body) <= min(FRAME, piece.stop - at):
+            raise RemoteProtocolError(f"{stream.peer} sent {frame.kind.name} {frame.step} of {len(body)} bytes for {at} of {piece}")
+        bodies.append(body)
+        at += len(body)
+    return bodies
+
+
+async def _settled(work: Callable[[], T]) -> T:
+    """Runs work in a thread. One that is cancelled waits for the thread, so that nothing touches a file that is no longer its own."""
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
