@@ -204,3 +204,20 @@ def test_a_node_leaves_when_its_layers_were_moved_under_a_stream():
         assert [said] == toy.expected(request, LAYERS)
 
     play(scenario)
+
+
+def test_a_node_that_is_told_twice_leaves_at_once():
+    async def scenario(town: Town) -> None:
+        for name in "ab":
+            town.start(name)
+        await town.until(lambda: len(town.head.cluster.members) == 2 and town.head.serving)
+        name = town.head.cluster.members[town.head.cluster.route[0]].name
+        town.network.freeze(town.hosts["ab".replace(name, "")])  # what should take the layers does not answer
+        town.agents[name].leave()
+        await asyncio.sleep(1)
+        town.agents[name].leave()
+        began = asyncio.get_running_loop().time()
+        assert "at once" in await town.running[name]
+        assert asyncio.get_running_loop().time() - began < 3
+
+    play(scenario)

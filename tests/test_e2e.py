@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
 import struct
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import httpx
 import psutil
 import pytest
 
+from shoal.control.client import describe
 from tests.support.cluster import Cluster, Process, cluster, gone, served, until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -202,33 +205,56 @@ def killed(made: Cluster, at: int) -> None:
 
 
 @pytest.mark.parametrize("at", [0, 1])
-def test_a_killed_node_is_an_error_to_clients_and_the_next_one_takes_its_place(tmp_path: Path, at: int) -> None:
+def test_what_a_killed_node_held_is_taken_over_and_answers_are_as_they_would_have_been(tmp_path: Path, at: int) -> None:
     with served(tmp_path, 2) as made:
-        before = made.texts(PROMPTS[0])
-        answers: list[httpx.Response] = []
-        client = threading.Thread(target=lambda: answers.append(made.complete("A story:", 2000, n=2)))
+        before, story = made.texts(PROMPTS[0]), made.texts("A story:", 60, n=2)
+        answers: list[list[str]] = []
+        client = threading.Thread(target=lambda: answers.append(made.texts("A story:", 60, n=2)))
         client.start()
         until(lambda: made.metric("sequences_running") == 2)
         killed(made, at)
         client.join(30)
-        assert answers[0].status_code == 503
-        assert made.complete("x").json()["error"]["code"] == "not_ready"
+        assert answers == [story]
         made.join("--name", "another")
-        made.until_ready()
+        until(lambda: made.metric("nodes") == 2)
         assert made.texts(PROMPTS[0]) == before
         made.until_idle()
 
 
-def test_a_killed_node_ends_a_stream_with_an_error_event(tmp_path: Path) -> None:
-    with (
-        served(tmp_path, 2) as made,
-        made.http.stream("POST", "/v1/completions", json={**STORY, "max_tokens": 4000, "stream": True}) as answer,
-    ):
-        lines = (line for line in answer.iter_lines() if line.startswith("data: "))
-        assert "text_completion" in next(lines)
+def lines_of(made: Cluster, tokens: int, seen: threading.Event) -> list[str]:
+    """A stream's events; `seen` is set after the first."""
+    body = {"prompt": "A story:", "max_tokens": tokens, "temperature": 0, "stream": True}
+    events: list[str] = []
+    with made.http.stream("POST", "/v1/completions", json=body) as answer:
+        for line in answer.iter_lines():
+            if line.startswith("data: "):
+                events.append(line.removeprefix("data: "))
+                seen.set()
+    return events
+
+
+def test_a_stream_waits_for_a_node_where_none_is_left(tmp_path: Path) -> None:
+    with served(tmp_path, 1) as made, ThreadPoolExecutor(1) as pool:
+        whole = made.texts("A story:", 60)[0]
+        stream = pool.submit(lines_of, made, 60, seen := threading.Event())
+        assert seen.wait(30)
         killed(made, 0)
-        last = list(lines)[-1]
-        assert "lost" in json.loads(last.removeprefix("data: "))["error"]["message"]
+        made.until_lost()
+        assert made.complete("x").json()["error"]["code"] == "not_ready"
+        made.join("--name", "another")
+        events = stream.result(30)
+        assert events[-1] == "[DONE]"
+        assert "".join(json.loads(event)["choices"][0]["text"] for event in events[:-1]) == whole
+        made.until_idle()
+
+
+def test_a_stream_that_waited_too_long_ends_with_an_error_event(tmp_path: Path) -> None:
+    with served(tmp_path, 1, "--wait", "1") as made, ThreadPoolExecutor(1) as pool:
+        stream = pool.submit(lines_of, made, 4000, seen := threading.Event())
+        assert seen.wait(30)
+        killed(made, 0)
+        assert "no nodes came" in json.loads(stream.result(30)[-1])["error"]["message"]
+        made.until_idle()
 
 
 def test_nodes_that_leave_and_come_again_and_again_are_served_with(tmp_path: Path) -> None:
@@ -261,11 +287,46 @@ def test_a_node_that_joins_later_waits_as_a_spare(tmp_path: Path) -> None:
 # Ends
 
 
-def test_a_killed_head_takes_its_nodes_along(tmp_path: Path) -> None:
-    with served(tmp_path, 2) as made:
+def test_nodes_without_patience_go_with_their_head(tmp_path: Path) -> None:
+    with cluster(tmp_path) as made:
+        made.serve("--min-nodes", "2", "--spread")
+        for i in range(2):
+            made.join("--name", f"n{i}", "--patience", "0")
+        made.until_ready()
         made.head.signal(signal.SIGKILL)
         assert [node.wait() for node in made.nodes] == [1, 1]
         assert all("the head" in node.said and "Traceback" not in node.said for node in made.nodes)
+
+
+def layers(made: Cluster) -> dict[str, tuple[int, int]]:
+    found = asyncio.run(describe(f"127.0.0.1:{made.control_port}"))
+    return {node.name: (node.first_layer, node.end_layer) for node in found.nodes}
+
+
+def test_nodes_find_a_head_that_is_started_anew_and_serve_the_layers_that_they_still_hold(tmp_path: Path) -> None:
+    with served(tmp_path, 2) as made:
+        before, held, head = made.texts(PROMPTS[0]), layers(made), made.head
+        head.signal(signal.SIGKILL)
+        head.wait()
+        until(lambda: all("the head was lost" in node.said for node in made.nodes))
+        made.serve("--min-nodes", "2", "--spread")
+        made.until_ready()
+        assert (made.texts(PROMPTS[0]), layers(made)) == (before, held)
+        assert all("Traceback" not in node.said for node in made.nodes)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_lets_a_node_go_when_its_layers_were_moved_and_a_second_one_at_once(tmp_path: Path, times: int) -> None:
+    with served(tmp_path, 2) as made, ThreadPoolExecutor(1) as pool:
+        whole = made.texts("A story:", 60)[0]
+        stream = pool.submit(lines_of, made, 60, seen := threading.Event())
+        assert seen.wait(30)
+        for _ in range(times):
+            made.nodes[0].signal(signal.SIGINT)
+        assert made.nodes[0].wait() == 0
+        assert "Traceback" not in made.nodes[0].said
+        events = stream.result(30)
+        assert "".join(json.loads(event)["choices"][0]["text"] for event in events[:-1]) == whole
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

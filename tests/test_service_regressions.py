@@ -39,7 +39,6 @@ from tests.support.http import CHAT, COMPLETIONS, fetch
 def test_cluster_serves_again_after_a_node_was_lost(tmp_path: Path) -> None:
     with served(tmp_path, 2) as made:
         made.nodes[0].signal(signal.SIGKILL)
-        made.until_lost()
         made.join("--name", "another")
         until(lambda: made.complete("Hi", 2).status_code == 200, made.story, 15)
         assert [made.complete("Hi", 2).status_code for _ in range(20)] == [200] * 20

@@ -80,7 +80,7 @@ class Agent:
         self._tasks: dict[asyncio.Task[None], None] = {}  # in the order in which they began
         self._beating: asyncio.Task[None] | None = None
         self._welcome = control.Welcome()
-        self._leaving = asyncio.Event()
+        self._leaving, self._hurry = asyncio.Event(), asyncio.Event()
 
     # Life
 
@@ -103,8 +103,8 @@ class Agent:
                 await self._world.compute(self._model.close)
 
     def leave(self) -> None:
-        """Asks the head to move this node's layers, and lets `run` return when it has, or after a while."""
-        self._leaving.set()
+        """Asks the head to move this node's layers, and lets `run` return when it has, or after a while; called again, at once."""
+        (self._hurry if self._leaving.is_set() else self._leaving).set()
 
     async def _belong(self, host: str, port: int) -> str:
         """One membership after another."""
@@ -159,7 +159,10 @@ class Agent:
         if not joined.is_set():
             return "it was told to leave"
         self._say(control.NodeMessage(leave=control.Leave()))
-        await asyncio.sleep(_LEAVING)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LEAVING):
+                await self._hurry.wait()
+            return "it was told to leave at once"
         return "it was told to leave, and its layers could not be moved in time"
 
     def _introduction(self, host: str, port: int) -> control.Join:
