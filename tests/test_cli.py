@@ -76,7 +76,6 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["serve", "--model", "/no/such.gguf"], "/no/such.gguf"),
     (["serve", "--kv-tokens", "5"], "--kv-tokens"),
     (["serve", "--host", "192.0.2.1"], "192.0.2.1"),
-    (["join"], "HOST:PORT"),
     (["join", "nowhere"], "HOST:PORT"),
     (["join", "no-such-host.invalid:7420"], "no-such-host.invalid"),
     (["join", "127.0.0.1:1", "--memory", "lots"], "lots"),
