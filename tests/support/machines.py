@@ -38,6 +38,8 @@ class Machine:
         here, there = f"10.77.{number % 250}.1", f"10.77.{number % 250}.2"
         self._proxies: list[Proxy] = []
         self.node: Process | None = None
+        self.lost = 0
+        """How often the head has lost it."""
         try:
             ip("netns", "add", self._namespace)
             ip("link", "add", self._cable, "type", "veth", "peer", "name", "eth0", "netns", self._namespace)
