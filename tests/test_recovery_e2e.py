@@ -77,6 +77,9 @@ class Sea:
     def member(self, name: str) -> bool:
         return name in self.nodes()
 
+    def told(self) -> str:
+        return "\n".join(asyncio.run(describe(f"127.0.0.1:{self.made.control_port}")).story)
+
     def until_whole(self) -> list[str]:
         """Three stages and a spare that could take over; the stages' names in their order."""
 
@@ -86,7 +89,7 @@ class Sea:
             spare = any(n.state.startswith("idle") for n in nodes.values())
             return [n.name for n in stages] if self.state == "serving" and spare and len(stages) == 3 else []
 
-        return until(route, lambda: f"{self.nodes()}\n{self.made.story()}")
+        return until(route, lambda: f"{self.nodes()}\n{self.told()}\n{self.made.story()}")
 
     def ask(self, prompts: list[str], tokens: int, begun: Callable[[list[str]], bool], act: Callable[[], None]) -> list[str]:
         """All at once; `act` is called, in a thread of its own, once they have begun."""
@@ -121,12 +124,12 @@ class Sea:
 
     def recovers(self, machine: Machine, what: str) -> None:
         """A node that lives comes back by itself, another one takes the place of one that does not; nothing is held any more."""
-        if what == "killed":
+        until(lambda: what == "killed" or self.member(machine.name), self.made.story)
+        machine.lost += 1
+        if what == "killed" or machine.lost == 2:  # the cluster holds off a node that is lost again and again
             machine.end()
             del self.machines[machine.name]
             self.start()
-        else:
-            until(lambda: self.member(machine.name), self.made.story)
         self.made.until_idle()
         assert "Traceback" not in self.made.head.said
 

@@ -39,6 +39,8 @@ class Machine:
         here, there = f"{net}.1", f"{net}.2"
         self._proxies: list[Proxy] = []
         self.node: Process | None = None
+        self.lost = 0
+        """How often the head has lost it."""
         try:
             ip("netns", "add", self._namespace)
             ip("link", "add", self._cable, "type", "veth", "peer", "name", "eth0", "netns", self._namespace)
