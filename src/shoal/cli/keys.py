@@ -37,6 +37,9 @@ def head_credentials(settings: HeadSettings) -> Credentials | None:
 async def open_desk(settings: HeadSettings, control_port: int, joining: str) -> PairingListener:
     """Lets nodes pair, and shows each code. joining: the command that a node is to run. Raises ConfigError."""
 
+    if settings.pairing_port:
+        joining += f" --pairing-port {settings.pairing_port}"
+
     def show(code: PairingCode) -> None:
         err.print(f"pairing code [bold]{code}[/bold], good for one machine: {joining} --code {code}", highlight=False)
 
@@ -64,7 +67,7 @@ async def node_credentials(settings: NodeSettings, address: str, found: Advert |
     paths = [_kept(address), *([_kept(found.cluster)] if found is not None else [])]
     if settings.code:
         host, port = parse_address(address)
-        pairing_port = found.pairing_port if found is not None and found.pairing_port else port + 1
+        pairing_port = settings.pairing_port or (found.pairing_port if found is not None else 0) or port + 1
         credentials = await pair(host, pairing_port, PairingCode(settings.code), settings.name or socket.gethostname())
         for path in paths:
             credentials.save(path)
