@@ -6,13 +6,17 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from random import Random
 
+import pytest
+
 from shoal.config import HeadSettings, NodeSettings
 from shoal.control import messages as control
+from shoal.errors import StageLost
 from shoal.executor.journal import JournalLimits
 from shoal.executor.measure import Speed
 from shoal.node.agent import Agent
 from shoal.node.conductor import Conductor, Served
 from shoal.node.interruption import Interruption
+from shoal.pipeline.driver import TokenStream
 from shoal.pipeline.timing import StepTiming
 from shoal.request import Request, RequestId, SamplingParams, TokenChunk
 from shoal.testing import toy
@@ -221,3 +225,14 @@ def test_a_node_that_is_told_twice_leaves_at_once():
         assert asyncio.get_running_loop().time() - began < 3
 
     play(scenario)
+
+
+def test_requests_of_a_head_before_this_one_wait_for_nodes_but_not_for_ever():
+    async def scenario(town: Town) -> None:
+        stream = TokenStream(town.request("old"))
+        town.head.take_up(stream)
+        async with asyncio.timeout(40):
+            with pytest.raises(StageLost, match="no nodes came for 30 s"):
+                await anext(stream)
+
+    play(scenario, wait=30.0)
