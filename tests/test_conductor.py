@@ -13,6 +13,7 @@ from shoal.control import messages as control
 from shoal.errors import StageLost
 from shoal.executor.journal import JournalLimits
 from shoal.executor.measure import Speed
+from shoal.membership.instructions import Instruction
 from shoal.node.agent import Agent
 from shoal.node.conductor import Conductor, Served
 from shoal.node.interruption import Interruption
@@ -236,3 +237,22 @@ def test_requests_of_a_head_before_this_one_wait_for_nodes_but_not_for_ever():
                 await anext(stream)
 
     play(scenario, wait=30.0)
+
+
+def test_a_look_at_the_cluster_that_fails_is_said_and_not_the_last(monkeypatch: pytest.MonkeyPatch):
+    async def scenario(town: Town) -> None:
+        def fail(*_: object) -> list[Instruction]:
+            raise RuntimeError("a bug")
+
+        for name in "ab":
+            town.start(name)
+        await town.serving(2)
+        with monkeypatch.context() as broken:
+            broken.setattr(town.head.cluster, "_improve", fail)
+            await asyncio.sleep(1)
+        town.network.freeze(town.hosts["a"])
+        await town.until(lambda: len(town.head.cluster.members) == 1)
+        assert sum("a bug" in line for line in town.head.story) == 1
+        town.network.thaw(town.hosts["a"])
+
+    play(scenario, min_nodes=2, spread=True)

@@ -159,12 +159,23 @@ class Conductor:
             log.error("a task of the head failed unexpectedly", exc_info=error)
 
     async def _tick(self) -> None:
+        """Time passes whatever fails: without it no silence would ever be noticed again."""
+        said = ""
         while True:
             await asyncio.sleep(_TICK)
-            self._handle(events.Tick())
-            self._strand()
-            if self.driver is not None and self.driver.stalled() > self.settings.step_timeout:
-                self.driver.cut(f"no result came for {self.settings.step_timeout:g} s")
+            try:
+                self._ticked()
+            except Exception as error:
+                if (now := f"a look at the cluster failed unexpectedly: {error!r}") != said:  # not ten times a second
+                    said = now
+                    log.error("a look at the cluster failed unexpectedly; it is tried again", exc_info=error)
+                    self._carry_out(instructions.Report(now))
+
+    def _ticked(self) -> None:
+        self._handle(events.Tick())
+        self._strand()
+        if self.driver is not None and self.driver.stalled() > self.settings.step_timeout:
+            self.driver.cut(f"no result came for {self.settings.step_timeout:g} s")
 
     async def _keep_pace(self) -> None:
         """Lets the cluster know of stages that are slower than their nodes' measure promised."""
