@@ -10,7 +10,7 @@ from time import monotonic
 from typing import TypeVar
 
 from shoal.cli.show import err
-from shoal.config import HeadSettings, NodeSettings, keys_dir
+from shoal.config import LOOPBACK, HeadSettings, NodeSettings, keys_dir
 from shoal.discovery.advert import Advert
 from shoal.errors import ClusterError, ConfigError
 from shoal.node.agent import parse_address
@@ -56,7 +56,9 @@ async def open_desk(settings: HeadSettings, control_port: int, joining: str) -> 
 
 
 def _kept(address: str) -> Path:
-    return keys_dir() / (re.sub(r"[^A-Za-z0-9.]+", "-", address).strip("-") + ".pem")
+    """host:port or a cluster's name → where a node's credentials for it lie; an IPv6 address keeps its colons apart."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "-", address.replace("[", "").replace("]", ""))
+    return keys_dir() / f"{plain}.pem"
 
 
 async def node_credentials(settings: NodeSettings, address: str, found: Advert | None = None) -> Credentials | None:
@@ -72,9 +74,14 @@ async def node_credentials(settings: NodeSettings, address: str, found: Advert |
         for path in paths:
             credentials.save(path)
         return credentials
-    if found is not None and not found.secure:
-        return None
     kept = [path for path in paths if path.exists()]
+    if found is not None and not found.secure:
+        if kept:  # anyone can announce anything: a cluster that asked for a certificate once goes on doing so
+            raise ConfigError(
+                f"this machine has paired with cluster {found.cluster}, and what answers at {found.address} is not protected; if that "
+                f"is meant, delete {kept[0]}"
+            )
+        return None
     if found is not None and not kept:
         raise ConfigError(f"cluster {found.cluster} lets in who knows its pairing code; `shoal serve` shows it: --code CODE")
     return Credentials.load(kept[0]) if kept else None
@@ -86,14 +93,20 @@ def certify(address: str) -> None:
 
 
 async def as_operator(address: str, ask: Callable[[Credentials | None], Awaitable[T]]) -> T:
-    """Asks a head something with what keys there are: this machine's authority, a certificate of an earlier pairing, or none."""
+    """Asks a head something with what keys there are: this machine's authority, a certificate of an earlier pairing, or none.
+
+    A head elsewhere that this machine has paired with is not asked without: whoever breaks the TLS off could answer in its place.
+    """
+    host, _ = parse_address(address)
     tries: list[Credentials | None] = []
     if (keys_dir() / "authority").exists():
         tries.append(authority().credentials(Role.HEAD, "operator"))
     if _kept(address).exists():
         tries.append(Credentials.load(_kept(address)))
+    if host in LOOPBACK or not _kept(address).exists():
+        tries.append(None)
     failure: ClusterError | None = None
-    for credentials in (*tries, None):
+    for credentials in tries:
         try:
             return await ask(credentials)
         except ClusterError as error:
