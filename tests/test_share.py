@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -36,7 +36,7 @@ from shoal.security.certificates import Role
 from shoal.transport import memory, tcp
 from shoal.transport.base import FrameStream
 from shoal.wire import messages
-from shoal.wire.frame import Frame, Kind
+from shoal.wire.frame import HEADER, MAGIC, MAX_BODY, VERSION, Frame, Kind
 from tests.support import tiny
 
 CONTENT = Random(1).randbytes(5 * GRAIN // 2 + 7)
@@ -104,6 +104,7 @@ async def over_memory(files: Share, ends: list[Exception]) -> AsyncIterator[Fram
 async def over_tcp(files: Share, ends: list[Exception]) -> AsyncIterator[FrameStream]:
     listener = await tcp.listen("127.0.0.1", 0, lambda stream: _serve(stream, files, ends))
     left = await tcp.connect("127.0.0.1", listener.port, 5)
+    left.trust(FRAME)
     yield left
     await left.close()
     await until(lambda: bool(ends))
@@ -408,6 +409,19 @@ def test_the_ranges_of_a_bad_peer_go_to_the_others(hand: Hand, machine: Machine,
 def test_bad_peers_alone_bring_nothing_and_break_nothing(hand: Hand, machine: Machine, tmp_path: Path):
     async def scenario() -> None:
         async with holding(hand) as bad:
+            await Fetcher(machine, Share(), tmp_path).fill(order(bad.peer()))
+            assert brought(tmp_path) is None
+
+    played(scenario())
+
+
+def test_a_peer_that_announces_more_than_a_frame_is_given_up_before_room_is_made(machine: Machine, tmp_path: Path):
+    async def announcing(stream: FrameStream, asked: messages.Fetch, before: list[range]) -> None:
+        header = HEADER.pack(MAGIC, VERSION, Kind.FETCH, 0, 0, 0, 0, 0, asked.offset, MAX_BODY)
+        cast(Any, stream)._protocol.transport.write(header)
+
+    async def scenario() -> None:
+        async with holding(announcing) as bad, asyncio.timeout(10):  # less than a frame is waited for
             await Fetcher(machine, Share(), tmp_path).fill(order(bad.peer()))
             assert brought(tmp_path) is None
 

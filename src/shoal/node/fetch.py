@@ -164,7 +164,9 @@ class _Gathering:
             while _has(peer, self._file) and (piece := await self._next()) is not None:
                 fresh = stream is None
                 try:
-                    stream = stream or await self._world.connect(peer.host, peer.port, _TIMEOUT, peer.role)
+                    if stream is None:
+                        stream = await self._world.connect(peer.host, peer.port, _TIMEOUT, peer.role)
+                        stream.trust(FRAME)
                     await self._write(piece, await _ask(stream, self._file.sha256, piece))
                 except BaseException as error:
                     self._ranges.give_back(piece)

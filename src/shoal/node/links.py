@@ -64,6 +64,7 @@ async def introduce(stream: FrameStream, epoch: int, hello: messages.Hello) -> N
         raise RemoteProtocolError(f"{stream.peer} refused the link: {messages.decode_error(answer.meta).message}")
     if answer.kind is not Kind.HELLO:
         raise RemoteProtocolError(f"{stream.peer} answered a greeting with {answer.kind.name}")
+    stream.trust()
 
 
 async def greeted(stream: FrameStream, share: Share) -> Frame:

@@ -157,7 +157,7 @@ class SimStream:
     async def receive(self) -> Frame:
         return await self._pipe.ends[self._side].get()
 
-    def trust(self) -> None:
+    def trust(self, body: int | None = None) -> None:
         pass
 
     async def close(self) -> None:

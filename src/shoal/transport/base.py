@@ -29,8 +29,8 @@ class FrameStream(Protocol):
         """The next frame. Raises EOFError at a clean end, ConnectionError at a broken one, RemoteProtocolError for bytes that are no frames."""
         ...
 
-    def trust(self) -> None:
-        """The peer has introduced itself: frames may be as large as the protocol allows."""
+    def trust(self, body: int | None = None) -> None:
+        """The peer has introduced itself: frames may be as large as the protocol allows; with `body` only bodies, of so many bytes."""
         ...
 
     async def close(self) -> None:

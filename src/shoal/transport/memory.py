@@ -59,7 +59,7 @@ class MemoryStream:
         self.arrived = perf_counter()
         return self._frames.popleft()
 
-    def trust(self) -> None:
+    def trust(self, body: int | None = None) -> None:
         """Both ends are this process."""
 
     async def close(self) -> None:

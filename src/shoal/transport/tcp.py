@@ -22,8 +22,7 @@ _READ_AHEAD = 16  # frames that wait for their reader before the peer is made to
 class _Protocol(asyncio.BufferedProtocol):
     def __init__(self, accepted: _Accepted | None = None) -> None:
         self._accepted = accepted
-        # Who has not introduced itself may not make this side set aside memory.
-        self._decoder = FrameDecoder() if accepted is None else FrameDecoder(GREETING, GREETING)
+        self._decoder = FrameDecoder(GREETING, GREETING)  # who has not introduced itself may not make this side set aside memory
         self.frames: deque[tuple[Frame, float]] = deque()
         self.failure: Exception | None = None
         self.readable: asyncio.Future[None] | None = None
@@ -82,8 +81,10 @@ class _Protocol(asyncio.BufferedProtocol):
         if self._writable is not None:
             await asyncio.shield(self._writable)
 
-    def trust(self) -> None:
-        self._decoder.max_meta, self._decoder.max_body = MAX_META, MAX_BODY
+    def trust(self, body: int | None) -> None:
+        self._decoder.max_body = MAX_BODY if body is None else body
+        if body is None:
+            self._decoder.max_meta = MAX_META
 
     def taken(self) -> None:
         if self._paused and len(self.frames) <= _READ_AHEAD // 2 and not self.transport.is_closing():
@@ -147,8 +148,8 @@ class TcpStream:
         """Like close, without waiting for it."""
         self._protocol.transport.close()
 
-    def trust(self) -> None:
-        self._protocol.trust()
+    def trust(self, body: int | None = None) -> None:
+        self._protocol.trust(body)
 
 
 class _Accepted:
