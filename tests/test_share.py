@@ -612,6 +612,21 @@ def test_a_disk_without_room_is_left_to_the_origin_to_tell(machine: Machine, tmp
     played(scenario())
 
 
+def test_what_peers_had_begun_is_let_go_once_the_origin_brought_it(machine: Machine, tmp_path: Path):
+    async def scenario() -> None:
+        fetcher = Fetcher(machine, Share(), tmp_path)
+        async with holding(dying_later) as bad:
+            await fetcher.fill(order(bad.peer()))
+        assert len(left(tmp_path)) == 2
+        place = Manifest(REFERENCE, (FILE,)).home(tmp_path) / FILE.name
+        place.parent.mkdir(parents=True)
+        place.write_bytes(CONTENT)
+        assert fetcher.offer(order()) == [HASH]
+        assert left(tmp_path) == []
+
+    played(scenario())
+
+
 def test_a_disk_that_fails_is_no_peers_fault(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")

@@ -24,7 +24,7 @@ class Part:
 
     def __init__(self, folder: Path, file: ModelFile) -> None:
         self.file = file
-        self.path, self._note = folder / f"{file.sha256}.part", folder / f"{file.sha256}.ranges"
+        self.path, self._note = _paths(folder, file.sha256)
         folder.mkdir(parents=True, exist_ok=True)
         self.ranges = self._resumed() or self._fresh()
         self.resumed = self.ranges.bytes_done
@@ -72,6 +72,15 @@ class Part:
         self.discard()
 
     def discard(self) -> None:
-        for path in (self._note, self.path):
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
+        discard(self.path.parent, self.file.sha256)
+
+
+def _paths(folder: Path, sha256: str) -> tuple[Path, Path]:
+    return folder / f"{sha256}.part", folder / f"{sha256}.ranges"
+
+
+def discard(folder: Path, sha256: str) -> None:
+    """Lets go of what was fetched of a file. Raises OSError."""
+    for path in reversed(_paths(folder, sha256)):
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()

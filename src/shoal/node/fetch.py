@@ -20,7 +20,7 @@ from shoal.config import cache_dir
 from shoal.control import messages as control
 from shoal.errors import FetchError, ProtocolError, RemoteProtocolError
 from shoal.models.manifest import Manifest, ModelFile
-from shoal.models.part import Part
+from shoal.models.part import Part, discard
 from shoal.models.sources import lock
 from shoal.node.share import ABSENT, BUSY, FRAME, Share
 from shoal.node.world import World
@@ -89,7 +89,10 @@ class Fetcher:
     def offer(self, order: control.Load) -> list[str]:
         """Shares what this machine keeps of an order's files; hashes of all that it shares."""
         if self._share.open and order.files:
-            self._share.add(manifest_of(order).kept(self._directory))
+            self._share.add(kept := manifest_of(order).kept(self._directory))
+            for sha256 in kept:  # the origin brought what a fetch from peers had begun
+                with contextlib.suppress(OSError):
+                    discard((self._directory or cache_dir()) / "parts", sha256)
         return self._share.files
 
     async def fetch(self, manifest: Manifest, file: ModelFile, peers: list[Peer]) -> bool:
