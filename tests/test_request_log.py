@@ -187,3 +187,20 @@ def test_a_disk_that_does_not_answer_holds_up_nobody(tmp_path: Path, monkeypatch
         assert len(logs) == 1
 
     with_log(tmp_path, hang)
+
+
+def test_a_failure_that_nobody_expected_leaves_nobody_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    async def work(log: RequestLog) -> None:
+        def fail(data: bytes) -> None:
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr(log, "_append", fail)
+        async with asyncio.timeout(5):
+            await log.accepted("a", b"", asked("a"))
+            await log.accepted("b", b"", asked("b"))
+            await log.close()
+        monkeypatch.setattr(log, "close", lambda: asyncio.sleep(0))
+
+    with capture_logs() as logs:
+        with_log(tmp_path, work)
+    assert any("can no longer be kept" in line["event"] for line in logs)

@@ -143,8 +143,10 @@ class RequestLog:
                     _release(waiting)
                 if self._bytes > self._bound:
                     await asyncio.to_thread(self._compact)
-        except OSError as error:
-            self._give_up(error.strerror or str(error))
+        except Exception as error:  # whatever it is: who waits for the file must not wait for ever
+            if not isinstance(error, OSError):
+                log.error("writing the kept requests failed unexpectedly", exc_info=error)
+            self._give_up(getattr(error, "strerror", None) or str(error) or type(error).__name__)
 
     def _append(self, data: bytes) -> None:
         view = memoryview(data)
