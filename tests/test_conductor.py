@@ -256,3 +256,44 @@ def test_a_look_at_the_cluster_that_fails_is_said_and_not_the_last(monkeypatch: 
         town.network.thaw(town.hosts["a"])
 
     play(scenario, min_nodes=2, spread=True)
+
+
+def test_what_was_ordered_by_a_head_that_is_gone_is_not_answered_to_the_next_one(monkeypatch: pytest.MonkeyPatch):
+    """The next head's epochs have the same numbers."""
+
+    async def scenario(town: Town) -> None:
+        town.start("a")
+        await town.serving(1)
+        agent, said = town.agents["a"], list[control.NodeMessage]()
+        monkeypatch.setattr(agent, "_say", said.append)
+        loading, over = asyncio.Event(), asyncio.Event()
+
+        async def late(order: control.Load) -> None:
+            loading.set()
+            await over.wait()
+            raise OSError("too late")
+
+        monkeypatch.setattr(agent._fetcher, "fill", late)
+        agent._spawn(agent._load(control.Load(epoch=9, end_layer=1, layers=LAYERS)))
+        await loading.wait()
+        agent._epochs.clear()  # as when a membership ends
+        over.set()
+        await asyncio.sleep(1)
+        assert not [message for message in said if message.WhichOneof("kind") == "failed"]
+
+    play(scenario)
+
+
+def test_a_node_that_cannot_enter_a_route_says_so_whatever_it_was():
+    async def scenario(town: Town) -> None:
+        town.start("a")
+        await town.serving(1)
+        town.agents["a"]._model.enter = fail  # type: ignore[union-attr, method-assign]
+        town.start("b")
+        async with asyncio.timeout(15):  # sooner than a link is given up
+            await town.until(lambda: any("a bug" in line for line in town.head.story))
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    play(scenario, spread=True)

@@ -241,16 +241,20 @@ class Agent:
             self._say(control.NodeMessage(heartbeat=heartbeat))
             await asyncio.sleep(interval)
 
-    def _failed(self, epoch: int, reason: str) -> None:
-        log.error("stage failed", epoch=epoch, reason=reason)
-        self._say(control.NodeMessage(failed=control.Failed(epoch=epoch, reason=reason)))
+    def _failed(self, epoch: _Epoch, reason: str) -> None:
+        """The head learns of it, unless it is another head by now: its epochs have the same numbers and mean others."""
+        log.error("stage failed", epoch=epoch.order.epoch, reason=reason)
+        if self._is_ordered(epoch):
+            self._say(control.NodeMessage(failed=control.Failed(epoch=epoch.order.epoch, reason=reason)))
 
     async def _probe(self, probe: control.Probe) -> None:
         try:
             async with asyncio.timeout(TIMEOUT):
                 link = await measure_link(await self._world.connect(probe.host, probe.port, TIMEOUT, Role.HEAD), self._world.now)
         except (OSError, EOFError, ProtocolError) as error:
-            self._failed(0, f"the head's tensor port {probe.host}:{probe.port} cannot be reached: {str(error) or type(error).__name__}")
+            reason = f"the head's tensor port {probe.host}:{probe.port} cannot be reached: {str(error) or type(error).__name__}"
+            log.error("the link to the head could not be measured", reason=reason)
+            self._say(control.NodeMessage(failed=control.Failed(reason=reason)))
             return
         self._say(control.NodeMessage(probed=control.Probed(round_trip=2 * link.seconds, bytes_per_second=link.bytes_per_second)))
 
@@ -271,7 +275,7 @@ class Agent:
         except Exception as error:
             if not isinstance(error, ShoalError | MemoryError | OSError):
                 log.error("loading failed unexpectedly", exc_info=error)
-            self._failed(order.epoch, str(error) or type(error).__name__)
+            self._failed(epoch, str(error) or type(error).__name__)
             return
         if not self._is_latest(epoch):
             return
@@ -281,9 +285,13 @@ class Agent:
         loaded.shared.extend(self._fetcher.offer(order))
         self._say(control.NodeMessage(loaded=loaded))
 
+    def _is_ordered(self, epoch: _Epoch) -> bool:
+        """Whether it belongs to this membership, and was not left for another epoch."""
+        return self._epochs.get(epoch.order.epoch) is epoch
+
     def _is_latest(self, epoch: _Epoch) -> bool:
         """Whether no other order, and no other membership, has come meanwhile."""
-        return self._epochs.get(epoch.order.epoch) is epoch and max(self._epochs) == epoch.order.epoch
+        return self._is_ordered(epoch) and max(self._epochs) == epoch.order.epoch
 
     async def _model_for(self, order: control.Load) -> Model:
         """What this node holds of the model; of another one it then holds nothing any more."""
@@ -310,6 +318,8 @@ class Agent:
                 for old in [e for e in self._epochs if e < link.epoch]:
                     del self._epochs[old]
                 executor = await self._world.compute(lambda: model.enter(epoch.layers, keep, order.blocks))
+                if not self._is_ordered(epoch):
+                    return  # the head was lost meanwhile, and the stage with it
                 service = StageService(
                     executor,
                     epoch=link.epoch,
@@ -323,10 +333,13 @@ class Agent:
             hello = Hello(__version__, self._welcome.cluster, self._welcome.name, order.stage + 1)
             role = Role.HEAD if service.last else Role.NODE
             service.link(await self._links.open(link.host, link.port, link.epoch, hello, role))
-        except (OSError, EOFError, ShoalError, MemoryError) as error:
-            self._failed(link.epoch, f"no link to the next stage: {str(error) or type(error).__name__}")
+        except Exception as error:
+            if not isinstance(error, OSError | EOFError | ShoalError | MemoryError):
+                log.error("entering a route failed unexpectedly", exc_info=error)
+            self._failed(epoch, f"no link to the next stage: {str(error) or type(error).__name__}")
             return
-        self._say(control.NodeMessage(linked=control.Linked(epoch=link.epoch)))
+        if self._is_ordered(epoch):
+            self._say(control.NodeMessage(linked=control.Linked(epoch=link.epoch)))
 
     async def _rest(self, epoch: int) -> None:
         async with self._changing:
