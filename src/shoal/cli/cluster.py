@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 import uvloop
 
-from shoal.cli.discover import announced, find_head
+from shoal.cli.discover import announced, check_announcing, find_head
 from shoal.cli.keys import head_credentials, node_credentials, open_desk
 from shoal.cli.local import local_cluster
 from shoal.cli.options import Memory, Nodes, Runtime, Threads, node_settings, settings
@@ -218,6 +218,7 @@ def register(app: typer.Typer) -> None:
     @app.command("serve", help=_SERVE_HELP)
     @settings(HeadSettings)
     def serve(settings: HeadSettings) -> None:  # pyright: ignore[reportUnusedFunction]
+        check_announcing(settings)
         _warn_open(settings)
         uvloop.run(_serve(settings.kept_by_default()))
 

@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator
 
 from shoal import __version__
 from shoal.cli.show import err
-from shoal.config import NodeSettings
-from shoal.discovery.advert import Advert, words
+from shoal.config import HeadSettings, NodeSettings
+from shoal.discovery.advert import Advert, check_name, words
 from shoal.discovery.base import Registry
 from shoal.discovery.registry import open_registry
 from shoal.errors import ClusterError
@@ -32,6 +32,12 @@ def _advert(head: Head, pairing_port: int) -> Advert:
         __version__,
         settings.protected,
     )
+
+
+def check_announcing(settings: HeadSettings) -> None:
+    """Before a model is fetched that could then not be announced. Raises ConfigError."""
+    check_name(settings.cluster)
+    open_registry(settings.discovery)
 
 
 @contextlib.asynccontextmanager
