@@ -54,40 +54,37 @@ async def round_of(model: str, context: int, threads: int, journals: bool) -> di
 
 
 def overhead(path: Path, threads: int, rounds: int) -> list[tuple[str, float, float]]:
-    """Tokens per second of a stage of ten layers with its journal and without, taken in turns."""
+    """Tokens per second of a stage of ten layers with its journal and without: each step on both in turn, medians over all."""
     weights = open_weights(path)
-    blocks = 64
     make = factory(RuntimeName.NATIVE, Precision.AUTO, threads)
     stages: list[StageExecutor] = []
     for limits in (JournalLimits(1 << 28), JournalLimits()):
         shard = Shard(make, bf16=True, journals=limits)
         shard.load(range(10), weights)
-        stages.append(shard.enter(range(10), range(0), blocks))
-    figures: dict[str, tuple[list[float], list[float]]] = {"decode, 8 rows": ([], []), "prefill, 256 rows": ([], [])}
+        stages.append(shard.enter(range(10), range(0), 64))
+    decoding: tuple[list[float], list[float]] = ([], [])
+    prefilling: tuple[list[float], list[float]] = ([], [])
     for i in range(rounds):
-        order = (0, 1) if i % 2 else (1, 0)
-        for which in order:
-            eight, chunk = rates(stages[which], 1000 * i)
-            figures["decode, 8 rows"][which].append(eight)
-            figures["prefill, 256 rows"][which].append(chunk)
-    return [(name, median(kept), median(bare)) for name, (kept, bare) in figures.items()]
+        first = 1000 * i
+        tokens = [(j * 7919 + first) % 40000 for j in range(256)]
+        for step in range(4):
+            in_turn(stages, StepPlan(step, [], [first], [], [], [Chunk(first, 0, tokens, list(range(8)), False)]), prefilling)
+        rows = [first + 1 + j for j in range(8)]
+        for step in range(64):
+            fresh = step % 32 == 0
+            chunks = [Chunk(row, step, [tokens[step]], [8 + 4 * j + step // 32] if fresh else [], False) for j, row in enumerate(rows)]
+            in_turn(stages, StepPlan(step, [], [], [], [], chunks), decoding)
+        for stage in stages:
+            stage.run(StepPlan(0, [], [first, *rows], [], [], []), None)
+    named = (("decode, 8 rows", 8, decoding), ("prefill, 256 rows", 256, prefilling))
+    return [(name, count / median(kept), count / median(bare)) for name, count, (kept, bare) in named]
 
 
-def rates(stage: StageExecutor, first: int) -> tuple[float, float]:
-    """Tokens per second at decode, 8 rows a step, and at prefill, 256 rows a step."""
-    tokens = [(i * 7919 + first) % 40000 for i in range(256)]
-    began = perf_counter()
-    for step in range(4):
-        chunk = Chunk(first, 0, tokens, list(range(8)), False)
-        stage.run(StepPlan(step, [], [first], [], [], [chunk]), None)
-    prefilled = perf_counter()
-    rows = [first + 1 + i for i in range(8)]
-    for step in range(100):
-        chunks = [Chunk(row, step, [tokens[step]], [8 + 4 * i + step // 32] if step % 32 == 0 else [], False) for i, row in enumerate(rows)]
-        stage.run(StepPlan(step, [], [], [], [], chunks), None)
-    decoded = perf_counter()
-    stage.run(StepPlan(0, [], [first, *rows], [], [], []), None)
-    return 800 / (decoded - prefilled), 1024 / (prefilled - began)
+def in_turn(stages: list[StageExecutor], plan: StepPlan, seconds: tuple[list[float], list[float]]) -> None:
+    for which in (0, 1) if len(seconds[0]) % 2 else (1, 0):
+        began = perf_counter()
+        stages[which].run(plan, None)
+        seconds[which].append(perf_counter() - began)
 
 
 async def main(contexts: list[int], threads: int, rounds: int) -> None:

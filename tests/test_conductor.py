@@ -6,13 +6,18 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from random import Random
 
+import pytest
+
 from shoal.config import HeadSettings, NodeSettings
 from shoal.control import messages as control
+from shoal.errors import StageLost
 from shoal.executor.journal import JournalLimits
 from shoal.executor.measure import Speed
+from shoal.membership.instructions import Instruction
 from shoal.node.agent import Agent
 from shoal.node.conductor import Conductor, Served
 from shoal.node.interruption import Interruption
+from shoal.pipeline.driver import TokenStream
 from shoal.pipeline.timing import StepTiming
 from shoal.request import Request, RequestId, SamplingParams, TokenChunk
 from shoal.testing import toy
@@ -221,3 +226,33 @@ def test_a_node_that_is_told_twice_leaves_at_once():
         assert asyncio.get_running_loop().time() - began < 3
 
     play(scenario)
+
+
+def test_requests_of_a_head_before_this_one_wait_for_nodes_but_not_for_ever():
+    async def scenario(town: Town) -> None:
+        stream = TokenStream(town.request("old"))
+        town.head.take_up(stream)
+        async with asyncio.timeout(40):
+            with pytest.raises(StageLost, match="no nodes came for 30 s"):
+                await anext(stream)
+
+    play(scenario, wait=30.0)
+
+
+def test_a_look_at_the_cluster_that_fails_is_said_and_not_the_last(monkeypatch: pytest.MonkeyPatch):
+    async def scenario(town: Town) -> None:
+        def fail(*_: object) -> list[Instruction]:
+            raise RuntimeError("a bug")
+
+        for name in "ab":
+            town.start(name)
+        await town.serving(2)
+        with monkeypatch.context() as broken:
+            broken.setattr(town.head.cluster, "_improve", fail)
+            await asyncio.sleep(1)
+        town.network.freeze(town.hosts["a"])
+        await town.until(lambda: len(town.head.cluster.members) == 1)
+        assert sum("a bug" in line for line in town.head.story) == 1
+        town.network.thaw(town.hosts["a"])
+
+    play(scenario, min_nodes=2, spread=True)

@@ -58,7 +58,7 @@ def test_they_say_who_they_are_and_keep_the_key_to_themselves():
 
 def test_missing_open_and_spoilt_files(tmp_path: Path):
     path = tmp_path / "node.pem"
-    with pytest.raises(ConfigError, match="shoal pair"):
+    with pytest.raises(ConfigError, match="--code CODE"):
         Credentials.load(path)
     NODE.save(path)
     path.chmod(0o644)

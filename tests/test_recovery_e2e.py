@@ -199,3 +199,34 @@ def test_prompts_go_on(sea: Sea, undisturbed: list[list[str]], what: str, at: st
     which = (list(HAPPENINGS).index(what) * len(STAGES) + STAGES.index(at)) % len(LONG)
     assert sea.prefilling(LONG[which], lambda: HAPPENINGS[what](sea, machine)) == undisturbed[1 + which]
     sea.recovers(machine, what)
+
+
+SAMPLED = [
+    {"temperature": 0.9, "seed": 7, "n": 2, "logprobs": True, "top_logprobs": 3, "frequency_penalty": 0.4},
+    {"temperature": 1.2, "top_p": 0.9, "seed": 5, "presence_penalty": 0.5, "logit_bias": {"28": -5}},
+    {"temperature": 0.7, "seed": 11, "stop": [" captain", "island"], "n": 3},
+    {"temperature": 0, "logprobs": True, "top_logprobs": 1},
+]
+
+
+@pytest.mark.parametrize("at", STAGES)
+def test_all_that_is_drawn_goes_on(sea: Sea, at: str) -> None:
+    """Draws, penalties, log-probabilities, stop strings and choices are what they would have been, to the last bit."""
+
+    async def answers(act: Callable[[], None] | None) -> list[object]:
+        async with httpx.AsyncClient(base_url=sea.made.url, timeout=BOUND, trust_env=False) as client:
+            bodies = [{"messages": [{"role": "user", "content": STORIES[i]}], "max_tokens": 48, **more} for i, more in enumerate(SAMPLED)]
+            asked = [asyncio.ensure_future(client.post("/v1/chat/completions", json=body)) for body in bodies]
+            if act is not None:
+                began = sea.made.metric("generated_tokens_total")
+                while sea.made.metric("generated_tokens_total") < began + 40:
+                    assert not all(one.done() for one in asked), "all has been said before anything could happen"
+                    await asyncio.sleep(0.01)
+                act()
+            return [(await one).json()["choices"] for one in asked]
+
+    machine = sea.machines[sea.until_whole()[STAGES.index(at)]]
+    undisturbed = asyncio.run(answers(None))
+    assert len({json.dumps(choice) for choices in undisturbed for choice in choices}) == 7  # two, one, three and one
+    assert asyncio.run(answers(lambda: kill(sea, machine))) == undisturbed
+    sea.recovers(machine, "killed")

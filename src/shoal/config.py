@@ -102,6 +102,7 @@ class NodeSettings(Settings):
     cluster: str = setting("", "The cluster to look for where no address is given; empty: the only one there is.")
     discovery: str = setting("mdns", "Where to look for it: mdns, redis://HOST:PORT or none.")
     code: str = setting("", "The pairing code that `shoal serve` shows; needed once, this machine then keeps a certificate.")
+    pairing_port: int = setting(0, "Port that the code is presented at; 0: the one after the head's.", low=0, high=65535)
     bind: str = setting("", "Address that the tensor port listens on; empty: the one that faces the head.")
     tensor_port: int = setting(0, "TCP port for tensors; 0 takes a free one.", low=0, high=65535)
     memory: str = setting("", "Most memory that weights and KV blocks may take, like 1GiB; empty: three quarters of what is free.")

@@ -35,7 +35,8 @@ class Machine:
         number = next(_numbers)
         self.name = name
         self._namespace, self._cable = f"shoal{os.getpid()}-{number}", f"sh{os.getpid() % 100000}-{number}"
-        here, there = f"10.77.{number % 250}.1", f"10.77.{number % 250}.2"
+        net = f"10.{64 + os.getpid() % 64}.{number % 250}"  # of this run of the tests alone
+        here, there = f"{net}.1", f"{net}.2"
         self._proxies: list[Proxy] = []
         self.node: Process | None = None
         self.lost = 0

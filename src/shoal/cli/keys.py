@@ -10,7 +10,7 @@ from time import monotonic
 from typing import TypeVar
 
 from shoal.cli.show import err
-from shoal.config import HeadSettings, NodeSettings, keys_dir
+from shoal.config import LOOPBACK, HeadSettings, NodeSettings, keys_dir
 from shoal.discovery.advert import Advert
 from shoal.errors import ClusterError, ConfigError
 from shoal.node.agent import parse_address
@@ -37,6 +37,9 @@ def head_credentials(settings: HeadSettings) -> Credentials | None:
 async def open_desk(settings: HeadSettings, control_port: int, joining: str) -> PairingListener:
     """Lets nodes pair, and shows each code. joining: the command that a node is to run. Raises ConfigError."""
 
+    if settings.pairing_port:
+        joining += f" --pairing-port {settings.pairing_port}"
+
     def show(code: PairingCode) -> None:
         err.print(f"pairing code [bold]{code}[/bold], good for one machine: {joining} --code {code}", highlight=False)
 
@@ -53,7 +56,9 @@ async def open_desk(settings: HeadSettings, control_port: int, joining: str) -> 
 
 
 def _kept(address: str) -> Path:
-    return keys_dir() / (re.sub(r"[^A-Za-z0-9.]+", "-", address).strip("-") + ".pem")
+    """host:port or a cluster's name → where a node's credentials for it lie; an IPv6 address keeps its colons apart."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "-", address.replace("[", "").replace("]", ""))
+    return keys_dir() / f"{plain}.pem"
 
 
 async def node_credentials(settings: NodeSettings, address: str, found: Advert | None = None) -> Credentials | None:
@@ -64,14 +69,19 @@ async def node_credentials(settings: NodeSettings, address: str, found: Advert |
     paths = [_kept(address), *([_kept(found.cluster)] if found is not None else [])]
     if settings.code:
         host, port = parse_address(address)
-        pairing_port = found.pairing_port if found is not None and found.pairing_port else port + 1
+        pairing_port = settings.pairing_port or (found.pairing_port if found is not None else 0) or port + 1
         credentials = await pair(host, pairing_port, PairingCode(settings.code), settings.name or socket.gethostname())
         for path in paths:
             credentials.save(path)
         return credentials
-    if found is not None and not found.secure:
-        return None
     kept = [path for path in paths if path.exists()]
+    if found is not None and not found.secure:
+        if kept:  # anyone can announce anything: a cluster that asked for a certificate once goes on doing so
+            raise ConfigError(
+                f"this machine has paired with cluster {found.cluster}, and what answers at {found.address} is not protected; if that "
+                f"is meant, delete {kept[0]}"
+            )
+        return None
     if found is not None and not kept:
         raise ConfigError(f"cluster {found.cluster} lets in who knows its pairing code; `shoal serve` shows it: --code CODE")
     return Credentials.load(kept[0]) if kept else None
@@ -83,14 +93,20 @@ def certify(address: str) -> None:
 
 
 async def as_operator(address: str, ask: Callable[[Credentials | None], Awaitable[T]]) -> T:
-    """Asks a head something with what keys there are: this machine's authority, a certificate of an earlier pairing, or none."""
+    """Asks a head something with what keys there are: this machine's authority, a certificate of an earlier pairing, or none.
+
+    A head elsewhere that this machine has paired with is not asked without: whoever breaks the TLS off could answer in its place.
+    """
+    host, _ = parse_address(address)
     tries: list[Credentials | None] = []
     if (keys_dir() / "authority").exists():
         tries.append(authority().credentials(Role.HEAD, "operator"))
     if _kept(address).exists():
         tries.append(Credentials.load(_kept(address)))
+    if host in LOOPBACK or not _kept(address).exists():
+        tries.append(None)
     failure: ClusterError | None = None
-    for credentials in (*tries, None):
+    for credentials in tries:
         try:
             return await ask(credentials)
         except ClusterError as error:

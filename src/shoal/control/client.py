@@ -92,4 +92,7 @@ async def _ask(address: str, credentials: Credentials | None, method: str, reque
         try:
             return await call(request, timeout=timeout)
         except grpc.aio.AioRpcError as error:
-            raise ClusterError(f"no head answers at {address}: {error.details()}") from error
+            raise ClusterError(
+                f"no head answers at {address}: {error.details()}; is `shoal serve` running there? `shoal nodes --head HOST:PORT` asks "
+                "another one; a protected one answers its own machine and those that have paired with it"
+            ) from error

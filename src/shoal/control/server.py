@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ import grpc
 import grpc.aio
 import structlog
 
+from shoal.config import LOOPBACK
 from shoal.control.messages import (
     OPTIONS,
     SERVICE,
@@ -94,15 +96,20 @@ class ControlServer:
                 except OSError as error:
                     raise address_error(host, port, error) from error
         try:
-            address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            self.port = (
-                self._server.add_insecure_port(address)
-                if self._credentials is None
-                else self._server.add_secure_port(address, self._credentials.grpc_server_credentials())
-            )
+            self.port = self._listen(host, port)
         except RuntimeError as error:
             raise ConfigError(f"cannot listen on {host}:{port} for nodes; choose another --control-port") from error
+        if host not in ("0.0.0.0", "::", *LOOPBACK):
+            with contextlib.suppress(RuntimeError):  # `shoal nodes` asks here; another head may have it
+                self._listen("127.0.0.1", self.port)
         await self._server.start()
+
+    def _listen(self, host: str, port: int) -> int:
+        """Raises RuntimeError."""
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        if self._credentials is None:
+            return self._server.add_insecure_port(address)
+        return self._server.add_secure_port(address, self._credentials.grpc_server_credentials())
 
     async def stop(self) -> None:
         for conversation in self._conversations:

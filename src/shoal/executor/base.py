@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -31,6 +31,8 @@ class StageBatch:
     """Rows after which a token is drawn."""
     sequences: tuple[int, ...]
     """Ids of the sequences of `picked`."""
+    slots: Ints = field(default_factory=lambda: np.zeros(0, np.int32))
+    """[rows] where each row's token lies: block * BLOCK_TOKENS + offset. Journals are laid out by it."""
 
     @property
     def rows(self) -> int:

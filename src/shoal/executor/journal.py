@@ -67,8 +67,7 @@ class Journal:
     def write(self, slots: Ints, rows: Floats) -> None:
         """rows: [len(slots), hidden]; what the slots held before is gone."""
         stored = np.frombuffer(codec.encode(self._codec, rows), np.uint8).reshape(len(slots), self._row)
-        near = slots < len(self._memory)
-        if near.all():
+        if len(self._memory) == len(self._known) or (near := slots < len(self._memory)).all():
             self._memory[slots] = stored
             self._known[slots] = True
             self.counters.kept += len(slots)

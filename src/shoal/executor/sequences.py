@@ -29,6 +29,7 @@ class Sequences:
         positions = np.empty(len(chunks), np.int32)
         tokens: list[int] = []
         picked: list[int] = []
+        slots: list[int] = []
         tables: list[list[int]] = []
         if len({chunk.sequence for chunk in chunks}) != len(chunks):
             raise RemoteProtocolError(f"step {plan.step} names a sequence twice")
@@ -46,6 +47,8 @@ class Sequences:
             if not chunk.tokens or chunk.position < 0 or chunk.position + len(chunk.tokens) > len(table) * BLOCK_TOKENS:
                 raise RemoteProtocolError(f"step {plan.step} has tokens outside the blocks of sequence {chunk.sequence}")
             tokens.extend(chunk.tokens)
+            for position in range(chunk.position, chunk.position + len(chunk.tokens)):
+                slots.append(table[position // BLOCK_TOKENS] * BLOCK_TOKENS + position % BLOCK_TOKENS)
             starts[i + 1], positions[i] = len(tokens), chunk.position
             tables.append(table)
             if chunk.sample:
@@ -61,4 +64,5 @@ class Sequences:
             np.array(tokens, np.int32),
             np.array(picked, np.int32),
             tuple(chunk.sequence for chunk in chunks if chunk.sample),
+            np.array(slots, np.int32),
         )

@@ -22,7 +22,6 @@ from shoal.executor.sequences import Sequences
 from shoal.models.rope import frequencies
 from shoal.models.spec import ModelSpec
 from shoal.models.weights import Weights
-from shoal.native import BLOCK_TOKENS
 from shoal.scheduler.plan import Sampled, StepPlan
 
 
@@ -115,7 +114,7 @@ class StageExecutor:
                     f"layers {layers.start} to {layers.stop - 1} cut through {slab.layers.start} to {slab.layers.stop - 1}"
                 )
         if layers.stop == self.layers.stop and (journal := self._journals.get(layers.stop)) is not None:
-            journal.write(self._slots(batch), hidden)
+            journal.write(batch.slots, hidden)
         return hidden
 
     def _refill(self, plan: StepPlan, batch: StageBatch, hidden: Floats | None, began: float) -> StageOutput:
@@ -145,18 +144,12 @@ class StageExecutor:
     def _replay(self, boundary: int, batch: StageBatch) -> tuple[Floats, NDArray[np.bool_]]:
         if (journal := self._journals.get(boundary)) is None:
             return np.zeros((batch.rows, self._spec.hidden), np.float32), np.zeros(batch.rows, np.bool_)
-        return journal.read(self._slots(batch))
+        return journal.read(batch.slots)
 
     def _forget_other_boundaries(self) -> None:
         """Ends the journals of boundaries that this stage no longer ends at: from here on they miss what is computed."""
         for boundary in [b for b in self._journals if b != self.layers.stop]:
             self._journals.pop(boundary).close()
-
-    def _slots(self, batch: StageBatch) -> Ints:
-        """Where each row's token lies: block * BLOCK_TOKENS + offset."""
-        positions = self._positions(batch)
-        sequence = np.repeat(np.arange(len(batch.positions)), np.diff(batch.starts))
-        return batch.tables[sequence, positions // BLOCK_TOKENS] * BLOCK_TOKENS + positions % BLOCK_TOKENS
 
     def _draw(self, batch: StageBatch, logits: Floats) -> list[Sampled]:
         positions = self._positions(batch)[batch.picked].tolist()
@@ -164,6 +157,8 @@ class StageExecutor:
 
     def _positions(self, batch: StageBatch) -> Ints:
         """The position of every row."""
+        if batch.rows == len(batch.positions):  # one row each, as in all steps that only decode
+            return batch.positions
         lengths = np.diff(batch.starts)
         return np.repeat(batch.positions - batch.starts[:-1], lengths) + np.arange(batch.rows, dtype=np.int32)
 

@@ -17,7 +17,7 @@ from shoal import __version__
 from shoal.config import HeadSettings, parse_bytes
 from shoal.control import messages as control
 from shoal.control.server import Conversation
-from shoal.errors import ClusterError, NotReady, ProtocolError, StageLost
+from shoal.errors import ClusterError, NotReady, ProtocolError, ShoalError, StageLost
 from shoal.membership import events, instructions
 from shoal.membership.state import SERVING, WAITING, Admission, Cluster
 from shoal.models.manifest import Manifest
@@ -142,8 +142,7 @@ class Conductor:
         if self.driver is not None:
             self.driver.close(NotReady(reason))
         else:
-            for stream in self._resumed:
-                stream.put(NotReady(reason))
+            self._end_all(NotReady(reason))
 
     @property
     def control_port(self) -> int:
@@ -160,12 +159,23 @@ class Conductor:
             log.error("a task of the head failed unexpectedly", exc_info=error)
 
     async def _tick(self) -> None:
+        """Time passes whatever fails: without it no silence would ever be noticed again."""
+        said = ""
         while True:
             await asyncio.sleep(_TICK)
-            self._handle(events.Tick())
-            self._strand()
-            if self.driver is not None and self.driver.stalled() > self.settings.step_timeout:
-                self.driver.cut(f"no result came for {self.settings.step_timeout:g} s")
+            try:
+                self._ticked()
+            except Exception as error:
+                if (now := f"a look at the cluster failed unexpectedly: {error!r}") != said:  # not ten times a second
+                    said = now
+                    log.error("a look at the cluster failed unexpectedly; it is tried again", exc_info=error)
+                    self._carry_out(instructions.Report(now))
+
+    def _ticked(self) -> None:
+        self._handle(events.Tick())
+        self._strand()
+        if self.driver is not None and self.driver.stalled() > self.settings.step_timeout:
+            self.driver.cut(f"no result came for {self.settings.step_timeout:g} s")
 
     async def _keep_pace(self) -> None:
         """Lets the cluster know of stages that are slower than their nodes' measure promised."""
@@ -182,12 +192,22 @@ class Conductor:
     def _strand(self) -> None:
         """Requests wait for nodes to come, but not for ever."""
         driver, now = self.driver, self._world.now()
-        if driver is None or not driver.requests or self.able:
+        waiting = len(self._resumed) if driver is None else driver.requests
+        if not waiting or self.cluster.state != WAITING or self.cluster.confirming:
             self._stranded = None
             return
-        self._stranded = self._stranded or now
+        self._stranded = now if self._stranded is None else self._stranded
         if now - self._stranded > self.settings.wait:
-            driver.end_all(StageLost(f"no nodes came for {self.settings.wait:g} s: {self.cluster.why}"))
+            self._stranded = None
+            self._end_all(StageLost(f"no nodes came for {self.settings.wait:g} s: {self.cluster.why}"))
+
+    def _end_all(self, error: ShoalError) -> None:
+        """Ends every request, those too that wait for the first route."""
+        if self.driver is not None:
+            self.driver.end_all(error)
+        for stream in self._resumed:
+            stream.put(error)
+        self._resumed.clear()
 
     # Requests
 
@@ -530,6 +550,7 @@ class Conductor:
             self.driver = Driver(Scheduler(limits), self._step, self._observer.drawn)
             for stream in self._resumed:
                 self.driver.take_up(stream)
+            self._resumed.clear()
         elif self.driver.scheduler.limits.blocks == limits.blocks:
             self.driver.scheduler.deepen(depth)
         else:

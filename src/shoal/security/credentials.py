@@ -22,7 +22,7 @@ from shoal.errors import ConfigError
 from shoal.security.certificates import Role, common_name, fingerprint, key_pem, load_key, same_key, server_name
 from shoal.security.private_file import read_private, write_private
 
-_AGAIN = "pair this machine again with `shoal pair`"
+_AGAIN = "pair this machine again with `shoal join HOST:PORT --code CODE`"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
