@@ -93,10 +93,10 @@ async def local_cluster(settings: HeadSettings, node: NodeSettings, model: Descr
     head = Head(dataclasses.replace(settings, min_nodes=nodes, spread=True), model, Machine(head_credentials(settings)))
     await head.start()
     address = f"{settings.host}:{head.control_port}"
-    if settings.protected:
-        certify(address)
     children: list[_Child] = []
     try:
+        if settings.protected:
+            certify(address)
         for i in range(nodes):
             children.append(_Child(f"node-{i + 1}", shares(node, nodes), address))
         yield LocalCluster(head, children)
