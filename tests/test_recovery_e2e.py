@@ -225,7 +225,7 @@ def test_all_that_is_drawn_goes_on(sea: Sea, at: str) -> None:
                 act()
             return [(await one).json()["choices"] for one in asked]
 
-    machine = sea.machines[sea.until_whole()[STAGES.index(at)]]
+    machine = sea.machines[sea.until_serving()[STAGES.index(at)]]
     undisturbed = asyncio.run(answers(None))
     assert len({json.dumps(choice) for choices in undisturbed for choice in choices}) == 7  # two, one, three and one
     assert asyncio.run(answers(lambda: kill(sea, machine))) == undisturbed
