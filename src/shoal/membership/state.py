@@ -151,6 +151,7 @@ class Cluster:
         self._suspects: tuple[int, ...] = ()  # the nodes of the route whose loss is being confirmed, and why it is gone
         self._broke = ""
         self._next_move = 0.0
+        self._considered: tuple[int, tuple[tuple[int, float], ...]] | None = None
         self._holdoff = HoldOff()
 
     # What people see
@@ -493,6 +494,10 @@ class Cluster:
                 return self._begin(without, now)
             if now < self._next_move or any(n not in self._usable(now) for n in self.serving.nodes):
                 return []
+            considered = (self.serving.epoch, tuple((n, m.slower) for n, m in self._usable(now).items()))
+            if considered == self._considered:
+                return []  # nothing has changed since the last look, and a look costs
+            self._considered = considered
             better = self._planner.improve(self.serving.placement, nodes, self._holdings(), self.tokens)
         except CapacityError as error:
             return self._stop_draining(error)
