@@ -1,14 +1,16 @@
-"""What every test shares: one torch thread, and the small trained model for those that need trained weights."""
+"""What every test shares: one torch thread, logging as it is without settings, and the small trained model for those that need trained weights."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import pytest
+import structlog
 
 from shoal.models.sources import pull
 from shoal.models.weights import GgufWeights
@@ -19,6 +21,13 @@ def _one_torch_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _logging_of_its_own() -> Iterator[None]:
+    """What one test configured, by the command line or the library, filters no other test's lines."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

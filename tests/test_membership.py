@@ -82,8 +82,8 @@ def planner(c: Cluster) -> Halves:
     return c._planner
 
 
-def joined(node: int, version: str = "1", *, memory: int = 1, speed: float = 1.0, port: int = 0) -> Joined:
-    return Joined(node, node * 11, NodeProfile(f"n{node}", memory, speed, 1.0), "host", port or node, version)
+def joined(node: int, version: str = "1", *, memory: int = 1, speed: float = 1.0, port: int = 0, start: int = 0) -> Joined:
+    return Joined(node, start or node * 11, NodeProfile(f"n{node}", memory, speed, 1.0), "host", port or node, version)
 
 
 def orders(out: list[Instruction]) -> list[Instruction]:
@@ -257,6 +257,12 @@ def test_a_node_that_is_started_anew_ends_its_ghost():
     assert "n2 left: it was started anew" in reports(out)
     assert only(out, Cut) != []
     assert finish(c) and c.state == SERVING
+
+
+def test_a_node_that_comes_back_before_it_was_missed_ends_its_earlier_membership():
+    c = serving(1, 2)
+    assert "n2 left: it came back" in reports(c.handle(joined(3, port=2, start=22), 0))
+    assert set(c.members) == {1, 3}
 
 
 def test_a_node_that_is_started_anew_takes_its_ghosts_place_in_a_full_cluster():

@@ -22,9 +22,8 @@
     │   └── RemoteProtocolError    the other side did
     │       └── VersionMismatch
     └── ClusterError               a node failed at what it was told to do
-        ├── StageLost              the route through the nodes is broken
-        │   └── StepFailed         a stage could not run a step
-        └── LoadFailed
+        └── StageLost              the route through the nodes is broken
+            └── StepFailed         a stage could not run a step
 
 The gateway turns them into HTTP answers, the command line into one line and an exit status. Anything else that escapes is a bug.
 """
@@ -172,10 +171,6 @@ class StepFailed(StageLost):
     def __init__(self, stage: int, message: str, step: int) -> None:
         super().__init__(f"stage {stage}: {message}")
         self.step = step
-
-
-class LoadFailed(ClusterError):
-    """A node could not load its layers."""
 
 
 def address_error(host: str, port: int, error: OSError) -> ConfigError:

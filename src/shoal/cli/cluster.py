@@ -14,7 +14,7 @@ import typer
 import uvloop
 
 from shoal.cli.discover import announced, check_announcing, find_head
-from shoal.cli.keys import head_credentials, node_credentials, open_desk
+from shoal.cli.keys import head_credentials, node_credentials, pairing_desk
 from shoal.cli.local import local_cluster
 from shoal.cli.options import Memory, Nodes, Runtime, Threads, node_settings, settings
 from shoal.cli.show import described, err, placement_rows, table
@@ -131,12 +131,13 @@ async def _up_with(
         with err.status("loading the model"):
             if not await until(stop, cluster.until_ready()):
                 return
-        assert cluster.head.placement is not None
-        err.print(table(model.name, placement_rows(cluster.head.placement)))
-        err.print(
-            f"API on http://{settings.api_host}:{api.port}/v1   nodes join at {settings.host}:{cluster.head.control_port}   Ctrl-C ends all"
-        )
-        await serve_api(cluster.head, api, stop, _report(cluster.head))
+        head = cluster.head
+        assert head.placement is not None
+        err.print(table(model.name, placement_rows(head.placement)))
+        joining = f"shoal join {settings.host}:{head.control_port}"
+        err.print(f"API on http://{settings.api_host}:{api.port}/v1   more nodes: {joining}   Ctrl-C ends all")
+        async with pairing_desk(settings, head.control_port, joining):
+            await serve_api(head, api, stop, _report(head))
 
 
 async def _serve(settings: HeadSettings) -> None:
@@ -149,18 +150,16 @@ async def _serve(settings: HeadSettings) -> None:
 async def _serve_model(settings: HeadSettings, model: Description, address: socket.socket, stop: asyncio.Event) -> None:
     head = Head(settings, model, Machine(head_credentials(settings)))
     await head.start()
-    desk = None
     try:
         api = ApiServer(create_app(head), address)
         joining = f"shoal join {settings.host}:{head.control_port}"
         err.print(f"API on http://{settings.api_host}:{api.port}/v1   waiting for {settings.min_nodes} node(s): {joining}")
-        if settings.protected:
-            desk = await open_desk(settings, head.control_port, joining)
-        async with announced(head, desk.port if desk is not None else 0):
+        async with (
+            pairing_desk(settings, head.control_port, joining) as pairing_port,
+            announced(head, pairing_port),
+        ):
             await serve_api(head, api, stop, _report(head))
     finally:
-        if desk is not None:
-            await desk.close()
         await head.stop()
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from time import monotonic
 from typing import TypeVar
@@ -19,7 +20,7 @@ from shoal.security.certificates import Role
 from shoal.security.credentials import Credentials
 from shoal.security.pairing_code import PairingCode
 from shoal.security.pairing_desk import PairingDesk
-from shoal.security.pairing_service import Paired, PairingEvent, PairingListener, pair, serve_pairing
+from shoal.security.pairing_service import Paired, PairingEvent, pair, serve_pairing
 
 T = TypeVar("T")
 
@@ -34,9 +35,15 @@ def head_credentials(settings: HeadSettings) -> Credentials | None:
     return authority().credentials(Role.HEAD, "head") if settings.protected else None
 
 
-async def open_desk(settings: HeadSettings, control_port: int, joining: str) -> PairingListener:
-    """Lets nodes pair, and shows each code. joining: the command that a node is to run. Raises ConfigError."""
+@asynccontextmanager
+async def pairing_desk(settings: HeadSettings, control_port: int, joining: str) -> AsyncGenerator[int]:
+    """Lets nodes pair, and shows each code; yields the port, 0 for a head that needs none. Raises ConfigError.
 
+    joining: the command that a node is to run
+    """
+    if not settings.protected:
+        yield 0
+        return
     if settings.pairing_port:
         joining += f" --pairing-port {settings.pairing_port}"
 
@@ -52,7 +59,10 @@ async def open_desk(settings: HeadSettings, control_port: int, joining: str) -> 
     desk = PairingDesk(on_code=show)
     listener = await serve_pairing(settings.host, settings.pairing_port or control_port + 1, desk, authority(), tell)
     desk.code(monotonic())
-    return listener
+    try:
+        yield listener.port
+    finally:
+        await listener.close()
 
 
 def _kept(address: str) -> Path:

@@ -140,7 +140,7 @@ class _Search:
                 await self._changed.wait()
         except TimeoutError:
             return False
-        return True
+        return asyncio.get_running_loop().time() < deadline
 
     async def adverts(self, deadline: float) -> list[Advert]:
         """Asks those that are to be asked, until `deadline` and for RESOLVE seconds at most; returns all that is known."""
@@ -153,6 +153,9 @@ class _Search:
     async def _ask(self, name: str, patience: float) -> None:
         info = AsyncServiceInfo(self._service, name)
         if not await info.async_request(self._zeroconf, max(patience, 0.001) * 1000, DNSQuestionType.QM):
+            if name in self._names:  # the answer was lost, or is late
+                self._stale.add(name)
+                self._changed.set()
             return
         try:
             advert = read_service(info)

@@ -11,6 +11,7 @@ from shoal.placement.profile import NodeProfile
 class Joined:
     node: int
     incarnation: int
+    """Of the node's process: another one at the same address is another start."""
     profile: NodeProfile
     host: str
     tensor_port: int

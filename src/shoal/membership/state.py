@@ -237,10 +237,14 @@ class Cluster:
 
     def _joined(self, event: Joined, now: float) -> list[Instruction]:
         address = (event.host, event.tensor_port)
-        ghosts = [n for n, m in self.members.items() if (m.joined.host, m.joined.tensor_port) == address]
+        ghosts = {
+            n: "it came back" if m.joined.incarnation == event.incarnation else "it was started anew"
+            for n, m in self.members.items()
+            if (m.joined.host, m.joined.tensor_port) == address
+        }
         if why := self._unfit(event, len(self.members) - len(ghosts)):
             return [Refuse(event.node, why), Report(f"{event.profile.name} was refused: {why}")]
-        out = self._gone(dict.fromkeys(ghosts, "it was started anew"), now) if ghosts else []
+        out = self._gone(ghosts, now)
         self.members[event.node] = Member(event, now, loaded=event.loaded)
         out.append(Report(f"{event.profile.name} joined from {event.host}"))
         if self.serving is None and self.coming is None and self._seek_at is None:
@@ -273,7 +277,7 @@ class Cluster:
         return [Report(f"{member.name} is heard again")]
 
     def _gone(self, lost: dict[int, str], now: float, graceful: bool = False) -> list[Instruction]:
-        """Nodes have left or are no longer heard."""
+        """Nodes have left or are no longer heard. lost: why, by node."""
         out: list[Instruction] = []
         gone = {node: (member, reason) for node, reason in lost.items() if (member := self.members.pop(node, None)) is not None}
         for member, reason in gone.values():

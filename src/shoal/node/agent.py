@@ -68,6 +68,7 @@ class Agent:
         self._settings, self._world, self._make_model = settings, world, make_model
         self._speed, self._memory = speed, memory
         self._head, self._host_port = head, parse_address(head)
+        self._incarnation = world.rng.getrandbits(63)  # of this start of the node, through all its memberships
         self._links = Links(world)
         self._share = Share(settings.share)
         self._fetcher = Fetcher(world, self._share)
@@ -170,7 +171,7 @@ class Agent:
         join = control.Join(
             version=__version__,
             name=settings.name or socket.gethostname(),
-            incarnation=self._world.rng.getrandbits(63),
+            incarnation=self._incarnation,
             tensor_host=host,
             tensor_port=port,
             memory=self._memory,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import sys
 from collections.abc import Sequence
@@ -36,7 +37,8 @@ def play(seed: int) -> Outcome:
 def play_all(seeds: Sequence[int], jobs: int) -> list[Outcome]:
     if jobs == 1:
         return [play(seed) for seed in seeds]
-    with ProcessPoolExecutor(jobs) as pool:
+    # Spawned: a fork of a process that has threads (gRPC's, torch's) may inherit a lock that nobody will release.
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         return list(pool.map(play, seeds, chunksize=8))
 
 
