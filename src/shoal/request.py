@@ -19,6 +19,15 @@ MAX_ALTERNATIVES = 20
 MAX_CHOICES = 16
 
 
+class Priority(enum.IntEnum):
+    """Who goes first where not all can: the lower value. Waiting long enough raises a request (see the scheduler)."""
+
+    URGENT = 0
+    NORMAL = 1
+    FLEX = 2
+    BATCH = 3
+
+
 class FinishReason(enum.StrEnum):
     STOP = "stop"
     """An end-of-text token, or a stop string."""
@@ -46,6 +55,8 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, array_like
     seed: int = 0
     logprobs: int | None = None
     """None: no log-probabilities; else how many alternatives come beside the sampled token's own."""
+    grammar: str = ""
+    """What the answer has to match, as llguidance writes grammars (JSON); empty: anything."""
 
     def check(self, vocabulary: int) -> None:
         """Raises InvalidRequest, naming the field, where a value is outside its range."""
@@ -83,6 +94,11 @@ class Request(msgspec.Struct, frozen=True):
     n: int = 1
     stop_tokens: frozenset[int] = frozenset()
     """Tokens that end a choice; they are not part of its text."""
+    priority: Priority = Priority.NORMAL
+    prompt_logprobs: int | None = None
+    """None: none; else the prompt's own tokens are scored, with so many alternatives each; max_tokens may then be 0."""
+    embed: bool = False
+    """Nothing is drawn: the answer is the mean of the prompt's last hidden states."""
 
 
 class Alternative(msgspec.Struct, frozen=True, array_like=True):
@@ -90,8 +106,19 @@ class Alternative(msgspec.Struct, frozen=True, array_like=True):
     logprob: float
 
 
+class Score(msgspec.Struct, frozen=True, array_like=True):
+    """How likely the model held a token of the prompt; the first one has no log-probability, because nothing comes before it."""
+
+    token: int
+    logprob: float | None
+    alternatives: tuple[Alternative, ...] = ()
+
+
 class TokenChunk(msgspec.Struct, frozen=True):
-    """One token of one choice, or its end, or both. The last chunk of a choice has a finish reason."""
+    """One token of one choice, or its end, or both. The last chunk of a choice has a finish reason.
+
+    What was asked about the prompt comes before, in chunks of choice 0 that have neither: its scores in order, its embedding whole.
+    """
 
     request: RequestId
     choice: int
@@ -101,3 +128,6 @@ class TokenChunk(msgspec.Struct, frozen=True):
     finish: FinishReason | None = None
     cached: int = 0
     """Prompt tokens that were found in the prefix cache."""
+    scores: tuple[Score, ...] = ()
+    embedding: bytes = b""
+    """float32, little-endian, as long as a hidden state; not normalised."""
