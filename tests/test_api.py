@@ -9,9 +9,10 @@ import httpx
 import pytest
 
 from shoal.errors import ClusterError, InvalidRequest, NotReady, QueueFull, StageLost
-from shoal.gateway.app import MAX_BODY, create_app
+from shoal.gateway.app import create_app
 from shoal.gateway.engine import Engine
-from shoal.request import MAX_CHOICES
+from shoal.gateway.service import MAX_BODY
+from shoal.request import MAX_CHOICES, Priority
 from tests.support.engine import VOCABULARY, FakeEngine, says, spoken
 from tests.support.http import CHAT, COMPLETIONS, Leaver, events, fetch
 
@@ -217,6 +218,7 @@ def test_parameters_that_ask_for_nothing_are_accepted(inert: dict[str, Any]) -> 
 # What is refused
 
 
+UNSUPPORTED_BY_COMPLETIONS = {"suffix": "x", "echo": True, "best_of": 2}
 UNSUPPORTED = {
     "tools": [{"type": "function"}],
     "tool_choice": "required",
@@ -226,15 +228,24 @@ UNSUPPORTED = {
     "reasoning_effort": "low",
     "store": True,
     "metadata": {"a": "b"},
-    "suffix": "x",
-    "echo": True,
-    "best_of": 2,
 }
 
 
 @pytest.mark.parametrize("field", UNSUPPORTED)
 def test_what_is_not_served_is_refused(field: str) -> None:
     refused(ask(FakeEngine(), **{field: UNSUPPORTED[field]}), 400, field, "unsupported_parameter")
+
+
+@pytest.mark.parametrize("field", UNSUPPORTED_BY_COMPLETIONS)
+def test_what_completions_do_not_serve_is_refused(field: str) -> None:
+    body = {"prompt": "x", field: UNSUPPORTED_BY_COMPLETIONS[field]}
+    refused(fetch(create_app(FakeEngine()), "POST", COMPLETIONS, json=body), 400, field, "unsupported_parameter")
+
+
+def test_what_the_engine_is_asked_for_beside_sampling() -> None:
+    engine = FakeEngine()
+    ask(engine, ignore_eos=True, service_tier="flex")
+    assert (engine.asked.stop_tokens, engine.asked.priority) == (frozenset(), Priority.FLEX)
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
