@@ -7,6 +7,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from shoal import __version__
+from shoal.config import ApiSettings
 from shoal.errors import ShoalError
 from shoal.gateway import health, models, streams
 from shoal.gateway.chat import route as chat
@@ -23,9 +24,10 @@ def _answer(what: Fault) -> JSONResponse:
     return JSONResponse(what.body, what.status, headers)
 
 
-def create_app(engine: Engine) -> FastAPI:
+def create_app(engine: Engine, settings: ApiSettings | None = None) -> FastAPI:
+    settings = settings or ApiSettings()
     app = FastAPI(title="shoal", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
-    service = Service(engine)
+    service = Service(engine, settings)
     for endpoint in _ENDPOINTS:
         app.include_router(endpoint.routes(service))
 

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
+from shoal.config import ApiSettings
 from shoal.errors import InvalidRequest, ShoalError, UnknownModel
 from shoal.gateway.answer import Answer, TakenOver
 from shoal.gateway.answers import Answers
@@ -29,8 +30,8 @@ B = TypeVar("B", bound=Sampled)
 
 
 class Service:
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, settings: ApiSettings) -> None:
+        self.engine, self.settings = engine, settings
         self.answers = Answers(engine)
 
     def check_model(self, name: str | None) -> None:
