@@ -218,7 +218,6 @@ def test_parameters_that_ask_for_nothing_are_accepted(inert: dict[str, Any]) -> 
 # What is refused
 
 
-UNSUPPORTED_BY_COMPLETIONS = {"suffix": "x", "echo": True, "best_of": 2}
 UNSUPPORTED = {
     "tools": [{"type": "function"}],
     "tool_choice": "required",
@@ -234,12 +233,6 @@ UNSUPPORTED = {
 @pytest.mark.parametrize("field", UNSUPPORTED)
 def test_what_is_not_served_is_refused(field: str) -> None:
     refused(ask(FakeEngine(), **{field: UNSUPPORTED[field]}), 400, field, "unsupported_parameter")
-
-
-@pytest.mark.parametrize("field", UNSUPPORTED_BY_COMPLETIONS)
-def test_what_completions_do_not_serve_is_refused(field: str) -> None:
-    body = {"prompt": "x", field: UNSUPPORTED_BY_COMPLETIONS[field]}
-    refused(fetch(create_app(FakeEngine()), "POST", COMPLETIONS, json=body), 400, field, "unsupported_parameter")
 
 
 def test_what_the_engine_is_asked_for_beside_sampling() -> None:
@@ -343,7 +336,7 @@ def test_a_model_that_is_not_there_is_not_found() -> None:
     refused(fetch(create_app(FakeEngine()), "GET", "/v1/models/other"), 404, "model", "model_not_found")
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", "/nope"), ("POST", "/v1/embeddings"), ("POST", "/")])
+@pytest.mark.parametrize(("method", "path"), [("GET", "/nope"), ("POST", "/v1/images/generations"), ("POST", "/")])
 def test_endpoints_that_are_not_there_are_not_found(method: str, path: str) -> None:
     assert path in refused(fetch(create_app(FakeEngine()), method, path), 404)
 

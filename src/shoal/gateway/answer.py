@@ -10,7 +10,7 @@ from time import perf_counter
 from shoal.gateway.engine import Engine, Stream
 from shoal.gateway.job import Job
 from shoal.gateway.writer import Piece, Usage, Writer
-from shoal.request import FinishReason, TokenChunk
+from shoal.request import FinishReason, Score, TokenChunk
 from shoal.text.detokenizer import TextStream
 
 
@@ -20,6 +20,7 @@ class _Choice:
     chunks: int = 0
     held: list[TokenChunk] = field(default_factory=list[TokenChunk])
     """Tokens whose text is not out yet."""
+    begun: bool = False
 
 
 class TakenOver(Exception):
@@ -79,25 +80,36 @@ class Answer:
     async def _follow(self, index: int) -> None:
         request, stream = self.job.requests[index], self._streams[index]
         counted = False
+        due = 0 if request.prompt_logprobs is None else len(request.prompt)
+        scores: list[Score] = []
+        waiting: list[Piece] = []  # for the scores, which come later where an answer is taken up again
         try:
             choices = [_Choice(TextStream(self._engine.tokenizer, request.prompt, self.job.stops)) for _ in range(request.n)]
             async for chunk in stream:
-                self.usage.completion += 1
-                if not counted:
-                    counted = True
-                    self.usage.cached += chunk.cached
-                piece = self._piece(choices[chunk.choice], chunk, index * request.n + chunk.choice)
-                if piece.finish is not None and chunk.finish is None:
-                    stream.end_choice(chunk.choice)
-                if piece.text or piece.finish is not None:
-                    self._came(piece)
+                scores += chunk.scores
+                if chunk.token is not None or chunk.finish is not None:
+                    self.usage.completion += chunk.token is not None or chunk.finish is FinishReason.STOP
+                    if not counted:
+                        counted = True
+                        self.usage.cached += chunk.cached
+                    piece = self._piece(choices[chunk.choice], chunk, index * request.n + chunk.choice)
+                    if piece.finish is not None and chunk.finish is None:
+                        stream.end_choice(chunk.choice)
+                    if piece.text or piece.finish is not None:
+                        waiting.append(piece)
+                if len(scores) >= due:
+                    for piece in waiting:
+                        self._came(piece, choices[piece.choice - index * request.n], tuple(scores))
+                    waiting.clear()
         except Exception as error:  # noqa: BLE001 - raised again where the pieces are read
             self._error = self._error or error
             self.close()
         self._left -= 1
         self._news.set()
 
-    def _came(self, piece: Piece) -> None:
+    def _came(self, piece: Piece, choice: _Choice, scores: tuple[Score, ...]) -> None:
+        if not choice.begun:
+            choice.begun, piece.scores = True, scores
         if self._began is not None:
             self._engine.observe_first_token(perf_counter() - self._began)
             self._began = None

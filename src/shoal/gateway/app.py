@@ -12,11 +12,12 @@ from shoal.errors import ShoalError
 from shoal.gateway import health, models, streams
 from shoal.gateway.chat import route as chat
 from shoal.gateway.completions import route as completions
+from shoal.gateway.embeddings import route as embeddings
 from shoal.gateway.engine import Engine
 from shoal.gateway.faults import Fault, fault
 from shoal.gateway.service import Service
 
-_ENDPOINTS = (chat, completions, streams, models, health)
+_ENDPOINTS = (chat, completions, embeddings, streams, models, health)
 
 
 def _answer(what: Fault) -> JSONResponse:

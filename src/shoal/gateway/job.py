@@ -83,6 +83,7 @@ def common(
     logprobs: int | None,
     chosen: str | None,
     grammar: str = "",
+    prompt_logprobs: int | None = None,
 ) -> dict[str, Any]:
     """The fields of a job of any kind.
 
@@ -90,6 +91,7 @@ def common(
     max_tokens: of each choice; None: all that fit behind the prompt
     logprobs: None: none; else how many alternatives
     grammar: what every choice has to match
+    prompt_logprobs: None: none; else how many alternatives of each of the prompts' tokens; max_tokens may then be 0
 
     Raises InvalidRequest, NotReady.
     """
@@ -103,7 +105,16 @@ def common(
     ends = frozenset[int]() if body.ignore_eos else engine.tokenizer.stop_tokens
     priority = _TIERS.get(body.service_tier or "", Priority.NORMAL)
     requests = tuple(
-        Request(RequestId(f"{id}-{i}"), prompt, limit(max_tokens, len(prompt), longest), sampling, n, ends, priority)
+        Request(
+            RequestId(f"{id}-{i}"),
+            prompt,
+            0 if max_tokens == 0 and prompt_logprobs is not None else limit(max_tokens, len(prompt), longest),
+            sampling,
+            n,
+            ends,
+            priority,
+            prompt_logprobs,
+        )
         for i, prompt in enumerate(prompts)
     )
     return {

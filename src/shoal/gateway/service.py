@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from fastapi import Request
@@ -29,6 +31,16 @@ MAX_BODY = 4 << 20
 B = TypeVar("B", bound=Sampled)
 
 
+T = TypeVar("T")
+
+
+@dataclass
+class Seen:
+    """What is known of a request when it is counted."""
+
+    prompt_tokens: int = 0
+
+
 class Service:
     def __init__(self, engine: Engine, settings: ApiSettings) -> None:
         self.engine, self.settings = engine, settings
@@ -41,18 +53,25 @@ class Service:
 
     async def respond(self, request: Request, endpoint: str, kind: type[B], prepare: Callable[[B, Engine, str | None], Job]) -> Response:
         """Answers a body of some kind. `prepare` runs in a thread: templates and tokenisers take their time. Raises ShoalError."""
-        try:
+        with self.observed(endpoint) as seen:
             chosen = chosen_id(request.headers.get("x-request-id"))
             body = parse(kind, await json_body(request))
             self.check_model(body.model)
             job = await asyncio.to_thread(prepare, body, self.engine, chosen)
+            seen.prompt_tokens = job.prompt_tokens
             answer = await self.answers.begin(job)
-            response = Streaming(self.answers, answer) if job.stream else await whole(request, self.answers, answer)
+            return Streaming(self.answers, answer) if job.stream else await whole(request, self.answers, answer)
+
+    @contextmanager
+    def observed(self, endpoint: str) -> Generator[Seen]:
+        """Counts a request in the metrics, as accepted or by the status that it is refused with."""
+        seen = Seen()
+        try:
+            yield seen
         except ShoalError as error:
             self.engine.observe_request(endpoint, str(fault(error).status), 0)
             raise
-        self.engine.observe_request(endpoint, "accepted", job.prompt_tokens)
-        return response
+        self.engine.observe_request(endpoint, "accepted", seen.prompt_tokens)
 
 
 async def json_body(request: Request) -> dict[str, Any]:
@@ -95,23 +114,29 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
+async def unless_left(request: Request, work: Awaitable[T]) -> T | None:
+    """Does the work; None, with the work cancelled, where the client has gone away before it was done."""
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
 async def whole(request: Request, answers: Answers, answer: Answer) -> Response:
     """Collects the answer, unless the client leaves first."""
 
     async def collect() -> list[Piece]:
         return [piece async for piece in answer.read()]
 
-    collecting, leaving = asyncio.ensure_future(collect()), asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not collecting.done():
+        if (pieces := await unless_left(request, collect())) is None:
             return Response(status_code=499)  # nobody reads it; nginx's code for a client that closed the request
-        written = answer.writer().whole(collecting.result(), answer.usage)
-        return JSONResponse(written, headers={"X-Request-Id": answer.job.id})
+        return JSONResponse(answer.writer().whole(pieces, answer.usage), headers={"X-Request-Id": answer.job.id})
     except TakenOver:
         return Response(status_code=499)  # it is read as a stream by now
     finally:
-        for task in (collecting, leaving):
-            task.cancel()
-        await asyncio.gather(collecting, leaving, return_exceptions=True)
         answers.leave(answer)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from shoal.request import FinishReason, TokenChunk
+from shoal.request import FinishReason, Score, TokenChunk
 
 
 @dataclass
@@ -19,6 +19,8 @@ class Piece:
     finish: FinishReason | None
     upto: int
     """Tokens of the choice up to here, an end without a token counted as one: the same for the same piece, whenever it is made."""
+    scores: tuple[Score, ...] = ()
+    """Of the prompt's tokens, with a choice's first piece where they were asked for."""
 
 
 @dataclass

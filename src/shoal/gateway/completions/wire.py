@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from shoal.gateway.prompts import Prompts
 from shoal.gateway.wire import Sampled
 
 
 class CompletionRequest(Sampled):
-    inert: ClassVar[dict[str, tuple[Any, ...]]] = {"suffix": (None, ""), "echo": (None, False), "best_of": (None, 1)}
+    inert: ClassVar[dict[str, tuple[Any, ...]]] = {"suffix": (None, "")}
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Prompts
     logprobs: int | None = None
+    echo: bool | None = None
+    best_of: int | None = None
