@@ -105,6 +105,8 @@ class Answer:
         try:
             choices = [_Choice(TextStream(self._engine.tokenizer, request.prompt, self.job.stops)) for _ in range(request.n)]
             async for chunk in stream:
+                if chunk.token is None and chunk.finish is None:
+                    continue  # about the prompt
                 self.usage.completion += 1
                 if not counted:
                     counted = True

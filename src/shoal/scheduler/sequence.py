@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from shoal.request import BlockId, Request, SequenceId
 from shoal.scheduler.blocks import Digest
+from shoal.scheduler.pooling import Mean
 
 
 @dataclass(eq=False)
@@ -36,6 +37,10 @@ class Sequence:
     """Grows with each preemption: what an earlier life computed is gone."""
     forking: bool = False
     """Its first block is a copy that no result has confirmed yet."""
+    examined: int = 0
+    """Tokens of the prompt whose rows have answered what was asked about them; no life takes that back."""
+    mean: Mean = field(default_factory=Mean)
+    """Of the final hidden states of those, where that is asked."""
     last_step: int = -1
     cached: int = 0
     done: bool = False
@@ -52,6 +57,25 @@ class Sequence:
     def pending(self) -> int:
         """Known tokens that are not in the pipeline yet."""
         return len(self.tokens) - self.scheduled
+
+    @property
+    def draws(self) -> bool:
+        return self.request.draws > 0
+
+    @property
+    def examining(self) -> bool:
+        """Rows of the prompt still have to answer something, and therefore to be computed."""
+        return self.choice == 0 and self.request.examined and self.examined < self.prompt_length
+
+    @property
+    def findable(self) -> int:
+        """First tokens that need not be computed where their blocks are found; the last token always has to be."""
+        return min(self.examined if self.examining else len(self.tokens), len(self.tokens) - 1)
+
+    @property
+    def stretch(self) -> int:
+        """Pending tokens that may share a chunk: rows that have answered, in an earlier life, go before those that have not."""
+        return self.examined - self.scheduled if self.examining and self.scheduled < self.examined else self.pending
 
     @property
     def decoding(self) -> bool:
