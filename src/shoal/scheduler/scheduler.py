@@ -171,6 +171,7 @@ class Scheduler:
         for sequence in self._sequences.values():
             sequence.scheduled = sequence.computed
             sequence.told = 0
+            sequence.asked = sequence.examined
             sequence.awaiting = sequence.opened = False
         self._closed, self._dropped, self._copies = [], [], []
 
@@ -306,7 +307,8 @@ class Scheduler:
                 sent.sequence.forking = False
                 sent.sequence.computed = sent.upto
                 self._name_blocks(sent.sequence)
-                out += self._examined(sent.sequence, examined.get(sent.sequence.id))
+            if not sent.sequence.done:
+                out += self._examined(sent, examined.get(sent.sequence.id))
                 out += self._complete(sent.sequence)
         return out + [chunk for sampled in result.sampled if (chunk := self._drawn(sampled)) is not None]
 
@@ -441,12 +443,12 @@ class Scheduler:
 
     def _asked(self, sequence: Sequence, at: int) -> Asked | None:
         """About the tokens from `at` to those that are scheduled."""
-        request = sequence.request
-        if not sequence.examining or at < sequence.examined:
+        if not sequence.asking or at < sequence.asked:
             return None
-        scored = request.prompt_logprobs is not None
-        followers = request.prompt[at + 1 : sequence.scheduled + 1] if scored else []
-        return Asked(followers, request.prompt_logprobs or 0, request.embed) if followers or request.embed else None
+        request = sequence.request
+        sequence.asked = min(sequence.scheduled, sequence.prompt_length)
+        followers = request.prompt[at + 1 : sequence.scheduled + 1] if request.prompt_logprobs is not None else []
+        return Asked(followers, request.prompt_logprobs or 0, request.embed)
 
     def _preempt(self, sequence: Sequence) -> None:
         """Takes a sequence's blocks away; its tokens are known and will be computed anew."""
@@ -468,26 +470,25 @@ class Scheduler:
 
     # Results
 
-    def _examined(self, sequence: Sequence, found: Examined | None) -> list[TokenChunk]:
+    def _examined(self, sent: _Sent, found: Examined | None) -> list[TokenChunk]:
         """What is now known of a prompt, once for each of its tokens, in their order."""
-        if not sequence.examining or sequence.computed <= sequence.examined:
+        if sent.asked is None or found is None:
             return []
-        request, out = sequence.request, list[TokenChunk]()
-        if request.prompt_logprobs is not None:
-            first = [] if sequence.examined else [Score(request.prompt[0], None)]
-            if scores := (*first, *(found.scores if found is not None else ())):
-                out.append(TokenChunk(request.id, 0, None, cached=sequence.cached, scores=scores))
-        if request.embed and found is not None:
+        sequence, request, out = sent.sequence, sent.sequence.request, list[TokenChunk]()
+        first = [] if sequence.examined or request.prompt_logprobs is None else [Score(request.prompt[0], None)]
+        if scores := (*first, *found.scores):
+            out.append(TokenChunk(request.id, 0, None, cached=sequence.cached, scores=scores))
+        sequence.examined = min(sent.upto, sequence.prompt_length)
+        if request.embed:
             sequence.mean.add(found.total)
-        sequence.examined = min(sequence.computed, sequence.prompt_length)
-        if request.embed and not sequence.examining:
-            embedding = sequence.mean.over(sequence.prompt_length)
-            out.append(TokenChunk(request.id, 0, None, cached=sequence.cached, embedding=embedding))
+            if sequence.examined == sequence.prompt_length:
+                mean = sequence.mean.over(sequence.prompt_length)
+                out.append(TokenChunk(request.id, 0, None, cached=sequence.cached, embedding=mean))
         return out
 
     def _complete(self, sequence: Sequence) -> list[TokenChunk]:
-        """The end of a choice of which nothing is drawn, when all of it is computed."""
-        if sequence.draws or sequence.computed < len(sequence.tokens):
+        """The end of a choice of which nothing is drawn."""
+        if not sequence.complete:
             return []
         request = sequence.request
         self._end(sequence)
@@ -538,7 +539,8 @@ class Scheduler:
             assert (sequence in self._running) != (sequence in self._waiting), "a sequence is in no list, or in two"
             assert sequence in self._running or not sequence.table, "a waiting sequence holds blocks"
             assert sequence.computed <= sequence.scheduled <= len(sequence.tokens), "computed runs ahead"
-            assert not sequence.examining or sequence.computed <= sequence.examined, "rows were computed that were asked nothing"
+            assert not sequence.asking or sequence.scheduled <= sequence.asked, "rows of the prompt run and are not asked about"
+            assert sequence.examined <= sequence.asked, "what was not asked is answered"
         assert self.running <= self.limits.lanes, "too many lanes"
 
 
