@@ -192,9 +192,10 @@ class Scenario:
         prompt = [*shared, *(rng.randrange(toy.VOCABULARY) for _ in range(rng.randint(1, 70)))]
         stops = frozenset({3}) if rng.random() < 0.3 else frozenset[int]()
         request = Request(RequestId(f"r{index}"), prompt, rng.randint(2, 24), sampling, rng.choice((1, 1, 2)), stops)
-        if rng.random() < 0.3:
-            scored, embedded = rng.choice(((2, False), (0, False), (None, True), (1, True)))
-            drawn = rng.choice((0, request.max_tokens))
+        asks = Random(f"{self.seed} {index}")
+        if asks.random() < 0.3:
+            scored, embedded = asks.choice(((2, False), (0, False), (None, True), (1, True)))
+            drawn = asks.choice((0, request.max_tokens, request.max_tokens))
             request = msgspec.structs.replace(request, prompt_logprobs=scored, embed=embedded, max_tokens=drawn)
         return request
 
