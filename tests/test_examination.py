@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shoal.config import Precision, RuntimeName
 from shoal.errors import ClusterError, RemoteProtocolError
-from shoal.executor.examination import examine, score
+from shoal.executor.examination import examine, likeliest, score
 from shoal.executor.runtimes import factory
 from shoal.executor.stage import StageExecutor
 from shoal.models.weights import SafetensorsWeights
@@ -98,6 +100,12 @@ def test_alternatives_are_the_likeliest_first_and_at_most_all():
     found = score(np.array([0, 3, 1, 3], np.float32), 0, 9)
     assert [a.token for a in found.alternatives] == [1, 3, 2, 0]
     assert found.logprob == found.alternatives[-1].logprob == pytest.approx(log_softmax(np.array([0, 3, 1, 3]))[0])
+
+
+@given(st.integers(0, 700), st.integers(1, 700), st.integers(1, 40), st.integers(0, 99))
+def test_the_likeliest_are_found_as_by_sorting(count: int, size: int, levels: int, seed: int):
+    logits = np.random.default_rng(seed).integers(0, levels, size).astype(np.float32)
+    assert likeliest(logits, count) == np.lexsort((np.arange(size), -logits))[:count].tolist()
 
 
 # A stage
