@@ -12,8 +12,8 @@ from shoal.errors import ClusterError, InvalidRequest, NotReady, QueueFull, Stag
 from shoal.gateway.app import create_app
 from shoal.gateway.engine import Engine
 from shoal.gateway.service import MAX_BODY
-from shoal.request import MAX_CHOICES, Priority
-from tests.support.engine import VOCABULARY, FakeEngine, says, spoken
+from shoal.request import MAX_CHOICES, Priority, Request, Score, TokenChunk
+from tests.support.engine import VOCABULARY, FakeEngine, Item, says, spoken
 from tests.support.http import CHAT, COMPLETIONS, Leaver, events, fetch
 
 HI = [{"role": "user", "content": "Hi"}]
@@ -74,6 +74,15 @@ def test_stream_opens_with_the_role_and_ends_with_the_reason() -> None:
     assert [e["choices"][0]["finish_reason"] for e in stream] == [None] * (len(stream) - 1) + ["stop"]
     assert {e["object"] for e in stream} == {"chat.completion.chunk"}
     assert len({e["id"] for e in stream}) == 1
+
+
+def test_what_is_said_of_a_prompt_is_no_token_of_the_answer() -> None:
+    def script(request: Request) -> list[Item]:
+        return [TokenChunk(request.id, 0, None, scores=(Score(1, None),)), *spoken(request, "Hello")]
+
+    answer = ask(FakeEngine(script)).json()
+    assert answer["choices"][0]["message"]["content"] == "Hello"
+    assert answer["usage"] == ask(FakeEngine(says("Hello"))).json()["usage"]
 
 
 def test_stream_reports_usage_only_when_asked() -> None:

@@ -100,6 +100,16 @@ class Request(msgspec.Struct, frozen=True):
     embed: bool = False
     """Nothing is drawn: the answer is the mean of the prompt's last hidden states."""
 
+    @property
+    def draws(self) -> int:
+        """Most tokens that are drawn for a choice."""
+        return 0 if self.embed else self.max_tokens
+
+    @property
+    def examined(self) -> bool:
+        """Something is asked about the prompt itself; the first choice answers it."""
+        return self.embed or self.prompt_logprobs is not None
+
 
 class Alternative(msgspec.Struct, frozen=True, array_like=True):
     token: int

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from shoal.errors import ClusterError
 from shoal.executor.base import Floats
-from shoal.request import Alternative, SamplingParams
+from shoal.executor.examination import score
+from shoal.request import SamplingParams
 from shoal.scheduler.plan import Opened, Sampled
 
 _MASK = 2**64 - 1
@@ -114,17 +115,5 @@ class Sampler:
         state.drawn(token)
         if params.logprobs is None:
             return Sampled(sequence, token)
-        return _with_logprobs(sequence, token, logits, params.logprobs)
-
-
-def _with_logprobs(sequence: int, token: int, logits: Floats, count: int) -> Sampled:
-    """Log-probabilities of the model itself: before temperature, penalties and cuts."""
-    peak = float(logits.max())
-    norm = peak + float(np.log(np.exp(logits - np.float32(peak), dtype=np.float32).sum(dtype=np.float64)))
-    best: list[int] = []
-    count = min(count, len(logits))
-    if count:
-        top = np.argpartition(logits, -count)[-count:]
-        best = top[np.lexsort((top, -logits[top]))].tolist()
-    alternatives = tuple(Alternative(t, float(logits[t]) - norm) for t in best)
-    return Sampled(sequence, token, float(logits[token]) - norm, alternatives)
+        own = score(logits, token, params.logprobs)
+        return Sampled(sequence, token, own.logprob, own.alternatives)

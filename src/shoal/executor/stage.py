@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from shoal.errors import RemoteProtocolError
 from shoal.executor.base import Angles, Floats, Ints, Layers, StageBatch, StageOutput
+from shoal.executor.examination import examine
 from shoal.executor.journal import Journal
 from shoal.executor.kv_pool import KvPool
 from shoal.executor.sampler import Sampler
@@ -88,7 +89,8 @@ class StageExecutor:
         logits = self._slabs[-1].made.logits(hidden, batch.picked) if len(batch.picked) else None
         computed = perf_counter()
         sampled = [] if logits is None else self._draw(batch, logits)
-        return StageOutput(None, sampled, (prepared - began, computed - prepared, perf_counter() - computed))
+        examined = examine(self._slabs[-1].made, hidden, plan.chunks, self._spec.vocabulary)
+        return StageOutput(None, sampled, (prepared - began, computed - prepared, perf_counter() - computed), examined=examined)
 
     def _embedded(self, plan: StepPlan, batch: StageBatch) -> Floats:
         if self._embed is None:

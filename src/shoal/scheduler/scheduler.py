@@ -16,11 +16,13 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from shoal.errors import InvalidRequest, QueueFull
-from shoal.request import BlockId, FinishReason, Request, RequestId, SequenceId, TokenChunk
+from shoal.errors import InvalidRequest, QueueFull, RemoteProtocolError
+from shoal.request import MAX_ALTERNATIVES, BlockId, FinishReason, Request, RequestId, Score, SequenceId, TokenChunk
 from shoal.scheduler.blocks import BlockPool, chain
-from shoal.scheduler.plan import Chunk, Opened, Sampled, StepPlan, StepResult
+from shoal.scheduler.plan import Asked, Chunk, Examined, Opened, Sampled, StepPlan, StepResult
 from shoal.scheduler.sequence import Sequence
+
+_TOTALS = 32  # sums of hidden states that one result brings: 2 MiB where a hidden state is 8,192 wide
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class _Sent:
     sequence: Sequence
     life: int
     upto: int
+    asked: Asked | None
 
 
 class Scheduler:
@@ -96,20 +99,22 @@ class Scheduler:
         """Steps sent whose results were not applied."""
         return len(self._flight)
 
-    def fits(self, prompt: int, max_tokens: int) -> None:
-        """Raises InvalidRequest where a request of this size can never run."""
+    def fits(self, request: Request) -> None:
+        """Raises InvalidRequest where such a request can never run."""
+        prompt, drawn, limit = len(request.prompt), request.draws, self.limits.longest
+        least = int(drawn > 0 or not request.examined)
         if prompt == 0:
             raise InvalidRequest("the prompt is empty", "prompt")
-        limit = self.limits.longest
-        if prompt >= limit:
+        if prompt + least > limit:
+            room = "with one more for an answer at" if least else "at"
+            raise InvalidRequest(f"the prompt has {prompt} tokens; {room} most {limit} fit", "prompt", "context_length_exceeded")
+        if drawn < least:
+            raise InvalidRequest(f"max_tokens must be at least {least}", "max_tokens")
+        if not 0 <= (request.prompt_logprobs or 0) <= MAX_ALTERNATIVES:
+            raise InvalidRequest(f"prompt_logprobs must lie in [0, {MAX_ALTERNATIVES}], not {request.prompt_logprobs}", "prompt_logprobs")
+        if prompt + drawn > limit:
             raise InvalidRequest(
-                f"the prompt has {prompt} tokens; with one more for an answer at most {limit} fit", "prompt", "context_length_exceeded"
-            )
-        if max_tokens < 1:
-            raise InvalidRequest("max_tokens must be at least 1", "max_tokens")
-        if prompt + max_tokens > limit:
-            raise InvalidRequest(
-                f"the prompt's {prompt} tokens and max_tokens {max_tokens} make {prompt + max_tokens}; at most {limit} fit",
+                f"the prompt's {prompt} tokens and max_tokens {drawn} make {prompt + drawn}; at most {limit} fit",
                 "max_tokens",
                 "context_length_exceeded",
             )
@@ -131,7 +136,7 @@ class Scheduler:
         generated: of a request that began under another scheduler, the choices that have not ended, and what each has said. They go
         on as if nothing had happened, and however many wait: they were let in once.
         """
-        self.fits(len(request.prompt), request.max_tokens)
+        self.fits(request)
         if request.id in self._requests:
             raise InvalidRequest(f"there is a request {request.id} already", "id")
         if generated is None:
@@ -166,6 +171,7 @@ class Scheduler:
         for sequence in self._sequences.values():
             sequence.scheduled = sequence.computed
             sequence.told = 0
+            sequence.asked = sequence.examined
             sequence.awaiting = sequence.opened = False
         self._closed, self._dropped, self._copies = [], [], []
 
@@ -176,7 +182,7 @@ class Scheduler:
             self._preempt(sequence)
         self._dropped = []
         self.pool = BlockPool(limits.blocks)
-        lost = [r for r, family in self._requests.items() if any(s.prompt_length + s.request.max_tokens > limits.longest for s in family)]
+        lost = [r for r, family in self._requests.items() if any(s.prompt_length + s.request.draws > limits.longest for s in family)]
         for request in lost:
             self.cancel(request)
         return lost
@@ -272,7 +278,7 @@ class Scheduler:
             if count == 0:
                 continue
             chunks.append(self._chunk(sequence, count, opened))
-            sent.append(_Sent(sequence, sequence.life, sequence.scheduled))
+            sent.append(_Sent(sequence, sequence.life, sequence.scheduled, chunks[-1].asked))
             budget -= count
             if alone:
                 break
@@ -287,13 +293,24 @@ class Scheduler:
         return plan
 
     def apply(self, result: StepResult) -> list[TokenChunk]:
-        """Takes a step's result over and answers what the clients get. Results come in the order of the steps."""
+        """Takes a step's result over and answers what the clients get. Results come in the order of the steps.
+
+        Raises RemoteProtocolError, and takes nothing over, where it does not answer what was asked.
+        """
+        examined = {found.sequence: found for found in result.examined}
+        for sent in self._flight[result.step]:
+            if sent.asked is not None and not _answers(examined.get(sent.sequence.id), sent.asked):
+                raise RemoteProtocolError(f"the result of step {result.step} does not say what was asked about a prompt")
+        out: list[TokenChunk] = []
         for sent in self._flight.pop(result.step):
             if not sent.sequence.done and sent.life == sent.sequence.life:
                 sent.sequence.forking = False
                 sent.sequence.computed = sent.upto
                 self._name_blocks(sent.sequence)
-        return [chunk for sampled in result.sampled if (chunk := self._drawn(sampled)) is not None]
+            if not sent.sequence.done:
+                out += self._examined(sent, examined.get(sent.sequence.id))
+                out += self._complete(sent.sequence)
+        return out + [chunk for sampled in result.sampled if (chunk := self._drawn(sampled)) is not None]
 
     # Admission
 
@@ -318,14 +335,14 @@ class Scheduler:
     def _enter(self, sequence: Sequence) -> bool:
         """Takes the blocks that are found by name, if the rest of the known tokens fits beside them."""
         found: list[BlockId] = []
-        for digest in self._digests(sequence, (len(sequence.tokens) - 1) // self.limits.block_tokens):
+        for digest in self._digests(sequence, sequence.findable // self.limits.block_tokens):
             block = self.pool.find(digest)
             if block is None:
                 break
             found.append(block)
         for block in found:
             self.pool.share(block)
-        if self._blocks_for(len(sequence.tokens) + 1) - len(found) > self.pool.available and self._running:
+        if self._blocks_for(len(sequence.tokens) + sequence.draws) - len(found) > self.pool.available and self._running:
             for block in reversed(found):
                 self.pool.release(block)
             return False
@@ -378,13 +395,14 @@ class Scheduler:
         share = -(-active // self.limits.depth)
         for sequence in decoding[:share]:
             yield sequence, 1
-        left = self.limits.chunk
+        left, totals = self.limits.chunk, _TOTALS
         for sequence in list(self._running):
             if left <= 0:
                 return
-            if not sequence.awaiting and not sequence.decoding and sequence.pending > 0:
-                wanted = min(sequence.pending, left)
+            if not sequence.awaiting and not sequence.decoding and sequence.pending > 0 and totals >= sequence.request.embed:
+                wanted = min(sequence.stretch, left)
                 left -= wanted
+                totals -= sequence.request.embed
                 yield sequence, wanted
 
     def _provide(self, sequence: Sequence, count: int, taken: set[SequenceId]) -> int:
@@ -407,7 +425,7 @@ class Scheduler:
             self._preempt(victim)
 
     def _chunk(self, sequence: Sequence, count: int, opened: list[Opened]) -> Chunk:
-        if not sequence.opened:
+        if not sequence.opened and sequence.draws:
             sequence.opened = True
             sampling, request = sequence.request.sampling, sequence.request
             if sequence.choice:
@@ -416,12 +434,21 @@ class Scheduler:
             opened.append(Opened(sequence.id, sampling, prompt, sequence.tokens[sequence.prompt_length :]))
         at = sequence.scheduled
         sequence.scheduled += count
-        sample = sequence.pending == 0
+        sample = sequence.pending == 0 and sequence.draws
         sequence.awaiting = sample
         sequence.last_step = self._next_step
         blocks = [int(b) for b in sequence.table[sequence.told :]]
         sequence.told = len(sequence.table)
-        return Chunk(sequence.id, at, sequence.tokens[at : at + count], blocks, sample)
+        return Chunk(sequence.id, at, sequence.tokens[at : at + count], blocks, sample, self._asked(sequence, at))
+
+    def _asked(self, sequence: Sequence, at: int) -> Asked | None:
+        """About the tokens from `at` to those that are scheduled."""
+        if not sequence.asking or at < sequence.asked:
+            return None
+        request = sequence.request
+        sequence.asked = min(sequence.scheduled, sequence.prompt_length)
+        followers = request.prompt[at + 1 : sequence.scheduled + 1] if request.prompt_logprobs is not None else []
+        return Asked(followers, request.prompt_logprobs or 0, request.embed)
 
     def _preempt(self, sequence: Sequence) -> None:
         """Takes a sequence's blocks away; its tokens are known and will be computed anew."""
@@ -442,6 +469,31 @@ class Scheduler:
         sequence.table = []
 
     # Results
+
+    def _examined(self, sent: _Sent, found: Examined | None) -> list[TokenChunk]:
+        """What is now known of a prompt, once for each of its tokens, in their order."""
+        if sent.asked is None or found is None:
+            return []
+        sequence, request, out = sent.sequence, sent.sequence.request, list[TokenChunk]()
+        first = [] if sequence.examined or request.prompt_logprobs is None else [Score(request.prompt[0], None)]
+        if scores := (*first, *found.scores):
+            out.append(TokenChunk(request.id, 0, None, cached=sequence.cached, scores=scores))
+        sequence.examined = min(sent.upto, sequence.prompt_length)
+        if request.embed:
+            sequence.mean.add(found.total)
+            if sequence.examined == sequence.prompt_length:
+                mean = sequence.mean.over(sequence.prompt_length)
+                out.append(TokenChunk(request.id, 0, None, cached=sequence.cached, embedding=mean))
+        return out
+
+    def _complete(self, sequence: Sequence) -> list[TokenChunk]:
+        """The end of a choice of which nothing is drawn."""
+        if not sequence.complete:
+            return []
+        request = sequence.request
+        self._end(sequence)
+        finish = FinishReason.STOP if request.embed else FinishReason.LENGTH
+        return [TokenChunk(request.id, sequence.choice, None, finish=finish, cached=sequence.cached)]
 
     def _drawn(self, sampled: Sampled) -> TokenChunk | None:
         sequence = self._sequences.get(SequenceId(sampled.sequence))
@@ -487,4 +539,10 @@ class Scheduler:
             assert (sequence in self._running) != (sequence in self._waiting), "a sequence is in no list, or in two"
             assert sequence in self._running or not sequence.table, "a waiting sequence holds blocks"
             assert sequence.computed <= sequence.scheduled <= len(sequence.tokens), "computed runs ahead"
+            assert not sequence.asking or sequence.scheduled <= sequence.asked, "rows of the prompt run and are not asked about"
+            assert sequence.examined <= sequence.asked, "what was not asked is answered"
         assert self.running <= self.limits.lanes, "too many lanes"
+
+
+def _answers(found: Examined | None, asked: Asked) -> bool:
+    return found is not None and len(found.scores) == len(asked.followers) and bool(found.total) == asked.total

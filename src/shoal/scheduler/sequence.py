@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from shoal.request import BlockId, Request, SequenceId
 from shoal.scheduler.blocks import Digest
+from shoal.scheduler.pooling import Mean
 
 
 @dataclass(eq=False)
@@ -36,6 +37,12 @@ class Sequence:
     """Grows with each preemption: what an earlier life computed is gone."""
     forking: bool = False
     """Its first block is a copy that no result has confirmed yet."""
+    asked: int = 0
+    """Tokens of the prompt about whose rows steps ask, in flight or past; an answer counts whichever life it was asked in."""
+    examined: int = 0
+    """Those that were answered."""
+    mean: Mean = field(default_factory=Mean)
+    """Of the final hidden states of those, where that is asked."""
     last_step: int = -1
     cached: int = 0
     done: bool = False
@@ -52,6 +59,35 @@ class Sequence:
     def pending(self) -> int:
         """Known tokens that are not in the pipeline yet."""
         return len(self.tokens) - self.scheduled
+
+    @property
+    def draws(self) -> bool:
+        return self.request.draws > 0
+
+    @property
+    def answers(self) -> bool:
+        """It is the one of its request that answers what is asked about the prompt."""
+        return self.choice == 0 and self.request.examined
+
+    @property
+    def asking(self) -> bool:
+        """Rows of the prompt still have to be asked about, and therefore to be computed."""
+        return self.answers and self.asked < self.prompt_length
+
+    @property
+    def findable(self) -> int:
+        """First tokens that need not be computed where their blocks are found; the last token always has to be."""
+        return min(self.asked if self.asking else len(self.tokens), len(self.tokens) - 1)
+
+    @property
+    def stretch(self) -> int:
+        """Pending tokens that may share a chunk: rows that an earlier life asked about share none with those still to be asked about."""
+        return self.asked - self.scheduled if self.asking and self.scheduled < self.asked else self.pending
+
+    @property
+    def complete(self) -> bool:
+        """Nothing is drawn of it, and there is nothing else to come."""
+        return not self.draws and (self.examined == self.prompt_length if self.answers else self.computed == len(self.tokens))
 
     @property
     def decoding(self) -> bool:

@@ -22,8 +22,8 @@ from shoal.models.matrix import StoredMatrix
 from shoal.models.spec import ModelSpec, Rope
 from shoal.native import BLOCK_TOKENS
 from shoal.placement.profile import ModelCost
-from shoal.request import Request
-from shoal.scheduler.plan import Chunk, Opened, StepPlan
+from shoal.request import Request, Score
+from shoal.scheduler.plan import Asked, Chunk, Opened, StepPlan
 
 VOCABULARY = 24
 LAYER_BYTES = 1000
@@ -98,6 +98,9 @@ class ToyLayers:
         x = hidden[picked, 0].astype(np.int64)[:, None] * 31 + np.arange(VOCABULARY, dtype=np.int64) * 1000003
         return ((x ^ (x >> 7)) % 8191).astype(np.float32) / np.float32(1024)
 
+    def normed(self, hidden: Floats) -> Floats:
+        return hidden
+
 
 def make_layers(weights: Any, layers: range, last: bool) -> ToyLayers:
     return ToyLayers(layers)
@@ -108,14 +111,31 @@ def expected(request: Request, layers: int) -> list[list[int]]:
     return [_alone(request, choice, layers) for choice in range(request.n)]
 
 
-def _alone(request: Request, choice: int, layers: int) -> list[int]:
+def examined(request: Request, layers: int) -> tuple[list[Score], bytes]:
+    """The scores of a prompt and its embedding, as far as they are asked for, by a single stage that nothing happens to."""
+    if not request.examined:
+        return [], b""
+    prompt, scored = request.prompt, request.prompt_logprobs is not None
+    stage, blocks = _stage(request, layers)
+    asked = Asked(prompt[1:] if scored else [], request.prompt_logprobs or 0, request.embed)
+    (found,) = stage.run(StepPlan(0, [], [], [], [], [Chunk(0, 0, prompt, list(range(blocks)), False, asked)]), None).examined
+    mean = (np.frombuffer(found.total, "<f8") / len(prompt)).astype("<f4").tobytes()
+    return [Score(prompt[0], None), *found.scores] if scored else [], mean
+
+
+def _stage(request: Request, layers: int) -> tuple[StageExecutor, int]:
+    """One that holds the request, and its KV blocks."""
     shard = Shard(make_layers, bf16=True)
     shard.load(range(layers), ToyWeights(layers))
-    blocks = -(-(len(request.prompt) + request.max_tokens) // BLOCK_TOKENS)
-    stage = shard.enter(range(layers), range(0), blocks)
+    blocks = -(-(len(request.prompt) + request.draws) // BLOCK_TOKENS)
+    return shard.enter(range(layers), range(0), blocks), blocks
+
+
+def _alone(request: Request, choice: int, layers: int) -> list[int]:
+    stage, blocks = _stage(request, layers)
     sampling = msgspec.structs.replace(request.sampling, seed=(request.sampling.seed + choice) % 2**64)
     tokens, at, said = list(request.prompt), 0, list[int]()
-    for step in range(request.max_tokens):
+    for step in range(request.draws):
         opened = [] if step else [Opened(0, sampling, request.prompt, [])]
         chunk = Chunk(0, at, tokens[at:], [] if step else list(range(blocks)), True)
         (drawn,) = stage.run(StepPlan(step, opened, [], [], [], [chunk]), None).sampled
