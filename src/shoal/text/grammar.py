@@ -74,6 +74,11 @@ def tool_calls(
     wanted = list(tools) if choice in ("auto", "required") else [tool for tool in tools if tool.name == choice]
     if not wanted:
         raise InvalidRequest(f"tool_choice names '{choice}', which is none of the tools: {', '.join(t.name for t in tools)}", "tool_choice")
+    for tool in wanted:
+        try:
+            json_schema(_parameters(tool), tool.strict, "tools")
+        except InvalidRequest as error:
+            raise InvalidRequest(f"the parameters of tool '{tool.name}': {error}", "tools") from error
     several = parallel and choice in ("auto", "required")
     marker = (special or {}).get(format.trigger)
     if marker is None:
@@ -88,8 +93,8 @@ def _calls(format: ToolFormat, tools: Sequence[Tool], text: bool, several: bool,
     for i, tool in enumerate(tools):
         head = f"{{{_quoted(format.name_key)}: {_quoted(tool.name)}, {_quoted(format.arguments_key)}: "
         guidance = {"whitespace_pattern": _SPACE, "lenient": not tool.strict}
-        schema = json.loads(_schema({"type": "object", **tool.parameters}, "tools"))
-        rules.append(f"call_{i}: {_quoted(head)} %json {json.dumps({**schema, 'x-guidance': guidance})} {_quoted('}' + format.end)}")
+        schema = json.dumps({**_parameters(tool), "x-guidance": guidance}, ensure_ascii=False)
+        rules.append(f"call_{i}: {_quoted(head)} %json {schema} {_quoted('}' + format.end)}")
     more = f"({_quoted(format.separator + format.begin)} call)*" if several and format.separator is not None else ""
     opening = (format.opening + format.begin).removeprefix(format.trigger)
     rules.append(f"calls: {_literal(opening)} call {more} {_literal(format.closing)}")
@@ -103,6 +108,10 @@ def _calls(format: ToolFormat, tools: Sequence[Tool], text: bool, several: bool,
     else:
         rules += [f"TEXT: /{_ANYTHING}/", f"HEAD: TEXT {trigger}", "head[lazy]: HEAD", "start: TEXT | head calls"]
     return LLMatcher.grammar_from_lark("\n".join(reversed(rules)))
+
+
+def _parameters(tool: Tool) -> dict[str, Any]:
+    return {"type": "object", **tool.parameters}
 
 
 def _quoted(text: str) -> str:
