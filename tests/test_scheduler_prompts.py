@@ -208,6 +208,26 @@ def test_what_was_on_its_way_is_asked_again_on_the_next_route(wanted: dict[str, 
     assert_right(toy, r, layers=3)
 
 
+@pytest.mark.parametrize("wanted", [{"scores": 1}, {"embed": True}])
+def test_blocks_of_others_do_not_stand_for_answers_that_were_lost(wanted: dict[str, int]):
+    """What was asked in an earlier life is on its way when the sequence enters again, and is lost then."""
+    toy = Layered(limits(blocks=32, step_tokens=8, depth=2))
+    toy.add(request("other", range(1, 15), 6))
+    toy.step_all()
+    toy.step_all()
+    toy.add(r := request("a", range(1, 15), 0, **wanted))
+    (sequence,) = [s for s in toy.scheduler._sequences.values() if s.answers]
+    while sequence.asked < 14:
+        toy.step_all()
+    assert sequence.examined < 12
+    toy.scheduler._preempt(sequence)
+    toy.fill()
+    assert sequence in toy.scheduler._running
+    toy.lose([])
+    toy.drain()
+    assert_right(toy, r, layers=3)
+
+
 def test_another_pool_takes_back_nothing_that_was_said():
     toy = Layered(limits(step_tokens=4))
     toy.add(r := request("a", range(1, 15), 3, scores=1))

@@ -409,7 +409,7 @@ class Scheduler:
         for sequence in list(self._running):
             if left <= 0:
                 return
-            if not sequence.awaiting and not sequence.decoding and sequence.pending > 0 and totals >= sequence.request.embed:
+            if not sequence.awaiting and not sequence.decoding and sequence.pending > 0 and (totals or not sequence.request.embed):
                 wanted = min(sequence.stretch, left)
                 left -= wanted
                 totals -= sequence.request.embed
@@ -491,7 +491,7 @@ class Scheduler:
         sequence.examined = min(sent.upto, sequence.prompt_length)
         if request.embed:
             sequence.mean.add(found.total)
-            if sequence.examined == sequence.prompt_length:
+            if not sequence.examining:
                 mean = sequence.mean.over(sequence.prompt_length)
                 out.append(TokenChunk(request.id, 0, None, cached=sequence.cached, embedding=mean))
         return out
@@ -550,6 +550,7 @@ class Scheduler:
             assert sequence in self._running or not sequence.table, "a waiting sequence holds blocks"
             assert sequence.computed <= sequence.scheduled <= len(sequence.tokens), "computed runs ahead"
             assert not sequence.asking or sequence.scheduled <= sequence.asked, "rows of the prompt run and are not asked about"
+            assert not sequence.examining or sequence.computed <= sequence.examined, "rows of the prompt are computed and have not answered"
             assert sequence.examined <= sequence.asked, "what was not asked is answered"
         assert self.running <= self.limits.lanes, "too many lanes"
 

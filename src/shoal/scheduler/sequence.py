@@ -77,9 +77,14 @@ class Sequence:
         return self.answers and self.asked < self.prompt_length
 
     @property
+    def examining(self) -> bool:
+        """Rows of the prompt still have to answer."""
+        return self.answers and self.examined < self.prompt_length
+
+    @property
     def findable(self) -> int:
         """First tokens that need not be computed where their blocks are found; the last token always has to be."""
-        return min(self.asked if self.asking else len(self.tokens), len(self.tokens) - 1)
+        return min(self.examined if self.examining else len(self.tokens), len(self.tokens) - 1)
 
     @property
     def stretch(self) -> int:
@@ -89,7 +94,7 @@ class Sequence:
     @property
     def complete(self) -> bool:
         """Nothing is drawn of it, and there is nothing else to come."""
-        return not self.draws and (self.examined == self.prompt_length if self.answers else self.computed == len(self.tokens))
+        return not self.draws and (not self.examining if self.answers else self.computed == len(self.tokens))
 
     @property
     def decoding(self) -> bool:
