@@ -80,7 +80,8 @@ class Answer:
         request, stream = self.job.requests[index], self._streams[index]
         counted = False
         try:
-            choices = [_Choice(TextStream(self._engine.tokenizer, request.prompt, self.job.stops)) for _ in range(request.n)]
+            decoder, job = self._engine.tokenizer, self.job
+            choices = [_Choice(TextStream(decoder, request.prompt, job.stops, job.markers)) for _ in range(request.n)]
             async for chunk in stream:
                 self.usage.completion += 1
                 if not counted:
