@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Protocol
 
 import msgspec
 import structlog
@@ -16,12 +17,25 @@ from shoal.gateway.kinds import recalled
 log = structlog.get_logger()
 
 
+class Watcher(Protocol):
+    """Who wants to know how answers end."""
+
+    async def ended(self, answer: Answer) -> None:
+        """All is said, or the engine failed; readers are told when this returns."""
+        ...
+
+    def dropped(self, answer: Answer) -> None:
+        """Nobody is left to read it, and it was not over."""
+        ...
+
+
 class Answers:
     """An answer is dropped, and what runs for it ended, when its reader leaves; where the client named it, some time after that."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, watcher: Watcher | None = None) -> None:
         """Takes up what an engine before this one was about; where there is such a thing an event loop has to run."""
-        self._engine = engine
+        self._engine, self._watcher = engine, watcher
+        self._ended = None if watcher is None else watcher.ended
         self._answers: dict[str, Answer] = {}
         self._readers: dict[str, int] = {}
         self._resumable: set[str] = set()
@@ -33,7 +47,7 @@ class Answers:
                 log.warning("a request of an earlier version cannot be taken up", id=resumed.id, reason=str(error))
                 engine.forget(resumed.id)
                 continue
-            self._answers[job.id] = Answer(job, engine, resumed.streams, resumed=True)
+            self._answers[job.id] = Answer(job, engine, resumed.streams, resumed=True, ended=self._ended)
             self._resumable.add(job.id)
             self._expire(job.id)
 
@@ -52,7 +66,7 @@ class Answers:
             for stream in streams:
                 stream.close()
             raise
-        answer = self._answers[job.id] = Answer(job, self._engine, streams)
+        answer = self._answers[job.id] = Answer(job, self._engine, streams, ended=self._ended)
         if job.named:
             self._resumable.add(job.id)
         self.enter(answer)
@@ -94,5 +108,8 @@ class Answers:
         self._expiries.pop(id, None)
         self._readers.pop(id, None)
         self._resumable.discard(id)
-        self._answers.pop(id).close()
+        answer = self._answers.pop(id)
+        answer.close()
+        if self._watcher is not None and not answer.over:
+            self._watcher.dropped(answer)
         self._engine.forget(id)

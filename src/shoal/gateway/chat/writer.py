@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from shoal.gateway.engine import Engine
+from shoal.gateway.faults import Fault
 from shoal.gateway.writer import Event, Piece, Usage
 from shoal.request import TokenChunk
 
@@ -41,6 +42,9 @@ class ChatWriter:
     def ending(self, usage: Usage) -> Sequence[Event]:
         told = [Event({**self._frame("chat.completion.chunk", []), "usage": usage.wire()})] if self._include_usage else []
         return [*told, Event("[DONE]")]
+
+    def failed(self, what: Fault) -> Sequence[Event]:
+        return [Event(what.body)]
 
     def whole(self, pieces: Sequence[Piece], usage: Usage) -> dict[str, Any]:
         choices: list[dict[str, Any]] = []
