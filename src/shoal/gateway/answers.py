@@ -18,14 +18,18 @@ log = structlog.get_logger()
 
 
 class Watcher(Protocol):
-    """Who wants to know how answers end."""
+    """Who wants to know how answers begin and end."""
+
+    async def begun(self, job: Job) -> None:
+        """Before it is submitted. Raises ShoalError where it must not be."""
+        ...
 
     async def ended(self, answer: Answer) -> None:
         """All is said, or the engine failed; readers are told when this returns."""
         ...
 
-    def dropped(self, answer: Answer) -> None:
-        """Nobody is left to read it, and it was not over."""
+    async def dropped(self, job: Job) -> None:
+        """It was refused after it had begun, or its reader left before it ended."""
         ...
 
 
@@ -36,6 +40,7 @@ class Answers:
         """Takes up what an engine before this one was about; where there is such a thing an event loop has to run."""
         self._engine, self._watcher = engine, watcher
         self._ended = None if watcher is None else watcher.ended
+        self._telling: set[asyncio.Task[None]] = set()
         self._answers: dict[str, Answer] = {}
         self._readers: dict[str, int] = {}
         self._resumable: set[str] = set()
@@ -56,6 +61,18 @@ class Answers:
 
         Raises IdTaken and what the engine raises.
         """
+        if job.id in self._answers:
+            raise IdTaken(job.id)
+        if self._watcher is None:
+            return await self._begin(job)
+        await self._watcher.begun(job)
+        try:
+            return await self._begin(job)
+        except BaseException:
+            await self._watcher.dropped(job)
+            raise
+
+    async def _begin(self, job: Job) -> Answer:
         if job.id in self._answers:
             raise IdTaken(job.id)
         streams: list[Stream] = []
@@ -111,5 +128,7 @@ class Answers:
         answer = self._answers.pop(id)
         answer.close()
         if self._watcher is not None and not answer.over:
-            self._watcher.dropped(answer)
+            task = asyncio.get_running_loop().create_task(self._watcher.dropped(answer.job))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
         self._engine.forget(id)

@@ -20,6 +20,8 @@ from shoal.gateway.engine import Engine
 from shoal.gateway.events import Position, events
 from shoal.gateway.faults import fault
 from shoal.gateway.job import Job, chosen_id
+from shoal.gateway.responses.keeper import ResponseKeeper
+from shoal.gateway.responses.store import Bounds, ResponseStore
 from shoal.gateway.wire import Sampled, parse
 from shoal.gateway.writer import Piece
 
@@ -32,7 +34,9 @@ B = TypeVar("B", bound=Sampled)
 class Service:
     def __init__(self, engine: Engine, settings: ApiSettings) -> None:
         self.engine, self.settings = engine, settings
-        self.answers = Answers(engine)
+        bounds = Bounds(settings.responses, settings.responses_bytes, settings.responses_days * 86400)
+        self.responses = ResponseStore(settings.data_folder, bounds)
+        self.answers = Answers(engine, ResponseKeeper(self.responses, engine))
 
     def check_model(self, name: str | None) -> None:
         """Raises UnknownModel."""
@@ -43,16 +47,21 @@ class Service:
         """Answers a body of some kind. `prepare` runs in a thread: templates and tokenisers take their time. Raises ShoalError."""
         try:
             chosen = chosen_id(request.headers.get("x-request-id"))
-            body = parse(kind, await json_body(request))
-            self.check_model(body.model)
-            job = await asyncio.to_thread(prepare, body, self.engine, chosen)
-            answer = await self.answers.begin(job)
-            response = Streaming(self.answers, answer) if job.stream else await whole(request, self.answers, answer)
+            answer = await self.begin(await json_body(request), kind, prepare, chosen)
+            response = Streaming(self.answers, answer) if answer.job.stream else await whole(request, self.answers, answer)
         except ShoalError as error:
             self.engine.observe_request(endpoint, str(fault(error).status), 0)
             raise
-        self.engine.observe_request(endpoint, "accepted", job.prompt_tokens)
+        self.engine.observe_request(endpoint, "accepted", answer.job.prompt_tokens)
         return response
+
+    async def begin(
+        self, body: dict[str, Any], kind: type[B], prepare: Callable[[B, Engine, str | None], Job], chosen: str | None = None
+    ) -> Answer:
+        """The answer to a body, whose reader has come. Raises ShoalError."""
+        parsed = parse(kind, body)
+        self.check_model(parsed.model)
+        return await self.answers.begin(await asyncio.to_thread(prepare, parsed, self.engine, chosen))
 
 
 async def json_body(request: Request) -> dict[str, Any]:

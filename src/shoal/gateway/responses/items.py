@@ -1,0 +1,88 @@
+"""Items: what a conversation is made of, as it is kept and as clients get it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from shoal.errors import InvalidRequest
+from shoal.gateway.responses.wire import FunctionCall, FunctionCallOutput, Item, ItemReference, Message, TextPart
+
+
+def item_id(prefix: str, response: str, number: int) -> str:
+    """The id of an item, which says what response it belongs to."""
+    return f"{prefix}_{response.removeprefix('resp_')}_{number}"
+
+
+def responses_of(item: str) -> list[str]:
+    """Responses that an item of this id may belong to."""
+    name = item.partition("_")[2].rpartition("_")[0]
+    return [f"resp_{name}", name] if name else []
+
+
+def output_text(text: str, logprobs: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs)}
+
+
+def message(id: str, role: str, content: list[dict[str, Any]], status: str = "completed") -> dict[str, Any]:
+    return {"id": id, "type": "message", "status": status, "role": role, "content": content}
+
+
+def function_call(id: str, call_id: str, name: str, arguments: str, status: str = "completed") -> dict[str, Any]:
+    return {"id": id, "type": "function_call", "status": status, "call_id": call_id, "name": name, "arguments": arguments}
+
+
+def _parts(content: str | list[TextPart], role: str) -> list[dict[str, Any]]:
+    texts = [content] if isinstance(content, str) else [part.text for part in content]
+    return [output_text(text) if role == "assistant" else {"type": "input_text", "text": text} for text in texts]
+
+
+def input_items(given: str | list[Item], response: str, refer: Callable[[str], dict[str, Any]]) -> list[dict[str, Any]]:
+    """What is kept of a request's input. refer: finds the item of an id. Raises InvalidRequest."""
+    if isinstance(given, str):
+        return [message(item_id("in", response, 0), "user", _parts(given, "user"))]
+    kept: list[dict[str, Any]] = []
+    for number, item in enumerate(given):
+        match item:
+            case Message():
+                kept.append(message(item_id("in", response, number), item.role, _parts(item.content, item.role), item.status or "completed"))
+            case FunctionCall():
+                status = item.status or "completed"
+                kept.append(function_call(item_id("in", response, number), item.call_id, item.name, item.arguments, status))
+            case FunctionCallOutput():
+                output = item.output if isinstance(item.output, str) else _parts(item.output, "user")
+                id, status = item_id("in", response, number), item.status or "completed"
+                kept.append({"id": id, "type": "function_call_output", "status": status, "call_id": item.call_id, "output": output})
+            case ItemReference():
+                kept.append({**refer(item.id), "id": item_id("in", response, number)})
+    return kept
+
+
+def _text(parts: str | Sequence[dict[str, Any]]) -> str:
+    return parts if isinstance(parts, str) else "".join(part["text"] for part in parts)
+
+
+def messages(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The conversation as chat templates know it: what an assistant says and calls in a row is one message.
+
+    Raises InvalidRequest for an output of no call.
+    """
+    out: list[dict[str, Any]] = []
+    called: set[str] = set()
+    for item in items:
+        before = out[-1] if out and out[-1]["role"] == "assistant" else None
+        match item["type"]:
+            case "function_call":
+                call = {"id": item["call_id"], "type": "function", "function": {"name": item["name"], "arguments": item["arguments"]}}
+                called.add(item["call_id"])
+                if before is None:
+                    before = {"role": "assistant", "content": ""}
+                    out.append(before)
+                before.setdefault("tool_calls", []).append(call)
+            case "function_call_output":
+                if item["call_id"] not in called:
+                    raise InvalidRequest(f"no function_call before has the call_id '{item['call_id']}'", "input")
+                out.append({"role": "tool", "tool_call_id": item["call_id"], "content": _text(item["output"])})
+            case _:
+                out.append({"role": item["role"], "content": _text(item["content"])})
+    return out

@@ -1,0 +1,127 @@
+"""From a request for a response to the engine's, and what its answer needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from shoal.errors import InvalidRequest, UnknownAnswer
+from shoal.gateway.engine import Engine
+from shoal.gateway.job import Job, common
+from shoal.gateway.responses.items import input_items, messages, responses_of
+from shoal.gateway.responses.store import Kept, ResponseStore
+from shoal.gateway.responses.wire import Format, ResponseRequest
+from shoal.gateway.responses.writer import ResponseWriter
+
+_LOGPROBS = "message.output_text.logprobs"
+
+
+class ResponseJob(Job, frozen=True, tag="response"):
+    asked: dict[str, Any]
+    """What the response says about how it was asked."""
+    store: bool
+    owner: str
+    """Whose it is."""
+    logprobs: bool = False
+    input: list[dict[str, Any]] = []
+    """The items that are kept with it."""
+
+    def writer(self, engine: Engine) -> ResponseWriter:
+        return ResponseWriter(engine, self.id, self.created, self.asked, self.logprobs)
+
+    @property
+    def note(self) -> bytes:
+        """Without the input, which is kept already."""
+        return msgspec.msgpack.encode(msgspec.structs.replace(self, requests=(), input=[]))
+
+
+def check_include(include: Sequence[str] | None) -> None:
+    """Raises InvalidRequest for what no response has."""
+    for name in include or ():
+        if name != _LOGPROBS:
+            raise InvalidRequest(f"'{name}' cannot be included; {_LOGPROBS} can", "include", "unsupported_parameter")
+
+
+def _check(body: ResponseRequest) -> None:
+    if body.truncation == "auto":
+        raise InvalidRequest("truncation 'auto' is not supported: shorten the input, or begin a new conversation", "truncation")
+    if body.max_output_tokens is not None and body.max_output_tokens < 1:
+        raise InvalidRequest("max_output_tokens must be at least 1", "max_output_tokens")
+    if any(len(key) > 64 for key in body.metadata or {}):
+        raise InvalidRequest("a key of metadata has at most 64 characters", "metadata")
+    check_include(body.include)
+    if body.top_logprobs and not body.include:
+        raise InvalidRequest(f"top_logprobs needs include to name {_LOGPROBS}", "top_logprobs")
+
+
+def _before(body: ResponseRequest, store: ResponseStore, owner: str) -> list[Kept]:
+    """The conversation that this one goes on from."""
+    if body.previous_response_id is None:
+        return []
+    chain = store.chain(body.previous_response_id, owner)
+    if (status := chain[-1].response["status"]) not in ("completed", "incomplete"):
+        message = f"the previous response '{body.previous_response_id}' is {status.replace('_', ' ')}: nothing can follow it"
+        raise InvalidRequest(message, "previous_response_id")
+    return chain
+
+
+def _referred(id: str, store: ResponseStore, owner: str) -> dict[str, Any]:
+    """An output item of a response that was kept."""
+    for response in responses_of(id):
+        try:
+            output: list[dict[str, Any]] = store.get(response, owner).response["output"]
+        except UnknownAnswer:
+            continue
+        for item in output:
+            if item["id"] == id:
+                return item
+    raise InvalidRequest(f"there is no item '{id}' here, or no longer; send the item itself", "input")
+
+
+def _format(format: Format | None) -> dict[str, Any]:
+    return {"type": "text"} if format is None else format.model_dump(by_alias=True, exclude_none=True)
+
+
+def response_job(body: ResponseRequest, engine: Engine, chosen: str | None, store: ResponseStore, owner: str) -> ResponseJob:
+    """chosen: the response's id. Raises InvalidRequest, NotReady, CapacityError."""
+    _check(body)
+    history = [item for kept in _before(body, store, owner) for item in (*kept.input, *kept.response["output"])]
+    given = input_items(body.input, chosen or "", lambda id: _referred(id, store, owner))
+    system = [] if body.instructions is None else [{"role": "system", "content": body.instructions}]
+    prompt = engine.tokenizer.encode_chat([*system, *messages([*history, *given])])
+    logprobs = body.include is not None and bool(body.include)
+    fields = common(
+        body,
+        engine,
+        [prompt],
+        prefix="resp_",
+        max_tokens=body.max_output_tokens,
+        logprobs=(body.top_logprobs or 0) if logprobs else None,
+        chosen=chosen,
+    )
+    keep = body.store is not False
+    asked = {
+        "background": False,
+        "instructions": body.instructions,
+        "max_output_tokens": body.max_output_tokens,
+        "max_tool_calls": None,
+        "metadata": body.metadata or {},
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
+        "previous_response_id": body.previous_response_id,
+        "prompt_cache_key": body.prompt_cache_key,
+        "reasoning": {"effort": None, "summary": None},
+        "safety_identifier": body.safety_identifier,
+        "service_tier": "default" if body.service_tier in (None, "auto") else body.service_tier,
+        "store": keep,
+        "temperature": 1.0 if body.temperature is None else body.temperature,
+        "text": {"format": _format(body.text and body.text.format), "verbosity": "medium"},
+        "tool_choice": "auto",
+        "tools": [],
+        "top_logprobs": body.top_logprobs or 0,
+        "top_p": 1.0 if body.top_p is None else body.top_p,
+        "truncation": "disabled",
+        "user": body.user,
+    }
+    return ResponseJob(**fields, asked=asked, store=keep, owner=owner, logprobs=logprobs, input=given if keep else [])
