@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from shoal.errors import ClusterError
 from shoal.executor.base import Floats
+from shoal.executor.constraint import GrammarFailed, Grammars
 from shoal.request import Alternative, SamplingParams
 from shoal.scheduler.plan import Opened, Sampled
 
@@ -51,8 +52,11 @@ def _nucleus_floor(weights: Floats, top_p: float) -> float:
 
 
 class _State:
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: Opened, grammars: Grammars | None) -> None:
         self.params = opened.sampling
+        self.constraint = (
+            grammars.constrain(self.params.grammar, opened.generated) if grammars is not None and self.params.grammar else None
+        )
         self.counts: dict[int, int] = {}
         self.seen = set(opened.prompt) | set(opened.generated)
         for token in opened.generated:
@@ -66,6 +70,8 @@ class _State:
     def drawn(self, token: int) -> None:
         self.counts[token] = self.counts.get(token, 0) + 1
         self.seen.add(token)
+        if self.constraint is not None:
+            self.constraint.drawn(token)
 
     def adjust(self, logits: Floats) -> Floats:
         """Repetition penalty over prompt and answer (Keskar et al., 2019); presence and frequency over the answer; bias."""
@@ -83,25 +89,38 @@ class _State:
 
 
 class Sampler:
-    """Holds what each open sequence's draws depend on."""
+    """Holds what each open sequence's draws depend on. grammars: None where none can be held to."""
 
-    def __init__(self) -> None:
+    def __init__(self, grammars: Grammars | None = None) -> None:
+        self._grammars = grammars
         self._states: dict[int, _State] = {}
 
     def __len__(self) -> int:
         return len(self._states)
 
     def open(self, opened: Opened) -> None:
-        self._states[opened.sequence] = _State(opened)
+        self._states[opened.sequence] = _State(opened, self._grammars)
 
     def close(self, sequence: int) -> None:
         self._states.pop(sequence, None)
 
-    def sample(self, sequence: int, position: int, logits: Floats) -> Sampled:
-        """Draws the token that follows `position`. logits: [vocabulary]. Raises ClusterError where they are not numbers."""
+    def sample(self, sequence: int, position: int, logits: Floats) -> Sampled | None:
+        """Draws the token that follows `position`; None where what its grammar allows is not known yet: ask again.
+
+        logits: [vocabulary]. Raises ClusterError where they are not numbers.
+        """
         state = self._states[sequence]
         params = state.params
         adjusted = state.adjust(logits) if state.penalised else logits
+        if params.grammar:
+            try:
+                if state.constraint is None:
+                    raise GrammarFailed("this node has no tokenizer to hold an answer to a grammar with")
+                if (allowed := state.constraint.allowed(len(logits))) is None:
+                    return None
+            except GrammarFailed as error:
+                return Sampled(sequence, -1, fault=f"the answer cannot be held to its grammar: {error}")
+            adjusted = np.where(allowed, adjusted, np.float32(-np.inf))
         likeliest = int(adjusted.argmax())
         if not np.isfinite(adjusted[likeliest]):
             raise ClusterError("the model's output is not a number: its weights or the precision they run in are unsound")
@@ -110,7 +129,9 @@ class Sampler:
         else:
             sums = np.cumsum(distribution(adjusted, params))
             wanted = uniform(params.seed, position) * float(sums[-1])
-            token = min(int(np.searchsorted(sums, wanted, side="right")), len(logits) - 1)
+            token = int(np.searchsorted(sums, wanted, side="right"))
+            if token == len(logits):  # rounded up to all of it
+                token = likeliest
         state.drawn(token)
         if params.logprobs is None:
             return Sampled(sequence, token)

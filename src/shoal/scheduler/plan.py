@@ -57,6 +57,8 @@ class Sampled(msgspec.Struct, frozen=True, array_like=True):
     token: int
     logprob: float | None = None
     alternatives: tuple[Alternative, ...] = ()
+    fault: str = ""
+    """Why no token can be drawn, now or later: the request ends."""
 
 
 class StageTrace(msgspec.Struct, frozen=True, array_like=True):
@@ -74,6 +76,7 @@ class StageTrace(msgspec.Struct, frozen=True, array_like=True):
 class StepResult(msgspec.Struct, frozen=True, array_like=True):
     step: int
     sampled: list[Sampled]
+    """A draw that is not here was put off: it is asked for again."""
     traces: list[StageTrace]
     missing: list[int] = []
     """Sequences that could not be refilled, because a journal does not reach back to all of their tokens."""

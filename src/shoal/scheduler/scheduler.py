@@ -61,6 +61,7 @@ class _Sent:
     sequence: Sequence
     life: int
     upto: int
+    draws: bool
 
 
 class Scheduler:
@@ -166,6 +167,7 @@ class Scheduler:
         for sequence in self._sequences.values():
             sequence.scheduled = sequence.computed
             sequence.told = 0
+            sequence.undrawn |= sequence.awaiting and sequence.pending == 0
             sequence.awaiting = sequence.opened = False
         self._closed, self._dropped, self._copies = [], [], []
 
@@ -272,7 +274,7 @@ class Scheduler:
             if count == 0:
                 continue
             chunks.append(self._chunk(sequence, count, opened))
-            sent.append(_Sent(sequence, sequence.life, sequence.scheduled))
+            sent.append(_Sent(sequence, sequence.life, sequence.scheduled, chunks[-1].sample))
             budget -= count
             if alone:
                 break
@@ -288,12 +290,20 @@ class Scheduler:
 
     def apply(self, result: StepResult) -> list[TokenChunk]:
         """Takes a step's result over and answers what the clients get. Results come in the order of the steps."""
+        drawn = {sampled.sequence for sampled in result.sampled}
         for sent in self._flight.pop(result.step):
+            if sent.draws and not sent.sequence.done and sent.sequence.id not in drawn:
+                self._put_off(sent)
             if not sent.sequence.done and sent.life == sent.sequence.life:
                 sent.sequence.forking = False
                 sent.sequence.computed = sent.upto
                 self._name_blocks(sent.sequence)
         return [chunk for sampled in result.sampled if (chunk := self._drawn(sampled)) is not None]
+
+    def _put_off(self, sent: _Sent) -> None:
+        """The last stage could not draw yet. After a preemption all is computed, and drawn for, anew in any case."""
+        sent.sequence.awaiting = False
+        sent.sequence.undrawn = sent.life == sent.sequence.life
 
     # Admission
 
@@ -374,7 +384,7 @@ class Scheduler:
     def _candidates(self) -> Iterator[tuple[Sequence, int]]:
         """Sequences that can move, with how many tokens: draws that rested longest first, then prompts, oldest first."""
         decoding = sorted((s for s in self._running if s.decoding), key=lambda s: s.last_step)
-        active = sum(1 for s in self._running if s.generated or s.awaiting)
+        active = sum(1 for s in self._running if s.generated or s.awaiting or s.undrawn)
         share = -(-active // self.limits.depth)
         for sequence in decoding[:share]:
             yield sequence, 1
@@ -414,8 +424,8 @@ class Scheduler:
                 sampling = msgspec.structs.replace(sampling, seed=(sampling.seed + sequence.choice) % 2**64)
             prompt = request.prompt if sampling.repetition_penalty != 1 else []
             opened.append(Opened(sequence.id, sampling, prompt, sequence.tokens[sequence.prompt_length :]))
-        at = sequence.scheduled
-        sequence.scheduled += count
+        at = sequence.scheduled - sequence.undrawn
+        sequence.scheduled, sequence.undrawn = at + count, False
         sample = sequence.pending == 0
         sequence.awaiting = sample
         sequence.last_step = self._next_step
@@ -431,7 +441,7 @@ class Scheduler:
             self._dropped.append(sequence.id)
         sequence.scheduled = sequence.computed = sequence.told = sequence.named = 0
         sequence.life += 1
-        sequence.forking = False
+        sequence.forking = sequence.undrawn = False
         self._waiting.appendleft(sequence)
         self.counters.preemptions += 1
 

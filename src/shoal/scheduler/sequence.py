@@ -30,6 +30,8 @@ class Sequence:
     """Blocks of the table that can be found by their tokens."""
     awaiting: bool = False
     """A draw is on its way; the next token is not known."""
+    undrawn: bool = False
+    """All known tokens are computed, and the draw that was due was put off: the last one runs once more."""
     opened: bool = False
     """The last stage has its sampling state."""
     life: int = 0
@@ -55,4 +57,4 @@ class Sequence:
 
     @property
     def decoding(self) -> bool:
-        return self.pending == 1 and self.generated > 0
+        return self.undrawn or (self.pending == 1 and self.generated > 0)

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
+from llguidance import LLTokenizer
 from tokenizers import Tokenizer as Backend
 
 from shoal.errors import CorruptModel, InvalidRequest, UserError
@@ -100,6 +101,16 @@ class Tokenizer:
         return cls(
             backend, bos=bos, add_bos=adds, stop_tokens=frozenset(ends), template=ChatTemplate(source, names, path) if source else None
         )
+
+    @property
+    def special(self) -> dict[str, int]:
+        """Special tokens by what they are called."""
+        return {str(self._backend.id_to_token(token)): token for token in self._special}
+
+    def for_grammars(self, width: int) -> LLTokenizer:
+        """As llguidance sees it, for a model with so many logits. It takes up to a second, and holds the interpreter's lock meanwhile."""
+        ends = sorted(self.stop_tokens)
+        return LLTokenizer(self._backend.to_str(), n_vocab=max(width, self.size), eos_token=ends or None)
 
     @property
     def size(self) -> int:
