@@ -11,13 +11,14 @@ from shoal.config import ApiSettings
 from shoal.errors import ShoalError
 from shoal.gateway import health, models, streams, tokens
 from shoal.gateway.chat import route as chat
+from shoal.gateway.chat import socket as chat_socket
 from shoal.gateway.completions import route as completions
 from shoal.gateway.engine import Engine
 from shoal.gateway.faults import Fault, fault
 from shoal.gateway.responses import route as responses
 from shoal.gateway.service import Service
 
-_ENDPOINTS = (chat, completions, responses, streams, tokens, models, health)
+_ENDPOINTS = (chat, chat_socket, completions, responses, streams, tokens, models, health)
 
 
 def _answer(what: Fault) -> JSONResponse:

@@ -43,19 +43,19 @@ def _id(at: Position) -> bytes:
     return b"id: " + ".".join(map(str, at)).encode() + b"\n"
 
 
-async def events(answer: Answer, writer: Writer, after: Position | None = None) -> AsyncGenerator[bytes]:
-    """The events after a position. An error is an event too, the last one."""
+async def told(answer: Answer, writer: Writer, after: Position | None = None) -> AsyncGenerator[tuple[Position | None, Event]]:
+    """The events after a position, each with its own. An error is an event too, without one."""
     choices = answer.job.choices
     seen = after or [0] * choices
     at, last = list(seen), 0
 
-    def told(written: Sequence[Event], new: bool) -> list[bytes]:
+    def shown(written: Sequence[Event], new: bool) -> list[tuple[Position | None, Event]]:
         """new: of events that are not counted."""
-        shown = [e for e in written if (new if e.number is None else after is None or e.number > after[0])]
-        return [_id(at if e.number is None else [e.number]) + _data(e) for e in shown]
+        kept = [e for e in written if (new if e.number is None else after is None or e.number > after[0])]
+        return [(at if e.number is None else [e.number], e) for e in kept]
 
     try:
-        for event in told(writer.opening(), after is None):
+        for event in shown(writer.opening(), after is None):
             yield event
         async with aclosing(answer.read()) as pieces:
             async for piece in pieces:
@@ -63,15 +63,22 @@ async def events(answer: Answer, writer: Writer, after: Position | None = None) 
                     last = piece.upto
                 if new := piece.upto > seen[piece.choice]:
                     at[piece.choice] = piece.upto
-                for event in told(writer.piece(piece), new):
+                for event in shown(writer.piece(piece), new):
                     yield event
         for number, event in enumerate(writer.ending(answer.usage), last + 1):
             if new := number > seen[-1]:
                 at[-1] = number
-            for one in told([event], new):
+            for one in shown([event], new):
                 yield one
     except ShoalError as error:
         for event in writer.failed(fault(error)):
-            yield _data(event)
+            yield None, event
     except TakenOver:
         return
+
+
+async def events(answer: Answer, writer: Writer, after: Position | None = None) -> AsyncGenerator[bytes]:
+    """As they are sent."""
+    async with aclosing(told(answer, writer, after)) as all:
+        async for at, event in all:
+            yield (b"" if at is None else _id(at)) + _data(event)

@@ -71,6 +71,11 @@ async def json_body(request: Request) -> dict[str, Any]:
         raw += part
         if len(raw) > MAX_BODY:
             raise HTTPException(413, f"the request is larger than {MAX_BODY} bytes")
+    return json_object(raw)
+
+
+def json_object(raw: bytes | bytearray) -> dict[str, Any]:
+    """Raises InvalidRequest."""
     try:
         body = json.loads(raw.decode())
         json.dumps(body, ensure_ascii=False).encode()  # a lone surrogate is no text
