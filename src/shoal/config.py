@@ -148,6 +148,9 @@ class EngineSettings(Settings):
     kv_tokens: int = setting(0, "Tokens that the KV pool holds; 0: what fits, up to lanes times half the context.", low=0)
     step_tokens: int = setting(256, "Most tokens of one step, prefill and decode together.", low=16, high=8192)
     queue: int = setting(512, "Requests that may wait; more are refused with 429.", low=1)
+    chat_template: str = setting(
+        "", "A file with a Jinja chat template, in place of the model's own; with one that has tools it can call them."
+    )
     activations: Codec = setting(Codec.RAW, "Encoding of activations between nodes: raw keeps results exact, bf16 halves the bytes.")
 
     def check(self) -> None:
@@ -156,6 +159,12 @@ class EngineSettings(Settings):
             raise ConfigError("--model must name a model; see `shoal models`")
         if self.kv_tokens and self.kv_tokens < 64:
             raise ConfigError("--kv-tokens must be 0 or at least 64")
+        if self.chat_template and not self.chat_template_file.is_file():
+            raise ConfigError(f"--chat-template {self.chat_template} is no file")
+
+    @property
+    def chat_template_file(self) -> Path:
+        return Path(self.chat_template).expanduser()
 
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

@@ -107,7 +107,8 @@ class Answer:
     async def _follow(self, index: int) -> None:
         request, stream = self.job.requests[index], self._streams[index]
         counted = False
-        choices = [_Choice(TextStream(self._engine.tokenizer, request.prompt, self.job.stops)) for _ in range(request.n)]
+        decoder, job = self._engine.tokenizer, self.job
+        choices = [_Choice(TextStream(decoder, request.prompt, job.stops, job.markers)) for _ in range(request.n)]
         async for chunk in stream:
             self.usage.completion += 1
             if not counted:

@@ -63,11 +63,13 @@ def tool_calls(
     choice: str = "auto",
     parallel: bool = True,
     special: Mapping[str, int] | None = None,
+    answer: Mapping[str, Any] | None = None,
 ) -> str:
     """Calls of tools with arguments of their schemas.
 
     choice: 'auto' (any text, or some and then calls), 'required' (calls and nothing else), or a tool's name (a call of it).
-    special: the model's special tokens, with their ids: a format's trigger may be one of them. Raises InvalidRequest.
+    special: the model's special tokens, with their ids: a format's trigger may be one of them.
+    answer: a schema; with 'auto' there is then JSON of it in place of any text, or there are calls. Raises InvalidRequest.
     """
     if not 0 < len(tools) <= MAX_TOOLS:
         raise InvalidRequest(f"there must be 1 to {MAX_TOOLS} tools, not {len(tools)}", "tools")
@@ -77,12 +79,14 @@ def tool_calls(
     several = parallel and choice in ("auto", "required")
     marker = (special or {}).get(format.trigger)
     if marker is None:
-        return _checked(_calls(format, wanted, choice == "auto", several, None), "tools")
-    _checked(_calls(format, wanted, choice == "auto", several, _END), "tools")  # a special token stands for another
-    return _calls(format, wanted, choice == "auto", several, marker)
+        return _checked(_calls(format, wanted, choice == "auto", several, None, answer), "tools")
+    _checked(_calls(format, wanted, choice == "auto", several, _END, answer), "tools")  # a special token stands for another
+    return _calls(format, wanted, choice == "auto", several, marker, answer)
 
 
-def _calls(format: ToolFormat, tools: Sequence[Tool], text: bool, several: bool, marker: int | None) -> str:
+def _calls(
+    format: ToolFormat, tools: Sequence[Tool], text: bool, several: bool, marker: int | None, answer: Mapping[str, Any] | None
+) -> str:
     """marker: the trigger's id where it is a special token."""
     rules = [f"call: {' | '.join(f'call_{i}' for i in range(len(tools)))}"]
     for i, tool in enumerate(tools):
@@ -96,6 +100,11 @@ def _calls(format: ToolFormat, tools: Sequence[Tool], text: bool, several: bool,
     trigger = f"<[{marker}]>" if marker is not None else _literal(format.trigger)
     if not text:
         rules.append(f"start: {trigger} calls")
+    elif answer is not None:
+        guidance = {"whitespace_pattern": _SPACE, "lenient": True}
+        schema = json.loads(_schema(answer, "response_format"))
+        rules.append(f"start: answer | {trigger} calls")
+        rules.append(f"answer: %json {json.dumps({**schema, 'x-guidance': guidance})}")
     elif not format.trigger:  # what begins like a call is one
         rules += [r"TEXT: /(\s*[^\s{]" + _ANYTHING + ")?/", "start: TEXT | calls"]
     elif marker is not None:
