@@ -9,7 +9,8 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 
 from shoal.errors import InvalidRequest
-from shoal.gateway.chat.wire import Message
+from shoal.gateway.chat.wire import ChatRequest, Message, Tool
+from shoal.gateway.conversation import rendered
 from shoal.gateway.service import Service, json_body
 from shoal.gateway.wire import Wire, parse
 
@@ -27,6 +28,7 @@ class TokenizeRequest(Wire):
     model: str | None = None
     prompt: str | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    tools: list[Tool] | None = None
     add_special_tokens: bool | None = None
     """Begin with the model's BOS where it wants one. Default: before a text, not before a conversation, whose template does it."""
     add_generation_prompt: bool = True
@@ -44,11 +46,14 @@ def routes(service: Service) -> APIRouter:
     def encoded(body: TokenizeRequest) -> dict[str, Any]:
         if (body.prompt is None) == (body.messages is None):
             raise InvalidRequest("give prompt or messages, one of them", "prompt")
+        if body.tools and body.messages is None:
+            raise InvalidRequest("tools belong to messages", "tools")
         if body.messages is None:
             tokens = engine.tokenizer.encode(body.prompt or "", bos=body.add_special_tokens is not False)
         else:
-            messages = [message.plain() for message in body.messages]
-            tokens = engine.tokenizer.encode_chat(messages, generation=body.add_generation_prompt, bos=bool(body.add_special_tokens))
+            chat = ChatRequest(messages=body.messages, tools=body.tools)
+            text = rendered(engine.tokenizer, chat.templated(), chat.asked_tools(), body.add_generation_prompt)
+            tokens = engine.tokenizer.encode(text, bos=bool(body.add_special_tokens))
         pieces = [engine.tokenizer.token_bytes(t).decode(errors="replace") for t in tokens] if body.return_token_strs else None
         return {"count": len(tokens), "max_model_len": engine.longest(), "tokens": tokens, "token_strs": pieces}
 

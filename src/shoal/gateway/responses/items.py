@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from shoal.errors import InvalidRequest
-from shoal.gateway.responses.wire import FunctionCall, FunctionCallOutput, Item, ItemReference, Message, TextPart
+from shoal.gateway.conversation import Message, check_name
+from shoal.gateway.responses import wire
+from shoal.gateway.responses.wire import FunctionCall, FunctionCallOutput, Item, ItemReference, TextPart
 
 
 def item_id(prefix: str, response: str, number: int) -> str:
@@ -44,8 +47,10 @@ def input_items(given: str | list[Item], response: str, refer: Callable[[str], d
     kept: list[dict[str, Any]] = []
     for number, item in enumerate(given):
         match item:
-            case Message():
-                kept.append(message(item_id("in", response, number), item.role, _parts(item.content, item.role), item.status or "completed"))
+            case wire.Message():
+                kept.append(
+                    message(item_id("in", response, number), item.role, _parts(item.content, item.role), item.status or "completed")
+                )
             case FunctionCall():
                 status = item.status or "completed"
                 kept.append(function_call(item_id("in", response, number), item.call_id, item.name, item.arguments, status))
@@ -62,27 +67,29 @@ def _text(parts: str | Sequence[dict[str, Any]]) -> str:
     return parts if isinstance(parts, str) else "".join(part["text"] for part in parts)
 
 
-def messages(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The conversation as chat templates know it: what an assistant says and calls in a row is one message.
+def _call(item: dict[str, Any]) -> dict[str, Any]:
+    check_name(item["name"], "input")
+    try:
+        arguments: Any = json.loads(item["arguments"] or "{}")
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise InvalidRequest(f"the arguments of the call '{item['call_id']}' are no JSON object", "input")
+    return {"id": item["call_id"], "type": "function", "function": {"name": item["name"], "arguments": arguments}}
 
-    Raises InvalidRequest for an output of no call.
-    """
-    out: list[dict[str, Any]] = []
-    called: set[str] = set()
+
+def messages(items: Sequence[dict[str, Any]]) -> list[Message]:
+    """The conversation as chat templates know it: what an assistant says and then calls is one message. Raises InvalidRequest."""
+    out: list[Message] = []
     for item in items:
-        before = out[-1] if out and out[-1]["role"] == "assistant" else None
         match item["type"]:
             case "function_call":
-                call = {"id": item["call_id"], "type": "function", "function": {"name": item["name"], "arguments": item["arguments"]}}
-                called.add(item["call_id"])
-                if before is None:
-                    before = {"role": "assistant", "content": ""}
-                    out.append(before)
-                before.setdefault("tool_calls", []).append(call)
+                if not out or out[-1]["role"] != "assistant":
+                    out.append({"role": "assistant", "content": ""})
+                out[-1].setdefault("tool_calls", []).append(_call(item))
             case "function_call_output":
-                if item["call_id"] not in called:
-                    raise InvalidRequest(f"no function_call before has the call_id '{item['call_id']}'", "input")
                 out.append({"role": "tool", "tool_call_id": item["call_id"], "content": _text(item["output"])})
             case _:
-                out.append({"role": item["role"], "content": _text(item["content"])})
+                role = "system" if item["role"] == "developer" else item["role"]
+                out.append({"role": role, "content": _text(item["content"])})
     return out

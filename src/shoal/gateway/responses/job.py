@@ -8,12 +8,14 @@ from typing import Any
 import msgspec
 
 from shoal.errors import InvalidRequest, UnknownAnswer
+from shoal.gateway.conversation import Conversation, converse
 from shoal.gateway.engine import Engine
-from shoal.gateway.job import Job, common
+from shoal.gateway.job import Job, common, new_id
 from shoal.gateway.responses.items import input_items, messages, responses_of
 from shoal.gateway.responses.store import Kept, ResponseStore
-from shoal.gateway.responses.wire import Format, ResponseRequest
+from shoal.gateway.responses.wire import ResponseRequest
 from shoal.gateway.responses.writer import ResponseWriter
+from shoal.text.tools import ToolFormat
 
 _LOGPROBS = "message.output_text.logprobs"
 
@@ -21,20 +23,26 @@ _LOGPROBS = "message.output_text.logprobs"
 class ResponseJob(Job, frozen=True, tag="response"):
     asked: dict[str, Any]
     """What the response says about how it was asked."""
-    store: bool
     owner: str
     """Whose it is."""
     logprobs: bool = False
-    input: list[dict[str, Any]] = []
+    format: ToolFormat | None = None
+    """How the answer writes calls, where it may have any."""
+    input: tuple[dict[str, Any], ...] = ()
     """The items that are kept with it."""
 
     def writer(self, engine: Engine) -> ResponseWriter:
-        return ResponseWriter(engine, self.id, self.created, self.asked, self.logprobs)
+        return ResponseWriter(engine, self)
+
+    @property
+    def store(self) -> bool:
+        """Whether it is kept."""
+        return bool(self.asked["store"])
 
     @property
     def note(self) -> bytes:
         """Without the input, which is kept already."""
-        return msgspec.msgpack.encode(msgspec.structs.replace(self, requests=(), input=[]))
+        return msgspec.msgpack.encode(msgspec.structs.replace(self, requests=(), input=()))
 
 
 def check_include(include: Sequence[str] | None) -> None:
@@ -80,29 +88,11 @@ def _referred(id: str, store: ResponseStore, owner: str) -> dict[str, Any]:
     raise InvalidRequest(f"there is no item '{id}' here, or no longer; send the item itself", "input")
 
 
-def _format(format: Format | None) -> dict[str, Any]:
-    return {"type": "text"} if format is None else format.model_dump(by_alias=True, exclude_none=True)
-
-
-def response_job(body: ResponseRequest, engine: Engine, chosen: str | None, store: ResponseStore, owner: str) -> ResponseJob:
-    """chosen: the response's id. Raises InvalidRequest, NotReady, CapacityError."""
-    _check(body)
-    history = [item for kept in _before(body, store, owner) for item in (*kept.input, *kept.response["output"])]
-    given = input_items(body.input, chosen or "", lambda id: _referred(id, store, owner))
-    system = [] if body.instructions is None else [{"role": "system", "content": body.instructions}]
-    prompt = engine.tokenizer.encode_chat([*system, *messages([*history, *given])])
-    logprobs = body.include is not None and bool(body.include)
-    fields = common(
-        body,
-        engine,
-        [prompt],
-        prefix="resp_",
-        max_tokens=body.max_output_tokens,
-        logprobs=(body.top_logprobs or 0) if logprobs else None,
-        chosen=chosen,
-    )
-    keep = body.store is not False
-    asked = {
+def _asked(body: ResponseRequest) -> dict[str, Any]:
+    """What a response says about how it was asked."""
+    format = {"type": "text"} if body.text is None or body.text.format is None else body.text.format.model_dump(by_alias=True)
+    choice = body.tool_choice
+    return {
         "background": False,
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
@@ -113,15 +103,52 @@ def response_job(body: ResponseRequest, engine: Engine, chosen: str | None, stor
         "prompt_cache_key": body.prompt_cache_key,
         "reasoning": {"effort": None, "summary": None},
         "safety_identifier": body.safety_identifier,
-        "service_tier": "default" if body.service_tier in (None, "auto") else body.service_tier,
-        "store": keep,
+        "store": body.store is not False,
         "temperature": 1.0 if body.temperature is None else body.temperature,
-        "text": {"format": _format(body.text and body.text.format), "verbosity": "medium"},
-        "tool_choice": "auto",
-        "tools": [],
+        "text": {"format": {key: value for key, value in format.items() if value is not None}, "verbosity": "medium"},
+        "tool_choice": choice or "auto" if choice is None or isinstance(choice, str) else choice.model_dump(),
+        "tools": [tool.model_dump() for tool in body.tools or ()],
         "top_logprobs": body.top_logprobs or 0,
         "top_p": 1.0 if body.top_p is None else body.top_p,
         "truncation": "disabled",
         "user": body.user,
     }
-    return ResponseJob(**fields, asked=asked, store=keep, owner=owner, logprobs=logprobs, input=given if keep else [])
+
+
+def _converse(body: ResponseRequest, engine: Engine, items: Sequence[dict[str, Any]]) -> Conversation:
+    system = [] if body.instructions is None else [{"role": "system", "content": body.instructions}]
+    try:
+        return converse(engine, [*system, *messages(items)], body.asked_tools(), body.answer())
+    except InvalidRequest as error:
+        if (error.param or "").startswith("messages"):  # what other endpoints call it
+            raise InvalidRequest(str(error), "input", error.code) from None
+        raise
+
+
+def response_job(body: ResponseRequest, engine: Engine, chosen: str | None, store: ResponseStore, owner: str) -> ResponseJob:
+    """chosen: the response's id. Raises InvalidRequest, NotReady, CapacityError."""
+    _check(body)
+    id = chosen or new_id("resp_")
+    before = [item for kept in _before(body, store, owner) for item in (*kept.input, *kept.response["output"])]
+    given = input_items(body.input, id, lambda item: _referred(item, store, owner))
+    asked = _converse(body, engine, [*before, *given])
+    fields = common(
+        body,
+        engine,
+        [asked.prompt],
+        prefix="resp_",
+        max_tokens=body.max_output_tokens,
+        logprobs=(body.top_logprobs or 0) if body.include else None,
+        chosen=id,
+        grammar=asked.grammar,
+    )
+    fields["named"] = chosen is not None
+    return ResponseJob(
+        **fields,
+        asked=_asked(body),
+        owner=owner,
+        logprobs=bool(body.include),
+        format=asked.format,
+        markers=asked.markers,
+        input=tuple(given) if body.store is not False else (),
+    )

@@ -12,7 +12,7 @@ import os
 import sqlite3
 import threading
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +93,7 @@ class ResponseStore:
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
 
-    def begin(self, response: dict[str, Any], input: list[dict[str, Any]], owner: str = "") -> None:
+    def begin(self, response: dict[str, Any], input: Sequence[dict[str, Any]], owner: str = "") -> None:
         """A response that runs in this process. Raises IdTaken, CapacityError."""
         whole, items = _json(response), _json(input)
         now, previous, size = self._clock(), response["previous_response_id"], len(whole.encode()) + len(items.encode())

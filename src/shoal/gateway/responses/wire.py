@@ -6,7 +6,11 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Discriminator, Field, Tag
 
+from shoal.errors import InvalidRequest
+from shoal.gateway import conversation
+from shoal.gateway.conversation import MAX_MESSAGES, JsonAnswer, Tools, check_name
 from shoal.gateway.wire import Sampled, Wire
+from shoal.text.grammar import MAX_TOOLS
 
 Status = Literal["in_progress", "completed", "incomplete"]
 
@@ -73,13 +77,24 @@ Item = Annotated[
 
 
 class Format(Wire):
-    """name, strict and description belong to json_schema."""
+    """name, description, schema and strict belong to json_schema."""
 
     type: Literal["text", "json_object", "json_schema"]
-    name: str | None = Field(None, pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    name: str | None = None
     description: str | None = None
-    json_schema_: dict[str, Any] | None = Field(None, alias="schema")
+    definition: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
     strict: bool | None = None
+
+    def answer(self) -> JsonAnswer | None:
+        """None: any text. Raises InvalidRequest."""
+        if self.type != "json_schema":
+            if self.name is not None or self.definition is not None:
+                raise InvalidRequest("name and schema need the type 'json_schema'", "text.format")
+            return None if self.type == "text" else JsonAnswer(None, False, "text.format")
+        if self.name is None or self.definition is None:
+            raise InvalidRequest("a json_schema has a name and a schema", "text.format")
+        check_name(self.name, "text.format.name")
+        return JsonAnswer(self.definition, bool(self.strict), "text.format")
 
 
 class TextConfig(Wire):
@@ -95,9 +110,15 @@ class Function(Wire):
     strict: bool | None = None
 
 
-class ChosenFunction(Wire):
+class NamedChoice(Wire):
     type: Literal["function"]
     name: str
+
+
+class AllowedChoice(Wire):
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedChoice], Field(min_length=1, max_length=MAX_TOOLS)]
 
 
 class ResponseRequest(Sampled):
@@ -116,12 +137,12 @@ class ResponseRequest(Sampled):
         "reasoning": (None, {}, {"effort": None}, {"summary": None}, {"effort": None, "summary": None}),
     }
 
-    input: str | Annotated[list[Item], Field(min_length=1)]
+    input: str | Annotated[list[Item], Field(min_length=1, max_length=MAX_MESSAGES)]
     instructions: str | None = None
     max_output_tokens: int | None = None
     text: TextConfig | None = None
     tools: list[Function] | None = None
-    tool_choice: Literal["auto", "none", "required"] | ChosenFunction | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedChoice | AllowedChoice | None = None
     parallel_tool_calls: bool | None = None
     previous_response_id: str | None = None
     store: bool | None = None
@@ -129,3 +150,20 @@ class ResponseRequest(Sampled):
     truncation: Literal["auto", "disabled"] | None = None
     include: list[str] | None = None
     top_logprobs: int | None = None
+
+    def answer(self) -> JsonAnswer | None:
+        """What it has to be; None: any text. Raises InvalidRequest."""
+        return None if self.text is None or self.text.format is None else self.text.format.answer()
+
+    def asked_tools(self) -> Tools:
+        functions = [
+            conversation.Function(f.name, f.description, f.parameters, bool(f.strict), f"tools.{i}") for i, f in enumerate(self.tools or ())
+        ]
+        parallel = self.parallel_tool_calls is not False
+        match self.tool_choice:
+            case NamedChoice(name=name):
+                return Tools(functions, must=True, allowed=[name], parallel=False)
+            case AllowedChoice(mode=mode, tools=allowed):
+                return Tools(functions, must=mode == "required", allowed=[tool.name for tool in allowed], parallel=parallel)
+            case choice:
+                return Tools(functions, may=choice != "none", must=choice == "required", parallel=parallel)

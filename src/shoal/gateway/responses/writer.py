@@ -7,8 +7,9 @@ added, its text or arguments grow by deltas, it is done. Each event has a number
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from shoal.gateway.conversation import call_id
 from shoal.gateway.engine import Engine
 from shoal.gateway.faults import Fault
 from shoal.gateway.responses.items import function_call, item_id, message, output_text
@@ -16,14 +17,14 @@ from shoal.gateway.writer import Event, Piece, Usage
 from shoal.request import FinishReason, TokenChunk
 from shoal.text.tool_parser import Arguments, CallBegun, Content, Delta, ToolParser
 
+if TYPE_CHECKING:
+    from shoal.gateway.responses.job import ResponseJob
+
 
 class ResponseWriter:
-    def __init__(
-        self, engine: Engine, id: str, created: int, asked: dict[str, Any], logprobs: bool, parser: ToolParser | None = None
-    ) -> None:
-        """asked: what the response says about how it was asked. parser: where there are tools to be called."""
-        self._engine, self._id, self._created, self._asked = engine, id, created, asked
-        self._logprobs, self._parser = logprobs, parser
+    def __init__(self, engine: Engine, job: ResponseJob) -> None:
+        self._engine, self._job = engine, job
+        self._parser = None if job.format is None else ToolParser(job.format)
         self._number = 0
         self._output: list[dict[str, Any]] = []
         self._open = False
@@ -42,8 +43,8 @@ class ResponseWriter:
             match delta:
                 case Content(text):
                     out += self._content(text)
-                case CallBegun(_, name):
-                    out += self._call(name)
+                case CallBegun(call, name):
+                    out += self._call(call, name)
                 case Arguments(_, text):
                     out += self._arguments(text)
         if piece.finish is not None:
@@ -69,16 +70,17 @@ class ResponseWriter:
     def response(self, status: str) -> dict[str, Any]:
         """As far as it has come."""
         return {
-            "id": self._id,
+            "id": self._job.id,
             "object": "response",
-            "created_at": self._created,
+            "created_at": self._job.created,
             "status": status,
             "error": None,
             "incomplete_details": None,
             "model": self._engine.name,
             "output": list(self._output),
             "usage": None,
-            **self._asked,
+            "service_tier": self._job.service_tier,
+            **self._job.asked,
         }
 
     def failure(self, what: Fault) -> dict[str, Any]:
@@ -121,7 +123,7 @@ class ResponseWriter:
         return [*done, self._event("response.output_item.added", output_index=len(self._output) - 1, item=dict(item))]
 
     def _message(self) -> list[Event]:
-        added = self._add(message(item_id("msg", self._id, len(self._output)), "assistant", [], "in_progress"))
+        added = self._add(message(item_id("msg", self._job.id, len(self._output)), "assistant", [], "in_progress"))
         self._output[-1]["content"] = [output_text("")]
         return [*added, self._of_item("content_part.added", content_index=0, part=output_text(""))]
 
@@ -133,10 +135,10 @@ class ResponseWriter:
         part["logprobs"] += logprobs
         return [*begun, self._of_item("output_text.delta", content_index=0, delta=text, logprobs=logprobs)]
 
-    def _call(self, name: str) -> list[Event]:
+    def _call(self, call: int, name: str) -> list[Event]:
         self._chunks.clear()
-        at = len(self._output)
-        return self._add(function_call(item_id("fc", self._id, at), item_id("call", self._id, at), name, "", "in_progress"))
+        id = item_id("fc", self._job.id, len(self._output))
+        return self._add(function_call(id, call_id(self._job.id, 0, call), name, "", "in_progress"))
 
     def _arguments(self, text: str) -> list[Event]:
         self._chunks.clear()
@@ -160,7 +162,7 @@ class ResponseWriter:
 
     def _scored(self) -> list[dict[str, Any]]:
         chunks, self._chunks = self._chunks, []
-        if not self._logprobs:
+        if not self._job.logprobs:
             return []
         return [
             {**self._token(c.token, c.logprob), "top_logprobs": [self._token(a.token, a.logprob) for a in c.alternatives]}
