@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -23,8 +23,6 @@ from shoal.request import GRAMMAR_FUEL, GRAMMAR_ITEMS, GRAMMAR_SYMBOLS
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-Mask = NDArray[np.bool_]
-
 _STEP_FUEL, _STEP_ITEMS = 100_000, 50_000  # about 7 ms of lexer and 3 ms of parser work for a mask
 _STATES = 50_000  # of a grammar's lexer, some 1.5 KB each
 _KEPT = 32  # compiled grammars
@@ -37,11 +35,29 @@ class GrammarFailed(Exception):
 
 
 @dataclass(frozen=True)
+class Allowed:
+    """Which tokens may come: those listed, or all but those listed, whichever is shorter. At least one may."""
+
+    tokens: NDArray[np.intp]
+    but: bool
+
+
+@dataclass(frozen=True)
 class _Place:
-    """Where a sequence is in its grammar, and what may come there: [vocabulary]."""
+    """Where a sequence is in its grammar, and what may come there."""
 
     matcher: LLMatcher
-    mask: Mask
+    allowed: Allowed
+
+
+@dataclass(frozen=True)
+class _Step:
+    """From one place to the next, by a token."""
+
+    matcher: LLMatcher
+    token: int
+    width: int
+    place: Future[_Place]
 
 
 class Grammars:
@@ -62,21 +78,27 @@ class Grammars:
     def __len__(self) -> int:
         return len(self._compiled)
 
-    def constrain(self, grammar: str, generated: Sequence[int]) -> Constraint:
-        """For a sequence that has said `generated` under this grammar."""
-        return Constraint(self._masks, self._openings.submit(self._open, grammar, generated), self.patience)
+    def constrain(self, grammar: str, generated: Sequence[int], width: int) -> Constraint:
+        """For a sequence that has said `generated` under this grammar. width: logits of a row."""
+        return Constraint(self._openings.submit(self._open, grammar, generated, width), width, self.patience)
+
+    def advance(self, drawn: Sequence[tuple[Constraint, int]]) -> None:
+        """Begins to work out what may come after the tokens that a step drew. At once for all: each hand-over to a thread costs as much
+        as a mask."""
+        if drawn:
+            self._masks.submit(_work, [constraint.drawn(token) for constraint, token in drawn])
 
     def close(self) -> None:
         for pool in (self._openings, self._masks):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _open(self, grammar: str, generated: Sequence[int]) -> _Place:
+    def _open(self, grammar: str, generated: Sequence[int], width: int) -> _Place:
         if (found := self._compiled.get(grammar)) is None:
             found = self._compiled[grammar] = self._compile(grammar)
             if len(self._compiled) > _KEPT:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(grammar)
-        return _follow(found.deep_copy(), generated)
+        return _follow(found.deep_copy(), generated, width)
 
     def _compile(self, grammar: str) -> LLMatcher:
         from llguidance import LLMatcher, LLParserLimits
@@ -103,38 +125,46 @@ class Grammars:
 class Constraint:
     """One sequence's way through its grammar. The next mask is being made from the moment that there is one to make."""
 
-    def __init__(self, masks: Executor, opening: Future[_Place], patience: float | None) -> None:
-        self._masks, self._next, self._patience = masks, opening, patience
+    def __init__(self, opening: Future[_Place], width: int, patience: float | None) -> None:
+        self._next, self._width, self._patience = opening, width, patience
         self._asked = monotonic()
 
-    def allowed(self, width: int) -> Mask | None:
-        """[width] what may come next, never nothing; None where it is not known in time. Raises GrammarFailed."""
+    def allowed(self) -> Allowed | None:
+        """What may come next; None where it is not known in time. Raises GrammarFailed."""
         try:
-            place = self._next.result(self._patience)
+            return self._next.result(self._patience).allowed
         except TimeoutError:
             if monotonic() - self._asked > _MOST:
                 raise GrammarFailed("it takes too long to work out what may come next; simplify it") from None
             return None
-        mask = place.mask[:width]
-        if len(mask) < width:
-            mask = np.concatenate((mask, np.zeros(width - len(mask), np.bool_)))
-        if not mask.any():
-            raise GrammarFailed("no token of the model can come next")
-        return mask
 
-    def drawn(self, token: int) -> None:
+    def drawn(self, token: int) -> _Step:
         """The token that came next, after `allowed` said what might."""
-        self._next = self._masks.submit(_follow, self._next.result().matcher, [token])
-        self._asked = monotonic()
+        step = _Step(self._next.result().matcher, token, self._width, Future())
+        self._next, self._asked = step.place, monotonic()
+        return step
 
 
-def _follow(matcher: LLMatcher, tokens: Sequence[int]) -> _Place:
+def _work(steps: Sequence[_Step]) -> None:
+    for step in steps:
+        try:
+            step.place.set_result(_follow(step.matcher, [step.token], step.width))
+        except Exception as error:  # noqa: BLE001 - raised where the place is asked for
+            step.place.set_exception(error)
+
+
+def _follow(matcher: LLMatcher, tokens: Sequence[int], width: int) -> _Place:
     if tokens:
         matcher.consume_tokens(list(tokens))
         _check(matcher)
     bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
     _check(matcher)
-    return _Place(matcher, np.unpackbits(bits, bitorder="little").view(np.bool_))
+    mask = np.unpackbits(bits, count=width, bitorder="little").view(np.bool_)
+    count = int(np.count_nonzero(mask))
+    if not count:
+        raise GrammarFailed("no token of the model can come next")
+    but = count > width // 2
+    return _Place(matcher, Allowed(np.flatnonzero(~mask if but else mask), but))
 
 
 def _check(matcher: LLMatcher) -> None:

@@ -143,6 +143,4 @@ class Shard:
     def close(self) -> None:
         """Frees everything."""
         self._forget()
-        if self._grammars is not None:
-            self._grammars.close()
         self._held = []

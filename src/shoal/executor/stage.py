@@ -56,7 +56,7 @@ class StageExecutor:
         self._pool = pool
         self._journals = journals
         self._sequences = Sequences(pool.blocks)
-        self._sampler = Sampler(grammars)
+        self._sampler = Sampler(grammars, spec.vocabulary)
         self._inverse, self._scale = frequencies(spec.rope, spec.head_dim)
 
     @property
@@ -162,6 +162,7 @@ class StageExecutor:
     def _draw(self, batch: StageBatch, logits: Floats) -> list[Sampled]:
         positions = self._positions(batch)[batch.picked].tolist()
         drawn = [self._sampler.sample(s, p, row) for s, p, row in zip(batch.sequences, positions, logits, strict=True)]
+        self._sampler.settle()
         return [sampled for sampled in drawn if sampled is not None]
 
     def _positions(self, batch: StageBatch) -> Ints:

@@ -34,7 +34,8 @@ class PulledModel:
         journals = JournalLimits(settings.journal_memory, settings.journal_disk_bytes, wire_codec(order.codec))
         make = factory(settings.runtime, Precision(order.precision), settings.compute_threads, settings.isa)
         self._read: tuple[Path, Weights] | None = None  # where the last layers came from
-        self._shard = Shard(make, order.kv_type == KvType.BF16, journals, Grammars(self._vocabulary))
+        self._grammars = Grammars(self._vocabulary)
+        self._shard = Shard(make, order.kv_type == KvType.BF16, journals, self._grammars)
 
     @property
     def layers(self) -> list[range]:
@@ -88,6 +89,7 @@ class PulledModel:
 
     def close(self) -> None:
         self._shard.close()
+        self._grammars.close()
 
     def report(self, heartbeat: control.Heartbeat) -> None:
         counters = self._shard.counters

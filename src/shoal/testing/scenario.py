@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 from collections.abc import Callable, MutableMapping
 from random import Random
 from typing import Any
@@ -27,6 +28,9 @@ from shoal.testing.network import Host, Network, SimWorld
 _TROUBLE = 25.0  # simulated seconds during which things happen
 _BOUND = 4000.0  # simulated seconds after which a request that has not ended counts as stuck
 _JOURNALS = (JournalLimits(0, 0), JournalLimits(32 * 4 * 2, 0), JournalLimits(32 * 4, 32 * 4 * 2), JournalLimits(1 << 20, 0))
+_GRAMMARS = tuple(
+    json.dumps({"grammars": [{"lark_grammar": f"start: /{pattern}/"}]}) for pattern in ("[a-f]{5,30}", "(ab|[g-m]{3}k)+x?", "(a[^a]*a){3}")
+)
 
 
 class Broken(AssertionError):
@@ -186,10 +190,11 @@ class Scenario:
             repetition_penalty=rng.choice((1.0, 1.3)),
             frequency_penalty=rng.choice((0.0, 0.5)),
             logprobs=rng.choice((None, 2)),
+            grammar=rng.choice(_GRAMMARS) if rng.random() < 0.2 else "",
         )
         shared = [(7 * i) % toy.VOCABULARY for i in range(rng.choice((0, 0, 40)))]
         prompt = [*shared, *(rng.randrange(toy.VOCABULARY) for _ in range(rng.randint(1, 70)))]
-        stops = frozenset({3}) if rng.random() < 0.3 else frozenset[int]()
+        stops = frozenset({toy.END}) if sampling.grammar or rng.random() < 0.3 else frozenset[int]()
         return Request(RequestId(f"r{index}"), prompt, rng.randint(2, 24), sampling, rng.choice((1, 1, 2)), stops)
 
     async def _client(self, index: int) -> None:

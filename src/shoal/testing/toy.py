@@ -7,14 +7,17 @@ the real one.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import msgspec
 import numpy as np
+from llguidance import LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
 
 from shoal.control import messages as control
 from shoal.executor.base import Angles, Floats, Ints, StageBatch
+from shoal.executor.constraint import Grammars
 from shoal.executor.journal import JournalLimits
 from shoal.executor.shard import Shard
 from shoal.executor.stage import StageExecutor
@@ -26,6 +29,8 @@ from shoal.request import Request
 from shoal.scheduler.plan import Chunk, Opened, StepPlan
 
 VOCABULARY = 24
+END = 3
+"""The token that ends a text; the others are the letters from a on."""
 LAYER_BYTES = 1000
 KV_BYTES = 4
 _MASK = 0xFFFFFF  # integers that float32 holds exactly
@@ -99,6 +104,28 @@ class ToyLayers:
         return ((x ^ (x >> 7)) % 8191).astype(np.float32) / np.float32(1024)
 
 
+class _Letters(TokenizerWrapper):
+    """The toy's tokens, as llguidance sees them."""
+
+    def __init__(self) -> None:
+        self.is_tokenizer_wrapper = True
+        self.eos_token_id, self.bos_token_id, self.special_token_ids = END, None, [END]
+        self.tokens = [b"<end>" if token == END else bytes([97 + token]) for token in range(VOCABULARY)]
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        return [byte - 97 for byte in (text.encode() if isinstance(text, str) else text)]
+
+
+@cache
+def vocabulary() -> LLTokenizer:
+    return LLTokenizer(_Letters())
+
+
+def grammars() -> Grammars:
+    """No draw is put off, so that no story depends on how fast this machine is."""
+    return Grammars(vocabulary, patience=None)
+
+
 def make_layers(weights: Any, layers: range, last: bool) -> ToyLayers:
     return ToyLayers(layers)
 
@@ -109,7 +136,8 @@ def expected(request: Request, layers: int) -> list[list[int]]:
 
 
 def _alone(request: Request, choice: int, layers: int) -> list[int]:
-    shard = Shard(make_layers, bf16=True)
+    held = grammars()
+    shard = Shard(make_layers, bf16=True, grammars=held)
     shard.load(range(layers), ToyWeights(layers))
     blocks = -(-(len(request.prompt) + request.max_tokens) // BLOCK_TOKENS)
     stage = shard.enter(range(layers), range(0), blocks)
@@ -124,6 +152,7 @@ def _alone(request: Request, choice: int, layers: int) -> list[int]:
         at = len(tokens)
         tokens.append(drawn.token)
         said.append(drawn.token)
+    held.close()
     return said
 
 
@@ -131,7 +160,8 @@ class ToyModel:
     """What a node holds of the toy: the real shard."""
 
     def __init__(self, layers: int, journals: JournalLimits) -> None:
-        self.shard = Shard(make_layers, bf16=True, journals=journals)
+        self._grammars = grammars()
+        self.shard = Shard(make_layers, bf16=True, journals=journals, grammars=self._grammars)
         self._weights = ToyWeights(layers)
 
     @property
@@ -160,6 +190,7 @@ class ToyModel:
 
     def close(self) -> None:
         self.shard.close()
+        self._grammars.close()
 
     def report(self, heartbeat: control.Heartbeat) -> None:
         heartbeat.journal_bytes = self.shard.journal_bytes

@@ -76,6 +76,10 @@ def tool_calls(
     wanted = list(tools) if choice in ("auto", "required") else [tool for tool in tools if tool.name == choice]
     if not wanted:
         raise InvalidRequest(f"tool_choice names '{choice}', which is none of the tools: {', '.join(t.name for t in tools)}", "tool_choice")
+    if answer is not None and choice == "auto" and not format.trigger:
+        raise InvalidRequest(
+            "this model's calls are bare JSON, which is not told from an answer in JSON; ask for one or the other", "tools"
+        )
     several = parallel and choice in ("auto", "required")
     marker = (special or {}).get(format.trigger)
     if marker is None:
