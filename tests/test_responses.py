@@ -101,7 +101,7 @@ def parsed(answer: httpx.Response) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
     for block in answer.text.split("\n\n"):
         if block:
-            fields = dict(line.split(": ", 1) for line in block.splitlines())
+            fields = dict(line.split(": ", 1) for line in block.split("\n"))
             event = json.loads(fields["data"])
             assert fields["event"] == event["type"]
             assert fields.get("id", str(event["sequence_number"])) == str(event["sequence_number"])
@@ -451,7 +451,7 @@ def test_a_response_that_runs_can_be_retrieved_and_streamed(api: Callable[..., A
     one = api(lambda request: spoken(request, "Hello")[:2], hang=True)
 
     async def visit() -> None:
-        leaver = Leaver({"input": "Hi", "stream": True}, 8, headers={"X-Request-Id": "mine"})
+        leaver = Leaver({"input": "Hi", "stream": True}, 6, headers={"X-Request-Id": "mine"})
         await leaver.visit(one.app, PATH)
 
     one.run(visit())  # named: it goes on

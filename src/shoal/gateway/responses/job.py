@@ -15,6 +15,7 @@ from shoal.gateway.responses.items import input_items, messages, responses_of
 from shoal.gateway.responses.store import Kept, ResponseStore
 from shoal.gateway.responses.wire import ResponseRequest
 from shoal.gateway.responses.writer import ResponseWriter
+from shoal.request import MAX_ALTERNATIVES
 from shoal.text.tools import ToolFormat
 
 _LOGPROBS = "message.output_text.logprobs"
@@ -60,6 +61,8 @@ def _check(body: ResponseRequest) -> None:
     if any(len(key) > 64 for key in body.metadata or {}):
         raise InvalidRequest("a key of metadata has at most 64 characters", "metadata")
     check_include(body.include)
+    if not 0 <= (body.top_logprobs or 0) <= MAX_ALTERNATIVES:
+        raise InvalidRequest(f"top_logprobs must lie in [0, {MAX_ALTERNATIVES}], not {body.top_logprobs}", "top_logprobs")
     if body.top_logprobs and not body.include:
         raise InvalidRequest(f"top_logprobs needs include to name {_LOGPROBS}", "top_logprobs")
 
