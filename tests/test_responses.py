@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.types.responses import Response, ResponseStreamEvent
 from openai.types.responses.response_item_list import ResponseItemList
@@ -256,6 +256,8 @@ def test_a_whole_response_that_fails_is_an_error_and_not_gone_on_from(api: Calla
     assert error["param"] == "previous_response_id" and "is failed" in error["message"]
 
 
+@pytest.mark.slow
+@settings(deadline=None)
 @given(data=st.data())
 def test_the_events_of_any_answer_build_the_response(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory):
     said = data.draw(st.text(st.characters(codec="utf-8"), max_size=12)) + data.draw(
@@ -433,6 +435,7 @@ def test_input_items_are_listed_newest_first(api: Callable[..., Api]):
     assert one.refused(400, "GET", where, params={"after": "nothing"})["param"] == "after"
 
 
+@settings(deadline=None)
 @given(count=st.integers(0, 30), limit=st.integers(1, 10), order=st.sampled_from(["asc", "desc"]))
 def test_pages_joined_are_the_list(count: int, limit: int, order: str):
     items = [{"id": f"i{n}"} for n in range(count)]
