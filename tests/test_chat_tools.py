@@ -24,7 +24,7 @@ from shoal.text.grammar import MAX_TOOLS, tool_calls
 from shoal.text.tools import HERMES, LLAMA3, MISTRAL, Tool, ToolFormat
 from tests.support.engine import FakeEngine, Resumed, Script, ScriptedStream, says, spoken
 from tests.support.http import CHAT, events, fetch
-from tests.support.matching import matches
+from tests.support.letters import accepts
 from tests.test_api import HI, refused
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -382,11 +382,11 @@ def test_an_answer_of_a_schema_or_a_call_is_possible_and_nothing_else(format: To
     ask(engine, response_format=schema, tools=[NOW])
     call = f'{format.opening}{format.begin}{{"name": "now", "arguments": {{}}}}{format.end}{format.closing}'
     texts = [call, '{"city": "Rome"}', "It rains.", '{"city": 1}', "Look: " + call]
-    assert [matches(engine.asked.sampling.grammar, text) for text in texts] == [True, True, False, False, False]
+    assert [accepts(engine.asked.sampling.grammar, text) for text in texts] == [True, True, False, False, False]
 
 
 def test_where_calls_are_bare_json_an_answer_in_json_is_refused() -> None:
-    refused(ask(able(format=LLAMA3), response_format={"type": "json_object"}), 400, "tools")
+    refused(ask(able(format=LLAMA3), response_format={"type": "json_object"}), 400, "response_format")
     assert ask(able(format=LLAMA3), response_format={"type": "json_object"}, tool_choice="required").status_code == 200
 
 

@@ -117,6 +117,8 @@ def converse(engine: Engine, messages: Sequence[Message], tools: Tools, answer: 
     said = "" if answer is None else answer.grammar
     if format is None or not tools.callable:
         return Conversation(prompt, said)
+    if answer is not None and not tools.must and not format.trigger:
+        raise InvalidRequest("this model's calls are JSON and nothing else; ask for tools or for an answer in JSON", answer.where)
     special = tokenizer.special
     schema = None if answer is None else {"type": "object"} if answer.schema is None else answer.schema
     calls = grammar.tool_calls(format, tools.callable, "required" if tools.must else "auto", tools.parallel, special, schema)

@@ -70,7 +70,7 @@ def _refusal(errors: list[dict[str, Any]]) -> InvalidRequest:
     same = [error for error in errors if error["loc"][:1] == errors[0]["loc"][:1]]
     deepest = max(len(error["loc"]) for error in same)
     closest = [error for error in same if len(error["loc"]) == deepest]
-    kinds = {tuple(filter(_kind, error["loc"])) for error in closest}
+    kinds = {tuple(part for part in cast("tuple[str | int, ...]", error["loc"]) if _kind(part)) for error in closest}
     worst = closest[0] if len(kinds) == 1 else errors[0]
     unknown = worst["type"] == "extra_forbidden"
     last = len(worst["loc"]) - 1

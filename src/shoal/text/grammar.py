@@ -69,17 +69,20 @@ def tool_calls(
 
     choice: 'auto' (any text, or some and then calls), 'required' (calls and nothing else), or a tool's name (a call of it).
     special: the model's special tokens, with their ids: a format's trigger may be one of them.
-    answer: a schema; with 'auto' there is then JSON of it in place of any text, or there are calls. Raises InvalidRequest.
+    answer: a schema; with 'auto' there is then JSON of it in place of any text, or there are calls. Not for formats without a trigger.
+
+    Raises InvalidRequest.
     """
     if not 0 < len(tools) <= MAX_TOOLS:
         raise InvalidRequest(f"there must be 1 to {MAX_TOOLS} tools, not {len(tools)}", "tools")
     wanted = list(tools) if choice in ("auto", "required") else [tool for tool in tools if tool.name == choice]
     if not wanted:
         raise InvalidRequest(f"tool_choice names '{choice}', which is none of the tools: {', '.join(t.name for t in tools)}", "tool_choice")
-    if answer is not None and choice == "auto" and not format.trigger:
-        raise InvalidRequest(
-            "this model's calls are bare JSON, which is not told from an answer in JSON; ask for one or the other", "tools"
-        )
+    for tool in wanted:
+        try:
+            json_schema(_parameters(tool), tool.strict, "tools")
+        except InvalidRequest as error:
+            raise InvalidRequest(f"the parameters of tool '{tool.name}': {error}", "tools") from error
     several = parallel and choice in ("auto", "required")
     marker = (special or {}).get(format.trigger)
     if marker is None:
@@ -96,8 +99,8 @@ def _calls(
     for i, tool in enumerate(tools):
         head = f"{{{_quoted(format.name_key)}: {_quoted(tool.name)}, {_quoted(format.arguments_key)}: "
         guidance = {"whitespace_pattern": _SPACE, "lenient": not tool.strict}
-        schema = json.loads(_schema({"type": "object", **tool.parameters}, "tools"))
-        rules.append(f"call_{i}: {_quoted(head)} %json {json.dumps({**schema, 'x-guidance': guidance})} {_quoted('}' + format.end)}")
+        schema = json.dumps({**_parameters(tool), "x-guidance": guidance}, ensure_ascii=False)
+        rules.append(f"call_{i}: {_quoted(head)} %json {schema} {_quoted('}' + format.end)}")
     more = f"({_quoted(format.separator + format.begin)} call)*" if several and format.separator is not None else ""
     opening = (format.opening + format.begin).removeprefix(format.trigger)
     rules.append(f"calls: {_literal(opening)} call {more} {_literal(format.closing)}")
@@ -106,9 +109,8 @@ def _calls(
         rules.append(f"start: {trigger} calls")
     elif answer is not None:
         guidance = {"whitespace_pattern": _SPACE, "lenient": True}
-        schema = json.loads(_schema(answer, "response_format"))
-        rules.append(f"start: answer | {trigger} calls")
-        rules.append(f"answer: %json {json.dumps({**schema, 'x-guidance': guidance})}")
+        schema = json.dumps({**json.loads(_schema(answer, "response_format")), "x-guidance": guidance}, ensure_ascii=False)
+        rules += [f"answer: %json {schema}", f"start: answer | {trigger} calls"]
     elif not format.trigger:  # what begins like a call is one
         rules += [r"TEXT: /(\s*[^\s{]" + _ANYTHING + ")?/", "start: TEXT | calls"]
     elif marker is not None:
@@ -116,6 +118,10 @@ def _calls(
     else:
         rules += [f"TEXT: /{_ANYTHING}/", f"HEAD: TEXT {trigger}", "head[lazy]: HEAD", "start: TEXT | head calls"]
     return LLMatcher.grammar_from_lark("\n".join(reversed(rules)))
+
+
+def _parameters(tool: Tool) -> dict[str, Any]:
+    return {"type": "object", **tool.parameters}
 
 
 def _quoted(text: str) -> str:
