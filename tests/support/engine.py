@@ -36,19 +36,19 @@ class ByteTokenizer:
     def exceeds(self, text: str, limit: int) -> bool:
         return len(text) > 4 * limit
 
-    def render_chat(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> str:
+    def render_chat(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = (), answer: bool = True) -> str:
         lines = [json.dumps(tool) for tool in tools]
         for message in messages:
             lines += [f"{message['role']}: {message['content']}", *(json.dumps(call) for call in message.get("tool_calls", ()))]
             if message["role"] == "tool":
                 lines[-1] += f" ({message['name']}, {message['tool_call_id']})"
-        return "".join(line + "\n" for line in lines)
+        return "".join(line + "\n" for line in lines) + ("" if answer else "(no answer)")
 
     def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         return self.encode(self.render_chat(messages))
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        return bytes(t for t in tokens if t < END).decode(errors="replace")
+    def decode(self, tokens: Sequence[int], special: bool = False) -> str:
+        return b"".join(bytes([t]) if t < END else b"<end>" * special for t in tokens).decode(errors="replace")
 
     def token_bytes(self, token: int) -> bytes:
         return bytes([token]) if token < END else b""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import httpx
 from fastapi import FastAPI
+
+from shoal.gateway.server import ApiServer, listening
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
@@ -19,6 +23,19 @@ def fetch(app: FastAPI, method: str, path: str, **options: Any) -> httpx.Respons
             return await client.request(method, path, **options)
 
     return asyncio.run(go())
+
+
+@contextlib.asynccontextmanager
+async def serving(app: FastAPI) -> AsyncGenerator[int]:
+    """The port of the loopback at which a real server answers."""
+    with listening("127.0.0.1", 0) as address:
+        server = ApiServer(app, address)
+        running = asyncio.create_task(server.serve())
+        try:
+            yield server.port
+        finally:
+            server.stop()
+            await running
 
 
 def events(answer: httpx.Response) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -30,19 +30,31 @@ class TakenOver(Exception):
 class Answer:
     """One HTTP request under way. Its pieces gather whether or not somebody reads them, and can be read again."""
 
-    def __init__(self, job: Job, engine: Engine, streams: Sequence[Stream], *, resumed: bool = False) -> None:
-        """resumed: the streams begin with what was said before the engine was started anew."""
+    def __init__(
+        self,
+        job: Job,
+        engine: Engine,
+        streams: Sequence[Stream],
+        *,
+        resumed: bool = False,
+        ended: Callable[[Answer], Awaitable[None]] | None = None,
+    ) -> None:
+        """resumed: the streams begin with what was said before the engine was started anew.
+
+        ended: awaited when all is said, or the engine failed, before readers are told.
+        """
         self.job = job
         self.usage = Usage(job.prompt_tokens)
         self.pieces: list[Piece] = []
         """All choices' news, in the order in which they came."""
         self._engine, self._streams = engine, streams
         self._began = None if resumed else perf_counter()
-        self._error: Exception | None = None
+        self.error: Exception | None = None
+        """What the engine raised."""
+        self.over = False
         self._reader: object = None
         self._news = asyncio.Event()
-        self._left = len(streams)
-        self._tasks = [asyncio.get_running_loop().create_task(self._follow(i)) for i in range(self._left)]
+        self._task = asyncio.get_running_loop().create_task(self._gather(ended))
 
     def writer(self) -> Writer:
         """For one reading."""
@@ -50,8 +62,7 @@ class Answer:
 
     def close(self) -> None:
         """Cancels what still runs."""
-        for task in self._tasks:
-            task.cancel()
+        self._task.cancel()
         for stream in self._streams:
             stream.close()
 
@@ -69,13 +80,30 @@ class Answer:
             if at < len(self.pieces):
                 at += 1
                 yield self.pieces[at - 1]
-            elif self._error is not None:
-                raise self._error
-            elif not self._left:
+            elif self.over and self.error is not None:
+                raise self.error
+            elif self.over:
                 return
             else:
                 self._news.clear()
                 await self._news.wait()
+
+    async def _gather(self, ended: Callable[[Answer], Awaitable[None]] | None) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for i in range(len(self._streams)):
+                    group.create_task(self._follow(i))
+        except* Exception as errors:  # noqa: BLE001 - raised again where the pieces are read
+            self.error = errors.exceptions[0]
+            for stream in self._streams:
+                stream.close()
+        try:
+            if ended is not None:
+                await ended(self)
+        except Exception as error:  # noqa: BLE001 - likewise
+            self.error = self.error or error
+        self.over = True
+        self._news.set()
 
     async def _follow(self, index: int) -> None:
         request, stream = self.job.requests[index], self._streams[index]
@@ -83,30 +111,24 @@ class Answer:
         due = 0 if request.prompt_logprobs is None else len(request.prompt)
         scores: list[Score] = []
         waiting: list[Piece] = []  # for the scores, which come later where an answer is taken up again
-        try:
-            decoder, job = self._engine.tokenizer, self.job
-            choices = [_Choice(TextStream(decoder, request.prompt, job.stops, job.markers)) for _ in range(request.n)]
-            async for chunk in stream:
-                scores += chunk.scores
-                if chunk.token is not None or chunk.finish is not None:
-                    self.usage.completion += chunk.token is not None or chunk.finish is FinishReason.STOP
-                    if not counted:
-                        counted = True
-                        self.usage.cached += chunk.cached
-                    piece = self._piece(choices[chunk.choice], chunk, index * request.n + chunk.choice)
-                    if piece.finish is not None and chunk.finish is None:
-                        stream.end_choice(chunk.choice)
-                    if piece.text or piece.finish is not None:
-                        waiting.append(piece)
-                if len(scores) >= due:
-                    for piece in waiting:
-                        self._came(piece, choices[piece.choice - index * request.n], tuple(scores))
-                    waiting.clear()
-        except Exception as error:  # noqa: BLE001 - raised again where the pieces are read
-            self._error = self._error or error
-            self.close()
-        self._left -= 1
-        self._news.set()
+        decoder, job = self._engine.tokenizer, self.job
+        choices = [_Choice(TextStream(decoder, request.prompt, job.stops, job.markers)) for _ in range(request.n)]
+        async for chunk in stream:
+            scores += chunk.scores
+            if chunk.token is not None or chunk.finish is not None:
+                self.usage.completion += chunk.token is not None or chunk.finish is FinishReason.STOP
+                if not counted:
+                    counted = True
+                    self.usage.cached += chunk.cached
+                piece = self._piece(choices[chunk.choice], chunk, index * request.n + chunk.choice)
+                if piece.finish is not None and chunk.finish is None:
+                    stream.end_choice(chunk.choice)
+                if piece.text or piece.finish is not None:
+                    waiting.append(piece)
+            if len(scores) >= due:
+                for piece in waiting:
+                    self._came(piece, choices[piece.choice - index * request.n], tuple(scores))
+                waiting.clear()
 
     def _came(self, piece: Piece, choice: _Choice, scores: tuple[Score, ...]) -> None:
         if not choice.begun:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Protocol
 
 import msgspec
 import structlog
@@ -16,12 +17,30 @@ from shoal.gateway.kinds import recalled
 log = structlog.get_logger()
 
 
+class Watcher(Protocol):
+    """Who wants to know how answers begin and end."""
+
+    async def begun(self, job: Job) -> None:
+        """Before it is submitted. Raises ShoalError where it must not be."""
+        ...
+
+    async def ended(self, answer: Answer) -> None:
+        """All is said, or the engine failed; readers are told when this returns."""
+        ...
+
+    async def dropped(self, job: Job) -> None:
+        """It was refused after it had begun, or its reader left before it ended."""
+        ...
+
+
 class Answers:
     """An answer is dropped, and what runs for it ended, when its reader leaves; where the client named it, some time after that."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, watcher: Watcher | None = None) -> None:
         """Takes up what an engine before this one was about; where there is such a thing an event loop has to run."""
-        self._engine = engine
+        self._engine, self._watcher = engine, watcher
+        self._ended = None if watcher is None else watcher.ended
+        self._telling: set[asyncio.Task[None]] = set()
         self._answers: dict[str, Answer] = {}
         self._readers: dict[str, int] = {}
         self._resumable: set[str] = set()
@@ -33,7 +52,7 @@ class Answers:
                 log.warning("a request of an earlier version cannot be taken up", id=resumed.id, reason=str(error))
                 engine.forget(resumed.id)
                 continue
-            self._answers[job.id] = Answer(job, engine, resumed.streams, resumed=True)
+            self._answers[job.id] = Answer(job, engine, resumed.streams, resumed=True, ended=self._ended)
             self._resumable.add(job.id)
             self._expire(job.id)
 
@@ -44,6 +63,18 @@ class Answers:
         """
         if job.id in self._answers:
             raise IdTaken(job.id)
+        if self._watcher is None:
+            return await self._begin(job)
+        await self._watcher.begun(job)
+        try:
+            return await self._begin(job)
+        except BaseException:
+            await self._watcher.dropped(job)
+            raise
+
+    async def _begin(self, job: Job) -> Answer:
+        if job.id in self._answers:
+            raise IdTaken(job.id)
         streams: list[Stream] = []
         try:
             for request in job.requests:
@@ -52,7 +83,7 @@ class Answers:
             for stream in streams:
                 stream.close()
             raise
-        answer = self._answers[job.id] = Answer(job, self._engine, streams)
+        answer = self._answers[job.id] = Answer(job, self._engine, streams, ended=self._ended)
         if job.named:
             self._resumable.add(job.id)
         self.enter(answer)
@@ -94,5 +125,10 @@ class Answers:
         self._expiries.pop(id, None)
         self._readers.pop(id, None)
         self._resumable.discard(id)
-        self._answers.pop(id).close()
+        answer = self._answers.pop(id)
+        answer.close()
+        if self._watcher is not None and not answer.over:
+            task = asyncio.get_running_loop().create_task(self._watcher.dropped(answer.job))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
         self._engine.forget(id)

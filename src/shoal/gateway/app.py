@@ -9,16 +9,18 @@ from starlette.exceptions import HTTPException
 from shoal import __version__
 from shoal.config import ApiSettings
 from shoal.errors import ShoalError
-from shoal.gateway import health, models, streams
+from shoal.gateway import health, models, streams, tokens
 from shoal.gateway.chat import route as chat
+from shoal.gateway.chat import socket as chat_socket
 from shoal.gateway.completions import route as completions
 from shoal.gateway.contract import describe
 from shoal.gateway.embeddings import route as embeddings
 from shoal.gateway.engine import Engine
 from shoal.gateway.faults import Fault, fault
+from shoal.gateway.responses import route as responses
 from shoal.gateway.service import Service
 
-_ENDPOINTS = (chat, completions, embeddings, streams, models, health)
+_ENDPOINTS = (chat, chat_socket, completions, embeddings, responses, streams, tokens, models, health)
 
 
 def _answer(what: Fault) -> JSONResponse:

@@ -11,6 +11,7 @@ from typing import Any, cast
 from shoal.errors import InvalidRequest
 from shoal.gateway.engine import Engine
 from shoal.text import grammar
+from shoal.text.tokenizer import Tokenizer
 from shoal.text.tools import Tool, ToolFormat
 
 MAX_MESSAGES = 2048
@@ -111,15 +112,8 @@ class Conversation:
 def converse(engine: Engine, messages: Sequence[Message], tools: Tools, answer: JsonAnswer | None) -> Conversation:
     """Raises InvalidRequest, NotReady."""
     tokenizer = engine.tokenizer
-    tools.check()
+    prompt = prompt_tokens(engine, rendered(tokenizer, messages, tools))
     format = tokenizer.tool_format
-    if format is None and tools.functions:
-        raise InvalidRequest(
-            "this model's chat template has no tools, or in a format that is not known; serve it with --chat-template and one that has",
-            "tools",
-            "unsupported_parameter",
-        )
-    prompt = prompt_tokens(engine, tokenizer.render_chat(_linked(messages, format), [f.told for f in tools.functions if tools.may]))
     said = "" if answer is None else answer.grammar
     if format is None or not tools.callable:
         return Conversation(prompt, said)
@@ -131,6 +125,19 @@ def converse(engine: Engine, messages: Sequence[Message], tools: Tools, answer: 
     written = (format.opening, format.begin, format.end, format.separator or "", format.closing)
     markers = sorted(token for text, token in special.items() if text and any(text in part for part in written))
     return Conversation(prompt, calls, format, tuple(markers))
+
+
+def rendered(tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools, answer: bool = True) -> str:
+    """The text that the model reads. answer: up to where its answer begins. Raises InvalidRequest."""
+    tools.check()
+    format = tokenizer.tool_format
+    if format is None and tools.functions:
+        raise InvalidRequest(
+            "this model's chat template has no tools, or in a format that is not known; serve it with --chat-template and one that has",
+            "tools",
+            "unsupported_parameter",
+        )
+    return tokenizer.render_chat(_linked(messages, format), [f.told for f in tools.functions if tools.may], answer)
 
 
 def prompt_tokens(engine: Engine, text: str, param: str = "messages") -> list[int]:

@@ -3,13 +3,14 @@
 An event's id says how far the answer is with it: the tokens of each choice, joined by dots. So the same cut through the answer has the
 same id whenever it is made, however the choices' tokens came in between each other: after a restart, too, that drew some of them
 anew. An answer of one choice simply counts. After the last token the usage counts as one more of the last choice, and [DONE] as another.
+Where an endpoint counts its events itself, their numbers are the ids. The event of an error has none, and nothing follows it.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from shoal.errors import InvalidRequest, ShoalError
@@ -42,29 +43,42 @@ def _id(at: Position) -> bytes:
     return b"id: " + ".".join(map(str, at)).encode() + b"\n"
 
 
-async def events(answer: Answer, writer: Writer, after: Position | None = None) -> AsyncGenerator[bytes]:
-    """The events after a position. An error is an event too, without an id, and nothing follows it."""
+async def told(answer: Answer, writer: Writer, after: Position | None = None) -> AsyncGenerator[tuple[Position | None, Event]]:
+    """The events after a position, each with its own. An error is an event too, without one."""
     choices = answer.job.choices
     seen = after or [0] * choices
     at, last = list(seen), 0
+
+    def shown(written: Sequence[Event], new: bool) -> list[tuple[Position | None, Event]]:
+        """new: of events that are not counted."""
+        kept = [e for e in written if (new if e.number is None else after is None or e.number > after[0])]
+        return [(at if e.number is None else [e.number], e) for e in kept]
+
     try:
-        if after is None:
-            for event in writer.opening():
-                yield _id(at) + _data(event)
+        for event in shown(writer.opening(), after is None):
+            yield event
         async with aclosing(answer.read()) as pieces:
             async for piece in pieces:
                 if piece.choice == choices - 1:
                     last = piece.upto
-                written = writer.piece(piece)
-                if piece.upto > seen[piece.choice]:
+                if new := piece.upto > seen[piece.choice]:
                     at[piece.choice] = piece.upto
-                    for event in written:
-                        yield _id(at) + _data(event)
+                for event in shown(writer.piece(piece), new):
+                    yield event
         for number, event in enumerate(writer.ending(answer.usage), last + 1):
-            if number > seen[-1]:
+            if new := number > seen[-1]:
                 at[-1] = number
-                yield _id(at) + _data(event)
+            for one in shown([event], new):
+                yield one
     except ShoalError as error:
-        yield _data(Event(fault(error).body))
+        for event in writer.failed(fault(error)):
+            yield None, event
     except TakenOver:
         return
+
+
+async def events(answer: Answer, writer: Writer, after: Position | None = None) -> AsyncGenerator[bytes]:
+    """As they are sent."""
+    async with aclosing(told(answer, writer, after)) as all:
+        async for at, event in all:
+            yield (b"" if at is None else _id(at)) + _data(event)

@@ -71,6 +71,10 @@ def chosen_id(header: str | None) -> str | None:
     return header
 
 
+def new_id(prefix: str) -> str:
+    return prefix + secrets.token_hex(12)
+
+
 def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
     stops = [stop] if isinstance(stop, str) else stop or []
     if len(stops) > _MAX_STOPS:
@@ -108,7 +112,7 @@ def common(
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("stream_options needs stream to be true", "stream_options")
     sampling, longest = sampling_params(body, logprobs, grammar, engine.vocabulary), engine.longest()
-    id = chosen or prefix + secrets.token_hex(12)
+    id = chosen or new_id(prefix)
     ends = frozenset[int]() if body.ignore_eos else engine.tokenizer.stop_tokens
     priority = _TIERS.get(body.service_tier or "", Priority.NORMAL)
     requests = tuple(

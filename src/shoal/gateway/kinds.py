@@ -9,9 +9,10 @@ import msgspec
 from shoal.gateway.chat.job import ChatJob
 from shoal.gateway.completions.job import CompletionJob
 from shoal.gateway.job import Job
+from shoal.gateway.responses.job import ResponseJob
 from shoal.request import Request
 
-Kind = ChatJob | CompletionJob
+Kind = ChatJob | CompletionJob | ResponseJob
 
 
 def recalled(note: bytes, requests: Sequence[Request]) -> Job:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from pydantic import BaseModel
 
+from shoal.errors import NotReady
 from shoal.gateway.contract import contract
 from shoal.gateway.service import Service
 
@@ -27,7 +28,13 @@ def routes(service: Service) -> APIRouter:
     router = APIRouter()
 
     def card() -> dict[str, Any]:
-        return {"id": service.engine.name, "object": "model", "created": service.engine.created, "owned_by": "shoal"}
+        """max_model_len is vLLM's: tokens of the longest prompt and answer, once that is known."""
+        engine = service.engine
+        try:
+            longest = engine.longest()
+        except NotReady:
+            longest = None
+        return {"id": engine.name, "object": "model", "created": engine.created, "owned_by": "shoal", "max_model_len": longest}
 
     @router.get("/v1/models", **contract(None, ModelList))
     async def models() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]

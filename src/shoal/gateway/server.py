@@ -10,6 +10,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from shoal.errors import address_error
+from shoal.gateway.service import MAX_BODY
 
 
 class _Server(uvicorn.Server):
@@ -35,7 +36,17 @@ class ApiServer:
     def __init__(self, app: FastAPI, address: socket.socket) -> None:
         """address: as `listening` gives it; whoever opened it closes it."""
         self._socket = address
-        self._server = _Server(uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=5))
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            lifespan="off",
+            timeout_graceful_shutdown=5,
+            ws="websockets-sansio",
+            ws_max_size=MAX_BODY,
+            ws_max_queue=4,
+            ws_per_message_deflate=False,  # chunks are small, and many
+        )
+        self._server = _Server(config)
 
     @property
     def port(self) -> int:

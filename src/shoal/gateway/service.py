@@ -22,6 +22,8 @@ from shoal.gateway.engine import Engine
 from shoal.gateway.events import Position, events
 from shoal.gateway.faults import fault
 from shoal.gateway.job import Job, chosen_id
+from shoal.gateway.responses.keeper import ResponseKeeper
+from shoal.gateway.responses.store import Bounds, ResponseStore
 from shoal.gateway.wire import Sampled, parse
 from shoal.gateway.writer import Piece
 
@@ -44,7 +46,9 @@ class Seen:
 class Service:
     def __init__(self, engine: Engine, settings: ApiSettings) -> None:
         self.engine, self.settings = engine, settings
-        self.answers = Answers(engine)
+        bounds = Bounds(settings.responses, settings.responses_bytes, settings.responses_days * 86400)
+        self.responses = ResponseStore(settings.data_folder, bounds)
+        self.answers = Answers(engine, ResponseKeeper(self.responses, engine))
 
     def check_model(self, name: str | None) -> None:
         """Raises UnknownModel."""
@@ -55,12 +59,9 @@ class Service:
         """Answers a body of some kind. `prepare` runs in a thread: templates and tokenisers take their time. Raises ShoalError."""
         with self.observed(endpoint) as seen:
             chosen = chosen_id(request.headers.get("x-request-id"))
-            body = parse(kind, await json_body(request))
-            self.check_model(body.model)
-            job = await asyncio.to_thread(prepare, body, self.engine, chosen)
-            seen.prompt_tokens = job.prompt_tokens
-            answer = await self.answers.begin(job)
-            return Streaming(self.answers, answer) if job.stream else await whole(request, self.answers, answer)
+            answer = await self.begin(await json_body(request), kind, prepare, chosen)
+            seen.prompt_tokens = answer.job.prompt_tokens
+            return Streaming(self.answers, answer) if answer.job.stream else await whole(request, self.answers, answer)
 
     @contextmanager
     def observed(self, endpoint: str) -> Generator[Seen]:
@@ -73,6 +74,14 @@ class Service:
             raise
         self.engine.observe_request(endpoint, "accepted", seen.prompt_tokens)
 
+    async def begin(
+        self, body: dict[str, Any], kind: type[B], prepare: Callable[[B, Engine, str | None], Job], chosen: str | None = None
+    ) -> Answer:
+        """The answer to a body, whose reader has come. Raises ShoalError."""
+        parsed = parse(kind, body)
+        self.check_model(parsed.model)
+        return await self.answers.begin(await asyncio.to_thread(prepare, parsed, self.engine, chosen))
+
 
 async def json_body(request: Request) -> dict[str, Any]:
     """The request's JSON object. Raises InvalidRequest, HTTPException (413)."""
@@ -81,6 +90,11 @@ async def json_body(request: Request) -> dict[str, Any]:
         raw += part
         if len(raw) > MAX_BODY:
             raise HTTPException(413, f"the request is larger than {MAX_BODY} bytes")
+    return json_object(raw)
+
+
+def json_object(raw: bytes | bytearray) -> dict[str, Any]:
+    """Raises InvalidRequest."""
     try:
         body = json.loads(raw.decode())
         json.dumps(body, ensure_ascii=False).encode()  # a lone surrogate is no text

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from shoal.gateway.faults import Fault
 from shoal.request import FinishReason, Score, TokenChunk
 
 
@@ -50,6 +51,8 @@ class Event:
 
     data: dict[str, Any] | str
     name: str = ""
+    number: int | None = None
+    """Its place in the stream, from 0 on, where the endpoint counts its events itself."""
 
 
 class Writer(Protocol):
@@ -60,11 +63,15 @@ class Writer(Protocol):
         ...
 
     def piece(self, piece: Piece) -> Sequence[Event]:
-        """At most one event where a reader may go on in the middle of the stream."""
+        """At most one event where a reader may go on in the middle of the stream, unless events are counted."""
         ...
 
     def ending(self, usage: Usage) -> Sequence[Event]:
         """What a stream that came to its end ends with."""
+        ...
+
+    def failed(self, what: Fault) -> Sequence[Event]:
+        """What a stream ends with that breaks off."""
         ...
 
     def whole(self, pieces: Sequence[Piece], usage: Usage) -> dict[str, Any]:

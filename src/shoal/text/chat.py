@@ -69,15 +69,16 @@ class ChatTemplate:
         self._special = dict(special)
         self.tools = detect(source)
 
-    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
-        """The prompt, up to where the assistant begins. Raises InvalidRequest for a conversation that the template refuses.
+    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), answer: bool = True) -> str:
+        """The prompt. Raises InvalidRequest for a conversation that the template refuses.
 
         messages: as transformers has them: a tool call's arguments are an object, not its JSON.
         tools:    {"type": "function", "function": {"name", "description", "parameters"}}
+        answer:   up to where the assistant begins.
         """
         try:
             return self._template.render(
-                messages=messages, tools=list(tools) or None, documents=None, add_generation_prompt=True, **self._special
+                messages=messages, tools=list(tools) or None, documents=None, add_generation_prompt=answer, **self._special
             )
         except _Refused as error:
             raise InvalidRequest(f"the model's chat template refuses these messages: {error}", "messages") from error

@@ -157,19 +157,20 @@ class Tokenizer:
         """How the model writes tool calls; None where its template has none, or in a format that is not known."""
         return None if self.tool_template is None else self.tool_template.tools
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
-        """A conversation as the model's template writes it, ready for its answer. Raises InvalidRequest."""
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), answer: bool = True) -> str:
+        """A conversation as the model's template writes it. answer: ready for the model's. Raises InvalidRequest."""
         template = self.tool_template if tools else self.template
         if template is None:
             raise InvalidRequest("this model has no chat template; use /v1/completions, or serve it with --chat-template", "messages")
-        return template.render(messages, tools)
+        return template.render(messages, tools, answer)
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """The tokens of `render_chat`. Raises InvalidRequest."""
         return self.encode(self.render_chat(messages), bos=False)
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        return str(self._backend.decode(list(tokens), skip_special_tokens=True))
+    def decode(self, tokens: Sequence[int], special: bool = False) -> str:
+        """special: with special tokens."""
+        return str(self._backend.decode(list(tokens), skip_special_tokens=not special))
 
     def text_bytes(self, token: int, first: bool) -> bytes:
         """What a token adds to a text: nothing where it is special; SentencePiece's first space is none of the text."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.gateway.conversation import call_id
 from shoal.gateway.engine import Engine
+from shoal.gateway.faults import Fault
 from shoal.gateway.writer import Event, Piece, Usage
 from shoal.request import FinishReason, TokenChunk
 from shoal.text.tool_parser import CallBegun, Content, Delta, ToolParser
@@ -49,6 +50,9 @@ class ChatWriter:
 
     def ending(self, usage: Usage) -> Sequence[Event]:
         return [*([self._chunk([], usage)] if self._job.include_usage else []), Event("[DONE]")]
+
+    def failed(self, what: Fault) -> Sequence[Event]:
+        return [Event(what.body)]
 
     def whole(self, pieces: Sequence[Piece], usage: Usage) -> dict[str, Any]:
         choices: list[dict[str, Any]] = []

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shoal.gateway.engine import Engine
+from shoal.gateway.faults import Fault
 from shoal.gateway.writer import Event, Piece, Usage
 from shoal.request import Alternative
 from shoal.text.detokenizer import Detokenizer
@@ -76,6 +77,9 @@ class CompletionWriter:
 
     def ending(self, usage: Usage) -> Sequence[Event]:
         return [*([Event({**self._frame([]), "usage": usage.wire()})] if self._include_usage else []), Event("[DONE]")]
+
+    def failed(self, what: Fault) -> Sequence[Event]:
+        return [Event(what.body)]
 
     def whole(self, pieces: Sequence[Piece], usage: Usage) -> dict[str, Any]:
         choices: list[dict[str, Any]] = []

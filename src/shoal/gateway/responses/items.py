@@ -1,0 +1,95 @@
+"""Items: what a conversation is made of, as it is kept and as clients get it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from shoal.errors import InvalidRequest
+from shoal.gateway.conversation import Message, check_name
+from shoal.gateway.responses import wire
+from shoal.gateway.responses.wire import FunctionCall, FunctionCallOutput, Item, ItemReference, TextPart
+
+
+def item_id(prefix: str, response: str, number: int) -> str:
+    """The id of an item, which says what response it belongs to."""
+    return f"{prefix}_{response.removeprefix('resp_')}_{number}"
+
+
+def responses_of(item: str) -> list[str]:
+    """Responses that an item of this id may belong to."""
+    name = item.partition("_")[2].rpartition("_")[0]
+    return [f"resp_{name}", name] if name else []
+
+
+def output_text(text: str, logprobs: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs)}
+
+
+def message(id: str, role: str, content: list[dict[str, Any]], status: str = "completed") -> dict[str, Any]:
+    return {"id": id, "type": "message", "status": status, "role": role, "content": content}
+
+
+def function_call(id: str, call_id: str, name: str, arguments: str, status: str = "completed") -> dict[str, Any]:
+    return {"id": id, "type": "function_call", "status": status, "call_id": call_id, "name": name, "arguments": arguments}
+
+
+def _parts(content: str | list[TextPart], role: str) -> list[dict[str, Any]]:
+    texts = [content] if isinstance(content, str) else [part.text for part in content]
+    return [output_text(text) if role == "assistant" else {"type": "input_text", "text": text} for text in texts]
+
+
+def input_items(given: str | list[Item], response: str, refer: Callable[[str], dict[str, Any]]) -> list[dict[str, Any]]:
+    """What is kept of a request's input. refer: finds the item of an id. Raises InvalidRequest."""
+    if isinstance(given, str):
+        return [message(item_id("in", response, 0), "user", _parts(given, "user"))]
+    kept: list[dict[str, Any]] = []
+    for number, item in enumerate(given):
+        match item:
+            case wire.Message():
+                kept.append(
+                    message(item_id("in", response, number), item.role, _parts(item.content, item.role), item.status or "completed")
+                )
+            case FunctionCall():
+                status = item.status or "completed"
+                kept.append(function_call(item_id("in", response, number), item.call_id, item.name, item.arguments, status))
+            case FunctionCallOutput():
+                output = item.output if isinstance(item.output, str) else _parts(item.output, "user")
+                id, status = item_id("in", response, number), item.status or "completed"
+                kept.append({"id": id, "type": "function_call_output", "status": status, "call_id": item.call_id, "output": output})
+            case ItemReference():
+                kept.append({**refer(item.id), "id": item_id("in", response, number)})
+    return kept
+
+
+def _text(parts: str | Sequence[dict[str, Any]]) -> str:
+    return parts if isinstance(parts, str) else "".join(part["text"] for part in parts)
+
+
+def _call(item: dict[str, Any]) -> dict[str, Any]:
+    check_name(item["name"], "input")
+    try:
+        arguments: Any = json.loads(item["arguments"] or "{}")
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise InvalidRequest(f"the arguments of the call '{item['call_id']}' are no JSON object", "input")
+    return {"id": item["call_id"], "type": "function", "function": {"name": item["name"], "arguments": arguments}}
+
+
+def messages(items: Sequence[dict[str, Any]]) -> list[Message]:
+    """The conversation as chat templates know it: what an assistant says and then calls is one message. Raises InvalidRequest."""
+    out: list[Message] = []
+    for item in items:
+        match item["type"]:
+            case "function_call":
+                if not out or out[-1]["role"] != "assistant":
+                    out.append({"role": "assistant", "content": ""})
+                out[-1].setdefault("tool_calls", []).append(_call(item))
+            case "function_call_output":
+                out.append({"role": "tool", "tool_call_id": item["call_id"], "content": _text(item["output"])})
+            case _:
+                role = "system" if item["role"] == "developer" else item["role"]
+                out.append({"role": role, "content": _text(item["content"])})
+    return out

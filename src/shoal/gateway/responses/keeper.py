@@ -1,0 +1,55 @@
+"""Keeps responses as they begin and end."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from shoal.errors import CapacityError, ShoalError, UnknownAnswer
+from shoal.gateway.answer import Answer
+from shoal.gateway.engine import Engine
+from shoal.gateway.faults import fault
+from shoal.gateway.job import Job
+from shoal.gateway.responses.job import ResponseJob
+from shoal.gateway.responses.store import ResponseStore
+
+log = structlog.get_logger()
+
+
+class ResponseKeeper:
+    """gateway.answers.Watcher, for responses that are to be kept; other answers are nothing to it."""
+
+    def __init__(self, store: ResponseStore, engine: Engine) -> None:
+        self._store, self._engine = store, engine
+
+    async def begun(self, job: Job) -> None:
+        if isinstance(job, ResponseJob) and job.store:
+            response = job.writer(self._engine).response("in_progress")
+            await asyncio.to_thread(self._store.begin, response, job.input, job.owner)
+
+    async def ended(self, answer: Answer) -> None:
+        """What cannot be kept is still told to its reader: the log says that it was lost."""
+        job, error = answer.job, answer.error
+        if not (isinstance(job, ResponseJob) and job.store):
+            return
+        writer = job.writer(self._engine)
+        if error is None:
+            response = writer.whole(answer.pieces, answer.usage)
+        else:
+            response = writer.failure(fault(error if isinstance(error, ShoalError) else ShoalError("an unexpected error")))
+        try:
+            await asyncio.to_thread(self._store.end, response)
+        except CapacityError as lost:
+            log.warning("a response was not kept", id=job.id, reason=str(lost))
+
+    async def dropped(self, job: Job) -> None:
+        """Its client left, or it was refused: it is as if it had never been."""
+        if not (isinstance(job, ResponseJob) and job.store):
+            return
+        try:
+            await asyncio.to_thread(self._store.delete, job.id, job.owner)
+        except UnknownAnswer:
+            pass  # deleted meanwhile
+        except CapacityError as error:
+            log.warning("a response was not deleted", id=job.id, reason=str(error))

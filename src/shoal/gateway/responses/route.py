@@ -1,0 +1,82 @@
+"""The endpoints."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse, Response
+
+from shoal.errors import InvalidRequest, UnknownAnswer
+from shoal.gateway.owner import owner
+from shoal.gateway.responses.job import ResponseJob, check_include, response_job
+from shoal.gateway.responses.wire import ResponseRequest
+from shoal.gateway.service import Service, Streaming
+
+
+def page(items: Sequence[dict[str, Any]], limit: int, order: str, after: str | None) -> dict[str, Any]:
+    """A list as OpenAI's API pages it. Raises InvalidRequest."""
+    ordered = list(items) if order == "asc" else list(items)[::-1]
+    if after is not None:
+        at = next((i for i, item in enumerate(ordered) if item["id"] == after), None)
+        if at is None:
+            raise InvalidRequest(f"there is no item '{after}' in this list", "after")
+        ordered = ordered[at + 1 :]
+    data = ordered[:limit]
+    ids = [item["id"] for item in data] or [None]
+    return {"object": "list", "data": data, "first_id": ids[0], "last_id": ids[-1], "has_more": len(ordered) > limit}
+
+
+def routes(service: Service) -> APIRouter:
+    router, store = APIRouter(), service.responses
+
+    @router.post("/v1/responses")
+    async def create(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        prepare = partial(response_job, store=store, owner=owner(request))
+        return await service.respond(request, "responses", ResponseRequest, prepare)
+
+    @router.get("/v1/responses/{id}")
+    async def retrieve(  # pyright: ignore[reportUnusedFunction]
+        request: Request,
+        id: str,
+        stream: bool = False,
+        starting_after: Annotated[int | None, Query(ge=0)] = None,
+        include: Annotated[list[str] | None, Query()] = None,
+    ) -> Response:
+        check_include(include)
+        if not stream:
+            kept = await asyncio.to_thread(store.get, id, owner(request))
+            return JSONResponse(kept.response)
+        answer = service.answers.find(id)
+        if not isinstance(answer.job, ResponseJob) or answer.job.owner != owner(request):
+            raise UnknownAnswer(id)
+        service.answers.enter(answer)
+        return Streaming(service.answers, answer, None if starting_after is None else [starting_after])
+
+    @router.delete("/v1/responses/{id}")
+    async def delete(request: Request, id: str) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+        await asyncio.to_thread(store.delete, id, owner(request))
+        return {"id": id, "object": "response", "deleted": True}
+
+    @router.post("/v1/responses/{id}/cancel")
+    async def cancel(request: Request, id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
+        await asyncio.to_thread(store.get, id, owner(request))
+        raise InvalidRequest("only background responses could be cancelled, and there are none; close the connection instead", "id")
+
+    @router.get("/v1/responses/{id}/input_items")
+    async def input_items(  # pyright: ignore[reportUnusedFunction]
+        request: Request,
+        id: str,
+        limit: Annotated[int, Query(ge=1, le=100)] = 20,
+        order: Literal["asc", "desc"] = "desc",
+        after: str | None = None,
+        include: Annotated[list[str] | None, Query()] = None,
+    ) -> dict[str, Any]:
+        check_include(include)
+        kept = await asyncio.to_thread(store.get, id, owner(request))
+        return page(kept.input, limit, order, after)
+
+    return router

@@ -1,0 +1,196 @@
+"""Responses on the disk, in one SQLite file that several processes may use at once.
+
+A row is a response and what it was asked, not the conversation before: that is the chain of rows which `previous` makes. All calls
+block; none is made from the event loop. Bounded by number, bytes and age: what was longest unused goes first, and using a
+response uses all that come before it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import threading
+import weakref
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from time import time
+from typing import Any
+
+import psutil
+
+from shoal.errors import CapacityError, IdTaken, InvalidRequest, UnknownAnswer, human_bytes
+
+MAX_CONVERSATION = 16 << 20
+"""Bytes of the responses of one conversation, and what they were asked."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS responses (
+    id       TEXT PRIMARY KEY,
+    owner    TEXT NOT NULL,
+    previous TEXT,
+    runner   TEXT NOT NULL,  -- the process that it runs in; empty once it is over
+    response TEXT NOT NULL,  -- JSON, as clients get it
+    input    TEXT NOT NULL,  -- JSON: the items it was asked
+    bytes    INTEGER NOT NULL,
+    created  REAL NOT NULL,  -- seconds since 1970
+    used     REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS responses_by_use ON responses (used DESC, bytes);
+CREATE INDEX IF NOT EXISTS responses_by_age ON responses (created);
+"""
+_EVICT = """
+DELETE FROM responses WHERE id IN (
+    SELECT id FROM (
+        SELECT id, row_number() OVER recent AS number, sum(bytes) OVER recent AS total
+        FROM responses WINDOW recent AS (ORDER BY used DESC, id ROWS UNBOUNDED PRECEDING)
+    ) WHERE number > ? OR total > ?
+)
+"""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    responses: int
+    bytes: int
+    seconds: float
+    """Age at which one is forgotten."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    response: dict[str, Any]
+    input: list[dict[str, Any]]
+    previous: str | None
+    bytes: int
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _this_process() -> str:
+    return f"{os.getpid()} {psutil.Process().create_time()}"
+
+
+def _lives(runner: str) -> bool:
+    pid, started = runner.split()
+    try:
+        return str(psutil.Process(int(pid)).create_time()) == started
+    except psutil.Error:
+        return False
+
+
+class ResponseStore:
+    """owner: whose a response is; nobody else finds it."""
+
+    def __init__(self, folder: Path, bounds: Bounds, clock: Callable[[], float] = time) -> None:
+        """The folder and the file come to be with the first use. clock: seconds since 1970."""
+        self._path = folder / "responses.sqlite"
+        self._bounds, self._clock = bounds, clock
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+
+    def begin(self, response: dict[str, Any], input: Sequence[dict[str, Any]], owner: str = "") -> None:
+        """A response that runs in this process. Raises IdTaken, CapacityError."""
+        whole, items = _json(response), _json(input)
+        now, previous, size = self._clock(), response["previous_response_id"], len(whole.encode()) + len(items.encode())
+        row = (response["id"], owner, previous, _this_process(), whole, items, size, now, now)
+        with self._transaction() as connection:
+            if not connection.execute("INSERT OR IGNORE INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row).rowcount:
+                raise IdTaken(response["id"])
+
+    def end(self, response: dict[str, Any]) -> None:
+        """What became of it; nothing where it was deleted meanwhile. Raises CapacityError."""
+        whole, now = _json(response), self._clock()
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE responses SET response = ?1, runner = '', bytes = ?2 + length(CAST(input AS BLOB)), used = ?3 WHERE id = ?4",
+                (whole, len(whole.encode()), now, response["id"]),
+            )
+            # One that could never be kept would push out all the others first.
+            connection.execute("DELETE FROM responses WHERE bytes > ? OR created < ?", (self._bounds.bytes, now - self._bounds.seconds))
+            connection.execute(_EVICT, (self._bounds.responses, self._bounds.bytes))
+
+    def get(self, id: str, owner: str = "") -> Kept:
+        """Raises UnknownAnswer, CapacityError."""
+        with self._transaction() as connection:
+            kept = self._read(connection, id, owner)
+            if kept is None:
+                raise UnknownAnswer(id)
+            self._use(connection, [id])
+        return kept
+
+    def chain(self, id: str, owner: str = "") -> list[Kept]:
+        """The conversation up to and with a response, its beginning first. Raises InvalidRequest, CapacityError."""
+        found: list[Kept] = []
+        ids: list[str] = []
+        at: str | None = id
+        size = 0
+        with self._transaction() as connection:
+            while at is not None:
+                kept = self._read(connection, at, owner)
+                if kept is None:
+                    what = "" if at == id else f" ({at}, which it goes on from, was deleted or forgotten)"
+                    message = f"previous response '{id}' not found{what}; send the conversation itself as input"
+                    raise InvalidRequest(message, "previous_response_id", "previous_response_not_found")
+                size += kept.bytes
+                if size > MAX_CONVERSATION:
+                    most = human_bytes(MAX_CONVERSATION)
+                    raise InvalidRequest(f"the conversation up to '{id}' has more than {most}; begin a new one", "previous_response_id")
+                found.append(kept)
+                ids.append(at)
+                at = kept.previous
+            self._use(connection, ids)
+        return found[::-1]
+
+    def delete(self, id: str, owner: str = "") -> None:
+        """Raises UnknownAnswer, CapacityError."""
+        with self._transaction() as connection:
+            if not connection.execute("DELETE FROM responses WHERE id = ? AND owner = ?", (id, owner)).rowcount:
+                raise UnknownAnswer(id)
+
+    def _read(self, connection: sqlite3.Connection, id: str, owner: str) -> Kept | None:
+        oldest = self._clock() - self._bounds.seconds
+        asked = "SELECT response, input, previous, bytes, runner FROM responses WHERE id = ? AND owner = ? AND created >= ?"
+        row = connection.execute(asked, (id, owner, oldest)).fetchone()
+        if row is None:
+            return None
+        response = json.loads(row[0])
+        if row[4] and not _lives(row[4]):
+            error = {"code": "server_error", "message": "the server was ended while this response ran; send the request again"}
+            response |= {"status": "failed", "error": error}
+        return Kept(response, json.loads(row[1]), row[2], row[3])
+
+    def _use(self, connection: sqlite3.Connection, ids: list[str]) -> None:
+        connection.executemany("UPDATE responses SET used = ? WHERE id = ?", [(self._clock(), id) for id in ids])
+
+    @contextmanager
+    def _transaction(self) -> Generator[sqlite3.Connection]:
+        try:
+            with self._lock:
+                connection = self._connect()
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield connection
+                    connection.execute("COMMIT")
+                except BaseException:
+                    connection.rollback()
+                    raise
+        except (sqlite3.Error, OSError) as error:
+            raise CapacityError(f"{self._path}: responses cannot be kept ({error}); mend that, or send store: false") from error
+
+    def _connect(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):  # it holds what people said: for its owner alone
+                os.close(os.open(self._path, os.O_CREAT | os.O_EXCL, 0o600))
+            connection = sqlite3.connect(self._path, timeout=30, isolation_level=None, check_same_thread=False)
+            weakref.finalize(self, connection.close)
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.executescript(_SCHEMA)
+            self._connection = connection
+        return self._connection

@@ -1,0 +1,175 @@
+"""The JSON of a response, and the events of one that is streamed.
+
+A response is a list of output items: messages, each with one part, and calls of functions. The events say how it grows: an item is
+added, its text or arguments grow by deltas, it is done. Each event has a number; the same answer is always told by the same events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from shoal.gateway.conversation import call_id
+from shoal.gateway.engine import Engine
+from shoal.gateway.faults import Fault
+from shoal.gateway.responses.items import function_call, item_id, message, output_text
+from shoal.gateway.writer import Event, Piece, Usage
+from shoal.request import FinishReason, TokenChunk
+from shoal.text.tool_parser import Arguments, CallBegun, Content, Delta, ToolParser
+
+if TYPE_CHECKING:
+    from shoal.gateway.responses.job import ResponseJob
+
+
+class ResponseWriter:
+    def __init__(self, engine: Engine, job: ResponseJob) -> None:
+        self._engine, self._job = engine, job
+        self._parser = None if job.format is None else ToolParser(job.format)
+        self._number = 0
+        self._output: list[dict[str, Any]] = []
+        self._open = False
+        """Whether the last item of the output still grows."""
+        self._chunks: list[TokenChunk] = []
+        """Tokens whose text is not told yet."""
+        self._finish: FinishReason | None = None
+
+    def opening(self) -> Sequence[Event]:
+        return [self._event(f"response.{what}", response=self.response("in_progress")) for what in ("created", "in_progress")]
+
+    def piece(self, piece: Piece) -> Sequence[Event]:
+        self._chunks += piece.chunks
+        out: list[Event] = []
+        for delta in self._deltas(piece):
+            match delta:
+                case Content(text):
+                    out += self._content(text)
+                case CallBegun(call, name):
+                    out += self._call(call, name)
+                case Arguments(_, text):
+                    out += self._arguments(text)
+        if piece.finish is not None:
+            self._finish = piece.finish
+            if not self._output:
+                out += self._message()
+            out += self._close("incomplete" if piece.finish is FinishReason.LENGTH else "completed")
+        return out
+
+    def ending(self, usage: Usage) -> Sequence[Event]:
+        response = self._ended(usage)
+        return [self._event(f"response.{response['status']}", response=response)]
+
+    def failed(self, what: Fault) -> Sequence[Event]:
+        error = self._event("error", code=what.code, message=what.message, param=what.param)
+        return [error, self._event("response.failed", response=self.failure(what))]
+
+    def whole(self, pieces: Sequence[Piece], usage: Usage) -> dict[str, Any]:
+        for piece in pieces:
+            self.piece(piece)
+        return self._ended(usage)
+
+    def response(self, status: str) -> dict[str, Any]:
+        """As far as it has come."""
+        return {
+            "id": self._job.id,
+            "object": "response",
+            "created_at": self._job.created,
+            "status": status,
+            "error": None,
+            "incomplete_details": None,
+            "model": self._engine.name,
+            "output": list(self._output),
+            "usage": None,
+            "service_tier": self._job.service_tier,
+            **self._job.asked,
+        }
+
+    def failure(self, what: Fault) -> dict[str, Any]:
+        """A response that failed, with what had come."""
+        code = "rate_limit_exceeded" if what.status == 429 else "server_error"
+        return {**self.response("failed"), "error": {"code": code, "message": what.message}}
+
+    def _ended(self, usage: Usage) -> dict[str, Any]:
+        cut = self._finish is FinishReason.LENGTH
+        details = {"reason": "max_output_tokens"} if cut else None
+        spent = {
+            "input_tokens": usage.prompt,
+            "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": 0},
+            "output_tokens": usage.completion,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": usage.prompt + usage.completion,
+        }
+        return {**self.response("incomplete" if cut else "completed"), "incomplete_details": details, "usage": spent}
+
+    def _event(self, type: str, **fields: Any) -> Event:
+        event = Event({"type": type, "sequence_number": self._number, **fields}, type, self._number)
+        self._number += 1
+        return event
+
+    def _of_item(self, type: str, **fields: Any) -> Event:
+        """An event of the last item."""
+        at = len(self._output) - 1
+        return self._event(f"response.{type}", output_index=at, item_id=self._output[at]["id"], **fields)
+
+    def _deltas(self, piece: Piece) -> list[Delta]:
+        if self._parser is None:
+            return [Content(piece.text)] if piece.text else []
+        deltas = self._parser.push(piece.text)
+        return deltas if piece.finish is None else [*deltas, *self._parser.finish()]
+
+    def _add(self, item: dict[str, Any]) -> list[Event]:
+        done = self._close("completed")
+        self._output.append(item)
+        self._open = True
+        return [*done, self._event("response.output_item.added", output_index=len(self._output) - 1, item=dict(item))]
+
+    def _message(self) -> list[Event]:
+        added = self._add(message(item_id("msg", self._job.id, len(self._output)), "assistant", [], "in_progress"))
+        self._output[-1]["content"] = [output_text("")]
+        return [*added, self._of_item("content_part.added", content_index=0, part=output_text(""))]
+
+    def _content(self, text: str) -> list[Event]:
+        begun = [] if self._open and self._output[-1]["type"] == "message" else self._message()
+        part = self._output[-1]["content"][0]
+        logprobs = self._scored()
+        part["text"] += text
+        part["logprobs"] += logprobs
+        return [*begun, self._of_item("output_text.delta", content_index=0, delta=text, logprobs=logprobs)]
+
+    def _call(self, call: int, name: str) -> list[Event]:
+        self._chunks.clear()
+        id = item_id("fc", self._job.id, len(self._output))
+        return self._add(function_call(id, call_id(self._job.id, 0, call), name, "", "in_progress"))
+
+    def _arguments(self, text: str) -> list[Event]:
+        self._chunks.clear()
+        self._output[-1]["arguments"] += text
+        return [self._of_item("function_call_arguments.delta", delta=text)]
+
+    def _close(self, status: str) -> list[Event]:
+        """Nothing more of the item that grows, where one does."""
+        if not self._open:
+            return []
+        self._open = False
+        item = self._output[-1] = {**self._output[-1], "status": status}
+        if item["type"] == "message":
+            (part,) = item["content"]
+            fields = {"text": part["text"], "logprobs": part["logprobs"]}
+            told = [self._of_item("output_text.done", content_index=0, **fields)]
+            told.append(self._of_item("content_part.done", content_index=0, part=part))
+        else:
+            told = [self._of_item("function_call_arguments.done", name=item["name"], arguments=item["arguments"])]
+        return [*told, self._event("response.output_item.done", output_index=len(self._output) - 1, item=item)]
+
+    def _scored(self) -> list[dict[str, Any]]:
+        chunks, self._chunks = self._chunks, []
+        if not self._job.logprobs:
+            return []
+        return [
+            {**self._token(c.token, c.logprob), "top_logprobs": [self._token(a.token, a.logprob) for a in c.alternatives]}
+            for c in chunks
+            if c.token is not None
+        ]
+
+    def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
+        raw = self._engine.tokenizer.token_bytes(token)
+        return {"token": raw.decode(errors="replace"), "logprob": logprob, "bytes": list(raw)}

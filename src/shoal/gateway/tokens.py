@@ -1,0 +1,79 @@
+"""POST /tokenize and /detokenize, as vLLM has them: what the model makes of a text, and back."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, ClassVar
+
+from fastapi import APIRouter, Request
+from pydantic import Field
+
+from shoal.errors import InvalidRequest
+from shoal.gateway.chat.wire import ChatRequest, Message, Tool
+from shoal.gateway.conversation import rendered
+from shoal.gateway.service import Service, json_body
+from shoal.gateway.wire import Wire, parse
+
+
+class TokenizeRequest(Wire):
+    """Either a text or a conversation."""
+
+    inert: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "continue_final_message": (None, False),
+        "chat_template": (None,),
+        "chat_template_kwargs": (None, {}),
+        "mm_processor_kwargs": (None, {}),
+    }
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    tools: list[Tool] | None = None
+    add_special_tokens: bool | None = None
+    """Begin with the model's BOS where it wants one. Default: before a text, not before a conversation, whose template does it."""
+    add_generation_prompt: bool = True
+    return_token_strs: bool = False
+
+
+class DetokenizeRequest(Wire):
+    model: str | None = None
+    tokens: list[int]
+
+
+def routes(service: Service) -> APIRouter:
+    router, engine = APIRouter(), service.engine
+
+    def encoded(body: TokenizeRequest) -> dict[str, Any]:
+        if (body.prompt is None) == (body.messages is None):
+            raise InvalidRequest("give prompt or messages, one of them", "prompt")
+        if body.tools and body.messages is None:
+            raise InvalidRequest("tools belong to messages", "tools")
+        if body.messages is None:
+            tokens = engine.tokenizer.encode(body.prompt or "", bos=body.add_special_tokens is not False)
+        else:
+            chat = ChatRequest(messages=body.messages, tools=body.tools)
+            text = rendered(engine.tokenizer, chat.templated(), chat.asked_tools(), body.add_generation_prompt)
+            tokens = engine.tokenizer.encode(text, bos=bool(body.add_special_tokens))
+        pieces = [engine.tokenizer.token_bytes(t).decode(errors="replace") for t in tokens] if body.return_token_strs else None
+        return {"count": len(tokens), "max_model_len": engine.longest(), "tokens": tokens, "token_strs": pieces}
+
+    def decoded(body: DetokenizeRequest) -> dict[str, Any]:
+        if any(not 0 <= token < engine.vocabulary for token in body.tokens):
+            raise InvalidRequest(f"tokens has a token outside the vocabulary of {engine.vocabulary}", "tokens")
+        return {"prompt": engine.tokenizer.decode(body.tokens, special=True)}
+
+    @router.post("/tokenize")
+    @router.post("/v1/tokenize")
+    async def tokenize(request: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+        body = parse(TokenizeRequest, await json_body(request))
+        service.check_model(body.model)
+        return await asyncio.to_thread(encoded, body)
+
+    @router.post("/detokenize")
+    @router.post("/v1/detokenize")
+    async def detokenize(request: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+        body = parse(DetokenizeRequest, await json_body(request))
+        service.check_model(body.model)
+        return await asyncio.to_thread(decoded, body)
+
+    return router
