@@ -21,8 +21,8 @@ from shoal.testing.simulate import play, play_all
 SEEDS = int(os.environ.get("SHOAL_SEEDS", "2000"))
 
 
-def failing(seeds: range) -> list[int]:
-    return [seed for seed in seeds if play(seed).story]
+def fails_somewhere(seeds: range) -> bool:
+    return any(play(seed).story for seed in seeds)
 
 
 @pytest.mark.slow
@@ -103,7 +103,7 @@ def _keep_everything(enter: Callable[..., Any]) -> Callable[..., Any]:
 )
 def test_sabotage_is_noticed(kind: type, name: str, sabotage: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(kind, name, sabotage(getattr(kind, name)))
-    assert failing(range(40))
+    assert fails_somewhere(range(400))
 
 
 def test_time_jumps_to_the_next_timer():

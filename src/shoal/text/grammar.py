@@ -26,7 +26,7 @@ MAX_PATTERN = 4096  # characters
 MAX_REPEATED = 20_000  # characters that a pattern has when its {n} are written out
 MAX_TOOLS = 128
 
-_SPACE = r"[ \n\t\r]{1,20}"  # a small model may otherwise go on with spaces for ever
+_SPACE = r"(?: |\r?\n[ \t]{0,24})"  # on one line or indented; a small model may otherwise go on with empty lines for ever
 _ANYTHING = "(?s:.*)"
 _END = 256  # the special token of the vocabulary on which grammars are tried
 _COUNT = re.compile(r"\{(\d+)(?:(,)(\d*))?\}")
