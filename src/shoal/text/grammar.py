@@ -110,7 +110,7 @@ def _calls(
         rules.append(f"start: {trigger} calls")
     elif answer is not None:
         guidance = {"whitespace_pattern": _SPACE, "lenient": True}
-        schema = json.dumps({**json.loads(_schema(answer, "response_format")), "x-guidance": guidance}, ensure_ascii=False)
+        schema = json.dumps({**json.loads(_schema(answer, "response_format")), "x-guidance": guidance})
         rules += [f"answer: %json {schema}", f"start: answer | {trigger} calls"]
     elif not format.trigger:  # what begins like a call is one
         rules += [r"TEXT: /(\s*[^\s{]" + _ANYTHING + ")?/", "start: TEXT | calls"]
