@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import cycle
 
 import msgspec
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.errors import InvalidRequest, QueueFull
-from shoal.request import FinishReason, Request, RequestId, SamplingParams
+from shoal.request import FinishReason, Priority, Request, RequestId, SamplingParams
 from shoal.scheduler.plan import StepResult
 from tests.support.toy_stage import STOP, VOCABULARY, Toy, expected, limits, request
 
@@ -311,6 +312,8 @@ class Scenario:
     step_tokens: int
     depth: int
     prompts: list[list[int]]
+    classes: list[Priority]
+    """Of the requests, in turn."""
     events: list[int]
 
 
@@ -325,6 +328,7 @@ def scenarios() -> st.SearchStrategy[Scenario]:
         step_tokens=st.integers(1, 12),
         depth=st.integers(1, 4),
         prompts=prompts,
+        classes=st.lists(st.sampled_from(Priority), min_size=1, max_size=4),
         events=st.lists(st.integers(0, 999), max_size=120),
     )
 
@@ -333,8 +337,8 @@ def play(scenario: Scenario) -> tuple[Toy, dict[str, Request], set[tuple[str, in
     """Adds, sends, runs, applies and cancels as the events say; what was cancelled is not expected to end."""
     toy = Toy(limits(scenario.blocks, scenario.block_tokens, lanes=scenario.lanes, step_tokens=scenario.step_tokens, depth=scenario.depth))
     waiting = [
-        request(f"r{i}", prompt, 1 + (i * 5 + len(prompt)) % 9, n=1 + i % 3, seed=i % 2, stops=frozenset({STOP}))
-        for i, prompt in enumerate(scenario.prompts)
+        request(f"r{i}", prompt, 1 + (i * 5 + len(prompt)) % 9, n=1 + i % 3, seed=i % 2, stops=frozenset({STOP}), priority=priority)
+        for i, (prompt, priority) in enumerate(zip(scenario.prompts, cycle(scenario.classes), strict=False))
     ]
     added: dict[str, Request] = {}
     cancelled: set[tuple[str, int]] = set()

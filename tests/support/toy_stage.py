@@ -11,7 +11,7 @@ import zlib
 from collections import deque
 from collections.abc import Sequence
 
-from shoal.request import FinishReason, Request, RequestId, SamplingParams, TokenChunk
+from shoal.request import FinishReason, Priority, Request, RequestId, SamplingParams, TokenChunk
 from shoal.scheduler.plan import Chunk, Sampled, StepPlan, StepResult
 from shoal.scheduler.scheduler import Limits, Scheduler
 from shoal.wire import messages
@@ -178,12 +178,27 @@ class Toy:
 
 
 def request(
-    name: str, prompt: Sequence[int], max_tokens: int = 4, *, n: int = 1, seed: int = 0, stops: frozenset[int] = frozenset()
+    name: str,
+    prompt: Sequence[int],
+    max_tokens: int = 4,
+    *,
+    n: int = 1,
+    seed: int = 0,
+    stops: frozenset[int] = frozenset(),
+    priority: Priority = Priority.NORMAL,
 ) -> Request:
-    return Request(RequestId(name), list(prompt), max_tokens, SamplingParams(seed=seed), n, stops)
+    return Request(RequestId(name), list(prompt), max_tokens, SamplingParams(seed=seed), n, stops, priority)
 
 
 def limits(
-    blocks: int = 16, block_tokens: int = 4, *, context: int = 64, lanes: int = 8, step_tokens: int = 16, queue: int = 64, depth: int = 1
+    blocks: int = 16,
+    block_tokens: int = 4,
+    *,
+    context: int = 64,
+    lanes: int = 8,
+    step_tokens: int = 16,
+    queue: int = 64,
+    depth: int = 1,
+    ageing: int = 256,
 ) -> Limits:
-    return Limits(blocks, block_tokens, context, lanes, step_tokens, queue, depth)
+    return Limits(blocks, block_tokens, context, lanes, step_tokens, queue, depth, ageing)
