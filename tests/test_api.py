@@ -9,9 +9,10 @@ import httpx
 import pytest
 
 from shoal.errors import ClusterError, InvalidRequest, NotReady, QueueFull, StageLost
-from shoal.gateway.app import MAX_BODY, create_app
+from shoal.gateway.app import create_app
 from shoal.gateway.engine import Engine
-from shoal.request import MAX_CHOICES
+from shoal.gateway.service import MAX_BODY
+from shoal.request import MAX_CHOICES, Priority
 from tests.support.engine import VOCABULARY, FakeEngine, says, spoken
 from tests.support.http import CHAT, COMPLETIONS, Leaver, events, fetch
 
@@ -226,15 +227,18 @@ UNSUPPORTED = {
     "reasoning_effort": "low",
     "store": True,
     "metadata": {"a": "b"},
-    "suffix": "x",
-    "echo": True,
-    "best_of": 2,
 }
 
 
 @pytest.mark.parametrize("field", UNSUPPORTED)
 def test_what_is_not_served_is_refused(field: str) -> None:
     refused(ask(FakeEngine(), **{field: UNSUPPORTED[field]}), 400, field, "unsupported_parameter")
+
+
+def test_what_the_engine_is_asked_for_beside_sampling() -> None:
+    engine = FakeEngine()
+    ask(engine, ignore_eos=True, service_tier="flex")
+    assert (engine.asked.stop_tokens, engine.asked.priority) == (frozenset(), Priority.FLEX)
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
@@ -332,7 +336,7 @@ def test_a_model_that_is_not_there_is_not_found() -> None:
     refused(fetch(create_app(FakeEngine()), "GET", "/v1/models/other"), 404, "model", "model_not_found")
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", "/nope"), ("POST", "/v1/embeddings"), ("POST", "/")])
+@pytest.mark.parametrize(("method", "path"), [("GET", "/nope"), ("POST", "/v1/images/generations"), ("POST", "/")])
 def test_endpoints_that_are_not_there_are_not_found(method: str, path: str) -> None:
     assert path in refused(fetch(create_app(FakeEngine()), method, path), 404)
 

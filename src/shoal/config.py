@@ -153,6 +153,7 @@ class EngineSettings(Settings):
     activations: Codec = setting(Codec.RAW, "Encoding of activations between nodes: raw keeps results exact, bf16 halves the bytes.")
 
     def check(self) -> None:
+        super().check()
         if not self.model:
             raise ConfigError("--model must name a model; see `shoal models`")
         if self.kv_tokens and self.kv_tokens < 64:
@@ -163,18 +164,35 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HeadSettings(EngineSettings):
+class ApiSettings(Settings):
+    """The OpenAI-compatible API: the same on `up` and `serve`."""
+
+    api_host: str = setting("127.0.0.1", "Address that the API listens on; beyond this machine it needs --open-api.")
+    open_api: bool = setting(False, "Let the API listen beyond this machine: it has no keys, whoever reaches it can use it.")
+    port: int = setting(8000, "Port of the OpenAI-compatible API; 0 takes a free one.", low=0, high=65535)
+    data: str = setting("", "Folder for what the API keeps: keys, responses, files, batches; empty: api/ beside the models.")
+
+    def check(self) -> None:
+        super().check()
+        if self.data_folder.exists() and not self.data_folder.is_dir():
+            raise ConfigError(f"--data {self.data} is a file; name a folder")
+
+    @property
+    def data_folder(self) -> Path:
+        """It need not be there yet."""
+        return Path(self.data).expanduser() if self.data else cache_dir() / "api"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadSettings(EngineSettings, ApiSettings):
     """The head: the API, the scheduler and the cluster's membership."""
 
     host: str = setting("127.0.0.1", "Address that nodes reach this machine at; beyond this machine they need the pairing code, once.")
-    api_host: str = setting("127.0.0.1", "Address that the API listens on; beyond this machine it needs --open-api.")
-    open_api: bool = setting(False, "Let the API listen beyond this machine: it has no keys, whoever reaches it can use it.")
     secure: bool = setting(False, "Ask for the pairing code and encrypt on this machine's own addresses too.")
     cluster: str = setting("shoal", "The cluster's name, by which nodes find it.")
     discovery: str = setting("mdns", "Where the cluster is announced: mdns, redis://HOST:PORT or none.")
     unprotected: bool = setting(False, "No code, no keys, no encryption: whoever reaches the ports can join and read all that is said.")
     pairing_port: int = setting(0, "Port that nodes present the code at; 0: the control port's number plus one.", low=0, high=65535)
-    port: int = setting(8000, "Port of the OpenAI-compatible API; 0 takes a free one.", low=0, high=65535)
     control_port: int = setting(7420, "Port that nodes join at; 0 takes a free one.", low=0, high=65535)
     min_nodes: int = setting(1, "Nodes to wait for before the model is loaded.", low=1, high=1024)
     heartbeat: float = setting(

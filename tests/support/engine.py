@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from shoal.errors import ShoalError
-from shoal.request import Alternative, FinishReason, Request, TokenChunk
+from shoal.request import Alternative, FinishReason, Request, Score, TokenChunk
 
 END = 256
 VOCABULARY = 257
@@ -34,6 +36,31 @@ class ByteTokenizer:
         return self.token_bytes(token)
 
 
+DIMENSIONS = 4
+
+
+def scored(request: Request) -> list[Item]:
+    """What the engine says of a prompt that is to be scored: a token's log-probability is minus its position."""
+    top = request.prompt_logprobs or 0
+    return [
+        TokenChunk(
+            request.id,
+            0,
+            None,
+            scores=tuple(
+                Score(t, -float(i) if i else None, tuple(Alternative(ord("x") + a, -0.5 - a) for a in range(top)) if i else ())
+                for i, t in enumerate(request.prompt)
+            ),
+        )
+    ]
+
+
+def embedded(request: Request) -> list[Item]:
+    """The first tokens, as the embedding."""
+    vector = np.array([*request.prompt[:DIMENSIONS], *[0] * DIMENSIONS][:DIMENSIONS], "<f4")
+    return [TokenChunk(request.id, 0, None, embedding=vector.tobytes()), TokenChunk(request.id, 0, None, finish=FinishReason.STOP)]
+
+
 Item = TokenChunk | ShoalError
 Script = Callable[[Request], list[Item]]
 
@@ -54,9 +81,14 @@ def says(*texts: str) -> Script:
     """Each choice says the next of the texts, all at once."""
 
     def script(request: Request) -> list[Item]:
+        if request.embed:
+            return embedded(request)
+        before = scored(request) if request.prompt_logprobs is not None else []
+        if not request.max_tokens:
+            return [*before, TokenChunk(request.id, 0, None, finish=FinishReason.LENGTH)]
         rows = [spoken(request, texts[c % len(texts)], c) for c in range(request.n)]
         longest = max(map(len, rows))
-        return [row[i] for i in range(longest) for row in rows if i < len(row)]
+        return before + [row[i] for i in range(longest) for row in rows if i < len(row)]
 
     return script
 

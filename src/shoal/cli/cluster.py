@@ -127,7 +127,7 @@ async def _up_with(
     settings: HeadSettings, node: NodeSettings, nodes: int, model: Description, address: socket.socket, stop: asyncio.Event
 ) -> None:
     async with local_cluster(settings, node, model, nodes) as cluster:
-        api = ApiServer(create_app(cluster.head), address)
+        api = ApiServer(create_app(cluster.head, settings), address)
         with err.status("loading the model"):
             if not await until(stop, cluster.until_ready()):
                 return
@@ -151,7 +151,7 @@ async def _serve_model(settings: HeadSettings, model: Description, address: sock
     head = Head(settings, model, Machine(head_credentials(settings)))
     await head.start()
     try:
-        api = ApiServer(create_app(head), address)
+        api = ApiServer(create_app(head, settings), address)
         joining = f"shoal join {settings.host}:{head.control_port}"
         err.print(f"API on http://{settings.api_host}:{api.port}/v1   waiting for {settings.min_nodes} node(s): {joining}")
         async with (

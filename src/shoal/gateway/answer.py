@@ -1,4 +1,4 @@
-"""From drawn tokens to OpenAI's answers."""
+"""From drawn tokens to an answer's text, piece by piece."""
 
 from __future__ import annotations
 
@@ -6,24 +6,12 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any
 
 from shoal.gateway.engine import Engine, Stream
-from shoal.gateway.translate import Job
-from shoal.request import FinishReason, TokenChunk
+from shoal.gateway.job import Job
+from shoal.gateway.writer import Piece, Usage, Writer
+from shoal.request import FinishReason, Score, TokenChunk
 from shoal.text.detokenizer import TextStream
-
-
-@dataclass
-class Piece:
-    """News of one choice: text, maybe with the tokens that it came from, maybe the end."""
-
-    choice: int
-    text: str
-    chunks: list[TokenChunk]
-    finish: FinishReason | None
-    upto: int
-    """Tokens of the choice up to here, an end without a token counted as one: the same for the same piece, whenever it is made."""
 
 
 @dataclass
@@ -32,21 +20,7 @@ class _Choice:
     chunks: int = 0
     held: list[TokenChunk] = field(default_factory=list[TokenChunk])
     """Tokens whose text is not out yet."""
-
-
-@dataclass
-class Usage:
-    prompt: int
-    completion: int = 0
-    cached: int = 0
-
-    def wire(self) -> dict[str, Any]:
-        return {
-            "prompt_tokens": self.prompt,
-            "completion_tokens": self.completion,
-            "total_tokens": self.prompt + self.completion,
-            "prompt_tokens_details": {"cached_tokens": self.cached},
-        }
+    begun: bool = False
 
 
 class TakenOver(Exception):
@@ -69,6 +43,10 @@ class Answer:
         self._news = asyncio.Event()
         self._left = len(streams)
         self._tasks = [asyncio.get_running_loop().create_task(self._follow(i)) for i in range(self._left)]
+
+    def writer(self) -> Writer:
+        """For one reading."""
+        return self.job.writer(self._engine)
 
     def close(self) -> None:
         """Cancels what still runs."""
@@ -102,25 +80,36 @@ class Answer:
     async def _follow(self, index: int) -> None:
         request, stream = self.job.requests[index], self._streams[index]
         counted = False
+        due = 0 if request.prompt_logprobs is None else len(request.prompt)
+        scores: list[Score] = []
+        waiting: list[Piece] = []  # for the scores, which come later where an answer is taken up again
         try:
             choices = [_Choice(TextStream(self._engine.tokenizer, request.prompt, self.job.stops)) for _ in range(request.n)]
             async for chunk in stream:
-                self.usage.completion += 1
-                if not counted:
-                    counted = True
-                    self.usage.cached += chunk.cached
-                piece = self._piece(choices[chunk.choice], chunk, index * request.n + chunk.choice)
-                if piece.finish is not None and chunk.finish is None:
-                    stream.end_choice(chunk.choice)
-                if piece.text or piece.finish is not None:
-                    self._came(piece)
+                scores += chunk.scores
+                if chunk.token is not None or chunk.finish is not None:
+                    self.usage.completion += chunk.token is not None or chunk.finish is FinishReason.STOP
+                    if not counted:
+                        counted = True
+                        self.usage.cached += chunk.cached
+                    piece = self._piece(choices[chunk.choice], chunk, index * request.n + chunk.choice)
+                    if piece.finish is not None and chunk.finish is None:
+                        stream.end_choice(chunk.choice)
+                    if piece.text or piece.finish is not None:
+                        waiting.append(piece)
+                if len(scores) >= due:
+                    for piece in waiting:
+                        self._came(piece, choices[piece.choice - index * request.n], tuple(scores))
+                    waiting.clear()
         except Exception as error:  # noqa: BLE001 - raised again where the pieces are read
             self._error = self._error or error
             self.close()
         self._left -= 1
         self._news.set()
 
-    def _came(self, piece: Piece) -> None:
+    def _came(self, piece: Piece, choice: _Choice, scores: tuple[Score, ...]) -> None:
+        if not choice.begun:
+            choice.begun, piece.scores = True, scores
         if self._began is not None:
             self._engine.observe_first_token(perf_counter() - self._began)
             self._began = None
@@ -141,93 +130,3 @@ class Answer:
         if chunks:
             choice.held = []
         return Piece(index, text, chunks, finish, choice.chunks)
-
-
-def _token(engine: Engine, token: int) -> tuple[str, list[int]]:
-    raw = engine.tokenizer.token_bytes(token)
-    return raw.decode(errors="replace"), list(raw)
-
-
-def _chat_logprobs(engine: Engine, chunks: list[TokenChunk]) -> dict[str, Any]:
-    content: list[dict[str, Any]] = []
-    for chunk in chunks:
-        if chunk.token is None:
-            continue
-        text, raw = _token(engine, chunk.token)
-        top = [{"token": _token(engine, a.token)[0], "logprob": a.logprob, "bytes": _token(engine, a.token)[1]} for a in chunk.alternatives]
-        content.append({"token": text, "logprob": chunk.logprob, "bytes": raw, "top_logprobs": top})
-    return {"content": content, "refusal": None}
-
-
-def _completion_logprobs(engine: Engine, chunks: list[TokenChunk], offset: int) -> dict[str, Any]:
-    out: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-    for chunk in chunks:
-        if chunk.token is None:
-            continue
-        text = _token(engine, chunk.token)[0]
-        out["tokens"].append(text)
-        out["token_logprobs"].append(chunk.logprob)
-        out["top_logprobs"].append({_token(engine, a.token)[0]: a.logprob for a in chunk.alternatives})
-        out["text_offset"].append(offset)
-        offset += len(text)
-    return out
-
-
-class Writer:
-    """The JSON of one job's answer."""
-
-    def __init__(self, job: Job, engine: Engine) -> None:
-        self._job, self._engine = job, engine
-
-    def _frame(self, object: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "id": self._job.id,
-            "object": object,
-            "created": self._job.created,
-            "model": self._engine.name,
-            "system_fingerprint": f"shoal-{self._engine.created}",
-            "choices": choices,
-        }
-
-    def event(self, piece: Piece, offset: int) -> dict[str, Any]:
-        finish = None if piece.finish is None else str(piece.finish)
-        choice: dict[str, Any] = {"index": piece.choice, "logprobs": None, "finish_reason": finish}
-        if self._job.chat:
-            choice["delta"] = {"content": piece.text} if piece.text or finish is None else {}
-            if self._job.logprobs:
-                choice["logprobs"] = _chat_logprobs(self._engine, piece.chunks)
-            return self._frame("chat.completion.chunk", [choice])
-        choice["text"] = piece.text
-        if self._job.logprobs:
-            choice["logprobs"] = _completion_logprobs(self._engine, piece.chunks, offset)
-        return self._frame("text_completion", [choice])
-
-    def opening(self) -> dict[str, Any]:
-        """The chunk that says who speaks."""
-        delta = {"role": "assistant", "content": "", "refusal": None}
-        choices = [{"index": i, "delta": delta, "logprobs": None, "finish_reason": None} for i in range(self._job.choices)]
-        return self._frame("chat.completion.chunk", choices)
-
-    def usage(self, usage: Usage) -> dict[str, Any]:
-        object = "chat.completion.chunk" if self._job.chat else "text_completion"
-        return {**self._frame(object, []), "usage": usage.wire()}
-
-    def whole(self, pieces: list[Piece], usage: Usage) -> dict[str, Any]:
-        choices: list[dict[str, Any]] = []
-        for index in range(self._job.choices):
-            mine = [p for p in pieces if p.choice == index]
-            text = "".join(p.text for p in mine)
-            chunks = [c for p in mine for c in p.chunks]
-            finish = next((str(p.finish) for p in mine if p.finish is not None), None)
-            choice: dict[str, Any] = {"index": index, "logprobs": None, "finish_reason": finish}
-            if self._job.chat:
-                choice["message"] = {"role": "assistant", "content": text, "refusal": None}
-                if self._job.logprobs:
-                    choice["logprobs"] = _chat_logprobs(self._engine, chunks)
-            else:
-                choice["text"] = text
-                if self._job.logprobs:
-                    choice["logprobs"] = _completion_logprobs(self._engine, chunks, 0)
-            choices.append(choice)
-        object = "chat.completion" if self._job.chat else "text_completion"
-        return {**self._frame(object, choices), "usage": usage.wire()}

@@ -10,7 +10,8 @@ import structlog
 from shoal.errors import IdTaken, ShoalError, UnknownAnswer
 from shoal.gateway.answer import Answer
 from shoal.gateway.engine import Engine, Stream
-from shoal.gateway.translate import Job, recalled
+from shoal.gateway.job import Job
+from shoal.gateway.kinds import recalled
 
 log = structlog.get_logger()
 

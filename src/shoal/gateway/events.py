@@ -11,11 +11,11 @@ import json
 import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
 
 from shoal.errors import InvalidRequest, ShoalError
-from shoal.gateway.answer import Answer, TakenOver, Writer
+from shoal.gateway.answer import Answer, TakenOver
 from shoal.gateway.faults import fault
+from shoal.gateway.writer import Event, Writer
 
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
@@ -32,8 +32,10 @@ def position(text: str | None, choices: int) -> Position | None:
     return [int(part) for part in parts]
 
 
-def _data(data: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+def _data(event: Event) -> bytes:
+    name = f"event: {event.name}\n".encode() if event.name else b""
+    data = event.data if isinstance(event.data, str) else json.dumps(event.data, ensure_ascii=False, separators=(",", ":"))
+    return name + b"data: " + data.encode() + b"\n\n"
 
 
 def _id(at: Position) -> bytes:
@@ -41,27 +43,28 @@ def _id(at: Position) -> bytes:
 
 
 async def events(answer: Answer, writer: Writer, after: Position | None = None) -> AsyncGenerator[bytes]:
-    """The events after a position. An error is an event too, without an id, and no [DONE] follows it."""
-    job = answer.job
-    seen = after or [0] * job.choices
-    at, offsets, last = list(seen), [0] * job.choices, 0
+    """The events after a position. An error is an event too, without an id, and nothing follows it."""
+    choices = answer.job.choices
+    seen = after or [0] * choices
+    at, last = list(seen), 0
     try:
-        if job.chat and after is None:
-            yield _id(at) + _data(writer.opening())
+        if after is None:
+            for event in writer.opening():
+                yield _id(at) + _data(event)
         async with aclosing(answer.read()) as pieces:
             async for piece in pieces:
-                offset, offsets[piece.choice] = offsets[piece.choice], offsets[piece.choice] + len(piece.text)
-                if piece.choice == job.choices - 1:
+                if piece.choice == choices - 1:
                     last = piece.upto
+                written = writer.piece(piece)
                 if piece.upto > seen[piece.choice]:
                     at[piece.choice] = piece.upto
-                    yield _id(at) + _data(writer.event(piece, offset))
-        endings = [_data(writer.usage(answer.usage))] if job.include_usage else []
-        for number, ending in enumerate([*endings, b"data: [DONE]\n\n"], last + 1):
+                    for event in written:
+                        yield _id(at) + _data(event)
+        for number, event in enumerate(writer.ending(answer.usage), last + 1):
             if number > seen[-1]:
                 at[-1] = number
-                yield _id(at) + ending
+                yield _id(at) + _data(event)
     except ShoalError as error:
-        yield _data(fault(error).body)
+        yield _data(Event(fault(error).body))
     except TakenOver:
         return

@@ -1,0 +1,20 @@
+"""The endpoint."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from shoal.gateway.chat.job import chat_job
+from shoal.gateway.chat.wire import ChatRequest
+from shoal.gateway.service import Service
+
+
+def routes(service: Service) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        return await service.respond(request, "chat", ChatRequest, chat_job)
+
+    return router

@@ -1,0 +1,117 @@
+"""The JSON of a completion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shoal.gateway.engine import Engine
+from shoal.gateway.writer import Event, Piece, Usage
+from shoal.request import Alternative
+from shoal.text.detokenizer import Detokenizer
+
+
+@dataclass(frozen=True)
+class Prompt:
+    tokens: list[int]
+    echo: str | None
+    """Its text, where it comes before the answer."""
+    choices: int
+
+
+class _Logprobs:
+    """Of one choice: each token, its alternatives, and at which character of the text it begins."""
+
+    def __init__(self, engine: Engine, prompt: Prompt) -> None:
+        self._tokenizer = engine.tokenizer
+        self._detokenizer = Detokenizer(engine.tokenizer, () if prompt.echo is not None else prompt.tokens)
+        self._offset = 0
+
+    def of(self, piece: Piece) -> dict[str, list[Any]]:
+        out: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        for scored in (*piece.scores, *piece.chunks):
+            if scored.token is None:
+                continue
+            out["tokens"].append(self._text(scored.token))
+            out["token_logprobs"].append(scored.logprob)
+            own = () if scored.logprob is None else (Alternative(scored.token, scored.logprob),)
+            tops = {self._text(a.token): a.logprob for a in (*scored.alternatives, *own)}
+            out["top_logprobs"].append(tops or None)
+            out["text_offset"].append(self._offset)
+            self._offset += len(self._detokenizer.push(scored.token))
+        return out
+
+    def _text(self, token: int) -> str:
+        return self._tokenizer.token_bytes(token).decode(errors="replace")
+
+
+class CompletionWriter:
+    """kept: of each prompt's choices the likeliest so many are told."""
+
+    def __init__(
+        self, engine: Engine, id: str, created: int, prompts: Sequence[Prompt], kept: int, logprobs: bool, include_usage: bool
+    ) -> None:
+        self._engine, self._id, self._created = engine, id, created
+        self._prompts = [prompt for prompt in prompts for _ in range(prompt.choices)]
+        self._kept, self._include_usage = kept, include_usage
+        self._logprobs = [_Logprobs(engine, prompt) for prompt in self._prompts] if logprobs else None
+        self._begun: set[int] = set()
+
+    def _frame(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self._id,
+            "object": "text_completion",
+            "created": self._created,
+            "model": self._engine.name,
+            "system_fingerprint": f"shoal-{self._engine.created}",
+            "choices": choices,
+        }
+
+    def opening(self) -> Sequence[Event]:
+        return ()
+
+    def piece(self, piece: Piece) -> Sequence[Event]:
+        return [Event(self._frame([self._choice(piece)]))]
+
+    def ending(self, usage: Usage) -> Sequence[Event]:
+        return [*([Event({**self._frame([]), "usage": usage.wire()})] if self._include_usage else []), Event("[DONE]")]
+
+    def whole(self, pieces: Sequence[Piece], usage: Usage) -> dict[str, Any]:
+        choices: list[dict[str, Any]] = []
+        at = 0
+        while at < len(self._prompts):
+            beside = self._prompts[at].choices
+            merged = [_merged(index, [p for p in pieces if p.choice == index]) for index in range(at, at + beside)]
+            best = sorted(merged, key=_likelihood, reverse=True)[: self._kept] if beside > self._kept else merged
+            choices += [{**self._choice(piece), "index": len(choices) + i} for i, piece in enumerate(best)]
+            at += beside
+        return {**self._frame(choices), "usage": usage.wire()}
+
+    def _choice(self, piece: Piece) -> dict[str, Any]:
+        echo = self._prompts[piece.choice].echo if piece.choice not in self._begun else None
+        self._begun.add(piece.choice)
+        return {
+            "index": piece.choice,
+            "text": (echo or "") + piece.text,
+            "logprobs": self._logprobs[piece.choice].of(piece) if self._logprobs is not None else None,
+            "finish_reason": None if piece.finish is None else str(piece.finish),
+        }
+
+
+def _merged(index: int, pieces: Sequence[Piece]) -> Piece:
+    """All of a choice as one."""
+    return Piece(
+        index,
+        "".join(p.text for p in pieces),
+        [chunk for p in pieces for chunk in p.chunks],
+        next((p.finish for p in pieces if p.finish is not None), None),
+        max((p.upto for p in pieces), default=0),
+        next((p.scores for p in pieces if p.scores), ()),
+    )
+
+
+def _likelihood(piece: Piece) -> float:
+    """Mean log-probability of a choice's tokens, its end among them."""
+    known = [chunk.logprob for chunk in piece.chunks if chunk.logprob is not None]
+    return sum(known) / len(known) if known else 0.0

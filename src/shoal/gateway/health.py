@@ -1,0 +1,32 @@
+"""Whether the model is served, and the metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+
+from shoal.gateway.service import Service
+
+
+def routes(service: Service) -> APIRouter:
+    router, engine = APIRouter(), service.engine
+
+    @router.get("/health")
+    async def health() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+        return {"live": True, "ready": not engine.state, "reason": engine.state}
+
+    @router.get("/health/live")
+    async def live() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+        return {"live": True}
+
+    @router.get("/health/ready")
+    async def ready() -> Response:  # pyright: ignore[reportUnusedFunction]
+        return JSONResponse({"ready": not engine.state, "reason": engine.state}, 503 if engine.state else 200)
+
+    @router.get("/metrics")
+    async def metrics() -> Response:  # pyright: ignore[reportUnusedFunction]
+        return Response(engine.scrape(), media_type="text/plain; version=0.0.4")
+
+    return router

@@ -1,0 +1,128 @@
+"""What one HTTP request asks the engine for, and how its answer is to be written."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from abc import abstractmethod
+from collections.abc import Sequence
+from time import time
+from typing import Any
+
+import msgspec
+
+from shoal.errors import InvalidRequest
+from shoal.gateway.engine import Engine
+from shoal.gateway.sampling import limit, sampling_params
+from shoal.gateway.wire import Sampled
+from shoal.gateway.writer import Writer
+from shoal.request import MAX_CHOICES, Priority, Request, RequestId
+
+_MAX_STOPS, _MAX_STOP_LENGTH = 4, 256
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+_TIERS = {"priority": Priority.URGENT, "flex": Priority.FLEX}
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """A request per prompt, and what they have in common. Each endpoint has its kind, which knows how it is answered."""
+
+    id: str
+    requests: tuple[Request, ...]
+    created: int
+    """Seconds since 1970."""
+    stops: tuple[str, ...] = ()
+    stream: bool = False
+    include_usage: bool = False
+    named: bool = False
+    """The client chose the id, and so may come back for the answer."""
+
+    @abstractmethod
+    def writer(self, engine: Engine) -> Writer:
+        """A fresh one: it remembers what it has written."""
+
+    @property
+    def choices(self) -> int:
+        return sum(request.n for request in self.requests)
+
+    @property
+    def note(self) -> bytes:
+        """All but the requests, for `kinds.recalled`."""
+        return msgspec.msgpack.encode(msgspec.structs.replace(self, requests=()))
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(len(request.prompt) for request in self.requests)
+
+
+def chosen_id(header: str | None) -> str | None:
+    """The id that a client chose in X-Request-Id. Raises InvalidRequest."""
+    if header is not None and _ID.fullmatch(header) is None:
+        raise InvalidRequest(
+            "X-Request-Id has 1 to 128 letters, digits, dots, colons, dashes and underscores, and begins with a letter or a digit",
+            "X-Request-Id",
+        )
+    return header
+
+
+def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
+    stops = [stop] if isinstance(stop, str) else stop or []
+    if len(stops) > _MAX_STOPS:
+        raise InvalidRequest(f"at most {_MAX_STOPS} stop strings are possible, not {len(stops)}", "stop")
+    if any(not s or len(s) > _MAX_STOP_LENGTH for s in stops):
+        raise InvalidRequest(f"a stop string has 1 to {_MAX_STOP_LENGTH} characters", "stop")
+    return tuple(stops)
+
+
+def common(
+    body: Sampled,
+    engine: Engine,
+    prompts: Sequence[list[int]],
+    *,
+    prefix: str,
+    max_tokens: int | None,
+    logprobs: int | None,
+    chosen: str | None,
+    grammar: str = "",
+    prompt_logprobs: int | None = None,
+) -> dict[str, Any]:
+    """The fields of a job of any kind.
+
+    prefix: what ids begin with that no client chose
+    max_tokens: of each choice; None: all that fit behind the prompt
+    logprobs: None: none; else how many alternatives
+    grammar: what every choice has to match
+    prompt_logprobs: None: none; else how many alternatives of each of the prompts' tokens; max_tokens may then be 0
+
+    Raises InvalidRequest, NotReady.
+    """
+    n = 1 if body.n is None else body.n
+    if not 1 <= n <= MAX_CHOICES:
+        raise InvalidRequest(f"n must lie in [1, {MAX_CHOICES}], not {n}", "n")
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequest("stream_options needs stream to be true", "stream_options")
+    sampling, longest = sampling_params(body, logprobs, grammar, engine.vocabulary), engine.longest()
+    id = chosen or prefix + secrets.token_hex(12)
+    ends = frozenset[int]() if body.ignore_eos else engine.tokenizer.stop_tokens
+    priority = _TIERS.get(body.service_tier or "", Priority.NORMAL)
+    requests = tuple(
+        Request(
+            RequestId(f"{id}-{i}"),
+            prompt,
+            0 if max_tokens == 0 and prompt_logprobs is not None else limit(max_tokens, len(prompt), longest),
+            sampling,
+            n,
+            ends,
+            priority,
+            prompt_logprobs,
+        )
+        for i, prompt in enumerate(prompts)
+    )
+    return {
+        "id": id,
+        "requests": requests,
+        "created": int(time()),
+        "stops": _stops(body.stop),
+        "stream": bool(body.stream),
+        "include_usage": body.stream_options is not None and body.stream_options.include_usage,
+        "named": chosen is not None,
+    }

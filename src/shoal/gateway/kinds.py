@@ -1,0 +1,19 @@
+"""The kinds of jobs there are, for those that are taken up again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from shoal.gateway.chat.job import ChatJob
+from shoal.gateway.completions.job import CompletionJob
+from shoal.gateway.job import Job
+from shoal.request import Request
+
+Kind = ChatJob | CompletionJob
+
+
+def recalled(note: bytes, requests: Sequence[Request]) -> Job:
+    """Raises msgspec.MsgspecError for a note that is none of this version's."""
+    return msgspec.structs.replace(msgspec.msgpack.decode(note, type=Kind), requests=tuple(requests))

@@ -1,0 +1,34 @@
+"""Texts or tokens, one or many, as completions and embeddings take them."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from shoal.errors import InvalidRequest
+from shoal.gateway.engine import Engine
+
+Prompts = str | list[str] | list[int] | list[list[int]]
+
+
+def _listed(given: Prompts) -> list[str | list[int]]:
+    if isinstance(given, str):
+        return [given]
+    if given and isinstance(given[0], int):
+        return [cast("list[int]", given)]
+    return cast("list[str | list[int]]", given)
+
+
+def tokenised(given: Prompts, engine: Engine, param: str, most: int) -> list[list[int]]:
+    """Each one's tokens. param: the field that they came in. Raises InvalidRequest."""
+    listed = _listed(given)
+    if not 1 <= len(listed) <= most:
+        raise InvalidRequest(f"{param} is one text or between 1 and {most} of them, not {len(listed)}", param)
+    prompts = [engine.tokenizer.encode(p) if isinstance(p, str) else p for p in listed]
+    if any(not 0 <= token < engine.vocabulary for tokens in prompts for token in tokens):
+        raise InvalidRequest(f"{param} has a token outside the vocabulary of {engine.vocabulary}", param)
+    return prompts
+
+
+def texts(given: Prompts, engine: Engine) -> tuple[str, ...]:
+    """Each one's text."""
+    return tuple(p if isinstance(p, str) else engine.tokenizer.decode(p) for p in _listed(given))

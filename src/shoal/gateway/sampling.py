@@ -1,0 +1,44 @@
+"""Sampling fields of a body to SamplingParams."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from shoal.errors import InvalidRequest
+from shoal.gateway.wire import Sampled
+from shoal.request import SamplingParams
+
+
+def limit(max_tokens: int | None, prompt: int, longest: int) -> int:
+    """Tokens that a choice may have; without a wish all that fit behind the prompt. Raises InvalidRequest."""
+    if max_tokens is not None and max_tokens < 1:
+        raise InvalidRequest("max_tokens must be at least 1", "max_tokens")
+    return max(longest - prompt, 1) if max_tokens is None else max_tokens
+
+
+def sampling_params(body: Sampled, logprobs: int | None, grammar: str, vocabulary: int) -> SamplingParams:
+    """Without a seed a random one. Raises InvalidRequest, naming the field."""
+
+    def given(value: Any, default: Any) -> Any:
+        return default if value is None else value
+
+    try:
+        bias = {int(token): value for token, value in (body.logit_bias or {}).items()}
+    except ValueError:
+        raise InvalidRequest("logit_bias maps token numbers to values", "logit_bias") from None
+    params = SamplingParams(
+        temperature=given(body.temperature, 1.0),
+        top_k=given(body.top_k, 0),
+        top_p=given(body.top_p, 1.0),
+        min_p=given(body.min_p, 0.0),
+        repetition_penalty=given(body.repetition_penalty, 1.0),
+        presence_penalty=given(body.presence_penalty, 0.0),
+        frequency_penalty=given(body.frequency_penalty, 0.0),
+        logit_bias=bias,
+        seed=secrets.randbits(63) if body.seed is None else body.seed % 2**64,
+        logprobs=logprobs,
+        grammar=grammar,
+    )
+    params.check(vocabulary)
+    return params

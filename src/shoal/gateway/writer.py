@@ -1,0 +1,66 @@
+"""How an answer is written: the seam between what is drawn and the shape that an endpoint gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from shoal.request import FinishReason, Score, TokenChunk
+
+
+@dataclass
+class Piece:
+    """News of one choice: text, maybe with the tokens that it came from, maybe the end."""
+
+    choice: int
+    text: str
+    chunks: list[TokenChunk]
+    finish: FinishReason | None
+    upto: int
+    """Tokens of the choice up to here, an end without a token counted as one: the same for the same piece, whenever it is made."""
+    scores: tuple[Score, ...] = ()
+    """Of the prompt's tokens, with a choice's first piece where they were asked for."""
+
+
+@dataclass
+class Usage:
+    prompt: int
+    completion: int = 0
+    cached: int = 0
+
+    def wire(self) -> dict[str, Any]:
+        return {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.completion,
+            "total_tokens": self.prompt + self.completion,
+            "prompt_tokens_details": {"cached_tokens": self.cached},
+        }
+
+
+@dataclass(frozen=True)
+class Event:
+    """A server-sent event. name: its `event:` line, where it has one."""
+
+    data: dict[str, Any] | str
+    name: str = ""
+
+
+class Writer(Protocol):
+    """One reading of one answer. It is given every piece in order, also those that its reader has seen before."""
+
+    def opening(self) -> Sequence[Event]:
+        """What a stream begins with."""
+        ...
+
+    def piece(self, piece: Piece) -> Sequence[Event]:
+        """At most one event where a reader may go on in the middle of the stream."""
+        ...
+
+    def ending(self, usage: Usage) -> Sequence[Event]:
+        """What a stream that came to its end ends with."""
+        ...
+
+    def whole(self, pieces: Sequence[Piece], usage: Usage) -> dict[str, Any]:
+        """The answer that is not streamed."""
+        ...

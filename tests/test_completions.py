@@ -1,0 +1,133 @@
+"""POST /v1/completions: what it has beyond chat."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from shoal.gateway.app import create_app
+from shoal.request import FinishReason, Request, Score, TokenChunk
+from tests.support.engine import FakeEngine, Item, Script, says, spoken
+from tests.support.http import COMPLETIONS, events, fetch
+from tests.test_api import refused
+
+
+def ask(engine: FakeEngine, prompt: Any = "Say", **fields: Any) -> httpx.Response:
+    return fetch(create_app(engine), "POST", COMPLETIONS, json={"prompt": prompt, **fields})
+
+
+def choices(answer: httpx.Response) -> list[dict[str, Any]]:
+    assert answer.status_code == 200, answer.text
+    return answer.json()["choices"]
+
+
+def test_echo_tells_the_prompt_before_the_answer():
+    (choice,) = choices(ask(FakeEngine(), echo=True))
+    assert (choice["text"], choice["logprobs"]) == ("SayHello", None)
+
+
+def test_echo_of_tokens_is_their_text():
+    (choice,) = choices(ask(FakeEngine(), [83, 97], echo=True))
+    assert choice["text"] == "SaHello"
+
+
+def test_echo_with_logprobs_scores_the_prompt():
+    engine = FakeEngine(says("!"))
+    (choice,) = choices(ask(engine, echo=True, logprobs=1))
+    assert engine.asked.prompt_logprobs == 1
+    found = choice["logprobs"]
+    assert found["tokens"] == ["S", "a", "y", "!"]
+    assert found["token_logprobs"] == [None, -1.0, -2.0, -0.5]
+    assert found["text_offset"] == [0, 1, 2, 3]
+    assert found["top_logprobs"] == [None, {"x": -0.5, "a": -1.0}, {"x": -0.5, "y": -2.0}, {"!": -0.5}]
+
+
+def test_offsets_count_characters_not_bytes():
+    (choice,) = choices(ask(FakeEngine(says("é!")), "ü", echo=True, logprobs=0))
+    assert choice["text"] == "üé!"
+    assert choice["logprobs"]["text_offset"] == [0, 0, 1, 1, 2]
+
+
+def test_without_echo_the_prompt_is_not_scored_and_offsets_begin_with_the_answer():
+    engine = FakeEngine()
+    (choice,) = choices(ask(engine, logprobs=0))
+    assert engine.asked.prompt_logprobs is None
+    assert choice["logprobs"]["text_offset"] == [0, 1, 2, 3, 4]
+
+
+def test_max_tokens_0_with_echo_only_scores():
+    engine = FakeEngine()
+    answer = ask(engine, echo=True, logprobs=0, max_tokens=0)
+    (choice,) = choices(answer)
+    assert (choice["text"], choice["finish_reason"], engine.asked.max_tokens) == ("Say", "length", 0)
+    assert choice["logprobs"]["token_logprobs"] == [None, -1.0, -2.0]
+    assert answer.json()["usage"]["completion_tokens"] == 0
+
+
+def test_max_tokens_0_without_echo_is_refused():
+    refused(ask(FakeEngine(), max_tokens=0), 400, "max_tokens")
+
+
+@pytest.mark.parametrize("logprobs", [None, 0])
+def test_an_echo_that_is_streamed_comes_with_each_choices_first_event(logprobs: int | None):
+    told = events(ask(FakeEngine(says("ab", "cd")), echo=True, n=2, stream=True, logprobs=logprobs))
+    for index, text in enumerate(("Sayab", "Saycd")):
+        mine = [e["choices"][0] for e in told if e["choices"][0]["index"] == index]
+        assert "".join(c["text"] for c in mine) == text
+        if logprobs is not None:
+            assert [t for c in mine for t in c["logprobs"]["tokens"]] == list(text)
+            assert [o for c in mine for o in c["logprobs"]["text_offset"]] == list(range(5))
+
+
+def test_scores_that_come_after_tokens_are_waited_for():
+    """So it is where an answer is taken up again: what was said comes first."""
+
+    def late(request: Request) -> list[Item]:
+        first, *rest = spoken(request, "ab")
+        scores = TokenChunk(request.id, 0, None, scores=tuple(Score(t, -1.0) for t in request.prompt))
+        return [first, scores, *rest]
+
+    first, *_ = events(ask(FakeEngine(late), echo=True, logprobs=0, stream=True))
+    assert first["choices"][0]["text"] == "Saya"
+    assert first["choices"][0]["logprobs"]["tokens"] == ["S", "a", "y", "a"]
+
+
+def test_many_prompts_have_their_own_echoes_and_scores():
+    found = choices(ask(FakeEngine(says("!")), ["ab", "c"], echo=True, logprobs=0))
+    assert [c["text"] for c in found] == ["ab!", "c!"]
+    assert [c["logprobs"]["token_logprobs"] for c in found] == [[None, -1.0, -0.5], [None, -0.5]]
+
+
+def ranked(*logprobs: float) -> Script:
+    """Choice i says the letter i, with a log-probability."""
+
+    def script(request: Request) -> list[Item]:
+        return [TokenChunk(request.id, c, 97 + c, logprobs[c], finish=FinishReason.LENGTH) for c in range(request.n)]
+
+    return script
+
+
+def test_best_of_tells_the_likeliest_choices_of_each_prompt():
+    engine = FakeEngine(ranked(-3, -1, -2))
+    answer = ask(engine, ["x", "y"], best_of=3, n=2)
+    found = choices(answer)
+    assert [(c["index"], c["text"], c["logprobs"]) for c in found] == [(i, t, None) for i, t in enumerate("bcbc")]
+    assert answer.json()["usage"]["completion_tokens"] == 6
+    assert [s.request.n for s in engine.streams] == [3, 3]
+
+
+def test_best_of_needs_log_probabilities_of_the_engine_even_where_the_client_does_not():
+    engine = FakeEngine(ranked(-3, -1))
+    ask(engine, best_of=2)
+    assert engine.asked.sampling.logprobs == 0
+
+
+@pytest.mark.parametrize(("fields", "param"), [({"best_of": 1, "n": 2}, "best_of"), ({"best_of": 2, "stream": True}, "best_of")])
+def test_a_best_of_that_cannot_be_is_refused(fields: dict[str, Any], param: str):
+    refused(ask(FakeEngine(), **fields), 400, param)
+
+
+def test_suffix_is_refused():
+    assert "suffix" in refused(ask(FakeEngine(), suffix="x"), 400, "suffix", "unsupported_parameter")
