@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle
 
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.errors import InvalidRequest, QueueFull
-from shoal.request import FinishReason, Priority, Request, RequestId, SamplingParams
+from shoal.request import FinishReason, Priority, Request, RequestId, SamplingParams, TokenChunk
 from shoal.scheduler.plan import StepResult
 from tests.support.toy_stage import STOP, VOCABULARY, Toy, expected, limits, request
 
@@ -162,6 +164,46 @@ def test_a_waiting_prompt_does_not_stop_the_draws():
     plan = toy.send()
     assert plan is not None
     assert [len(chunk.tokens) for chunk in plan.chunks] == [1, 7]
+
+
+def pipeline(toy: Toy, stages: int) -> Iterator[tuple[int, list[TokenChunk]]]:
+    """Steps through stages that take as long as a step has rows: when each result came, and what it brought."""
+    now, free = 0, [0] * stages
+    ends: deque[int] = deque()
+    while True:
+        while (plan := toy.send()) is not None:
+            end = now
+            for stage in range(stages):
+                free[stage] = end = max(free[stage], end) + plan.rows
+            ends.append(end)
+        if not ends:
+            return
+        now = ends.popleft()
+        toy.run()
+        yield now, toy.take()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stages", [1, 2, 3, 4])
+@pytest.mark.parametrize("prompts", [1, 3])
+def test_running_streams_wait_for_two_chunks_of_a_long_prompt_at_most(stages: int, prompts: int):
+    toy = Toy(limits(999, 8, context=2100, step_tokens=256, depth=stages))
+    streams = [request(f"s{i}", [i], 90) for i in range(5)]
+    for r in streams:
+        toy.add(r)
+    last: dict[str, int] = {}
+    waits: list[int] = []
+    for now, chunks in pipeline(toy, stages):
+        for chunk in chunks:
+            if len(toy.said[chunk.request, 0]) > 1:
+                waits.append(now - last[chunk.request])
+            last[chunk.request] = now
+        if len(toy.said[streams[0].id, 0]) == 9 and "long-0" not in toy.scheduler._requests:
+            for i in range(prompts):
+                toy.add(request(f"long-{i}", range(i, 2000 + i), 1))
+    assert_right(toy, *streams)
+    assert toy.scheduler.counters.prompt_tokens == 5 + 2000 * prompts
+    assert max(waits) <= 2 * (toy.limits.chunk + len(streams)) * stages
 
 
 # Ends
