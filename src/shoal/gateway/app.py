@@ -12,6 +12,7 @@ from shoal.errors import ShoalError
 from shoal.gateway import health, models, streams
 from shoal.gateway.chat import route as chat
 from shoal.gateway.completions import route as completions
+from shoal.gateway.contract import describe
 from shoal.gateway.embeddings import route as embeddings
 from shoal.gateway.engine import Engine
 from shoal.gateway.faults import Fault, fault
@@ -31,6 +32,7 @@ def create_app(engine: Engine, settings: ApiSettings | None = None) -> FastAPI:
     service = Service(engine, settings)
     for endpoint in _ENDPOINTS:
         app.include_router(endpoint.routes(service))
+    describe(app)
 
     @app.exception_handler(ShoalError)
     async def refused(request: Request, error: ShoalError) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]

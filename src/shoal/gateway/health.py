@@ -6,26 +6,41 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
 
+from shoal.gateway.contract import contract
 from shoal.gateway.service import Service
+
+
+class Live(BaseModel):
+    live: bool
+
+
+class Ready(BaseModel):
+    ready: bool
+    reason: str
+
+
+class Health(Live, Ready):
+    pass
 
 
 def routes(service: Service) -> APIRouter:
     router, engine = APIRouter(), service.engine
 
-    @router.get("/health")
+    @router.get("/health", **contract(None, Health))
     async def health() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
         return {"live": True, "ready": not engine.state, "reason": engine.state}
 
-    @router.get("/health/live")
+    @router.get("/health/live", **contract(None, Live))
     async def live() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
         return {"live": True}
 
-    @router.get("/health/ready")
+    @router.get("/health/ready", responses={200: {"model": Ready}, 503: {"model": Ready}}, response_model=None)
     async def ready() -> Response:  # pyright: ignore[reportUnusedFunction]
         return JSONResponse({"ready": not engine.state, "reason": engine.state}, 503 if engine.state else 200)
 
-    @router.get("/metrics")
+    @router.get("/metrics", **contract(None, None, media="text/plain"))
     async def metrics() -> Response:  # pyright: ignore[reportUnusedFunction]
         return Response(engine.scrape(), media_type="text/plain; version=0.0.4")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from shoal.gateway.contract import EVENTS, contract
 from shoal.gateway.events import position
 from shoal.gateway.service import Service, Streaming
 
@@ -12,7 +13,7 @@ from shoal.gateway.service import Service, Streaming
 def routes(service: Service) -> APIRouter:
     router = APIRouter()
 
-    @router.get("/v1/streams/{id}")
+    @router.get("/v1/streams/{id}", **contract(None, None, 400, 404, media=EVENTS))
     async def stream(request: Request, id: str, after: str | None = None) -> Response:  # pyright: ignore[reportUnusedFunction]
         answer = service.answers.find(id)
         since = position(request.headers.get("last-event-id", after), answer.job.choices)

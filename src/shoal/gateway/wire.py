@@ -46,6 +46,17 @@ class Sampled(Wire):
     prompt_cache_key: str | None = None
 
 
+class CachedTokens(BaseModel):
+    cached_tokens: int
+
+
+class UsageAnswer(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: CachedTokens
+
+
 W = TypeVar("W", bound=Wire)
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from shoal.gateway.chat.answer import ChatAnswer
 from shoal.gateway.chat.job import chat_job
 from shoal.gateway.chat.wire import ChatRequest
+from shoal.gateway.contract import contract
 from shoal.gateway.service import Service
 
 
 def routes(service: Service) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/v1/chat/completions")
+    @router.post("/v1/chat/completions", **contract(ChatRequest, ChatAnswer, 400, 404, 409, 413, 429, 499, 503, streams=True))
     async def chat(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         return await service.respond(request, "chat", ChatRequest, chat_job)
 

@@ -7,6 +7,8 @@ import asyncio
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from shoal.gateway.contract import contract
+from shoal.gateway.embeddings.answer import EmbeddingAnswer
 from shoal.gateway.embeddings.embed import embed, inputs, written
 from shoal.gateway.embeddings.wire import EmbeddingRequest
 from shoal.gateway.service import Service, json_body, unless_left
@@ -16,7 +18,7 @@ from shoal.gateway.wire import parse
 def routes(service: Service) -> APIRouter:
     router, engine = APIRouter(), service.engine
 
-    @router.post("/v1/embeddings")
+    @router.post("/v1/embeddings", **contract(EmbeddingRequest, EmbeddingAnswer, 400, 404, 413, 429, 499, 503))
     async def embeddings(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         with service.observed("embeddings") as seen:
             body = parse(EmbeddingRequest, await json_body(request))
