@@ -28,6 +28,8 @@ class Plan(msgspec.Struct):
     arrivals: list[Arrival]
     streams: int = 0
     """So many requests at a time, the next when one has ended; 0: each when it arrives."""
+    cut: bool = False
+    """Whether all are cut off when the last request of the list has ended."""
     patience: float = 600.0
     """Seconds after which a request counts as failed."""
 
@@ -113,7 +115,8 @@ def _body(plan: Plan, arrival: Arrival) -> bytes:
     return f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
 
 
-async def _send(plan: Plan, arrival: Arrival, body: bytes, clock: float) -> Outcome:
+async def _send(plan: Plan, arrival: Arrival, body: bytes, clock: float, over: asyncio.Future[None]) -> Outcome:
+    """over: done when all are to be cut off."""
     sent = perf_counter() - clock
     outcome = Outcome(sent, sent - arrival.at if not plan.streams else 0.0, [], arrival.tokens)
     try:
@@ -121,7 +124,7 @@ async def _send(plan: Plan, arrival: Arrival, body: bytes, clock: float) -> Outc
             transport, reader = await asyncio.get_running_loop().create_connection(lambda: _Reader(clock), plan.host, plan.port)
             try:
                 transport.write(body)
-                await reader.done
+                await asyncio.wait({reader.done, over}, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 transport.abort()
     except (OSError, TimeoutError) as error:
@@ -135,12 +138,17 @@ async def _run(plan: Plan) -> Report:
     bodies = [_body(plan, arrival) for arrival in plan.arrivals]
     busy, clock = process_time(), perf_counter()
 
+    over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
     async def arrive(arrival: Arrival, body: bytes) -> Outcome:
         await asyncio.sleep(max(0.0, clock + arrival.at - perf_counter()))
-        return await _send(plan, arrival, body, clock)
+        outcome = await _send(plan, arrival, body, clock, over)
+        if plan.cut and arrival is plan.arrivals[-1]:
+            over.set_result(None)
+        return outcome
 
     async def stream(work: Iterator[tuple[Arrival, bytes]]) -> list[Outcome]:
-        return [await _send(plan, arrival, body, clock) for arrival, body in work]
+        return [await _send(plan, arrival, body, clock, over) for arrival, body in work]
 
     work = list(zip(plan.arrivals, bodies, strict=True))
     if plan.streams:

@@ -93,9 +93,10 @@ def stall(port: int, seed: int, vocabulary: int) -> tuple[float, float, float]:
     """Seconds: the longest silence of a running stream while a long prompt is worked on, the usual one before, and the prompt's first token alone."""
     chance = Random(seed)
     alone = load.run(load.Plan("127.0.0.1", port, [Arrival(0, prompt(chance, LONG, vocabulary), 2)])).outcomes[0].first
-    running = [Arrival(0, prompt(chance, 16, vocabulary), 240) for _ in range(8)]
+    running = [Arrival(0, prompt(chance, 16, vocabulary), 2000) for _ in range(8)]
     at = 0.5 + alone / 4
-    *streams, late = load.run(load.Plan("127.0.0.1", port, [*running, Arrival(at, prompt(chance, LONG, vocabulary), 2)])).outcomes
+    long = Arrival(at, prompt(chance, LONG, vocabulary), 2)
+    *streams, late = load.run(load.Plan("127.0.0.1", port, [*running, long], cut=True)).outcomes
     begun, done = late.sent, late.events[0]
     pairs = [(a, b) for o in streams for a, b in zip(o.events, o.events[1:], strict=False)]
     during = [b - a for a, b in pairs if b > begun and a < done]

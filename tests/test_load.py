@@ -92,3 +92,19 @@ def test_a_closed_loop_keeps_its_number_of_streams_and_an_open_one_waits_for_nob
     report = asyncio.run(drive())
     assert [(len(o.events), o.error) for o in report.outcomes] == [(2, "")] * 6
     assert most == (streams or 6)
+
+
+def test_all_are_cut_off_when_the_last_one_has_ended():
+    async def drive() -> load.Report:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            body = await reader.readuntil(b"}")
+            writer.write(HEAD + EVENT + (END if b"[7]" in body else b""))
+            await reader.read()
+            writer.close()
+
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        async with server:
+            port = server.sockets[0].getsockname()[1]
+            return await load._run(load.Plan("127.0.0.1", port, [Arrival(0, [1], 9), Arrival(0.05, [7], 1)], cut=True))
+
+    assert [len(o.events) for o in asyncio.run(drive()).outcomes] == [1, 1]
