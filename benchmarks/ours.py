@@ -55,10 +55,13 @@ def fresh_prompt(head: Head, length: int) -> list[int]:
     return [(salt * 7919 + i * 104729 + 23) % head.vocabulary for i in range(length)]
 
 
-async def generate(head: Head, prompt: list[int], tokens: int) -> tuple[float, float]:
+_GREEDY = SamplingParams(temperature=0.0)
+
+
+async def generate(head: Head, prompt: list[int], tokens: int, sampling: SamplingParams = _GREEDY) -> tuple[float, float]:
     """Seconds to the first token and to the last."""
     began, first = perf_counter(), 0.0
-    async for _ in head.submit(Request(RequestId(f"bench-{next(_names)}"), prompt, tokens, SamplingParams(temperature=0.0))):
+    async for _ in head.submit(Request(RequestId(f"bench-{next(_names)}"), prompt, tokens, sampling)):
         first = first or perf_counter() - began
     return first, perf_counter() - began
 
@@ -69,9 +72,9 @@ async def prefill(head: Head) -> float:
     return 512 / first
 
 
-async def decode(head: Head, streams: int, tokens: int) -> float:
+async def decode(head: Head, streams: int, tokens: int, sampling: SamplingParams = _GREEDY) -> float:
     """Tokens per second of some streams together, after their first tokens (prompts of 32)."""
     prompts = [fresh_prompt(head, 32) for _ in range(streams)]
-    times = await asyncio.gather(*(generate(head, prompt, tokens + 1) for prompt in prompts))
+    times = await asyncio.gather(*(generate(head, prompt, tokens + 1, sampling) for prompt in prompts))
     begin = max(first for first, _ in times) if streams > 1 else times[0][0]
     return streams * tokens / (max(total for _, total in times) - begin)

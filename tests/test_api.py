@@ -12,8 +12,8 @@ from shoal.errors import ClusterError, InvalidRequest, NotReady, QueueFull, Stag
 from shoal.gateway.app import create_app
 from shoal.gateway.engine import Engine
 from shoal.gateway.service import MAX_BODY
-from shoal.request import MAX_CHOICES, Priority
-from tests.support.engine import VOCABULARY, FakeEngine, says, spoken
+from shoal.request import MAX_CHOICES, Priority, Request, Score, TokenChunk
+from tests.support.engine import VOCABULARY, FakeEngine, Item, says, spoken
 from tests.support.http import CHAT, COMPLETIONS, Leaver, events, fetch
 
 HI = [{"role": "user", "content": "Hi"}]
@@ -76,11 +76,21 @@ def test_stream_opens_with_the_role_and_ends_with_the_reason() -> None:
     assert len({e["id"] for e in stream}) == 1
 
 
+def test_what_is_said_of_a_prompt_is_no_token_of_the_answer() -> None:
+    def script(request: Request) -> list[Item]:
+        return [TokenChunk(request.id, 0, None, scores=(Score(1, None),)), *spoken(request, "Hello")]
+
+    answer = ask(FakeEngine(script)).json()
+    assert answer["choices"][0]["message"]["content"] == "Hello"
+    assert answer["usage"] == ask(FakeEngine(says("Hello"))).json()["usage"]
+
+
 def test_stream_reports_usage_only_when_asked() -> None:
     plain = events(ask(FakeEngine(), stream=True))
     asked = events(ask(FakeEngine(), stream=True, stream_options={"include_usage": True}))
     assert not any("usage" in event for event in plain)
     assert (asked[-1]["choices"], asked[-1]["usage"]["completion_tokens"]) == ([], 6)
+    assert all(event["usage"] is None for event in asked[:-1])
 
 
 def test_every_choice_has_its_own_text() -> None:
@@ -134,6 +144,18 @@ def test_text_parts_are_joined() -> None:
     engine = FakeEngine()
     ask(engine, messages=[{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}])
     assert bytes(engine.asked.prompt) == b"user: ab\n"
+
+
+def test_the_tier_that_a_request_is_served_with_is_told() -> None:
+    assert [ask(FakeEngine(), service_tier=tier).json()["service_tier"] for tier in ("auto", "default", "flex", "priority", None)] == [
+        *("default", "default", "flex", "priority", "default")
+    ]
+    assert {event["service_tier"] for event in events(ask(FakeEngine(), service_tier="flex", stream=True))} == {"flex"}
+
+
+def test_usage_has_its_details() -> None:
+    usage = ask(FakeEngine()).json()["usage"]
+    assert (usage["completion_tokens_details"]["reasoning_tokens"], usage["prompt_tokens_details"]["cached_tokens"]) == (0, 0)
 
 
 def test_developer_is_the_system() -> None:
@@ -209,7 +231,19 @@ def test_requests_without_a_seed_differ() -> None:
 
 
 @pytest.mark.parametrize(
-    "inert", [{"tools": []}, {"tool_choice": "none"}, {"response_format": {"type": "text"}}, {"store": False}, {"user": "me"}]
+    "inert",
+    [
+        {"tools": []},
+        {"tool_choice": "none"},
+        {"tool_choice": "auto"},
+        {"parallel_tool_calls": True},
+        {"response_format": {"type": "text"}},
+        {"store": False},
+        {"user": "me"},
+        {"reasoning_effort": "none"},
+        {"verbosity": "medium"},
+        {"modalities": ["text"]},
+    ],
 )
 def test_parameters_that_ask_for_nothing_are_accepted(inert: dict[str, Any]) -> None:
     assert ask(FakeEngine(), **inert).status_code == 200
@@ -219,12 +253,15 @@ def test_parameters_that_ask_for_nothing_are_accepted(inert: dict[str, Any]) -> 
 
 
 UNSUPPORTED = {
-    "tools": [{"type": "function"}],
-    "tool_choice": "required",
+    "tools": [{"type": "function", "function": {"name": "f"}}],
     "functions": [{}],
-    "response_format": {"type": "json_object"},
+    "function_call": "auto",
     "modalities": ["audio"],
+    "audio": {"voice": "x", "format": "mp3"},
+    "prediction": {"type": "content", "content": "x"},
     "reasoning_effort": "low",
+    "verbosity": "low",
+    "web_search_options": {},
     "store": True,
     "metadata": {"a": "b"},
 }
@@ -271,6 +308,10 @@ WRONG: list[tuple[str, Any]] = [
     ("logit_bias", {str(VOCABULARY): 1}),
     ("logit_bias", {"5": 101}),
     ("top_logprobs", 3),
+    ("response_format", {"type": "json_schema"}),
+    ("response_format", {"type": "text", "json_schema": {"name": "x"}}),
+    ("tool_choice", "required"),
+    ("tool_choice", "sometimes"),
     ("stream", 1),
     ("stream_options", {"include_usage": True}),
     ("messages", []),

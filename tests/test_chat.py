@@ -11,6 +11,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from shoal.errors import CorruptModel, InvalidRequest
 from shoal.text.chat import ChatTemplate
+from shoal.text.tools import HERMES
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 CHATML = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -81,6 +82,20 @@ def render(source: str, messages: list[dict[str, Any]]) -> str:
 def test_as_transformers(source: str, messages: list[dict[str, Any]]) -> None:
     theirs, _ = render_jinja_template([messages], chat_template=source, add_generation_prompt=True, **SPECIAL)
     assert render(source, messages) == theirs[0]
+
+
+TOOL = {"type": "function", "function": {"name": "f", "description": "Does “f”.", "parameters": {"type": "object", "properties": {}}}}
+
+
+@pytest.mark.parametrize("tools", [None, [TOOL, TOOL]])
+@pytest.mark.parametrize("source", [CHATML, QWEN, "{{ tools is none }} {{ documents is none }} {{ tools is defined }}"])
+def test_tools_as_transformers(source: str, tools: list[Any] | None) -> None:
+    theirs, _ = render_jinja_template([[USER]], tools=tools, chat_template=source, add_generation_prompt=True, **SPECIAL)
+    assert ChatTemplate(source, SPECIAL, "m").render([USER], tools or ()) == theirs[0]
+
+
+def test_a_template_knows_the_format_that_it_teaches() -> None:
+    assert [ChatTemplate(source, SPECIAL, "m").tools for source in (CHATML, QWEN)] == [None, HERMES]
 
 
 def test_a_tool_call() -> None:

@@ -70,6 +70,13 @@ def test_what_is_out_of_range_is_refused_by_flag(bad: dict[str, object]):
         HeadSettings(**bad)  # type: ignore[arg-type]
 
 
+def test_a_chat_template_is_a_file(tmp_path: Path):
+    with pytest.raises(errors.ConfigError, match=r"--chat-template .* is no file"):
+        EngineSettings(chat_template=str(tmp_path))
+    (tmp_path / "t.jinja").touch()
+    assert EngineSettings(chat_template=str(tmp_path / "t.jinja")).chat_template_file == tmp_path / "t.jinja"
+
+
 def test_requests_are_kept_where_they_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(config, "cache_dir", lambda: tmp_path)
     assert HeadSettings().state_folder is None

@@ -66,6 +66,12 @@ def _byte(value: int) -> int:
     return next(i for i in range(256) if BYTES.token_bytes(i) == bytes([value]))
 
 
+def test_a_marker_is_text_and_other_special_tokens_are_none() -> None:
+    start, end = (BYTES.special[name] for name in ("<|im_start|>", "<|im_end|>"))
+    stream = TextStream(BYTES, [start], [], markers=[start])
+    assert "".join(map(stream.push, [start, *BYTES.encode("hello", bos=False), end])) + stream.finish() == "<|im_start|>hello"
+
+
 def test_text_is_out_as_soon_as_it_is_certain() -> None:
     tokens = BYTES.encode("hello hello", bos=False)
     assert streamed(BYTES, tokens) == ["hello", " hello", ""]

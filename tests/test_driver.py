@@ -16,7 +16,7 @@ from shoal.scheduler.plan import Sampled, StageTrace, StepPlan, StepResult
 from shoal.wire import messages
 from shoal.wire.frame import Frame, Kind
 from tests.support.route import EPOCH, Route, collect, play, turns
-from tests.support.toy_stage import expected, limits, request
+from tests.support.toy_stage import expected, expected_embedding, expected_scores, limits, request
 
 
 def test_a_request_gets_its_tokens():
@@ -43,6 +43,34 @@ def test_requests_at_once_get_what_each_gets_alone(depth: int, sizes: list[int],
         route.driver.scheduler.check()
 
     play(scenario, limits(blocks=blocks, depth=depth))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_is_said_of_a_prompt_reaches_its_stream_over_two_routes(kept: bool):
+    async def scenario(route: Route, running: asyncio.Task[None]) -> None:
+        asked = [
+            request("a", range(1, 41), 3, scores=1),
+            request("b", range(1, 41), 0, embed=True),
+            request("c", range(1, 41), 0, scores=0),
+        ]
+        reading = [asyncio.ensure_future(collect(route.driver.submit(r))) for r in asked]
+        while not any(0 < s.examined < 40 for s in route.driver.scheduler._sequences.values() if s.request.embed):
+            await turns(1)
+        route.die()
+        with contextlib.suppress(StageLost):
+            await running
+        second = Route(route.limits, after=route, kept=kept)
+        tasks = [asyncio.ensure_future(second.run()), asyncio.ensure_future(second.work())]
+        for r, chunks in zip(asked, await asyncio.gather(*reading), strict=True):
+            assert [score for chunk in chunks for score in chunk.scores] == expected_scores(r)
+            assert b"".join(chunk.embedding for chunk in chunks) == expected_embedding(r)
+            assert [c.token for c in chunks if c.token is not None] == expected(r, 0)[0]
+            assert [c.finish for c in chunks if c.finish is not None] == [expected(r, 0)[1]]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    play(scenario, limits(blocks=64, step_tokens=12))
 
 
 def test_the_pipe_is_kept_full_and_no_fuller():

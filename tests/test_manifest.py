@@ -19,6 +19,7 @@ from tests.support.hub_server import Hub
 
 HASH, COMMIT = "a" * 64, "c" * 40
 ALL = (range(4), True, True)
+DESCRIBED = {"config.json", "model.safetensors.index.json", "generation_config.json"}
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +152,19 @@ def test_an_index_says_which_shards_are_needed(home: Path, tmp_path: Path):
     assert open_weights(place).matrix("layers.1.q").rows.size
 
 
+def test_the_tokenizer_goes_where_the_last_layer_goes(tmp_path: Path):
+    files = tuple(ModelFile(name, 1, HASH) for name in ("config.json", "tokenizer.json", "model.safetensors"))
+    made = Manifest("/not/here", files)
+    assert {f.name for f in made.missing(range(3), True, False, tmp_path)} == {"config.json", "model.safetensors"}
+    assert made.missing(range(3, 4), False, True, tmp_path) == list(files)
+    place = made.home(tmp_path)
+    place.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (place / name).write_bytes(b"x")
+    assert made.located(range(3), True, False, tmp_path) == place
+    assert made.located(range(3, 4), False, True, tmp_path) is None
+
+
 def test_an_index_that_names_what_is_not_listed_is_left_to_the_origin(home: Path, tmp_path: Path):
     listed, _ = manifest(str(home), home, directory=tmp_path)
     made = Manifest("/not/here", tuple(f for f in listed.files if not f.name.startswith("model-00002")))
@@ -178,7 +192,7 @@ def test_the_hub_says_what_the_head_does_not_have(hub: Hub, home: Path, tmp_path
     shards = {f.name: f.sha256 for f in made.files if f.name.endswith(".safetensors") and f.size >= hub.large}
     assert shards
     assert all(sha256 == hashlib.sha256((home / name).read_bytes()).hexdigest() for name, sha256 in shards.items())
-    assert {p.name for p in files.values()} == {"config.json", "model.safetensors.index.json"}
+    assert {p.name for p in files.values()} == DESCRIBED
 
 
 def test_a_hub_that_does_not_answer_leaves_what_is_here(hub: Hub, tmp_path: Path):
@@ -186,7 +200,7 @@ def test_a_hub_that_does_not_answer_leaves_what_is_here(hub: Hub, tmp_path: Path
     path = pull_description(reference, tmp_path)
     hub.status = 500
     made, _ = manifest(reference, path, directory=tmp_path)
-    assert {f.name for f in made.files} == {"config.json", "model.safetensors.index.json"}
+    assert {f.name for f in made.files} == DESCRIBED
 
 
 def test_what_peers_and_the_hub_bring_goes_to_one_place(hub: Hub, home: Path, tmp_path: Path):
@@ -198,7 +212,7 @@ def test_what_peers_and_the_hub_bring_goes_to_one_place(hub: Hub, home: Path, tm
     place = made.home(node)
     place.mkdir(parents=True)
     peers = next(f.name for f in made.files if f.name.endswith(".safetensors"))
-    for name in (peers, "config.json", "model.safetensors.index.json"):
+    for name in (peers, *DESCRIBED):
         (place / name).write_bytes((home / name).read_bytes())
     assert pull_layers(reference, *ALL, directory=node) == place
     assert peers not in hub.fetched()

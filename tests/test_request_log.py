@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from shoal.errors import ConfigError
 from shoal.pipeline import records, request_log
 from shoal.pipeline.request_log import RequestLog
-from shoal.request import FinishReason, Request, RequestId, TokenChunk
+from shoal.request import FinishReason, Request, RequestId, Score, TokenChunk
 
 
 def asked(answer: str, count: int = 1) -> list[Request]:
@@ -60,6 +60,25 @@ def test_what_was_under_way_is_there_again(tmp_path: Path):
     again = with_log(tmp_path, nothing)
     assert said(again) == {"a": [[5, 8], [6]], "b": [[7]]}
     assert (again.kept[0].note, again.kept[0].requests) == (b"note", asked("a", 2))
+
+
+def test_a_choice_that_says_something_of_its_prompt_is_not_kept(tmp_path: Path):
+    """It is drawn anew after what it says; the other choices go on."""
+    scored, plain = Request(RequestId("a-0"), [1, 2], 9, n=2, prompt_logprobs=1), asked("b")[0]
+
+    async def work(log: RequestLog) -> None:
+        await log.accepted("a", b"", [scored])
+        await log.accepted("b", b"", [plain])
+        log.drawn([TokenChunk(scored.id, 0, None, scores=(Score(1, None), Score(2, -1.0))), chunk("b", 7)])
+        log.drawn([TokenChunk(scored.id, choice, 5 + choice, finish=FinishReason.LENGTH) for choice in range(2)])
+
+    async def more(log: RequestLog) -> None:
+        log.drawn([TokenChunk(scored.id, choice, 8) for choice in range(2)])
+
+    with_log(tmp_path, work)
+    again = with_log(tmp_path, more)
+    assert (said(again), again.kept[0].requests) == ({"a": [[6]], "b": [[7]]}, [scored])
+    assert said(with_log(tmp_path, nothing)) == {"a": [[6, 8]], "b": [[7]]}
 
 
 def test_it_goes_on_under_the_next_head_and_the_one_after(tmp_path: Path):

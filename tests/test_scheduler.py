@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from shoal.errors import InvalidRequest, QueueFull
 from shoal.request import FinishReason, Priority, Request, RequestId, SamplingParams, TokenChunk
 from shoal.scheduler.plan import StepResult
-from tests.support.toy_stage import STOP, VOCABULARY, Toy, expected, limits, request
+from tests.support.toy_stage import VOCABULARY, Toy, asking, expected, expected_embedding, expected_scores, limits, request
 
 
 def assert_right(toy: Toy, *requests: Request) -> None:
@@ -378,10 +378,7 @@ def scenarios() -> st.SearchStrategy[Scenario]:
 def play(scenario: Scenario) -> tuple[Toy, dict[str, Request], set[tuple[str, int]]]:
     """Adds, sends, runs, applies and cancels as the events say; what was cancelled is not expected to end."""
     toy = Toy(limits(scenario.blocks, scenario.block_tokens, lanes=scenario.lanes, step_tokens=scenario.step_tokens, depth=scenario.depth))
-    waiting = [
-        request(f"r{i}", prompt, 1 + (i * 5 + len(prompt)) % 9, n=1 + i % 3, seed=i % 2, stops=frozenset({STOP}), priority=priority)
-        for i, (prompt, priority) in enumerate(zip(scenario.prompts, cycle(scenario.classes), strict=False))
-    ]
+    waiting = [asking(i, p, c) for i, (p, c) in enumerate(zip(scenario.prompts, cycle(scenario.classes), strict=False))]
     added: dict[str, Request] = {}
     cancelled: set[tuple[str, int]] = set()
     for event in scenario.events:
@@ -423,6 +420,12 @@ def add(toy: Toy, r: Request, added: dict[str, Request]) -> None:
 def test_every_sequence_says_what_it_would_say_alone(scenario: Scenario):
     toy, added, cancelled = play(scenario)
     for r in added.values():
+        scores, embedding = toy.scores[r.id], toy.embeddings[r.id]
+        if (r.id, 0) in cancelled:
+            assert scores == expected_scores(r)[: len(scores)]
+            assert embedding in (b"", expected_embedding(r))
+        else:
+            assert (scores, embedding) == (expected_scores(r), expected_embedding(r))
         for choice in range(r.n):
             said, (right, finish) = toy.said[r.id, choice], expected(r, choice)
             if (r.id, choice) in cancelled:

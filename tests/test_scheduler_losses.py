@@ -14,7 +14,7 @@ from shoal.errors import InvalidRequest
 from shoal.request import Priority, Request
 from shoal.scheduler.scheduler import Limits
 from tests.support.toy_layers import Layered
-from tests.support.toy_stage import STOP, expected, limits, request
+from tests.support.toy_stage import asking, expected, expected_embedding, expected_scores, limits, request
 
 ALL = [(0, 3)]
 
@@ -265,10 +265,7 @@ class Play:
         self.added: dict[str, Request] = {}
         self.cancelled: set[tuple[str, int]] = set()
         self.refused: set[str] = set()
-        self.waiting = [
-            request(f"r{i}", prompt, 1 + (i * 5 + len(prompt)) % 9, n=1 + i % 3, seed=i % 2, stops=frozenset({STOP}), priority=priority)
-            for i, (prompt, priority) in enumerate(zip(scenario.prompts, cycle(scenario.classes), strict=False))
-        ]
+        self.waiting = [asking(i, p, c) for i, (p, c) in enumerate(zip(scenario.prompts, cycle(scenario.classes), strict=False))]
 
     def happen(self, event: int) -> None:
         what, pick = event % 12, event // 12
@@ -333,6 +330,12 @@ def play(scenario: Scenario) -> Play:
 def test_every_sequence_says_what_it_would_say_alone(scenario: Scenario):
     game = play(scenario)
     for r in game.added.values():
+        scores, embedding = game.toy.scores[r.id], game.toy.embeddings[r.id]
+        if (r.id, 0) in game.cancelled or r.id in game.refused:
+            assert scores == expected_scores(r, 3)[: len(scores)]
+            assert embedding in (b"", expected_embedding(r, 3))
+        else:
+            assert (scores, embedding) == (expected_scores(r, 3), expected_embedding(r, 3))
         for choice in range(r.n):
             said, (right, finish) = game.toy.said[r.id, choice], expected(r, choice, 3)
             if (r.id, choice) in game.cancelled or r.id in game.refused:

@@ -66,6 +66,16 @@ def _forget_nothing(rewind: Callable[..., Any]) -> Callable[..., Any]:
     return wrong
 
 
+def _ask_nothing_again(rewind: Callable[..., Any]) -> Callable[..., Any]:
+    def wrong(self: Scheduler) -> None:
+        asked = {s.id: s.asked for s in self._sequences.values()}
+        rewind(self)
+        for sequence in self._sequences.values():
+            sequence.asked = asked[sequence.id]
+
+    return wrong
+
+
 def _keep_everything(enter: Callable[..., Any]) -> Callable[..., Any]:
     def wrong(self: Shard, layers: range, keep: range, blocks: int) -> Any:
         stage = enter(self, layers, keep, blocks)
@@ -78,8 +88,18 @@ def _keep_everything(enter: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "name", "sabotage"),
-    [(Journal, "read", _corrupt_replay), (Scheduler, "rewind", _forget_nothing), (Shard, "enter", _keep_everything)],
-    ids=["a journal replays other rows", "steps that were lost count as done", "nothing is refilled"],
+    [
+        (Journal, "read", _corrupt_replay),
+        (Scheduler, "rewind", _forget_nothing),
+        (Scheduler, "rewind", _ask_nothing_again),
+        (Shard, "enter", _keep_everything),
+    ],
+    ids=[
+        "a journal replays other rows",
+        "steps that were lost count as done",
+        "answers that were lost count as given",
+        "nothing is refilled",
+    ],
 )
 def test_sabotage_is_noticed(kind: type, name: str, sabotage: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(kind, name, sabotage(getattr(kind, name)))

@@ -13,10 +13,11 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from shoal.errors import CorruptModel, InvalidRequest, UnsupportedModel, UserError
+from shoal.errors import ConfigError, CorruptModel, InvalidRequest, UnsupportedModel, UserError
 from shoal.models.weights import GgufWeights
 from shoal.text import vocabulary
 from shoal.text.tokenizer import Tokenizer
+from shoal.text.tools import HERMES
 from tests.support.vocabularies import CONTROL, USER_DEFINED, byte_level, sentencepiece
 
 HERE = Path("vocabulary")
@@ -263,6 +264,52 @@ def test_a_model_without_a_template() -> None:
         BYTES.encode_chat([{"role": "user", "content": "x"}])
 
 
+def test_a_template_of_the_users_replaces_the_models(tmp_path: Path) -> None:
+    (tmp_path / "mine.jinja").write_text("{{ eos_token }}mine <tool_call> {{ tools }} arguments")
+    meta = byte_level(**{"tokenizer.chat_template": "theirs", "tokenizer.chat_template.tool_use": "theirs with tools"})
+    assert (Tokenizer.open(HERE, meta).render_chat([]), Tokenizer.open(HERE, meta).tool_format) == ("theirs", None)
+    tokenizer = Tokenizer.open(HERE, meta, tmp_path / "mine.jinja")
+    assert tokenizer.render_chat([]).startswith("<|im_end|>mine")
+    assert tokenizer.render_chat([], [{}]) == "<|im_end|>mine <tool_call> [{}] arguments"
+    assert tokenizer.tool_format == HERMES
+
+
+def test_a_template_of_the_users_serves_a_model_without_one(tmp_path: Path) -> None:
+    (tmp_path / "mine.jinja").write_text("mine")
+    assert Tokenizer.open(HERE, byte_level(), tmp_path / "mine.jinja").render_chat([]) == "mine"
+
+
+@pytest.mark.parametrize(("content", "why"), [(b"{% if %}", "no valid Jinja"), (b"\xff\xfe", "cannot be read"), (None, "cannot be read")])
+def test_a_template_of_the_users_that_is_none_is_a_wrong_setting(tmp_path: Path, content: bytes | None, why: str) -> None:
+    if content is not None:
+        (tmp_path / "mine.jinja").write_bytes(content)
+    with pytest.raises(ConfigError, match=f"--chat-template .*mine.jinja.*{why}"):
+        Tokenizer.open(HERE, byte_level(), tmp_path / "mine.jinja")
+
+
+@pytest.mark.parametrize("unit", ["hello ", "a", " ", "🦙", "<|im_start|>"])
+def test_a_text_that_is_far_too_long_is_found_out(unit: str) -> None:
+    fits = unit * (1000 // len(BYTES.encode(unit, bos=False)))
+    assert not BYTES.exceeds(fits, 1000)
+    assert BYTES.exceeds(unit * 20_000, 1000)
+
+
+def test_finding_out_costs_no_more_than_the_limit() -> None:
+    class Counting:
+        def __init__(self, backend: Any) -> None:
+            self.backend, self.seen = backend, 0
+
+        def encode(self, text: str, **options: Any) -> Any:
+            self.seen += len(text)
+            return self.backend.encode(text, **options)
+
+    tokenizer = Tokenizer.open(HERE, byte_level())
+    counting: Any = Counting(tokenizer._backend)
+    tokenizer._backend = counting
+    assert tokenizer.exceeds("a" * 1_000_000, 1000)
+    assert counting.seen < 50_000
+
+
 def test_templates_write_the_special_tokens() -> None:
     source = "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
     meta = byte_level(add_bos_token=True, **{"tokenizer.chat_template": source})
@@ -346,9 +393,11 @@ def test_special_tokens_written_as_objects(tmp_path: Path) -> None:
 
 def test_templates_by_name_and_beside(tmp_path: Path) -> None:
     several = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]
-    template = Tokenizer.open(saved(tmp_path, tokenizer_config={"chat_template": several})).template
+    tokenizer = Tokenizer.open(saved(tmp_path, tokenizer_config={"chat_template": several}))
+    template = tokenizer.template
     assert template is not None
     assert template.render([]) == "plain"
+    assert (tokenizer.render_chat([]), tokenizer.render_chat([], [{}])) == ("plain", "tools")
     (tmp_path / "chat_template.jinja").write_text("beside")
     template = Tokenizer.open(tmp_path).template
     assert template is not None

@@ -150,6 +150,9 @@ class EngineSettings(Settings):
     queue: int = setting(
         512, "Requests that may wait; more get 429. Counted are those of the own and of higher classes: batch work keeps nobody out.", low=1
     )
+    chat_template: str = setting(
+        "", "A file with a Jinja chat template, in place of the model's own; with one that has tools it can call them."
+    )
     activations: Codec = setting(Codec.RAW, "Encoding of activations between nodes: raw keeps results exact, bf16 halves the bytes.")
 
     def check(self) -> None:
@@ -158,6 +161,12 @@ class EngineSettings(Settings):
             raise ConfigError("--model must name a model; see `shoal models`")
         if self.kv_tokens and self.kv_tokens < 64:
             raise ConfigError("--kv-tokens must be 0 or at least 64")
+        if self.chat_template and not self.chat_template_file.is_file():
+            raise ConfigError(f"--chat-template {self.chat_template} is no file")
+
+    @property
+    def chat_template_file(self) -> Path:
+        return Path(self.chat_template).expanduser()
 
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

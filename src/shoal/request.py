@@ -17,6 +17,10 @@ Epoch = NewType("Epoch", int)
 
 MAX_ALTERNATIVES = 20
 MAX_CHOICES = 16
+MAX_GRAMMAR = 256 << 10
+"""Characters of a grammar."""
+GRAMMAR_FUEL, GRAMMAR_SYMBOLS, GRAMMAR_ITEMS = 500_000, 100_000, 2000
+"""What compiling a grammar may take, as llguidance counts it: about 10 ms of lexer work; symbols; alternatives that are open at once."""
 
 
 class Priority(enum.IntEnum):
@@ -77,6 +81,8 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, array_like
             raise InvalidRequest("top_p must be greater than 0", "top_p")
         if not 0 < self.repetition_penalty <= 10:
             raise InvalidRequest(f"repetition_penalty must lie in (0, 10], not {self.repetition_penalty}", "repetition_penalty")
+        if len(self.grammar) > MAX_GRAMMAR:
+            raise InvalidRequest(f"the grammar has {len(self.grammar)} characters; at most {MAX_GRAMMAR} are supported", "grammar")
         for token, bias in self.logit_bias.items():
             if not 0 <= token < vocabulary:
                 raise InvalidRequest(f"logit_bias names token {token}; the vocabulary has {vocabulary}", "logit_bias")
@@ -99,6 +105,16 @@ class Request(msgspec.Struct, frozen=True):
     """None: none; else the prompt's own tokens are scored, with so many alternatives each; max_tokens may then be 0."""
     embed: bool = False
     """Nothing is drawn: the answer is the mean of the prompt's last hidden states."""
+
+    @property
+    def draws(self) -> int:
+        """Most tokens that are drawn for a choice."""
+        return 0 if self.embed else self.max_tokens
+
+    @property
+    def examined(self) -> bool:
+        """Something is asked about the prompt itself; the first choice answers it."""
+        return self.embed or self.prompt_logprobs is not None
 
 
 class Alternative(msgspec.Struct, frozen=True, array_like=True):

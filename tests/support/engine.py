@@ -3,28 +3,49 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from shoal.errors import ShoalError
 from shoal.request import Alternative, FinishReason, Request, Score, TokenChunk
+from shoal.text.tools import ToolFormat
 
 END = 256
 VOCABULARY = 257
 
 
 class ByteTokenizer:
-    """A token is a byte of UTF-8; one more ends the text."""
+    """A token is a byte of UTF-8; one more ends the text. Its template shows tools and calls as JSON, one a line."""
 
     stop_tokens = frozenset({END})
+    special = {"<end>": END}  # noqa: RUF012
 
-    def encode(self, text: str) -> list[int]:
+    def __init__(self, tool_format: ToolFormat | None = None) -> None:
+        self.tool_format = tool_format
+        self.encoded = 0
+        """Characters that were tokenised."""
+
+    def encode(self, text: str, bos: bool = True) -> list[int]:
+        self.encoded += len(text)
         return list(text.encode())
 
-    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        return self.encode("".join(f"{m['role']}: {m['content']}\n" for m in messages))
+    def exceeds(self, text: str, limit: int) -> bool:
+        return len(text) > 4 * limit
+
+    def render_chat(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> str:
+        lines = [json.dumps(tool) for tool in tools]
+        for message in messages:
+            lines += [f"{message['role']}: {message['content']}", *(json.dumps(call) for call in message.get("tool_calls", ()))]
+            if message["role"] == "tool":
+                lines[-1] += f" ({message['name']}, {message['tool_call_id']})"
+        return "".join(line + "\n" for line in lines)
+
+    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        return self.encode(self.render_chat(messages))
 
     def decode(self, tokens: Sequence[int]) -> str:
         return bytes(t for t in tokens if t < END).decode(errors="replace")
@@ -142,8 +163,9 @@ class FakeEngine:
 
     name, created, vocabulary = "fake", 7, VOCABULARY
 
-    def __init__(self, script: Script | None = None, *, hang: bool = False, longest: int = 1000) -> None:
-        self.tokenizer = ByteTokenizer()
+    def __init__(self, script: Script | None = None, *, hang: bool = False, longest: int = 1000, tools: ToolFormat | None = None) -> None:
+        """tools: the format of the calls that its template teaches."""
+        self.tokenizer = ByteTokenizer(tools)
         self.state = ""
         self.refusal: ShoalError | None = None
         self.streams: list[ScriptedStream] = []

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 from shoal.config import Precision, RuntimeName
 from shoal.errors import StageLost
+from shoal.executor.constraint import Grammars
 from shoal.executor.runtimes import factory
 from shoal.models.weights import Weights
 from shoal.native import BLOCK_TOKENS
@@ -29,7 +30,14 @@ def splits(layers: int, stages: int) -> list[range]:
 
 @contextlib.asynccontextmanager
 async def pipeline(
-    weights: Weights, stages: int = 1, *, precision: Precision = Precision.AUTO, blocks: int = 256, lanes: int = 32, step_tokens: int = 256
+    weights: Weights,
+    stages: int = 1,
+    *,
+    precision: Precision = Precision.AUTO,
+    blocks: int = 256,
+    lanes: int = 32,
+    step_tokens: int = 256,
+    grammars: Grammars | None = None,
 ) -> AsyncIterator[Driver]:
     limits = Limits(blocks, BLOCK_TOKENS, weights.spec.context, lanes, step_tokens, 1000, stages)
     pool = ThreadPoolExecutor(1)
@@ -41,7 +49,7 @@ async def pipeline(
 
     for i, layers in enumerate(splits(weights.spec.layers, stages)):
         make = factory(RuntimeName.NATIVE, precision, 1)
-        executor = stage(weights, layers, blocks=blocks, bf16=False, make_layers=make)
+        executor = stage(weights, layers, blocks=blocks, bf16=False, make_layers=make, grammars=grammars)
         service = StageService(executor, epoch=1, stage=i, stages=stages, wire_codec=WireCodec.RAW, compute=compute)
         service.link(links[i + 1][0])
         services.append(service)

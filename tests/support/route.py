@@ -55,7 +55,7 @@ class Route:
         """Of the next step, not yet sent."""
         step = messages.decode_step((await self.steps.receive()).meta)
         result = self.stage.run(messages.decode_plan(step.plan))
-        return StepResult(result.step, result.sampled, [StageTrace(0, 0, 0, 0, 0)])
+        return StepResult(result.step, result.sampled, [StageTrace(0, 0, 0, 0, 0)], examined=result.examined)
 
     async def answer(self, result: StepResult, epoch: int | None = None) -> None:
         await self.results.send(Frame(Kind.RESULT, self.epoch if epoch is None else epoch, result.step, messages.encode(result)))

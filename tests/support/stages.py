@@ -10,6 +10,7 @@ import numpy as np
 
 from shoal.config import Precision, RuntimeName
 from shoal.executor.base import Layers, LayersFactory
+from shoal.executor.constraint import Grammars
 from shoal.executor.runtimes import factory
 from shoal.executor.shard import Shard
 from shoal.executor.stage import StageExecutor
@@ -19,9 +20,11 @@ from shoal.request import SamplingParams
 from shoal.scheduler.plan import Chunk, Opened, StepPlan
 
 
-def stage(weights: Weights, layers: range, *, blocks: int, bf16: bool, make_layers: LayersFactory) -> StageExecutor:
+def stage(
+    weights: Weights, layers: range, *, blocks: int, bf16: bool, make_layers: LayersFactory, grammars: Grammars | None = None
+) -> StageExecutor:
     """A stage with nothing in its cache."""
-    shard = Shard(make_layers, bf16)
+    shard = Shard(make_layers, bf16, grammars=grammars)
     shard.load(layers, weights)
     return shard.enter(layers, range(0), blocks)
 

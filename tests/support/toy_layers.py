@@ -13,10 +13,10 @@ from itertools import pairwise
 from random import Random
 
 from shoal.request import RequestId
-from shoal.scheduler.plan import Chunk, Sampled, StepPlan, StepResult
+from shoal.scheduler.plan import Chunk, Examined, Sampled, StepPlan, StepResult
 from shoal.scheduler.scheduler import Limits
 from shoal.wire import messages
-from tests.support.toy_stage import Toy, cell, draw
+from tests.support.toy_stage import Toy, cell, draw, examined
 
 Slot = tuple[int, int]
 Cells = list[list[int | None]]
@@ -37,19 +37,22 @@ class LayerStage:
         """Sequences that it knows of."""
         return len(self._tables.keys() | self._seeds.keys())
 
-    def run(self, plan: StepPlan, given: list[int]) -> tuple[list[int], list[Sampled], list[int]]:
-        """Rows for the next stage, draws, and sequences that could not be refilled."""
+    def run(self, plan: StepPlan, given: list[int]) -> tuple[list[int], StepResult]:
+        """Rows for the next stage, and the last stage's result, or a refilling step's."""
         self._note(plan)
         if plan.spans:
-            return [], [], [chunk.sequence for chunk in plan.chunks if not self._refill(plan, chunk)]
+            return [], StepResult(plan.step, [], [], [chunk.sequence for chunk in plan.chunks if not self._refill(plan, chunk)])
         out: list[int] = []
         drawn: list[Sampled] = []
+        told: list[Examined] = []
         for chunk in plan.chunks:
             rows = chunk.tokens if self.layers.start == 0 else given[len(out) : len(out) + len(chunk.tokens)]
-            out += self._forward(chunk, rows, self.layers)
+            values = self._forward(chunk, rows, self.layers)
+            out += values
+            told += examined(chunk, values)
             if chunk.sample and self._last:
                 drawn.append(Sampled(chunk.sequence, draw(out[-1], self._seeds[chunk.sequence])))
-        return out, drawn, []
+        return out, StepResult(plan.step, drawn, [], examined=told)
 
     def _note(self, plan: StepPlan) -> None:
         for layer in self.layers:
@@ -147,11 +150,11 @@ class Layered(Toy):
             return
         at = ready[pick % len(ready)]
         plan, given = self._between[at - 1].popleft() if at else (self.plans.popleft(), [])
-        out, drawn, _ = self.stages[at].run(plan, given)
+        out, result = self.stages[at].run(plan, given)
         if at + 1 < len(self.stages):
             self._between[at].append((plan, out))
         else:
-            self.results.append(StepResult(plan.step, drawn, []))
+            self.results.append(result)
 
     def lose(self, spans: list[tuple[int, int]], forgotten: float = 0.0, chance: Random | None = None) -> None:
         """What is on its way, and the cells of some layers. `forgotten`: the share of journal rows that do not reach back."""
@@ -196,9 +199,9 @@ class Layered(Toy):
     def _refill(self, whole: LayerStage, plan: StepPlan) -> list[int]:
         assert plan.rows <= self.scheduler.limits.step_tokens, "a step over its budget"
         assert not (plan.opened or plan.closed or plan.dropped or plan.copies), "a refilling step does nothing else"
-        assert not any(chunk.sample for chunk in plan.chunks)
+        assert not any(chunk.sample or chunk.asked is not None for chunk in plan.chunks)
         self.refilled.append(plan)
-        return whole.run(plan, [])[2]
+        return whole.run(plan, [])[1].missing
 
     def restart(self, limits: Limits) -> list[RequestId]:
         """All is lost, and the next route has another pool."""

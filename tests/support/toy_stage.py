@@ -7,12 +7,13 @@ what is drawn next, and the stream differs from `expected`.
 
 from __future__ import annotations
 
+import struct
 import zlib
 from collections import deque
 from collections.abc import Sequence
 
-from shoal.request import FinishReason, Priority, Request, RequestId, SamplingParams, TokenChunk
-from shoal.scheduler.plan import Chunk, Sampled, StepPlan, StepResult
+from shoal.request import Alternative, FinishReason, Priority, Request, RequestId, SamplingParams, Score, TokenChunk
+from shoal.scheduler.plan import Chunk, Examined, Sampled, StepPlan, StepResult
 from shoal.scheduler.scheduler import Limits, Scheduler
 from shoal.wire import messages
 
@@ -28,6 +29,46 @@ def draw(last: int, seed: int) -> int:
     return zlib.crc32(f"{last} {seed}".encode()) % VOCABULARY
 
 
+def score(before: int, token: int, count: int) -> Score:
+    """Of a token, by the cell of the one before it."""
+
+    def logprob(token: int) -> float:
+        return -(zlib.crc32(f"{before} {token}".encode()) % 10_000) / 100
+
+    return Score(token, logprob(token), tuple(Alternative(t, logprob(t)) for t in range(count)))
+
+
+def examined(chunk: Chunk, values: Sequence[int]) -> list[Examined]:
+    """values: the last cells of the chunk's tokens."""
+    if chunk.asked is None:
+        return []
+    scores = [score(value, token, chunk.asked.alternatives) for value, token in zip(values, chunk.asked.followers, strict=False)]
+    return [Examined(chunk.sequence, scores, struct.pack("<2d", sum(values), len(values)) if chunk.asked.total else b"")]
+
+
+def last_cells(tokens: Sequence[int], layers: int) -> list[int]:
+    cells: list[list[int]] = [[] for _ in range(layers)]
+    out: list[int] = []
+    for value in tokens:
+        for layer in cells:
+            layer.append(value := cell(layer, value))
+        out.append(value)
+    return out
+
+
+def expected_scores(request: Request, layers: int = 1) -> list[Score]:
+    if request.prompt_logprobs is None:
+        return []
+    cells, prompt = last_cells(request.prompt, layers), request.prompt
+    return [Score(prompt[0], None), *(score(c, t, request.prompt_logprobs) for c, t in zip(cells, prompt[1:], strict=False))]
+
+
+def expected_embedding(request: Request, layers: int = 1) -> bytes:
+    """The mean cell, and a one that is wrong where a token counted twice or not at all."""
+    cells = last_cells(request.prompt, layers)
+    return struct.pack("<2f", sum(cells) / len(cells), 1.0) if request.embed else b""
+
+
 def expected(request: Request, choice: int, layers: int = 1) -> tuple[list[int], FinishReason]:
     """What a choice must say: its tokens, the one that stops it left out."""
     cells: list[list[int]] = [[] for _ in range(layers)]
@@ -38,6 +79,8 @@ def expected(request: Request, choice: int, layers: int = 1) -> tuple[list[int],
             layer.append(value := cell(layer, value))
         return value
 
+    if not request.draws:
+        return [], FinishReason.STOP if request.embed else FinishReason.LENGTH
     last = [compute(token) for token in request.prompt][-1]
     while True:
         token = draw(last, (request.sampling.seed + choice) % 2**64)
@@ -74,19 +117,24 @@ class ToyStage:
             assert opened.sequence not in self._seeds, "a sequence was opened twice"
             self._seeds[opened.sequence] = opened.sampling.seed
         assert len({chunk.sequence for chunk in plan.chunks}) == len(plan.chunks), "a sequence is in a step twice"
-        drawn = [self._forward(chunk) for chunk in plan.chunks]
-        return StepResult(plan.step, [s for s in drawn if s is not None], [])
+        drawn: list[Sampled] = []
+        told: list[Examined] = []
+        for chunk in plan.chunks:
+            values = self._forward(chunk)
+            told += examined(chunk, values)
+            if chunk.sample:
+                drawn.append(Sampled(chunk.sequence, draw(values[-1], self._seeds[chunk.sequence])))
+        return StepResult(plan.step, drawn, [], examined=told)
 
-    def _forward(self, chunk: Chunk) -> Sampled | None:
+    def _forward(self, chunk: Chunk) -> list[int]:
+        """The cells of its tokens."""
         table = self._tables.setdefault(chunk.sequence, [])
         table.extend(chunk.blocks)
         assert chunk.tokens and chunk.position + len(chunk.tokens) <= len(table) * self._size, "tokens outside the table"
         for position, token in enumerate(chunk.tokens, chunk.position):
             before = [self._cells[table[p // self._size]][p % self._size] for p in range(position)]
             self._cells[table[position // self._size]][position % self._size] = cell(before, token)
-        last = chunk.position + len(chunk.tokens) - 1
-        value = self._cells[table[last // self._size]][last % self._size]
-        return Sampled(chunk.sequence, draw(value, self._seeds[chunk.sequence])) if chunk.sample else None
+        return [self._cells[table[p // self._size]][p % self._size] for p in range(chunk.position, chunk.position + len(chunk.tokens))]
 
 
 class Toy:
@@ -101,12 +149,15 @@ class Toy:
         self.history: list[StepPlan] = []
         self.said: dict[tuple[RequestId, int], list[int]] = {}
         self.ends: dict[tuple[RequestId, int], FinishReason] = {}
+        self.scores: dict[RequestId, list[Score]] = {}
+        self.embeddings: dict[RequestId, bytes] = {}
         self.chunks: list[TokenChunk] = []
 
     def add(self, request: Request) -> None:
         self.scheduler.add(request)
         for choice in range(request.n):
             self.said[request.id, choice] = []
+        self.scores[request.id], self.embeddings[request.id] = [], b""
         self.scheduler.check()
 
     def cancel(self, request: str, choice: int | None = None) -> None:
@@ -148,6 +199,11 @@ class Toy:
         key = (chunk.request, chunk.choice)
         assert key not in self.ends, "a token after the end"
         self.chunks.append(chunk)
+        if chunk.scores or chunk.embedding:
+            assert (chunk.choice, chunk.token, chunk.finish, self.said[key]) == (0, None, None, []), "a score after a token, or with it"
+            assert not (chunk.embedding and self.embeddings[chunk.request]), "a second embedding"
+            self.scores[chunk.request] += chunk.scores
+            self.embeddings[chunk.request] += chunk.embedding
         if chunk.token is not None:
             self.said[key].append(chunk.token)
         if chunk.finish is not None:
@@ -186,8 +242,20 @@ def request(
     seed: int = 0,
     stops: frozenset[int] = frozenset(),
     priority: Priority = Priority.NORMAL,
+    scores: int | None = None,
+    embed: bool = False,
 ) -> Request:
-    return Request(RequestId(name), list(prompt), max_tokens, SamplingParams(seed=seed), n, stops, priority)
+    sampling = SamplingParams(seed=seed)
+    return Request(RequestId(name), list(prompt), max_tokens, sampling, n, stops, priority, prompt_logprobs=scores, embed=embed)
+
+
+def asking(i: int, prompt: Sequence[int], priority: Priority = Priority.NORMAL) -> Request:
+    """The i-th of a mix of requests: some draw alone, some want scores with it or without, some an embedding."""
+    kind, tokens = (i * 7 + len(prompt)) % 6, 1 + (i * 5 + len(prompt)) % 9
+    wanted: dict[str, int | bool] = [{}, {}, {}, {"scores": 0}, {"scores": 2}, {"embed": True}][kind]  # type: ignore[assignment]
+    drawn = 0 if kind == 5 or (kind == 4 and i % 2) else tokens
+    stops = frozenset({STOP})
+    return request(f"r{i}", prompt, drawn, n=1 + i % 3, seed=i % 2, stops=stops, priority=priority, **wanted)  # type: ignore[arg-type]
 
 
 def limits(

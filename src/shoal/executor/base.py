@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.models.weights import Weights
-from shoal.scheduler.plan import Sampled, StepPlan
+from shoal.scheduler.plan import Examined, Sampled, StepPlan
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
@@ -72,6 +72,10 @@ class Layers(Protocol):
         """Final norm and output head of some rows: [len(picked), vocabulary]. Only on the last stage."""
         ...
 
+    def normed(self, hidden: Floats) -> Floats:
+        """The final norm alone. Only on the last stage."""
+        ...
+
 
 class LayersFactory(Protocol):
     def __call__(self, weights: Weights, layers: range, last: bool) -> Layers: ...
@@ -87,6 +91,8 @@ class StageOutput:
     """prepare, compute, sample."""
     missing: tuple[int, ...] = ()
     """Sequences that could not be refilled, because the journal here does not reach back to all of their tokens."""
+    examined: tuple[Examined, ...] = ()
+    """On the last."""
 
 
 class Executor(Protocol):

@@ -13,7 +13,7 @@ from shoal.executor.base import Angles, Floats, Ints, StageBatch
 from shoal.executor.precision import ROUNDED, executed, kept
 from shoal.models.matrix import StoredMatrix
 from shoal.models.weights import MATRICES, Weights
-from shoal.native import kernels
+from shoal.native import kernels, reference
 
 
 def pack(module: Any, stored: StoredMatrix, precision: Precision, head: bool = False) -> Any:
@@ -59,9 +59,10 @@ class NativeLayers:
                 spec.windows[i],
             )
             weights.forget()
-        self._vocabulary = spec.vocabulary
+        self._vocabulary, self._eps = spec.vocabulary, spec.eps
         if last:
-            self._stage.set_head(required(weights, "norm"), pack(module, weights.matrix("head"), precision, head=True))
+            self._norm = required(weights, "norm")
+            self._stage.set_head(self._norm, pack(module, weights.matrix("head"), precision, head=True))
             weights.forget()
 
     @property
@@ -84,3 +85,6 @@ class NativeLayers:
         out = np.empty((len(picked), (self._vocabulary + 15) // 16 * 16), np.float32)
         self._stage.logits(hidden, picked, out)
         return out[:, : self._vocabulary]
+
+    def normed(self, hidden: Floats) -> Floats:
+        return reference.rms_norm(hidden, self._norm, self._eps)

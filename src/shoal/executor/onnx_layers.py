@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from shoal.config import Precision
 from shoal.executor.base import Angles, Floats, Ints, StageBatch
+from shoal.executor.native_layers import required
 from shoal.executor.onnx_runtimes import Segment, SegmentRuntime
 from shoal.executor.segments import segments
 from shoal.models.spec import ModelSpec
@@ -64,6 +65,8 @@ class OnnxLayers:
             i: (weights.vector(f"layers.{i}.q_norm"), weights.vector(f"layers.{i}.k_norm")) if weights.spec.qk_norm else (None, None)
             for i in layers
         }
+        if last:
+            self._norm = required(weights, "norm")
 
     @property
     def runtime(self) -> str:
@@ -86,3 +89,6 @@ class OnnxLayers:
 
     def logits(self, hidden: Floats, picked: Ints) -> Floats:
         return self._segments["head"].run(residual=np.ascontiguousarray(hidden[picked]))[0]
+
+    def normed(self, hidden: Floats) -> Floats:
+        return reference.rms_norm(hidden, self._norm, self._spec.eps)

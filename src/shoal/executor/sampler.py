@@ -7,7 +7,9 @@ from numpy.typing import NDArray
 
 from shoal.errors import ClusterError
 from shoal.executor.base import Floats
-from shoal.request import Alternative, SamplingParams
+from shoal.executor.constraint import Allowed, Constraint, GrammarFailed, Grammars
+from shoal.executor.examination import score
+from shoal.request import SamplingParams
 from shoal.scheduler.plan import Opened, Sampled
 
 _MASK = 2**64 - 1
@@ -50,9 +52,25 @@ def _nucleus_floor(weights: Floats, top_p: float) -> float:
         count = min(count * 8, len(weights))
 
 
+def draw(logits: Floats, params: SamplingParams, position: int) -> int:
+    """The index of the token that follows `position`. Raises ClusterError where the likeliest one's logit is no number."""
+    likeliest = int(logits.argmax())
+    if not np.isfinite(logits[likeliest]):
+        raise ClusterError("the model's output is not a number: its weights or the precision they run in are unsound")
+    if params.temperature < _GREEDY:
+        return likeliest
+    sums = np.cumsum(distribution(logits, params))
+    wanted = uniform(params.seed, position) * float(sums[-1])
+    drawn = int(np.searchsorted(sums, wanted, side="right"))
+    return drawn if drawn < len(logits) else likeliest  # rounded up to all of it
+
+
 class _State:
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: Opened, grammars: Grammars | None, width: int) -> None:
         self.params = opened.sampling
+        self.constraint: Constraint | None = None
+        if grammars is not None and self.params.grammar:
+            self.constraint = grammars.constrain(self.params.grammar, opened.generated, width)
         self.counts: dict[int, int] = {}
         self.seen = set(opened.prompt) | set(opened.generated)
         for token in opened.generated:
@@ -66,6 +84,12 @@ class _State:
     def drawn(self, token: int) -> None:
         self.counts[token] = self.counts.get(token, 0) + 1
         self.seen.add(token)
+
+    def allowed(self) -> Allowed | None:
+        """See Constraint. Raises GrammarFailed."""
+        if self.constraint is None:
+            raise GrammarFailed("the last stage's node has no tokenizer of the model")
+        return self.constraint.allowed()
 
     def adjust(self, logits: Floats) -> Floats:
         """Repetition penalty over prompt and answer (Keskar et al., 2019); presence and frequency over the answer; bias."""
@@ -83,48 +107,56 @@ class _State:
 
 
 class Sampler:
-    """Holds what each open sequence's draws depend on."""
+    """Holds what each open sequence's draws depend on. grammars: None where answers are held to none. width: logits of a row."""
 
-    def __init__(self) -> None:
+    def __init__(self, grammars: Grammars | None = None, width: int = 0) -> None:
+        self._grammars, self._width = grammars, width
         self._states: dict[int, _State] = {}
+        self._held: list[tuple[Constraint, int]] = []  # what was drawn in this step under grammars
 
     def __len__(self) -> int:
         return len(self._states)
 
     def open(self, opened: Opened) -> None:
-        self._states[opened.sequence] = _State(opened)
+        self._states[opened.sequence] = _State(opened, self._grammars, self._width)
 
     def close(self, sequence: int) -> None:
         self._states.pop(sequence, None)
 
-    def sample(self, sequence: int, position: int, logits: Floats) -> Sampled:
-        """Draws the token that follows `position`. logits: [vocabulary]. Raises ClusterError where they are not numbers."""
+    def settle(self) -> None:
+        """After the draws of a step: what their grammars allow next is worked out from now on."""
+        if self._grammars is not None:
+            self._grammars.advance(self._held)
+        self._held = []
+
+    def sample(self, sequence: int, position: int, logits: Floats) -> Sampled | None:
+        """Draws the token that follows `position`; None where what its grammar allows is not known yet: ask again.
+
+        logits: [vocabulary]. Raises ClusterError where they are not numbers.
+        """
         state = self._states[sequence]
         params = state.params
         adjusted = state.adjust(logits) if state.penalised else logits
-        likeliest = int(adjusted.argmax())
-        if not np.isfinite(adjusted[likeliest]):
-            raise ClusterError("the model's output is not a number: its weights or the precision they run in are unsound")
-        if params.temperature < _GREEDY:
-            token = likeliest
+        allowed: Allowed | None = None
+        if params.grammar:
+            try:
+                allowed = state.allowed()
+            except GrammarFailed as error:
+                return Sampled(sequence, -1, fault=f"the answer cannot be held to its grammar: {error}")
+            if allowed is None:
+                return None
+        if allowed is None:
+            token = draw(adjusted, params, position)
+        elif allowed.but:
+            adjusted = adjusted.copy() if adjusted is logits else adjusted
+            adjusted[allowed.tokens] = -np.inf
+            token = draw(adjusted, params, position)
         else:
-            sums = np.cumsum(distribution(adjusted, params))
-            wanted = uniform(params.seed, position) * float(sums[-1])
-            token = min(int(np.searchsorted(sums, wanted, side="right")), len(logits) - 1)
+            token = int(allowed.tokens[draw(adjusted[allowed.tokens], params, position)])
         state.drawn(token)
+        if state.constraint is not None:
+            self._held.append((state.constraint, token))
         if params.logprobs is None:
             return Sampled(sequence, token)
-        return _with_logprobs(sequence, token, logits, params.logprobs)
-
-
-def _with_logprobs(sequence: int, token: int, logits: Floats, count: int) -> Sampled:
-    """Log-probabilities of the model itself: before temperature, penalties and cuts."""
-    peak = float(logits.max())
-    norm = peak + float(np.log(np.exp(logits - np.float32(peak), dtype=np.float32).sum(dtype=np.float64)))
-    best: list[int] = []
-    count = min(count, len(logits))
-    if count:
-        top = np.argpartition(logits, -count)[-count:]
-        best = top[np.lexsort((top, -logits[top]))].tolist()
-    alternatives = tuple(Alternative(t, float(logits[t]) - norm) for t in best)
-    return Sampled(sequence, token, float(logits[token]) - norm, alternatives)
+        own = score(logits, token, params.logprobs)
+        return Sampled(sequence, token, own.logprob, own.alternatives)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from shoal.errors import LocalProtocolError
 from shoal.executor.base import Layers, LayersFactory
+from shoal.executor.constraint import Grammars
 from shoal.executor.journal import Journal, JournalCounters, JournalLimits
 from shoal.executor.kv_pool import KvPool
 from shoal.executor.stage import Slab, StageExecutor
@@ -25,10 +26,13 @@ class _Held:
 
 
 class Shard:
-    """bf16: how keys and values are stored. One thread may `load` while another runs a stage."""
+    """bf16: how keys and values are stored. grammars: what the last stage holds answers to. One thread may `load` while another runs a stage."""
 
-    def __init__(self, make_layers: LayersFactory, bf16: bool, journals: JournalLimits | None = None) -> None:
+    def __init__(
+        self, make_layers: LayersFactory, bf16: bool, journals: JournalLimits | None = None, grammars: Grammars | None = None
+    ) -> None:
         self.counters = JournalCounters()
+        self._grammars = grammars
         self._make, self._bf16 = make_layers, bf16
         self._limits = journals or JournalLimits()
         self._held: list[_Held] = []
@@ -99,7 +103,7 @@ class Shard:
             self._journals[layers.stop] = Journal(self._limits, blocks, spec.hidden, self.counters)
         slabs = [Slab(held.layers, held.made, self._pool.of(held.layers)) for held in self._sorted()]
         first = next((held.weights for held in self._held if held.layers.start == 0), None)
-        return StageExecutor(spec, slabs, self._pool, self._journals, first if layers.start == 0 else None)
+        return StageExecutor(spec, slabs, self._pool, self._journals, first if layers.start == 0 else None, self._grammars)
 
     def _sorted(self) -> Iterator[_Held]:
         return iter(sorted(self._held, key=lambda held: held.layers.start))

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from shoal.errors import RemoteProtocolError
 from shoal.executor.base import Angles, Floats, Ints, Layers, StageBatch, StageOutput
+from shoal.executor.constraint import Grammars
+from shoal.executor.examination import examine
 from shoal.executor.journal import Journal
 from shoal.executor.kv_pool import KvPool
 from shoal.executor.sampler import Sampler
@@ -35,10 +37,17 @@ class Slab:
 
 
 class StageExecutor:
-    """slabs: successive ranges of layers. journals: by the layer that follows. embedding: the model's, on the first stage."""
+    """slabs: successive ranges of layers. journals: by the layer that follows. embedding: the model's, on the first stage.
+    grammars: what the last one holds answers to."""
 
     def __init__(
-        self, spec: ModelSpec, slabs: list[Slab], pool: KvPool, journals: dict[int, Journal], embedding: Weights | None = None
+        self,
+        spec: ModelSpec,
+        slabs: list[Slab],
+        pool: KvPool,
+        journals: dict[int, Journal],
+        embedding: Weights | None = None,
+        grammars: Grammars | None = None,
     ) -> None:
         self._spec = spec
         self._slabs = slabs
@@ -48,7 +57,7 @@ class StageExecutor:
         self._pool = pool
         self._journals = journals
         self._sequences = Sequences(pool.blocks)
-        self._sampler = Sampler()
+        self._sampler = Sampler(grammars, spec.vocabulary)
         self._inverse, self._scale = frequencies(spec.rope, spec.head_dim)
 
     @property
@@ -88,7 +97,8 @@ class StageExecutor:
         logits = self._slabs[-1].made.logits(hidden, batch.picked) if len(batch.picked) else None
         computed = perf_counter()
         sampled = [] if logits is None else self._draw(batch, logits)
-        return StageOutput(None, sampled, (prepared - began, computed - prepared, perf_counter() - computed))
+        examined = examine(self._slabs[-1].made, hidden, plan.chunks, self._spec.vocabulary)
+        return StageOutput(None, sampled, (prepared - began, computed - prepared, perf_counter() - computed), examined=examined)
 
     def _embedded(self, plan: StepPlan, batch: StageBatch) -> Floats:
         if self._embed is None:
@@ -153,7 +163,9 @@ class StageExecutor:
 
     def _draw(self, batch: StageBatch, logits: Floats) -> list[Sampled]:
         positions = self._positions(batch)[batch.picked].tolist()
-        return [self._sampler.sample(s, p, row) for s, p, row in zip(batch.sequences, positions, logits, strict=True)]
+        drawn = [self._sampler.sample(s, p, row) for s, p, row in zip(batch.sequences, positions, logits, strict=True)]
+        self._sampler.settle()
+        return [sampled for sampled in drawn if sampled is not None]
 
     def _positions(self, batch: StageBatch) -> Ints:
         """The position of every row."""

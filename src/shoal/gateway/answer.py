@@ -84,7 +84,8 @@ class Answer:
         scores: list[Score] = []
         waiting: list[Piece] = []  # for the scores, which come later where an answer is taken up again
         try:
-            choices = [_Choice(TextStream(self._engine.tokenizer, request.prompt, self.job.stops)) for _ in range(request.n)]
+            decoder, job = self._engine.tokenizer, self.job
+            choices = [_Choice(TextStream(decoder, request.prompt, job.stops, job.markers)) for _ in range(request.n)]
             async for chunk in stream:
                 scores += chunk.scores
                 if chunk.token is not None or chunk.finish is not None:

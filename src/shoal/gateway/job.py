@@ -33,6 +33,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     stops: tuple[str, ...] = ()
     stream: bool = False
     include_usage: bool = False
+    markers: tuple[int, ...] = ()
+    """Special tokens that are text in these answers."""
     named: bool = False
     """The client chose the id, and so may come back for the answer."""
 
@@ -48,6 +50,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     def note(self) -> bytes:
         """All but the requests, for `kinds.recalled`."""
         return msgspec.msgpack.encode(msgspec.structs.replace(self, requests=()))
+
+    @property
+    def service_tier(self) -> str:
+        """As the API names what the requests are served with."""
+        return next((tier for tier, priority in _TIERS.items() if self.requests[0].priority is priority), "default")
 
     @property
     def prompt_tokens(self) -> int:

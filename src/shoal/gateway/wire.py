@@ -14,6 +14,8 @@ class Wire(BaseModel):
 
     inert: ClassVar[dict[str, tuple[Any, ...]]] = {}
     """Fields that this endpoint does not serve, with the values that ask for nothing."""
+    instead: ClassVar[dict[str, str]] = {}
+    """For some of them: the field that serves the same end."""
 
 
 class StreamOptions(Wire):
@@ -65,13 +67,32 @@ def parse(kind: type[W], body: dict[str, Any]) -> W:
     known = dict(body)
     for name, inert in kind.inert.items():
         if name in known and not any(type(value) is type(known[name]) and value == known[name] for value in inert):
-            raise InvalidRequest(f"'{name}' is not supported", name, "unsupported_parameter")
+            hint = f"; use '{kind.instead[name]}'" if name in kind.instead else ""
+            raise InvalidRequest(f"'{name}' is not supported{hint}", name, "unsupported_parameter")
         known.pop(name, None)
     try:
         return kind.model_validate(known)
     except ValidationError as error:
-        first = cast("dict[str, Any]", error.errors(include_url=False)[0])
-        where = ".".join(str(part) for part in first["loc"] if not (isinstance(part, str) and ("[" in part or part in ("str", "int"))))
-        if first["type"] == "extra_forbidden":
-            raise InvalidRequest(f"unknown parameter '{where}'", where, "unknown_parameter") from None
-        raise InvalidRequest(f"{where or 'the request'}: {first['msg']}", where or None) from None
+        raise _refusal(cast("list[dict[str, Any]]", error.errors(include_url=False))) from None
+
+
+def _refusal(errors: list[dict[str, Any]]) -> InvalidRequest:
+    """Of the first error; where a value may be of several kinds, of the one kind that it comes closest to."""
+    same = [error for error in errors if error["loc"][:1] == errors[0]["loc"][:1]]
+    deepest = max(len(error["loc"]) for error in same)
+    closest = [error for error in same if len(error["loc"]) == deepest]
+    kinds = {tuple(part for part in cast("tuple[str | int, ...]", error["loc"]) if _kind(part)) for error in closest}
+    worst = closest[0] if len(kinds) == 1 else errors[0]
+    unknown = worst["type"] == "extra_forbidden"
+    last = len(worst["loc"]) - 1
+    parts = [part for at, part in enumerate(worst["loc"]) if (unknown and at == last) or not _kind(part)]
+    where = ".".join(map(str, parts))
+    if unknown:
+        return InvalidRequest(f"unknown parameter '{where}'", where, "unknown_parameter")
+    code = "unsupported_parameter" if worst["type"] == "unsupported_parameter" else None
+    return InvalidRequest(f"{where or 'the request'}: {worst['msg']}", where or None, code)
+
+
+def _kind(part: str | int) -> bool:
+    """Whether part of an error's place is no field but one of the kinds of value that the field may have."""
+    return isinstance(part, str) and ("[" in part or part in ("str", "int", "none") or part[:1].isupper())

@@ -26,6 +26,9 @@ log = structlog.get_logger()
 MOST_FILES = 4096
 _NAME, _HASH, _COMMIT = re.compile(r"\w[\w.+-]{0,200}", re.ASCII), re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 _CONFIG, _INDEX, _SHARDS = "config.json", "model.safetensors.index.json", ".safetensors"
+_TEXT = frozenset(
+    {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
+)  # by which the last stage holds answers to grammars
 
 
 @dataclass(frozen=True)
@@ -112,11 +115,12 @@ class Manifest:
         if self._single:
             return {self.files[0].name}
         names = {f.name for f in self.files}
+        described = {_CONFIG} | (names & _TEXT if last else set[str]())
         if _INDEX not in names:
-            return {_CONFIG} | {n for n in names if n.endswith(_SHARDS)}
+            return described | {n for n in names if n.endswith(_SHARDS)}
         with contextlib.suppress(OSError, msgspec.DecodeError):
-            return {_CONFIG, _INDEX} | shard_files((home / _INDEX).read_bytes(), layers, first, last)
-        return {_CONFIG, _INDEX}
+            return described | {_INDEX} | shard_files((home / _INDEX).read_bytes(), layers, first, last)
+        return described | {_INDEX}
 
     def _complete(self, home: Path, layers: range, first: bool, last: bool) -> bool:
         wanted, by_name = self._wanted(home, layers, first, last), {f.name: f for f in self.files}
@@ -156,7 +160,7 @@ def manifest(reference: str, path: Path, hash_paths: bool = True, directory: Pat
 
 
 def _is_part(path: Path) -> bool:
-    return _NAME.fullmatch(path.name) is not None and (path.name in (_CONFIG, _INDEX) or path.suffix == _SHARDS)
+    return _NAME.fullmatch(path.name) is not None and (path.name in {_CONFIG, _INDEX} | _TEXT or path.suffix == _SHARDS)
 
 
 def _hub_files(reference: Reference) -> dict[str, ModelFile]:

@@ -104,7 +104,8 @@ class StageService:
         trace = StageTrace(max(began - arrived, 0.0), decoded - began + prepare, compute, sample, encoded)
         traces, missing = [*step.traces, trace], [*step.missing, *output.missing]
         if self.last:
-            return Frame(Kind.RESULT, frame.epoch, frame.step, messages.encode(StepResult(plan.step, output.sampled, traces, missing)))
+            result = StepResult(plan.step, output.sampled, traces, missing, list(output.examined))
+            return Frame(Kind.RESULT, frame.epoch, frame.step, messages.encode(result))
         meta = messages.encode(messages.Step(step.plan, traces, missing))
         return Frame(Kind.STEP, frame.epoch, frame.step, meta, body, Dtype.FLOAT32, self._codec)
 

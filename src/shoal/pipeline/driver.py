@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, NoReturn
 
-from shoal.errors import RemoteProtocolError, ShoalError, StageLost, StepFailed
+from shoal.errors import InvalidRequest, RemoteProtocolError, ShoalError, StageLost, StepFailed
 from shoal.pipeline.timing import StepTiming, Timings
 from shoal.request import Request, RequestId, TokenChunk
 from shoal.scheduler.plan import StepPlan
@@ -226,8 +226,12 @@ class Driver:
         for request in requests:
             self._strikes[request] = self._strikes.get(request, 0) + 1
             if self._strikes[request] >= _STRIKES and len(requests) == 1:
-                self._streams[request].put(StageLost(f"the model could not run this request: {error}"))
-                self.scheduler.cancel(request)
+                self._end(request, StageLost(f"the model could not run this request: {error}"))
+
+    def _end(self, request: RequestId, error: ShoalError) -> None:
+        if (stream := self._streams.get(request)) is not None:
+            stream.put(error)
+        self.scheduler.cancel(request)
 
     def stalled(self) -> float:
         """Seconds for which steps have been in flight and nothing came back."""
@@ -356,6 +360,9 @@ class Driver:
     def _take(self, route: _Route, frame: Frame, arrived: float) -> None:
         result = messages.decode_result(frame.meta)
         step = route.landed(result.step)
+        for sampled in result.sampled:
+            if sampled.fault and (request := self.scheduler.request_of(sampled.sequence)) is not None:
+                self._end(request, InvalidRequest(sampled.fault))
         chunks = self.scheduler.apply(result)
         self._drawn(chunks)
         for chunk in chunks:

@@ -39,6 +39,7 @@ class RequestLog:
         self._identity, self._path = identity, folder / "requests"
         self._numbers: dict[RequestId, int] = {}
         self._answers: dict[str, list[RequestId]] = {}
+        self._examined: set[RequestId] = set()
         self._next = 0
         self._pending: list[bytes] = []
         self._size = 0
@@ -74,6 +75,7 @@ class RequestLog:
     def _know(self, answer: str, first: int, requests: Sequence[Request]) -> None:
         self._answers[answer] = [request.id for request in requests]
         self._numbers |= {request.id: first + i for i, request in enumerate(requests)}
+        self._examined |= {request.id for request in requests if request.examined}
         self._next = max(self._next, first + len(requests))
 
     # What happens
@@ -86,7 +88,9 @@ class RequestLog:
         await self._written()
 
     def drawn(self, chunks: Sequence[TokenChunk]) -> None:
-        draws = [Draw.of(number, chunk) for chunk in chunks if (number := self._numbers.get(chunk.request)) is not None]
+        """What is said of a prompt is too long to be kept, and is computed anew; its choice is drawn anew after that, and says the same."""
+        kept = [chunk for chunk in chunks if chunk.choice or chunk.request not in self._examined]
+        draws = [Draw.of(number, chunk) for chunk in kept if (number := self._numbers.get(chunk.request)) is not None]
         if draws:
             self._put(Drawn(draws))
 
@@ -95,6 +99,7 @@ class RequestLog:
         if (requests := self._answers.pop(answer, None)) is not None:
             for request in requests:
                 self._numbers.pop(request, None)
+                self._examined.discard(request)
             self._put(Gone(answer))
 
     async def close(self) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from shoal.request import Alternative, SamplingParams
+from shoal.request import Alternative, SamplingParams, Score
 
 
 class Opened(msgspec.Struct, frozen=True, array_like=True):
@@ -21,6 +21,17 @@ class Opened(msgspec.Struct, frozen=True, array_like=True):
     """Tokens that were drawn before, on a route or by a head that is gone."""
 
 
+class Asked(msgspec.Struct, frozen=True, array_like=True):
+    """What the last stage is to say about a chunk's rows. It needs to know nothing else for it, and keeps nothing of it."""
+
+    followers: list[int]
+    """The tokens that follow the first rows, to be scored; as many as there are, at most one for each row."""
+    alternatives: int
+    """That come with each score."""
+    total: bool
+    """The sum of the rows' final hidden states."""
+
+
 class Chunk(msgspec.Struct, frozen=True, array_like=True):
     """Successive tokens of one sequence."""
 
@@ -32,6 +43,7 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True):
     """KV blocks that join the sequence's table with this step."""
     sample: bool
     """Draw a token after the last of these."""
+    asked: Asked | None = None
 
 
 class StepPlan(msgspec.Struct, frozen=True, array_like=True):
@@ -57,6 +69,17 @@ class Sampled(msgspec.Struct, frozen=True, array_like=True):
     token: int
     logprob: float | None = None
     alternatives: tuple[Alternative, ...] = ()
+    fault: str = ""
+    """Why no token can be drawn, now or later: the request ends."""
+
+
+class Examined(msgspec.Struct, frozen=True, array_like=True):
+    """What was asked about the rows of one sequence's chunk."""
+
+    sequence: int
+    scores: list[Score]
+    total: bytes = b""
+    """float64, little-endian, as long as a hidden state."""
 
 
 class StageTrace(msgspec.Struct, frozen=True, array_like=True):
@@ -74,6 +97,8 @@ class StageTrace(msgspec.Struct, frozen=True, array_like=True):
 class StepResult(msgspec.Struct, frozen=True, array_like=True):
     step: int
     sampled: list[Sampled]
+    """A draw that is not here was put off: it is asked for again."""
     traces: list[StageTrace]
     missing: list[int] = []
     """Sequences that could not be refilled, because a journal does not reach back to all of their tokens."""
+    examined: list[Examined] = []

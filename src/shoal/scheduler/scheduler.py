@@ -20,10 +20,10 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from shoal.errors import InvalidRequest, QueueFull
-from shoal.request import BlockId, FinishReason, Priority, Request, RequestId, SequenceId, TokenChunk
+from shoal.errors import InvalidRequest, QueueFull, RemoteProtocolError
+from shoal.request import MAX_ALTERNATIVES, BlockId, FinishReason, Priority, Request, RequestId, Score, SequenceId, TokenChunk
 from shoal.scheduler.blocks import BlockPool, chain
-from shoal.scheduler.plan import Chunk, Opened, Sampled, StepPlan, StepResult
+from shoal.scheduler.plan import Asked, Chunk, Examined, Opened, Sampled, StepPlan, StepResult
 from shoal.scheduler.queue import WaitingQueue
 from shoal.scheduler.sequence import Sequence
 
@@ -31,6 +31,7 @@ _TURN = 32
 """Tokens that a sequence draws in its turn."""
 _DRAW_LEAD, _PROMPT_LEAD = 8, 64
 """Steps that a draw rested, or that a prompt came, earlier than it did, per class that it is higher."""
+_TOTALS = 32  # sums of hidden states that one result brings: 2 MiB where a hidden state is 8,192 wide
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class _Sent:
     sequence: Sequence
     life: int
     upto: int
+    draws: bool
+    asked: Asked | None
 
 
 class Scheduler:
@@ -112,20 +115,22 @@ class Scheduler:
         """Steps sent whose results were not applied."""
         return len(self._flight)
 
-    def fits(self, prompt: int, max_tokens: int) -> None:
-        """Raises InvalidRequest where a request of this size can never run."""
+    def fits(self, request: Request) -> None:
+        """Raises InvalidRequest where such a request can never run."""
+        prompt, drawn, limit = len(request.prompt), request.draws, self.limits.longest
+        least = int(drawn > 0 or not request.examined)
         if prompt == 0:
             raise InvalidRequest("the prompt is empty", "prompt")
-        limit = self.limits.longest
-        if prompt >= limit:
+        if prompt + least > limit:
+            room = "with one more for an answer at" if least else "at"
+            raise InvalidRequest(f"the prompt has {prompt} tokens; {room} most {limit} fit", "prompt", "context_length_exceeded")
+        if drawn < least:
+            raise InvalidRequest(f"max_tokens must be at least {least}", "max_tokens")
+        if not 0 <= (request.prompt_logprobs or 0) <= MAX_ALTERNATIVES:
+            raise InvalidRequest(f"prompt_logprobs must lie in [0, {MAX_ALTERNATIVES}], not {request.prompt_logprobs}", "prompt_logprobs")
+        if prompt + drawn > limit:
             raise InvalidRequest(
-                f"the prompt has {prompt} tokens; with one more for an answer at most {limit} fit", "prompt", "context_length_exceeded"
-            )
-        if max_tokens < 1:
-            raise InvalidRequest("max_tokens must be at least 1", "max_tokens")
-        if prompt + max_tokens > limit:
-            raise InvalidRequest(
-                f"the prompt's {prompt} tokens and max_tokens {max_tokens} make {prompt + max_tokens}; at most {limit} fit",
+                f"the prompt's {prompt} tokens and max_tokens {drawn} make {prompt + drawn}; at most {limit} fit",
                 "max_tokens",
                 "context_length_exceeded",
             )
@@ -149,7 +154,7 @@ class Scheduler:
         generated: of a request that began under another scheduler, the choices that have not ended, and what each has said. They go
         on as if nothing had happened, and however many wait: they were let in once.
         """
-        self.fits(len(request.prompt), request.max_tokens)
+        self.fits(request)
         if request.id in self._requests:
             raise InvalidRequest(f"there is a request {request.id} already", "id")
         if generated is None:
@@ -184,6 +189,8 @@ class Scheduler:
         for sequence in self._sequences.values():
             sequence.scheduled = sequence.computed
             sequence.told = 0
+            sequence.asked = sequence.examined
+            sequence.undrawn |= sequence.awaiting and sequence.pending == 0
             sequence.awaiting = sequence.opened = False
         self._closed, self._dropped, self._copies = [], [], []
 
@@ -194,7 +201,7 @@ class Scheduler:
             self._preempt(sequence)
         self._dropped = []
         self.pool = BlockPool(limits.blocks)
-        lost = [r for r, family in self._requests.items() if any(s.prompt_length + s.request.max_tokens > limits.longest for s in family)]
+        lost = [r for r, family in self._requests.items() if any(s.prompt_length + s.request.draws > limits.longest for s in family)]
         for request in lost:
             self.cancel(request)
         return lost
@@ -290,7 +297,7 @@ class Scheduler:
             if count == 0:
                 continue
             chunks.append(self._chunk(sequence, count, opened))
-            sent.append(_Sent(sequence, sequence.life, sequence.scheduled))
+            sent.append(_Sent(sequence, sequence.life, sequence.scheduled, chunks[-1].sample, chunks[-1].asked))
             budget -= count
             if alone:
                 break
@@ -307,13 +314,32 @@ class Scheduler:
         return plan
 
     def apply(self, result: StepResult) -> list[TokenChunk]:
-        """Takes a step's result over and answers what the clients get. Results come in the order of the steps."""
+        """Takes a step's result over and answers what the clients get. Results come in the order of the steps.
+
+        Raises RemoteProtocolError, and takes nothing over, where it does not answer what was asked.
+        """
+        examined = {found.sequence: found for found in result.examined}
+        for sent in self._flight[result.step]:
+            if sent.asked is not None and not _answers(examined.get(sent.sequence.id), sent.asked):
+                raise RemoteProtocolError(f"the result of step {result.step} does not say what was asked about a prompt")
+        drawn = {sampled.sequence for sampled in result.sampled}
+        out: list[TokenChunk] = []
         for sent in self._flight.pop(result.step):
+            if sent.draws and not sent.sequence.done and sent.sequence.id not in drawn:
+                self._put_off(sent)
             if not sent.sequence.done and sent.life == sent.sequence.life:
                 sent.sequence.forking = False
                 sent.sequence.computed = sent.upto
                 self._name_blocks(sent.sequence)
-        return [chunk for sampled in result.sampled if (chunk := self._drawn(sampled)) is not None]
+            if not sent.sequence.done:
+                out += self._examined(sent, examined.get(sent.sequence.id))
+                out += self._complete(sent.sequence)
+        return out + [chunk for sampled in result.sampled if (chunk := self._drawn(sampled)) is not None]
+
+    def _put_off(self, sent: _Sent) -> None:
+        """The last stage could not draw yet. After a preemption all is computed, and drawn for, anew in any case."""
+        sent.sequence.awaiting = False
+        sent.sequence.undrawn = sent.life == sent.sequence.life
 
     # Admission
 
@@ -351,7 +377,11 @@ class Scheduler:
 
     def _lacking(self, sequence: Sequence) -> int:
         """Blocks that have to become free before it can enter, about: found ones may be among the available."""
-        needed = 2 if self._forks_from(sequence) is not None else self._blocks_for(len(sequence.tokens) + 1) - len(self._found(sequence))
+        needed = (
+            2
+            if self._forks_from(sequence) is not None
+            else self._blocks_for(len(sequence.tokens) + sequence.draws) - len(self._found(sequence))
+        )
         return needed - self.pool.available
 
     def _blocks_for(self, tokens: int) -> int:
@@ -360,7 +390,7 @@ class Scheduler:
     def _found(self, sequence: Sequence) -> list[BlockId]:
         """The blocks that its tokens begin with, as far as they are found by name."""
         found: list[BlockId] = []
-        for digest in self._digests(sequence, (len(sequence.tokens) - 1) // self.limits.block_tokens):
+        for digest in self._digests(sequence, sequence.findable // self.limits.block_tokens):
             block = self.pool.find(digest)
             if block is None:
                 break
@@ -372,7 +402,7 @@ class Scheduler:
         found = self._found(sequence)
         for block in found:
             self.pool.share(block)
-        if self._blocks_for(len(sequence.tokens) + 1) - len(found) > self.pool.available and self._running:
+        if self._blocks_for(len(sequence.tokens) + sequence.draws) - len(found) > self.pool.available and self._running:
             for block in reversed(found):
                 self.pool.release(block)
             return False
@@ -424,18 +454,20 @@ class Scheduler:
         A higher class counts as having rested, or come, some steps longer.
         """
         decoding = sorted((s for s in self._running if s.decoding), key=lambda s: s.last_step + _DRAW_LEAD * s.standing)
-        active = sum(1 for s in self._running if s.generated or s.awaiting)
+        active = sum(1 for s in self._running if s.generated or s.awaiting or s.undrawn)
         share = -(-active // self.limits.depth)
         for sequence in decoding[:share]:
             yield sequence, 1
-        left = self.limits.chunk
+        left, totals = self.limits.chunk, _TOTALS
         prompts = [s for s in self._running if not s.awaiting and not s.decoding and s.pending > 0]
         for sequence in sorted(prompts, key=lambda s: s.entered[0] + _PROMPT_LEAD * s.standing):
             if left <= 0:
                 return
-            wanted = min(sequence.pending, left)
-            left -= wanted
-            yield sequence, wanted
+            if totals or not sequence.request.embed:
+                wanted = min(sequence.stretch, left)
+                left -= wanted
+                totals -= sequence.request.embed
+                yield sequence, wanted
 
     def _provide(self, sequence: Sequence, count: int, taken: set[SequenceId]) -> int:
         """Gives the sequence blocks for its next `count` tokens, preempting the youngest of the lowest class for them; how many it can run."""
@@ -457,21 +489,30 @@ class Scheduler:
             self._preempt(victim, sequence)
 
     def _chunk(self, sequence: Sequence, count: int, opened: list[Opened]) -> Chunk:
-        if not sequence.opened:
+        if not sequence.opened and sequence.draws:
             sequence.opened = True
             sampling, request = sequence.request.sampling, sequence.request
             if sequence.choice:
                 sampling = msgspec.structs.replace(sampling, seed=(sampling.seed + sequence.choice) % 2**64)
             prompt = request.prompt if sampling.repetition_penalty != 1 else []
             opened.append(Opened(sequence.id, sampling, prompt, sequence.tokens[sequence.prompt_length :]))
-        at = sequence.scheduled
-        sequence.scheduled += count
-        sample = sequence.pending == 0
+        at = sequence.scheduled - sequence.undrawn
+        sequence.scheduled, sequence.undrawn = at + count, False
+        sample = sequence.pending == 0 and sequence.draws
         sequence.awaiting = sample
         sequence.last_step = self._next_step
         blocks = [int(b) for b in sequence.table[sequence.told :]]
         sequence.told = len(sequence.table)
-        return Chunk(sequence.id, at, sequence.tokens[at : at + count], blocks, sample)
+        return Chunk(sequence.id, at, sequence.tokens[at : at + count], blocks, sample, self._asked(sequence, at))
+
+    def _asked(self, sequence: Sequence, at: int) -> Asked | None:
+        """About the tokens from `at` to those that are scheduled."""
+        if not sequence.asking or at < sequence.asked:
+            return None
+        request = sequence.request
+        sequence.asked = min(sequence.scheduled, sequence.prompt_length)
+        followers = request.prompt[at + 1 : sequence.scheduled + 1] if request.prompt_logprobs is not None else []
+        return Asked(followers, request.prompt_logprobs or 0, request.embed)
 
     def _preempt(self, sequence: Sequence, favoured: Sequence | None = None) -> None:
         """Takes a sequence's blocks away, for another's sake; its tokens are known and will be computed anew."""
@@ -485,7 +526,7 @@ class Scheduler:
             self._dropped.append(sequence.id)
         sequence.scheduled = sequence.computed = sequence.told = sequence.named = 0
         sequence.life += 1
-        sequence.forking = False
+        sequence.forking = sequence.undrawn = False
         self._waiting.put(sequence)
         self.counters.preemptions += 1
 
@@ -496,6 +537,31 @@ class Scheduler:
         sequence.table = []
 
     # Results
+
+    def _examined(self, sent: _Sent, found: Examined | None) -> list[TokenChunk]:
+        """What is now known of a prompt, once for each of its tokens, in their order."""
+        if sent.asked is None or found is None:
+            return []
+        sequence, request, out = sent.sequence, sent.sequence.request, list[TokenChunk]()
+        first = [] if sequence.examined or request.prompt_logprobs is None else [Score(request.prompt[0], None)]
+        if scores := (*first, *found.scores):
+            out.append(TokenChunk(request.id, 0, None, cached=sequence.cached, scores=scores))
+        sequence.examined = min(sent.upto, sequence.prompt_length)
+        if request.embed:
+            sequence.mean.add(found.total)
+            if not sequence.examining:
+                mean = sequence.mean.over(sequence.prompt_length)
+                out.append(TokenChunk(request.id, 0, None, cached=sequence.cached, embedding=mean))
+        return out
+
+    def _complete(self, sequence: Sequence) -> list[TokenChunk]:
+        """The end of a choice of which nothing is drawn."""
+        if not sequence.complete:
+            return []
+        request = sequence.request
+        self._end(sequence)
+        finish = FinishReason.STOP if request.embed else FinishReason.LENGTH
+        return [TokenChunk(request.id, sequence.choice, None, finish=finish, cached=sequence.cached)]
 
     def _drawn(self, sampled: Sampled) -> TokenChunk | None:
         sequence = self._sequences.get(SequenceId(sampled.sequence))
@@ -541,4 +607,11 @@ class Scheduler:
             assert (sequence in self._running) != (sequence in self._waiting), "a sequence is in no list, or in two"
             assert sequence in self._running or not sequence.table, "a waiting sequence holds blocks"
             assert sequence.computed <= sequence.scheduled <= len(sequence.tokens), "computed runs ahead"
+            assert not sequence.asking or sequence.scheduled <= sequence.asked, "rows of the prompt run and are not asked about"
+            assert not sequence.examining or sequence.computed <= sequence.examined, "rows of the prompt are computed and have not answered"
+            assert sequence.examined <= sequence.asked, "what was not asked is answered"
         assert self.running <= self.limits.lanes, "too many lanes"
+
+
+def _answers(found: Examined | None, asked: Asked) -> bool:
+    return found is not None and len(found.scores) == len(asked.followers) and bool(found.total) == asked.total

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from shoal.request import BlockId, Priority, Request, SequenceId
 from shoal.scheduler.blocks import Digest
+from shoal.scheduler.pooling import Mean
 
 
 @dataclass(eq=False)
@@ -30,12 +31,20 @@ class Sequence:
     """Blocks of the table that can be found by their tokens."""
     awaiting: bool = False
     """A draw is on its way; the next token is not known."""
+    undrawn: bool = False
+    """All known tokens are computed, and the draw that was due was put off: the last one runs once more."""
     opened: bool = False
     """The last stage has its sampling state."""
     life: int = 0
     """Grows with each preemption: what an earlier life computed is gone."""
     forking: bool = False
     """Its first block is a copy that no result has confirmed yet."""
+    asked: int = 0
+    """Tokens of the prompt about whose rows steps ask, in flight or past; an answer counts whichever life it was asked in."""
+    examined: int = 0
+    """Those that were answered."""
+    mean: Mean = field(default_factory=Mean)
+    """Of the final hidden states of those, where that is asked."""
     last_step: int = -1
     priority: Priority = field(init=False)
     """The class that it waits in: its request's, or a higher one after that was passed over for long."""
@@ -70,5 +79,39 @@ class Sequence:
         return len(self.tokens) - self.scheduled
 
     @property
+    def draws(self) -> bool:
+        return self.request.draws > 0
+
+    @property
+    def answers(self) -> bool:
+        """It is the one of its request that answers what is asked about the prompt."""
+        return self.choice == 0 and self.request.examined
+
+    @property
+    def asking(self) -> bool:
+        """Rows of the prompt still have to be asked about, and therefore to be computed."""
+        return self.answers and self.asked < self.prompt_length
+
+    @property
+    def examining(self) -> bool:
+        """Rows of the prompt still have to answer."""
+        return self.answers and self.examined < self.prompt_length
+
+    @property
+    def findable(self) -> int:
+        """First tokens that need not be computed where their blocks are found; the last token always has to be."""
+        return min(self.examined if self.examining else len(self.tokens), len(self.tokens) - 1)
+
+    @property
+    def stretch(self) -> int:
+        """Pending tokens that may share a chunk: rows that an earlier life asked about share none with those still to be asked about."""
+        return self.asked - self.scheduled if self.asking and self.scheduled < self.asked else self.pending
+
+    @property
+    def complete(self) -> bool:
+        """Nothing is drawn of it, and there is nothing else to come."""
+        return not self.draws and (not self.examining if self.answers else self.computed == len(self.tokens))
+
+    @property
     def decoding(self) -> bool:
-        return self.pending == 1 and self.generated > 0
+        return self.undrawn or (self.pending == 1 and self.generated > 0)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 from collections.abc import Callable, MutableMapping
 from random import Random
 from typing import Any
 
+import msgspec
 import structlog
 
 from shoal.config import HeadSettings, NodeSettings
@@ -19,7 +21,7 @@ from shoal.node.agent import Agent
 from shoal.node.conductor import Conductor, Served
 from shoal.node.interruption import Interruption
 from shoal.pipeline.timing import StepTiming
-from shoal.request import Request, RequestId, SamplingParams, TokenChunk
+from shoal.request import Request, RequestId, SamplingParams, Score, TokenChunk
 from shoal.testing import toy
 from shoal.testing.clock import Deadlock, SimulatedLoop
 from shoal.testing.network import Host, Network, SimWorld
@@ -27,6 +29,9 @@ from shoal.testing.network import Host, Network, SimWorld
 _TROUBLE = 25.0  # simulated seconds during which things happen
 _BOUND = 4000.0  # simulated seconds after which a request that has not ended counts as stuck
 _JOURNALS = (JournalLimits(0, 0), JournalLimits(32 * 4 * 2, 0), JournalLimits(32 * 4, 32 * 4 * 2), JournalLimits(1 << 20, 0))
+_GRAMMARS = tuple(
+    json.dumps({"grammars": [{"lark_grammar": f"start: /{pattern}/"}]}) for pattern in ("[a-f]{5,30}", "(ab|[g-m]{3}k)+x?", "(a[^a]*a){3}")
+)
 
 
 class Broken(AssertionError):
@@ -186,15 +191,24 @@ class Scenario:
             repetition_penalty=rng.choice((1.0, 1.3)),
             frequency_penalty=rng.choice((0.0, 0.5)),
             logprobs=rng.choice((None, 2)),
+            grammar=rng.choice(_GRAMMARS) if rng.random() < 0.2 else "",
         )
         shared = [(7 * i) % toy.VOCABULARY for i in range(rng.choice((0, 0, 40)))]
         prompt = [*shared, *(rng.randrange(toy.VOCABULARY) for _ in range(rng.randint(1, 70)))]
-        stops = frozenset({3}) if rng.random() < 0.3 else frozenset[int]()
-        return Request(RequestId(f"r{index}"), prompt, rng.randint(2, 24), sampling, rng.choice((1, 1, 2)), stops)
+        stops = frozenset({toy.END}) if sampling.grammar or rng.random() < 0.3 else frozenset[int]()
+        request = Request(RequestId(f"r{index}"), prompt, rng.randint(2, 24), sampling, rng.choice((1, 1, 2)), stops)
+        asks = Random(f"{self.seed} {index}")
+        if asks.random() < 0.3:
+            scored, embedded = asks.choice(((2, False), (0, False), (None, True), (1, True)))
+            drawn = asks.choice((0, request.max_tokens, request.max_tokens))
+            request = msgspec.structs.replace(request, prompt_logprobs=scored, embed=embedded, max_tokens=drawn)
+        return request
 
     async def _client(self, index: int) -> None:
         request, leaves = self._request(index), self.rng.randint(1, 10) if self.rng.random() < 0.15 else 0
         wanted = toy.expected(request, self.layers)
+        scores, embedding = toy.examined(request, self.layers)
+        told: list[Score] = []
         await asyncio.sleep(self.rng.uniform(1.0, 0.8 * _TROUBLE))
         assert self.conductor is not None
         while True:
@@ -207,6 +221,13 @@ class Scenario:
         said: list[list[int]] = [[] for _ in range(request.n)]
         try:
             async for chunk in stream:
+                told += chunk.scores
+                if told != scores[: len(told)] or chunk.embedding not in (b"", embedding):
+                    raise Broken(f"{request.id} says {told} and {chunk.embedding} of its prompt, and should say {scores} and {embedding}")
+                if chunk.embedding:
+                    embedding = b""  # once
+                if chunk.choice == 0 and (chunk.token is not None or chunk.finish is not None) and (len(told) < len(scores) or embedding):
+                    raise Broken(f"{request.id} goes on before all is said of its prompt")
                 if chunk.token is not None:
                     said[chunk.choice].append(chunk.token)
                     self.tokens += 1

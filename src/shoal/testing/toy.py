@@ -7,14 +7,17 @@ the real one.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import msgspec
 import numpy as np
+from llguidance import LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
 
 from shoal.control import messages as control
 from shoal.executor.base import Angles, Floats, Ints, StageBatch
+from shoal.executor.constraint import Grammars
 from shoal.executor.journal import JournalLimits
 from shoal.executor.shard import Shard
 from shoal.executor.stage import StageExecutor
@@ -22,10 +25,12 @@ from shoal.models.matrix import StoredMatrix
 from shoal.models.spec import ModelSpec, Rope
 from shoal.native import BLOCK_TOKENS
 from shoal.placement.profile import ModelCost
-from shoal.request import Request
-from shoal.scheduler.plan import Chunk, Opened, StepPlan
+from shoal.request import Request, Score
+from shoal.scheduler.plan import Asked, Chunk, Opened, StepPlan
 
 VOCABULARY = 24
+END = 3
+"""The token that ends a text; the others are the letters from a on."""
 LAYER_BYTES = 1000
 KV_BYTES = 4
 _MASK = 0xFFFFFF  # integers that float32 holds exactly
@@ -98,6 +103,31 @@ class ToyLayers:
         x = hidden[picked, 0].astype(np.int64)[:, None] * 31 + np.arange(VOCABULARY, dtype=np.int64) * 1000003
         return ((x ^ (x >> 7)) % 8191).astype(np.float32) / np.float32(1024)
 
+    def normed(self, hidden: Floats) -> Floats:
+        return hidden
+
+
+class _Letters(TokenizerWrapper):
+    """The toy's tokens, as llguidance sees them."""
+
+    def __init__(self) -> None:
+        self.is_tokenizer_wrapper = True
+        self.eos_token_id, self.bos_token_id, self.special_token_ids = END, None, [END]
+        self.tokens = [b"<end>" if token == END else bytes([97 + token]) for token in range(VOCABULARY)]
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        return [byte - 97 for byte in (text.encode() if isinstance(text, str) else text)]
+
+
+@cache
+def vocabulary() -> LLTokenizer:
+    return LLTokenizer(_Letters())
+
+
+def grammars() -> Grammars:
+    """No draw is put off, so that no story depends on how fast this machine is."""
+    return Grammars(vocabulary, patience=None)
+
 
 def make_layers(weights: Any, layers: range, last: bool) -> ToyLayers:
     return ToyLayers(layers)
@@ -108,14 +138,32 @@ def expected(request: Request, layers: int) -> list[list[int]]:
     return [_alone(request, choice, layers) for choice in range(request.n)]
 
 
-def _alone(request: Request, choice: int, layers: int) -> list[int]:
-    shard = Shard(make_layers, bf16=True)
+def examined(request: Request, layers: int) -> tuple[list[Score], bytes]:
+    """The scores of a prompt and its embedding, as far as they are asked for, by a single stage that nothing happens to."""
+    if not request.examined:
+        return [], b""
+    prompt, scored = request.prompt, request.prompt_logprobs is not None
+    stage, blocks = _stage(request, layers)
+    asked = Asked(prompt[1:] if scored else [], request.prompt_logprobs or 0, request.embed)
+    (found,) = stage.run(StepPlan(0, [], [], [], [], [Chunk(0, 0, prompt, list(range(blocks)), False, asked)]), None).examined
+    mean = (np.frombuffer(found.total, "<f8") / len(prompt)).astype("<f4").tobytes()
+    return [Score(prompt[0], None), *found.scores] if scored else [], mean
+
+
+def _stage(request: Request, layers: int, held: Grammars | None = None) -> tuple[StageExecutor, int]:
+    """One that holds the request, and its KV blocks."""
+    shard = Shard(make_layers, bf16=True, grammars=held)
     shard.load(range(layers), ToyWeights(layers))
-    blocks = -(-(len(request.prompt) + request.max_tokens) // BLOCK_TOKENS)
-    stage = shard.enter(range(layers), range(0), blocks)
+    blocks = -(-(len(request.prompt) + request.draws) // BLOCK_TOKENS)
+    return shard.enter(range(layers), range(0), blocks), blocks
+
+
+def _alone(request: Request, choice: int, layers: int) -> list[int]:
+    held = grammars()
+    stage, blocks = _stage(request, layers, held)
     sampling = msgspec.structs.replace(request.sampling, seed=(request.sampling.seed + choice) % 2**64)
     tokens, at, said = list(request.prompt), 0, list[int]()
-    for step in range(request.max_tokens):
+    for step in range(request.draws):
         opened = [] if step else [Opened(0, sampling, request.prompt, [])]
         chunk = Chunk(0, at, tokens[at:], [] if step else list(range(blocks)), True)
         (drawn,) = stage.run(StepPlan(step, opened, [], [], [], [chunk]), None).sampled
@@ -124,6 +172,7 @@ def _alone(request: Request, choice: int, layers: int) -> list[int]:
         at = len(tokens)
         tokens.append(drawn.token)
         said.append(drawn.token)
+    held.close()
     return said
 
 
@@ -131,7 +180,8 @@ class ToyModel:
     """What a node holds of the toy: the real shard."""
 
     def __init__(self, layers: int, journals: JournalLimits) -> None:
-        self.shard = Shard(make_layers, bf16=True, journals=journals)
+        self._grammars = grammars()
+        self.shard = Shard(make_layers, bf16=True, journals=journals, grammars=self._grammars)
         self._weights = ToyWeights(layers)
 
     @property
@@ -160,6 +210,7 @@ class ToyModel:
 
     def close(self) -> None:
         self.shard.close()
+        self._grammars.close()
 
     def report(self, heartbeat: control.Heartbeat) -> None:
         heartbeat.journal_bytes = self.shard.journal_bytes

@@ -6,7 +6,7 @@ The environment is that of transformers (chat_template_utils.py): trimmed blocks
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn, cast
 
@@ -16,7 +16,8 @@ from jinja2.nodes import Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from shoal.errors import CorruptModel, InvalidRequest
+from shoal.errors import CorruptModel, InvalidRequest, ShoalError
+from shoal.text.tools import detect
 
 
 class _Refused(Exception):
@@ -48,9 +49,14 @@ class _Generation(Extension):
 
 
 class ChatTemplate:
-    def __init__(self, source: object, special: Mapping[str, str], where: object) -> None:
+    """`tools`: the format of tool calls that it teaches, if any."""
+
+    def __init__(
+        self, source: object, special: Mapping[str, str], where: object, fault: Callable[[object, str], ShoalError] = CorruptModel
+    ) -> None:
+        """special: what special tokens are called. fault: makes what is raised, of `where` and what is wrong there."""
         if not isinstance(source, str):
-            raise CorruptModel(where, "the chat template is no text")
+            raise fault(where, "the chat template is no text")
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
         )
@@ -59,13 +65,20 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(source)
         except TemplateError as error:
-            raise CorruptModel(where, f"the chat template is no valid Jinja ({error})") from error
+            raise fault(where, f"the chat template is no valid Jinja ({error})") from error
         self._special = dict(special)
+        self.tools = detect(source)
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The prompt, up to where the assistant begins. Raises InvalidRequest for a conversation that the template refuses."""
+    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
+        """The prompt, up to where the assistant begins. Raises InvalidRequest for a conversation that the template refuses.
+
+        messages: as transformers has them: a tool call's arguments are an object, not its JSON.
+        tools:    {"type": "function", "function": {"name", "description", "parameters"}}
+        """
         try:
-            return self._template.render(messages=messages, add_generation_prompt=True, **self._special)
+            return self._template.render(
+                messages=messages, tools=list(tools) or None, documents=None, add_generation_prompt=True, **self._special
+            )
         except _Refused as error:
             raise InvalidRequest(f"the model's chat template refuses these messages: {error}", "messages") from error
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError) as error:

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 
 class Decoder(Protocol):
     def text_bytes(self, token: int, first: bool) -> bytes: ...
+    def token_bytes(self, token: int) -> bytes: ...
+
+
+class _Marked:
+    """A decoder that shows some special tokens."""
+
+    def __init__(self, decoder: Decoder, markers: Collection[int]) -> None:
+        self._decoder, self._markers = decoder, frozenset(markers)
+
+    def text_bytes(self, token: int, first: bool) -> bytes:
+        return self.token_bytes(token) if token in self._markers else self._decoder.text_bytes(token, first)
+
+    def token_bytes(self, token: int) -> bytes:
+        return self._decoder.token_bytes(token)
 
 
 class Detokenizer:
@@ -53,7 +67,7 @@ class StopStrings:
             self.stopped = True
             out, self._held = self._held[: min(found)], ""
             return out
-        keep = max((self._overlap(s) for s in self._stops), default=0)
+        keep = max((overlap(self._held, s) for s in self._stops), default=0)
         out, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         return out
 
@@ -62,19 +76,18 @@ class StopStrings:
         out, self._held = self._held, ""
         return out
 
-    def _overlap(self, stop: str) -> int:
-        """The longest beginning of the stop string that the held text ends in."""
-        for length in range(min(len(stop) - 1, len(self._held)), 0, -1):
-            if self._held.endswith(stop[:length]):
-                return length
-        return 0
+
+def overlap(text: str, what: str) -> int:
+    """How long the longest beginning of `what`, but not all of it, is that the text ends in."""
+    return next((n for n in range(min(len(what) - 1, len(text)), 0, -1) if text.endswith(what[:n])), 0)
 
 
 class TextStream:
     """One choice's tokens to its text."""
 
-    def __init__(self, decoder: Decoder, prompt: Sequence[int], stops: Sequence[str]) -> None:
-        self._detokenizer = Detokenizer(decoder, prompt)
+    def __init__(self, decoder: Decoder, prompt: Sequence[int], stops: Sequence[str], markers: Collection[int] = ()) -> None:
+        """markers: special tokens that are text here, as those are that a tool call begins with."""
+        self._detokenizer = Detokenizer(_Marked(decoder, markers) if markers else decoder, prompt)
         self._stops = StopStrings(stops)
 
     @property

@@ -9,39 +9,56 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
+from llguidance import LLTokenizer
 from tokenizers import Tokenizer as Backend
 
-from shoal.errors import CorruptModel, InvalidRequest, UserError
+from shoal.errors import ConfigError, CorruptModel, InvalidRequest, UserError
 from shoal.text.chat import ChatTemplate
+from shoal.text.tools import ToolFormat
 from shoal.text.vocabulary import WHOLE_WORDS, from_gguf
 
 # Tokens that end a turn in the families there are, whether or not the file's metadata says so (llama-vocab.cpp does the same).
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>")
 
 
+_SLICE, _SLACK = 16 << 10, 64
+"""Characters that are counted at once; tokens by which cutting there may miscount."""
+
+
 class Tokenizer:
-    """`stop_tokens`: ids that end an answer. `template`: the chat template, None for a model that has none."""
+    """`stop_tokens`: ids that end an answer. `template`: the chat template, None for a model that has none.
+    `tool_template`: the one for conversations with tools."""
 
     def __init__(
-        self, backend: Backend, *, bos: int | None, add_bos: bool, stop_tokens: frozenset[int], template: ChatTemplate | None
+        self,
+        backend: Backend,
+        *,
+        bos: int | None,
+        add_bos: bool,
+        stop_tokens: frozenset[int],
+        template: ChatTemplate | None,
+        tool_template: ChatTemplate | None = None,
     ) -> None:
         self._backend = backend
         self._bos = bos
         self._add_bos = add_bos
         known = {backend.token_to_id(text) for text in _END_OF_TURN}
         self.stop_tokens = stop_tokens | frozenset(i for i in known if i is not None)
-        self.template = template
+        self.template, self.tool_template = template, tool_template or template
         self._special = {i for i, t in backend.get_added_tokens_decoder().items() if t.special}
         self._byte_level = '"ByteLevel"' in json.dumps(json.loads(backend.to_str()).get("decoder"))
         self._strips = '"Strip"' in backend.to_str() and not self._byte_level
 
     @classmethod
-    def open(cls, path: Path, meta: Mapping[str, Any] | None = None) -> Tokenizer:
-        """path: a model directory, or a GGUF file whose metadata is `meta`. Raises CorruptModel, UnsupportedModel, UserError."""
-        return cls._from_directory(path) if meta is None else cls._from_gguf(path, meta)
+    def open(cls, path: Path, meta: Mapping[str, Any] | None = None, chat_template: Path | None = None) -> Tokenizer:
+        """path: a model directory, or a GGUF file whose metadata is `meta`. chat_template: in place of the model's own.
+
+        Raises CorruptModel, UnsupportedModel, UserError.
+        """
+        return cls._from_directory(path, chat_template) if meta is None else cls._from_gguf(path, meta, chat_template)
 
     @classmethod
-    def _from_gguf(cls, path: Path, meta: Mapping[str, Any]) -> Tokenizer:
+    def _from_gguf(cls, path: Path, meta: Mapping[str, Any], chat_template: Path | None) -> Tokenizer:
         backend = from_gguf(meta, path)
 
         def token(name: str) -> int | None:
@@ -52,7 +69,7 @@ class Tokenizer:
 
         bos, eos = token("bos"), token("eos")
         ends = [eos, token("eot"), token("eom")]
-        source = meta.get("tokenizer.chat_template")
+        sources = {"default": meta.get("tokenizer.chat_template"), "tool_use": meta.get("tokenizer.chat_template.tool_use")}
         begins = meta.get("tokenizer.ggml.model") == "llama" or meta.get("tokenizer.ggml.pre") in WHOLE_WORDS
         special = {
             "bos_token": (backend.id_to_token(bos) or "") if bos is not None else "",
@@ -63,11 +80,11 @@ class Tokenizer:
             bos=bos,
             add_bos=bool(meta.get("tokenizer.ggml.add_bos_token", begins)),
             stop_tokens=frozenset(int(i) for i in ends if i is not None),
-            template=ChatTemplate(source, special, path) if source else None,
+            **_templates(sources, special, path, chat_template),
         )
 
     @classmethod
-    def _from_directory(cls, path: Path) -> Tokenizer:
+    def _from_directory(cls, path: Path, chat_template: Path | None) -> Tokenizer:
         file = path / "tokenizer.json"
         if not file.exists():
             raise UserError(f"{path}: no tokenizer.json; save the model with a fast tokenizer")
@@ -89,17 +106,27 @@ class Tokenizer:
         if (token := backend.token_to_id(special("eos_token"))) is not None:
             ends.add(token)
         source = config.get("chat_template")
+        sources: dict[str, object] = {"default": source}
         if isinstance(source, list):  # several, by name
-            source = next((t.get("template") for t in cast("list[dict[str, str]]", source) if t.get("name") == "default"), None)
+            sources = {str(t.get("name")): t.get("template") for t in cast("list[dict[str, str]]", source)}
         if (separate := path / "chat_template.jinja").exists():
-            source = separate.read_text()
+            sources = {"default": separate.read_text()}
         bos = backend.token_to_id(special("bos_token"))
         # The post-processor of tokenizer.json adds BOS where the model wants one.
         adds = bos is not None and bos in backend.encode("", add_special_tokens=True).ids
         names = {"bos_token": special("bos_token"), "eos_token": special("eos_token")}
-        return cls(
-            backend, bos=bos, add_bos=adds, stop_tokens=frozenset(ends), template=ChatTemplate(source, names, path) if source else None
-        )
+        templates = _templates(sources, names, path, chat_template)
+        return cls(backend, bos=bos, add_bos=adds, stop_tokens=frozenset(ends), **templates)
+
+    @property
+    def special(self) -> dict[str, int]:
+        """Special tokens by what they are called."""
+        return {str(self._backend.id_to_token(token)): token for token in self._special}
+
+    def for_grammars(self, width: int) -> LLTokenizer:
+        """As llguidance sees it, for a model with so many logits. It takes up to a second, and holds the interpreter's lock meanwhile."""
+        ends = sorted(self.stop_tokens)
+        return LLTokenizer(self._backend.to_str(), n_vocab=max(width, self.size), eos_token=ends or None)
 
     @property
     def size(self) -> int:
@@ -114,11 +141,32 @@ class Tokenizer:
         ids = self._backend.encode(text, add_special_tokens=False).ids
         return [self._bos, *ids] if bos and self._add_bos and self._bos is not None else ids
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def exceeds(self, text: str, limit: int) -> bool:
+        """Whether a text has far more tokens than that: to find out costs no more than about so many tokens, however long the text is."""
+        if len(text) <= 4 * limit:
+            return False
+        tokens = 0
+        for at in range(0, len(text), _SLICE):
+            tokens += len(self._backend.encode(text[at : at + _SLICE], add_special_tokens=False).ids) - _SLACK
+            if tokens > limit:
+                return True
+        return False
+
+    @property
+    def tool_format(self) -> ToolFormat | None:
+        """How the model writes tool calls; None where its template has none, or in a format that is not known."""
+        return None if self.tool_template is None else self.tool_template.tools
+
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
         """A conversation as the model's template writes it, ready for its answer. Raises InvalidRequest."""
-        if self.template is None:
-            raise InvalidRequest("this model has no chat template; use /v1/completions", "messages")
-        return self.encode(self.template.render(messages), bos=False)
+        template = self.tool_template if tools else self.template
+        if template is None:
+            raise InvalidRequest("this model has no chat template; use /v1/completions, or serve it with --chat-template", "messages")
+        return template.render(messages, tools)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The tokens of `render_chat`. Raises InvalidRequest."""
+        return self.encode(self.render_chat(messages), bos=False)
 
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self._backend.decode(list(tokens), skip_special_tokens=True))
@@ -141,6 +189,24 @@ class Tokenizer:
         if match := re.fullmatch(r"<0x([0-9A-F]{2})>", text):
             return bytes([int(match[1], 16)])
         return text.replace("▁", " ").encode()
+
+
+def _templates(
+    sources: Mapping[str, object], special: Mapping[str, str], path: Path, chosen: Path | None
+) -> dict[str, ChatTemplate | None]:
+    """A model's templates, by what `Tokenizer` calls them; or the user's. Raises CorruptModel, ConfigError."""
+    if chosen is not None:
+        try:
+            source = chosen.read_text()
+        except (OSError, UnicodeError) as error:
+            raise _unusable(chosen, f"cannot be read ({error})") from error
+        return {"template": ChatTemplate(source, special, chosen, _unusable)}
+    names = {"template": "default", "tool_template": "tool_use"}
+    return {name: ChatTemplate(source, special, path) if (source := sources.get(key)) else None for name, key in names.items()}
+
+
+def _unusable(chosen: object, what: str) -> ConfigError:
+    return ConfigError(f"--chat-template {chosen}: {what}")
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -5,15 +5,20 @@ from __future__ import annotations
 from shoal.errors import InvalidRequest
 from shoal.gateway.chat.wire import ChatRequest
 from shoal.gateway.chat.writer import ChatWriter
+from shoal.gateway.conversation import converse
 from shoal.gateway.engine import Engine
 from shoal.gateway.job import Job, common
+from shoal.request import MAX_ALTERNATIVES
+from shoal.text.tools import ToolFormat
 
 
 class ChatJob(Job, frozen=True, tag="chat"):
     logprobs: bool = False
+    format: ToolFormat | None = None
+    """How the answer writes tool calls, where it may have any."""
 
     def writer(self, engine: Engine) -> ChatWriter:
-        return ChatWriter(engine, self.id, self.created, self.choices, self.logprobs, self.include_usage)
+        return ChatWriter(engine, self)
 
 
 def chat_job(body: ChatRequest, engine: Engine, chosen: str | None = None) -> ChatJob:
@@ -22,14 +27,18 @@ def chat_job(body: ChatRequest, engine: Engine, chosen: str | None = None) -> Ch
         raise InvalidRequest("give max_completion_tokens or max_tokens, not both", "max_tokens")
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs to be true", "top_logprobs")
-    prompt = engine.tokenizer.encode_chat([message.plain() for message in body.messages])
+    if not 0 <= (body.top_logprobs or 0) <= MAX_ALTERNATIVES:
+        raise InvalidRequest(f"top_logprobs must lie in [0, {MAX_ALTERNATIVES}], not {body.top_logprobs}", "top_logprobs")
+    answer = None if body.response_format is None else body.response_format.answer()
+    asked = converse(engine, body.templated(), body.asked_tools(), answer)
     fields = common(
         body,
         engine,
-        [prompt],
+        [asked.prompt],
         prefix="chatcmpl-",
         max_tokens=body.max_completion_tokens if body.max_tokens is None else body.max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         chosen=chosen,
+        grammar=asked.grammar,
     )
-    return ChatJob(**fields, logprobs=bool(body.logprobs))
+    return ChatJob(**fields, logprobs=bool(body.logprobs), format=asked.format, markers=asked.markers)

@@ -2,48 +2,208 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+import json
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
 
+from shoal.errors import InvalidRequest
+from shoal.gateway import conversation
+from shoal.gateway.conversation import MAX_MESSAGES, JsonAnswer, Tools, check_name
 from shoal.gateway.wire import Sampled, Wire
+from shoal.text.grammar import MAX_TOOLS
 
 
-class TextPart(Wire):
-    type: Literal["text"]
-    text: str
+class Part(Wire):
+    type: Literal["text", "refusal"]
+    text: str | None = None
+    refusal: str | None = None
+
+    @field_validator("type", mode="before")
+    @classmethod
+    def _only_text(cls, kind: object) -> object:
+        if isinstance(kind, str) and kind not in ("text", "refusal"):
+            raise PydanticCustomError(
+                "unsupported_parameter", "'{kind}' parts are not supported; the model reads text", {"kind": kind[:64]}
+            )
+        return kind
+
+
+class FunctionCall(Wire):
+    name: str
+    arguments: str
+
+
+class ToolCall(Wire):
+    id: Annotated[str, Field(min_length=1, max_length=256)]
+    type: Literal["function"]
+    function: FunctionCall
+
+    def templated(self, where: str) -> dict[str, Any]:
+        """Raises InvalidRequest."""
+        check_name(self.function.name, f"{where}.function.name")
+        try:
+            arguments: Any = json.loads(self.function.arguments or "{}")
+        except (ValueError, RecursionError):
+            arguments = None
+        if not isinstance(arguments, dict):
+            raise InvalidRequest("a call's arguments are a JSON object, as text", f"{where}.function.arguments")
+        return {"id": self.id, "type": "function", "function": {"name": self.function.name, "arguments": arguments}}
 
 
 class Message(Wire):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Part] | None = None
     name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    refusal: str | None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    audio: None = None
+    function_call: None = None
 
-    def plain(self) -> dict[str, str]:
-        """As chat templates know messages."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+    @field_validator("role", mode="before")
+    @classmethod
+    def _no_functions(cls, role: object) -> object:
+        if role == "function":
+            raise PydanticCustomError("unsupported_parameter", "the role 'function' is not supported; use 'tool'")
+        return role
+
+    @field_validator("function_call", mode="before")
+    @classmethod
+    def _no_function_call(cls, call: object) -> object:
+        if call is not None:
+            raise PydanticCustomError("unsupported_parameter", "'function_call' is not supported; use 'tool_calls'")
+        return call
+
+    def templated(self, where: str) -> conversation.Message:
+        """As chat templates know messages. Raises InvalidRequest."""
+        assistant, tool = self.role == "assistant", self.role == "tool"
+        for name, mine in (("tool_calls", assistant), ("refusal", assistant), ("tool_call_id", tool)):
+            if getattr(self, name) is not None and not mine:
+                raise InvalidRequest(f"a message of the role '{self.role}' has no {name}", f"{where}.{name}")
+        if self.content is None and not (assistant and (self.tool_calls or self.refusal)):
+            raise InvalidRequest(f"a message of the role '{self.role}' needs content", f"{where}.content")
+        known: conversation.Message = {"role": "system" if self.role == "developer" else self.role, "content": self._text(where)}
+        if self.tool_calls:
+            known["tool_calls"] = [call.templated(f"{where}.tool_calls.{i}") for i, call in enumerate(self.tool_calls)]
+        if tool:
+            if self.tool_call_id is None:
+                raise InvalidRequest(
+                    "a message of the role 'tool' needs the tool_call_id of the call that it answers", f"{where}.tool_call_id"
+                )
+            known["tool_call_id"] = self.tool_call_id
+        return known
+
+    def _text(self, where: str) -> str:
+        if isinstance(self.content, str):
+            return self.content
+        said = ""
+        for at, part in enumerate(self.content or ()):
+            here = f"{where}.content.{at}"
+            if part.type == "refusal" and self.role != "assistant":
+                raise InvalidRequest("only the assistant refuses", f"{here}.type")
+            text, other = (part.text, part.refusal) if part.type == "text" else (part.refusal, part.text)
+            if text is None or other is not None:
+                raise InvalidRequest(f"a part of the type '{part.type}' has '{part.type}' and nothing else", here)
+            said += text
+        return said + (self.refusal or "" if self.content is None else "")
+
+
+class Function(Wire):
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Wire):
+    type: Literal["function"]
+    function: Function
+
+
+class Named(Wire):
+    name: str
+
+
+class NamedChoice(Wire):
+    type: Literal["function"]
+    function: Named
+
+
+class AllowedTools(Wire):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedChoice], Field(min_length=1, max_length=MAX_TOOLS)]
+
+
+class AllowedChoice(Wire):
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+class Schema(Wire):
+    name: str
+    description: str | None = None
+    definition: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Wire):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: Schema | None = None
+
+    def answer(self) -> JsonAnswer | None:
+        """None: any text. Raises InvalidRequest."""
+        schema = self.json_schema
+        if (self.type == "json_schema") != (schema is not None):
+            raise InvalidRequest("response_format has a json_schema if its type is 'json_schema', and only then", "response_format")
+        if schema is not None:
+            check_name(schema.name, "response_format.json_schema.name")
+        elif self.type == "text":
+            return None
+        return JsonAnswer(schema and schema.definition, bool(schema and schema.strict), "response_format")
 
 
 class ChatRequest(Sampled):
     inert: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "tools": (None, []),
-        "tool_choice": (None, "none", "auto"),
-        "parallel_tool_calls": (None, True, False),
         "functions": (None, []),
         "function_call": (None, "none"),
-        "response_format": (None, {"type": "text"}),
         "modalities": (None, ["text"]),
         "audio": (None,),
         "prediction": (None,),
-        "reasoning_effort": (None,),
-        "verbosity": (None,),
+        "reasoning_effort": (None, "none"),
+        "verbosity": (None, "medium"),
         "web_search_options": (None,),
         "store": (None, False),
         "metadata": (None, {}),
     }
+    instead: ClassVar[dict[str, str]] = {"functions": "tools", "function_call": "tool_choice"}
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    response_format: ResponseFormat | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedChoice | AllowedChoice | None = None
+    parallel_tool_calls: bool | None = None
+
+    def templated(self) -> list[conversation.Message]:
+        """Raises InvalidRequest."""
+        return [message.templated(f"messages.{i}") for i, message in enumerate(self.messages)]
+
+    def asked_tools(self) -> Tools:
+        functions = [
+            conversation.Function(f.name, f.description, f.parameters, bool(f.strict), f"tools.{i}.function")
+            for i, f in enumerate(tool.function for tool in self.tools or ())
+        ]
+        parallel = self.parallel_tool_calls is not False
+        match self.tool_choice:
+            case NamedChoice(function=named):
+                return Tools(functions, must=True, allowed=[named.name], parallel=False)
+            case AllowedChoice(allowed_tools=allowed):
+                names = [choice.function.name for choice in allowed.tools]
+                return Tools(functions, must=allowed.mode == "required", allowed=names, parallel=parallel)
+            case choice:
+                return Tools(functions, may=choice != "none", must=choice == "required", parallel=parallel)

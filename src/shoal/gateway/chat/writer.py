@@ -3,54 +3,100 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from shoal.gateway.conversation import call_id
 from shoal.gateway.engine import Engine
 from shoal.gateway.writer import Event, Piece, Usage
-from shoal.request import TokenChunk
+from shoal.request import FinishReason, TokenChunk
+from shoal.text.tool_parser import CallBegun, Content, Delta, ToolParser
+
+if TYPE_CHECKING:
+    from shoal.gateway.chat.job import ChatJob
 
 
 class ChatWriter:
-    def __init__(self, engine: Engine, id: str, created: int, choices: int, logprobs: bool, include_usage: bool) -> None:
-        self._engine, self._id, self._created = engine, id, created
-        self._choices, self._logprobs, self._include_usage = choices, logprobs, include_usage
+    def __init__(self, engine: Engine, job: ChatJob) -> None:
+        self._engine, self._job = engine, job
+        self._parsers = [] if job.format is None else [ToolParser(job.format) for _ in range(job.choices)]
 
     def _frame(self, object: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
-            "id": self._id,
+            "id": self._job.id,
             "object": object,
-            "created": self._created,
+            "created": self._job.created,
             "model": self._engine.name,
+            "service_tier": self._job.service_tier,
             "system_fingerprint": f"shoal-{self._engine.created}",
             "choices": choices,
         }
 
+    def _chunk(self, choices: list[dict[str, Any]], usage: Usage | None = None) -> Event:
+        told = {"usage": None if usage is None else usage.wire()} if self._job.include_usage else {}
+        return Event({**self._frame("chat.completion.chunk", choices), **told})
+
     def opening(self) -> Sequence[Event]:
-        """The chunk that says who speaks."""
-        delta = {"role": "assistant", "content": "", "refusal": None}
-        choices = [{"index": i, "delta": delta, "logprobs": None, "finish_reason": None} for i in range(self._choices)]
-        return [Event(self._frame("chat.completion.chunk", choices))]
+        """The chunk that says who speaks. Where there may be calls nobody knows yet whether there is content."""
+        delta = {"role": "assistant", "content": None if self._parsers else "", "refusal": None}
+        return [self._chunk([_choice(i, delta=delta) for i in range(self._job.choices)])]
 
     def piece(self, piece: Piece) -> Sequence[Event]:
-        finish = None if piece.finish is None else str(piece.finish)
-        delta = {"content": piece.text} if piece.text or finish is None else {}
-        logprobs = self._scored(piece.chunks) if self._logprobs else None
-        choice = {"index": piece.choice, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        return [Event(self._frame("chat.completion.chunk", [choice]))]
+        delta = self._delta(piece)
+        logprobs = self._scored(piece.chunks) if self._job.logprobs else None
+        if not delta and logprobs is None and piece.finish is None:
+            return []
+        return [self._chunk([_choice(piece.choice, delta=delta, logprobs=logprobs, finish_reason=self._reason(piece))])]
 
     def ending(self, usage: Usage) -> Sequence[Event]:
-        told = [Event({**self._frame("chat.completion.chunk", []), "usage": usage.wire()})] if self._include_usage else []
-        return [*told, Event("[DONE]")]
+        return [*([self._chunk([], usage)] if self._job.include_usage else []), Event("[DONE]")]
 
     def whole(self, pieces: Sequence[Piece], usage: Usage) -> dict[str, Any]:
         choices: list[dict[str, Any]] = []
-        for index in range(self._choices):
+        for index in range(self._job.choices):
             mine = [p for p in pieces if p.choice == index]
-            message = {"role": "assistant", "content": "".join(p.text for p in mine), "refusal": None}
-            logprobs = self._scored([c for p in mine for c in p.chunks]) if self._logprobs else None
-            finish = next((str(p.finish) for p in mine if p.finish is not None), None)
-            choices.append({"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish})
+            message = self._message(mine)
+            logprobs = self._scored([c for p in mine for c in p.chunks]) if self._job.logprobs else None
+            reason = next((self._reason(p) for p in mine if p.finish is not None), None)
+            choices.append(_choice(index, message=message, logprobs=logprobs, finish_reason=reason))
         return {**self._frame("chat.completion", choices), "usage": usage.wire()}
+
+    def _news(self, piece: Piece) -> list[Delta]:
+        """What a piece says and calls."""
+        if not self._parsers:
+            return [Content(piece.text)] if piece.text else []
+        parser = self._parsers[piece.choice]
+        news = parser.push(piece.text)
+        return news if piece.finish is None else [*news, *parser.finish()]
+
+    def _reason(self, piece: Piece) -> str | None:
+        if piece.finish is FinishReason.STOP and self._parsers and self._parsers[piece.choice].complete:
+            return "tool_calls"
+        return None if piece.finish is None else str(piece.finish)
+
+    def _calls(self, choice: int, news: Sequence[Delta]) -> dict[int, dict[str, Any]]:
+        """What is new of each call, by its number."""
+        calls: dict[int, dict[str, Any]] = {}
+        for new in news:
+            if isinstance(new, CallBegun):
+                function = {"name": new.name, "arguments": ""}
+                calls[new.call] = {"id": call_id(self._job.id, choice, new.call), "type": "function", "function": function}
+            elif not isinstance(new, Content):
+                calls.setdefault(new.call, {"function": {"arguments": ""}})["function"]["arguments"] += new.text
+        return calls
+
+    def _delta(self, piece: Piece) -> dict[str, Any]:
+        news = self._news(piece)
+        said = "".join(new.text for new in news if isinstance(new, Content))
+        calls = [{"index": at, **call} for at, call in self._calls(piece.choice, news).items()]
+        return {**({"content": said} if said else {}), **({"tool_calls": calls} if calls else {})}
+
+    def _message(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+        """pieces: all of one choice."""
+        news = [new for piece in pieces for new in self._news(piece)]
+        said = "".join(new.text for new in news if isinstance(new, Content))
+        calls = list(self._calls(pieces[0].choice, news).values()) if pieces else []
+        message = {"role": "assistant", "content": said or None if calls else said, "refusal": None}
+        return {**message, "tool_calls": calls} if calls else message
 
     def _scored(self, chunks: Sequence[TokenChunk]) -> dict[str, Any]:
         content: list[dict[str, Any]] = []
@@ -63,3 +109,9 @@ class ChatWriter:
     def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
         raw = self._engine.tokenizer.token_bytes(token)
         return {"token": raw.decode(errors="replace"), "logprob": logprob, "bytes": list(raw)}
+
+
+def _choice(
+    index: int, *, logprobs: dict[str, Any] | None = None, finish_reason: str | None = None, **what: dict[str, Any]
+) -> dict[str, Any]:
+    return {"index": index, **what, "logprobs": logprobs, "finish_reason": finish_reason}

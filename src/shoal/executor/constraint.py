@@ -1,0 +1,172 @@
+"""Which tokens a grammar allows next, worked out beside the steps: masks are made in threads of their own (llguidance lets go of the
+interpreter's lock), from the moment a token is drawn, while the stages compute the next step.
+
+A grammar is compiled once and copied for each sequence. What it may cost is bounded. A sequence whose grammar goes beyond that, or
+does not compile, ends; one whose mask is late is drawn for in a later step; and nothing else waits.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shoal.errors import ShoalError
+from shoal.request import GRAMMAR_FUEL, GRAMMAR_ITEMS, GRAMMAR_SYMBOLS
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+_STEP_FUEL, _STEP_ITEMS = 100_000, 50_000  # about 7 ms of lexer and 3 ms of parser work for a mask
+_STATES = 50_000  # of a grammar's lexer, some 1.5 KB each
+_KEPT = 32  # compiled grammars
+_THREADS = 2
+_MOST = 10.0  # seconds for one mask, after which the sequence ends
+
+
+class GrammarFailed(Exception):
+    """A sequence cannot be held to its grammar; says why."""
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """Which tokens may come: those listed, or all but those listed, whichever is shorter. At least one may."""
+
+    tokens: NDArray[np.intp]
+    but: bool
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a sequence is in its grammar, and what may come there."""
+
+    matcher: LLMatcher
+    allowed: Allowed
+
+
+@dataclass(frozen=True)
+class _Step:
+    """From one place to the next, by a token."""
+
+    matcher: LLMatcher
+    token: int
+    width: int
+    place: Future[_Place]
+
+
+class Grammars:
+    """A model's compiled grammars.
+
+    vocabulary: makes llguidance's view of the model's tokenizer, which may take a second: called when the first grammar comes, once.
+    patience: seconds that a draw waits for its mask before it is put off to another step; None: for ever.
+    """
+
+    def __init__(self, vocabulary: Callable[[], LLTokenizer], patience: float | None = 0.05) -> None:
+        self.patience = patience
+        self._vocabulary = vocabulary
+        self._tokenizer: LLTokenizer | None = None
+        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._openings = ThreadPoolExecutor(1, thread_name_prefix="grammar")  # one: it alone compiles
+        self._masks = ThreadPoolExecutor(_THREADS, thread_name_prefix="mask")
+
+    def __len__(self) -> int:
+        return len(self._compiled)
+
+    def constrain(self, grammar: str, generated: Sequence[int], width: int) -> Constraint:
+        """For a sequence that has said `generated` under this grammar. width: logits of a row."""
+        return Constraint(self._openings.submit(self._open, grammar, generated, width), width, self.patience)
+
+    def advance(self, drawn: Sequence[tuple[Constraint, int]]) -> None:
+        """Begins to work out what may come after the tokens that a step drew. At once for all: each hand-over to a thread costs as much
+        as a mask."""
+        if drawn:
+            self._masks.submit(_work, [constraint.drawn(token) for constraint, token in drawn])
+
+    def close(self) -> None:
+        for pool in (self._openings, self._masks):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _open(self, grammar: str, generated: Sequence[int], width: int) -> _Place:
+        if (found := self._compiled.get(grammar)) is None:
+            found = self._compiled[grammar] = self._compile(grammar)
+            if len(self._compiled) > _KEPT:
+                self._compiled.popitem(last=False)
+        self._compiled.move_to_end(grammar)
+        return _follow(found.deep_copy(), generated, width)
+
+    def _compile(self, grammar: str) -> LLMatcher:
+        from llguidance import LLMatcher, LLParserLimits
+
+        limits = LLParserLimits(
+            max_items_in_row=GRAMMAR_ITEMS,
+            initial_lexer_fuel=GRAMMAR_FUEL,
+            step_lexer_fuel=_STEP_FUEL,
+            step_max_items=_STEP_ITEMS,
+            max_lexer_states=_STATES,
+            max_grammar_size=GRAMMAR_SYMBOLS,
+            verbose_errors=False,
+        )
+        if self._tokenizer is None:
+            try:
+                self._tokenizer = self._vocabulary()
+            except (ShoalError, OSError, ValueError) as error:
+                raise GrammarFailed(f"the model's tokenizer cannot be read ({error})") from error
+        made = LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
+        _check(made)
+        return made
+
+
+class Constraint:
+    """One sequence's way through its grammar. The next mask is being made from the moment that there is one to make."""
+
+    def __init__(self, opening: Future[_Place], width: int, patience: float | None) -> None:
+        self._next, self._width, self._patience = opening, width, patience
+        self._asked = monotonic()
+
+    def allowed(self) -> Allowed | None:
+        """What may come next; None where it is not known in time. Raises GrammarFailed."""
+        try:
+            return self._next.result(self._patience).allowed
+        except TimeoutError:
+            if monotonic() - self._asked > _MOST:
+                raise GrammarFailed("it takes too long to work out what may come next; simplify it") from None
+            return None
+
+    def drawn(self, token: int) -> _Step:
+        """The token that came next, after `allowed` said what might."""
+        step = _Step(self._next.result().matcher, token, self._width, Future())
+        self._next, self._asked = step.place, monotonic()
+        return step
+
+
+def _work(steps: Sequence[_Step]) -> None:
+    for step in steps:
+        try:
+            step.place.set_result(_follow(step.matcher, [step.token], step.width))
+        except Exception as error:  # noqa: BLE001 - raised where the place is asked for
+            step.place.set_exception(error)
+
+
+def _follow(matcher: LLMatcher, tokens: Sequence[int], width: int) -> _Place:
+    if tokens:
+        matcher.consume_tokens(list(tokens))
+        _check(matcher)
+    bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+    _check(matcher)
+    mask = np.unpackbits(bits, count=width, bitorder="little").view(np.bool_)
+    count = int(np.count_nonzero(mask))
+    if not count:
+        raise GrammarFailed("no token of the model can come next")
+    but = count > width // 2
+    return _Place(matcher, Allowed(np.flatnonzero(~mask if but else mask), but))
+
+
+def _check(matcher: LLMatcher) -> None:
+    if matcher.is_error():
+        raise GrammarFailed(" ".join(matcher.get_error().replace("<non-verbose/>", "").split())[:300])
