@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from time import perf_counter
 
+from benchmarks.peers import free_port, until_healthy
 from shoal.cli.local import LocalCluster, local_cluster
 from shoal.config import HeadSettings, NodeSettings
 from shoal.models.description import describe
@@ -27,6 +31,22 @@ async def cluster(
         await running.until_ready()
         await generate(running.head, fresh_prompt(running.head, 16), 16)
         yield running
+
+
+@contextlib.contextmanager
+def server(model: Path, nodes: int, threads: int, lanes: int, context: int) -> Iterator[int]:
+    """`shoal up` as people run it, its nodes sharing the threads; the port of its API."""
+    port = free_port()
+    command = [sys.executable, "-m", "shoal", "up", "--model", model, "--nodes", str(nodes), "--threads", str(max(1, threads // nodes))]
+    command += ["--lanes", str(lanes), "--context", str(context), "--kv-tokens", str(lanes * context)]
+    command += ["--port", str(port), "--control-port", str(free_port()), "--discovery", "none", "--state", "none"]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until_healthy(process, port, "/health/ready")
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def fresh_prompt(head: Head, length: int) -> list[int]:

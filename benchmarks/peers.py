@@ -9,6 +9,7 @@ import socket
 import subprocess
 import tarfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,16 +60,41 @@ def eight(model: Path, threads: int, rpc: str = "") -> float:
     return next(json.loads(line)["speed_tg"] for line in done.stdout.splitlines() if line.startswith("{"))
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
 
 
 @contextlib.contextmanager
+def server(model: Path, threads: int, lanes: int, context: int) -> Iterator[int]:
+    """llama-server with so many slots of `context` tokens each, batching continuously; its port. Its cache of prompts in memory is off."""
+    port, quiet = free_port(), subprocess.DEVNULL
+    command = [llama_cpp() / "llama-server", "-m", model, "-t", str(threads), "-tb", str(threads), "-ngl", "0", "--port", str(port)]
+    command += ["-np", str(lanes), "-c", str(lanes * context), "--cache-ram", "0", "--no-webui"]
+    process = subprocess.Popen(command, stdout=quiet, stderr=quiet)
+    try:
+        until_healthy(process, port, "/health")
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def until_healthy(process: subprocess.Popen[bytes], port: int, path: str) -> None:
+    """Waits until a server answers 200. Raises SystemExit where it ends before."""
+    while True:
+        if process.poll() is not None:
+            raise SystemExit(f"{process.args} ended with status {process.returncode}")
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5):
+            return
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
 def rpc_servers(count: int, threads: int) -> Iterator[str]:
     """ggml-rpc-servers on loopback; their addresses for --rpc."""
-    ports = [_free_port() for _ in range(count)]
+    ports = [free_port() for _ in range(count)]
     quiet = subprocess.DEVNULL
     servers = [
         subprocess.Popen(

@@ -54,7 +54,9 @@ def test_leaving_a_stream_frees_its_blocks(model: AutoDistributedModel) -> None:
     assert next(stream)
     stream.close()  # pyright: ignore[reportAttributeAccessIssue]
     assert model.generate("after it", max_tokens=2)
-    assert b"shoal_kv_blocks_used 0.0" in model._head.scrape()  # pyright: ignore[reportPrivateUsage]
+    metrics = model._head.scrape()  # pyright: ignore[reportPrivateUsage]
+    assert b"shoal_kv_blocks_used 0.0" in metrics
+    assert b'shoal_sequences_waiting_by_class{priority="batch"} 0.0' in metrics
 
 
 def test_two_streams_go_side_by_side(model: AutoDistributedModel) -> None:

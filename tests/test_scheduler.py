@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import cycle
 
 import msgspec
 import pytest
@@ -10,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.errors import InvalidRequest, QueueFull
-from shoal.request import FinishReason, Request, RequestId, SamplingParams
+from shoal.request import FinishReason, Priority, Request, RequestId, SamplingParams, TokenChunk
 from shoal.scheduler.plan import StepResult
 from tests.support.toy_stage import (
     VOCABULARY,
@@ -173,6 +176,46 @@ def test_a_waiting_prompt_does_not_stop_the_draws():
     assert [len(chunk.tokens) for chunk in plan.chunks] == [1, 7]
 
 
+def pipeline(toy: Toy, stages: int) -> Iterator[tuple[int, list[TokenChunk]]]:
+    """Steps through stages that take as long as a step has rows: when each result came, and what it brought."""
+    now, free = 0, [0] * stages
+    ends: deque[int] = deque()
+    while True:
+        while (plan := toy.send()) is not None:
+            end = now
+            for stage in range(stages):
+                free[stage] = end = max(free[stage], end) + plan.rows
+            ends.append(end)
+        if not ends:
+            return
+        now = ends.popleft()
+        toy.run()
+        yield now, toy.take()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stages", [1, 2, 3, 4])
+@pytest.mark.parametrize("prompts", [1, 3])
+def test_running_streams_wait_for_two_chunks_of_a_long_prompt_at_most(stages: int, prompts: int):
+    toy = Toy(limits(999, 8, context=2100, step_tokens=256, depth=stages))
+    streams = [request(f"s{i}", [i], 90) for i in range(5)]
+    for r in streams:
+        toy.add(r)
+    last: dict[str, int] = {}
+    waits: list[int] = []
+    for now, chunks in pipeline(toy, stages):
+        for chunk in chunks:
+            if len(toy.said[chunk.request, 0]) > 1:
+                waits.append(now - last[chunk.request])
+            last[chunk.request] = now
+        if len(toy.said[streams[0].id, 0]) == 9 and "long-0" not in toy.scheduler._requests:
+            for i in range(prompts):
+                toy.add(request(f"long-{i}", range(i, 2000 + i), 1))
+    assert_right(toy, *streams)
+    assert toy.scheduler.counters.prompt_tokens == 5 + 2000 * prompts
+    assert max(waits) <= 2 * (toy.limits.chunk + len(streams)) * stages
+
+
 # Ends
 
 
@@ -321,6 +364,8 @@ class Scenario:
     step_tokens: int
     depth: int
     prompts: list[list[int]]
+    classes: list[Priority]
+    """Of the requests, in turn."""
     events: list[int]
 
 
@@ -335,6 +380,7 @@ def scenarios() -> st.SearchStrategy[Scenario]:
         step_tokens=st.integers(1, 12),
         depth=st.integers(1, 4),
         prompts=prompts,
+        classes=st.lists(st.sampled_from(Priority), min_size=1, max_size=4),
         events=st.lists(st.integers(0, 999), max_size=120),
     )
 
@@ -342,7 +388,7 @@ def scenarios() -> st.SearchStrategy[Scenario]:
 def play(scenario: Scenario) -> tuple[Toy, dict[str, Request], set[tuple[str, int]]]:
     """Adds, sends, runs, applies and cancels as the events say; what was cancelled is not expected to end."""
     toy = Toy(limits(scenario.blocks, scenario.block_tokens, lanes=scenario.lanes, step_tokens=scenario.step_tokens, depth=scenario.depth))
-    waiting = [asking(i, prompt) for i, prompt in enumerate(scenario.prompts)]
+    waiting = [asking(i, p, c) for i, (p, c) in enumerate(zip(scenario.prompts, cycle(scenario.classes), strict=False))]
     added: dict[str, Request] = {}
     cancelled: set[tuple[str, int]] = set()
     for event in scenario.events:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import cycle
 from random import Random
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.errors import InvalidRequest
-from shoal.request import Request
+from shoal.request import Priority, Request
 from shoal.scheduler.scheduler import Limits
 from tests.support.toy_layers import Layered
 from tests.support.toy_stage import asking, expected, expected_embedding, expected_scores, limits, request
@@ -225,6 +226,8 @@ class Scenario:
     limits: Limits
     bounds: tuple[int, ...]
     prompts: list[list[int]]
+    classes: list[Priority]
+    """Of the requests, in turn."""
     events: list[int]
     seed: int
 
@@ -247,6 +250,7 @@ def scenarios() -> st.SearchStrategy[Scenario]:
         limits=sizes,
         bounds=st.sampled_from([(0, 3), (0, 1, 3), (0, 1, 2, 3)]),
         prompts=st.lists(st.lists(token, min_size=1, max_size=12), min_size=1, max_size=7),
+        classes=st.lists(st.sampled_from(Priority), min_size=1, max_size=4),
         events=st.lists(st.integers(0, 1199), min_size=30, max_size=60),
         seed=st.integers(0, 9),
     )
@@ -261,7 +265,7 @@ class Play:
         self.added: dict[str, Request] = {}
         self.cancelled: set[tuple[str, int]] = set()
         self.refused: set[str] = set()
-        self.waiting = [asking(i, prompt) for i, prompt in enumerate(scenario.prompts)]
+        self.waiting = [asking(i, p, c) for i, (p, c) in enumerate(zip(scenario.prompts, cycle(scenario.classes), strict=False))]
 
     def happen(self, event: int) -> None:
         what, pick = event % 12, event // 12

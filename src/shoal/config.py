@@ -147,7 +147,9 @@ class EngineSettings(Settings):
     lanes: int = setting(32, "Sequences that run at once.", low=1, high=4096)
     kv_tokens: int = setting(0, "Tokens that the KV pool holds; 0: what fits, up to lanes times half the context.", low=0)
     step_tokens: int = setting(256, "Most tokens of one step, prefill and decode together.", low=16, high=8192)
-    queue: int = setting(512, "Requests that may wait; more are refused with 429.", low=1)
+    queue: int = setting(
+        512, "Requests that may wait; more get 429. Counted are those of the own and of higher classes: batch work keeps nobody out.", low=1
+    )
     chat_template: str = setting(
         "", "A file with a Jinja chat template, in place of the model's own; with one that has tools it can call them."
     )

@@ -12,7 +12,7 @@ import zlib
 from collections import deque
 from collections.abc import Sequence
 
-from shoal.request import Alternative, FinishReason, Request, RequestId, SamplingParams, Score, TokenChunk
+from shoal.request import Alternative, FinishReason, Priority, Request, RequestId, SamplingParams, Score, TokenChunk
 from shoal.scheduler.plan import Chunk, Examined, Sampled, StepPlan, StepResult
 from shoal.scheduler.scheduler import Limits, Scheduler
 from shoal.wire import messages
@@ -241,22 +241,32 @@ def request(
     n: int = 1,
     seed: int = 0,
     stops: frozenset[int] = frozenset(),
+    priority: Priority = Priority.NORMAL,
     scores: int | None = None,
     embed: bool = False,
 ) -> Request:
     sampling = SamplingParams(seed=seed)
-    return Request(RequestId(name), list(prompt), max_tokens, sampling, n, stops, prompt_logprobs=scores, embed=embed)
+    return Request(RequestId(name), list(prompt), max_tokens, sampling, n, stops, priority, prompt_logprobs=scores, embed=embed)
 
 
-def asking(i: int, prompt: Sequence[int]) -> Request:
+def asking(i: int, prompt: Sequence[int], priority: Priority = Priority.NORMAL) -> Request:
     """The i-th of a mix of requests: some draw alone, some want scores with it or without, some an embedding."""
     kind, tokens = (i * 7 + len(prompt)) % 6, 1 + (i * 5 + len(prompt)) % 9
     wanted: dict[str, int | bool] = [{}, {}, {}, {"scores": 0}, {"scores": 2}, {"embed": True}][kind]  # type: ignore[assignment]
     drawn = 0 if kind == 5 or (kind == 4 and i % 2) else tokens
-    return request(f"r{i}", prompt, drawn, n=1 + i % 3, seed=i % 2, stops=frozenset({STOP}), **wanted)  # type: ignore[arg-type]
+    stops = frozenset({STOP})
+    return request(f"r{i}", prompt, drawn, n=1 + i % 3, seed=i % 2, stops=stops, priority=priority, **wanted)  # type: ignore[arg-type]
 
 
 def limits(
-    blocks: int = 16, block_tokens: int = 4, *, context: int = 64, lanes: int = 8, step_tokens: int = 16, queue: int = 64, depth: int = 1
+    blocks: int = 16,
+    block_tokens: int = 4,
+    *,
+    context: int = 64,
+    lanes: int = 8,
+    step_tokens: int = 16,
+    queue: int = 64,
+    depth: int = 1,
+    ageing: int = 256,
 ) -> Limits:
-    return Limits(blocks, block_tokens, context, lanes, step_tokens, queue, depth)
+    return Limits(blocks, block_tokens, context, lanes, step_tokens, queue, depth, ageing)

@@ -8,10 +8,11 @@ Where an endpoint counts its events itself, their numbers are the ids. The event
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+
+import msgspec
 
 from shoal.errors import InvalidRequest, ShoalError
 from shoal.gateway.answer import Answer, TakenOver
@@ -35,8 +36,8 @@ def position(text: str | None, choices: int) -> Position | None:
 
 def _data(event: Event) -> bytes:
     name = f"event: {event.name}\n".encode() if event.name else b""
-    data = event.data if isinstance(event.data, str) else json.dumps(event.data, ensure_ascii=False, separators=(",", ":"))
-    return name + b"data: " + data.encode() + b"\n\n"
+    data = event.data.encode() if isinstance(event.data, str) else msgspec.json.encode(event.data)
+    return name + b"data: " + data + b"\n\n"
 
 
 def _id(at: Position) -> bytes:

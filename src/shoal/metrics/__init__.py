@@ -35,6 +35,9 @@ class Metrics:
         self.head = histogram("step_head_seconds", "Scheduling, encoding, sending and applying at the head, per step.")
         self.running = gauge("sequences_running", "Sequences that hold KV blocks.")
         self.waiting = gauge("sequences_waiting", "Sequences that wait for a lane.")
+        self.waiting_of = gauge(
+            "sequences_waiting_by_class", "Sequences that wait for a lane, by the class that they wait in.", ("priority",)
+        )
         self.blocks_used = gauge("kv_blocks_used", "KV blocks held by sequences.")
         self.blocks = gauge("kv_blocks", "KV blocks of the pool.")
         self.preemptions = gauge("preemptions", "Sequences preempted for want of KV blocks, on this route.")

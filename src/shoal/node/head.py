@@ -18,7 +18,7 @@ from shoal.pipeline.driver import TokenStream
 from shoal.pipeline.request_log import RequestLog
 from shoal.pipeline.timing import StepTiming
 from shoal.placement.partition import Placement
-from shoal.request import Request, TokenChunk
+from shoal.request import Priority, Request, TokenChunk
 from shoal.text.tokenizer import Tokenizer
 
 
@@ -178,6 +178,8 @@ class Head:
             scheduler = conductor.driver.scheduler
             m.running.set(scheduler.running)
             m.waiting.set(scheduler.waiting)
+            for priority in Priority:
+                m.waiting_of.labels(priority.name.lower()).set(scheduler.waiting_of(priority))
             m.blocks.set(scheduler.pool.size)
             m.blocks_used.set(scheduler.pool.used)
             m.preemptions.set(scheduler.counters.preemptions)

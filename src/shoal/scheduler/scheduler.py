@@ -6,22 +6,31 @@ flight at the same time are therefore over disjoint draws, while chunks of one p
 
 The stages run steps in the order of their numbers, each link keeps that order, and so a block that was given up may be handed
 out again at once: whatever an older step still writes there, it writes before the new owner does.
+
+Classes of requests: whoever is of a higher class enters first, and where lanes or blocks are lacking the youngest of the lowest class
+gives way and is computed anew later. Nobody starves of it. For those that wait see queue.py. One that gave way to a higher class before it
+had its turn of tokens runs one class higher the next time, until it has, so it is set back once per class at most. And in a step a lower
+class counts as having rested some steps less, no more.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import msgspec
 
 from shoal.errors import InvalidRequest, QueueFull, RemoteProtocolError
-from shoal.request import MAX_ALTERNATIVES, BlockId, FinishReason, Request, RequestId, Score, SequenceId, TokenChunk
+from shoal.request import MAX_ALTERNATIVES, BlockId, FinishReason, Priority, Request, RequestId, Score, SequenceId, TokenChunk
 from shoal.scheduler.blocks import BlockPool, chain
 from shoal.scheduler.plan import Asked, Chunk, Examined, Opened, Sampled, StepPlan, StepResult
+from shoal.scheduler.queue import WaitingQueue
 from shoal.scheduler.sequence import Sequence
 
+_TURN = 32
+"""Tokens that a sequence draws in its turn."""
+_DRAW_LEAD, _PROMPT_LEAD = 8, 64
+"""Steps that a draw rested, or that a prompt came, earlier than it did, per class that it is higher."""
 _TOTALS = 32  # sums of hidden states that one result brings: 2 MiB where a hidden state is 8,192 wide
 
 
@@ -37,6 +46,8 @@ class Limits:
     queue: int
     depth: int = 1
     """Steps that the driver keeps in flight: draws are spread over as many steps, prompts cut into as many smaller chunks."""
+    ageing: int = 256
+    """Steps that a class may wait while none of it runs; then its first in line rises a class."""
 
     @property
     def longest(self) -> int:
@@ -76,7 +87,7 @@ class Scheduler:
         """Requests that run in steps of their own until they draw again, because a step with one of them failed."""
         self._sequences: dict[SequenceId, Sequence] = {}
         self._requests: dict[RequestId, list[Sequence]] = {}
-        self._waiting: deque[Sequence] = deque()
+        self._waiting = WaitingQueue(limits.ageing)
         self._running: list[Sequence] = []  # oldest first
         self._flight: dict[int, list[_Sent]] = {}
         self._closed: list[int] = []
@@ -90,6 +101,10 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         return len(self._waiting)
+
+    def waiting_of(self, priority: Priority) -> int:
+        """Sequences that wait in a class."""
+        return self._waiting.of(priority)
 
     @property
     def running(self) -> int:
@@ -134,6 +149,8 @@ class Scheduler:
     def add(self, request: Request, generated: Mapping[int, list[int]] | None = None) -> None:
         """Queues a request. Raises InvalidRequest for one that can never run, QueueFull for one too many.
 
+        The queue's bound is on how many would be ahead: those of a lower class do not count.
+
         generated: of a request that began under another scheduler, the choices that have not ended, and what each has said. They go
         on as if nothing had happened, and however many wait: they were let in once.
         """
@@ -143,8 +160,8 @@ class Scheduler:
         if generated is None:
             if request.n > self.limits.queue:
                 raise InvalidRequest(f"n is {request.n}; the queue holds {self.limits.queue}", "n")
-            if self.waiting + request.n > self.limits.queue:
-                raise QueueFull(self.waiting, self.limits.queue)
+            if (ahead := self._waiting.ahead(request.priority)) + request.n > self.limits.queue:
+                raise QueueFull(ahead, self.limits.queue)
         family: list[Sequence] = []
         for choice, said in generated.items() if generated is not None else ((c, []) for c in range(request.n)):
             tokens = [*request.prompt, *said]
@@ -152,8 +169,8 @@ class Scheduler:
             self._next_sequence += 1
             self._sequences[sequence.id] = sequence
             family.append(sequence)
+            self._waiting.put(sequence)
         self._requests[request.id] = family
-        self._waiting.extend(family)
         self.counters.prompt_tokens += len(request.prompt)
 
     def cancel(self, request: RequestId, choice: int | None = None) -> None:
@@ -292,6 +309,8 @@ class Scheduler:
         self._flight[plan.step] = sent
         self._next_step += 1
         self.counters.steps += 1
+        if self._waiting:
+            self._waiting.age({s.priority for s in self._running})
         return plan
 
     def apply(self, result: StepResult) -> list[TokenChunk]:
@@ -326,30 +345,61 @@ class Scheduler:
 
     def _admit(self) -> None:
         passed: list[Sequence] = []
-        while self._waiting and self.running < self.limits.lanes:
-            sequence = self._waiting[0]
-            parent = sequence.parent
-            fork = parent is not None and not parent.done and parent.life == 0
-            if sequence.awaiting or (fork and parent is not None and parent.computed < parent.prompt_length):
-                passed.append(self._waiting.popleft())
+        while (sequence := self._waiting.first) is not None:
+            if sequence.awaiting or ((parent := self._forks_from(sequence)) is not None and parent.computed < parent.prompt_length):
+                self._waiting.remove(sequence)
+                passed.append(sequence)
                 continue
-            if not (self._fork(sequence, parent) if fork and parent is not None else self._enter(sequence)):
+            if not self._let_in(sequence):
                 break
-            self._waiting.popleft()
+            self._waiting.remove(sequence)
             self._running.append(sequence)
-        self._waiting.extendleft(reversed(passed))
+            sequence.entered = self._next_step, len(sequence.tokens)
+            sequence.standing = Priority(max(sequence.priority - sequence.set_back, Priority.URGENT))
+        for sequence in passed:
+            self._waiting.put(sequence)
+
+    def _forks_from(self, sequence: Sequence) -> Sequence | None:
+        """Whose prompt it shares block by block, or will when that is computed."""
+        parent = sequence.parent
+        return parent if parent is not None and not parent.done and parent.life == 0 else None
+
+    def _let_in(self, sequence: Sequence) -> bool:
+        """Gives a waiting sequence its first blocks where a lane is free; lower classes give way where one is not, or blocks are lacking."""
+        while True:
+            parent = self._forks_from(sequence)
+            if self.running < self.limits.lanes and (self._enter(sequence) if parent is None else self._fork(sequence, parent)):
+                return True
+            lower = [s for s in self._running if s.standing > sequence.priority]
+            if not lower or self._lacking(sequence) > sum(len(s.table) for s in lower):
+                return False
+            self._preempt(max(lower, key=lambda s: s.rank), sequence)
+
+    def _lacking(self, sequence: Sequence) -> int:
+        """Blocks that have to become free before it can enter, about: found ones may be among the available."""
+        needed = (
+            2
+            if self._forks_from(sequence) is not None
+            else self._blocks_for(len(sequence.tokens) + sequence.draws) - len(self._found(sequence))
+        )
+        return needed - self.pool.available
 
     def _blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.limits.block_tokens)
 
-    def _enter(self, sequence: Sequence) -> bool:
-        """Takes the blocks that are found by name, if the rest of the known tokens fits beside them."""
+    def _found(self, sequence: Sequence) -> list[BlockId]:
+        """The blocks that its tokens begin with, as far as they are found by name."""
         found: list[BlockId] = []
         for digest in self._digests(sequence, sequence.findable // self.limits.block_tokens):
             block = self.pool.find(digest)
             if block is None:
                 break
             found.append(block)
+        return found
+
+    def _enter(self, sequence: Sequence) -> bool:
+        """Takes the blocks that are found by name, if the rest of the known tokens fits beside them."""
+        found = self._found(sequence)
         for block in found:
             self.pool.share(block)
         if self._blocks_for(len(sequence.tokens) + sequence.draws) - len(found) > self.pool.available and self._running:
@@ -399,24 +449,28 @@ class Scheduler:
     # One step
 
     def _candidates(self) -> Iterator[tuple[Sequence, int]]:
-        """Sequences that can move, with how many tokens: draws that rested longest first, then prompts, oldest first."""
-        decoding = sorted((s for s in self._running if s.decoding), key=lambda s: s.last_step)
+        """Sequences that can move, with how many tokens: draws that rested longest first, then prompts, oldest first.
+
+        A higher class counts as having rested, or come, some steps longer.
+        """
+        decoding = sorted((s for s in self._running if s.decoding), key=lambda s: s.last_step + _DRAW_LEAD * s.standing)
         active = sum(1 for s in self._running if s.generated or s.awaiting or s.undrawn)
         share = -(-active // self.limits.depth)
         for sequence in decoding[:share]:
             yield sequence, 1
         left, totals = self.limits.chunk, _TOTALS
-        for sequence in list(self._running):
+        prompts = [s for s in self._running if not s.awaiting and not s.decoding and s.pending > 0]
+        for sequence in sorted(prompts, key=lambda s: s.entered[0] + _PROMPT_LEAD * s.standing):
             if left <= 0:
                 return
-            if not sequence.awaiting and not sequence.decoding and sequence.pending > 0 and (totals or not sequence.request.embed):
+            if totals or not sequence.request.embed:
                 wanted = min(sequence.stretch, left)
                 left -= wanted
                 totals -= sequence.request.embed
                 yield sequence, wanted
 
     def _provide(self, sequence: Sequence, count: int, taken: set[SequenceId]) -> int:
-        """Gives the sequence blocks for its next `count` tokens, preempting the youngest for them; how many it can run."""
+        """Gives the sequence blocks for its next `count` tokens, preempting the youngest of the lowest class for them; how many it can run."""
         size = self.limits.block_tokens
         while True:
             room = len(sequence.table) * size - sequence.scheduled
@@ -425,14 +479,14 @@ class Scheduler:
             if self.pool.available:
                 sequence.table.append(self.pool.allocate())
                 continue
-            victim = next((s for s in reversed(self._running) if s.id not in taken), None)
+            victim = max((s for s in self._running if s.id not in taken), key=lambda s: s.rank, default=None)
             if victim is None or victim is sequence:
                 if room > 0:
                     return min(room, count)
                 if victim is sequence and self.running > 1:
-                    self._preempt(sequence)
+                    self._preempt(sequence, min(self._running, key=lambda s: s.rank))
                 return 0
-            self._preempt(victim)
+            self._preempt(victim, sequence)
 
     def _chunk(self, sequence: Sequence, count: int, opened: list[Opened]) -> Chunk:
         if not sequence.opened and sequence.draws:
@@ -460,8 +514,12 @@ class Scheduler:
         followers = request.prompt[at + 1 : sequence.scheduled + 1] if request.prompt_logprobs is not None else []
         return Asked(followers, request.prompt_logprobs or 0, request.embed)
 
-    def _preempt(self, sequence: Sequence) -> None:
-        """Takes a sequence's blocks away; its tokens are known and will be computed anew."""
+    def _preempt(self, sequence: Sequence, favoured: Sequence | None = None) -> None:
+        """Takes a sequence's blocks away, for another's sake; its tokens are known and will be computed anew."""
+        if len(sequence.tokens) - sequence.entered[1] >= _TURN:
+            sequence.set_back = 0
+        elif favoured is not None and favoured.standing < sequence.standing:
+            sequence.set_back += 1
         self._running.remove(sequence)
         self._give_up_table(sequence)
         if sequence.told:
@@ -469,7 +527,7 @@ class Scheduler:
         sequence.scheduled = sequence.computed = sequence.told = sequence.named = 0
         sequence.life += 1
         sequence.forking = sequence.undrawn = False
-        self._waiting.appendleft(sequence)
+        self._waiting.put(sequence)
         self.counters.preemptions += 1
 
     def _give_up_table(self, sequence: Sequence) -> None:

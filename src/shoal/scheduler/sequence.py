@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from shoal.request import BlockId, Request, SequenceId
+from shoal.request import BlockId, Priority, Request, SequenceId
 from shoal.scheduler.blocks import Digest
 from shoal.scheduler.pooling import Mean
 
@@ -46,8 +46,24 @@ class Sequence:
     mean: Mean = field(default_factory=Mean)
     """Of the final hidden states of those, where that is asked."""
     last_step: int = -1
+    priority: Priority = field(init=False)
+    """The class that it waits in: its request's, or a higher one after that was passed over for long."""
+    set_back: int = 0
+    """How often in a row it gave way to a higher class before it had its turn."""
+    standing: Priority = field(init=False)
+    """The class that it runs in: higher than the one that it waited in by one for each time that it was set back."""
+    entered: tuple[int, int] = (0, 0)
+    """When it was given its lane: the next step's number, and how many tokens it had."""
     cached: int = 0
     done: bool = False
+
+    def __post_init__(self) -> None:
+        self.priority = self.standing = self.request.priority
+
+    @property
+    def rank(self) -> tuple[Priority, SequenceId]:
+        """Of those that run, who gives way: the highest one, so in a class the one that came last."""
+        return self.standing, self.id
 
     @property
     def prompt_length(self) -> int:

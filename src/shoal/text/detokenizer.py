@@ -59,6 +59,8 @@ class StopStrings:
         """What may go out. Once a stop string is complete `stopped` is set, and only what came before it goes out."""
         if self.stopped:
             return ""
+        if not self._stops:
+            return text
         self._held += text
         found = [at for at in (self._held.find(s) for s in self._stops) if at >= 0]
         if found:
