@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -54,7 +55,7 @@ def test_leaving_a_stream_frees_its_blocks(model: AutoDistributedModel) -> None:
     assert next(stream)
     stream.close()  # pyright: ignore[reportAttributeAccessIssue]
     assert model.generate("after it", max_tokens=2)
-    assert b"shoal_kv_blocks_used 0.0" in model._head.scrape()  # pyright: ignore[reportPrivateUsage]
+    assert b"shoal_kv_blocks_used 0.0" in asyncio.run(model._head.scrape())  # pyright: ignore[reportPrivateUsage]
 
 
 def test_two_streams_go_side_by_side(model: AutoDistributedModel) -> None:

@@ -168,6 +168,7 @@ class ApiSettings(Settings):
     api_host: str = setting("127.0.0.1", "Address that the API listens on; beyond this machine it needs --open-api.")
     open_api: bool = setting(False, "Let the API listen beyond this machine: it has no keys, whoever reaches it can use it.")
     port: int = setting(8000, "Port of the OpenAI-compatible API; 0 takes a free one.", low=0, high=65535)
+    api_workers: int = setting(0, "Processes that serve the API, beside the head's own; 0 or 1: it serves it itself.", low=0, high=64)
     data: str = setting("", "Folder for what the API keeps: keys, responses, files, batches; empty: api/ beside the models.")
 
     def check(self) -> None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 import uvloop
 
+from shoal.cli.api import Api, api_of
 from shoal.cli.discover import announced, check_announcing, find_head
 from shoal.cli.keys import head_credentials, node_credentials, pairing_desk
 from shoal.cli.local import local_cluster
@@ -20,8 +21,7 @@ from shoal.cli.options import Memory, Nodes, Runtime, Threads, node_settings, se
 from shoal.cli.show import described, err, placement_rows, table
 from shoal.config import LOOPBACK, HeadSettings, NodeSettings, RuntimeName
 from shoal.executor.measure import measure, usable_memory
-from shoal.gateway.app import create_app
-from shoal.gateway.server import ApiServer, listening
+from shoal.gateway.server import listening
 from shoal.models.description import Description, listed
 from shoal.node.agent import Agent
 from shoal.node.head import Head
@@ -55,7 +55,7 @@ def stop_signal() -> asyncio.Event:
     return event
 
 
-async def serve_api(head: Head, api: ApiServer, stop: asyncio.Event, reporting: Coroutine[Any, Any, None]) -> None:
+async def serve_api(head: Head, api: Api, stop: asyncio.Event, reporting: Coroutine[Any, Any, None]) -> None:
     """Serves, and reports beside it, until told to stop; open streams then end with an error that says so."""
     tasks = serving, stopping, telling = [asyncio.ensure_future(work) for work in (api.serve(), stop.wait(), reporting)]
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -127,7 +127,7 @@ async def _up_with(
     settings: HeadSettings, node: NodeSettings, nodes: int, model: Description, address: socket.socket, stop: asyncio.Event
 ) -> None:
     async with local_cluster(settings, node, model, nodes) as cluster:
-        api = ApiServer(create_app(cluster.head, settings), address)
+        api = api_of(cluster.head, settings, address)
         with err.status("loading the model"):
             if not await until(stop, cluster.until_ready()):
                 return
@@ -151,7 +151,7 @@ async def _serve_model(settings: HeadSettings, model: Description, address: sock
     head = Head(settings, model, Machine(head_credentials(settings)))
     await head.start()
     try:
-        api = ApiServer(create_app(head, settings), address)
+        api = api_of(head, settings, address)
         joining = f"shoal join {settings.host}:{head.control_port}"
         err.print(f"API on http://{settings.api_host}:{api.port}/v1   waiting for {settings.min_nodes} node(s): {joining}")
         async with (

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
-from shoal.gateway.engine import Engine, Stream
+from shoal.gateway.engine import Engine, Stream, TakenOver
 from shoal.gateway.job import Job
 from shoal.gateway.writer import Piece, Usage, Writer
 from shoal.request import FinishReason, TokenChunk
@@ -20,10 +20,6 @@ class _Choice:
     chunks: int = 0
     held: list[TokenChunk] = field(default_factory=list[TokenChunk])
     """Tokens whose text is not out yet."""
-
-
-class TakenOver(Exception):
-    """Another reader has come: there is nobody left to read this for."""
 
 
 class Answer:
@@ -42,6 +38,11 @@ class Answer:
         self._news = asyncio.Event()
         self._left = len(streams)
         self._tasks = [asyncio.get_running_loop().create_task(self._follow(i)) for i in range(self._left)]
+
+    @property
+    def moved(self) -> bool:
+        """Another gateway of this engine has it now."""
+        return isinstance(self._error, TakenOver)
 
     def writer(self) -> Writer:
         """For one reading."""

@@ -7,9 +7,9 @@ import asyncio
 import msgspec
 import structlog
 
-from shoal.errors import IdTaken, ShoalError, UnknownAnswer
+from shoal.errors import IdTaken, UnknownAnswer
 from shoal.gateway.answer import Answer
-from shoal.gateway.engine import Engine, Stream
+from shoal.gateway.engine import Engine, Resumed
 from shoal.gateway.job import Job
 from shoal.gateway.kinds import recalled
 
@@ -23,51 +23,60 @@ class Answers:
         """Takes up what an engine before this one was about; where there is such a thing an event loop has to run."""
         self._engine = engine
         self._answers: dict[str, Answer] = {}
+        self._beginning: set[str] = set()
         self._readers: dict[str, int] = {}
         self._resumable: set[str] = set()
         self._expiries: dict[str, asyncio.TimerHandle] = {}
         for resumed in engine.resumed():
-            try:
-                job = recalled(resumed.note, resumed.requests)
-            except msgspec.MsgspecError as error:
-                log.warning("a request of an earlier version cannot be taken up", id=resumed.id, reason=str(error))
-                engine.forget(resumed.id)
-                continue
-            self._answers[job.id] = Answer(job, engine, resumed.streams, resumed=True)
-            self._resumable.add(job.id)
-            self._expire(job.id)
+            self._take_up(resumed)
 
     async def begin(self, job: Job) -> Answer:
         """Submits before anything is answered, so that a refusal is known. Its reader is expected.
 
         Raises IdTaken and what the engine raises.
         """
-        if job.id in self._answers:
+        if job.id in self._beginning or self._here(job.id) is not None:
             raise IdTaken(job.id)
-        streams: list[Stream] = []
+        self._beginning.add(job.id)
         try:
-            for request in job.requests:
-                streams.append(self._engine.submit(request))
-        except ShoalError:
-            for stream in streams:
-                stream.close()
-            raise
+            streams = await self._engine.begin(job.id, job.note, job.requests, job.named)
+        finally:
+            self._beginning.discard(job.id)
         answer = self._answers[job.id] = Answer(job, self._engine, streams)
         if job.named:
             self._resumable.add(job.id)
         self.enter(answer)
-        try:
-            await self._engine.keep(job.id, job.note, job.requests)
-        except BaseException:
-            self.leave(answer)
-            raise
         return answer
 
-    def find(self, id: str) -> Answer:
-        """Raises UnknownAnswer."""
-        if id not in self._answers:
+    async def find(self, id: str) -> Answer:
+        """An answer under way, here or with another gateway of this engine. Raises UnknownAnswer."""
+        if (answer := self._here(id)) is not None:
+            return answer
+        resumed = await self._engine.find(id)
+        if resumed is None or (answer := self._take_up(resumed)) is None:
             raise UnknownAnswer(id)
-        return self._answers[id]
+        return answer
+
+    def _here(self, id: str) -> Answer | None:
+        answer = self._answers.get(id)
+        if answer is not None and answer.moved:
+            self._let_go(id)
+            return None
+        return answer
+
+    def _take_up(self, resumed: Resumed) -> Answer | None:
+        """It waits for a reader. None where it cannot be understood."""
+        try:
+            job = recalled(resumed.note, resumed.requests)
+        except msgspec.MsgspecError as error:
+            log.warning("a request of an earlier version cannot be taken up", id=resumed.id, reason=str(error))
+            self._engine.forget(resumed.id)
+            return None
+        self._let_go(job.id)
+        answer = self._answers[job.id] = Answer(job, self._engine, resumed.streams, resumed=True)
+        self._resumable.add(job.id)
+        self._expire(job.id)
+        return answer
 
     def enter(self, answer: Answer) -> None:
         """A reader has come."""
@@ -79,6 +88,8 @@ class Answers:
     def leave(self, answer: Answer) -> None:
         """A reader has gone."""
         id = answer.job.id
+        if self._answers.get(id) is not answer:
+            return  # another gateway has it
         self._readers[id] -= 1
         if self._readers[id]:
             return
@@ -91,8 +102,13 @@ class Answers:
         self._expiries[id] = asyncio.get_running_loop().call_later(self._engine.resume, self._drop, id)
 
     def _drop(self, id: str) -> None:
-        self._expiries.pop(id, None)
+        self._let_go(id)
+        self._engine.forget(id)
+
+    def _let_go(self, id: str) -> None:
+        if (expiry := self._expiries.pop(id, None)) is not None:
+            expiry.cancel()
         self._readers.pop(id, None)
         self._resumable.discard(id)
-        self._answers.pop(id).close()
-        self._engine.forget(id)
+        if (answer := self._answers.pop(id, None)) is not None:
+            answer.close()

@@ -13,7 +13,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from shoal.errors import InvalidRequest, ShoalError
-from shoal.gateway.answer import Answer, TakenOver
+from shoal.gateway.answer import Answer
+from shoal.gateway.engine import TakenOver
 from shoal.gateway.faults import fault
 from shoal.gateway.writer import Event, Writer
 

@@ -27,6 +27,6 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/metrics")
     async def metrics() -> Response:  # pyright: ignore[reportUnusedFunction]
-        return Response(engine.scrape(), media_type="text/plain; version=0.0.4")
+        return Response(await engine.scrape(), media_type="text/plain; version=0.0.4")
 
     return router

@@ -14,9 +14,9 @@ from starlette.types import Receive, Scope, Send
 
 from shoal.config import ApiSettings
 from shoal.errors import InvalidRequest, ShoalError, UnknownModel
-from shoal.gateway.answer import Answer, TakenOver
+from shoal.gateway.answer import Answer
 from shoal.gateway.answers import Answers
-from shoal.gateway.engine import Engine
+from shoal.gateway.engine import Engine, TakenOver
 from shoal.gateway.events import Position, events
 from shoal.gateway.faults import fault
 from shoal.gateway.job import Job, chosen_id
