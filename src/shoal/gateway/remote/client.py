@@ -85,11 +85,15 @@ class RemoteEngine:
     async def connect(cls, path: Path, opened: Callable[[Path], Tokenizer]) -> RemoteEngine:
         """opened: gives a model's tokenizer. Raises OSError, EOFError, RemoteProtocolError, and what `opened` raises."""
         channel: Channel[FromHead] = Channel(*await asyncio.open_unix_connection(path), FromHead)
-        channel.say(messages.Join(os.getpid()))
-        welcome = await channel.hear()
-        if not isinstance(welcome, Welcome):
-            raise RemoteProtocolError(f"{type(welcome).__name__} before Welcome")
-        return cls(channel, welcome, opened(Path(welcome.model)))
+        try:
+            channel.say(messages.Join(os.getpid()))
+            welcome = await channel.hear()
+            if not isinstance(welcome, Welcome):
+                raise RemoteProtocolError(f"{type(welcome).__name__} before Welcome")
+            return cls(channel, welcome, opened(Path(welcome.model)))
+        except BaseException:
+            channel.abort()
+            raise
 
     async def run(self) -> None:
         """Hears what the head says, until it is gone. Raises RemoteProtocolError."""
