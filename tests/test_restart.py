@@ -105,10 +105,9 @@ def layers(made: Cluster) -> dict[str, str]:
     return {node["name"]: node["layers"] for node in found["nodes"]}
 
 
-@pytest.mark.parametrize("workers", [(), ("--api-workers", "2")], ids=["alone", "workers"])
-def test_streams_go_on_when_the_head_is_killed_and_started_again(tmp_path: Path, workers: tuple[str, ...]) -> None:
+def test_streams_go_on_when_the_head_is_killed_and_started_again(tmp_path: Path) -> None:
     with cluster(tmp_path) as made:
-        flags = (*FLAGS, *workers, "--state", str(tmp_path / "state"))
+        flags = (*FLAGS, "--state", str(tmp_path / "state"))
         made.serve(*flags)
         for name in ("n0", "n1"):
             join(made, name)

@@ -144,6 +144,29 @@ def test_a_worker_that_hangs_holds_back_nobody_else(two: Cluster) -> None:
         hung.resume()
 
 
+def test_streams_go_on_with_the_workers_of_another_head(tmp_path: Path, alone: list[Any]) -> None:
+    with cluster(tmp_path) as made:
+        flags = ("--min-nodes", "2", "--spread", *FLAGS[2:], "--api-workers", "2", "--state", str(tmp_path / "state"))
+        made.serve(*flags)
+        made.join("--name", "n0")
+        made.join("--name", "n1")
+        made.until_ready()
+        clients = [Client(made, i) for i in range(len(BODIES))]
+        for client in clients:
+            client.begin()
+        made.head.signal(signal.SIGKILL)
+        made.head.wait()
+        for client in clients:
+            client.lose()
+        made.replace_head(made.serve(*flags))
+        until(lambda: made.answers("/health/live"), made.story)
+        for client in clients:
+            client.go_on()
+        assert [[client.texts[i] for i in range(len(client.texts))] for client in clients] == alone
+        assert all(client.done for client in clients)
+        made.until_idle()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_all_processes_end_with_the_head(tmp_path: Path, number: signal.Signals) -> None:
     with cluster(tmp_path) as made:
