@@ -14,7 +14,7 @@ import typer
 import uvloop
 
 from shoal.cli.discover import announced, check_announcing, find_head
-from shoal.cli.keys import head_credentials, node_credentials, pairing_desk
+from shoal.cli.credentials import head_credentials, node_credentials, pairing_desk
 from shoal.cli.local import local_cluster
 from shoal.cli.options import Memory, Nodes, Runtime, Threads, node_settings, settings
 from shoal.cli.show import described, err, placement_rows, table

@@ -9,6 +9,7 @@ import structlog
 
 from shoal.errors import IdTaken, ShoalError, UnknownAnswer
 from shoal.gateway.answer import Answer
+from shoal.gateway.caller import CALLER
 from shoal.gateway.engine import Engine, Stream
 from shoal.gateway.job import Job
 from shoal.gateway.kinds import recalled
@@ -44,6 +45,8 @@ class Answers:
         """
         if job.id in self._answers:
             raise IdTaken(job.id)
+        caller = CALLER.get()
+        job = job.of(caller.id, caller.priority)
         streams: list[Stream] = []
         try:
             for request in job.requests:
@@ -52,7 +55,8 @@ class Answers:
             for stream in streams:
                 stream.close()
             raise
-        answer = self._answers[job.id] = Answer(job, self._engine, streams)
+        answer = self._answers[job.id] = Answer(job, self._engine, streams, caller)
+        caller.spend(prompt=job.prompt_tokens)
         if job.named:
             self._resumable.add(job.id)
         self.enter(answer)
@@ -64,8 +68,8 @@ class Answers:
         return answer
 
     def find(self, id: str) -> Answer:
-        """Raises UnknownAnswer."""
-        if id not in self._answers:
+        """Of the caller's own. Raises UnknownAnswer."""
+        if id not in self._answers or self._answers[id].job.owner != CALLER.get().id:
             raise UnknownAnswer(id)
         return self._answers[id]
 
