@@ -282,6 +282,11 @@ def hub_endpoint(environment: Mapping[str, str] = os.environ) -> str | None:
     return environment.get("HF_ENDPOINT")
 
 
+def api_key(environment: Mapping[str, str] = os.environ) -> str:
+    """The key that the command line sends to an API that asks for one, where it is not told another."""
+    return environment.get("SHOAL_API_KEY", "")
+
+
 def _boolean(text: str) -> bool:
     """Raises ValueError."""
     known = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False, "": False}

@@ -18,7 +18,8 @@ from shoal.gateway.completions import route as completions
 from shoal.gateway.engine import Engine
 from shoal.gateway.faults import Fault, fault
 from shoal.gateway.gate import Gate
-from shoal.gateway.limits import Limiter
+from shoal.gateway.keyring import Keyring
+from shoal.gateway.limits import Limiter, LocalLimiter
 from shoal.gateway.service import Service
 
 _ENDPOINTS = (chat, completions, streams, models, health)
@@ -42,12 +43,14 @@ class _App(FastAPI):
         return CORSMiddleware(stack, self.origins, allow_methods=methods, allow_headers=("*",), expose_headers=_TOLD)
 
 
-def create_app(engine: Engine, settings: ApiSettings | None = None, limiter: Limiter | None = None) -> FastAPI:
-    """limiter: counts what keys may ask; this process alone where it is not given. Raises ConfigError."""
+def create_app(
+    engine: Engine, settings: ApiSettings | None = None, keyring: Keyring | None = None, limiter: Limiter | None = None
+) -> FastAPI:
+    """keyring: else the one in the settings' folder. limiter: counts what keys may ask; else this process does. Raises ConfigError."""
     settings = settings or ApiSettings()
     app = _App(title="shoal", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.origins = settings.origins
-    service = app.state.service = Service(engine, settings, limiter)
+    service = app.state.service = Service(engine, settings, keyring or Keyring(settings.data_folder), limiter or LocalLimiter())
     app.add_middleware(Gate, settings, service.doors, service.keyring, service.limiter)
     for endpoint in _ENDPOINTS:
         app.include_router(endpoint.routes(service))

@@ -51,4 +51,5 @@ class Caller:
             self.limiter.spend(self.key.id, prompt + completion)
 
 
-CALLER: ContextVar[Caller] = ContextVar("caller", default=Caller())
+_ANYBODY = Caller()
+CALLER: ContextVar[Caller] = ContextVar("caller", default=_ANYBODY)

@@ -15,11 +15,15 @@ class Doors:
         self.inside = 0
         self._changed = asyncio.Event()
 
-    @contextmanager
-    def passing(self) -> Generator[None]:
+    def check(self) -> None:
         """Raises ShuttingDown."""
         if self.closing:
             raise ShuttingDown
+
+    @contextmanager
+    def passing(self) -> Generator[None]:
+        """Raises ShuttingDown."""
+        self.check()
         self.inside += 1
         try:
             yield

@@ -43,8 +43,11 @@ class Gate:
             caller = self._caller(headers)
             if not scope["path"].startswith("/v1/"):
                 return await self._let_in(caller, scope, receive, send)
+            if scope["type"] == "websocket":  # what it asks is counted request by request, by its endpoint
+                self._doors.check()
+                return await self._let_in(caller, scope, receive, send)
             with self._doors.passing():
-                if scope["type"] == "websocket" or scope["method"] != "POST":
+                if scope["method"] != "POST":
                     return await self._let_in(caller, scope, receive, send)
                 allowance = await caller.enter()
                 try:

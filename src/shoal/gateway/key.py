@@ -29,6 +29,9 @@ class KeyLimits(msgspec.Struct, frozen=True):
     """Requests at once."""
 
 
+UNLIMITED = KeyLimits()
+
+
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     """Times are seconds since 1970."""
 
@@ -40,7 +43,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     expires: int | None = None
     revoked: int | None = None
     last_used: int | None = None
-    limits: KeyLimits = KeyLimits()
+    limits: KeyLimits = UNLIMITED
     priority: Priority = Priority.URGENT
     """The first class that its requests may have; they get this one where they ask for more."""
     requests: int = 0

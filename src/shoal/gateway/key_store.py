@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.errors import ConfigError
-from shoal.gateway.key import ApiKey, KeyId, KeyLimits, mint
+from shoal.gateway.key import UNLIMITED, ApiKey, KeyId, KeyLimits, mint
 from shoal.request import Priority
 
 _VERSION = 1
@@ -44,7 +44,7 @@ class KeyStore:
         self._seen: object = None
 
     def create(
-        self, name: str, now: float, limits: KeyLimits = KeyLimits(), expires: float | None = None, priority: Priority = Priority.URGENT
+        self, name: str, now: float, limits: KeyLimits = UNLIMITED, expires: float | None = None, priority: Priority = Priority.URGENT
     ) -> tuple[ApiKey, str]:
         """A new key and its token, which is nowhere else. Raises ConfigError where a good key has the name."""
         if not 1 <= len(name) <= 100 or not name.isprintable():

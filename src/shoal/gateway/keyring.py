@@ -25,9 +25,9 @@ FLUSH = 1.0
 class Keyring:
     """Once there is a key every request needs one, also when the last one is revoked: that never opens anything."""
 
-    def __init__(self, folder: Path, now: Callable[[], float] = time) -> None:
-        """Raises ConfigError where the file of keys cannot be used."""
-        self._store, self._now = KeyStore(folder), now
+    def __init__(self, folder: Path | None, now: Callable[[], float] = time) -> None:
+        """folder: None: there are no keys, and never will be. Raises ConfigError where the file of keys cannot be used."""
+        self._store, self._now = None if folder is None else KeyStore(folder), now
         self._keys: dict[KeyId, ApiKey] = {}
         self._uses: dict[KeyId, Use] = {}
         self._looked = -REFRESH
@@ -78,7 +78,8 @@ class Keyring:
                     self._put_back(uses)
         finally:
             self.flush()
-            self._store.close()
+            if self._store is not None:
+                self._store.close()
 
     def _taken(self) -> dict[KeyId, Use]:
         uses, self._uses = self._uses, {}
@@ -90,7 +91,7 @@ class Keyring:
 
     def _written(self, uses: dict[KeyId, Use]) -> bool:
         try:
-            if uses:
+            if uses and self._store is not None:
                 self._store.add(uses)
         except (OSError, ConfigError, sqlite3.Error) as error:
             log.warning("what keys were used for cannot be written down now", reason=str(error))
@@ -108,5 +109,5 @@ class Keyring:
             log.error("the keys cannot be read; those that are known go on being good", reason=str(error))
 
     def _look(self) -> None:
-        if self._store.changed():
+        if self._store is not None and self._store.changed():
             self._keys = {key.id: key for key in self._store.all()}

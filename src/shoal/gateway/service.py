@@ -23,7 +23,7 @@ from shoal.gateway.events import Position, events
 from shoal.gateway.faults import fault
 from shoal.gateway.job import Job, chosen_id
 from shoal.gateway.keyring import Keyring
-from shoal.gateway.limits import Limiter, LocalLimiter
+from shoal.gateway.limits import Limiter
 from shoal.gateway.wire import Sampled, parse
 from shoal.gateway.writer import Piece
 
@@ -39,11 +39,10 @@ B = TypeVar("B", bound=Sampled)
 
 
 class Service:
-    def __init__(self, engine: Engine, settings: ApiSettings, limiter: Limiter | None = None) -> None:
-        """Raises ConfigError where the file of keys cannot be used."""
+    def __init__(self, engine: Engine, settings: ApiSettings, keyring: Keyring, limiter: Limiter) -> None:
         self.engine, self.settings = engine, settings
         self.answers = Answers(engine)
-        self.doors, self.keyring, self.limiter = Doors(), Keyring(settings.data_folder), limiter or LocalLimiter()
+        self.doors, self.keyring, self.limiter = Doors(), keyring, limiter
 
     @property
     def state(self) -> str:

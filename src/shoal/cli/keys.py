@@ -1,0 +1,133 @@
+"""`shoal keys`: who may use the API, and how much."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from time import time
+from typing import Annotated, Any
+
+import typer
+
+from shoal.cli.options import Json
+from shoal.cli.show import emit, err, out, table
+from shoal.config import ApiSettings, from_environment
+from shoal.errors import ConfigError
+from shoal.gateway.key import ApiKey, KeyLimits
+from shoal.gateway.key_store import KeyStore
+from shoal.request import Priority
+
+app = typer.Typer(help="Make, list and revoke the API's keys.", invoke_without_command=True)
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_CLASSES = {"urgent": Priority.URGENT, "normal": Priority.NORMAL, "flex": Priority.FLEX, "batch": Priority.BATCH}
+
+Data = Annotated[str | None, typer.Option("--data", help="Folder that the server keeps its keys in, where it was told one.")]
+
+
+def _store(data: str | None) -> KeyStore:
+    return KeyStore(from_environment(ApiSettings, {"data": data}).data_folder)
+
+
+def expiry(text: str, now: float) -> float | None:
+    """'90d' or '2027-01-31' (its beginning, UTC) → seconds since 1970; '' → None. Raises ConfigError."""
+    if not text:
+        return None
+    if match := re.fullmatch(r"(\d{1,6})([smhdw])", text):
+        return now + int(match[1]) * _UNITS[match[2]]
+    try:
+        when = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        raise ConfigError(f"--expires takes a time from now like 12h or 90d, or a day like 2027-01-31, not '{text}'") from None
+    if when <= now:
+        raise ConfigError(f"--expires {text} is past")
+    return when
+
+
+def _priority(name: str) -> Priority:
+    if name not in _CLASSES:
+        raise ConfigError(f"--priority is one of {', '.join(_CLASSES)}, not '{name}'")
+    return _CLASSES[name]
+
+
+@app.callback()
+def default(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        list_keys(as_json=False, data=None)
+
+
+@app.command("create")
+def create_key(
+    name: Annotated[str, typer.Argument(help="Whose it is, or what for.")],
+    rpm: Annotated[int, typer.Option("--rpm", min=0, help="Most requests a minute; 0: any.")] = 0,
+    tokens: Annotated[int, typer.Option("--tokens-per-minute", min=0, help="Most tokens a minute, prompts and answers; 0: any.")] = 0,
+    concurrency: Annotated[int, typer.Option("--concurrency", min=0, help="Most requests at once; 0: any.")] = 0,
+    expires: Annotated[
+        str, typer.Option("--expires", help="When it stops working: 12h, 90d, or a day like 2027-01-31; empty: never.")
+    ] = "",
+    priority: Annotated[
+        str, typer.Option("--priority", help="The first class that its requests may have: urgent, normal, flex or batch.")
+    ] = "urgent",
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Make a key and show it, once. Example: [bold]shoal keys create alice --rpm 60 --expires 90d[/bold]"""
+    now = time()
+    limits = KeyLimits(rpm, tokens, concurrency)
+    store = _store(data)
+    first = not store.all()
+    key, token = store.create(name, now, limits, expiry(expires, now), _priority(priority))
+    if as_json:
+        emit({**_row(key, now), "key": token})
+        return
+    out.print(token, soft_wrap=True, highlight=False)
+    err.print(f"This is {name}'s key. It is kept nowhere and not shown again; send it as 'Authorization: Bearer KEY'.", markup=False)
+    if first:
+        err.print("From now on the API asks everybody for a key.")
+
+
+@app.command("list")
+def list_keys(data: Data = None, as_json: Json = False) -> None:
+    """List the keys, and what they were used for."""
+    now = time()
+    rows = [_row(key, now) for key in _store(data).all()]
+    if as_json:
+        emit(rows)
+    elif rows:
+        out.print(table("", [{name: _shown(value) for name, value in row.items()} for row in rows]))
+    else:
+        err.print("there are no keys: the API is for this machine alone, which needs none; `shoal keys create NAME` makes one")
+
+
+@app.command("revoke")
+def revoke_key(name: Annotated[str, typer.Argument(help="Its name or id.")], data: Data = None) -> None:
+    """Let a key in no longer, within a second. Example: [bold]shoal keys revoke alice[/bold]"""
+    key = _store(data).revoke(name, time())
+    err.print(f"{key.name} ({key.id}) is revoked", markup=False)
+
+
+def _row(key: ApiKey, now: float) -> dict[str, Any]:
+    state = "revoked" if key.revoked is not None else "good" if key.good(now) else "expired"
+    return {
+        "id": key.id,
+        "name": key.name,
+        "state": state,
+        "created": _time(key.created),
+        "expires": _time(key.expires),
+        "last_used": _time(key.last_used),
+        "requests": key.requests,
+        "prompt_tokens": key.prompt_tokens,
+        "completion_tokens": key.completion_tokens,
+        "rpm": key.limits.requests or None,
+        "tokens_per_minute": key.limits.tokens or None,
+        "concurrency": key.limits.concurrency or None,
+        "priority": key.priority.name.lower(),
+    }
+
+
+def _time(seconds: int | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def _shown(value: Any) -> Any:
+    return "-" if value is None else value
