@@ -41,7 +41,6 @@ class KeyStore:
         """The file appears with the first key."""
         self.path = folder / "keys.sqlite"
         self._reader: sqlite3.Connection | None = None
-        self._seen: object = None
 
     def create(
         self, name: str, now: float, limits: KeyLimits = UNLIMITED, expires: float | None = None, priority: Priority = Priority.URGENT
@@ -96,15 +95,13 @@ class KeyStore:
                 rows,
             )
 
-    def changed(self) -> bool:
-        """Whether another process, or this object's own `add`, has written since this was last asked; cheap."""
+    def version(self) -> int:
+        """Another number whenever another connection has written since; cheap. 0: there is no file."""
         if self._reader is None:
             if not self.path.exists():
-                return False
+                return 0
             self._reader = self._connect()
-        seen = self._reader.execute("PRAGMA data_version").fetchone()
-        seen, self._seen = self._seen, seen
-        return seen != self._seen
+        return int(self._reader.execute("PRAGMA data_version").fetchone()[0])
 
     def close(self) -> None:
         if self._reader is not None:

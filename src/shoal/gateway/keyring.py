@@ -30,7 +30,7 @@ class Keyring:
         self._store, self._now = None if folder is None else KeyStore(folder), now
         self._keys: dict[KeyId, ApiKey] = {}
         self._uses: dict[KeyId, Use] = {}
-        self._looked = -REFRESH
+        self._looked, self._version = -REFRESH, 0
         id, _, digest = mint()
         self._nobody = ApiKey(id=id, name="", digest=digest, created=0)
         self._look()
@@ -109,5 +109,6 @@ class Keyring:
             log.error("the keys cannot be read; those that are known go on being good", reason=str(error))
 
     def _look(self) -> None:
-        if self._store is not None and self._store.changed():
+        if self._store is not None and (version := self._store.version()) != self._version:
             self._keys = {key.id: key for key in self._store.all()}
+            self._version = version

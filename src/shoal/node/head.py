@@ -96,7 +96,7 @@ class Head:
     def state(self) -> str:
         """For people: why no model is served, or ''."""
         conductor = self.conductor
-        return "" if conductor.serving else conductor.cluster.why or "the model is being loaded"
+        return "" if conductor.serving else conductor.cluster.progress or "the model is being loaded"
 
     def longest(self) -> int:
         """Tokens of the longest sequence that can run now."""
