@@ -190,18 +190,18 @@ def test_reading_is_not_counted(store: KeyStore) -> None:
 
 def test_requests_at_once_are_limited_and_freed_by_who_leaves(store: KeyStore) -> None:
     _, token = store.create("alice", time(), KeyLimits(concurrency=1))
-    engine = FakeEngine(hang=True)
+    engine = FakeEngine(lambda request: [], hang=True)
     app = app_of(store, engine)
     transport = httpx.ASGITransport(app)
 
     async def go() -> tuple[httpx.Response, list[int]]:
         async with httpx.AsyncClient(transport=transport, base_url="http://shoal", headers=bearer(token)) as client:
-            running = asyncio.ensure_future(client.post(CHAT, json={**ASK, "n": 2, "stop": "x"}))
+            running = asyncio.ensure_future(client.post(CHAT, json=ASK))
             await eventually(lambda: engine.streams)
             second = await client.post(CHAT, json=ASK)
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
-            engine._hang = False
+            engine._script = says("Hello")
             after = [(await client.post(CHAT, json=ASK)).status_code for _ in range(2)]
             return second, after
 

@@ -20,6 +20,9 @@ from uvicorn.server import ServerState
 from shoal.gateway.faults import Fault
 from shoal.gateway.patience import Patience, Phase, Rule
 
+MAX_AHEAD = 512 << 10
+"""Bytes that a client may send while its request is answered, the last of its body included."""
+
 
 class Connections:
     """Those of one server. At their limit the one that has waited longest for a request makes room for a new one."""
@@ -60,7 +63,7 @@ class Connection(H11Protocol):
         super().__init__(config, server_state, app_state, **loop)
         self._all = connections
         self._patience = Patience(monotonic(), connections.rules)
-        self._turn = self._received = self._caught_up = 0
+        self._turn = self._received = self._caught_up = self._ahead = 0
         self._fresh = True
         """Nothing has come since the last answer."""
 
@@ -82,8 +85,17 @@ class Connection(H11Protocol):
         self._received += len(data)
         self._fresh = False
         super().data_received(data)
-        if self._answering:
-            self._all.waiting.pop(self, None)
+        if not self._answering:
+            return
+        self._all.waiting.pop(self, None)
+        if self.cycle.more_body:
+            return
+        # Requests behind one that is being answered. uvicorn would stop reading, and not notice that the client leaves.
+        self._ahead += len(data)
+        if self._ahead > MAX_AHEAD:
+            self.drop()
+        else:
+            self.flow.resume_reading()
 
     def resume_writing(self) -> None:
         self._caught_up += 1
@@ -93,6 +105,7 @@ class Connection(H11Protocol):
 
     def on_response_complete(self) -> None:
         self._turn += 1
+        self._ahead = 0
         self._fresh = True
         self._all.waiting[self] = None
         super().on_response_complete()

@@ -82,6 +82,10 @@ class ApiServer:
     def port(self) -> int:
         return int(self._socket.getsockname()[1])
 
+    @property
+    def started(self) -> bool:
+        return self._server.started
+
     async def serve(self) -> None:
         """Until stop() is called."""
         beside = [asyncio.ensure_future(work) for work in (self.connections.watch(), self._service.keyring.keep())]
