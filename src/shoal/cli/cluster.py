@@ -79,9 +79,11 @@ async def _finish(api: ApiServer, stop: asyncio.Event, grace: float) -> None:
     stop.clear()
     if api.inside and grace:
         err.print(f"{api.inside} request(s) have {grace:g} s to end; once more ends them at once", markup=False)
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(grace):
-            await until(stop, api.finish())
+    tasks = [asyncio.ensure_future(work) for work in (api.finish(), stop.wait())]
+    await asyncio.wait(tasks, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def fetched(model: str, stop: asyncio.Event, host: str = "") -> Description | None:
