@@ -11,6 +11,7 @@ import pytest
 
 from shoal.errors import ClusterError, InvalidRequest, NotReady, QueueFull, ShoalError, StageLost, StepFailed
 from shoal.gateway.engine import Engine, Stream
+from shoal.gateway.key import KeyId
 from shoal.request import FinishReason, Request, RequestId, SamplingParams, TokenChunk
 from tests.support.engine import FakeEngine, Item, Resumed, ScriptedStream, says, spoken
 from tests.support.remote import soon, workers
@@ -272,6 +273,6 @@ def test_a_choice_ends_as_the_engine_says(at: Where) -> None:
 
 def test_an_answer_that_nobody_began_is_not_found(at: Where) -> None:
     async def work(engine: Engine) -> None:
-        assert await engine.find("nothing") is None
+        assert await engine.find("nothing", KeyId("")) is None
 
     with_engine(at, FakeEngine(), work)

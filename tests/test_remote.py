@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import socket
 import struct
@@ -19,8 +20,9 @@ from hypothesis import strategies as st
 
 from shoal import errors
 from shoal.config import ApiSettings
-from shoal.errors import ClusterError, IdTaken, RemoteProtocolError, ShoalError
+from shoal.errors import ClusterError, IdTaken, RateLimited, RemoteProtocolError, ShoalError
 from shoal.gateway.engine import Stream, TakenOver
+from shoal.gateway.key import KeyId, KeyLimits
 from shoal.gateway.remote import channel as channels
 from shoal.gateway.remote import messages
 from shoal.gateway.remote.channel import Channel
@@ -30,6 +32,8 @@ from shoal.request import Request, RequestId, TokenChunk
 from tests.support.engine import FakeEngine, Item, Resumed, ScriptedStream, says, spoken
 from tests.support.remote import MODEL, Workers, soon, workers
 from tests.test_engine_contract import asked, begun, hello, read, text
+
+NOBODY = KeyId("")
 
 
 def run(fake: FakeEngine, work: Callable[[Workers], Awaitable[Any]], settings: ApiSettings | None = None) -> Any:
@@ -106,7 +110,7 @@ def test_an_answer_is_taken_up_from_its_beginning_by_another_worker() -> None:
         (stream,) = await begun(first, asked(), named=True)
         fake.say(3)
         assert await some(stream, 3) == "Hel"
-        found = await second.find("a")
+        found = await second.find("a", NOBODY)
         assert found is not None
         assert (found.id, found.note, found.requests) == ("a", b"note", [asked()])
         with pytest.raises(TakenOver):
@@ -125,7 +129,7 @@ def test_an_answer_goes_back_and_forth_and_has_one_reader() -> None:
         (stream,) = await begun(both[0], asked())
         for turn in range(1, 6):
             fake.say(1)
-            found = await both[turn % 2].find("a")
+            found = await both[turn % 2].find("a", NOBODY)
             assert found is not None
             await taken(stream)
             (stream,) = found.streams
@@ -142,7 +146,7 @@ def test_one_worker_may_find_what_it_has_itself() -> None:
         (stream,) = await begun(worker, asked())
         fake.say(2)
         assert await some(stream, 2) == "He"
-        found = await worker.find("a")
+        found = await worker.find("a", NOBODY)
         assert found is not None
         await taken(stream)
         stream.close()
@@ -157,7 +161,7 @@ def test_what_the_worker_that_lost_an_answer_says_of_it_counts_no_more() -> None
     async def work(made: Workers) -> None:
         first, second = await made.join(), await made.join()
         (stream,) = await begun(first, asked())
-        found = await second.find("a")
+        found = await second.find("a", NOBODY)
         assert found is not None
         stream.end_choice(0)
         stream.close()
@@ -199,19 +203,142 @@ def test_an_answer_that_was_found_for_nobody_waits_for_another_reader() -> None:
     async def work(made: Workers) -> None:
         first, second = await made.join(), await made.join()
         await begun(first, asked(), named=True)
-        finding = asyncio.ensure_future(second.find("a"))
+        finding = asyncio.ensure_future(second.find("a", NOBODY))
         await asyncio.sleep(0)
         finding.cancel()
         await asyncio.gather(finding, return_exceptions=True)
         await second.scrape()
         assert not fake.streams[0].closed
-        found = await first.find("a")
+        found = await first.find("a", NOBODY)
         assert found is not None
         fake.say(6)
         assert text(await read(found.streams[0])) == "Hello"
 
     fake = SlowEngine()
     run(fake, work)
+
+
+def test_only_whose_it_is_finds_an_answer() -> None:
+    async def work(made: Workers) -> None:
+        first, second = await made.join(), await made.join()
+        (stream,) = await first.begin("a", msgspec.msgpack.encode({"owner": "alice"}), [asked()], True)
+        for stranger in (NOBODY, KeyId("bob")):
+            assert await second.find("a", stranger) is None
+        fake.say(2)
+        assert await some(stream, 2) == "He"
+        assert await second.find("a", KeyId("alice")) is not None
+        await taken(stream)
+
+    fake = SlowEngine()
+    run(fake, work)
+
+
+# What keys may ask of all workers together
+
+ALICE = KeyId("alice")
+
+
+def test_requests_of_a_key_are_counted_over_all_workers() -> None:
+    async def work(made: Workers) -> None:
+        first, second = [(await made.join()).limiter for _ in range(2)]
+        limits = KeyLimits(requests=10, concurrency=2)
+        left = [await limiter.enter(ALICE, limits) for limiter in (first, second)]
+        assert [allowance.requests.remaining for allowance in left if allowance.requests is not None] == [9, 8]
+        for limiter in (first, second):
+            with pytest.raises(RateLimited, match="2 requests of this key run already") as raised:
+                await limiter.enter(ALICE, limits)
+            assert (raised.value.what, raised.value.wait) == ("requests", 1.0)
+        first.leave(ALICE)
+        await first.enter(ALICE, limits)
+
+    run(FakeEngine(), work)
+
+
+def test_tokens_of_a_key_are_counted_over_all_workers() -> None:
+    async def work(made: Workers) -> None:
+        first, second = [(await made.join()).limiter for _ in range(2)]
+        limits = KeyLimits(tokens=1000)
+        await first.enter(ALICE, limits)
+        for _ in range(400):
+            first.spend(ALICE, 5)
+
+        async def refused() -> bool:
+            try:
+                await second.enter(ALICE, limits)
+            except RateLimited:
+                return True
+            return False
+
+        while not await refused():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+    run(FakeEngine(), work)
+
+
+def test_the_requests_of_a_dead_worker_run_no_more() -> None:
+    async def work(made: Workers) -> None:
+        dying, other = await made.join(), await made.join()
+        limits = KeyLimits(concurrency=2)
+        await dying.limiter.enter(ALICE, limits)
+        await other.limiter.enter(ALICE, limits)
+        await made.leave(dying)
+        await soon(lambda: made.lost)
+        await other.limiter.enter(ALICE, limits)
+        with pytest.raises(RateLimited):
+            await other.limiter.enter(ALICE, limits)
+
+    run(FakeEngine(), work)
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_a_request_that_is_not_waited_for_has_left_whenever_that_was(turns: int) -> None:
+    async def work(made: Workers) -> None:
+        limiter = (await made.join()).limiter
+        entering = asyncio.ensure_future(limiter.enter(ALICE, KeyLimits(concurrency=1)))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if not entering.cancel() or (await asyncio.gather(entering, return_exceptions=True))[0] is None:
+            limiter.leave(ALICE)
+        await limiter.enter(ALICE, KeyLimits(concurrency=1))
+
+    run(FakeEngine(), work)
+
+
+# Ending in good order
+
+
+def test_the_head_waits_until_every_worker_has_finished() -> None:
+    async def work(made: Workers) -> None:
+        both = [await made.join() for _ in range(2)]
+        (stream,) = await begun(both[0], asked())
+        assert made.server.inside == 1
+        finishing = asyncio.ensure_future(made.server.finish())
+        for worker in both:
+            await worker.finishing.wait()
+        late = await made.join()
+        await late.finishing.wait()
+        both[1].finished()
+        await both[1].scrape()
+        assert not finishing.done()
+        fake.say(7)
+        await read(stream)
+        await soon(lambda: made.server.inside == 0)
+        both[0].finished()
+        await finishing
+
+    fake = SlowEngine()
+    run(fake, work)
+
+
+def test_the_head_does_not_wait_for_a_worker_that_is_gone() -> None:
+    async def work(made: Workers) -> None:
+        dying = await made.join()
+        finishing = asyncio.ensure_future(made.server.finish())
+        await dying.finishing.wait()
+        await made.leave(dying)
+        await finishing
+
+    run(FakeEngine(), work)
 
 
 # Workers that die
@@ -225,7 +352,7 @@ def test_the_unnamed_answers_of_a_dead_worker_end() -> None:
         await made.leave(dying)
         await soon(lambda: [s.closed for s in fake.streams] == [True, True, False])
         assert list(fake.kept) == ["b"]
-        assert await other.find("a") is None
+        assert await other.find("a", NOBODY) is None
         fake.say(6)
         assert text(await read(stream)) == "Hello"
 
@@ -243,7 +370,7 @@ def test_the_named_answer_of_a_dead_worker_goes_on_and_is_found_by_another() -> 
         await soon(lambda: made.lost)
         fake.say(2)
         await soon(lambda: len(fake.streams[0]._items) == 2)  # pyright: ignore[reportPrivateUsage]
-        found = await other.find("a")
+        found = await other.find("a", NOBODY)
         assert found is not None
         fake.say(2)
         assert text(await read(found.streams[0])) == "Hello"
@@ -359,7 +486,7 @@ def test_the_first_worker_takes_up_what_outlived_another_head() -> None:
     async def work(made: Workers) -> None:
         (resumed,) = (await made.join()).resumed()
         assert text(await read(resumed.streams[0])) == "Hello"
-        found = await (await made.join()).find("old")
+        found = await (await made.join()).find("old", NOBODY)
         assert found is not None
         assert text(await read(found.streams[0])) == "Hello"
 
@@ -376,24 +503,27 @@ def every_kind(base: type[ShoalError] = ShoalError) -> list[type[ShoalError]]:
     return [base, *(kind for sub in base.__subclasses__() if sub.__module__ == errors.__name__ for kind in every_kind(sub))]
 
 
-ARGUMENTS: dict[str, tuple[Any, ...]] = {
-    "InvalidRequest": ("no", "n", "bad"),
-    "IdTaken": ("a",),
-    "UnknownAnswer": ("a",),
-    "PairingRefused": ("no", "code", 2.5),
-    "UnknownModel": ("gpt", ["a", "b"]),
-    "CorruptModel": ("/m.gguf", "it is cut"),
-    "HashMismatch": ("m", "aa", "bb"),
-    "NotEnoughMemory": (9, 8),
-    "QueueFull": (9, 8),
-    "VersionMismatch": (1, 2),
-    "StepFailed": (1, "no", 5),
+SAMPLES: dict[str, Any] = {
+    "str": "what",
+    "str | None": "what",
+    "int": 3,
+    "float": 2.5,
+    "bool": True,
+    "list[str]": ["a", "b"],
+    "object": "x",
 }
+
+
+def sample(kind: type[ShoalError]) -> ShoalError:
+    if kind.__init__ is Exception.__init__:
+        return kind("what happened")
+    parameters = [*inspect.signature(kind.__init__).parameters.values()][1:]
+    return kind(*(SAMPLES[p.annotation] for p in parameters if p.kind is not p.KEYWORD_ONLY))
 
 
 @pytest.mark.parametrize("kind", every_kind(), ids=lambda kind: kind.__name__)
 def test_an_error_is_the_same_on_the_other_side(kind: type[ShoalError]) -> None:
-    error = kind(*ARGUMENTS.get(kind.__name__, ("what happened",)))
+    error = sample(kind)
     sent = msgspec.msgpack.decode(msgspec.msgpack.encode(Failure.of(error)), type=Failure).error
     assert (type(sent), str(sent), vars(sent)) == (kind, str(error), vars(error))
 

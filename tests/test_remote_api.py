@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from pathlib import Path
+from time import time
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
+from shoal.config import ApiSettings
 from shoal.errors import NotReady, StageLost
 from shoal.gateway.app import create_app
+from shoal.gateway.key import KeyLimits
+from shoal.gateway.key_store import KeyStore
 from tests.support.engine import FakeEngine, Script, says, spoken
 from tests.support.http import CHAT, COMPLETIONS, Leaver, fetch
 from tests.support.remote import soon, workers
@@ -21,12 +26,13 @@ from tests.test_engine_contract import hello
 from tests.test_streams import NAME, interleaved, left, parsed, restarted, texts
 
 
-def over(fake: FakeEngine, work: Callable[..., Awaitable[Any]], count: int = 2) -> Any:
+def over(fake: FakeEngine, work: Callable[..., Awaitable[Any]], count: int = 2, settings: ApiSettings | None = None) -> Any:
     """Some work with the clients, and then the applications, of so many workers."""
 
     async def go() -> Any:
         async with workers(fake) as made:
-            apps = [create_app(await made.join()) for _ in range(count)]
+            joined = [await made.join() for _ in range(count)]
+            apps = [create_app(worker, settings, limiter=worker.limiter) for worker in joined]
             transports = [httpx.ASGITransport(app, raise_app_exceptions=False) for app in apps]
             clients = [httpx.AsyncClient(transport=t, base_url="http://shoal") for t in transports]
             try:
@@ -210,3 +216,40 @@ def test_what_an_engine_before_was_about_is_found_by_every_worker() -> None:
     over(before, begin, count=1)
     assert list(before.kept) == ["mine-1"]
     over(restarted(before, script), again)
+
+
+# Keys
+
+
+def with_keys(folder: Path) -> tuple[ApiSettings, list[str]]:
+    store = KeyStore(folder)
+    tokens = [store.create(name, time(), limits=KeyLimits(requests=3))[1] for name in ("alice", "bob")]
+    store.close()
+    return ApiSettings(data=str(folder)), tokens
+
+
+def test_a_key_is_limited_over_all_workers(tmp_path: Path) -> None:
+    async def work(first: httpx.AsyncClient, second: httpx.AsyncClient, *apps: FastAPI) -> None:
+        statuses = [
+            (await client.post(CHAT, json={"messages": HI}, headers=alice)).status_code for client in (first, second, first, second)
+        ]
+        assert statuses == [200, 200, 200, 429]
+        assert (await first.post(CHAT, json={"messages": HI})).status_code == 401
+
+    settings, tokens = with_keys(tmp_path)
+    alice = {"Authorization": f"Bearer {tokens[0]}"}
+    over(FakeEngine(), work, settings=settings)
+
+
+def test_another_key_neither_finds_nor_disturbs_an_answer(tmp_path: Path) -> None:
+    async def work(first: httpx.AsyncClient, second: httpx.AsyncClient, *apps: FastAPI) -> None:
+        alice, bob = ({"Authorization": f"Bearer {token}"} for token in tokens)
+        reading = asyncio.ensure_future(first.post(CHAT, json={"messages": HI, "stream": True}, headers={**NAME, **alice}))
+        await soon(lambda: fake.streams)
+        refused(await second.get("/v1/streams/mine-1", headers=bob), 404, "id", "answer_not_found")
+        assert texts(parsed((await reading).text), 1) == ["Hello"]
+        assert texts(parsed((await second.get("/v1/streams/mine-1", headers=alice)).text), 1) == ["Hello"]
+
+    settings, tokens = with_keys(tmp_path)
+    fake = FakeEngine()
+    over(fake, work, settings=settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from tests.support.cluster import BOUND, Cluster, cluster, gone, until
 from tests.test_e2e import open_story, reset
 from tests.test_restart import BODIES, TOKENS, Client
+from tests.test_shutdown import streaming
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -170,7 +172,7 @@ def test_streams_go_on_with_the_workers_of_another_head(tmp_path: Path, alone: l
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_all_processes_end_with_the_head(tmp_path: Path, number: signal.Signals) -> None:
     with cluster(tmp_path) as made:
-        head = made.up(*FLAGS, "--api-workers", "2")
+        head = made.up(*FLAGS, "--api-workers", "2", "--grace", "0")
         made.until_ready()
         until(lambda: len(workers(made)) == 2, made.story)
         family = head.family()
@@ -185,3 +187,17 @@ def test_all_processes_end_with_the_head(tmp_path: Path, number: signal.Signals)
         assert head.wait() == (-number if number is signal.SIGKILL else 0)
         gone(family)
         assert (b"the server is shutting down" in heard) == (number is not signal.SIGKILL)
+
+
+def test_a_head_that_is_told_to_end_lets_the_workers_streams_end(tmp_path: Path) -> None:
+    with cluster(tmp_path) as made, ThreadPoolExecutor(1) as pool:
+        head = made.up(*FLAGS, "--api-workers", "2")
+        made.until_ready()
+        until(lambda: len(workers(made)) == 2, made.story)
+        family = head.family()
+        stream = streaming(made, pool, 300)
+        head.signal(signal.SIGTERM)
+        assert stream.result(BOUND)[-1] == "[DONE]"
+        assert head.wait() == 0
+        assert "1 request(s) have 30 s to end" in head.said
+        gone(family)

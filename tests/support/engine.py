@@ -155,7 +155,7 @@ class FakeEngine:
         await asyncio.sleep(0)
         return streams
 
-    async def find(self, answer: str) -> Resumed | None:
+    async def find(self, answer: str, owner: str) -> Resumed | None:
         return None
 
     def forget(self, answer: str) -> None:

@@ -19,10 +19,19 @@ class Api(Protocol):
         """Until stop() is called."""
         ...
 
+    async def finish(self) -> None:
+        """Takes no more requests, and waits until those that it has are answered."""
+        ...
+
+    @property
+    def inside(self) -> int:
+        """Requests under way."""
+        ...
+
     def stop(self) -> None: ...
 
 
 def api_of(head: Head, settings: HeadSettings, address: socket.socket) -> Api:
     if settings.api_workers > 1:
         return ApiWorkers(head, settings, address)
-    return ApiServer(create_app(head, settings), address)
+    return ApiServer(create_app(head, settings), address, settings)

@@ -31,9 +31,10 @@ def opened(model: Path) -> Tokenizer:
 async def serve(path: Path, address: socket.socket) -> None:
     """Until the head says so, or is gone."""
     engine = await RemoteEngine.connect(path, opened)
-    api = ApiServer(create_app(engine, engine.settings), address)
+    api = ApiServer(create_app(engine, engine.settings, limiter=engine.limiter), address, engine.settings)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, api.stop)
     hearing, serving = asyncio.create_task(engine.run()), asyncio.create_task(api.serve())
+    finishing = asyncio.create_task(_finish(engine, api))
     await asyncio.wait({hearing, serving}, return_when=asyncio.FIRST_COMPLETED)
     if not serving.done():
         # As when the head served itself and was killed: connections end without a last word, and clients that named their
@@ -41,9 +42,17 @@ async def serve(path: Path, address: socket.socket) -> None:
         if (error := hearing.exception()) is not None:
             log.error("an API worker cannot go on", reason=str(error))
         os._exit(1)
+    finishing.cancel()
+    await asyncio.gather(finishing, return_exceptions=True)
     await engine.close()
     await hearing
     serving.result()
+
+
+async def _finish(engine: RemoteEngine, api: ApiServer) -> None:
+    await engine.finishing.wait()
+    await api.finish()
+    engine.finished()
 
 
 def main() -> None:

@@ -32,8 +32,7 @@ class ApiWorkers:
     def __init__(self, head: Head, settings: HeadSettings, address: socket.socket) -> None:
         """address: as `listening` gives it. All workers accept from it, so that none that ends takes waiting clients with it."""
         self._socket, self._count = address, settings.api_workers
-        own = ApiSettings(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(ApiSettings)})
-        self._engine = EngineServer(head, head.model.path, own, self._lost)
+        self._engine = EngineServer(head, head.model.path, _of_one(settings), self._lost)
         self._gone: dict[int, asyncio.Event] = {}  # by process: its conversation with the engine ended
         self._stopping = asyncio.Event()
         self._rng = random.Random()
@@ -55,6 +54,13 @@ class ApiWorkers:
                     keeper.cancel()
                 await asyncio.gather(*keepers, return_exceptions=True)
                 await self._engine.close()
+
+    async def finish(self) -> None:
+        await self._engine.finish()
+
+    @property
+    def inside(self) -> int:
+        return self._engine.inside
 
     def stop(self) -> None:
         self._stopping.set()
@@ -104,6 +110,14 @@ class ApiWorkers:
         """A worker's conversation ended: by itself, or because it did not read."""
         if (gone := self._gone.get(pid)) is not None:
             gone.set()
+
+
+def _of_one(settings: HeadSettings) -> ApiSettings:
+    """What each worker keeps to."""
+    own: dict[str, Any] = {field.name: getattr(settings, field.name) for field in dataclasses.fields(ApiSettings)}
+    own["connections"] = -(-settings.connections // settings.api_workers)
+    own["open_api"] = not settings.needs_key
+    return ApiSettings(**own)
 
 
 async def _useless(process: subprocess.Popen[bytes], gone: asyncio.Event) -> None:

@@ -15,7 +15,7 @@ from typing import IO
 
 import psutil
 
-from shoal.cli.keys import certify, head_credentials
+from shoal.cli.credentials import certify, head_credentials
 from shoal.config import HeadSettings, NodeSettings, default_threads
 from shoal.errors import ClusterError
 from shoal.models.description import Description

@@ -9,6 +9,7 @@ import structlog
 
 from shoal.errors import IdTaken, UnknownAnswer
 from shoal.gateway.answer import Answer
+from shoal.gateway.caller import CALLER
 from shoal.gateway.engine import Engine, Resumed
 from shoal.gateway.job import Job
 from shoal.gateway.kinds import recalled
@@ -37,23 +38,27 @@ class Answers:
         """
         if job.id in self._beginning or self._here(job.id) is not None:
             raise IdTaken(job.id)
+        caller = CALLER.get()
+        job = job.of(caller.id, caller.priority)
         self._beginning.add(job.id)
         try:
             streams = await self._engine.begin(job.id, job.note, job.requests, job.named)
         finally:
             self._beginning.discard(job.id)
-        answer = self._answers[job.id] = Answer(job, self._engine, streams)
+        answer = self._answers[job.id] = Answer(job, self._engine, streams, caller)
+        caller.spend(prompt=job.prompt_tokens)
         if job.named:
             self._resumable.add(job.id)
         self.enter(answer)
         return answer
 
     async def find(self, id: str) -> Answer:
-        """An answer under way, here or with another gateway of this engine. Raises UnknownAnswer."""
-        if (answer := self._here(id)) is not None:
-            return answer
-        resumed = await self._engine.find(id)
-        if resumed is None or (answer := self._take_up(resumed)) is None:
+        """One of the caller's own under way, here or with another gateway of this engine. Raises UnknownAnswer."""
+        owner = CALLER.get().id
+        answer = self._here(id)
+        if answer is None and (resumed := await self._engine.find(id, owner)) is not None:
+            answer = self._take_up(resumed)
+        if answer is None or answer.job.owner != owner:
             raise UnknownAnswer(id)
         return answer
 

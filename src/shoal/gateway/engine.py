@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from shoal.gateway.key import KeyId
 from shoal.request import Request, TokenChunk
 from shoal.text.tokenizer import Tokenizer
 
@@ -76,8 +77,8 @@ class Engine(Protocol):
         """What outlived the engine before this one; asked once."""
         ...
 
-    async def find(self, answer: str) -> Resumed | None:
-        """An answer that another gateway of this engine began. From now on it is this one's: there its streams raise TakenOver."""
+    async def find(self, answer: str, owner: KeyId) -> Resumed | None:
+        """An answer that another gateway of this engine began for that key. From now on it is this one's: there its streams raise TakenOver."""
         ...
 
     def observe_first_token(self, seconds: float) -> None: ...

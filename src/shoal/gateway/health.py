@@ -15,7 +15,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/health")
     async def health() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
-        return {"live": True, "ready": not engine.state, "reason": engine.state}
+        return {"live": True, "ready": not service.state, "reason": service.state}
 
     @router.get("/health/live")
     async def live() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
@@ -23,7 +23,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/health/ready")
     async def ready() -> Response:  # pyright: ignore[reportUnusedFunction]
-        return JSONResponse({"ready": not engine.state, "reason": engine.state}, 503 if engine.state else 200)
+        return JSONResponse({"ready": not service.state, "reason": service.state}, 503 if service.state else 200)
 
     @router.get("/metrics")
     async def metrics() -> Response:  # pyright: ignore[reportUnusedFunction]

@@ -7,17 +7,20 @@ import secrets
 from abc import abstractmethod
 from collections.abc import Sequence
 from time import time
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
 from shoal.errors import InvalidRequest
 from shoal.gateway.engine import Engine
+from shoal.gateway.key import KeyId
 from shoal.gateway.sampling import limit, sampling_params
 from shoal.gateway.wire import Sampled
 from shoal.gateway.writer import Writer
 from shoal.request import MAX_CHOICES, Priority, Request, RequestId
 
+MAX_TOKEN_BYTES = 64
+"""No text is taken to have longer tokens all through."""
 _MAX_STOPS, _MAX_STOP_LENGTH = 4, 256
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _TIERS = {"priority": Priority.URGENT, "flex": Priority.FLEX}
@@ -35,6 +38,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     include_usage: bool = False
     named: bool = False
     """The client chose the id, and so may come back for the answer."""
+    owner: KeyId = KeyId("")
+    """Whose key asked; nobody else reads the answer."""
 
     @abstractmethod
     def writer(self, engine: Engine) -> Writer:
@@ -49,9 +54,26 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         """All but the requests, for `kinds.recalled`."""
         return msgspec.msgpack.encode(msgspec.structs.replace(self, requests=()))
 
+    def of(self, owner: KeyId, first: Priority) -> Self:
+        """The same as its owner's, in no class before `first`."""
+        requests = tuple(msgspec.structs.replace(r, priority=max(r.priority, first)) for r in self.requests)
+        return msgspec.structs.replace(self, owner=owner, requests=requests)
+
     @property
     def prompt_tokens(self) -> int:
         return sum(len(request.prompt) for request in self.requests)
+
+
+class _Owned(msgspec.Struct):
+    owner: KeyId = KeyId("")
+
+
+def owner_of(note: bytes) -> KeyId:
+    """Whose key asked, from a job's note; nobody's where that is none of this version's."""
+    try:
+        return msgspec.msgpack.decode(note, type=_Owned).owner
+    except msgspec.MsgspecError:
+        return KeyId("")
 
 
 def chosen_id(header: str | None) -> str | None:
@@ -62,6 +84,13 @@ def chosen_id(header: str | None) -> str | None:
             "X-Request-Id",
         )
     return header
+
+
+def check_length(text: str, engine: Engine, param: str) -> None:
+    """Refuses what can never fit before it is tokenised, which takes time. Raises InvalidRequest, NotReady."""
+    most = engine.longest() * MAX_TOKEN_BYTES
+    if len(text) > most:
+        raise InvalidRequest(f"a prompt of {len(text)} characters cannot fit; at most {most} may", param, "context_length_exceeded")
 
 
 def _stops(stop: str | list[str] | None) -> tuple[str, ...]:

@@ -96,7 +96,7 @@ class Head:
     def state(self) -> str:
         """For people: why no model is served, or ''."""
         conductor = self.conductor
-        return "" if conductor.serving else conductor.cluster.why or "the model is being loaded"
+        return "" if conductor.serving else conductor.cluster.progress or "the model is being loaded"
 
     def longest(self) -> int:
         """Tokens of the longest sequence that can run now."""
@@ -142,7 +142,7 @@ class Head:
             out.append(Resumed(answer.answer, answer.note, answer.requests, streams))
         return out
 
-    async def find(self, answer: str) -> None:
+    async def find(self, answer: str, owner: str) -> None:
         """All that it is asked about is begun in one place, which knows it."""
 
     def timings(self, rows: int | None = None) -> dict[str, object]:

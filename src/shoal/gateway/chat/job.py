@@ -6,7 +6,7 @@ from shoal.errors import InvalidRequest
 from shoal.gateway.chat.wire import ChatRequest
 from shoal.gateway.chat.writer import ChatWriter
 from shoal.gateway.engine import Engine
-from shoal.gateway.job import Job, common
+from shoal.gateway.job import Job, check_length, common
 
 
 class ChatJob(Job, frozen=True, tag="chat"):
@@ -22,7 +22,9 @@ def chat_job(body: ChatRequest, engine: Engine, chosen: str | None = None) -> Ch
         raise InvalidRequest("give max_completion_tokens or max_tokens, not both", "max_tokens")
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs to be true", "top_logprobs")
-    prompt = engine.tokenizer.encode_chat([message.plain() for message in body.messages])
+    messages = [message.plain() for message in body.messages]
+    check_length("".join(message["content"] for message in messages), engine, "messages")
+    prompt = engine.tokenizer.encode_chat(messages)
     fields = common(
         body,
         engine,

@@ -8,7 +8,7 @@ from shoal.errors import InvalidRequest
 from shoal.gateway.completions.wire import CompletionRequest
 from shoal.gateway.completions.writer import CompletionWriter
 from shoal.gateway.engine import Engine
-from shoal.gateway.job import Job, common
+from shoal.gateway.job import Job, check_length, common
 
 _MAX_PROMPTS = 64
 
@@ -20,16 +20,21 @@ class CompletionJob(Job, frozen=True, tag="completion"):
         return CompletionWriter(engine, self.id, self.created, self.choices, self.logprobs, self.include_usage)
 
 
+def _encoded(text: str, engine: Engine) -> list[int]:
+    check_length(text, engine, "prompt")
+    return engine.tokenizer.encode(text)
+
+
 def completion_job(body: CompletionRequest, engine: Engine, chosen: str | None = None) -> CompletionJob:
     """chosen: the answer's id. Without max_tokens it is 16, as OpenAI's API has it. Raises InvalidRequest, NotReady."""
     prompt: Any = body.prompt
     if isinstance(prompt, str):
-        prompts = [engine.tokenizer.encode(prompt)]
+        prompts = [_encoded(prompt, engine)]
     elif prompt and isinstance(prompt[0], int):
         prompts = [cast("list[int]", prompt)]
     else:
         many = cast("list[str | list[int]]", prompt)
-        prompts = [engine.tokenizer.encode(p) if isinstance(p, str) else p for p in many]
+        prompts = [_encoded(p, engine) if isinstance(p, str) else p for p in many]
     if not 1 <= len(prompts) <= _MAX_PROMPTS:
         raise InvalidRequest(f"between 1 and {_MAX_PROMPTS} prompts are possible, not {len(prompts)}", "prompt")
     for tokens in prompts:

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 from shoal.errors import ClusterError, RemoteProtocolError, ShoalError
 from shoal.gateway.engine import TakenOver
+from shoal.gateway.key import KeyId, KeyLimits
+from shoal.gateway.limits import Allowance
 from shoal.gateway.remote import messages
 from shoal.gateway.remote.channel import Channel
 from shoal.gateway.remote.messages import Attached, Call, FromHead, Message, Reply, Welcome
@@ -18,6 +20,8 @@ from shoal.request import Request, RequestId, TokenChunk
 from shoal.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
+
+_SPENDING = 0.05  # seconds for which spent tokens gather
 
 
 class RemoteStream:
@@ -68,6 +72,43 @@ class RemoteResumed:
         self.id, self.note, self.requests, self.streams = attached.id, attached.note, attached.requests, streams
 
 
+class RemoteLimiter:
+    """gateway.limits.Limiter: the head counts, for all workers."""
+
+    def __init__(self, engine: RemoteEngine) -> None:
+        self._engine = engine
+        self._numbers = count(1)
+        self._inside: dict[KeyId, list[int]] = {}
+        self._spent: dict[KeyId, int] = {}
+
+    async def enter(self, key: KeyId, limits: KeyLimits) -> Allowance:
+        number = -next(self._numbers)
+        try:
+            allowance = await self._engine.enter(number, key, limits)
+        except asyncio.CancelledError:
+            self._engine.say(messages.Leave(number))
+            raise
+        self._inside.setdefault(key, []).append(number)
+        return allowance
+
+    def leave(self, key: KeyId) -> None:
+        numbers = self._inside[key]
+        self._engine.say(messages.Leave(numbers.pop()))
+        if not numbers:
+            del self._inside[key]
+
+    def spend(self, key: KeyId, tokens: int) -> None:
+        """Is told a little later, many tokens at once."""
+        if not self._spent:
+            asyncio.get_running_loop().call_later(_SPENDING, self._tell)
+        self._spent[key] = self._spent.get(key, 0) + tokens
+
+    def _tell(self) -> None:
+        spent, self._spent = self._spent, {}
+        for key, tokens in spent.items():
+            self._engine.say(messages.Spend(key, tokens))
+
+
 class RemoteEngine:
     """gateway.engine.Engine, of the head that welcomed this process. `run` has to run beside its use."""
 
@@ -80,6 +121,9 @@ class RemoteEngine:
         self._streams: dict[RequestId, RemoteStream] = {}
         self._resumed = [self._attached(attached) for attached in welcome.resumed]
         self._gone: ShoalError | None = None
+        self.limiter = RemoteLimiter(self)
+        self.finishing = asyncio.Event()
+        """Set when no more requests are to be taken; `finished` is the answer."""
 
     @classmethod
     async def connect(cls, path: Path, opened: Callable[[Path], Tokenizer]) -> RemoteEngine:
@@ -143,10 +187,10 @@ class RemoteEngine:
         resumed, self._resumed = self._resumed, []
         return resumed
 
-    async def find(self, answer: str) -> RemoteResumed | None:
+    async def find(self, answer: str, owner: KeyId) -> RemoteResumed | None:
         number = next(self._numbers)
         try:
-            return await self._ask(messages.Find(number, answer), lambda found: found.answer and self._attached(found.answer))
+            return await self._ask(messages.Find(number, answer, owner), lambda found: found.answer and self._attached(found.answer))
         except asyncio.CancelledError:
             self._channel.say(messages.GiveBack(answer))
             raise
@@ -160,7 +204,17 @@ class RemoteEngine:
     def observe_request(self, endpoint: str, outcome: str, prompt_tokens: int) -> None:
         self._channel.say(messages.Observed("request", (endpoint, outcome, prompt_tokens)))
 
-    # What its streams ask
+    def finished(self) -> None:
+        """No request is under way any more."""
+        self._channel.say(messages.Finished())
+
+    # What its limiter and its streams ask
+
+    async def enter(self, number: int, key: KeyId, limits: KeyLimits) -> Allowance:
+        return await self._ask(messages.Enter(number, key, limits), lambda entered: entered.allowance)
+
+    def say(self, message: Message) -> None:
+        self._channel.say(message)
 
     def tell(self, stream: RemoteStream, message: Message) -> None:
         """Says it where the stream is still this worker's."""
@@ -211,9 +265,11 @@ class RemoteEngine:
                     self._streams.pop(request, None)
             case messages.Changed(status):
                 self._status = status
+            case messages.Finish():
+                self.finishing.set()
             case messages.Welcome():
                 raise RemoteProtocolError("a second Welcome")
-            case messages.Begun() | messages.Found() | messages.Scraped() | messages.Refused():
+            case messages.Begun() | messages.Found() | messages.Scraped() | messages.Entered() | messages.Refused():
                 self._replied(message)
 
     def _end(self, request: RequestId, reason: Exception) -> None:

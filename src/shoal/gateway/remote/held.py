@@ -9,6 +9,7 @@ import structlog
 
 from shoal.errors import ShoalError
 from shoal.gateway.engine import Stream
+from shoal.gateway.job import owner_of
 from shoal.gateway.remote.channel import Channel
 from shoal.gateway.remote.messages import Attached, Broke, Failure, FromWorker, Over, Taken
 from shoal.request import Request, TokenChunk
@@ -19,6 +20,8 @@ log = structlog.get_logger()
 class Held:
     def __init__(self, id: str, note: bytes, requests: Sequence[Request], streams: Sequence[Stream], named: bool) -> None:
         self.attached = Attached(id, note, list(requests))
+        self.key = owner_of(note)
+        """Whose client may take it up."""
         self.named = named
         """It outlives the worker that it belongs to."""
         self.streams = {request.id: stream for request, stream in zip(requests, streams, strict=True)}
@@ -30,6 +33,11 @@ class Held:
     @property
     def owner(self) -> Channel[FromWorker] | None:
         return self._owner
+
+    @property
+    def over(self) -> bool:
+        """All is said."""
+        return all(task.done() for task in self._tasks)
 
     def give(self, owner: Channel[FromWorker] | None) -> None:
         """From now on what it says goes there; whoever had it is told."""

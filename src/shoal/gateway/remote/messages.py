@@ -8,6 +8,8 @@ import msgspec
 
 from shoal.config import ApiSettings
 from shoal.errors import ShoalError
+from shoal.gateway.key import KeyId, KeyLimits
+from shoal.gateway.limits import Allowance
 from shoal.request import Request, RequestId, TokenChunk
 
 Fact = str | int | float | bool | None
@@ -82,6 +84,7 @@ class Begin(Message, frozen=True, tag=2):
 class Find(Message, frozen=True, tag=3):
     call: int
     answer: str
+    owner: KeyId
 
 
 class Scrape(Message, frozen=True, tag=4):
@@ -114,6 +117,30 @@ class GiveBack(Message, frozen=True, tag=10):
     answer: str
 
 
+class Enter(Message, frozen=True, tag=11):
+    """A key's request begins: see Limiter."""
+
+    call: int
+    key: KeyId
+    limits: KeyLimits
+
+
+class Leave(Message, frozen=True, tag=12):
+    """It has ended, or is not waited for any more."""
+
+    call: int
+    """Of its Enter."""
+
+
+class Spend(Message, frozen=True, tag=13):
+    key: KeyId
+    tokens: int
+
+
+class Finished(Message, frozen=True, tag=14):
+    """No request is under way any more, and none will be."""
+
+
 class Observed(Message, frozen=True, tag=9):
     """Something to be counted at the head."""
 
@@ -121,8 +148,8 @@ class Observed(Message, frozen=True, tag=9):
     values: tuple[str | int | float, ...]
 
 
-Call = Begin | Find | Scrape
-FromWorker = Join | Call | Cancel | EndChoice | Close | Forget | GiveBack | Observed
+Call = Begin | Find | Scrape | Enter
+FromWorker = Join | Call | Cancel | EndChoice | Close | Forget | GiveBack | Leave | Spend | Finished | Observed
 
 
 # From the head
@@ -160,6 +187,15 @@ class Scraped(Message, frozen=True, tag=24):
     text: bytes
 
 
+class Entered(Message, frozen=True, tag=30):
+    call: int
+    allowance: Allowance
+
+
+class Finish(Message, frozen=True, tag=31):
+    """No more requests are to be taken; Finished is the answer when those there are have ended."""
+
+
 class Refused(Message, frozen=True, tag=25):
     call: int
     failure: Failure
@@ -190,7 +226,7 @@ class Taken(Message, frozen=True, tag=29):
     requests: list[RequestId]
 
 
-Reply = Begun | Found | Scraped | Refused
-FromHead = Welcome | Changed | Reply | Said | Over | Broke | Taken
+Reply = Begun | Found | Scraped | Entered | Refused
+FromHead = Welcome | Changed | Reply | Finish | Said | Over | Broke | Taken
 
 Heard = TypeVar("Heard", FromWorker, FromHead)

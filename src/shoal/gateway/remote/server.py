@@ -17,6 +17,8 @@ import structlog
 from shoal.config import ApiSettings
 from shoal.errors import IdTaken, RemoteProtocolError, ShoalError
 from shoal.gateway.engine import Engine
+from shoal.gateway.key import KeyId
+from shoal.gateway.limits import LocalLimiter
 from shoal.gateway.remote import messages
 from shoal.gateway.remote.channel import Channel
 from shoal.gateway.remote.held import Held
@@ -36,6 +38,9 @@ class _Worker:
         self.pid = 0
         """Once it has joined."""
         self.calls: dict[int, asyncio.Task[None]] = {}
+        self.inside: dict[int, KeyId] = {}
+        """The requests of keys that have not left, by the calls with which they entered."""
+        self.finished = asyncio.Event()
 
 
 class EngineServer:
@@ -48,6 +53,8 @@ class EngineServer:
         self._orphans: dict[str, asyncio.TimerHandle] = {}
         self._workers: dict[asyncio.Task[None], _Worker] = {}
         self._status = self._look()
+        self._limiter = LocalLimiter()
+        self._finishing = False
         self._observe: dict[str, Callable[..., None]] = {
             "first_token": engine.observe_first_token,
             "request": engine.observe_request,
@@ -73,6 +80,19 @@ class EngineServer:
             timer.cancel()
         for held in self._answers.values():
             held.close()  # and not forgotten: the next engine may take it up
+
+    async def finish(self) -> None:
+        """Lets the workers take no more requests, and waits until those that they have are answered."""
+        self._finishing = True
+        workers = [worker for worker in self._workers.values() if worker.pid]
+        for worker in workers:
+            worker.channel.say(messages.Finish())
+        await asyncio.gather(*(worker.finished.wait() for worker in workers))
+
+    @property
+    def inside(self) -> int:
+        """Answers under way."""
+        return sum(not held.over for held in self._answers.values())
 
     # State
 
@@ -110,6 +130,7 @@ class EngineServer:
                 call.cancel()
             await asyncio.gather(*worker.calls.values(), return_exceptions=True)
             self._leave(worker)
+            worker.finished.set()
             if worker.pid:
                 self._lost(worker.pid)
 
@@ -132,13 +153,26 @@ class EngineServer:
         )
         for held in orphans:
             self._attach(held, worker)
+        if self._finishing:
+            worker.channel.say(messages.Finish())
 
     def _heard(self, worker: _Worker, message: FromWorker) -> None:
         match message:
             case messages.Begin(call):
                 self._call(worker, call, lambda: self._begin(worker, message))
-            case messages.Find(call, answer):
-                self._find(worker, call, answer)
+            case messages.Find(call, answer, owner):
+                self._find(worker, call, answer, owner)
+            case messages.Enter(call):
+                self._call(worker, call, lambda: self._enter(worker, message))
+            case messages.Leave(call):
+                if (task := worker.calls.get(call)) is not None:
+                    task.cancel()
+                elif (key := worker.inside.pop(call, None)) is not None:
+                    self._limiter.leave(key)
+            case messages.Spend(key, tokens):
+                self._limiter.spend(key, tokens)
+            case messages.Finished():
+                worker.finished.set()
             case messages.Scrape(call):
                 self._call(worker, call, lambda: self._scrape(call))
             case messages.Cancel(call, answer):
@@ -166,7 +200,9 @@ class EngineServer:
                 raise RemoteProtocolError("a second Join")
 
     def _leave(self, worker: _Worker) -> None:
-        """Its answers end, but for those that were named."""
+        """Its requests have ended; its answers too, but for those that were named."""
+        for key in worker.inside.values():
+            self._limiter.leave(key)
         for held in [*self._answers.values()]:
             if held.owner is worker.channel:
                 self._let_go(held)
@@ -210,8 +246,15 @@ class EngineServer:
     async def _scrape(self, call: int) -> Reply:
         return messages.Scraped(call, await self._engine.scrape())
 
-    def _find(self, worker: _Worker, call: int, answer: str) -> None:
+    async def _enter(self, worker: _Worker, asked: messages.Enter) -> Reply:
+        allowance = await self._limiter.enter(asked.key, asked.limits)
+        worker.inside[asked.call] = asked.key
+        return messages.Entered(asked.call, allowance)
+
+    def _find(self, worker: _Worker, call: int, answer: str, owner: KeyId) -> None:
         held = self._answers.get(answer)
+        if held is not None and held.key != owner:
+            held = None
         if held is not None:
             held.give(None)
         worker.channel.say(messages.Found(call, None if held is None else held.attached))
