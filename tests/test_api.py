@@ -352,7 +352,7 @@ def test_bodies_that_are_no_object_are_refused(body: bytes) -> None:
 
 
 def test_a_huge_body_is_refused() -> None:
-    refused(raw(b" " * (MAX_BODY + 1)), 413)
+    refused(raw(b" " * (MAX_BODY + 1)), 413, code="request_too_large")
 
 
 def test_both_limits_at_once_are_refused() -> None:

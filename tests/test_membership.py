@@ -203,6 +203,19 @@ def test_links_follow_when_all_have_loaded():
     assert (c.state, c.members[2].weight_bytes) == (LINKING, 6)
 
 
+def test_it_says_how_far_loading_has_come():
+    c = loading(1, 2)
+    c.handle(StageLoaded(1, 1, 5, "native"), 0)
+    late = c.members[2].name
+    assert c.progress == f"the model is being loaded: loading, 1 of 2 nodes are done, not yet {late}"
+    c.handle(StageLoaded(2, 1, 6, "native"), 0)
+    assert c.progress.startswith("the model is being loaded: linking, 0 of 2 nodes are done")
+
+
+def test_nothing_is_said_while_it_serves():
+    assert serving(1, 2).progress == ""
+
+
 def test_the_route_is_opened_when_all_are_linked():
     c = linking(1, 2)
     assert c.handle(StageLinked(2, 1), 0) == []

@@ -160,7 +160,7 @@ def test_ctrl_c_while_fetching_ends_up(tmp_path: Path) -> None:
 
 @pytest.mark.real
 def test_ctrl_c_under_an_open_stream_ends_it_with_an_error_event(tmp_path: Path) -> None:
-    with served(tmp_path, 1) as made:
+    with served(tmp_path, 1, "--grace", "0") as made:
         body = {"prompt": "A story", "max_tokens": 4000, "temperature": 1, "stream": True}
         with made.http.stream("POST", "/v1/completions", json=body) as answer:
             lines = (line for line in answer.iter_lines() if line)

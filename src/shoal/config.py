@@ -176,10 +176,16 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 class ApiSettings(Settings):
     """The OpenAI-compatible API: the same on `up` and `serve`."""
 
-    api_host: str = setting("127.0.0.1", "Address that the API listens on; beyond this machine it needs --open-api.")
-    open_api: bool = setting(False, "Let the API listen beyond this machine: it has no keys, whoever reaches it can use it.")
+    api_host: str = setting("127.0.0.1", "Address that the API listens on; beyond this machine it needs a key (`shoal keys create`).")
+    open_api: bool = setting(False, "Let the API listen beyond this machine without a key: whoever reaches it can use it.")
     port: int = setting(8000, "Port of the OpenAI-compatible API; 0 takes a free one.", low=0, high=65535)
+    api_workers: int = setting(0, "Processes that serve the API, beside the head's own; 0 or 1: it serves it itself.", low=0, high=64)
     data: str = setting("", "Folder for what the API keeps: keys, responses, files, batches; empty: api/ beside the models.")
+    cors: str = setting("", "Web pages that may use the API: origins like https://chat.example, by commas; * for all; empty: none.")
+    connections: int = setting(1000, "Connections that clients may have at once, running answers and idle ones.", low=1, high=1_000_000)
+    keep_alive: float = setting(30.0, "Seconds that a client's connection may idle between two requests.", low=1, high=3600)
+    stall: float = setting(30.0, "Seconds in which a client that is behind has to read 32 KiB, or it is dropped.", low=1, high=3600)
+    grace: float = setting(30.0, "Seconds that answers under way have to end when the server is told to stop.", low=0, high=3600)
 
     responses: int = setting(10000, "Most responses that are kept for previous_response_id; the ones longest unused go.", low=0)
     responses_size: str = setting("256MiB", "Most space for them on the disk.")
@@ -188,6 +194,9 @@ class ApiSettings(Settings):
     def check(self) -> None:
         super().check()
         parse_bytes(self.responses_size)
+        for origin in self.origins:
+            if origin != "*" and re.fullmatch(r"https?://[^/\s*]+", origin) is None:
+                raise ConfigError(f"--cors takes origins like https://chat.example or http://localhost:3000, not '{origin}'")
         if self.data_folder.exists() and not self.data_folder.is_dir():
             raise ConfigError(f"--data {self.data} is a file; name a folder")
 
@@ -199,6 +208,21 @@ class ApiSettings(Settings):
     def data_folder(self) -> Path:
         """It need not be there yet."""
         return Path(self.data).expanduser() if self.data else cache_dir() / "api"
+
+    @property
+    def origins(self) -> list[str]:
+        """Of web pages that may use the API."""
+        return [origin.strip() for origin in self.cors.split(",") if origin.strip()]
+
+    @property
+    def exposed(self) -> bool:
+        """Whether the API listens beyond this machine."""
+        return self.api_host not in LOOPBACK
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether requests need a key even where none was made."""
+        return self.exposed and not self.open_api
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -228,17 +252,16 @@ class HeadSettings(EngineSettings, ApiSettings):
     wait: float = setting(600.0, "Seconds that requests under way wait for nodes when too few are left.", low=0, high=1e6)
 
     @property
+    def needs_key(self) -> bool:
+        return super().needs_key and not self.unprotected
+
+    @property
     def protected(self) -> bool:
         """Whether nodes need a certificate."""
         return self.secure or (self.host not in LOOPBACK and not self.unprotected)
 
     def check(self) -> None:
         super().check()
-        if self.api_host not in LOOPBACK and not (self.open_api or self.unprotected):
-            raise ConfigError(
-                f"--api-host {self.api_host} is reachable from the network, and the API has no keys; put a proxy with TLS before it, "
-                "or add --open-api to let whoever reaches it use it"
-            )
         if self.secure and self.unprotected:
             raise ConfigError("--secure and --unprotected exclude each other")
         if self.min_memory:
@@ -278,6 +301,11 @@ def keys_dir(environment: Mapping[str, str] = os.environ) -> Path:
 def hub_endpoint(environment: Mapping[str, str] = os.environ) -> str | None:
     """The hub that `hf:` models come from, where it is not the public one."""
     return environment.get("HF_ENDPOINT")
+
+
+def api_key(environment: Mapping[str, str] = os.environ) -> str:
+    """The key that the command line sends to an API that asks for one, where it is not told another."""
+    return environment.get("SHOAL_API_KEY", "")
 
 
 def _boolean(text: str) -> bool:

@@ -3,6 +3,11 @@
     ShoalError
     ├── UserError                  the caller can mend it: HTTP 400, exit status 2
     │   ├── InvalidRequest         a field of a request (names the field)
+    │   ├── NotAuthenticated       no API key, or none that is good: HTTP 401
+    │   ├── Forbidden              a web page that may not use the API: HTTP 403
+    │   ├── RateLimited            a key has asked for more than it may: HTTP 429
+    │   ├── TooLarge               a request larger than is read: HTTP 413, 414 or 431
+    │   ├── WrongMediaType         a body that says it is no JSON: HTTP 415
     │   ├── IdTaken                another request has the id that a client chose: HTTP 409
     │   ├── UnknownAnswer          no answer of that id, or no longer: HTTP 404
     │   ├── ConfigError            a setting or flag
@@ -16,6 +21,7 @@
     ├── CapacityError              the machines are at fault: HTTP 503
     │   ├── NotEnoughMemory        says how much is missing
     │   ├── QueueFull              too many requests wait: HTTP 429
+    │   ├── ShuttingDown           the server is about to end
     │   └── NotReady               no model is loaded yet, or no longer
     ├── ProtocolError              the conversation between two processes broke
     │   ├── LocalProtocolError     this side was about to break it: a bug here
@@ -57,6 +63,42 @@ class InvalidRequest(UserError):
         super().__init__(message)
         self.param = param
         self.code = code
+
+
+class NotAuthenticated(UserError):
+    """The same for a key that never was, is revoked or has expired: the answer says nothing about keys."""
+
+    def __init__(self, given: bool) -> None:
+        how = "send a key of this server as 'Authorization: Bearer KEY'; `shoal keys create NAME` makes one"
+        super().__init__(f"incorrect API key provided: {how}" if given else f"you did not provide an API key: {how}")
+
+
+class Forbidden(UserError):
+    def __init__(self, origin: str) -> None:
+        super().__init__(f"pages of {origin[:200]} may not use this API, which asks for no key; allow them with --cors, or make a key")
+
+
+class RateLimited(UserError):
+    """what: requests or tokens. wait: seconds after which it is worth asking again."""
+
+    def __init__(self, message: str, what: str, wait: float) -> None:
+        super().__init__(f"{message}; try again in {max(wait, 0.1):.1f} s")
+        self.what = what
+        self.wait = wait
+
+
+class TooLarge(UserError):
+    """status: which of HTTP's answers for that it is."""
+
+    def __init__(self, what: str, limit: int, unit: str = "bytes", status: int = 413) -> None:
+        super().__init__(f"{what} has more than {limit} {unit}")
+        self.limit = limit
+        self.status = status
+
+
+class WrongMediaType(UserError):
+    def __init__(self, given: str) -> None:
+        super().__init__(f"the body is '{given[:100]}'; send JSON, with 'Content-Type: application/json'")
 
 
 class IdTaken(UserError):
@@ -132,6 +174,11 @@ class QueueFull(CapacityError):
     def __init__(self, waiting: int, limit: int) -> None:
         super().__init__(f"{waiting} requests wait already (limit {limit}); try again later")
         self.limit = limit
+
+
+class ShuttingDown(CapacityError):
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down; ask another one, or this one when it is back")
 
 
 class NotReady(CapacityError):

@@ -130,7 +130,7 @@ class Score(msgspec.Struct, frozen=True, array_like=True):
     alternatives: tuple[Alternative, ...] = ()
 
 
-class TokenChunk(msgspec.Struct, frozen=True):
+class TokenChunk(msgspec.Struct, frozen=True, array_like=True):
     """One token of one choice, or its end, or both. The last chunk of a choice has a finish reason.
 
     What was asked about the prompt comes before, in chunks of choice 0 that have neither: its scores in order, its embedding whole.

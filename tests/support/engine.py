@@ -122,6 +122,7 @@ class ScriptedStream:
         self._open = request.n
         self.ended: set[int] = set()
         self.closed = False
+        self._changed = asyncio.Event()
 
     def __aiter__(self) -> ScriptedStream:
         return self
@@ -136,16 +137,19 @@ class ScriptedStream:
                 continue
             self._open -= item.finish is not None
             return item
-        if self._hang and self._open:
-            await asyncio.Event().wait()
+        while self._hang and self._open and not self.closed:
+            await self._changed.wait()
+            self._changed.clear()
         raise StopAsyncIteration
 
     def end_choice(self, choice: int) -> None:
         self.ended.add(choice)
         self._open -= 1
+        self._changed.set()
 
     def close(self) -> None:
         self.closed = True
+        self._changed.set()
 
 
 @dataclass
@@ -192,9 +196,21 @@ class FakeEngine:
         self.streams.append(stream)
         return stream
 
-    async def keep(self, answer: str, note: bytes, requests: Sequence[Request]) -> None:
+    async def begin(self, answer: str, note: bytes, requests: Sequence[Request], named: bool) -> list[ScriptedStream]:
+        streams: list[ScriptedStream] = []
+        try:
+            for request in requests:
+                streams.append(self.submit(request))
+        except ShoalError:
+            for stream in streams:
+                stream.close()
+            raise
         self.kept[answer] = (note, requests)
         await asyncio.sleep(0)
+        return streams
+
+    async def find(self, answer: str, owner: str) -> Resumed | None:
+        return None
 
     def forget(self, answer: str) -> None:
         self.kept.pop(answer, None)
@@ -208,5 +224,5 @@ class FakeEngine:
     def observe_request(self, endpoint: str, outcome: str, prompt_tokens: int) -> None:
         self.observed.append((endpoint, outcome, prompt_tokens))
 
-    def scrape(self) -> bytes:
+    async def scrape(self) -> bytes:
         return b"shoal_ready 1\n"

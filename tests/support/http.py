@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import httpx
@@ -46,6 +46,13 @@ def events(answer: httpx.Response) -> list[dict[str, Any]]:
     assert (lines[-1] == "[DONE]") != ("error" in done[-1])
     assert lines.count("[DONE]") <= 1
     return done
+
+
+async def eventually(what: Callable[[], Any], bound: float = 30.0) -> None:
+    """Returns when something is true; fails where that does not happen within the bound, which is seconds."""
+    async with asyncio.timeout(bound):
+        while not what():  # noqa: ASYNC110 - it is about whatever a test looks at
+            await asyncio.sleep(0.005)
 
 
 class Leaver:

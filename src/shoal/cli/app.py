@@ -7,12 +7,12 @@ import os
 import sys
 from typing import Annotated, Any, cast
 
-import structlog
 import typer
 from rich.markup import escape
 
 from shoal import __version__
-from shoal.cli import client, cluster, inspect, models, nodes
+from shoal.cli import client, cluster, inspect, keys, models, nodes
+from shoal.cli.logs import log_to_stderr
 from shoal.cli.show import err
 from shoal.errors import ShoalError, UserError
 
@@ -37,21 +37,13 @@ def options(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens to stderr.")] = False,
 ) -> None:
-    level = logging.INFO if verbose else logging.WARNING
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="%H:%M:%S"),
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+    log_to_stderr(logging.INFO if verbose else logging.WARNING)
 
 
 cluster.register(app)
 client.register(app)
 inspect.register(app)
+app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="models")
 app.add_typer(nodes.app, name="nodes")
 

@@ -21,9 +21,10 @@ from shoal.cli.cluster import fetched, stop_signal, until
 from shoal.cli.local import local_cluster
 from shoal.cli.options import Memory, Nodes, Runtime, Threads, node_settings, settings
 from shoal.cli.show import err, placement_rows, table
-from shoal.config import EngineSettings, HeadSettings, NodeSettings, RuntimeName
+from shoal.config import EngineSettings, HeadSettings, NodeSettings, RuntimeName, api_key
 from shoal.errors import ClusterError, ConfigError, InvalidRequest
 from shoal.gateway.app import create_app
+from shoal.gateway.keyring import Keyring
 from shoal.gateway.server import ApiServer, listening
 from shoal.node.head import Head
 
@@ -45,12 +46,12 @@ class Told:
         return (self.tokens - 1) / (self.seconds - self.first) if self.tokens > 1 and self.seconds > self.first else 0.0
 
 
-async def stream_chat(url: str, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+async def stream_chat(url: str, body: dict[str, Any], key: str = "") -> AsyncIterator[dict[str, Any]]:
     """The events of a streamed chat completion. Raises ClusterError, InvalidRequest."""
-    timeout = httpx.Timeout(10.0, read=None)
+    timeout, headers = httpx.Timeout(10.0, read=None), {"Authorization": f"Bearer {key}"} if key else {}
     try:
         async with (
-            httpx.AsyncClient(timeout=timeout, trust_env=False) as http,
+            httpx.AsyncClient(timeout=timeout, headers=headers, trust_env=False) as http,
             http.stream("POST", f"{url.rstrip('/')}/v1/chat/completions", json={**body, "stream": True}) as response,
         ):
             if response.status_code != 200:
@@ -72,14 +73,14 @@ def _refusal(status: int, raw: bytes) -> Exception:
         message = str(json.loads(raw)["error"]["message"])
     except (ValueError, KeyError, TypeError):
         message = raw.decode(errors="replace")[:200]
-    return InvalidRequest(message) if status in (400, 404) else ClusterError(message)
+    return InvalidRequest(message) if status in (400, 401, 403, 404, 413) else ClusterError(message)
 
 
-async def say(url: str, messages: list[dict[str, str]], options: dict[str, Any]) -> Told:
+async def say(url: str, messages: list[dict[str, str]], options: dict[str, Any], key: str = "") -> Told:
     """Streams an answer to stdout."""
     told, began = Told(), perf_counter()
     body = {"messages": messages, "stream_options": {"include_usage": True}, **options}
-    async for event in stream_chat(url, body):
+    async for event in stream_chat(url, body, key):
         if usage := event.get("usage"):
             told.tokens = usage["completion_tokens"]
         for choice in event["choices"]:
@@ -108,7 +109,7 @@ async def served(settings: HeadSettings, node: NodeSettings, nodes: int, stop: a
                 yield None
                 return
         with listening("127.0.0.1", 0) as address:
-            api = ApiServer(create_app(cluster.head), address)
+            api = ApiServer(create_app(cluster.head, keyring=Keyring(None)), address)
             serving = asyncio.ensure_future(api.serve())
             try:
                 yield f"http://127.0.0.1:{api.port}", cluster.head
@@ -138,11 +139,11 @@ def local_settings(engine: EngineSettings) -> HeadSettings:
     return HeadSettings(**{f.name: getattr(engine, f.name) for f in dataclasses.fields(EngineSettings)}, port=0, control_port=0)
 
 
-async def _run(engine: EngineSettings, node: NodeSettings, nodes: int, url: str, prompt: str, options: dict[str, Any]) -> None:
+async def _run(engine: EngineSettings, node: NodeSettings, nodes: int, url: str, key: str, prompt: str, options: dict[str, Any]) -> None:
     messages = [{"role": "user", "content": prompt}]
     stop = stop_signal()
     if url:
-        if not await until(stop, say(url, messages, options)):
+        if not await until(stop, say(url, messages, options, key)):
             raise KeyboardInterrupt
         return
     async with served(local_settings(engine), node, nodes, stop) as there:
@@ -160,10 +161,10 @@ async def _run(engine: EngineSettings, node: NodeSettings, nodes: int, url: str,
         _summary(head, told)
 
 
-async def _chat(engine: EngineSettings, node: NodeSettings, nodes: int, url: str, system: str, options: dict[str, Any]) -> None:
+async def _chat(engine: EngineSettings, node: NodeSettings, nodes: int, url: str, key: str, system: str, options: dict[str, Any]) -> None:
     stop = stop_signal()
     if url:
-        await _converse(url, system, options, stop)
+        await _converse(url, system, options, stop, key)
         return
     async with served(local_settings(engine), node, nodes, stop) as there:
         if there is not None:
@@ -184,7 +185,7 @@ def _typed() -> asyncio.Queue[str]:
     return lines
 
 
-async def _converse(url: str, system: str, options: dict[str, Any], stop: asyncio.Event) -> None:
+async def _converse(url: str, system: str, options: dict[str, Any], stop: asyncio.Event, key: str = "") -> None:
     messages = [{"role": "system", "content": system}] if system else []
     err.print("an empty line or Ctrl-D ends the chat; Ctrl-C ends the answer or the chat")
     lines = _typed()
@@ -202,7 +203,7 @@ async def _converse(url: str, system: str, options: dict[str, Any], stop: asynci
         answers: list[str] = []
 
         async def answer(into: list[str] = answers) -> None:
-            into.append((await say(url, messages, options)).text)
+            into.append((await say(url, messages, options, key)).text)
 
         if not await until(stop, answer()):
             stop.clear()
@@ -223,6 +224,7 @@ def _finite(value: float) -> float:
 
 
 Url = Annotated[str, typer.Option("--url", help="A cluster that runs, like http://127.0.0.1:8000; empty: start one.")]
+Key = Annotated[str, typer.Option("--api-key", help="For a cluster that asks for one; else what SHOAL_API_KEY says.")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Most tokens of an answer.")]
 Temperature = Annotated[float, typer.Option("--temperature", "-t", help="0 takes the likeliest token.", callback=_finite)]
 Seed = Annotated[int | None, typer.Option("--seed", help="The same seed draws the same answer.")]
@@ -236,6 +238,7 @@ def register(app: typer.Typer) -> None:
         prompt: Annotated[str, typer.Argument(help="What to ask.")] = DEFAULT_PROMPT,
         nodes: Nodes = 2,
         url: Url = "",
+        key: Key = "",
         max_tokens: MaxTokens = 256,
         temperature: Temperature = 0.0,
         seed: Seed = None,
@@ -244,7 +247,8 @@ def register(app: typer.Typer) -> None:
         runtime: Runtime = RuntimeName.AUTO,
     ) -> None:
         """Answer one prompt, streamed to the terminal. Example: [bold]shoal run "Write a haiku about rain" --nodes 2[/bold]"""
-        uvloop.run(_run(settings, node_settings(memory, threads, runtime), nodes, url, prompt, _options(max_tokens, temperature, seed)))
+        node, options = node_settings(memory, threads, runtime), _options(max_tokens, temperature, seed)
+        uvloop.run(_run(settings, node, nodes, url, key or api_key(), prompt, options))
 
     @app.command("chat")
     @settings(EngineSettings)
@@ -252,6 +256,7 @@ def register(app: typer.Typer) -> None:
         settings: EngineSettings,
         nodes: Nodes = 2,
         url: Url = "",
+        key: Key = "",
         system: Annotated[str, typer.Option("--system", help="What the model is told first.")] = "",
         max_tokens: MaxTokens = 1024,
         temperature: Temperature = 0.7,
@@ -261,4 +266,5 @@ def register(app: typer.Typer) -> None:
         runtime: Runtime = RuntimeName.AUTO,
     ) -> None:
         """Talk with a model, turn by turn. Example: [bold]shoal chat --model qwen2.5-coder-1.5b[/bold]"""
-        uvloop.run(_chat(settings, node_settings(memory, threads, runtime), nodes, url, system, _options(max_tokens, temperature, seed)))
+        node, options = node_settings(memory, threads, runtime), _options(max_tokens, temperature, seed)
+        uvloop.run(_chat(settings, node, nodes, url, key or api_key(), system, options))

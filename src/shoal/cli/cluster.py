@@ -13,15 +13,17 @@ from typing import Annotated, Any
 import typer
 import uvloop
 
+from shoal.cli.api import Api, api_of
+from shoal.cli.credentials import head_credentials, node_credentials, pairing_desk
 from shoal.cli.discover import announced, check_announcing, find_head
-from shoal.cli.keys import head_credentials, node_credentials, pairing_desk
 from shoal.cli.local import local_cluster
 from shoal.cli.options import Memory, Nodes, Runtime, Threads, node_settings, settings
 from shoal.cli.show import described, err, placement_rows, table
 from shoal.config import LOOPBACK, HeadSettings, NodeSettings, RuntimeName
+from shoal.errors import ConfigError
 from shoal.executor.measure import measure, usable_memory
-from shoal.gateway.app import create_app
-from shoal.gateway.server import ApiServer, listening
+from shoal.gateway.keyring import Keyring
+from shoal.gateway.server import listening
 from shoal.models.description import Description, listed
 from shoal.node.agent import Agent
 from shoal.node.head import Head
@@ -55,10 +57,15 @@ def stop_signal() -> asyncio.Event:
     return event
 
 
-async def serve_api(head: Head, api: ApiServer, stop: asyncio.Event, reporting: Coroutine[Any, Any, None]) -> None:
-    """Serves, and reports beside it, until told to stop; open streams then end with an error that says so."""
+async def serve_api(head: Head, api: Api, stop: asyncio.Event, reporting: Coroutine[Any, Any, None], grace: float) -> None:
+    """Serves, and reports beside it, until told to stop.
+
+    Answers under way then have so many seconds to end, unless told again; what is left ends with an error that says so.
+    """
     tasks = serving, stopping, telling = [asyncio.ensure_future(work) for work in (api.serve(), stop.wait(), reporting)]
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    if stop.is_set() and not serving.done():
+        await _finish(api, stop, grace)
     head.refuse("the server is shutting down")
     await asyncio.sleep(0)
     api.stop()
@@ -66,6 +73,17 @@ async def serve_api(head: Head, api: ApiServer, stop: asyncio.Event, reporting: 
         task.cancel()
     await asyncio.gather(stopping, telling, return_exceptions=True)
     await serving
+
+
+async def _finish(api: Api, stop: asyncio.Event, grace: float) -> None:
+    stop.clear()
+    if api.inside and grace:
+        err.print(f"{api.inside} request(s) have {grace:g} s to end; once more ends them at once", markup=False)
+    tasks = [asyncio.ensure_future(work) for work in (api.finish(), stop.wait())]
+    await asyncio.wait(tasks, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def fetched(model: str, stop: asyncio.Event, host: str = "") -> Description | None:
@@ -108,10 +126,17 @@ async def until(stop: asyncio.Event, work: Any) -> bool:
     return False
 
 
-def _warn_open(settings: HeadSettings) -> None:
+def _check_open(settings: HeadSettings) -> None:
+    """Warns of what is open to the network. Raises ConfigError where that was not asked for."""
+    usable = Keyring(settings.data_folder).usable
+    if settings.needs_key and not usable:
+        raise ConfigError(
+            f"--api-host {settings.api_host} is reachable from the network, and the API has no keys; make one with `shoal keys create NAME`, "
+            "or add --open-api to let whoever reaches it use it"
+        )
     if settings.unprotected and settings.host not in LOOPBACK:
         err.print(f"[yellow]unprotected:[/yellow] whoever reaches {settings.host} can join this cluster and read all that is said in it")
-    if settings.api_host not in LOOPBACK:
+    if settings.exposed and not usable:
         err.print(f"[yellow]open API:[/yellow] whoever reaches {settings.api_host} can use the model")
 
 
@@ -127,7 +152,7 @@ async def _up_with(
     settings: HeadSettings, node: NodeSettings, nodes: int, model: Description, address: socket.socket, stop: asyncio.Event
 ) -> None:
     async with local_cluster(settings, node, model, nodes) as cluster:
-        api = ApiServer(create_app(cluster.head, settings), address)
+        api = api_of(cluster.head, settings, address)
         with err.status("loading the model"):
             if not await until(stop, cluster.until_ready()):
                 return
@@ -137,7 +162,7 @@ async def _up_with(
         joining = f"shoal join {settings.host}:{head.control_port}"
         err.print(f"API on http://{settings.api_host}:{api.port}/v1   more nodes: {joining}   Ctrl-C ends all")
         async with pairing_desk(settings, head.control_port, joining):
-            await serve_api(head, api, stop, _report(head))
+            await serve_api(head, api, stop, _report(head), settings.grace)
 
 
 async def _serve(settings: HeadSettings) -> None:
@@ -151,14 +176,14 @@ async def _serve_model(settings: HeadSettings, model: Description, address: sock
     head = Head(settings, model, Machine(head_credentials(settings)))
     await head.start()
     try:
-        api = ApiServer(create_app(head, settings), address)
+        api = api_of(head, settings, address)
         joining = f"shoal join {settings.host}:{head.control_port}"
         err.print(f"API on http://{settings.api_host}:{api.port}/v1   waiting for {settings.min_nodes} node(s): {joining}")
         async with (
             pairing_desk(settings, head.control_port, joining) as pairing_port,
             announced(head, pairing_port),
         ):
-            await serve_api(head, api, stop, _report(head))
+            await serve_api(head, api, stop, _report(head), settings.grace)
     finally:
         await head.stop()
 
@@ -212,13 +237,14 @@ def register(app: typer.Typer) -> None:
         threads: Threads = 0,
         runtime: Runtime = RuntimeName.AUTO,
     ) -> None:
+        _check_open(settings)
         uvloop.run(_up(settings, node_settings(memory, threads, runtime), nodes))
 
     @app.command("serve", help=_SERVE_HELP)
     @settings(HeadSettings)
     def serve(settings: HeadSettings) -> None:  # pyright: ignore[reportUnusedFunction]
         check_announcing(settings)
-        _warn_open(settings)
+        _check_open(settings)
         uvloop.run(_serve(settings.kept_by_default()))
 
     @app.command("join", help=_JOIN_HELP)

@@ -1,125 +1,133 @@
-"""Which keys a process works with: the head's authority, a node's certificate."""
+"""`shoal keys`: who may use the API, and how much."""
 
 from __future__ import annotations
 
 import re
-import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from pathlib import Path
-from time import monotonic
-from typing import TypeVar
+from datetime import UTC, datetime
+from time import time
+from typing import Annotated, Any
 
-from shoal.cli.show import err
-from shoal.config import LOOPBACK, HeadSettings, NodeSettings, keys_dir
-from shoal.discovery.advert import Advert
-from shoal.errors import ClusterError, ConfigError
-from shoal.node.agent import parse_address
-from shoal.security.authority import Authority
-from shoal.security.certificates import Role
-from shoal.security.credentials import Credentials
-from shoal.security.pairing_code import PairingCode
-from shoal.security.pairing_desk import PairingDesk
-from shoal.security.pairing_service import Paired, PairingEvent, pair, serve_pairing
+import typer
 
-T = TypeVar("T")
+from shoal.cli.options import Json
+from shoal.cli.show import emit, err, out, table
+from shoal.config import ApiSettings, from_environment
+from shoal.errors import ConfigError
+from shoal.gateway.key import ApiKey, KeyLimits
+from shoal.gateway.key_store import KeyStore
+from shoal.request import Priority
 
+app = typer.Typer(help="Make, list and revoke the API's keys.", invoke_without_command=True)
 
-def authority() -> Authority:
-    """This machine's, made on first use. Raises ConfigError."""
-    return Authority.open(keys_dir() / "authority")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_CLASSES = {"urgent": Priority.URGENT, "normal": Priority.NORMAL, "flex": Priority.FLEX, "batch": Priority.BATCH}
+
+Data = Annotated[str | None, typer.Option("--data", help="Folder that the server keeps its keys in, where it was told one.")]
 
 
-def head_credentials(settings: HeadSettings) -> Credentials | None:
-    """Fresh ones for a protected head. Raises ConfigError."""
-    return authority().credentials(Role.HEAD, "head") if settings.protected else None
+def _store(data: str | None) -> KeyStore:
+    return KeyStore(from_environment(ApiSettings, {"data": data}).data_folder)
 
 
-@asynccontextmanager
-async def pairing_desk(settings: HeadSettings, control_port: int, joining: str) -> AsyncGenerator[int]:
-    """Lets nodes pair, and shows each code; yields the port, 0 for a head that needs none. Raises ConfigError.
-
-    joining: the command that a node is to run
-    """
-    if not settings.protected:
-        yield 0
-        return
-    if settings.pairing_port:
-        joining += f" --pairing-port {settings.pairing_port}"
-
-    def show(code: PairingCode) -> None:
-        err.print(f"pairing code [bold]{code}[/bold], good for one machine: {joining} --code {code}", highlight=False)
-
-    def tell(event: PairingEvent) -> None:
-        if isinstance(event, Paired):
-            err.print(f"{event.name} at {event.peer} has paired", markup=False)
-        else:
-            err.print(f"a pairing from {event.peer} was refused: {event.reason}", markup=False)
-
-    desk = PairingDesk(on_code=show)
-    listener = await serve_pairing(settings.host, settings.pairing_port or control_port + 1, desk, authority(), tell)
-    desk.code(monotonic())
-    try:
-        yield listener.port
-    finally:
-        await listener.close()
-
-
-def _kept(address: str) -> Path:
-    """host:port or a cluster's name → where a node's credentials for it lie; an IPv6 address keeps its colons apart."""
-    plain = re.sub(r"[^A-Za-z0-9._-]", "-", address.replace("[", "").replace("]", ""))
-    return keys_dir() / f"{plain}.pem"
-
-
-async def node_credentials(settings: NodeSettings, address: str, found: Advert | None = None) -> Credentials | None:
-    """By the code, or from an earlier pairing with this address or, where it was found by its name, this cluster.
-
-    Raises PairingRefused, ConfigError, ClusterError, RemoteProtocolError.
-    """
-    paths = [_kept(address), *([_kept(found.cluster)] if found is not None else [])]
-    if settings.code:
-        host, port = parse_address(address)
-        pairing_port = settings.pairing_port or (found.pairing_port if found is not None else 0) or port + 1
-        credentials = await pair(host, pairing_port, PairingCode(settings.code), settings.name or socket.gethostname())
-        for path in paths:
-            credentials.save(path)
-        return credentials
-    kept = [path for path in paths if path.exists()]
-    if found is not None and not found.secure:
-        if kept:  # anyone can announce anything: a cluster that asked for a certificate once goes on doing so
-            raise ConfigError(
-                f"this machine has paired with cluster {found.cluster}, and what answers at {found.address} is not protected; if that "
-                f"is meant, delete {kept[0]}"
-            )
+def expiry(text: str, now: float) -> float | None:
+    """'90d' or '2027-01-31' (its beginning, UTC) → seconds since 1970; '' → None. Raises ConfigError."""
+    if not text:
         return None
-    if found is not None and not kept:
-        raise ConfigError(f"cluster {found.cluster} lets in who knows its pairing code; `shoal serve` shows it: --code CODE")
-    return Credentials.load(kept[0]) if kept else None
+    if match := re.fullmatch(r"(\d{1,6})([smhdw])", text):
+        return now + int(match[1]) * _UNITS[match[2]]
+    try:
+        when = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        raise ConfigError(f"--expires takes a time from now like 12h or 90d, or a day like 2027-01-31, not '{text}'") from None
+    if when <= now:
+        raise ConfigError(f"--expires {text} is past")
+    return when
 
 
-def certify(address: str) -> None:
-    """Gives the nodes of this machine a certificate for the head that runs on it."""
-    authority().credentials(Role.NODE, socket.gethostname()).save(_kept(address))
+def _priority(name: str) -> Priority:
+    if name not in _CLASSES:
+        raise ConfigError(f"--priority is one of {', '.join(_CLASSES)}, not '{name}'")
+    return _CLASSES[name]
 
 
-async def as_operator(address: str, ask: Callable[[Credentials | None], Awaitable[T]]) -> T:
-    """Asks a head something with what keys there are: this machine's authority, a certificate of an earlier pairing, or none.
+@app.callback()
+def default(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        list_keys(as_json=False, data=None)
 
-    A head elsewhere that this machine has paired with is not asked without: whoever breaks the TLS off could answer in its place.
-    """
-    host, _ = parse_address(address)
-    tries: list[Credentials | None] = []
-    if (keys_dir() / "authority").exists():
-        tries.append(authority().credentials(Role.HEAD, "operator"))
-    if _kept(address).exists():
-        tries.append(Credentials.load(_kept(address)))
-    if host in LOOPBACK or not _kept(address).exists():
-        tries.append(None)
-    failure: ClusterError | None = None
-    for credentials in tries:
-        try:
-            return await ask(credentials)
-        except ClusterError as error:
-            failure = failure or error
-    assert failure is not None
-    raise failure
+
+@app.command("create")
+def create_key(
+    name: Annotated[str, typer.Argument(help="Whose it is, or what for.")],
+    rpm: Annotated[int, typer.Option("--rpm", min=0, help="Most requests a minute; 0: any.")] = 0,
+    tokens: Annotated[int, typer.Option("--tokens-per-minute", min=0, help="Most tokens a minute, prompts and answers; 0: any.")] = 0,
+    concurrency: Annotated[int, typer.Option("--concurrency", min=0, help="Most requests at once; 0: any.")] = 0,
+    expires: Annotated[
+        str, typer.Option("--expires", help="When it stops working: 12h, 90d, or a day like 2027-01-31; empty: never.")
+    ] = "",
+    priority: Annotated[
+        str, typer.Option("--priority", help="The first class that its requests may have: urgent, normal, flex or batch.")
+    ] = "urgent",
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Make a key and show it, once. Example: [bold]shoal keys create alice --rpm 60 --expires 90d[/bold]"""
+    now = time()
+    limits = KeyLimits(rpm, tokens, concurrency)
+    store = _store(data)
+    first = not store.all()
+    key, token = store.create(name, now, limits, expiry(expires, now), _priority(priority))
+    if as_json:
+        emit({**_row(key, now), "key": token})
+        return
+    out.print(token, soft_wrap=True, highlight=False)
+    err.print(f"This is {name}'s key. It is kept nowhere and not shown again; send it as 'Authorization: Bearer KEY'.", markup=False)
+    if first:
+        err.print("From now on the API asks everybody for a key.")
+
+
+@app.command("list")
+def list_keys(data: Data = None, as_json: Json = False) -> None:
+    """List the keys, and what they were used for."""
+    now = time()
+    rows = [_row(key, now) for key in _store(data).all()]
+    if as_json:
+        emit(rows)
+    elif rows:
+        out.print(table("", [{name: _shown(value) for name, value in row.items()} for row in rows]))
+    else:
+        err.print("there are no keys: the API is for this machine alone, which needs none; `shoal keys create NAME` makes one")
+
+
+@app.command("revoke")
+def revoke_key(name: Annotated[str, typer.Argument(help="Its name or id.")], data: Data = None) -> None:
+    """Let a key in no longer, within a second. Example: [bold]shoal keys revoke alice[/bold]"""
+    key = _store(data).revoke(name, time())
+    err.print(f"{key.name} ({key.id}) is revoked", markup=False)
+
+
+def _row(key: ApiKey, now: float) -> dict[str, Any]:
+    state = "revoked" if key.revoked is not None else "good" if key.good(now) else "expired"
+    return {
+        "id": key.id,
+        "name": key.name,
+        "state": state,
+        "created": _time(key.created),
+        "expires": _time(key.expires),
+        "last_used": _time(key.last_used),
+        "requests": key.requests,
+        "prompt_tokens": key.prompt_tokens,
+        "completion_tokens": key.completion_tokens,
+        "rpm": key.limits.requests or None,
+        "tokens_per_minute": key.limits.tokens or None,
+        "concurrency": key.limits.concurrency or None,
+        "priority": key.priority.name.lower(),
+    }
+
+
+def _time(seconds: int | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def _shown(value: Any) -> Any:
+    return "-" if value is None else value

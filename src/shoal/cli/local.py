@@ -15,7 +15,7 @@ from typing import IO
 
 import psutil
 
-from shoal.cli.keys import certify, head_credentials
+from shoal.cli.credentials import certify, head_credentials
 from shoal.config import HeadSettings, NodeSettings, default_threads
 from shoal.errors import ClusterError
 from shoal.models.description import Description
@@ -32,6 +32,14 @@ def shares(settings: NodeSettings, nodes: int) -> NodeSettings:
     return dataclasses.replace(settings, memory=memory, threads=threads, patience=0.0)
 
 
+def child_environment() -> dict[str, str]:
+    """This process's own, with which another one finds the same shoal."""
+    environment = dict(os.environ)
+    source = str(Path(__file__).resolve().parents[2])
+    environment["PYTHONPATH"] = os.pathsep.join(p for p in (source, environment.get("PYTHONPATH", "")) if p)
+    return environment
+
+
 class _Child:
     def __init__(self, name: str, settings: NodeSettings, address: str) -> None:
         self.name = name
@@ -42,13 +50,10 @@ class _Child:
             if field.name != "name" and value != field.default:
                 flag = field.name.replace("_", "-")
                 command += [f"--{flag}", str(value)] if not isinstance(value, bool) else [f"--{flag}" if value else f"--no-{flag}"]
-        environment = dict(os.environ)
-        source = str(Path(__file__).resolve().parents[2])
-        environment["PYTHONPATH"] = os.pathsep.join(p for p in (source, environment.get("PYTHONPATH", "")) if p)
         # A session of its own: Ctrl-C reaches the head alone, which sends the nodes home in good order. A node whose head
         # died without a word sees its connection end and leaves too.
         self.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True, env=environment
+            command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True, env=child_environment()
         )
 
     def log(self) -> str:

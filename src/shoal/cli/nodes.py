@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from shoal.cli.keys import as_operator
+from shoal.cli.credentials import as_operator
 from shoal.cli.options import Json
 from shoal.cli.show import emit, err, out, table
 from shoal.control.client import describe, dismiss

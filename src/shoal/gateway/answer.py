@@ -7,7 +7,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
-from shoal.gateway.engine import Engine, Stream
+from shoal.gateway.caller import Caller
+from shoal.gateway.engine import Engine, Stream, TakenOver
 from shoal.gateway.job import Job
 from shoal.gateway.writer import Piece, Usage, Writer
 from shoal.request import FinishReason, Score, TokenChunk
@@ -23,10 +24,6 @@ class _Choice:
     begun: bool = False
 
 
-class TakenOver(Exception):
-    """Another reader has come: there is nobody left to read this for."""
-
-
 class Answer:
     """One HTTP request under way. Its pieces gather whether or not somebody reads them, and can be read again."""
 
@@ -35,19 +32,21 @@ class Answer:
         job: Job,
         engine: Engine,
         streams: Sequence[Stream],
+        caller: Caller | None = None,
         *,
         resumed: bool = False,
         ended: Callable[[Answer], Awaitable[None]] | None = None,
     ) -> None:
-        """resumed: the streams begin with what was said before the engine was started anew.
+        """caller: whom its tokens are counted for.
 
-        ended: awaited when all is said, or the engine failed, before readers are told.
+        resumed: the streams begin with what was said before the engine was started anew
+        ended: awaited when all is said, or the engine failed, before readers are told
         """
         self.job = job
         self.usage = Usage(job.prompt_tokens)
         self.pieces: list[Piece] = []
         """All choices' news, in the order in which they came."""
-        self._engine, self._streams = engine, streams
+        self._engine, self._streams, self._caller = engine, streams, caller or Caller()
         self._began = None if resumed else perf_counter()
         self.error: Exception | None = None
         """What the engine raised."""
@@ -55,6 +54,11 @@ class Answer:
         self._reader: object = None
         self._news = asyncio.Event()
         self._task = asyncio.get_running_loop().create_task(self._gather(ended))
+
+    @property
+    def moved(self) -> bool:
+        """Another gateway of this engine has it now."""
+        return isinstance(self.error, TakenOver)
 
     def writer(self) -> Writer:
         """For one reading."""
@@ -98,7 +102,7 @@ class Answer:
             for stream in self._streams:
                 stream.close()
         try:
-            if ended is not None:
+            if ended is not None and not self.moved:
                 await ended(self)
         except Exception as error:  # noqa: BLE001 - likewise
             self.error = self.error or error
@@ -116,7 +120,9 @@ class Answer:
         async for chunk in stream:
             scores += chunk.scores
             if chunk.token is not None or chunk.finish is not None:
-                self.usage.completion += chunk.token is not None or chunk.finish is FinishReason.STOP
+                if chunk.token is not None or chunk.finish is FinishReason.STOP:
+                    self.usage.completion += 1
+                    self._caller.spend(completion=1)
                 if not counted:
                     counted = True
                     self.usage.cached += chunk.cached

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
 import structlog
 
-from shoal.errors import IdTaken, ShoalError, UnknownAnswer
+from shoal.errors import IdTaken, UnknownAnswer
 from shoal.gateway.answer import Answer
-from shoal.gateway.engine import Engine, Stream
+from shoal.gateway.caller import CALLER
+from shoal.gateway.engine import Engine, Resumed, Stream
 from shoal.gateway.job import Job
 from shoal.gateway.kinds import recalled
 
@@ -42,63 +44,74 @@ class Answers:
         self._ended = None if watcher is None else watcher.ended
         self._telling: set[asyncio.Task[None]] = set()
         self._answers: dict[str, Answer] = {}
+        self._beginning: set[str] = set()
         self._readers: dict[str, int] = {}
         self._resumable: set[str] = set()
         self._expiries: dict[str, asyncio.TimerHandle] = {}
         for resumed in engine.resumed():
-            try:
-                job = recalled(resumed.note, resumed.requests)
-            except msgspec.MsgspecError as error:
-                log.warning("a request of an earlier version cannot be taken up", id=resumed.id, reason=str(error))
-                engine.forget(resumed.id)
-                continue
-            self._answers[job.id] = Answer(job, engine, resumed.streams, resumed=True, ended=self._ended)
-            self._resumable.add(job.id)
-            self._expire(job.id)
+            self._take_up(resumed)
 
     async def begin(self, job: Job) -> Answer:
         """Submits before anything is answered, so that a refusal is known. Its reader is expected.
 
         Raises IdTaken and what the engine raises.
         """
-        if job.id in self._answers:
+        if job.id in self._beginning or self._here(job.id) is not None:
             raise IdTaken(job.id)
+        caller = CALLER.get()
+        job = job.of(caller.id, caller.priority)
+        self._beginning.add(job.id)
+        try:
+            streams = await self._submit(job)
+        finally:
+            self._beginning.discard(job.id)
+        answer = self._answers[job.id] = Answer(job, self._engine, streams, caller, ended=self._ended)
+        caller.spend(prompt=job.prompt_tokens)
+        if job.named:
+            self._resumable.add(job.id)
+        self.enter(answer)
+        return answer
+
+    async def _submit(self, job: Job) -> Sequence[Stream]:
         if self._watcher is None:
-            return await self._begin(job)
+            return await self._engine.begin(job.id, job.note, job.requests, job.named)
         await self._watcher.begun(job)
         try:
-            return await self._begin(job)
+            return await self._engine.begin(job.id, job.note, job.requests, job.named)
         except BaseException:
             await self._watcher.dropped(job)
             raise
 
-    async def _begin(self, job: Job) -> Answer:
-        if job.id in self._answers:
-            raise IdTaken(job.id)
-        streams: list[Stream] = []
-        try:
-            for request in job.requests:
-                streams.append(self._engine.submit(request))
-        except ShoalError:
-            for stream in streams:
-                stream.close()
-            raise
-        answer = self._answers[job.id] = Answer(job, self._engine, streams, ended=self._ended)
-        if job.named:
-            self._resumable.add(job.id)
-        self.enter(answer)
-        try:
-            await self._engine.keep(job.id, job.note, job.requests)
-        except BaseException:
-            self.leave(answer)
-            raise
+    async def find(self, id: str) -> Answer:
+        """One of the caller's own under way, here or with another gateway of this engine. Raises UnknownAnswer."""
+        owner = CALLER.get().id
+        answer = self._here(id)
+        if answer is None and (resumed := await self._engine.find(id, owner)) is not None:
+            answer = self._take_up(resumed)
+        if answer is None or answer.job.owner != owner:
+            raise UnknownAnswer(id)
         return answer
 
-    def find(self, id: str) -> Answer:
-        """Raises UnknownAnswer."""
-        if id not in self._answers:
-            raise UnknownAnswer(id)
-        return self._answers[id]
+    def _here(self, id: str) -> Answer | None:
+        answer = self._answers.get(id)
+        if answer is not None and answer.moved:
+            self._let_go(id)
+            return None
+        return answer
+
+    def _take_up(self, resumed: Resumed) -> Answer | None:
+        """It waits for a reader. None where it cannot be understood."""
+        try:
+            job = recalled(resumed.note, resumed.requests)
+        except msgspec.MsgspecError as error:
+            log.warning("a request of an earlier version cannot be taken up", id=resumed.id, reason=str(error))
+            self._engine.forget(resumed.id)
+            return None
+        self._let_go(job.id)
+        answer = self._answers[job.id] = Answer(job, self._engine, resumed.streams, resumed=True, ended=self._ended)
+        self._resumable.add(job.id)
+        self._expire(job.id)
+        return answer
 
     def enter(self, answer: Answer) -> None:
         """A reader has come."""
@@ -110,6 +123,8 @@ class Answers:
     def leave(self, answer: Answer) -> None:
         """A reader has gone."""
         id = answer.job.id
+        if self._answers.get(id) is not answer:
+            return  # another gateway has it
         self._readers[id] -= 1
         if self._readers[id]:
             return
@@ -122,13 +137,18 @@ class Answers:
         self._expiries[id] = asyncio.get_running_loop().call_later(self._engine.resume, self._drop, id)
 
     def _drop(self, id: str) -> None:
-        self._expiries.pop(id, None)
-        self._readers.pop(id, None)
-        self._resumable.discard(id)
-        answer = self._answers.pop(id)
-        answer.close()
-        if self._watcher is not None and not answer.over:
+        answer = self._let_go(id)
+        if self._watcher is not None and answer is not None and not answer.over:
             task = asyncio.get_running_loop().create_task(self._watcher.dropped(answer.job))
             self._telling.add(task)
             task.add_done_callback(self._telling.discard)
         self._engine.forget(id)
+
+    def _let_go(self, id: str) -> Answer | None:
+        if (expiry := self._expiries.pop(id, None)) is not None:
+            expiry.cancel()
+        self._readers.pop(id, None)
+        self._resumable.discard(id)
+        if (answer := self._answers.pop(id, None)) is not None:
+            answer.close()
+        return answer

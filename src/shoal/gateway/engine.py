@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from shoal.gateway.key import KeyId
 from shoal.request import Request, TokenChunk
 from shoal.text.tokenizer import Tokenizer
+
+
+class TakenOver(Exception):
+    """Another reader has come: there is nobody left to read this for."""
 
 
 class Stream(Protocol):
@@ -17,7 +22,7 @@ class Stream(Protocol):
 
 
 class Resumed(Protocol):
-    """An answer that was begun before the engine was started anew. Its streams say all of it again, and go on."""
+    """An answer that was begun elsewhere, or before the engine was started anew. Its streams say all of it again, and go on."""
 
     @property
     def id(self) -> str: ...
@@ -47,20 +52,21 @@ class Engine(Protocol):
         """Tokens of the longest sequence that can run. Raises NotReady."""
         ...
 
-    def submit(self, request: Request) -> Stream:
-        """Raises NotReady, InvalidRequest, QueueFull."""
+    async def begin(self, answer: str, note: bytes, requests: Sequence[Request], named: bool) -> Sequence[Stream]:
+        """Submits all requests of an answer, or none of them.
+
+        Where the engine can, the answer then outlives it: this returns when it does.
+
+        note: what the answer is written from, beside the tokens; empty: nobody could take it up, and it is not kept
+        named: a client may come back for it, also when what asked for it is gone
+
+        Raises NotReady, InvalidRequest, QueueFull, IdTaken.
+        """
         ...
 
     @property
     def resume(self) -> float:
         """Seconds for which an answer is there for a client that may come back for it."""
-        ...
-
-    async def keep(self, answer: str, note: bytes, requests: Sequence[Request]) -> None:
-        """Called in the same turn as `submit`: makes an answer outlive the engine, where the engine can; returns when it does.
-
-        note: what the answer is written from, beside the tokens.
-        """
         ...
 
     def forget(self, answer: str) -> None:
@@ -71,6 +77,10 @@ class Engine(Protocol):
         """What outlived the engine before this one; asked once."""
         ...
 
+    async def find(self, answer: str, owner: KeyId) -> Resumed | None:
+        """An answer that another gateway of this engine began for that key. From now on it is this one's: there its streams raise TakenOver."""
+        ...
+
     def observe_first_token(self, seconds: float) -> None: ...
     def observe_request(self, endpoint: str, outcome: str, prompt_tokens: int) -> None: ...
-    def scrape(self) -> bytes: ...
+    async def scrape(self) -> bytes: ...

@@ -15,7 +15,8 @@ from contextlib import aclosing
 import msgspec
 
 from shoal.errors import InvalidRequest, ShoalError
-from shoal.gateway.answer import Answer, TakenOver
+from shoal.gateway.answer import Answer
+from shoal.gateway.engine import TakenOver
 from shoal.gateway.faults import fault
 from shoal.gateway.writer import Event, Writer
 

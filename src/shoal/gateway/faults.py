@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
+
+from fastapi.responses import JSONResponse
 
 from shoal.errors import (
     CapacityError,
     ClusterError,
+    Forbidden,
     IdTaken,
     InvalidRequest,
+    NotAuthenticated,
     NotReady,
     QueueFull,
+    RateLimited,
     ShoalError,
+    ShuttingDown,
+    TooLarge,
     UnknownAnswer,
     UnknownModel,
     UserError,
+    WrongMediaType,
 )
 
 
@@ -33,6 +42,14 @@ class Fault:
         """OpenAI's error object."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
+    @property
+    def headers(self) -> dict[str, str]:
+        out = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        return {**out, "WWW-Authenticate": "Bearer"} if self.status == 401 else out
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body, self.status, self.headers)
+
 
 def fault(error: ShoalError) -> Fault:
     message = str(error)
@@ -41,6 +58,16 @@ def fault(error: ShoalError) -> Fault:
             return Fault(400, message, "invalid_request_error", error.param, error.code)
         case UnknownModel():
             return Fault(404, message, "invalid_request_error", "model", "model_not_found")
+        case NotAuthenticated():
+            return Fault(401, message, "invalid_request_error", code="invalid_api_key")
+        case Forbidden():
+            return Fault(403, message, "invalid_request_error", code="origin_not_allowed")
+        case RateLimited():
+            return Fault(429, message, error.what, code="rate_limit_exceeded", retry_after=max(ceil(error.wait), 1))
+        case TooLarge():
+            return Fault(error.status, message, "invalid_request_error", code="request_too_large")
+        case WrongMediaType():
+            return Fault(415, message, "invalid_request_error", "Content-Type", "unsupported_media_type")
         case IdTaken():
             return Fault(409, message, "invalid_request_error", "X-Request-Id", "id_taken")
         case UnknownAnswer():
@@ -49,6 +76,8 @@ def fault(error: ShoalError) -> Fault:
             return Fault(400, message, "invalid_request_error")
         case QueueFull():
             return Fault(429, message, "rate_limit_error", code="queue_full", retry_after=5)
+        case ShuttingDown():
+            return Fault(503, message, "server_error", code="shutting_down", retry_after=10)
         case NotReady():
             return Fault(503, message, "server_error", code="not_ready", retry_after=5)
         case CapacityError() | ClusterError():

@@ -30,7 +30,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/health", **contract(None, Health))
     async def health() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
-        return {"live": True, "ready": not engine.state, "reason": engine.state}
+        return {"live": True, "ready": not service.state, "reason": service.state}
 
     @router.get("/health/live", **contract(None, Live))
     async def live() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
@@ -38,10 +38,10 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/health/ready", responses={200: {"model": Ready}, 503: {"model": Ready}}, response_model=None)
     async def ready() -> Response:  # pyright: ignore[reportUnusedFunction]
-        return JSONResponse({"ready": not engine.state, "reason": engine.state}, 503 if engine.state else 200)
+        return JSONResponse({"ready": not service.state, "reason": service.state}, 503 if service.state else 200)
 
     @router.get("/metrics", **contract(None, None, media="text/plain"))
     async def metrics() -> Response:  # pyright: ignore[reportUnusedFunction]
-        return Response(engine.scrape(), media_type="text/plain; version=0.0.4")
+        return Response(await engine.scrape(), media_type="text/plain; version=0.0.4")
 
     return router

@@ -7,12 +7,13 @@ import secrets
 from abc import abstractmethod
 from collections.abc import Sequence
 from time import time
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
 from shoal.errors import InvalidRequest
 from shoal.gateway.engine import Engine
+from shoal.gateway.key import KeyId
 from shoal.gateway.sampling import limit, sampling_params
 from shoal.gateway.wire import Sampled
 from shoal.gateway.writer import Writer
@@ -37,6 +38,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """Special tokens that are text in these answers."""
     named: bool = False
     """The client chose the id, and so may come back for the answer."""
+    owner: KeyId = KeyId("")
+    """Whose key asked; nobody else reads the answer."""
 
     @abstractmethod
     def writer(self, engine: Engine) -> Writer:
@@ -51,6 +54,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         """All but the requests, for `kinds.recalled`."""
         return msgspec.msgpack.encode(msgspec.structs.replace(self, requests=()))
 
+    def of(self, owner: KeyId, first: Priority) -> Self:
+        """The same as its owner's, in no class before `first`."""
+        requests = tuple(msgspec.structs.replace(r, priority=max(r.priority, first)) for r in self.requests)
+        return msgspec.structs.replace(self, owner=owner, requests=requests)
+
     @property
     def service_tier(self) -> str:
         """As the API names what the requests are served with."""
@@ -59,6 +67,18 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def prompt_tokens(self) -> int:
         return sum(len(request.prompt) for request in self.requests)
+
+
+class _Owned(msgspec.Struct):
+    owner: KeyId = KeyId("")
+
+
+def owner_of(note: bytes) -> KeyId:
+    """Whose key asked, from a job's note; nobody's where that is none of this version's."""
+    try:
+        return msgspec.msgpack.decode(note, type=_Owned).owner
+    except msgspec.MsgspecError:
+        return KeyId("")
 
 
 def chosen_id(header: str | None) -> str | None:

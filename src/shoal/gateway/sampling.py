@@ -9,6 +9,9 @@ from shoal.errors import InvalidRequest
 from shoal.gateway.wire import Sampled
 from shoal.request import SamplingParams
 
+MAX_BIASES = 1024
+"""Tokens in logit_bias."""
+
 
 def limit(max_tokens: int | None, prompt: int, longest: int) -> int:
     """Tokens that a choice may have; without a wish all that fit behind the prompt. Raises InvalidRequest."""
@@ -23,6 +26,8 @@ def sampling_params(body: Sampled, logprobs: int | None, grammar: str, vocabular
     def given(value: Any, default: Any) -> Any:
         return default if value is None else value
 
+    if len(body.logit_bias or {}) > MAX_BIASES:
+        raise InvalidRequest(f"logit_bias has at most {MAX_BIASES} tokens, not {len(body.logit_bias or {})}", "logit_bias")
     try:
         bias = {int(token): value for token, value in (body.logit_bias or {}).items()}
     except ValueError:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 import socket
 from collections.abc import Generator
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
+from shoal.config import ApiSettings
 from shoal.errors import address_error
-from shoal.gateway.service import MAX_BODY
+from shoal.gateway.connection import Connection, Connections
+from shoal.gateway.gate import MAX_HEADER_BYTES, MAX_TARGET
+from shoal.gateway.patience import rules
+from shoal.gateway.service import MAX_BODY, Service
+
+_SEND_BUFFER = 128 << 10
+"""Bytes of the kernel's for each connection; without it they grow to megabytes for a client that does not read."""
+_SPARE_FILES = 200
+"""File descriptors that are left for everything but clients' connections."""
 
 
 class _Server(uvicorn.Server):
@@ -24,6 +36,7 @@ def listening(host: str, port: int) -> Generator[socket.socket]:
     """A socket that listens. Raises ConfigError where the address cannot be had."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as address:
         address.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        address.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)  # inherited by what is accepted
         try:
             address.bind((host, port))
             address.listen(2048)  # now, so that a second server on this port fails here
@@ -32,29 +45,70 @@ def listening(host: str, port: int) -> Generator[socket.socket]:
         yield address
 
 
+def _most_connections(wanted: int) -> int:
+    """As many as wanted, or as this process may have files."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return wanted
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return wanted if files == resource.RLIM_INFINITY else max(min(wanted, files - _SPARE_FILES), 1)
+
+
 class ApiServer:
-    def __init__(self, app: FastAPI, address: socket.socket) -> None:
-        """address: as `listening` gives it; whoever opened it closes it."""
+    def __init__(self, app: FastAPI, address: socket.socket, settings: ApiSettings | None = None) -> None:
+        """app: of `create_app`. address: as `listening` gives it; whoever opened it closes it."""
+        settings = settings or ApiSettings()
         self._socket = address
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            lifespan="off",
-            timeout_graceful_shutdown=5,
-            ws="websockets-sansio",
-            ws_max_size=MAX_BODY,
-            ws_max_queue=4,
-            ws_per_message_deflate=False,  # chunks are small, and many
+        self._service: Service = app.state.service
+        self.connections = Connections(_most_connections(settings.connections), rules(settings.stall))
+        protocol: Any = functools.partial(Connection, self.connections)
+        self._server = _Server(
+            uvicorn.Config(
+                app,
+                http=protocol,
+                log_level="error",
+                lifespan="off",
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=settings.keep_alive,  # pyright: ignore[reportArgumentType]
+                timeout_graceful_shutdown=5,
+                h11_max_incomplete_event_size=MAX_HEADER_BYTES + MAX_TARGET,
+                ws="websockets-sansio",
+                ws_max_size=MAX_BODY,
+                ws_max_queue=4,
+                ws_per_message_deflate=False,  # chunks are small, and many
+            )
         )
-        self._server = _Server(config)
 
     @property
     def port(self) -> int:
         return int(self._socket.getsockname()[1])
 
+    @property
+    def started(self) -> bool:
+        return self._server.started
+
     async def serve(self) -> None:
         """Until stop() is called."""
-        await self._server.serve(sockets=[self._socket])
+        beside = [asyncio.ensure_future(work) for work in (self.connections.watch(), self._service.keyring.keep())]
+        try:
+            await self._server.serve(sockets=[self._socket])
+        finally:
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
+
+    async def finish(self) -> None:
+        """Takes no more requests, and waits until those that it has are answered."""
+        self._service.doors.close()
+        await self._service.doors.emptied()
+
+    @property
+    def inside(self) -> int:
+        """Requests under way."""
+        return self._service.doors.inside
 
     def stop(self) -> None:
+        """Ends what is still open within a few seconds."""
         self._server.should_exit = True

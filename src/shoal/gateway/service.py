@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, TypeVar, cast
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from shoal.config import ApiSettings
-from shoal.errors import InvalidRequest, ShoalError, UnknownModel
-from shoal.gateway.answer import Answer, TakenOver
+from shoal.errors import InvalidRequest, ShoalError, TooLarge, UnknownModel, WrongMediaType
+from shoal.gateway.answer import Answer
 from shoal.gateway.answers import Answers
-from shoal.gateway.engine import Engine
+from shoal.gateway.doors import Doors
+from shoal.gateway.engine import Engine, TakenOver
 from shoal.gateway.events import Position, events
 from shoal.gateway.faults import fault
 from shoal.gateway.job import Job, chosen_id
+from shoal.gateway.keyring import Keyring
+from shoal.gateway.limits import Limiter
 from shoal.gateway.responses.keeper import ResponseKeeper
 from shoal.gateway.responses.store import Bounds, ResponseStore
 from shoal.gateway.wire import Sampled, parse
@@ -29,6 +33,11 @@ from shoal.gateway.writer import Piece
 
 MAX_BODY = 4 << 20
 """Bytes of a request."""
+
+MAX_DEPTH = 100
+"""Arrays and objects inside each other in a body."""
+
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 B = TypeVar("B", bound=Sampled)
 
@@ -44,11 +53,17 @@ class Seen:
 
 
 class Service:
-    def __init__(self, engine: Engine, settings: ApiSettings) -> None:
+    def __init__(self, engine: Engine, settings: ApiSettings, keyring: Keyring, limiter: Limiter) -> None:
         self.engine, self.settings = engine, settings
         bounds = Bounds(settings.responses, settings.responses_bytes, settings.responses_days * 86400)
         self.responses = ResponseStore(settings.data_folder, bounds)
         self.answers = Answers(engine, ResponseKeeper(self.responses, engine))
+        self.doors, self.keyring, self.limiter = Doors(), keyring, limiter
+
+    @property
+    def state(self) -> str:
+        """'' while requests are taken; else why not."""
+        return "the server is shutting down" if self.doors.closing else self.engine.state
 
     def check_model(self, name: str | None) -> None:
         """Raises UnknownModel."""
@@ -84,17 +99,21 @@ class Service:
 
 
 async def json_body(request: Request) -> dict[str, Any]:
-    """The request's JSON object. Raises InvalidRequest, HTTPException (413)."""
+    """The request's JSON object. Raises InvalidRequest, TooLarge, WrongMediaType."""
+    check_media_type(request.headers.get("content-type"))
     raw = bytearray()
+    if int(request.headers.get("content-length", 0)) > MAX_BODY:  # the server has seen to it that it is a number
+        raise TooLarge("the request", MAX_BODY)
     async for part in request.stream():
         raw += part
         if len(raw) > MAX_BODY:
-            raise HTTPException(413, f"the request is larger than {MAX_BODY} bytes")
+            raise TooLarge("the request", MAX_BODY)
     return json_object(raw)
 
 
 def json_object(raw: bytes | bytearray) -> dict[str, Any]:
     """Raises InvalidRequest."""
+    check_depth(raw)
     try:
         body = json.loads(raw.decode())
         json.dumps(body, ensure_ascii=False).encode()  # a lone surrogate is no text
@@ -105,6 +124,23 @@ def json_object(raw: bytes | bytearray) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise InvalidRequest("the body must be a JSON object")
     return cast("dict[str, Any]", body)
+
+
+def check_media_type(given: str | None) -> None:
+    """Raises WrongMediaType. What `curl -d` calls a form is taken for the JSON that it is."""
+    kind = (given or "").partition(";")[0].strip().lower()
+    if kind not in ("", "application/json", "application/x-www-form-urlencoded") and not re.fullmatch(r"application/.+\+json", kind):
+        raise WrongMediaType(kind)
+
+
+def check_depth(raw: bytes | bytearray) -> None:
+    """Before it is parsed: a parser's own depth is the process's stack. Raises InvalidRequest."""
+    if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
+        return
+    bare = re.sub(rb'"[^"]*"', b"", re.sub(rb"\\.", b"", raw, flags=re.DOTALL))
+    steps = (1 if byte in b"[{" else -1 for byte in bare.translate(None, _NO_BRACKETS))
+    if any(depth > MAX_DEPTH for depth in accumulate(steps)):
+        raise InvalidRequest(f"the body has more than {MAX_DEPTH} arrays and objects inside each other")
 
 
 class Streaming(StreamingResponse):

@@ -15,7 +15,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/v1/streams/{id}", **contract(None, None, 400, 404, media=EVENTS))
     async def stream(request: Request, id: str, after: str | None = None) -> Response:  # pyright: ignore[reportUnusedFunction]
-        answer = service.answers.find(id)
+        answer = await service.answers.find(id)
         since = position(request.headers.get("last-event-id", after), answer.job.choices)
         service.answers.enter(answer)
         return Streaming(service.answers, answer, since)

@@ -183,6 +183,15 @@ class Cluster:
         path = self.serving or self.coming
         return [] if path is None else list(path.nodes)
 
+    @property
+    def progress(self) -> str:
+        """Why no route serves, and how far the one that is made ready has come; '' while one does."""
+        if self.serving is not None or self.coming is None or self._phase not in (LOADING, LINKING):
+            return self.why
+        late = [self.members[node].name for node in self.coming.nodes if node not in self._ready and node in self.members]
+        done = f"{len(self._ready)} of {len(self.coming.nodes)} nodes are done"
+        return f"{self.why}: {self._phase}, {done}" + (f", not yet {', '.join(late)}" if late else "")
+
     def described(self, node: int, now: float) -> str:
         """What a member is doing, in words."""
         member = self.members[node]

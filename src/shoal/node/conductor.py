@@ -234,7 +234,7 @@ class Conductor:
     def open_driver(self) -> Driver:
         """Raises NotReady."""
         if self.driver is None or not self.able:
-            raise NotReady(f"no model is served now: {self.cluster.why}")
+            raise NotReady(f"no model is served now: {self.cluster.progress}")
         return self.driver
 
     # What the nodes say

@@ -96,7 +96,7 @@ class Head:
     def state(self) -> str:
         """For people: why no model is served, or ''."""
         conductor = self.conductor
-        return "" if conductor.serving else conductor.cluster.why or "the model is being loaded"
+        return "" if conductor.serving else conductor.cluster.progress or "the model is being loaded"
 
     def longest(self) -> int:
         """Tokens of the longest sequence that can run now."""
@@ -106,13 +106,24 @@ class Head:
         """Raises NotReady, InvalidRequest, QueueFull."""
         return self.conductor.submit(request)
 
+    async def begin(self, answer: str, note: bytes, requests: Sequence[Request], named: bool) -> list[TokenStream]:
+        """Submits all or none; returns when it is kept. Raises NotReady, InvalidRequest, QueueFull."""
+        streams: list[TokenStream] = []
+        try:
+            for request in requests:
+                streams.append(self.submit(request))
+            if self._log is not None and note:
+                await self._log.accepted(answer, note, requests)  # in the same turn: what is drawn from now on is kept too
+        except BaseException:
+            for stream in streams:
+                stream.close()
+            self.forget(answer)
+            raise
+        return streams
+
     @property
     def resume(self) -> float:
         return self.settings.resume
-
-    async def keep(self, answer: str, note: bytes, requests: Sequence[Request]) -> None:
-        if self._log is not None:
-            await self._log.accepted(answer, note, requests)
 
     def forget(self, answer: str) -> None:
         if self._log is not None:
@@ -130,6 +141,9 @@ class Head:
                 self.conductor.take_up(stream)
             out.append(Resumed(answer.answer, answer.note, answer.requests, streams))
         return out
+
+    async def find(self, answer: str, owner: str) -> None:
+        """All that it is asked about is begun in one place, which knows it."""
 
     def timings(self, rows: int | None = None) -> dict[str, object]:
         driver = self.conductor.driver
@@ -167,7 +181,7 @@ class Head:
     def gone(self, node: str) -> None:
         self.metrics.forget(node)
 
-    def scrape(self) -> bytes:
+    async def scrape(self) -> bytes:
         """The metrics as Prometheus reads them."""
         m, conductor = self.metrics, self.conductor
         m.nodes.set(len(conductor.cluster.members))

@@ -86,6 +86,7 @@ class TokenStream:
         """Ends one choice from this side; no chunk of it comes any more."""
         self._open.discard(choice)
         self.left.pop(choice, None)
+        self._items.put_nowait(None)  # whoever waits for a chunk of it looks again
         if self._driver is not None:
             self._driver.cancel(self.request.id, choice)
 

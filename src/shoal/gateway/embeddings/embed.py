@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.errors import InvalidRequest
+from shoal.gateway.caller import CALLER
 from shoal.gateway.embeddings.wire import EmbeddingRequest
 from shoal.gateway.engine import Engine
 from shoal.gateway.prompts import tokenised
-from shoal.request import Request, RequestId, SamplingParams
+from shoal.request import Priority, Request, RequestId, SamplingParams
 
 _MAX_INPUTS = 2048
 _AT_ONCE = 16  # a large batch leaves room in the queue for others
@@ -37,11 +38,15 @@ async def embed(prompts: Sequence[list[int]], engine: Engine) -> list[NDArray[np
 
     async def one(i: int, prompt: list[int]) -> NDArray[np.float32]:
         async with room:
-            stream = engine.submit(Request(RequestId(f"{id}-{i}"), prompt, 0, SamplingParams(), embed=True))
+            name, caller = f"{id}-{i}", CALLER.get()
+            request = Request(RequestId(name), prompt, 0, SamplingParams(), priority=max(Priority.NORMAL, caller.priority), embed=True)
+            (stream,) = await engine.begin(name, b"", [request], False)
+            caller.spend(prompt=len(prompt))
             try:
                 found = b"".join([chunk.embedding async for chunk in stream])
             finally:
                 stream.close()
+                engine.forget(name)
             return _unit(np.frombuffer(found, "<f4"))
 
     tasks = [asyncio.ensure_future(one(i, prompt)) for i, prompt in enumerate(prompts)]

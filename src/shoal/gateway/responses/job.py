@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from shoal.errors import InvalidRequest, UnknownAnswer
+from shoal.gateway.caller import CALLER
 from shoal.gateway.conversation import Conversation, converse
 from shoal.gateway.engine import Engine
 from shoal.gateway.job import Job, common, new_id
@@ -24,8 +25,6 @@ _LOGPROBS = "message.output_text.logprobs"
 class ResponseJob(Job, frozen=True, tag="response"):
     asked: dict[str, Any]
     """What the response says about how it was asked."""
-    owner: str
-    """Whose it is."""
     logprobs: bool = False
     format: ToolFormat | None = None
     """How the answer writes calls, where it may have any."""
@@ -128,9 +127,10 @@ def _converse(body: ResponseRequest, engine: Engine, items: Sequence[dict[str, A
         raise
 
 
-def response_job(body: ResponseRequest, engine: Engine, chosen: str | None, store: ResponseStore, owner: str) -> ResponseJob:
+def response_job(body: ResponseRequest, engine: Engine, chosen: str | None, store: ResponseStore) -> ResponseJob:
     """chosen: the response's id. Raises InvalidRequest, NotReady, CapacityError."""
     _check(body)
+    owner = CALLER.get().id
     id = chosen or new_id("resp_")
     before = [item for kept in _before(body, store, owner) for item in (*kept.input, *kept.response["output"])]
     given = input_items(body.input, id, lambda item: _referred(item, store, owner))
@@ -149,7 +149,6 @@ def response_job(body: ResponseRequest, engine: Engine, chosen: str | None, stor
     return ResponseJob(
         **fields,
         asked=_asked(body),
-        owner=owner,
         logprobs=bool(body.include),
         format=asked.format,
         markers=asked.markers,

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from shoal.errors import InvalidRequest, UnknownAnswer
-from shoal.gateway.owner import owner
+from shoal.gateway.caller import CALLER
 from shoal.gateway.responses.job import ResponseJob, check_include, response_job
 from shoal.gateway.responses.wire import ResponseRequest
 from shoal.gateway.service import Service, Streaming
@@ -35,7 +35,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/v1/responses")
     async def create(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
-        prepare = partial(response_job, store=store, owner=owner(request))
+        prepare = partial(response_job, store=store)
         return await service.respond(request, "responses", ResponseRequest, prepare)
 
     @router.get("/v1/responses/{id}")
@@ -48,22 +48,22 @@ def routes(service: Service) -> APIRouter:
     ) -> Response:
         check_include(include)
         if not stream:
-            kept = await asyncio.to_thread(store.get, id, owner(request))
+            kept = await asyncio.to_thread(store.get, id, CALLER.get().id)
             return JSONResponse(kept.response)
-        answer = service.answers.find(id)
-        if not isinstance(answer.job, ResponseJob) or answer.job.owner != owner(request):
+        answer = await service.answers.find(id)
+        if not isinstance(answer.job, ResponseJob):
             raise UnknownAnswer(id)
         service.answers.enter(answer)
         return Streaming(service.answers, answer, None if starting_after is None else [starting_after])
 
     @router.delete("/v1/responses/{id}")
     async def delete(request: Request, id: str) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
-        await asyncio.to_thread(store.delete, id, owner(request))
+        await asyncio.to_thread(store.delete, id, CALLER.get().id)
         return {"id": id, "object": "response", "deleted": True}
 
     @router.post("/v1/responses/{id}/cancel")
     async def cancel(request: Request, id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
-        await asyncio.to_thread(store.get, id, owner(request))
+        await asyncio.to_thread(store.get, id, CALLER.get().id)
         raise InvalidRequest("only background responses could be cancelled, and there are none; close the connection instead", "id")
 
     @router.get("/v1/responses/{id}/input_items")
@@ -76,7 +76,7 @@ def routes(service: Service) -> APIRouter:
         include: Annotated[list[str] | None, Query()] = None,
     ) -> dict[str, Any]:
         check_include(include)
-        kept = await asyncio.to_thread(store.get, id, owner(request))
+        kept = await asyncio.to_thread(store.get, id, CALLER.get().id)
         return page(kept.input, limit, order, after)
 
     return router

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal.cli import keys
+from shoal.cli import credentials as keys
 from shoal.config import NodeSettings
 from shoal.discovery.advert import Advert
 from shoal.errors import ClusterError, ConfigError

@@ -1,0 +1,37 @@
+"""Who serves the API: the head's own process, or several beside it."""
+
+from __future__ import annotations
+
+import socket
+from typing import Protocol
+
+from shoal.cli.api_workers import ApiWorkers
+from shoal.config import HeadSettings
+from shoal.gateway.app import create_app
+from shoal.gateway.server import ApiServer
+from shoal.node.head import Head
+
+
+class Api(Protocol):
+    @property
+    def port(self) -> int: ...
+    async def serve(self) -> None:
+        """Until stop() is called."""
+        ...
+
+    async def finish(self) -> None:
+        """Takes no more requests, and waits until those that it has are answered."""
+        ...
+
+    @property
+    def inside(self) -> int:
+        """Requests under way."""
+        ...
+
+    def stop(self) -> None: ...
+
+
+def api_of(head: Head, settings: HeadSettings, address: socket.socket) -> Api:
+    if settings.api_workers > 1:
+        return ApiWorkers(head, settings, address)
+    return ApiServer(create_app(head, settings), address, settings)

@@ -1,0 +1,69 @@
+"""A process that serves the API over the head's engine. `shoal up` and `shoal serve` start it; it imports nothing that computes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import structlog
+import uvloop
+
+from shoal.cli.logs import log_to_stderr
+from shoal.errors import ShoalError
+from shoal.gateway.app import create_app
+from shoal.gateway.remote.client import RemoteEngine
+from shoal.gateway.server import ApiServer
+from shoal.models.gguf_file import GgufFile
+from shoal.text.tokenizer import Tokenizer
+
+log = structlog.get_logger()
+
+
+def opened(model: Path) -> Tokenizer:
+    """The tokenizer of a model's file or directory."""
+    return Tokenizer.open(model, None if model.is_dir() else GgufFile(model).meta)
+
+
+async def serve(path: Path, address: socket.socket) -> None:
+    """Until the head says so, or is gone."""
+    engine = await RemoteEngine.connect(path, opened)
+    api = ApiServer(create_app(engine, engine.settings, limiter=engine.limiter), address, engine.settings)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, api.stop)
+    hearing, serving = asyncio.create_task(engine.run()), asyncio.create_task(api.serve())
+    finishing = asyncio.create_task(_finish(engine, api))
+    await asyncio.wait({hearing, serving}, return_when=asyncio.FIRST_COMPLETED)
+    if not serving.done():
+        # As when the head served itself and was killed: connections end without a last word, and clients that named their
+        # answers come back for them.
+        if (error := hearing.exception()) is not None:
+            log.error("an API worker cannot go on", reason=str(error))
+        os._exit(1)
+    finishing.cancel()
+    await asyncio.gather(finishing, return_exceptions=True)
+    await engine.close()
+    await hearing
+    serving.result()
+
+
+async def _finish(engine: RemoteEngine, api: ApiServer) -> None:
+    await engine.finishing.wait()
+    await api.finish()
+    engine.finished()
+
+
+def main() -> None:
+    log_to_stderr()
+    path, listener = Path(sys.argv[1]), int(sys.argv[2])
+    try:
+        with socket.socket(fileno=listener) as address:
+            uvloop.run(serve(path, address))
+    except (ShoalError, OSError, EOFError) as error:
+        sys.exit(f"an API worker could not start: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Several processes that serve the API on one socket, kept alive for as long as the head serves."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from shoal.cli.local import child_environment
+from shoal.config import ApiSettings, HeadSettings
+from shoal.gateway.remote.server import EngineServer
+from shoal.node.head import Head
+from shoal.retry import Backoff
+
+log = structlog.get_logger()
+
+_LOOK = 0.1  # seconds between looks at whether a process lives
+_GRACE = 8.0  # seconds that a worker has to end: a little more than its own streams have
+_SETTLED = 30.0  # seconds after which one that ends was well
+
+
+class ApiWorkers:
+    def __init__(self, head: Head, settings: HeadSettings, address: socket.socket) -> None:
+        """address: as `listening` gives it. All workers accept from it, so that none that ends takes waiting clients with it."""
+        self._socket, self._count = address, settings.api_workers
+        self._engine = EngineServer(head, head.model.path, _of_one(settings), self._lost)
+        self._gone: dict[int, asyncio.Event] = {}  # by process: its conversation with the engine ended
+        self._stopping = asyncio.Event()
+        self._rng = random.Random()
+
+    @property
+    def port(self) -> int:
+        return int(self._socket.getsockname()[1])
+
+    async def serve(self) -> None:
+        """Until stop() is called."""
+        with tempfile.TemporaryDirectory(prefix="shoal-") as folder:
+            path = Path(folder) / "engine"
+            await self._engine.start(path)
+            keepers = [asyncio.create_task(self._keep(path)) for _ in range(self._count)]
+            try:
+                await asyncio.gather(*keepers)
+            finally:
+                for keeper in keepers:
+                    keeper.cancel()
+                await asyncio.gather(*keepers, return_exceptions=True)
+                await self._engine.close()
+
+    async def finish(self) -> None:
+        await self._engine.finish()
+
+    @property
+    def inside(self) -> int:
+        return self._engine.inside
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    async def _keep(self, path: Path) -> None:
+        """One worker after another, until stop() is called."""
+        now, backoff = asyncio.get_running_loop().time, Backoff(0.2, 10.0)
+        while not self._stopping.is_set():
+            began, process = now(), self._start(path)
+            gone = self._gone[process.pid] = asyncio.Event()
+            try:
+                await self._stopped_or(_useless(process, gone))
+                process.terminate()
+                async with asyncio.timeout(_GRACE):
+                    await _ended(process)
+            except TimeoutError:
+                log.warning("an API worker does not end when it is asked to, and is killed", pid=process.pid)
+            finally:
+                process.kill()
+                status = process.wait()
+                del self._gone[process.pid]
+            if self._stopping.is_set():
+                return
+            backoff.tries = 0 if now() - began > _SETTLED else backoff.tries
+            delay = backoff.next(self._rng)
+            log.warning("an API worker ended, and another one is started", status=status, seconds=round(delay, 2))
+            await self._stopped_or(asyncio.sleep(delay))
+
+    def _start(self, path: Path) -> subprocess.Popen[bytes]:
+        # A session of its own: Ctrl-C reaches the head alone, which ends the workers in good order. One whose head died without a word
+        # sees its connection end and ends too.
+        listener = self._socket.fileno()
+        command = [sys.executable, "-m", "shoal.cli.api_worker", str(path), str(listener)]
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=(listener,), env=child_environment())
+
+    async def _stopped_or(self, work: Coroutine[Any, Any, None]) -> None:
+        """Waits for the work, or for stop()."""
+        tasks: list[asyncio.Task[Any]] = [asyncio.create_task(work), asyncio.create_task(self._stopping.wait())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _lost(self, pid: int) -> None:
+        """A worker's conversation ended: by itself, or because it did not read."""
+        if (gone := self._gone.get(pid)) is not None:
+            gone.set()
+
+
+def _of_one(settings: HeadSettings) -> ApiSettings:
+    """What each worker keeps to."""
+    own: dict[str, Any] = {field.name: getattr(settings, field.name) for field in dataclasses.fields(ApiSettings)}
+    own["connections"] = -(-settings.connections // settings.api_workers)
+    own["open_api"] = not settings.needs_key
+    return ApiSettings(**own)
+
+
+async def _useless(process: subprocess.Popen[bytes], gone: asyncio.Event) -> None:
+    while process.poll() is None and not gone.is_set():  # noqa: ASYNC110 - a process sets no event
+        await asyncio.sleep(_LOOK)
+
+
+async def _ended(process: subprocess.Popen[bytes]) -> None:
+    while process.poll() is None:  # noqa: ASYNC110
+        await asyncio.sleep(_LOOK)

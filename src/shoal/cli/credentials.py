@@ -1,0 +1,125 @@
+"""Which keys a process works with: the head's authority, a node's certificate."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from time import monotonic
+from typing import TypeVar
+
+from shoal.cli.show import err
+from shoal.config import LOOPBACK, HeadSettings, NodeSettings, keys_dir
+from shoal.discovery.advert import Advert
+from shoal.errors import ClusterError, ConfigError
+from shoal.node.agent import parse_address
+from shoal.security.authority import Authority
+from shoal.security.certificates import Role
+from shoal.security.credentials import Credentials
+from shoal.security.pairing_code import PairingCode
+from shoal.security.pairing_desk import PairingDesk
+from shoal.security.pairing_service import Paired, PairingEvent, pair, serve_pairing
+
+T = TypeVar("T")
+
+
+def authority() -> Authority:
+    """This machine's, made on first use. Raises ConfigError."""
+    return Authority.open(keys_dir() / "authority")
+
+
+def head_credentials(settings: HeadSettings) -> Credentials | None:
+    """Fresh ones for a protected head. Raises ConfigError."""
+    return authority().credentials(Role.HEAD, "head") if settings.protected else None
+
+
+@asynccontextmanager
+async def pairing_desk(settings: HeadSettings, control_port: int, joining: str) -> AsyncGenerator[int]:
+    """Lets nodes pair, and shows each code; yields the port, 0 for a head that needs none. Raises ConfigError.
+
+    joining: the command that a node is to run
+    """
+    if not settings.protected:
+        yield 0
+        return
+    if settings.pairing_port:
+        joining += f" --pairing-port {settings.pairing_port}"
+
+    def show(code: PairingCode) -> None:
+        err.print(f"pairing code [bold]{code}[/bold], good for one machine: {joining} --code {code}", highlight=False)
+
+    def tell(event: PairingEvent) -> None:
+        if isinstance(event, Paired):
+            err.print(f"{event.name} at {event.peer} has paired", markup=False)
+        else:
+            err.print(f"a pairing from {event.peer} was refused: {event.reason}", markup=False)
+
+    desk = PairingDesk(on_code=show)
+    listener = await serve_pairing(settings.host, settings.pairing_port or control_port + 1, desk, authority(), tell)
+    desk.code(monotonic())
+    try:
+        yield listener.port
+    finally:
+        await listener.close()
+
+
+def _kept(address: str) -> Path:
+    """host:port or a cluster's name → where a node's credentials for it lie; an IPv6 address keeps its colons apart."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "-", address.replace("[", "").replace("]", ""))
+    return keys_dir() / f"{plain}.pem"
+
+
+async def node_credentials(settings: NodeSettings, address: str, found: Advert | None = None) -> Credentials | None:
+    """By the code, or from an earlier pairing with this address or, where it was found by its name, this cluster.
+
+    Raises PairingRefused, ConfigError, ClusterError, RemoteProtocolError.
+    """
+    paths = [_kept(address), *([_kept(found.cluster)] if found is not None else [])]
+    if settings.code:
+        host, port = parse_address(address)
+        pairing_port = settings.pairing_port or (found.pairing_port if found is not None else 0) or port + 1
+        credentials = await pair(host, pairing_port, PairingCode(settings.code), settings.name or socket.gethostname())
+        for path in paths:
+            credentials.save(path)
+        return credentials
+    kept = [path for path in paths if path.exists()]
+    if found is not None and not found.secure:
+        if kept:  # anyone can announce anything: a cluster that asked for a certificate once goes on doing so
+            raise ConfigError(
+                f"this machine has paired with cluster {found.cluster}, and what answers at {found.address} is not protected; if that "
+                f"is meant, delete {kept[0]}"
+            )
+        return None
+    if found is not None and not kept:
+        raise ConfigError(f"cluster {found.cluster} lets in who knows its pairing code; `shoal serve` shows it: --code CODE")
+    return Credentials.load(kept[0]) if kept else None
+
+
+def certify(address: str) -> None:
+    """Gives the nodes of this machine a certificate for the head that runs on it."""
+    authority().credentials(Role.NODE, socket.gethostname()).save(_kept(address))
+
+
+async def as_operator(address: str, ask: Callable[[Credentials | None], Awaitable[T]]) -> T:
+    """Asks a head something with what keys there are: this machine's authority, a certificate of an earlier pairing, or none.
+
+    A head elsewhere that this machine has paired with is not asked without: whoever breaks the TLS off could answer in its place.
+    """
+    host, _ = parse_address(address)
+    tries: list[Credentials | None] = []
+    if (keys_dir() / "authority").exists():
+        tries.append(authority().credentials(Role.HEAD, "operator"))
+    if _kept(address).exists():
+        tries.append(Credentials.load(_kept(address)))
+    if host in LOOPBACK or not _kept(address).exists():
+        tries.append(None)
+    failure: ClusterError | None = None
+    for credentials in tries:
+        try:
+            return await ask(credentials)
+        except ClusterError as error:
+            failure = failure or error
+    assert failure is not None
+    raise failure

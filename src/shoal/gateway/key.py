@@ -1,0 +1,69 @@
+"""An API key: what it may do, and how it is written."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from typing import NewType
+
+import msgspec
+
+from shoal.request import Priority
+
+KeyId = NewType("KeyId", str)
+"""Names a key openly, in listings and as the owner of answers; empty where the API asks for none."""
+
+_TOKEN = re.compile(r"sk-shoal-([0-9a-f]{12})-([A-Za-z0-9_-]{43})")
+
+
+class KeyLimits(msgspec.Struct, frozen=True):
+    """0: no limit."""
+
+    requests: int = 0
+    """Per minute."""
+    tokens: int = 0
+    """Per minute, of prompts and answers."""
+    concurrency: int = 0
+    """Requests at once."""
+
+
+UNLIMITED = KeyLimits()
+
+
+class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
+    """Times are seconds since 1970."""
+
+    id: KeyId
+    name: str
+    digest: bytes
+    """SHA-256 of the secret. It has 256 random bits, so there is nothing to guess and a slow hash would protect nothing."""
+    created: int
+    expires: int | None = None
+    revoked: int | None = None
+    last_used: int | None = None
+    limits: KeyLimits = UNLIMITED
+    priority: Priority = Priority.URGENT
+    """The first class that its requests may have; they get this one where they ask for more."""
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def good(self, now: float) -> bool:
+        return self.revoked is None and (self.expires is None or now < self.expires)
+
+    def opened_by(self, secret: bytes) -> bool:
+        return hmac.compare_digest(hashlib.sha256(secret).digest(), self.digest)
+
+
+def mint() -> tuple[KeyId, str, bytes]:
+    """A new key's id, the token that its holder sends, and what is kept of it."""
+    id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
+    return KeyId(id), f"sk-shoal-{id}-{secret}", hashlib.sha256(secret.encode()).digest()
+
+
+def parted(token: str) -> tuple[KeyId, bytes] | None:
+    """A token's id and secret; None for what is no token."""
+    match = _TOKEN.fullmatch(token)
+    return None if match is None else (KeyId(match[1]), match[2].encode())

@@ -1,0 +1,64 @@
+"""How long a client may take over what it has to do, by what that is. Pure: the time is an argument.
+
+A client that makes progress is slow; one that does not, or hardly any, holds a connection, its buffers and maybe a lane for nothing.
+
+| phase | the client has to | within |
+|---|---|---|
+| REQUEST | send a request's line and headers, all of them | 10 s |
+| BODY | send at least 10 KiB of the body, or its end | 10 s, again and again |
+| READING | read at least 32 KiB of what it is behind with, or all | `--stall`, again and again |
+| DRAINING | finish sending a body that was answered already | 5 s |
+| AT_EASE | nothing: its answer is being made, or it idles (`--keep-alive` sees to that) | |
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Phase(enum.Enum):
+    REQUEST = enum.auto()
+    BODY = enum.auto()
+    READING = enum.auto()
+    DRAINING = enum.auto()
+    AT_EASE = enum.auto()
+
+
+@dataclass(frozen=True)
+class Rule:
+    seconds: float
+    least: int | None = None
+    """Bytes that begin the seconds anew; None: nothing does."""
+
+
+def rules(stall: float) -> dict[Phase, Rule]:
+    return {
+        Phase.REQUEST: Rule(10),
+        Phase.BODY: Rule(10, 10 << 10),
+        Phase.READING: Rule(stall, 32 << 10),
+        Phase.DRAINING: Rule(5),
+    }
+
+
+class Patience:
+    """With one connection."""
+
+    def __init__(self, now: float, rules: dict[Phase, Rule]) -> None:
+        self._rules = rules
+        self._doing: object = None
+        self._since, self._moved = now, 0
+
+    def overdue(self, now: float, phase: Phase, turn: object, moved: int) -> bool:
+        """Asked from time to time.
+
+        turn: changes with each request, and whenever the client has caught up
+        moved: bytes that the client has moved so far, in whatever it has to do; any origin
+        """
+        rule = self._rules.get(phase)
+        if self._doing != (phase, turn):
+            self._doing = (phase, turn)
+        elif rule is None or rule.least is None or moved - self._moved < rule.least:
+            return rule is not None and now - self._since >= rule.seconds
+        self._since, self._moved = now, moved
+        return False

@@ -1,0 +1,68 @@
+"""An engine behind a Unix socket, with workers in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from shoal.config import ApiSettings
+from shoal.gateway.remote.client import RemoteEngine
+from shoal.gateway.remote.server import EngineServer
+from tests.support.engine import FakeEngine
+
+MODEL = Path("/models/fake.gguf")
+
+
+class Workers:
+    """Workers of one engine; `lost` are the processes whose conversations ended."""
+
+    def __init__(self, engine: FakeEngine, folder: Path, settings: ApiSettings) -> None:
+        self.lost: list[int] = []
+        self.path = folder / "engine"
+        self.server = EngineServer(engine, MODEL, settings, self.lost.append)
+        self.opened: list[Path] = []
+        self._engine = engine
+        self._running: dict[RemoteEngine, asyncio.Task[None]] = {}
+
+    async def join(self) -> RemoteEngine:
+        def opened(model: Path) -> Any:
+            self.opened.append(model)
+            return self._engine.tokenizer
+
+        worker = await RemoteEngine.connect(self.path, opened)
+        self._running[worker] = asyncio.ensure_future(worker.run())
+        return worker
+
+    async def leave(self, worker: RemoteEngine) -> None:
+        """As when its process is killed: whatever it wanted to say is lost."""
+        worker._channel.abort()  # pyright: ignore[reportPrivateUsage]
+        await self._running.pop(worker)
+
+    async def end(self) -> None:
+        for worker in self._running:
+            await worker.close()
+        await asyncio.gather(*self._running.values())
+        await self.server.close()
+
+
+@asynccontextmanager
+async def workers(engine: FakeEngine, settings: ApiSettings | None = None) -> AsyncIterator[Workers]:
+    with tempfile.TemporaryDirectory(prefix="shoal-") as folder:  # pytest's own folders are too long for a socket's name
+        made = Workers(engine, Path(folder), settings or ApiSettings())
+        await made.server.start(made.path)
+        try:
+            async with asyncio.timeout(20):
+                yield made
+        finally:
+            await made.end()
+
+
+async def soon(what: Callable[[], Any]) -> None:
+    """Waits until something is so; fails where it never is."""
+    async with asyncio.timeout(10):
+        while not what():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
