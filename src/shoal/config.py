@@ -179,7 +179,9 @@ class ApiSettings(Settings):
     port: int = setting(8000, "Port of the OpenAI-compatible API; 0 takes a free one.", low=0, high=65535)
     data: str = setting("", "Folder for what the API keeps: keys, responses, files, batches; empty: api/ beside the models.")
 
-    responses: int = setting(10000, "Most responses that are kept for previous_response_id; the ones longest unused go.", low=0)
+    responses: int = setting(
+        10000, "Most responses that are kept for previous_response_id; the ones longest unused go; 0: none are.", low=0
+    )
     responses_size: str = setting("256MiB", "Most space for them on the disk.")
     responses_days: float = setting(30.0, "Days after which a response is forgotten.", low=0, high=3650)
 
