@@ -20,7 +20,9 @@ from pydantic import TypeAdapter
 from shoal.config import ApiSettings
 from shoal.errors import QueueFull, StageLost
 from shoal.gateway.app import create_app
+from shoal.gateway.responses import store
 from shoal.gateway.responses.route import page
+from shoal.gateway.responses.store import Bounds, ResponseStore
 from shoal.text.tools import HERMES
 from tests.support.engine import ByteTokenizer, FakeEngine, Resumed, Script, ScriptedStream, says, spoken
 from tests.support.http import Leaver
@@ -510,20 +512,24 @@ def test_the_rest_of_a_stream_comes_after_any_of_its_events(api: Callable[..., A
     assert parsed(one.fetch("GET", f"{PATH}/mine", params={"stream": "true"})) == all
 
 
-def test_a_response_goes_on_when_the_server_is_started_anew(api: Callable[..., Api], tmp_path: Path):
+def test_a_response_goes_on_when_the_server_is_started_anew(api: Callable[..., Api], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     first = api(lambda request: spoken(request, "Hello")[:2], hang=True)
     first.run(Leaver({"input": "Hi", "stream": True, "metadata": {"k": "v"}}, 6, headers={"X-Request-Id": "mine"}).visit(first.app, PATH))
     note, requests = first.engine.kept["mine"]
+    monkeypatch.setattr(store, "_lives", lambda runner: False)  # the process that it began in
+    assert first.run(asyncio.to_thread(ResponseStore(tmp_path, Bounds(9, 1 << 20, 1e9)).get, "mine")).response["status"] == "failed"
 
-    async def later() -> tuple[dict[str, Any], str]:
+    async def later(words: str, hang: bool) -> tuple[dict[str, Any], str]:
         engine = FakeEngine()
-        engine.before = [Resumed("mine", note, requests, [ScriptedStream(requests[0], spoken(requests[0], "Hello"), False)])]
+        engine.before = [Resumed("mine", note, requests, [ScriptedStream(requests[0], spoken(requests[0], "Hello")[: len(words)], hang)])]
         transport = httpx.ASGITransport(create_app(engine, ApiSettings(data=str(tmp_path))))
         async with httpx.AsyncClient(transport=transport, base_url="http://shoal") as client:
-            events = (await client.get(f"{PATH}/mine", params={"stream": "true", "starting_after": 3})).text
-            return (await client.get(f"{PATH}/mine")).json(), events
+            path = f"{PATH}/mine"
+            events = "" if hang else (await client.get(path, params={"stream": "true", "starting_after": 3})).text
+            return (await client.get(path)).json(), events
 
-    response, events = first.run(later())
+    assert first.run(later("Hel", hang=True))[0]["status"] == "in_progress"
+    response, events = first.run(later("Hello!", hang=False))
     assert (text(response), response["status"], response["metadata"]) == ("Hello", "completed", {"k": "v"})
     assert [line for line in events.splitlines() if line.startswith("id: ")][:2] == ["id: 4", "id: 5"]
 

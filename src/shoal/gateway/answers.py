@@ -100,6 +100,10 @@ class Answers:
             raise UnknownAnswer(id)
         return self._answers[id]
 
+    def __contains__(self, id: object) -> bool:
+        """Whether there is an answer of that id."""
+        return id in self._answers
+
     def enter(self, answer: Answer) -> None:
         """A reader has come."""
         id = answer.job.id

@@ -48,7 +48,7 @@ def routes(service: Service) -> APIRouter:
     ) -> Response:
         check_include(include)
         if not stream:
-            kept = await asyncio.to_thread(store.get, id, owner(request))
+            kept = await asyncio.to_thread(store.get, id, owner(request), id in service.answers)
             return JSONResponse(kept.response)
         answer = service.answers.find(id)
         if not isinstance(answer.job, ResponseJob) or answer.job.owner != owner(request):

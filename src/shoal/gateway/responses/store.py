@@ -112,10 +112,10 @@ class ResponseStore:
             connection.execute("DELETE FROM responses WHERE created < ?", (now - self._bounds.seconds,))
             self._evict(connection)
 
-    def get(self, id: str, owner: str = "") -> Kept:
-        """Raises UnknownAnswer, CapacityError."""
+    def get(self, id: str, owner: str = "", runs: bool = False) -> Kept:
+        """runs: it is known to, whichever process it began in. Raises UnknownAnswer, CapacityError."""
         with self._transaction() as connection:
-            kept = self._read(connection, id, owner)
+            kept = self._read(connection, id, owner, runs)
             if kept is None:
                 raise UnknownAnswer(id)
             self._use(connection, [id])
@@ -162,14 +162,14 @@ class ResponseStore:
         rows.close()
         connection.executemany("DELETE FROM responses WHERE id = ?", gone)
 
-    def _read(self, connection: sqlite3.Connection, id: str, owner: str) -> Kept | None:
+    def _read(self, connection: sqlite3.Connection, id: str, owner: str, runs: bool = False) -> Kept | None:
         oldest = self._clock() - self._bounds.seconds
         asked = "SELECT response, input, previous, bytes, runner FROM responses WHERE id = ? AND owner = ? AND created >= ?"
         row = connection.execute(asked, (id, owner, oldest)).fetchone()
         if row is None:
             return None
         response = json.loads(row[0])
-        if row[4] and not _lives(row[4]):
+        if row[4] and not runs and not _lives(row[4]):
             error = {"code": "server_error", "message": "the server was ended while this response ran; send the request again"}
             response |= {"status": "failed", "error": error}
         return Kept(response, json.loads(row[1]), row[2], row[3])
