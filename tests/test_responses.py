@@ -18,7 +18,7 @@ from openai.types.responses.response_item_list import ResponseItemList
 from pydantic import TypeAdapter
 
 from shoal.config import ApiSettings
-from shoal.errors import QueueFull, StageLost
+from shoal.errors import CapacityError, QueueFull, StageLost
 from shoal.gateway.app import create_app
 from shoal.gateway.responses import store
 from shoal.gateway.responses.route import page
@@ -572,6 +572,43 @@ def test_where_nothing_can_be_kept_the_client_is_told(api: Callable[..., Api], t
     error = one.refused(503, json={"input": "Hi"})
     assert "store: false" in error["message"]
     assert one.create(store=False)["status"] == "completed"
+
+
+def test_nobody_else_finds_a_response(api: Callable[..., Api]):
+    one = api(says("Hello"))
+    made, bare = one.create(), one.app
+
+    async def other(scope: Any, receive: Any, send: Any) -> None:
+        await bare({**scope, "state": {"key": "another"}}, receive, send)
+
+    one.app = other  # type: ignore[assignment]
+    where = f"{PATH}/{made['id']}"
+    for method, path in (("GET", where), ("DELETE", where), ("GET", f"{where}/input_items"), ("GET", f"{where}?stream=true")):
+        one.refused(404, method, path)
+    assert one.refused(400, json={"input": "Hi", "previous_response_id": made["id"]})["code"] == "previous_response_not_found"
+    assert one.refused(400, json={"input": [{"type": "item_reference", "id": made["output"][0]["id"]}]})["param"] == "input"
+    mine = one.create("Mine")
+    assert one.status(mine["id"]) == "completed"
+    one.app = bare
+    one.refused(404, "GET", f"{PATH}/{mine['id']}")
+    assert one.status(made["id"]) == "completed"
+
+
+def test_the_tokens_of_a_request_are_counted_without_running_it(api: Callable[..., Api], tmp_path: Path):
+    one = api()
+    told = one.fetch("POST", f"{PATH}/input_tokens", json={"input": "Hi", "instructions": "Be brief"}).json()
+    assert told == {"object": "response.input_tokens", "input_tokens": len("system: Be brief\nuser: Hi\n")}
+    assert one.engine.streams == [] and list(tmp_path.iterdir()) == []
+
+
+def test_a_response_that_cannot_be_kept_is_still_told(api: Callable[..., Api], monkeypatch: pytest.MonkeyPatch):
+    def full(self: ResponseStore, response: dict[str, Any]) -> None:
+        raise CapacityError("the disk is full")
+
+    monkeypatch.setattr(ResponseStore, "end", full)
+    one = api(says("Hello"))
+    assert text(one.create()) == "Hello"
+    assert kinds(one.stream())[-1] == "completed"
 
 
 # Refusals

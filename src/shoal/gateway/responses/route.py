@@ -14,7 +14,8 @@ from shoal.errors import InvalidRequest, UnknownAnswer
 from shoal.gateway.owner import owner
 from shoal.gateway.responses.job import ResponseJob, check_include, response_job
 from shoal.gateway.responses.wire import ResponseRequest
-from shoal.gateway.service import Service, Streaming
+from shoal.gateway.service import Service, Streaming, json_body
+from shoal.gateway.wire import parse
 
 
 def page(items: Sequence[dict[str, Any]], limit: int, order: str, after: str | None) -> dict[str, Any]:
@@ -37,6 +38,13 @@ def routes(service: Service) -> APIRouter:
     async def create(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         prepare = partial(response_job, store=store, owner=owner(request))
         return await service.respond(request, "responses", ResponseRequest, prepare)
+
+    @router.post("/v1/responses/input_tokens")
+    async def count(request: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+        body = parse(ResponseRequest, await json_body(request))
+        service.check_model(body.model)
+        job = await asyncio.to_thread(response_job, body, service.engine, None, store, owner(request))
+        return {"object": "response.input_tokens", "input_tokens": job.prompt_tokens}
 
     @router.get("/v1/responses/{id}")
     async def retrieve(  # pyright: ignore[reportUnusedFunction]
