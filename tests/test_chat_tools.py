@@ -390,6 +390,12 @@ def test_where_calls_are_bare_json_an_answer_in_json_is_refused() -> None:
     assert ask(able(format=LLAMA3), response_format={"type": "json_object"}, tool_choice="required").status_code == 200
 
 
+@pytest.mark.parametrize("number", [10**30, -(10**30), 1e300])
+def test_numbers_of_any_size_may_be_in_a_schema(number: float) -> None:
+    parameters = {"type": "object", "properties": {"x": {"type": "number", "maximum": number, "minimum": number - 1}}}
+    assert ask(able(), tools=function(name="f", parameters=parameters)).status_code in (200, 400)
+
+
 def test_a_strict_function_whose_schema_cannot_be_held_is_refused() -> None:
     parameters = {"type": "object", "properties": {"x": {"type": "array", "uniqueItems": True}}}
     refused(ask(able(), tools=function(name="f", strict=True, parameters=parameters)), 400, "tools")

@@ -393,6 +393,28 @@ def test_a_request_that_no_stage_can_run_ends_after_three_tries_and_others_compl
     play(scenario, limits(depth=depth, step_tokens=8, lanes=lanes), work=False)
 
 
+def test_a_draw_that_cannot_be_made_ends_its_request_alone():
+    async def scenario(route: Route, running: asyncio.Task[None]) -> None:
+        good, bad = request("good", [1, 2], 9), request("bad", [3, 4], 9, n=2)
+        streams = [route.driver.submit(r) for r in (good, bad)]
+        ended, working = asyncio.ensure_future(collect(streams[1])), asyncio.ensure_future(collect(streams[0]))
+        for _ in range(30):
+            if working.done():
+                break
+            result = await route.result()
+            drawn = [Sampled(s.sequence, -1, fault="no such grammar") if s.sequence == 2 else s for s in result.sampled]
+            await route.answer(StepResult(result.step, drawn, []))
+            await turns()
+        with pytest.raises(InvalidRequest, match="no such grammar"):
+            await ended
+        assert [c.token for c in await working] == expected(good, 0)[0]
+        assert not running.done()
+        assert route.driver.requests == 0
+        route.driver.scheduler.check()
+
+    play(scenario, work=False)
+
+
 def test_a_bug_while_steps_are_made_ends_the_route_and_is_not_swallowed(monkeypatch: pytest.MonkeyPatch):
     async def scenario(route: Route, running: asyncio.Task[None]) -> None:
         await turns()

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from shoal.config import Precision
+from shoal.executor.constraint import Grammars
 from shoal.models.weights import GgufWeights
+from shoal.node.holding import vocabulary
 from shoal.pipeline.driver import Driver
-from shoal.request import SamplingParams
+from shoal.request import Request, RequestId, SamplingParams
+from shoal.text import grammar
+from shoal.text.tokenizer import Tokenizer
+from shoal.text.tools import HERMES, Tool
 from tests.support.pipeline import answered, asked, pipeline
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -94,6 +102,49 @@ def test_forks_draw_what_they_would_have_drawn_alone(smollm2_weights: GgufWeight
         return [(await answered(driver, request))[0] for request in each]
 
     assert play(smollm2_weights, forked, stages=2) == play(smollm2_weights, single)
+
+
+ADDRESS = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "maxLength": 12},
+        "kind": {"enum": ["home", "work"]},
+        "codes": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 9}, "minItems": 2, "maxItems": 3},
+    },
+    "required": ["city", "kind", "codes"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("crowd", [{}, {"blocks": 9}], ids=["room for all", "preemption"])
+def test_answers_held_to_a_grammar(smollm2: Path, smollm2_weights: GgufWeights, crowd: dict[str, int]) -> None:
+    """Some among others that are free: valid, ended where they are whole, and the same over one stage and two."""
+    tokenizer = Tokenizer.open(smollm2, smollm2_weights.file.meta)
+    schema, calls = grammar.json_schema(ADDRESS), grammar.tool_calls(HERMES, [Tool("address", ADDRESS)], "required", parallel=False)
+
+    async def mixed(driver: Driver) -> list[list[int]]:
+        async def said(i: int, prompt: list[int]) -> list[int]:
+            held = SamplingParams(temperature=0.0 if i % 2 else 1.0, seed=i, grammar=("", schema, calls)[i % 3])
+            stream = driver.submit(Request(RequestId(f"g{i}"), prompt, 150 if i % 3 else 40, held, 1, tokenizer.stop_tokens))
+            return [chunk.token for chunk in [c async for c in stream] if chunk.token is not None]
+
+        out = await asyncio.gather(*(said(i, prompt) for i, prompt in enumerate(prompts())))
+        assert bool(driver.scheduler.counters.preemptions) == bool(crowd)
+        return out
+
+    answers: list[list[list[int]]] = []
+    for stages in (1, 2):
+        grammars = Grammars(lambda: vocabulary(smollm2, smollm2_weights))
+        answers.append(play(smollm2_weights, mixed, stages=stages, grammars=grammars, **crowd))
+        grammars.close()
+    assert answers[0] == answers[1]
+    for i, tokens in enumerate(answers[0]):
+        text = tokenizer.decode(tokens)
+        if i % 3 == 1:
+            jsonschema.validate(json.loads(text), ADDRESS)
+        elif i % 3 == 2:
+            call = json.loads(text.removeprefix("<tool_call>").removesuffix("</tool_call>"))
+            jsonschema.validate(call["arguments"], ADDRESS)
 
 
 def test_two_hundred_requests_with_cancels_and_a_small_pool(smollm2_weights: GgufWeights) -> None:

@@ -79,7 +79,8 @@ def test_an_object_is_any_object():
 
 def test_spaces_do_not_go_on_for_ever():
     made = grammar.json_object()
-    assert accepts(made, '{\n  "a":\t1}')
+    assert accepts(made, '{\n  "a": [1,\r\n\t2]\n}')
+    assert not accepts(made, '{\n\n\n"a": 1}')
     assert not accepts(made, '{"a":' + " " * 50 + "1}")
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, cast
 
 from shoal.errors import InvalidRequest
@@ -121,7 +123,9 @@ def converse(engine: Engine, messages: Sequence[Message], tools: Tools, answer: 
         raise InvalidRequest("this model's calls are JSON and nothing else; ask for tools or for an answer in JSON", answer.where)
     special = tokenizer.special
     schema = None if answer is None else {"type": "object"} if answer.schema is None else answer.schema
-    calls = grammar.tool_calls(format, tools.callable, "required" if tools.must else "auto", tools.parallel, special, schema)
+    functions = [asdict(tool) for tool in tools.callable]
+    asked = json.dumps([functions, "required" if tools.must else "auto", tools.parallel, schema])
+    calls = _calls(format, special.get(format.trigger), asked)
     written = (format.opening, format.begin, format.end, format.separator or "", format.closing)
     markers = sorted(token for text, token in special.items() if text and any(text in part for part in written))
     return Conversation(prompt, calls, format, tuple(markers))
@@ -138,6 +142,14 @@ def rendered(tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools, an
             "unsupported_parameter",
         )
     return tokenizer.render_chat(_linked(messages, format), [f.told for f in tools.functions if tools.may], answer)
+
+
+@lru_cache(maxsize=32)
+def _calls(format: ToolFormat, marker: int | None, asked: str) -> str:
+    """An agent asks with the same tools again and again, and a grammar takes milliseconds for each of them."""
+    functions, choice, parallel, schema = json.loads(asked)
+    tools = [Tool(**function) for function in functions]
+    return grammar.tool_calls(format, tools, choice, parallel, {} if marker is None else {format.trigger: marker}, schema)
 
 
 def prompt_tokens(engine: Engine, text: str, param: str = "messages") -> list[int]:

@@ -21,11 +21,12 @@ from shoal.text.tools import Tool, ToolFormat
 MAX_SCHEMA = 64 << 10  # bytes
 MAX_DEPTH = 64  # of objects and lists in each other; a level of properties takes two
 MAX_PROPERTIES = 1000
+MAX_OPTIONAL = 400  # of one object
 MAX_PATTERN = 4096  # characters
 MAX_REPEATED = 20_000  # characters that a pattern has when its {n} are written out
 MAX_TOOLS = 128
 
-_SPACE = r"[ \n\t\r]{1,20}"  # a small model may otherwise go on with spaces for ever
+_SPACE = r"(?: |\r?\n[ \t]{0,24})"  # on one line or indented; a small model may otherwise go on with empty lines for ever
 _ANYTHING = "(?s:.*)"
 _END = 256  # the special token of the vocabulary on which grammars are tried
 _COUNT = re.compile(r"\{(\d+)(?:(,)(\d*))?\}")
@@ -97,11 +98,11 @@ def _calls(
     """marker: the trigger's id where it is a special token."""
     rules = [f"call: {' | '.join(f'call_{i}' for i in range(len(tools)))}"]
     for i, tool in enumerate(tools):
-        head = f"{{{_quoted(format.name_key)}: {_quoted(tool.name)}, {_quoted(format.arguments_key)}: "
+        head = f"{{{_json(format.name_key)}: {_json(tool.name)}, {_json(format.arguments_key)}: "
         guidance = {"whitespace_pattern": _SPACE, "lenient": not tool.strict}
-        schema = json.dumps({**_parameters(tool), "x-guidance": guidance}, ensure_ascii=False)
-        rules.append(f"call_{i}: {_quoted(head)} %json {schema} {_quoted('}' + format.end)}")
-    more = f"({_quoted(format.separator + format.begin)} call)*" if several and format.separator is not None else ""
+        schema = json.dumps({**_parameters(tool), "x-guidance": guidance})
+        rules.append(f"call_{i}: {_literal(head)} %json {schema} {_literal('}' + format.end)}")
+    more = f"({_literal(format.separator + format.begin)} call)*" if several and format.separator is not None else ""
     opening = (format.opening + format.begin).removeprefix(format.trigger)
     rules.append(f"calls: {_literal(opening)} call {more} {_literal(format.closing)}")
     trigger = f"<[{marker}]>" if marker is not None else _literal(format.trigger)
@@ -109,7 +110,7 @@ def _calls(
         rules.append(f"start: {trigger} calls")
     elif answer is not None:
         guidance = {"whitespace_pattern": _SPACE, "lenient": True}
-        schema = json.dumps({**json.loads(_schema(answer, "response_format")), "x-guidance": guidance}, ensure_ascii=False)
+        schema = json.dumps({**json.loads(_schema(answer, "response_format")), "x-guidance": guidance})
         rules += [f"answer: %json {schema}", f"start: answer | {trigger} calls"]
     elif not format.trigger:  # what begins like a call is one
         rules += [r"TEXT: /(\s*[^\s{]" + _ANYTHING + ")?/", "start: TEXT | calls"]
@@ -124,12 +125,14 @@ def _parameters(tool: Tool) -> dict[str, Any]:
     return {"type": "object", **tool.parameters}
 
 
-def _quoted(text: str) -> str:
+def _json(text: str) -> str:
+    """As models write a string of JSON."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def _literal(text: str) -> str:
-    return _quoted(text) if text else ""
+    """As Lark writes a string."""
+    return json.dumps(text) if text else ""
 
 
 def _schema(schema: Mapping[str, Any], param: str) -> str:
@@ -143,6 +146,8 @@ def _schema(schema: Mapping[str, Any], param: str) -> str:
                 inside = cast("Mapping[str, Any]", value)
                 if "x-guidance" in inside:
                     raise InvalidRequest("the schema has 'x-guidance', which is not supported; leave it out", param)
+                if (optional := _optional(inside)) > MAX_OPTIONAL:
+                    raise InvalidRequest(f"an object has {optional} properties that may be left out; at most {MAX_OPTIONAL} may", param)
                 for key, part in inside.items():
                     if key == "properties" and isinstance(part, Mapping):
                         properties += len(cast("Mapping[str, Any]", part))
@@ -169,6 +174,14 @@ def _schema(schema: Mapping[str, Any], param: str) -> str:
     if size > MAX_SCHEMA:
         raise InvalidRequest(f"the schema has {size} bytes; at most {MAX_SCHEMA} are supported", param)
     return text
+
+
+def _optional(schema: Mapping[str, Any]) -> int:
+    """Properties that may be left out: each of them may follow each, which is what costs."""
+    properties, required = schema.get("properties"), schema.get("required")
+    if not isinstance(properties, Mapping):
+        return 0
+    return len(cast("Mapping[str, Any]", properties)) - (len(cast("list[Any]", required)) if isinstance(required, list) else 0)
 
 
 def _bounded(pattern: str, param: str) -> None:
