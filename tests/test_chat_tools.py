@@ -488,7 +488,7 @@ def test_a_job_is_the_same_after_it_was_kept() -> None:
     engine.before = [Resumed(job.id, job.note, job.requests, [ScriptedStream(r, spoken(r, PARIS), False) for r in job.requests])]
 
     async def go() -> Any:
-        return Answers(engine).find(job.id).job
+        return (await Answers(engine).find(job.id)).job
 
     assert asyncio.run(go()) == job
 

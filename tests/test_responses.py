@@ -18,11 +18,13 @@ from openai.types.responses.response_item_list import ResponseItemList
 from pydantic import TypeAdapter
 
 from shoal.config import ApiSettings
-from shoal.errors import QueueFull, StageLost
+from shoal.errors import CapacityError, QueueFull, StageLost
 from shoal.gateway.app import create_app
+from shoal.gateway.responses import store
 from shoal.gateway.responses.route import page
+from shoal.gateway.responses.store import Bounds, ResponseStore
 from shoal.text.tools import HERMES
-from tests.support.engine import ByteTokenizer, FakeEngine, Script, says, spoken
+from tests.support.engine import ByteTokenizer, FakeEngine, Resumed, Script, ScriptedStream, says, spoken
 from tests.support.http import Leaver
 
 PATH = "/v1/responses"
@@ -34,9 +36,9 @@ CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool
 class Api:
     """Requests to one application in one event loop."""
 
-    def __init__(self, engine: FakeEngine, folder: Path) -> None:
+    def __init__(self, engine: FakeEngine, folder: Path, **settings: Any) -> None:
         self.engine = engine
-        self.app: FastAPI = create_app(engine, ApiSettings(data=str(folder)))
+        self.app: FastAPI = create_app(engine, ApiSettings(data=str(folder), **settings))
         self._runner = asyncio.Runner()
         self.close = self._runner.close
 
@@ -382,6 +384,15 @@ def test_what_is_not_to_be_stored_is_not(api: Callable[..., Api], tmp_path: Path
     assert (error["param"], error["code"]) == ("previous_response_id", "previous_response_not_found")
 
 
+def test_where_none_are_kept_a_response_says_so(tmp_path: Path):
+    one = Api(FakeEngine(), tmp_path, responses=0)
+    try:
+        assert one.create(store=True)["store"] is False
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        one.close()
+
+
 def test_a_conversation_whose_beginning_was_deleted_says_so(api: Callable[..., Api]):
     one = api()
     first = one.create("Hi")
@@ -501,6 +512,28 @@ def test_the_rest_of_a_stream_comes_after_any_of_its_events(api: Callable[..., A
     assert parsed(one.fetch("GET", f"{PATH}/mine", params={"stream": "true"})) == all
 
 
+def test_a_response_goes_on_when_the_server_is_started_anew(api: Callable[..., Api], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first = api(lambda request: spoken(request, "Hello")[:2], hang=True)
+    first.run(Leaver({"input": "Hi", "stream": True, "metadata": {"k": "v"}}, 6, headers={"X-Request-Id": "mine"}).visit(first.app, PATH))
+    note, requests = first.engine.kept["mine"]
+    monkeypatch.setattr(store, "_lives", lambda runner: False)  # the process that it began in
+    assert first.run(asyncio.to_thread(ResponseStore(tmp_path, Bounds(9, 1 << 20, 1e9)).get, "mine")).response["status"] == "failed"
+
+    async def later(words: str, hang: bool) -> tuple[dict[str, Any], str]:
+        engine = FakeEngine()
+        engine.before = [Resumed("mine", note, requests, [ScriptedStream(requests[0], spoken(requests[0], "Hello")[: len(words)], hang)])]
+        transport = httpx.ASGITransport(create_app(engine, ApiSettings(data=str(tmp_path))))
+        async with httpx.AsyncClient(transport=transport, base_url="http://shoal") as client:
+            path = f"{PATH}/mine"
+            events = "" if hang else (await client.get(path, params={"stream": "true", "starting_after": 3})).text
+            return (await client.get(path)).json(), events
+
+    assert first.run(later("Hel", hang=True))[0]["status"] == "in_progress"
+    response, events = first.run(later("Hello!", hang=False))
+    assert (text(response), response["status"], response["metadata"]) == ("Hello", "completed", {"k": "v"})
+    assert [line for line in events.splitlines() if line.startswith("id: ")][:2] == ["id: 4", "id: 5"]
+
+
 def test_a_response_whose_client_left_is_as_if_it_had_never_been(api: Callable[..., Api]):
     one = api(lambda request: spoken(request, "Hello")[:2], hang=True)
     leaver = Leaver({"input": "Hi", "stream": True}, 4)
@@ -539,6 +572,43 @@ def test_where_nothing_can_be_kept_the_client_is_told(api: Callable[..., Api], t
     error = one.refused(503, json={"input": "Hi"})
     assert "store: false" in error["message"]
     assert one.create(store=False)["status"] == "completed"
+
+
+def test_nobody_else_finds_a_response(api: Callable[..., Api]):
+    one = api(says("Hello"))
+    made, bare = one.create(), one.app
+
+    async def other(scope: Any, receive: Any, send: Any) -> None:
+        await bare({**scope, "state": {"key": "another"}}, receive, send)
+
+    one.app = other  # type: ignore[assignment]
+    where = f"{PATH}/{made['id']}"
+    for method, path in (("GET", where), ("DELETE", where), ("GET", f"{where}/input_items"), ("GET", f"{where}?stream=true")):
+        one.refused(404, method, path)
+    assert one.refused(400, json={"input": "Hi", "previous_response_id": made["id"]})["code"] == "previous_response_not_found"
+    assert one.refused(400, json={"input": [{"type": "item_reference", "id": made["output"][0]["id"]}]})["param"] == "input"
+    mine = one.create("Mine")
+    assert one.status(mine["id"]) == "completed"
+    one.app = bare
+    one.refused(404, "GET", f"{PATH}/{mine['id']}")
+    assert one.status(made["id"]) == "completed"
+
+
+def test_the_tokens_of_a_request_are_counted_without_running_it(api: Callable[..., Api], tmp_path: Path):
+    one = api()
+    told = one.fetch("POST", f"{PATH}/input_tokens", json={"input": "Hi", "instructions": "Be brief"}).json()
+    assert told == {"object": "response.input_tokens", "input_tokens": len("system: Be brief\nuser: Hi\n")}
+    assert one.engine.streams == [] and list(tmp_path.iterdir()) == []
+
+
+def test_a_response_that_cannot_be_kept_is_still_told(api: Callable[..., Api], monkeypatch: pytest.MonkeyPatch):
+    def full(self: ResponseStore, response: dict[str, Any]) -> None:
+        raise CapacityError("the disk is full")
+
+    monkeypatch.setattr(ResponseStore, "end", full)
+    one = api(says("Hello"))
+    assert text(one.create()) == "Hello"
+    assert kinds(one.stream())[-1] == "completed"
 
 
 # Refusals
@@ -596,6 +666,13 @@ def test_a_prompt_that_is_too_long_is_refused_as_input(api: Callable[..., Api]):
 
 def test_another_model_is_refused(api: Callable[..., Api]):
     assert api().refused(404, json={"input": "Hi", "model": "other"})["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize("query", [{"limit": "0"}, {"limit": "101"}, {"limit": "x"}, {"order": "up"}])
+def test_a_query_that_makes_no_sense_is_refused_by_name(api: Callable[..., Api], query: dict[str, str]):
+    one = api()
+    error = one.refused(400, "GET", f"{PATH}/{one.create()['id']}/input_items", params=query)
+    assert error["param"] == next(iter(query)) and error["type"] == "invalid_request_error"
 
 
 def test_only_what_a_response_has_can_be_included_when_it_is_retrieved(api: Callable[..., Api]):

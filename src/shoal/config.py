@@ -187,7 +187,9 @@ class ApiSettings(Settings):
     stall: float = setting(30.0, "Seconds in which a client that is behind has to read 32 KiB, or it is dropped.", low=1, high=3600)
     grace: float = setting(30.0, "Seconds that answers under way have to end when the server is told to stop.", low=0, high=3600)
 
-    responses: int = setting(10000, "Most responses that are kept for previous_response_id; the ones longest unused go.", low=0)
+    responses: int = setting(
+        10000, "Most responses that are kept for previous_response_id; the ones longest unused go; 0: none are.", low=0
+    )
     responses_size: str = setting("256MiB", "Most space for them on the disk.")
     responses_days: float = setting(30.0, "Days after which a response is forgotten.", low=0, high=3650)
 

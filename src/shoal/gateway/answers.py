@@ -113,6 +113,10 @@ class Answers:
         self._expire(job.id)
         return answer
 
+    def __contains__(self, id: object) -> bool:
+        """Whether there is an answer of that id."""
+        return id in self._answers
+
     def enter(self, answer: Answer) -> None:
         """A reader has come."""
         id = answer.job.id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -63,6 +64,11 @@ def create_app(
     @app.exception_handler(ShoalError)
     async def refused(request: Request, error: ShoalError) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
         return fault(error).response()
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid_query(request: Request, error: RequestValidationError) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+        first = error.errors()[0]
+        return Fault(400, f"{first['loc'][-1]}: {first['msg']}", "invalid_request_error", str(first["loc"][-1])).response()
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]

@@ -34,7 +34,7 @@ from shoal.gateway.writer import Piece
 MAX_BODY = 4 << 20
 """Bytes of a request."""
 
-MAX_DEPTH = 100
+MAX_DEPTH = 200
 """Arrays and objects inside each other in a body."""
 
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))

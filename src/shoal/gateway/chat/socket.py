@@ -19,7 +19,7 @@ from fastapi import APIRouter
 from fastapi.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from shoal.errors import InvalidRequest, QueueFull, ShoalError
-from shoal.gateway.answer import Answer
+from shoal.gateway.answer import Answer, TakenOver
 from shoal.gateway.chat.job import chat_job
 from shoal.gateway.chat.wire import ChatRequest
 from shoal.gateway.events import told
@@ -108,6 +108,8 @@ class _Session:
             pieces = [piece async for piece in answer.read()]
         except ShoalError as error:
             await self._refuse(fault(error), id)
+            return
+        except TakenOver:
             return
         await self._send(answer.writer().whole(pieces, answer.usage), id)
         await self._send({"type": "done", "id": answer.job.id}, id)

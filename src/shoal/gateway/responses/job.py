@@ -90,7 +90,7 @@ def _referred(id: str, store: ResponseStore, owner: str) -> dict[str, Any]:
     raise InvalidRequest(f"there is no item '{id}' here, or no longer; send the item itself", "input")
 
 
-def _asked(body: ResponseRequest) -> dict[str, Any]:
+def _asked(body: ResponseRequest, keep: bool) -> dict[str, Any]:
     """What a response says about how it was asked."""
     format = {"type": "text"} if body.text is None or body.text.format is None else body.text.format.model_dump(by_alias=True)
     choice = body.tool_choice
@@ -105,7 +105,7 @@ def _asked(body: ResponseRequest) -> dict[str, Any]:
         "prompt_cache_key": body.prompt_cache_key,
         "reasoning": {"effort": None, "summary": None},
         "safety_identifier": body.safety_identifier,
-        "store": body.store is not False,
+        "store": keep,
         "temperature": 1.0 if body.temperature is None else body.temperature,
         "text": {"format": {key: value for key, value in format.items() if value is not None}, "verbosity": "medium"},
         "tool_choice": choice or "auto" if choice is None or isinstance(choice, str) else choice.model_dump(),
@@ -130,8 +130,8 @@ def _converse(body: ResponseRequest, engine: Engine, items: Sequence[dict[str, A
 def response_job(body: ResponseRequest, engine: Engine, chosen: str | None, store: ResponseStore) -> ResponseJob:
     """chosen: the response's id. Raises InvalidRequest, NotReady, CapacityError."""
     _check(body)
-    owner = CALLER.get().id
-    id = chosen or new_id("resp_")
+    owner, id = CALLER.get().id, chosen or new_id("resp_")
+    keep = store.keeps and body.store is not False
     before = [item for kept in _before(body, store, owner) for item in (*kept.input, *kept.response["output"])]
     given = input_items(body.input, id, lambda item: _referred(item, store, owner))
     asked = _converse(body, engine, [*before, *given])
@@ -148,9 +148,9 @@ def response_job(body: ResponseRequest, engine: Engine, chosen: str | None, stor
     fields["named"] = chosen is not None
     return ResponseJob(
         **fields,
-        asked=_asked(body),
+        asked=_asked(body, keep),
         logprobs=bool(body.include),
         format=asked.format,
         markers=asked.markers,
-        input=tuple(given) if body.store is not False else (),
+        input=tuple(given) if keep else (),
     )

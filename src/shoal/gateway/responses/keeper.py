@@ -7,12 +7,13 @@ import asyncio
 import structlog
 
 from shoal.errors import CapacityError, ShoalError, UnknownAnswer
-from shoal.gateway.answer import Answer
+from shoal.gateway.answer import Answer, TakenOver
 from shoal.gateway.engine import Engine
 from shoal.gateway.faults import fault
 from shoal.gateway.job import Job
 from shoal.gateway.responses.job import ResponseJob
 from shoal.gateway.responses.store import ResponseStore
+from shoal.gateway.responses.writer import ResponseWriter
 
 log = structlog.get_logger()
 
@@ -30,18 +31,19 @@ class ResponseKeeper:
 
     async def ended(self, answer: Answer) -> None:
         """What cannot be kept is still told to its reader: the log says that it was lost."""
-        job, error = answer.job, answer.error
-        if not (isinstance(job, ResponseJob) and job.store):
+        if not (isinstance(answer.job, ResponseJob) and answer.job.store) or isinstance(answer.error, TakenOver):
             return
-        writer = job.writer(self._engine)
-        if error is None:
-            response = writer.whole(answer.pieces, answer.usage)
-        else:
-            response = writer.failure(fault(error if isinstance(error, ShoalError) else ShoalError("an unexpected error")))
         try:
-            await asyncio.to_thread(self._store.end, response)
+            await asyncio.to_thread(self._end, answer, answer.job.writer(self._engine))
         except CapacityError as lost:
-            log.warning("a response was not kept", id=job.id, reason=str(lost))
+            log.warning("a response was not kept", id=answer.job.id, reason=str(lost))
+
+    def _end(self, answer: Answer, writer: ResponseWriter) -> None:
+        if answer.error is None:
+            self._store.end(writer.whole(answer.pieces, answer.usage))
+        else:
+            error = answer.error if isinstance(answer.error, ShoalError) else ShoalError("an unexpected error; the server's log says more")
+            self._store.end(writer.failure(fault(error)))
 
     async def dropped(self, job: Job) -> None:
         """Its client left, or it was refused: it is as if it had never been."""

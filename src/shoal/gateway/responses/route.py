@@ -14,7 +14,8 @@ from shoal.errors import InvalidRequest, UnknownAnswer
 from shoal.gateway.caller import CALLER
 from shoal.gateway.responses.job import ResponseJob, check_include, response_job
 from shoal.gateway.responses.wire import ResponseRequest
-from shoal.gateway.service import Service, Streaming
+from shoal.gateway.service import Service, Streaming, json_body
+from shoal.gateway.wire import parse
 
 
 def page(items: Sequence[dict[str, Any]], limit: int, order: str, after: str | None) -> dict[str, Any]:
@@ -38,6 +39,13 @@ def routes(service: Service) -> APIRouter:
         prepare = partial(response_job, store=store)
         return await service.respond(request, "responses", ResponseRequest, prepare)
 
+    @router.post("/v1/responses/input_tokens")
+    async def count(request: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+        body = parse(ResponseRequest, await json_body(request))
+        service.check_model(body.model)
+        job = await asyncio.to_thread(response_job, body, service.engine, None, store)
+        return {"object": "response.input_tokens", "input_tokens": job.prompt_tokens}
+
     @router.get("/v1/responses/{id}")
     async def retrieve(  # pyright: ignore[reportUnusedFunction]
         request: Request,
@@ -48,7 +56,7 @@ def routes(service: Service) -> APIRouter:
     ) -> Response:
         check_include(include)
         if not stream:
-            kept = await asyncio.to_thread(store.get, id, CALLER.get().id)
+            kept = await asyncio.to_thread(store.get, id, CALLER.get().id, id in service.answers)
             return JSONResponse(kept.response)
         answer = await service.answers.find(id)
         if not isinstance(answer.job, ResponseJob):

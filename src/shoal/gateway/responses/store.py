@@ -37,17 +37,9 @@ CREATE TABLE IF NOT EXISTS responses (
     bytes    INTEGER NOT NULL,
     created  REAL NOT NULL,  -- seconds since 1970
     used     REAL NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS responses_by_use ON responses (used DESC, bytes);
+);
+CREATE INDEX IF NOT EXISTS responses_by_use ON responses (used, bytes);
 CREATE INDEX IF NOT EXISTS responses_by_age ON responses (created);
-"""
-_EVICT = """
-DELETE FROM responses WHERE id IN (
-    SELECT id FROM (
-        SELECT id, row_number() OVER recent AS number, sum(bytes) OVER recent AS total
-        FROM responses WINDOW recent AS (ORDER BY used DESC, id ROWS UNBOUNDED PRECEDING)
-    ) WHERE number > ? OR total > ?
-)
 """
 
 
@@ -93,6 +85,11 @@ class ResponseStore:
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
 
+    @property
+    def keeps(self) -> bool:
+        """Whether anything is kept at all."""
+        return self._bounds.responses > 0
+
     def begin(self, response: dict[str, Any], input: Sequence[dict[str, Any]], owner: str = "") -> None:
         """A response that runs in this process. Raises IdTaken, CapacityError."""
         whole, items = _json(response), _json(input)
@@ -111,13 +108,14 @@ class ResponseStore:
                 (whole, len(whole.encode()), now, response["id"]),
             )
             # One that could never be kept would push out all the others first.
-            connection.execute("DELETE FROM responses WHERE bytes > ? OR created < ?", (self._bounds.bytes, now - self._bounds.seconds))
-            connection.execute(_EVICT, (self._bounds.responses, self._bounds.bytes))
+            connection.execute("DELETE FROM responses WHERE id = ? AND bytes > ?", (response["id"], self._bounds.bytes))
+            connection.execute("DELETE FROM responses WHERE created < ?", (now - self._bounds.seconds,))
+            self._evict(connection)
 
-    def get(self, id: str, owner: str = "") -> Kept:
-        """Raises UnknownAnswer, CapacityError."""
+    def get(self, id: str, owner: str = "", runs: bool = False) -> Kept:
+        """runs: it is known to, whichever process it began in. Raises UnknownAnswer, CapacityError."""
         with self._transaction() as connection:
-            kept = self._read(connection, id, owner)
+            kept = self._read(connection, id, owner, runs)
             if kept is None:
                 raise UnknownAnswer(id)
             self._use(connection, [id])
@@ -152,14 +150,26 @@ class ResponseStore:
             if not connection.execute("DELETE FROM responses WHERE id = ? AND owner = ?", (id, owner)).rowcount:
                 raise UnknownAnswer(id)
 
-    def _read(self, connection: sqlite3.Connection, id: str, owner: str) -> Kept | None:
+    def _evict(self, connection: sqlite3.Connection) -> None:
+        """What was longest unused, until the rest is within bounds."""
+        count, size = connection.execute("SELECT count(*), total(bytes) FROM responses").fetchone()
+        gone: list[tuple[str]] = []
+        rows = connection.execute("SELECT id, bytes FROM responses ORDER BY used")
+        while count > self._bounds.responses or size > self._bounds.bytes:
+            id, own = rows.fetchone()
+            gone.append((id,))
+            count, size = count - 1, size - own
+        rows.close()
+        connection.executemany("DELETE FROM responses WHERE id = ?", gone)
+
+    def _read(self, connection: sqlite3.Connection, id: str, owner: str, runs: bool = False) -> Kept | None:
         oldest = self._clock() - self._bounds.seconds
         asked = "SELECT response, input, previous, bytes, runner FROM responses WHERE id = ? AND owner = ? AND created >= ?"
         row = connection.execute(asked, (id, owner, oldest)).fetchone()
         if row is None:
             return None
         response = json.loads(row[0])
-        if row[4] and not _lives(row[4]):
+        if row[4] and not runs and not _lives(row[4]):
             error = {"code": "server_error", "message": "the server was ended while this response ran; send the request again"}
             response |= {"status": "failed", "error": error}
         return Kept(response, json.loads(row[1]), row[2], row[3])
