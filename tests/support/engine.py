@@ -107,6 +107,7 @@ class Resumed:
     note: bytes
     requests: Sequence[Request]
     streams: Sequence[ScriptedStream]
+    said: int = 0
 
 
 class FakeEngine:

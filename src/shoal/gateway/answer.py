@@ -26,13 +26,19 @@ class _Choice:
 class Answer:
     """One HTTP request under way. Its pieces gather whether or not somebody reads them, and can be read again."""
 
-    def __init__(self, job: Job, engine: Engine, streams: Sequence[Stream], caller: Caller | None = None, *, resumed: bool = False) -> None:
-        """caller: whom its tokens are counted for. resumed: the streams begin with what was said before the engine was started anew."""
+    def __init__(
+        self, job: Job, engine: Engine, streams: Sequence[Stream], caller: Caller | None = None, *, resumed: bool = False, said: int = 0
+    ) -> None:
+        """caller: whom its tokens are counted for, but so many that were said before.
+
+        resumed: the streams begin with what was said elsewhere, or before the engine was started anew.
+        """
         self.job = job
         self.usage = Usage(job.prompt_tokens)
         self.pieces: list[Piece] = []
         """All choices' news, in the order in which they came."""
         self._engine, self._streams, self._caller = engine, streams, caller or Caller()
+        self._said = said
         self._began = None if resumed else perf_counter()
         self._error: Exception | None = None
         self._reader: object = None
@@ -85,7 +91,8 @@ class Answer:
             choices = [_Choice(TextStream(self._engine.tokenizer, request.prompt, self.job.stops)) for _ in range(request.n)]
             async for chunk in stream:
                 self.usage.completion += 1
-                self._caller.spend(completion=1)
+                if self.usage.completion > self._said:
+                    self._caller.spend(completion=1)
                 if not counted:
                     counted = True
                     self.usage.cached += chunk.cached

@@ -32,6 +32,10 @@ class Resumed(Protocol):
     def requests(self) -> Sequence[Request]: ...
     @property
     def streams(self) -> Sequence[Stream]: ...
+    @property
+    def said(self) -> int:
+        """Tokens that were said before."""
+        ...
 
 
 class Engine(Protocol):
