@@ -152,7 +152,8 @@ class FakeEngine:
             for stream in streams:
                 stream.close()
             raise
-        self.kept[answer] = (note, requests)
+        if note:
+            self.kept[answer] = (note, requests)
         await asyncio.sleep(0)
         return streams
 

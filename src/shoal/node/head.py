@@ -113,7 +113,7 @@ class Head:
         try:
             for request in requests:
                 streams.append(self.submit(request))
-            if self._log is not None:
+            if self._log is not None and note:
                 await self._log.accepted(answer, note, requests)  # in the same turn: what is drawn from now on is kept too
         except BaseException:
             for stream in streams:
