@@ -12,7 +12,7 @@ import pytest
 from shoal.errors import ClusterError, InvalidRequest, NotReady, QueueFull, ShoalError, StageLost, StepFailed
 from shoal.gateway.engine import Engine, Stream
 from shoal.gateway.key import KeyId
-from shoal.request import FinishReason, Request, RequestId, SamplingParams, TokenChunk
+from shoal.request import Alternative, FinishReason, Request, RequestId, SamplingParams, Score, TokenChunk
 from tests.support.engine import FakeEngine, Item, Resumed, ScriptedStream, says, spoken
 from tests.support.remote import soon, workers
 
@@ -276,3 +276,21 @@ def test_an_answer_that_nobody_began_is_not_found(at: Where) -> None:
         assert await engine.find("nothing", KeyId("")) is None
 
     with_engine(at, FakeEngine(), work)
+
+
+def test_what_was_asked_about_the_prompt_comes_whole(at: Where) -> None:
+    def script(request: Request) -> list[Item]:
+        scores = (Score(72, None), Score(105, -0.5, (Alternative(105, -0.5), Alternative(5, -1.5))))
+        told = TokenChunk(request.id, 0, None, scores=scores, embedding=bytes(range(256)))
+        return [told, TokenChunk(request.id, 0, None, finish=FinishReason.LENGTH)]
+
+    async def work(engine: Engine) -> None:
+        (stream,) = await engine.begin("a", b"", [asked()], False)
+        assert fake.kept == {}
+        assert await read(stream) == script(asked())
+        stream.close()
+        engine.forget("a")
+        await soon(lambda: fake.streams[0].closed)
+
+    fake = FakeEngine(script)
+    with_engine(at, fake, work)

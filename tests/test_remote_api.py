@@ -18,11 +18,13 @@ from shoal.errors import NotReady, StageLost
 from shoal.gateway.app import create_app
 from shoal.gateway.key import KeyLimits
 from shoal.gateway.key_store import KeyStore
+from shoal.gateway.keyring import Keyring
 from tests.support.engine import FakeEngine, Script, says, spoken
 from tests.support.http import CHAT, COMPLETIONS, Leaver, fetch
 from tests.support.remote import soon, workers
 from tests.test_api import HI, refused
 from tests.test_engine_contract import hello
+from tests.test_remote import SlowEngine
 from tests.test_streams import NAME, interleaved, left, parsed, restarted, texts
 
 
@@ -253,3 +255,36 @@ def test_another_key_neither_finds_nor_disturbs_an_answer(tmp_path: Path) -> Non
     settings, tokens = with_keys(tmp_path)
     fake = FakeEngine()
     over(fake, work, settings=settings)
+
+
+def test_tokens_are_counted_once_wherever_the_answer_goes(tmp_path: Path) -> None:
+    async def work(first: httpx.AsyncClient, second: httpx.AsyncClient, *apps: FastAPI) -> None:
+        reading = asyncio.ensure_future(first.post(CHAT, json={"messages": HI, "stream": True}, headers={**NAME, **alice}))
+        await soon(lambda: fake.streams)
+        fake.say(3)
+        await soon(lambda: spent() == 3)
+        following = asyncio.ensure_future(second.get("/v1/streams/mine-1", headers=alice))
+        await reading
+        fake.say(3)
+        assert texts(parsed((await following).text), 1) == ["Hello"]
+        again = await first.get("/v1/streams/mine-1", headers=alice)
+        assert texts(parsed(again.text), 1) == ["Hello"]
+        assert spent() == 6
+
+    def spent() -> int:
+        for ring in rings:
+            ring.flush()
+        store = KeyStore(tmp_path)
+        used = sum(key.completion_tokens for key in store.all())
+        store.close()
+        return used
+
+    settings, tokens = with_keys(tmp_path)
+    alice = {"Authorization": f"Bearer {tokens[0]}"}
+    fake, rings = SlowEngine(), list[Keyring]()
+
+    async def counted(*both: Any) -> None:
+        rings.extend(app.state.service.keyring for app in both[2:])
+        await work(*both)
+
+    over(fake, counted, settings=settings)

@@ -160,6 +160,7 @@ class Resumed:
     note: bytes
     requests: Sequence[Request]
     streams: Sequence[ScriptedStream]
+    said: int = 0
 
 
 class FakeEngine:
@@ -205,7 +206,8 @@ class FakeEngine:
             for stream in streams:
                 stream.close()
             raise
-        self.kept[answer] = (note, requests)
+        if note:
+            self.kept[answer] = (note, requests)
         await asyncio.sleep(0)
         return streams
 

@@ -35,11 +35,12 @@ class Answer:
         caller: Caller | None = None,
         *,
         resumed: bool = False,
+        said: int = 0,
         ended: Callable[[Answer], Awaitable[None]] | None = None,
     ) -> None:
-        """caller: whom its tokens are counted for.
+        """caller: whom its tokens are counted for, but so many that were said before
 
-        resumed: the streams begin with what was said before the engine was started anew
+        resumed: the streams begin with what was said elsewhere, or before the engine was started anew
         ended: awaited when all is said, or the engine failed, before readers are told
         """
         self.job = job
@@ -47,6 +48,7 @@ class Answer:
         self.pieces: list[Piece] = []
         """All choices' news, in the order in which they came."""
         self._engine, self._streams, self._caller = engine, streams, caller or Caller()
+        self._said = said
         self._began = None if resumed else perf_counter()
         self.error: Exception | None = None
         """What the engine raised."""
@@ -122,7 +124,8 @@ class Answer:
             if chunk.token is not None or chunk.finish is not None:
                 if chunk.token is not None or chunk.finish is FinishReason.STOP:
                     self.usage.completion += 1
-                    self._caller.spend(completion=1)
+                    if self.usage.completion > self._said:
+                        self._caller.spend(completion=1)
                 if not counted:
                     counted = True
                     self.usage.cached += chunk.cached

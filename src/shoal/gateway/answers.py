@@ -11,7 +11,7 @@ import structlog
 
 from shoal.errors import IdTaken, UnknownAnswer
 from shoal.gateway.answer import Answer
-from shoal.gateway.caller import CALLER
+from shoal.gateway.caller import CALLER, Caller
 from shoal.gateway.engine import Engine, Resumed, Stream
 from shoal.gateway.job import Job
 from shoal.gateway.kinds import recalled
@@ -49,7 +49,7 @@ class Answers:
         self._resumable: set[str] = set()
         self._expiries: dict[str, asyncio.TimerHandle] = {}
         for resumed in engine.resumed():
-            self._take_up(resumed)
+            self._take_up(resumed, Caller())
 
     async def begin(self, job: Job) -> Answer:
         """Submits before anything is answered, so that a refusal is known. Its reader is expected.
@@ -84,11 +84,11 @@ class Answers:
 
     async def find(self, id: str) -> Answer:
         """One of the caller's own under way, here or with another gateway of this engine. Raises UnknownAnswer."""
-        owner = CALLER.get().id
+        caller = CALLER.get()
         answer = self._here(id)
-        if answer is None and (resumed := await self._engine.find(id, owner)) is not None:
-            answer = self._take_up(resumed)
-        if answer is None or answer.job.owner != owner:
+        if answer is None and (resumed := await self._engine.find(id, caller.id)) is not None:
+            answer = self._take_up(resumed, caller)
+        if answer is None or answer.job.owner != caller.id:
             raise UnknownAnswer(id)
         return answer
 
@@ -99,7 +99,7 @@ class Answers:
             return None
         return answer
 
-    def _take_up(self, resumed: Resumed) -> Answer | None:
+    def _take_up(self, resumed: Resumed, caller: Caller) -> Answer | None:
         """It waits for a reader. None where it cannot be understood."""
         try:
             job = recalled(resumed.note, resumed.requests)
@@ -108,7 +108,8 @@ class Answers:
             self._engine.forget(resumed.id)
             return None
         self._let_go(job.id)
-        answer = self._answers[job.id] = Answer(job, self._engine, resumed.streams, resumed=True, ended=self._ended)
+        streams, said = resumed.streams, resumed.said
+        answer = self._answers[job.id] = Answer(job, self._engine, streams, caller, resumed=True, said=said, ended=self._ended)
         self._resumable.add(job.id)
         self._expire(job.id)
         return answer

@@ -32,6 +32,10 @@ class Resumed(Protocol):
     def requests(self) -> Sequence[Request]: ...
     @property
     def streams(self) -> Sequence[Stream]: ...
+    @property
+    def said(self) -> int:
+        """Tokens that were said before."""
+        ...
 
 
 class Engine(Protocol):
@@ -57,7 +61,7 @@ class Engine(Protocol):
 
         Where the engine can, the answer then outlives it: this returns when it does.
 
-        note: what the answer is written from, beside the tokens; empty: nobody could take it up, and it is not kept
+        note: what the answer is written from, beside the tokens; empty: it ends with this gateway and this engine
         named: a client may come back for it, also when what asked for it is gone
 
         Raises NotReady, InvalidRequest, QueueFull, IdTaken.
@@ -70,7 +74,7 @@ class Engine(Protocol):
         ...
 
     def forget(self, answer: str) -> None:
-        """Nobody will come back for it."""
+        """Nobody will come back for it. Has to follow every `begin`."""
         ...
 
     def resumed(self) -> Sequence[Resumed]:

@@ -30,6 +30,7 @@ class Resumed:
     note: bytes
     requests: list[Request]
     streams: list[TokenStream]
+    said: int
 
 
 class Head:
@@ -139,7 +140,7 @@ class Head:
             streams = [TokenStream(request, said) for request, said in zip(answer.requests, answer.said, strict=True)]
             for stream in streams:
                 self.conductor.take_up(stream)
-            out.append(Resumed(answer.answer, answer.note, answer.requests, streams))
+            out.append(Resumed(answer.answer, answer.note, answer.requests, streams, sum(map(len, answer.said))))
         return out
 
     async def find(self, answer: str, owner: str) -> None:

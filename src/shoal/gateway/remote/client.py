@@ -69,7 +69,7 @@ class RemoteResumed:
     """gateway.engine.Resumed."""
 
     def __init__(self, attached: Attached, streams: list[RemoteStream]) -> None:
-        self.id, self.note, self.requests, self.streams = attached.id, attached.note, attached.requests, streams
+        self.id, self.note, self.requests, self.said, self.streams = attached.id, attached.note, attached.requests, attached.said, streams
 
 
 class RemoteLimiter:

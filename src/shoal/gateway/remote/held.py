@@ -19,7 +19,8 @@ log = structlog.get_logger()
 
 class Held:
     def __init__(self, id: str, note: bytes, requests: Sequence[Request], streams: Sequence[Stream], named: bool) -> None:
-        self.attached = Attached(id, note, list(requests))
+        self.id = id
+        self._note, self._requests = note, list(requests)
         self.key = owner_of(note)
         """Whose client may take it up."""
         self.named = named
@@ -33,6 +34,10 @@ class Held:
     @property
     def owner(self) -> Channel[FromWorker] | None:
         return self._owner
+
+    @property
+    def attached(self) -> Attached:
+        return Attached(self.id, self._note, self._requests, sum(isinstance(item, TokenChunk) for item in self._said))
 
     @property
     def over(self) -> bool:

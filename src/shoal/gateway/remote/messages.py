@@ -57,11 +57,12 @@ class Status(Message, frozen=True):
 
 
 class Attached(Message, frozen=True):
-    """An answer that goes over to a worker. All that it has said follows."""
+    """An answer that goes over to a worker. All that it has said, so many tokens, follows."""
 
     id: str
     note: bytes
     requests: list[Request]
+    said: int
 
 
 # From a worker

@@ -210,9 +210,9 @@ class EngineServer:
     def _let_go(self, held: Held) -> None:
         held.give(None)
         if held.named and self._engine.resume:
-            self._orphan(held.attached.id)
+            self._orphan(held.id)
         else:
-            self._drop(held.attached.id)
+            self._drop(held.id)
 
     # Calls
 
@@ -264,7 +264,7 @@ class EngineServer:
     # Answers
 
     def _hold(self, held: Held) -> None:
-        self._answers[held.attached.id] = held
+        self._answers[held.id] = held
         for request in held.streams:
             self._requests[request] = held
 
@@ -274,7 +274,7 @@ class EngineServer:
         return held if held is not None and held.owner is worker.channel else None
 
     def _attach(self, held: Held, worker: _Worker) -> None:
-        if (timer := self._orphans.pop(held.attached.id, None)) is not None:
+        if (timer := self._orphans.pop(held.id, None)) is not None:
             timer.cancel()
         held.give(worker.channel)
         held.say_again()
