@@ -19,8 +19,8 @@ from shoal.gateway.wire import Sampled
 from shoal.gateway.writer import Writer
 from shoal.request import MAX_CHOICES, Priority, Request, RequestId
 
-MAX_TOKEN_BYTES = 64
-"""No text is taken to have longer tokens all through."""
+MAX_TOKEN_LENGTH = 64
+"""Characters; no text is taken to have longer tokens all through."""
 _MAX_STOPS, _MAX_STOP_LENGTH = 4, 256
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _TIERS = {"priority": Priority.URGENT, "flex": Priority.FLEX}
@@ -76,7 +76,7 @@ def chosen_id(header: str | None) -> str | None:
 
 def check_length(text: str, engine: Engine, param: str) -> None:
     """Refuses what can never fit before it is tokenised, which takes time. Raises InvalidRequest, NotReady."""
-    most = engine.longest() * MAX_TOKEN_BYTES
+    most = engine.longest() * MAX_TOKEN_LENGTH
     if len(text) > most:
         raise InvalidRequest(f"a prompt of {len(text)} characters cannot fit; at most {most} may", param, "context_length_exceeded")
 
