@@ -164,3 +164,28 @@ def test_sharing_can_be_turned_off(text: str, shared: bool):
 )
 def test_sizes_for_people(count: int, text: str):
     assert errors.human_bytes(count) == text
+
+
+# The API
+
+
+@pytest.mark.parametrize(
+    ("cors", "origins"),
+    [("", []), ("*", ["*"]), ("https://a.example, http://localhost:3000,", ["https://a.example", "http://localhost:3000"])],
+)
+def test_origins_are_read_by_commas(cors: str, origins: list[str]):
+    assert HeadSettings(cors=cors).origins == origins
+
+
+@pytest.mark.parametrize(
+    "cors", ["chat.example", "https://a.example/", "https://*.example", "ftp://a.example", "https://a.example https://b.example"]
+)
+def test_what_is_no_origin_is_refused(cors: str):
+    with pytest.raises(errors.ConfigError, match="--cors"):
+        HeadSettings(cors=cors)
+
+
+@pytest.mark.parametrize("name", ["connections", "keep_alive", "stall", "grace"])
+def test_bounds_of_the_api_are_positive(name: str):
+    with pytest.raises(errors.ConfigError, match=f"--{name.replace('_', '-')}"):
+        HeadSettings(**{name: -1})

@@ -190,6 +190,21 @@ def test_after_a_body_that_was_refused_but_ended_the_connection_is_good() -> Non
     run(work)
 
 
+@pytest.mark.parametrize(("length", "says_first"), [(MAX_BODY + 1, b"413"), (len(json.dumps(HI)), b"100")])
+def test_who_asks_first_whether_to_send_a_body_is_told(length: int, says_first: bytes) -> None:
+    async def work() -> None:
+        async with api(FakeEngine()) as there:
+            headers = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\nExpect: 100-continue\r\n\r\n"
+            client = await there.connect(headers.encode())
+            assert (await client.reader.readline()).split()[1] == says_first
+            if says_first == b"100":
+                await client.reader.readline()
+                await client.send(json.dumps(HI).encode())
+                assert (await client.answer())[0] == 200
+
+    run(work)
+
+
 # Nonsense
 
 

@@ -59,6 +59,10 @@ class Wire:
     def hang_up(self) -> None:
         self._writer.transport.abort()
 
+    @property
+    def closed(self) -> bool:
+        return self._writer.is_closing()
+
 
 def post(body: dict[str, Any] | bytes, path: str = CHAT, *headers: str) -> bytes:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -100,6 +104,10 @@ class Api:
 
     async def until_open(self, connections: int) -> None:
         await eventually(lambda: self.open == connections)
+
+    def forget(self) -> None:
+        """Wires that were hung up by whoever made them."""
+        self._wires = [wire for wire in self._wires if not wire.closed]
 
     def end(self) -> None:
         for wire in self._wires:

@@ -126,6 +126,7 @@ class Connection(H11Protocol):
     def drop(self) -> None:
         """At once, whatever was going on; a request under way is cancelled."""
         self._all.lost(self)
+        self.connections.discard(self)  # before the transport says that it is gone: there is room now
         self.transport.abort()
 
     def check(self, now: float) -> None:
