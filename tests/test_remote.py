@@ -622,6 +622,6 @@ def test_a_head_that_says_nonsense_is_left() -> None:
         with tempfile.TemporaryDirectory(prefix="shoal-") as folder:
             async with await asyncio.start_unix_server(serve, f"{folder}/engine"):
                 with pytest.raises(RemoteProtocolError):
-                    await RemoteEngine.connect(f"{folder}/engine", lambda path: FakeEngine().tokenizer)  # type: ignore[arg-type]
+                    await RemoteEngine.connect(f"{folder}/engine", lambda path, template: FakeEngine().tokenizer)  # type: ignore[arg-type]
 
     asyncio.run(work())

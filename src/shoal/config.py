@@ -161,12 +161,13 @@ class EngineSettings(Settings):
             raise ConfigError("--model must name a model; see `shoal models`")
         if self.kv_tokens and self.kv_tokens < 64:
             raise ConfigError("--kv-tokens must be 0 or at least 64")
-        if self.chat_template and not self.chat_template_file.is_file():
+        if self.chat_template_file is not None and not self.chat_template_file.is_file():
             raise ConfigError(f"--chat-template {self.chat_template} is no file")
 
     @property
-    def chat_template_file(self) -> Path:
-        return Path(self.chat_template).expanduser()
+    def chat_template_file(self) -> Path | None:
+        """None: the model's own."""
+        return Path(self.chat_template).expanduser() if self.chat_template else None
 
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

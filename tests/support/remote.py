@@ -23,13 +23,13 @@ class Workers:
     def __init__(self, engine: FakeEngine, folder: Path, settings: ApiSettings) -> None:
         self.lost: list[int] = []
         self.path = folder / "engine"
-        self.server = EngineServer(engine, MODEL, settings, self.lost.append)
+        self.server = EngineServer(engine, MODEL, None, settings, self.lost.append)
         self.opened: list[Path] = []
         self._engine = engine
         self._running: dict[RemoteEngine, asyncio.Task[None]] = {}
 
     async def join(self) -> RemoteEngine:
-        def opened(model: Path) -> Any:
+        def opened(model: Path, template: Path | None) -> Any:
             self.opened.append(model)
             return self._engine.tokenizer
 

@@ -32,7 +32,7 @@ class ApiWorkers:
     def __init__(self, head: Head, settings: HeadSettings, address: socket.socket) -> None:
         """address: as `listening` gives it. All workers accept from it, so that none that ends takes waiting clients with it."""
         self._socket, self._count = address, settings.api_workers
-        self._engine = EngineServer(head, head.model.path, _of_one(settings), self._lost)
+        self._engine = EngineServer(head, head.model.path, settings.chat_template_file, _of_one(settings), self._lost)
         self._gone: dict[int, asyncio.Event] = {}  # by process: its conversation with the engine ended
         self._stopping = asyncio.Event()
         self._rng = random.Random()

@@ -165,6 +165,8 @@ class Welcome(Message, frozen=True, tag=20):
     resume: float
     model: str
     """The path of the file or folder, for the tokenizer."""
+    template: str
+    """The path of the chat template in place of the model's own, where there is one."""
     settings: ApiSettings
     status: Status
     resumed: list[Attached]

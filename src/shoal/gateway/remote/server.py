@@ -44,9 +44,17 @@ class _Worker:
 
 
 class EngineServer:
-    def __init__(self, engine: Engine, model: Path, settings: ApiSettings, lost: Callable[[int], None] = lambda pid: None) -> None:
-        """model: what the workers open the tokenizer of. lost: is told the process of a worker whose connection ended."""
-        self._engine, self._model, self._settings, self._lost = engine, model, settings, lost
+    def __init__(
+        self,
+        engine: Engine,
+        model: Path,
+        template: Path | None,
+        settings: ApiSettings,
+        lost: Callable[[int], None] = lambda pid: None,
+    ) -> None:
+        """model, template: what the workers open the tokenizer of. lost: is told the process of a worker whose connection ended."""
+        self._engine, self._settings, self._lost = engine, settings, lost
+        self._model, self._template = str(model), "" if template is None else str(template)
         self._answers: dict[str, Held] = {}
         self._beginning: set[str] = set()
         self._requests: dict[RequestId, Held] = {}
@@ -149,7 +157,9 @@ class EngineServer:
         attached = [held.attached for held in orphans]
         settings, status = self._settings, self._look()
         worker.channel.say(
-            messages.Welcome(engine.name, engine.created, engine.vocabulary, engine.resume, str(self._model), settings, status, attached)
+            messages.Welcome(
+                engine.name, engine.created, engine.vocabulary, engine.resume, self._model, self._template, settings, status, attached
+            )
         )
         for held in orphans:
             self._attach(held, worker)
