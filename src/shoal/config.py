@@ -169,9 +169,17 @@ class ApiSettings(Settings):
     open_api: bool = setting(False, "Let the API listen beyond this machine: it has no keys, whoever reaches it can use it.")
     port: int = setting(8000, "Port of the OpenAI-compatible API; 0 takes a free one.", low=0, high=65535)
     data: str = setting("", "Folder for what the API keeps: keys, responses, files, batches; empty: api/ beside the models.")
+    max_file: str = setting("100MiB", "Largest file that may be uploaded.")
+    max_files: int = setting(1000, "Files that are kept, of all clients; outputs of batches are never refused, but count.", low=1)
+    files_space: str = setting("1GiB", "Disk that they may take together.")
+    batch_requests: int = setting(50_000, "Most requests of one batch.", low=1)
+    batch_queue: int = setting(100, "Batches that may wait or run; more are refused with 429.", low=1)
+    batch_concurrency: int = setting(8, "Requests of batches that run at once, below all others.", low=1, high=4096)
 
     def check(self) -> None:
         super().check()
+        for size in (self.max_file, self.files_space):
+            parse_bytes(size)
         if self.data_folder.exists() and not self.data_folder.is_dir():
             raise ConfigError(f"--data {self.data} is a file; name a folder")
 
@@ -179,6 +187,14 @@ class ApiSettings(Settings):
     def data_folder(self) -> Path:
         """It need not be there yet."""
         return Path(self.data).expanduser() if self.data else cache_dir() / "api"
+
+    @property
+    def max_file_bytes(self) -> int:
+        return parse_bytes(self.max_file)
+
+    @property
+    def files_space_bytes(self) -> int:
+        return parse_bytes(self.files_space)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

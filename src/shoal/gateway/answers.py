@@ -57,7 +57,8 @@ class Answers:
             self._resumable.add(job.id)
         self.enter(answer)
         try:
-            await self._engine.keep(job.id, job.note, job.requests)
+            if job.kept:
+                await self._engine.keep(job.id, job.note, job.requests)
         except BaseException:
             self.leave(answer)
             raise

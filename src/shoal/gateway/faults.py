@@ -8,13 +8,16 @@ from typing import Any
 from shoal.errors import (
     CapacityError,
     ClusterError,
+    Conflict,
     IdTaken,
     InvalidRequest,
     NotReady,
     QueueFull,
     ShoalError,
+    TooLarge,
     UnknownAnswer,
     UnknownModel,
+    UnknownObject,
     UserError,
 )
 
@@ -45,6 +48,12 @@ def fault(error: ShoalError) -> Fault:
             return Fault(409, message, "invalid_request_error", "X-Request-Id", "id_taken")
         case UnknownAnswer():
             return Fault(404, message, "invalid_request_error", "id", "answer_not_found")
+        case UnknownObject():
+            return Fault(404, message, "invalid_request_error", "id", f"{error.kind}_not_found")
+        case Conflict():
+            return Fault(409, message, "invalid_request_error", error.param, "conflict")
+        case TooLarge():
+            return Fault(413, message, "invalid_request_error", error.param, "too_large")
         case UserError():
             return Fault(400, message, "invalid_request_error")
         case QueueFull():

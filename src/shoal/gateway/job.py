@@ -20,7 +20,7 @@ from shoal.request import MAX_CHOICES, Priority, Request, RequestId
 
 _MAX_STOPS, _MAX_STOP_LENGTH = 4, 256
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
-_TIERS = {"priority": Priority.URGENT, "flex": Priority.FLEX}
+_TIERS = {"priority": Priority.URGENT, "flex": Priority.FLEX, "batch": Priority.BATCH}
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +48,16 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     def note(self) -> bytes:
         """All but the requests, for `kinds.recalled`."""
         return msgspec.msgpack.encode(msgspec.structs.replace(self, requests=()))
+
+    @property
+    def kept(self) -> bool:
+        """Whether it outlives the engine. Whoever works a batch off asks again, unless it named its request."""
+        return self.named or any(request.priority is not Priority.BATCH for request in self.requests)
+
+    def within(self, highest: Priority) -> Job:
+        """The same, in no higher class than that."""
+        requests = (msgspec.structs.replace(request, priority=max(request.priority, highest)) for request in self.requests)
+        return msgspec.structs.replace(self, requests=tuple(requests))
 
     @property
     def prompt_tokens(self) -> int:

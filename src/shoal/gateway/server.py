@@ -35,7 +35,7 @@ class ApiServer:
     def __init__(self, app: FastAPI, address: socket.socket) -> None:
         """address: as `listening` gives it; whoever opened it closes it."""
         self._socket = address
-        self._server = _Server(uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=5))
+        self._server = _Server(uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=5))
 
     @property
     def port(self) -> int:

@@ -22,6 +22,7 @@ from shoal.gateway.faults import fault
 from shoal.gateway.job import Job, chosen_id
 from shoal.gateway.wire import Sampled, parse
 from shoal.gateway.writer import Piece
+from shoal.request import Priority
 
 MAX_BODY = 4 << 20
 """Bytes of a request."""
@@ -45,7 +46,7 @@ class Service:
             chosen = chosen_id(request.headers.get("x-request-id"))
             body = parse(kind, await json_body(request))
             self.check_model(body.model)
-            job = await asyncio.to_thread(prepare, body, self.engine, chosen)
+            job = (await asyncio.to_thread(prepare, body, self.engine, chosen)).within(highest(request))
             answer = await self.answers.begin(job)
             response = Streaming(self.answers, answer) if job.stream else await whole(request, self.answers, answer)
         except ShoalError as error:
@@ -53,6 +54,19 @@ class Service:
             raise
         self.engine.observe_request(endpoint, "accepted", job.prompt_tokens)
         return response
+
+
+def highest(request: Request) -> Priority:
+    """The highest class that a request may run in: what whoever let it in says, and what X-Priority does not give away.
+
+    Raises InvalidRequest.
+    """
+    most: Priority = getattr(request.state, "most_urgent", Priority.URGENT)
+    if (name := request.headers.get("x-priority")) is None:
+        return most
+    if name.upper() not in Priority.__members__:
+        raise InvalidRequest(f"X-Priority is one of {', '.join(p.name.lower() for p in Priority)}", "X-Priority")
+    return max(most, Priority[name.upper()])
 
 
 async def json_body(request: Request) -> dict[str, Any]:
