@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from shoal import __version__
-from shoal.cli import client, cluster, inspect, models, nodes
+from shoal.cli import batch, client, cluster, inspect, models, nodes
 from shoal.cli.show import err
 from shoal.errors import ShoalError, UserError
 
@@ -51,6 +51,7 @@ def options(
 
 cluster.register(app)
 client.register(app)
+batch.register(app)
 inspect.register(app)
 app.add_typer(models.app, name="models")
 app.add_typer(nodes.app, name="nodes")

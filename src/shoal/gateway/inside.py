@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,6 +65,6 @@ class Inside:
         }
         try:
             await self._app(scope, receive, send)
-        except Exception as error:  # a bug, which the application has answered with 500
-            log.error("an endpoint failed", path=path, exc_info=error)
+        except Exception as error:  # noqa: BLE001 - a bug, which the application has answered with 500
+            log.error("an endpoint failed", path=path, trace="".join(traceback.format_exception(error)))
         return answered

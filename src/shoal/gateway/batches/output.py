@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from shoal.errors import ConfigError
@@ -69,12 +70,20 @@ class Output:
             self.done.take(line)
 
     def close(self) -> None:
-        """Writes what waits. Raises OSError."""
+        """Writes what waits; once. Raises OSError."""
+        if self._file < 0:
+            return
         try:
             self._thread.submit(self._flush).result()
         finally:
             self._thread.shutdown()
             os.close(self._file)
+            self._file = -1
+
+    def abandon(self) -> None:
+        """Closes it after an error that is known; what cannot be written then is asked for again."""
+        with suppress(OSError):
+            self.close()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Collection, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from shoal.errors import UnknownObject
@@ -108,6 +107,6 @@ class Papers:
             self._bad.close()
 
     def abandon(self) -> None:
-        """Closes after an error that is known."""
-        with suppress(OSError):
-            self.close()
+        """Closes them after an error that is known."""
+        self._good.abandon()
+        self._bad.abandon()

@@ -10,6 +10,7 @@ from shoal.retry import Backoff
 
 _FIRST, _MOST, _LONGEST = 0.5, 30.0, 600.0  # seconds
 _TRIES = 5
+_PASSING = (429, 502, 503, 504)
 _FULL = {"queue_full", "not_ready"}
 
 
@@ -29,8 +30,8 @@ def retry_after(header: str | None, now: float) -> float:
 
 @dataclass
 class Patience:
-    """With one request. A full queue and a model that is being loaded are waited for as long as it takes; a cluster that fails at the
-    request itself is asked five times, because then the request may be at fault."""
+    """With one request. A full queue, a limit on the rate and a model that is being loaded are waited for as long as it takes; a cluster
+    that fails at the request itself is asked five times, because then the request may be at fault."""
 
     failures: int = 0
     _backoff: Backoff = field(default_factory=lambda: Backoff(_FIRST, _MOST))
@@ -41,9 +42,9 @@ class Patience:
         code: of the error object
         header: Retry-After
         """
-        if status not in (429, 503):
+        if status not in _PASSING:
             return None
-        if status == 503 and code not in _FULL:
+        if status != 429 and code not in _FULL:
             self.failures += 1
             if self.failures >= _TRIES:
                 return None

@@ -45,6 +45,7 @@ class Done:
     completed: int = 0
     """Results with status 200."""
     failed: int = 0
+    """Requests with any other."""
     end: int = 0
     """Bytes up to which it is whole: a last line without its end counts for nothing."""
 
@@ -56,7 +57,6 @@ class Done:
         match json.loads(line):
             case {"custom_id": None | str(), "response": None, "error": {"line": int(number)}}:
                 self.lines.add(number)
-                self.failed += 1
             case {"custom_id": str(id), "response": {"status_code": int(status)}, "error": None}:
                 self.ids.add(id)
                 self.completed += status == 200
