@@ -178,8 +178,11 @@ class ApiSettings(Settings):
 
     def check(self) -> None:
         super().check()
-        for size in (self.max_file, self.files_space):
-            parse_bytes(size)
+        for flag, size in (("--max-file", self.max_file), ("--files-space", self.files_space)):
+            try:
+                parse_bytes(size)
+            except ConfigError as error:
+                raise ConfigError(f"{flag}: {error}") from None
         if self.data_folder.exists() and not self.data_folder.is_dir():
             raise ConfigError(f"--data {self.data} is a file; name a folder")
 

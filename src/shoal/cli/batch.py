@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from time import monotonic, time
@@ -34,13 +34,13 @@ _EVERY = 10.0  # seconds between lines that say how far it is
 
 @dataclass
 class Server:
-    """Where requests are sent, and since when it has given no answer."""
+    """Where requests are sent, and since when nothing answers there."""
 
     url: str
     key: str
     patience: float
     """Seconds without any answer after which it counts as gone."""
-    heard: float = field(default_factory=monotonic)
+    silent: float | None = None
 
     def client(self, connections: int) -> httpx.AsyncClient:
         headers = {"X-Priority": "batch", "Content-Type": "application/json"}
@@ -104,12 +104,13 @@ async def _ask(http: httpx.AsyncClient, server: Server, asked: Asked, rng: Rando
         except httpx.InvalidURL as error:
             raise ConfigError(f"--url {server.url}: {error}") from error
         except httpx.HTTPError as error:
-            if monotonic() - server.heard >= server.patience:
+            server.silent = monotonic() if server.silent is None else server.silent
+            if monotonic() - server.silent >= server.patience:
                 why = str(error) or type(error).__name__
                 raise ClusterError(f"{server.url} does not answer: {why}; results so far are kept, run the command again") from error
             await asyncio.sleep(patience.unreachable(rng))
             continue
-        server.heard = monotonic()
+        server.silent = None
         if answer.status_code in (401, 403):
             raise ConfigError(f"{server.url} lets nobody in without a key that it knows; give it with --api-key")
         pause = patience.pause(answer.status_code, _code(answer), answer.headers.get("retry-after"), time(), rng)
@@ -200,7 +201,7 @@ async def _batch(
         async with served(local_settings(engine), node, nodes, stop) as there:
             if there is None:
                 return False
-            server.url, server.heard = there[0], monotonic()
+            server.url = there[0]
             return await until(stop, _work(source, output, server, concurrency, len(ids)))
 
     try:

@@ -82,8 +82,8 @@ class Runner:
             while True:
                 try:
                     await self._look()
-                except (OSError, CapacityError) as error:
-                    log.warning("batches cannot be looked at", reason=str(error))
+                except Exception as error:  # noqa: BLE001 - whatever it is: it may pass, and nothing else would look again
+                    log.warning("batches cannot be looked at", reason=repr(error))
                     await asyncio.sleep(_REST)
                 await asyncio.sleep(self._poll)
         finally:
