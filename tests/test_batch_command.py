@@ -257,3 +257,15 @@ def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
 def test_an_output_that_cannot_be_written_is_said(files: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot write"):
         run(Server("http://127.0.0.1:1", "", 0), files[0], tmp_path / "no" / "out")
+
+
+def test_it_says_how_far_it_is_and_what_came_of_it(
+    files: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoal.cli.batch._EVERY", 0.0)
+    with server() as (_, batch):
+        batch(*files)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert [line for line in shown.err.splitlines() if " of " in line] == [f"{i} of 10" for i in range(1, 11)]
+    assert "10 answered, 0 not; 10 asked now" in shown.err

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shoal.errors import ClusterError, NotReady, QueueFull
+from shoal.errors import CapacityError, ClusterError, NotReady, QueueFull
 from shoal.gateway.app import create_app
+from shoal.gateway.batches.state import Batch, Status
+from shoal.gateway.batches.store import BatchStore
 from shoal.request import Priority, Request
 from tests.support.batches import Api, Clock, becomes, jsonl, line, served
 from tests.support.engine import FakeEngine, ScriptedStream, says, spoken
@@ -521,3 +524,46 @@ def test_outputs_are_private(tmp_path: Path) -> None:
 
     data = tmp_path / "data"
     run(FakeEngine(), data, go)
+
+
+def test_a_batch_that_could_not_be_ended_is_ended_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal.gateway.batches.runner._REST", 0.01)
+    real, failures = BatchStore.move, [CapacityError("the disk is full")] * 3
+
+    def move(self: BatchStore, id: str, to: Status, **changes: Any) -> Batch:
+        if to is Status.COMPLETED and failures:
+            raise failures.pop()
+        return real(self, id, to, **changes)
+
+    monkeypatch.setattr(BatchStore, "move", move)
+
+    async def go(api: Api) -> None:
+        batch = await api.ended(await api.begin([line("a"), line("b", messages=[])]))
+        assert (batch["status"], batch["request_counts"]) == ("completed", {"total": 2, "completed": 1, "failed": 1})
+        files = (await api.http.get("/v1/files", params={"purpose": "batch_output"})).json()["data"]
+        assert {file["id"] for file in files} == {batch["output_file_id"], batch["error_file_id"]}
+
+    run(FakeEngine(), tmp_path, go)
+    assert failures == []
+
+
+def test_a_disk_that_fails_for_a_while_costs_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal.gateway.batches.runner._REST", 0.01)
+    real, writes = os.write, [0]
+
+    def write(file: int, data: bytes) -> int:
+        if b"custom_id" in bytes(data):
+            writes[0] += 1
+            if writes[0] % 3 == 2:
+                raise OSError(28, "No space left on device")
+        return real(file, data)
+
+    async def go(api: Api) -> None:
+        file = (await api.upload(jsonl(line(f"r{i}") for i in range(12)))).json()["id"]
+        monkeypatch.setattr(os, "write", write)
+        batch = await api.ended((await api.create(file)).json()["id"])
+        assert batch["request_counts"] == {"total": 12, "completed": 12, "failed": 0}
+        assert len(await api.results(batch["output_file_id"])) == 12
+
+    run(FakeEngine(echo), tmp_path, go, batch_concurrency=2)
+    assert writes[0] > 3
