@@ -277,7 +277,8 @@ def test_a_database_of_another_version_is_left_alone(tmp_path: Path) -> None:
         Database(tmp_path)
 
 
-def test_a_folder_that_cannot_be_used_is_said_before_anything_is_served(tmp_path: Path) -> None:
-    (tmp_path / "batches.sqlite").write_bytes(b"this is no database, whatever it is" * 100)
+@pytest.mark.parametrize("name", ["batches.sqlite", "files"])
+def test_a_folder_that_cannot_be_used_is_said_before_anything_is_served(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"this is neither a database nor a folder" * 100)
     with pytest.raises(ConfigError, match="--data"):
         create_app(FakeEngine(), ApiSettings(data=str(tmp_path)))

@@ -7,7 +7,7 @@
     │   ├── UnknownAnswer          no answer of that id, or no longer: HTTP 404
     │   ├── UnknownObject          no file, no batch of that id: HTTP 404
     │   ├── Conflict               it cannot be done to a thing as it stands: HTTP 409
-    │   ├── TooLarge               more than is kept: HTTP 413
+    │   ├── NoRoom                 a larger file than is kept, or one too many: HTTP 413
     │   ├── ConfigError            a setting or flag
     │   ├── PairingRefused         the head does not let a node in (says why)
     │   ├── UnknownModel           no such model here: HTTP 404
@@ -86,8 +86,8 @@ class Conflict(UserError):
         self.param = param
 
 
-class TooLarge(UserError):
-    """More than is taken; `param` names what."""
+class NoRoom(UserError):
+    """A larger file than is kept, or one too many; `param` names it."""
 
     def __init__(self, message: str, param: str) -> None:
         super().__init__(message)

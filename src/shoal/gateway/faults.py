@@ -11,10 +11,10 @@ from shoal.errors import (
     Conflict,
     IdTaken,
     InvalidRequest,
+    NoRoom,
     NotReady,
     QueueFull,
     ShoalError,
-    TooLarge,
     UnknownAnswer,
     UnknownModel,
     UnknownObject,
@@ -52,8 +52,8 @@ def fault(error: ShoalError) -> Fault:
             return Fault(404, message, "invalid_request_error", "id", f"{error.kind}_not_found")
         case Conflict():
             return Fault(409, message, "invalid_request_error", error.param, "conflict")
-        case TooLarge():
-            return Fault(413, message, "invalid_request_error", error.param, "too_large")
+        case NoRoom():
+            return Fault(413, message, "invalid_request_error", error.param, "no_room")
         case UserError():
             return Fault(400, message, "invalid_request_error")
         case QueueFull():

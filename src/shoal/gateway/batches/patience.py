@@ -11,7 +11,7 @@ from shoal.retry import Backoff
 _FIRST, _MOST, _LONGEST = 0.5, 30.0, 600.0  # seconds
 _TRIES = 5
 _PASSING = (429, 502, 503, 504)
-_FULL = {"queue_full", "not_ready"}
+_FULL = {"queue_full", "not_ready", "shutting_down"}
 
 
 def retry_after(header: str | None, now: float) -> float:

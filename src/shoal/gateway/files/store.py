@@ -14,7 +14,7 @@ from time import time
 from typing import Any
 
 from shoal.config import ApiSettings
-from shoal.errors import CapacityError, Conflict, InvalidRequest, TooLarge, UnknownObject, human_bytes
+from shoal.errors import CapacityError, ConfigError, Conflict, InvalidRequest, NoRoom, UnknownObject, human_bytes
 from shoal.gateway.database import Database
 from shoal.gateway.files.multipart import Field, FileBegun, FileData, Multipart
 from shoal.gateway.page import Page
@@ -44,7 +44,10 @@ class FileStore:
         """Raises ConfigError."""
         self._database, self._settings, self._now = database, settings, now
         self._folder = settings.data_folder / "files"
-        self._folder.mkdir(mode=0o700, exist_ok=True)
+        try:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot keep files in {self._folder}: {error.strerror or error}; choose another --data") from error
         self._arriving = 0  # bytes of uploads that are not done
 
     def path(self, id: str) -> Path:
@@ -54,7 +57,7 @@ class FileStore:
     # One at a time
 
     async def receive(self, owner: str, content_type: str, body: AsyncIterable[bytes]) -> File:
-        """A form with `file` and `purpose`, written to the disk as it comes. Raises InvalidRequest, TooLarge, CapacityError."""
+        """A form with `file` and `purpose`, written to the disk as it comes. Raises InvalidRequest, NoRoom, CapacityError."""
         form, fields, filename, size = Multipart(content_type), dict[str, str](), None, 0
         room = await asyncio.to_thread(self._room)
         descriptor, name = tempfile.mkstemp(dir=self._folder, prefix=".", suffix=".part")  # mode 0600
@@ -72,9 +75,9 @@ class FileStore:
                             size += len(data)
                             self._arriving += len(data)
                             if size > self._settings.max_file_bytes:
-                                raise TooLarge(f"the file is larger than {human_bytes(self._settings.max_file_bytes)}", "file")
+                                raise NoRoom(f"the file is larger than {human_bytes(self._settings.max_file_bytes)}", "file")
                             if self._arriving > room:
-                                raise TooLarge(self._full(), "file")
+                                raise NoRoom(self._full(), "file")
                             await asyncio.to_thread(_write, descriptor, data)
             form.finish()
             self._check_fields(fields, filename)
@@ -101,11 +104,11 @@ class FileStore:
             raise InvalidRequest(f"the purpose of a file is '{PURPOSE}' here", "purpose")
 
     def _room(self) -> int:
-        """Bytes that still fit. Raises TooLarge where there are too many files."""
+        """Bytes that still fit. Raises NoRoom where there are too many files."""
         with self._database.transaction() as db:
             count, used = db.execute("SELECT COUNT(*), COALESCE(SUM(bytes), 0) FROM files").fetchone()
         if count >= self._settings.max_files:
-            raise TooLarge(f"there are {count} files, as many as are kept (--max-files); delete some", "file")
+            raise NoRoom(f"there are {count} files, as many as are kept (--max-files); delete some", "file")
         return self._settings.files_space_bytes - int(used)
 
     def _full(self) -> str:
@@ -113,7 +116,7 @@ class FileStore:
 
     def _keep(self, file: File, written: str) -> None:
         if file.bytes > self._room():
-            raise TooLarge(self._full(), "file")
+            raise NoRoom(self._full(), "file")
         os.rename(written, self.path(file.id))
         self.add(file)
 
