@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from pathlib import Path
+from time import time
 from typing import Any
 
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosedError
+from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
+from shoal.config import ApiSettings
 from shoal.errors import QueueFull, StageLost
 from shoal.gateway.app import create_app
+from shoal.gateway.key import KeyLimits
+from shoal.gateway.key_store import KeyStore
 from shoal.gateway.service import MAX_BODY
 from tests.support.engine import FakeEngine, Script, says, spoken
 from tests.support.http import CHAT, events, fetch, serving
@@ -204,6 +209,29 @@ def test_a_message_that_is_too_large_closes_the_connection():
     engine = FakeEngine()
     assert talk(engine, ended) == 1009
     assert engine.streams == []
+
+
+def test_a_key_comes_with_the_handshake_and_counts_each_request(tmp_path: Path):
+    keys = KeyStore(tmp_path)
+    _, token = keys.create("alice", time(), KeyLimits(requests=2))
+
+    async def go() -> list[dict[str, Any]]:
+        app = create_app(FakeEngine(says("Hello")), ApiSettings(data=str(tmp_path)))
+        async with asyncio.timeout(20), serving(app) as port:
+            url = f"ws://127.0.0.1:{port}{CHAT}"
+            with pytest.raises(InvalidStatus) as refused:
+                await connect(url, proxy=None)
+            assert refused.value.response.status_code == 401
+            async with connect(url, proxy=None, additional_headers={"Authorization": f"Bearer {token}"}) as socket:
+                said: list[dict[str, Any]] = []
+                for _ in range(3):
+                    await ask(socket)
+                    said.append((await heard(socket))[-1])
+                return said
+
+    first, second, third = asyncio.run(go())
+    assert first["type"] == second["type"] == "done"
+    assert (third["status"], third["error"]["code"]) == (429, "rate_limit_exceeded")
 
 
 @pytest.mark.slow

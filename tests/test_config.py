@@ -55,6 +55,9 @@ def test_the_defaults_hold(role: type[Settings]):
     [
         {"port": -1},
         {"port": 65536},
+        {"max_file": "large"},
+        {"files_space": ""},
+        {"batch_concurrency": 0},
         {"min_nodes": 0},
         {"lanes": 0},
         {"context": 15},

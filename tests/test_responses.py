@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from time import time
 from typing import Any
 
 import httpx
@@ -20,6 +21,7 @@ from pydantic import TypeAdapter
 from shoal.config import ApiSettings
 from shoal.errors import CapacityError, QueueFull, StageLost
 from shoal.gateway.app import create_app
+from shoal.gateway.key_store import KeyStore
 from shoal.gateway.responses import store
 from shoal.gateway.responses.route import page
 from shoal.gateway.responses.store import Bounds, ResponseStore
@@ -41,6 +43,7 @@ class Api:
         self.app: FastAPI = create_app(engine, ApiSettings(data=str(folder), **settings))
         self._runner = asyncio.Runner()
         self.close = self._runner.close
+        self.headers: dict[str, str] = {}
 
     def run(self, work: Awaitable[Any]) -> Any:
         async def bounded() -> Any:
@@ -53,7 +56,7 @@ class Api:
         async def go() -> httpx.Response:
             transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url="http://shoal") as client:
-                return await client.request(method, path, **options)
+                return await client.request(method, path, **{**options, "headers": {**self.headers, **options.get("headers", {})}})
 
         return self.run(go())
 
@@ -574,23 +577,20 @@ def test_where_nothing_can_be_kept_the_client_is_told(api: Callable[..., Api], t
     assert one.create(store=False)["status"] == "completed"
 
 
-def test_nobody_else_finds_a_response(api: Callable[..., Api]):
+def test_nobody_else_finds_a_response(api: Callable[..., Api], tmp_path: Path):
+    keys = KeyStore(tmp_path)
+    alice, bob = ({"Authorization": f"Bearer {keys.create(name, time())[1]}"} for name in ("alice", "bob"))
     one = api(says("Hello"))
-    made, bare = one.create(), one.app
-
-    async def other(scope: Any, receive: Any, send: Any) -> None:
-        await bare({**scope, "state": {"key": "another"}}, receive, send)
-
-    one.app = other  # type: ignore[assignment]
+    one.headers = alice
+    made = one.create()
+    one.create("And?", previous_response_id=made["id"])
+    one.headers = bob
     where = f"{PATH}/{made['id']}"
     for method, path in (("GET", where), ("DELETE", where), ("GET", f"{where}/input_items"), ("GET", f"{where}?stream=true")):
         one.refused(404, method, path)
     assert one.refused(400, json={"input": "Hi", "previous_response_id": made["id"]})["code"] == "previous_response_not_found"
     assert one.refused(400, json={"input": [{"type": "item_reference", "id": made["output"][0]["id"]}]})["param"] == "input"
-    mine = one.create("Mine")
-    assert one.status(mine["id"]) == "completed"
-    one.app = bare
-    one.refused(404, "GET", f"{PATH}/{mine['id']}")
+    one.headers = alice
     assert one.status(made["id"]) == "completed"
 
 

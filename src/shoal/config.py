@@ -193,10 +193,20 @@ class ApiSettings(Settings):
     )
     responses_size: str = setting("256MiB", "Most space for them on the disk.")
     responses_days: float = setting(30.0, "Days after which a response is forgotten.", low=0, high=3650)
+    max_file: str = setting("100MiB", "Largest file that may be uploaded.")
+    max_files: int = setting(1000, "Files that are kept, of all clients; outputs of batches are never refused, but count.", low=1)
+    files_space: str = setting("1GiB", "Disk that they may take together.")
+    batch_requests: int = setting(50_000, "Most requests of one batch.", low=1)
+    batch_queue: int = setting(100, "Batches that may wait or run; more are refused with 429.", low=1)
+    batch_concurrency: int = setting(8, "Requests of batches that run at once, below all others.", low=1, high=4096)
 
     def check(self) -> None:
         super().check()
-        parse_bytes(self.responses_size)
+        for flag, size in (("--max-file", self.max_file), ("--files-space", self.files_space), ("--responses-size", self.responses_size)):
+            try:
+                parse_bytes(size)
+            except ConfigError as error:
+                raise ConfigError(f"{flag}: {error}") from None
         for origin in self.origins:
             if origin != "*" and re.fullmatch(r"https?://[^/\s*]+", origin) is None:
                 raise ConfigError(f"--cors takes origins like https://chat.example or http://localhost:3000, not '{origin}'")
@@ -226,6 +236,14 @@ class ApiSettings(Settings):
     def needs_key(self) -> bool:
         """Whether requests need a key even where none was made."""
         return self.exposed and not self.open_api
+
+    @property
+    def max_file_bytes(self) -> int:
+        return parse_bytes(self.max_file)
+
+    @property
+    def files_space_bytes(self) -> int:
+        return parse_bytes(self.files_space)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,9 @@
     │   ├── WrongMediaType         a body that says it is no JSON: HTTP 415
     │   ├── IdTaken                another request has the id that a client chose: HTTP 409
     │   ├── UnknownAnswer          no answer of that id, or no longer: HTTP 404
+    │   ├── UnknownObject          no file, no batch of that id: HTTP 404
+    │   ├── Conflict               it cannot be done to a thing as it stands: HTTP 409
+    │   ├── NoRoom                 a larger file than is kept, or one too many: HTTP 413
     │   ├── ConfigError            a setting or flag
     │   ├── PairingRefused         the head does not let a node in (says why)
     │   ├── UnknownModel           no such model here: HTTP 404
@@ -111,6 +114,28 @@ class UnknownAnswer(UserError):
         super().__init__(f"there is no answer {id} here, or no longer; send the request again")
 
 
+class UnknownObject(UserError):
+    def __init__(self, kind: str, id: str) -> None:
+        super().__init__(f"there is no {kind} '{id[:64]}'")
+        self.kind = kind
+
+
+class Conflict(UserError):
+    """A thing is not in a state in which that can be done to it; `param` names it."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class NoRoom(UserError):
+    """A larger file than is kept, or one too many; `param` names it."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
 class ConfigError(UserError):
     """A setting that cannot hold."""
 
@@ -171,8 +196,8 @@ class NotEnoughMemory(CapacityError):
 
 
 class QueueFull(CapacityError):
-    def __init__(self, waiting: int, limit: int) -> None:
-        super().__init__(f"{waiting} requests wait already (limit {limit}); try again later")
+    def __init__(self, waiting: int, limit: int, what: str = "requests") -> None:
+        super().__init__(f"{waiting} {what} wait already (limit {limit}); try again later")
         self.limit = limit
 
 

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from shoal import __version__
-from shoal.cli import client, cluster, inspect, keys, models, nodes
+from shoal.cli import batch, client, cluster, inspect, keys, models, nodes
 from shoal.cli.logs import log_to_stderr
 from shoal.cli.show import err
 from shoal.errors import ShoalError, UserError
@@ -42,6 +42,7 @@ def options(
 
 cluster.register(app)
 client.register(app)
+batch.register(app)
 inspect.register(app)
 app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="models")

@@ -73,11 +73,12 @@ class Answers:
         return answer
 
     async def _submit(self, job: Job) -> Sequence[Stream]:
+        note = job.note if job.outlives else b""
         if self._watcher is None:
-            return await self._engine.begin(job.id, job.note, job.requests, job.named)
+            return await self._engine.begin(job.id, note, job.requests, job.named)
         await self._watcher.begun(job)
         try:
-            return await self._engine.begin(job.id, job.note, job.requests, job.named)
+            return await self._engine.begin(job.id, note, job.requests, job.named)
         except BaseException:
             await self._watcher.dropped(job)
             raise

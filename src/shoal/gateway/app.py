@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI, Request
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import asynccontextmanager
+
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
@@ -14,20 +17,37 @@ from shoal import __version__
 from shoal.config import ApiSettings
 from shoal.errors import ShoalError
 from shoal.gateway import health, models, streams, tokens
+from shoal.gateway.batches import route as batches
+from shoal.gateway.batches.runner import Runner
+from shoal.gateway.batches.store import BatchStore
+from shoal.gateway.caller import Caller
 from shoal.gateway.chat import route as chat
 from shoal.gateway.chat import socket as chat_socket
 from shoal.gateway.completions import route as completions
 from shoal.gateway.contract import describe
+from shoal.gateway.database import Database
 from shoal.gateway.embeddings import route as embeddings
 from shoal.gateway.engine import Engine
 from shoal.gateway.faults import Fault, fault
+from shoal.gateway.files import route as files
+from shoal.gateway.files.store import FileStore
 from shoal.gateway.gate import Gate
+from shoal.gateway.inside import Inside
+from shoal.gateway.key import KeyId
 from shoal.gateway.keyring import Keyring
 from shoal.gateway.limits import Limiter, LocalLimiter
 from shoal.gateway.responses import route as responses
 from shoal.gateway.service import Service
+from shoal.request import Priority
 
 _ENDPOINTS = (chat, chat_socket, completions, embeddings, responses, streams, tokens, models, health)
+_BATCHED = {
+    "/v1/chat/completions": chat,
+    "/v1/completions": completions,
+    "/v1/embeddings": embeddings,
+    "/v1/responses": responses,
+}
+"""What the requests of a batch may be for."""
 _TOLD = (
     "X-Request-Id",
     "Retry-After",
@@ -37,29 +57,67 @@ _TOLD = (
 
 
 class _App(FastAPI):
-    origins: list[str]
+    def __init__(self, origins: Iterable[str] = ()) -> None:
+        """origins: of web pages that may ask."""
+        super().__init__(title="shoal", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
+        self._origins = list(origins)
 
     def build_middleware_stack(self) -> ASGIApp:
         """CORS goes around everything: the answer to a bug has to reach the page too."""
         stack = super().build_middleware_stack()
-        if not self.origins:
+        if not self._origins:
             return stack
         methods = ("GET", "POST", "DELETE")
-        return CORSMiddleware(stack, self.origins, allow_methods=methods, allow_headers=("*",), expose_headers=_TOLD)
+        return CORSMiddleware(stack, self._origins, allow_methods=methods, allow_headers=("*",), expose_headers=_TOLD)
 
 
 def create_app(
     engine: Engine, settings: ApiSettings | None = None, keyring: Keyring | None = None, limiter: Limiter | None = None
 ) -> FastAPI:
-    """keyring: else the one in the settings' folder. limiter: counts what keys may ask; else this process does. Raises ConfigError."""
-    settings = settings or ApiSettings()
-    app = _App(title="shoal", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.origins = settings.origins
-    service = app.state.service = Service(engine, settings, keyring or Keyring(settings.data_folder), limiter or LocalLimiter())
-    app.add_middleware(Gate, settings, service.doors, service.keyring, service.limiter)
-    for endpoint in _ENDPOINTS:
-        app.include_router(endpoint.routes(service))
+    """The application. Raises ConfigError.
+
+    settings: None for a server that ends with its command: it keeps nothing, so it has no keys, files and batches
+    keyring:  else the one in the settings' folder
+    limiter:  counts what keys may ask; else this process does
+    """
+    given = settings or ApiSettings(responses=0)
+    keyring = keyring or Keyring(None if settings is None else given.data_folder)
+    app = _App(given.origins)
+    service = app.state.service = Service(engine, given, keyring, limiter or LocalLimiter())
+    app.add_middleware(Gate, given, service.doors, keyring, service.limiter)
+    _furnish(app, (endpoint.routes(service) for endpoint in _ENDPOINTS))
+    if settings is not None:
+        _add_batches(app, service)
     describe(app)
+    return app
+
+
+def _add_batches(app: FastAPI, service: Service) -> None:
+    """Files, batches, and what works them off while the application runs."""
+    settings, model, keyring = service.settings, service.engine.name, service.keyring
+    database = Database(settings.data_folder)
+    kept = FileStore(database, settings)
+    made = BatchStore(database, settings)
+    app.include_router(files.routes(kept))
+    app.include_router(batches.routes(made, kept, model, _BATCHED))
+    inner = _App()
+    _furnish(inner, (endpoint.routes(service) for endpoint in _BATCHED.values()))
+
+    def caller(owner: str) -> Caller:
+        return Caller(keyring, None, keyring.known(KeyId(owner)), Priority.BATCH)
+
+    @asynccontextmanager
+    async def working(_: FastAPI) -> AsyncGenerator[None]:
+        async with Runner(made, kept, Inside(inner), model, settings, caller).working():
+            yield
+
+    app.router.lifespan_context = working
+
+
+def _furnish(app: FastAPI, routers: Iterable[APIRouter]) -> None:
+    """Endpoints, and what becomes of their errors."""
+    for router in routers:
+        app.include_router(router)
 
     @app.exception_handler(ShoalError)
     async def refused(request: Request, error: ShoalError) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
@@ -88,5 +146,3 @@ def create_app(
     @app.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
         return Fault(500, "an unexpected error; the server's log says more", "server_error").response()
-
-    return app

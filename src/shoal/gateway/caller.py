@@ -18,6 +18,8 @@ class Caller:
     keyring: Keyring | None = None
     limiter: Limiter | None = None
     key: ApiKey | None = None
+    floor: Priority = Priority.URGENT
+    """The first class that it wants, whatever the key allows."""
 
     @property
     def id(self) -> KeyId:
@@ -26,7 +28,7 @@ class Caller:
     @property
     def priority(self) -> Priority:
         """The first class that its requests may have."""
-        return Priority.URGENT if self.key is None else self.key.priority
+        return self.floor if self.key is None else max(self.floor, self.key.priority)
 
     async def enter(self) -> Allowance:
         """A request that asks the model begins; `leave` has to follow. Raises RateLimited."""

@@ -11,9 +11,11 @@ from fastapi.responses import JSONResponse
 from shoal.errors import (
     CapacityError,
     ClusterError,
+    Conflict,
     Forbidden,
     IdTaken,
     InvalidRequest,
+    NoRoom,
     NotAuthenticated,
     NotReady,
     QueueFull,
@@ -23,6 +25,7 @@ from shoal.errors import (
     TooLarge,
     UnknownAnswer,
     UnknownModel,
+    UnknownObject,
     UserError,
     WrongMediaType,
 )
@@ -72,6 +75,12 @@ def fault(error: ShoalError) -> Fault:
             return Fault(409, message, "invalid_request_error", "X-Request-Id", "id_taken")
         case UnknownAnswer():
             return Fault(404, message, "invalid_request_error", "id", "answer_not_found")
+        case UnknownObject():
+            return Fault(404, message, "invalid_request_error", "id", f"{error.kind}_not_found")
+        case Conflict():
+            return Fault(409, message, "invalid_request_error", error.param, "conflict")
+        case NoRoom():
+            return Fault(413, message, "invalid_request_error", error.param, "no_room")
         case UserError():
             return Fault(400, message, "invalid_request_error")
         case QueueFull():

@@ -8,12 +8,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shoal.config import LOOPBACK, ApiSettings
-from shoal.errors import Forbidden, ShoalError, TooLarge
+from shoal.errors import Forbidden, InvalidRequest, ShoalError, TooLarge
 from shoal.gateway.caller import CALLER, Caller
 from shoal.gateway.doors import Doors
 from shoal.gateway.faults import fault
 from shoal.gateway.keyring import Keyring
 from shoal.gateway.limits import Allowance, Budget, Limiter
+from shoal.request import Priority
 
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32 << 10
@@ -65,12 +66,13 @@ class Gate:
             CALLER.reset(token)
 
     def _caller(self, headers: Headers) -> Caller:
-        """Raises NotAuthenticated, Forbidden."""
+        """Raises NotAuthenticated, Forbidden, InvalidRequest."""
+        floor = _floor(headers.get("x-priority"))
         if self._settings.needs_key or self._keyring.required:
-            return Caller(self._keyring, self._limiter, self._keyring.admit(_token(headers)))
+            return Caller(self._keyring, self._limiter, self._keyring.admit(_token(headers)), floor)
         if not self._settings.exposed and (origin := headers.get("origin")) is not None and not self._welcome(origin):
             raise Forbidden(origin)
-        return Caller()
+        return Caller(floor=floor)
 
     def _welcome(self, origin: str) -> bool:
         """Whether a page may ask an API of this machine that asks for no key.
@@ -93,6 +95,15 @@ def _check_size(scope: Scope) -> None:
         raise TooLarge("the request's headers", MAX_HEADER_BYTES, status=431)
     if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > MAX_TARGET:
         raise TooLarge("the request's target", MAX_TARGET, status=414)
+
+
+def _floor(name: str | None) -> Priority:
+    """What X-Priority asks for: it gives others the right of way, and never takes it. Raises InvalidRequest."""
+    if name is None:
+        return Priority.URGENT
+    if name.upper() not in Priority.__members__:
+        raise InvalidRequest(f"X-Priority is one of {', '.join(p.name.lower() for p in Priority)}", "X-Priority")
+    return Priority[name.upper()]
 
 
 def _token(headers: Headers) -> str | None:

@@ -21,7 +21,7 @@ from shoal.request import MAX_CHOICES, Priority, Request, RequestId
 
 _MAX_STOPS, _MAX_STOP_LENGTH = 4, 256
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
-_TIERS = {"priority": Priority.URGENT, "flex": Priority.FLEX}
+_TIERS = {"priority": Priority.URGENT, "flex": Priority.FLEX, "batch": Priority.BATCH}
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +63,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     def service_tier(self) -> str:
         """As the API names what the requests are served with."""
         return next((tier for tier, priority in _TIERS.items() if self.requests[0].priority is priority), "default")
+
+    @property
+    def outlives(self) -> bool:
+        """Whether it outlives the engine. Whoever works a batch off asks again, unless it named its request."""
+        return self.named or any(request.priority is not Priority.BATCH for request in self.requests)
 
     @property
     def prompt_tokens(self) -> int:

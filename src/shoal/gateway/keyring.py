@@ -55,6 +55,11 @@ class Keyring:
             raise NotAuthenticated(given=bool(token))
         return key
 
+    def known(self, id: KeyId) -> ApiKey | None:
+        """A key that was made, good or not."""
+        self._refresh()
+        return self._keys.get(id)
+
     def used(self, key: KeyId, *, requests: int = 0, prompt: int = 0, completion: int = 0) -> None:
         if not key:
             return

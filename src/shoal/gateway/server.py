@@ -68,7 +68,7 @@ class ApiServer:
                 app,
                 http=protocol,
                 log_level="error",
-                lifespan="off",
+                lifespan="on",
                 access_log=False,
                 server_header=False,
                 timeout_keep_alive=settings.keep_alive,  # pyright: ignore[reportArgumentType]

@@ -19,9 +19,11 @@ from fastapi import APIRouter
 from fastapi.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from shoal.errors import InvalidRequest, QueueFull, ShoalError
-from shoal.gateway.answer import Answer, TakenOver
+from shoal.gateway.answer import Answer
+from shoal.gateway.caller import CALLER
 from shoal.gateway.chat.job import chat_job
 from shoal.gateway.chat.wire import ChatRequest
+from shoal.gateway.engine import TakenOver
 from shoal.gateway.events import told
 from shoal.gateway.faults import Fault, fault
 from shoal.gateway.service import MAX_BODY, Service, json_object
@@ -81,15 +83,23 @@ class _Session:
         return id
 
     async def _answer(self, body: dict[str, Any], id: str | None) -> None:
-        observe = self._service.engine.observe_request
+        caller = CALLER.get()
         try:
-            answer = await self._service.begin({"stream": True, **body}, ChatRequest, chat_job)
+            with self._service.doors.passing():
+                await caller.enter()
+                try:
+                    await self._ask(body, id)
+                finally:
+                    caller.leave()
         except ShoalError as error:
-            observe("chat", str(fault(error).status), 0)
+            self._service.engine.observe_request("chat", str(fault(error).status), 0)
             with suppress(WebSocketDisconnect):
                 await self._refuse(fault(error), id)
-            return
-        observe("chat", "accepted", answer.job.prompt_tokens)
+
+    async def _ask(self, body: dict[str, Any], id: str | None) -> None:
+        """Raises ShoalError where it is refused."""
+        answer = await self._service.begin({"stream": True, **body}, ChatRequest, chat_job)
+        self._service.engine.observe_request("chat", "accepted", answer.job.prompt_tokens)
         try:
             await (self._stream if answer.job.stream else self._whole)(answer, id)
         except WebSocketDisconnect:

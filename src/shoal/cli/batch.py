@@ -1,0 +1,250 @@
+"""`batch`: a file of requests in, a file of results out, by a cluster that runs or one that is started for the purpose."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from time import monotonic, time
+from typing import Annotated
+
+import httpx
+import typer
+import uvloop
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from shoal.cli.client import Url, local_settings, served
+from shoal.cli.cluster import stop_signal, until
+from shoal.cli.options import Memory, Nodes, Runtime, Threads, node_settings, settings
+from shoal.cli.show import err
+from shoal.config import EngineSettings, NodeSettings, RuntimeName
+from shoal.errors import ClusterError, ConfigError
+from shoal.gateway.batches.line import Asked, Invalid, Line, lines_of, parsed
+from shoal.gateway.batches.output import Output
+from shoal.gateway.batches.patience import Patience
+from shoal.gateway.batches.result import answered, refused
+
+URLS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
+_SHOWN = 5  # lines of a kind that are named
+_EVERY = 10.0  # seconds between lines that say how far it is
+
+
+@dataclass
+class Server:
+    """Where requests are sent, and since when nothing answers there."""
+
+    url: str
+    key: str
+    patience: float
+    """Seconds without any answer after which it counts as gone."""
+    silent: float | None = None
+
+    def client(self, connections: int) -> httpx.AsyncClient:
+        headers = {"X-Priority": "batch", "Content-Type": "application/json"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
+        timeout = httpx.Timeout(10.0, read=None)  # work of the lowest class may wait for hours
+        return httpx.AsyncClient(base_url=self.url, headers=headers, limits=limits, timeout=timeout, trust_env=False)
+
+
+def _lines(path: Path) -> Iterator[Line]:
+    """Raises ConfigError."""
+    try:
+        with path.open("rb") as file:
+            yield from parsed(lines_of(file), URLS)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _named(lines: list[Invalid]) -> str:
+    shown = "; ".join(f"line {line.line}: {line.message}" for line in lines[:_SHOWN])
+    return shown + (f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else "")
+
+
+def _check(path: Path) -> tuple[set[str], list[Invalid]]:
+    """The requests' custom_ids, and the lines that are none. Raises ConfigError where a custom_id comes twice."""
+    ids: set[str] = set()
+    bad: list[Invalid] = []
+    for line in _lines(path):
+        ids.add(line.custom_id) if isinstance(line, Asked) else bad.append(line)
+    if doubled := [line for line in bad if line.code == "duplicate_custom_id"]:
+        raise ConfigError(f"{path} has a custom_id twice, and nothing was run: {_named(doubled)}")
+    if not ids and not bad:
+        raise ConfigError(f"{path} has no requests")
+    return ids, bad
+
+
+def _open(source: Path, target: Path, ids: set[str], bad: list[Invalid]) -> Output:
+    """The output, with what an earlier run left in it. Raises ConfigError."""
+    try:
+        if target.exists() and target.samefile(source):
+            raise ConfigError(f"{target} is the input; choose another file for the results")
+        output = Output(target)
+    except OSError as error:
+        raise ConfigError(f"cannot write {target}: {error.strerror or error}") from error
+    if foreign := output.done.ids - ids:
+        output.close()
+        raise ConfigError(f"{target} has results of other requests, like '{min(foreign)}'; choose another file")
+    for line in bad:
+        if not output.done.covers(line):
+            output.put(refused(line, secrets.token_hex(12)))
+    return output
+
+
+async def _ask(http: httpx.AsyncClient, server: Server, asked: Asked, rng: Random) -> httpx.Response:
+    """The answer, once there is one. Raises ClusterError where the server is gone for too long."""
+    patience = Patience()
+    while True:
+        try:
+            answer = await http.post(asked.url, content=asked.body)
+        except httpx.InvalidURL as error:
+            raise ConfigError(f"--url {server.url}: {error}") from error
+        except httpx.HTTPError as error:
+            server.silent = monotonic() if server.silent is None else server.silent
+            if monotonic() - server.silent >= server.patience:
+                why = str(error) or type(error).__name__
+                raise ClusterError(f"{server.url} does not answer: {why}; results so far are kept, run the command again") from error
+            await asyncio.sleep(patience.unreachable(rng))
+            continue
+        server.silent = None
+        if answer.status_code in (401, 403):
+            raise ConfigError(f"{server.url} lets nobody in without a key that it knows; give it with --api-key")
+        pause = patience.pause(answer.status_code, _code(answer), answer.headers.get("retry-after"), time(), rng)
+        if pause is None:
+            return answer
+        await asyncio.sleep(pause)
+
+
+def _code(answer: httpx.Response) -> str | None:
+    try:
+        return answer.json()["error"]["code"]
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+class _Shown:
+    """How far it is, on stderr: a bar on a terminal, else a line now and then."""
+
+    def __init__(self, done: int, total: int) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+        self._task = self._bar.add_task("answering", total=total, completed=done)
+        self._done, self._total, self._last = done, total, monotonic()
+
+    def __enter__(self) -> _Shown:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def one(self) -> None:
+        self._done += 1
+        self._bar.advance(self._task)
+        if not err.is_terminal and monotonic() - self._last >= _EVERY:
+            self._last = monotonic()
+            err.print(f"{self._done} of {self._total}", highlight=False)
+
+
+async def _work(source: Path, output: Output, server: Server, concurrency: int, total: int) -> None:
+    """Asks for all that has no result. Raises ClusterError, ConfigError, OSError."""
+    slots, rng = asyncio.Semaphore(concurrency), Random()
+
+    async def one(asked: Asked) -> None:
+        answer = await _ask(http, server, asked, rng)
+        id = secrets.token_hex(12)
+        request_id = answer.headers.get("x-request-id", f"req_{id}")
+        await output.append(answered(asked, id, answer.status_code, request_id, answer.content))
+        shown.one()
+
+    try:
+        with _Shown(len(output.done.ids), total) as shown:
+            async with server.client(concurrency) as http, asyncio.TaskGroup() as group:
+                for line in _lines(source):
+                    if isinstance(line, Asked) and not output.done.covers(line):
+                        await slots.acquire()
+                        group.create_task(one(line)).add_done_callback(lambda _: slots.release())
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+
+
+def _tell(output: Output, source: Path, target: Path, bad: list[Invalid], before: int, seconds: float) -> None:
+    """Raises ClusterError where not every request was answered."""
+    done, failed = output.done, output.done.failed + len(bad)
+    now = len(done.ids) - before
+    rate = f" in {seconds:.1f} s, {now / seconds:.1f} a second" if now and seconds > 0 else ""
+    err.print(f"{done.completed} answered, {failed} not; {now} asked now{rate}", markup=False, highlight=False)
+    if bad:
+        err.print(f"{source} has {len(bad)} line(s) that are no requests: {_named(bad)}", markup=False, highlight=False, soft_wrap=True)
+    if failed:
+        raise ClusterError(f"{failed} of {done.completed + failed} requests were not answered; {target} says why")
+
+
+async def _batch(
+    engine: EngineSettings, node: NodeSettings, nodes: int, server: Server, source: Path, target: Path, concurrency: int
+) -> None:
+    stop = stop_signal()
+    ids, bad = _check(source)
+    output = _open(source, target, ids, bad)
+    before, began = len(output.done.ids), monotonic()
+
+    async def finished() -> bool:
+        """False where the user stopped it."""
+        if ids <= output.done.ids:
+            return True
+        if server.url:
+            return await until(stop, _work(source, output, server, concurrency, len(ids)))
+        async with served(local_settings(engine), node, nodes, stop) as there:
+            if there is None:
+                return False
+            server.url = there[0]
+            return await until(stop, _work(source, output, server, concurrency, len(ids)))
+
+    try:
+        if not await finished():
+            err.print(f"stopped; {target} keeps what was answered, and the same command goes on from there", markup=False, soft_wrap=True)
+            raise KeyboardInterrupt
+        output.close()
+    except OSError as error:
+        raise ClusterError(f"cannot write {target}: {error.strerror or error}; run the command again when that is mended") from error
+    finally:
+        output.abandon()
+    _tell(output, source, target, bad, before, monotonic() - began)
+
+
+Key = Annotated[str, typer.Option("--api-key", envvar="SHOAL_API_KEY", help="The cluster's API key, where it asks for one.")]
+
+
+def register(app: typer.Typer) -> None:
+    @app.command("batch")
+    @settings(EngineSettings)
+    def batch(  # pyright: ignore[reportUnusedFunction]
+        settings: EngineSettings,
+        source: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="Requests, a line each, as in OpenAI's batch API.")],
+        target: Annotated[
+            Path, typer.Option("--output", "-o", help="Results, a line each. What an earlier run left there is not done again.")
+        ],
+        nodes: Nodes = 2,
+        url: Url = "",
+        api_key: Key = "",
+        concurrency: Annotated[int, typer.Option("--concurrency", min=1, max=4096, help="Requests that run at once.")] = 16,
+        patience: Annotated[
+            float, typer.Option("--patience", min=0, help="Seconds without any answer of the server before giving up.")
+        ] = 600.0,
+        memory: Memory = "",
+        threads: Threads = 0,
+        runtime: Runtime = RuntimeName.AUTO,
+    ) -> None:
+        """Answer a file of requests. Each result is on the disk (fsync) before it counts; after a crash or Ctrl-C the same command goes on.
+
+        Requests run below those that somebody waits for. A full queue and a model being loaded are waited for. Exit status: 0 where every
+        request was answered with 200, 1 where one was not, 2 where the files are at fault and nothing was run.
+
+        Example: [bold]shoal batch in.jsonl -o out.jsonl --url http://127.0.0.1:8000[/bold]
+        """
+        server = Server(url.rstrip("/").removesuffix("/v1"), api_key, patience)
+        uvloop.run(_batch(settings, node_settings(memory, threads, runtime), nodes, server, source, target, concurrency))

@@ -1,0 +1,1 @@
+"""/v1/batches: many requests in a file, answered below those that somebody waits for."""

@@ -1,0 +1,67 @@
+"""The endpoints."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from shoal.errors import Conflict, InvalidRequest, UnknownObject
+from shoal.gateway.batches.state import Status
+from shoal.gateway.batches.store import BatchStore
+from shoal.gateway.batches.wire import BatchRequest
+from shoal.gateway.caller import CALLER
+from shoal.gateway.files.store import PURPOSE, FileStore
+from shoal.gateway.page import asked, listed
+from shoal.gateway.service import json_body
+from shoal.gateway.wire import parse
+
+
+def routes(batches: BatchStore, files: FileStore, model: str, endpoints: Collection[str]) -> APIRouter:
+    """model: the one that is served. endpoints: what the requests of a batch may be for."""
+    router = APIRouter()
+
+    def make(who: str, body: BatchRequest) -> dict[str, Any]:
+        if body.endpoint not in endpoints:
+            raise InvalidRequest(f"a batch may be for {' or '.join(sorted(endpoints))}", "endpoint")
+        try:
+            file = files.find(who, body.input_file_id)
+        except UnknownObject as error:
+            raise InvalidRequest(str(error), "input_file_id") from None
+        if file.purpose != PURPOSE:
+            raise InvalidRequest(f"{file.id} has the purpose '{file.purpose}'; a batch reads one with '{PURPOSE}'", "input_file_id")
+        return batches.create(who, model, body.endpoint, file.id, body.metadata).wire()
+
+    def cancel(who: str, id: str) -> dict[str, Any]:
+        batch = batches.find(who, id)
+        if batch.status in (Status.CANCELLING, Status.CANCELLED):
+            return batch.wire()
+        try:
+            return batches.move(id, Status.CANCELLING).wire()
+        except Conflict:
+            if (batch := batches.get(id)).status in (Status.CANCELLING, Status.CANCELLED):  # somebody else was quicker
+                return batch.wire()
+            raise Conflict(f"{id} is {batch.status}, and can no longer be cancelled", "batch_id") from None
+
+    @router.post("/v1/batches")
+    async def create(request: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+        body = parse(BatchRequest, await json_body(request))
+        return await asyncio.to_thread(make, CALLER.get().id, body)
+
+    @router.get("/v1/batches")
+    async def many(request: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+        page = asked(request.query_params.items(), default=20, most=100)
+        found, more = await asyncio.to_thread(batches.page, CALLER.get().id, page)
+        return listed([batch.wire() for batch in found], more)
+
+    @router.get("/v1/batches/{id}")
+    async def one(request: Request, id: str) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+        return (await asyncio.to_thread(batches.find, CALLER.get().id, id)).wire()
+
+    @router.post("/v1/batches/{id}/cancel")
+    async def end(request: Request, id: str) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+        return await asyncio.to_thread(cancel, CALLER.get().id, id)
+
+    return router

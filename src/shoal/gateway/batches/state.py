@@ -1,0 +1,117 @@
+"""A batch, and what can become of it.
+
+    validating ──▶ in_progress ──▶ finalizing ──▶ completed
+     │    │  │       │    │   │        │
+     │    │  └───────│────│───┴────────┴───────▶ failed      the input is no batch; what was written cannot be read
+     │    └──────────│────┴────────────────────▶ expired     its window is over
+     └───────────────┴──▶ cancelling ──────────▶ cancelled   (or failed)
+
+The four on the right are its ends. Whoever asks moves it to cancelling, the runner does all the rest. Expired and cancelled batches keep
+what was answered; the requests that were not are in the error file. Every move is one transaction on the batch as it stands then, so
+that of two that exclude each other the second is refused.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import msgspec
+
+from shoal.errors import Conflict
+
+WINDOW = 24 * 3600
+"""Seconds in which a batch is to be answered: '24h', the only one that the API knows."""
+
+
+class Status(enum.StrEnum):
+    VALIDATING = "validating"
+    IN_PROGRESS = "in_progress"
+    FINALIZING = "finalizing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+
+
+MOVES: dict[Status, frozenset[Status]] = {
+    Status.VALIDATING: frozenset({Status.IN_PROGRESS, Status.CANCELLING, Status.EXPIRED, Status.FAILED}),
+    Status.IN_PROGRESS: frozenset({Status.FINALIZING, Status.CANCELLING, Status.EXPIRED, Status.FAILED}),
+    Status.FINALIZING: frozenset({Status.COMPLETED, Status.FAILED}),
+    Status.CANCELLING: frozenset({Status.CANCELLED, Status.FAILED}),
+    Status.COMPLETED: frozenset(),
+    Status.FAILED: frozenset(),
+    Status.EXPIRED: frozenset(),
+    Status.CANCELLED: frozenset(),
+}
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """Why a batch failed. line: of the input, from 1 on; None where it is no line's fault."""
+
+    code: str
+    message: str
+    line: int | None = None
+    param: str | None = None
+
+
+class Counts(msgspec.Struct, frozen=True):
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    owner: str
+    model: str
+    """The one that was served when it was made; it waits for that one."""
+    endpoint: str
+    input_file_id: str
+    created_at: int
+    expires_at: int
+    metadata: dict[str, str] | None = None
+    status: Status = Status.VALIDATING
+    reached: dict[Status, int] = {}
+    """When it came to which status, in seconds since 1970."""
+    counts: Counts = Counts()
+    problems: tuple[Problem, ...] = ()
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether it has not come to an end."""
+        return bool(MOVES[self.status])
+
+    def wire(self) -> dict[str, Any]:
+        """As OpenAI's API shows one."""
+        errors = {"object": "list", "data": [msgspec.to_builtins(problem) for problem in self.problems]}
+        return {
+            "id": self.id,
+            "object": "batch",
+            "endpoint": self.endpoint,
+            "model": self.model,
+            "errors": errors if self.problems else None,
+            "input_file_id": self.input_file_id,
+            "completion_window": f"{WINDOW // 3600}h",
+            "status": str(self.status),
+            "output_file_id": self.output_file_id,
+            "error_file_id": self.error_file_id,
+            "created_at": self.created_at,
+            "expires_at": self.expires_at,
+            **{f"{status}_at": self.reached.get(status) for status in Status if status is not Status.VALIDATING},
+            "request_counts": msgspec.to_builtins(self.counts),
+            "metadata": self.metadata,
+        }
+
+
+def moved(batch: Batch, to: Status, now: float, **changes: Any) -> Batch:
+    """The batch in its next status. Raises Conflict where it cannot come to that one from where it is.
+
+    changes: other fields that change with it
+    """
+    if to not in MOVES[batch.status]:
+        raise Conflict(f"{batch.id} is {batch.status}, and so cannot become {to}", "batch_id")
+    return msgspec.structs.replace(batch, status=to, reached={**batch.reached, to: int(now)}, **changes)
