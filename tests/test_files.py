@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from time import time
+from time import time as now
 from typing import Any
 
 import pytest
@@ -218,7 +218,7 @@ def test_files_are_listed_by_page_order_and_purpose(tmp_path: Path) -> None:
 def test_a_key_sees_its_own_files_and_batches_alone(tmp_path: Path) -> None:
     async def go() -> None:
         keys = KeyStore(tmp_path)
-        anna, bert = (f"Bearer {keys.create(name, time())[1]}" for name in ("anna", "bert"))
+        anna, bert = (f"Bearer {keys.create(name, now())[1]}" for name in ("anna", "bert"))
         async with served(FakeEngine(), tmp_path, works=False) as api:
             api.http.headers["Authorization"] = anna
             file = (await api.upload(jsonl([line("a")]))).json()["id"]

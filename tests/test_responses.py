@@ -381,7 +381,7 @@ def test_conversations_outlive_the_server(api: Callable[..., Api]):
 def test_what_is_not_to_be_stored_is_not(api: Callable[..., Api], tmp_path: Path):
     one = api()
     made = one.create(store=False)
-    assert not made["store"] and list(tmp_path.iterdir()) == []
+    assert not made["store"] and list(tmp_path.glob("responses*")) == []
     one.refused(404, "GET", f"{PATH}/{made['id']}")
     error = one.refused(400, json={"input": "Hi", "previous_response_id": made["id"]})
     assert (error["param"], error["code"]) == ("previous_response_id", "previous_response_not_found")
@@ -391,7 +391,7 @@ def test_where_none_are_kept_a_response_says_so(tmp_path: Path):
     one = Api(FakeEngine(), tmp_path, responses=0)
     try:
         assert one.create(store=True)["store"] is False
-        assert list(tmp_path.iterdir()) == []
+        assert list(tmp_path.glob("responses*")) == []
     finally:
         one.close()
 
@@ -598,7 +598,7 @@ def test_the_tokens_of_a_request_are_counted_without_running_it(api: Callable[..
     one = api()
     told = one.fetch("POST", f"{PATH}/input_tokens", json={"input": "Hi", "instructions": "Be brief"}).json()
     assert told == {"object": "response.input_tokens", "input_tokens": len("system: Be brief\nuser: Hi\n")}
-    assert one.engine.streams == [] and list(tmp_path.iterdir()) == []
+    assert one.engine.streams == [] and list(tmp_path.glob("responses*")) == []
 
 
 def test_a_response_that_cannot_be_kept_is_still_told(api: Callable[..., Api], monkeypatch: pytest.MonkeyPatch):
