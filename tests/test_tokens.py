@@ -97,3 +97,8 @@ class Loading(FakeEngine):
 def test_a_model_that_is_not_ready_is_listed_without_its_length():
     (card,) = fetch(create_app(Loading()), "GET", "/v1/models").json()["data"]
     assert card["max_model_len"] is None
+
+
+def test_who_tokenises_for_itself_is_told_how_texts_end() -> None:
+    told = fetch(create_app(FakeEngine()), "GET", "/tokenizer_info").json()
+    assert told == {"tokenizer_class": "shoal", "bos_token": None, "eos_token": "<end>", "pad_token": None, "chat_template": None}

@@ -23,6 +23,8 @@ class ByteTokenizer:
 
     stop_tokens = frozenset({END})
     special = {"<end>": END}  # noqa: RUF012
+    named = {"eos_token": "<end>"}  # noqa: RUF012
+    template = None
 
     def __init__(self, tool_format: ToolFormat | None = None) -> None:
         self.tool_format = tool_format

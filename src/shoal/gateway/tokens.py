@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize, as vLLM has them: what the model makes of a text, and back."""
+"""/tokenize, /detokenize and /tokenizer_info, as vLLM has them: what the model makes of a text, and back."""
 
 from __future__ import annotations
 
@@ -68,6 +68,18 @@ def routes(service: Service) -> APIRouter:
         body = parse(TokenizeRequest, await json_body(request))
         service.check_model(body.model)
         return await asyncio.to_thread(encoded, body)
+
+    @router.get("/tokenizer_info")
+    @router.get("/v1/tokenizer_info")
+    async def info() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+        tokenizer = engine.tokenizer
+        return {
+            "tokenizer_class": "shoal",
+            "bos_token": tokenizer.named.get("bos_token"),
+            "eos_token": tokenizer.named.get("eos_token"),
+            "pad_token": None,
+            "chat_template": None if tokenizer.template is None else tokenizer.template.source,
+        }
 
     @router.post("/detokenize")
     @router.post("/v1/detokenize")

@@ -66,6 +66,7 @@ class ChatTemplate:
             self._template = environment.from_string(source)
         except TemplateError as error:
             raise fault(where, f"the chat template is no valid Jinja ({error})") from error
+        self.source = source
         self._special = dict(special)
         self.tools = detect(source)
 

@@ -27,7 +27,7 @@ _SLICE, _SLACK = 16 << 10, 64
 
 class Tokenizer:
     """`stop_tokens`: ids that end an answer. `template`: the chat template, None for a model that has none.
-    `tool_template`: the one for conversations with tools."""
+    `tool_template`: the one for conversations with tools. `named`: the texts of bos_token and eos_token, where there are such."""
 
     def __init__(
         self,
@@ -36,12 +36,14 @@ class Tokenizer:
         bos: int | None,
         add_bos: bool,
         stop_tokens: frozenset[int],
+        named: Mapping[str, str],
         template: ChatTemplate | None,
         tool_template: ChatTemplate | None = None,
     ) -> None:
         self._backend = backend
         self._bos = bos
         self._add_bos = add_bos
+        self.named = {name: text for name, text in named.items() if text}
         known = {backend.token_to_id(text) for text in _END_OF_TURN}
         self.stop_tokens = stop_tokens | frozenset(i for i in known if i is not None)
         self.template, self.tool_template = template, tool_template or template
@@ -80,6 +82,7 @@ class Tokenizer:
             bos=bos,
             add_bos=bool(meta.get("tokenizer.ggml.add_bos_token", begins)),
             stop_tokens=frozenset(int(i) for i in ends if i is not None),
+            named=special,
             **_templates(sources, special, path, chat_template),
         )
 
@@ -116,7 +119,7 @@ class Tokenizer:
         adds = bos is not None and bos in backend.encode("", add_special_tokens=True).ids
         names = {"bos_token": special("bos_token"), "eos_token": special("eos_token")}
         templates = _templates(sources, names, path, chat_template)
-        return cls(backend, bos=bos, add_bos=adds, stop_tokens=frozenset(ends), **templates)
+        return cls(backend, bos=bos, add_bos=adds, stop_tokens=frozenset(ends), named=names, **templates)
 
     @property
     def special(self) -> dict[str, int]:
