@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 
+from tests.support import tools_template
 from tests.support.cluster import MODEL, served
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 HERE = Path(__file__).parent / "clients"
-TEMPLATE = HERE / "tools.jinja"
-"""SmolLM2's own template knows no tools."""
 ASKED: list[Any] = [{"role": "user", "content": "Name a city in France."}]
 CITY = {
     "type": "object",
@@ -33,7 +32,10 @@ HIDDEN = 576
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with served(tmp_path_factory.mktemp("clients"), 2, "--chat-template", str(TEMPLATE)) as cluster:
+    folder = tmp_path_factory.mktemp("clients")
+    template = folder / "tools.jinja"  # SmolLM2's own knows no tools
+    template.write_text(tools_template.SOURCE)
+    with served(folder, 2, "--chat-template", str(template)) as cluster:
         yield f"{cluster.url}/v1"
 
 
@@ -160,7 +162,7 @@ def test_langchain(url: str, plain: str) -> None:
     assert [len(v) for v in embeddings.embed_documents(["one", "two"])] == [HIDDEN, HIDDEN]
 
 
-def test_litellm(url: str, plain: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_litellm(url: str, plain: str) -> None:
     """In a process of its own: it changes warnings, loggers and event loops of the one it is imported into."""
     script = """
 import json, sys, litellm
