@@ -125,7 +125,7 @@ def main(options: argparse.Namespace) -> None:
     ):
         ports = mine, theirs
         for port in ports:
-            load.run(load.Plan("127.0.0.1", port, requests(1, 4, scale, CONTEXT, vocabulary), 4))
+            load.run(load.Plan("127.0.0.1", port, requests("warm", 4, scale, CONTEXT, vocabulary), 4))
         print(
             f"### {options.model}, {options.threads} threads, {options.nodes} node(s), {LANES} lanes; lengths of real traffic / {scale:g}; medians of {rounds}\n"
         )
@@ -133,11 +133,11 @@ def main(options: argparse.Namespace) -> None:
         for streams in options.streams:
             count = max(8, streams * options.turns)
             what = f"{streams} streams, {count} requests"
-            print(both(what, ports, rounds, lambda r, n=count: requests(100 + r, n, scale, CONTEXT, vocabulary), streams), flush=True)
+            print(both(what, ports, rounds, lambda r, n=count, w=what: requests(f"{w} {r}", n, scale, CONTEXT, vocabulary), streams), flush=True)
         for rate in options.rates:
             count = max(8, round(rate * options.seconds))
             what = f"{rate:g} requests/s, {count}"
-            print(both(what, ports, rounds, lambda r, n=count, x=rate: requests(200 + r, n, scale, CONTEXT, vocabulary, x), 0), flush=True)
+            print(both(what, ports, rounds, lambda r, n=count, x=rate, w=what: requests(f"{w} {r}", n, scale, CONTEXT, vocabulary, x), 0), flush=True)
         print(f"\n### Eight streams run, a prompt of {LONG} tokens arrives\n")
         print(stalls(ports, rounds, vocabulary, options.chunk))
 

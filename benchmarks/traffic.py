@@ -31,9 +31,10 @@ def prompt(chance: Random, length: int, vocabulary: int) -> list[int]:
     return [chance.randrange(_RESERVED, vocabulary) for _ in range(length)]
 
 
-def requests(seed: int, count: int, scale: float, context: int, vocabulary: int, rate: float = 0.0) -> list[Arrival]:
+def requests(seed: str, count: int, scale: float, context: int, vocabulary: int, rate: float = 0.0) -> list[Arrival]:
     """`count` requests of lengths divided by `scale`, so that prompt and answer fit into the context.
 
+    seed: another one for every load: a server still knows the prompts of the one before
     rate: requests per second at which they arrive, whether or not earlier ones have ended; 0: all at once.
     """
     chance = Random(seed)

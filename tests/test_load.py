@@ -44,16 +44,16 @@ def test_an_error_in_the_stream_is_an_error():
 
 
 def test_lengths_have_the_means_of_real_traffic_and_fit():
-    drawn = requests(1, 3000, 8, 4096, 40000)
+    drawn = requests("1", 3000, 8, 4096, 40000)
     assert mean(len(a.prompt) for a in drawn) == pytest.approx(1150 / 8, rel=0.1)
     assert mean(a.tokens for a in drawn) == pytest.approx(210 / 8, rel=0.1)
-    assert all(len(a.prompt) + a.tokens <= 64 for a in requests(1, 200, 1, 64, 40000))
+    assert all(len(a.prompt) + a.tokens <= 64 for a in requests("1", 200, 1, 64, 40000))
 
 
 def test_requests_arrive_at_their_rate_and_are_the_same_for_the_same_seed():
-    drawn = requests(3, 1000, 64, 512, 40000, rate=4.0)
+    drawn = requests("3", 1000, 64, 512, 40000, rate=4.0)
     assert drawn[-1].at == pytest.approx(250, rel=0.15)
-    assert drawn == requests(3, 1000, 64, 512, 40000, rate=4.0)
+    assert drawn == requests("3", 1000, 64, 512, 40000, rate=4.0)
     assert len({tuple(a.prompt[:4]) for a in drawn if len(a.prompt) >= 4}) == sum(len(a.prompt) >= 4 for a in drawn)
 
 
