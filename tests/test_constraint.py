@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import nullcontext
 from pathlib import Path
 from random import Random
@@ -21,6 +22,7 @@ from tokenizers import Tokenizer as Backend
 
 from shoal.errors import UserError
 from shoal.executor import constraint
+from shoal.executor import sampler as sampler_module
 from shoal.executor.constraint import Constraint, GrammarFailed, Grammars
 from shoal.executor.sampler import Sampler
 from shoal.executor.shard import Shard
@@ -222,6 +224,28 @@ def test_a_late_mask_puts_its_draw_off_and_no_other():
     sampled = sampler.sample(0, 0, row(0))
     assert sampled is not None
     assert sampled.token == 97
+    grammars.close()
+
+
+def test_the_draws_of_a_step_wait_for_late_masks_no_longer_than_one(monkeypatch: pytest.MonkeyPatch):
+    waits: list[float] = []
+
+    class Late(Future[Any]):
+        def result(self, timeout: float | None = None) -> Any:
+            assert timeout is not None
+            waits.append(timeout)
+            raise TimeoutError
+
+    monkeypatch.setattr(sampler_module, "monotonic", lambda: sum(waits))
+    monkeypatch.setattr(Grammars, "constrain", lambda *_: Constraint(Late(), WIDTH))
+    grammars = Grammars(tokenizer, patience=1.0)
+    sampler = Sampler(grammars, WIDTH)
+    for i in range(32):
+        sampler.open(Opened(i, SamplingParams(grammar=grammar.regex("a")), [], []))
+    for step in (1, 2):
+        assert [sampler.sample(i, 0, row(0)) for i in range(32)] == [None] * 32
+        sampler.settle()
+        assert sum(waits) == step
     grammars.close()
 
 
