@@ -258,6 +258,27 @@ def test_a_mask_that_never_comes_ends_its_sequence(monkeypatch: pytest.MonkeyPat
     grammars.close()
 
 
+def test_a_grammar_that_waits_in_line_does_not_pay_for_those_before_it(monkeypatch: pytest.MonkeyPatch):
+    now, begun, opened = [0.0], Event(), Event()
+
+    def slow() -> LLTokenizer:
+        begun.set()
+        opened.wait(30)
+        return tokenizer()
+
+    monkeypatch.setattr(constraint, "monotonic", lambda: now[0])
+    grammars = Grammars(slow)
+    first, second = (grammars.constrain(grammar.regex(text), [], WIDTH) for text in "ab")
+    begun.wait(30)
+    now[0] = 60.0
+    assert second.allowed(0.0) is None
+    with pytest.raises(GrammarFailed, match="too long"):
+        first.allowed(0.0)
+    opened.set()
+    assert mask(second) == {98}
+    grammars.close()
+
+
 # Through stages that are lost
 
 LETTERS = json.dumps({"grammars": [{"lark_grammar": "start: /(ab|[g-m]{3}k)+x/"}]})

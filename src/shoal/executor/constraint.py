@@ -27,7 +27,7 @@ _STEP_FUEL, _STEP_ITEMS = 100_000, 50_000  # about 7 ms of lexer and 3 ms of par
 _STATES = 50_000  # of a grammar's lexer, some 1.5 KB each
 _KEPT = 32  # compiled grammars
 _THREADS = 2
-_MOST = 10.0  # seconds for one mask, after which the sequence ends
+_MOST = 10.0  # seconds for one mask, after which the sequence ends; those in the line before it do not count
 
 
 class GrammarFailed(Exception):
@@ -134,7 +134,9 @@ class Constraint:
         try:
             return self._next.result(patience).allowed
         except TimeoutError:
-            if monotonic() - self._asked > _MOST:
+            if not self._next.running():  # others are before it
+                self._asked = monotonic()
+            elif monotonic() - self._asked > _MOST:
                 raise GrammarFailed("it takes too long to work out what may come next; simplify it") from None
             return None
 
@@ -147,6 +149,7 @@ class Constraint:
 
 def _work(steps: Sequence[_Step]) -> None:
     for step in steps:
+        step.place.set_running_or_notify_cancel()
         try:
             step.place.set_result(_follow(step.matcher, [step.token], step.width))
         except Exception as error:  # noqa: BLE001 - raised where the place is asked for
