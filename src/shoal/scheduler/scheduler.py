@@ -316,8 +316,7 @@ class Scheduler:
         self._flight[plan.step] = sent
         self._next_step += 1
         self.counters.steps += 1
-        if self._waiting:
-            self._waiting.age({s.priority for s in self._running})
+        self._waiting.age({s.priority for s in self._running})
         return plan
 
     def apply(self, result: StepResult) -> list[TokenChunk]:
