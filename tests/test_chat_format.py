@@ -39,6 +39,12 @@ def test_an_object_may_be_any() -> None:
     assert held_to(ask(engine, response_format={"type": "json_object"}), engine) == grammar.json_object()
 
 
+def test_an_answer_that_is_held_to_a_grammar_does_not_go_on_after_its_end() -> None:
+    refused(ask(FakeEngine(), response_format={"type": "json_object"}, ignore_eos=True), 400, "ignore_eos")
+    engine = FakeEngine()
+    assert held_to(ask(engine, response_format={"type": "text"}, ignore_eos=True), engine) == ""
+
+
 @pytest.mark.parametrize("strict", [True, False, None])
 def test_a_schema_is_what_the_answer_is_held_to(strict: bool | None) -> None:
     engine = FakeEngine()

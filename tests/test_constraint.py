@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import nullcontext
 from pathlib import Path
 from random import Random
@@ -21,6 +22,7 @@ from tokenizers import Tokenizer as Backend
 
 from shoal.errors import UserError
 from shoal.executor import constraint
+from shoal.executor import sampler as sampler_module
 from shoal.executor.constraint import Constraint, GrammarFailed, Grammars
 from shoal.executor.sampler import Sampler
 from shoal.executor.shard import Shard
@@ -225,12 +227,55 @@ def test_a_late_mask_puts_its_draw_off_and_no_other():
     grammars.close()
 
 
+def test_the_draws_of_a_step_wait_for_late_masks_no_longer_than_one(monkeypatch: pytest.MonkeyPatch):
+    waits: list[float] = []
+
+    class Late(Future[Any]):
+        def result(self, timeout: float | None = None) -> Any:
+            assert timeout is not None
+            waits.append(timeout)
+            raise TimeoutError
+
+    monkeypatch.setattr(sampler_module, "monotonic", lambda: sum(waits))
+    monkeypatch.setattr(Grammars, "constrain", lambda *_: Constraint(Late(), WIDTH))
+    grammars = Grammars(tokenizer, patience=1.0)
+    sampler = Sampler(grammars, WIDTH)
+    for i in range(32):
+        sampler.open(Opened(i, SamplingParams(grammar=grammar.regex("a")), [], []))
+    for step in (1, 2):
+        assert [sampler.sample(i, 0, row(0)) for i in range(32)] == [None] * 32
+        sampler.settle()
+        assert sum(waits) == step
+    grammars.close()
+
+
 def test_a_mask_that_never_comes_ends_its_sequence(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(constraint, "_MOST", -1.0)
     never = Event()
     grammars = Grammars(lambda: never.wait(30) and tokenizer(), patience=0.0)  # type: ignore[arg-type,return-value]
     assert "too long" in fault(grammars, grammar.regex("a"))
     never.set()
+    grammars.close()
+
+
+def test_a_grammar_that_waits_in_line_does_not_pay_for_those_before_it(monkeypatch: pytest.MonkeyPatch):
+    now, begun, opened = [0.0], Event(), Event()
+
+    def slow() -> LLTokenizer:
+        begun.set()
+        opened.wait(30)
+        return tokenizer()
+
+    monkeypatch.setattr(constraint, "monotonic", lambda: now[0])
+    grammars = Grammars(slow)
+    first, second = (grammars.constrain(grammar.regex(text), [], WIDTH) for text in "ab")
+    begun.wait(30)
+    now[0] = 60.0
+    assert second.allowed(0.0) is None
+    with pytest.raises(GrammarFailed, match="too long"):
+        first.allowed(0.0)
+    opened.set()
+    assert mask(second) == {98}
     grammars.close()
 
 

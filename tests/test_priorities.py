@@ -99,6 +99,19 @@ def test_a_class_of_which_something_runs_does_not_age():
     assert [s.priority for s in queue] == [BATCH]
 
 
+def test_a_class_that_waits_anew_starves_anew():
+    toy = started(Toy(limits(lanes=1, ageing=4)), request("n", [1], 60), request("b", [2], priority=BATCH), steps=3)
+    toy.cancel("b")
+    toy.step()
+    toy.add(request("c", [3], priority=BATCH))
+    for _ in range(3):
+        toy.step()
+        (c,) = toy.scheduler._waiting
+        assert c.priority is BATCH
+    toy.step()
+    assert c.priority is FLEX
+
+
 def test_the_highest_class_rises_no_further():
     queue = line(URGENT, ageing=1)
     queue.age({NORMAL})

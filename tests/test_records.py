@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
+
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -50,6 +54,17 @@ def told(some: list[Record]) -> object:
     for record in some:
         ledger.add(record)
     return state(ledger)
+
+
+def test_what_an_older_head_wrote_is_read():
+    """Fields that requests have gained since have their defaults."""
+    sampling = SamplingParams(seed=7, logprobs=2)
+    older = {"id": "a-0", "prompt": [1, 2], "max_tokens": 3, "sampling": msgspec.to_builtins(sampling)[:10], "n": 2, "stop_tokens": [5]}
+    payload = msgspec.msgpack.encode(["accepted", "a", 0, b"note", [older]])
+    data = encode(Began("m")) + struct.pack("<II", len(payload), zlib.crc32(payload)) + payload
+    ledger, end = read(data)
+    assert end == len(data)
+    assert ledger.answers["a"].requests == [Request(RequestId("a-0"), [1, 2], 3, sampling, 2, frozenset({5}))]
 
 
 @given(records)

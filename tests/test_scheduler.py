@@ -463,6 +463,19 @@ def test_a_draw_for_a_sequence_that_is_gone_is_dropped():
     assert toy.scheduler.apply(StepResult(plan.step, [], [])) == []
 
 
+def test_a_prompt_that_runs_apart_does_not_wait_for_the_end_of_all_draws():
+    toy, p = Toy(limits(blocks=64)), request("p", [9, 8], 2)
+    for i in range(3):
+        toy.add(request(f"d{i}", [i], 50))
+    toy.step()
+    toy.add(p)
+    toy.scheduler.apart.add(p.id)
+    for _ in range(6):
+        toy.step()
+    assert_right(toy, p)
+    assert [len(plan.chunks) for plan in toy.history if any(c.sequence == 3 for c in plan.chunks)] == [1, 4]
+
+
 # Draws that are put off
 
 
@@ -500,6 +513,22 @@ def test_others_draw_while_one_is_put_off():
         put_off(toy, 1 if toy.plans or toy.history[-1].chunks[0].sequence == 0 else 2)
         toy.take()
     assert (len(toy.said["a", 0]), len(toy.said["b", 0])) == (0, 3)
+    toy.drain()
+    assert_right(toy, a, b)
+
+
+def test_a_draw_that_is_put_off_takes_no_block():
+    toy, a, b = Toy(limits(blocks=4)), request("a", range(1, 9), 3), request("b", range(11, 19), 3)
+    toy.add(a)
+    toy.add(b)
+    toy.send()
+    toy.run()
+    put_off(toy, 3)
+    toy.take()
+    assert toy.scheduler.pool.available == 0  # both prompts fill their blocks
+    toy.send()
+    assert [c.position for c in toy.history[-1].chunks] == [7, 7]
+    assert toy.scheduler.counters.preemptions == 0
     toy.drain()
     assert_right(toy, a, b)
 

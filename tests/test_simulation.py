@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from shoal.executor.base import StageOutput
-from shoal.executor.journal import Journal
+from shoal.executor.journal import Journal, JournalLimits
 from shoal.executor.shard import Shard
+from shoal.node.stage_service import StageService
 from shoal.scheduler.scheduler import Scheduler
 from shoal.testing.clock import Deadlock, SimulatedLoop
 from shoal.testing.scenario import Broken, Scenario
@@ -85,6 +87,17 @@ def _keep_everything(enter: Callable[..., Any]) -> Callable[..., Any]:
     return wrong
 
 
+def _go_on(close: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self: None
+
+
+def _hoard(init: Callable[..., Any]) -> Callable[..., Any]:
+    def wrong(self: Journal, limits: JournalLimits, *rest: Any) -> None:
+        init(self, replace(limits, memory=2 * limits.memory), *rest)
+
+    return wrong
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "name", "sabotage"),
@@ -93,12 +106,16 @@ def _keep_everything(enter: Callable[..., Any]) -> Callable[..., Any]:
         (Scheduler, "rewind", _forget_nothing),
         (Scheduler, "rewind", _ask_nothing_again),
         (Shard, "enter", _keep_everything),
+        (StageService, "close", _go_on),
+        (Journal, "__init__", _hoard),
     ],
     ids=[
         "a journal replays other rows",
         "steps that were lost count as done",
         "answers that were lost count as given",
         "nothing is refilled",
+        "a stage goes on when its node is another",
+        "a journal takes more than it may",
     ],
 )
 def test_sabotage_is_noticed(kind: type, name: str, sabotage: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):

@@ -27,7 +27,7 @@ _STEP_FUEL, _STEP_ITEMS = 100_000, 50_000  # about 7 ms of lexer and 3 ms of par
 _STATES = 50_000  # of a grammar's lexer, some 1.5 KB each
 _KEPT = 32  # compiled grammars
 _THREADS = 2
-_MOST = 10.0  # seconds for one mask, after which the sequence ends
+_MOST = 10.0  # seconds for one mask, after which the sequence ends; those in the line before it do not count
 
 
 class GrammarFailed(Exception):
@@ -64,7 +64,7 @@ class Grammars:
     """A model's compiled grammars.
 
     vocabulary: makes llguidance's view of the model's tokenizer, which may take a second: called when the first grammar comes, once.
-    patience: seconds that a draw waits for its mask before it is put off to another step; None: for ever.
+    patience: seconds that the draws of a step, all together, wait for their masks before they are put off to another; None: for ever.
     """
 
     def __init__(self, vocabulary: Callable[[], LLTokenizer], patience: float | None = 0.05) -> None:
@@ -80,7 +80,7 @@ class Grammars:
 
     def constrain(self, grammar: str, generated: Sequence[int], width: int) -> Constraint:
         """For a sequence that has said `generated` under this grammar. width: logits of a row."""
-        return Constraint(self._openings.submit(self._open, grammar, generated, width), width, self.patience)
+        return Constraint(self._openings.submit(self._open, grammar, generated, width), width)
 
     def advance(self, drawn: Sequence[tuple[Constraint, int]]) -> None:
         """Begins to work out what may come after the tokens that a step drew. At once for all: each hand-over to a thread costs as much
@@ -125,16 +125,18 @@ class Grammars:
 class Constraint:
     """One sequence's way through its grammar. The next mask is being made from the moment that there is one to make."""
 
-    def __init__(self, opening: Future[_Place], width: int, patience: float | None) -> None:
-        self._next, self._width, self._patience = opening, width, patience
+    def __init__(self, opening: Future[_Place], width: int) -> None:
+        self._next, self._width = opening, width
         self._asked = monotonic()
 
-    def allowed(self) -> Allowed | None:
-        """What may come next; None where it is not known in time. Raises GrammarFailed."""
+    def allowed(self, patience: float | None = None) -> Allowed | None:
+        """What may come next; None where it is not known within so many seconds (None: for ever). Raises GrammarFailed."""
         try:
-            return self._next.result(self._patience).allowed
+            return self._next.result(patience).allowed
         except TimeoutError:
-            if monotonic() - self._asked > _MOST:
+            if not self._next.running():  # others are before it
+                self._asked = monotonic()
+            elif monotonic() - self._asked > _MOST:
                 raise GrammarFailed("it takes too long to work out what may come next; simplify it") from None
             return None
 
@@ -147,6 +149,7 @@ class Constraint:
 
 def _work(steps: Sequence[_Step]) -> None:
     for step in steps:
+        step.place.set_running_or_notify_cancel()
         try:
             step.place.set_result(_follow(step.matcher, [step.token], step.width))
         except Exception as error:  # noqa: BLE001 - raised where the place is asked for

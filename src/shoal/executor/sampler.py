@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from time import monotonic
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -85,11 +87,11 @@ class _State:
         self.counts[token] = self.counts.get(token, 0) + 1
         self.seen.add(token)
 
-    def allowed(self) -> Allowed | None:
+    def allowed(self, patience: float | None) -> Allowed | None:
         """See Constraint. Raises GrammarFailed."""
         if self.constraint is None:
             raise GrammarFailed("the last stage's node has no tokenizer of the model")
-        return self.constraint.allowed()
+        return self.constraint.allowed(patience)
 
     def adjust(self, logits: Floats) -> Floats:
         """Repetition penalty over prompt and answer (Keskar et al., 2019); presence and frequency over the answer; bias."""
@@ -113,6 +115,7 @@ class Sampler:
         self._grammars, self._width = grammars, width
         self._states: dict[int, _State] = {}
         self._held: list[tuple[Constraint, int]] = []  # what was drawn in this step under grammars
+        self._until: float | None = None  # its draws wait for masks
 
     def __len__(self) -> int:
         return len(self._states)
@@ -127,7 +130,16 @@ class Sampler:
         """After the draws of a step: what their grammars allow next is worked out from now on."""
         if self._grammars is not None:
             self._grammars.advance(self._held)
-        self._held = []
+        self._held, self._until = [], None
+
+    def _patience(self) -> float | None:
+        """Seconds for which a draw may wait for its mask: what those before it in the step have left."""
+        if self._grammars is None or self._grammars.patience is None:
+            return None
+        now = monotonic()
+        if self._until is None:
+            self._until = now + self._grammars.patience
+        return max(self._until - now, 0.0)
 
     def sample(self, sequence: int, position: int, logits: Floats) -> Sampled | None:
         """Draws the token that follows `position`; None where what its grammar allows is not known yet: ask again.
@@ -140,7 +152,7 @@ class Sampler:
         allowed: Allowed | None = None
         if params.grammar:
             try:
-                allowed = state.allowed()
+                allowed = state.allowed(self._patience())
             except GrammarFailed as error:
                 return Sampled(sequence, -1, fault=f"the answer cannot be held to its grammar: {error}")
             if allowed is None:

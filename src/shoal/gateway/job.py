@@ -136,6 +136,10 @@ def common(
         raise InvalidRequest(f"n must lie in [1, {MAX_CHOICES}], not {n}", "n")
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("stream_options needs stream to be true", "stream_options")
+    if body.ignore_eos and grammar:
+        raise InvalidRequest(
+            "ignore_eos goes with no response_format and no tools: an answer that is held to a grammar ends with it", "ignore_eos"
+        )
     sampling, longest = sampling_params(body, logprobs, grammar, engine.vocabulary), engine.longest()
     id = chosen or new_id(prefix)
     ends = frozenset[int]() if body.ignore_eos else engine.tokenizer.stop_tokens

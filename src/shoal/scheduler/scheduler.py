@@ -15,7 +15,7 @@ class counts as having rested some steps less, no more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -85,6 +85,8 @@ class Scheduler:
         self.pool = BlockPool(limits.blocks)
         self.apart: set[RequestId] = set()
         """Requests that run in steps of their own until they draw again, because a step with one of them failed."""
+        self._held_up = False
+        """One of those found a step begun: they go first in the next one."""
         self._sequences: dict[SequenceId, Sequence] = {}
         self._requests: dict[RequestId, list[Sequence]] = {}
         self._waiting = WaitingQueue(limits.ageing)
@@ -285,13 +287,18 @@ class Scheduler:
         opened: list[Opened] = []
         sent: list[_Sent] = []
         budget = self.limits.step_tokens
-        for sequence, wanted in self._candidates():
+        candidates: Iterable[tuple[Sequence, int]] = self._candidates()
+        if self._held_up:
+            candidates = sorted(candidates, key=lambda candidate: candidate[0].request.id not in self.apart)
+            self._held_up = False
+        for sequence, wanted in candidates:
             if budget <= 0:
                 break
             if sequence.done or sequence not in self._running:  # preempted for another's sake while this step was made
                 continue
             alone = sequence.request.id in self.apart
             if alone and chunks:
+                self._held_up = True
                 continue
             count = self._provide(sequence, min(wanted, budget), {s.sequence.id for s in sent})
             if count == 0:
@@ -309,8 +316,7 @@ class Scheduler:
         self._flight[plan.step] = sent
         self._next_step += 1
         self.counters.steps += 1
-        if self._waiting:
-            self._waiting.age({s.priority for s in self._running})
+        self._waiting.age({s.priority for s in self._running})
         return plan
 
     def apply(self, result: StepResult) -> list[TokenChunk]:
@@ -473,7 +479,7 @@ class Scheduler:
         """Gives the sequence blocks for its next `count` tokens, preempting the youngest of the lowest class for them; how many it can run."""
         size = self.limits.block_tokens
         while True:
-            room = len(sequence.table) * size - sequence.scheduled
+            room = len(sequence.table) * size - sequence.scheduled + sequence.undrawn
             if room >= count:
                 return count
             if self.pool.available:
@@ -610,6 +616,8 @@ class Scheduler:
             assert not sequence.asking or sequence.scheduled <= sequence.asked, "rows of the prompt run and are not asked about"
             assert not sequence.examining or sequence.computed <= sequence.examined, "rows of the prompt are computed and have not answered"
             assert sequence.examined <= sequence.asked, "what was not asked is answered"
+            put_off = sequence in self._running and sequence.computed == len(sequence.tokens) and not sequence.awaiting
+            assert not sequence.undrawn or put_off, "a draw was put off, and not all before it is computed"
         assert self.running <= self.limits.lanes, "too many lanes"
 
 

@@ -39,7 +39,7 @@ class Broken(AssertionError):
 
 
 class _Counts:
-    """The conductor's observer: after every step the books must be right."""
+    """The conductor's observer: after every step, and whenever a node reports, the books must be right."""
 
     def __init__(self, scenario: Scenario) -> None:
         self._scenario = scenario
@@ -53,7 +53,7 @@ class _Counts:
         self._scenario.say(f"streams go on after {ended.resumed - ended.began:.2f} s, {ended.tokens} tokens refilled")
 
     def heartbeat(self, node: str, heartbeat: control.Heartbeat) -> None:
-        pass
+        self._scenario.check()
 
     def gone(self, node: str) -> None:
         pass
@@ -173,6 +173,12 @@ class Scenario:
         """What must hold at every moment."""
         if self.conductor is None:
             return
+        for node in self._nodes:
+            for model in node.models:
+                assert not model.late, f"{node.host.name} ran a step of an epoch that it had left"
+                assert model.shard.journal_bytes <= model.journals.memory, (
+                    f"the journals of {node.host.name} take {model.shard.journal_bytes} bytes"
+                )
         if self.conductor.driver is not None:
             self.conductor.driver.scheduler.check()
         cluster = self.conductor.cluster

@@ -16,7 +16,7 @@ from llguidance import LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
 
 from shoal.control import messages as control
-from shoal.executor.base import Angles, Floats, Ints, StageBatch
+from shoal.executor.base import Angles, Floats, Ints, StageBatch, StageOutput
 from shoal.executor.constraint import Grammars
 from shoal.executor.journal import JournalLimits
 from shoal.executor.shard import Shard
@@ -176,10 +176,26 @@ def _alone(request: Request, choice: int, layers: int) -> list[int]:
     return said
 
 
+class _Entered:
+    """A stage of one epoch; it tells its model of steps that it runs when it is no longer the node's stage."""
+
+    def __init__(self, stage: StageExecutor, model: ToyModel) -> None:
+        self._stage, self._model = stage, model
+        self.nbytes, self.runtime, self.hidden = stage.nbytes, stage.runtime, stage.hidden
+
+    def run(self, plan: StepPlan, hidden: Floats | None) -> StageOutput:
+        self._model.late += self._model.entered is not self
+        return self._stage.run(plan, hidden)
+
+
 class ToyModel:
     """What a node holds of the toy: the real shard."""
 
     def __init__(self, layers: int, journals: JournalLimits) -> None:
+        self.journals = journals
+        self.late = 0
+        """Steps that a stage ran after the next one was entered."""
+        self.entered: _Entered | None = None
         self._grammars = grammars()
         self.shard = Shard(make_layers, bf16=True, journals=journals, grammars=self._grammars)
         self._weights = ToyWeights(layers)
@@ -202,10 +218,12 @@ class ToyModel:
     def load(self, layers: range) -> None:
         self.shard.load(layers, self._weights)
 
-    def enter(self, layers: range, keep: range, blocks: int) -> StageExecutor:
-        return self.shard.enter(layers, keep, blocks)
+    def enter(self, layers: range, keep: range, blocks: int) -> _Entered:
+        self.entered = _Entered(self.shard.enter(layers, keep, blocks), self)
+        return self.entered
 
     def rest(self) -> None:
+        self.entered = None
         self.shard.rest()
 
     def close(self) -> None:
