@@ -7,6 +7,7 @@ from typing import Any
 import schemathesis
 from fastapi import FastAPI
 from schemathesis.checks import not_a_server_error
+from schemathesis.config import SchemathesisConfig
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     response_schema_conformance,
@@ -18,4 +19,4 @@ CHECKS = [not_a_server_error, content_type_conformance, response_schema_conforma
 
 def document(app: FastAPI) -> Any:
     """As whoever may ask reads it."""
-    return schemathesis.openapi.from_asgi("/openapi.json", app)
+    return schemathesis.openapi.from_asgi("/openapi.json", app, config=SchemathesisConfig.from_dict({"max-stream-events": 100_000}))
