@@ -99,6 +99,7 @@ GOOD: dict[str, list[dict[str, Any]]] = {
     "/v1/responses": [
         RESPONSE,
         {**RESPONSE, "tool_choice": "required", "stream": True},
+        {"input": "Hi", "tools": [{"type": "function", "name": "f", "parameters": {"x-limit": 5, "default": {"a": 1}}}]},
         {"input": "Hi", "text": RESPONSE_FORMAT, "store": False, "include": ["message.output_text.logprobs"]},
     ],
     "/v1/responses/input_tokens": [RESPONSE],
