@@ -327,6 +327,24 @@ def test_wrong_values_are_refused_by_name(field: str, value: Any) -> None:
     assert not engine.streams
 
 
+@pytest.mark.parametrize("number", [2**64, -(2**63) - 1, 10**400])
+def test_an_integer_that_fits_nowhere_is_refused_wherever_it_is(number: int) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"default": number}}}
+    assert "64 bits" in refused(fetch(create_app(FakeEngine()), "POST", CHAT, json={"messages": HI, "tools": [tool]}), 400)
+
+
+def test_what_is_no_number_is_refused_where_it_would_only_be_repeated() -> None:
+    body = b'{"input": "x", "tool_choice": "none", "tools": [{"type": "function", "name": "f", "parameters": {"default": NaN}}]}'
+    refused(fetch(create_app(FakeEngine()), "POST", "/v1/responses", content=body), 400, "tools")
+
+
+@pytest.mark.parametrize("number", [2**64 - 1, -(2**63)])
+def test_the_largest_integers_are_seeds(number: int) -> None:
+    engine = FakeEngine()
+    assert fetch(create_app(engine), "POST", CHAT, json={"messages": HI, "seed": number}).status_code == 200
+    assert engine.asked.sampling.seed == number % 2**64
+
+
 @pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"-Infinity", b"1e999"])
 @pytest.mark.parametrize("field", ["temperature", "top_p", "min_p", "presence_penalty", "repetition_penalty"])
 def test_numbers_that_are_none_are_refused(field: str, number: bytes) -> None:

@@ -88,7 +88,7 @@ def create_app(
     _furnish(app, (endpoint.routes(service) for endpoint in _ENDPOINTS))
     if settings is not None:
         _add_batches(app, service)
-    describe(app)
+    describe(app, keyring, given.needs_key)
     return app
 
 

@@ -26,6 +26,24 @@ _OPEN = frozenset({"/health", "/health/live", "/health/ready", "/openapi.json"})
 """Paths that need no key. All others do, those too that are not there."""
 
 
+HEADERS = {"X-Priority": {"enum": [priority.name.lower() for priority in Priority]}}
+"""What is read of a request's headers, beside the key."""
+
+
+def asks_key(path: str) -> bool:
+    """Whether a key is asked for, where there are any."""
+    return path not in _OPEN
+
+
+def refusals(method: str, path: str) -> list[int]:
+    """Statuses that come from here."""
+    sizes = [414, 431]
+    if not asks_key(path):
+        return sizes
+    inside = [503, *([429] if method == "POST" else [])] if path.startswith("/v1/") else []
+    return sorted([400, 401, 403, *sizes, *inside])
+
+
 class Gate:
     """ASGI middleware. Sets CALLER for what is inside."""
 
@@ -39,7 +57,7 @@ class Gate:
         headers = Headers(scope=scope)
         try:
             _check_size(scope)
-            if scope["path"] in _OPEN:
+            if not asks_key(scope["path"]):
                 return await self._app(scope, receive, send)
             caller = self._caller(headers)
             if not scope["path"].startswith("/v1/"):

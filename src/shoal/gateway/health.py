@@ -6,17 +6,17 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel
 
 from shoal.gateway.contract import contract
 from shoal.gateway.service import Service
+from shoal.gateway.wire import Shape
 
 
-class Live(BaseModel):
+class Live(Shape):
     live: bool
 
 
-class Ready(BaseModel):
+class Ready(Shape):
     ready: bool
     reason: str
 
@@ -36,7 +36,11 @@ def routes(service: Service) -> APIRouter:
     async def live() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
         return {"live": True}
 
-    @router.get("/health/ready", responses={200: {"model": Ready}, 503: {"model": Ready}}, response_model=None)
+    @router.get(
+        "/health/ready",
+        responses={200: {"model": Ready, "description": "Requests are taken"}, 503: {"model": Ready, "description": "They are not"}},
+        response_model=None,
+    )
     async def ready() -> Response:  # pyright: ignore[reportUnusedFunction]
         return JSONResponse({"ready": not service.state, "reason": service.state}, 503 if service.state else 200)
 

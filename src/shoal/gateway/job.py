@@ -21,6 +21,8 @@ from shoal.request import MAX_CHOICES, Priority, Request, RequestId
 
 _MAX_STOPS, _MAX_STOP_LENGTH = 4, 256
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+CHOSEN = {"X-Request-Id": {"type": "string", "pattern": f"^{_ID.pattern}$"}}
+"""The header in which a client chooses an id."""
 _TIERS = {"priority": Priority.URGENT, "flex": Priority.FLEX, "batch": Priority.BATCH}
 
 

@@ -5,21 +5,23 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel
 
 from shoal.errors import NotReady
 from shoal.gateway.contract import contract
 from shoal.gateway.service import Service
+from shoal.gateway.wire import Shape
 
 
-class ModelCard(BaseModel):
+class ModelCard(Shape):
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
+    max_model_len: int | None
+    """vLLM's: tokens of the longest prompt and answer, once that is known."""
 
 
-class ModelList(BaseModel):
+class ModelList(Shape):
     object: Literal["list"]
     data: list[ModelCard]
 
@@ -28,7 +30,6 @@ def routes(service: Service) -> APIRouter:
     router = APIRouter()
 
     def card() -> dict[str, Any]:
-        """max_model_len is vLLM's: tokens of the longest prompt and answer, once that is known."""
         engine = service.engine
         try:
             longest = engine.longest()

@@ -35,21 +35,37 @@ class Page:
         return rows[: self.limit], len(rows) > self.limit
 
 
-def asked(query: Iterable[tuple[str, str]], *, default: int, most: int, order: bool = False, beside: Sequence[str] = ()) -> Page:
-    """The page that a query names. Raises InvalidRequest.
+@dataclass(frozen=True)
+class Paging:
+    """What a query may ask of a list."""
 
-    order: whether the list may be turned round
-    beside: other parameters that the endpoint knows
-    """
-    given = dict(query)
-    if unknown := set(given) - {"after", "limit", *(("order",) if order else ()), *beside}:
-        raise InvalidRequest(f"unknown parameter '{min(unknown)}'", min(unknown), "unknown_parameter")
-    limit = given.get("limit", str(default))
-    if not (limit.isascii() and limit.isdigit() and len(limit) < 9 and 1 <= int(limit) <= most):
-        raise InvalidRequest(f"limit is a number from 1 to {most}", "limit")
-    if given.get("order", "desc") not in ("asc", "desc"):
-        raise InvalidRequest("order is asc or desc", "order")
-    return Page(given.get("after", ""), int(limit), given.get("order") != "asc")
+    default: int
+    most: int
+    order: bool = False
+    """Whether the list may be turned round."""
+    beside: Sequence[str] = ()
+    """Other parameters that the endpoint knows, texts."""
+
+    @property
+    def schemas(self) -> dict[str, dict[str, Any]]:
+        """Of each parameter, for the OpenAPI document."""
+        known: dict[str, dict[str, Any]] = {"after": {"type": "string"}}
+        known["limit"] = {"type": "integer", "minimum": 1, "maximum": self.most, "default": self.default}
+        if self.order:
+            known["order"] = {"enum": ["asc", "desc"], "default": "desc"}
+        return {**known, **{name: {"type": "string"} for name in self.beside}}
+
+    def page(self, query: Iterable[tuple[str, str]]) -> Page:
+        """The page that a query names. Raises InvalidRequest."""
+        given = dict(query)
+        if unknown := given.keys() - self.schemas:
+            raise InvalidRequest(f"unknown parameter '{min(unknown)}'", min(unknown), "unknown_parameter")
+        limit = given.get("limit", str(self.default))
+        if not (limit.isascii() and limit.isdigit() and len(limit) < 9 and 1 <= int(limit) <= self.most):
+            raise InvalidRequest(f"limit is a number from 1 to {self.most}", "limit")
+        if given.get("order", "desc") not in ("asc", "desc"):
+            raise InvalidRequest("order is asc or desc", "order")
+        return Page(given.get("after", ""), int(limit), given.get("order") != "asc")
 
 
 def listed(objects: Sequence[dict[str, Any]], has_more: bool) -> dict[str, Any]:

@@ -37,6 +37,9 @@ MAX_BODY = 4 << 20
 MAX_DEPTH = 200
 """Arrays and objects inside each other in a body."""
 
+_LONG = re.compile(rb"[0-9]{19}")
+"""What an integer of more than 64 bits has."""
+
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 B = TypeVar("B", bound=Sampled)
@@ -115,7 +118,7 @@ def json_object(raw: bytes | bytearray) -> dict[str, Any]:
     """Raises InvalidRequest."""
     check_depth(raw)
     try:
-        body = json.loads(raw.decode())
+        body = json.loads(raw.decode(), parse_int=_integer if _LONG.search(raw) else None)
         json.dumps(body, ensure_ascii=False).encode()  # a lone surrogate is no text
     except UnicodeEncodeError as error:
         raise InvalidRequest(f"the body has a lone surrogate, which is no character: {error.reason}") from None
@@ -123,7 +126,26 @@ def json_object(raw: bytes | bytearray) -> dict[str, Any]:
         raise InvalidRequest(f"the body is not valid JSON: {error}") from None
     if not isinstance(body, dict):
         raise InvalidRequest("the body must be a JSON object")
+    for name, value in cast("dict[str, Any]", body).items():
+        if not _finite(value):
+            raise InvalidRequest(f"{name}: NaN and infinity are no JSON", name)
     return cast("dict[str, Any]", body)
+
+
+def _finite(value: Any) -> bool:
+    """Whether all numbers in it are."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
+
+
+def _integer(digits: str) -> int:
+    """Raises InvalidRequest for one that nothing else can write down: neither MessagePack nor most parsers of JSON have it."""
+    if len(digits) > 20 or not -(2**63) <= (value := int(digits)) < 2**64:
+        raise InvalidRequest(f"the body has an integer that does not fit into 64 bits: {digits[:24]}")
+    return value
 
 
 def check_media_type(given: str | None) -> None:

@@ -13,7 +13,7 @@ from shoal.gateway.service import Service, Streaming
 def routes(service: Service) -> APIRouter:
     router = APIRouter()
 
-    @router.get("/v1/streams/{id}", **contract(None, None, 400, 404, media=EVENTS))
+    @router.get("/v1/streams/{id}", **contract(None, None, 400, 404, 503, media=EVENTS, headers={"Last-Event-ID": {"type": "string"}}))
     async def stream(request: Request, id: str, after: str | None = None) -> Response:  # pyright: ignore[reportUnusedFunction]
         answer = await service.answers.find(id)
         since = position(request.headers.get("last-event-id", after), answer.job.choices)

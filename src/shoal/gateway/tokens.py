@@ -10,9 +10,10 @@ from pydantic import Field
 
 from shoal.errors import InvalidRequest
 from shoal.gateway.chat.wire import ChatRequest, Message, Tool
+from shoal.gateway.contract import contract
 from shoal.gateway.conversation import rendered
 from shoal.gateway.service import Service, json_body
-from shoal.gateway.wire import Wire, parse
+from shoal.gateway.wire import Shape, Wire, parse
 
 
 class TokenizeRequest(Wire):
@@ -40,6 +41,25 @@ class DetokenizeRequest(Wire):
     tokens: list[int]
 
 
+class TokenizeAnswer(Shape):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class TokenizerInfo(Shape):
+    tokenizer_class: str
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    chat_template: str | None
+
+
+class DetokenizeAnswer(Shape):
+    prompt: str
+
+
 def routes(service: Service) -> APIRouter:
     router, engine = APIRouter(), service.engine
 
@@ -62,15 +82,17 @@ def routes(service: Service) -> APIRouter:
             raise InvalidRequest(f"tokens has a token outside the vocabulary of {engine.vocabulary}", "tokens")
         return {"prompt": engine.tokenizer.decode(body.tokens, special=True)}
 
-    @router.post("/tokenize")
-    @router.post("/v1/tokenize")
+    described = contract(TokenizeRequest, TokenizeAnswer, 404, 503)
+
+    @router.post("/tokenize", **described)
+    @router.post("/v1/tokenize", **described)
     async def tokenize(request: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
         body = parse(TokenizeRequest, await json_body(request))
         service.check_model(body.model)
         return await asyncio.to_thread(encoded, body)
 
-    @router.get("/tokenizer_info")
-    @router.get("/v1/tokenizer_info")
+    @router.get("/tokenizer_info", **contract(None, TokenizerInfo))
+    @router.get("/v1/tokenizer_info", **contract(None, TokenizerInfo))
     async def info() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
         tokenizer = engine.tokenizer
         return {
@@ -81,8 +103,10 @@ def routes(service: Service) -> APIRouter:
             "chat_template": None if tokenizer.template is None else tokenizer.template.source,
         }
 
-    @router.post("/detokenize")
-    @router.post("/v1/detokenize")
+    described = contract(DetokenizeRequest, DetokenizeAnswer, 404, 503)
+
+    @router.post("/detokenize", **described)
+    @router.post("/v1/detokenize", **described)
     async def detokenize(request: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
         body = parse(DetokenizeRequest, await json_body(request))
         service.check_model(body.model)

@@ -18,6 +18,16 @@ class Wire(BaseModel):
     """For some of them: the field that serves the same end."""
 
 
+ServiceTier = Literal["default", "flex", "batch", "priority"]
+"""What a request was served with."""
+
+
+class Shape(BaseModel):
+    """What an answer has: all that is declared, and nothing else."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
 class StreamOptions(Wire):
     include_usage: bool = False
     include_obfuscation: Literal[False] = False
@@ -48,15 +58,24 @@ class Sampled(Wire):
     prompt_cache_key: str | None = None
 
 
-class CachedTokens(BaseModel):
+class PromptDetails(Shape):
     cached_tokens: int
+    audio_tokens: int
 
 
-class UsageAnswer(BaseModel):
+class CompletionDetails(Shape):
+    reasoning_tokens: int
+    audio_tokens: int
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
+
+
+class UsageAnswer(Shape):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: CachedTokens
+    prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails
 
 
 W = TypeVar("W", bound=Wire)

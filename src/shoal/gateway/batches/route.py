@@ -9,14 +9,18 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from shoal.errors import Conflict, InvalidRequest, UnknownObject
+from shoal.gateway.batches.answer import BatchAnswer, BatchList
 from shoal.gateway.batches.state import Status
 from shoal.gateway.batches.store import BatchStore
 from shoal.gateway.batches.wire import BatchRequest
 from shoal.gateway.caller import CALLER
+from shoal.gateway.contract import contract
 from shoal.gateway.files.store import PURPOSE, FileStore
-from shoal.gateway.page import asked, listed
+from shoal.gateway.page import Paging, listed
 from shoal.gateway.service import json_body
 from shoal.gateway.wire import parse
+
+_PAGING = Paging(default=20, most=100)
 
 
 def routes(batches: BatchStore, files: FileStore, model: str, endpoints: Collection[str]) -> APIRouter:
@@ -45,22 +49,22 @@ def routes(batches: BatchStore, files: FileStore, model: str, endpoints: Collect
                 return batch.wire()
             raise Conflict(f"{id} is {batch.status}, and can no longer be cancelled", "batch_id") from None
 
-    @router.post("/v1/batches")
+    @router.post("/v1/batches", **contract(BatchRequest, BatchAnswer))
     async def create(request: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
         body = parse(BatchRequest, await json_body(request))
         return await asyncio.to_thread(make, CALLER.get().id, body)
 
-    @router.get("/v1/batches")
+    @router.get("/v1/batches", **contract(None, BatchList, 400, query=_PAGING.schemas))
     async def many(request: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
-        page = asked(request.query_params.items(), default=20, most=100)
+        page = _PAGING.page(request.query_params.items())
         found, more = await asyncio.to_thread(batches.page, CALLER.get().id, page)
         return listed([batch.wire() for batch in found], more)
 
-    @router.get("/v1/batches/{id}")
+    @router.get("/v1/batches/{id}", **contract(None, BatchAnswer, 404))
     async def one(request: Request, id: str) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
         return (await asyncio.to_thread(batches.find, CALLER.get().id, id)).wire()
 
-    @router.post("/v1/batches/{id}/cancel")
+    @router.post("/v1/batches/{id}/cancel", **contract(None, BatchAnswer, 404, 409))
     async def end(request: Request, id: str) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
         return await asyncio.to_thread(cancel, CALLER.get().id, id)
 

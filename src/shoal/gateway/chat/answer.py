@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import Field
 
-from shoal.gateway.wire import UsageAnswer
+from shoal.gateway.wire import ServiceTier, Shape, UsageAnswer
 
 Finish = Literal["stop", "length", "tool_calls", "cancelled"]
 
 
-class TopToken(BaseModel):
+class TopToken(Shape):
     token: str
     logprob: float | None
     bytes: list[int] | None
@@ -21,42 +21,42 @@ class ScoredToken(TopToken):
     top_logprobs: list[TopToken]
 
 
-class ChatLogprobs(BaseModel):
+class ChatLogprobs(Shape):
     content: list[ScoredToken] | None
     refusal: None
 
 
-class CalledFunction(BaseModel):
+class CalledFunction(Shape):
     name: str
     arguments: str
 
 
-class ToolCall(BaseModel):
+class ToolCall(Shape):
     id: str
     type: Literal["function"]
     function: CalledFunction
 
 
-class ChatMessage(BaseModel):
+class ChatMessage(Shape):
     role: Literal["assistant"]
     content: str | None
     refusal: None
-    tool_calls: list[ToolCall] = []
+    tool_calls: list[ToolCall] = Field(default_factory=list[ToolCall])
 
 
-class ChatChoice(BaseModel):
+class ChatChoice(Shape):
     index: int
     message: ChatMessage
     logprobs: ChatLogprobs | None
     finish_reason: Finish
 
 
-class ChatAnswer(BaseModel):
+class ChatAnswer(Shape):
     id: str
     object: Literal["chat.completion"]
     created: int
     model: str
     system_fingerprint: str
-    service_tier: Any = None
+    service_tier: ServiceTier
     choices: list[ChatChoice]
     usage: UsageAnswer

@@ -9,13 +9,14 @@ from shoal.gateway.chat.answer import ChatAnswer
 from shoal.gateway.chat.job import chat_job
 from shoal.gateway.chat.wire import ChatRequest
 from shoal.gateway.contract import contract
+from shoal.gateway.job import CHOSEN
 from shoal.gateway.service import Service
 
 
 def routes(service: Service) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/v1/chat/completions", **contract(ChatRequest, ChatAnswer, 400, 404, 409, 413, 429, 499, 503, streams=True))
+    @router.post("/v1/chat/completions", **contract(ChatRequest, ChatAnswer, 404, 409, 499, streams=True, headers=CHOSEN))
     async def chat(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         return await service.respond(request, "chat", ChatRequest, chat_job)
 

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel
-
-from shoal.gateway.wire import UsageAnswer
+from shoal.gateway.wire import Shape, UsageAnswer
 
 
-class CompletionLogprobs(BaseModel):
+class CompletionLogprobs(Shape):
     tokens: list[str]
     token_logprobs: list[float | None]
     top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
-class CompletionChoice(BaseModel):
+class CompletionChoice(Shape):
     index: int
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: Literal["stop", "length", "cancelled"]
 
 
-class CompletionAnswer(BaseModel):
+class CompletionAnswer(Shape):
     id: str
     object: Literal["text_completion"]
     created: int

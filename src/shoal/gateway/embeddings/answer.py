@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel
+from shoal.gateway.wire import Shape
 
 
-class Embedding(BaseModel):
+class Embedding(Shape):
     object: Literal["embedding"]
     index: int
     embedding: list[float] | str
     """Numbers, or base64 of little-endian float32."""
 
 
-class EmbeddingUsage(BaseModel):
+class EmbeddingUsage(Shape):
     prompt_tokens: int
     total_tokens: int
 
 
-class EmbeddingAnswer(BaseModel):
+class EmbeddingAnswer(Shape):
     object: Literal["list"]
     data: list[Embedding]
     model: str

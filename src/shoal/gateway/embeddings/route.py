@@ -18,7 +18,7 @@ from shoal.gateway.wire import parse
 def routes(service: Service) -> APIRouter:
     router, engine = APIRouter(), service.engine
 
-    @router.post("/v1/embeddings", **contract(EmbeddingRequest, EmbeddingAnswer, 400, 404, 413, 429, 499, 503))
+    @router.post("/v1/embeddings", **contract(EmbeddingRequest, EmbeddingAnswer, 404, 499))
     async def embeddings(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         with service.observed("embeddings") as seen:
             body = parse(EmbeddingRequest, await json_body(request))

@@ -12,6 +12,9 @@ from fastapi.responses import JSONResponse, Response
 
 from shoal.errors import InvalidRequest, UnknownAnswer
 from shoal.gateway.caller import CALLER
+from shoal.gateway.contract import contract
+from shoal.gateway.job import CHOSEN
+from shoal.gateway.responses.answer import DeletedResponse, InputItems, InputTokens, ResponseAnswer
 from shoal.gateway.responses.job import ResponseJob, check_include, response_job
 from shoal.gateway.responses.wire import ResponseRequest
 from shoal.gateway.service import Service, Streaming, json_body
@@ -34,19 +37,19 @@ def page(items: Sequence[dict[str, Any]], limit: int, order: str, after: str | N
 def routes(service: Service) -> APIRouter:
     router, store = APIRouter(), service.responses
 
-    @router.post("/v1/responses")
+    @router.post("/v1/responses", **contract(ResponseRequest, ResponseAnswer, 404, 409, 499, streams=True, headers=CHOSEN))
     async def create(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         prepare = partial(response_job, store=store)
         return await service.respond(request, "responses", ResponseRequest, prepare)
 
-    @router.post("/v1/responses/input_tokens")
+    @router.post("/v1/responses/input_tokens", **contract(ResponseRequest, InputTokens, 404))
     async def count(request: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
         body = parse(ResponseRequest, await json_body(request))
         service.check_model(body.model)
         job = await asyncio.to_thread(response_job, body, service.engine, None, store)
         return {"object": "response.input_tokens", "input_tokens": job.prompt_tokens}
 
-    @router.get("/v1/responses/{id}")
+    @router.get("/v1/responses/{id}", **contract(None, ResponseAnswer, 400, 404, streams=True))
     async def retrieve(  # pyright: ignore[reportUnusedFunction]
         request: Request,
         id: str,
@@ -64,17 +67,17 @@ def routes(service: Service) -> APIRouter:
         service.answers.enter(answer)
         return Streaming(service.answers, answer, None if starting_after is None else [starting_after])
 
-    @router.delete("/v1/responses/{id}")
+    @router.delete("/v1/responses/{id}", **contract(None, DeletedResponse, 404))
     async def delete(request: Request, id: str) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
         await asyncio.to_thread(store.delete, id, CALLER.get().id)
         return {"id": id, "object": "response", "deleted": True}
 
-    @router.post("/v1/responses/{id}/cancel")
+    @router.post("/v1/responses/{id}/cancel", **contract(None, ResponseAnswer, 400, 404))
     async def cancel(request: Request, id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
         await asyncio.to_thread(store.get, id, CALLER.get().id)
         raise InvalidRequest("only background responses could be cancelled, and there are none; close the connection instead", "id")
 
-    @router.get("/v1/responses/{id}/input_items")
+    @router.get("/v1/responses/{id}/input_items", **contract(None, InputItems, 400, 404))
     async def input_items(  # pyright: ignore[reportUnusedFunction]
         request: Request,
         id: str,
