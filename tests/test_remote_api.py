@@ -72,6 +72,8 @@ BODIES: list[tuple[str, dict[str, Any]]] = [
     (CHAT, {"messages": HI, "temprature": 1}),
     (CHAT, {"messages": HI, "model": "gpt-9"}),
     (COMPLETIONS, {"prompt": [-1]}),
+    (COMPLETIONS, {"prompt": "a", "max_tokens": 10**30}),
+    (COMPLETIONS, {"prompt": "a", "seed": -(10**30)}),
 ]
 SAID = ("one END é", "two.3", "drei 😀")
 
