@@ -45,6 +45,14 @@ class ResponseKeeper:
             error = answer.error if isinstance(answer.error, ShoalError) else ShoalError("an unexpected error; the server's log says more")
             self._store.end(writer.failure(fault(error)))
 
+    async def moved(self, job: Job) -> None:
+        if not (isinstance(job, ResponseJob) and job.store):
+            return
+        try:
+            await asyncio.to_thread(self._store.adopt, job.id)
+        except CapacityError as error:
+            log.warning("nobody is told where a response runs", id=job.id, reason=str(error))
+
     async def dropped(self, job: Job) -> None:
         """Its client left, or it was refused: it is as if it had never been."""
         if not (isinstance(job, ResponseJob) and job.store):
