@@ -20,8 +20,9 @@ from shoal.gateway.key import KeyLimits
 from shoal.gateway.key_store import KeyStore
 from shoal.gateway.keyring import REFRESH
 from shoal.gateway.service import MAX_BODY
+from tests.support.api import api, run
 from tests.support.engine import FakeEngine, Script, says, spoken
-from tests.support.http import CHAT, events, fetch, serving
+from tests.support.http import CHAT, events, eventually, fetch, serving
 
 HI = [{"role": "user", "content": "Hi"}]
 Talk = Callable[[ClientConnection], Awaitable[Any]]
@@ -260,6 +261,21 @@ def test_a_key_that_is_revoked_asks_nothing_more_on_an_open_connection(tmp_path:
     assert before_keys["type"] == good["type"] == "done"
     assert (without["status"], revoked["status"], revoked["error"]["code"]) == (401, 401, "invalid_api_key")
     assert len(engine.streams) == 2
+
+
+@pytest.mark.slow
+def test_a_client_that_reads_nothing_is_dropped_with_what_waits_for_it():
+    async def go() -> None:
+        async with (
+            api(FakeEngine(says("x" * 4000), longest=8000), stall=1) as made,
+            connect(f"ws://127.0.0.1:{made.server.port}{CHAT}", proxy=None, max_queue=1, ping_interval=None) as client,
+        ):
+            await ask(client, logprobs=True, top_logprobs=20)
+            await eventually(lambda: made.server.inside)
+            await eventually(lambda: not made.server.inside)
+            client.transport.abort()
+
+    run(go)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from time import time
@@ -21,6 +22,7 @@ from pydantic import TypeAdapter
 from shoal.config import ApiSettings
 from shoal.errors import CapacityError, QueueFull, StageLost
 from shoal.gateway.app import create_app
+from shoal.gateway.inside import Inside
 from shoal.gateway.key_store import KeyStore
 from shoal.gateway.responses import store
 from shoal.gateway.responses.route import page
@@ -557,6 +559,31 @@ def test_every_process_knows_that_a_response_runs_whose_first_process_is_gone(
 
     assert third.get("mine").response["status"] == "failed"
     first.run(second())
+
+
+def test_a_request_that_is_cancelled_while_it_begins_leaves_nothing(api: Callable[..., Api], monkeypatch: pytest.MonkeyPatch):
+    entered, go_on = threading.Event(), threading.Event()
+    begin = ResponseStore.begin
+
+    def slowly(*arguments: Any) -> None:
+        entered.set()
+        assert go_on.wait(10)
+        begin(*arguments)
+
+    async def work() -> None:
+        asking = asyncio.ensure_future(Inside(one.app).post(PATH, b'{"input": "Hi"}'))
+        await asyncio.to_thread(entered.wait, 10)
+        asking.cancel()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+    monkeypatch.setattr(ResponseStore, "begin", slowly)
+    one = api()
+    one.run(work())
+    with one.app.state.service.responses._transaction() as connection:
+        assert connection.execute("SELECT id FROM responses").fetchall() == []
+    assert one.engine.streams == []
 
 
 def test_where_nothing_is_kept_nothing_is_read_or_written(tmp_path: Path):
