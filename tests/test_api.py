@@ -221,6 +221,12 @@ def test_without_max_tokens_the_rest_of_the_context_is_used() -> None:
     assert engine.asked.max_tokens == 100 - len(engine.asked.prompt)
 
 
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+@pytest.mark.parametrize(("wanted", "code"), [(0, None), (-1, None), (100, "context_length_exceeded"), (10**30, "context_length_exceeded")])
+def test_a_limit_that_cannot_be_is_refused_by_the_name_that_it_was_given(field: str, wanted: int, code: str | None) -> None:
+    assert field in refused(ask(FakeEngine(longest=100), **{field: wanted}), 400, field, code)
+
+
 def test_requests_without_a_seed_differ() -> None:
     seeds: set[int] = set()
     for _ in range(3):

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from time import time
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from shoal.errors import CapacityError, ClusterError, NotReady, QueueFull
 from shoal.gateway.app import create_app
 from shoal.gateway.batches.state import Batch, Status
 from shoal.gateway.batches.store import BatchStore
+from shoal.gateway.key import KeyLimits
+from shoal.gateway.key_store import KeyStore
 from shoal.request import Priority, Request
 from tests.support.batches import Api, Clock, becomes, jsonl, line, served
 from tests.support.engine import FakeEngine, ScriptedStream, says, spoken
@@ -508,6 +511,20 @@ def test_what_is_not_there_is_404(tmp_path: Path) -> None:
             assert (answer.status_code, answer.json()["error"]["code"]) == (404, "batch_not_found")
 
     run(FakeEngine(), tmp_path, go, works=False)
+
+
+def test_the_requests_and_tokens_of_a_batch_count_for_its_owner_s_key_and_are_not_limited_by_it(tmp_path: Path) -> None:
+    keys = KeyStore(tmp_path)
+    _, token = keys.create("alice", time(), KeyLimits(requests=2, tokens=1))
+
+    async def go(api: Api) -> None:
+        api.http.headers["Authorization"] = f"Bearer {token}"
+        await api.ended(await api.begin([line(f"r{i}") for i in range(4)]))
+        api.service.keyring.flush()
+        (key,) = keys.all()
+        assert (key.requests, key.prompt_tokens, key.completion_tokens) == (2 + 4, 4 * len("user: r0\n"), 4 * 6)
+
+    run(FakeEngine(), tmp_path, go)
 
 
 def test_a_server_without_settings_keeps_nothing() -> None:

@@ -18,9 +18,11 @@ from shoal.errors import QueueFull, StageLost
 from shoal.gateway.app import create_app
 from shoal.gateway.key import KeyLimits
 from shoal.gateway.key_store import KeyStore
+from shoal.gateway.keyring import REFRESH
 from shoal.gateway.service import MAX_BODY
+from tests.support.api import api, run
 from tests.support.engine import FakeEngine, Script, says, spoken
-from tests.support.http import CHAT, events, fetch, serving
+from tests.support.http import CHAT, events, eventually, fetch, serving
 
 HI = [{"role": "user", "content": "Hi"}]
 Talk = Callable[[ClientConnection], Awaitable[Any]]
@@ -232,6 +234,48 @@ def test_a_key_comes_with_the_handshake_and_counts_each_request(tmp_path: Path):
     first, second, third = asyncio.run(go())
     assert first["type"] == second["type"] == "done"
     assert (third["status"], third["error"]["code"]) == (429, "rate_limit_exceeded")
+
+
+def test_a_key_that_is_revoked_asks_nothing_more_on_an_open_connection(tmp_path: Path):
+    async def go() -> list[dict[str, Any]]:
+        app = create_app(engine, ApiSettings(data=str(tmp_path)))
+        said: list[dict[str, Any]] = []
+        async with asyncio.timeout(20), serving(app) as port, connect(f"ws://127.0.0.1:{port}{CHAT}", proxy=None) as stranger:
+            await ask(stranger)
+            said.append((await heard(stranger))[-1])
+            _, token = keys.create("alice", time())
+            await asyncio.sleep(2 * REFRESH)
+            headers = {"Authorization": f"Bearer {token}"}
+            async with connect(f"ws://127.0.0.1:{port}{CHAT}", proxy=None, additional_headers=headers) as socket:
+                for one in (stranger, socket):
+                    await ask(one)
+                    said.append((await heard(one))[-1])
+                keys.revoke("alice", time())
+                await asyncio.sleep(2 * REFRESH)
+                await ask(socket)
+                said.append((await heard(socket))[-1])
+        return said
+
+    keys, engine = KeyStore(tmp_path), FakeEngine()
+    before_keys, without, good, revoked = asyncio.run(go())
+    assert before_keys["type"] == good["type"] == "done"
+    assert (without["status"], revoked["status"], revoked["error"]["code"]) == (401, 401, "invalid_api_key")
+    assert len(engine.streams) == 2
+
+
+@pytest.mark.slow
+def test_a_client_that_reads_nothing_is_dropped_with_what_waits_for_it():
+    async def go() -> None:
+        async with (
+            api(FakeEngine(says("x" * 4000), longest=8000), stall=1) as made,
+            connect(f"ws://127.0.0.1:{made.server.port}{CHAT}", proxy=None, max_queue=1, ping_interval=None) as client,
+        ):
+            await ask(client, logprobs=True, top_logprobs=20)
+            await eventually(lambda: made.server.inside)
+            await eventually(lambda: not made.server.inside)
+            client.transport.abort()
+
+    run(go)
 
 
 @pytest.mark.slow

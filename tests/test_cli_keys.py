@@ -71,6 +71,15 @@ def test_a_revoked_key_stays_in_the_list() -> None:
     assert [key["state"] for key in listed()] == ["revoked"]
 
 
+def test_the_list_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    keys("create", "alice", "--rpm", "60", "--concurrency", "4", "--priority", "flex", "--expires", "2100-01-31")
+    keys("revoke", "alice")
+    shown = keys("list").stdout
+    assert listed()[0]["id"] in shown and "…" not in shown
+    assert all(part in shown for part in ("alice", "revoked", "60/min", "4 at", "flex", "2100-01-31"))
+
+
 def test_without_keys_the_list_says_what_that_means() -> None:
     done = keys()
     assert done.exit_code == 0 and "this machine alone" in done.output

@@ -131,3 +131,23 @@ def test_a_best_of_that_cannot_be_is_refused(fields: dict[str, Any], param: str)
 
 def test_suffix_is_refused():
     assert "suffix" in refused(ask(FakeEngine(), suffix="x"), 400, "suffix", "unsupported_parameter")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [({"n": 0}, "n"), ({"n": 17}, "n"), ({"n": 0, "best_of": 2}, "n"), ({"best_of": 0}, "best_of"), ({"best_of": 17}, "best_of")],
+)
+def test_the_number_of_choices_is_bounded_by_the_field_that_says_it(fields: dict[str, Any], param: str):
+    assert "must lie in [1, 16]" in refused(ask(FakeEngine(), **fields), 400, param)
+
+
+def test_with_include_usage_every_chunk_has_it_and_the_last_one_is_no_choice_s():
+    *told, last = events(ask(FakeEngine(), stream=True, stream_options={"include_usage": True}))
+    assert {e["usage"] for e in told} == {None}
+    assert (last["choices"], last["usage"]["completion_tokens"]) == ([], 6)
+    assert all("usage" not in e for e in events(ask(FakeEngine(), stream=True)))
+
+
+@pytest.mark.parametrize(("asked", "tier"), [(None, "default"), ("auto", "default"), ("flex", "flex"), ("priority", "priority")])
+def test_the_answer_says_what_it_was_served_with(asked: str | None, tier: str):
+    assert ask(FakeEngine(), service_tier=asked).json()["service_tier"] == tier

@@ -172,6 +172,14 @@ def test_a_key_s_rate_is_told_and_held(store: KeyStore) -> None:
     assert 1 <= int(third.headers["retry-after"]) <= 30
 
 
+@pytest.mark.parametrize("path", ["/tokenize", "/v1/tokenize"])
+def test_the_helpers_are_limited_by_either_name(store: KeyStore, path: str) -> None:
+    _, token = store.create("alice", time(), KeyLimits(requests=1))
+    app = app_of(store)
+    assert fetch(app, "POST", path, json={"prompt": "a"}, headers=bearer(token)).status_code == 200
+    refused(fetch(app, "POST", path, json={"prompt": "a"}, headers=bearer(token)), 429, code="rate_limit_exceeded")
+
+
 def test_tokens_are_limited_too(store: KeyStore) -> None:
     _, token = store.create("alice", time(), KeyLimits(tokens=10))
     app = app_of(store)

@@ -540,6 +540,20 @@ async def pair() -> tuple[Channel[FromWorker], Channel[FromHead], socket.socket]
     return head, worker, theirs
 
 
+def test_what_cannot_be_written_is_told_to_who_says_it_and_holds_back_nothing_else() -> None:
+    async def work() -> None:
+        head, worker, _ = await pair()
+        worker.say(messages.Forget("before"))
+        with pytest.raises(OverflowError):
+            worker.say(messages.Spend(KeyId(""), 2**64))
+        worker.say(messages.Forget("behind"))
+        assert [await head.hear(), await head.hear()] == [messages.Forget("before"), messages.Forget("behind")]
+        await worker.close()
+        await head.close()
+
+    asyncio.run(work())
+
+
 tokens = st.builds(
     TokenChunk,
     request=st.sampled_from([RequestId("a-0"), RequestId("b-0")]),

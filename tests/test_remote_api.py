@@ -72,6 +72,8 @@ BODIES: list[tuple[str, dict[str, Any]]] = [
     (CHAT, {"messages": HI, "temprature": 1}),
     (CHAT, {"messages": HI, "model": "gpt-9"}),
     (COMPLETIONS, {"prompt": [-1]}),
+    (COMPLETIONS, {"prompt": "a", "max_tokens": 10**30}),
+    (COMPLETIONS, {"prompt": "a", "seed": -(10**30)}),
 ]
 SAID = ("one END é", "two.3", "drei 😀")
 
@@ -220,6 +222,20 @@ def test_what_an_engine_before_was_about_is_found_by_every_worker() -> None:
     over(restarted(before, script), again)
 
 
+def test_an_answer_that_ends_with_its_worker_is_not_disturbed_by_another() -> None:
+    async def work(first: httpx.AsyncClient, second: httpx.AsyncClient, *apps: FastAPI) -> None:
+        reading = asyncio.ensure_future(first.post(COMPLETIONS, json={"prompt": "a", "stream": True}, headers={"X-Priority": "batch"}))
+        await soon(lambda: fake.streams)
+        id = fake.streams[0].request.id.removesuffix("-0")
+        fake.say(3)
+        refused(await second.get(f"/v1/streams/{id}"), 404, "id", "answer_not_found")
+        fake.say(3)
+        assert texts(parsed((await reading).text), 1) == ["Hello"]
+
+    fake = SlowEngine()
+    over(fake, work)
+
+
 # Keys
 
 
@@ -255,6 +271,29 @@ def test_another_key_neither_finds_nor_disturbs_an_answer(tmp_path: Path) -> Non
     settings, tokens = with_keys(tmp_path)
     fake = FakeEngine()
     over(fake, work, settings=settings)
+
+
+def test_tokens_said_after_the_engine_was_started_anew_are_counted_for_who_asked(tmp_path: Path) -> None:
+    async def begin(*both: Any) -> None:
+        leaver = Leaver({"messages": HI, "stream": True}, 2, headers={**NAME, **alice})
+        await leaver.visit(both[1], CHAT)
+        both[1].state.service.keyring.flush()
+
+    async def again(*both: Any) -> None:
+        assert texts(parsed((await both[0].get("/v1/streams/mine-1", headers=alice)).text), 1) == ["Hello"]
+        both[1].state.service.keyring.flush()
+
+    settings, tokens = with_keys(tmp_path)
+    alice = {"Authorization": f"Bearer {tokens[0]}"}
+    script: Script = interleaved([], "Hello")
+    before = FakeEngine(lambda request: script(request)[:2], hang=True)
+    over(before, begin, count=1, settings=settings)
+    after = restarted(before, script)
+    after.before[0].said = 2
+    over(after, again, count=1, settings=settings)
+    store = KeyStore(tmp_path)
+    assert sum(key.completion_tokens for key in store.all()) == 6
+    store.close()
 
 
 def test_tokens_are_counted_once_wherever_the_answer_goes(tmp_path: Path) -> None:

@@ -159,6 +159,15 @@ def test_one_whose_process_is_gone_has_failed(tmp_path: Path):
     assert store.get("b").response["status"] == "in_progress"
 
 
+def test_one_that_is_over_is_not_adopted(tmp_path: Path):
+    store = ResponseStore(tmp_path, MANY)
+    keep(store, "a")
+    store.adopt("a")
+    assert store.get("a").response["status"] == "completed"
+    with store._transaction() as connection:  # pyright: ignore[reportPrivateUsage]
+        assert connection.execute("SELECT runner FROM responses").fetchall() == [("",)]
+
+
 @pytest.mark.slow
 def test_several_processes_keep_in_one_file(tmp_path: Path):
     code = f"""

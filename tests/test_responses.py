@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from time import time
@@ -21,13 +22,14 @@ from pydantic import TypeAdapter
 from shoal.config import ApiSettings
 from shoal.errors import CapacityError, QueueFull, StageLost
 from shoal.gateway.app import create_app
+from shoal.gateway.inside import Inside
 from shoal.gateway.key_store import KeyStore
 from shoal.gateway.responses import store
 from shoal.gateway.responses.route import page
 from shoal.gateway.responses.store import Bounds, ResponseStore
 from shoal.text.tools import HERMES
 from tests.support.engine import ByteTokenizer, FakeEngine, Resumed, Script, ScriptedStream, says, spoken
-from tests.support.http import Leaver
+from tests.support.http import Leaver, eventually
 
 PATH = "/v1/responses"
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
@@ -535,6 +537,64 @@ def test_a_response_goes_on_when_the_server_is_started_anew(api: Callable[..., A
     response, events = first.run(later("Hello!", hang=False))
     assert (text(response), response["status"], response["metadata"]) == ("Hello", "completed", {"k": "v"})
     assert [line for line in events.splitlines() if line.startswith("id: ")][:2] == ["id: 4", "id: 5"]
+
+
+def test_every_process_knows_that_a_response_runs_whose_first_process_is_gone(
+    api: Callable[..., Api], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(store, "_this_process", lambda: "1 first")
+    first = api(lambda request: spoken(request, "Hello")[:2], hang=True)
+    first.run(Leaver({"input": "Hi", "stream": True}, 6, headers={"X-Request-Id": "mine"}).visit(first.app, PATH))
+    note, requests = first.engine.kept["mine"]
+    monkeypatch.setattr(store, "_this_process", lambda: "2 second")
+    monkeypatch.setattr(store, "_lives", lambda runner: runner == "2 second")
+    third = ResponseStore(tmp_path, Bounds(9, 1 << 20, 1e9))
+
+    async def second() -> None:
+        engine = FakeEngine()
+        engine.before = [Resumed("mine", note, requests, [ScriptedStream(requests[0], spoken(requests[0], "Hel")[:3], True)])]
+        app = create_app(engine, ApiSettings(data=str(tmp_path)))
+        await eventually(lambda: third.get("mine").response["status"] == "in_progress")
+        (await app.state.service.answers.find("mine")).close()
+
+    assert third.get("mine").response["status"] == "failed"
+    first.run(second())
+
+
+def test_a_request_that_is_cancelled_while_it_begins_leaves_nothing(api: Callable[..., Api], monkeypatch: pytest.MonkeyPatch):
+    entered, go_on = threading.Event(), threading.Event()
+    begin = ResponseStore.begin
+
+    def slowly(*arguments: Any) -> None:
+        entered.set()
+        assert go_on.wait(10)
+        begin(*arguments)
+
+    async def work() -> None:
+        asking = asyncio.ensure_future(Inside(one.app).post(PATH, b'{"input": "Hi"}'))
+        await asyncio.to_thread(entered.wait, 10)
+        asking.cancel()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+    monkeypatch.setattr(ResponseStore, "begin", slowly)
+    one = api()
+    one.run(work())
+    with one.app.state.service.responses._transaction() as connection:
+        assert connection.execute("SELECT id FROM responses").fetchall() == []
+    assert one.engine.streams == []
+
+
+def test_where_nothing_is_kept_nothing_is_read_or_written(tmp_path: Path):
+    one = Api(FakeEngine(), tmp_path, responses=0)
+    response = one.fetch("POST", PATH, json={"input": "Hi"}).json()
+    assert response["store"] is False
+    one.refused(404, "GET", f"{PATH}/{response['id']}")
+    one.refused(404, "DELETE", f"{PATH}/{response['id']}")
+    assert one.refused(400, json={"input": "Hi", "previous_response_id": response["id"]})["code"] == "previous_response_not_found"
+    assert not (tmp_path / "responses.sqlite").exists()
+    one.close()
 
 
 def test_a_response_whose_client_left_is_as_if_it_had_never_been(api: Callable[..., Api]):

@@ -147,3 +147,8 @@ class TokenChunk(msgspec.Struct, frozen=True, array_like=True):
     scores: tuple[Score, ...] = ()
     embedding: bytes = b""
     """float32, little-endian, as long as a hidden state; not normalised."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is one of the answer's tokens: the one that ends a text is, an end for another reason is none."""
+        return self.token is not None or self.finish is FinishReason.STOP

@@ -19,6 +19,7 @@ from shoal.gateway import app as application
 from shoal.gateway.batches.runner import Runner
 from shoal.gateway.batches.store import BatchStore
 from shoal.gateway.engine import Engine
+from shoal.gateway.service import Service
 from tests.support.http import CHAT
 
 
@@ -48,8 +49,8 @@ class Clock:
 
 
 class Api:
-    def __init__(self, http: httpx.AsyncClient, clock: Clock) -> None:
-        self.http, self.clock = http, clock
+    def __init__(self, http: httpx.AsyncClient, clock: Clock, service: Service) -> None:
+        self.http, self.clock, self.service = http, clock, service
 
     async def upload(self, content: bytes, name: str = "in.jsonl", purpose: str = "batch") -> httpx.Response:
         return await self.http.post("/v1/files", data={"purpose": purpose}, files={"file": (name, content)})
@@ -98,7 +99,7 @@ async def served(engine: Engine, data: Path, *, works: bool = True, clock: Clock
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://shoal") as http:
             if not works:
-                yield Api(http, clock)
+                yield Api(http, clock, app.state.service)
                 return
             async with app.router.lifespan_context(app):
-                yield Api(http, clock)
+                yield Api(http, clock, app.state.service)

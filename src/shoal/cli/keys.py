@@ -90,11 +90,13 @@ def create_key(
 def list_keys(data: Data = None, as_json: Json = False) -> None:
     """List the keys, and what they were used for."""
     now = time()
-    rows = [_row(key, now) for key in _store(data).all()]
+    keys = _store(data).all()
     if as_json:
-        emit(rows)
-    elif rows:
-        out.print(table("", [{name: _shown(value) for name, value in row.items()} for row in rows]))
+        emit([_row(key, now) for key in keys])
+    elif keys:
+        shown = table("", [_short_row(key, now) for key in keys])
+        shown.columns[1].no_wrap, shown.columns[1].min_width = True, 12  # an id is to be copied
+        out.print(shown)
     else:
         err.print("there are no keys: the API is for this machine alone, which needs none; `shoal keys create NAME` makes one")
 
@@ -106,12 +108,36 @@ def revoke_key(name: Annotated[str, typer.Argument(help="Its name or id.")], dat
     err.print(f"{key.name} ({key.id}) is revoked", markup=False)
 
 
+def _state(key: ApiKey, now: float) -> str:
+    return "revoked" if key.revoked is not None else "good" if key.good(now) else "expired"
+
+
+def _short_row(key: ApiKey, now: float) -> dict[str, Any]:
+    """For a terminal."""
+    own, limits = key.limits, list[str]()
+    for most, what in ((own.requests, "/min"), (own.tokens, " tokens/min"), (own.concurrency, " at once")):
+        if most:
+            limits.append(f"{most}{what}")
+    if key.priority is not Priority.URGENT:
+        limits.append(key.priority.name.lower())
+    if key.expires is not None:
+        limits.append(f"until {_day(key.expires)}")
+    return {
+        "name": key.name,
+        "id": key.id,
+        "state": _state(key, now),
+        "last used": _day(key.last_used),
+        "requests": key.requests,
+        "tokens": key.prompt_tokens + key.completion_tokens,
+        "limits": ", ".join(limits) or "-",
+    }
+
+
 def _row(key: ApiKey, now: float) -> dict[str, Any]:
-    state = "revoked" if key.revoked is not None else "good" if key.good(now) else "expired"
     return {
         "id": key.id,
         "name": key.name,
-        "state": state,
+        "state": _state(key, now),
         "created": _time(key.created),
         "expires": _time(key.expires),
         "last_used": _time(key.last_used),
@@ -129,5 +155,5 @@ def _time(seconds: int | None) -> str | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
-def _shown(value: Any) -> Any:
-    return "-" if value is None else value
+def _day(seconds: int | None) -> str:
+    return (_time(seconds) or "-")[:10]

@@ -122,7 +122,7 @@ class Answer:
         async for chunk in stream:
             scores += chunk.scores
             if chunk.token is not None or chunk.finish is not None:
-                if chunk.token is not None or chunk.finish is FinishReason.STOP:
+                if chunk.counts:
                     self.usage.completion += 1
                     if self.usage.completion > self._said:
                         self._caller.spend(completion=1)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol
 
 import msgspec
 import structlog
@@ -14,6 +14,7 @@ from shoal.gateway.answer import Answer
 from shoal.gateway.caller import CALLER, Caller
 from shoal.gateway.engine import Engine, Resumed, Stream
 from shoal.gateway.job import Job
+from shoal.gateway.key import KeyId
 from shoal.gateway.kinds import recalled
 
 log = structlog.get_logger()
@@ -24,6 +25,10 @@ class Watcher(Protocol):
 
     async def begun(self, job: Job) -> None:
         """Before it is submitted. Raises ShoalError where it must not be."""
+        ...
+
+    async def moved(self, job: Job) -> None:
+        """It was begun elsewhere, or before the engine was started anew, and runs here now."""
         ...
 
     async def ended(self, answer: Answer) -> None:
@@ -38,9 +43,14 @@ class Watcher(Protocol):
 class Answers:
     """An answer is dropped, and what runs for it ended, when its reader leaves; where the client named it, some time after that."""
 
-    def __init__(self, engine: Engine, watcher: Watcher | None = None) -> None:
-        """Takes up what an engine before this one was about; where there is such a thing an event loop has to run."""
-        self._engine, self._watcher = engine, watcher
+    def __init__(
+        self, engine: Engine, watcher: Watcher | None = None, caller_of: Callable[[KeyId], Caller] = lambda owner: Caller()
+    ) -> None:
+        """Takes up what an engine before this one was about; where there is such a thing an event loop has to run.
+
+        caller_of: whom the tokens of an answer are counted for that is taken up
+        """
+        self._engine, self._watcher, self._caller_of = engine, watcher, caller_of
         self._ended = None if watcher is None else watcher.ended
         self._telling: set[asyncio.Task[None]] = set()
         self._answers: dict[str, Answer] = {}
@@ -49,7 +59,7 @@ class Answers:
         self._resumable: set[str] = set()
         self._expiries: dict[str, asyncio.TimerHandle] = {}
         for resumed in engine.resumed():
-            self._take_up(resumed, Caller())
+            self._take_up(resumed)
 
     async def begin(self, job: Job) -> Answer:
         """Submits before anything is answered, so that a refusal is known. Its reader is expected.
@@ -88,7 +98,7 @@ class Answers:
         caller = CALLER.get()
         answer = self._here(id)
         if answer is None and (resumed := await self._engine.find(id, caller.id)) is not None:
-            answer = self._take_up(resumed, caller)
+            answer = self._take_up(resumed)
         if answer is None or answer.job.owner != caller.id:
             raise UnknownAnswer(id)
         return answer
@@ -100,7 +110,7 @@ class Answers:
             return None
         return answer
 
-    def _take_up(self, resumed: Resumed, caller: Caller) -> Answer | None:
+    def _take_up(self, resumed: Resumed) -> Answer | None:
         """It waits for a reader. None where it cannot be understood."""
         try:
             job = recalled(resumed.note, resumed.requests)
@@ -109,10 +119,12 @@ class Answers:
             self._engine.forget(resumed.id)
             return None
         self._let_go(job.id)
-        streams, said = resumed.streams, resumed.said
+        caller, streams, said = self._caller_of(job.owner), resumed.streams, resumed.said
         answer = self._answers[job.id] = Answer(job, self._engine, streams, caller, resumed=True, said=said, ended=self._ended)
         self._resumable.add(job.id)
         self._expire(job.id)
+        if self._watcher is not None:
+            self._tell(self._watcher.moved(job))
         return answer
 
     def __contains__(self, id: object) -> bool:
@@ -145,10 +157,13 @@ class Answers:
     def _drop(self, id: str) -> None:
         answer = self._let_go(id)
         if self._watcher is not None and answer is not None and not answer.over:
-            task = asyncio.get_running_loop().create_task(self._watcher.dropped(answer.job))
-            self._telling.add(task)
-            task.add_done_callback(self._telling.discard)
+            self._tell(self._watcher.dropped(answer.job))
         self._engine.forget(id)
+
+    def _tell(self, telling: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(telling)
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
 
     def _let_go(self, id: str) -> Answer | None:
         if (expiry := self._expiries.pop(id, None)) is not None:

@@ -13,7 +13,7 @@ from shoal.request import Priority
 
 @dataclass(frozen=True)
 class Caller:
-    """key: None where the API asks for none."""
+    """key: None where the API asks for none. limiter: None: nothing limits it."""
 
     keyring: Keyring | None = None
     limiter: Limiter | None = None
@@ -32,9 +32,9 @@ class Caller:
 
     async def enter(self) -> Allowance:
         """A request that asks the model begins; `leave` has to follow. Raises RateLimited."""
-        if self.key is None or self.limiter is None:
+        if self.key is None:
             return Allowance()
-        allowance = await self.limiter.enter(self.key.id, self.key.limits)
+        allowance = Allowance() if self.limiter is None else await self.limiter.enter(self.key.id, self.key.limits)
         if self.keyring is not None:
             self.keyring.used(self.key.id, requests=1)
         return allowance

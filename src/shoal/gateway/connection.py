@@ -15,6 +15,7 @@ from typing import Any
 import h11
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
 from shoal.gateway.faults import Fault
@@ -164,3 +165,11 @@ class Connection(H11Protocol):
         if self._answering:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
+
+
+class SocketConnection(WebSocketsSansIOProtocol):
+    """A WebSocket. A client that does not answer a ping, because it is gone or does not read, is dropped with all that waits for it."""
+
+    def keepalive_timeout(self) -> None:
+        super().keepalive_timeout()
+        self.transport.abort()  # closing would wait until it reads

@@ -34,7 +34,7 @@ class Resumed(Protocol):
     def streams(self) -> Sequence[Stream]: ...
     @property
     def said(self) -> int:
-        """Tokens that were said before."""
+        """Tokens that were said to somebody before, and so are counted for the key."""
         ...
 
 

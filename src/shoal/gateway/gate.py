@@ -60,7 +60,7 @@ class Gate:
             if not asks_key(scope["path"]):
                 return await self._app(scope, receive, send)
             caller = self._caller(headers)
-            if not scope["path"].startswith("/v1/"):
+            if not scope["path"].startswith("/v1/") and scope.get("method") != "POST":
                 return await self._let_in(caller, scope, receive, send)
             if scope["type"] == "websocket":  # what it asks is counted request by request, by its endpoint
                 self._doors.check()

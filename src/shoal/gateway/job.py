@@ -120,6 +120,7 @@ def common(
     max_tokens: int | None,
     logprobs: int | None,
     chosen: str | None,
+    limited_by: str = "max_tokens",
     grammar: str = "",
     prompt_logprobs: int | None = None,
 ) -> dict[str, Any]:
@@ -128,6 +129,7 @@ def common(
     prefix: what ids begin with that no client chose
     max_tokens: of each choice; None: all that fit behind the prompt
     logprobs: None: none; else how many alternatives
+    limited_by: the field that max_tokens came in
     grammar: what every choice has to match
     prompt_logprobs: None: none; else how many alternatives of each of the prompts' tokens; max_tokens may then be 0
 
@@ -150,7 +152,7 @@ def common(
         Request(
             RequestId(f"{id}-{i}"),
             prompt,
-            0 if max_tokens == 0 and prompt_logprobs is not None else limit(max_tokens, len(prompt), longest),
+            0 if max_tokens == 0 and prompt_logprobs is not None else limit(max_tokens, len(prompt), longest, limited_by),
             sampling,
             n,
             ends,

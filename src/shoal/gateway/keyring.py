@@ -55,6 +55,13 @@ class Keyring:
             raise NotAuthenticated(given=bool(token))
         return key
 
+    def recheck(self, key: ApiKey | None) -> None:
+        """Whoever was let in some time ago. Raises NotAuthenticated where they would not be any more."""
+        self._refresh()
+        known = None if key is None else self._keys.get(key.id)
+        if self._keys and (known is None or not known.good(self._now())):
+            raise NotAuthenticated(given=key is not None)
+
     def known(self, id: KeyId) -> ApiKey | None:
         """A key that was made, good or not."""
         self._refresh()

@@ -13,11 +13,21 @@ MAX_BIASES = 1024
 """Tokens in logit_bias."""
 
 
-def limit(max_tokens: int | None, prompt: int, longest: int) -> int:
-    """Tokens that a choice may have; without a wish all that fit behind the prompt. Raises InvalidRequest."""
-    if max_tokens is not None and max_tokens < 1:
-        raise InvalidRequest("max_tokens must be at least 1", "max_tokens")
-    return max(longest - prompt, 1) if max_tokens is None else max_tokens
+def limit(wanted: int | None, prompt: int, longest: int, param: str) -> int:
+    """Tokens that a choice may have; without a wish all that fit behind the prompt. A prompt that is too long is not this function's.
+
+    param: the field that says what is wanted
+
+    Raises InvalidRequest.
+    """
+    if wanted is None:
+        return max(longest - prompt, 1)
+    if wanted < 1:
+        raise InvalidRequest(f"{param} must be at least 1, not {wanted}", param)
+    if prompt < longest < prompt + wanted:
+        message = f"the prompt's {prompt} tokens and {param} {wanted} make {prompt + wanted}; at most {longest} fit"
+        raise InvalidRequest(message, param, "context_length_exceeded")
+    return min(wanted, longest)
 
 
 def sampling_params(body: Sampled, logprobs: int | None, grammar: str, vocabulary: int) -> SamplingParams:

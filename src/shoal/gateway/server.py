@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 from shoal.config import ApiSettings
 from shoal.errors import address_error
-from shoal.gateway.connection import Connection, Connections
+from shoal.gateway.connection import Connection, Connections, SocketConnection
 from shoal.gateway.gate import MAX_HEADER_BYTES, MAX_TARGET
 from shoal.gateway.patience import rules
 from shoal.gateway.service import MAX_BODY, Service
@@ -74,7 +74,9 @@ class ApiServer:
                 timeout_keep_alive=settings.keep_alive,  # pyright: ignore[reportArgumentType]
                 timeout_graceful_shutdown=5,
                 h11_max_incomplete_event_size=MAX_HEADER_BYTES + MAX_TARGET,
-                ws="websockets-sansio",
+                ws=SocketConnection,
+                ws_ping_interval=settings.stall,
+                ws_ping_timeout=settings.stall,
                 ws_max_size=MAX_BODY,
                 ws_max_queue=4,
                 ws_per_message_deflate=False,  # chunks are small, and many

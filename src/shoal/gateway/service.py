@@ -19,11 +19,13 @@ from shoal.config import ApiSettings
 from shoal.errors import InvalidRequest, ShoalError, TooLarge, UnknownModel, WrongMediaType
 from shoal.gateway.answer import Answer
 from shoal.gateway.answers import Answers
+from shoal.gateway.caller import Caller
 from shoal.gateway.doors import Doors
 from shoal.gateway.engine import Engine, TakenOver
 from shoal.gateway.events import Position, events
 from shoal.gateway.faults import fault
 from shoal.gateway.job import Job, chosen_id
+from shoal.gateway.key import KeyId
 from shoal.gateway.keyring import Keyring
 from shoal.gateway.limits import Limiter
 from shoal.gateway.responses.keeper import ResponseKeeper
@@ -60,13 +62,16 @@ class Service:
         self.engine, self.settings = engine, settings
         bounds = Bounds(settings.responses, settings.responses_bytes, settings.responses_days * 86400)
         self.responses = ResponseStore(settings.data_folder, bounds)
-        self.answers = Answers(engine, ResponseKeeper(self.responses, engine))
         self.doors, self.keyring, self.limiter = Doors(), keyring, limiter
+        self.answers = Answers(engine, ResponseKeeper(self.responses, engine), self._caller_of)
 
     @property
     def state(self) -> str:
         """'' while requests are taken; else why not."""
         return "the server is shutting down" if self.doors.closing else self.engine.state
+
+    def _caller_of(self, owner: KeyId) -> Caller:
+        return Caller(self.keyring, self.limiter, self.keyring.known(owner))
 
     def check_model(self, name: str | None) -> None:
         """Raises UnknownModel."""

@@ -140,7 +140,9 @@ class Head:
             streams = [TokenStream(request, said) for request, said in zip(answer.requests, answer.said, strict=True)]
             for stream in streams:
                 self.conductor.take_up(stream)
-            out.append(Resumed(answer.answer, answer.note, answer.requests, streams, sum(map(len, answer.said))))
+            out.append(
+                Resumed(answer.answer, answer.note, answer.requests, streams, sum(chunk.counts for said in answer.said for chunk in said))
+            )
         return out
 
     async def find(self, answer: str, owner: str) -> None:

@@ -225,7 +225,9 @@ class Runner:
 
     async def _request(self, batch: Batch, papers: Papers, asked: Asked) -> None:
         patience = Patience()
-        CALLER.set(self._caller(batch.owner))
+        caller = self._caller(batch.owner)
+        CALLER.set(caller)
+        await caller.enter()  # counted once, however often it is asked; nothing limits it
         while True:
             answer = await self._inside.post(asked.url, asked.body)
             pause = patience.pause(answer.status, _code(answer), answer.headers.get("retry-after"), self._now(), self._rng)

@@ -37,6 +37,7 @@ def chat_job(body: ChatRequest, engine: Engine, chosen: str | None = None) -> Ch
         [asked.prompt],
         prefix="chatcmpl-",
         max_tokens=body.max_completion_tokens if body.max_tokens is None else body.max_tokens,
+        limited_by="max_completion_tokens" if body.max_tokens is None else "max_tokens",
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         chosen=chosen,
         grammar=asked.grammar,

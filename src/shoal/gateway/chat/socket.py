@@ -86,6 +86,7 @@ class _Session:
         caller = CALLER.get()
         try:
             with self._service.doors.passing():
+                self._service.keyring.recheck(caller.key)
                 await caller.enter()
                 try:
                     await self._ask(body, id)

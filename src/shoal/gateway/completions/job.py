@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from shoal.errors import InvalidRequest
 from shoal.gateway.completions.wire import CompletionRequest
-from shoal.gateway.completions.writer import CompletionWriter, Prompt
+from shoal.gateway.completions.writer import CompletionWriter
 from shoal.gateway.engine import Engine
 from shoal.gateway.job import Job, common
 from shoal.gateway.prompts import texts, tokenised
+from shoal.request import MAX_CHOICES
 
 _MAX_PROMPTS = 64
 
@@ -20,19 +21,28 @@ class CompletionJob(Job, frozen=True, tag="completion"):
     """The prompts' texts, where they come before the answers."""
 
     def writer(self, engine: Engine) -> CompletionWriter:
-        prompts = [Prompt(r.prompt, self.echo[i] if self.echo else None, r.n) for i, r in enumerate(self.requests)]
-        return CompletionWriter(engine, self.id, self.created, prompts, self.kept, self.logprobs, self.include_usage)
+        return CompletionWriter(engine, self)
+
+
+def _choices(body: CompletionRequest) -> tuple[int, int]:
+    """How many choices each prompt is answered with, and of how many they are the best. Raises InvalidRequest."""
+    n = 1 if body.n is None else body.n
+    best_of = n if body.best_of is None else body.best_of
+    for name, value in (("n", n), ("best_of", best_of)):
+        if not 1 <= value <= MAX_CHOICES:
+            raise InvalidRequest(f"{name} must lie in [1, {MAX_CHOICES}], not {value}", name)
+    if best_of < n:
+        raise InvalidRequest(f"best_of is {best_of}; it cannot be less than n, which is {n}", "best_of")
+    if best_of > n and body.stream:
+        raise InvalidRequest("best_of cannot be streamed: which choices are best is known at their end", "best_of")
+    return n, best_of
 
 
 def completion_job(body: CompletionRequest, engine: Engine, chosen: str | None = None) -> CompletionJob:
     """chosen: the answer's id. Without max_tokens it is 16, as OpenAI's API has it. Raises InvalidRequest, NotReady."""
     prompts = tokenised(body.prompt, engine, "prompt", _MAX_PROMPTS)
     max_tokens = 16 if body.max_tokens is None else body.max_tokens
-    n, best_of = body.n or 1, body.best_of or body.n or 1
-    if best_of < n:
-        raise InvalidRequest(f"best_of is {best_of}; it cannot be less than n, which is {n}", "best_of")
-    if best_of > n and body.stream:
-        raise InvalidRequest("best_of cannot be streamed: which choices are best is known at their end", "best_of")
+    n, best_of = _choices(body)
     if max_tokens == 0 and not body.echo:
         raise InvalidRequest("max_tokens is 0: nothing would be answered without echo", "max_tokens")
     fields = common(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shoal.gateway.engine import Engine
 from shoal.gateway.faults import Fault
@@ -12,9 +12,12 @@ from shoal.gateway.writer import Event, Piece, Usage
 from shoal.request import Alternative
 from shoal.text.detokenizer import Detokenizer
 
+if TYPE_CHECKING:
+    from shoal.gateway.completions.job import CompletionJob
+
 
 @dataclass(frozen=True)
-class Prompt:
+class _Prompt:
     tokens: list[int]
     echo: str | None
     """Its text, where it comes before the answer."""
@@ -24,7 +27,7 @@ class Prompt:
 class _Logprobs:
     """Of one choice: each token, its alternatives, and at which character of the text it begins."""
 
-    def __init__(self, engine: Engine, prompt: Prompt) -> None:
+    def __init__(self, engine: Engine, prompt: _Prompt) -> None:
         self._tokenizer = engine.tokenizer
         self._detokenizer = Detokenizer(engine.tokenizer, () if prompt.echo is not None else prompt.tokens)
         self._offset = 0
@@ -48,35 +51,36 @@ class _Logprobs:
 
 
 class CompletionWriter:
-    """kept: of each prompt's choices the likeliest so many are told."""
-
-    def __init__(
-        self, engine: Engine, id: str, created: int, prompts: Sequence[Prompt], kept: int, logprobs: bool, include_usage: bool
-    ) -> None:
-        self._engine, self._id, self._created = engine, id, created
+    def __init__(self, engine: Engine, job: CompletionJob) -> None:
+        self._engine, self._job = engine, job
+        prompts = [_Prompt(r.prompt, job.echo[i] if job.echo else None, r.n) for i, r in enumerate(job.requests)]
         self._prompts = [prompt for prompt in prompts for _ in range(prompt.choices)]
-        self._kept, self._include_usage = kept, include_usage
-        self._logprobs = [_Logprobs(engine, prompt) for prompt in self._prompts] if logprobs else None
+        self._logprobs = [_Logprobs(engine, prompt) for prompt in self._prompts] if job.logprobs else None
         self._begun: set[int] = set()
 
     def _frame(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
-            "id": self._id,
+            "id": self._job.id,
             "object": "text_completion",
-            "created": self._created,
+            "created": self._job.created,
             "model": self._engine.name,
+            "service_tier": self._job.service_tier,
             "system_fingerprint": f"shoal-{self._engine.created}",
             "choices": choices,
         }
+
+    def _chunk(self, choices: list[dict[str, Any]], usage: Usage | None = None) -> Event:
+        told = {"usage": None if usage is None else usage.wire()} if self._job.include_usage else {}
+        return Event({**self._frame(choices), **told})
 
     def opening(self) -> Sequence[Event]:
         return ()
 
     def piece(self, piece: Piece) -> Sequence[Event]:
-        return [Event(self._frame([self._choice(piece)]))]
+        return [self._chunk([self._choice(piece)])]
 
     def ending(self, usage: Usage) -> Sequence[Event]:
-        return [*([Event({**self._frame([]), "usage": usage.wire()})] if self._include_usage else []), Event("[DONE]")]
+        return [*([self._chunk([], usage)] if self._job.include_usage else []), Event("[DONE]")]
 
     def failed(self, what: Fault) -> Sequence[Event]:
         return [Event(what.body)]
@@ -87,7 +91,7 @@ class CompletionWriter:
         while at < len(self._prompts):
             beside = self._prompts[at].choices
             merged = [_merged(index, [p for p in pieces if p.choice == index]) for index in range(at, at + beside)]
-            best = sorted(merged, key=_likelihood, reverse=True)[: self._kept] if beside > self._kept else merged
+            best = sorted(merged, key=_likelihood, reverse=True)[: self._job.kept] if beside > self._job.kept else merged
             choices += [{**self._choice(piece), "index": len(choices) + i} for i, piece in enumerate(best)]
             at += beside
         return {**self._frame(choices), "usage": usage.wire()}

@@ -32,7 +32,7 @@ class Channel(Generic[Heard]):
         self._reader, self._writer = reader, writer
         self._decoder: msgspec.msgpack.Decoder[Heard] = msgspec.msgpack.Decoder(heard)
         self._encoder = msgspec.msgpack.Encoder()
-        self._outbox: list[Message] = []
+        self._outbox: list[bytes | list[TokenChunk]] = []
 
     async def hear(self) -> Heard:
         """The next message. Raises EOFError where the other end is gone, RemoteProtocolError where it makes no sense."""
@@ -47,17 +47,20 @@ class Channel(Generic[Heard]):
             raise EOFError(str(error)) from error
 
     def say(self, message: Message) -> None:
-        """Sends it at the end of this turn; nobody hears it where the other end is gone."""
-        if not self._outbox:
-            asyncio.get_running_loop().call_soon(self._flush)
-        self._outbox.append(message)
+        """Sends it at the end of this turn; nobody hears it where the other end is gone. Raises OverflowError for a number of over 64 bits."""
+        self._put(self._encoder.encode(message))
 
     def say_token(self, chunk: TokenChunk) -> None:
         last = self._outbox[-1] if self._outbox else None
-        if isinstance(last, Said) and len(last.chunks) < _MOST_CHUNKS:
-            last.chunks.append(chunk)
+        if isinstance(last, list) and len(last) < _MOST_CHUNKS:
+            last.append(chunk)
         else:
-            self.say(Said([chunk]))
+            self._put([chunk])
+
+    def _put(self, said: bytes | list[TokenChunk]) -> None:
+        if not self._outbox:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._outbox.append(said)
 
     def _flush(self) -> None:
         outbox, self._outbox = self._outbox, []
@@ -65,8 +68,8 @@ class Channel(Generic[Heard]):
         if transport.is_closing():
             return
         parts: list[bytes] = []
-        for message in outbox:
-            data = self._encoder.encode(message)
+        for said in outbox:
+            data = said if isinstance(said, bytes) else self._encoder.encode(Said(said))
             parts += (_LENGTH.pack(len(data)), data)
         self._writer.write(b"".join(parts))
         if (unread := transport.get_write_buffer_size()) > MAX_UNREAD:

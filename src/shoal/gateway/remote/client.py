@@ -242,8 +242,8 @@ class RemoteEngine:
         if self._gone is not None:
             raise self._gone
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._calls[call.call] = (future, take)
         self._channel.say(call)
+        self._calls[call.call] = (future, take)
         try:
             return await future
         finally:

@@ -18,7 +18,8 @@ log = structlog.get_logger()
 
 
 class Held:
-    def __init__(self, id: str, note: bytes, requests: Sequence[Request], streams: Sequence[Stream], named: bool) -> None:
+    def __init__(self, id: str, note: bytes, requests: Sequence[Request], streams: Sequence[Stream], named: bool, counted: int = 0) -> None:
+        """counted: tokens that the streams say first and that were counted for its key before"""
         self.id = id
         self._note, self._requests = note, list(requests)
         self.key = owner_of(note)
@@ -28,6 +29,7 @@ class Held:
         self.streams = {request.id: stream for request, stream in zip(requests, streams, strict=True)}
         self._owner: Channel[FromWorker] | None = None
         self._said: list[TokenChunk | Over | Broke] = []
+        self._counted, self._told = counted, 0
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._follow(request, stream)) for request, stream in zip(requests, streams, strict=True)]
 
@@ -36,8 +38,14 @@ class Held:
         return self._owner
 
     @property
+    def movable(self) -> bool:
+        """Whether another worker could go on with it: one that has no note ends with the worker that began it."""
+        return bool(self._note)
+
+    @property
     def attached(self) -> Attached:
-        return Attached(self.id, self._note, self._requests, sum(isinstance(item, TokenChunk) for item in self._said))
+        told = sum(isinstance(item, TokenChunk) and item.counts for item in self._said[: self._told])
+        return Attached(self.id, self._note, self._requests, max(told, self._counted))
 
     @property
     def over(self) -> bool:
@@ -54,6 +62,7 @@ class Held:
         """Tells its owner all that came so far."""
         for item in self._said:
             self._tell(item)
+        self._told = len(self._said)
 
     def close(self) -> None:
         """Cancels what still runs."""
@@ -73,6 +82,8 @@ class Held:
     def _came(self, item: TokenChunk | Over | Broke) -> None:
         self._said.append(item)
         self._tell(item)
+        if self._owner is not None:
+            self._told = len(self._said)
 
     async def _follow(self, request: Request, stream: Stream) -> None:
         try:

@@ -57,7 +57,7 @@ class Status(Message, frozen=True):
 
 
 class Attached(Message, frozen=True):
-    """An answer that goes over to a worker. All that it has said, so many tokens, follows."""
+    """An answer that goes over to a worker. All that it has said follows; so many of its tokens are counted for its key already."""
 
     id: str
     note: bytes

@@ -71,7 +71,7 @@ class EngineServer:
     async def start(self, path: Path) -> None:
         """Takes up what an engine before this one was about, and listens; whoever may enter the folder may connect."""
         for resumed in self._engine.resumed():
-            self._hold(Held(resumed.id, resumed.note, resumed.requests, resumed.streams, named=True))
+            self._hold(Held(resumed.id, resumed.note, resumed.requests, resumed.streams, named=True, counted=resumed.said))
             self._orphan(resumed.id)
         self._server = await asyncio.start_unix_server(self._accept, path)
         os.chmod(path, 0o600)
@@ -263,7 +263,7 @@ class EngineServer:
 
     def _find(self, worker: _Worker, call: int, answer: str, owner: KeyId) -> None:
         held = self._answers.get(answer)
-        if held is not None and held.key != owner:
+        if held is not None and (held.key != owner or not held.movable):
             held = None
         if held is not None:
             held.give(None)

@@ -55,8 +55,6 @@ def check_include(include: Sequence[str] | None) -> None:
 def _check(body: ResponseRequest) -> None:
     if body.truncation == "auto":
         raise InvalidRequest("truncation 'auto' is not supported: shorten the input, or begin a new conversation", "truncation")
-    if body.max_output_tokens is not None and body.max_output_tokens < 1:
-        raise InvalidRequest("max_output_tokens must be at least 1", "max_output_tokens")
     if any(len(key) > 64 for key in body.metadata or {}):
         raise InvalidRequest("a key of metadata has at most 64 characters", "metadata")
     check_include(body.include)
@@ -141,6 +139,7 @@ def response_job(body: ResponseRequest, engine: Engine, chosen: str | None, stor
         [asked.prompt],
         prefix="resp_",
         max_tokens=body.max_output_tokens,
+        limited_by="max_output_tokens",
         logprobs=(body.top_logprobs or 0) if body.include else None,
         chosen=id,
         grammar=asked.grammar,

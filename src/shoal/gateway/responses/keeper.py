@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import structlog
 
@@ -27,7 +28,14 @@ class ResponseKeeper:
     async def begun(self, job: Job) -> None:
         if isinstance(job, ResponseJob) and job.store:
             response = job.writer(self._engine).response("in_progress")
-            await asyncio.to_thread(self._store.begin, response, job.input, job.owner)
+            beginning = asyncio.ensure_future(asyncio.to_thread(self._store.begin, response, job.input, job.owner))
+            try:
+                await asyncio.shield(beginning)
+            except asyncio.CancelledError:
+                with suppress(ShoalError):  # then there is nothing to take back
+                    await beginning
+                    await self.dropped(job)
+                raise
 
     async def ended(self, answer: Answer) -> None:
         """What cannot be kept is still told to its reader: the log says that it was lost."""
@@ -44,6 +52,14 @@ class ResponseKeeper:
         else:
             error = answer.error if isinstance(answer.error, ShoalError) else ShoalError("an unexpected error; the server's log says more")
             self._store.end(writer.failure(fault(error)))
+
+    async def moved(self, job: Job) -> None:
+        if not (isinstance(job, ResponseJob) and job.store):
+            return
+        try:
+            await asyncio.to_thread(self._store.adopt, job.id)
+        except CapacityError as error:
+            log.warning("nobody is told where a response runs", id=job.id, reason=str(error))
 
     async def dropped(self, job: Job) -> None:
         """Its client left, or it was refused: it is as if it had never been."""

@@ -79,7 +79,7 @@ class ResponseStore:
     """owner: whose a response is; nobody else finds it."""
 
     def __init__(self, folder: Path, bounds: Bounds, clock: Callable[[], float] = time) -> None:
-        """The folder and the file come to be with the first use. clock: seconds since 1970."""
+        """The folder and the file come to be with the first use, and where nothing is kept never. clock: seconds since 1970."""
         self._path = folder / "responses.sqlite"
         self._bounds, self._clock = bounds, clock
         self._lock = threading.Lock()
@@ -98,6 +98,11 @@ class ResponseStore:
         with self._transaction() as connection:
             if not connection.execute("INSERT OR IGNORE INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row).rowcount:
                 raise IdTaken(response["id"])
+
+    def adopt(self, id: str) -> None:
+        """A response that another process began runs in this one now; nothing where it is over. Raises CapacityError."""
+        with self._transaction() as connection:
+            connection.execute("UPDATE responses SET runner = ? WHERE id = ? AND runner != ''", (_this_process(), id))
 
     def end(self, response: dict[str, Any]) -> None:
         """What became of it; nothing where it was deleted meanwhile. Raises CapacityError."""
@@ -194,10 +199,12 @@ class ResponseStore:
 
     def _connect(self) -> sqlite3.Connection:
         if self._connection is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(FileExistsError):  # it holds what people said: for its owner alone
-                os.close(os.open(self._path, os.O_CREAT | os.O_EXCL, 0o600))
-            connection = sqlite3.connect(self._path, timeout=30, isolation_level=None, check_same_thread=False)
+            if self.keeps:
+                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                with suppress(FileExistsError):  # it holds what people said: for its owner alone
+                    os.close(os.open(self._path, os.O_CREAT | os.O_EXCL, 0o600))
+            path = self._path if self.keeps else ":memory:"
+            connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
             weakref.finalize(self, connection.close)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
