@@ -133,11 +133,17 @@ def main(options: argparse.Namespace) -> None:
         for streams in options.streams:
             count = max(8, streams * options.turns)
             what = f"{streams} streams, {count} requests"
-            print(both(what, ports, rounds, lambda r, n=count, w=what: requests(f"{w} {r}", n, scale, CONTEXT, vocabulary), streams), flush=True)
+            print(
+                both(what, ports, rounds, lambda r, n=count, w=what: requests(f"{w} {r}", n, scale, CONTEXT, vocabulary), streams),
+                flush=True,
+            )
         for rate in options.rates:
             count = max(8, round(rate * options.seconds))
             what = f"{rate:g} requests/s, {count}"
-            print(both(what, ports, rounds, lambda r, n=count, x=rate, w=what: requests(f"{w} {r}", n, scale, CONTEXT, vocabulary, x), 0), flush=True)
+            print(
+                both(what, ports, rounds, lambda r, n=count, x=rate, w=what: requests(f"{w} {r}", n, scale, CONTEXT, vocabulary, x), 0),
+                flush=True,
+            )
         print(f"\n### Eight streams run, a prompt of {LONG} tokens arrives\n")
         print(stalls(ports, rounds, vocabulary, options.chunk))
 

@@ -48,7 +48,7 @@ def test_every_code_of_an_error_is_told() -> None:
 
 
 def test_every_endpoint_is_told(tmp_path: Path) -> None:
-    paths = {path for path in create_app(FakeEngine(), ApiSettings(data=str(tmp_path))).openapi()["paths"]}
+    paths = set(create_app(FakeEngine(), ApiSettings(data=str(tmp_path))).openapi()["paths"])
     assert len(paths) > 15
     plain = {re.sub(r"\{name.*\}", "NAME", path).replace("{id}", "ID") for path in paths}
     assert {path for path in plain if path not in PAGE and path.removeprefix("/v1") not in PAGE} == set()
