@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from shoal.gateway.wire import Shape, UsageAnswer
+from shoal.gateway.wire import ServiceTier, Shape, UsageAnswer
 
 
 class CompletionLogprobs(Shape):
@@ -26,6 +26,7 @@ class CompletionAnswer(Shape):
     object: Literal["text_completion"]
     created: int
     model: str
+    service_tier: ServiceTier
     system_fingerprint: str
     choices: list[CompletionChoice]
     usage: UsageAnswer
