@@ -61,7 +61,7 @@ def test_help_states_defaults_and_brackets_and_finds_flags_under_what_they_are_o
     text = shoal("up", "--help").stdout
     assert "[default: 8000]" in text and "[default: 8192]" in text and "hf:org/name[@revision]" in text
     places = [
-        text.index(part) for part in ("Options ─", "--nodes", "Model ─", "--context", "API ─", "--port", "Cluster ─", "--control-port")
+        text.index(part) for part in ("Options ─", "--threads", "Model ─", "--context", "API ─", "--stall", "Cluster ─", "--control-port")
     ]
     assert places == sorted(places)
 
