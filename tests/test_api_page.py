@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from openai.resources.batches import Batches
+from openai.resources.chat.completions import Completions
+from openai.resources.completions import Completions as LegacyCompletions
+from openai.resources.embeddings import Embeddings
+from openai.resources.responses import Responses
 
 from shoal.config import ApiSettings
 from shoal.gateway import faults
@@ -41,6 +48,21 @@ def test_every_parameter_is_told_in_its_endpoint_s_section(body: type[Wire], tit
     assert {name for name in (*body.model_fields, *body.inert) if name not in told} == set()
 
 
+@pytest.mark.parametrize(
+    ("method", "body"),
+    [
+        (Completions.create, ChatRequest),
+        (LegacyCompletions.create, CompletionRequest),
+        (Responses.create, ResponseRequest),
+        (Embeddings.create, EmbeddingRequest),
+        (Batches.create, BatchRequest),
+    ],
+)
+def test_every_parameter_of_the_openai_sdk_is_known(method: Callable[..., Any], body: type[Wire]) -> None:
+    own = {"self", "extra_headers", "extra_query", "extra_body", "timeout"}
+    assert set(inspect.signature(method).parameters) - own - {*body.model_fields, *body.inert} == set()
+
+
 def test_every_code_of_an_error_is_told() -> None:
     codes = set(re.findall(r'(?:code=|, )"([a-z_]+)"', inspect.getsource(faults.fault))) - {"id"}
     assert len(codes) > 10
@@ -48,7 +70,7 @@ def test_every_code_of_an_error_is_told() -> None:
 
 
 def test_every_endpoint_is_told(tmp_path: Path) -> None:
-    paths = set(create_app(FakeEngine(), ApiSettings(data=str(tmp_path))).openapi()["paths"])
+    paths = list(create_app(FakeEngine(), ApiSettings(data=str(tmp_path))).openapi()["paths"])
     assert len(paths) > 15
     plain = {re.sub(r"\{name.*\}", "NAME", path).replace("{id}", "ID") for path in paths}
     assert {path for path in plain if path not in PAGE and path.removeprefix("/v1") not in PAGE} == set()

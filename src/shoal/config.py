@@ -247,7 +247,7 @@ class ApiSettings(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HeadSettings(EngineSettings, ApiSettings):
+class HeadSettings(ApiSettings, EngineSettings):
     """The head: the API, the scheduler and the cluster's membership."""
 
     host: str = setting("127.0.0.1", "Address that nodes reach this machine at; beyond this machine they need the pairing code, once.")

@@ -9,8 +9,11 @@ from collections.abc import Callable
 from typing import Annotated, Any, get_type_hints
 
 import typer
+from rich.markup import escape
 
-from shoal.config import NodeSettings, RuntimeName, Settings, from_environment
+from shoal.config import ApiSettings, EngineSettings, HeadSettings, NodeSettings, RuntimeName, Settings, from_environment
+
+_PANELS: dict[type[Settings], str] = {EngineSettings: "Model", ApiSettings: "API", HeadSettings: "Cluster"}
 
 Nodes = Annotated[int, typer.Option("--nodes", "-n", min=1, max=64, help="Nodes to start on this machine.")]
 Threads = Annotated[int, typer.Option("--threads", min=0, help="Threads of each node; 0 shares the cores.")]
@@ -25,6 +28,12 @@ def node_settings(memory: str = "", threads: int = 0, runtime: RuntimeName = Run
     """What a command says of the nodes that it starts, over the environment."""
     chosen = None if runtime is RuntimeName.AUTO else runtime
     return from_environment(NodeSettings, {"memory": memory or None, "threads": threads or None, "runtime": chosen})
+
+
+def _panel(role: type[Settings], field: str) -> str | None:
+    """Under which heading of the help a field's flag is found; None: among the command's own."""
+    declaring = next(base for base in role.__mro__ if field in inspect.get_annotations(base))
+    return _PANELS.get(declaring)
 
 
 def settings(role: type[Settings], *, leave_out: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -45,7 +54,13 @@ def settings(role: type[Settings], *, leave_out: tuple[str, ...] = ()) -> Callab
             flag = "--" + f.name.replace("_", "-")
             flag += f"/--no-{flag[2:]}" if f.default is True else ""
             default = "" if f.default in ("", 0, False) else f" [default: {f.default}]"
-            option = typer.Option(flag, *(["-m"] if f.name == "model" else []), help=f.metadata["help"] + default, show_default=False)
+            option = typer.Option(
+                flag,
+                *(["-m"] if f.name == "model" else []),
+                help=escape(f.metadata["help"] + default),
+                show_default=False,
+                rich_help_panel=_panel(role, f.name),
+            )
             derived.append(
                 inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[hints[f.name] | None, option])
             )

@@ -177,6 +177,9 @@ class ChatRequest(Sampled):
         "web_search_options": (None,),
         "store": (None, False),
         "metadata": (None, {}),
+        "moderation": (None,),
+        "prompt_cache_options": (None,),
+        "prompt_cache_retention": (None, "in_memory", "in-memory"),
     }
     instead: ClassVar[dict[str, str]] = {"functions": "tools", "function_call": "tool_choice"}
 
