@@ -129,7 +129,7 @@ def _short_row(key: ApiKey, now: float) -> dict[str, Any]:
         "last used": _day(key.last_used),
         "requests": key.requests,
         "tokens": key.prompt_tokens + key.completion_tokens,
-        "limits": ", ".join(limits) or "-",
+        "limits": "\n".join(limits) or "-",
     }
 
 
