@@ -373,7 +373,7 @@ def test_a_client_that_reads_slowly_gets_everything() -> None:
                 turns += 1
                 if turns % 4 == 0:
                     await asyncio.sleep(0.005)
-                    await there.pass_time(10)  # some 25 KB a second
+                    await there.pass_time(3)  # some 80 KB a second
             assert got.count(b'"content":"x"') == LONG
 
     run(work)
