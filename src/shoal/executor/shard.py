@@ -53,6 +53,11 @@ class Shard:
         return sum(journal.bytes_in_memory for journal in self._journals.values())
 
     @property
+    def largest_journal(self) -> int:
+        """Bytes in memory. The bound is on each: there are two while a route changes, of the old boundary and of the new one."""
+        return max((journal.bytes_in_memory for journal in self._journals.values()), default=0)
+
+    @property
     def runtime(self) -> str:
         return self._held[0].made.runtime if self._held else ""
 

@@ -176,8 +176,8 @@ class Scenario:
         for node in self._nodes:
             for model in node.models:
                 assert not model.late, f"{node.host.name} ran a step of an epoch that it had left"
-                assert model.shard.journal_bytes <= model.journals.memory, (
-                    f"the journals of {node.host.name} take {model.shard.journal_bytes} bytes"
+                assert model.shard.largest_journal <= model.journals.memory, (
+                    f"a journal of {node.host.name} takes {model.shard.largest_journal} bytes"
                 )
         if self.conductor.driver is not None:
             self.conductor.driver.scheduler.check()
