@@ -1,6 +1,6 @@
 """Serving under load, over HTTP, streamed: shoal beside llama-server on the same file, threads and number of lanes.
 
-python -m benchmarks.serve [--rounds 3] [--scale 8] [--streams 1,8,32,100] [--rates 0.5,1,2,4] [--nodes 1] [--quick]
+python -m benchmarks.serve [--rounds 3] [--scale 8] [--streams 1,8,32,100] [--rates 0.5,1,2,4] [--nodes 1]
 
 - closed loop: so many streams at a time, each sends its next request when the last one has ended;
 - open loop: requests arrive as a Poisson process, whether or not the servers keep up;
@@ -14,7 +14,7 @@ medians over the rounds. The load comes from a process of its own, whose share o
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from statistics import median, quantiles
@@ -106,13 +106,13 @@ def stall(port: int, seed: int, vocabulary: int) -> tuple[float, float, float]:
     return max(during), median(before), alone
 
 
-def stalls(ports: tuple[int, int], rounds: int, vocabulary: int, chunk: int) -> str:
-    lines = ["| server | longest silence, ms | usual, ms | long prompt alone, ms | silence in chunks |", "|---|---|---|---|---|"]
+def stalls(ports: tuple[int, int], rounds: int, vocabulary: int, chunk: int) -> Iterator[str]:
+    """Lines of a table."""
+    yield from ("| server | longest silence, ms | usual, ms | long prompt alone, ms | silence in chunks |", "|---|---|---|---|---|")
     for name, port in zip(("shoal", "llama-server"), ports, strict=True):
         silence, usual, alone = (median(part) for part in zip(*(stall(port, 77 + r, vocabulary) for r in range(rounds)), strict=True))
         chunks = f"{silence / (alone * chunk / LONG):.1f} of {chunk} tokens" if name == "shoal" else ""
-        lines.append(f"| {name} | {silence * 1e3:.0f} | {usual * 1e3:.0f} | {alone * 1e3:.0f} | {chunks} |")
-    return "\n".join(lines)
+        yield f"| {name} | {silence * 1e3:.0f} | {usual * 1e3:.0f} | {alone * 1e3:.0f} | {chunks} |"
 
 
 def main(options: argparse.Namespace) -> None:
@@ -145,7 +145,8 @@ def main(options: argparse.Namespace) -> None:
                 flush=True,
             )
         print(f"\n### Eight streams run, a prompt of {LONG} tokens arrives\n")
-        print(stalls(ports, rounds, vocabulary, options.chunk))
+        for line in stalls(ports, rounds, vocabulary, options.chunk):
+            print(line, flush=True)
 
 
 def _numbers(kind: type[int] | type[float]) -> Callable[[str], list[int] | list[float]]:
