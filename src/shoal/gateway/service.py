@@ -124,16 +124,18 @@ def json_object(raw: bytes | bytearray) -> dict[str, Any]:
     check_depth(raw)
     try:
         body = json.loads(raw.decode(), parse_int=_integer if _LONG.search(raw) else None)
-        json.dumps(body, ensure_ascii=False).encode()  # a lone surrogate is no text
+        written = json.dumps(body, ensure_ascii=False)
+        written.encode()  # a lone surrogate is no text
     except UnicodeEncodeError as error:
         raise InvalidRequest(f"the body has a lone surrogate, which is no character: {error.reason}") from None
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"the body is not valid JSON: {error}") from None
     if not isinstance(body, dict):
         raise InvalidRequest("the body must be a JSON object")
-    for name, value in cast("dict[str, Any]", body).items():
-        if not _finite(value):
-            raise InvalidRequest(f"{name}: NaN and infinity are no JSON", name)
+    if "NaN" in written or "Infinity" in written:  # as numbers, or in a text
+        for name, value in cast("dict[str, Any]", body).items():
+            if not _finite(value):
+                raise InvalidRequest(f"{name}: NaN and infinity are no JSON", name)
     return cast("dict[str, Any]", body)
 
 
