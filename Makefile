@@ -51,7 +51,7 @@ $(VENV)/installed: pyproject.toml CMakeLists.txt $(wildcard native/*) | $(BIN)/p
 # torch first and by itself: the test oracle needs the CPU build, nothing else does.
 $(VENV)/developed: pyproject.toml $(VENV)/installed
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --group dev --editable ".[openvino]"
+	$(BIN)/python -m pip install --quiet --group dev --editable ".[onnx,openvino]"
 	touch $@
 
 clean:

@@ -22,6 +22,7 @@ from shoal.cli.show import described, err, placement_rows, table
 from shoal.config import LOOPBACK, HeadSettings, NodeSettings, RuntimeName
 from shoal.errors import ConfigError
 from shoal.executor.measure import measure, usable_memory
+from shoal.executor.runtimes import check_runtime
 from shoal.gateway.keyring import Keyring
 from shoal.gateway.server import listening
 from shoal.models.description import Description, listed
@@ -208,6 +209,7 @@ async def made_agent(settings: NodeSettings, head: str, machine: Machine) -> Age
 
 
 async def _join(address: str, settings: NodeSettings) -> None:
+    check_runtime(settings.runtime)
     stop = stop_signal()
     found = None if address else await find_head(settings)
     address = found.address if found is not None else address

@@ -27,6 +27,7 @@ from shoal.config import EngineSettings, NodeSettings, RuntimeName, cache_dir, d
 from shoal.errors import ConfigError, human_bytes
 from shoal.executor.cost import model_cost
 from shoal.executor.measure import measure
+from shoal.executor.runtimes import installed, lacking
 from shoal.native import instruction_set
 from shoal.node.head import Head
 from shoal.placement.partition import place
@@ -66,9 +67,11 @@ def _checks() -> list[dict[str, str]]:
             "ok",
             f"decode {speed.bytes_per_second / 1e9:.1f} GB/s of 4-bit weights, prefill {speed.flops / 1e9:.0f} GFLOP/s, {default_threads()} threads",
         )
-    for runtime in ("onnxruntime", "openvino"):
-        found = importlib.util.find_spec(runtime) is not None
-        add(runtime, "ok" if found else "note", "installed" if found else f"not installed; optional: pip install 'shoal[{runtime}]'")
+    for runtime in (RuntimeName.ONNXRUNTIME, RuntimeName.OPENVINO):
+        missing = lacking(runtime)
+        add(runtime, "note" if missing else "ok", f"optional; {missing}" if missing else "installed")
+    if not installed():
+        add("runtimes", "wrong", "nothing here runs layers; install one of those above")
     memory = psutil.virtual_memory()
     add("memory", "ok" if memory.available > 2**30 else "note", f"{human_bytes(memory.available)} free of {human_bytes(memory.total)}")
     home = cache_dir()
