@@ -67,7 +67,8 @@ def test_a_proxy_sees_the_fetching_of_models_and_nothing_else(tmp_path: Path, sm
             assert {urlsplit(target).netloc for _, target in proxy.asked} == {"hub.invalid"}
             assert not [target for _, target in proxy.asked if "agent" in target or "telemetry" in target]
             hub.status = 404
-            pull = made.start("models", "pull", "smollm2-135m", PIP_INDEX_URL="http://index.invalid/simple", PIP_RETRIES="0", **elsewhere)
+            index = {"PIP_INDEX_URL": "http://index.invalid/simple", "PIP_TRUSTED_HOST": "index.invalid", "PIP_RETRIES": "0"}
+            pull = made.start("models", "pull", "smollm2-135m", **index, **elsewhere)
             assert pull.wait() == 1
             assert "could not be fetched" in pull.said
             assert any(urlsplit(target).netloc == "index.invalid" for _, target in proxy.asked)

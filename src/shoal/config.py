@@ -15,6 +15,7 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+from shoal.allowance import processors
 from shoal.errors import ConfigError
 
 
@@ -56,8 +57,8 @@ def parse_bytes(text: str) -> int:
 
 
 def default_threads() -> int:
-    """The cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    """The cores that this process may use."""
+    return processors().usable
 
 
 def setting(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
@@ -106,8 +107,8 @@ class NodeSettings(Settings):
     pairing_port: int = setting(0, "Port that the code is presented at; 0: the one after the head's.", low=0, high=65535)
     bind: str = setting("", "Address that the tensor port listens on; empty: the one that faces the head.")
     tensor_port: int = setting(0, "TCP port for tensors; 0 takes a free one.", low=0, high=65535)
-    memory: str = setting("", "Most memory that weights and KV blocks may take, like 1GiB; empty: three quarters of what is free.")
-    threads: int = setting(0, "Threads that compute; 0 takes every core that this process may run on.", low=0, high=1024)
+    memory: str = setting("", "Most memory that weights and KV blocks may take, like 1GiB; empty: three quarters of what is free to this process.")
+    threads: int = setting(0, "Threads that compute; 0 takes every core that this process may use.", low=0, high=1024)
     runtime: RuntimeName = setting(RuntimeName.AUTO, "What runs the layers; auto times what is installed and keeps the fastest.")
     journal: str = setting("256MiB", "Most memory for what the stage put out, kept so that a lost neighbour is refilled fast; 0: none.")
     journal_disk: str = setting("1GiB", "Most disk for what of that does not fit in memory; 0: none.")

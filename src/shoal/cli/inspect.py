@@ -13,12 +13,11 @@ from statistics import median
 from time import perf_counter
 from typing import Annotated, Any
 
-import psutil
 import typer
 import uvloop
 from rich.markup import escape
 
-from shoal import __version__
+from shoal import __version__, allowance
 from shoal.cli.client import local_settings, served
 from shoal.cli.cluster import stop_signal
 from shoal.cli.options import Json, Nodes, Runtime, Threads, node_settings, settings
@@ -72,8 +71,10 @@ def _checks() -> list[dict[str, str]]:
         add(runtime, "note" if missing else "ok", f"optional; {missing}" if missing else "installed")
     if not installed():
         add("runtimes", "wrong", "nothing here runs layers; install one of those above")
-    memory = psutil.virtual_memory()
-    add("memory", "ok" if memory.available > 2**30 else "note", f"{human_bytes(memory.available)} free of {human_bytes(memory.total)}")
+    cores, memory = allowance.processors(), allowance.memory()
+    add("processors", "ok", f"{cores.usable}" + (f": {cores.source}" if cores.source else ""))
+    free, source = f"{human_bytes(memory.available)} free of {human_bytes(memory.total)}", f": {memory.source}" if memory.source else ""
+    add("memory", "ok" if memory.available > 2**30 else "note", free + source)
     home = cache_dir()
     at = next(p for p in (home, *home.parents) if p.exists())
     free = shutil.disk_usage(at).free
@@ -149,7 +150,7 @@ def register(app: typer.Typer) -> None:
         cost = model_cost(description.spec, description.weights, engine.precision, engine.kv_type, engine.step_tokens)
         context = min(engine.context, description.spec.context)
         demand = Demand.of(engine.lanes, engine.kv_tokens, context)
-        given = node or [f"{int(psutil.virtual_memory().available * 0.75)}"]
+        given = node or [f"{allowance.usable_memory()}"]
         nodes = [_node(text, i + 1, threads or default_threads()) for i, text in enumerate(given)]
         placement = place(nodes, Links(), cost, demand)
         answer = {
