@@ -1,0 +1,120 @@
+"""How long a step takes, and how long it makes a running stream wait: a guess from what nodes measured of themselves, corrected by every step.
+
+A stage's seconds are a sum of four terms: per step (reading the weights), per row (the products), per row and token of its context (the
+attention), and per row whose logits are computed. So a chunk late in a long context is known to cost many times an early one before it runs.
+
+A step that took r times what was predicted multiplies each term by a power of r, the larger the term's part in the prediction was: the
+terms that made the step long answer for it, none becomes negative, and the prediction for steps like it goes half the way, in
+logarithms, to what was measured (normalised exponentiated gradient; Kivinen and Warmuth, 1997).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shoal.scheduler.plan import Chunk, StageTrace
+
+_GAIN = 0.5
+_NOTHING = 1e-6  # seconds
+_FARTHEST = 16.0  # times that one step may be off; more is taken for so much
+_RANGE = 1e4  # times that a term may come to differ from the guess
+
+
+@dataclass(frozen=True)
+class Load:
+    """What of a step takes time."""
+
+    rows: int = 0
+    context: int = 0
+    """Tokens that the rows attend to, summed over the rows."""
+    logits: int = 0
+    """Rows whose logits are computed."""
+
+    def __add__(self, other: Load) -> Load:
+        return Load(self.rows + other.rows, self.context + other.context, self.logits + other.logits)
+
+    @classmethod
+    def of(cls, position: int, rows: int, logits: int) -> Load:
+        """position: of the first row."""
+        return cls(rows, rows * position + rows * (rows + 1) // 2, logits)
+
+    @classmethod
+    def of_chunk(cls, chunk: Chunk) -> Load:
+        logits = chunk.sample + (len(chunk.asked.followers) if chunk.asked is not None else 0)
+        return cls.of(chunk.position, len(chunk.tokens), logits)
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """Seconds of one stage, as they are guessed before anything ran. None is negative."""
+
+    step: float
+    row: float
+    context: float
+    """Per row and token that it attends to."""
+    logits: float
+
+
+class _Learned:
+    """The seconds of one stage, or of the ways between them, as steps have corrected them."""
+
+    def __init__(self, guess: StageCost) -> None:
+        self._guess = (max(guess.step, _NOTHING), guess.row, guess.context, guess.logits)
+        self._terms = list(self._guess)
+        self._gain = 1.0  # the first step says more than any guess
+
+    def seconds(self, load: Load) -> float:
+        step, row, context, logits = self._terms
+        return step + row * load.rows + context * load.context + logits * load.logits
+
+    def learn(self, load: Load, seconds: float) -> None:
+        parts = [term * amount for term, amount in zip(self._terms, (1, load.rows, load.context, load.logits), strict=True)]
+        predicted = sum(parts)
+        ratio = min(max(seconds / predicted, 1 / _FARTHEST), _FARTHEST)
+        shares = [part / predicted for part in parts]
+        power = self._gain / sum(share * share for share in shares)
+        for i, (share, guess) in enumerate(zip(shares, self._guess, strict=True)):
+            self._terms[i] = min(max(self._terms[i] * ratio ** (power * share), guess / _RANGE), guess * _RANGE)
+        self._gain = _GAIN
+
+
+class StepCost:
+    """Of one route."""
+
+    def __init__(self, stages: Sequence[StageCost], ways: StageCost) -> None:
+        """ways: what a step spends between the stages and the head, all ways together; its context and logits count for nothing."""
+        self._stages = [_Learned(stage) for stage in stages]
+        self._ways = _Learned(ways)
+
+    def wait(self, load: Load) -> float:
+        """Seconds from one token of a stream to its next, where all steps are like this one.
+
+        S stages have S + 1 steps in flight, and the slowest stage ends one of them at a time; a step cannot be faster than its own way.
+        """
+        seconds = [stage.seconds(load) for stage in self._stages]
+        return max((len(seconds) + 1) * max(seconds), sum(seconds) + self._ways.seconds(Load(load.rows)))
+
+    def fitting(self, load: Load, position: int, rows: int, scored: bool, wait: float) -> int:
+        """How many of a chunk's rows can join a step, so that a stream waits no longer than `wait` seconds. scored: logits of each are computed."""
+        least, most = 0, rows
+        while least < most:
+            middle = (least + most + 1) // 2
+            if self.wait(load + Load.of(position, middle, middle if scored else 0)) <= wait:
+                least = middle
+            else:
+                most = middle - 1
+        return least
+
+    def learn(self, load: Load, traces: Sequence[StageTrace], flight: float) -> None:
+        """A step has come back. flight: seconds from its sending to its result; 0: not known."""
+        if len(traces) != len(self._stages) or not load.rows:
+            return
+        inside = 0.0
+        for stage, trace in zip(self._stages, traces, strict=True):
+            busy = trace.prepare + trace.compute + trace.sample + trace.encode
+            inside += busy + trace.wait
+            if busy > 0:
+                stage.learn(load, busy)
+        if flight > inside:
+            self._ways.learn(Load(load.rows), flight - inside)
