@@ -45,6 +45,10 @@ class Load:
         return cls.of(chunk.position, len(chunk.tokens), logits)
 
 
+_SURE = Load(16, 16 * 512)
+"""What a step may hold though nothing like it was measured; then each may hold twice as much as the largest that was."""
+
+
 @dataclass(frozen=True)
 class StageCost:
     """Seconds of one stage, as they are guessed before anything ran. None is negative."""
@@ -86,6 +90,7 @@ class StepCost:
         """ways: what a step spends between the stages and the head, all ways together; its context and logits count for nothing."""
         self._stages = [_Learned(stage) for stage in stages]
         self._ways = _Learned(ways)
+        self._known = _SURE
 
     def wait(self, load: Load) -> float:
         """Seconds from one token of a stream to its next, where all steps are like this one.
@@ -95,12 +100,17 @@ class StepCost:
         seconds = [stage.seconds(load) for stage in self._stages]
         return max((len(seconds) + 1) * max(seconds), sum(seconds) + self._ways.seconds(Load(load.rows)))
 
-    def fitting(self, load: Load, position: int, rows: int, scored: bool, wait: float) -> int:
-        """How many of a chunk's rows can join a step, so that a stream waits no longer than `wait` seconds. scored: logits of each are computed."""
-        least, most = 0, rows
+    def fitting(self, load: Load, position: int, rows: int, scored: bool, wait: float, known: bool = True) -> int:
+        """How many of a chunk's rows can join a step, so that a stream waits no longer than `wait` seconds.
+
+        scored: logits of each row are computed. known: no more than twice as many as were measured.
+        """
+        room = self._known if known else Load(rows + load.rows, 2**62)
+        least, most = 0, min(rows, max(room.rows - load.rows, 0))
         while least < most:
             middle = (least + most + 1) // 2
-            if self.wait(load + Load.of(position, middle, middle if scored else 0)) <= wait:
+            joined = load + Load.of(position, middle, middle if scored else 0)
+            if joined.context <= room.context and self.wait(joined) <= wait:
                 least = middle
             else:
                 most = middle - 1
@@ -110,6 +120,7 @@ class StepCost:
         """A step has come back. flight: seconds from its sending to its result; 0: not known."""
         if len(traces) != len(self._stages) or not load.rows:
             return
+        self._known = Load(max(self._known.rows, 2 * load.rows), max(self._known.context, 2 * load.context))
         inside = 0.0
         for stage, trace in zip(self._stages, traces, strict=True):
             busy = trace.prepare + trace.compute + trace.sample + trace.encode

@@ -248,13 +248,25 @@ class Scheduler:
                         yield self._refilling(chunks, spans)
                         chunks, budget = [], self.limits.step_tokens
                         continue
-                    end = min(upto, at + budget)
-                    chunks.append(Chunk(sequence.id, at, sequence.tokens[at:end], [int(b) for b in untold], False))
+                    rows = min(upto - at, budget)
+                    fitting = self._refillable(chunks, at, rows)
+                    if fitting == 0:
+                        budget = 0
+                        continue
+                    chunks.append(Chunk(sequence.id, at, sequence.tokens[at : at + fitting], [int(b) for b in untold], False))
                     sequence.told, untold = len(table), []
-                    budget = 0 if alone else budget - (end - at)
-                    at = end
+                    budget = 0 if alone or fitting < rows else budget - fitting
+                    at += fitting
         if chunks:
             yield self._refilling(chunks, spans)
+
+    def _refillable(self, chunks: list[Chunk], at: int, rows: int) -> int:
+        """How many of the rows can join a step that refills: whatever comes next, another loss or the first token, waits for it. At least one of the first."""
+        if self.cost is None or not self.limits.wait:
+            return rows
+        load = sum((Load.of_chunk(chunk) for chunk in chunks), Load())
+        fitting = self.cost.fitting(load, at, rows, False, 2 * self.limits.wait, known=False)
+        return fitting if chunks else max(fitting, 1)
 
     def _unfilled(self, computed: int, table: list[BlockId], filled: set[BlockId]) -> Iterator[tuple[int, int]]:
         """Runs of computed tokens whose blocks no sequence before this one has filled; they count as filled then."""
