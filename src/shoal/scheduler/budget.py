@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from shoal.scheduler.cost import Load, StepCost
 
 _AIM = 0.5  # of the wait that is allowed: a step may take longer than predicted, and a stream may have to let one go by
@@ -9,15 +11,16 @@ _LEAST = 0.25  # of a step's time that prompts get at least, however many stream
 
 
 class StepBudget:
-    def __init__(self, rows: int, prompt_rows: int, cost: StepCost | None, wait: float, streams: bool) -> None:
+    def __init__(self, rows: int, prompt_rows: int, cost: StepCost | None, wait: float, streams: bool, flying: Iterable[Load] = ()) -> None:
         """prompt_rows: of those, most that belong to prompts. wait: most seconds, about, that a stream waits for prompts; 0: as long as it takes.
 
-        streams: whether any run, and wait for this step.
+        streams: whether any run, and wait for this step. flying: what the steps in flight hold.
         """
         self.rows = rows
         self._prompts = prompt_rows
         self._cost = cost if wait else None
         self._wait, self._streams = wait, streams
+        self._room = cost.room(flying) if cost is not None else Load()
         self.load = Load()
         """Of what was taken."""
         self._until: float | None = None  # seconds; known once the draws are in
@@ -37,7 +40,7 @@ class StepBudget:
         first = self._until is None
         if self._until is None:
             self._until = self._allowed(now)
-        fitting = self._cost.fitting(self.load, position, rows, scored, now + (self._until - now) * part)
+        fitting = self._cost.fitting(self.load, position, rows, scored, now + (self._until - now) * part, self._room)
         return max(fitting, 1) if first else fitting
 
     def _allowed(self, alone: float) -> float:

@@ -265,7 +265,7 @@ class Scheduler:
         if self.cost is None or not self.limits.wait:
             return rows
         load = sum((Load.of_chunk(chunk) for chunk in chunks), Load())
-        fitting = self.cost.fitting(load, at, rows, False, 2 * self.limits.wait, known=False)
+        fitting = self.cost.fitting(load, at, rows, False, 2 * self.limits.wait)
         return fitting if chunks else max(fitting, 1)
 
     def _unfilled(self, computed: int, table: list[BlockId], filled: set[BlockId]) -> Iterator[tuple[int, int]]:
@@ -313,7 +313,9 @@ class Scheduler:
         opened: list[Opened] = []
         sent: list[_Sent] = []
         limits = self.limits
-        budget = StepBudget(limits.step_tokens, limits.chunk, self.cost, limits.wait, any(s.active for s in self._running))
+        streams = any(s.active for s in self._running)
+        flying = (step.load for step in self._flight.values())
+        budget = StepBudget(limits.step_tokens, limits.chunk, self.cost, limits.wait, streams, flying)
         candidates: Iterable[tuple[Sequence, float]] = self._candidates()
         if self._held_up:
             candidates = sorted(candidates, key=lambda candidate: candidate[0].request.id not in self.apart)
@@ -363,7 +365,7 @@ class Scheduler:
         out: list[TokenChunk] = []
         step = self._flight.pop(result.step)
         if self.cost is not None:
-            self.cost.learn(step.load, result.traces, flight)
+            self.cost.learn(step.load, result.traces, flight, step.load.rows > sum(sent.draws for sent in step.sent))
         for sent in step.sent:
             if sent.draws and not sent.sequence.done and sent.sequence.id not in drawn:
                 self._put_off(sent)
