@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +11,7 @@ from shoal.request import Priority
 from shoal.scheduler.budget import StepBudget
 from shoal.scheduler.cost import Load, StageCost, StepCost
 from shoal.scheduler.plan import Asked, Chunk, StageTrace
+from shoal.scheduler.scheduler import Limits
 from tests.support.toy_stage import Toy, expected, limits, request
 
 NO_WAYS = StageCost(0.0, 0.0, 0.0, 0.0)
@@ -96,6 +96,7 @@ def test_late_rows_of_a_context_take_a_smaller_chunk():
 # What steps teach
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(*[st.floats(0.05, 20) for _ in range(4)])
 def test_whatever_was_guessed_a_prompt_soon_takes_what_it_was_predicted_to(step: float, row: float, context: float, logits: float):
@@ -185,35 +186,36 @@ def test_draws_do_not_make_what_chunks_take_unknown_but_other_chunks_do():
 # What a step may hold
 
 
-def budget(streams: bool, wait: float = 0.5, model: StepCost | None = None, rows: int = 256) -> StepBudget:
-    model = model or cost(REAL)
+def budget(streams: bool) -> tuple[StepBudget, StepCost]:
+    """Of 256 rows, on a stage that is known."""
+    model = cost(REAL)
     teach(model, REAL, Load.of(8000, 256, 1))
-    return StepBudget(rows, rows, model, wait, streams)
+    return StepBudget(256, 256, model, 0.5, streams), model
 
 
 @pytest.mark.parametrize("position", [0, 1000, 8000, 30_000])
 @pytest.mark.parametrize("draws", [1, 8])
 def test_half_of_the_wait_is_planned_where_streams_run(position: int, draws: int):
-    made = budget(True)
+    made, model = budget(True)
     for _ in range(draws):
         made.take(Load.of(100, 1, 1), False)
     rows = made.prompt(position, 256, False, 1.0)
     made.take(Load.of(position, rows, 0), True)
-    assert 0.2 < made._cost.wait(made.load) <= 0.25
+    assert 0.2 < model.wait(made.load) <= 0.25
 
 
 def test_without_streams_a_chunk_may_take_twice_that():
-    rows = [budget(streams).prompt(4000, 256, False, 1.0) for streams in (True, False)]
+    rows = [budget(streams)[0].prompt(4000, 256, False, 1.0) for streams in (True, False)]
     assert rows[1] > 1.8 * rows[0]
 
 
 def test_a_prompt_gets_a_quarter_of_what_the_draws_take_where_they_take_all():
-    made = budget(True)
+    made, model = budget(True)
     for _ in range(50):
         made.take(Load.of(8000, 1, 1), False)
-    alone = made._cost.wait(made.load)
+    alone = model.wait(made.load)
     made.take(Load.of(0, made.prompt(0, 256, False, 1.0), 0), True)
-    assert 1.2 * alone < made._cost.wait(made.load) <= 1.25 * alone
+    assert 1.2 * alone < model.wait(made.load) <= 1.25 * alone
 
 
 def test_a_prompt_gets_a_row_where_nothing_fits():
@@ -222,7 +224,7 @@ def test_a_prompt_gets_a_row_where_nothing_fits():
 
 
 def test_two_prompts_share_a_step():
-    made = budget(True)
+    made, _ = budget(True)
     first = made.prompt(4000, 256, False, 0.5)
     made.take(Load.of(4000, first, 0), True)
     second = made.prompt(4000, 256, False, 1.0)
@@ -244,39 +246,36 @@ def test_without_a_bound_rows_alone_count():
 # In the scheduler
 
 
-def served(toy: Toy, price: Callable[[Load], float]) -> None:
-    """Each step takes what it costs."""
-    while True:
-        toy.fill()
-        if toy.idle:
-            return
-        toy.run()
-        result = toy.results.pop()
-        step = toy.scheduler._flight[result.step]
-        toy.scheduler.cost.learn(step.load, [trace(price(step.load))], 0.0)
-        toy.results.append(result)
-        toy.take()
+class Timed(Toy):
+    """A scheduler before one stage whose steps take what they cost."""
+
+    def __init__(self, limits: Limits, real: StageCost) -> None:
+        super().__init__(limits)
+        self.real = real
+        self.scheduler.cost = cost(real)
+        self.taken: list[float] = []
+        """Seconds of the steps with chunks."""
+
+    def run(self) -> None:
+        plan = self.plans[0]
+        super().run()
+        load = sum((Load.of_chunk(chunk) for chunk in plan.chunks), Load())
+        busy = seconds(self.real, load)
+        if load.rows > len(plan.chunks):
+            self.taken.append(busy)
+        self.results[-1] = msgspec.structs.replace(self.results[-1], traces=[trace(busy)])
 
 
+@pytest.mark.slow
 def test_steps_beside_a_stream_take_what_they_may_at_any_place_of_a_prompt():
-    toy, real = Toy(limits(900, 8, context=6000, step_tokens=256, wait=0.5)), StageCost(0.002, 0.0005, 2e-6, 0.001)
-    toy.scheduler.cost = cost(real)
-    taken: list[float] = []
-    chunks: list[int] = []
-
-    def price(load: Load) -> float:
-        if load.rows > 1:
-            taken.append(seconds(real, load))
-        chunks.append(load.rows)
-        return seconds(real, load)
-
+    toy = Timed(limits(900, 8, context=6000, step_tokens=256, wait=0.5), StageCost(0.002, 0.0005, 2e-6, 0.001))
     stream, long = request("s", [1], 400), request("long", [i % 50 for i in range(1500)], 1)
     toy.add(stream)
     toy.step()
     toy.add(long)
-    served(toy, price)
-    assert max(taken) <= 0.125
-    assert max(chunks) > 60
+    toy.drain()
+    assert max(toy.taken) <= 0.125
+    assert sum(busy > 0.12 for busy in toy.taken) > 5
     assert all((toy.said[r.id, 0], toy.ends[r.id, 0]) == expected(r, 0) for r in (stream, long))
 
 

@@ -11,7 +11,6 @@ from math import exp, log
 from random import Random
 
 from shoal.config import HeadSettings
-from shoal.executor.measure import Speed
 from shoal.node.conductor import Conductor, Served
 from shoal.request import Request, RequestId, SamplingParams
 from shoal.testing import toy
