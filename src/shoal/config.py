@@ -161,6 +161,9 @@ class EngineSettings(Settings):
     lanes: int = setting(32, "Sequences that run at once.", low=1, high=4096)
     kv_tokens: int = setting(0, "Tokens that the KV pool holds; 0: what fits, up to lanes times half the context.", low=0)
     step_tokens: int = setting(256, "Most tokens of one step, prefill and decode together.", low=16, high=8192)
+    prompt_wait: float = setting(
+        0.5, "Most seconds, about, that a running answer waits for others' prompts; 0: for as long as --step-tokens take.", low=0, high=3600
+    )
     queue: int = setting(
         512, "Requests that may wait; more get 429. Counted are those of the own and of higher classes: batch work keeps nobody out.", low=1
     )

@@ -324,6 +324,7 @@ class Agent:
                     stages=order.stages,
                     wire_codec=wire_codec(order.codec),
                     compute=self._world.step,
+                    clock=self._world.now,
                 )
                 self._current, epoch.service = epoch, service
                 epoch.entered.set()

@@ -26,6 +26,7 @@ from shoal.native import BLOCK_TOKENS
 from shoal.node.interruption import Interruption
 from shoal.node.links import Links, accept_link, greeted
 from shoal.node.share import Share
+from shoal.node.step_guess import step_guess
 from shoal.node.world import World
 from shoal.pipeline.driver import Driver, Route, TokenStream
 from shoal.pipeline.pace import Pace
@@ -546,9 +547,10 @@ class Conductor:
             step_tokens=settings.step_tokens,
             queue=settings.queue,
             depth=depth,
+            wait=settings.prompt_wait,
         )
         if self.driver is None:
-            self.driver = Driver(Scheduler(limits), self._step, self._observer.drawn)
+            self.driver = Driver(Scheduler(limits), self._step, self._observer.drawn, self._world.now)
             for stream in self._resumed:
                 self.driver.take_up(stream)
             self._resumed.clear()
@@ -556,6 +558,7 @@ class Conductor:
             self.driver.scheduler.deepen(depth)
         else:
             self.driver.restart(limits)
+        self.driver.scheduler.cost = step_guess(self.model.cost, placement, Measured(self._reached))
         return self.driver
 
     def _filled(self, epoch: int, tokens: int) -> None:

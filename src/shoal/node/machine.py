@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from random import Random
-from time import monotonic, perf_counter
+from time import perf_counter
 from typing import TypeVar
 
 from shoal.address import in_zone, of_socket, parse_address, zone_of
@@ -39,7 +39,7 @@ class Machine:
         self._loads = ThreadPoolExecutor(1, thread_name_prefix="load")
 
     def now(self) -> float:
-        return monotonic()
+        return perf_counter()
 
     async def listen(self, host: str, port: int, handler: Handler) -> TcpListener:
         return await listen(host, port, handler, self._server)

@@ -81,6 +81,7 @@ class Scenario:
         self.story: list[str] = []
         self.tokens = 0
         self.layers = self.rng.randint(3, 7)
+        self.seconds = toy.Seconds()
         self.network = Network(Random(self.rng.random()), self.say)
         self.conductor: Conductor | None = None
         self.counts = _Counts(self)
@@ -266,7 +267,7 @@ class Scenario:
         node.world = world = SimWorld(self.network, node.host)
 
         def make(order: control.Load) -> toy.ToyModel:
-            node.models.append(toy.ToyModel(self.layers, node.journals))
+            node.models.append(toy.ToyModel(self.layers, node.journals, self.seconds, world.spend))
             return node.models[-1]
 
         name = node.host.name
