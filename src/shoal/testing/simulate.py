@@ -21,6 +21,8 @@ class Outcome:
     tokens: int
     interruptions: int
     refilled: int
+    faults: int
+    """Requests that ended with one."""
 
 
 def play(seed: int) -> Outcome:
@@ -31,7 +33,7 @@ def play(seed: int) -> Outcome:
     except Broken as broken:
         story = str(broken)
     ended = scenario.counts.interruptions
-    return Outcome(seed, story, scenario.tokens, len(ended), sum(i.tokens for i in ended))
+    return Outcome(seed, story, scenario.tokens, len(ended), sum(i.tokens for i in ended), scenario.faults)
 
 
 def play_all(seeds: Sequence[int], jobs: int) -> list[Outcome]:
