@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, NoReturn
 
-from shoal.errors import InvalidRequest, RemoteProtocolError, ShoalError, StageLost, StepFailed
+from shoal.errors import ClusterError, InvalidRequest, RemoteProtocolError, ShoalError, StageLost, StepFailed
 from shoal.pipeline.timing import StepTiming, Timings
 from shoal.request import Request, RequestId, TokenChunk
 from shoal.scheduler.plan import StepPlan
@@ -236,6 +236,11 @@ class Driver:
             stream.put(error)
         self.scheduler.cancel(request)
 
+    def _fail(self, sequence: int, error: ShoalError) -> None:
+        """Ends the request of a sequence that the last stage can do nothing for."""
+        if (request := self.scheduler.request_of(sequence)) is not None:
+            self._end(request, error)
+
     def stalled(self) -> float:
         """Seconds for which steps have been in flight and nothing came back."""
         route = self._route
@@ -364,8 +369,11 @@ class Driver:
         result = messages.decode_result(frame.meta)
         step = route.landed(result.step)
         for sampled in result.sampled:
-            if sampled.fault and (request := self.scheduler.request_of(sampled.sequence)) is not None:
-                self._end(request, InvalidRequest(sampled.fault))
+            if sampled.fault:
+                self._fail(sampled.sequence, ClusterError(sampled.fault) if sampled.ours else InvalidRequest(sampled.fault))
+        for examined in result.examined:
+            if examined.fault:
+                self._fail(examined.sequence, ClusterError(examined.fault))
         chunks = self.scheduler.apply(result, arrived - step.sent)
         self._drawn(chunks)
         for chunk in chunks:

@@ -582,7 +582,7 @@ class Scheduler:
 
     def _examined(self, sent: _Sent, found: Examined | None) -> list[TokenChunk]:
         """What is now known of a prompt, once for each of its tokens, in their order."""
-        if sent.asked is None or found is None:
+        if sent.asked is None or found is None or found.fault:
             return []
         sequence, request, out = sent.sequence, sent.sequence.request, list[TokenChunk]()
         first = [] if sequence.examined or request.prompt_logprobs is None else [Score(request.prompt[0], None)]
@@ -658,4 +658,4 @@ class Scheduler:
 
 
 def _answers(found: Examined | None, asked: Asked) -> bool:
-    return found is not None and len(found.scores) == len(asked.followers) and bool(found.total) == asked.total
+    return found is not None and (bool(found.fault) or (len(found.scores) == len(asked.followers) and bool(found.total) == asked.total))

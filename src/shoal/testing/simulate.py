@@ -26,6 +26,8 @@ class Outcome:
     refilled: int
     waits: int
     """Tokens that a running answer waited for while prompts of others were under way."""
+    faults: int
+    """Requests that ended with one."""
 
 
 def stories(seed: int) -> list[Scenario]:
@@ -41,7 +43,7 @@ def play(seed: int) -> Outcome:
             story = story or str(broken)
     ended = [interruption for scenario in told for interruption in scenario.counts.interruptions]
     waits = sum(len(scenario.waits) for scenario in told if isinstance(scenario, Rush))
-    return Outcome(seed, story, sum(s.tokens for s in told), len(ended), sum(i.tokens for i in ended), waits)
+    return Outcome(seed, story, sum(s.tokens for s in told), len(ended), sum(i.tokens for i in ended), waits, sum(s.faults for s in told))
 
 
 def play_all(seeds: Sequence[int], jobs: int) -> list[Outcome]:
