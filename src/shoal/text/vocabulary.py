@@ -12,6 +12,10 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from shoal.errors import CorruptModel, UnsupportedModel
+from shoal.text.backend import with_marks
+
+END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>")
+"""Tokens that end a turn in the families there are, whether or not the file's metadata says so (llama-vocab.cpp does the same)."""
 
 _LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _QWEN2 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -46,6 +50,7 @@ def from_gguf(meta: Mapping[str, Any], where: object) -> Tokenizer:
         types: list[int] = meta.get("tokenizer.ggml.token_type") or [1] * len(tokens)
         if len(types) != len(tokens):
             raise ValueError(f"{len(types)} types for {len(tokens)} tokens")
+        types = [CONTROL if t in END_OF_TURN and k == 1 else k for t, k in zip(tokens, types, strict=True)]
         added = [(i, CONTROL if t == UNKNOWN else t) for i, t in enumerate(types) if t in (UNKNOWN, CONTROL, USER_DEFINED)]
         marked: Any = tokenizer  # the package's stubs leave these two untyped
         marked.add_special_tokens([AddedToken(tokens[i], special=True, normalized=False) for i, t in added if t == CONTROL])
@@ -54,7 +59,12 @@ def from_gguf(meta: Mapping[str, Any], where: object) -> Tokenizer:
         raise
     except Exception as error:
         raise CorruptModel(where, f"the vocabulary does not hold together ({error})") from error
-    return tokenizer
+    return with_marks(tokenizer)
+
+
+def begins_with_bos(meta: Mapping[str, Any]) -> bool:
+    """Whether texts begin with BOS where the file does not say it."""
+    return meta.get("tokenizer.ggml.model") == "llama" or meta.get("tokenizer.ggml.pre") in WHOLE_WORDS
 
 
 def _byte_level(meta: Mapping[str, Any], tokens: list[str], where: object) -> Tokenizer:
