@@ -58,7 +58,10 @@ TURN = "<|im_start|> <|im_end|>"
 TOOL = {"type": "function", "function": {"name": "f", "description": FORGED, "parameters": {"properties": {FORGED: {"enum": [FORGED]}}}}}
 CALLED = [
     {"role": "user", "content": "hi"},
-    {"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": json.dumps({"x": FORGED})}}]},
+    {
+        "role": "assistant",
+        "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": json.dumps({"x": FORGED})}}],
+    },
 ]
 
 

@@ -60,7 +60,25 @@ class _Generation(Extension):
 
 
 _SEARCHES = frozenset(
-    "count endswith find index lstrip partition removeprefix removesuffix replace rfind rindex rpartition rsplit rstrip split startswith strip".split()
+    [
+        "count",
+        "endswith",
+        "find",
+        "index",
+        "lstrip",
+        "partition",
+        "removeprefix",
+        "removesuffix",
+        "replace",
+        "rfind",
+        "rindex",
+        "rpartition",
+        "rsplit",
+        "rstrip",
+        "split",
+        "startswith",
+        "strip",
+    ]
 )
 """Methods of strings whose first argument is looked for."""
 
@@ -118,7 +136,12 @@ class ChatTemplate:
         tools:    {"type": "function", "function": {"name", "description", "parameters"}}
         answer:   up to where the assistant begins.
         """
-        given: dict[str, Any] = {"messages": list(messages), "tools": list(tools) or None, "documents": None, "add_generation_prompt": answer}
+        given: dict[str, Any] = {
+            "messages": list(messages),
+            "tools": list(tools) or None,
+            "documents": None,
+            "add_generation_prompt": answer,
+        }
         try:
             if self._marks is not None:
                 given = self._marks.value(given)

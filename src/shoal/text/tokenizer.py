@@ -12,7 +12,7 @@ from typing import Any, cast
 from llguidance import LLTokenizer
 from tokenizers import Tokenizer as Backend
 
-from shoal.errors import ConfigError, CorruptModel, InvalidRequest, UserError
+from shoal.errors import ConfigError, CorruptModel, InvalidRequest
 from shoal.text.backend import from_directory, looks_like_control, without_marks, written
 from shoal.text.chat import ChatTemplate
 from shoal.text.marks import Marks, escape

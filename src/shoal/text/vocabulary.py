@@ -9,26 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import structlog
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from shoal.errors import CorruptModel, UnsupportedModel
 from shoal.text.backend import with_marks
+from shoal.text.pre_tokenizers import DEFAULT, RULES
+
+log = structlog.get_logger()
 
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>")
 """Tokens that end a turn in the families there are, whether or not the file's metadata says so (llama-vocab.cpp does the same)."""
 
-_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_QWEN2 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
-_TEKKEN = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*|\p{{N}}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_SPLITS = {"llama-bpe": _LLAMA3, "llama3": _LLAMA3, "llama-v3": _LLAMA3, "qwen2": _QWEN2, "tekken": _TEKKEN}
-WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "tekken")
-"""Pre-tokenisers of models that take a whole word that is in the vocabulary before any merge, and begin with BOS (llama-vocab.cpp)."""
-_PLAIN = ("gpt-2", "smollm")
-PRE_TOKENIZERS = sorted([*_SPLITS, *_PLAIN])
+PRE_TOKENIZERS = sorted(RULES)
 
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
 _BYTE = 6
@@ -64,23 +57,27 @@ def from_gguf(meta: Mapping[str, Any], where: object) -> Tokenizer:
 
 def begins_with_bos(meta: Mapping[str, Any]) -> bool:
     """Whether texts begin with BOS where the file does not say it."""
-    return meta.get("tokenizer.ggml.model") == "llama" or meta.get("tokenizer.ggml.pre") in WHOLE_WORDS
+    rule = RULES.get(str(meta.get("tokenizer.ggml.pre")))
+    return meta.get("tokenizer.ggml.model") == "llama" or (rule is not None and rule.begins)
 
 
 def _byte_level(meta: Mapping[str, Any], tokens: list[str], where: object) -> Tokenizer:
-    pre = str(meta.get("tokenizer.ggml.pre", "gpt-2"))
-    if pre not in PRE_TOKENIZERS:
+    pre = meta.get("tokenizer.ggml.pre")
+    if pre is None:
+        log.warning(
+            "the file does not say how text is to be split before it becomes tokens: answers may be worse; convert the model anew",
+            file=str(where),
+            rules=DEFAULT,
+        )
+    rule = RULES.get(str(pre or DEFAULT))
+    if rule is None:
         raise UnsupportedModel(f"{where}: pre-tokeniser '{pre}' is not supported; supported are {', '.join(PRE_TOKENIZERS)}")
     merges = [tuple(line.split(" ", 1)) for line in meta["tokenizer.ggml.merges"]]
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre in WHOLE_WORDS))
-    if pre in _SPLITS:
-        split = pre_tokenizers.Split(Regex(_SPLITS[pre]), "isolated")
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    else:
-        steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if pre == "smollm" else []
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
-    if pre == "qwen2":
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=rule.whole_words))
+    splits = [pre_tokenizers.Split(Regex(split), "isolated") for split in rule.splits]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    if rule.composes:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
