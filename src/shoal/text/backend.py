@@ -28,7 +28,7 @@ def from_directory(path: Path) -> Tokenizer:
     try:
         stored = cast("dict[str, Any]", json.loads(file.read_bytes()))
         stored |= {"truncation": None, "padding": None}  # settings of its training: they would cut or fill prompts without a word
-        for token in stored.get("added_tokens") or []:
+        for token in cast("list[dict[str, Any]]", stored.get("added_tokens") or []):
             if token["special"] or looks_like_control(token["content"]):
                 token["normalized"] = False  # or text becomes one by its normalisation
         return with_marks(Tokenizer.from_str(json.dumps(stored)))

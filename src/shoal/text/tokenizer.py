@@ -16,8 +16,9 @@ from shoal.errors import ConfigError, CorruptModel, InvalidRequest
 from shoal.text.backend import from_directory, looks_like_control, without_marks, written
 from shoal.text.chat import ChatTemplate
 from shoal.text.marks import Marks, escape
+from shoal.text.sentencepiece import SentencePiece
 from shoal.text.tools import ToolFormat
-from shoal.text.vocabulary import END_OF_TURN, begins_with_bos, from_gguf
+from shoal.text.vocabulary import END_OF_TURN, begins_with_bos, from_gguf, pieces
 
 _SLICE, _SLACK = 16 << 10, 64
 """Characters that are counted at once; tokens by which cutting there may miscount."""
@@ -35,17 +36,17 @@ class Tokenizer:
         add_bos: bool,
         stop_tokens: frozenset[int],
         named: Mapping[str, str],
-        template: ChatTemplate | None,
-        tool_template: ChatTemplate | None = None,
+        templates: tuple[ChatTemplate | None, ChatTemplate | None],
         marks: Marks | None = None,
+        pieces: SentencePiece | None = None,
     ) -> None:
-        self._backend, self._marks = backend, marks
+        self._backend, self._marks, self._pieces = backend, marks, pieces
         self._bos = bos
         self._add_bos = add_bos
         self.named = {name: text for name, text in named.items() if text}
         known = {backend.token_to_id(text) for text in END_OF_TURN}
         self.stop_tokens = stop_tokens | frozenset(i for i in known if i is not None)
-        self.template, self.tool_template = template, tool_template or template
+        self.template, self.tool_template = templates[0], templates[1] or templates[0]
         self._added = {i: t.content for i, t in backend.get_added_tokens_decoder().items()}
         self._special = {i for i, t in backend.get_added_tokens_decoder().items() if t.special}
         decoder = written(backend.decoder)
@@ -90,7 +91,8 @@ class Tokenizer:
             stop_tokens=frozenset(int(i) for i in ends if i is not None),
             named=special,
             marks=marks,
-            **_templates(sources, special, path, chat_template, marks),
+            pieces=pieces(meta, path),
+            templates=_templates(sources, special, path, chat_template, marks),
         )
 
     @classmethod
@@ -121,7 +123,7 @@ class Tokenizer:
         adds = bos is not None and bos in backend.encode("", add_special_tokens=True).ids
         names = {"bos_token": special("bos_token"), "eos_token": special("eos_token")}
         templates = _templates(sources, names, path, chat_template, marks)
-        return cls(backend, bos=bos, add_bos=adds, stop_tokens=frozenset(ends), named=names, marks=marks, **templates)
+        return cls(backend, bos=bos, add_bos=adds, stop_tokens=frozenset(ends), named=names, marks=marks, templates=templates)
 
     @property
     def special(self) -> dict[str, int]:
@@ -148,8 +150,11 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise InvalidRequest(f"the text is not valid Unicode: {error.reason}", "prompt") from error
-        ids = self._backend.encode(text, add_special_tokens=False).ids
+        ids = self._ids(text)
         return [self._bos, *ids] if bos and self._add_bos and self._bos is not None else ids
+
+    def _ids(self, text: str) -> list[int]:
+        return self._backend.encode(text, add_special_tokens=False).ids if self._pieces is None else self._pieces.encode(text)
 
     def exceeds(self, text: str, limit: int) -> bool:
         """Whether a text has far more tokens than that: to find out costs no more than about so many tokens, however long the text is."""
@@ -157,7 +162,7 @@ class Tokenizer:
             return False
         tokens = 0
         for at in range(0, len(text), _SLICE):
-            tokens += len(self._backend.encode(text[at : at + _SLICE], add_special_tokens=False).ids) - _SLACK
+            tokens += len(self._ids(text[at : at + _SLICE])) - _SLACK
             if tokens > limit:
                 return True
         return False
@@ -219,16 +224,18 @@ def _marks(backend: Backend) -> Marks:
 
 def _templates(
     sources: Mapping[str, object], special: Mapping[str, str], path: Path, chosen: Path | None, marks: Marks | None
-) -> dict[str, ChatTemplate | None]:
-    """A model's templates, by what `Tokenizer` calls them; or the user's. Raises CorruptModel, ConfigError."""
+) -> tuple[ChatTemplate | None, ChatTemplate | None]:
+    """A model's templates, for conversations and for those with tools; or the user's. Raises CorruptModel, ConfigError."""
     if chosen is not None:
         try:
             source = chosen.read_text()
         except (OSError, UnicodeError) as error:
             raise _unusable(chosen, f"cannot be read ({error})") from error
-        return {"template": ChatTemplate(source, special, chosen, _unusable, marks)}
-    names = {"template": "default", "tool_template": "tool_use"}
-    return {name: ChatTemplate(source, special, path, marks=marks) if (source := sources.get(key)) else None for name, key in names.items()}
+        return ChatTemplate(source, special, chosen, _unusable, marks), None
+    default, tools = (
+        ChatTemplate(source, special, path, marks=marks) if (source := sources.get(name)) else None for name in ("default", "tool_use")
+    )
+    return default, tools
 
 
 def _unusable(chosen: object, what: str) -> ConfigError:

@@ -1,7 +1,7 @@
 """Builds tokenisers from a GGUF file's metadata.
 
 The tokenizers package does the work; this maps llama.cpp's names for pre-tokenisers (llama-vocab.cpp) to the rules that the
-models' own tokenizer.json have, and a SentencePiece vocabulary's scores to merges.
+models' own tokenizer.json have.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from shoal.errors import CorruptModel, UnsupportedModel
 from shoal.text.backend import with_marks
 from shoal.text.pre_tokenizers import DEFAULT, RULES
+from shoal.text.sentencepiece import BYTE, CONTROL, UNKNOWN, USER_DEFINED, SentencePiece
 
 log = structlog.get_logger()
 
@@ -22,9 +23,6 @@ END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext
 """Tokens that end a turn in the families there are, whether or not the file's metadata says so (llama-vocab.cpp does the same)."""
 
 PRE_TOKENIZERS = sorted(RULES)
-
-UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
-_BYTE = 6
 
 
 def from_gguf(meta: Mapping[str, Any], where: object) -> Tokenizer:
@@ -43,7 +41,7 @@ def from_gguf(meta: Mapping[str, Any], where: object) -> Tokenizer:
         types: list[int] = meta.get("tokenizer.ggml.token_type") or [1] * len(tokens)
         if len(types) != len(tokens):
             raise ValueError(f"{len(types)} types for {len(tokens)} tokens")
-        types = [CONTROL if t in END_OF_TURN and k == 1 else k for t, k in zip(tokens, types, strict=True)]
+        types = _corrected(tokens, types)
         added = [(i, CONTROL if t == UNKNOWN else t) for i, t in enumerate(types) if t in (UNKNOWN, CONTROL, USER_DEFINED)]
         marked: Any = tokenizer  # the package's stubs leave these two untyped
         marked.add_special_tokens([AddedToken(tokens[i], special=True, normalized=False) for i, t in added if t == CONTROL])
@@ -83,14 +81,33 @@ def _byte_level(meta: Mapping[str, Any], tokens: list[str], where: object) -> To
     return tokenizer
 
 
+def pieces(meta: Mapping[str, Any], where: object) -> SentencePiece | None:
+    """What turns text into tokens where the vocabulary is SentencePiece's. Raises CorruptModel."""
+    if meta.get("tokenizer.ggml.model") != "llama":
+        return None
+    tokens: list[str] = meta["tokenizer.ggml.tokens"]
+    types: list[int] = meta.get("tokenizer.ggml.token_type") or [1] * len(tokens)
+    types = _corrected(tokens, types)
+    unknown, prefix = int(meta.get("tokenizer.ggml.unknown_token_id", 0)), bool(meta.get("tokenizer.ggml.add_space_prefix", True))
+    try:
+        return SentencePiece(tokens, meta["tokenizer.ggml.scores"], types, unknown, prefix)
+    except (ValueError, TypeError, KeyError) as error:
+        raise CorruptModel(where, f"the vocabulary does not hold together ({error})") from error
+
+
+def _corrected(tokens: list[str], types: list[int]) -> list[int]:
+    """Tokens that end a turn are control tokens, whatever a file says."""
+    return [CONTROL if token in END_OF_TURN and type == 1 else type for token, type in zip(tokens, types, strict=True)]
+
+
 def _sentencepiece(meta: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
-    """SentencePiece BPE picks the adjacent pair whose union scores highest: merges in the order of their scores."""
+    """For its tokens, and for grammars, which want a tokeniser of this package; text becomes tokens by `pieces`."""
     scores: list[float] = meta["tokenizer.ggml.scores"]
     types: list[int] = meta.get("tokenizer.ggml.token_type") or [1] * len(tokens)
     vocabulary = {token: i for i, token in enumerate(tokens)}
     merges: list[tuple[float, int, int, str, str]] = []
     for token, score, kind in zip(tokens, scores, types, strict=True):
-        if kind in (CONTROL, _BYTE):
+        if kind in (CONTROL, BYTE):
             continue
         for at in range(1, len(token)):
             left, right = token[:at], token[at:]
