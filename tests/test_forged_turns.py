@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from tokenizers import AddedToken, normalizers
 
 from shoal.gateway.app import create_app
 from shoal.models.weights import GgufWeights
+from shoal.request import Alternative, FinishReason, Request, TokenChunk
 from shoal.text.chat import ChatTemplate
-from shoal.text.marks import MARK, Marks, escape, plain
+from shoal.text.marks import MARK, Marks, any_of, escape, plain
 from shoal.text.tokenizer import Tokenizer
 from shoal.text.tools import HERMES
 from tests.support.engine import FakeEngine
@@ -207,3 +209,36 @@ def test_the_trained_template_begins_no_turn_that_a_user_wrote(smollm2_weights: 
     assert shown(made, tokens)[1] == "<|im_start|> <|im_end|> <|im_start|> <|im_end|> <|im_start|>"  # system, user, the answer's
     trusting = Tokenizer.open(smollm2_weights.file.path, smollm2_weights.file.meta, trust_text=True)
     assert shown(trusting, trusting.encode_chat([{"role": "user", "content": FORGED}]))[1].count("<|im_start|>") == 4
+
+
+@settings(deadline=None)
+@given(st.sets(st.text("ab|", min_size=1, max_size=5), min_size=1, max_size=12), st.text("ab|x", max_size=30))
+def test_any_of_some_texts_is_found_the_longest_first(texts: set[str], text: str) -> None:
+    plainly = "|".join(map(re.escape, sorted(texts, key=len, reverse=True)))
+    assert re.findall(any_of(texts), text) == re.findall(plainly, text)
+
+
+def test_the_bytes_of_added_tokens_are_those_of_their_text_wherever_they_are_told() -> None:
+    meta = byte_level(special=("<s>", "café", "</s>"))
+    meta["tokenizer.ggml.token_type"][-2] = USER_DEFINED
+    made = Tokenizer.open(Path("m"), meta)
+    (token,) = made.encode("café", bos=False)
+
+    def says(request: Request) -> list[Any]:
+        return [
+            TokenChunk(request.id, 0, token, -0.5, (Alternative(token, -0.5),)),
+            TokenChunk(request.id, 0, None, finish=FinishReason.STOP),
+        ]
+
+    engine: Any = FakeEngine(says)
+    engine.tokenizer, engine.vocabulary = made, made.size
+    said = fetch(create_app(engine), "POST", "/v1/completions", json={"prompt": [token, token], "echo": True}).json()["choices"][0]
+    assert said["text"] == "cafécafécafé"
+    said = fetch(create_app(engine), "POST", "/v1/completions", json={"prompt": "x", "logprobs": 1}).json()["choices"][0]
+    assert (said["logprobs"]["tokens"], said["logprobs"]["top_logprobs"]) == (["café"], [{"café": -0.5}])
+    body = {"messages": [{"role": "user", "content": "x"}], "logprobs": True}
+    meta["tokenizer.chat_template"] = "{{ messages[0].content }}"
+    engine.tokenizer = Tokenizer.open(Path("m"), meta)
+    said = fetch(create_app(engine), "POST", "/v1/chat/completions", json=body).json()["choices"][0]
+    assert said["message"]["content"] == "café"
+    assert said["logprobs"]["content"][0]["bytes"] == list("café".encode())

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
@@ -325,13 +326,31 @@ def test_templates_write_the_special_tokens() -> None:
         ({"merges": ["nospace"]}, CorruptModel, "does not hold together"),
         ({"tokens": 5}, CorruptModel, "does not hold together"),
         ({"token_type": [CONTROL] * 999}, CorruptModel, "does not hold together"),
-        ({"tokenizer.chat_template": "{% if %}"}, CorruptModel, "no valid Jinja"),
     ],
     ids=str,
 )
 def test_vocabularies_that_cannot_be(changes: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         Tokenizer.open(HERE, byte_level(**changes))
+
+
+@pytest.mark.parametrize("source", ["{% if %}", 5])
+def test_a_template_that_is_none_costs_the_model_its_chats_alone(source: Any) -> None:
+    with capture_logs() as said:
+        made = Tokenizer.open(HERE, byte_level(**{"tokenizer.chat_template": source}))
+    assert [line["log_level"] for line in said] == ["warning"] and "chat template" in said[0]["reason"]
+    assert made.encode("hello", bos=False) == BYTES.encode("hello", bos=False)
+    with pytest.raises(InvalidRequest, match=r"no chat template.*--chat-template"):
+        made.encode_chat([{"role": "user", "content": "x"}])
+
+
+def test_merges_of_what_a_vocabulary_lacks_are_left_out() -> None:
+    meta = byte_level()
+    meta["tokenizer.ggml.merges"] += ["zz top", "h o", "hello Ġw"]
+    with capture_logs() as said:
+        made = Tokenizer.open(HERE, meta)
+    assert [(line["log_level"], line["merges"]) for line in said] == [("warning", 3)]
+    assert made.encode("hello who", bos=False) == BYTES.encode("hello who", bos=False)
 
 
 def test_a_file_without_a_vocabulary() -> None:

@@ -58,7 +58,8 @@ class GgufFiles:
         self._by_tensor = {name: file for file in self._files for name in file.shapes}
         self.tensors = {name: tensor for file in self._files for name, tensor in file.tensors.items()}
         self.unusable = {name: what for file in self._files for name, what in file.unusable.items()}
-        self.shapes = {name: tuple(shape) for name, shape in (self._index.shapes if self._index else {}).items()}
+        elsewhere: dict[str, list[int]] = {} if self._index is None else self._index.shapes
+        self.shapes: dict[str, tuple[int, ...]] = {name: tuple(shape) for name, shape in elsewhere.items()}
         self.shapes |= {name: shape for file in self._files for name, shape in file.shapes.items()}
 
     def _is_here(self, part: Path) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from itertools import groupby
 from typing import Any, cast
 
 from tokenizers import normalizers
@@ -35,12 +36,25 @@ def steps() -> list[normalizers.Replace]:
     return [normalizers.Replace(MARK, ""), normalizers.Replace(ESCAPED, _FIRST)]
 
 
+def any_of(texts: Iterable[str]) -> str:
+    """An expression for any of some texts, the longest that fits. What they begin with alike is written once, so that each place in a text is
+    looked at once and not for each of them."""
+    listed = sorted(set(texts))
+    if len(listed) == 1:
+        return re.escape(listed[0])
+    least, most = listed[0], listed[-1]
+    begin = least[: next((at for at, (a, b) in enumerate(zip(least, most, strict=False)) if a != b), len(least))]
+    rests = [text[len(begin) :] for text in listed]
+    parts = [any_of(group) for _, group in groupby(filter(None, rests), key=lambda rest: rest[0])]
+    return f"{re.escape(begin)}(?:{'|'.join(parts)}){'?' if '' in rests else ''}"
+
+
 class Marks:
     """control: the texts of control tokens; those of one character can have no mark inside, and have none."""
 
     def __init__(self, control: Iterable[str]) -> None:
-        listed = sorted({text for text in control if len(text) > 1}, key=lambda text: (-len(text), text))
-        self._found = re.compile("|".join(map(re.escape, listed))) if listed else None
+        listed = {text for text in control if len(text) > 1}
+        self._found = re.compile(any_of(listed)) if listed else None
         self._beginnings = {text[:n] for text in listed for n in range(1, len(text))}
         self._longest = max(map(len, listed), default=0)
 

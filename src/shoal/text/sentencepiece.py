@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from heapq import heapify, heappop, heappush
 
-from shoal.text.marks import plain
+from shoal.text.marks import any_of, plain
 
 UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6
 """Types of tokens (gguf.TokenType)."""
@@ -35,8 +35,7 @@ class SentencePiece:
         self._unknown, self._prefix = unknown, prefix
         whole = {text: id for text, _, type, id in rows if text and type in (UNKNOWN, CONTROL, USER_DEFINED)}
         self._whole = whole
-        longest_first = sorted(whole, key=lambda text: (-len(text), text))
-        self._apart = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if whole else None
+        self._apart = re.compile(f"({any_of(whole)})") if whole else None
         # Where no piece has a space after anything else, nothing is joined over the beginning of a word.
         spaced = re.compile(f"[^{SPACE}]{SPACE}")
         self._words = None if any(spaced.search(text) for text in self._scores) else re.compile(f"{SPACE}*[^{SPACE}]+|{SPACE}+")

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
+import structlog
 from llguidance import LLTokenizer
 from tokenizers import Tokenizer as Backend
 
@@ -19,6 +20,8 @@ from shoal.text.marks import Marks, escape
 from shoal.text.sentencepiece import SentencePiece
 from shoal.text.tools import ToolFormat
 from shoal.text.vocabulary import END_OF_TURN, begins_with_bos, from_gguf, pieces
+
+log = structlog.get_logger()
 
 _SLICE, _SLACK = 16 << 10, 64
 """Characters that are counted at once; tokens by which cutting there may miscount."""
@@ -117,7 +120,7 @@ class Tokenizer:
         if isinstance(source, list):  # several, by name
             sources = {str(t.get("name")): t.get("template") for t in cast("list[dict[str, str]]", source)}
         if (separate := path / "chat_template.jinja").exists():
-            sources = {"default": separate.read_text()}
+            sources = {"default": separate.read_text(errors="replace")}
         bos = backend.token_to_id(special("bos_token"))
         # The post-processor of tokenizer.json adds BOS where the model wants one.
         adds = bos is not None and bos in backend.encode("", add_special_tokens=True).ids
@@ -225,17 +228,22 @@ def _marks(backend: Backend) -> Marks:
 def _templates(
     sources: Mapping[str, object], special: Mapping[str, str], path: Path, chosen: Path | None, marks: Marks | None
 ) -> tuple[ChatTemplate | None, ChatTemplate | None]:
-    """A model's templates, for conversations and for those with tools; or the user's. Raises CorruptModel, ConfigError."""
+    """A model's templates, for conversations and for those with tools, as far as they can be used; or the user's. Raises ConfigError."""
     if chosen is not None:
         try:
             source = chosen.read_text()
         except (OSError, UnicodeError) as error:
             raise _unusable(chosen, f"cannot be read ({error})") from error
         return ChatTemplate(source, special, chosen, _unusable, marks), None
-    default, tools = (
-        ChatTemplate(source, special, path, marks=marks) if (source := sources.get(name)) else None for name in ("default", "tool_use")
-    )
-    return default, tools
+
+    def own(name: str) -> ChatTemplate | None:
+        try:
+            return ChatTemplate(source, special, path, marks=marks) if (source := sources.get(name)) else None
+        except CorruptModel as error:
+            log.warning("the model's chat template cannot be used: give another one with --chat-template", reason=str(error))
+            return None
+
+    return own("default"), own("tool_use")
 
 
 def _unusable(chosen: object, what: str) -> ConfigError:

@@ -70,8 +70,11 @@ def _byte_level(meta: Mapping[str, Any], tokens: list[str], where: object) -> To
     rule = RULES.get(str(pre or DEFAULT))
     if rule is None:
         raise UnsupportedModel(f"{where}: pre-tokeniser '{pre}' is not supported; supported are {', '.join(PRE_TOKENIZERS)}")
-    merges = [tuple(line.split(" ", 1)) for line in meta["tokenizer.ggml.merges"]]
     vocabulary = {token: i for i, token in enumerate(tokens)}
+    pairs = [(left, right) for left, right in (line.split(" ", 1) for line in meta["tokenizer.ggml.merges"])]
+    merges = [(left, right) for left, right in pairs if left in vocabulary and right in vocabulary and left + right in vocabulary]
+    if len(merges) < len(pairs):
+        log.warning("merges of what the vocabulary lacks are left out", file=str(where), merges=len(pairs) - len(merges))
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=rule.whole_words))
     splits = [pre_tokenizers.Split(Regex(split), "isolated") for split in rule.splits]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
