@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
-from gguf import GGUFReader, GGUFWriter
 
 from shoal.errors import CorruptModel, UserError
 from shoal.models.description import describe, listed
@@ -16,6 +14,7 @@ from shoal.models.manifest import Manifest, manifest
 from shoal.models.sources import find, public_name
 from shoal.models.weights import MATRICES, GgufWeights
 from tests.support import tiny
+from tests.support.gguf_split import split
 from tests.support.gguf_writer import write_model
 
 FACTORS = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
@@ -24,26 +23,6 @@ FACTORS = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("whole") / "m.gguf", tiny.model("llama"), "llama", "q8_0", factors=FACTORS)
-
-
-def split(whole: Path, folder: Path, count: int = 4, name: str = "my model", **changes: Any) -> list[Path]:
-    """As gguf-split does it: the metadata in the first part, the tensors in their order, so many parts."""
-    reader = GGUFReader(whole)
-    each = -(-len(reader.tensors) // count)
-    tensors = [reader.tensors[at * each : (at + 1) * each] for at in range(count)]
-    parts = [folder / f"{name}-{n:05}-of-{count:05}.gguf" for n in range(1, count + 1)]
-    for at, (part, inside) in enumerate(zip(parts, tensors, strict=True)):
-        writer = GGUFWriter(part, "llama")
-        for key, field in reader.fields.items() if not at else ():
-            if not key.startswith(("GGUF.", "general.architecture")):
-                writer.add_key_value(key, field.contents(), field.types[0])
-        said = {"split.no": at, "split.count": count, "split.tensors.count": len(reader.tensors), **changes}
-        for key, value in said.items():
-            writer.add_uint16(key, value) if key != "split.tensors.count" else writer.add_int32(key, value)
-        for tensor in inside:
-            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-        writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file(), writer.close()
-    return parts
 
 
 def read(weights: GgufWeights, layers: range, first: bool = True, last: bool = True) -> dict[str, bytes]:
