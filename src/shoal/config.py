@@ -192,6 +192,9 @@ class ApiSettings(Settings):
     """The OpenAI-compatible API: the same on `up` and `serve`."""
 
     api_host: str = setting("127.0.0.1", "Address that the API listens on; beyond this machine it needs a key (`shoal keys create`).")
+    trust_text: bool = setting(
+        False, "Read control tokens in what users, tools and documents write, too: whoever writes text can then forge turns of a chat."
+    )
     open_api: bool = setting(False, "Let the API listen beyond this machine without a key: whoever reaches it can use it.")
     port: int = setting(8000, "Port of the OpenAI-compatible API; 0 takes a free one.", low=0, high=65535)
     api_workers: int = setting(0, "Processes that serve the API, beside the head's own; 0 or 1: it serves it itself.", low=0, high=64)

@@ -162,8 +162,10 @@ class ModelError(ShoalError):
 
 
 class CorruptModel(ModelError):
-    def __init__(self, path: object, what: str) -> None:
-        super().__init__(f"{path}: {what}; fetch the file again")
+    """cut: whether fetching the file again may help, because not all of it is there; one that is whole was made so."""
+
+    def __init__(self, path: object, what: str, cut: bool = False) -> None:
+        super().__init__(f"{path}: {what}; {'fetch the file again' if cut else 'the file was made so: look for another version of it'}")
         self.path = path
 
 

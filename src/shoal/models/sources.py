@@ -27,6 +27,7 @@ import msgspec
 from shoal.config import cache_dir, environment_with, hub_endpoint, user_path
 from shoal.errors import FetchError, HashMismatch, UnknownModel, UserError, human_bytes
 from shoal.models.catalogue import Entry, Part, catalogue
+from shoal.models.gguf_files import first_part, parts_of
 
 Progress = Callable[[int, int], None]
 """Called with the bytes that are there and the bytes there will be."""
@@ -57,14 +58,18 @@ class Reference:
         if text in catalogue():
             return cls("catalogue", text)
         if os.sep in text or text.endswith(".gguf") or Path(text).exists():
-            return cls("path", str(user_path(text).resolve()))
+            path = first_part(user_path(text))
+            # A part is known by its name, so a link to it stays one.
+            return cls("path", str(path.resolve() if len(parts_of(path)) == 1 else path.parent.resolve() / path.name))
         raise UnknownModel(text, sorted(catalogue()))
 
 
 def public_name(text: str) -> str:
     """The name that the API shows for a model reference."""
     reference = Reference.parse(text)
-    return Path(reference.name).name.removesuffix(".gguf") if reference.kind == "path" else reference.name
+    if reference.kind != "path":
+        return reference.name
+    return re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", Path(reference.name).name)
 
 
 def find(text: str, directory: Path | None = None) -> Path | None:
@@ -245,16 +250,18 @@ class _Index(msgspec.Struct):
 
 def shard_files(index: bytes, layers: range, first: bool, last: bool) -> set[str]:
     """Which files of a sharded model hold these layers, by its index. Raises msgspec.DecodeError."""
-    wanted = _hub_tensors(layers, first, last)
+    wanted = _wanted_tensors(layers, first, last)
     return {file for tensor, file in msgspec.json.decode(index, type=_Index).weight_map.items() if wanted(tensor)}
 
 
-def _hub_tensors(layers: range | None, first: bool, last: bool) -> Callable[[str], bool]:
+def _wanted_tensors(layers: range | None, first: bool, last: bool) -> Callable[[str], bool]:
     def wanted(tensor: str) -> bool:
-        if match := re.match(r"model\.layers\.(\d+)\.", tensor):
+        if match := re.match(r"(?:model\.layers|blk)\.(\d+)\.", tensor):
             return layers is None or int(match[1]) in layers
-        if tensor.startswith("model.embed_tokens"):
+        if tensor.startswith(("model.embed_tokens", "token_embd")):
             return layers is None or first or last  # a tied head is the embedding
+        if tensor.startswith("rope_freqs"):
+            return True
         return layers is None or last
 
     return wanted
@@ -277,7 +284,7 @@ def pull_layers(text: str, layers: range, first: bool, last: bool, progress: Pro
     reference = Reference.parse(text)
     if reference.kind != "hub":
         return pull(text, progress, directory)
-    return _pull_hub(reference, directory or cache_dir(), _hub_tensors(layers, first, last))
+    return _pull_hub(reference, directory or cache_dir(), _wanted_tensors(layers, first, last))
 
 
 def pull_description(text: str, directory: Path | None = None) -> Path:

@@ -38,7 +38,7 @@ class Head:
     def __init__(self, settings: HeadSettings, model: Description, machine: Machine | None = None) -> None:
         self.settings = settings
         self.model = model
-        self.tokenizer = Tokenizer.open(model.path, model.gguf, settings.chat_template_file)
+        self.tokenizer = Tokenizer.open(model.path, model.gguf, settings.chat_template_file, settings.trust_text)
         self.metrics = Metrics()
         self.created = int(time())
         context = min(settings.context, model.spec.context)
