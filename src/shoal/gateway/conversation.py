@@ -170,6 +170,10 @@ def check_name(name: str, param: str) -> None:
         raise InvalidRequest("a name has 1 to 64 letters, digits, underscores and dashes", param)
 
 
+def compact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
 def call_id(answer: str, choice: int, call: int) -> str:
     """The same whenever the answer is read."""
     return "call_" + hashlib.sha256(f"{answer}/{choice}/{call}".encode()).hexdigest()[:24]

@@ -30,7 +30,7 @@ from shoal.gateway.keyring import Keyring
 from shoal.gateway.limits import Limiter
 from shoal.gateway.responses.keeper import ResponseKeeper
 from shoal.gateway.responses.store import Bounds, ResponseStore
-from shoal.gateway.wire import Sampled, parse
+from shoal.gateway.wire import Asking, parse
 from shoal.gateway.writer import Piece
 
 MAX_BODY = 4 << 20
@@ -44,7 +44,7 @@ _LONG = re.compile(rb"[0-9]{19}")
 
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
-B = TypeVar("B", bound=Sampled)
+B = TypeVar("B", bound=Asking)
 
 
 T = TypeVar("T")

@@ -22,6 +22,8 @@ class Piece:
     """Tokens of the choice up to here, an end without a token counted as one: the same for the same piece, whenever it is made."""
     scores: tuple[Score, ...] = ()
     """Of the prompt's tokens, with a choice's first piece where they were asked for."""
+    stop: str = ""
+    """The stop string that ended the choice; empty: it ended otherwise, or has not."""
 
 
 @dataclass
@@ -29,6 +31,10 @@ class Usage:
     prompt: int
     completion: int = 0
     cached: int = 0
+    waited: float = 0.0
+    """Seconds until the first token, from when the request was taken on here."""
+    took: float = 0.0
+    """Seconds until the last one so far."""
 
     def wire(self) -> dict[str, Any]:
         return {
