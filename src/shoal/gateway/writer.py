@@ -29,6 +29,8 @@ class Usage:
     prompt: int
     completion: int = 0
     cached: int = 0
+    reasoning: int = 0
+    """Of the completion."""
 
     def wire(self) -> dict[str, Any]:
         return {
@@ -37,7 +39,7 @@ class Usage:
             "total_tokens": self.prompt + self.completion,
             "prompt_tokens_details": {"cached_tokens": self.cached, "audio_tokens": 0},
             "completion_tokens_details": {
-                "reasoning_tokens": 0,
+                "reasoning_tokens": self.reasoning,
                 "audio_tokens": 0,
                 "accepted_prediction_tokens": 0,
                 "rejected_prediction_tokens": 0,
