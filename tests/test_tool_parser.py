@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.text.tool_parser import Arguments, CallBegun, Content, Delta, ToolParser
+from shoal.text.deltas import Arguments, CallBegun, Content, Delta
+from shoal.text.tool_parser import ToolParser
 from shoal.text.tools import HERMES, LLAMA3, MISTRAL, ToolFormat
 
 FORMATS = [HERMES, MISTRAL, replace(MISTRAL, opening="[TOOL_CALLS]["), LLAMA3]

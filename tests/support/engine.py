@@ -12,6 +12,7 @@ import numpy as np
 
 from shoal.errors import ShoalError
 from shoal.request import Alternative, FinishReason, Request, Score, TokenChunk
+from shoal.text.reasoning import ReasoningFormat
 from shoal.text.tools import ToolFormat
 
 END = 256
@@ -26,8 +27,8 @@ class ByteTokenizer:
     named = {"eos_token": "<end>"}  # noqa: RUF012
     template = None
 
-    def __init__(self, tool_format: ToolFormat | None = None) -> None:
-        self.tool_format = tool_format
+    def __init__(self, tool_format: ToolFormat | None = None, reasoning_format: ReasoningFormat | None = None) -> None:
+        self.tool_format, self.reasoning_format = tool_format, reasoning_format
         self.encoded = 0
         """Characters that were tokenised."""
 
@@ -170,9 +171,17 @@ class FakeEngine:
 
     name, created, vocabulary = "fake", 7, VOCABULARY
 
-    def __init__(self, script: Script | None = None, *, hang: bool = False, longest: int = 1000, tools: ToolFormat | None = None) -> None:
-        """tools: the format of the calls that its template teaches."""
-        self.tokenizer = ByteTokenizer(tools)
+    def __init__(
+        self,
+        script: Script | None = None,
+        *,
+        hang: bool = False,
+        longest: int = 1000,
+        tools: ToolFormat | None = None,
+        reasoning: ReasoningFormat | None = None,
+    ) -> None:
+        """tools, reasoning: the formats that its template knows."""
+        self.tokenizer = ByteTokenizer(tools, reasoning)
         self.state = ""
         self.refusal: ShoalError | None = None
         self.streams: list[ScriptedStream] = []

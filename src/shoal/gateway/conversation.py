@@ -13,6 +13,8 @@ from typing import Any, cast
 from shoal.errors import InvalidRequest
 from shoal.gateway.engine import Engine
 from shoal.text import grammar
+from shoal.text.answer_format import AnswerFormat
+from shoal.text.reasoning import ReasoningFormat
 from shoal.text.tokenizer import Tokenizer
 from shoal.text.tools import Tool, ToolFormat
 
@@ -105,8 +107,8 @@ class Conversation:
 
     prompt: list[int]
     grammar: str = ""
-    format: ToolFormat | None = None
-    """None: there are no calls to look for."""
+    format: AnswerFormat | None = None
+    """None: all of it is content."""
     markers: tuple[int, ...] = ()
     """Special tokens of that format, which have to be seen."""
 
@@ -114,21 +116,28 @@ class Conversation:
 def converse(engine: Engine, messages: Sequence[Message], tools: Tools, answer: JsonAnswer | None) -> Conversation:
     """Raises InvalidRequest, NotReady."""
     tokenizer = engine.tokenizer
-    prompt = prompt_tokens(engine, rendered(tokenizer, messages, tools))
+    text = rendered(tokenizer, messages, tools)
+    prompt = prompt_tokens(engine, text)
+    reasoning = tokenizer.reasoning_format
     format = tokenizer.tool_format
+    special = tokenizer.special
     said = "" if answer is None else answer.grammar
+    opened = reasoning is not None and reasoning.opened(text)
     if format is None or not tools.callable:
-        return Conversation(prompt, said)
+        return Conversation(prompt, said, reasoning and AnswerFormat(None, reasoning, opened), _markers(special, reasoning))
     if answer is not None and not tools.must and not format.trigger:
         raise InvalidRequest("this model's calls are JSON and nothing else; ask for tools or for an answer in JSON", answer.where)
-    special = tokenizer.special
     schema = None if answer is None else {"type": "object"} if answer.schema is None else answer.schema
     functions = [asdict(tool) for tool in tools.callable]
     asked = json.dumps([functions, "required" if tools.must else "auto", tools.parallel, schema])
     calls = _calls(format, special.get(format.trigger), asked)
-    written = (format.opening, format.begin, format.end, format.separator or "", format.closing)
-    markers = sorted(token for text, token in special.items() if text and any(text in part for part in written))
-    return Conversation(prompt, calls, format, tuple(markers))
+    return Conversation(prompt, calls, AnswerFormat(format, reasoning, opened), _markers(special, reasoning, format))
+
+
+def _markers(special: Mapping[str, int], *formats: ToolFormat | ReasoningFormat | None) -> tuple[int, ...]:
+    """Special tokens that have to be seen for an answer to be read."""
+    written = [part for format in formats if format is not None for part in asdict(format).values() if isinstance(part, str)]
+    return tuple(sorted(token for text, token in special.items() if text and any(text in part for part in written)))
 
 
 def rendered(tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools, answer: bool = True) -> str:

@@ -18,6 +18,7 @@ from shoal.gateway.sampling import limit, sampling_params
 from shoal.gateway.wire import Sampled
 from shoal.gateway.writer import Writer
 from shoal.request import MAX_CHOICES, Priority, Request, RequestId
+from shoal.text.answer_format import AnswerFormat
 
 _MAX_STOPS, _MAX_STOP_LENGTH = 4, 256
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
@@ -36,6 +37,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     stops: tuple[str, ...] = ()
     stream: bool = False
     include_usage: bool = False
+    format: AnswerFormat | None = None
+    """How the answer writes reasoning and calls, where it may have any."""
     markers: tuple[int, ...] = ()
     """Special tokens that are text in these answers."""
     named: bool = False

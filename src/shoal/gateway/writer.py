@@ -31,6 +31,8 @@ class Usage:
     prompt: int
     completion: int = 0
     cached: int = 0
+    reasoning: int = 0
+    """Of the completion."""
     waited: float = 0.0
     """Seconds until the first token, from when the request was taken on here."""
     took: float = 0.0
@@ -43,7 +45,7 @@ class Usage:
             "total_tokens": self.prompt + self.completion,
             "prompt_tokens_details": {"cached_tokens": self.cached, "audio_tokens": 0},
             "completion_tokens_details": {
-                "reasoning_tokens": 0,
+                "reasoning_tokens": self.reasoning,
                 "audio_tokens": 0,
                 "accepted_prediction_tokens": 0,
                 "rejected_prediction_tokens": 0,

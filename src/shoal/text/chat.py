@@ -17,6 +17,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from shoal.errors import CorruptModel, InvalidRequest, ShoalError
+from shoal.text.reasoning import detect as detect_reasoning
 from shoal.text.tools import detect
 
 
@@ -49,7 +50,7 @@ class _Generation(Extension):
 
 
 class ChatTemplate:
-    """`tools`: the format of tool calls that it teaches, if any."""
+    """`tools`: the format of tool calls that it teaches, if any. `reasoning`: that of reasoning that it knows, if any."""
 
     def __init__(
         self, source: object, special: Mapping[str, str], where: object, fault: Callable[[object, str], ShoalError] = CorruptModel
@@ -69,6 +70,7 @@ class ChatTemplate:
         self.source = source
         self._special = dict(special)
         self.tools = detect(source)
+        self.reasoning = detect_reasoning(source)
 
     def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), answer: bool = True) -> str:
         """The prompt. Raises InvalidRequest for a conversation that the template refuses.

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer as Backend
 
 from shoal.errors import ConfigError, CorruptModel, InvalidRequest, UserError
 from shoal.text.chat import ChatTemplate
+from shoal.text.reasoning import ReasoningFormat
 from shoal.text.tools import ToolFormat
 from shoal.text.vocabulary import WHOLE_WORDS, from_gguf
 
@@ -159,6 +160,11 @@ class Tokenizer:
     def tool_format(self) -> ToolFormat | None:
         """How the model writes tool calls; None where its template has none, or in a format that is not known."""
         return None if self.tool_template is None else self.tool_template.tools
+
+    @property
+    def reasoning_format(self) -> ReasoningFormat | None:
+        """How the model writes what it thinks before it answers; None where its template knows of no such thing."""
+        return None if self.template is None else self.template.reasoning
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), answer: bool = True) -> str:
         """A conversation as the model's template writes it. answer: ready for the model's. Raises InvalidRequest."""

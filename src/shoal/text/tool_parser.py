@@ -9,35 +9,12 @@ from __future__ import annotations
 import enum
 import json
 import re
-from dataclasses import dataclass
 
+from shoal.text.deltas import Arguments, CallBegun, Content, Delta
 from shoal.text.detokenizer import overlap
 from shoal.text.tools import ToolFormat
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{0,64}")
-
-
-@dataclass(frozen=True)
-class Content:
-    text: str
-
-
-@dataclass(frozen=True)
-class CallBegun:
-    call: int
-    """0 for the first one."""
-    name: str
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """The next part of a call's arguments."""
-
-    call: int
-    text: str
-
-
-Delta = Content | CallBegun | Arguments
 
 
 class _State(enum.Enum):
@@ -92,6 +69,8 @@ class ToolParser:
         self._value = _Value()
         self.calls = 0
         """Those that have begun."""
+
+    thinking = False
 
     @property
     def complete(self) -> bool:

@@ -14,6 +14,12 @@ class TextBlock(Shape):
     text: str
 
 
+class ThinkingBlock(Shape):
+    type: Literal["thinking"]
+    thinking: str
+    signature: str
+
+
 class ToolUseBlock(Shape):
     type: Literal["tool_use"]
     id: str
@@ -36,7 +42,7 @@ class MessageAnswer(Shape):
     type: Literal["message"]
     role: Literal["assistant"]
     model: str
-    content: list[Annotated[TextBlock | ToolUseBlock, Field(discriminator="type")]]
+    content: list[Annotated[TextBlock | ThinkingBlock | ToolUseBlock, Field(discriminator="type")]]
     stop_reason: Literal["end_turn", "max_tokens", "model_context_window_exceeded", "stop_sequence", "tool_use"]
     stop_sequence: str | None
     usage: MessageUsage

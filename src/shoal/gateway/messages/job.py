@@ -10,14 +10,11 @@ from shoal.gateway.messages.turns import templated
 from shoal.gateway.messages.wire import CountRequest, MessagesRequest
 from shoal.gateway.messages.writer import MessageWriter
 from shoal.gateway.sampling import fitting
-from shoal.text.tools import ToolFormat
 
 _MOST_STOPS = 64
 
 
 class MessageJob(Job, frozen=True, tag="message"):
-    format: ToolFormat | None = None
-    """How the answer writes calls, where it may have any."""
     shortened: bool = False
     """The context ends before max_tokens."""
 

@@ -25,8 +25,11 @@ def templated(system: str, messages: Sequence[wire.Message]) -> list[Message]:
         for i, block in enumerate(message.blocks(where)):
             here = f"{where}.content.{i}"
             match block:
-                case Thinking() | RedactedThinking():
-                    continue
+                case RedactedThinking():
+                    continue  # only who redacted it could read it
+                case Thinking():
+                    turn = _turn(out, "assistant")
+                    turn["reasoning_content"] = turn.get("reasoning_content", "") + block.thinking
                 case ToolUse():
                     called.add(block.id)
                     _call(_turn(out, "assistant"), block, here)

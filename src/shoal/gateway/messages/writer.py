@@ -1,11 +1,13 @@
 """The JSON of a message, and the events of one that is streamed.
 
-A message is a list of blocks: texts and uses of tools. The events say how it grows: a block starts, grows by deltas, stops. Each event has a
+A message is a list of blocks: thoughts, texts and uses of tools. The events say how it grows: a block starts, grows by deltas, stops. Each event has a
 number; the same answer is always told by the same events. https://docs.claude.com/en/docs/build-with-claude/streaming
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,9 +16,10 @@ from shoal.gateway.conversation import call_id
 from shoal.gateway.dialect import ANTHROPIC
 from shoal.gateway.engine import Engine
 from shoal.gateway.faults import Fault
+from shoal.gateway.reading import Reading
 from shoal.gateway.writer import Event, Piece, Usage
 from shoal.request import FinishReason
-from shoal.text.tool_parser import Arguments, CallBegun, Content, Delta, ToolParser
+from shoal.text.deltas import Arguments, CallBegun, Content, Reasoning
 
 if TYPE_CHECKING:
     from shoal.gateway.messages.job import MessageJob
@@ -27,7 +30,7 @@ _TIERS = {"priority": "priority", "batch": "batch"}
 class MessageWriter:
     def __init__(self, engine: Engine, job: MessageJob) -> None:
         self._engine, self._job = engine, job
-        self._parser = None if job.format is None else ToolParser(job.format)
+        self._reading = Reading(job.format, 1)
         self._number = 0
         self._blocks: list[dict[str, Any]] = []
         self._input = ""
@@ -36,6 +39,8 @@ class MessageWriter:
         """Whether the last block still grows."""
         self._reason: str | None = None
         self._stop: str | None = None
+        self._cut = False
+        """Whether the last block is a call that has not come to its end."""
 
     def opening(self) -> Sequence[Event]:
         message = self._message([], Usage(self._job.prompt_tokens))
@@ -43,16 +48,19 @@ class MessageWriter:
 
     def piece(self, piece: Piece) -> Sequence[Event]:
         out: list[Event] = []
-        for delta in self._deltas(piece):
+        for delta in self._reading.deltas(piece):
             match delta:
+                case Reasoning(text):
+                    out += self._grown("thinking", text)
                 case Content(text):
-                    out += self._text(text)
+                    out += self._grown("text", text)
                 case CallBegun(call, name):
                     out += self._call(call, name)
                 case Arguments(_, text):
                     out += self._arguments(text)
         if piece.finish is not None:
-            out += self._close(self._cut)
+            self._cut = self._blocks[-1:] != [] and self._blocks[-1]["type"] == "tool_use" and not self._reading.called(0)
+            out += self._close()
             self._reason, self._stop = self._why(piece), piece.stop or None
         return out
 
@@ -68,11 +76,6 @@ class MessageWriter:
         for piece in pieces:
             self.piece(piece)
         return self._message(self._blocks[:-1] if self._cut else self._blocks, usage)
-
-    @property
-    def _cut(self) -> bool:
-        """Whether the last block is a call that has not come to its end."""
-        return self._parser is not None and self._parser.calls > 0 and not self._parser.complete
 
     def _message(self, blocks: Sequence[dict[str, Any]], usage: Usage) -> dict[str, Any]:
         return {
@@ -91,13 +94,7 @@ class MessageWriter:
             return "model_context_window_exceeded" if self._job.shortened else "max_tokens"
         if piece.stop:
             return "stop_sequence"
-        return "tool_use" if self._parser is not None and self._parser.complete else "end_turn"
-
-    def _deltas(self, piece: Piece) -> list[Delta]:
-        if self._parser is None:
-            return [Content(piece.text)] if piece.text else []
-        deltas = self._parser.push(piece.text)
-        return deltas if piece.finish is None else [*deltas, *self._parser.finish()]
+        return "tool_use" if self._reading.called(0) else "end_turn"
 
     def _event(self, type: str, **fields: Any) -> Event:
         event = Event({"type": type, **fields}, type, self._number)
@@ -114,10 +111,12 @@ class MessageWriter:
         self._open = True
         return [*closed, self._of_block("start", content_block=dict(block))]
 
-    def _text(self, text: str) -> list[Event]:
-        begun = [] if self._open and self._blocks[-1]["type"] == "text" else self._start({"type": "text", "text": ""})
-        self._blocks[-1]["text"] += text
-        return [*begun, self._of_block("delta", delta={"type": "text_delta", "text": text})]
+    def _grown(self, kind: str, text: str) -> list[Event]:
+        """kind: of the block, whose text has the same name."""
+        fresh = {"type": kind, kind: "", **({"signature": ""} if kind == "thinking" else {})}
+        begun = [] if self._open and self._blocks[-1]["type"] == kind else self._start(fresh)
+        self._blocks[-1][kind] += text
+        return [*begun, self._of_block("delta", delta={"type": f"{kind}_delta", kind: text})]
 
     def _call(self, call: int, name: str) -> list[Event]:
         id = call_id(self._job.id, 0, call).replace("call_", "toolu_", 1)
@@ -129,15 +128,23 @@ class MessageWriter:
         self._input += text
         return [self._of_block("delta", delta={"type": "input_json_delta", "partial_json": text})]
 
-    def _close(self, cut: bool = False) -> list[Event]:
-        """Nothing more of the block that grows, where one does. cut: it has not come to its end."""
+    def _close(self) -> list[Event]:
+        """Nothing more of the block that grows, where one does."""
         if not self._open:
             return []
         self._open = False
         block = self._blocks[-1]
-        if block["type"] == "tool_use" and not cut:
+        if block["type"] == "tool_use" and not self._cut:
             block["input"] = json.loads(self._input)
-        return [self._of_block("stop")]
+        if block["type"] != "thinking":
+            return [self._of_block("stop")]
+        block["signature"] = _signature(block["thinking"])
+        return [self._of_block("delta", delta={"type": "signature_delta", "signature": block["signature"]}), self._of_block("stop")]
+
+
+def _signature(thought: str) -> str:
+    """Clients send it back with the thought. It proves nothing: shoal reads thoughts whoever wrote them."""
+    return base64.b64encode(hashlib.sha256(thought.encode()).digest()).decode()
 
 
 def _counts(usage: Usage) -> dict[str, Any]:

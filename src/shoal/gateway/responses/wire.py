@@ -33,6 +33,27 @@ class Message(Wire):
     phase: str | None = None
 
 
+class ReasoningPart(Wire):
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class SummaryPart(Wire):
+    type: Literal["summary_text"]
+    text: str
+
+
+class ReasoningItem(Wire):
+    """encrypted_content: there is none here."""
+
+    type: Literal["reasoning"]
+    id: str | None = None
+    summary: list[SummaryPart] = Field(default_factory=list[SummaryPart])
+    content: list[ReasoningPart] | None = None
+    encrypted_content: None = None
+    status: Status | None = None
+
+
 class FunctionCall(Wire):
     type: Literal["function_call"]
     id: str | None = None
@@ -65,13 +86,14 @@ def _kind(raw: object) -> str | None:
 
 Item = Annotated[
     Annotated[Message, Tag("[message]")]
+    | Annotated[ReasoningItem, Tag("[reasoning]")]
     | Annotated[FunctionCall, Tag("[function_call]")]
     | Annotated[FunctionCallOutput, Tag("[function_call_output]")]
     | Annotated[ItemReference, Tag("[item_reference]")],
     Discriminator(
         _kind,
         custom_error_type="item_type",
-        custom_error_message="an item is a message, function_call, function_call_output or item_reference",
+        custom_error_message="an item is a message, reasoning, function_call, function_call_output or item_reference",
     ),
 ]
 
