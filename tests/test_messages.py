@@ -17,6 +17,7 @@ from shoal.config import ApiSettings
 from shoal.errors import NotReady, QueueFull, StageLost
 from shoal.gateway.app import create_app
 from shoal.gateway.key_store import KeyStore
+from shoal.text.reasoning import THINK
 from shoal.text.tools import HERMES, ToolFormat
 from tests.support.engine import FakeEngine, Resumed, Script, ScriptedStream, says, spoken
 from tests.support.http import CHAT, eventually, fetch, serving
@@ -247,6 +248,18 @@ def test_a_conversation_with_tools_as_the_template_knows_it() -> None:
         "tool: Error: no such city",
         "user: Well?",
     ]
+
+
+def test_thoughts_are_blocks() -> None:
+    said = "<think>Hm.</think>Hello"
+    thought, text = ask(FakeEngine(says(said), reasoning=THINK), thinking={"type": "adaptive"}).json()["content"]
+    assert (thought["type"], thought["thinking"], text["text"]) == ("thinking", "Hm.", "Hello") and thought["signature"]
+    events = streamed(ask(FakeEngine(says(said), reasoning=THINK), stream=True))
+    starts = [event["content_block"] for event in events if event["type"] == "content_block_start"]
+    assert starts == [{"type": "thinking", "thinking": "", "signature": ""}, {"type": "text", "text": ""}]
+    of_thought = [event["delta"] for event in events if event["type"] == "content_block_delta" and event["index"] == 0]
+    assert "".join(delta.get("thinking", "") for delta in of_thought) == "Hm."
+    assert of_thought[-1] == {"type": "signature_delta", "signature": thought["signature"]}
 
 
 # What is asked

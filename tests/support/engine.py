@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from shoal.errors import ShoalError
+from shoal.facts import ModelFacts
 from shoal.request import Alternative, FinishReason, Request, Score, TokenChunk
 from shoal.text.reasoning import ReasoningFormat
 from shoal.text.tools import ToolFormat
@@ -170,6 +171,7 @@ class FakeEngine:
     """gateway.engine.Engine."""
 
     name, created, vocabulary = "fake", 7, VOCABULARY
+    facts = ModelFacts("llama", 2, DIMENSIONS, 8, 2, 1, 2, VOCABULARY, 2048, 135_000_000, 98_000_000, "gguf", "Q4_K")
 
     def __init__(
         self,

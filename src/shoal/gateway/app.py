@@ -38,11 +38,12 @@ from shoal.gateway.key import KeyId
 from shoal.gateway.keyring import Keyring
 from shoal.gateway.limits import Limiter, LocalLimiter
 from shoal.gateway.messages import route as messages
+from shoal.gateway.ollama import route as ollama
 from shoal.gateway.responses import route as responses
 from shoal.gateway.service import Service
 from shoal.request import Priority
 
-_ENDPOINTS = (chat, chat_socket, completions, embeddings, responses, messages, streams, tokens, models, health)
+_ENDPOINTS = (chat, chat_socket, completions, embeddings, responses, messages, ollama, streams, tokens, models, health)
 _BATCHED = {
     "/v1/chat/completions": chat,
     "/v1/completions": completions,

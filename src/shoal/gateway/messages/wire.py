@@ -45,13 +45,13 @@ class BlockSource(Wire):
     content: str | list[Text]
 
 
-def _only_text(raw: object) -> object:
+def _only_text(raw: Any) -> Any:
     kind = cast("dict[str, Any]", raw).get("type") if isinstance(raw, dict) else None
     if isinstance(kind, str) and kind not in ("text", "content"):
         raise PydanticCustomError(
             "unsupported_parameter", "a document's source is 'text' or 'content', not '{kind}': the model reads text", {"kind": kind[:64]}
         )
-    return raw
+    return cast("Any", raw)
 
 
 class Document(Block):
