@@ -59,7 +59,7 @@ SECTIONS = {part.partition("\n")[0]: part for part in re.split(r"^## ", PAGE, fl
     ],
 )
 def test_every_parameter_is_told_in_its_endpoint_s_section(body: type[Wire], title: str) -> None:
-    told = set(re.findall(r"`/?([a-z_]+)[^`]*`", SECTIONS[title]))
+    told = set(re.findall(r"`/?([a-z0-9_]+)[^`]*`", SECTIONS[title]))
     assert {name for name in (*body.model_fields, *body.inert) if name not in told} == set()
 
 

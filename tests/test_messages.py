@@ -521,3 +521,95 @@ def test_the_sdk_knows_a_stream_that_breaks_off() -> None:
                 await stream.get_final_message()
 
     sdk(engine(lambda r: [*spoken(r, "Hel")[:3], StageLost("a node was lost")]), work)
+
+
+# Claude Code
+
+
+CLAUDE_CODE = {
+    "anthropic-beta": "claude-code-20250219,interleaved-thinking-2025-05-14,context-management-2025-06-27,mid-conversation-system-2026-04-07",
+    "anthropic-dangerous-direct-browser-access": "true",
+    "anthropic-version": "2023-06-01",
+    "x-api-key": "none",
+    "x-app": "cli",
+    "x-stainless-retry-count": "0",
+}
+
+
+def from_claude_code(*later: dict[str, Any]) -> dict[str, Any]:
+    """What Claude Code 2.1 sends, its texts cut short."""
+    ephemeral = {"type": "ephemeral"}
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", "type": "object", "additionalProperties": False}
+    command = {"properties": {"command": {"type": "string"}, "timeout": {"type": "number"}}, "required": ["command"]}
+    return {
+        "model": "fake",
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "<system-reminder>\nToday is Monday.\n</system-reminder>\n\n"},
+                    {"type": "text", "text": "List the files.", **({} if later else {"cache_control": ephemeral})},
+                ],
+            },
+            {"role": "system", "content": "Available agent types: none"},
+            *later,
+        ],
+        "system": [
+            {"type": "text", "text": "x-anthropic-billing-header: cc_version=2.1.197.b21; cc_entrypoint=sdk-cli;"},
+            {"type": "text", "text": "You are a Claude agent.", "cache_control": ephemeral},
+            {"type": "text", "text": "\nYou help with software.", "cache_control": ephemeral},
+        ],
+        "tools": [
+            {"name": "Bash", "description": "Runs a command", "input_schema": {**schema, **command}},
+            {"name": "TaskList", "description": "Lists tasks", "input_schema": {**schema, "properties": {}}},
+        ],
+        "metadata": {"user_id": '{"device_id":"c9","account_uuid":"","session_id":"45"}'},
+        "max_tokens": 32000,
+        "thinking": {"type": "adaptive"},
+        "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+        "output_config": {"effort": "high"},
+        "stream": True,
+    }
+
+
+def test_what_claude_code_sends() -> None:
+    ls = '<tool_call>\n{"name": "Bash", "arguments": {"command": "ls"}}\n</tool_call>'
+    asked = FakeEngine(says(f"<think>Hm.</think>I look.\n{ls}"), tools=HERMES, reasoning=THINK, longest=2000)
+    first = streamed(fetch(create_app(asked), "POST", f"{MESSAGES}?beta=true", json=from_claude_code(), headers=CLAUDE_CODE))
+    blocks = [event["content_block"] for event in first if event["type"] == "content_block_start"]
+    assert [block["type"] for block in blocks] == ["thinking", "text", "tool_use"]
+    assert first[-2]["delta"]["stop_reason"] == "tool_use"
+    later = [
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "thinking", "thinking": "Hm.", "signature": "s"},
+                {"type": "text", "text": "I look."},
+                {"type": "tool_use", "id": blocks[2]["id"], "name": "Bash", "input": {"command": "ls"}},
+            ],
+        },
+        {
+            "role": "user",
+            "content": [
+                {
+                    "tool_use_id": blocks[2]["id"],
+                    "type": "tool_result",
+                    "content": "README.md",
+                    "is_error": False,
+                    "cache_control": {"type": "ephemeral"},
+                }
+            ],
+        },
+    ]
+    asked = FakeEngine(says("One."), tools=HERMES, reasoning=THINK, longest=2000)
+    second = streamed(fetch(create_app(asked), "POST", f"{MESSAGES}?beta=true", json=from_claude_code(*later), headers=CLAUDE_CODE))
+    assert second[-2]["delta"]["stop_reason"] == "end_turn"
+    said = prompt(asked).splitlines()
+    assert "system: You are a Claude agent." in said and "cc_version" not in prompt(asked)
+    assert said[-3] == "assistant: I look." and json.loads(said[-2])["function"]["arguments"] == {"command": "ls"}
+    assert said[-1].startswith("tool: README.md (Bash, ")
+
+
+def test_claude_code_is_told_that_a_prompt_is_too_long_as_it_knows_it() -> None:
+    answer = fetch(create_app(engine(longest=100)), "POST", f"{MESSAGES}?beta=true", json=from_claude_code(), headers=CLAUDE_CODE)
+    assert refused(answer, 400, "invalid_request_error").startswith("prompt is too long: ")

@@ -15,7 +15,7 @@ from shoal.gateway.dialect import OPENAI, Dialect, spoken_at
 from shoal.gateway.keyring import Keyring
 
 _SCHEMAS = "#/components/schemas/"
-_METHODS = frozenset({"get", "post", "delete"})
+_METHODS = frozenset({"get", "head", "post", "delete"})
 
 JSON, EVENTS, FORM, BYTES = "application/json", "text/event-stream", "multipart/form-data", "application/octet-stream"
 LINES = "application/x-ndjson"

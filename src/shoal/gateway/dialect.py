@@ -70,6 +70,8 @@ _ANTHROPIC_TYPES = {
 def _anthropic(what: Fault) -> dict[str, Any]:
     """https://docs.claude.com/en/api/errors. It has no field for a parameter, so the message begins with it."""
     named = what.message if what.param is None or what.param in what.message else f"{what.param}: {what.message}"
+    if what.code == "context_length_exceeded":
+        named = f"prompt is too long: {what.message}"  # by which Claude Code knows that it has to shorten the conversation
     return {"type": "error", "error": {"type": _ANTHROPIC_TYPES.get(what.status, "invalid_request_error"), "message": named}}
 
 

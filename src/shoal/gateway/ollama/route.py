@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from shoal.errors import InvalidRequest
 from shoal.gateway.answer import Answer
-from shoal.gateway.contract import LINES, contract
+from shoal.gateway.contract import LINES, REFUSALS, contract
 from shoal.gateway.dialect import OLLAMA
 from shoal.gateway.embeddings.embed import embed, inputs, written
 from shoal.gateway.embeddings.wire import EmbeddingRequest
@@ -180,10 +180,11 @@ def routes(service: Service) -> APIRouter:
         )
 
     for what, method in _CHANGES.items():
-        router.add_api_route(f"/api/{what}", refused, methods=[method], include_in_schema=False)
+        told: dict[int | str, dict[str, Any]] = {400: {"model": OLLAMA.error, "description": REFUSALS[400]}}
+        router.add_api_route(f"/api/{what}", refused, methods=[method], status_code=400, responses=told, response_model=None)
 
     @router.get("/", **contract(None, None, media="text/plain"))
-    @router.head("/", include_in_schema=False)
+    @router.head("/", **contract(None, None, media="text/plain"))
     async def root() -> Response:  # pyright: ignore[reportUnusedFunction]
         return PlainTextResponse("shoal is running")  # what looks for an Ollama asks here whether anybody is at home
 
