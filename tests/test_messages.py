@@ -277,6 +277,14 @@ def test_turns_of_a_role_are_one_and_what_the_system_says_later_is_marked() -> N
     assert prompt(asked) == "system: A\nB\nuser: Hi\nthere\n<system-reminder>\nBe brief.\n</system-reminder>\n"
 
 
+def test_an_answer_goes_on_from_what_it_is_said_to_begin_with() -> None:
+    asked = engine(says('"a": 1}'))
+    turns = [*HI, {"role": "assistant", "content": "Hm."}, *HI, {"role": "assistant", "content": "{"}]
+    got = ask(asked, turns).json()
+    assert prompt(asked) == "user: Hi\nassistant: Hm.\nuser: Hi\n{" and got["content"][0]["text"] == '"a": 1}'
+    assert ask(engine(), turns, path=f"{MESSAGES}/count_tokens").json() == {"input_tokens": len(asked.asked.prompt)}
+
+
 def test_documents_of_text_are_read() -> None:
     asked = engine()
     plain = {"type": "document", "title": "T", "source": {"type": "text", "media_type": "text/plain", "data": "plain"}}

@@ -180,6 +180,12 @@ def test_logprobs() -> None:
     ]
 
 
+def test_an_answer_goes_on_from_what_it_is_said_to_begin_with() -> None:
+    asked = engine()
+    assert ask(asked, messages=[*HI, {"role": "assistant", "content": "Well, "}]).status_code == 200
+    assert prompt(asked) == "user: Hi\nWell, "
+
+
 # Tools and thoughts
 
 

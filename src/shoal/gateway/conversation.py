@@ -19,6 +19,8 @@ from shoal.text.tokenizer import Tokenizer
 from shoal.text.tools import Tool, ToolFormat
 
 MAX_MESSAGES = 2048
+_GOES_ON = "goes_on"
+"""Marks a message that is no whole one; see `gone_on`."""
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 Message = dict[str, Any]
@@ -142,6 +144,8 @@ def _markers(special: Mapping[str, int], *formats: ToolFormat | ReasoningFormat 
 
 def rendered(tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools, answer: bool = True) -> str:
     """The text that the model reads. answer: up to where its answer begins. Raises InvalidRequest."""
+    if messages and messages[-1].get(_GOES_ON):
+        return rendered(tokenizer, messages[:-1], tools) + str(messages[-1]["content"])
     tools.check()
     format = tokenizer.tool_format
     if format is None and tools.functions:
@@ -186,6 +190,13 @@ def compact(value: Any) -> str:
 def call_id(answer: str, choice: int, call: int) -> str:
     """The same whenever the answer is read."""
     return "call_" + hashlib.sha256(f"{answer}/{choice}/{call}".encode()).hexdigest()[:24]
+
+
+def gone_on(messages: Sequence[Message]) -> Sequence[Message]:
+    """The same, with the answer going on from the last message where it is the assistant's own text: so Anthropic and Ollama have it."""
+    if not messages or messages[-1]["role"] != "assistant" or messages[-1].get("tool_calls"):
+        return messages
+    return [*messages[:-1], {**messages[-1], _GOES_ON: True}]
 
 
 def _linked(messages: Sequence[Message], format: ToolFormat | None) -> list[Message]:

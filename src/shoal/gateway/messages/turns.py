@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from shoal.errors import InvalidRequest
-from shoal.gateway.conversation import Message, check_name
+from shoal.gateway.conversation import Message, check_name, gone_on
 from shoal.gateway.messages import wire
 from shoal.gateway.messages.wire import RedactedThinking, Text, Thinking, ToolResult, ToolUse
 
 
-def templated(system: str, messages: Sequence[wire.Message]) -> list[Message]:
+def templated(system: str, messages: Sequence[wire.Message]) -> Sequence[Message]:
     """Raises InvalidRequest."""
     out: list[Message] = [{"role": "system", "content": system}] if system else []
     called: set[str] = set()
@@ -41,7 +41,7 @@ def templated(system: str, messages: Sequence[wire.Message]) -> list[Message]:
                     _say(_turn(out, "user"), f"<system-reminder>\n{block.text}\n</system-reminder>")
                 case _:
                     _say(_turn(out, message.role), block.said)
-    return out
+    return gone_on(out)
 
 
 def _turn(out: list[Message], role: str) -> Message:

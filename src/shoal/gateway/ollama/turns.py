@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from shoal.errors import InvalidRequest
-from shoal.gateway.conversation import Message, check_name
+from shoal.gateway.conversation import Message, check_name, gone_on
 from shoal.gateway.ollama import wire
 
 
-def templated(messages: Sequence[wire.Message]) -> list[Message]:
+def templated(messages: Sequence[wire.Message]) -> Sequence[Message]:
     """Raises InvalidRequest."""
     out: list[Message] = []
     waiting: list[tuple[str, str]] = []
@@ -28,7 +28,7 @@ def templated(messages: Sequence[wire.Message]) -> list[Message]:
         if message.role == "tool":
             known["tool_call_id"] = _answered(message, waiting, where)
         out.append(known)
-    return out
+    return gone_on(out)
 
 
 def _call(call: wire.ToolCall, where: str, message: int, number: int) -> dict[str, Any]:
