@@ -142,7 +142,7 @@ def routes(service: Service) -> APIRouter:
         body, name = await parsed(request, EmbedRequest)
         options_of(body.options)
         texts = [body.input] if isinstance(body.input, str) else body.input
-        found = await embedded(request, texts, body.truncate is not False, body.dimensions) if texts else ([], 0)
+        found = await embedded(request, texts, body.truncate is not False, body.dimensions) if texts else (list[list[float]](), 0)
         if found is None:
             return Response(status_code=499)
         vectors, tokens = found
