@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from shoal.gateway.conversation import call_id
 from shoal.gateway.engine import Engine
 from shoal.gateway.faults import Fault
-from shoal.gateway.responses.items import function_call, item_id, message, output_text, reasoning, reasoning_text
 from shoal.gateway.reading import Reading
+from shoal.gateway.responses.items import function_call, item_id, message, output_text, reasoning, reasoning_text
 from shoal.gateway.writer import Event, Piece, Usage
 from shoal.request import FinishReason, TokenChunk
 from shoal.text.deltas import Arguments, CallBegun, Content, Reasoning
