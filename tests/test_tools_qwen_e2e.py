@@ -36,7 +36,7 @@ PARIS: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     pull(MODEL)
     with cluster(tmp_path_factory.mktemp("qwen")) as made:
-        made.up("--nodes", "2", "--discovery", "none", "--model", MODEL, "--context", "2048")
+        made.up("--nodes", "2", "--discovery", "none", "--model", MODEL, "--context", "2048", "--heartbeat", "5")
         until(lambda: made.answers("/health/ready"), made.story, WAIT)
         yield made
 
