@@ -25,6 +25,7 @@ class ByteTokenizer:
 
     stop_tokens = frozenset({END})
     special = {"<end>": END}  # noqa: RUF012
+    marks = special
     named = {"eos_token": "<end>"}  # noqa: RUF012
     template = None
 

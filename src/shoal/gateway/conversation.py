@@ -10,11 +10,13 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, cast
 
+import msgspec
+
 from shoal.errors import InvalidRequest
 from shoal.gateway.engine import Engine
 from shoal.text import grammar
 from shoal.text.answer_format import AnswerFormat
-from shoal.text.reasoning import ReasoningFormat
+from shoal.text.answer_grammar import MAX_TOOLS, JsonSchema, answer_grammar, kinds
 from shoal.text.tokenizer import Tokenizer
 from shoal.text.tools import Tool, ToolFormat
 
@@ -68,8 +70,8 @@ class Tools:
 
     def check(self) -> None:
         """Raises InvalidRequest."""
-        if len(self.functions) > grammar.MAX_TOOLS:
-            raise InvalidRequest(f"at most {grammar.MAX_TOOLS} tools are possible, not {len(self.functions)}", "tools")
+        if len(self.functions) > MAX_TOOLS:
+            raise InvalidRequest(f"at most {MAX_TOOLS} tools are possible, not {len(self.functions)}", "tools")
         names: set[str] = set()
         for function in self.functions:
             function.check()
@@ -94,6 +96,10 @@ class JsonAnswer:
     schema: Mapping[str, Any] | None
     strict: bool
     where: str
+
+    @property
+    def json(self) -> JsonSchema:
+        return JsonSchema({"type": "object"} if self.schema is None else self.schema, self.strict, self.where)
 
     @property
     def grammar(self) -> str:
@@ -122,24 +128,35 @@ def converse(engine: Engine, messages: Sequence[Message], tools: Tools, answer: 
     prompt = prompt_tokens(engine, text)
     reasoning = tokenizer.reasoning_format
     format = tokenizer.tool_format
-    special = tokenizer.special
-    said = "" if answer is None else answer.grammar
     opened = reasoning is not None and reasoning.opened(text)
     if format is None or not tools.callable:
-        return Conversation(prompt, said, reasoning and AnswerFormat(None, reasoning, opened), _markers(special, reasoning))
+        if reasoning is None:
+            return Conversation(prompt, "" if answer is None else answer.grammar)
+        made = AnswerFormat(None, reasoning, opened)
+        held = "" if answer is None else answer_grammar(made, marks=tokenizer.marks, answer=answer.json)
+        return Conversation(prompt, held, made, _markers(tokenizer, made))
     if answer is not None and not tools.must and not format.trigger:
         raise InvalidRequest("this model's calls are JSON and nothing else; ask for tools or for an answer in JSON", answer.where)
-    schema = None if answer is None else {"type": "object"} if answer.schema is None else answer.schema
+    made = AnswerFormat(format, reasoning, opened, kinds(tools.callable) if format.tags is not None else {})
+    marks = {text: id for text, id in tokenizer.marks.items() if any(text in part for part in made.written)}
     functions = [asdict(tool) for tool in tools.callable]
-    asked = json.dumps([functions, "required" if tools.must else "auto", tools.parallel, schema])
-    calls = _calls(format, special.get(format.trigger), asked)
-    return Conversation(prompt, calls, AnswerFormat(format, reasoning, opened), _markers(special, reasoning, format))
+    choice = "required" if tools.must else "auto"
+    asked = json.dumps([asdict(made), marks, functions, choice, tools.parallel, answer and asdict(answer.json)])
+    return Conversation(prompt, _calls(asked), made, _markers(tokenizer, made))
 
 
-def _markers(special: Mapping[str, int], *formats: ToolFormat | ReasoningFormat | None) -> tuple[int, ...]:
+def _markers(tokenizer: Tokenizer, format: AnswerFormat) -> tuple[int, ...]:
     """Special tokens that have to be seen for an answer to be read."""
-    written = [part for format in formats if format is not None for part in asdict(format).values() if isinstance(part, str)]
-    return tuple(sorted(token for text, token in special.items() if text and any(text in part for part in written)))
+    return tuple(sorted(id for text, id in tokenizer.special.items() if text and any(text in part for part in format.written)))
+
+
+@lru_cache(maxsize=32)
+def _calls(asked: str) -> str:
+    """An agent asks with the same tools again and again, and a grammar takes milliseconds for each of them."""
+    format, marks, functions, choice, parallel, answer = json.loads(asked)
+    schema = None if answer is None else JsonSchema(**answer)
+    tools = [Tool(**function) for function in functions]
+    return answer_grammar(msgspec.convert(format, AnswerFormat), tools, choice, parallel, marks, schema)
 
 
 def rendered(tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools, answer: bool = True) -> str:
@@ -155,14 +172,6 @@ def rendered(tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools, an
             "unsupported_parameter",
         )
     return tokenizer.render_chat(_linked(messages, format), [f.told for f in tools.functions if tools.may], answer)
-
-
-@lru_cache(maxsize=32)
-def _calls(format: ToolFormat, marker: int | None, asked: str) -> str:
-    """An agent asks with the same tools again and again, and a grammar takes milliseconds for each of them."""
-    functions, choice, parallel, schema = json.loads(asked)
-    tools = [Tool(**function) for function in functions]
-    return grammar.tool_calls(format, tools, choice, parallel, {} if marker is None else {format.trigger: marker}, schema)
 
 
 def prompt_tokens(engine: Engine, text: str, param: str = "messages") -> list[int]:

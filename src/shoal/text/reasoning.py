@@ -2,12 +2,14 @@
 
 think      <think>…</think>        DeepSeek R1, Qwen 3, QwQ, SmolLM 3 and most others
 mistral    [THINK]…[/THINK]        Magistral; special tokens
+harmony    <|channel|>analysis…    gpt-oss: all of an answer is in channels (see harmony.py)
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shoal.text import harmony
 from shoal.text.deltas import Delta, Parser, PlainParser, Reasoning
 from shoal.text.detokenizer import overlap
 
@@ -19,6 +21,7 @@ class ReasoningFormat:
     name: str
     begin: str
     end: str
+    channels: bool = False
 
     def opened(self, prompt: str) -> bool:
         """Whether a prompt ends in reasoning that the model goes on with."""
@@ -27,10 +30,13 @@ class ReasoningFormat:
 
 THINK = ReasoningFormat("think", "<think>", "</think>")
 MISTRAL_THINK = ReasoningFormat("mistral", "[THINK]", "[/THINK]")
+CHANNELS = ReasoningFormat("harmony", harmony.CHANNEL, harmony.END, channels=True)
 
 
 def detect(template: str) -> ReasoningFormat | None:
     """The format that a chat template's source knows; None for a model that does not reason, or in a format that is not known here."""
+    if all(mark in template for mark in (harmony.CHANNEL, harmony.MESSAGE, "analysis")):
+        return CHANNELS
     return next((format for format in (THINK, MISTRAL_THINK) if format.begin in template or format.end in template), None)
 
 

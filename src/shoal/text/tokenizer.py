@@ -13,6 +13,7 @@ from llguidance import LLTokenizer
 from tokenizers import Tokenizer as Backend
 
 from shoal.errors import ConfigError, CorruptModel, InvalidRequest, UserError
+from shoal.text import harmony
 from shoal.text.chat import ChatTemplate
 from shoal.text.reasoning import ReasoningFormat
 from shoal.text.tools import ToolFormat
@@ -45,8 +46,10 @@ class Tokenizer:
         self._bos = bos
         self._add_bos = add_bos
         self.named = {name: text for name, text in named.items() if text}
-        known = {backend.token_to_id(text) for text in _END_OF_TURN}
-        self.stop_tokens = stop_tokens | frozenset(i for i in known if i is not None)
+        channels = backend.token_to_id(harmony.CHANNEL) is not None and backend.token_to_id(harmony.CALL) is not None
+        ends = [*(text for text in _END_OF_TURN if text != harmony.END), harmony.CALL, harmony.RETURN] if channels else _END_OF_TURN
+        known = frozenset(i for i in map(backend.token_to_id, ends) if i is not None)
+        self.stop_tokens = (stop_tokens | known) - ({backend.token_to_id(harmony.END)} if channels else set())
         self.template, self.tool_template = template, tool_template or template
         self._special = {i for i, t in backend.get_added_tokens_decoder().items() if t.special}
         self._byte_level = '"ByteLevel"' in json.dumps(json.loads(backend.to_str()).get("decoder"))
@@ -126,6 +129,12 @@ class Tokenizer:
     def special(self) -> dict[str, int]:
         """Special tokens by what they are called."""
         return {str(self._backend.id_to_token(token)): token for token in self._special}
+
+    @property
+    def marks(self) -> dict[str, int]:
+        """Tokens that no other text spells for llguidance, by what they are called: special ones, and added ones in angle brackets."""
+        added: dict[int, Any] = self._backend.get_added_tokens_decoder()
+        return {t.content: i for i, t in added.items() if t.special or (t.content.startswith("<") and t.content.endswith(">"))}
 
     def for_grammars(self, width: int) -> LLTokenizer:
         """As llguidance sees it, for a model with so many logits. It takes up to a second, and holds the interpreter's lock meanwhile."""

@@ -10,7 +10,7 @@ from shoal.errors import InvalidRequest
 from shoal.gateway import conversation
 from shoal.gateway.conversation import MAX_MESSAGES, JsonAnswer, Tools, check_name
 from shoal.gateway.wire import Sampled, Wire
-from shoal.text.grammar import MAX_TOOLS
+from shoal.text.answer_grammar import MAX_TOOLS
 
 Status = Literal["in_progress", "completed", "incomplete"]
 
