@@ -8,7 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ollama
 import pytest
+from anthropic.resources.beta.messages import Messages as BetaMessages
+from anthropic.resources.messages import Messages
+from ollama import Client
 from openai.resources.batches import Batches
 from openai.resources.chat.completions import Completions
 from openai.resources.completions import Completions as LegacyCompletions
@@ -22,6 +26,9 @@ from shoal.gateway.batches.wire import BatchRequest
 from shoal.gateway.chat.wire import ChatRequest
 from shoal.gateway.completions.wire import CompletionRequest
 from shoal.gateway.embeddings.wire import EmbeddingRequest
+from shoal.gateway.messages.wire import CountRequest, MessagesRequest
+from shoal.gateway.ollama.wire import ChatRequest as OllamaChatRequest
+from shoal.gateway.ollama.wire import EmbeddingsRequest, EmbedRequest, GenerateRequest, Options, ShowRequest
 from shoal.gateway.responses.wire import ResponseRequest
 from shoal.gateway.tokens import DetokenizeRequest, TokenizeRequest
 from shoal.gateway.wire import Wire
@@ -41,10 +48,18 @@ SECTIONS = {part.partition("\n")[0]: part for part in re.split(r"^## ", PAGE, fl
         (TokenizeRequest, "Tokens"),
         (DetokenizeRequest, "Tokens"),
         (BatchRequest, "Batches"),
+        (MessagesRequest, "Anthropic's API"),
+        (CountRequest, "Anthropic's API"),
+        (GenerateRequest, "Ollama's API"),
+        (OllamaChatRequest, "Ollama's API"),
+        (EmbedRequest, "Ollama's API"),
+        (EmbeddingsRequest, "Ollama's API"),
+        (ShowRequest, "Ollama's API"),
+        (Options, "Ollama's API"),
     ],
 )
 def test_every_parameter_is_told_in_its_endpoint_s_section(body: type[Wire], title: str) -> None:
-    told = set(re.findall(r"`/?([a-z_]+)[^`]*`", SECTIONS[title]))
+    told = set(re.findall(r"`/?([a-z0-9_]+)[^`]*`", SECTIONS[title]))
     assert {name for name in (*body.model_fields, *body.inert) if name not in told} == set()
 
 
@@ -56,10 +71,20 @@ def test_every_parameter_is_told_in_its_endpoint_s_section(body: type[Wire], tit
         (Responses.create, ResponseRequest),
         (Embeddings.create, EmbeddingRequest),
         (Batches.create, BatchRequest),
+        (Messages.create, MessagesRequest),
+        (BetaMessages.create, MessagesRequest),
+        (Messages.count_tokens, CountRequest),
+        (BetaMessages.count_tokens, CountRequest),
+        (Client.generate, GenerateRequest),
+        (Client.chat, OllamaChatRequest),
+        (Client.embed, EmbedRequest),
+        (Client.embeddings, EmbeddingsRequest),
+        (Client.show, ShowRequest),
+        (ollama.Options, Options),
     ],
 )
-def test_every_parameter_of_the_openai_sdk_is_known(method: Callable[..., Any], body: type[Wire]) -> None:
-    own = {"self", "extra_headers", "extra_query", "extra_body", "timeout"}
+def test_every_parameter_of_the_sdks_is_known(method: Callable[..., Any], body: type[Wire]) -> None:
+    own = {"self", "extra_headers", "extra_query", "extra_body", "timeout", "betas"}  # betas: a header
     assert set(inspect.signature(method).parameters) - own - {*body.model_fields, *body.inert} == set()
 
 

@@ -20,11 +20,11 @@ from shoal.gateway.conversation import MAX_MESSAGES
 from shoal.gateway.engine import Engine
 from shoal.gateway.wire import parse
 from shoal.request import FinishReason, TokenChunk
-from shoal.text.grammar import MAX_TOOLS, tool_calls
+from shoal.text.answer_grammar import MAX_TOOLS, JsonSchema
 from shoal.text.tools import HERMES, LLAMA3, MISTRAL, Tool, ToolFormat
 from tests.support.engine import FakeEngine, Resumed, Script, ScriptedStream, says, spoken
 from tests.support.http import CHAT, events, fetch
-from tests.support.letters import accepts
+from tests.support.letters import accepts, calls
 from tests.test_api import HI, refused
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -170,7 +170,7 @@ class Special(FakeEngine):
             return [TokenChunk(request.id, 0, ord("~")), *rest]
 
         super().__init__(script, tools=MISTRAL)
-        self.tokenizer.special = {"<end>": 256, "[TOOL_CALLS]": ord("~"), "~": 5}
+        self.tokenizer.special = self.tokenizer.marks = {"<end>": 256, "[TOOL_CALLS]": ord("~"), "~": 5}
         self.tokenizer.text_bytes = lambda token, first: b"" if token == ord("~") else bytes([token])  # type: ignore[method-assign]
         self.tokenizer.token_bytes = lambda token: b"[TOOL_CALLS]" if token == ord("~") else bytes([token])  # type: ignore[method-assign]
 
@@ -238,7 +238,7 @@ def prompt(engine: FakeEngine) -> str:
 
 def grammar_of(choice: str = "auto", parallel: bool = True, tools: tuple[str, ...] = ("weather", "now"), **options: Any) -> str:
     known = {"weather": Tool("weather", CITY), "now": Tool("now")}
-    return tool_calls(HERMES, [known[name] for name in tools], choice, parallel, **options)
+    return calls(HERMES, [known[name] for name in tools], choice, parallel, **options)
 
 
 NAMED = {"type": "function", "function": {"name": "now"}}
@@ -258,10 +258,10 @@ NAMED = {"type": "function", "function": {"name": "now"}}
             grammar_of("required", True, ("now",)),
         ),
         ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [NAMED]}}}, grammar_of(tools=("now",))),
-        ({"response_format": {"type": "json_object"}}, grammar_of(answer={"type": "object"})),
+        ({"response_format": {"type": "json_object"}}, grammar_of(answer=JsonSchema({"type": "object"}))),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": CITY}}, "tool_choice": "required"},
-            grammar_of("required", answer=CITY),
+            grammar_of("required", answer=JsonSchema(CITY)),
         ),
     ],
 )
@@ -275,7 +275,7 @@ def test_a_function_may_be_called_as_a_choice_is() -> None:
     engine = able()
     tools = [{"type": "function", "function": {"name": "auto"}}, NOW]
     assert ask(engine, tools=tools, tool_choice={"type": "function", "function": {"name": "auto"}}).status_code == 200
-    assert engine.asked.sampling.grammar == tool_calls(HERMES, [Tool("auto")], "required", False)
+    assert engine.asked.sampling.grammar == calls(HERMES, [Tool("auto")], "required", False)
 
 
 def test_tools_are_told_to_the_model_with_all_that_templates_use() -> None:
@@ -380,7 +380,7 @@ def test_an_answer_of_a_schema_or_a_call_is_possible_and_nothing_else(format: To
     engine = able(format=format)
     schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": ANSWER, "strict": True}}
     ask(engine, response_format=schema, tools=[NOW])
-    call = f'{format.opening}{format.begin}{{"name": "now", "arguments": {{}}}}{format.end}{format.closing}'
+    call = f"{format.opening}{format.begin}now{format.middle}{{}}{format.end}{format.closing}"
     texts = [call, '{"city": "Rome"}', "It rains.", '{"city": 1}', "Look: " + call]
     assert [accepts(engine.asked.sampling.grammar, text) for text in texts] == [True, True, False, False, False]
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,71 @@ def test_the_openai_package_for_python(url: str, plain: str) -> None:
         with pytest.raises(openai.BadRequestError) as wrong:
             client.chat.completions.create(model=MODEL, messages=ASKED, n=0)
         assert wrong.value.param == "n"
+
+
+def test_the_anthropic_package_for_python(url: str, plain: str) -> None:
+    import anthropic
+
+    greedy = {"temperature": 0}  # which the package knows no longer
+    tool: Any = {"name": "get_weather", "description": "The weather of a city", "input_schema": CITY}
+    with anthropic.Anthropic(base_url=url.removesuffix("/v1"), api_key="none", max_retries=0) as client:
+        whole = client.messages.create(model=MODEL, messages=ASKED, max_tokens=12, extra_body=greedy)
+        assert [block.text for block in whole.content if block.type == "text"] == [plain]
+        assert (whole.stop_reason, whole.usage.output_tokens) == ("max_tokens", 12)
+        with client.messages.stream(model=MODEL, messages=ASKED, max_tokens=12, extra_body=greedy) as stream:
+            assert "".join(stream.text_stream) == plain
+            ended = stream.get_final_message()
+        assert ended.usage == whole.usage
+        long: Any = {"model": MODEL, "messages": ASKED, "max_tokens": 1, "system": "Answer in one word. " * 20}
+        first, again = client.messages.create(**long).usage, client.messages.create(**long).usage
+        assert first.cache_read_input_tokens == 0 < (again.cache_read_input_tokens or 0)
+        assert again.input_tokens + (again.cache_read_input_tokens or 0) == first.input_tokens
+        counted = client.messages.count_tokens(model=MODEL, messages=ASKED)
+        assert counted.input_tokens == whole.usage.input_tokens
+        for choice in ({"type": "any"}, {"type": "tool", "name": "get_weather"}):
+            with client.messages.stream(
+                model=MODEL,
+                messages=ASKED,
+                max_tokens=60,
+                extra_body=greedy,
+                tools=[tool],
+                tool_choice=choice,  # type: ignore[arg-type]
+            ) as stream:
+                called = stream.get_final_message()
+            (call, *_) = called.content
+            assert call.type == "tool_use" and is_city(call.input) and called.stop_reason == "tool_use"
+        back: Any = {"type": "tool_result", "tool_use_id": call.id, "content": [{"type": "text", "text": "It rains."}]}
+        turns: Any = [*ASKED, called.to_param(), {"role": "user", "content": [back]}]
+        none = client.messages.create(
+            model=MODEL, messages=turns, max_tokens=12, extra_body=greedy, tools=[tool], tool_choice={"type": "none"}
+        )
+        assert [block.type for block in none.content] == ["text"]
+        with pytest.raises(anthropic.NotFoundError):
+            client.messages.create(model="claude-sonnet", messages=ASKED, max_tokens=5)
+
+
+def test_the_ollama_package_for_python(url: str, plain: str) -> None:
+    import ollama
+
+    with closing(ollama.Client(host=url.removesuffix("/v1"), trust_env=False)) as client:
+        name = client.list().models[0].model or ""
+        options = {"temperature": 0, "num_predict": 12}
+        whole = client.chat(name, ASKED, options=options)
+        assert (whole.message.content, whole.done_reason, whole.eval_count, whole.model) == (plain, "length", 12, name)
+        assert 0 < (whole.prompt_eval_duration or 0) < (whole.total_duration or 0)
+        assert "".join(part.message.content or "" for part in client.chat(name, ASKED, options=options, stream=True)) == plain
+        shaped = client.chat(name, ASKED, options={"temperature": 0, "num_predict": 60}, format=CITY)
+        assert is_city(json.loads(shaped.message.content or ""))
+        first = client.generate(name, "Name a city in France.", options=options)
+        assert first.response == plain and first.context
+        again = client.generate(name, "And another.", options=options, context=first.context)
+        assert again.context and list(again.context[: len(first.context)]) == list(first.context)
+        assert [len(vector) for vector in client.embed(name, ["one", "two"]).embeddings] == [HIDDEN, HIDDEN]
+        shown = client.show(name)
+        assert shown.modelinfo is not None and shown.modelinfo["llama.embedding_length"] == HIDDEN
+        assert shown.details is not None and shown.details.parameter_size == "134.48M"
+        with pytest.raises(ollama.ResponseError, match="one model"):
+            client.pull("llama3")
 
 
 def test_langchain(url: str, plain: str) -> None:

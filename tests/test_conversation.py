@@ -10,6 +10,7 @@ import pytest
 
 from shoal.errors import InvalidRequest
 from shoal.gateway.conversation import Conversation, Function, JsonAnswer, Tools, call_id, converse
+from shoal.text.answer_format import AnswerFormat
 from shoal.text.tokenizer import Tokenizer
 from shoal.text.tools import HERMES, LLAMA3, MISTRAL
 from tests.support.engine import FakeEngine
@@ -71,7 +72,7 @@ def shown(made: FakeEngine, asked: Conversation) -> str:
 def test_hermes_has_arguments_as_objects() -> None:
     made = engine(QWEN)
     asked = converse(made, TALK, TOOLS, None)
-    assert asked.format == HERMES
+    assert asked.format == AnswerFormat(HERMES)
     assert '<tool_call>\n{"name": "route", "arguments": {"to": "é"}}\n</tool_call>' in shown(made, asked)
     assert json.dumps(TOOLS.functions[0].told, ensure_ascii=False) in shown(made, asked)
     assert "<tool_response>\nfar\n</tool_response>" in shown(made, asked)
@@ -83,13 +84,13 @@ def test_mistral_has_ids_of_nine_characters_that_match() -> None:
     text = shown(made, asked)
     id = json.loads(text.split("[TOOL_CALLS] ")[1].split("[TOOL_RESULTS]")[0])[0]["id"]
     assert f"[TOOL_RESULTS]route {id} far" in text
-    assert (asked.format, asked.markers) == (MISTRAL, (made.tokenizer.special["[TOOL_CALLS]"],))
+    assert (asked.format, asked.markers) == (AnswerFormat(MISTRAL), (made.tokenizer.special["[TOOL_CALLS]"],))
 
 
 def test_llama_has_parameters() -> None:
     made = engine(ONE)
     asked = converse(made, TALK, TOOLS, None)
-    assert asked.format == LLAMA3
+    assert asked.format == AnswerFormat(LLAMA3)
     assert '{"name": "route", "parameters": {"to": "é"}}' in shown(made, asked)
     assert accepts(asked.grammar, '{"name": "route", "parameters": {"to": "b"}}')
 

@@ -21,6 +21,7 @@ from shoal.request import Request, RequestId, SamplingParams
 from shoal.text import grammar
 from shoal.text.tokenizer import Tokenizer
 from shoal.text.tools import HERMES, Tool
+from tests.support.letters import calls
 from tests.support.pipeline import answered, asked, pipeline
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -120,11 +121,11 @@ ADDRESS = {
 def test_answers_held_to_a_grammar(smollm2: Path, smollm2_weights: GgufWeights, crowd: dict[str, int]) -> None:
     """Some among others that are free: valid, ended where they are whole, and the same over one stage and two."""
     tokenizer = Tokenizer.open(smollm2, smollm2_weights.file.meta)
-    schema, calls = grammar.json_schema(ADDRESS), grammar.tool_calls(HERMES, [Tool("address", ADDRESS)], "required", parallel=False)
+    schema, called = grammar.json_schema(ADDRESS), calls(HERMES, [Tool("address", ADDRESS)], "required", parallel=False)
 
     async def mixed(driver: Driver) -> list[list[int]]:
         async def said(i: int, prompt: list[int]) -> list[int]:
-            held = SamplingParams(temperature=0.0 if i % 2 else 1.0, seed=i, grammar=("", schema, calls)[i % 3])
+            held = SamplingParams(temperature=0.0 if i % 2 else 1.0, seed=i, grammar=("", schema, called)[i % 3])
             stream = driver.submit(Request(RequestId(f"g{i}"), prompt, 150 if i % 3 else 40, held, 1, tokenizer.stop_tokens))
             return [chunk.token for chunk in [c async for c in stream] if chunk.token is not None]
 

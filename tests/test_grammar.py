@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from shoal.errors import InvalidRequest
 from shoal.request import MAX_GRAMMAR, SamplingParams
 from shoal.text import grammar
-from shoal.text.tools import HERMES, LLAMA3, MISTRAL, Tool, ToolFormat, detect
-from tests.support.letters import accepts, said
+from shoal.text.tools import GLM, HERMES, LLAMA3, MISTRAL, MISTRAL_ARGS, QWEN3_CODER, Tool, ToolFormat, detect
+from tests.support.letters import accepts, calls, said
 
 Schema = dict[str, Any]
 
@@ -163,7 +163,7 @@ def test_hostile_schemas_are_refused(schema: Schema):
     with pytest.raises(InvalidRequest):
         grammar.json_schema(schema)
     with pytest.raises(InvalidRequest):
-        grammar.tool_calls(HERMES, [Tool("f", closed(a=schema))])
+        calls(HERMES, [Tool("f", closed(a=schema), strict=True)])
 
 
 @pytest.mark.parametrize("pattern", ["(a", "a{9999999}", "x" * 5000, "(?!a)"])
@@ -218,7 +218,7 @@ L_WEATHER = '{"name": "weather", "parameters": {"city": "Ulm"}}'
 )
 @pytest.mark.parametrize("parallel", [True, False])
 def test_calls_as_each_format_writes_them(format: ToolFormat, call: str, parallel: bool):
-    auto, required, named = (grammar.tool_calls(format, TOOLS, choice, parallel) for choice in ("auto", "required", "weather"))
+    auto, required, named = (calls(format, TOOLS, choice, parallel) for choice in ("auto", "required", "weather"))
     assert [accepts(made, call) for made in (auto, required, named)] == [True, True, True]
     assert [accepts(made, "Hello.") for made in (auto, required, named)] == [True, False, False]
     assert [accepts(made, call.replace("Ulm", "a name that is too long")) for made in (auto, required, named)] == [False, False, False]
@@ -228,19 +228,19 @@ def test_calls_as_each_format_writes_them(format: ToolFormat, call: str, paralle
 @pytest.mark.parametrize("choice", ["auto", "required"])
 def test_several_calls_where_they_are_allowed(choice: str):
     for format, both in ((HERMES, f"{H_WEATHER}\n{H_CLOCK}"), (MISTRAL, M_BOTH)):
-        assert accepts(grammar.tool_calls(format, TOOLS, choice), both)
-        assert not accepts(grammar.tool_calls(format, TOOLS, choice, parallel=False), both)
+        assert accepts(calls(format, TOOLS, choice), both)
+        assert not accepts(calls(format, TOOLS, choice, parallel=False), both)
 
 
 def test_a_named_function_is_called_once():
-    made = grammar.tool_calls(HERMES, TOOLS, "clock")
+    made = calls(HERMES, TOOLS, "clock")
     assert accepts(made, H_CLOCK)
     assert not accepts(made, H_WEATHER)
     assert not accepts(made, f"{H_CLOCK}\n{H_CLOCK}")
 
 
 def test_text_may_come_before_calls_and_not_after():
-    made = grammar.tool_calls(HERMES, TOOLS)
+    made = calls(HERMES, TOOLS)
     assert accepts(made, f"Let me see. {H_WEATHER}")
     assert not accepts(made, f"{H_WEATHER} There.")
     assert not accepts(made, "<tool_call>weather")
@@ -248,35 +248,35 @@ def test_text_may_come_before_calls_and_not_after():
 
 
 def test_bare_json_is_a_call_from_its_first_brace_on():
-    made = grammar.tool_calls(LLAMA3, TOOLS)
+    made = calls(LLAMA3, TOOLS)
     assert not accepts(made, '{"city": "Ulm"}')
     assert not accepts(made, f" {L_WEATHER}")
     assert accepts(made, 'It is {"warm"}')
 
 
 def test_a_trigger_that_is_a_special_token_is_named_by_its_id():
-    made = grammar.tool_calls(MISTRAL, TOOLS, special={"[TOOL_CALLS]": 31999, "<s>": 1})
+    made = calls(MISTRAL, TOOLS, marks={"[TOOL_CALLS]": 31999, "<s>": 1})
     assert "<[31999]>" in made
     assert "[TOOL_CALLS]" not in made
 
 
 def test_a_tool_whose_schema_is_not_supported_is_refused_where_it_is_strict():
     odd = closed(a={"type": "string", "format": "colour"})
-    assert accepts(grammar.tool_calls(LLAMA3, [Tool("f", odd)]), '{"name": "f", "parameters": {"a": "x"}}')
+    assert accepts(calls(LLAMA3, [Tool("f", odd)]), '{"name": "f", "parameters": {"a": "x"}}')
     with pytest.raises(InvalidRequest, match="colour") as refused:
-        grammar.tool_calls(LLAMA3, [Tool("f", odd, strict=True)])
+        calls(LLAMA3, [Tool("f", odd, strict=True)])
     assert refused.value.param == "tools"
 
 
 @pytest.mark.parametrize("count", [0, 129])
 def test_there_is_a_number_of_tools(count: int):
     with pytest.raises(InvalidRequest, match="1 to 128"):
-        grammar.tool_calls(HERMES, [CLOCK] * count)
+        calls(HERMES, [CLOCK] * count)
 
 
 def test_a_choice_of_no_tool_is_refused():
     with pytest.raises(InvalidRequest, match="weather, clock") as refused:
-        grammar.tool_calls(HERMES, TOOLS, "nothing")
+        calls(HERMES, TOOLS, "nothing")
     assert refused.value.param == "tool_choice"
 
 
@@ -285,11 +285,10 @@ def test_a_choice_of_no_tool_is_refused():
 def test_arguments_are_valid_whatever_the_schema_and_the_name(format: ToolFormat, schema: Schema, name: str, seed: int):
     if name in ("auto", "required"):
         name += "!"
-    text = said(grammar.tool_calls(format, [Tool(name, schema, strict=True)], name), Random(seed))
+    text = said(calls(format, [Tool(name, schema, strict=True)], name), Random(seed))
     text = text.removeprefix(format.opening + format.begin).removesuffix(format.closing).removesuffix(format.end)
-    call = json.loads(text)
-    assert call[format.name_key] == name
-    jsonschema.validate(call[format.arguments_key], schema)
+    text = text.removeprefix(json.dumps(name, ensure_ascii=False)[1:-1] + format.middle)
+    jsonschema.validate(json.loads(text), schema)
 
 
 @pytest.mark.parametrize(
@@ -297,8 +296,10 @@ def test_arguments_are_valid_whatever_the_schema_and_the_name(format: ToolFormat
     [
         ('{% if tools %}<tool_call>\\n{"name": <function-name>, "arguments": <args>}\\n</tool_call>{% endif %}', HERMES),
         ("{% if tools %}<tool_call>\n<function=name>arguments</function>{% endif %}", None),
+        ("{% if tools %}<tool_call>\n<function=name>\n<parameter=a>{% endif %}", QWEN3_CODER),
+        ("{% if tools %}<tool_call>{name}\n<arg_key>{% endif %}", GLM),
         ("{% if tools %}[AVAILABLE_TOOLS]{% endif %}[TOOL_CALLS] [", MISTRAL),
-        ("{% if tools %}{% endif %}[TOOL_CALLS]name[ARGS]{}", None),
+        ("{% if tools %}{% endif %}[TOOL_CALLS]name[ARGS]{}", MISTRAL_ARGS),
         ('<|start_header_id|>{% if tools %}{"name": function, "parameters": dictionary}\\"parameters\\": {% endif %}', LLAMA3),
         ("{% if tools %}something else{% endif %}", None),
         ("<tool_call> but no list of them", None),

@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.text.tool_parser import Arguments, CallBegun, Content, Delta, ToolParser
-from shoal.text.tools import HERMES, LLAMA3, MISTRAL, ToolFormat
+from shoal.text.deltas import Arguments, CallBegun, Content, Delta
+from shoal.text.tool_parser import ToolParser
+from shoal.text.tools import DEEPSEEK, DEEPSEEK_V31, GLM, HERMES, LLAMA3, MISTRAL, MISTRAL_ARGS, QWEN3_CODER, ToolFormat
 
-FORMATS = [HERMES, MISTRAL, replace(MISTRAL, opening="[TOOL_CALLS]["), LLAMA3]
+FORMATS = [HERMES, MISTRAL, replace(MISTRAL, opening="[TOOL_CALLS]["), MISTRAL_ARGS, LLAMA3, DEEPSEEK, DEEPSEEK_V31]
+TAGGED = [QWEN3_CODER, GLM]
 SEVERAL = [format for format in FORMATS if format.separator is not None]
 Call = tuple[str, dict[str, Any]]
 CALL: Call = ("f", {"x": 1})
@@ -29,10 +31,15 @@ values = st.recursive(
 calls = st.tuples(names, st.dictionaries(st.text(max_size=5), values, max_size=3))
 
 
+def _arguments(format: ToolFormat, arguments: dict[str, Any]) -> str:
+    if (tags := format.tags) is None:
+        return json.dumps(arguments, ensure_ascii=False)
+    return "".join(f"{tags.begin}{name}{tags.middle}{json.dumps(value)}{tags.end}" for name, value in arguments.items())
+
+
 def written(format: ToolFormat, made: Sequence[Call]) -> str:
     def one(call: Call) -> str:
-        arguments = json.dumps(call[1], ensure_ascii=False)
-        return f'{format.begin}{{"{format.name_key}": "{call[0]}", "{format.arguments_key}": {arguments}}}{format.end}'
+        return f"{format.begin}{call[0]}{format.middle}{_arguments(format, call[1])}{format.end}"
 
     return format.opening + (format.separator or "").join(map(one, made)) + format.closing
 
@@ -108,7 +115,7 @@ def test_content_and_arguments_are_out_as_soon_as_they_are_certain() -> None:
     parser = ToolParser(HERMES)
     assert parser.push("I look. <tool") == [Content("I look.")]
     assert parser.push('_call>\n{"name": "f", "argum') == []
-    assert parser.push('ents": {"a') == [CallBegun(0, "f"), Arguments(0, "{"), Arguments(0, '"a')]
+    assert parser.push('ents": {"a') == [CallBegun(0, "f"), Arguments(0, '{"a')]
     assert parser.push('": 1') == [Arguments(0, '": 1')]
     assert not parser.complete
     assert parser.push("}}") == [Arguments(0, "}")]

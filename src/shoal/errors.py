@@ -70,7 +70,7 @@ class NotAuthenticated(UserError):
     """The same for a key that never was, is revoked or has expired: the answer says nothing about keys."""
 
     def __init__(self, given: bool) -> None:
-        how = "send a key of this server as 'Authorization: Bearer KEY'; `shoal keys create NAME` makes one"
+        how = "send a key of this server as 'Authorization: Bearer KEY' or 'x-api-key: KEY'; `shoal keys create NAME` makes one"
         super().__init__(f"incorrect API key provided: {how}" if given else f"you did not provide an API key: {how}")
 
 

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from shoal.errors import ShoalError
+from shoal.facts import ModelFacts
 from shoal.request import Alternative, FinishReason, Request, Score, TokenChunk
+from shoal.text.reasoning import ReasoningFormat
 from shoal.text.tools import ToolFormat
 
 END = 256
@@ -23,11 +25,12 @@ class ByteTokenizer:
 
     stop_tokens = frozenset({END})
     special = {"<end>": END}  # noqa: RUF012
+    marks = special
     named = {"eos_token": "<end>"}  # noqa: RUF012
     template = None
 
-    def __init__(self, tool_format: ToolFormat | None = None) -> None:
-        self.tool_format = tool_format
+    def __init__(self, tool_format: ToolFormat | None = None, reasoning_format: ReasoningFormat | None = None) -> None:
+        self.tool_format, self.reasoning_format = tool_format, reasoning_format
         self.encoded = 0
         """Characters that were tokenised."""
 
@@ -172,10 +175,19 @@ class FakeEngine:
     """gateway.engine.Engine."""
 
     name, created, vocabulary = "fake", 7, VOCABULARY
+    facts = ModelFacts("llama", 2, DIMENSIONS, 8, 2, 1, 2, VOCABULARY, 2048, 135_000_000, 98_000_000, "gguf", "Q4_K")
 
-    def __init__(self, script: Script | None = None, *, hang: bool = False, longest: int = 1000, tools: ToolFormat | None = None) -> None:
-        """tools: the format of the calls that its template teaches."""
-        self.tokenizer = ByteTokenizer(tools)
+    def __init__(
+        self,
+        script: Script | None = None,
+        *,
+        hang: bool = False,
+        longest: int = 1000,
+        tools: ToolFormat | None = None,
+        reasoning: ReasoningFormat | None = None,
+    ) -> None:
+        """tools, reasoning: the formats that its template knows."""
+        self.tokenizer = ByteTokenizer(tools, reasoning)
         self.state = ""
         self.refusal: ShoalError | None = None
         self.streams: list[ScriptedStream] = []

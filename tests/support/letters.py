@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
+from typing import Any
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 
 from shoal.text import grammar
+from shoal.text.answer_format import AnswerFormat
+from shoal.text.answer_grammar import answer_grammar
+from shoal.text.tools import Tool, ToolFormat
 
 END = 256
 """The token that ends a text in the vocabulary of single bytes; the others are the bytes."""
@@ -15,6 +20,11 @@ END = 256
 
 def tokenizer() -> LLTokenizer:
     return grammar._bytes()
+
+
+def calls(format: ToolFormat, tools: Sequence[Tool], choice: str = "auto", parallel: bool = True, **options: Any) -> str:
+    """The grammar of answers of a model that does not reason."""
+    return answer_grammar(AnswerFormat(format), tools, choice, parallel, **options)
 
 
 def accepts(made: str, text: str) -> bool:

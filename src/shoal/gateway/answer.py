@@ -49,7 +49,8 @@ class Answer:
         """All choices' news, in the order in which they came."""
         self._engine, self._streams, self._caller = engine, streams, caller or Caller()
         self._said = said
-        self._began = None if resumed else perf_counter()
+        self._began = perf_counter()
+        self._told_first = resumed
         self.error: Exception | None = None
         """What the engine raised."""
         self.over = False
@@ -142,9 +143,12 @@ class Answer:
     def _came(self, piece: Piece, choice: _Choice, scores: tuple[Score, ...]) -> None:
         if not choice.begun:
             choice.begun, piece.scores = True, scores
-        if self._began is not None:
-            self._engine.observe_first_token(perf_counter() - self._began)
-            self._began = None
+        self.usage.took = perf_counter() - self._began
+        if not self.pieces:
+            self.usage.waited = self.usage.took
+        if not self._told_first:
+            self._engine.observe_first_token(self.usage.waited)
+            self._told_first = True
         self.pieces.append(piece)
         self._news.set()
 
@@ -161,4 +165,4 @@ class Answer:
         chunks = choice.held if text or finish is not None else []
         if chunks:
             choice.held = []
-        return Piece(index, text, chunks, finish, choice.chunks)
+        return Piece(index, text, chunks, finish, choice.chunks, stop=choice.text.stopped)

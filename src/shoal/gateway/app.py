@@ -26,6 +26,7 @@ from shoal.gateway.chat import socket as chat_socket
 from shoal.gateway.completions import route as completions
 from shoal.gateway.contract import describe
 from shoal.gateway.database import Database
+from shoal.gateway.dialect import spoken
 from shoal.gateway.embeddings import route as embeddings
 from shoal.gateway.engine import Engine
 from shoal.gateway.faults import Fault, fault
@@ -36,11 +37,13 @@ from shoal.gateway.inside import Inside
 from shoal.gateway.key import KeyId
 from shoal.gateway.keyring import Keyring
 from shoal.gateway.limits import Limiter, LocalLimiter
+from shoal.gateway.messages import route as messages
+from shoal.gateway.ollama import route as ollama
 from shoal.gateway.responses import route as responses
 from shoal.gateway.service import Service
 from shoal.request import Priority
 
-_ENDPOINTS = (chat, chat_socket, completions, embeddings, responses, streams, tokens, models, health)
+_ENDPOINTS = (chat, chat_socket, completions, embeddings, responses, messages, ollama, streams, tokens, models, health)
 _BATCHED = {
     "/v1/chat/completions": chat,
     "/v1/completions": completions,
@@ -121,12 +124,12 @@ def _furnish(app: FastAPI, routers: Iterable[APIRouter]) -> None:
 
     @app.exception_handler(ShoalError)
     async def refused(request: Request, error: ShoalError) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
-        return fault(error).response()
+        return _told(request, fault(error))
 
     @app.exception_handler(RequestValidationError)
     async def invalid_query(request: Request, error: RequestValidationError) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
         first = error.errors()[0]
-        return Fault(400, f"{first['loc'][-1]}: {first['msg']}", "invalid_request_error", str(first["loc"][-1])).response()
+        return _told(request, Fault(400, f"{first['loc'][-1]}: {first['msg']}", "invalid_request_error", str(first["loc"][-1])))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
@@ -135,7 +138,7 @@ def _furnish(app: FastAPI, routers: Iterable[APIRouter]) -> None:
             message = f"no such endpoint: {request.method} {request.url.path}"
         elif error.status_code == 405:
             message = f"{request.url.path} does not know {request.method}, but {(error.headers or {}).get('Allow', 'others')}"
-        answer = Fault(error.status_code, message, "invalid_request_error").response()
+        answer = _told(request, Fault(error.status_code, message, "invalid_request_error"))
         answer.headers.update(error.headers or {})
         return answer
 
@@ -145,4 +148,9 @@ def _furnish(app: FastAPI, routers: Iterable[APIRouter]) -> None:
 
     @app.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
-        return Fault(500, "an unexpected error; the server's log says more", "server_error").response()
+        return _told(request, Fault(500, "an unexpected error; the server's log says more", "server_error"))
+
+
+def _told(request: Request, what: Fault) -> JSONResponse:
+    """As the API tells it that the request speaks."""
+    return spoken(request.url.path, request.headers).response(what)

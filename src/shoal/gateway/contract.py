@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -11,12 +11,15 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
 from shoal.gateway import gate
+from shoal.gateway.dialect import OPENAI, Dialect, spoken_at
 from shoal.gateway.keyring import Keyring
 
 _SCHEMAS = "#/components/schemas/"
-_METHODS = frozenset({"get", "post", "delete"})
+_METHODS = frozenset({"get", "head", "post", "delete"})
 
 JSON, EVENTS, FORM, BYTES = "application/json", "text/event-stream", "multipart/form-data", "application/octet-stream"
+LINES = "application/x-ndjson"
+"""A JSON object a line."""
 EVENT = {"type": "object", "required": ["data"], "properties": {name: {"type": "string"} for name in ("data", "id", "event")}}
 
 REFUSALS = {
@@ -32,6 +35,7 @@ REFUSALS = {
     431: "The headers are too many or too large",
     499: "The client went away",
     503: "No model is served now, or the server is about to end; Retry-After says when to come again",
+    529: "Anthropic's status for what is 503 elsewhere",
 }
 _OF_BODY = {JSON: (400, 413, 415), FORM: (400, 413)}
 """How a body is refused, whichever endpoint it is for."""
@@ -41,36 +45,29 @@ Schemas = Mapping[str, Mapping[str, Any]]
 """Of parameters, by their names."""
 
 
-class ErrorDetail(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorAnswer(BaseModel):
-    error: ErrorDetail
-
-
 def contract(
     body: type[BaseModel] | None,
-    answer: type[BaseModel] | None,
+    answer: Any,
     *refusals: int,
     streams: bool = False,
+    lines: type[BaseModel] | None = None,
     media: str = JSON,
     sent: str = JSON,
     query: Schemas | None = None,
     headers: Schemas | None = None,
+    dialects: Sequence[Dialect] = (OPENAI,),
 ) -> dict[str, Any]:
     """A route's arguments.
 
     body:     what is sent
-    answer:   what comes with 200; None: something that is no JSON
+    answer:   what comes with 200, a model or a union of them; None: something that is no JSON
     refusals: statuses of REFUSALS that may come, beside those of the gate and of bodies
     streams:  server-sent events may come in its place
+    lines:    or such objects, one a line
     media:    of an answer that is no JSON
     sent:     of the body
     query, headers: of the request, those that FastAPI does not know of
+    dialects: in which it may be refused
     """
     done: dict[str, Any] = {"description": "Done"}
     if answer is not None:
@@ -78,25 +75,32 @@ def contract(
     content: dict[str, Any] = {} if answer is not None or media == EVENTS else {media: {"schema": {"type": "string"}}}
     if streams or media == EVENTS:
         content[EVENTS] = {"itemSchema": EVENT}
+    if lines is not None:
+        content[LINES] = {"itemSchema": {"$ref": _SCHEMAS + lines.__name__}}
     if content:
         done["content"] = content
-    refused = {s: _refusal(s) for s in sorted({*refusals, *(() if body is None else _OF_BODY[sent])})}
+    refused: dict[int, dict[str, Any]] = {}
+    for dialect in dialects:
+        for status in {*refusals, *(() if body is None else _OF_BODY[sent])}:
+            told = refused.setdefault(dialect.status(status), {"description": REFUSALS[dialect.status(status)]})
+            if status != 499:
+                told["model"] = told["model"] | dialect.error if "model" in told else dialect.error
     extra: dict[str, Any] = {}
     if body is not None:
         schema = body.model_json_schema(ref_template=f"{_SCHEMAS}{body.__name__}.{{model}}")
         extra["requestBody"] = {"required": True, "content": {sent: {"schema": schema}}}
     extra["parameters"] = [*_parameters("query", query), *_parameters("header", headers)]
     kind = Response if answer is None else JSONResponse
-    return {"responses": {200: done, **refused}, "response_model": None, "response_class": kind, "openapi_extra": extra}
+    return {
+        "responses": {200: done, **dict(sorted(refused.items()))},
+        "response_model": None,
+        "response_class": kind,
+        "openapi_extra": extra,
+    }
 
 
 def _parameters(where: str, schemas: Schemas | None) -> list[dict[str, Any]]:
     return [{"name": name, "in": where, "schema": dict(schema)} for name, schema in (schemas or {}).items()]
-
-
-def _refusal(status: int) -> dict[str, Any]:
-    told = {"description": REFUSALS[status]}
-    return told if status == 499 else {**told, "model": ErrorAnswer}
 
 
 def describe(app: FastAPI, keyring: Keyring, needs_key: bool) -> None:
@@ -108,8 +112,8 @@ def describe(app: FastAPI, keyring: Keyring, needs_key: bool) -> None:
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
             app.openapi_schema = _document(app)
-        key: dict[str, list[str]] = {"key": []}
-        app.openapi_schema["security"] = [key] if needs_key or keyring.required else [key, {}]
+        ways: list[dict[str, list[str]]] = [{"key": []}, {"x-api-key": []}]
+        app.openapi_schema["security"] = ways if needs_key or keyring.required else [*ways, {}]
         return app.openapi_schema
 
     app.openapi = document
@@ -126,7 +130,10 @@ def _document(app: FastAPI) -> dict[str, Any]:
             _add_gate(operation, method.upper(), path)
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
-    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": "A key of `shoal keys create`"}}
+    components["securitySchemes"] = {
+        "key": {"type": "http", "scheme": "bearer", "description": "A key of `shoal keys create`"},
+        "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same, as Anthropic's clients send it"},
+    }
     return made
 
 
@@ -139,13 +146,22 @@ def _name_schemas(contents: Iterable[dict[str, Any]], schemas: dict[str, Any]) -
         content["schema"] = {"$ref": _SCHEMAS + name}
 
 
+def _may_be(content: dict[str, Any], ref: str) -> None:
+    """Adds a shape to those that an answer may have."""
+    shapes = content.get("schema", {})
+    kinds = [*(shapes.get("anyOf") or ([shapes] if shapes else []))]
+    if {"$ref": ref} not in kinds:
+        kinds.append({"$ref": ref})
+    content["schema"] = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
+
+
 def _add_gate(operation: dict[str, Any], method: str, path: str) -> None:
     responses = operation["responses"]
     responses.pop("422", None)  # bodies and queries are refused with 400 here
-    for status in gate.refusals(method, path):
-        responses.setdefault(
-            str(status), {"description": REFUSALS[status], "content": {JSON: {"schema": {"$ref": f"{_SCHEMAS}ErrorAnswer"}}}}
-        )
+    for dialect in spoken_at(path):
+        for status in map(dialect.status, gate.refusals(method, path)):
+            told = responses.setdefault(str(status), {"description": REFUSALS[status], "content": {}})
+            _may_be(told["content"].setdefault(JSON, {}), f"{_SCHEMAS}{dialect.error.__name__}")
     operation["responses"] = dict(sorted(responses.items()))
     if not gate.asks_key(path):
         operation["security"] = []

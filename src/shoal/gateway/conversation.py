@@ -10,13 +10,19 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, cast
 
+import msgspec
+
 from shoal.errors import InvalidRequest
 from shoal.gateway.engine import Engine
 from shoal.text import grammar
+from shoal.text.answer_format import AnswerFormat
+from shoal.text.answer_grammar import MAX_TOOLS, JsonSchema, answer_grammar, kinds
 from shoal.text.tokenizer import Tokenizer
 from shoal.text.tools import Tool, ToolFormat
 
 MAX_MESSAGES = 2048
+_GOES_ON = "goes_on"
+"""Marks a message that is no whole one; see `gone_on`."""
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 Message = dict[str, Any]
@@ -64,8 +70,8 @@ class Tools:
 
     def check(self) -> None:
         """Raises InvalidRequest."""
-        if len(self.functions) > grammar.MAX_TOOLS:
-            raise InvalidRequest(f"at most {grammar.MAX_TOOLS} tools are possible, not {len(self.functions)}", "tools")
+        if len(self.functions) > MAX_TOOLS:
+            raise InvalidRequest(f"at most {MAX_TOOLS} tools are possible, not {len(self.functions)}", "tools")
         names: set[str] = set()
         for function in self.functions:
             function.check()
@@ -92,6 +98,10 @@ class JsonAnswer:
     where: str
 
     @property
+    def json(self) -> JsonSchema:
+        return JsonSchema({"type": "object"} if self.schema is None else self.schema, self.strict, self.where)
+
+    @property
     def grammar(self) -> str:
         """Raises InvalidRequest."""
         if self.schema is None:
@@ -105,8 +115,8 @@ class Conversation:
 
     prompt: list[int]
     grammar: str = ""
-    format: ToolFormat | None = None
-    """None: there are no calls to look for."""
+    format: AnswerFormat | None = None
+    """None: all of it is content."""
     markers: tuple[int, ...] = ()
     """Special tokens of that format, which have to be seen."""
 
@@ -114,25 +124,45 @@ class Conversation:
 def converse(engine: Engine, messages: Sequence[Message], tools: Tools, answer: JsonAnswer | None) -> Conversation:
     """Raises InvalidRequest, NotReady."""
     tokenizer = engine.tokenizer
-    prompt = prompt_tokens(engine, rendered(tokenizer, messages, tools))
+    text = rendered(tokenizer, messages, tools)
+    prompt = prompt_tokens(engine, text)
+    reasoning = tokenizer.reasoning_format
     format = tokenizer.tool_format
-    said = "" if answer is None else answer.grammar
+    opened = reasoning is not None and reasoning.opened(text)
     if format is None or not tools.callable:
-        return Conversation(prompt, said)
+        if reasoning is None:
+            return Conversation(prompt, "" if answer is None else answer.grammar)
+        made = AnswerFormat(None, reasoning, opened)
+        held = "" if answer is None else answer_grammar(made, marks=tokenizer.marks, answer=answer.json)
+        return Conversation(prompt, held, made, _markers(tokenizer, made))
     if answer is not None and not tools.must and not format.trigger:
         raise InvalidRequest("this model's calls are JSON and nothing else; ask for tools or for an answer in JSON", answer.where)
-    special = tokenizer.special
-    schema = None if answer is None else {"type": "object"} if answer.schema is None else answer.schema
+    made = AnswerFormat(format, reasoning, opened, kinds(tools.callable) if format.tags is not None else {})
+    marks = {text: id for text, id in tokenizer.marks.items() if any(text in part for part in made.written)}
     functions = [asdict(tool) for tool in tools.callable]
-    asked = json.dumps([functions, "required" if tools.must else "auto", tools.parallel, schema])
-    calls = _calls(format, special.get(format.trigger), asked)
-    written = (format.opening, format.begin, format.end, format.separator or "", format.closing)
-    markers = sorted(token for text, token in special.items() if text and any(text in part for part in written))
-    return Conversation(prompt, calls, format, tuple(markers))
+    choice = "required" if tools.must else "auto"
+    asked = json.dumps([asdict(made), marks, functions, choice, tools.parallel, answer and asdict(answer.json)])
+    return Conversation(prompt, _calls(asked), made, _markers(tokenizer, made))
+
+
+def _markers(tokenizer: Tokenizer, format: AnswerFormat) -> tuple[int, ...]:
+    """Special tokens that have to be seen for an answer to be read."""
+    return tuple(sorted(id for text, id in tokenizer.special.items() if text and any(text in part for part in format.written)))
+
+
+@lru_cache(maxsize=32)
+def _calls(asked: str) -> str:
+    """An agent asks with the same tools again and again, and a grammar takes milliseconds for each of them."""
+    format, marks, functions, choice, parallel, answer = json.loads(asked)
+    schema = None if answer is None else JsonSchema(**answer)
+    tools = [Tool(**function) for function in functions]
+    return answer_grammar(msgspec.convert(format, AnswerFormat), tools, choice, parallel, marks, schema)
 
 
 def rendered(tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools, answer: bool = True) -> str:
     """The text that the model reads, for `encode_marked`. answer: up to where its answer begins. Raises InvalidRequest."""
+    if messages and messages[-1].get(_GOES_ON):
+        return rendered(tokenizer, messages[:-1], tools) + tokenizer.marked(str(messages[-1]["content"]))
     tools.check()
     format = tokenizer.tool_format
     if format is None and tools.functions:
@@ -142,14 +172,6 @@ def rendered(tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools, an
             "unsupported_parameter",
         )
     return tokenizer.render_chat(_linked(messages, format), [f.told for f in tools.functions if tools.may], answer)
-
-
-@lru_cache(maxsize=32)
-def _calls(format: ToolFormat, marker: int | None, asked: str) -> str:
-    """An agent asks with the same tools again and again, and a grammar takes milliseconds for each of them."""
-    functions, choice, parallel, schema = json.loads(asked)
-    tools = [Tool(**function) for function in functions]
-    return grammar.tool_calls(format, tools, choice, parallel, {} if marker is None else {format.trigger: marker}, schema)
 
 
 def prompt_tokens(engine: Engine, text: str, param: str = "messages") -> list[int]:
@@ -170,9 +192,20 @@ def check_name(name: str, param: str) -> None:
         raise InvalidRequest("a name has 1 to 64 letters, digits, underscores and dashes", param)
 
 
+def compact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
 def call_id(answer: str, choice: int, call: int) -> str:
     """The same whenever the answer is read."""
     return "call_" + hashlib.sha256(f"{answer}/{choice}/{call}".encode()).hexdigest()[:24]
+
+
+def gone_on(messages: Sequence[Message]) -> Sequence[Message]:
+    """The same, with the answer going on from the last message where it is the assistant's own text: so Anthropic and Ollama have it."""
+    if not messages or messages[-1]["role"] != "assistant" or messages[-1].get("tool_calls"):
+        return messages
+    return [*messages[:-1], {**messages[-1], _GOES_ON: True}]
 
 
 def _linked(messages: Sequence[Message], format: ToolFormat | None) -> list[Message]:

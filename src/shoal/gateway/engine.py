@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from shoal.facts import ModelFacts
 from shoal.gateway.key import KeyId
 from shoal.request import Request, TokenChunk
 from shoal.text.tokenizer import Tokenizer
@@ -43,6 +44,8 @@ class Engine(Protocol):
     def name(self) -> str: ...
     @property
     def created(self) -> int: ...
+    @property
+    def facts(self) -> ModelFacts: ...
     @property
     def tokenizer(self) -> Tokenizer: ...
     @property

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from fastapi.responses import JSONResponse
-
 from shoal.errors import (
     CapacityError,
     ClusterError,
@@ -49,9 +47,6 @@ class Fault:
     def headers(self) -> dict[str, str]:
         out = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         return {**out, "WWW-Authenticate": "Bearer"} if self.status == 401 else out
-
-    def response(self) -> JSONResponse:
-        return JSONResponse(self.body, self.status, self.headers)
 
 
 def fault(error: ShoalError) -> Fault:

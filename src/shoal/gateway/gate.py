@@ -11,6 +11,7 @@ from shoal.address import is_loopback
 from shoal.config import ApiSettings
 from shoal.errors import Forbidden, InvalidRequest, ShoalError, TooLarge
 from shoal.gateway.caller import CALLER, Caller
+from shoal.gateway.dialect import spoken
 from shoal.gateway.doors import Doors
 from shoal.gateway.faults import fault
 from shoal.gateway.keyring import Keyring
@@ -23,7 +24,7 @@ MAX_HEADER_BYTES = 32 << 10
 MAX_TARGET = 8 << 10
 """Bytes of path and query."""
 
-_OPEN = frozenset({"/health", "/health/live", "/health/ready", "/openapi.json"})
+_OPEN = frozenset({"/", "/health", "/health/live", "/health/ready", "/openapi.json"})
 """Paths that need no key. All others do, those too that are not there."""
 
 
@@ -41,7 +42,7 @@ def refusals(method: str, path: str) -> list[int]:
     sizes = [414, 431]
     if not asks_key(path):
         return sizes
-    inside = [503, *([429] if method == "POST" else [])] if path.startswith("/v1/") else []
+    inside = [503, *([429] if method == "POST" else [])] if path.startswith("/v1/") or method == "POST" else []
     return sorted([400, 401, 403, *sizes, *inside])
 
 
@@ -126,9 +127,10 @@ def _floor(name: str | None) -> Priority:
 
 
 def _token(headers: Headers) -> str | None:
+    """Where both ways of sending one are used, the more common one counts."""
     given = headers.getlist("authorization")
     if not given:
-        return None
+        return headers.get("x-api-key")
     scheme, _, token = given[0].partition(" ")
     return token.strip() if len(given) == 1 and scheme.lower() == "bearer" else "none"
 
@@ -168,4 +170,4 @@ async def _refuse(error: ShoalError, scope: Scope, receive: Receive, send: Send)
     if scope["type"] == "websocket" and "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": 1008, "reason": str(error)[:100]})
     else:
-        await fault(error).response()(scope, receive, send)
+        await spoken(scope["path"], Headers(scope=scope)).response(fault(error))(scope, receive, send)

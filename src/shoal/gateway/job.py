@@ -18,6 +18,7 @@ from shoal.gateway.sampling import limit, sampling_params
 from shoal.gateway.wire import Sampled
 from shoal.gateway.writer import Writer
 from shoal.request import MAX_CHOICES, Priority, Request, RequestId
+from shoal.text.answer_format import AnswerFormat
 
 _MAX_STOPS, _MAX_STOP_LENGTH = 4, 256
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
@@ -36,6 +37,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     stops: tuple[str, ...] = ()
     stream: bool = False
     include_usage: bool = False
+    format: AnswerFormat | None = None
+    """How the answer writes reasoning and calls, where it may have any."""
     markers: tuple[int, ...] = ()
     """Special tokens that are text in these answers."""
     named: bool = False
@@ -102,10 +105,10 @@ def new_id(prefix: str) -> str:
     return prefix + secrets.token_hex(12)
 
 
-def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
+def _stops(stop: str | list[str] | None, most: int) -> tuple[str, ...]:
     stops = [stop] if isinstance(stop, str) else stop or []
-    if len(stops) > _MAX_STOPS:
-        raise InvalidRequest(f"at most {_MAX_STOPS} stop strings are possible, not {len(stops)}", "stop")
+    if len(stops) > most:
+        raise InvalidRequest(f"at most {most} stop strings are possible, not {len(stops)}", "stop")
     if any(not s or len(s) > _MAX_STOP_LENGTH for s in stops):
         raise InvalidRequest(f"a stop string has 1 to {_MAX_STOP_LENGTH} characters", "stop")
     return tuple(stops)
@@ -123,6 +126,7 @@ def common(
     limited_by: str = "max_tokens",
     grammar: str = "",
     prompt_logprobs: int | None = None,
+    most_stops: int = _MAX_STOPS,
 ) -> dict[str, Any]:
     """The fields of a job of any kind.
 
@@ -132,6 +136,7 @@ def common(
     limited_by: the field that max_tokens came in
     grammar: what every choice has to match
     prompt_logprobs: None: none; else how many alternatives of each of the prompts' tokens; max_tokens may then be 0
+    most_stops: stop strings that the API allows
 
     Raises InvalidRequest, NotReady.
     """
@@ -165,7 +170,7 @@ def common(
         "id": id,
         "requests": requests,
         "created": int(time()),
-        "stops": _stops(body.stop),
+        "stops": _stops(body.stop, most_stops),
         "stream": bool(body.stream),
         "include_usage": body.stream_options is not None and body.stream_options.include_usage,
         "named": chosen is not None,

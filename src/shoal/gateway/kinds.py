@@ -9,10 +9,12 @@ import msgspec
 from shoal.gateway.chat.job import ChatJob
 from shoal.gateway.completions.job import CompletionJob
 from shoal.gateway.job import Job
+from shoal.gateway.messages.job import MessageJob
+from shoal.gateway.ollama.job import OllamaJob
 from shoal.gateway.responses.job import ResponseJob
 from shoal.request import Request
 
-Kind = ChatJob | CompletionJob | ResponseJob
+Kind = ChatJob | CompletionJob | ResponseJob | MessageJob | OllamaJob
 
 
 def recalled(note: bytes, requests: Sequence[Request]) -> Job:

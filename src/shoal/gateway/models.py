@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from shoal.errors import NotReady
 from shoal.gateway.contract import contract
+from shoal.gateway.dialect import ANTHROPIC, VERSION, spoken, spoken_at
 from shoal.gateway.service import Service
 from shoal.gateway.wire import Shape
 
@@ -26,24 +28,64 @@ class ModelList(Shape):
     data: list[ModelCard]
 
 
+class ModelInfo(Shape):
+    """Anthropic's."""
+
+    type: Literal["model"]
+    id: str
+    display_name: str
+    created_at: str
+    lifecycle: Literal["active"]
+    max_input_tokens: int | None
+    max_tokens: int | None
+
+
+class ModelPage(Shape):
+    """Anthropic's."""
+
+    data: list[ModelInfo]
+    first_id: str
+    last_id: str
+    has_more: Literal[False]
+
+
+_PATH = "/v1/models"
+_SPOKEN = spoken_at(_PATH)
+_HEADERS = {VERSION: {"type": "string"}}
+
+
 def routes(service: Service) -> APIRouter:
     router = APIRouter()
 
+    def longest() -> int | None:
+        try:
+            return service.engine.longest()
+        except NotReady:
+            return None
+
+    def info() -> dict[str, Any]:
+        engine, tokens = service.engine, longest()
+        created = datetime.fromtimestamp(engine.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        known = {"type": "model", "id": engine.name, "display_name": engine.name, "created_at": created, "lifecycle": "active"}
+        return {**known, "max_input_tokens": tokens, "max_tokens": tokens}
+
     def card() -> dict[str, Any]:
         engine = service.engine
-        try:
-            longest = engine.longest()
-        except NotReady:
-            longest = None
-        return {"id": engine.name, "object": "model", "created": engine.created, "owned_by": "shoal", "max_model_len": longest}
+        return {"id": engine.name, "object": "model", "created": engine.created, "owned_by": "shoal", "max_model_len": longest()}
 
-    @router.get("/v1/models", **contract(None, ModelList))
-    async def models() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+    def to_anthropic(request: Request) -> bool:
+        return spoken(_PATH, request.headers) is ANTHROPIC
+
+    @router.get(_PATH, **contract(None, ModelList | ModelPage, headers=_HEADERS, dialects=_SPOKEN))
+    async def models(request: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+        name = service.engine.name
+        if to_anthropic(request):
+            return {"data": [info()], "first_id": name, "last_id": name, "has_more": False}
         return {"object": "list", "data": [card()]}
 
-    @router.get("/v1/models/{name:path}", **contract(None, ModelCard, 404))
-    async def model(name: str) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+    @router.get("/v1/models/{name:path}", **contract(None, ModelCard | ModelInfo, 404, headers=_HEADERS, dialects=_SPOKEN))
+    async def model(request: Request, name: str) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
         service.check_model(name)
-        return card()
+        return info() if to_anthropic(request) else card()
 
     return router

@@ -30,6 +30,11 @@ def limit(wanted: int | None, prompt: int, longest: int, param: str) -> int:
     return min(wanted, longest)
 
 
+def fitting(wanted: int, prompt: int, longest: int) -> int:
+    """Tokens of an answer where an API takes the limit for a wish: no more than fit behind the prompt."""
+    return min(wanted, max(longest - prompt, 1))
+
+
 def sampling_params(body: Sampled, logprobs: int | None, grammar: str, vocabulary: int) -> SamplingParams:
     """Without a seed a random one. Raises InvalidRequest, naming the field."""
 

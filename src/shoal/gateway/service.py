@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -30,8 +30,8 @@ from shoal.gateway.keyring import Keyring
 from shoal.gateway.limits import Limiter
 from shoal.gateway.responses.keeper import ResponseKeeper
 from shoal.gateway.responses.store import Bounds, ResponseStore
-from shoal.gateway.wire import Sampled, parse
-from shoal.gateway.writer import Piece
+from shoal.gateway.wire import Asking, parse
+from shoal.gateway.writer import Piece, Writer
 
 MAX_BODY = 4 << 20
 """Bytes of a request."""
@@ -44,7 +44,7 @@ _LONG = re.compile(rb"[0-9]{19}")
 
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
-B = TypeVar("B", bound=Sampled)
+B = TypeVar("B", bound=Asking)
 
 
 T = TypeVar("T")
@@ -173,11 +173,18 @@ def check_depth(raw: bytes | bytearray) -> None:
 
 
 class Streaming(StreamingResponse):
-    """An answer's events to one reader, who leaves in any case."""
+    """An answer's events to one reader, who leaves in any case. Server-sent, unless another writing of them is given, and its media type."""
 
-    def __init__(self, answers: Answers, answer: Answer, after: Position | None = None) -> None:
+    def __init__(
+        self,
+        answers: Answers,
+        answer: Answer,
+        after: Position | None = None,
+        written: Callable[[Answer, Writer, Position | None], AsyncIterator[bytes]] = events,
+        media: str = "text/event-stream",
+    ) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "X-Request-Id": answer.job.id}
-        super().__init__(events(answer, answer.writer(), after), media_type="text/event-stream", headers=headers)
+        super().__init__(written(answer, answer.writer(), after), media_type=media, headers=headers)
         self._leave = lambda: answers.leave(answer)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -33,10 +33,15 @@ class StreamOptions(Wire):
     include_obfuscation: Literal[False] = False
 
 
-class Sampled(Wire):
-    """A body that asks for tokens."""
+class Asking(Wire):
+    """A body that asks the model something."""
 
     model: str | None = None
+
+
+class Sampled(Asking):
+    """A body that asks for tokens as OpenAI's API does. Those of other APIs are translated into it."""
+
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None

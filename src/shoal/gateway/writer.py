@@ -22,6 +22,8 @@ class Piece:
     """Tokens of the choice up to here, an end without a token counted as one: the same for the same piece, whenever it is made."""
     scores: tuple[Score, ...] = ()
     """Of the prompt's tokens, with a choice's first piece where they were asked for."""
+    stop: str = ""
+    """The stop string that ended the choice; empty: it ended otherwise, or has not."""
 
 
 @dataclass
@@ -29,6 +31,12 @@ class Usage:
     prompt: int
     completion: int = 0
     cached: int = 0
+    reasoning: int = 0
+    """Of the completion."""
+    waited: float = 0.0
+    """Seconds until the first token, from when the request was taken on here."""
+    took: float = 0.0
+    """Seconds until the last one so far."""
 
     def wire(self) -> dict[str, Any]:
         return {
@@ -37,7 +45,7 @@ class Usage:
             "total_tokens": self.prompt + self.completion,
             "prompt_tokens_details": {"cached_tokens": self.cached, "audio_tokens": 0},
             "completion_tokens_details": {
-                "reasoning_tokens": 0,
+                "reasoning_tokens": self.reasoning,
                 "audio_tokens": 0,
                 "accepted_prediction_tokens": 0,
                 "rejected_prediction_tokens": 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 import structlog
 
 from shoal.errors import FetchError
+from shoal.facts import ModelFacts
 from shoal.models.manifest import Manifest, manifest
 from shoal.models.sources import Progress, Reference, pin, public_name, pull, pull_description, silent
 from shoal.models.spec import ModelSpec
-from shoal.models.weights import GgufWeights, Weights, open_spec, open_weights
+from shoal.models.weights import MATRICES, GgufWeights, Weights, matrix_shape, open_spec, open_weights
 
 log = structlog.get_logger()
 
@@ -47,6 +49,35 @@ def describe(text: str, progress: Progress = silent) -> Description:
     meta = weights.file.meta if isinstance(weights, GgufWeights) else None
     resolved = str(path) if Reference.parse(reference).kind == "path" else reference
     return Description(public_name(text), resolved, path, weights.spec, weights, meta)
+
+
+def facts(description: Description) -> ModelFacts:
+    """Where only the description is here, its matrices count as bf16."""
+    spec, weights = description.spec, description.weights
+    names = [f"layers.{i}.{matrix}" for i in range(spec.layers) for matrix in MATRICES]
+    names += ["embed", *([] if spec.tied else ["head"])]
+    sizes = {name: rows * columns for name in names for rows, columns in [matrix_shape(spec, name)]}
+    formats: Counter[str] = Counter()
+    stored = 0
+    for name, size in sizes.items():
+        matrix = None if weights is None else weights.matrix(name)
+        formats["bf16" if matrix is None else matrix.format] += size
+        stored += 2 * size if matrix is None else matrix.rows.nbytes
+    return ModelFacts(
+        family=spec.family,
+        layers=spec.layers,
+        hidden=spec.hidden,
+        intermediate=spec.intermediate,
+        q_heads=spec.q_heads,
+        kv_heads=spec.kv_heads,
+        head_dim=spec.head_dim,
+        vocabulary=spec.vocabulary,
+        context=spec.context,
+        parameters=sum(sizes.values()),
+        bytes=stored,
+        container="safetensors" if description.gguf is None else "gguf",
+        quantization=formats.most_common(1)[0][0].upper(),
+    )
 
 
 def listed(description: Description, hash_paths: bool) -> Description:

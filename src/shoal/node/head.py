@@ -11,7 +11,7 @@ from shoal.control import messages as control
 from shoal.errors import InvalidRequest
 from shoal.executor.cost import model_cost
 from shoal.metrics import Metrics
-from shoal.models.description import Description
+from shoal.models.description import Description, facts
 from shoal.node.conductor import Conductor, Served
 from shoal.node.interruption import Interruption
 from shoal.node.machine import Machine
@@ -41,6 +41,7 @@ class Head:
         self.tokenizer = Tokenizer.open(model.path, model.gguf, settings.chat_template_file, settings.trust_text)
         self.metrics = Metrics()
         self.created = int(time())
+        self.facts = facts(model)
         context = min(settings.context, model.spec.context)
         cost = model_cost(model.spec, model.weights, settings.precision, settings.kv_type, settings.step_tokens)
         self._machine = machine or Machine()

@@ -21,6 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from shoal.errors import CorruptModel, InvalidRequest, ShoalError
 from shoal.text.marks import ESCAPED, MARK, Marks, plain
+from shoal.text.reasoning import detect as detect_reasoning
 from shoal.text.tools import detect
 
 
@@ -99,7 +100,7 @@ def _look_for_marked(parsed: Template, marks: Marks) -> None:
 
 
 class ChatTemplate:
-    """`tools`: the format of tool calls that it teaches, if any."""
+    """`tools`: the format of tool calls that it teaches, if any. `reasoning`: that of reasoning that it knows, if any."""
 
     def __init__(
         self,
@@ -128,6 +129,7 @@ class ChatTemplate:
         self.source = source
         self._special, self._marks = dict(special), marks
         self.tools = detect(source)
+        self.reasoning = detect_reasoning(source)
 
     def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), answer: bool = True) -> str:
         """The prompt, marked. Raises InvalidRequest for a conversation that the template refuses.

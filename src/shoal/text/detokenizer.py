@@ -53,7 +53,8 @@ class StopStrings:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [s for s in stops if s]
         self._held = ""
-        self.stopped = False
+        self.stopped = ""
+        """The stop string that came; empty: none."""
 
     def push(self, text: str) -> str:
         """What may go out. Once a stop string is complete `stopped` is set, and only what came before it goes out."""
@@ -62,10 +63,10 @@ class StopStrings:
         if not self._stops:
             return text
         self._held += text
-        found = [at for at in (self._held.find(s) for s in self._stops) if at >= 0]
+        found = [(at, stop) for at, stop in ((self._held.find(s), s) for s in self._stops) if at >= 0]
         if found:
-            self.stopped = True
-            out, self._held = self._held[: min(found)], ""
+            at, self.stopped = min(found)
+            out, self._held = self._held[:at], ""
             return out
         keep = max((overlap(self._held, s) for s in self._stops), default=0)
         out, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
@@ -91,7 +92,8 @@ class TextStream:
         self._stops = StopStrings(stops)
 
     @property
-    def stopped(self) -> bool:
+    def stopped(self) -> str:
+        """The stop string that came; empty: none."""
         return self._stops.stopped
 
     def push(self, token: int) -> str:

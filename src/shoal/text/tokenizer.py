@@ -14,9 +14,11 @@ from llguidance import LLTokenizer
 from tokenizers import Tokenizer as Backend
 
 from shoal.errors import ConfigError, CorruptModel, InvalidRequest
+from shoal.text import harmony
 from shoal.text.backend import from_directory, looks_like_control, without_marks, written
 from shoal.text.chat import ChatTemplate
 from shoal.text.marks import Marks, escape
+from shoal.text.reasoning import ReasoningFormat
 from shoal.text.sentencepiece import SentencePiece
 from shoal.text.tools import ToolFormat
 from shoal.text.vocabulary import END_OF_TURN, begins_with_bos, from_gguf, pieces
@@ -47,8 +49,10 @@ class Tokenizer:
         self._bos = bos
         self._add_bos = add_bos
         self.named = {name: text for name, text in named.items() if text}
-        known = {backend.token_to_id(text) for text in END_OF_TURN}
-        self.stop_tokens = stop_tokens | frozenset(i for i in known if i is not None)
+        channels = backend.token_to_id(harmony.CHANNEL) is not None and backend.token_to_id(harmony.CALL) is not None
+        ends = [*(text for text in END_OF_TURN if text != harmony.END), harmony.CALL, harmony.RETURN] if channels else END_OF_TURN
+        known = frozenset(i for i in map(backend.token_to_id, ends) if i is not None)
+        self.stop_tokens = (stop_tokens | known) - ({backend.token_to_id(harmony.END)} if channels else set())
         self.template, self.tool_template = templates[0], templates[1] or templates[0]
         self._added = {i: t.content for i, t in backend.get_added_tokens_decoder().items()}
         self._special = {i for i, t in backend.get_added_tokens_decoder().items() if t.special}
@@ -133,6 +137,12 @@ class Tokenizer:
         """Special tokens by what they are called."""
         return {str(self._backend.id_to_token(token)): token for token in self._special}
 
+    @property
+    def marks(self) -> dict[str, int]:
+        """Tokens that no other text spells for llguidance, by what they are called: special ones, and added ones in angle brackets."""
+        added: dict[int, Any] = self._backend.get_added_tokens_decoder()
+        return {t.content: i for i, t in added.items() if t.special or (t.content.startswith("<") and t.content.endswith(">"))}
+
     def for_grammars(self, width: int) -> LLTokenizer:
         """As llguidance sees it, for a model with so many logits. It takes up to a second, and holds the interpreter's lock meanwhile."""
         ends = sorted(self.stop_tokens)
@@ -145,7 +155,11 @@ class Tokenizer:
     def encode(self, text: str, bos: bool = True, control: bool = True) -> list[int]:
         """`bos`: begin with the model's BOS where it wants one. control: read control tokens in the text; without, they are text like any other.
         Raises InvalidRequest."""
-        return self.encode_marked(escape(text) if control or self._marks is None else self._marks.text(text), bos)
+        return self.encode_marked(escape(text) if control else self.marked(text), bos)
+
+    def marked(self, text: str) -> str:
+        """What somebody wrote, for `encode_marked`: what reads like a control token in it is text."""
+        return escape(text) if self._marks is None else self._marks.text(text)
 
     def encode_marked(self, text: str, bos: bool = False) -> list[int]:
         """The tokens of a rendered conversation. Raises InvalidRequest."""
@@ -174,6 +188,11 @@ class Tokenizer:
     def tool_format(self) -> ToolFormat | None:
         """How the model writes tool calls; None where its template has none, or in a format that is not known."""
         return None if self.tool_template is None else self.tool_template.tools
+
+    @property
+    def reasoning_format(self) -> ReasoningFormat | None:
+        """How the model writes what it thinks before it answers; None where its template knows of no such thing."""
+        return None if self.template is None else self.template.reasoning
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), answer: bool = True) -> str:
         """A conversation as the model's template writes it, for `encode_marked` (see marks.py). answer: ready for the model's.

@@ -7,37 +7,14 @@ looks like a call is content. White space before a call is none.
 from __future__ import annotations
 
 import enum
-import json
 import re
-from dataclasses import dataclass
 
+from shoal.text.arguments import ArgumentReader, JsonArguments, Kinds, TaggedArguments
+from shoal.text.deltas import Arguments, CallBegun, Content, Delta
 from shoal.text.detokenizer import overlap
 from shoal.text.tools import ToolFormat
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{0,64}")
-
-
-@dataclass(frozen=True)
-class Content:
-    text: str
-
-
-@dataclass(frozen=True)
-class CallBegun:
-    call: int
-    """0 for the first one."""
-    name: str
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """The next part of a call's arguments."""
-
-    call: int
-    text: str
-
-
-Delta = Content | CallBegun | Arguments
 
 
 class _State(enum.Enum):
@@ -51,47 +28,24 @@ class _State(enum.Enum):
     """Content to the end."""
 
 
-class _Value:
-    """Finds where a JSON object ends that has begun."""
-
-    def __init__(self) -> None:
-        self._depth, self._quoted, self._escaped = 1, False, False
-
-    def end(self, text: str) -> int | None:
-        """How many of these characters still belong to it; None: all, and more will."""
-        for at, char in enumerate(text):
-            if self._escaped:
-                self._escaped = False
-            elif self._quoted:
-                self._escaped = char == "\\"
-                self._quoted = char != '"'
-            elif char == '"':
-                self._quoted = True
-            elif char in "{[":
-                self._depth += 1
-            elif char in "}]":
-                self._depth -= 1
-                if not self._depth:
-                    return at + 1
-        return None
-
-
 class ToolParser:
     """One choice's."""
 
-    def __init__(self, format: ToolFormat) -> None:
-        self._format = format
-        self._name = f'{{{json.dumps(format.name_key)}: "'
-        self._arguments = f", {json.dumps(format.arguments_key)}: {{"
+    def __init__(self, format: ToolFormat, kinds: Kinds | None = None) -> None:
+        """kinds: of arguments in tags."""
+        self._format, self._kinds = format, kinds or {}
+        self._middle = format.middle + ("{" if format.tags is None else "")
         self._state = _State.CONTENT
         self._held = ""
         self._before = ""
         """What was taken for the beginning of a call, should it be none."""
         self._lead = ""
-        """What has to come before the next call's JSON."""
-        self._value = _Value()
+        """What has to come before the next call's name."""
+        self._value: ArgumentReader = JsonArguments()
         self.calls = 0
         """Those that have begun."""
+
+    thinking = False
 
     @property
     def complete(self) -> bool:
@@ -137,10 +91,9 @@ class ToolParser:
 
     def _content(self, out: list[Delta]) -> bool:
         trigger = self._format.trigger
-        at = self._held.find(trigger) if trigger else _indent(self._held)
-        if not trigger and at < len(self._held) and self._held[at] != "{":
-            self._state = _State.PLAIN
-            return True
+        if not trigger:
+            return self._bare()
+        at = self._held.find(trigger)
         if 0 <= at < len(self._held):
             said = self._held[:at].rstrip()
             self._emit(out, said)
@@ -153,32 +106,41 @@ class ToolParser:
         self._held = self._held[len(certain) :]
         return False
 
+    def _bare(self) -> bool:
+        """Of a format whose calls have nothing that only they have: they begin the answer, or there are none."""
+        format, said = self._format, self._held.lstrip()
+        rest = said.removeprefix(format.before).lstrip() if format.before else said
+        if not rest or (format.before and len(said) < len(format.before) and format.before.startswith(said)):
+            return False
+        self._lead = format.opening + format.begin
+        self._before, self._held = self._held[: len(self._held) - len(rest)], rest
+        self._state = _State.HEAD
+        return True
+
     def _head(self, out: list[Delta]) -> bool:
-        opening = self._lead + self._name
-        if not self._held.startswith(opening):
-            return False if opening.startswith(self._held) else self._no_call(out)
-        rest = self._held[len(opening) :]
+        if not self._held.startswith(self._lead):
+            return False if self._lead.startswith(self._held) else self._no_call(out)
+        rest = self._held[len(self._lead) :]
         found = _NAME.match(rest)
         name = found[0] if found else ""
-        closing, rest = '"' + self._arguments, rest[len(name) :]
-        if not rest.startswith(closing) or not name:
-            return False if closing.startswith(rest) and (name or not rest) else self._no_call(out)
-        out += [CallBegun(self.calls, name), Arguments(self.calls, "{")]
+        middle, rest = self._middle, rest[len(name) :]
+        if not rest.startswith(middle) or not name:
+            return False if middle.startswith(rest) and (name or not rest) else self._no_call(out)
+        out.append(CallBegun(self.calls, name))
         self.calls += 1
-        self._value, self._held, self._state = _Value(), rest[len(closing) :], _State.ARGUMENTS
+        tags = self._format.tags
+        self._value = JsonArguments() if tags is None else TaggedArguments(tags, self._kinds.get(name, {}))
+        self._held, self._state = rest[len(self._format.middle) :], _State.ARGUMENTS
         return True
 
     def _within(self, out: list[Delta]) -> bool:
-        end = self._value.end(self._held)
-        text = self._held[:end]
+        text, self._held = self._value.push(self._held)
         if text:
             out.append(Arguments(self.calls - 1, text))
-        if end is None:
-            self._held = ""
+        if not self._value.over:
             return False
-        self._held = self._held[end:]
         format = self._format
-        self._lead = "}" + format.end + (format.separator or "") + format.begin
+        self._lead = format.end + (format.separator or "") + format.begin
         self._state = _State.OVER if format.separator is None else _State.HEAD
         return True
 
@@ -189,7 +151,3 @@ class ToolParser:
         self._emit(out, self._before)
         self._state = _State.CONTENT if self._format.trigger else _State.PLAIN
         return True
-
-
-def _indent(text: str) -> int:
-    return len(text) - len(text.lstrip())

@@ -1,8 +1,16 @@
 """How models write tool calls: the formats there are, and which of them a chat template teaches.
 
-hermes     <tool_call>\\n{"name": "f", "arguments": {}}\\n</tool_call>       Hermes, Qwen 2.5 and 3; several, one a line
-mistral    [TOOL_CALLS] [{"name": "f", "arguments": {}}, …]                Mistral up to v7; the marker is a special token
-llama3     {"name": "f", "parameters": {}}                                Llama 3.1 to 3.3; one call, and nothing around it
+hermes        <tool_call>\\n{"name": "f", "arguments": {}}\\n</tool_call>            Hermes, Qwen 2.5 and 3; several, one a line
+mistral       [TOOL_CALLS] [{"name": "f", "arguments": {}}, …]                     Mistral up to v7
+mistral-args  [TOOL_CALLS]f[ARGS]{}[TOOL_CALLS]g[ARGS]{}                           Mistral from v11 on, Magistral, Devstral
+llama3        {"name": "f", "parameters": {}}                                      Llama 3.1 to 3.3; one call, and nothing around it
+deepseek      <｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\\n```json\\n{}\\n```<｜tool▁call▁end｜>…<｜tool▁calls▁end｜>
+                                                                                   DeepSeek V3 and R1
+deepseek-v3.1 <｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{}<｜tool▁call▁end｜>…<｜tool▁calls▁end｜>
+qwen3-coder   <tool_call>\\n<function=f>\\n<parameter=p>\\nvalue\\n</parameter>\\n</function>\\n</tool_call>
+glm           <tool_call>f\\n<arg_key>p</arg_key>\\n<arg_value>value</arg_value>\\n</tool_call>
+                                                                                   GLM 4.5 and 4.6
+harmony       <|channel|>commentary to=functions.f <|constrain|>json<|message|>{}   gpt-oss; one call (see harmony.py)
 """
 
 from __future__ import annotations
@@ -23,36 +31,88 @@ class Tool:
 
 
 @dataclass(frozen=True)
+class Tags:
+    """How arguments are written one by one: `begin` name `middle` value `end`. Strings stand as they are, all else is JSON."""
+
+    begin: str
+    middle: str
+    end: str
+
+
+@dataclass(frozen=True)
 class ToolFormat:
-    """`opening` and `closing` stand around all calls, `begin` and `end` around each; {name_key: …, arguments_key: …} is in between."""
+    """`opening` and `closing` stand around all calls; each is `begin` name `middle` arguments `end`."""
 
     name: str
+    begin: str
+    middle: str
+    end: str
     opening: str = ""
-    begin: str = ""
-    end: str = ""
     closing: str = ""
     separator: str | None = None
     """Between calls; None: an answer has one at most."""
-    name_key: str = "name"
-    arguments_key: str = "arguments"
+    before: str = ""
+    """A special token that may come before `opening`, and says nothing."""
+    tags: Tags | None = None
+    """None: the arguments are a JSON object."""
 
     trigger: str = ""
     """What `opening` or `begin` begins with and no other text has; empty where a call is bare JSON."""
 
 
-HERMES = ToolFormat("hermes", begin="<tool_call>\n", end="\n</tool_call>", separator="\n", trigger="<tool_call>")
-MISTRAL = ToolFormat("mistral", opening="[TOOL_CALLS] [", closing="]", separator=", ", trigger="[TOOL_CALLS]")
-LLAMA3 = ToolFormat("llama3", arguments_key="parameters")
+HERMES = ToolFormat("hermes", '<tool_call>\n{"name": "', '", "arguments": ', "}\n</tool_call>", separator="\n", trigger="<tool_call>")
+MISTRAL = ToolFormat("mistral", '{"name": "', '", "arguments": ', "}", "[TOOL_CALLS] [", "]", separator=", ", trigger="[TOOL_CALLS]")
+MISTRAL_ARGS = ToolFormat("mistral-args", "[TOOL_CALLS]", "[ARGS]", "", separator="", trigger="[TOOL_CALLS]")
+LLAMA3 = ToolFormat("llama3", '{"name": "', '", "parameters": ', "}", before="<|python_tag|>")
+_CALLS, _CALL, _SEP = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"), ("<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"), "<｜tool▁sep｜>"
+DEEPSEEK = ToolFormat(
+    "deepseek", f"{_CALL[0]}function{_SEP}", "\n```json\n", f"\n```{_CALL[1]}", *_CALLS, separator="\n", trigger=_CALLS[0]
+)
+DEEPSEEK_V31 = ToolFormat("deepseek-v3.1", _CALL[0], _SEP, _CALL[1], *_CALLS, separator="", trigger=_CALLS[0])
+QWEN3_CODER = ToolFormat(
+    "qwen3-coder",
+    "<tool_call>\n<function=",
+    ">\n",
+    "</function>\n</tool_call>",
+    separator="\n",
+    tags=Tags("<parameter=", ">\n", "\n</parameter>\n"),
+    trigger="<tool_call>",
+)
+GLM = ToolFormat(
+    "glm",
+    "<tool_call>",
+    "\n",
+    "</tool_call>",
+    separator="\n",
+    tags=Tags("<arg_key>", "</arg_key>\n<arg_value>", "</arg_value>\n"),
+    trigger="<tool_call>",
+)
+HARMONY = ToolFormat("harmony", "<|channel|>commentary to=functions.", " <|constrain|>json<|message|>", "", trigger="<|channel|>")
+FORMATS = (HERMES, MISTRAL, MISTRAL_ARGS, LLAMA3, DEEPSEEK, DEEPSEEK_V31, QWEN3_CODER, GLM, HARMONY)
 
 
 def detect(template: str) -> ToolFormat | None:
     """The format that a chat template's source teaches; None for one without tools, or with a format that is not known here."""
     if "tools" not in template:
         return None
-    if "<tool_call>" in template and "<function=" not in template and "arguments" in template:
-        return HERMES
-    if "[TOOL_CALLS]" in template and "[ARGS]" not in template:
+    if "<tool_call>" in template:
+        return _tagged(template)
+    if "[TOOL_CALLS]" in template:
+        if "[ARGS]" in template:
+            return MISTRAL_ARGS
         return replace(MISTRAL, opening="[TOOL_CALLS][") if "[TOOL_CALLS][" in template else MISTRAL
+    if DEEPSEEK.opening in template:
+        return DEEPSEEK if "```json" in template else DEEPSEEK_V31
+    if "<|channel|>" in template and "to=functions." in template:
+        return HARMONY
     if "<|start_header_id|>" in template and '"parameters": ' in template.replace('\\"', '"'):
         return LLAMA3
     return None
+
+
+def _tagged(template: str) -> ToolFormat | None:
+    if "<function=" in template:
+        return QWEN3_CODER if "<parameter=" in template else None
+    if "<arg_key>" in template:
+        return GLM
+    return HERMES if "arguments" in template else None

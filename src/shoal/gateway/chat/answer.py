@@ -41,6 +41,8 @@ class ChatMessage(Shape):
     role: Literal["assistant"]
     content: str | None
     refusal: None
+    reasoning_content: str = ""
+    """There where the model reasoned."""
     tool_calls: list[ToolCall] = Field(default_factory=list[ToolCall])
 
 

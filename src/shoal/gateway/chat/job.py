@@ -9,13 +9,10 @@ from shoal.gateway.conversation import converse
 from shoal.gateway.engine import Engine
 from shoal.gateway.job import Job, common
 from shoal.request import MAX_ALTERNATIVES
-from shoal.text.tools import ToolFormat
 
 
 class ChatJob(Job, frozen=True, tag="chat"):
     logprobs: bool = False
-    format: ToolFormat | None = None
-    """How the answer writes tool calls, where it may have any."""
 
     def writer(self, engine: Engine) -> ChatWriter:
         return ChatWriter(engine, self)

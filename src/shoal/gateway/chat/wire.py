@@ -12,7 +12,7 @@ from shoal.errors import InvalidRequest
 from shoal.gateway import conversation
 from shoal.gateway.conversation import MAX_MESSAGES, JsonAnswer, Tools, check_name
 from shoal.gateway.wire import Sampled, Wire
-from shoal.text.grammar import MAX_TOOLS
+from shoal.text.answer_grammar import MAX_TOOLS
 
 
 class Part(Wire):
@@ -59,6 +59,7 @@ class Message(Wire):
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     refusal: str | None = None
+    reasoning_content: str | None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     audio: None = None
     function_call: None = None
@@ -80,7 +81,7 @@ class Message(Wire):
     def templated(self, where: str) -> conversation.Message:
         """As chat templates know messages. Raises InvalidRequest."""
         assistant, tool = self.role == "assistant", self.role == "tool"
-        for name, mine in (("tool_calls", assistant), ("refusal", assistant), ("tool_call_id", tool)):
+        for name, mine in (("tool_calls", assistant), ("refusal", assistant), ("reasoning_content", assistant), ("tool_call_id", tool)):
             if getattr(self, name) is not None and not mine:
                 raise InvalidRequest(f"a message of the role '{self.role}' has no {name}", f"{where}.{name}")
         if self.content is None and not (assistant and (self.tool_calls or self.refusal)):
@@ -88,6 +89,8 @@ class Message(Wire):
         known: conversation.Message = {"role": "system" if self.role == "developer" else self.role, "content": self._text(where)}
         if self.tool_calls:
             known["tool_calls"] = [call.templated(f"{where}.tool_calls.{i}") for i, call in enumerate(self.tool_calls)]
+        if self.reasoning_content:
+            known["reasoning_content"] = self.reasoning_content
         if tool:
             if self.tool_call_id is None:
                 raise InvalidRequest(

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from shoal.gateway.conversation import call_id
 from shoal.gateway.engine import Engine
 from shoal.gateway.faults import Fault
+from shoal.gateway.reading import Reading
 from shoal.gateway.writer import Event, Piece, Usage
-from shoal.request import FinishReason, TokenChunk
-from shoal.text.tool_parser import CallBegun, Content, Delta, ToolParser
+from shoal.request import TokenChunk
+from shoal.text.deltas import Arguments, CallBegun, Content, Delta, Reasoning
 
 if TYPE_CHECKING:
     from shoal.gateway.chat.job import ChatJob
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 class ChatWriter:
     def __init__(self, engine: Engine, job: ChatJob) -> None:
         self._engine, self._job = engine, job
-        self._parsers = [] if job.format is None else [ToolParser(job.format) for _ in range(job.choices)]
+        self._reading = Reading(job.format, job.choices)
 
     def _frame(self, object: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -37,8 +38,8 @@ class ChatWriter:
         return Event({**self._frame("chat.completion.chunk", choices), **told})
 
     def opening(self) -> Sequence[Event]:
-        """The chunk that says who speaks. Where there may be calls nobody knows yet whether there is content."""
-        delta = {"role": "assistant", "content": None if self._parsers else "", "refusal": None}
+        """The chunk that says who speaks. Where there may be reasoning or calls nobody knows yet whether there is content."""
+        delta = {"role": "assistant", "content": "" if self._reading.plain else None, "refusal": None}
         return [self._chunk([_choice(i, delta=delta) for i in range(self._job.choices)])]
 
     def piece(self, piece: Piece) -> Sequence[Event]:
@@ -46,10 +47,10 @@ class ChatWriter:
         logprobs = self._scored(piece.chunks) if self._job.logprobs else None
         if not delta and logprobs is None and piece.finish is None:
             return []
-        return [self._chunk([_choice(piece.choice, delta=delta, logprobs=logprobs, finish_reason=self._reason(piece))])]
+        return [self._chunk([_choice(piece.choice, delta=delta, logprobs=logprobs, finish_reason=self._reading.finish(piece))])]
 
     def ending(self, usage: Usage) -> Sequence[Event]:
-        return [*([self._chunk([], usage)] if self._job.include_usage else []), Event("[DONE]")]
+        return [*([self._chunk([], self._reading.usage(usage))] if self._job.include_usage else []), Event("[DONE]")]
 
     def failed(self, what: Fault) -> Sequence[Event]:
         return [Event(what.body)]
@@ -60,22 +61,9 @@ class ChatWriter:
             mine = [p for p in pieces if p.choice == index]
             message = self._message(mine)
             logprobs = self._scored([c for p in mine for c in p.chunks]) if self._job.logprobs else None
-            reason = next((self._reason(p) for p in mine if p.finish is not None), None)
+            reason = next((self._reading.finish(p) for p in mine if p.finish is not None), None)
             choices.append(_choice(index, message=message, logprobs=logprobs, finish_reason=reason))
-        return {**self._frame("chat.completion", choices), "usage": usage.wire()}
-
-    def _news(self, piece: Piece) -> list[Delta]:
-        """What a piece says and calls."""
-        if not self._parsers:
-            return [Content(piece.text)] if piece.text else []
-        parser = self._parsers[piece.choice]
-        news = parser.push(piece.text)
-        return news if piece.finish is None else [*news, *parser.finish()]
-
-    def _reason(self, piece: Piece) -> str | None:
-        if piece.finish is FinishReason.STOP and self._parsers and self._parsers[piece.choice].complete:
-            return "tool_calls"
-        return None if piece.finish is None else str(piece.finish)
+        return {**self._frame("chat.completion", choices), "usage": self._reading.usage(usage).wire()}
 
     def _calls(self, choice: int, news: Sequence[Delta]) -> dict[int, dict[str, Any]]:
         """What is new of each call, by its number."""
@@ -84,23 +72,24 @@ class ChatWriter:
             if isinstance(new, CallBegun):
                 function = {"name": new.name, "arguments": ""}
                 calls[new.call] = {"id": call_id(self._job.id, choice, new.call), "type": "function", "function": function}
-            elif not isinstance(new, Content):
+            elif isinstance(new, Arguments):
                 calls.setdefault(new.call, {"function": {"arguments": ""}})["function"]["arguments"] += new.text
         return calls
 
     def _delta(self, piece: Piece) -> dict[str, Any]:
-        news = self._news(piece)
-        said = "".join(new.text for new in news if isinstance(new, Content))
+        news = self._reading.deltas(piece)
+        thought, said = _joined(news, Reasoning), _joined(news, Content)
         calls = [{"index": at, **call} for at, call in self._calls(piece.choice, news).items()]
-        return {**({"content": said} if said else {}), **({"tool_calls": calls} if calls else {})}
+        told = {"reasoning_content": thought, "content": said, "tool_calls": calls}
+        return {name: what for name, what in told.items() if what}
 
     def _message(self, pieces: Sequence[Piece]) -> dict[str, Any]:
         """pieces: all of one choice."""
-        news = [new for piece in pieces for new in self._news(piece)]
-        said = "".join(new.text for new in news if isinstance(new, Content))
+        news = [new for piece in pieces for new in self._reading.deltas(piece)]
+        thought, said = _joined(news, Reasoning), _joined(news, Content)
         calls = list(self._calls(pieces[0].choice, news).values()) if pieces else []
         message = {"role": "assistant", "content": said or None if calls else said, "refusal": None}
-        return {**message, "tool_calls": calls} if calls else message
+        return {**message, **({"reasoning_content": thought} if thought else {}), **({"tool_calls": calls} if calls else {})}
 
     def _scored(self, chunks: Sequence[TokenChunk]) -> dict[str, Any]:
         content: list[dict[str, Any]] = []
@@ -113,6 +102,10 @@ class ChatWriter:
     def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
         raw = self._engine.tokenizer.token_bytes(token)
         return {"token": raw.decode(errors="replace"), "logprob": logprob, "bytes": list(raw)}
+
+
+def _joined(news: Sequence[Delta], kind: type[Reasoning] | type[Content]) -> str:
+    return "".join(new.text for new in news if isinstance(new, kind))
 
 
 def _choice(

@@ -114,6 +114,7 @@ class RemoteEngine:
 
     def __init__(self, channel: Channel[FromHead], welcome: Welcome, tokenizer: Tokenizer) -> None:
         self.name, self.created, self.vocabulary = welcome.name, welcome.created, welcome.vocabulary
+        self.facts = welcome.facts
         self.resume, self.settings, self.tokenizer = welcome.resume, welcome.settings, tokenizer
         self._channel, self._status = channel, welcome.status
         self._numbers = count()

@@ -8,6 +8,7 @@ import msgspec
 
 from shoal.config import ApiSettings
 from shoal.errors import ShoalError
+from shoal.facts import ModelFacts
 from shoal.gateway.key import KeyId, KeyLimits
 from shoal.gateway.limits import Allowance
 from shoal.request import Request, RequestId, TokenChunk
@@ -162,6 +163,7 @@ class Welcome(Message, frozen=True, tag=20):
     name: str
     created: int
     vocabulary: int
+    facts: ModelFacts
     resume: float
     model: str
     """The path of the file or folder, for the tokenizer."""

@@ -158,7 +158,16 @@ class EngineServer:
         settings, status = self._settings, self._look()
         worker.channel.say(
             messages.Welcome(
-                engine.name, engine.created, engine.vocabulary, engine.resume, self._model, self._template, settings, status, attached
+                engine.name,
+                engine.created,
+                engine.vocabulary,
+                engine.facts,
+                engine.resume,
+                self._model,
+                self._template,
+                settings,
+                status,
+                attached,
             )
         )
         for held in orphans:

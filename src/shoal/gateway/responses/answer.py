@@ -48,6 +48,19 @@ class InputMessage(Shape):
     content: list[Annotated[InputText | OutputText, Field(discriminator="type")]]
 
 
+class ReasoningText(Shape):
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class ReasoningItem(Shape):
+    id: str
+    type: Literal["reasoning"]
+    status: Status
+    summary: list[Any]
+    content: list[ReasoningText]
+
+
 class FunctionCallItem(Shape):
     id: str
     type: Literal["function_call"]
@@ -67,7 +80,7 @@ class FunctionCallOutputItem(Shape):
 
 class InputItems(Shape):
     object: Literal["list"]
-    data: list[Annotated[InputMessage | FunctionCallItem | FunctionCallOutputItem, Field(discriminator="type")]]
+    data: list[Annotated[InputMessage | ReasoningItem | FunctionCallItem | FunctionCallOutputItem, Field(discriminator="type")]]
     first_id: str | None
     last_id: str | None
     has_more: bool
@@ -146,7 +159,7 @@ class ResponseAnswer(Shape):
     error: ResponseError | None
     incomplete_details: Incomplete | None
     model: str
-    output: list[Annotated[OutputMessage | FunctionCallItem, Field(discriminator="type")]]
+    output: list[Annotated[OutputMessage | ReasoningItem | FunctionCallItem, Field(discriminator="type")]]
     usage: ResponseUsage | None
     service_tier: ServiceTier
     background: Literal[False]

@@ -9,7 +9,7 @@ from typing import Any
 from shoal.errors import InvalidRequest
 from shoal.gateway.conversation import Message, check_name
 from shoal.gateway.responses import wire
-from shoal.gateway.responses.wire import FunctionCall, FunctionCallOutput, Item, ItemReference, TextPart
+from shoal.gateway.responses.wire import FunctionCall, FunctionCallOutput, Item, ItemReference, ReasoningItem, TextPart
 
 
 def item_id(prefix: str, response: str, number: int) -> str:
@@ -35,6 +35,14 @@ def function_call(id: str, call_id: str, name: str, arguments: str, status: str 
     return {"id": id, "type": "function_call", "status": status, "call_id": call_id, "name": name, "arguments": arguments}
 
 
+def reasoning(id: str, text: str, status: str = "completed") -> dict[str, Any]:
+    return {"id": id, "type": "reasoning", "status": status, "summary": [], "content": [reasoning_text(text)]}
+
+
+def reasoning_text(text: str) -> dict[str, Any]:
+    return {"type": "reasoning_text", "text": text}
+
+
 def _parts(content: str | list[TextPart], role: str) -> list[dict[str, Any]]:
     texts = [content] if isinstance(content, str) else [part.text for part in content]
     return [output_text(text) if role == "assistant" else {"type": "input_text", "text": text} for text in texts]
@@ -51,6 +59,9 @@ def input_items(given: str | list[Item], response: str, refer: Callable[[str], d
                 kept.append(
                     message(item_id("in", response, number), item.role, _parts(item.content, item.role), item.status or "completed")
                 )
+            case ReasoningItem():
+                text = "".join(part.text for part in item.content or item.summary)
+                kept.append(reasoning(item_id("in", response, number), text, item.status or "completed"))
             case FunctionCall():
                 status = item.status or "completed"
                 kept.append(function_call(item_id("in", response, number), item.call_id, item.name, item.arguments, status))
@@ -79,17 +90,22 @@ def _call(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def messages(items: Sequence[dict[str, Any]]) -> list[Message]:
-    """The conversation as chat templates know it: what an assistant says and then calls is one message. Raises InvalidRequest."""
+    """The conversation as chat templates know it: what an assistant thinks, says and then calls is one message. Raises InvalidRequest."""
     out: list[Message] = []
+    thought: dict[str, Any] = {}
     for item in items:
         match item["type"]:
+            case "reasoning":
+                thought = {"reasoning_content": _text(item["content"])}
+                continue
             case "function_call":
-                if not out or out[-1]["role"] != "assistant":
-                    out.append({"role": "assistant", "content": ""})
+                if not out or out[-1]["role"] != "assistant" or thought:
+                    out.append({"role": "assistant", "content": "", **thought})
                 out[-1].setdefault("tool_calls", []).append(_call(item))
             case "function_call_output":
                 out.append({"role": "tool", "tool_call_id": item["call_id"], "content": _text(item["output"])})
             case _:
                 role = "system" if item["role"] == "developer" else item["role"]
-                out.append({"role": role, "content": _text(item["content"])})
+                out.append({"role": role, "content": _text(item["content"]), **(thought if role == "assistant" else {})})
+        thought = {}
     return out

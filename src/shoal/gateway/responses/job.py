@@ -17,7 +17,6 @@ from shoal.gateway.responses.store import Kept, ResponseStore
 from shoal.gateway.responses.wire import ResponseRequest
 from shoal.gateway.responses.writer import ResponseWriter
 from shoal.request import MAX_ALTERNATIVES
-from shoal.text.tools import ToolFormat
 
 _LOGPROBS = "message.output_text.logprobs"
 
@@ -26,8 +25,6 @@ class ResponseJob(Job, frozen=True, tag="response"):
     asked: dict[str, Any]
     """What the response says about how it was asked."""
     logprobs: bool = False
-    format: ToolFormat | None = None
-    """How the answer writes calls, where it may have any."""
     input: tuple[dict[str, Any], ...] = ()
     """The items that are kept with it."""
 

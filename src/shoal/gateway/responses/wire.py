@@ -10,7 +10,7 @@ from shoal.errors import InvalidRequest
 from shoal.gateway import conversation
 from shoal.gateway.conversation import MAX_MESSAGES, JsonAnswer, Tools, check_name
 from shoal.gateway.wire import Sampled, Wire
-from shoal.text.grammar import MAX_TOOLS
+from shoal.text.answer_grammar import MAX_TOOLS
 
 Status = Literal["in_progress", "completed", "incomplete"]
 
@@ -31,6 +31,27 @@ class Message(Wire):
     content: str | list[TextPart]
     status: Status | None = None
     phase: str | None = None
+
+
+class ReasoningPart(Wire):
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class SummaryPart(Wire):
+    type: Literal["summary_text"]
+    text: str
+
+
+class ReasoningItem(Wire):
+    """encrypted_content: there is none here."""
+
+    type: Literal["reasoning"]
+    id: str | None = None
+    summary: list[SummaryPart] = Field(default_factory=list[SummaryPart])
+    content: list[ReasoningPart] | None = None
+    encrypted_content: None = None
+    status: Status | None = None
 
 
 class FunctionCall(Wire):
@@ -65,13 +86,14 @@ def _kind(raw: object) -> str | None:
 
 Item = Annotated[
     Annotated[Message, Tag("[message]")]
+    | Annotated[ReasoningItem, Tag("[reasoning]")]
     | Annotated[FunctionCall, Tag("[function_call]")]
     | Annotated[FunctionCallOutput, Tag("[function_call_output]")]
     | Annotated[ItemReference, Tag("[item_reference]")],
     Discriminator(
         _kind,
         custom_error_type="item_type",
-        custom_error_message="an item is a message, function_call, function_call_output or item_reference",
+        custom_error_message="an item is a message, reasoning, function_call, function_call_output or item_reference",
     ),
 ]
 

@@ -1,6 +1,6 @@
 """The JSON of a response, and the events of one that is streamed.
 
-A response is a list of output items: messages, each with one part, and calls of functions. The events say how it grows: an item is
+A response is a list of output items: reasoning and messages, each with one part, and calls of functions. The events say how it grows: an item is
 added, its text or arguments grow by deltas, it is done. Each event has a number; the same answer is always told by the same events.
 """
 
@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from shoal.gateway.conversation import call_id
 from shoal.gateway.engine import Engine
 from shoal.gateway.faults import Fault
-from shoal.gateway.responses.items import function_call, item_id, message, output_text
+from shoal.gateway.reading import Reading
+from shoal.gateway.responses.items import function_call, item_id, message, output_text, reasoning, reasoning_text
 from shoal.gateway.writer import Event, Piece, Usage
 from shoal.request import FinishReason, TokenChunk
-from shoal.text.tool_parser import Arguments, CallBegun, Content, Delta, ToolParser
+from shoal.text.deltas import Arguments, CallBegun, Content, Reasoning
 
 if TYPE_CHECKING:
     from shoal.gateway.responses.job import ResponseJob
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 class ResponseWriter:
     def __init__(self, engine: Engine, job: ResponseJob) -> None:
         self._engine, self._job = engine, job
-        self._parser = None if job.format is None else ToolParser(job.format)
+        self._reading = Reading(job.format, 1)
         self._number = 0
         self._output: list[dict[str, Any]] = []
         self._open = False
@@ -39,8 +40,10 @@ class ResponseWriter:
     def piece(self, piece: Piece) -> Sequence[Event]:
         self._chunks += piece.chunks
         out: list[Event] = []
-        for delta in self._deltas(piece):
+        for delta in self._reading.deltas(piece):
             match delta:
+                case Reasoning(text):
+                    out += self._thought(text)
                 case Content(text):
                     out += self._content(text)
                 case CallBegun(call, name):
@@ -89,13 +92,14 @@ class ResponseWriter:
         return {**self.response("failed"), "error": {"code": code, "message": what.message}}
 
     def _ended(self, usage: Usage) -> dict[str, Any]:
+        usage = self._reading.usage(usage)
         cut = self._finish is FinishReason.LENGTH
         details = {"reason": "max_output_tokens"} if cut else None
         spent = {
             "input_tokens": usage.prompt,
             "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": 0},
             "output_tokens": usage.completion,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": usage.reasoning},
             "total_tokens": usage.prompt + usage.completion,
         }
         return {**self.response("incomplete" if cut else "completed"), "incomplete_details": details, "usage": spent}
@@ -110,25 +114,34 @@ class ResponseWriter:
         at = len(self._output) - 1
         return self._event(f"response.{type}", output_index=at, item_id=self._output[at]["id"], **fields)
 
-    def _deltas(self, piece: Piece) -> list[Delta]:
-        if self._parser is None:
-            return [Content(piece.text)] if piece.text else []
-        deltas = self._parser.push(piece.text)
-        return deltas if piece.finish is None else [*deltas, *self._parser.finish()]
-
     def _add(self, item: dict[str, Any]) -> list[Event]:
         done = self._close("completed")
         self._output.append(item)
         self._open = True
         return [*done, self._event("response.output_item.added", output_index=len(self._output) - 1, item=dict(item))]
 
+    def _part(self, item: dict[str, Any], part: dict[str, Any]) -> list[Event]:
+        """Begins an item of one part, which is empty still."""
+        added = self._add({**item, "content": []})
+        self._output[-1]["content"] = [dict(part)]
+        return [*added, self._of_item("content_part.added", content_index=0, part=part)]
+
     def _message(self) -> list[Event]:
-        added = self._add(message(item_id("msg", self._job.id, len(self._output)), "assistant", [], "in_progress"))
-        self._output[-1]["content"] = [output_text("")]
-        return [*added, self._of_item("content_part.added", content_index=0, part=output_text(""))]
+        return self._part(message(item_id("msg", self._job.id, len(self._output)), "assistant", [], "in_progress"), output_text(""))
+
+    def _grows(self, kind: str) -> bool:
+        """Whether the item that grows is of this kind."""
+        return self._open and self._output[-1]["type"] == kind
+
+    def _thought(self, text: str) -> list[Event]:
+        self._chunks.clear()
+        id = item_id("rs", self._job.id, len(self._output))
+        begun = [] if self._grows("reasoning") else self._part(reasoning(id, "", "in_progress"), reasoning_text(""))
+        self._output[-1]["content"][0]["text"] += text
+        return [*begun, self._of_item("reasoning_text.delta", content_index=0, delta=text)]
 
     def _content(self, text: str) -> list[Event]:
-        begun = [] if self._open and self._output[-1]["type"] == "message" else self._message()
+        begun = [] if self._grows("message") else self._message()
         part = self._output[-1]["content"][0]
         logprobs = self._scored()
         part["text"] += text
@@ -151,13 +164,13 @@ class ResponseWriter:
             return []
         self._open = False
         item = self._output[-1] = {**self._output[-1], "status": status}
-        if item["type"] == "message":
-            (part,) = item["content"]
-            fields = {"text": part["text"], "logprobs": part["logprobs"]}
-            told = [self._of_item("output_text.done", content_index=0, **fields)]
-            told.append(self._of_item("content_part.done", content_index=0, part=part))
-        else:
+        if item["type"] == "function_call":
             told = [self._of_item("function_call_arguments.done", name=item["name"], arguments=item["arguments"])]
+        else:
+            (part,) = item["content"]
+            fields = {name: part[name] for name in ("text", "logprobs") if name in part}
+            told = [self._of_item(f"{part['type']}.done", content_index=0, **fields)]
+            told.append(self._of_item("content_part.done", content_index=0, part=part))
         return [*told, self._event("response.output_item.done", output_index=len(self._output) - 1, item=item)]
 
     def _scored(self) -> list[dict[str, Any]]:

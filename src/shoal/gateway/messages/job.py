@@ -1,0 +1,51 @@
+"""From a request for a message to the engine's, and what its answer needs."""
+
+from __future__ import annotations
+
+from shoal.errors import InvalidRequest
+from shoal.gateway.conversation import converse, rendered
+from shoal.gateway.engine import Engine
+from shoal.gateway.job import Job, common
+from shoal.gateway.messages.turns import templated
+from shoal.gateway.messages.wire import CountRequest, MessagesRequest
+from shoal.gateway.messages.writer import MessageWriter
+from shoal.gateway.sampling import fitting
+
+_MOST_STOPS = 64
+
+
+class MessageJob(Job, frozen=True, tag="message"):
+    shortened: bool = False
+    """The context ends before max_tokens."""
+
+    def writer(self, engine: Engine) -> MessageWriter:
+        return MessageWriter(engine, self)
+
+
+def message_job(body: MessagesRequest, engine: Engine, chosen: str | None = None) -> MessageJob:
+    """chosen: the answer's id. Raises InvalidRequest, NotReady."""
+    asked = converse(engine, templated(body.system_text(), body.messages), body.asked_tools(), body.answer())
+    fits = fitting(body.max_tokens, len(asked.prompt), engine.longest())
+    try:
+        fields = common(
+            body.sampled(),
+            engine,
+            [asked.prompt],
+            prefix="msg_",
+            max_tokens=fits,
+            logprobs=None,
+            chosen=chosen,
+            grammar=asked.grammar,
+            most_stops=_MOST_STOPS,
+        )
+    except InvalidRequest as error:
+        if error.param == "stop":  # what OpenAI calls it
+            raise InvalidRequest(str(error), "stop_sequences") from None
+        raise
+    return MessageJob(**fields, format=asked.format, markers=asked.markers, shortened=fits < body.max_tokens)
+
+
+def count(body: CountRequest, engine: Engine) -> int:
+    """Tokens of the prompt, whether or not it fits. Raises InvalidRequest."""
+    text = rendered(engine.tokenizer, templated(body.system_text(), body.messages), body.asked_tools())
+    return len(engine.tokenizer.encode(text, bos=False))

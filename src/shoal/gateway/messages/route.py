@@ -1,0 +1,42 @@
+"""The endpoints."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from shoal.gateway.contract import contract
+from shoal.gateway.dialect import ANTHROPIC
+from shoal.gateway.job import CHOSEN
+from shoal.gateway.messages.answer import MessageAnswer, MessageTokens
+from shoal.gateway.messages.job import count, message_job
+from shoal.gateway.messages.wire import CountRequest, MessagesRequest
+from shoal.gateway.service import Service, json_body
+from shoal.gateway.wire import parse
+
+_SPOKEN = (ANTHROPIC,)
+
+
+def routes(service: Service) -> APIRouter:
+    router = APIRouter()
+
+    @router.post(
+        "/v1/messages",
+        **contract(MessagesRequest, MessageAnswer, 404, 409, 499, streams=True, headers=CHOSEN, dialects=_SPOKEN),
+    )
+    async def create(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        answer = await service.respond(request, "messages", MessagesRequest, message_job)
+        if (id := answer.headers.get("x-request-id")) is not None:
+            answer.headers["request-id"] = id  # as the anthropic SDKs read it
+        return answer
+
+    @router.post("/v1/messages/count_tokens", **contract(CountRequest, MessageTokens, 404, dialects=_SPOKEN))
+    async def count_tokens(request: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+        body = parse(CountRequest, await json_body(request))
+        service.check_model(body.model)
+        return {"input_tokens": await asyncio.to_thread(count, body, service.engine)}
+
+    return router

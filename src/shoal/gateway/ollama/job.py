@@ -1,0 +1,108 @@
+"""From Ollama's requests to the engine's, and what their answers need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from shoal.errors import InvalidRequest
+from shoal.gateway.conversation import Conversation, Tools, converse
+from shoal.gateway.engine import Engine
+from shoal.gateway.job import Job, common
+from shoal.gateway.ollama.turns import templated
+from shoal.gateway.ollama.wire import ChatRequest, GenerateRequest, Options, Speaking
+from shoal.gateway.ollama.writer import OllamaWriter
+from shoal.gateway.prompts import tokenised
+from shoal.gateway.sampling import fitting
+from shoal.gateway.wire import parse
+from shoal.request import MAX_ALTERNATIVES
+
+_MOST_STOPS = 64
+
+
+class OllamaJob(Job, frozen=True, tag="ollama"):
+    model: str
+    """As the client calls it."""
+    chat: bool
+    """Else it is about one text."""
+    context: bool = False
+    """The answer ends with all tokens, from which another may go on."""
+    logprobs: bool = False
+
+    def writer(self, engine: Engine) -> OllamaWriter:
+        return OllamaWriter(engine, self)
+
+
+def chat_job(body: ChatRequest, engine: Engine, chosen: str | None, model: str) -> OllamaJob:
+    """Raises InvalidRequest, NotReady."""
+    asked = converse(engine, templated(body.messages), body.asked_tools(), body.answer())
+    return OllamaJob(**_fields(body, engine, chosen, asked), model=model, chat=True, logprobs=bool(body.logprobs))
+
+
+def generate_job(body: GenerateRequest, engine: Engine, chosen: str | None, model: str) -> OllamaJob:
+    """Raises InvalidRequest, NotReady."""
+    asked = _raw(body, engine) if body.raw else _turn(body, engine)
+    fields = _fields(body, engine, chosen, asked)
+    return OllamaJob(**fields, model=model, chat=False, context=not body.raw, logprobs=bool(body.logprobs))
+
+
+def _fields(body: Speaking, engine: Engine, chosen: str | None, asked: Conversation) -> dict[str, Any]:
+    if body.think and engine.tokenizer.reasoning_format is None:
+        raise InvalidRequest(f"'{engine.name}' does not support thinking", "think")
+    if not 0 <= (body.top_logprobs or 0) <= MAX_ALTERNATIVES:
+        raise InvalidRequest(f"top_logprobs must lie in [0, {MAX_ALTERNATIVES}], not {body.top_logprobs}", "top_logprobs")
+    options = options_of(body.options)
+    most = options.most()
+    fields = common(
+        options.sampled(body.stream is not False),
+        engine,
+        [asked.prompt],
+        prefix="ollama-",
+        max_tokens=None if most is None else fitting(most, len(asked.prompt), engine.longest()),
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        chosen=chosen,
+        grammar=asked.grammar,
+        most_stops=_MOST_STOPS,
+    )
+    return {**fields, "format": asked.format, "markers": asked.markers}
+
+
+def options_of(given: dict[str, Any] | None) -> Options:
+    """Raises InvalidRequest."""
+    try:
+        return parse(Options, given or {})
+    except InvalidRequest as error:
+        raise InvalidRequest(f"options: {error}", f"options.{error.param}", error.code) from None
+
+
+def _raw(body: GenerateRequest, engine: Engine) -> Conversation:
+    if body.system or body.context:
+        raise InvalidRequest("a raw prompt is all of the prompt: it has no system and no context", "raw")
+    (prompt,) = tokenised(body.prompt or "", engine, "prompt", 1)
+    _check_length(len(prompt), engine)
+    said = body.answer()
+    return Conversation(prompt, "" if said is None else said.grammar)
+
+
+def _turn(body: GenerateRequest, engine: Engine) -> Conversation:
+    """One turn of the template, behind those of before."""
+    system = [{"role": "system", "content": body.system}] if body.system else []
+    asked = converse(engine, [*system, {"role": "user", "content": body.prompt or ""}], Tools([]), body.answer())
+    before = body.context or []
+    if any(not 0 <= token < engine.vocabulary for token in before):
+        raise InvalidRequest(f"context has a token outside the vocabulary of {engine.vocabulary}", "context")
+    prompt = [*before, *_unbegun(asked.prompt, engine)] if before else asked.prompt
+    _check_length(len(prompt), engine)
+    return Conversation(prompt, asked.grammar, asked.format, asked.markers)
+
+
+def _unbegun(prompt: Sequence[int], engine: Engine) -> Sequence[int]:
+    """Without the token that begins a text."""
+    begin = engine.tokenizer.special.get(engine.tokenizer.named.get("bos_token", ""))
+    return prompt[1:] if begin is not None and prompt[:1] == [begin] else prompt
+
+
+def _check_length(length: int, engine: Engine) -> None:
+    if length >= (longest := engine.longest()):
+        message = f"the prompt has {length} tokens; with one more for an answer at most {longest} fit"
+        raise InvalidRequest(message, "prompt", "context_length_exceeded")

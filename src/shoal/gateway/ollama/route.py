@@ -1,0 +1,197 @@
+"""The endpoints. Streams are the default there, of lines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from functools import partial
+from time import perf_counter, time
+from typing import Any, TypeVar
+
+import msgspec
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+
+from shoal.errors import InvalidRequest
+from shoal.gateway.answer import Answer
+from shoal.gateway.contract import LINES, REFUSALS, contract
+from shoal.gateway.dialect import OLLAMA
+from shoal.gateway.embeddings.embed import embed, inputs, written
+from shoal.gateway.embeddings.wire import EmbeddingRequest
+from shoal.gateway.engine import Engine
+from shoal.gateway.events import Position, told
+from shoal.gateway.job import CHOSEN, chosen_id
+from shoal.gateway.ollama.answer import (
+    OllamaChatted,
+    OllamaEmbedded,
+    OllamaEmbedding,
+    OllamaGenerated,
+    OllamaRunning,
+    OllamaShown,
+    OllamaTags,
+    OllamaVersion,
+)
+from shoal.gateway.ollama.catalogue import LATEST, running, shown, tag, tagged
+from shoal.gateway.ollama.job import OllamaJob, chat_job, generate_job, options_of
+from shoal.gateway.ollama.wire import (
+    ChatRequest,
+    EmbeddingsRequest,
+    EmbedRequest,
+    GenerateRequest,
+    Loading,
+    ShowRequest,
+    Speaking,
+)
+from shoal.gateway.ollama.writer import moment, nanoseconds
+from shoal.gateway.service import Service, Streaming, json_body, unless_left, whole
+from shoal.gateway.wire import Asking, parse
+from shoal.gateway.writer import Writer
+
+VERSION = "0.12.11"
+"""Of Ollama's API, as far as it is spoken here: clients ask for a least one."""
+
+_SPOKEN = (OLLAMA,)
+_CHANGES = {"pull": "POST", "push": "POST", "create": "POST", "copy": "POST", "delete": "DELETE"}
+"""What Ollama can do to its store of models."""
+
+A = TypeVar("A", bound=Asking)
+S = TypeVar("S", bound=Speaking)
+
+
+async def lines(answer: Answer, writer: Writer, after: Position | None = None) -> AsyncGenerator[bytes]:
+    """An answer's events as JSON objects, one a line."""
+    async with aclosing(told(answer, writer, after)) as all:
+        async for _, event in all:
+            yield msgspec.json.encode(event.data) + b"\n"
+
+
+async def _body(request: Request) -> tuple[dict[str, Any], str | None]:
+    """The body, and what its model is called there; in the body it has its name here."""
+    body = await json_body(request)
+    name = body.get("model")
+    if not isinstance(name, str):
+        return body, None
+    return {**body, "model": name.removesuffix(LATEST)}, name
+
+
+def routes(service: Service) -> APIRouter:
+    router, engine = APIRouter(), service.engine
+
+    async def parsed(request: Request, kind: type[A]) -> tuple[A, str]:
+        """The body, and what the model is called in it. Raises InvalidRequest, UnknownModel."""
+        body, name = await _body(request)
+        made = parse(kind, body)
+        service.check_model(made.model)
+        return made, name or tagged(engine.name)
+
+    async def speak(
+        request: Request,
+        endpoint: str,
+        kind: type[S],
+        prepare: Callable[[S, Engine, str | None, str], OllamaJob],
+        asks: Callable[[S], bool],
+    ) -> Response:
+        """asks: whether a body has a prompt; one that has none only wants the model to be loaded."""
+        with service.observed(endpoint) as seen:
+            chosen = chosen_id(request.headers.get("x-request-id"))
+            body, name = await parsed(request, kind)
+            if not asks(body):
+                return _loaded(body, name, kind is ChatRequest)
+            answer = await service.answers.begin(await asyncio.to_thread(prepare, body, engine, chosen, name))
+            seen.prompt_tokens = answer.job.prompt_tokens
+            if answer.job.stream:
+                return Streaming(service.answers, answer, written=lines, media=LINES)
+            return await whole(request, service.answers, answer)
+
+    def _loaded(body: Loading, name: str, chat: bool) -> Response:
+        if body.keep_alive in (0, "0", "0s"):
+            raise InvalidRequest("the model stays loaded while this server runs: keep_alive 0 cannot unload it", "keep_alive")
+        engine.longest()  # NotReady is the answer where it is not loaded
+        said = {"message": {"role": "assistant", "content": ""}} if chat else {"response": ""}
+        return JSONResponse({"model": name, "created_at": moment(time()), **said, "done": True, "done_reason": "load"})
+
+    described = partial(contract, dialects=_SPOKEN)
+
+    @router.post("/api/generate", **described(GenerateRequest, OllamaGenerated, 404, 409, 499, 503, lines=OllamaGenerated, headers=CHOSEN))
+    async def generate(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        return await speak(request, "ollama_generate", GenerateRequest, generate_job, lambda body: bool(body.prompt))
+
+    @router.post("/api/chat", **described(ChatRequest, OllamaChatted, 404, 409, 499, 503, lines=OllamaChatted, headers=CHOSEN))
+    async def chat(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        return await speak(request, "ollama_chat", ChatRequest, chat_job, lambda body: bool(body.messages))
+
+    async def embedded(
+        request: Request, texts: Sequence[str], truncate: bool, dimensions: int | None
+    ) -> tuple[list[list[float]], int] | None:
+        """Vectors, and tokens of the texts; None where the client left."""
+        with service.observed("ollama_embed") as seen:
+            given = await asyncio.to_thread(_cut, texts, engine) if truncate else list(texts)
+            body = EmbeddingRequest(input=given, dimensions=dimensions)
+            prompts = await asyncio.to_thread(inputs, body, engine)
+            seen.prompt_tokens = sum(map(len, prompts))
+            vectors = await unless_left(request, embed(prompts, engine))
+            if vectors is None:
+                return None
+            told = await asyncio.to_thread(written, vectors, body, engine, seen.prompt_tokens)
+            return [each["embedding"] for each in told["data"]], seen.prompt_tokens
+
+    @router.post("/api/embed", **described(EmbedRequest, OllamaEmbedded, 404, 499, 503))
+    async def embed_all(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        began = perf_counter()
+        body, name = await parsed(request, EmbedRequest)
+        options_of(body.options)
+        texts = [body.input] if isinstance(body.input, str) else body.input
+        found = await embedded(request, texts, body.truncate is not False, body.dimensions) if texts else (list[list[float]](), 0)
+        if found is None:
+            return Response(status_code=499)
+        vectors, tokens = found
+        took = {"total_duration": nanoseconds(perf_counter() - began), "load_duration": 0, "prompt_eval_count": tokens}
+        return JSONResponse({"model": name, "embeddings": vectors, **took})
+
+    @router.post("/api/embeddings", **described(EmbeddingsRequest, OllamaEmbedding, 404, 499, 503))
+    async def embed_one(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        body, _ = await parsed(request, EmbeddingsRequest)
+        options_of(body.options)
+        found = await embedded(request, [body.prompt], True, None)
+        return Response(status_code=499) if found is None else JSONResponse({"embedding": found[0][0]})
+
+    @router.get("/api/tags", **described(None, OllamaTags))
+    async def tags() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+        return {"models": [tag(engine)]}
+
+    @router.get("/api/ps", **described(None, OllamaRunning))
+    async def ps() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+        return {"models": running(engine)}
+
+    @router.post("/api/show", **described(ShowRequest, OllamaShown, 404))
+    async def show(request: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+        body, _ = await parsed(request, ShowRequest)
+        service.check_model(None if body.name is None else body.name.removesuffix(LATEST))
+        return shown(engine)
+
+    @router.get("/api/version", **described(None, OllamaVersion))
+    async def version() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+        return {"version": VERSION}
+
+    async def refused() -> Response:
+        raise InvalidRequest(
+            f"this server has one model, '{engine.name}', which it was started with: models are not pulled, made, copied or deleted here"
+        )
+
+    for what, method in _CHANGES.items():
+        told: dict[int | str, dict[str, Any]] = {400: {"model": OLLAMA.error, "description": REFUSALS[400]}}
+        router.add_api_route(f"/api/{what}", refused, methods=[method], status_code=400, responses=told, response_model=None)
+
+    @router.get("/", **contract(None, None, media="text/plain"))
+    @router.head("/", **contract(None, None, media="text/plain"))
+    async def root() -> Response:  # pyright: ignore[reportUnusedFunction]
+        return PlainTextResponse("shoal is running")  # what looks for an Ollama asks here whether anybody is at home
+
+    return router
+
+
+def _cut(texts: Sequence[str], engine: Engine) -> list[Any]:
+    """Each text's tokens, as many as fit."""
+    longest = engine.longest()
+    return [engine.tokenizer.encode(text)[:longest] for text in texts]

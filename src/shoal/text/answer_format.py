@@ -1,0 +1,41 @@
+"""How a model writes an answer of which not all is content."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from shoal.text import harmony
+from shoal.text.arguments import Kind, Kinds
+from shoal.text.deltas import Parser, PlainParser
+from shoal.text.harmony import HarmonyParser
+from shoal.text.reasoning import ReasoningFormat, ReasoningParser
+from shoal.text.tool_parser import ToolParser
+from shoal.text.tools import HARMONY, ToolFormat
+
+
+@dataclass(frozen=True)
+class AnswerFormat:
+    """calls: None: there are none to look for. reasoning: None: nor any of that. opened: the prompt has its beginning already."""
+
+    calls: ToolFormat | None = None
+    reasoning: ReasoningFormat | None = None
+    opened: bool = False
+    kinds: Kinds = field(default_factory=dict[str, Mapping[str, Kind]])
+    """Of the calls' arguments, where they are in tags."""
+
+    @property
+    def written(self) -> list[str]:
+        """What of an answer is its format's."""
+        known = (self.calls, self.reasoning, self.calls and self.calls.tags)
+        fields = [getattr(format, each.name) for format in known if format is not None for each in dataclasses.fields(format)]
+        marks = harmony.MARKS if self.reasoning is not None and self.reasoning.channels else ()
+        return [*(part for part in fields if isinstance(part, str)), *marks]
+
+    def parser(self) -> Parser:
+        """For one choice."""
+        if self.reasoning is not None and self.reasoning.channels:
+            return HarmonyParser(calls=self.calls == HARMONY)
+        answer = PlainParser() if self.calls is None else ToolParser(self.calls, self.kinds)
+        return answer if self.reasoning is None else ReasoningParser(self.reasoning, self.opened, answer)

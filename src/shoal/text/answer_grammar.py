@@ -1,0 +1,243 @@
+"""Grammars of whole answers: what a model thinks first, and then text, JSON of a schema, or calls of tools as its format writes them.
+
+A format's parts that are tokens of the model's own go by their ids: no other text spells them for llguidance, and models know them so.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from llguidance import LLMatcher
+
+from shoal.errors import InvalidRequest
+from shoal.text import harmony
+from shoal.text.answer_format import AnswerFormat
+from shoal.text.arguments import Kind
+from shoal.text.grammar import END, SPACE, checked, held
+from shoal.text.schema import localised
+from shoal.text.tools import Tags, Tool, ToolFormat
+
+MAX_TOOLS = 128
+_ANYTHING = "/(?s:.*)/"
+_GAP = r"/[ \t\r\n]{1,4}/"
+
+
+@dataclass(frozen=True)
+class JsonSchema:
+    """What an answer has to be JSON of. where: the field that says so."""
+
+    schema: Mapping[str, Any]
+    strict: bool = False
+    where: str = "response_format"
+
+
+def answer_grammar(
+    format: AnswerFormat,
+    tools: Sequence[Tool] = (),
+    choice: str = "auto",
+    parallel: bool = True,
+    marks: Mapping[str, int] | None = None,
+    answer: JsonSchema | None = None,
+) -> str:
+    """An answer that is text, or JSON, or calls of tools with arguments of their schemas.
+
+    choice: 'auto' (text, or calls maybe after some text), 'required' (calls and nothing else), or a tool's name (a call of it).
+    marks:  tokens of the model that go by their ids, by what they are called.
+    answer: in place of any text. With tools it is not for formats whose calls have no trigger.
+
+    Raises InvalidRequest.
+    """
+    wanted = _wanted(tools, choice, answer is None)
+    several = parallel and choice in ("auto", "required")
+    told = [(tool, _held(tool)) for tool in wanted]
+    ids = {text: id for text, id in (marks or {}).items() if text and any(text in part for part in format.written)}
+    trial = _Rules(format, dict.fromkeys(ids, END)).grammar(told, choice != "auto", several, answer)
+    checked(trial, "tools" if tools else answer.where if answer is not None else None)
+    return _Rules(format, ids).grammar(told, choice != "auto", several, answer) if ids else trial
+
+
+def kinds(tools: Sequence[Tool]) -> dict[str, dict[str, Kind]]:
+    """How the arguments of tools are read where they stand in tags."""
+    return {tool.name: {name: kind for name, part in _properties(tool.parameters) if (kind := _kind(part)) is not None} for tool in tools}
+
+
+def _wanted(tools: Sequence[Tool], choice: str, needed: bool) -> list[Tool]:
+    if len(tools) > MAX_TOOLS or (needed and not tools):
+        raise InvalidRequest(f"there must be 1 to {MAX_TOOLS} tools, not {len(tools)}", "tools")
+    wanted = list(tools) if choice in ("auto", "required") else [tool for tool in tools if tool.name == choice]
+    if tools and not wanted:
+        raise InvalidRequest(f"tool_choice names '{choice}', which is none of the tools: {', '.join(t.name for t in tools)}", "tool_choice")
+    return wanted
+
+
+def _held(tool: Tool) -> Mapping[str, Any]:
+    try:
+        return held({"type": "object", **tool.parameters}, tool.strict, "tools")
+    except InvalidRequest as error:
+        raise InvalidRequest(f"the parameters of tool '{tool.name}': {error}", "tools") from error
+
+
+def _properties(parameters: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Each with the definitions that it may refer to, and what it refers to itself."""
+    local = localised(parameters)
+    definitions: dict[str, Any] = local.get("$defs", {})
+    out: list[tuple[str, Mapping[str, Any]]] = []
+    for name, part in cast("dict[str, Any]", local.get("properties") or {}).items():
+        whole = _mapping(part)
+        for _ in definitions:  # one may lead to the next
+            if isinstance(to := whole.get("$ref"), str):
+                whole = _mapping(definitions.get(to.removeprefix("#/$defs/")))
+        out.append((name, {**whole, "$defs": definitions} if definitions else whole))
+    return out
+
+
+def _mapping(schema: Any) -> Mapping[str, Any]:
+    return cast("Mapping[str, Any]", schema) if isinstance(schema, Mapping) else {}
+
+
+def _values(schema: Mapping[str, Any]) -> list[Any] | None:
+    """All that it may be, where it says so."""
+    if isinstance(values := schema.get("enum"), list):
+        return cast("list[Any]", values)
+    return [schema["const"]] if "const" in schema else None
+
+
+def _kind(schema: Mapping[str, Any]) -> Kind | None:
+    """None: JSON."""
+    types: set[Any] = set()
+    for part in schema.get("anyOf") or schema.get("oneOf") or [schema]:
+        inside = _mapping(part)
+        if (values := _values(inside)) is not None:
+            types |= {"string" if isinstance(value, str) else "null" if value is None else "other" for value in values}
+        else:
+            kind = inside.get("type", "other")
+            types |= set(cast("list[Any]", kind)) if isinstance(kind, list) else {kind}
+    return "text" if types == {"string"} else "text or null" if types == {"string", "null"} else None
+
+
+class _Rules:
+    """A grammar in Lark, rule by rule. marks: tokens that go by their ids."""
+
+    def __init__(self, format: AnswerFormat, marks: Mapping[str, int]) -> None:
+        self._format, self._marks = format, marks
+        self._split = re.compile("(" + "|".join(map(re.escape, sorted(marks, key=len, reverse=True))) + ")") if marks else None
+        self._rules = [f"ANYTHING: {_ANYTHING}", f"GAP: {_GAP}"]
+
+    def grammar(self, tools: Sequence[tuple[Tool, Mapping[str, Any]]], must: bool, several: bool, answer: JsonSchema | None) -> str:
+        if answer is not None and not must:
+            schema = held(answer.schema, answer.strict, answer.where)
+            self._add("json", f"%json {_guided(schema, answer.strict)}")
+        build = self._channels if self._format.reasoning is not None and self._format.reasoning.channels else self._start
+        self._add("start", " | ".join(build(tools, must, several, answer is not None)))
+        return LLMatcher.grammar_from_lark("\n".join(reversed(self._rules)))
+
+    def _add(self, name: str, body: str) -> str:
+        self._rules.append(f"{name}: {body}")
+        return name
+
+    def _spelled(self, text: str) -> str:
+        """A text as Lark writes it."""
+        pieces = self._split.split(text) if self._split is not None else [text]
+        return " ".join(f"<[{self._marks[piece]}]>" if piece in self._marks else json.dumps(piece) for piece in pieces if piece)
+
+    def _upto(self, end: str, name: str) -> str:
+        """Any text up to the first `end`, and that."""
+        if (first := self._spelled(end)).startswith("<["):
+            return f"ANYTHING {first}"
+        self._add(name.upper(), f"ANYTHING {first}")
+        return self._add(f"{name}[lazy]", name.upper()).removesuffix("[lazy]")
+
+    def _start(self, tools: Sequence[tuple[Tool, Mapping[str, Any]]], must: bool, several: bool, as_json: bool) -> list[str]:
+        format, reasoning = self._format.calls, self._format.reasoning
+        text, opened = "ANYTHING", self._format.opened
+        if reasoning is not None and not opened and not (begin := self._spelled(reasoning.begin)).startswith("<["):
+            text = self._add("TEXT", f"ANYTHING & ~({begin} ANYTHING)")
+        ways = ["json"] if as_json and not must else []
+        if format is not None and tools:
+            before = f"({self._spelled(format.before)})? " if format.before in self._marks else ""
+            tail = self._add("tail", self._tail(format, tools, several))
+            calls = self._add("calls", f"{before}{self._spelled(format.trigger)} {tail}")
+            ways += self._with_text(format, text, calls) if not must and not as_json else [calls]
+        if reasoning is None:
+            return ways
+        thought = self._add("thought", ("" if opened else self._spelled(reasoning.begin) + " ") + self._upto(reasoning.end, "thinking"))
+        body = self._add("body", " | ".join(ways))
+        return [f"{thought} GAP? {body}", *([] if opened else [body])]
+
+    def _with_text(self, format: ToolFormat, text: str, calls: str) -> list[str]:
+        """Text, or calls after some. What begins like a call is one."""
+        if not format.trigger:
+            self._add("OTHER", r"/(\s*[^\s{](?s:.*))?/" + ("" if text == "ANYTHING" else f" & {text}"))
+            return ["OTHER", calls]
+        if format.trigger in self._marks:
+            return [text, f"{text} {calls}"]
+        self._add("HEAD", f"{text} {json.dumps(format.trigger)}")
+        self._add("head[lazy]", "HEAD")
+        return [text, "head tail"]
+
+    def _tail(self, format: ToolFormat, tools: Sequence[tuple[Tool, Mapping[str, Any]]], several: bool) -> str:
+        """Calls without their trigger."""
+        each = [self._call(format, tool, schema, i) for i, (tool, schema) in enumerate(tools)]
+        call = self._add("call", " | ".join(each))
+        more = f"({self._spelled(format.separator + format.begin)} {call})*" if several and format.separator is not None else ""
+        opening = (format.opening + format.begin).removeprefix(format.trigger)
+        return " ".join(filter(None, (self._spelled(opening), call, more, self._spelled(format.closing))))
+
+    def _call(self, format: ToolFormat, tool: Tool, schema: Mapping[str, Any], number: int) -> str:
+        """From its name on."""
+        name = json.dumps(json.dumps(tool.name, ensure_ascii=False)[1:-1])
+        given = f"%json {_guided(schema, tool.strict)}" if format.tags is None else self._tagged(format.tags, tool, schema, number)
+        return self._add(f"call_{number}", " ".join(filter(None, (name, self._spelled(format.middle), given, self._spelled(format.end)))))
+
+    def _tagged(self, tags: Tags, tool: Tool, schema: Mapping[str, Any], number: int) -> str:
+        """Arguments one by one, in the order of the schema."""
+        required = cast("list[str]", schema.get("required") or [])
+        out: list[str] = []
+        for at, (name, part) in enumerate(_properties(schema)):
+            rule = f"value_{number}_{at}"
+            if (kind := _kind(part)) is None:
+                value = f"%json {_guided(part, tool.strict)} {self._spelled(tags.end)}"
+            else:
+                value = self._text(part, tags.end, rule, f"the parameters of tool '{tool.name}': {name}" if tool.strict else "")
+                value = f'({value} | "null" {self._spelled(tags.end)})' if kind == "text or null" else value
+            argument = self._add(f"argument_{number}_{at}", f"{self._spelled(tags.begin + name + tags.middle)} {value}")
+            out.append(argument if name in required else f"{argument}?")
+        return " ".join(out)
+
+    def _text(self, schema: Mapping[str, Any], end: str, rule: str, strict: str) -> str:
+        """A string as it stands. strict: what it belongs to, where all that its schema asks for has to hold."""
+        if (values := _values(schema)) is not None:
+            said = [f"{self._spelled(value)} {self._spelled(end)}".strip() for value in values if isinstance(value, str)]
+            return f"({' | '.join(said)})"
+        known = ("type", "description", "title", "default", "examples", "$defs")
+        if strict and (more := [key for key in schema if key not in known]):
+            raise InvalidRequest(
+                f"{strict}.{more[0]}: this model writes strings as they stand, which can only be any, or of an enum", "tools"
+            )
+        return self._upto(end, rule)
+
+    def _channels(self, tools: Sequence[tuple[Tool, Mapping[str, Any]]], must: bool, several: bool, as_json: bool) -> list[str]:
+        """As harmony.py says. One call at most: the model ends after it."""
+        channel, message = self._spelled(harmony.CHANNEL), self._spelled(harmony.MESSAGE)
+        again = self._upto(f"{harmony.END}{harmony.START}assistant", "again")
+        thought = self._add("thought", f'{channel} "analysis" {message} {again}')
+        said = self._add("said", f'{channel} "commentary" {message} {again}')
+        typed = self._add("typed", f'(" " ({self._spelled(harmony.CONSTRAIN)})? "json")?')
+        ways: list[str] = []
+        if not must:
+            ways.append(f'{channel} "final" typed {message} json' if as_json else f'{channel} "final" {message} ANYTHING')
+        for i, (tool, schema) in enumerate(tools):
+            arguments = self._add(f"arguments_{i}", f"%json {_guided(schema, tool.strict)}")
+            to = json.dumps(f" to=functions.{tool.name}")
+            ways.append(f'{channel} ("commentary" | "analysis") {to} {typed} {message} {arguments}')
+            ways.append(f'{to} {channel} "commentary" {typed} {message} {arguments}')
+        body = self._add("body", " | ".join(ways))
+        return [f"{thought}* {f'{said}? ' if tools and not must else ''}{body}"]
+
+
+def _guided(schema: Mapping[str, Any], strict: bool) -> str:
+    return json.dumps({**schema, "x-guidance": {"whitespace_pattern": SPACE, "lenient": not strict}}, ensure_ascii=False)

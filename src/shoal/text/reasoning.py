@@ -1,0 +1,106 @@
+"""How models write what they think before they answer: the formats there are, and which of them a chat template knows.
+
+think      <think>…</think>        DeepSeek R1, Qwen 3, QwQ, SmolLM 3 and most others
+mistral    [THINK]…[/THINK]        Magistral; special tokens
+harmony    <|channel|>analysis…    gpt-oss: all of an answer is in channels (see harmony.py)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shoal.text import harmony
+from shoal.text.deltas import Delta, Parser, PlainParser, Reasoning
+from shoal.text.detokenizer import overlap
+
+
+@dataclass(frozen=True)
+class ReasoningFormat:
+    """`begin` and `end` stand around the reasoning, with which an answer begins if it has any."""
+
+    name: str
+    begin: str
+    end: str
+    channels: bool = False
+
+    def opened(self, prompt: str) -> bool:
+        """Whether a prompt ends in reasoning that the model goes on with."""
+        return prompt.rstrip().endswith(self.begin)
+
+
+THINK = ReasoningFormat("think", "<think>", "</think>")
+MISTRAL_THINK = ReasoningFormat("mistral", "[THINK]", "[/THINK]")
+CHANNELS = ReasoningFormat("harmony", harmony.CHANNEL, harmony.END, channels=True)
+
+
+def detect(template: str) -> ReasoningFormat | None:
+    """The format that a chat template's source knows; None for a model that does not reason, or in a format that is not known here."""
+    if all(mark in template for mark in (harmony.CHANNEL, harmony.MESSAGE, "analysis")):
+        return CHANNELS
+    return next((format for format in (THINK, MISTRAL_THINK) if format.begin in template or format.end in template), None)
+
+
+class ReasoningParser:
+    """Tells reasoning from the answer after it, which another parser reads. White space around either is none of them.
+
+    An answer that does not begin with reasoning has none, whatever comes later.
+    """
+
+    def __init__(self, format: ReasoningFormat, opened: bool, answer: Parser | None = None) -> None:
+        """opened: the prompt has `begin` already."""
+        self._format, self._answer = format, answer or PlainParser()
+        self._before = True
+        """Nothing is certain yet."""
+        self.thinking = opened
+        self._fresh = True
+        """Of what is being read now, reasoning or answer, nothing has come but white space."""
+        self._held = ""
+
+    @property
+    def complete(self) -> bool:
+        return self._answer.complete
+
+    def push(self, text: str) -> list[Delta]:
+        self._held += text
+        if self._before and not self._begun():
+            return []
+        out = self._thought() if self.thinking else []
+        return out if self.thinking else [*out, *self._answered()]
+
+    def finish(self) -> list[Delta]:
+        held, self._held = self._held, ""
+        if self.thinking:
+            said = "" if self._before and not held.strip() else held.rstrip()
+            return [Reasoning(said)] if said else []
+        return [*(self._answer.push(held) if held and self._before else []), *self._answer.finish()]
+
+    def _begun(self) -> bool:
+        """Whether it is certain now if there is reasoning."""
+        begin, held = self._format.begin, self._held.lstrip()
+        if len(held) < len(begin) and begin.startswith(held):
+            return False
+        self._before = False
+        if held.startswith(begin):
+            self.thinking, self._held = True, held[len(begin) :]
+        elif not self.thinking:
+            self._fresh = False  # its white space belongs to the answer
+        return True
+
+    def _thought(self) -> list[Delta]:
+        if self._fresh:
+            self._held = self._held.lstrip()
+        at = self._held.find(self._format.end)
+        over = at >= 0
+        upto = at if over else len(self._held) - overlap(self._held, self._format.end)
+        said = self._held[:upto].rstrip()
+        self._held = self._held[at + len(self._format.end) :] if over else self._held[len(said) :]
+        self._fresh = over or (self._fresh and not said)
+        self.thinking = not over
+        return [Reasoning(said)] if said else []
+
+    def _answered(self) -> list[Delta]:
+        if self._fresh:
+            self._held = self._held.lstrip()
+        held, self._held = self._held, ""
+        self._fresh = self._fresh and not held
+        return self._answer.push(held) if held else []

@@ -1,0 +1,126 @@
+"""Tools on a model that was trained to call them, whose marker of a call is a token of its own: the catalogue's, over two nodes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+from openai.types.chat import ChatCompletion
+
+from shoal.models.sources import pull
+from tests.support.cluster import Cluster, cluster, until
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+
+MODEL = "qwen2.5-coder-1.5b"
+WAIT = 900.0  # seconds; a model of this size on a machine with other work
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"], "additionalProperties": False}
+SUM = {
+    "type": "object",
+    "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+    "required": ["a", "b"],
+    "additionalProperties": False,
+}
+FUNCTIONS = [
+    {"name": "get_weather", "description": "The weather in a city, now.", "parameters": CITY},
+    {"name": "add", "description": "The sum of two numbers.", "parameters": SUM},
+]
+TOOLS: list[Any] = [{"type": "function", "function": function} for function in FUNCTIONS]
+PARIS: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    pull(MODEL)
+    with cluster(tmp_path_factory.mktemp("qwen")) as made:
+        made.up("--nodes", "2", "--discovery", "none", "--model", MODEL, "--context", "2048", "--heartbeat", "5")
+        until(lambda: made.answers("/health/ready"), made.story, WAIT)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def client(made: Cluster) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{made.url}/v1", api_key="none", timeout=WAIT, max_retries=0) as client:
+        yield client
+
+
+def ask(client: openai.OpenAI, messages: list[Any], **fields: Any) -> ChatCompletion:
+    return client.chat.completions.create(model=MODEL, messages=messages, tools=TOOLS, temperature=0, max_tokens=120, **fields)
+
+
+def streamed(client: openai.OpenAI, messages: list[Any], **fields: Any) -> ChatCompletion:
+    with client.chat.completions.stream(
+        model=MODEL, messages=messages, tools=TOOLS, temperature=0, max_tokens=120, **fields
+    ) as stream:
+        for _ in stream:
+            pass
+        return stream.get_final_completion()
+
+
+def called(answer: ChatCompletion) -> list[tuple[str, Any]]:
+    (choice,) = answer.choices
+    assert choice.finish_reason == "tool_calls", choice
+    return [(call.function.name, json.loads(call.function.arguments)) for call in choice.message.tool_calls or [] if call.type == "function"]
+
+
+@pytest.mark.parametrize("read", [ask, streamed])
+@pytest.mark.parametrize("choice", ["auto", "required", {"type": "function", "function": {"name": "get_weather"}}])
+def test_the_model_calls(client: openai.OpenAI, read: Any, choice: Any) -> None:
+    answer = read(client, PARIS, tool_choice=choice)
+    assert called(answer) == [("get_weather", {"city": "Paris"})]
+    assert not answer.choices[0].message.content
+
+
+def test_it_calls_as_it_was_trained_to(made: Cluster, client: openai.OpenAI) -> None:
+    """By the token that stands for `<tool_call>`: with what is around it, no more tokens than the conversation shows."""
+    answer = ask(client, PARIS, tool_choice="required")
+    text = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+    tokens = made.http.post("/tokenize", json={"prompt": text}).json()["count"]
+    assert answer.usage is not None and answer.usage.completion_tokens in (tokens, tokens + 1)
+
+
+def test_parallel_calls(client: openai.OpenAI) -> None:
+    talk: list[Any] = [{"role": "user", "content": "What is the weather in Paris and in Rome?"}]
+    assert called(ask(client, talk)) == [("get_weather", {"city": "Paris"}), ("get_weather", {"city": "Rome"})]
+    assert len(called(ask(client, talk, parallel_tool_calls=False))) == 1
+
+
+def test_a_result_is_read_and_answered_in_text(client: openai.OpenAI) -> None:
+    message = ask(client, PARIS).choices[0].message
+    (call,) = message.tool_calls or []
+    talk: list[Any] = [*PARIS, message, {"role": "tool", "tool_call_id": call.id, "content": "22 degrees, sunny"}]
+    choice = ask(client, talk).choices[0]
+    assert choice.finish_reason == "stop" and "22" in (choice.message.content or "")
+
+
+def test_without_need_there_is_text(client: openai.OpenAI) -> None:
+    choice = ask(client, [{"role": "user", "content": "Say hello."}]).choices[0]
+    assert choice.finish_reason == "stop" and choice.message.content and not choice.message.tool_calls
+
+
+def test_one_tool_with_what_cannot_be_held_to_refuses_no_request(client: openai.OpenAI) -> None:
+    odd = {"to": {"type": "string", "pattern": r"^(?=.{1,64}@)[^@\s]+@[^@\s]+$"}, "n": {"type": "number", "maximum": 1e30}}
+    mail = {"type": "function", "function": {"name": "mail", "parameters": {"type": "object", "properties": odd, "required": ["to"]}}}
+    answer = client.chat.completions.create(model=MODEL, messages=PARIS, tools=[*TOOLS, mail], temperature=0, max_tokens=120)
+    assert called(answer) == [("get_weather", {"city": "Paris"})]
+
+
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_responses(client: openai.OpenAI, choice: Any) -> None:
+    tools: list[Any] = [{"type": "function", "strict": False, **function} for function in FUNCTIONS]
+    common: dict[str, Any] = {"model": MODEL, "tools": tools, "temperature": 0, "max_output_tokens": 120}
+    first = client.responses.create(input="What is the weather in Paris?", tool_choice=choice, **common)
+    (call,) = first.output
+    assert call.type == "function_call"
+    assert (call.name, json.loads(call.arguments)) == ("get_weather", {"city": "Paris"})
+    with client.responses.stream(input="What is the weather in Paris?", tool_choice=choice, **common) as stream:
+        for _ in stream:
+            pass
+        (again,) = stream.get_final_response().output
+    assert again.type == "function_call" and (again.name, again.arguments) == (call.name, call.arguments)
+    result: list[Any] = [{"type": "function_call_output", "call_id": call.call_id, "output": "22 degrees, sunny"}]
+    second = client.responses.create(input=result, previous_response_id=first.id, tool_choice="none", **common)
+    assert "22" in second.output_text
