@@ -107,7 +107,8 @@ class TcpStream:
         self._protocol = protocol
         self.arrived = 0.0
         address: Any = protocol.transport.get_extra_info("peername")
-        self.peer = join_host_port(of_socket(address), int(address[1])) if isinstance(address, tuple) else str(address)
+        of_host = isinstance(address, tuple)
+        self.peer = join_host_port(of_socket(address), int(cast("Any", address)[1])) if of_host else str(address)
 
     async def send(self, frame: Frame) -> None:
         protocol = self._protocol
