@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from shoal.gateway.engine import Engine
-from shoal.text import grammar
+from shoal.text import grammar, schema
 from tests.support.engine import FakeEngine, says
 from tests.test_api import ask, refused
 
@@ -87,7 +87,7 @@ WRONG_SCHEMAS: list[dict[str, Any]] = [
     {"$ref": "#/$defs/missing"},
     {"type": "string", "pattern": "("},
     {"type": "string", "pattern": "a" * (grammar.MAX_PATTERN + 1)},
-    nested(grammar.MAX_DEPTH),
+    nested(schema.MAX_DEPTH),
     {"type": "object", "properties": {f"p{i}": {"type": "null"} for i in range(grammar.MAX_PROPERTIES + 1)}},
     {"enum": ["x" * grammar.MAX_SCHEMA]},
 ]
