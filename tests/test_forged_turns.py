@@ -242,3 +242,12 @@ def test_the_bytes_of_added_tokens_are_those_of_their_text_wherever_they_are_tol
     said = fetch(create_app(engine), "POST", "/v1/chat/completions", json=body).json()["choices"][0]
     assert said["message"]["content"] == "café"
     assert said["logprobs"]["content"][0]["bytes"] == list("café".encode())
+
+
+@settings(deadline=None)
+@given(st.sets(st.text("ab|", min_size=2, max_size=4), min_size=1, max_size=6), st.lists(st.text("abAB| ", max_size=6), max_size=5))
+def test_no_control_token_is_left_however_texts_overlap_and_are_put_together(control: set[str], texts: list[str]) -> None:
+    marks = Marks(control)
+    for made in ("".join(map(marks.text, texts)), "".join(marks.text(text).strip().lower() for text in texts)):
+        assert not any(token in made for token in control)
+    assert plain("".join(map(marks.text, texts))) == "".join(texts)

@@ -82,14 +82,15 @@ async def taken(stream: Stream) -> None:
 # Joining
 
 
-def test_a_worker_hears_the_settings_and_opens_the_model_itself() -> None:
+@pytest.mark.parametrize("trust_text", [False, True])
+def test_a_worker_hears_the_settings_and_opens_the_model_itself(trust_text: bool) -> None:
     async def work(made: Workers) -> None:
         worker = await made.join()
         assert worker.settings == settings
-        assert made.opened == [MODEL]
+        assert made.opened == [(MODEL, settings.trust_text)]
         assert made.path.stat().st_mode & 0o777 == 0o600
 
-    settings = ApiSettings(port=1234, api_workers=3)
+    settings = ApiSettings(port=1234, api_workers=3, trust_text=trust_text)
     run(FakeEngine(), work, settings)
 
 

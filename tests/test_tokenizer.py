@@ -476,3 +476,14 @@ def test_a_vocabulary_that_knows_the_word_strip_is_not_one_that_strips(tmp_path:
     Tokenizer.open(HERE, meta)._backend.save(str(tmp_path / "tokenizer.json"))
     made = Tokenizer.open(tmp_path)
     assert made.decode(made.encode(" he", bos=False)) == " he"
+
+
+def test_json_that_begins_with_a_byte_order_mark_or_is_not_utf8_is_read(tmp_path: Path) -> None:
+    saved(tmp_path)
+    config = {"eos_token": "<|im_end|>", "chat_template": "{{ eos_token }}", "note": "café"}
+    (tmp_path / "tokenizer_config.json").write_bytes(json.dumps(config, ensure_ascii=False).encode("latin-1"))
+    plain = (tmp_path / "tokenizer.json").read_bytes()
+    (tmp_path / "tokenizer.json").write_bytes(b"\xef\xbb\xbf" + plain)
+    made = Tokenizer.open(tmp_path)
+    assert made.render_chat([]) == "<|im_end|>"
+    assert made.encode("hello", bos=False) == BYTES.encode("hello", bos=False)

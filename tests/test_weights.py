@@ -138,6 +138,13 @@ def test_configurations_that_are_none(text: str, tmp_path: Path) -> None:
         open_weights(tmp_path)
 
 
+def test_a_configuration_that_begins_with_a_byte_order_mark(tmp_path: Path) -> None:
+    config = tiny.saved(tiny.model("llama"), tmp_path) / "config.json"
+    spec = open_weights(tmp_path).spec
+    config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())
+    assert open_weights(tmp_path).spec == spec
+
+
 def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         open_weights(tmp_path / "none.gguf")

@@ -24,13 +24,13 @@ class Workers:
         self.lost: list[int] = []
         self.path = folder / "engine"
         self.server = EngineServer(engine, MODEL, None, settings, self.lost.append)
-        self.opened: list[Path] = []
+        self.opened: list[tuple[Path, bool]] = []
         self._engine = engine
         self._running: dict[RemoteEngine, asyncio.Task[None]] = {}
 
     async def join(self) -> RemoteEngine:
         def opened(model: Path, template: Path | None, trust_text: bool) -> Any:
-            self.opened.append(model)
+            self.opened.append((model, trust_text))
             return self._engine.tokenizer
 
         worker = await RemoteEngine.connect(self.path, opened)

@@ -192,7 +192,7 @@ def open_spec(directory: Path) -> ModelSpec:
     """What config.json says. Raises UserError, CorruptModel, UnsupportedModel."""
     config = directory / "config.json"
     try:
-        spec = spec_from_config(cast("dict[str, Any]", json.loads(config.read_text())), directory)
+        spec = spec_from_config(cast("dict[str, Any]", json.loads(config.read_bytes().decode("utf-8-sig", errors="replace"))), directory)
     except FileNotFoundError:
         raise UserError(f"{directory}: no config.json; a model directory holds config.json, tokenizer.json and *.safetensors") from None
     except (ValueError, AttributeError, TypeError, OverflowError, RecursionError) as error:

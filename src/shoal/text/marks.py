@@ -50,29 +50,31 @@ def any_of(texts: Iterable[str]) -> str:
 
 
 class Marks:
-    """control: the texts of control tokens; those of one character can have no mark inside, and have none."""
+    """control: the texts of control tokens; those of one character can have no mark inside, and have none.
+
+    Texts in other letters (`<|IM_END|>`) are marked too, as a template may change them.
+    """
 
     def __init__(self, control: Iterable[str]) -> None:
         listed = {text for text in control if len(text) > 1}
-        self._found = re.compile(any_of(listed)) if listed else None
-        self._beginnings = {text[:n] for text in listed for n in range(1, len(text))}
+        # Wherever one begins, also inside another one.
+        self._begun = re.compile(f"(?=({any_of(listed)}))(.)", re.DOTALL | re.IGNORECASE) if listed else None
+        self._beginnings = {text[:n].lower() for text in listed for n in range(1, len(text))}
         self._longest = max(map(len, listed), default=0)
 
     def within(self, text: str) -> str:
         """With a mark in each control token's text."""
-        if self._found is None:
-            return text
-        return self._found.sub(lambda found: found[0][0] + MARK + found[0][1:], text)
+        return text if self._begun is None else self._begun.sub(rf"\2{MARK}", text)
 
     def text(self, text: str) -> str:
         """All of a text that somebody wrote. What it ends in may be the beginning of a control token's text: that is marked too, lest
         a template puts the rest behind it."""
-        marked = self.within(escape(text))
-        end = len(marked.rstrip())
-        for at in range(max(0, end - self._longest), end):
-            if marked[at:end] in self._beginnings:
-                return marked[: at + 1] + MARK + marked[at + 1 :]
-        return marked
+        escaped = escape(text)
+        end = len(escaped.rstrip())
+        tail = range(max(0, end - self._longest), end)
+        for at in [at for at in reversed(tail) if escaped[at:end].lower() in self._beginnings]:
+            escaped = escaped[: at + 1] + MARK + escaped[at + 1 :]
+        return self.within(escaped)
 
     def value(self, value: Any) -> Any:
         """Whatever a template is given, with all texts in it marked."""

@@ -273,7 +273,7 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_bytes().decode("utf-8-sig", errors="replace"))
     except ValueError as error:
         raise CorruptModel(path, f"not JSON ({error})") from error
     if not isinstance(content, dict):
