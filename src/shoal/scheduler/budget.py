@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from shoal.scheduler.cost import Load, StepCost
 
-_AIM = 0.5  # of the wait that is allowed: a step may take longer than predicted, and a stream may have to let one go by
+_AIM = 0.4  # of the wait that is allowed: a step may take longer than predicted, and a stream may have to let one go by
 _LEAST = 0.25  # of a step's time that prompts get at least, however many streams run
 
 
