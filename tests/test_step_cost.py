@@ -204,7 +204,7 @@ def test_two_fifths_of_the_wait_are_planned_where_streams_run(position: int, dra
     assert model.wait(made.load) <= 0.2 < model.wait(made.load + Load.of(position + rows, 1, 0))
 
 
-def test_without_streams_a_chunk_may_take_twice_that():
+def test_without_streams_a_chunk_may_take_the_whole_bound():
     rows = [budget(streams)[0].prompt(4000, 256, False, 1.0) for streams in (True, False)]
     assert rows[1] > 1.8 * rows[0]
 

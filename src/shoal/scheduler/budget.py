@@ -46,7 +46,7 @@ class StepBudget:
     def _allowed(self, alone: float) -> float:
         """Seconds that a stream may wait with this step's chunks, where it would wait `alone` without.
 
-        Where no stream waits prompts take twice the time, or what makes reading the weights worth it: whoever comes waits for that.
+        Where no stream waits prompts may take the whole bound, or what makes reading the weights worth it: whoever comes waits for that.
         """
         if not self._streams:
             return max(self._wait, 2 * alone)
