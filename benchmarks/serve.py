@@ -4,7 +4,7 @@ python -m benchmarks.serve [--rounds 3] [--scale 8] [--streams 1,8,32,100] [--ra
 
 - closed loop: so many streams at a time, each sends its next request when the last one has ended;
 - open loop: requests arrive as a Poisson process, whether or not the servers keep up;
-- the stall: eight streams run, a prompt of 2,000 tokens arrives.
+- the stall: eight streams run, a prompt of 2,000 tokens arrives (`benchmarks.beside`: one stream and prompts of 8,000, on shoal alone).
 
 Lengths are lognormal with the means of real traffic, 1,150 → 210 tokens, divided by --scale. Every prompt is new. Answers end at max_tokens on both
 sides, never at an end of text. Both servers run all the time, loaded in turn, the order swapped every round: what is printed are

@@ -195,16 +195,16 @@ def budget(streams: bool) -> tuple[StepBudget, StepCost]:
 
 @pytest.mark.parametrize("position", [0, 1000, 8000, 30_000])
 @pytest.mark.parametrize("draws", [1, 8])
-def test_half_of_the_wait_is_planned_where_streams_run(position: int, draws: int):
+def test_two_fifths_of_the_wait_are_planned_where_streams_run(position: int, draws: int):
     made, model = budget(True)
     for _ in range(draws):
         made.take(Load.of(100, 1, 1), False)
     rows = made.prompt(position, 256, False, 1.0)
     made.take(Load.of(position, rows, 0), True)
-    assert 0.2 < model.wait(made.load) <= 0.25
+    assert model.wait(made.load) <= 0.2 < model.wait(made.load + Load.of(position + rows, 1, 0))
 
 
-def test_without_streams_a_chunk_may_take_twice_that():
+def test_without_streams_a_chunk_may_take_the_whole_bound():
     rows = [budget(streams)[0].prompt(4000, 256, False, 1.0) for streams in (True, False)]
     assert rows[1] > 1.8 * rows[0]
 
@@ -274,8 +274,8 @@ def test_steps_beside_a_stream_take_what_they_may_at_any_place_of_a_prompt():
     toy.step()
     toy.add(long)
     toy.drain()
-    assert max(toy.taken) <= 0.125
-    assert sum(busy > 0.12 for busy in toy.taken) > 5
+    assert max(toy.taken) <= 0.1
+    assert sum(busy > 0.095 for busy in toy.taken) > 5
     assert all((toy.said[r.id, 0], toy.ends[r.id, 0]) == expected(r, 0) for r in (stream, long))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from shoal.scheduler.cost import Load, StepCost
 
-_AIM = 0.5  # of the wait that is allowed: a step may take longer than predicted, and a stream may have to let one go by
+_AIM = 0.4  # of the wait that is allowed: a step may take longer than predicted, and a stream may have to let one go by
 _LEAST = 0.25  # of a step's time that prompts get at least, however many streams run
 
 
@@ -46,7 +46,7 @@ class StepBudget:
     def _allowed(self, alone: float) -> float:
         """Seconds that a stream may wait with this step's chunks, where it would wait `alone` without.
 
-        Where no stream waits prompts take twice the time, or what makes reading the weights worth it: whoever comes waits for that.
+        Where no stream waits prompts may take the whole bound, or what makes reading the weights worth it: whoever comes waits for that.
         """
         if not self._streams:
             return max(self._wait, 2 * alone)

@@ -43,7 +43,7 @@ def play(seed: int) -> Outcome:
             story = story or str(broken)
     ended = [interruption for scenario in told for interruption in scenario.counts.interruptions]
     waits = sum(len(scenario.waits) for scenario in told if isinstance(scenario, Rush))
-    return Outcome(seed, story, sum(s.tokens for s in told), len(ended), sum(i.tokens for i in ended), waits, sum(s.faults for s in told))
+    return Outcome(seed, story, told[0].tokens, len(ended), sum(i.tokens for i in ended), waits, told[0].faults)
 
 
 def play_all(seeds: Sequence[int], jobs: int) -> list[Outcome]:

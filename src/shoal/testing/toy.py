@@ -198,7 +198,7 @@ class _Entered:
 class Seconds:
     """That steps take, per layer but for the logits."""
 
-    step: float = 0.002
+    step: float = 0.004
     row: float = 2e-5
     context: float = 2e-7
     """Per row and token that it attends to."""
