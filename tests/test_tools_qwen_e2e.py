@@ -52,9 +52,7 @@ def ask(client: openai.OpenAI, messages: list[Any], **fields: Any) -> ChatComple
 
 
 def streamed(client: openai.OpenAI, messages: list[Any], **fields: Any) -> ChatCompletion:
-    with client.chat.completions.stream(
-        model=MODEL, messages=messages, tools=TOOLS, temperature=0, max_tokens=120, **fields
-    ) as stream:
+    with client.chat.completions.stream(model=MODEL, messages=messages, tools=TOOLS, temperature=0, max_tokens=120, **fields) as stream:
         for _ in stream:
             pass
         return stream.get_final_completion()
@@ -63,7 +61,9 @@ def streamed(client: openai.OpenAI, messages: list[Any], **fields: Any) -> ChatC
 def called(answer: ChatCompletion) -> list[tuple[str, Any]]:
     (choice,) = answer.choices
     assert choice.finish_reason == "tool_calls", choice
-    return [(call.function.name, json.loads(call.function.arguments)) for call in choice.message.tool_calls or [] if call.type == "function"]
+    return [
+        (call.function.name, json.loads(call.function.arguments)) for call in choice.message.tool_calls or [] if call.type == "function"
+    ]
 
 
 @pytest.mark.parametrize("read", [ask, streamed])

@@ -56,9 +56,7 @@ HERMES_CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris", "
 CODER_CALL = (
     "<tool_call>\n<function=weather>\n<parameter=city>\nParis\n</parameter>\n<parameter=days>\n3\n</parameter>\n</function>\n</tool_call>"
 )
-GLM_CALL = (
-    "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n<arg_key>days</arg_key>\n<arg_value>3</arg_value>\n</tool_call>"
-)
+GLM_CALL = "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n<arg_key>days</arg_key>\n<arg_value>3</arg_value>\n</tool_call>"
 PARIS = '{"city": "Paris", "days": 3}'
 SEEK = '<｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n{"city": "Paris", "days": 3}\n```<｜tool▁call▁end｜>'
 SEEK31 = f"<｜tool▁call▁begin｜>weather<｜tool▁sep｜>{PARIS}<｜tool▁call▁end｜>"
@@ -95,7 +93,10 @@ SHAPES = {
     "llama3": Shape(
         TOLD + '{# {"name": , "parameters": } #}' + _loop("<|start_header_id|>", "<|eot_id|>"),
         ("<|begin_of_text|>", "<|start_header_id|>", "<|python_tag|>", "<|eom_id|>", "<|eot_id|>"),
-        calls={"one": f'{{"name": "weather", "parameters": {PARIS}}}', "tag": f'<|python_tag|>{{"name": "weather", "parameters": {PARIS}}}'},
+        calls={
+            "one": f'{{"name": "weather", "parameters": {PARIS}}}',
+            "tag": f'<|python_tag|>{{"name": "weather", "parameters": {PARIS}}}',
+        },
     ),
     "mistral": Shape(
         TOLD + "{# [TOOL_CALLS] [ #}" + _loop("[INST]", "[/INST]"),
@@ -184,7 +185,9 @@ def test_calls_are_let_through_and_read(name: str, kind: str, thought: str, must
 @pytest.mark.parametrize("name", SHAPES)
 def test_where_calls_may_be_text_may_be_and_where_they_must_it_may_not(name: str) -> None:
     shape, engine = SHAPES[name], SHAPES[name].engine
-    text = (shape.thought.format("hm") if shape.thought else "") + ("<|channel|>final<|message|>" if name == "gpt-oss" else "") + "It rains."
+    text = (
+        (shape.thought.format("hm") if shape.thought else "") + ("<|channel|>final<|message|>" if name == "gpt-oss" else "") + "It rains."
+    )
     fits, read = written(converse(engine, ASKED, Tools(FUNCTIONS), None), engine, text)
     assert (fits, read) == (True, [*([Reasoning("hm")] if shape.thought else []), Content("It rains.")])
     assert not written(converse(engine, ASKED, Tools(FUNCTIONS, must=True), None), engine, text)[0]
