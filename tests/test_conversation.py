@@ -72,7 +72,7 @@ def shown(made: FakeEngine, asked: Conversation) -> str:
 def test_hermes_has_arguments_as_objects() -> None:
     made = engine(QWEN)
     asked = converse(made, TALK, TOOLS, None)
-    assert asked.format == AnswerFormat(HERMES)
+    assert asked.format == AnswerFormat(HERMES, names=("route",))
     assert '<tool_call>\n{"name": "route", "arguments": {"to": "é"}}\n</tool_call>' in shown(made, asked)
     assert json.dumps(TOOLS.functions[0].told, ensure_ascii=False) in shown(made, asked)
     assert "<tool_response>\nfar\n</tool_response>" in shown(made, asked)

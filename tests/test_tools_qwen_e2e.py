@@ -69,14 +69,14 @@ def called(answer: ChatCompletion) -> list[tuple[str, Any]]:
 @pytest.mark.parametrize("read", [ask, streamed])
 @pytest.mark.parametrize("choice", ["auto", "required", {"type": "function", "function": {"name": "get_weather"}}])
 def test_the_model_calls(client: openai.OpenAI, read: Any, choice: Any) -> None:
-    answer = read(client, PARIS, tool_choice=choice)
+    answer = read(client, PARIS, tool_choice=choice, parallel_tool_calls=False)
     assert called(answer) == [("get_weather", {"city": "Paris"})]
     assert not answer.choices[0].message.content
 
 
-def test_it_calls_as_it_was_trained_to(made: Cluster, client: openai.OpenAI) -> None:
-    """By the token that stands for `<tool_call>`: with what is around it, no more tokens than the conversation shows."""
-    answer = ask(client, PARIS, tool_choice="required")
+def test_it_calls_by_the_token_of_the_marker(made: Cluster, client: openai.OpenAI) -> None:
+    """With no more tokens than the conversation shows, `<tool_call>` being one."""
+    answer = ask(client, PARIS, tool_choice="required", parallel_tool_calls=False)
     text = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
     tokens = made.http.post("/tokenize", json={"prompt": text}).json()["count"]
     assert answer.usage is not None and answer.usage.completion_tokens in (tokens, tokens + 1)

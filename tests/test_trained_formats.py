@@ -231,6 +231,32 @@ def test_a_preamble_is_content_beside_the_call() -> None:
     assert written(asked, engine, text) == (True, [Content("I look."), *calls(1)])
 
 
+LOOSE = [
+    f'{{"name": "weather", "arguments": {PARIS}}}',
+    f'{{{{"name": "weather", "arguments": {PARIS}}}}}',
+    f'```json\n{{\n  "name": "weather",\n  "arguments": {PARIS}\n}}\n```',
+    f'```\n{{"name": "weather", "arguments": {PARIS}}}\n```',
+]
+
+
+@pytest.mark.parametrize("text", LOOSE)
+@pytest.mark.parametrize("name", ["qwen2.5", "qwen3", "hermes without tokens of its own"])
+def test_a_call_without_its_marker_is_one(name: str, text: str) -> None:
+    shape, engine = SHAPES[name], SHAPES[name].engine
+    asked = converse(engine, ASKED, Tools(FUNCTIONS), None)
+    thought = shape.thought.format("hm")
+    assert written(asked, engine, thought + text) == (True, [*([Reasoning("hm")] if thought else []), *calls(1)])
+    assert not written(asked, engine, thought + text.replace("3", '"x"'))[0]
+
+
+@pytest.mark.parametrize(
+    "text", ['{"name": "Anna", "arguments": {}}', '```json\n{"name": "weather"}', '{"a": 1}', "```python\nx\n```", "{", "```js"]
+)
+def test_json_that_is_no_call_is_content(text: str) -> None:
+    engine = SHAPES["qwen2.5"].engine
+    assert written(converse(engine, ASKED, Tools(FUNCTIONS), None), engine, text)[1] == [Content(text)]
+
+
 @pytest.mark.parametrize("name", ["qwen3-coder", "glm"])
 @pytest.mark.parametrize(
     ("schema", "value", "said"),

@@ -135,7 +135,8 @@ def converse(engine: Engine, messages: Sequence[Message], tools: Tools, answer: 
         return Conversation(prompt, held, made, _markers(tokenizer, made))
     if answer is not None and not tools.must and not format.trigger:
         raise InvalidRequest("this model's calls are JSON and nothing else; ask for tools or for an answer in JSON", answer.where)
-    made = AnswerFormat(format, reasoning, opened, kinds(tools.callable) if format.tags is not None else {})
+    names = tuple(tool.name for tool in tools.callable) if format.loose and answer is None else ()
+    made = AnswerFormat(format, reasoning, opened, kinds(tools.callable) if format.tags is not None else {}, names)
     marks = {text: id for text, id in tokenizer.marks.items() if any(text in part for part in made.written)}
     functions = [asdict(tool) for tool in tools.callable]
     choice = "required" if tools.must else "auto"
