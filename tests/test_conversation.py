@@ -95,6 +95,15 @@ def test_llama_has_parameters() -> None:
     assert accepts(asked.grammar, '{"name": "route", "parameters": {"to": "b"}}')
 
 
+@pytest.mark.parametrize(
+    "written", ["'<' + c.function.arguments + '>'", "'<' ~ c.function.arguments ~ '>'", "'<' + (c.function.arguments | tojson) + '>'"]
+)
+def test_arguments_are_json_however_a_template_writes_them(written: str) -> None:
+    """DeepSeek's takes them for text, others for an object."""
+    made = engine(QWEN + "{% for m in messages if m.tool_calls %}{% for c in m.tool_calls %}{{ " + written + " }}{% endfor %}{% endfor %}")
+    assert '<{"to": "é"}>' in shown(made, converse(made, TALK, TOOLS, None))
+
+
 def test_what_a_template_refuses_is_an_error_of_the_messages() -> None:
     twice = [TALK[0], {**TALK[1], "tool_calls": [CALL, {**CALL, "id": "b"}]}]
     with pytest.raises(InvalidRequest, match="one call at once") as caught:

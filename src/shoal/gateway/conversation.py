@@ -202,7 +202,7 @@ def _linked(messages: Sequence[Message], format: ToolFormat | None) -> list[Mess
         known = message
         if calls := cast("list[dict[str, Any]]", message.get("tool_calls") or []):
             called |= {call["id"]: call["function"]["name"] for call in calls}
-            known = {**message, "tool_calls": [{**call, "id": _short(call["id"])} for call in calls]}
+            known = {**message, "tool_calls": [_told(call) for call in calls]}
         elif message["role"] == "tool":
             id = str(message["tool_call_id"])
             if id not in called:
@@ -212,6 +212,25 @@ def _linked(messages: Sequence[Message], format: ToolFormat | None) -> list[Mess
             raise InvalidRequest("this model's chat template has no tools, or in a format that is not known", f"messages.{at}")
         out.append(known)
     return out
+
+
+class _Arguments(dict[str, Any]):
+    """An object where a template takes it for one, and its JSON where a template puts it behind a text, as DeepSeek's do."""
+
+    def __str__(self) -> str:
+        return json.dumps(self, ensure_ascii=False)
+
+    def __radd__(self, before: str) -> str:
+        return before + str(self)
+
+    def __add__(self, after: str) -> str:
+        return str(self) + after
+
+
+def _told(call: dict[str, Any]) -> dict[str, Any]:
+    """A call as templates know it."""
+    function = call["function"]
+    return {**call, "id": _short(call["id"]), "function": {**function, "arguments": _Arguments(function["arguments"])}}
 
 
 def _short(id: str) -> str:
