@@ -224,6 +224,14 @@ def test_an_answer_of_channels_ends_where_they_do() -> None:
     assert {HARMONY[5], HARMONY[6]} == {t for t in HARMONY if tokenizer.special[t] in tokenizer.stop_tokens}
 
 
+def test_channels_are_shown_what_was_thought() -> None:
+    shape = SHAPES["gpt-oss"]
+    engine = Shape(shape.template + "{% for m in messages %}{{ m.thinking }}{% endfor %}", HARMONY).engine
+    talk = [*ASKED, {"role": "assistant", "content": "yes", "reasoning_content": "they greet"}, *ASKED]
+    asked = converse(engine, talk, Tools([]), None)
+    assert b"they greet" in b"".join(map(engine.tokenizer.token_bytes, asked.prompt))
+
+
 def test_a_preamble_is_content_beside_the_call() -> None:
     engine = SHAPES["gpt-oss"].engine
     asked = converse(engine, ASKED, Tools(FUNCTIONS), None)

@@ -168,7 +168,10 @@ def rendered(tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools, an
             "tools",
             "unsupported_parameter",
         )
-    return tokenizer.render_chat(_linked(messages, format), [f.told for f in tools.functions if tools.may], answer)
+    linked, reasoning = _linked(messages, format), tokenizer.reasoning_format
+    if reasoning is not None and reasoning.channels:  # gpt-oss's template has its own word for it
+        linked = [{**m, "thinking": m["reasoning_content"]} if "reasoning_content" in m else m for m in linked]
+    return tokenizer.render_chat(linked, [f.told for f in tools.functions if tools.may], answer)
 
 
 def prompt_tokens(engine: Engine, text: str, param: str = "messages") -> list[int]:
