@@ -251,23 +251,46 @@ def test_the_draws_of_a_step_wait_for_late_masks_no_longer_than_one(monkeypatch:
 
 def test_a_mask_that_never_comes_ends_its_sequence(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(constraint, "_MOST", -1.0)
-    never = Event()
-    grammars = Grammars(lambda: never.wait(30) and tokenizer(), patience=0.0)  # type: ignore[arg-type,return-value]
-    assert "too long" in fault(grammars, grammar.regex("a"))
+    begun, never = Event(), Event()
+    monkeypatch.setattr(Grammars, "_compile", lambda *_: begun.set() or never.wait(30))
+    grammars = Grammars(tokenizer)
+    held = grammars.constrain(grammar.regex("a"), [], WIDTH)
+    begun.wait(30)
+    with pytest.raises(GrammarFailed, match="too long"):
+        held.allowed(0.0)
     never.set()
     grammars.close()
 
 
-def test_a_grammar_that_waits_in_line_does_not_pay_for_those_before_it(monkeypatch: pytest.MonkeyPatch):
-    now, begun, opened = [0.0], Event(), Event()
+def test_a_tokenizer_that_is_read_for_long_is_no_grammar_s_fault(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(constraint, "_MOST", -1.0)
+    begun, read = Event(), Event()
 
     def slow() -> LLTokenizer:
         begun.set()
-        opened.wait(30)
+        read.wait(30)
         return tokenizer()
 
-    monkeypatch.setattr(constraint, "monotonic", lambda: now[0])
     grammars = Grammars(slow)
+    held = grammars.constrain(grammar.regex("a"), [], WIDTH)
+    begun.wait(30)
+    assert held.allowed(0.0) is None
+    read.set()
+    assert mask(held) == {97}
+    grammars.close()
+
+
+def test_a_grammar_that_waits_in_line_does_not_pay_for_those_before_it(monkeypatch: pytest.MonkeyPatch):
+    now, begun, opened, compile = [0.0], Event(), Event(), Grammars._compile
+
+    def slow(self: Grammars, grammar: str) -> LLMatcher:
+        begun.set()
+        opened.wait(30)
+        return compile(self, grammar)
+
+    monkeypatch.setattr(constraint, "monotonic", lambda: now[0])
+    monkeypatch.setattr(Grammars, "_compile", slow)
+    grammars = Grammars(tokenizer)
     first, second = (grammars.constrain(grammar.regex(text), [], WIDTH) for text in "ab")
     begun.wait(30)
     now[0] = 60.0

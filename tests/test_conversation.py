@@ -72,7 +72,7 @@ def shown(made: FakeEngine, asked: Conversation) -> str:
 def test_hermes_has_arguments_as_objects() -> None:
     made = engine(QWEN)
     asked = converse(made, TALK, TOOLS, None)
-    assert asked.format == AnswerFormat(HERMES)
+    assert asked.format == AnswerFormat(HERMES, names=("route",))
     assert '<tool_call>\n{"name": "route", "arguments": {"to": "é"}}\n</tool_call>' in shown(made, asked)
     assert json.dumps(TOOLS.functions[0].told, ensure_ascii=False) in shown(made, asked)
     assert "<tool_response>\nfar\n</tool_response>" in shown(made, asked)
@@ -93,6 +93,15 @@ def test_llama_has_parameters() -> None:
     assert asked.format == AnswerFormat(LLAMA3)
     assert '{"name": "route", "parameters": {"to": "é"}}' in shown(made, asked)
     assert accepts(asked.grammar, '{"name": "route", "parameters": {"to": "b"}}')
+
+
+@pytest.mark.parametrize(
+    "written", ["'<' + c.function.arguments + '>'", "'<' ~ c.function.arguments ~ '>'", "'<' + (c.function.arguments | tojson) + '>'"]
+)
+def test_arguments_are_json_however_a_template_writes_them(written: str) -> None:
+    """DeepSeek's takes them for text, others for an object."""
+    made = engine(QWEN + "{% for m in messages if m.tool_calls %}{% for c in m.tool_calls %}{{ " + written + " }}{% endfor %}{% endfor %}")
+    assert '<{"to": "é"}>' in shown(made, converse(made, TALK, TOOLS, None))
 
 
 def test_what_a_template_refuses_is_an_error_of_the_messages() -> None:

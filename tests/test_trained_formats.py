@@ -56,9 +56,7 @@ HERMES_CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris", "
 CODER_CALL = (
     "<tool_call>\n<function=weather>\n<parameter=city>\nParis\n</parameter>\n<parameter=days>\n3\n</parameter>\n</function>\n</tool_call>"
 )
-GLM_CALL = (
-    "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n<arg_key>days</arg_key>\n<arg_value>3</arg_value>\n</tool_call>"
-)
+GLM_CALL = "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n<arg_key>days</arg_key>\n<arg_value>3</arg_value>\n</tool_call>"
 PARIS = '{"city": "Paris", "days": 3}'
 SEEK = '<｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n{"city": "Paris", "days": 3}\n```<｜tool▁call▁end｜>'
 SEEK31 = f"<｜tool▁call▁begin｜>weather<｜tool▁sep｜>{PARIS}<｜tool▁call▁end｜>"
@@ -95,7 +93,10 @@ SHAPES = {
     "llama3": Shape(
         TOLD + '{# {"name": , "parameters": } #}' + _loop("<|start_header_id|>", "<|eot_id|>"),
         ("<|begin_of_text|>", "<|start_header_id|>", "<|python_tag|>", "<|eom_id|>", "<|eot_id|>"),
-        calls={"one": f'{{"name": "weather", "parameters": {PARIS}}}', "tag": f'<|python_tag|>{{"name": "weather", "parameters": {PARIS}}}'},
+        calls={
+            "one": f'{{"name": "weather", "parameters": {PARIS}}}',
+            "tag": f'<|python_tag|>{{"name": "weather", "parameters": {PARIS}}}',
+        },
     ),
     "mistral": Shape(
         TOLD + "{# [TOOL_CALLS] [ #}" + _loop("[INST]", "[/INST]"),
@@ -184,7 +185,9 @@ def test_calls_are_let_through_and_read(name: str, kind: str, thought: str, must
 @pytest.mark.parametrize("name", SHAPES)
 def test_where_calls_may_be_text_may_be_and_where_they_must_it_may_not(name: str) -> None:
     shape, engine = SHAPES[name], SHAPES[name].engine
-    text = (shape.thought.format("hm") if shape.thought else "") + ("<|channel|>final<|message|>" if name == "gpt-oss" else "") + "It rains."
+    text = (
+        (shape.thought.format("hm") if shape.thought else "") + ("<|channel|>final<|message|>" if name == "gpt-oss" else "") + "It rains."
+    )
     fits, read = written(converse(engine, ASKED, Tools(FUNCTIONS), None), engine, text)
     assert (fits, read) == (True, [*([Reasoning("hm")] if shape.thought else []), Content("It rains.")])
     assert not written(converse(engine, ASKED, Tools(FUNCTIONS, must=True), None), engine, text)[0]
@@ -221,11 +224,45 @@ def test_an_answer_of_channels_ends_where_they_do() -> None:
     assert {HARMONY[5], HARMONY[6]} == {t for t in HARMONY if tokenizer.special[t] in tokenizer.stop_tokens}
 
 
+def test_channels_are_shown_what_was_thought() -> None:
+    shape = SHAPES["gpt-oss"]
+    engine = Shape(shape.template + "{% for m in messages %}{{ m.thinking }}{% endfor %}", HARMONY).engine
+    talk = [*ASKED, {"role": "assistant", "content": "yes", "reasoning_content": "they greet"}, *ASKED]
+    asked = converse(engine, talk, Tools([]), None)
+    assert b"they greet" in b"".join(map(engine.tokenizer.token_bytes, asked.prompt))
+
+
 def test_a_preamble_is_content_beside_the_call() -> None:
     engine = SHAPES["gpt-oss"].engine
     asked = converse(engine, ASKED, Tools(FUNCTIONS), None)
     text = "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant" + SHAPES["gpt-oss"].calls["one"]
     assert written(asked, engine, text) == (True, [Content("I look."), *calls(1)])
+
+
+LOOSE = [
+    f'{{"name": "weather", "arguments": {PARIS}}}',
+    f'{{{{"name": "weather", "arguments": {PARIS}}}}}',
+    f'```json\n{{\n  "name": "weather",\n  "arguments": {PARIS}\n}}\n```',
+    f'```\n{{"name": "weather", "arguments": {PARIS}}}\n```',
+]
+
+
+@pytest.mark.parametrize("text", LOOSE)
+@pytest.mark.parametrize("name", ["qwen2.5", "qwen3", "hermes without tokens of its own"])
+def test_a_call_without_its_marker_is_one(name: str, text: str) -> None:
+    shape, engine = SHAPES[name], SHAPES[name].engine
+    asked = converse(engine, ASKED, Tools(FUNCTIONS), None)
+    thought = shape.thought.format("hm")
+    assert written(asked, engine, thought + text) == (True, [*([Reasoning("hm")] if thought else []), *calls(1)])
+    assert not written(asked, engine, thought + text.replace("3", '"x"'))[0]
+
+
+@pytest.mark.parametrize(
+    "text", ['{"name": "Anna", "arguments": {}}', '```json\n{"name": "weather"}', '{"a": 1}', "```python\nx\n```", "{", "```js"]
+)
+def test_json_that_is_no_call_is_content(text: str) -> None:
+    engine = SHAPES["qwen2.5"].engine
+    assert written(converse(engine, ASKED, Tools(FUNCTIONS), None), engine, text)[1] == [Content(text)]
 
 
 @pytest.mark.parametrize("name", ["qwen3-coder", "glm"])

@@ -24,7 +24,8 @@ def tokenizer() -> LLTokenizer:
 
 def calls(format: ToolFormat, tools: Sequence[Tool], choice: str = "auto", parallel: bool = True, **options: Any) -> str:
     """The grammar of answers of a model that does not reason."""
-    return answer_grammar(AnswerFormat(format), tools, choice, parallel, **options)
+    names = tuple(tool.name for tool in tools) if format.loose and "answer" not in options else ()
+    return answer_grammar(AnswerFormat(format, names=names), tools, choice, parallel, **options)
 
 
 def accepts(made: str, text: str) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -84,6 +85,8 @@ class Grammars:
 
     def constrain(self, grammar: str, generated: Sequence[int], width: int) -> Constraint:
         """For a sequence that has said `generated` under this grammar. width: logits of a row."""
+        if self._tokenizer is None:  # by itself: it is no time that a grammar takes
+            self._openings.submit(self._read)
         return Constraint(self._openings.submit(self._open, grammar, generated, width), width)
 
     def advance(self, drawn: Sequence[tuple[Constraint, int]]) -> None:
@@ -103,6 +106,10 @@ class Grammars:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(grammar)
         return _follow(found.deep_copy(), generated, width)
+
+    def _read(self) -> None:
+        with suppress(ShoalError, OSError, ValueError):  # `_compile` meets it again, and says so
+            self._tokenizer = self._tokenizer or self._vocabulary()
 
     def _compile(self, grammar: str) -> LLMatcher:
         from llguidance import LLMatcher, LLParserLimits

@@ -137,7 +137,8 @@ def converse(engine: Engine, messages: Sequence[Message], tools: Tools, answer: 
         return Conversation(prompt, held, made, _markers(tokenizer, made))
     if answer is not None and not tools.must and not format.trigger:
         raise InvalidRequest("this model's calls are JSON and nothing else; ask for tools or for an answer in JSON", answer.where)
-    made = AnswerFormat(format, reasoning, opened, kinds(tools.callable) if format.tags is not None else {})
+    names = tuple(tool.name for tool in tools.callable) if format.loose and answer is None else ()
+    made = AnswerFormat(format, reasoning, opened, kinds(tools.callable) if format.tags is not None else {}, names)
     marks = {text: id for text, id in tokenizer.marks.items() if any(text in part for part in made.written)}
     functions = [asdict(tool) for tool in tools.callable]
     choice = "required" if tools.must else "auto"
@@ -171,7 +172,10 @@ def rendered(tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools, an
             "tools",
             "unsupported_parameter",
         )
-    return tokenizer.render_chat(_linked(messages, format), [f.told for f in tools.functions if tools.may], answer)
+    linked, reasoning = _linked(messages, format), tokenizer.reasoning_format
+    if reasoning is not None and reasoning.channels:  # gpt-oss's template has its own word for it
+        linked = [{**m, "thinking": m["reasoning_content"]} if "reasoning_content" in m else m for m in linked]
+    return tokenizer.render_chat(linked, [f.told for f in tools.functions if tools.may], answer)
 
 
 def prompt_tokens(engine: Engine, text: str, param: str = "messages") -> list[int]:
@@ -216,7 +220,7 @@ def _linked(messages: Sequence[Message], format: ToolFormat | None) -> list[Mess
         known = message
         if calls := cast("list[dict[str, Any]]", message.get("tool_calls") or []):
             called |= {call["id"]: call["function"]["name"] for call in calls}
-            known = {**message, "tool_calls": [{**call, "id": _short(call["id"])} for call in calls]}
+            known = {**message, "tool_calls": [_told(call) for call in calls]}
         elif message["role"] == "tool":
             id = str(message["tool_call_id"])
             if id not in called:
@@ -226,6 +230,25 @@ def _linked(messages: Sequence[Message], format: ToolFormat | None) -> list[Mess
             raise InvalidRequest("this model's chat template has no tools, or in a format that is not known", f"messages.{at}")
         out.append(known)
     return out
+
+
+class _Arguments(dict[str, Any]):
+    """An object where a template takes it for one, and its JSON where a template puts it behind a text, as DeepSeek's do."""
+
+    def __str__(self) -> str:
+        return json.dumps(self, ensure_ascii=False)
+
+    def __radd__(self, before: str) -> str:
+        return before + str(self)
+
+    def __add__(self, after: str) -> str:
+        return str(self) + after
+
+
+def _told(call: dict[str, Any]) -> dict[str, Any]:
+    """A call as templates know it."""
+    function = call["function"]
+    return {**call, "id": _short(call["id"]), "function": {**function, "arguments": _Arguments(function["arguments"])}}
 
 
 def _short(id: str) -> str:

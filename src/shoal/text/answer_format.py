@@ -24,6 +24,8 @@ class AnswerFormat:
     opened: bool = False
     kinds: Kinds = field(default_factory=dict[str, Mapping[str, Kind]])
     """Of the calls' arguments, where they are in tags."""
+    names: tuple[str, ...] = ()
+    """Tools whose calls are looked for without the format's marker, too (see loose.py)."""
 
     @property
     def written(self) -> list[str]:
@@ -37,5 +39,5 @@ class AnswerFormat:
         """For one choice."""
         if self.reasoning is not None and self.reasoning.channels:
             return HarmonyParser(calls=self.calls == HARMONY)
-        answer = PlainParser() if self.calls is None else ToolParser(self.calls, self.kinds)
+        answer = PlainParser() if self.calls is None else ToolParser(self.calls, self.kinds, self.names)
         return answer if self.reasoning is None else ReasoningParser(self.reasoning, self.opened, answer)

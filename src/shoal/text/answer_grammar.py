@@ -14,7 +14,7 @@ from typing import Any, cast
 from llguidance import LLMatcher
 
 from shoal.errors import InvalidRequest
-from shoal.text import harmony
+from shoal.text import harmony, loose
 from shoal.text.answer_format import AnswerFormat
 from shoal.text.arguments import Kind
 from shoal.text.grammar import END, SPACE, checked, held
@@ -161,12 +161,23 @@ class _Rules:
             before = f"({self._spelled(format.before)})? " if format.before in self._marks else ""
             tail = self._add("tail", self._tail(format, tools, several))
             calls = self._add("calls", f"{before}{self._spelled(format.trigger)} {tail}")
+            if self._format.names and not must:
+                ways += self._loose(tools)
+                text = self._add("SAID", f"{text} & ~(/{loose.called(self._format.names)}/ ANYTHING)")
             ways += self._with_text(format, text, calls) if not must and not as_json else [calls]
         if reasoning is None:
             return ways
         thought = self._add("thought", ("" if opened else self._spelled(reasoning.begin) + " ") + self._upto(reasoning.end, "thinking"))
         body = self._add("body", " | ".join(ways))
         return [f"{thought} GAP? {body}", *([] if opened else [body])]
+
+    def _loose(self, tools: Sequence[tuple[Tool, Mapping[str, Any]]]) -> list[str]:
+        """Calls without their format's marker."""
+        self._add("END", f"/{loose.TAIL}/")
+        for i, (tool, schema) in enumerate(tools):
+            self._add(f"NAMED_{i}", f"/{loose.head(tool.name)}/")
+            self._add(f"loose_{i}", f"NAMED_{i} %json {_guided(schema, tool.strict)} END")
+        return [f"loose_{i}" for i in range(len(tools))]
 
     def _with_text(self, format: ToolFormat, text: str, calls: str) -> list[str]:
         """Text, or calls after some. What begins like a call is one."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Collection
 
+from shoal.text import loose
 from shoal.text.arguments import ArgumentReader, JsonArguments, Kinds, TaggedArguments
 from shoal.text.deltas import Arguments, CallBegun, Content, Delta
 from shoal.text.detokenizer import overlap
@@ -31,9 +33,10 @@ class _State(enum.Enum):
 class ToolParser:
     """One choice's."""
 
-    def __init__(self, format: ToolFormat, kinds: Kinds | None = None) -> None:
-        """kinds: of arguments in tags."""
+    def __init__(self, format: ToolFormat, kinds: Kinds | None = None, names: Collection[str] = ()) -> None:
+        """kinds: of arguments in tags. names: of tools that may be called without the format's marker."""
         self._format, self._kinds = format, kinds or {}
+        self._loose = frozenset(names)
         self._middle = format.middle + ("{" if format.tags is None else "")
         self._state = _State.CONTENT
         self._held = ""
@@ -93,6 +96,12 @@ class ToolParser:
         trigger = self._format.trigger
         if not trigger:
             return self._bare()
+        if self._loose:
+            if (found := loose.begins(self._held, self._loose)) is not None:
+                return self._begin(out, *found)
+            if loose.may_begin(self._held):
+                return False
+            self._loose = frozenset[str]()
         at = self._held.find(trigger)
         if 0 <= at < len(self._held):
             said = self._held[:at].rstrip()
@@ -126,11 +135,15 @@ class ToolParser:
         middle, rest = self._middle, rest[len(name) :]
         if not rest.startswith(middle) or not name:
             return False if middle.startswith(rest) and (name or not rest) else self._no_call(out)
+        return self._begin(out, name, len(self._held) - len(rest) + len(self._format.middle))
+
+    def _begin(self, out: list[Delta], name: str, at: int) -> bool:
+        """at: where its arguments begin."""
         out.append(CallBegun(self.calls, name))
         self.calls += 1
         tags = self._format.tags
         self._value = JsonArguments() if tags is None else TaggedArguments(tags, self._kinds.get(name, {}))
-        self._held, self._state = rest[len(self._format.middle) :], _State.ARGUMENTS
+        self._held, self._state = self._held[at:], _State.ARGUMENTS
         return True
 
     def _within(self, out: list[Delta]) -> bool:
@@ -141,7 +154,7 @@ class ToolParser:
             return False
         format = self._format
         self._lead = format.end + (format.separator or "") + format.begin
-        self._state = _State.OVER if format.separator is None else _State.HEAD
+        self._state = _State.OVER if format.separator is None or self._loose else _State.HEAD
         return True
 
     def _no_call(self, out: list[Delta]) -> bool:

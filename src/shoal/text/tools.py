@@ -55,12 +55,16 @@ class ToolFormat:
     """A special token that may come before `opening`, and says nothing."""
     tags: Tags | None = None
     """None: the arguments are a JSON object."""
+    loose: bool = False
+    """Models may leave out what is around the JSON (see loose.py)."""
 
     trigger: str = ""
     """What `opening` or `begin` begins with and no other text has; empty where a call is bare JSON."""
 
 
-HERMES = ToolFormat("hermes", '<tool_call>\n{"name": "', '", "arguments": ', "}\n</tool_call>", separator="\n", trigger="<tool_call>")
+HERMES = ToolFormat(
+    "hermes", '<tool_call>\n{"name": "', '", "arguments": ', "}\n</tool_call>", separator="\n", loose=True, trigger="<tool_call>"
+)
 MISTRAL = ToolFormat("mistral", '{"name": "', '", "arguments": ', "}", "[TOOL_CALLS] [", "]", separator=", ", trigger="[TOOL_CALLS]")
 MISTRAL_ARGS = ToolFormat("mistral-args", "[TOOL_CALLS]", "[ARGS]", "", separator="", trigger="[TOOL_CALLS]")
 LLAMA3 = ToolFormat("llama3", '{"name": "', '", "parameters": ', "}", before="<|python_tag|>")
