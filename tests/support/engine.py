@@ -12,6 +12,7 @@ import numpy as np
 
 from shoal.errors import ShoalError
 from shoal.request import Alternative, FinishReason, Request, Score, TokenChunk
+from shoal.text.chat import ChatTemplate
 from shoal.text.tools import ToolFormat
 
 END = 256
@@ -24,10 +25,11 @@ class ByteTokenizer:
     stop_tokens = frozenset({END})
     special = {"<end>": END}  # noqa: RUF012
     named = {"eos_token": "<end>"}  # noqa: RUF012
-    template = None
 
-    def __init__(self, tool_format: ToolFormat | None = None) -> None:
+    def __init__(self, tool_format: ToolFormat | None = None, template: str | None = None) -> None:
+        """template: a chat template's source, in place of the one that shows all."""
         self.tool_format = tool_format
+        self.template = None if template is None else ChatTemplate(template, {}, "a test's")
         self.encoded = 0
         """Characters that were tokenised."""
 
@@ -38,7 +40,19 @@ class ByteTokenizer:
     def exceeds(self, text: str, limit: int) -> bool:
         return len(text) > 4 * limit
 
-    def render_chat(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = (), answer: bool = True) -> str:
+    @property
+    def variables(self) -> frozenset[str]:
+        return frozenset() if self.template is None else self.template.variables
+
+    def render_chat(
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: Sequence[dict[str, Any]] = (),
+        answer: bool = True,
+        variables: dict[str, Any] | None = None,
+    ) -> str:
+        if self.template is not None:
+            return self.template.render(messages, tools, answer, variables)
         lines = [json.dumps(tool) for tool in tools]
         for message in messages:
             lines += [f"{message['role']}: {message['content']}", *(json.dumps(call) for call in message.get("tool_calls", ()))]
@@ -170,9 +184,17 @@ class FakeEngine:
 
     name, created, vocabulary = "fake", 7, VOCABULARY
 
-    def __init__(self, script: Script | None = None, *, hang: bool = False, longest: int = 1000, tools: ToolFormat | None = None) -> None:
-        """tools: the format of the calls that its template teaches."""
-        self.tokenizer = ByteTokenizer(tools)
+    def __init__(
+        self,
+        script: Script | None = None,
+        *,
+        hang: bool = False,
+        longest: int = 1000,
+        tools: ToolFormat | None = None,
+        template: str | None = None,
+    ) -> None:
+        """tools: the format of the calls that its template teaches. template: its source."""
+        self.tokenizer = ByteTokenizer(tools, template)
         self.state = ""
         self.refusal: ShoalError | None = None
         self.streams: list[ScriptedStream] = []

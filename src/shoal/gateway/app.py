@@ -37,10 +37,11 @@ from shoal.gateway.key import KeyId
 from shoal.gateway.keyring import Keyring
 from shoal.gateway.limits import Limiter, LocalLimiter
 from shoal.gateway.responses import route as responses
+from shoal.gateway.responses import socket as responses_socket
 from shoal.gateway.service import Service
 from shoal.request import Priority
 
-_ENDPOINTS = (chat, chat_socket, completions, embeddings, responses, streams, tokens, models, health)
+_ENDPOINTS = (chat, chat_socket, completions, embeddings, responses, responses_socket, streams, tokens, models, health)
 _BATCHED = {
     "/v1/chat/completions": chat,
     "/v1/completions": completions,

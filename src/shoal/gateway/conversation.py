@@ -20,8 +20,8 @@ MAX_MESSAGES = 2048
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 Message = dict[str, Any]
-"""As chat templates know messages: `role`, `content`, and where there are any `tool_calls`, `tool_call_id`, `name`. A call's
-`arguments` are an object."""
+"""As chat templates know messages: `role`, `content`, and where there are any `tool_calls`, `tool_call_id`, `name`, `reasoning_content`. A
+call's `arguments` are an object."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,10 @@ class Function:
     parameters: dict[str, Any] | None
     strict: bool
     where: str
+    custom: bool = False
+    """Whether it is called with text: that is its argument `input` then."""
+    input: str = ""
+    """Lark of that text inside of JSON; empty: any."""
 
     def check(self) -> None:
         """Raises InvalidRequest."""
@@ -42,7 +46,7 @@ class Function:
 
     @property
     def tool(self) -> Tool:
-        return Tool(self.name, self.parameters or {}, self.strict)
+        return Tool(self.name, self.parameters or {}, self.strict, self.input)
 
     @property
     def told(self) -> dict[str, Any]:
@@ -79,6 +83,11 @@ class Tools:
                 raise InvalidRequest(f"tool_choice names '{name[:64]}', which is none of the tools", "tool_choice")
 
     @property
+    def custom(self) -> tuple[str, ...]:
+        """Names of those that are called with text."""
+        return tuple(f.name for f in self.functions if f.custom)
+
+    @property
     def callable(self) -> list[Tool]:
         return [f.tool for f in self.functions if self.may and (self.allowed is None or f.name in self.allowed)]
 
@@ -111,10 +120,12 @@ class Conversation:
     """Special tokens of that format, which have to be seen."""
 
 
-def converse(engine: Engine, messages: Sequence[Message], tools: Tools, answer: JsonAnswer | None) -> Conversation:
-    """Raises InvalidRequest, NotReady."""
+def converse(
+    engine: Engine, messages: Sequence[Message], tools: Tools, answer: JsonAnswer | None, variables: Mapping[str, Any] | None = None
+) -> Conversation:
+    """variables: what the template is told beside the conversation. Raises InvalidRequest, NotReady."""
     tokenizer = engine.tokenizer
-    prompt = prompt_tokens(engine, rendered(tokenizer, messages, tools))
+    prompt = prompt_tokens(engine, rendered(tokenizer, messages, tools, variables=variables))
     format = tokenizer.tool_format
     said = "" if answer is None else answer.grammar
     if format is None or not tools.callable:
@@ -131,7 +142,9 @@ def converse(engine: Engine, messages: Sequence[Message], tools: Tools, answer: 
     return Conversation(prompt, calls, format, tuple(markers))
 
 
-def rendered(tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools, answer: bool = True) -> str:
+def rendered(
+    tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools, answer: bool = True, variables: Mapping[str, Any] | None = None
+) -> str:
     """The text that the model reads. answer: up to where its answer begins. Raises InvalidRequest."""
     tools.check()
     format = tokenizer.tool_format
@@ -141,7 +154,7 @@ def rendered(tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools, an
             "tools",
             "unsupported_parameter",
         )
-    return tokenizer.render_chat(_linked(messages, format), [f.told for f in tools.functions if tools.may], answer)
+    return tokenizer.render_chat(_linked(messages, format), [f.told for f in tools.functions if tools.may], answer, variables)
 
 
 @lru_cache(maxsize=32)

@@ -9,10 +9,11 @@ import msgspec
 from shoal.gateway.chat.job import ChatJob
 from shoal.gateway.completions.job import CompletionJob
 from shoal.gateway.job import Job
+from shoal.gateway.responses.compaction import CompactionJob
 from shoal.gateway.responses.job import ResponseJob
 from shoal.request import Request
 
-Kind = ChatJob | CompletionJob | ResponseJob
+Kind = ChatJob | CompletionJob | ResponseJob | CompactionJob
 
 
 def recalled(note: bytes, requests: Sequence[Request]) -> Job:

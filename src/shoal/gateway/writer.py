@@ -29,6 +29,8 @@ class Usage:
     prompt: int
     completion: int = 0
     cached: int = 0
+    ended: int | None = None
+    """Seconds since 1970, when all was said."""
 
     def wire(self) -> dict[str, Any]:
         return {

@@ -6,11 +6,12 @@ The environment is that of transformers (chat_template_utils.py): trimmed blocks
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn, cast
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, meta
 from jinja2.ext import Extension
 from jinja2.nodes import Node
 from jinja2.parser import Parser
@@ -18,6 +19,15 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from shoal.errors import CorruptModel, InvalidRequest, ShoalError
 from shoal.text.tools import detect
+
+
+RESERVED = frozenset(
+    {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "bos_token", "eos_token", "pad_token"}
+)
+"""Names that templates know for what they are told in any case."""
+
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+"""What templates call an earlier answer's reasoning, as a field of its message: Qwen3 and DeepSeek; gpt-oss; others."""
 
 
 class _Refused(Exception):
@@ -49,7 +59,7 @@ class _Generation(Extension):
 
 
 class ChatTemplate:
-    """`tools`: the format of tool calls that it teaches, if any."""
+    """`tools`: the format of tool calls that it teaches, if any. `variables`: names that it reads beside the conversation."""
 
     def __init__(
         self, source: object, special: Mapping[str, str], where: object, fault: Callable[[object, str], ShoalError] = CorruptModel
@@ -64,24 +74,43 @@ class ChatTemplate:
         cast("dict[str, Any]", environment.globals).update(raise_exception=_raise, strftime_now=_now)
         try:
             self._template = environment.from_string(source)
+            read = meta.find_undeclared_variables(environment.parse(source))
         except TemplateError as error:
             raise fault(where, f"the chat template is no valid Jinja ({error})") from error
+        self.variables = frozenset(read) - RESERVED - special.keys() - environment.globals.keys()
+        fields = set(re.findall(r"(?:\.|\[['\"])(\w+)", source))
+        self._reasoning = next((name for name in _REASONING if name in fields), None)
         self.source = source
         self._special = dict(special)
         self.tools = detect(source)
 
-    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), answer: bool = True) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        answer: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
         """The prompt. Raises InvalidRequest for a conversation that the template refuses.
 
-        messages: as transformers has them: a tool call's arguments are an object, not its JSON.
-        tools:    {"type": "function", "function": {"name", "description", "parameters"}}
-        answer:   up to where the assistant begins.
+        messages:  as transformers has them: a tool call's arguments are an object, not its JSON; `reasoning_content` is left out
+                   where the template does not know such a thing.
+        tools:     {"type": "function", "function": {"name", "description", "parameters"}}
+        answer:    up to where the assistant begins.
+        variables: by name, none of them RESERVED.
         """
+        told = {**(variables or {}), **self._special, "documents": None, "add_generation_prompt": answer}
         try:
-            return self._template.render(
-                messages=messages, tools=list(tools) or None, documents=None, add_generation_prompt=answer, **self._special
-            )
+            return self._template.render(messages=[self._known(m) for m in messages], tools=list(tools) or None, **told)
         except _Refused as error:
             raise InvalidRequest(f"the model's chat template refuses these messages: {error}", "messages") from error
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError) as error:
             raise InvalidRequest(f"the model's chat template cannot render these messages: {error}", "messages") from error
+
+    def _known(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """With its reasoning under the name that the template reads."""
+        if "reasoning_content" not in message or self._reasoning == "reasoning_content":
+            return message
+        known = dict(message)
+        reasoning = known.pop("reasoning_content")
+        return known if self._reasoning is None else {**known, self._reasoning: reasoning}

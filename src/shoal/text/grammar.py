@@ -99,6 +99,10 @@ def _calls(
     rules = [f"call: {' | '.join(f'call_{i}' for i in range(len(tools)))}"]
     for i, tool in enumerate(tools):
         head = f"{{{_json(format.name_key)}: {_json(tool.name)}, {_json(format.arguments_key)}: "
+        if tool.input:
+            frame = _literal(head + '{"input": "'), _literal('"}}' + format.end)
+            rules += [f"input_{i}: %lark {{\n{tool.input}\n}}", f"call_{i}: {frame[0]} input_{i} {frame[1]}"]
+            continue
         guidance = {"whitespace_pattern": _SPACE, "lenient": not tool.strict}
         schema = json.dumps({**_parameters(tool), "x-guidance": guidance})
         rules.append(f"call_{i}: {_literal(head)} %json {schema} {_literal('}' + format.end)}")

@@ -160,12 +160,23 @@ class Tokenizer:
         """How the model writes tool calls; None where its template has none, or in a format that is not known."""
         return None if self.tool_template is None else self.tool_template.tools
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), answer: bool = True) -> str:
+    @property
+    def variables(self) -> frozenset[str]:
+        """Names that its chat templates read beside the conversation."""
+        return frozenset[str]().union(*(t.variables for t in (self.template, self.tool_template) if t is not None))
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        answer: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
         """A conversation as the model's template writes it. answer: ready for the model's. Raises InvalidRequest."""
         template = self.tool_template if tools else self.template
         if template is None:
             raise InvalidRequest("this model has no chat template; use /v1/completions, or serve it with --chat-template", "messages")
-        return template.render(messages, tools, answer)
+        return template.render(messages, tools, answer, variables)
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """The tokens of `render_chat`. Raises InvalidRequest."""

@@ -8,6 +8,7 @@ from shoal.gateway.chat.writer import ChatWriter
 from shoal.gateway.conversation import converse
 from shoal.gateway.engine import Engine
 from shoal.gateway.job import Job, common
+from shoal.gateway.variables import template_variables
 from shoal.request import MAX_ALTERNATIVES
 from shoal.text.tools import ToolFormat
 
@@ -16,6 +17,8 @@ class ChatJob(Job, frozen=True, tag="chat"):
     logprobs: bool = False
     format: ToolFormat | None = None
     """How the answer writes tool calls, where it may have any."""
+    custom: tuple[str, ...] = ()
+    """Tools that are called with text."""
 
     def writer(self, engine: Engine) -> ChatWriter:
         return ChatWriter(engine, self)
@@ -30,7 +33,9 @@ def chat_job(body: ChatRequest, engine: Engine, chosen: str | None = None) -> Ch
     if not 0 <= (body.top_logprobs or 0) <= MAX_ALTERNATIVES:
         raise InvalidRequest(f"top_logprobs must lie in [0, {MAX_ALTERNATIVES}], not {body.top_logprobs}", "top_logprobs")
     answer = None if body.response_format is None else body.response_format.answer()
-    asked = converse(engine, body.templated(), body.asked_tools(), answer)
+    variables = template_variables(engine.tokenizer, body.reasoning_effort, body.chat_template_kwargs)
+    tools = body.asked_tools()
+    asked = converse(engine, body.templated(), tools, answer, variables)
     fields = common(
         body,
         engine,
@@ -42,4 +47,4 @@ def chat_job(body: ChatRequest, engine: Engine, chosen: str | None = None) -> Ch
         chosen=chosen,
         grammar=asked.grammar,
     )
-    return ChatJob(**fields, logprobs=bool(body.logprobs), format=asked.format, markers=asked.markers)
+    return ChatJob(**fields, logprobs=bool(body.logprobs), format=asked.format, custom=tools.custom, markers=asked.markers)
