@@ -77,9 +77,9 @@ def inside(source: str, text: str) -> bool:
         ('start: "a\\"b\\\\" /[^x]{2,3}/', 'a"b\\\n"', True),
         ('start: "a\\"b\\\\" /[^x]{2,3}/', 'a"b\\\nx', False),
         ('start: "SELECT"i " " /\\S+/', 'select "a"', True),
-        ('start: /[^\\/]+\\/[a-c]/i', 'x"y/C', True),
-        ('start: /a.b/s', "a\nb", True),
-        ('start: /a.b/', "a\nb", False),
+        ("start: /[^\\/]+\\/[a-c]/i", 'x"y/C', True),
+        ("start: /a.b/s", "a\nb", True),
+        ("start: /a.b/", "a\nb", False),
         ('start: A~2\nA: "é" | /\\p{Lu}/', "éÉ", True),
     ],
 )
@@ -102,7 +102,15 @@ def test_regular_expressions_take_inside_json_what_they_take_outside(pattern: st
 
 @pytest.mark.parametrize(
     "source",
-    ["start: /(?=a)b/", "start: /a\\b/", "start: /^a/", "%declare X\nstart: X", "%import common.NOPE\nstart: NOPE", 'start: "\\x01"', "start: /[a[b]]/"],
+    [
+        "start: /(?=a)b/",
+        "start: /a\\b/",
+        "start: /^a/",
+        "%declare X\nstart: X",
+        "%import common.NOPE\nstart: NOPE",
+        'start: "\\x01"',
+        "start: /[a[b]]/",
+    ],
 )
 def test_what_cannot_be_written_inside_json_is_said(source: str) -> None:
     with pytest.raises(ValueError, match=r"not supported"):
@@ -129,7 +137,12 @@ def test_however_it_is_cut_the_text_comes_out(text: str, data: st.DataObject) ->
 PLAIN = {"type": "custom", "custom": {"name": "shell", "description": "Runs a command"}}
 GRAMMAR = {"type": "grammar", "grammar": {"syntax": "lark", "definition": PATCH}}
 PATCHES = {"type": "custom", "custom": {"name": "apply_patch", "format": GRAMMAR}}
-FLAT = {"type": "custom", "name": "apply_patch", "description": "Edits", "format": {"type": "grammar", "syntax": "lark", "definition": PATCH}}
+FLAT = {
+    "type": "custom",
+    "name": "apply_patch",
+    "description": "Edits",
+    "format": {"type": "grammar", "syntax": "lark", "definition": PATCH},
+}
 
 
 def call(name: str, text: str, format: ToolFormat = HERMES) -> str:
@@ -169,7 +182,10 @@ def test_the_model_is_told_and_held_to_the_grammar() -> None:
 
 
 def test_a_regular_expression_holds_the_text() -> None:
-    tool = {"type": "custom", "custom": {"name": "when", "format": {"type": "grammar", "grammar": {"syntax": "regex", "definition": r"^\d{4}\n?$"}}}}
+    tool = {
+        "type": "custom",
+        "custom": {"name": "when", "format": {"type": "grammar", "grammar": {"syntax": "regex", "definition": r"^\d{4}\n?$"}}},
+    }
     engine = FakeEngine(tools=HERMES)
     chat(engine, tools=[tool], tool_choice="required")
     for text, taken in (("1999\n", True), ("1999", True), ("199", False), ("1999 ", False)):
@@ -192,7 +208,11 @@ def test_responses_tell_the_text_whole_and_streamed() -> None:
 def test_calls_and_results_come_back() -> None:
     engine = FakeEngine(tools=HERMES)
     made = {"id": "c", "type": "custom", "custom": {"name": "shell", "input": "ls\n"}}
-    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "tool_calls": [made]}, {"role": "tool", "tool_call_id": "c", "content": "a"}]
+    messages = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "tool_calls": [made]},
+        {"role": "tool", "tool_call_id": "c", "content": "a"},
+    ]
     chat(engine, messages=messages, tools=[PLAIN])
     by_chat = engine.tokenizer.decode(engine.asked.prompt)
     assert '"arguments": {"input": "ls\\n"}' in by_chat
@@ -234,5 +254,9 @@ def test_a_tool_s_own_grammar_needs_no_gateway() -> None:
 
 
 def test_a_custom_choice_of_no_tool_is_refused() -> None:
-    body = {"messages": [{"role": "user", "content": "Hi"}], "tools": [PLAIN], "tool_choice": {"type": "custom", "custom": {"name": "other"}}}
+    body = {
+        "messages": [{"role": "user", "content": "Hi"}],
+        "tools": [PLAIN],
+        "tool_choice": {"type": "custom", "custom": {"name": "other"}},
+    }
     refused(fetch(create_app(FakeEngine(tools=HERMES)), "POST", CHAT, json=body), 400, "tool_choice")

@@ -22,7 +22,7 @@ from shoal.gateway.database import Database
 from shoal.gateway.files.multipart import Field, FileBegun, FileData, Multipart
 from shoal.gateway.files.store import File, FileStore
 from shoal.gateway.key_store import KeyStore
-from tests.support.batches import Api, jsonl, line, served
+from tests.support.batches import Api, becomes, jsonl, line, served
 from tests.support.engine import FakeEngine
 
 
@@ -301,12 +301,11 @@ def test_a_server_that_starts_sweeps(tmp_path: Path) -> None:
     left.parent.mkdir(mode=0o700)
     left.write_bytes(b"x")
 
-    async def go(api: Api) -> None:
-        async with asyncio.timeout(20):
-            while left.exists():  # noqa: ASYNC110 - it has no event
-                await asyncio.sleep(0.01)
+    async def go() -> None:
+        async with served(FakeEngine(), tmp_path):
+            await becomes(lambda: not left.exists())
 
-    run(tmp_path, go)
+    asyncio.run(go())
 
 
 def test_the_number_of_files_holds_for_uploads_at_the_same_time(tmp_path: Path) -> None:

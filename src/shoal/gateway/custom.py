@@ -12,7 +12,12 @@ from shoal.text.lark import inside_json, inside_json_regex
 
 Syntax = Literal["lark", "regex"]
 
-_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"], "additionalProperties": False}
+_ARGUMENTS: dict[str, Any] = {
+    "type": "object",
+    "properties": {"input": {"type": "string"}},
+    "required": ["input"],
+    "additionalProperties": False,
+}
 _MOST = 64 << 10
 """Characters of a grammar."""
 _OPENING = re.compile(r'\s*\{\s*"input"\s*:\s*"')

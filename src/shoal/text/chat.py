@@ -20,7 +20,6 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from shoal.errors import CorruptModel, InvalidRequest, ShoalError
 from shoal.text.tools import detect
 
-
 RESERVED = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "bos_token", "eos_token", "pad_token"}
 )

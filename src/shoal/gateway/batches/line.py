@@ -57,7 +57,7 @@ def parsed(lines: Iterable[bytes], urls: Collection[str]) -> Iterator[Line]:
     seen: dict[str, int] = {}
     for number, raw in enumerate(lines, 1):
         if number == 1:
-            raw = raw.removeprefix(BOM_UTF8)  # noqa: PLW2901 - as Windows begins a file
+            raw = raw.removeprefix(BOM_UTF8)
         if not raw.strip():
             continue
         line = _parse(number, raw, urls)

@@ -23,7 +23,6 @@ from shoal.gateway.responses.wire import (
     TextPart,
 )
 
-
 _SUMMARISED = "What we said and did so far, in short:"
 _VERSION = "shoal1."
 
