@@ -223,14 +223,14 @@ class ResponseRequest(Sampled):
         "n": (None, 1),
         "max_tokens": (None,),
         "stream_options": (None, {}, {"include_obfuscation": False}),
+        "access_programs": (None, {}),
         "background": (None, False),
+        "background_options": (None, {}),
         "conversation": (None,),
         "context_management": (None, []),
         "max_tool_calls": (None,),
         "moderation": (None,),
         "prompt": (None,),
-        "access_programs": (None, {}),
-        "background_options": (None, {}),
         "image": (None, {}, {"context_compression": "auto"}, {"context_compression": "disabled"}),
     }
 
