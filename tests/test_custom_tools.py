@@ -13,7 +13,9 @@ from llguidance import LLMatcher
 from openai.types.responses import Response
 
 from shoal.gateway.app import create_app
+from shoal.gateway.chat.answer import ChatAnswer
 from shoal.gateway.custom import Input
+from shoal.gateway.responses.answer import ResponseAnswer
 from shoal.text import grammar
 from shoal.text.lark import inside_json, inside_json_regex
 from shoal.text.tools import HERMES, LLAMA3, MISTRAL, Tool, ToolFormat
@@ -159,7 +161,9 @@ def chat(engine: FakeEngine, **fields: Any) -> httpx.Response:
 @pytest.mark.parametrize("format", [HERMES, MISTRAL, LLAMA3], ids=lambda format: format.name)
 def test_chat_tells_the_text_whole_and_streamed(format: ToolFormat) -> None:
     engine = FakeEngine(says(call("apply_patch", PATCHED, format)), tools=format)
-    message = chat(engine, tools=[PATCHES], tool_choice="required").json()["choices"][0]["message"]
+    whole = chat(engine, tools=[PATCHES], tool_choice="required").json()
+    ChatAnswer.model_validate(whole)
+    message = whole["choices"][0]["message"]
     (made,) = message["tool_calls"]
     assert (made["type"], made["custom"]) == ("custom", {"name": "apply_patch", "input": PATCHED})
     chunks = events(chat(engine, tools=[PATCHES], tool_choice="required", stream=True))
@@ -198,6 +202,7 @@ def test_responses_tell_the_text_whole_and_streamed() -> None:
     body = {"input": "Hi", "tools": [FLAT, function], "tool_choice": {"type": "custom", "name": "apply_patch"}}
     app = create_app(FakeEngine(says(call("apply_patch", PATCHED)), tools=HERMES))
     raw = fetch(app, "POST", RESPONSES, json=body).json()
+    ResponseAnswer.model_validate(raw)
     (item,) = strictly(Response, raw, *OURS, "status").output
     assert (item.type, item.name, item.input) == ("custom_tool_call", "apply_patch", PATCHED)
     told = parsed_events(fetch(app, "POST", RESPONSES, json={**body, "stream": True}))

@@ -20,6 +20,8 @@ from pydantic import BaseModel, TypeAdapter
 from shoal.config import ApiSettings
 from shoal.errors import StageLost
 from shoal.gateway.app import create_app
+from shoal.gateway.chat.answer import ChatAnswer
+from shoal.gateway.responses.answer import CompactedAnswer, ResponseAnswer
 from shoal.request import Request
 from shoal.text.tools import HERMES
 from tests.support.engine import FakeEngine, Item, Script, says, spoken
@@ -88,7 +90,9 @@ CHATS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("fields", "text"), CHATS)
 def test_chat(fields: dict[str, Any], text: str) -> None:
-    whole = strictly(ChatCompletion, asked(CHAT, {"messages": HI, **fields}, says(text)).json())
+    raw = asked(CHAT, {"messages": HI, **fields}, says(text)).json()
+    ChatAnswer.model_validate(raw)  # and so the OpenAPI document tells it
+    whole = strictly(ChatCompletion, raw)
     body = {"messages": HI, "stream": True, "stream_options": {"include_usage": True}, **fields}
     chunks = [strictly(ChatCompletionChunk, event) for event in events(asked(CHAT, body, says(text)))]
     assert chunks[-1].usage == whole.usage and whole.usage is not None
@@ -130,6 +134,7 @@ CREATED: list[tuple[dict[str, Any], str, str]] = [
 @pytest.mark.parametrize(("fields", "text", "status"), CREATED)
 def test_responses(fields: dict[str, Any], text: str, status: str) -> None:
     raw = asked(RESPONSES, {"input": "Hi", **fields}, says(text)).json()
+    ResponseAnswer.model_validate(raw)
     whole = strictly(Response, raw, *OURS)
     assert raw.keys() >= REQUIRED and raw["usage"] is not None and raw.get("user") == fields.get("user") and raw.get("user", "") is not None
     assert (whole.status, whole.completed_at is not None) == (status, status == "completed")
@@ -207,5 +212,6 @@ def test_what_is_kept_and_the_rest(tmp_path: Path) -> None:
     other = fetch(app, "POST", "/v1/files", data={"purpose": "batch"}, files={"file": b"{}"}).json()
     strictly(FileDeleted, fetch(app, "DELETE", f"/v1/files/{other['id']}").json())
     compacted = fetch(app, "POST", f"{RESPONSES}/compact", json={"model": "fake", "input": "Hi"}).json()
+    CompactedAnswer.model_validate(compacted)
     strictly(ResponseInputMessageItem, compacted["output"].pop(0))  # the package's type of the list knows no user's messages
     strictly(CompactedResponse, compacted)
