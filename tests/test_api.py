@@ -244,9 +244,14 @@ def test_requests_without_a_seed_differ() -> None:
         {"tool_choice": "auto"},
         {"parallel_tool_calls": True},
         {"response_format": {"type": "text"}},
-        {"store": False},
+        {"store": True},
+        {"metadata": {"a": "b"}},
         {"user": "me"},
         {"reasoning_effort": "none"},
+        {"reasoning_effort": "high"},
+        {"prompt_cache_retention": "24h"},
+        {"prompt_cache_options": {"mode": "implicit"}},
+        {"chat_template_kwargs": {"enable_thinking": False}},
         {"verbosity": "medium"},
         {"modalities": ["text"]},
     ],
@@ -265,11 +270,8 @@ UNSUPPORTED = {
     "modalities": ["audio"],
     "audio": {"voice": "x", "format": "mp3"},
     "prediction": {"type": "content", "content": "x"},
-    "reasoning_effort": "low",
     "verbosity": "low",
     "web_search_options": {},
-    "store": True,
-    "metadata": {"a": "b"},
 }
 
 

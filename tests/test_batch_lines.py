@@ -259,3 +259,10 @@ def test_a_failure_that_repeats_is_the_answer() -> None:
 @pytest.mark.parametrize("status", [200, 400, 404, 413, 500])
 def test_what_will_not_change_is_the_answer(status: int) -> None:
     assert Patience().pause(status, None, "1", 0, Random(0)) is None
+
+
+def test_a_byte_order_mark_before_the_first_line_is_none_of_it() -> None:
+    raw = b'{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {}}'
+    first, second = parsed([b"\xef\xbb\xbf" + raw, b"\xef\xbb\xbf" + raw], ("/v1/completions",))
+    assert isinstance(first, Asked) and first.custom_id == "a"
+    assert isinstance(second, Invalid) and second.code == "invalid_json_line"

@@ -352,7 +352,8 @@ WRONG_TOOLS: list[tuple[dict[str, Any], str]] = [
     ({"tools": function(name="f", parameters={"type": "object", "properties": {"x": {"type": "nothing"}}})}, "tools"),
     ({"tools": [NOW, NOW]}, "tools.1.function.name"),
     ({"tools": [{"type": "function"}]}, "tools.0.function"),
-    ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools.0.type"),
+    ({"tools": [{"type": "web_search", "function": {"name": "x"}}]}, "tools.0.type"),
+    ({"tools": [{"type": "custom", "custom": {}}]}, "tools.0.custom.name"),
     ({"tools": [*function(name="f"), 5]}, "tools.1"),
     ({"tools": [{"type": "function", "function": {"name": f"f{i}"}} for i in range(MAX_TOOLS + 1)]}, "tools"),
     ({"tools": None, "tool_choice": "required"}, "tool_choice"),
@@ -427,7 +428,8 @@ WRONG_MESSAGES: list[tuple[Any, str, str | None]] = [
     (call(function={"name": "f", "arguments": {}}), "messages.1.tool_calls.0.function.arguments", None),
     (call(function={"name": "f f", "arguments": "{}"}), "messages.1.tool_calls.0.function.name", None),
     (call(id=""), "messages.1.tool_calls.0.id", None),
-    (call(type="custom"), "messages.1.tool_calls.0.type", None),
+    (call(type="web_search"), "messages.1.tool_calls.0.type", None),
+    (call(type="custom"), "messages.1.tool_calls.0.custom", None),
 ]
 
 

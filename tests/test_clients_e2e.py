@@ -36,7 +36,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("clients")
     template = folder / "tools.jinja"  # SmolLM2's own knows no tools
     template.write_text(tools_template.SOURCE)
-    with served(folder, 2, "--chat-template", str(template)) as cluster:
+    with served(folder, 2, "--chat-template", str(template), "--ping", "0.01") as cluster:  # comments between most tokens
         yield f"{cluster.url}/v1"
 
 

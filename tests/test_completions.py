@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from shoal.gateway.app import create_app
-from shoal.request import FinishReason, Request, Score, TokenChunk
+from shoal.request import Alternative, FinishReason, Request, Score, TokenChunk
 from tests.support.engine import FakeEngine, Item, Script, says, spoken
 from tests.support.http import COMPLETIONS, events, fetch
 from tests.test_api import refused
@@ -151,3 +151,48 @@ def test_with_include_usage_every_chunk_has_it_and_the_last_one_is_no_choice_s()
 @pytest.mark.parametrize(("asked", "tier"), [(None, "default"), ("auto", "default"), ("flex", "flex"), ("priority", "priority")])
 def test_the_answer_says_what_it_was_served_with(asked: str | None, tier: str):
     assert ask(FakeEngine(), service_tier=asked).json()["service_tier"] == tier
+
+
+# Alternatives by their texts
+
+EMOJI = "\U0001f600"
+
+
+def of_parts(request: Request) -> list[Item]:
+    """The bytes of an emoji, one a token, each beside ten others that are parts of characters, too."""
+    out: list[Item] = []
+    for token in EMOJI.encode():
+        others = tuple(Alternative(other, -1.0 - other / 1000) for other in range(0x90, 0x9A) if other != token)[:9]
+        out.append(TokenChunk(request.id, 0, token, -0.5, (Alternative(token, -0.5), *others)))
+    return [*out, TokenChunk(request.id, 0, None, finish=FinishReason.STOP)]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_parts_of_characters_are_told_apart(stream: bool):
+    answer = ask(FakeEngine(of_parts), logprobs=10, stream=stream)
+    told = events(answer) if stream else [answer.json()]
+    found = [e["choices"][0]["logprobs"] for e in told]
+    tokens, tops = ([each for part in found for each in part[name]] for name in ("tokens", "top_logprobs"))
+    assert tokens == [r"bytes:\xf0", r"bytes:\x9f", r"bytes:\x98", r"bytes:\x80"]
+    assert [len(top) for top in tops] == [10] * 4
+    assert tops[0] | {} == {r"bytes:\xf0": -0.5, **{rf"bytes:\x{b:02x}": -1.0 - b / 1000 for b in range(0x90, 0x99)}}
+    assert all(top[token] == -0.5 for token, top in zip(tokens, tops, strict=True))
+
+
+def test_so_it_is_of_a_prompt_that_is_echoed():
+    def script(request: Request) -> list[Item]:
+        others = tuple(Alternative(b, -1.0) for b in range(0x90, 0x9A))
+        scores = tuple(Score(t, -0.5 if i else None, others if i else ()) for i, t in enumerate(request.prompt))
+        return [TokenChunk(request.id, 0, None, scores=scores), TokenChunk(request.id, 0, None, finish=FinishReason.LENGTH)]
+
+    (choice,) = choices(ask(FakeEngine(script), EMOJI, echo=True, logprobs=10, max_tokens=0))
+    assert choice["logprobs"]["tokens"] == [r"bytes:\xf0", r"bytes:\x9f", r"bytes:\x98", r"bytes:\x80"]
+    assert [top and len(top) for top in choice["logprobs"]["top_logprobs"]] == [None, 11, 10, 11]
+
+
+def test_tokens_of_one_text_are_told_apart_by_their_numbers(monkeypatch: pytest.MonkeyPatch):
+    """SentencePiece has an A and a byte 0x41."""
+    engine = FakeEngine(lambda r: [TokenChunk(r.id, 0, 65, -2.0, (Alternative(66, -0.5), Alternative(65, -2.0), Alternative(67, -3.0)))])
+    monkeypatch.setattr(engine.tokenizer, "token_bytes", lambda token: b"A")
+    (choice,) = choices(ask(engine, logprobs=3, max_tokens=1))
+    assert choice["logprobs"]["top_logprobs"] == [{"token_id:66": -0.5, "A": -2.0, "token_id:67": -3.0}]

@@ -20,9 +20,9 @@ from shoal.errors import ConfigError, InvalidRequest
 from shoal.gateway.app import create_app
 from shoal.gateway.database import Database
 from shoal.gateway.files.multipart import Field, FileBegun, FileData, Multipart
-from shoal.gateway.files.store import FileStore
+from shoal.gateway.files.store import File, FileStore
 from shoal.gateway.key_store import KeyStore
-from tests.support.batches import Api, jsonl, line, served
+from tests.support.batches import Api, becomes, jsonl, line, served
 from tests.support.engine import FakeEngine
 
 
@@ -279,3 +279,57 @@ def test_a_folder_that_cannot_be_used_is_said_before_anything_is_served(tmp_path
     (tmp_path / name).write_bytes(b"this is neither a database nor a folder" * 100)
     with pytest.raises(ConfigError, match="--data"):
         create_app(FakeEngine(), ApiSettings(data=str(tmp_path)))
+
+
+def test_bytes_that_a_crash_left_without_a_file_are_swept(tmp_path: Path) -> None:
+    """Killed between the end of a file and the end of its bytes; those that a batch still writes stay, and so do files."""
+    database, settings = Database(tmp_path), ApiSettings(data=str(tmp_path))
+    files = FileStore(database, settings)
+    for name in ("file-gone", "file-kept", "file-running-output", "file-over-errors"):
+        files.path(name).write_bytes(b"x")
+    files.add(File("file-kept", "", "batch", "a.jsonl", 1, 0))
+    with database.transaction() as db:
+        for id, open in (("batch_running", 1), ("batch_over", 0)):
+            db.execute("INSERT INTO batches (id, owner, input, open, batch) VALUES (?, '', 'file-kept', ?, x'')", (id, open))
+    files.sweep()
+    database.close()
+    assert {path.name for path in (tmp_path / "files").iterdir()} == {"file-kept", "file-running-output"}
+
+
+def test_a_server_that_starts_sweeps(tmp_path: Path) -> None:
+    left = tmp_path / "files" / "file-gone"
+    left.parent.mkdir(mode=0o700)
+    left.write_bytes(b"x")
+
+    async def go() -> None:
+        async with served(FakeEngine(), tmp_path):
+            await becomes(lambda: not left.exists())
+
+    asyncio.run(go())
+
+
+def test_the_number_of_files_holds_for_uploads_at_the_same_time(tmp_path: Path) -> None:
+    async def go(api: Api) -> None:
+        answers = await asyncio.gather(*(api.upload(b"x" * 400) for _ in range(6)))
+        assert sorted(answer.status_code for answer in answers) == [200, 200, 413, 413, 413, 413]
+        assert len(list((tmp_path / "files").iterdir())) == 2
+
+    run(tmp_path, go, max_files=2)
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "body"),
+    [("bytes=2-4", 206, b"234"), ("bytes=7-", 206, b"789"), ("bytes=-2", 206, b"89"), ("bytes=10-", 416, None), ("pages=1", 400, None)],
+)
+def test_parts_of_a_file(tmp_path: Path, asked: str, status: int, body: bytes | None) -> None:
+    async def go(api: Api) -> None:
+        id = (await api.upload(b"0123456789")).json()["id"]
+        answer = await api.http.get(f"/v1/files/{id}/content", headers={"Range": asked})
+        assert answer.status_code == status
+        if body is None:
+            refused(answer, status, "Range")
+            assert answer.headers.get("content-range") == ("bytes */10" if status == 416 else None)
+        else:
+            assert answer.content == body
+
+    run(tmp_path, go)

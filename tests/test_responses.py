@@ -226,7 +226,8 @@ def test_a_stream_tells_how_the_response_grows(api: Callable[..., Api]):
     assert kinds(events) == ["created", "in_progress", *MESSAGE, "completed"]
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     created, last = events[0]["response"], events[-1]["response"]
-    assert (created["status"], created["output"], created["usage"]) == ("in_progress", [], None)
+    assert (created["status"], created["output"], created["completed_at"]) == ("in_progress", [], None)
+    assert (created["usage"]["input_tokens"], created["usage"]["output_tokens"]) == (9, 0)
     assert last["status"] == "completed" and rebuilt(events) == last["output"] and text(last) == "Hello"
 
 
@@ -690,8 +691,12 @@ def test_a_response_that_cannot_be_kept_is_still_told(api: Callable[..., Api], m
         ({"truncation": "auto"}, "truncation", None),
         ({"background": True}, "background", "unsupported_parameter"),
         ({"conversation": "conv_1"}, "conversation", "unsupported_parameter"),
-        ({"reasoning": {"effort": "high"}}, "reasoning", "unsupported_parameter"),
-        ({"include": ["reasoning.encrypted_content"]}, "include", "unsupported_parameter"),
+        ({"reasoning": {"effort": "huge"}}, "reasoning.effort", None),
+        ({"reasoning": {"mode": "pro"}}, "reasoning.mode", None),
+        ({"include": ["file_search_call.results"]}, "include", "unsupported_parameter"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs", None),
+        ({"chat_template_kwargs": {"tone": "<end>"}}, "chat_template_kwargs", None),
+        ({"input": [{"type": "compaction", "encrypted_content": "gAAAA"}]}, "input", None),
         ({"top_logprobs": 3}, "top_logprobs", None),
         ({"top_logprobs": 21, "include": ["message.output_text.logprobs"]}, "top_logprobs", None),
         ({"metadata": {"k" * 65: "v"}}, "metadata", None),

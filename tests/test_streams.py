@@ -29,7 +29,7 @@ def parsed(text: str) -> list[Event]:
     out: list[Event] = []
     for block in text.split("\n\n"):
         if block:
-            fields = dict(line.split(": ", 1) for line in block.splitlines())
+            fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
             assert set(fields) <= {"id", "data"}
             out.append((fields.get("id"), fields["data"] if fields["data"] == "[DONE]" else without_server(json.loads(fields["data"]))))
     return out

@@ -203,6 +203,9 @@ class ApiSettings(Settings):
     connections: int = setting(1000, "Connections that clients may have at once, running answers and idle ones.", low=1, high=1_000_000)
     keep_alive: float = setting(30.0, "Seconds that a client's connection may idle between two requests.", low=1, high=3600)
     stall: float = setting(30.0, "Seconds in which a client that is behind has to read 32 KiB, or it is dropped.", low=1, high=3600)
+    ping: float = setting(
+        5.0, "Seconds of silence after which an event stream says that it lives, in a comment; 0: never.", low=0, high=3600
+    )
     grace: float = setting(30.0, "Seconds that answers under way have to end when the server is told to stop.", low=0, high=3600)
 
     responses: int = setting(

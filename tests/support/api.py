@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from tempfile import TemporaryDirectory
 from time import monotonic
 from typing import Any
 
@@ -119,10 +120,10 @@ async def api(
     engine: Engine, serve: Callable[[ApiServer], Coroutine[Any, Any, None]] = ApiServer.serve, **settings: Any
 ) -> AsyncGenerator[Api]:
     """Without keys. Fails where a task or a connection is left at the end. serve: what runs the server."""
-    chosen = ApiSettings(**settings)
-    app = create_app(engine, chosen, Keyring(None))
     before = asyncio.all_tasks()
-    with listening("127.0.0.1", 0) as address:
+    with TemporaryDirectory() as folder, listening("127.0.0.1", 0) as address:
+        chosen = ApiSettings(**{"data": folder, **settings})
+        app = create_app(engine, chosen, Keyring(None))
         server = ApiServer(app, address, chosen)
         serving = asyncio.ensure_future(serve(server))
         made = Api(server, app.state.service)

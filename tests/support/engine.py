@@ -13,6 +13,7 @@ import numpy as np
 from shoal.errors import ShoalError
 from shoal.facts import ModelFacts
 from shoal.request import Alternative, FinishReason, Request, Score, TokenChunk
+from shoal.text.chat import ChatTemplate
 from shoal.text.reasoning import ReasoningFormat
 from shoal.text.tools import ToolFormat
 
@@ -27,10 +28,13 @@ class ByteTokenizer:
     special = {"<end>": END}  # noqa: RUF012
     marks = special
     named = {"eos_token": "<end>"}  # noqa: RUF012
-    template = None
 
-    def __init__(self, tool_format: ToolFormat | None = None, reasoning_format: ReasoningFormat | None = None) -> None:
+    def __init__(
+        self, tool_format: ToolFormat | None = None, reasoning_format: ReasoningFormat | None = None, template: str | None = None
+    ) -> None:
+        """template: a chat template's source, in place of the one that shows all."""
         self.tool_format, self.reasoning_format = tool_format, reasoning_format
+        self.template = None if template is None else ChatTemplate(template, {}, "a test's")
         self.encoded = 0
         """Characters that were tokenised."""
 
@@ -44,7 +48,19 @@ class ByteTokenizer:
     def exceeds(self, text: str, limit: int) -> bool:
         return len(text) > 4 * limit
 
-    def render_chat(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = (), answer: bool = True) -> str:
+    @property
+    def variables(self) -> frozenset[str]:
+        return frozenset() if self.template is None else self.template.variables
+
+    def render_chat(
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: Sequence[dict[str, Any]] = (),
+        answer: bool = True,
+        variables: dict[str, Any] | None = None,
+    ) -> str:
+        if self.template is not None:
+            return self.template.render(messages, tools, answer, variables)
         lines = [json.dumps(tool) for tool in tools]
         for message in messages:
             lines += [f"{message['role']}: {message['content']}", *(json.dumps(call) for call in message.get("tool_calls", ()))]
@@ -185,9 +201,10 @@ class FakeEngine:
         longest: int = 1000,
         tools: ToolFormat | None = None,
         reasoning: ReasoningFormat | None = None,
+        template: str | None = None,
     ) -> None:
-        """tools, reasoning: the formats that its template knows."""
-        self.tokenizer = ByteTokenizer(tools, reasoning)
+        """tools, reasoning: the formats that its template knows. template: its source."""
+        self.tokenizer = ByteTokenizer(tools, reasoning, template)
         self.state = ""
         self.refusal: ShoalError | None = None
         self.streams: list[ScriptedStream] = []

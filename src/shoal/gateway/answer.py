@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
-from time import perf_counter
+from time import perf_counter, time
 
 from shoal.gateway.caller import Caller
 from shoal.gateway.engine import Engine, Stream, TakenOver
@@ -78,6 +79,13 @@ class Answer:
 
         There is one reader: where another begins this one raises TakenOver.
         """
+        async with aclosing(self.heard()) as heard:
+            async for piece in heard:
+                if piece is not None:
+                    yield piece
+
+    async def heard(self, patience: float = 0) -> AsyncGenerator[Piece | None]:
+        """As `read`; None when there has been nothing for so many seconds, again and again. 0: never."""
         me = self._reader = object()
         self._news.set()
         at = 0
@@ -93,7 +101,19 @@ class Answer:
                 return
             else:
                 self._news.clear()
+                if not patience:
+                    await self._news.wait()
+                elif not await self._comes(patience):
+                    yield None
+
+    async def _comes(self, seconds: float) -> bool:
+        """Waits for news; False where none came."""
+        try:
+            async with asyncio.timeout(seconds):
                 await self._news.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def _gather(self, ended: Callable[[Answer], Awaitable[None]] | None) -> None:
         try:
@@ -104,6 +124,7 @@ class Answer:
             self.error = errors.exceptions[0]
             for stream in self._streams:
                 stream.close()
+        self.usage.ended = int(time())
         try:
             if ended is not None and not self.moved:
                 await ended(self)

@@ -44,12 +44,18 @@ class Answers:
     """An answer is dropped, and what runs for it ended, when its reader leaves; where the client named it, some time after that."""
 
     def __init__(
-        self, engine: Engine, watcher: Watcher | None = None, caller_of: Callable[[KeyId], Caller] = lambda owner: Caller()
+        self,
+        engine: Engine,
+        watcher: Watcher | None = None,
+        caller_of: Callable[[KeyId], Caller] = lambda owner: Caller(),
+        patience: float = 0,
     ) -> None:
         """Takes up what an engine before this one was about; where there is such a thing an event loop has to run.
 
         caller_of: whom the tokens of an answer are counted for that is taken up
+        patience: seconds of silence after which an event stream says that it lives; 0: never
         """
+        self.patience = patience
         self._engine, self._watcher, self._caller_of = engine, watcher, caller_of
         self._ended = None if watcher is None else watcher.ended
         self._telling: set[asyncio.Task[None]] = set()

@@ -40,10 +40,11 @@ from shoal.gateway.limits import Limiter, LocalLimiter
 from shoal.gateway.messages import route as messages
 from shoal.gateway.ollama import route as ollama
 from shoal.gateway.responses import route as responses
+from shoal.gateway.responses import socket as responses_socket
 from shoal.gateway.service import Service
 from shoal.request import Priority
 
-_ENDPOINTS = (chat, chat_socket, completions, embeddings, responses, messages, ollama, streams, tokens, models, health)
+_ENDPOINTS = (chat, chat_socket, completions, embeddings, responses, responses_socket, messages, ollama, streams, tokens, models, health)
 _BATCHED = {
     "/v1/chat/completions": chat,
     "/v1/completions": completions,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 from time import monotonic
 from typing import Any
@@ -23,6 +24,47 @@ from shoal.gateway.patience import Patience, Phase, Rule
 
 MAX_AHEAD = 512 << 10
 """Bytes that a client may send while its request is answered, the last of its body included."""
+
+
+_BARE = re.compile(rb"(?<!\r)\n")
+_FOLDED = re.compile(rb"\n[ \t]")
+_HEAD = re.compile(rb"\n\r?\n")
+"""What a head ends with."""
+
+
+class Http(h11.Connection):
+    """h11, where it is lenient made as strict as RFC 9112 allows: what a proxy in front of it might read differently is refused."""
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        state, (before, _) = self.their_state, self.trailing_data
+        if state is h11.IDLE:
+            end = _HEAD.search(before)
+            _check_lines(before[: end.end()] if end else before)
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            _check_framing(event)
+        elif isinstance(event, h11.EndOfMessage) and state is h11.SEND_BODY:  # trailers, where the body was chunked
+            _check_lines(before[: len(before) - len(self.trailing_data[0])])
+        return event
+
+
+def _check_lines(lines: bytes) -> None:
+    """Raises h11.RemoteProtocolError."""
+    if _BARE.search(lines):
+        raise h11.RemoteProtocolError("a line ends without a carriage return")
+    if _FOLDED.search(lines):
+        raise h11.RemoteProtocolError("a header goes on in the next line")
+
+
+def _check_framing(request: h11.Request) -> None:
+    """Raises h11.RemoteProtocolError where it can be read in two ways how long the body is (RFC 9112, 6.1)."""
+    names = {name for name, _ in request.headers}
+    if b"transfer-encoding" not in names:
+        return
+    if b"content-length" in names:
+        raise h11.RemoteProtocolError("Content-Length beside Transfer-Encoding")
+    if request.http_version < b"1.1":
+        raise h11.RemoteProtocolError("HTTP/1.0 has no Transfer-Encoding")
 
 
 class Connections:
@@ -62,6 +104,7 @@ class Connections:
 class Connection(H11Protocol):
     def __init__(self, connections: Connections, config: Config, server_state: ServerState, app_state: dict[str, Any], **loop: Any) -> None:
         super().__init__(config, server_state, app_state, **loop)
+        self.conn = Http(h11.SERVER, config.h11_max_incomplete_event_size or 64 << 10)
         self._all = connections
         self._patience = Patience(monotonic(), connections.rules)
         self._turn = self._received = self._caught_up = self._ahead = 0

@@ -31,6 +31,7 @@ REFUSALS = {
     413: "The body is too large, or there is no room for it",
     414: "Path and query are too long",
     415: "The body is said to be of another media type than JSON",
+    416: "The range lies beyond the file's end",
     429: "Too much is asked for now; Retry-After says when to come again",
     431: "The headers are too many or too large",
     499: "The client went away",

@@ -26,8 +26,8 @@ _GOES_ON = "goes_on"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 Message = dict[str, Any]
-"""As chat templates know messages: `role`, `content`, and where there are any `tool_calls`, `tool_call_id`, `name`. A call's
-`arguments` are an object."""
+"""As chat templates know messages: `role`, `content`, and where there are any `tool_calls`, `tool_call_id`, `name`, `reasoning_content`. A
+call's `arguments` are an object."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class Function:
     parameters: dict[str, Any] | None
     strict: bool
     where: str
+    custom: bool = False
+    """Whether it is called with text: that is its argument `input` then."""
+    input: str = ""
+    """Lark of that text inside of JSON; empty: any."""
 
     def check(self) -> None:
         """Raises InvalidRequest."""
@@ -48,7 +52,7 @@ class Function:
 
     @property
     def tool(self) -> Tool:
-        return Tool(self.name, self.parameters or {}, self.strict)
+        return Tool(self.name, self.parameters or {}, self.strict, self.input)
 
     @property
     def told(self) -> dict[str, Any]:
@@ -83,6 +87,11 @@ class Tools:
         for name in self.allowed or ():
             if name not in names:
                 raise InvalidRequest(f"tool_choice names '{name[:64]}', which is none of the tools", "tool_choice")
+
+    @property
+    def custom(self) -> tuple[str, ...]:
+        """Names of those that are called with text."""
+        return tuple(f.name for f in self.functions if f.custom)
 
     @property
     def callable(self) -> list[Tool]:
@@ -121,10 +130,12 @@ class Conversation:
     """Special tokens of that format, which have to be seen."""
 
 
-def converse(engine: Engine, messages: Sequence[Message], tools: Tools, answer: JsonAnswer | None) -> Conversation:
-    """Raises InvalidRequest, NotReady."""
+def converse(
+    engine: Engine, messages: Sequence[Message], tools: Tools, answer: JsonAnswer | None, variables: Mapping[str, Any] | None = None
+) -> Conversation:
+    """variables: what the template is told beside the conversation. Raises InvalidRequest, NotReady."""
     tokenizer = engine.tokenizer
-    text = rendered(tokenizer, messages, tools)
+    text = rendered(tokenizer, messages, tools, variables=variables)
     prompt = prompt_tokens(engine, text)
     reasoning = tokenizer.reasoning_format
     format = tokenizer.tool_format
@@ -160,10 +171,12 @@ def _calls(asked: str) -> str:
     return answer_grammar(msgspec.convert(format, AnswerFormat), tools, choice, parallel, marks, schema)
 
 
-def rendered(tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools, answer: bool = True) -> str:
+def rendered(
+    tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools, answer: bool = True, variables: Mapping[str, Any] | None = None
+) -> str:
     """The text that the model reads, for `encode_marked`. answer: up to where its answer begins. Raises InvalidRequest."""
     if messages and messages[-1].get(_GOES_ON):
-        return rendered(tokenizer, messages[:-1], tools) + tokenizer.marked(str(messages[-1]["content"]))
+        return rendered(tokenizer, messages[:-1], tools, variables=variables) + tokenizer.marked(str(messages[-1]["content"]))
     tools.check()
     format = tokenizer.tool_format
     if format is None and tools.functions:
@@ -172,10 +185,7 @@ def rendered(tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools, an
             "tools",
             "unsupported_parameter",
         )
-    linked, reasoning = _linked(messages, format), tokenizer.reasoning_format
-    if reasoning is not None and reasoning.channels:  # gpt-oss's template has its own word for it
-        linked = [{**m, "thinking": m["reasoning_content"]} if "reasoning_content" in m else m for m in linked]
-    return tokenizer.render_chat(linked, [f.told for f in tools.functions if tools.may], answer)
+    return tokenizer.render_chat(_linked(messages, format), [f.told for f in tools.functions if tools.may], answer, variables)
 
 
 def prompt_tokens(engine: Engine, text: str, param: str = "messages") -> list[int]:

@@ -4,6 +4,9 @@ An event's id says how far the answer is with it: the tokens of each choice, joi
 same id whenever it is made, however the choices' tokens came in between each other: after a restart, too, that drew some of them
 anew. An answer of one choice simply counts. After the last token the usage counts as one more of the last choice, and [DONE] as another.
 Where an endpoint counts its events itself, their numbers are the ids. The event of an error has none, and nothing follows it.
+
+While a prompt is computed, or a stream waits for a node, there is nothing to say, and clients give up on a connection that says nothing
+(Node's fetch after 300 s). So a line comes then, every few seconds, that no reader takes for an event.
 """
 
 from __future__ import annotations
@@ -23,6 +26,9 @@ from shoal.gateway.writer import Event, Writer
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
 Position = list[int]
+
+_PING = Event("")
+"""Stands for what a job's stream says when there is nothing to say."""
 
 
 def position(text: str | None, choices: int) -> Position | None:
@@ -45,8 +51,13 @@ def _id(at: Position) -> bytes:
     return b"id: " + ".".join(map(str, at)).encode() + b"\n"
 
 
-async def told(answer: Answer, writer: Writer, after: Position | None = None) -> AsyncGenerator[tuple[Position | None, Event]]:
-    """The events after a position, each with its own. An error is an event too, without one."""
+async def told(
+    answer: Answer, writer: Writer, after: Position | None = None, patience: float = 0
+) -> AsyncGenerator[tuple[Position | None, Event]]:
+    """The events after a position, each with its own. An error is an event too, without one.
+
+    patience: seconds of silence after which there is a _PING; 0: none
+    """
     choices = answer.job.choices
     seen = after or [0] * choices
     at, last = list(seen), 0
@@ -59,8 +70,11 @@ async def told(answer: Answer, writer: Writer, after: Position | None = None) ->
     try:
         for event in shown(writer.opening(), after is None):
             yield event
-        async with aclosing(answer.read()) as pieces:
+        async with aclosing(answer.heard(patience)) as pieces:
             async for piece in pieces:
+                if piece is None:
+                    yield None, _PING
+                    continue
                 if piece.choice == choices - 1:
                     last = piece.upto
                 if new := piece.upto > seen[piece.choice]:
@@ -79,8 +93,11 @@ async def told(answer: Answer, writer: Writer, after: Position | None = None) ->
         return
 
 
-async def events(answer: Answer, writer: Writer, after: Position | None = None) -> AsyncGenerator[bytes]:
-    """As they are sent."""
-    async with aclosing(told(answer, writer, after)) as all:
+async def events(answer: Answer, writer: Writer, after: Position | None = None, patience: float = 0) -> AsyncGenerator[bytes]:
+    """As they are sent. patience: seconds of silence after which something is said; 0: nothing is."""
+    async with aclosing(told(answer, writer, after, patience)) as all:
         async for at, event in all:
+            if event is _PING:
+                yield answer.job.ping
+                continue
             yield (b"" if at is None else _id(at)) + _data(event)

@@ -7,7 +7,7 @@ import secrets
 from abc import abstractmethod
 from collections.abc import Sequence
 from time import time
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import msgspec
 
@@ -24,7 +24,7 @@ _MAX_STOPS, _MAX_STOP_LENGTH = 4, 256
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 CHOSEN = {"X-Request-Id": {"type": "string", "pattern": f"^{_ID.pattern}$"}}
 """The header in which a client chooses an id."""
-_TIERS = {"priority": Priority.URGENT, "flex": Priority.FLEX, "batch": Priority.BATCH}
+_TIERS = {"priority": Priority.URGENT, "fast": Priority.URGENT, "flex": Priority.FLEX, "batch": Priority.BATCH}
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +46,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     owner: KeyId = KeyId("")
     """Whose key asked; nobody else reads the answer."""
 
+    ping: ClassVar[bytes] = b": nothing new yet\n"
+    """What an event stream says when it has had nothing to say for a while: a comment, which readers skip, unless the endpoint has its own.
+
+    No empty line follows: the openai package for Python would take it, after an event with an id, for the end of one without data.
+    """
+
     @abstractmethod
     def writer(self, engine: Engine) -> Writer:
         """A fresh one: it remembers what it has written."""
@@ -66,8 +72,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def service_tier(self) -> str:
-        """As the API names what the requests are served with."""
-        return next((tier for tier, priority in _TIERS.items() if self.requests[0].priority is priority), "default")
+        """As OpenAI's API names what the requests are served with: it has nothing below 'flex'."""
+        return {Priority.URGENT: "priority", Priority.NORMAL: "default"}.get(self.requests[0].priority, "flex")
 
     @property
     def outlives(self) -> bool:

@@ -11,10 +11,11 @@ from shoal.gateway.completions.job import CompletionJob
 from shoal.gateway.job import Job
 from shoal.gateway.messages.job import MessageJob
 from shoal.gateway.ollama.job import OllamaJob
+from shoal.gateway.responses.compaction import CompactionJob
 from shoal.gateway.responses.job import ResponseJob
 from shoal.request import Request
 
-Kind = ChatJob | CompletionJob | ResponseJob | MessageJob | OllamaJob
+Kind = ChatJob | CompletionJob | ResponseJob | CompactionJob | MessageJob | OllamaJob
 
 
 def recalled(note: bytes, requests: Sequence[Request]) -> Job:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ class Service:
         bounds = Bounds(settings.responses, settings.responses_bytes, settings.responses_days * 86400)
         self.responses = ResponseStore(settings.data_folder, bounds)
         self.doors, self.keyring, self.limiter = Doors(), keyring, limiter
-        self.answers = Answers(engine, ResponseKeeper(self.responses, engine), self._caller_of)
+        self.answers = Answers(engine, ResponseKeeper(self.responses, engine), self._caller_of, settings.ping)
 
     @property
     def state(self) -> str:
@@ -123,7 +124,7 @@ def json_object(raw: bytes | bytearray) -> dict[str, Any]:
     """Raises InvalidRequest."""
     check_depth(raw)
     try:
-        body = json.loads(raw.decode(), parse_int=_integer if _LONG.search(raw) else None)
+        body = json.loads(raw.removeprefix(BOM_UTF8).decode(), parse_int=_integer if _LONG.search(raw) else None)
         written = json.dumps(body, ensure_ascii=False)
         written.encode()  # a lone surrogate is no text
     except UnicodeEncodeError as error:
@@ -180,11 +181,11 @@ class Streaming(StreamingResponse):
         answers: Answers,
         answer: Answer,
         after: Position | None = None,
-        written: Callable[[Answer, Writer, Position | None], AsyncIterator[bytes]] = events,
+        written: Callable[[Answer, Writer, Position | None, float], AsyncIterator[bytes]] = events,
         media: str = "text/event-stream",
     ) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "X-Request-Id": answer.job.id}
-        super().__init__(written(answer, answer.writer(), after), media_type=media, headers=headers)
+        super().__init__(written(answer, answer.writer(), after, answers.patience), media_type=media, headers=headers)
         self._leave = lambda: answers.leave(answer)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -9,10 +9,11 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 
 from shoal.errors import InvalidRequest
-from shoal.gateway.chat.wire import ChatRequest, Message, Tool
+from shoal.gateway.chat.wire import AnyTool, ChatRequest, Message
 from shoal.gateway.contract import contract
 from shoal.gateway.conversation import rendered
 from shoal.gateway.service import Service, json_body
+from shoal.gateway.variables import template_variables
 from shoal.gateway.wire import Shape, Wire, parse
 
 
@@ -22,14 +23,14 @@ class TokenizeRequest(Wire):
     inert: ClassVar[dict[str, tuple[Any, ...]]] = {
         "continue_final_message": (None, False),
         "chat_template": (None,),
-        "chat_template_kwargs": (None, {}),
         "mm_processor_kwargs": (None, {}),
     }
 
     model: str | None = None
     prompt: str | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
-    tools: list[Tool] | None = None
+    tools: list[AnyTool] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     add_special_tokens: bool | None = None
     """Begin with the model's BOS where it wants one. Default: before a text, not before a conversation, whose template does it."""
     parse_special: bool = True
@@ -74,7 +75,8 @@ def routes(service: Service) -> APIRouter:
             tokens = engine.tokenizer.encode(body.prompt or "", body.add_special_tokens is not False, body.parse_special)
         else:
             chat = ChatRequest(messages=body.messages, tools=body.tools)
-            text = rendered(engine.tokenizer, chat.templated(), chat.asked_tools(), body.add_generation_prompt)
+            variables = template_variables(engine.tokenizer, None, body.chat_template_kwargs)
+            text = rendered(engine.tokenizer, chat.templated(), chat.asked_tools(), body.add_generation_prompt, variables)
             tokens = engine.tokenizer.encode_marked(text, bos=bool(body.add_special_tokens))
         pieces = [engine.tokenizer.token_bytes(t).decode(errors="replace") for t in tokens] if body.return_token_strs else None
         return {"count": len(tokens), "max_model_len": engine.longest(), "tokens": tokens, "token_strs": pieces}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from shoal.errors import InvalidRequest
 
@@ -18,7 +19,19 @@ class Wire(BaseModel):
     """For some of them: the field that serves the same end."""
 
 
-ServiceTier = Literal["default", "flex", "batch", "priority"]
+class Echoed(Wire):
+    """Part of a conversation that a client has from an answer, and sends back: fields without a value are as good as not there."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nothing(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        known = {*cls.model_fields, *(field.alias for field in cls.model_fields.values())}
+        return {name: each for name, each in cast("dict[str, Any]", value).items() if each is not None or name in known}
+
+
+ServiceTier = Literal["default", "flex", "priority"]
 """What a request was served with."""
 
 
@@ -31,6 +44,16 @@ class Shape(BaseModel):
 class StreamOptions(Wire):
     include_usage: bool = False
     include_obfuscation: Literal[False] = False
+
+
+def _short_keys(pairs: dict[str, str]) -> dict[str, str]:
+    if any(len(key) > 64 for key in pairs):
+        raise PydanticCustomError("key_too_long", "a key has at most 64 characters")
+    return pairs
+
+
+Metadata = Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=16), AfterValidator(_short_keys)]
+"""Pairs of text, which say nothing to the model."""
 
 
 class Asking(Wire):
@@ -57,10 +80,12 @@ class Sampled(Asking):
     repetition_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     ignore_eos: bool = False
-    service_tier: Literal["auto", "default", "flex", "batch", "priority"] | None = None
+    service_tier: Literal["auto", "default", "flex", "batch", "priority", "fast"] | None = None
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
 
 
 class PromptDetails(Shape):
@@ -81,6 +106,12 @@ class UsageAnswer(Shape):
     total_tokens: int
     prompt_tokens_details: PromptDetails
     completion_tokens_details: CompletionDetails
+
+
+def kind_of(raw: object) -> str:
+    """Whether a tool, or a call of one, is a function's or a custom one's; in brackets: no part of the field's name."""
+    kind = cast("dict[str, Any]", raw).get("type") if isinstance(raw, dict) else getattr(raw, "type", None)
+    return "[custom]" if kind == "custom" else "[function]"
 
 
 W = TypeVar("W", bound=Wire)

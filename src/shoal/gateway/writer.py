@@ -37,6 +37,8 @@ class Usage:
     """Seconds until the first token, from when the request was taken on here."""
     took: float = 0.0
     """Seconds until the last one so far."""
+    ended: int | None = None
+    """Seconds since 1970, when all was said."""
 
     def wire(self) -> dict[str, Any]:
         return {

@@ -23,6 +23,7 @@ from shoal.text.tools import Tags, Tool, ToolFormat
 
 MAX_TOOLS = 128
 _ANYTHING = "/(?s:.*)/"
+_BEFORE_INPUT, _BEHIND_INPUT = json.dumps('{"input": "'), json.dumps('"}')
 _GAP = r"/[ \t\r\n]{1,4}/"
 
 
@@ -201,11 +202,22 @@ class _Rules:
     def _call(self, format: ToolFormat, tool: Tool, schema: Mapping[str, Any], number: int) -> str:
         """From its name on."""
         name = json.dumps(json.dumps(tool.name, ensure_ascii=False)[1:-1])
-        given = f"%json {_guided(schema, tool.strict)}" if format.tags is None else self._tagged(format.tags, tool, schema, number)
+        given = self._arguments(tool, schema, number) if format.tags is None else self._tagged(format.tags, tool, schema, number)
         return self._add(f"call_{number}", " ".join(filter(None, (name, self._spelled(format.middle), given, self._spelled(format.end)))))
+
+    def _arguments(self, tool: Tool, schema: Mapping[str, Any], number: int) -> str:
+        """As JSON."""
+        if not tool.input:
+            return f"%json {_guided(schema, tool.strict)}"
+        inside = self._add(f"input_{number}", f"%lark {{\n{tool.input}\n}}")
+        return f"{_BEFORE_INPUT} {inside} {_BEHIND_INPUT}"
 
     def _tagged(self, tags: Tags, tool: Tool, schema: Mapping[str, Any], number: int) -> str:
         """Arguments one by one, in the order of the schema."""
+        if tool.input:
+            raise InvalidRequest(
+                f"this model writes arguments without quotes, where the grammar of tool '{tool.name}' cannot be held to; leave the grammar out", "tools"
+            )
         required = cast("list[str]", schema.get("required") or [])
         out: list[str] = []
         for at, (name, part) in enumerate(_properties(schema)):
@@ -242,7 +254,7 @@ class _Rules:
         if not must:
             ways.append(f'{channel} "final" typed {message} json' if as_json else f'{channel} "final" {message} ANYTHING')
         for i, (tool, schema) in enumerate(tools):
-            arguments = self._add(f"arguments_{i}", f"%json {_guided(schema, tool.strict)}")
+            arguments = self._add(f"arguments_{i}", self._arguments(tool, schema, i))
             to = json.dumps(f" to=functions.{tool.name}")
             ways.append(f'{channel} ("commentary" | "analysis") {to} {typed} {message} {arguments}')
             ways.append(f'{to} {channel} "commentary" {typed} {message} {arguments}')

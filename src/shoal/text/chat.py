@@ -9,11 +9,12 @@ what they are given, as in `'</think>' in content`: there the template's own tex
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn, cast
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, meta
 from jinja2.ext import Extension
 from jinja2.nodes import Call, Compare, Const, Filter, Getattr, Getitem, Node, Template, Test
 from jinja2.parser import Parser
@@ -23,6 +24,14 @@ from shoal.errors import CorruptModel, InvalidRequest, ShoalError
 from shoal.text.marks import ESCAPED, MARK, Marks, plain
 from shoal.text.reasoning import detect as detect_reasoning
 from shoal.text.tools import detect
+
+RESERVED = frozenset(
+    {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "bos_token", "eos_token", "pad_token"}
+)
+"""Names that templates know for what they are told in any case."""
+
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+"""What templates call an earlier answer's reasoning, as a field of its message: Qwen3 and DeepSeek; gpt-oss; others."""
 
 
 class _Refused(Exception):
@@ -100,7 +109,8 @@ def _look_for_marked(parsed: Template, marks: Marks) -> None:
 
 
 class ChatTemplate:
-    """`tools`: the format of tool calls that it teaches, if any. `reasoning`: that of reasoning that it knows, if any."""
+    """`tools`: the format of tool calls that it teaches, if any. `reasoning`: that of reasoning that it knows, if any.
+    `variables`: names that it reads beside the conversation."""
 
     def __init__(
         self,
@@ -121,25 +131,38 @@ class ChatTemplate:
         cast("dict[str, Any]", environment.globals).update(raise_exception=_raise, strftime_now=_now)
         try:
             parsed = environment.parse(source)
+            read = meta.find_undeclared_variables(parsed)
             if marks is not None:
                 _look_for_marked(parsed, marks)
             self._template = environment.from_string(parsed)
         except TemplateError as error:
             raise fault(where, f"the chat template is no valid Jinja ({error})") from error
+        self.variables = frozenset(read) - RESERVED - special.keys() - environment.globals.keys()
+        fields = set(re.findall(r"(?:\.|\[['\"])(\w+)", source))
+        self._reasoning = next((name for name in _REASONING if name in fields), None)
         self.source = source
         self._special, self._marks = dict(special), marks
         self.tools = detect(source)
         self.reasoning = detect_reasoning(source)
 
-    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), answer: bool = True) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        answer: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
         """The prompt, marked. Raises InvalidRequest for a conversation that the template refuses.
 
-        messages: as transformers has them: a tool call's arguments are an object, not its JSON.
-        tools:    {"type": "function", "function": {"name", "description", "parameters"}}
-        answer:   up to where the assistant begins.
+        messages:  as transformers has them: a tool call's arguments are an object, not its JSON; `reasoning_content` is left out
+                   where the template does not know such a thing.
+        tools:     {"type": "function", "function": {"name", "description", "parameters"}}
+        answer:    up to where the assistant begins.
+        variables: by name, none of them RESERVED.
         """
         given: dict[str, Any] = {
-            "messages": list(messages),
+            **(variables or {}),
+            "messages": [self._known(message) for message in messages],
             "tools": list(tools) or None,
             "documents": None,
             "add_generation_prompt": answer,
@@ -152,3 +175,11 @@ class ChatTemplate:
             raise InvalidRequest(f"the model's chat template refuses these messages: {plain(str(error))}", "messages") from error
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError) as error:
             raise InvalidRequest(f"the model's chat template cannot render these messages: {plain(str(error))}", "messages") from error
+
+    def _known(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """With its reasoning under the name that the template reads."""
+        if "reasoning_content" not in message or self._reasoning == "reasoning_content":
+            return message
+        known = dict(message)
+        reasoning = known.pop("reasoning_content")
+        return known if self._reasoning is None else {**known, self._reasoning: reasoning}

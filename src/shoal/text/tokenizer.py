@@ -194,13 +194,24 @@ class Tokenizer:
         """How the model writes what it thinks before it answers; None where its template knows of no such thing."""
         return None if self.template is None else self.template.reasoning
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), answer: bool = True) -> str:
+    @property
+    def variables(self) -> frozenset[str]:
+        """Names that its chat templates read beside the conversation."""
+        return frozenset[str]().union(*(t.variables for t in (self.template, self.tool_template) if t is not None))
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        answer: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
         """A conversation as the model's template writes it, for `encode_marked` (see marks.py). answer: ready for the model's.
         Raises InvalidRequest."""
         template = self.tool_template if tools else self.template
         if template is None:
             raise InvalidRequest("this model has no chat template; use /v1/completions, or serve it with --chat-template", "messages")
-        return template.render(messages, tools, answer)
+        return template.render(messages, tools, answer, variables)
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """The tokens of `render_chat`. Raises InvalidRequest."""

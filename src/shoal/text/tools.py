@@ -28,6 +28,8 @@ class Tool:
     parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
     strict: bool = False
     """Whether a schema that cannot be held to in full is refused."""
+    input: str = ""
+    """Of a tool whose only argument is the text `input`: Lark of what stands between its quotes; empty: any text."""
 
 
 @dataclass(frozen=True)

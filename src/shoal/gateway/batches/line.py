@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
@@ -55,6 +56,8 @@ def parsed(lines: Iterable[bytes], urls: Collection[str]) -> Iterator[Line]:
     """
     seen: dict[str, int] = {}
     for number, raw in enumerate(lines, 1):
+        if number == 1:
+            raw = raw.removeprefix(BOM_UTF8)
         if not raw.strip():
             continue
         line = _parse(number, raw, urls)

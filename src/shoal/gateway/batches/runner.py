@@ -81,9 +81,13 @@ class Runner:
             await asyncio.gather(running, return_exceptions=True)
 
     async def _run(self) -> None:
+        swept = False
         try:
             while True:
                 try:
+                    if not swept:
+                        await asyncio.to_thread(self._files.sweep)
+                        swept = True
                     await self._look()
                 except Exception as error:  # noqa: BLE001 - whatever it is: it may pass, and nothing else would look again
                     log.warning("batches cannot be looked at", reason=repr(error))
@@ -123,7 +127,6 @@ class Runner:
             if (lease := Lease.take(self._settings.data_folder / name)) is None:
                 return False
             self._leases[model] = lease
-            self._files.sweep()
         return True
 
     def _begin(self, batch: Batch) -> None:

@@ -37,13 +37,24 @@ class ToolCall(Shape):
     function: CalledFunction
 
 
+class CustomText(Shape):
+    name: str
+    input: str
+
+
+class CustomToolCall(Shape):
+    id: str
+    type: Literal["custom"]
+    custom: CustomText
+
+
 class ChatMessage(Shape):
     role: Literal["assistant"]
     content: str | None
     refusal: None
     reasoning_content: str = ""
     """There where the model reasoned."""
-    tool_calls: list[ToolCall] = Field(default_factory=list[ToolCall])
+    tool_calls: list[ToolCall | CustomToolCall] = Field(default_factory=list[ToolCall | CustomToolCall])
 
 
 class ChatChoice(Shape):

@@ -8,11 +8,14 @@ from shoal.gateway.chat.writer import ChatWriter
 from shoal.gateway.conversation import converse
 from shoal.gateway.engine import Engine
 from shoal.gateway.job import Job, common
+from shoal.gateway.variables import template_variables
 from shoal.request import MAX_ALTERNATIVES
 
 
 class ChatJob(Job, frozen=True, tag="chat"):
     logprobs: bool = False
+    custom: tuple[str, ...] = ()
+    """Tools that are called with text."""
 
     def writer(self, engine: Engine) -> ChatWriter:
         return ChatWriter(engine, self)
@@ -27,7 +30,9 @@ def chat_job(body: ChatRequest, engine: Engine, chosen: str | None = None) -> Ch
     if not 0 <= (body.top_logprobs or 0) <= MAX_ALTERNATIVES:
         raise InvalidRequest(f"top_logprobs must lie in [0, {MAX_ALTERNATIVES}], not {body.top_logprobs}", "top_logprobs")
     answer = None if body.response_format is None else body.response_format.answer()
-    asked = converse(engine, body.templated(), body.asked_tools(), answer)
+    variables = template_variables(engine.tokenizer, body.reasoning_effort, body.chat_template_kwargs)
+    tools = body.asked_tools()
+    asked = converse(engine, body.templated(), tools, answer, variables)
     fields = common(
         body,
         engine,
@@ -39,4 +44,4 @@ def chat_job(body: ChatRequest, engine: Engine, chosen: str | None = None) -> Ch
         chosen=chosen,
         grammar=asked.grammar,
     )
-    return ChatJob(**fields, logprobs=bool(body.logprobs), format=asked.format, markers=asked.markers)
+    return ChatJob(**fields, logprobs=bool(body.logprobs), format=asked.format, custom=tools.custom, markers=asked.markers)

@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator
 from pydantic_core import PydanticCustomError
 
 from shoal.errors import InvalidRequest
 from shoal.gateway import conversation
 from shoal.gateway.conversation import MAX_MESSAGES, JsonAnswer, Tools, check_name
-from shoal.gateway.wire import Sampled, Wire
+from shoal.gateway.custom import Syntax, called_with, custom_function
+from shoal.gateway.variables import Effort
+from shoal.gateway.wire import Echoed, Metadata, Sampled, Wire, kind_of
 from shoal.text.answer_grammar import MAX_TOOLS
 
 
-class Part(Wire):
+class Part(Echoed):
     type: Literal["text", "refusal"]
     text: str | None = None
     refusal: str | None = None
+    cache_control: Any = None
+    prompt_cache_breakpoint: Any = None
+    annotations: Any = None
 
     @field_validator("type", mode="before")
     @classmethod
@@ -30,15 +35,19 @@ class Part(Wire):
         return kind
 
 
-class FunctionCall(Wire):
+class FunctionCall(Echoed):
     name: str
     arguments: str
 
 
-class ToolCall(Wire):
+class ToolCall(Echoed):
     id: Annotated[str, Field(min_length=1, max_length=256)]
     type: Literal["function"]
     function: FunctionCall
+    index: Any = None
+    cache_control: Any = None
+    provider_specific_fields: Any = None
+    extra_content: Any = None
 
     def templated(self, where: str) -> dict[str, Any]:
         """Raises InvalidRequest."""
@@ -52,17 +61,46 @@ class ToolCall(Wire):
         return {"id": self.id, "type": "function", "function": {"name": self.function.name, "arguments": arguments}}
 
 
-class Message(Wire):
+class CustomInput(Echoed):
+    name: str
+    input: str
+
+
+class CustomCall(Echoed):
+    id: Annotated[str, Field(min_length=1, max_length=256)]
+    type: Literal["custom"]
+    custom: CustomInput
+    index: Any = None
+
+    def templated(self, where: str) -> dict[str, Any]:
+        """Raises InvalidRequest."""
+        check_name(self.custom.name, f"{where}.custom.name")
+        return {"id": self.id, "type": "function", "function": {"name": self.custom.name, "arguments": called_with(self.custom.input)}}
+
+
+class Message(Echoed):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Part] | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: (
+        list[Annotated[Annotated[ToolCall, Tag("[function]")] | Annotated[CustomCall, Tag("[custom]")], Discriminator(kind_of)]] | None
+    ) = None
     tool_call_id: str | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    reasoning: str | None = None
     audio: None = None
     function_call: None = None
+
+    # What servers and libraries put into messages that clients then send back. It says nothing to the model.
+    annotations: Any = None
+    cache_control: Any = None
+    images: Annotated[list[Any], Field(max_length=0)] | None = None
+    id: Any = None
+    index: Any = None
+    provider_specific_fields: Any = None
+    reasoning_details: Any = None
+    thinking_blocks: Any = None
 
     @field_validator("role", mode="before")
     @classmethod
@@ -81,12 +119,14 @@ class Message(Wire):
     def templated(self, where: str) -> conversation.Message:
         """As chat templates know messages. Raises InvalidRequest."""
         assistant, tool = self.role == "assistant", self.role == "tool"
-        for name, mine in (("tool_calls", assistant), ("refusal", assistant), ("reasoning_content", assistant), ("tool_call_id", tool)):
-            if getattr(self, name) is not None and not mine:
+        for name, mine in (("tool_calls", assistant), ("refusal", assistant), ("tool_call_id", tool)):
+            if getattr(self, name) not in (None, []) and not mine:
                 raise InvalidRequest(f"a message of the role '{self.role}' has no {name}", f"{where}.{name}")
         if self.content is None and not (assistant and (self.tool_calls or self.refusal)):
             raise InvalidRequest(f"a message of the role '{self.role}' needs content", f"{where}.content")
         known: conversation.Message = {"role": "system" if self.role == "developer" else self.role, "content": self._text(where)}
+        if assistant and (reasoning := self.reasoning_content or self.reasoning):
+            known["reasoning_content"] = reasoning
         if self.tool_calls:
             known["tool_calls"] = [call.templated(f"{where}.tool_calls.{i}") for i, call in enumerate(self.tool_calls)]
         if self.reasoning_content:
@@ -125,6 +165,42 @@ class Tool(Wire):
     type: Literal["function"]
     function: Function
 
+    def asked(self, where: str) -> conversation.Function:
+        f = self.function
+        return conversation.Function(f.name, f.description, f.parameters, bool(f.strict), f"{where}.function")
+
+
+class Grammar(Wire):
+    syntax: Syntax
+    definition: str
+
+
+class CustomFormat(Wire):
+    type: Literal["text", "grammar"]
+    grammar: Grammar | None = None
+
+
+class Custom(Wire):
+    name: str
+    description: str | None = None
+    format: CustomFormat | None = None
+
+
+class CustomTool(Wire):
+    type: Literal["custom"]
+    custom: Custom
+
+    def asked(self, where: str) -> conversation.Function:
+        """Raises InvalidRequest."""
+        format = self.custom.format or CustomFormat(type="text")
+        if (format.type == "grammar") != (format.grammar is not None):
+            raise InvalidRequest("a format has a grammar if its type is 'grammar', and only then", f"{where}.custom.format")
+        grammar = None if format.grammar is None else (format.grammar.syntax, format.grammar.definition)
+        return custom_function(self.custom.name, self.custom.description, grammar, f"{where}.custom")
+
+
+AnyTool = Annotated[Annotated[Tool, Tag("[function]")] | Annotated[CustomTool, Tag("[custom]")], Discriminator(kind_of)]
+
 
 class Named(Wire):
     name: str
@@ -135,9 +211,14 @@ class NamedChoice(Wire):
     function: Named
 
 
+class CustomChoice(Wire):
+    type: Literal["custom"]
+    custom: Named
+
+
 class AllowedTools(Wire):
     mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedChoice], Field(min_length=1, max_length=MAX_TOOLS)]
+    tools: Annotated[list[NamedChoice | CustomChoice], Field(min_length=1, max_length=MAX_TOOLS)]
 
 
 class AllowedChoice(Wire):
@@ -175,14 +256,9 @@ class ChatRequest(Sampled):
         "modalities": (None, ["text"]),
         "audio": (None,),
         "prediction": (None,),
-        "reasoning_effort": (None, "none"),
         "verbosity": (None, "medium"),
         "web_search_options": (None,),
-        "store": (None, False),
-        "metadata": (None, {}),
         "moderation": (None,),
-        "prompt_cache_options": (None,),
-        "prompt_cache_retention": (None, "in_memory", "in-memory"),
     }
     instead: ClassVar[dict[str, str]] = {"functions": "tools", "function_call": "tool_choice"}
 
@@ -191,25 +267,27 @@ class ChatRequest(Sampled):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     response_format: ResponseFormat | None = None
-    tools: list[Tool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedChoice | AllowedChoice | None = None
+    tools: list[AnyTool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedChoice | CustomChoice | AllowedChoice | None = None
     parallel_tool_calls: bool | None = None
+    reasoning_effort: Effort | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    store: bool | None = None
+    metadata: Metadata | None = None
 
     def templated(self) -> list[conversation.Message]:
         """Raises InvalidRequest."""
         return [message.templated(f"messages.{i}") for i, message in enumerate(self.messages)]
 
     def asked_tools(self) -> Tools:
-        functions = [
-            conversation.Function(f.name, f.description, f.parameters, bool(f.strict), f"tools.{i}.function")
-            for i, f in enumerate(tool.function for tool in self.tools or ())
-        ]
+        """Raises InvalidRequest."""
+        functions = [tool.asked(f"tools.{i}") for i, tool in enumerate(self.tools or ())]
         parallel = self.parallel_tool_calls is not False
         match self.tool_choice:
-            case NamedChoice(function=named):
+            case NamedChoice(function=named) | CustomChoice(custom=named):
                 return Tools(functions, must=True, allowed=[named.name], parallel=False)
             case AllowedChoice(allowed_tools=allowed):
-                names = [choice.function.name for choice in allowed.tools]
+                names = [(c.function if isinstance(c, NamedChoice) else c.custom).name for c in allowed.tools]
                 return Tools(functions, must=allowed.mode == "required", allowed=names, parallel=parallel)
             case choice:
                 return Tools(functions, may=choice != "none", must=choice == "required", parallel=parallel)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from shoal.gateway.conversation import call_id
+from shoal.gateway.custom import Input
 from shoal.gateway.engine import Engine
 from shoal.gateway.faults import Fault
 from shoal.gateway.reading import Reading
@@ -21,6 +22,8 @@ class ChatWriter:
     def __init__(self, engine: Engine, job: ChatJob) -> None:
         self._engine, self._job = engine, job
         self._reading = Reading(job.format, job.choices)
+        self._inputs: dict[tuple[int, int], Input] = {}
+        """Of calls of custom tools, by choice and number."""
 
     def _frame(self, object: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -69,9 +72,15 @@ class ChatWriter:
         """What is new of each call, by its number."""
         calls: dict[int, dict[str, Any]] = {}
         for new in news:
-            if isinstance(new, CallBegun):
+            if isinstance(new, CallBegun) and new.name in self._job.custom:
+                self._inputs[choice, new.call] = Input()
+                custom = {"name": new.name, "input": ""}
+                calls[new.call] = {"id": call_id(self._job.id, choice, new.call), "type": "custom", "custom": custom}
+            elif isinstance(new, CallBegun):
                 function = {"name": new.name, "arguments": ""}
                 calls[new.call] = {"id": call_id(self._job.id, choice, new.call), "type": "function", "function": function}
+            elif isinstance(new, Arguments) and (input := self._inputs.get((choice, new.call))) is not None:
+                calls.setdefault(new.call, {"custom": {"input": ""}})["custom"]["input"] += input.push(new.text)
             elif isinstance(new, Arguments):
                 calls.setdefault(new.call, {"function": {"arguments": ""}})["function"]["arguments"] += new.text
         return calls

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from shoal.gateway.engine import Engine
 from shoal.gateway.faults import Fault
 from shoal.gateway.writer import Event, Piece, Usage
-from shoal.request import Alternative
+from shoal.request import Score, TokenChunk
 from shoal.text.detokenizer import Detokenizer
 
 if TYPE_CHECKING:
@@ -39,15 +39,32 @@ class _Logprobs:
                 continue
             out["tokens"].append(self._text(scored.token))
             out["token_logprobs"].append(scored.logprob)
-            own = () if scored.logprob is None else (Alternative(scored.token, scored.logprob),)
-            tops = {self._text(a.token): a.logprob for a in (*scored.alternatives, *own)}
-            out["top_logprobs"].append(tops or None)
+            out["top_logprobs"].append(self._tops(scored) or None)
             out["text_offset"].append(self._offset)
             self._offset += len(self._detokenizer.push(scored.token))
         return out
 
+    def _tops(self, scored: Score | TokenChunk) -> dict[str, float]:
+        """The alternatives by their texts, and the token itself. Of several with one text the likeliest has it, but for the token itself."""
+        likely = {a.token: a.logprob for a in scored.alternatives}
+        if scored.token is None or scored.logprob is None:
+            own = None
+        else:
+            own, likely = self._text(scored.token), {**likely, scored.token: scored.logprob}
+        tops: dict[str, float] = {}
+        for token, logprob in likely.items():
+            text = self._text(token)
+            taken = text in tops or (text == own and token != scored.token)
+            tops[f"token_id:{token}" if taken else text] = logprob
+        return tops
+
     def _text(self, token: int) -> str:
-        return self._tokenizer.token_bytes(token).decode(errors="replace")
+        """What a token says, as OpenAI writes it where that is part of a character only."""
+        raw = self._tokenizer.token_bytes(token)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
 class CompletionWriter:

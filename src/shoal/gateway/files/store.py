@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import sqlite3
 import tempfile
 from collections.abc import AsyncIterable, Callable
 from contextlib import suppress
@@ -106,7 +107,10 @@ class FileStore:
     def _room(self) -> int:
         """Bytes that still fit. Raises NoRoom where there are too many files."""
         with self._database.transaction() as db:
-            count, used = db.execute("SELECT COUNT(*), COALESCE(SUM(bytes), 0) FROM files").fetchone()
+            return self._left(db)
+
+    def _left(self, db: sqlite3.Connection) -> int:
+        count, used = db.execute("SELECT COUNT(*), COALESCE(SUM(bytes), 0) FROM files").fetchone()
         if count >= self._settings.max_files:
             raise NoRoom(f"there are {count} files, as many as are kept (--max-files); delete some", "file")
         return self._settings.files_space_bytes - int(used)
@@ -115,16 +119,17 @@ class FileStore:
         return f"the files would take more than {human_bytes(self._settings.files_space_bytes)} (--files-space); delete some"
 
     def _keep(self, file: File, written: str) -> None:
-        if file.bytes > self._room():
-            raise NoRoom(self._full(), "file")
-        os.rename(written, self.path(file.id))
-        self.add(file)
+        """Others may have come while this one did: so there is one look, and nobody else in between. Raises NoRoom."""
+        with self._database.transaction() as db:
+            if file.bytes > self._left(db):
+                raise NoRoom(self._full(), "file")
+            os.rename(written, self.path(file.id))
+            _insert(db, file)
 
     def add(self, file: File) -> None:
         """Bytes that lie at their path become a file; once, however often it is said."""
         with self._database.transaction() as db:
-            values = (file.id, file.owner, file.purpose, file.filename, file.bytes, file.created_at)
-            db.execute(f"INSERT OR IGNORE INTO files ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", values)
+            _insert(db, file)
 
     def find(self, owner: str, id: str) -> File:
         """Raises UnknownObject."""
@@ -153,10 +158,21 @@ class FileStore:
         return [File(*row) for row in rows], more
 
     def sweep(self, age: float = 86400.0) -> None:
-        """Removes what uploads left behind that a crash broke off, seconds old."""
+        """Removes what a crash left behind: uploads that it broke off, seconds old, and bytes that are no file and become none."""
+        with self._database.transaction() as db:  # so that none becomes one meanwhile
+            known = {id for (id,) in db.execute("SELECT id FROM files")}
+            written = {id.removeprefix("batch_") for (id,) in db.execute("SELECT id FROM batches WHERE open = 1")}
+            for path in self._folder.glob("file-*"):
+                if path.name not in known and path.name.split("-")[1] not in written:
+                    path.unlink(missing_ok=True)
         for left in self._folder.glob(".*.part"):
             if left.stat().st_mtime < self._now() - age:
                 left.unlink(missing_ok=True)
+
+
+def _insert(db: sqlite3.Connection, file: File) -> None:
+    values = (file.id, file.owner, file.purpose, file.filename, file.bytes, file.created_at)
+    db.execute(f"INSERT OR IGNORE INTO files ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", values)
 
 
 def _write(descriptor: int, data: bytes) -> None:

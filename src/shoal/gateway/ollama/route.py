@@ -59,8 +59,8 @@ A = TypeVar("A", bound=Asking)
 S = TypeVar("S", bound=Speaking)
 
 
-async def lines(answer: Answer, writer: Writer, after: Position | None = None) -> AsyncGenerator[bytes]:
-    """An answer's events as JSON objects, one a line."""
+async def lines(answer: Answer, writer: Writer, after: Position | None = None, patience: float = 0) -> AsyncGenerator[bytes]:
+    """An answer's events as JSON objects, one a line. Their form has nothing that may stand in between, so silence stays silence."""
     async with aclosing(told(answer, writer, after)) as all:
         async for _, event in all:
             yield msgspec.json.encode(event.data) + b"\n"

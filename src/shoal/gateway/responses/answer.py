@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from shoal.gateway.responses.wire import AllowedChoice, NamedChoice, Status
+from shoal.gateway.responses.wire import AllowedChoice, CustomChoice, CustomFormat, NamedChoice, Status
+from shoal.gateway.variables import Effort
 from shoal.gateway.wire import ServiceTier, Shape
 
 
@@ -48,19 +49,6 @@ class InputMessage(Shape):
     content: list[Annotated[InputText | OutputText, Field(discriminator="type")]]
 
 
-class ReasoningText(Shape):
-    type: Literal["reasoning_text"]
-    text: str
-
-
-class ReasoningItem(Shape):
-    id: str
-    type: Literal["reasoning"]
-    status: Status
-    summary: list[Any]
-    content: list[ReasoningText]
-
-
 class FunctionCallItem(Shape):
     id: str
     type: Literal["function_call"]
@@ -78,9 +66,62 @@ class FunctionCallOutputItem(Shape):
     output: str | list[InputText]
 
 
+class CustomToolCallItem(Shape):
+    id: str
+    type: Literal["custom_tool_call"]
+    status: Status
+    call_id: str
+    name: str
+    input: str
+
+
+class CustomToolCallOutputItem(Shape):
+    id: str
+    type: Literal["custom_tool_call_output"]
+    status: Status
+    call_id: str
+    output: str | list[InputText]
+
+
+class SummaryText(Shape):
+    type: Literal["summary_text"]
+    text: str
+
+
+class ReasoningText(Shape):
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class ReasoningItem(Shape):
+    id: str
+    type: Literal["reasoning"]
+    status: Status
+    summary: list[SummaryText]
+    content: list[ReasoningText]
+    encrypted_content: str = ""  # where it was sent
+
+
+class CompactionOutput(Shape):
+    id: str
+    type: Literal["compaction"]
+    encrypted_content: str
+
+
 class InputItems(Shape):
     object: Literal["list"]
-    data: list[Annotated[InputMessage | ReasoningItem | FunctionCallItem | FunctionCallOutputItem, Field(discriminator="type")]]
+    data: list[
+        Annotated[
+            InputMessage
+            | FunctionCallItem
+            | FunctionCallOutputItem
+            | CustomToolCallItem
+            | CustomToolCallOutputItem
+            | ReasoningItem
+            | CompactionOutput,
+            Field(discriminator="type"),
+        ]
+    ]
     first_id: str | None
     last_id: str | None
     has_more: bool
@@ -124,8 +165,8 @@ class ResponseUsage(Shape):
 
 
 class Reasoning(Shape):
-    effort: None
-    summary: None
+    effort: Effort | None
+    summary: Literal["auto", "concise", "detailed"] | None
 
 
 class ToldFormat(Shape):
@@ -151,23 +192,33 @@ class ToldFunction(Shape):
     strict: bool | None
 
 
+class ToldCustom(Shape):
+    type: Literal["custom"]
+    name: str
+    description: str = ""  # where it was sent
+    format: CustomFormat | None = None
+
+
 class ResponseAnswer(Shape):
     id: str
     object: Literal["response"]
     created_at: int
+    completed_at: int | None
     status: Literal["in_progress", "completed", "incomplete", "failed"]
     error: ResponseError | None
     incomplete_details: Incomplete | None
     model: str
-    output: list[Annotated[OutputMessage | ReasoningItem | FunctionCallItem, Field(discriminator="type")]]
-    usage: ResponseUsage | None
+    output: list[Annotated[OutputMessage | ReasoningItem | FunctionCallItem | CustomToolCallItem, Field(discriminator="type")]]
+    usage: ResponseUsage
     service_tier: ServiceTier
     background: Literal[False]
     instructions: str | None
     max_output_tokens: int | None
     max_tool_calls: None
     metadata: dict[str, str]
+    frequency_penalty: float
     parallel_tool_calls: bool
+    presence_penalty: float
     previous_response_id: str | None
     prompt_cache_key: str | None
     reasoning: Reasoning
@@ -175,9 +226,19 @@ class ResponseAnswer(Shape):
     store: bool
     temperature: float
     text: ToldText
-    tool_choice: Literal["auto", "none", "required"] | NamedChoice | AllowedChoice
-    tools: list[ToldFunction]
+    tool_choice: Literal["auto", "none", "required"] | NamedChoice | CustomChoice | AllowedChoice
+    tools: list[Annotated[ToldFunction | ToldCustom, Field(discriminator="type")]]
     top_logprobs: int
     top_p: float
     truncation: Literal["disabled"]
-    user: str | None
+    user: str = ""  # where it was sent
+
+
+class CompactedAnswer(Shape):
+    """The messages of the user, and what stands for all the rest."""
+
+    id: str
+    object: Literal["response.compaction"]
+    created_at: int
+    output: list[Annotated[InputMessage | CompactionOutput, Field(discriminator="type")]]
+    usage: ResponseUsage

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -13,20 +14,23 @@ from shoal.gateway.conversation import Conversation, converse
 from shoal.gateway.engine import Engine
 from shoal.gateway.job import Job, common, new_id
 from shoal.gateway.responses.items import input_items, messages, responses_of
-from shoal.gateway.responses.store import Kept, ResponseStore
-from shoal.gateway.responses.wire import ResponseRequest
+from shoal.gateway.responses.store import Turns
+from shoal.gateway.responses.wire import ReasoningConfig, ResponseRequest
 from shoal.gateway.responses.writer import ResponseWriter
+from shoal.gateway.variables import template_variables
 from shoal.request import MAX_ALTERNATIVES
 
-_LOGPROBS = "message.output_text.logprobs"
+_LOGPROBS, _ENCRYPTED = "message.output_text.logprobs", "reasoning.encrypted_content"
 
 
 class ResponseJob(Job, frozen=True, tag="response"):
     asked: dict[str, Any]
     """What the response says about how it was asked."""
     logprobs: bool = False
+    custom: tuple[str, ...] = ()
+    """Tools that are called with text."""
     input: tuple[dict[str, Any], ...] = ()
-    """The items that are kept with it."""
+    """The items that it was asked."""
 
     def writer(self, engine: Engine) -> ResponseWriter:
         return ResponseWriter(engine, self)
@@ -38,41 +42,43 @@ class ResponseJob(Job, frozen=True, tag="response"):
 
     @property
     def note(self) -> bytes:
-        """Without the input, which is kept already."""
+        """Without the input, which is kept already, or need not be."""
         return msgspec.msgpack.encode(msgspec.structs.replace(self, requests=(), input=()))
 
 
 def check_include(include: Sequence[str] | None) -> None:
     """Raises InvalidRequest for what no response has."""
     for name in include or ():
-        if name != _LOGPROBS:
+        if name not in (_LOGPROBS, _ENCRYPTED):  # nothing is encrypted: reasoning is told in the open
             raise InvalidRequest(f"'{name}' cannot be included; {_LOGPROBS} can", "include", "unsupported_parameter")
+
+
+def _scored(body: ResponseRequest) -> bool:
+    return _LOGPROBS in (body.include or ())
 
 
 def _check(body: ResponseRequest) -> None:
     if body.truncation == "auto":
         raise InvalidRequest("truncation 'auto' is not supported: shorten the input, or begin a new conversation", "truncation")
-    if any(len(key) > 64 for key in body.metadata or {}):
-        raise InvalidRequest("a key of metadata has at most 64 characters", "metadata")
     check_include(body.include)
     if not 0 <= (body.top_logprobs or 0) <= MAX_ALTERNATIVES:
         raise InvalidRequest(f"top_logprobs must lie in [0, {MAX_ALTERNATIVES}], not {body.top_logprobs}", "top_logprobs")
-    if body.top_logprobs and not body.include:
+    if body.top_logprobs and not _scored(body):
         raise InvalidRequest(f"top_logprobs needs include to name {_LOGPROBS}", "top_logprobs")
 
 
-def _before(body: ResponseRequest, store: ResponseStore, owner: str) -> list[Kept]:
-    """The conversation that this one goes on from."""
-    if body.previous_response_id is None:
+def conversation_before(previous: str | None, store: Turns, owner: str) -> list[dict[str, Any]]:
+    """The items of the conversation up to and with a response. Raises InvalidRequest, CapacityError."""
+    if previous is None:
         return []
-    chain = store.chain(body.previous_response_id, owner)
+    chain = store.chain(previous, owner)
     if (status := chain[-1].response["status"]) not in ("completed", "incomplete"):
-        message = f"the previous response '{body.previous_response_id}' is {status.replace('_', ' ')}: nothing can follow it"
+        message = f"the previous response '{previous}' is {status.replace('_', ' ')}: nothing can follow it"
         raise InvalidRequest(message, "previous_response_id")
-    return chain
+    return [item for kept in chain for item in (*kept.input, *kept.response["output"])]
 
 
-def _referred(id: str, store: ResponseStore, owner: str) -> dict[str, Any]:
+def referred(id: str, store: Turns, owner: str) -> dict[str, Any]:
     """An output item of a response that was kept."""
     for response in responses_of(id):
         try:
@@ -88,47 +94,57 @@ def _referred(id: str, store: ResponseStore, owner: str) -> dict[str, Any]:
 def _asked(body: ResponseRequest, keep: bool) -> dict[str, Any]:
     """What a response says about how it was asked."""
     format = {"type": "text"} if body.text is None or body.text.format is None else body.text.format.model_dump(by_alias=True)
-    choice = body.tool_choice
+    choice, reasoning = body.tool_choice, body.reasoning or ReasoningConfig()
     return {
         "background": False,
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
         "max_tool_calls": None,
         "metadata": body.metadata or {},
+        "frequency_penalty": body.frequency_penalty or 0.0,
         "parallel_tool_calls": body.parallel_tool_calls is not False,
+        "presence_penalty": body.presence_penalty or 0.0,
         "previous_response_id": body.previous_response_id,
         "prompt_cache_key": body.prompt_cache_key,
-        "reasoning": {"effort": None, "summary": None},
+        "reasoning": {"effort": reasoning.effort, "summary": reasoning.summary or reasoning.generate_summary},
         "safety_identifier": body.safety_identifier,
         "store": keep,
         "temperature": 1.0 if body.temperature is None else body.temperature,
         "text": {"format": {key: value for key, value in format.items() if value is not None}, "verbosity": "medium"},
         "tool_choice": choice or "auto" if choice is None or isinstance(choice, str) else choice.model_dump(),
-        "tools": [tool.model_dump() for tool in body.tools or ()],
+        "tools": [tool.model_dump(exclude_none=tool.type == "custom") for tool in body.tools or ()],
         "top_logprobs": body.top_logprobs or 0,
         "top_p": 1.0 if body.top_p is None else body.top_p,
         "truncation": "disabled",
-        "user": body.user,
+        **({} if body.user is None else {"user": body.user}),
     }
 
 
-def _converse(body: ResponseRequest, engine: Engine, items: Sequence[dict[str, Any]]) -> Conversation:
-    system = [] if body.instructions is None else [{"role": "system", "content": body.instructions}]
+@contextmanager
+def input_blamed() -> Generator[None]:
+    """What other endpoints call messages is the input here."""
     try:
-        return converse(engine, [*system, *messages(items)], body.asked_tools(), body.answer())
+        yield
     except InvalidRequest as error:
-        if (error.param or "").startswith("messages"):  # what other endpoints call it
+        if (error.param or "").startswith("messages"):
             raise InvalidRequest(str(error), "input", error.code) from None
         raise
 
 
-def response_job(body: ResponseRequest, engine: Engine, chosen: str | None, store: ResponseStore) -> ResponseJob:
+def _converse(body: ResponseRequest, engine: Engine, items: Sequence[dict[str, Any]]) -> Conversation:
+    system = [] if body.instructions is None else [{"role": "system", "content": body.instructions}]
+    variables = template_variables(engine.tokenizer, body.reasoning and body.reasoning.effort, body.chat_template_kwargs)
+    with input_blamed():
+        return converse(engine, [*system, *messages(items)], body.asked_tools(), body.answer(), variables)
+
+
+def response_job(body: ResponseRequest, engine: Engine, chosen: str | None, store: Turns) -> ResponseJob:
     """chosen: the response's id. Raises InvalidRequest, NotReady, CapacityError."""
     _check(body)
     owner, id = CALLER.get().id, chosen or new_id("resp_")
     keep = store.keeps and body.store is not False
-    before = [item for kept in _before(body, store, owner) for item in (*kept.input, *kept.response["output"])]
-    given = input_items(body.input, id, lambda item: _referred(item, store, owner))
+    before = conversation_before(body.previous_response_id, store, owner)
+    given = input_items(body.input, id, lambda item: referred(item, store, owner))
     asked = _converse(body, engine, [*before, *given])
     fields = common(
         body,
@@ -137,7 +153,7 @@ def response_job(body: ResponseRequest, engine: Engine, chosen: str | None, stor
         prefix="resp_",
         max_tokens=body.max_output_tokens,
         limited_by="max_output_tokens",
-        logprobs=(body.top_logprobs or 0) if body.include else None,
+        logprobs=(body.top_logprobs or 0) if _scored(body) else None,
         chosen=id,
         grammar=asked.grammar,
     )
@@ -145,8 +161,9 @@ def response_job(body: ResponseRequest, engine: Engine, chosen: str | None, stor
     return ResponseJob(
         **fields,
         asked=_asked(body, keep),
-        logprobs=bool(body.include),
+        logprobs=_scored(body),
         format=asked.format,
+        custom=tuple(tool.name for tool in body.tools or () if tool.type == "custom"),
         markers=asked.markers,
-        input=tuple(given) if keep else (),
+        input=tuple(given),
     )

@@ -14,9 +14,10 @@ from shoal.errors import InvalidRequest, UnknownAnswer
 from shoal.gateway.caller import CALLER
 from shoal.gateway.contract import contract
 from shoal.gateway.job import CHOSEN
-from shoal.gateway.responses.answer import DeletedResponse, InputItems, InputTokens, ResponseAnswer
+from shoal.gateway.responses.answer import CompactedAnswer, DeletedResponse, InputItems, InputTokens, ResponseAnswer
+from shoal.gateway.responses.compaction import compaction_job
 from shoal.gateway.responses.job import ResponseJob, check_include, response_job
-from shoal.gateway.responses.wire import ResponseRequest
+from shoal.gateway.responses.wire import CompactRequest, ResponseRequest
 from shoal.gateway.service import Service, Streaming, json_body
 from shoal.gateway.wire import parse
 
@@ -41,6 +42,10 @@ def routes(service: Service) -> APIRouter:
     async def create(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         prepare = partial(response_job, store=store)
         return await service.respond(request, "responses", ResponseRequest, prepare)
+
+    @router.post("/v1/responses/compact", **contract(CompactRequest, CompactedAnswer, 404, 409, 499, headers=CHOSEN))
+    async def compact(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        return await service.respond(request, "responses", CompactRequest, partial(compaction_job, store=store))
 
     @router.post("/v1/responses/input_tokens", **contract(ResponseRequest, InputTokens, 404))
     async def count(request: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import time
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 
@@ -73,6 +73,23 @@ def _lives(runner: str) -> bool:
         return str(psutil.Process(int(pid)).create_time()) == started
     except psutil.Error:
         return False
+
+
+class Turns(Protocol):
+    """Where conversations are looked up."""
+
+    @property
+    def keeps(self) -> bool:
+        """Whether anything is kept at all."""
+        ...
+
+    def get(self, id: str, owner: str = "") -> Kept:
+        """Raises UnknownAnswer, CapacityError."""
+        ...
+
+    def chain(self, id: str, owner: str = "") -> list[Kept]:
+        """The conversation up to and with a response, its beginning first. Raises InvalidRequest, CapacityError."""
+        ...
 
 
 class ResponseStore:

@@ -9,61 +9,46 @@ from pydantic import Discriminator, Field, Tag
 from shoal.errors import InvalidRequest
 from shoal.gateway import conversation
 from shoal.gateway.conversation import MAX_MESSAGES, JsonAnswer, Tools, check_name
-from shoal.gateway.wire import Sampled, Wire
+from shoal.gateway.custom import Syntax, custom_function
+from shoal.gateway.variables import Effort
+from shoal.gateway.wire import Echoed, Metadata, Sampled, Wire, kind_of
 from shoal.text.answer_grammar import MAX_TOOLS
 
 Status = Literal["in_progress", "completed", "incomplete"]
 
 
-class TextPart(Wire):
-    """Text of a message. annotations, logprobs: as they came with an answer; they say nothing to the model."""
+class TextPart(Echoed):
+    """Text of a message. All but the text says nothing to the model."""
 
     type: Literal["input_text", "output_text"]
     text: str
     annotations: list[Any] | None = None
     logprobs: list[Any] | None = None
+    cache_control: Any = None
+    prompt_cache_breakpoint: Any = None
 
 
-class Message(Wire):
+class Message(Echoed):
     type: Literal["message"] = "message"
     id: str | None = None
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
     status: Status | None = None
     phase: str | None = None
+    provider_specific_fields: Any = None
 
 
-class ReasoningPart(Wire):
-    type: Literal["reasoning_text"]
-    text: str
-
-
-class SummaryPart(Wire):
-    type: Literal["summary_text"]
-    text: str
-
-
-class ReasoningItem(Wire):
-    """encrypted_content: there is none here."""
-
-    type: Literal["reasoning"]
-    id: str | None = None
-    summary: list[SummaryPart] = Field(default_factory=list[SummaryPart])
-    content: list[ReasoningPart] | None = None
-    encrypted_content: None = None
-    status: Status | None = None
-
-
-class FunctionCall(Wire):
+class FunctionCall(Echoed):
     type: Literal["function_call"]
     id: str | None = None
     call_id: str = Field(min_length=1, max_length=128)
     name: str
     arguments: str
     status: Status | None = None
+    provider_specific_fields: Any = None
 
 
-class FunctionCallOutput(Wire):
+class FunctionCallOutput(Echoed):
     type: Literal["function_call_output"]
     id: str | None = None
     call_id: str = Field(min_length=1, max_length=128)
@@ -71,7 +56,54 @@ class FunctionCallOutput(Wire):
     status: Status | None = None
 
 
-class ItemReference(Wire):
+class CustomToolCall(Echoed):
+    type: Literal["custom_tool_call"]
+    id: str | None = None
+    call_id: str = Field(min_length=1, max_length=128)
+    name: str
+    input: str
+    status: Status | None = None
+
+
+class CustomToolCallOutput(Echoed):
+    type: Literal["custom_tool_call_output"]
+    id: str | None = None
+    call_id: str = Field(min_length=1, max_length=128)
+    output: str | list[TextPart]
+    status: Status | None = None
+
+
+class SummaryText(Echoed):
+    type: Literal["summary_text"]
+    text: str
+
+
+class ReasoningText(Echoed):
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class Reasoning(Echoed):
+    """What an answer thought. Where its text is encrypted, it is some other server's, and nothing is known of it here."""
+
+    type: Literal["reasoning"]
+    id: str | None = None
+    summary: list[SummaryText] | None = None
+    content: list[ReasoningText] | None = None
+    encrypted_content: str | None = None
+    status: Status | None = None
+    format: Any = None
+
+
+class CompactionItem(Echoed):
+    """What became of a long conversation; the content is what /v1/responses/compact gave."""
+
+    type: Literal["compaction"]
+    id: str | None = None
+    encrypted_content: str
+
+
+class ItemReference(Echoed):
     """An item of an earlier response's output."""
 
     type: Literal["item_reference"]
@@ -86,14 +118,18 @@ def _kind(raw: object) -> str | None:
 
 Item = Annotated[
     Annotated[Message, Tag("[message]")]
-    | Annotated[ReasoningItem, Tag("[reasoning]")]
     | Annotated[FunctionCall, Tag("[function_call]")]
     | Annotated[FunctionCallOutput, Tag("[function_call_output]")]
+    | Annotated[CustomToolCall, Tag("[custom_tool_call]")]
+    | Annotated[CustomToolCallOutput, Tag("[custom_tool_call_output]")]
+    | Annotated[Reasoning, Tag("[reasoning]")]
+    | Annotated[CompactionItem, Tag("[compaction]")]
     | Annotated[ItemReference, Tag("[item_reference]")],
     Discriminator(
         _kind,
         custom_error_type="item_type",
-        custom_error_message="an item is a message, reasoning, function_call, function_call_output or item_reference",
+        custom_error_message="an item is a message, function_call, function_call_output, custom_tool_call, custom_tool_call_output, reasoning, "
+        "compaction or item_reference",
     ),
 ]
 
@@ -124,12 +160,51 @@ class TextConfig(Wire):
     verbosity: Literal["medium"] | None = None
 
 
+class ReasoningConfig(Wire):
+    """All but the effort is about what is told of the reasoning, which is always all of it, and in the open."""
+
+    effort: Effort | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+    context: Literal["auto", "current_turn", "all_turns"] | None = None
+    mode: Literal["standard"] | None = None
+
+
 class Function(Wire):
     type: Literal["function"]
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+
+    def asked(self, where: str) -> conversation.Function:
+        return conversation.Function(self.name, self.description, self.parameters, bool(self.strict), where)
+
+
+class CustomFormat(Wire):
+    type: Literal["text", "grammar"]
+    syntax: Syntax | None = None
+    definition: str | None = None
+
+
+class Custom(Wire):
+    type: Literal["custom"]
+    name: str
+    description: str | None = None
+    format: CustomFormat | None = None
+
+    def asked(self, where: str) -> conversation.Function:
+        """Raises InvalidRequest."""
+        format = self.format or CustomFormat(type="text")
+        if [format.type == "grammar"] * 2 != [format.syntax is not None, format.definition is not None]:
+            raise InvalidRequest("a format of the type 'grammar' has syntax and definition, and no other has", f"{where}.format")
+        grammar = None if format.syntax is None or format.definition is None else (format.syntax, format.definition)
+        return custom_function(self.name, self.description, grammar, where)
+
+
+class CustomChoice(Wire):
+    type: Literal["custom"]
+    name: str
 
 
 class NamedChoice(Wire):
@@ -140,7 +215,7 @@ class NamedChoice(Wire):
 class AllowedChoice(Wire):
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedChoice], Field(min_length=1, max_length=MAX_TOOLS)]
+    tools: Annotated[list[NamedChoice | CustomChoice], Field(min_length=1, max_length=MAX_TOOLS)]
 
 
 class ResponseRequest(Sampled):
@@ -153,25 +228,26 @@ class ResponseRequest(Sampled):
         "background_options": (None, {}),
         "conversation": (None,),
         "context_management": (None, []),
-        "image": (None, {}),
         "max_tool_calls": (None,),
         "moderation": (None,),
         "prompt": (None,),
-        "prompt_cache_options": (None,),
-        "prompt_cache_retention": (None, "in_memory", "in-memory"),
-        "reasoning": (None, {}, {"effort": None}, {"summary": None}, {"effort": None, "summary": None}),
+        "image": (None, {}, {"context_compression": "auto"}, {"context_compression": "disabled"}),
     }
 
     input: str | Annotated[list[Item], Field(min_length=1, max_length=MAX_MESSAGES)]
     instructions: str | None = None
     max_output_tokens: int | None = None
     text: TextConfig | None = None
-    tools: list[Function] | None = None
-    tool_choice: Literal["auto", "none", "required"] | NamedChoice | AllowedChoice | None = None
+    tools: list[Annotated[Annotated[Function, Tag("[function]")] | Annotated[Custom, Tag("[custom]")], Discriminator(kind_of)]] | None = (
+        None
+    )
+    tool_choice: Literal["auto", "none", "required"] | NamedChoice | CustomChoice | AllowedChoice | None = None
     parallel_tool_calls: bool | None = None
     previous_response_id: str | None = None
     store: bool | None = None
-    metadata: Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=16)] | None = None
+    reasoning: ReasoningConfig | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    metadata: Metadata | None = None
     truncation: Literal["auto", "disabled"] | None = None
     include: list[str] | None = None
     top_logprobs: int | None = None
@@ -181,14 +257,32 @@ class ResponseRequest(Sampled):
         return None if self.text is None or self.text.format is None else self.text.format.answer()
 
     def asked_tools(self) -> Tools:
-        functions = [
-            conversation.Function(f.name, f.description, f.parameters, bool(f.strict), f"tools.{i}") for i, f in enumerate(self.tools or ())
-        ]
+        """Raises InvalidRequest."""
+        functions = [tool.asked(f"tools.{i}") for i, tool in enumerate(self.tools or ())]
         parallel = self.parallel_tool_calls is not False
         match self.tool_choice:
-            case NamedChoice(name=name):
+            case NamedChoice(name=name) | CustomChoice(name=name):
                 return Tools(functions, must=True, allowed=[name], parallel=False)
             case AllowedChoice(mode=mode, tools=allowed):
                 return Tools(functions, must=mode == "required", allowed=[tool.name for tool in allowed], parallel=parallel)
             case choice:
                 return Tools(functions, may=choice != "none", must=choice == "required", parallel=parallel)
+
+
+class CompactRequest(Sampled):
+    """A conversation that is to become short."""
+
+    inert: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "stream": (None, False),
+        "stream_options": (None,),
+        "n": (None, 1),
+        "max_tokens": (None,),
+        "ignore_eos": (False,),
+        "stop": (None,),
+        "logit_bias": (None, {}),
+        "image": (None, {}, {"context_compression": "auto"}, {"context_compression": "disabled"}),
+    }
+
+    input: str | Annotated[list[Item], Field(max_length=MAX_MESSAGES)] | None = None
+    instructions: str | None = None
+    previous_response_id: str | None = None

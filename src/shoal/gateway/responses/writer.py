@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from shoal.gateway.conversation import call_id
+from shoal.gateway.custom import Input
 from shoal.gateway.engine import Engine
 from shoal.gateway.faults import Fault
 from shoal.gateway.reading import Reading
-from shoal.gateway.responses.items import function_call, item_id, message, output_text, reasoning, reasoning_text
+from shoal.gateway.responses.items import custom_tool_call, function_call, item_id, message, output_text, reasoning, reasoning_text
 from shoal.gateway.writer import Event, Piece, Usage
 from shoal.request import FinishReason, TokenChunk
 from shoal.text.deltas import Arguments, CallBegun, Content, Reasoning
@@ -28,17 +29,22 @@ class ResponseWriter:
         self._reading = Reading(job.format, 1)
         self._number = 0
         self._output: list[dict[str, Any]] = []
+        self._input: Input | None = None
+        """Of the last item, where it is a call of a custom tool."""
         self._open = False
         """Whether the last item of the output still grows."""
         self._chunks: list[TokenChunk] = []
         """Tokens whose text is not told yet."""
         self._finish: FinishReason | None = None
+        self._drawn = 0
+        """Tokens so far."""
 
     def opening(self) -> Sequence[Event]:
         return [self._event(f"response.{what}", response=self.response("in_progress")) for what in ("created", "in_progress")]
 
     def piece(self, piece: Piece) -> Sequence[Event]:
         self._chunks += piece.chunks
+        self._drawn += sum(chunk.token is not None for chunk in piece.chunks)
         out: list[Event] = []
         for delta in self._reading.deltas(piece):
             match delta:
@@ -76,12 +82,13 @@ class ResponseWriter:
             "id": self._job.id,
             "object": "response",
             "created_at": self._job.created,
+            "completed_at": None,
             "status": status,
             "error": None,
             "incomplete_details": None,
             "model": self._engine.name,
             "output": list(self._output),
-            "usage": None,
+            "usage": usage_of(Usage(self._job.prompt_tokens, self._drawn)),
             "service_tier": self._job.service_tier,
             **self._job.asked,
         }
@@ -94,15 +101,8 @@ class ResponseWriter:
     def _ended(self, usage: Usage) -> dict[str, Any]:
         usage = self._reading.usage(usage)
         cut = self._finish is FinishReason.LENGTH
-        details = {"reason": "max_output_tokens"} if cut else None
-        spent = {
-            "input_tokens": usage.prompt,
-            "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": 0},
-            "output_tokens": usage.completion,
-            "output_tokens_details": {"reasoning_tokens": usage.reasoning},
-            "total_tokens": usage.prompt + usage.completion,
-        }
-        return {**self.response("incomplete" if cut else "completed"), "incomplete_details": details, "usage": spent}
+        end = {"incomplete_details": {"reason": "max_output_tokens"}} if cut else {"completed_at": usage.ended}
+        return {**self.response("incomplete" if cut else "completed"), **end, "usage": usage_of(usage)}
 
     def _event(self, type: str, **fields: Any) -> Event:
         event = Event({"type": type, "sequence_number": self._number, **fields}, type, self._number)
@@ -150,11 +150,20 @@ class ResponseWriter:
 
     def _call(self, call: int, name: str) -> list[Event]:
         self._chunks.clear()
-        id = item_id("fc", self._job.id, len(self._output))
+        at = len(self._output)
+        self._input = Input() if name in self._job.custom else None
+        if self._input is not None:
+            id = item_id("ctc", self._job.id, at)
+            return self._add(custom_tool_call(id, call_id(self._job.id, 0, call), name, "", "in_progress"))
+        id = item_id("fc", self._job.id, at)
         return self._add(function_call(id, call_id(self._job.id, 0, call), name, "", "in_progress"))
 
     def _arguments(self, text: str) -> list[Event]:
         self._chunks.clear()
+        if self._input is not None:
+            said = self._input.push(text)
+            self._output[-1]["input"] += said
+            return [self._of_item("custom_tool_call_input.delta", delta=said)] if said else []
         self._output[-1]["arguments"] += text
         return [self._of_item("function_call_arguments.delta", delta=text)]
 
@@ -164,7 +173,9 @@ class ResponseWriter:
             return []
         self._open = False
         item = self._output[-1] = {**self._output[-1], "status": status}
-        if item["type"] == "function_call":
+        if item["type"] == "custom_tool_call":
+            told = [self._of_item("custom_tool_call_input.done", input=item["input"])]
+        elif item["type"] == "function_call":
             told = [self._of_item("function_call_arguments.done", name=item["name"], arguments=item["arguments"])]
         else:
             (part,) = item["content"]
@@ -186,3 +197,14 @@ class ResponseWriter:
     def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
         raw = self._engine.tokenizer.token_bytes(token)
         return {"token": raw.decode(errors="replace"), "logprob": logprob, "bytes": list(raw)}
+
+
+def usage_of(usage: Usage) -> dict[str, Any]:
+    """As responses have it; of one that still runs, as far as it has come."""
+    return {
+        "input_tokens": usage.prompt,
+        "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": 0},
+        "output_tokens": usage.completion,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning},
+        "total_tokens": usage.prompt + usage.completion,
+    }

@@ -1,0 +1,216 @@
+"""A grammar of plain text made one of the same text inside a JSON string.
+
+A custom tool takes text, and models write calls as JSON: there a line's end is \\n, and a quote \\". So every place of the grammar at which
+one character may stand becomes that character as JSON has it, and a lexeme of its own: llguidance's lexer does not go back, and could
+not tell by a backslash alone whether a word goes on or a line ends. Terminals and regular expressions become rules of such lexemes.
+Characters that JSON can only write by number (U+0000 and the like) are left out.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+
+_ESCAPED = {'"': r"\"", "\\": r"\\", "\n": r"\n", "\r": r"\r", "\t": r"\t", "\b": r"\b", "\f": r"\f"}
+_PLAIN = r'[^"\\\x00-\x1f]'
+_IGNORED = "ignored_by_all"
+_TOKEN = re.compile(
+    r"""(?P<comment>(?://|\#)[^\n]*)
+      |(?P<import>%import[ \t]+common\.(?P<one>[A-Z_]+)(?:[ \t]*->[ \t]*(?P<alias>[A-Z_]+))?)
+      |(?P<imports>%import[ \t]+common[ \t]*\((?P<many>[A-Z_, \t]+)\))
+      |(?P<ignore>%ignore\b)
+      |(?P<directive>%\w*)
+      |(?P<string>"(?:\\.|[^"\\\n])*"i?)
+      |(?P<regex>/(?![/*])(?:\\.|\[(?:\\.|[^\]\\\n])*\]|[^/\\\n])+/[a-z]*)
+      |(?P<alternative>->[ \t]*\w+)
+      |(?P<head>[!?]*(?P<defined>\w+)(?:\.-?\d+)?[ \t]*:)
+      |(?P<name>[A-Za-z_]\w*)
+      |(?P<other>.)""",
+    re.VERBOSE | re.DOTALL,
+)
+_ATOM = re.compile(
+    r"""(?P<class>\[\^?\]?(?:\\.|[^\]\\])*\])
+      |(?P<group>\((?:\?:|\?.{0,2})?)
+      |(?P<escape>\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|[pP]\{[^}]*\}|.))
+      |(?P<repeat>(?:[*+?]|\{[0-9]+,?[0-9]*\})\??)
+      |(?P<operator>[)|])
+      |(?P<dot>\.)
+      |(?P<char>.)""",
+    re.VERBOSE | re.DOTALL,
+)
+_COMMON = {
+    "DIGIT": "[0-9]",
+    "HEXDIGIT": "[0-9a-fA-F]",
+    "INT": "[0-9]+",
+    "SIGNED_INT": "[+-]?[0-9]+",
+    "DECIMAL": r"(?:[0-9]+\.[0-9]*|\.[0-9]+)",
+    "FLOAT": r"(?:[0-9]+[eE][+-]?[0-9]+|(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)",
+    "NUMBER": r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?",
+    "SIGNED_NUMBER": r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?",
+    "ESCAPED_STRING": r'"(?:[^"\\\n]|\\.)*"',
+    "LCASE_LETTER": "[a-z]",
+    "UCASE_LETTER": "[A-Z]",
+    "LETTER": "[A-Za-z]",
+    "WORD": "[A-Za-z]+",
+    "CNAME": "[_A-Za-z][_A-Za-z0-9]*",
+    "WS_INLINE": r"[ \t]+",
+    "WS": r"[ \t\f\r\n]+",
+    "CR": r"\r",
+    "LF": r"\n",
+    "NEWLINE": r"(?:\r?\n)+",
+}
+"""Lark's common.lark, as regular expressions."""
+
+
+def inside_json(source: str) -> str:
+    """The grammar of what stands between the quotes. Raises ValueError, which says what is not supported."""
+    return _Rewriter().all(source)
+
+
+class _Rewriter:
+    def __init__(self) -> None:
+        self._ignores: list[str] = []
+        self._in_rule = False
+        """Whether what comes belongs to a rule, and not to a terminal: only there anything may be ignored in between."""
+
+    def all(self, source: str) -> str:
+        ignores = "%ignore" in re.sub(r'"(?:\\.|[^"\\\n])*"|//[^\n]*', "", source)
+        out: list[str] = []
+        ignoring = False
+        for token in _TOKEN.finditer(source):
+            kind, text = token.lastgroup, token[0]
+            if kind == "ignore":
+                ignoring = True
+            elif kind in ("string", "regex") or (kind == "name" and _is_terminal(text)):
+                written = _terminal(text) if kind == "name" else _string(text) if kind == "string" else _regex(text)
+                if ignoring:
+                    self._ignores.append(written)
+                    ignoring = False
+                else:
+                    out.append(f"({written} {_IGNORED})" if ignores and self._in_rule else written)
+            else:
+                out.append(self._other(token, text))
+        if self._ignores:
+            out.append(f"\n{_IGNORED}: ({' | '.join(self._ignores)})*")
+        return "".join(out)
+
+    def _other(self, token: re.Match[str], text: str) -> str:
+        match token.lastgroup:
+            case "import":
+                return _common(token["one"], token["alias"] or token["one"])
+            case "imports":
+                return "\n".join(_common(name.strip(), name.strip()) for name in token["many"].split(","))
+            case "directive":
+                raise ValueError(f"{text} is not supported; %ignore and %import common.NAME are")
+            case "head":
+                name = token["defined"]
+                self._in_rule = not _is_terminal(name)
+                return f"{name if self._in_rule else _terminal(name)}:"
+            case "comment" | "alternative":
+                return ""
+            case _:
+                return text
+
+
+def _is_terminal(name: str) -> bool:
+    return name.upper() == name and any(char.isalpha() for char in name)
+
+
+def _terminal(name: str) -> str:
+    """The rule that a terminal becomes."""
+    return f"terminal_{name.lower()}"
+
+
+def _regex(literal: str) -> str:
+    body, _, flags = literal[1:].rpartition("/")
+    if unknown := set(flags) - set("imsu"):
+        raise ValueError(f"the flag '{min(unknown)}' of a regular expression is not supported")
+    return inside_json_regex(body.replace("\\/", "/"), "i" in flags, "s" in flags)
+
+
+def inside_json_regex(pattern: str, any_case: bool = False, any_line: bool = False) -> str:
+    """A regular expression as part of a rule. any_line: a dot is the end of a line, too. Raises ValueError."""
+    return f"({' '.join(_atoms(pattern, any_case, any_line))})"
+
+
+def _atoms(pattern: str, any_case: bool, any_line: bool) -> Iterator[str]:
+    for atom in _ATOM.finditer(pattern):
+        text = atom[0]
+        match atom.lastgroup:
+            case "group":
+                if text not in ("(", "(?:"):
+                    raise ValueError(f"'{text}' in a regular expression is not supported")
+                yield "("
+            case "repeat":
+                yield text[0] if text[0] in "*+?" else text.rstrip("?")
+            case "operator":
+                yield text
+            case "dot":
+                yield _set(r"[\s\S]" if any_line else r"[^\n]", any_case)
+            case "class":
+                if re.search(r"(?<!\\)\[|&&|--|~~", text[1:]):
+                    raise ValueError(f"the class '{text[:40]}' of a regular expression is not supported")
+                yield _set(text, any_case)
+            case "escape" if text[1] in "bBAZzGK" or (text[1].isdigit() and text[1] != "0"):
+                raise ValueError(f"'{text}' in a regular expression is not supported")
+            case "escape" if text[1] in "dDwWsS":
+                yield _set(f"[{text}]", any_case)
+            case "escape" if text[1] in "pP":
+                yield _lexeme(f"[{text}&&{_PLAIN}]")
+            case "escape":
+                yield _char(_unescaped(text), any_case)
+            case _ if text in "^$":
+                raise ValueError(f"'{text}' in a regular expression is not supported: all of the text is matched in any case")
+            case _:
+                yield _char(text, any_case)
+
+
+def _unescaped(text: str) -> str:
+    named = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "a": "\a", "0": "\0"}
+    return chr(int(text[2:], 16)) if text[1] in "xu" and len(text) > 2 else named.get(text[1], text[1])
+
+
+def _char(char: str, any_case: bool = False) -> str:
+    if char not in _ESCAPED and char < " ":
+        raise ValueError(f"the control character U+{ord(char):04X} is not supported")
+    both = sorted({char.lower(), char.upper()}) if any_case else [char]
+    written = [json.dumps(_ESCAPED.get(each, each), ensure_ascii=False) for each in both]
+    return written[0] if len(written) == 1 else f"({' | '.join(written)})"
+
+
+def _set(text: str, any_case: bool) -> str:
+    """A class: one of its plain characters, or one of the others as JSON writes it."""
+    try:
+        member = re.compile(text, re.IGNORECASE if any_case else 0)
+    except re.error as error:
+        raise ValueError(f"the class '{text[:40]}' of a regular expression: {error}") from None
+    others = [json.dumps(written) for char, written in _ESCAPED.items() if member.fullmatch(char)]
+    plain = [_lexeme(f"[{text}&&{_PLAIN}]") + ("i" if any_case else "")] if _has_plain(member) else []
+    return f"({' | '.join([*plain, *others])})"
+
+
+def _lexeme(pattern: str) -> str:
+    """As Lark writes a regular expression: no bare slash in it."""
+    return "/" + re.sub(r"(?<!\\)/", lambda slash: "\\/", pattern) + "/"
+
+
+def _has_plain(member: re.Pattern[str]) -> bool:
+    """Whether there is any plain character in a class, looked for among those that there may be at all in one that has few."""
+    return any(member.fullmatch(chr(code)) for code in (*range(0x20, 0x250), *range(0x250, 0x10FFFF, 0x97)) if chr(code) not in _ESCAPED)
+
+
+def _string(literal: str) -> str:
+    any_case = literal.endswith("i")
+    try:
+        text = str(ast.literal_eval(literal.removesuffix("i")))
+    except (ValueError, SyntaxError) as error:
+        raise ValueError(f"{literal[:40]} is no string: {error}") from None
+    return f"({' '.join(_char(char, any_case) for char in text)})" if text else '""'
+
+
+def _common(name: str, alias: str) -> str:
+    if name not in _COMMON:
+        raise ValueError(f"common.{name} is not supported; {', '.join(_COMMON)} are")
+    return f"{_terminal(alias)}: {inside_json_regex(_COMMON[name])}"
