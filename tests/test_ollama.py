@@ -298,6 +298,7 @@ def test_whoever_looks_for_a_server_finds_one() -> None:
         (CHAT, {"options": {"mirostat": 2}}, "options: 'mirostat' is not supported"),
         (CHAT, {"options": {"num_predict": 0}}, "options.num_predict must be at least 1"),
         (CHAT, {"options": {"temperature": 9}}, "temperature must lie in"),
+        (CHAT, {"truncate": True}, "'truncate' is not supported"),
         (CHAT, {"nonsense": 1}, "unknown parameter 'nonsense'"),
         (CHAT, {"messages": [{"role": "user", "content": "x" * 2000}]}, "the prompt has"),
         (GENERATE, {"suffix": "x"}, "'suffix' is not supported"),
