@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from shoal.errors import InvalidRequest
 from shoal.gateway.conversation import converse, rendered
 from shoal.gateway.engine import Engine
@@ -17,6 +19,9 @@ _MOST_STOPS = 64
 class MessageJob(Job, frozen=True, tag="message"):
     shortened: bool = False
     """The context ends before max_tokens."""
+
+    ping: ClassVar[bytes] = b'event: ping\ndata: {"type": "ping"}\n\n'
+    """What a stream says that has had nothing to say for a while."""
 
     def writer(self, engine: Engine) -> MessageWriter:
         return MessageWriter(engine, self)
