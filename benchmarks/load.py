@@ -30,6 +30,8 @@ class Plan(msgspec.Struct):
     """So many requests at a time, the next when one has ended; 0: each when it arrives."""
     cut: bool = False
     """Whether all are cut off when the last request of the list has ended."""
+    until: float = 0.0
+    """Seconds after which all are cut off; 0: never."""
     patience: float = 600.0
     """Seconds after which a request counts as failed."""
 
@@ -140,16 +142,22 @@ async def _run(plan: Plan) -> Report:
 
     over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
+    def end() -> None:
+        if not over.done():
+            over.set_result(None)
+
     async def arrive(arrival: Arrival, body: bytes) -> Outcome:
         await asyncio.sleep(max(0.0, clock + arrival.at - perf_counter()))
         outcome = await _send(plan, arrival, body, clock, over)
         if plan.cut and arrival is plan.arrivals[-1]:
-            over.set_result(None)
+            end()
         return outcome
 
     async def stream(work: Iterator[tuple[Arrival, bytes]]) -> list[Outcome]:
         return [await _send(plan, arrival, body, clock, over) for arrival, body in work]
 
+    if plan.until:
+        asyncio.get_running_loop().call_at(asyncio.get_running_loop().time() + plan.until, end)
     work = list(zip(plan.arrivals, bodies, strict=True))
     if plan.streams:
         shared = iter(work)

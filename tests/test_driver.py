@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.errors import InvalidRequest, NotReady, StageLost, StepFailed
+from shoal.errors import ClusterError, InvalidRequest, NotReady, StageLost, StepFailed
 from shoal.pipeline.driver import TokenStream
 from shoal.pipeline.timing import StepTiming, Timings
-from shoal.scheduler.plan import Sampled, StageTrace, StepPlan, StepResult
+from shoal.scheduler.plan import Examined, Sampled, StageTrace, StepPlan, StepResult
 from shoal.wire import messages
 from shoal.wire.frame import Frame, Kind
 from tests.support.route import EPOCH, Route, collect, play, turns
@@ -104,6 +105,48 @@ def test_a_choice_ended_from_this_side_leaves_the_other():
         assert rest == expected(r, 1 - first.choice)[0]
 
     play(scenario)
+
+
+@pytest.mark.parametrize(
+    ("sampled", "kind"),
+    [(Sampled(0, -1, fault="no"), InvalidRequest), (Sampled(0, -1, fault="no", ours=True), ClusterError)],
+    ids=["the request's", "ours"],
+)
+def test_a_draw_that_cannot_be_ends_its_request_alone(sampled: Sampled, kind: type[Exception]):
+    async def scenario(route: Route, running: asyncio.Task[None]) -> None:
+        bad, good = route.driver.submit(request("a", [1], 6)), route.driver.submit(request("b", [2], 6))
+        result = await route.result()
+        assert {s.sequence for s in result.sampled} == {0, 1}
+        result.sampled[:] = [sampled, *(s for s in result.sampled if s.sequence != 0)]
+        await route.answer(result)
+        working = asyncio.ensure_future(route.work())
+        with pytest.raises(kind, match=r"^no$"):
+            await collect(bad)
+        assert [c.token for c in await collect(good) if c.token is not None] == expected(request("b", [2], 6), 0)[0]
+        assert not running.done()
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+
+    play(scenario, limits(depth=1), work=False)
+
+
+def test_a_prompt_that_cannot_be_examined_ends_its_request_alone():
+    async def scenario(route: Route, running: asyncio.Task[None]) -> None:
+        bad = route.driver.submit(msgspec.structs.replace(request("a", [1, 2, 3], 6), prompt_logprobs=0))
+        good = route.driver.submit(request("b", [2], 6))
+        result = await route.result()
+        assert [e.sequence for e in result.examined] == [0]
+        result.examined[:] = [Examined(0, [], fault="unsound")]
+        await route.answer(result)
+        working = asyncio.ensure_future(route.work())
+        with pytest.raises(ClusterError, match=r"^unsound$"):
+            await collect(bad)
+        assert [c.token for c in await collect(good) if c.token is not None] == expected(request("b", [2], 6), 0)[0]
+        assert not running.done()
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+
+    play(scenario, limits(depth=1), work=False)
 
 
 def test_a_refused_request_leaves_nothing():

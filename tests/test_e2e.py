@@ -111,8 +111,11 @@ def test_log_probabilities_are_those_of_the_greedy_draw(two: Cluster) -> None:
 
 
 def test_a_queue_that_is_full_answers_429(two: Cluster) -> None:
-    answer = two.complete(["a"] * 40)
+    client = open_story(two, stream=True, n=16)
+    until(lambda: two.metric("sequences_waiting") == 8)
+    answer = two.complete(["a"] * 16)
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "5")
+    reset(client)
 
 
 def test_a_prompt_over_the_context_is_refused(two: Cluster) -> None:

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.config import Precision, RuntimeName
-from shoal.errors import ClusterError, RemoteProtocolError
 from shoal.executor.examination import examine, likeliest, score
 from shoal.executor.runtimes import factory
 from shoal.executor.stage import StageExecutor
@@ -85,15 +84,21 @@ def test_where_nothing_is_asked_nothing_is_computed():
 
 @pytest.mark.parametrize("asked", [Asked([1, 2, 3], 0, False), Asked([VOCABULARY], 0, False), Asked([-1], 0, True), Asked([1], -1, False)])
 def test_what_cannot_be_asked_is_refused(asked: Asked):
-    with pytest.raises(RemoteProtocolError, match="sequence 3"):
-        examine(Rows(), rows(2), [chunk(3, 2, asked)], VOCABULARY)
+    first, second = examine(Rows(), rows(4), [chunk(3, 2, asked), chunk(4, 2, Asked([1], 0, False))], VOCABULARY)
+    assert "sequence 3" in first.fault
+    assert (second.sequence, second.fault, [s.logprob for s in second.scores]) == (4, "", [pytest.approx(log_softmax(np.arange(VOCABULARY) * 2 / 100)[1])])
 
 
 @pytest.mark.parametrize("asked", [Asked([1], 2, False), Asked([], 0, True)])
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
-def test_what_is_not_a_number_is_an_error(asked: Asked, wrong: float):
-    with pytest.raises(ClusterError, match="not a number"), np.errstate(invalid="ignore"):
-        examine(Rows(), rows(2) + np.float32(wrong), [chunk(3, 2, asked)], VOCABULARY)
+def test_what_is_not_a_number_is_a_fault_of_the_one_sequence(asked: Asked, wrong: float):
+    given = rows(6)
+    given[2:4] = wrong
+    with np.errstate(invalid="ignore"):
+        found = examine(Rows(), given, [chunk(2, 2, asked), chunk(3, 2, asked), chunk(4, 2, asked)], VOCABULARY)
+    assert [(each.sequence, "not a number" in each.fault, bool(each.scores or each.total)) for each in found] == [
+        (2, False, True), (3, True, False), (4, False, True)
+    ]  # fmt: skip
 
 
 def test_alternatives_are_the_likeliest_first_and_at_most_all():

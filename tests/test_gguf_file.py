@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGUFWriter
+from structlog.testing import capture_logs
 
 from shoal.errors import CorruptModel, ShoalError, UnsupportedModel
 from shoal.models.gguf_file import GgufFile
@@ -126,7 +127,6 @@ BAD_ENTRIES = {
     "strings more than the file": entry("x", 9, struct.pack("<IQ", 8, 2**25)),
     "string too long": entry("x", 8, struct.pack("<Q", 2**63)),
     "string longer than the file": entry("x", 8, struct.pack("<Q", 10000)),
-    "not UTF-8": entry("x", 8, string(b"\xff\xfe")),
     "no alignment": entry("general.alignment", 4, struct.pack("<I", 0)),
 }
 
@@ -153,10 +153,63 @@ def test_tensors_that_cannot_be(name: str, path: Path) -> None:
         GgufFile(file(path, tensors=[BAD_TENSORS[name]], data=bytes(64)))
 
 
-@pytest.mark.parametrize(("kind", "what"), [(24, "I8"), (28, "F64"), (39, "MXFP4"), (77, "unknown type 77")])
+TYPES = [(24, "I8"), (28, "F64"), (39, "MXFP4"), (77, "unknown type 77")]
+
+
+@pytest.mark.parametrize(("kind", "what"), TYPES)
 def test_types_that_are_not_supported(kind: int, what: str, path: Path) -> None:
-    with pytest.raises(UnsupportedModel, match=what):
-        GgufFile(file(path, tensors=[tensor("t", (32,), kind)], data=bytes(512)))
+    with capture_logs() as said:
+        found = GgufFile(file(path, tensors=[tensor("t", (32,), kind), tensor("u", (2,))], data=bytes(512)))
+    assert [(line["log_level"], list(line["tensors"])) for line in said] == [("warning", ["t"])]
+    assert (found.shapes["t"], found.tensor("u"), found.tensor("v")) == ((32,), found.tensors["u"], None)
+    with pytest.raises(UnsupportedModel, match=rf"tensor t has the .*{what}, which is not supported; supported are bf16"):
+        found.tensor("t")
+
+
+def with_a_tensor(whole: bytes, path: Path, name: str, kind: int) -> Path:
+    """The model, with such a tensor at the end of its list."""
+    at, old = header_size(whole, path), GgufFile(path)
+    listed = b"".join(
+        tensor(t.name, t.shape[::-1], {"f32": 0, "q8_0": 8}[t.format], t.offset - at) for t in old.tensors.values() if t.name != name
+    )
+    count = sum(t.name != name for t in old.tensors.values()) + 1
+    first = next(iter(old.tensors))
+    begin = whole.index(string(first))
+    header = whole[:8] + struct.pack("<Q", count) + whole[16:begin] + listed + tensor(name, (32, 1), kind)
+    path.write_bytes(header + bytes(-len(header) % 32) + whole[at:])
+    return path
+
+
+def test_a_tensor_that_nobody_needs_does_not_refuse_the_model(whole: bytes, path: Path) -> None:
+    path.write_bytes(whole)
+    plain = GgufWeights(path)
+    wanted = [plain.matrix(f"layers.0.{m}").floats().tobytes() for m in MATRICES]
+    weights = GgufWeights(with_a_tensor(whole, path, "vision.projector", 77))
+    assert weights.spec == plain.spec
+    assert [weights.matrix(f"layers.0.{m}").floats().tobytes() for m in MATRICES] == wanted
+
+
+@pytest.mark.parametrize("name", ["blk.0.ffn_up.weight", "blk.0.attn_q.bias", "output_norm.weight"])
+def test_a_tensor_that_the_model_needs_is_refused_before_anything_is_loaded(name: str, whole: bytes, path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match=f"tensor {name} has the unknown type 77"):
+        GgufWeights(with_a_tensor(whole, path, name, 77))
+
+
+def test_a_description_that_is_not_utf8_is_read_as_far_as_it_can_be(path: Path) -> None:
+    with capture_logs() as said:
+        found = GgufFile(file(path, [entry("general.description", 8, string(b"caf\xe9")), entry("y", 8, string("\u00e9"))]))
+    assert found.meta == {"general.description": "caf\ufffd", "y": "\u00e9"}
+    assert [(line["log_level"], line["keys"]) for line in said] == [("warning", ["general.description"])]
+
+
+def test_only_a_file_that_is_cut_is_to_be_fetched_again(whole: bytes, path: Path) -> None:
+    path.write_bytes(whole[:-5000])
+    with pytest.raises(CorruptModel, match=r"is truncated.*; fetch the file again"):
+        GgufFile(path)
+    with pytest.raises(CorruptModel) as caught:
+        GgufFile(file(path, tensors=[tensor("t", (33, 1), 2)]))
+    assert "fetch" not in str(caught.value)
+    assert "look for another version" in str(caught.value)
 
 
 @pytest.mark.parametrize("version", [0, 1, 4, 0x03000000])

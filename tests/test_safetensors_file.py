@@ -52,8 +52,10 @@ def test_several_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["I8", "F64", "F8_E4M3", "BOOL"])
 def test_types_that_are_not_supported(dtype: str, path: Path) -> None:
-    with pytest.raises(UnsupportedModel, match=dtype):
-        SafetensorsFiles([written(path, one(dtype))])
+    found = SafetensorsFiles([written(path, {**one(dtype), "u": one()["t"]})])
+    assert (found.tensor("u"), found.tensor("v")) == (found.tensors["u"], None)
+    with pytest.raises(UnsupportedModel, match=f"tensor t is {dtype}; supported are F32"):
+        found.tensor("t")
 
 
 CORRUPT: dict[str, Any] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from shoal.errors import ClusterError, InvalidRequest, RemoteProtocolError
+from shoal.errors import InvalidRequest, RemoteProtocolError
 from shoal.executor.sampler import Sampler, distribution, uniform
 from shoal.executor.sequences import Sequences
 from shoal.native import BLOCK_TOKENS
@@ -160,10 +161,69 @@ def test_log_probabilities_without_alternatives():
     assert out.logprob is not None
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_is_no_number_is_an_error(bad: float):
-    with pytest.raises(ClusterError, match="not a number"):
-        sample(SamplingParams(), logits(0, bad, 1))
+@pytest.mark.parametrize("params", [SamplingParams(), greedy(), greedy(frequency_penalty=1.0), SamplingParams(logprobs=2)])
+@pytest.mark.parametrize("bad", [(0, np.nan, 1), (0, np.inf, 1), (-np.inf, -np.inf, -np.inf)])
+def test_what_is_no_number_is_a_fault_and_not_the_requests(params: SamplingParams, bad: tuple[float, ...]):
+    sampled = sample(params, logits(*bad), generated=(0,))
+    assert "not a number" in sampled.fault
+    assert sampled.ours
+
+
+@pytest.mark.parametrize("wrong", [Opened(1, SamplingParams(logit_bias={7: 1.0}), [], []), Opened(1, greedy(repetition_penalty=2.0), [7], [])])
+def test_whatever_goes_wrong_is_a_fault_of_the_one_sequence(wrong: Opened):
+    both = Sampler()
+    both.open(wrong)
+    both.open(Opened(2, greedy(), [], []))
+    first, second, unknown = (both.sample(sequence, 0, logits(1, 5, 3)) for sequence in (1, 2, 3))
+    assert first is not None and first.fault and first.ours
+    assert second == Sampled(2, 1)
+    assert unknown is not None and unknown.fault
+
+
+TINY = [5e-324, 1e-310, 1e-300, 1e-45, 1e-38, 1e-10]
+
+
+@pytest.mark.parametrize("penalty", [*TINY, 10.0])
+def test_a_repetition_penalty_of_any_size_keeps_the_order(penalty: float):
+    """What was said is multiplied, so the likeliest of it is drawn, be it beyond what float32 and float64 hold."""
+    row = logits(3, 4, 5, 6, -2)
+    assert sample(greedy(repetition_penalty=penalty), row, prompt=(0, 1)).token == (1 if penalty < 1 else 3)
+    assert sample(SamplingParams(repetition_penalty=penalty, seed=4), row, prompt=(0, 1)).token == (1 if penalty < 1 else 3)
+    chosen = sample(SamplingParams(repetition_penalty=penalty, logprobs=1, top_p=0.9), row, prompt=(0, 1, 4))
+    assert not chosen.fault and chosen.logprob is not None and -10 < chosen.logprob <= 0
+
+
+EDGES = {
+    "temperature": st.sampled_from([0.0, *TINY, 1e-5, 1.0, 5.0]),
+    "top_k": st.sampled_from([0, 1, 2, 40, 2**31]),
+    "top_p": st.sampled_from([*TINY, 0.5, 1 - 2**-53, 1.0]),
+    "min_p": st.sampled_from([0.0, *TINY, 0.5, 1.0]),
+    "repetition_penalty": st.sampled_from([*TINY, 0.5, 1.0, 10.0]),
+    "presence_penalty": st.sampled_from([-2.0, -5e-324, 0.0, 5e-324, 2.0]),
+    "frequency_penalty": st.sampled_from([-2.0, -5e-324, 0.0, 5e-324, 2.0]),
+    "logit_bias": st.dictionaries(st.integers(0, 39), st.sampled_from([-100.0, -5e-324, 0.0, 5e-324, 100.0]), max_size=40),
+    "seed": st.sampled_from([0, 1, 2**63, 2**64 - 1]),
+    "logprobs": st.sampled_from([None, 0, 20]),
+}
+
+
+@given(
+    st.fixed_dictionaries(EDGES),
+    st.sampled_from([1e-45, 1e-38, 1.0, 1e4, 1e30, 1e38]),
+    st.lists(st.integers(0, 39), max_size=60),
+    st.integers(0, 2**31),
+)
+def test_every_value_of_the_documented_ranges_draws(fields: dict[str, Any], scale: float, said: list[int], position: int):
+    """At the edges of each, all together; NumPy's warnings are errors here."""
+    params = SamplingParams(**fields)
+    params.check(40)
+    row = (spread(40, position) / 12).astype(np.float32) * np.float32(scale)
+    drawn = sample(params, row, position, prompt=tuple(said), generated=tuple(said))
+    assert drawn.fault == ""
+    assert 0 <= drawn.token < 40
+    assert drawn == sample(params, row, position, prompt=tuple(said), generated=tuple(said))
+    for found in [drawn.logprob, *(a.logprob for a in drawn.alternatives)]:
+        assert found is None or -1e4 < found <= 1e-3 * max(scale, 1)
 
 
 def test_a_closed_sequence_is_forgotten():

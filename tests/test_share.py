@@ -38,6 +38,8 @@ from shoal.transport.base import FrameStream
 from shoal.wire import messages
 from shoal.wire.frame import HEADER, MAGIC, MAX_BODY, VERSION, Frame, Kind
 from tests.support import tiny
+from tests.support.gguf_split import split
+from tests.support.gguf_writer import write_model
 
 CONTENT = Random(1).randbytes(5 * GRAIN // 2 + 7)
 """Three ranges."""
@@ -684,6 +686,34 @@ def test_of_a_sharded_model_only_what_the_layers_need(machine: Machine, tmp_path
     have = {p.name for p in place.iterdir()}
     assert {"config.json", "model.safetensors.index.json"} < have < {f.name for f in listed.files}
     assert all((place / name).read_bytes() == (home / name).read_bytes() for name in have)
+
+
+def test_of_a_gguf_file_in_parts_only_those_that_the_layers_need(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SHOAL_CACHE", str(tmp_path / "node"))
+    whole = write_model(tmp_path / "m.gguf", tiny.model("llama"), "llama", "q8_0")
+    (tmp_path / "parts").mkdir()
+    parts = split(whole, tmp_path / "parts", 5)
+    listed, files = manifest(str(parts[0]), parts[0], directory=tmp_path / "head")
+    wanted = order(reference="/not/here/m-00001-of-00005.gguf", files=listed.files)
+    wanted.layers, wanted.first_layer, wanted.end_layer = 3, 2, 3
+    wanted.precision, wanted.kv_type, wanted.codec = "auto", "bf16", "raw"
+
+    async def scenario() -> None:
+        holder = Share()
+        holder.add(files)
+        listener = await tcp.listen("127.0.0.1", 0, lambda stream: _serve(stream, holder, []))
+        wanted.peers.append(control.Peer(host="127.0.0.1", port=listener.port, files=range(len(listed.files))))
+        await Fetcher(machine, Share()).fill(wanted)
+        await listener.close()
+
+    played(scenario())
+    model = PulledModel(NodeSettings(threads=1), wanted)
+    model.load(range(2, 3))
+    assert model.layers == [range(2, 3)]
+    model.report(heartbeat := control.Heartbeat())
+    assert heartbeat.fetched_from_origin == 0
+    have = {p.name for p in Manifest("/not/here", listed.files).home(tmp_path / "node").iterdir()}
+    assert {"model.gguf.index.json", "model-00001-of-00005.gguf", "model-00005-of-00005.gguf"} <= have < {f.name for f in listed.files}
 
 
 def test_layers_of_a_path_that_is_not_here_are_loaded_from_the_cache(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -15,8 +15,11 @@ from shoal.executor.base import StageOutput
 from shoal.executor.journal import Journal, JournalLimits
 from shoal.executor.shard import Shard
 from shoal.node.stage_service import StageService
+from shoal.scheduler.budget import StepBudget
+from shoal.scheduler.cost import Learned, Load
 from shoal.scheduler.scheduler import Scheduler
 from shoal.testing.clock import Deadlock, SimulatedLoop
+from shoal.testing.rush import Rush
 from shoal.testing.scenario import Broken, Scenario
 from shoal.testing.simulate import play, play_all
 
@@ -36,6 +39,56 @@ def test_no_seed_breaks_an_invariant():
     assert sum(o.interruptions for o in outcomes) > SEEDS / 2
     assert sum(o.refilled for o in outcomes) > SEEDS
     assert sum(o.tokens for o in outcomes) > 20 * SEEDS
+    assert sum(o.waits for o in outcomes) > 10 * SEEDS
+    assert sum(o.faults for o in outcomes) > SEEDS / 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stages", "seed"), [(1, 6), (2, 2), (3, 3), (4, 9)])
+def test_nobody_waits_long_for_the_prompt_of_another(stages: int, seed: int):
+    rush = Rush(seed)
+    rush.run()
+    assert rush.stages == stages
+    assert len(rush.waits) > 20
+    assert rush.shares
+
+
+def rush_through(seeds: range) -> None:
+    for seed in seeds:
+        Rush(seed).run()
+
+
+def _by_rows_alone(allowed: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, alone: float("inf")
+
+
+def _blind_to_context(of: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda position, rows, logits: Load(rows, rows, logits)
+
+
+def _never_corrected(learn: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, load, seconds: None
+
+
+def _starved(prompt: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, position, wanted, scored, part: min(wanted, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "name", "sabotage"),
+    [
+        (StepBudget, "_allowed", _by_rows_alone),
+        (Load, "of", _blind_to_context),
+        (Learned, "learn", _never_corrected),
+        (StepBudget, "prompt", _starved),
+    ],
+    ids=["rows alone bound a step", "a context costs nothing", "a guess stays a guess", "a prompt gets one row of a step"],
+)
+def test_a_long_wait_is_noticed(kind: type, name: str, sabotage: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kind, name, sabotage(getattr(kind, name)))
+    with pytest.raises(Broken, match=r"waited|has its first token after"):
+        rush_through(range(40))
 
 
 @pytest.mark.slow

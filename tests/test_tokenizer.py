@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
-from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from shoal.errors import ConfigError, CorruptModel, InvalidRequest, UnsupportedModel, UserError
 from shoal.models.weights import GgufWeights
-from shoal.text import vocabulary
+from shoal.text.detokenizer import TextStream
 from shoal.text.tokenizer import Tokenizer
 from shoal.text.tools import HERMES
 from tests.support.vocabularies import CONTROL, USER_DEFINED, byte_level, sentencepiece
@@ -207,10 +207,6 @@ def test_digits(pre: str, text: str, pieces: list[bytes]) -> None:
     assert [tokenizer.token_bytes(i) for i in tokenizer.encode(text, bos=False)] == pieces
 
 
-def test_qwen2_splits_as_transformers_does() -> None:
-    assert vocabulary._QWEN2 == PRETOKENIZE_REGEX
-
-
 def test_qwen2_composes_characters() -> None:
     tokenizer = Tokenizer.open(HERE, byte_level("qwen2"))
     assert tokenizer.decode(tokenizer.encode("e\u0301")) == "é"
@@ -326,17 +322,35 @@ def test_templates_write_the_special_tokens() -> None:
     [
         ({"model": "bert"}, UnsupportedModel, "'bert' is not supported"),
         ({"model": None}, UnsupportedModel, "not supported"),
-        ({"pre": "jais"}, UnsupportedModel, "'jais' is not supported"),
+        ({"pre": "of-tomorrow"}, UnsupportedModel, "'of-tomorrow' is not supported"),
         ({"merges": ["nospace"]}, CorruptModel, "does not hold together"),
         ({"tokens": 5}, CorruptModel, "does not hold together"),
         ({"token_type": [CONTROL] * 999}, CorruptModel, "does not hold together"),
-        ({"tokenizer.chat_template": "{% if %}"}, CorruptModel, "no valid Jinja"),
     ],
     ids=str,
 )
 def test_vocabularies_that_cannot_be(changes: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         Tokenizer.open(HERE, byte_level(**changes))
+
+
+@pytest.mark.parametrize("source", ["{% if %}", 5])
+def test_a_template_that_is_none_costs_the_model_its_chats_alone(source: Any) -> None:
+    with capture_logs() as said:
+        made = Tokenizer.open(HERE, byte_level(**{"tokenizer.chat_template": source}))
+    assert [line["log_level"] for line in said] == ["warning"] and "chat template" in said[0]["reason"]
+    assert made.encode("hello", bos=False) == BYTES.encode("hello", bos=False)
+    with pytest.raises(InvalidRequest, match=r"no chat template.*--chat-template"):
+        made.encode_chat([{"role": "user", "content": "x"}])
+
+
+def test_merges_of_what_a_vocabulary_lacks_are_left_out() -> None:
+    meta = byte_level()
+    meta["tokenizer.ggml.merges"] += ["zz top", "h o", "hello Ġw"]
+    with capture_logs() as said:
+        made = Tokenizer.open(HERE, meta)
+    assert [(line["log_level"], line["merges"]) for line in said] == [("warning", 3)]
+    assert made.encode("hello who", bos=False) == BYTES.encode("hello who", bos=False)
 
 
 def test_a_file_without_a_vocabulary() -> None:
@@ -418,3 +432,47 @@ def test_settings_that_are_none(text: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(CorruptModel):
         Tokenizer.open(tmp_path)
+
+
+@pytest.mark.parametrize("padding", [None, 40])
+@pytest.mark.parametrize("truncation", [None, 3])
+def test_settings_of_the_training_neither_cut_nor_fill_a_prompt(truncation: int | None, padding: int | None, tmp_path: Path) -> None:
+    backend = Tokenizer.open(HERE, byte_level())._backend
+    plain = Tokenizer.open(saved(tmp_path)).encode("hello hello hello 123 é")
+    if truncation is not None:
+        backend.enable_truncation(truncation)
+    if padding is not None:
+        backend.enable_padding(length=padding, pad_id=0, pad_token="!")
+    backend.save(str(tmp_path / "tokenizer.json"))
+    made = Tokenizer.open(tmp_path)
+    assert made.encode("hello hello hello 123 é") == plain
+    assert made.encode("") == []
+    assert json.loads((tmp_path / "tokenizer.json").read_text())["truncation"] is not None or truncation is None
+
+
+ADDED = ("café", "đem", " ¡hola", "<tool>", "x y", "日本", "Ġ")
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_added_tokens_are_plain_text(kind: str, tmp_path: Path) -> None:
+    meta = byte_level(special=("<s>", *ADDED, "</s>"))
+    meta["tokenizer.ggml.token_type"][-1 - len(ADDED) : -1] = [USER_DEFINED] * len(ADDED)
+    meta["tokenizer.ggml.tokens"][-2] = "Ġ!"  # written as the vocabulary writes bytes, and none of them
+    made = Tokenizer.open(HERE, meta)
+    if kind == "directory":
+        made._backend.save(str(tmp_path / "tokenizer.json"))
+        made = Tokenizer.open(tmp_path)
+    text = "hello café đem¡hola ¡hola<tool>x y日本Ġ!"
+    tokens = made.encode(text, bos=False)
+    assert made.decode(tokens) == text
+    assert [made.token_bytes(i).decode() for i in tokens if i > 266][:3] == ["café", "đem", " ¡hola"]
+    stream = TextStream(made, [], [])
+    assert "".join(map(stream.push, tokens)) + stream.finish() == text
+
+
+def test_a_vocabulary_that_knows_the_word_strip_is_not_one_that_strips(tmp_path: Path) -> None:
+    meta = sentencepiece(add_space_prefix=False)
+    meta["tokenizer.ggml.tokens"][-1] = "Strip"
+    Tokenizer.open(HERE, meta)._backend.save(str(tmp_path / "tokenizer.json"))
+    made = Tokenizer.open(tmp_path)
+    assert made.decode(made.encode(" he", bos=False)) == " he"

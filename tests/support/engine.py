@@ -34,9 +34,12 @@ class ByteTokenizer:
         self.encoded = 0
         """Characters that were tokenised."""
 
-    def encode(self, text: str, bos: bool = True) -> list[int]:
+    def encode(self, text: str, bos: bool = True, control: bool = True) -> list[int]:
         self.encoded += len(text)
         return list(text.encode())
+
+    def encode_marked(self, text: str, bos: bool = False) -> list[int]:
+        return self.encode(text, bos)
 
     def exceeds(self, text: str, limit: int) -> bool:
         return len(text) > 4 * limit

@@ -29,7 +29,7 @@ class Workers:
         self._running: dict[RemoteEngine, asyncio.Task[None]] = {}
 
     async def join(self) -> RemoteEngine:
-        def opened(model: Path, template: Path | None) -> Any:
+        def opened(model: Path, template: Path | None, trust_text: bool) -> Any:
             self.opened.append(model)
             return self._engine.tokenizer
 

@@ -268,5 +268,6 @@ def limits(
     queue: int = 64,
     depth: int = 1,
     ageing: int = 256,
+    wait: float = 0.0,
 ) -> Limits:
-    return Limits(blocks, block_tokens, context, lanes, step_tokens, queue, depth, ageing)
+    return Limits(blocks, block_tokens, context, lanes, step_tokens, queue, depth, ageing, wait)

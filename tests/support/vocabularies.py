@@ -53,3 +53,31 @@ def sentencepiece(**changes: Any) -> dict[str, Any]:
         "tokenizer.ggml.unknown_token_id": 0,
         **{key if "." in key else f"tokenizer.ggml.{key}": value for key, value in changes.items()},
     }
+
+
+def telling(text: str, pre: str | None, longest: int = 14) -> dict[str, Any]:
+    """A vocabulary that makes a token of every piece that a text is split into, so that its tokens show how it was split.
+
+    longest: bytes of the longest piece. pre: how it is split, as a file names it.
+    """
+    alphabet = _alphabet()
+    written = "".join(alphabet[b] for b in text.encode())
+    parts = {written[at : at + n] for n in range(1, longest + 1) for at in range(len(written) - n + 1)}
+    tokens = [*sorted(ByteLevel.alphabet()), *sorted((p for p in parts if len(p) > 1), key=lambda p: (len(p), p)), "<s>"]
+    merges = [f"{t[:at]} {t[at:]}" for t in tokens[256:-1] for at in range(1, len(t))]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        **({} if pre is None else {"tokenizer.ggml.pre": pre}),
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [NORMAL] * (len(tokens) - 1) + [CONTROL],
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.bos_token_id": len(tokens) - 1,
+        "tokenizer.ggml.eos_token_id": len(tokens) - 1,
+    }
+
+
+def _alphabet() -> list[str]:
+    """The characters that bytes 0 to 255 are written as."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    return [chr(b) if b in printable else chr(next(others)) for b in range(256)]

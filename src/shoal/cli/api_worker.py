@@ -23,9 +23,9 @@ from shoal.text.tokenizer import Tokenizer
 log = structlog.get_logger()
 
 
-def opened(model: Path, template: Path | None) -> Tokenizer:
-    """The tokenizer of a model's file or directory. template: in place of the model's own."""
-    return Tokenizer.open(model, None if model.is_dir() else GgufFile(model).meta, template)
+def opened(model: Path, template: Path | None, trust_text: bool) -> Tokenizer:
+    """The tokenizer of a model's file or directory. template: in place of the model's own. trust_text: as in ApiSettings."""
+    return Tokenizer.open(model, None if model.is_dir() else GgufFile(model).meta, template, trust_text)
 
 
 async def serve(path: Path, address: socket.socket) -> None:

@@ -14,6 +14,7 @@ from shoal import __version__
 from shoal.cli import batch, client, cluster, inspect, keys, models, nodes
 from shoal.cli.logs import log_to_stderr
 from shoal.cli.show import err
+from shoal.config import keep_to_own_folders
 from shoal.errors import ShoalError, UserError
 
 app = typer.Typer(
@@ -51,6 +52,7 @@ app.add_typer(nodes.app, name="nodes")
 
 def main() -> None:
     """Runs the command line. Exit status: 0, 1 where something failed, 2 where the user can mend it, 130 after Ctrl-C."""
+    keep_to_own_folders()
     try:
         status = app(standalone_mode=False)
         sys.stdout.flush()

@@ -13,15 +13,18 @@ from typing import Annotated, Any
 import typer
 import uvloop
 
+from shoal.address import http_url, is_loopback, join_host_port, parse_address
 from shoal.cli.api import Api, api_of
 from shoal.cli.credentials import head_credentials, node_credentials, pairing_desk
 from shoal.cli.discover import announced, check_announcing, find_head
 from shoal.cli.local import local_cluster
 from shoal.cli.options import Memory, Nodes, Runtime, Threads, node_settings, settings
 from shoal.cli.show import described, err, placement_rows, table
-from shoal.config import LOOPBACK, HeadSettings, NodeSettings, RuntimeName
+from shoal.config import HeadSettings, NodeSettings, RuntimeName
+from shoal.discovery.addresses import reached_at
 from shoal.errors import ConfigError
 from shoal.executor.measure import measure, usable_memory
+from shoal.executor.runtimes import check_runtime
 from shoal.gateway.keyring import Keyring
 from shoal.gateway.server import listening
 from shoal.models.description import Description, listed
@@ -103,7 +106,7 @@ async def fetched(model: str, stop: asyncio.Event, host: str = "") -> Descriptio
         result, failure = None, None
         try:
             result = described(model)
-            result = listed(result, host not in LOOPBACK) if host else result
+            result = listed(result, not is_loopback(host)) if host else result
         except Exception as error:  # noqa: BLE001 - carried over to the loop
             failure = error
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
@@ -134,7 +137,7 @@ def _check_open(settings: HeadSettings) -> None:
             f"--api-host {settings.api_host} is reachable from the network, and the API has no keys; make one with `shoal keys create NAME`, "
             "or add --open-api to let whoever reaches it use it"
         )
-    if settings.unprotected and settings.host not in LOOPBACK:
+    if settings.unprotected and not is_loopback(settings.host):
         err.print(f"[yellow]unprotected:[/yellow] whoever reaches {settings.host} can join this cluster and read all that is said in it")
     if settings.exposed and not usable:
         err.print(f"[yellow]open API:[/yellow] whoever reaches {settings.api_host} can use the model")
@@ -159,8 +162,8 @@ async def _up_with(
         head = cluster.head
         assert head.placement is not None
         err.print(table(model.name, placement_rows(head.placement)))
-        joining = f"shoal join {settings.host}:{head.control_port}"
-        err.print(f"API on http://{settings.api_host}:{api.port}/v1   more nodes: {joining}   Ctrl-C ends all")
+        joining = f"shoal join {join_host_port(reached_at(settings.host), head.control_port)}"
+        err.print(f"API on {http_url(reached_at(settings.api_host), api.port)}/v1   more nodes: {joining}   Ctrl-C ends all")
         async with pairing_desk(settings, head.control_port, joining):
             await serve_api(head, api, stop, _report(head), settings.grace)
 
@@ -177,8 +180,8 @@ async def _serve_model(settings: HeadSettings, model: Description, address: sock
     await head.start()
     try:
         api = api_of(head, settings, address)
-        joining = f"shoal join {settings.host}:{head.control_port}"
-        err.print(f"API on http://{settings.api_host}:{api.port}/v1   waiting for {settings.min_nodes} node(s): {joining}")
+        joining = f"shoal join {join_host_port(reached_at(settings.host), head.control_port)}"
+        err.print(f"API on {http_url(reached_at(settings.api_host), api.port)}/v1   waiting for {settings.min_nodes} node(s): {joining}")
         async with (
             pairing_desk(settings, head.control_port, joining) as pairing_port,
             announced(head, pairing_port),
@@ -208,6 +211,8 @@ async def made_agent(settings: NodeSettings, head: str, machine: Machine) -> Age
 
 
 async def _join(address: str, settings: NodeSettings) -> None:
+    check_runtime(settings.runtime)
+    address = str(parse_address(address)) if address else ""
     stop = stop_signal()
     found = None if address else await find_head(settings)
     address = found.address if found is not None else address

@@ -10,11 +10,11 @@ from pathlib import Path
 from time import monotonic
 from typing import TypeVar
 
+from shoal.address import is_loopback, parse_address
 from shoal.cli.show import err
-from shoal.config import LOOPBACK, HeadSettings, NodeSettings, keys_dir
+from shoal.config import HeadSettings, NodeSettings, keys_dir
 from shoal.discovery.advert import Advert
 from shoal.errors import ClusterError, ConfigError
-from shoal.node.agent import parse_address
 from shoal.security.authority import Authority
 from shoal.security.certificates import Role
 from shoal.security.credentials import Credentials
@@ -67,7 +67,8 @@ async def pairing_desk(settings: HeadSettings, control_port: int, joining: str) 
 
 def _kept(address: str) -> Path:
     """host:port or a cluster's name → where a node's credentials for it lie; an IPv6 address keeps its colons apart."""
-    plain = re.sub(r"[^A-Za-z0-9._-]", "-", address.replace("[", "").replace("]", ""))
+    known = str(parse_address(address)) if ":" in address else address  # one name for all ways to write an address
+    plain = re.sub(r"[^A-Za-z0-9._-]", "-", known.replace("[", "").replace("]", ""))
     return keys_dir() / f"{plain}.pem"
 
 
@@ -113,7 +114,7 @@ async def as_operator(address: str, ask: Callable[[Credentials | None], Awaitabl
         tries.append(authority().credentials(Role.HEAD, "operator"))
     if _kept(address).exists():
         tries.append(Credentials.load(_kept(address)))
-    if host in LOOPBACK or not _kept(address).exists():
+    if is_loopback(host) or not _kept(address).exists():
         tries.append(None)
     failure: ClusterError | None = None
     for credentials in tries:

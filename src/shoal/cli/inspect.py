@@ -13,12 +13,11 @@ from statistics import median
 from time import perf_counter
 from typing import Annotated, Any
 
-import psutil
 import typer
 import uvloop
 from rich.markup import escape
 
-from shoal import __version__
+from shoal import __version__, allowance
 from shoal.cli.client import local_settings, served
 from shoal.cli.cluster import stop_signal
 from shoal.cli.options import Json, Nodes, Runtime, Threads, node_settings, settings
@@ -27,6 +26,7 @@ from shoal.config import EngineSettings, NodeSettings, RuntimeName, cache_dir, d
 from shoal.errors import ConfigError, human_bytes
 from shoal.executor.cost import model_cost
 from shoal.executor.measure import measure
+from shoal.executor.runtimes import installed, lacking
 from shoal.native import instruction_set
 from shoal.node.head import Head
 from shoal.placement.partition import place
@@ -66,11 +66,15 @@ def _checks() -> list[dict[str, str]]:
             "ok",
             f"decode {speed.bytes_per_second / 1e9:.1f} GB/s of 4-bit weights, prefill {speed.flops / 1e9:.0f} GFLOP/s, {default_threads()} threads",
         )
-    for runtime in ("onnxruntime", "openvino"):
-        found = importlib.util.find_spec(runtime) is not None
-        add(runtime, "ok" if found else "note", "installed" if found else f"not installed; optional: pip install 'shoal[{runtime}]'")
-    memory = psutil.virtual_memory()
-    add("memory", "ok" if memory.available > 2**30 else "note", f"{human_bytes(memory.available)} free of {human_bytes(memory.total)}")
+    for runtime in (RuntimeName.ONNXRUNTIME, RuntimeName.OPENVINO):
+        missing = lacking(runtime)
+        add(runtime, "note" if missing else "ok", f"optional; {missing}" if missing else "installed")
+    if not installed():
+        add("runtimes", "wrong", "nothing here runs layers; install one of those above")
+    cores, memory = allowance.processors(), allowance.memory()
+    add("processors", "ok", f"{cores.usable}" + (f": {cores.source}" if cores.source else ""))
+    free, source = f"{human_bytes(memory.available)} free of {human_bytes(memory.total)}", f": {memory.source}" if memory.source else ""
+    add("memory", "ok" if memory.available > 2**30 else "note", free + source)
     home = cache_dir()
     at = next(p for p in (home, *home.parents) if p.exists())
     free = shutil.disk_usage(at).free
@@ -146,7 +150,7 @@ def register(app: typer.Typer) -> None:
         cost = model_cost(description.spec, description.weights, engine.precision, engine.kv_type, engine.step_tokens)
         context = min(engine.context, description.spec.context)
         demand = Demand.of(engine.lanes, engine.kv_tokens, context)
-        given = node or [f"{int(psutil.virtual_memory().available * 0.75)}"]
+        given = node or [f"{allowance.usable_memory()}"]
         nodes = [_node(text, i + 1, threads or default_threads()) for i, text in enumerate(given)]
         placement = place(nodes, Links(), cost, demand)
         answer = {

@@ -12,6 +12,7 @@ import typer
 from rich.markup import escape
 
 from shoal.config import ApiSettings, EngineSettings, HeadSettings, NodeSettings, RuntimeName, Settings, from_environment
+from shoal.executor.runtimes import check_runtime
 
 _PANELS: dict[type[Settings], str] = {EngineSettings: "Model", ApiSettings: "API", HeadSettings: "Cluster"}
 
@@ -25,9 +26,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def node_settings(memory: str = "", threads: int = 0, runtime: RuntimeName = RuntimeName.AUTO) -> NodeSettings:
-    """What a command says of the nodes that it starts, over the environment."""
+    """What a command says of the nodes that it starts, over the environment. Raises ConfigError, also where they could run nothing."""
     chosen = None if runtime is RuntimeName.AUTO else runtime
-    return from_environment(NodeSettings, {"memory": memory or None, "threads": threads or None, "runtime": chosen})
+    node = from_environment(NodeSettings, {"memory": memory or None, "threads": threads or None, "runtime": chosen})
+    check_runtime(node.runtime)
+    return node
 
 
 def _panel(role: type[Settings], field: str) -> str | None:

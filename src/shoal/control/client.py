@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 
+from shoal.address import grpc_target
 from shoal.control.messages import (
     ATTEND,
     DESCRIBE,
@@ -66,9 +67,10 @@ class ControlClient:
 
 
 def _channel(address: str, credentials: Credentials | None) -> Any:
+    target = grpc_target(address)
     if credentials is None:
-        return grpc.aio.insecure_channel(address, options=OPTIONS)
-    return credentials.grpc_channel(address, OPTIONS)
+        return grpc.aio.insecure_channel(target, options=OPTIONS)
+    return credentials.grpc_channel(target, OPTIONS)
 
 
 async def describe(address: str, credentials: Credentials | None = None, timeout: float = 5.0) -> ClusterDescription:

@@ -31,7 +31,11 @@ _MOST = 10.0  # seconds for one mask, after which the sequence ends; those in th
 
 
 class GrammarFailed(Exception):
-    """A sequence cannot be held to its grammar; says why."""
+    """A sequence cannot be held to its grammar; says why. ours: that is not the request's fault."""
+
+    def __init__(self, why: str, ours: bool = False) -> None:
+        super().__init__(why)
+        self.ours = ours
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ class Grammars:
             try:
                 self._tokenizer = self._vocabulary()
             except (ShoalError, OSError, ValueError) as error:
-                raise GrammarFailed(f"the model's tokenizer cannot be read ({error})") from error
+                raise GrammarFailed(f"the model's tokenizer cannot be read here ({error})", ours=True) from error
         made = LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
         _check(made)
         return made

@@ -35,4 +35,5 @@ def model_cost(spec: ModelSpec, weights: Weights | None, precision: Precision, k
         head_parameters=parameters("head"),
         activation_bytes=spec.hidden * 4,
         workspace=_workspace(spec, step_tokens),
+        attention=4 * spec.q_heads * spec.head_dim,
     )

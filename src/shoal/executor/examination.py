@@ -4,29 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from shoal.errors import ClusterError, RemoteProtocolError
+from shoal.errors import ClusterError
 from shoal.executor.base import Floats, Layers
 from shoal.request import Alternative, Score
-from shoal.scheduler.plan import Chunk, Examined
+from shoal.scheduler.plan import Asked, Chunk, Examined
 
 _GROUP = 128  # tokens
 _SLICE = 64  # rows whose logits are in memory at once: 37 MiB of a vocabulary of 152,000
+_NEVER = -9999.0  # the log-probability of what has none, as OpenAI writes it: JSON knows no infinity
+UNSOUND = "the model's output is not a number: its weights or the precision they run in are unsound"
 
 
 def score(logits: Floats, token: int, count: int) -> Score:
     """The log-probability of the model itself, before temperature, penalties and cuts, and those of the `count` likeliest tokens.
 
     logits: [vocabulary]
+
+    Raises ClusterError where they are not numbers.
     """
     peak = float(logits.max())
-    norm = peak + float(np.log(np.exp(logits - np.float32(peak), dtype=np.float32).sum(dtype=np.float64)))
-    best = tuple(Alternative(t, float(logits[t]) - norm) for t in likeliest(logits, count))
-    return Score(token, float(logits[token]) - norm, best)
+    if not np.isfinite(peak):
+        raise ClusterError(UNSOUND)
+    with np.errstate(over="ignore"):  # the difference of two may be out of range: then it is as good as infinite
+        norm = peak + float(np.log(np.exp(logits - np.float32(peak), dtype=np.float32).sum(dtype=np.float64)))
+    best = tuple(Alternative(t, max(float(logits[t]) - norm, _NEVER)) for t in likeliest(logits, count))
+    return Score(token, max(float(logits[token]) - norm, _NEVER), best)
 
 
 def likeliest(logits: Floats, count: int) -> list[int]:
@@ -43,47 +48,58 @@ def likeliest(logits: Floats, count: int) -> list[int]:
 
 
 def examine(made: Layers, hidden: Floats, chunks: list[Chunk], vocabulary: int) -> tuple[Examined, ...]:
-    """Answers what the chunks ask. hidden: [rows, hidden], out of the last layer.
+    """Answers what the chunks ask; with a fault where that cannot be answered of one of them.
 
-    Raises RemoteProtocolError for what cannot be asked, ClusterError where the model's output is not a number.
+    hidden: [rows, hidden], out of the last layer
     """
     wanted: list[tuple[int, int, int]] = []  # row, token, alternatives
+    wrong: dict[int, str] = {}
     at = 0
     for chunk in chunks:
         if chunk.asked is not None:
             followers = chunk.asked.followers
             known = all(0 <= token < vocabulary for token in followers)
             if len(followers) > len(chunk.tokens) or not known or chunk.asked.alternatives < 0:
-                raise RemoteProtocolError(f"what is asked about sequence {chunk.sequence} cannot be")
-            wanted += [(row, token, chunk.asked.alternatives) for row, token in enumerate(followers, at)]
+                wrong[chunk.sequence] = f"what is asked about sequence {chunk.sequence} cannot be"
+            else:
+                wanted += [(row, token, chunk.asked.alternatives) for row, token in enumerate(followers, at)]
         at += len(chunk.tokens)
-    return tuple(_answers(chunks, _scores(made, hidden, wanted), made, hidden))
+    return tuple(_answers(chunks, wrong, _scores(made, hidden, wanted), made, hidden))
 
 
-def _answers(chunks: list[Chunk], scores: Iterator[Score], made: Layers, hidden: Floats) -> Iterator[Examined]:
+def _answers(
+    chunks: list[Chunk], wrong: dict[int, str], scores: Iterator[Score | ClusterError], made: Layers, hidden: Floats
+) -> Iterator[Examined]:
     at = 0
     for chunk in chunks:
         upto = at + len(chunk.tokens)
-        if chunk.asked is not None:
-            total = _total(made.normed(hidden[at:upto])) if chunk.asked.total else b""
-            yield Examined(chunk.sequence, list(islice(scores, len(chunk.asked.followers))), total)
+        if chunk.sequence in wrong:
+            yield Examined(chunk.sequence, [], fault=wrong[chunk.sequence])
+        elif chunk.asked is not None:
+            yield _answer(chunk.sequence, list(islice(scores, len(chunk.asked.followers))), chunk.asked, made, hidden[at:upto])
         at = upto
 
 
-def _scores(made: Layers, hidden: Floats, wanted: list[tuple[int, int, int]]) -> Iterator[Score]:
+def _answer(sequence: int, found: list[Score | ClusterError], asked: Asked, made: Layers, rows: Floats) -> Examined:
+    scores = [score for score in found if isinstance(score, Score)]
+    if len(scores) < len(found):
+        return Examined(sequence, [], fault=UNSOUND)
+    if not asked.total:
+        return Examined(sequence, scores)
+    with np.errstate(invalid="ignore"):  # infinities of both signs
+        total = made.normed(rows).sum(axis=0, dtype=np.float64)
+    if not np.isfinite(total).all():
+        return Examined(sequence, [], fault=UNSOUND)
+    return Examined(sequence, scores, total.astype("<f8").tobytes())
+
+
+def _scores(made: Layers, hidden: Floats, wanted: list[tuple[int, int, int]]) -> Iterator[Score | ClusterError]:
+    """Each row's, or why it has none."""
     for first in range(0, len(wanted), _SLICE):
         part = wanted[first : first + _SLICE]
         rows = made.logits(hidden, np.array([row for row, _, _ in part], np.int32))
-        _sound(rows.max(axis=1))
-        yield from (score(logits, token, count) for logits, (_, token, count) in zip(rows, part, strict=True))
-
-
-def _total(rows: Floats) -> bytes:
-    total = rows.sum(axis=0, dtype=np.float64)
-    _sound(total)
-    return total.astype("<f8").tobytes()
-
-
-def _sound(values: NDArray[np.floating[Any]]) -> None:
-    if not np.isfinite(values).all():
-        raise ClusterError("the model's output is not a number: its weights or the precision they run in are unsound")
+        for logits, (_, token, count) in zip(rows, part, strict=True):
+            try:
+                yield score(logits, token, count)
+            except ClusterError as error:
+                yield error

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from time import monotonic
+from typing import Any
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from shoal.errors import ClusterError
 from shoal.executor.base import Floats
 from shoal.executor.constraint import Allowed, Constraint, GrammarFailed, Grammars
-from shoal.executor.examination import score
+from shoal.executor.examination import UNSOUND, score
 from shoal.request import SamplingParams
 from shoal.scheduler.plan import Opened, Sampled
 
+log = structlog.get_logger()
+
+Logits = NDArray[np.floating[Any]]
+
 _MASK = 2**64 - 1
+_LEAST_PENALTY = 1e-250  # of repetition: the quotient of any float32 and this is within float64, so that the order is kept
 _GREEDY = 1e-5  # temperatures below it leave only the likeliest token, and would overflow
 
 
@@ -27,10 +34,11 @@ def uniform(seed: int, position: int) -> float:
     return (x >> 11) * 2.0**-53
 
 
-def distribution(logits: Floats, params: SamplingParams) -> NDArray[np.float64]:
+def distribution(logits: Logits, params: SamplingParams) -> NDArray[np.float64]:
     """Probabilities after temperature, top-k, top-p and min-p; cut tokens have 0. Ties at a cut all stay."""
-    scaled = (logits - logits.max()) / np.float32(params.temperature)
-    weights = np.exp(scaled, dtype=np.float32)
+    with np.errstate(over="ignore"):  # what is out of range is infinitely far below the likeliest
+        scaled = (logits - logits.max()) / np.float32(params.temperature)
+        weights: Floats = np.exp(scaled, dtype=np.float32)
     if 0 < params.top_k < len(weights):
         weights[weights < np.partition(weights, -params.top_k)[-params.top_k]] = 0
     if params.top_p < 1:
@@ -54,11 +62,11 @@ def _nucleus_floor(weights: Floats, top_p: float) -> float:
         count = min(count * 8, len(weights))
 
 
-def draw(logits: Floats, params: SamplingParams, position: int) -> int:
+def draw(logits: Logits, params: SamplingParams, position: int) -> int:
     """The index of the token that follows `position`. Raises ClusterError where the likeliest one's logit is no number."""
     likeliest = int(logits.argmax())
     if not np.isfinite(logits[likeliest]):
-        raise ClusterError("the model's output is not a number: its weights or the precision they run in are unsound")
+        raise ClusterError(UNSOUND)
     if params.temperature < _GREEDY:
         return likeliest
     sums = np.cumsum(distribution(logits, params))
@@ -90,21 +98,24 @@ class _State:
     def allowed(self, patience: float | None) -> Allowed | None:
         """See Constraint. Raises GrammarFailed."""
         if self.constraint is None:
-            raise GrammarFailed("the last stage's node has no tokenizer of the model")
+            raise GrammarFailed("the last stage's node has no tokenizer of the model", ours=True)
         return self.constraint.allowed(patience)
 
-    def adjust(self, logits: Floats) -> Floats:
-        """Repetition penalty over prompt and answer (Keskar et al., 2019); presence and frequency over the answer; bias."""
-        out, p = logits.copy(), self.params
+    def adjust(self, logits: Floats) -> NDArray[np.float64]:
+        """Repetition penalty over prompt and answer (Keskar et al., 2019); presence and frequency over the answer; bias.
+
+        In float64: a penalty far below 1 makes of a logit what float32 cannot hold.
+        """
+        out, p = logits.astype(np.float64), self.params
         if p.repetition_penalty != 1 and self.seen:
-            seen = np.fromiter(self.seen, np.int64)
-            out[seen] = np.where(out[seen] > 0, out[seen] / p.repetition_penalty, out[seen] * p.repetition_penalty)
+            seen, penalty = np.fromiter(self.seen, np.int64), max(p.repetition_penalty, _LEAST_PENALTY)
+            out[seen] = np.where(out[seen] > 0, out[seen] / penalty, out[seen] * penalty)
         if self.counts and (p.presence_penalty or p.frequency_penalty):
             tokens = np.fromiter(self.counts.keys(), np.int64)
-            times = np.fromiter(self.counts.values(), np.float32)
-            out[tokens] -= np.float32(p.presence_penalty) + np.float32(p.frequency_penalty) * times
+            times = np.fromiter(self.counts.values(), np.float64)
+            out[tokens] -= p.presence_penalty + p.frequency_penalty * times
         for token, bias in p.logit_bias.items():
-            out[token] += np.float32(bias)
+            out[token] += bias
         return out
 
 
@@ -113,7 +124,7 @@ class Sampler:
 
     def __init__(self, grammars: Grammars | None = None, width: int = 0) -> None:
         self._grammars, self._width = grammars, width
-        self._states: dict[int, _State] = {}
+        self._states: dict[int, _State | Sampled] = {}  # or why nothing can be drawn
         self._held: list[tuple[Constraint, int]] = []  # what was drawn in this step under grammars
         self._until: float | None = None  # its draws wait for masks
 
@@ -121,7 +132,10 @@ class Sampler:
         return len(self._states)
 
     def open(self, opened: Opened) -> None:
-        self._states[opened.sequence] = _State(opened, self._grammars, self._width)
+        try:
+            self._states[opened.sequence] = _State(opened, self._grammars, self._width)
+        except Exception as error:  # noqa: BLE001 - it ends this sequence, and no other one's step
+            self._states[opened.sequence] = _failed(opened.sequence, error)
 
     def close(self, sequence: int) -> None:
         self._states.pop(sequence, None)
@@ -142,21 +156,22 @@ class Sampler:
         return max(self._until - now, 0.0)
 
     def sample(self, sequence: int, position: int, logits: Floats) -> Sampled | None:
-        """Draws the token that follows `position`; None where what its grammar allows is not known yet: ask again.
+        """Draws the token that follows `position`, or says why there is none; None where what its grammar allows is not known yet: ask again.
 
-        logits: [vocabulary]. Raises ClusterError where they are not numbers.
+        logits: [vocabulary]. Whatever goes wrong is a fault of this sequence's draw: the others of the step do not notice.
         """
-        state = self._states[sequence]
+        try:
+            state = self._states[sequence]
+            return state if isinstance(state, Sampled) else self._sample(sequence, state, position, logits)
+        except Exception as error:  # noqa: BLE001 - see above
+            return _failed(sequence, error)
+
+    def _sample(self, sequence: int, state: _State, position: int, logits: Floats) -> Sampled | None:
         params = state.params
-        adjusted = state.adjust(logits) if state.penalised else logits
+        adjusted: Logits = state.adjust(logits) if state.penalised else logits
         allowed: Allowed | None = None
-        if params.grammar:
-            try:
-                allowed = state.allowed(self._patience())
-            except GrammarFailed as error:
-                return Sampled(sequence, -1, fault=f"the answer cannot be held to its grammar: {error}")
-            if allowed is None:
-                return None
+        if params.grammar and (allowed := state.allowed(self._patience())) is None:
+            return None
         if allowed is None:
             token = draw(adjusted, params, position)
         elif allowed.but:
@@ -165,10 +180,17 @@ class Sampler:
             token = draw(adjusted, params, position)
         else:
             token = int(allowed.tokens[draw(adjusted[allowed.tokens], params, position)])
+        own = None if params.logprobs is None else score(logits, token, params.logprobs)
         state.drawn(token)
         if state.constraint is not None:
             self._held.append((state.constraint, token))
-        if params.logprobs is None:
-            return Sampled(sequence, token)
-        own = score(logits, token, params.logprobs)
-        return Sampled(sequence, token, own.logprob, own.alternatives)
+        return Sampled(sequence, token) if own is None else Sampled(sequence, token, own.logprob, own.alternatives)
+
+
+def _failed(sequence: int, error: Exception) -> Sampled:
+    if isinstance(error, GrammarFailed):
+        return Sampled(sequence, -1, fault=f"the answer cannot be held to its grammar: {error}", ours=error.ours)
+    if isinstance(error, ClusterError):
+        return Sampled(sequence, -1, fault=str(error), ours=True)
+    log.error("a draw failed unexpectedly", sequence=sequence, exc_info=error)
+    return Sampled(sequence, -1, fault=f"no token could be drawn: {str(error) or type(error).__name__}", ours=True)

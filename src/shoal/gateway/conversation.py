@@ -160,9 +160,9 @@ def _calls(asked: str) -> str:
 
 
 def rendered(tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools, answer: bool = True) -> str:
-    """The text that the model reads. answer: up to where its answer begins. Raises InvalidRequest."""
+    """The text that the model reads, for `encode_marked`. answer: up to where its answer begins. Raises InvalidRequest."""
     if messages and messages[-1].get(_GOES_ON):
-        return rendered(tokenizer, messages[:-1], tools) + str(messages[-1]["content"])
+        return rendered(tokenizer, messages[:-1], tools) + tokenizer.marked(str(messages[-1]["content"]))
     tools.check()
     format = tokenizer.tool_format
     if format is None and tools.functions:
@@ -177,7 +177,7 @@ def rendered(tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools, an
 def prompt_tokens(engine: Engine, text: str, param: str = "messages") -> list[int]:
     """A rendered prompt's tokens; one that is far too long is refused before all of it is tokenised. Raises InvalidRequest, NotReady."""
     longest = engine.longest()
-    tokens = None if engine.tokenizer.exceeds(text, longest) else engine.tokenizer.encode(text, bos=False)
+    tokens = None if engine.tokenizer.exceeds(text, longest) else engine.tokenizer.encode_marked(text)
     if tokens is None or len(tokens) >= longest:
         length = f"more than {longest}" if tokens is None else str(len(tokens))
         raise InvalidRequest(

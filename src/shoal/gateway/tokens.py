@@ -32,6 +32,8 @@ class TokenizeRequest(Wire):
     tools: list[Tool] | None = None
     add_special_tokens: bool | None = None
     """Begin with the model's BOS where it wants one. Default: before a text, not before a conversation, whose template does it."""
+    parse_special: bool = True
+    """Read control tokens in a text, as /v1/completions does. In a conversation only its template's are read."""
     add_generation_prompt: bool = True
     return_token_strs: bool = False
 
@@ -69,11 +71,11 @@ def routes(service: Service) -> APIRouter:
         if body.tools and body.messages is None:
             raise InvalidRequest("tools belong to messages", "tools")
         if body.messages is None:
-            tokens = engine.tokenizer.encode(body.prompt or "", bos=body.add_special_tokens is not False)
+            tokens = engine.tokenizer.encode(body.prompt or "", body.add_special_tokens is not False, body.parse_special)
         else:
             chat = ChatRequest(messages=body.messages, tools=body.tools)
             text = rendered(engine.tokenizer, chat.templated(), chat.asked_tools(), body.add_generation_prompt)
-            tokens = engine.tokenizer.encode(text, bos=bool(body.add_special_tokens))
+            tokens = engine.tokenizer.encode_marked(text, bos=bool(body.add_special_tokens))
         pieces = [engine.tokenizer.token_bytes(t).decode(errors="replace") for t in tokens] if body.return_token_strs else None
         return {"count": len(tokens), "max_model_len": engine.longest(), "tokens": tokens, "token_strs": pieces}
 

@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import structlog
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from shoal.errors import CorruptModel, UnsupportedModel
 from shoal.models.matrix import FORMATS
+
+log = structlog.get_logger()
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
@@ -42,22 +45,28 @@ class Tensor:
 
 
 class GgufFile:
-    """`meta`: metadata by key (arrays as lists). `tensors`: by name. Raises CorruptModel for a file cut anywhere."""
+    """`meta`: metadata by key (arrays as lists). `tensors`: by name, those that can be run; `unusable`: why others cannot. `shapes`: of
+    all of them, rows first. Raises CorruptModel for a file cut anywhere, UnsupportedModel."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._unreadable: set[str] = set()
         with path.open("rb") as file:
             size = path.stat().st_size
             if size < 24:
-                raise CorruptModel(path, f"{size} bytes are no GGUF file")
+                raise CorruptModel(path, f"{size} bytes are no GGUF file", cut=True)
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._at = 0
         try:
             self._read_header(size)
         except struct.error:
-            raise CorruptModel(path, "the file is truncated inside its header") from None
-        except UnicodeDecodeError as error:
-            raise CorruptModel(path, f"a name is not UTF-8 ({error.reason})") from None
+            raise CorruptModel(path, "the file is truncated inside its header", cut=True) from None
+        if self._unreadable:
+            log.warning(
+                "text in the model's file is not UTF-8; what cannot be read is replaced", file=str(path), keys=sorted(self._unreadable)
+            )
+        if self.unusable:
+            log.warning("the model's file has tensors that cannot be run; they matter only if the model needs them", tensors=self.unusable)
 
     def _take(self, format: str) -> Any:
         value = struct.unpack_from(format, self._map, self._at)[0]
@@ -70,19 +79,24 @@ class GgufFile:
             raise CorruptModel(self.path, f"{count} {what} cannot be")
         return count
 
-    def _string(self) -> str:
+    def _string(self, of: str = "") -> str:
+        """of: the key that it is a value of; none: it is a name itself."""
         length = self._count("bytes of a string", len(self._map))
         if self._at + length > len(self._map):
-            raise CorruptModel(self.path, "the file is truncated inside its header")
+            raise CorruptModel(self.path, "the file is truncated inside its header", cut=True)
         raw = self._map[self._at : self._at + length]
         self._at += length
-        return raw.decode()
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            self._unreadable.add(of or raw.decode(errors="replace"))
+            return raw.decode(errors="replace")
 
-    def _value(self, kind: int, depth: int = 0) -> Any:
+    def _value(self, kind: int, key: str, depth: int = 0) -> Any:
         if kind in _SCALARS:
             return self._take(_SCALARS[kind])
         if kind == _STRING:
-            return self._string()
+            return self._string(key)
         if kind != _ARRAY or depth > _MAX_DEPTH:
             raise CorruptModel(self.path, f"metadata of unknown type {kind}")
         inner, count = int(self._take("<I")), self._count("array entries")
@@ -92,7 +106,7 @@ class GgufFile:
             values = struct.unpack_from(f"<{count}{format[1]}", self._map, self._at)
             self._at += count * width
             return list(values)
-        return [self._value(inner, depth + 1) for _ in range(count)]
+        return [self._value(inner, key, depth + 1) for _ in range(count)]
 
     def _read_header(self, size: int) -> None:
         if self._map[:4] != b"GGUF":
@@ -105,7 +119,7 @@ class GgufFile:
         self.meta: dict[str, Any] = {}
         for _ in range(meta_count):
             key = self._string()
-            self.meta[key] = self._value(int(self._take("<I")))
+            self.meta[key] = self._value(int(self._take("<I")), key)
         listed: list[tuple[str, tuple[int, ...], int, int]] = []
         for _ in range(tensor_count):
             name = self._string()
@@ -119,25 +133,31 @@ class GgufFile:
             raise CorruptModel(self.path, "the alignment cannot be")
         base = (self._at + alignment - 1) // alignment * alignment
         self.tensors: dict[str, Tensor] = {}
+        self.unusable: dict[str, str] = {}
+        self.shapes = {name: dims for name, dims, _, _ in listed}
         for name, dims, kind, offset in listed:
             try:
                 quantisation = GGMLQuantizationType(kind)
             except ValueError:
-                raise UnsupportedModel(
-                    f"{self.path}: tensor {name} has the unknown type {kind}; supported are {', '.join(FORMATS)}"
-                ) from None
+                self.unusable[name] = f"the unknown type {kind}"
+                continue
             format = quantisation.name.lower()
             if format not in FORMATS:
-                raise UnsupportedModel(
-                    f"{self.path}: quantisation {format.upper()} ({name}) is not supported; supported are {', '.join(FORMATS)}"
-                )
+                self.unusable[name] = f"the type {format.upper()}"
+                continue
             block, block_bytes = GGML_QUANT_SIZES[quantisation]
             if min(dims) < 1 or dims[-1] % block:
                 raise CorruptModel(self.path, f"tensor {name} has rows of {dims[-1]} values, in blocks of {block}")
             tensor = Tensor(name, format, dims, dims[-1] // block * block_bytes, base + offset)
             if tensor.offset + tensor.rows * tensor.row_bytes > size:
-                raise CorruptModel(self.path, f"the file is truncated: tensor {name} lies beyond its end")
+                raise CorruptModel(self.path, f"the file is truncated: tensor {name} lies beyond its end", cut=True)
             self.tensors[name] = tensor
+
+    def tensor(self, name: str) -> Tensor | None:
+        """None where there is none. Raises UnsupportedModel for one that cannot be run."""
+        if (what := self.unusable.get(name)) is not None:
+            raise UnsupportedModel(f"{self.path}: tensor {name} has {what}, which is not supported; supported are {', '.join(FORMATS)}")
+        return self.tensors.get(name)
 
     def forget(self) -> None:
         """Lets the system take back the pages that were read so far; they are read again from the file where needed."""

@@ -19,12 +19,15 @@ import structlog
 from shoal.config import cache_dir, hub_endpoint
 from shoal.errors import FetchError
 from shoal.models.catalogue import catalogue
+from shoal.models.gguf_files import INDEX as GGUF_INDEX
+from shoal.models.gguf_files import GgufFiles, parts_of
 from shoal.models.sources import Reference, shard_files
 
 log = structlog.get_logger()
 
 MOST_FILES = 4096
 _NAME, _HASH, _COMMIT = re.compile(r"\w[\w.+-]{0,200}", re.ASCII), re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
+_FIRST_PART = re.compile(r"model-00001-of-\d{5}\.gguf")
 _CONFIG, _INDEX, _SHARDS = "config.json", "model.safetensors.index.json", ".safetensors"
 _TEXT = frozenset(
     {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
@@ -68,6 +71,11 @@ class Manifest:
     def _single(self) -> bool:
         return len(self.files) == 1 and self.files[0].name.endswith(".gguf")
 
+    @property
+    def _first_part(self) -> str | None:
+        """Of a GGUF file in parts."""
+        return next((f.name for f in self.files if _FIRST_PART.fullmatch(f.name)), None)
+
     def home(self, directory: Path | None = None) -> Path:
         """The folder of the cache that the files belong in: the origin's own where it has one, so that either fills it."""
         root, parsed = directory or cache_dir(), self._parsed
@@ -97,6 +105,13 @@ class Manifest:
         if self._single:
             file = self.files[0]
             return next((path for path in (*named, self.home(directory) / file.name) if _is_here(path, file)), None)
+        if (part := self._first_part) is not None:
+            parts = sorted((file for file in self.files if file.name != GGUF_INDEX), key=lambda file: file.name)
+            for path in named:  # its parts are called otherwise there, and no index lies beside them
+                if len(there := parts_of(path)) == len(parts) and all(map(_is_here, there, parts)):
+                    return path
+            home = self.home(directory)
+            return home / part if self._complete(home, layers, first, last) else None
         return next((home for home in (*named, self.home(directory)) if self._complete(home, layers, first, last)), None)
 
     def lock(self, file: ModelFile, directory: Path | None = None) -> Path:
@@ -115,6 +130,10 @@ class Manifest:
         if self._single:
             return {self.files[0].name}
         names = {f.name for f in self.files}
+        if (part := self._first_part) is not None:
+            with contextlib.suppress(OSError, msgspec.DecodeError):
+                return {GGUF_INDEX, part} | shard_files((home / GGUF_INDEX).read_bytes(), layers, first, last)
+            return {GGUF_INDEX, part}
         described = {_CONFIG} | (names & _TEXT if last else set[str]())
         if _INDEX not in names:
             return described | {n for n in names if n.endswith(_SHARDS)}
@@ -124,7 +143,7 @@ class Manifest:
 
     def _complete(self, home: Path, layers: range, first: bool, last: bool) -> bool:
         wanted, by_name = self._wanted(home, layers, first, last), {f.name: f for f in self.files}
-        return any(name.endswith(_SHARDS) for name in wanted) and all(
+        return any(name.endswith((_SHARDS, ".gguf")) for name in wanted) and all(
             name in by_name and _is_here(home / name, by_name[name]) for name in wanted
         )
 
@@ -153,10 +172,28 @@ def manifest(reference: str, path: Path, hash_paths: bool = True, directory: Pat
     if parsed.kind == "path" and not hash_paths:
         return Manifest(reference, ()), {}
     # What a user calls a single file is of no use elsewhere, and need be no name that is safe there.
-    found = {"model.gguf": path} if path.is_file() else {p.name: p for p in sorted(path.iterdir()) if _is_part(p) and p.is_file()}
-    here = {name: ModelFile(name, p.stat().st_size, _known_hash(p, directory or cache_dir())) for name, p in found.items()}
+    root = directory or cache_dir()
+    found = _gguf(path, root) if path.is_file() else {p.name: p for p in sorted(path.iterdir()) if _is_part(p) and p.is_file()}
+    here = {name: ModelFile(name, p.stat().st_size, _known_hash(p, root)) for name, p in found.items()}
     files = {**_hub_files(parsed), **here} if parsed.kind == "hub" else here
     return Manifest(reference, tuple(files.values())), {here[name].sha256: p for name, p in found.items()}
+
+
+def _gguf(path: Path, root: Path) -> dict[str, Path]:
+    """A GGUF file, or its parts and an index of them, which is kept in the cache. Raises OSError."""
+    if len(parts_of(path)) == 1:
+        return {"model.gguf": path}
+    files = GgufFiles(path)
+    names = [f"model-{n:05}-of-{len(files.parts):05}.gguf" for n in range(1, len(files.parts) + 1)]
+    if len(names) == 1:
+        return {"model.gguf": path}
+    index = files.index(names)
+    place = root / "indexes" / f"{hashlib.sha256(index).hexdigest()}.json"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    fresh = place.with_suffix(f".{os.getpid()}")
+    fresh.write_bytes(index)
+    fresh.replace(place)
+    return {**dict(zip(names, files.parts, strict=True)), GGUF_INDEX: place}
 
 
 def _is_part(path: Path) -> bool:

@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from shoal.errors import CorruptModel, UnsupportedModel
+
+log = structlog.get_logger()
 
 _FORMATS = {"F32": ("f32", 4), "F16": ("f16", 2), "BF16": ("bf16", 2)}
 _MAX_HEADER = 100 << 20  # the format's own limit
@@ -33,35 +36,48 @@ class Tensor:
 
 
 class SafetensorsFiles:
-    """Tensors by name over some files. Raises CorruptModel for a file that is cut or lies about itself."""
+    """`tensors`: by name over some files, those that can be run; `unusable`: what others are. Raises CorruptModel for a file that is cut or
+    lies about itself."""
 
     def __init__(self, files: Iterable[Path]) -> None:
         self.tensors: dict[str, Tensor] = {}
+        self.unusable: dict[str, str] = {}
         self._maps: dict[Path, mmap.mmap] = {}
         for path in files:
             self._read_header(path)
+        if self.unusable:
+            log.warning(
+                "the model's files have tensors that cannot be run; they matter only if the model needs them", tensors=self.unusable
+            )
+
+    def tensor(self, name: str) -> Tensor | None:
+        """None where there is none. Raises UnsupportedModel for one that cannot be run."""
+        if (type := self.unusable.get(name)) is not None:
+            raise UnsupportedModel(f"tensor {name} is {type}; supported are {', '.join(_FORMATS)}")
+        return self.tensors.get(name)
 
     def _read_header(self, path: Path) -> None:
         size = path.stat().st_size
         if size < 8:
-            raise CorruptModel(path, f"{size} bytes are no safetensors file")
+            raise CorruptModel(path, f"{size} bytes are no safetensors file", cut=True)
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         (length,) = struct.unpack_from("<Q", mapped, 0)
         if length > min(_MAX_HEADER, size - 8):
-            raise CorruptModel(path, "the file is truncated inside its header")
+            raise CorruptModel(path, "the file is truncated inside its header", cut=True)
         try:
             header = cast("dict[str, Any]", json.loads(mapped[8 : 8 + length]))
             for name, entry in header.items():
                 if name == "__metadata__":
                     continue
                 if entry["dtype"] not in _FORMATS:
-                    raise UnsupportedModel(f"{path}: tensor {name} is {entry['dtype']}; supported are {', '.join(_FORMATS)}")
+                    self.unusable[name] = str(entry["dtype"])
+                    continue
                 format, width = _FORMATS[entry["dtype"]]
                 shape = tuple(int(d) for d in entry["shape"])
                 begin, end = (int(o) for o in entry["data_offsets"])
                 if min(shape, default=1) < 1 or end - begin != math.prod(shape) * width or 8 + length + end > size or begin < 0:
-                    raise CorruptModel(path, f"the file is truncated: tensor {name} lies beyond its end")
+                    raise CorruptModel(path, f"the file is truncated: tensor {name} lies beyond its end", cut=True)
                 self.tensors[name] = Tensor(format, shape, path, 8 + length + begin)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise CorruptModel(path, f"the header is not what safetensors writes ({error})") from None

@@ -24,9 +24,10 @@ from typing import IO
 
 import msgspec
 
-from shoal.config import cache_dir, hub_endpoint
+from shoal.config import cache_dir, environment_with, hub_endpoint, user_path
 from shoal.errors import FetchError, HashMismatch, UnknownModel, UserError, human_bytes
 from shoal.models.catalogue import Entry, Part, catalogue
+from shoal.models.gguf_files import first_part, parts_of
 
 Progress = Callable[[int, int], None]
 """Called with the bytes that are there and the bytes there will be."""
@@ -57,14 +58,18 @@ class Reference:
         if text in catalogue():
             return cls("catalogue", text)
         if os.sep in text or text.endswith(".gguf") or Path(text).exists():
-            return cls("path", str(Path(text).expanduser().resolve()))
+            path = first_part(user_path(text))
+            # A part is known by its name, so a link to it stays one.
+            return cls("path", str(path.resolve() if len(parts_of(path)) == 1 else path.parent.resolve() / path.name))
         raise UnknownModel(text, sorted(catalogue()))
 
 
 def public_name(text: str) -> str:
     """The name that the API shows for a model reference."""
     reference = Reference.parse(text)
-    return Path(reference.name).name.removesuffix(".gguf") if reference.kind == "path" else reference.name
+    if reference.kind != "path":
+        return reference.name
+    return re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", Path(reference.name).name)
 
 
 def find(text: str, directory: Path | None = None) -> Path | None:
@@ -173,14 +178,18 @@ def _intact(path: Path, sha256: str) -> bool:
 
 def _fetch_package(part: Part, target: Path, progress: Callable[[int], None]) -> None:
     """Through the registry's ordinary client, so that mirrors, proxies and credentials are the user's own."""
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        scratch, own = Path(folder, "package"), Path(folder, "own")  # what it fetches, and what it keeps for itself
+        scratch.mkdir()
+        own.mkdir()
         if part.registry == "pypi":
             command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--disable-pip-version-check"]
-            command += ["--progress-bar", "raw", "--resume-retries", "5", "--dest", scratch, f"{part.package}=={part.version}"]
+            command += ["--progress-bar", "raw", "--resume-retries", "5", "--dest", str(scratch), f"{part.package}=={part.version}"]
         else:
-            command = ["npm", "pack", "--silent", f"{part.package}@{part.version}", "--pack-destination", scratch]
-        _run_client(command, part, progress)
-        found = sorted(Path(scratch).iterdir())
+            command = ["npm", "pack", "--silent", f"{part.package}@{part.version}", "--pack-destination", str(scratch)]
+            command += ["--cache", str(own), "--no-update-notifier"]
+        _run_client(command, part, progress, own)
+        found = sorted(scratch.iterdir())
         if len(found) != 1:
             raise FetchError(f"{part.package} {part.version}: the client left {len(found)} files where one was expected")
         with found[0].open("rb") as file:
@@ -190,9 +199,12 @@ def _fetch_package(part: Part, target: Path, progress: Callable[[int], None]) ->
         found[0].rename(target)
 
 
-def _run_client(command: list[str], part: Part, progress: Callable[[int], None]) -> None:
+def _run_client(command: list[str], part: Part, progress: Callable[[int], None], scratch: Path) -> None:
+    """scratch: a folder for the client's temporary files, so that they need room on the disk of the models and nowhere else."""
     try:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment_with(TMPDIR=str(scratch))
+        )
     except FileNotFoundError:
         raise FetchError(f"{part.package} is fetched by {command[0]}, which is not installed") from None
     last: list[str] = []
@@ -238,16 +250,18 @@ class _Index(msgspec.Struct):
 
 def shard_files(index: bytes, layers: range, first: bool, last: bool) -> set[str]:
     """Which files of a sharded model hold these layers, by its index. Raises msgspec.DecodeError."""
-    wanted = _hub_tensors(layers, first, last)
+    wanted = _wanted_tensors(layers, first, last)
     return {file for tensor, file in msgspec.json.decode(index, type=_Index).weight_map.items() if wanted(tensor)}
 
 
-def _hub_tensors(layers: range | None, first: bool, last: bool) -> Callable[[str], bool]:
+def _wanted_tensors(layers: range | None, first: bool, last: bool) -> Callable[[str], bool]:
     def wanted(tensor: str) -> bool:
-        if match := re.match(r"model\.layers\.(\d+)\.", tensor):
+        if match := re.match(r"(?:model\.layers|blk)\.(\d+)\.", tensor):
             return layers is None or int(match[1]) in layers
-        if tensor.startswith("model.embed_tokens"):
+        if tensor.startswith(("model.embed_tokens", "token_embd")):
             return layers is None or first or last  # a tied head is the embedding
+        if tensor.startswith("rope_freqs"):
+            return True
         return layers is None or last
 
     return wanted
@@ -270,7 +284,7 @@ def pull_layers(text: str, layers: range, first: bool, last: bool, progress: Pro
     reference = Reference.parse(text)
     if reference.kind != "hub":
         return pull(text, progress, directory)
-    return _pull_hub(reference, directory or cache_dir(), _hub_tensors(layers, first, last))
+    return _pull_hub(reference, directory or cache_dir(), _wanted_tensors(layers, first, last))
 
 
 def pull_description(text: str, directory: Path | None = None) -> Path:
@@ -320,6 +334,8 @@ def _hub_errors(text: str) -> Generator[None]:
         raise FetchError(f"{text}: the hub answered {error}") from error
     except msgspec.DecodeError as error:
         raise FetchError(f"{text}: the list of its files cannot be read ({error})") from error
+    except ImportError as error:  # of a package that the client needs for this proxy, as for SOCKS
+        raise FetchError(f"{text} could not be fetched: {error} Or unset the variable that names the proxy") from error
     except (OSError, *_transport_errors()) as error:
         raise _disk_or_network(text, error) from error
 

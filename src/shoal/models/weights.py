@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.errors import CorruptModel, UserError
-from shoal.models.gguf_file import GgufFile
+from shoal.models.gguf_files import GgufFiles
 from shoal.models.matrix import Floats, StoredMatrix, floats
 from shoal.models.safetensors_file import SafetensorsFiles
 from shoal.models.spec import ModelSpec, spec_from_config, spec_from_gguf
@@ -83,15 +83,23 @@ def _stored_name(name: str, table: dict[str, str], layer: str) -> str:
     return f"{prefix}{table[parts[-1]]}.{kind}"
 
 
+def _names(spec: ModelSpec, table: dict[str, str], layer: str) -> set[str]:
+    """All tensors that such a model may have, as a file calls them."""
+    whole = ("embed", "norm", "head")
+    inner = [f"layers.{i}.{part}" for i in range(spec.layers) for part in table if part not in whole]
+    return {_stored_name(name + kind, table, layer) for name in (*whole, *inner) for kind in ("", ".bias")}
+
+
 class GgufWeights:
     def __init__(self, path: Path) -> None:
-        self.file = GgufFile(path)
-        tensors = self.file.tensors
+        self.file = GgufFiles(path)
         factors: list[float] = []
-        if (freqs := tensors.get("rope_freqs.weight")) is not None:
+        if (freqs := self.file.tensor("rope_freqs.weight")) is not None:
             factors = floats(freqs.format, self.file.raw(freqs), freqs.shape[-1])[0].tolist()
-        self.spec = spec_from_gguf(self.file.meta, {n: t.shape for n, t in tensors.items()}, factors, path)
+        self.spec = spec_from_gguf(self.file.meta, self.file.shapes, factors, path)
         self.spec.check(path)
+        for name in self.file.unusable.keys() & _names(self.spec, _GGUF, "blk"):
+            self.file.tensor(name)  # which says what is wrong with it
         self._interleaved = self.spec.family == "llama"
 
     def forget(self) -> None:
@@ -106,14 +114,14 @@ class GgufWeights:
 
     def matrix(self, name: str) -> StoredMatrix:
         stored = _stored_name("embed" if name == "head" and self.spec.tied else name, _GGUF, "blk")
-        tensor = self.file.tensors.get(stored)
+        tensor = self.file.tensor(stored)
         if tensor is None:
             raise CorruptModel(self.file.path, f"no tensor {stored}")
         _expect(self.file.path, stored, tensor.shape, matrix_shape(self.spec, name))
         return StoredMatrix(tensor.format, self.file.raw(tensor), tensor.shape[-1], self._order(name))
 
     def vector(self, name: str) -> Floats | None:
-        tensor = self.file.tensors.get(_stored_name(name, _GGUF, "blk"))
+        tensor = self.file.tensor(_stored_name(name, _GGUF, "blk"))
         if tensor is None:
             return None
         _expect(self.file.path, name, tensor.shape, vector_shape(self.spec, name))
@@ -130,20 +138,22 @@ class SafetensorsWeights:
         if not files:
             raise UserError(f"{directory}: no *.safetensors files")
         self._files = SafetensorsFiles(files)
+        for name in self._files.unusable.keys() & _names(self.spec, _HF, "model.layers"):
+            self._files.tensor(name)  # which says what is wrong with it
 
     def forget(self) -> None:
         self._files.forget()
 
     def matrix(self, name: str) -> StoredMatrix:
         stored = _stored_name("embed" if name == "head" and self.spec.tied else name, _HF, "model.layers")
-        tensor = self._files.tensors.get(stored)
+        tensor = self._files.tensor(stored)
         if tensor is None:
             raise CorruptModel(self.directory, f"no tensor {stored} in any *.safetensors")
         _expect(self.directory, stored, tensor.shape, matrix_shape(self.spec, name))
         return StoredMatrix(tensor.format, self._files.raw(tensor), tensor.shape[-1])
 
     def vector(self, name: str) -> Floats | None:
-        tensor = self._files.tensors.get(_stored_name(name, _HF, "model.layers"))
+        tensor = self._files.tensor(_stored_name(name, _HF, "model.layers"))
         if tensor is None:
             return None
         _expect(self.directory, name, tensor.shape, vector_shape(self.spec, name))

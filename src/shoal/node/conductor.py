@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import structlog
 
 from shoal import __version__
+from shoal.address import is_wildcard, join_host_port
 from shoal.config import HeadSettings, parse_bytes
 from shoal.control import messages as control
 from shoal.control.server import Conversation
@@ -25,6 +26,7 @@ from shoal.native import BLOCK_TOKENS
 from shoal.node.interruption import Interruption
 from shoal.node.links import Links, accept_link, greeted
 from shoal.node.share import Share
+from shoal.node.step_guess import step_guess
 from shoal.node.world import World
 from shoal.pipeline.driver import Driver, Route, TokenStream
 from shoal.pipeline.pace import Pace
@@ -362,7 +364,7 @@ class Conductor:
             described = control.NodeDescription(
                 node=node,
                 name=member.name,
-                address=f"{member.joined.host}:{member.joined.tensor_port}",
+                address=join_host_port(member.joined.host, member.joined.tensor_port),
                 machine=join.machine,
                 memory=join.memory,
                 threads=join.threads,
@@ -482,7 +484,7 @@ class Conductor:
     def _seen_by(self, joined: events.Joined) -> str:
         """The head's address as a node sees it."""
         host = self.settings.host
-        return self._world.facing(joined.host, joined.tensor_port) if host in ("0.0.0.0", "::") else host
+        return self._world.facing(joined.host, joined.tensor_port) if is_wildcard(host) else host
 
     # The route
 
@@ -545,9 +547,10 @@ class Conductor:
             step_tokens=settings.step_tokens,
             queue=settings.queue,
             depth=depth,
+            wait=settings.prompt_wait,
         )
         if self.driver is None:
-            self.driver = Driver(Scheduler(limits), self._step, self._observer.drawn)
+            self.driver = Driver(Scheduler(limits), self._step, self._observer.drawn, self._world.now)
             for stream in self._resumed:
                 self.driver.take_up(stream)
             self._resumed.clear()
@@ -555,6 +558,7 @@ class Conductor:
             self.driver.scheduler.deepen(depth)
         else:
             self.driver.restart(limits)
+        self.driver.scheduler.cost = step_guess(self.model.cost, placement, Measured(self._reached))
         return self.driver
 
     def _filled(self, epoch: int, tokens: int) -> None:

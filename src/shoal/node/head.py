@@ -8,6 +8,7 @@ from time import time
 
 from shoal.config import HeadSettings
 from shoal.control import messages as control
+from shoal.errors import InvalidRequest
 from shoal.executor.cost import model_cost
 from shoal.metrics import Metrics
 from shoal.models.description import Description, facts
@@ -37,7 +38,7 @@ class Head:
     def __init__(self, settings: HeadSettings, model: Description, machine: Machine | None = None) -> None:
         self.settings = settings
         self.model = model
-        self.tokenizer = Tokenizer.open(model.path, model.gguf, settings.chat_template_file)
+        self.tokenizer = Tokenizer.open(model.path, model.gguf, settings.chat_template_file, settings.trust_text)
         self.metrics = Metrics()
         self.created = int(time())
         self.facts = facts(model)
@@ -110,6 +111,7 @@ class Head:
 
     async def begin(self, answer: str, note: bytes, requests: Sequence[Request], named: bool) -> list[TokenStream]:
         """Submits all or none; returns when it is kept. Raises NotReady, InvalidRequest, QueueFull."""
+        admissible(requests, self.vocabulary, self.conductor.open_driver().scheduler.limits.queue)
         streams: list[TokenStream] = []
         try:
             for request in requests:
@@ -203,3 +205,13 @@ class Head:
             m.preemptions.set(scheduler.counters.preemptions)
             m.cached_tokens.set(scheduler.counters.cached_tokens)
         return m.text()
+
+
+def admissible(requests: Sequence[Request], vocabulary: int, queue: int) -> None:
+    """Raises InvalidRequest for what can never run: what no queue takes at once, and tokens that the model does not have."""
+    if len(requests) > 1 and (choices := sum(request.n for request in requests)) > queue:
+        message = f"{len(requests)} prompts with {requests[0].n} choices each make {choices} sequences; the queue takes {queue} at once"
+        raise InvalidRequest(f"{message}: send them in parts", "prompt")
+    for request in requests:
+        if request.prompt and not (min(request.prompt) >= 0 and max(request.prompt) < vocabulary):
+            raise InvalidRequest(f"the prompt has a token outside the vocabulary of {vocabulary}", "prompt")

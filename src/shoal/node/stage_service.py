@@ -14,19 +14,31 @@ from shoal.wire.frame import Dtype, Frame, Kind, WireCodec
 
 Compute = Callable[[Callable[[], Frame], int], Awaitable[Frame]]
 """Runs a step of so many bytes: see World.step."""
+Clock = Callable[[], float]
 
 
 class StageService:
     """One stage of one epoch."""
 
-    def __init__(self, executor: Executor, *, epoch: int, stage: int, stages: int, wire_codec: WireCodec, compute: Compute) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        *,
+        epoch: int,
+        stage: int,
+        stages: int,
+        wire_codec: WireCodec,
+        compute: Compute,
+        clock: Clock = perf_counter,
+    ) -> None:
+        """clock: seconds, as those at which frames arrived."""
         self.epoch = epoch
         self.stage = stage
         self.stages = stages
         self.steps = 0
         self.executor = executor
         self._codec = wire_codec
-        self._compute = compute
+        self._compute, self._clock = compute, clock
         self._upstream: FrameStream | None = None
         self._next: FrameStream | None = None
         self._latest: int | None = None
@@ -90,17 +102,17 @@ class StageService:
         return await self._compute(lambda: self._run(frame, arrived), frame.size)
 
     def _run(self, frame: Frame, arrived: float) -> Frame:
-        began = perf_counter()
+        began = self._clock()
         step = messages.decode_step(frame.meta)
         plan = messages.decode_plan(step.plan)
         carries = self.stage and plan.chunks and (not plan.spans or len(frame.body))
         hidden = codec.decode(frame.codec, frame.body, plan.rows, self.executor.hidden) if carries else None
-        decoded = perf_counter()
+        decoded = self._clock()
         output = self.executor.run(plan, hidden)
-        computed = perf_counter()
+        computed = self._clock()
         body = b"" if output.hidden is None else codec.encode(self._codec, output.hidden)
         prepare, compute, sample = output.seconds
-        encoded = perf_counter() - computed
+        encoded = self._clock() - computed
         trace = StageTrace(max(began - arrived, 0.0), decoded - began + prepare, compute, sample, encoded)
         traces, missing = [*step.traces, trace], [*step.missing, *output.missing]
         if self.last:

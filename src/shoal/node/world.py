@@ -44,7 +44,7 @@ class World(Protocol):
     rng: Random
 
     def now(self) -> float:
-        """Monotonic seconds."""
+        """Monotonic seconds, as those at which frames arrive."""
         ...
 
     async def listen(self, host: str, port: int, handler: Handler) -> Listener:

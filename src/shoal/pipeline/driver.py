@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, NoReturn
 
-from shoal.errors import InvalidRequest, RemoteProtocolError, ShoalError, StageLost, StepFailed
+from shoal.errors import ClusterError, InvalidRequest, RemoteProtocolError, ShoalError, StageLost, StepFailed
 from shoal.pipeline.timing import StepTiming, Timings
 from shoal.request import Request, RequestId, TokenChunk
 from shoal.scheduler.plan import StepPlan
@@ -111,7 +111,8 @@ class Route:
 class _Route:
     """A route while it is driven."""
 
-    def __init__(self, route: Route) -> None:
+    def __init__(self, route: Route, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self.flight: dict[int, _InFlight] = {}
         self.filling = asyncio.Lock()
         self.cut = asyncio.Event()
@@ -134,15 +135,15 @@ class _Route:
         raise RemoteProtocolError(f"stage 0 sent a {frame.kind.name} frame to the head")
 
     async def send(self, plan: StepPlan, schedule: float = 0.0) -> None:
-        began = perf_counter()
+        began = self._clock()
         meta = messages.encode(messages.Step(messages.raw(plan), []))
-        encoded = perf_counter()
+        encoded = self._clock()
         step = _InFlight(plan, schedule, encoded - began, 0.0, encoded)
         if not self.flight:
             self.heard = asyncio.get_running_loop().time()
         self.flight[plan.step] = step
         await self._route.first.send(Frame(Kind.STEP, self._route.epoch, plan.step, meta))
-        step.send = perf_counter() - encoded
+        step.send = self._clock() - encoded
         step.sent += step.send
 
     async def receive(self) -> tuple[Frame, float]:
@@ -158,7 +159,7 @@ class _Route:
                 raise RemoteProtocolError(f"a {frame.kind.name} frame where a result was due")
             if frame.step <= self._landed:
                 continue  # it came twice
-            return frame, perf_counter()
+            return frame, self._clock()
 
     def landed(self, step: int) -> _InFlight:
         """Results come in the order of the steps. Raises RemoteProtocolError for one that does not."""
@@ -177,11 +178,12 @@ class Driver:
         scheduler: Scheduler,
         observe: Callable[[StepTiming], None],
         drawn: Callable[[list[TokenChunk]], None] = lambda chunks: None,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
-        """drawn: is told what each step brings, before the streams are."""
+        """drawn: is told what each step brings, before the streams are. clock: seconds; that of the stages' traces."""
         self.scheduler = scheduler
         self.timings = Timings()
-        self._observe, self._drawn = observe, drawn
+        self._observe, self._drawn, self._clock = observe, drawn, clock
         self._streams: dict[RequestId, TokenStream] = {}
         self._strikes: dict[RequestId, int] = {}
         self._route: _Route | None = None
@@ -195,7 +197,7 @@ class Driver:
         """
         self.scheduler.rewind()
         loop = asyncio.get_running_loop()
-        mine = self._route = _Route(route)
+        mine = self._route = _Route(route, self._clock)
         work = (self._run(mine, spans, filled), self._follow(mine), mine.watch_first(), mine.cut.wait(), mine.settled.wait())
         ends: list[asyncio.Task[Any]] = [loop.create_task(part) for part in work]
         try:
@@ -233,6 +235,11 @@ class Driver:
         if (stream := self._streams.get(request)) is not None:
             stream.put(error)
         self.scheduler.cancel(request)
+
+    def _fail(self, sequence: int, error: ShoalError) -> None:
+        """Ends the request of a sequence that the last stage can do nothing for."""
+        if (request := self.scheduler.request_of(sequence)) is not None:
+            self._end(request, error)
 
     def stalled(self) -> float:
         """Seconds for which steps have been in flight and nothing came back."""
@@ -362,9 +369,12 @@ class Driver:
         result = messages.decode_result(frame.meta)
         step = route.landed(result.step)
         for sampled in result.sampled:
-            if sampled.fault and (request := self.scheduler.request_of(sampled.sequence)) is not None:
-                self._end(request, InvalidRequest(sampled.fault))
-        chunks = self.scheduler.apply(result)
+            if sampled.fault:
+                self._fail(sampled.sequence, ClusterError(sampled.fault) if sampled.ours else InvalidRequest(sampled.fault))
+        for examined in result.examined:
+            if examined.fault:
+                self._fail(examined.sequence, ClusterError(examined.fault))
+        chunks = self.scheduler.apply(result, arrived - step.sent)
         self._drawn(chunks)
         for chunk in chunks:
             if (stream := self._streams.get(chunk.request)) is not None:
@@ -376,7 +386,7 @@ class Driver:
             step.encode,
             step.send,
             arrived - step.sent,
-            perf_counter() - arrived,
+            self._clock() - arrived,
             tuple(result.traces),
         )
         self.timings.add(timing)
@@ -386,12 +396,12 @@ class Driver:
         """Sends steps while there is something to run and room in the pipe."""
         async with route.filling:
             while route.open and not route.pausing and not route.cut.is_set() and len(route.flight) <= self.scheduler.limits.depth:
-                began = perf_counter()
+                began = self._clock()
                 plan = self.scheduler.schedule()
                 if plan is None:
                     break
                 try:
-                    await route.send(plan, perf_counter() - began)
+                    await route.send(plan, self._clock() - began)
                 except OSError as error:
                     route.why = f"the first stage is gone: {error}"
                     route.cut.set()

@@ -55,6 +55,8 @@ class ModelCost:
     """Of one row between two stages."""
     workspace: int
     """Bytes that a stage needs besides weights and KV."""
+    attention: int = 4096
+    """Operations of one row in one layer per token that it attends to."""
 
     @property
     def layers(self) -> int:

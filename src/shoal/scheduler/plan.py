@@ -71,6 +71,8 @@ class Sampled(msgspec.Struct, frozen=True, array_like=True):
     alternatives: tuple[Alternative, ...] = ()
     fault: str = ""
     """Why no token can be drawn, now or later: the request ends."""
+    ours: bool = False
+    """The fault is not the request's."""
 
 
 class Examined(msgspec.Struct, frozen=True, array_like=True):
@@ -80,6 +82,8 @@ class Examined(msgspec.Struct, frozen=True, array_like=True):
     scores: list[Score]
     total: bytes = b""
     """float64, little-endian, as long as a hidden state."""
+    fault: str = ""
+    """Why it cannot be answered: the request ends. That is never the request's own fault."""
 
 
 class StageTrace(msgspec.Struct, frozen=True, array_like=True):

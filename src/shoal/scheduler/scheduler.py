@@ -23,6 +23,8 @@ import msgspec
 from shoal.errors import InvalidRequest, QueueFull, RemoteProtocolError
 from shoal.request import MAX_ALTERNATIVES, BlockId, FinishReason, Priority, Request, RequestId, Score, SequenceId, TokenChunk
 from shoal.scheduler.blocks import BlockPool, chain
+from shoal.scheduler.budget import StepBudget
+from shoal.scheduler.cost import Load, StepCost
 from shoal.scheduler.plan import Asked, Chunk, Examined, Opened, Sampled, StepPlan, StepResult
 from shoal.scheduler.queue import WaitingQueue
 from shoal.scheduler.sequence import Sequence
@@ -48,6 +50,8 @@ class Limits:
     """Steps that the driver keeps in flight: draws are spread over as many steps, prompts cut into as many smaller chunks."""
     ageing: int = 256
     """Steps that a class may wait while none of it runs; then its first in line rises a class."""
+    wait: float = 0.0
+    """Most seconds, about, that a running stream waits for others' prompts; 0: as long as `step_tokens` take."""
 
     @property
     def longest(self) -> int:
@@ -78,9 +82,19 @@ class _Sent:
     asked: Asked | None
 
 
+@dataclass(frozen=True)
+class _Step:
+    """In flight."""
+
+    sent: list[_Sent]
+    load: Load
+
+
 class Scheduler:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
+        self.cost: StepCost | None = None
+        """What steps take on the route that is driven; without, a step is bound by its rows alone."""
         self.counters = Counters()
         self.pool = BlockPool(limits.blocks)
         self.apart: set[RequestId] = set()
@@ -91,7 +105,7 @@ class Scheduler:
         self._requests: dict[RequestId, list[Sequence]] = {}
         self._waiting = WaitingQueue(limits.ageing)
         self._running: list[Sequence] = []  # oldest first
-        self._flight: dict[int, list[_Sent]] = {}
+        self._flight: dict[int, _Step] = {}
         self._closed: list[int] = []
         self._dropped: list[int] = []
         self._copies: list[tuple[BlockId, BlockId]] = []  # for the next plan
@@ -234,13 +248,25 @@ class Scheduler:
                         yield self._refilling(chunks, spans)
                         chunks, budget = [], self.limits.step_tokens
                         continue
-                    end = min(upto, at + budget)
-                    chunks.append(Chunk(sequence.id, at, sequence.tokens[at:end], [int(b) for b in untold], False))
+                    rows = min(upto - at, budget)
+                    fitting = self._refillable(chunks, at, rows)
+                    if fitting == 0:
+                        budget = 0
+                        continue
+                    chunks.append(Chunk(sequence.id, at, sequence.tokens[at : at + fitting], [int(b) for b in untold], False))
                     sequence.told, untold = len(table), []
-                    budget = 0 if alone else budget - (end - at)
-                    at = end
+                    budget = 0 if alone or fitting < rows else budget - fitting
+                    at += fitting
         if chunks:
             yield self._refilling(chunks, spans)
+
+    def _refillable(self, chunks: list[Chunk], at: int, rows: int) -> int:
+        """How many of the rows can join a step that refills: whatever comes next, another loss or the first token, waits for it. At least one of the first."""
+        if self.cost is None or not self.limits.wait:
+            return rows
+        load = sum((Load.of_chunk(chunk) for chunk in chunks), Load())
+        fitting = self.cost.fitting(load, at, rows, False, 2 * self.limits.wait)
+        return fitting if chunks else max(fitting, 1)
 
     def _unfilled(self, computed: int, table: list[BlockId], filled: set[BlockId]) -> Iterator[tuple[int, int]]:
         """Runs of computed tokens whose blocks no sequence before this one has filled; they count as filled then."""
@@ -286,13 +312,16 @@ class Scheduler:
         chunks: list[Chunk] = []
         opened: list[Opened] = []
         sent: list[_Sent] = []
-        budget = self.limits.step_tokens
-        candidates: Iterable[tuple[Sequence, int]] = self._candidates()
+        limits = self.limits
+        streams = any(s.active for s in self._running)
+        flying = (step.load for step in self._flight.values())
+        budget = StepBudget(limits.step_tokens, limits.chunk, self.cost, limits.wait, streams, flying)
+        candidates: Iterable[tuple[Sequence, float]] = self._candidates()
         if self._held_up:
             candidates = sorted(candidates, key=lambda candidate: candidate[0].request.id not in self.apart)
             self._held_up = False
-        for sequence, wanted in candidates:
-            if budget <= 0:
+        for sequence, part in candidates:
+            if budget.rows <= 0:
                 break
             if sequence.done or sequence not in self._running:  # preempted for another's sake while this step was made
                 continue
@@ -300,12 +329,14 @@ class Scheduler:
             if alone and chunks:
                 self._held_up = True
                 continue
-            count = self._provide(sequence, min(wanted, budget), {s.sequence.id for s in sent})
+            prompt = not sequence.decoding
+            wanted = budget.prompt(sequence.scheduled, sequence.stretch, sequence.scoring, part) if prompt else 1
+            count = self._provide(sequence, wanted, {s.sequence.id for s in sent}) if wanted else 0
             if count == 0:
                 continue
-            chunks.append(self._chunk(sequence, count, opened))
-            sent.append(_Sent(sequence, sequence.life, sequence.scheduled, chunks[-1].sample, chunks[-1].asked))
-            budget -= count
+            chunks.append(chunk := self._chunk(sequence, count, opened))
+            sent.append(_Sent(sequence, sequence.life, sequence.scheduled, chunk.sample, chunk.asked))
+            budget.take(Load.of_chunk(chunk), prompt)
             if alone:
                 break
         if not chunks and not self._closed:
@@ -313,24 +344,29 @@ class Scheduler:
         copies = [(int(source), int(target)) for source, target in self._copies]
         plan = StepPlan(self._next_step, opened, self._closed, self._dropped, copies, chunks)
         self._closed, self._dropped, self._copies = [], [], []
-        self._flight[plan.step] = sent
+        self._flight[plan.step] = _Step(sent, budget.load)
         self._next_step += 1
         self.counters.steps += 1
         self._waiting.age({s.priority for s in self._running})
         return plan
 
-    def apply(self, result: StepResult) -> list[TokenChunk]:
+    def apply(self, result: StepResult, flight: float = 0.0) -> list[TokenChunk]:
         """Takes a step's result over and answers what the clients get. Results come in the order of the steps.
+
+        flight: seconds from the sending of the step to its result; 0 where nobody knows.
 
         Raises RemoteProtocolError, and takes nothing over, where it does not answer what was asked.
         """
         examined = {found.sequence: found for found in result.examined}
-        for sent in self._flight[result.step]:
+        for sent in self._flight[result.step].sent:
             if sent.asked is not None and not _answers(examined.get(sent.sequence.id), sent.asked):
                 raise RemoteProtocolError(f"the result of step {result.step} does not say what was asked about a prompt")
         drawn = {sampled.sequence for sampled in result.sampled}
         out: list[TokenChunk] = []
-        for sent in self._flight.pop(result.step):
+        step = self._flight.pop(result.step)
+        if self.cost is not None:
+            self.cost.learn(step.load, result.traces, flight, step.load.rows > sum(sent.draws for sent in step.sent))
+        for sent in step.sent:
             if sent.draws and not sent.sequence.done and sent.sequence.id not in drawn:
                 self._put_off(sent)
             if not sent.sequence.done and sent.life == sent.sequence.life:
@@ -454,26 +490,26 @@ class Scheduler:
 
     # One step
 
-    def _candidates(self) -> Iterator[tuple[Sequence, int]]:
-        """Sequences that can move, with how many tokens: draws that rested longest first, then prompts, oldest first.
+    def _candidates(self) -> Iterator[tuple[Sequence, float]]:
+        """Sequences that can move: draws that rested longest first, then prompts, oldest first. With a prompt: how much it may take of what the step has left.
 
-        A higher class counts as having rested, or come, some steps longer.
+        A higher class counts as having rested, or come, some steps longer. Where the oldest prompt is not the shortest of its class, the shortest
+        takes up to half before it: so a short one does not wait for all that are ahead of it, and the oldest one always goes on.
         """
         decoding = sorted((s for s in self._running if s.decoding), key=lambda s: s.last_step + _DRAW_LEAD * s.standing)
-        active = sum(1 for s in self._running if s.generated or s.awaiting or s.undrawn)
-        share = -(-active // self.limits.depth)
-        for sequence in decoding[:share]:
-            yield sequence, 1
-        left, totals = self.limits.chunk, _TOTALS
+        active = sum(1 for s in self._running if s.active)
+        for sequence in decoding[: -(-active // self.limits.depth)]:
+            yield sequence, 1.0
         prompts = [s for s in self._running if not s.awaiting and not s.decoding and s.pending > 0]
-        for sequence in sorted(prompts, key=lambda s: s.entered[0] + _PROMPT_LEAD * s.standing):
-            if left <= 0:
-                return
+        prompts.sort(key=lambda s: s.entered[0] + _PROMPT_LEAD * s.standing)
+        if not prompts:
+            return
+        shortest = min((s for s in prompts if s.standing <= prompts[0].standing), key=lambda s: s.pending)
+        totals = _TOTALS
+        for sequence in prompts if shortest is prompts[0] else (shortest, *(s for s in prompts if s is not shortest)):
             if totals or not sequence.request.embed:
-                wanted = min(sequence.stretch, left)
-                left -= wanted
                 totals -= sequence.request.embed
-                yield sequence, wanted
+                yield sequence, 0.5 if sequence is shortest and shortest is not prompts[0] else 1.0
 
     def _provide(self, sequence: Sequence, count: int, taken: set[SequenceId]) -> int:
         """Gives the sequence blocks for its next `count` tokens, preempting the youngest of the lowest class for them; how many it can run."""
@@ -546,7 +582,7 @@ class Scheduler:
 
     def _examined(self, sent: _Sent, found: Examined | None) -> list[TokenChunk]:
         """What is now known of a prompt, once for each of its tokens, in their order."""
-        if sent.asked is None or found is None:
+        if sent.asked is None or found is None or found.fault:
             return []
         sequence, request, out = sent.sequence, sent.sequence.request, list[TokenChunk]()
         first = [] if sequence.examined or request.prompt_logprobs is None else [Score(request.prompt[0], None)]
@@ -622,4 +658,4 @@ class Scheduler:
 
 
 def _answers(found: Examined | None, asked: Asked) -> bool:
-    return found is not None and len(found.scores) == len(asked.followers) and bool(found.total) == asked.total
+    return found is not None and (bool(found.fault) or (len(found.scores) == len(asked.followers) and bool(found.total) == asked.total))

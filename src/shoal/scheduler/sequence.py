@@ -113,5 +113,15 @@ class Sequence:
         return not self.draws and (not self.examining if self.answers else self.computed == len(self.tokens))
 
     @property
+    def scoring(self) -> bool:
+        """The next rows are to be scored."""
+        return self.asking and self.scheduled >= self.asked and self.request.prompt_logprobs is not None
+
+    @property
+    def active(self) -> bool:
+        """A stream that waits for its next token: it has one, or its draw is on its way or due."""
+        return self.generated > 0 or self.awaiting or self.undrawn
+
+    @property
     def decoding(self) -> bool:
         return self.undrawn or (self.pending == 1 and self.generated > 0)

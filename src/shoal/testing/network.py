@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, TypeVar
 
+from shoal.address import parse_address
 from shoal.control import messages as control
 from shoal.control.server import Attendant, Conversation
 from shoal.errors import ClusterError
@@ -32,6 +33,8 @@ class Host:
     alive: bool = True
     awake: asyncio.Event = field(default_factory=asyncio.Event)
     slower: float = 1.0
+    owed: float = 0.0
+    """Seconds that the step which just ran takes."""
     ports: dict[int, Callable[[Pipe], Any]] = field(default_factory=dict[int, Callable[["Pipe"], Any]])
     pipes: dict[Pipe, None] = field(default_factory=dict["Pipe", None])
     tasks: dict[asyncio.Task[Any], None] = field(default_factory=dict[asyncio.Task[Any], None])
@@ -49,13 +52,15 @@ class End:
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        self.items: deque[Any] = deque()
+        self.items: deque[tuple[Any, float]] = deque()
+        self.came = 0.0
+        """When what was taken last had come."""
         self.failure: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
 
     def put(self, item: Any) -> None:
         if self.failure is None:
-            self.items.append(item)
+            self.items.append((item, asyncio.get_running_loop().time()))
             self._wake()
 
     def fail(self, error: Exception) -> None:
@@ -73,7 +78,8 @@ class End:
                 raise self.failure
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        return self.items.popleft()
+        item, self.came = self.items.popleft()
+        return item
 
 
 class Pipe:
@@ -155,7 +161,9 @@ class SimStream:
             self._pipe.send(1 - self._side, whole)
 
     async def receive(self) -> Frame:
-        return await self._pipe.ends[self._side].get()
+        frame = await self._pipe.ends[self._side].get()
+        self.arrived = self._pipe.ends[self._side].came
+        return frame
 
     def trust(self, body: int | None = None) -> None:
         pass
@@ -194,9 +202,9 @@ class SimControlLink:
             self._pipe.send(1, message)
 
     async def attend(self, timeout: float) -> AsyncGenerator[control.HeadMessage]:
-        host, _, port = self._address.rpartition(":")
+        host, port = parse_address(self._address)
         try:
-            self._pipe = await self._world.network.connect(self._world.host, host, int(port), timeout)
+            self._pipe = await self._world.network.connect(self._world.host, host, port, timeout)
         except (ConnectionError, TimeoutError):
             raise ClusterError(f"no head answers at {self._address}") from None
         for message in self._early:
@@ -386,7 +394,19 @@ class SimWorld:
         return await self._take(self._steps, 0.001, work)
 
     async def step(self, work: Callable[[], T], size: int) -> T:
-        return await self._take(self._steps, 0.01 + size * 2e-6, work)
+        async with self._steps:
+            await asyncio.sleep(0.001 * self.host.slower)
+            await self.host.awake.wait()
+            out = work()
+            await asyncio.sleep(self.host.owed)
+            await self.host.awake.wait()
+            self.host.owed = 0.0
+            return out
+
+    def spend(self, seconds: float) -> float:
+        """What a step that should take so long does take, by the clock of this world; it is over after that."""
+        self.host.owed = seconds * self.host.slower * self.rng.uniform(0.5, 1.5)
+        return self.host.owed
 
     async def load(self, work: Callable[[], T]) -> T:
         return await self._take(self._loads, 0.4, work)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import math
 from collections.abc import Callable, MutableMapping
 from random import Random
 from typing import Any
@@ -14,7 +15,7 @@ import structlog
 
 from shoal.config import HeadSettings, NodeSettings
 from shoal.control import messages as control
-from shoal.errors import CapacityError, ClusterError, StageLost
+from shoal.errors import CapacityError, ClusterError
 from shoal.executor.journal import JournalLimits
 from shoal.executor.measure import Speed
 from shoal.node.agent import Agent
@@ -79,8 +80,9 @@ class Scenario:
         self.seed = seed
         self.rng = Random(seed)
         self.story: list[str] = []
-        self.tokens = 0
+        self.tokens = self.faults = 0
         self.layers = self.rng.randint(3, 7)
+        self.seconds = toy.Seconds()
         self.network = Network(Random(self.rng.random()), self.say)
         self.conductor: Conductor | None = None
         self.counts = _Counts(self)
@@ -208,11 +210,15 @@ class Scenario:
             scored, embedded = asks.choice(((2, False), (0, False), (None, True), (1, True)))
             drawn = asks.choice((0, request.max_tokens, request.max_tokens))
             request = msgspec.structs.replace(request, prompt_logprobs=scored, embed=embedded, max_tokens=drawn)
+        if request.draws and asks.random() < 0.15:  # one that the sampler can do nothing for
+            spoilt = msgspec.structs.replace(sampling, grammar="", logit_bias={asks.randrange(toy.VOCABULARY): math.nan})
+            request = msgspec.structs.replace(request, sampling=spoilt)
         return request
 
     async def _client(self, index: int) -> None:
         request, leaves = self._request(index), self.rng.randint(1, 10) if self.rng.random() < 0.15 else 0
-        wanted = toy.expected(request, self.layers)
+        faulty = bool(request.sampling.logit_bias)
+        wanted = [list[int]() for _ in range(request.n)] if faulty else toy.expected(request, self.layers)
         scores, embedding = toy.examined(request, self.layers)
         told: list[Score] = []
         await asyncio.sleep(self.rng.uniform(1.0, 0.8 * _TROUBLE))
@@ -244,9 +250,12 @@ class Scenario:
                     stream.close()
                     self.say(f"{request.id} is left by its client")
                     return
-        except StageLost as error:
-            if "hold sequences of" not in str(error):
+            if faulty:
+                raise Broken(f"{request.id} ended as if its tokens could be drawn")
+        except ClusterError as error:
+            if "hold sequences of" not in str(error) and not (faulty and "not a number" in str(error)):
                 raise Broken(f"{request.id} ended with an error: {error}") from error
+            self.faults += faulty
         self.say(f"{request.id} ends")
 
     # Nodes and what befalls them
@@ -266,7 +275,7 @@ class Scenario:
         node.world = world = SimWorld(self.network, node.host)
 
         def make(order: control.Load) -> toy.ToyModel:
-            node.models.append(toy.ToyModel(self.layers, node.journals))
+            node.models.append(toy.ToyModel(self.layers, node.journals, self.seconds, world.spend))
             return node.models[-1]
 
         name = node.host.name

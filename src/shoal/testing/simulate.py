@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
+from shoal.config import default_threads
+from shoal.testing.rush import Rush
 from shoal.testing.scenario import Broken, Scenario
+
+_RUSHES = 4  # of so many seeds one tells of long prompts beside running answers, too
 
 
 @dataclass(frozen=True)
@@ -21,17 +24,26 @@ class Outcome:
     tokens: int
     interruptions: int
     refilled: int
+    waits: int
+    """Tokens that a running answer waited for while prompts of others were under way."""
+    faults: int
+    """Requests that ended with one."""
+
+
+def stories(seed: int) -> list[Scenario]:
+    return [Scenario(seed), *([Rush(seed)] if seed % _RUSHES == 0 else [])]
 
 
 def play(seed: int) -> Outcome:
-    scenario = Scenario(seed)
-    try:
-        scenario.run()
-        story = ""
-    except Broken as broken:
-        story = str(broken)
-    ended = scenario.counts.interruptions
-    return Outcome(seed, story, scenario.tokens, len(ended), sum(i.tokens for i in ended))
+    told, story = stories(seed), ""
+    for scenario in told:
+        try:
+            scenario.run()
+        except Broken as broken:
+            story = story or str(broken)
+    ended = [interruption for scenario in told for interruption in scenario.counts.interruptions]
+    waits = sum(len(scenario.waits) for scenario in told if isinstance(scenario, Rush))
+    return Outcome(seed, story, sum(s.tokens for s in told), len(ended), sum(i.tokens for i in ended), waits, sum(s.faults for s in told))
 
 
 def play_all(seeds: Sequence[int], jobs: int) -> list[Outcome]:
@@ -46,13 +58,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=2000, help="how many")
     parser.add_argument("--first", type=int, default=0, help="the first of them")
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--jobs", type=int, default=default_threads())
     parser.add_argument("--story", action="store_true", help="print every story, not only of those that fail")
     given = parser.parse_args()
     seeds = range(given.first, given.first + given.seeds)
     if given.story:
-        for seed in seeds:
-            scenario = Scenario(seed)
+        for scenario in [scenario for seed in seeds for scenario in stories(seed)]:
             try:
                 scenario.run()
             finally:
@@ -62,7 +73,7 @@ def main() -> None:
     failed = [o for o in outcomes if o.story]
     print(
         f"{len(outcomes)} seeds, {sum(o.tokens for o in outcomes)} tokens, {sum(o.interruptions for o in outcomes)} interruptions, "
-        f"{sum(o.refilled for o in outcomes)} tokens refilled, {len(failed)} failed"
+        f"{sum(o.refilled for o in outcomes)} tokens refilled, {sum(o.waits for o in outcomes)} waits beside prompts, {len(failed)} failed"
     )
     for outcome in failed[:3]:
         print(f"\n{outcome.story}\n\nagain: python -m shoal.testing.simulate --first {outcome.seed} --seeds 1 --story")

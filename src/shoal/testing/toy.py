@@ -7,6 +7,8 @@ the real one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -26,6 +28,7 @@ from shoal.models.spec import ModelSpec, Rope
 from shoal.native import BLOCK_TOKENS
 from shoal.placement.profile import ModelCost
 from shoal.request import Request, Score
+from shoal.scheduler.cost import Load
 from shoal.scheduler.plan import Asked, Chunk, Opened, StepPlan
 
 VOCABULARY = 24
@@ -43,7 +46,7 @@ def spec(layers: int) -> ModelSpec:
 
 
 def cost(layers: int) -> ModelCost:
-    return ModelCost((LAYER_BYTES,) * layers, LAYER_BYTES, KV_BYTES, 1000, 1000, 4, 100)
+    return ModelCost((LAYER_BYTES,) * layers, LAYER_BYTES, KV_BYTES, 1000, 1000, 4, 100, 4)
 
 
 class ToyWeights:
@@ -177,21 +180,45 @@ def _alone(request: Request, choice: int, layers: int) -> list[int]:
 
 
 class _Entered:
-    """A stage of one epoch; it tells its model of steps that it runs when it is no longer the node's stage."""
+    """A stage of one epoch; it tells its model of steps that it runs when it is no longer the node's stage. Its steps take simulated time."""
 
     def __init__(self, stage: StageExecutor, model: ToyModel) -> None:
         self._stage, self._model = stage, model
+        self._last = stage.layers.stop == model.spec.layers
         self.nbytes, self.runtime, self.hidden = stage.nbytes, stage.runtime, stage.hidden
 
     def run(self, plan: StepPlan, hidden: Floats | None) -> StageOutput:
         self._model.late += self._model.entered is not self
-        return self._stage.run(plan, hidden)
+        out = self._stage.run(plan, hidden)
+        seconds = self._model.spend(self._model.seconds.of(plan, len(self._stage.layers), self._last))
+        return replace(out, seconds=(0.0, seconds, 0.0))
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """That steps take, per layer but for the logits."""
+
+    step: float = 0.002
+    row: float = 2e-5
+    context: float = 2e-7
+    """Per row and token that it attends to."""
+    logits: float = 1e-5
+    """Per row whose logits are computed."""
+
+    def of(self, plan: StepPlan, layers: int, last: bool) -> float:
+        load = sum((Load.of_chunk(chunk) for chunk in plan.chunks), Load())
+        return layers * (self.step + self.row * load.rows + self.context * load.context) + last * self.logits * load.logits
 
 
 class ToyModel:
     """What a node holds of the toy: the real shard."""
 
-    def __init__(self, layers: int, journals: JournalLimits) -> None:
+    def __init__(
+        self, layers: int, journals: JournalLimits, seconds: Seconds = Seconds(), spend: Callable[[float], float] = lambda seconds: seconds
+    ) -> None:
+        """spend: makes the step that just ran take so long, about; answers how long it does take."""
+        self.spec = spec(layers)
+        self.seconds, self.spend = seconds, spend
         self.journals = journals
         self.late = 0
         """Steps that a stage ran after the next one was entered."""

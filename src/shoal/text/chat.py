@@ -1,6 +1,9 @@
 """Chat templates: Jinja from the model's files, so rendered in a sandbox.
 
 The environment is that of transformers (chat_template_utils.py): trimmed blocks, loop controls, `raise_exception`, `tojson`.
+
+What a template is given is marked (see marks.py), so that none of it becomes a control token. Templates look for some of these in
+what they are given, as in `'</think>' in content`: there the template's own text is marked in the same way.
 """
 
 from __future__ import annotations
@@ -12,11 +15,12 @@ from typing import Any, NoReturn, cast
 
 from jinja2 import TemplateError
 from jinja2.ext import Extension
-from jinja2.nodes import Node
+from jinja2.nodes import Call, Compare, Const, Filter, Getattr, Getitem, Node, Template, Test
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from shoal.errors import CorruptModel, InvalidRequest, ShoalError
+from shoal.text.marks import ESCAPED, MARK, Marks, plain
 from shoal.text.reasoning import detect as detect_reasoning
 from shoal.text.tools import detect
 
@@ -36,7 +40,14 @@ def _now(format: str) -> str:
 def _tojson(
     value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None, sort_keys: bool = False
 ) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    if ensure_ascii:  # marks are no part of the text
+        text = text.replace(_ascii(MARK), MARK).replace(_ascii(ESCAPED), _ascii(plain(ESCAPED)))
+    return text
+
+
+def _ascii(text: str) -> str:
+    return json.dumps(text)[1:-1]
 
 
 class _Generation(Extension):
@@ -49,13 +60,58 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+_SEARCHES = frozenset(
+    [
+        "count",
+        "endswith",
+        "find",
+        "index",
+        "lstrip",
+        "partition",
+        "removeprefix",
+        "removesuffix",
+        "replace",
+        "rfind",
+        "rindex",
+        "rpartition",
+        "rsplit",
+        "rstrip",
+        "split",
+        "startswith",
+        "strip",
+    ]
+)
+"""Methods of strings whose first argument is looked for."""
+
+
+def _look_for_marked(parsed: Template, marks: Marks) -> None:
+    """Marks the texts that a template compares with, or looks for in, what it is given."""
+    looked: list[Node] = [*parsed.find_all(Compare)]
+    for call in parsed.find_all(Call):
+        if isinstance(call.node, Getattr | Getitem):
+            name = call.node.attr if isinstance(call.node, Getattr) else call.node.arg.value if isinstance(call.node.arg, Const) else ""
+            looked += call.args[:1] if name in _SEARCHES else []
+    for search in parsed.find_all((Filter, Test)):
+        looked += search.args[:1] if isinstance(search, Test) or search.name == "replace" else []
+    constants = {id(c): c for node in looked for c in (node, *node.find_all(Const)) if isinstance(c, Const)}
+    for constant in constants.values():
+        if isinstance(constant.value, str):
+            constant.value = marks.within(constant.value)
+
+
 class ChatTemplate:
     """`tools`: the format of tool calls that it teaches, if any. `reasoning`: that of reasoning that it knows, if any."""
 
     def __init__(
-        self, source: object, special: Mapping[str, str], where: object, fault: Callable[[object, str], ShoalError] = CorruptModel
+        self,
+        source: object,
+        special: Mapping[str, str],
+        where: object,
+        fault: Callable[[object, str], ShoalError] = CorruptModel,
+        marks: Marks | None = None,
     ) -> None:
-        """special: what special tokens are called. fault: makes what is raised, of `where` and what is wrong there."""
+        """special: what special tokens are called. fault: makes what is raised, of `where` and what is wrong there.
+        marks: made in all that is rendered but the template's own words; None: everybody may write control tokens."""
         if not isinstance(source, str):
             raise fault(where, "the chat template is no text")
         environment = ImmutableSandboxedEnvironment(
@@ -64,26 +120,35 @@ class ChatTemplate:
         environment.filters["tojson"] = _tojson
         cast("dict[str, Any]", environment.globals).update(raise_exception=_raise, strftime_now=_now)
         try:
-            self._template = environment.from_string(source)
+            parsed = environment.parse(source)
+            if marks is not None:
+                _look_for_marked(parsed, marks)
+            self._template = environment.from_string(parsed)
         except TemplateError as error:
             raise fault(where, f"the chat template is no valid Jinja ({error})") from error
         self.source = source
-        self._special = dict(special)
+        self._special, self._marks = dict(special), marks
         self.tools = detect(source)
         self.reasoning = detect_reasoning(source)
 
     def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), answer: bool = True) -> str:
-        """The prompt. Raises InvalidRequest for a conversation that the template refuses.
+        """The prompt, marked. Raises InvalidRequest for a conversation that the template refuses.
 
         messages: as transformers has them: a tool call's arguments are an object, not its JSON.
         tools:    {"type": "function", "function": {"name", "description", "parameters"}}
         answer:   up to where the assistant begins.
         """
+        given: dict[str, Any] = {
+            "messages": list(messages),
+            "tools": list(tools) or None,
+            "documents": None,
+            "add_generation_prompt": answer,
+        }
         try:
-            return self._template.render(
-                messages=messages, tools=list(tools) or None, documents=None, add_generation_prompt=answer, **self._special
-            )
+            if self._marks is not None:
+                given = self._marks.value(given)
+            return self._template.render(**given, **self._special)
         except _Refused as error:
-            raise InvalidRequest(f"the model's chat template refuses these messages: {error}", "messages") from error
+            raise InvalidRequest(f"the model's chat template refuses these messages: {plain(str(error))}", "messages") from error
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError) as error:
-            raise InvalidRequest(f"the model's chat template cannot render these messages: {error}", "messages") from error
+            raise InvalidRequest(f"the model's chat template cannot render these messages: {plain(str(error))}", "messages") from error

@@ -9,19 +9,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
+import structlog
 from llguidance import LLTokenizer
 from tokenizers import Tokenizer as Backend
 
-from shoal.errors import ConfigError, CorruptModel, InvalidRequest, UserError
+from shoal.errors import ConfigError, CorruptModel, InvalidRequest
 from shoal.text import harmony
+from shoal.text.backend import from_directory, looks_like_control, without_marks, written
 from shoal.text.chat import ChatTemplate
+from shoal.text.marks import Marks, escape
 from shoal.text.reasoning import ReasoningFormat
+from shoal.text.sentencepiece import SentencePiece
 from shoal.text.tools import ToolFormat
-from shoal.text.vocabulary import WHOLE_WORDS, from_gguf
+from shoal.text.vocabulary import END_OF_TURN, begins_with_bos, from_gguf, pieces
 
-# Tokens that end a turn in the families there are, whether or not the file's metadata says so (llama-vocab.cpp does the same).
-_END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>")
-
+log = structlog.get_logger()
 
 _SLICE, _SLACK = 16 << 10, 64
 """Characters that are counted at once; tokens by which cutting there may miscount."""
@@ -39,32 +41,40 @@ class Tokenizer:
         add_bos: bool,
         stop_tokens: frozenset[int],
         named: Mapping[str, str],
-        template: ChatTemplate | None,
-        tool_template: ChatTemplate | None = None,
+        templates: tuple[ChatTemplate | None, ChatTemplate | None],
+        marks: Marks | None = None,
+        pieces: SentencePiece | None = None,
     ) -> None:
-        self._backend = backend
+        self._backend, self._marks, self._pieces = backend, marks, pieces
         self._bos = bos
         self._add_bos = add_bos
         self.named = {name: text for name, text in named.items() if text}
         channels = backend.token_to_id(harmony.CHANNEL) is not None and backend.token_to_id(harmony.CALL) is not None
-        ends = [*(text for text in _END_OF_TURN if text != harmony.END), harmony.CALL, harmony.RETURN] if channels else _END_OF_TURN
+        ends = [*(text for text in END_OF_TURN if text != harmony.END), harmony.CALL, harmony.RETURN] if channels else END_OF_TURN
         known = frozenset(i for i in map(backend.token_to_id, ends) if i is not None)
         self.stop_tokens = (stop_tokens | known) - ({backend.token_to_id(harmony.END)} if channels else set())
-        self.template, self.tool_template = template, tool_template or template
+        self.template, self.tool_template = templates[0], templates[1] or templates[0]
+        self._added = {i: t.content for i, t in backend.get_added_tokens_decoder().items()}
         self._special = {i for i, t in backend.get_added_tokens_decoder().items() if t.special}
-        self._byte_level = '"ByteLevel"' in json.dumps(json.loads(backend.to_str()).get("decoder"))
-        self._strips = '"Strip"' in backend.to_str() and not self._byte_level
+        decoder = written(backend.decoder)
+        self._byte_level = '"ByteLevel"' in decoder
+        self._strips = not self._byte_level and ('"Strip"' in decoder or ('"Metaspace"' in decoder and '"never"' not in decoder))
 
     @classmethod
-    def open(cls, path: Path, meta: Mapping[str, Any] | None = None, chat_template: Path | None = None) -> Tokenizer:
+    def open(
+        cls, path: Path, meta: Mapping[str, Any] | None = None, chat_template: Path | None = None, trust_text: bool = False
+    ) -> Tokenizer:
         """path: a model directory, or a GGUF file whose metadata is `meta`. chat_template: in place of the model's own.
+        trust_text: read control tokens in everybody's text, not in the chat template's own alone.
 
         Raises CorruptModel, UnsupportedModel, UserError.
         """
-        return cls._from_directory(path, chat_template) if meta is None else cls._from_gguf(path, meta, chat_template)
+        if meta is None:
+            return cls._from_directory(path, chat_template, trust_text)
+        return cls._from_gguf(path, meta, chat_template, trust_text)
 
     @classmethod
-    def _from_gguf(cls, path: Path, meta: Mapping[str, Any], chat_template: Path | None) -> Tokenizer:
+    def _from_gguf(cls, path: Path, meta: Mapping[str, Any], chat_template: Path | None, trust_text: bool) -> Tokenizer:
         backend = from_gguf(meta, path)
 
         def token(name: str) -> int | None:
@@ -76,7 +86,7 @@ class Tokenizer:
         bos, eos = token("bos"), token("eos")
         ends = [eos, token("eot"), token("eom")]
         sources = {"default": meta.get("tokenizer.chat_template"), "tool_use": meta.get("tokenizer.chat_template.tool_use")}
-        begins = meta.get("tokenizer.ggml.model") == "llama" or meta.get("tokenizer.ggml.pre") in WHOLE_WORDS
+        marks = None if trust_text else _marks(backend)
         special = {
             "bos_token": (backend.id_to_token(bos) or "") if bos is not None else "",
             "eos_token": (backend.id_to_token(eos) or "") if eos is not None else "",
@@ -84,21 +94,18 @@ class Tokenizer:
         return cls(
             backend,
             bos=bos,
-            add_bos=bool(meta.get("tokenizer.ggml.add_bos_token", begins)),
+            add_bos=bool(meta.get("tokenizer.ggml.add_bos_token", begins_with_bos(meta))),
             stop_tokens=frozenset(int(i) for i in ends if i is not None),
             named=special,
-            **_templates(sources, special, path, chat_template),
+            marks=marks,
+            pieces=pieces(meta, path),
+            templates=_templates(sources, special, path, chat_template, marks),
         )
 
     @classmethod
-    def _from_directory(cls, path: Path, chat_template: Path | None) -> Tokenizer:
-        file = path / "tokenizer.json"
-        if not file.exists():
-            raise UserError(f"{path}: no tokenizer.json; save the model with a fast tokenizer")
-        try:
-            backend = Backend.from_file(str(file))
-        except Exception as error:
-            raise CorruptModel(file, f"not a tokenizer ({error})") from error
+    def _from_directory(cls, path: Path, chat_template: Path | None, trust_text: bool) -> Tokenizer:
+        backend = from_directory(path)
+        marks = None if trust_text else _marks(backend)
         config, generation = _json(path / "tokenizer_config.json"), _json(path / "generation_config.json")
 
         def special(name: str) -> str:
@@ -117,13 +124,13 @@ class Tokenizer:
         if isinstance(source, list):  # several, by name
             sources = {str(t.get("name")): t.get("template") for t in cast("list[dict[str, str]]", source)}
         if (separate := path / "chat_template.jinja").exists():
-            sources = {"default": separate.read_text()}
+            sources = {"default": separate.read_text(errors="replace")}
         bos = backend.token_to_id(special("bos_token"))
         # The post-processor of tokenizer.json adds BOS where the model wants one.
         adds = bos is not None and bos in backend.encode("", add_special_tokens=True).ids
         names = {"bos_token": special("bos_token"), "eos_token": special("eos_token")}
-        templates = _templates(sources, names, path, chat_template)
-        return cls(backend, bos=bos, add_bos=adds, stop_tokens=frozenset(ends), named=names, **templates)
+        templates = _templates(sources, names, path, chat_template, marks)
+        return cls(backend, bos=bos, add_bos=adds, stop_tokens=frozenset(ends), named=names, marks=marks, templates=templates)
 
     @property
     def special(self) -> dict[str, int]:
@@ -139,20 +146,32 @@ class Tokenizer:
     def for_grammars(self, width: int) -> LLTokenizer:
         """As llguidance sees it, for a model with so many logits. It takes up to a second, and holds the interpreter's lock meanwhile."""
         ends = sorted(self.stop_tokens)
-        return LLTokenizer(self._backend.to_str(), n_vocab=max(width, self.size), eos_token=ends or None)
+        return LLTokenizer(without_marks(self._backend), n_vocab=max(width, self.size), eos_token=ends or None)
 
     @property
     def size(self) -> int:
         return int(self._backend.get_vocab_size())
 
-    def encode(self, text: str, bos: bool = True) -> list[int]:
-        """`bos`: begin with the model's BOS where it wants one. Special tokens are recognised in the text."""
+    def encode(self, text: str, bos: bool = True, control: bool = True) -> list[int]:
+        """`bos`: begin with the model's BOS where it wants one. control: read control tokens in the text; without, they are text like any other.
+        Raises InvalidRequest."""
+        return self.encode_marked(escape(text) if control else self.marked(text), bos)
+
+    def marked(self, text: str) -> str:
+        """What somebody wrote, for `encode_marked`: what reads like a control token in it is text."""
+        return escape(text) if self._marks is None else self._marks.text(text)
+
+    def encode_marked(self, text: str, bos: bool = False) -> list[int]:
+        """The tokens of a rendered conversation. Raises InvalidRequest."""
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise InvalidRequest(f"the text is not valid Unicode: {error.reason}", "prompt") from error
-        ids = self._backend.encode(text, add_special_tokens=False).ids
+        ids = self._ids(text)
         return [self._bos, *ids] if bos and self._add_bos and self._bos is not None else ids
+
+    def _ids(self, text: str) -> list[int]:
+        return self._backend.encode(text, add_special_tokens=False).ids if self._pieces is None else self._pieces.encode(text)
 
     def exceeds(self, text: str, limit: int) -> bool:
         """Whether a text has far more tokens than that: to find out costs no more than about so many tokens, however long the text is."""
@@ -160,7 +179,7 @@ class Tokenizer:
             return False
         tokens = 0
         for at in range(0, len(text), _SLICE):
-            tokens += len(self._backend.encode(text[at : at + _SLICE], add_special_tokens=False).ids) - _SLACK
+            tokens += len(self._ids(text[at : at + _SLICE])) - _SLACK
             if tokens > limit:
                 return True
         return False
@@ -176,7 +195,8 @@ class Tokenizer:
         return None if self.template is None else self.template.reasoning
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), answer: bool = True) -> str:
-        """A conversation as the model's template writes it. answer: ready for the model's. Raises InvalidRequest."""
+        """A conversation as the model's template writes it, for `encode_marked` (see marks.py). answer: ready for the model's.
+        Raises InvalidRequest."""
         template = self.tool_template if tools else self.template
         if template is None:
             raise InvalidRequest("this model has no chat template; use /v1/completions, or serve it with --chat-template", "messages")
@@ -184,11 +204,17 @@ class Tokenizer:
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """The tokens of `render_chat`. Raises InvalidRequest."""
-        return self.encode(self.render_chat(messages), bos=False)
+        return self.encode_marked(self.render_chat(messages))
 
     def decode(self, tokens: Sequence[int], special: bool = False) -> str:
         """special: with special tokens."""
-        return str(self._backend.decode(list(tokens), skip_special_tokens=not special))
+        out, first = b"", True
+        for token in tokens:
+            if special and token in self._special:
+                out, first = out + self.token_bytes(token), False
+            else:
+                out, first = out + self.text_bytes(token, first), first and not self.text_bytes(token, False)
+        return out.decode(errors="replace")
 
     def text_bytes(self, token: int, first: bool) -> bytes:
         """What a token adds to a text: nothing where it is special; SentencePiece's first space is none of the text."""
@@ -197,6 +223,8 @@ class Tokenizer:
 
     def token_bytes(self, token: int) -> bytes:
         """What a token stands for, which need not be whole characters."""
+        if (added := self._added.get(token)) is not None:  # plain text, whatever a vocabulary does to its own
+            return added.encode()
         text = self._backend.id_to_token(token)
         if text is None:
             return b""
@@ -210,18 +238,31 @@ class Tokenizer:
         return text.replace("▁", " ").encode()
 
 
+def _marks(backend: Backend) -> Marks:
+    """For the control tokens: those that are special, and those that look so."""
+    added = backend.get_added_tokens_decoder().values()
+    return Marks(token.content for token in added if token.special or looks_like_control(token.content))
+
+
 def _templates(
-    sources: Mapping[str, object], special: Mapping[str, str], path: Path, chosen: Path | None
-) -> dict[str, ChatTemplate | None]:
-    """A model's templates, by what `Tokenizer` calls them; or the user's. Raises CorruptModel, ConfigError."""
+    sources: Mapping[str, object], special: Mapping[str, str], path: Path, chosen: Path | None, marks: Marks | None
+) -> tuple[ChatTemplate | None, ChatTemplate | None]:
+    """A model's templates, for conversations and for those with tools, as far as they can be used; or the user's. Raises ConfigError."""
     if chosen is not None:
         try:
             source = chosen.read_text()
         except (OSError, UnicodeError) as error:
             raise _unusable(chosen, f"cannot be read ({error})") from error
-        return {"template": ChatTemplate(source, special, chosen, _unusable)}
-    names = {"template": "default", "tool_template": "tool_use"}
-    return {name: ChatTemplate(source, special, path) if (source := sources.get(key)) else None for name, key in names.items()}
+        return ChatTemplate(source, special, chosen, _unusable, marks), None
+
+    def own(name: str) -> ChatTemplate | None:
+        try:
+            return ChatTemplate(source, special, path, marks=marks) if (source := sources.get(name)) else None
+        except CorruptModel as error:
+            log.warning("the model's chat template cannot be used: give another one with --chat-template", reason=str(error))
+            return None
+
+    return own("default"), own("tool_use")
 
 
 def _unusable(chosen: object, what: str) -> ConfigError:

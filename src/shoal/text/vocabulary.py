@@ -1,7 +1,7 @@
 """Builds tokenisers from a GGUF file's metadata.
 
 The tokenizers package does the work; this maps llama.cpp's names for pre-tokenisers (llama-vocab.cpp) to the rules that the
-models' own tokenizer.json have, and a SentencePiece vocabulary's scores to merges.
+models' own tokenizer.json have.
 """
 
 from __future__ import annotations
@@ -9,25 +9,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import structlog
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from shoal.errors import CorruptModel, UnsupportedModel
+from shoal.text.backend import with_marks
+from shoal.text.pre_tokenizers import DEFAULT, RULES
+from shoal.text.sentencepiece import BYTE, CONTROL, UNKNOWN, USER_DEFINED, SentencePiece
 
-_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_QWEN2 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
-_TEKKEN = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*|\p{{N}}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_SPLITS = {"llama-bpe": _LLAMA3, "llama3": _LLAMA3, "llama-v3": _LLAMA3, "qwen2": _QWEN2, "tekken": _TEKKEN}
-WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "tekken")
-"""Pre-tokenisers of models that take a whole word that is in the vocabulary before any merge, and begin with BOS (llama-vocab.cpp)."""
-_PLAIN = ("gpt-2", "smollm")
-PRE_TOKENIZERS = sorted([*_SPLITS, *_PLAIN])
+log = structlog.get_logger()
 
-UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
-_BYTE = 6
+END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>")
+"""Tokens that end a turn in the families there are, whether or not the file's metadata says so (llama-vocab.cpp does the same)."""
+
+PRE_TOKENIZERS = sorted(RULES)
 
 
 def from_gguf(meta: Mapping[str, Any], where: object) -> Tokenizer:
@@ -46,6 +41,7 @@ def from_gguf(meta: Mapping[str, Any], where: object) -> Tokenizer:
         types: list[int] = meta.get("tokenizer.ggml.token_type") or [1] * len(tokens)
         if len(types) != len(tokens):
             raise ValueError(f"{len(types)} types for {len(tokens)} tokens")
+        types = _corrected(tokens, types)
         added = [(i, CONTROL if t == UNKNOWN else t) for i, t in enumerate(types) if t in (UNKNOWN, CONTROL, USER_DEFINED)]
         marked: Any = tokenizer  # the package's stubs leave these two untyped
         marked.add_special_tokens([AddedToken(tokens[i], special=True, normalized=False) for i, t in added if t == CONTROL])
@@ -54,36 +50,67 @@ def from_gguf(meta: Mapping[str, Any], where: object) -> Tokenizer:
         raise
     except Exception as error:
         raise CorruptModel(where, f"the vocabulary does not hold together ({error})") from error
-    return tokenizer
+    return with_marks(tokenizer)
+
+
+def begins_with_bos(meta: Mapping[str, Any]) -> bool:
+    """Whether texts begin with BOS where the file does not say it."""
+    rule = RULES.get(str(meta.get("tokenizer.ggml.pre")))
+    return meta.get("tokenizer.ggml.model") == "llama" or (rule is not None and rule.begins)
 
 
 def _byte_level(meta: Mapping[str, Any], tokens: list[str], where: object) -> Tokenizer:
-    pre = str(meta.get("tokenizer.ggml.pre", "gpt-2"))
-    if pre not in PRE_TOKENIZERS:
+    pre = meta.get("tokenizer.ggml.pre")
+    if pre is None:
+        log.warning(
+            "the file does not say how text is to be split before it becomes tokens: answers may be worse; convert the model anew",
+            file=str(where),
+            rules=DEFAULT,
+        )
+    rule = RULES.get(str(pre or DEFAULT))
+    if rule is None:
         raise UnsupportedModel(f"{where}: pre-tokeniser '{pre}' is not supported; supported are {', '.join(PRE_TOKENIZERS)}")
-    merges = [tuple(line.split(" ", 1)) for line in meta["tokenizer.ggml.merges"]]
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre in WHOLE_WORDS))
-    if pre in _SPLITS:
-        split = pre_tokenizers.Split(Regex(_SPLITS[pre]), "isolated")
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    else:
-        steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if pre == "smollm" else []
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
-    if pre == "qwen2":
+    pairs = [(left, right) for left, right in (line.split(" ", 1) for line in meta["tokenizer.ggml.merges"])]
+    merges = [(left, right) for left, right in pairs if left in vocabulary and right in vocabulary and left + right in vocabulary]
+    if len(merges) < len(pairs):
+        log.warning("merges of what the vocabulary lacks are left out", file=str(where), merges=len(pairs) - len(merges))
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=rule.whole_words))
+    splits = [pre_tokenizers.Split(Regex(split), "isolated") for split in rule.splits]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    if rule.composes:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 
+def pieces(meta: Mapping[str, Any], where: object) -> SentencePiece | None:
+    """What turns text into tokens where the vocabulary is SentencePiece's. Raises CorruptModel."""
+    if meta.get("tokenizer.ggml.model") != "llama":
+        return None
+    tokens: list[str] = meta["tokenizer.ggml.tokens"]
+    types: list[int] = meta.get("tokenizer.ggml.token_type") or [1] * len(tokens)
+    types = _corrected(tokens, types)
+    unknown, prefix = int(meta.get("tokenizer.ggml.unknown_token_id", 0)), bool(meta.get("tokenizer.ggml.add_space_prefix", True))
+    try:
+        return SentencePiece(tokens, meta["tokenizer.ggml.scores"], types, unknown, prefix)
+    except (ValueError, TypeError, KeyError) as error:
+        raise CorruptModel(where, f"the vocabulary does not hold together ({error})") from error
+
+
+def _corrected(tokens: list[str], types: list[int]) -> list[int]:
+    """Tokens that end a turn are control tokens, whatever a file says."""
+    return [CONTROL if token in END_OF_TURN and type == 1 else type for token, type in zip(tokens, types, strict=True)]
+
+
 def _sentencepiece(meta: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
-    """SentencePiece BPE picks the adjacent pair whose union scores highest: merges in the order of their scores."""
+    """For its tokens, and for grammars, which want a tokeniser of this package; text becomes tokens by `pieces`."""
     scores: list[float] = meta["tokenizer.ggml.scores"]
     types: list[int] = meta.get("tokenizer.ggml.token_type") or [1] * len(tokens)
     vocabulary = {token: i for i, token in enumerate(tokens)}
     merges: list[tuple[float, int, int, str, str]] = []
     for token, score, kind in zip(tokens, scores, types, strict=True):
-        if kind in (CONTROL, _BYTE):
+        if kind in (CONTROL, BYTE):
             continue
         for at in range(1, len(token)):
             left, right = token[:at], token[at:]

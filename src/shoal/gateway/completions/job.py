@@ -40,7 +40,7 @@ def _choices(body: CompletionRequest) -> tuple[int, int]:
 
 def completion_job(body: CompletionRequest, engine: Engine, chosen: str | None = None) -> CompletionJob:
     """chosen: the answer's id. Without max_tokens it is 16, as OpenAI's API has it. Raises InvalidRequest, NotReady."""
-    prompts = tokenised(body.prompt, engine, "prompt", _MAX_PROMPTS)
+    prompts = tokenised(body.prompt, engine, "prompt", _MAX_PROMPTS, control=True)
     max_tokens = 16 if body.max_tokens is None else body.max_tokens
     n, best_of = _choices(body)
     if max_tokens == 0 and not body.echo:

@@ -24,7 +24,7 @@ _AT_ONCE = 16  # a large batch leaves room in the queue for others
 
 def inputs(body: EmbeddingRequest, engine: Engine) -> list[list[int]]:
     """Each input's tokens. Raises InvalidRequest."""
-    prompts = tokenised(body.input, engine, "input", _MAX_INPUTS)
+    prompts = tokenised(body.input, engine, "input", _MAX_INPUTS, control=False)
     longest = engine.longest()
     for i, prompt in enumerate(prompts):
         if not 1 <= len(prompt) <= longest:

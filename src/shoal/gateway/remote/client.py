@@ -127,15 +127,16 @@ class RemoteEngine:
         """Set when no more requests are to be taken; `finished` is the answer."""
 
     @classmethod
-    async def connect(cls, path: Path, opened: Callable[[Path, Path | None], Tokenizer]) -> RemoteEngine:
-        """opened: gives the tokenizer of a model and another chat template. Raises OSError, EOFError, RemoteProtocolError, and what `opened` raises."""
+    async def connect(cls, path: Path, opened: Callable[[Path, Path | None, bool], Tokenizer]) -> RemoteEngine:
+        """opened: gives the tokenizer of a model, another chat template, and whether text is trusted. Raises OSError, EOFError, RemoteProtocolError, and what `opened` raises."""
         channel: Channel[FromHead] = Channel(*await asyncio.open_unix_connection(path), FromHead)
         try:
             channel.say(messages.Join(os.getpid()))
             welcome = await channel.hear()
             if not isinstance(welcome, Welcome):
                 raise RemoteProtocolError(f"{type(welcome).__name__} before Welcome")
-            return cls(channel, welcome, opened(Path(welcome.model), Path(welcome.template) if welcome.template else None))
+            template = Path(welcome.template) if welcome.template else None
+            return cls(channel, welcome, opened(Path(welcome.model), template, welcome.settings.trust_text))
         except BaseException:
             channel.abort()
             raise

@@ -1,0 +1,27 @@
+"""What steps will take on a route, guessed from what its nodes measured of themselves and from the model's sizes."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from shoal.placement.partition import Placement
+from shoal.placement.profile import Links, ModelCost
+from shoal.scheduler.cost import StageCost, StepCost
+
+_DOUBT = 2.0  # times that a step may take longer, until the first one has come back
+_ATTENTION = 4.0  # times that an operation of the attention takes longer than one of the products
+
+
+def step_guess(model: ModelCost, placement: Placement, links: Links) -> StepCost:
+    stages = [
+        StageCost(
+            _DOUBT * stage.seconds,
+            _DOUBT * stage.prefill_seconds,
+            _DOUBT * _ATTENTION * stage.prefill_seconds * model.attention / (2 * model.layer_parameters),
+            _DOUBT * stage.prefill_seconds / stage.layers * model.head_parameters / model.layer_parameters,
+        )
+        for stage in placement.stages
+    ]
+    nodes = [stage.node for stage in placement.stages]
+    row = sum(model.activation_bytes / links.between(a, b).bytes_per_second for a, b in pairwise(nodes))
+    return StepCost(stages, StageCost(placement.hop_seconds, row, 0.0, 0.0))

@@ -1,0 +1,134 @@
+"""Long prompts beside running answers, on a pipeline of one to four stages: nobody waits long for somebody else's prompt.
+
+A seed decides the stages, how fast they are, how wrong their own measure of that was, and who comes when. Steps take simulated time that grows
+with their rows and with what these attend to; each is up to half longer or shorter than it should be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from math import exp, log
+from random import Random
+
+from shoal.config import HeadSettings
+from shoal.node.conductor import Conductor, Served
+from shoal.request import Request, RequestId, SamplingParams
+from shoal.testing import toy
+from shoal.testing.network import SimWorld
+from shoal.testing.scenario import Broken, Scenario
+
+_CONTEXT = 1600
+_SLOWEST = 0.02  # seconds of a stage for a row at the end of the context
+_SLACK = 6.0  # times that a prompt may take longer than the slowest stage needs for all that is there
+
+
+class Rush(Scenario):
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        chance = Random(f"rush {seed}")
+        self.stages = chance.randint(1, 4)
+        self.layers = self.stages * chance.randint(1, 2)
+        steep = chance.uniform(0, 20)  # times that the last row of a context takes longer than the first one
+        row = _between(chance, 1e-4, _SLOWEST / (1 + steep))
+        parts = self.layers / self.stages
+        self.seconds = toy.Seconds(chance.uniform(1e-4, 0.004) / parts, row / parts, row * steep / _CONTEXT / parts, row * 0.2)
+        self.waits: list[float] = []
+        """Seconds between two tokens of an answer, while prompts of others were under way."""
+        self.shares: list[float] = []
+        """Of the time in which a prompt should have its first token: how much it took."""
+        self._chance = chance
+        self._prompts = 0
+
+    @property
+    def speed(self) -> float:
+        """That nodes measure of themselves: up to four times too fast, or too slow."""
+        per_layer = max(self.seconds.row, 1e-6)
+        return 2 * 1000 / per_layer * _between(self._chance, 0.25, 4)
+
+    async def _play(self) -> None:
+        chance = self._chance
+        settings = HeadSettings(
+            host="head", lanes=16, kv_tokens=16000, context=_CONTEXT, step_tokens=256, min_nodes=self.stages, spread=True, pace=0, wait=1e6
+        )
+        head = SimWorld(self.network, self.network.host("head"))
+        self.conductor = conductor = Conductor(settings, Served("toy", "toy", toy.cost(self.layers), _CONTEXT), head, self.counts)
+        await conductor.start()
+        for _ in range(self.stages):
+            self._add_node(settings, 1.3)
+            self._nodes[-1].speed = self.speed
+        await conductor.until_ready()
+        clients = [self._answer(conductor, i, chance.uniform(0, 1)) for i in range(chance.randint(1, 4))]
+        lengths = [chance.randint(100, _CONTEXT - 8) for _ in range(chance.randint(1, 4))]
+        work = sum(self._work(length) for length in lengths)
+        for i, length in enumerate(lengths):
+            clients.append(self._prompt(conductor, i, chance.choice((1.0, chance.uniform(1, 3))), length, 1 + _SLACK * work))
+        running = [asyncio.get_running_loop().create_task(client) for client in clients]
+        try:
+            await asyncio.gather(*running)
+            self.check()
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+            await self._end(conductor)
+
+    def _work(self, length: int) -> float:
+        """Seconds of a stage for all rows of a prompt."""
+        seconds = self.seconds
+        return self.layers / self.stages * (seconds.row * length + seconds.context * length * length / 2) + seconds.logits * length
+
+    async def _answer(self, conductor: Conductor, index: int, at: float) -> None:
+        """One that goes on until all prompts have been served."""
+        request = Request(RequestId(f"answer-{index}"), [index % toy.VOCABULARY], 1200, SamplingParams(temperature=0.0))
+        wanted, said, last = toy.expected(request, self.layers)[0], 0, 0.0
+        await asyncio.sleep(at)
+        stream = conductor.submit(request)
+        async for chunk in stream:
+            now = self._loop.time()
+            if chunk.token is not None:
+                if chunk.token != wanted[said]:
+                    raise Broken(f"{request.id} says {chunk.token} after {said} tokens, and should say {wanted[said]}")
+                said += 1
+                self.tokens += 1
+            if said > 1 and self._prompts:
+                self.waits.append(now - last)
+                if now - last > conductor.settings.prompt_wait:
+                    raise Broken(f"{request.id} waited {now - last:.3f} s for its token {said}")
+            last = now
+            if said > 1 and not self._prompts and now > 10:
+                stream.close()
+                return
+
+    async def _prompt(self, conductor: Conductor, index: int, at: float, length: int, most: float) -> None:
+        """most: seconds until its first token."""
+        chance = self._chance
+        scores = chance.choice((None, None, None, 0))
+        request = Request(
+            RequestId(f"prompt-{index}"),
+            [chance.randrange(toy.VOCABULARY) for _ in range(length)],
+            chance.randint(1, 8),
+            SamplingParams(temperature=0.0),
+            prompt_logprobs=scores,
+        )
+        wanted, said = toy.expected(request, self.layers)[0], list[int]()
+        await asyncio.sleep(at)
+        began = self._loop.time()
+        self._prompts += 1
+        self.say(f"{request.id} comes: {length} tokens")
+        async for chunk in conductor.submit(request):
+            if chunk.token is not None:
+                if not said:
+                    took = self._loop.time() - began
+                    self.say(f"{request.id} has its first token after {took:.2f} s")
+                    self.shares.append(took / most)
+                    if took > most:
+                        raise Broken(f"{request.id} has its first token after {took:.2f} s, where {most:.2f} should be enough")
+                said.append(chunk.token)
+        if said != wanted:
+            raise Broken(f"{request.id} says {said}, and should say {wanted}")
+        self._prompts -= 1
+
+
+def _between(chance: Random, low: float, high: float) -> float:
+    """As likely to be twice as much as half of it."""
+    return exp(chance.uniform(log(low), log(high)))

@@ -1,0 +1,111 @@
+"""What one client sends, others do not notice: hostile requests beside a stream, over HTTP to a real cluster."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Event, Thread
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.cluster import BOUND, Cluster, served
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+
+QUEUE = 24
+STORY = {"prompt": "A very long story about the sea:", "max_tokens": 160, "temperature": 1, "seed": 5, "ignore_eos": True, "stream": True}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with served(tmp_path_factory.mktemp("two"), 2, "--lanes", "8", "--queue", str(QUEUE)) as made:
+        yield made
+
+
+class Story(Thread):
+    """A stream; it is read to its end."""
+
+    def __init__(self, made: Cluster) -> None:
+        super().__init__()
+        self.pieces: list[str] = []
+        self.begun = Event()
+        self._made = made
+
+    def run(self) -> None:
+        with (
+            httpx.Client(base_url=self._made.url, timeout=BOUND, trust_env=False) as client,
+            client.stream("POST", "/v1/completions", json=STORY) as answer,
+        ):
+            for line in answer.iter_lines():
+                if line.startswith("data: {"):
+                    self.pieces += [choice["text"] for choice in json.loads(line[6:])["choices"]]
+                    self.begun.set()
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+
+def story(made: Cluster) -> Story:
+    begun = Story(made)
+    begun.start()
+    assert begun.begun.wait(BOUND)
+    return begun
+
+
+@contextmanager
+def undisturbed(made: Cluster) -> Iterator[None]:
+    """A stream that runs meanwhile says what it says alone, on the same route, and nobody is left out."""
+    alone = story(made)
+    alone.join()
+    epoch, beside = made.metric("epoch"), story(made)
+    yield
+    beside.join()
+    assert beside.text == alone.text
+    assert made.metric("epoch") == epoch
+    assert made.metric("nodes") == 2
+    assert "stage failed" not in made.story() and "a step failed" not in made.story()
+    made.until_idle()
+
+
+EXTREMES: list[dict[str, Any]] = [
+    *({"repetition_penalty": value} for value in (5e-324, 1e-300, 1e-45, 10)),
+    *({"temperature": value} for value in (5e-324, 1e-40, 1e-5, 5)),
+    *({"top_p": value, "temperature": 1} for value in (5e-324, 1e-300, 1)),
+    *({"min_p": value, "temperature": 1} for value in (5e-324, 1)),
+    {"top_k": 2**31, "temperature": 1},
+    {"presence_penalty": -2, "frequency_penalty": 2},
+    {"logit_bias": {str(token): -100 for token in range(1000)}},
+    {"logit_bias": {"0": 100, "5": 5e-324}, "logprobs": 5},
+    {"seed": 2**63 - 1, "temperature": 5, "repetition_penalty": 1e-300, "logprobs": 5, "top_k": 2},
+    {"repetition_penalty": 1e-300, "logprobs": 5, "best_of": 4, "n": 2, "temperature": 1},
+]
+
+
+def test_parameters_at_the_edges_of_their_ranges_are_served(two: Cluster) -> None:
+    with undisturbed(two), ThreadPoolExecutor(4) as pool:
+        for answer in pool.map(lambda fields: two.complete("Once upon", 4, ignore_eos=True, **fields), EXTREMES * 2):
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["usage"]["completion_tokens"] in (4, 16), answer.text
+
+
+def test_what_no_queue_can_admit_is_the_requests_fault(two: Cluster) -> None:
+    for prompts, best_of in ((2, 16), (QUEUE + 1, 1), (3, 9)):
+        answer = two.complete(["a"] * prompts, 1, best_of=best_of)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt"), answer.text
+        assert f"{prompts * best_of} sequences" in answer.json()["error"]["message"]
+    assert two.complete(["a"] * QUEUE, 1).status_code == 200
+
+
+def test_a_token_that_the_model_does_not_have_is_the_requests_fault(two: Cluster) -> None:
+    with undisturbed(two):
+        for prompt in ([1, 2, 49152], [-1], [[1], [2**31]], [2**63]):
+            answer = two.complete(prompt, 1)
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt"), answer.text
+        for token in ("49152", "-1", "1e3", "٣٠٠٠٠٠"):
+            answer = two.complete("a", 1, logit_bias={token: 1})
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, "logit_bias"), answer.text
