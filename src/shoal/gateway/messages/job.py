@@ -53,4 +53,4 @@ def message_job(body: MessagesRequest, engine: Engine, chosen: str | None = None
 def count(body: CountRequest, engine: Engine) -> int:
     """Tokens of the prompt, whether or not it fits. Raises InvalidRequest."""
     text = rendered(engine.tokenizer, templated(body.system_text(), body.messages), body.asked_tools())
-    return len(engine.tokenizer.encode(text, bos=False))
+    return len(engine.tokenizer.encode_marked(text))
