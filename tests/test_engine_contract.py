@@ -226,7 +226,13 @@ def test_its_state_is_the_engines(at: Where) -> None:
             return super().longest()
 
     async def work(engine: Engine) -> None:
-        assert (engine.name, engine.created, engine.vocabulary, engine.resume) == (fake.name, fake.created, fake.vocabulary, 60.0)
+        assert (engine.name, engine.created, engine.facts, engine.vocabulary, engine.resume) == (
+            fake.name,
+            fake.created,
+            fake.facts,
+            fake.vocabulary,
+            60.0,
+        )
         assert (engine.state, engine.longest()) == ("", 1000)
         fake.state = "1 of 2 nodes have joined"
         await soon(lambda: engine.state == fake.state)

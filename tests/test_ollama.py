@@ -18,6 +18,9 @@ from shoal.config import ApiSettings
 from shoal.errors import NotReady, QueueFull, StageLost
 from shoal.gateway.app import create_app
 from shoal.gateway.key_store import KeyStore
+from shoal.gateway.kinds import recalled
+from shoal.gateway.ollama.job import chat_job
+from shoal.gateway.ollama.wire import ChatRequest
 from shoal.text.reasoning import THINK
 from shoal.text.tools import HERMES, ToolFormat
 from tests.support.engine import END, FakeEngine, Script, says, spoken
@@ -298,6 +301,7 @@ def test_whoever_looks_for_a_server_finds_one() -> None:
         (CHAT, {"options": {"mirostat": 2}}, "options: 'mirostat' is not supported"),
         (CHAT, {"options": {"num_predict": 0}}, "options.num_predict must be at least 1"),
         (CHAT, {"options": {"temperature": 9}}, "temperature must lie in"),
+        (CHAT, {"truncate": True}, "'truncate' is not supported"),
         (CHAT, {"nonsense": 1}, "unknown parameter 'nonsense'"),
         (CHAT, {"messages": [{"role": "user", "content": "x" * 2000}]}, "the prompt has"),
         (GENERATE, {"suffix": "x"}, "'suffix' is not supported"),
@@ -352,6 +356,13 @@ def test_requests_are_counted_as_accepted_or_refused() -> None:
     fetch(app, "POST", GENERATE, json={"prompt": "Hi", "nonsense": 1})
     fetch(app, "POST", "/api/embed", json={"input": "Hi"})
     assert asked.observed == [("ollama_chat", "accepted", 9), ("ollama_generate", "400", 0), ("ollama_embed", "accepted", 2)]
+
+
+def test_an_answer_is_written_the_same_after_a_restart() -> None:
+    body = ChatRequest.model_validate({"messages": HI, "tools": [WEATHER], "logprobs": True, "options": {"stop": "x"}})
+    job = chat_job(body, engine(reasoning=THINK), "mine", "fake:latest")
+    assert job.stops == ("x",) and job.named and job.model == "fake:latest"
+    assert recalled(job.note, job.requests) == job
 
 
 # The SDK

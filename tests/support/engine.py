@@ -42,6 +42,9 @@ class ByteTokenizer:
         self.encoded += len(text)
         return list(text.encode())
 
+    def marked(self, text: str) -> str:
+        return text
+
     def encode_marked(self, text: str, bos: bool = False) -> list[int]:
         return self.encode(text, bos)
 

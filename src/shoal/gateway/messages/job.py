@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from shoal.errors import InvalidRequest
 from shoal.gateway.conversation import converse, rendered
 from shoal.gateway.engine import Engine
@@ -17,6 +19,9 @@ _MOST_STOPS = 64
 class MessageJob(Job, frozen=True, tag="message"):
     shortened: bool = False
     """The context ends before max_tokens."""
+
+    ping: ClassVar[bytes] = b'event: ping\ndata: {"type": "ping"}\n\n'
+    """What a stream says that has had nothing to say for a while."""
 
     def writer(self, engine: Engine) -> MessageWriter:
         return MessageWriter(engine, self)
@@ -48,4 +53,4 @@ def message_job(body: MessagesRequest, engine: Engine, chosen: str | None = None
 def count(body: CountRequest, engine: Engine) -> int:
     """Tokens of the prompt, whether or not it fits. Raises InvalidRequest."""
     text = rendered(engine.tokenizer, templated(body.system_text(), body.messages), body.asked_tools())
-    return len(engine.tokenizer.encode(text, bos=False))
+    return len(engine.tokenizer.encode_marked(text))

@@ -194,4 +194,4 @@ def routes(service: Service) -> APIRouter:
 def _cut(texts: Sequence[str], engine: Engine) -> list[Any]:
     """Each text's tokens, as many as fit."""
     longest = engine.longest()
-    return [engine.tokenizer.encode(text)[:longest] for text in texts]
+    return [engine.tokenizer.encode(text, control=False)[:longest] for text in texts]

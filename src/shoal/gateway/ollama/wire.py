@@ -87,6 +87,10 @@ class Loading(Asking):
     options: dict[str, Any] | None = None
 
 
+_CUTTING: dict[str, tuple[Any, ...]] = {"truncate": (None, False), "shift": (None, False)}
+"""What Ollama does with a conversation that is too long."""
+
+
 class Speaking(Loading):
     stream: bool | None = None
     format: Literal["", "json"] | dict[str, Any] | None = None
@@ -101,6 +105,7 @@ class Speaking(Loading):
 
 class GenerateRequest(Speaking):
     inert: ClassVar[dict[str, tuple[Any, ...]]] = {
+        **_CUTTING,
         "suffix": (None, ""),
         "template": (None, ""),
         "images": (None, []),
@@ -131,8 +136,6 @@ class ToolCall(Wire):
 
 
 class Message(Wire):
-    inert: ClassVar[dict[str, tuple[Any, ...]]] = {}
-
     role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None
     thinking: str | None = None
@@ -146,6 +149,7 @@ class Function(Wire):
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = None
+    strict: bool | None = None
 
 
 class Tool(Wire):
@@ -154,13 +158,18 @@ class Tool(Wire):
 
 
 class ChatRequest(Speaking):
+    inert: ClassVar[dict[str, tuple[Any, ...]]] = _CUTTING
+
     messages: Annotated[list[Message], Field(max_length=MAX_MESSAGES)] = Field(default_factory=list[Message])
     tools: list[Tool] | None = None
 
     def asked_tools(self) -> Tools:
         functions = [tool.function for tool in self.tools or ()]
         return Tools(
-            [conversation.Function(f.name, f.description, f.parameters, False, f"tools.{i}.function") for i, f in enumerate(functions)]
+            [
+                conversation.Function(f.name, f.description, f.parameters, bool(f.strict), f"tools.{i}.function")
+                for i, f in enumerate(functions)
+            ]
         )
 
 
