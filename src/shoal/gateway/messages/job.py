@@ -12,6 +12,7 @@ from shoal.gateway.messages.turns import templated
 from shoal.gateway.messages.wire import CountRequest, MessagesRequest
 from shoal.gateway.messages.writer import MessageWriter
 from shoal.gateway.sampling import fitting
+from shoal.gateway.variables import template_variables
 
 _MOST_STOPS = 64
 
@@ -29,7 +30,8 @@ class MessageJob(Job, frozen=True, tag="message"):
 
 def message_job(body: MessagesRequest, engine: Engine, chosen: str | None = None) -> MessageJob:
     """chosen: the answer's id. Raises InvalidRequest, NotReady."""
-    asked = converse(engine, templated(body.system_text(), body.messages), body.asked_tools(), body.answer())
+    variables = template_variables(engine.tokenizer, body.asked_effort(), None)
+    asked = converse(engine, templated(body.system_text(), body.messages), body.asked_tools(), body.answer(), variables)
     fits = fitting(body.max_tokens, len(asked.prompt), engine.longest())
     try:
         fields = common(
@@ -52,5 +54,6 @@ def message_job(body: MessagesRequest, engine: Engine, chosen: str | None = None
 
 def count(body: CountRequest, engine: Engine) -> int:
     """Tokens of the prompt, whether or not it fits. Raises InvalidRequest."""
-    text = rendered(engine.tokenizer, templated(body.system_text(), body.messages), body.asked_tools())
+    variables = template_variables(engine.tokenizer, body.asked_effort(), None)
+    text = rendered(engine.tokenizer, templated(body.system_text(), body.messages), body.asked_tools(), variables=variables)
     return len(engine.tokenizer.encode_marked(text))

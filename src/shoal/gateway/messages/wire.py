@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from shoal.errors import InvalidRequest
 from shoal.gateway import conversation
 from shoal.gateway.conversation import MAX_MESSAGES, JsonAnswer, Tools
+from shoal.gateway.variables import Effort
 from shoal.gateway.wire import Asking, Sampled, Wire
 
 _BILLING = "x-anthropic-billing-header:"
@@ -213,7 +214,7 @@ class ToolChoice(Wire):
 
 
 class ThinkingConfig(Wire):
-    """budget_tokens, display: accepted, unused: a model thinks as long as it does, and what it thinks is told."""
+    """budget_tokens, display: accepted, unused: a model that thinks does so for as long as it wants, and what it thinks is told."""
 
     type: Literal["enabled", "disabled", "adaptive", "between_tools"]
     budget_tokens: int | None = None
@@ -226,8 +227,6 @@ class JsonFormat(Wire):
 
 
 class OutputConfig(Wire):
-    """effort: accepted, unused."""
-
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
     format: JsonFormat | None = None
 
@@ -277,6 +276,12 @@ class CountRequest(Asking):
             raise InvalidRequest("give output_config.format or output_format, not both", "output_format")
         format, where = (inside, "output_config.format") if self.output_format is None else (self.output_format, "output_format")
         return None if format is None else JsonAnswer(format.definition, False, where)
+
+    def asked_effort(self) -> Effort:
+        """Of thinking, which nobody gets here who does not ask for it."""
+        if self.thinking is None or self.thinking.type == "disabled":
+            return "none"
+        return (None if self.output_config is None else self.output_config.effort) or "medium"
 
     def asked_tools(self) -> Tools:
         """Raises InvalidRequest."""

@@ -14,6 +14,7 @@ from shoal.gateway.ollama.wire import ChatRequest, GenerateRequest, Options, Spe
 from shoal.gateway.ollama.writer import OllamaWriter
 from shoal.gateway.prompts import tokenised
 from shoal.gateway.sampling import fitting
+from shoal.gateway.variables import template_variables
 from shoal.gateway.wire import parse
 from shoal.request import MAX_ALTERNATIVES
 
@@ -35,7 +36,8 @@ class OllamaJob(Job, frozen=True, tag="ollama"):
 
 def chat_job(body: ChatRequest, engine: Engine, chosen: str | None, model: str) -> OllamaJob:
     """Raises InvalidRequest, NotReady."""
-    asked = converse(engine, templated(body.messages), body.asked_tools(), body.answer())
+    variables = template_variables(engine.tokenizer, body.asked_effort(), None)
+    asked = converse(engine, templated(body.messages), body.asked_tools(), body.answer(), variables)
     return OllamaJob(**_fields(body, engine, chosen, asked), model=model, chat=True, logprobs=bool(body.logprobs))
 
 
@@ -87,7 +89,8 @@ def _raw(body: GenerateRequest, engine: Engine) -> Conversation:
 def _turn(body: GenerateRequest, engine: Engine) -> Conversation:
     """One turn of the template, behind those of before."""
     system = [{"role": "system", "content": body.system}] if body.system else []
-    asked = converse(engine, [*system, {"role": "user", "content": body.prompt or ""}], Tools([]), body.answer())
+    variables = template_variables(engine.tokenizer, body.asked_effort(), None)
+    asked = converse(engine, [*system, {"role": "user", "content": body.prompt or ""}], Tools([]), body.answer(), variables)
     before = body.context or []
     if any(not 0 <= token < engine.vocabulary for token in before):
         raise InvalidRequest(f"context has a token outside the vocabulary of {engine.vocabulary}", "context")

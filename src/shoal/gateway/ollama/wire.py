@@ -9,6 +9,7 @@ from pydantic import Field
 from shoal.errors import InvalidRequest
 from shoal.gateway import conversation
 from shoal.gateway.conversation import MAX_MESSAGES, JsonAnswer, Tools
+from shoal.gateway.variables import Effort
 from shoal.gateway.wire import Asking, Sampled, Wire
 
 TEMPERATURE, TOP_K, TOP_P = 0.8, 40, 0.9
@@ -97,6 +98,12 @@ class Speaking(Loading):
     think: bool | Literal["low", "medium", "high"] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+
+    def asked_effort(self) -> Effort | None:
+        """Of thinking; None: what the model does by itself."""
+        if self.think is None:
+            return None
+        return self.think if isinstance(self.think, str) else "medium" if self.think else "none"
 
     def answer(self) -> JsonAnswer | None:
         """What it has to be; None: any text."""
