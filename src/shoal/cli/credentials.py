@@ -10,6 +10,8 @@ from pathlib import Path
 from time import monotonic
 from typing import TypeVar
 
+from rich.markup import escape
+
 from shoal.address import is_loopback, parse_address
 from shoal.cli.show import err
 from shoal.config import HeadSettings, NodeSettings, keys_dir
@@ -48,7 +50,8 @@ async def pairing_desk(settings: HeadSettings, control_port: int, joining: str) 
         joining += f" --pairing-port {settings.pairing_port}"
 
     def show(code: PairingCode) -> None:
-        err.print(f"pairing code [bold]{code}[/bold], good for one machine: {joining} --code {code}", highlight=False)
+        line = f"pairing code [bold]{code}[/bold], good for one machine: {escape(joining)} --code {code}"
+        err.print(line, highlight=False, soft_wrap=True)  # [fd00::5] is no markup
 
     def tell(event: PairingEvent) -> None:
         if isinstance(event, Paired):
