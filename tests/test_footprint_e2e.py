@@ -92,7 +92,9 @@ def test_a_runtime_as_a_library_uses_it(tmp_path: Path, runtime: str) -> None:
     with RecordingProxy().running() as proxy:
         environment = without_ours({**proxy.environment, **places(tmp_path)})
         code = RUN.replace("{runtime}", runtime)
-        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "work", env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path / "work", env=environment, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         assert proxy.asked == []
     assert [left(tmp_path / name) for name in ("home", "tmp", "work")] == [[], [], []]

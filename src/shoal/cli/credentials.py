@@ -23,6 +23,7 @@ from shoal.security.credentials import Credentials
 from shoal.security.pairing_code import PairingCode
 from shoal.security.pairing_desk import PairingDesk
 from shoal.security.pairing_service import Paired, PairingEvent, pair, serve_pairing
+from shoal.security.private_file import check_writable
 
 T = TypeVar("T")
 
@@ -84,6 +85,8 @@ async def node_credentials(settings: NodeSettings, address: str, found: Advert |
     if settings.code:
         host, port = parse_address(address)
         pairing_port = settings.pairing_port or (found.pairing_port if found is not None else 0) or port + 1
+        for path in paths:
+            check_writable(path)  # the code is good only once
         credentials = await pair(host, pairing_port, PairingCode(settings.code), settings.name or socket.gethostname())
         for path in paths:
             credentials.save(path)
