@@ -148,7 +148,7 @@ def test_a_disk_that_gets_full_meanwhile_ends_what_needs_it_and_nothing_else(sma
         before = made.texts("The capital of France is")
         fill(small_disk)
         assert made.texts("The capital of France is") == before
-        body = {"input": "Hello " * 4000, "max_output_tokens": 2}
+        body = {"input": "Hello", "max_output_tokens": 2, "metadata": {str(i): "x" * 500 for i in range(16)}}
         kept: list[httpx.Response] = [made.http.post("/v1/responses", json={**body, "store": store}) for store in (False, True)]
         assert kept[0].status_code == 200, kept[0].text
         assert kept[1].status_code in (503, 507) and "store: false" in kept[1].json()["error"]["message"], kept[1].text
