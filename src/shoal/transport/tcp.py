@@ -107,7 +107,7 @@ class TcpStream:
         self._protocol = protocol
         self.arrived = 0.0
         address: Any = protocol.transport.get_extra_info("peername")
-        self.peer = join_host_port(of_socket(address), int(address[1])) if isinstance(address, tuple) else str(address)
+        self.peer = join_host_port(of_socket(address), address[1]) if address else "a peer that is gone"
 
     async def send(self, frame: Frame) -> None:
         protocol = self._protocol
