@@ -6,10 +6,12 @@ import re
 import shlex
 from pathlib import Path
 
+import ifaddr
 import pytest
 
+from shoal.address import is_link_local
 from shoal.discovery.addresses import of_this_machine
-from tests.support.cluster import Process, cluster, until
+from tests.support.cluster import Cluster, Process, cluster, until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -53,7 +55,23 @@ def test_a_cluster_at_an_ipv6_address(tmp_path: Path, smollm2: Path) -> None:
             assert "pasted" in _nodes(made, f"127.0.0.1:{made.control_port}")
 
 
-def _nodes(made, head: str) -> str:  # type: ignore[no-untyped-def]
+def link_local() -> list[str]:
+    """This machine's addresses that mean something on one cable only, with the cable's name."""
+    found = [(ip.ip, adapter.nice_name) for adapter in ifaddr.get_adapters() for ip in adapter.ips if isinstance(ip.ip, tuple)]
+    return [f"{ip[0]}%{name}" for ip, name in found if is_link_local(ip[0])]
+
+
+@pytest.mark.skipif(not link_local(), reason="this machine has no link-local address")
+def test_a_cluster_at_a_link_local_address(tmp_path: Path, smollm2: Path) -> None:
+    host = link_local()[0]
+    with cluster(tmp_path) as made:
+        head = made.up("--host", host, "--nodes", "2", "--memory", "600MiB", "--model", str(smollm2), SHOAL_CACHE=str(tmp_path / "cache"))
+        made.until_ready()
+        until(lambda: f"more nodes: shoal join [{host}]:{made.control_port} " in head.said, head.describe)
+        assert "Paris" in made.texts("The capital of France is")[0]
+
+
+def _nodes(made: Cluster, head: str) -> str:
     listed = made.start("nodes", "--head", head, COLUMNS="250")
     assert listed.wait() == 0, listed.describe()
     return listed.said

@@ -10,7 +10,7 @@ from signal import SIGTERM
 
 import pytest
 
-from tests.support.cluster import cluster, gone, until
+from tests.support.cluster import Cluster, cluster, gone, until
 from tests.support.recording_proxy import RecordingProxy
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -68,7 +68,7 @@ def test_a_cluster_s_life_leaves_nothing_outside_its_own_folder_and_tells_nobody
     assert "runtimes.json" in kept
 
 
-def _nodes(made, inside: list[str], environment: dict[str, str]) -> str:  # type: ignore[no-untyped-def]
+def _nodes(made: Cluster, inside: list[str], environment: dict[str, str]) -> str:
     listed = made.start("nodes", "--head", f"127.0.0.1:{made.control_port}", before=inside, **environment)
     assert listed.wait() == 0, listed.describe()
     return listed.said
