@@ -128,7 +128,7 @@ def test_an_archive_damaged_in_its_member(monkeypatch: pytest.MonkeyPatch, tmp_p
         pull("toy", directory=tmp_path)
 
 
-def test_the_clients_output_is_closed() -> None:
+def test_the_clients_output_is_closed(tmp_path: Path) -> None:
     import gc
     import subprocess
     import sys
@@ -142,7 +142,7 @@ def test_the_clients_output_is_closed() -> None:
 
     sources.subprocess.Popen = watched  # type: ignore[misc]
     try:
-        sources._run_client([sys.executable, "-c", ""], sources.Part("pypi", "one", "1", "", 0, "m"), lambda _: None)
+        sources._run_client([sys.executable, "-c", ""], sources.Part("pypi", "one", "1", "", 0, "m"), lambda _: None, tmp_path)
         closed = seen[0].stdout.closed
         seen[0].stdout.close()
         assert closed

@@ -341,7 +341,9 @@ def user_path(text: str) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise ConfigError(f"{text}: this user has no home folder; set HOME, or SHOAL_CACHE to the folder for models and keys") from error
+        raise ConfigError(
+            f"there is no {text}: this user has no home folder; set HOME, or SHOAL_CACHE to a folder for models and keys"
+        ) from error
 
 
 def keys_dir(environment: Mapping[str, str] = os.environ) -> Path:

@@ -123,8 +123,9 @@ class Cluster:
     def serve(self, *flags: str) -> Process:
         return self.start("serve", "--port", str(self.port), "--control-port", str(self.control_port), "--discovery", "none", *flags)
 
-    def up(self, *flags: str) -> Process:
-        return self.start("up", "--port", str(self.port), "--control-port", str(self.control_port), "--threads", "1", *flags)
+    def up(self, *flags: str, **environment: str) -> Process:
+        ports = ("--port", str(self.port), "--control-port", str(self.control_port))
+        return self.start("up", *ports, "--threads", "1", *flags, **environment)
 
     def join(self, *flags: str, **environment: str) -> Process:
         return self.join_from((), f"127.0.0.1:{self.control_port}", *flags, **environment)

@@ -163,7 +163,8 @@ async def _up_with(
         assert head.placement is not None
         err.print(table(model.name, placement_rows(head.placement)))
         joining = f"shoal join {join_host_port(reached_at(settings.host), head.control_port)}"
-        err.print(f"API on {http_url(reached_at(settings.api_host), api.port)}/v1   more nodes: {joining}   Ctrl-C ends all")
+        at = http_url(reached_at(settings.api_host), api.port)
+        err.print(f"API on {at}/v1   more nodes: {joining}   Ctrl-C ends all", markup=False, soft_wrap=True)
         async with pairing_desk(settings, head.control_port, joining):
             await serve_api(head, api, stop, _report(head), settings.grace)
 
@@ -181,7 +182,8 @@ async def _serve_model(settings: HeadSettings, model: Description, address: sock
     try:
         api = api_of(head, settings, address)
         joining = f"shoal join {join_host_port(reached_at(settings.host), head.control_port)}"
-        err.print(f"API on {http_url(reached_at(settings.api_host), api.port)}/v1   waiting for {settings.min_nodes} node(s): {joining}")
+        at = http_url(reached_at(settings.api_host), api.port)
+        err.print(f"API on {at}/v1   waiting for {settings.min_nodes} node(s): {joining}", markup=False, soft_wrap=True)
         async with (
             pairing_desk(settings, head.control_port, joining) as pairing_port,
             announced(head, pairing_port),

@@ -10,6 +10,8 @@ from pathlib import Path
 from time import monotonic
 from typing import TypeVar
 
+from rich.markup import escape
+
 from shoal.address import is_loopback, parse_address
 from shoal.cli.show import err
 from shoal.config import HeadSettings, NodeSettings, keys_dir
@@ -21,6 +23,7 @@ from shoal.security.credentials import Credentials
 from shoal.security.pairing_code import PairingCode
 from shoal.security.pairing_desk import PairingDesk
 from shoal.security.pairing_service import Paired, PairingEvent, pair, serve_pairing
+from shoal.security.private_file import check_writable
 
 T = TypeVar("T")
 
@@ -48,7 +51,8 @@ async def pairing_desk(settings: HeadSettings, control_port: int, joining: str) 
         joining += f" --pairing-port {settings.pairing_port}"
 
     def show(code: PairingCode) -> None:
-        err.print(f"pairing code [bold]{code}[/bold], good for one machine: {joining} --code {code}", highlight=False)
+        line = f"pairing code [bold]{code}[/bold], good for one machine: {escape(joining)} --code {code}"
+        err.print(line, highlight=False, soft_wrap=True)  # [fd00::5] is no markup
 
     def tell(event: PairingEvent) -> None:
         if isinstance(event, Paired):
@@ -81,6 +85,8 @@ async def node_credentials(settings: NodeSettings, address: str, found: Advert |
     if settings.code:
         host, port = parse_address(address)
         pairing_port = settings.pairing_port or (found.pairing_port if found is not None else 0) or port + 1
+        for path in paths:
+            check_writable(path)  # the code is good only once
         credentials = await pair(host, pairing_port, PairingCode(settings.code), settings.name or socket.gethostname())
         for path in paths:
             credentials.save(path)

@@ -47,6 +47,18 @@ def _node(text: str, index: int, threads: int) -> NodeProfile:
     return NodeProfile(f"node-{index}", parse_bytes(memory), here.bytes_per_second * speed, here.flops * speed)
 
 
+def _cache() -> tuple[str, str]:
+    """The state of the folder for models and keys, and what it means."""
+    try:
+        home = cache_dir()
+        at = next(p for p in (home, *home.parents) if p.exists())
+        free, writable = shutil.disk_usage(at).free, at.is_dir() and os.access(at, os.W_OK)
+    except (ConfigError, OSError) as error:
+        return "wrong", str(error)
+    words = f"{home}, {human_bytes(free)} free" + ("" if writable else ", not writable: set SHOAL_CACHE")
+    return "ok" if writable and free > 2**30 else "wrong", words
+
+
 def _checks() -> list[dict[str, str]]:
     """What this machine has: name, state (ok, note, wrong), and what it means."""
     checks: list[dict[str, str]] = []
@@ -75,15 +87,7 @@ def _checks() -> list[dict[str, str]]:
     add("processors", "ok", f"{cores.usable}" + (f": {cores.source}" if cores.source else ""))
     free, source = f"{human_bytes(memory.available)} free of {human_bytes(memory.total)}", f": {memory.source}" if memory.source else ""
     add("memory", "ok" if memory.available > 2**30 else "note", free + source)
-    home = cache_dir()
-    at = next(p for p in (home, *home.parents) if p.exists())
-    free = shutil.disk_usage(at).free
-    writable = os.access(at, os.W_OK)
-    add(
-        "cache",
-        "ok" if writable and free > 2**30 else "wrong",
-        f"{home}, {human_bytes(free)} free" + ("" if writable else ", not writable: set SHOAL_CACHE"),
-    )
+    add("cache", *_cache())
     add(
         "pip",
         "ok" if importlib.util.find_spec("pip") else "wrong",

@@ -107,8 +107,7 @@ class TcpStream:
         self._protocol = protocol
         self.arrived = 0.0
         address: Any = protocol.transport.get_extra_info("peername")
-        of_host = isinstance(address, tuple)
-        self.peer = join_host_port(of_socket(address), int(cast("Any", address)[1])) if of_host else str(address)
+        self.peer = join_host_port(of_socket(address), address[1]) if address else "a peer that is gone"
 
     async def send(self, frame: Frame) -> None:
         protocol = self._protocol
