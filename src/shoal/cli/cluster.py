@@ -8,18 +8,16 @@ import signal
 import socket
 import threading
 from collections.abc import Coroutine
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 import uvloop
 
 from shoal.cli.api import Api, api_of
 from shoal.cli.credentials import head_credentials, node_credentials, pairing_desk
 from shoal.cli.discover import announced, check_announcing, find_head
 from shoal.cli.local import local_cluster
-from shoal.cli.options import Memory, Nodes, Runtime, Threads, node_settings, settings
-from shoal.cli.show import described, err, placement_rows, table
-from shoal.config import LOOPBACK, HeadSettings, NodeSettings, RuntimeName
+from shoal.cli.show import described, err, split
+from shoal.config import LOOPBACK, HeadSettings, NodeSettings
 from shoal.errors import ConfigError
 from shoal.executor.measure import measure, usable_memory
 from shoal.gateway.keyring import Keyring
@@ -29,24 +27,6 @@ from shoal.node.agent import Agent
 from shoal.node.head import Head
 from shoal.node.holding import PulledModel
 from shoal.node.machine import Machine
-
-_UP_HELP = """
-Start a head and some nodes on this machine, and serve the API until Ctrl-C.
-
-Example: [bold]shoal up --nodes 2 --port 8000[/bold], then
-[bold]curl localhost:8000/v1/chat/completions -d '{"messages": [{"role": "user", "content": "Hello"}]}'[/bold]
-"""
-_SERVE_HELP = """
-Serve a model on the nodes that join this machine.
-
-Example: [bold]shoal serve --host 192.168.1.20 --min-nodes 2[/bold] here, and on two machines the command that it shows, like
-[bold]shoal join 192.168.1.20:7420 --code 7QFK-3M9X[/bold]
-"""
-_JOIN_HELP = """
-Lend this machine to a cluster, until Ctrl-C: its layers are then moved to others before it leaves (Ctrl-C again: at once).
-
-Example: [bold]shoal join[/bold] finds the cluster of this network, [bold]shoal join 192.168.1.20:7420 --memory 4GiB[/bold] the one there.
-"""
 
 
 def stop_signal() -> asyncio.Event:
@@ -158,7 +138,7 @@ async def _up_with(
                 return
         head = cluster.head
         assert head.placement is not None
-        err.print(table(model.name, placement_rows(head.placement)))
+        err.print(split(head.placement, model.name))
         joining = f"shoal join {settings.host}:{head.control_port}"
         err.print(f"API on http://{settings.api_host}:{api.port}/v1   more nodes: {joining}   Ctrl-C ends all")
         async with pairing_desk(settings, head.control_port, joining):
@@ -195,7 +175,7 @@ async def _report(head: Head) -> None:
         if (now := head.state) != last:
             last = now
             if not now and head.placement is not None:
-                err.print(table(head.name, placement_rows(head.placement)))
+                err.print(split(head.placement, head.name))
             err.print(now or "ready", markup=False)
         await asyncio.sleep(0.2)
 
@@ -227,32 +207,16 @@ async def _join(address: str, settings: NodeSettings) -> None:
         machine.close()
 
 
-def register(app: typer.Typer) -> None:
-    @app.command("up", help=_UP_HELP)
-    @settings(HeadSettings, leave_out=("min_nodes", "spread"))
-    def up(  # pyright: ignore[reportUnusedFunction]
-        settings: HeadSettings,
-        nodes: Nodes = 2,
-        memory: Memory = "",
-        threads: Threads = 0,
-        runtime: Runtime = RuntimeName.AUTO,
-    ) -> None:
-        _check_open(settings)
-        uvloop.run(_up(settings, node_settings(memory, threads, runtime), nodes))
+def up(settings: HeadSettings, node: NodeSettings, nodes: int) -> None:
+    _check_open(settings)
+    uvloop.run(_up(settings, node, nodes))
 
-    @app.command("serve", help=_SERVE_HELP)
-    @settings(HeadSettings)
-    def serve(settings: HeadSettings) -> None:  # pyright: ignore[reportUnusedFunction]
-        check_announcing(settings)
-        _check_open(settings)
-        uvloop.run(_serve(settings.kept_by_default()))
 
-    @app.command("join", help=_JOIN_HELP)
-    @settings(NodeSettings)
-    def join(  # pyright: ignore[reportUnusedFunction]
-        settings: NodeSettings,
-        address: Annotated[
-            str, typer.Argument(metavar="[HOST:PORT]", help="Where `shoal serve` says that nodes join; it is looked for where not given.")
-        ] = "",
-    ) -> None:
-        uvloop.run(_join(address, settings))
+def serve(settings: HeadSettings) -> None:
+    check_announcing(settings)
+    _check_open(settings)
+    uvloop.run(_serve(settings.kept_by_default()))
+
+
+def join(settings: NodeSettings, address: str) -> None:
+    uvloop.run(_join(address, settings))
