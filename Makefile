@@ -6,8 +6,12 @@ PROMPT ?= Why is the sky blue?
 NODES ?= 2
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
+# What is installed is what constraints.txt says; `make constraints` renews it, `make test-latest` tries without.
+PINS ?= constraints.txt
+PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
+PINNED = --constraint $(PINS) --build-constraint $(PINS)
 
-.PHONY: run test test-fast simulate check format proto install develop clean
+.PHONY: run test test-fast test-latest simulate check format proto constraints install develop clean
 
 run: $(VENV)/installed
 	$(BIN)/shoal run "$(PROMPT)" --nodes $(NODES)
@@ -17,6 +21,13 @@ test: $(VENV)/developed
 
 test-fast: $(VENV)/developed
 	$(BIN)/python -m pytest -m "not slow and not real"
+
+# The newest of everything that pyproject.toml admits, in an environment of its own: what differs, then what breaks.
+test-latest:
+	rm -rf .venv-latest
+	$(MAKE) VENV=.venv-latest PINS=/dev/null develop
+	.venv-latest/bin/python -m tests.support.constraints
+	.venv-latest/bin/python -m pytest
 
 check: $(VENV)/developed
 	$(BIN)/ruff check .
@@ -36,23 +47,28 @@ simulate: $(VENV)/developed
 proto: $(VENV)/developed
 	cd src && ../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. shoal/control/cluster.proto
 
+constraints: $(BIN)/python
+	$(PIP) install --constraint $(PINS) uv
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate --custom-compile-command "make constraints" \
+		--all-extras --group dev --group build --group lock --output-file constraints.txt pyproject.toml
+
 install: $(VENV)/installed
 develop: $(VENV)/developed
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("shoal needs Python 3.11 or newer, this is " + sys.version) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV) || { echo "python3-venv is missing: apt install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint $(PINS) --upgrade pip
 
-$(VENV)/installed: pyproject.toml CMakeLists.txt $(wildcard native/*) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable .
+$(VENV)/installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*) | $(BIN)/python
+	$(PIP) install $(PINNED) --editable .
 	touch $@
 
 # torch first and by itself: the test oracle needs the CPU build, nothing else does.
 $(VENV)/developed: pyproject.toml $(VENV)/installed
-	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --group dev --editable ".[openvino]"
+	$(PIP) install --constraint $(PINS) $(TORCH)
+	$(PIP) install $(PINNED) --group dev --editable ".[openvino]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) build
+	rm -rf $(VENV) .venv-latest build

@@ -16,6 +16,7 @@ from shoal.executor.journal import Journal, JournalLimits
 from shoal.native import BLOCK_TOKENS
 from shoal.wire import codec
 from shoal.wire.frame import WireCodec
+from tests.support.descriptors import beneath
 
 HIDDEN, BLOCKS = 64, 8
 BLOCK = BLOCK_TOKENS * HIDDEN * 4
@@ -34,10 +35,6 @@ def slots(*at: int) -> np.ndarray:
 
 def journal(memory: int = PLENTY, disk: int = 0, encoding: WireCodec = WireCodec.RAW) -> Journal:
     return Journal(JournalLimits(memory, disk, encoding), BLOCKS, HIDDEN)
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 @pytest.mark.parametrize("where", ["memory", "disk"])
@@ -103,15 +100,14 @@ def test_without_room_nothing_is_kept() -> None:
 
 def test_the_file_is_gone_with_the_journal_and_nobody_else_sees_it(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    before = descriptors()
     kept = journal(memory=0, disk=PLENTY)
-    assert descriptors() == before
+    assert beneath(tmp_path) == []
     kept.write(slots(0, 9), rows(2))
-    assert descriptors() == before + 1
+    assert len(beneath(tmp_path)) == 1
     assert list(tmp_path.iterdir()) == []
     kept.close()
     kept.close()
-    assert descriptors() == before
+    assert beneath(tmp_path) == []
 
 
 def fails(*results: int | OSError) -> Callable[..., int]:

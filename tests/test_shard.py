@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +19,7 @@ from shoal.models.weights import GgufWeights, SafetensorsWeights, Weights
 from shoal.scheduler.plan import Chunk, StepPlan
 from shoal.wire.frame import WireCodec
 from tests.support import tiny
+from tests.support.descriptors import beneath
 from tests.support.shards import Line, Node
 
 LAYERS = 6
@@ -290,17 +290,17 @@ def test_a_node_at_rest_holds_weights_and_nothing_else(weights: Weights) -> None
     assert (one.nbytes, one.layers) == (0, [])
 
 
-def test_a_journals_file_ends_with_its_boundary(weights: Weights) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+def test_a_journals_file_ends_with_its_boundary(weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     line = begun(weights, 0, 3, 6)
     one = Shard(line.make, True, JournalLimits(0, 1 << 26))
     one.load(range(3), weights)
     for upto in (3, 2, 1):
         stage = one.enter(range(upto), range(0), 16)
         stage.run(StepPlan(0, [], [], [], [], [Chunk(0, 0, [1, 2], [0], False)]), None)
-        assert len(os.listdir("/proc/self/fd")) == before + 1
+        assert len(beneath(tmp_path)) == 1
     one.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert beneath(tmp_path) == []
 
 
 def test_a_refill_from_tokens_needs_the_first_layer(weights: Weights) -> None:

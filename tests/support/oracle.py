@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from shoal.models.spec import ModelSpec
 from shoal.models.weights import Weights
@@ -80,11 +80,11 @@ def logits(model: Any, tokens: list[int]) -> np.ndarray:
 @torch.no_grad()
 def greedy(model: Any, prompt: list[int], count: int) -> list[int]:
     """The likeliest tokens, regardless of end-of-text."""
-    tokens, cache = torch.tensor([prompt]), None
-    out: list[int] = []
-    for _ in range(count):
-        result = model(tokens, past_key_values=cache, use_cache=True)
-        cache = result.past_key_values
-        out.append(int(result.logits[0, -1].argmax()))
-        tokens = torch.tensor([[out[-1]]])
-    return out
+    if not count:
+        return []
+    # By transformers' own loop, which every version has; how a cache is passed by hand changes with them.
+    model.generation_config.eos_token_id = None  # what the call leaves open is taken from here
+    tokens = torch.tensor([prompt])
+    made = model.generate(tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=count, pad_token_id=0)
+    assert made.shape == (1, len(prompt) + count)
+    return made[0, len(prompt) :].tolist()
