@@ -42,7 +42,10 @@ def _checked(key: str) -> str:
 
 @dataclass(frozen=True)
 class Asking:
-    """Whom to ask, and how an answer is drawn. url '': a cluster of this machine's own; model '': what the server has."""
+    """Whom to ask, and how an answer is drawn.
+
+    url '': a cluster of this machine's own. model '': what the server has. max_tokens 0: as many as fit.
+    """
 
     url: str = ""
     key: str = ""
@@ -58,9 +61,9 @@ class Asking:
     @property
     def body(self) -> dict[str, Any]:
         """All of a request but its messages."""
-        asked: dict[str, Any] = {"max_tokens": self.max_tokens, "temperature": self.temperature, "stream": True}
-        asked["stream_options"] = {"include_usage": True}
-        return {**asked, **({"model": self.model} if self.model else {}), **({} if self.seed is None else {"seed": self.seed})}
+        chosen = {"model": self.model or None, "max_tokens": self.max_tokens or None, "seed": self.seed}
+        asked = {"temperature": self.temperature, "stream": True, "stream_options": {"include_usage": True}}
+        return {**asked, **{name: value for name, value in chosen.items() if value is not None}}
 
     @asynccontextmanager
     async def _client(self) -> AsyncGenerator[httpx.AsyncClient]:

@@ -191,7 +191,7 @@ class Chat:
 
         try:
             return typed[0] if await until(self._stop, read()) else None
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             return None
 
     async def _turn(self, text: str) -> None:
@@ -210,7 +210,8 @@ class Chat:
             ended = await until(self._stop, tell(self._asking, self._conversation.messages, Sheet(), told))
         finally:
             self._conversation.answered(told.text)
-        cut = " (stopped)" if not ended else f" (cut at --max-tokens {self._asking.max_tokens})" if told.finish == "length" else ""
+        most = f"--max-tokens {self._asking.max_tokens}" if self._asking.max_tokens else "the end of the context; /clear makes room"
+        cut = " (stopped)" if not ended else f" (cut at {most})" if told.finish == "length" else ""
         line(f"{told.figures}{cut}\n", "dim")
 
     async def _anew(self) -> None:

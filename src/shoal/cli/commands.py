@@ -109,7 +109,7 @@ def chat(
     url: Url = "",
     key: Key = "",
     system: Annotated[str, flag("--system", "What the model is told first.")] = "",
-    max_tokens: MaxTokens = 1024,
+    max_tokens: MaxTokens = 0,
     temperature: Temperature = 0.7,
     seed: Seed = None,
     memory: Memory = "",

@@ -98,7 +98,7 @@ class Keyboard:
         )
 
     async def read(self) -> str:
-        """A message. Raises EOFError after Ctrl-D, KeyboardInterrupt after Ctrl-C, both at an empty prompt."""
+        """A message. Raises EOFError after Ctrl-D or Ctrl-C at an empty prompt."""
         return await self._session.prompt_async(handle_sigint=False)
 
 
@@ -126,6 +126,6 @@ def _bindings() -> KeyBindings:
 
     @keys.add("c-c", filter=empty)
     def _(event: KeyPressEvent) -> None:  # pyright: ignore[reportUnusedFunction]
-        event.app.exit(exception=KeyboardInterrupt)
+        event.app.exit(exception=EOFError)
 
     return keys

@@ -43,7 +43,7 @@ Url = Annotated[
     flag("--url", "A server to ask, like http://127.0.0.1:8000 or …/v1; empty: start a cluster here.", also=("OPENAI_BASE_URL",)),
 ]
 Key = Annotated[str, flag("--api-key", "The server's API key, where it asks for one.", also=("OPENAI_API_KEY",))]
-MaxTokens = Annotated[int, flag("--max-tokens", "Most tokens of an answer.", min=1)]
+MaxTokens = Annotated[int, flag("--max-tokens", "Most tokens of an answer; 0: as many as fit.", min=0)]
 Temperature = Annotated[float, flag("--temperature", "0 takes the likeliest token.", short="-t", callback=_finite)]
 Seed = Annotated[int | None, flag("--seed", "The same seed draws the same answer.")]
 
