@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Coroutine
+from time import monotonic
 from typing import Any
 
 import uvloop
@@ -16,17 +17,21 @@ from shoal.cli.api import Api, api_of
 from shoal.cli.credentials import head_credentials, node_credentials, pairing_desk
 from shoal.cli.discover import announced, check_announcing, find_head
 from shoal.cli.local import local_cluster
-from shoal.cli.show import described, err, split
+from shoal.cli.show import described, err, line, split
 from shoal.config import LOOPBACK, HeadSettings, NodeSettings
-from shoal.errors import ConfigError
+from shoal.control.client import refused
+from shoal.errors import ClusterError, ConfigError
 from shoal.executor.measure import measure, usable_memory
 from shoal.gateway.keyring import Keyring
 from shoal.gateway.server import listening
 from shoal.models.description import Description, listed
-from shoal.node.agent import Agent
+from shoal.node.agent import Agent, parse_address
 from shoal.node.head import Head
 from shoal.node.holding import PulledModel
 from shoal.node.machine import Machine
+
+
+_STARTING = 20.0  # seconds in which a head that is started with its nodes begins to listen
 
 
 def stop_signal() -> asyncio.Event:
@@ -184,13 +189,31 @@ async def made_agent(settings: NodeSettings, head: str, machine: Machine) -> Age
     """A node of this machine, which is measured first."""
     speed = await machine.compute(lambda: measure(settings.compute_threads, settings.isa))
     memory = max(usable_memory(settings) - settings.journal_memory, 0)
-    return Agent(settings, head, machine, lambda order: PulledModel(settings, order), speed, memory)
+    return Agent(settings, head, machine, lambda order: PulledModel(settings, order), speed, memory, line)
+
+
+async def listened(address: str) -> None:
+    """Waits for something to listen there: a head that is being started takes its time, one that is not is said at once.
+
+    Raises ClusterError, ConfigError.
+    """
+    parse_address(address)
+    end, said = monotonic() + _STARTING, False
+    while (why := await refused(address)) is not None:
+        if monotonic() >= end or not why.startswith("nothing"):
+            raise ClusterError(f"no head at {address}: {why}; is `shoal serve` running there, and is this its address?")
+        if not said:
+            said = True
+            line(f"{address}: {why}; trying for {_STARTING:g} s more, in case the head is being started")
+        await asyncio.sleep(0.25)
 
 
 async def _join(address: str, settings: NodeSettings) -> None:
     stop = stop_signal()
     found = None if address else await find_head(settings)
     address = found.address if found is not None else address
+    if not await until(stop, listened(address)):
+        raise KeyboardInterrupt
     agent = await made_agent(settings, address, machine := Machine(await node_credentials(settings, address, found)))
     running = asyncio.ensure_future(agent.run())
     while not running.done():
@@ -199,10 +222,10 @@ async def _join(address: str, settings: NodeSettings) -> None:
         stopping.cancel()
         if stop.is_set():
             stop.clear()
-            err.print("leaving when the layers here have been moved; Ctrl-C again leaves at once")
+            line("leaving when the layers here have been moved; Ctrl-C again leaves at once")
             agent.leave()
     try:
-        err.print(f"left: {await running}", markup=False)
+        line(f"left: {await running}")
     finally:
         machine.close()
 

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 class ControlClient:
     def __init__(self, address: str, credentials: Credentials | None = None) -> None:
-        self.address = address
+        self.address, self._protected = address, credentials is not None
         self._channel = _channel(address, credentials)
         self._outbox: asyncio.Queue[NodeMessage | None] = asyncio.Queue()
 
@@ -44,7 +44,7 @@ class ControlClient:
         """What the head says, until it hangs up. Raises ClusterError where it cannot be reached or breaks off."""
         try:
             async with asyncio.timeout(timeout):
-                await self._channel.channel_ready()
+                await self._connected()
         except TimeoutError:
             raise ClusterError(
                 f"no head answers at {self.address}; is `shoal serve` running there, and the port open? "
@@ -59,10 +59,43 @@ class ControlClient:
         except grpc.aio.AioRpcError as error:
             raise ClusterError(f"the head at {self.address} is gone ({error.details()})") from error
 
+    async def _connected(self) -> None:
+        """Raises ClusterError as soon as a try has failed: whoever asked knows whether another one makes sense."""
+        state = self._channel.get_state(try_to_connect=True)
+        while state is not grpc.ChannelConnectivity.READY:
+            if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                raise ClusterError(await self._unreachable())
+            await self._channel.wait_for_state_change(state)
+            state = self._channel.get_state(try_to_connect=True)
+
+    async def _unreachable(self) -> str:
+        """Why, which gRPC does not tell."""
+        if (why := await refused(self.address)) is not None:
+            return f"{self.address} cannot be reached: {why}; is `shoal serve` running there, and the port open?"
+        if self._protected:
+            return f"what answers at {self.address} does not prove that it is the cluster this machine has paired with; pair again: --code CODE"
+        return f"what answers at {self.address} wants a certificate: give the pairing code that `shoal serve` shows there, once: --code CODE"
+
     async def close(self) -> None:
         """Says what is left, then hangs up."""
         self._outbox.put_nowait(None)
         await self._channel.close(grace=0.5)
+
+
+async def refused(address: str, timeout: float = 5.0) -> str | None:
+    """Why nothing at `host:port` takes a connection; None where something does."""
+    host, _, port = address.rpartition(":")
+    try:
+        async with asyncio.timeout(timeout):
+            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    except TimeoutError:
+        return f"nothing answers within {timeout:g} s"
+    except ConnectionRefusedError:
+        return "nothing listens there (connection refused)"
+    except OSError as error:
+        return error.strerror or str(error)
+    writer.close()
+    return None
 
 
 def _channel(address: str, credentials: Credentials | None) -> Any:
