@@ -13,7 +13,7 @@ import pytest
 import shoal
 
 ROOT = Path(shoal.__file__).parent
-BASE = {"request", "errors", "config", "retry"}
+BASE = {"request", "errors", "config", "retry", "allowance"}
 PURE = {"scheduler", "placement", "membership", "wire"}
 PURE_MODULES = {"pipeline.timing", "pipeline.records"}
 EFFECTS = {"models", "text", "transport", "executor", "native", "discovery", "control", "metrics", "security"}
@@ -93,7 +93,7 @@ def test_pure_modules_touch_no_world(path: Path):
 @pytest.mark.parametrize("base", sorted(BASE))
 def test_the_bottom_layer_needs_the_standard_library_and_types_alone(base: str):
     outside = {m.split(".")[0] for m in imported(ROOT / f"{base}.py")} - sys.stdlib_module_names - BASE
-    assert outside <= {"msgspec"}
+    assert outside <= ({"psutil"} if base == "allowance" else {"msgspec"})
 
 
 def test_nothing_imports_the_generated_stubs_but_control():
@@ -114,3 +114,8 @@ def test_nothing_imports_the_simulation():
 def test_only_config_reads_the_environment():
     users = [name(p) for p in sources() if "os.environ" in p.read_text() or "getenv" in p.read_text()]
     assert set(users) <= {"config", "cli.local"}  # cli.local hands its environment on to the nodes it starts
+
+
+def test_one_module_asks_how_large_the_machine_is():
+    asked = ("cpu_count", "virtual_memory", "sched_getaffinity", "process_cpu_count", "SC_PHYS_PAGES", "SC_NPROCESSORS")
+    assert [name(p) for p in sources() if any(word in p.read_text() for word in asked)] == ["allowance"]

@@ -56,7 +56,7 @@ class Registry:
         self._monkeypatch = monkeypatch
         monkeypatch.setattr(sources, "_run_client", self._run)
 
-    def _run(self, command: list[str], part: Part, progress: Any) -> None:
+    def _run(self, command: list[str], part: Part, progress: Any, scratch: Path) -> None:
         self.asked.append(part.package)
         if self.fail is not None:
             raise self.fail
@@ -237,24 +237,24 @@ def _part(registry: Any = "pypi") -> Part:
 
 
 @pytest.mark.slow
-def test_what_a_client_says_goes_into_the_error() -> None:
+def test_what_a_client_says_goes_into_the_error(tmp_path: Path) -> None:
     script = "print('Progress 5 of 10'); print('ERROR: no such thing'); raise SystemExit(1)"
     seen: list[int] = []
     with pytest.raises(FetchError, match="no such thing"):
-        sources._run_client([sources.sys.executable, "-c", script], _part(), seen.append)
+        sources._run_client([sources.sys.executable, "-c", script], _part(), seen.append, tmp_path)
     assert seen == [5]
 
 
 @pytest.mark.slow
-def test_a_client_without_room() -> None:
+def test_a_client_without_room(tmp_path: Path) -> None:
     script = "print('OSError: [Errno 28] No space left on device'); raise SystemExit(2)"
     with pytest.raises(OSError, match="No space left"):
-        sources._run_client([sources.sys.executable, "-c", script], _part(), lambda _: None)
+        sources._run_client([sources.sys.executable, "-c", script], _part(), lambda _: None, tmp_path)
 
 
-def test_a_client_that_is_not_installed() -> None:
+def test_a_client_that_is_not_installed(tmp_path: Path) -> None:
     with pytest.raises(FetchError, match="not installed"):
-        sources._run_client(["no-such-client"], _part("npm"), lambda _: None)
+        sources._run_client(["no-such-client"], _part("npm"), lambda _: None, tmp_path)
 
 
 # A hub.

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shoal.config import keep_quiet
+
 __version__ = "0.2.0"
+
+keep_quiet()  # before any library is imported that would report on its users
 
 if TYPE_CHECKING:
     from shoal.auto import AutoDistributedModel

@@ -18,6 +18,7 @@ from shoal.cli.local import LocalCluster, local_cluster
 from shoal.config import HeadSettings, from_environment
 from shoal.config import NodeSettings as _NodeSettings
 from shoal.errors import ClusterError, ConfigError
+from shoal.executor.runtimes import check_runtime
 from shoal.models.description import describe
 from shoal.request import FinishReason, Request, RequestId, SamplingParams
 from shoal.text.detokenizer import TextStream
@@ -63,7 +64,9 @@ class AutoDistributedModel:
         if unknown:
             raise ConfigError(f"unknown settings: {', '.join(sorted(unknown))}")
         head = from_environment(HeadSettings, {**settings, "model": model, "port": 0, "control_port": 0})
-        return cls(head, from_environment(_NodeSettings, {"memory": memory, "threads": threads}), nodes)
+        node = from_environment(_NodeSettings, {"memory": memory, "threads": threads})
+        check_runtime(node.runtime)
+        return cls(head, node, nodes)
 
     async def _run(self, settings: HeadSettings, node: _NodeSettings, nodes: int, started: queue.Queue[BaseException | None]) -> None:
         try:

@@ -6,14 +6,16 @@ fields: a field `kv_blocks` of a role is the flag `--kv-blocks` and the variable
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+from shoal.allowance import processors
 from shoal.errors import ConfigError
 
 
@@ -55,8 +57,8 @@ def parse_bytes(text: str) -> int:
 
 
 def default_threads() -> int:
-    """The cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    """The cores that this process may use."""
+    return processors().usable
 
 
 def setting(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
@@ -105,8 +107,10 @@ class NodeSettings(Settings):
     pairing_port: int = setting(0, "Port that the code is presented at; 0: the one after the head's.", low=0, high=65535)
     bind: str = setting("", "Address that the tensor port listens on; empty: the one that faces the head.")
     tensor_port: int = setting(0, "TCP port for tensors; 0 takes a free one.", low=0, high=65535)
-    memory: str = setting("", "Most memory that weights and KV blocks may take, like 1GiB; empty: three quarters of what is free.")
-    threads: int = setting(0, "Threads that compute; 0 takes every core that this process may run on.", low=0, high=1024)
+    memory: str = setting(
+        "", "Most memory that weights and KV blocks may take, like 1GiB; empty: three quarters of what is free to this process."
+    )
+    threads: int = setting(0, "Threads that compute; 0 takes every core that this process may use.", low=0, high=1024)
     runtime: RuntimeName = setting(RuntimeName.AUTO, "What runs the layers; auto times what is installed and keeps the fastest.")
     journal: str = setting("256MiB", "Most memory for what the stage put out, kept so that a lost neighbour is refilled fast; 0: none.")
     journal_disk: str = setting("1GiB", "Most disk for what of that does not fit in memory; 0: none.")
@@ -167,7 +171,7 @@ class EngineSettings(Settings):
     @property
     def chat_template_file(self) -> Path | None:
         """None: the model's own."""
-        return Path(self.chat_template).expanduser() if self.chat_template else None
+        return user_path(self.chat_template) if self.chat_template else None
 
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -220,7 +224,7 @@ class ApiSettings(Settings):
     @property
     def data_folder(self) -> Path:
         """It need not be there yet."""
-        return Path(self.data).expanduser() if self.data else cache_dir() / "api"
+        return user_path(self.data) if self.data else cache_dir() / "api"
 
     @property
     def origins(self) -> list[str]:
@@ -294,7 +298,7 @@ class HeadSettings(ApiSettings, EngineSettings):
 
     @property
     def state_folder(self) -> Path | None:
-        return Path(self.state).expanduser() if self.state not in ("", "none") else None
+        return user_path(self.state) if self.state not in ("", "none") else None
 
     def kept_by_default(self) -> HeadSettings:
         """Requests are kept in the cache where nothing is said: a head that comes again at the same port finds them."""
@@ -307,16 +311,51 @@ S = TypeVar("S", bound=Settings)
 
 
 def cache_dir(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where models are kept: $SHOAL_CACHE, or shoal/ in the user's cache directory."""
+    """Where models are kept: $SHOAL_CACHE, or shoal/ in the user's cache directory. Raises ConfigError where there is no home."""
     if chosen := environment.get("SHOAL_CACHE"):
-        return Path(chosen)
+        return user_path(chosen)
     base = environment.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "shoal"
+    return user_path(base or "~/.cache") / "shoal"
+
+
+def user_path(text: str) -> Path:
+    """A path that may begin with ~. Raises ConfigError where the user has no home."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{text}: this user has no home folder; set HOME, or SHOAL_CACHE to the folder for models and keys") from error
 
 
 def keys_dir(environment: Mapping[str, str] = os.environ) -> Path:
     """Where a head keeps its authority, and a node its certificates: keys/ beside the models."""
     return cache_dir(environment) / "keys"
+
+
+_SILENCE = {
+    "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime 1.29 and later: device id and event database under ~/.cache/Microsoft, events over HTTPS
+    "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub: asks which agents there are, and tells the hub which one runs it
+    "HF_XET_TELEMETRY_ENABLED": "false",
+    "DO_NOT_TRACK": "1",  # https://donottrack.sh, for what else heeds it
+}
+
+
+def keep_quiet(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Libraries that report on who uses them are told not to. Each reads this when it is first imported."""
+    environment.update(_SILENCE)
+
+
+def keep_to_own_folders(environment: MutableMapping[str, str] = os.environ) -> None:
+    """The hub's client keeps logs and chunks beside the models, in a process that is shoal's own. The user's token is read where it was."""
+    base = environment.get("XDG_CACHE_HOME") or "~/.cache"
+    theirs = environment.get("HF_HOME") or f"{base}/huggingface"
+    environment.setdefault("HF_TOKEN_PATH", os.path.expanduser(f"{theirs}/token"))
+    with contextlib.suppress(ConfigError):  # no home: whatever needs one says so
+        environment["HF_HOME"] = str(cache_dir(environment) / "huggingface")
+
+
+def environment_with(**changes: str) -> dict[str, str]:
+    """This process's environment, changed: for a process that it starts."""
+    return {**os.environ, **changes}
 
 
 def hub_endpoint(environment: Mapping[str, str] = os.environ) -> str | None:

@@ -12,6 +12,7 @@ import typer
 from shoal import __version__
 from shoal.cli import commands, keys, models, nodes
 from shoal.cli.options import flag
+from shoal.config import keep_to_own_folders
 from shoal.errors import ShoalError, UserError
 
 app = typer.Typer(
@@ -56,6 +57,7 @@ def _say(error: ShoalError) -> None:
 
 def main() -> None:
     """Runs the command line. Exit status: 0, 1 where something failed, 2 where the user can mend it, 130 after Ctrl-C."""
+    keep_to_own_folders()
     try:
         status = app(standalone_mode=False, prog_name="shoal")
         sys.stdout.flush()

@@ -22,6 +22,7 @@ from shoal.config import LOOPBACK, HeadSettings, NodeSettings
 from shoal.control.client import refused
 from shoal.errors import ClusterError, ConfigError
 from shoal.executor.measure import measure, usable_memory
+from shoal.executor.runtimes import check_runtime
 from shoal.gateway.keyring import Keyring
 from shoal.gateway.server import listening
 from shoal.models.description import Description, listed
@@ -29,7 +30,6 @@ from shoal.node.agent import Agent, parse_address
 from shoal.node.head import Head
 from shoal.node.holding import PulledModel
 from shoal.node.machine import Machine
-
 
 _STARTING = 20.0  # seconds in which a head that is started with its nodes begins to listen
 
@@ -209,6 +209,7 @@ async def listened(address: str) -> None:
 
 
 async def _join(address: str, settings: NodeSettings) -> None:
+    check_runtime(settings.runtime)
     stop = stop_signal()
     found = None if address else await find_head(settings)
     address = found.address if found is not None else address

@@ -14,18 +14,18 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-import psutil
 import uvloop
 from rich.markup import escape
 
-from shoal import __version__
+from shoal import __version__, allowance
 from shoal.cli.client import local_settings, served
 from shoal.cli.cluster import stop_signal
 from shoal.cli.show import described, emit, err, out, placement_rows, split
-from shoal.config import EngineSettings, NodeSettings, cache_dir, default_threads, parse_bytes
+from shoal.config import EngineSettings, NodeSettings, RuntimeName, cache_dir, default_threads, parse_bytes
 from shoal.errors import ConfigError, human_bytes
 from shoal.executor.cost import model_cost
 from shoal.executor.measure import measure
+from shoal.executor.runtimes import installed, lacking
 from shoal.native import instruction_set
 from shoal.node.head import Head
 from shoal.placement.partition import place
@@ -62,7 +62,7 @@ class _Check:
 def _checks() -> list[_Check]:
     """What this machine has, and what it means."""
     me = f"{__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
-    return [_Check("shoal", "ok", me), *_kernels(), *_runtimes(), _memory(), _cache(), *_clients()]
+    return [_Check("shoal", "ok", me), *_kernels(), *_runtimes(), _processors(), _memory(), _cache(), *_clients()]
 
 
 def _kernels() -> Iterator[_Check]:
@@ -83,18 +83,24 @@ def _kernels() -> Iterator[_Check]:
 
 
 def _runtimes() -> Iterator[_Check]:
-    for runtime in ("onnxruntime", "openvino"):
-        found = importlib.util.find_spec(runtime) is not None
-        missing = f"not installed; optional: pip install 'shoal[{runtime}]'"
-        yield _Check(runtime, "ok" if found else "note", "installed" if found else missing)
+    for runtime in (RuntimeName.ONNXRUNTIME, RuntimeName.OPENVINO):
+        missing = lacking(runtime)
+        yield _Check(runtime, "note" if missing else "ok", f"optional; {missing}" if missing else "installed")
+    if not installed():
+        yield _Check("runtimes", "wrong", "nothing here runs layers; install one of those above")
+
+
+def _processors() -> _Check:
+    cores = allowance.processors()
+    return _Check("processors", "ok", f"{cores.usable}" + (f": {cores.source}" if cores.source else ""), {"usable": cores.usable})
 
 
 def _memory() -> _Check:
-    memory = psutil.virtual_memory()
+    memory = allowance.memory()
     return _Check(
         "memory",
         "ok" if memory.available > 2**30 else "note",
-        f"{human_bytes(memory.available)} free of {human_bytes(memory.total)}",
+        f"{human_bytes(memory.available)} free of {human_bytes(memory.total)}" + (f": {memory.source}" if memory.source else ""),
         {"available_bytes": memory.available, "total_bytes": memory.total},
     )
 
@@ -161,7 +167,7 @@ def plan(settings: EngineSettings, model: str, given: list[str], threads: int, a
     description = described(model)
     cost = model_cost(description.spec, description.weights, engine.precision, engine.kv_type, engine.step_tokens)
     demand = Demand.of(engine.lanes, engine.kv_tokens, min(engine.context, description.spec.context))
-    given = given or [f"{int(psutil.virtual_memory().available * 0.75)}"]
+    given = given or [f"{allowance.usable_memory()}"]
     nodes = [_node(text, i + 1, threads or default_threads()) for i, text in enumerate(given)]
     placement = place(nodes, Links(), cost, demand)
     if as_json:

@@ -13,8 +13,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import IO
 
-import psutil
-
+from shoal.allowance import usable_memory
 from shoal.cli.credentials import certify, head_credentials
 from shoal.config import HeadSettings, NodeSettings, default_threads
 from shoal.errors import ClusterError
@@ -27,7 +26,7 @@ _GRACE = 5.0
 
 def shares(settings: NodeSettings, nodes: int) -> NodeSettings:
     """What each of several nodes on one machine may use, where the settings do not say."""
-    memory = settings.memory or f"{int(psutil.virtual_memory().available * 0.75) // nodes}"
+    memory = settings.memory or f"{usable_memory() // nodes}"
     threads = settings.threads or max(1, default_threads() // nodes)
     return dataclasses.replace(settings, memory=memory, threads=threads, patience=0.0)
 

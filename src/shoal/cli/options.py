@@ -49,9 +49,13 @@ Seed = Annotated[int | None, flag("--seed", "The same seed draws the same answer
 
 
 def node_settings(memory: str = "", threads: int = 0, runtime: RuntimeName = RuntimeName.AUTO) -> NodeSettings:
-    """What a command says of the nodes that it starts, over the environment."""
+    """What a command says of the nodes that it starts, over the environment. Raises ConfigError, also where they could run nothing."""
     chosen = None if runtime is RuntimeName.AUTO else runtime
-    return from_environment(NodeSettings, {"memory": memory or None, "threads": threads or None, "runtime": chosen})
+    node = from_environment(NodeSettings, {"memory": memory or None, "threads": threads or None, "runtime": chosen})
+    from shoal.executor.runtimes import check_runtime
+
+    check_runtime(node.runtime)
+    return node
 
 
 def _panel(role: type[Settings], field: str) -> str | None:

@@ -74,7 +74,9 @@ class ControlClient:
             return f"{self.address} cannot be reached: {why}; is `shoal serve` running there, and the port open?"
         if self._protected:
             return f"what answers at {self.address} does not prove that it is the cluster this machine has paired with; pair again: --code CODE"
-        return f"what answers at {self.address} wants a certificate: give the pairing code that `shoal serve` shows there, once: --code CODE"
+        return (
+            f"what answers at {self.address} wants a certificate: give the pairing code that `shoal serve` shows there, once: --code CODE"
+        )
 
     async def close(self) -> None:
         """Says what is left, then hangs up."""

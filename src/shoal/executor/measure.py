@@ -9,10 +9,14 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import psutil
+import structlog
 
+from shoal import allowance
 from shoal.config import NodeSettings, parse_bytes
+from shoal.errors import human_bytes
 from shoal.native import BLOCK_TOKENS, kernels
+
+log = structlog.get_logger()
 
 _HIDDEN, _INTERMEDIATE, _HEADS, _KV_HEADS, _HEAD_DIM = 1024, 4096, 16, 4, 64
 _LAYERS, _ROWS = 8, 64  # about 60 MB of 4-bit weights: more than most caches
@@ -28,7 +32,17 @@ class Speed:
 
 def usable_memory(settings: NodeSettings) -> int:
     """Bytes that weights, KV blocks and journals may take."""
-    return parse_bytes(settings.memory) if settings.memory else int(psutil.virtual_memory().available * 0.75)
+    if not settings.memory:
+        return allowance.usable_memory()
+    wanted, here = parse_bytes(settings.memory), allowance.memory()
+    if wanted > here.total:
+        log.warning(
+            "more memory was promised than there is; the system may end this process",
+            promised=human_bytes(wanted),
+            total=human_bytes(here.total),
+            limited_by=here.source or "the machine",
+        )
+    return wanted
 
 
 def measure(threads: int, isa: str = "") -> Speed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any, Protocol, cast
 import numpy as np
 import onnx
 
-from shoal.errors import ConfigError
 from shoal.executor.base import Floats
 
 # OpenVINO compiles code for each new number of rows; padding to these keeps them few.
@@ -80,10 +80,11 @@ class OpenVino:
     name = "openvino"
 
     def __init__(self, threads: int) -> None:
-        try:
-            import openvino
-        except ImportError:
-            raise ConfigError("the openvino runtime is not installed; pip install 'shoal[openvino]'") from None
+        # At its import openvino sends an event to Google Analytics and leaves an id in ~/intel. It has no switch for that; it does
+        # without the package that would do it.
+        sys.modules.setdefault("openvino_telemetry", cast(Any, None))
+        import openvino
+
         self._core: Any = openvino.Core()  # pyright: ignore[reportUnknownMemberType]
         self._options = {
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 32,

@@ -13,6 +13,7 @@ import structlog
 
 from shoal import __version__
 from shoal.config import Precision, RuntimeName, cache_dir
+from shoal.errors import ConfigError
 from shoal.executor.base import Angles, Layers, LayersFactory, StageBatch
 from shoal.executor.kv_pool import KvPool
 from shoal.executor.measure import median_seconds
@@ -25,14 +26,35 @@ log = structlog.get_logger()
 _TRIED_ROWS = (1, 8, 64)
 
 
+_PACKAGES = {RuntimeName.ONNXRUNTIME: ("onnx", "onnxruntime"), RuntimeName.OPENVINO: ("onnx", "openvino")}
+_EXTRAS = {RuntimeName.ONNXRUNTIME: "shoal[onnx]", RuntimeName.OPENVINO: "shoal[openvino]"}
+
+
+def lacking(runtime: RuntimeName) -> str:
+    """What this machine lacks for a runtime, and what to do about it; '' where it can be used."""
+    if runtime is RuntimeName.NATIVE:
+        return "" if kernels() is not None else "the compiled kernels are missing: install g++ and cmake, then reinstall shoal"
+    missing = [name for name in _PACKAGES[runtime] if importlib.util.find_spec(name) is None]
+    return f"not installed: {' and '.join(missing)}; pip install '{_EXTRAS[runtime]}'" if missing else ""
+
+
 def installed() -> list[RuntimeName]:
     """What this machine has, the likely fastest first."""
-    found = [RuntimeName.NATIVE] if kernels() is not None else []
-    return found + [r for r in (RuntimeName.ONNXRUNTIME, RuntimeName.OPENVINO) if importlib.util.find_spec(r) is not None]
+    return [r for r in (RuntimeName.NATIVE, *_PACKAGES) if not lacking(r)]
+
+
+def check_runtime(runtime: RuntimeName) -> None:
+    """Before anything is fetched or joined. Raises ConfigError where the runtime asked for is not here, or none at all."""
+    if runtime is not RuntimeName.AUTO:
+        if reason := lacking(runtime):
+            raise ConfigError(f"--runtime {runtime} cannot be used here: {reason}")
+    elif not installed():
+        reasons = "; ".join(f"{r} ({lacking(r)})" for r in (RuntimeName.NATIVE, RuntimeName.ONNXRUNTIME))
+        raise ConfigError(f"this machine has nothing that runs layers: {reasons}; one of them is enough")
 
 
 def factory(runtime: RuntimeName, precision: Precision, threads: int, isa: str = "") -> LayersFactory:
-    """How a stage's layers are made. Raises ConfigError where the runtime asked for is not here."""
+    """How a stage's layers are made; the factory raises ConfigError where the runtime asked for is not here."""
 
     def make(weights: Weights, layers: range, last: bool) -> Layers:
         chosen = fastest(weights, layers, precision, threads, isa) if runtime is RuntimeName.AUTO else runtime
@@ -43,6 +65,7 @@ def factory(runtime: RuntimeName, precision: Precision, threads: int, isa: str =
 
 def _maker(runtime: RuntimeName, precision: Precision, threads: int, isa: str) -> LayersFactory:
     def make(weights: Weights, layers: range, last: bool) -> Layers:
+        check_runtime(runtime)
         if runtime is RuntimeName.NATIVE:
             return NativeLayers(weights, layers, last, precision=precision, threads=threads, isa=isa)
         # Heavy imports, needed only by nodes that run them.
@@ -57,6 +80,7 @@ def _maker(runtime: RuntimeName, precision: Precision, threads: int, isa: str) -
 
 def fastest(weights: Weights, layers: range, precision: Precision, threads: int, isa: str, directory: Path | None = None) -> RuntimeName:
     """Times the first of the layers in each runtime, at 1, 8 and 64 rows; remembered per machine, model shape and version."""
+    check_runtime(RuntimeName.AUTO)
     candidates = installed()
     if len(candidates) == 1:
         return candidates[0]
@@ -87,7 +111,7 @@ def fastest(weights: Weights, layers: range, precision: Precision, threads: int,
 def _remembered(memory: Path) -> dict[str, RuntimeName]:
     try:
         return msgspec.json.decode(memory.read_bytes(), type=dict[str, RuntimeName])
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError):
         return {}
 
 

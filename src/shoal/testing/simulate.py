@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
+from shoal.config import default_threads
 from shoal.testing.scenario import Broken, Scenario
 
 
@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=2000, help="how many")
     parser.add_argument("--first", type=int, default=0, help="the first of them")
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--jobs", type=int, default=default_threads())
     parser.add_argument("--story", action="store_true", help="print every story, not only of those that fail")
     given = parser.parse_args()
     seeds = range(given.first, given.first + given.seeds)

@@ -1,0 +1,81 @@
+"""Proxies that the environment names: for fetching models, never between the machines of a cluster."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.support.cluster import cluster, free_port
+from tests.support.hub_server import Hub
+from tests.support.recording_proxy import VARIABLES, RecordingProxy
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+
+QUESTION = "What is the capital of France?"
+
+
+def ask(url: str, environment: dict[str, str]) -> str:
+    """`shoal run` as a client of a cluster."""
+    command = [sys.executable, "-m", "shoal", "run", QUESTION, "--url", url, "--max-tokens", "4"]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def life(folder: Path, model: Path, environment: dict[str, str]) -> None:
+    """A cluster over real sockets, with TLS and pairing, a node that joins, and every command that talks to it."""
+    with cluster(folder) as made:
+        common = ("--secure", "--discovery", "none", "--model", str(model), "--min-nodes", "2", "--spread", "--api-workers", "2")
+        ports = ("--port", str(made.port), "--control-port", str(made.control_port))
+        environment = {**environment, "SHOAL_CACHE": str(folder / "cache")}
+        head = made.start("serve", *ports, *common, **environment)
+        head.until_said("pairing code")
+        code = head.said.split("pairing code ")[1].split(",")[0]
+        address = f"127.0.0.1:{made.control_port}"
+        first = made.start("join", address, "--code", code, "--threads", "1", "--memory", "1GiB", "--name", "a", **environment)
+        head.until_said("has paired")
+        made.start("join", address, "--threads", "1", "--memory", "1GiB", "--name", "b", **environment)
+        made.until_ready()
+        assert ask(made.url, environment).strip()
+        nodes = made.start("nodes", "--head", address, **environment)
+        assert nodes.wait() == 0, nodes.describe()
+        assert "a " in nodes.said and "b " in nodes.said
+        assert first.popen.poll() is None
+
+
+@pytest.mark.parametrize("variables", [VARIABLES[::2], VARIABLES[1::2]], ids=["lower case", "upper case"])
+def test_a_cluster_beside_a_proxy_that_does_not_answer(tmp_path: Path, smollm2: Path, variables: tuple[str, ...]) -> None:
+    dead = f"http://127.0.0.1:{free_port()}"
+    life(tmp_path, smollm2, dict.fromkeys(variables, dead))
+
+
+def test_a_proxy_sees_the_fetching_of_models_and_nothing_else(tmp_path: Path, smollm2: Path) -> None:
+    files = {"config.json": b"{}", "tokenizer.json": b"[]", "model.safetensors": b"weights" * 4000}
+    with Hub("org/toy", files).running() as hub, RecordingProxy(("127.0.0.1", urlsplit(hub.url).port or 0)).running() as proxy:
+        life(tmp_path, smollm2, proxy.environment)
+        assert proxy.asked == []
+        with cluster(tmp_path / "cache") as made:  # names that only the proxy can resolve
+            elsewhere = {**proxy.environment, "SHOAL_CACHE": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
+            pull = made.start("models", "pull", "hf:org/toy", HF_ENDPOINT="http://hub.invalid", **elsewhere)
+            assert pull.wait() == 0, pull.describe()
+            assert hub.fetched() == set(files)
+            assert {urlsplit(target).netloc for _, target in proxy.asked} == {"hub.invalid"}
+            assert not [target for _, target in proxy.asked if "agent" in target or "telemetry" in target]
+            hub.status = 404
+            index = {"PIP_INDEX_URL": "http://index.invalid/simple", "PIP_TRUSTED_HOST": "index.invalid", "PIP_RETRIES": "0"}
+            pull = made.start("models", "pull", "smollm2-135m", **index, **elsewhere)
+            assert pull.wait() == 1
+            assert "could not be fetched" in pull.said
+            assert any(urlsplit(target).netloc == "index.invalid" for _, target in proxy.asked)
+
+
+def test_a_socks_proxy_that_the_hub_s_client_cannot_use_is_an_error_that_says_so(tmp_path: Path) -> None:
+    with cluster(tmp_path) as made:
+        pull = made.start("models", "pull", "hf:org/toy", ALL_PROXY="socks5://127.0.0.1:9", SHOAL_CACHE=str(tmp_path / "cache"))
+        assert pull.wait() == 1
+        assert "error: hf:org/toy could not be fetched: " in pull.said and "SOCKS" in pull.said and "Traceback" not in pull.said
