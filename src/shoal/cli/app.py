@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -12,7 +13,7 @@ import typer
 from shoal import __version__
 from shoal.cli import commands, keys, models, nodes
 from shoal.cli.options import flag
-from shoal.config import keep_to_own_folders
+from shoal.config import keep_to_own_folders, mute_grpc
 from shoal.errors import ShoalError, UserError
 
 app = typer.Typer(
@@ -58,6 +59,10 @@ def _say(error: ShoalError) -> None:
 def main() -> None:
     """Runs the command line. Exit status: 0, 1 where something failed, 2 where the user can mend it, 130 after Ctrl-C."""
     keep_to_own_folders()
+    mute_grpc()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal of another encoding shows what it can
     try:
         status = app(standalone_mode=False, prog_name="shoal")
         sys.stdout.flush()

@@ -27,7 +27,7 @@ def base_url(text: str) -> str:
         url = httpx.URL(plain)
     except httpx.InvalidURL as error:
         raise ConfigError(f"--url {text} is no address ({error}); write one like http://127.0.0.1:8000") from error
-    if url.scheme not in ("http", "https") or not url.host:
+    if url.scheme not in ("http", "https") or not url.host or re.search(r"\s", plain):
         raise ConfigError(f"--url {text} is no address of an API; write one like http://127.0.0.1:8000")
     return plain
 

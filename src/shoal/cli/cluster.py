@@ -20,6 +20,7 @@ from shoal.cli.local import local_cluster
 from shoal.cli.show import described, err, line, split
 from shoal.config import LOOPBACK, HeadSettings, NodeSettings
 from shoal.control.client import refused
+from shoal.discovery.addresses import of_this_machine, reachable
 from shoal.errors import ClusterError, ConfigError
 from shoal.executor.measure import measure, usable_memory
 from shoal.executor.runtimes import check_runtime
@@ -142,10 +143,10 @@ async def _up_with(
             if not await until(stop, cluster.until_ready()):
                 return
         head = cluster.head
-        assert head.placement is not None
-        err.print(split(head.placement, model.name))
         joining = f"shoal join {settings.host}:{head.control_port}"
-        err.print(f"API on http://{settings.api_host}:{api.port}/v1   more nodes: {joining}   Ctrl-C ends all")
+        line(f"API on http://{settings.api_host}:{api.port}/v1")
+        line(f"more nodes: {joining}{_elsewhere(settings)}")
+        line("Ctrl-C ends all")
         async with pairing_desk(settings, head.control_port, joining):
             await serve_api(head, api, stop, _report(head), settings.grace)
 
@@ -163,7 +164,8 @@ async def _serve_model(settings: HeadSettings, model: Description, address: sock
     try:
         api = api_of(head, settings, address)
         joining = f"shoal join {settings.host}:{head.control_port}"
-        err.print(f"API on http://{settings.api_host}:{api.port}/v1   waiting for {settings.min_nodes} node(s): {joining}")
+        line(f"API on http://{settings.api_host}:{api.port}/v1")
+        line(f"waiting for {settings.min_nodes} node{'s' * (settings.min_nodes > 1)}: {joining}{_elsewhere(settings)}")
         async with (
             pairing_desk(settings, head.control_port, joining) as pairing_port,
             announced(head, pairing_port),
@@ -173,15 +175,26 @@ async def _serve_model(settings: HeadSettings, model: Description, address: sock
         await head.stop()
 
 
+def _elsewhere(settings: HeadSettings) -> str:
+    """What to add to a command that works on this machine alone."""
+    if settings.host not in LOOPBACK:
+        return ""
+    here = [address for address in reachable(i.ip for i in of_this_machine()) if not address.is_loopback]
+    example = f", like --host {here[0]}" if here else ""
+    return f" (on this machine; for others start with --host ADDRESS{example})"
+
+
 async def _report(head: Head) -> None:
-    """Says whenever the cluster's state changes."""
-    last = None if head.state else ""
+    """Says whenever the cluster's state or its split changes."""
+    state, shown = (None if head.state else ""), None
     while True:
-        if (now := head.state) != last:
-            last = now
-            if not now and head.placement is not None:
-                err.print(split(head.placement, head.name))
-            err.print(now or "ready", markup=False)
+        now, placement = head.state, head.placement
+        if not now and placement is not None and (split_now := [(s.node, s.first, s.end) for s in placement.stages]) != shown:
+            shown = split_now
+            err.print(split(placement, head.name))
+        if now != state:
+            state = now
+            line(now or "ready")
         await asyncio.sleep(0.2)
 
 

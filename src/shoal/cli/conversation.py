@@ -38,8 +38,8 @@ def command(text: str) -> Command | None:
     name = _ALIASES.get(match[1].lower(), match[1].lower())
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, 1)
-        hint = f"did you mean /{close[0]}?" if close else "/help lists them"
-        raise ConfigError(f"there is no /{match[1]}; {hint} To say it to the model, write //{match[1]}")
+        hint = f"; did you mean /{close[0]}?" if close else ""
+        raise ConfigError(f"there is no /{match[1]}{hint} /help lists what there is; to say it to the model, write //{match[1]}")
     return Command(name, text[match.end() :].strip())
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TypeVar
 
-from shoal.cli.show import err
+from shoal.cli.show import line
 from shoal.config import LOOPBACK, HeadSettings, NodeSettings, keys_dir
 from shoal.discovery.advert import Advert
 from shoal.errors import ClusterError, ConfigError
@@ -48,13 +48,13 @@ async def pairing_desk(settings: HeadSettings, control_port: int, joining: str) 
         joining += f" --pairing-port {settings.pairing_port}"
 
     def show(code: PairingCode) -> None:
-        err.print(f"pairing code [bold]{code}[/bold], good for one machine: {joining} --code {code}", highlight=False)
+        line(f"pairing code {code}, good for one machine: {joining} --code {code}", "bold")
 
     def tell(event: PairingEvent) -> None:
         if isinstance(event, Paired):
-            err.print(f"{event.name} at {event.peer} has paired", markup=False)
+            line(f"{event.name} at {event.peer} has paired")
         else:
-            err.print(f"a pairing from {event.peer} was refused: {event.reason}", markup=False)
+            line(f"a pairing from {event.peer} was refused: {event.reason}")
 
     desk = PairingDesk(on_code=show)
     listener = await serve_pairing(settings.host, settings.pairing_port or control_port + 1, desk, authority(), tell)
