@@ -31,6 +31,7 @@
     │   └── RemoteProtocolError    the other side did
     │       └── VersionMismatch
     └── ClusterError               a node failed at what it was told to do
+        ├── NotPaired              the head wants a certificate, which this machine does not have
         └── StageLost              the route through the nodes is broken
             └── StepFailed         a stage could not run a step
 
@@ -240,6 +241,13 @@ class VersionMismatch(RemoteProtocolError):
 
 class ClusterError(ShoalError):
     """A node failed at what it was told to do."""
+
+
+class NotPaired(ClusterError):
+    def __init__(self, address: str) -> None:
+        super().__init__(
+            f"what answers at {address} lets in who knows its pairing code; `shoal serve` shows it there, give it once: --code CODE"
+        )
 
 
 class StageLost(ClusterError):

@@ -15,9 +15,9 @@ import uvloop
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from shoal.cli.asking import base_url
-from shoal.cli.client import local_settings, served
-from shoal.cli.cluster import stop_signal, until
+from shoal.cli.served import local_settings, served
 from shoal.cli.show import err
+from shoal.cli.waiting import stop_signal, until
 from shoal.config import EngineSettings, NodeSettings
 from shoal.errors import ClusterError, ConfigError
 from shoal.gateway.batches.line import Asked, Invalid, Line, lines_of, parsed

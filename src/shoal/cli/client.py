@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import signal
 import sys
-import threading
-from collections.abc import AsyncGenerator
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
 from shoal.cli.asking import Asking, Told, tell
-from shoal.cli.cluster import fetched, stop_signal, until
 from shoal.cli.conversation import COMMANDS, Command, Conversation, command
-from shoal.cli.local import local_cluster
 from shoal.cli.paper import Sheet
 from shoal.cli.show import Rows, err, layers, line
-from shoal.config import EngineSettings, HeadSettings, NodeSettings, cache_dir
+from shoal.cli.waiting import all_of_stdin, stop_signal, until
+from shoal.config import EngineSettings, NodeSettings, cache_dir
 from shoal.errors import ConfigError, ShoalError, human_bytes
-from shoal.gateway.app import create_app
-from shoal.gateway.keyring import Keyring
-from shoal.gateway.server import ApiServer, listening
-from shoal.node.head import Head
+
+if TYPE_CHECKING:
+    from shoal.node.head import Head
 
 
 def run(engine: EngineSettings, node: NodeSettings, nodes: int, asking: Asking, prompt: str) -> None:
@@ -35,33 +30,6 @@ def run(engine: EngineSettings, node: NodeSettings, nodes: int, asking: Asking, 
 
 def chat(engine: EngineSettings, node: NodeSettings, nodes: int, asking: Asking, system: str) -> None:
     uvloop.run(_chat(engine, node, nodes, asking, system))
-
-
-@contextlib.asynccontextmanager
-async def served(settings: HeadSettings, node: NodeSettings, nodes: int, stop: asyncio.Event) -> AsyncGenerator[tuple[str, Head] | None]:
-    """A local cluster with its API on a free port; None where the user lost patience."""
-    if (model := await fetched(settings.model, stop)) is None:
-        yield None
-        return
-    async with local_cluster(settings, node, model, nodes) as cluster:
-        with err.status(f"starting {nodes} node{'s' if nodes > 1 else ''} with {model.name}"):
-            if not await until(stop, cluster.until_ready()):
-                yield None
-                return
-        with listening("127.0.0.1", 0) as address:
-            api = ApiServer(create_app(cluster.head, keyring=Keyring(None)), address)
-            serving = asyncio.ensure_future(api.serve())
-            try:
-                yield f"http://127.0.0.1:{api.port}", cluster.head
-            finally:
-                cluster.head.refuse("the cluster is shutting down")
-                api.stop()
-                await serving
-
-
-def local_settings(engine: EngineSettings) -> HeadSettings:
-    """A head for a cluster of this machine's own, on free ports."""
-    return HeadSettings(**{f.name: getattr(engine, f.name) for f in dataclasses.fields(EngineSettings)}, port=0, control_port=0)
 
 
 def _summary(head: Head, told: Told, ready: float) -> None:
@@ -79,7 +47,7 @@ def _summary(head: Head, told: Told, ready: float) -> None:
 
 async def _run(engine: EngineSettings, node: NodeSettings, nodes: int, asking: Asking, prompt: str) -> None:
     stop, told = stop_signal(), Told()
-    if (text := await _all_of_stdin(stop) if prompt == "-" else prompt) is None:
+    if (text := await all_of_stdin(stop) if prompt == "-" else prompt) is None:
         raise KeyboardInterrupt
     if not text.strip():
         raise ConfigError("the prompt is empty; write one, or - to read it from stdin")
@@ -90,6 +58,8 @@ async def _run(engine: EngineSettings, node: NodeSettings, nodes: int, asking: A
         if err.is_terminal:
             line(told.figures, "dim")
         return
+    from shoal.cli.served import local_settings, served
+
     began = perf_counter()
     async with served(local_settings(engine), node, nodes, stop) as there:
         if there is None:
@@ -104,36 +74,19 @@ async def _tell(asking: Asking, messages: list[dict[str, str]], told: Told) -> N
     await tell(await asking.found(), messages, Sheet(), told)
 
 
-async def _all_of_stdin(stop: asyncio.Event) -> str | None:
-    """Text; None after a stop. Read in a thread that ends with the process. Raises ConfigError."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[bytes] = loop.create_future()
-
-    def read() -> None:
-        data = sys.stdin.buffer.read()
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(done.set_result, data)
-
-    threading.Thread(target=read, daemon=True).start()
-    if not await until(stop, asyncio.wait({done})):
-        return None
-    try:
-        return done.result().decode()
-    except UnicodeDecodeError:
-        raise ConfigError("stdin is no UTF-8 text") from None
-
-
 async def _chat(engine: EngineSettings, node: NodeSettings, nodes: int, asking: Asking, system: str) -> None:
     stop = stop_signal()
     text = None
     if not sys.stdin.isatty():
-        if (text := await _all_of_stdin(stop)) is None:
+        if (text := await all_of_stdin(stop)) is None:
             raise KeyboardInterrupt
         if not text.strip():
             raise ConfigError("stdin is empty: there is nothing to ask")
     if asking.url:
         await _converse(asking, system, text, stop)
         return
+    from shoal.cli.served import local_settings, served
+
     async with served(local_settings(engine), node, nodes, stop) as there:
         if there is None:
             raise KeyboardInterrupt

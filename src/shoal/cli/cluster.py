@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import socket
 import threading
 from collections.abc import Coroutine
@@ -14,10 +13,11 @@ from typing import Any
 import uvloop
 
 from shoal.cli.api import Api, api_of
-from shoal.cli.credentials import head_credentials, node_credentials, pairing_desk
+from shoal.cli.credentials import asked_for_code, head_credentials, pairing_desk
 from shoal.cli.discover import announced, check_announcing, find_head
 from shoal.cli.local import local_cluster
 from shoal.cli.show import described, err, line, split
+from shoal.cli.waiting import stop_signal, until
 from shoal.config import LOOPBACK, HeadSettings, NodeSettings
 from shoal.control.client import refused
 from shoal.discovery.addresses import of_this_machine, reachable
@@ -33,14 +33,6 @@ from shoal.node.holding import PulledModel
 from shoal.node.machine import Machine
 
 _STARTING = 20.0  # seconds in which a head that is started with its nodes begins to listen
-
-
-def stop_signal() -> asyncio.Event:
-    """Set by Ctrl-C or SIGTERM."""
-    event = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, event.set)
-    return event
 
 
 async def serve_api(head: Head, api: Api, stop: asyncio.Event, reporting: Coroutine[Any, Any, None], grace: float) -> None:
@@ -97,19 +89,6 @@ async def fetched(model: str, stop: asyncio.Event, host: str = "") -> Descriptio
 
     threading.Thread(target=work, daemon=True).start()
     return done.result() if await until(stop, asyncio.wait({done})) else None
-
-
-async def until(stop: asyncio.Event, work: Any) -> bool:
-    """Does the work unless told to stop; whether it was done."""
-    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
-    await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if working.done():
-        working.result()
-        return True
-    working.cancel()
-    await asyncio.gather(working, return_exceptions=True)
-    return False
 
 
 def _check_open(settings: HeadSettings) -> None:
@@ -228,7 +207,7 @@ async def _join(address: str, settings: NodeSettings) -> None:
     address = found.address if found is not None else address
     if not await until(stop, listened(address)):
         raise KeyboardInterrupt
-    agent = await made_agent(settings, address, machine := Machine(await node_credentials(settings, address, found)))
+    agent = await made_agent(settings, address, machine := Machine(await asked_for_code(settings, address, found, stop)))
     running = asyncio.ensure_future(agent.run())
     while not running.done():
         stopping = asyncio.ensure_future(stop.wait())

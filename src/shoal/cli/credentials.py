@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import re
 import socket
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,9 +14,11 @@ from time import monotonic
 from typing import TypeVar
 
 from shoal.cli.show import line
+from shoal.cli.waiting import a_line
 from shoal.config import LOOPBACK, HeadSettings, NodeSettings, keys_dir
+from shoal.control.client import locked
 from shoal.discovery.advert import Advert
-from shoal.errors import ClusterError, ConfigError
+from shoal.errors import ClusterError, ConfigError, PairingRefused
 from shoal.node.agent import parse_address
 from shoal.security.authority import Authority
 from shoal.security.certificates import Role
@@ -95,6 +100,24 @@ async def node_credentials(settings: NodeSettings, address: str, found: Advert |
     if found is not None and not kept:
         raise ConfigError(f"cluster {found.cluster} lets in who knows its pairing code; `shoal serve` shows it: --code CODE")
     return Credentials.load(kept[0]) if kept else None
+
+
+async def asked_for_code(settings: NodeSettings, address: str, found: Advert | None, stop: asyncio.Event) -> Credentials | None:
+    """`node_credentials`, for which whoever sits at the terminal is asked for the code where one is needed and none was given.
+
+    Raises what that raises, and KeyboardInterrupt where the user has no code.
+    """
+    secure = found.secure if found is not None else True
+    paired = any(path.exists() for path in (_kept(address), *([_kept(found.cluster)] if found is not None else [])))
+    if settings.code or paired or not secure or not sys.stdin.isatty() or not await locked(address):
+        return await node_credentials(settings, address, found)
+    line(f"the head at {address} lets in who knows its pairing code, which it shows")
+    while (code := await a_line("pairing code: ", stop)) is not None:
+        try:
+            return await node_credentials(dataclasses.replace(settings, code=code.strip() or "none"), address, found)
+        except (ConfigError, PairingRefused) as error:
+            line(str(error), "red")
+    raise KeyboardInterrupt
 
 
 def certify(address: str) -> None:

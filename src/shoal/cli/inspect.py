@@ -18,9 +18,9 @@ import uvloop
 from rich.markup import escape
 
 from shoal import __version__, allowance
-from shoal.cli.client import local_settings, served
-from shoal.cli.cluster import stop_signal
+from shoal.cli.served import local_settings, served
 from shoal.cli.show import described, emit, err, out, placement_rows, split
+from shoal.cli.waiting import stop_signal
 from shoal.config import EngineSettings, NodeSettings, RuntimeName, cache_dir, default_threads, parse_bytes
 from shoal.errors import ConfigError, human_bytes
 from shoal.executor.cost import model_cost

@@ -21,7 +21,7 @@ from shoal.control.messages import (
     HeadMessage,
     NodeMessage,
 )
-from shoal.errors import ClusterError
+from shoal.errors import ClusterError, NotPaired
 from shoal.security.credentials import Credentials
 
 T = TypeVar("T")
@@ -44,7 +44,7 @@ class ControlClient:
         """What the head says, until it hangs up. Raises ClusterError where it cannot be reached or breaks off."""
         try:
             async with asyncio.timeout(timeout):
-                await self._connected()
+                await self.connected()
         except TimeoutError:
             raise ClusterError(
                 f"no head answers at {self.address}; is `shoal serve` running there, and the port open? "
@@ -59,29 +59,45 @@ class ControlClient:
         except grpc.aio.AioRpcError as error:
             raise ClusterError(f"the head at {self.address} is gone ({error.details()})") from error
 
-    async def _connected(self) -> None:
+    async def connected(self) -> None:
         """Raises ClusterError as soon as a try has failed: whoever asked knows whether another one makes sense."""
         state = self._channel.get_state(try_to_connect=True)
         while state is not grpc.ChannelConnectivity.READY:
             if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
-                raise ClusterError(await self._unreachable())
+                raise await self._unreachable()
             await self._channel.wait_for_state_change(state)
             state = self._channel.get_state(try_to_connect=True)
 
-    async def _unreachable(self) -> str:
+    async def _unreachable(self) -> ClusterError:
         """Why, which gRPC does not tell."""
         if (why := await refused(self.address)) is not None:
-            return f"{self.address} cannot be reached: {why}; is `shoal serve` running there, and the port open?"
-        if self._protected:
-            return f"what answers at {self.address} does not prove that it is the cluster this machine has paired with; pair again: --code CODE"
-        return (
-            f"what answers at {self.address} wants a certificate: give the pairing code that `shoal serve` shows there, once: --code CODE"
+            return ClusterError(f"{self.address} cannot be reached: {why}; is `shoal serve` running there, and the port open?")
+        if not self._protected:
+            return NotPaired(self.address)
+        return ClusterError(
+            f"what answers at {self.address} does not prove that it is the cluster that this machine has paired with; if it was made anew, "
+            "pair again: --code CODE"
         )
 
     async def close(self) -> None:
         """Says what is left, then hangs up."""
         self._outbox.put_nowait(None)
         await self._channel.close(grace=0.5)
+
+
+async def locked(address: str, timeout: float = 5.0) -> bool:
+    """Whether a head that takes connections lets nobody in without a certificate."""
+    client = ControlClient(address)
+    try:
+        async with asyncio.timeout(timeout):
+            await client.connected()
+    except NotPaired:
+        return True
+    except (TimeoutError, ClusterError):
+        pass
+    finally:
+        await client.close()
+    return False
 
 
 async def refused(address: str, timeout: float = 5.0) -> str | None:

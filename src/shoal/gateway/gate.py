@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from shoal.config import LOOPBACK, ApiSettings
 from shoal.errors import Forbidden, InvalidRequest, ShoalError, TooLarge
 from shoal.gateway.caller import CALLER, Caller
-from shoal.gateway.doors import Doors
+from shoal.gateway.doors import Doors, Passage
 from shoal.gateway.faults import fault
 from shoal.gateway.keyring import Keyring
 from shoal.gateway.limits import Allowance, Budget, Limiter
@@ -65,9 +65,11 @@ class Gate:
             if scope["type"] == "websocket":  # what it asks is counted request by request, by its endpoint
                 self._doors.check()
                 return await self._let_in(caller, scope, receive, send)
-            with self._doors.passing():
+            with self._doors.passing() as passage:
                 if scope["method"] != "POST":
+                    passage.begin()
                     return await self._let_in(caller, scope, receive, send)
+                receive = _beginning(passage, receive)
                 allowance = await caller.enter()
                 try:
                     return await self._let_in(caller, scope, receive, _telling(allowance, send))
@@ -130,6 +132,18 @@ def _token(headers: Headers) -> str | None:
         return None
     scheme, _, token = given[0].partition(" ")
     return token.strip() if len(given) == 1 and scheme.lower() == "bearer" else "none"
+
+
+def _beginning(passage: Passage, receive: Receive) -> Receive:
+    """The request begins when its body is there."""
+
+    async def hear() -> Message:
+        message = await receive()
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            passage.begin()
+        return message
+
+    return hear
 
 
 def _telling(allowance: Allowance, send: Send) -> Send:

@@ -85,7 +85,8 @@ class _Session:
     async def _answer(self, body: dict[str, Any], id: str | None) -> None:
         caller = CALLER.get()
         try:
-            with self._service.doors.passing():
+            with self._service.doors.passing() as passage:
+                passage.begin()
                 self._service.keyring.recheck(caller.key)
                 await caller.enter()
                 try:
