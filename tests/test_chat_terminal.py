@@ -212,7 +212,10 @@ def test_words_are_not_broken_at_the_edge(url: str, engine: Speaker, tmp_path: P
         chat.until_shown("tokens")
         lines = _rendered(chat.raw)
         at = lines.index("The quick brown fox")
-        assert lines[at : at + 4] == ["The quick brown fox", "jumps over the lazy", "dog, and goes home.", ""] or lines[at + 2] == "dog, and goes home."
+        assert (
+            lines[at : at + 4] == ["The quick brown fox", "jumps over the lazy", "dog, and goes home.", ""]
+            or lines[at + 2] == "dog, and goes home."
+        )
 
 
 def _rendered(raw: str) -> list[str]:

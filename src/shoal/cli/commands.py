@@ -24,7 +24,7 @@ from shoal.cli.options import (
 )
 from shoal.config import EngineSettings, HeadSettings, NodeSettings, RuntimeName
 
-DEFAULT_PROMPT = "Why is the sky blue?"
+DEFAULT_PROMPT = "What is the capital of France, and what is it famous for?"
 
 _UP_HELP = """
 Start a head and some nodes on this machine, and serve the API until Ctrl-C.

@@ -78,7 +78,7 @@ def _kernels() -> Iterator[_Check]:
         "speed",
         "ok",
         f"decode {speed.bytes_per_second / 1e9:.1f} GB/s of 4-bit weights, prefill {speed.flops / 1e9:.0f} GFLOP/s, {threads} thread(s)",
-        {"decode_bytes_per_second": round(speed.bytes_per_second), "prefill_flops": round(speed.flops), "threads": threads},
+        {"decode_bytes_per_second": round(speed.bytes_per_second), "prefill_flop_per_second": round(speed.flops), "threads": threads},
     )
 
 
