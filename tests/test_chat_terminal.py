@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -12,9 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
+from fastapi import Request as Asked
+from fastapi.responses import HTMLResponse, StreamingResponse
 
+from shoal.config import ApiSettings
 from shoal.errors import NotReady
 from shoal.gateway.app import create_app
+from shoal.gateway.key_store import KeyStore
 from shoal.request import FinishReason, Request
 from tests.support.cluster import free_port, until
 from tests.support.engine import FakeEngine, Item, spoken
@@ -212,10 +219,7 @@ def test_words_are_not_broken_at_the_edge(url: str, engine: Speaker, tmp_path: P
         chat.until_shown("tokens")
         lines = _rendered(chat.raw)
         at = lines.index("The quick brown fox")
-        assert (
-            lines[at : at + 4] == ["The quick brown fox", "jumps over the lazy", "dog, and goes home.", ""]
-            or lines[at + 2] == "dog, and goes home."
-        )
+        assert lines[at : at + 3] == ["The quick brown fox", "jumps over the lazy", "dog, and goes home."]
 
 
 def _rendered(raw: str) -> list[str]:
@@ -237,8 +241,6 @@ def _rendered(raw: str) -> list[str]:
 
 
 def _order(text: str) -> tuple[int, int, str] | None:
-    import re
-
     match = re.match(r"\x1b\[\??([0-9;]*)([A-Za-z])", text)
     return (match.end(), int(match[1] or 1) if match[1].isdigit() or not match[1] else 0, match[2]) if match else (1, 0, "")
 
@@ -268,12 +270,6 @@ def test_what_is_thought_is_not_in_a_pipe() -> None:
 
 def thinking() -> Any:
     """A server of another make, whose model thinks first."""
-    import contextlib
-
-    from fastapi import FastAPI
-    from fastapi import Request as Asked
-    from fastapi.responses import StreamingResponse
-
     app, bodies = FastAPI(), list[Any]()
 
     @app.get("/v1/models")
@@ -366,9 +362,6 @@ def test_variables_of_others_are_heard(url: str, engine: Speaker, tmp_path: Path
 
 @pytest.mark.parametrize("variable", ["SHOAL_API_KEY", "OPENAI_API_KEY"])
 def test_a_key_is_needed_and_is_sent(variable: str, engine: Speaker, tmp_path: Path) -> None:
-    from shoal.config import ApiSettings
-    from shoal.gateway.key_store import KeyStore
-
     settings = ApiSettings(data=str(tmp_path / "api"))
     _, token = KeyStore(settings.data_folder).create("me", 0.0)
     with serving(create_app(engine, settings)) as url:
@@ -399,9 +392,6 @@ def test_nobody_at_the_address() -> None:
 
 
 def test_what_answers_is_no_such_api() -> None:
-    from fastapi import FastAPI
-    from fastapi.responses import HTMLResponse
-
     app = FastAPI()
     app.add_api_route("/{path:path}", lambda path: HTMLResponse("<html>"), methods=["GET", "POST"])
     with serving(app) as url:

@@ -19,7 +19,7 @@ from shoal.cli.show import Rows, Screen
 from shoal.errors import UnknownModel, UserError, suggestion
 from shoal.models.sources import find
 from tests.support.cluster import MODEL, Process, cluster, free_port, served, until
-from tests.support.terminal import CTRL_C, ENTER, clean, terminal
+from tests.support.terminal import CTRL_C, ENTER, terminal
 from tests.test_chat_terminal import piped
 
 # Help
@@ -41,7 +41,6 @@ HEAVY = {
 _EVERY_HELP = """
 import sys
 from typer.testing import CliRunner
-import asyncio.coroutines  # typer's own testing may want it
 before = set(sys.modules)
 from shoal.cli.app import app
 for words in {commands}:
@@ -72,7 +71,7 @@ def test_help_loads_nothing_that_works() -> None:
     script = _EVERY_HELP.format(commands=commands())
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert set(done.stdout.split()) & (HEAVY - {"asyncio"}) == set()
+    assert set(done.stdout.split()) & HEAVY == set()
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
@@ -213,8 +212,6 @@ def test_a_plan_for_scripts_and_for_people() -> None:
 
 # Clusters
 
-real = [pytest.mark.slow, pytest.mark.real]
-
 
 @pytest.mark.slow
 def test_a_refused_port_is_said_at_once_and_a_head_that_comes_is_joined(tmp_path: Path) -> None:
@@ -332,7 +329,3 @@ def _model() -> Path:
     from shoal.config import cache_dir
 
     return cache_dir() / "models" / MODEL
-
-
-def test_the_environment_of_tests_is_clean() -> None:
-    assert not [name for name in clean() if name.startswith("OPENAI_")]

@@ -152,7 +152,7 @@ class Agent:
                 return "it was told to leave"
 
     def _say_lost(self, error: Exception) -> None:
-        log.info("the head was lost", reason=str(error))
+        log.info("no head yet", reason=str(error))
         if not self._looking:
             self._looking = True
             self._tell(f"the head was lost ({error}); looking for it for {self._settings.patience:g} s, the weights are kept")
@@ -234,7 +234,6 @@ class Agent:
             case "welcome":
                 self._welcome = message.welcome
                 joined.set()
-                log.info("joined", cluster=message.welcome.cluster, as_=message.welcome.name)
                 again, self._looking = " again" if self._looking else "", False
                 self._tell(f"joined cluster {message.welcome.cluster} at {self._head}{again}, as {message.welcome.name}")
                 self._beating = self._spawn(self._beat(message.welcome.heartbeat))
