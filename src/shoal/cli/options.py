@@ -23,8 +23,8 @@ _PANELS: dict[type[Settings], str] = {EngineSettings: "Model", ApiSettings: "API
 
 def flag(name: str, help: str, *, short: str = "", also: tuple[str, ...] = (), **more: Any) -> Any:
     """An option `--name` that is also read from SHOAL_NAME, and from the variables in `also` where that is not set."""
-    variables = ["SHOAL_" + name.removeprefix("--").replace("-", "_").upper(), *also]
-    return typer.Option(name, *([short] if short else []), envvar=variables, help=escape(help), **more)
+    own = "SHOAL_" + name.removeprefix("--").replace("-", "_").upper()
+    return typer.Option(name, *([short] if short else []), envvar=[own, *also] if also else own, help=escape(help), **more)
 
 
 def _finite(value: float) -> float:

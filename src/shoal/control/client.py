@@ -143,7 +143,10 @@ async def _ask(address: str, credentials: Credentials | None, method: str, reque
         try:
             return await call(request, timeout=timeout)
         except grpc.aio.AioRpcError as error:
-            raise ClusterError(
-                f"no head answers at {address}: {error.details()}; is `shoal serve` running there? `shoal nodes --head HOST:PORT` asks "
-                "another one; a protected one answers its own machine and those that have paired with it"
-            ) from error
+            if (why := await refused(address)) is not None:
+                hint = "is `shoal serve` running there? --head HOST:PORT asks another one"
+                raise ClusterError(f"no head answers at {address}: {why}; {hint}") from error
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                hint = "is it the head's control port? A protected head answers its own machine and those that have paired with it"
+                raise ClusterError(f"what listens at {address} gives no answer; {hint}") from error
+            raise ClusterError(f"the head at {address} does not answer: {error.details()}") from error
