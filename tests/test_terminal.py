@@ -219,7 +219,7 @@ def test_a_refused_port_is_said_at_once_and_a_head_that_comes_is_joined(tmp_path
         node = made.join("--name", "early")
         node.until_said(f"127.0.0.1:{made.control_port}: nothing listens there (connection refused); trying")
         made.serve("--min-nodes", "1")
-        node.until_said(f"joined cluster shoal at 127.0.0.1:{made.control_port}, as early")
+        node.until_said(f"joined 127.0.0.1:{made.control_port} as early")
 
 
 @pytest.mark.slow
@@ -237,7 +237,7 @@ def test_a_node_says_what_it_does_and_up_shows_the_new_split(tmp_path: Path) -> 
         head.until_said("on this machine; for others start with --host ADDRESS")
         head.until_said("0-29")
         node = made.join("--name", "second", "--memory", "1GiB")
-        node.until_said("joined cluster")
+        node.until_said(" as second")
         asked = ("--head", f"127.0.0.1:{made.control_port}")
         listed = piped("", "nodes", *asked)
         assert (listed.returncode, listed.stderr) == (0, "")  # nothing of TLS
@@ -259,7 +259,7 @@ def test_a_lost_head_is_told_once_and_joined_again(tmp_path: Path) -> None:
         made.head.popen.kill()
         made.nodes[0].until_said("the head was lost (")
         made.serve("--min-nodes", "1")
-        made.nodes[0].until_said("again, as n0")
+        made.nodes[0].until_said("again as n0")
         assert made.nodes[0].said.count("the head was lost") == 1
 
 
@@ -288,7 +288,7 @@ def test_ctrl_c_while_a_cluster_starts(command: str) -> None:
 def test_chat_starts_a_cluster_and_ends_it(tmp_path: Path) -> None:
     with terminal("chat", "--nodes", "1", "--threads", "1", "--temperature", "0") as chat:
         chat.until_shown("\n>")
-        chat.type("What is the capital of France?" + ENTER)
+        chat.type("What is the capital of France, and what is it famous for?" + ENTER)
         chat.until_shown("Paris")
         chat.until_shown("tokens/s")
         chat.type("/bye" + ENTER)
@@ -308,11 +308,14 @@ def test_join_asks_for_the_code_at_a_terminal(tmp_path: Path) -> None:
         code = re.findall(r"pairing code (\S+),", head.said)[-1]
         with terminal("join", f"127.0.0.1:{port}", "--name", "asked", "--threads", "1", SHOAL_CACHE=str(nodes)) as shown:
             shown.until_shown("pairing code: ")
-            shown.type("nonsense" + ENTER)
+            shown.type("what?" + ENTER)
             shown.until_shown("that is no pairing code")
             shown.until_shown("pairing code: ")
+            shown.type("ABCD-EFGH" + ENTER)
+            shown.until_shown("the head has no such pairing code")
+            shown.until_shown("pairing code: ")
             shown.type(code.lower() + ENTER)
-            shown.until_shown("joined cluster shoal")
+            shown.until_shown(f"joined 127.0.0.1:{port} as asked")
             shown.type(CTRL_C)
             assert shown.wait() == 0
         with terminal("join", f"127.0.0.1:{port}", "--threads", "1", SHOAL_CACHE=str(tmp_path / "other")) as shown:

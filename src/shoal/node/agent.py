@@ -235,7 +235,7 @@ class Agent:
                 self._welcome = message.welcome
                 joined.set()
                 again, self._looking = " again" if self._looking else "", False
-                self._tell(f"joined cluster {message.welcome.cluster} at {self._head}{again}, as {message.welcome.name}")
+                self._tell(f"joined {self._head}{again} as {message.welcome.name}")
                 self._beating = self._spawn(self._beat(message.welcome.heartbeat))
             case "refuse":
                 if message.refuse.again:
