@@ -113,7 +113,7 @@ def test_nobody_whose_request_never_came_whole_is_waited_for() -> None:
             engine.go_on()
             assert (await idle.answer())[0] == 200
             half = await there.connect(post(HI)[:-5])
-            await eventually(lambda: any(connection.asking for connection in there.server.connections.open))
+            await eventually(lambda: there.asking == 1)
             stop.set()
             await asyncio.gather(idle.rest(), half.rest())
             await eventually(lambda: engine.reason)
