@@ -53,7 +53,7 @@ def test_a_given_address_is_found(address: str, host: str, port: int):
     "address", ["", "box", "box:", ":1", "box:0", "box:65536", "box:٣", "fd00::5:1", "[box:1", "a b:1", "10.0.0.999:1"]
 )
 def test_what_is_no_address_is_refused(address: str):
-    with pytest.raises(ConfigError, match="write HOST:PORT"):
+    with pytest.raises(ConfigError, match=r"write (HOST:PORT|\[fd00::5\]:1)"):
         StaticRegistry(address)
 
 

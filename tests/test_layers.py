@@ -13,7 +13,7 @@ import pytest
 import shoal
 
 ROOT = Path(shoal.__file__).parent
-BASE = {"request", "errors", "config", "retry", "allowance"}
+BASE = {"request", "errors", "config", "retry", "allowance", "address"}
 PURE = {"scheduler", "placement", "membership", "wire"}
 PURE_MODULES = {"pipeline.timing", "pipeline.records"}
 EFFECTS = {"models", "text", "transport", "executor", "native", "discovery", "control", "metrics", "security"}
@@ -24,7 +24,6 @@ EXTRA = {  # which modules of a layer's own or a higher one a module may use bes
     "executor": {"models.spec", "models.matrix", "models.weights", "models.rope", "native", "scheduler.plan", "placement.profile"},
     "metrics": {"pipeline.timing"},
     "control": {"security"},
-    "gateway.server": {"transport.tcp"},  # address_error
 }
 IMPURE = {"asyncio", "socket", "os", "time", "random", "secrets", "threading", "subprocess", "grpc", "numpy"}
 

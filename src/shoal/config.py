@@ -15,6 +15,7 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+from shoal.address import is_loopback, parse_host
 from shoal.allowance import processors
 from shoal.errors import ConfigError
 
@@ -95,6 +96,13 @@ class Settings:
     def check(self) -> None:
         """Checks the fields together. Raises ConfigError."""
 
+    def _check_host(self, name: str) -> None:
+        """Keeps a host in its one form. Raises ConfigError."""
+        try:
+            object.__setattr__(self, name, parse_host(getattr(self, name)))
+        except ConfigError as error:
+            raise ConfigError(f"--{name.replace('_', '-')}: {error}") from None
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NodeSettings(Settings):
@@ -119,6 +127,8 @@ class NodeSettings(Settings):
     isa: str = setting("", "Instruction set of the kernels: avx512, avx2 or portable; empty takes the best.")
 
     def check(self) -> None:
+        if self.bind:
+            self._check_host("bind")
         for size in (self.memory, self.journal, self.journal_disk):
             if size:
                 parse_bytes(size)
@@ -174,9 +184,6 @@ class EngineSettings(Settings):
         return user_path(self.chat_template) if self.chat_template else None
 
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ApiSettings(Settings):
     """The OpenAI-compatible API: the same on `up` and `serve`."""
@@ -206,6 +213,7 @@ class ApiSettings(Settings):
 
     def check(self) -> None:
         super().check()
+        self._check_host("api_host")
         for flag, size in (("--max-file", self.max_file), ("--files-space", self.files_space), ("--responses-size", self.responses_size)):
             try:
                 parse_bytes(size)
@@ -234,7 +242,7 @@ class ApiSettings(Settings):
     @property
     def exposed(self) -> bool:
         """Whether the API listens beyond this machine."""
-        return self.api_host not in LOOPBACK
+        return not is_loopback(self.api_host)
 
     @property
     def needs_key(self) -> bool:
@@ -283,10 +291,11 @@ class HeadSettings(ApiSettings, EngineSettings):
     @property
     def protected(self) -> bool:
         """Whether nodes need a certificate."""
-        return self.secure or (self.host not in LOOPBACK and not self.unprotected)
+        return self.secure or (not is_loopback(self.host) and not self.unprotected)
 
     def check(self) -> None:
         super().check()
+        self._check_host("host")
         if self.secure and self.unprotected:
             raise ConfigError("--secure and --unprotected exclude each other")
         if self.min_memory:
@@ -323,7 +332,9 @@ def user_path(text: str) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise ConfigError(f"{text}: this user has no home folder; set HOME, or SHOAL_CACHE to the folder for models and keys") from error
+        raise ConfigError(
+            f"there is no {text}: this user has no home folder; set HOME, or SHOAL_CACHE to a folder for models and keys"
+        ) from error
 
 
 def keys_dir(environment: Mapping[str, str] = os.environ) -> Path:

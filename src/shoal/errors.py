@@ -41,7 +41,6 @@ The gateway turns them into HTTP answers, the command line into one line and an 
 from __future__ import annotations
 
 import difflib
-import errno
 from collections.abc import Iterable
 
 
@@ -260,14 +259,3 @@ class StepFailed(StageLost):
     def __init__(self, stage: int, message: str, step: int) -> None:
         super().__init__(f"stage {stage}: {message}")
         self.step = step
-
-
-def address_error(host: str, port: int, error: OSError) -> ConfigError:
-    """Why an address cannot be listened on, and what to do."""
-    if error.errno == errno.EADDRINUSE:
-        return ConfigError(f"port {port} on {host} is in use; stop what uses it, or choose another port")
-    if error.errno == errno.EADDRNOTAVAIL:
-        return ConfigError(f"{host} is no address of this machine")
-    if error.errno == errno.EACCES:
-        return ConfigError(f"port {port} is not open to this user; choose one above 1023")
-    return ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}")

@@ -22,7 +22,12 @@ def python_without(folder: Path, packages: Sequence[str], kernels: bool = True) 
         place = Path(name)
         if place.name in ("site-packages", "dist-packages") and place.is_dir():
             for entry in place.iterdir():
-                if entry.name not in packages and entry.suffix != ".pth" and not (links / entry.name).exists() and "shoal" not in entry.name:
+                if (
+                    entry.name not in packages
+                    and entry.suffix != ".pth"
+                    and not (links / entry.name).exists()
+                    and "shoal" not in entry.name
+                ):
                     (links / entry.name).symlink_to(entry)
     shutil.copytree(SOURCE, links / "shoal", ignore=shutil.ignore_patterns("_kernels*", "__pycache__"))
     if kernels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -48,7 +49,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(nodes.app, name="nodes")
 
 
-def _say(error: ShoalError) -> None:
+def _say(error: Exception) -> None:
     from rich.text import Text
 
     from shoal.cli.show import err
@@ -77,4 +78,10 @@ def main() -> None:
     except BrokenPipeError:  # the reader of a pipe has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        # Of a file or a disk: there is something to mend on this machine, and nothing to be seen in a traceback.
+        _say(error)
+        sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)

@@ -12,22 +12,23 @@ from typing import Any
 
 import uvloop
 
+from shoal.address import http_url, is_loopback, join_host_port, parse_address
 from shoal.cli.api import Api, api_of
 from shoal.cli.credentials import asked_for_code, head_credentials, pairing_desk
 from shoal.cli.discover import announced, check_announcing, find_head
 from shoal.cli.local import local_cluster
 from shoal.cli.show import described, err, line, split
 from shoal.cli.waiting import stop_signal, until
-from shoal.config import LOOPBACK, HeadSettings, NodeSettings
+from shoal.config import HeadSettings, NodeSettings
 from shoal.control.client import refused
-from shoal.discovery.addresses import of_this_machine, reachable
+from shoal.discovery.addresses import of_this_machine, reachable, reached_at
 from shoal.errors import ClusterError, ConfigError
 from shoal.executor.measure import measure, usable_memory
 from shoal.executor.runtimes import check_runtime
 from shoal.gateway.keyring import Keyring
 from shoal.gateway.server import listening
 from shoal.models.description import Description, listed
-from shoal.node.agent import Agent, parse_address
+from shoal.node.agent import Agent
 from shoal.node.head import Head
 from shoal.node.holding import PulledModel
 from shoal.node.machine import Machine
@@ -81,7 +82,7 @@ async def fetched(model: str, stop: asyncio.Event, host: str = "") -> Descriptio
         result, failure = None, None
         try:
             result = described(model)
-            result = listed(result, host not in LOOPBACK) if host else result
+            result = listed(result, not is_loopback(host)) if host else result
         except Exception as error:  # noqa: BLE001 - carried over to the loop
             failure = error
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
@@ -99,7 +100,7 @@ def _check_open(settings: HeadSettings) -> None:
             f"--api-host {settings.api_host} is reachable from the network, and the API has no keys; make one with `shoal keys create NAME`, "
             "or add --open-api to let whoever reaches it use it"
         )
-    if settings.unprotected and settings.host not in LOOPBACK:
+    if settings.unprotected and not is_loopback(settings.host):
         err.print(f"[yellow]unprotected:[/yellow] whoever reaches {settings.host} can join this cluster and read all that is said in it")
     if settings.exposed and not usable:
         err.print(f"[yellow]open API:[/yellow] whoever reaches {settings.api_host} can use the model")
@@ -122,8 +123,8 @@ async def _up_with(
             if not await until(stop, cluster.until_ready()):
                 return
         head = cluster.head
-        joining = f"shoal join {settings.host}:{head.control_port}"
-        line(f"API on http://{settings.api_host}:{api.port}/v1")
+        joining = f"shoal join {join_host_port(reached_at(settings.host), head.control_port)}"
+        line(f"API on {http_url(reached_at(settings.api_host), api.port)}/v1")
         line(f"more nodes: {joining}{_elsewhere(settings)}")
         line("Ctrl-C ends all")
         async with pairing_desk(settings, head.control_port, joining):
@@ -142,8 +143,8 @@ async def _serve_model(settings: HeadSettings, model: Description, address: sock
     await head.start()
     try:
         api = api_of(head, settings, address)
-        joining = f"shoal join {settings.host}:{head.control_port}"
-        line(f"API on http://{settings.api_host}:{api.port}/v1")
+        joining = f"shoal join {join_host_port(reached_at(settings.host), head.control_port)}"
+        line(f"API on {http_url(reached_at(settings.api_host), api.port)}/v1")
         line(f"waiting for {settings.min_nodes} node{'s' * (settings.min_nodes > 1)}: {joining}{_elsewhere(settings)}")
         async with (
             pairing_desk(settings, head.control_port, joining) as pairing_port,
@@ -156,7 +157,7 @@ async def _serve_model(settings: HeadSettings, model: Description, address: sock
 
 def _elsewhere(settings: HeadSettings) -> str:
     """What to add to a command that works on this machine alone."""
-    if settings.host not in LOOPBACK:
+    if not is_loopback(settings.host):
         return ""
     here = [address for address in reachable(i.ip for i in of_this_machine()) if not address.is_loopback]
     example = f", like --host {here[0]}" if here else ""
@@ -189,7 +190,6 @@ async def listened(address: str) -> None:
 
     Raises ClusterError, ConfigError.
     """
-    parse_address(address)
     end, said = monotonic() + _STARTING, False
     while (why := await refused(address)) is not None:
         if monotonic() >= end or not why.startswith("nothing"):
@@ -202,6 +202,7 @@ async def listened(address: str) -> None:
 
 async def _join(address: str, settings: NodeSettings) -> None:
     check_runtime(settings.runtime)
+    address = str(parse_address(address)) if address else ""
     stop = stop_signal()
     found = None if address else await find_head(settings)
     address = found.address if found is not None else address

@@ -13,19 +13,20 @@ from pathlib import Path
 from time import monotonic
 from typing import TypeVar
 
+from shoal.address import is_loopback, parse_address
 from shoal.cli.show import line
 from shoal.cli.waiting import a_line
-from shoal.config import LOOPBACK, HeadSettings, NodeSettings, keys_dir
+from shoal.config import HeadSettings, NodeSettings, keys_dir
 from shoal.control.client import locked
 from shoal.discovery.advert import Advert
 from shoal.errors import ClusterError, ConfigError, PairingRefused
-from shoal.node.agent import parse_address
 from shoal.security.authority import Authority
 from shoal.security.certificates import Role
 from shoal.security.credentials import Credentials
 from shoal.security.pairing_code import PairingCode
 from shoal.security.pairing_desk import PairingDesk
 from shoal.security.pairing_service import Paired, PairingEvent, pair, serve_pairing
+from shoal.security.private_file import check_writable
 
 T = TypeVar("T")
 
@@ -72,7 +73,8 @@ async def pairing_desk(settings: HeadSettings, control_port: int, joining: str) 
 
 def _kept(address: str) -> Path:
     """host:port or a cluster's name → where a node's credentials for it lie; an IPv6 address keeps its colons apart."""
-    plain = re.sub(r"[^A-Za-z0-9._-]", "-", address.replace("[", "").replace("]", ""))
+    known = str(parse_address(address)) if ":" in address else address  # one name for all ways to write an address
+    plain = re.sub(r"[^A-Za-z0-9._-]", "-", known.replace("[", "").replace("]", ""))
     return keys_dir() / f"{plain}.pem"
 
 
@@ -85,6 +87,8 @@ async def node_credentials(settings: NodeSettings, address: str, found: Advert |
     if settings.code:
         host, port = parse_address(address)
         pairing_port = settings.pairing_port or (found.pairing_port if found is not None else 0) or port + 1
+        for path in paths:
+            check_writable(path)  # the code is good only once
         credentials = await pair(host, pairing_port, PairingCode(settings.code), settings.name or socket.gethostname())
         for path in paths:
             credentials.save(path)
@@ -136,7 +140,7 @@ async def as_operator(address: str, ask: Callable[[Credentials | None], Awaitabl
         tries.append(authority().credentials(Role.HEAD, "operator"))
     if _kept(address).exists():
         tries.append(Credentials.load(_kept(address)))
-    if host in LOOPBACK or not _kept(address).exists():
+    if is_loopback(host) or not _kept(address).exists():
         tries.append(None)
     failure: ClusterError | None = None
     for credentials in tries:

@@ -106,9 +106,13 @@ def _memory() -> _Check:
 
 
 def _cache() -> _Check:
-    home = cache_dir()
-    at = next(p for p in (home, *home.parents) if p.exists())
-    free, writable = shutil.disk_usage(at).free, os.access(at, os.W_OK)
+    """The folder for models and keys."""
+    try:
+        home = cache_dir()
+        at = next(p for p in (home, *home.parents) if p.exists())
+        free, writable = shutil.disk_usage(at).free, at.is_dir() and os.access(at, os.W_OK)
+    except (ConfigError, OSError) as error:
+        return _Check("cache", "wrong", str(error))
     return _Check(
         "cache",
         "ok" if writable and free > 2**30 else "wrong",

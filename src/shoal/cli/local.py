@@ -13,9 +13,11 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import IO
 
+from shoal.address import join_host_port
 from shoal.allowance import usable_memory
 from shoal.cli.credentials import certify, head_credentials
 from shoal.config import HeadSettings, NodeSettings, default_threads
+from shoal.discovery.addresses import reached_at
 from shoal.errors import ClusterError
 from shoal.models.description import Description
 from shoal.node.head import Head
@@ -96,7 +98,7 @@ async def local_cluster(settings: HeadSettings, node: NodeSettings, model: Descr
     """Starts the processes; ends every one of them, whatever happens inside."""
     head = Head(dataclasses.replace(settings, min_nodes=nodes, spread=True), model, Machine(head_credentials(settings)))
     await head.start()
-    address = f"{settings.host}:{head.control_port}"
+    address = join_host_port(reached_at(settings.host), head.control_port)
     children: list[_Child] = []
     try:
         if settings.protected:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 
+from shoal.address import grpc_target, parse_address
 from shoal.control.messages import (
     ATTEND,
     DESCRIBE,
@@ -101,11 +102,11 @@ async def locked(address: str, timeout: float = 5.0) -> bool:
 
 
 async def refused(address: str, timeout: float = 5.0) -> str | None:
-    """Why nothing at `host:port` takes a connection; None where something does."""
-    host, _, port = address.rpartition(":")
+    """Why nothing at `host:port` takes a connection; None where something does. Raises ConfigError."""
+    host, port = parse_address(address)
     try:
         async with asyncio.timeout(timeout):
-            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+            _, writer = await asyncio.open_connection(host, port)
     except TimeoutError:
         return f"nothing answers within {timeout:g} s"
     except ConnectionRefusedError:
@@ -117,9 +118,10 @@ async def refused(address: str, timeout: float = 5.0) -> str | None:
 
 
 def _channel(address: str, credentials: Credentials | None) -> Any:
+    target = grpc_target(address)
     if credentials is None:
-        return grpc.aio.insecure_channel(address, options=OPTIONS)
-    return credentials.grpc_channel(address, OPTIONS)
+        return grpc.aio.insecure_channel(target, options=OPTIONS)
+    return credentials.grpc_channel(target, OPTIONS)
 
 
 async def describe(address: str, credentials: Credentials | None = None, timeout: float = 5.0) -> ClusterDescription:

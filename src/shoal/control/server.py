@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
 from urllib.parse import unquote
@@ -13,7 +12,7 @@ import grpc
 import grpc.aio
 import structlog
 
-from shoal.config import LOOPBACK
+from shoal.address import is_wildcard, join_host_port, listening_socket, parse_host
 from shoal.control.messages import (
     OPTIONS,
     SERVICE,
@@ -24,7 +23,7 @@ from shoal.control.messages import (
     HeadMessage,
     NodeMessage,
 )
-from shoal.errors import ConfigError, address_error
+from shoal.errors import ConfigError
 from shoal.security.certificates import Role, server_name
 from shoal.security.credentials import Credentials
 
@@ -60,9 +59,9 @@ class Attendant(Protocol):
 
 
 def _host(peer: str) -> str:
-    """'ipv4:10.0.0.7:5123' → '10.0.0.7'; 'ipv6:%5B::1%5D:5123' → '::1'."""
+    """'ipv4:10.0.0.7:5123' → '10.0.0.7'; 'ipv6:%5B::1%5D:5123' → '::1'; 'ipv6:%5Bfe80::1%25eth0%5D:5123' → 'fe80::1%eth0'."""
     kind, _, rest = unquote(peer).partition(":")
-    return rest.rsplit(":", 1)[0].strip("[]") if kind in ("ipv4", "ipv6") else "127.0.0.1"
+    return parse_host(rest.rsplit(":", 1)[0]) if kind in ("ipv4", "ipv6") else "127.0.0.1"
 
 
 class ControlServer:
@@ -89,24 +88,19 @@ class ControlServer:
     async def start(self, host: str, port: int) -> None:
         """Raises ConfigError where the address cannot be had."""
         if port:  # gRPC's own message does not say why
-            with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind((host, port))
-                except OSError as error:
-                    raise address_error(host, port, error) from error
+            listening_socket(host, port).close()
         try:
             self.port = self._listen(host, port)
         except RuntimeError as error:
-            raise ConfigError(f"cannot listen on {host}:{port} for nodes; choose another --control-port") from error
-        if host not in ("0.0.0.0", "::", *LOOPBACK):
+            raise ConfigError(f"cannot listen on {join_host_port(host, port)} for nodes; choose another --control-port") from error
+        if not is_wildcard(host) and host not in ("127.0.0.1", "localhost"):
             with contextlib.suppress(RuntimeError):  # `shoal nodes` asks here; another head may have it
                 self._listen("127.0.0.1", self.port)
         await self._server.start()
 
     def _listen(self, host: str, port: int) -> int:
         """Raises RuntimeError."""
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        address = join_host_port(host.replace("%", "%25"), port)
         if self._credentials is None:
             return self._server.add_insecure_port(address)
         return self._server.add_secure_port(address, self._credentials.grpc_server_credentials())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import socket
 from collections.abc import Iterable, Sequence
 
 import ifaddr
 
-from shoal.discovery.advert import is_wildcard
+from shoal.address import is_wildcard, of_socket
 from shoal.errors import ConfigError
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -68,7 +69,7 @@ async def facing(peer: str, port: int, wildcard: str) -> str:
         found = await asyncio.get_running_loop().getaddrinfo(peer, port, family=family, type=socket.SOCK_DGRAM)
         with socket.socket(found[0][0], socket.SOCK_DGRAM) as probe:
             probe.connect(found[0][4])
-            ours = ipaddress.ip_address(str(probe.getsockname()[0]).partition("%")[0])
+            ours = ipaddress.ip_address(of_socket(probe.getsockname()).partition("%")[0])
     except OSError:  # the peer is named or routed otherwise; whoever connects to it will say so
         ours = None
     if ours is not None and ours in addresses:
@@ -76,6 +77,22 @@ async def facing(peer: str, port: int, wildcard: str) -> str:
     if not addresses:
         raise ConfigError(f"this machine has no address for {wildcard} to announce; give one with --host")
     return str(addresses[0])
+
+
+def reached_at(host: str) -> str:
+    """What others write to reach a listener at `host`: itself, or, for 0.0.0.0 and ::, this machine's address on its way to the rest of the world.
+
+    Nothing is sent. Without such a way it is the best address of this machine.
+    """
+    if not is_wildcard(host):
+        return host
+    every = reachable(i.ip for i in of_this_machine() if i.version == 4 or ":" in host)
+    for family, somewhere in ((socket.AF_INET, "198.51.100.1"), (socket.AF_INET6, "2001:db8::1")):  # of documentation: RFC 5737, 3849
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((somewhere, 9))
+            if (ours := ipaddress.ip_address(of_socket(probe.getsockname()))) in every:
+                return str(ours)
+    return str(every[0]) if every else ("::1" if ":" in host else "127.0.0.1")
 
 
 def _rank(address: Address) -> tuple[int, int, int]:

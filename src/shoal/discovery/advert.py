@@ -6,12 +6,12 @@ that a newer shoal can say more.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Mapping
 
 import msgspec
 
+from shoal.address import is_host, is_wildcard, join_host_port
 from shoal.errors import ConfigError, LocalProtocolError, RemoteProtocolError
 
 MAX_ENTRY = 255  # bytes of a TXT entry, key and all: RFC 6763, section 6.1
@@ -21,9 +21,6 @@ MAX_VERSION = 64
 MAX_NODES = 65535
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,46}[A-Za-z0-9])?")  # fits a DNS label with a suffix, and a Redis key
-_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
-_HOST_NAME = re.compile(rf"(?=.{{1,253}}\.?\Z){_LABEL}(?:\.{_LABEL})*\.?")
-_SCOPE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 _TXT_NUMBER = re.compile(r"[0-9]{1,5}")
 _TXT_KEYS = {"cluster", "pairing", "model", "state", "nodes", "version", "secure"}
 
@@ -61,7 +58,7 @@ class Advert(msgspec.Struct, frozen=True):
     @property
     def address(self) -> str:
         """host:port of the control port, as `shoal join` takes it."""
-        return f"[{self.host}]:{self.control_port}" if ":" in self.host else f"{self.host}:{self.control_port}"
+        return join_host_port(self.host, self.control_port)
 
     @property
     def anywhere(self) -> bool:
@@ -134,22 +131,6 @@ def check_name(name: str) -> str:
     return name
 
 
-def is_wildcard(host: str) -> bool:
-    """0.0.0.0 and ::."""
-    try:
-        return ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return False
-
-
-def is_loopback(host: str) -> bool:
-    """An address that only this machine reaches, or its name."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.rstrip(".").lower() == "localhost"
-
-
 def words(text: str, most: int = MAX_WORDS) -> str:
     """Text as an advert may hold it: one printable line of at most `most` bytes (3 or more), cut with an ellipsis."""
     line = "".join(c if c.isprintable() else " " for c in text[: 4 * most])
@@ -184,7 +165,7 @@ def _fault(advert: Advert) -> str | None:
     """What is wrong with the values, if anything is."""
     if _NAME.fullmatch(advert.cluster) is None:
         return f"cluster {advert.cluster[:60]!r}"
-    if not _is_host(advert.host):
+    if not is_host(advert.host):
         return f"host {advert.host[:60]!r}"
     for name, number, low, high in (
         ("control port", advert.control_port, 1, 65535),
@@ -203,15 +184,3 @@ def _fault(advert: Advert) -> str | None:
         if len(text.encode()) > most:
             return f"a {name} of more than {most} bytes"
     return None
-
-
-def _is_host(host: str) -> bool:
-    bare, scoped, scope = host.partition("%")
-    try:
-        address = ipaddress.ip_address(bare)
-    except ValueError:
-        # What ends in a number is meant as an address: 10.0.0.256 is no name.
-        return _HOST_NAME.fullmatch(host) is not None and not host.rstrip(".").split(".")[-1].isdigit()
-    if address.is_multicast:
-        return False
-    return not scoped or (address.version == 6 and _SCOPE.fullmatch(scope) is not None)

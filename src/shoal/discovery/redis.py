@@ -19,8 +19,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError, ResponseError, WatchError
 
+from shoal.address import is_loopback
 from shoal.discovery.addresses import facing
-from shoal.discovery.advert import MAX_JSON, Advert, check_name, is_loopback
+from shoal.discovery.advert import MAX_JSON, Advert, check_name
 from shoal.discovery.base import MOST, check_update, choose, nothing_found
 from shoal.discovery.redis_url import RedisUrl, parse
 from shoal.errors import ClusterError, ConfigError, RemoteProtocolError, ShoalError

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from shoal.address import parse_address
 from shoal.discovery.advert import Advert, check_name
-from shoal.errors import ClusterError, ConfigError, LocalProtocolError
+from shoal.errors import ClusterError
 
 
 class StaticRegistry:
@@ -11,7 +12,7 @@ class StaticRegistry:
 
     def __init__(self, address: str | None = None) -> None:
         """address: HOST:PORT of a head, an IPv6 host in brackets. Raises ConfigError."""
-        self._head = None if address is None else _parsed(address)
+        self._head = None if address is None else parse_address(address)
 
     def __repr__(self) -> str:
         return f"StaticRegistry({self._head})"
@@ -34,15 +35,3 @@ class StaticRegistry:
 
     async def close(self) -> None:
         """Does nothing."""
-
-
-def _parsed(address: str) -> tuple[str, int]:
-    """Raises ConfigError."""
-    host, colon, port = address.rpartition(":")
-    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if colon and port.isdecimal() and port.isascii() and len(port) <= 5 and not (":" in bare and bare == host):
-        try:
-            return (advert := Advert(cluster="given", host=bare, control_port=int(port))).host, advert.control_port
-        except LocalProtocolError:
-            pass
-    raise ConfigError(f"{address[:80]!r} is no address of a head; write HOST:PORT, like 192.168.1.5:7420 or [fd00::5]:7420")

@@ -97,7 +97,16 @@ def fastest(weights: Weights, layers: range, precision: Precision, threads: int,
     known = _remembered(memory)
     if key in known:
         return known[key]
-    scores = {r: _score(_maker(r, precision, threads, isa), weights, layers.start) for r in candidates}
+    scores: dict[RuntimeName, float] = {}
+    for runtime in candidates:
+        try:
+            scores[runtime] = _score(_maker(runtime, precision, threads, isa), weights, layers.start)
+        except OSError as error:  # an ONNX segment is compiled from a temporary file
+            log.warning("a runtime could not be tried and is left out", runtime=str(runtime), reason=str(error))
+    if not scores:
+        raise ConfigError("no runtime could be tried; see the warnings above")
+    if len(scores) < len(candidates):
+        return min(scores, key=lambda r: scores[r])  # and tried again the next time
     best = min(scores, key=lambda r: scores[r])
     log.info("runtime chosen", runtime=str(best), microseconds_per_layer={str(r): round(s * 1e6) for r, s in scores.items()})
     try:

@@ -7,7 +7,8 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shoal.config import LOOPBACK, ApiSettings
+from shoal.address import is_loopback
+from shoal.config import ApiSettings
 from shoal.errors import Forbidden, InvalidRequest, ShoalError, TooLarge
 from shoal.gateway.caller import CALLER, Caller
 from shoal.gateway.doors import Doors, Passage
@@ -102,7 +103,7 @@ class Gate:
         """
         allowed = self._settings.origins
         try:
-            return "*" in allowed or origin in allowed or urlsplit(origin).hostname in LOOPBACK
+            return "*" in allowed or origin in allowed or is_loopback(urlsplit(origin).hostname or "")
         except ValueError:
             return False
 

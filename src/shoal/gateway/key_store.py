@@ -129,16 +129,25 @@ class KeyStore:
             version = file.execute("PRAGMA user_version").fetchone()[0]
         except sqlite3.DatabaseError as error:
             file.close()
-            raise ConfigError(f"{self.path} is no file of keys: {error}; move it away and make new ones") from error
+            raise self._failed(error) from error
         if version not in (0, _VERSION):
             file.close()
             raise ConfigError(f"{self.path} was written by another version of shoal ({version}); this one reads {_VERSION}")
         return file
 
+    def _failed(self, error: sqlite3.Error) -> ConfigError:
+        if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+            return ConfigError(f"{self.path} is no file of keys: {error}; move it away and make new ones")
+        return ConfigError(f"{self.path} cannot be read or written now: {error}; mend that, or choose another folder with --data")
+
     @contextmanager
     def _open(self) -> Generator[sqlite3.Connection]:
+        """Raises ConfigError."""
         with closing(self._connect()) as file:
-            yield file
+            try:
+                yield file
+            except sqlite3.OperationalError as error:
+                raise self._failed(error) from error
 
     @contextmanager
     def _writing(self) -> Generator[sqlite3.Connection]:

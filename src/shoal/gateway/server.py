@@ -12,8 +12,8 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
+from shoal.address import listening_socket
 from shoal.config import ApiSettings
-from shoal.errors import address_error
 from shoal.gateway.connection import Connection, Connections, SocketConnection
 from shoal.gateway.gate import MAX_HEADER_BYTES, MAX_TARGET
 from shoal.gateway.patience import rules
@@ -34,14 +34,9 @@ class _Server(uvicorn.Server):
 @contextlib.contextmanager
 def listening(host: str, port: int) -> Generator[socket.socket]:
     """A socket that listens. Raises ConfigError where the address cannot be had."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as address:
-        address.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with listening_socket(host, port) as address:
         address.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)  # inherited by what is accepted
-        try:
-            address.bind((host, port))
-            address.listen(2048)  # now, so that a second server on this port fails here
-        except OSError as error:
-            raise address_error(host, port, error) from error
+        address.listen(2048)  # now, so that a second server on this port fails here
         yield address
 
 

@@ -32,6 +32,7 @@ Progress = Callable[[int, int], None]
 """Called with the bytes that are there and the bytes there will be."""
 
 _CHUNK = 1 << 20
+_UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EEXIST, errno.EISDIR}
 
 
 def silent(done: int, total: int) -> None:
@@ -307,6 +308,10 @@ def _transport_errors() -> tuple[type[Exception], ...]:
 def _disk_or_network(text: str, error: Exception) -> FetchError:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return FetchError(f"the disk is full: no room for {text}; free some space or set SHOAL_CACHE to another disk")
+    if isinstance(error, OSError) and error.errno in _UNWRITABLE and error.filename is not None:
+        return FetchError(
+            f"{text} cannot be kept: {error.filename}: {error.strerror}; set SHOAL_CACHE to a folder that this user may write to"
+        )
     return FetchError(f"{text} could not be fetched: {str(error) or type(error).__name__}; check the network and try again")
 
 

@@ -15,9 +15,10 @@ import psutil
 import structlog
 
 from shoal import __version__
+from shoal.address import is_link_local, is_wildcard, join_host_port, parse_address
 from shoal.config import NodeSettings
 from shoal.control import messages as control
-from shoal.errors import ClusterError, ConfigError, ProtocolError, ShoalError, human_bytes
+from shoal.errors import ClusterError, ProtocolError, ShoalError, human_bytes
 from shoal.executor.measure import Speed
 from shoal.native import instruction_set
 from shoal.node.fetch import Fetcher
@@ -36,14 +37,6 @@ log = structlog.get_logger()
 JOIN_TIMEOUT = 10.0
 _LEAVING = 30.0  # seconds that a node which wants to leave waits for its layers to be moved
 _FIRST_DELAY, _MOST_DELAY = 0.2, 5.0
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """'host:7420'. Raises ConfigError."""
-    host, separator, port = text.rpartition(":")
-    if not separator or not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigError(f"'{text}' is no address; write HOST:PORT, like 192.168.1.20:7420")
-    return host.strip("[]"), int(port)
 
 
 class _Lost(Exception):
@@ -114,7 +107,8 @@ class Agent:
         bind = self._settings.bind or self._world.facing(*self._host_port)
         listener = await self._world.listen(bind, self._settings.tensor_port, self._accept)
         try:
-            return await self._belong("" if bind in ("0.0.0.0", "::") else bind, listener.port)
+            # Of an address that means something here alone the head says what it is seen as.
+            return await self._belong("" if is_wildcard(bind) or is_link_local(bind) else bind, listener.port)
         finally:
             await listener.close()
             self._end_stage()
@@ -279,7 +273,9 @@ class Agent:
             async with asyncio.timeout(TIMEOUT):
                 link = await measure_link(await self._world.connect(probe.host, probe.port, TIMEOUT, Role.HEAD), self._world.now)
         except (OSError, EOFError, ProtocolError) as error:
-            reason = f"the head's tensor port {probe.host}:{probe.port} cannot be reached: {str(error) or type(error).__name__}"
+            reason = (
+                f"the head's tensor port {join_host_port(probe.host, probe.port)} cannot be reached: {str(error) or type(error).__name__}"
+            )
             log.error("the link to the head could not be measured", reason=reason)
             self._say(control.NodeMessage(failed=control.Failed(reason=reason)))
             return

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import structlog
 
 from shoal import __version__
+from shoal.address import is_wildcard, join_host_port
 from shoal.config import HeadSettings, parse_bytes
 from shoal.control import messages as control
 from shoal.control.server import Conversation
@@ -362,7 +363,7 @@ class Conductor:
             described = control.NodeDescription(
                 node=node,
                 name=member.name,
-                address=f"{member.joined.host}:{member.joined.tensor_port}",
+                address=join_host_port(member.joined.host, member.joined.tensor_port),
                 machine=join.machine,
                 memory=join.memory,
                 threads=join.threads,
@@ -482,7 +483,7 @@ class Conductor:
     def _seen_by(self, joined: events.Joined) -> str:
         """The head's address as a node sees it."""
         host = self.settings.host
-        return self._world.facing(joined.host, joined.tensor_port) if host in ("0.0.0.0", "::") else host
+        return self._world.facing(joined.host, joined.tensor_port) if is_wildcard(host) else host
 
     # The route
 

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import structlog
 
+from shoal.address import join_host_port
 from shoal.config import cache_dir
 from shoal.control import messages as control
 from shoal.errors import FetchError, ProtocolError, RemoteProtocolError
@@ -127,7 +128,9 @@ class Fetcher:
             if await _settled(part.is_right):
                 await _settled(partial(part.move, place))
                 return True
-            log.warning("what peers sent is not the file; it was discarded", file=file.name, peers=[f"{p.host}:{p.port}" for p in crew])
+            log.warning(
+                "what peers sent is not the file; it was discarded", file=file.name, peers=[join_host_port(p.host, p.port) for p in crew]
+            )
             await _settled(part.restart)
         part.discard()
         return False
@@ -196,7 +199,7 @@ class _Gathering:
                 return True
             peer.files.discard(self._file.sha256)
         elif fresh or isinstance(error, ProtocolError):
-            log.warning("a peer is asked no more", peer=f"{peer.host}:{peer.port}", reason=str(error) or type(error).__name__)
+            log.warning("a peer is asked no more", peer=join_host_port(peer.host, peer.port), reason=str(error) or type(error).__name__)
             peer.lost = True
         return False
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from shoal import __version__
+from shoal.address import join_host_port
 from shoal.errors import RemoteProtocolError, VersionMismatch
 from shoal.node.probe import answer
 from shoal.node.share import Share
@@ -41,7 +42,7 @@ class Links:
         backoff, end = Backoff(_FIRST_DELAY, _MOST_DELAY), world.now() + CONNECT_TIMEOUT
         while True:
             if wait := breaker.wait(world.now()):
-                raise ConnectionError(f"{host}:{port} failed again and again; it is tried again in {wait:.1f} s")
+                raise ConnectionError(f"{join_host_port(host, port)} failed again and again; it is tried again in {wait:.1f} s")
             try:
                 stream = await world.connect(host, port, max(end - world.now(), 0.01), role)
             except (ConnectionError, TimeoutError):

@@ -11,6 +11,7 @@ from random import Random
 from time import monotonic, perf_counter
 from typing import TypeVar
 
+from shoal.address import in_zone, of_socket, parse_address, zone_of
 from shoal.control.client import ControlClient
 from shoal.control.server import Attendant, ControlServer
 from shoal.errors import ConfigError
@@ -32,6 +33,7 @@ class Machine:
         self._server = credentials.server_context() if credentials is not None else None
         self._client = credentials.client_context() if credentials is not None else None
         self.rng = Random()
+        self._zone = ""  # of the cable to the head, where that is reached at a link-local address
         self._quick = 0  # bytes of a step that took no longer than changing threads is worth
         self._steps = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self._loads = ThreadPoolExecutor(1, thread_name_prefix="load")
@@ -43,18 +45,21 @@ class Machine:
         return await listen(host, port, handler, self._server)
 
     async def connect(self, host: str, port: int, timeout: float, role: Role = Role.NODE) -> FrameStream:
-        return await connect(host, port, timeout, self._client, server_name(role) if self._client is not None else None)
+        return await connect(
+            in_zone(host, self._zone), port, timeout, self._client, server_name(role) if self._client is not None else None
+        )
 
     def facing(self, host: str, port: int) -> str:
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
             with socket.socket(family, kind, protocol) as probe:
                 probe.connect(address)
-                return str(probe.getsockname()[0])
+                return of_socket(probe.getsockname())
         except OSError as error:
             raise ConfigError(f"there is no way to {host}: {error.strerror or error}") from error
 
     def control_link(self, address: str) -> ControlClient:
+        self._zone = zone_of(parse_address(address).host)
         return ControlClient(address, self._credentials)
 
     async def control_door(self, attendant: Attendant, host: str, port: int) -> ControlServer:

@@ -12,7 +12,8 @@ from typing import Any
 
 import structlog
 
-from shoal.errors import ClusterError, PairingRefused, ProtocolError, RemoteProtocolError, VersionMismatch, address_error
+from shoal.address import join_host_port, listening_socket, of_socket
+from shoal.errors import ClusterError, PairingRefused, ProtocolError, RemoteProtocolError, VersionMismatch
 from shoal.security.authority import Authority
 from shoal.security.credentials import Credentials
 from shoal.security.pairing import HeadExchange, NodeExchange
@@ -91,10 +92,7 @@ class PairingListener:
 
     async def start(self, host: str, port: int) -> None:
         """Raises ConfigError where the address cannot be had."""
-        try:
-            self._server = await asyncio.start_server(self._accepted, host, port)
-        except OSError as error:
-            raise address_error(host, port, error) from error
+        self._server = await asyncio.start_server(self._accepted, sock=await asyncio.to_thread(listening_socket, host, port))
 
     async def close(self) -> None:
         """Stops listening and ends the conversations under way."""
@@ -107,7 +105,7 @@ class PairingListener:
 
     def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         address: tuple[Any, ...] | None = writer.get_extra_info("peername")  # None where the node is gone already
-        peer = str(address[0]) if address else "unknown"
+        peer = of_socket(address) if address else "unknown"
         if len(self._conversations) < CONVERSATIONS:
             self._hold(self._conversations, self._converse(peer, reader, writer))
         else:
@@ -190,7 +188,7 @@ async def pair(host: str, port: int, code: PairingCode, name: str, timeout: floa
     disagree), RemoteProtocolError (no pairing port), ClusterError (nobody there, or it broke off).
     """
     exchange = NodeExchange(code, name)
-    where = f"{host}:{port}"
+    where = join_host_port(host, port)
     try:
         async with asyncio.timeout(timeout):
             try:

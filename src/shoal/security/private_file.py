@@ -19,7 +19,23 @@ def make_private_folder(folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check(folder.stat(), folder, "0700")
     except OSError as error:
-        raise ConfigError(f"cannot use the folder {folder} for keys: {error.strerror or error}") from error
+        raise _unwritable(folder, error) from error
+
+
+def check_writable(path: Path) -> None:
+    """Before something is got that can be got only once. Raises ConfigError where `path` could not be written."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"cannot write {path}: {error.strerror or error}; set SHOAL_CACHE to a folder that this user may write to, with room in it"
+    )
 
 
 def write_private(path: Path, data: bytes, *, fresh: bool = False) -> None:
@@ -44,7 +60,7 @@ def write_private(path: Path, data: bytes, *, fresh: bool = False) -> None:
             raise
         raise ConfigError(f"cannot write {path}: a part of its path is a file") from None
     except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from error
+        raise _unwritable(path, error) from error
 
 
 def read_private(path: Path) -> bytes:

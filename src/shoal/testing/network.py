@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, TypeVar
 
+from shoal.address import parse_address
 from shoal.control import messages as control
 from shoal.control.server import Attendant, Conversation
 from shoal.errors import ClusterError
@@ -194,9 +195,9 @@ class SimControlLink:
             self._pipe.send(1, message)
 
     async def attend(self, timeout: float) -> AsyncGenerator[control.HeadMessage]:
-        host, _, port = self._address.rpartition(":")
+        host, port = parse_address(self._address)
         try:
-            self._pipe = await self._world.network.connect(self._world.host, host, int(port), timeout)
+            self._pipe = await self._world.network.connect(self._world.host, host, port, timeout)
         except (ConnectionError, TimeoutError):
             raise ClusterError(f"no head answers at {self._address}") from None
         for message in self._early:

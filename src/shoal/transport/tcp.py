@@ -10,7 +10,8 @@ from collections import deque
 from time import perf_counter
 from typing import Any, cast
 
-from shoal.errors import RemoteProtocolError, address_error
+from shoal.address import join_host_port, listening_socket, of_socket
+from shoal.errors import RemoteProtocolError
 from shoal.transport.base import Handler
 from shoal.wire.frame import GREETING, MAX_BODY, MAX_META, Frame, FrameDecoder
 
@@ -105,8 +106,8 @@ class TcpStream:
     def __init__(self, protocol: _Protocol) -> None:
         self._protocol = protocol
         self.arrived = 0.0
-        address = protocol.transport.get_extra_info("peername")
-        self.peer = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)
+        address: Any = protocol.transport.get_extra_info("peername")
+        self.peer = join_host_port(of_socket(address), address[1]) if address else "a peer that is gone"
 
     async def send(self, frame: Frame) -> None:
         protocol = self._protocol
@@ -197,26 +198,23 @@ def _tls_limits(context: ssl.SSLContext | None) -> dict[str, Any]:
 async def listen(host: str, port: int, handler: Handler, context: ssl.SSLContext | None = None) -> TcpListener:
     """Serves each accepted stream by `handler`, over TLS with a context. Raises ConfigError where the address cannot be had."""
     accepted = _Accepted(handler)
-    try:
-        server = await asyncio.get_running_loop().create_server(
-            lambda: _Protocol(accepted), host, port, ssl=context, **_tls_limits(context)
-        )
-    except OSError as error:
-        raise address_error(host, port, error) from error
+    bound = await asyncio.to_thread(listening_socket, host, port)
+    server = await asyncio.get_running_loop().create_server(lambda: _Protocol(accepted), sock=bound, ssl=context, **_tls_limits(context))
     return TcpListener(server, accepted)
 
 
 async def connect(host: str, port: int, timeout: float, context: ssl.SSLContext | None = None, server_name: str | None = None) -> TcpStream:
     """With a context over TLS, to whoever has a certificate for `server_name`. Raises ConnectionError, TimeoutError."""
+    where = join_host_port(host, port)
     try:
         async with asyncio.timeout(timeout):
             _, protocol = await asyncio.get_running_loop().create_connection(
                 lambda: _Protocol(), host, port, ssl=context, server_hostname=server_name, **_tls_limits(context)
             )
     except TimeoutError:
-        raise TimeoutError(f"{host}:{port} did not answer within {timeout:g} s") from None
+        raise TimeoutError(f"{where} did not answer within {timeout:g} s") from None
     except ssl.SSLError as error:
-        raise ConnectionError(f"{host}:{port} has no certificate of this cluster: {error.reason or error}") from error
+        raise ConnectionError(f"{where} has no certificate of this cluster: {error.reason or error}") from error
     except OSError as error:
-        raise ConnectionError(f"cannot reach {host}:{port}: {error.strerror or error}") from error
+        raise ConnectionError(f"cannot reach {where}: {error.strerror or error}") from error
     return TcpStream(protocol)

@@ -1,0 +1,98 @@
+"""Clusters at IPv6 addresses and at every address: what is printed to be pasted works when it is pasted."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from shoal.discovery.addresses import of_this_machine
+from tests.support.cluster import Process, cluster, until
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+
+OWN = [i.ip for i in of_this_machine()]
+AWAY = [ip for ip in OWN if not ip.is_loopback and not ip.is_link_local]
+needs_ipv6 = pytest.mark.skipif(not any(str(ip) == "::1" for ip in OWN), reason="this machine has no IPv6")
+LITTLE = ("--threads", "1", "--memory", "600MiB")
+
+
+def printed(head: Process, pattern: str) -> list[str]:
+    """The arguments of a command that the head shows, as a shell would split them."""
+    match = until(lambda: re.search(pattern, head.said), head.describe)
+    return shlex.split(match[1])[1:]
+
+
+def asked(url: str, process: Process) -> None:
+    assert process.wait() == 0, process.describe()
+    assert "Paris" in process.said, f"{url}: {process.said}"
+
+
+@needs_ipv6
+def test_a_cluster_at_an_ipv6_address(tmp_path: Path, smollm2: Path) -> None:
+    with cluster(tmp_path) as made:
+        made.url = f"http://[::1]:{made.port}"
+        made.http.base_url = made.url
+        head = made.up("--host", "::1", "--api-host", "::1", "--nodes", "2", "--memory", "600MiB", "--model", str(smollm2))
+        made.until_ready()
+        (url,) = re.findall(r"API on (\S+)/v1", head.said)
+        assert url == made.url
+        asked(url, made.start("run", "Tell me about Paris.", "--url", url, "--max-tokens", "8"))
+        join = printed(head, r"more nodes: (shoal join \S+)")
+        assert join == ["join", f"[::1]:{made.control_port}"]
+        made.start(*join, *LITTLE, "--name", "pasted")
+        head_flag = ("--head", join[1])
+        listed = made.start("nodes", *head_flag)
+        assert listed.wait() == 0
+        until(lambda: "pasted" in _nodes(made, join[1]), made.story)
+        assert re.search(r"\[::1\]:\d+", _nodes(made, join[1]))
+        assert "Paris" in made.texts("The capital of France is")[0]
+        if made.control_port:  # whoever asks on this machine need not know which address the head has
+            assert "pasted" in _nodes(made, f"127.0.0.1:{made.control_port}")
+
+
+def _nodes(made, head: str) -> str:  # type: ignore[no-untyped-def]
+    listed = made.start("nodes", "--head", head, COLUMNS="250")
+    assert listed.wait() == 0, listed.describe()
+    return listed.said
+
+
+@needs_ipv6
+@pytest.mark.skipif(not AWAY, reason="this machine has no address that others reach")
+@pytest.mark.parametrize("wildcard", ["0.0.0.0", "::"])
+def test_a_head_at_every_address_shows_one_that_others_reach(tmp_path: Path, smollm2: Path, wildcard: str) -> None:
+    environment = {"SHOAL_CACHE": str(tmp_path / "head")}
+    with cluster(tmp_path) as made:
+        ports = ("--port", str(made.port), "--control-port", str(made.control_port))
+        flags = ("--host", wildcard, "--api-host", wildcard, "--open-api", "--min-nodes", "2", "--spread", "--discovery", "none")
+        head = made.start("serve", *ports, *flags, "--model", str(smollm2), **environment)
+        for name in ("a", "b"):  # each a machine of its own, with nothing but the line that is shown
+            count = ("a", "b").index(name)
+            until(lambda count=count: head.said.count("good for one machine") > count, head.describe)
+            line = re.findall(r"good for one machine: (shoal join \S+ --code \S+)", head.said)[-1]
+            join = shlex.split(line)[1:]
+            assert join[1].rpartition(":")[0].strip("[]") in {str(ip) for ip in AWAY}, line
+            made.start(*join, *LITTLE, "--name", name, SHOAL_CACHE=str(tmp_path / name))
+        made.until_ready()
+        (url,) = re.findall(r"API on (\S+)/v1", head.said)
+        assert wildcard not in url
+        asked(url, made.start("run", "Tell me about Paris.", "--url", url, "--max-tokens", "8"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        (("join", "::1:39115"), "write [::1]:39115"),
+        (("join", "0.0.0.0:58987"), "write one of those"),
+        (("nodes", "--head", "::1:7420"), "write [::1]:7420"),
+        (("up", "--host", "192.168.1.20:7420"), "--host: '192.168.1.20:7420' is no host"),
+        (("serve", "--api-host", "[::1]:8000"), "--api-host: '[::1]:8000' is no host"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_is_no_address_is_one_line_that_says_what_to_write(tmp_path: Path, arguments: tuple[str, ...], advice: str) -> None:
+    process = Process(tmp_path / "log", *arguments)
+    assert process.wait() == 2
+    assert advice in process.said and process.said.strip().count("\n") == 0, process.said
