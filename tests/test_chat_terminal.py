@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import stat
 import subprocess
 import sys
@@ -327,6 +328,21 @@ def test_a_pipe_has_a_system_message_too(url: str, engine: Speaker) -> None:
 def test_a_pipe_without_text(url: str, text: str | bytes, words: str) -> None:
     done = piped(text, "chat", "--url", url)
     assert (done.returncode, words in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.parametrize("command", [["chat"], ["run", "-"]])
+def test_ctrl_c_while_a_pipe_says_nothing(url: str, command: list[str]) -> None:
+    words = [sys.executable, "-m", "shoal", *command, "--url", url]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=clean()) as process:
+        until(lambda: signal.SIGINT in caught(process.pid))
+        process.send_signal(signal.SIGINT)
+        assert (process.wait(60), process.stderr and process.stderr.read()) == (130, b"")
+
+
+def caught(pid: int) -> set[int]:
+    """Signals for which the event loop of a process has handlers: Python's own for SIGINT is there from the start, SIGTERM's is not."""
+    (mask,) = (int(line.split()[1], 16) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt"))
+    return {signal.SIGINT} if mask & 1 << (signal.SIGTERM - 1) else set()
 
 
 def test_the_answer_goes_to_a_file_and_the_prompt_to_the_terminal(url: str, tmp_path: Path) -> None:

@@ -192,8 +192,11 @@ async def listened(address: str) -> None:
     """
     end, said = monotonic() + _STARTING, False
     while (why := await refused(address)) is not None:
-        if monotonic() >= end or not why.startswith("nothing"):
-            raise ClusterError(f"no head at {address}: {why}; is `shoal serve` running there, and is this its address?")
+        words = f"no head at {address}: {why}; is `shoal serve` running there, and is this its address?"
+        if not why.startswith("nothing"):  # a name that is none, a network that is not there
+            raise ConfigError(words)
+        if monotonic() >= end:
+            raise ClusterError(words)
         if not said:
             said = True
             line(f"{address}: {why}; trying for {_STARTING:g} s more, in case the head is being started")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -32,6 +31,8 @@ def nodes(context: typer.Context, head: Head = _HERE, as_json: Json = False, sto
     if context.invoked_subcommand is not None:
         context.obj = head
         return
+    import asyncio
+
     from shoal.cli.credentials import as_operator
     from shoal.cli.show import emit, line_out, out
     from shoal.control.client import describe
@@ -90,6 +91,8 @@ def _table(found: ClusterDescription) -> Rows:
 
 
 def _dismiss(head: str, name: str, drain: bool) -> None:
+    import asyncio
+
     from shoal.cli.credentials import as_operator
     from shoal.cli.show import line
     from shoal.control.client import dismiss

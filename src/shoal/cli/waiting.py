@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from shoal.errors import ConfigError
@@ -36,7 +37,7 @@ async def until(stop: asyncio.Event, work: Any) -> bool:
 
 async def all_of_stdin(stop: asyncio.Event) -> str | None:
     """Text; None after a stop. Raises ConfigError."""
-    if (data := await _read(stop, sys.stdin.buffer.read)) is None:
+    if (data := await _read(stop, _all)) is None:
         return None
     try:
         return data.decode()
@@ -48,8 +49,21 @@ async def a_line(prompt: str, stop: asyncio.Event) -> str | None:
     """What the user types after a prompt on stderr; None after a stop, and at the end of stdin."""
     sys.stderr.write(prompt)
     sys.stderr.flush()
-    data = await _read(stop, sys.stdin.buffer.readline)
+    data = await _read(stop, _line)
     return data.decode(errors="replace") if data else None
+
+
+def _parts() -> Iterator[bytes]:
+    """Of stdin, as they come; not through sys.stdin, whose lock a thread that still waits would hold when the interpreter ends."""
+    return iter(lambda: os.read(sys.stdin.fileno(), 65536), b"")
+
+
+def _all() -> bytes:
+    return b"".join(_parts())
+
+
+def _line() -> bytes:
+    return next(_parts(), b"")  # a terminal gives a line at a time
 
 
 async def _read(stop: asyncio.Event, read: Callable[[], bytes]) -> bytes | None:
