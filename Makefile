@@ -2,7 +2,7 @@
 # the whole suite. Both install what they need into .venv first.
 PYTHON ?= python3
 VENV ?= .venv
-PROMPT ?= Why is the sky blue?
+PROMPT ?= What is the capital of France, and what is it famous for?
 NODES ?= 2
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
@@ -14,7 +14,7 @@ PINNED = --constraint $(PINS) --build-constraint $(PINS)
 .PHONY: run test test-fast test-latest simulate check format proto constraints install develop clean
 
 run: $(VENV)/installed
-	$(BIN)/shoal run "$(PROMPT)" --nodes $(NODES)
+	$(BIN)/shoal run "$(PROMPT)" --nodes $(NODES) --url ""
 
 test: $(VENV)/developed
 	$(BIN)/python -m pytest

@@ -105,9 +105,11 @@ def test_brackets_of_an_error_are_no_markup() -> None:
     says(shoal("run", "--model", "hf:a[bold]/b"), 2, "hf:a[bold]/b")
 
 
-@pytest.mark.parametrize(("name", "value"), [("SHOAL_PORT", "abc"), ("SHOAL_PRECISION", "fp99"), ("SHOAL_CONTEXT", "-1")])
-def test_a_wrong_variable_is_named(name: str, value: str) -> None:
-    says(shoal("serve", **{name: value}), 2, value)
+@pytest.mark.parametrize(
+    ("name", "value", "word"), [("SHOAL_PORT", "abc", "SHOAL_PORT"), ("SHOAL_PRECISION", "fp99", "fp99"), ("SHOAL_CONTEXT", "-1", "-1")]
+)
+def test_a_wrong_variable_is_named(name: str, value: str, word: str) -> None:
+    says(shoal("serve", **{name: value}), 2, word)
 
 
 @pytest.mark.parametrize("command", [["run", "hi", "--url"], ["nodes", "--head"]])

@@ -179,6 +179,17 @@ def test_a_node_that_was_frozen_is_one_node_again():
     play(scenario)
 
 
+def test_a_node_that_leaves_while_its_link_is_measured_is_let_go_at_once():
+    async def scenario(town: Town) -> None:
+        town.start("a")
+        agent = town.agents["a"]
+        agent._tell = lambda line: agent.leave() if line.startswith("joined") else None
+        assert await town.running["a"] == "it holds no layers; it may leave"
+        assert not town.head._probing and not town.head._conversations
+
+    play(scenario, min_nodes=2)
+
+
 def test_a_node_whose_layers_have_nowhere_to_go_leaves_at_once():
     async def scenario(town: Town) -> None:
         town.start("a")

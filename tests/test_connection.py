@@ -93,9 +93,8 @@ def test_half_a_request_and_silence_is_a_client_that_left_when_it_hangs_up() -> 
     async def work() -> None:
         async with api(FakeEngine()) as there:
             half = await there.connect(post(HI)[:-5])
-            await eventually(lambda: there.service.doors.inside == 1)
+            await eventually(lambda: there.asking == 1)
             half.hang_up()
-            await eventually(lambda: there.service.doors.inside == 0)
             await there.until_open(0)
 
     run(work)
@@ -243,10 +242,10 @@ def test_a_chunk_that_is_none_ends_the_request_in_the_middle() -> None:
     async def work() -> None:
         async with api(FakeEngine()) as there:
             client = await there.connect(b'POST %s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"mes' % CHAT.encode())
-            await eventually(lambda: there.service.doors.inside == 1)
+            await eventually(lambda: there.asking == 1)
             await client.send(b"\r\nZZ\r\n")
             assert (await client.rest()).startswith(b"HTTP/1.1 400 ")
-            await eventually(lambda: there.service.doors.inside == 0)
+            await there.until_open(0)
 
     run(work)
 

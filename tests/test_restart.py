@@ -98,11 +98,11 @@ def assert_logged(client: Client, state: Path) -> None:
         assert seen - 8 <= sum(chunk.choice == choice for chunk in said)
 
 
-def layers(made: Cluster) -> dict[str, str]:
+def layers(made: Cluster) -> dict[str, tuple[int, int]]:
     shown = made.start("nodes", "--head", f"127.0.0.1:{made.control_port}", "--json")
     assert shown.wait() == 0, shown.describe()
     found, _ = json.JSONDecoder().raw_decode(shown.said, shown.said.index("{\n"))  # beside what gRPC logs
-    return {node["name"]: node["layers"] for node in found["nodes"]}
+    return {node["name"]: (node["first_layer"], node["last_layer"]) for node in found["nodes"]}
 
 
 def test_streams_go_on_when_the_head_is_killed_and_started_again(tmp_path: Path) -> None:

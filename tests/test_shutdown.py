@@ -104,6 +104,23 @@ def test_what_does_not_end_ends_with_an_error(grace: float, signals: int) -> Non
     run(work)
 
 
+def test_nobody_whose_request_never_came_whole_is_waited_for() -> None:
+    async def work() -> None:
+        engine, stop = Refusable(), asyncio.Event()
+        async with api(engine, ended_by(engine, stop, 1000)) as there:
+            idle = await there.connect(post(HI))
+            await eventually(lambda: engine.streams)
+            engine.go_on()
+            assert (await idle.answer())[0] == 200
+            half = await there.connect(post(HI)[:-5])
+            await eventually(lambda: there.asking == 1)
+            stop.set()
+            await asyncio.gather(idle.rest(), half.rest())
+            await eventually(lambda: engine.reason)
+
+    run(work)
+
+
 # Real processes
 
 

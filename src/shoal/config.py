@@ -364,6 +364,11 @@ def keep_quiet(environment: MutableMapping[str, str] = os.environ) -> None:
     environment.update(_SILENCE)
 
 
+def mute_grpc(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Before gRPC is imported: what it writes to stderr by itself, such as failed handshakes, is said by the errors it raises."""
+    environment.setdefault("GRPC_VERBOSITY", "NONE")
+
+
 def keep_to_own_folders(environment: MutableMapping[str, str] = os.environ) -> None:
     """The hub's client keeps logs and chunks beside the models, in a process that is shoal's own. The user's token is read where it was."""
     base = environment.get("XDG_CACHE_HOME") or "~/.cache"

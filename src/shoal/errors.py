@@ -31,6 +31,7 @@
     │   └── RemoteProtocolError    the other side did
     │       └── VersionMismatch
     └── ClusterError               a node failed at what it was told to do
+        ├── NotPaired              the head wants a certificate, which this machine does not have
         └── StageLost              the route through the nodes is broken
             └── StepFailed         a stage could not run a step
 
@@ -38,6 +39,9 @@ The gateway turns them into HTTP answers, the command line into one line and an 
 """
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 def human_bytes(count: float) -> str:
@@ -47,6 +51,13 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """What a misspelt word may have been, to follow it: " (did you mean 'b'?)"; '' where nothing is near."""
+    lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), lower, 1, 0.6)
+    return f" (did you mean '{lower[close[0]]}'?)" if close else ""
 
 
 class ShoalError(Exception):
@@ -149,7 +160,7 @@ class PairingRefused(UserError):
 
 class UnknownModel(UserError):
     def __init__(self, name: str, known: list[str]) -> None:
-        super().__init__(f"unknown model '{name}': known here are {', '.join(known) or 'none'}")
+        super().__init__(f"unknown model '{name}'{suggestion(name, known)}: known here are {', '.join(known) or 'none'}")
         self.name = name
 
 
@@ -231,6 +242,13 @@ class VersionMismatch(RemoteProtocolError):
 
 class ClusterError(ShoalError):
     """A node failed at what it was told to do."""
+
+
+class NotPaired(ClusterError):
+    def __init__(self, address: str) -> None:
+        super().__init__(
+            f"what answers at {address} lets in who knows its pairing code; `shoal serve` shows it there, give it once: --code CODE"
+        )
 
 
 class StageLost(ClusterError):

@@ -103,6 +103,11 @@ class Api:
     def open(self) -> int:
         return len(self.server.connections.open)
 
+    @property
+    def asking(self) -> int:
+        """Connections whose request has not come as a whole."""
+        return sum(connection.asking for connection in self.server.connections.open)
+
     async def until_open(self, connections: int) -> None:
         await eventually(lambda: self.open == connections)
 

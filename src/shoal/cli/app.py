@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import sys
 from typing import Annotated, Any, cast
 
 import typer
-from rich.markup import escape
 
 from shoal import __version__
-from shoal.cli import batch, client, cluster, inspect, keys, models, nodes
-from shoal.cli.logs import log_to_stderr
-from shoal.cli.show import err
-from shoal.config import keep_to_own_folders
+from shoal.cli import commands, keys, models, nodes
+from shoal.cli.options import flag
+from shoal.config import keep_to_own_folders, mute_grpc
 from shoal.errors import ShoalError, UserError
 
 app = typer.Typer(
@@ -37,28 +36,39 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens to stderr.")] = False,
+    verbose: Annotated[bool, flag("--verbose", "Log what happens to stderr.", short="-v")] = False,
 ) -> None:
+    from shoal.cli.logs import log_to_stderr
+
     log_to_stderr(logging.INFO if verbose else logging.WARNING)
 
 
-cluster.register(app)
-client.register(app)
-batch.register(app)
-inspect.register(app)
+commands.register(app)
 app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="models")
 app.add_typer(nodes.app, name="nodes")
 
 
+def _say(error: Exception) -> None:
+    from rich.text import Text
+
+    from shoal.cli.show import err
+
+    err.print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
+
+
 def main() -> None:
     """Runs the command line. Exit status: 0, 1 where something failed, 2 where the user can mend it, 130 after Ctrl-C."""
     keep_to_own_folders()
+    mute_grpc()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal of another encoding shows what it can
     try:
-        status = app(standalone_mode=False)
+        status = app(standalone_mode=False, prog_name="shoal")
         sys.stdout.flush()
     except ShoalError as error:
-        err.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        _say(error)
         sys.exit(2 if isinstance(error, UserError) else 1)
     except typer.TyperException as error:
         cast(Any, error).show()
@@ -72,6 +82,6 @@ def main() -> None:
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         # Of a file or a disk: there is something to mend on this machine, and nothing to be seen in a traceback.
-        err.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        _say(error)
         sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)

@@ -9,18 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from time import monotonic, time
-from typing import Annotated
 
 import httpx
-import typer
 import uvloop
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from shoal.cli.client import Url, local_settings, served
-from shoal.cli.cluster import stop_signal, until
-from shoal.cli.options import Memory, Nodes, Runtime, Threads, node_settings, settings
+from shoal.cli.asking import base_url
+from shoal.cli.served import local_settings, served
 from shoal.cli.show import err
-from shoal.config import EngineSettings, NodeSettings, RuntimeName
+from shoal.cli.waiting import stop_signal, until
+from shoal.config import EngineSettings, NodeSettings
 from shoal.errors import ClusterError, ConfigError
 from shoal.gateway.batches.line import Asked, Invalid, Line, lines_of, parsed
 from shoal.gateway.batches.output import Output
@@ -216,35 +214,15 @@ async def _batch(
     _tell(output, source, target, bad, before, monotonic() - began)
 
 
-Key = Annotated[str, typer.Option("--api-key", envvar="SHOAL_API_KEY", help="The cluster's API key, where it asks for one.")]
-
-
-def register(app: typer.Typer) -> None:
-    @app.command("batch")
-    @settings(EngineSettings)
-    def batch(  # pyright: ignore[reportUnusedFunction]
-        settings: EngineSettings,
-        source: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="Requests, a line each, as in OpenAI's batch API.")],
-        target: Annotated[
-            Path, typer.Option("--output", "-o", help="Results, a line each. What an earlier run left there is not done again.")
-        ],
-        nodes: Nodes = 2,
-        url: Url = "",
-        api_key: Key = "",
-        concurrency: Annotated[int, typer.Option("--concurrency", min=1, max=4096, help="Requests that run at once.")] = 16,
-        patience: Annotated[
-            float, typer.Option("--patience", min=0, help="Seconds without any answer of the server before giving up.")
-        ] = 600.0,
-        memory: Memory = "",
-        threads: Threads = 0,
-        runtime: Runtime = RuntimeName.AUTO,
-    ) -> None:
-        """Answer a file of requests. Each result is on the disk (fsync) before it counts; after a crash or Ctrl-C the same command goes on.
-
-        Requests run below those that somebody waits for. A full queue and a model being loaded are waited for. Exit status: 0 where every
-        request was answered with 200, 1 where one was not, 2 where the files are at fault and nothing was run.
-
-        Example: [bold]shoal batch in.jsonl -o out.jsonl --url http://127.0.0.1:8000[/bold]
-        """
-        server = Server(url.rstrip("/").removesuffix("/v1"), api_key, patience)
-        uvloop.run(_batch(settings, node_settings(memory, threads, runtime), nodes, server, source, target, concurrency))
+def run(
+    engine: EngineSettings,
+    node: NodeSettings,
+    nodes: int,
+    url: str,
+    key: str,
+    patience: float,
+    source: Path,
+    target: Path,
+    concurrency: int,
+) -> None:
+    uvloop.run(_batch(engine, node, nodes, Server(base_url(url), key, patience), source, target, concurrency))

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import socket
 import threading
 from collections.abc import Coroutine
-from typing import Annotated, Any
+from time import monotonic
+from typing import Any
 
-import typer
 import uvloop
 
 from shoal.address import http_url, is_loopback, join_host_port, parse_address
 from shoal.cli.api import Api, api_of
-from shoal.cli.credentials import head_credentials, node_credentials, pairing_desk
+from shoal.cli.credentials import asked_for_code, head_credentials, pairing_desk
 from shoal.cli.discover import announced, check_announcing, find_head
 from shoal.cli.local import local_cluster
-from shoal.cli.options import Memory, Nodes, Runtime, Threads, node_settings, settings
-from shoal.cli.show import described, err, placement_rows, table
-from shoal.config import HeadSettings, NodeSettings, RuntimeName
-from shoal.discovery.addresses import reached_at
-from shoal.errors import ConfigError
+from shoal.cli.show import described, err, line, split
+from shoal.cli.waiting import stop_signal, until
+from shoal.config import HeadSettings, NodeSettings
+from shoal.control.client import refused
+from shoal.discovery.addresses import of_this_machine, reachable, reached_at
+from shoal.errors import ClusterError, ConfigError
 from shoal.executor.measure import measure, usable_memory
 from shoal.executor.runtimes import check_runtime
 from shoal.gateway.keyring import Keyring
@@ -33,31 +33,7 @@ from shoal.node.head import Head
 from shoal.node.holding import PulledModel
 from shoal.node.machine import Machine
 
-_UP_HELP = """
-Start a head and some nodes on this machine, and serve the API until Ctrl-C.
-
-Example: [bold]shoal up --nodes 2 --port 8000[/bold], then
-[bold]curl localhost:8000/v1/chat/completions -d '{"messages": [{"role": "user", "content": "Hello"}]}'[/bold]
-"""
-_SERVE_HELP = """
-Serve a model on the nodes that join this machine.
-
-Example: [bold]shoal serve --host 192.168.1.20 --min-nodes 2[/bold] here, and on two machines the command that it shows, like
-[bold]shoal join 192.168.1.20:7420 --code 7QFK-3M9X[/bold]
-"""
-_JOIN_HELP = """
-Lend this machine to a cluster, until Ctrl-C: its layers are then moved to others before it leaves (Ctrl-C again: at once).
-
-Example: [bold]shoal join[/bold] finds the cluster of this network, [bold]shoal join 192.168.1.20:7420 --memory 4GiB[/bold] the one there.
-"""
-
-
-def stop_signal() -> asyncio.Event:
-    """Set by Ctrl-C or SIGTERM."""
-    event = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, event.set)
-    return event
+_STARTING = 20.0  # seconds in which a head that is started with its nodes begins to listen
 
 
 async def serve_api(head: Head, api: Api, stop: asyncio.Event, reporting: Coroutine[Any, Any, None], grace: float) -> None:
@@ -116,19 +92,6 @@ async def fetched(model: str, stop: asyncio.Event, host: str = "") -> Descriptio
     return done.result() if await until(stop, asyncio.wait({done})) else None
 
 
-async def until(stop: asyncio.Event, work: Any) -> bool:
-    """Does the work unless told to stop; whether it was done."""
-    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
-    await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if working.done():
-        working.result()
-        return True
-    working.cancel()
-    await asyncio.gather(working, return_exceptions=True)
-    return False
-
-
 def _check_open(settings: HeadSettings) -> None:
     """Warns of what is open to the network. Raises ConfigError where that was not asked for."""
     usable = Keyring(settings.data_folder).usable
@@ -160,11 +123,10 @@ async def _up_with(
             if not await until(stop, cluster.until_ready()):
                 return
         head = cluster.head
-        assert head.placement is not None
-        err.print(table(model.name, placement_rows(head.placement)))
         joining = f"shoal join {join_host_port(reached_at(settings.host), head.control_port)}"
-        at = http_url(reached_at(settings.api_host), api.port)
-        err.print(f"API on {at}/v1   more nodes: {joining}   Ctrl-C ends all", markup=False, soft_wrap=True)
+        line(f"API on {http_url(reached_at(settings.api_host), api.port)}/v1")
+        line(f"more nodes: {joining}{_elsewhere(settings)}")
+        line("Ctrl-C ends all")
         async with pairing_desk(settings, head.control_port, joining):
             await serve_api(head, api, stop, _report(head), settings.grace)
 
@@ -182,8 +144,8 @@ async def _serve_model(settings: HeadSettings, model: Description, address: sock
     try:
         api = api_of(head, settings, address)
         joining = f"shoal join {join_host_port(reached_at(settings.host), head.control_port)}"
-        at = http_url(reached_at(settings.api_host), api.port)
-        err.print(f"API on {at}/v1   waiting for {settings.min_nodes} node(s): {joining}", markup=False, soft_wrap=True)
+        line(f"API on {http_url(reached_at(settings.api_host), api.port)}/v1")
+        line(f"waiting for {settings.min_nodes} node{'s' * (settings.min_nodes > 1)}: {joining}{_elsewhere(settings)}")
         async with (
             pairing_desk(settings, head.control_port, joining) as pairing_port,
             announced(head, pairing_port),
@@ -193,15 +155,26 @@ async def _serve_model(settings: HeadSettings, model: Description, address: sock
         await head.stop()
 
 
+def _elsewhere(settings: HeadSettings) -> str:
+    """What to add to a command that works on this machine alone."""
+    if not is_loopback(settings.host):
+        return ""
+    here = [address for address in reachable(i.ip for i in of_this_machine()) if not address.is_loopback]
+    example = f", like --host {here[0]}" if here else ""
+    return f" (on this machine; for others start with --host ADDRESS{example})"
+
+
 async def _report(head: Head) -> None:
-    """Says whenever the cluster's state changes."""
-    last = None if head.state else ""
+    """Says whenever the cluster's state or its split changes."""
+    state, shown = (None if head.state else ""), None
     while True:
-        if (now := head.state) != last:
-            last = now
-            if not now and head.placement is not None:
-                err.print(table(head.name, placement_rows(head.placement)))
-            err.print(now or "ready", markup=False)
+        now, placement = head.state, head.placement
+        if not now and placement is not None and (split_now := [(s.node, s.first, s.end) for s in placement.stages]) != shown:
+            shown = split_now
+            err.print(split(placement, head.name))
+        if now != state:
+            state = now
+            line(now or "ready")
         await asyncio.sleep(0.2)
 
 
@@ -209,7 +182,25 @@ async def made_agent(settings: NodeSettings, head: str, machine: Machine) -> Age
     """A node of this machine, which is measured first."""
     speed = await machine.compute(lambda: measure(settings.compute_threads, settings.isa))
     memory = max(usable_memory(settings) - settings.journal_memory, 0)
-    return Agent(settings, head, machine, lambda order: PulledModel(settings, order), speed, memory)
+    return Agent(settings, head, machine, lambda order: PulledModel(settings, order), speed, memory, line)
+
+
+async def listened(address: str) -> None:
+    """Waits for something to listen there: a head that is being started takes its time, one that is not is said at once.
+
+    Raises ClusterError, ConfigError.
+    """
+    end, said = monotonic() + _STARTING, False
+    while (why := await refused(address)) is not None:
+        words = f"no head at {address}: {why}; is `shoal serve` running there, and is this its address?"
+        if not why.startswith("nothing"):  # a name that is none, a network that is not there
+            raise ConfigError(words)
+        if monotonic() >= end:
+            raise ClusterError(words)
+        if not said:
+            said = True
+            line(f"{address}: {why}; trying for {_STARTING:g} s more, in case the head is being started")
+        await asyncio.sleep(0.25)
 
 
 async def _join(address: str, settings: NodeSettings) -> None:
@@ -218,7 +209,9 @@ async def _join(address: str, settings: NodeSettings) -> None:
     stop = stop_signal()
     found = None if address else await find_head(settings)
     address = found.address if found is not None else address
-    agent = await made_agent(settings, address, machine := Machine(await node_credentials(settings, address, found)))
+    if not await until(stop, listened(address)):
+        raise KeyboardInterrupt
+    agent = await made_agent(settings, address, machine := Machine(await asked_for_code(settings, address, found, stop)))
     running = asyncio.ensure_future(agent.run())
     while not running.done():
         stopping = asyncio.ensure_future(stop.wait())
@@ -226,40 +219,24 @@ async def _join(address: str, settings: NodeSettings) -> None:
         stopping.cancel()
         if stop.is_set():
             stop.clear()
-            err.print("leaving when the layers here have been moved; Ctrl-C again leaves at once")
+            line("leaving when the layers here have been moved; Ctrl-C again leaves at once")
             agent.leave()
     try:
-        err.print(f"left: {await running}", markup=False)
+        line(f"left: {await running}")
     finally:
         machine.close()
 
 
-def register(app: typer.Typer) -> None:
-    @app.command("up", help=_UP_HELP)
-    @settings(HeadSettings, leave_out=("min_nodes", "spread"))
-    def up(  # pyright: ignore[reportUnusedFunction]
-        settings: HeadSettings,
-        nodes: Nodes = 2,
-        memory: Memory = "",
-        threads: Threads = 0,
-        runtime: Runtime = RuntimeName.AUTO,
-    ) -> None:
-        _check_open(settings)
-        uvloop.run(_up(settings, node_settings(memory, threads, runtime), nodes))
+def up(settings: HeadSettings, node: NodeSettings, nodes: int) -> None:
+    _check_open(settings)
+    uvloop.run(_up(settings, node, nodes))
 
-    @app.command("serve", help=_SERVE_HELP)
-    @settings(HeadSettings)
-    def serve(settings: HeadSettings) -> None:  # pyright: ignore[reportUnusedFunction]
-        check_announcing(settings)
-        _check_open(settings)
-        uvloop.run(_serve(settings.kept_by_default()))
 
-    @app.command("join", help=_JOIN_HELP)
-    @settings(NodeSettings)
-    def join(  # pyright: ignore[reportUnusedFunction]
-        settings: NodeSettings,
-        address: Annotated[
-            str, typer.Argument(metavar="[HOST:PORT]", help="Where `shoal serve` says that nodes join; it is looked for where not given.")
-        ] = "",
-    ) -> None:
-        uvloop.run(_join(address, settings))
+def serve(settings: HeadSettings) -> None:
+    check_announcing(settings)
+    _check_open(settings)
+    uvloop.run(_serve(settings.kept_by_default()))
+
+
+def join(settings: NodeSettings, address: str) -> None:
+    uvloop.run(_join(address, settings))

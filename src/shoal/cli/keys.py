@@ -5,27 +5,30 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from time import time
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shoal.cli.options import Json
-from shoal.cli.show import emit, err, out, table
+from shoal.cli.options import Json, flag
 from shoal.config import ApiSettings, from_environment
 from shoal.errors import ConfigError
-from shoal.gateway.key import ApiKey, KeyLimits
-from shoal.gateway.key_store import KeyStore
 from shoal.request import Priority
+
+if TYPE_CHECKING:
+    from shoal.gateway.key import ApiKey
+    from shoal.gateway.key_store import KeyStore
 
 app = typer.Typer(help="Make, list and revoke the API's keys.", invoke_without_command=True)
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _CLASSES = {"urgent": Priority.URGENT, "normal": Priority.NORMAL, "flex": Priority.FLEX, "batch": Priority.BATCH}
 
-Data = Annotated[str | None, typer.Option("--data", help="Folder that the server keeps its keys in, where it was told one.")]
+Data = Annotated[str | None, flag("--data", "Folder that the server keeps its keys in, where it was told one.")]
 
 
 def _store(data: str | None) -> KeyStore:
+    from shoal.gateway.key_store import KeyStore
+
     return KeyStore(from_environment(ApiSettings, {"data": data}).data_folder)
 
 
@@ -59,19 +62,18 @@ def default(context: typer.Context) -> None:
 @app.command("create")
 def create_key(
     name: Annotated[str, typer.Argument(help="Whose it is, or what for.")],
-    rpm: Annotated[int, typer.Option("--rpm", min=0, help="Most requests a minute; 0: any.")] = 0,
-    tokens: Annotated[int, typer.Option("--tokens-per-minute", min=0, help="Most tokens a minute, prompts and answers; 0: any.")] = 0,
-    concurrency: Annotated[int, typer.Option("--concurrency", min=0, help="Most requests at once; 0: any.")] = 0,
-    expires: Annotated[
-        str, typer.Option("--expires", help="When it stops working: 12h, 90d, or a day like 2027-01-31; empty: never.")
-    ] = "",
-    priority: Annotated[
-        str, typer.Option("--priority", help="The first class that its requests may have: urgent, normal, flex or batch.")
-    ] = "urgent",
+    rpm: Annotated[int, flag("--rpm", "Most requests a minute; 0: any.", min=0)] = 0,
+    tokens: Annotated[int, flag("--tokens-per-minute", "Most tokens a minute, prompts and answers; 0: any.", min=0)] = 0,
+    concurrency: Annotated[int, flag("--concurrency", "Most requests at once; 0: any.", min=0)] = 0,
+    expires: Annotated[str, flag("--expires", "When it stops working: 12h, 90d, or a day like 2027-01-31; empty: never.")] = "",
+    priority: Annotated[str, flag("--priority", "The first class that its requests may have: urgent, normal, flex or batch.")] = "urgent",
     data: Data = None,
     as_json: Json = False,
 ) -> None:
     """Make a key and show it, once. Example: [bold]shoal keys create alice --rpm 60 --expires 90d[/bold]"""
+    from shoal.cli.show import emit, line, line_out
+    from shoal.gateway.key import KeyLimits
+
     now = time()
     limits = KeyLimits(rpm, tokens, concurrency)
     store = _store(data)
@@ -80,32 +82,34 @@ def create_key(
     if as_json:
         emit({**_row(key, now), "key": token})
         return
-    out.print(token, soft_wrap=True, highlight=False)
-    err.print(f"This is {name}'s key. It is kept nowhere and not shown again; send it as 'Authorization: Bearer KEY'.", markup=False)
+    line_out(token)
+    line(f"This is {name}'s key. It is kept nowhere and not shown again; send it as 'Authorization: Bearer KEY'.")
     if first:
-        err.print("From now on the API asks everybody for a key.")
+        line("From now on the API asks everybody for a key.")
 
 
 @app.command("list")
 def list_keys(data: Data = None, as_json: Json = False) -> None:
     """List the keys, and what they were used for."""
+    from shoal.cli.show import Rows, emit, line, out
+
     now = time()
     keys = _store(data).all()
     if as_json:
         emit([_row(key, now) for key in keys])
     elif keys:
-        shown = table("", [_short_row(key, now) for key in keys])
-        shown.columns[1].no_wrap, shown.columns[1].min_width = True, 12  # an id is to be copied
-        out.print(shown)
+        out.print(Rows([_short_row(key, now) for key in keys]))
     else:
-        err.print("there are no keys: the API is for this machine alone, which needs none; `shoal keys create NAME` makes one")
+        line("there are no keys: the API is for this machine alone, which needs none; `shoal keys create NAME` makes one")
 
 
 @app.command("revoke")
 def revoke_key(name: Annotated[str, typer.Argument(help="Its name or id.")], data: Data = None) -> None:
     """Let a key in no longer, within a second. Example: [bold]shoal keys revoke alice[/bold]"""
+    from shoal.cli.show import line
+
     key = _store(data).revoke(name, time())
-    err.print(f"{key.name} ({key.id}) is revoked", markup=False)
+    line(f"{key.name} ({key.id}) is revoked")
 
 
 def _state(key: ApiKey, now: float) -> str:

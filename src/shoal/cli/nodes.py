@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shoal.cli.credentials import as_operator
-from shoal.cli.options import Json
-from shoal.cli.show import emit, err, out, table
-from shoal.control.client import describe, dismiss
+from shoal.cli.options import Json, flag
 from shoal.errors import ConfigError, human_bytes
 
-Head = Annotated[str, typer.Option("--head", metavar="HOST:PORT", help="The head's control port.")]
+if TYPE_CHECKING:
+    from shoal.cli.show import Rows
+    from shoal.control.messages import ClusterDescription
+
+Head = Annotated[str, flag("--head", "The head's control port.", metavar="HOST:PORT")]
+OwnHead = Annotated[str, flag("--head", "The head's control port; it may also stand before the command.", metavar="HOST:PORT")]
+Story = Annotated[int, flag("--story", "Most events to show of what happened lately.", min=0)]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="As `shoal nodes` lists it.")]
 _HERE = "127.0.0.1:7420"
 
@@ -21,7 +23,7 @@ app = typer.Typer(help="List a cluster's nodes; drain or remove one.", invoke_wi
 
 
 @app.callback()
-def nodes(context: typer.Context, head: Head = _HERE, as_json: Json = False, story: int = 8) -> None:
+def nodes(context: typer.Context, head: Head = _HERE, as_json: Json = False, story: Story = 8) -> None:
     """List a cluster's nodes: what each holds and how it does, and what happened lately.
 
     Example: [bold]shoal nodes --head 192.168.1.20:7420[/bold]
@@ -29,45 +31,85 @@ def nodes(context: typer.Context, head: Head = _HERE, as_json: Json = False, sto
     if context.invoked_subcommand is not None:
         context.obj = head
         return
+    import asyncio
+
+    from shoal.cli.credentials import as_operator
+    from shoal.cli.show import emit, line_out, out
+    from shoal.control.client import describe
+
     found = asyncio.run(as_operator(head, lambda keys: describe(head, keys)))
-    rows = [
+    happened = list(found.story)[-story:] if story else []
+    if as_json:
+        about = {"cluster": found.cluster, "model": found.model, "state": found.state, "epoch": found.epoch}
+        emit({**about, "nodes": _rows(found), "story": happened})
+        return
+    line_out(f"{found.model}: {found.state}")
+    out.print(_table(found) if found.nodes else "no nodes have joined")
+    for event in happened:
+        line_out(event)
+
+
+def _rows(found: ClusterDescription) -> list[dict[str, Any]]:
+    """For a script."""
+    return [
         {
             "name": n.name,
             "address": n.address,
             "state": n.state,
-            "layers": f"{n.first_layer}-{n.end_layer - 1}" if n.end_layer else "",
-            "weights": human_bytes(n.weight_bytes),
-            "memory": human_bytes(n.memory),
+            "first_layer": n.first_layer if n.end_layer else None,
+            "last_layer": n.end_layer - 1 if n.end_layer else None,
+            "weight_bytes": n.weight_bytes,
+            "memory_bytes": n.memory,
             "threads": n.threads,
-            "runtime": n.runtime or n.machine,
-            "heard": f"{n.silence:.1f} s ago",
+            "runtime": n.runtime,
+            "machine": n.machine,
+            "silence_seconds": round(n.silence, 3),
         }
         for n in found.nodes
     ]
-    happened = list(found.story)[-story:] if story > 0 else []
-    if as_json:
-        emit({"cluster": found.cluster, "model": found.model, "state": found.state, "epoch": found.epoch, "nodes": rows, "story": happened})
-        return
-    out.print(f"{found.model}: {found.state}", markup=False)
-    out.print(table("", rows) if rows else "no nodes have joined")
-    for line in happened:
-        out.print(line, markup=False, highlight=False)
+
+
+def _table(found: ClusterDescription) -> Rows:
+    from shoal.cli.show import Rows, layers
+
+    return Rows(
+        [
+            {
+                "name": n.name,
+                "address": n.address,
+                "state": n.state,
+                "layers": layers(n.first_layer, n.end_layer) or "-",
+                "weights": human_bytes(n.weight_bytes),
+                "memory": human_bytes(n.memory),
+                "threads": n.threads,
+                "runtime": n.runtime or n.machine,
+                "heard": f"{n.silence:.1f} s ago",
+            }
+            for n in found.nodes
+        ]
+    )
 
 
 def _dismiss(head: str, name: str, drain: bool) -> None:
+    import asyncio
+
+    from shoal.cli.credentials import as_operator
+    from shoal.cli.show import line
+    from shoal.control.client import dismiss
+
     answer = asyncio.run(as_operator(head, lambda keys: dismiss(head, name, drain, keys)))
     if not answer.done:
         raise ConfigError(answer.message)
-    err.print(answer.message, markup=False)
+    line(answer.message)
 
 
 @app.command("drain")
-def drain(context: typer.Context, name: Name) -> None:
+def drain(context: typer.Context, name: Name, head: OwnHead = "") -> None:
     """Move a node's layers to others, then let it leave. Streams go on. Example: [bold]shoal nodes drain node-2[/bold]"""
-    _dismiss(context.obj, name, drain=True)
+    _dismiss(head or context.obj, name, drain=True)
 
 
 @app.command("remove")
-def remove(context: typer.Context, name: Name) -> None:
+def remove(context: typer.Context, name: Name, head: OwnHead = "") -> None:
     """Send a node home at once; what it held is filled anew elsewhere. Example: [bold]shoal nodes remove node-2[/bold]"""
-    _dismiss(context.obj, name, drain=False)
+    _dismiss(head or context.obj, name, drain=False)

@@ -1,30 +1,57 @@
-"""What people see: progress, tables, one-line errors."""
+"""What people see: progress, tables, one-line errors. On a terminal it fits; anywhere else it is plain text of any width."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Generator
-from typing import Any
+from collections.abc import Generator, Iterable
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.table import Table
+from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderResult
+from rich.measure import Measurement
+from rich.text import Text
 
-from shoal.models.description import Description, describe
-from shoal.models.sources import Progress as Report
-from shoal.placement.partition import Placement
+from shoal.errors import human_bytes
 
-out = Console()
-err = Console(stderr=True)
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from shoal.models.description import Description
+    from shoal.models.sources import Progress as Report
+    from shoal.placement.partition import Placement
+
+_ENDLESS = 100_000  # columns: nothing is wrapped or cut
+
+
+class Screen(Console):
+    """A terminal of its own width, or a pipe or file of any."""
+
+    @property
+    def size(self) -> ConsoleDimensions:  # pyright: ignore[reportIncompatibleMethodOverride] - nobody sets it
+        return super().size if self.is_terminal else ConsoleDimensions(_ENDLESS, 25)
+
+
+out = Screen()
+err = Screen(stderr=True)
+
+
+def line(text: str, style: str = "") -> None:
+    """A line on stderr, as it is: no markup, nothing coloured by guesses, broken by the terminal alone so that it can be copied."""
+    err.print(Text(text, style=style), soft_wrap=True)
+
+
+def line_out(text: str) -> None:
+    """The same on stdout: a command's result."""
+    out.print(Text(text), soft_wrap=True)
 
 
 @contextlib.contextmanager
 def downloading(what: str) -> Generator[Report]:
     """A progress bar on stderr that appears with the first byte."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(None), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task(f"fetching {what}", total=None, visible=False)
 
         def report(done: int, total: int) -> None:
@@ -35,21 +62,30 @@ def downloading(what: str) -> Generator[Report]:
 
 def described(model: str) -> Description:
     """The model, fetched with a progress bar if need be."""
+    from shoal.models.description import describe
+
     with downloading(model) as report:
         return describe(model, report)
 
 
 def emit(value: Any) -> None:
-    """JSON for a script."""
-    print(json.dumps(value, indent=2, default=str))
+    """JSON for a script: sizes and times are numbers, and their names say the unit."""
+    print(json.dumps(value, indent=2))
+
+
+def layers(first: int, end: int) -> str:
+    """Of layers first to end - 1: '0-14'; '' where there are none."""
+    return f"{first}-{end - 1}" if end > first else ""
 
 
 def placement_rows(placement: Placement) -> list[dict[str, Any]]:
+    """The split, for a script."""
     return [
         {
             "stage": i,
             "node": s.node,
-            "layers": f"{s.first}-{s.end - 1}",
+            "first_layer": s.first,
+            "last_layer": s.end - 1,
             "weight_bytes": s.weight_bytes,
             "decode_ms": round(s.seconds * 1e3, 3),
             "prefill_tokens_per_second": round(1 / s.prefill_seconds),
@@ -58,10 +94,55 @@ def placement_rows(placement: Placement) -> list[dict[str, Any]]:
     ]
 
 
-def table(title: str, rows: list[dict[str, Any]]) -> Table:
-    made = Table(title=title, title_justify="left", title_style="bold")
-    for name in rows[0] if rows else ():
-        made.add_column(name.replace("_", " "))
-    for row in rows:
-        made.add_row(*(escape(str(value)) for value in row.values()))
-    return made
+def split(placement: Placement, title: str = "") -> Rows:
+    """The split, for people."""
+    rows = [{"node": s.node, "layers": layers(s.first, s.end), "weights": human_bytes(s.weight_bytes)} for s in placement.stages]
+    return Rows(rows, title)
+
+
+class Rows:
+    """A table of what people read, made of rows with the same columns.
+
+    Where the terminal is too narrow, each row becomes a paragraph instead of losing its end; in a pipe it is a line with aligned columns.
+    """
+
+    def __init__(self, rows: list[dict[str, Any]], title: str = "", style: str = "") -> None:
+        self._names = [*rows[0]] if rows else []
+        self._rows = [[str(value) for value in row.values()] for row in rows]
+        self._right = [all(isinstance(row[name], int | float) for row in rows) for name in self._names]
+        self._title, self._style = title, style
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if self._title:
+            yield Text(self._title, style="bold")
+        if not console.is_terminal:
+            yield Text("\n".join(self._aligned()))
+            return
+        made = self._table()
+        fits = Measurement.get(console, options.update(max_width=_ENDLESS), made).maximum <= options.max_width
+        yield made if fits else Text("\n".join(self._paragraphs()), style=self._style)
+
+    def _table(self) -> Table:
+        from rich import box
+        from rich.table import Table
+
+        made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, border_style="dim", header_style="dim", row_styles=[self._style])
+        for name, right in zip(self._names, self._right, strict=True):
+            made.add_column(name, justify="right" if right else "left", no_wrap=True)
+        for row in self._rows:
+            made.add_row(*(Text(cell) for cell in row))
+        return made
+
+    def _aligned(self) -> Iterable[str]:
+        every = [self._names, *([cell.replace("\n", ", ") for cell in row] for row in self._rows)]
+        widths = [max(map(len, column)) for column in zip(*every, strict=True)]
+        for row in every:
+            padded = (c.rjust(w) if right else c.ljust(w) for c, w, right in zip(row, widths, self._right, strict=True))
+            yield "  ".join(padded).rstrip()
+
+    def _paragraphs(self) -> Iterable[str]:
+        width = max(len(name) for name in self._names)
+        for i, row in enumerate(self._rows):
+            yield from [""] * (i > 0)
+            for name, cell in zip(self._names, row, strict=True):
+                yield f"{name.ljust(width)}  {cell.replace(chr(10), ', ')}".rstrip()

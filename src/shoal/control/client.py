@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 
-from shoal.address import grpc_target
+from shoal.address import grpc_target, parse_address
 from shoal.control.messages import (
     ATTEND,
     DESCRIBE,
@@ -22,7 +22,7 @@ from shoal.control.messages import (
     HeadMessage,
     NodeMessage,
 )
-from shoal.errors import ClusterError
+from shoal.errors import ClusterError, NotPaired
 from shoal.security.credentials import Credentials
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 class ControlClient:
     def __init__(self, address: str, credentials: Credentials | None = None) -> None:
-        self.address = address
+        self.address, self._protected = address, credentials is not None
         self._channel = _channel(address, credentials)
         self._outbox: asyncio.Queue[NodeMessage | None] = asyncio.Queue()
 
@@ -45,7 +45,7 @@ class ControlClient:
         """What the head says, until it hangs up. Raises ClusterError where it cannot be reached or breaks off."""
         try:
             async with asyncio.timeout(timeout):
-                await self._channel.channel_ready()
+                await self.connected()
         except TimeoutError:
             raise ClusterError(
                 f"no head answers at {self.address}; is `shoal serve` running there, and the port open? "
@@ -60,10 +60,61 @@ class ControlClient:
         except grpc.aio.AioRpcError as error:
             raise ClusterError(f"the head at {self.address} is gone ({error.details()})") from error
 
+    async def connected(self) -> None:
+        """Raises ClusterError as soon as a try has failed: whoever asked knows whether another one makes sense."""
+        state = self._channel.get_state(try_to_connect=True)
+        while state is not grpc.ChannelConnectivity.READY:
+            if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                raise await self._unreachable()
+            await self._channel.wait_for_state_change(state)
+            state = self._channel.get_state(try_to_connect=True)
+
+    async def _unreachable(self) -> ClusterError:
+        """Why, which gRPC does not tell."""
+        if (why := await refused(self.address)) is not None:
+            return ClusterError(f"{self.address} cannot be reached: {why}; is `shoal serve` running there, and the port open?")
+        if not self._protected:
+            return NotPaired(self.address)
+        return ClusterError(
+            f"what answers at {self.address} does not prove that it is the cluster that this machine has paired with; if it was made anew, "
+            "pair again: --code CODE"
+        )
+
     async def close(self) -> None:
         """Says what is left, then hangs up."""
         self._outbox.put_nowait(None)
         await self._channel.close(grace=0.5)
+
+
+async def locked(address: str, timeout: float = 5.0) -> bool:
+    """Whether a head that takes connections lets nobody in without a certificate."""
+    client = ControlClient(address)
+    try:
+        async with asyncio.timeout(timeout):
+            await client.connected()
+    except NotPaired:
+        return True
+    except (TimeoutError, ClusterError):
+        pass
+    finally:
+        await client.close()
+    return False
+
+
+async def refused(address: str, timeout: float = 5.0) -> str | None:
+    """Why nothing at `host:port` takes a connection; None where something does. Raises ConfigError."""
+    host, port = parse_address(address)
+    try:
+        async with asyncio.timeout(timeout):
+            _, writer = await asyncio.open_connection(host, port)
+    except TimeoutError:
+        return f"nothing answers within {timeout:g} s"
+    except ConnectionRefusedError:
+        return "nothing listens there (connection refused)"
+    except OSError as error:
+        return error.strerror or str(error)
+    writer.close()
+    return None
 
 
 def _channel(address: str, credentials: Credentials | None) -> Any:
@@ -94,7 +145,10 @@ async def _ask(address: str, credentials: Credentials | None, method: str, reque
         try:
             return await call(request, timeout=timeout)
         except grpc.aio.AioRpcError as error:
-            raise ClusterError(
-                f"no head answers at {address}: {error.details()}; is `shoal serve` running there? `shoal nodes --head HOST:PORT` asks "
-                "another one; a protected one answers its own machine and those that have paired with it"
-            ) from error
+            if (why := await refused(address)) is not None:
+                hint = "is `shoal serve` running there? --head HOST:PORT asks another one"
+                raise ClusterError(f"no head answers at {address}: {why}; {hint}") from error
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                hint = "is it the head's control port? A protected head answers its own machine and those that have paired with it"
+                raise ClusterError(f"what listens at {address} gives no answer; {hint}") from error
+            raise ClusterError(f"the head at {address} does not answer: {error.details()}") from error

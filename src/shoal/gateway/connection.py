@@ -94,6 +94,12 @@ class Connections:
         for connection in list(self.open):
             connection.check(now)
 
+    def hang_up(self) -> None:
+        """Ends those whose request is not there as a whole: the server ends, and does not wait for the rest."""
+        for connection in list(self.open):
+            if connection.asking:
+                connection.drop()
+
     async def watch(self) -> None:
         """Sweeps every second until it is cancelled."""
         while True:
@@ -181,6 +187,11 @@ class Connection(H11Protocol):
             self._refuse(Fault(408, "the request took too long to come", "invalid_request_error", code="request_timeout"))
         else:
             self.drop()
+
+    @property
+    def asking(self) -> bool:
+        """Whether a request's body is still to come."""
+        return self._answering and self.cycle.more_body
 
     @property
     def _answering(self) -> bool:

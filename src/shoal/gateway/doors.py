@@ -9,6 +9,19 @@ from contextlib import contextmanager
 from shoal.errors import ShuttingDown
 
 
+class Passage:
+    """One request's way through the doors."""
+
+    def __init__(self, doors: Doors) -> None:
+        self._doors, self.begun = doors, False
+
+    def begin(self) -> None:
+        """It is there as a whole, and is answered from now on."""
+        if not self.begun:
+            self.begun = True
+            self._doors.inside += 1
+
+
 class Doors:
     def __init__(self) -> None:
         self.closing = False
@@ -21,15 +34,16 @@ class Doors:
             raise ShuttingDown
 
     @contextmanager
-    def passing(self) -> Generator[None]:
-        """Raises ShuttingDown."""
+    def passing(self) -> Generator[Passage]:
+        """A request counts as inside from its `begin` on: what has not come whole keeps no server from ending. Raises ShuttingDown."""
         self.check()
-        self.inside += 1
+        passage = Passage(self)
         try:
-            yield
+            yield passage
         finally:
-            self.inside -= 1
-            self._changed.set()
+            if passage.begun:
+                self.inside -= 1
+                self._changed.set()
 
     def close(self) -> None:
         """Nobody is let in any more."""

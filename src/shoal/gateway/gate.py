@@ -12,7 +12,7 @@ from shoal.config import ApiSettings
 from shoal.errors import Forbidden, InvalidRequest, ShoalError, TooLarge
 from shoal.gateway.caller import CALLER, Caller
 from shoal.gateway.dialect import spoken
-from shoal.gateway.doors import Doors
+from shoal.gateway.doors import Doors, Passage
 from shoal.gateway.faults import fault
 from shoal.gateway.keyring import Keyring
 from shoal.gateway.limits import Allowance, Budget, Limiter
@@ -67,9 +67,11 @@ class Gate:
             if scope["type"] == "websocket":  # what it asks is counted request by request, by its endpoint
                 self._doors.check()
                 return await self._let_in(caller, scope, receive, send)
-            with self._doors.passing():
+            with self._doors.passing() as passage:
                 if scope["method"] != "POST":
+                    passage.begin()
                     return await self._let_in(caller, scope, receive, send)
+                receive = _beginning(passage, receive)
                 allowance = await caller.enter()
                 try:
                     return await self._let_in(caller, scope, receive, _telling(allowance, send))
@@ -133,6 +135,18 @@ def _token(headers: Headers) -> str | None:
         return headers.get("x-api-key")
     scheme, _, token = given[0].partition(" ")
     return token.strip() if len(given) == 1 and scheme.lower() == "bearer" else "none"
+
+
+def _beginning(passage: Passage, receive: Receive) -> Receive:
+    """The request begins when its body is there."""
+
+    async def hear() -> Message:
+        message = await receive()
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            passage.begin()
+        return message
+
+    return hear
 
 
 def _telling(allowance: Allowance, send: Send) -> Send:

@@ -108,4 +108,5 @@ class ApiServer:
 
     def stop(self) -> None:
         """Ends what is still open within a few seconds."""
+        self.connections.hang_up()
         self._server.should_exit = True

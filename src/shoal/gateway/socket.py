@@ -84,7 +84,8 @@ class Session(ABC):
     async def _answer(self, body: dict[str, Any], name: str | None) -> None:
         caller = CALLER.get()
         try:
-            with self._service.doors.passing():
+            with self._service.doors.passing() as passage:
+                passage.begin()
                 self._service.keyring.recheck(caller.key)
                 await caller.enter()
                 try:

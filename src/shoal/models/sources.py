@@ -25,7 +25,7 @@ from typing import IO
 import msgspec
 
 from shoal.config import cache_dir, environment_with, hub_endpoint, user_path
-from shoal.errors import FetchError, HashMismatch, UnknownModel, UserError, human_bytes
+from shoal.errors import FetchError, HashMismatch, UnknownModel, UserError, human_bytes, suggestion
 from shoal.models.catalogue import Entry, Part, catalogue
 from shoal.models.gguf_files import first_part, parts_of
 
@@ -79,12 +79,19 @@ def find(text: str, directory: Path | None = None) -> Path | None:
     if reference.kind == "path":
         path = Path(reference.name)
         if not path.exists():
-            raise UserError(f"{path}: no such file or directory")
+            raise UserError(f"{path}: no such file or directory{_meant(text)}")
         return path
     if reference.kind == "catalogue":
         path = root / "models" / reference.name / catalogue()[reference.name].file
         return path if path.exists() else None
     return None
+
+
+def _meant(text: str) -> str:
+    """What a path that leads nowhere may have been."""
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?", text) and not text.endswith(".gguf"):
+        return f"; a model of the hub is written hf:{text}"
+    return suggestion(text, catalogue())
 
 
 def pull(text: str, progress: Progress = silent, directory: Path | None = None) -> Path:

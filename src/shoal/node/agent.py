@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import platform
 import socket
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 import psutil
@@ -17,7 +18,7 @@ from shoal import __version__
 from shoal.address import is_link_local, is_wildcard, join_host_port, parse_address
 from shoal.config import NodeSettings
 from shoal.control import messages as control
-from shoal.errors import ClusterError, ProtocolError, ShoalError
+from shoal.errors import ClusterError, ProtocolError, ShoalError, human_bytes
 from shoal.executor.measure import Speed
 from shoal.native import instruction_set
 from shoal.node.fetch import Fetcher
@@ -55,9 +56,28 @@ class _Epoch:
         return range(self.order.first_layer, self.order.end_layer)
 
 
+def _range(order: control.Load) -> str:
+    return f"{order.first_layer}-{order.end_layer - 1}"
+
+
+def _name(reference: str) -> str:
+    """A model's, for people."""
+    return reference[3:].partition("@")[0] if reference.startswith("hf:") else PurePath(reference).name
+
+
 class Agent:
-    def __init__(self, settings: NodeSettings, head: str, world: World, make_model: ModelMaker, speed: Speed, memory: int) -> None:
-        """memory: bytes that weights and KV blocks may take."""
+    def __init__(
+        self,
+        settings: NodeSettings,
+        head: str,
+        world: World,
+        make_model: ModelMaker,
+        speed: Speed,
+        memory: int,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """memory: bytes that weights and KV blocks may take. tell: hears what whoever sits at this machine wants to know, a line each."""
+        self._tell = tell
         self._settings, self._world, self._make_model = settings, world, make_model
         self._speed, self._memory = speed, memory
         self._head, self._host_port = head, parse_address(head)
@@ -74,6 +94,7 @@ class Agent:
         self._tasks: dict[asyncio.Task[None], None] = {}  # in the order in which they began
         self._beating: asyncio.Task[None] | None = None
         self._welcome = control.Welcome()
+        self._looking = False  # for a head that was lost
         self._leaving, self._hurry = asyncio.Event(), asyncio.Event()
 
     # Life
@@ -125,7 +146,10 @@ class Agent:
                 return "it was told to leave"
 
     def _say_lost(self, error: Exception) -> None:
-        log.warning("the head was lost; looking for it again, weights are kept", reason=str(error))
+        log.info("no head yet", reason=str(error))
+        if not self._looking:
+            self._looking = True
+            self._tell(f"the head was lost ({error}); looking for it for {self._settings.patience:g} s, the weights are kept")
 
     async def _membership(self, host: str, port: int, joined: asyncio.Event) -> str:
         self._link = link = self._world.control_link(self._head)
@@ -204,7 +228,8 @@ class Agent:
             case "welcome":
                 self._welcome = message.welcome
                 joined.set()
-                log.info("joined", cluster=message.welcome.cluster, as_=message.welcome.name)
+                again, self._looking = " again" if self._looking else "", False
+                self._tell(f"joined {self._head}{again} as {message.welcome.name}")
                 self._beating = self._spawn(self._beat(message.welcome.heartbeat))
             case "refuse":
                 if message.refuse.again:
@@ -238,7 +263,8 @@ class Agent:
 
     def _failed(self, epoch: _Epoch, reason: str) -> None:
         """The head learns of it, unless it is another head by now: its epochs have the same numbers and mean others."""
-        log.error("stage failed", epoch=epoch.order.epoch, reason=reason)
+        log.info("stage failed", epoch=epoch.order.epoch, reason=reason)
+        self._tell(f"layers {_range(epoch.order)} cannot be served: {reason}")
         if self._is_ordered(epoch):
             self._say(control.NodeMessage(failed=control.Failed(epoch=epoch.order.epoch, reason=reason)))
 
@@ -261,6 +287,7 @@ class Agent:
         """Makes an epoch's layers ready beside those that run."""
         began = self._world.now()
         epoch = self._epochs[order.epoch] = _Epoch(order)
+        self._tell(f"loading layers {_range(order)} of {_name(order.model)}")
         try:
             await self._fetcher.fill(order)
             async with self._changing:
@@ -338,11 +365,15 @@ class Agent:
             return
         if self._is_ordered(epoch):
             self._say(control.NodeMessage(linked=control.Linked(epoch=link.epoch)))
+            place = f", stage {order.stage + 1} of {order.stages}" if order.stages > 1 else ""
+            self._tell(f"serving layers {_range(order)}{place}: {human_bytes(model.nbytes)} of weights, {model.runtime}")
 
     async def _rest(self, epoch: int) -> None:
         async with self._changing:
             if self._model is None or (self._current is not None and self._current.order.epoch > epoch):
                 return
+            if self._current is not None:
+                self._tell("resting: the head has no layers for this node now")
             self._end_stage()
             await self._world.compute(self._model.rest)
 

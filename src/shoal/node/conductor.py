@@ -309,7 +309,7 @@ class Conductor:
                 del self._probing[conversation]
                 self._carry_out(instructions.Refuse(joined.node, message.failed.reason, again=True))
             case "leave":
-                self.hung_up(conversation)
+                self._carry_out(instructions.Dismiss(joined.node, "it holds no layers; it may leave"))
             case _:
                 pass
 

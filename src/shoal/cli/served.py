@@ -1,0 +1,45 @@
+"""A cluster of this machine's own, for as long as a command needs it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import AsyncGenerator
+
+from shoal.cli.cluster import fetched
+from shoal.cli.local import local_cluster
+from shoal.cli.show import err
+from shoal.cli.waiting import until
+from shoal.config import EngineSettings, HeadSettings, NodeSettings
+from shoal.gateway.app import create_app
+from shoal.gateway.keyring import Keyring
+from shoal.gateway.server import ApiServer, listening
+from shoal.node.head import Head
+
+
+@contextlib.asynccontextmanager
+async def served(settings: HeadSettings, node: NodeSettings, nodes: int, stop: asyncio.Event) -> AsyncGenerator[tuple[str, Head] | None]:
+    """A local cluster with its API on a free port; None where the user lost patience."""
+    if (model := await fetched(settings.model, stop)) is None:
+        yield None
+        return
+    async with local_cluster(settings, node, model, nodes) as cluster:
+        with err.status(f"starting {nodes} node{'s' if nodes > 1 else ''} with {model.name}"):
+            if not await until(stop, cluster.until_ready()):
+                yield None
+                return
+        with listening("127.0.0.1", 0) as address:
+            api = ApiServer(create_app(cluster.head, keyring=Keyring(None)), address)
+            serving = asyncio.ensure_future(api.serve())
+            try:
+                yield f"http://127.0.0.1:{api.port}", cluster.head
+            finally:
+                cluster.head.refuse("the cluster is shutting down")
+                api.stop()
+                await serving
+
+
+def local_settings(engine: EngineSettings) -> HeadSettings:
+    """A head for a cluster of this machine's own, on free ports."""
+    return HeadSettings(**{f.name: getattr(engine, f.name) for f in dataclasses.fields(EngineSettings)}, port=0, control_port=0)

@@ -1,0 +1,80 @@
+"""Waiting that a signal ends, and what is read from stdin meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from shoal.errors import ConfigError
+
+
+def stop_signal() -> asyncio.Event:
+    """Set by Ctrl-C or SIGTERM."""
+    event = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, event.set)
+    return event
+
+
+async def until(stop: asyncio.Event, work: Any) -> bool:
+    """Does the work unless told to stop; whether it was done."""
+    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if working.done():
+        working.result()
+        return True
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+    return False
+
+
+async def all_of_stdin(stop: asyncio.Event) -> str | None:
+    """Text; None after a stop. Raises ConfigError."""
+    if (data := await _read(stop, _all)) is None:
+        return None
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise ConfigError("stdin is no UTF-8 text") from None
+
+
+async def a_line(prompt: str, stop: asyncio.Event) -> str | None:
+    """What the user types after a prompt on stderr; None after a stop, and at the end of stdin."""
+    sys.stderr.write(prompt)
+    sys.stderr.flush()
+    data = await _read(stop, _line)
+    return data.decode(errors="replace") if data else None
+
+
+def _parts() -> Iterator[bytes]:
+    """Of stdin, as they come; not through sys.stdin, whose lock a thread that still waits would hold when the interpreter ends."""
+    return iter(lambda: os.read(sys.stdin.fileno(), 65536), b"")
+
+
+def _all() -> bytes:
+    return b"".join(_parts())
+
+
+def _line() -> bytes:
+    return next(_parts(), b"")  # a terminal gives a line at a time
+
+
+async def _read(stop: asyncio.Event, read: Callable[[], bytes]) -> bytes | None:
+    """In a thread that ends with the process."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[bytes] = loop.create_future()
+
+    def work() -> None:
+        data = read()
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(done.set_result, data)
+
+    threading.Thread(target=work, daemon=True).start()
+    return done.result() if await until(stop, asyncio.wait({done})) else None
