@@ -27,6 +27,7 @@ from shoal.gateway.engine import TakenOver
 from shoal.gateway.events import told
 from shoal.gateway.faults import Fault, fault
 from shoal.gateway.service import MAX_BODY, Service, json_object
+from shoal.gateway.work import LARGE, work
 
 _AT_ONCE = 16
 _MAX_ID = 128
@@ -60,14 +61,14 @@ class _Session:
             raise WebSocketDisconnect
         id = None
         try:
-            body = json_object(raw)
+            body = json_object(raw) if len(raw) < LARGE else await work(len(raw), json_object, raw)
             id = self._id(body)
             if len(self._running) >= _AT_ONCE:
                 raise QueueFull(len(self._running), _AT_ONCE)
         except ShoalError as error:
             await self._refuse(fault(error), id)
             return
-        task = group.create_task(self._answer(body, id))
+        task = group.create_task(self._answer(body, id, len(raw)))
         self._running[task] = id
         task.add_done_callback(self._running.pop)
 
@@ -82,14 +83,14 @@ class _Session:
             raise InvalidRequest(f"a request '{id}' runs already on this connection; choose another id", "id")
         return id
 
-    async def _answer(self, body: dict[str, Any], id: str | None) -> None:
+    async def _answer(self, body: dict[str, Any], id: str | None, size: int) -> None:
         caller = CALLER.get()
         try:
             with self._service.doors.passing():
                 self._service.keyring.recheck(caller.key)
                 await caller.enter()
                 try:
-                    await self._ask(body, id)
+                    await self._ask(body, id, size)
                 finally:
                     caller.leave()
         except ShoalError as error:
@@ -97,9 +98,9 @@ class _Session:
             with suppress(WebSocketDisconnect):
                 await self._refuse(fault(error), id)
 
-    async def _ask(self, body: dict[str, Any], id: str | None) -> None:
+    async def _ask(self, body: dict[str, Any], id: str | None, size: int) -> None:
         """Raises ShoalError where it is refused."""
-        answer = await self._service.begin({"stream": True, **body}, ChatRequest, chat_job)
+        answer = await self._service.begin({"stream": True, **body}, ChatRequest, chat_job, size=size)
         self._service.engine.observe_request("chat", "accepted", answer.job.prompt_tokens)
         try:
             await (self._stream if answer.job.stream else self._whole)(answer, id)
