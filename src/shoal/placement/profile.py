@@ -55,6 +55,8 @@ class ModelCost:
     """Of one row between two stages."""
     workspace: int
     """Bytes that a stage needs besides weights and KV."""
+    last_bytes: int = 0
+    """That the last stage needs beside those."""
 
     @property
     def layers(self) -> int:
