@@ -140,3 +140,22 @@ def test_costly_texts_and_bodies_do_not_hold_the_head_up(two: Cluster) -> None:
     assert answers[:24] == [(200, 8125)] * 24
     assert answers[24:] == [(400, 0)] * 5
     assert beside >= 24  # more often than there were costly ones
+
+
+def held_to(schema: dict[str, Any], tokens: int = 12, **fields: Any) -> bytes:
+    format = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": schema}}
+    messages = [{"role": "user", "content": "hi"}]
+    return json.dumps({"messages": messages, "max_tokens": tokens, "response_format": format, **fields}).encode()
+
+
+def test_costly_grammars_do_not_hold_a_stage_up(two: Cluster) -> None:
+    """They are worked on in a process of the last node's, which is gone with it."""
+    patterns = [{"type": "string", "pattern": f"[a-z]*x{i}(foo|bar)*[0-9]{{50}}"} for i in range(300)]
+    hostile = [held_to({"anyOf": patterns[n:] + patterns[:n]}) for n in range(8)]
+    hostile.append(held_to({"type": "string", "maxLength": 1_000_000}, n=8))
+    with undisturbed(two), ThreadPoolExecutor(len(hostile)) as pool:
+        answers = list(pool.map(lambda body: ask(two, "/v1/chat/completions", body)[0], hostile))
+    assert set(answers) <= {200, 400}
+    assert answers[-1] == 200
+    workers = [p for node in two.nodes for p in node.family()[1:] if "shoal.node.grammar_worker" in p.cmdline()]
+    assert len(workers) == 1

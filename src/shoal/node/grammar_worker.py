@@ -1,8 +1,8 @@
 """The process in which a node's grammars are compiled and masks made: `python -m shoal.node.grammar_worker PATH GROWTH`.
 
 What a grammar may cost in memory nobody can tell before, and llguidance does not say. So this process watches its own size. Beyond its
-size with the tokenizer and GROWTH bytes it forgets compiled grammars, then the sequences that made it grow most; in the end it goes, and
-another one is started when it is needed. It ends with the process that started it: when its input ends.
+size with the tokenizer and GROWTH bytes it forgets compiled grammars, then ends the sequences that made it grow most. Where it was none of
+those that are left it goes, and they go on in another one. It ends with the process that started it: when its input ends.
 """
 
 from __future__ import annotations
@@ -164,8 +164,8 @@ class Worker:
             with self._lock:
                 worst = max(self._sequences, key=lambda s: self._sequences[s].grown, default=None)
                 each = None if worst is None else self._sequences.pop(worst)
-            if worst is None or each is None:
-                os._exit(0)  # what is left belongs to nothing
+            if worst is None or each is None or each.grown < self._growth // 4:
+                os._exit(0)  # what is left belongs to none of those here: they go on in another process
             self._say(Told(worst, each.at, fault="it needs too much memory; simplify it"))
             del each
             _trim()
