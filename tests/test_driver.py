@@ -120,7 +120,7 @@ def test_a_draw_that_cannot_be_ends_its_request_alone(sampled: Sampled, kind: ty
         result.sampled[:] = [sampled, *(s for s in result.sampled if s.sequence != 0)]
         await route.answer(result)
         working = asyncio.ensure_future(route.work())
-        with pytest.raises(kind, match="^no$"):
+        with pytest.raises(kind, match=r"^no$"):
             await collect(bad)
         assert [c.token for c in await collect(good) if c.token is not None] == expected(request("b", [2], 6), 0)[0]
         assert not running.done()
@@ -139,7 +139,7 @@ def test_a_prompt_that_cannot_be_examined_ends_its_request_alone():
         result.examined[:] = [Examined(0, [], fault="unsound")]
         await route.answer(result)
         working = asyncio.ensure_future(route.work())
-        with pytest.raises(ClusterError, match="^unsound$"):
+        with pytest.raises(ClusterError, match=r"^unsound$"):
             await collect(bad)
         assert [c.token for c in await collect(good) if c.token is not None] == expected(request("b", [2], 6), 0)[0]
         assert not running.done()

@@ -21,7 +21,8 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 MIB = 1 << 20
 SCHEMA = grammar.json_schema({"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "string", "maxLength": 5}}})
 HOSTILE = [
-    grammar.json_schema({"anyOf": [{"type": "string", "pattern": f"[a-z]*x{i}(foo|bar)*[0-9]{{50}}{n}"} for i in range(300)]}) for n in range(20)
+    grammar.json_schema({"anyOf": [{"type": "string", "pattern": f"[a-z]*x{i}(foo|bar)*[0-9]{{50}}{n}"} for i in range(300)]})
+    for n in range(20)
 ]
 
 
@@ -40,7 +41,8 @@ def allowed(constraint: RemoteConstraint) -> set[int]:
     return set(range(constraint.width)) - set(found.tokens.tolist()) if found.but else set(found.tokens.tolist())
 
 
-def test_masks_are_those_of_this_process(process: GrammarProcess, smollm2: Path, width: int = 49152):
+def test_masks_are_those_of_this_process(process: GrammarProcess, smollm2: Path):
+    width = 49152
     here = Grammars(lambda: vocabulary(smollm2), patience=None)
     words = grammar.regex("([a-z]{2,9} [0-9]{1,3}; ){30}")
     ours, theirs = here.constrain(words, [], width), process.constrain(words, [], width)

@@ -8,7 +8,6 @@ from shoal.models.spec import ModelSpec
 from shoal.models.weights import MATRICES, Weights, matrix_shape
 from shoal.placement.profile import ModelCost
 
-
 GRAMMAR_GROWTH = 128 << 20
 """Bytes by which the process of the grammars may grow over what it takes with the tokenizer."""
 

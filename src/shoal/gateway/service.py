@@ -166,7 +166,9 @@ def _check_values(body: dict[str, Any]) -> None:
     todo: list[tuple[Any, bool]] = [(value, name in _TOKENS) for name, value in body.items()]
     while todo and left >= 0:
         value, tokens = todo.pop()
-        if not isinstance(value, (dict, list)) or (tokens and isinstance(value, list) and set(map(type, cast("list[Any]", value))) == {int}):
+        if not isinstance(value, (dict, list)) or (
+            tokens and isinstance(value, list) and set(map(type, cast("list[Any]", value))) == {int}
+        ):
             continue
         inside = cast("list[Any]", list(cast("dict[str, Any]", value).values()) if isinstance(value, dict) else value)
         left -= len(inside) if not tokens or len(inside) < _MOST_TEXTS else MAX_VALUES

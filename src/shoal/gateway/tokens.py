@@ -18,7 +18,6 @@ from shoal.gateway.service import Service, json_body
 from shoal.gateway.wire import Shape, Wire, parse
 from shoal.gateway.work import work
 
-
 MAX_TEXT = 1 << 20
 """Characters of a text, or tokens, that are worked on at once: that takes a second."""
 

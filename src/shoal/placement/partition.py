@@ -222,7 +222,9 @@ def _shortage(nodes: Sequence[NodeProfile], model: ModelCost, at_least: int, kv_
     if needed > available:
         return NotEnoughMemory(needed, available)
     # Together it would do, but some part fits no node.
-    part = max(max(model.layer_bytes) + per_layer, model.layer_bytes[-1] + model.head_bytes + model.last_bytes + per_layer) + model.workspace
+    part = (
+        max(max(model.layer_bytes) + per_layer, model.layer_bytes[-1] + model.head_bytes + model.last_bytes + per_layer) + model.workspace
+    )
     largest = max(n.memory for n in nodes)
     return NotEnoughMemory(
         max(part, largest + 1), largest, "one node's part of the model, whose layers do not fit these nodes in any split"

@@ -217,7 +217,7 @@ class Scenario:
     async def _client(self, index: int) -> None:
         request, leaves = self._request(index), self.rng.randint(1, 10) if self.rng.random() < 0.15 else 0
         faulty = bool(request.sampling.logit_bias)
-        wanted = [[] for _ in range(request.n)] if faulty else toy.expected(request, self.layers)
+        wanted = [list[int]() for _ in range(request.n)] if faulty else toy.expected(request, self.layers)
         scores, embedding = toy.examined(request, self.layers)
         told: list[Score] = []
         await asyncio.sleep(self.rng.uniform(1.0, 0.8 * _TROUBLE))
