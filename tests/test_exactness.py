@@ -15,7 +15,7 @@ import pytest
 from shoal.config import Precision
 from shoal.executor.constraint import Grammars
 from shoal.models.weights import GgufWeights
-from shoal.node.holding import vocabulary
+from shoal.node.grammar_worker import vocabulary
 from shoal.pipeline.driver import Driver
 from shoal.request import Request, RequestId, SamplingParams
 from shoal.text import grammar
@@ -135,7 +135,7 @@ def test_answers_held_to_a_grammar(smollm2: Path, smollm2_weights: GgufWeights, 
 
     answers: list[list[list[int]]] = []
     for stages in (1, 2):
-        grammars = Grammars(lambda: vocabulary(smollm2, smollm2_weights))
+        grammars = Grammars(lambda: vocabulary(smollm2))
         answers.append(play(smollm2_weights, mixed, stages=stages, grammars=grammars, **crowd))
         grammars.close()
     assert answers[0] == answers[1]

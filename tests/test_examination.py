@@ -86,7 +86,11 @@ def test_where_nothing_is_asked_nothing_is_computed():
 def test_what_cannot_be_asked_is_refused(asked: Asked):
     first, second = examine(Rows(), rows(4), [chunk(3, 2, asked), chunk(4, 2, Asked([1], 0, False))], VOCABULARY)
     assert "sequence 3" in first.fault
-    assert (second.sequence, second.fault, [s.logprob for s in second.scores]) == (4, "", [pytest.approx(log_softmax(np.arange(VOCABULARY) * 2 / 100)[1])])
+    assert (second.sequence, second.fault, [s.logprob for s in second.scores]) == (
+        4,
+        "",
+        [pytest.approx(log_softmax(np.arange(VOCABULARY) * 2 / 100)[1])],
+    )
 
 
 @pytest.mark.parametrize("asked", [Asked([1], 2, False), Asked([], 0, True)])

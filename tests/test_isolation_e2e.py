@@ -109,3 +109,53 @@ def test_a_token_that_the_model_does_not_have_is_the_requests_fault(two: Cluster
         for token in ("49152", "-1", "1e3", "٣٠٠٠٠٠"):
             answer = two.complete("a", 1, logit_bias={token: 1})
             assert (answer.status_code, answer.json()["error"]["param"]) == (400, "logit_bias"), answer.text
+
+
+def ask(made: Cluster, path: str, body: bytes) -> tuple[int, int]:
+    """The status, and how many tokens there were."""
+    with httpx.Client(base_url=made.url, timeout=4 * BOUND, trust_env=False) as client:
+        answer = client.post(path, content=body, headers={"Content-Type": "application/json"})
+        return answer.status_code, answer.json().get("count", 0)
+
+
+def test_costly_texts_and_bodies_do_not_hold_the_head_up(two: Cluster) -> None:
+    """The head answers others while they are worked on, and refuses what would take longer."""
+    spaces = json.dumps({"prompt": " " * 520_000}).encode()
+    hostile = [
+        *[("/tokenize", spaces)] * 24,
+        ("/tokenize", json.dumps({"prompt": "a " * 2_000_000}).encode()),
+        ("/tokenize", b'{"prompt": "a", "x": [' + b"[]," * 1_300_000 + b"1]}"),
+        ("/v1/completions", b'{"max_tokens": 1, "prompt": [' + b"1.5," * 1_000_000 + b"1]}"),
+        ("/v1/chat/completions", b'{"messages": [' + b"1," * 2_000_000 + b"1]}"),
+        ("/v1/completions", json.dumps({"prompt": " a" * 2_000_000}).encode()),
+    ]
+    with undisturbed(two), ThreadPoolExecutor(len(hostile)) as pool:
+        asked = [pool.submit(ask, two, path, body) for path, body in hostile]
+        beside = 0
+        while not all(each.done() for each in asked):
+            assert two.http.get("/health").status_code == 200
+            assert two.http.post("/tokenize", json={"prompt": "a b"}).json()["count"] == 2
+            beside += 1
+        answers = [each.result() for each in asked]
+    assert answers[:24] == [(200, 8125)] * 24
+    assert answers[24:] == [(400, 0)] * 5
+    assert beside >= 24  # more often than there were costly ones
+
+
+def held_to(schema: dict[str, Any], tokens: int = 12, **fields: Any) -> bytes:
+    format = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": schema}}
+    messages = [{"role": "user", "content": "hi"}]
+    return json.dumps({"messages": messages, "max_tokens": tokens, "response_format": format, **fields}).encode()
+
+
+def test_costly_grammars_do_not_hold_a_stage_up(two: Cluster) -> None:
+    """They are worked on in a process of the last node's, which is gone with it."""
+    patterns = [{"type": "string", "pattern": f"[a-z]*x{i}(foo|bar)*[0-9]{{50}}"} for i in range(300)]
+    hostile = [held_to({"anyOf": patterns[n:] + patterns[:n]}) for n in range(8)]
+    hostile.append(held_to({"type": "string", "maxLength": 1_000_000}, n=8))
+    with undisturbed(two), ThreadPoolExecutor(len(hostile)) as pool:
+        answers = list(pool.map(lambda body: ask(two, "/v1/chat/completions", body)[0], hostile))
+    assert set(answers) <= {200, 400}
+    assert answers[-1] == 200
+    workers = [p for node in two.nodes for p in node.family()[1:] if "shoal.node.grammar_worker" in p.cmdline()]
+    assert len(workers) == 1

@@ -169,7 +169,9 @@ def test_what_is_no_number_is_a_fault_and_not_the_requests(params: SamplingParam
     assert sampled.ours
 
 
-@pytest.mark.parametrize("wrong", [Opened(1, SamplingParams(logit_bias={7: 1.0}), [], []), Opened(1, greedy(repetition_penalty=2.0), [7], [])])
+@pytest.mark.parametrize(
+    "wrong", [Opened(1, SamplingParams(logit_bias={7: 1.0}), [], []), Opened(1, greedy(repetition_penalty=2.0), [7], [])]
+)
 def test_whatever_goes_wrong_is_a_fault_of_the_one_sequence(wrong: Opened):
     both = Sampler()
     both.open(wrong)

@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from threading import Lock
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +78,7 @@ class Grammars:
         self._vocabulary = vocabulary
         self._tokenizer: LLTokenizer | None = None
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._lock = Lock()
         self._openings = ThreadPoolExecutor(1, thread_name_prefix="grammar")  # one: it alone compiles
         self._masks = ThreadPoolExecutor(_THREADS, thread_name_prefix="mask")
 
@@ -95,16 +97,24 @@ class Grammars:
         if drawn:
             self._masks.submit(_work, [constraint.drawn(token) for constraint, token in drawn])
 
+    def forget(self) -> None:
+        """Frees what is compiled but for what sequences are at."""
+        with self._lock:
+            self._compiled.clear()
+
     def close(self) -> None:
         for pool in (self._openings, self._masks):
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _open(self, grammar: str, generated: Sequence[int], width: int) -> _Place:
-        if (found := self._compiled.get(grammar)) is None:
-            found = self._compiled[grammar] = self._compile(grammar)
+        with self._lock:
+            found = self._compiled.pop(grammar, None)
+        if found is None:
+            found = self._compile(grammar)
+        with self._lock:
+            self._compiled[grammar] = found  # the last one used is the last one forgotten
             if len(self._compiled) > _KEPT:
                 self._compiled.popitem(last=False)
-        self._compiled.move_to_end(grammar)
         return _follow(found.deep_copy(), generated, width)
 
     def _read(self) -> None:
@@ -133,6 +143,23 @@ class Grammars:
         return made
 
 
+class Held(Protocol):
+    """One sequence's way through its grammar."""
+
+    def allowed(self, patience: float | None = None) -> Allowed | None:
+        """What may come next; None where it is not known within so many seconds (None: for ever). Raises GrammarFailed."""
+        ...
+
+
+class Holder(Protocol):
+    """Holds sequences to grammars: `Grammars` itself, or another process that has them. See there."""
+
+    @property
+    def patience(self) -> float | None: ...
+    def constrain(self, grammar: str, generated: Sequence[int], width: int) -> Any: ...
+    def advance(self, drawn: Sequence[tuple[Any, int]]) -> None: ...
+
+
 class Constraint:
     """One sequence's way through its grammar. The next mask is being made from the moment that there is one to make."""
 
@@ -150,6 +177,15 @@ class Constraint:
             elif monotonic() - self._asked > _MOST:
                 raise GrammarFailed("it takes too long to work out what may come next; simplify it") from None
             return None
+
+    @property
+    def known(self) -> bool:
+        """Whether `allowed` answers at once."""
+        return self._next.done()
+
+    def then(self, told: Callable[[], None]) -> None:
+        """Calls when it does: now, or in the thread that worked it out."""
+        self._next.add_done_callback(lambda _: told())
 
     def drawn(self, token: int) -> _Step:
         """The token that came next, after `allowed` said what might."""

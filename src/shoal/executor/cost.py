@@ -8,6 +8,15 @@ from shoal.models.spec import ModelSpec
 from shoal.models.weights import MATRICES, Weights, matrix_shape
 from shoal.placement.profile import ModelCost
 
+GRAMMAR_GROWTH = 128 << 20
+"""Bytes by which the process of the grammars may grow over what it takes with the tokenizer."""
+
+
+def _grammars(spec: ModelSpec) -> int:
+    """Bytes of the process of the grammars: interpreter and libraries, the tokenizer, and what grammars may take. Measured with
+    vocabularies of 32,000 to 152,000 tokens."""
+    return (80 << 20) + 600 * spec.vocabulary + GRAMMAR_GROWTH
+
 
 def _workspace(spec: ModelSpec, step_tokens: int) -> int:
     """Buffers of a step, and what the process needs for itself (interpreter, libraries)."""
@@ -36,4 +45,5 @@ def model_cost(spec: ModelSpec, weights: Weights | None, precision: Precision, k
         activation_bytes=spec.hidden * 4,
         workspace=_workspace(spec, step_tokens),
         attention=4 * spec.q_heads * spec.head_dim,
+        last_bytes=_grammars(spec),
     )

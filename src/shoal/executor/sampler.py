@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from shoal.errors import ClusterError
 from shoal.executor.base import Floats
-from shoal.executor.constraint import Allowed, Constraint, GrammarFailed, Grammars
+from shoal.executor.constraint import Allowed, GrammarFailed, Held, Holder
 from shoal.executor.examination import UNSOUND, score
 from shoal.request import SamplingParams
 from shoal.scheduler.plan import Opened, Sampled
@@ -76,9 +76,9 @@ def draw(logits: Logits, params: SamplingParams, position: int) -> int:
 
 
 class _State:
-    def __init__(self, opened: Opened, grammars: Grammars | None, width: int) -> None:
+    def __init__(self, opened: Opened, grammars: Holder | None, width: int) -> None:
         self.params = opened.sampling
-        self.constraint: Constraint | None = None
+        self.constraint: Held | None = None
         if grammars is not None and self.params.grammar:
             self.constraint = grammars.constrain(self.params.grammar, opened.generated, width)
         self.counts: dict[int, int] = {}
@@ -122,10 +122,10 @@ class _State:
 class Sampler:
     """Holds what each open sequence's draws depend on. grammars: None where answers are held to none. width: logits of a row."""
 
-    def __init__(self, grammars: Grammars | None = None, width: int = 0) -> None:
+    def __init__(self, grammars: Holder | None = None, width: int = 0) -> None:
         self._grammars, self._width = grammars, width
         self._states: dict[int, _State | Sampled] = {}  # or why nothing can be drawn
-        self._held: list[tuple[Constraint, int]] = []  # what was drawn in this step under grammars
+        self._held: list[tuple[Held, int]] = []  # what was drawn in this step under grammars
         self._until: float | None = None  # its draws wait for masks
 
     def __len__(self) -> int:

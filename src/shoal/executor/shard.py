@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from shoal.errors import LocalProtocolError
 from shoal.executor.base import Layers, LayersFactory
-from shoal.executor.constraint import Grammars
+from shoal.executor.constraint import Holder
 from shoal.executor.journal import Journal, JournalCounters, JournalLimits
 from shoal.executor.kv_pool import KvPool
 from shoal.executor.stage import Slab, StageExecutor
@@ -29,7 +29,7 @@ class Shard:
     """bf16: how keys and values are stored. grammars: what the last stage holds answers to. One thread may `load` while another runs a stage."""
 
     def __init__(
-        self, make_layers: LayersFactory, bf16: bool, journals: JournalLimits | None = None, grammars: Grammars | None = None
+        self, make_layers: LayersFactory, bf16: bool, journals: JournalLimits | None = None, grammars: Holder | None = None
     ) -> None:
         self.counters = JournalCounters()
         self._grammars = grammars

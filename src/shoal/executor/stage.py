@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from shoal.errors import RemoteProtocolError
 from shoal.executor.base import Angles, Floats, Ints, Layers, StageBatch, StageOutput
-from shoal.executor.constraint import Grammars
+from shoal.executor.constraint import Holder
 from shoal.executor.examination import examine
 from shoal.executor.journal import Journal
 from shoal.executor.kv_pool import KvPool
@@ -47,7 +47,7 @@ class StageExecutor:
         pool: KvPool,
         journals: dict[int, Journal],
         embedding: Weights | None = None,
-        grammars: Grammars | None = None,
+        grammars: Holder | None = None,
     ) -> None:
         self._spec = spec
         self._slabs = slabs

@@ -32,6 +32,7 @@ from shoal.gateway.limits import Limiter
 from shoal.gateway.responses.keeper import ResponseKeeper
 from shoal.gateway.responses.store import Bounds, ResponseStore
 from shoal.gateway.wire import Asking, parse
+from shoal.gateway.work import LARGE, work
 from shoal.gateway.writer import Piece, Writer
 
 MAX_BODY = 4 << 20
@@ -39,6 +40,13 @@ MAX_BODY = 4 << 20
 
 MAX_DEPTH = 200
 """Arrays and objects inside each other in a body."""
+
+MAX_VALUES = 50_000
+"""Arrays and objects in a body, and values in them, but for lists of tokens: reading a million of them takes seconds."""
+
+_TOKENS = frozenset({"prompt", "input", "tokens"})
+"""Fields that may be lists of tokens."""
+_MOST_TEXTS = 4096  # or other things, in one of them
 
 _LONG = re.compile(rb"[0-9]{19}")
 """What an integer of more than 64 bits has."""
@@ -83,7 +91,8 @@ class Service:
         """Answers a body of some kind. `prepare` runs in a thread: templates and tokenisers take their time. Raises ShoalError."""
         with self.observed(endpoint) as seen:
             chosen = chosen_id(request.headers.get("x-request-id"))
-            answer = await self.begin(await json_body(request), kind, prepare, chosen)
+            body = await json_body(request)
+            answer = await self.begin(body, kind, prepare, chosen, size=request.state.size)
             seen.prompt_tokens = answer.job.prompt_tokens
             return Streaming(self.answers, answer) if answer.job.stream else await whole(request, self.answers, answer)
 
@@ -99,16 +108,25 @@ class Service:
         self.engine.observe_request(endpoint, "accepted", seen.prompt_tokens)
 
     async def begin(
-        self, body: dict[str, Any], kind: type[B], prepare: Callable[[B, Engine, str | None], Job], chosen: str | None = None
+        self,
+        body: dict[str, Any],
+        kind: type[B],
+        prepare: Callable[[B, Engine, str | None], Job],
+        chosen: str | None = None,
+        size: int = 0,
     ) -> Answer:
-        """The answer to a body, whose reader has come. Raises ShoalError."""
-        parsed = parse(kind, body)
-        self.check_model(parsed.model)
-        return await self.answers.begin(await asyncio.to_thread(prepare, parsed, self.engine, chosen))
+        """The answer to a body of so many bytes, whose reader has come. Raises ShoalError."""
+
+        def prepared() -> Job:
+            parsed = parse(kind, body)
+            self.check_model(parsed.model)
+            return prepare(parsed, self.engine, chosen)
+
+        return await self.answers.begin(await work(size, prepared))
 
 
 async def json_body(request: Request) -> dict[str, Any]:
-    """The request's JSON object. Raises InvalidRequest, TooLarge, WrongMediaType."""
+    """The request's JSON object; its bytes are counted in `request.state.size`. Raises InvalidRequest, TooLarge, WrongMediaType."""
     check_media_type(request.headers.get("content-type"))
     raw = bytearray()
     if int(request.headers.get("content-length", 0)) > MAX_BODY:  # the server has seen to it that it is a number
@@ -117,7 +135,8 @@ async def json_body(request: Request) -> dict[str, Any]:
         raw += part
         if len(raw) > MAX_BODY:
             raise TooLarge("the request", MAX_BODY)
-    return json_object(raw)
+    request.state.size = len(raw)
+    return json_object(raw) if len(raw) < LARGE else await work(len(raw), json_object, raw)
 
 
 def json_object(raw: bytes | bytearray) -> dict[str, Any]:
@@ -133,11 +152,31 @@ def json_object(raw: bytes | bytearray) -> dict[str, Any]:
         raise InvalidRequest(f"the body is not valid JSON: {error}") from None
     if not isinstance(body, dict):
         raise InvalidRequest("the body must be a JSON object")
+    if len(raw) > MAX_VALUES:
+        _check_values(cast("dict[str, Any]", body))
     if "NaN" in written or "Infinity" in written:  # as numbers, or in a text
         for name, value in cast("dict[str, Any]", body).items():
             if not _finite(value):
                 raise InvalidRequest(f"{name}: NaN and infinity are no JSON", name)
     return cast("dict[str, Any]", body)
+
+
+def _check_values(body: dict[str, Any]) -> None:
+    """Raises InvalidRequest for too many of them: of each that is not what it should be a validator makes an error, for microseconds."""
+    left = MAX_VALUES - len(body)
+    todo: list[tuple[Any, bool]] = [(value, name in _TOKENS) for name, value in body.items()]
+    while todo and left >= 0:
+        value, tokens = todo.pop()
+        if not isinstance(value, (dict, list)) or (
+            tokens and isinstance(value, list) and set(map(type, cast("list[Any]", value))) == {int}
+        ):
+            continue
+        inside = cast("list[Any]", list(cast("dict[str, Any]", value).values()) if isinstance(value, dict) else value)
+        left -= len(inside) if not tokens or len(inside) < _MOST_TEXTS else MAX_VALUES
+        if left >= 0:
+            todo += [(part, tokens and isinstance(value, list)) for part in inside if isinstance(part, (dict, list))]
+    if left < 0:
+        raise InvalidRequest(f"the body has more than {MAX_VALUES} values that are no tokens")
 
 
 def _finite(value: Any) -> bool:
@@ -164,11 +203,14 @@ def check_media_type(given: str | None) -> None:
 
 
 def check_depth(raw: bytes | bytearray) -> None:
-    """Before it is parsed: a parser's own depth is the process's stack. Raises InvalidRequest."""
+    """Before it is parsed: a parser's own depth is the process's stack, and many small parts take long. Raises InvalidRequest."""
     if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
         return
-    bare = re.sub(rb'"[^"]*"', b"", re.sub(rb"\\.", b"", raw, flags=re.DOTALL))
-    steps = (1 if byte in b"[{" else -1 for byte in bare.translate(None, _NO_BRACKETS))
+    outside = raw.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2]  # of strings
+    brackets = b"".join(outside).translate(None, _NO_BRACKETS)
+    if brackets.count(b"[") + brackets.count(b"{") > MAX_VALUES:
+        raise InvalidRequest(f"the body has more than {MAX_VALUES} arrays and objects")
+    steps = (1 if byte in b"[{" else -1 for byte in brackets)
     if any(depth > MAX_DEPTH for depth in accumulate(steps)):
         raise InvalidRequest(f"the body has more than {MAX_DEPTH} arrays and objects inside each other")
 

@@ -18,6 +18,7 @@ from shoal.errors import QueueFull, ShoalError
 from shoal.gateway.caller import CALLER
 from shoal.gateway.faults import Fault, fault
 from shoal.gateway.service import MAX_BODY, Service, json_object
+from shoal.gateway.work import LARGE, work
 
 _AT_ONCE = 16
 _TOO_LARGE = 1009
@@ -39,8 +40,8 @@ class Session(ABC):
         """What the client calls a request, taken out of its body. Raises InvalidRequest."""
 
     @abstractmethod
-    async def ask(self, body: dict[str, Any], name: str | None) -> None:
-        """Answers a request. Raises ShoalError where it is refused."""
+    async def ask(self, body: dict[str, Any], name: str | None, size: int) -> None:
+        """Answers a request of so many bytes. Raises ShoalError where it is refused."""
 
     @abstractmethod
     def named(self, data: dict[str, Any], name: str | None) -> dict[str, Any]:
@@ -70,18 +71,18 @@ class Session(ABC):
             raise WebSocketDisconnect
         name = None
         try:
-            body = json_object(raw)
+            body = json_object(raw) if len(raw) < LARGE else await work(len(raw), json_object, raw)
             name = self.name(body)
             if len(self._running) >= _AT_ONCE:
                 raise QueueFull(len(self._running), _AT_ONCE)
         except ShoalError as error:
             await self.send(self.refusal(fault(error)), name)
             return
-        task = group.create_task(self._answer(body, name))
+        task = group.create_task(self._answer(body, name, len(raw)))
         self._running[task] = name
         task.add_done_callback(self._running.pop)
 
-    async def _answer(self, body: dict[str, Any], name: str | None) -> None:
+    async def _answer(self, body: dict[str, Any], name: str | None, size: int) -> None:
         caller = CALLER.get()
         try:
             with self._service.doors.passing() as passage:
@@ -89,7 +90,7 @@ class Session(ABC):
                 self._service.keyring.recheck(caller.key)
                 await caller.enter()
                 try:
-                    await self.ask(body, name)
+                    await self.ask(body, name, size)
                 finally:
                     caller.leave()
         except ShoalError as error:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import Annotated, Any, ClassVar
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, TypeVar
 
+import msgspec
 from fastapi import APIRouter, Request
+from fastapi.responses import Response
 from pydantic import Field
 
 from shoal.errors import InvalidRequest
@@ -15,6 +17,10 @@ from shoal.gateway.conversation import rendered
 from shoal.gateway.service import Service, json_body
 from shoal.gateway.variables import template_variables
 from shoal.gateway.wire import Shape, Wire, parse
+from shoal.gateway.work import work
+
+MAX_TEXT = 1 << 20
+"""Characters of a text, or tokens, that are worked on at once: that takes a second."""
 
 
 class TokenizeRequest(Wire):
@@ -28,7 +34,7 @@ class TokenizeRequest(Wire):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
     tools: list[AnyTool] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_special_tokens: bool | None = None
@@ -41,7 +47,10 @@ class TokenizeRequest(Wire):
 
 class DetokenizeRequest(Wire):
     model: str | None = None
-    tokens: list[int]
+    tokens: Annotated[list[int], Field(fail_fast=True)]
+
+
+B = TypeVar("B", TokenizeRequest, DetokenizeRequest)
 
 
 class TokenizeAnswer(Shape):
@@ -72,28 +81,45 @@ def routes(service: Service) -> APIRouter:
         if body.tools and body.messages is None:
             raise InvalidRequest("tools belong to messages", "tools")
         if body.messages is None:
-            tokens = engine.tokenizer.encode(body.prompt or "", body.add_special_tokens is not False, body.parse_special)
+            text, bos = body.prompt or "", body.add_special_tokens is not False
         else:
             chat = ChatRequest(messages=body.messages, tools=body.tools)
             variables = template_variables(engine.tokenizer, None, body.chat_template_kwargs)
             text = rendered(engine.tokenizer, chat.templated(), chat.asked_tools(), body.add_generation_prompt, variables)
-            tokens = engine.tokenizer.encode_marked(text, bos=bool(body.add_special_tokens))
+            bos = bool(body.add_special_tokens)
+        if len(text) > MAX_TEXT:
+            param = "prompt" if body.messages is None else "messages"
+            raise InvalidRequest(f"the text has {len(text)} characters; at most {MAX_TEXT} are possible: send it in parts", param)
+        if body.messages is None:
+            tokens = engine.tokenizer.encode(text, bos, body.parse_special)
+        else:
+            tokens = engine.tokenizer.encode_marked(text, bos)
         pieces = [engine.tokenizer.token_bytes(t).decode(errors="replace") for t in tokens] if body.return_token_strs else None
         return {"count": len(tokens), "max_model_len": engine.longest(), "tokens": tokens, "token_strs": pieces}
 
     def decoded(body: DetokenizeRequest) -> dict[str, Any]:
+        if len(body.tokens) > MAX_TEXT:
+            raise InvalidRequest(f"there are {len(body.tokens)} tokens; at most {MAX_TEXT} are possible: send them in parts", "tokens")
         if any(not 0 <= token < engine.vocabulary for token in body.tokens):
             raise InvalidRequest(f"tokens has a token outside the vocabulary of {engine.vocabulary}", "tokens")
         return {"prompt": engine.tokenizer.decode(body.tokens, special=True)}
+
+    async def answered(request: Request, kind: type[B], do: Callable[[B], dict[str, Any]]) -> Response:
+        body = await json_body(request)
+
+        def written() -> bytes:
+            parsed = parse(kind, body)
+            service.check_model(parsed.model)
+            return msgspec.json.encode(do(parsed))
+
+        return Response(await work(request.state.size, written), media_type="application/json")
 
     described = contract(TokenizeRequest, TokenizeAnswer, 404, 503)
 
     @router.post("/tokenize", **described)
     @router.post("/v1/tokenize", **described)
-    async def tokenize(request: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
-        body = parse(TokenizeRequest, await json_body(request))
-        service.check_model(body.model)
-        return await asyncio.to_thread(encoded, body)
+    async def tokenize(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        return await answered(request, TokenizeRequest, encoded)
 
     @router.get("/tokenizer_info", **contract(None, TokenizerInfo))
     @router.get("/v1/tokenizer_info", **contract(None, TokenizerInfo))
@@ -111,9 +137,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/detokenize", **described)
     @router.post("/v1/detokenize", **described)
-    async def detokenize(request: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
-        body = parse(DetokenizeRequest, await json_body(request))
-        service.check_model(body.model)
-        return await asyncio.to_thread(decoded, body)
+    async def detokenize(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        return await answered(request, DetokenizeRequest, decoded)
 
     return router

@@ -5,21 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import structlog
-from llguidance import LLTokenizer
 
 from shoal.config import KvType, NodeSettings, Precision
 from shoal.control import messages as control
 from shoal.errors import ClusterError
-from shoal.executor.constraint import Grammars
 from shoal.executor.journal import JournalLimits
 from shoal.executor.runtimes import factory
 from shoal.executor.shard import Shard
 from shoal.executor.stage import StageExecutor
 from shoal.models.sources import pull_layers
-from shoal.models.weights import GgufWeights, Weights, open_weights
+from shoal.models.weights import open_weights
 from shoal.node.fetch import manifest_of
+from shoal.node.grammars import GrammarProcess
 from shoal.node.stage_service import wire_codec
-from shoal.text.tokenizer import Tokenizer
 
 log = structlog.get_logger()
 
@@ -33,8 +31,8 @@ class PulledModel:
         self._from_origin = 0
         journals = JournalLimits(settings.journal_memory, settings.journal_disk_bytes, wire_codec(order.codec))
         make = factory(settings.runtime, Precision(order.precision), settings.compute_threads, settings.isa)
-        self._read: tuple[Path, Weights] | None = None  # where the last layers came from
-        self._grammars = Grammars(self._vocabulary)
+        self._read: Path | None = None  # where the last layers came from
+        self._grammars = GrammarProcess(self._tokenizer)
         self._shard = Shard(make, order.kv_type == KvType.BF16, journals, self._grammars)
 
     @property
@@ -62,13 +60,13 @@ class PulledModel:
             log.info("weights are read", layers=f"{part.start}-{part.stop - 1}")
             self._shard.load(part, weights)
             if part.stop == self._layers:
-                self._read = path, weights
+                self._read = path
 
-    def _vocabulary(self) -> LLTokenizer:
+    def _tokenizer(self) -> Path:
+        """Where the model's tokenizer is."""
         if self._read is None:
             raise ClusterError("the model's last layers are not here")
-        path, weights = self._read
-        return vocabulary(path, weights)
+        return self._read
 
     def _here(self, part: range) -> Path:
         """What to open for some layers, from their origin where neither this machine nor its peers had all of it."""
@@ -93,13 +91,8 @@ class PulledModel:
 
     def report(self, heartbeat: control.Heartbeat) -> None:
         counters = self._shard.counters
+        heartbeat.resident += self._grammars.resident
         heartbeat.journal_bytes = self._shard.journal_bytes
         heartbeat.journal_spilled, heartbeat.journal_given_up = counters.spilled, counters.given_up
         heartbeat.fetched_from_origin = self._from_origin
         heartbeat.journal_replayed = counters.replayed
-
-
-def vocabulary(path: Path, weights: Weights) -> LLTokenizer:
-    """A model's tokenizer, as grammars need it. Raises CorruptModel, UnsupportedModel, UserError."""
-    meta = weights.file.meta if isinstance(weights, GgufWeights) else None
-    return Tokenizer.open(path, meta).for_grammars(weights.spec.vocabulary)

@@ -74,7 +74,8 @@ class Costs:
         return self.prefix[end] - self.prefix[first] + (self.model.head_bytes if end == self.model.layers else 0)
 
     def memory(self, first: int, end: int, kv_tokens: int) -> int:
-        return self.weights(first, end) + (end - first) * self.model.kv_bytes * kv_tokens + self.model.workspace
+        last = self.model.last_bytes if end == self.model.layers else 0
+        return self.weights(first, end) + (end - first) * self.model.kv_bytes * kv_tokens + self.model.workspace + last
 
     def _operations(self, first: int, end: int) -> float:
         head = self.model.head_parameters if end == self.model.layers else 0
@@ -216,12 +217,14 @@ def _choose(found: list[Placement]) -> Placement | None:
 
 def _shortage(nodes: Sequence[NodeProfile], model: ModelCost, at_least: int, kv_tokens: int) -> NotEnoughMemory:
     per_layer = model.kv_bytes * kv_tokens
-    needed = sum(model.layer_bytes) + model.head_bytes + model.layers * per_layer + model.workspace * at_least
+    needed = sum(model.layer_bytes) + model.head_bytes + model.layers * per_layer + model.workspace * at_least + model.last_bytes
     available = sum(n.memory for n in nodes)
     if needed > available:
         return NotEnoughMemory(needed, available)
     # Together it would do, but some part fits no node.
-    part = max(max(model.layer_bytes) + per_layer, model.layer_bytes[-1] + model.head_bytes + per_layer) + model.workspace
+    part = (
+        max(max(model.layer_bytes) + per_layer, model.layer_bytes[-1] + model.head_bytes + model.last_bytes + per_layer) + model.workspace
+    )
     largest = max(n.memory for n in nodes)
     return NotEnoughMemory(
         max(part, largest + 1), largest, "one node's part of the model, whose layers do not fit these nodes in any split"

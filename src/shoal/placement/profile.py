@@ -57,6 +57,8 @@ class ModelCost:
     """Bytes that a stage needs besides weights and KV."""
     attention: int = 4096
     """Operations of one row in one layer per token that it attends to."""
+    last_bytes: int = 0
+    """That the last stage needs beside those."""
 
     @property
     def layers(self) -> int:

@@ -216,7 +216,8 @@ class _Rules:
         """Arguments one by one, in the order of the schema."""
         if tool.input:
             raise InvalidRequest(
-                f"this model writes arguments without quotes, where the grammar of tool '{tool.name}' cannot be held to; leave the grammar out", "tools"
+                f"this model writes arguments without quotes, where the grammar of tool '{tool.name}' cannot be held to; leave the grammar out",
+                "tools",
             )
         required = cast("list[str]", schema.get("required") or [])
         out: list[str] = []

@@ -171,7 +171,10 @@ class Tokenizer:
         return [self._bos, *ids] if bos and self._add_bos and self._bos is not None else ids
 
     def _ids(self, text: str) -> list[int]:
-        return self._backend.encode(text, add_special_tokens=False).ids if self._pieces is None else self._pieces.encode(text)
+        """The library lets go of the interpreter's lock for lists alone: a million characters take a second."""
+        if self._pieces is not None:
+            return self._pieces.encode(text)
+        return self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def exceeds(self, text: str, limit: int) -> bool:
         """Whether a text has far more tokens than that: to find out costs no more than about so many tokens, however long the text is."""
@@ -219,13 +222,12 @@ class Tokenizer:
 
     def decode(self, tokens: Sequence[int], special: bool = False) -> str:
         """special: with special tokens."""
-        out, first = b"", True
+        out, first = list[bytes](), True
         for token in tokens:
-            if special and token in self._special:
-                out, first = out + self.token_bytes(token), False
-            else:
-                out, first = out + self.text_bytes(token, first), first and not self.text_bytes(token, False)
-        return out.decode(errors="replace")
+            said = self.token_bytes(token) if special and token in self._special else self.text_bytes(token, first)
+            first = first and not said
+            out.append(said)
+        return b"".join(out).decode(errors="replace")
 
     def text_bytes(self, token: int, first: bool) -> bytes:
         """What a token adds to a text: nothing where it is special; SentencePiece's first space is none of the text."""

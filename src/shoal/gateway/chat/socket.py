@@ -43,8 +43,8 @@ class _Chat(Session):
         """With the client's id in place of the answer's."""
         return data if name is None else {**data, "id": name}
 
-    async def ask(self, body: dict[str, Any], name: str | None) -> None:
-        answer = await self._service.begin({"stream": True, **body}, ChatRequest, chat_job)
+    async def ask(self, body: dict[str, Any], name: str | None, size: int) -> None:
+        answer = await self._service.begin({"stream": True, **body}, ChatRequest, chat_job, size=size)
         self._service.engine.observe_request("chat", "accepted", answer.job.prompt_tokens)
         try:
             await (self._stream if answer.job.stream else self._whole)(answer, name)

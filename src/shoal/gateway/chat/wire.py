@@ -262,7 +262,7 @@ class ChatRequest(Sampled):
     }
     instead: ClassVar[dict[str, str]] = {"functions": "tools", "function_call": "tool_choice"}
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
@@ -13,6 +11,7 @@ from shoal.gateway.embeddings.embed import embed, inputs, written
 from shoal.gateway.embeddings.wire import EmbeddingRequest
 from shoal.gateway.service import Service, json_body, unless_left
 from shoal.gateway.wire import parse
+from shoal.gateway.work import work
 
 
 def routes(service: Service) -> APIRouter:
@@ -23,11 +22,11 @@ def routes(service: Service) -> APIRouter:
         with service.observed("embeddings") as seen:
             body = parse(EmbeddingRequest, await json_body(request))
             service.check_model(body.model)
-            prompts = await asyncio.to_thread(inputs, body, engine)
+            prompts = await work(request.state.size, inputs, body, engine)
             seen.prompt_tokens = sum(map(len, prompts))
             vectors = await unless_left(request, embed(prompts, engine))
             if vectors is None:
                 return Response(status_code=499)
-            return JSONResponse(await asyncio.to_thread(written, vectors, body, engine, seen.prompt_tokens))
+            return JSONResponse(await work(request.state.size, written, vectors, body, engine, seen.prompt_tokens))
 
     return router

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -16,6 +15,7 @@ from shoal.gateway.messages.job import count, message_job
 from shoal.gateway.messages.wire import CountRequest, MessagesRequest
 from shoal.gateway.service import Service, json_body
 from shoal.gateway.wire import parse
+from shoal.gateway.work import work
 
 _SPOKEN = (ANTHROPIC,)
 
@@ -35,8 +35,13 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/v1/messages/count_tokens", **contract(CountRequest, MessageTokens, 404, dialects=_SPOKEN))
     async def count_tokens(request: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
-        body = parse(CountRequest, await json_body(request))
-        service.check_model(body.model)
-        return {"input_tokens": await asyncio.to_thread(count, body, service.engine)}
+        body = await json_body(request)
+
+        def counted() -> int:
+            parsed = parse(CountRequest, body)
+            service.check_model(parsed.model)
+            return count(parsed, service.engine)
+
+        return {"input_tokens": await work(request.state.size, counted)}
 
     return router

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -46,6 +45,7 @@ from shoal.gateway.ollama.wire import (
 from shoal.gateway.ollama.writer import moment, nanoseconds
 from shoal.gateway.service import Service, Streaming, json_body, unless_left, whole
 from shoal.gateway.wire import Asking, parse
+from shoal.gateway.work import work
 from shoal.gateway.writer import Writer
 
 VERSION = "0.12.11"
@@ -81,9 +81,13 @@ def routes(service: Service) -> APIRouter:
     async def parsed(request: Request, kind: type[A]) -> tuple[A, str]:
         """The body, and what the model is called in it. Raises InvalidRequest, UnknownModel."""
         body, name = await _body(request)
-        made = parse(kind, body)
-        service.check_model(made.model)
-        return made, name or tagged(engine.name)
+
+        def made() -> A:
+            asked = parse(kind, body)
+            service.check_model(asked.model)
+            return asked
+
+        return await work(request.state.size, made), name or tagged(engine.name)
 
     async def speak(
         request: Request,
@@ -98,7 +102,7 @@ def routes(service: Service) -> APIRouter:
             body, name = await parsed(request, kind)
             if not asks(body):
                 return _loaded(body, name, kind is ChatRequest)
-            answer = await service.answers.begin(await asyncio.to_thread(prepare, body, engine, chosen, name))
+            answer = await service.answers.begin(await work(request.state.size, prepare, body, engine, chosen, name))
             seen.prompt_tokens = answer.job.prompt_tokens
             if answer.job.stream:
                 return Streaming(service.answers, answer, written=lines, media=LINES)
@@ -126,14 +130,14 @@ def routes(service: Service) -> APIRouter:
     ) -> tuple[list[list[float]], int] | None:
         """Vectors, and tokens of the texts; None where the client left."""
         with service.observed("ollama_embed") as seen:
-            given = await asyncio.to_thread(_cut, texts, engine) if truncate else list(texts)
+            given = await work(request.state.size, _cut, texts, engine) if truncate else list(texts)
             body = EmbeddingRequest(input=given, dimensions=dimensions)
-            prompts = await asyncio.to_thread(inputs, body, engine)
+            prompts = await work(request.state.size, inputs, body, engine)
             seen.prompt_tokens = sum(map(len, prompts))
             vectors = await unless_left(request, embed(prompts, engine))
             if vectors is None:
                 return None
-            told = await asyncio.to_thread(written, vectors, body, engine, seen.prompt_tokens)
+            told = await work(request.state.size, written, vectors, body, engine, seen.prompt_tokens)
             return [each["embedding"] for each in told["data"]], seen.prompt_tokens
 
     @router.post("/api/embed", **described(EmbedRequest, OllamaEmbedded, 404, 499, 503))

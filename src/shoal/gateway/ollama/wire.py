@@ -167,7 +167,7 @@ class Tool(Wire):
 class ChatRequest(Speaking):
     inert: ClassVar[dict[str, tuple[Any, ...]]] = _CUTTING
 
-    messages: Annotated[list[Message], Field(max_length=MAX_MESSAGES)] = Field(default_factory=list[Message])
+    messages: Annotated[list[Message], Field(max_length=MAX_MESSAGES, fail_fast=True)] = Field(default_factory=list[Message])
     tools: list[Tool] | None = None
 
     def asked_tools(self) -> Tools:

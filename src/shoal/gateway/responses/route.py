@@ -20,6 +20,7 @@ from shoal.gateway.responses.job import ResponseJob, check_include, response_job
 from shoal.gateway.responses.wire import CompactRequest, ResponseRequest
 from shoal.gateway.service import Service, Streaming, json_body
 from shoal.gateway.wire import parse
+from shoal.gateway.work import work
 
 
 def page(items: Sequence[dict[str, Any]], limit: int, order: str, after: str | None) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def routes(service: Service) -> APIRouter:
     async def count(request: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
         body = parse(ResponseRequest, await json_body(request))
         service.check_model(body.model)
-        job = await asyncio.to_thread(response_job, body, service.engine, None, store)
+        job = await work(request.state.size, response_job, body, service.engine, None, store)
         return {"object": "response.input_tokens", "input_tokens": job.prompt_tokens}
 
     @router.get("/v1/responses/{id}", **contract(None, ResponseAnswer, 400, 404, streams=True))

@@ -31,6 +31,7 @@ from shoal.gateway.responses.writer import usage_of
 from shoal.gateway.service import Service
 from shoal.gateway.socket import Session
 from shoal.gateway.wire import parse
+from shoal.gateway.work import work
 from shoal.gateway.writer import Usage
 
 _MAX_NAME = 128
@@ -89,20 +90,20 @@ class _Responses(Session):
         later = {} if what.retry_after is None else {"headers": {"Retry-After": str(what.retry_after)}}
         return {"type": "error", "status": what.status, "error": {**what.body["error"], **later}}
 
-    async def ask(self, body: dict[str, Any], name: str | None) -> None:
+    async def ask(self, body: dict[str, Any], name: str | None, size: int) -> None:
         generate = body.pop("generate", True)
         if not isinstance(generate, bool | None):
             raise InvalidRequest("generate is true or false", "generate")
         body.pop("stream", None)  # it is one in any case
         async with self._streams.setdefault(name, asyncio.Lock()):
             try:
-                await (self._prepare if generate is False else self._respond)(body, name)
+                await (self._prepare if generate is False else self._respond)(body, name, size)
             except WebSocketDisconnect:
                 return  # whoever receives learns of it too
 
-    async def _respond(self, body: dict[str, Any], name: str | None) -> None:
+    async def _respond(self, body: dict[str, Any], name: str | None, size: int) -> None:
         prepare = partial(response_job, store=self._turns)
-        answer = await self._service.begin({**body, "stream": True}, ResponseRequest, prepare)
+        answer = await self._service.begin({**body, "stream": True}, ResponseRequest, prepare, size=size)
         self._service.engine.observe_request("responses", "accepted", answer.job.prompt_tokens)
         try:
             async with aclosing(told(answer, answer.writer())) as events:
@@ -119,11 +120,15 @@ class _Responses(Session):
             self._turns.remember(data["response"], list(job.input))
         await self.send(data, name)
 
-    async def _prepare(self, body: dict[str, Any], name: str | None) -> None:
+    async def _prepare(self, body: dict[str, Any], name: str | None, size: int) -> None:
         """A turn without an answer, from which others go on."""
-        parsed = parse(ResponseRequest, body)
-        self._service.check_model(parsed.model)
-        job: ResponseJob = await asyncio.to_thread(response_job, parsed, self._service.engine, None, self._turns)
+
+        def prepared() -> ResponseJob:
+            parsed = parse(ResponseRequest, body)
+            self._service.check_model(parsed.model)
+            return response_job(parsed, self._service.engine, None, self._turns)
+
+        job = await work(size, prepared)
         begun = job.writer(self._service.engine).response("in_progress")
         ended = {**begun, "status": "completed", "completed_at": int(time()), "usage": usage_of(Usage(0))}
         if job.store:

@@ -234,7 +234,7 @@ class ResponseRequest(Sampled):
         "image": (None, {}, {"context_compression": "auto"}, {"context_compression": "disabled"}),
     }
 
-    input: str | Annotated[list[Item], Field(min_length=1, max_length=MAX_MESSAGES)]
+    input: str | Annotated[list[Item], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     instructions: str | None = None
     max_output_tokens: int | None = None
     text: TextConfig | None = None
@@ -283,6 +283,6 @@ class CompactRequest(Sampled):
         "image": (None, {}, {"context_compression": "auto"}, {"context_compression": "disabled"}),
     }
 
-    input: str | Annotated[list[Item], Field(max_length=MAX_MESSAGES)] | None = None
+    input: str | Annotated[list[Item], Field(max_length=MAX_MESSAGES, fail_fast=True)] | None = None
     instructions: str | None = None
     previous_response_id: str | None = None

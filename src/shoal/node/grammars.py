@@ -1,0 +1,206 @@
+"""A node's grammars, in a process of their own: neither their time nor their memory is the stage's (see grammar_worker.py)."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from itertools import count
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Lock, Thread
+
+import msgspec
+import numpy as np
+import psutil
+import structlog
+
+from shoal.errors import ShoalError
+from shoal.executor.constraint import Allowed, GrammarFailed
+from shoal.executor.cost import GRAMMAR_GROWTH
+from shoal.node.grammar_worker import Ask, Told, read, write
+
+log = structlog.get_logger()
+
+_STRIKES = 2  # times that the process ended while it was at a sequence, after which that one is taken for the reason
+
+
+class RemoteConstraint:
+    """One sequence's way through its grammar, which goes on in another process should the one it is in end."""
+
+    def __init__(self, id: int, grammar: str, generated: Sequence[int], width: int) -> None:
+        self.id, self.grammar, self.tokens, self.width = id, grammar, list(generated), width
+        self.strikes = 0
+        self.failed: GrammarFailed | None = None
+        self.next: Future[Allowed] = Future()
+
+    def allowed(self, patience: float | None = None) -> Allowed | None:
+        """What may come next; None where it is not known within so many seconds (None: for ever). Raises GrammarFailed."""
+        if self.failed is not None:
+            raise self.failed
+        try:
+            return self.next.result(patience)
+        except TimeoutError:
+            return None
+
+
+class GrammarProcess:
+    """Behaves as executor.constraint.Grammars does. path: of the model, called for when the first grammar comes.
+
+    The stage's thread waits for no pipe: another one asks, and another one listens.
+    """
+
+    def __init__(self, path: Callable[[], Path], patience: float | None = 0.05, growth: int = GRAMMAR_GROWTH) -> None:
+        self.patience = patience
+        self._path, self._growth = path, growth
+        self._ids = count()
+        self._lock = Lock()
+        self._live: weakref.WeakValueDictionary[int, RemoteConstraint] = weakref.WeakValueDictionary()
+        self._gone: deque[int] = deque()
+        self._asks: SimpleQueue[tuple[int, Ask] | None] = SimpleQueue()
+        self._asking: Thread | None = None
+        self._listening: Thread | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._life = 0  # of which process: what was asked of one that is gone is not asked of the next
+        self._lost = self._closed = False
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process, while there is one."""
+        process = self._process
+        return None if process is None else process.pid
+
+    @property
+    def resident(self) -> int:
+        """Bytes of memory that the process has."""
+        try:
+            return 0 if (pid := self.pid) is None else int(psutil.Process(pid).memory_info().rss)
+        except psutil.Error:
+            return 0
+
+    def constrain(self, grammar: str, generated: Sequence[int], width: int) -> RemoteConstraint:
+        made = RemoteConstraint(next(self._ids), grammar, generated, width)
+        weakref.finalize(made, self._gone.append, made.id)
+        with self._lock:
+            self._live[made.id] = made
+            self._ask(Ask([_opened(made)]))
+        return made
+
+    def advance(self, drawn: Sequence[tuple[RemoteConstraint, int]]) -> None:
+        """Begins to work out what may come after the tokens that a step drew."""
+        if not drawn:
+            return
+        with self._lock:
+            for constraint, token in drawn:
+                constraint.tokens.append(token)
+                constraint.next = Future()
+            if going := [(constraint.id, token) for constraint, token in drawn if constraint.failed is None]:
+                self._ask(Ask(drawn=going))
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed, process, asking = True, self._process, self._asking
+            if process is not None:
+                process.kill()
+        if asking is not None:
+            self._asks.put(None)
+            asking.join()
+        if (listening := self._listening) is not None:  # it has seen the process end
+            listening.join()
+
+    def _ask(self, ask: Ask) -> None:
+        """In the lock."""
+        if self._closed:
+            raise GrammarFailed("the model is given up", ours=True)
+        if self._lost:
+            ask, self._lost = Ask(self._open()), False
+        if self._asking is None:
+            self._asking = Thread(target=self._ask_all, name="grammar-asks", daemon=True)
+            self._asking.start()
+        self._asks.put((self._life, ask))
+
+    def _open(self) -> list[tuple[int, str, list[int], int]]:
+        return [_opened(c) for c in list(self._live.values()) if c.failed is None]
+
+    def _ask_all(self) -> None:
+        while (item := self._asks.get()) is not None:
+            life, ask = item
+            if life != self._life:
+                continue
+            try:
+                process = self._started()
+            except (OSError, ShoalError) as error:
+                with self._lock:
+                    for constraint in list(self._live.values()):
+                        _fail(constraint, f"grammars cannot be worked on here ({error})", ours=True)
+                continue
+            while self._gone:
+                ask.closed.append(self._gone.popleft())
+            assert process.stdin is not None
+            with contextlib.suppress(OSError, ValueError):  # it has ended, its input is closed: whoever listens sees to it
+                write(process.stdin, msgspec.msgpack.encode(ask))  # pyright: ignore[reportArgumentType]
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        """Raises OSError, ShoalError."""
+        with self._lock:
+            if self._process is None:
+                if self._closed:
+                    raise OSError("the model is given up")
+                command = [sys.executable, "-m", "shoal.node.grammar_worker", str(self._path()), str(self._growth)]
+                self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+                self._listening = Thread(target=self._listen, args=(self._process,), name="grammar-answers", daemon=True)
+                self._listening.start()
+            return self._process
+
+    def _listen(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdin is not None and process.stdout is not None
+        with process.stdout as out:
+            while (body := read(out)) is not None:  # pyright: ignore[reportArgumentType]
+                self._told(msgspec.msgpack.decode(body, type=Told))
+        status = process.wait()
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        with self._lock:
+            self._process, self._life = None, self._life + 1
+            self._again(status)
+
+    def _told(self, told: Told) -> None:
+        with self._lock:
+            constraint = self._live.get(told.sequence)
+            if constraint is None:
+                return
+            if told.fault:
+                _fail(constraint, told.fault, told.ours)
+            elif told.at == len(constraint.tokens) and not constraint.next.done():
+                constraint.strikes = 0
+                constraint.next.set_result(Allowed(np.frombuffer(told.tokens, "<i4").astype(np.intp), told.but))
+
+    def _again(self, status: int) -> None:
+        """In the lock: the process has ended. What it was at goes on in another one, but for what may be the reason."""
+        waiting = [constraint for constraint in list(self._live.values()) if not constraint.next.done()]
+        if self._closed:
+            for constraint in waiting:
+                _fail(constraint, "the model is given up", ours=True)
+            return
+        log.warning("the process of the grammars ended", status=status, sequences=len(waiting))
+        for constraint in waiting:
+            constraint.strikes += 1
+            if constraint.strikes >= _STRIKES:
+                _fail(constraint, "it cannot be worked out what may come next; simplify it")
+        self._lost = True
+        if any(not constraint.next.done() for constraint in waiting):
+            self._ask(Ask())
+
+
+def _opened(constraint: RemoteConstraint) -> tuple[int, str, list[int], int]:
+    return constraint.id, constraint.grammar, [*constraint.tokens], constraint.width
+
+
+def _fail(constraint: RemoteConstraint, why: str, ours: bool = False) -> None:
+    constraint.failed = constraint.failed or GrammarFailed(why, ours)
+    if not constraint.next.done():
+        constraint.next.set_exception(constraint.failed)
