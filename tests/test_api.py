@@ -403,7 +403,7 @@ def test_a_model_that_is_not_there_is_not_found() -> None:
     refused(fetch(create_app(FakeEngine()), "GET", "/v1/models/other"), 404, "model", "model_not_found")
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", "/nope"), ("POST", "/v1/images/generations"), ("POST", "/")])
+@pytest.mark.parametrize(("method", "path"), [("GET", "/nope"), ("POST", "/v1/images/generations"), ("POST", "/nope")])
 def test_endpoints_that_are_not_there_are_not_found(method: str, path: str) -> None:
     assert path in refused(fetch(create_app(FakeEngine()), method, path), 404)
 

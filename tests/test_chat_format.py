@@ -88,8 +88,8 @@ WRONG_SCHEMAS: list[dict[str, Any]] = [
     {"type": "string", "pattern": "("},
     {"type": "string", "pattern": "a" * (grammar.MAX_PATTERN + 1)},
     nested(schema.MAX_DEPTH),
-    {"type": "object", "properties": {f"p{i}": {"type": "null"} for i in range(grammar.MAX_PROPERTIES + 1)}},
-    {"enum": ["x" * grammar.MAX_SCHEMA]},
+    {"type": "object", "properties": {f"p{i}": {"type": "null"} for i in range(schema.MAX_PROPERTIES + 1)}},
+    {"enum": ["x" * schema.MAX_SCHEMA]},
 ]
 
 

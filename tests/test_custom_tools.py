@@ -17,6 +17,8 @@ from shoal.gateway.chat.answer import ChatAnswer
 from shoal.gateway.custom import Input
 from shoal.gateway.responses.answer import ResponseAnswer
 from shoal.text import grammar
+from shoal.text.answer_format import AnswerFormat
+from shoal.text.answer_grammar import answer_grammar
 from shoal.text.lark import inside_json, inside_json_regex
 from shoal.text.tools import HERMES, LLAMA3, MISTRAL, Tool, ToolFormat
 from tests.support.engine import FakeEngine, says
@@ -148,8 +150,8 @@ FLAT = {
 
 
 def call(name: str, text: str, format: ToolFormat = HERMES) -> str:
-    body = json.dumps({format.name_key: name, format.arguments_key: {"input": text}}, ensure_ascii=False)
-    return format.opening + format.begin + body + format.end + format.closing
+    arguments = json.dumps({"input": text}, ensure_ascii=False)
+    return format.opening + format.begin + name + format.middle + arguments + format.end + format.closing
 
 
 def chat(engine: FakeEngine, **fields: Any) -> httpx.Response:
@@ -252,7 +254,7 @@ def test_a_grammar_that_is_none_is_refused(format: dict[str, Any]) -> None:
 def test_a_tool_s_own_grammar_needs_no_gateway() -> None:
     """What the text layer is asked, by itself."""
     tool = Tool("t", {"type": "object", "properties": {"input": {"type": "string"}}}, input=inside_json('start: "yes"'))
-    held = grammar.tool_calls(HERMES, [tool], "required")
+    held = answer_grammar(AnswerFormat(HERMES), [tool], "required")
     for text, taken in (("yes", True), ("no", False)):
         matcher, raw = LLMatcher(grammar._bytes(), held), call("t", text).encode()
         assert (matcher.try_consume_tokens(list(raw)) == len(raw) and matcher.is_accepting()) == taken

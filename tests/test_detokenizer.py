@@ -89,7 +89,8 @@ def test_special_tokens_are_no_text() -> None:
     assert "".join(streamed(BYTES, tokens)) == "hello hello"
 
 
-def cut(stops: Sequence[str], pieces: Sequence[str]) -> tuple[str, bool]:
+def cut(stops: Sequence[str], pieces: Sequence[str]) -> tuple[str, str]:
+    """The text that goes out, and the stop string that ended it."""
     filter = StopStrings(stops)
     out = "".join(filter.push(piece) for piece in pieces)
     return out + ("" if filter.stopped else filter.finish()), filter.stopped
@@ -104,7 +105,8 @@ def test_text_ends_before_the_first_stop_string(stops: list[str], pieces: list[s
     text = "".join(pieces)
     ends = [(text.find(s) + len(s), text.find(s)) for s in stops if s in text]
     out, stopped = cut(stops, pieces)
-    assert stopped == bool(ends)
+    assert bool(stopped) == bool(ends)
+    assert not stopped or out + stopped in text
     assert out in ([text[:at] for _, at in ends] if ends else [text])
     assert not any(s in out for s in stops)
 

@@ -149,5 +149,8 @@ def test_reasoning_that_is_sent_back_reaches_the_template() -> None:
 
 
 def test_only_an_assistant_reasons() -> None:
-    answer = asked("", messages=[{"role": "user", "content": "a", "reasoning_content": "b"}])
-    assert answer.json()["error"]["param"] == "messages.0.reasoning_content"
+    """Clients send whole messages back, with fields that say nothing there."""
+    engine = FakeEngine(says("Rain."), reasoning=THINK)
+    said = {"role": "user", "content": "a", "reasoning_content": "secret"}
+    assert fetch(create_app(engine), "POST", CHAT, json={"messages": [said]}).status_code == 200
+    assert "secret" not in engine.tokenizer.decode(engine.asked.prompt)

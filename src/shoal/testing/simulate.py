@@ -13,7 +13,7 @@ from shoal.config import default_threads
 from shoal.testing.rush import Rush
 from shoal.testing.scenario import Broken, Scenario
 
-_RUSHES = 4  # of so many seeds one tells of long prompts beside running answers, too
+_RUSHES = 20  # of so many seeds one tells of long prompts beside running answers, too; each costs as much as ten others
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,8 @@ class Marks:
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, Mapping):
-            return {self.value(key): self.value(inner) for key, inner in cast("Mapping[Any, Any]", value).items()}
+            inside = {self.value(key): self.value(inner) for key, inner in cast("Mapping[Any, Any]", value).items()}
+            return type(cast("dict[Any, Any]", value))(inside) if isinstance(value, dict) else inside  # some know how to write themselves
         if isinstance(value, list | tuple):
             return [self.value(inner) for inner in cast("list[Any]", value)]
         return value

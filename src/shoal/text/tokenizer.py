@@ -225,7 +225,7 @@ class Tokenizer:
         out, first = list[bytes](), True
         for token in tokens:
             said = self.token_bytes(token) if special and token in self._special else self.text_bytes(token, first)
-            first = first and not said
+            first = first and not self.text_bytes(token, False)
             out.append(said)
         return b"".join(out).decode(errors="replace")
 
