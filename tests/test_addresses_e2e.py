@@ -67,7 +67,7 @@ def test_a_cluster_at_a_link_local_address(tmp_path: Path, smollm2: Path) -> Non
     with cluster(tmp_path) as made:
         head = made.up("--host", host, "--nodes", "2", "--memory", "600MiB", "--model", str(smollm2), SHOAL_CACHE=str(tmp_path / "cache"))
         made.until_ready()
-        until(lambda: f"more nodes: shoal join [{host}]:{made.control_port} " in head.said, head.describe)
+        until(lambda: f"more nodes: shoal join [{host}]:{made.control_port}\n" in head.said, head.describe)
         assert "Paris" in made.texts("The capital of France is")[0]
 
 

@@ -268,13 +268,14 @@ def test_in_a_real_group_doctor_names_the_limits_and_a_node_keeps_to_them(
     assert "of 512.0 MiB: a limit of 512.0 MiB (/sys/fs/cgroup/" in checks["memory"]
     assert checks["processors"].startswith("1: ") or psutil.cpu_count() == 1
     with cluster(tmp_path) as made:
-        made.serve("--min-nodes", "1", "--context", "512", "--lanes", "2")
+        made.serve("--min-nodes", "2", "--spread", "--context", "512", "--lanes", "2")
         made.start("join", f"127.0.0.1:{made.control_port}", "--name", "small", "--journal", "0", before=inside)
+        made.start("join", f"127.0.0.1:{made.control_port}", "--name", "large", "--memory", "1GiB", "--journal", "0")
         made.until_ready()
         listed = made.start("nodes", "--head", f"127.0.0.1:{made.control_port}", "--json")
         assert listed.wait() == 0
-        (node,) = json.loads(listed.said)["nodes"]
+        (node,) = [node for node in json.loads(listed.said)["nodes"] if node["name"] == "small"]
         assert node["threads"] == 1
-        offered = float(node["memory"].split()[0])
-        assert node["memory"].endswith(" MiB") and 100 < offered <= 384
+        assert 100 << 20 < node["memory_bytes"] <= 384 << 20
+        assert node["last_layer"] is not None  # it runs some
         assert "Paris" in made.texts("The capital of France is")[0]

@@ -14,7 +14,7 @@ import uvloop
 
 from shoal.address import http_url, is_loopback, join_host_port, parse_address
 from shoal.cli.api import Api, api_of
-from shoal.cli.credentials import asked_for_code, head_credentials, pairing_desk
+from shoal.cli.credentials import asked_for_code, check_keys, head_credentials, pairing_desk
 from shoal.cli.discover import announced, check_announcing, find_head
 from shoal.cli.local import local_cluster
 from shoal.cli.show import described, err, line, split
@@ -206,6 +206,7 @@ async def listened(address: str) -> None:
 async def _join(address: str, settings: NodeSettings) -> None:
     check_runtime(settings.runtime)
     address = str(parse_address(address)) if address else ""
+    check_keys(settings)
     stop = stop_signal()
     found = None if address else await find_head(settings)
     address = found.address if found is not None else address

@@ -78,6 +78,13 @@ def _kept(address: str) -> Path:
     return keys_dir() / f"{plain}.pem"
 
 
+def check_keys(settings: NodeSettings) -> None:
+    """Before anybody waits for a head: whether there is a place for keys, and what a code gets can be kept. Raises ConfigError."""
+    folder = keys_dir()
+    if settings.code:
+        check_writable(folder / "new")
+
+
 async def node_credentials(settings: NodeSettings, address: str, found: Advert | None = None) -> Credentials | None:
     """By the code, or from an earlier pairing with this address or, where it was found by its name, this cluster.
 

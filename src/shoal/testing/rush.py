@@ -11,6 +11,7 @@ from math import exp, log
 from random import Random
 
 from shoal.config import HeadSettings
+from shoal.errors import NotReady
 from shoal.node.conductor import Conductor, Served
 from shoal.request import Request, RequestId, SamplingParams
 from shoal.testing import toy
@@ -115,7 +116,11 @@ class Rush(Scenario):
         began = self._loop.time()
         self._prompts += 1
         self.say(f"{request.id} comes: {length} tokens")
-        async for chunk in conductor.submit(request):
+        try:
+            stream = conductor.submit(request)
+        except NotReady as error:
+            raise Broken(f"{request.id} is refused: {error}") from error
+        async for chunk in stream:
             if chunk.token is not None:
                 if not said:
                     took = self._loop.time() - began

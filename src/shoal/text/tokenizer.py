@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from time import sleep
 from typing import Any, cast
 
 import structlog
@@ -25,6 +26,7 @@ from shoal.text.vocabulary import END_OF_TURN, begins_with_bos, from_gguf, piece
 
 log = structlog.get_logger()
 
+_TURN = 1024  # tokens that are decoded in one go: a millisecond
 _SLICE, _SLACK = 16 << 10, 64
 """Characters that are counted at once; tokens by which cutting there may miscount."""
 
@@ -223,7 +225,9 @@ class Tokenizer:
     def decode(self, tokens: Sequence[int], special: bool = False) -> str:
         """special: with special tokens."""
         out, first = list[bytes](), True
-        for token in tokens:
+        for at, token in enumerate(tokens):
+            if at % _TURN == 0:
+                sleep(0)  # others have their turn
             said = self.token_bytes(token) if special and token in self._special else self.text_bytes(token, first)
             first = first and not self.text_bytes(token, False)
             out.append(said)
