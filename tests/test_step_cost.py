@@ -164,12 +164,23 @@ def test_what_lies_between_the_stages_is_learned_from_the_flight():
 def test_larger_steps_are_tried_one_at_a_time():
     learner = cost(REAL)
     assert learner.room([]) == Load(4, 8192)
-    assert learner.room([Load.of(0, 4, 0)]) == Load()
+    assert learner.room([Load.of(0, 5, 0)]) == Load(4, 8192)
     teach(learner, REAL, Load.of(0, 4, 0))
-    assert learner.room([Load.of(0, 4, 0)]) == Load(8, 8192)
-    assert learner.room([Load.of(0, 8, 0)]) == Load(4, 10)
+    assert learner.room([Load.of(0, 4, 0)]) == Load(8, 10 + 8192)
+    assert learner.room([Load.of(0, 8, 0)]) == Load(4, 10 + 8192)
     teach(learner, REAL, Load.of(0, 8, 0))
     assert learner.room([]).rows == 16
+
+
+def test_steps_grow_though_every_context_is_longer_than_the_one_before():
+    """A prompt beside streams: each step attends to a little more than the last one, and is no larger for that."""
+    learner, at = cost(REAL), 5000
+    for _ in range(12):
+        flying = [Load.of(at + i, 1, 1) + Load.of(at + i, 1, 0) for i in range(4)]
+        rows = learner.room(flying).rows
+        learner.learn(Load.of(at, rows, 0), [trace(0.001 * rows)])
+        at += rows
+    assert rows >= 64
 
 
 def test_draws_do_not_make_what_chunks_take_unknown_but_other_chunks_do():

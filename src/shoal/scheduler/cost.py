@@ -105,13 +105,15 @@ class StepCost:
         return max((len(seconds) + 1) * max(seconds), sum(seconds) + self._ways.seconds(Load(load.rows)))
 
     def room(self, flying: Iterable[Load]) -> Load:
-        """What the next step may hold, so that its prediction is to be trusted: twice as much as the largest of the latest that brought chunks, and no
-        more than that one while a larger one is in flight. So where a term is far off, because no step has depended on it lately, one step suffers.
+        """What the next step may hold, so that its prediction is to be trusted: twice as much as the largest of the latest that brought chunks, and about
+        as much as that one while a larger one is in flight. So where a term is far off, because no step has depended on it lately, one step suffers.
         """
-        known = Load(max((load.rows for load in self._latest), default=0), max((load.context for load in self._latest), default=0))
-        if any(load.rows > known.rows or load.context > known.context for load in flying):
-            return known
-        return Load(max(2 * known.rows, _TRIED.rows), max(2 * known.context, _TRIED.context))
+        rows = max((load.rows for load in self._latest), default=0)
+        context = max((load.context for load in self._latest), default=0)
+        near = context + max(context // 8, _TRIED.context)  # contexts grow with every step, also where steps do not
+        if any(load.rows > max(rows, _TRIED.rows) or load.context > near for load in flying):
+            return Load(max(rows, _TRIED.rows), near)
+        return Load(max(2 * rows, _TRIED.rows), max(2 * context, near))
 
     def fitting(self, load: Load, position: int, rows: int, scored: bool, wait: float, room: Load | None = None) -> int:
         """How many of a chunk's rows can join a step, so that it is no larger than `room` and a stream waits no longer than `wait` seconds.

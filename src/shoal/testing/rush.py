@@ -20,7 +20,7 @@ from shoal.testing.scenario import Broken, Scenario
 
 _CONTEXT = 1600
 _SLOWEST = 0.02  # seconds of a stage for a row at the end of the context
-_SLACK = 6.0  # times that a prompt may take longer than the slowest stage needs for all that is there
+_SLACK = 4.0  # times that a prompt may take longer than the slowest stage needs for all that is there
 
 
 class Rush(Scenario):
