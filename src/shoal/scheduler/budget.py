@@ -24,6 +24,7 @@ class StepBudget:
         self.load = Load()
         """Of what was taken."""
         self._until: float | None = None  # seconds; known once the draws are in
+        self._served = False  # a prompt has been asked for that may have all that is left
 
     def take(self, load: Load, prompt: bool) -> None:
         """A chunk has joined the step. prompt: of a prompt."""
@@ -32,12 +33,13 @@ class StepBudget:
         self._prompts -= load.rows if prompt else 0
 
     def prompt(self, position: int, wanted: int, scored: bool, part: float) -> int:
-        """How many rows of a prompt the step takes, of those wanted: at most `part` of what is left. The first one gets one row at least."""
-        rows = min(wanted, self.rows, max(int(self._prompts * part), 1) if self._prompts > 0 else 0)
+        """How many rows of a prompt the step takes, of those wanted: at most `part` of what is left. The first one that may have all gets one at least."""
+        rows = min(wanted, self.rows, int(self._prompts * part))
         if self._cost is None or rows <= 0:
             return max(rows, 0)
         now = self._cost.wait(self.load)
-        first = self._until is None
+        first = part == 1 and not self._served
+        self._served |= part == 1
         if self._until is None:
             self._until = self._allowed(now)
         fitting = self._cost.fitting(self.load, position, rows, scored, now + (self._until - now) * part, self._room)

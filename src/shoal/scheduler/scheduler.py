@@ -255,6 +255,8 @@ class Scheduler:
                         continue
                     chunks.append(Chunk(sequence.id, at, sequence.tokens[at : at + fitting], [int(b) for b in untold], False))
                     sequence.told, untold = len(table), []
+                    if sequence.done and sequence.id not in self._closed:  # it ended before the stages were told of it
+                        self._closed.append(sequence.id)
                     budget = 0 if alone or fitting < rows else budget - fitting
                     at += fitting
         if chunks:
@@ -309,6 +311,8 @@ class Scheduler:
 
     def _schedule(self) -> StepPlan | None:
         self._admit()
+        if self._too_few():
+            return None
         chunks: list[Chunk] = []
         opened: list[Opened] = []
         sent: list[_Sent] = []
@@ -490,6 +494,20 @@ class Scheduler:
 
     # One step
 
+    @property
+    def _share(self) -> int:
+        """Draws of a step where all streams are spread evenly over the stages."""
+        return -(-sum(1 for s in self._running if s.active) // self.limits.depth)
+
+    def _too_few(self) -> bool:
+        """Every stage has a step, there is no prompt to go on with, and the draws that are ready are fewer than a step's share: the others are on
+        their way. Streams that came one by one thus come to share steps, whose weights are read once for all of them."""
+        if len(self._flight) < self.limits.depth or self.apart or self._closed:
+            return False
+        if any(not s.awaiting and not s.decoding and s.pending > 0 for s in self._running):
+            return False
+        return sum(1 for s in self._running if s.decoding) < self._share
+
     def _candidates(self) -> Iterator[tuple[Sequence, float]]:
         """Sequences that can move: draws that rested longest first, then prompts, oldest first. With a prompt: how much it may take of what the step has left.
 
@@ -497,8 +515,7 @@ class Scheduler:
         takes up to half before it: so a short one does not wait for all that are ahead of it, and the oldest one always goes on.
         """
         decoding = sorted((s for s in self._running if s.decoding), key=lambda s: s.last_step + _DRAW_LEAD * s.standing)
-        active = sum(1 for s in self._running if s.active)
-        for sequence in decoding[: -(-active // self.limits.depth)]:
+        for sequence in decoding[: self._share]:
             yield sequence, 1.0
         prompts = [s for s in self._running if not s.awaiting and not s.decoding and s.pending > 0]
         prompts.sort(key=lambda s: s.entered[0] + _PROMPT_LEAD * s.standing)
