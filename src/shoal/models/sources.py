@@ -196,6 +196,7 @@ def _fetch_package(part: Part, target: Path, progress: Callable[[int], None]) ->
         else:
             command = ["npm", "pack", "--silent", f"{part.package}@{part.version}", "--pack-destination", str(scratch)]
             command += ["--cache", str(own), "--no-update-notifier"]
+            command += ["--fetch-retry-mintimeout", "1000", "--fetch-retry-maxtimeout", "5000"]  # without a network it would wait for 70 s
         _run_client(command, part, progress, own)
         found = sorted(scratch.iterdir())
         if len(found) != 1:
