@@ -194,7 +194,7 @@ def _fetch_package(part: Part, target: Path, progress: Callable[[int], None]) ->
             command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--disable-pip-version-check"]
             command += ["--progress-bar", "raw", "--resume-retries", "5", "--dest", str(scratch), f"{part.package}=={part.version}"]
         else:
-            command = ["npm", "pack", "--silent", f"{part.package}@{part.version}", "--pack-destination", str(scratch)]
+            command = ["npm", "pack", "--loglevel", "error", f"{part.package}@{part.version}", "--pack-destination", str(scratch)]
             command += ["--cache", str(own), "--no-update-notifier"]
             command += ["--fetch-retry-mintimeout", "1000", "--fetch-retry-maxtimeout", "5000"]  # without a network it would wait for 70 s
         _run_client(command, part, progress, own)
@@ -232,7 +232,9 @@ def _run_client(command: list[str], part: Part, progress: Callable[[int], None],
     if status:
         if any("No space left" in line for line in last):
             raise OSError(errno.ENOSPC, "No space left on device")
-        errors = [line for line in last if "error" in line.lower()] or last
+        errors = [
+            line for line in last if "error" in line.lower() and " log " not in line.lower()
+        ] or last  # npm's last word is where its log lies
         raise FetchError(
             f"{part.package} {part.version} could not be fetched: {(errors or ['no reason given'])[-1]}; check the network and try again"
         )
