@@ -6,6 +6,7 @@ import errno
 import hashlib
 import io
 import json
+import sys
 import tarfile
 import threading
 import zipfile
@@ -190,6 +191,19 @@ def test_packages_that_are_broken(kind: str, content: bytes, registry: Registry,
     registry.offer(b"x", registry.part("one", content, kind))
     with pytest.raises(FetchError, match="does not hold m"):
         pull("toy", directory=tmp_path)
+
+
+def test_of_all_that_a_client_says_the_reason_is_told(tmp_path: Path) -> None:
+    """As npm says it: what is wrong comes first, then advice, then where its log lies."""
+    said = [
+        "npm error code ECONNREFUSED",
+        "npm error FetchError: request failed, reason: connect ECONNREFUSED",
+        "npm error If you are behind",
+    ]
+    said += ["npm error a proxy, see 'npm help config'"] * 6 + ["npm error A complete log of this run can be found in: /tmp/x.log"]
+    client = [sys.executable, "-c", f"import sys; print({chr(10).join(said)!r}); sys.exit(1)"]
+    with pytest.raises(FetchError, match=r"could not be fetched: .*reason: connect ECONNREFUSED; check the network"):
+        sources._run_client(client, _part("npm"), lambda _: None, tmp_path)
 
 
 def test_the_disk_is_too_small(registry: Registry, tmp_path: Path) -> None:

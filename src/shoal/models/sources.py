@@ -224,7 +224,7 @@ def _run_client(command: list[str], part: Part, progress: Callable[[int], None],
                 if match := re.fullmatch(r"Progress (\d+) of (\d+)\s*", line):
                     progress(int(match[1]))
                 elif line.strip():
-                    last = [*last[-7:], line.strip()]
+                    last = [*last[-19:], line.strip()]
             status = process.wait()
         finally:
             if process.poll() is None:
@@ -232,9 +232,8 @@ def _run_client(command: list[str], part: Part, progress: Callable[[int], None],
     if status:
         if any("No space left" in line for line in last):
             raise OSError(errno.ENOSPC, "No space left on device")
-        errors = [
-            line for line in last if "error" in line.lower() and " log " not in line.lower()
-        ] or last  # npm's last word is where its log lies
+        errors = [line for line in last if "error" in line.lower()] or last
+        errors = [line for line in errors if "reason:" in line] or errors  # npm says more behind what is wrong
         raise FetchError(
             f"{part.package} {part.version} could not be fetched: {(errors or ['no reason given'])[-1]}; check the network and try again"
         )
