@@ -158,6 +158,18 @@ def test_draws_are_spread_over_the_pipe():
     assert sizes == [2, 2]
 
 
+def test_streams_that_came_one_by_one_come_to_share_steps():
+    toy = Toy(limits(depth=1))
+    a, b = request("a", [1, 2], 8), request("b", [3, 4], 8)
+    for r in (a, b):  # one step each, both in flight
+        toy.add(r)
+        toy.fill()
+    assert [len(plan.chunks) for plan in toy.history] == [1, 1]
+    toy.drain()
+    assert [len(plan.chunks) for plan in toy.history if plan.chunks][2:] == [2] * 7
+    assert [toy.said[r.id, 0] for r in (a, b)] == [expected(r, 0)[0] for r in (a, b)]
+
+
 def test_lanes_limit_what_runs_at_once():
     toy = Toy(limits(lanes=2))
     for name in "abc":

@@ -204,6 +204,18 @@ def test_restarting_ends_what_no_longer_fits():
     assert_right(toy, a)
 
 
+def test_what_ends_while_it_is_filled_again_is_closed():
+    toy = started(*(request(name, [at, *range(1, 20)], 8) for at, name in enumerate("ab", 1)), steps=4)
+    toy.scheduler.rewind()
+    steps = toy.scheduler.refill(ALL, None, set())
+    first = next(steps)
+    assert {chunk.sequence for chunk in first.chunks} == {0}
+    toy.cancel("b")
+    told = {chunk.sequence for plan in (first, *steps) for chunk in plan.chunks}
+    closed = toy.scheduler.schedule()
+    assert closed is not None and closed.closed == [1] and told == {0, 1}
+
+
 def test_a_restarted_scheduler_has_nothing_to_refill():
     toy = started(request("a", [1, 2, 3], 9), steps=3)
     toy.restart(limits(blocks=9))
