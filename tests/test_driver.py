@@ -107,6 +107,19 @@ def test_a_choice_ended_from_this_side_leaves_the_other():
     play(scenario)
 
 
+async def ends_alone(
+    route: Route, running: asyncio.Task[None], bad: TokenStream, kind: type[Exception], why: str, good: TokenStream
+) -> None:
+    """One request ends with an error, and another one says all that it would have said."""
+    working = asyncio.ensure_future(route.work())
+    with pytest.raises(kind, match=f"^{why}$"):
+        await collect(bad)
+    assert [c.token for c in await collect(good) if c.token is not None] == expected(request("b", [2], 6), 0)[0]
+    assert not running.done()
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+
+
 @pytest.mark.parametrize(
     ("sampled", "kind"),
     [(Sampled(0, -1, fault="no"), InvalidRequest), (Sampled(0, -1, fault="no", ours=True), ClusterError)],
@@ -119,13 +132,7 @@ def test_a_draw_that_cannot_be_ends_its_request_alone(sampled: Sampled, kind: ty
         assert {s.sequence for s in result.sampled} == {0, 1}
         result.sampled[:] = [sampled, *(s for s in result.sampled if s.sequence != 0)]
         await route.answer(result)
-        working = asyncio.ensure_future(route.work())
-        with pytest.raises(kind, match=r"^no$"):
-            await collect(bad)
-        assert [c.token for c in await collect(good) if c.token is not None] == expected(request("b", [2], 6), 0)[0]
-        assert not running.done()
-        working.cancel()
-        await asyncio.gather(working, return_exceptions=True)
+        await ends_alone(route, running, bad, kind, "no", good)
 
     play(scenario, limits(depth=1), work=False)
 
@@ -138,13 +145,7 @@ def test_a_prompt_that_cannot_be_examined_ends_its_request_alone():
         assert [e.sequence for e in result.examined] == [0]
         result.examined[:] = [Examined(0, [], fault="unsound")]
         await route.answer(result)
-        working = asyncio.ensure_future(route.work())
-        with pytest.raises(ClusterError, match=r"^unsound$"):
-            await collect(bad)
-        assert [c.token for c in await collect(good) if c.token is not None] == expected(request("b", [2], 6), 0)[0]
-        assert not running.done()
-        working.cancel()
-        await asyncio.gather(working, return_exceptions=True)
+        await ends_alone(route, running, bad, ClusterError, "unsound", good)
 
     play(scenario, limits(depth=1), work=False)
 

@@ -688,6 +688,16 @@ def test_of_a_sharded_model_only_what_the_layers_need(machine: Machine, tmp_path
     assert all((place / name).read_bytes() == (home / name).read_bytes() for name in have)
 
 
+async def filled(machine: Machine, wanted: control.Load, files: dict[str, Path]) -> None:
+    """An order for a model whose files a peer has, all of them, over a socket."""
+    holder = Share()
+    holder.add(files)
+    listener = await tcp.listen("127.0.0.1", 0, lambda stream: _serve(stream, holder, []))
+    wanted.peers.append(control.Peer(host="127.0.0.1", port=listener.port, files=range(len(wanted.files))))
+    await Fetcher(machine, Share()).fill(wanted)
+    await listener.close()
+
+
 def test_of_a_gguf_file_in_parts_only_those_that_the_layers_need(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SHOAL_CACHE", str(tmp_path / "node"))
     whole = write_model(tmp_path / "m.gguf", tiny.model("llama"), "llama", "q8_0")
@@ -698,15 +708,7 @@ def test_of_a_gguf_file_in_parts_only_those_that_the_layers_need(machine: Machin
     wanted.layers, wanted.first_layer, wanted.end_layer = 3, 2, 3
     wanted.precision, wanted.kv_type, wanted.codec = "auto", "bf16", "raw"
 
-    async def scenario() -> None:
-        holder = Share()
-        holder.add(files)
-        listener = await tcp.listen("127.0.0.1", 0, lambda stream: _serve(stream, holder, []))
-        wanted.peers.append(control.Peer(host="127.0.0.1", port=listener.port, files=range(len(listed.files))))
-        await Fetcher(machine, Share()).fill(wanted)
-        await listener.close()
-
-    played(scenario())
+    played(filled(machine, wanted, files))
     model = PulledModel(NodeSettings(threads=1), wanted)
     model.load(range(2, 3))
     assert model.layers == [range(2, 3)]
@@ -728,15 +730,7 @@ def test_layers_of_a_path_that_is_not_here_are_loaded_from_the_cache(machine: Ma
     with pytest.raises(UserError, match="no such file"):
         model.load(range(1, 2))
 
-    async def scenario() -> None:
-        holder = Share()
-        holder.add(files)
-        listener = await tcp.listen("127.0.0.1", 0, lambda stream: _serve(stream, holder, []))
-        wanted.peers.append(control.Peer(host="127.0.0.1", port=listener.port, files=range(len(listed.files))))
-        await Fetcher(machine, Share()).fill(wanted)
-        await listener.close()
-
-    played(scenario())
+    played(filled(machine, wanted, files))
     model.load(range(1, 2))
     assert model.layers == [range(1, 2)]
     model.report(heartbeat := control.Heartbeat())

@@ -160,14 +160,16 @@ class Function(Wire):
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
+    def asked(self, where: str) -> conversation.Function:
+        return conversation.Function(self.name, self.description, self.parameters, bool(self.strict), where)
+
 
 class Tool(Wire):
     type: Literal["function"]
     function: Function
 
     def asked(self, where: str) -> conversation.Function:
-        f = self.function
-        return conversation.Function(f.name, f.description, f.parameters, bool(f.strict), f"{where}.function")
+        return self.function.asked(f"{where}.function")
 
 
 class Grammar(Wire):

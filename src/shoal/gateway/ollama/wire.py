@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from shoal.errors import InvalidRequest
-from shoal.gateway import conversation
+from shoal.gateway.chat.wire import Function
 from shoal.gateway.conversation import MAX_MESSAGES, JsonAnswer, Tools
 from shoal.gateway.variables import Effort
 from shoal.gateway.wire import Asking, Sampled, Wire
@@ -152,13 +152,6 @@ class Message(Wire):
     tool_call_id: str | None = None
 
 
-class Function(Wire):
-    name: str
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
 class Tool(Wire):
     type: Literal["function"] | None = None
     function: Function
@@ -171,13 +164,7 @@ class ChatRequest(Speaking):
     tools: list[Tool] | None = None
 
     def asked_tools(self) -> Tools:
-        functions = [tool.function for tool in self.tools or ()]
-        return Tools(
-            [
-                conversation.Function(f.name, f.description, f.parameters, bool(f.strict), f"tools.{i}.function")
-                for i, f in enumerate(functions)
-            ]
-        )
+        return Tools([tool.function.asked(f"tools.{i}.function") for i, tool in enumerate(self.tools or ())])
 
 
 class EmbedRequest(Loading):

@@ -14,13 +14,12 @@ from shoal.gateway.responses import wire
 from shoal.gateway.responses.wire import (
     CompactionItem,
     CustomToolCall,
-    CustomToolCallOutput,
     FunctionCall,
-    FunctionCallOutput,
     Item,
     ItemReference,
     Reasoning,
     TextPart,
+    ToolOutput,
 )
 
 _SUMMARISED = "What we said and did so far, in short:"
@@ -101,7 +100,7 @@ def input_items(given: str | list[Item], response: str, refer: Callable[[str], d
             case CustomToolCall():
                 id, status = item_id("in", response, number), item.status or "completed"
                 kept.append(custom_tool_call(id, item.call_id, item.name, item.input, status))
-            case FunctionCallOutput() | CustomToolCallOutput():
+            case ToolOutput():
                 output = item.output if isinstance(item.output, str) else _parts(item.output, "user")
                 id, status = item_id("in", response, number), item.status or "completed"
                 kept.append({"id": id, "type": item.type, "status": status, "call_id": item.call_id, "output": output})

@@ -48,8 +48,10 @@ class FunctionCall(Echoed):
     provider_specific_fields: Any = None
 
 
-class FunctionCallOutput(Echoed):
-    type: Literal["function_call_output"]
+class ToolOutput(Echoed):
+    """What came of a call, of a function or of a custom tool."""
+
+    type: Literal["function_call_output", "custom_tool_call_output"]
     id: str | None = None
     call_id: str = Field(min_length=1, max_length=128)
     output: str | list[TextPart]
@@ -62,14 +64,6 @@ class CustomToolCall(Echoed):
     call_id: str = Field(min_length=1, max_length=128)
     name: str
     input: str
-    status: Status | None = None
-
-
-class CustomToolCallOutput(Echoed):
-    type: Literal["custom_tool_call_output"]
-    id: str | None = None
-    call_id: str = Field(min_length=1, max_length=128)
-    output: str | list[TextPart]
     status: Status | None = None
 
 
@@ -119,9 +113,9 @@ def _kind(raw: object) -> str | None:
 Item = Annotated[
     Annotated[Message, Tag("[message]")]
     | Annotated[FunctionCall, Tag("[function_call]")]
-    | Annotated[FunctionCallOutput, Tag("[function_call_output]")]
+    | Annotated[ToolOutput, Tag("[function_call_output]")]
     | Annotated[CustomToolCall, Tag("[custom_tool_call]")]
-    | Annotated[CustomToolCallOutput, Tag("[custom_tool_call_output]")]
+    | Annotated[ToolOutput, Tag("[custom_tool_call_output]")]
     | Annotated[Reasoning, Tag("[reasoning]")]
     | Annotated[CompactionItem, Tag("[compaction]")]
     | Annotated[ItemReference, Tag("[item_reference]")],
