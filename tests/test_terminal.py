@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
@@ -19,6 +20,7 @@ from shoal.cli.show import Rows, Screen
 from shoal.errors import UnknownModel, UserError, suggestion
 from shoal.models.sources import find
 from tests.support.cluster import MODEL, Process, cluster, free_port, served, until
+from tests.support.proxy import Proxy
 from tests.support.terminal import CTRL_C, ENTER, terminal
 from tests.test_chat_terminal import piped
 
@@ -219,6 +221,15 @@ def test_a_refused_port_is_said_at_once_and_a_head_that_comes_is_joined(tmp_path
         node.until_said(f"127.0.0.1:{made.control_port}: nothing listens there (connection refused); trying")
         made.serve("--min-nodes", "1")
         node.until_said(f"joined 127.0.0.1:{made.control_port} as early")
+
+
+@pytest.mark.slow
+def test_a_forwarded_port_with_nothing_behind_it_yet_is_tried_again(tmp_path: Path) -> None:
+    with cluster(tmp_path) as made, contextlib.closing(Proxy("127.0.0.1", 0, ("127.0.0.1", made.control_port))) as forward:
+        node = made.join_from((), f"127.0.0.1:{forward.port}", "--name", "early")
+        node.until_said(f"127.0.0.1:{forward.port}: what listens there hangs up at once")
+        made.serve("--min-nodes", "1")
+        node.until_said(f"joined 127.0.0.1:{forward.port} as early")
 
 
 @pytest.mark.slow

@@ -192,14 +192,14 @@ async def listened(address: str) -> None:
     """
     end, said = monotonic() + _STARTING, False
     while (why := await refused(address)) is not None:
-        words = f"no head at {address}: {why}; is `shoal serve` running there, and is this its address?"
-        if not why.startswith("nothing"):  # a name that is none, a network that is not there
+        words = f"no head at {address}: {why.why}; is `shoal serve` running there, and is this its address?"
+        if not why.passing:  # a name that is none, a network that is not there
             raise ConfigError(words)
         if monotonic() >= end:
             raise ClusterError(words)
         if not said:
             said = True
-            line(f"{address}: {why}; trying for {_STARTING:g} s more, in case the head is being started")
+            line(f"{address}: {why.why}; trying for {_STARTING:g} s more, in case the head is being started")
         await asyncio.sleep(0.25)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import grpc
 import grpc.aio
@@ -72,7 +72,7 @@ class ControlClient:
     async def _unreachable(self) -> ClusterError:
         """Why, which gRPC does not tell."""
         if (why := await refused(self.address)) is not None:
-            return ClusterError(f"{self.address} cannot be reached: {why}; is `shoal serve` running there, and the port open?")
+            return ClusterError(f"{self.address} cannot be reached: {why.why}; is `shoal serve` running there, and the port open?")
         if not self._protected:
             return NotPaired(self.address)
         return ClusterError(
@@ -101,20 +101,47 @@ async def locked(address: str, timeout: float = 5.0) -> bool:
     return False
 
 
-async def refused(address: str, timeout: float = 5.0) -> str | None:
-    """Why nothing at `host:port` takes a connection; None where something does. Raises ConfigError."""
+class Refused(NamedTuple):
+    """Nothing at an address takes a connection."""
+
+    why: str
+    passing: bool
+    """Whether a head that is being started, or what forwards to it, would answer so too."""
+
+
+async def refused(address: str, timeout: float = 5.0) -> Refused | None:
+    """None where something at `host:port` takes a connection and keeps it. Raises ConfigError."""
     host, port = parse_address(address)
     try:
         async with asyncio.timeout(timeout):
-            _, writer = await asyncio.open_connection(host, port)
+            reader, writer = await asyncio.open_connection(host, port)
     except TimeoutError:
-        return f"nothing answers within {timeout:g} s"
+        return Refused(f"nothing answers within {timeout:g} s", True)
     except ConnectionRefusedError:
-        return "nothing listens there (connection refused)"
+        return Refused("nothing listens there (connection refused)", True)
+    except ConnectionError:
+        return _HUNG_UP
     except OSError as error:
-        return error.strerror or str(error)
-    writer.close()
-    return None
+        return Refused(error.strerror or str(error), False)
+    try:
+        return _HUNG_UP if await _hangs_up(reader) else None
+    finally:
+        writer.close()
+
+
+_HUNG_UP = Refused("what listens there hangs up at once, as a forwarded port does with nothing behind it", True)
+_KEPT = 0.25  # seconds after which a connection has been kept by whoever took it
+
+
+async def _hangs_up(reader: asyncio.StreamReader) -> bool:
+    """A server speaks first, or waits for the other side to do so."""
+    try:
+        async with asyncio.timeout(_KEPT):
+            return not await reader.read(1)
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True
 
 
 def _channel(address: str, credentials: Credentials | None) -> Any:
@@ -147,7 +174,7 @@ async def _ask(address: str, credentials: Credentials | None, method: str, reque
         except grpc.aio.AioRpcError as error:
             if (why := await refused(address)) is not None:
                 hint = "is `shoal serve` running there? --head HOST:PORT asks another one"
-                raise ClusterError(f"no head answers at {address}: {why}; {hint}") from error
+                raise ClusterError(f"no head answers at {address}: {why.why}; {hint}") from error
             if error.code() is grpc.StatusCode.UNAVAILABLE:
                 hint = "is it the head's control port? A protected head answers its own machine and those that have paired with it"
                 raise ClusterError(f"what listens at {address} gives no answer; {hint}") from error
