@@ -1,8 +1,8 @@
 """Marks in a text: what reads like a control token there is none.
 
 A chat template makes one string of its own words and everybody else's. So that its own control tokens can be told from those
-that a user wrote, each of theirs gets a mark inside before the template sees it: the tokeniser does not find it then, and
-its first step of normalisation takes the mark out again. What is left is the text as it was written, in the tokens of a text.
+that a user wrote, whatever may begin one of theirs gets a mark before the template sees it: the tokeniser finds none then, and
+its first step of normalisation takes the marks out again. What is left is the text as it was written, in the tokens of a text.
 
 The mark is made of two noncharacters, which Unicode keeps for such uses. A text that holds the first of them itself comes
 through unchanged too: there it gets another one behind it, which is taken out last.
@@ -50,31 +50,28 @@ def any_of(texts: Iterable[str]) -> str:
 
 
 class Marks:
-    """control: the texts of control tokens; those of one character can have no mark inside, and have none.
+    """Made behind the first character of any control token, wherever that stands: whatever a template takes out of the middle of a text or puts
+    behind it, no control token comes of the rest. Only words that are tokens and control nothing (`<think>`) have none, for templates look for them.
 
-    Texts in other letters (`<|IM_END|>`) are marked too, as a template may change them.
+    control: the texts of control tokens; those of one character can have no mark inside, and have none. words: those of other added tokens.
     """
 
-    def __init__(self, control: Iterable[str]) -> None:
+    def __init__(self, control: Iterable[str], words: Iterable[str] = ()) -> None:
         listed = {text for text in control if len(text) > 1}
-        # Wherever one begins, also inside another one.
-        self._begun = re.compile(f"(?=({any_of(listed)}))(.)", re.DOTALL | re.IGNORECASE) if listed else None
-        self._beginnings = {text[:n].lower() for text in listed for n in range(1, len(text))}
-        self._longest = max(map(len, listed), default=0)
+        firsts = {case for text in listed for case in (text[0].lower(), text[0].upper()) if len(case) == 1}
+        kept = [word for word in words if firsts.isdisjoint(word[1:])]
+        ways = [f"(?=(?i:{any_of(listed)})).", *([f"(?P<word>{any_of(kept)})"] if kept else [])] if listed else []
+        self._begun = re.compile("|".join([*ways, f"[{re.escape(''.join(sorted(firsts)))}]"]), re.DOTALL) if listed else None
 
     def within(self, text: str) -> str:
-        """With a mark in each control token's text."""
-        return text if self._begun is None else self._begun.sub(rf"\2{MARK}", text)
+        """With a mark behind whatever may be the beginning of a control token."""
+        if self._begun is None:
+            return text
+        return self._begun.sub(lambda found: found[0] if found.lastgroup == "word" else found[0] + MARK, text)
 
     def text(self, text: str) -> str:
-        """All of a text that somebody wrote. What it ends in may be the beginning of a control token's text: that is marked too, lest
-        a template puts the rest behind it."""
-        escaped = escape(text)
-        end = len(escaped.rstrip())
-        tail = range(max(0, end - self._longest), end)
-        for at in [at for at in reversed(tail) if escaped[at:end].lower() in self._beginnings]:
-            escaped = escaped[: at + 1] + MARK + escaped[at + 1 :]
-        return self.within(escaped)
+        """All of a text that somebody wrote."""
+        return self.within(escape(text))
 
     def value(self, value: Any) -> Any:
         """Whatever a template is given, with all texts in it marked."""

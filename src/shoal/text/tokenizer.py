@@ -257,8 +257,8 @@ class Tokenizer:
 
 def _marks(backend: Backend) -> Marks:
     """For the control tokens: those that are special, and those that look so."""
-    added = backend.get_added_tokens_decoder().values()
-    return Marks(token.content for token in added if token.special or looks_like_control(token.content))
+    added = {t.content: t.special or looks_like_control(t.content) for t in backend.get_added_tokens_decoder().values()}
+    return Marks([text for text, controls in added.items() if controls], [text for text, controls in added.items() if not controls])
 
 
 def _templates(
