@@ -11,6 +11,8 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
+from shoal.gateway.app import create_app
+from shoal.gateway.engine import Engine
 from shoal.gateway.server import ApiServer, listening
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -89,3 +91,23 @@ class Leaver:
         where = {"scheme": "http", "path": path, "raw_path": path.encode(), "root_path": "", "query_string": b"", "headers": self._headers}
         async with asyncio.timeout(10):
             await app({**scope, **where}, self._receive, self._send)
+
+
+HI = [{"role": "user", "content": "Hi"}]
+
+
+def ask(engine: Engine, **fields: Any) -> httpx.Response:
+    return fetch(create_app(engine), "POST", CHAT, json={"messages": HI, **fields})
+
+
+def complete(engine: Engine, **fields: Any) -> httpx.Response:
+    return fetch(create_app(engine), "POST", COMPLETIONS, json={"prompt": "Hi", **fields})
+
+
+def refused(answer: httpx.Response, status: int, param: str | None = None, code: str | None = None) -> str:
+    """The message of OpenAI's error object, which is complete."""
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["param"], error["code"]) == (param, code), error
+    return str(error["message"])

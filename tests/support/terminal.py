@@ -110,3 +110,17 @@ def terminal(*arguments: str, columns: int = 80, stdout: Path | None = None, **e
         yield made
     finally:
         made.end()
+
+
+def piped(text: str | bytes, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "shoal", *arguments],
+        input=text if isinstance(text, bytes) else text.encode(),
+        capture_output=True,
+        timeout=60,
+        check=False,
+        env={**clean(), **environment},
+    )
+    out = subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+    assert "Traceback" not in out.stderr, out.stderr
+    return out

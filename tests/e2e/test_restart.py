@@ -1,0 +1,98 @@
+"""The head is killed in the middle of streams, started again, and they go on: real processes, trained weights."""
+
+from __future__ import annotations
+
+import json
+import signal
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from shoal.pipeline import records
+from tests.support.cluster import Cluster, cluster, until
+from tests.support.restarts import BODIES, TOKENS, Client
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+
+FLAGS = ("--min-nodes", "2", "--spread", "--lanes", "8", "--context", "512")
+
+
+def join(made: Cluster, name: str) -> None:
+    """A node that says what it does."""
+    flags = ("--threads", "1", "--memory", "1GiB", "--runtime", "native", "--name", name)
+    made.nodes.append(made.start("--verbose", "join", f"127.0.0.1:{made.control_port}", *flags))
+
+
+def assert_logged(client: Client, state: Path) -> None:
+    """What the client saw is in the file, but for what was drawn in the last hundredths of a second."""
+    ledger, _ = records.read((state / "requests").read_bytes())
+    (said,) = ledger.answers[client.id].said
+    for choice, seen in enumerate(map(int, client.ids[-1].split("."))):
+        assert seen - 8 <= sum(chunk.choice == choice for chunk in said)
+
+
+def layers(made: Cluster) -> dict[str, tuple[int, int]]:
+    shown = made.start("nodes", "--head", f"127.0.0.1:{made.control_port}", "--json")
+    assert shown.wait() == 0, shown.describe()
+    found, _ = json.JSONDecoder().raw_decode(shown.said, shown.said.index("{\n"))  # beside what gRPC logs
+    return {node["name"]: (node["first_layer"], node["last_layer"]) for node in found["nodes"]}
+
+
+def test_streams_go_on_when_the_head_is_killed_and_started_again(tmp_path: Path) -> None:
+    with cluster(tmp_path) as made:
+        flags = (*FLAGS, "--state", str(tmp_path / "state"))
+        made.serve(*flags)
+        for name in ("n0", "n1"):
+            join(made, name)
+        made.until_ready()
+        whole = [made.texts(body["prompt"], TOKENS, **{k: v for k, v in body.items() if k != "prompt"}) for body in BODIES]
+        before = layers(made)
+
+        clients = [Client(made, i) for i in range(len(BODIES))]
+        for client in clients:
+            client.begin()
+        for kill in range(2):
+            if kill:
+                for client in clients:
+                    client.come_back()
+            made.head.signal(signal.SIGKILL)
+            made.head.wait()
+            for client in clients:
+                client.lose()
+                assert_logged(client, tmp_path / "state")
+            made.replace_head(made.serve(*flags))
+            until(lambda: made.answers("/health/live"), made.story)
+        for client in clients:
+            client.go_on()
+
+        for client, right in zip(clients, whole, strict=True):
+            assert [client.texts[i] for i in range(len(right))] == right
+            assert client.done
+            assert len(set(client.ids)) == len(client.ids), "an event came twice"
+            counts = [[int(n) for n in id.split(".")] for id in client.ids]
+            assert all(sum(b) > sum(a) for a, b in pairwise(counts)), "events are out of order"
+        assert clients[0].usage["completion_tokens"] == TOKENS
+        assert layers(made) == before
+        for node in made.nodes:
+            assert node.popen.poll() is None
+            assert (node.said.count("weights are read"), node.said.count("joined")) == (1, 3), node.describe()
+        made.until_idle()
+        assert (tmp_path / "state" / "requests").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_nobody_comes_back_for_is_ended_after_a_while(tmp_path: Path) -> None:
+    with cluster(tmp_path) as made:
+        flags = ("--state", str(tmp_path / "state"), "--resume", "1")
+        made.serve(*flags)
+        join(made, "n0")
+        made.until_ready()
+        client = Client(made, 2)
+        client.begin()
+        made.head.signal(signal.SIGKILL)
+        made.head.wait()
+        client.lose()
+        made.replace_head(made.serve(*flags))
+        made.until_ready()
+        until(lambda: made.http.get("/v1/streams/client-2", params={"after": "999999"}).status_code == 404, made.story)
+        made.until_idle()

@@ -1,0 +1,40 @@
+"""Nodes, models and demands to place, and what every placement holds."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from shoal.placement.partition import Placement
+from shoal.placement.profile import Demand, ModelCost, NodeProfile
+
+MB = 1 << 20
+
+
+def node(name: str, memory: int = 1000 * MB, speed: float = 10e9, flops: float = 1e12) -> NodeProfile:
+    return NodeProfile(name, memory, speed, flops)
+
+
+def model(layers: int = 6, layer: int = 10 * MB, head: int = 5 * MB, kv: int = 1024) -> ModelCost:
+    return ModelCost((layer,) * layers, head, kv, layer, head, 4096, MB)
+
+
+DEMAND = Demand(lanes=8, kv_tokens=4096, least_kv_tokens=256)
+
+
+def assert_whole(placement: Placement, cost: ModelCost, nodes: list[NodeProfile]) -> None:
+    """Every layer once, in order, and each part within its node's memory."""
+    memory = {n.name: n.memory for n in nodes}
+    assert [s.first for s in placement.stages] == [0, *(s.end for s in placement.stages[:-1])]
+    assert placement.stages[-1].end == cost.layers
+    assert len({s.node for s in placement.stages}) == len(placement.stages)
+    for s in placement.stages:
+        assert s.layers >= 1
+        kv = s.layers * cost.kv_bytes * placement.kv_tokens
+        assert s.weight_bytes + kv + cost.workspace <= memory[s.node]
+
+
+def clusters(most: int) -> st.SearchStrategy[list[NodeProfile]]:
+    speeds = st.tuples(st.integers(20, 150), st.sampled_from([1e9, 3e9, 10e9, 40e9]), st.sampled_from([1e11, 1e12, 1e13]))
+    return st.lists(speeds, min_size=1, max_size=most).map(
+        lambda found: [NodeProfile(f"n{i}", memory * MB, speed, flops) for i, (memory, speed, flops) in enumerate(found)]
+    )

@@ -1,0 +1,510 @@
+"""Tools in chat: what reaches the template and the grammar, calls whole and streamed, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import re
+from typing import Any
+
+import httpx
+import pytest
+
+from shoal.errors import InvalidRequest
+from shoal.gateway.answers import Answers
+from shoal.gateway.app import create_app
+from shoal.gateway.chat.job import chat_job
+from shoal.gateway.chat.wire import ChatRequest
+from shoal.gateway.conversation import MAX_MESSAGES
+from shoal.gateway.engine import Engine
+from shoal.gateway.wire import parse
+from shoal.request import FinishReason, TokenChunk
+from shoal.text.answer_grammar import MAX_TOOLS, JsonSchema
+from shoal.text.tools import HERMES, LLAMA3, MISTRAL, Tool, ToolFormat
+from tests.support.engine import FakeEngine, Resumed, Script, ScriptedStream, says, spoken
+from tests.support.http import CHAT, HI, events, fetch, refused
+from tests.support.letters import accepts, calls
+from tests.support.tools import CITY, NOW, PARIS, TOOLS, WEATHER
+
+BOTH = PARIS + '\n<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+CALLED = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [{"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Paris"}'}}],
+}
+RESULT = {"role": "tool", "tool_call_id": "call_1", "content": "rain"}
+
+
+def able(script: Script | None = None, format: ToolFormat = HERMES, **options: Any) -> FakeEngine:
+    return FakeEngine(script, tools=format, **options)
+
+
+def ask(engine: Engine, messages: list[Any] | None = None, **fields: Any) -> httpx.Response:
+    return fetch(create_app(engine), "POST", CHAT, json={"messages": messages or HI, "tools": TOOLS, **fields})
+
+
+def choice_of(answer: httpx.Response, index: int = 0) -> dict[str, Any]:
+    assert answer.status_code == 200, answer.text
+    return answer.json()["choices"][index]
+
+
+def functions(message: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(call["function"]["name"], call["function"]["arguments"]) for call in message["tool_calls"]]
+
+
+def gathered(answer: httpx.Response, index: int = 0) -> dict[str, Any]:
+    """The message that a stream adds up to, and its finish reason, as clients do it."""
+    message: dict[str, Any] = {"content": None, "tool_calls": []}
+    for choice in [c for event in events(answer) for c in event["choices"] if c["index"] == index]:
+        delta = choice["delta"]
+        if delta.get("content") is not None:
+            message["content"] = (message["content"] or "") + delta["content"]
+        for call in delta.get("tool_calls", ()):
+            if call["index"] == len(message["tool_calls"]):
+                assert call["type"] == "function"
+                message["tool_calls"].append({"id": call["id"], "type": "function", "function": dict(call["function"])})
+            else:
+                assert call.keys() == {"index", "function"} and call["function"].keys() == {"arguments"}
+                message["tool_calls"][call["index"]]["function"]["arguments"] += call["function"]["arguments"]
+        message["finish_reason"] = choice["finish_reason"]
+    return message
+
+
+# Answers
+
+
+def test_calls_are_told_from_content() -> None:
+    choice = choice_of(ask(able(says("Let me see.\n" + BOTH))))
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("Let me see.", "tool_calls")
+    assert functions(choice["message"]) == [("weather", '{"city": "Pa\\"ris"}'), ("now", "{}")]
+    assert all(call["type"] == "function" and call["id"].startswith("call_") for call in choice["message"]["tool_calls"])
+    assert len({call["id"] for call in choice["message"]["tool_calls"]}) == 2
+
+
+def test_without_content_there_is_null() -> None:
+    assert choice_of(ask(able(says(PARIS))))["message"]["content"] is None
+
+
+def test_an_answer_without_calls_is_text() -> None:
+    choice = choice_of(ask(able(says("It rains. "))))
+    assert choice["message"] == {"role": "assistant", "content": "It rains. ", "refusal": None}
+    assert choice["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize(
+    ("format", "text"),
+    [
+        (HERMES, PARIS),
+        (MISTRAL, '[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Pa\\"ris"}}]'),
+        (LLAMA3, '{"name": "weather", "parameters": {"city": "Pa\\"ris"}}'),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_format_is_read(format: ToolFormat, text: str, stream: bool) -> None:
+    answer = ask(able(says(text), format), stream=stream)
+    message = gathered(answer) if stream else choice_of(answer)["message"]
+    assert functions(message) == [("weather", '{"city": "Pa\\"ris"}')]
+
+
+@pytest.mark.parametrize("text", [PARIS, BOTH, "Well:  " + BOTH, "No calls <tool", "{}"])
+def test_a_stream_adds_up_to_the_whole_answer(text: str) -> None:
+    whole = choice_of(ask(able(says(text))))
+    streamed = gathered(ask(able(says(text)), stream=True))
+    assert streamed["content"] == whole["message"]["content"]
+    assert functions(streamed) == functions({"tool_calls": [], **whole["message"]})
+    assert streamed["finish_reason"] == whole["finish_reason"]
+
+
+def test_a_call_streams_its_name_before_its_arguments() -> None:
+    deltas = [e["choices"][0]["delta"] for e in events(ask(able(says(PARIS)), stream=True))]
+    assert (deltas[0]["role"], deltas[0]["content"]) == ("assistant", None)
+    first, *rest = [call for delta in deltas for call in delta.get("tool_calls", ())]
+    assert (first["index"], first["function"]["name"]) == (0, "weather")
+    assert len(rest) > 5
+    assert not any("name" in call["function"] for call in rest)
+
+
+def test_every_choice_has_its_own_calls() -> None:
+    answer = ask(able(says(PARIS, "Hello", BOTH)), n=3)
+    choices = answer.json()["choices"]
+    assert [len(c["message"].get("tool_calls", ())) for c in choices] == [1, 0, 2]
+    assert [c["finish_reason"] for c in choices] == ["tool_calls", "stop", "tool_calls"]
+    ids = [call["id"] for c in choices for call in c["message"].get("tool_calls", ())]
+    assert len(set(ids)) == 3
+    stream = ask(able(says(PARIS, "Hello", BOTH)), n=3, stream=True)
+    assert [len(gathered(stream, i)["tool_calls"]) for i in range(3)] == [1, 0, 2]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_that_is_cut_says_length(stream: bool) -> None:
+    answer = ask(able(says(PARIS)), max_tokens=PARIS.index("Pa"), stream=stream)
+    message = gathered(answer) if stream else choice_of(answer)["message"]
+    assert functions(message) == [("weather", '{"city": "')]
+    assert (message if stream else choice_of(answer))["finish_reason"] == "length"
+
+
+def test_a_call_that_a_stop_string_cuts_is_no_call_to_make() -> None:
+    assert choice_of(ask(able(says(PARIS)), stop="ris"))["finish_reason"] == "stop"
+
+
+def test_tokens_of_calls_have_log_probabilities() -> None:
+    whole = choice_of(ask(able(says(PARIS)), logprobs=True))["logprobs"]["content"]
+    stream = events(ask(able(says(PARIS)), logprobs=True, stream=True))
+    streamed = [t for e in stream if (lp := e["choices"][0]["logprobs"]) for t in lp["content"]]
+    assert "".join(t["token"] for t in whole) == PARIS
+    assert streamed == whole
+
+
+class Special(FakeEngine):
+    """Its vocabulary has a special token where other ones have letters."""
+
+    def __init__(self) -> None:
+        def script(request: Any) -> list[Any]:
+            rest = spoken(request, ' [{"name": "now", "arguments": {}}]')
+            return [TokenChunk(request.id, 0, ord("~")), *rest]
+
+        super().__init__(script, tools=MISTRAL)
+        self.tokenizer.special = self.tokenizer.marks = {"<end>": 256, "[TOOL_CALLS]": ord("~"), "~": 5}
+        self.tokenizer.text_bytes = lambda token, first: b"" if token == ord("~") else bytes([token])  # type: ignore[method-assign]
+        self.tokenizer.token_bytes = lambda token: b"[TOOL_CALLS]" if token == ord("~") else bytes([token])  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_marker_that_is_a_special_token_is_seen(stream: bool) -> None:
+    engine = Special()
+    answer = ask(engine, stream=stream)
+    assert functions(gathered(answer) if stream else choice_of(answer)["message"]) == [("now", "{}")]
+    assert f"<[{ord('~')}]>" in engine.asked.sampling.grammar
+
+
+def test_a_special_token_is_no_text_where_there_are_no_tools() -> None:
+    assert choice_of(ask(Special(), tools=None))["message"]["content"] == ' [{"name": "now", "arguments": {}}]'
+
+
+# Readings of one answer
+
+
+def reread(text: str, last: str = "") -> list[str]:
+    """The events after `last` of an answer that an engine before was about, and that this one takes up."""
+    engine = able()
+    job = chat_job(parse(ChatRequest, {"messages": HI, "tools": TOOLS, "stream": True}), engine, "mine")
+    engine.before = [Resumed("mine", job.note, job.requests, [ScriptedStream(r, spoken(r, text), False) for r in job.requests])]
+
+    async def go() -> str:
+        transport = httpx.ASGITransport(create_app(engine))
+        async with httpx.AsyncClient(transport=transport, base_url="http://shoal") as client:
+            return (await client.get("/v1/streams/mine", headers={"Last-Event-ID": last})).text
+
+    return [re.sub(r'"created":\d+', '"created":0', event) for event in asyncio.run(go()).split("\n\n")[:-1]]
+
+
+def test_an_answer_read_again_after_a_restart_has_the_same_ids() -> None:
+    first = reread(BOTH)
+    assert sum('"id":"call_' in event for event in first) == 2
+    assert reread(BOTH) == first
+
+
+def test_a_reader_goes_on_in_the_middle_of_a_call() -> None:
+    whole = reread(BOTH)
+    ids = [event.split("\n")[0].removeprefix("id: ") for event in whole]
+    assert len(set(ids)) == len(ids)
+    for at in range(0, len(ids), 9):
+        assert reread(BOTH, ids[at]) == whole[at + 1 :]
+
+
+def test_a_piece_becomes_one_event_at_most() -> None:
+    async def go() -> list[int]:
+        engine = able(says("a " + BOTH))
+        answer = await Answers(engine).begin(chat_job(parse(ChatRequest, {"messages": HI, "tools": TOOLS}), engine))
+        pieces = [piece async for piece in answer.read()]
+        writer = answer.writer()
+        return [len(writer.piece(piece)) for piece in pieces]
+
+    assert set(asyncio.run(go())) == {0, 1}
+
+
+# What reaches the template and the grammar
+
+
+def prompt(engine: FakeEngine) -> str:
+    return bytes(engine.asked.prompt).decode()
+
+
+def grammar_of(choice: str = "auto", parallel: bool = True, tools: tuple[str, ...] = ("weather", "now"), **options: Any) -> str:
+    known = {"weather": Tool("weather", CITY), "now": Tool("now")}
+    return calls(HERMES, [known[name] for name in tools], choice, parallel, **options)
+
+
+NAMED = {"type": "function", "function": {"name": "now"}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "grammar"),
+    [
+        ({}, grammar_of()),
+        ({"tool_choice": "auto"}, grammar_of()),
+        ({"tool_choice": "required"}, grammar_of("required")),
+        ({"parallel_tool_calls": False}, grammar_of(parallel=False)),
+        ({"tool_choice": "none"}, ""),
+        ({"tool_choice": NAMED}, grammar_of("required", False, ("now",))),
+        (
+            {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [NAMED]}}},
+            grammar_of("required", True, ("now",)),
+        ),
+        ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [NAMED]}}}, grammar_of(tools=("now",))),
+        ({"response_format": {"type": "json_object"}}, grammar_of(answer=JsonSchema({"type": "object"}))),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": CITY}}, "tool_choice": "required"},
+            grammar_of("required", answer=JsonSchema(CITY)),
+        ),
+    ],
+)
+def test_the_choice_decides_the_grammar(fields: dict[str, Any], grammar: str) -> None:
+    engine = able()
+    assert ask(engine, **fields).status_code == 200
+    assert engine.asked.sampling.grammar == grammar
+
+
+def test_a_function_may_be_called_as_a_choice_is() -> None:
+    engine = able()
+    tools = [{"type": "function", "function": {"name": "auto"}}, NOW]
+    assert ask(engine, tools=tools, tool_choice={"type": "function", "function": {"name": "auto"}}).status_code == 200
+    assert engine.asked.sampling.grammar == calls(HERMES, [Tool("auto")], "required", False)
+
+
+def test_tools_are_told_to_the_model_with_all_that_templates_use() -> None:
+    engine = able()
+    ask(engine, tools=[{**WEATHER, "function": {**WEATHER["function"], "strict": True}}, NOW])  # type: ignore[dict-item]
+    weather, now = map(json.loads, prompt(engine).splitlines()[:2])
+    assert weather == WEATHER
+    assert now == {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}
+
+
+def test_with_the_choice_none_the_model_is_not_told_of_tools_and_text_is_text() -> None:
+    engine = able(says(PARIS))
+    choice = choice_of(ask(engine, tool_choice="none"))
+    assert "weather" not in prompt(engine)
+    assert (choice["message"]["content"], choice["finish_reason"]) == (PARIS, "stop")
+
+
+def test_calls_and_results_of_earlier_turns_reach_the_template() -> None:
+    engine = able()
+    ask(engine, [*HI, CALLED, RESULT])
+    said = prompt(engine).splitlines()[2:]
+    call = json.loads(said[2])
+    assert call["function"] == {"name": "weather", "arguments": {"city": "Paris"}}
+    assert (said[0], said[1], said[3]) == ("user: Hi", "assistant: ", f"tool: rain (weather, {call['id']})")
+    assert len(call["id"]) == 9 and call["id"].isalnum()  # Mistral's templates want it so
+
+
+def test_results_without_tools_in_the_request_are_possible() -> None:
+    assert ask(able(), [*HI, CALLED, RESULT], tools=None).status_code == 200
+
+
+def test_a_message_of_the_sdk_can_be_sent_back_as_it_is() -> None:
+    message = choice_of(ask(able(says(BOTH))))["message"]
+    results = [{"role": "tool", "tool_call_id": call["id"], "content": "x"} for call in message["tool_calls"]]
+    dumped = {**message, "annotations": None, "audio": None, "function_call": None}
+    assert ask(able(), [*HI, dumped, *results]).status_code == 200
+
+
+def test_what_the_assistant_refused_is_what_it_said() -> None:
+    engine = able()
+    parts = [{"type": "text", "text": "No"}, {"type": "refusal", "refusal": ", sorry"}]
+    ask(engine, [*HI, {"role": "assistant", "content": None, "refusal": "no"}, {"role": "assistant", "content": parts}], tools=None)
+    assert prompt(engine) == "user: Hi\nassistant: no\nassistant: No, sorry\n"
+
+
+def test_arguments_may_be_left_empty() -> None:
+    call = {"id": "a", "type": "function", "function": {"name": "now", "arguments": ""}}
+    engine = able()
+    assert ask(engine, [*HI, {"role": "assistant", "tool_calls": [call]}]).status_code == 200
+    assert '"arguments": {}' in prompt(engine)
+
+
+# What is refused
+
+
+def test_tools_of_a_model_without_are_refused_and_why() -> None:
+    assert "--chat-template" in refused(ask(FakeEngine()), 400, "tools", "unsupported_parameter")
+
+
+def test_calls_in_messages_for_a_model_without_tools_are_refused() -> None:
+    assert "no tools" in refused(ask(FakeEngine(), [*HI, CALLED, RESULT], tools=None), 400, "messages.1")
+
+
+def function(**fields: Any) -> list[Any]:
+    return [{"type": "function", "function": fields}]
+
+
+WRONG_TOOLS: list[tuple[dict[str, Any], str]] = [
+    ({"tools": function(name="")}, "tools.0.function.name"),
+    ({"tools": function(name="a b")}, "tools.0.function.name"),
+    ({"tools": function(name="f" * 65)}, "tools.0.function.name"),
+    ({"tools": function(name="f", parameters=5)}, "tools.0.function.parameters"),
+    ({"tools": function(name="f", parameters={"type": "string"})}, "tools.0.function.parameters"),
+    ({"tools": function(name="f", parameters={"type": "object", "properties": {"x": {"type": "nothing"}}})}, "tools"),
+    ({"tools": [NOW, NOW]}, "tools.1.function.name"),
+    ({"tools": [{"type": "function"}]}, "tools.0.function"),
+    ({"tools": [{"type": "web_search", "function": {"name": "x"}}]}, "tools.0.type"),
+    ({"tools": [{"type": "custom", "custom": {}}]}, "tools.0.custom.name"),
+    ({"tools": [*function(name="f"), 5]}, "tools.1"),
+    ({"tools": [{"type": "function", "function": {"name": f"f{i}"}} for i in range(MAX_TOOLS + 1)]}, "tools"),
+    ({"tools": None, "tool_choice": "required"}, "tool_choice"),
+    ({"tools": None, "tool_choice": NAMED}, "tool_choice"),
+    ({"tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice"),
+    ({"tool_choice": {"type": "function"}}, "tool_choice"),
+    ({"tool_choice": "any"}, "tool_choice"),
+    ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}}, "tool_choice.allowed_tools.tools"),
+    ({"parallel_tool_calls": "no"}, "parallel_tool_calls"),
+]
+
+
+@pytest.mark.parametrize(("fields", "param"), WRONG_TOOLS)
+def test_wrong_tools_are_refused_by_name(fields: dict[str, Any], param: str) -> None:
+    engine = able()
+    refused(ask(engine, **fields), 400, param)
+    assert not engine.streams
+
+
+ANSWER = {**CITY, "additionalProperties": False}
+
+
+@pytest.mark.parametrize("format", [HERMES, MISTRAL])
+def test_an_answer_of_a_schema_or_a_call_is_possible_and_nothing_else(format: ToolFormat) -> None:
+    engine = able(format=format)
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": ANSWER, "strict": True}}
+    ask(engine, response_format=schema, tools=[NOW])
+    call = f"{format.opening}{format.begin}now{format.middle}{{}}{format.end}{format.closing}"
+    texts = [call, '{"city": "Rome"}', "It rains.", '{"city": 1}', "Look: " + call]
+    assert [accepts(engine.asked.sampling.grammar, text) for text in texts] == [True, True, False, False, False]
+
+
+def test_where_calls_are_bare_json_an_answer_in_json_is_refused() -> None:
+    refused(ask(able(format=LLAMA3), response_format={"type": "json_object"}), 400, "response_format")
+    assert ask(able(format=LLAMA3), response_format={"type": "json_object"}, tool_choice="required").status_code == 200
+
+
+@pytest.mark.parametrize("number", [10**30, -(10**30), 1e300])
+def test_numbers_of_any_size_may_be_in_a_schema(number: float) -> None:
+    parameters = {"type": "object", "properties": {"x": {"type": "number", "maximum": number, "minimum": number - 1}}}
+    assert ask(able(), tools=function(name="f", parameters=parameters)).status_code in (200, 400)
+
+
+def test_a_strict_function_whose_schema_cannot_be_held_is_refused() -> None:
+    parameters = {"type": "object", "properties": {"x": {"type": "array", "uniqueItems": True}}}
+    refused(ask(able(), tools=function(name="f", strict=True, parameters=parameters)), 400, "tools")
+    assert ask(able(), tools=function(name="f", strict=False, parameters=parameters)).status_code == 200
+
+
+def call(**fields: Any) -> dict[str, Any]:
+    made = {"id": "a", "type": "function", "function": {"name": "now", "arguments": "{}"}, **fields}
+    return {"role": "assistant", "tool_calls": [made]}
+
+
+WRONG_MESSAGES: list[tuple[Any, str, str | None]] = [
+    ({"role": "assistant"}, "messages.1.content", None),
+    ({"role": "assistant", "tool_calls": []}, "messages.1.content", None),
+    ({"role": "user"}, "messages.1.content", None),
+    ({"role": "user", "content": "x", "tool_calls": CALLED["tool_calls"]}, "messages.1.tool_calls", None),
+    ({"role": "user", "content": "x", "tool_call_id": "a"}, "messages.1.tool_call_id", None),
+    ({"role": "user", "content": "x", "refusal": "no"}, "messages.1.refusal", None),
+    ({"role": "tool", "content": "x"}, "messages.1.tool_call_id", None),
+    ({"role": "tool", "content": "x", "tool_call_id": "unheard of"}, "messages.1.tool_call_id", None),
+    ({"role": "function", "name": "f", "content": "x"}, "messages.1.role", "unsupported_parameter"),
+    ({"role": "wizard", "content": "x"}, "messages.1.role", None),
+    ({"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}}, "messages.1.function_call", "unsupported_parameter"),
+    ({"role": "assistant", "content": "x", "audio": {"id": "a"}}, "messages.1.audio", None),
+    ({"role": "assistant", "content": "x", "thoughts": "y"}, "messages.1.thoughts", "unknown_parameter"),
+    (call(function={"name": "f", "arguments": "{"}), "messages.1.tool_calls.0.function.arguments", None),
+    (call(function={"name": "f", "arguments": "[]"}), "messages.1.tool_calls.0.function.arguments", None),
+    (call(function={"name": "f", "arguments": "[" * 5000}), "messages.1.tool_calls.0.function.arguments", None),
+    (call(function={"name": "f", "arguments": {}}), "messages.1.tool_calls.0.function.arguments", None),
+    (call(function={"name": "f f", "arguments": "{}"}), "messages.1.tool_calls.0.function.name", None),
+    (call(id=""), "messages.1.tool_calls.0.id", None),
+    (call(type="web_search"), "messages.1.tool_calls.0.type", None),
+    (call(type="custom"), "messages.1.tool_calls.0.custom", None),
+]
+
+
+@pytest.mark.parametrize(("message", "param", "code"), WRONG_MESSAGES)
+def test_wrong_messages_are_refused_by_name(message: Any, param: str, code: str | None) -> None:
+    engine = able()
+    refused(ask(engine, [*HI, message]), 400, param, code)
+    assert not engine.streams
+
+
+@pytest.mark.parametrize(
+    "part", [{"type": "image_url", "image_url": {"url": "x"}}, {"type": "input_audio", "input_audio": {}}, {"type": "file", "file": {}}]
+)
+def test_parts_that_are_no_text_are_refused_and_why(part: dict[str, Any]) -> None:
+    answer = ask(able(), [{"role": "user", "content": [{"type": "text", "text": "Look:"}, part]}])
+    message = refused(answer, 400, "messages.0.content.1.type", "unsupported_parameter")
+    assert part["type"] in message and "reads text" in message
+
+
+@pytest.mark.parametrize(
+    ("part", "param"),
+    [
+        ({"type": "text"}, "messages.0.content.0"),
+        ({"type": "text", "text": "a", "refusal": "b"}, "messages.0.content.0"),
+        ({"type": "refusal", "refusal": "no"}, "messages.0.content.0.type"),
+        ({"text": "a"}, "messages.0.content.0.type"),
+        ("a", "messages.0.content.0"),
+    ],
+)
+def test_parts_that_do_not_hold_together_are_refused(part: Any, param: str) -> None:
+    refused(ask(able(), [{"role": "user", "content": [part]}]), 400, param)
+
+
+def test_too_many_messages_are_refused() -> None:
+    refused(ask(able(longest=100_000), HI * (MAX_MESSAGES + 1)), 400, "messages")
+
+
+# Long prompts
+
+
+def test_a_prompt_that_is_too_long_is_refused_with_its_length() -> None:
+    message = refused(
+        ask(able(longest=40), [{"role": "user", "content": "x" * 40}], tools=None), 400, "messages", "context_length_exceeded"
+    )
+    assert "47 tokens" in message
+
+
+def test_a_prompt_that_is_far_too_long_is_refused_without_tokenising_it() -> None:
+    engine = able(longest=1000)
+    refused(ask(engine, [{"role": "user", "content": "x" * 1_000_000}]), 400, "messages", "context_length_exceeded")
+    assert engine.tokenizer.encoded == 0
+
+
+def test_a_job_is_the_same_after_it_was_kept() -> None:
+    engine = able()
+    job = chat_job(parse(ChatRequest, {"messages": HI, "tools": TOOLS}), engine)
+    Answers(engine)
+    engine.before = [Resumed(job.id, job.note, job.requests, [ScriptedStream(r, spoken(r, PARIS), False) for r in job.requests])]
+
+    async def go() -> Any:
+        return (await Answers(engine).find(job.id)).job
+
+    assert asyncio.run(go()) == job
+
+
+def test_the_reason_to_refuse_is_an_error_of_the_request() -> None:
+    with pytest.raises(InvalidRequest, match="none of the tools"):
+        chat_job(parse(ChatRequest, {"messages": HI, "tools": [NOW], "tool_choice": WEATHER_CHOICE}), able())
+
+
+WEATHER_CHOICE = {"type": "function", "function": {"name": "weather"}}
+
+
+def test_ids_differ_between_answers_and_choices() -> None:
+    answers = [ask(able(says(BOTH)), n=2).json() for _ in range(2)]
+    ids = [c["id"] for a in answers for choice in a["choices"] for c in choice["message"]["tool_calls"]]
+    assert len(set(ids)) == len(ids) == 8
+
+
+def test_an_end_that_has_come_is_said_once() -> None:
+    reasons = [e["choices"][0]["finish_reason"] for e in events(ask(able(says(PARIS)), stream=True))]
+    assert [reason for reason, _ in itertools.groupby(reasons)] == [None, "tool_calls"]
+    assert FinishReason.STOP not in reasons

@@ -1,0 +1,205 @@
+"""Settings come from what was given, else the environment, else the defaults, and are checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from shoal import config, errors
+from shoal.config import (
+    Codec,
+    EngineSettings,
+    HeadSettings,
+    KvType,
+    NodeSettings,
+    Precision,
+    RuntimeName,
+    Settings,
+    cache_dir,
+    from_environment,
+    hub_endpoint,
+    parse_bytes,
+)
+from shoal.errors import ConfigError
+
+ROLES: list[type[Settings]] = [NodeSettings, EngineSettings, HeadSettings]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("0", 0), ("512", 512), ("1KiB", 1024), ("1.5GiB", 3 << 29), ("2 gb", 2 * 10**9), (" 7MB ", 7 * 10**6), ("1TiB", 1 << 40)],
+)
+def test_sizes(text: str, size: int):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "1GiBB", "1e9", "1.GiB", "nan"])
+def test_what_is_no_size_is_refused(text: str):
+    with pytest.raises(errors.ConfigError, match="512MiB"):
+        parse_bytes(text)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_setting_is_documented(role: type[Settings]):
+    assert all(field.metadata["help"].endswith(".") for field in dataclasses.fields(role))
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_the_defaults_hold(role: type[Settings]):
+    assert from_environment(role, {}, {}) == role()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"port": -1},
+        {"port": 65536},
+        {"max_file": "large"},
+        {"files_space": ""},
+        {"batch_concurrency": 0},
+        {"min_nodes": 0},
+        {"lanes": 0},
+        {"context": 15},
+        {"step_tokens": 15},
+        {"queue": 0},
+        {"heartbeat": 0.01},
+        {"kv_tokens": 63},
+        {"model": ""},
+    ],
+)
+def test_what_is_out_of_range_is_refused_by_flag(bad: dict[str, object]):
+    with pytest.raises(errors.ConfigError, match="--" + next(iter(bad)).replace("_", "-")):
+        HeadSettings(**bad)  # type: ignore[arg-type]
+
+
+def test_a_chat_template_is_a_file(tmp_path: Path):
+    with pytest.raises(errors.ConfigError, match=r"--chat-template .* is no file"):
+        EngineSettings(chat_template=str(tmp_path))
+    (tmp_path / "t.jinja").touch()
+    assert EngineSettings(chat_template=str(tmp_path / "t.jinja")).chat_template_file == tmp_path / "t.jinja"
+
+
+def test_requests_are_kept_where_they_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(config, "cache_dir", lambda: tmp_path)
+    assert HeadSettings().state_folder is None
+    assert HeadSettings(port=81).kept_by_default().state_folder == tmp_path / "heads" / "81"
+    assert HeadSettings(port=0).kept_by_default().state_folder is None
+    assert HeadSettings(state="none").kept_by_default().state_folder is None
+    assert HeadSettings(state="/x").kept_by_default().state_folder == Path("/x")
+    (tmp_path / "file").touch()
+    with pytest.raises(errors.ConfigError, match="--state"):
+        HeadSettings(state=str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("bad", [{"isa": "sse"}, {"memory": "much"}, {"threads": -1}, {"tensor_port": 70000}])
+def test_a_nodes_settings_are_checked(bad: dict[str, object]):
+    with pytest.raises(errors.ConfigError):
+        NodeSettings(**bad)  # type: ignore[arg-type]
+
+
+def test_what_is_given_goes_before_the_environment():
+    environment = {"SHOAL_LANES": "4", "SHOAL_KV_TYPE": "fp32", "SHOAL_HEARTBEAT": "2.5"}
+    settings = from_environment(HeadSettings, {"lanes": 9, "kv_type": None}, environment)
+    assert (settings.lanes, settings.kv_type, settings.heartbeat) == (9, KvType.FP32, 2.5)
+
+
+@pytest.mark.parametrize(("name", "value"), [("LANES", "many"), ("LANES", ""), ("PRECISION", "fp8"), ("HEARTBEAT", "soon")])
+def test_a_variable_that_cannot_be_read_is_named(name: str, value: str):
+    with pytest.raises(errors.ConfigError, match=f"SHOAL_{name}"):
+        from_environment(HeadSettings, {}, {f"SHOAL_{name}": value})
+
+
+@pytest.mark.parametrize(
+    ("variable", "field", "value"),
+    [
+        ("SHOAL_PRECISION", "precision", Precision.Q4),
+        ("SHOAL_ACTIVATIONS", "activations", Codec.INT8),
+        ("SHOAL_KV_TYPE", "kv_type", KvType.BF16),
+    ],
+)
+def test_choices_are_read_by_value(variable: str, field: str, value: object):
+    assert getattr(from_environment(EngineSettings, {}, {variable: str(value)}), field) is value
+
+
+def test_threads_default_to_the_cores_of_this_process():
+    assert NodeSettings(threads=3).compute_threads == 3
+    assert NodeSettings().compute_threads >= 1
+    assert NodeSettings().runtime is RuntimeName.AUTO
+
+
+def test_where_models_are_kept():
+    assert str(cache_dir({"SHOAL_CACHE": "/a", "XDG_CACHE_HOME": "/b"})) == "/a"
+    assert str(cache_dir({"XDG_CACHE_HOME": "/b"})) == "/b/shoal"
+    assert cache_dir({}).parts[-2:] == (".cache", "shoal")
+    assert hub_endpoint({"HF_ENDPOINT": "https://x"}) == "https://x"
+    assert hub_endpoint({}) is None
+
+
+# The tree of errors
+
+
+def tree() -> list[type[errors.ShoalError]]:
+    return [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, errors.ShoalError)]
+
+
+def test_the_tree_is_drawn_whole():
+    assert errors.__doc__ is not None
+    assert [e.__name__ for e in tree() if e.__name__ not in errors.__doc__] == []
+
+
+def test_errors_carry_facts():
+    assert errors.InvalidRequest("m", "p", "c").code == "c"
+    assert (errors.NotEnoughMemory(10, 4).needed, errors.QueueFull(3, 2).limit) == (10, 2)
+    assert "6 B missing" in str(errors.NotEnoughMemory(10, 4))
+    assert errors.HashMismatch("n", "a", "b").actual == "b"
+    assert "same shoal" in str(errors.VersionMismatch(1, 2))
+
+
+@pytest.mark.parametrize(("text", "shared"), [("false", False), ("0", False), ("true", True)])
+def test_sharing_can_be_turned_off(text: str, shared: bool):
+    assert NodeSettings().share
+    assert from_environment(NodeSettings, {}, {"SHOAL_SHARE": text}).share is shared
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 29, "1.5 GiB"), (1 << 50, "1024.0 TiB")]
+)
+def test_sizes_for_people(count: int, text: str):
+    assert errors.human_bytes(count) == text
+
+
+# The API
+
+
+@pytest.mark.parametrize(
+    ("cors", "origins"),
+    [("", []), ("*", ["*"]), ("https://a.example, http://localhost:3000,", ["https://a.example", "http://localhost:3000"])],
+)
+def test_origins_are_read_by_commas(cors: str, origins: list[str]):
+    assert HeadSettings(cors=cors).origins == origins
+
+
+@pytest.mark.parametrize(
+    "cors", ["chat.example", "https://a.example/", "https://*.example", "ftp://a.example", "https://a.example https://b.example"]
+)
+def test_what_is_no_origin_is_refused(cors: str):
+    with pytest.raises(errors.ConfigError, match="--cors"):
+        HeadSettings(cors=cors)
+
+
+@pytest.mark.parametrize("name", ["connections", "keep_alive", "stall", "grace"])
+def test_bounds_of_the_api_are_positive(name: str):
+    with pytest.raises(errors.ConfigError, match=f"--{name.replace('_', '-')}"):
+        HeadSettings(**{name: -1})
+
+
+@pytest.mark.parametrize(("text", "value"), [("false", False), ("0", False), ("no", False), ("true", True), ("1", True)])
+def test_switches_are_read_from_the_environment(text: str, value: bool) -> None:
+    assert from_environment(HeadSettings, {}, {"SHOAL_SPREAD": text}).spread is value
+
+
+def test_a_heartbeat_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ConfigError):
+        HeadSettings(heartbeat=float("nan"))
