@@ -186,7 +186,9 @@ def test_a_joined_file_with_another_hash(registry: Registry, tmp_path: Path) -> 
     assert not list((tmp_path / "models" / "toy").glob("*.joining"))
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", zipped(other=b"x"), zipped(m=b"x" * 999)[:60]])
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04", zipped(other=b"x"), zipped(m=b"x" * 999)[:60]], ids=["empty", "begun", "of something else", "cut"]
+)
 @pytest.mark.parametrize("kind", ["pypi", "npm"])
 def test_packages_that_are_broken(kind: str, content: bytes, registry: Registry, tmp_path: Path) -> None:
     registry.offer(b"x", registry.part("one", content, kind))
