@@ -17,7 +17,8 @@ from shoal.native import BLOCK_TOKENS
 from shoal.node.stage_service import StageService
 from shoal.pipeline.driver import Driver, Route
 from shoal.request import Request, RequestId, SamplingParams
-from shoal.scheduler.scheduler import Limits, Scheduler
+from shoal.scheduler.limits import Limits
+from shoal.scheduler.scheduler import Scheduler
 from shoal.transport.memory import pair
 from shoal.wire.frame import Frame, WireCodec
 from tests.support.stages import stage

@@ -9,8 +9,9 @@ from shoal.pipeline import driver
 from shoal.pipeline.driver import Driver
 from shoal.pipeline.timing import StepTiming
 from shoal.request import TokenChunk
+from shoal.scheduler.limits import Limits
 from shoal.scheduler.plan import StageTrace, StepResult
-from shoal.scheduler.scheduler import Limits, Scheduler
+from shoal.scheduler.scheduler import Scheduler
 from shoal.transport.memory import pair
 from shoal.wire import messages
 from shoal.wire.frame import Frame, Kind

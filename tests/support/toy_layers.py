@@ -13,8 +13,8 @@ from itertools import pairwise
 from random import Random
 
 from shoal.request import RequestId
+from shoal.scheduler.limits import Limits
 from shoal.scheduler.plan import Chunk, Examined, Sampled, StepPlan, StepResult
-from shoal.scheduler.scheduler import Limits
 from shoal.wire import messages
 from tests.support.toy_stage import Toy, cell, draw, examined
 

@@ -13,8 +13,9 @@ from collections import deque
 from collections.abc import Sequence
 
 from shoal.request import Alternative, FinishReason, Priority, Request, RequestId, SamplingParams, Score, TokenChunk
+from shoal.scheduler.limits import Limits
 from shoal.scheduler.plan import Chunk, Examined, Sampled, StepPlan, StepResult
-from shoal.scheduler.scheduler import Limits, Scheduler
+from shoal.scheduler.scheduler import Scheduler
 from shoal.wire import messages
 
 VOCABULARY = 23

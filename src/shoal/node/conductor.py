@@ -36,7 +36,8 @@ from shoal.placement.partition import Placement
 from shoal.placement.profile import Demand, Link, ModelCost, NodeProfile
 from shoal.placement.profile import Links as Measured
 from shoal.request import Request, TokenChunk
-from shoal.scheduler.scheduler import Limits, Scheduler
+from shoal.scheduler.limits import Limits
+from shoal.scheduler.scheduler import Scheduler
 from shoal.transport.base import FrameStream
 from shoal.wire.messages import Hello
 

@@ -19,8 +19,9 @@ from typing import Any, NoReturn
 from shoal.errors import ClusterError, InvalidRequest, RemoteProtocolError, ShoalError, StageLost, StepFailed
 from shoal.pipeline.timing import StepTiming, Timings
 from shoal.request import Request, RequestId, TokenChunk
+from shoal.scheduler.limits import Limits
 from shoal.scheduler.plan import StepPlan
-from shoal.scheduler.scheduler import Limits, Scheduler
+from shoal.scheduler.scheduler import Scheduler
 from shoal.transport.base import FrameStream
 from shoal.wire import messages
 from shoal.wire.frame import Frame, Kind

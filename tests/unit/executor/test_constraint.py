@@ -28,8 +28,9 @@ from shoal.executor.sampler import Sampler
 from shoal.executor.shard import Shard
 from shoal.native import BLOCK_TOKENS
 from shoal.request import FinishReason, Request, RequestId, SamplingParams
+from shoal.scheduler.limits import Limits
 from shoal.scheduler.plan import Opened, StepPlan, StepResult
-from shoal.scheduler.scheduler import Limits, Scheduler
+from shoal.scheduler.scheduler import Scheduler
 from shoal.testing import toy
 from shoal.text import grammar
 from shoal.text.tokenizer import Tokenizer

@@ -10,8 +10,9 @@ from shoal.errors import StageLost
 from shoal.pipeline import driver as pipeline
 from shoal.pipeline.driver import Driver
 from shoal.request import Request, RequestId
+from shoal.scheduler.limits import Limits
 from shoal.scheduler.plan import StepResult
-from shoal.scheduler.scheduler import Limits, Scheduler
+from shoal.scheduler.scheduler import Scheduler
 from shoal.transport.memory import pair
 from shoal.wire import messages
 from shoal.wire.frame import Frame, Kind

@@ -7,7 +7,8 @@ import asyncio
 from shoal.errors import ConfigError
 from shoal.pipeline.driver import Driver
 from shoal.request import FinishReason, Request, RequestId, TokenChunk
-from shoal.scheduler.scheduler import Limits, Scheduler
+from shoal.scheduler.limits import Limits
+from shoal.scheduler.scheduler import Scheduler
 from tests.support.route import Route, collect, play, turns
 from tests.support.toy_stage import request
 

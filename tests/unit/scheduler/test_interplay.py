@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.request import Priority, RequestId
+from shoal.scheduler.limits import Limits
 from shoal.scheduler.plan import StepResult
-from shoal.scheduler.scheduler import Limits
 from tests.support.toy_stage import Toy, ToyStage, asking, expected, expected_embedding, expected_scores, limits, request
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shoal.errors import InvalidRequest
 from shoal.request import Priority, Request
-from shoal.scheduler.scheduler import Limits
+from shoal.scheduler.limits import Limits
 from tests.support.toy_layers import Layered
 from tests.support.toy_stage import asking, expected, expected_embedding, expected_scores, limits, request
 
@@ -112,7 +112,7 @@ def test_lost_layers_are_filled_anew(spans: list[tuple[int, int]], forgotten: fl
 
 def test_shared_blocks_are_filled_once():
     toy = started(request("a", range(1, 9), 9, n=4), steps=3)
-    together = sum(s.computed for s in toy.scheduler._running)
+    together = sum(s.computed for s in toy.scheduler.slots.running)
     mend(toy, ALL)
     assert sum(plan.rows for plan in toy.refilled) == together - 3 * 4  # of eight prompt tokens each child copied the last four
 
@@ -140,7 +140,7 @@ def test_a_sequence_that_gives_way_right_after_it_was_filled_starts_a_table_anew
     toy = started(a := request("a", [1, 2], 10), b := request("b", [3, 4], 10), blocks=4, steps=4, lanes=2)
     toy.lose([(1, 2)])
     toy.recover([(1, 2)])
-    toy.scheduler._preempt(toy.scheduler._running[-1])
+    toy.scheduler.slots.preempt(toy.scheduler.slots.running[-1])
     toy.drain()
     assert_right(toy, a, b)
 
@@ -160,7 +160,7 @@ def borrowed() -> tuple[Layered, Request, int]:
     y = request("y", [1, 2, 3, 4, 5, *expected(b, 1, 3)[0][:4]], 6)
     toy.add(y)
     toy.step_all()
-    of_a, of_b, of_fork, of_y = (s.table for s in toy.scheduler._running)
+    of_a, of_b, of_fork, of_y = (s.table for s in toy.scheduler.slots.running)
     assert of_b[0] == of_fork[0] != of_a[0] == of_y[0]
     assert of_b[1] != of_fork[1] == of_y[1]
     return toy, y, of_b[0]
@@ -180,7 +180,7 @@ def test_who_shares_blocks_of_one_that_ends_while_it_is_filled_is_filled_again_t
     toy.add(c := request("c", [1, 2, 3, 4, 7], 9))
     toy.step_all()
     toy.lose([(1, 2)])
-    toy.forget(toy.scheduler._running[0].table[0])
+    toy.forget(toy.scheduler.slots.running[0].table[0])
     toy.recover([(1, 2)], ["a"])
     toy.drain()
     assert_right(toy, b, c)

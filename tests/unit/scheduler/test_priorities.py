@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from shoal.errors import InvalidRequest, QueueFull
 from shoal.request import FinishReason, Priority, Request, RequestId, SequenceId
+from shoal.scheduler.limits import Limits
 from shoal.scheduler.queue import WaitingQueue
-from shoal.scheduler.scheduler import Limits
 from shoal.scheduler.sequence import Sequence
 from tests.support.toy_stage import Toy, expected, limits, request
 
@@ -27,11 +27,11 @@ def assert_right(toy: Toy, *requests: Request) -> None:
 
 
 def running(toy: Toy) -> list[str]:
-    return [s.request.id for s in toy.scheduler._running]
+    return [s.request.id for s in toy.scheduler.slots.running]
 
 
 def waiting(toy: Toy) -> list[str]:
-    return [s.request.id for s in toy.scheduler._waiting]
+    return [s.request.id for s in toy.scheduler.slots.waiting]
 
 
 def started(toy: Toy, *requests: Request, steps: int = 1) -> Toy:
@@ -106,7 +106,7 @@ def test_a_class_that_waits_anew_starves_anew():
     toy.add(request("c", [3], priority=BATCH))
     for _ in range(3):
         toy.step()
-        (c,) = toy.scheduler._waiting
+        (c,) = toy.scheduler.slots.waiting
         assert c.priority is BATCH
     toy.step()
     assert c.priority is FLEX
@@ -271,7 +271,7 @@ def test_a_draw_of_a_lower_class_is_not_put_off_for_ever():
 def test_who_gives_way_before_its_turn_waits_in_its_class_and_runs_in_a_higher_one():
     toy = started(Toy(limits(lanes=1)), request("b", [1], 60, priority=BATCH), steps=3)
     started(toy, request("n", [2], 3))
-    (b,) = toy.scheduler._waiting
+    (b,) = toy.scheduler.slots.waiting
     assert (b.request.id, b.priority) == ("b", BATCH)
     started(toy, steps=4)
     assert (running(toy), b.standing) == (["b"], FLEX)
@@ -280,7 +280,7 @@ def test_who_gives_way_before_its_turn_waits_in_its_class_and_runs_in_a_higher_o
 def test_who_had_its_turn_can_give_way_again():
     toy = started(Toy(limits(lanes=1)), request("b", [1], 60, priority=BATCH), steps=3)
     started(toy, request("n", [2], 1), steps=40)
-    (b,) = toy.scheduler._running
+    (b,) = toy.scheduler.slots.running
     assert b.standing is FLEX
     started(toy, request("m", [2], 3))
     assert (waiting(toy), b.set_back) == (["b"], 0)
@@ -291,7 +291,7 @@ def test_giving_way_to_the_own_class_raises_nobody():
     rs = [request(name, [ord(name) % 9, 4], 10, priority=BATCH) for name in "abc"]
     started(toy, *rs, steps=0)
     for _ in range(60):
-        assert all(s.standing is BATCH for s in (*toy.scheduler._running, *toy.scheduler._waiting))
+        assert all(s.standing is BATCH for s in (*toy.scheduler.slots.running, *toy.scheduler.slots.waiting))
         toy.step()
     assert toy.scheduler.counters.preemptions > 0
     assert_right(toy, *rs)

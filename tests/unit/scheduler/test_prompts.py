@@ -135,7 +135,7 @@ def crowded(r: Request, until: int) -> Toy:
     (sequence,) = toy.scheduler._sequences.values()
     while sequence.examined < until:
         toy.step()
-    toy.scheduler._preempt(sequence)
+    toy.scheduler.slots.preempt(sequence)
     toy.scheduler.check()
     return toy
 
@@ -164,7 +164,7 @@ def test_rows_that_have_answered_share_no_chunk_with_those_that_have_not(wanted:
     toy.add(r := request("a", range(1, 14), 3, **wanted))
     toy.step()
     (sequence,) = toy.scheduler._sequences.values()
-    toy.scheduler._preempt(sequence)
+    toy.scheduler.slots.preempt(sequence)
     toy.scheduler.pool.forget_idle()
     toy.drain()
     assert_right(toy, r)
@@ -184,7 +184,7 @@ def test_what_an_earlier_life_asked_counts(wanted: dict[str, int], steps: int):
     for _ in range(steps):
         toy.send()
     (sequence,) = toy.scheduler._sequences.values()
-    toy.scheduler._preempt(sequence)
+    toy.scheduler.slots.preempt(sequence)
     toy.drain()
     assert_right(toy, r)
     assert sum(len(c.tokens) for plan in toy.history for c in plan.chunks if c.asked is not None) == 10
@@ -220,9 +220,9 @@ def test_blocks_of_others_do_not_stand_for_answers_that_were_lost(wanted: dict[s
     while sequence.asked < 14:
         toy.step_all()
     assert sequence.examined < 12
-    toy.scheduler._preempt(sequence)
+    toy.scheduler.slots.preempt(sequence)
     toy.fill()
-    assert sequence in toy.scheduler._running
+    assert sequence in toy.scheduler.slots.running
     toy.lose([])
     toy.drain()
     assert_right(toy, r, layers=3)

@@ -15,8 +15,9 @@ from shoal.executor.stage import StageExecutor
 from shoal.native import BLOCK_TOKENS
 from shoal.pipeline.driver import TokenStream
 from shoal.request import FinishReason, Request, RequestId, SamplingParams, TokenChunk
+from shoal.scheduler.limits import Limits
 from shoal.scheduler.plan import StepResult
-from shoal.scheduler.scheduler import Limits, Scheduler
+from shoal.scheduler.scheduler import Scheduler
 from shoal.testing import toy
 
 LAYERS = 2

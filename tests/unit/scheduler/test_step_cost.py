@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from shoal.request import Priority
 from shoal.scheduler.budget import StepBudget
 from shoal.scheduler.cost import Load, StageCost, StepCost
+from shoal.scheduler.limits import Limits
 from shoal.scheduler.plan import Asked, Chunk, StageTrace
-from shoal.scheduler.scheduler import Limits
 from tests.support.toy_stage import Toy, expected, limits, request
 
 NO_WAYS = StageCost(0.0, 0.0, 0.0, 0.0)

@@ -1,0 +1,99 @@
+"""Who enters next: a slot where one is free, and the first blocks of its table, found by name or shared with its first choice."""
+
+from __future__ import annotations
+
+from shoal.request import BlockId, Priority
+from shoal.scheduler.sequence import Sequence
+from shoal.scheduler.slots import Slots
+
+
+class Admission:
+    def __init__(self, slots: Slots) -> None:
+        self._slots = slots
+
+    def admit(self, step: int) -> None:
+        """Lets in who can enter before a step of that number, first come first."""
+        passed: list[Sequence] = []
+        while (sequence := self._slots.waiting.first) is not None:
+            if sequence.awaiting or ((parent := self._forks_from(sequence)) is not None and parent.computed < parent.prompt_length):
+                self._slots.waiting.remove(sequence)
+                passed.append(sequence)
+                continue
+            if not self._let_in(sequence):
+                break
+            self._slots.waiting.remove(sequence)
+            self._slots.running.append(sequence)
+            sequence.entered = step, len(sequence.tokens)
+            sequence.standing = Priority(max(sequence.priority - sequence.set_back, Priority.URGENT))
+        for sequence in passed:
+            self._slots.waiting.put(sequence)
+
+    def _forks_from(self, sequence: Sequence) -> Sequence | None:
+        """Whose prompt it shares block by block, or will when that is computed."""
+        parent = sequence.parent
+        return parent if parent is not None and not parent.done and parent.life == 0 else None
+
+    def _let_in(self, sequence: Sequence) -> bool:
+        """Gives a waiting sequence its first blocks where a lane is free; lower classes give way where one is not, or blocks are lacking."""
+        while True:
+            parent = self._forks_from(sequence)
+            if len(self._slots.running) < self._slots.limits.lanes and (
+                self._enter(sequence) if parent is None else self._fork(sequence, parent)
+            ):
+                return True
+            lower = [s for s in self._slots.running if s.standing > sequence.priority]
+            if not lower or self._lacking(sequence) > sum(len(s.table) for s in lower):
+                return False
+            self._slots.preempt(max(lower, key=lambda s: s.rank), sequence)
+
+    def _lacking(self, sequence: Sequence) -> int:
+        """Blocks that have to become free before it can enter, about: found ones may be among the available."""
+        needed = (
+            2
+            if self._forks_from(sequence) is not None
+            else self._slots.blocks_for(len(sequence.tokens) + sequence.draws) - len(self._found(sequence))
+        )
+        return needed - self._slots.pool.available
+
+    def _found(self, sequence: Sequence) -> list[BlockId]:
+        """The blocks that its tokens begin with, as far as they are found by name."""
+        found: list[BlockId] = []
+        for digest in self._slots.digests(sequence, sequence.findable // self._slots.limits.block_tokens):
+            block = self._slots.pool.find(digest)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def _enter(self, sequence: Sequence) -> bool:
+        """Takes the blocks that are found by name, if the rest of the known tokens fits beside them."""
+        found = self._found(sequence)
+        for block in found:
+            self._slots.pool.share(block)
+        if self._slots.blocks_for(len(sequence.tokens) + sequence.draws) - len(found) > self._slots.pool.available and self._slots.running:
+            for block in reversed(found):
+                self._slots.pool.release(block)
+            return False
+        sequence.table = found
+        sequence.named = len(found)
+        sequence.scheduled = sequence.computed = len(found) * self._slots.limits.block_tokens
+        if sequence.life == 0:
+            sequence.cached = sequence.scheduled
+            self._slots.counters.cached_tokens += sequence.scheduled
+        return True
+
+    def _fork(self, sequence: Sequence, parent: Sequence) -> bool:
+        """Shares the parent's prompt; the block that the child will write into is copied."""
+        whole = (parent.prompt_length - 1) // self._slots.limits.block_tokens
+        if self._slots.pool.available < 2:
+            return False
+        for block in parent.table[:whole]:
+            self._slots.pool.share(block)
+        own = self._slots.pool.allocate()
+        self._slots.copies.append((parent.table[whole], own))
+        sequence.table = [*parent.table[:whole], own]
+        sequence.named = whole
+        sequence.scheduled = sequence.computed = parent.prompt_length - 1
+        sequence.cached = parent.prompt_length - 1
+        sequence.forking = True
+        return True

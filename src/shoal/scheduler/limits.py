@@ -1,0 +1,42 @@
+"""What a scheduler may hand out, and what it counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    blocks: int
+    block_tokens: int
+    context: int
+    """Most tokens of a sequence."""
+    lanes: int
+    """Most sequences that run at once."""
+    step_tokens: int
+    queue: int
+    depth: int = 1
+    """Steps that the driver keeps in flight: draws are spread over as many steps, prompts cut into as many smaller chunks."""
+    ageing: int = 256
+    """Steps that a class may wait while none of it runs; then its first in line rises a class."""
+    wait: float = 0.0
+    """Most seconds, about, that a running stream waits for others' prompts; 0: as long as `step_tokens` take."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that can ever run."""
+        return min(self.context, self.blocks * self.block_tokens)
+
+    @property
+    def chunk(self) -> int:
+        """Tokens of a prompt in one step."""
+        return max(min(self.step_tokens, 2 * self.block_tokens), self.step_tokens // self.depth // self.block_tokens * self.block_tokens)
+
+
+@dataclass
+class Counters:
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    preemptions: int = 0
+    steps: int = 0

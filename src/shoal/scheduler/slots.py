@@ -1,0 +1,97 @@
+"""The slots of sequences that run, and the KV blocks that they hold.
+
+Where slots or blocks are lacking, the youngest sequence of the lowest class gives way. Its tokens are known, and are computed anew later.
+"""
+
+from __future__ import annotations
+
+from shoal.request import BlockId, SequenceId
+from shoal.scheduler.blocks import BlockPool, chain
+from shoal.scheduler.limits import Counters, Limits
+from shoal.scheduler.queue import WaitingQueue
+from shoal.scheduler.sequence import Sequence
+
+_TURN = 32
+"""Tokens that a sequence draws in its turn."""
+
+
+class Slots:
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.counters = Counters()
+        self.pool = BlockPool(limits.blocks)
+        self.waiting = WaitingQueue(limits.ageing)
+        self.running: list[Sequence] = []
+        """Oldest first."""
+        self.dropped: list[int] = []
+        """Whose tables start anew with the next step."""
+        self.copies: list[tuple[BlockId, BlockId]] = []
+        """Blocks (from, to) to copy before the next step."""
+
+    def renew(self, limits: Limits) -> None:
+        """All blocks are lost, and there may be others: whoever runs gives way."""
+        self.limits = limits
+        for sequence in reversed(self.running[:]):
+            self.preempt(sequence)
+        self.dropped = []
+        self.pool = BlockPool(limits.blocks)
+
+    def blocks_for(self, tokens: int) -> int:
+        return -(-tokens // self.limits.block_tokens)
+
+    def provide(self, sequence: Sequence, count: int, taken: set[SequenceId]) -> int:
+        """Gives the sequence blocks for its next `count` tokens, preempting the youngest of the lowest class for them; how many it can run."""
+        size = self.limits.block_tokens
+        while True:
+            room = len(sequence.table) * size - sequence.scheduled + sequence.undrawn
+            if room >= count:
+                return count
+            if self.pool.available:
+                sequence.table.append(self.pool.allocate())
+                continue
+            victim = max((s for s in self.running if s.id not in taken), key=lambda s: s.rank, default=None)
+            if victim is None or victim is sequence:
+                if room > 0:
+                    return min(room, count)
+                if victim is sequence and len(self.running) > 1:
+                    self.preempt(sequence, min(self.running, key=lambda s: s.rank))
+                return 0
+            self.preempt(victim, sequence)
+
+    def preempt(self, sequence: Sequence, favoured: Sequence | None = None) -> None:
+        """Takes a sequence's blocks away, for another's sake; its tokens are known and will be computed anew."""
+        if len(sequence.tokens) - sequence.entered[1] >= _TURN:
+            sequence.set_back = 0
+        elif favoured is not None and favoured.standing < sequence.standing:
+            sequence.set_back += 1
+        self.running.remove(sequence)
+        self.give_up(sequence)
+        if sequence.told:
+            self.dropped.append(sequence.id)
+        sequence.scheduled = sequence.computed = sequence.told = sequence.named = 0
+        sequence.life += 1
+        sequence.forking = sequence.undrawn = False
+        self.waiting.put(sequence)
+        self.counters.preemptions += 1
+
+    def give_up(self, sequence: Sequence) -> None:
+        # Last block first: the start of a prompt is what others share, so it should be the last to be given away.
+        for block in reversed(sequence.table):
+            self.pool.release(block)
+        sequence.table = []
+
+    def digests(self, sequence: Sequence, count: int) -> list[bytes]:
+        size = self.limits.block_tokens
+        while len(sequence.digests) < count:
+            at = len(sequence.digests)
+            previous = sequence.digests[-1] if at else b""
+            sequence.digests.append(chain(previous, sequence.tokens[at * size : (at + 1) * size]))
+        return sequence.digests[:count]
+
+    def name_blocks(self, sequence: Sequence) -> None:
+        full = sequence.computed // self.limits.block_tokens
+        if full > sequence.named:
+            digests = self.digests(sequence, full)
+            for i in range(sequence.named, full):
+                self.pool.name(sequence.table[i], digests[i])
+            sequence.named = full
