@@ -142,7 +142,7 @@ def says(*texts: str) -> Script:
 
 
 class ScriptedStream:
-    """Behaves as pipeline.driver.TokenStream does. With `hang` it waits for ever after its items."""
+    """Behaves as pipeline.token_stream.TokenStream does. With `hang` it waits for ever after its items."""
 
     def __init__(self, request: Request, items: list[Item], hang: bool) -> None:
         self.request, self._items, self._hang = request, list(items), hang

@@ -15,7 +15,8 @@ from shoal.executor.runtimes import factory
 from shoal.models.weights import Weights
 from shoal.native import BLOCK_TOKENS
 from shoal.node.stage_service import StageService
-from shoal.pipeline.driver import Driver, Route
+from shoal.pipeline.driver import Driver
+from shoal.pipeline.route import Route
 from shoal.request import Request, RequestId, SamplingParams
 from shoal.scheduler.limits import Limits
 from shoal.scheduler.scheduler import Scheduler

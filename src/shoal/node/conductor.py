@@ -28,9 +28,11 @@ from shoal.node.links import Links, accept_link, greeted
 from shoal.node.share import Share
 from shoal.node.step_guess import step_guess
 from shoal.node.world import World
-from shoal.pipeline.driver import Driver, Route, TokenStream
+from shoal.pipeline.driver import Driver
 from shoal.pipeline.pace import Pace
+from shoal.pipeline.route import Route
 from shoal.pipeline.timing import StepTiming
+from shoal.pipeline.token_stream import TokenStream
 from shoal.placement.moves import Moves
 from shoal.placement.partition import Placement
 from shoal.placement.profile import Demand, Link, ModelCost, NodeProfile

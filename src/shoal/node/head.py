@@ -15,9 +15,9 @@ from shoal.models.description import Description, facts
 from shoal.node.conductor import Conductor, Served
 from shoal.node.interruption import Interruption
 from shoal.node.machine import Machine
-from shoal.pipeline.driver import TokenStream
 from shoal.pipeline.request_log import RequestLog
 from shoal.pipeline.timing import StepTiming
+from shoal.pipeline.token_stream import TokenStream
 from shoal.placement.partition import Placement
 from shoal.request import Priority, Request, TokenChunk
 from shoal.text.tokenizer import Tokenizer

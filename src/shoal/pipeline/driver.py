@@ -11,164 +11,21 @@ is handed out once, when the result that brings it is applied, and never taken b
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any, NoReturn
 
 from shoal.errors import ClusterError, InvalidRequest, RemoteProtocolError, ShoalError, StageLost, StepFailed
+from shoal.pipeline.route import DrivenRoute, Route
 from shoal.pipeline.timing import StepTiming, Timings
+from shoal.pipeline.token_stream import TokenStream
 from shoal.request import Request, RequestId, TokenChunk
 from shoal.scheduler.limits import Limits
-from shoal.scheduler.plan import StepPlan
 from shoal.scheduler.scheduler import Scheduler
-from shoal.transport.base import FrameStream
 from shoal.wire import messages
-from shoal.wire.frame import Frame, Kind
+from shoal.wire.frame import Frame
 
 _STRIKES = 3  # failed steps of a request after which it is taken for the reason
-
-
-@dataclass
-class _InFlight:
-    plan: StepPlan
-    schedule: float
-    encode: float
-    send: float
-    sent: float
-
-
-class TokenStream:
-    """The tokens of one request as they are drawn; close it to cancel what is left.
-
-    said: what was drawn before this process began. It comes first, and what is missing once a driver takes the request up.
-    """
-
-    def __init__(self, request: Request, said: Iterable[TokenChunk] = ()) -> None:
-        self.request = request
-        self.left: dict[int, list[int]] = {choice: [] for choice in range(request.n)}
-        """Of each choice that has not ended: the tokens that were said when this stream began."""
-        self._driver: Driver | None = None
-        self._items: asyncio.Queue[TokenChunk | ShoalError | None] = asyncio.Queue()
-        self._open = set(self.left)
-        for chunk in said:
-            self._items.put_nowait(chunk)
-            if chunk.finish is not None:
-                self.left.pop(chunk.choice, None)
-            elif chunk.token is not None and chunk.choice in self.left:
-                self.left[chunk.choice].append(chunk.token)
-
-    def driven(self, driver: Driver) -> None:
-        """From now on its tokens come from there."""
-        self._driver = driver
-
-    def put(self, item: TokenChunk | ShoalError) -> None:
-        self._items.put_nowait(item)
-
-    def __aiter__(self) -> TokenStream:
-        return self
-
-    async def __anext__(self) -> TokenChunk:
-        """Raises what the driver ended it with, if it did."""
-        while self._open:
-            item = await self._items.get()
-            if isinstance(item, ShoalError):
-                self.close()
-                raise item
-            if item is None or item.choice not in self._open:
-                continue  # closed, or of a choice that was ended from this side
-            if item.finish is not None:
-                self._open.discard(item.choice)
-            return item
-        self.close()
-        raise StopAsyncIteration
-
-    def end_choice(self, choice: int) -> None:
-        """Ends one choice from this side; no chunk of it comes any more."""
-        self._open.discard(choice)
-        self.left.pop(choice, None)
-        self._items.put_nowait(None)  # whoever waits for a chunk of it looks again
-        if self._driver is not None:
-            self._driver.cancel(self.request.id, choice)
-
-    def close(self) -> None:
-        """Cancels what is left; whoever waits for a chunk learns that none will come."""
-        self._open.clear()
-        self.left.clear()
-        self._items.put_nowait(None)
-        if self._driver is not None:
-            self._driver.forget(self.request.id)
-
-
-@dataclass(frozen=True)
-class Route:
-    """One epoch's way through the stages. `first` feeds stage 0, `last` brings the last stage's results."""
-
-    epoch: int
-    first: FrameStream
-    last: FrameStream
-
-
-class _Route:
-    """A route while it is driven."""
-
-    def __init__(self, route: Route, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self.flight: dict[int, _InFlight] = {}
-        self.filling = asyncio.Lock()
-        self.cut = asyncio.Event()
-        self.settled = asyncio.Event()
-        self.nudged = asyncio.Event()
-        """Something came or ended: there may be a step to send."""
-        self.why = ""
-        self.open = self.pausing = False
-        self.heard = 0.0
-        self._landed = -1
-        self._route = route
-
-    def settle(self) -> None:
-        if self.pausing and self.open and not self.flight:
-            self.settled.set()
-
-    async def watch_first(self) -> None:
-        """The first stage never speaks on its link; only the link's end is news."""
-        frame = await self._route.first.receive()
-        raise RemoteProtocolError(f"stage 0 sent a {frame.kind.name} frame to the head")
-
-    async def send(self, plan: StepPlan, schedule: float = 0.0) -> None:
-        began = self._clock()
-        meta = messages.encode(messages.Step(messages.raw(plan), []))
-        encoded = self._clock()
-        step = _InFlight(plan, schedule, encoded - began, 0.0, encoded)
-        if not self.flight:
-            self.heard = asyncio.get_running_loop().time()
-        self.flight[plan.step] = step
-        await self._route.first.send(Frame(Kind.STEP, self._route.epoch, plan.step, meta))
-        step.send = self._clock() - encoded
-        step.sent += step.send
-
-    async def receive(self) -> tuple[Frame, float]:
-        """The next result of this epoch, and when it came. Raises RemoteProtocolError for what a stage reports, or what cannot be."""
-        while True:
-            frame = await self._route.last.receive()
-            if frame.epoch != self._route.epoch:
-                continue  # of a route that is gone
-            if frame.kind is Kind.ERROR:
-                error = messages.decode_error(frame.meta)
-                raise StepFailed(error.stage, error.message, frame.step)
-            if frame.kind is not Kind.RESULT:
-                raise RemoteProtocolError(f"a {frame.kind.name} frame where a result was due")
-            if frame.step <= self._landed:
-                continue  # it came twice
-            return frame, self._clock()
-
-    def landed(self, step: int) -> _InFlight:
-        """Results come in the order of the steps. Raises RemoteProtocolError for one that does not."""
-        if not self.flight or step != min(self.flight):
-            raise RemoteProtocolError(f"a result of step {step}, which is not the next one in flight")
-        self._landed = step
-        self.heard = asyncio.get_running_loop().time()
-        return self.flight.pop(step)
 
 
 class Driver:
@@ -187,7 +44,7 @@ class Driver:
         self._observe, self._drawn, self._clock = observe, drawn, clock
         self._streams: dict[RequestId, TokenStream] = {}
         self._strikes: dict[RequestId, int] = {}
-        self._route: _Route | None = None
+        self._route: DrivenRoute | None = None
         self._closed: ShoalError | None = None
 
     async def drive(self, route: Route, spans: list[tuple[int, int]], filled: Callable[[int], None]) -> None:
@@ -198,7 +55,7 @@ class Driver:
         """
         self.scheduler.rewind()
         loop = asyncio.get_running_loop()
-        mine = self._route = _Route(route, self._clock)
+        mine = self._route = DrivenRoute(route, self._clock)
         work = (self._run(mine, spans, filled), self._follow(mine), mine.watch_first(), mine.cut.wait(), mine.settled.wait())
         ends: list[asyncio.Task[Any]] = [loop.create_task(part) for part in work]
         try:
@@ -221,7 +78,7 @@ class Driver:
             route.first.abort()
             route.last.abort()
 
-    def _strike(self, route: _Route, error: StepFailed) -> None:
+    def _strike(self, route: DrivenRoute, error: StepFailed) -> None:
         """A request whose steps fail again and again, at last in a step of its own, ends: it would fail every route to come."""
         step = route.flight.get(error.step)
         found = {self.scheduler.request_of(chunk.sequence) for chunk in (step.plan.chunks if step is not None else ())}
@@ -325,7 +182,7 @@ class Driver:
         if self._route is not None:
             self._route.nudged.set()
 
-    async def _run(self, route: _Route, spans: list[tuple[int, int]], filled: Callable[[int], None]) -> NoReturn:
+    async def _run(self, route: DrivenRoute, spans: list[tuple[int, int]], filled: Callable[[int], None]) -> NoReturn:
         filled(await self._refill(route, spans) if spans else 0)
         route.open = True
         await self._fill(route)
@@ -333,13 +190,13 @@ class Driver:
             self._take(route, *await route.receive())
             await self._fill(route)
 
-    async def _follow(self, route: _Route) -> NoReturn:
+    async def _follow(self, route: DrivenRoute) -> NoReturn:
         while True:
             await route.nudged.wait()
             route.nudged.clear()
             await self._fill(route)
 
-    async def _refill(self, route: _Route, spans: list[tuple[int, int]]) -> int:
+    async def _refill(self, route: DrivenRoute, spans: list[tuple[int, int]]) -> int:
         """Fills layers anew; where a journal does not reach, from the tokens on. Answers how many tokens that took."""
         tokens = 0
         only: set[int] | None = None
@@ -366,7 +223,7 @@ class Driver:
                 raise RemoteProtocolError("layers could not be filled from the tokens themselves")
             only, spans = missing, [(0, spans[-1][1])]
 
-    def _take(self, route: _Route, frame: Frame, arrived: float) -> None:
+    def _take(self, route: DrivenRoute, frame: Frame, arrived: float) -> None:
         result = messages.decode_result(frame.meta)
         step = route.landed(result.step)
         for sampled in result.sampled:
@@ -393,7 +250,7 @@ class Driver:
         self.timings.add(timing)
         self._observe(timing)
 
-    async def _fill(self, route: _Route) -> None:
+    async def _fill(self, route: DrivenRoute) -> None:
         """Sends steps while there is something to run and room in the pipe."""
         async with route.filling:
             while route.open and not route.pausing and not route.cut.is_set() and len(route.flight) <= self.scheduler.limits.depth:

@@ -17,8 +17,8 @@ from shoal.membership.instructions import Instruction
 from shoal.node.agent import Agent
 from shoal.node.conductor import Conductor, Served
 from shoal.node.interruption import Interruption
-from shoal.pipeline.driver import TokenStream
 from shoal.pipeline.timing import StepTiming
+from shoal.pipeline.token_stream import TokenStream
 from shoal.request import Request, RequestId, SamplingParams, TokenChunk
 from shoal.testing import toy
 from shoal.testing.clock import SimulatedLoop

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.errors import ClusterError, InvalidRequest, NotReady, StageLost, StepFailed
-from shoal.pipeline.driver import TokenStream
 from shoal.pipeline.timing import StepTiming, Timings
+from shoal.pipeline.token_stream import TokenStream
 from shoal.scheduler.plan import Examined, Sampled, StageTrace, StepPlan, StepResult
 from shoal.wire import messages
 from shoal.wire.frame import Frame, Kind

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from shoal.errors import StageLost
-from shoal.pipeline import driver as pipeline
+from shoal.pipeline import route as pipeline
 from shoal.pipeline.driver import Driver
 from shoal.request import Request, RequestId
 from shoal.scheduler.limits import Limits

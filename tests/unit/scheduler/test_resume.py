@@ -13,7 +13,7 @@ from shoal.errors import InvalidRequest
 from shoal.executor.shard import Shard
 from shoal.executor.stage import StageExecutor
 from shoal.native import BLOCK_TOKENS
-from shoal.pipeline.driver import TokenStream
+from shoal.pipeline.token_stream import TokenStream
 from shoal.request import FinishReason, Request, RequestId, SamplingParams, TokenChunk
 from shoal.scheduler.limits import Limits
 from shoal.scheduler.plan import StepResult

@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
+from shoal.chunk_stream import ChunkStream
 from shoal.errors import ClusterError, RemoteProtocolError, ShoalError
 from shoal.gateway.engine import TakenOver
 from shoal.gateway.key import KeyId, KeyLimits
@@ -16,7 +17,7 @@ from shoal.gateway.limits import Allowance
 from shoal.gateway.remote import messages
 from shoal.gateway.remote.channel import Channel
 from shoal.gateway.remote.messages import Attached, Call, FromHead, Message, Reply, Welcome
-from shoal.request import Request, RequestId, TokenChunk
+from shoal.request import Request, RequestId
 from shoal.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -24,44 +25,21 @@ T = TypeVar("T")
 _SPENDING = 0.05  # seconds for which spent tokens gather
 
 
-class RemoteStream:
-    """Behaves as the engine's own does."""
+class RemoteStream(ChunkStream):
+    """Its chunks come from another process; it ends with TakenOver where another worker has it now."""
 
     def __init__(self, request: Request, engine: RemoteEngine) -> None:
-        self.request, self._engine = request, engine
-        self._open = set(range(request.n))
-        self._items: asyncio.Queue[TokenChunk | Exception | None] = asyncio.Queue()
-
-    def put(self, item: TokenChunk | Exception) -> None:
-        self._items.put_nowait(item)
-
-    def __aiter__(self) -> RemoteStream:
-        return self
-
-    async def __anext__(self) -> TokenChunk:
-        """Raises what the engine ended it with, if it did; TakenOver where another worker has it now."""
-        while self._open:
-            item = await self._items.get()
-            if isinstance(item, Exception):
-                self.close()
-                raise item
-            if item is None or item.choice not in self._open:
-                continue  # closed, or of a choice that was ended from this side
-            if item.finish is not None:
-                self._open.discard(item.choice)
-            return item
-        raise StopAsyncIteration
+        super().__init__(request)
+        self._engine = engine
 
     def end_choice(self, choice: int) -> None:
-        self._open.discard(choice)
-        self._items.put_nowait(None)
+        super().end_choice(choice)
         self._engine.tell(self, messages.EndChoice(self.request.id, choice))
 
     def close(self) -> None:
         if self._open:
             self._engine.tell(self, messages.Close(self.request.id))
-        self._open.clear()
-        self._items.put_nowait(None)
+        super().close()
         self._engine.release(self)
 
 

@@ -1,0 +1,51 @@
+"""The tokens of one request, over all the drivers that it lives through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from shoal.chunk_stream import ChunkStream
+from shoal.request import Request, RequestId, TokenChunk
+
+
+class Source(Protocol):
+    """Where tokens come from: a driver."""
+
+    def cancel(self, request: RequestId, choice: int) -> None: ...
+    def forget(self, request: RequestId) -> None: ...
+
+
+class TokenStream(ChunkStream):
+    """The tokens of one request as they are drawn; close it to cancel what is left.
+
+    said: what was drawn before this process began. It comes first, and what is missing once a driver takes the request up.
+    """
+
+    def __init__(self, request: Request, said: Iterable[TokenChunk] = ()) -> None:
+        super().__init__(request)
+        self.left: dict[int, list[int]] = {choice: [] for choice in range(request.n)}
+        """Of each choice that has not ended: the tokens that were said when this stream began."""
+        self._source: Source | None = None
+        for chunk in said:
+            self.put(chunk)
+            if chunk.finish is not None:
+                self.left.pop(chunk.choice, None)
+            elif chunk.token is not None and chunk.choice in self.left:
+                self.left[chunk.choice].append(chunk.token)
+
+    def driven(self, source: Source) -> None:
+        """From now on its tokens come from there."""
+        self._source = source
+
+    def end_choice(self, choice: int) -> None:
+        super().end_choice(choice)
+        self.left.pop(choice, None)
+        if self._source is not None:
+            self._source.cancel(self.request.id, choice)
+
+    def close(self) -> None:
+        super().close()
+        self.left.clear()
+        if self._source is not None:
+            self._source.forget(self.request.id)
