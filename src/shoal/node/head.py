@@ -12,9 +12,10 @@ from shoal.errors import InvalidRequest
 from shoal.executor.cost import model_cost
 from shoal.metrics import Metrics
 from shoal.models.description import Description, facts
-from shoal.node.conductor import Conductor, Served
+from shoal.node.conductor import Conductor
 from shoal.node.interruption import Interruption
 from shoal.node.machine import Machine
+from shoal.node.observer import Served
 from shoal.pipeline.request_log import RequestLog
 from shoal.pipeline.timing import StepTiming
 from shoal.pipeline.token_stream import TokenStream
@@ -66,7 +67,7 @@ class Head:
 
     def refuse(self, reason: str) -> None:
         """Ends every request with that reason, and takes no more."""
-        self.conductor.refuse(reason)
+        self.conductor.requests.refuse(reason)
 
     async def until_ready(self) -> None:
         """Waits until the model is served. Raises ClusterError where the nodes that joined cannot serve it."""
@@ -142,7 +143,7 @@ class Head:
         for answer in kept:
             streams = [TokenStream(request, said) for request, said in zip(answer.requests, answer.said, strict=True)]
             for stream in streams:
-                self.conductor.take_up(stream)
+                self.conductor.requests.take_up(stream)
             out.append(
                 Resumed(answer.answer, answer.note, answer.requests, streams, sum(chunk.counts for said in answer.said for chunk in said))
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -27,3 +28,43 @@ class Interruption:
         moments = [self.began, self.placed, self.loaded, self.linked, self.filled, self.resumed]
         names = ("fence", "load", "link", "refill", "resume")
         return {name: b - a for name, a, b in zip(names, moments, moments[1:], strict=False) if a and b}
+
+
+class Interruptions:
+    """The one that service is in, if it is in one."""
+
+    def __init__(self, now: Callable[[], float], ended: Callable[[Interruption], None]) -> None:
+        """ended: is told of each when the first token has come."""
+        self._now, self._tell = now, ended
+        self._current: Interruption | None = None
+
+    def begin(self, reason: str) -> None:
+        if self._current is None:
+            now = self._now()
+            self._current = Interruption(reason, now, placed=now)
+
+    def placed(self) -> None:
+        if self._current is not None:
+            self._current.placed = self._now()
+
+    def loaded(self) -> None:
+        if self._current is not None:
+            self._current.loaded = self._now()
+
+    def linked(self) -> None:
+        if self._current is not None:
+            self._current.linked = self._now()
+
+    def filled(self, tokens: int, somebody: bool) -> None:
+        """tokens: that were refilled. somebody: whether there are requests that were interrupted."""
+        if self._current is not None:
+            self._current.filled, self._current.tokens = self._now(), tokens
+            if not somebody:
+                self._current = None
+
+    def token_came(self) -> None:
+        ended = self._current
+        if ended is not None and ended.filled:
+            self._current = None
+            ended.resumed = self._now()
+            self._tell(ended)

@@ -12,7 +12,8 @@ from random import Random
 
 from shoal.config import HeadSettings
 from shoal.errors import NotReady
-from shoal.node.conductor import Conductor, Served
+from shoal.node.conductor import Conductor
+from shoal.node.observer import Served
 from shoal.request import Request, RequestId, SamplingParams
 from shoal.testing import toy
 from shoal.testing.network import SimWorld

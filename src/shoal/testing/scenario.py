@@ -19,8 +19,9 @@ from shoal.errors import CapacityError, ClusterError
 from shoal.executor.journal import JournalLimits
 from shoal.executor.measure import Speed
 from shoal.node.agent import Agent
-from shoal.node.conductor import Conductor, Served
+from shoal.node.conductor import Conductor
 from shoal.node.interruption import Interruption
+from shoal.node.observer import Served
 from shoal.pipeline.timing import StepTiming
 from shoal.request import Request, RequestId, SamplingParams, Score, TokenChunk
 from shoal.testing import toy

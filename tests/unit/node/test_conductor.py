@@ -15,8 +15,9 @@ from shoal.executor.journal import JournalLimits
 from shoal.executor.measure import Speed
 from shoal.membership.instructions import Instruction
 from shoal.node.agent import Agent
-from shoal.node.conductor import Conductor, Served
+from shoal.node.conductor import Conductor
 from shoal.node.interruption import Interruption
+from shoal.node.observer import Served
 from shoal.pipeline.timing import StepTiming
 from shoal.pipeline.token_stream import TokenStream
 from shoal.request import Request, RequestId, SamplingParams, TokenChunk
@@ -89,8 +90,8 @@ class Town:
         return [chunk.token async for chunk in self.head.submit(request)]
 
     def remembered(self) -> list[int]:
-        head = self.head
-        return [len(d) for d in (head._machines, head._reached, head._conversations, head._nodes, head._probing, head.cluster.members)]
+        roster, members = self.head._roster, self.head.cluster.members
+        return [len(d) for d in (roster.machines, roster.reached, roster._conversations, roster._nodes, roster._probing, members)]
 
 
 def play(scenario: Callable[[Town], Awaitable[None]], **settings: object) -> None:
@@ -185,7 +186,7 @@ def test_a_node_that_leaves_while_its_link_is_measured_is_let_go_at_once():
         agent = town.agents["a"]
         agent._tell = lambda line: agent.leave() if line.startswith("joined") else None
         assert await town.running["a"] == "it holds no layers; it may leave"
-        assert not town.head._probing and not town.head._conversations
+        assert not town.head._roster._probing and not town.head._roster._conversations
 
     play(scenario, min_nodes=2)
 
@@ -242,7 +243,7 @@ def test_a_node_that_is_told_twice_leaves_at_once():
 def test_requests_of_a_head_before_this_one_wait_for_nodes_but_not_for_ever():
     async def scenario(town: Town) -> None:
         stream = TokenStream(town.request("old"))
-        town.head.take_up(stream)
+        town.head.requests.take_up(stream)
         async with asyncio.timeout(40):
             with pytest.raises(StageLost, match="no nodes came for 30 s"):
                 await anext(stream)

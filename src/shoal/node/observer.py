@@ -1,0 +1,34 @@
+"""What a conductor is told about the model that it serves, and whom it tells what happens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from shoal.control import messages as control
+from shoal.node.interruption import Interruption
+from shoal.pipeline.timing import StepTiming
+from shoal.placement.profile import ModelCost
+from shoal.request import TokenChunk
+
+
+@dataclass(frozen=True)
+class Served:
+    """The model as the cluster sees it."""
+
+    name: str
+    reference: str
+    """What nodes fetch it by."""
+    cost: ModelCost
+    context: int
+    """Most tokens of a sequence."""
+
+
+class Observer(Protocol):
+    """Who counts."""
+
+    def step(self, timing: StepTiming) -> None: ...
+    def interruption(self, ended: Interruption) -> None: ...
+    def heartbeat(self, node: str, heartbeat: control.Heartbeat) -> None: ...
+    def gone(self, node: str) -> None: ...
+    def drawn(self, chunks: list[TokenChunk]) -> None: ...

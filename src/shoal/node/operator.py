@@ -1,0 +1,38 @@
+"""What an operator asks about a cluster, and is answered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from shoal.address import join_host_port
+from shoal.control import messages as control
+from shoal.membership.state import SERVING, Cluster
+
+
+def described(
+    name: str, model: str, cluster: Cluster, machines: Mapping[int, control.Join], waiting: int, story: Iterable[str], now: float
+) -> control.ClusterDescription:
+    """`shoal nodes`. machines: what the nodes said of themselves. waiting: requests that have not ended. now: seconds, on the cluster's clock."""
+    words = cluster.moving or cluster.why
+    state = cluster.state + (f": {words}" if words else "")
+    out = control.ClusterDescription(cluster=name, model=model, state=state, epoch=cluster.epoch, story=story)
+    if waiting and cluster.state != SERVING:
+        out.state += f"; {waiting} request(s) wait"
+    for node, member in cluster.members.items():
+        join = machines[node]
+        one = control.NodeDescription(
+            node=node,
+            name=member.name,
+            address=join_host_port(member.joined.host, member.joined.tensor_port),
+            machine=join.machine,
+            memory=join.memory,
+            threads=join.threads,
+            state=cluster.described(node, now),
+            silence=now - member.heard,
+        )
+        if node in cluster.route and cluster.placement is not None:
+            stage = cluster.placement.stages[cluster.route.index(node)]
+            one.first_layer, one.end_layer = stage.first, stage.end
+            one.weight_bytes, one.runtime = member.weight_bytes, member.runtime
+        out.nodes.append(one)
+    return out

@@ -1,0 +1,86 @@
+"""What nodes are told to load and whom to connect to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+
+from shoal.address import is_wildcard
+from shoal.config import HeadSettings
+from shoal.control import messages as control
+from shoal.membership import events, instructions
+from shoal.membership.state import Member
+from shoal.models.manifest import Manifest
+from shoal.native import BLOCK_TOKENS
+from shoal.node.observer import Served
+from shoal.node.share import Share
+from shoal.node.world import World
+
+_PEERS = 8  # that a node is told to fetch from
+
+
+def blocks_of(kv_tokens: int) -> int:
+    """KV blocks of so many tokens."""
+    return max(kv_tokens // BLOCK_TOKENS, 2)
+
+
+class Orders:
+    """port: where this head listens for links; known once it does. manifest: the model's files, where they are handed out."""
+
+    def __init__(
+        self,
+        settings: HeadSettings,
+        model: Served,
+        world: World,
+        share: Share,
+        members: Mapping[int, Member],
+        machines: Mapping[int, control.Join],
+    ) -> None:
+        """members, machines: the nodes by their numbers, as they are at any time, and what they said of themselves."""
+        self.port = 0
+        self.manifest: Manifest | None = None
+        self._settings, self._model, self._world, self._share = settings, model, world, share
+        self._members, self._machines = members, machines
+
+    def load(self, order: instructions.LoadStage) -> control.Load:
+        settings = self._settings
+        load = control.Load(
+            epoch=order.epoch,
+            model=self._model.reference,
+            stage=order.stage,
+            stages=order.stages,
+            first_layer=order.first,
+            end_layer=order.end,
+            blocks=blocks_of(order.kv_tokens),
+            precision=str(settings.precision),
+            kv_type=str(settings.kv_type),
+            codec=str(settings.activations),
+            keep_first=order.keep.start,
+            keep_end=order.keep.stop,
+            layers=self._model.cost.layers,
+        )
+        if self.manifest is not None:
+            load.files.extend(control.ModelFile(name=f.name, size=f.size, sha256=f.sha256) for f in self.manifest.files)
+            load.peers.extend(islice(self._peers(order.node, {f.sha256: i for i, f in enumerate(self.manifest.files)}), _PEERS))
+        return load
+
+    def _peers(self, node: int, indexes: Mapping[str, int]) -> Iterator[control.Peer]:
+        """Who can hand a node which files: the head, then the nodes after it in a circle, so that each begins elsewhere."""
+        members = self._members
+        if own := [indexes[sha256] for sha256 in self._share.files if sha256 in indexes]:
+            yield control.Peer(host=self.seen_by(members[node].joined), port=self.port, files=own, head=True)
+        for other in sorted(members.keys() & self._machines.keys() - {node}, key=lambda n: (n < node, n)):
+            if shared := [indexes[sha256] for sha256 in self._machines[other].shared if sha256 in indexes]:
+                yield control.Peer(host=members[other].joined.host, port=members[other].joined.tensor_port, files=shared)
+
+    def next_hop(self, node: int, after: int | None) -> tuple[str, int]:
+        """Where a node finds the stage after it; the head's own address as that node sees it, after the last."""
+        if after is not None:
+            joined = self._members[after].joined
+            return joined.host, joined.tensor_port
+        return self.seen_by(self._members[node].joined), self.port
+
+    def seen_by(self, joined: events.Joined) -> str:
+        """The head's address as a node sees it."""
+        host = self._settings.host
+        return self._world.facing(joined.host, joined.tensor_port) if is_wildcard(host) else host

@@ -1,0 +1,78 @@
+"""The nodes that are here: their conversations, what they said of themselves, and how well they are reached."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from shoal.control import messages as control
+from shoal.control.server import Conversation
+from shoal.membership.events import Joined
+from shoal.placement.profile import Link
+
+
+class Roster:
+    def __init__(self) -> None:
+        self.machines: dict[int, control.Join] = {}
+        """What each node said of itself, by its number."""
+        self.reached: dict[str, Link] = {}
+        """The head's links to them, by name."""
+        self._conversations: dict[int, Conversation] = {}
+        self._nodes: dict[Conversation, int] = {}
+        self._probing: dict[Conversation, Joined] = {}
+        self._next = 1
+
+    def number(self, conversation: Conversation) -> int | None:
+        """None for one that has not joined, or was sent home."""
+        return self._nodes.get(conversation)
+
+    def enter(self, conversation: Conversation, join: control.Join, taken: Collection[str]) -> int:
+        """Gives a node its number, and another name where its own is taken."""
+        node = self._next
+        self._next += 1
+        taken = {*taken, *(joined.profile.name for joined in self._probing.values())}
+        join.name = next(n for n in (join.name, *(f"{join.name}-{i}" for i in range(2, len(taken) + 3))) if n not in taken)
+        self._conversations[node], self._nodes[conversation] = conversation, node
+        self.machines[node] = join
+        return node
+
+    def probe(self, conversation: Conversation, joined: Joined) -> None:
+        """Its link is being measured; it is no member before."""
+        self._probing[conversation] = joined
+
+    def probing(self, conversation: Conversation) -> Joined | None:
+        return self._probing.get(conversation)
+
+    def probed(self, conversation: Conversation) -> None:
+        del self._probing[conversation]
+
+    def tell(self, node: int, message: control.HeadMessage) -> None:
+        """A node that is gone is told nothing."""
+        if (conversation := self._conversations.get(node)) is not None:
+            conversation.say(message)
+
+    def tell_all(self, message: control.HeadMessage) -> None:
+        for conversation in self._conversations.values():
+            conversation.say(message)
+
+    def hung_up(self, conversation: Conversation) -> int | None:
+        """The number of the node whose conversation has ended."""
+        node = self._nodes.pop(conversation, None)
+        self._probing.pop(conversation, None)
+        if node is not None:
+            self._conversations.pop(node, None)
+        return node
+
+    def dismiss(self, node: int) -> None:
+        """Ends its conversation: whatever it still says is not heard."""
+        if (conversation := self._conversations.pop(node, None)) is not None:
+            self._nodes.pop(conversation, None)
+            self._probing.pop(conversation, None)
+            conversation.end()
+
+    def forget(self, node: int, others: Collection[str]) -> str | None:
+        """What was known of a node; its name, unless one of the others goes by it now."""
+        machine = self.machines.pop(node, None)
+        if machine is None or machine.name in others:
+            return None
+        self.reached.pop(machine.name, None)
+        return machine.name
