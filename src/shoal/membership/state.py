@@ -19,112 +19,26 @@ while, one that keeps getting lost is held off for longer and longer, so a broke
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
 
-from shoal.errors import CapacityError, human_bytes
-from shoal.membership.events import (
-    DrainAsked,
-    Event,
-    Heard,
-    Joined,
-    Left,
-    RouteBroken,
-    RouteFilled,
-    RoutePaused,
-    SpeedSeen,
-    StageFailed,
-    StageLinked,
-    StageLoaded,
-    Tick,
-)
+from shoal.errors import CapacityError
+from shoal.membership import events
+from shoal.membership.admission import Admission
+from shoal.membership.faults import Faults, blame_one
 from shoal.membership.holdoff import HoldOff
 from shoal.membership.instructions import Cut, Dismiss, Instruction, LinkStage, LoadStage, Pause, Refuse, Report, RestStage, Serve
+from shoal.membership.member import Member
+from shoal.membership.path import Path
+from shoal.membership.planner import Planner
+from shoal.membership.words import doing, listened
 from shoal.placement.moves import Holding, overlap, spans
 from shoal.placement.partition import Placement
-from shoal.placement.profile import NodeProfile
-from shoal.retry import doubling
 
 WAITING, LOADING, PAUSING, LINKING, FILLING, SERVING = "waiting", "loading", "pausing", "linking", "filling", "serving"
 
-_TRIES = 3  # failures in a row, after which whoever is at fault is left out
 _SOUND = 30.0  # seconds for which a route must have served for the failures before it to be forgotten
 _CONFIRM = 0.3  # seconds in which the node whose loss broke a route is waited for, before the route is tried again as it was
 _REST = 5.0  # seconds after a move before another one that is not forced
-_LEFT_OUT, _MOST_LEFT_OUT = 15.0, 600.0  # seconds for which one that failed is left out, the first time and at most
-_SLOWER = 2.0  # times slower than measured, from which on a node's measure is mended
 _DEADLINES = {LOADING: 1800.0, PAUSING: 30.0, LINKING: 20.0}  # seconds
-
-
-@dataclass(frozen=True)
-class Admission:
-    """Whom the cluster takes in."""
-
-    min_memory: int = 0
-    """Bytes."""
-    min_speed: float = 0.0
-    """Bytes of weights per second at decode."""
-    max_nodes: int = 1024
-
-
-class Planner(Protocol):
-    """Splits the model over nodes; raises CapacityError. See placement.moves.Moves."""
-
-    def first(self, nodes: Sequence[NodeProfile], holdings: dict[str, Holding]) -> Placement: ...
-    def recover(
-        self, old: Placement, nodes: Sequence[NodeProfile], holdings: dict[str, Holding], tokens: int, beside: bool = False
-    ) -> Placement: ...
-    def improve(self, now: Placement, nodes: Sequence[NodeProfile], holdings: dict[str, Holding], tokens: int) -> Placement | None: ...
-
-
-@dataclass
-class Member:
-    joined: Joined
-    heard: float
-    suspect: bool = False
-    failed: str = ""
-    """Why it is left out of routes, until `retry`."""
-    failures: int = 0
-    retry: float = 0.0
-    draining: bool = False
-    slower: float = 1.0
-    loaded: tuple[range, ...] = ()
-    staged: bool = False
-    """It entered an epoch, and was not told to rest since."""
-    filled: range = range(0)
-    weight_bytes: int = 0
-    runtime: str = ""
-
-    @property
-    def name(self) -> str:
-        return self.joined.profile.name
-
-    def blame(self, reason: str, now: float) -> None:
-        """Leaves it out for a time that doubles."""
-        self.failed = reason
-        self.failures += 1
-        self.retry = now + doubling(_LEFT_OUT, self.failures - 1, _MOST_LEFT_OUT)
-
-    @property
-    def profile(self) -> NodeProfile:
-        """As measured, and as it has proved since."""
-        p = self.joined.profile
-        return replace(p, bytes_per_second=p.bytes_per_second / self.slower, flops=p.flops / self.slower)
-
-
-@dataclass
-class Path:
-    """A route: its nodes in order, and what is known of it."""
-
-    epoch: int
-    nodes: tuple[int, ...]
-    placement: Placement
-    keep: dict[int, range] = field(default_factory=dict[int, range])
-    """Layers of each node whose keys and values go on being good."""
-
-    def layers(self, node: int) -> range:
-        stage = self.placement.stages[self.nodes.index(node)]
-        return range(stage.first, stage.end)
 
 
 class Cluster:
@@ -146,7 +60,7 @@ class Cluster:
         self._phase_began = 0.0
         self._base: Placement | None = None  # what the layers' keys and values are laid out by
         self._ready: set[int] = set()
-        self._failures = 0  # since a route was last sound
+        self._faults = Faults()
         self._seek_at: float | None = None
         self._suspects: tuple[int, ...] = ()  # the nodes of the route whose loss is being confirmed, and why it is gone
         self._broke = ""
@@ -175,13 +89,11 @@ class Cluster:
     @property
     def placement(self) -> Placement | None:
         """Of the route that serves, or is about to."""
-        path = self.serving or self.coming
-        return None if path is None else path.placement
+        return None if (path := self.serving or self.coming) is None else path.placement
 
     @property
     def route(self) -> list[int]:
-        path = self.serving or self.coming
-        return [] if path is None else list(path.nodes)
+        return [] if (path := self.serving or self.coming) is None else list(path.nodes)
 
     @property
     def progress(self) -> str:
@@ -194,64 +106,53 @@ class Cluster:
 
     def described(self, node: int, now: float) -> str:
         """What a member is doing, in words."""
-        member = self.members[node]
-        if member.failed:
-            return f"failed: {member.failed}; tried again in {max(member.retry - now, 0):.0f} s"
-        if member.suspect:
-            return f"silent for {now - member.heard:.1f} s; given up at {self.silence:g} s"
-        words = "idle, ready to take over"
+        part = ""
         if self.serving is not None and node in self.serving.nodes:
-            words = "serving"
+            part = "serving"
         elif self.coming is not None and node in self.coming.nodes:
-            words = self._phase
-        elif (wait := self._holdoff.until(member.name) - now) > 0:
-            words = f"held off for {wait:.0f} s: it was lost {self._holdoff.losses(member.name)} times"
-        if member.draining:
-            words += ", draining"
-        if member.slower > 1:
-            words += f", {member.slower:.1f} times slower than measured"
-        return words
+            part = self._phase
+        return doing(self.members[node], part, self.silence, self._holdoff, now)
 
     # What happens
 
-    def handle(self, event: Event, now: float) -> list[Instruction]:
+    def handle(self, event: events.Event, now: float) -> list[Instruction]:
         """What is to be done about an event. `now`: monotonic seconds."""
         match event:
-            case Joined():
+            case events.Joined():
                 return self._joined(event, now)
-            case Left(node, reason, graceful):
+            case events.Left(node, reason, graceful):
                 return self._gone({node: reason}, now, graceful)
-            case Heard(node):
+            case events.Heard(node):
                 return self._heard(node, now)
-            case StageLoaded():
+            case events.StageLoaded():
                 return self._loaded(event, now)
-            case StageLinked(node, epoch):
+            case events.StageLinked(node, epoch):
                 return self._linked(node, epoch, now)
-            case StageFailed(node, epoch, reason):
+            case events.StageFailed(node, epoch, reason):
                 return self._failed(node, epoch, reason, now)
-            case RouteBroken(epoch, reason):
+            case events.RouteBroken(epoch, reason):
                 return self._broken(epoch, reason, now)
-            case RoutePaused(epoch):
+            case events.RoutePaused(epoch):
                 return self._paused(epoch, now)
-            case RouteFilled(epoch):
+            case events.RouteFilled(epoch):
                 return self._filled(epoch, now)
-            case DrainAsked(node):
+            case events.DrainAsked(node):
                 return self._drain(node, now)
-            case SpeedSeen(node, slower):
+            case events.SpeedSeen(node, slower):
                 return self._speed(node, slower, now)
-            case Tick():
+            case events.Tick():
                 return self._tick(now)
 
     # Members
 
-    def _joined(self, event: Joined, now: float) -> list[Instruction]:
+    def _joined(self, event: events.Joined, now: float) -> list[Instruction]:
         address = (event.host, event.tensor_port)
         ghosts = {
             n: "it came back" if m.joined.incarnation == event.incarnation else "it was started anew"
             for n, m in self.members.items()
             if (m.joined.host, m.joined.tensor_port) == address
         }
-        if why := self._unfit(event, len(self.members) - len(ghosts)):
+        if why := self._admission.refusal(event, self.version, len(self.members) - len(ghosts)):
             return [Refuse(event.node, why), Report(f"{event.profile.name} was refused: {why}")]
         out = self._gone(ghosts, now)
         self.members[event.node] = Member(event, now, loaded=event.loaded)
@@ -261,20 +162,6 @@ class Cluster:
         elif self.serving is not None:
             out += self._improve(now)
         return out
-
-    def _unfit(self, event: Joined, others: int) -> str:
-        limits, profile = self._admission, event.profile
-        if event.version != self.version:
-            return f"this cluster runs shoal {self.version}, the node {event.version}; install the same version"
-        if profile.memory < limits.min_memory:
-            return (
-                f"it offers {human_bytes(profile.memory)} of memory, this cluster asks for {human_bytes(limits.min_memory)}; raise --memory"
-            )
-        if profile.bytes_per_second < limits.min_speed:
-            return f"it reads {profile.bytes_per_second / 1e9:.2f} GB/s of weights, this cluster asks for {limits.min_speed / 1e9:.2f}"
-        if others >= limits.max_nodes:
-            return f"the cluster has {others} nodes and takes no more"
-        return ""
 
     def _heard(self, node: int, now: float) -> list[Instruction]:
         if (member := self.members.get(node)) is None:
@@ -340,8 +227,8 @@ class Cluster:
         why = f"{member.name} failed: {reason}"
         if self._phase == LOADING and path is self.coming:
             member.blame(reason, now)
-        elif self._too_often():  # a link fails for its other end's sake as often as not
-            self._blame_one(path.nodes[path.nodes.index(node) :][:2], reason, now)
+        elif self._faults.too_often():  # a link fails for its other end's sake as often as not
+            self._blame(path.nodes[path.nodes.index(node) :][:2], reason, now)
         if path is self.coming and self.serving is not None:
             return [Report(why), *self._forsake(why, now)]
         return [Report(why), *self._fence(why, now), *self._seek(now)]
@@ -356,19 +243,12 @@ class Cluster:
 
     def _unexplained(self, now: float) -> list[Instruction]:
         """A route broke, and no node was lost with it."""
-        if self._too_often():
-            self._blame_one(self._suspects, f"the route breaks again and again: {self._broke}", now)
+        if self._faults.too_often():
+            self._blame(self._suspects, f"the route breaks again and again: {self._broke}", now)
         return self._seek(now)
 
-    def _too_often(self) -> bool:
-        """One more failure: whether they are too many now, and someone is to be left out."""
-        self._failures = (self._failures + 1) % (_TRIES + 1)
-        return self._failures == 0
-
-    def _blame_one(self, suspects: Sequence[int], reason: str, now: float) -> None:
-        """Who of them is at fault is not known: the one that was left out least often is next."""
-        if here := [self.members[n] for n in suspects if n in self.members]:
-            min(here, key=lambda member: member.failures).blame(reason, now)
+    def _blame(self, suspects: Sequence[int], reason: str, now: float) -> None:
+        blame_one([self.members[n] for n in suspects if n in self.members], reason, now)
 
     # Routes
 
@@ -430,7 +310,7 @@ class Cluster:
             ),
         ]
 
-    def _loaded(self, event: StageLoaded, now: float) -> list[Instruction]:
+    def _loaded(self, event: events.StageLoaded, now: float) -> list[Instruction]:
         path = self.coming
         if path is None or event.epoch != path.epoch or self._phase != LOADING or event.node not in path.nodes:
             return []
@@ -540,12 +420,8 @@ class Cluster:
         return [Report(f"{member.name} is to be drained"), *self._improve(now)]
 
     def _speed(self, node: int, slower: float, now: float) -> list[Instruction]:
-        if (member := self.members.get(node)) is None:
+        if (member := self.members.get(node)) is None or not member.mend(slower):
             return []
-        mended = slower if slower >= _SLOWER else 1.0
-        if not mended / member.slower > 1.25 and not member.slower / mended > 1.25:
-            return []
-        member.slower = mended
         return [Report(f"{member.name} runs {slower:.1f} times slower than it measured"), *self._improve(now)]
 
     # Time
@@ -554,15 +430,8 @@ class Cluster:
         self._phase, self._phase_began = phase, now
 
     def _tick(self, now: float) -> list[Instruction]:
-        out: list[Instruction] = []
-        silent: dict[int, str] = {}
-        for node, member in self.members.items():
-            quiet = now - member.heard
-            if quiet > self.silence:
-                silent[node] = f"nothing was heard from it for {self.silence:g} s"
-            elif quiet > self.silence / 2 and not member.suspect:
-                member.suspect = True
-                out.append(Report(f"{member.name} has been silent for {quiet:.1f} s; it is given up at {self.silence:g} s"))
+        silent, told = listened(self.members, self.silence, now)
+        out: list[Instruction] = [*told]
         if silent:
             out += [Refuse(node, "no heartbeat came", again=True) for node in silent]
             out += self._gone(silent, now)
@@ -570,7 +439,7 @@ class Cluster:
             return [*out, *(self._unexplained(now) if now >= self._seek_at else [])]
         if self.coming is not None and now - self._phase_began > _DEADLINES.get(self._phase, float("inf")):
             late = [m.name for n in self.coming.nodes if n not in self._ready and (m := self.members.get(n)) is not None]
-            if self._too_often():
+            if self._faults.too_often():
                 for node in self.coming.nodes:
                     if node not in self._ready:
                         self.members[node].blame(f"{self._phase} took too long", now)
@@ -578,5 +447,5 @@ class Cluster:
         if self.serving is None and self.coming is None and self._usable(now):
             return [*out, *self._seek(now)]  # someone who was held off may be back
         if self._phase == SERVING and now - self._phase_began > _SOUND:
-            self._failures = 0
+            self._faults.forget()
         return [*out, *self._improve(now)]

@@ -17,7 +17,8 @@ from shoal.control import messages as control
 from shoal.control.server import Conversation
 from shoal.errors import ClusterError, NotReady, ProtocolError, StageLost
 from shoal.membership import events, instructions
-from shoal.membership.state import SERVING, WAITING, Admission, Cluster
+from shoal.membership.admission import Admission
+from shoal.membership.state import SERVING, WAITING, Cluster
 from shoal.models.manifest import Manifest
 from shoal.native import BLOCK_TOKENS
 from shoal.node.interruption import Interruption, Interruptions

@@ -9,7 +9,7 @@ from shoal.address import is_wildcard
 from shoal.config import HeadSettings
 from shoal.control import messages as control
 from shoal.membership import events, instructions
-from shoal.membership.state import Member
+from shoal.membership.member import Member
 from shoal.models.manifest import Manifest
 from shoal.native import BLOCK_TOKENS
 from shoal.node.observer import Served

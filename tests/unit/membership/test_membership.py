@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from shoal.errors import CapacityError, NotEnoughMemory
+from shoal.membership.admission import Admission
 from shoal.membership.events import (
     DrainAsked,
     Event,
@@ -24,7 +25,7 @@ from shoal.membership.events import (
     Tick,
 )
 from shoal.membership.instructions import Cut, Dismiss, Instruction, LinkStage, LoadStage, Pause, Refuse, Report, RestStage, Serve
-from shoal.membership.state import FILLING, LINKING, LOADING, PAUSING, SERVING, WAITING, Admission, Cluster
+from shoal.membership.state import FILLING, LINKING, LOADING, PAUSING, SERVING, WAITING, Cluster
 from shoal.placement.moves import Holding
 from shoal.placement.partition import Placement, StagePlan
 from shoal.placement.profile import NodeProfile

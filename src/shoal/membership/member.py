@@ -1,0 +1,55 @@
+"""A node of the cluster: what is known of it, and why it may be left out for a while."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from shoal.membership.events import Joined
+from shoal.placement.profile import NodeProfile
+from shoal.retry import doubling
+
+_SLOWER = 2.0  # times slower than measured, from which on a node's measure is mended
+_LEFT_OUT, _MOST_LEFT_OUT = 15.0, 600.0  # seconds for which one that failed is left out, the first time and at most
+
+
+@dataclass
+class Member:
+    joined: Joined
+    heard: float
+    suspect: bool = False
+    failed: str = ""
+    """Why it is left out of routes, until `retry`."""
+    failures: int = 0
+    retry: float = 0.0
+    draining: bool = False
+    slower: float = 1.0
+    loaded: tuple[range, ...] = ()
+    staged: bool = False
+    """It entered an epoch, and was not told to rest since."""
+    filled: range = range(0)
+    weight_bytes: int = 0
+    runtime: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.joined.profile.name
+
+    def blame(self, reason: str, now: float) -> None:
+        """Leaves it out for a time that doubles."""
+        self.failed = reason
+        self.failures += 1
+        self.retry = now + doubling(_LEFT_OUT, self.failures - 1, _MOST_LEFT_OUT)
+
+    def mend(self, slower: float) -> bool:
+        """It was seen to run so many times slower than it measured: whether that changes what is expected of it."""
+        mended = slower if slower >= _SLOWER else 1.0
+        if not mended / self.slower > 1.25 and not self.slower / mended > 1.25:
+            return False
+        self.slower = mended
+        return True
+
+    @property
+    def profile(self) -> NodeProfile:
+        """As measured, and as it has proved since."""
+        p = self.joined.profile
+        return replace(p, bytes_per_second=p.bytes_per_second / self.slower, flops=p.flops / self.slower)

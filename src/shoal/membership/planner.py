@@ -1,0 +1,20 @@
+"""What the state machine needs of whatever splits the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from shoal.placement.moves import Holding
+from shoal.placement.partition import Placement
+from shoal.placement.profile import NodeProfile
+
+
+class Planner(Protocol):
+    """Splits the model over nodes; raises CapacityError. See placement.moves.Moves."""
+
+    def first(self, nodes: Sequence[NodeProfile], holdings: dict[str, Holding]) -> Placement: ...
+    def recover(
+        self, old: Placement, nodes: Sequence[NodeProfile], holdings: dict[str, Holding], tokens: int, beside: bool = False
+    ) -> Placement: ...
+    def improve(self, now: Placement, nodes: Sequence[NodeProfile], holdings: dict[str, Holding], tokens: int) -> Placement | None: ...

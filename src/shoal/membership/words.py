@@ -1,0 +1,39 @@
+"""What the members of a cluster are doing, in words for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from shoal.membership.holdoff import HoldOff
+from shoal.membership.instructions import Report
+from shoal.membership.member import Member
+
+
+def doing(member: Member, part: str, silence: float, holdoff: HoldOff, now: float) -> str:
+    """part: what it does in a route, '' without one. silence: seconds after which it is given up."""
+    if member.failed:
+        return f"failed: {member.failed}; tried again in {max(member.retry - now, 0):.0f} s"
+    if member.suspect:
+        return f"silent for {now - member.heard:.1f} s; given up at {silence:g} s"
+    words = part or "idle, ready to take over"
+    if not part and (wait := holdoff.until(member.name) - now) > 0:
+        words = f"held off for {wait:.0f} s: it was lost {holdoff.losses(member.name)} times"
+    if member.draining:
+        words += ", draining"
+    if member.slower > 1:
+        words += f", {member.slower:.1f} times slower than measured"
+    return words
+
+
+def listened(members: Mapping[int, Member], silence: float, now: float) -> tuple[dict[int, str], list[Report]]:
+    """Members that are silent for too long, and why each is given up; those that are suspected from now on are told of."""
+    silent: dict[int, str] = {}
+    told: list[Report] = []
+    for node, member in members.items():
+        quiet = now - member.heard
+        if quiet > silence:
+            silent[node] = f"nothing was heard from it for {silence:g} s"
+        elif quiet > silence / 2 and not member.suspect:
+            member.suspect = True
+            told.append(Report(f"{member.name} has been silent for {quiet:.1f} s; it is given up at {silence:g} s"))
+    return silent, told
