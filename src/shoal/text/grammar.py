@@ -51,7 +51,7 @@ def held(schema: Mapping[str, Any], strict: bool, param: str) -> Mapping[str, An
             bounded_pattern(pattern, param)
         checked(_of_schema(part, strict), param)
 
-    schemas.bounded(schema, param)
+    schemas.check_bounds(schema, param)
     return schemas.held(exact(schema), strict, compile, param)
 
 
