@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from shoal.errors import CorruptModel, ShoalError, UnsupportedModel
 from shoal.models.gguf_file import GgufFile
+from shoal.models.gguf_files import GgufFiles
 from shoal.models.weights import MATRICES, GgufWeights
 from tests.support import tiny
 from tests.support.gguf_writer import write_model
@@ -252,3 +253,15 @@ def test_memory_stays_small(path: Path) -> None:
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [(5, struct.pack("<i", -1)), (6, struct.pack("<f", 2.0)), (8, string("x" * 1000)), (7, b"\x01"), (9, struct.pack("<IQI", 4, 1, 4))],
+    ids=["negative", "float", "text", "bool", "list"],
+)
+def test_a_number_of_parts_that_is_none_is_told(kind: int, count: bytes, tmp_path: Path) -> None:
+    path = file(tmp_path / "m-00001-of-00004.gguf", [entry("split.count", kind, count)])
+    with pytest.raises(CorruptModel, match=r"split\.count, the number of the model's parts, is") as caught:
+        GgufFiles(path)
+    assert len(str(caught.value)) < 400
