@@ -3,7 +3,8 @@
 The environment is that of transformers (chat_template_utils.py): trimmed blocks, loop controls, `raise_exception`, `tojson`.
 
 What a template is given is marked (see marks.py), so that none of it becomes a control token. Templates look for some of these in
-what they are given, as in `'</think>' in content`: there the template's own text is marked in the same way.
+what they are given, as in `'</think>' in content`: a text that the template writes right there is marked in the same way. One that it
+puts into a variable first is not, and is not found where it holds a control token.
 """
 
 from __future__ import annotations
