@@ -1,7 +1,7 @@
 """Grammars that an answer is held to, as llguidance writes them (JSON): what `SamplingParams.grammar` takes.
 
-Making one checks it, too, by compiling it for a vocabulary of single bytes. That takes up to some 0.2 s for the largest: do it in a
-thread. What a client may send is bounded in size, depth and repetition here, and in work by llguidance's own limits.
+Making one checks it, too, by compiling it for a vocabulary of single bytes. That takes up to some 0.2 s for the largest, and seconds for
+a schema of which much cannot be held to, for its parts are then compiled one by one: do it in a thread. What a client may send is bounded in size, depth and repetition here, and in work by llguidance's own limits.
 """
 
 from __future__ import annotations
