@@ -11,7 +11,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 from shoal.text import grammar
 from shoal.text.answer_format import AnswerFormat
-from shoal.text.answer_grammar import answer_grammar
+from shoal.text.answer_grammar import answer_grammar, held_tools
 from shoal.text.tools import Tool, ToolFormat
 
 END = 256
@@ -25,7 +25,7 @@ def tokenizer() -> LLTokenizer:
 def calls(format: ToolFormat, tools: Sequence[Tool], choice: str = "auto", parallel: bool = True, **options: Any) -> str:
     """The grammar of answers of a model that does not reason."""
     names = tuple(tool.name for tool in tools) if format.loose and "answer" not in options else ()
-    return answer_grammar(AnswerFormat(format, names=names), tools, choice, parallel, **options)
+    return answer_grammar(AnswerFormat(format, names=names), held_tools(tools), choice, parallel, **options)
 
 
 def accepts(made: str, text: str) -> bool:

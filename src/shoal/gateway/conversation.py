@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, cast
 
@@ -16,7 +16,8 @@ from shoal.errors import InvalidRequest
 from shoal.gateway.engine import Engine
 from shoal.text import grammar
 from shoal.text.answer_format import AnswerFormat
-from shoal.text.answer_grammar import MAX_TOOLS, JsonSchema, answer_grammar, kinds
+from shoal.text.answer_grammar import MAX_TOOLS, JsonSchema, answer_grammar, held_tools, kinds
+from shoal.text.arguments import Kinds
 from shoal.text.tokenizer import Tokenizer
 from shoal.text.tools import Tool, ToolFormat
 
@@ -144,17 +145,15 @@ def converse(
         if reasoning is None:
             return Conversation(prompt, "" if answer is None else answer.grammar)
         made = AnswerFormat(None, reasoning, opened)
-        held = "" if answer is None else answer_grammar(made, marks=tokenizer.marks, answer=answer.json)
+        held = "" if answer is None else _held(_asked(tokenizer, made, answer=answer))[0]
         return Conversation(prompt, held, made, _markers(tokenizer, made))
     if answer is not None and not tools.must and not format.trigger:
         raise InvalidRequest("this model's calls are JSON and nothing else; ask for tools or for an answer in JSON", answer.where)
     names = tuple(tool.name for tool in tools.callable) if format.loose and answer is None else ()
-    made = AnswerFormat(format, reasoning, opened, kinds(tools.callable) if format.tags is not None else {}, names)
-    marks = {text: id for text, id in tokenizer.marks.items() if any(text in part for part in made.written)}
-    functions = [asdict(tool) for tool in tools.callable]
-    choice = "required" if tools.must else "auto"
-    asked = json.dumps([asdict(made), marks, functions, choice, tools.parallel, answer and asdict(answer.json)])
-    return Conversation(prompt, _calls(asked), made, _markers(tokenizer, made))
+    made = AnswerFormat(format, reasoning, opened, names=names)
+    held, read = _held(_asked(tokenizer, made, tools, answer))
+    made = replace(made, kinds=read)
+    return Conversation(prompt, held, made, _markers(tokenizer, made))
 
 
 def _markers(tokenizer: Tokenizer, format: AnswerFormat) -> tuple[int, ...]:
@@ -162,13 +161,22 @@ def _markers(tokenizer: Tokenizer, format: AnswerFormat) -> tuple[int, ...]:
     return tuple(sorted(id for text, id in tokenizer.special.items() if text and any(text in part for part in format.written)))
 
 
+def _asked(tokenizer: Tokenizer, format: AnswerFormat, tools: Tools | None = None, answer: JsonAnswer | None = None) -> str:
+    """All that a grammar depends on."""
+    marks = {text: id for text, id in tokenizer.marks.items() if any(text in part for part in format.written)}
+    functions = [] if tools is None else [asdict(tool) for tool in tools.callable]
+    choice, parallel = "required" if tools is not None and tools.must else "auto", tools is None or tools.parallel
+    return json.dumps([asdict(format), marks, functions, choice, parallel, answer and asdict(answer.json)])
+
+
 @lru_cache(maxsize=32)
-def _calls(asked: str) -> str:
-    """An agent asks with the same tools again and again, and a grammar takes milliseconds for each of them."""
-    format, marks, functions, choice, parallel, answer = json.loads(asked)
-    schema = None if answer is None else JsonSchema(**answer)
-    tools = [Tool(**function) for function in functions]
-    return answer_grammar(msgspec.convert(format, AnswerFormat), tools, choice, parallel, marks, schema)
+def _held(asked: str) -> tuple[str, Kinds]:
+    """The grammar, and how arguments are read. An agent asks with the same tools again and again, and each of them takes milliseconds."""
+    told, marks, functions, choice, parallel, answer = json.loads(asked)
+    format, schema = msgspec.convert(told, AnswerFormat), None if answer is None else JsonSchema(**answer)
+    tools = held_tools([Tool(**function) for function in functions])
+    read = kinds(tools) if format.calls is not None and format.calls.tags is not None else {}
+    return answer_grammar(format, tools, choice, parallel, marks, schema), read
 
 
 def rendered(

@@ -49,7 +49,9 @@ class GgufFiles:
         first = GgufFile(path)
         self.meta = first.meta
         count = first.meta.get("split.count", 1)
-        self.parts = [path] if count in (0, 1) else parts_of(path)
+        if type(count) is not int or count < 0:
+            raise CorruptModel(path, f"split.count, the number of the model's parts, is {str(count)[:40]!r}")
+        self.parts = [path] if count <= 1 else parts_of(path)
         if len(self.parts) != max(count, 1) or first.meta.get("split.no", 0) != 0:
             raise CorruptModel(path, f"it is one of {count} parts, which are named as gguf-split does: NAME-00001-of-{count:05}.gguf first")
         self._index: Index | None = None

@@ -36,8 +36,8 @@ class Tensor:
 
 
 class SafetensorsFiles:
-    """`tensors`: by name over some files, those that can be run; `unusable`: what others are. Raises CorruptModel for a file that is cut or
-    lies about itself."""
+    """`tensors`: by name over some files, those that can be run; `unusable`: what others are. Raises CorruptModel for a file that is cut, or
+    whose header is none."""
 
     def __init__(self, files: Iterable[Path]) -> None:
         self.tensors: dict[str, Tensor] = {}
@@ -52,8 +52,8 @@ class SafetensorsFiles:
 
     def tensor(self, name: str) -> Tensor | None:
         """None where there is none. Raises UnsupportedModel for one that cannot be run."""
-        if (type := self.unusable.get(name)) is not None:
-            raise UnsupportedModel(f"tensor {name} is {type}; supported are {', '.join(_FORMATS)}")
+        if (what := self.unusable.get(name)) is not None:
+            raise UnsupportedModel(f"tensor {name} is {what}")
         return self.tensors.get(name)
 
     def _read_header(self, path: Path) -> None:
@@ -71,13 +71,16 @@ class SafetensorsFiles:
                 if name == "__metadata__":
                     continue
                 if entry["dtype"] not in _FORMATS:
-                    self.unusable[name] = str(entry["dtype"])
+                    self.unusable[name] = f"{entry['dtype']}; supported are {', '.join(_FORMATS)}"
                     continue
                 format, width = _FORMATS[entry["dtype"]]
                 shape = tuple(int(d) for d in entry["shape"])
                 begin, end = (int(o) for o in entry["data_offsets"])
-                if min(shape, default=1) < 1 or end - begin != math.prod(shape) * width or 8 + length + end > size or begin < 0:
+                if 8 + length + end > size:
                     raise CorruptModel(path, f"the file is truncated: tensor {name} lies beyond its end", cut=True)
+                if min(shape, default=1) < 1 or end - begin != math.prod(shape) * width or begin < 0:
+                    self.unusable[name] = f"{entry['dtype']} of the shape {list(shape)}, which is not that of its bytes {begin} to {end}"
+                    continue
                 self.tensors[name] = Tensor(format, shape, path, 8 + length + begin)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise CorruptModel(path, f"the header is not what safetensors writes ({error})") from None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from llguidance import LLMatcher
@@ -46,24 +46,32 @@ def answer_grammar(
 ) -> str:
     """An answer that is text, or JSON, or calls of tools with arguments of their schemas.
 
+    tools:  as `held_tools` makes them.
     choice: 'auto' (text, or calls maybe after some text), 'required' (calls and nothing else), or a tool's name (a call of it).
     marks:  tokens of the model that go by their ids, by what they are called.
     answer: in place of any text. With tools it is not for formats whose calls have no trigger.
 
     Raises InvalidRequest.
     """
-    wanted = _wanted(tools, choice, answer is None)
+    wanted, must = _wanted(tools, choice, answer is None), choice != "auto"
     several = parallel and choice in ("auto", "required")
-    told = [(tool, _held(tool)) for tool in wanted]
+    asked = "" if answer is None or must else _guided(held(answer.schema, answer.strict, answer.where), answer.strict)
     ids = {text: id for text, id in (marks or {}).items() if text and any(text in part for part in format.written)}
-    trial = _Rules(format, dict.fromkeys(ids, END)).grammar(told, choice != "auto", several, answer)
+    trial = _Rules(format, dict.fromkeys(ids, END)).grammar(wanted, must, several, asked)
     checked(trial, "tools" if tools else answer.where if answer is not None else None)
-    return _Rules(format, ids).grammar(told, choice != "auto", several, answer) if ids else trial
+    return _Rules(format, ids).grammar(wanted, must, several, asked) if ids else trial
+
+
+def held_tools(tools: Sequence[Tool]) -> list[Tool]:
+    """The same, with what of their schemas can be held to. Raises InvalidRequest."""
+    return [replace(tool, parameters=_held(tool)) for tool in tools]
 
 
 def kinds(tools: Sequence[Tool]) -> dict[str, dict[str, Kind]]:
-    """How the arguments of tools are read where they stand in tags."""
-    return {tool.name: {name: kind for name, part in _properties(tool.parameters) if (kind := _kind(part)) is not None} for tool in tools}
+    """How the arguments of tools are read where they stand in tags. tools: as `held_tools` makes them."""
+    return {
+        tool.name: {name: kind for name, part, _ in _properties(tool.parameters) if (kind := _kind(part)) is not None} for tool in tools
+    }
 
 
 def _wanted(tools: Sequence[Tool], choice: str, needed: bool) -> list[Tool]:
@@ -82,18 +90,22 @@ def _held(tool: Tool) -> Mapping[str, Any]:
         raise InvalidRequest(f"the parameters of tool '{tool.name}': {error}", "tools") from error
 
 
-def _properties(parameters: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Each with the definitions that it may refer to, and what it refers to itself."""
+def _properties(parameters: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], bool]]:
+    """Each that may be given, with the definitions that it may refer to and what it refers to itself; and whether it has to be."""
     local = localised(parameters)
     definitions: dict[str, Any] = local.get("$defs", {})
-    out: list[tuple[str, Mapping[str, Any]]] = []
-    for name, part in cast("dict[str, Any]", local.get("properties") or {}).items():
+
+    def led(part: Any) -> Mapping[str, Any]:
+        """Where it leads, if it is a reference."""
         whole = _mapping(part)
         for _ in definitions:  # one may lead to the next
             if isinstance(to := whole.get("$ref"), str):
                 whole = _mapping(definitions.get(to.removeprefix("#/$defs/")))
-        out.append((name, {**whole, "$defs": definitions} if definitions else whole))
-    return out
+        return {**whole, "$defs": definitions} if definitions else whole
+
+    root = led(local)
+    required: list[str] = root.get("required") or []
+    return [(name, led(part), name in required) for name, part in _mapping(root.get("properties")).items() if part is not False]
 
 
 def _mapping(schema: Any) -> Mapping[str, Any]:
@@ -110,7 +122,7 @@ def _values(schema: Mapping[str, Any]) -> list[Any] | None:
 def _kind(schema: Mapping[str, Any]) -> Kind | None:
     """None: JSON."""
     types: set[Any] = set()
-    for part in schema.get("anyOf") or schema.get("oneOf") or [schema]:
+    for part in cast("list[Any]", schema.get("anyOf") or schema.get("oneOf") or [schema]):
         inside = _mapping(part)
         if (values := _values(inside)) is not None:
             types |= {"string" if isinstance(value, str) else "null" if value is None else "other" for value in values}
@@ -126,18 +138,18 @@ class _Rules:
     def __init__(self, format: AnswerFormat, marks: Mapping[str, int]) -> None:
         self._format, self._marks = format, marks
         self._split = re.compile("(" + "|".join(map(re.escape, sorted(marks, key=len, reverse=True))) + ")") if marks else None
-        self._rules = [f"ANYTHING: {_ANYTHING}", f"GAP: {_GAP}"]
+        self._rules = {"ANYTHING": _ANYTHING, "GAP": _GAP}
 
-    def grammar(self, tools: Sequence[tuple[Tool, Mapping[str, Any]]], must: bool, several: bool, answer: JsonSchema | None) -> str:
-        if answer is not None and not must:
-            schema = held(answer.schema, answer.strict, answer.where)
-            self._add("json", f"%json {_guided(schema, answer.strict)}")
+    def grammar(self, tools: Sequence[Tool], must: bool, several: bool, json: str) -> str:
+        """json: what llguidance is to make of an answer that is JSON; empty: it may be text, or has to be a call."""
+        if json:
+            self._add("json", f"%json {json}")
         build = self._channels if self._format.reasoning is not None and self._format.reasoning.channels else self._start
-        self._add("start", " | ".join(build(tools, must, several, answer is not None)))
-        return LLMatcher.grammar_from_lark("\n".join(reversed(self._rules)))
+        self._add("start", " | ".join(build(tools, must, several, bool(json))))
+        return LLMatcher.grammar_from_lark("\n".join(f"{name}: {body}" for name, body in reversed(self._rules.items())))
 
     def _add(self, name: str, body: str) -> str:
-        self._rules.append(f"{name}: {body}")
+        self._rules[name] = body
         return name
 
     def _spelled(self, text: str) -> str:
@@ -152,7 +164,7 @@ class _Rules:
         self._add(name.upper(), f"ANYTHING {first}")
         return self._add(f"{name}[lazy]", name.upper()).removesuffix("[lazy]")
 
-    def _start(self, tools: Sequence[tuple[Tool, Mapping[str, Any]]], must: bool, several: bool, as_json: bool) -> list[str]:
+    def _start(self, tools: Sequence[Tool], must: bool, several: bool, as_json: bool) -> list[str]:
         format, reasoning = self._format.calls, self._format.reasoning
         text, opened = "ANYTHING", self._format.opened
         if reasoning is not None and not opened and not (begin := self._spelled(reasoning.begin)).startswith("<["):
@@ -172,12 +184,12 @@ class _Rules:
         body = self._add("body", " | ".join(ways))
         return [f"{thought} GAP? {body}", *([] if opened else [body])]
 
-    def _loose(self, tools: Sequence[tuple[Tool, Mapping[str, Any]]]) -> list[str]:
+    def _loose(self, tools: Sequence[Tool]) -> list[str]:
         """Calls without their format's marker."""
         self._add("END", f"/{loose.TAIL}/")
-        for i, (tool, schema) in enumerate(tools):
+        for i, tool in enumerate(tools):
             self._add(f"NAMED_{i}", f"/{loose.head(tool.name)}/")
-            self._add(f"loose_{i}", f"NAMED_{i} %json {_guided(schema, tool.strict)} END")
+            self._add(f"loose_{i}", f"NAMED_{i} {self._arguments(tool, i)} END")
         return [f"loose_{i}" for i in range(len(tools))]
 
     def _with_text(self, format: ToolFormat, text: str, calls: str) -> list[str]:
@@ -191,37 +203,36 @@ class _Rules:
         self._add("head[lazy]", "HEAD")
         return [text, "head tail"]
 
-    def _tail(self, format: ToolFormat, tools: Sequence[tuple[Tool, Mapping[str, Any]]], several: bool) -> str:
+    def _tail(self, format: ToolFormat, tools: Sequence[Tool], several: bool) -> str:
         """Calls without their trigger."""
-        each = [self._call(format, tool, schema, i) for i, (tool, schema) in enumerate(tools)]
+        each = [self._call(format, tool, i) for i, tool in enumerate(tools)]
         call = self._add("call", " | ".join(each))
         more = f"({self._spelled(format.separator + format.begin)} {call})*" if several and format.separator is not None else ""
         opening = (format.opening + format.begin).removeprefix(format.trigger)
         return " ".join(filter(None, (self._spelled(opening), call, more, self._spelled(format.closing))))
 
-    def _call(self, format: ToolFormat, tool: Tool, schema: Mapping[str, Any], number: int) -> str:
+    def _call(self, format: ToolFormat, tool: Tool, number: int) -> str:
         """From its name on."""
         name = json.dumps(json.dumps(tool.name, ensure_ascii=False)[1:-1])
-        given = self._arguments(tool, schema, number) if format.tags is None else self._tagged(format.tags, tool, schema, number)
+        given = self._arguments(tool, number) if format.tags is None else self._tagged(format.tags, tool, number)
         return self._add(f"call_{number}", " ".join(filter(None, (name, self._spelled(format.middle), given, self._spelled(format.end)))))
 
-    def _arguments(self, tool: Tool, schema: Mapping[str, Any], number: int) -> str:
+    def _arguments(self, tool: Tool, number: int) -> str:
         """As JSON."""
         if not tool.input:
-            return f"%json {_guided(schema, tool.strict)}"
+            return f"%json {_guided(tool.parameters, tool.strict)}"
         inside = self._add(f"input_{number}", f"%lark {{\n{tool.input}\n}}")
         return f"{_BEFORE_INPUT} {inside} {_BEHIND_INPUT}"
 
-    def _tagged(self, tags: Tags, tool: Tool, schema: Mapping[str, Any], number: int) -> str:
+    def _tagged(self, tags: Tags, tool: Tool, number: int) -> str:
         """Arguments one by one, in the order of the schema."""
         if tool.input:
             raise InvalidRequest(
                 f"this model writes arguments without quotes, where the grammar of tool '{tool.name}' cannot be held to; leave the grammar out",
                 "tools",
             )
-        required = cast("list[str]", schema.get("required") or [])
         out: list[str] = []
-        for at, (name, part) in enumerate(_properties(schema)):
+        for at, (name, part, needed) in enumerate(_properties(tool.parameters)):
             rule = f"value_{number}_{at}"
             if (kind := _kind(part)) is None:
                 value = f"%json {_guided(part, tool.strict)} {self._spelled(tags.end)}"
@@ -229,7 +240,7 @@ class _Rules:
                 value = self._text(part, tags.end, rule, f"the parameters of tool '{tool.name}': {name}" if tool.strict else "")
                 value = f'({value} | "null" {self._spelled(tags.end)})' if kind == "text or null" else value
             argument = self._add(f"argument_{number}_{at}", f"{self._spelled(tags.begin + name + tags.middle)} {value}")
-            out.append(argument if name in required else f"{argument}?")
+            out.append(argument if needed else f"{argument}?")
         return " ".join(out)
 
     def _text(self, schema: Mapping[str, Any], end: str, rule: str, strict: str) -> str:
@@ -244,7 +255,7 @@ class _Rules:
             )
         return self._upto(end, rule)
 
-    def _channels(self, tools: Sequence[tuple[Tool, Mapping[str, Any]]], must: bool, several: bool, as_json: bool) -> list[str]:
+    def _channels(self, tools: Sequence[Tool], must: bool, several: bool, as_json: bool) -> list[str]:
         """As harmony.py says. One call at most: the model ends after it."""
         channel, message = self._spelled(harmony.CHANNEL), self._spelled(harmony.MESSAGE)
         again = self._upto(f"{harmony.END}{harmony.START}assistant", "again")
@@ -254,8 +265,8 @@ class _Rules:
         ways: list[str] = []
         if not must:
             ways.append(f'{channel} "final" typed {message} json' if as_json else f'{channel} "final" {message} ANYTHING')
-        for i, (tool, schema) in enumerate(tools):
-            arguments = self._add(f"arguments_{i}", self._arguments(tool, schema, i))
+        for i, tool in enumerate(tools):
+            arguments = self._add(f"arguments_{i}", self._arguments(tool, i))
             to = json.dumps(f" to=functions.{tool.name}")
             ways.append(f'{channel} ("commentary" | "analysis") {to} {typed} {message} {arguments}')
             ways.append(f'{to} {channel} "commentary" {typed} {message} {arguments}')

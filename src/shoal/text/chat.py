@@ -3,7 +3,8 @@
 The environment is that of transformers (chat_template_utils.py): trimmed blocks, loop controls, `raise_exception`, `tojson`.
 
 What a template is given is marked (see marks.py), so that none of it becomes a control token. Templates look for some of these in
-what they are given, as in `'</think>' in content`: there the template's own text is marked in the same way.
+what they are given, as in `'</think>' in content`: a text that the template writes right there is marked in the same way. One that it
+puts into a variable first is not, and is not found where it holds a control token.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn, cast
 
-from jinja2 import TemplateError, meta
+from jinja2 import meta
 from jinja2.ext import Extension
 from jinja2.nodes import Call, Compare, Const, Filter, Getattr, Getitem, Node, Template, Test
 from jinja2.parser import Parser
@@ -135,7 +136,7 @@ class ChatTemplate:
             if marks is not None:
                 _look_for_marked(parsed, marks)
             self._template = environment.from_string(parsed)
-        except TemplateError as error:
+        except Exception as error:  # as below; of one that is nested too deeply it is RecursionError or SyntaxError
             raise fault(where, f"the chat template is no valid Jinja ({error})") from error
         self.variables = frozenset(read) - RESERVED - special.keys() - environment.globals.keys()
         fields = set(re.findall(r"(?:\.|\[['\"])(\w+)", source))
@@ -173,7 +174,7 @@ class ChatTemplate:
             return self._template.render(**given, **self._special)
         except _Refused as error:
             raise InvalidRequest(f"the model's chat template refuses these messages: {plain(str(error))}", "messages") from error
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError) as error:
+        except Exception as error:  # a template is a program of somebody else's: jinja2's filters alone raise a dozen kinds
             raise InvalidRequest(f"the model's chat template cannot render these messages: {plain(str(error))}", "messages") from error
 
     def _known(self, message: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,7 +1,7 @@
 """Grammars that an answer is held to, as llguidance writes them (JSON): what `SamplingParams.grammar` takes.
 
-Making one checks it, too, by compiling it for a vocabulary of single bytes. That takes up to some 0.2 s for the largest: do it in a
-thread. What a client may send is bounded in size, depth and repetition here, and in work by llguidance's own limits.
+Making one checks it, too, by compiling it for a vocabulary of single bytes. That takes up to some 0.2 s for the largest, and seconds for
+a schema of which much cannot be held to, for its parts are then compiled one by one: do it in a thread. What a client may send is bounded in size, depth and repetition here, and in work by llguidance's own limits.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def held(schema: Mapping[str, Any], strict: bool, param: str) -> Mapping[str, An
             bounded_pattern(pattern, param)
         checked(_of_schema(part, strict), param)
 
-    schemas.bounded(schema, param)
+    schemas.check_bounds(schema, param)
     return schemas.held(exact(schema), strict, compile, param)
 
 

@@ -8,14 +8,19 @@ Characters that JSON can only write by number (U+0000 and the like) are left out
 
 from __future__ import annotations
 
-import ast
 import json
 import re
+import unicodedata
 from collections.abc import Iterator
+from functools import lru_cache
 
 _ESCAPED = {'"': r"\"", "\\": r"\\", "\n": r"\n", "\r": r"\r", "\t": r"\t", "\b": r"\b", "\f": r"\f"}
 _PLAIN = r'[^"\\\x00-\x1f]'
 _IGNORED = "ignored_by_all"
+_CODES = (*range(0x20, 0x250), *range(0x250, 0xD800, 0x97), *range(0xE000, 0x110000, 0x97))
+_COMMON_CHARS = "".join(char for char in map(chr, _CODES) if char not in _ESCAPED)
+"""Plain characters of all kinds: a class of many has one of these."""
+_NUMBERED = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|.)", re.DOTALL)
 _TOKEN = re.compile(
     r"""(?P<comment>(?://|\#)[^\n]*)
       |(?P<import>%import[ \t]+common\.(?P<one>[A-Z_]+)(?:[ \t]*->[ \t]*(?P<alias>[A-Z_]+))?)
@@ -23,17 +28,18 @@ _TOKEN = re.compile(
       |(?P<ignore>%ignore\b)
       |(?P<directive>%\w*)
       |(?P<string>"(?:\\.|[^"\\\n])*"i?)
-      |(?P<regex>/(?![/*])(?:\\.|\[(?:\\.|[^\]\\\n])*\]|[^/\\\n])+/[a-z]*)
+      |(?P<regex>/(?![/*])(?:\\.|\[(?:\\.|[^\]\\])*\]|[^/\\\[])+/[a-z]*)
       |(?P<alternative>->[ \t]*\w+)
-      |(?P<head>[!?]*(?P<defined>\w+)(?:\.-?\d+)?[ \t]*:)
-      |(?P<name>[A-Za-z_]\w*)
+      |(?P<head>[!?]{0,2}(?P<defined>\w+)(?:\.-?\d+)?[ \t]*:)
+      |(?P<name>\w+)
+      |(?P<times>~[ \t]*[0-9]+)
       |(?P<other>.)""",
     re.VERBOSE | re.DOTALL,
 )
 _ATOM = re.compile(
     r"""(?P<class>\[\^?\]?(?:\\.|[^\]\\])*\])
       |(?P<group>\((?:\?:|\?.{0,2})?)
-      |(?P<escape>\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|[pP]\{[^}]*\}|.))
+      |(?P<escape>\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[pP](?:\{[^}]*\}|[A-Z])|.))
       |(?P<repeat>(?:[*+?]|\{[0-9]+,?[0-9]*\})\??)
       |(?P<operator>[)|])
       |(?P<dot>\.)
@@ -71,30 +77,31 @@ def inside_json(source: str) -> str:
 
 class _Rewriter:
     def __init__(self) -> None:
-        self._ignores: list[str] = []
         self._in_rule = False
         """Whether what comes belongs to a rule, and not to a terminal: only there anything may be ignored in between."""
 
     def all(self, source: str) -> str:
-        ignores = "%ignore" in re.sub(r'"(?:\\.|[^"\\\n])*"|//[^\n]*', "", source)
-        out: list[str] = []
-        ignoring = False
-        for token in _TOKEN.finditer(source):
+        tokens = list(_tokens(source))
+        ignoring = any(token.lastgroup == "ignore" for token in tokens)
+        rules: list[str] = []
+        ignored: list[list[str]] = []
+        out = rules
+        for token in tokens:
             kind, text = token.lastgroup, token[0]
             if kind == "ignore":
-                ignoring = True
+                out = list[str]()
+                ignored.append(out)
             elif kind in ("string", "regex") or (kind == "name" and _is_terminal(text)):
                 written = _terminal(text) if kind == "name" else _string(text) if kind == "string" else _regex(text)
-                if ignoring:
-                    self._ignores.append(written)
-                    ignoring = False
-                else:
-                    out.append(f"({written} {_IGNORED})" if ignores and self._in_rule else written)
+                out.append(f"({written} {_IGNORED})" if out is rules and ignoring and self._in_rule else written)
             else:
+                if kind in ("head", "import", "imports"):
+                    out = rules
+                    rules.append("\n")
                 out.append(self._other(token, text))
-        if self._ignores:
-            out.append(f"\n{_IGNORED}: ({' | '.join(self._ignores)})*")
-        return "".join(out)
+        if ignored:
+            rules.append(f"\n{_IGNORED}: ({' | '.join(' '.join(''.join(each).split()) for each in ignored)})*")
+        return "".join(rules)
 
     def _other(self, token: re.Match[str], text: str) -> str:
         match token.lastgroup:
@@ -112,6 +119,16 @@ class _Rewriter:
                 return ""
             case _:
                 return text
+
+
+def _tokens(source: str) -> Iterator[re.Match[str]]:
+    """Raises ValueError."""
+    for token in _TOKEN.finditer(source):
+        if token.lastgroup == "other" and token[0] in "&~":
+            raise ValueError(f"'{token[0]}' is not supported")
+        if token.lastgroup == "other" and token[0] in '/"':
+            raise ValueError(f"what begins with {source[token.start() : token.start() + 40]} has no end")
+        yield token
 
 
 def _is_terminal(name: str) -> bool:
@@ -150,36 +167,44 @@ def _atoms(pattern: str, any_case: bool, any_line: bool) -> Iterator[str]:
             case "dot":
                 yield _set(r"[\s\S]" if any_line else r"[^\n]", any_case)
             case "class":
-                if re.search(r"(?<!\\)\[|&&|--|~~", text[1:]):
+                if re.search(r"(?<!\\)\[|&&|--|~~|\|\|", text[1:]):
                     raise ValueError(f"the class '{text[:40]}' of a regular expression is not supported")
                 yield _set(text, any_case)
-            case "escape" if text[1] in "bBAZzGK" or (text[1].isdigit() and text[1] != "0"):
-                raise ValueError(f"'{text}' in a regular expression is not supported")
             case "escape" if text[1] in "dDwWsS":
                 yield _set(f"[{text}]", any_case)
-            case "escape" if text[1] in "pP":
-                yield _lexeme(f"[{text}&&{_PLAIN}]")
+            case "escape" if text[1] in "pP" and len(text) > 2:
+                yield _property(text)
             case "escape":
                 yield _char(_unescaped(text), any_case)
             case _ if text in "^$":
                 raise ValueError(f"'{text}' in a regular expression is not supported: all of the text is matched in any case")
+            case _ if text in "[\\":
+                raise ValueError(f"'{text}' in a regular expression has no end")
             case _:
                 yield _char(text, any_case)
 
 
 def _unescaped(text: str) -> str:
+    """Raises ValueError."""
     named = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "a": "\a", "0": "\0"}
-    return chr(int(text[2:], 16)) if text[1] in "xu" and len(text) > 2 else named.get(text[1], text[1])
+    if len(text) > 2:
+        return chr(int(text[2:], 16))
+    if text[1] not in named and text[1].isalnum():
+        raise ValueError(f"'{text}' in a regular expression is not supported")
+    return named.get(text[1], text[1])
 
 
 def _char(char: str, any_case: bool = False) -> str:
     if char not in _ESCAPED and char < " ":
         raise ValueError(f"the control character U+{ord(char):04X} is not supported")
-    both = sorted({char.lower(), char.upper()}) if any_case else [char]
+    if "\ud800" <= char <= "\udfff":
+        raise ValueError(f"the surrogate U+{ord(char):04X} is no character")
+    both = sorted({each for each in (char, char.lower(), char.upper()) if len(each) == 1}) if any_case else [char]
     written = [json.dumps(_ESCAPED.get(each, each), ensure_ascii=False) for each in both]
     return written[0] if len(written) == 1 else f"({' | '.join(written)})"
 
 
+@lru_cache(maxsize=256)
 def _set(text: str, any_case: bool) -> str:
     """A class: one of its plain characters, or one of the others as JSON writes it."""
     try:
@@ -187,25 +212,38 @@ def _set(text: str, any_case: bool) -> str:
     except re.error as error:
         raise ValueError(f"the class '{text[:40]}' of a regular expression: {error}") from None
     others = [json.dumps(written) for char, written in _ESCAPED.items() if member.fullmatch(char)]
-    plain = [_lexeme(f"[{text}&&{_PLAIN}]") + ("i" if any_case else "")] if _has_plain(member) else []
+    plain = [_lexeme(f"[{text}&&{_PLAIN}]") + ("i" if any_case else "")] if _has_plain(member, text) else []
+    if not plain and not others:
+        raise ValueError(f"the class '{text[:40]}' of a regular expression is not supported: it has no plain character")
     return f"({' | '.join([*plain, *others])})"
 
 
+def _property(text: str) -> str:
+    """Characters of a category or script, like \\p{Lu}: none of those that JSON escapes is in a script."""
+    name, within = text[2:].strip("{}"), text[1] == "p"
+    others = [json.dumps(written) for char, written in _ESCAPED.items() if unicodedata.category(char).startswith(name) == within]
+    return f"({' | '.join([_lexeme(f'[{text}&&{_PLAIN}]'), *others])})"
+
+
 def _lexeme(pattern: str) -> str:
-    """As Lark writes a regular expression: no bare slash in it."""
-    return "/" + re.sub(r"(?<!\\)/", lambda slash: "\\/", pattern) + "/"
+    """As Lark writes a regular expression: no bare slash in it, and on one line."""
+    bare = {"/": r"\/", "\n": r"\n"}
+    return "/" + re.sub(r"\\[^\n]|[/\n]", lambda found: bare.get(found[0], found[0]), pattern) + "/"
 
 
-def _has_plain(member: re.Pattern[str]) -> bool:
-    """Whether there is any plain character in a class, looked for among those that there may be at all in one that has few."""
-    return any(member.fullmatch(chr(code)) for code in (*range(0x20, 0x250), *range(0x250, 0x10FFFF, 0x97)) if chr(code) not in _ESCAPED)
+def _has_plain(member: re.Pattern[str], text: str) -> bool:
+    """Whether there is any plain character in a class: looked for among those that it names, for it may have no others, and the common ones."""
+    named = _NUMBERED.sub(lambda found: chr(int(found[found.lastindex], 16)) if found.lastindex else found[0], text)
+    return member.search("".join(char for char in named if char >= " " and char not in _ESCAPED) + _COMMON_CHARS) is not None
 
 
 def _string(literal: str) -> str:
+    """llguidance reads strings as JSON, with \\x41 beside it."""
     any_case = literal.endswith("i")
+    written = re.sub(r"\\(?:x([0-9a-fA-F]{2})|.)", lambda found: f"\\u00{found[1]}" if found[1] else found[0], literal.removesuffix("i"))
     try:
-        text = str(ast.literal_eval(literal.removesuffix("i")))
-    except (ValueError, SyntaxError) as error:
+        text = str(json.loads(written, strict=False))
+    except ValueError as error:
         raise ValueError(f"{literal[:40]} is no string: {error}") from None
     return f"({' '.join(_char(char, any_case) for char in text)})" if text else '""'
 

@@ -11,9 +11,6 @@ from collections.abc import Collection
 
 _FENCES = ("```json", "```", "")
 _HEAD = [
-    r"\s*",
-    "",
-    r"\s*",
     r"\{",
     r"\{?",
     r"\s*",
@@ -30,7 +27,7 @@ _HEAD = [
 
 
 def _atoms(fence: str) -> list[str]:
-    return [_HEAD[0], *fence, *_HEAD[2:]]
+    return [r"\s*", *([*fence, r"\s*"] if fence else []), *_HEAD]
 
 
 def _beginning(atoms: list[str]) -> str:

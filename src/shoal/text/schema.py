@@ -42,8 +42,8 @@ _NAMED = ("properties", "patternProperties", "dependentSchemas", "$defs", "defin
 _DEFINITIONS = ("$defs", "definitions")
 
 
-def bounded(schema: Mapping[str, Any], param: str) -> str:
-    """A schema within its bounds, as JSON. Raises InvalidRequest."""
+def check_bounds(schema: Mapping[str, Any], param: str) -> None:
+    """Raises InvalidRequest for a schema that is no JSON or too large."""
     properties = 0
     level: list[Any] = [schema]
     for _ in range(MAX_DEPTH):
@@ -68,13 +68,11 @@ def bounded(schema: Mapping[str, Any], param: str) -> str:
     if properties > MAX_PROPERTIES:
         raise InvalidRequest(f"the schema has {properties} properties; at most {MAX_PROPERTIES} are supported", param)
     try:
-        text = json.dumps(schema, ensure_ascii=False, allow_nan=False)
-        size = len(text.encode())
+        size = len(json.dumps(schema, ensure_ascii=False, allow_nan=False).encode())
     except (TypeError, ValueError) as error:
         raise InvalidRequest(f"the schema is not JSON: {error}", param) from error
     if size > MAX_SCHEMA:
         raise InvalidRequest(f"the schema has {size} bytes; at most {MAX_SCHEMA} are supported", param)
-    return text
 
 
 def _optional(schema: Mapping[str, Any]) -> int:
@@ -102,7 +100,8 @@ def held(schema: Mapping[str, Any], strict: bool, compile: Compile, param: str) 
 def localised(schema: Mapping[str, Any]) -> Schema:
     """With every reference within it to a definition of a plain name; those that lead nowhere are left as they are."""
     names: dict[str, str] = {}
-    definitions: Schema = {}
+    found: list[Any] = []
+    """What is referred to, in the order of its names."""
 
     def rewritten(node: Any) -> Any:
         if not isinstance(node, Mapping):
@@ -110,16 +109,16 @@ def localised(schema: Mapping[str, Any]) -> Schema:
         mine: Schema = {key: value for key, value in cast("Mapping[str, Any]", node).items() if key not in _DEFINITIONS}
         for key, at, part in list(parts(mine)):
             _put(mine, key, at, rewritten(part))
-        if isinstance(reference := mine.get("$ref"), str) and (found := _resolved(schema, reference)) is not None:
-            name, target = found
+        if isinstance(reference := mine.get("$ref"), str) and (end := _resolved(schema, reference)) is not None:
+            name, target = end
             if name not in names:
                 names[name] = f"d{len(names)}"
-                definitions[names[name]] = {}
-                definitions[names[name]] = rewritten(target)
+                found.append(target)
             mine["$ref"] = f"#/$defs/{names[name]}"
         return mine
 
     out = cast("Schema", rewritten(schema))
+    definitions = {f"d{at}": rewritten(target) for at, target in enumerate(found)}
     return {**out, "$defs": definitions} if definitions else out
 
 
@@ -132,7 +131,7 @@ def _resolved(schema: Mapping[str, Any], reference: str) -> tuple[str, Any] | No
         step = step.replace("~1", "/").replace("~0", "~")
         if isinstance(at, Mapping) and step in at:
             at = cast("Mapping[str, Any]", at)[step]
-        elif isinstance(at, list) and step.isdecimal() and int(step) < len(cast("list[Any]", at)):
+        elif isinstance(at, list) and step.isdecimal() and len(step) < 10 and int(step) < len(cast("list[Any]", at)):
             at = cast("list[Any]", at)[int(step)]
         else:
             return None

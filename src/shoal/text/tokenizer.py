@@ -146,7 +146,8 @@ class Tokenizer:
         return {t.content: i for i, t in added.items() if t.special or (t.content.startswith("<") and t.content.endswith(">"))}
 
     def for_grammars(self, width: int) -> LLTokenizer:
-        """As llguidance sees it, for a model with so many logits. It takes up to a second, and holds the interpreter's lock meanwhile."""
+        """As llguidance sees it, for a model with so many logits. It takes seconds where merges
+        are many (TinyLlama's: 5), and holds the interpreter's lock meanwhile."""
         ends = sorted(self.stop_tokens)
         return LLTokenizer(without_marks(self._backend), n_vocab=max(width, self.size), eos_token=ends or None)
 

@@ -22,8 +22,6 @@ log = structlog.get_logger()
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>")
 """Tokens that end a turn in the families there are, whether or not the file's metadata says so (llama-vocab.cpp does the same)."""
 
-PRE_TOKENIZERS = sorted(RULES)
-
 
 def from_gguf(meta: Mapping[str, Any], where: object) -> Tokenizer:
     """Raises UnsupportedModel for a vocabulary of an unknown kind, CorruptModel for one that does not hold together."""
@@ -38,10 +36,7 @@ def from_gguf(meta: Mapping[str, Any], where: object) -> Tokenizer:
             raise UnsupportedModel(
                 f"{where}: vocabulary '{kind}' is not supported; shoal reads gpt2 (byte-level BPE) and llama (SentencePiece)"
             )
-        types: list[int] = meta.get("tokenizer.ggml.token_type") or [1] * len(tokens)
-        if len(types) != len(tokens):
-            raise ValueError(f"{len(types)} types for {len(tokens)} tokens")
-        types = _corrected(tokens, types)
+        types = _types(meta, tokens)
         added = [(i, CONTROL if t == UNKNOWN else t) for i, t in enumerate(types) if t in (UNKNOWN, CONTROL, USER_DEFINED)]
         marked: Any = tokenizer  # the package's stubs leave these two untyped
         marked.add_special_tokens([AddedToken(tokens[i], special=True, normalized=False) for i, t in added if t == CONTROL])
@@ -69,7 +64,7 @@ def _byte_level(meta: Mapping[str, Any], tokens: list[str], where: object) -> To
         )
     rule = RULES.get(str(pre or DEFAULT))
     if rule is None:
-        raise UnsupportedModel(f"{where}: pre-tokeniser '{pre}' is not supported; supported are {', '.join(PRE_TOKENIZERS)}")
+        raise UnsupportedModel(f"{where}: pre-tokeniser '{pre}' is not supported; supported are {', '.join(sorted(RULES))}")
     vocabulary = {token: i for i, token in enumerate(tokens)}
     pairs = [(left, right) for left, right in (line.split(" ", 1) for line in meta["tokenizer.ggml.merges"])]
     merges = [(left, right) for left, right in pairs if left in vocabulary and right in vocabulary and left + right in vocabulary]
@@ -88,28 +83,28 @@ def pieces(meta: Mapping[str, Any], where: object) -> SentencePiece | None:
     """What turns text into tokens where the vocabulary is SentencePiece's. Raises CorruptModel."""
     if meta.get("tokenizer.ggml.model") != "llama":
         return None
-    tokens: list[str] = meta["tokenizer.ggml.tokens"]
-    types: list[int] = meta.get("tokenizer.ggml.token_type") or [1] * len(tokens)
-    types = _corrected(tokens, types)
-    unknown, prefix = int(meta.get("tokenizer.ggml.unknown_token_id", 0)), bool(meta.get("tokenizer.ggml.add_space_prefix", True))
     try:
-        return SentencePiece(tokens, meta["tokenizer.ggml.scores"], types, unknown, prefix)
+        tokens: list[str] = meta["tokenizer.ggml.tokens"]
+        unknown, prefix = int(meta.get("tokenizer.ggml.unknown_token_id", 0)), bool(meta.get("tokenizer.ggml.add_space_prefix", True))
+        return SentencePiece(tokens, meta["tokenizer.ggml.scores"], _types(meta, tokens), unknown, prefix)
     except (ValueError, TypeError, KeyError) as error:
         raise CorruptModel(where, f"the vocabulary does not hold together ({error})") from error
 
 
-def _corrected(tokens: list[str], types: list[int]) -> list[int]:
-    """Tokens that end a turn are control tokens, whatever a file says."""
+def _types(meta: Mapping[str, Any], tokens: list[str]) -> list[int]:
+    """By id. Tokens that end a turn are control tokens, whatever a file says. Raises ValueError."""
+    types: list[int] = meta.get("tokenizer.ggml.token_type") or [1] * len(tokens)
+    if len(types) != len(tokens):
+        raise ValueError(f"{len(types)} types for {len(tokens)} tokens")
     return [CONTROL if token in END_OF_TURN and type == 1 else type for token, type in zip(tokens, types, strict=True)]
 
 
 def _sentencepiece(meta: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
     """For its tokens, and for grammars, which want a tokeniser of this package; text becomes tokens by `pieces`."""
     scores: list[float] = meta["tokenizer.ggml.scores"]
-    types: list[int] = meta.get("tokenizer.ggml.token_type") or [1] * len(tokens)
     vocabulary = {token: i for i, token in enumerate(tokens)}
     merges: list[tuple[float, int, int, str, str]] = []
-    for token, score, kind in zip(tokens, scores, types, strict=True):
+    for token, score, kind in zip(tokens, scores, _types(meta, tokens), strict=True):
         if kind in (CONTROL, BYTE):
             continue
         for at in range(1, len(token)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -84,6 +85,23 @@ def inside(source: str, text: str) -> bool:
         ("start: /a.b/s", "a\nb", True),
         ("start: /a.b/", "a\nb", False),
         ('start: A~2\nA: "é" | /\\p{Lu}/', "éÉ", True),
+        ("start: /[日本]+/", "日本", True),
+        ("start: /[日本]+/", "月", False),
+        ("start: /[а-я]/i", "Ж", True),
+        ("start: /[\\u0430-\\u044f]/", "ж", True),
+        ("start: /[\\U0001F600-\\U0001F64F]\\U0001F600/", "🙂😀", True),
+        ("start: /\\pL+/", "éß", True),
+        ("start: /\\p{P}\\P{L}/", '"\n', True),
+        ("start: /[\\\\\\/]+/", "\\/", True),
+        ('start: "a\\/b"', "a/b", True),
+        ('start: "\\ud83d\\ude42"', "🙂", True),
+        ('start: "ß"i', "SS", False),
+        ('start: "a" # %ignore', "a", True),
+        ("start: /a%ignore/", "a%ignore", True),
+        ('start: "a"+\n%ignore " " | "-"\n | /_/', "a -_a", True),
+        ('start: "a"+\n%ignore " "+', "a  a", True),
+        ('start: "a"+\n%ignore " " | "b"', "b", False),
+        ('start: "}" /[{}]/', "}{", True),
     ],
 )
 def test_what_a_grammar_takes_it_takes_inside_json(source: str, text: str, taken: bool) -> None:
@@ -91,9 +109,10 @@ def test_what_a_grammar_takes_it_takes_inside_json(source: str, text: str, taken
 
 
 PATTERNS = [r"[a-c\"]+", r"(?:a|\\|\n)*b", r'"[^"\\]*"', r"\w+\s\d?", r"[^\n]{1,4}", r"(a+|b*)c?", r".*", r"[\t -~]*", r"\S\W"]
+PATTERNS += [r"[日本]+", r"[а-я]", r"[\u0430-\u044f]", r"[^а-я\n]*", r"[\n\"日]+", r"\p{P}+"]
 
 
-@given(st.sampled_from(PATTERNS), st.text(alphabet='ab c"\\\n\t1é/', max_size=6))
+@given(st.sampled_from(PATTERNS), st.text(alphabet='ab c"\\\n\t1é/жя日本🙂', max_size=6))
 @settings(deadline=None, max_examples=200)
 def test_regular_expressions_take_inside_json_what_they_take_outside(pattern: str, text: str) -> None:
     outside = LLMatcher(grammar._bytes(), LLMatcher.grammar_from_regex(pattern))
@@ -113,10 +132,39 @@ def test_regular_expressions_take_inside_json_what_they_take_outside(pattern: st
         "%import common.NOPE\nstart: NOPE",
         'start: "\\x01"',
         "start: /[a[b]]/",
+        "start: /[a||b]/",
+        "start: /[\\x01]/",
+        "start: /\\x{41}/",
+        "start: /\\y/",
+        'start: A & B\nA: "a"\nB: "b"',
+        'start: ~"a"',
     ],
 )
 def test_what_cannot_be_written_inside_json_is_said(source: str) -> None:
     with pytest.raises(ValueError, match=r"not supported"):
+        inside_json(source)
+
+
+@pytest.mark.parametrize("source", ["start: /a", 'start: "a', "start: /[a/", "start: " + "/[" * 20_000, 'start: "' + '\\"' * 20_000])
+def test_what_has_no_end_is_said(source: str) -> None:
+    with pytest.raises(ValueError, match=r"has no end"):
+        inside_json(source)
+
+
+@pytest.mark.parametrize("source", ["start: /" + "[a]" * 2000, "start: " + "!" * 60_000, "start: " + "1" * 60_000])
+def test_a_source_is_read_in_steps_of_its_length(source: str) -> None:
+    with contextlib.suppress(ValueError):
+        inside_json(source)
+
+
+@pytest.mark.parametrize("pattern", ["[\\n]" * 16_000, "".join(f"[{chr(0x4E00 + i)}]" for i in range(16_000))])
+def test_many_classes_are_read_soon(pattern: str) -> None:
+    assert inside_json_regex(pattern).count("(") == 16_001
+
+
+@pytest.mark.parametrize("source", ['start: "\\ud800"', "start: /\\ud800/", "start: /\ud800/"])
+def test_half_a_character_is_none(source: str) -> None:
+    with pytest.raises(ValueError, match=r"surrogate U\+D800 is no character"):
         inside_json(source)
 
 
@@ -239,6 +287,9 @@ BAD = {
     "no rule": {"type": "grammar", "grammar": {"syntax": "lark", "definition": "start: nothing"}},
     "regex": {"type": "grammar", "grammar": {"syntax": "regex", "definition": "a\\bb"}},
     "none": {"type": "grammar"},
+    "half a character": {"type": "grammar", "grammar": {"syntax": "regex", "definition": "\\ud800"}},
+    "half a character in a string": {"type": "grammar", "grammar": {"syntax": "lark", "definition": 'start: "\\ud800"'}},
+    "half a character in a class": {"type": "grammar", "grammar": {"syntax": "regex", "definition": "[\\ud800]"}},
 }
 
 

@@ -15,6 +15,7 @@ from shoal.text.deltas import Arguments, CallBegun, Content, Delta, Reasoning
 from shoal.text.reasoning import MISTRAL_THINK, THINK, ReasoningFormat, ReasoningParser, detect
 from shoal.text.tool_parser import ToolParser
 from shoal.text.tools import HERMES
+from tests.support.deltas import joined
 from tests.support.engine import FakeEngine, says
 from tests.support.http import CHAT, HI, events, fetch
 from tests.support.tools import PARIS, TOOLS
@@ -26,13 +27,7 @@ def read(text: str, at: list[int] | None = None, opened: bool = False, format: R
     """at: where the text is cut. Neighbours of a kind are put together."""
     parser = ReasoningParser(format, opened, ToolParser(HERMES) if tools else None)
     cuts = sorted({0, len(text), *(cut % (len(text) + 1) for cut in at or ())})
-    out: list[Delta] = []
-    for new in [*(d for a, b in pairwise(cuts) for d in parser.push(text[a:b])), *parser.finish()]:
-        if out and type(out[-1]) is type(new) and not isinstance(new, CallBegun):
-            out[-1] = type(new)(**{**vars(new), "text": out[-1].text + new.text})  # type: ignore[union-attr]
-        else:
-            out.append(new)
-    return out
+    return joined([*(d for a, b in pairwise(cuts) for d in parser.push(text[a:b])), *parser.finish()])
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from shoal.errors import CorruptModel, ShoalError, UnsupportedModel
 from shoal.models.gguf_file import GgufFile
+from shoal.models.gguf_files import GgufFiles
 from shoal.models.weights import MATRICES, GgufWeights
 from tests.support import tiny
 from tests.support.gguf_writer import write_model
@@ -276,3 +277,15 @@ def test_arrays_in_arrays_without_end(tmp_path: Path) -> None:
 def test_an_alignment_of_another_type(value: bytes, tmp_path: Path) -> None:
     with pytest.raises(CorruptModel):
         GgufFile(file(tmp_path / "m", [value]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [(5, struct.pack("<i", -1)), (6, struct.pack("<f", 2.0)), (8, string("x" * 1000)), (7, b"\x01"), (9, struct.pack("<IQI", 4, 1, 4))],
+    ids=["negative", "float", "text", "bool", "list"],
+)
+def test_a_number_of_parts_that_is_none_is_told(kind: int, count: bytes, tmp_path: Path) -> None:
+    path = file(tmp_path / "m-00001-of-00004.gguf", [entry("split.count", kind, count)])
+    with pytest.raises(CorruptModel, match=r"split\.count, the number of the model's parts, is") as caught:
+        GgufFiles(path)
+    assert len(str(caught.value)) < 400

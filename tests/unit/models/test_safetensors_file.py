@@ -69,9 +69,14 @@ CORRUPT: dict[str, Any] = {
     "a dtype that is a list": one(dtype=[]),
     "a shape of words": one(shape=["two"]),
     "beyond the end": one(shape=(32, 4), offsets=(0, 512)),
+}
+UNUSABLE: dict[str, Any] = {
     "before the beginning": one(offsets=(-32, 0)),
     "another size": one(offsets=(0, 36)),
     "backwards": one(shape=(-2, 4), offsets=(32, 0)),
+    "empty": one(shape=[0], offsets=(0, 0)),
+    "sizes that overflow": one(shape=(2**32, 2**32), offsets=(0, 0)),
+    "a size beyond int64": one(shape=(2**70,)),
 }
 
 
@@ -79,6 +84,23 @@ CORRUPT: dict[str, Any] = {
 def test_headers_that_cannot_be(name: str, path: Path) -> None:
     with pytest.raises(CorruptModel):
         SafetensorsFiles([written(path, CORRUPT[name])])
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_a_tensor_that_cannot_be_matters_only_where_it_is_needed(name: str, path: Path) -> None:
+    found = SafetensorsFiles([written(path, {**UNUSABLE[name], "u": one()["t"]})])
+    assert found.raw(found.tensors["u"]).shape == (2, 16)
+    with pytest.raises(UnsupportedModel, match="tensor t is F32 of the shape"):
+        found.tensor("t")
+
+
+def test_a_file_that_is_cut_says_so_and_a_whole_one_does_not(path: Path) -> None:
+    with pytest.raises(CorruptModel, match="truncated: tensor t") as caught:
+        SafetensorsFiles([written(path, one(shape=(32, 4), offsets=(0, 512)))])
+    assert "fetch the file again" in str(caught.value)
+    with pytest.raises(CorruptModel) as caught:
+        SafetensorsFiles([written(path, {"t": 5})])
+    assert "fetch the file again" not in str(caught.value)
 
 
 @pytest.mark.parametrize("length", [0, 1, 2**20, 2**40, 2**63])
@@ -114,9 +136,6 @@ def test_any_byte_of_the_header_damaged(path: Path) -> None:
 
 
 HEADERS = {
-    "negative sizes": one(shape=(-2, 4), offsets=(32, 0)),
-    "sizes that overflow": one(shape=(2**32, 2**32), offsets=(0, 0)),
-    "a size beyond int64": one(shape=(2**70,)),
     "infinite": b'{"t": {"dtype": "F32", "shape": [1], "data_offsets": [0, Infinity]}}',
     "without end": b'{"t":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
 }

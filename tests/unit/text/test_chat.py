@@ -137,11 +137,24 @@ def test_templates_that_are_none(source: str) -> None:
         "{{ (10 ** 400) | float }}{{ 1.0 * 10 ** 400 }}",
         "{{ messages[0].content.index('z') }}",
         "{{ strftime_now(5) }}",
+        "{{ cycler() }}",
+        "{{ 1e999 | int }}",
+        "{{ 'a' | truncate(-5) }}",
     ],
 )
 def test_templates_that_fail(source: str) -> None:
     with pytest.raises(InvalidRequest):
         ChatTemplate(source, {}, "m").render([{"role": "user", "content": "x"}])
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "{{ " + "1" * 5000 + " }}", "{% for a in b %}" * 30 + "{% endfor %}" * 30],
+    ids=["brackets", "digits", "loops"],
+)
+def test_templates_that_are_no_program(source: str) -> None:
+    with pytest.raises(CorruptModel, match="no valid Jinja"):
+        ChatTemplate(source, {}, "m")
 
 
 def test_the_rest_of_transformers_template_environment() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -113,3 +114,11 @@ def test_bytes_that_a_vocabulary_lacks_are_one_unknown_token() -> None:
 def test_scores_that_are_none(changes: dict[str, Any]) -> None:
     with pytest.raises(CorruptModel):
         Tokenizer.open(Path("m"), sentencepiece(**changes))
+
+
+def test_a_token_that_ends_a_turn_is_made_of_no_others_though_a_file_calls_it_normal() -> None:
+    meta = sentencepiece()
+    for key, values in (("tokens", ["<", "end_of_turn>", "<end_of_turn>"]), ("scores", [0.0] * 3), ("token_type", [NORMAL] * 3)):
+        meta[f"tokenizer.ggml.{key}"] += values
+    model = json.loads(Tokenizer.open(Path("m"), meta)._backend.to_str())["model"]
+    assert ["<", "end_of_turn>"] not in model["merges"] and ["l", "l"] in model["merges"]

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shoal.text import loose
 from shoal.text.deltas import Arguments, CallBegun, Content, Delta
 from shoal.text.tool_parser import ToolParser
 from shoal.text.tools import DEEPSEEK, DEEPSEEK_V31, GLM, HERMES, LLAMA3, MISTRAL, MISTRAL_ARGS, QWEN3_CODER, ToolFormat
@@ -161,3 +162,9 @@ def test_bare_json_that_is_cut_before_it_is_a_call_is_content() -> None:
 @pytest.mark.parametrize("format", FORMATS)
 def test_nothing_after_the_last_call_is_content(format: ToolFormat) -> None:
     assert parsed(format, [written(format, [CALL]), " and so on"]) == ("", [("f", '{"x": 1}')], True)
+
+
+@pytest.mark.parametrize("text", [" " * 500_000 + "x", "```" + " " * 500_000 + "x", "{" + " " * 500_000 + "x"])
+def test_white_space_without_end_is_looked_at_once(text: str) -> None:
+    assert loose.begins(text, ["f"]) is None
+    assert not loose.may_begin(text)

@@ -17,6 +17,7 @@ from shoal.gateway.conversation import Conversation, Function, JsonAnswer, Tools
 from shoal.text.deltas import Arguments, CallBegun, Content, Delta, Reasoning
 from shoal.text.detokenizer import TextStream
 from shoal.text.tokenizer import Tokenizer
+from tests.support.deltas import joined
 from tests.support.engine import FakeEngine
 from tests.support.vocabularies import USER_DEFINED, byte_level
 
@@ -154,16 +155,11 @@ def written(asked: Conversation, engine: FakeEngine, text: str) -> tuple[bool, l
         fits = matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
         assert not matcher.is_error(), matcher.get_error()
     stream = TextStream(tokenizer, asked.prompt, (), asked.markers)
-    out: list[Delta] = []
     if asked.format is None:
         return fits, [Content("".join(map(stream.push, tokens)))]
     parser = asked.format.parser()
-    for new in [*(d for token in tokens for d in parser.push(stream.push(token))), *parser.push(stream.finish()), *parser.finish()]:
-        if out and type(out[-1]) is type(new) and not isinstance(new, CallBegun):
-            out[-1] = type(new)(**{**vars(new), "text": out[-1].text + new.text})  # type: ignore[union-attr]
-        else:
-            out.append(new)
-    return fits, out
+    said = [d for token in tokens for d in parser.push(stream.push(token))]
+    return fits, joined([*said, *parser.push(stream.finish()), *parser.finish()])
 
 
 def calls(count: int) -> list[Delta]:
