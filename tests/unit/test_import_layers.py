@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -118,3 +119,10 @@ def test_only_config_reads_the_environment():
 def test_one_module_asks_how_large_the_machine_is():
     asked = ("cpu_count", "virtual_memory", "sched_getaffinity", "process_cpu_count", "SC_PHYS_PAGES", "SC_NPROCESSORS")
     assert [name(p) for p in sources() if any(word in p.read_text() for word in asked)] == ["allowance"]
+
+
+def test_the_map_of_packages_names_every_one():
+    page = (ROOT.parents[1] / "docs" / "architecture.md").read_text()
+    table = page.partition("## The packages\n")[2].partition("\n## ")[0]
+    named = re.findall(r"^\| `(\w+)` \| \S", table, re.MULTILINE)
+    assert named == sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
