@@ -11,7 +11,7 @@ PINS ?= constraints.txt
 PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 PINNED = --constraint $(PINS) --build-constraint $(PINS)
 
-.PHONY: run test test-fast test-latest simulate check format proto constraints install develop clean
+.PHONY: run test test-fast test-latest simulate bench check format proto constraints install develop clean
 
 run: $(VENV)/installed
 	$(BIN)/shoal run "$(PROMPT)" --nodes $(NODES) --url ""
@@ -43,6 +43,12 @@ SEEDS ?= 20000
 FIRST ?= 0
 simulate: $(VENV)/developed
 	$(BIN)/python -m shoal.testing.simulate --seeds $(SEEDS) --first $(FIRST)
+
+# Our figures beside llama.cpp's, from the same run; CHECK=1 fails where a goal is missed.
+ROUNDS ?= 5
+bench: $(VENV)/developed
+	$(BIN)/python -m benchmarks.single_node --rounds $(ROUNDS) $(if $(CHECK),--check)
+	$(BIN)/python -m benchmarks.two_nodes --rounds $(ROUNDS) $(if $(CHECK),--check)
 
 proto: $(VENV)/developed
 	cd src && ../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. shoal/control/cluster.proto

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -27,3 +28,10 @@ class Figure:
 def table(title: str, figures: list[Figure]) -> str:
     head = [f"### {title}", "", "| tokens/s | shoal | peer | ratio | goal | | ranges |", "|---|---|---|---|---|---|---|"]
     return "\n".join([*head, *(figure.row() for figure in figures)])
+
+
+def check(figures: Iterable[Figure], wanted: bool) -> None:
+    """Ends the command with what was missed where that is wanted."""
+    missed = [f"{figure.name}: {figure.ratio:.2f} x, the goal is {figure.goal:.1f} x" for figure in figures if figure.ratio < figure.goal]
+    if wanted and missed:
+        raise SystemExit("\n".join(["goals were missed:", *missed]))

@@ -9,11 +9,11 @@ import argparse
 import asyncio
 
 from benchmarks import ours, peers
-from benchmarks.report import Figure, table
+from benchmarks.report import Figure, check, table
 from shoal.models.sources import pull
 
 
-async def main(rounds: int, threads: int, model: str) -> None:
+async def main(rounds: int, threads: int, model: str) -> list[Figure]:
     file = pull(model)
     rivals = {"the same file": (file, (1.2, 1.7, 2.5)), "its Q8_0": (peers.q8_of(file), (1.0, 1.4, 1.8))}
     figures = {
@@ -32,6 +32,7 @@ async def main(rounds: int, threads: int, model: str) -> None:
                     figure.theirs.append(them)
     for rival, rows in figures.items():
         print(table(f"{model}, {threads} threads, against llama.cpp on {rival}, medians of {rounds}", rows), end="\n\n")
+    return [figure for rows in figures.values() for figure in rows]
 
 
 if __name__ == "__main__":
@@ -39,5 +40,6 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--check", action="store_true", help="fail where a goal is missed")
     arguments = parser.parse_args()
-    asyncio.run(main(arguments.rounds, arguments.threads, arguments.model))
+    check(asyncio.run(main(arguments.rounds, arguments.threads, arguments.model)), arguments.check)

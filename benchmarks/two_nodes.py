@@ -9,11 +9,11 @@ import argparse
 import asyncio
 
 from benchmarks import ours, peers
-from benchmarks.report import Figure, table
+from benchmarks.report import Figure, check, table
 from shoal.models.sources import pull
 
 
-async def main(rounds: int, model: str) -> None:
+async def main(rounds: int, model: str) -> list[Figure]:
     file = pull(model)
     figures = [Figure("decode, 1 stream", 1.5), Figure("decode, 8 streams", 2.5), Figure("prefill of 512", 3.0)]
     with peers.rpc_servers(2, 1) as rpc:
@@ -27,11 +27,13 @@ async def main(rounds: int, model: str) -> None:
                     figure.ours.append(us)
                     figure.theirs.append(them)
     print(table(f"{model}, two nodes of 1 thread, against llama.cpp RPC with two servers of 1 thread, medians of {rounds}", figures))
+    return figures
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--check", action="store_true", help="fail where a goal is missed")
     arguments = parser.parse_args()
-    asyncio.run(main(arguments.rounds, arguments.model))
+    check(asyncio.run(main(arguments.rounds, arguments.model)), arguments.check)
