@@ -176,7 +176,7 @@ def test_larger_steps_are_tried_one_at_a_time():
 
 def test_steps_grow_though_every_context_is_longer_than_the_one_before():
     """A prompt beside streams: each step attends to a little more than the last one, and is no larger for that."""
-    learner, at = cost(REAL), 5000
+    learner, at, rows = cost(REAL), 5000, 0
     for _ in range(12):
         flying = [Load.of(at + i, 1, 1) + Load.of(at + i, 1, 0) for i in range(4)]
         rows = learner.room(flying).rows
