@@ -57,8 +57,16 @@ def _say(error: Exception) -> None:
     err.print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
 
 
+def _open_streams() -> None:
+    """Those that whoever started this process has closed: sockets would take their numbers, and libuv ends a process that closes one of those."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None and os.open(os.devnull, os.O_RDWR) == number:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - lives as long as the process
+
+
 def main() -> None:
     """Runs the command line. Exit status: 0, 1 where something failed, 2 where the user can mend it, 130 after Ctrl-C."""
+    _open_streams()
     keep_to_own_folders()
     mute_grpc()
     for stream in (sys.stdout, sys.stderr):

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import Any
 
@@ -128,7 +128,7 @@ async def _up_with(
         line(f"more nodes: {joining}{_elsewhere(settings)}")
         line("Ctrl-C ends all")
         async with pairing_desk(settings, head.control_port, joining):
-            await serve_api(head, api, stop, _report(head), settings.grace)
+            await serve_api(head, api, stop, _report(head, cluster.endings), settings.grace)
 
 
 async def _serve(settings: HeadSettings) -> None:
@@ -164,10 +164,12 @@ def _elsewhere(settings: HeadSettings) -> str:
     return f" (on this machine; for others start with --host ADDRESS{example})"
 
 
-async def _report(head: Head) -> None:
-    """Says whenever the cluster's state or its split changes."""
+async def _report(head: Head, endings: Callable[[], list[str]] = list) -> None:
+    """Says whenever the cluster's state or its split changes, and how nodes of this machine ended."""
     state, shown = (None if head.state else ""), None
     while True:
+        for ending in endings():
+            line(ending)
         now, placement = head.state, head.placement
         if not now and placement is not None and (split_now := [(s.node, s.first, s.end) for s in placement.stages]) != shown:
             shown = split_now

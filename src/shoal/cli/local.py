@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -62,6 +63,15 @@ class _Child:
         self._log.seek(0)
         return "\n".join(self._log.read().decode(errors="replace").splitlines()[-8:])
 
+    def ending(self) -> str:
+        """How it ended, with its last words where that was no good end; '' while it runs."""
+        if (status := self.process.poll()) is None:
+            return ""
+        if status == 0:
+            return f"{self.name} has left"
+        how = f"was killed ({signal.Signals(-status).name})" if status < 0 else f"ended with status {status}"
+        return f"{self.name} {how}:\n{self.log()}".rstrip(":\n")
+
     async def end(self, joined: bool) -> None:
         """Waits for it to leave by itself, if it has joined, then makes it."""
         for action in (*((None,) if joined else ()), self.process.terminate, self.process.kill):
@@ -77,20 +87,26 @@ class LocalCluster:
     def __init__(self, head: Head, children: list[_Child]) -> None:
         self.head = head
         self.children = children
+        self._ended: set[str] = set()
 
     async def until_ready(self) -> None:
         """Waits for the model to be served. Raises ClusterError, with the node's last words where one died."""
         ready = asyncio.ensure_future(self.head.until_ready())
         try:
             while not ready.done():
-                for child in self.children:
-                    if (status := child.process.poll()) is not None:
-                        raise ClusterError(f"{child.name} ended with status {status}:\n{child.log()}")
+                for ending in self.endings():
+                    raise ClusterError(ending)
                 await asyncio.wait({ready}, timeout=0.05)
             ready.result()
         finally:
             ready.cancel()
             await asyncio.gather(ready, return_exceptions=True)
+
+    def endings(self) -> list[str]:
+        """How nodes ended of which that was not said before."""
+        found = {child.name: ending for child in self.children if child.name not in self._ended and (ending := child.ending())}
+        self._ended |= found.keys()
+        return [*found.values()]
 
 
 @contextlib.asynccontextmanager

@@ -46,7 +46,7 @@ async def all_of_stdin(stop: asyncio.Event) -> str | None:
 
 
 async def a_line(prompt: str, stop: asyncio.Event) -> str | None:
-    """What the user types after a prompt on stderr; None after a stop, and at the end of stdin."""
+    """What the user types after a prompt on stderr; None after a stop, and at the end of stdin. Raises ConfigError."""
     sys.stderr.write(prompt)
     sys.stderr.flush()
     data = await _read(stop, _line)
@@ -67,14 +67,21 @@ def _line() -> bytes:
 
 
 async def _read(stop: asyncio.Event, read: Callable[[], bytes]) -> bytes | None:
-    """In a thread that ends with the process."""
+    """In a thread that ends with the process. Raises ConfigError."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[bytes] = loop.create_future()
 
     def work() -> None:
-        data = read()
+        data, failure = b"", None
+        try:
+            data = read()
+        except OSError as error:
+            failure = ConfigError(f"stdin cannot be read: {error.strerror or error}")
         with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(done.set_result, data)
+            if failure is None:
+                loop.call_soon_threadsafe(done.set_result, data)
+            else:
+                loop.call_soon_threadsafe(done.set_exception, failure)
 
     threading.Thread(target=work, daemon=True).start()
     return done.result() if await until(stop, asyncio.wait({done})) else None

@@ -60,7 +60,7 @@ class _Place:
 class _Step:
     """From one place to the next, by a token."""
 
-    matcher: LLMatcher
+    before: Future[_Place]
     token: int
     width: int
     place: Future[_Place]
@@ -188,8 +188,8 @@ class Constraint:
         self._next.add_done_callback(lambda _: told())
 
     def drawn(self, token: int) -> _Step:
-        """The token that came next, after `allowed` said what might."""
-        step = _Step(self._next.result().matcher, token, self._width, Future())
+        """The token that came next. That it waits for what comes before, and fails with it, is for `_work`."""
+        step = _Step(self._next, token, self._width, Future())
         self._next, self._asked = step.place, monotonic()
         return step
 
@@ -198,8 +198,8 @@ def _work(steps: Sequence[_Step]) -> None:
     for step in steps:
         step.place.set_running_or_notify_cancel()
         try:
-            step.place.set_result(_follow(step.matcher, [step.token], step.width))
-        except Exception as error:  # noqa: BLE001 - raised where the place is asked for
+            step.place.set_result(_follow(step.before.result().matcher, [step.token], step.width))
+        except BaseException as error:  # noqa: BLE001 - raised where the place is asked for; a panic of llguidance is no Exception
             step.place.set_exception(error)
 
 

@@ -133,12 +133,12 @@ class Agent:
                 if self._leaving.is_set():
                     return "it was told to leave"
                 now = self._world.now()
-                if joined.is_set():
+                if joined.is_set():  # a head that only took it for lost is there: it is asked once more, whatever the patience
                     backoff, since = Backoff(_FIRST_DELAY, _MOST_DELAY), now
-                elif isinstance(error, ClusterError) and since is None:
-                    raise  # it never was a member
-                if since is None or now - since >= self._settings.patience:
-                    raise ClusterError(f"{error}; gave up after {self._settings.patience:g} s") from error
+                elif since is None:  # it never was a member
+                    raise error if isinstance(error, ClusterError) else ClusterError(str(error)) from error
+                elif now - since >= self._settings.patience:
+                    raise ClusterError(f"{error}; gave up after {now - since:.0f} s") from error
                 self._say_lost(error)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(backoff.next(self._world.rng)):
@@ -149,7 +149,8 @@ class Agent:
         log.info("no head yet", reason=str(error))
         if not self._looking:
             self._looking = True
-            self._tell(f"the head was lost ({error}); looking for it for {self._settings.patience:g} s, the weights are kept")
+            how_long = f" for {self._settings.patience:g} s" if self._settings.patience else ""
+            self._tell(f"the head was lost ({error}); looking for it{how_long}, the weights are kept")
 
     async def _membership(self, host: str, port: int, joined: asyncio.Event) -> str:
         self._link = link = self._world.control_link(self._head)

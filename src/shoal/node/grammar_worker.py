@@ -137,14 +137,12 @@ class Worker:
 
     def _tell(self, sequence: int, each: _Sequence, at: int) -> None:
         try:
-            allowed = each.constraint.allowed(0)
+            if (allowed := each.constraint.allowed(0)) is not None:
+                self._say(Told(sequence, at, allowed.tokens.astype("<i4").tobytes(), allowed.but))
         except GrammarFailed as error:
             self._say(Told(sequence, at, fault=str(error), ours=error.ours))
-        except Exception as error:  # noqa: BLE001 - it ends this sequence, and no other one
+        except BaseException as error:  # noqa: BLE001 - it ends this sequence, and no other one; a panic of llguidance is no Exception
             self._say(Told(sequence, at, fault=str(error) or type(error).__name__))
-        else:
-            if allowed is not None:
-                self._say(Told(sequence, at, allowed.tokens.astype("<i4").tobytes(), allowed.but))
 
     def _say(self, told: Told) -> None:
         with contextlib.suppress(OSError):  # whoever asked has gone: the input ends too

@@ -35,6 +35,7 @@ class RemoteConstraint:
     def __init__(self, id: int, grammar: str, generated: Sequence[int], width: int) -> None:
         self.id, self.grammar, self.tokens, self.width = id, grammar, list(generated), width
         self.strikes = 0
+        self.life = -1  # of the process in which it is open
         self.failed: GrammarFailed | None = None
         self.next: Future[Allowed] = Future()
 
@@ -52,6 +53,9 @@ class GrammarProcess:
     """Behaves as executor.constraint.Grammars does. path: of the model, called for when the first grammar comes.
 
     The stage's thread waits for no pipe: another one asks, and another one listens.
+
+    When the process ends, any sequence that it was at may be the reason. They are opened in the next one after each other, each when the
+    one before has its answer, and new ones after them: so what ends it again is known, and the others do not end with it.
     """
 
     def __init__(self, path: Callable[[], Path], patience: float | None = 0.05, growth: int = GRAMMAR_GROWTH) -> None:
@@ -61,12 +65,13 @@ class GrammarProcess:
         self._lock = Lock()
         self._live: weakref.WeakValueDictionary[int, RemoteConstraint] = weakref.WeakValueDictionary()
         self._gone: deque[int] = deque()
+        self._suspects: deque[int] = deque()  # the first one is open
         self._asks: SimpleQueue[tuple[int, Ask] | None] = SimpleQueue()
         self._asking: Thread | None = None
         self._listening: Thread | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._life = 0  # of which process: what was asked of one that is gone is not asked of the next
-        self._lost = self._closed = False
+        self._closed = False
 
     @property
     def pid(self) -> int | None:
@@ -87,19 +92,23 @@ class GrammarProcess:
         weakref.finalize(made, self._gone.append, made.id)
         with self._lock:
             self._live[made.id] = made
-            self._ask(Ask([_opened(made)]))
+            self._ask(Ask(self._opened(made)))
         return made
 
     def advance(self, drawn: Sequence[tuple[RemoteConstraint, int]]) -> None:
         """Begins to work out what may come after the tokens that a step drew."""
         if not drawn:
             return
+        ask = Ask([], [])
         with self._lock:
             for constraint, token in drawn:
                 constraint.tokens.append(token)
                 constraint.next = Future()
-            if going := [(constraint.id, token) for constraint, token in drawn if constraint.failed is None]:
-                self._ask(Ask(drawn=going))
+                if constraint.failed is None and constraint.life == self._life:
+                    ask.drawn.append((constraint.id, token))
+                elif constraint.failed is None:  # the process in which it was open has ended
+                    ask.opened += self._opened(constraint)
+            self._ask(ask)
 
     def close(self) -> None:
         with self._lock:
@@ -112,31 +121,45 @@ class GrammarProcess:
         if (listening := self._listening) is not None:  # it has seen the process end
             listening.join()
 
+    def _opened(self, constraint: RemoteConstraint) -> list[tuple[int, str, list[int], int]]:
+        """In the lock: what opens it; nothing where its turn is yet to come."""
+        if self._suspects and self._suspects[0] != constraint.id:
+            self._suspects.append(constraint.id)
+            return []
+        constraint.life = self._life
+        return [(constraint.id, constraint.grammar, [*constraint.tokens], constraint.width)]
+
+    def _next_suspect(self) -> None:
+        """In the lock."""
+        while self._suspects and not self._closed:
+            if (constraint := self._live.get(self._suspects[0])) is not None and constraint.failed is None:
+                self._ask(Ask(self._opened(constraint)))
+                return
+            self._suspects.popleft()
+
     def _ask(self, ask: Ask) -> None:
         """In the lock."""
         if self._closed:
             raise GrammarFailed("the model is given up", ours=True)
-        if self._lost:
-            ask, self._lost = Ask(self._open()), False
+        if not ask.opened and not ask.drawn:
+            return
         if self._asking is None:
             self._asking = Thread(target=self._ask_all, name="grammar-asks", daemon=True)
             self._asking.start()
         self._asks.put((self._life, ask))
 
-    def _open(self) -> list[tuple[int, str, list[int], int]]:
-        return [_opened(c) for c in list(self._live.values()) if c.failed is None]
-
     def _ask_all(self) -> None:
         while (item := self._asks.get()) is not None:
             life, ask = item
-            if life != self._life:
-                continue
             try:
-                process = self._started()
+                process = self._started(life)
             except (OSError, ShoalError) as error:
                 with self._lock:
+                    self._suspects.clear()
                     for constraint in list(self._live.values()):
                         _fail(constraint, f"grammars cannot be worked on here ({error})", ours=True)
+                continue
+            if process is None:
                 continue
             while self._gone:
                 ask.closed.append(self._gone.popleft())
@@ -144,9 +167,11 @@ class GrammarProcess:
             with contextlib.suppress(OSError, ValueError):  # it has ended, its input is closed: whoever listens sees to it
                 write(process.stdin, msgspec.msgpack.encode(ask))  # pyright: ignore[reportArgumentType]
 
-    def _started(self) -> subprocess.Popen[bytes]:
-        """Raises OSError, ShoalError."""
+    def _started(self, life: int) -> subprocess.Popen[bytes] | None:
+        """None where the process of that life has ended. Raises OSError, ShoalError."""
         with self._lock:
+            if life != self._life:
+                return None
             if self._process is None:
                 if self._closed:
                     raise OSError("the model is given up")
@@ -165,39 +190,38 @@ class GrammarProcess:
         with contextlib.suppress(OSError):
             process.stdin.close()
         with self._lock:
-            self._process, self._life = None, self._life + 1
+            self._process = None
             self._again(status)
 
     def _told(self, told: Told) -> None:
         with self._lock:
             constraint = self._live.get(told.sequence)
-            if constraint is None:
-                return
-            if told.fault:
+            if constraint is not None and told.fault:
                 _fail(constraint, told.fault, told.ours)
-            elif told.at == len(constraint.tokens) and not constraint.next.done():
+            elif constraint is not None and told.at == len(constraint.tokens) and not constraint.next.done():
                 constraint.strikes = 0
                 constraint.next.set_result(Allowed(np.frombuffer(told.tokens, "<i4").astype(np.intp), told.but))
+            if self._suspects and self._suspects[0] == told.sequence:
+                self._suspects.popleft()
+                self._next_suspect()
 
     def _again(self, status: int) -> None:
         """In the lock: the process has ended. What it was at goes on in another one, but for what may be the reason."""
         waiting = [constraint for constraint in list(self._live.values()) if not constraint.next.done()]
+        ended, self._life = self._life, self._life + 1
+        self._suspects.clear()
         if self._closed:
             for constraint in waiting:
                 _fail(constraint, "the model is given up", ours=True)
             return
         log.warning("the process of the grammars ended", status=status, sequences=len(waiting))
         for constraint in waiting:
-            constraint.strikes += 1
+            constraint.strikes += constraint.life == ended
             if constraint.strikes >= _STRIKES:
                 _fail(constraint, "it cannot be worked out what may come next; simplify it")
-        self._lost = True
-        if any(not constraint.next.done() for constraint in waiting):
-            self._ask(Ask())
-
-
-def _opened(constraint: RemoteConstraint) -> tuple[int, str, list[int], int]:
-    return constraint.id, constraint.grammar, [*constraint.tokens], constraint.width
+            else:
+                self._suspects.append(constraint.id)
+        self._next_suspect()
 
 
 def _fail(constraint: RemoteConstraint, why: str, ours: bool = False) -> None:

@@ -8,6 +8,7 @@ from shoal.scheduler.cost import Load, StepCost
 
 _AIM = 0.4  # of the wait that is allowed: a step may take longer than predicted, and a stream may have to let one go by
 _LEAST = 0.25  # of a step's time that prompts get at least, however many streams run
+_ODD = 4  # of so many rows an odd step takes one
 
 
 class StepBudget:
@@ -43,7 +44,12 @@ class StepBudget:
         if self._until is None:
             self._until = self._allowed(now)
         fitting = self._cost.fitting(self.load, position, rows, scored, now + (self._until - now) * part, self._room)
-        return max(fitting, 1) if first else fitting
+        fitting = max(fitting, 1) if first else fitting
+        if 0 < fitting < rows and self._cost.odd():
+            # Smaller, or where that cannot be, twice as large, for which there is time: see _AIM.
+            fitting = fitting // _ODD or min(2 * fitting, rows)
+            self._prompts = fitting + 1  # whoever else is there gets a row
+        return fitting
 
     def _allowed(self, alone: float) -> float:
         """Seconds that a stream may wait with this step's chunks, where it would wait `alone` without.

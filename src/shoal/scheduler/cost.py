@@ -3,10 +3,14 @@
 A stage's seconds are a sum of four terms: per step (reading the weights), per row (the products), per row and token of its context (the
 attention), and per row whose logits are computed. So a chunk late in a long context is known to cost many times an early one before it runs.
 
-A step that took r times what was predicted multiplies each term by a power of r, the larger the term's part in the prediction was: the
-terms that made the step long answer for it, none becomes negative, and the prediction for steps like it goes part of the way, in
-logarithms, to what was measured (normalised exponentiated gradient; Kivinen and Warmuth, 1997). Half the way to a longer time and a fifth
-to a shorter one: a step that is too long keeps somebody waiting, one that is too short costs little.
+A step that took r times what was predicted multiplies each term by a power of r. One half of that power is the same for all terms: mostly
+it is the machine that has become slower or faster. The other half is larger the larger the term's part in the prediction was (normalised
+exponentiated gradient; Kivinen and Warmuth, 1997). None becomes negative, and the prediction for steps like it goes part of the way, in
+logarithms, to what was measured. Half the way to a longer time and a fifth to a shorter one: a step that is too long keeps somebody waiting,
+one that is too short costs little.
+
+Steps of one size do not tell what of their time is fixed, and whoever takes that for the rows' makes them smaller and smaller. So one in 8 is
+of another size (`odd`).
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ _SLOWER, _FASTER = 0.5, 0.2
 _NOTHING = 1e-6  # seconds
 _FARTHEST = 16.0  # times that one step may be off; more is taken for so much
 _LATEST = 16  # steps
+_ODD = 8  # one in so many steps that bring chunks
 _RANGE = 1e4  # times that a term may come to differ from the guess
 
 
@@ -81,9 +86,10 @@ class Learned:
         ratio = min(max(seconds / predicted, 1 / _FARTHEST), _FARTHEST)
         shares = [part / predicted for part in parts]
         gain = (_SLOWER if ratio > 1 else _FASTER) if self._measured else 1.0  # the first step says more than any guess
-        power = gain / sum(share * share for share in shares)
+        squares = sum(share * share for share in shares)
         for i, (share, guess) in enumerate(zip(shares, self._guess, strict=True)):
-            self._terms[i] = min(max(self._terms[i] * ratio ** (power * share), guess / _RANGE), guess * _RANGE)
+            power = gain * (1 + share / squares) / 2
+            self._terms[i] = min(max(self._terms[i] * ratio**power, guess / _RANGE), guess * _RANGE)
         self._measured = True
 
 
@@ -95,6 +101,7 @@ class StepCost:
         self._stages = [Learned(stage) for stage in stages]
         self._ways = Learned(ways)
         self._latest: deque[Load] = deque(maxlen=_LATEST)
+        self._alike = 0  # steps with chunks since the last one that was odd
 
     def wait(self, load: Load) -> float:
         """Seconds from one token of a stream to its next, where all steps are like this one.
@@ -114,6 +121,13 @@ class StepCost:
         if any(load.rows > max(rows, _TRIED.rows) or load.context > near for load in flying):
             return Load(max(rows, _TRIED.rows), near)
         return Load(max(2 * rows, _TRIED.rows), max(2 * context, near))
+
+    def odd(self) -> bool:
+        """Whether the step that is made now is to be of another size than those before it. So is one in 8."""
+        if self._alike < _ODD:
+            return False
+        self._alike = 0
+        return True
 
     def fitting(self, load: Load, position: int, rows: int, scored: bool, wait: float, room: Load | None = None) -> int:
         """How many of a chunk's rows can join a step, so that it is no larger than `room` and a stream waits no longer than `wait` seconds.
@@ -137,6 +151,7 @@ class StepCost:
             return
         if chunks:
             self._latest.append(load)
+            self._alike += 1
         inside = 0.0
         for stage, trace in zip(self._stages, traces, strict=True):
             busy = trace.prepare + trace.compute + trace.sample + trace.encode

@@ -250,6 +250,34 @@ def test_the_draws_of_a_step_wait_for_late_masks_no_longer_than_one(monkeypatch:
     grammars.close()
 
 
+def test_a_sequence_that_cannot_be_opened_ends_alone(grammars: Grammars):
+    """Its tokens, and the next one, may be handed over before anybody knows: where a process takes over from another one."""
+    held, beside = grammars.constrain(grammar.regex("ab"), [ord("x")], WIDTH), grammars.constrain(grammar.regex("ab"), [], WIDTH)
+    grammars.advance([(held, ord("b")), (beside, ord("a"))])
+    with pytest.raises(GrammarFailed):
+        held.allowed()
+    assert mask(beside) == {ord("b")}
+
+
+def test_a_panic_of_the_library_ends_one_sequence(grammars: Grammars, monkeypatch: pytest.MonkeyPatch):
+    class Panic(BaseException):
+        """As pyo3 makes one."""
+
+    follow, places = constraint._follow, [grammars.constrain(grammar.regex("ab"), [], WIDTH) for _ in range(2)]
+
+    def panics(matcher: LLMatcher, tokens: list[int], width: int) -> Any:
+        if tokens == [ord("x")]:
+            raise Panic
+        return follow(matcher, tokens, width)
+
+    monkeypatch.setattr(constraint, "_follow", panics)
+    grammars.advance([(places[0], ord("x")), (places[1], ord("a"))])
+    with pytest.raises(Panic):
+        places[0].allowed(30)
+    known = places[1].allowed(30)
+    assert known is not None and set(known.tokens.tolist()) == {ord("b")}
+
+
 def test_a_mask_that_never_comes_ends_its_sequence(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(constraint, "_MOST", -1.0)
     begun, never = Event(), Event()

@@ -73,18 +73,46 @@ def test_sequences_go_on_where_the_process_is_killed(process: GrammarProcess):
     assert allowed(second) == allowed(alone)
 
 
+def kill_at_work(process: GrammarProcess) -> None:
+    """As soon as there is a process, before it can have answered."""
+    while (pid := process.pid) is None:
+        pass
+    os.kill(pid, signal.SIGSTOP)
+    os.kill(pid, signal.SIGKILL)
+    gone([psutil.Process(pid)] if psutil.pid_exists(pid) else [])
+
+
 def test_what_kills_the_process_again_and_again_ends(process: GrammarProcess):
     suspect = process.constrain(SCHEMA, [], 49152)
     for _ in range(2):
-        while (pid := process.pid) is None:
-            pass
-        os.kill(pid, signal.SIGSTOP)
-        os.kill(pid, signal.SIGKILL)
-        gone([psutil.Process(pid)] if psutil.pid_exists(pid) else [])
+        kill_at_work(process)
     with pytest.raises(GrammarFailed) as failed:
         suspect.allowed(BOUND)
     assert not failed.value.ours
     assert allowed(process.constrain(SCHEMA, [], 49152))
+
+
+def test_those_beside_what_kills_the_process_again_and_again_go_on(process: GrammarProcess):
+    known = process.constrain(SCHEMA, [], 49152)
+    token = sorted(allowed(known))[0]
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    suspect, beside = (process.constrain(SCHEMA, [], 49152) for _ in range(2))
+    kill_at_work(process)
+    came = process.constrain(SCHEMA, [], 49152)
+    kill_at_work(process)
+    with pytest.raises(GrammarFailed):
+        suspect.allowed(BOUND)
+    assert allowed(beside) == allowed(came) == allowed(known)
+    process.advance([(each, token) for each in (known, beside, came)])
+    assert allowed(beside) == allowed(came) == allowed(known)
+
+
+def test_those_after_one_whose_client_has_left_are_opened(process: GrammarProcess):
+    suspect, beside = process.constrain(SCHEMA, [], 49152), process.constrain(SCHEMA, [], 49152)
+    kill_at_work(process)
+    del suspect
+    assert allowed(beside)
 
 
 def test_a_bad_grammar_is_its_own_fault_and_a_missing_tokenizer_is_not(process: GrammarProcess, tmp_path: Path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -174,7 +176,7 @@ def test_larger_steps_are_tried_one_at_a_time():
 
 def test_steps_grow_though_every_context_is_longer_than_the_one_before():
     """A prompt beside streams: each step attends to a little more than the last one, and is no larger for that."""
-    learner, at = cost(REAL), 5000
+    learner, at, rows = cost(REAL), 5000, 0
     for _ in range(12):
         flying = [Load.of(at + i, 1, 1) + Load.of(at + i, 1, 0) for i in range(4)]
         rows = learner.room(flying).rows
@@ -252,6 +254,32 @@ def test_rows_that_are_scored_count_with_their_logits():
 def test_without_a_bound_rows_alone_count():
     assert StepBudget(256, 100, cost(REAL), 0.0, True).prompt(8000, 256, False, 1.0) == 100
     assert StepBudget(256, 100, None, 0.5, True).prompt(8000, 256, False, 1.0) == 100
+
+
+def prefilled(guess: StageCost, real: StageCost, slower: float, tokens: int) -> tuple[int, float]:
+    """How many steps a prompt takes on two stages that become slower at its 500th token, and the seconds of the slowest stage."""
+    model, flying, at, steps, took = cost(guess, guess), deque[Load](), 0, 0, 0.0
+    while at < tokens or flying:
+        while at < tokens and len(flying) <= 2:
+            rows = StepBudget(256, 256, model, 0.5, False, flying).prompt(at, tokens - at, False, 1.0)
+            flying.append(Load.of(at, rows, 0))
+            at, steps = at + rows, steps + 1
+        load = flying.popleft()
+        busy = seconds(real, load) * (slower if at > 500 else 1)
+        took += busy
+        model.learn(load, [trace(busy)] * 2)
+    return steps, took
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guess", [(1, 1, 1, 1), (2, 2, 8, 2), (2, 8, 2, 2), (0.25, 2, 2, 2)])
+def test_steps_do_not_shrink_to_nothing_because_what_is_fixed_in_them_is_taken_for_the_rows(guess: tuple[float, ...]):
+    real = StageCost(0.025, 0.0025, 3e-7, 0.001)
+    guessed = StageCost(*(part * times for part, times in zip((real.step, real.row, real.context, real.logits), guess, strict=True)))
+    steps, took = prefilled(guessed, real, 6.0, 8000)
+    rows = 6 * (real.row * 8000 + real.context * 8000 * 8000 / 2)
+    assert steps < 4000
+    assert took < 4 * rows
 
 
 # In the scheduler
