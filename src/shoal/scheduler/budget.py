@@ -35,7 +35,7 @@ class StepBudget:
 
     def prompt(self, position: int, wanted: int, scored: bool, part: float) -> int:
         """How many rows of a prompt the step takes, of those wanted: at most `part` of what is left. The first one that may have all gets one at least."""
-        rows = min(wanted, self.rows, int(self._prompts * part))
+        rows = min(wanted, int(min(self.rows, self._prompts) * part))
         if self._cost is None or rows <= 0:
             return max(rows, 0)
         now = self._cost.wait(self.load)

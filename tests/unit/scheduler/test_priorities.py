@@ -307,6 +307,17 @@ def test_short_urgent_requests_set_a_batch_request_back_once_per_class_at_most()
     assert toy.scheduler.counters.preemptions <= 3
 
 
+def test_short_prompts_without_end_leave_the_oldest_one_a_row():
+    """A draw takes one of a step's two rows: what is left is for the prompt that came first, however short the others are."""
+    toy, names = Toy(limits(6, 3, lanes=3, step_tokens=2, ageing=1)), count()
+    toy.add(first := request("first", [1], 3, priority=NORMAL))
+    for _ in range(60):
+        while not toy.scheduler.waiting_of(URGENT):
+            toy.add(request(f"u{next(names)}", [2], 3, priority=URGENT))
+        toy.step()
+    assert_right(toy, first)
+
+
 @dataclass(frozen=True)
 class Siege:
     limits: Limits
