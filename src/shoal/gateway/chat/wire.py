@@ -129,8 +129,6 @@ class Message(Echoed):
             known["reasoning_content"] = reasoning
         if self.tool_calls:
             known["tool_calls"] = [call.templated(f"{where}.tool_calls.{i}") for i, call in enumerate(self.tool_calls)]
-        if self.reasoning_content:
-            known["reasoning_content"] = self.reasoning_content
         if tool:
             if self.tool_call_id is None:
                 raise InvalidRequest(
