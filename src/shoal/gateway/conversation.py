@@ -176,7 +176,7 @@ def rendered(
 ) -> str:
     """The text that the model reads, for `encode_marked`. answer: up to where its answer begins. Raises InvalidRequest."""
     if messages and messages[-1].get(_GOES_ON):
-        return rendered(tokenizer, messages[:-1], tools, variables=variables) + tokenizer.marked(str(messages[-1]["content"]))
+        return _going_on(tokenizer, rendered(tokenizer, messages[:-1], tools, variables=variables), messages[-1])
     tools.check()
     format = tokenizer.tool_format
     if format is None and tools.functions:
@@ -186,6 +186,14 @@ def rendered(
             "unsupported_parameter",
         )
     return tokenizer.render_chat(_linked(messages, format), [f.told for f in tools.functions if tools.may], answer, variables)
+
+
+def _going_on(tokenizer: Tokenizer, text: str, message: Message) -> str:
+    """A rendered text, and behind it what the answer goes on from: where a template begins a thought, that is closed first."""
+    format = tokenizer.reasoning_format
+    if format is not None and format.opened(text):
+        text += tokenizer.marked(message.get("reasoning_content", "")) + f"\n{format.end}\n\n"
+    return text + tokenizer.marked(str(message["content"]))
 
 
 def prompt_tokens(engine: Engine, text: str, param: str = "messages") -> list[int]:
