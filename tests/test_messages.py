@@ -178,6 +178,18 @@ def test_a_call_that_is_cut_is_left_out_of_the_whole_answer() -> None:
     assert got["content"] == [{"type": "text", "text": "Hm."}] and got["stop_reason"] == "max_tokens"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("arguments", ['{"city": Paris}', "{}}", '{"city": "a\tb"}'])
+def test_a_call_whose_arguments_are_no_json_has_none(stream: bool, arguments: str) -> None:
+    said = f'<tool_call>\n{{"name": "get_weather", "arguments": {arguments}}}\n</tool_call>'
+    answer = ask(engine(says(said)), tools=[WEATHER], stream=stream)
+    assert answer.status_code == 200, answer.text
+    if stream:
+        assert streamed(answer)[-1]["type"] == "message_stop"
+    else:
+        assert [block["input"] for block in answer.json()["content"]] == [{}]
+
+
 @pytest.mark.parametrize(
     ("choice", "told", "grammar"),
     [

@@ -209,6 +209,16 @@ def test_a_call_that_is_cut_is_none() -> None:
     assert got["message"] == {"role": "assistant", "content": ""} and got["done_reason"] == "length"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_whose_arguments_are_no_json_has_none(stream: bool) -> None:
+    said = PARIS.replace('"Paris"', "Paris")
+    answer = ask(engine(says(said)), tools=[WEATHER], stream=stream)
+    assert answer.status_code == 200, answer.text
+    told = lines(answer) if stream else [answer.json()]
+    assert [call["function"]["arguments"] for line in told for call in line["message"].get("tool_calls", ())] == [{}]
+    assert told[-1]["done"]
+
+
 @pytest.mark.parametrize(
     "results",
     [

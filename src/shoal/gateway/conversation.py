@@ -214,6 +214,15 @@ def check_name(name: str, param: str) -> None:
         raise InvalidRequest("a name has 1 to 64 letters, digits, underscores and dashes", param)
 
 
+def call_arguments(text: str) -> dict[str, Any] | None:
+    """What a call's text says that it is called with; None where that is no JSON object."""
+    try:
+        arguments: Any = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return None
+    return cast("dict[str, Any]", arguments) if isinstance(arguments, dict) else None
+
+
 def compact(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator
@@ -10,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from shoal.errors import InvalidRequest
 from shoal.gateway import conversation
-from shoal.gateway.conversation import MAX_MESSAGES, JsonAnswer, Tools, check_name
+from shoal.gateway.conversation import MAX_MESSAGES, JsonAnswer, Tools, call_arguments, check_name
 from shoal.gateway.custom import Syntax, called_with, custom_function
 from shoal.gateway.variables import Effort
 from shoal.gateway.wire import Echoed, Metadata, Sampled, Wire, kind_of
@@ -52,11 +51,7 @@ class ToolCall(Echoed):
     def templated(self, where: str) -> dict[str, Any]:
         """Raises InvalidRequest."""
         check_name(self.function.name, f"{where}.function.name")
-        try:
-            arguments: Any = json.loads(self.function.arguments or "{}")
-        except (ValueError, RecursionError):
-            arguments = None
-        if not isinstance(arguments, dict):
+        if (arguments := call_arguments(self.function.arguments)) is None:
             raise InvalidRequest("a call's arguments are a JSON object, as text", f"{where}.function.arguments")
         return {"id": self.id, "type": "function", "function": {"name": self.function.name, "arguments": arguments}}
 

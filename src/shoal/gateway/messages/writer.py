@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from shoal.gateway.conversation import call_id
+from shoal.gateway.conversation import call_arguments, call_id
 from shoal.gateway.dialect import ANTHROPIC
 from shoal.gateway.engine import Engine
 from shoal.gateway.faults import Fault
@@ -135,7 +134,7 @@ class MessageWriter:
         self._open = False
         block = self._blocks[-1]
         if block["type"] == "tool_use" and not self._cut:
-            block["input"] = json.loads(self._input)
+            block["input"] = call_arguments(self._input) or {}
         if block["type"] != "thinking":
             return [self._of_block("stop")]
         block["signature"] = _signature(block["thinking"])

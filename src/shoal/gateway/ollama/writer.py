@@ -5,12 +5,11 @@ https://docs.ollama.com/api. A call of a tool is told when it has come to its en
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from shoal.gateway.conversation import call_id
+from shoal.gateway.conversation import call_arguments, call_id
 from shoal.gateway.dialect import OLLAMA
 from shoal.gateway.engine import Engine
 from shoal.gateway.faults import Fault
@@ -94,7 +93,7 @@ class OllamaWriter:
         if function is None:
             return []
         id = call_id(self._job.id, 0, function["index"])
-        return [{"id": id, "function": {**function, "arguments": json.loads(function["arguments"])}}]
+        return [{"id": id, "function": {**function, "arguments": call_arguments(function["arguments"]) or {}}}]
 
     def _said(self, told: dict[str, Any]) -> dict[str, Any]:
         """In the shape of the endpoint."""
