@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from time import perf_counter, time
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -19,7 +19,7 @@ from shoal.gateway.dialect import OLLAMA
 from shoal.gateway.embeddings.embed import embed, inputs, written
 from shoal.gateway.embeddings.wire import EmbeddingRequest
 from shoal.gateway.engine import Engine
-from shoal.gateway.events import Position, told
+from shoal.gateway.events import PING, Position, told
 from shoal.gateway.job import CHOSEN, chosen_id
 from shoal.gateway.ollama.answer import (
     OllamaChatted,
@@ -42,7 +42,7 @@ from shoal.gateway.ollama.wire import (
     ShowRequest,
     Speaking,
 )
-from shoal.gateway.ollama.writer import moment, nanoseconds
+from shoal.gateway.ollama.writer import OllamaWriter, moment, nanoseconds
 from shoal.gateway.service import Service, Streaming, json_body, unless_left, whole
 from shoal.gateway.wire import Asking, parse
 from shoal.gateway.work import work
@@ -60,10 +60,11 @@ S = TypeVar("S", bound=Speaking)
 
 
 async def lines(answer: Answer, writer: Writer, after: Position | None = None, patience: float = 0) -> AsyncGenerator[bytes]:
-    """An answer's events as JSON objects, one a line. Their form has nothing that may stand in between, so silence stays silence."""
-    async with aclosing(told(answer, writer, after)) as all:
+    """An answer's events as JSON objects, one a line. patience: seconds of silence after which there is one that says nothing; 0: none."""
+    waiting = cast("OllamaWriter", writer).waiting()
+    async with aclosing(told(answer, writer, after, patience)) as all:
         async for _, event in all:
-            yield msgspec.json.encode(event.data) + b"\n"
+            yield msgspec.json.encode((waiting if event is PING else event).data) + b"\n"
 
 
 async def _body(request: Request) -> tuple[dict[str, Any], str | None]:

@@ -45,6 +45,10 @@ class OllamaWriter:
     def opening(self) -> Sequence[Event]:
         return ()
 
+    def waiting(self) -> Event:
+        """What a stream says that has had nothing to say for a while: of a line that says nothing clients make nothing."""
+        return Event({**self._frame(), **self._said({}), "done": False})
+
     def piece(self, piece: Piece) -> Sequence[Event]:
         told = self._told([piece])
         return [Event({**self._frame(), **self._said(told), "done": False})] if told else []
