@@ -23,8 +23,6 @@ from shoal.text.deltas import Arguments, CallBegun, Content, Reasoning
 if TYPE_CHECKING:
     from shoal.gateway.messages.job import MessageJob
 
-_TIERS = {"priority": "priority", "batch": "batch"}
-
 
 class MessageWriter:
     def __init__(self, engine: Engine, job: MessageJob) -> None:
@@ -85,7 +83,7 @@ class MessageWriter:
             "content": list(blocks),
             "stop_reason": self._reason,
             "stop_sequence": self._stop,
-            "usage": {**_counts(usage), "service_tier": _TIERS.get(self._job.service_tier, "standard")},
+            "usage": {**_counts(usage), "service_tier": "standard"},
         }
 
     def _why(self, piece: Piece) -> str:
