@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, cast
@@ -206,6 +207,17 @@ def prompt_tokens(engine: Engine, text: str, param: str = "messages") -> list[in
             f"the prompt has {length} tokens; with one more for an answer at most {longest} fit", param, "context_length_exceeded"
         )
     return tokens
+
+
+@contextmanager
+def blamed(field: str) -> Generator[None]:
+    """What the template's messages are refused for is this field's fault: they are none of the client's own, or not in the same places."""
+    try:
+        yield
+    except InvalidRequest as error:
+        if (error.param or "").startswith("messages"):
+            raise InvalidRequest(str(error), field, error.code) from None
+        raise
 
 
 def check_name(name: str, param: str) -> None:

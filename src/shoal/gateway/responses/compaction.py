@@ -7,13 +7,13 @@ from typing import Any
 
 from shoal.errors import InvalidRequest
 from shoal.gateway.caller import CALLER
-from shoal.gateway.conversation import Tools, converse
+from shoal.gateway.conversation import Tools, blamed, converse
 from shoal.gateway.engine import Engine
 from shoal.gateway.faults import Fault
 from shoal.gateway.job import Job, common, new_id
 from shoal.gateway.reading import Reading
 from shoal.gateway.responses.items import compaction, input_items, item_id, messages
-from shoal.gateway.responses.job import conversation_before, input_blamed, referred
+from shoal.gateway.responses.job import conversation_before, referred
 from shoal.gateway.responses.store import Turns
 from shoal.gateway.responses.wire import CompactRequest
 from shoal.gateway.responses.writer import usage_of
@@ -78,7 +78,7 @@ def compaction_job(body: CompactRequest, engine: Engine, chosen: str | None, sto
         raise InvalidRequest("there is nothing to sum up: give input or previous_response_id", "input")
     system = [] if body.instructions is None else [{"role": "system", "content": body.instructions}]
     talk = [*system, *_told(messages(items)), {"role": "user", "content": _ASKED}]
-    with input_blamed():
+    with blamed("input"):
         asked = converse(engine, talk, Tools(()), None, template_variables(engine.tokenizer, "none", None))
     most = fitting(_MOST, len(asked.prompt), engine.longest())
     fields = common(body, engine, [asked.prompt], prefix="resp_", max_tokens=most, logprobs=None, chosen=id)
