@@ -152,6 +152,7 @@ class Function(Wire):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+    cache_control: Any = None
 
     def asked(self, where: str) -> conversation.Function:
         return conversation.Function(self.name, self.description, self.parameters, bool(self.strict), where)
@@ -160,6 +161,7 @@ class Function(Wire):
 class Tool(Wire):
     type: Literal["function"]
     function: Function
+    cache_control: Any = None
 
     def asked(self, where: str) -> conversation.Function:
         return self.function.asked(f"{where}.function")
@@ -184,6 +186,7 @@ class Custom(Wire):
 class CustomTool(Wire):
     type: Literal["custom"]
     custom: Custom
+    cache_control: Any = None
 
     def asked(self, where: str) -> conversation.Function:
         """Raises InvalidRequest."""
