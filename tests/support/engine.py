@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from shoal.errors import ShoalError
+from shoal.errors import InvalidRequest, ShoalError
 from shoal.facts import ModelFacts
 from shoal.request import Alternative, FinishReason, Request, Score, TokenChunk
 from shoal.text.chat import ChatTemplate
@@ -230,6 +230,9 @@ class FakeEngine:
     def submit(self, request: Request) -> ScriptedStream:
         if self.refusal is not None:
             raise self.refusal
+        if request.max_tokens and (tokens := len(request.prompt)) >= self._longest:  # as the scheduler has it
+            said = f"the prompt has {tokens} tokens; with one more for an answer at most {self._longest} fit"
+            raise InvalidRequest(said, "prompt", "context_length_exceeded")
         stream = ScriptedStream(request, self._script(request), self._hang)
         self.streams.append(stream)
         return stream

@@ -44,3 +44,14 @@ QWEN = """{%- if tools %}
 {%- if add_generation_prompt %}
     {{- '<|im_start|>assistant\\n' }}
 {%- endif %}"""
+
+
+THINKS = (
+    "{% for m in messages %}{{ m.role }}: {% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}\n"
+    "{% endfor %}{% if enable_thinking is defined and not enable_thinking %}(no thinking){% endif %}"
+)
+"""As Qwen3 has it."""
+
+
+GRADED = "{% for m in messages %}{{ m.role }}: {% if m.thinking %}<|channel|>{{ m.thinking }}|{% endif %}{{ m.content }}\n{% endfor %}{{ reasoning_effort }}"
+"""As gpt-oss has it."""

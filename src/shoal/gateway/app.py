@@ -26,7 +26,7 @@ from shoal.gateway.chat import socket as chat_socket
 from shoal.gateway.completions import route as completions
 from shoal.gateway.contract import describe
 from shoal.gateway.database import Database
-from shoal.gateway.dialect import spoken
+from shoal.gateway.dialect import refusal
 from shoal.gateway.embeddings import route as embeddings
 from shoal.gateway.engine import Engine
 from shoal.gateway.faults import Fault, fault
@@ -54,6 +54,7 @@ _BATCHED = {
 """What the requests of a batch may be for."""
 _TOLD = (
     "X-Request-Id",
+    "Request-Id",
     "Retry-After",
     *(f"X-RateLimit-{part}-{what}" for part in ("Limit", "Remaining", "Reset") for what in ("Requests", "Tokens")),
 )
@@ -154,4 +155,4 @@ def _furnish(app: FastAPI, routers: Iterable[APIRouter]) -> None:
 
 def _told(request: Request, what: Fault) -> JSONResponse:
     """As the API tells it that the request speaks."""
-    return spoken(request.url.path, request.headers).response(what)
+    return refusal(request.url.path, request.headers, what)

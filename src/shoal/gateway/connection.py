@@ -24,7 +24,7 @@ from shoal.gateway.patience import Patience, Phase, Rule
 
 MAX_AHEAD = 512 << 10
 """Bytes that a client may send while its request is answered, the last of its body included."""
-
+_SLICE = 16 << 10
 
 _BARE = re.compile(rb"(?<!\r)\n")
 _FOLDED = re.compile(rb"\n[ \t]")
@@ -33,17 +33,47 @@ _HEAD = re.compile(rb"\n\r?\n")
 
 
 class Http(h11.Connection):
-    """h11, where it is lenient made as strict as RFC 9112 allows: what a proxy in front of it might read differently is refused."""
+    """h11, where it is lenient made as strict as RFC 9112 allows: what a proxy in front of it might read differently is refused.
+
+    Heads and trailers are looked at before h11 has read them, for which what it has not read is copied, event by event. So h11 is handed no
+    more than a slice at a time while lines may come: a body of many small chunks would be copied as often as it has chunks.
+    """
+
+    def __init__(self, our_role: type[h11.SERVER], max_incomplete_event_size: int) -> None:
+        super().__init__(our_role, max_incomplete_event_size)
+        self._ahead = bytearray()
+        """What h11 was not handed yet."""
+        self._chunked = False
+
+    def receive_data(self, data: bytes) -> None:
+        """data: not empty; uvicorn does not tell of an end."""
+        if self._ahead or self._has_lines:
+            self._ahead += data
+        else:
+            super().receive_data(data)
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-        state, (before, _) = self.their_state, self.trailing_data
+        while (event := self._next_event()) is h11.NEED_DATA and self._ahead:
+            length = _SLICE if self._has_lines else len(self._ahead)
+            super().receive_data(bytes(self._ahead[:length]))
+            del self._ahead[:length]
+        return event
+
+    @property
+    def _has_lines(self) -> bool:
+        """Whether more may come than the bytes of a body."""
+        return self._chunked or self.their_state is not h11.SEND_BODY
+
+    def _next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        state = self.their_state
+        before = self.trailing_data[0] if self._has_lines else b""
         if state is h11.IDLE:
             end = _HEAD.search(before)
             _check_lines(before[: end.end()] if end else before)
         event = super().next_event()
         if isinstance(event, h11.Request):
-            _check_framing(event)
-        elif isinstance(event, h11.EndOfMessage) and state is h11.SEND_BODY:  # trailers, where the body was chunked
+            self._chunked = _check_framing(event)
+        elif isinstance(event, h11.EndOfMessage) and state is h11.SEND_BODY and self._chunked:  # trailers
             _check_lines(before[: len(before) - len(self.trailing_data[0])])
         return event
 
@@ -56,15 +86,16 @@ def _check_lines(lines: bytes) -> None:
         raise h11.RemoteProtocolError("a header goes on in the next line")
 
 
-def _check_framing(request: h11.Request) -> None:
-    """Raises h11.RemoteProtocolError where it can be read in two ways how long the body is (RFC 9112, 6.1)."""
+def _check_framing(request: h11.Request) -> bool:
+    """Whether the body is chunked. Raises h11.RemoteProtocolError where it can be read in two ways how long it is (RFC 9112, 6.1)."""
     names = {name for name, _ in request.headers}
     if b"transfer-encoding" not in names:
-        return
+        return False
     if b"content-length" in names:
         raise h11.RemoteProtocolError("Content-Length beside Transfer-Encoding")
     if request.http_version < b"1.1":
         raise h11.RemoteProtocolError("HTTP/1.0 has no Transfer-Encoding")
+    return True
 
 
 class Connections:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, cast
@@ -184,7 +185,7 @@ def rendered(
 ) -> str:
     """The text that the model reads, for `encode_marked`. answer: up to where its answer begins. Raises InvalidRequest."""
     if messages and messages[-1].get(_GOES_ON):
-        return rendered(tokenizer, messages[:-1], tools, variables=variables) + tokenizer.marked(str(messages[-1]["content"]))
+        return _going_on(tokenizer, rendered(tokenizer, messages[:-1], tools, variables=variables), messages[-1])
     tools.check()
     format = tokenizer.tool_format
     if format is None and tools.functions:
@@ -194,6 +195,14 @@ def rendered(
             "unsupported_parameter",
         )
     return tokenizer.render_chat(_linked(messages, format), [f.told for f in tools.functions if tools.may], answer, variables)
+
+
+def _going_on(tokenizer: Tokenizer, text: str, message: Message) -> str:
+    """A rendered text, and behind it what the answer goes on from: where a template begins a thought, that is closed first."""
+    format = tokenizer.reasoning_format
+    if format is not None and format.opened(text):
+        text += tokenizer.marked(message.get("reasoning_content", "")) + f"\n{format.end}\n\n"
+    return text + tokenizer.marked(str(message["content"]))
 
 
 def prompt_tokens(engine: Engine, text: str, param: str = "messages") -> list[int]:
@@ -208,10 +217,30 @@ def prompt_tokens(engine: Engine, text: str, param: str = "messages") -> list[in
     return tokens
 
 
+@contextmanager
+def blamed(field: str) -> Generator[None]:
+    """What the template's messages are refused for is this field's fault: they are none of the client's own, or not in the same places."""
+    try:
+        yield
+    except InvalidRequest as error:
+        if (error.param or "").startswith("messages"):
+            raise InvalidRequest(str(error), field, error.code) from None
+        raise
+
+
 def check_name(name: str, param: str) -> None:
     """Raises InvalidRequest."""
     if _NAME.fullmatch(name) is None:
         raise InvalidRequest("a name has 1 to 64 letters, digits, underscores and dashes", param)
+
+
+def call_arguments(text: str) -> dict[str, Any] | None:
+    """What a call's text says that it is called with; None where that is no JSON object."""
+    try:
+        arguments: Any = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return None
+    return cast("dict[str, Any]", arguments) if isinstance(arguments, dict) else None
 
 
 def compact(value: Any) -> str:

@@ -14,7 +14,9 @@ from typing import Any, Literal
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
+from shoal.errors import InvalidRequest
 from shoal.gateway.faults import Fault
+from shoal.gateway.job import chosen_id, new_id
 
 
 class ErrorDetail(BaseModel):
@@ -81,6 +83,8 @@ OLLAMA = Dialect(OllamaErrorAnswer, lambda what: {"error": what.message})
 
 VERSION = "anthropic-version"
 """The header that only Anthropic's clients send."""
+REQUEST_ID = "request-id"
+"""The header that they read."""
 
 
 def spoken_at(path: str) -> tuple[Dialect, ...]:
@@ -96,6 +100,23 @@ def spoken(path: str, headers: Mapping[str, str]) -> Dialect:
     """By one request."""
     first, *others = spoken_at(path)
     return ANTHROPIC if ANTHROPIC in others and VERSION in headers else first
+
+
+def request_id(headers: Mapping[str, str]) -> str:
+    """What a request is called, where it has no answer: as its client chose, or anew."""
+    try:
+        return chosen_id(headers.get("x-request-id")) or new_id("req_")
+    except InvalidRequest:
+        return new_id("req_")
+
+
+def refusal(path: str, headers: Mapping[str, str], what: Fault) -> JSONResponse:
+    """The answer to a request that is refused, as the API has it that the request speaks."""
+    dialect = spoken(path, headers)
+    answer = dialect.response(what)
+    if dialect is ANTHROPIC:
+        answer.headers[REQUEST_ID] = request_id(headers)
+    return answer
 
 
 def _within(path: str, folder: str) -> bool:

@@ -27,7 +27,7 @@ _NUMBER = re.compile(r"[0-9]{1,9}")
 
 Position = list[int]
 
-_PING = Event("")
+PING = Event("")
 """Stands for what a job's stream says when there is nothing to say."""
 
 
@@ -56,7 +56,7 @@ async def told(
 ) -> AsyncGenerator[tuple[Position | None, Event]]:
     """The events after a position, each with its own. An error is an event too, without one.
 
-    patience: seconds of silence after which there is a _PING; 0: none
+    patience: seconds of silence after which there is a PING; 0: none
     """
     choices = answer.job.choices
     seen = after or [0] * choices
@@ -73,7 +73,7 @@ async def told(
         async with aclosing(answer.heard(patience)) as pieces:
             async for piece in pieces:
                 if piece is None:
-                    yield None, _PING
+                    yield None, PING
                     continue
                 if piece.choice == choices - 1:
                     last = piece.upto
@@ -97,7 +97,7 @@ async def events(answer: Answer, writer: Writer, after: Position | None = None, 
     """As they are sent. patience: seconds of silence after which something is said; 0: nothing is."""
     async with aclosing(told(answer, writer, after, patience)) as all:
         async for at, event in all:
-            if event is _PING:
+            if event is PING:
                 yield answer.job.ping
                 continue
             yield (b"" if at is None else _id(at)) + _data(event)

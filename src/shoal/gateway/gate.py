@@ -11,7 +11,7 @@ from shoal.address import is_loopback
 from shoal.config import ApiSettings
 from shoal.errors import Forbidden, InvalidRequest, ShoalError, TooLarge
 from shoal.gateway.caller import CALLER, Caller
-from shoal.gateway.dialect import spoken
+from shoal.gateway.dialect import refusal
 from shoal.gateway.doors import Doors, Passage
 from shoal.gateway.faults import fault
 from shoal.gateway.keyring import Keyring
@@ -184,4 +184,4 @@ async def _refuse(error: ShoalError, scope: Scope, receive: Receive, send: Send)
     if scope["type"] == "websocket" and "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": 1008, "reason": str(error)[:100]})
     else:
-        await spoken(scope["path"], Headers(scope=scope)).response(fault(error))(scope, receive, send)
+        await refusal(scope["path"], Headers(scope=scope), fault(error))(scope, receive, send)

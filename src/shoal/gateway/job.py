@@ -21,6 +21,8 @@ from shoal.request import MAX_CHOICES, Priority, Request, RequestId
 from shoal.text.answer_format import AnswerFormat
 
 _MAX_STOPS, _MAX_STOP_LENGTH = 4, 256
+MANY_STOPS = 64
+"""Stop strings that are possible where an API names no bound."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 CHOSEN = {"X-Request-Id": {"type": "string", "pattern": f"^{_ID.pattern}$"}}
 """The header in which a client chooses an id."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
@@ -10,6 +9,7 @@ from fastapi import APIRouter, Request
 from shoal.errors import NotReady
 from shoal.gateway.contract import contract
 from shoal.gateway.dialect import ANTHROPIC, VERSION, spoken, spoken_at
+from shoal.gateway.moment import moment
 from shoal.gateway.service import Service
 from shoal.gateway.wire import Shape
 
@@ -65,9 +65,15 @@ def routes(service: Service) -> APIRouter:
 
     def info() -> dict[str, Any]:
         engine, tokens = service.engine, longest()
-        created = datetime.fromtimestamp(engine.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        known = {"type": "model", "id": engine.name, "display_name": engine.name, "created_at": created, "lifecycle": "active"}
-        return {**known, "max_input_tokens": tokens, "max_tokens": tokens}
+        named = {"id": engine.name, "display_name": engine.name}
+        return {
+            "type": "model",
+            **named,
+            "created_at": moment(engine.created),
+            "lifecycle": "active",
+            "max_input_tokens": tokens,
+            "max_tokens": tokens,
+        }
 
     def card() -> dict[str, Any]:
         engine = service.engine

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Annotated, cast
+
+from pydantic import Field
 
 from shoal.errors import InvalidRequest
 from shoal.gateway.engine import Engine
 
-Prompts = str | list[str] | list[int] | list[list[int]]
+_First = Field(fail_fast=True)
+Prompts = Annotated[
+    str | Annotated[list[str], _First] | Annotated[list[int], _First] | Annotated[list[Annotated[list[int], _First]], _First],
+    Field(union_mode="left_to_right"),
+]
+"""Of a long list that is none of one kind the first fault is enough: an error for each of its parts would take long to make."""
 
 
 def _listed(given: Prompts) -> list[str | list[int]]:

@@ -44,7 +44,7 @@ MAX_DEPTH = 200
 MAX_VALUES = 50_000
 """Arrays and objects in a body, and values in them, but for lists of tokens: reading a million of them takes seconds."""
 
-_TOKENS = frozenset({"prompt", "input", "tokens"})
+_TOKENS = frozenset({"prompt", "input", "tokens", "context"})
 """Fields that may be lists of tokens."""
 _MOST_TEXTS = 4096  # or other things, in one of them
 

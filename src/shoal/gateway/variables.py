@@ -29,7 +29,8 @@ def template_variables(tokenizer: Tokenizer, effort: Effort | None, given: Mappi
     told: dict[str, Any] = {}
     if effort is not None:
         told = {"reasoning_effort": _GRADES[effort], **dict.fromkeys(_SWITCHES, effort not in ("none", "minimal"))}
-    told |= _checked(tokenizer, given or {})
+    if given:
+        told |= _checked(tokenizer, given)
     return {name: value for name, value in told.items() if name in takes}
 
 

@@ -273,6 +273,15 @@ def test_a_function_may_be_called_as_a_choice_is() -> None:
     assert engine.asked.sampling.grammar == calls(HERMES, [Tool("auto")], "required", False)
 
 
+def test_what_is_said_about_caching_of_tools_says_nothing_here() -> None:
+    cached = {"cache_control": {"type": "ephemeral"}}
+    (plain,) = ({**TOOLS[0], **cached, "function": {**TOOLS[0]["function"], **cached}},)
+    custom = {"type": "custom", "custom": {"name": "c"}, **cached}
+    engine = FakeEngine(tools=HERMES)
+    assert fetch(create_app(engine), "POST", CHAT, json={"messages": HI, "tools": [plain, custom]}).status_code == 200
+    assert "ephemeral" not in engine.tokenizer.decode(engine.asked.prompt)
+
+
 def test_tools_are_told_to_the_model_with_all_that_templates_use() -> None:
     engine = able()
     ask(engine, tools=[{**WEATHER, "function": {**WEATHER["function"], "strict": True}}, NOW])  # type: ignore[dict-item]

@@ -12,18 +12,14 @@ from openai.types.responses import Response
 
 from shoal.config import ApiSettings
 from shoal.gateway.app import create_app
+from shoal.gateway.responses.items import summary
+from shoal.text.reasoning import THINK
 from shoal.text.tools import HERMES
 from tests.support.engine import FakeEngine, says
 from tests.support.http import CHAT, fetch, refused
+from tests.support.templates import GRADED, THINKS
 
 RESPONSES = "/v1/responses"
-THINKS = (
-    "{% for m in messages %}{{ m.role }}: {% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}\n"
-    "{% endfor %}{% if enable_thinking is defined and not enable_thinking %}(no thinking){% endif %}"
-)
-"""As Qwen3 has it."""
-GRADED = "{% for m in messages %}{{ m.role }}: {% if m.thinking %}<|channel|>{{ m.thinking }}|{% endif %}{{ m.content }}\n{% endfor %}{{ reasoning_effort }}"
-"""As gpt-oss has it."""
 PLAIN = "{% for m in messages %}{{ m | tojson }}\n{% endfor %}"
 """Shows all that a message has."""
 
@@ -210,6 +206,13 @@ def test_a_conversation_becomes_the_user_s_messages_and_a_summary(tmp_path: Path
     assert prompt == "user: Hi\nassistant: What we said and did so far, in short:\n\nThey greeted.\nuser: And now?\n"
     again = fetch(app, "POST", f"{RESPONSES}/compact", json={"previous_response_id": after.json()["id"]}).json()
     assert [each["type"] for each in again["output"]] == ["message", "message", "compaction"]
+
+
+def test_what_the_model_thinks_of_a_conversation_is_no_part_of_its_summary() -> None:
+    engine = FakeEngine(says("<think>Who are they?</think>They greeted."), reasoning=THINK)
+    body = fetch(create_app(engine), "POST", f"{RESPONSES}/compact", json={"input": [ASKED, SAID]}).json()
+    assert summary(body["output"][1]["encrypted_content"]) == "They greeted."
+    assert body["usage"]["output_tokens_details"]["reasoning_tokens"] == len("<think>Who are they?</think>")
 
 
 @pytest.mark.parametrize(

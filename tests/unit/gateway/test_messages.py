@@ -178,6 +178,18 @@ def test_a_call_that_is_cut_is_left_out_of_the_whole_answer() -> None:
     assert got["content"] == [{"type": "text", "text": "Hm."}] and got["stop_reason"] == "max_tokens"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("arguments", ['{"city": Paris}', "{}}", '{"city": "a\tb"}'])
+def test_a_call_whose_arguments_are_no_json_has_none(stream: bool, arguments: str) -> None:
+    said = f'<tool_call>\n{{"name": "get_weather", "arguments": {arguments}}}\n</tool_call>'
+    answer = ask(engine(says(said)), tools=[WEATHER], stream=stream)
+    assert answer.status_code == 200, answer.text
+    if stream:
+        assert streamed(answer)[-1]["type"] == "message_stop"
+    else:
+        assert [block["input"] for block in answer.json()["content"]] == [{}]
+
+
 @pytest.mark.parametrize(
     ("choice", "told", "grammar"),
     [
@@ -283,6 +295,30 @@ def test_an_answer_goes_on_from_what_it_is_said_to_begin_with() -> None:
     got = ask(asked, turns).json()
     assert prompt(asked) == "user: Hi\nassistant: Hm.\nuser: Hi\n{" and got["content"][0]["text"] == '"a": 1}'
     assert ask(engine(), turns, path=f"{MESSAGES}/count_tokens").json() == {"input_tokens": len(asked.asked.prompt)}
+
+
+@pytest.mark.parametrize("path", [MESSAGES, f"{MESSAGES}/count_tokens"])
+def test_a_refusal_does_not_count_the_template_s_turns(path: str) -> None:
+    use = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "a", "content": "1"}
+    turns = [*HI, {"role": "assistant", "content": [use]}, {"role": "user", "content": [result]}]
+    said = refused(ask(engine(format=None), turns, path, system="Be kind."), 400, "invalid_request_error")
+    assert said.startswith("messages: this model's chat template has no tools")
+
+
+@pytest.mark.parametrize("headers", [{}, {"X-Request-Id": "mine"}, {"X-Request-Id": "no id!"}])
+def test_every_answer_has_a_request_id(headers: dict[str, str]) -> None:
+    ids = [
+        ask(engine(), path=path, headers=headers, **fields).headers["request-id"]
+        for path in (MESSAGES, f"{MESSAGES}/count_tokens")
+        for fields in ({}, {"tools": 1}, {"model": "other"})
+    ]
+    if headers.get("X-Request-Id") == "mine":
+        assert set(ids) == {"mine"}
+    else:
+        assert len(set(ids)) == 6 and all(id[:4] in ("req_", "msg_") for id in ids)
+    early = fetch(create_app(engine()), "POST", MESSAGES, headers={"X-Priority": "odd"})
+    assert early.status_code == 400 and early.headers["request-id"].startswith("req_")
 
 
 def test_documents_of_text_are_read() -> None:

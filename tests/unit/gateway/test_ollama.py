@@ -106,6 +106,12 @@ def test_a_context_is_gone_on_from() -> None:
     assert asked.asked.prompt == [*context, *b"user: More\n"]
 
 
+def test_a_long_context_is_a_list_of_tokens() -> None:
+    asked = engine(longest=200_000)
+    assert ask(asked, GENERATE, context=[97] * 120_000, stream=False).status_code == 200
+    assert len(asked.asked.prompt) == 120_000 + len("user: Hi\n")
+
+
 def test_a_raw_prompt_is_all_of_it() -> None:
     asked = engine()
     got = ask(asked, GENERATE, prompt="Once", raw=True, stream=False).json()
@@ -209,6 +215,16 @@ def test_a_call_that_is_cut_is_none() -> None:
     assert got["message"] == {"role": "assistant", "content": ""} and got["done_reason"] == "length"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_whose_arguments_are_no_json_has_none(stream: bool) -> None:
+    said = PARIS.replace('"Paris"', "Paris")
+    answer = ask(engine(says(said)), tools=[WEATHER], stream=stream)
+    assert answer.status_code == 200, answer.text
+    told = lines(answer) if stream else [answer.json()]
+    assert [call["function"]["arguments"] for line in told for call in line["message"].get("tool_calls", ())] == [{}]
+    assert told[-1]["done"]
+
+
 @pytest.mark.parametrize(
     "results",
     [
@@ -253,6 +269,23 @@ def test_embeddings() -> None:
     assert ask(engine(), "/api/embed", input="b").json()["embeddings"] == [got["embeddings"][1]]
     assert ask(engine(), "/api/embed", input=[]).json()["embeddings"] == []
     assert ask(engine(), "/api/embeddings", prompt="b").json() == {"embedding": got["embeddings"][1]}
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "status"),
+    [
+        ("/api/embed", {"input": "a"}, "accepted"),
+        ("/api/embed", {"input": []}, "accepted"),
+        ("/api/embed", {"input": 1}, "400"),
+        ("/api/embed", {"input": "a", "options": {"odd": 1}}, "400"),
+        ("/api/embed", {"input": "a", "model": "other"}, "404"),
+        ("/api/embeddings", {"prompt": "a", "truncate": True}, "400"),
+    ],
+)
+def test_embeddings_are_counted_refused_ones_too(path: str, fields: dict[str, Any], status: str) -> None:
+    asked = engine()
+    ask(asked, path, **fields)
+    assert [(endpoint, outcome) for endpoint, outcome, _ in asked.observed] == [("ollama_embed", status)]
 
 
 def test_a_text_that_is_too_long_is_cut_unless_it_must_not_be() -> None:
@@ -315,6 +348,18 @@ def test_whoever_looks_for_a_server_finds_one() -> None:
 )
 def test_what_is_not_served_is_refused(path: str, fields: dict[str, Any], said: str) -> None:
     assert said in refused(ask(engine(), path, **fields), 400)
+
+
+@pytest.mark.parametrize("served", ["fake", "fake:latest", "fake:q4"])
+@pytest.mark.parametrize("asks", ["fake", "fake:latest", "fake:q4"])
+def test_a_name_without_a_tag_is_one_with_the_tag_latest(served: str, asks: str) -> None:
+    asked: Any = engine()
+    asked.name = served
+    same = served.removesuffix(":latest") == asks.removesuffix(":latest")
+    answer = ask(asked, model=asks, stream=False)
+    assert (answer.status_code, answer.json().get("model", asks)) == (200 if same else 404, asks)
+    for field in ("model", "name"):
+        assert fetch(create_app(asked), "POST", "/api/show", json={field: asks}).status_code == (200 if same else 404)
 
 
 def test_errors_have_ollama_s_shape() -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from typing import Any
 
+import anthropic
+import ollama
 import openai
 import pytest
 
 from shoal.config import ApiSettings
 from shoal.errors import ConfigError
-from shoal.gateway.chat.job import ChatJob
 from shoal.request import Request, TokenChunk
 from tests.support.api import Api, Wire, api, post, run
 from tests.support.engine import FakeEngine, ScriptedStream, says
@@ -85,14 +87,72 @@ def test_what_was_not_asked_for_is_not_said() -> None:
     run(work)
 
 
-def test_an_endpoint_may_have_its_own_ping(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ChatJob, "ping", b'event: ping\ndata: {"type": "ping"}\n\n')
-
+def test_a_message_that_waits_has_pings_as_anthropic_has_them() -> None:
     async def work() -> None:
-        async with api(FakeEngine(lambda r: [], hang=True), ping=0.02) as there:
-            wire = await there.connect(post({**BODIES[CHAT], "stream": True}))
-            for _ in range(2):
-                await wire.reader.readuntil(b'event: ping\ndata: {"type": "ping"}\n\n')
+        engine = LateEngine()
+        async with api(engine, ping=0.02) as there:
+            wire = await there.connect(post({"messages": HI, "max_tokens": 99, "stream": True}, "/v1/messages"))
+            await wire.reader.readuntil(b"message_start")
+            for _ in range(3):
+                await wire.reader.readuntil(b'\r\nevent: ping\ndata: {"type": "ping"}\n\n\r\n')  # without an id: it is no news
+            engine.gate.release()
+            await wire.reader.readuntil(b'"text":"H"')
+            await wire.reader.readuntil(b'\r\nevent: ping\ndata: {"type": "ping"}\n\n\r\n')
+            for _ in range(9):
+                engine.gate.release()
+            assert b"message_stop" in await wire.reader.readuntil(b"0\r\n\r\n")
+
+    run(work)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "empty"),
+    [
+        ("/api/chat", {"messages": HI}, {"message": {"role": "assistant", "content": ""}}),
+        ("/api/generate", {"prompt": "Hi"}, {"response": ""}),
+    ],
+)
+def test_lines_that_wait_have_lines_that_say_nothing(path: str, body: dict[str, Any], empty: dict[str, Any]) -> None:
+    async def work() -> None:
+        engine = LateEngine()
+        async with api(engine, ping=0.02) as there:
+            wire = await there.connect(post(body, path))
+            await wire.reader.readuntil(b"\r\n\r\n")
+            told: list[dict[str, Any]] = []
+            for at in range(99):
+                size = int(await wire.reader.readline(), 16)
+                told.append(json.loads((await wire.reader.readexactly(size + 2))[:-2]))
+                if told[-1]["done"]:
+                    break
+                if at in (2, 4, *range(6, 14)):
+                    engine.gate.release()
+            *said, end = [{key: each[key] for key in (*empty, "done")} for each in told]
+            waited = {**empty, "done": False}
+            assert said[:3] == [waited] * 3 and end == {**empty, "done": True}
+            texts = [each["response"] if "response" in each else each["message"]["content"] for each in said]
+            assert "".join(texts) == "Hello" and len(texts) > 9
+
+    run(work)
+
+
+@pytest.mark.slow
+def test_the_packages_of_anthropic_and_ollama_skip_them() -> None:
+    async def work() -> None:
+        engine = LateEngine()
+        async with api(engine, ping=0.01) as there:
+            where = f"http://127.0.0.1:{there.server.port}"
+            letting = asyncio.create_task(slowly(there, engine))
+            client = anthropic.AsyncAnthropic(base_url=where, api_key="none")
+            async with client.messages.stream(model="fake", max_tokens=99, messages=[{"role": "user", "content": "Hi"}]) as stream:
+                assert [text async for text in stream.text_stream] == list("Hello")
+            await client.close()
+            letting.cancel()
+            letting = asyncio.create_task(slowly(there, engine))
+            talking = ollama.AsyncClient(where)
+            lines = await talking.chat("fake", HI, stream=True)
+            assert "".join([line.message.content or "" async for line in lines]) == "Hello"
+            await talking.close()
+            letting.cancel()
 
     run(work)
 

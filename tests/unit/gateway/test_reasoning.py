@@ -18,6 +18,7 @@ from shoal.text.tools import HERMES
 from tests.support.deltas import joined
 from tests.support.engine import FakeEngine, says
 from tests.support.http import CHAT, HI, events, fetch
+from tests.support.templates import THINKS
 from tests.support.tools import PARIS, TOOLS
 
 RESPONSES = "/v1/responses"
@@ -144,7 +145,8 @@ def test_reasoning_that_is_sent_back_reaches_the_template() -> None:
 
 def test_only_an_assistant_reasons() -> None:
     """Clients send whole messages back, with fields that say nothing there."""
-    engine = FakeEngine(says("Rain."), reasoning=THINK)
-    said = {"role": "user", "content": "a", "reasoning_content": "secret"}
-    assert fetch(create_app(engine), "POST", CHAT, json={"messages": [said]}).status_code == 200
-    assert "secret" not in engine.tokenizer.decode(engine.asked.prompt)
+    for path, field in ((CHAT, "reasoning_content"), (CHAT, "reasoning"), ("/api/chat", "thinking")):
+        engine = FakeEngine(says("Rain."), reasoning=THINK, template=THINKS)
+        said = {"role": "user", "content": "a", field: "forged"}
+        assert fetch(create_app(engine), "POST", path, json={"model": "fake", "messages": [said]}).status_code == 200
+        assert engine.tokenizer.decode(engine.asked.prompt) == "user: a\n"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from openai import AsyncOpenAI
@@ -125,6 +127,20 @@ def test_streams_run_at_once_and_turns_of_one_after_another(tmp_path: Path) -> N
 
     talk(engine, tmp_path, work)
     assert all(stream.closed for stream in engine.streams)
+
+
+def test_of_streams_that_are_over_nothing_is_left(tmp_path: Path) -> None:
+    async def work(socket: ClientConnection) -> int:
+        async def turns(count: int) -> int:
+            for _ in range(count):
+                await create(socket, generate=False, store=False, stream_id=uuid4().hex)
+                await heard(socket)
+            gc.collect()
+            return sum(type(each) is asyncio.Lock for each in gc.get_objects())
+
+        return await turns(1) - await turns(20)
+
+    assert talk(FakeEngine(), tmp_path, work) == 0
 
 
 def test_a_turn_without_an_answer_is_one_to_go_on_from(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator
@@ -10,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from shoal.errors import InvalidRequest
 from shoal.gateway import conversation
-from shoal.gateway.conversation import MAX_MESSAGES, JsonAnswer, Tools, check_name
+from shoal.gateway.conversation import MAX_MESSAGES, JsonAnswer, Tools, call_arguments, check_name
 from shoal.gateway.custom import Syntax, called_with, custom_function
 from shoal.gateway.variables import Effort
 from shoal.gateway.wire import Echoed, Metadata, Sampled, Wire, kind_of
@@ -52,11 +51,7 @@ class ToolCall(Echoed):
     def templated(self, where: str) -> dict[str, Any]:
         """Raises InvalidRequest."""
         check_name(self.function.name, f"{where}.function.name")
-        try:
-            arguments: Any = json.loads(self.function.arguments or "{}")
-        except (ValueError, RecursionError):
-            arguments = None
-        if not isinstance(arguments, dict):
+        if (arguments := call_arguments(self.function.arguments)) is None:
             raise InvalidRequest("a call's arguments are a JSON object, as text", f"{where}.function.arguments")
         return {"id": self.id, "type": "function", "function": {"name": self.function.name, "arguments": arguments}}
 
@@ -129,8 +124,6 @@ class Message(Echoed):
             known["reasoning_content"] = reasoning
         if self.tool_calls:
             known["tool_calls"] = [call.templated(f"{where}.tool_calls.{i}") for i, call in enumerate(self.tool_calls)]
-        if self.reasoning_content:
-            known["reasoning_content"] = self.reasoning_content
         if tool:
             if self.tool_call_id is None:
                 raise InvalidRequest(
@@ -159,6 +152,7 @@ class Function(Wire):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+    cache_control: Any = None
 
     def asked(self, where: str) -> conversation.Function:
         return conversation.Function(self.name, self.description, self.parameters, bool(self.strict), where)
@@ -167,6 +161,7 @@ class Function(Wire):
 class Tool(Wire):
     type: Literal["function"]
     function: Function
+    cache_control: Any = None
 
     def asked(self, where: str) -> conversation.Function:
         return self.function.asked(f"{where}.function")
@@ -191,6 +186,7 @@ class Custom(Wire):
 class CustomTool(Wire):
     type: Literal["custom"]
     custom: Custom
+    cache_control: Any = None
 
     def asked(self, where: str) -> conversation.Function:
         """Raises InvalidRequest."""

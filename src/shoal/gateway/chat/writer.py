@@ -10,6 +10,7 @@ from shoal.gateway.custom import Input
 from shoal.gateway.engine import Engine
 from shoal.gateway.faults import Fault
 from shoal.gateway.reading import Reading
+from shoal.gateway.scores import scores
 from shoal.gateway.writer import Event, Piece, Usage
 from shoal.request import TokenChunk
 from shoal.text.deltas import Arguments, CallBegun, Content, Delta, Reasoning
@@ -101,16 +102,7 @@ class ChatWriter:
         return {**message, **({"reasoning_content": thought} if thought else {}), **({"tool_calls": calls} if calls else {})}
 
     def _scored(self, chunks: Sequence[TokenChunk]) -> dict[str, Any]:
-        content: list[dict[str, Any]] = []
-        for chunk in chunks:
-            if chunk.token is not None:
-                top = [self._token(a.token, a.logprob) for a in chunk.alternatives]
-                content.append({**self._token(chunk.token, chunk.logprob), "top_logprobs": top})
-        return {"content": content, "refusal": None}
-
-    def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
-        raw = self._engine.tokenizer.token_bytes(token)
-        return {"token": raw.decode(errors="replace"), "logprob": logprob, "bytes": list(raw)}
+        return {"content": scores(chunks, self._engine.tokenizer), "refusal": None}
 
 
 def _joined(news: Sequence[Delta], kind: type[Reasoning] | type[Content]) -> str:

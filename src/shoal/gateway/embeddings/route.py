@@ -20,9 +20,14 @@ def routes(service: Service) -> APIRouter:
     @router.post("/v1/embeddings", **contract(EmbeddingRequest, EmbeddingAnswer, 404, 499))
     async def embeddings(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         with service.observed("embeddings") as seen:
-            body = parse(EmbeddingRequest, await json_body(request))
-            service.check_model(body.model)
-            prompts = await work(request.state.size, inputs, body, engine)
+            raw = await json_body(request)
+
+            def prepared() -> tuple[EmbeddingRequest, list[list[int]]]:
+                body = parse(EmbeddingRequest, raw)
+                service.check_model(body.model)
+                return body, inputs(body, engine)
+
+            body, prompts = await work(request.state.size, prepared)
             seen.prompt_tokens = sum(map(len, prompts))
             vectors = await unless_left(request, embed(prompts, engine))
             if vectors is None:

@@ -34,7 +34,7 @@ class MessageUsage(Shape):
     cache_creation_input_tokens: int
     cache_read_input_tokens: int
     output_tokens: int
-    service_tier: Literal["standard", "priority", "batch"]
+    service_tier: Literal["standard"]
 
 
 class MessageAnswer(Shape):

@@ -5,16 +5,14 @@ from __future__ import annotations
 from typing import ClassVar
 
 from shoal.errors import InvalidRequest
-from shoal.gateway.conversation import converse, rendered
+from shoal.gateway.conversation import blamed, converse, rendered
 from shoal.gateway.engine import Engine
-from shoal.gateway.job import Job, common
+from shoal.gateway.job import MANY_STOPS, Job, common
 from shoal.gateway.messages.turns import templated
 from shoal.gateway.messages.wire import CountRequest, MessagesRequest
 from shoal.gateway.messages.writer import MessageWriter
 from shoal.gateway.sampling import fitting
 from shoal.gateway.variables import template_variables
-
-_MOST_STOPS = 64
 
 
 class MessageJob(Job, frozen=True, tag="message"):
@@ -31,7 +29,9 @@ class MessageJob(Job, frozen=True, tag="message"):
 def message_job(body: MessagesRequest, engine: Engine, chosen: str | None = None) -> MessageJob:
     """chosen: the answer's id. Raises InvalidRequest, NotReady."""
     variables = template_variables(engine.tokenizer, body.asked_effort(), None)
-    asked = converse(engine, templated(body.system_text(), body.messages), body.asked_tools(), body.answer(), variables)
+    talk = templated(body.system_text(), body.messages)
+    with blamed("messages"):
+        asked = converse(engine, talk, body.asked_tools(), body.answer(), variables)
     fits = fitting(body.max_tokens, len(asked.prompt), engine.longest())
     try:
         fields = common(
@@ -43,7 +43,7 @@ def message_job(body: MessagesRequest, engine: Engine, chosen: str | None = None
             logprobs=None,
             chosen=chosen,
             grammar=asked.grammar,
-            most_stops=_MOST_STOPS,
+            most_stops=MANY_STOPS,
         )
     except InvalidRequest as error:
         if error.param == "stop":  # what OpenAI calls it
@@ -55,5 +55,7 @@ def message_job(body: MessagesRequest, engine: Engine, chosen: str | None = None
 def count(body: CountRequest, engine: Engine) -> int:
     """Tokens of the prompt, whether or not it fits. Raises InvalidRequest."""
     variables = template_variables(engine.tokenizer, body.asked_effort(), None)
-    text = rendered(engine.tokenizer, templated(body.system_text(), body.messages), body.asked_tools(), variables=variables)
+    talk = templated(body.system_text(), body.messages)
+    with blamed("messages"):
+        text = rendered(engine.tokenizer, talk, body.asked_tools(), variables=variables)
     return len(engine.tokenizer.encode_marked(text))

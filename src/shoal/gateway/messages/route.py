@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter, Request
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 
 from shoal.gateway.contract import contract
-from shoal.gateway.dialect import ANTHROPIC
+from shoal.gateway.dialect import ANTHROPIC, REQUEST_ID, request_id
 from shoal.gateway.job import CHOSEN
 from shoal.gateway.messages.answer import MessageAnswer, MessageTokens
 from shoal.gateway.messages.job import count, message_job
@@ -30,11 +28,11 @@ def routes(service: Service) -> APIRouter:
     async def create(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         answer = await service.respond(request, "messages", MessagesRequest, message_job)
         if (id := answer.headers.get("x-request-id")) is not None:
-            answer.headers["request-id"] = id  # as the anthropic SDKs read it
+            answer.headers[REQUEST_ID] = id
         return answer
 
     @router.post("/v1/messages/count_tokens", **contract(CountRequest, MessageTokens, 404, dialects=_SPOKEN))
-    async def count_tokens(request: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+    async def count_tokens(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         body = await json_body(request)
 
         def counted() -> int:
@@ -42,6 +40,7 @@ def routes(service: Service) -> APIRouter:
             service.check_model(parsed.model)
             return count(parsed, service.engine)
 
-        return {"input_tokens": await work(request.state.size, counted)}
+        tokens = await work(request.state.size, counted)
+        return JSONResponse({"input_tokens": tokens}, headers={REQUEST_ID: request_id(request.headers)})
 
     return router

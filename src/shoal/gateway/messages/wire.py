@@ -311,5 +311,4 @@ class MessagesRequest(CountRequest):
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
-            service_tier=None if self.service_tier is None else "default",
         )

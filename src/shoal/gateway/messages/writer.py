@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from shoal.gateway.conversation import call_id
+from shoal.gateway.conversation import call_arguments, call_id
 from shoal.gateway.dialect import ANTHROPIC
 from shoal.gateway.engine import Engine
 from shoal.gateway.faults import Fault
@@ -23,8 +22,6 @@ from shoal.text.deltas import Arguments, CallBegun, Content, Reasoning
 
 if TYPE_CHECKING:
     from shoal.gateway.messages.job import MessageJob
-
-_TIERS = {"priority": "priority", "batch": "batch"}
 
 
 class MessageWriter:
@@ -86,7 +83,7 @@ class MessageWriter:
             "content": list(blocks),
             "stop_reason": self._reason,
             "stop_sequence": self._stop,
-            "usage": {**_counts(usage), "service_tier": _TIERS.get(self._job.service_tier, "standard")},
+            "usage": {**_counts(usage), "service_tier": "standard"},
         }
 
     def _why(self, piece: Piece) -> str:
@@ -135,7 +132,7 @@ class MessageWriter:
         self._open = False
         block = self._blocks[-1]
         if block["type"] == "tool_use" and not self._cut:
-            block["input"] = json.loads(self._input)
+            block["input"] = call_arguments(self._input) or {}
         if block["type"] != "thinking":
             return [self._of_block("stop")]
         block["signature"] = _signature(block["thinking"])

@@ -9,9 +9,9 @@ import msgspec
 
 from shoal.errors import NotReady
 from shoal.gateway.engine import Engine
-from shoal.gateway.ollama.writer import moment
+from shoal.gateway.moment import moment
 
-LATEST = ":latest"
+_LATEST = ":latest"
 """The tag that Ollama puts behind a name that has none."""
 _FOREVER = 100 * 365 * 86400
 """Seconds after which a model that stays is said to be unloaded; clients want a time."""
@@ -58,7 +58,12 @@ def shown(engine: Engine) -> dict[str, Any]:
 
 
 def tagged(name: str) -> str:
-    return name if ":" in name else name + LATEST
+    return name if ":" in name else name + _LATEST
+
+
+def named(name: str, engine: Engine) -> str:
+    """What a model is called here that a client calls so: with the tag of a name without one, or not."""
+    return engine.name if tagged(name) == tagged(engine.name) else name.removesuffix(_LATEST)
 
 
 def _info(engine: Engine) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from shoal.errors import InvalidRequest
-from shoal.gateway.conversation import Conversation, Tools, converse
+from shoal.gateway.conversation import Conversation, Tools, blamed, converse
 from shoal.gateway.engine import Engine
-from shoal.gateway.job import Job, common
+from shoal.gateway.job import MANY_STOPS, Job, common
 from shoal.gateway.ollama.turns import templated
 from shoal.gateway.ollama.wire import ChatRequest, GenerateRequest, Options, Speaking
 from shoal.gateway.ollama.writer import OllamaWriter
@@ -17,8 +17,6 @@ from shoal.gateway.sampling import fitting
 from shoal.gateway.variables import template_variables
 from shoal.gateway.wire import parse
 from shoal.request import MAX_ALTERNATIVES
-
-_MOST_STOPS = 64
 
 
 class OllamaJob(Job, frozen=True, tag="ollama"):
@@ -64,7 +62,7 @@ def _fields(body: Speaking, engine: Engine, chosen: str | None, asked: Conversat
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         chosen=chosen,
         grammar=asked.grammar,
-        most_stops=_MOST_STOPS,
+        most_stops=MANY_STOPS,
     )
     return {**fields, "format": asked.format, "markers": asked.markers}
 
@@ -81,7 +79,6 @@ def _raw(body: GenerateRequest, engine: Engine) -> Conversation:
     if body.system or body.context:
         raise InvalidRequest("a raw prompt is all of the prompt: it has no system and no context", "raw")
     (prompt,) = tokenised(body.prompt or "", engine, "prompt", 1, control=True)
-    _check_length(len(prompt), engine)
     said = body.answer()
     return Conversation(prompt, "" if said is None else said.grammar)
 
@@ -90,12 +87,12 @@ def _turn(body: GenerateRequest, engine: Engine) -> Conversation:
     """One turn of the template, behind those of before."""
     system = [{"role": "system", "content": body.system}] if body.system else []
     variables = template_variables(engine.tokenizer, body.asked_effort(), None)
-    asked = converse(engine, [*system, {"role": "user", "content": body.prompt or ""}], Tools([]), body.answer(), variables)
+    with blamed("prompt"):
+        asked = converse(engine, [*system, {"role": "user", "content": body.prompt or ""}], Tools([]), body.answer(), variables)
     before = body.context or []
     if any(not 0 <= token < engine.vocabulary for token in before):
         raise InvalidRequest(f"context has a token outside the vocabulary of {engine.vocabulary}", "context")
     prompt = [*before, *_unbegun(asked.prompt, engine)] if before else asked.prompt
-    _check_length(len(prompt), engine)
     return Conversation(prompt, asked.grammar, asked.format, asked.markers)
 
 
@@ -103,9 +100,3 @@ def _unbegun(prompt: Sequence[int], engine: Engine) -> Sequence[int]:
     """Without the token that begins a text."""
     begin = engine.tokenizer.special.get(engine.tokenizer.named.get("bos_token", ""))
     return prompt[1:] if begin is not None and prompt[:1] == [begin] else prompt
-
-
-def _check_length(length: int, engine: Engine) -> None:
-    if length >= (longest := engine.longest()):
-        message = f"the prompt has {length} tokens; with one more for an answer at most {longest} fit"
-        raise InvalidRequest(message, "prompt", "context_length_exceeded")

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from time import perf_counter, time
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -19,8 +19,9 @@ from shoal.gateway.dialect import OLLAMA
 from shoal.gateway.embeddings.embed import embed, inputs, written
 from shoal.gateway.embeddings.wire import EmbeddingRequest
 from shoal.gateway.engine import Engine
-from shoal.gateway.events import Position, told
+from shoal.gateway.events import PING, Position, told
 from shoal.gateway.job import CHOSEN, chosen_id
+from shoal.gateway.moment import moment
 from shoal.gateway.ollama.answer import (
     OllamaChatted,
     OllamaEmbedded,
@@ -31,7 +32,7 @@ from shoal.gateway.ollama.answer import (
     OllamaTags,
     OllamaVersion,
 )
-from shoal.gateway.ollama.catalogue import LATEST, running, shown, tag, tagged
+from shoal.gateway.ollama.catalogue import named, running, shown, tag, tagged
 from shoal.gateway.ollama.job import OllamaJob, chat_job, generate_job, options_of
 from shoal.gateway.ollama.wire import (
     ChatRequest,
@@ -42,7 +43,7 @@ from shoal.gateway.ollama.wire import (
     ShowRequest,
     Speaking,
 )
-from shoal.gateway.ollama.writer import moment, nanoseconds
+from shoal.gateway.ollama.writer import OllamaWriter, nanoseconds
 from shoal.gateway.service import Service, Streaming, json_body, unless_left, whole
 from shoal.gateway.wire import Asking, parse
 from shoal.gateway.work import work
@@ -57,22 +58,24 @@ _CHANGES = {"pull": "POST", "push": "POST", "create": "POST", "copy": "POST", "d
 
 A = TypeVar("A", bound=Asking)
 S = TypeVar("S", bound=Speaking)
+L = TypeVar("L", bound=Loading)
 
 
 async def lines(answer: Answer, writer: Writer, after: Position | None = None, patience: float = 0) -> AsyncGenerator[bytes]:
-    """An answer's events as JSON objects, one a line. Their form has nothing that may stand in between, so silence stays silence."""
-    async with aclosing(told(answer, writer, after)) as all:
+    """An answer's events as JSON objects, one a line. patience: seconds of silence after which there is one that says nothing; 0: none."""
+    waiting = cast("OllamaWriter", writer).waiting()
+    async with aclosing(told(answer, writer, after, patience)) as all:
         async for _, event in all:
-            yield msgspec.json.encode(event.data) + b"\n"
+            yield msgspec.json.encode((waiting if event is PING else event).data) + b"\n"
 
 
-async def _body(request: Request) -> tuple[dict[str, Any], str | None]:
+async def _body(request: Request, engine: Engine) -> tuple[dict[str, Any], str | None]:
     """The body, and what its model is called there; in the body it has its name here."""
     body = await json_body(request)
     name = body.get("model")
     if not isinstance(name, str):
         return body, None
-    return {**body, "model": name.removesuffix(LATEST)}, name
+    return {**body, "model": named(name, engine)}, name
 
 
 def routes(service: Service) -> APIRouter:
@@ -80,7 +83,7 @@ def routes(service: Service) -> APIRouter:
 
     async def parsed(request: Request, kind: type[A]) -> tuple[A, str]:
         """The body, and what the model is called in it. Raises InvalidRequest, UnknownModel."""
-        body, name = await _body(request)
+        body, name = await _body(request, engine)
 
         def made() -> A:
             asked = parse(kind, body)
@@ -125,40 +128,42 @@ def routes(service: Service) -> APIRouter:
     async def chat(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         return await speak(request, "ollama_chat", ChatRequest, chat_job, lambda body: bool(body.messages))
 
-    async def embedded(
-        request: Request, texts: Sequence[str], truncate: bool, dimensions: int | None
-    ) -> tuple[list[list[float]], int] | None:
-        """Vectors, and tokens of the texts; None where the client left."""
+    async def embedded(request: Request, kind: type[L], asks: Callable[[L], EmbedRequest]) -> tuple[str, list[list[float]], int] | None:
+        """What the model is called, vectors, and tokens of the texts; None where the client left."""
         with service.observed("ollama_embed") as seen:
-            given = await work(request.state.size, _cut, texts, engine) if truncate else list(texts)
-            body = EmbeddingRequest(input=given, dimensions=dimensions)
-            prompts = await work(request.state.size, inputs, body, engine)
+            body, name = await parsed(request, kind)
+
+            def prepared() -> tuple[EmbeddingRequest, list[list[int]]]:
+                asked = asks(body)
+                options_of(asked.options)
+                texts = [asked.input] if isinstance(asked.input, str) else asked.input
+                given = _cut(texts, engine) if asked.truncate is not False else texts
+                wanted = EmbeddingRequest(input=given, dimensions=asked.dimensions)
+                return wanted, inputs(wanted, engine) if texts else []
+
+            wanted, prompts = await work(request.state.size, prepared)
+            if not prompts:
+                return name, [], 0
             seen.prompt_tokens = sum(map(len, prompts))
             vectors = await unless_left(request, embed(prompts, engine))
             if vectors is None:
                 return None
-            told = await work(request.state.size, written, vectors, body, engine, seen.prompt_tokens)
-            return [each["embedding"] for each in told["data"]], seen.prompt_tokens
+            told = await work(request.state.size, written, vectors, wanted, engine, seen.prompt_tokens)
+            return name, [each["embedding"] for each in told["data"]], seen.prompt_tokens
 
     @router.post("/api/embed", **described(EmbedRequest, OllamaEmbedded, 404, 499, 503))
     async def embed_all(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         began = perf_counter()
-        body, name = await parsed(request, EmbedRequest)
-        options_of(body.options)
-        texts = [body.input] if isinstance(body.input, str) else body.input
-        found = await embedded(request, texts, body.truncate is not False, body.dimensions) if texts else (list[list[float]](), 0)
-        if found is None:
+        if (found := await embedded(request, EmbedRequest, lambda body: body)) is None:
             return Response(status_code=499)
-        vectors, tokens = found
+        name, vectors, tokens = found
         took = {"total_duration": nanoseconds(perf_counter() - began), "load_duration": 0, "prompt_eval_count": tokens}
         return JSONResponse({"model": name, "embeddings": vectors, **took})
 
     @router.post("/api/embeddings", **described(EmbeddingsRequest, OllamaEmbedding, 404, 499, 503))
     async def embed_one(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
-        body, _ = await parsed(request, EmbeddingsRequest)
-        options_of(body.options)
-        found = await embedded(request, [body.prompt], True, None)
-        return Response(status_code=499) if found is None else JSONResponse({"embedding": found[0][0]})
+        found = await embedded(request, EmbeddingsRequest, lambda body: EmbedRequest(input=body.prompt, options=body.options))
+        return Response(status_code=499) if found is None else JSONResponse({"embedding": found[1][0]})
 
     @router.get("/api/tags", **described(None, OllamaTags))
     async def tags() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
@@ -171,7 +176,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("/api/show", **described(ShowRequest, OllamaShown, 404))
     async def show(request: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
         body, _ = await parsed(request, ShowRequest)
-        service.check_model(None if body.name is None else body.name.removesuffix(LATEST))
+        service.check_model(None if body.name is None else named(body.name, engine))
         return shown(engine)
 
     @router.get("/api/version", **described(None, OllamaVersion))

@@ -18,7 +18,7 @@ def templated(messages: Sequence[wire.Message]) -> Sequence[Message]:
     for at, message in enumerate(messages):
         where = f"messages.{at}"
         known: Message = {"role": message.role, "content": message.content or ""}
-        if message.thinking:
+        if message.thinking and message.role == "assistant":
             known["reasoning_content"] = message.thinking
         if message.tool_calls:
             if message.role != "assistant":

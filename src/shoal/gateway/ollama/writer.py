@@ -5,27 +5,22 @@ https://docs.ollama.com/api. A call of a tool is told when it has come to its en
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from shoal.gateway.conversation import call_id
+from shoal.gateway.conversation import call_arguments, call_id
 from shoal.gateway.dialect import OLLAMA
 from shoal.gateway.engine import Engine
 from shoal.gateway.faults import Fault
+from shoal.gateway.moment import moment
 from shoal.gateway.reading import Reading
+from shoal.gateway.scores import scores
 from shoal.gateway.writer import Event, Piece, Usage
-from shoal.request import FinishReason, TokenChunk
+from shoal.request import FinishReason
 from shoal.text.deltas import Arguments, CallBegun, Content, Reasoning
 
 if TYPE_CHECKING:
     from shoal.gateway.ollama.job import OllamaJob
-
-
-def moment(seconds: float) -> str:
-    """A time as Ollama writes it."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def nanoseconds(seconds: float) -> int:
@@ -49,6 +44,10 @@ class OllamaWriter:
     def piece(self, piece: Piece) -> Sequence[Event]:
         told = self._told([piece])
         return [Event({**self._frame(), **self._said(told), "done": False})] if told else []
+
+    def waiting(self) -> Event:
+        """What a stream says that has had nothing to say for a while: of a line that says nothing clients make nothing."""
+        return Event({**self._frame(), **self._said({}), "done": False})
 
     def ending(self, usage: Usage) -> Sequence[Event]:
         return [Event({**self._frame(), **self._said({}), **self._end(usage)})]
@@ -84,7 +83,7 @@ class OllamaWriter:
                 calls += self._called() if self._reading.called(0) else []
             self._tokens += [chunk.token for chunk in piece.chunks if chunk.token is not None]
         scored = [chunk for piece in pieces for chunk in piece.chunks] if self._job.logprobs else []
-        logprobs = [self._scored(chunk) for chunk in scored if chunk.token is not None]
+        logprobs = scores(scored, self._engine.tokenizer)
         told = {"thinking": thought, "content": said, "tool_calls": calls, "logprobs": logprobs}
         return {name: what for name, what in told.items() if what}
 
@@ -94,7 +93,7 @@ class OllamaWriter:
         if function is None:
             return []
         id = call_id(self._job.id, 0, function["index"])
-        return [{"id": id, "function": {**function, "arguments": json.loads(function["arguments"])}}]
+        return [{"id": id, "function": {**function, "arguments": call_arguments(function["arguments"]) or {}}}]
 
     def _said(self, told: dict[str, Any]) -> dict[str, Any]:
         """In the shape of the endpoint."""
@@ -122,12 +121,3 @@ class OllamaWriter:
         """All tokens, that which ended the answer among them where it has a name."""
         end = self._engine.tokenizer.special.get(self._engine.tokenizer.named.get("eos_token", ""))
         return [*self._job.requests[0].prompt, *self._tokens, *([end] if self._ended and end is not None else [])]
-
-    def _scored(self, chunk: TokenChunk) -> dict[str, Any]:
-        assert chunk.token is not None
-        top = [self._token(a.token, a.logprob) for a in chunk.alternatives]
-        return {**self._token(chunk.token, chunk.logprob), "top_logprobs": top}
-
-    def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
-        raw = self._engine.tokenizer.token_bytes(token)
-        return {"token": raw.decode(errors="replace"), "logprob": logprob, "bytes": list(raw)}

@@ -7,17 +7,20 @@ from typing import Any
 
 from shoal.errors import InvalidRequest
 from shoal.gateway.caller import CALLER
-from shoal.gateway.conversation import Tools, converse
+from shoal.gateway.conversation import Tools, blamed, converse
 from shoal.gateway.engine import Engine
 from shoal.gateway.faults import Fault
 from shoal.gateway.job import Job, common, new_id
+from shoal.gateway.reading import Reading
 from shoal.gateway.responses.items import compaction, input_items, item_id, messages
-from shoal.gateway.responses.job import conversation_before, input_blamed, referred
+from shoal.gateway.responses.job import conversation_before, referred
 from shoal.gateway.responses.store import Turns
 from shoal.gateway.responses.wire import CompactRequest
 from shoal.gateway.responses.writer import usage_of
+from shoal.gateway.sampling import fitting
 from shoal.gateway.variables import template_variables
 from shoal.gateway.writer import Event, Piece, Usage
+from shoal.text.deltas import Content
 
 _MOST = 2048
 """Tokens of a summary."""
@@ -40,12 +43,13 @@ class CompactionWriter:
 
     def __init__(self, job: CompactionJob) -> None:
         self._job, self._text = job, ""
+        self._reading = Reading(job.format, 1)
 
     def opening(self) -> Sequence[Event]:
         return ()
 
     def piece(self, piece: Piece) -> Sequence[Event]:
-        self._text += piece.text
+        self._text += "".join(delta.text for delta in self._reading.deltas(piece) if isinstance(delta, Content))
         return ()
 
     def ending(self, usage: Usage) -> Sequence[Event]:
@@ -62,7 +66,7 @@ class CompactionWriter:
     def _compacted(self, usage: Usage) -> dict[str, Any]:
         item = compaction(item_id("cmp", self._job.id, len(self._job.said)), self._text.strip())
         about = {"id": self._job.id, "object": "response.compaction", "created_at": self._job.created}
-        return {**about, "output": [*self._job.said, item], "usage": usage_of(usage)}
+        return {**about, "output": [*self._job.said, item], "usage": usage_of(self._reading.usage(usage))}
 
 
 def compaction_job(body: CompactRequest, engine: Engine, chosen: str | None, store: Turns) -> CompactionJob:
@@ -74,13 +78,14 @@ def compaction_job(body: CompactRequest, engine: Engine, chosen: str | None, sto
         raise InvalidRequest("there is nothing to sum up: give input or previous_response_id", "input")
     system = [] if body.instructions is None else [{"role": "system", "content": body.instructions}]
     talk = [*system, *_told(messages(items)), {"role": "user", "content": _ASKED}]
-    with input_blamed():
+    with blamed("input"):
         asked = converse(engine, talk, Tools(()), None, template_variables(engine.tokenizer, "none", None))
-    room = engine.longest() - len(asked.prompt)
-    fields = common(body, engine, [asked.prompt], prefix="resp_", max_tokens=min(_MOST, room), logprobs=None, chosen=id)
+    most = fitting(_MOST, len(asked.prompt), engine.longest())
+    fields = common(body, engine, [asked.prompt], prefix="resp_", max_tokens=most, logprobs=None, chosen=id)
     fields["named"] = chosen is not None
     said = [item for item in items if item["type"] == "message" and item["role"] == "user"]
-    return CompactionJob(**fields, said=tuple({**item, "id": item_id("in", id, at)} for at, item in enumerate(said)))
+    kept = tuple({**item, "id": item_id("in", id, at)} for at, item in enumerate(said))
+    return CompactionJob(**fields, format=asked.format, markers=asked.markers, said=kept)
 
 
 def _told(talk: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from shoal.errors import InvalidRequest
-from shoal.gateway.conversation import Message, check_name
+from shoal.gateway.conversation import Message, call_arguments, check_name
 from shoal.gateway.custom import called_with
 from shoal.gateway.responses import wire
 from shoal.gateway.responses.wire import (
@@ -130,11 +129,7 @@ def _call(item: dict[str, Any]) -> dict[str, Any]:
     check_name(item["name"], "input")
     if item["type"] == "custom_tool_call":
         return {"id": item["call_id"], "type": "function", "function": {"name": item["name"], "arguments": called_with(item["input"])}}
-    try:
-        arguments: Any = json.loads(item["arguments"] or "{}")
-    except (ValueError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict):
+    if (arguments := call_arguments(item["arguments"])) is None:
         raise InvalidRequest(f"the arguments of the call '{item['call_id']}' are no JSON object", "input")
     return {"id": item["call_id"], "type": "function", "function": {"name": item["name"], "arguments": arguments}}
 

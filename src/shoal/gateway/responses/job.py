@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from shoal.errors import InvalidRequest, UnknownAnswer
 from shoal.gateway.caller import CALLER
-from shoal.gateway.conversation import Conversation, converse
+from shoal.gateway.conversation import Conversation, Tools, blamed, converse
 from shoal.gateway.engine import Engine
 from shoal.gateway.job import Job, common, new_id
 from shoal.gateway.responses.items import input_items, messages, responses_of
@@ -120,22 +119,11 @@ def _asked(body: ResponseRequest, keep: bool) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def input_blamed() -> Generator[None]:
-    """What other endpoints call messages is the input here."""
-    try:
-        yield
-    except InvalidRequest as error:
-        if (error.param or "").startswith("messages"):
-            raise InvalidRequest(str(error), "input", error.code) from None
-        raise
-
-
-def _converse(body: ResponseRequest, engine: Engine, items: Sequence[dict[str, Any]]) -> Conversation:
+def _converse(body: ResponseRequest, engine: Engine, items: Sequence[dict[str, Any]], tools: Tools) -> Conversation:
     system = [] if body.instructions is None else [{"role": "system", "content": body.instructions}]
     variables = template_variables(engine.tokenizer, body.reasoning and body.reasoning.effort, body.chat_template_kwargs)
-    with input_blamed():
-        return converse(engine, [*system, *messages(items)], body.asked_tools(), body.answer(), variables)
+    with blamed("input"):
+        return converse(engine, [*system, *messages(items)], tools, body.answer(), variables)
 
 
 def response_job(body: ResponseRequest, engine: Engine, chosen: str | None, store: Turns) -> ResponseJob:
@@ -145,7 +133,8 @@ def response_job(body: ResponseRequest, engine: Engine, chosen: str | None, stor
     keep = store.keeps and body.store is not False
     before = conversation_before(body.previous_response_id, store, owner)
     given = input_items(body.input, id, lambda item: referred(item, store, owner))
-    asked = _converse(body, engine, [*before, *given])
+    tools = body.asked_tools()
+    asked = _converse(body, engine, [*before, *given], tools)
     fields = common(
         body,
         engine,
@@ -163,7 +152,7 @@ def response_job(body: ResponseRequest, engine: Engine, chosen: str | None, stor
         asked=_asked(body, keep),
         logprobs=_scored(body),
         format=asked.format,
-        custom=tuple(tool.name for tool in body.tools or () if tool.type == "custom"),
+        custom=tools.custom,
         markers=asked.markers,
         input=tuple(given),
     )

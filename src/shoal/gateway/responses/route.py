@@ -50,10 +50,14 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/v1/responses/input_tokens", **contract(ResponseRequest, InputTokens, 404))
     async def count(request: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
-        body = parse(ResponseRequest, await json_body(request))
-        service.check_model(body.model)
-        job = await work(request.state.size, response_job, body, service.engine, None, store)
-        return {"object": "response.input_tokens", "input_tokens": job.prompt_tokens}
+        body = await json_body(request)
+
+        def counted() -> int:
+            parsed = parse(ResponseRequest, body)
+            service.check_model(parsed.model)
+            return response_job(parsed, service.engine, None, store).prompt_tokens
+
+        return {"object": "response.input_tokens", "input_tokens": await work(request.state.size, counted)}
 
     @router.get("/v1/responses/{id}", **contract(None, ResponseAnswer, 400, 404, streams=True))
     async def retrieve(  # pyright: ignore[reportUnusedFunction]

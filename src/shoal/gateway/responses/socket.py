@@ -14,6 +14,7 @@ import asyncio
 import json
 from contextlib import aclosing
 from functools import partial
+from itertools import takewhile
 from time import time
 from typing import Any, cast
 
@@ -73,7 +74,6 @@ class _Responses(Session):
     def __init__(self, service: Service, socket: WebSocket) -> None:
         super().__init__(service, socket)
         self._turns = ConnectionTurns(service.responses)
-        self._streams: dict[str | None, asyncio.Lock] = {}
 
     def name(self, body: dict[str, Any]) -> str | None:
         name = body.pop("stream_id", None)
@@ -95,11 +95,18 @@ class _Responses(Session):
         if not isinstance(generate, bool | None):
             raise InvalidRequest("generate is true or false", "generate")
         body.pop("stream", None)  # it is one in any case
-        async with self._streams.setdefault(name, asyncio.Lock()):
-            try:
-                await (self._prepare if generate is False else self._respond)(body, name, size)
-            except WebSocketDisconnect:
-                return  # whoever receives learns of it too
+        if before := self._before(name):
+            await asyncio.wait(before)
+        try:
+            await (self._prepare if generate is False else self._respond)(body, name, size)
+        except WebSocketDisconnect:
+            return  # whoever receives learns of it too
+
+    def _before(self, name: str | None) -> list[asyncio.Task[None]]:
+        """Turns of a stream that came before this one and are not over."""
+        me = asyncio.current_task()
+        earlier = takewhile(lambda turn: turn[0] is not me, self._running.items())
+        return [task for task, other in earlier if other == name]
 
     async def _respond(self, body: dict[str, Any], name: str | None, size: int) -> None:
         prepare = partial(response_job, store=self._turns)

@@ -15,6 +15,7 @@ from shoal.gateway.engine import Engine
 from shoal.gateway.faults import Fault
 from shoal.gateway.reading import Reading
 from shoal.gateway.responses.items import custom_tool_call, function_call, item_id, message, output_text, reasoning, reasoning_text
+from shoal.gateway.scores import scores
 from shoal.gateway.writer import Event, Piece, Usage
 from shoal.request import FinishReason, TokenChunk
 from shoal.text.deltas import Arguments, CallBegun, Content, Reasoning
@@ -186,17 +187,7 @@ class ResponseWriter:
 
     def _scored(self) -> list[dict[str, Any]]:
         chunks, self._chunks = self._chunks, []
-        if not self._job.logprobs:
-            return []
-        return [
-            {**self._token(c.token, c.logprob), "top_logprobs": [self._token(a.token, a.logprob) for a in c.alternatives]}
-            for c in chunks
-            if c.token is not None
-        ]
-
-    def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
-        raw = self._engine.tokenizer.token_bytes(token)
-        return {"token": raw.decode(errors="replace"), "logprob": logprob, "bytes": list(raw)}
+        return scores(chunks, self._engine.tokenizer) if self._job.logprobs else []
 
 
 def usage_of(usage: Usage) -> dict[str, Any]:

@@ -1,0 +1,23 @@
+"""Tokens and how likely they were, as OpenAI's chat and responses and Ollama's API write it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from shoal.request import TokenChunk
+from shoal.text.tokenizer import Tokenizer
+
+
+def scores(chunks: Sequence[TokenChunk], tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """Of each token, with its alternatives."""
+
+    def token(id: int, logprob: float | None) -> dict[str, Any]:
+        raw = tokenizer.token_bytes(id)
+        return {"token": raw.decode(errors="replace"), "logprob": logprob, "bytes": list(raw)}
+
+    return [
+        {**token(chunk.token, chunk.logprob), "top_logprobs": [token(a.token, a.logprob) for a in chunk.alternatives]}
+        for chunk in chunks
+        if chunk.token is not None
+    ]
