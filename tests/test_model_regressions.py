@@ -14,7 +14,7 @@ import pytest
 
 from shoal.config import Precision
 from shoal.errors import CorruptModel, FetchError, InvalidRequest, ShoalError, UserError
-from shoal.models import sources
+from shoal.models import packages
 from shoal.models.gguf_file import GgufFile
 from shoal.models.safetensors_file import SafetensorsFiles
 from shoal.models.sources import pin, pull, pull_description, pull_layers
@@ -66,6 +66,7 @@ def test_a_middle_stage_of_a_model_in_one_file(monkeypatch: pytest.MonkeyPatch, 
     home = tiny.saved(tiny.model("llama"), tmp_path / "made")
     with Hub("org/toy", {f.name: f.read_bytes() for f in home.iterdir()}).running() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("SHOAL_CACHE", str(tmp_path))
         open_weights(pull_layers("hf:org/toy", range(1, 2), False, False, directory=tmp_path))
 
 
@@ -92,13 +93,16 @@ def test_an_index_that_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("call", [pull_description, lambda t: pull_layers(t, range(1), True, True)])
-def test_a_full_disk_while_a_node_fetches(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_while_a_node_fetches(call: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", full)
-    with pytest.raises(FetchError, match="disk is full"):
-        call("hf:org/toy")
+    with Hub("org/toy", {"config.json": b"{}", "model.safetensors": b"weights"}).running() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("SHOAL_CACHE", str(tmp_path))
+        monkeypatch.setattr("shoal.models.hub_folder.HubFolder.link", full)
+        with pytest.raises(FetchError, match="disk is full"):
+            call("hf:org/toy")
 
 
 def test_a_kept_package_that_is_damaged_is_fetched_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -140,14 +144,14 @@ def test_the_clients_output_is_closed(tmp_path: Path) -> None:
         seen.append(popen(*args, **options))
         return seen[0]
 
-    sources.subprocess.Popen = watched  # type: ignore[misc]
+    packages.subprocess.Popen = watched  # type: ignore[misc]
     try:
-        sources._run_client([sys.executable, "-c", ""], sources.Part("pypi", "one", "1", "", 0, "m"), lambda _: None, tmp_path)
+        packages._run_client([sys.executable, "-c", ""], packages.Part("pypi", "one", "1", "", 0, "m"), lambda _: None, tmp_path)
         closed = seen[0].stdout.closed
         seen[0].stdout.close()
         assert closed
     finally:
-        sources.subprocess.Popen = popen  # type: ignore[misc]
+        packages.subprocess.Popen = popen  # type: ignore[misc]
         gc.collect()
 
 

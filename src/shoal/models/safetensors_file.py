@@ -23,7 +23,7 @@ from shoal.errors import CorruptModel, UnsupportedModel
 
 log = structlog.get_logger()
 
-_FORMATS = {"F32": ("f32", 4), "F16": ("f16", 2), "BF16": ("bf16", 2)}
+TYPES = {"F32": ("f32", 4), "F16": ("f16", 2), "BF16": ("bf16", 2)}
 _MAX_HEADER = 100 << 20  # the format's own limit
 
 
@@ -53,7 +53,7 @@ class SafetensorsFiles:
     def tensor(self, name: str) -> Tensor | None:
         """None where there is none. Raises UnsupportedModel for one that cannot be run."""
         if (type := self.unusable.get(name)) is not None:
-            raise UnsupportedModel(f"tensor {name} is {type}; supported are {', '.join(_FORMATS)}")
+            raise UnsupportedModel(f"tensor {name} is {type}; supported are {', '.join(TYPES)}")
         return self.tensors.get(name)
 
     def _read_header(self, path: Path) -> None:
@@ -70,10 +70,10 @@ class SafetensorsFiles:
             for name, entry in header.items():
                 if name == "__metadata__":
                     continue
-                if entry["dtype"] not in _FORMATS:
+                if entry["dtype"] not in TYPES:
                     self.unusable[name] = str(entry["dtype"])
                     continue
-                format, width = _FORMATS[entry["dtype"]]
+                format, width = TYPES[entry["dtype"]]
                 shape = tuple(int(d) for d in entry["shape"])
                 begin, end = (int(o) for o in entry["data_offsets"])
                 if min(shape, default=1) < 1 or end - begin != math.prod(shape) * width or 8 + length + end > size or begin < 0:

@@ -9,17 +9,18 @@ taken in another order (convert_hf_to_gguf.py, LlamaModel.permute).
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shoal.errors import CorruptModel, UserError
+from shoal.errors import CorruptModel, UnsupportedModel, UserError
 from shoal.models.gguf_files import GgufFiles
 from shoal.models.gguf_header import GgufHeader, unsupported
 from shoal.models.matrix import Floats, StoredMatrix, floats
-from shoal.models.safetensors_file import SafetensorsFiles
+from shoal.models.safetensors_file import TYPES, SafetensorsFiles
 from shoal.models.spec import ModelSpec, spec_from_config, spec_from_gguf
 
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
@@ -151,6 +152,13 @@ def check_formats(header: GgufHeader, spec: ModelSpec, where: object) -> None:
     if needed := header.unusable.keys() & _names(spec, _GGUF, "blk"):
         name = min(needed)
         raise unsupported(where, name, header.unusable[name])
+
+
+def check_types(types: Mapping[str, str], spec: ModelSpec, where: object) -> None:
+    """Refuses safetensors with a tensor that the model needs and that cannot be run. types: by name, as a header says. Raises UnsupportedModel."""
+    needed = _names(spec, _HF, "model.layers")
+    if wrong := sorted(name for name, type in types.items() if name in needed and type not in TYPES):
+        raise UnsupportedModel(f"{where}: tensor {wrong[0]} is {types[wrong[0]]}; supported are {', '.join(TYPES)}")
 
 
 class SafetensorsWeights:

@@ -20,9 +20,10 @@ from shoal.address import join_host_port
 from shoal.config import cache_dir
 from shoal.control import messages as control
 from shoal.errors import FetchError, ProtocolError, RemoteProtocolError
-from shoal.models.manifest import Manifest, ModelFile
+from shoal.models.locks import lock
+from shoal.models.manifest import Manifest
+from shoal.models.model_file import ModelFile
 from shoal.models.part import Part, discard
-from shoal.models.sources import lock
 from shoal.node.share import ABSENT, BUSY, FRAME, Share
 from shoal.node.world import World
 from shoal.retry import Backoff
