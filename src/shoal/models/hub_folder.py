@@ -79,11 +79,7 @@ class HubFolder:
 
     def link(self, place: Path, target: Path) -> None:
         """Puts a file into a snapshot. What was there before gives way; the target is never touched. Raises OSError."""
-        place.parent.mkdir(parents=True, exist_ok=True)
-        fresh = place.with_name(f"{place.name}.{os.getpid()}.linking")
-        fresh.unlink(missing_ok=True)
-        fresh.symlink_to(os.path.relpath(target, place.parent) if target.is_relative_to(self.path) else target.resolve())
-        fresh.replace(place)
+        link(place, Path(os.path.relpath(target, place.parent)) if target.is_relative_to(self.path) else target.resolve())
 
     def listed(self) -> list[str]:
         """Commits of which it is known what the hub said."""
@@ -106,6 +102,15 @@ def repositories(cache: Path) -> list[HubFolder]:
     return []
 
 
+def link(place: Path, target: Path) -> None:
+    """A symbolic link in place of whatever was there. Raises OSError."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    fresh = place.with_name(f"{place.name}.{os.getpid()}.linking")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(target)
+    fresh.replace(place)
+
+
 def _described(name: str, path: Path) -> RepositoryFile:
     blob = path.resolve().name
     sha256, git = blob if _SHA256.fullmatch(blob) else "", blob if _GIT.fullmatch(blob) else ""
@@ -113,6 +118,10 @@ def _described(name: str, path: Path) -> RepositoryFile:
 
 
 def _write(path: Path, content: bytes) -> None:
+    """Only where it is not so already: a cache that is complete may be one that nobody can write to."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.read_bytes() == content:
+            return
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f"{path.name}.{os.getpid()}")
     fresh.write_bytes(content)

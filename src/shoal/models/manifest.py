@@ -18,16 +18,16 @@ import structlog
 
 from shoal.config import cache_dir
 from shoal.errors import FetchError
-from shoal.models import hub
+from shoal.models import hub, stores
 from shoal.models.catalogue import catalogue
 from shoal.models.gguf_files import INDEX as GGUF_INDEX
 from shoal.models.gguf_files import GgufFiles, parts_of
 from shoal.models.hashes import known_hash
-from shoal.models.hub_folder import HubFolder
+from shoal.models.hub_folder import HubFolder, link
 from shoal.models.layer_files import shard_files
 from shoal.models.model_file import ModelFile
 from shoal.models.reference import Reference
-from shoal.models.repository import description, folder_of, weights
+from shoal.models.repository import RepositoryFile, description, folder_of, weights
 
 log = structlog.get_logger()
 
@@ -154,6 +154,17 @@ def _is_here(path: Path, file: ModelFile) -> bool:
         return path.is_file() and path.stat().st_size == file.size
     except OSError:
         return False
+
+
+def adopt(manifest: Manifest, file: ModelFile, directory: Path | None = None) -> bool:
+    """Links a file to where another tool on this machine has it, by its hash; whether one has. Raises OSError."""
+    root, parsed = directory or cache_dir(), Reference.parse(manifest.reference)
+    name, path = (parsed.name, parsed.gguf or file.name) if parsed.kind == "hub" else ("", file.name)
+    if (found := stores.held(name, RepositoryFile(path, file.size, file.sha256), root)) is None:
+        return False
+    log.info("a file in another tool's store is used where it lies", file=str(found))
+    link(manifest.home(directory) / file.name, found.resolve())
+    return True
 
 
 # The head's own list
