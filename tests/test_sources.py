@@ -328,6 +328,12 @@ def test_the_description_without_weights(hub: Hub, tmp_path: Path) -> None:
     assert all(asked == "bytes=0-100000" for method, path, asked in hub.asked if method == "GET" and path.endswith(".safetensors"))
 
 
+def test_the_description_without_a_hub(hub: Hub, tmp_path: Path) -> None:
+    home = pull_description("hf:org/toy", tmp_path)
+    hub.status = 503
+    assert pull_description("hf:org/toy", tmp_path) == home
+
+
 @pytest.mark.parametrize(("layers", "first", "last"), [(range(1), True, False), (range(1, 2), False, False), (range(2, 3), False, True)])
 def test_only_the_files_of_the_layers(layers: range, first: bool, last: bool, hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
     weights = open_weights(pull_layers("hf:org/toy", layers, first, last, directory=tmp_path))

@@ -72,7 +72,7 @@ def pull_model(name: Name) -> None:
 
 
 @app.command("rm")
-def remove_model(name: Name, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
+def remove_model(name: Name, yes: Annotated[bool, flag("--yes", "Do not ask.", short="-y")] = False) -> None:
     """Delete a model that shoal fetched; what other tools fetched stays. Example: [bold]shoal models rm tinyllama-1.1b[/bold]"""
     from shoal.cli.show import line
     from shoal.models.removal import removal

@@ -131,7 +131,7 @@ class Download:
                     return
                 try:
                     self._fetch(client, piece, came)
-                except (httpx.TransportError, _Refused) as error:
+                except (httpx.TransportError, _Refused, Unreachable) as error:
                     self._give_back(piece)
                     with self._lock:
                         self._location = None  # its signature may have run out

@@ -31,7 +31,7 @@ class Location:
 def ask(name: str, revision: str | None) -> Repository:
     """A repository at a revision, by default `main`. Raises FetchError, Unreachable where there is no answer, UserError."""
     with translated(name):
-        info: Any = api().model_info(name, revision=revision, files_metadata=True, timeout=_PATIENCE)
+        info: Any = _api().model_info(name, revision=revision, files_metadata=True, timeout=_PATIENCE)
         if not info.sha:
             raise FetchError(f"{name}: the hub names no commit")
         siblings: list[Any] = info.siblings or []
@@ -44,13 +44,23 @@ def locate(name: str, commit: str, path: str) -> Location:
     from huggingface_hub.utils import build_hf_headers  # pyright: ignore[reportUnknownVariableType]
 
     with translated(name):
-        endpoint = hub_endpoint()
-        url = hf_hub_url(name, path, revision=commit, endpoint=endpoint)
-        found: Any = api().get_hf_file_metadata(url=url, timeout=_PATIENCE)
+        url = hf_hub_url(name, path, revision=commit, endpoint=hub_endpoint())
+        found: Any = _api().get_hf_file_metadata(url=url, timeout=_PATIENCE)
         own = _host(found.location) == _host(url)
         headers = {key: value for key, value in build_hf_headers().items() if own or key.lower() != "authorization"}
         sha256 = found.etag if found.etag is not None and len(found.etag) == 64 else None
         return Location(found.location, headers, found.size, sha256)
+
+
+def find(words: str, limit: int, properties: list[str]) -> bytes:
+    """Repositories of models whose names have the words, those fetched most often first: JSON. Raises as `ask` does."""
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # pyright: ignore[reportUnknownVariableType]
+
+    with translated("", "a search of the hub"):
+        asked: dict[str, Any] = {"search": words, "sort": "downloads", "limit": limit, "expand": properties}
+        answer: Any = get_session().get(f"{endpoint()}/api/models", params=asked, headers=build_hf_headers(), timeout=_PATIENCE)
+        hf_raise_for_status(answer)
+        return answer.content
 
 
 def first_header(name: str, commit: str, path: str) -> dict[str, str]:
@@ -59,17 +69,22 @@ def first_header(name: str, commit: str, path: str) -> dict[str, str]:
 
     with translated(name):
         try:
-            read: Any = api().parse_safetensors_file_metadata(name, path, revision=commit)
+            read: Any = _api().parse_safetensors_file_metadata(name, path, revision=commit)
         except SafetensorsParsingError as error:
             raise FetchError(f"{name}: {path} is no safetensors file ({error})") from None
         return {tensor: str(info.dtype) for tensor, info in read.tensors.items()}
 
 
-def api() -> Any:
-    """The hub's client, at the hub that the environment names."""
+def _api() -> Any:
     from huggingface_hub import HfApi
 
     return HfApi(endpoint=hub_endpoint())
+
+
+def endpoint() -> str:
+    from huggingface_hub import constants
+
+    return (hub_endpoint() or constants.ENDPOINT).rstrip("/")
 
 
 def _host(url: str) -> str:
@@ -83,8 +98,9 @@ def _file(sibling: Any) -> RepositoryFile:
 
 
 @contextlib.contextmanager
-def translated(name: str) -> Generator[None]:
-    """The client's errors as shoal's. name: the repository."""
+def translated(name: str, what: str = "") -> Generator[None]:
+    """The client's errors as shoal's. name: the repository. what: what was wanted, where it is not the repository."""
+    what = what or f"hf:{name}"
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -97,30 +113,30 @@ def translated(name: str) -> Generator[None]:
     try:
         yield
     except HFValidationError as error:
-        raise UserError(f"hf:{name}: the hub does not take this name: {error}") from None
+        raise UserError(f"{what}: the hub does not take this name: {error}") from None
     except GatedRepoError:
-        raise FetchError(f"hf:{name} is gated: {_with_token(f'accept its terms at {_page(name)}')}") from None
+        raise FetchError(f"{what} is gated: {_with_token(f'accept its terms at {endpoint()}/{name}')}") from None
     except RepositoryNotFoundError:
-        raise FetchError(f"hf:{name}: the hub has no such model; check the name. If it is private: {_with_token('')}") from None
+        raise FetchError(f"{what}: the hub has no such model; check the name. If it is private: {_with_token('')}") from None
     except RevisionNotFoundError:
-        raise FetchError(f"hf:{name}: the hub has no such revision") from None
+        raise FetchError(f"{what}: the hub has no such revision") from None
     except OfflineModeIsEnabled:
-        raise Unreachable(f"hf:{name} is not here, and HF_HUB_OFFLINE keeps the hub from being asked") from None
+        raise Unreachable(f"{what} is not here, and HF_HUB_OFFLINE keeps the hub from being asked") from None
     except HfHubHTTPError as error:
-        raise _refused(name, error) from error
+        raise _refused(what, error) from error
     except ImportError as error:  # of a package that the client needs for this proxy, as for SOCKS
-        raise FetchError(f"hf:{name} could not be fetched: {error} Or unset the variable that names the proxy") from error
+        raise FetchError(f"{what} could not be fetched: {error} Or unset the variable that names the proxy") from error
     except (OSError, httpx.HTTPError, *_transport_errors()) as error:
-        raise disk_or_network(f"hf:{name}", error) from error
+        raise disk_or_network(f"{what}", error) from error
 
 
-def _refused(name: str, error: Any) -> FetchError:
+def _refused(what: str, error: Any) -> FetchError:
     status = error.response.status_code
     if status == 401:
-        return FetchError(f"hf:{name}: the hub does not accept the token; log in anew with `hf auth login`, or set HF_TOKEN")
+        return FetchError(f"{what}: the hub does not accept the token; log in anew with `hf auth login`, or set HF_TOKEN")
     if status == 403:
-        return FetchError(f"hf:{name}: the hub refuses access (403); {_with_token('')}")
-    words = f"hf:{name}: the hub answered {status}: {error.server_message or str(error).strip().splitlines()[0]}"
+        return FetchError(f"{what}: the hub refuses access (403); {_with_token('')}")
+    words = f"{what}: the hub answered {status}{f': {error.server_message}' if error.server_message else ''}"
     return Unreachable(f"{words}; try again later") if status >= 500 or status == 429 else FetchError(words)
 
 
@@ -131,12 +147,6 @@ def _with_token(first: str) -> str:
     if get_token():
         return first or "the account of the token that was sent must have access"
     return f"{first}, then log in with `hf auth login`, or set HF_TOKEN" if first else "log in with `hf auth login`, or set HF_TOKEN"
-
-
-def _page(name: str) -> str:
-    from huggingface_hub import constants
-
-    return f"{hub_endpoint() or constants.ENDPOINT}/{name}"
 
 
 def _transport_errors() -> tuple[type[Exception], ...]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from shoal.errors import FetchError
 from shoal.models import hub
 from shoal.models.quantization import runnable
@@ -29,28 +31,53 @@ class Hit:
     gated: bool
 
 
+class _Sibling(msgspec.Struct):
+    rfilename: str
+
+
+class _Gguf(msgspec.Struct):
+    total: int = 0
+    architecture: str | None = None
+
+
+class _Safetensors(msgspec.Struct):
+    total: int = 0
+
+
+class _Config(msgspec.Struct):
+    model_type: str | None = None
+    quantization_config: Any = None
+
+
+class _Found(msgspec.Struct):
+    """What the hub says of a repository."""
+
+    id: str
+    downloads: int = 0
+    likes: int = 0
+    gated: bool | str = False
+    gguf: _Gguf | None = None
+    safetensors: _Safetensors | None = None
+    config: _Config | None = None
+    siblings: list[_Sibling] | None = None
+
+
 def search(words: str, limit: int) -> list[Hit]:
     """Those that people fetched most often come first. Raises FetchError, Unreachable."""
     try:
-        with hub.translated(words):
-            found: list[Any] = list(hub.api().list_models(search=words, sort="downloads", limit=_MORE * limit, expand=_EXPAND))
-    except FetchError as error:
-        raise type(error)(f"the hub cannot be searched: {error}") from None
-    hits = [hit for info in found if (hit := _hit(info)) is not None]
-    return hits[:limit]
+        found = msgspec.json.decode(hub.find(words, _MORE * limit, _EXPAND), type=list[_Found])
+    except msgspec.DecodeError as error:
+        raise FetchError(f"the hub's answer to a search cannot be read ({error})") from None
+    return [hit for each in found if (hit := _hit(each)) is not None][:limit]
 
 
-def _hit(info: Any) -> Hit | None:
+def _hit(found: _Found) -> Hit | None:
     """None for one that shoal surely does not run."""
-    siblings: list[Any] = info.siblings or []
-    files = tuple(RepositoryFile(sibling.rfilename, 0) for sibling in siblings)
-    repository = Repository(info.id, "", files)
-    gguf: dict[str, Any] = info.gguf or {}
-    config: dict[str, Any] = info.config or {}
-    family = gguf.get("architecture") or config.get("model_type")
+    files = tuple(RepositoryFile(sibling.rfilename, 0) for sibling in found.siblings or [])
+    gguf, config, stored = found.gguf or _Gguf(), found.config or _Config(), found.safetensors or _Safetensors()
+    family = gguf.architecture or config.model_type
     titles = tuple(dict.fromkeys(v.title for v in variants(files) if runnable(v.label)))
-    unquantised = bool(weights(repository)) and config.get("quantization_config") is None
+    unquantised = bool(weights(Repository(found.id, "", files))) and config.quantization_config is None
     if (family is not None and family not in FAMILIES) or not (titles or unquantised):
         return None
-    total = gguf.get("total") or (info.safetensors.total if info.safetensors is not None else 0)
-    return Hit(info.id, info.downloads or 0, info.likes or 0, int(total or 0), titles, unquantised, bool(info.gated))
+    return Hit(found.id, found.downloads, found.likes, gguf.total or stored.total, titles, unquantised, bool(found.gated))
