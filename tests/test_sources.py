@@ -334,6 +334,14 @@ def test_the_description_without_a_hub(hub: Hub, tmp_path: Path) -> None:
     assert pull_description("hf:org/toy", tmp_path) == home
 
 
+def test_a_cache_without_a_listing_does_without_a_hub(hub: Hub, tmp_path: Path) -> None:
+    home = pull("hf:org/toy", directory=tmp_path)
+    for listing in tmp_path.rglob("listings/*.json"):
+        listing.unlink()
+    hub.status = 503
+    assert pull("hf:org/toy", directory=tmp_path) == home
+
+
 @pytest.mark.parametrize(("layers", "first", "last"), [(range(1), True, False), (range(1, 2), False, False), (range(2, 3), False, True)])
 def test_only_the_files_of_the_layers(layers: range, first: bool, last: bool, hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
     weights = open_weights(pull_layers("hf:org/toy", layers, first, last, directory=tmp_path))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -155,7 +155,3 @@ def _lmstudio() -> Iterator[Held]:
             yield Held(f"{name}:{variant.title}", LM_STUDIO, variant.size, variant.label, home / variant.first)
         if (files := weights(repository)) and _can_be_run(home):
             yield Held(name, LM_STUDIO, sum(file.size for file in files), "", home)
-
-
-def names(held: Iterable[Held]) -> list[str]:
-    return [model.name for model in held]

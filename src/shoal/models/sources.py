@@ -228,9 +228,11 @@ def _chosen(reference: Reference, repository: Repository, root: Path) -> Source:
 
 def _here(reference: Reference, root: Path) -> Source | None:
     """What this machine has of a repository that the hub says nothing of. Raises OSError."""
-    own = HubFolder.own(root, reference.name).recall(reference.revision)
+    folder = HubFolder.own(root, reference.name)
+    listed = folder.recall(reference.revision)
+    own = _as_far_as_here(listed, root) if listed is not None else folder.read(reference.revision)
     theirs = (folder.read(reference.revision) for folder in HubFolder.theirs(reference.name))
-    for repository in (_as_far_as_here(own, root) if own is not None else None, *theirs):
+    for repository in (own, *theirs):
         if repository is not None:
             with contextlib.suppress(UserError):
                 return _chosen(reference, repository, root)
