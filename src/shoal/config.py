@@ -154,7 +154,10 @@ class NodeSettings(Settings):
 class EngineSettings(Settings):
     """How a model is run: the same on `up`, `serve` and `run`."""
 
-    model: str = setting("smollm2-135m", "A name of the catalogue, a .gguf file, a directory, or hf:org/name[@revision].")
+    model: str = setting(
+        "smollm2-135m",
+        "A name of the catalogue, a .gguf file, a directory, or hf:org/name[:QUANT][@revision]; `shoal models` lists what is here.",
+    )
     precision: Precision = setting(Precision.AUTO, "Weights as executed; auto keeps the precision of the file.")
     kv_type: KvType = setting(KvType.BF16, "How keys and values are cached.")
     context: int = setting(8192, "Most tokens of a sequence, prompt and answer; the model's own limit where that is lower.", low=16)
@@ -374,6 +377,7 @@ def keep_to_own_folders(environment: MutableMapping[str, str] = os.environ) -> N
     base = environment.get("XDG_CACHE_HOME") or "~/.cache"
     theirs = environment.get("HF_HOME") or f"{base}/huggingface"
     environment.setdefault("HF_TOKEN_PATH", os.path.expanduser(f"{theirs}/token"))
+    environment.setdefault("HF_HUB_CACHE", os.path.expanduser(f"{theirs}/hub"))
     with contextlib.suppress(ConfigError):  # no home: whatever needs one says so
         environment["HF_HOME"] = str(cache_dir(environment) / "huggingface")
 
@@ -386,6 +390,34 @@ def environment_with(**changes: str) -> dict[str, str]:
 def hub_endpoint(environment: Mapping[str, str] = os.environ) -> str | None:
     """The hub that `hf:` models come from, where it is not the public one."""
     return environment.get("HF_ENDPOINT")
+
+
+def hub_folders(environment: Mapping[str, str] = os.environ) -> list[Path]:
+    """Where the hub's own tools keep models."""
+    base = environment.get("XDG_CACHE_HOME") or "~/.cache"
+    return _folders(environment.get("HF_HUB_CACHE") or f"{environment.get('HF_HOME') or f'{base}/huggingface'}/hub")
+
+
+def ollama_folders(environment: Mapping[str, str] = os.environ) -> list[Path]:
+    """Where Ollama keeps models: the user's, and those of its service."""
+    if chosen := environment.get("OLLAMA_MODELS"):
+        return _folders(chosen)
+    return _folders("~/.ollama/models", "/usr/share/ollama/.ollama/models", "/var/lib/ollama/.ollama/models", "/var/lib/ollama/models")
+
+
+def lmstudio_folders() -> list[Path]:
+    """Where LM Studio keeps models, in newer versions and older ones."""
+    return _folders("~/.lmstudio/models", "~/.cache/lm-studio/models")
+
+
+def _folders(*texts: str) -> list[Path]:
+    """Those that are there."""
+    found: list[Path] = []
+    for text in texts:
+        with contextlib.suppress(ConfigError, OSError):  # no home; another user's
+            if (path := user_path(text)).is_dir():
+                found.append(path)
+    return found
 
 
 def api_key(environment: Mapping[str, str] = os.environ) -> str:

@@ -20,6 +20,7 @@
     ├── ModelError                 the files are at fault
     │   ├── CorruptModel           truncated, or not what it claims to be
     │   └── FetchError             could not be fetched
+    │       ├── Unreachable        where it comes from does not answer
     │       └── HashMismatch       fetched, and not what was promised
     ├── CapacityError              the machines are at fault: HTTP 503
     │   ├── NotEnoughMemory        says how much is missing
@@ -182,6 +183,10 @@ class CorruptModel(ModelError):
 
 class FetchError(ModelError):
     """A model could not be fetched; the message says why and what to do."""
+
+
+class Unreachable(FetchError):
+    """Where a model comes from does not answer; what is here may do."""
 
 
 class HashMismatch(FetchError):

@@ -59,7 +59,7 @@ def test_every_command_explains_itself(command: str) -> None:
 def test_help_states_defaults_and_brackets_and_finds_flags_under_what_they_are_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     text = shoal("up", "--help").stdout
-    assert "[default: 8000]" in text and "[default: 8192]" in text and "hf:org/name[@revision]" in text
+    assert "[default: 8000]" in text and "[default: 8192]" in text and "hf:org/name[:QUANT][@revision]" in text
     places = [
         text.index(part) for part in ("Options ─", "--threads", "Model ─", "--context", "API ─", "--stall", "Cluster ─", "--control-port")
     ]

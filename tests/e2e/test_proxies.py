@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.support import tiny
 from tests.support.cluster import cluster, free_port
 from tests.support.hub_server import Hub
 from tests.support.recording_proxy import VARIABLES, RecordingProxy
@@ -55,8 +56,11 @@ def test_a_cluster_beside_a_proxy_that_does_not_answer(tmp_path: Path, smollm2: 
 
 
 def test_a_proxy_sees_the_fetching_of_models_and_nothing_else(tmp_path: Path, smollm2: Path) -> None:
-    files = {"config.json": b"{}", "tokenizer.json": b"[]", "model.safetensors": b"weights" * 4000}
-    with Hub("org/toy", files).running() as hub, RecordingProxy(("127.0.0.1", urlsplit(hub.url).port or 0)).running() as proxy:
+    home = tiny.saved(tiny.model("llama"), tmp_path / "made")
+    files = {"tokenizer.json": b"[]", **{path.name: path.read_bytes() for path in home.iterdir()}}
+    made_hub = Hub("org/toy", files)
+    made_hub.large = 1 << 30  # nothing is redirected past the proxy
+    with made_hub.running() as hub, RecordingProxy(("127.0.0.1", urlsplit(hub.url).port or 0)).running() as proxy:
         life(tmp_path, smollm2, proxy.environment)
         assert proxy.asked == []
         with cluster(tmp_path / "cache") as made:  # names that only the proxy can resolve

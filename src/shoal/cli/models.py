@@ -1,15 +1,20 @@
-"""`shoal models`: what is known and what is here."""
+"""`shoal models`: what is known, what is here, and what the hub has."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from typing import Annotated, Any
 
 import typer
 
-from shoal.cli.options import Json
-from shoal.errors import human_bytes
+from shoal.cli.options import Json, flag
+from shoal.errors import ConfigError, human_bytes
 
-app = typer.Typer(help="List, fetch and remove models.", invoke_without_command=True)
+app = typer.Typer(help="List, fetch, remove and search models.", invoke_without_command=True)
+
+Name = Annotated[
+    str, typer.Argument(help="A name of the list, or of the hub: org/name, org/name:Q4_K_M, hf:org/name@revision.", show_default=False)
+]
 
 
 @app.callback()
@@ -20,25 +25,44 @@ def default(context: typer.Context) -> None:
 
 @app.command("list")
 def list_models(as_json: Json = False) -> None:
-    """List the models that shoal knows by name, and which are here. Any .gguf file, model directory or hf:org/name works as well."""
+    """List the models that are on this machine, and those of the catalogue.
+
+    What Hugging Face's tools, Ollama and LM Studio have fetched is used where it lies. Any .gguf file, model directory or org/name of the
+    hub works as well.
+    """
     from shoal.cli.show import Rows, emit, out
     from shoal.models.catalogue import catalogue
-    from shoal.models.sources import pulled
+    from shoal.models.inventory import inventory
+    from shoal.models.quantization import label
 
-    here, known = pulled(), catalogue()
+    here = inventory()
+    names = {model.name for model in here}
+    known = {name: entry for name, entry in catalogue().items() if name not in names}
     if as_json:
-        emit([{"name": name, "model": e.title, "bytes": e.size, "fetched": name in here} for name, e in known.items()])
+        rows: list[dict[str, Any]] = [
+            {"name": m.name, "fetched": True, "owner": m.owner, "bytes": m.bytes, "quantization": m.quantization, "path": str(m.path)}
+            for m in here
+        ]
+        rows += [
+            {"name": name, "fetched": False, "owner": "", "bytes": entry.size, "quantization": label(entry.file), "path": ""}
+            for name, entry in known.items()
+        ]
+        emit([{**row, "model": catalogue()[row["name"]].title if row["name"] in catalogue() else ""} for row in rows])
         return
-    rows = [
-        {"name": name, "model": e.title, "size": human_bytes(e.size), "fetched": "yes" if name in here else "no"}
-        for name, e in known.items()
+    shown = [{"name": m.name, "size": human_bytes(m.bytes), "quantization": m.quantization or "-", "where": m.owner} for m in here]
+    shown += [
+        {"name": name, "size": human_bytes(entry.size), "quantization": label(entry.file), "where": "not fetched"}
+        for name, entry in known.items()
     ]
-    out.print(Rows(rows))
+    out.print(Rows(shown))
 
 
 @app.command("pull")
-def pull_model(name: Annotated[str, typer.Argument(help="A name of the list, or hf:org/name[@revision].")]) -> None:
-    """Fetch a model, checked by hash. What broke off goes on where it stopped. Example: [bold]shoal models pull smollm2-135m[/bold]"""
+def pull_model(name: Name) -> None:
+    """Fetch a model, checked by hash. What broke off goes on where it stopped.
+
+    Example: [bold]shoal models pull bartowski/Llama-3.2-1B-Instruct-GGUF:Q4_K_M[/bold]
+    """
     from shoal.cli.show import downloading, line_out
     from shoal.models.sources import pull
 
@@ -48,10 +72,75 @@ def pull_model(name: Annotated[str, typer.Argument(help="A name of the list, or 
 
 
 @app.command("rm")
-def remove_model(name: Annotated[str, typer.Argument(help="A name of the list.")]) -> None:
-    """Delete a fetched model. Example: [bold]shoal models rm tinyllama-1.1b[/bold]"""
+def remove_model(name: Name, yes: Annotated[bool, flag("--yes", "Do not ask.", short="-y")] = False) -> None:
+    """Delete a model that shoal fetched; what other tools fetched stays. Example: [bold]shoal models rm tinyllama-1.1b[/bold]"""
     from shoal.cli.show import line
-    from shoal.models.sources import remove
+    from shoal.models.removal import removal
 
-    freed = remove(name)
-    line(f"{human_bytes(freed)} freed" if freed else f"{name} was not here")
+    found = removal(name)
+    if found is None:
+        line(f"{name} was not here")
+        return
+    found.check()
+    freed = found.bytes
+    if sys.stdin.isatty() and not yes and not typer.confirm(f"delete {found.name}, {human_bytes(freed)}?", err=True):
+        raise typer.Exit(1)
+    found.carry_out()
+    line(f"{human_bytes(freed)} freed")
+
+
+@app.command("search")
+def search_models(
+    words: Annotated[list[str], typer.Argument(help="What the names of the models have in them.", show_default=False)],
+    limit: Annotated[int, flag("--limit", "Most models to show.", min=1, max=100)] = 20,
+    as_json: Json = False,
+) -> None:
+    """Search the hub for models that shoal runs, those fetched most often first. Example: [bold]shoal models search qwen 0.5b gguf[/bold]"""
+    from shoal.cli.show import Rows, emit, line, out
+    from shoal.models.hub_search import search
+
+    text = " ".join(words).strip()
+    if not text:
+        raise ConfigError("write what to search for, like: shoal models search qwen2.5 gguf")
+    hits = search(text, limit)
+    if as_json:
+        emit(
+            [
+                {
+                    "name": hit.name,
+                    "downloads": hit.downloads,
+                    "likes": hit.likes,
+                    "parameters": hit.parameters,
+                    "quantizations": list(hit.quantizations),
+                    "safetensors": hit.safetensors,
+                    "gated": hit.gated,
+                }
+                for hit in hits
+            ]
+        )
+        return
+    if not hits:
+        line(f"the hub has nothing with '{text}' that shoal runs")
+        return
+    out.print(Rows([_row(hit) for hit in hits]))
+
+
+def _row(hit: Any) -> dict[str, Any]:
+    quantizations = [*hit.quantizations, *(["safetensors"] if hit.safetensors else [])]
+    first = next((q for q in ("Q4_K_M", "Q8_0") if q in quantizations), quantizations[0])
+    more = f" +{len(quantizations) - 1}" if len(quantizations) > 1 else ""
+    return {
+        "name": hit.name,
+        "fetched": _short(hit.downloads),
+        "likes": _short(hit.likes),
+        "size": _short(hit.parameters) if hit.parameters else "-",
+        "as": first + more + (", gated" if hit.gated else ""),
+    }
+
+
+def _short(count: int) -> str:
+    """1234567 → '1.2M'."""
+    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.1f}{unit}" if count < 100 * size else f"{count // size}{unit}"
+    return str(count)

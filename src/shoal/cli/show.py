@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from shoal.models.description import Description
-    from shoal.models.sources import Progress as Report
+    from shoal.models.progress import Progress as Report
     from shoal.placement.partition import Placement
 
 _ENDLESS = 100_000  # columns: nothing is wrapped or cut

@@ -8,6 +8,8 @@ from typing import Literal
 
 import msgspec
 
+from shoal.models.quantization import label
+
 
 class Part(msgspec.Struct, frozen=True):
     registry: Literal["pypi", "npm"]
@@ -24,9 +26,19 @@ class Entry(msgspec.Struct, frozen=True):
     file: str
     sha256: str
     size: int
+    hub: tuple[str, ...]
+    """Repositories of the hub that hold the same model, this file or another quantisation of it."""
     parts: tuple[Part, ...]
 
 
 @cache
 def catalogue() -> dict[str, Entry]:
     return msgspec.json.decode(resources.files("shoal.models").joinpath("catalogue.json").read_bytes(), type=dict[str, Entry])
+
+
+def standing_in(repository: str, quantization: str | None) -> str | None:
+    """The entry to take where a repository of the hub cannot be had. quantization: the one asked for, if any."""
+    for name, entry in catalogue().items():
+        if repository.lower() in (hub.lower() for hub in entry.hub) and (not quantization or quantization.upper() == label(entry.file)):
+            return name
+    return None

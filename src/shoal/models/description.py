@@ -13,7 +13,8 @@ import structlog
 from shoal.errors import FetchError
 from shoal.facts import ModelFacts
 from shoal.models.manifest import Manifest, manifest
-from shoal.models.sources import Progress, Reference, pin, public_name, pull, pull_description, silent
+from shoal.models.progress import Progress, silent
+from shoal.models.sources import public_name, resolve
 from shoal.models.spec import ModelSpec
 from shoal.models.weights import MATRICES, GgufWeights, Weights, matrix_shape, open_spec, open_weights
 
@@ -40,15 +41,15 @@ class Description:
 
 def describe(text: str, progress: Progress = silent) -> Description:
     """Fetches what describes a model (a GGUF file whole) and reads it. Raises what sources and weights raise."""
-    reference = pin(text)
-    if Reference.parse(reference).kind == "hub":
-        path = pull_description(reference)
-        return Description(public_name(text), reference, path, open_spec(path), None, None)
-    path = pull(reference, progress)
+    source = resolve(text)
+    reference = source.reference
+    if reference.kind == "hub" and reference.gguf is None:
+        path = source.pull_description()
+        return Description(public_name(text), str(reference), path, open_spec(path), None, None)
+    path = source.pull(progress)
     weights = open_weights(path)
     meta = weights.file.meta if isinstance(weights, GgufWeights) else None
-    resolved = str(path) if Reference.parse(reference).kind == "path" else reference
-    return Description(public_name(text), resolved, path, weights.spec, weights, meta)
+    return Description(public_name(text), str(reference), path, weights.spec, weights, meta)
 
 
 def facts(description: Description) -> ModelFacts:

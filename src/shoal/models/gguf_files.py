@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.errors import CorruptModel, UserError
-from shoal.models.gguf_file import GgufFile, Tensor
+from shoal.models.gguf_file import GgufFile
+from shoal.models.gguf_header import Tensor
 
 INDEX = "model.gguf.index.json"
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")

@@ -16,12 +16,18 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from shoal.config import cache_dir, hub_endpoint
+from shoal.config import cache_dir
 from shoal.errors import FetchError
+from shoal.models import hub, stores
 from shoal.models.catalogue import catalogue
 from shoal.models.gguf_files import INDEX as GGUF_INDEX
 from shoal.models.gguf_files import GgufFiles, parts_of
-from shoal.models.sources import Reference, shard_files
+from shoal.models.hashes import known_hash
+from shoal.models.hub_folder import HubFolder, link
+from shoal.models.layer_files import shard_files
+from shoal.models.model_file import ModelFile
+from shoal.models.reference import Reference
+from shoal.models.repository import RepositoryFile, description, folder_of, weights
 
 log = structlog.get_logger()
 
@@ -32,13 +38,6 @@ _CONFIG, _INDEX, _SHARDS = "config.json", "model.safetensors.index.json", ".safe
 _TEXT = frozenset(
     {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
 )  # by which the last stage holds answers to grammars
-
-
-@dataclass(frozen=True)
-class ModelFile:
-    name: str
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -81,8 +80,9 @@ class Manifest:
         root, parsed = directory or cache_dir(), self._parsed
         if parsed.kind == "catalogue":
             return root / "models" / parsed.name
-        if parsed.kind == "hub":  # as huggingface_hub lays it out
-            return root / "hub" / f"models--{parsed.name.replace('/', '--')}" / "snapshots" / (parsed.revision or "")
+        if parsed.kind == "hub":
+            snapshot = HubFolder.own(root, parsed.name).snapshot(parsed.revision or "")
+            return snapshot / folder_of(parsed.gguf) if parsed.gguf is not None else snapshot
         content = hashlib.sha256("".join(f"{f.sha256} {f.name}\n" for f in sorted(self.files, key=lambda f: f.name)).encode())
         return root / "shared" / content.hexdigest()[:32]
 
@@ -156,6 +156,17 @@ def _is_here(path: Path, file: ModelFile) -> bool:
         return False
 
 
+def adopt(manifest: Manifest, file: ModelFile, directory: Path | None = None) -> bool:
+    """Links a file to where another tool on this machine has it, by its hash; whether one has. Raises OSError."""
+    root, parsed = directory or cache_dir(), Reference.parse(manifest.reference)
+    name, path = (parsed.name, parsed.gguf or file.name) if parsed.kind == "hub" else ("", file.name)
+    if (found := stores.held(name, RepositoryFile(path, file.size, file.sha256), root)) is None:
+        return False
+    log.info("a file in another tool's store is used where it lies", file=str(found))
+    link(manifest.home(directory) / file.name, found.resolve())
+    return True
+
+
 # The head's own list
 
 
@@ -174,8 +185,8 @@ def manifest(reference: str, path: Path, hash_paths: bool = True, directory: Pat
     # What a user calls a single file is of no use elsewhere, and need be no name that is safe there.
     root = directory or cache_dir()
     found = _gguf(path, root) if path.is_file() else {p.name: p for p in sorted(path.iterdir()) if _is_part(p) and p.is_file()}
-    here = {name: ModelFile(name, p.stat().st_size, _known_hash(p, root)) for name, p in found.items()}
-    files = {**_hub_files(parsed), **here} if parsed.kind == "hub" else here
+    here = {name: ModelFile(name, p.stat().st_size, known_hash(p, root)) for name, p in found.items()}
+    files = {**_hub_files(parsed, root), **here} if parsed.kind == "hub" and path.is_dir() else here
     return Manifest(reference, tuple(files.values())), {here[name].sha256: p for name, p in found.items()}
 
 
@@ -200,44 +211,12 @@ def _is_part(path: Path) -> bool:
     return _NAME.fullmatch(path.name) is not None and (path.name in {_CONFIG, _INDEX} | _TEXT or path.suffix == _SHARDS)
 
 
-def _hub_files(reference: Reference) -> dict[str, ModelFile]:
-    """What the hub itself says of the weights of a commit; nothing where it cannot be asked."""
-    from huggingface_hub import HfApi
-
+def _hub_files(reference: Reference, root: Path) -> dict[str, ModelFile]:
+    """What the hub itself says of the weights of a commit; nothing where it was never asked and does not answer."""
     try:
-        info = HfApi(endpoint=hub_endpoint()).model_info(reference.name, revision=reference.revision, files_metadata=True, timeout=10)
-    except Exception as error:  # noqa: BLE001 - whatever its HTTP package raises, the origin is there for the rest
+        repository = HubFolder.own(root, reference.name).recall(reference.revision) or hub.ask(reference.name, reference.revision)
+    except (OSError, FetchError) as error:
         log.warning("the hub does not say what the model's files are", reason=str(error))
         return {}
-    stored = {s.rfilename: s.lfs for s in info.siblings or [] if s.lfs is not None and "/" not in s.rfilename}
-    return {name: ModelFile(name, lfs.size, lfs.sha256) for name, lfs in stored.items() if _is_part(Path(name))}
-
-
-class _Known(msgspec.Struct):
-    path: str
-    size: int
-    changed: int
-    sha256: str
-
-
-def _known_hash(path: Path, root: Path) -> str:
-    """A file's hash, computed once and remembered in the cache for as long as the file does not change."""
-    real = path.resolve()
-    if real.parent.name == "blobs" and _HASH.fullmatch(real.name):
-        return real.name  # the hub's client names large files by their hash
-    status = real.stat()
-    memory = root / "hashes" / f"{hashlib.sha256(os.fsencode(real)).hexdigest()[:32]}.json"
-    with contextlib.suppress(OSError, msgspec.DecodeError):
-        known = msgspec.json.decode(memory.read_bytes(), type=_Known)
-        if (known.path, known.size, known.changed) == (str(real), status.st_size, status.st_mtime_ns):
-            return known.sha256
-    with real.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    try:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        fresh = memory.with_suffix(f".{os.getpid()}")
-        fresh.write_bytes(msgspec.json.encode(_Known(str(real), status.st_size, status.st_mtime_ns, digest)))
-        fresh.replace(memory)
-    except OSError as error:
-        log.warning("a hash could not be remembered", path=str(path), reason=str(error))
-    return digest
+    stored = [file for file in (*weights(repository), *description(repository)) if file.sha256 and _is_part(Path(file.path))]
+    return {file.path: ModelFile(file.path, file.size, file.sha256) for file in stored if "/" not in file.path}

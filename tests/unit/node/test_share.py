@@ -21,9 +21,9 @@ import pytest
 from shoal.config import NodeSettings
 from shoal.control import messages as control
 from shoal.errors import FetchError, ProtocolError, RemoteProtocolError, UserError
+from shoal.models.locks import lock
 from shoal.models.manifest import Manifest, ModelFile, manifest
 from shoal.models.ranges import GRAIN
-from shoal.models.sources import lock
 from shoal.models.weights import open_spec
 from shoal.node import fetch, share
 from shoal.node.fetch import Fetcher
