@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import importlib
 import os
@@ -26,6 +25,7 @@ import msgspec
 
 from shoal.config import cache_dir, environment_with, hub_endpoint, user_path
 from shoal.errors import FetchError, HashMismatch, UnknownModel, UserError, human_bytes, suggestion
+from shoal.file_lock import locked
 from shoal.models.catalogue import Entry, Part, catalogue
 from shoal.models.gguf_files import first_part, parts_of
 
@@ -133,7 +133,8 @@ def remove(name: str, directory: Path | None = None) -> int:
 def lock(path: Path, wait: bool = True) -> Generator[None]:
     """One process fetches, the others wait and find the result. Raises BlockingIOError where it would have to wait and must not."""
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not locked(file.fileno(), wait):
+            raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK), str(path))
         yield
 
 
