@@ -12,7 +12,7 @@ FROM debian:bookworm-slim
 RUN apt-get update && apt-get install --yes --no-install-recommends ca-certificates libstdc++6 python3 && rm -rf /var/lib/apt/lists/*
 RUN useradd --system --uid 10001 --user-group --home-dir /var/lib/shoal --create-home shoal
 COPY --from=build /opt/shoal /opt/shoal
-COPY packaging/health.py /opt/shoal/health.py
+COPY container/health.py /opt/shoal/health.py
 ENV PATH=/opt/shoal/bin:/usr/local/bin:/usr/bin:/bin PYTHONDONTWRITEBYTECODE=1 SHOAL_CACHE=/var/lib/shoal/cache
 USER shoal
 WORKDIR /var/lib/shoal

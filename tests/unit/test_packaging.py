@@ -62,7 +62,7 @@ def test_wheels_are_built_for_the_oldest_python_and_from_the_stable_abi_on() -> 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/1/cmdline").exists(), reason="asks /proc")
 def test_the_health_check_leaves_what_is_no_head_alone() -> None:
-    assert subprocess.run([sys.executable, str(ROOT / "packaging" / "health.py")], check=False).returncode == 0
+    assert subprocess.run([sys.executable, str(ROOT / "container" / "health.py")], check=False).returncode == 0
 
 
 def test_the_entry_point_is_the_command() -> None:

@@ -1,6 +1,6 @@
 """Follows the Dockerfile without Docker: in folders made by debootstrap, as root. Then runs what compose.yaml says, and asks it something.
 
-    python packaging/check_image.py WORK [--bind PATH]... [--model FOLDER]
+    python container/check_image.py WORK [--bind PATH]... [--model FOLDER] [--again]
 
 WORK      an empty folder; WORK/base is used as it is where it is there (debootstrap --variant=minbase bookworm WORK/base).
 --bind    a file or folder of this machine that the builds are to see as well, read-only, such as a pip.conf. A certificate authority that
@@ -66,7 +66,13 @@ def instructions(text: str) -> Iterator[tuple[str, str]]:
 
 
 def size(folder: Path) -> str:
-    blocks = subprocess.run(["du", "-sk", "--one-file-system", str(folder)], capture_output=True, text=True, check=True).stdout.split()[0]
+    """Without what apt keeps, which the images that Docker has of Debian do not."""
+    blocks = subprocess.run(
+        ["du", "-sk", "--one-file-system", "--exclude=var/cache/apt", "--exclude=var/lib/apt", str(folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()[0]
     return f"{int(blocks) / 1024:.0f} MiB"
 
 
@@ -109,7 +115,8 @@ def copied(stage: Stage, rest: str, stages: dict[str, Stage]) -> None:
             shutil.copy2(origin, target)
 
 
-def build(work: Path, binds: list[Path]) -> Stage:
+def build(work: Path, binds: list[Path], again: bool) -> Stage:
+    """again: of what an earlier build left in WORK."""
     stages: dict[str, Stage] = {}
     stage: Stage | None = None
     for name, rest in instructions((ROOT / "Dockerfile").read_text()):
@@ -117,12 +124,15 @@ def build(work: Path, binds: list[Path]) -> Stage:
         if name == "FROM":
             label = rest.partition(" AS ")[2] or "image"
             root = work / label
-            shutil.rmtree(root, ignore_errors=True)
-            subprocess.run(["cp", "--archive", str(work / "base"), str(root)], check=True)
+            if not again:
+                shutil.rmtree(root, ignore_errors=True)
+                subprocess.run(["cp", "--archive", str(work / "base"), str(root)], check=True)
             stage = stages[label] = Stage(root)
             continue
         assert stage is not None, "FROM comes first"
         match name:
+            case "RUN" | "COPY" if again:
+                pass
             case "RUN":
                 with mounted(stage.root, binds):
                     subprocess.run(stage.chroot(["sh", "-ec", rest]), check=True, stdin=subprocess.DEVNULL)
@@ -157,7 +167,6 @@ class Container:
         self.volume = work / "volumes" / name
         shutil.rmtree(self.volume, ignore_errors=True)
         shutil.copytree(image.root / image.volume.lstrip("/"), self.volume)
-        subprocess.run(["chroot", str(image.root), "id", "-u", image.user], check=True, stdout=subprocess.DEVNULL)
         identity = subprocess.run(["chroot", str(image.root), "id", "-u", image.user], capture_output=True, text=True, check=True)
         self._uid = int(identity.stdout)
         self._log = (work / f"{name}.log").open("w+b")
@@ -179,13 +188,17 @@ class Container:
         self._process = subprocess.Popen([*network, *self._command], stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT)
 
     @property
-    def inner(self) -> int:
-        """The process that is number 1 inside."""
+    def inner(self) -> int | None:
+        """The process that is number 1 inside, once it is there."""
         assert self._process is not None
         parent = self._process.pid
-        return int(Path(f"/proc/{parent}/task/{parent}/children").read_text().split()[0])
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            return next((int(child) for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()), None)
+        return None
 
     def healthy(self) -> bool:
+        if self.inner is None:
+            return False
         inside = ["nsenter", "--target", str(self.inner), "--mount", "--pid", "--net", "--", *self._image.chroot(self._image.health)]
         return subprocess.run(inside, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0
 
@@ -201,8 +214,8 @@ class Container:
         """As `docker stop` does; seconds until it had ended."""
         assert self._process is not None
         began = time.monotonic()
-        if self._process.poll() is None:
-            os.kill(self.inner, signal.SIGTERM)
+        if (inner := self.inner) is not None:
+            os.kill(inner, signal.SIGTERM)
         self._process.wait()
         return time.monotonic() - began
 
@@ -250,11 +263,12 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--bind", type=Path, action="append", default=[])
     parser.add_argument("--model", type=Path)
+    parser.add_argument("--again", action="store_true", help="run the image that is in WORK, without building it")
     given = parser.parse_args()
     work: Path = given.work.resolve()
     if not (work / "base").exists():
         subprocess.run(["debootstrap", "--variant=minbase", "bookworm", str(work / "base")], check=True)
-    image = build(work, given.bind)
+    image = build(work, given.bind, given.again)
     say(f"image {size(image.root)}: the base {size(work / 'base')}, /opt/shoal {size(image.root / 'opt/shoal')}")
     run(image, work, given.model)
 
