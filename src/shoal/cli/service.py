@@ -15,6 +15,7 @@ import typer
 
 from shoal.cli.options import flag
 from shoal.cli.systemd_unit import Account, stops_after, unit
+from shoal.config import HeadSettings, from_environment, shell
 from shoal.errors import ConfigError, ShoalError
 
 app = typer.Typer(help="Keep `shoal serve` or `shoal join` running with systemd.", no_args_is_help=True)
@@ -40,12 +41,11 @@ class Place:
     def folder(self) -> Path:
         if self.system:
             return Path("/etc/systemd/system")
-        home = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-        return Path(home).expanduser() / "systemd" / "user"
+        return shell().config_home / "systemd" / "user"
 
     @property
     def environment_file(self) -> Path:
-        return (Path("/etc") if self.system else self.folder.parent.parent) / "shoal" / "service.env"
+        return (Path("/etc") if self.system else shell().config_home) / "shoal" / "service.env"
 
     def unit(self, kind: str) -> Path:
         return self.folder / f"shoal-{kind}.service"
@@ -64,7 +64,7 @@ def install(
     command: Annotated[list[str], typer.Argument(metavar="serve|join [ARGUMENTS]...", help="What is to run, as it would be typed.")],
     system: System = False,
     account: Annotated[str, flag("--account", "Whom a service of the system runs as; who called sudo, where nothing is said.")] = "",
-    start: Annotated[bool, typer.Option("--start/--no-start", help="Start it now, and whenever its manager starts.")] = True,
+    no_start: Annotated[bool, flag("--no-start", "Only write it; else it is started now, and whenever its manager starts.")] = False,
 ) -> None:
     """Write a unit, start it, and have it started from now on. Example: [bold]shoal service install join 192.168.1.20:7420 --memory 4GiB[/bold]
 
@@ -84,9 +84,12 @@ def install(
     _write(path, text)
     line_out(f"{'wrote' if before is None else 'replaced' if before != text else 'left as it was:'} {path}")
     _tell_environment(place)
-    todo = [place.command("daemon-reload"), *([place.command("enable", path.name), place.command("restart", path.name)] if start else [])]
+    todo = [
+        place.command("daemon-reload"),
+        *([place.command("enable", path.name), place.command("restart", path.name)] if not no_start else []),
+    ]
     _carry_out(todo)
-    if not start:
+    if no_start:
         line_out(f"to start it: {shlex.join(place.command('enable', '--now', path.name))}")
     if not system:
         line_out(_lingering())
@@ -158,8 +161,6 @@ def _stops(context: typer.Context, command: list[str]) -> float:
     parsed: dict[str, Any] = root.commands[kind].make_context(f"shoal {kind}", list(arguments)).params
     if kind == "join":
         return stops_after(kind, 0)
-    from shoal.config import HeadSettings, from_environment
-
     return stops_after(kind, from_environment(HeadSettings, parsed).grace)
 
 
@@ -185,7 +186,7 @@ def _account(name: str) -> Account:
         import pwd
     except ImportError:
         raise ConfigError("there is no systemd on this system") from None
-    name = name or os.environ.get("SUDO_USER", "")
+    name = name or shell().caller
     if not name:
         raise ConfigError("--system needs --account NAME: whom the service runs as, with whose models, keys and certificates")
     try:
@@ -224,7 +225,7 @@ def _tell_environment(place: Place) -> None:
     """A service has none of the shell's variables."""
     from shoal.cli.show import line_out
 
-    if own := sorted(name for name in os.environ if name.startswith("SHOAL_")):
+    if own := shell().own:
         line_out(f"it does not see {', '.join(own)} of this shell: what it is to have belongs into {place.environment_file}")
 
 
@@ -253,7 +254,7 @@ def _answer(command: list[str]) -> str:
 
 def _lingering() -> str:
     """A user's services end with the last session, unless the user lingers; that is for the user to decide."""
-    user = os.environ.get("USER") or str(Path.home().name)
+    user = shell().user or Path.home().name
     lingers = Path("/var/lib/systemd/linger", user).exists()
     ask = "it starts with the machine, because you linger" if lingers else "it runs while you are logged in"
     return ask if lingers else f"{ask}; to have it run from boot on: loginctl enable-linger {shlex.quote(user)}"
