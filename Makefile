@@ -56,7 +56,7 @@ wheels: $(BIN)/python
 
 # The kernels for ARM, cross-compiled and run under an emulator; `make test` does the same where both are installed.
 aarch64: $(VENV)/developed
-	@command -v aarch64-linux-gnu-g++ qemu-aarch64 >/dev/null || apt-get install --yes --no-install-recommends g++-aarch64-linux-gnu qemu-user
+	@{ command -v aarch64-linux-gnu-g++ && command -v qemu-aarch64; } >/dev/null || apt-get install --yes --no-install-recommends g++-aarch64-linux-gnu qemu-user
 	$(BIN)/python -m pytest tests/unit/native/test_other_processors.py
 
 proto: $(VENV)/developed
