@@ -11,7 +11,7 @@ PINS ?= constraints.txt
 PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 PINNED = --constraint $(PINS) --build-constraint $(PINS)
 
-.PHONY: run test test-fast test-latest simulate bench check format proto constraints install develop clean
+.PHONY: run test test-fast test-latest simulate bench check format proto constraints install develop wheels aarch64 clean
 
 run: $(VENV)/installed
 	$(BIN)/shoal run "$(PROMPT)" --nodes $(NODES) --url ""
@@ -49,6 +49,21 @@ ROUNDS ?= 5
 bench: $(VENV)/developed
 	$(BIN)/python -m benchmarks.single_node --rounds $(ROUNDS) $(if $(CHECK),--check)
 	$(BIN)/python -m benchmarks.two_nodes --rounds $(ROUNDS) $(if $(CHECK),--check)
+
+# One wheel in dist/ for each of PYTHONS (one of 3.12 serves later versions, too), for any Linux whose C library is as new as this one's;
+# auditwheel says how new that is. Without kernels there is none.
+PYTHONS ?= $(BIN)/python
+wheels: $(BIN)/python
+	$(PIP) install --constraint $(PINS) --group wheels
+	rm -rf build/unrepaired
+	for python in $(PYTHONS); do SHOAL_REQUIRE_KERNELS=1 $(PIP) --python $$python wheel --build-constraint $(PINS) --no-deps \
+		--wheel-dir build/unrepaired . || exit 1; done
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/unrepaired/*.whl
+
+# The kernels for ARM, cross-compiled and run under an emulator; `make test` does the same where both are installed.
+aarch64: $(VENV)/developed
+	@{ command -v aarch64-linux-gnu-g++ && command -v qemu-aarch64; } >/dev/null || apt-get install --yes --no-install-recommends g++-aarch64-linux-gnu qemu-user
+	$(BIN)/python -m pytest tests/unit/native/test_other_processors.py
 
 proto: $(VENV)/developed
 	cd src && ../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. shoal/control/cluster.proto

@@ -4,6 +4,7 @@
 // does not depend on what it was batched with.
 #pragma once
 #include <cstdint>
+#include <string>
 
 #include "matrix.h"
 
@@ -59,13 +60,7 @@ struct Kernels {
   int64_t (*argmax)(const float* x, int64_t n);
 };
 
-namespace portable { const Kernels& kernels(); }
-#if SHOAL_X86
-namespace avx2 { const Kernels& kernels(); }
-namespace avx512 { const Kernels& kernels(); }
-#endif
-
 // The best set for this processor, or the one named. Throws std::invalid_argument for one that is unknown or cannot run here.
-const Kernels& choose(const char* name);
+const Kernels& choose(const std::string& name);
 
 }  // namespace shoal

@@ -8,6 +8,8 @@
 #include <stdexcept>
 #if defined(__linux__)
 #include <sys/mman.h>
+#elif defined(_WIN32)
+#include <malloc.h>
 #endif
 
 namespace shoal {
@@ -17,12 +19,18 @@ namespace {
 constexpr int64_t kHugePage = 2 << 20, kArena = 16 << 20;
 
 std::shared_ptr<uint8_t> pages(int64_t bytes) {
+#if defined(_WIN32)
+  void* p = _aligned_malloc(static_cast<size_t>(bytes), static_cast<size_t>(kHugePage));
+  const auto release = [](uint8_t* q) { _aligned_free(q); };
+#else
   void* p = std::aligned_alloc(static_cast<size_t>(kHugePage), static_cast<size_t>(bytes));
+  const auto release = [](uint8_t* q) { std::free(q); };
+#endif
   if (p == nullptr) throw std::bad_alloc();
 #if defined(__linux__)
   madvise(p, static_cast<size_t>(bytes), MADV_HUGEPAGE);  // advice: may be refused
 #endif
-  return {static_cast<uint8_t*>(p), [](uint8_t* q) { std::free(q); }};
+  return {static_cast<uint8_t*>(p), release};
 }
 
 }  // namespace

@@ -16,21 +16,6 @@ using namespace nb::literals;
 
 namespace shoal {
 
-const Kernels& choose(const char* wanted) {
-  const std::string name(wanted);
-#if SHOAL_X86
-  __builtin_cpu_init();
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                          __builtin_cpu_supports("avx512vnni");
-  if (has_avx512 && (name.empty() || name == "avx512")) return avx512::kernels();
-  if (has_avx2 && (name.empty() || name == "avx2")) return avx2::kernels();
-#endif
-  if (name.empty() || name == "portable") return portable::kernels();
-  throw std::invalid_argument("instruction set '" + name + "' is unknown or this processor lacks it");
-}
-
 namespace {
 
 template <class T, int N>
@@ -92,7 +77,7 @@ class PyStage {
  public:
   PyStage(int64_t hidden, int64_t q_heads, int64_t kv_heads, int64_t head_dim, int64_t intermediate, float eps, float scale,
           int threads, const std::string& isa)
-      : shape_{hidden, q_heads, kv_heads, head_dim, intermediate, eps, scale}, stage_(choose(isa.c_str()), shape_, threads) {
+      : shape_{hidden, q_heads, kv_heads, head_dim, intermediate, eps, scale}, stage_(choose(isa), shape_, threads) {
     require(threads >= 1 && kv_heads >= 1 && q_heads % kv_heads == 0, "threads and heads must be positive, q_heads a multiple of kv_heads");
   }
 
@@ -185,7 +170,7 @@ std::shared_ptr<Matrix> py_pack(const std::string& format, const std::string& ta
 class Attention {
  public:
   Attention(int64_t q_heads, int64_t kv_heads, int64_t head_dim, float eps, float scale, int threads, const std::string& isa)
-      : core_(choose(isa.c_str()), {16, q_heads, kv_heads, head_dim, 16, eps, scale}, threads), head_dim_(head_dim), q_heads_(q_heads), kv_heads_(kv_heads) {
+      : core_(choose(isa), {16, q_heads, kv_heads, head_dim, 16, eps, scale}, threads), head_dim_(head_dim), q_heads_(q_heads), kv_heads_(kv_heads) {
     require(threads >= 1 && kv_heads >= 1 && q_heads % kv_heads == 0, "threads and heads must be positive, q_heads a multiple of kv_heads");
   }
 
@@ -217,7 +202,7 @@ class Attention {
 
 NB_MODULE(_kernels, m) {
   using namespace shoal;
-  m.def("isa", [](const std::string& wanted) { return std::string(choose(wanted.c_str()).name); }, "wanted"_a = "");
+  m.def("isa", [](const std::string& wanted) { return std::string(choose(wanted).name); }, "wanted"_a = "");
   m.def("argmax", [](In<float, 1> x) { return choose("").argmax(x.data(), static_cast<int64_t>(x.size())); }, "x"_a);
   m.def("pack", &py_pack, "format"_a, "target"_a, "rows"_a, "k"_a, "order"_a = nb::none());
   m.attr("BLOCK_TOKENS") = kTokens;

@@ -9,6 +9,7 @@ import queue
 import secrets
 import sys
 import threading
+import warnings
 from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from shoal.config import NodeSettings as _NodeSettings
 from shoal.errors import ClusterError, ConfigError
 from shoal.executor.runtimes import check_runtime
 from shoal.models.description import describe
+from shoal.native import missing
 from shoal.request import FinishReason, Request, RequestId, SamplingParams
 from shoal.text.detokenizer import TextStream
 
@@ -66,6 +68,8 @@ class AutoDistributedModel:
         head = from_environment(HeadSettings, {**settings, "model": model, "port": 0, "control_port": 0})
         node = from_environment(_NodeSettings, {"memory": memory, "threads": threads})
         check_runtime(node.runtime)
+        if why := missing():
+            warnings.warn(f"layers run slowly: {why}", RuntimeWarning, stacklevel=2)
         return cls(head, node, nodes)
 
     async def _run(self, settings: HeadSettings, node: _NodeSettings, nodes: int, started: queue.Queue[BaseException | None]) -> None:

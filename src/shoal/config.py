@@ -387,6 +387,24 @@ def environment_with(**changes: str) -> dict[str, str]:
     return {**os.environ, **changes}
 
 
+@dataclasses.dataclass(frozen=True)
+class Shell:
+    """What the shell that a service is installed from says. user, caller: '' where it does not; caller is who called sudo."""
+
+    config_home: Path
+    user: str
+    caller: str
+    own: tuple[str, ...]
+    """Names of shoal's variables that are set there."""
+
+
+def shell(environment: Mapping[str, str] = os.environ) -> Shell:
+    """Raises ConfigError where there is no home."""
+    own = tuple(sorted(name for name in environment if name.startswith("SHOAL_")))
+    config_home = user_path(environment.get("XDG_CONFIG_HOME") or "~/.config")
+    return Shell(config_home, environment.get("USER", ""), environment.get("SUDO_USER", ""), own)
+
+
 def hub_endpoint(environment: Mapping[str, str] = os.environ) -> str | None:
     """The hub that `hf:` models come from, where it is not the public one."""
     return environment.get("HF_ENDPOINT")

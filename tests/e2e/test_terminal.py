@@ -64,7 +64,11 @@ def options_of(words: tuple[str, ...]) -> list[Any]:
     command: Any = typer.main.get_command(app)
     for word in words:
         command = command.commands[word]
-    return [p for p in command.params if p.param_type_name == "option" and p.name not in ("help", "version")]
+    return [
+        p
+        for p in command.params
+        if p.param_type_name == "option" and p.name not in ("help", "version", "install_completion", "show_completion")
+    ]
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from shoal.cli.api_workers import ApiWorkers
 from shoal.config import HeadSettings
+from shoal.errors import ConfigError
 from shoal.gateway.app import create_app
 from shoal.gateway.server import ApiServer
 from shoal.node.head import Head
@@ -33,5 +34,7 @@ class Api(Protocol):
 
 def api_of(head: Head, settings: HeadSettings, address: socket.socket) -> Api:
     if settings.api_workers > 1:
+        if not hasattr(socket, "AF_UNIX"):
+            raise ConfigError("--api-workers needs a system with Unix sockets; without it the head serves the API itself")
         return ApiWorkers(head, settings, address)
     return ApiServer(create_app(head, settings), address, settings)

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import structlog
-import uvloop
 
 from shoal.cli.logs import log_to_stderr
+from shoal.cli.loop import on_signal, run
 from shoal.errors import ShoalError
 from shoal.gateway.app import create_app
 from shoal.gateway.remote.client import RemoteEngine
@@ -32,7 +32,7 @@ async def serve(path: Path, address: socket.socket) -> None:
     """Until the head says so, or is gone."""
     engine = await RemoteEngine.connect(path, opened)
     api = ApiServer(create_app(engine, engine.settings, limiter=engine.limiter), address, engine.settings)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, api.stop)
+    on_signal(signal.SIGTERM, api.stop)
     hearing, serving = asyncio.create_task(engine.run()), asyncio.create_task(api.serve())
     finishing = asyncio.create_task(_finish(engine, api))
     await asyncio.wait({hearing, serving}, return_when=asyncio.FIRST_COMPLETED)
@@ -60,7 +60,7 @@ def main() -> None:
     path, listener = Path(sys.argv[1]), int(sys.argv[2])
     try:
         with socket.socket(fileno=listener) as address:
-            uvloop.run(serve(path, address))
+            run(serve(path, address))
     except (ShoalError, OSError, EOFError) as error:
         sys.exit(f"an API worker could not start: {error}")
 

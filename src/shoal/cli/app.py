@@ -12,7 +12,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from shoal import __version__
-from shoal.cli import commands, keys, models, nodes
+from shoal.cli import commands, keys, models, nodes, service
 from shoal.cli.options import flag
 from shoal.config import keep_to_own_folders, mute_grpc
 from shoal.errors import ShoalError, UserError
@@ -21,7 +21,6 @@ app = typer.Typer(
     name="shoal",
     help="One large language model across the machines you already have.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
@@ -47,6 +46,7 @@ commands.register(app)
 app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="models")
 app.add_typer(nodes.app, name="nodes")
+app.add_typer(service.app, name="service")
 
 
 def _say(error: Exception) -> None:

@@ -11,10 +11,10 @@ from random import Random
 from time import monotonic, time
 
 import httpx
-import uvloop
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from shoal.cli.asking import base_url
+from shoal.cli.loop import run as run_in_loop
 from shoal.cli.served import local_settings, served
 from shoal.cli.show import err
 from shoal.cli.waiting import stop_signal, until
@@ -225,4 +225,4 @@ def run(
     target: Path,
     concurrency: int,
 ) -> None:
-    uvloop.run(_batch(engine, node, nodes, Server(base_url(url), key, patience), source, target, concurrency))
+    run_in_loop(_batch(engine, node, nodes, Server(base_url(url), key, patience), source, target, concurrency))

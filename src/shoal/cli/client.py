@@ -9,10 +9,10 @@ import sys
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-import uvloop
-
 from shoal.cli.asking import Asking, Told, tell
 from shoal.cli.conversation import COMMANDS, Command, Conversation, command
+from shoal.cli.loop import on_signal
+from shoal.cli.loop import run as run_in_loop
 from shoal.cli.paper import Sheet
 from shoal.cli.show import Rows, err, layers, line
 from shoal.cli.waiting import all_of_stdin, stop_signal, until
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 def run(engine: EngineSettings, node: NodeSettings, nodes: int, asking: Asking, prompt: str) -> None:
     """prompt: '-' reads it from stdin."""
-    uvloop.run(_run(engine, node, nodes, asking, prompt))
+    run_in_loop(_run(engine, node, nodes, asking, prompt))
 
 
 def chat(engine: EngineSettings, node: NodeSettings, nodes: int, asking: Asking, system: str) -> None:
-    uvloop.run(_chat(engine, node, nodes, asking, system))
+    run_in_loop(_chat(engine, node, nodes, asking, system))
 
 
 def _summary(head: Head, told: Told, ready: float) -> None:
@@ -122,7 +122,7 @@ class Chat:
 
     async def run(self) -> None:
         """Until the user leaves, or SIGTERM."""
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._leave)
+        on_signal(signal.SIGTERM, self._leave)
         line(f"{self._asking.model or 'a model'} at {self._asking.url}; /help lists commands, Ctrl-D leaves", "dim")
         while not self._leaving and (text := await self._typed()) is not None:
             try:

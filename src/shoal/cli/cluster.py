@@ -10,13 +10,13 @@ from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import Any
 
-import uvloop
-
 from shoal.address import http_url, is_loopback, join_host_port, parse_address
 from shoal.cli.api import Api, api_of
 from shoal.cli.credentials import asked_for_code, check_keys, head_credentials, pairing_desk
 from shoal.cli.discover import announced, check_announcing, find_head
 from shoal.cli.local import local_cluster
+from shoal.cli.loop import run
+from shoal.cli.runtime import check
 from shoal.cli.show import described, err, line, split
 from shoal.cli.waiting import stop_signal, until
 from shoal.config import HeadSettings, NodeSettings
@@ -24,7 +24,6 @@ from shoal.control.client import refused
 from shoal.discovery.addresses import of_this_machine, reachable, reached_at
 from shoal.errors import ClusterError, ConfigError
 from shoal.executor.measure import measure, usable_memory
-from shoal.executor.runtimes import check_runtime
 from shoal.gateway.keyring import Keyring
 from shoal.gateway.server import listening
 from shoal.models.description import Description, listed
@@ -206,7 +205,7 @@ async def listened(address: str) -> None:
 
 
 async def _join(address: str, settings: NodeSettings) -> None:
-    check_runtime(settings.runtime)
+    check(settings.runtime)
     address = str(parse_address(address)) if address else ""
     check_keys(settings)
     stop = stop_signal()
@@ -232,14 +231,14 @@ async def _join(address: str, settings: NodeSettings) -> None:
 
 def up(settings: HeadSettings, node: NodeSettings, nodes: int) -> None:
     _check_open(settings)
-    uvloop.run(_up(settings, node, nodes))
+    run(_up(settings, node, nodes))
 
 
 def serve(settings: HeadSettings) -> None:
     check_announcing(settings)
     _check_open(settings)
-    uvloop.run(_serve(settings.kept_by_default()))
+    run(_serve(settings.kept_by_default()))
 
 
 def join(settings: NodeSettings, address: str) -> None:
-    uvloop.run(_join(address, settings))
+    run(_join(address, settings))

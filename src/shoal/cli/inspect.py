@@ -14,10 +14,10 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-import uvloop
 from rich.markup import escape
 
 from shoal import __version__, allowance
+from shoal.cli.loop import run
 from shoal.cli.served import local_settings, served
 from shoal.cli.show import described, emit, err, out, placement_rows, split
 from shoal.cli.waiting import stop_signal
@@ -26,7 +26,7 @@ from shoal.errors import ConfigError, human_bytes
 from shoal.executor.cost import model_cost
 from shoal.executor.measure import measure
 from shoal.executor.runtimes import installed, lacking
-from shoal.native import instruction_set
+from shoal.native import instruction_set, missing
 from shoal.node.head import Head
 from shoal.placement.partition import place
 from shoal.placement.profile import Demand, Links, NodeProfile
@@ -68,8 +68,7 @@ def _checks() -> list[_Check]:
 def _kernels() -> Iterator[_Check]:
     isa = instruction_set()
     if isa is None:
-        slow = "not compiled: attention runs in NumPy, many times slower; install g++ and cmake, then reinstall"
-        yield _Check("kernels", "wrong", slow)
+        yield _Check("kernels", "wrong", f"{missing()}; without them layers run with ONNX Runtime, attention in NumPy, many times slower")
         return
     yield _Check("kernels", "ok" if isa != "portable" else "note", f"instruction set {isa}")
     threads = default_threads()
@@ -194,7 +193,7 @@ def plan(settings: EngineSettings, model: str, given: list[str], threads: int, a
 
 
 def bench(settings: EngineSettings, node: NodeSettings, nodes: int, repeat: int, as_json: bool) -> None:
-    figures = uvloop.run(_bench(settings, node, nodes, repeat))
+    figures = run(_bench(settings, node, nodes, repeat))
     if as_json:
         emit(figures)
         return

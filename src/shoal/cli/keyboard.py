@@ -53,9 +53,10 @@ class Kept(History):
     def store_string(self, string: str) -> None:
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
             with os.fdopen(descriptor, "wb") as file:
-                os.fchmod(file.fileno(), 0o600)
+                if hasattr(os, "fchmod"):
+                    os.fchmod(file.fileno(), 0o600)
                 file.write(_written(string))
         except OSError as error:
             self._say(f"{self._path}: {error.strerror or error}")

@@ -55,7 +55,13 @@ class _Child:
         # A session of its own: Ctrl-C reaches the head alone, which sends the nodes home in good order. A node whose head
         # died without a word sees its connection end and leaves too.
         self.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True, env=child_environment()
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
+            env=child_environment(),
         )
 
     def log(self) -> str:

@@ -52,9 +52,9 @@ def node_settings(memory: str = "", threads: int = 0, runtime: RuntimeName = Run
     """What a command says of the nodes that it starts, over the environment. Raises ConfigError, also where they could run nothing."""
     chosen = None if runtime is RuntimeName.AUTO else runtime
     node = from_environment(NodeSettings, {"memory": memory or None, "threads": threads or None, "runtime": chosen})
-    from shoal.executor.runtimes import check_runtime
+    from shoal.cli.runtime import check
 
-    check_runtime(node.runtime)
+    check(node.runtime)
     return node
 
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from shoal.cli.loop import on_signal
 from shoal.errors import ConfigError
 
 
@@ -18,7 +19,7 @@ def stop_signal() -> asyncio.Event:
     """Set by Ctrl-C or SIGTERM."""
     event = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, event.set)
+        on_signal(number, event.set)
     return event
 
 

@@ -11,6 +11,7 @@ import errno
 import os
 import tempfile
 from dataclasses import dataclass
+from typing import IO
 
 import numpy as np
 import structlog
@@ -56,7 +57,7 @@ class Journal:
         self._memory = np.zeros((in_memory * BLOCK_TOKENS, self._row), np.uint8)  # pages are taken when first written
         self._end = min(blocks, in_memory + limits.disk // block) * BLOCK_TOKENS
         self._known = np.zeros(blocks * BLOCK_TOKENS, np.bool_)
-        self._file: int | None = None
+        self._file: IO[bytes] | None = None
         self._full = False
 
     @property
@@ -104,7 +105,7 @@ class Journal:
 
     def close(self) -> None:
         if self._file is not None:
-            os.close(self._file)
+            self._file.close()
             self._file = None
 
     def _at(self, slot: int) -> int:
@@ -115,9 +116,8 @@ class Journal:
         if slot < self._end and not self._full:
             try:
                 if self._file is None:
-                    self._file, path = tempfile.mkstemp(prefix="shoal-journal-")
-                    os.unlink(path)  # the file lives as long as this process holds it
-                if os.pwrite(self._file, row.tobytes(), self._at(slot)) < self._row:  # the last bytes of a disk
+                    self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - lives as long as the journal
+                if _write_at(self._file.fileno(), row.tobytes(), self._at(slot)) < self._row:  # the last bytes of a disk
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 self.counters.spilled += 1
                 return True
@@ -131,8 +131,23 @@ class Journal:
         if self._file is None:
             return None
         try:
-            stored = os.pread(self._file, self._row, self._at(slot))
+            stored = _read_at(self._file.fileno(), self._row, self._at(slot))
         except OSError as error:
             log.warning("the journal cannot be read", reason=str(error))
             return None
         return np.frombuffer(stored, np.uint8) if len(stored) == self._row else None
+
+
+def _write_at(file: int, data: bytes, at: int) -> int:
+    """Bytes that were written."""
+    if hasattr(os, "pwrite"):
+        return os.pwrite(file, data, at)
+    os.lseek(file, at, os.SEEK_SET)  # Windows
+    return os.write(file, data)
+
+
+def _read_at(file: int, size: int, at: int) -> bytes:
+    if hasattr(os, "pread"):
+        return os.pread(file, size, at)
+    os.lseek(file, at, os.SEEK_SET)
+    return os.read(file, size)

@@ -13,7 +13,7 @@ from shoal.executor.base import Angles, Floats, Ints, StageBatch
 from shoal.executor.precision import ROUNDED, executed, kept
 from shoal.models.matrix import StoredMatrix
 from shoal.models.weights import MATRICES, Weights
-from shoal.native import kernels, reference
+from shoal.native import kernels, missing, reference
 
 
 def pack(module: Any, stored: StoredMatrix, precision: Precision, head: bool = False) -> Any:
@@ -37,9 +37,7 @@ class NativeLayers:
     def __init__(self, weights: Weights, layers: range, last: bool, *, precision: Precision, threads: int, isa: str = "") -> None:
         module = kernels()
         if module is None:
-            raise ConfigError(
-                "the native runtime needs the compiled kernels, which are missing; install g++ and reinstall, or use --runtime onnxruntime"
-            )
+            raise ConfigError(f"the native runtime cannot be used here: {missing()}, or use --runtime onnxruntime")
         spec = weights.spec
         try:
             self._stage = module.Stage(

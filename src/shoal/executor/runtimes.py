@@ -19,7 +19,7 @@ from shoal.executor.kv_pool import KvPool
 from shoal.executor.measure import median_seconds
 from shoal.executor.native_layers import NativeLayers
 from shoal.models.weights import Weights
-from shoal.native import instruction_set, kernels
+from shoal.native import instruction_set, missing
 
 log = structlog.get_logger()
 
@@ -33,9 +33,9 @@ _EXTRAS = {RuntimeName.ONNXRUNTIME: "shoal[onnx]", RuntimeName.OPENVINO: "shoal[
 def lacking(runtime: RuntimeName) -> str:
     """What this machine lacks for a runtime, and what to do about it; '' where it can be used."""
     if runtime is RuntimeName.NATIVE:
-        return "" if kernels() is not None else "the compiled kernels are missing: install g++ and cmake, then reinstall shoal"
-    missing = [name for name in _PACKAGES[runtime] if importlib.util.find_spec(name) is None]
-    return f"not installed: {' and '.join(missing)}; pip install '{_EXTRAS[runtime]}'" if missing else ""
+        return missing()
+    absent = [name for name in _PACKAGES[runtime] if importlib.util.find_spec(name) is None]
+    return f"not installed: {' and '.join(absent)}; pip install '{_EXTRAS[runtime]}'" if absent else ""
 
 
 def installed() -> list[RuntimeName]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
+import os
 from collections.abc import Generator
 from pathlib import Path
+
+from shoal.file_lock import locked
 
 
 @contextlib.contextmanager
@@ -13,5 +16,6 @@ def lock(path: Path, wait: bool = True) -> Generator[None]:
     """One process fetches, the others wait and find the result. Raises BlockingIOError where it would have to wait and must not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not locked(file.fileno(), wait):
+            raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK), str(path))
         yield

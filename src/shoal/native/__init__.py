@@ -1,13 +1,13 @@
 """The kernels: one door to the compiled extension, with a NumPy reference of the attention beside it.
 
-Nothing else imports the extension. Where no compiler was at hand it is missing; `kernels()` then answers None, once with a
-loud warning, and the ONNX runtimes run with the reference attention, slowly.
+Nothing else imports the extension. Where no compiler was at hand it is missing; `kernels()` then answers None, `missing()` says
+why, and the ONNX runtimes run with the reference attention, slowly.
 """
 
 from __future__ import annotations
 
-import warnings
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 BLOCK_TOKENS = 32
@@ -17,18 +17,27 @@ BLOCK_TOKENS = 32
 @cache
 def kernels() -> Any | None:
     """The extension module `_kernels`, or None."""
+    return _loaded()[0]
+
+
+def missing() -> str:
+    """Why there are no kernels, and what to do about it; '' where there are."""
+    return _loaded()[1]
+
+
+@cache
+def _loaded() -> tuple[Any | None, str]:
     try:
         from shoal.native import _kernels  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
     except ImportError as error:
-        warnings.warn(
-            f"the compiled kernels are missing ({error}); attention runs in NumPy, many times slower. Install g++ and cmake, then reinstall shoal.",
-            RuntimeWarning,
-            stacklevel=2,
+        why = str(error) if any(Path(__file__).parent.glob("_kernels*.*")) else "there was no C++ compiler when shoal was installed"
+        return None, (
+            f"the compiled kernels are missing ({why}); install a C++ compiler (Debian: apt install g++), "
+            "then install shoal again with --force-reinstall --no-cache-dir"
         )
-        return None
     if _kernels.BLOCK_TOKENS != BLOCK_TOKENS:  # pyright: ignore[reportUnknownMemberType]
         raise ImportError("the compiled kernels belong to another version of shoal; reinstall it")
-    return _kernels  # pyright: ignore[reportUnknownVariableType]
+    return _kernels, ""  # pyright: ignore[reportUnknownVariableType]
 
 
 def instruction_set(wanted: str = "") -> str | None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 import structlog
 
 from shoal.errors import ConfigError, human_bytes
+from shoal.file_lock import locked
 from shoal.pipeline import records
 from shoal.pipeline.records import Accepted, Draw, Drawn, Gone, Kept, Record
 from shoal.request import Request, RequestId, TokenChunk
@@ -184,14 +184,9 @@ def _release(waiting: list[asyncio.Future[None]]) -> None:
 def _locked(path: Path) -> int:
     """A lock on the folder, for as long as the process lives. Raises ConfigError where another one has it."""
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    if sys.platform != "win32":
-        import fcntl
-
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(lock)
-            raise ConfigError(f"another head keeps its requests in {path.parent}; choose another --state") from None
+    if not locked(lock):
+        os.close(lock)
+        raise ConfigError(f"another head keeps its requests in {path.parent}; choose another --state")
     return lock
 
 
@@ -200,7 +195,8 @@ def _replaced(path: Path, data: bytes) -> tuple[int, int]:
     fresh = path.with_suffix(".new")
     file = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
     try:
-        os.fchmod(file, 0o600)  # prompts are private, whoever made the file
+        if hasattr(os, "fchmod"):  # prompts are private, whoever made the file
+            os.fchmod(file, 0o600)
         view = memoryview(data)
         while view:
             view = view[os.write(file, view) :]

@@ -19,7 +19,7 @@ module: Any = kernels()
 def sets() -> list[str]:
     """Instruction sets that this machine has."""
     out: list[str] = []
-    for name in ("portable", "avx2", "avx512"):
+    for name in ("portable", "avx2", "avx512", "dotprod"):
         try:
             module.isa(name)
         except ValueError:

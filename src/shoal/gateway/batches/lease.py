@@ -1,22 +1,11 @@
-"""A lock that ends with the process that holds it, however that ends."""
+"""Who works a model's batches off."""
 
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
-
-def locked(descriptor: int) -> bool:
-    """Locks an open file, unless somebody else has it. Windows has no such lock: there one process is to use a folder."""
-    if sys.platform != "win32":
-        import fcntl
-
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-    return True
+from shoal.file_lock import locked
 
 
 class Lease:

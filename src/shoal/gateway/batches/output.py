@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from shoal.errors import ConfigError
-from shoal.gateway.batches.lease import locked
+from shoal.file_lock import locked
 from shoal.gateway.batches.result import Done, read
 
 

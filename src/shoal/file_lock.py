@@ -1,0 +1,54 @@
+"""Locks on open files, which end with the process that holds them, however that ends."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+_BYTE = 0x7FFF_FFFE  # what is locked on Windows, where others can then not read it: one that no file has
+_LOOK = 0.1  # seconds between looks there at whether it can be had
+
+
+def locked(descriptor: int, wait: bool = False) -> bool:
+    """Locks an open file, unless somebody else has it; whether it did.
+
+    wait: until it can, which is then always. Raises OSError where somebody waits and the file's system has no locks.
+    """
+    lock = _by_byte if fcntl is None else _whole
+    try:
+        lock(descriptor, wait)
+    except OSError:
+        if wait:
+            raise
+        return False
+    return True
+
+
+def _whole(descriptor: int, wait: bool) -> None:
+    assert fcntl is not None
+    fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _by_byte(descriptor: int, wait: bool) -> None:
+    import msvcrt
+
+    windows: Any = msvcrt
+    while True:
+        at = os.lseek(descriptor, 0, os.SEEK_CUR)
+        os.lseek(descriptor, _BYTE, os.SEEK_SET)
+        try:
+            windows.locking(descriptor, windows.LK_NBLCK, 1)
+            return
+        except OSError as error:
+            if not wait or error.errno not in (errno.EACCES, errno.EDEADLK):
+                raise
+        finally:
+            os.lseek(descriptor, at, os.SEEK_SET)
+        time.sleep(_LOOK)

@@ -1,0 +1,318 @@
+// Every instruction set of a processor against plain double-precision loops, without Python: for processors that are only emulated.
+//
+// Usage: check_kernels SET...    Exit status 0 where each SET is there and right; each failure is a line on stderr.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "stage.h"
+
+using namespace shoal;
+
+namespace {
+
+int failures = 0;
+std::string where;
+
+void check(bool holds, const std::string& what) {
+  if (holds) return;
+  ++failures;
+  std::fprintf(stderr, "%s: %s\n", where.c_str(), what.c_str());
+}
+
+std::vector<float> normal(int64_t size, unsigned seed) {
+  std::mt19937 bits(seed);  // the same numbers on every machine, which std::normal_distribution does not promise
+  std::vector<float> out(static_cast<size_t>(size));
+  for (float& x : out) {
+    double sum = -6;
+    for (int i = 0; i < 12; ++i) sum += bits() / 4294967296.0;
+    x = static_cast<float>(sum);
+  }
+  return out;
+}
+
+double error(const std::vector<float>& got, const std::vector<double>& wanted) {  // relative, of the whole
+  double difference = 0, size = 0;
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    difference += (got[i] - wanted[i]) * (got[i] - wanted[i]), size += wanted[i] * wanted[i];
+  }
+  return std::sqrt(difference / size);
+}
+
+bool same(const float* a, const float* b, int64_t n) { return std::memcmp(a, b, static_cast<size_t>(n) * 4) == 0; }
+
+// Weights
+
+struct Format {
+  const char *name, *target;
+  int64_t block_bytes, block;  // block: weights of one
+};
+constexpr Format kFormats[] = {{"f32", "f32", 4, 1},    {"f32", "q8", 4, 1},      {"f32", "q4", 4, 1},      {"q4_0", "q4", 18, 32},
+                               {"q4_1", "q4", 20, 32},  {"q5_0", "q8", 22, 32},   {"q5_1", "q8", 24, 32},   {"q8_0", "q8", 34, 32},
+                               {"q4_k", "q4", 144, 256}, {"q5_k", "q8", 176, 256}, {"q6_k", "q8", 210, 256}};
+
+// Stored rows: random bits, with sane scales where a format has them.
+std::vector<uint8_t> stored(const Format& format, int64_t n, int64_t k) {
+  const int64_t blocks = n * k / format.block, size = blocks * format.block_bytes;
+  std::vector<uint8_t> out(static_cast<size_t>(size));
+  if (format.block == 1) {
+    const std::vector<float> values = normal(n * k, 7);
+    std::memcpy(out.data(), values.data(), out.size());
+    return out;
+  }
+  std::mt19937 bits(11);
+  for (uint8_t& byte : out) byte = static_cast<uint8_t>(bits());
+  const bool last = std::string(format.name) == "q6_k";
+  const int halves = format.block == 256 && !last ? 2 : std::string(format.name).back() == '1' ? 2 : 1;
+  for (int64_t b = 0; b < blocks; ++b) {
+    for (int i = 0; i < halves; ++i) {
+      const uint16_t scale = float_to_half(0.001f + 0.009f * static_cast<float>(bits() / 4294967296.0));
+      std::memcpy(out.data() + b * format.block_bytes + (last ? 208 : 2 * i), &scale, 2);
+    }
+  }
+  return out;
+}
+
+double weight(const Matrix& m, int64_t row, int64_t column) {  // as matrix.h says that it lies
+  const int64_t p = row / kPanel, lane = row % kPanel, b = column / kBlock, i = column % kBlock;
+  if (m.kind == Kind::F32) return reinterpret_cast<const float*>(m.panel(p))[column * kPanel + lane];
+  int q;
+  if (m.kind == Kind::Q8) {
+    q = m.panel(p)[b * 512 + i / 4 * 64 + lane * 4 + i % 4];
+  } else {
+    q = m.panel(p)[b * 256 + i % 16 / 4 * 64 + lane * 4 + i % 4];
+    q = i < 16 ? q & 15 : q >> 4;
+  }
+  const double minimum = m.has_min ? half_to_float(m.mins(p)[b * kPanel + lane]) : 0;
+  return half_to_float(m.scales(p)[b * kPanel + lane]) * double(q - m.zero) + minimum;
+}
+
+struct Inputs {
+  int64_t rows, k;
+  std::vector<float> x, scale;
+  std::vector<int8_t> q;
+  std::vector<int32_t> sum;
+
+  Inputs(const Kernels& kernels, int64_t rows_, int64_t k_) : rows(rows_), k(k_), x(normal(rows * k, 3)) {
+    scale.resize(static_cast<size_t>(rows * k / kBlock)), sum.resize(scale.size()), q.resize(x.size());
+    for (int64_t r = 0; r < rows; ++r) {
+      kernels.quantise(&x[size_t(r * k)], k, &q[size_t(r * k)], &scale[size_t(r * k / kBlock)], &sum[size_t(r * k / kBlock)]);
+    }
+  }
+  Activations all() const { return {x.data(), q.data(), scale.data(), sum.data()}; }
+  double at(int64_t i, bool quantised) const { return quantised ? double(q[size_t(i)]) * scale[size_t(i / kBlock)] : x[size_t(i)]; }
+};
+
+void check_quantise(const Kernels& kernels) {
+  const Inputs in(kernels, 1, 256);
+  for (size_t b = 0; b < in.scale.size(); ++b) {
+    int32_t sum = 0;
+    double furthest = 0;
+    for (size_t i = b * 32; i < b * 32 + 32; ++i) {
+      sum += in.q[i];
+      furthest = std::max(furthest, std::fabs(in.x[i] - double(in.q[i]) * in.scale[b]) / in.scale[b]);
+    }
+    check(sum == in.sum[b], "quantise: the sum of a block");
+    check(furthest <= 0.5 + 1e-4, "quantise: a value is rounded to its neighbour");
+  }
+}
+
+void check_gemm(const Kernels& kernels, const Format& format) {
+  const int64_t n = 40, k = 512, rows = 19, stride = 48;
+  const std::vector<uint8_t> raw = stored(format, n, k);
+  const auto m = pack(format.name, format.target, raw.data(), static_cast<int64_t>(raw.size()) / n, n, k, nullptr);
+  const Inputs in(kernels, rows, k);
+  const std::string name = std::string(format.name) + " as " + format.target;
+  std::vector<float> bias = normal(stride, 5), out = normal(rows * stride, 6);
+  std::vector<double> wanted;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t o = 0; o < stride; ++o) {
+      double sum = double(out[size_t(r * stride + o)]) + bias[size_t(o)];
+      for (int64_t i = 0; o < n && i < k; ++i) sum += weight(*m, o, i) * in.at(r * k + i, m->kind != Kind::F32);
+      wanted.push_back(sum);
+    }
+  }
+  const std::vector<float> before = out;
+  for (int64_t p = 0; p < m->panels(); ++p) kernels.gemm(*m, p, in.all(), 0, rows, &bias[size_t(p * kPanel)], true, &out[size_t(p * kPanel)], stride);
+  check(error(out, wanted) < 1e-5, "a product with " + name + " is off by " + std::to_string(error(out, wanted)));
+  const int64_t parts[][2] = {{0, 1}, {3, 5}, {7, 11}, {2, 19}};
+  for (const auto& part : parts) {
+    std::vector<float> again = before;
+    for (int64_t p = 0; p < m->panels(); ++p) {
+      kernels.gemm(*m, p, in.all(), part[0], part[1], &bias[size_t(p * kPanel)], true, &again[size_t(p * kPanel)], stride);
+    }
+    check(same(&again[size_t(part[0] * stride)], &out[size_t(part[0] * stride)], (part[1] - part[0]) * stride),
+          "a row of a product with " + name + " depends on its batch");
+  }
+}
+
+// What runs over a row
+
+void check_rows(const Kernels& kernels) {
+  const int64_t n = 176;
+  const std::vector<float> x = normal(n, 1), w = normal(n, 2);
+  std::vector<float> out(static_cast<size_t>(n)), gate = x;
+  double squares = 0;
+  for (float v : x) squares += double(v) * v;
+  std::vector<double> normed, mixed, turned;
+  for (int64_t i = 0; i < n; ++i) {
+    normed.push_back(x[size_t(i)] / std::sqrt(squares / double(n) + 1e-6) * w[size_t(i)]);
+    mixed.push_back(x[size_t(i)] / (1 + std::exp(-double(x[size_t(i)]))) * w[size_t(i)]);
+  }
+  kernels.rms_norm(x.data(), w.data(), 1e-6f, n, out.data());
+  check(error(out, normed) < 1e-6, "rms_norm");
+  kernels.silu_mul(gate.data(), w.data(), n);
+  check(error(gate, mixed) < 1e-6, "silu_mul");
+  std::vector<float> edges(16, -200.0f), ones(16, 1.0f);
+  std::fill(edges.begin() + 8, edges.end(), 200.0f);
+  kernels.silu_mul(edges.data(), ones.data(), 16);
+  check(std::fabs(edges[0]) < 1e-30f && edges[15] == 200, "silu_mul far from 0");
+
+  std::vector<float> head(x.begin(), x.begin() + 64), c, s;
+  for (int i = 0; i < 32; ++i) c.push_back(std::cos(0.3f * float(i))), s.push_back(std::sin(0.3f * float(i)));
+  for (int i = 0; i < 64; ++i) turned.push_back(i < 32 ? double(head[size_t(i)]) * c[size_t(i)] - double(head[size_t(i + 32)]) * s[size_t(i)] : double(head[size_t(i)]) * c[size_t(i - 32)] + double(head[size_t(i - 32)]) * s[size_t(i - 32)]);
+  kernels.rope(head.data(), c.data(), s.data(), 64);
+  check(error(head, turned) < 1e-6, "rope");
+
+  for (int64_t size : {1, 15, 16, 17, 176}) {
+    check(kernels.argmax(x.data(), size) == std::max_element(x.begin(), x.begin() + size) - x.begin(), "argmax");
+    check(kernels.argmax(std::vector<float>(size_t(size), -1.0f).data(), size) == 0, "argmax takes the first of equals");
+  }
+}
+
+// Attention, through the cache
+
+float widened(uint16_t bits) {
+  const uint32_t wide = uint32_t(bits) << 16;
+  float out;
+  std::memcpy(&out, &wide, 4);
+  return out;
+}
+
+void check_attend(const Kernels& kernels, bool bf16, int64_t d, int32_t length, int32_t window) {
+  const int64_t blocks = (length + kTokens - 1) / kTokens, kv_heads = 2, head = 1;
+  const std::string name = std::string("attend ") + (bf16 ? "bf16" : "fp32") + ", heads of " + std::to_string(d) + ", " +
+                           std::to_string(length) + " tokens, window " + std::to_string(window);
+  std::vector<uint8_t> memory(static_cast<size_t>(blocks * kv_heads * 2 * kTokens * d * 4));
+  const Pool pool{memory.data(), bf16, kv_heads, d};
+  std::vector<int32_t> table;
+  for (int64_t b = 0; b < blocks; ++b) table.push_back(static_cast<int32_t>(blocks - 1 - b));  // scattered
+  const std::vector<float> keys = normal(length * d, 21), values = normal(length * d, 22);
+  for (int64_t t = 0; t < length; ++t) {
+    kernels.append(pool, table[size_t(t / kTokens)], t % kTokens, head, &keys[size_t(t * d)], &values[size_t(t * d)]);
+  }
+  const auto cached = [&](int64_t t, int64_t i, bool value) -> double {
+    const int64_t at = value ? kTokens * d + t % kTokens * d + i : i * kTokens + t % kTokens;
+    const uint8_t* base = pool.at(table[size_t(t / kTokens)], head);
+    if (bf16) return widened(reinterpret_cast<const uint16_t*>(base)[at]);
+    return reinterpret_cast<const float*>(base)[at];
+  };
+  for (int64_t i = 0; i < d; ++i) {
+    check(std::fabs(cached(length - 1, i, false) - keys[size_t((length - 1) * d + i)]) <= (bf16 ? 0.02 : 0), name + ": a key in the cache");
+    check(std::fabs(cached(length - 1, i, true) - values[size_t((length - 1) * d + i)]) <= (bf16 ? 0.02 : 0), name + ": a value in the cache");
+  }
+
+  constexpr int kCount = 7;
+  const std::vector<float> q = normal(kCount * d, 23);
+  std::vector<float> out(static_cast<size_t>(kCount * d));
+  std::vector<double> wanted;
+  std::vector<Query> queries;
+  for (int32_t i = 0; i < kCount; ++i) {
+    const int32_t end = std::max(1, length - kCount + 1 + i), first = window && end > window ? end - window : 0;
+    queries.push_back({&q[size_t(i * d)], &out[size_t(i * d)], nullptr, first, end});
+    std::vector<double> weights, sum(static_cast<size_t>(d));
+    double total = 0;
+    for (int32_t t = first; t < end; ++t) {
+      double score = 0;
+      for (int64_t j = 0; j < d; ++j) score += q[size_t(i * d + j)] * cached(t, j, false);
+      weights.push_back(std::exp(score * 0.125)), total += weights.back();
+      for (int64_t j = 0; j < d; ++j) sum[size_t(j)] += weights.back() * cached(t, j, true);
+    }
+    for (double value : sum) wanted.push_back(value / total);
+  }
+  kernels.attend(pool, head, table.data(), 0, length, 0.125f, queries.data(), kCount);
+  check(error(out, wanted) < 1e-5, name + " is off by " + std::to_string(error(out, wanted)));
+
+  const std::vector<float> together = out;
+  for (const Query& query : queries) kernels.attend(pool, head, table.data(), 0, length, 0.125f, &query, 1);
+  check(same(out.data(), together.data(), kCount * d), name + ": a query depends on those beside it");
+
+  // In pieces, which are joined afterwards.
+  const int32_t piece = 64, splits = (length + piece - 1) / piece;
+  std::vector<float> partial(static_cast<size_t>(kCount * splits * (d + 2)));
+  for (int32_t split = 0; split < splits; ++split) {
+    for (int i = 0; i < kCount; ++i) queries[size_t(i)].partial = &partial[size_t((i * splits + split) * (d + 2))];
+    kernels.attend(pool, head, table.data(), split * piece, std::min(length, (split + 1) * piece), 0.125f, queries.data(), kCount);
+  }
+  for (int i = 0; i < kCount; ++i) kernels.merge(&partial[size_t(i * splits * (d + 2))], splits, d, &out[size_t(i * d)]);
+  check(error(out, wanted) < 1e-5, name + " in pieces is off by " + std::to_string(error(out, wanted)));
+}
+
+// A stage
+
+Linear linear(int64_t n, int64_t k, const char* target, unsigned seed) {
+  std::vector<float> values = normal(n * k, seed);
+  for (float& value : values) value *= 0.05f;
+  return {pack("f32", target, reinterpret_cast<const uint8_t*>(values.data()), k * 4, n, k, nullptr), {}};
+}
+
+std::vector<float> stepped(const Kernels& kernels, int threads) {
+  const int64_t hidden = 64, heads = 4, kv = 2, d = 16, mlp = 96, rows = 40, blocks = 2;
+  Stage stage(kernels, {hidden, heads, kv, d, mlp, 1e-6f, 0.25f}, threads);
+  std::vector<std::vector<uint8_t>> memory;
+  std::vector<uint8_t*> pools;
+  for (unsigned i = 0; i < 2; ++i) {
+    const char* target = i ? "q4" : "q8";
+    Layer layer;
+    layer.attention_norm.assign(size_t(hidden), 1.0f), layer.mlp_norm.assign(size_t(hidden), 1.0f);
+    layer.q = linear(heads * d, hidden, target, 31 + i), layer.k = linear(kv * d, hidden, target, 41 + i);
+    layer.v = linear(kv * d, hidden, target, 51 + i), layer.o = linear(hidden, heads * d, target, 61 + i);
+    layer.gate = linear(mlp, hidden, target, 71 + i), layer.up = linear(mlp, hidden, target, 81 + i);
+    layer.down = linear(hidden, mlp, target, 91 + i);
+    stage.add(std::move(layer));
+    memory.emplace_back(static_cast<size_t>(blocks * kv * 2 * kTokens * d * 4));
+    pools.push_back(memory.back().data());
+  }
+  std::vector<float> x = normal(rows * hidden, 13), c, s;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int i = 0; i < d / 2; ++i) c.push_back(std::cos(float(r) * 0.1f * float(i))), s.push_back(std::sin(float(r) * 0.1f * float(i)));
+  }
+  const int32_t starts[] = {0, static_cast<int32_t>(rows)}, positions[] = {0}, table[] = {1, 0};
+  stage.forward(x.data(), {rows, 1, starts, positions, table, 2, c.data(), s.data()}, pools, false);
+  return x;
+}
+
+void check_stage(const Kernels& kernels) {
+  const std::vector<float> one = stepped(kernels, 1), portable = stepped(choose("portable"), 1);
+  check(one == stepped(kernels, 3), "a stage: threads change its result");
+  check(error(one, std::vector<double>(portable.begin(), portable.end())) < 0.01, "a stage: the portable kernels come to another result");
+}
+
+}  // namespace
+
+int main(int count, char** names) {
+  for (int i = 1; i < count; ++i) {
+    where = names[i];
+    try {
+      const Kernels& kernels = choose(where);
+      check_quantise(kernels);
+      for (const Format& format : kFormats) check_gemm(kernels, format);
+      check_rows(kernels);
+      for (bool bf16 : {false, true}) {
+        check_attend(kernels, bf16, 16, 1, 0), check_attend(kernels, bf16, 64, 33, 0), check_attend(kernels, bf16, 128, 200, 0);
+        check_attend(kernels, bf16, 256, 70, 7), check_attend(kernels, bf16, 48, 200, 40);
+      }
+      check_stage(kernels);
+    } catch (const std::exception& error) {
+      check(false, error.what());
+    }
+    std::printf("%s: checked\n", names[i]);
+  }
+  std::printf("best: %s\n", choose("").name);
+  return failures != 0;
+}
