@@ -30,7 +30,7 @@ HEAVY = {
     "cryptography",
     "fastapi",
     "grpc",
-    "httpx",
+    "httpx2",
     "numpy",
     "onnx",
     "prompt_toolkit",

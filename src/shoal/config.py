@@ -110,7 +110,7 @@ class NodeSettings(Settings):
 
     name: str = setting("", "The node's name in listings; the host name and a number where empty.")
     cluster: str = setting("", "The cluster to look for where no address is given; empty: the only one there is.")
-    discovery: str = setting("mdns", "Where to look for it: mdns, redis://HOST:PORT or none.")
+    discovery: str = setting("mdns", "Where to look for it: mdns, redis://HOST:PORT (with shoal[redis]) or none.")
     code: str = setting("", "The pairing code that `shoal serve` shows; needed once, this machine then keeps a certificate.")
     pairing_port: int = setting(0, "Port that the code is presented at; 0: the one after the head's.", low=0, high=65535)
     bind: str = setting("", "Address that the tensor port listens on; empty: the one that faces the head.")
@@ -274,7 +274,7 @@ class HeadSettings(ApiSettings, EngineSettings):
     host: str = setting("127.0.0.1", "Address that nodes reach this machine at; beyond this machine they need the pairing code, once.")
     secure: bool = setting(False, "Ask for the pairing code and encrypt on this machine's own addresses too.")
     cluster: str = setting("shoal", "The cluster's name, by which nodes find it.")
-    discovery: str = setting("mdns", "Where the cluster is announced: mdns, redis://HOST:PORT or none.")
+    discovery: str = setting("mdns", "Where the cluster is announced: mdns, redis://HOST:PORT (with shoal[redis]) or none.")
     unprotected: bool = setting(False, "No code, no keys, no encryption: whoever reaches the ports can join and read all that is said.")
     pairing_port: int = setting(0, "Port that nodes present the code at; 0: the control port's number plus one.", low=0, high=65535)
     control_port: int = setting(7420, "Port that nodes join at; 0 takes a free one.", low=0, high=65535)
