@@ -17,6 +17,7 @@ from shoal.cli.api import Api, api_of
 from shoal.cli.credentials import asked_for_code, check_keys, head_credentials, pairing_desk
 from shoal.cli.discover import announced, check_announcing, find_head
 from shoal.cli.local import local_cluster
+from shoal.cli.relocation import move_in
 from shoal.cli.show import described, err, line, split
 from shoal.cli.waiting import stop_signal, until
 from shoal.config import HeadSettings, NodeSettings
@@ -229,15 +230,18 @@ async def _join(address: str, settings: NodeSettings) -> None:
 
 
 def up(settings: HeadSettings, node: NodeSettings, nodes: int) -> None:
+    move_in()
     _check_open(settings)
     uvloop.run(_up(settings, node, nodes))
 
 
 def serve(settings: HeadSettings) -> None:
+    move_in()
     check_announcing(settings)
     _check_open(settings)
     uvloop.run(_serve(settings.kept_by_default()))
 
 
 def join(settings: NodeSettings, address: str) -> None:
+    move_in()
     uvloop.run(_join(address, settings))

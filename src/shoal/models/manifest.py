@@ -16,8 +16,9 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from shoal.config import cache_dir, hub_endpoint
+from shoal.config import hub_endpoint
 from shoal.errors import FetchError
+from shoal.folders import cache_dir
 from shoal.models.catalogue import catalogue
 from shoal.models.gguf_files import INDEX as GGUF_INDEX
 from shoal.models.gguf_files import GgufFiles, parts_of

@@ -24,8 +24,9 @@ from typing import IO
 
 import msgspec
 
-from shoal.config import cache_dir, environment_with, hub_endpoint, user_path
+from shoal.config import environment_with, hub_endpoint
 from shoal.errors import FetchError, HashMismatch, UnknownModel, UserError, human_bytes, suggestion
+from shoal.folders import cache_dir, user_path
 from shoal.models.catalogue import Entry, Part, catalogue
 from shoal.models.gguf_files import first_part, parts_of
 

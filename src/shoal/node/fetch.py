@@ -17,9 +17,9 @@ from typing import TypeVar
 import structlog
 
 from shoal.address import join_host_port
-from shoal.config import cache_dir
 from shoal.control import messages as control
 from shoal.errors import FetchError, ProtocolError, RemoteProtocolError
+from shoal.folders import cache_dir
 from shoal.models.manifest import Manifest, ModelFile
 from shoal.models.part import Part, discard
 from shoal.models.sources import lock
