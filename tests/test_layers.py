@@ -13,7 +13,7 @@ import pytest
 import shoal
 
 ROOT = Path(shoal.__file__).parent
-BASE = {"request", "errors", "config", "retry", "allowance", "address", "facts", "folders"}
+BASE = {"request", "errors", "config", "retry", "allowance", "address", "facts", "folders", "config_file"}
 PURE = {"scheduler", "placement", "membership", "wire"}
 PURE_MODULES = {"pipeline.timing", "pipeline.records"}
 EFFECTS = {"models", "text", "transport", "executor", "native", "discovery", "control", "metrics", "security"}

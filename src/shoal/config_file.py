@@ -84,10 +84,14 @@ class ConfigFile:
 
     def warning(self, sections: Sections) -> str:
         """Of secrets in a file that others than its owner can read; '' where there are none."""
-        held = [key for (section, key), entry in self._entries.items() if sections[section][key].secret and entry.value]
+        held = [key for (section, key), entry in self._entries.items() if _secret(sections[section][key], entry.value)]
         if not held or not self.path.stat().st_mode & 0o077:
             return ""
         return f"{self.path} holds {', '.join(held)}, and other users can read it: chmod 600 {self.path}"
+
+
+def _secret(key: FileKey, value: Any) -> bool:
+    return bool(value) and (key.secret or (isinstance(value, str) and re.match(r"\w+://[^/\s]*:[^/\s]*@", value) is not None))
 
 
 def read(path: Path, sections: Sections, *, must_be: bool = False) -> ConfigFile:

@@ -140,6 +140,9 @@ def test_secrets_that_others_can_read_are_warned_of(tmp_path: Path) -> None:
     assert "holds api-key, and other users can read it: chmod 600" in file.warning(sections())
     file.path.chmod(0o600)
     assert file.warning(sections()) == ""
-    plain = written(tmp_path, "[head]\nport = 1")
+    redis = written(tmp_path, "[node]\ndiscovery = 'redis://:pw@10.0.0.1:6379'")
+    redis.path.chmod(0o640)
+    assert "holds discovery" in redis.warning(sections())
+    plain = written(tmp_path, "[head]\nport = 1\ndiscovery = 'redis://10.0.0.1:6379'")
     plain.path.chmod(0o644)
     assert plain.warning(sections()) == ""
