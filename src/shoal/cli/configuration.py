@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shoal.cli.options import Json, known_variables, loaded, of_file, sections
+from shoal.cli.options import Json, flag, known_variables, loaded, of_file, sections
 from shoal.config import HeadSettings, NodeSettings, from_environment, variable, variables
 from shoal.config_file import ConfigFile, FileKey
 from shoal.errors import ConfigError, suggestion
@@ -25,7 +25,7 @@ _SECTIONS = {
     "client": "shoal run, chat, batch and nodes: whom they ask, and how.",
 }
 
-Changed = Annotated[bool, typer.Option("--changed", help="Only what the file or the environment says.")]
+Changed = Annotated[bool, flag("--changed", "Only what the file or the environment says.")]
 
 
 @app.command("show")
