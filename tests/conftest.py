@@ -6,12 +6,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+os.environ["SHOAL_CONFIG"] = os.devnull  # not what whoever runs the tests has set
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import pytest
 import structlog
 
+from shoal.cli.show import err
 from shoal.models.sources import pull
 from shoal.models.weights import GgufWeights
 
@@ -28,6 +30,7 @@ def _logging_of_its_own() -> Iterator[None]:
     """What one test configured, by the command line or the library, filters no other test's lines."""
     yield
     structlog.reset_defaults()
+    err.log = None
 
 
 @pytest.fixture(scope="session")

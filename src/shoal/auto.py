@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 import structlog
 
 from shoal.cli.local import LocalCluster, local_cluster
+from shoal.cli.logs import text_processors
+from shoal.cli.relocation import move_in
 from shoal.config import HeadSettings, from_environment
 from shoal.config import NodeSettings as _NodeSettings
 from shoal.errors import ClusterError, ConfigError
@@ -34,9 +36,11 @@ class AutoDistributedModel:
     def __init__(self, settings: HeadSettings, node: _NodeSettings, nodes: int) -> None:
         if not structlog.is_configured():  # as a library, keep to warnings, and off the user's stdout
             structlog.configure(
+                processors=text_processors(),
                 wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
                 logger_factory=structlog.PrintLoggerFactory(sys.stderr),
             )
+        move_in(structlog.get_logger().warning)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="shoal", daemon=True)
         self._thread.start()

@@ -1,7 +1,7 @@
 """The settings of each role: one frozen dataclass per role, every field documented and checked here.
 
-This is the only reader of the environment and of configuration files, and the command line derives its flags from these
-fields: a field `kv_blocks` of a role is the flag `--kv-blocks` and the variable `SHOAL_KV_BLOCKS`.
+This and `folders` alone read the environment. The command line derives its flags from these fields: a field `kv_blocks` of a role is the flag
+`--kv-blocks`, the variable `SHOAL_KV_BLOCKS`, and the key `kv-blocks` of the configuration file. They count in this order.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, TypeVar, get_type_hints
 from shoal.address import is_loopback, parse_host
 from shoal.allowance import processors
 from shoal.errors import ConfigError
+from shoal.folders import cache_dir, data_dir, state_dir, user_path
 
 
 class Precision(enum.StrEnum):
@@ -110,7 +111,7 @@ class NodeSettings(Settings):
 
     name: str = setting("", "The node's name in listings; the host name and a number where empty.")
     cluster: str = setting("", "The cluster to look for where no address is given; empty: the only one there is.")
-    discovery: str = setting("mdns", "Where to look for it: mdns, redis://HOST:PORT or none.")
+    discovery: str = setting("mdns", "Where to look for it: mdns, redis://HOST:PORT (with shoal[redis]) or none.")
     code: str = setting("", "The pairing code that `shoal serve` shows; needed once, this machine then keeps a certificate.")
     pairing_port: int = setting(0, "Port that the code is presented at; 0: the one after the head's.", low=0, high=65535)
     bind: str = setting("", "Address that the tensor port listens on; empty: the one that faces the head.")
@@ -201,7 +202,7 @@ class ApiSettings(Settings):
     open_api: bool = setting(False, "Let the API listen beyond this machine without a key: whoever reaches it can use it.")
     port: int = setting(8000, "Port of the OpenAI-compatible API; 0 takes a free one.", low=0, high=65535)
     api_workers: int = setting(0, "Processes that serve the API, beside the head's own; 0 or 1: it serves it itself.", low=0, high=64)
-    data: str = setting("", "Folder for what the API keeps: keys, responses, files, batches; empty: api/ beside the models.")
+    data: str = setting("", "Folder for what the API keeps: keys, responses, files, batches; empty: ~/.local/share/shoal/api.")
     cors: str = setting("", "Web pages that may use the API: origins like https://chat.example, by commas; * for all; empty: none.")
     connections: int = setting(1000, "Connections that clients may have at once, running answers and idle ones.", low=1, high=1_000_000)
     keep_alive: float = setting(30.0, "Seconds that a client's connection may idle between two requests.", low=1, high=3600)
@@ -244,7 +245,7 @@ class ApiSettings(Settings):
     @property
     def data_folder(self) -> Path:
         """It need not be there yet."""
-        return user_path(self.data) if self.data else cache_dir() / "api"
+        return user_path(self.data) if self.data else data_dir() / "api"
 
     @property
     def origins(self) -> list[str]:
@@ -277,7 +278,7 @@ class HeadSettings(ApiSettings, EngineSettings):
     host: str = setting("127.0.0.1", "Address that nodes reach this machine at; beyond this machine they need the pairing code, once.")
     secure: bool = setting(False, "Ask for the pairing code and encrypt on this machine's own addresses too.")
     cluster: str = setting("shoal", "The cluster's name, by which nodes find it.")
-    discovery: str = setting("mdns", "Where the cluster is announced: mdns, redis://HOST:PORT or none.")
+    discovery: str = setting("mdns", "Where the cluster is announced: mdns, redis://HOST:PORT (with shoal[redis]) or none.")
     unprotected: bool = setting(False, "No code, no keys, no encryption: whoever reaches the ports can join and read all that is said.")
     pairing_port: int = setting(0, "Port that nodes present the code at; 0: the control port's number plus one.", low=0, high=65535)
     control_port: int = setting(7420, "Port that nodes join at; 0 takes a free one.", low=0, high=65535)
@@ -322,36 +323,13 @@ class HeadSettings(ApiSettings, EngineSettings):
         return user_path(self.state) if self.state not in ("", "none") else None
 
     def kept_by_default(self) -> HeadSettings:
-        """Requests are kept in the cache where nothing is said: a head that comes again at the same port finds them."""
+        """Requests are kept where nothing is said, too: a head that comes again at the same port finds them."""
         if self.state or not self.port:
             return self
-        return dataclasses.replace(self, state=str(cache_dir() / "heads" / str(self.port)))
+        return dataclasses.replace(self, state=str(state_dir() / "heads" / str(self.port)))
 
 
 S = TypeVar("S", bound=Settings)
-
-
-def cache_dir(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where models are kept: $SHOAL_CACHE, or shoal/ in the user's cache directory. Raises ConfigError where there is no home."""
-    if chosen := environment.get("SHOAL_CACHE"):
-        return user_path(chosen)
-    base = environment.get("XDG_CACHE_HOME")
-    return user_path(base or "~/.cache") / "shoal"
-
-
-def user_path(text: str) -> Path:
-    """A path that may begin with ~. Raises ConfigError where the user has no home."""
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise ConfigError(
-            f"there is no {text}: this user has no home folder; set HOME, or SHOAL_CACHE to a folder for models and keys"
-        ) from error
-
-
-def keys_dir(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where a head keeps its authority, and a node its certificates: keys/ beside the models."""
-    return cache_dir(environment) / "keys"
 
 
 _SILENCE = {
@@ -438,11 +416,6 @@ def _folders(*texts: str) -> list[Path]:
     return found
 
 
-def api_key(environment: Mapping[str, str] = os.environ) -> str:
-    """The key that the command line sends to an API that asks for one, where it is not told another."""
-    return environment.get("SHOAL_API_KEY", "")
-
-
 def _boolean(text: str) -> bool:
     """Raises ValueError."""
     known = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False, "": False}
@@ -451,8 +424,23 @@ def _boolean(text: str) -> bool:
     return known[text.lower()]
 
 
-def from_environment(role: type[S], given: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> S:
-    """A role's settings: what was given, else the environment, else the defaults. Raises ConfigError."""
+def variable(name: str, environment: Mapping[str, str] = os.environ) -> str | None:
+    """What the environment says; None where it says nothing."""
+    return environment.get(name)
+
+
+def variables(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """The names of shoal's own that are set."""
+    return sorted(name for name in environment if name.startswith("SHOAL_"))
+
+
+def from_environment(
+    role: type[S], given: Mapping[str, Any], environment: Mapping[str, str] = os.environ, file: Mapping[str, Any] | None = None
+) -> S:
+    """A role's settings: what was given, else the environment, else the file, else the defaults. Raises ConfigError.
+
+    file: values by field; fields of other roles are left alone
+    """
     hints = get_type_hints(role)
     values: dict[str, Any] = {}
     for field in dataclasses.fields(role):
@@ -465,4 +453,6 @@ def from_environment(role: type[S], given: Mapping[str, Any], environment: Mappi
                 values[field.name] = kind(environment[variable])
             except ValueError as error:
                 raise ConfigError(f"{variable}={environment[variable]!r}: {error}") from error
+        elif file is not None and field.name in file:
+            values[field.name] = file[field.name]
     return role(**values)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -189,9 +188,3 @@ def test_garbage_is_ignored_and_logged_once(run_outside: Run):
         assert len(set(sources)) == len(sources)
 
     run_outside(scenario)
-
-
-def test_the_fixture_says_how_to_get_a_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr("shutil.which", lambda name, path: None)
-    with pytest.raises(FileNotFoundError, match="make develop"):
-        RedisServer(tmp_path)

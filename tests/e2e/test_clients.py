@@ -43,7 +43,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def plain(url: str) -> str:
     """What all of them are to get."""
-    import httpx
+    import httpx2 as httpx
 
     body = {"messages": ASKED, "max_tokens": 12, "temperature": 0}
     answer = httpx.post(f"{url}/chat/completions", json=body, timeout=60, trust_env=False)

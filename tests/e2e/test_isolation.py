@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from threading import Event, Thread
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 import pytest
 
 from tests.support.cluster import BOUND, Cluster, served

@@ -13,7 +13,7 @@ import json
 import signal
 from collections.abc import Callable, Iterator
 
-import httpx
+import httpx2 as httpx
 import pytest
 
 from shoal.control.client import describe

@@ -30,7 +30,7 @@ HEAVY = {
     "cryptography",
     "fastapi",
     "grpc",
-    "httpx",
+    "httpx2",
     "numpy",
     "onnx",
     "prompt_toolkit",
@@ -342,6 +342,6 @@ def test_join_asks_for_the_code_at_a_terminal(tmp_path: Path) -> None:
 
 
 def _model() -> Path:
-    from shoal.config import cache_dir
+    from shoal.folders import cache_dir
 
     return cache_dir() / "models" / MODEL

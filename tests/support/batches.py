@@ -12,7 +12,7 @@ from time import time
 from typing import Any
 from unittest import mock
 
-import httpx
+import httpx2 as httpx
 
 from shoal.config import ApiSettings
 from shoal.gateway import app as application

@@ -8,7 +8,7 @@ import json
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 from fastapi import FastAPI
 
 from shoal.gateway.app import create_app

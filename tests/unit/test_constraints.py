@@ -60,17 +60,18 @@ def test_a_next_major_version_of_what_runs_is_not_taken_unseen(project: dict[str
         assert bounded or wanted.name in counted_otherwise, f"{line} has no upper bound"
 
 
-def test_dependencies_of_dependencies_are_pinned_too(project: dict[str, Any]) -> None:
-    known, seen = pinned(), set[str]()
-    left = [wanted for wanted in required(project) if wanted.name != "torch"]  # whose build for GPUs asks for more
+def needed(wanted: list[Requirement], known: dict[str, str]) -> set[str]:
+    """The packages that these requirements bring on this machine, their own included. Each must be pinned."""
+    names, seen, left = set[str](), set[str](), [w for w in wanted if w.name != "torch"]  # whose build for GPUs asks for more
     while left:
-        wanted = left.pop()
-        name = canonicalize_name(wanted.name)
-        extras = ["", *wanted.extras]
-        if str(wanted) in seen or not (wanted.marker is None or wanted.marker.evaluate()):
+        wanted_here = left.pop()
+        name = canonicalize_name(wanted_here.name)
+        extras = ["", *wanted_here.extras]
+        if str(wanted_here) in seen or not (wanted_here.marker is None or wanted_here.marker.evaluate()):
             continue
-        seen.add(str(wanted))
-        assert name in known, f"{wanted} is not pinned: make constraints"
+        seen.add(str(wanted_here))
+        names.add(name)
+        assert name in known, f"{wanted_here} is not pinned: make constraints"
         try:
             asked = [Requirement(line) for line in requires(name) or ()]
         except PackageNotFoundError:  # of a group that only builds
@@ -78,7 +79,18 @@ def test_dependencies_of_dependencies_are_pinned_too(project: dict[str, Any]) ->
         left += [a for a in asked if a.name != "torch" and (a.marker is None or any(a.marker.evaluate({"extra": e}) for e in extras))]
         for further in left:
             further.marker = None  # it was evaluated, with the extra that asked for it
-    assert len(seen) > 100
+    return names
+
+
+def test_dependencies_of_dependencies_are_pinned_too(project: dict[str, Any]) -> None:
+    assert len(needed(required(project), pinned())) > 100
+
+
+def test_what_runs_has_one_http_client_of_its_own_and_no_redis(project: dict[str, Any]) -> None:
+    """requests comes with gguf, for a reader of remote files that shoal does not use."""
+    running = needed([Requirement(line) for line in project["project"]["dependencies"]], pinned())
+    assert "httpx2" in running
+    assert not running & {"httpx", "httpcore", "aiohttp", "redis"}
 
 
 @pytest.mark.parametrize("target", ["run", "test"])

@@ -14,7 +14,7 @@ import pytest
 import shoal
 
 ROOT = Path(shoal.__file__).parent
-BASE = {"request", "errors", "config", "retry", "allowance", "address", "facts", "chunk_stream", "file_lock"}
+BASE = {"request", "errors", "config", "retry", "allowance", "address", "facts", "chunk_stream", "file_lock", "folders", "config_file"}
 PURE = {"scheduler", "placement", "membership", "wire"}
 PURE_MODULES = {"pipeline.timing", "pipeline.records"}
 EFFECTS = {"models", "text", "transport", "executor", "native", "discovery", "control", "metrics", "security"}
@@ -111,9 +111,9 @@ def test_nothing_imports_the_simulation():
     assert users == []
 
 
-def test_only_config_reads_the_environment():
+def test_only_config_and_folders_read_the_environment():
     users = [name(p) for p in sources() if "os.environ" in p.read_text() or "getenv" in p.read_text()]
-    assert set(users) <= {"config", "cli.local"}  # cli.local hands its environment on to the nodes it starts
+    assert set(users) <= {"config", "folders", "cli.local"}  # cli.local hands its environment on to the nodes it starts
 
 
 def test_one_module_asks_how_large_the_machine_is():

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import structlog
 
+from shoal.cli.log_format import LogFormat
 from shoal.cli.logs import log_to_stderr
 from shoal.cli.loop import on_signal, run
+from shoal.config import variable
 from shoal.errors import ShoalError
 from shoal.gateway.app import create_app
 from shoal.gateway.remote.client import RemoteEngine
@@ -56,13 +58,14 @@ async def _finish(engine: RemoteEngine, api: ApiServer) -> None:
 
 
 def main() -> None:
-    log_to_stderr()
+    log_to_stderr(format=LogFormat(variable("SHOAL_LOG_FORMAT") or "text"))
     path, listener = Path(sys.argv[1]), int(sys.argv[2])
     try:
         with socket.socket(fileno=listener) as address:
             run(serve(path, address))
     except (ShoalError, OSError, EOFError) as error:
-        sys.exit(f"an API worker could not start: {error}")
+        log.error("an API worker could not start", reason=str(error))
+        sys.exit(1)
 
 
 if __name__ == "__main__":

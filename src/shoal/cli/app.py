@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import logging
@@ -12,10 +13,11 @@ from typing import Annotated, Any, cast
 import typer
 
 from shoal import __version__
-from shoal.cli import commands, keys, models, nodes, service
-from shoal.cli.options import flag
+from shoal.cli import commands, configuration, keys, models, nodes, service
+from shoal.cli.log_format import LogFormat
+from shoal.cli.options import LogLines, Verbose, from_file, loaded, sections
 from shoal.config import keep_to_own_folders, mute_grpc
-from shoal.errors import ShoalError, UserError
+from shoal.errors import ConfigError, ShoalError, UserError
 
 app = typer.Typer(
     name="shoal",
@@ -34,15 +36,25 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")] = False,
-    verbose: Annotated[bool, flag("--verbose", "Log what happens to stderr.", short="-v")] = False,
+    verbose: Verbose = False,
+    log_format: LogLines = LogFormat.TEXT,
 ) -> None:
     from shoal.cli.logs import log_to_stderr
+    from shoal.cli.show import line
 
-    log_to_stderr(logging.INFO if verbose else logging.WARNING)
+    warning = ""
+    with contextlib.suppress(ConfigError):  # said by the command that needs the file, and not by one that helps
+        verbose, log_format = from_file(context, "verbose", "", verbose), from_file(context, "log_format", "", log_format)
+        warning = loaded().warning(sections())
+    log_to_stderr(logging.INFO if verbose else logging.WARNING, log_format)
+    if warning:
+        line(warning, "yellow")
 
 
 commands.register(app)
+app.add_typer(configuration.app, name="config")
 app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="models")
 app.add_typer(nodes.app, name="nodes")
@@ -54,7 +66,20 @@ def _say(error: Exception) -> None:
 
     from shoal.cli.show import err
 
-    err.print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
+    if err.log is not None:
+        err.log.error(str(error))
+    else:
+        err.print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
+
+
+def _show_usage(error: Any) -> None:
+    """What is wrong with how the command was written."""
+    from shoal.cli.show import err
+
+    if err.log is not None:
+        err.log.error(error.format_message())
+    else:
+        error.show()
 
 
 def _open_streams() -> None:
@@ -79,7 +104,7 @@ def main() -> None:
         _say(error)
         sys.exit(2 if isinstance(error, UserError) else 1)
     except typer.TyperException as error:
-        cast(Any, error).show()
+        _show_usage(cast(Any, error))
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)

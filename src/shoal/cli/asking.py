@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Protocol
 
-import httpx
+import httpx2
 
 from shoal.errors import ClusterError, ConfigError, InvalidRequest, ShoalError
 
@@ -24,8 +24,8 @@ def base_url(text: str) -> str:
         return ""
     plain = _ENDPOINT.sub("", text if "://" in text else f"http://{text}").rstrip("/")
     try:
-        url = httpx.URL(plain)
-    except httpx.InvalidURL as error:
+        url = httpx2.URL(plain)
+    except httpx2.InvalidURL as error:
         raise ConfigError(f"--url {text} is no address ({error}); write one like http://127.0.0.1:8000") from error
     if url.scheme not in ("http", "https") or not url.host or re.search(r"\s", plain):
         raise ConfigError(f"--url {text} is no address of an API; write one like http://127.0.0.1:8000")
@@ -66,13 +66,13 @@ class Asking:
         return {**asked, **{name: value for name, value in chosen.items() if value is not None}}
 
     @asynccontextmanager
-    async def _client(self) -> AsyncGenerator[httpx.AsyncClient]:
+    async def _client(self) -> AsyncGenerator[httpx2.AsyncClient]:
         """Raises ClusterError where the server does not answer."""
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         try:
-            async with httpx.AsyncClient(timeout=httpx.Timeout(10.0, read=None), headers=headers, trust_env=False) as http:
+            async with httpx2.AsyncClient(timeout=httpx2.Timeout(10.0, read=None), headers=headers, trust_env=False) as http:
                 yield http
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             why = str(error) or type(error).__name__
             raise ClusterError(f"{self.url} does not answer: {why}; is `shoal up` or `shoal serve` running there?") from error
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 from time import monotonic, time
 
-import httpx
+import httpx2
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from shoal.cli.asking import base_url
@@ -40,13 +40,13 @@ class Server:
     """Seconds without any answer after which it counts as gone."""
     silent: float | None = None
 
-    def client(self, connections: int) -> httpx.AsyncClient:
+    def client(self, connections: int) -> httpx2.AsyncClient:
         headers = {"X-Priority": "batch", "Content-Type": "application/json"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
-        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
-        timeout = httpx.Timeout(10.0, read=None)  # work of the lowest class may wait for hours
-        return httpx.AsyncClient(base_url=self.url, headers=headers, limits=limits, timeout=timeout, trust_env=False)
+        limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
+        timeout = httpx2.Timeout(10.0, read=None)  # work of the lowest class may wait for hours
+        return httpx2.AsyncClient(base_url=self.url, headers=headers, limits=limits, timeout=timeout, trust_env=False)
 
 
 def _lines(path: Path) -> Iterator[Line]:
@@ -93,15 +93,15 @@ def _open(source: Path, target: Path, ids: set[str], bad: list[Invalid]) -> Outp
     return output
 
 
-async def _ask(http: httpx.AsyncClient, server: Server, asked: Asked, rng: Random) -> httpx.Response:
+async def _ask(http: httpx2.AsyncClient, server: Server, asked: Asked, rng: Random) -> httpx2.Response:
     """The answer, once there is one. Raises ClusterError where the server is gone for too long."""
     patience = Patience()
     while True:
         try:
             answer = await http.post(asked.url, content=asked.body)
-        except httpx.InvalidURL as error:
+        except httpx2.InvalidURL as error:
             raise ConfigError(f"--url {server.url}: {error}") from error
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             server.silent = monotonic() if server.silent is None else server.silent
             if monotonic() - server.silent >= server.patience:
                 why = str(error) or type(error).__name__
@@ -117,7 +117,7 @@ async def _ask(http: httpx.AsyncClient, server: Server, asked: Asked, rng: Rando
         await asyncio.sleep(pause)
 
 
-def _code(answer: httpx.Response) -> str | None:
+def _code(answer: httpx2.Response) -> str | None:
     try:
         return answer.json()["error"]["code"]
     except (ValueError, KeyError, TypeError):

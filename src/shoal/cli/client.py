@@ -14,10 +14,12 @@ from shoal.cli.conversation import COMMANDS, Command, Conversation, command
 from shoal.cli.loop import on_signal
 from shoal.cli.loop import run as run_in_loop
 from shoal.cli.paper import Sheet
+from shoal.cli.relocation import move_in
 from shoal.cli.show import Rows, err, layers, line
 from shoal.cli.waiting import all_of_stdin, stop_signal, until
-from shoal.config import EngineSettings, NodeSettings, cache_dir
+from shoal.config import EngineSettings, NodeSettings
 from shoal.errors import ConfigError, ShoalError, human_bytes
+from shoal.folders import state_dir
 
 if TYPE_CHECKING:
     from shoal.node.head import Head
@@ -116,8 +118,9 @@ class Chat:
         """stop: as `stop_signal` gives it."""
         from shoal.cli.keyboard import Keyboard
 
+        move_in()
         self._asking, self._conversation, self._stop = asking, conversation, stop
-        self._keyboard = Keyboard(cache_dir() / "chat" / "history.jsonl")
+        self._keyboard = Keyboard(state_dir() / "chat" / "history.jsonl")
         self._leaving = False
 
     async def run(self) -> None:

@@ -16,6 +16,7 @@ from shoal.cli.credentials import asked_for_code, check_keys, head_credentials, 
 from shoal.cli.discover import announced, check_announcing, find_head
 from shoal.cli.local import local_cluster
 from shoal.cli.loop import run
+from shoal.cli.relocation import move_in
 from shoal.cli.runtime import check
 from shoal.cli.show import described, err, line, split
 from shoal.cli.waiting import stop_signal, until
@@ -230,15 +231,18 @@ async def _join(address: str, settings: NodeSettings) -> None:
 
 
 def up(settings: HeadSettings, node: NodeSettings, nodes: int) -> None:
+    move_in()
     _check_open(settings)
     run(_up(settings, node, nodes))
 
 
 def serve(settings: HeadSettings) -> None:
+    move_in()
     check_announcing(settings)
     _check_open(settings)
     run(_serve(settings.kept_by_default()))
 
 
 def join(settings: NodeSettings, address: str) -> None:
+    move_in()
     run(_join(address, settings))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +20,9 @@ from shoal.cli.options import (
     Threads,
     Url,
     flag,
+    loaded,
     node_settings,
+    said,
     settings,
 )
 from shoal.config import EngineSettings, HeadSettings, NodeSettings, RuntimeName
@@ -97,7 +100,8 @@ def run(
     """Answer one prompt, streamed to the terminal. Example: [bold]shoal run "Write a haiku about rain" --nodes 2[/bold]"""
     from shoal.cli import client
 
-    asking = client.Asking(url, key, _model(typed, settings), max_tokens, temperature, seed)
+    settings, model = _named(typed, settings)
+    asking = client.Asking(url, key, model, max_tokens, temperature, seed)
     client.run(settings, node_settings(memory, threads, runtime), nodes, asking, prompt)
 
 
@@ -108,7 +112,7 @@ def chat(
     nodes: Nodes = 2,
     url: Url = "",
     key: Key = "",
-    system: Annotated[str, flag("--system", "What the model is told first.")] = "",
+    system: Annotated[str, flag("--system", "What the model is told first.", section="client", default="")] = "",
     max_tokens: MaxTokens = 0,
     temperature: Temperature = 0.7,
     seed: Seed = None,
@@ -123,14 +127,15 @@ def chat(
     """
     from shoal.cli import client
 
-    asking = client.Asking(url, key, _model(typed, settings), max_tokens, temperature, seed)
+    settings, model = _named(typed, settings)
+    asking = client.Asking(url, key, model, max_tokens, temperature, seed)
     client.chat(settings, node_settings(memory, threads, runtime), nodes, asking, system)
 
 
-def _model(typed: typer.Context, settings: EngineSettings) -> str:
-    """The model that the user named; '' where that is left to the server."""
-    source = typed.get_parameter_source("model")
-    return settings.model if source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT") else ""
+def _named(typed: typer.Context, settings: EngineSettings) -> tuple[EngineSettings, str]:
+    """With the model that the user named for asking, and its name: '' where that is left to the server."""
+    asked = settings.model if said(typed, "model") else str(loaded().section("client").get("model", ""))
+    return (dataclasses.replace(settings, model=asked) if asked else settings), asked
 
 
 @settings(EngineSettings)
@@ -141,8 +146,15 @@ def batch(
     nodes: Nodes = 2,
     url: Url = "",
     key: Key = "",
-    concurrency: Annotated[int, flag("--concurrency", "Requests that run at once.", min=1, max=4096)] = 16,
-    patience: Annotated[float, flag("--patience", "Seconds without any answer of the server before giving up.", min=0)] = 600.0,
+    concurrency: Annotated[
+        int, flag("--concurrency", "Requests that run at once.", section="client", kind=int, default=16, min=1, max=4096)
+    ] = 16,
+    patience: Annotated[
+        float,
+        flag(
+            "--patience", "Seconds without any answer of the server before giving up.", section="client", kind=float, default=600.0, min=0
+        ),
+    ] = 600.0,
     memory: Memory = "",
     threads: Threads = 0,
     runtime: Runtime = RuntimeName.AUTO,

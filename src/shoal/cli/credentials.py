@@ -14,12 +14,14 @@ from time import monotonic
 from typing import TypeVar
 
 from shoal.address import is_loopback, parse_address
+from shoal.cli.relocation import move_in
 from shoal.cli.show import line
 from shoal.cli.waiting import a_line
-from shoal.config import HeadSettings, NodeSettings, keys_dir
+from shoal.config import HeadSettings, NodeSettings
 from shoal.control.client import locked
 from shoal.discovery.advert import Advert
 from shoal.errors import ClusterError, ConfigError, PairingRefused
+from shoal.folders import keys_dir
 from shoal.security.authority import Authority
 from shoal.security.certificates import Role
 from shoal.security.credentials import Credentials
@@ -141,6 +143,7 @@ async def as_operator(address: str, ask: Callable[[Credentials | None], Awaitabl
 
     A head elsewhere that this machine has paired with is not asked without: whoever breaks the TLS off could answer in its place.
     """
+    move_in()
     host, _ = parse_address(address)
     tries: list[Credentials | None] = []
     if (keys_dir() / "authority").exists():

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import importlib.util
 import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -21,11 +23,12 @@ from shoal.cli.loop import run
 from shoal.cli.served import local_settings, served
 from shoal.cli.show import described, emit, err, out, placement_rows, split
 from shoal.cli.waiting import stop_signal
-from shoal.config import EngineSettings, NodeSettings, RuntimeName, cache_dir, default_threads, parse_bytes
+from shoal.config import EngineSettings, NodeSettings, RuntimeName, default_threads, parse_bytes
 from shoal.errors import ConfigError, human_bytes
 from shoal.executor.cost import model_cost
 from shoal.executor.measure import measure
 from shoal.executor.runtimes import installed, lacking
+from shoal.folders import cache_dir, data_dir, named
 from shoal.native import instruction_set, missing
 from shoal.node.head import Head
 from shoal.placement.partition import place
@@ -62,7 +65,7 @@ class _Check:
 def _checks() -> list[_Check]:
     """What this machine has, and what it means."""
     me = f"{__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
-    return [_Check("shoal", "ok", me), *_kernels(), *_runtimes(), _processors(), _memory(), _cache(), *_clients()]
+    return [_Check("shoal", "ok", me), *_kernels(), *_runtimes(), _processors(), _memory(), *_folders(), *_clients()]
 
 
 def _kernels() -> Iterator[_Check]:
@@ -104,18 +107,33 @@ def _memory() -> _Check:
     )
 
 
-def _cache() -> _Check:
-    """The folder for models and keys."""
+def _folders() -> Iterator[_Check]:
+    yield _folder("cache", cache_dir, "SHOAL_CACHE", 2**30)
+    yield _folder("data", data_dir, "SHOAL_HOME", 2**24)
+    with contextlib.suppress(ConfigError):
+        yield from _earlier()
+
+
+def _earlier() -> Iterator[_Check]:
+    """Raises ConfigError where there is no home."""
+    if not named() and any((cache_dir() / name).exists() for name in ("keys", "api")):
+        yield _Check(
+            "data", "note", f"keys of an earlier version are in {cache_dir()}: the next `shoal up`, `serve`, `join` or `keys` moves them"
+        )
+
+
+def _folder(name: str, find: Callable[[], Path], variable: str, least: int) -> _Check:
+    """least: free bytes below which something is wrong."""
     try:
-        home = cache_dir()
+        home = find()
         at = next(p for p in (home, *home.parents) if p.exists())
         free, writable = shutil.disk_usage(at).free, at.is_dir() and os.access(at, os.W_OK)
     except (ConfigError, OSError) as error:
-        return _Check("cache", "wrong", str(error))
+        return _Check(name, "wrong", str(error))
     return _Check(
-        "cache",
-        "ok" if writable and free > 2**30 else "wrong",
-        f"{home}, {human_bytes(free)} free" + ("" if writable else ", not writable: set SHOAL_CACHE"),
+        name,
+        "ok" if writable and free > least else "wrong",
+        f"{home}, {human_bytes(free)} free" + ("" if writable else f", not writable: set {variable}"),
         {"folder": str(home), "free_bytes": free},
     )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shoal.cli.options import Json, flag
+from shoal.cli.options import Json, flag, of_file
 from shoal.config import ApiSettings, from_environment
 from shoal.errors import ConfigError
 from shoal.request import Priority
@@ -27,9 +27,11 @@ Data = Annotated[str | None, flag("--data", "Folder that the server keeps its ke
 
 
 def _store(data: str | None) -> KeyStore:
+    from shoal.cli.relocation import move_in
     from shoal.gateway.key_store import KeyStore
 
-    return KeyStore(from_environment(ApiSettings, {"data": data}).data_folder)
+    move_in()
+    return KeyStore(from_environment(ApiSettings, {"data": data}, file=of_file(ApiSettings)).data_folder)
 
 
 def expiry(text: str, now: float) -> float | None:

@@ -17,6 +17,7 @@ from typing import IO
 from shoal.address import join_host_port
 from shoal.allowance import usable_memory
 from shoal.cli.credentials import certify, head_credentials
+from shoal.cli.show import err
 from shoal.config import HeadSettings, NodeSettings, default_threads
 from shoal.discovery.addresses import reached_at
 from shoal.errors import ClusterError
@@ -38,6 +39,8 @@ def child_environment() -> dict[str, str]:
     """This process's own, with which another one finds the same shoal."""
     environment = dict(os.environ)
     source = str(Path(__file__).resolve().parents[2])
+    environment["SHOAL_CONFIG"] = os.devnull  # what the file says has become settings, which are passed on
+    environment["SHOAL_LOG_FORMAT"] = "text" if err.log is None else "json"
     environment["PYTHONPATH"] = os.pathsep.join(p for p in (source, environment.get("PYTHONPATH", "")) if p)
     return environment
 
@@ -46,7 +49,7 @@ class _Child:
     def __init__(self, name: str, settings: NodeSettings, address: str) -> None:
         self.name = name
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
-        command = [sys.executable, "-m", "shoal", "join", address, "--name", name]
+        command = [sys.executable, "-m", "shoal", "--log-format", "text", "join", address, "--name", name]
         for field in dataclasses.fields(settings):
             value = getattr(settings, field.name)
             if field.name != "name" and value != field.default:

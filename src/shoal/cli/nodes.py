@@ -6,18 +6,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shoal.cli.options import Json, flag
+from shoal.cli.options import Json, flag, from_file
 from shoal.errors import ConfigError, human_bytes
 
 if TYPE_CHECKING:
     from shoal.cli.show import Rows
     from shoal.control.messages import ClusterDescription
 
-Head = Annotated[str, flag("--head", "The head's control port.", metavar="HOST:PORT")]
-OwnHead = Annotated[str, flag("--head", "The head's control port; it may also stand before the command.", metavar="HOST:PORT")]
-Story = Annotated[int, flag("--story", "Most events to show of what happened lately.", min=0)]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="As `shoal nodes` lists it.")]
 _HERE = "127.0.0.1:7420"
+
+Head = Annotated[str, flag("--head", "The head's control port.", metavar="HOST:PORT", section="client", default=_HERE)]
+OwnHead = Annotated[str, flag("--head", "The head's control port; it may also stand before the command.", metavar="HOST:PORT")]
+Story = Annotated[int, flag("--story", "Most events to show of what happened lately.", section="client", kind=int, default=8, min=0)]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="As `shoal nodes` lists it.")]
 
 app = typer.Typer(help="List a cluster's nodes; drain or remove one.", invoke_without_command=True)
 
@@ -28,6 +29,7 @@ def nodes(context: typer.Context, head: Head = _HERE, as_json: Json = False, sto
 
     Example: [bold]shoal nodes --head 192.168.1.20:7420[/bold]
     """
+    head, story = from_file(context, "head", "client", head), from_file(context, "story", "client", story)
     if context.invoked_subcommand is not None:
         context.obj = head
         return

@@ -1,6 +1,7 @@
 """Flags from settings: a role's dataclass fields become a command's options, each documented once, in config.py.
 
-Every flag has an environment variable, which the help names. This module and `commands` are all that `--help` loads.
+Every flag has an environment variable, which the help names, and most have a key of the configuration file: a role's under [head] or [node],
+those of what asks a server under [client]. This module and `commands` are all that `--help` loads.
 """
 
 from __future__ import annotations
@@ -10,21 +11,65 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 from rich.markup import escape
+from typer.models import OptionInfo
 
+from shoal.cli.log_format import LogFormat
 from shoal.config import ApiSettings, EngineSettings, HeadSettings, NodeSettings, RuntimeName, Settings, from_environment
+from shoal.config_file import ConfigFile, FileKey, Sections, read
 from shoal.errors import ConfigError
+from shoal.folders import config_file, config_is_named
 
 _PANELS: dict[type[Settings], str] = {EngineSettings: "Model", ApiSettings: "API", HeadSettings: "Cluster"}
 
 
-def flag(name: str, help: str, *, short: str = "", also: tuple[str, ...] = (), **more: Any) -> Any:
-    """An option `--name` that is also read from SHOAL_NAME, and from the variables in `also` where that is not set."""
+_ROLES: dict[str, type[Settings]] = {"head": HeadSettings, "node": NodeSettings}
+_LOCAL = ("memory", "threads", "runtime", "journal", "journal_disk", "share", "isa")
+"""What [node] says of this machine, and not of the one node that joins from it."""
+_KEYS: dict[str, dict[str, FileKey]] = {"": {}, "head": {}, "client": {}}
+_PLACES: dict[int, tuple[str, str]] = {}
+"""The section and the key of an option, by its identity: none of them ever goes."""
+_VARIABLES: set[str] = set()
+
+
+def flag(
+    name: str,
+    help: str,
+    *,
+    short: str = "",
+    also: tuple[str, ...] = (),
+    section: str | None = None,
+    kind: type[Any] = str,
+    check: Callable[[Any], object] = lambda value: None,
+    secret: bool = False,
+    default: Any = None,
+    **more: Any,
+) -> Any:
+    """An option `--name` that is also read from SHOAL_NAME, and from the variables in `also` where that is not set.
+
+    section: of the configuration file, where it has the key `name`; None: it has none. kind, check, secret, default: as in `FileKey`
+    """
     own = "SHOAL_" + name.removeprefix("--").replace("-", "_").upper()
-    return typer.Option(name, *([short] if short else []), envvar=[own, *also] if also else own, help=escape(help), **more)
+    _VARIABLES.add(own)
+    option = typer.Option(name, *([short] if short else []), envvar=[own, *also] if also else own, help=escape(help), **more)
+    if section is not None:
+        key = name.removeprefix("--")
+        within = functools.partial(_within, name, more.get("min"), more.get("max"), check)
+        _KEYS[section][key] = FileKey(kind, help, default, within, secret, (own, *also))
+        _PLACES[id(option)] = (section, key)
+    return option
+
+
+def _within(name: str, low: float | None, high: float | None, check: Callable[[Any], object], value: Any) -> None:
+    """Raises ConfigError."""
+    if (low is not None and value < low) or (high is not None and value > high):
+        upper = f" and at most {high:g}" if high is not None else ""
+        raise ConfigError(f"{name} must be at least {low or 0:g}{upper}, not {value}")
+    check(value)
 
 
 def _finite(value: float) -> float:
@@ -33,29 +78,112 @@ def _finite(value: float) -> float:
     return value
 
 
-Nodes = Annotated[int, flag("--nodes", "Nodes to start on this machine.", short="-n", min=1, max=64)]
+Verbose = Annotated[bool, flag("--verbose", "Log what happens to stderr.", short="-v", section="", kind=bool, default=False)]
+LogLines = Annotated[
+    LogFormat,
+    flag(
+        "--log-format",
+        "Lines on stderr: text, json (an object a line), or auto: json off a terminal.",
+        section="",
+        kind=LogFormat,
+        default=LogFormat.TEXT,
+    ),
+]
+Nodes = Annotated[int, flag("--nodes", "Nodes to start on this machine.", short="-n", section="head", kind=int, min=1, max=64)]
 Threads = Annotated[int, flag("--threads", "Threads of each node; 0 shares the cores.", min=0)]
 Memory = Annotated[str, flag("--memory", "Most memory of each node, like 1GiB.")]
 Runtime = Annotated[RuntimeName, flag("--runtime", "What runs the layers; auto times what is installed and keeps the fastest.")]
 Json = Annotated[bool, flag("--json", "Print JSON.")]
 Url = Annotated[
     str,
-    flag("--url", "A server to ask, like http://127.0.0.1:8000 or …/v1; empty: start a cluster here.", also=("OPENAI_BASE_URL",)),
+    flag(
+        "--url",
+        "A server to ask, like http://127.0.0.1:8000 or …/v1; empty: start a cluster here.",
+        also=("OPENAI_BASE_URL",),
+        section="client",
+    ),
 ]
-Key = Annotated[str, flag("--api-key", "The server's API key, where it asks for one.", also=("OPENAI_API_KEY",))]
-MaxTokens = Annotated[int, flag("--max-tokens", "Most tokens of an answer; 0: as many as fit.", min=0)]
-Temperature = Annotated[float, flag("--temperature", "0 takes the likeliest token.", short="-t", callback=_finite)]
-Seed = Annotated[int | None, flag("--seed", "The same seed draws the same answer.")]
+Key = Annotated[
+    str,
+    flag("--api-key", "The server's API key, where it asks for one.", also=("OPENAI_API_KEY",), section="client", secret=True, default=""),
+]
+MaxTokens = Annotated[int, flag("--max-tokens", "Most tokens of an answer; 0: as many as fit.", section="client", kind=int, min=0)]
+Temperature = Annotated[
+    float, flag("--temperature", "0 takes the likeliest token.", short="-t", section="client", kind=float, check=_finite, callback=_finite)
+]
+Seed = Annotated[int | None, flag("--seed", "The same seed draws the same answer.", section="client", kind=int)]
 
 
 def node_settings(memory: str = "", threads: int = 0, runtime: RuntimeName = RuntimeName.AUTO) -> NodeSettings:
-    """What a command says of the nodes that it starts, over the environment. Raises ConfigError, also where they could run nothing."""
+    """What a command says of the nodes that it starts, over the environment and the file. Raises ConfigError, also where they could run nothing."""
     chosen = None if runtime is RuntimeName.AUTO else runtime
-    node = from_environment(NodeSettings, {"memory": memory or None, "threads": threads or None, "runtime": chosen})
     from shoal.cli.runtime import check
+
+    here = {name: value for name, value in of_file(NodeSettings).items() if name in _LOCAL}
+    node = from_environment(NodeSettings, {"memory": memory or None, "threads": threads or None, "runtime": chosen}, file=here)
 
     check(node.runtime)
     return node
+
+
+def sections() -> Sections:
+    """Every key of the configuration file; of the client's, those whose flags have been defined."""
+    model = FileKey(
+        str, "The model to ask for; empty: the one that the server has, or [head]'s where none is asked.", "", variables=("SHOAL_MODEL",)
+    )
+    return {
+        "": _KEYS[""],
+        "head": {**_of_role(HeadSettings), **_KEYS["head"]},
+        "node": _of_role(NodeSettings),
+        "client": {"model": model, **_KEYS["client"]},
+    }
+
+
+def _of_role(role: type[Settings]) -> dict[str, FileKey]:
+    hints = get_type_hints(role)
+    return {
+        field.name.replace("_", "-"): FileKey(
+            hints[field.name],
+            field.metadata["help"],
+            field.default,
+            lambda value, name=field.name: role(**{name: value}),
+            field.name in ("code",),
+            ("SHOAL_" + field.name.upper(),),
+        )
+        for field in dataclasses.fields(role)
+    }
+
+
+def known_variables() -> set[str]:
+    """Every variable that some option is read from."""
+    roles = {"SHOAL_" + field.name.upper() for role in _ROLES.values() for field in dataclasses.fields(role)}
+    return roles | _VARIABLES
+
+
+def loaded() -> ConfigFile:
+    """The user's configuration file; an empty one where there is none. Raises ConfigError."""
+    try:
+        path = config_file()
+    except ConfigError:  # no home
+        return ConfigFile(Path("config.toml"), {})
+    return read(path, sections(), must_be=config_is_named())
+
+
+def of_file(role: type[Settings]) -> dict[str, Any]:
+    """What the configuration file says of a role, by field. Raises ConfigError."""
+    section = next(name for name, whole in _ROLES.items() if issubclass(whole, role))
+    return {key.replace("-", "_"): value for key, value in loaded().section(section).items()}
+
+
+def from_file(context: typer.Context, parameter: str, section: str, value: Any) -> Any:
+    """A command's own option, for which the file speaks where neither the command line nor the environment did. Raises ConfigError."""
+    return value if said(context, parameter) else loaded().section(section).get(parameter.replace("_", "-"), value)
+
+
+def said(context: typer.Context, parameter: str) -> bool:
+    """Whether the command line or the environment says something of an option."""
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT")
 
 
 def _panel(role: type[Settings], field: str) -> str | None:
@@ -79,21 +207,41 @@ def _derived(role: type[Settings], field: dataclasses.Field[Any], kind: Any) -> 
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option])
 
 
+def _place(parameter: inspect.Parameter) -> tuple[str, str] | None:
+    """The section and the key of a command's own option."""
+    for option in getattr(parameter.annotation, "__metadata__", ()):
+        if isinstance(option, OptionInfo):
+            return _PLACES.get(id(option))
+    return None
+
+
 def settings(role: type[Settings], *, leave_out: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Gives a command the role's fields as options, and passes it the role's settings as `settings`."""
+    """Gives a command the role's fields as options, and passes it the role's settings as `settings`.
+
+    The command's own options are read from the file, too. It has a parameter `typed` of typer's context, or none.
+    """
 
     def wrap(command: Callable[..., Any]) -> Callable[..., Any]:
         hints = get_type_hints(role)
         fields = [f for f in dataclasses.fields(role) if f.name not in leave_out]
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "settings"]
+        wants_context = any(p.name == "typed" for p in own)
+        places = {p.name: place for p in own if (place := _place(p)) is not None}
 
         @functools.wraps(command)
-        def run(**values: Any) -> Any:
+        def run(typed: typer.Context, **values: Any) -> Any:
             given = {f.name: values.pop(f.name) for f in fields}
-            return command(settings=from_environment(role, given), **values)
+            file = loaded()
+            for name, (section, key) in places.items():
+                if not said(typed, name):
+                    values[name] = file.section(section).get(key, values[name])
+            if wants_context:
+                values["typed"] = typed
+            return command(settings=from_environment(role, given, file=of_file(role)), **values)
 
-        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "settings"]
         derived = [_derived(role, f, hints[f.name]) for f in fields]
-        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + derived
+        context = [] if wants_context else [inspect.Parameter("typed", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + context + derived
         run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
         del run.__wrapped__  # pyright: ignore[reportAttributeAccessIssue]
         run.__annotations__ = {p.name: p.annotation for p in parameters}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING, Any
@@ -24,11 +25,26 @@ _ENDLESS = 100_000  # columns: nothing is wrapped or cut
 
 
 class Screen(Console):
-    """A terminal of its own width, or a pipe or file of any."""
+    """A terminal of its own width, or a pipe or file of any; or, where `log` is set, lines of a log."""
+
+    log: Any = None
 
     @property
     def size(self) -> ConsoleDimensions:  # pyright: ignore[reportIncompatibleMethodOverride] - nobody sets it
         return super().size if self.is_terminal else ConsoleDimensions(_ENDLESS, 25)
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.log is None and super().is_terminal
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        if self.log is None:
+            super().print(*objects, **options)
+            return
+        plain = Console(file=io.StringIO(), width=_ENDLESS)
+        plain.print(*objects, **options)
+        if text := plain.file.getvalue().strip():  # pyright: ignore
+            self.log.info(text)
 
 
 out = Screen()
@@ -37,7 +53,10 @@ err = Screen(stderr=True)
 
 def line(text: str, style: str = "") -> None:
     """A line on stderr, as it is: no markup, nothing coloured by guesses, broken by the terminal alone so that it can be copied."""
-    err.print(Text(text, style=style), soft_wrap=True)
+    if err.log is not None:
+        err.log.error(text) if style == "red" else err.log.info(text)
+    else:
+        err.print(Text(text, style=style), soft_wrap=True)
 
 
 def line_out(text: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from shoal.discovery.base import Registry
 from shoal.discovery.static import StaticRegistry
 from shoal.errors import ConfigError
@@ -19,6 +21,8 @@ def open_registry(setting: str) -> Registry:
 
         return MdnsRegistry()
     if setting.startswith(("redis://", "rediss://")):
+        if find_spec("redis") is None:
+            raise ConfigError("--discovery redis://… needs the redis package, which is not installed; pip install 'shoal[redis]'")
         from shoal.discovery.redis import RedisRegistry
 
         return RedisRegistry(setting)

@@ -12,12 +12,13 @@ import numpy as np
 import structlog
 
 from shoal import __version__
-from shoal.config import Precision, RuntimeName, cache_dir
+from shoal.config import Precision, RuntimeName
 from shoal.errors import ConfigError
 from shoal.executor.base import Angles, Layers, LayersFactory, StageBatch
 from shoal.executor.kv_pool import KvPool
 from shoal.executor.measure import median_seconds
 from shoal.executor.native_layers import NativeLayers
+from shoal.folders import cache_dir
 from shoal.models.weights import Weights
 from shoal.native import instruction_set, missing
 

@@ -63,6 +63,7 @@ class ApiServer:
                 app,
                 http=protocol,
                 log_level="error",
+                log_config=None,  # its lines go where all others do
                 lifespan="on",
                 access_log=False,
                 server_header=False,

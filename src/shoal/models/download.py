@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 from time import sleep
 
-import httpx
+import httpx2
 import structlog
 
 from shoal.errors import HashMismatch, Unreachable
@@ -28,7 +28,7 @@ log = structlog.get_logger()
 _CONNECTIONS = 4
 _TRIES = 5  # in a row that bring nothing
 _FIRST_DELAY, _MOST_DELAY = 0.5, 8.0
-_TIMEOUT = httpx.Timeout(30.0, connect=10.0)
+_TIMEOUT = httpx2.Timeout(30.0, connect=10.0)
 _CHUNK = 1 << 20
 
 
@@ -123,7 +123,7 @@ class Download:
     def _draw(self, came: Callable[[int], None], stopped: Callable[[], bool]) -> None:
         """Pieces one after another, over one connection."""
         backoff = Backoff(_FIRST_DELAY, _MOST_DELAY)
-        with httpx.Client(timeout=_TIMEOUT, follow_redirects=True) as client:
+        with httpx2.Client(timeout=_TIMEOUT, follow_redirects=True) as client:
             while not stopped():
                 with self._lock:
                     piece = self._part.ranges.take()
@@ -131,7 +131,7 @@ class Download:
                     return
                 try:
                     self._fetch(client, piece, came)
-                except (httpx.TransportError, _Refused, Unreachable) as error:
+                except (httpx2.TransportError, _Refused, Unreachable) as error:
                     self._give_back(piece)
                     with self._lock:
                         self._location = None  # its signature may have run out
@@ -151,7 +151,7 @@ class Download:
             if piece in self._part.ranges.taken:
                 self._part.ranges.give_back(piece)
 
-    def _fetch(self, client: httpx.Client, piece: range, came: Callable[[int], None]) -> None:
+    def _fetch(self, client: httpx2.Client, piece: range, came: Callable[[int], None]) -> None:
         location = self._located()
         headers = {**location.headers, "Range": f"bytes={piece.start}-{piece.stop - 1}", "Accept-Encoding": "identity"}
         with client.stream("GET", location.url, headers=headers) as answer:
@@ -181,7 +181,7 @@ class Download:
             self._part.note()
         came(len(piece))
 
-    def _take_all(self, answer: httpx.Response, piece: range | None, came: Callable[[int], None]) -> None:
+    def _take_all(self, answer: httpx2.Response, piece: range | None, came: Callable[[int], None]) -> None:
         """The whole file from one answer, piece by piece, as far as they are not here."""
         held, at = bytearray(), 0  # what came and is not kept yet, and where in the file it begins
         try:
@@ -207,7 +207,7 @@ class _Refused(Exception):
     """An answer that brings nothing."""
 
 
-def _bounded(answer: httpx.Response, most: int) -> Iterator[bytes]:
+def _bounded(answer: httpx2.Response, most: int) -> Iterator[bytes]:
     """A body, up to one chunk more than it may have."""
     count = 0
     for chunk in answer.iter_bytes(_CHUNK):

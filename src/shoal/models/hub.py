@@ -8,7 +8,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
+import httpx2
 
 from shoal.config import hub_endpoint
 from shoal.errors import FetchError, Unreachable, UserError
@@ -126,7 +126,7 @@ def translated(name: str, what: str = "") -> Generator[None]:
         raise _refused(what, error) from error
     except ImportError as error:  # of a package that the client needs for this proxy, as for SOCKS
         raise FetchError(f"{what} could not be fetched: {error} Or unset the variable that names the proxy") from error
-    except (OSError, httpx.HTTPError, *_transport_errors()) as error:
+    except (OSError, httpx2.HTTPError, *_transport_errors()) as error:
         raise disk_or_network(f"{what}", error) from error
 
 

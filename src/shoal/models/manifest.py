@@ -16,8 +16,8 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from shoal.config import cache_dir
 from shoal.errors import FetchError
+from shoal.folders import cache_dir
 from shoal.models import hub, stores
 from shoal.models.catalogue import catalogue
 from shoal.models.gguf_files import INDEX as GGUF_INDEX

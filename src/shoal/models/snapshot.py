@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import httpx
+import httpx2
 import structlog
 
 from shoal.errors import CorruptModel, FetchError, HashMismatch, UnsupportedModel, human_bytes
@@ -76,7 +76,7 @@ class Snapshot:
         if (size := location.size if location.size is not None else file.size) > _SMALL:
             raise FetchError(f"hf:{self.repository.name}: {file.path} has {human_bytes(size)}, and the hub does not say its hash")
         with hub.translated(self.repository.name):
-            answer = httpx.get(location.url, headers=location.headers, timeout=_PATIENCE, follow_redirects=True)
+            answer = httpx2.get(location.url, headers=location.headers, timeout=_PATIENCE, follow_redirects=True)
             answer.raise_for_status()
         if file.git and git_hash(answer.content) != file.git:
             raise HashMismatch(f"hf:{self.repository.name}: {file.path}", file.git, git_hash(answer.content))

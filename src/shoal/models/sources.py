@@ -11,8 +11,8 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from shoal.config import cache_dir
 from shoal.errors import FetchError, Unreachable, UserError, suggestion
+from shoal.folders import cache_dir
 from shoal.models import hub, lmstudio, ollama, packages
 from shoal.models.catalogue import catalogue, standing_in
 from shoal.models.failures import disk_or_network

@@ -17,9 +17,9 @@ from typing import TypeVar
 import structlog
 
 from shoal.address import join_host_port
-from shoal.config import cache_dir
 from shoal.control import messages as control
 from shoal.errors import FetchError, ProtocolError, RemoteProtocolError
+from shoal.folders import cache_dir
 from shoal.models.locks import lock
 from shoal.models.manifest import Manifest, adopt
 from shoal.models.model_file import ModelFile

@@ -134,8 +134,10 @@ class NodeExchange:
 class HeadExchange:
     """The head's side: `challenge`, `grant`, once each and in this order, and `close` in any case."""
 
-    def __init__(self, desk: PairingDesk, authority: Authority, entropy: Entropy = os.urandom) -> None:
+    def __init__(self, desk: PairingDesk, authority: Authority, address: str = "", entropy: Entropy = os.urandom) -> None:
+        """address: the node's, for which its guesses are counted; '' where there is none."""
         self._desk = desk
+        self._address = address
         self._authority = authority
         self._entropy = entropy
         self._ticket: Ticket | None = None
@@ -151,7 +153,7 @@ class HeadExchange:
         payload = unpack(hello, Kind.HELLO)
         if len(payload) != 1 + _ELEMENT:
             raise RemoteProtocolError("the node's hello has the wrong size")
-        self._ticket = self._desk.admit(payload[:1].decode("latin-1"), now)
+        self._ticket = self._desk.admit(payload[:1].decode("latin-1"), now, self._address)
         side: Any = SPAKE2_B(self._ticket.code.password, idA=_NODE, idB=_HEAD, entropy_f=self._entropy)
         element = bytes(side.start())
         self._transcript = hashlib.sha256(hello + element).digest()

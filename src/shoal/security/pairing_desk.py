@@ -2,7 +2,7 @@
 
 The exchange gives a stranger one guess per answer of the head and nothing to compute on afterwards, so the answers are what is counted: from
 the answer on a conversation counts as a wrong guess, until it has proved that it was none. With 35 secret bits and ten guesses
-per code, a stranger who never stops guesses right with a probability of 3e-10 per code.
+per code, a stranger who never stops guesses right with a probability of 3e-10 per code. Guesses of one address are bounded sooner (`pairing_tally`).
 
     code ── used ──▶ next code                     nameplates go round the alphabet,
       │ ── lifetime over ──▶ next code             so the last 31 codes can be told apart
@@ -16,6 +16,7 @@ import secrets
 from collections.abc import Callable
 
 from shoal.security.pairing_code import ALPHABET, PairingCode
+from shoal.security.pairing_tally import PairingTally
 from shoal.security.refusal import Refusal, refused
 
 GUESSES = 10  # per code
@@ -34,6 +35,7 @@ class Ticket:
 
     code: PairingCode
     number: int
+    address: str
 
 
 class PairingDesk:
@@ -56,6 +58,7 @@ class PairingDesk:
         self._open: set[int] = set()  # numbers of tickets for this code whose conversations go on
         self._unproved = 0  # in a row, over all codes
         self._free_at = 0.0
+        self._tally = PairingTally()
 
     def code(self, now: float) -> PairingCode:
         """The code to show; a new one where there is none or it has expired."""
@@ -68,19 +71,22 @@ class PairingDesk:
         self.code(now)
         return self._expires - now
 
-    def admit(self, nameplate: str, now: float) -> Ticket:
-        """A guess, counted as wrong until `settle`. Raises PairingRefused."""
+    def admit(self, nameplate: str, now: float, address: str = "") -> Ticket:
+        """A guess, counted as wrong until `settle`, also for the address that it came from where that is known. Raises PairingRefused."""
         code = self.code(now)
         if nameplate != code.nameplate:
             raise refused(self._fates.get(nameplate, Refusal.UNKNOWN))
-        if now < self._free_at or self._guesses >= GUESSES:
-            raise refused(Refusal.WAIT, max(self._free_at - now, 1.0))
+        own = self._tally.wait(address, now) if address else 0.0
+        if own or now < self._free_at or self._guesses >= GUESSES:
+            raise refused(Refusal.WAIT, max(own, self._free_at - now, 1.0))
+        if address:
+            self._tally.guessed(address, now)
         self._number += 1
         self._guesses += 1
         self._unproved += 1
         self._free_at = now + pause(self._unproved)
         self._open.add(self._number)
-        return Ticket(code, self._number)
+        return Ticket(code, self._number, address)
 
     def settle(self, ticket: Ticket, now: float) -> None:
         """The guess was right: the code is used up. Raises PairingRefused where the code has ended since."""
@@ -88,6 +94,7 @@ class PairingDesk:
         if ticket.number not in self._open:
             raise refused(self._fates.get(ticket.code.nameplate, Refusal.UNKNOWN))
         self._unproved, self._free_at = 0, now
+        self._tally.proved(ticket.address)
         self._replace(Refusal.USED, now)
 
     def abandon(self, ticket: Ticket, now: float) -> None:

@@ -1,4 +1,4 @@
-"""Pairing over TCP: the head's listener and the node's call."""
+"""Pairing over TCP: the head's listener and the node's call. The listener's answers leave at fixed times (`pairing_pace`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import contextlib
 import dataclasses
 import datetime as dt
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import structlog
@@ -20,11 +21,14 @@ from shoal.security.pairing import HeadExchange, NodeExchange
 from shoal.security.pairing_code import PairingCode
 from shoal.security.pairing_desk import PairingDesk
 from shoal.security.pairing_messages import HEADER_SIZE, LARGEST, pack_refusal, payload_size
+from shoal.security.pairing_pace import left
+from shoal.security.pairing_tally import neighbourhood
 from shoal.security.refusal import Refusal, refused
 
 log = structlog.get_logger()
 
 CONVERSATIONS = 8  # at once
+FROM_ONE_PLACE = 4  # of them
 _LINGERING = 16  # refusals of the busy head under way at once; more are hung up on
 _LINGER = 1.0  # seconds that a refused node has to read why
 
@@ -76,13 +80,16 @@ class PairingListener:
         on_event: Callable[[PairingEvent], None],
         patience: float,
         clock: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         self._desk = desk
         self._authority = authority
         self._on_event = on_event
         self._patience = patience
         self._clock = clock
+        self._sleep = sleep
         self._conversations: set[asyncio.Task[None]] = set()
+        self._places: Counter[str] = Counter()  # of the conversations
         self._lingering: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
@@ -106,8 +113,10 @@ class PairingListener:
     def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         address: tuple[Any, ...] | None = writer.get_extra_info("peername")  # None where the node is gone already
         peer = of_socket(address) if address else "unknown"
-        if len(self._conversations) < CONVERSATIONS:
-            self._hold(self._conversations, self._converse(peer, reader, writer))
+        place = neighbourhood(peer)
+        if len(self._conversations) < CONVERSATIONS and self._places[place] < FROM_ONE_PLACE:
+            self._places[place] += 1
+            self._hold(self._conversations, self._converse(peer, reader, writer), lambda: self._left(place))
         else:
             self._turn_away(peer, refused(Refusal.BUSY), writer)
             if len(self._lingering) < _LINGERING:
@@ -115,9 +124,14 @@ class PairingListener:
             else:
                 writer.transport.abort()
 
-    def _hold(self, tasks: set[asyncio.Task[None]], work: Any) -> None:
+    def _left(self, place: str) -> None:
+        self._places[place] -= 1
+        self._places += Counter()  # forgets those of none
+
+    def _hold(self, tasks: set[asyncio.Task[None]], work: Any, then: Callable[[], None] = lambda: None) -> None:
         def over(task: asyncio.Task[None]) -> None:
             tasks.discard(task)
+            then()
             if not task.cancelled() and (error := task.exception()) is not None:
                 log.error("a pairing conversation failed", exc_info=error)
 
@@ -126,7 +140,7 @@ class PairingListener:
         task.add_done_callback(over)
 
     async def _converse(self, peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        exchange = HeadExchange(self._desk, self._authority)
+        exchange = HeadExchange(self._desk, self._authority, peer)
         try:
             try:
                 await self._pair(exchange, peer, reader, writer)
@@ -143,14 +157,25 @@ class PairingListener:
             writer.transport.abort()
 
     async def _pair(self, exchange: HeadExchange, peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self._send(await self._answer(reader, lambda hello: exchange.challenge(hello, self._clock())), writer)
+        grant = await self._answer(reader, lambda request: exchange.grant(request, self._clock(), dt.datetime.now(dt.UTC)))
+        log.info("a node has paired", peer=peer, name=exchange.name)
+        self._on_event(Paired(exchange.name, peer))
+        await self._send(grant, writer)
+
+    async def _answer(self, reader: asyncio.StreamReader, compute: Callable[[bytes], bytes]) -> bytes:
+        """What `compute` makes of the next message, or raises: neither before its time."""
         async with asyncio.timeout(self._patience):
-            writer.write(exchange.challenge(await _read(reader), self._clock()))
-            await writer.drain()
+            message = await _read(reader)
+        came = self._clock()
+        try:
+            return compute(message)
+        finally:
+            await self._sleep(left(came, self._clock()))
+
+    async def _send(self, answer: bytes, writer: asyncio.StreamWriter) -> None:
         async with asyncio.timeout(self._patience):
-            grant = exchange.grant(await _read(reader), self._clock(), dt.datetime.now(dt.UTC))
-            log.info("a node has paired", peer=peer, name=exchange.name)
-            self._on_event(Paired(exchange.name, peer))
-            writer.write(grant)
+            writer.write(answer)
             await writer.drain()
 
     def _turn_away(self, peer: str, error: PairingRefused, writer: asyncio.StreamWriter) -> None:
@@ -171,12 +196,15 @@ async def serve_pairing(
     *,
     patience: float = 10.0,
     clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> PairingListener:
-    """Lets nodes in that know the desk's code. Each message is waited for `patience` seconds; `clock` is the desk's, in seconds.
+    """Lets nodes in that know the desk's code. Each message is waited for `patience` seconds.
+
+    clock: the desk's, in seconds; sleep: what waits on it, with an answer that is not to leave yet
 
     Port 0 takes a free one. Raises ConfigError where the address cannot be had.
     """
-    listener = PairingListener(desk, authority, on_event, patience, clock)
+    listener = PairingListener(desk, authority, on_event, patience, clock, sleep)
     await listener.start(host, port)
     return listener
 

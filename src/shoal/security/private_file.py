@@ -34,7 +34,7 @@ def check_writable(path: Path) -> None:
 
 def _unwritable(path: Path, error: OSError) -> ConfigError:
     return ConfigError(
-        f"cannot write {path}: {error.strerror or error}; set SHOAL_CACHE to a folder that this user may write to, with room in it"
+        f"cannot write {path}: {error.strerror or error}; set SHOAL_HOME (or SHOAL_CACHE, for models too) to a folder that this user may write to, with room in it"
     )
 
 

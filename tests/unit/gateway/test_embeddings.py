@@ -6,7 +6,7 @@ import asyncio
 import base64
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 import numpy as np
 import pytest
 

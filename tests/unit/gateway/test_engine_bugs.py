@@ -17,7 +17,7 @@ def test_an_engines_bug_is_a_500_and_not_a_request_that_hangs() -> None:
 
     async def go() -> int:
         async with asyncio.timeout(2):
-            import httpx
+            import httpx2 as httpx
 
             transport = httpx.ASGITransport(create_app(FakeEngine(script)), raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:

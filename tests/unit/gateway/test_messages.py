@@ -10,7 +10,7 @@ from time import time
 from typing import Any
 
 import anthropic
-import httpx
+import httpx2 as httpx
 import pytest
 
 from shoal.config import ApiSettings

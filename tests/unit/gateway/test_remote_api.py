@@ -9,7 +9,7 @@ from pathlib import Path
 from time import time
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 import pytest
 from fastapi import FastAPI
 

@@ -19,18 +19,27 @@ from shoal.security.pairing import NodeExchange
 from shoal.security.pairing_code import ALPHABET, PairingCode
 from shoal.security.pairing_desk import FREE, PairingDesk
 from shoal.security.pairing_messages import HEADER_SIZE, LARGEST, Kind, pack, payload_size
-from shoal.security.pairing_service import CONVERSATIONS, Paired, PairingEvent, PairingListener, TurnedAway, pair, serve_pairing
+from shoal.security.pairing_service import (
+    CONVERSATIONS,
+    FROM_ONE_PLACE,
+    Paired,
+    PairingEvent,
+    PairingListener,
+    TurnedAway,
+    pair,
+    serve_pairing,
+)
 
 AUTHORITY = Authority.create(dt.datetime.now(dt.UTC))
 HOST = "127.0.0.1"
 
 
 class Head:
-    """A head that pairs; its desk's clock stands still."""
+    """A head that pairs; its desk's clock stands still but for the time that answers are held back."""
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.desk = PairingDesk(randbelow=random.Random(0).randrange)
+        self.desk = PairingDesk(lifetime=1e6, randbelow=random.Random(0).randrange)
         self.events: list[PairingEvent] = []
         self.heard = asyncio.Event()
         self.listener: PairingListener
@@ -45,6 +54,9 @@ class Head:
             self.heard.clear()
             await self.heard.wait()
         return self.events.pop(0)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(0)
 
     @property
     def code(self) -> PairingCode:
@@ -63,7 +75,7 @@ class Head:
 @asynccontextmanager
 async def head(patience: float = 5.0) -> AsyncIterator[Head]:
     it = Head()
-    it.listener = await serve_pairing(HOST, 0, it.desk, AUTHORITY, it.note, patience=patience, clock=lambda: it.now)
+    it.listener = await serve_pairing(HOST, 0, it.desk, AUTHORITY, it.note, patience=patience, clock=lambda: it.now, sleep=it.sleep)
     try:
         yield it
     finally:
@@ -141,8 +153,8 @@ def test_wrong_codes_are_slowed_down(run):
                 assert (await refusal(pair(HOST, it.listener.port, it.wrong_code, "eve", 5))).reason == "wrong_code"
                 assert await it.event() == TurnedAway(HOST, "wrong_code")
             error = await refusal(pair(HOST, it.listener.port, it.code, "anna", 5))
-            assert (error.reason, error.wait) == ("wait", 1) and "try again in 1 s" in str(error)
-            it.now += 1
+            assert (error.reason, error.wait) == ("wait", 10) and "try again in 10 s" in str(error)
+            it.now += 10
             await it.let_in()
 
     run(scenario())
@@ -155,7 +167,7 @@ def test_ten_wrong_codes_bring_a_new_one(run):
             for _ in range(10):
                 assert (await refusal(pair(HOST, it.listener.port, wrong, "eve", 5))).reason == "wrong_code"
                 assert await it.event() == TurnedAway(HOST, "wrong_code")
-                it.now += 60
+                it.now += 600
             assert it.code != code
             assert (await refusal(pair(HOST, it.listener.port, code, "anna", 5))).reason == "replaced"
             await it.let_in()
@@ -213,19 +225,37 @@ def test_who_says_nothing_is_hung_up_on(run):
     run(scenario())
 
 
-def test_a_bounded_number_of_conversations(run):
+def test_a_bounded_number_of_conversations_of_which_one_machine_has_half(run):
     async def scenario() -> None:
         async with head() as it:
-            silent = [await asyncio.open_connection(HOST, it.listener.port) for _ in range(CONVERSATIONS)]
+
+            async def silent(host: str) -> list[Any]:
+                made = [await asyncio.open_connection(HOST, it.listener.port, local_addr=(host, 0)) for _ in range(FROM_ONE_PLACE)]
+                return [writer for _, writer in made]
+
+            writers = await silent(HOST)
             assert (await refusal(pair(HOST, it.listener.port, it.code, "anna", 5))).reason == "busy"
             assert await it.event() == TurnedAway(HOST, "busy")
+            reader, elsewhere = await asyncio.open_connection(HOST, it.listener.port, local_addr=("127.0.0.2", 0))
+            elsewhere.write(NodeExchange(it.code, "bert").hello())
+            assert await reader.readexactly(HEADER_SIZE)  # there is room for another machine
+            elsewhere.transport.abort()
+            assert await it.event() == TurnedAway("127.0.0.2", "wrong_code")
+
+            assert CONVERSATIONS == 2 * FROM_ONE_PLACE
+            writers += await silent("127.0.0.3")
+            third, last = await asyncio.open_connection(HOST, it.listener.port, local_addr=("127.0.0.4", 0))
+            assert await third.read()  # why, and the end
+            last.transport.abort()
+            assert await it.event() == TurnedAway("127.0.0.4", "busy")
             flood = [await asyncio.open_connection(HOST, it.listener.port) for _ in range(5 * CONVERSATIONS)]
             for _ in flood:
                 assert await it.event() == TurnedAway(HOST, "busy")
-            for _, writer in silent + flood:
+            for writer in [*writers, *(writer for _, writer in flood)]:
                 writer.transport.abort()
-            for _ in silent:
-                assert await it.event() == TurnedAway(HOST, "broken")
+            for _ in writers:
+                event = await it.event()
+                assert isinstance(event, TurnedAway) and event.reason == "broken"
             await it.let_in()
 
     run(scenario())
@@ -336,7 +366,7 @@ def test_a_handler_that_fails_takes_nothing_down(run):
             raise KeyError(event)
 
         desk = PairingDesk()
-        listener = await serve_pairing(HOST, 0, desk, AUTHORITY, fails, clock=lambda: 0.0)
+        listener = await serve_pairing(HOST, 0, desk, AUTHORITY, fails, clock=lambda: 0.0, sleep=lambda _: asyncio.sleep(0))
         try:
             for _ in range(2):
                 with pytest.raises(ClusterError, match="broke off"):

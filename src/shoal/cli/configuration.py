@@ -1,0 +1,129 @@
+"""`shoal config`: where settings come from, and a file to begin with."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from shoal.cli.options import Json, flag, known_variables, loaded, of_file, sections
+from shoal.config import HeadSettings, NodeSettings, from_environment, variable, variables
+from shoal.config_file import ConfigFile, FileKey
+from shoal.errors import ConfigError, suggestion
+from shoal.folders import config_file
+
+app = typer.Typer(help="Show settings and where each comes from; write a configuration file.", no_args_is_help=True)
+
+_OTHERS = {"SHOAL_CACHE", "SHOAL_HOME", "SHOAL_CONFIG"}
+_SECTIONS = {
+    "": "Of every command.",
+    "head": "shoal up and shoal serve; its model settings hold for what run, chat, batch, plan and bench start here, too.",
+    "node": "shoal join. What it says of the machine (memory, threads, runtime, journal, share, isa) holds for nodes that other commands start here, too.",
+    "client": "shoal run, chat, batch and nodes: whom they ask, and how.",
+}
+
+Changed = Annotated[bool, flag("--changed", "Only what the file or the environment says.")]
+
+
+@app.command("show")
+def show(changed: Changed = False, as_json: Json = False) -> None:
+    """Show every setting, and where it comes from: a line of the file, a variable of the environment, or its default.
+
+    A flag on the command line goes before the environment, that before the file. Example: [bold]shoal config show --changed[/bold]
+    """
+    from shoal.cli.show import Rows, emit, line, out
+
+    file = loaded()
+    rows = [row for row in _rows(file) if not changed or row["source"] != "default"]
+    if as_json:
+        emit({"file": str(file.path), "exists": file.path.exists(), "settings": rows})
+    elif rows:
+        out.print(Rows([_short(row) for row in rows]))
+    else:
+        line(f"neither {file.path} nor the environment says anything; `shoal config init` writes a file to begin with")
+    known = known_variables() | _OTHERS
+    for name in variables():
+        if name not in known:
+            line(f"{name} is no variable of shoal's{suggestion(name, known)}")
+
+
+@app.command("path")
+def path() -> None:
+    """Print where the configuration file is, or would be. SHOAL_CONFIG names another one."""
+    from shoal.cli.show import line_out
+
+    line_out(str(config_file()))
+
+
+@app.command("init")
+def init() -> None:
+    """Write a configuration file in which every setting is explained, and none is set. A file that is there is left as it is."""
+    from shoal.cli.show import line
+    from shoal.security.private_file import write_private
+
+    target = config_file()
+    try:
+        write_private(target, "\n".join(_commented()).encode(), fresh=True)
+    except FileExistsError:
+        raise ConfigError(f"there is {target} already, and it stays as it is; `shoal config show` says what it sets") from None
+    line(f"{target} is written; take the # away from what you want to set")
+
+
+def _rows(file: ConfigFile) -> Iterator[dict[str, Any]]:
+    """Raises ConfigError for a variable that cannot be read, and for settings that exclude each other."""
+    roles: dict[str, Any] = {
+        "head": from_environment(HeadSettings, {}, file=of_file(HeadSettings)),
+        "node": from_environment(NodeSettings, {}, file=of_file(NodeSettings)),
+    }
+    for section, keys in sections().items():
+        for name, key in keys.items():
+            value, source, where = key.default, "default", None
+            if (named := next((v for v in key.variables if variable(v) is not None), None)) is not None:
+                value, source, where = variable(named), "environment", named
+            elif (at := file.where(section, name)) is not None:
+                value, source, where = file.section(section)[name], "file", at
+            if source != "default":
+                value = getattr(roles.get(section), name.replace("-", "_"), value)
+            yield {"section": section, "key": name, "value": _masked(key, value), "source": source, "where": where}
+
+
+def _masked(key: FileKey, value: Any) -> Any:
+    """Without what opens something."""
+    if key.secret and value:
+        return "***"
+    if isinstance(value, str) and "://" in value and "@" in value:
+        scheme, _, rest = value.partition("://")
+        return f"{scheme}://***@{rest.rpartition('@')[2]}"
+    return value
+
+
+def _short(row: dict[str, Any]) -> dict[str, Any]:
+    """For people."""
+    value = row["value"]
+    section = f"[{row['section']}]" if row["section"] else ""
+    return {"section": section, "key": row["key"], "value": "" if value is None else _toml(value), "from": row["where"] or "default"}
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
+
+
+def _commented() -> Iterator[str]:
+    yield "# Settings of shoal. A flag on the command line goes before an environment variable, and that before this file."
+    yield "# `shoal config show` says what holds, and where it comes from."
+    for section, keys in sections().items():
+        yield ""
+        yield from textwrap.wrap(_SECTIONS[section], 118, initial_indent="# ", subsequent_indent="# ")
+        if section:
+            yield f"[{section}]"
+        for name, key in keys.items():
+            yield ""
+            yield from textwrap.wrap(key.help, 118, initial_indent="# ", subsequent_indent="# ")
+            example = key.default if key.default is not None else {int: 0, float: 0.0, bool: False}.get(key.kind, "")
+            yield f"# {name} = {_toml(example)}" + ("" if key.default is not None else "  # by default as each command says")
+    yield ""
