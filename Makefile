@@ -71,7 +71,7 @@ proto: $(VENV)/developed
 constraints: $(BIN)/python
 	$(PIP) install --constraint $(PINS) uv
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate --custom-compile-command "make constraints" \
-		--all-extras --group dev --group build --group lock --output-file constraints.txt pyproject.toml
+		--all-extras --group dev --group build --group wheels --group lock --output-file constraints.txt pyproject.toml
 
 install: $(VENV)/installed
 develop: $(VENV)/developed
