@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from shoal.errors import ClusterError, InvalidRequest, NotReady, QueueFull, ShoalError, StageLost, StepFailed
+from shoal.gateway.auth.key import KeyId
 from shoal.gateway.engine import Engine
-from shoal.gateway.key import KeyId
 from shoal.request import Alternative, FinishReason, Request, Score, TokenChunk
 from tests.support.engine import FakeEngine, Item, Resumed, ScriptedStream, says, spoken
 from tests.support.remote import soon, workers

@@ -17,8 +17,8 @@ from openai.types.responses.response_item_list import ResponseItemList
 from shoal.config import ApiSettings
 from shoal.errors import StageLost
 from shoal.gateway.app import create_app
-from shoal.gateway.chat.answer import ChatAnswer
-from shoal.gateway.responses.answer import CompactedAnswer, ResponseAnswer
+from shoal.gateway.endpoints.chat.answer import ChatAnswer
+from shoal.gateway.endpoints.responses.answer import CompactedAnswer, ResponseAnswer
 from shoal.request import Request
 from shoal.text.tools import HERMES
 from tests.support.engine import FakeEngine, Item, Script, says, spoken

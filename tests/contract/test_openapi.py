@@ -17,7 +17,7 @@ from schemathesis.generation import GenerationMode
 
 from shoal.config import ApiSettings
 from shoal.gateway.app import create_app
-from shoal.gateway.key_store import KeyStore
+from shoal.gateway.auth.key_store import KeyStore
 from shoal.text.tools import HERMES
 from tests.support.batches import jsonl, line
 from tests.support.document import CHECKS, document

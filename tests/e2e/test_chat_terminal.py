@@ -22,7 +22,7 @@ from fastapi.responses import HTMLResponse, StreamingResponse
 from shoal.config import ApiSettings
 from shoal.errors import NotReady
 from shoal.gateway.app import create_app
-from shoal.gateway.key_store import KeyStore
+from shoal.gateway.auth.key_store import KeyStore
 from shoal.request import FinishReason, Request
 from tests.support.cluster import free_port, until
 from tests.support.engine import FakeEngine, Item, spoken

@@ -14,8 +14,8 @@ import uvloop
 
 from shoal.config import ApiSettings
 from shoal.gateway.app import create_app
+from shoal.gateway.auth.keyring import Keyring
 from shoal.gateway.engine import Engine
-from shoal.gateway.keyring import Keyring
 from shoal.gateway.server import ApiServer, listening
 from shoal.gateway.service import Service
 from tests.support.http import CHAT, eventually

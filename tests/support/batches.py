@@ -16,8 +16,8 @@ import httpx2 as httpx
 
 from shoal.config import ApiSettings
 from shoal.gateway import app as application
-from shoal.gateway.batches.runner import Runner
-from shoal.gateway.batches.store import BatchStore
+from shoal.gateway.endpoints.batches.runner import Runner
+from shoal.gateway.endpoints.batches.store import BatchStore
 from shoal.gateway.engine import Engine
 from shoal.gateway.service import Service
 from tests.support.http import CHAT

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from shoal.config import ApiSettings
-from shoal.gateway.remote.client import RemoteEngine
-from shoal.gateway.remote.server import EngineServer
+from shoal.gateway.workers.client import RemoteEngine
+from shoal.gateway.workers.server import EngineServer
 from tests.support.engine import FakeEngine
 
 MODEL = Path("/models/fake.gguf")

@@ -26,6 +26,8 @@ EXTRA = {  # which modules of a layer's own or a higher one a module may use bes
     "metrics": {"pipeline.timing"},
     "control": {"security"},
 }
+ROOMS = ("http", "auth", "engine", "schema", "answers", "service", "endpoints", "server", "app", "workers")
+"""Of the gateway: each may import those before it."""
 IMPURE = {"asyncio", "socket", "os", "time", "random", "secrets", "threading", "subprocess", "grpc", "numpy"}
 
 
@@ -119,6 +121,14 @@ def test_only_config_and_folders_read_the_environment():
 def test_one_module_asks_how_large_the_machine_is():
     asked = ("cpu_count", "virtual_memory", "sched_getaffinity", "process_cpu_count", "SC_PHYS_PAGES", "SC_NPROCESSORS")
     assert [name(p) for p in sources() if any(word in p.read_text() for word in asked)] == ["allowance"]
+
+
+@pytest.mark.parametrize("path", [p for p in sources() if name(p).startswith("gateway.")], ids=name)
+def test_rooms_of_the_gateway_import_those_below_alone(path: Path):
+    def room(module: str) -> int:
+        return ROOMS.index(module.split(".")[1])
+
+    assert [other for other in ours(path) if other.startswith("gateway.") and room(other) > room(name(path))] == []
 
 
 def test_the_map_of_packages_names_every_one():

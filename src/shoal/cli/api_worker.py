@@ -17,8 +17,8 @@ from shoal.cli.loop import on_signal, run
 from shoal.config import variable
 from shoal.errors import ShoalError
 from shoal.gateway.app import create_app
-from shoal.gateway.remote.client import RemoteEngine
 from shoal.gateway.server import ApiServer
+from shoal.gateway.workers.client import RemoteEngine
 from shoal.models.gguf_file import GgufFile
 from shoal.text.tokenizer import Tokenizer
 

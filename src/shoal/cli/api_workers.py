@@ -17,7 +17,7 @@ import structlog
 
 from shoal.cli.local import child_environment
 from shoal.config import ApiSettings, HeadSettings
-from shoal.gateway.remote.server import EngineServer
+from shoal.gateway.workers.server import EngineServer
 from shoal.node.head import Head
 from shoal.retry import Backoff
 

@@ -20,10 +20,10 @@ from shoal.cli.show import err
 from shoal.cli.waiting import stop_signal, until
 from shoal.config import EngineSettings, NodeSettings
 from shoal.errors import ClusterError, ConfigError
-from shoal.gateway.batches.line import Asked, Invalid, Line, lines_of, parsed
-from shoal.gateway.batches.output import Output
-from shoal.gateway.batches.patience import Patience
-from shoal.gateway.batches.result import answered, refused
+from shoal.gateway.endpoints.batches.line import Asked, Invalid, Line, lines_of, parsed
+from shoal.gateway.endpoints.batches.output import Output
+from shoal.gateway.endpoints.batches.patience import Patience
+from shoal.gateway.endpoints.batches.result import answered, refused
 
 URLS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
 _SHOWN = 5  # lines of a kind that are named

@@ -25,7 +25,7 @@ from shoal.control.client import refused
 from shoal.discovery.addresses import of_this_machine, reachable, reached_at
 from shoal.errors import ClusterError, ConfigError
 from shoal.executor.measure import measure, usable_memory
-from shoal.gateway.keyring import Keyring
+from shoal.gateway.auth.keyring import Keyring
 from shoal.gateway.server import listening
 from shoal.models.description import Description, listed
 from shoal.node.agent import Agent

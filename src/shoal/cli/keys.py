@@ -15,8 +15,8 @@ from shoal.errors import ConfigError
 from shoal.request import Priority
 
 if TYPE_CHECKING:
-    from shoal.gateway.key import ApiKey
-    from shoal.gateway.key_store import KeyStore
+    from shoal.gateway.auth.key import ApiKey
+    from shoal.gateway.auth.key_store import KeyStore
 
 app = typer.Typer(help="Make, list and revoke the API's keys.", invoke_without_command=True)
 
@@ -28,7 +28,7 @@ Data = Annotated[str | None, flag("--data", "Folder that the server keeps its ke
 
 def _store(data: str | None) -> KeyStore:
     from shoal.cli.relocation import move_in
-    from shoal.gateway.key_store import KeyStore
+    from shoal.gateway.auth.key_store import KeyStore
 
     move_in()
     return KeyStore(from_environment(ApiSettings, {"data": data}, file=of_file(ApiSettings)).data_folder)
@@ -74,7 +74,7 @@ def create_key(
 ) -> None:
     """Make a key and show it, once. Example: [bold]shoal keys create alice --rpm 60 --expires 90d[/bold]"""
     from shoal.cli.show import emit, line, line_out
-    from shoal.gateway.key import KeyLimits
+    from shoal.gateway.auth.key import KeyLimits
 
     now = time()
     limits = KeyLimits(rpm, tokens, concurrency)

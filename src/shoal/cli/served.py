@@ -13,7 +13,7 @@ from shoal.cli.show import err
 from shoal.cli.waiting import until
 from shoal.config import EngineSettings, HeadSettings, NodeSettings
 from shoal.gateway.app import create_app
-from shoal.gateway.keyring import Keyring
+from shoal.gateway.auth.keyring import Keyring
 from shoal.gateway.server import ApiServer, listening
 from shoal.node.head import Head
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -16,35 +17,40 @@ from starlette.types import ASGIApp
 from shoal import __version__
 from shoal.config import ApiSettings
 from shoal.errors import ShoalError
-from shoal.gateway import health, models, streams, tokens
-from shoal.gateway.batches import route as batches
-from shoal.gateway.batches.runner import Runner
-from shoal.gateway.batches.store import BatchStore
-from shoal.gateway.caller import Caller
-from shoal.gateway.chat import route as chat
-from shoal.gateway.chat import socket as chat_socket
-from shoal.gateway.completions import route as completions
-from shoal.gateway.contract import describe
-from shoal.gateway.database import Database
-from shoal.gateway.dialect import refusal
-from shoal.gateway.embeddings import route as embeddings
+from shoal.gateway.auth.caller import Caller
+from shoal.gateway.auth.gate import Gate
+from shoal.gateway.auth.key import KeyId
+from shoal.gateway.auth.keyring import Keyring
+from shoal.gateway.auth.limits import Limiter, LocalLimiter
+from shoal.gateway.endpoints import health, models, streams, tokens
+from shoal.gateway.endpoints.batches import route as batches
+from shoal.gateway.endpoints.batches.runner import Runner
+from shoal.gateway.endpoints.batches.store import BatchStore
+from shoal.gateway.endpoints.chat import route as chat
+from shoal.gateway.endpoints.chat import socket as chat_socket
+from shoal.gateway.endpoints.completions import route as completions
+from shoal.gateway.endpoints.database import Database
+from shoal.gateway.endpoints.embeddings import route as embeddings
+from shoal.gateway.endpoints.files import route as files
+from shoal.gateway.endpoints.files.store import FileStore
+from shoal.gateway.endpoints.kinds import recalled
+from shoal.gateway.endpoints.messages import route as messages
+from shoal.gateway.endpoints.ollama import route as ollama
+from shoal.gateway.endpoints.responses import route as responses
+from shoal.gateway.endpoints.responses import socket as responses_socket
+from shoal.gateway.endpoints.responses.keeper import ResponseKeeper
+from shoal.gateway.endpoints.responses.store import Bounds, ResponseStore
 from shoal.gateway.engine import Engine
-from shoal.gateway.faults import Fault, fault
-from shoal.gateway.files import route as files
-from shoal.gateway.files.store import FileStore
-from shoal.gateway.gate import Gate
-from shoal.gateway.inside import Inside
-from shoal.gateway.key import KeyId
-from shoal.gateway.keyring import Keyring
-from shoal.gateway.limits import Limiter, LocalLimiter
-from shoal.gateway.messages import route as messages
-from shoal.gateway.ollama import route as ollama
-from shoal.gateway.responses import route as responses
-from shoal.gateway.responses import socket as responses_socket
+from shoal.gateway.http.dialect import refusal
+from shoal.gateway.http.faults import Fault, fault
+from shoal.gateway.http.inside import Inside
+from shoal.gateway.schema.contract import describe
 from shoal.gateway.service import Service
 from shoal.request import Priority
 
 _ENDPOINTS = (chat, chat_socket, completions, embeddings, responses, responses_socket, messages, ollama, streams, tokens, models, health)
+_KEEPING = (responses, responses_socket)
+"""Those of them that look into what was kept."""
 _BATCHED = {
     "/v1/chat/completions": chat,
     "/v1/completions": completions,
@@ -88,16 +94,22 @@ def create_app(
     given = settings or ApiSettings(responses=0)
     keyring = keyring or Keyring(None if settings is None else given.data_folder)
     app = _App(given.origins)
-    service = app.state.service = Service(engine, given, keyring, limiter or LocalLimiter())
+    bounds = Bounds(given.responses, given.responses_bytes, given.responses_days * 86400)
+    store = ResponseStore(given.data_folder, bounds)
+    service = app.state.service = Service(engine, given, keyring, limiter or LocalLimiter(), recalled, ResponseKeeper(store, engine))
     app.add_middleware(Gate, given, service.doors, keyring, service.limiter)
-    _furnish(app, (endpoint.routes(service) for endpoint in _ENDPOINTS))
+    _furnish(app, (_routes(endpoint, service, store) for endpoint in _ENDPOINTS))
     if settings is not None:
-        _add_batches(app, service)
+        _add_batches(app, service, store)
     describe(app, keyring, given.needs_key)
     return app
 
 
-def _add_batches(app: FastAPI, service: Service) -> None:
+def _routes(endpoint: Any, service: Service, store: ResponseStore) -> APIRouter:
+    return endpoint.routes(service, store) if endpoint in _KEEPING else endpoint.routes(service)
+
+
+def _add_batches(app: FastAPI, service: Service, store: ResponseStore) -> None:
     """Files, batches, and what works them off while the application runs."""
     settings, model, keyring = service.settings, service.engine.name, service.keyring
     database = Database(settings.data_folder)
@@ -106,7 +118,7 @@ def _add_batches(app: FastAPI, service: Service) -> None:
     app.include_router(files.routes(kept))
     app.include_router(batches.routes(made, kept, model, _BATCHED))
     inner = _App()
-    _furnish(inner, (endpoint.routes(service) for endpoint in _BATCHED.values()))
+    _furnish(inner, (_routes(endpoint, service, store) for endpoint in _BATCHED.values()))
 
     def caller(owner: str) -> Caller:
         return Caller(keyring, None, keyring.known(KeyId(owner)), Priority.BATCH)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from shoal.facts import ModelFacts
-from shoal.gateway.key import KeyId
+from shoal.gateway.auth.key import KeyId
 from shoal.request import Request, TokenChunk
 from shoal.text.tokenizer import Tokenizer
 

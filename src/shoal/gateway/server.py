@@ -14,9 +14,9 @@ from fastapi import FastAPI
 
 from shoal.address import listening_socket
 from shoal.config import ApiSettings
-from shoal.gateway.connection import Connection, Connections, SocketConnection
-from shoal.gateway.gate import MAX_HEADER_BYTES, MAX_TARGET
-from shoal.gateway.patience import rules
+from shoal.gateway.auth.gate import MAX_HEADER_BYTES, MAX_TARGET
+from shoal.gateway.http.connection import Connection, Connections, SocketConnection
+from shoal.gateway.http.patience import rules
 from shoal.gateway.service import MAX_BODY, Service
 
 _SEND_BUFFER = 128 << 10

@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 from codecs import BOM_UTF8
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -18,22 +18,22 @@ from starlette.types import Receive, Scope, Send
 
 from shoal.config import ApiSettings
 from shoal.errors import InvalidRequest, ShoalError, TooLarge, UnknownModel, WrongMediaType
-from shoal.gateway.answer import Answer
-from shoal.gateway.answers import Answers
-from shoal.gateway.caller import Caller
-from shoal.gateway.doors import Doors
+from shoal.gateway.answers.answer import Answer
+from shoal.gateway.answers.events import Position, events
+from shoal.gateway.answers.job import Job
+from shoal.gateway.answers.under_way import Answers, Watcher
+from shoal.gateway.answers.writer import Piece, Writer
+from shoal.gateway.auth.caller import Caller
+from shoal.gateway.auth.key import KeyId
+from shoal.gateway.auth.keyring import Keyring
+from shoal.gateway.auth.limits import Limiter
 from shoal.gateway.engine import Engine, TakenOver
-from shoal.gateway.events import Position, events
-from shoal.gateway.faults import fault
-from shoal.gateway.job import Job, chosen_id
-from shoal.gateway.key import KeyId
-from shoal.gateway.keyring import Keyring
-from shoal.gateway.limits import Limiter
-from shoal.gateway.responses.keeper import ResponseKeeper
-from shoal.gateway.responses.store import Bounds, ResponseStore
-from shoal.gateway.wire import Asking, parse
-from shoal.gateway.work import LARGE, work
-from shoal.gateway.writer import Piece, Writer
+from shoal.gateway.http.doors import Doors
+from shoal.gateway.http.faults import fault
+from shoal.gateway.http.request_id import chosen_id
+from shoal.gateway.http.work import LARGE, work
+from shoal.gateway.schema.wire import Asking, parse
+from shoal.request import Request as ModelRequest
 
 MAX_BODY = 4 << 20
 """Bytes of a request."""
@@ -67,12 +67,19 @@ class Seen:
 
 
 class Service:
-    def __init__(self, engine: Engine, settings: ApiSettings, keyring: Keyring, limiter: Limiter) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        settings: ApiSettings,
+        keyring: Keyring,
+        limiter: Limiter,
+        recalled: Callable[[bytes, Sequence[ModelRequest]], Job],
+        watcher: Watcher,
+    ) -> None:
+        """recalled, watcher: see Answers."""
         self.engine, self.settings = engine, settings
-        bounds = Bounds(settings.responses, settings.responses_bytes, settings.responses_days * 86400)
-        self.responses = ResponseStore(settings.data_folder, bounds)
         self.doors, self.keyring, self.limiter = Doors(), keyring, limiter
-        self.answers = Answers(engine, ResponseKeeper(self.responses, engine), self._caller_of, settings.ping)
+        self.answers = Answers(engine, recalled, watcher, self._caller_of, settings.ping)
 
     @property
     def state(self) -> str:

@@ -18,7 +18,7 @@ from shoal.cli.batch import Server, _batch
 from shoal.cli.options import node_settings
 from shoal.config import EngineSettings
 from shoal.errors import ClusterError, ConfigError
-from shoal.gateway.batches.patience import Patience
+from shoal.gateway.endpoints.batches.patience import Patience
 from tests.support.batches import jsonl, line
 from tests.support.cluster import free_port
 from tests.support.http import CHAT, COMPLETIONS
@@ -63,8 +63,8 @@ class Asked:
 
 @pytest.fixture(autouse=True)
 def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shoal.gateway.batches.patience._FIRST", 0.001)
-    monkeypatch.setattr("shoal.gateway.batches.patience._MOST", 0.005)
+    monkeypatch.setattr("shoal.gateway.endpoints.batches.patience._FIRST", 0.001)
+    monkeypatch.setattr("shoal.gateway.endpoints.batches.patience._MOST", 0.005)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from shoal.cli.cluster import _check_open
 from shoal.cli.keys import expiry
 from shoal.config import HeadSettings
 from shoal.errors import ConfigError
-from shoal.gateway.key_store import KeyStore
+from shoal.gateway.auth.key_store import KeyStore
 from tests.support.cluster import cluster, served, until
 
 NOW = 1_800_000_000.0

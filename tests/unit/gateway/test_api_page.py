@@ -20,18 +20,18 @@ from openai.resources.embeddings import Embeddings
 from openai.resources.responses import Responses
 
 from shoal.config import ApiSettings
-from shoal.gateway import faults
 from shoal.gateway.app import create_app
-from shoal.gateway.batches.wire import BatchRequest
-from shoal.gateway.chat.wire import ChatRequest
-from shoal.gateway.completions.wire import CompletionRequest
-from shoal.gateway.embeddings.wire import EmbeddingRequest
-from shoal.gateway.messages.wire import CountRequest, MessagesRequest
-from shoal.gateway.ollama.wire import ChatRequest as OllamaChatRequest
-from shoal.gateway.ollama.wire import EmbeddingsRequest, EmbedRequest, GenerateRequest, Options, ShowRequest
-from shoal.gateway.responses.wire import ResponseRequest
-from shoal.gateway.tokens import DetokenizeRequest, TokenizeRequest
-from shoal.gateway.wire import Wire
+from shoal.gateway.endpoints.batches.wire import BatchRequest
+from shoal.gateway.endpoints.chat.wire import ChatRequest
+from shoal.gateway.endpoints.completions.wire import CompletionRequest
+from shoal.gateway.endpoints.embeddings.wire import EmbeddingRequest
+from shoal.gateway.endpoints.messages.wire import CountRequest, MessagesRequest
+from shoal.gateway.endpoints.ollama.wire import ChatRequest as OllamaChatRequest
+from shoal.gateway.endpoints.ollama.wire import EmbeddingsRequest, EmbedRequest, GenerateRequest, Options, ShowRequest
+from shoal.gateway.endpoints.responses.wire import ResponseRequest
+from shoal.gateway.endpoints.tokens import DetokenizeRequest, TokenizeRequest
+from shoal.gateway.http import faults
+from shoal.gateway.schema.wire import Wire
 from tests.support.engine import FakeEngine
 
 PAGE = (Path(__file__).parents[3] / "docs" / "api.md").read_text()

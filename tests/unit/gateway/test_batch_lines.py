@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.errors import ConfigError, Conflict
-from shoal.gateway.batches.line import LONGEST_LINE, Asked, Invalid, Line, lines_of, parsed
-from shoal.gateway.batches.output import Output
-from shoal.gateway.batches.patience import Patience, retry_after
-from shoal.gateway.batches.result import Done, answered, read, refused, unanswered
-from shoal.gateway.batches.state import MOVES, Batch, Status, moved
+from shoal.gateway.endpoints.batches.line import LONGEST_LINE, Asked, Invalid, Line, lines_of, parsed
+from shoal.gateway.endpoints.batches.output import Output
+from shoal.gateway.endpoints.batches.patience import Patience, retry_after
+from shoal.gateway.endpoints.batches.result import Done, answered, read, refused, unanswered
+from shoal.gateway.endpoints.batches.state import MOVES, Batch, Status, moved
 from tests.support.batches import jsonl, line
 from tests.support.http import CHAT, COMPLETIONS
 

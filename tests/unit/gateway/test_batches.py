@@ -13,10 +13,10 @@ import pytest
 
 from shoal.errors import CapacityError, ClusterError, NotReady, QueueFull
 from shoal.gateway.app import create_app
-from shoal.gateway.batches.state import Batch, Status
-from shoal.gateway.batches.store import BatchStore
-from shoal.gateway.key import KeyLimits
-from shoal.gateway.key_store import KeyStore
+from shoal.gateway.auth.key import KeyLimits
+from shoal.gateway.auth.key_store import KeyStore
+from shoal.gateway.endpoints.batches.state import Batch, Status
+from shoal.gateway.endpoints.batches.store import BatchStore
 from shoal.request import Priority, Request
 from tests.support.batches import Api, Clock, becomes, jsonl, line, served
 from tests.support.engine import FakeEngine, ScriptedStream, says, spoken
@@ -204,7 +204,9 @@ def test_requests_of_a_batch_are_not_kept_for_the_next_engine_unless_they_are_na
 
 @pytest.mark.parametrize("refusal", [QueueFull(9, 9), NotReady("loading")])
 def test_a_full_queue_and_a_model_being_loaded_are_waited_for(tmp_path: Path, refusal: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shoal.gateway.batches.patience.Patience.pause", lambda self, status, *_: 0.001 if status in (429, 503) else None)
+    monkeypatch.setattr(
+        "shoal.gateway.endpoints.batches.patience.Patience.pause", lambda self, status, *_: 0.001 if status in (429, 503) else None
+    )
     engine = FakeEngine()
     engine.refusal = refusal
 
@@ -219,8 +221,8 @@ def test_a_full_queue_and_a_model_being_loaded_are_waited_for(tmp_path: Path, re
 
 
 def test_a_request_that_the_cluster_fails_at_again_and_again_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shoal.gateway.batches.patience.retry_after", lambda *_: 0.0)
-    monkeypatch.setattr("shoal.gateway.batches.patience._FIRST", 0.001)
+    monkeypatch.setattr("shoal.gateway.endpoints.batches.patience.retry_after", lambda *_: 0.0)
+    monkeypatch.setattr("shoal.gateway.endpoints.batches.patience._FIRST", 0.001)
     engine = FakeEngine(lambda request: [ClusterError("a stage failed")])
 
     async def go(api: Api) -> None:
@@ -544,7 +546,7 @@ def test_outputs_are_private(tmp_path: Path) -> None:
 
 
 def test_a_batch_that_could_not_be_ended_is_ended_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shoal.gateway.batches.runner._REST", 0.01)
+    monkeypatch.setattr("shoal.gateway.endpoints.batches.runner._REST", 0.01)
     real, failures = BatchStore.move, [CapacityError("the disk is full")] * 3
 
     def move(self: BatchStore, id: str, to: Status, **changes: Any) -> Batch:
@@ -565,7 +567,7 @@ def test_a_batch_that_could_not_be_ended_is_ended_again(tmp_path: Path, monkeypa
 
 
 def test_a_disk_that_fails_for_a_while_costs_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shoal.gateway.batches.runner._REST", 0.01)
+    monkeypatch.setattr("shoal.gateway.endpoints.batches.runner._REST", 0.01)
     real, writes = os.write, [0]
 
     def write(file: int, data: bytes) -> int:

@@ -16,9 +16,9 @@ from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from shoal.config import ApiSettings
 from shoal.errors import QueueFull, StageLost
 from shoal.gateway.app import create_app
-from shoal.gateway.key import KeyLimits
-from shoal.gateway.key_store import KeyStore
-from shoal.gateway.keyring import REFRESH
+from shoal.gateway.auth.key import KeyLimits
+from shoal.gateway.auth.key_store import KeyStore
+from shoal.gateway.auth.keyring import REFRESH
 from shoal.gateway.service import MAX_BODY
 from tests.support.api import api, run
 from tests.support.engine import FakeEngine, Script, says, spoken

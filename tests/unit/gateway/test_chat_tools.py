@@ -12,13 +12,14 @@ import httpx2 as httpx
 import pytest
 
 from shoal.errors import InvalidRequest
-from shoal.gateway.answers import Answers
+from shoal.gateway.answers.conversation import MAX_MESSAGES
+from shoal.gateway.answers.under_way import Answers
 from shoal.gateway.app import create_app
-from shoal.gateway.chat.job import chat_job
-from shoal.gateway.chat.wire import ChatRequest
-from shoal.gateway.conversation import MAX_MESSAGES
+from shoal.gateway.endpoints.chat.job import chat_job
+from shoal.gateway.endpoints.chat.wire import ChatRequest
+from shoal.gateway.endpoints.kinds import recalled
 from shoal.gateway.engine import Engine
-from shoal.gateway.wire import parse
+from shoal.gateway.schema.wire import parse
 from shoal.request import FinishReason, TokenChunk
 from shoal.text.answer_grammar import MAX_TOOLS, JsonSchema
 from shoal.text.tools import HERMES, LLAMA3, MISTRAL, Tool, ToolFormat
@@ -216,7 +217,7 @@ def test_a_reader_goes_on_in_the_middle_of_a_call() -> None:
 def test_a_piece_becomes_one_event_at_most() -> None:
     async def go() -> list[int]:
         engine = able(says("a " + BOTH))
-        answer = await Answers(engine).begin(chat_job(parse(ChatRequest, {"messages": HI, "tools": TOOLS}), engine))
+        answer = await Answers(engine, recalled).begin(chat_job(parse(ChatRequest, {"messages": HI, "tools": TOOLS}), engine))
         pieces = [piece async for piece in answer.read()]
         writer = answer.writer()
         return [len(writer.piece(piece)) for piece in pieces]
@@ -490,11 +491,11 @@ def test_a_prompt_that_is_far_too_long_is_refused_without_tokenising_it() -> Non
 def test_a_job_is_the_same_after_it_was_kept() -> None:
     engine = able()
     job = chat_job(parse(ChatRequest, {"messages": HI, "tools": TOOLS}), engine)
-    Answers(engine)
+    Answers(engine, recalled)
     engine.before = [Resumed(job.id, job.note, job.requests, [ScriptedStream(r, spoken(r, PARIS), False) for r in job.requests])]
 
     async def go() -> Any:
-        return (await Answers(engine).find(job.id)).job
+        return (await Answers(engine, recalled).find(job.id)).job
 
     assert asyncio.run(go()) == job
 

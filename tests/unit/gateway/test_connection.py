@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shoal.gateway.gate import MAX_HEADER_BYTES, MAX_TARGET
+from shoal.gateway.auth.gate import MAX_HEADER_BYTES, MAX_TARGET
 from shoal.gateway.service import MAX_BODY
 from shoal.request import FinishReason, Request, TokenChunk
 from tests.support.api import HI, api, post, run

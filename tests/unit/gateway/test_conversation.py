@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shoal.errors import InvalidRequest
-from shoal.gateway.conversation import Conversation, Function, JsonAnswer, Tools, call_id, converse
+from shoal.gateway.answers.conversation import Conversation, Function, JsonAnswer, Tools, call_id, converse
 from shoal.text.answer_format import AnswerFormat
 from shoal.text.tokenizer import Tokenizer
 from shoal.text.tools import HERMES, LLAMA3, MISTRAL

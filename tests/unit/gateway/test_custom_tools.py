@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher
 from openai.types.responses import Response
 
+from shoal.gateway.answers.custom import Input
 from shoal.gateway.app import create_app
-from shoal.gateway.chat.answer import ChatAnswer
-from shoal.gateway.custom import Input
-from shoal.gateway.responses.answer import ResponseAnswer
+from shoal.gateway.endpoints.chat.answer import ChatAnswer
+from shoal.gateway.endpoints.responses.answer import ResponseAnswer
 from shoal.text import grammar
 from shoal.text.answer_format import AnswerFormat
 from shoal.text.answer_grammar import answer_grammar

@@ -12,7 +12,7 @@ from openai.types.responses import Response
 
 from shoal.config import ApiSettings
 from shoal.gateway.app import create_app
-from shoal.gateway.responses.items import summary
+from shoal.gateway.endpoints.responses.items import summary
 from shoal.text.reasoning import THINK
 from shoal.text.tools import HERMES
 from tests.support.engine import FakeEngine, says

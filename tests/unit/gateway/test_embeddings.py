@@ -12,7 +12,7 @@ import pytest
 
 from shoal.errors import QueueFull
 from shoal.gateway.app import create_app
-from shoal.gateway.embeddings.embed import embed
+from shoal.gateway.endpoints.embeddings.embed import embed
 from tests.support.engine import DIMENSIONS, FakeEngine
 from tests.support.http import fetch, refused
 

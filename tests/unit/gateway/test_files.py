@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from shoal.config import ApiSettings
 from shoal.errors import ConfigError, InvalidRequest
 from shoal.gateway.app import create_app
-from shoal.gateway.database import Database
-from shoal.gateway.files.multipart import Field, FileBegun, FileData, Multipart
-from shoal.gateway.files.store import File, FileStore
-from shoal.gateway.key_store import KeyStore
+from shoal.gateway.auth.key_store import KeyStore
+from shoal.gateway.endpoints.database import Database
+from shoal.gateway.endpoints.files.multipart import Field, FileBegun, FileData, Multipart
+from shoal.gateway.endpoints.files.store import File, FileStore
 from tests.support.batches import Api, becomes, jsonl, line, served
 from tests.support.engine import FakeEngine
 

@@ -15,9 +15,9 @@ from fastapi import FastAPI, WebSocket
 from shoal.config import ApiSettings, HeadSettings
 from shoal.errors import QueueFull
 from shoal.gateway.app import create_app
-from shoal.gateway.gate import MAX_HEADERS, MAX_TARGET
-from shoal.gateway.key import KeyLimits
-from shoal.gateway.key_store import KeyStore
+from shoal.gateway.auth.gate import MAX_HEADERS, MAX_TARGET
+from shoal.gateway.auth.key import KeyLimits
+from shoal.gateway.auth.key_store import KeyStore
 from shoal.gateway.service import MAX_DEPTH, Service
 from shoal.request import Priority
 from tests.support.engine import FakeEngine, says

@@ -5,7 +5,7 @@ from __future__ import annotations
 import h11
 import pytest
 
-from shoal.gateway.connection import Http
+from shoal.gateway.http.connection import Http
 
 HEAD = b"POST / HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n"
 PIECE = 256 << 10

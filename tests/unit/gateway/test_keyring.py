@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.errors import ConfigError, NotAuthenticated
-from shoal.gateway import keyring as module
-from shoal.gateway.key import KeyId, KeyLimits, mint, parted
-from shoal.gateway.key_store import KeyStore, Use
-from shoal.gateway.keyring import REFRESH, Keyring
+from shoal.gateway.auth import keyring as module
+from shoal.gateway.auth.key import KeyId, KeyLimits, mint, parted
+from shoal.gateway.auth.key_store import KeyStore, Use
+from shoal.gateway.auth.keyring import REFRESH, Keyring
 from shoal.request import Priority
 from tests.support.http import eventually
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.errors import RateLimited
-from shoal.gateway.key import KeyId, KeyLimits
-from shoal.gateway.limits import Allowance, Bucket, LocalLimiter
+from shoal.gateway.auth.key import KeyId, KeyLimits
+from shoal.gateway.auth.limits import Allowance, Bucket, LocalLimiter
 
 ALICE, BOB = KeyId("alice"), KeyId("bob")
 

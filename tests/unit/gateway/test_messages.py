@@ -16,7 +16,7 @@ import pytest
 from shoal.config import ApiSettings
 from shoal.errors import NotReady, QueueFull, StageLost
 from shoal.gateway.app import create_app
-from shoal.gateway.key_store import KeyStore
+from shoal.gateway.auth.key_store import KeyStore
 from shoal.text.reasoning import THINK
 from shoal.text.tools import HERMES, ToolFormat
 from tests.support.engine import FakeEngine, Resumed, Script, ScriptedStream, says, spoken

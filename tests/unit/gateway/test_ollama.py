@@ -17,10 +17,10 @@ import pytest
 from shoal.config import ApiSettings
 from shoal.errors import NotReady, QueueFull, StageLost
 from shoal.gateway.app import create_app
-from shoal.gateway.key_store import KeyStore
-from shoal.gateway.kinds import recalled
-from shoal.gateway.ollama.job import chat_job
-from shoal.gateway.ollama.wire import ChatRequest
+from shoal.gateway.auth.key_store import KeyStore
+from shoal.gateway.endpoints.kinds import recalled
+from shoal.gateway.endpoints.ollama.job import chat_job
+from shoal.gateway.endpoints.ollama.wire import ChatRequest
 from shoal.text.reasoning import THINK
 from shoal.text.tools import HERMES, ToolFormat
 from tests.support.engine import END, FakeEngine, Script, says, spoken

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.gateway.patience import Patience, Phase, rules
+from shoal.gateway.http.patience import Patience, Phase, rules
 
 RULES = rules(30)
 

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from shoal.gateway.app import create_app
-from shoal.gateway.prompts import Prompts
+from shoal.gateway.schema.prompts import Prompts
 from tests.support.engine import FakeEngine
 from tests.support.http import fetch
 

@@ -21,13 +21,13 @@ from hypothesis import strategies as st
 from shoal import errors
 from shoal.config import ApiSettings
 from shoal.errors import ClusterError, IdTaken, RateLimited, RemoteProtocolError, ShoalError
+from shoal.gateway.auth.key import KeyId, KeyLimits
 from shoal.gateway.engine import Stream, TakenOver
-from shoal.gateway.key import KeyId, KeyLimits
-from shoal.gateway.remote import channel as channels
-from shoal.gateway.remote import messages
-from shoal.gateway.remote.channel import Channel
-from shoal.gateway.remote.client import RemoteEngine
-from shoal.gateway.remote.messages import Failure, FromHead, FromWorker
+from shoal.gateway.workers import channel as channels
+from shoal.gateway.workers import messages
+from shoal.gateway.workers.channel import Channel
+from shoal.gateway.workers.client import RemoteEngine
+from shoal.gateway.workers.messages import Failure, FromHead, FromWorker
 from shoal.request import RequestId, TokenChunk
 from tests.support.engine import FakeEngine, Resumed, ScriptedStream, says, spoken
 from tests.support.remote import MODEL, Workers, soon, workers

@@ -16,9 +16,9 @@ from fastapi import FastAPI
 from shoal.config import ApiSettings
 from shoal.errors import NotReady, StageLost
 from shoal.gateway.app import create_app
-from shoal.gateway.key import KeyLimits
-from shoal.gateway.key_store import KeyStore
-from shoal.gateway.keyring import Keyring
+from shoal.gateway.auth.key import KeyLimits
+from shoal.gateway.auth.key_store import KeyStore
+from shoal.gateway.auth.keyring import Keyring
 from tests.support.engine import FakeEngine, Script, says, spoken
 from tests.support.http import CHAT, COMPLETIONS, HI, Leaver, fetch, refused
 from tests.support.remote import soon, workers

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.errors import CapacityError, IdTaken, InvalidRequest, UnknownAnswer
-from shoal.gateway.responses import store as module
-from shoal.gateway.responses.store import Bounds, ResponseStore
+from shoal.gateway.endpoints.responses import store as module
+from shoal.gateway.endpoints.responses.store import Bounds, ResponseStore
 
 MANY = Bounds(responses=1000, bytes=1 << 20, seconds=1000.0)
 
@@ -147,7 +147,7 @@ def test_one_deleted_while_it_ran_does_not_come_back(tmp_path: Path):
 def test_one_whose_process_is_gone_has_failed(tmp_path: Path):
     code = f"""
         from pathlib import Path
-        from shoal.gateway.responses.store import Bounds, ResponseStore
+        from shoal.gateway.endpoints.responses.store import Bounds, ResponseStore
         store = ResponseStore(Path({str(tmp_path)!r}), Bounds(9, 1 << 20, 1e9))
         store.begin({response("a")!r}, [])
         """
@@ -173,7 +173,7 @@ def test_several_processes_keep_in_one_file(tmp_path: Path):
     code = f"""
         import sys
         from pathlib import Path
-        from shoal.gateway.responses.store import Bounds, ResponseStore
+        from shoal.gateway.endpoints.responses.store import Bounds, ResponseStore
         store = ResponseStore(Path({str(tmp_path)!r}), Bounds(1000, 1 << 24, 1e9))
         for i in range(25):
             r = {{"id": f"{{sys.argv[1]}}-{{i}}", "status": "in_progress", "previous_response_id": None, "output": []}}

@@ -22,11 +22,11 @@ from pydantic import TypeAdapter
 from shoal.config import ApiSettings
 from shoal.errors import CapacityError, QueueFull, StageLost
 from shoal.gateway.app import create_app
-from shoal.gateway.inside import Inside
-from shoal.gateway.key_store import KeyStore
-from shoal.gateway.responses import store
-from shoal.gateway.responses.route import page
-from shoal.gateway.responses.store import Bounds, ResponseStore
+from shoal.gateway.auth.key_store import KeyStore
+from shoal.gateway.endpoints.responses import store
+from shoal.gateway.endpoints.responses.route import page
+from shoal.gateway.endpoints.responses.store import Bounds, ResponseStore
+from shoal.gateway.http.inside import Inside
 from shoal.text.tools import HERMES
 from tests.support.engine import ByteTokenizer, FakeEngine, Resumed, Script, ScriptedStream, says, spoken
 from tests.support.http import Leaver, eventually

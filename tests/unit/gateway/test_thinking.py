@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from shoal.gateway.app import create_app
-from shoal.gateway.variables import template_variables
+from shoal.gateway.schema.variables import template_variables
 from shoal.text.reasoning import THINK
 from tests.support.engine import FakeEngine
 from tests.support.http import fetch

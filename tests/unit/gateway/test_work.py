@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from shoal.errors import InvalidRequest, QueueFull
-from shoal.gateway import work as work_module
+from shoal.gateway.http import work as work_module
+from shoal.gateway.http.work import LARGE, MOST, work
 from shoal.gateway.service import MAX_VALUES, json_object
-from shoal.gateway.work import LARGE, MOST, work
 from shoal.text import grammar
 from shoal.text.tokenizer import Tokenizer
 from tests.support import vocabularies

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.errors import InvalidRequest
-from shoal.gateway import conversation
+from shoal.gateway.answers import conversation
 from shoal.gateway.app import create_app
 from shoal.text import grammar, loose
 from shoal.text import schema as schemas

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher
 
-from shoal.gateway.conversation import Conversation, Function, JsonAnswer, Tools, converse
+from shoal.gateway.answers.conversation import Conversation, Function, JsonAnswer, Tools, converse
 from shoal.text.deltas import Arguments, CallBegun, Content, Delta, Reasoning
 from shoal.text.detokenizer import TextStream
 from shoal.text.tokenizer import Tokenizer

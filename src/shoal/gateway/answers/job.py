@@ -1,0 +1,169 @@
+"""What one HTTP request asks the engine for, and how its answer is to be written."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from time import time
+from typing import Any, ClassVar, Self
+
+import msgspec
+
+from shoal.errors import InvalidRequest
+from shoal.gateway.answers.writer import Writer
+from shoal.gateway.auth.key import KeyId
+from shoal.gateway.engine import Engine
+from shoal.gateway.http.request_id import ID, new_id
+from shoal.gateway.schema.sampling import limit, sampling_params
+from shoal.gateway.schema.wire import Sampled
+from shoal.request import MAX_CHOICES, Priority, Request, RequestId
+from shoal.text.answer_format import AnswerFormat
+
+_MAX_STOPS, _MAX_STOP_LENGTH = 4, 256
+MANY_STOPS = 64
+"""Stop strings that are possible where an API names no bound."""
+CHOSEN = {"X-Request-Id": {"type": "string", "pattern": f"^{ID.pattern}$"}}
+"""The header in which a client chooses an id."""
+_TIERS = {"priority": Priority.URGENT, "fast": Priority.URGENT, "flex": Priority.FLEX, "batch": Priority.BATCH}
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """A request per prompt, and what they have in common. Each endpoint has its kind, which knows how it is answered."""
+
+    id: str
+    requests: tuple[Request, ...]
+    created: int
+    """Seconds since 1970."""
+    stops: tuple[str, ...] = ()
+    stream: bool = False
+    include_usage: bool = False
+    format: AnswerFormat | None = None
+    """How the answer writes reasoning and calls, where it may have any."""
+    markers: tuple[int, ...] = ()
+    """Special tokens that are text in these answers."""
+    named: bool = False
+    """The client chose the id, and so may come back for the answer."""
+    owner: KeyId = KeyId("")
+    """Whose key asked; nobody else reads the answer."""
+
+    ping: ClassVar[bytes] = b": nothing new yet\n"
+    """What an event stream says when it has had nothing to say for a while: a comment, which readers skip, unless the endpoint has its own.
+
+    No empty line follows: the openai package for Python would take it, after an event with an id, for the end of one without data.
+    """
+
+    @abstractmethod
+    def writer(self, engine: Engine) -> Writer:
+        """A fresh one: it remembers what it has written."""
+
+    @property
+    def choices(self) -> int:
+        return sum(request.n for request in self.requests)
+
+    @property
+    def note(self) -> bytes:
+        """All but the requests, for `kinds.recalled`."""
+        return msgspec.msgpack.encode(msgspec.structs.replace(self, requests=()))
+
+    def of(self, owner: KeyId, first: Priority) -> Self:
+        """The same as its owner's, in no class before `first`."""
+        requests = tuple(msgspec.structs.replace(r, priority=max(r.priority, first)) for r in self.requests)
+        return msgspec.structs.replace(self, owner=owner, requests=requests)
+
+    @property
+    def service_tier(self) -> str:
+        """As OpenAI's API names what the requests are served with: it has nothing below 'flex'."""
+        return {Priority.URGENT: "priority", Priority.NORMAL: "default"}.get(self.requests[0].priority, "flex")
+
+    @property
+    def outlives(self) -> bool:
+        """Whether it outlives the engine. Whoever works a batch off asks again, unless it named its request."""
+        return self.named or any(request.priority is not Priority.BATCH for request in self.requests)
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(len(request.prompt) for request in self.requests)
+
+
+class _Owned(msgspec.Struct):
+    owner: KeyId = KeyId("")
+
+
+def owner_of(note: bytes) -> KeyId:
+    """Whose key asked, from a job's note; nobody's where that is none of this version's."""
+    try:
+        return msgspec.msgpack.decode(note, type=_Owned).owner
+    except msgspec.MsgspecError:
+        return KeyId("")
+
+
+def _stops(stop: str | list[str] | None, most: int) -> tuple[str, ...]:
+    stops = [stop] if isinstance(stop, str) else stop or []
+    if len(stops) > most:
+        raise InvalidRequest(f"at most {most} stop strings are possible, not {len(stops)}", "stop")
+    if any(not s or len(s) > _MAX_STOP_LENGTH for s in stops):
+        raise InvalidRequest(f"a stop string has 1 to {_MAX_STOP_LENGTH} characters", "stop")
+    return tuple(stops)
+
+
+def common(
+    body: Sampled,
+    engine: Engine,
+    prompts: Sequence[list[int]],
+    *,
+    prefix: str,
+    max_tokens: int | None,
+    logprobs: int | None,
+    chosen: str | None,
+    limited_by: str = "max_tokens",
+    grammar: str = "",
+    prompt_logprobs: int | None = None,
+    most_stops: int = _MAX_STOPS,
+) -> dict[str, Any]:
+    """The fields of a job of any kind.
+
+    prefix: what ids begin with that no client chose
+    max_tokens: of each choice; None: all that fit behind the prompt
+    logprobs: None: none; else how many alternatives
+    limited_by: the field that max_tokens came in
+    grammar: what every choice has to match
+    prompt_logprobs: None: none; else how many alternatives of each of the prompts' tokens; max_tokens may then be 0
+    most_stops: stop strings that the API allows
+
+    Raises InvalidRequest, NotReady.
+    """
+    n = 1 if body.n is None else body.n
+    if not 1 <= n <= MAX_CHOICES:
+        raise InvalidRequest(f"n must lie in [1, {MAX_CHOICES}], not {n}", "n")
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequest("stream_options needs stream to be true", "stream_options")
+    if body.ignore_eos and grammar:
+        raise InvalidRequest(
+            "ignore_eos goes with no response_format and no tools: an answer that is held to a grammar ends with it", "ignore_eos"
+        )
+    sampling, longest = sampling_params(body, logprobs, grammar, engine.vocabulary), engine.longest()
+    id = chosen or new_id(prefix)
+    ends = frozenset[int]() if body.ignore_eos else engine.tokenizer.stop_tokens
+    priority = _TIERS.get(body.service_tier or "", Priority.NORMAL)
+    requests = tuple(
+        Request(
+            RequestId(f"{id}-{i}"),
+            prompt,
+            0 if max_tokens == 0 and prompt_logprobs is not None else limit(max_tokens, len(prompt), longest, limited_by),
+            sampling,
+            n,
+            ends,
+            priority,
+            prompt_logprobs,
+        )
+        for i, prompt in enumerate(prompts)
+    )
+    return {
+        "id": id,
+        "requests": requests,
+        "created": int(time()),
+        "stops": _stops(body.stop, most_stops),
+        "stream": bool(body.stream),
+        "include_usage": body.stream_options is not None and body.stream_options.include_usage,
+        "named": chosen is not None,
+    }

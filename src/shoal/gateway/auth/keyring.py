@@ -1,0 +1,126 @@
+"""The keys as a running server knows them: who is let in, and what each has used."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from time import time
+
+import structlog
+
+from shoal.errors import ConfigError, NotAuthenticated
+from shoal.gateway.auth.key import ApiKey, KeyId, mint, parted
+from shoal.gateway.auth.key_store import KeyStore, Use
+
+log = structlog.get_logger()
+
+REFRESH = 0.5
+"""Seconds between looks at whether keys were made or revoked."""
+FLUSH = 1.0
+"""Seconds between writing down what keys were used for: what a crash may lose."""
+
+
+class Keyring:
+    """Once there is a key every request needs one, also when the last one is revoked: that never opens anything."""
+
+    def __init__(self, folder: Path | None, now: Callable[[], float] = time) -> None:
+        """folder: None: there are no keys, and never will be. Raises ConfigError where the file of keys cannot be used."""
+        self._store, self._now = None if folder is None else KeyStore(folder), now
+        self._keys: dict[KeyId, ApiKey] = {}
+        self._uses: dict[KeyId, Use] = {}
+        self._looked, self._version = -REFRESH, 0
+        id, _, digest = mint()
+        self._nobody = ApiKey(id=id, name="", digest=digest, created=0)
+        self._look()
+
+    @property
+    def required(self) -> bool:
+        self._refresh()
+        return bool(self._keys)
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is a key that would be let in."""
+        self._refresh()
+        return any(key.good(self._now()) for key in self._keys.values())
+
+    def admit(self, token: str | None) -> ApiKey:
+        """Raises NotAuthenticated."""
+        self._refresh()
+        id, secret = parted(token or "") or (self._nobody.id, b"")
+        key = self._keys.get(id, self._nobody)
+        if not key.opened_by(secret) or not key.good(self._now()):
+            raise NotAuthenticated(given=bool(token))
+        return key
+
+    def recheck(self, key: ApiKey | None) -> None:
+        """Whoever was let in some time ago. Raises NotAuthenticated where they would not be any more."""
+        self._refresh()
+        known = None if key is None else self._keys.get(key.id)
+        if self._keys and (known is None or not known.good(self._now())):
+            raise NotAuthenticated(given=key is not None)
+
+    def known(self, id: KeyId) -> ApiKey | None:
+        """A key that was made, good or not."""
+        self._refresh()
+        return self._keys.get(id)
+
+    def used(self, key: KeyId, *, requests: int = 0, prompt: int = 0, completion: int = 0) -> None:
+        if not key:
+            return
+        use = self._uses.setdefault(key, Use())
+        use.requests += requests
+        use.prompt_tokens += prompt
+        use.completion_tokens += completion
+        use.last = self._now()
+
+    def flush(self) -> None:
+        """Writes down what was used; kept for the next time where that fails."""
+        if not self._written(uses := self._taken()):
+            self._put_back(uses)
+
+    async def keep(self) -> None:
+        """Flushes until it is cancelled, and then once more."""
+        try:
+            while True:
+                await asyncio.sleep(FLUSH)
+                if not await asyncio.to_thread(self._written, uses := self._taken()):
+                    self._put_back(uses)
+        finally:
+            self.flush()
+            if self._store is not None:
+                self._store.close()
+
+    def _taken(self) -> dict[KeyId, Use]:
+        uses, self._uses = self._uses, {}
+        return uses
+
+    def _put_back(self, uses: dict[KeyId, Use]) -> None:
+        for key, use in uses.items():
+            self.used(key, requests=use.requests, prompt=use.prompt_tokens, completion=use.completion_tokens)
+
+    def _written(self, uses: dict[KeyId, Use]) -> bool:
+        try:
+            if uses and self._store is not None:
+                self._store.add(uses)
+        except (OSError, ConfigError, sqlite3.Error) as error:
+            log.warning("what keys were used for cannot be written down now", reason=str(error))
+            return False
+        return True
+
+    def _refresh(self) -> None:
+        now = self._now()
+        if 0 <= now - self._looked < REFRESH:
+            return
+        self._looked = now
+        try:
+            self._look()
+        except (OSError, ConfigError, sqlite3.Error) as error:
+            log.error("the keys cannot be read; those that are known go on being good", reason=str(error))
+
+    def _look(self) -> None:
+        if self._store is not None and (version := self._store.version()) != self._version:
+            self._keys = {key.id: key for key in self._store.all()}
+            self._version = version

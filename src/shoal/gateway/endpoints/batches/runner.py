@@ -1,0 +1,248 @@
+"""Works batches off, in the one process that may.
+
+Whoever holds the lease of a model asks for its batches, through the endpoints that clients ask, in the lowest class. All that it
+knows is on the disk: when it dies, another process, or the next one, goes on where it was. So this only looks, now and then, at what there is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from random import Random
+from time import time
+
+import structlog
+
+from shoal.config import ApiSettings
+from shoal.errors import CapacityError, Conflict, ShoalError, UnknownObject
+from shoal.gateway.auth.caller import CALLER, Caller
+from shoal.gateway.endpoints.batches.lease import Lease
+from shoal.gateway.endpoints.batches.line import Asked
+from shoal.gateway.endpoints.batches.papers import Papers, problems
+from shoal.gateway.endpoints.batches.patience import Patience
+from shoal.gateway.endpoints.batches.state import Batch, Counts, Problem, Status
+from shoal.gateway.endpoints.batches.store import BatchStore
+from shoal.gateway.endpoints.files.store import FileStore
+from shoal.gateway.http.inside import Answered, Inside
+
+log = structlog.get_logger()
+
+_POLL = 0.5  # seconds between looks
+_REST = 5.0  # seconds after a disk failed
+_LEFT = {
+    Status.EXPIRED: ("batch_expired", "the batch's window was over before this request was answered"),
+    Status.CANCELLED: ("batch_cancelled", "the batch was cancelled before this request was answered"),
+}
+
+
+@dataclass
+class _Work:
+    model: str
+    task: asyncio.Task[None]
+    over: asyncio.Event
+    """Nothing more is to be asked."""
+    papers: Papers | None = None
+    counted: Counts | None = None
+
+
+class Runner:
+    def __init__(
+        self,
+        batches: BatchStore,
+        files: FileStore,
+        inside: Inside,
+        model: str,
+        settings: ApiSettings,
+        caller: Callable[[str], Caller],
+        *,
+        now: Callable[[], float] = time,
+        poll: float = _POLL,
+    ) -> None:
+        """caller: whom a batch's owner is to the endpoints."""
+        self._batches, self._files, self._inside, self._model, self._settings = batches, files, inside, model, settings
+        self._caller = caller
+        self._now, self._poll, self._rng = now, poll, Random()
+        self._slots = asyncio.Semaphore(settings.batch_concurrency)  # first come, first served: batches take turns
+        self._leases: dict[str, Lease] = {}
+        self._work: dict[str, _Work] = {}
+
+    @asynccontextmanager
+    async def working(self) -> AsyncGenerator[None]:
+        """Works as long as the context is open. What is under way when it ends is asked again by the next."""
+        running = asyncio.get_running_loop().create_task(self._run())
+        try:
+            yield
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    async def _run(self) -> None:
+        swept = False
+        try:
+            while True:
+                try:
+                    if not swept:
+                        await asyncio.to_thread(self._files.sweep)
+                        swept = True
+                    await self._look()
+                except Exception as error:  # noqa: BLE001 - whatever it is: it may pass, and nothing else would look again
+                    log.warning("batches cannot be looked at", reason=repr(error))
+                    await asyncio.sleep(_REST)
+                await asyncio.sleep(self._poll)
+        finally:
+            tasks = [work.task for work in self._work.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for lease in self._leases.values():
+                lease.release()
+
+    # What is to be done
+
+    async def _look(self) -> None:
+        for id in [id for id, work in self._work.items() if work.task.done()]:
+            self._work.pop(id).task.result()
+        for batch in await asyncio.to_thread(self._batches.open):
+            over = batch.status is Status.CANCELLING or batch.expires_at <= self._now()
+            if (work := self._work.get(batch.id)) is None:
+                # Another model's batches are left to whoever serves it; where nobody does, they are brought to their end.
+                if (batch.model == self._model or over) and self._leased(batch.model):
+                    self._begin(batch)
+                continue
+            if over:
+                work.over.set()
+            if work.papers is not None and (counts := work.papers.counts) != work.counted:
+                await asyncio.to_thread(self._batches.count, batch.id, counts)
+                work.counted = counts
+        for model in set(self._leases) - {self._model} - {work.model for work in self._work.values()}:
+            self._leases.pop(model).release()
+
+    def _leased(self, model: str) -> bool:
+        if model not in self._leases:
+            name = f"batches-{sha256(model.encode()).hexdigest()[:16]}.lock"
+            if (lease := Lease.take(self._settings.data_folder / name)) is None:
+                return False
+            self._leases[model] = lease
+        return True
+
+    def _begin(self, batch: Batch) -> None:
+        over = asyncio.Event()
+        self._work[batch.id] = _Work(batch.model, asyncio.get_running_loop().create_task(self._see_to(batch.id, over)), over)
+
+    # One batch
+
+    async def _see_to(self, id: str, over: asyncio.Event) -> None:
+        try:
+            while await self._forward(await asyncio.to_thread(self._batches.get, id), over):
+                pass
+        except UnknownObject:
+            return
+        except FileNotFoundError as error:
+            log.error("a batch failed", batch=id, reason=str(error))
+            await asyncio.to_thread(self._fail, id, Problem("file_not_found", "the input is gone", param="input_file_id"))
+        except (OSError, CapacityError) as error:
+            log.warning("a batch cannot go on", batch=id, reason=str(error))
+            await asyncio.sleep(_REST)
+        except Exception as error:  # whatever it is: it would come again
+            log.error("a batch failed", batch=id, exc_info=error)
+            known = str(error) if isinstance(error, ShoalError) else "an unexpected error; the server's log says more"
+            await asyncio.to_thread(self._fail, id, Problem("server_error", known))
+
+    async def _forward(self, batch: Batch, over: asyncio.Event) -> bool:
+        """One move of a batch; False where it has come to its end. Raises OSError, ShoalError."""
+        overdue = batch.expires_at <= self._now()
+        try:
+            match batch.status:
+                case Status.VALIDATING | Status.IN_PROGRESS if overdue:
+                    await asyncio.to_thread(self._finish, batch, Status.EXPIRED)
+                case Status.VALIDATING:
+                    await asyncio.to_thread(self._validate, batch)
+                case Status.IN_PROGRESS:
+                    if await self._ask_all(batch, over):
+                        await asyncio.to_thread(self._batches.move, batch.id, Status.FINALIZING)
+                case Status.FINALIZING:
+                    await asyncio.to_thread(self._finish, batch, Status.COMPLETED)
+                case Status.CANCELLING:
+                    await asyncio.to_thread(self._finish, batch, Status.CANCELLED)
+                case _:
+                    return False
+        except Conflict:  # it was cancelled meanwhile
+            pass
+        return True
+
+    def _validate(self, batch: Batch) -> None:
+        found, count = problems(batch, self._files, self._settings.batch_requests)
+        if found:
+            self._batches.move(batch.id, Status.FAILED, problems=tuple(found))
+        else:
+            self._batches.move(batch.id, Status.IN_PROGRESS, counts=Counts(count))
+
+    def _finish(self, batch: Batch, end: Status) -> None:
+        papers = Papers(batch, self._files)
+        try:
+            if end in _LEFT and Status.IN_PROGRESS in batch.reached:
+                papers.give_up(*_LEFT[end])
+            output, errors = papers.hand_over(self._now())
+        except BaseException:
+            papers.abandon()
+            raise
+        self._batches.move(batch.id, end, counts=papers.counts, output_file_id=output, error_file_id=errors)
+
+    def _fail(self, id: str, why: Problem) -> None:
+        """What was answered before is kept, where it can be read."""
+        with suppress(Conflict, UnknownObject):
+            batch, found = self._batches.get(id), (None, None)
+            with suppress(OSError, ShoalError):
+                found = Papers(batch, self._files).hand_over(self._now())
+            self._batches.move(id, Status.FAILED, problems=(why,), output_file_id=found[0], error_file_id=found[1])
+
+    async def _ask_all(self, batch: Batch, over: asyncio.Event) -> bool:
+        """Whether every request has its result; not so where it is over before."""
+        papers = self._work[batch.id].papers = await asyncio.to_thread(Papers, batch, self._files)
+        asking = asyncio.get_running_loop().create_task(self._requests(batch, papers))
+        ending = asyncio.get_running_loop().create_task(over.wait())
+        try:
+            await asyncio.wait({asking, ending}, return_when=asyncio.FIRST_COMPLETED)
+            if asking.done():
+                asking.result()
+            return asking.done()
+        finally:
+            for task in (asking, ending):
+                task.cancel()
+            await asyncio.gather(asking, ending, return_exceptions=True)
+            await asyncio.to_thread(papers.abandon)
+
+    async def _requests(self, batch: Batch, papers: Papers) -> None:
+        left = papers.left()
+        try:
+            async with asyncio.TaskGroup() as group:
+                while (asked := await asyncio.to_thread(next, left, None)) is not None:
+                    await self._slots.acquire()
+                    group.create_task(self._request(batch, papers, asked)).add_done_callback(lambda _: self._slots.release())
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+
+    async def _request(self, batch: Batch, papers: Papers, asked: Asked) -> None:
+        patience = Patience()
+        caller = self._caller(batch.owner)
+        CALLER.set(caller)
+        await caller.enter()  # counted once, however often it is asked; nothing limits it
+        while True:
+            answer = await self._inside.post(asked.url, asked.body)
+            pause = patience.pause(answer.status, _code(answer), answer.headers.get("retry-after"), self._now(), self._rng)
+            if pause is None:
+                break
+            await asyncio.sleep(pause)
+        await papers.answered(asked, answer)
+
+
+def _code(answer: Answered) -> str | None:
+    """Of the error object."""
+    try:
+        return json.loads(answer.body)["error"]["code"]
+    except (ValueError, KeyError, TypeError):
+        return None

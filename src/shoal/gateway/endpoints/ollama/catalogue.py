@@ -1,0 +1,107 @@
+"""The served model as Ollama's lists show it."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import msgspec
+
+from shoal.errors import NotReady
+from shoal.gateway.engine import Engine
+from shoal.gateway.schema.moment import moment
+
+_LATEST = ":latest"
+"""The tag that Ollama puts behind a name that has none."""
+_FOREVER = 100 * 365 * 86400
+"""Seconds after which a model that stays is said to be unloaded; clients want a time."""
+
+
+def tag(engine: Engine) -> dict[str, Any]:
+    """What /api/tags says of it."""
+    name, facts = tagged(engine.name), engine.facts
+    digest = hashlib.sha256(msgspec.json.encode([engine.name, facts])).hexdigest()
+    return {
+        "name": name,
+        "model": name,
+        "modified_at": moment(engine.created),
+        "size": facts.bytes,
+        "digest": digest,
+        "details": _details(engine),
+    }
+
+
+def running(engine: Engine) -> list[dict[str, Any]]:
+    """What /api/ps says: nothing until the model is loaded."""
+    try:
+        longest = engine.longest()
+    except NotReady:
+        return []
+    shown = {key: value for key, value in tag(engine).items() if key != "modified_at"}
+    return [{**shown, "expires_at": moment(engine.created + _FOREVER), "size_vram": 0, "context_length": longest}]
+
+
+def shown(engine: Engine) -> dict[str, Any]:
+    """What /api/show says of it."""
+    tokenizer = engine.tokenizer
+    capabilities = [("completion", True), ("tools", tokenizer.tool_format), ("thinking", tokenizer.reasoning_format), ("embedding", True)]
+    return {
+        "license": "",
+        "modelfile": "",
+        "parameters": "",
+        "template": "" if tokenizer.template is None else tokenizer.template.source,
+        "modified_at": moment(engine.created),
+        "details": _details(engine),
+        "model_info": _info(engine),
+        "capabilities": [name for name, has in capabilities if has],
+    }
+
+
+def tagged(name: str) -> str:
+    return name if ":" in name else name + _LATEST
+
+
+def named(name: str, engine: Engine) -> str:
+    """What a model is called here that a client calls so: with the tag of a name without one, or not."""
+    return engine.name if tagged(name) == tagged(engine.name) else name.removesuffix(_LATEST)
+
+
+def _info(engine: Engine) -> dict[str, Any]:
+    """As GGUF names its metadata. The context is what is served, which may be less than the model could have."""
+    facts = engine.facts
+    try:
+        context = engine.longest()
+    except NotReady:
+        context = facts.context
+    sizes = {
+        "block_count": facts.layers,
+        "context_length": context,
+        "embedding_length": facts.hidden,
+        "feed_forward_length": facts.intermediate,
+        "attention.head_count": facts.q_heads,
+        "attention.head_count_kv": facts.kv_heads,
+        "attention.key_length": facts.head_dim,
+        "attention.value_length": facts.head_dim,
+        "vocab_size": facts.vocabulary,
+    }
+    general = {"general.architecture": facts.family, "general.basename": engine.name, "general.parameter_count": facts.parameters}
+    return {**general, **{f"{facts.family}.{name}": value for name, value in sizes.items()}}
+
+
+def _details(engine: Engine) -> dict[str, Any]:
+    facts = engine.facts
+    return {
+        "parent_model": "",
+        "format": facts.container,
+        "family": facts.family,
+        "families": [facts.family],
+        "parameter_size": _human(facts.parameters),
+        "quantization_level": facts.quantization,
+    }
+
+
+def _human(parameters: int) -> str:
+    """134.52M, 1.5B: as Ollama writes a number of parameters."""
+    if parameters >= 10**9:
+        return f"{parameters / 1e9:.1f}B"
+    return f"{parameters / 1e6:.2f}M" if parameters >= 10**6 else f"{parameters / 1e3:.2f}K"

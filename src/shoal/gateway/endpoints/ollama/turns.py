@@ -1,0 +1,46 @@
+"""Ollama's messages to those that chat templates know. A result there names the function, and maybe not the call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from shoal.errors import InvalidRequest
+from shoal.gateway.answers.conversation import Message, check_name, gone_on
+from shoal.gateway.endpoints.ollama import wire
+
+
+def templated(messages: Sequence[wire.Message]) -> Sequence[Message]:
+    """Raises InvalidRequest."""
+    out: list[Message] = []
+    waiting: list[tuple[str, str]] = []
+    """Calls without a result: the id and the function's name of each."""
+    for at, message in enumerate(messages):
+        where = f"messages.{at}"
+        known: Message = {"role": message.role, "content": message.content or ""}
+        if message.thinking and message.role == "assistant":
+            known["reasoning_content"] = message.thinking
+        if message.tool_calls:
+            if message.role != "assistant":
+                raise InvalidRequest(f"a message of the role '{message.role}' has no tool_calls", f"{where}.tool_calls")
+            known["tool_calls"] = [_call(call, where, at, i) for i, call in enumerate(message.tool_calls)]
+            waiting += [(call["id"], call["function"]["name"]) for call in known["tool_calls"]]
+        if message.role == "tool":
+            known["tool_call_id"] = _answered(message, waiting, where)
+        out.append(known)
+    return gone_on(out)
+
+
+def _call(call: wire.ToolCall, where: str, message: int, number: int) -> dict[str, Any]:
+    check_name(call.function.name, f"{where}.tool_calls.{number}.function.name")
+    function = {"name": call.function.name, "arguments": call.function.arguments}
+    return {"id": call.id or f"{message}.{number}", "type": "function", "function": function}
+
+
+def _answered(message: wire.Message, waiting: list[tuple[str, str]], where: str) -> str:
+    """The id of the call whose result it is: the one that it names, else the first that it may be. Raises InvalidRequest."""
+    for at, (id, name) in enumerate(waiting):
+        if message.tool_call_id in (None, "", id) and message.tool_name in (None, "", name):
+            del waiting[at]
+            return id
+    raise InvalidRequest(f"{where}: no tool call before this message waits for the result that it is", where)

@@ -1,0 +1,170 @@
+"""What the OpenAPI document says of an endpoint. Bodies are parsed by hand, for OpenAI's errors; so the document is told of them here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
+
+from shoal.gateway.auth import gate
+from shoal.gateway.auth.keyring import Keyring
+from shoal.gateway.http.dialect import OPENAI, Dialect, spoken_at
+
+_SCHEMAS = "#/components/schemas/"
+_METHODS = frozenset({"get", "head", "post", "delete"})
+
+JSON, EVENTS, FORM, BYTES = "application/json", "text/event-stream", "multipart/form-data", "application/octet-stream"
+LINES = "application/x-ndjson"
+"""A JSON object a line."""
+EVENT = {"type": "object", "required": ["data"], "properties": {name: {"type": "string"} for name in ("data", "id", "event")}}
+
+REFUSALS = {
+    400: "The request is invalid, or asks for what is not served",
+    401: "No API key, or none that is good",
+    403: "A web page of this origin may not use the API",
+    404: "No such model, or no such thing",
+    409: "X-Request-Id names a request that there is already, or the thing is not in a state for that",
+    413: "The body is too large, or there is no room for it",
+    414: "Path and query are too long",
+    415: "The body is said to be of another media type than JSON",
+    416: "The range lies beyond the file's end",
+    429: "Too much is asked for now; Retry-After says when to come again",
+    431: "The headers are too many or too large",
+    499: "The client went away",
+    503: "No model is served now, or the server is about to end; Retry-After says when to come again",
+    529: "Anthropic's status for what is 503 elsewhere",
+}
+_OF_BODY = {JSON: (400, 413, 415), FORM: (400, 413)}
+"""How a body is refused, whichever endpoint it is for."""
+
+
+Schemas = Mapping[str, Mapping[str, Any]]
+"""Of parameters, by their names."""
+
+
+def contract(
+    body: type[BaseModel] | None,
+    answer: Any,
+    *refusals: int,
+    streams: bool = False,
+    lines: type[BaseModel] | None = None,
+    media: str = JSON,
+    sent: str = JSON,
+    query: Schemas | None = None,
+    headers: Schemas | None = None,
+    dialects: Sequence[Dialect] = (OPENAI,),
+) -> dict[str, Any]:
+    """A route's arguments.
+
+    body:     what is sent
+    answer:   what comes with 200, a model or a union of them; None: something that is no JSON
+    refusals: statuses of REFUSALS that may come, beside those of the gate and of bodies
+    streams:  server-sent events may come in its place
+    lines:    or such objects, one a line
+    media:    of an answer that is no JSON
+    sent:     of the body
+    query, headers: of the request, those that FastAPI does not know of
+    dialects: in which it may be refused
+    """
+    done: dict[str, Any] = {"description": "Done"}
+    if answer is not None:
+        done["model"] = answer
+    content: dict[str, Any] = {} if answer is not None or media == EVENTS else {media: {"schema": {"type": "string"}}}
+    if streams or media == EVENTS:
+        content[EVENTS] = {"itemSchema": EVENT}
+    if lines is not None:
+        content[LINES] = {"itemSchema": {"$ref": _SCHEMAS + lines.__name__}}
+    if content:
+        done["content"] = content
+    refused: dict[int, dict[str, Any]] = {}
+    for dialect in dialects:
+        for status in {*refusals, *(() if body is None else _OF_BODY[sent])}:
+            told = refused.setdefault(dialect.status(status), {"description": REFUSALS[dialect.status(status)]})
+            if status != 499:
+                told["model"] = told["model"] | dialect.error if "model" in told else dialect.error
+    extra: dict[str, Any] = {}
+    if body is not None:
+        schema = body.model_json_schema(ref_template=f"{_SCHEMAS}{body.__name__}.{{model}}")
+        extra["requestBody"] = {"required": True, "content": {sent: {"schema": schema}}}
+    extra["parameters"] = [*_parameters("query", query), *_parameters("header", headers)]
+    kind = Response if answer is None else JSONResponse
+    return {
+        "responses": {200: done, **dict(sorted(refused.items()))},
+        "response_model": None,
+        "response_class": kind,
+        "openapi_extra": extra,
+    }
+
+
+def _parameters(where: str, schemas: Schemas | None) -> list[dict[str, Any]]:
+    return [{"name": name, "in": where, "schema": dict(schema)} for name, schema in (schemas or {}).items()]
+
+
+def describe(app: FastAPI, keyring: Keyring, needs_key: bool) -> None:
+    """Gives the application its document: FastAPI's, with what it does not know of.
+
+    needs_key: even where none was made
+    """
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _document(app)
+        ways: list[dict[str, list[str]]] = [{"key": []}, {"x-api-key": []}]
+        app.openapi_schema["security"] = ways if needs_key or keyring.required else [*ways, {}]
+        return app.openapi_schema
+
+    app.openapi = document
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    made = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    components = made.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    for path, operations in made["paths"].items():
+        for method in _METHODS & operations.keys():
+            operation = operations[method]
+            _name_schemas(operation.get("requestBody", {}).get("content", {}).values(), schemas)
+            _add_gate(operation, method.upper(), path)
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    components["securitySchemes"] = {
+        "key": {"type": "http", "scheme": "bearer", "description": "A key of `shoal keys create`"},
+        "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same, as Anthropic's clients send it"},
+    }
+    return made
+
+
+def _name_schemas(contents: Iterable[dict[str, Any]], schemas: dict[str, Any]) -> None:
+    """A body's schema and those inside of it move to where the document's references look for them."""
+    for content in contents:
+        name = content["schema"]["title"]
+        inner = content["schema"].pop("$defs", {})
+        schemas.update({name: content["schema"], **{f"{name}.{each}": schema for each, schema in inner.items()}})
+        content["schema"] = {"$ref": _SCHEMAS + name}
+
+
+def _may_be(content: dict[str, Any], ref: str) -> None:
+    """Adds a shape to those that an answer may have."""
+    shapes = content.get("schema", {})
+    kinds = [*(shapes.get("anyOf") or ([shapes] if shapes else []))]
+    if {"$ref": ref} not in kinds:
+        kinds.append({"$ref": ref})
+    content["schema"] = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
+
+
+def _add_gate(operation: dict[str, Any], method: str, path: str) -> None:
+    responses = operation["responses"]
+    responses.pop("422", None)  # bodies and queries are refused with 400 here
+    for dialect in spoken_at(path):
+        for status in map(dialect.status, gate.refusals(method, path)):
+            told = responses.setdefault(str(status), {"description": REFUSALS[status], "content": {}})
+            _may_be(told["content"].setdefault(JSON, {}), f"{_SCHEMAS}{dialect.error.__name__}")
+    operation["responses"] = dict(sorted(responses.items()))
+    if not gate.asks_key(path):
+        operation["security"] = []
+    else:
+        operation.setdefault("parameters", []).extend(_parameters("header", gate.HEADERS))

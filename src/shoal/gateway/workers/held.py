@@ -1,0 +1,97 @@
+"""An answer under way at the head: whose it is, and all that it has said, so that any worker can take it up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import structlog
+
+from shoal.errors import ShoalError
+from shoal.gateway.answers.job import owner_of
+from shoal.gateway.engine import Stream
+from shoal.gateway.workers.channel import Channel
+from shoal.gateway.workers.messages import Attached, Broke, Failure, FromWorker, Over, Taken
+from shoal.request import Request, TokenChunk
+
+log = structlog.get_logger()
+
+
+class Held:
+    def __init__(self, id: str, note: bytes, requests: Sequence[Request], streams: Sequence[Stream], named: bool, counted: int = 0) -> None:
+        """counted: tokens that the streams say first and that were counted for its key before"""
+        self.id = id
+        self._note, self._requests = note, list(requests)
+        self.key = owner_of(note)
+        """Whose client may take it up."""
+        self.named = named
+        """It outlives the worker that it belongs to."""
+        self.streams = {request.id: stream for request, stream in zip(requests, streams, strict=True)}
+        self._owner: Channel[FromWorker] | None = None
+        self._said: list[TokenChunk | Over | Broke] = []
+        self._counted, self._told = counted, 0
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._follow(request, stream)) for request, stream in zip(requests, streams, strict=True)]
+
+    @property
+    def owner(self) -> Channel[FromWorker] | None:
+        return self._owner
+
+    @property
+    def movable(self) -> bool:
+        """Whether another worker could go on with it: one that has no note ends with the worker that began it."""
+        return bool(self._note)
+
+    @property
+    def attached(self) -> Attached:
+        told = sum(isinstance(item, TokenChunk) and item.counts for item in self._said[: self._told])
+        return Attached(self.id, self._note, self._requests, max(told, self._counted))
+
+    @property
+    def over(self) -> bool:
+        """All is said."""
+        return all(task.done() for task in self._tasks)
+
+    def give(self, owner: Channel[FromWorker] | None) -> None:
+        """From now on what it says goes there; whoever had it is told."""
+        if self._owner is not None:
+            self._owner.say(Taken([*self.streams]))
+        self._owner = owner
+
+    def say_again(self) -> None:
+        """Tells its owner all that came so far."""
+        for item in self._said:
+            self._tell(item)
+        self._told = len(self._said)
+
+    def close(self) -> None:
+        """Cancels what still runs."""
+        for task in self._tasks:
+            task.cancel()
+        for stream in self.streams.values():
+            stream.close()
+
+    def _tell(self, item: TokenChunk | Over | Broke) -> None:
+        if self._owner is None:
+            return
+        if isinstance(item, TokenChunk):
+            self._owner.say_token(item)
+        else:
+            self._owner.say(item)
+
+    def _came(self, item: TokenChunk | Over | Broke) -> None:
+        self._said.append(item)
+        self._tell(item)
+        if self._owner is not None:
+            self._told = len(self._said)
+
+    async def _follow(self, request: Request, stream: Stream) -> None:
+        try:
+            async for chunk in stream:
+                self._came(chunk)
+            self._came(Over(request.id))
+        except ShoalError as error:
+            self._came(Broke(request.id, Failure.of(error)))
+        except Exception as error:
+            log.error("a stream ended with an unexpected error", request=request.id, exc_info=error)
+            self._came(Broke(request.id, Failure("ShoalError", "an unexpected error; the server's log says more")))

@@ -1,0 +1,237 @@
+"""What a worker and the head say to each other, as msgpack. Requests are known by their ids, calls by a worker's own numbers."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from shoal.config import ApiSettings
+from shoal.errors import ShoalError
+from shoal.facts import ModelFacts
+from shoal.gateway.auth.key import KeyId, KeyLimits
+from shoal.gateway.auth.limits import Allowance
+from shoal.request import Request, RequestId, TokenChunk
+
+Fact = str | int | float | bool | None
+
+
+class Failure(msgspec.Struct, frozen=True, array_like=True):
+    """A ShoalError: its class, what it says, and the facts that it carries."""
+
+    kind: str
+    message: str
+    facts: dict[str, Fact] = {}
+
+    @classmethod
+    def of(cls, error: ShoalError) -> Failure:
+        facts = {name: value for name, value in vars(error).items() if isinstance(value, str | int | float | bool | None)}
+        return cls(type(error).__name__, str(error), facts)
+
+    @property
+    def error(self) -> ShoalError:
+        """The error again; of the base class where this version does not know its own."""
+        kind = _kinds(ShoalError).get(self.kind, ShoalError)
+        error = kind.__new__(kind, self.message)  # what the constructor would compute is in the message and the facts
+        vars(error).update(self.facts)
+        return error
+
+
+def _kinds(base: type[ShoalError]) -> dict[str, type[ShoalError]]:
+    found = {base.__name__: base}
+    for kind in base.__subclasses__():
+        found |= _kinds(kind)
+    return found
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True):
+    """Base of all."""
+
+
+class Status(Message, frozen=True):
+    """What may change while a model is served: see Engine."""
+
+    state: str
+    longest: int
+    why: Failure | None
+    """Why there is no longest sequence."""
+
+
+class Attached(Message, frozen=True):
+    """An answer that goes over to a worker. All that it has said follows; so many of its tokens are counted for its key already."""
+
+    id: str
+    note: bytes
+    requests: list[Request]
+    said: int
+
+
+# From a worker
+
+
+class Join(Message, frozen=True, tag=1):
+    """The first."""
+
+    pid: int
+
+
+class Begin(Message, frozen=True, tag=2):
+    call: int
+    answer: str
+    note: bytes
+    requests: list[Request]
+    named: bool
+
+
+class Find(Message, frozen=True, tag=3):
+    call: int
+    answer: str
+    owner: KeyId
+
+
+class Scrape(Message, frozen=True, tag=4):
+    call: int
+
+
+class Cancel(Message, frozen=True, tag=5):
+    """Nobody waits for a Begin any more, whether or not it was answered."""
+
+    call: int
+    answer: str
+
+
+class EndChoice(Message, frozen=True, tag=6):
+    request: RequestId
+    choice: int
+
+
+class Close(Message, frozen=True, tag=7):
+    request: RequestId
+
+
+class Forget(Message, frozen=True, tag=8):
+    answer: str
+
+
+class GiveBack(Message, frozen=True, tag=10):
+    """Nobody waits for a Find any more, whether or not it was answered: it waits for another reader."""
+
+    answer: str
+
+
+class Enter(Message, frozen=True, tag=11):
+    """A key's request begins: see Limiter."""
+
+    call: int
+    key: KeyId
+    limits: KeyLimits
+
+
+class Leave(Message, frozen=True, tag=12):
+    """It has ended, or is not waited for any more."""
+
+    call: int
+    """Of its Enter."""
+
+
+class Spend(Message, frozen=True, tag=13):
+    key: KeyId
+    tokens: int
+
+
+class Finished(Message, frozen=True, tag=14):
+    """No request is under way any more, and none will be."""
+
+
+class Observed(Message, frozen=True, tag=9):
+    """Something to be counted at the head."""
+
+    what: str
+    values: tuple[str | int | float, ...]
+
+
+Call = Begin | Find | Scrape | Enter
+FromWorker = Join | Call | Cancel | EndChoice | Close | Forget | GiveBack | Leave | Spend | Finished | Observed
+
+
+# From the head
+
+
+class Welcome(Message, frozen=True, tag=20):
+    """The first."""
+
+    name: str
+    created: int
+    vocabulary: int
+    facts: ModelFacts
+    resume: float
+    model: str
+    """The path of the file or folder, for the tokenizer."""
+    template: str
+    """The path of the chat template in place of the model's own, where there is one."""
+    settings: ApiSettings
+    status: Status
+    resumed: list[Attached]
+
+
+class Changed(Message, frozen=True, tag=21):
+    status: Status
+
+
+class Begun(Message, frozen=True, tag=22):
+    call: int
+
+
+class Found(Message, frozen=True, tag=23):
+    call: int
+    answer: Attached | None
+
+
+class Scraped(Message, frozen=True, tag=24):
+    call: int
+    text: bytes
+
+
+class Entered(Message, frozen=True, tag=30):
+    call: int
+    allowance: Allowance
+
+
+class Finish(Message, frozen=True, tag=31):
+    """No more requests are to be taken; Finished is the answer when those there are have ended."""
+
+
+class Refused(Message, frozen=True, tag=25):
+    call: int
+    failure: Failure
+
+
+class Said(Message, frozen=True, tag=26):
+    """The tokens of all streams of a worker that came together."""
+
+    chunks: list[TokenChunk]
+
+
+class Over(Message, frozen=True, tag=27):
+    """A stream came to its end."""
+
+    request: RequestId
+
+
+class Broke(Message, frozen=True, tag=28):
+    """A stream ended with an error."""
+
+    request: RequestId
+    failure: Failure
+
+
+class Taken(Message, frozen=True, tag=29):
+    """Another reader has these streams now."""
+
+    requests: list[RequestId]
+
+
+Reply = Begun | Found | Scraped | Entered | Refused
+FromHead = Welcome | Changed | Reply | Finish | Said | Over | Broke | Taken
+
+Heard = TypeVar("Heard", FromWorker, FromHead)
