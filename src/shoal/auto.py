@@ -15,13 +15,13 @@ from typing import Any, TypeVar
 
 import structlog
 
-from shoal.cli.local import LocalCluster, local_cluster
 from shoal.cli.logs import text_processors
 from shoal.cli.relocation import move_in
 from shoal.config import HeadSettings, from_environment
 from shoal.config import NodeSettings as _NodeSettings
 from shoal.errors import ClusterError, ConfigError
 from shoal.executor.runtimes import check_runtime
+from shoal.launch.local import LocalCluster, local_cluster
 from shoal.models.description import describe
 from shoal.native import missing
 from shoal.request import FinishReason, Request, RequestId, SamplingParams

@@ -19,7 +19,7 @@ PURE = {"scheduler", "placement", "membership", "wire"}
 PURE_MODULES = {"pipeline.timing", "pipeline.records"}
 EFFECTS = {"models", "text", "transport", "executor", "native", "discovery", "control", "metrics", "security"}
 ABOVE = {"pipeline", "node"}
-TOP = {"gateway", "cli", "auto", "testing", "__main__", "__init__"}
+TOP = {"gateway", "launch", "cli", "auto", "testing", "__main__", "__init__"}
 EXTRA = {  # which modules of a layer's own or a higher one a module may use beside those below it
     "wire.messages": {"scheduler.plan"},
     "executor": {"models.spec", "models.matrix", "models.weights", "models.rope", "native", "scheduler.plan", "placement.profile"},
@@ -78,6 +78,8 @@ def allowed(module: str, other: str) -> bool:
         return there in BASE | PURE | EFFECTS | ABOVE
     if here == "gateway":
         return there in BASE | {"text"}
+    if here == "launch":
+        return there not in {"cli", "auto", "testing"}
     return True
 
 
@@ -115,7 +117,7 @@ def test_nothing_imports_the_simulation():
 
 def test_only_config_and_folders_read_the_environment():
     users = [name(p) for p in sources() if "os.environ" in p.read_text() or "getenv" in p.read_text()]
-    assert set(users) <= {"config", "folders", "cli.local"}  # cli.local hands its environment on to the nodes it starts
+    assert set(users) <= {"config", "folders", "launch.environment"}  # launch.environment hands its environment on to the nodes it starts
 
 
 def test_one_module_asks_how_large_the_machine_is():

@@ -5,11 +5,12 @@ from __future__ import annotations
 import socket
 from typing import Protocol
 
-from shoal.cli.api_workers import ApiWorkers
+from shoal.cli.show import err
 from shoal.config import HeadSettings
 from shoal.errors import ConfigError
 from shoal.gateway.app import create_app
 from shoal.gateway.server import ApiServer
+from shoal.launch.api_workers import ApiWorkers
 from shoal.node.head import Head
 
 
@@ -36,5 +37,5 @@ def api_of(head: Head, settings: HeadSettings, address: socket.socket) -> Api:
     if settings.api_workers > 1:
         if not hasattr(socket, "AF_UNIX"):
             raise ConfigError("--api-workers needs a system with Unix sockets; without it the head serves the API itself")
-        return ApiWorkers(head, settings, address)
+        return ApiWorkers(head, settings, address, "text" if err.log is None else "json")
     return ApiServer(create_app(head, settings), address, settings)

@@ -12,9 +12,8 @@ from typing import Any
 
 from shoal.address import http_url, is_loopback, join_host_port, parse_address
 from shoal.cli.api import Api, api_of
-from shoal.cli.credentials import asked_for_code, check_keys, head_credentials, pairing_desk
+from shoal.cli.credentials import asked_for_code, check_keys, pairing_desk
 from shoal.cli.discover import announced, check_announcing, find_head
-from shoal.cli.local import local_cluster
 from shoal.cli.loop import run
 from shoal.cli.relocation import move_in
 from shoal.cli.runtime import check
@@ -27,6 +26,8 @@ from shoal.errors import ClusterError, ConfigError
 from shoal.executor.measure import measure, usable_memory
 from shoal.gateway.auth.keyring import Keyring
 from shoal.gateway.server import listening
+from shoal.launch.keys import head_credentials
+from shoal.launch.local import local_cluster
 from shoal.models.description import Description, listed
 from shoal.node.agent import Agent
 from shoal.node.head import Head

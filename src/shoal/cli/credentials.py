@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import re
 import socket
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from time import monotonic
 from typing import TypeVar
 
@@ -22,7 +20,7 @@ from shoal.control.client import locked
 from shoal.discovery.advert import Advert
 from shoal.errors import ClusterError, ConfigError, PairingRefused
 from shoal.folders import keys_dir
-from shoal.security.authority import Authority
+from shoal.launch.keys import authority, kept_path
 from shoal.security.certificates import Role
 from shoal.security.credentials import Credentials
 from shoal.security.pairing_code import PairingCode
@@ -31,16 +29,6 @@ from shoal.security.pairing_service import Paired, PairingEvent, pair, serve_pai
 from shoal.security.private_file import check_writable
 
 T = TypeVar("T")
-
-
-def authority() -> Authority:
-    """This machine's, made on first use. Raises ConfigError."""
-    return Authority.open(keys_dir() / "authority")
-
-
-def head_credentials(settings: HeadSettings) -> Credentials | None:
-    """Fresh ones for a protected head. Raises ConfigError."""
-    return authority().credentials(Role.HEAD, "head") if settings.protected else None
 
 
 @asynccontextmanager
@@ -73,13 +61,6 @@ async def pairing_desk(settings: HeadSettings, control_port: int, joining: str) 
         await listener.close()
 
 
-def _kept(address: str) -> Path:
-    """host:port or a cluster's name → where a node's credentials for it lie; an IPv6 address keeps its colons apart."""
-    known = str(parse_address(address)) if ":" in address else address  # one name for all ways to write an address
-    plain = re.sub(r"[^A-Za-z0-9._-]", "-", known.replace("[", "").replace("]", ""))
-    return keys_dir() / f"{plain}.pem"
-
-
 def check_keys(settings: NodeSettings) -> None:
     """Before anybody waits for a head: whether there is a place for keys, and what a code gets can be kept. Raises ConfigError."""
     folder = keys_dir()
@@ -92,7 +73,7 @@ async def node_credentials(settings: NodeSettings, address: str, found: Advert |
 
     Raises PairingRefused, ConfigError, ClusterError, RemoteProtocolError.
     """
-    paths = [_kept(address), *([_kept(found.cluster)] if found is not None else [])]
+    paths = [kept_path(address), *([kept_path(found.cluster)] if found is not None else [])]
     if settings.code:
         host, port = parse_address(address)
         pairing_port = settings.pairing_port or (found.pairing_port if found is not None else 0) or port + 1
@@ -121,7 +102,7 @@ async def asked_for_code(settings: NodeSettings, address: str, found: Advert | N
     Raises what that raises, and KeyboardInterrupt where the user has no code.
     """
     secure = found.secure if found is not None else True
-    paired = any(path.exists() for path in (_kept(address), *([_kept(found.cluster)] if found is not None else [])))
+    paired = any(path.exists() for path in (kept_path(address), *([kept_path(found.cluster)] if found is not None else [])))
     if settings.code or paired or not secure or not sys.stdin.isatty() or not await locked(address):
         return await node_credentials(settings, address, found)
     line(f"the head at {address} lets in who knows its pairing code, which it shows")
@@ -131,11 +112,6 @@ async def asked_for_code(settings: NodeSettings, address: str, found: Advert | N
         except (ConfigError, PairingRefused) as error:
             line(str(error), "red")
     raise KeyboardInterrupt
-
-
-def certify(address: str) -> None:
-    """Gives the nodes of this machine a certificate for the head that runs on it."""
-    authority().credentials(Role.NODE, socket.gethostname()).save(_kept(address))
 
 
 async def as_operator(address: str, ask: Callable[[Credentials | None], Awaitable[T]]) -> T:
@@ -148,9 +124,9 @@ async def as_operator(address: str, ask: Callable[[Credentials | None], Awaitabl
     tries: list[Credentials | None] = []
     if (keys_dir() / "authority").exists():
         tries.append(authority().credentials(Role.HEAD, "operator"))
-    if _kept(address).exists():
-        tries.append(Credentials.load(_kept(address)))
-    if is_loopback(host) or not _kept(address).exists():
+    if kept_path(address).exists():
+        tries.append(Credentials.load(kept_path(address)))
+    if is_loopback(host) or not kept_path(address).exists():
         tries.append(None)
     failure: ClusterError | None = None
     for credentials in tries:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 import tempfile
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from shoal.cli.show import line
 from shoal.errors import ConfigError
+from shoal.file_lock import locked
 from shoal.folders import cache_dir, data_dir, named, state_dir
 
 _DATA, _STATE = ("keys", "api"), ("heads", "chat")
@@ -60,7 +60,7 @@ def _alone(old: Path) -> Generator[None]:
     except OSError as error:
         raise ConfigError(f"cannot open {old}: {error.strerror}") from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        locked(descriptor, wait=True)
         yield
     finally:
         os.close(descriptor)

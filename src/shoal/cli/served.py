@@ -8,13 +8,13 @@ import dataclasses
 from collections.abc import AsyncGenerator
 
 from shoal.cli.cluster import fetched
-from shoal.cli.local import local_cluster
 from shoal.cli.show import err
 from shoal.cli.waiting import until
 from shoal.config import EngineSettings, HeadSettings, NodeSettings
 from shoal.gateway.app import create_app
 from shoal.gateway.auth.keyring import Keyring
 from shoal.gateway.server import ApiServer, listening
+from shoal.launch.local import local_cluster
 from shoal.node.head import Head
 
 

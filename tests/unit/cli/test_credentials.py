@@ -11,6 +11,7 @@ from shoal.cli import credentials as keys
 from shoal.config import NodeSettings
 from shoal.discovery.advert import Advert
 from shoal.errors import ClusterError, ConfigError
+from shoal.launch.keys import kept_path
 from shoal.security.authority import Authority
 from shoal.security.certificates import Role
 from shoal.security.credentials import Credentials
@@ -25,7 +26,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def pair_with(home: Path, name: str) -> None:
-    Authority.open(home / "theirs").credentials(Role.NODE, "me").save(keys._kept(name))
+    Authority.open(home / "theirs").credentials(Role.NODE, "me").save(kept_path(name))
 
 
 def asked(address: str) -> list[bool]:
@@ -72,6 +73,6 @@ def test_a_node_that_never_paired_joins_an_unprotected_cluster(home: Path):
 
 def test_each_address_and_name_has_a_file_of_its_own(home: Path):
     names = ["[::1]:7420", "[1::]:7420", "192.0.2.1:7420", "a-b", "a_b", "ab"]
-    assert len({keys._kept(name) for name in names}) == len(names)
-    assert all(keys._kept(name).parent == home / "cache" / "keys" for name in names)
-    assert keys._kept(THERE).name == "192.0.2.1-7420.pem"
+    assert len({kept_path(name) for name in names}) == len(names)
+    assert all(kept_path(name).parent == home / "cache" / "keys" for name in names)
+    assert kept_path(THERE).name == "192.0.2.1-7420.pem"

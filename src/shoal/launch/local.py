@@ -5,22 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import os
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncGenerator
-from pathlib import Path
 from typing import IO
 
 from shoal.address import join_host_port
 from shoal.allowance import usable_memory
-from shoal.cli.credentials import certify, head_credentials
-from shoal.cli.show import err
 from shoal.config import HeadSettings, NodeSettings, default_threads
 from shoal.discovery.addresses import reached_at
 from shoal.errors import ClusterError
+from shoal.launch.environment import child_environment
+from shoal.launch.keys import certify, head_credentials
 from shoal.models.description import Description
 from shoal.node.head import Head
 from shoal.node.machine import Machine
@@ -33,16 +31,6 @@ def shares(settings: NodeSettings, nodes: int) -> NodeSettings:
     memory = settings.memory or f"{usable_memory() // nodes}"
     threads = settings.threads or max(1, default_threads() // nodes)
     return dataclasses.replace(settings, memory=memory, threads=threads, patience=0.0)
-
-
-def child_environment() -> dict[str, str]:
-    """This process's own, with which another one finds the same shoal."""
-    environment = dict(os.environ)
-    source = str(Path(__file__).resolve().parents[2])
-    environment["SHOAL_CONFIG"] = os.devnull  # what the file says has become settings, which are passed on
-    environment["SHOAL_LOG_FORMAT"] = "text" if err.log is None else "json"
-    environment["PYTHONPATH"] = os.pathsep.join(p for p in (source, environment.get("PYTHONPATH", "")) if p)
-    return environment
 
 
 class _Child:

@@ -15,9 +15,9 @@ from typing import Any
 
 import structlog
 
-from shoal.cli.local import child_environment
 from shoal.config import ApiSettings, HeadSettings
 from shoal.gateway.workers.server import EngineServer
+from shoal.launch.local import child_environment
 from shoal.node.head import Head
 from shoal.retry import Backoff
 
@@ -29,9 +29,9 @@ _SETTLED = 30.0  # seconds after which one that ends was well
 
 
 class ApiWorkers:
-    def __init__(self, head: Head, settings: HeadSettings, address: socket.socket) -> None:
-        """address: as `listening` gives it. All workers accept from it, so that none that ends takes waiting clients with it."""
-        self._socket, self._count = address, settings.api_workers
+    def __init__(self, head: Head, settings: HeadSettings, address: socket.socket, log_format: str) -> None:
+        """log_format: text or json. address: as `listening` gives it. All workers accept from it, so that none that ends takes waiting clients with it."""
+        self._socket, self._count, self._log_format = address, settings.api_workers, log_format
         self._engine = EngineServer(head, head.model.path, settings.chat_template_file, _of_one(settings), self._lost)
         self._gone: dict[int, asyncio.Event] = {}  # by process: its conversation with the engine ended
         self._stopping = asyncio.Event()
@@ -94,7 +94,8 @@ class ApiWorkers:
         # sees its connection end and ends too.
         listener = self._socket.fileno()
         command = [sys.executable, "-m", "shoal.cli.api_worker", str(path), str(listener)]
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=(listener,), env=child_environment())
+        environment = {**child_environment(), "SHOAL_LOG_FORMAT": self._log_format}
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=(listener,), env=environment)
 
     async def _stopped_or(self, work: Coroutine[Any, Any, None]) -> None:
         """Waits for the work, or for stop()."""
