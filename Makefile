@@ -16,8 +16,10 @@ PINNED = --constraint $(PINS) --build-constraint $(PINS)
 run: $(VENV)/installed
 	$(BIN)/shoal run "$(PROMPT)" --nodes $(NODES) --url ""
 
+# Several processes run the tests, a file in one of them: most of those in tests/e2e wait.
+WORKERS ?= 3
 test: $(VENV)/developed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 20 --junitxml build/tests.xml
 
 test-fast: $(VENV)/developed
 	$(BIN)/python -m pytest -m "not slow and not real"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -21,10 +22,23 @@ BOUND = 60.0
 """Seconds after which something that should happen counts as not happening; no test waits that long when all is well."""
 
 
+_FIRST, _PORTS = 12000, 2000  # below those that systems give to outgoing connections; so many for each of the processes that run tests
+_ports = itertools.cycle(range(_PORTS))
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """One that nobody listens at, and that no other test is given for a long while."""
+    worker = int("0" + os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw"))
+    for offset in _ports:
+        port = _FIRST + worker % 8 * _PORTS + (offset + os.getpid()) % _PORTS
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
+    raise AssertionError("no port is free")
 
 
 def until(what: Callable[[], Any], why: Callable[[], str] = lambda: "", bound: float = BOUND) -> Any:
