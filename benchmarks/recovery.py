@@ -14,12 +14,12 @@ from statistics import median
 from time import monotonic, perf_counter
 
 from benchmarks import ours
-from shoal.cli.local import LocalCluster
 from shoal.config import Precision, RuntimeName
 from shoal.executor.journal import JournalLimits
 from shoal.executor.runtimes import factory
 from shoal.executor.shard import Shard
 from shoal.executor.stage import StageExecutor
+from shoal.launch.local import LocalCluster
 from shoal.models.sources import pull
 from shoal.models.weights import open_weights
 from shoal.request import Request, RequestId, SamplingParams
