@@ -10,7 +10,7 @@ import asyncio
 from statistics import median
 
 from benchmarks import ours
-from shoal.cli.local import LocalCluster
+from shoal.launch.local import LocalCluster
 from shoal.models.sources import pull
 from shoal.request import SamplingParams
 from shoal.text import grammar

@@ -12,8 +12,8 @@ from pathlib import Path
 from time import perf_counter
 
 from benchmarks.peers import free_port, until_healthy
-from shoal.cli.local import LocalCluster, local_cluster
 from shoal.config import HeadSettings, NodeSettings
+from shoal.launch.local import LocalCluster, local_cluster
 from shoal.models.description import describe
 from shoal.node.head import Head
 from shoal.request import Request, RequestId, SamplingParams

@@ -14,12 +14,12 @@ from statistics import median
 from time import monotonic, perf_counter
 
 from benchmarks import ours
-from shoal.cli.local import LocalCluster
 from shoal.config import Precision, RuntimeName
 from shoal.executor.journal import JournalLimits
 from shoal.executor.runtimes import factory
 from shoal.executor.shard import Shard
 from shoal.executor.stage import StageExecutor
+from shoal.launch.local import LocalCluster
 from shoal.models.sources import pull
 from shoal.models.weights import open_weights
 from shoal.request import Request, RequestId, SamplingParams
@@ -42,7 +42,7 @@ async def interrupted(cluster: LocalCluster, context: int) -> dict[str, float]:
             middle = head.placement.stages[1].node
             killed = monotonic()
             next(child for child in cluster.children if child.name == middle).process.kill()
-    ended = head.conductor.interruptions[-1]
+    ended = head.coordinator.interruptions[-1]
     return {"detect": ended.began - killed, **ended.parts(), "pause": ended.resumed - killed, "tokens": float(ended.tokens)}
 
 
