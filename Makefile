@@ -11,7 +11,7 @@ PINS ?= constraints.txt
 PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 PINNED = --constraint $(PINS) --build-constraint $(PINS)
 
-.PHONY: run test test-fast test-latest simulate bench check format proto constraints install develop wheels aarch64 clean
+.PHONY: run test test-fast test-latest simulate bench check format proto constraints install develop wheels aarch64 docs clean
 
 run: $(VENV)/installed
 	$(BIN)/shoal run "$(PROMPT)" --nodes $(NODES) --url ""
@@ -67,13 +67,18 @@ aarch64: $(VENV)/developed
 	@{ command -v aarch64-linux-gnu-g++ && command -v qemu-aarch64; } >/dev/null || apt-get install --yes --no-install-recommends g++-aarch64-linux-gnu qemu-user
 	$(BIN)/python -m pytest tests/unit/native/test_other_processors.py
 
+# The pages as a site, in build/site.
+docs: $(BIN)/python
+	$(PIP) install --constraint $(PINS) --group docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
 proto: $(VENV)/developed
 	cd src && ../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. shoal/control/cluster.proto
 
 constraints: $(BIN)/python
 	$(PIP) install --constraint $(PINS) uv
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate --custom-compile-command "make constraints" \
-		--all-extras --group dev --group build --group wheels --group lock --output-file constraints.txt pyproject.toml
+		--all-extras --group dev --group build --group wheels --group docs --group lock --output-file constraints.txt pyproject.toml
 
 install: $(VENV)/installed
 develop: $(VENV)/developed

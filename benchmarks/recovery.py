@@ -42,7 +42,7 @@ async def interrupted(cluster: LocalCluster, context: int) -> dict[str, float]:
             middle = head.placement.stages[1].node
             killed = monotonic()
             next(child for child in cluster.children if child.name == middle).process.kill()
-    ended = head.conductor.interruptions[-1]
+    ended = head.coordinator.interruptions[-1]
     return {"detect": ended.began - killed, **ended.parts(), "pause": ended.resumed - killed, "tokens": float(ended.tokens)}
 
 

@@ -14,7 +14,7 @@ from random import Random
 
 from shoal.request import RequestId
 from shoal.scheduler.limits import Limits
-from shoal.scheduler.plan import Chunk, Examined, Sampled, StepPlan, StepResult
+from shoal.scheduler.plan import Chunk, PromptOutputs, Sampled, StepPlan, StepResult
 from shoal.wire import messages
 from tests.support.toy_stage import Toy, cell, draw, examined
 
@@ -44,7 +44,7 @@ class LayerStage:
             return [], StepResult(plan.step, [], [], [chunk.sequence for chunk in plan.chunks if not self._refill(plan, chunk)])
         out: list[int] = []
         drawn: list[Sampled] = []
-        told: list[Examined] = []
+        told: list[PromptOutputs] = []
         for chunk in plan.chunks:
             rows = chunk.tokens if self.layers.start == 0 else given[len(out) : len(out) + len(chunk.tokens)]
             values = self._forward(chunk, rows, self.layers)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from shoal.request import Alternative, FinishReason, Priority, Request, RequestId, SamplingParams, Score, TokenChunk
 from shoal.scheduler.limits import Limits
-from shoal.scheduler.plan import Chunk, Examined, Sampled, StepPlan, StepResult
+from shoal.scheduler.plan import Chunk, PromptOutputs, Sampled, StepPlan, StepResult
 from shoal.scheduler.scheduler import Scheduler
 from shoal.wire import messages
 
@@ -39,12 +39,12 @@ def score(before: int, token: int, count: int) -> Score:
     return Score(token, logprob(token), tuple(Alternative(t, logprob(t)) for t in range(count)))
 
 
-def examined(chunk: Chunk, values: Sequence[int]) -> list[Examined]:
+def examined(chunk: Chunk, values: Sequence[int]) -> list[PromptOutputs]:
     """values: the last cells of the chunk's tokens."""
     if chunk.asked is None:
         return []
     scores = [score(value, token, chunk.asked.alternatives) for value, token in zip(values, chunk.asked.followers, strict=False)]
-    return [Examined(chunk.sequence, scores, struct.pack("<2d", sum(values), len(values)) if chunk.asked.total else b"")]
+    return [PromptOutputs(chunk.sequence, scores, struct.pack("<2d", sum(values), len(values)) if chunk.asked.total else b"")]
 
 
 def last_cells(tokens: Sequence[int], layers: int) -> list[int]:
@@ -119,7 +119,7 @@ class ToyStage:
             self._seeds[opened.sequence] = opened.sampling.seed
         assert len({chunk.sequence for chunk in plan.chunks}) == len(plan.chunks), "a sequence is in a step twice"
         drawn: list[Sampled] = []
-        told: list[Examined] = []
+        told: list[PromptOutputs] = []
         for chunk in plan.chunks:
             values = self._forward(chunk)
             told += examined(chunk, values)

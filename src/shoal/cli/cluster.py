@@ -32,7 +32,7 @@ from shoal.models.description import Description, listed
 from shoal.node.agent import Agent
 from shoal.node.head import Head
 from shoal.node.holding import PulledModel
-from shoal.node.machine import Machine
+from shoal.node.host_environment import HostEnvironment
 
 _STARTING = 20.0  # seconds in which a head that is started with its nodes begins to listen
 
@@ -140,7 +140,7 @@ async def _serve(settings: HeadSettings) -> None:
 
 
 async def _serve_model(settings: HeadSettings, model: Description, address: socket.socket, stop: asyncio.Event) -> None:
-    head = Head(settings, model, Machine(head_credentials(settings)))
+    head = Head(settings, model, HostEnvironment(head_credentials(settings)))
     await head.start()
     try:
         api = api_of(head, settings, address)
@@ -181,7 +181,7 @@ async def _report(head: Head, endings: Callable[[], list[str]] = list) -> None:
         await asyncio.sleep(0.2)
 
 
-async def made_agent(settings: NodeSettings, head: str, machine: Machine) -> Agent:
+async def made_agent(settings: NodeSettings, head: str, machine: HostEnvironment) -> Agent:
     """A node of this machine, which is measured first."""
     speed = await machine.compute(lambda: measure(settings.compute_threads, settings.isa))
     memory = max(usable_memory(settings) - settings.journal_memory, 0)
@@ -215,7 +215,7 @@ async def _join(address: str, settings: NodeSettings) -> None:
     address = found.address if found is not None else address
     if not await until(stop, listened(address)):
         raise KeyboardInterrupt
-    agent = await made_agent(settings, address, machine := Machine(await asked_for_code(settings, address, found, stop)))
+    agent = await made_agent(settings, address, machine := HostEnvironment(await asked_for_code(settings, address, found, stop)))
     running = asyncio.ensure_future(agent.run())
     while not running.done():
         stopping = asyncio.ensure_future(stop.wait())

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.models.weights import Weights
-from shoal.scheduler.plan import Examined, Sampled, StepPlan
+from shoal.scheduler.plan import PromptOutputs, Sampled, StepPlan
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
@@ -91,7 +91,7 @@ class StageOutput:
     """prepare, compute, sample."""
     missing: tuple[int, ...] = ()
     """Sequences that could not be refilled, because the journal here does not reach back to all of their tokens."""
-    examined: tuple[Examined, ...] = ()
+    examined: tuple[PromptOutputs, ...] = ()
     """On the last."""
 
 

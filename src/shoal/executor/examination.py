@@ -10,7 +10,7 @@ import numpy as np
 from shoal.errors import ClusterError
 from shoal.executor.base import Floats, Layers
 from shoal.request import Alternative, Score
-from shoal.scheduler.plan import Asked, Chunk, Examined
+from shoal.scheduler.plan import Chunk, PromptOutputs, PromptQuery
 
 _GROUP = 128  # tokens
 _SLICE = 64  # rows whose logits are in memory at once: 37 MiB of a vocabulary of 152,000
@@ -47,7 +47,7 @@ def likeliest(logits: Floats, count: int) -> list[int]:
     return found[np.lexsort((found, -logits[found]))][:count].tolist()
 
 
-def examine(made: Layers, hidden: Floats, chunks: list[Chunk], vocabulary: int) -> tuple[Examined, ...]:
+def examine(made: Layers, hidden: Floats, chunks: list[Chunk], vocabulary: int) -> tuple[PromptOutputs, ...]:
     """Answers what the chunks ask; with a fault where that cannot be answered of one of them.
 
     hidden: [rows, hidden], out of the last layer
@@ -69,28 +69,28 @@ def examine(made: Layers, hidden: Floats, chunks: list[Chunk], vocabulary: int) 
 
 def _answers(
     chunks: list[Chunk], wrong: dict[int, str], scores: Iterator[Score | ClusterError], made: Layers, hidden: Floats
-) -> Iterator[Examined]:
+) -> Iterator[PromptOutputs]:
     at = 0
     for chunk in chunks:
         upto = at + len(chunk.tokens)
         if chunk.sequence in wrong:
-            yield Examined(chunk.sequence, [], fault=wrong[chunk.sequence])
+            yield PromptOutputs(chunk.sequence, [], fault=wrong[chunk.sequence])
         elif chunk.asked is not None:
             yield _answer(chunk.sequence, list(islice(scores, len(chunk.asked.followers))), chunk.asked, made, hidden[at:upto])
         at = upto
 
 
-def _answer(sequence: int, found: list[Score | ClusterError], asked: Asked, made: Layers, rows: Floats) -> Examined:
+def _answer(sequence: int, found: list[Score | ClusterError], asked: PromptQuery, made: Layers, rows: Floats) -> PromptOutputs:
     scores = [score for score in found if isinstance(score, Score)]
     if len(scores) < len(found):
-        return Examined(sequence, [], fault=UNSOUND)
+        return PromptOutputs(sequence, [], fault=UNSOUND)
     if not asked.total:
-        return Examined(sequence, scores)
+        return PromptOutputs(sequence, scores)
     with np.errstate(invalid="ignore"):  # infinities of both signs
         total = made.normed(rows).sum(axis=0, dtype=np.float64)
     if not np.isfinite(total).all():
-        return Examined(sequence, [], fault=UNSOUND)
-    return Examined(sequence, scores, total.astype("<f8").tobytes())
+        return PromptOutputs(sequence, [], fault=UNSOUND)
+    return PromptOutputs(sequence, scores, total.astype("<f8").tobytes())
 
 
 def _scores(made: Layers, hidden: Floats, wanted: list[tuple[int, int, int]]) -> Iterator[Score | ClusterError]:

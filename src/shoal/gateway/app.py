@@ -43,7 +43,7 @@ from shoal.gateway.endpoints.responses.store import Bounds, ResponseStore
 from shoal.gateway.engine import Engine
 from shoal.gateway.http.dialect import refusal
 from shoal.gateway.http.faults import Fault, fault
-from shoal.gateway.http.inside import Inside
+from shoal.gateway.http.in_process import InProcessClient
 from shoal.gateway.schema.contract import describe
 from shoal.gateway.service import Service
 from shoal.request import Priority
@@ -97,7 +97,7 @@ def create_app(
     bounds = Bounds(given.responses, given.responses_bytes, given.responses_days * 86400)
     store = ResponseStore(given.data_folder, bounds)
     service = app.state.service = Service(engine, given, keyring, limiter or LocalLimiter(), recalled, ResponseKeeper(store, engine))
-    app.add_middleware(Gate, given, service.doors, keyring, service.limiter)
+    app.add_middleware(Gate, given, service.in_flight, keyring, service.limiter)
     _furnish(app, (_routes(endpoint, service, store) for endpoint in _ENDPOINTS))
     if settings is not None:
         _add_batches(app, service, store)
@@ -125,7 +125,7 @@ def _add_batches(app: FastAPI, service: Service, store: ResponseStore) -> None:
 
     @asynccontextmanager
     async def working(_: FastAPI) -> AsyncGenerator[None]:
-        async with Runner(made, kept, Inside(inner), model, settings, caller).working():
+        async with Runner(made, kept, InProcessClient(inner), model, settings, caller).working():
             yield
 
     app.router.lifespan_context = working

@@ -16,7 +16,7 @@ from shoal.address import listening_socket
 from shoal.config import ApiSettings
 from shoal.gateway.auth.gate import MAX_HEADER_BYTES, MAX_TARGET
 from shoal.gateway.http.connection import Connection, Connections, SocketConnection
-from shoal.gateway.http.patience import rules
+from shoal.gateway.http.stall_timeouts import rules
 from shoal.gateway.service import MAX_BODY, Service
 
 _SEND_BUFFER = 128 << 10
@@ -99,13 +99,13 @@ class ApiServer:
 
     async def finish(self) -> None:
         """Takes no more requests, and waits until those that it has are answered."""
-        self._service.doors.close()
-        await self._service.doors.emptied()
+        self._service.in_flight.close()
+        await self._service.in_flight.emptied()
 
     @property
     def inside(self) -> int:
         """Requests under way."""
-        return self._service.doors.inside
+        return self._service.in_flight.inside
 
     def stop(self) -> None:
         """Ends what is still open within a few seconds."""

@@ -28,8 +28,8 @@ from shoal.gateway.auth.key import KeyId
 from shoal.gateway.auth.keyring import Keyring
 from shoal.gateway.auth.limits import Limiter
 from shoal.gateway.engine import Engine, TakenOver
-from shoal.gateway.http.doors import Doors
 from shoal.gateway.http.faults import fault
+from shoal.gateway.http.in_flight import InFlight
 from shoal.gateway.http.request_id import chosen_id
 from shoal.gateway.http.work import LARGE, work
 from shoal.gateway.schema.wire import Asking, parse
@@ -78,13 +78,13 @@ class Service:
     ) -> None:
         """recalled, watcher: see Answers."""
         self.engine, self.settings = engine, settings
-        self.doors, self.keyring, self.limiter = Doors(), keyring, limiter
+        self.in_flight, self.keyring, self.limiter = InFlight(), keyring, limiter
         self.answers = Answers(engine, recalled, watcher, self._caller_of, settings.ping)
 
     @property
     def state(self) -> str:
         """'' while requests are taken; else why not."""
-        return "the server is shutting down" if self.doors.closing else self.engine.state
+        return "the server is shutting down" if self.in_flight.closing else self.engine.state
 
     def _caller_of(self, owner: KeyId) -> Caller:
         return Caller(self.keyring, self.limiter, self.keyring.known(owner))

@@ -21,7 +21,7 @@ from shoal.launch.environment import child_environment
 from shoal.launch.keys import certify, head_credentials
 from shoal.models.description import Description
 from shoal.node.head import Head
-from shoal.node.machine import Machine
+from shoal.node.host_environment import HostEnvironment
 
 _GRACE = 5.0
 
@@ -109,7 +109,7 @@ class LocalCluster:
 @contextlib.asynccontextmanager
 async def local_cluster(settings: HeadSettings, node: NodeSettings, model: Description, nodes: int) -> AsyncGenerator[LocalCluster]:
     """Starts the processes; ends every one of them, whatever happens inside."""
-    head = Head(dataclasses.replace(settings, min_nodes=nodes, spread=True), model, Machine(head_credentials(settings)))
+    head = Head(dataclasses.replace(settings, min_nodes=nodes, spread=True), model, HostEnvironment(head_credentials(settings)))
     await head.start()
     address = join_host_port(reached_at(settings.host), head.control_port)
     children: list[_Child] = []

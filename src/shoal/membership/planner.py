@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from shoal.placement.moves import Holding
+from shoal.placement.moves import Residency
 from shoal.placement.partition import Placement
 from shoal.placement.profile import NodeProfile
 
@@ -13,8 +13,8 @@ from shoal.placement.profile import NodeProfile
 class Planner(Protocol):
     """Splits the model over nodes; raises CapacityError. See placement.moves.Moves."""
 
-    def first(self, nodes: Sequence[NodeProfile], holdings: dict[str, Holding]) -> Placement: ...
+    def first(self, nodes: Sequence[NodeProfile], residencies: dict[str, Residency]) -> Placement: ...
     def recover(
-        self, old: Placement, nodes: Sequence[NodeProfile], holdings: dict[str, Holding], tokens: int, beside: bool = False
+        self, old: Placement, nodes: Sequence[NodeProfile], residencies: dict[str, Residency], tokens: int, beside: bool = False
     ) -> Placement: ...
-    def improve(self, now: Placement, nodes: Sequence[NodeProfile], holdings: dict[str, Holding], tokens: int) -> Placement | None: ...
+    def improve(self, now: Placement, nodes: Sequence[NodeProfile], residencies: dict[str, Residency], tokens: int) -> Placement | None: ...

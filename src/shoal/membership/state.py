@@ -30,7 +30,7 @@ from shoal.membership.member import Member
 from shoal.membership.path import Path
 from shoal.membership.planner import Planner
 from shoal.membership.words import doing, listened
-from shoal.placement.moves import Holding, overlap, spans
+from shoal.placement.moves import Residency, overlap, spans
 from shoal.placement.partition import Placement
 
 WAITING, LOADING, PAUSING, LINKING, FILLING, SERVING = "waiting", "loading", "pausing", "linking", "filling", "serving"
@@ -259,8 +259,8 @@ class Cluster:
             if (not m.failed or m.retry <= now) and not m.draining and self._holdoff.until(m.name) <= now
         }
 
-    def _holdings(self) -> dict[str, Holding]:
-        return {m.name: Holding(m.loaded, m.filled) for m in self.members.values()}
+    def _residencies(self) -> dict[str, Residency]:
+        return {m.name: Residency(m.loaded, m.filled) for m in self.members.values()}
 
     def _shortage(self, now: float) -> str:
         usable = self._usable(now)
@@ -277,9 +277,9 @@ class Cluster:
             return self._dismiss("it holds no layers; it may leave", now)
         try:
             if self._base is None:
-                placement = self._planner.first(nodes, self._holdings())
+                placement = self._planner.first(nodes, self._residencies())
             elif nodes:
-                placement = self._planner.recover(self._base, nodes, self._holdings(), self.tokens)
+                placement = self._planner.recover(self._base, nodes, self._residencies(), self.tokens)
             else:
                 raise CapacityError(self._shortage(now))
         except CapacityError as error:
@@ -383,7 +383,7 @@ class Cluster:
         nodes = [m.profile for m in self._usable(now).values()]
         try:
             if draining:
-                without = self._planner.recover(self.serving.placement, nodes, self._holdings(), self.tokens, beside=True)
+                without = self._planner.recover(self.serving.placement, nodes, self._residencies(), self.tokens, beside=True)
                 return self._begin(without, now)
             if now < self._next_move or any(n not in self._usable(now) for n in self.serving.nodes):
                 return []
@@ -391,7 +391,7 @@ class Cluster:
             if considered == self._considered:
                 return []  # nothing has changed since the last look, and a look costs
             self._considered = considered
-            better = self._planner.improve(self.serving.placement, nodes, self._holdings(), self.tokens)
+            better = self._planner.improve(self.serving.placement, nodes, self._residencies(), self.tokens)
         except CapacityError as error:
             return self._stop_draining(error)
         self._next_move = now + _REST

@@ -23,7 +23,7 @@ SHOAL, HUGGING_FACE, OLLAMA, LM_STUDIO = "shoal", "Hugging Face", "Ollama", "LM 
 
 
 @dataclass(frozen=True)
-class Held:
+class StoredModel:
     """A model on this machine. name: what `--model` takes. owner: the tool whose files they are."""
 
     name: str
@@ -54,7 +54,7 @@ class Kept:
         return sum(file.stat().st_size for file in self.files)
 
 
-def inventory(directory: Path | None = None) -> list[Held]:
+def inventory(directory: Path | None = None) -> list[StoredModel]:
     """All of them, shoal's own first. directory: shoal's cache, where it is not the user's own."""
     root = directory or cache_dir()
     return [*_own(root), *_hugging_face(), *_ollama(), *_lmstudio()]
@@ -73,11 +73,11 @@ def kept(root: Path) -> list[Kept]:
     return [model for model in found if model.files]
 
 
-def _own(root: Path) -> Iterator[Held]:
+def _own(root: Path) -> Iterator[StoredModel]:
     for name, path in pulled(root).items():
-        yield Held(name, SHOAL, path.stat().st_size, label(catalogue()[name].file), path)
+        yield StoredModel(name, SHOAL, path.stat().st_size, label(catalogue()[name].file), path)
     for model in kept(root):
-        yield Held(model.name, SHOAL, model.bytes, label(model.title), model.folders[-1])
+        yield StoredModel(model.name, SHOAL, model.bytes, label(model.title), model.folders[-1])
 
 
 def _of(folder: HubFolder) -> Iterator[Kept]:
@@ -106,14 +106,14 @@ def _recalled(folder: HubFolder, commit: str) -> Any:
     return None
 
 
-def _hugging_face() -> Iterator[Held]:
+def _hugging_face() -> Iterator[StoredModel]:
     for cache in hub_folders():
         for folder in repositories(cache):
             with contextlib.suppress(OSError):  # another user's, or gone by now
                 yield from _in_their_cache(folder)
 
 
-def _in_their_cache(folder: HubFolder) -> list[Held]:
+def _in_their_cache(folder: HubFolder) -> list[StoredModel]:
     """Of the commit that `main` meant last, or of the only one that is there."""
     commits = folder.commits()
     commit = folder.commit(None)
@@ -121,9 +121,9 @@ def _in_their_cache(folder: HubFolder) -> list[Held]:
     if repository is None:
         return []
     home = folder.snapshot(repository.commit)
-    found = [Held(f"{folder.name}:{v.title}", HUGGING_FACE, v.size, v.label, home / v.first) for v in variants(repository.files)]
+    found = [StoredModel(f"{folder.name}:{v.title}", HUGGING_FACE, v.size, v.label, home / v.first) for v in variants(repository.files)]
     if (files := weights(repository)) and _can_be_run(home):
-        found.append(Held(folder.name, HUGGING_FACE, sum(file.size for file in files), "", home))
+        found.append(StoredModel(folder.name, HUGGING_FACE, sum(file.size for file in files), "", home))
     return found
 
 
@@ -135,10 +135,10 @@ def _can_be_run(home: Path) -> bool:
     return False
 
 
-def _ollama() -> Iterator[Held]:
+def _ollama() -> Iterator[StoredModel]:
     for model in ollama.models():
         name = model.name if _means(model.name, "ollama") else f"ollama:{model.name}"
-        yield Held(name, OLLAMA, sum(size for _, size, _ in model.files), model.quantization, model.files[0][0])
+        yield StoredModel(name, OLLAMA, sum(size for _, size, _ in model.files), model.quantization, model.files[0][0])
 
 
 def _means(name: str, kind: str) -> bool:
@@ -148,10 +148,10 @@ def _means(name: str, kind: str) -> bool:
         return False
 
 
-def _lmstudio() -> Iterator[Held]:
+def _lmstudio() -> Iterator[StoredModel]:
     for home, repository in lmstudio.repositories():
         name = f"lmstudio:{repository.name}"
         for variant in variants(repository.files):
-            yield Held(f"{name}:{variant.title}", LM_STUDIO, variant.size, variant.label, home / variant.first)
+            yield StoredModel(f"{name}:{variant.title}", LM_STUDIO, variant.size, variant.label, home / variant.first)
         if (files := weights(repository)) and _can_be_run(home):
-            yield Held(name, LM_STUDIO, sum(file.size for file in files), "", home)
+            yield StoredModel(name, LM_STUDIO, sum(file.size for file in files), "", home)

@@ -21,12 +21,12 @@ from shoal.control import messages as control
 from shoal.errors import ClusterError, ProtocolError, ShoalError, human_bytes
 from shoal.executor.measure import Speed
 from shoal.native import instruction_set
+from shoal.node.environment import ControlLink, Environment, Model, ModelMaker
 from shoal.node.fetch import Fetcher
 from shoal.node.links import CONNECT_TIMEOUT, Links, accept_link, greeted
 from shoal.node.probe import TIMEOUT, measure_link
 from shoal.node.share import Share
 from shoal.node.stage_service import StageService, wire_codec
-from shoal.node.world import ControlLink, Model, ModelMaker, World
 from shoal.retry import Backoff
 from shoal.security.certificates import Role
 from shoal.transport.base import FrameStream
@@ -70,7 +70,7 @@ class Agent:
         self,
         settings: NodeSettings,
         head: str,
-        world: World,
+        environment: Environment,
         make_model: ModelMaker,
         speed: Speed,
         memory: int,
@@ -78,13 +78,13 @@ class Agent:
     ) -> None:
         """memory: bytes that weights and KV blocks may take. tell: hears what whoever sits at this machine wants to know, a line each."""
         self._tell = tell
-        self._settings, self._world, self._make_model = settings, world, make_model
+        self._settings, self._environment, self._make_model = settings, environment, make_model
         self._speed, self._memory = speed, memory
         self._head, self._host_port = head, parse_address(head)
-        self._incarnation = world.rng.getrandbits(63)  # of this start of the node, through all its memberships
-        self._links = Links(world)
+        self._incarnation = environment.rng.getrandbits(63)  # of this start of the node, through all its memberships
+        self._links = Links(environment)
         self._share = Share(settings.share)
-        self._fetcher = Fetcher(world, self._share)
+        self._fetcher = Fetcher(environment, self._share)
         self._link: ControlLink | None = None
         self._model: Model | None = None
         self._identity: tuple[str, ...] = ()
@@ -104,8 +104,8 @@ class Agent:
 
         Raises ClusterError where the head refuses it or is not found (again), ConfigError.
         """
-        bind = self._settings.bind or self._world.facing(*self._host_port)
-        listener = await self._world.listen(bind, self._settings.tensor_port, self._accept)
+        bind = self._settings.bind or self._environment.facing(*self._host_port)
+        listener = await self._environment.listen(bind, self._settings.tensor_port, self._accept)
         try:
             # Of an address that means something here alone the head says what it is seen as.
             return await self._belong("" if is_wildcard(bind) or is_link_local(bind) else bind, listener.port)
@@ -116,7 +116,7 @@ class Agent:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             if self._model is not None:
-                await self._world.compute(self._model.close)
+                await self._environment.compute(self._model.close)
 
     def leave(self) -> None:
         """Asks the head to move this node's layers, and lets `run` return when it has, or after a while; called again, at once."""
@@ -132,7 +132,7 @@ class Agent:
             except (_Lost, ClusterError) as error:
                 if self._leaving.is_set():
                     return "it was told to leave"
-                now = self._world.now()
+                now = self._environment.now()
                 if joined.is_set():  # a head that only took it for lost is there: it is asked once more, whatever the patience
                     backoff, since = Backoff(_FIRST_DELAY, _MOST_DELAY), now
                 elif since is None:  # it never was a member
@@ -141,7 +141,7 @@ class Agent:
                     raise ClusterError(f"{error}; gave up after {now - since:.0f} s") from error
                 self._say_lost(error)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(backoff.next(self._world.rng)):
+                async with asyncio.timeout(backoff.next(self._environment.rng)):
                     await self._leaving.wait()
                 return "it was told to leave"
 
@@ -153,7 +153,7 @@ class Agent:
             self._tell(f"the head was lost ({error}); looking for it{how_long}, the weights are kept")
 
     async def _membership(self, host: str, port: int, joined: asyncio.Event) -> str:
-        self._link = link = self._world.control_link(self._head)
+        self._link = link = self._environment.control_link(self._head)
         link.say(control.NodeMessage(join=self._introduction(host, port)))
         loop = asyncio.get_running_loop()
         conversation, leaving = loop.create_task(self._converse(link, joined)), loop.create_task(self._depart(joined))
@@ -172,7 +172,7 @@ class Agent:
             self._epochs.clear()
             await link.close()
             if self._model is not None:
-                await self._world.compute(self._model.rest)
+                await self._environment.compute(self._model.rest)
 
     async def _depart(self, joined: asyncio.Event) -> str:
         await self._leaving.wait()
@@ -272,7 +272,9 @@ class Agent:
     async def _probe(self, probe: control.Probe) -> None:
         try:
             async with asyncio.timeout(TIMEOUT):
-                link = await measure_link(await self._world.connect(probe.host, probe.port, TIMEOUT, Role.HEAD), self._world.now)
+                link = await measure_link(
+                    await self._environment.connect(probe.host, probe.port, TIMEOUT, Role.HEAD), self._environment.now
+                )
         except (OSError, EOFError, ProtocolError) as error:
             reason = (
                 f"the head's tensor port {join_host_port(probe.host, probe.port)} cannot be reached: {str(error) or type(error).__name__}"
@@ -286,7 +288,7 @@ class Agent:
 
     async def _load(self, order: control.Load) -> None:
         """Makes an epoch's layers ready beside those that run."""
-        began = self._world.now()
+        began = self._environment.now()
         epoch = self._epochs[order.epoch] = _Epoch(order)
         self._tell(f"loading layers {_range(order)} of {_name(order.model)}")
         try:
@@ -296,7 +298,7 @@ class Agent:
                     return
                 model = await self._model_for(order)
                 running = [self._current.layers] if self._current is not None else []
-                await self._world.load(lambda: (model.shed([*running, epoch.layers]), model.load(epoch.layers)))
+                await self._environment.load(lambda: (model.shed([*running, epoch.layers]), model.load(epoch.layers)))
         except Exception as error:
             if not isinstance(error, ShoalError | MemoryError | OSError):
                 log.error("loading failed unexpectedly", exc_info=error)
@@ -304,7 +306,7 @@ class Agent:
             return
         if not self._is_latest(epoch):
             return
-        seconds = self._world.now() - began
+        seconds = self._environment.now() - began
         log.info("loaded", layers=f"{order.first_layer}-{order.end_layer - 1}", runtime=model.runtime, seconds=round(seconds, 2))
         loaded = control.Loaded(epoch=order.epoch, weight_bytes=model.nbytes, runtime=model.runtime, seconds=seconds)
         loaded.shared.extend(self._fetcher.offer(order))
@@ -324,7 +326,7 @@ class Agent:
         if self._model is None or identity != self._identity:
             self._end_stage()
             if self._model is not None:
-                await self._world.compute(self._model.close)
+                await self._environment.compute(self._model.close)
             self._model, self._identity = self._make_model(order), identity
         return self._model
 
@@ -342,7 +344,7 @@ class Agent:
                 self._end_stage()
                 for old in [e for e in self._epochs if e < link.epoch]:
                     del self._epochs[old]
-                executor = await self._world.compute(lambda: model.enter(epoch.layers, keep, order.blocks))
+                executor = await self._environment.compute(lambda: model.enter(epoch.layers, keep, order.blocks))
                 if not self._is_ordered(epoch):
                     return  # the head was lost meanwhile, and the stage with it
                 service = StageService(
@@ -351,8 +353,8 @@ class Agent:
                     stage=order.stage,
                     stages=order.stages,
                     wire_codec=wire_codec(order.codec),
-                    compute=self._world.step,
-                    clock=self._world.now,
+                    compute=self._environment.step,
+                    clock=self._environment.now,
                 )
                 self._current, epoch.service = epoch, service
                 epoch.entered.set()
@@ -376,7 +378,7 @@ class Agent:
             if self._current is not None:
                 self._tell("resting: the head has no layers for this node now")
             self._end_stage()
-            await self._world.compute(self._model.rest)
+            await self._environment.compute(self._model.rest)
 
     def _end_stage(self) -> None:
         if self._current is not None and self._current.service is not None:

@@ -24,8 +24,8 @@ from shoal.models.locks import lock
 from shoal.models.manifest import Manifest, adopt
 from shoal.models.model_file import ModelFile
 from shoal.models.part import Part, discard
+from shoal.node.environment import Environment
 from shoal.node.share import ABSENT, BUSY, FRAME, Share
-from shoal.node.world import World
 from shoal.retry import Backoff
 from shoal.security.certificates import Role
 from shoal.transport.base import FrameStream
@@ -68,10 +68,10 @@ def peers_of(order: control.Load) -> list[Peer]:
 class Fetcher:
     """directory: the cache, where it is not the user's own."""
 
-    def __init__(self, world: World, share: Share, directory: Path | None = None) -> None:
+    def __init__(self, environment: Environment, share: Share, directory: Path | None = None) -> None:
         self.fetched = 0
         """Bytes that came from peers so far."""
-        self._world, self._share, self._directory = world, share, directory
+        self._environment, self._share, self._directory = environment, share, directory
 
     async def fill(self, order: control.Load) -> None:
         """Sees to what an order's layers need and this machine lacks: from other tools' stores here, else from peers, as far as these have it.
@@ -124,7 +124,7 @@ class Fetcher:
         for crew in (peers, peers[:1], peers[1:2]):
             if not any(_has(peer, file) for peer in crew):
                 continue
-            gathering = _Gathering(self._world, part)
+            gathering = _Gathering(self._environment, part)
             try:
                 await gathering.run(crew)
             finally:
@@ -145,14 +145,14 @@ class Fetcher:
 class _Gathering:
     """One file, drawn from a crew of peers."""
 
-    def __init__(self, world: World, part: Part) -> None:
+    def __init__(self, environment: Environment, part: Part) -> None:
         self.brought = 0
-        self._world, self._part, self._file, self._ranges = world, part, part.file, part.ranges
+        self._environment, self._part, self._file, self._ranges = environment, part, part.file, part.ranges
         self._changed = asyncio.Event()
         self._noting = asyncio.Lock()
         self._failure: OSError | None = None
         self._told = 0
-        self._began = world.now()
+        self._began = environment.now()
 
     async def run(self, peers: list[Peer]) -> None:
         """Until all is here, or nobody is left to ask. Raises OSError where this machine's disk fails."""
@@ -177,7 +177,7 @@ class _Gathering:
                 fresh = stream is None
                 try:
                     if stream is None:
-                        stream = await self._world.connect(peer.host, peer.port, _TIMEOUT, peer.role)
+                        stream = await self._environment.connect(peer.host, peer.port, _TIMEOUT, peer.role)
                         stream.trust(FRAME)
                     await self._write(piece, await _ask(stream, self._file.sha256, piece))
                 except BaseException as error:
@@ -189,7 +189,7 @@ class _Gathering:
                     if not isinstance(error, _Sent | OSError | EOFError | ProtocolError):
                         raise
                     if self._judge(peer, error, fresh, backoff):
-                        await asyncio.sleep(backoff.next(self._world.rng))
+                        await asyncio.sleep(backoff.next(self._environment.rng))
                 else:
                     await self._finish(piece)
         finally:
@@ -241,7 +241,7 @@ class _Gathering:
         tenth = 10 * self._ranges.bytes_done // self._file.size
         if tenth > self._told:
             self._told = tenth
-            seconds = max(self._world.now() - self._began, 1e-9)
+            seconds = max(self._environment.now() - self._began, 1e-9)
             log.info("fetched from peers", file=self._file.name, percent=10 * tenth, bytes_per_second=round(self.brought / seconds))
 
 

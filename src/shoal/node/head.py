@@ -12,9 +12,9 @@ from shoal.errors import InvalidRequest
 from shoal.executor.cost import model_cost
 from shoal.metrics import Metrics
 from shoal.models.description import Description, facts
-from shoal.node.conductor import Conductor
+from shoal.node.coordinator import Coordinator
+from shoal.node.host_environment import HostEnvironment
 from shoal.node.interruption import Interruption
-from shoal.node.machine import Machine
 from shoal.node.observer import Served
 from shoal.pipeline.request_log import RequestLog
 from shoal.pipeline.timing import StepTiming
@@ -36,7 +36,7 @@ class Resumed:
 
 
 class Head:
-    def __init__(self, settings: HeadSettings, model: Description, machine: Machine | None = None) -> None:
+    def __init__(self, settings: HeadSettings, model: Description, machine: HostEnvironment | None = None) -> None:
         self.settings = settings
         self.model = model
         self.tokenizer = Tokenizer.open(model.path, model.gguf, settings.chat_template_file, settings.trust_text)
@@ -45,46 +45,46 @@ class Head:
         self.facts = facts(model)
         context = min(settings.context, model.spec.context)
         cost = model_cost(model.spec, model.weights, settings.precision, settings.kv_type, settings.step_tokens)
-        self._machine = machine or Machine()
+        self._machine = machine or HostEnvironment()
         self._log: RequestLog | None = None
-        self.conductor = Conductor(settings, Served(model.name, model.reference, cost, context), self._machine, self)
+        self.coordinator = Coordinator(settings, Served(model.name, model.reference, cost, context), self._machine, self)
         if model.manifest is not None:
-            self.conductor.offer(model.manifest, model.files)
+            self.coordinator.offer(model.manifest, model.files)
 
     async def start(self) -> None:
         """Reads what a head before this one was about, and listens for nodes. Raises ConfigError."""
         settings = self.settings
         if settings.state_folder is not None:
             self._log = RequestLog(settings.state_folder, f"{self.model.reference} {settings.precision} {settings.kv_type}")
-        await self.conductor.start()
+        await self.coordinator.start()
 
     async def stop(self, reason: str = "the head shut down") -> None:
         """Sends the nodes home, ends every request."""
-        await self.conductor.stop(reason)
+        await self.coordinator.stop(reason)
         if self._log is not None:
             await self._log.close()
         self._machine.close()
 
     def refuse(self, reason: str) -> None:
         """Ends every request with that reason, and takes no more."""
-        self.conductor.requests.refuse(reason)
+        self.coordinator.requests.refuse(reason)
 
     async def until_ready(self) -> None:
         """Waits until the model is served. Raises ClusterError where the nodes that joined cannot serve it."""
-        await self.conductor.until_ready()
+        await self.coordinator.until_ready()
 
     @property
     def control_port(self) -> int:
-        return self.conductor.control_port
+        return self.coordinator.control_port
 
     @property
     def members(self) -> set[str]:
         """Names of the nodes in the cluster."""
-        return {member.name for member in self.conductor.cluster.members.values()}
+        return {member.name for member in self.coordinator.cluster.members.values()}
 
     @property
     def placement(self) -> Placement | None:
-        return self.conductor.cluster.placement
+        return self.coordinator.cluster.placement
 
     # What the gateway asks
 
@@ -99,20 +99,20 @@ class Head:
     @property
     def state(self) -> str:
         """For people: why no model is served, or ''."""
-        conductor = self.conductor
-        return "" if conductor.serving else conductor.cluster.progress or "the model is being loaded"
+        coordinator = self.coordinator
+        return "" if coordinator.serving else coordinator.cluster.progress or "the model is being loaded"
 
     def longest(self) -> int:
         """Tokens of the longest sequence that can run now."""
-        return self.conductor.open_driver().scheduler.limits.longest
+        return self.coordinator.open_driver().scheduler.limits.longest
 
     def submit(self, request: Request) -> TokenStream:
         """Raises NotReady, InvalidRequest, QueueFull."""
-        return self.conductor.submit(request)
+        return self.coordinator.submit(request)
 
     async def begin(self, answer: str, note: bytes, requests: Sequence[Request], named: bool) -> list[TokenStream]:
         """Submits all or none; returns when it is kept. Raises NotReady, InvalidRequest, QueueFull."""
-        admissible(requests, self.vocabulary, self.conductor.open_driver().scheduler.limits.queue)
+        admissible(requests, self.vocabulary, self.coordinator.open_driver().scheduler.limits.queue)
         streams: list[TokenStream] = []
         try:
             for request in requests:
@@ -143,7 +143,7 @@ class Head:
         for answer in kept:
             streams = [TokenStream(request, said) for request, said in zip(answer.requests, answer.said, strict=True)]
             for stream in streams:
-                self.conductor.requests.take_up(stream)
+                self.coordinator.requests.take_up(stream)
             out.append(
                 Resumed(answer.answer, answer.note, answer.requests, streams, sum(chunk.counts for said in answer.said for chunk in said))
             )
@@ -153,12 +153,12 @@ class Head:
         """All that it is asked about is begun in one place, which knows it."""
 
     def timings(self, rows: int | None = None) -> dict[str, object]:
-        driver = self.conductor.driver
+        driver = self.coordinator.driver
         return {} if driver is None else driver.timings.summary(rows)
 
     def forget_timings(self) -> None:
-        if self.conductor.driver is not None:
-            self.conductor.driver.timings.clear()
+        if self.coordinator.driver is not None:
+            self.coordinator.driver.timings.clear()
 
     # What is counted
 
@@ -190,13 +190,13 @@ class Head:
 
     async def scrape(self) -> bytes:
         """The metrics as Prometheus reads them."""
-        m, conductor = self.metrics, self.conductor
-        m.nodes.set(len(conductor.cluster.members))
-        m.ready.set(conductor.serving)
-        m.epoch.set(conductor.cluster.epoch)
+        m, coordinator = self.metrics, self.coordinator
+        m.nodes.set(len(coordinator.cluster.members))
+        m.ready.set(coordinator.serving)
+        m.epoch.set(coordinator.cluster.epoch)
         m.predicted.set(self.placement.tokens_per_second if self.placement else 0)
-        if conductor.driver is not None:
-            scheduler = conductor.driver.scheduler
+        if coordinator.driver is not None:
+            scheduler = coordinator.driver.scheduler
             m.running.set(scheduler.running)
             m.waiting.set(scheduler.waiting)
             for priority in Priority:

@@ -7,9 +7,9 @@ import asyncio
 from shoal import __version__
 from shoal.address import join_host_port
 from shoal.errors import RemoteProtocolError, VersionMismatch
+from shoal.node.environment import Environment
 from shoal.node.probe import answer
 from shoal.node.share import Share
-from shoal.node.world import World
 from shoal.retry import Backoff, Breaker
 from shoal.security.certificates import Role
 from shoal.transport.base import FrameStream
@@ -23,8 +23,8 @@ _FIRST_DELAY, _MOST_DELAY = 0.05, 1.0
 class Links:
     """Connects to peers. One that fails again and again is left alone for a while (a circuit breaker per peer)."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
         self._breakers: dict[tuple[str, int], Breaker] = {}
 
     async def open(self, host: str, port: int, epoch: int, hello: messages.Hello, role: Role = Role.NODE) -> FrameStream:
@@ -38,17 +38,17 @@ class Links:
         return stream
 
     async def _connect(self, host: str, port: int, role: Role) -> FrameStream:
-        world, breaker = self._world, self._breakers.setdefault((host, port), Breaker())
-        backoff, end = Backoff(_FIRST_DELAY, _MOST_DELAY), world.now() + CONNECT_TIMEOUT
+        environment, breaker = self._environment, self._breakers.setdefault((host, port), Breaker())
+        backoff, end = Backoff(_FIRST_DELAY, _MOST_DELAY), environment.now() + CONNECT_TIMEOUT
         while True:
-            if wait := breaker.wait(world.now()):
+            if wait := breaker.wait(environment.now()):
                 raise ConnectionError(f"{join_host_port(host, port)} failed again and again; it is tried again in {wait:.1f} s")
             try:
-                stream = await world.connect(host, port, max(end - world.now(), 0.01), role)
+                stream = await environment.connect(host, port, max(end - environment.now(), 0.01), role)
             except (ConnectionError, TimeoutError):
-                breaker.failed(world.now())
-                delay = backoff.next(world.rng)
-                if world.now() + delay >= end:
+                breaker.failed(environment.now())
+                delay = backoff.next(environment.rng)
+                if environment.now() + delay >= end:
                     raise
                 await asyncio.sleep(delay)
             else:

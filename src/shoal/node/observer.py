@@ -1,4 +1,4 @@
-"""What a conductor is told about the model that it serves, and whom it tells what happens."""
+"""What a coordinator is told about the model that it serves, and whom it tells what happens."""
 
 from __future__ import annotations
 

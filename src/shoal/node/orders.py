@@ -12,9 +12,9 @@ from shoal.membership import events, instructions
 from shoal.membership.member import Member
 from shoal.models.manifest import Manifest
 from shoal.native import BLOCK_TOKENS
+from shoal.node.environment import Environment
 from shoal.node.observer import Served
 from shoal.node.share import Share
-from shoal.node.world import World
 
 _PEERS = 8  # that a node is told to fetch from
 
@@ -31,7 +31,7 @@ class Orders:
         self,
         settings: HeadSettings,
         model: Served,
-        world: World,
+        environment: Environment,
         share: Share,
         members: Mapping[int, Member],
         machines: Mapping[int, control.Join],
@@ -39,7 +39,7 @@ class Orders:
         """members, machines: the nodes by their numbers, as they are at any time, and what they said of themselves."""
         self.port = 0
         self.manifest: Manifest | None = None
-        self._settings, self._model, self._world, self._share = settings, model, world, share
+        self._settings, self._model, self._environment, self._share = settings, model, environment, share
         self._members, self._machines = members, machines
 
     def load(self, order: instructions.LoadStage) -> control.Load:
@@ -83,4 +83,4 @@ class Orders:
     def seen_by(self, joined: events.Joined) -> str:
         """The head's address as a node sees it."""
         host = self._settings.host
-        return self._world.facing(joined.host, joined.tensor_port) if is_wildcard(host) else host
+        return self._environment.facing(joined.host, joined.tensor_port) if is_wildcard(host) else host

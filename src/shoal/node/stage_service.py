@@ -13,7 +13,7 @@ from shoal.wire import codec, messages
 from shoal.wire.frame import Dtype, Frame, Kind, WireCodec
 
 Compute = Callable[[Callable[[], Frame], int], Awaitable[Frame]]
-"""Runs a step of so many bytes: see World.step."""
+"""Runs a step of so many bytes: see Environment.step."""
 Clock = Callable[[], float]
 
 

@@ -23,7 +23,7 @@ class Route:
 
 
 @dataclass
-class InFlight:
+class StepInFlight:
     plan: StepPlan
     schedule: float
     encode: float
@@ -36,7 +36,7 @@ class DrivenRoute:
 
     def __init__(self, route: Route, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self.flight: dict[int, InFlight] = {}
+        self.flight: dict[int, StepInFlight] = {}
         self.filling = asyncio.Lock()
         self.cut = asyncio.Event()
         self.settled = asyncio.Event()
@@ -61,7 +61,7 @@ class DrivenRoute:
         began = self._clock()
         meta = messages.encode(messages.Step(messages.raw(plan), []))
         encoded = self._clock()
-        step = InFlight(plan, schedule, encoded - began, 0.0, encoded)
+        step = StepInFlight(plan, schedule, encoded - began, 0.0, encoded)
         if not self.flight:
             self.heard = asyncio.get_running_loop().time()
         self.flight[plan.step] = step
@@ -84,7 +84,7 @@ class DrivenRoute:
                 continue  # it came twice
             return frame, self._clock()
 
-    def landed(self, step: int) -> InFlight:
+    def landed(self, step: int) -> StepInFlight:
         """Results come in the order of the steps. Raises RemoteProtocolError for one that does not."""
         if not self.flight or step != min(self.flight):
             raise RemoteProtocolError(f"a result of step {step}, which is not the next one in flight")

@@ -21,7 +21,7 @@ _AS_HELD = 0.8  # of the best speed: layers then stay where they lie already
 
 
 @dataclass(frozen=True)
-class Holding:
+class Residency:
     """What a node has of the model already."""
 
     loaded: tuple[range, ...] = ()
@@ -62,16 +62,16 @@ class Moves:
         most = max(1, min(nodes - self.spares, self.model.layers))
         return (most if self.spread else 1), most
 
-    def first(self, nodes: Sequence[NodeProfile], holdings: Mapping[str, Holding]) -> Placement:
+    def first(self, nodes: Sequence[NodeProfile], residencies: Mapping[str, Residency]) -> Placement:
         """For a model that is not served. Raises CapacityError."""
         least, most = self._bounds(len(nodes))
         best = place(nodes, self.links, self.model, self.demand, least, most)
-        held = self._as_held(nodes, holdings, best.kv_tokens)
+        held = self._as_held(nodes, residencies, best.kv_tokens)
         if held is not None and least <= len(held.stages) <= most and held.tokens_per_second >= _AS_HELD * best.tokens_per_second:
             return held
         return best
 
-    def _as_held(self, nodes: Sequence[NodeProfile], holdings: Mapping[str, Holding], kv_tokens: int) -> Placement | None:
+    def _as_held(self, nodes: Sequence[NodeProfile], residencies: Mapping[str, Residency], kv_tokens: int) -> Placement | None:
         """The layers where they lie already, if each lies somewhere."""
         at, order, bounds = 0, list[NodeProfile](), [0]
         while at < self.model.layers:
@@ -79,7 +79,7 @@ class Moves:
                 (layers.stop, node)
                 for node in nodes
                 if node not in order
-                for layers in holdings.get(node.name, Holding()).loaded
+                for layers in residencies.get(node.name, Residency()).loaded
                 if layers.start == at and layers.stop <= self.model.layers
             ]
             if not starting:
@@ -90,7 +90,7 @@ class Moves:
         return self._sound(tuple(order), bounds, kv_tokens)
 
     def recover(
-        self, old: Placement, nodes: Sequence[NodeProfile], holdings: Mapping[str, Holding], tokens: int, beside: bool = False
+        self, old: Placement, nodes: Sequence[NodeProfile], residencies: Mapping[str, Residency], tokens: int, beside: bool = False
     ) -> Placement:
         """A placement over `nodes` where some of the old one's may be gone. Raises CapacityError.
 
@@ -99,7 +99,7 @@ class Moves:
         here = {node.name: node for node in nodes}
         found = [*self._mended(old, here), *self._anew(nodes, old.kv_tokens)]
         if beside:
-            found = [p for p in found if self._fits_beside(p, here, holdings)] or found
+            found = [p for p in found if self._fits_beside(p, here, residencies)] or found
         if not found and self.spares:  # a spare is for nothing if not for this
             found = replace(self, spares=0)._anew(nodes, old.kv_tokens)
         if not found:
@@ -110,9 +110,9 @@ class Moves:
                 if not self.spares:
                     raise
                 return place(nodes, self.links, self.model, self.demand)  # a spare is for nothing if not for this
-        return min(found, key=lambda p: self._cost(p, found, holdings, tokens, beside))
+        return min(found, key=lambda p: self._cost(p, found, residencies, tokens, beside))
 
-    def improve(self, now: Placement, nodes: Sequence[NodeProfile], holdings: Mapping[str, Holding], tokens: int) -> Placement | None:
+    def improve(self, now: Placement, nodes: Sequence[NodeProfile], residencies: Mapping[str, Residency], tokens: int) -> Placement | None:
         """A placement that is worth moving to from one that runs, if there is one. Weights of both must fit beside each other."""
         here = {node.name: node for node in nodes}
         running = self._sound(tuple(here[s.node] for s in now.stages), now_bounds(now), now.kv_tokens)  # as the nodes are known now
@@ -122,15 +122,17 @@ class Moves:
         found = [
             p
             for p in (*self._inserted(now, here), *self._anew(nodes, now.kv_tokens))
-            if least <= len(p.stages) <= most and self._fits_beside(p, here, holdings)
+            if least <= len(p.stages) <= most and self._fits_beside(p, here, residencies)
         ]
         forced = len(now.stages) < least
         worth = [p for p in found if forced or p.tokens_per_second > _GAIN * running.tokens_per_second]
         if not worth:
             return None
-        best = min(worth, key=lambda p: self._cost(p, worth, holdings, tokens, loaded=True))
+        best = min(worth, key=lambda p: self._cost(p, worth, residencies, tokens, loaded=True))
         together = [best, running]
-        if not forced and self._cost(best, together, holdings, tokens, loaded=True) >= self._cost(running, together, holdings, tokens):
+        if not forced and self._cost(best, together, residencies, tokens, loaded=True) >= self._cost(
+            running, together, residencies, tokens
+        ):
             return None
         return best
 
@@ -191,11 +193,11 @@ class Moves:
             if len(candidate) <= self.model.layers and (bounds := split(candidate, costs, now.kv_tokens)) is not None:
                 yield placed(candidate, bounds, costs, self.links, self.demand, now.kv_tokens)
 
-    def _fits_beside(self, p: Placement, here: Mapping[str, NodeProfile], holdings: Mapping[str, Holding]) -> bool:
+    def _fits_beside(self, p: Placement, here: Mapping[str, NodeProfile], residencies: Mapping[str, Residency]) -> bool:
         """Whether each node can hold its new layers beside those it runs."""
         costs = Costs(self.model, self.demand, len(p.stages))
         for stage in p.stages:
-            held = holdings.get(stage.node, Holding()).filled
+            held = residencies.get(stage.node, Residency()).filled
             both = overlap(held, range(stage.first, stage.end))
             extra = costs.weights(stage.first, stage.end) - costs.weights(both.start, both.stop)
             running = costs.memory(held.start, held.stop, p.kv_tokens) if len(held) else 0
@@ -206,17 +208,17 @@ class Moves:
     # What they cost
 
     def _cost(
-        self, p: Placement, others: Sequence[Placement], holdings: Mapping[str, Holding], tokens: int, loaded: bool = False
+        self, p: Placement, others: Sequence[Placement], residencies: Mapping[str, Residency], tokens: int, loaded: bool = False
     ) -> tuple[float, int]:
         """Seconds, then stages. loaded: weights are made ready while the old route serves on."""
         fastest = max(o.tokens_per_second for o in others)
         slower = _HORIZON * (fastest / p.tokens_per_second - 1)
-        return self._pause(p, holdings, tokens, loaded) + slower, len(p.stages)
+        return self._pause(p, residencies, tokens, loaded) + slower, len(p.stages)
 
-    def _pause(self, p: Placement, holdings: Mapping[str, Holding], tokens: int, loaded: bool) -> float:
+    def _pause(self, p: Placement, residencies: Mapping[str, Residency], tokens: int, loaded: bool) -> float:
         load = fill = 0.0
         for stage in p.stages:
-            mine, held = range(stage.first, stage.end), holdings.get(stage.node, Holding())
+            mine, held = range(stage.first, stage.end), residencies.get(stage.node, Residency())
             have = {layer for layers in held.loaded for layer in overlap(layers, mine)}
             load = max(load, sum(self.model.layer_bytes[layer] for layer in mine if layer not in have) / _LOADING)
             lost = len(mine) - len(overlap(mine, held.filled))

@@ -21,7 +21,7 @@ class Opened(msgspec.Struct, frozen=True, array_like=True):
     """Tokens that were drawn before, on a route or by a head that is gone."""
 
 
-class Asked(msgspec.Struct, frozen=True, array_like=True):
+class PromptQuery(msgspec.Struct, frozen=True, array_like=True):
     """What the last stage is to say about a chunk's rows. It needs to know nothing else for it, and keeps nothing of it."""
 
     followers: list[int]
@@ -43,7 +43,7 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True):
     """KV blocks that join the sequence's table with this step."""
     sample: bool
     """Draw a token after the last of these."""
-    asked: Asked | None = None
+    asked: PromptQuery | None = None
 
 
 class StepPlan(msgspec.Struct, frozen=True, array_like=True):
@@ -75,7 +75,7 @@ class Sampled(msgspec.Struct, frozen=True, array_like=True):
     """The fault is not the request's."""
 
 
-class Examined(msgspec.Struct, frozen=True, array_like=True):
+class PromptOutputs(msgspec.Struct, frozen=True, array_like=True):
     """What was asked about the rows of one sequence's chunk."""
 
     sequence: int
@@ -105,4 +105,4 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
     traces: list[StageTrace]
     missing: list[int] = []
     """Sequences that could not be refilled, because a journal does not reach back to all of their tokens."""
-    examined: list[Examined] = []
+    examined: list[PromptOutputs] = []

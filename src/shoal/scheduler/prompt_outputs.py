@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from shoal.request import Score, TokenChunk
-from shoal.scheduler.plan import Asked, Examined
+from shoal.scheduler.plan import PromptOutputs, PromptQuery
 from shoal.scheduler.sequence import Sequence
 
 
-def query(sequence: Sequence, at: int) -> Asked | None:
+def query(sequence: Sequence, at: int) -> PromptQuery | None:
     """About the tokens from `at` to those that are scheduled."""
     if not sequence.asking or at < sequence.asked:
         return None
     request = sequence.request
     sequence.asked = min(sequence.scheduled, sequence.prompt_length)
     followers = request.prompt[at + 1 : sequence.scheduled + 1] if request.prompt_logprobs is not None else []
-    return Asked(followers, request.prompt_logprobs or 0, request.embed)
+    return PromptQuery(followers, request.prompt_logprobs or 0, request.embed)
 
 
-def answered(found: Examined | None, asked: Asked) -> bool:
+def answered(found: PromptOutputs | None, asked: PromptQuery) -> bool:
     """Whether it says all that was asked, or why it cannot."""
     return found is not None and (bool(found.fault) or (len(found.scores) == len(asked.followers) and bool(found.total) == asked.total))
 
 
-def outputs(sequence: Sequence, upto: int, found: Examined) -> list[TokenChunk]:
+def outputs(sequence: Sequence, upto: int, found: PromptOutputs) -> list[TokenChunk]:
     """What a result says of a prompt up to some token: of each of them once, in their order."""
     request, out = sequence.request, list[TokenChunk]()
     first = [] if sequence.examined or request.prompt_logprobs is None else [Score(request.prompt[0], None)]

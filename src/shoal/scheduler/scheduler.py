@@ -28,7 +28,7 @@ from shoal.scheduler.budget import StepBudget
 from shoal.scheduler.candidates import candidates, too_few
 from shoal.scheduler.cost import Load, StepCost
 from shoal.scheduler.limits import Counters, Limits
-from shoal.scheduler.plan import Asked, Chunk, Opened, Sampled, StepPlan, StepResult
+from shoal.scheduler.plan import Chunk, Opened, PromptQuery, Sampled, StepPlan, StepResult
 from shoal.scheduler.prompt_outputs import answered, outputs, query
 from shoal.scheduler.refill import Refill
 from shoal.scheduler.sequence import Sequence
@@ -41,7 +41,7 @@ class _Sent:
     life: int
     upto: int
     draws: bool
-    asked: Asked | None
+    asked: PromptQuery | None
 
 
 @dataclass(frozen=True)

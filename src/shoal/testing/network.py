@@ -190,8 +190,8 @@ class SimListener:
 class SimControlLink:
     """A node's end of the conversation."""
 
-    def __init__(self, world: SimWorld, address: str) -> None:
-        self._world, self._address = world, address
+    def __init__(self, environment: SimWorld, address: str) -> None:
+        self._environment, self._address = environment, address
         self._pipe: Pipe | None = None
         self._early: list[control.NodeMessage] = []
 
@@ -204,7 +204,7 @@ class SimControlLink:
     async def attend(self, timeout: float) -> AsyncGenerator[control.HeadMessage]:
         host, port = parse_address(self._address)
         try:
-            self._pipe = await self._world.network.connect(self._world.host, host, port, timeout)
+            self._pipe = await self._environment.network.connect(self._environment.host, host, port, timeout)
         except (ConnectionError, TimeoutError):
             raise ClusterError(f"no head answers at {self._address}") from None
         for message in self._early:
@@ -225,11 +225,11 @@ class SimControlLink:
 class SimControlDoor:
     """The head's end: one conversation per node."""
 
-    def __init__(self, world: SimWorld, attendant: Attendant, port: int) -> None:
+    def __init__(self, environment: SimWorld, attendant: Attendant, port: int) -> None:
         self.port = port
-        self._world, self._attendant = world, attendant
+        self._environment, self._attendant = environment, attendant
         self._conversations: dict[Conversation, Pipe] = {}
-        world.host.ports[port] = lambda pipe: world.spawn(self._attend(pipe))
+        environment.host.ports[port] = lambda pipe: environment.spawn(self._attend(pipe))
 
     async def _attend(self, pipe: Pipe) -> None:
         conversation = Conversation(pipe.ends[0].host.name)
@@ -252,7 +252,7 @@ class SimControlDoor:
         pipe.end(1, broken=False)
 
     async def stop(self) -> None:
-        self._world.host.ports.pop(self.port, None)
+        self._environment.host.ports.pop(self.port, None)
         for conversation in list(self._conversations):
             conversation.end()
 
@@ -332,7 +332,7 @@ class Network:
 
 
 class SimWorld:
-    """What a process on a simulated host has of the world."""
+    """What a process on a simulated host has of the environment."""
 
     def __init__(self, network: Network, host: Host) -> None:
         self.network, self.host = network, host

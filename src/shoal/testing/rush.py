@@ -12,7 +12,7 @@ from random import Random
 
 from shoal.config import HeadSettings
 from shoal.errors import NotReady
-from shoal.node.conductor import Conductor
+from shoal.node.coordinator import Coordinator
 from shoal.node.observer import Served
 from shoal.request import Request, RequestId, SamplingParams
 from shoal.testing import toy
@@ -53,17 +53,17 @@ class Rush(Scenario):
             host="head", lanes=16, kv_tokens=16000, context=_CONTEXT, step_tokens=256, min_nodes=self.stages, spread=True, pace=0, wait=1e6
         )
         head = SimWorld(self.network, self.network.host("head"))
-        self.conductor = conductor = Conductor(settings, Served("toy", "toy", toy.cost(self.layers), _CONTEXT), head, self.counts)
-        await conductor.start()
+        self.coordinator = coordinator = Coordinator(settings, Served("toy", "toy", toy.cost(self.layers), _CONTEXT), head, self.counts)
+        await coordinator.start()
         for _ in range(self.stages):
             self._add_node(settings, 1.3)
             self._nodes[-1].speed = self.speed
-        await conductor.until_ready()
-        clients = [self._answer(conductor, i, chance.uniform(0, 1)) for i in range(chance.randint(1, 4))]
+        await coordinator.until_ready()
+        clients = [self._answer(coordinator, i, chance.uniform(0, 1)) for i in range(chance.randint(1, 4))]
         lengths = [chance.randint(100, _CONTEXT - 8) for _ in range(chance.randint(1, 4))]
         work = sum(self._work(length) for length in lengths)
         for i, length in enumerate(lengths):
-            clients.append(self._prompt(conductor, i, chance.choice((1.0, chance.uniform(1, 3))), length, 1 + _SLACK * work))
+            clients.append(self._prompt(coordinator, i, chance.choice((1.0, chance.uniform(1, 3))), length, 1 + _SLACK * work))
         running = [asyncio.get_running_loop().create_task(client) for client in clients]
         try:
             await asyncio.gather(*running)
@@ -72,19 +72,19 @@ class Rush(Scenario):
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
-            await self._end(conductor)
+            await self._end(coordinator)
 
     def _work(self, length: int) -> float:
         """Seconds of a stage for all rows of a prompt."""
         seconds = self.seconds
         return self.layers / self.stages * (seconds.row * length + seconds.context * length * length / 2) + seconds.logits * length
 
-    async def _answer(self, conductor: Conductor, index: int, at: float) -> None:
+    async def _answer(self, coordinator: Coordinator, index: int, at: float) -> None:
         """One that goes on until all prompts have been served."""
         request = Request(RequestId(f"answer-{index}"), [index % toy.VOCABULARY], 1200, SamplingParams(temperature=0.0))
         wanted, said, last = toy.expected(request, self.layers)[0], 0, 0.0
         await asyncio.sleep(at)
-        stream = conductor.submit(request)
+        stream = coordinator.submit(request)
         async for chunk in stream:
             now = self._loop.time()
             if chunk.token is not None:
@@ -94,14 +94,14 @@ class Rush(Scenario):
                 self.tokens += 1
             if said > 1 and self._prompts:
                 self.waits.append(now - last)
-                if now - last > conductor.settings.prompt_wait:
+                if now - last > coordinator.settings.prompt_wait:
                     raise Broken(f"{request.id} waited {now - last:.3f} s for its token {said}")
             last = now
             if said > 1 and not self._prompts and now > 10:
                 stream.close()
                 return
 
-    async def _prompt(self, conductor: Conductor, index: int, at: float, length: int, most: float) -> None:
+    async def _prompt(self, coordinator: Coordinator, index: int, at: float, length: int, most: float) -> None:
         """most: seconds until its first token."""
         chance = self._chance
         scores = chance.choice((None, None, None, 0))
@@ -118,7 +118,7 @@ class Rush(Scenario):
         self._prompts += 1
         self.say(f"{request.id} comes: {length} tokens")
         try:
-            stream = conductor.submit(request)
+            stream = coordinator.submit(request)
         except NotReady as error:
             raise Broken(f"{request.id} is refused: {error}") from error
         async for chunk in stream:

@@ -19,7 +19,7 @@ from shoal.errors import CapacityError, ClusterError
 from shoal.executor.journal import JournalLimits
 from shoal.executor.measure import Speed
 from shoal.node.agent import Agent
-from shoal.node.conductor import Conductor
+from shoal.node.coordinator import Coordinator
 from shoal.node.interruption import Interruption
 from shoal.node.observer import Served
 from shoal.pipeline.timing import StepTiming
@@ -41,7 +41,7 @@ class Broken(AssertionError):
 
 
 class _Counts:
-    """The conductor's observer: after every step, and whenever a node reports, the books must be right."""
+    """The coordinator's observer: after every step, and whenever a node reports, the books must be right."""
 
     def __init__(self, scenario: Scenario) -> None:
         self._scenario = scenario
@@ -70,7 +70,7 @@ class _Node:
     memory: int
     speed: float
     journals: JournalLimits
-    world: SimWorld | None = None
+    environment: SimWorld | None = None
     agent: Agent | None = None
     running: asyncio.Task[Any] | None = None
     models: list[toy.ToyModel] = dataclasses.field(default_factory=list[toy.ToyModel])
@@ -85,7 +85,7 @@ class Scenario:
         self.layers = self.rng.randint(3, 7)
         self.seconds = toy.Seconds()
         self.network = Network(Random(self.rng.random()), self.say)
-        self.conductor: Conductor | None = None
+        self.coordinator: Coordinator | None = None
         self.counts = _Counts(self)
         self._loop = SimulatedLoop()
         self._nodes: list[_Node] = []
@@ -135,9 +135,9 @@ class Scenario:
             wait=1e6,
         )
         head = SimWorld(self.network, self.network.host("head"))
-        self.conductor = conductor = Conductor(settings, Served("toy", "toy", toy.cost(self.layers), 160), head, self.counts)
-        await conductor.start()
-        self._ambush(conductor)
+        self.coordinator = coordinator = Coordinator(settings, Served("toy", "toy", toy.cost(self.layers), 160), head, self.counts)
+        await coordinator.start()
+        self._ambush(coordinator)
         for _ in range(rng.randint(2, 5)):
             self._add_node(settings)
         loop = asyncio.get_running_loop()
@@ -149,19 +149,19 @@ class Scenario:
                 if task in done:
                     task.result()
             if late:
-                raise Broken(f"{len(late)} requests are stuck; the cluster is {conductor.describe()}")
+                raise Broken(f"{len(late)} requests are stuck; the cluster is {coordinator.describe()}")
             await asyncio.sleep(1)
             self.check()
-            driver = conductor.driver
+            driver = coordinator.driver
             if driver is not None and (driver.scheduler.pool.used or driver.requests or driver.scheduler.running):
                 raise Broken("KV blocks or sequences are left though every request ended")
         finally:
             for task in (*clients, trouble):
                 task.cancel()
-            await self._end(conductor)
+            await self._end(coordinator)
 
-    async def _end(self, conductor: Conductor) -> None:
-        await conductor.stop()
+    async def _end(self, coordinator: Coordinator) -> None:
+        await coordinator.stop()
         await asyncio.sleep(60)
         for node in self._nodes:
             await self._kill(node)
@@ -174,7 +174,7 @@ class Scenario:
 
     def check(self) -> None:
         """What must hold at every moment."""
-        if self.conductor is None:
+        if self.coordinator is None:
             return
         for node in self._nodes:
             for model in node.models:
@@ -182,9 +182,9 @@ class Scenario:
                 assert model.shard.largest_journal <= model.journals.memory, (
                     f"a journal of {node.host.name} takes {model.shard.largest_journal} bytes"
                 )
-        if self.conductor.driver is not None:
-            self.conductor.driver.scheduler.check()
-        cluster = self.conductor.cluster
+        if self.coordinator.driver is not None:
+            self.coordinator.driver.scheduler.check()
+        cluster = self.coordinator.cluster
         for path in (cluster.serving, cluster.coming):
             if path is not None:
                 layers = [layer for node in path.nodes for layer in path.layers(node)]
@@ -223,10 +223,10 @@ class Scenario:
         scores, embedding = toy.examined(request, self.layers)
         told: list[Score] = []
         await asyncio.sleep(self.rng.uniform(1.0, 0.8 * _TROUBLE))
-        assert self.conductor is not None
+        assert self.coordinator is not None
         while True:
             try:
-                stream = self.conductor.submit(request)
+                stream = self.coordinator.submit(request)
                 break
             except CapacityError:
                 await asyncio.sleep(0.5)
@@ -273,14 +273,14 @@ class Scenario:
     def _start(self, node: _Node) -> None:
         node.host.alive = True
         node.host.awake.set()
-        node.world = world = SimWorld(self.network, node.host)
+        node.environment = environment = SimWorld(self.network, node.host)
 
         def make(order: control.Load) -> toy.ToyModel:
-            node.models.append(toy.ToyModel(self.layers, node.journals, self.seconds, world.spend))
+            node.models.append(toy.ToyModel(self.layers, node.journals, self.seconds, environment.spend))
             return node.models[-1]
 
         name = node.host.name
-        node.agent = Agent(NodeSettings(name=name, threads=1), "head:7420", world, make, Speed(node.speed, node.speed), node.memory)
+        node.agent = Agent(NodeSettings(name=name, threads=1), "head:7420", environment, make, Speed(node.speed, node.speed), node.memory)
         node.running = asyncio.get_running_loop().create_task(self._run(node, node.agent))
 
     async def _run(self, node: _Node, agent: Agent) -> None:
@@ -335,30 +335,30 @@ class Scenario:
                 self._start(node)
         self._add_node(settings, 1.3)  # with which there is memory enough in any case
 
-    def _ambush(self, conductor: Conductor) -> None:
+    def _ambush(self, coordinator: Coordinator) -> None:
         """Now and then a node of a route that is being made ready, or of one that has just begun to serve, is lost at that moment."""
-        handle, seen = conductor.cluster.handle, list[str]()
+        handle, seen = coordinator.cluster.handle, list[str]()
 
         def watched(event: Any, now: float) -> Any:
             out = handle(event, now)
-            phase = f"{conductor.cluster.epoch} {conductor.cluster.moving or conductor.cluster.state}"
+            phase = f"{coordinator.cluster.epoch} {coordinator.cluster.moving or coordinator.cluster.state}"
             if seen[-1:] != [phase]:
                 seen.append(phase)
-                if self._loop.time() < _TROUBLE and self.rng.random() < 0.06 and (nodes := conductor.cluster.route):
-                    self._loop.call_later(self.rng.uniform(0, 0.05), self._strike, conductor, self.rng.choice(nodes), phase)
+                if self._loop.time() < _TROUBLE and self.rng.random() < 0.06 and (nodes := coordinator.cluster.route):
+                    self._loop.call_later(self.rng.uniform(0, 0.05), self._strike, coordinator, self.rng.choice(nodes), phase)
             return out
 
-        conductor.cluster.handle = watched
+        coordinator.cluster.handle = watched
 
-    def _strike(self, conductor: Conductor, number: int, phase: str) -> None:
-        member = conductor.cluster.members.get(number)
+    def _strike(self, coordinator: Coordinator, number: int, phase: str) -> None:
+        member = coordinator.cluster.members.get(number)
         node = next((n for n in self._nodes if member is not None and n.host.name == member.joined.host), None)
-        if node is not None and node.running is not None and node.world is not None:
+        if node is not None and node.running is not None and node.environment is not None:
             self.say(f"{node.host.name} is lost while the cluster is at {phase}")
             happening = self.rng.choice((self._crash, self._freeze, self._unplug))
             result = happening(node)
             if result is not None:
-                conductor._spawn(result)  # pyright: ignore[reportPrivateUsage]
+                coordinator._spawn(result)  # pyright: ignore[reportPrivateUsage]
 
     async def _crash(self, node: _Node) -> None:
         await self._kill(node)
@@ -414,9 +414,9 @@ class Scenario:
             node.agent.leave()
 
     def _drain(self, node: _Node) -> None:
-        assert self.conductor is not None
-        self.conductor.dismiss(control.DismissRequest(name=node.host.name, drain=True))
+        assert self.coordinator is not None
+        self.coordinator.dismiss(control.DismissRequest(name=node.host.name, drain=True))
 
     def _remove(self, node: _Node) -> None:
-        assert self.conductor is not None
-        self.conductor.dismiss(control.DismissRequest(name=node.host.name))
+        assert self.coordinator is not None
+        self.coordinator.dismiss(control.DismissRequest(name=node.host.name))

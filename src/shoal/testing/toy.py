@@ -29,7 +29,7 @@ from shoal.native import BLOCK_TOKENS
 from shoal.placement.profile import ModelCost
 from shoal.request import Request, Score
 from shoal.scheduler.cost import Load
-from shoal.scheduler.plan import Asked, Chunk, Opened, StepPlan
+from shoal.scheduler.plan import Chunk, Opened, PromptQuery, StepPlan
 
 VOCABULARY = 24
 END = 3
@@ -147,7 +147,7 @@ def examined(request: Request, layers: int) -> tuple[list[Score], bytes]:
         return [], b""
     prompt, scored = request.prompt, request.prompt_logprobs is not None
     stage, blocks = _stage(request, layers)
-    asked = Asked(prompt[1:] if scored else [], request.prompt_logprobs or 0, request.embed)
+    asked = PromptQuery(prompt[1:] if scored else [], request.prompt_logprobs or 0, request.embed)
     (found,) = stage.run(StepPlan(0, [], [], [], [], [Chunk(0, 0, prompt, list(range(blocks)), False, asked)]), None).examined
     mean = (np.frombuffer(found.total, "<f8") / len(prompt)).astype("<f4").tobytes()
     return [Score(prompt[0], None), *found.scores] if scored else [], mean

@@ -18,7 +18,7 @@ from shoal.cli.batch import Server, _batch
 from shoal.cli.options import node_settings
 from shoal.config import EngineSettings
 from shoal.errors import ClusterError, ConfigError
-from shoal.gateway.endpoints.batches.patience import Patience
+from shoal.gateway.endpoints.batches.retry_policy import RetryPolicy
 from tests.support.batches import jsonl, line
 from tests.support.cluster import free_port
 from tests.support.http import CHAT, COMPLETIONS
@@ -63,8 +63,8 @@ class Asked:
 
 @pytest.fixture(autouse=True)
 def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shoal.gateway.endpoints.batches.patience._FIRST", 0.001)
-    monkeypatch.setattr("shoal.gateway.endpoints.batches.patience._MOST", 0.005)
+    monkeypatch.setattr("shoal.gateway.endpoints.batches.retry_policy._FIRST", 0.001)
+    monkeypatch.setattr("shoal.gateway.endpoints.batches.retry_policy._MOST", 0.005)
 
 
 @contextmanager
@@ -159,12 +159,12 @@ def test_a_server_that_is_full_or_loading_is_asked_again(files: tuple[Path, Path
 def test_retry_after_is_honoured(files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float | None] = []
 
-    class Impatient(Patience):
+    class Impatient(RetryPolicy):
         def pause(self, *told: Any) -> float | None:
             pauses.append(super().pause(*told))
             return None if pauses[-1] is None else 0.0
 
-    monkeypatch.setattr("shoal.cli.batch.Patience", Impatient)
+    monkeypatch.setattr("shoal.cli.batch.RetryPolicy", Impatient)
     with server(lambda id, time: fine(id, time) if time > 1 or id != "r3" else error(429, **{"Retry-After": "17"})) as (_, batch):
         batch(*files)
     assert [pause for pause in pauses if pause is not None] == [17.0]

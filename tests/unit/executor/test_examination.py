@@ -16,7 +16,7 @@ from shoal.executor.examination import examine, likeliest, score
 from shoal.executor.runtimes import factory
 from shoal.executor.stage import StageExecutor
 from shoal.models.weights import SafetensorsWeights
-from shoal.scheduler.plan import Asked, Chunk, StepPlan
+from shoal.scheduler.plan import Chunk, PromptQuery, StepPlan
 from shoal.testing import toy
 from tests.support import tiny
 from tests.support.stages import stage
@@ -47,7 +47,7 @@ def rows(count: int) -> np.ndarray:
     return np.repeat(np.arange(count, dtype=np.float32)[:, None], 3, axis=1)
 
 
-def chunk(sequence: int, tokens: int, asked: Asked | None) -> Chunk:
+def chunk(sequence: int, tokens: int, asked: PromptQuery | None) -> Chunk:
     return Chunk(sequence, 0, [1] * tokens, [], False, asked)
 
 
@@ -56,7 +56,12 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def test_each_chunk_is_told_of_its_own_rows():
-    chunks = [chunk(4, 2, None), chunk(7, 3, Asked([5, 6], 1, False)), chunk(9, 2, Asked([3, 4], 0, True)), chunk(2, 1, Asked([], 0, True))]
+    chunks = [
+        chunk(4, 2, None),
+        chunk(7, 3, PromptQuery([5, 6], 1, False)),
+        chunk(9, 2, PromptQuery([3, 4], 0, True)),
+        chunk(2, 1, PromptQuery([], 0, True)),
+    ]
     first, second, third = examine(Rows(), rows(8), chunks, VOCABULARY)
     of = [log_softmax(np.arange(VOCABULARY) * row / 100) for row in range(8)]
     assert (first.sequence, [s.token for s in first.scores], first.total) == (7, [5, 6], b"")
@@ -70,7 +75,7 @@ def test_each_chunk_is_told_of_its_own_rows():
 
 def test_only_so_many_logits_are_in_memory_at_once():
     made = Rows()
-    chunks = [chunk(i, 50, Asked([3] * 49, 0, False)) for i in range(4)]
+    chunks = [chunk(i, 50, PromptQuery([3] * 49, 0, False)) for i in range(4)]
     found = examine(made, rows(200), chunks, VOCABULARY)
     assert made.slices == [64, 64, 64, 4]
     assert [len(each.scores) for each in found] == [49] * 4
@@ -82,9 +87,12 @@ def test_where_nothing_is_asked_nothing_is_computed():
     assert made.slices == []
 
 
-@pytest.mark.parametrize("asked", [Asked([1, 2, 3], 0, False), Asked([VOCABULARY], 0, False), Asked([-1], 0, True), Asked([1], -1, False)])
-def test_what_cannot_be_asked_is_refused(asked: Asked):
-    first, second = examine(Rows(), rows(4), [chunk(3, 2, asked), chunk(4, 2, Asked([1], 0, False))], VOCABULARY)
+@pytest.mark.parametrize(
+    "asked",
+    [PromptQuery([1, 2, 3], 0, False), PromptQuery([VOCABULARY], 0, False), PromptQuery([-1], 0, True), PromptQuery([1], -1, False)],
+)
+def test_what_cannot_be_asked_is_refused(asked: PromptQuery):
+    first, second = examine(Rows(), rows(4), [chunk(3, 2, asked), chunk(4, 2, PromptQuery([1], 0, False))], VOCABULARY)
     assert "sequence 3" in first.fault
     assert (second.sequence, second.fault, [s.logprob for s in second.scores]) == (
         4,
@@ -93,9 +101,9 @@ def test_what_cannot_be_asked_is_refused(asked: Asked):
     )
 
 
-@pytest.mark.parametrize("asked", [Asked([1], 2, False), Asked([], 0, True)])
+@pytest.mark.parametrize("asked", [PromptQuery([1], 2, False), PromptQuery([], 0, True)])
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
-def test_what_is_not_a_number_is_a_fault_of_the_one_sequence(asked: Asked, wrong: float):
+def test_what_is_not_a_number_is_a_fault_of_the_one_sequence(asked: PromptQuery, wrong: float):
     given = rows(6)
     given[2:4] = wrong
     with np.errstate(invalid="ignore"):
@@ -135,7 +143,7 @@ def test_every_runtime_says_what_transformers_says(runtime: RuntimeName, tmp_pat
     weights, tokens = SafetensorsWeights(tiny.saved(built, tmp_path)), tiny.TOKENS
     make = factory(runtime, Precision.FP32, 1)
     stages = [stage(weights, layers, blocks=4, bf16=False, make_layers=make) for layers in (range(1), range(1, 3))]
-    asked = Asked(tokens[1:], 3, True)
+    asked = PromptQuery(tokens[1:], 3, True)
     (found,) = through(stages, StepPlan(0, [], [], [], [], [Chunk(5, 0, tokens, [2, 0, 1], False, asked)])).examined
     right = [log_softmax(row) for row in tiny.logits(built, tokens)]
     assert [s.logprob for s in found.scores] == pytest.approx([row[t] for row, t in zip(right, tokens[1:], strict=False)], abs=1e-4)
@@ -148,6 +156,6 @@ def test_every_runtime_says_what_transformers_says(runtime: RuntimeName, tmp_pat
 def test_a_step_that_fills_layers_anew_says_nothing_of_a_prompt():
     layers = 3
     whole = stage(toy.ToyWeights(layers), range(layers), blocks=2, bf16=True, make_layers=toy.make_layers)  # type: ignore[arg-type]
-    chunks = [Chunk(1, 0, [4, 5, 6], [0], False, Asked([5, 6], 1, True))]
+    chunks = [Chunk(1, 0, [4, 5, 6], [0], False, PromptQuery([5, 6], 1, True))]
     assert through([whole], StepPlan(0, [], [], [], [], chunks, [(0, layers)])).examined == ()
-    assert len(through([whole], StepPlan(1, [], [], [], [], [Chunk(1, 3, [7], [], False, Asked([], 0, True))])).examined) == 1
+    assert len(through([whole], StepPlan(1, [], [], [], [], [Chunk(1, 3, [7], [], False, PromptQuery([], 0, True))])).examined) == 1

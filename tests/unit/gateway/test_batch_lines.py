@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.errors import ConfigError, Conflict
-from shoal.gateway.endpoints.batches.line import LONGEST_LINE, Asked, Invalid, Line, lines_of, parsed
+from shoal.gateway.endpoints.batches.line import LONGEST_LINE, BatchRequest, Invalid, Line, lines_of, parsed
 from shoal.gateway.endpoints.batches.output import Output
-from shoal.gateway.endpoints.batches.patience import Patience, retry_after
 from shoal.gateway.endpoints.batches.result import Done, answered, read, refused, unanswered
+from shoal.gateway.endpoints.batches.retry_policy import RetryPolicy, retry_after
 from shoal.gateway.endpoints.batches.state import MOVES, Batch, Status, moved
 from tests.support.batches import jsonl, line
 from tests.support.http import CHAT, COMPLETIONS
@@ -30,8 +30,8 @@ def lines(raw: bytes, urls: Iterable[str] = (CHAT,)) -> list[Line]:
     return list(parsed(lines_of(io.BytesIO(raw)), tuple(urls)))
 
 
-def asked(id: str, number: int = 1) -> Asked:
-    return Asked(number, id, CHAT, b"{}")
+def asked(id: str, number: int = 1) -> BatchRequest:
+    return BatchRequest(number, id, CHAT, b"{}")
 
 
 def only(raw: bytes) -> Invalid:
@@ -55,13 +55,13 @@ def test_the_last_line_needs_no_end() -> None:
 def test_a_body_reaches_the_endpoint_as_it_was() -> None:
     body = {"prompt": 'é😀"\n', "temperature": 0.1, "logit_bias": {"5": -1}, "stop": None}
     (found,) = lines(jsonl([line("a", COMPLETIONS, **body)]), (COMPLETIONS,))
-    assert isinstance(found, Asked)
+    assert isinstance(found, BatchRequest)
     assert json.loads(found.body) == body
 
 
 def test_a_line_that_is_too_long_is_one_line() -> None:
     found = lines(jsonl([line("a", messages=["x" * LONGEST_LINE]), line("b")]))
-    assert [(type(each), each.line) for each in found] == [(Invalid, 1), (Asked, 2)]
+    assert [(type(each), each.line) for each in found] == [(Invalid, 1), (BatchRequest, 2)]
     assert isinstance(found[0], Invalid) and found[0].code == "line_too_long"
 
 
@@ -229,7 +229,7 @@ def test_every_status_leads_to_an_end() -> None:
     assert ends == set(Status)
 
 
-# Patience
+# RetryPolicy
 
 
 @pytest.mark.parametrize(
@@ -241,28 +241,28 @@ def test_what_a_server_asks_for_in_seconds_or_as_a_date(header: str | None, seco
 
 
 def test_a_full_queue_is_waited_for_without_end_and_ever_longer() -> None:
-    patience, rng = Patience(), Random(0)
+    patience, rng = RetryPolicy(), Random(0)
     pauses = [patience.pause(429, "queue_full", None, 0, rng) or 0 for _ in range(50)]
     assert 0.25 <= pauses[0] <= 0.5
     assert all(15 <= pause <= 30 for pause in pauses[10:])
 
 
 def test_no_pause_is_shorter_than_the_server_asks() -> None:
-    assert Patience().pause(503, "not_ready", "45", 0, Random(0)) == 45
+    assert RetryPolicy().pause(503, "not_ready", "45", 0, Random(0)) == 45
 
 
 def test_a_failure_that_repeats_is_the_answer() -> None:
-    patience, rng = Patience(), Random(0)
+    patience, rng = RetryPolicy(), Random(0)
     assert [patience.pause(503, "unavailable", None, 0, rng) is None for _ in range(5)] == [False] * 4 + [True]
 
 
 @pytest.mark.parametrize("status", [200, 400, 404, 413, 500])
 def test_what_will_not_change_is_the_answer(status: int) -> None:
-    assert Patience().pause(status, None, "1", 0, Random(0)) is None
+    assert RetryPolicy().pause(status, None, "1", 0, Random(0)) is None
 
 
 def test_a_byte_order_mark_before_the_first_line_is_none_of_it() -> None:
     raw = b'{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {}}'
     first, second = parsed([b"\xef\xbb\xbf" + raw, b"\xef\xbb\xbf" + raw], ("/v1/completions",))
-    assert isinstance(first, Asked) and first.custom_id == "a"
+    assert isinstance(first, BatchRequest) and first.custom_id == "a"
     assert isinstance(second, Invalid) and second.code == "invalid_json_line"

@@ -83,7 +83,7 @@ def test_a_body_that_drips_is_not_waited_for(chunked: bool) -> None:
             await there.pass_time(4)
             assert (await slow.rest()).startswith(b"HTTP/1.1 408 ")
             await there.until_open(0)
-            await eventually(lambda: there.service.doors.inside == 0)
+            await eventually(lambda: there.service.in_flight.inside == 0)
             assert len(engine.streams) == 1
 
     run(work)
@@ -107,9 +107,9 @@ def test_an_idle_connection_is_closed_and_a_busy_one_is_not() -> None:
             assert (await idle.answer())[0] == 200
             assert await idle.rest() == b""
             await there.pass_time(100)
-            assert there.open == there.service.doors.inside == 1
+            assert there.open == there.service.in_flight.inside == 1
             busy.hang_up()
-            await eventually(lambda: there.service.doors.inside == 0)
+            await eventually(lambda: there.service.in_flight.inside == 0)
 
     run(work)
 
@@ -271,7 +271,7 @@ def test_a_client_that_sends_on_and_on_while_it_is_answered_is_ended() -> None:
             client = await there.connect(post(HI))
             flooding = asyncio.ensure_future(client.send(GET * 500_000))
             await there.until_open(0)
-            await eventually(lambda: there.service.doors.inside == 0)
+            await eventually(lambda: there.service.in_flight.inside == 0)
             assert engine.streams[0].closed
             await asyncio.gather(flooding, return_exceptions=True)
 
@@ -285,7 +285,7 @@ def test_a_client_that_leaves_is_noticed_with_requests_left_behind_it() -> None:
             client = await there.connect(post(HI) + GET * 100)
             await eventually(lambda: engine.streams)
             client.hang_up()
-            await eventually(lambda: there.service.doors.inside == 0)
+            await eventually(lambda: there.service.in_flight.inside == 0)
             assert engine.streams[0].closed
 
     run(work)
@@ -298,13 +298,13 @@ def test_at_the_limit_those_that_ask_nothing_make_room() -> None:
     async def work() -> None:
         async with api(FakeEngine(lambda r: [], hang=True), connections=4) as there:
             busy = await there.connect(post(HI))
-            await eventually(lambda: there.service.doors.inside == 1)
+            await eventually(lambda: there.service.in_flight.inside == 1)
             idle = [await there.connect() for _ in range(20)]
             await eventually(lambda: there.open == 4 and len(there.server.connections.waiting) == 3)
             asking = await there.connect(GET)
             assert (await asking.answer())[0] == 200
             assert [await wire.rest() for wire in idle[:17]] == [b""] * 17
-            assert there.service.doors.inside == 1
+            assert there.service.in_flight.inside == 1
             busy.hang_up()
 
     run(work)
@@ -314,7 +314,7 @@ def test_where_all_ask_something_a_new_one_is_told_that_it_is_full() -> None:
     async def work() -> None:
         async with api(FakeEngine(lambda r: [], hang=True), connections=3) as there:
             busy = [await there.connect(post(HI)) for _ in range(3)]
-            await eventually(lambda: there.service.doors.inside == 3)
+            await eventually(lambda: there.service.in_flight.inside == 3)
             head, _, body = (await (await there.connect()).rest()).partition(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 503 ") and b"connection: close" in head.lower()
             assert error_of(body)["code"] == "too_many_connections"
@@ -352,7 +352,7 @@ def test_a_client_that_does_not_read_holds_back_itself_alone_and_is_ended() -> N
             assert held.flow.write_paused
             await there.pass_time(3)
             await there.until_open(0)
-            await eventually(lambda: there.service.doors.inside == 0)
+            await eventually(lambda: there.service.in_flight.inside == 0)
             assert stream.closed
             assert not there.service.answers._answers
 

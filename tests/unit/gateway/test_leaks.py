@@ -64,7 +64,7 @@ async def crowd(there: Api, engine: FakeEngine, seed: int, streams: int) -> None
     await asyncio.gather(*(visits(worker) for worker in range(AT_ONCE)))
     await there.until_open(0)
     answers = there.service.answers
-    await eventually(lambda: there.service.doors.inside == 0 and not answers._answers)
+    await eventually(lambda: there.service.in_flight.inside == 0 and not answers._answers)
     assert all(stream.closed for stream in engine.streams)
     assert not answers._readers and not answers._expiries and not answers._resumable
     assert not there.server.connections.waiting

@@ -26,7 +26,7 @@ from shoal.gateway.auth.key_store import KeyStore
 from shoal.gateway.endpoints.responses import store
 from shoal.gateway.endpoints.responses.route import page
 from shoal.gateway.endpoints.responses.store import Bounds, ResponseStore
-from shoal.gateway.http.inside import Inside
+from shoal.gateway.http.in_process import InProcessClient
 from shoal.text.tools import HERMES
 from tests.support.engine import ByteTokenizer, FakeEngine, Resumed, Script, ScriptedStream, says, spoken
 from tests.support.http import Leaver, eventually
@@ -572,7 +572,7 @@ def test_a_request_that_is_cancelled_while_it_begins_leaves_nothing(api: Callabl
         begin(*arguments)
 
     async def work() -> None:
-        asking = asyncio.ensure_future(Inside(one.app).post(PATH, b'{"input": "Hi"}'))
+        asking = asyncio.ensure_future(InProcessClient(one.app).post(PATH, b'{"input": "Hi"}'))
         await asyncio.to_thread(entered.wait, 10)
         asking.cancel()
         go_on.set()

@@ -78,7 +78,7 @@ def test_streams_under_way_end_by_themselves_within_the_grace() -> None:
             client = await there.connect(post({**HI, "stream": True}))
             await eventually(lambda: engine.streams)
             stop.set()
-            await eventually(lambda: there.service.doors.closing)
+            await eventually(lambda: there.service.in_flight.closing)
             assert await there.status() == 503
             assert not engine.reason
             engine.go_on()
@@ -97,7 +97,7 @@ def test_what_does_not_end_ends_with_an_error(grace: float, signals: int) -> Non
             await eventually(lambda: engine.streams)
             for _ in range(signals):
                 stop.set()
-                await eventually(lambda: (there.service.doors.closing and not stop.is_set()) or engine.reason)
+                await eventually(lambda: (there.service.in_flight.closing and not stop.is_set()) or engine.reason)
             assert streamed((await client.answer())[1])[-1]["error"]["message"] == "the server is shutting down"
 
     run(work)

@@ -26,7 +26,7 @@ from shoal.membership.events import (
 )
 from shoal.membership.instructions import Cut, Dismiss, Instruction, LinkStage, LoadStage, Pause, Refuse, Report, RestStage, Serve
 from shoal.membership.state import FILLING, LINKING, LOADING, PAUSING, SERVING, WAITING, Cluster
-from shoal.placement.moves import Holding
+from shoal.placement.moves import Residency
 from shoal.placement.partition import Placement, StagePlan
 from shoal.placement.profile import NodeProfile
 
@@ -47,14 +47,14 @@ class Halves:
     beside: list[bool] = field(default_factory=list[bool])
     """Whether each recovery was while the old route served on."""
 
-    def first(self, nodes: Sequence[NodeProfile], holdings: Mapping[str, Holding]) -> Placement:
+    def first(self, nodes: Sequence[NodeProfile], residencies: Mapping[str, Residency]) -> Placement:
         names = sorted(node.name for node in nodes)[:2]
         if len(names) < 2:
             raise NotEnoughMemory(2, 1)
         return dealt((names[0], 0, 2), (names[1], 2, 4))
 
     def recover(
-        self, old: Placement, nodes: Sequence[NodeProfile], holdings: Mapping[str, Holding], tokens: int, beside: bool = False
+        self, old: Placement, nodes: Sequence[NodeProfile], residencies: Mapping[str, Residency], tokens: int, beside: bool = False
     ) -> Placement:
         self.beside.append(beside)
         names = [node.name for node in nodes]
@@ -69,7 +69,7 @@ class Halves:
             raise NotEnoughMemory(2, 1)
         return dealt((left[0], 0, 4))
 
-    def improve(self, now: Placement, nodes: Sequence[NodeProfile], holdings: Mapping[str, Holding], tokens: int) -> Placement | None:
+    def improve(self, now: Placement, nodes: Sequence[NodeProfile], residencies: Mapping[str, Residency], tokens: int) -> Placement | None:
         better, self.better = self.better, None
         return better
 

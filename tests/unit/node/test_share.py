@@ -28,8 +28,8 @@ from shoal.models.weights import open_spec
 from shoal.node import fetch, share
 from shoal.node.fetch import Fetcher
 from shoal.node.holding import PulledModel
+from shoal.node.host_environment import HostEnvironment
 from shoal.node.links import greeted
-from shoal.node.machine import Machine
 from shoal.node.share import ABSENT, BUSY, FRAME, Share
 from shoal.security.authority import Authority
 from shoal.security.certificates import Role
@@ -79,8 +79,8 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def machine() -> Iterator[Machine]:
-    made = Machine()
+def machine() -> Iterator[HostEnvironment]:
+    made = HostEnvironment()
     yield made
     made.close()
 
@@ -335,7 +335,7 @@ def left(cache: Path) -> list[str]:
     return [p.name for p in (cache / "parts").iterdir() if p.suffix != ".lock"]
 
 
-def test_a_file_comes_from_one_peer(machine: Machine, tmp_path: Path):
+def test_a_file_comes_from_one_peer(machine: HostEnvironment, tmp_path: Path):
     async def scenario() -> None:
         async with holding() as holder:
             fetcher = Fetcher(machine, files := Share(), tmp_path)
@@ -350,7 +350,7 @@ def test_a_file_comes_from_one_peer(machine: Machine, tmp_path: Path):
     played(scenario())
 
 
-def test_a_file_comes_from_several_peers_at_once(machine: Machine, tmp_path: Path):
+def test_a_file_comes_from_several_peers_at_once(machine: HostEnvironment, tmp_path: Path):
     async def scenario() -> None:
         async with holding() as first, holding() as second:
             await Fetcher(machine, Share(), tmp_path).fill(order(first.peer(), second.peer()))
@@ -362,7 +362,7 @@ def test_a_file_comes_from_several_peers_at_once(machine: Machine, tmp_path: Pat
     played(scenario())
 
 
-def test_what_was_fetched_is_handed_on(machine: Machine, tmp_path: Path, model: Path):
+def test_what_was_fetched_is_handed_on(machine: HostEnvironment, tmp_path: Path, model: Path):
     """Two nodes fetch from one, a third from both of them."""
 
     async def scenario() -> None:
@@ -397,7 +397,7 @@ BAD_PEERS: dict[str, Hand] = {
 
 
 @pytest.mark.parametrize("hand", BAD_PEERS.values(), ids=BAD_PEERS.keys())
-def test_the_ranges_of_a_bad_peer_go_to_the_others(hand: Hand, machine: Machine, tmp_path: Path):
+def test_the_ranges_of_a_bad_peer_go_to_the_others(hand: Hand, machine: HostEnvironment, tmp_path: Path):
     async def scenario() -> None:
         async with holding(hand) as bad, holding() as good:
             await Fetcher(machine, Share(), tmp_path).fill(order(bad.peer(), good.peer()))
@@ -408,7 +408,7 @@ def test_the_ranges_of_a_bad_peer_go_to_the_others(hand: Hand, machine: Machine,
 
 
 @pytest.mark.parametrize("hand", BAD_PEERS.values(), ids=BAD_PEERS.keys())
-def test_bad_peers_alone_bring_nothing_and_break_nothing(hand: Hand, machine: Machine, tmp_path: Path):
+def test_bad_peers_alone_bring_nothing_and_break_nothing(hand: Hand, machine: HostEnvironment, tmp_path: Path):
     async def scenario() -> None:
         async with holding(hand) as bad:
             await Fetcher(machine, Share(), tmp_path).fill(order(bad.peer()))
@@ -417,7 +417,7 @@ def test_bad_peers_alone_bring_nothing_and_break_nothing(hand: Hand, machine: Ma
     played(scenario())
 
 
-def test_a_peer_that_announces_more_than_a_frame_is_given_up_before_room_is_made(machine: Machine, tmp_path: Path):
+def test_a_peer_that_announces_more_than_a_frame_is_given_up_before_room_is_made(machine: HostEnvironment, tmp_path: Path):
     async def announcing(stream: FrameStream, asked: messages.Fetch, before: list[range]) -> None:
         header = HEADER.pack(MAGIC, VERSION, Kind.FETCH, 0, 0, 0, 0, 0, asked.offset, MAX_BODY)
         cast(Any, stream)._protocol.transport.write(header)
@@ -430,7 +430,7 @@ def test_a_peer_that_announces_more_than_a_frame_is_given_up_before_room_is_made
     played(scenario())
 
 
-def test_a_peer_that_falls_silent_is_given_up(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_peer_that_falls_silent_is_given_up(machine: HostEnvironment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fetch, "_TIMEOUT", 0.2)
 
     async def scenario() -> None:
@@ -444,7 +444,7 @@ def test_a_peer_that_falls_silent_is_given_up(machine: Machine, tmp_path: Path, 
 @pytest.mark.parametrize("said", [Role.HEAD, Role.NODE])
 def test_a_protected_head_is_asked_as_the_head(said: Role, model: Path, tmp_path: Path):
     authority = Authority.open(tmp_path / "authority")
-    head, node = (Machine(authority.credentials(role, "x")) for role in (Role.HEAD, Role.NODE))
+    head, node = (HostEnvironment(authority.credentials(role, "x")) for role in (Role.HEAD, Role.NODE))
 
     async def scenario() -> None:
         files = Share()
@@ -460,7 +460,7 @@ def test_a_protected_head_is_asked_as_the_head(said: Role, model: Path, tmp_path
     node.close()
 
 
-def test_a_peer_that_is_not_there(machine: Machine, tmp_path: Path):
+def test_a_peer_that_is_not_there(machine: HostEnvironment, tmp_path: Path):
     async def scenario() -> None:
         async with holding() as gone:
             pass
@@ -472,7 +472,7 @@ def test_a_peer_that_is_not_there(machine: Machine, tmp_path: Path):
 
 
 @pytest.mark.parametrize("forgers", [[0], [1], [0, 1]])
-def test_what_is_forged_never_takes_the_files_place(forgers: list[int], machine: Machine, tmp_path: Path):
+def test_what_is_forged_never_takes_the_files_place(forgers: list[int], machine: HostEnvironment, tmp_path: Path):
     """One peer alone, then the other, has to bring it all."""
 
     async def scenario() -> None:
@@ -484,7 +484,7 @@ def test_what_is_forged_never_takes_the_files_place(forgers: list[int], machine:
     played(scenario())
 
 
-def test_a_busy_peer_is_asked_again(machine: Machine, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_busy_peer_is_asked_again(machine: HostEnvironment, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fetch, "_FIRST_DELAY", 0.01)
     busy = [True] * 5
 
@@ -503,7 +503,7 @@ def test_a_busy_peer_is_asked_again(machine: Machine, tmp_path: Path, model: Pat
     played(scenario())
 
 
-def test_a_fetch_that_was_stopped_goes_on_where_it_was(machine: Machine, tmp_path: Path):
+def test_a_fetch_that_was_stopped_goes_on_where_it_was(machine: HostEnvironment, tmp_path: Path):
     never = asyncio.Event()
 
     async def hand(stream: FrameStream, asked: messages.Fetch, before: list[range]) -> None:
@@ -533,14 +533,14 @@ from pathlib import Path
 from shoal.config import NodeSettings
 from shoal.control import messages as control
 from shoal.node.fetch import Fetcher
-from shoal.node.machine import Machine
+from shoal.node.host_environment import HostEnvironment
 from shoal.node.share import Share
-asyncio.run(Fetcher(Machine(), Share(), Path(sys.argv[1])).fill(control.Load.FromString(bytes.fromhex(sys.argv[2]))))
+asyncio.run(Fetcher(HostEnvironment(), Share(), Path(sys.argv[1])).fill(control.Load.FromString(bytes.fromhex(sys.argv[2]))))
 """
 
 
 @pytest.mark.slow
-def test_a_fetch_that_was_killed_goes_on_where_it_was(machine: Machine, tmp_path: Path):
+def test_a_fetch_that_was_killed_goes_on_where_it_was(machine: HostEnvironment, tmp_path: Path):
     never = asyncio.Event()
 
     async def hand(stream: FrameStream, asked: messages.Fetch, before: list[range]) -> None:
@@ -566,7 +566,7 @@ def test_a_fetch_that_was_killed_goes_on_where_it_was(machine: Machine, tmp_path
     played(scenario())
 
 
-def test_what_an_interrupted_fetch_left_may_be_bad(machine: Machine, tmp_path: Path):
+def test_what_an_interrupted_fetch_left_may_be_bad(machine: HostEnvironment, tmp_path: Path):
     """As after a power cut: the note says that a range is here, and it is not."""
 
     async def scenario() -> None:
@@ -580,7 +580,7 @@ def test_what_an_interrupted_fetch_left_may_be_bad(machine: Machine, tmp_path: P
     played(scenario())
 
 
-def test_one_process_of_a_machine_fetches(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_one_process_of_a_machine_fetches(machine: HostEnvironment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fetch, "_POLL", 0.01)
 
     async def scenario() -> None:
@@ -602,7 +602,7 @@ def _made(path: Path) -> Path:
     return path
 
 
-def test_a_disk_without_room_is_left_to_the_origin_to_tell(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_disk_without_room_is_left_to_the_origin_to_tell(machine: HostEnvironment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
 
@@ -614,7 +614,7 @@ def test_a_disk_without_room_is_left_to_the_origin_to_tell(machine: Machine, tmp
     played(scenario())
 
 
-def test_what_peers_had_begun_is_let_go_once_the_origin_brought_it(machine: Machine, tmp_path: Path):
+def test_what_peers_had_begun_is_let_go_once_the_origin_brought_it(machine: HostEnvironment, tmp_path: Path):
     async def scenario() -> None:
         fetcher = Fetcher(machine, Share(), tmp_path)
         async with holding(dying_later) as bad:
@@ -629,7 +629,7 @@ def test_what_peers_had_begun_is_let_go_once_the_origin_brought_it(machine: Mach
     played(scenario())
 
 
-def test_a_disk_that_fails_is_no_peers_fault(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_disk_that_fails_is_no_peers_fault(machine: HostEnvironment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -645,7 +645,7 @@ def test_a_disk_that_fails_is_no_peers_fault(machine: Machine, tmp_path: Path, m
     played(scenario())
 
 
-def test_a_node_that_does_not_share_does_not_fetch(machine: Machine, tmp_path: Path):
+def test_a_node_that_does_not_share_does_not_fetch(machine: HostEnvironment, tmp_path: Path):
     async def scenario() -> None:
         async with holding() as holder:
             await Fetcher(machine, Share(open=False), tmp_path).fill(order(holder.peer()))
@@ -655,7 +655,7 @@ def test_a_node_that_does_not_share_does_not_fetch(machine: Machine, tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["../../outside.gguf", "/tmp/outside.gguf", "a/b.gguf"])
-def test_an_order_cannot_write_outside_the_cache(name: str, machine: Machine, tmp_path: Path):
+def test_an_order_cannot_write_outside_the_cache(name: str, machine: HostEnvironment, tmp_path: Path):
     async def scenario() -> None:
         async with holding() as holder:
             with pytest.raises(FetchError, match="no file of a model"):
@@ -665,7 +665,7 @@ def test_an_order_cannot_write_outside_the_cache(name: str, machine: Machine, tm
     played(scenario())
 
 
-def test_of_a_sharded_model_only_what_the_layers_need(machine: Machine, tmp_path: Path):
+def test_of_a_sharded_model_only_what_the_layers_need(machine: HostEnvironment, tmp_path: Path):
     home = tiny.saved(tiny.model("llama"), tmp_path / "model", max_shard_size="60KB")
     listed, files = manifest(str(home), home, directory=tmp_path / "head")
     wanted = order(reference="/not/here", files=listed.files)
@@ -688,7 +688,7 @@ def test_of_a_sharded_model_only_what_the_layers_need(machine: Machine, tmp_path
     assert all((place / name).read_bytes() == (home / name).read_bytes() for name in have)
 
 
-async def filled(machine: Machine, wanted: control.Load, files: dict[str, Path]) -> None:
+async def filled(machine: HostEnvironment, wanted: control.Load, files: dict[str, Path]) -> None:
     """An order for a model whose files a peer has, all of them, over a socket."""
     holder = Share()
     holder.add(files)
@@ -698,7 +698,7 @@ async def filled(machine: Machine, wanted: control.Load, files: dict[str, Path])
     await listener.close()
 
 
-def test_of_a_gguf_file_in_parts_only_those_that_the_layers_need(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_of_a_gguf_file_in_parts_only_those_that_the_layers_need(machine: HostEnvironment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SHOAL_CACHE", str(tmp_path / "node"))
     whole = write_model(tmp_path / "m.gguf", tiny.model("llama"), "llama", "q8_0")
     (tmp_path / "parts").mkdir()
@@ -718,7 +718,9 @@ def test_of_a_gguf_file_in_parts_only_those_that_the_layers_need(machine: Machin
     assert {"model.gguf.index.json", "model-00001-of-00005.gguf", "model-00005-of-00005.gguf"} <= have < {f.name for f in listed.files}
 
 
-def test_layers_of_a_path_that_is_not_here_are_loaded_from_the_cache(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_layers_of_a_path_that_is_not_here_are_loaded_from_the_cache(
+    machine: HostEnvironment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("SHOAL_CACHE", str(tmp_path / "node"))
     home = tiny.saved(tiny.model("llama"), tmp_path / "model", max_shard_size="60KB")
     listed, files = manifest(str(home), home, directory=tmp_path / "head")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from shoal.errors import ClusterError, InvalidRequest, NotReady, StageLost, StepFailed
 from shoal.pipeline.timing import StepTiming, Timings
 from shoal.pipeline.token_stream import TokenStream
-from shoal.scheduler.plan import Examined, Sampled, StageTrace, StepPlan, StepResult
+from shoal.scheduler.plan import PromptOutputs, Sampled, StageTrace, StepPlan, StepResult
 from shoal.wire import messages
 from shoal.wire.frame import Frame, Kind
 from tests.support.route import EPOCH, Route, collect, play, turns
@@ -143,7 +143,7 @@ def test_a_prompt_that_cannot_be_examined_ends_its_request_alone():
         good = route.driver.submit(request("b", [2], 6))
         result = await route.result()
         assert [e.sequence for e in result.examined] == [0]
-        result.examined[:] = [Examined(0, [], fault="unsound")]
+        result.examined[:] = [PromptOutputs(0, [], fault="unsound")]
         await route.answer(result)
         await ends_alone(route, running, bad, ClusterError, "unsound", good)
 

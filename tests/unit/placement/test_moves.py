@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.errors import CapacityError, NotEnoughMemory
-from shoal.placement.moves import Holding, Moves, overlap, spans
+from shoal.placement.moves import Moves, Residency, overlap, spans
 from shoal.placement.partition import Costs, Placement, place, placed
 from shoal.placement.profile import Link, Links, NodeProfile
 from tests.support.nodes import DEMAND, MB, assert_whole, clusters, model, node
 
-Holdings = dict[str, Holding]
+Holdings = dict[str, Residency]
 TWO = [node("a"), node("b")]
 
 
@@ -31,7 +31,7 @@ def dealt(moves: Moves, nodes: list[NodeProfile], *bounds: int) -> Placement:
 
 def held(placement: Placement) -> Holdings:
     """Each node of a route that serves has its layers, and their keys and values."""
-    return {s.node: Holding((range(s.first, s.end),), range(s.first, s.end)) for s in placement.stages}
+    return {s.node: Residency((range(s.first, s.end),), range(s.first, s.end)) for s in placement.stages}
 
 
 # What is to be filled
@@ -64,36 +64,36 @@ def test_an_overlap_is_empty_or_what_both_have(a: range, b: range, both: range):
 def test_layers_stay_where_they_lie_if_that_is_nearly_as_fast():
     nodes = [node("a"), node("b")]
     moves = Moves(model(head=0), DEMAND)
-    holdings = {"b": Holding((range(3),)), "a": Holding((range(3, 6),))}
-    assert layout(moves.first(nodes, holdings)) == [("b", 0, 3), ("a", 3, 6)]
+    residencies = {"b": Residency((range(3),)), "a": Residency((range(3, 6),))}
+    assert layout(moves.first(nodes, residencies)) == [("b", 0, 3), ("a", 3, 6)]
 
 
 def test_layers_that_lie_where_it_is_slow_are_moved():
     nodes = [node("slow", speed=1e8), node("fast", speed=10e9)]
-    assert layout(Moves(model(), DEMAND).first(nodes, {"slow": Holding((range(6),))})) == [("fast", 0, 6)]
+    assert layout(Moves(model(), DEMAND).first(nodes, {"slow": Residency((range(6),))})) == [("fast", 0, 6)]
 
 
 def test_layers_of_which_some_lie_nowhere_are_placed_anew():
     nodes = [node("a"), node("b")]
-    assert len(Moves(model(), DEMAND).first(nodes, {"a": Holding((range(2),)), "b": Holding((range(3, 6),))}).stages) > 0
+    assert len(Moves(model(), DEMAND).first(nodes, {"a": Residency((range(2),)), "b": Residency((range(3, 6),))}).stages) > 0
 
 
 def test_ranges_that_the_model_does_not_have_are_nothing_held():
-    assert layout(Moves(model(), DEMAND).first([node("a")], {"a": Holding((range(99), range(0)))})) == [("a", 0, 6)]
+    assert layout(Moves(model(), DEMAND).first([node("a")], {"a": Residency((range(99), range(0)))})) == [("a", 0, 6)]
 
 
 def test_spread_gives_every_node_a_layer_even_where_one_holds_all():
     moves = Moves(model(), DEMAND, spread=True)
     nodes = [node("a"), node("b"), node("c")]
     assert len(moves.first(nodes, {}).stages) == 3
-    assert len(moves.first(nodes, {"a": Holding((range(6),))}).stages) == 3
+    assert len(moves.first(nodes, {"a": Residency((range(6),))}).stages) == 3
 
 
 def test_spares_are_kept_out_even_where_layers_lie_on_them():
     moves = Moves(model(), DEMAND, spares=1)
-    holdings = {"a": Holding((range(3),)), "b": Holding((range(3, 6),))}
+    residencies = {"a": Residency((range(3),)), "b": Residency((range(3, 6),))}
     assert len(moves.first(TWO, {}).stages) == 1
-    assert len(moves.first(TWO, holdings).stages) == 1
+    assert len(moves.first(TWO, residencies).stages) == 1
 
 
 def test_the_last_node_is_no_spare():

@@ -6,7 +6,7 @@ import pytest
 
 from shoal.errors import InvalidRequest, RemoteProtocolError
 from shoal.request import FinishReason, Request
-from shoal.scheduler.plan import Asked, Examined, StepPlan, StepResult
+from shoal.scheduler.plan import PromptOutputs, PromptQuery, StepPlan, StepResult
 from tests.support.toy_layers import Layered
 from tests.support.toy_stage import Toy, expected, expected_embedding, expected_scores, limits, request
 
@@ -77,8 +77,8 @@ def test_a_chunk_brings_the_tokens_that_follow_its_rows():
     toy.add(request("a", range(1, 7), 3, scores=2))
     first, second, third = toy.send(), toy.send(), toy.send()
     assert first is not None and second is not None
-    assert first.chunks[0].asked == Asked([2, 3, 4, 5], 2, False)
-    assert second.chunks[0].asked == Asked([6], 2, False)  # nothing follows the prompt's last token
+    assert first.chunks[0].asked == PromptQuery([2, 3, 4, 5], 2, False)
+    assert second.chunks[0].asked == PromptQuery([6], 2, False)  # nothing follows the prompt's last token
     assert third is None
 
 
@@ -254,10 +254,10 @@ def test_another_pool_may_just_hold_a_prompt_of_which_nothing_is_drawn():
 
 @pytest.mark.parametrize(
     "examined",
-    [[], [Examined(0, [])], [Examined(0, [], b"\0" * 16)], [Examined(1, [])]],
+    [[], [PromptOutputs(0, [])], [PromptOutputs(0, [], b"\0" * 16)], [PromptOutputs(1, [])]],
     ids=["nothing", "too few", "another thing", "of another"],
 )
-def test_a_result_that_does_not_answer_is_not_taken_over(examined: list[Examined]):
+def test_a_result_that_does_not_answer_is_not_taken_over(examined: list[PromptOutputs]):
     toy = Layered(limits())
     toy.add(r := request("a", [1, 2, 3], 2, scores=1))
     plan = toy.send()

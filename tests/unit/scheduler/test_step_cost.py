@@ -13,7 +13,7 @@ from shoal.request import Priority
 from shoal.scheduler.budget import StepBudget
 from shoal.scheduler.cost import Load, StageCost, StepCost
 from shoal.scheduler.limits import Limits
-from shoal.scheduler.plan import Asked, Chunk, StageTrace
+from shoal.scheduler.plan import Chunk, PromptQuery, StageTrace
 from tests.support.toy_stage import Toy, expected, limits, request
 
 NO_WAYS = StageCost(0.0, 0.0, 0.0, 0.0)
@@ -47,7 +47,7 @@ def test_a_row_attends_to_all_before_it_and_to_itself():
 
 def test_logits_are_computed_for_a_draw_and_for_every_row_that_is_scored():
     assert Load.of_chunk(Chunk(0, 10, [1, 2], [], True)) == Load.of(10, 2, 1)
-    assert Load.of_chunk(Chunk(0, 10, [1, 2, 3], [], True, Asked([2, 3], 0, False))) == Load.of(10, 3, 3)
+    assert Load.of_chunk(Chunk(0, 10, [1, 2, 3], [], True, PromptQuery([2, 3], 0, False))) == Load.of(10, 3, 3)
 
 
 @given(st.integers(0, 5000), st.integers(1, 200), st.integers(1, 200))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from shoal.errors import LocalProtocolError, ProtocolError, RemoteProtocolError, VersionMismatch
 from shoal.request import Alternative, SamplingParams, Score
-from shoal.scheduler.plan import Asked, Chunk, Examined, Opened, Sampled, StageTrace, StepPlan, StepResult
+from shoal.scheduler.plan import Chunk, Opened, PromptOutputs, PromptQuery, Sampled, StageTrace, StepPlan, StepResult
 from shoal.wire import messages
 from shoal.wire.frame import HEADER, MAGIC, VERSION, Dtype, Frame, FrameDecoder, Kind, WireCodec
 
@@ -168,7 +168,7 @@ PLAN = StepPlan(
     [4],
     [5],
     [(6, 7)],
-    [Chunk(1, 0, [1, 2], [8], True), Chunk(2, 0, [1, 2], [9], False, Asked([2, 3], 1, True))],
+    [Chunk(1, 0, [1, 2], [8], True), Chunk(2, 0, [1, 2], [9], False, PromptQuery([2, 3], 1, True))],
 )
 
 
@@ -180,7 +180,7 @@ def test_a_plan_comes_back_as_it_went():
 
 def test_a_result_comes_back_as_it_went():
     result = StepResult(5, [Sampled(1, 2, -0.5, (Alternative(2, -0.5), Alternative(3, -1.0)))], [])
-    told = Examined(2, [Score(1, None), Score(2, -0.5, (Alternative(2, -0.5),))], b"\0" * 16)
+    told = PromptOutputs(2, [Score(1, None), Score(2, -0.5, (Alternative(2, -0.5),))], b"\0" * 16)
     assert messages.decode_result(messages.encode(msgspec.structs.replace(result, examined=[told]))).examined == [told]
     assert messages.decode_result(messages.encode(result)) == result
 

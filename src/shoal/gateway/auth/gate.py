@@ -14,8 +14,8 @@ from shoal.gateway.auth.caller import CALLER, Caller
 from shoal.gateway.auth.keyring import Keyring
 from shoal.gateway.auth.limits import Allowance, Budget, Limiter
 from shoal.gateway.http.dialect import refusal
-from shoal.gateway.http.doors import Doors, Passage
 from shoal.gateway.http.faults import fault
+from shoal.gateway.http.in_flight import InFlight, Passage
 from shoal.request import Priority
 
 MAX_HEADERS = 100
@@ -49,9 +49,9 @@ def refusals(method: str, path: str) -> list[int]:
 class Gate:
     """ASGI middleware. Sets CALLER for what is inside."""
 
-    def __init__(self, app: ASGIApp, settings: ApiSettings, doors: Doors, keyring: Keyring, limiter: Limiter) -> None:
+    def __init__(self, app: ASGIApp, settings: ApiSettings, doors: InFlight, keyring: Keyring, limiter: Limiter) -> None:
         self._app, self._settings = app, settings
-        self._doors, self._keyring, self._limiter = doors, keyring, limiter
+        self._in_flight, self._keyring, self._limiter = doors, keyring, limiter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -65,9 +65,9 @@ class Gate:
             if not scope["path"].startswith("/v1/") and scope.get("method") != "POST":
                 return await self._let_in(caller, scope, receive, send)
             if scope["type"] == "websocket":  # what it asks is counted request by request, by its endpoint
-                self._doors.check()
+                self._in_flight.check()
                 return await self._let_in(caller, scope, receive, send)
-            with self._doors.passing() as passage:
+            with self._in_flight.passing() as passage:
                 if scope["method"] != "POST":
                     passage.begin()
                     return await self._let_in(caller, scope, receive, send)

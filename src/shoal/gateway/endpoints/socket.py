@@ -85,7 +85,7 @@ class Session(ABC):
     async def _answer(self, body: dict[str, Any], name: str | None, size: int) -> None:
         caller = CALLER.get()
         try:
-            with self._service.doors.passing() as passage:
+            with self._service.in_flight.passing() as passage:
                 passage.begin()
                 self._service.keyring.recheck(caller.key)
                 await caller.enter()

@@ -20,7 +20,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from uvicorn.server import ServerState
 
 from shoal.gateway.http.faults import Fault
-from shoal.gateway.http.patience import Patience, Phase, Rule
+from shoal.gateway.http.stall_timeouts import Phase, Rule, StallTimeouts
 
 MAX_AHEAD = 512 << 10
 """Bytes that a client may send while its request is answered, the last of its body included."""
@@ -143,7 +143,7 @@ class Connection(H11Protocol):
         super().__init__(config, server_state, app_state, **loop)
         self.conn = Http(h11.SERVER, config.h11_max_incomplete_event_size or 64 << 10)
         self._all = connections
-        self._patience = Patience(monotonic(), connections.rules)
+        self._patience = StallTimeouts(monotonic(), connections.rules)
         self._turn = self._received = self._caught_up = self._ahead = 0
         self._fresh = True
         """Nothing has come since the last answer."""

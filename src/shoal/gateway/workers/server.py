@@ -21,8 +21,8 @@ from shoal.gateway.auth.limits import LocalLimiter
 from shoal.gateway.engine import Engine
 from shoal.gateway.workers import messages
 from shoal.gateway.workers.channel import Channel
-from shoal.gateway.workers.held import Held
 from shoal.gateway.workers.messages import Failure, FromWorker, Reply, Status
+from shoal.gateway.workers.remote_answer import RemoteAnswer
 from shoal.request import RequestId
 
 log = structlog.get_logger()
@@ -55,9 +55,9 @@ class EngineServer:
         """model, template: what the workers open the tokenizer of. lost: is told the process of a worker whose connection ended."""
         self._engine, self._settings, self._lost = engine, settings, lost
         self._model, self._template = str(model), "" if template is None else str(template)
-        self._answers: dict[str, Held] = {}
+        self._answers: dict[str, RemoteAnswer] = {}
         self._beginning: set[str] = set()
-        self._requests: dict[RequestId, Held] = {}
+        self._requests: dict[RequestId, RemoteAnswer] = {}
         self._orphans: dict[str, asyncio.TimerHandle] = {}
         self._workers: dict[asyncio.Task[None], _Worker] = {}
         self._status = self._look()
@@ -71,7 +71,7 @@ class EngineServer:
     async def start(self, path: Path) -> None:
         """Takes up what an engine before this one was about, and listens; whoever may enter the folder may connect."""
         for resumed in self._engine.resumed():
-            self._hold(Held(resumed.id, resumed.note, resumed.requests, resumed.streams, named=True, counted=resumed.said))
+            self._hold(RemoteAnswer(resumed.id, resumed.note, resumed.requests, resumed.streams, named=True, counted=resumed.said))
             self._orphan(resumed.id)
         self._server = await asyncio.start_unix_server(self._accept, path)
         os.chmod(path, 0o600)
@@ -226,7 +226,7 @@ class EngineServer:
             if held.owner is worker.channel:
                 self._let_go(held)
 
-    def _let_go(self, held: Held) -> None:
+    def _let_go(self, held: RemoteAnswer) -> None:
         held.give(None)
         if held.named and self._engine.resume:
             self._orphan(held.id)
@@ -257,7 +257,7 @@ class EngineServer:
             streams = await self._engine.begin(asked.answer, asked.note, asked.requests, asked.named)
         finally:
             self._beginning.discard(asked.answer)
-        held = Held(asked.answer, asked.note, asked.requests, streams, asked.named)
+        held = RemoteAnswer(asked.answer, asked.note, asked.requests, streams, asked.named)
         self._hold(held)
         held.give(worker.channel)
         return messages.Begun(asked.call)
@@ -282,17 +282,17 @@ class EngineServer:
 
     # Answers
 
-    def _hold(self, held: Held) -> None:
+    def _hold(self, held: RemoteAnswer) -> None:
         self._answers[held.id] = held
         for request in held.streams:
             self._requests[request] = held
 
-    def _of(self, worker: _Worker, request: RequestId) -> Held | None:
+    def _of(self, worker: _Worker, request: RequestId) -> RemoteAnswer | None:
         """The answer that a request is of, where it is the worker's."""
         held = self._requests.get(request)
         return held if held is not None and held.owner is worker.channel else None
 
-    def _attach(self, held: Held, worker: _Worker) -> None:
+    def _attach(self, held: RemoteAnswer, worker: _Worker) -> None:
         if (timer := self._orphans.pop(held.id, None)) is not None:
             timer.cancel()
         held.give(worker.channel)

@@ -21,13 +21,13 @@ from shoal.config import ApiSettings
 from shoal.errors import CapacityError, Conflict, ShoalError, UnknownObject
 from shoal.gateway.auth.caller import CALLER, Caller
 from shoal.gateway.endpoints.batches.lease import Lease
-from shoal.gateway.endpoints.batches.line import Asked
-from shoal.gateway.endpoints.batches.papers import Papers, problems
-from shoal.gateway.endpoints.batches.patience import Patience
+from shoal.gateway.endpoints.batches.line import BatchRequest
+from shoal.gateway.endpoints.batches.outputs import BatchOutputs, problems
+from shoal.gateway.endpoints.batches.retry_policy import RetryPolicy
 from shoal.gateway.endpoints.batches.state import Batch, Counts, Problem, Status
 from shoal.gateway.endpoints.batches.store import BatchStore
 from shoal.gateway.endpoints.files.store import FileStore
-from shoal.gateway.http.inside import Answered, Inside
+from shoal.gateway.http.in_process import Answered, InProcessClient
 
 log = structlog.get_logger()
 
@@ -45,7 +45,7 @@ class _Work:
     task: asyncio.Task[None]
     over: asyncio.Event
     """Nothing more is to be asked."""
-    papers: Papers | None = None
+    papers: BatchOutputs | None = None
     counted: Counts | None = None
 
 
@@ -54,7 +54,7 @@ class Runner:
         self,
         batches: BatchStore,
         files: FileStore,
-        inside: Inside,
+        inside: InProcessClient,
         model: str,
         settings: ApiSettings,
         caller: Callable[[str], Caller],
@@ -182,7 +182,7 @@ class Runner:
             self._batches.move(batch.id, Status.IN_PROGRESS, counts=Counts(count))
 
     def _finish(self, batch: Batch, end: Status) -> None:
-        papers = Papers(batch, self._files)
+        papers = BatchOutputs(batch, self._files)
         try:
             if end in _LEFT and Status.IN_PROGRESS in batch.reached:
                 papers.give_up(*_LEFT[end])
@@ -197,12 +197,12 @@ class Runner:
         with suppress(Conflict, UnknownObject):
             batch, found = self._batches.get(id), (None, None)
             with suppress(OSError, ShoalError):
-                found = Papers(batch, self._files).hand_over(self._now())
+                found = BatchOutputs(batch, self._files).hand_over(self._now())
             self._batches.move(id, Status.FAILED, problems=(why,), output_file_id=found[0], error_file_id=found[1])
 
     async def _ask_all(self, batch: Batch, over: asyncio.Event) -> bool:
         """Whether every request has its result; not so where it is over before."""
-        papers = self._work[batch.id].papers = await asyncio.to_thread(Papers, batch, self._files)
+        papers = self._work[batch.id].papers = await asyncio.to_thread(BatchOutputs, batch, self._files)
         asking = asyncio.get_running_loop().create_task(self._requests(batch, papers))
         ending = asyncio.get_running_loop().create_task(over.wait())
         try:
@@ -216,7 +216,7 @@ class Runner:
             await asyncio.gather(asking, ending, return_exceptions=True)
             await asyncio.to_thread(papers.abandon)
 
-    async def _requests(self, batch: Batch, papers: Papers) -> None:
+    async def _requests(self, batch: Batch, papers: BatchOutputs) -> None:
         left = papers.left()
         try:
             async with asyncio.TaskGroup() as group:
@@ -226,8 +226,8 @@ class Runner:
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
 
-    async def _request(self, batch: Batch, papers: Papers, asked: Asked) -> None:
-        patience = Patience()
+    async def _request(self, batch: Batch, papers: BatchOutputs, asked: BatchRequest) -> None:
+        patience = RetryPolicy()
         caller = self._caller(batch.owner)
         CALLER.set(caller)
         await caller.enter()  # counted once, however often it is asked; nothing limits it

@@ -29,7 +29,7 @@ def retry_after(header: str | None, now: float) -> float:
 
 
 @dataclass
-class Patience:
+class RetryPolicy:
     """With one request. A full queue, a limit on the rate and a model that is being loaded are waited for as long as it takes; a cluster
     that fails at the request itself is asked five times, because then the request may be at fault."""
 

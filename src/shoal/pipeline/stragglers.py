@@ -12,7 +12,7 @@ _LEAST = 20  # steps that a judgement needs
 _AGREE = 3  # judgements in a row of which the mildest counts
 
 
-class Pace:
+class StragglerDetector:
     """Of one route."""
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ from shoal.executor.journal import JournalLimits
 from shoal.executor.measure import Speed
 from shoal.membership.instructions import Instruction
 from shoal.node.agent import Agent
-from shoal.node.conductor import Conductor
+from shoal.node.coordinator import Coordinator
 from shoal.node.interruption import Interruption
 from shoal.node.observer import Served
 from shoal.pipeline.timing import StepTiming
@@ -52,7 +52,7 @@ class Town:
         self.counts = Counts()
         self.settings = HeadSettings(host="head", lanes=2, kv_tokens=192, context=160, **settings)  # type: ignore[arg-type]
         served = Served("toy", "toy", toy.cost(LAYERS), 160)
-        self.head = Conductor(self.settings, served, SimWorld(self.network, self.network.host("head")), self.counts)
+        self.head = Coordinator(self.settings, served, SimWorld(self.network, self.network.host("head")), self.counts)
         self.hosts: dict[str, Host] = {}
         self.agents: dict[str, Agent] = {}
         self.running: dict[str, asyncio.Task[str]] = {}
@@ -61,10 +61,15 @@ class Town:
         self.hosts[name] = host = self.hosts.get(name) or self.network.host(name)
         host.alive = True
         memory = 2 * LAYERS * (toy.LAYER_BYTES + toy.KV_BYTES * 192) + 5000
-        world = SimWorld(self.network, host)
+        environment = SimWorld(self.network, host)
         journals = JournalLimits(1 << 20, 0)
         self.agents[name] = agent = Agent(
-            NodeSettings(name=name, threads=1), "head:7420", world, lambda order: toy.ToyModel(LAYERS, journals), Speed(1e6, 1e6), memory
+            NodeSettings(name=name, threads=1),
+            "head:7420",
+            environment,
+            lambda order: toy.ToyModel(LAYERS, journals),
+            Speed(1e6, 1e6),
+            memory,
         )
         self.running[name] = asyncio.get_running_loop().create_task(agent.run())
 

@@ -20,7 +20,7 @@ class Answered:
     body: bytes = b""
 
 
-class Inside:
+class InProcessClient:
     def __init__(self, app: ASGIApp) -> None:
         """app: one that asks for no key; whoever calls has been let in before."""
         self._app = app

@@ -21,6 +21,7 @@ from shoal.membership.admission import Admission
 from shoal.membership.state import SERVING, WAITING, Cluster
 from shoal.models.manifest import Manifest
 from shoal.native import BLOCK_TOKENS
+from shoal.node.environment import Environment
 from shoal.node.interruption import Interruption, Interruptions
 from shoal.node.links import Links, accept_link, greeted
 from shoal.node.observer import Observer, Served
@@ -31,10 +32,9 @@ from shoal.node.requests import Requests
 from shoal.node.roster import Roster
 from shoal.node.share import Share
 from shoal.node.step_guess import step_guess
-from shoal.node.world import World
 from shoal.pipeline.driver import Driver
-from shoal.pipeline.pace import Pace
 from shoal.pipeline.route import Route
+from shoal.pipeline.stragglers import StragglerDetector
 from shoal.pipeline.timing import StepTiming
 from shoal.pipeline.token_stream import TokenStream
 from shoal.placement.moves import Moves
@@ -54,28 +54,28 @@ _STORY = 200  # events that are remembered for people
 _OPENING = 10.0  # seconds in which the last stage must have connected
 
 
-class Conductor:
-    def __init__(self, settings: HeadSettings, model: Served, world: World, observer: Observer) -> None:
+class Coordinator:
+    def __init__(self, settings: HeadSettings, model: Served, environment: Environment, observer: Observer) -> None:
         self.settings, self.model = settings, model
-        self.requests = Requests(lambda scheduler: Driver(scheduler, self._step, observer.drawn, world.now))
+        self.requests = Requests(lambda scheduler: Driver(scheduler, self._step, observer.drawn, environment.now))
         self.story: deque[str] = deque(maxlen=_STORY)
         self.changed = asyncio.Event()
         """Set whenever the state may have changed; who waits for it clears it."""
-        self._world, self._observer = world, observer
-        self._links = Links(world)
+        self._environment, self._observer = environment, observer
+        self._links = Links(environment)
         self._share = Share()
-        self._name = f"{world.rng.getrandbits(32):08x}"
+        self._name = f"{environment.rng.getrandbits(32):08x}"
         self._moves = Moves(model.cost, Demand.of(settings.lanes, settings.kv_tokens, model.context), settings.spread, settings.spares)
         admission = Admission(parse_bytes(settings.min_memory or "0"), settings.min_speed * 1e9, settings.max_nodes)
         self.cluster = Cluster(__version__, settings.min_nodes, self._moves, settings.heartbeat * _SILENCES, admission)
         self._roster = Roster()
-        self._orders = Orders(settings, model, world, self._share, self.cluster.members, self._roster.machines)
+        self._orders = Orders(settings, model, environment, self._share, self.cluster.members, self._roster.machines)
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._opening: Opening | None = None
-        self._pace = Pace()
+        self._pace = StragglerDetector()
         self._stopping = False
         self._stranded: float | None = None  # since when requests wait without a route in sight
-        self._interruptions = Interruptions(world.now, self._went_on)
+        self._interruptions = Interruptions(environment.now, self._went_on)
 
     # Life
 
@@ -87,8 +87,8 @@ class Conductor:
     async def start(self) -> None:
         """Listens for nodes. Raises ConfigError."""
         host = self.settings.host
-        self._door = await self._world.control_door(self, host, self.settings.control_port)
-        self._results = await self._world.listen(host, 0, self._accept)
+        self._door = await self._environment.control_door(self, host, self.settings.control_port)
+        self._results = await self._environment.listen(host, 0, self._accept)
         self._orders.port = self._results.port
         self._spawn(self._tick())
         if self.settings.pace:
@@ -152,7 +152,7 @@ class Conductor:
 
     def _strand(self) -> None:
         """Requests wait for nodes to come, but not for ever."""
-        now = self._world.now()
+        now = self._environment.now()
         if not self.requests or self.cluster.state != WAITING or self.cluster.confirming:
             self._stranded = None
             return
@@ -288,7 +288,7 @@ class Conductor:
 
     def describe(self) -> control.ClusterDescription:
         waiting = len(self.requests) if self.driver is not None else 0
-        return described(self._name, self.model.name, self.cluster, self._roster.machines, waiting, self.story, self._world.now())
+        return described(self._name, self.model.name, self.cluster, self._roster.machines, waiting, self.story, self._environment.now())
 
     # What the state machine decides
 
@@ -297,7 +297,7 @@ class Conductor:
             return
         if self.driver is not None:
             self.cluster.tokens = self.driver.scheduler.computed
-        for instruction in self.cluster.handle(event, self._world.now()):
+        for instruction in self.cluster.handle(event, self._environment.now()):
             self._carry_out(instruction)
         self.changed.set()
 
@@ -416,7 +416,7 @@ class Conductor:
         return driver
 
     def _filled(self, epoch: int, tokens: int) -> None:
-        self._pace = Pace()
+        self._pace = StragglerDetector()
         self._interruptions.filled(tokens, bool(self.requests))
         self._handle(events.RouteFilled(epoch))
 

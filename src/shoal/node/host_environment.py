@@ -24,7 +24,7 @@ T = TypeVar("T")
 _QUICK = 0.02  # seconds for which heartbeats and the like can wait
 
 
-class Machine:
+class HostEnvironment:
     def __init__(self, credentials: Credentials | None = None) -> None:
         """With credentials, everything to and from other machines goes over mutual TLS. Raises ConfigError where they have expired."""
         if credentials is not None:

@@ -12,17 +12,17 @@ from shoal.errors import ShuttingDown
 class Passage:
     """One request's way through the doors."""
 
-    def __init__(self, doors: Doors) -> None:
-        self._doors, self.begun = doors, False
+    def __init__(self, doors: InFlight) -> None:
+        self._in_flight, self.begun = doors, False
 
     def begin(self) -> None:
         """It is there as a whole, and is answered from now on."""
         if not self.begun:
             self.begun = True
-            self._doors.inside += 1
+            self._in_flight.inside += 1
 
 
-class Doors:
+class InFlight:
     def __init__(self) -> None:
         self.closing = False
         self.inside = 0

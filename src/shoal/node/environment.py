@@ -40,7 +40,7 @@ class ControlDoor(Protocol):
     async def stop(self) -> None: ...
 
 
-class World(Protocol):
+class Environment(Protocol):
     rng: Random
 
     def now(self) -> float:

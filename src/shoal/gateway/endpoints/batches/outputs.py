@@ -8,12 +8,12 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from shoal.errors import UnknownObject
-from shoal.gateway.endpoints.batches.line import Asked, Invalid, Line, lines_of, parsed
+from shoal.gateway.endpoints.batches.line import BatchRequest, Invalid, Line, lines_of, parsed
 from shoal.gateway.endpoints.batches.output import Output
 from shoal.gateway.endpoints.batches.result import answered, unanswered
 from shoal.gateway.endpoints.batches.state import Batch, Counts, Problem
 from shoal.gateway.endpoints.files.store import OUTPUT, File, FileStore
-from shoal.gateway.http.inside import Answered
+from shoal.gateway.http.in_process import Answered
 
 _MOST_PROBLEMS = 100
 
@@ -48,7 +48,7 @@ def problems(batch: Batch, files: FileStore, most: int) -> tuple[list[Problem], 
     return found, count
 
 
-class Papers:
+class BatchOutputs:
     """The outputs are open as long as this is. They lie where files lie, and become files of the API when the batch ends."""
 
     def __init__(self, batch: Batch, files: FileStore) -> None:
@@ -69,13 +69,13 @@ class Papers:
         done = self._good.done.completed, self._bad.done.failed
         return Counts(max(self.total, sum(done)), *done)
 
-    def left(self) -> Iterator[Asked]:
+    def left(self) -> Iterator[BatchRequest]:
         """Requests that have no result. Raises OSError."""
         for line in lines(self._files.path(self._batch.input_file_id), (self._batch.endpoint,)):
-            if isinstance(line, Asked) and not (self._good.done.covers(line) or self._bad.done.covers(line)):
+            if isinstance(line, BatchRequest) and not (self._good.done.covers(line) or self._bad.done.covers(line)):
                 yield line
 
-    async def answered(self, asked: Asked, answer: Answered) -> None:
+    async def answered(self, asked: BatchRequest, answer: Answered) -> None:
         """Returns when it is on the disk. Raises OSError."""
         id = secrets.token_hex(12)
         line = answered(asked, id, answer.status, answer.headers.get("x-request-id", f"req_{id}"), answer.body)

@@ -17,7 +17,7 @@ from shoal.request import Request, TokenChunk
 log = structlog.get_logger()
 
 
-class Held:
+class RemoteAnswer:
     def __init__(self, id: str, note: bytes, requests: Sequence[Request], streams: Sequence[Stream], named: bool, counted: int = 0) -> None:
         """counted: tokens that the streams say first and that were counted for its key before"""
         self.id = id

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from shoal.pipeline.pace import Pace
+from shoal.pipeline.stragglers import StragglerDetector
 from shoal.pipeline.timing import StepTiming
 from shoal.scheduler.plan import StageTrace
 
 
-def feed(pace: Pace, *computes: float, steps: int = 20, rows: int = 1, sampled: int = 1) -> None:
+def feed(pace: StragglerDetector, *computes: float, steps: int = 20, rows: int = 1, sampled: int = 1) -> None:
     traces = tuple(StageTrace(0, 0, compute, 0, 0) for compute in computes)
     for _ in range(steps):
         pace.add(StepTiming(rows, sampled, 0, 0, 0, 1, 0, traces))
 
 
-def judged(pace: Pace, *rounds: tuple[float, ...]) -> list[float] | None:
+def judged(pace: StragglerDetector, *rounds: tuple[float, ...]) -> list[float] | None:
     out = None
     for computes in rounds:
         feed(pace, *computes)
@@ -24,11 +24,11 @@ def judged(pace: Pace, *rounds: tuple[float, ...]) -> list[float] | None:
 
 
 def test_the_best_stage_is_the_measure_of_the_others():
-    assert judged(Pace(), *[(2.0, 6.0)] * 3) == [1.0, 3.0]
+    assert judged(StragglerDetector(), *[(2.0, 6.0)] * 3) == [1.0, 3.0]
 
 
 def test_what_was_promised_counts():
-    pace = Pace()
+    pace = StragglerDetector()
     for _ in range(3):
         feed(pace, 1.0, 3.0)
         found = pace.judge([1.0, 3.0])
@@ -36,16 +36,16 @@ def test_what_was_promised_counts():
 
 
 def test_the_mildest_of_three_judgements_counts():
-    assert judged(Pace(), (1.0, 5.0), (1.0, 1.2), (1.0, 5.0)) == [1.0, 1.2]
+    assert judged(StragglerDetector(), (1.0, 5.0), (1.0, 1.2), (1.0, 5.0)) == [1.0, 1.2]
 
 
 def test_it_is_not_sure_at_once():
-    assert judged(Pace(), (1.0, 5.0), (1.0, 5.0)) is None
+    assert judged(StragglerDetector(), (1.0, 5.0), (1.0, 5.0)) is None
 
 
 @pytest.mark.parametrize("other", [{"steps": 19}, {"rows": 9}, {"sampled": 0}])
 def test_too_few_steps_or_steps_of_another_kind_say_nothing(other: dict[str, int]):
-    pace = Pace()
+    pace = StragglerDetector()
     for _ in range(5):
         feed(pace, 1.0, 5.0, **other)
         assert pace.judge([1.0, 1.0]) is None
@@ -53,14 +53,14 @@ def test_too_few_steps_or_steps_of_another_kind_say_nothing(other: dict[str, int
 
 
 def test_steps_of_a_route_with_other_stages_are_left_out():
-    pace = Pace()
+    pace = StragglerDetector()
     for _ in range(5):
         feed(pace, 1.0, 1.0, 9.0)
         assert pace.judge([1.0, 1.0]) is None
 
 
 def test_one_stage_alone_has_nothing_to_be_slower_than():
-    pace = Pace()
+    pace = StragglerDetector()
     for _ in range(5):
         feed(pace, 4.0)
         assert pace.judge([1.0]) is None

@@ -41,7 +41,7 @@ def rules(stall: float) -> dict[Phase, Rule]:
     }
 
 
-class Patience:
+class StallTimeouts:
     """With one connection."""
 
     def __init__(self, now: float, rules: dict[Phase, Rule]) -> None:

@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.gateway.http.patience import Patience, Phase, rules
+from shoal.gateway.http.stall_timeouts import Phase, StallTimeouts, rules
 
 RULES = rules(30)
 
 
 def ended(steps: list[tuple[Phase, object, int]]) -> int | None:
     """After how many seconds, one step each, it was over."""
-    patience = Patience(0, RULES)
+    patience = StallTimeouts(0, RULES)
     for now, (phase, turn, moved) in enumerate(steps):
         if patience.overdue(now, phase, turn, moved):
             return now
