@@ -77,9 +77,9 @@ def join(
         str, typer.Argument(metavar="[HOST:PORT]", help="Where `shoal serve` says that nodes join; it is looked for where not given.")
     ] = "",
 ) -> None:
-    from shoal.cli import cluster
+    from shoal.cli import join
 
-    cluster.join(settings, address)
+    join.join(settings, address)
 
 
 @settings(EngineSettings)

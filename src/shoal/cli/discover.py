@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING
 
 from shoal import __version__
 from shoal.cli.show import line
@@ -13,7 +14,9 @@ from shoal.discovery.advert import Advert, check_name, words
 from shoal.discovery.base import Registry
 from shoal.discovery.registry import open_registry
 from shoal.errors import ClusterError
-from shoal.node.head import Head
+
+if TYPE_CHECKING:
+    from shoal.node.head import Head
 
 _PATIENCE = 5.0  # seconds in which a head must answer
 _EVERY = 2.0  # seconds between looks at whether something has changed
