@@ -10,6 +10,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -134,10 +135,20 @@ def test_a_line_is_edited(chat: Terminal, engine: Speaker) -> None:
 
 
 def test_the_history_lasts_and_is_private(url: str, engine: Speaker, tmp_path: Path) -> None:
-    for keys in ("first ü" + ENTER, UP + ENTER):
+    def recall(chat: Terminal) -> bool:
+        """The history is read while the prompt is there already."""
+        chat.type(UP)
+        time.sleep(0.1)
+        return "first ü" in chat.screen
+
+    for again in (False, True):
         with terminal("chat", "--url", url, SHOAL_CACHE=str(tmp_path)) as chat:
             chat.until_shown(PROMPT)
-            chat.type(keys)
+            if again:
+                until(lambda: recall(chat), lambda: chat.screen)
+            else:
+                chat.type("first ü")
+            chat.type(ENTER)
             chat.until_shown("Good day.")
             chat.until_shown(PROMPT)
             chat.type(CTRL_D)

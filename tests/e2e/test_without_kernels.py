@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-import shoal
+from tests.support.bare import python_without
 
 pytestmark = [pytest.mark.slow, pytest.mark.real]
 
 
 @pytest.fixture
-def without(tmp_path: Path) -> dict[str, str]:
-    """An environment in which shoal has no extension."""
-    shutil.copytree(Path(shoal.__file__).parent, tmp_path / "shoal", ignore=shutil.ignore_patterns("_kernels*", "__pycache__"))
-    return {**os.environ, "PYTHONPATH": str(tmp_path), "COLUMNS": "80"}
+def python(tmp_path: Path) -> Path:
+    """An interpreter whose shoal has no extension."""
+    return python_without(tmp_path / "environment", (), kernels=False)
 
 
-def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "shoal", *arguments]
+def run(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(python), "-m", "shoal", *arguments]
+    environment = {**os.environ, "COLUMNS": "80"}
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=environment)
 
 
-def test_a_run_says_it_in_one_line(without: dict[str, str]) -> None:
+def test_a_run_says_it_in_one_line(python: Path) -> None:
     pytest.importorskip("onnxruntime", reason="without it there is nothing that runs layers")
-    done = run(without, "run", "Say hello.", "--nodes", "1", "--max-tokens", "2")
+    done = run(python, "run", "Say hello.", "--nodes", "1", "--max-tokens", "2")
     assert done.returncode == 0, done.stderr
     first, *rest = done.stderr.splitlines()
     assert first.startswith("slow: ") and "no C++ compiler when shoal was installed" in first
@@ -37,19 +35,20 @@ def test_a_run_says_it_in_one_line(without: dict[str, str]) -> None:
     assert not any("kernels" in line for line in rest)
 
 
-def test_the_doctor_calls_it_wrong(without: dict[str, str]) -> None:
-    done = run(without, "doctor")
+def test_the_doctor_calls_it_wrong(python: Path) -> None:
+    done = run(python, "doctor")
     assert done.returncode == 1
     assert any(line.startswith("wrong kernels") and "apt install g++" in line for line in done.stdout.splitlines())
 
 
-def test_an_extension_that_cannot_be_loaded_is_another_matter(without: dict[str, str]) -> None:
-    (Path(without["PYTHONPATH"]) / "shoal" / "native" / "_kernels.abi3.so").write_bytes(b"")
-    done = run(without, "doctor")
+def test_an_extension_that_cannot_be_loaded_is_another_matter(python: Path) -> None:
+    (native,) = python.parents[1].glob("lib/python*/site-packages/shoal/native")
+    (native / "_kernels.abi3.so").write_bytes(b"")
+    done = run(python, "doctor")
     assert "file too short" in done.stdout
 
 
-def test_the_runtime_asked_for_is_refused(without: dict[str, str]) -> None:
-    done = run(without, "join", "127.0.0.1:1", "--runtime", "native")
+def test_the_runtime_asked_for_is_refused(python: Path) -> None:
+    done = run(python, "join", "127.0.0.1:1", "--runtime", "native")
     assert done.returncode == 2
     assert "--runtime native cannot be used here: the compiled kernels are missing" in done.stderr

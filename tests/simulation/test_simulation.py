@@ -109,9 +109,9 @@ def _corrupt_replay(read: Callable[..., Any]) -> Callable[..., Any]:
 
 def _forget_nothing(rewind: Callable[..., Any]) -> Callable[..., Any]:
     def wrong(self: Scheduler) -> None:
-        computed = {s.id: s.scheduled for s in self._running}
+        computed = {s.id: s.scheduled for s in self.slots.running}
         rewind(self)
-        for sequence in self._running:
+        for sequence in self.slots.running:
             sequence.computed = sequence.scheduled = min(computed[sequence.id], len(sequence.tokens) - 1)
 
     return wrong

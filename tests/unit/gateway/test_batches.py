@@ -205,7 +205,7 @@ def test_requests_of_a_batch_are_not_kept_for_the_next_engine_unless_they_are_na
 @pytest.mark.parametrize("refusal", [QueueFull(9, 9), NotReady("loading")])
 def test_a_full_queue_and_a_model_being_loaded_are_waited_for(tmp_path: Path, refusal: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "shoal.gateway.endpoints.batches.retry_policy.Patience.pause", lambda self, status, *_: 0.001 if status in (429, 503) else None
+        "shoal.gateway.endpoints.batches.retry_policy.RetryPolicy.pause", lambda self, status, *_: 0.001 if status in (429, 503) else None
     )
     engine = FakeEngine()
     engine.refusal = refusal

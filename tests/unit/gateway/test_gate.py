@@ -367,7 +367,7 @@ def test_a_wrong_method_says_which_is_right(store: KeyStore) -> None:
 
 def test_a_server_that_ends_takes_nothing_new_and_says_so(store: KeyStore) -> None:
     app = app_of(store)
-    service_of(app).doors.close()
+    service_of(app).in_flight.close()
     answer = fetch(app, "POST", CHAT, json=ASK)
     refused(answer, 503, code="shutting_down")
     assert answer.headers["retry-after"] == "10"
@@ -379,16 +379,16 @@ def test_a_server_that_ends_takes_nothing_new_and_says_so(store: KeyStore) -> No
 
 def test_it_waits_for_those_inside(store: KeyStore) -> None:
     app = app_of(store, FakeEngine(says("x" * 200)))
-    doors = service_of(app).doors
+    in_flight = service_of(app).in_flight
 
     async def go() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://shoal") as client, asyncio.timeout(10):
             running = asyncio.ensure_future(client.post(CHAT, json={**ASK, "max_tokens": 200}))
-            while not doors.inside:  # noqa: ASYNC110 - it is over in milliseconds
+            while not in_flight.inside:  # noqa: ASYNC110 - it is over in milliseconds
                 await asyncio.sleep(0)
-            doors.close()
-            await doors.emptied()
-            assert doors.inside == 0
+            in_flight.close()
+            await in_flight.emptied()
+            assert in_flight.inside == 0
             return await running
 
     assert len(asyncio.run(go()).json()["choices"][0]["message"]["content"]) == 200

@@ -564,12 +564,13 @@ def test_every_process_knows_that_a_response_runs_whose_first_process_is_gone(
 
 def test_a_request_that_is_cancelled_while_it_begins_leaves_nothing(api: Callable[..., Api], monkeypatch: pytest.MonkeyPatch):
     entered, go_on = threading.Event(), threading.Event()
-    begin = ResponseStore.begin
+    begin, stores = ResponseStore.begin, list[ResponseStore]()
 
-    def slowly(*arguments: Any) -> None:
+    def slowly(store: ResponseStore, *arguments: Any) -> None:
+        stores.append(store)
         entered.set()
         assert go_on.wait(10)
-        begin(*arguments)
+        begin(store, *arguments)
 
     async def work() -> None:
         asking = asyncio.ensure_future(InProcessClient(one.app).post(PATH, b'{"input": "Hi"}'))
@@ -582,7 +583,7 @@ def test_a_request_that_is_cancelled_while_it_begins_leaves_nothing(api: Callabl
     monkeypatch.setattr(ResponseStore, "begin", slowly)
     one = api()
     one.run(work())
-    with one.app.state.service.responses._transaction() as connection:
+    with stores[0]._transaction() as connection:
         assert connection.execute("SELECT id FROM responses").fetchall() == []
     assert one.engine.streams == []
 

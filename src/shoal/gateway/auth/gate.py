@@ -49,9 +49,9 @@ def refusals(method: str, path: str) -> list[int]:
 class Gate:
     """ASGI middleware. Sets CALLER for what is inside."""
 
-    def __init__(self, app: ASGIApp, settings: ApiSettings, doors: InFlight, keyring: Keyring, limiter: Limiter) -> None:
+    def __init__(self, app: ASGIApp, settings: ApiSettings, in_flight: InFlight, keyring: Keyring, limiter: Limiter) -> None:
         self._app, self._settings = app, settings
-        self._in_flight, self._keyring, self._limiter = doors, keyring, limiter
+        self._in_flight, self._keyring, self._limiter = in_flight, keyring, limiter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
