@@ -12,8 +12,6 @@ from shoal.errors import InvalidRequest
 RequestId = NewType("RequestId", str)
 SequenceId = NewType("SequenceId", int)
 BlockId = NewType("BlockId", int)
-StepId = NewType("StepId", int)
-Epoch = NewType("Epoch", int)
 
 MAX_ALTERNATIVES = 20
 MAX_CHOICES = 16

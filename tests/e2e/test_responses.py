@@ -15,7 +15,7 @@ from websockets.sync.client import connect
 from tests.support.cluster import BOUND, MODEL, Cluster, cluster
 from tests.support.tools_template import SOURCE
 
-pytestmark = [pytest.mark.real, pytest.mark.slow]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.usefixtures("idle")]
 
 PARAMETERS = {
     "type": "object",
@@ -40,18 +40,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         made.up("--nodes", "2", "--discovery", "none", *data)
         made.until_ready()
         yield made
-
-
-@pytest.fixture(scope="module")
-def client(made: Cluster) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{made.url}/v1", api_key="none", timeout=BOUND, max_retries=0) as client:
-        yield client
-
-
-@pytest.fixture(autouse=True)
-def idle(made: Cluster) -> Iterator[None]:
-    yield
-    made.until_idle()
 
 
 def create(client: openai.OpenAI, input: Any, **fields: Any) -> Response:

@@ -13,10 +13,10 @@ import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionMessage
 from pydantic import BaseModel
 
-from tests.support.cluster import BOUND, MODEL, Cluster, cluster, until
+from tests.support.cluster import MODEL, Cluster, cluster, until
 from tests.support.tools_template import SOURCE
 
-pytestmark = [pytest.mark.real, pytest.mark.slow]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.usefixtures("idle")]
 
 
 def tool(name: str, **properties: Any) -> dict[str, Any]:
@@ -63,18 +63,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         made.up("--nodes", "2", "--discovery", "none", "--chat-template", str(folder / "tools.jinja"))
         made.until_ready()
         yield made
-
-
-@pytest.fixture(scope="module")
-def client(made: Cluster) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{made.url}/v1", api_key="none", timeout=BOUND, max_retries=0) as client:
-        yield client
-
-
-@pytest.fixture(autouse=True)
-def idle(made: Cluster) -> Iterator[None]:
-    yield
-    made.until_idle()
 
 
 def ask(client: openai.OpenAI, messages: list[Any] = TALK, **fields: Any) -> ChatCompletion:

@@ -34,7 +34,6 @@ class Kind(enum.IntEnum):
     HELLO = 1
     STEP = 2
     RESULT = 3
-    REPLAY = 4
     ACK = 5
     PING = 6
     ERROR = 7

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from shoal.errors import ClusterError, InvalidRequest, NotReady, StageLost, StepFailed
 from shoal.pipeline.timing import StepTiming, Timings
 from shoal.pipeline.token_stream import TokenStream
+from shoal.request import Request
 from shoal.scheduler.plan import PromptOutputs, Sampled, StageTrace, StepPlan, StepResult
 from shoal.wire import messages
 from shoal.wire.frame import Frame, Kind
@@ -358,15 +359,20 @@ def test_a_pause_of_an_idle_route_ends_it_at_once():
     play(scenario)
 
 
+async def lost_halfway(route: Route, running: asyncio.Task[None]) -> tuple[Request, TokenStream, Route]:
+    """A request whose route died after a few tokens, its stream, and the next route."""
+    r = request("a", range(1, 9), 9)
+    stream = route.driver.submit(r)
+    for _ in range(4):
+        await route.one()
+    await turns()
+    route.die()
+    return r, stream, await over(route, running)
+
+
 def test_a_pause_while_layers_are_filled_waits_for_that():
     async def scenario(route: Route, running: asyncio.Task[None]) -> None:
-        r = request("a", range(1, 9), 9)
-        stream = route.driver.submit(r)
-        for _ in range(4):
-            await route.one()
-        await turns()
-        route.die()
-        second = await over(route, running)
+        r, stream, second = await lost_halfway(route, running)
         driving = asyncio.ensure_future(second.run())
         result = await second.result()
         second.driver.pause()
@@ -384,13 +390,7 @@ def test_a_pause_while_layers_are_filled_waits_for_that():
 
 def test_what_a_journal_lacks_is_filled_from_the_tokens():
     async def scenario(route: Route, running: asyncio.Task[None]) -> None:
-        r = request("a", range(1, 9), 9)
-        stream = route.driver.submit(r)
-        for _ in range(4):
-            await route.one()
-        await turns()
-        route.die()
-        second = await over(route, running)
+        r, stream, second = await lost_halfway(route, running)
         second.spans = [(2, 3)]
         driving = asyncio.ensure_future(second.run())
         plans: list[StepPlan] = []

@@ -1,0 +1,23 @@
+"""What files of one cluster each share; `made` is that cluster, and theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import openai
+import pytest
+
+from tests.support.cluster import BOUND, Cluster
+
+
+@pytest.fixture(scope="module")
+def client(made: Cluster) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{made.url}/v1", api_key="none", timeout=BOUND, max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def idle(made: Cluster) -> Iterator[None]:
+    """Nothing of the test is left in the cluster."""
+    yield
+    made.until_idle()
