@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import openai
 import pytest
 
 from tests.support.cluster import BOUND, Cluster
 
+if TYPE_CHECKING:
+    import openai
+
 
 @pytest.fixture(scope="module")
 def client(made: Cluster) -> Iterator[openai.OpenAI]:
+    import openai
+
     with openai.OpenAI(base_url=f"{made.url}/v1", api_key="none", timeout=BOUND, max_retries=0) as client:
         yield client
 
