@@ -1,7 +1,7 @@
 """The settings of each role: one frozen dataclass per role, every field documented and checked here.
 
-This and `folders` alone read the environment. The command line derives its flags from these fields: a field `kv_blocks` of a role is the flag
-`--kv-blocks`, the variable `SHOAL_KV_BLOCKS`, and the key `kv-blocks` of the configuration file. They count in this order.
+Only this module and `folders` read the environment. The command line derives its flags from these fields: the field `kv_type` of a role is the
+flag `--kv-type`, the variable `SHOAL_KV_TYPE` and the key `kv-type` of the configuration file. The first of these that is set wins.
 """
 
 from __future__ import annotations
@@ -107,25 +107,25 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NodeSettings(Settings):
-    """A node: what it may use of its machine."""
+    """A node: its name, how it finds its head, and the memory, threads and disk it may use."""
 
-    name: str = setting("", "The node's name in listings; the host name and a number where empty.")
-    cluster: str = setting("", "The cluster to look for where no address is given; empty: the only one there is.")
-    discovery: str = setting("mdns", "Where to look for it: mdns, redis://HOST:PORT (with shoal[redis]) or none.")
-    code: str = setting("", "The pairing code that `shoal serve` shows; needed once, this machine then keeps a certificate.")
-    pairing_port: int = setting(0, "Port that the code is presented at; 0: the one after the head's.", low=0, high=65535)
-    bind: str = setting("", "Address that the tensor port listens on; empty: the one that faces the head.")
-    tensor_port: int = setting(0, "TCP port for tensors; 0 takes a free one.", low=0, high=65535)
-    memory: str = setting(
-        "", "Most memory that weights and KV blocks may take, like 1GiB; empty: three quarters of what is free to this process."
+    name: str = setting("", "The node's name in listings; empty: the host name and a number.")
+    cluster: str = setting("", "The cluster to join when no address is given; empty: the only one found.")
+    discovery: str = setting("mdns", "How to look for the cluster: mdns, redis://HOST:PORT (needs shoal[redis]) or none.")
+    code: str = setting("", "The pairing code that `shoal serve` shows. Needed once: this machine then keeps a certificate.")
+    pairing_port: int = setting(
+        0, "Port of the head that takes the pairing code; 0: the control port's number plus one.", low=0, high=65535
     )
-    threads: int = setting(0, "Threads that compute; 0 takes every core that this process may use.", low=0, high=1024)
-    runtime: RuntimeName = setting(RuntimeName.AUTO, "What runs the layers; auto times what is installed and keeps the fastest.")
-    journal: str = setting("256MiB", "Most memory for what the stage put out, kept so that a lost neighbour is refilled fast; 0: none.")
-    journal_disk: str = setting("1GiB", "Most disk for what of that does not fit in memory; 0: none.")
-    share: bool = setting(True, "Let other nodes fetch model files from this one, and fetch from them.")
-    patience: float = setting(600.0, "Seconds to look for the head after it was lost; 0 leaves at once.", low=0, high=1e6)
-    isa: str = setting("", "Instruction set of the kernels: avx512, avx2 or portable; empty takes the best.")
+    bind: str = setting("", "Address that the tensor port listens on; empty: the one that reaches the head.")
+    tensor_port: int = setting(0, "TCP port for tensors; 0: a free one.", low=0, high=65535)
+    memory: str = setting("", "Memory limit for weights and KV blocks, like 1GiB; empty: three quarters of the free memory.")
+    threads: int = setting(0, "Compute threads; 0: one for every core that this process may use.", low=0, high=1024)
+    runtime: RuntimeName = setting(RuntimeName.AUTO, "Runtime for the layers; auto times those that are installed and keeps the fastest.")
+    journal: str = setting("256MiB", "Memory limit for the stage's recent outputs, from which a lost neighbour is refilled; 0: keep none.")
+    journal_disk: str = setting("1GiB", "Disk limit for the outputs that do not fit in --journal; 0: none.")
+    share: bool = setting(True, "Fetch model files from other nodes, and let them fetch from this one.")
+    patience: float = setting(600.0, "Seconds to look for the head after losing it; 0: exit at once.", low=0, high=1e6)
+    isa: str = setting("", "Instruction set of the kernels: avx512, avx2 or portable; empty: the best one.")
 
     def check(self) -> None:
         if self.bind:
@@ -157,24 +157,29 @@ class EngineSettings(Settings):
 
     model: str = setting(
         "smollm2-135m",
-        "A name of the catalogue, a .gguf file, a directory, or hf:org/name[:QUANT][@revision]; `shoal models` lists what is here.",
+        "A catalogue name, a .gguf file, a directory, or hf:org/name[:QUANT][@revision]; `shoal models` lists those on this machine.",
     )
-    precision: Precision = setting(Precision.AUTO, "Weights as executed; auto keeps the precision of the file.")
-    kv_type: KvType = setting(KvType.BF16, "How keys and values are cached.")
-    context: int = setting(8192, "Most tokens of a sequence, prompt and answer; the model's own limit where that is lower.", low=16)
-    lanes: int = setting(32, "Sequences that run at once.", low=1, high=4096)
-    kv_tokens: int = setting(0, "Tokens that the KV pool holds; 0: what fits, up to lanes times half the context.", low=0)
-    step_tokens: int = setting(256, "Most tokens of one step, prefill and decode together.", low=16, high=8192)
+    precision: Precision = setting(Precision.AUTO, "Precision of the weights in memory; auto keeps that of the file as far as it can.")
+    kv_type: KvType = setting(KvType.BF16, "Number type of the KV cache.")
+    context: int = setting(8192, "Most tokens of a prompt and its answer together; the model's own limit applies if it is lower.", low=16)
+    lanes: int = setting(32, "Most sequences that run at once.", low=1, high=4096)
+    kv_tokens: int = setting(0, "Size of the KV cache in tokens; 0: as many as fit, up to lanes times half the context.", low=0)
+    step_tokens: int = setting(256, "Most tokens in one step, prefill and decode together.", low=16, high=8192)
     prompt_wait: float = setting(
-        0.5, "Most seconds, about, that a running answer waits for others' prompts; 0: for as long as --step-tokens take.", low=0, high=3600
+        0.5,
+        "Roughly the longest that other prompts may delay a running answer, in seconds; 0: only --step-tokens limits it.",
+        low=0,
+        high=3600,
     )
     queue: int = setting(
-        512, "Requests that may wait; more get 429. Counted are those of the own and of higher classes: batch work keeps nobody out.", low=1
+        512,
+        "Requests that may wait; more get 429. Only requests of the same or a higher class count, so batch work keeps nobody out.",
+        low=1,
     )
     chat_template: str = setting(
-        "", "A file with a Jinja chat template, in place of the model's own; with one that has tools it can call them."
+        "", "A file with a Jinja chat template to use instead of the model's own, for example one that supports tools."
     )
-    activations: Codec = setting(Codec.RAW, "Encoding of activations between nodes: raw keeps results exact, bf16 halves the bytes.")
+    activations: Codec = setting(Codec.RAW, "Encoding of activations between nodes: raw is exact, bf16 halves the bytes.")
 
     def check(self) -> None:
         super().check()
@@ -183,7 +188,7 @@ class EngineSettings(Settings):
         if self.kv_tokens and self.kv_tokens < 64:
             raise ConfigError("--kv-tokens must be 0 or at least 64")
         if self.chat_template_file is not None and not self.chat_template_file.is_file():
-            raise ConfigError(f"--chat-template {self.chat_template} is no file")
+            raise ConfigError(f"--chat-template {self.chat_template} is not a file")
 
     @property
     def chat_template_file(self) -> Path | None:
@@ -193,36 +198,38 @@ class EngineSettings(Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ApiSettings(Settings):
-    """The OpenAI-compatible API: the same on `up` and `serve`."""
+    """The API: the same on `up` and `serve`."""
 
-    api_host: str = setting("127.0.0.1", "Address that the API listens on; beyond this machine it needs a key (`shoal keys create`).")
+    api_host: str = setting(
+        "127.0.0.1", "Address that the API listens on. If other machines can reach it, requests need a key (`shoal keys create`)."
+    )
     trust_text: bool = setting(
-        False, "Read control tokens in what users, tools and documents write, too: whoever writes text can then forge turns of a chat."
+        False, "Also read control tokens in text from users, tools and documents. Whoever writes such text can then forge chat turns."
     )
-    open_api: bool = setting(False, "Let the API listen beyond this machine without a key: whoever reaches it can use it.")
-    port: int = setting(8000, "Port of the OpenAI-compatible API; 0 takes a free one.", low=0, high=65535)
-    api_workers: int = setting(0, "Processes that serve the API, beside the head's own; 0 or 1: it serves it itself.", low=0, high=64)
-    data: str = setting("", "Folder for what the API keeps: keys, responses, files, batches; empty: ~/.local/share/shoal/api.")
-    cors: str = setting("", "Web pages that may use the API: origins like https://chat.example, by commas; * for all; empty: none.")
-    connections: int = setting(1000, "Connections that clients may have at once, running answers and idle ones.", low=1, high=1_000_000)
-    keep_alive: float = setting(30.0, "Seconds that a client's connection may idle between two requests.", low=1, high=3600)
-    stall: float = setting(30.0, "Seconds in which a client that is behind has to read 32 KiB, or it is dropped.", low=1, high=3600)
-    ping: float = setting(
-        5.0, "Seconds of silence after which an event stream says that it lives, in a comment; 0: never.", low=0, high=3600
+    open_api: bool = setting(False, "Allow the API to listen beyond this machine without keys. Anyone who can reach it can use it.")
+    port: int = setting(8000, "Port of the OpenAI-compatible API; 0: a free one.", low=0, high=65535)
+    api_workers: int = setting(0, "Separate processes that serve the API; 0 or 1: the head serves it itself.", low=0, high=64)
+    data: str = setting("", "Folder for the API's keys, responses, files and batches; empty: ~/.local/share/shoal/api.")
+    cors: str = setting(
+        "", "Origins of web pages that may use the API, like https://chat.example, separated by commas; *: all; empty: none."
     )
-    grace: float = setting(30.0, "Seconds that answers under way have to end when the server is told to stop.", low=0, high=3600)
+    connections: int = setting(1000, "Most client connections at once, busy or idle.", low=1, high=1_000_000)
+    keep_alive: float = setting(30.0, "Seconds that a client's connection may be idle between two requests.", low=1, high=3600)
+    stall: float = setting(30.0, "Seconds in which a slow client must read 32 KiB; otherwise it is disconnected.", low=1, high=3600)
+    ping: float = setting(5.0, "Seconds of silence after which an event stream sends a comment to stay alive; 0: never.", low=0, high=3600)
+    grace: float = setting(30.0, "Seconds that running answers have to finish when the server is told to stop.", low=0, high=3600)
 
     responses: int = setting(
-        10000, "Most responses that are kept for previous_response_id; the ones longest unused go; 0: none are.", low=0
+        10000, "Most responses kept for previous_response_id; the least recently used are dropped; 0: keep none.", low=0
     )
-    responses_size: str = setting("256MiB", "Most space for them on the disk.")
-    responses_days: float = setting(30.0, "Days after which a response is forgotten.", low=0, high=3650)
+    responses_size: str = setting("256MiB", "Disk limit for kept responses.")
+    responses_days: float = setting(30.0, "Days after which a kept response is deleted.", low=0, high=3650)
     max_file: str = setting("100MiB", "Largest file that may be uploaded.")
-    max_files: int = setting(1000, "Files that are kept, of all clients; outputs of batches are never refused, but count.", low=1)
-    files_space: str = setting("1GiB", "Disk that they may take together.")
-    batch_requests: int = setting(50_000, "Most requests of one batch.", low=1)
-    batch_queue: int = setting(100, "Batches that may wait or run; more are refused with 429.", low=1)
-    batch_concurrency: int = setting(8, "Requests of batches that run at once, below all others.", low=1, high=4096)
+    max_files: int = setting(1000, "Most files kept, of all clients together. Batch outputs count but are never refused.", low=1)
+    files_space: str = setting("1GiB", "Disk limit for all files together.")
+    batch_requests: int = setting(50_000, "Most requests in one batch.", low=1)
+    batch_queue: int = setting(100, "Batches that may wait or run; more get 429.", low=1)
+    batch_concurrency: int = setting(8, "Batch requests that run at once, after all other requests.", low=1, high=4096)
 
     def check(self) -> None:
         super().check()
@@ -244,12 +251,12 @@ class ApiSettings(Settings):
 
     @property
     def data_folder(self) -> Path:
-        """It need not be there yet."""
+        """It may not exist yet."""
         return user_path(self.data) if self.data else data_dir() / "api"
 
     @property
     def origins(self) -> list[str]:
-        """Of web pages that may use the API."""
+        """Origins of web pages that may use the API."""
         return [origin.strip() for origin in self.cors.split(",") if origin.strip()]
 
     @property
@@ -275,27 +282,29 @@ class ApiSettings(Settings):
 class HeadSettings(ApiSettings, EngineSettings):
     """The head: the API, the scheduler and the cluster's membership."""
 
-    host: str = setting("127.0.0.1", "Address that nodes reach this machine at; beyond this machine they need the pairing code, once.")
-    secure: bool = setting(False, "Ask for the pairing code and encrypt on this machine's own addresses too.")
-    cluster: str = setting("shoal", "The cluster's name, by which nodes find it.")
-    discovery: str = setting("mdns", "Where the cluster is announced: mdns, redis://HOST:PORT (with shoal[redis]) or none.")
-    unprotected: bool = setting(False, "No code, no keys, no encryption: whoever reaches the ports can join and read all that is said.")
-    pairing_port: int = setting(0, "Port that nodes present the code at; 0: the control port's number plus one.", low=0, high=65535)
-    control_port: int = setting(7420, "Port that nodes join at; 0 takes a free one.", low=0, high=65535)
-    min_nodes: int = setting(1, "Nodes to wait for before the model is loaded.", low=1, high=1024)
+    host: str = setting("127.0.0.1", "Address of this machine for the nodes. Nodes on other machines need the pairing code once.")
+    secure: bool = setting(False, "Require the pairing code and encrypt even between processes of this machine.")
+    cluster: str = setting("shoal", "The cluster's name, under which nodes find it.")
+    discovery: str = setting("mdns", "How the cluster is announced: mdns, redis://HOST:PORT (needs shoal[redis]) or none.")
+    unprotected: bool = setting(
+        False, "No pairing code, no keys, no encryption. Anyone who can reach the ports can join and read everything."
+    )
+    pairing_port: int = setting(0, "Port that takes the pairing code from nodes; 0: the control port's number plus one.", low=0, high=65535)
+    control_port: int = setting(7420, "Port that nodes connect to; 0: a free one.", low=0, high=65535)
+    min_nodes: int = setting(1, "Nodes to wait for before loading the model.", low=1, high=1024)
     heartbeat: float = setting(
-        0.5, "Seconds between a node's heartbeats; after eight of them in silence it counts as lost.", low=0.05, high=60
+        0.5, "Seconds between a node's heartbeats. A node that misses eight in a row counts as lost.", low=0.05, high=60
     )
     spread: bool = setting(False, "Give every node at least one layer, even where fewer nodes would be faster.")
-    spares: int = setting(0, "Nodes to keep out of the route, ready to take over from one that is lost.", low=0, high=1024)
-    min_memory: str = setting("", "Least memory of a node that may join, like 1GiB; empty: any.")
-    min_speed: float = setting(0.0, "Least speed of a node that may join, in GB/s of weights at decode; 0: any.", low=0)
-    max_nodes: int = setting(1024, "Most nodes.", low=1, high=1024)
-    pace: float = setting(5.0, "Seconds between looks at whether a stage is slower than its node measured; 0: never.", low=0, high=3600)
+    spares: int = setting(0, "Nodes to keep idle, ready to replace one that is lost.", low=0, high=1024)
+    min_memory: str = setting("", "Minimum memory of a node that joins, like 1GiB; empty: any.")
+    min_speed: float = setting(0.0, "Minimum speed of a node that joins, in GB/s of weights read at decode; 0: any.", low=0)
+    max_nodes: int = setting(1024, "Most nodes in the cluster.", low=1, high=1024)
+    pace: float = setting(5.0, "Seconds between checks for a stage that is slower than its node measured; 0: never.", low=0, high=3600)
     step_timeout: float = setting(120.0, "Seconds after which a step without a result counts as lost.", low=1, high=1e6)
-    state: str = setting("", "Folder in which requests under way are kept, so that they survive a restart of the head; none: not kept.")
-    resume: float = setting(60.0, "Seconds for which a client that named its request may come back for the answer.", low=0, high=86400)
-    wait: float = setting(600.0, "Seconds that requests under way wait for nodes when too few are left.", low=0, high=1e6)
+    state: str = setting("", "Folder for running requests, so that they survive a restart of the head; none: do not keep them.")
+    resume: float = setting(60.0, "Seconds in which a client that named its request may come back for the answer.", low=0, high=86400)
+    wait: float = setting(600.0, "Seconds that running requests wait for nodes when too few are left.", low=0, high=1e6)
 
     @property
     def needs_key(self) -> bool:
@@ -323,7 +332,7 @@ class HeadSettings(ApiSettings, EngineSettings):
         return user_path(self.state) if self.state not in ("", "none") else None
 
     def kept_by_default(self) -> HeadSettings:
-        """Requests are kept where nothing is said, too: a head that comes again at the same port finds them."""
+        """These settings with a state folder named after the port, so that a restarted head finds its requests; unchanged if one is set."""
         if self.state or not self.port:
             return self
         return dataclasses.replace(self, state=str(state_dir() / "heads" / str(self.port)))
@@ -341,17 +350,17 @@ _SILENCE = {
 
 
 def keep_quiet(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Libraries that report on who uses them are told not to. Each reads this when it is first imported."""
+    """Turns off the telemetry of libraries. Each reads its variable when it is first imported."""
     environment.update(_SILENCE)
 
 
 def mute_grpc(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Before gRPC is imported: what it writes to stderr by itself, such as failed handshakes, is said by the errors it raises."""
+    """Stops gRPC from writing to stderr; its errors say the same. Call it before gRPC is imported."""
     environment.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def keep_to_own_folders(environment: MutableMapping[str, str] = os.environ) -> None:
-    """The hub's client keeps logs and chunks beside the models, in a process that is shoal's own. The user's token is read where it was."""
+    """Moves the files of the hub's client (logs, chunks) into shoal's cache. The user's token and cache are read where they are."""
     base = environment.get("XDG_CACHE_HOME") or "~/.cache"
     theirs = environment.get("HF_HOME") or f"{base}/huggingface"
     environment.setdefault("HF_TOKEN_PATH", os.path.expanduser(f"{theirs}/token"))
@@ -361,19 +370,19 @@ def keep_to_own_folders(environment: MutableMapping[str, str] = os.environ) -> N
 
 
 def environment_with(**changes: str) -> dict[str, str]:
-    """This process's environment, changed: for a process that it starts."""
+    """This process's environment with changes, for a child process."""
     return {**os.environ, **changes}
 
 
 @dataclasses.dataclass(frozen=True)
 class Shell:
-    """What the shell that a service is installed from says. user, caller: '' where it does not; caller is who called sudo."""
+    """The shell that a service is installed from. user and caller (who called sudo) are '' if unknown."""
 
     config_home: Path
     user: str
     caller: str
     own: tuple[str, ...]
-    """Names of shoal's variables that are set there."""
+    """Names of the SHOAL_ variables set in it."""
 
 
 def shell(environment: Mapping[str, str] = os.environ) -> Shell:
@@ -384,7 +393,7 @@ def shell(environment: Mapping[str, str] = os.environ) -> Shell:
 
 
 def hub_endpoint(environment: Mapping[str, str] = os.environ) -> str | None:
-    """The hub that `hf:` models come from, where it is not the public one."""
+    """Address of the hub that `hf:` models come from; None: the public one."""
     return environment.get("HF_ENDPOINT")
 
 
@@ -407,7 +416,7 @@ def lmstudio_folders() -> list[Path]:
 
 
 def _folders(*texts: str) -> list[Path]:
-    """Those that are there."""
+    """Those that exist."""
     found: list[Path] = []
     for text in texts:
         with contextlib.suppress(ConfigError, OSError):  # no home; another user's
@@ -425,12 +434,12 @@ def _boolean(text: str) -> bool:
 
 
 def variable(name: str, environment: Mapping[str, str] = os.environ) -> str | None:
-    """What the environment says; None where it says nothing."""
+    """One variable's value; None if it is not set."""
     return environment.get(name)
 
 
 def variables(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """The names of shoal's own that are set."""
+    """Names of the SHOAL_ variables that are set."""
     return sorted(name for name in environment if name.startswith("SHOAL_"))
 
 

@@ -74,7 +74,7 @@ def test_what_is_out_of_range_is_refused_by_flag(bad: dict[str, object]):
 
 
 def test_a_chat_template_is_a_file(tmp_path: Path):
-    with pytest.raises(errors.ConfigError, match=r"--chat-template .* is no file"):
+    with pytest.raises(errors.ConfigError, match=r"--chat-template .* is not a file"):
         EngineSettings(chat_template=str(tmp_path))
     (tmp_path / "t.jinja").touch()
     assert EngineSettings(chat_template=str(tmp_path / "t.jinja")).chat_template_file == tmp_path / "t.jinja"
