@@ -48,18 +48,18 @@ def parse_address(text: str) -> Address:
     number = int(port) if colon and _PORT.fullmatch(port) and 0 < int(port) < 65536 else None
     if ":" in host and not bracketed:
         if number is not None and is_host(host):
-            raise ConfigError(f"'{text[:80]}' is no address: an IPv6 address stands in brackets; write [{host}]:{port}")
+            raise ConfigError(f"'{text[:80]}' is not an address: an IPv6 address goes in brackets; write [{host}]:{port}")
         if is_host(text):
-            raise ConfigError(f"'{text[:80]}' is no address: the port is missing; write [{text}]:PORT")
-        raise ConfigError(f"'{text[:80]}' is no address; {_WRITE}")
+            raise ConfigError(f"'{text[:80]}' is not an address: the port is missing; write [{text}]:PORT")
+        raise ConfigError(f"'{text[:80]}' is not an address; {_WRITE}")
     if number is None or not host or (bracketed and ":" not in host):
-        raise ConfigError(f"'{text[:80]}' is no address; {_WRITE}")
+        raise ConfigError(f"'{text[:80]}' is not an address; {_WRITE}")
     try:
         found = parse_host(host)
     except ConfigError:
-        raise ConfigError(f"'{text[:80]}' is no address; {_WRITE}") from None
+        raise ConfigError(f"'{text[:80]}' is not an address; {_WRITE}") from None
     if is_wildcard(found):
-        raise ConfigError(f"'{text[:80]}': {found} stands for every address of the machine that listens; write one of those")
+        raise ConfigError(f"'{text[:80]}': {found} means every address of the listening machine; write one of them")
     return Address(found, number)
 
 
@@ -73,7 +73,7 @@ def parse_host(text: str) -> str:
         bare = f"{head}%{zone[2:]}"
     if not is_host(bare):
         hint = "; without its port" if ":" in bare and is_host(bare.rpartition(":")[0].strip("[]")) else ""
-        raise ConfigError(f"'{text[:80]}' is no host; write an address like 192.168.1.20 or fd00::5, or a name{hint}")
+        raise ConfigError(f"'{text[:80]}' is not a host; write an address like 192.168.1.20 or fd00::5, or a name{hint}")
     if (address := _ip(bare)) is None:
         return bare
     return str(_unmapped(address))
@@ -153,13 +153,13 @@ def listening_socket(host: str, port: int) -> socket.socket:
 def _refused(host: str, port: int, error: OSError) -> ConfigError:
     """Why an address cannot be listened on, and what to do."""
     if error.errno == errno.EADDRINUSE:
-        return ConfigError(f"port {port} on {host} is in use; stop what uses it, or choose another port")
+        return ConfigError(f"port {port} on {host} is in use; stop the process that uses it, or choose another port")
     if error.errno == errno.EADDRNOTAVAIL:
-        return ConfigError(f"{host} is no address of this machine")
+        return ConfigError(f"{host} is not an address of this machine")
     if error.errno == errno.EACCES:
-        return ConfigError(f"port {port} is not open to this user; choose one above 1023")
+        return ConfigError(f"this user may not listen on port {port}; choose one above 1023")
     if error.errno == errno.EINVAL and is_link_local(host) and not zone_of(host):
-        return ConfigError(f"{host} is link-local: say on which interface, like {host}%eth0")
+        return ConfigError(f"{host} is link-local: name the interface, like {host}%eth0")
     return ConfigError(f"cannot listen on {join_host_port(host, port)}: {error.strerror or error}")
 
 

@@ -102,10 +102,10 @@ def read(path: Path, sections: Sections, *, must_be: bool = False) -> ConfigFile
         if not must_be and (isinstance(error, FileNotFoundError | NotADirectoryError) or not os.access(path.parent, os.R_OK | os.X_OK)):
             return ConfigFile(path, {})
         if isinstance(error, FileNotFoundError):
-            raise ConfigError(f"there is no {path}, which SHOAL_CONFIG names; `shoal config init` writes one") from None
+            raise ConfigError(f"SHOAL_CONFIG names {path}, which does not exist; `shoal config init` writes one") from None
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
     if len(data) > _LARGEST:
-        raise ConfigError(f"{path} is larger than {_LARGEST} bytes: it is no configuration file")
+        raise ConfigError(f"{path} is larger than {_LARGEST} bytes: it is not a configuration file")
     try:
         text = data.decode()
         tables = tomllib.loads(text)
@@ -166,7 +166,7 @@ def _bad_toml(path: Path, text: str, why: str) -> ConfigError:
         hint = "; write true or false"
     elif re.match(r"\s*[\w.-]+\s*=\s*[^\s\"'\[{#]", row):
         hint = '; write text in quotes, like "…"'
-    return ConfigError(f"{path}:{line}: this is no TOML: {re.sub(r' *[(]at .*[)]', '', why)}{hint}")
+    return ConfigError(f"{path}:{line}: this is not TOML: {re.sub(r' *[(]at .*[)]', '', why)}{hint}")
 
 
 def _shown(value: Any) -> str:

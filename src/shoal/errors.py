@@ -1,18 +1,18 @@
-"""Every exception that shoal raises on purpose, and whose fault each is.
+"""Every exception that shoal raises on purpose, by whose fault it is.
 
     ShoalError
-    ├── UserError                  the caller can mend it: HTTP 400, exit status 2
+    ├── UserError                  the caller can fix it: HTTP 400, exit status 2
     │   ├── InvalidRequest         a field of a request (names the field)
-    │   ├── NotAuthenticated       no API key, or none that is good: HTTP 401
+    │   ├── NotAuthenticated       no API key, or an invalid one: HTTP 401
     │   ├── Forbidden              a web page that may not use the API: HTTP 403
     │   ├── RateLimited            a key has asked for more than it may: HTTP 429
-    │   ├── TooLarge               a request larger than is read: HTTP 413, 414 or 431
-    │   ├── WrongMediaType         a body that says it is no JSON: HTTP 415
+    │   ├── TooLarge               a request over a size limit: HTTP 413, 414 or 431
+    │   ├── WrongMediaType         a body declared as something other than JSON: HTTP 415
     │   ├── IdTaken                another request has the id that a client chose: HTTP 409
-    │   ├── UnknownAnswer          no answer of that id, or no longer: HTTP 404
-    │   ├── UnknownObject          no file, no batch of that id: HTTP 404
-    │   ├── Conflict               it cannot be done to a thing as it stands: HTTP 409
-    │   ├── NoRoom                 a larger file than is kept, or one too many: HTTP 413
+    │   ├── UnknownAnswer          no answer with that id, or no longer: HTTP 404
+    │   ├── UnknownObject          no file or batch with that id: HTTP 404
+    │   ├── Conflict               the object's state does not allow it: HTTP 409
+    │   ├── NoRoom                 a file that is too large, or one too many: HTTP 413
     │   ├── ConfigError            a setting or flag
     │   ├── PairingRefused         the head does not let a node in (says why)
     │   ├── UnknownModel           no such model here: HTTP 404
@@ -20,9 +20,9 @@
     ├── ModelError                 the files are at fault
     │   ├── CorruptModel           truncated, or not what it claims to be
     │   └── FetchError             could not be fetched
-    │       ├── Unreachable        where it comes from does not answer
-    │       └── HashMismatch       fetched, and not what was promised
-    ├── CapacityError              the machines are at fault: HTTP 503
+    │       ├── Unreachable        its origin does not answer
+    │       └── HashMismatch       fetched, but its hash is wrong
+    ├── CapacityError              the machines cannot do it now: HTTP 503
     │   ├── NotEnoughMemory        says how much is missing
     │   ├── QueueFull              too many requests wait: HTTP 429
     │   ├── ShuttingDown           the server is about to end
@@ -31,8 +31,8 @@
     │   ├── LocalProtocolError     this side was about to break it: a bug here
     │   └── RemoteProtocolError    the other side did
     │       └── VersionMismatch
-    └── ClusterError               a node failed at what it was told to do
-        ├── NotPaired              the head wants a certificate, which this machine does not have
+    └── ClusterError               a node failed to carry out an order
+        ├── NotPaired              the head wants a certificate that this machine does not have
         └── StageLost              the route through the nodes is broken
             └── StepFailed         a stage could not run a step
 
@@ -55,7 +55,7 @@ def human_bytes(count: float) -> str:
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """What a misspelt word may have been, to follow it: " (did you mean 'b'?)"; '' where nothing is near."""
+    """A hint to append to a misspelt word: " (did you mean 'b'?)"; '' if no known word is close."""
     lower = {name.lower(): name for name in known}
     close = difflib.get_close_matches(word.lower(), lower, 1, 0.6)
     return f" (did you mean '{lower[close[0]]}'?)" if close else ""
@@ -66,11 +66,11 @@ class ShoalError(Exception):
 
 
 class UserError(ShoalError):
-    """The caller can mend it."""
+    """The caller can fix it."""
 
 
 class InvalidRequest(UserError):
-    """A request that cannot be served as it stands; `param` names the field at fault."""
+    """A request that cannot be served; `param` names the field at fault."""
 
     def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -79,7 +79,7 @@ class InvalidRequest(UserError):
 
 
 class NotAuthenticated(UserError):
-    """The same for a key that never was, is revoked or has expired: the answer says nothing about keys."""
+    """The message is the same for unknown, revoked and expired keys, so that it tells nothing about which keys exist."""
 
     def __init__(self, given: bool) -> None:
         how = "send a key of this server as 'Authorization: Bearer KEY' or 'x-api-key: KEY'; `shoal keys create NAME` makes one"
@@ -101,7 +101,7 @@ class RateLimited(UserError):
 
 
 class TooLarge(UserError):
-    """status: which of HTTP's answers for that it is."""
+    """status: the HTTP status, which depends on the part that is too large."""
 
     def __init__(self, what: str, limit: int, unit: str = "bytes", status: int = 413) -> None:
         super().__init__(f"{what} has more than {limit} {unit}")
@@ -116,12 +116,12 @@ class WrongMediaType(UserError):
 
 class IdTaken(UserError):
     def __init__(self, id: str) -> None:
-        super().__init__(f"there is a request {id} already; choose another id, or read its answer at /v1/streams/{id}")
+        super().__init__(f"a request {id} already exists; choose another id, or read its answer at /v1/streams/{id}")
 
 
 class UnknownAnswer(UserError):
     def __init__(self, id: str) -> None:
-        super().__init__(f"there is no answer {id} here, or no longer; send the request again")
+        super().__init__(f"there is no answer {id}, or it is no longer kept; send the request again")
 
 
 class UnknownObject(UserError):
@@ -131,7 +131,7 @@ class UnknownObject(UserError):
 
 
 class Conflict(UserError):
-    """A thing is not in a state in which that can be done to it; `param` names it."""
+    """The object's state does not allow the operation; `param` names the object."""
 
     def __init__(self, message: str, param: str) -> None:
         super().__init__(message)
@@ -139,7 +139,7 @@ class Conflict(UserError):
 
 
 class NoRoom(UserError):
-    """A larger file than is kept, or one too many; `param` names it."""
+    """A file that is too large, or one too many; `param` names it."""
 
     def __init__(self, message: str, param: str) -> None:
         super().__init__(message)
@@ -147,11 +147,11 @@ class NoRoom(UserError):
 
 
 class ConfigError(UserError):
-    """A setting that cannot hold."""
+    """An invalid setting."""
 
 
 class PairingRefused(UserError):
-    """A node is not let into the cluster. `reason` names the cause for programs; `wait` is in seconds, 0 where waiting is no use."""
+    """A node is not let into the cluster. `reason` names the cause for programs; `wait` is in seconds, 0 if waiting does not help."""
 
     def __init__(self, message: str, reason: str, wait: float = 0.0) -> None:
         super().__init__(message)
@@ -174,10 +174,12 @@ class ModelError(ShoalError):
 
 
 class CorruptModel(ModelError):
-    """cut: whether fetching the file again may help, because not all of it is there; one that is whole was made so."""
+    """cut: the file is incomplete, so fetching it again may help. Otherwise it was published broken."""
 
     def __init__(self, path: object, what: str, cut: bool = False) -> None:
-        super().__init__(f"{path}: {what}; {'fetch the file again' if cut else 'the file was made so: look for another version of it'}")
+        super().__init__(
+            f"{path}: {what}; {'fetch the file again' if cut else 'the file was published like this: look for another version of it'}"
+        )
         self.path = path
 
 
@@ -186,7 +188,7 @@ class FetchError(ModelError):
 
 
 class Unreachable(FetchError):
-    """Where a model comes from does not answer; what is here may do."""
+    """A model's origin does not answer; a local copy may do instead."""
 
 
 class HashMismatch(FetchError):
@@ -197,7 +199,7 @@ class HashMismatch(FetchError):
 
 
 class CapacityError(ShoalError):
-    """The machines there are cannot do it, now."""
+    """The machines in the cluster cannot do it now."""
 
 
 class NotEnoughMemory(CapacityError):
@@ -213,17 +215,17 @@ class NotEnoughMemory(CapacityError):
 
 class QueueFull(CapacityError):
     def __init__(self, waiting: int, limit: int, what: str = "requests") -> None:
-        super().__init__(f"{waiting} {what} wait already (limit {limit}); try again later")
+        super().__init__(f"{waiting} {what} are already waiting (limit {limit}); try again later")
         self.limit = limit
 
 
 class ShuttingDown(CapacityError):
     def __init__(self) -> None:
-        super().__init__("the server is shutting down; ask another one, or this one when it is back")
+        super().__init__("the server is shutting down; ask another one, or try again when it is back")
 
 
 class NotReady(CapacityError):
-    """No model is loaded, yet or any longer."""
+    """No model is loaded yet, or it is no longer loaded."""
 
 
 class ProtocolError(ShoalError):
@@ -246,14 +248,12 @@ class VersionMismatch(RemoteProtocolError):
 
 
 class ClusterError(ShoalError):
-    """A node failed at what it was told to do."""
+    """A node failed to carry out an order."""
 
 
 class NotPaired(ClusterError):
     def __init__(self, address: str) -> None:
-        super().__init__(
-            f"what answers at {address} lets in who knows its pairing code; `shoal serve` shows it there, give it once: --code CODE"
-        )
+        super().__init__(f"the head at {address} needs its pairing code, which `shoal serve` shows there; give it once: --code CODE")
 
 
 class StageLost(ClusterError):
@@ -261,7 +261,7 @@ class StageLost(ClusterError):
 
 
 class StepFailed(StageLost):
-    """A stage could not run a step; whose fault that is, is not known: the stage's, or one of the step's requests'."""
+    """A stage could not run a step. The fault may be the stage's or that of a request in the step."""
 
     def __init__(self, stage: int, message: str, step: int) -> None:
         super().__init__(f"stage {stage}: {message}")

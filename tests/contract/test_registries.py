@@ -143,7 +143,7 @@ def test_closing_withdraws(run: Run):
 def test_of_two_clusters_one_must_be_named(run: Run):
     async def scenario(place: Place) -> None:
         await asyncio.gather(place.open().announce(REEF), place.open().announce(LAGOON))
-        expected = r"(?s)2 clusters answer; say which .*lagoon at 127\.0\.0\.1:7520.*reef at 127\.0\.0\.1:7420"
+        expected = r"(?s)2 clusters answer; choose one .*lagoon at 127\.0\.0\.1:7520.*reef at 127\.0\.0\.1:7420"
         searches = (place.open().find(name, 5) for name in (None, "lagoon", "reef"))
         either, lagoon, reef = await asyncio.gather(*searches, return_exceptions=True)
         assert isinstance(either, ClusterError) and re.search(expected, str(either))
@@ -166,7 +166,7 @@ def test_only_what_was_announced_can_be_updated_and_keeps_its_name(run: Run):
 
 def test_what_cannot_be_a_name_is_not_looked_for(run: Run):
     async def scenario(place: Place) -> None:
-        with pytest.raises(ConfigError, match="cannot name a cluster"):
+        with pytest.raises(ConfigError, match="cannot be a cluster's name"):
             await place.open().find("*", 5)
 
     run(scenario)

@@ -103,10 +103,10 @@ def test_a_head_at_every_address_shows_one_that_others_reach(tmp_path: Path, smo
     ("arguments", "advice"),
     [
         (("join", "::1:39115"), "write [::1]:39115"),
-        (("join", "0.0.0.0:58987"), "write one of those"),
+        (("join", "0.0.0.0:58987"), "write one of them"),
         (("nodes", "--head", "::1:7420"), "write [::1]:7420"),
-        (("up", "--host", "192.168.1.20:7420"), "--host: '192.168.1.20:7420' is no host"),
-        (("serve", "--api-host", "[::1]:8000"), "--api-host: '[::1]:8000' is no host"),
+        (("up", "--host", "192.168.1.20:7420"), "--host: '192.168.1.20:7420' is not a host"),
+        (("serve", "--api-host", "[::1]:8000"), "--api-host: '[::1]:8000' is not a host"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

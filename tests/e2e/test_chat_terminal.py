@@ -193,7 +193,7 @@ def test_a_file_that_is_there_is_not_written_over(chat: Terminal, tmp_path: Path
     there = tmp_path / "notes.txt"
     there.write_text("mine")
     said(chat, "Hi", "Good day.")
-    said(chat, f"/save {there}", "is there already")
+    said(chat, f"/save {there}", "already exists")
     said(chat, "/save", "name a file")
     said(chat, f"/save {tmp_path}/no/such/folder.txt", "No such file")
     assert there.read_text() == "mine"
@@ -409,7 +409,7 @@ def test_what_answers_is_no_such_api() -> None:
     app.add_api_route("/{path:path}", lambda path: HTMLResponse("<html>"), methods=["GET", "POST"])
     with serving(app) as url:
         done = piped("Hi", "run", "Hi", "--url", url)
-    assert (done.returncode, "no OpenAI-compatible API" in done.stderr, done.stderr.count("\n")) == (1, True, 1)
+    assert (done.returncode, "not an OpenAI-compatible API" in done.stderr, done.stderr.count("\n")) == (1, True, 1)
 
 
 # Other commands at a terminal

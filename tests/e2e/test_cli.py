@@ -216,7 +216,7 @@ def test_ctrl_c_while_waiting_for_nodes_ends_serve(tmp_path: Path) -> None:
         assert head.wait() == 0
 
 
-@pytest.mark.parametrize(("flag", "value", "word"), [("--cluster", "a b", "a b"), ("--discovery", "bad", "is none of mdns")])
+@pytest.mark.parametrize(("flag", "value", "word"), [("--cluster", "a b", "a b"), ("--discovery", "bad", "is not one of mdns")])
 def test_a_head_that_could_not_be_announced_does_not_even_look_for_its_model(flag: str, value: str, word: str) -> None:
     says(shoal("serve", flag, value, "--model", "/no/such/model.gguf", "--port", "0"), 2, word)
 

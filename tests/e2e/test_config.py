@@ -62,7 +62,7 @@ def test_where_each_value_comes_from(home: dict[str, str]) -> None:
 
 def test_a_variable_that_means_nothing_is_told(home: dict[str, str]) -> None:
     done = shoal("config", "show", **home, SHOAL_LANE="8")
-    assert "SHOAL_LANE is no variable of shoal's (did you mean 'SHOAL_LANES'?)" in done.stderr
+    assert "SHOAL_LANE is not a variable of shoal (did you mean 'SHOAL_LANES'?)" in done.stderr
 
 
 def test_init_writes_once_for_its_owner_alone_and_never_again(home: dict[str, str]) -> None:
@@ -72,7 +72,7 @@ def test_init_writes_once_for_its_owner_alone_and_never_again(home: dict[str, st
     before = path.read_bytes()
     assert shown(home, "--changed") == {}
     again = shoal("config", "init", **home)
-    assert again.returncode == 2 and "stays as it is" in again.stderr
+    assert again.returncode == 2 and "was left alone" in again.stderr
     assert path.read_bytes() == before
 
 

@@ -135,7 +135,7 @@ def test_a_full_disk_is_said_and_no_file_is_blamed_for_it(small_disk: Path, tmp_
             process = made.start(*command, SHOAL_CACHE=str(small_disk))
             assert process.wait() in (1, 2), process.describe()
             assert "full" in process.said or "No space left" in process.said, process.said
-            assert "Traceback" not in process.said and "is no file of keys" not in process.said
+            assert "Traceback" not in process.said and "is not a key file" not in process.said
 
 
 def test_a_disk_that_gets_full_meanwhile_ends_what_needs_it_and_nothing_else(small_disk: Path, tmp_path: Path, smollm2: Path) -> None:

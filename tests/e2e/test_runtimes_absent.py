@@ -69,7 +69,7 @@ def test_a_runtime_that_is_not_installed_is_named_with_its_extra(
 def test_a_machine_with_nothing_that_runs_layers_says_so_at_once(nothing: Path, command: tuple[str, ...]) -> None:
     done = shoal(nothing, *command)
     assert done.returncode == 2
-    assert "nothing that runs layers" in done.stderr
+    assert "no runtime for layers" in done.stderr
     assert "shoal[onnx]" in done.stderr and "g++" in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -119,7 +119,7 @@ def test_what_the_shell_has_and_a_service_has_not(home: Home) -> None:
         (["install", "serve", "--discovery", "redis://user:secret@host:6379"], "SHOAL_DISCOVERY"),
         (["install", "--account", "nobody", "serve"], "add --system"),
         (["install", "--system", "serve"], "--account NAME"),
-        (["install", "--system", "--account", "root", "serve"], "does not run as root"),
+        (["install", "--system", "--account", "root", "serve"], "must not run as root"),
         (["install", "--system", "--account", "no-such-one", "serve"], "useradd"),
         (["uninstall"], "no service to remove"),
         (["uninstall", "chat"], "serve or join, not chat"),

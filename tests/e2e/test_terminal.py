@@ -322,7 +322,7 @@ def test_join_asks_for_the_code_at_a_terminal(tmp_path: Path) -> None:
         with terminal("join", f"127.0.0.1:{port}", "--name", "asked", "--threads", "1", SHOAL_CACHE=str(nodes)) as shown:
             shown.until_shown("pairing code: ")
             shown.type("what?" + ENTER)
-            shown.until_shown("that is no pairing code")
+            shown.until_shown("that is not a pairing code")
             shown.until_shown("pairing code: ")
             shown.type("ABCD-EFGH" + ENTER)
             shown.until_shown("the head has no such pairing code")

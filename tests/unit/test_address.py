@@ -42,8 +42,8 @@ def test_an_address_is_read_and_written(text: str, host: str, port: int, printed
         ("fe80::1%eth0:7420", "write [fe80::1%eth0]:7420"),
         ("::1", "write [::1]:PORT"),
         ("fd00::5", "write [fd00::5]:PORT"),
-        ("0.0.0.0:58987", "every address of the machine that listens"),
-        ("[::]:58987", "every address of the machine that listens"),
+        ("0.0.0.0:58987", "every address of the listening machine"),
+        ("[::]:58987", "every address of the listening machine"),
         *((text, "write HOST:PORT") for text in ("", "host", ":7420", "host:", "host:0", "host:65536", "host:٣", "host:-1", "host:7420x")),
         *((text, "write HOST:PORT") for text in ("[::1]", "[]:7420", "[host]:7420", "[::1:7420", "http://host:7420", "a:b:7420")),
         ("10.0.0.256:7420", "write HOST:PORT"),
@@ -131,7 +131,7 @@ def test_an_address_that_cannot_be_listened_on_says_why() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"port {port} on 127.0.0.1 is in use"):
             listening_socket("127.0.0.1", port)
-    with pytest.raises(ConfigError, match=r"203\.0\.113\.9 is no address of this machine"):
+    with pytest.raises(ConfigError, match=r"203\.0\.113\.9 is not an address of this machine"):
         listening_socket("203.0.113.9", 0)
     with pytest.raises(ConfigError, match=r"cannot listen on nobody\.invalid: "):
         listening_socket("nobody.invalid", 0)

@@ -51,7 +51,7 @@ def test_what_it_says_is_read_with_its_lines(tmp_path: Path) -> None:
 
 def test_no_file_says_nothing_unless_it_was_named(tmp_path: Path) -> None:
     assert read(tmp_path / "none.toml", sections()).section("head") == {}
-    with pytest.raises(ConfigError, match=r"there is no .*none\.toml, which SHOAL_CONFIG names; `shoal config init`"):
+    with pytest.raises(ConfigError, match=r"SHOAL_CONFIG names .*none\.toml, which does not exist; `shoal config init`"):
         read(tmp_path / "none.toml", sections(), must_be=True)
 
 
@@ -78,11 +78,11 @@ def test_no_file_says_nothing_unless_it_was_named(tmp_path: Path) -> None:
         ("[client]\nmax-tokens = -1", 2, "--max-tokens must be at least 0"),
         ("[client]\ntemperature = inf", 2, "--temperature"),
         ("[client]\napi-key = 5", 2, r"api-key is text in quotes, like \"…\", not \*\*\*"),
-        ("[head]\nport = ", 2, "this is no TOML"),
-        ("[head]\nspread = True", 2, "this is no TOML: .*; write true or false"),
-        ("[head]\nmodel = tinyllama", 2, "this is no TOML: .*; write text in quotes"),
-        ("[head]\nport = 1\nport = 2", 3, "this is no TOML"),
-        ("[head", 1, "this is no TOML"),
+        ("[head]\nport = ", 2, "this is not TOML"),
+        ("[head]\nspread = True", 2, "this is not TOML: .*; write true or false"),
+        ("[head]\nmodel = tinyllama", 2, "this is not TOML: .*; write text in quotes"),
+        ("[head]\nport = 1\nport = 2", 3, "this is not TOML"),
+        ("[head", 1, "this is not TOML"),
     ],
 )
 def test_a_mistake_is_told_with_its_line_and_what_to_do(tmp_path: Path, text: str, line: int, told: str) -> None:

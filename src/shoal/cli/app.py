@@ -73,7 +73,7 @@ def _say(error: Exception) -> None:
 
 
 def _show_usage(error: Any) -> None:
-    """What is wrong with how the command was written."""
+    """Prints what is wrong with the command line."""
     from shoal.cli.show import err
 
     if err.log is not None:
@@ -83,14 +83,14 @@ def _show_usage(error: Any) -> None:
 
 
 def _open_streams() -> None:
-    """Those that whoever started this process has closed: sockets would take their numbers, and libuv ends a process that closes one of those."""
+    """Opens stdin, stdout and stderr if the parent closed them. Otherwise sockets get their numbers, and libuv aborts a process that closes one."""
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         if getattr(sys, name) is None and os.open(os.devnull, os.O_RDWR) == number:
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - lives as long as the process
 
 
 def main() -> None:
-    """Runs the command line. Exit status: 0, 1 where something failed, 2 where the user can mend it, 130 after Ctrl-C."""
+    """Runs the command line. Exit status: 0, 1 if something failed, 2 if the user can fix it, 130 after Ctrl-C."""
     _open_streams()
     keep_to_own_folders()
     mute_grpc()

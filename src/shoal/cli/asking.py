@@ -26,9 +26,9 @@ def base_url(text: str) -> str:
     try:
         url = httpx2.URL(plain)
     except httpx2.InvalidURL as error:
-        raise ConfigError(f"--url {text} is no address ({error}); write one like http://127.0.0.1:8000") from error
+        raise ConfigError(f"--url {text} is not an address ({error}); write one like http://127.0.0.1:8000") from error
     if url.scheme not in ("http", "https") or not url.host or re.search(r"\s", plain):
-        raise ConfigError(f"--url {text} is no address of an API; write one like http://127.0.0.1:8000")
+        raise ConfigError(f"--url {text} is not the address of an API; write one like http://127.0.0.1:8000")
     return plain
 
 
@@ -36,7 +36,7 @@ def _checked(key: str) -> str:
     """Raises ConfigError for what no header can carry."""
     key = key.strip()
     if not re.fullmatch(r"[!-~]*", key):
-        raise ConfigError("--api-key has blanks or characters that no key has; copy it again")
+        raise ConfigError("--api-key has spaces or other characters that are not in a key; copy it again")
     return key
 
 
@@ -94,7 +94,9 @@ class Asking:
             if response.status_code != 200:
                 raise self._refusal(response.status_code, await response.aread())
             if not response.headers.get("content-type", "").startswith("text/event-stream"):
-                raise ClusterError(f"what answers at {self.url} is no OpenAI-compatible API; --url names one like http://127.0.0.1:8000")
+                raise ClusterError(
+                    f"the server at {self.url} is not an OpenAI-compatible API; give the address of one with --url, like http://127.0.0.1:8000"
+                )
             async for line in response.aiter_lines():
                 if line.startswith("data:") and (data := line[5:].strip()) != "[DONE]":
                     yield _event(data)
@@ -105,7 +107,9 @@ class Asking:
             given = "knows no such key" if self.key else "asks for a key"
             return InvalidRequest(f"{self.url} {given}; give one of its own with --api-key or SHOAL_API_KEY")
         if status == 404 and not message:
-            return InvalidRequest(f"what answers at {self.url} has no /v1/chat/completions; --url names an OpenAI-compatible API")
+            return InvalidRequest(
+                f"the server at {self.url} has no /v1/chat/completions; give the address of an OpenAI-compatible API with --url"
+            )
         message = message or f"{self.url} answered {status}"
         return InvalidRequest(message) if status in (400, 403, 404, 413, 422) else ClusterError(message)
 
@@ -123,7 +127,7 @@ def _event(data: str) -> dict[str, Any]:
         event: dict[str, Any] = json.loads(data)
         error = event.get("error")
     except (ValueError, AttributeError) as bad:
-        raise ClusterError("the server sent an event that is no JSON object") from bad
+        raise ClusterError("the server sent an event that is not a JSON object") from bad
     if error:
         raise ClusterError(str(error.get("message", error) if isinstance(error, dict) else error))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
     return event

@@ -70,7 +70,7 @@ def _check(path: Path) -> tuple[set[str], list[Invalid]]:
     for line in _lines(path):
         ids.add(line.custom_id) if isinstance(line, BatchRequest) else bad.append(line)
     if doubled := [line for line in bad if line.code == "duplicate_custom_id"]:
-        raise ConfigError(f"{path} has a custom_id twice, and nothing was run: {_named(doubled)}")
+        raise ConfigError(f"{path} has a custom_id more than once; nothing was run: {_named(doubled)}")
     if not ids and not bad:
         raise ConfigError(f"{path} has no requests")
     return ids, bad
@@ -86,7 +86,7 @@ def _open(source: Path, target: Path, ids: set[str], bad: list[Invalid]) -> Outp
         raise ConfigError(f"cannot write {target}: {error.strerror or error}") from error
     if foreign := output.done.ids - ids:
         output.close()
-        raise ConfigError(f"{target} has results of other requests, like '{min(foreign)}'; choose another file")
+        raise ConfigError(f"{target} holds results of other requests, like '{min(foreign)}'; choose another file")
     for line in bad:
         if not output.done.covers(line):
             output.put(refused(line, secrets.token_hex(12)))
@@ -105,12 +105,12 @@ async def _ask(http: httpx2.AsyncClient, server: Server, asked: BatchRequest, rn
             server.silent = monotonic() if server.silent is None else server.silent
             if monotonic() - server.silent >= server.patience:
                 why = str(error) or type(error).__name__
-                raise ClusterError(f"{server.url} does not answer: {why}; results so far are kept, run the command again") from error
+                raise ClusterError(f"{server.url} does not answer: {why}; results so far are kept; run the command again") from error
             await asyncio.sleep(patience.unreachable(rng))
             continue
         server.silent = None
         if answer.status_code in (401, 403):
-            raise ConfigError(f"{server.url} lets nobody in without a key that it knows; give it with --api-key")
+            raise ConfigError(f"{server.url} needs a valid API key; give it with --api-key")
         pause = patience.pause(answer.status_code, _code(answer), answer.headers.get("retry-after"), time(), rng)
         if pause is None:
             return answer
@@ -208,7 +208,7 @@ async def _batch(
             raise KeyboardInterrupt
         output.close()
     except OSError as error:
-        raise ClusterError(f"cannot write {target}: {error.strerror or error}; run the command again when that is mended") from error
+        raise ClusterError(f"cannot write {target}: {error.strerror or error}; fix that, then run the command again") from error
     finally:
         output.abandon()
     _tell(output, source, target, bad, before, monotonic() - began)

@@ -1,4 +1,4 @@
-"""The commands, their flags and their help. What they do is loaded when one of them is run: `--help` is to come at once."""
+"""The commands, their flags and their help. The code behind a command is imported when it runs, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ Example: [bold]shoal up --nodes 2 --port 8000[/bold], then
 _SERVE_HELP = """
 Serve a model on the nodes that join this machine.
 
-Example: [bold]shoal serve --host 192.168.1.20 --min-nodes 2[/bold] here, and on two machines the command that it shows, like
+Example: run [bold]shoal serve --host 192.168.1.20 --min-nodes 2[/bold] here, then on two machines the command that it prints, like
 [bold]shoal join 192.168.1.20:7420 --code 7QFK-3M9X[/bold]
 """
 _JOIN_HELP = """
-Lend this machine to a cluster, until Ctrl-C: its layers are then moved to others before it leaves (Ctrl-C again: at once).
+Join this machine to a cluster. Ctrl-C moves its layers to other nodes, then leaves (Ctrl-C again: leave at once).
 
-Example: [bold]shoal join[/bold] finds the cluster of this network, [bold]shoal join 192.168.1.20:7420 --memory 4GiB[/bold] the one there.
+Example: [bold]shoal join[/bold] finds the cluster on this network; [bold]shoal join 192.168.1.20:7420 --memory 4GiB[/bold] joins the one at that address.
 """
 
 
@@ -74,7 +74,11 @@ def serve(settings: HeadSettings) -> None:
 def join(
     settings: NodeSettings,
     address: Annotated[
-        str, typer.Argument(metavar="[HOST:PORT]", help="Where `shoal serve` says that nodes join; it is looked for where not given.")
+        str,
+        typer.Argument(
+            metavar="[HOST:PORT]",
+            help="The head's address, as `shoal serve` prints it. Without one, the head is looked for on the network.",
+        ),
     ] = "",
 ) -> None:
     from shoal.cli import join
@@ -86,7 +90,7 @@ def join(
 def run(
     settings: EngineSettings,
     typed: typer.Context,
-    prompt: Annotated[str, typer.Argument(help="What to ask; - reads it from stdin.")] = DEFAULT_PROMPT,
+    prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from stdin.")] = DEFAULT_PROMPT,
     nodes: Nodes = 2,
     url: Url = "",
     key: Key = "",
@@ -112,7 +116,7 @@ def chat(
     nodes: Nodes = 2,
     url: Url = "",
     key: Key = "",
-    system: Annotated[str, flag("--system", "What the model is told first.", section="client", default="")] = "",
+    system: Annotated[str, flag("--system", "The system prompt.", section="client", default="")] = "",
     max_tokens: MaxTokens = 0,
     temperature: Temperature = 0.7,
     seed: Seed = None,
@@ -122,8 +126,8 @@ def chat(
 ) -> None:
     """Talk with a model, turn by turn. Example: [bold]shoal chat --model qwen2.5-coder-1.5b[/bold]
 
-    Enter sends; Alt-Enter, or a backslash at a line's end, goes on with another line. Ctrl-C ends an answer, at an empty prompt the chat.
-    /help lists what else there is. Where stdin is no terminal, all of it is one message: [bold]git diff | shoal chat --system "Review this"[/bold]
+    Enter sends; Alt-Enter, or a backslash at the end of a line, starts a new line. Ctrl-C stops an answer; at an empty prompt it ends the chat.
+    /help lists the commands. If stdin is not a terminal, all of it is one message: [bold]git diff | shoal chat --system "Review this"[/bold]
     """
     from shoal.cli import client
 
@@ -133,7 +137,7 @@ def chat(
 
 
 def _named(typed: typer.Context, settings: EngineSettings) -> tuple[EngineSettings, str]:
-    """With the model that the user named for asking, and its name: '' where that is left to the server."""
+    """The settings with the model to ask for, and its name: '' if the server chooses."""
     asked = settings.model if said(typed, "model") else str(loaded().section("client").get("model", ""))
     return (dataclasses.replace(settings, model=asked) if asked else settings), asked
 
@@ -141,28 +145,28 @@ def _named(typed: typer.Context, settings: EngineSettings) -> tuple[EngineSettin
 @settings(EngineSettings)
 def batch(
     settings: EngineSettings,
-    source: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="Requests, a line each, as in OpenAI's batch API.")],
-    target: Annotated[Path, flag("--output", "Results, a line each. What an earlier run left there is not done again.", short="-o")],
+    source: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="Requests in the format of OpenAI's batch API, one per line.")],
+    target: Annotated[Path, flag("--output", "Results, one per line. Requests that already have a result in it are skipped.", short="-o")],
     nodes: Nodes = 2,
     url: Url = "",
     key: Key = "",
     concurrency: Annotated[
-        int, flag("--concurrency", "Requests that run at once.", section="client", kind=int, default=16, min=1, max=4096)
+        int, flag("--concurrency", "Requests to run at once.", section="client", kind=int, default=16, min=1, max=4096)
     ] = 16,
     patience: Annotated[
         float,
         flag(
-            "--patience", "Seconds without any answer of the server before giving up.", section="client", kind=float, default=600.0, min=0
+            "--patience", "Seconds without any answer from the server before giving up.", section="client", kind=float, default=600.0, min=0
         ),
     ] = 600.0,
     memory: Memory = "",
     threads: Threads = 0,
     runtime: Runtime = RuntimeName.AUTO,
 ) -> None:
-    """Answer a file of requests. Each result is on the disk (fsync) before it counts; after a crash or Ctrl-C the same command goes on.
+    """Answer a file of requests. Each result is synced to disk; after a crash or Ctrl-C, the same command continues.
 
-    Requests run below those that somebody waits for. A full queue and a model being loaded are waited for. Exit status: 0 where every
-    request was answered with 200, 1 where one was not, 2 where the files are at fault and nothing was run.
+    Interactive requests go first. A full queue or a loading model is waited for. Exit status: 0 if every
+    request was answered with 200, 1 if one was not, 2 if a file or flag is wrong and nothing was run.
 
     Example: [bold]shoal batch in.jsonl -o out.jsonl --url http://127.0.0.1:8000[/bold]
     """
@@ -174,11 +178,11 @@ def batch(
 @settings(EngineSettings, leave_out=("model",))
 def plan(
     settings: EngineSettings,
-    model: Annotated[str, typer.Argument(help="As for --model elsewhere.")],
+    model: Annotated[str, typer.Argument(help="A model, named as for --model of other commands.")],
     node: Annotated[
-        list[str] | None, flag("--node", "A node; repeat for each. SPEED is relative to this machine.", metavar="MEMORY[:SPEED]")
+        list[str] | None, flag("--node", "A node; repeat for more. SPEED is relative to this machine.", metavar="MEMORY[:SPEED]")
     ] = None,
-    threads: Annotated[int, flag("--threads", "Threads that this machine is measured with.", min=0)] = 0,
+    threads: Annotated[int, flag("--threads", "Threads to measure this machine with; 0: every core.", min=0)] = 0,
     as_json: Json = False,
 ) -> None:
     """Show how a model would be split and how fast it would be. Example: [bold]shoal plan qwen2.5-coder-1.5b --node 1GiB --node 1GiB:0.5[/bold]"""
@@ -193,17 +197,17 @@ def bench(
     nodes: Nodes = 1,
     threads: Threads = 0,
     runtime: Runtime = RuntimeName.AUTO,
-    repeat: Annotated[int, flag("--repeat", "Medians of so many runs.", min=1)] = 3,
+    repeat: Annotated[int, flag("--repeat", "Number of runs; the median is shown.", min=1)] = 3,
     as_json: Json = False,
 ) -> None:
-    """Measure a local cluster: decoding 1 and 8 streams, and a prompt of 512. Example: [bold]shoal bench --nodes 2 --threads 1[/bold]"""
+    """Measure a local cluster: decoding 1 and 8 streams, and a prompt of 512 tokens. Example: [bold]shoal bench --nodes 2 --threads 1[/bold]"""
     from shoal.cli import inspect
 
     inspect.bench(settings, node_settings(threads=threads, runtime=runtime), nodes, repeat, as_json)
 
 
 def doctor(as_json: Json = False) -> None:
-    """Say what this machine can do, what shoal will use of it, and what is wrong."""
+    """Show what this machine can do, how much of it shoal will use, and what is wrong."""
     from shoal.cli import inspect
 
     inspect.doctor(as_json)

@@ -25,14 +25,14 @@ _SECTIONS = {
     "client": "shoal run, chat, batch and nodes: whom they ask, and how.",
 }
 
-Changed = Annotated[bool, flag("--changed", "Only what the file or the environment says.")]
+Changed = Annotated[bool, flag("--changed", "Only settings that the file or the environment sets.")]
 
 
 @app.command("show")
 def show(changed: Changed = False, as_json: Json = False) -> None:
-    """Show every setting, and where it comes from: a line of the file, a variable of the environment, or its default.
+    """Show every setting and where it comes from: a line of the file, an environment variable, or its default.
 
-    A flag on the command line goes before the environment, that before the file. Example: [bold]shoal config show --changed[/bold]
+    A flag overrides the environment, which overrides the file. Example: [bold]shoal config show --changed[/bold]
     """
     from shoal.cli.show import Rows, emit, line, out
 
@@ -47,12 +47,12 @@ def show(changed: Changed = False, as_json: Json = False) -> None:
     known = known_variables() | _OTHERS
     for name in variables():
         if name not in known:
-            line(f"{name} is no variable of shoal's{suggestion(name, known)}")
+            line(f"{name} is not a variable of shoal{suggestion(name, known)}")
 
 
 @app.command("path")
 def path() -> None:
-    """Print where the configuration file is, or would be. SHOAL_CONFIG names another one."""
+    """Print the path of the configuration file, whether or not it exists. SHOAL_CONFIG names another file."""
     from shoal.cli.show import line_out
 
     line_out(str(config_file()))
@@ -60,7 +60,7 @@ def path() -> None:
 
 @app.command("init")
 def init() -> None:
-    """Write a configuration file in which every setting is explained, and none is set. A file that is there is left as it is."""
+    """Write a configuration file that explains every setting and sets none. An existing file is left alone."""
     from shoal.cli.show import line
     from shoal.security.private_file import write_private
 
@@ -68,7 +68,7 @@ def init() -> None:
     try:
         write_private(target, "\n".join(_commented()).encode(), fresh=True)
     except FileExistsError:
-        raise ConfigError(f"there is {target} already, and it stays as it is; `shoal config show` says what it sets") from None
+        raise ConfigError(f"{target} already exists and was left alone; `shoal config show` shows what it sets") from None
     line(f"{target} is written; take the # away from what you want to set")
 
 
@@ -91,7 +91,7 @@ def _rows(file: ConfigFile) -> Iterator[dict[str, Any]]:
 
 
 def _masked(key: FileKey, value: Any) -> Any:
-    """Without what opens something."""
+    """The value with secrets hidden."""
     if key.secret and value:
         return "***"
     if isinstance(value, str) and "://" in value and "@" in value:
@@ -114,8 +114,8 @@ def _toml(value: Any) -> str:
 
 
 def _commented() -> Iterator[str]:
-    yield "# Settings of shoal. A flag on the command line goes before an environment variable, and that before this file."
-    yield "# `shoal config show` says what holds, and where it comes from."
+    yield "# Settings of shoal. A flag overrides an environment variable, which overrides this file."
+    yield "# `shoal config show` shows every setting and where it comes from."
     for section, keys in sections().items():
         yield ""
         yield from textwrap.wrap(_SECTIONS[section], 118, initial_indent="# ", subsequent_indent="# ")
@@ -125,5 +125,5 @@ def _commented() -> Iterator[str]:
             yield ""
             yield from textwrap.wrap(key.help, 118, initial_indent="# ", subsequent_indent="# ")
             example = key.default if key.default is not None else {int: 0, float: 0.0, bool: False}.get(key.kind, "")
-            yield f"# {name} = {_toml(example)}" + ("" if key.default is not None else "  # by default as each command says")
+            yield f"# {name} = {_toml(example)}" + ("" if key.default is not None else "  # the default depends on the command")
     yield ""

@@ -83,7 +83,7 @@ class Conversation:
             with path.open("w" if path in self._saved else "x", encoding="utf-8") as file:
                 file.write(text + "\n")
         except FileExistsError:
-            raise ConfigError(f"{path} is there already; choose another name") from None
+            raise ConfigError(f"{path} already exists; choose another name") from None
         except (OSError, ValueError) as error:
             raise ConfigError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
         self._saved.add(path)

@@ -92,7 +92,7 @@ async def node_credentials(settings: NodeSettings, address: str, found: Advert |
             )
         return None
     if found is not None and not kept:
-        raise ConfigError(f"cluster {found.cluster} lets in who knows its pairing code; `shoal serve` shows it: --code CODE")
+        raise ConfigError(f"cluster {found.cluster} needs its pairing code, which `shoal serve` shows: --code CODE")
     return Credentials.load(kept[0]) if kept else None
 
 

@@ -42,9 +42,9 @@ def _node(text: str, index: int, threads: int) -> NodeProfile:
     try:
         speed = float(factor) if factor else 1.0
     except ValueError:
-        raise ConfigError(f"'{text}' is no node; write MEMORY or MEMORY:SPEED, like 4GiB:0.5") from None
+        raise ConfigError(f"'{text}' is not a node; write MEMORY or MEMORY:SPEED, like 4GiB:0.5") from None
     if not 0 < speed < 1e6:
-        raise ConfigError(f"'{text}': a speed is greater than 0, and finite")
+        raise ConfigError(f"'{text}': the speed must be finite and greater than 0")
     here = measure(threads)
     return NodeProfile(f"node-{index}", parse_bytes(memory), here.bytes_per_second * speed, here.flops * speed)
 

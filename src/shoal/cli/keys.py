@@ -23,7 +23,7 @@ app = typer.Typer(help="Make, list and revoke the API's keys.", invoke_without_c
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _CLASSES = {"urgent": Priority.URGENT, "normal": Priority.NORMAL, "flex": Priority.FLEX, "batch": Priority.BATCH}
 
-Data = Annotated[str | None, flag("--data", "Folder that the server keeps its keys in, where it was told one.")]
+Data = Annotated[str | None, flag("--data", "Folder of the server's keys, if the server was given --data.")]
 
 
 def _store(data: str | None) -> KeyStore:
@@ -35,7 +35,7 @@ def _store(data: str | None) -> KeyStore:
 
 
 def expiry(text: str, now: float) -> float | None:
-    """'90d' or '2027-01-31' (its beginning, UTC) → seconds since 1970; '' → None. Raises ConfigError."""
+    """'90d' or '2027-01-31' (00:00 UTC) → seconds since 1970; '' → None. Raises ConfigError."""
     if not text:
         return None
     if match := re.fullmatch(r"(\d{1,6})([smhdw])", text):
@@ -43,15 +43,15 @@ def expiry(text: str, now: float) -> float | None:
     try:
         when = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC).timestamp()
     except ValueError:
-        raise ConfigError(f"--expires takes a time from now like 12h or 90d, or a day like 2027-01-31, not '{text}'") from None
+        raise ConfigError(f"--expires takes a lifetime like 12h or 90d, or a date like 2027-01-31, not '{text}'") from None
     if when <= now:
-        raise ConfigError(f"--expires {text} is past")
+        raise ConfigError(f"--expires {text} is in the past")
     return when
 
 
 def _priority(name: str) -> Priority:
     if name not in _CLASSES:
-        raise ConfigError(f"--priority is one of {', '.join(_CLASSES)}, not '{name}'")
+        raise ConfigError(f"--priority must be one of {', '.join(_CLASSES)}, not '{name}'")
     return _CLASSES[name]
 
 
@@ -63,16 +63,16 @@ def default(context: typer.Context) -> None:
 
 @app.command("create")
 def create_key(
-    name: Annotated[str, typer.Argument(help="Whose it is, or what for.")],
-    rpm: Annotated[int, flag("--rpm", "Most requests a minute; 0: any.", min=0)] = 0,
-    tokens: Annotated[int, flag("--tokens-per-minute", "Most tokens a minute, prompts and answers; 0: any.", min=0)] = 0,
-    concurrency: Annotated[int, flag("--concurrency", "Most requests at once; 0: any.", min=0)] = 0,
-    expires: Annotated[str, flag("--expires", "When it stops working: 12h, 90d, or a day like 2027-01-31; empty: never.")] = "",
-    priority: Annotated[str, flag("--priority", "The first class that its requests may have: urgent, normal, flex or batch.")] = "urgent",
+    name: Annotated[str, typer.Argument(help="A name for the key, such as its user or purpose.")],
+    rpm: Annotated[int, flag("--rpm", "Most requests per minute; 0: no limit.", min=0)] = 0,
+    tokens: Annotated[int, flag("--tokens-per-minute", "Most tokens per minute, prompts and answers together; 0: no limit.", min=0)] = 0,
+    concurrency: Annotated[int, flag("--concurrency", "Most requests at once; 0: no limit.", min=0)] = 0,
+    expires: Annotated[str, flag("--expires", "Lifetime or expiry date: 12h, 90d, or 2027-01-31; empty: never expires.")] = "",
+    priority: Annotated[str, flag("--priority", "Highest class that its requests may have: urgent, normal, flex or batch.")] = "urgent",
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Make a key and show it, once. Example: [bold]shoal keys create alice --rpm 60 --expires 90d[/bold]"""
+    """Create a key and show it; it is not shown again. Example: [bold]shoal keys create alice --rpm 60 --expires 90d[/bold]"""
     from shoal.cli.show import emit, line, line_out
     from shoal.gateway.auth.key import KeyLimits
 
@@ -92,7 +92,7 @@ def create_key(
 
 @app.command("list")
 def list_keys(data: Data = None, as_json: Json = False) -> None:
-    """List the keys, and what they were used for."""
+    """List the keys and their use so far."""
     from shoal.cli.show import Rows, emit, line, out
 
     now = time()
@@ -106,8 +106,8 @@ def list_keys(data: Data = None, as_json: Json = False) -> None:
 
 
 @app.command("revoke")
-def revoke_key(name: Annotated[str, typer.Argument(help="Its name or id.")], data: Data = None) -> None:
-    """Let a key in no longer, within a second. Example: [bold]shoal keys revoke alice[/bold]"""
+def revoke_key(name: Annotated[str, typer.Argument(help="The key's name or id.")], data: Data = None) -> None:
+    """Revoke a key; it stops working within a second. Example: [bold]shoal keys revoke alice[/bold]"""
     from shoal.cli.show import line
 
     key = _store(data).revoke(name, time())

@@ -13,7 +13,8 @@ from shoal.errors import ConfigError, human_bytes
 app = typer.Typer(help="List, fetch, remove and search models.", invoke_without_command=True)
 
 Name = Annotated[
-    str, typer.Argument(help="A name of the list, or of the hub: org/name, org/name:Q4_K_M, hf:org/name@revision.", show_default=False)
+    str,
+    typer.Argument(help="A name from the list, or one of the hub: org/name, org/name:Q4_K_M, hf:org/name@revision.", show_default=False),
 ]
 
 
@@ -25,9 +26,9 @@ def default(context: typer.Context) -> None:
 
 @app.command("list")
 def list_models(as_json: Json = False) -> None:
-    """List the models that are on this machine, and those of the catalogue.
+    """List the models on this machine and those of the catalogue.
 
-    What Hugging Face's tools, Ollama and LM Studio have fetched is used where it lies. Any .gguf file, model directory or org/name of the
+    Models that Hugging Face's tools, Ollama or LM Studio fetched are used in place. Any .gguf file, model directory or org/name of the
     hub works as well.
     """
     from shoal.cli.show import Rows, emit, out
@@ -59,7 +60,7 @@ def list_models(as_json: Json = False) -> None:
 
 @app.command("pull")
 def pull_model(name: Name) -> None:
-    """Fetch a model, checked by hash. What broke off goes on where it stopped.
+    """Fetch a model and check its hash. An interrupted download continues where it stopped.
 
     Example: [bold]shoal models pull bartowski/Llama-3.2-1B-Instruct-GGUF:Q4_K_M[/bold]
     """
@@ -73,7 +74,7 @@ def pull_model(name: Name) -> None:
 
 @app.command("rm")
 def remove_model(name: Name, yes: Annotated[bool, flag("--yes", "Do not ask.", short="-y")] = False) -> None:
-    """Delete a model that shoal fetched; what other tools fetched stays. Example: [bold]shoal models rm tinyllama-1.1b[/bold]"""
+    """Delete a model that shoal fetched. Models of other tools are not touched. Example: [bold]shoal models rm tinyllama-1.1b[/bold]"""
     from shoal.cli.show import line
     from shoal.models.removal import removal
 
@@ -91,17 +92,17 @@ def remove_model(name: Name, yes: Annotated[bool, flag("--yes", "Do not ask.", s
 
 @app.command("search")
 def search_models(
-    words: Annotated[list[str], typer.Argument(help="What the names of the models have in them.", show_default=False)],
+    words: Annotated[list[str], typer.Argument(help="Words in the model's name.", show_default=False)],
     limit: Annotated[int, flag("--limit", "Most models to show.", min=1, max=100)] = 20,
     as_json: Json = False,
 ) -> None:
-    """Search the hub for models that shoal runs, those fetched most often first. Example: [bold]shoal models search qwen 0.5b gguf[/bold]"""
+    """Search the hub for models that shoal runs, most downloaded first. Example: [bold]shoal models search qwen 0.5b gguf[/bold]"""
     from shoal.cli.show import Rows, emit, line, out
     from shoal.models.hub_search import search
 
     text = " ".join(words).strip()
     if not text:
-        raise ConfigError("write what to search for, like: shoal models search qwen2.5 gguf")
+        raise ConfigError("give words to search for, like: shoal models search qwen2.5 gguf")
     hits = search(text, limit)
     if as_json:
         emit(

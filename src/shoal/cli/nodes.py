@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 _HERE = "127.0.0.1:7420"
 
 Head = Annotated[str, flag("--head", "The head's control port.", metavar="HOST:PORT", section="client", default=_HERE)]
-OwnHead = Annotated[str, flag("--head", "The head's control port; it may also stand before the command.", metavar="HOST:PORT")]
-Story = Annotated[int, flag("--story", "Most events to show of what happened lately.", section="client", kind=int, default=8, min=0)]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="As `shoal nodes` lists it.")]
+OwnHead = Annotated[str, flag("--head", "The head's control port; may also be given before the command.", metavar="HOST:PORT")]
+Story = Annotated[int, flag("--story", "Number of recent events to show.", section="client", kind=int, default=8, min=0)]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The node's name, as `shoal nodes` lists it.")]
 
 app = typer.Typer(help="List a cluster's nodes; drain or remove one.", invoke_without_command=True)
 
 
 @app.callback()
 def nodes(context: typer.Context, head: Head = _HERE, as_json: Json = False, story: Story = 8) -> None:
-    """List a cluster's nodes: what each holds and how it does, and what happened lately.
+    """List a cluster's nodes with their layers and state, and recent events.
 
     Example: [bold]shoal nodes --head 192.168.1.20:7420[/bold]
     """
@@ -113,5 +113,5 @@ def drain(context: typer.Context, name: Name, head: OwnHead = "") -> None:
 
 @app.command("remove")
 def remove(context: typer.Context, name: Name, head: OwnHead = "") -> None:
-    """Send a node home at once; what it held is filled anew elsewhere. Example: [bold]shoal nodes remove node-2[/bold]"""
+    """Remove a node at once; other nodes rebuild its layers. Example: [bold]shoal nodes remove node-2[/bold]"""
     _dismiss(head or context.obj, name, drain=False)

@@ -1,7 +1,7 @@
 """Flags from settings: a role's dataclass fields become a command's options, each documented once, in config.py.
 
-Every flag has an environment variable, which the help names, and most have a key of the configuration file: a role's under [head] or [node],
-those of what asks a server under [client]. This module and `commands` are all that `--help` loads.
+Every flag has an environment variable, named in its help. Most have a key in the configuration file: a role's under [head] or [node],
+a client's under [client]. `--help` loads only this module and `commands`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _PANELS: dict[type[Settings], str] = {EngineSettings: "Model", ApiSettings: "API
 
 _ROLES: dict[str, type[Settings]] = {"head": HeadSettings, "node": NodeSettings}
 _LOCAL = ("memory", "threads", "runtime", "journal", "journal_disk", "share", "isa")
-"""What [node] says of this machine, and not of the one node that joins from it."""
+"""The settings of [node] that hold for every node on this machine, not only for the one that `join` starts."""
 _KEYS: dict[str, dict[str, FileKey]] = {"": {}, "head": {}, "client": {}}
 _PLACES: dict[int, tuple[str, str]] = {}
-"""The section and the key of an option, by its identity: none of them ever goes."""
+"""Section and key of an option, by its `id()`; options are never freed."""
 _VARIABLES: set[str] = set()
 
 
@@ -74,48 +74,57 @@ def _within(name: str, low: float | None, high: float | None, check: Callable[[A
 
 def _finite(value: float) -> float:
     if not math.isfinite(value):
-        raise ConfigError(f"--temperature is a number of at least 0, not {value}")
+        raise ConfigError(f"--temperature must be a number of at least 0, not {value}")
     return value
 
 
-Verbose = Annotated[bool, flag("--verbose", "Log what happens to stderr.", short="-v", section="", kind=bool, default=False)]
+Verbose = Annotated[bool, flag("--verbose", "Log to stderr what happens.", short="-v", section="", kind=bool, default=False)]
 LogLines = Annotated[
     LogFormat,
     flag(
         "--log-format",
-        "Lines on stderr: text, json (an object a line), or auto: json off a terminal.",
+        "Log format on stderr: text, json (one object per line), or auto (text on a terminal, else json).",
         section="",
         kind=LogFormat,
         default=LogFormat.TEXT,
     ),
 ]
 Nodes = Annotated[int, flag("--nodes", "Nodes to start on this machine.", short="-n", section="head", kind=int, min=1, max=64)]
-Threads = Annotated[int, flag("--threads", "Threads of each node; 0 shares the cores.", min=0)]
-Memory = Annotated[str, flag("--memory", "Most memory of each node, like 1GiB.")]
-Runtime = Annotated[RuntimeName, flag("--runtime", "What runs the layers; auto times what is installed and keeps the fastest.")]
+Threads = Annotated[int, flag("--threads", "Compute threads of each node; 0: divide the cores among them.", min=0)]
+Memory = Annotated[str, flag("--memory", "Memory limit of each node, like 1GiB.")]
+Runtime = Annotated[RuntimeName, flag("--runtime", "Runtime for the layers; auto times those that are installed and keeps the fastest.")]
 Json = Annotated[bool, flag("--json", "Print JSON.")]
 Url = Annotated[
     str,
     flag(
         "--url",
-        "A server to ask, like http://127.0.0.1:8000 or …/v1; empty: start a cluster here.",
+        "Server to ask, like http://127.0.0.1:8000 or …/v1; empty: start a cluster here.",
         also=("OPENAI_BASE_URL",),
         section="client",
     ),
 ]
 Key = Annotated[
     str,
-    flag("--api-key", "The server's API key, where it asks for one.", also=("OPENAI_API_KEY",), section="client", secret=True, default=""),
+    flag("--api-key", "The server's API key, if it needs one.", also=("OPENAI_API_KEY",), section="client", secret=True, default=""),
 ]
-MaxTokens = Annotated[int, flag("--max-tokens", "Most tokens of an answer; 0: as many as fit.", section="client", kind=int, min=0)]
+MaxTokens = Annotated[int, flag("--max-tokens", "Most tokens in an answer; 0: as many as fit.", section="client", kind=int, min=0)]
 Temperature = Annotated[
-    float, flag("--temperature", "0 takes the likeliest token.", short="-t", section="client", kind=float, check=_finite, callback=_finite)
+    float,
+    flag(
+        "--temperature",
+        "Sampling temperature; 0 always takes the likeliest token.",
+        short="-t",
+        section="client",
+        kind=float,
+        check=_finite,
+        callback=_finite,
+    ),
 ]
-Seed = Annotated[int | None, flag("--seed", "The same seed draws the same answer.", section="client", kind=int)]
+Seed = Annotated[int | None, flag("--seed", "Seed of the sampling; the same seed gives the same answer.", section="client", kind=int)]
 
 
 def node_settings(memory: str = "", threads: int = 0, runtime: RuntimeName = RuntimeName.AUTO) -> NodeSettings:
-    """What a command says of the nodes that it starts, over the environment and the file. Raises ConfigError, also where they could run nothing."""
+    """Settings of the nodes that a command starts: its flags, else the environment, else the file. Raises ConfigError, also if no runtime works."""
     chosen = None if runtime is RuntimeName.AUTO else runtime
     from shoal.cli.runtime import check
 
@@ -127,9 +136,12 @@ def node_settings(memory: str = "", threads: int = 0, runtime: RuntimeName = Run
 
 
 def sections() -> Sections:
-    """Every key of the configuration file; of the client's, those whose flags have been defined."""
+    """Every key of the configuration file. [client] holds those whose flags have been defined so far."""
     model = FileKey(
-        str, "The model to ask for; empty: the one that the server has, or [head]'s where none is asked.", "", variables=("SHOAL_MODEL",)
+        str,
+        "The model to ask for; empty: the server's own, or that of [head] when a cluster is started here.",
+        "",
+        variables=("SHOAL_MODEL",),
     )
     return {
         "": _KEYS[""],
@@ -161,7 +173,7 @@ def known_variables() -> set[str]:
 
 
 def loaded() -> ConfigFile:
-    """The user's configuration file; an empty one where there is none. Raises ConfigError."""
+    """The user's configuration file; an empty one if there is none. Raises ConfigError."""
     try:
         path = config_file()
     except ConfigError:  # no home
@@ -170,24 +182,24 @@ def loaded() -> ConfigFile:
 
 
 def of_file(role: type[Settings]) -> dict[str, Any]:
-    """What the configuration file says of a role, by field. Raises ConfigError."""
+    """A role's values in the configuration file, by field. Raises ConfigError."""
     section = next(name for name, whole in _ROLES.items() if issubclass(whole, role))
     return {key.replace("-", "_"): value for key, value in loaded().section(section).items()}
 
 
 def from_file(context: typer.Context, parameter: str, section: str, value: Any) -> Any:
-    """A command's own option, for which the file speaks where neither the command line nor the environment did. Raises ConfigError."""
+    """An option's value: the file's if neither the command line nor the environment sets it. Raises ConfigError."""
     return value if said(context, parameter) else loaded().section(section).get(parameter.replace("_", "-"), value)
 
 
 def said(context: typer.Context, parameter: str) -> bool:
-    """Whether the command line or the environment says something of an option."""
+    """Whether the command line or the environment sets an option."""
     source = context.get_parameter_source(parameter)
     return source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT")
 
 
 def _panel(role: type[Settings], field: str) -> str | None:
-    """Under which heading of the help a field's flag is found; None: among the command's own."""
+    """The heading in the help that lists a field's flag; None: the command's own options."""
     declaring = next(base for base in role.__mro__ if field in inspect.get_annotations(base))
     return _PANELS.get(declaring)
 
@@ -218,7 +230,7 @@ def _place(parameter: inspect.Parameter) -> tuple[str, str] | None:
 def settings(role: type[Settings], *, leave_out: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Gives a command the role's fields as options, and passes it the role's settings as `settings`.
 
-    The command's own options are read from the file, too. It has a parameter `typed` of typer's context, or none.
+    The command's own options are read from the file too. A parameter `typed`, if it has one, gets typer's context.
     """
 
     def wrap(command: Callable[..., Any]) -> Callable[..., Any]:

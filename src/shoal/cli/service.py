@@ -24,11 +24,11 @@ _KINDS = ("serve", "join")
 _SECRETS = ("--code", "--api-key")
 _KEPT_OUT = "put it into the service's environment file instead, as {variable}=…"
 
-System = Annotated[bool, flag("--system", "Of the system, for every user and from boot on; else of the user who asks.")]
+System = Annotated[bool, flag("--system", "A system service, started at boot; without it, a service of your user.")]
 
 
 class ServiceFailed(ShoalError):
-    """What systemd was asked for did not happen."""
+    """A systemctl command failed."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ class Place:
 @app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True})
 def install(
     context: typer.Context,
-    command: Annotated[list[str], typer.Argument(metavar="serve|join [ARGUMENTS]...", help="What is to run, as it would be typed.")],
+    command: Annotated[list[str], typer.Argument(metavar="serve|join [ARGUMENTS]...", help="The command to run, as you would type it.")],
     system: System = False,
-    account: Annotated[str, flag("--account", "Whom a service of the system runs as; who called sudo, where nothing is said.")] = "",
-    no_start: Annotated[bool, flag("--no-start", "Only write it; else it is started now, and whenever its manager starts.")] = False,
+    account: Annotated[str, flag("--account", "Account that a system service runs as; empty: the user who called sudo.")] = "",
+    no_start: Annotated[bool, flag("--no-start", "Write the unit without starting or enabling it.")] = False,
 ) -> None:
-    """Write a unit, start it, and have it started from now on. Example: [bold]shoal service install join 192.168.1.20:7420 --memory 4GiB[/bold]
+    """Write a unit, start it and enable it. Example: [bold]shoal service install join 192.168.1.20:7420 --memory 4GiB[/bold]
 
-    A node of another machine needs its certificate first: run [bold]shoal join --code …[/bold] once, as the same user.
+    If the head is on another machine, this node needs a certificate first: run [bold]shoal join --code …[/bold] once, as the same user.
     """
     from shoal.cli.show import line_out
 
@@ -77,7 +77,7 @@ def install(
     stops = _stops(context, command)
     owner = _account(account) if system else None
     if account and not system:
-        raise ConfigError("--account is for a service of the system; add --system")
+        raise ConfigError("--account is for system services; add --system")
     path = place.unit(kind)
     text = unit([_program(), *command], stops, owner)
     before = path.read_text() if path.exists() else None
@@ -97,7 +97,8 @@ def install(
 
 @app.command()
 def uninstall(
-    kind: Annotated[str, typer.Argument(metavar="[serve|join]", help="Both where nothing is said.")] = "", system: System = False
+    kind: Annotated[str, typer.Argument(metavar="[serve|join]", help="Which service; both if neither is given.")] = "",
+    system: System = False,
 ) -> None:
     """Stop a service and remove its unit. Models, keys and certificates stay."""
     from shoal.cli.show import line_out
@@ -115,7 +116,7 @@ def uninstall(
 
 @app.command()
 def status(system: System = False) -> None:
-    """Say which services there are and whether they run. Exit status 1 where one does not."""
+    """Show the services and whether they run. Exit status 1 if one does not."""
     from shoal.cli.show import line_out
 
     place = Place(system)
@@ -136,7 +137,7 @@ def status(system: System = False) -> None:
 
 def _chosen(place: Place, kind: str) -> list[str]:
     if kind and kind not in _KINDS:
-        raise ConfigError(f"a service is of {' or '.join(_KINDS)}, not {kind}")
+        raise ConfigError(f"a service runs {' or '.join(_KINDS)}, not {kind}")
     found = [name for name in place.installed if kind in ("", name)]
     if not found:
         raise ConfigError(f"there is no service to remove: no {' and no '.join(str(place.unit(k)) for k in ([kind] if kind else _KINDS))}")
@@ -148,7 +149,7 @@ def _program() -> str:
     called = Path(sys.argv[0])
     found = shutil.which(sys.argv[0]) if called.name == "shoal" else str(Path(sys.executable).with_name("shoal"))
     if found is None or not os.access(found, os.X_OK):
-        raise ConfigError("the command shoal is not installed beside this Python: install shoal, and call it by its name")
+        raise ConfigError("the command shoal is not installed with this Python; install shoal and run it as `shoal`")
     return os.path.abspath(found)
 
 
@@ -156,7 +157,7 @@ def _stops(context: typer.Context, command: list[str]) -> float:
     """Seconds that the command has to end. Raises ConfigError, and what the command line says, where it cannot be run so."""
     kind, *arguments = command
     if kind not in _KINDS:
-        raise ConfigError(f"a service is of {' or '.join(_KINDS)}, not {kind}")
+        raise ConfigError(f"a service runs {' or '.join(_KINDS)}, not {kind}")
     root: Any = context.find_root().command
     parsed: dict[str, Any] = root.commands[kind].make_context(f"shoal {kind}", list(arguments)).params
     if kind == "join":
@@ -165,7 +166,7 @@ def _stops(context: typer.Context, command: list[str]) -> float:
 
 
 def _refuse_secrets(command: list[str]) -> None:
-    """A unit can be read by everybody."""
+    """Refuses secrets: everybody can read a unit."""
     for word in command:
         if (option := word.partition("=")[0]) in _SECRETS:
             variable = "SHOAL_" + option.removeprefix("--").replace("-", "_").upper()
@@ -174,7 +175,7 @@ def _refuse_secrets(command: list[str]) -> None:
                 if option == "--code"
                 else _KEPT_OUT.format(variable=variable)
             )
-            raise ConfigError(f"{option} does not belong into a unit, which others can read; {how}")
+            raise ConfigError(f"{option} must not be in a unit, which others can read; {how}")
         if "://" in word and "@" in word.partition("://")[2].partition("/")[0]:
             raise ConfigError(
                 f"a URL with a password does not belong into a unit, which others can read; {_KEPT_OUT.format(variable='SHOAL_DISCOVERY')}"
@@ -188,13 +189,13 @@ def _account(name: str) -> Account:
         raise ConfigError("there is no systemd on this system") from None
     name = name or shell().caller
     if not name:
-        raise ConfigError("--system needs --account NAME: whom the service runs as, with whose models, keys and certificates")
+        raise ConfigError("--system needs --account NAME: the account whose models, keys and certificates the service uses")
     try:
         found = pwd.getpwnam(name)
     except KeyError:
         raise ConfigError(f"there is no account {name}; useradd --system --create-home {name} makes one") from None
     if found.pw_uid == 0:
-        raise ConfigError("a service of shoal does not run as root; name another --account")
+        raise ConfigError("a shoal service must not run as root; choose another --account")
     return Account(name, found.pw_dir)
 
 

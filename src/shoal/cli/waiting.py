@@ -43,7 +43,7 @@ async def all_of_stdin(stop: asyncio.Event) -> str | None:
     try:
         return data.decode()
     except UnicodeDecodeError:
-        raise ConfigError("stdin is no UTF-8 text") from None
+        raise ConfigError("stdin is not UTF-8 text") from None
 
 
 async def a_line(prompt: str, stop: asyncio.Event) -> str | None:

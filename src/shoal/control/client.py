@@ -48,7 +48,7 @@ class ControlClient:
                 await self.connected()
         except TimeoutError:
             raise ClusterError(
-                f"no head answers at {self.address}; is `shoal serve` running there, and the port open? "
+                f"no head answers at {self.address}; is `shoal serve` running there, and is the port open? "
                 "A head that shows a pairing code wants it once: --code"
             ) from None
         call: Any = self._channel.stream_stream(
@@ -72,7 +72,7 @@ class ControlClient:
     async def _unreachable(self) -> ClusterError:
         """Why, which gRPC does not tell."""
         if (why := await refused(self.address)) is not None:
-            return ClusterError(f"{self.address} cannot be reached: {why.why}; is `shoal serve` running there, and the port open?")
+            return ClusterError(f"{self.address} cannot be reached: {why.why}; is `shoal serve` running there, and is the port open?")
         if not self._protected:
             return NotPaired(self.address)
         return ClusterError(
@@ -177,5 +177,5 @@ async def _ask(address: str, credentials: Credentials | None, method: str, reque
                 raise ClusterError(f"no head answers at {address}: {why.why}; {hint}") from error
             if error.code() is grpc.StatusCode.UNAVAILABLE:
                 hint = "is it the head's control port? A protected head answers its own machine and those that have paired with it"
-                raise ClusterError(f"what listens at {address} gives no answer; {hint}") from error
+                raise ClusterError(f"the process that listens at {address} does not answer; {hint}") from error
             raise ClusterError(f"the head at {address} does not answer: {error.details()}") from error

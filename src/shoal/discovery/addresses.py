@@ -54,7 +54,7 @@ async def resolved(host: str) -> list[Address]:
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError as error:
-        raise ConfigError(f"{host} cannot be resolved to announce it: {error.strerror or error}; give an address") from error
+        raise ConfigError(f"cannot announce {host}: it does not resolve ({error.strerror or error}); give an address") from error
     return reachable(ipaddress.ip_address(str(entry[4][0])) for entry in found)
 
 
@@ -75,7 +75,7 @@ async def facing(peer: str, port: int, wildcard: str) -> str:
     if ours is not None and ours in addresses:
         return str(ours)
     if not addresses:
-        raise ConfigError(f"this machine has no address for {wildcard} to announce; give one with --host")
+        raise ConfigError(f"this machine has no address to announce for {wildcard}; give one with --host")
     return str(addresses[0])
 
 

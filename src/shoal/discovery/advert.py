@@ -103,7 +103,7 @@ class Advert(msgspec.Struct, frozen=True):
                 )
             )
         except UnicodeDecodeError as error:
-            raise RemoteProtocolError(f"an advert that is no UTF-8: {error.reason}") from error
+            raise RemoteProtocolError(f"an advert that is not UTF-8: {error.reason}") from error
         except LocalProtocolError as error:
             raise RemoteProtocolError(str(error)) from error
 
@@ -127,7 +127,9 @@ class Advert(msgspec.Struct, frozen=True):
 def check_name(name: str) -> str:
     """The name of a cluster, as it is. Raises ConfigError."""
     if _NAME.fullmatch(name) is None:
-        raise ConfigError(f"{name[:60]!r} cannot name a cluster; use letters, digits, - and _, at most 48, no - or _ at the ends")
+        raise ConfigError(
+            f"{name[:60]!r} cannot be a cluster's name; use at most 48 letters, digits, - and _, with no - or _ at either end"
+        )
     return name
 
 
@@ -143,14 +145,14 @@ def words(text: str, most: int = MAX_WORDS) -> str:
 def _found(advert: Advert) -> Advert:
     """An advert as it may come in. Raises RemoteProtocolError."""
     if advert.anywhere:
-        raise RemoteProtocolError(f"an advert of {advert.host}, which is no address to reach anything at")
+        raise RemoteProtocolError(f"an advert with the address {advert.host}, which nothing can be reached at")
     return advert
 
 
 def _number(values: Mapping[str, str], key: str) -> int:
     text = values.get(key, "0")
     if _TXT_NUMBER.fullmatch(text) is None:
-        raise RemoteProtocolError(f"an advert whose {key} is no number: {text[:20]!r}")
+        raise RemoteProtocolError(f"an advert whose {key} is not a number: {text[:20]!r}")
     return int(text)
 
 

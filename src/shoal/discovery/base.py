@@ -56,7 +56,7 @@ def choose(adverts: Iterable[Advert], cluster: str | None) -> Advert | None:
             f"{len(found)} clusters are called {found[0].cluster}; give the address of the one that is meant, "
             f"or start one of them under another name:{listing}"
         )
-    raise ClusterError(f"{len(found)} clusters answer; say which with --cluster NAME, or give its address:{listing}")
+    raise ClusterError(f"{len(found)} clusters answer; choose one with --cluster NAME, or give its address:{listing}")
 
 
 def nothing_found(cluster: str | None, where: str, timeout: float, known: Iterable[Advert] = ()) -> ClusterError:

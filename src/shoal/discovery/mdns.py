@@ -192,7 +192,7 @@ async def _sent(registration: Coroutine[Any, Any, Any]) -> None:
 async def _opened(interfaces: list[str] | None) -> AsyncZeroconf:
     """Raises ClusterError where multicast cannot be used, ConfigError for an interface that this machine does not have."""
     if interfaces is not None and (foreign := {ipaddress.ip_address(i) for i in interfaces} - {i.ip for i in of_this_machine()}):
-        raise ConfigError(f"{', '.join(map(str, foreign))} is no address of this machine")  # zeroconf would leak a socket
+        raise ConfigError(f"{', '.join(map(str, foreign))} is not an address of this machine")  # zeroconf would leak a socket
     try:
         if interfaces is not None:
             zeroconf = AsyncZeroconf(interfaces=list[str | int | tuple[tuple[str, int, int], int]](interfaces))

@@ -41,7 +41,7 @@ class MemoryRegistry:
     async def announce(self, advert: Advert) -> None:
         held = self._board.adverts.get(advert.cluster)
         if held is not None and held.address != advert.address:
-            raise ClusterError(f"a cluster called {advert.cluster} is announced already, at {held.address}; choose another name")
+            raise ClusterError(f"a cluster named {advert.cluster} is already announced at {held.address}; choose another name")
         self._advert = advert
         self._board.put(advert)
 

@@ -169,7 +169,7 @@ class RedisRegistry:
                 held = await self._watched(pipe, advert.cluster)
                 if held is not None and held.address != advert.address:
                     raise ClusterError(
-                        f"a cluster called {advert.cluster} is announced already, by the head at {held.address}; choose another name, "
+                        f"a cluster named {advert.cluster} is already announced by the head at {held.address}; choose another name, "
                         f"or wait {self._ttl:g} s if that head is gone"
                     )
                 pipe.multi()
@@ -230,7 +230,7 @@ class RedisRegistry:
             return ConfigError(
                 f"{self._url.shown} refuses the password ({self._url.told(error)}); write redis://[USER]:PASSWORD@HOST:PORT/DB"
             )
-        return ClusterError(f"no Redis answers at {self._url.shown} ({self._url.told(error)}); is it running there, and the port open?")
+        return ClusterError(f"no Redis answers at {self._url.shown} ({self._url.told(error)}); is it running there, and is the port open?")
 
 
 def _parsed(data: bytes, cluster: str) -> Advert:

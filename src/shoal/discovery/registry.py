@@ -27,4 +27,4 @@ def open_registry(setting: str) -> Registry:
 
         return RedisRegistry(setting)
     shown = f" {setting[:40]!r}" if setting.isalnum() else ""  # anything else may hold a password
-    raise ConfigError(f"--discovery{shown} is none of {CHOICES}")
+    raise ConfigError(f"--discovery{shown} is not one of {CHOICES}")

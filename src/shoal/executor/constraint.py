@@ -137,7 +137,7 @@ class Grammars:
             try:
                 self._tokenizer = self._vocabulary()
             except (ShoalError, OSError, ValueError) as error:
-                raise GrammarFailed(f"the model's tokenizer cannot be read here ({error})", ours=True) from error
+                raise GrammarFailed(f"this node cannot read the model's tokenizer ({error})", ours=True) from error
         made = LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
         _check(made)
         return made
@@ -175,7 +175,7 @@ class Constraint:
             if not self._next.running():  # others are before it
                 self._asked = monotonic()
             elif monotonic() - self._asked > _MOST:
-                raise GrammarFailed("it takes too long to work out what may come next; simplify it") from None
+                raise GrammarFailed("it takes too long to find the tokens that may come next; simplify it") from None
             return None
 
     @property

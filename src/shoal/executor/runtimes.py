@@ -51,7 +51,7 @@ def check_runtime(runtime: RuntimeName) -> None:
             raise ConfigError(f"--runtime {runtime} cannot be used here: {reason}")
     elif not installed():
         reasons = "; ".join(f"{r} ({lacking(r)})" for r in (RuntimeName.NATIVE, RuntimeName.ONNXRUNTIME))
-        raise ConfigError(f"this machine has nothing that runs layers: {reasons}; one of them is enough")
+        raise ConfigError(f"this machine has no runtime for layers: {reasons}; one of them is enough")
 
 
 def factory(runtime: RuntimeName, precision: Precision, threads: int, isa: str = "") -> LayersFactory:

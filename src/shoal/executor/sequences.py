@@ -38,7 +38,7 @@ class Sequences:
                 raise RemoteProtocolError(f"step {plan.step} copies a KV block outside the pool of {self._blocks}")
         for i, chunk in enumerate(chunks):
             if any(not 0 <= token < 2**31 for token in chunk.tokens):
-                raise RemoteProtocolError(f"step {plan.step} has a token that cannot be")
+                raise RemoteProtocolError(f"step {plan.step} has an impossible token")
             table = self._tables.setdefault(chunk.sequence, [])
             if chunk.blocks:
                 table.extend(chunk.blocks)

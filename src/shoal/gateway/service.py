@@ -154,7 +154,7 @@ def json_object(raw: bytes | bytearray) -> dict[str, Any]:
         written = json.dumps(body, ensure_ascii=False)
         written.encode()  # a lone surrogate is no text
     except UnicodeEncodeError as error:
-        raise InvalidRequest(f"the body has a lone surrogate, which is no character: {error.reason}") from None
+        raise InvalidRequest(f"the body has a lone surrogate, which is not a character: {error.reason}") from None
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"the body is not valid JSON: {error}") from None
     if not isinstance(body, dict):
@@ -164,7 +164,7 @@ def json_object(raw: bytes | bytearray) -> dict[str, Any]:
     if "NaN" in written or "Infinity" in written:  # as numbers, or in a text
         for name, value in cast("dict[str, Any]", body).items():
             if not _finite(value):
-                raise InvalidRequest(f"{name}: NaN and infinity are no JSON", name)
+                raise InvalidRequest(f"{name}: NaN and infinity are not JSON", name)
     return cast("dict[str, Any]", body)
 
 
@@ -183,7 +183,7 @@ def _check_values(body: dict[str, Any]) -> None:
         if left >= 0:
             todo += [(part, tokens and isinstance(value, list)) for part in inside if isinstance(part, (dict, list))]
     if left < 0:
-        raise InvalidRequest(f"the body has more than {MAX_VALUES} values that are no tokens")
+        raise InvalidRequest(f"the body has more than {MAX_VALUES} values other than tokens")
 
 
 def _finite(value: Any) -> bool:
@@ -219,7 +219,7 @@ def check_depth(raw: bytes | bytearray) -> None:
         raise InvalidRequest(f"the body has more than {MAX_VALUES} arrays and objects")
     steps = (1 if byte in b"[{" else -1 for byte in brackets)
     if any(depth > MAX_DEPTH for depth in accumulate(steps)):
-        raise InvalidRequest(f"the body has more than {MAX_DEPTH} arrays and objects inside each other")
+        raise InvalidRequest(f"the body has more than {MAX_DEPTH} levels of arrays and objects")
 
 
 class Streaming(StreamingResponse):

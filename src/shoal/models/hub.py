@@ -33,7 +33,7 @@ def ask(name: str, revision: str | None) -> Repository:
     with translated(name):
         info: Any = _api().model_info(name, revision=revision, files_metadata=True, timeout=_PATIENCE)
         if not info.sha:
-            raise FetchError(f"{name}: the hub names no commit")
+            raise FetchError(f"{name}: the hub gives no commit")
         siblings: list[Any] = info.siblings or []
         return Repository(name, info.sha, tuple(_file(sibling) for sibling in siblings))
 
@@ -71,7 +71,7 @@ def first_header(name: str, commit: str, path: str) -> dict[str, str]:
         try:
             read: Any = _api().parse_safetensors_file_metadata(name, path, revision=commit)
         except SafetensorsParsingError as error:
-            raise FetchError(f"{name}: {path} is no safetensors file ({error})") from None
+            raise FetchError(f"{name}: {path} is not a safetensors file ({error})") from None
         return {tensor: str(info.dtype) for tensor, info in read.tensors.items()}
 
 
@@ -113,7 +113,7 @@ def translated(name: str, what: str = "") -> Generator[None]:
     try:
         yield
     except HFValidationError as error:
-        raise UserError(f"{what}: the hub does not take this name: {error}") from None
+        raise UserError(f"{what}: the hub does not accept this name: {error}") from None
     except GatedRepoError:
         raise FetchError(f"{what} is gated: {_with_token(f'accept its terms at {endpoint()}/{name}')}") from None
     except RepositoryNotFoundError:
@@ -133,7 +133,7 @@ def translated(name: str, what: str = "") -> Generator[None]:
 def _refused(what: str, error: Any) -> FetchError:
     status = error.response.status_code
     if status == 401:
-        return FetchError(f"{what}: the hub does not accept the token; log in anew with `hf auth login`, or set HF_TOKEN")
+        return FetchError(f"{what}: the hub does not accept the token; log in again with `hf auth login`, or set HF_TOKEN")
     if status == 403:
         return FetchError(f"{what}: the hub refuses access (403); {_with_token('')}")
     words = f"{what}: the hub answered {status}{f': {error.server_message}' if error.server_message else ''}"

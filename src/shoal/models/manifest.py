@@ -50,17 +50,17 @@ class Manifest:
 
     def __post_init__(self) -> None:
         if len(self.files) > MOST_FILES or len({f.name for f in self.files}) != len(self.files):
-            raise FetchError(f"{self.reference}: {len(self.files)} files, some of one name, are no model")
+            raise FetchError(f"{self.reference}: {len(self.files)} files, some with the same name, are not a model")
         for file in self.files:
             if not (_NAME.fullmatch(file.name) and _HASH.fullmatch(file.sha256) and 0 < file.size < 1 << 50):
-                raise FetchError(f"{self.reference}: {file!r} is no file of a model")
+                raise FetchError(f"{self.reference}: {file!r} is not a file of a model")
         parsed = self._parsed
         if self.files and parsed.kind == "catalogue":
             entry = catalogue()[parsed.name]
             if self.files != (ModelFile(entry.file, entry.size, entry.sha256),):
                 raise FetchError(f"{self.reference}: the files are not those of the catalogue; install the same shoal on every machine")
         if self.files and parsed.kind == "hub" and not _COMMIT.fullmatch(parsed.revision or ""):
-            raise FetchError(f"{self.reference}: the files are of no particular commit")
+            raise FetchError(f"{self.reference}: the files belong to no particular commit")
 
     @property
     def _parsed(self) -> Reference:

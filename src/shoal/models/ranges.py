@@ -55,11 +55,11 @@ class Ranges:
 
     def _add(self, start: int, end: int) -> None:
         if not 0 <= start < end <= self.size:
-            raise ValueError(f"{start} to {end} is no range of {self.size} bytes")
+            raise ValueError(f"{start} to {end} is not a range of {self.size} bytes")
         apart: list[tuple[int, int]] = []
         for a, b in self.done:
             if a < end and start < b:
-                raise ValueError(f"{start} to {end} was here already")
+                raise ValueError(f"{start} to {end} is already here")
             if b == start:
                 start = a
             elif a == end:

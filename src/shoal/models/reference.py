@@ -99,11 +99,13 @@ def _prefixed(text: str) -> Reference | None:
         return hub_reference(text, web[1].rstrip("/"))
     if text.startswith("ollama:"):
         if (name := ollama.full_name(text.removeprefix("ollama:"))) is None:
-            raise UserError(f"'{text}' is no model of Ollama; write ollama:name or ollama:name:tag")
+            raise UserError(f"'{text}' is not a model of Ollama; write ollama:name or ollama:name:tag")
         return Reference("ollama", name)
     if text.startswith("lmstudio:"):
         if (match := _LMSTUDIO.fullmatch(text.removeprefix("lmstudio:"))) is None or not _plain(match[0]):
-            raise UserError(f"'{text}' is no model of LM Studio; write lmstudio:publisher/repository or lmstudio:publisher/repository/file")
+            raise UserError(
+                f"'{text}' is not a model of LM Studio; write lmstudio:publisher/repository or lmstudio:publisher/repository/file"
+            )
         return Reference("lmstudio", match[1], None, match[2])
     return None
 
@@ -112,7 +114,7 @@ def hub_reference(text: str, rest: str) -> Reference:
     """text: what the user wrote; rest: of that, what follows the prefix. Raises UserError."""
     match = _HUB.fullmatch(rest)
     if match is None or not all(_plain(part) for part in (match[2], match[3]) if part is not None):
-        raise UserError(f"'{text}' is no hub reference; write hf:org/name, hf:org/name:Q4_K_M or hf:org/name@revision")
+        raise UserError(f"'{text}' is not a hub reference; write hf:org/name, hf:org/name:Q4_K_M or hf:org/name@revision")
     return Reference("hub", match[1], match[3], match[2])
 
 

@@ -88,7 +88,7 @@ def _of_hub(reference: Reference, root: Path) -> Removal | None:
         folders = tuple(place for model in chosen if model.title for place in model.folders)
         return Removal(str(reference), root, folders, tuple(file for file in _files(chosen) if file not in needed))
     if own and not chosen:
-        raise UserError(f"of {reference.name} there is {', '.join(model.title or SAFETENSORS for model in own)}, and no {reference.tag}")
+        raise UserError(f"{reference.name} is here as {', '.join(model.title or SAFETENSORS for model in own)}, not as {reference.tag}")
     if not own and any(model.owner == HUGGING_FACE and _repository(model.name) == reference.name for model in inventory(root)):
         raise UserError(f"{reference.name} is in the cache of Hugging Face's tools; `hf cache rm model/{reference.name}` removes it")
     return Removal(str(reference), root, (folder.path,), (*_files(chosen), *_begun(folder, root))) if folder.path.exists() else None

@@ -74,7 +74,7 @@ class Snapshot:
         """A small file, at once."""
         location = hub.locate(self.repository.name, self.repository.commit, file.path)
         if (size := location.size if location.size is not None else file.size) > _SMALL:
-            raise FetchError(f"hf:{self.repository.name}: {file.path} has {human_bytes(size)}, and the hub does not say its hash")
+            raise FetchError(f"hf:{self.repository.name}: {file.path} has {human_bytes(size)}, and the hub does not give its hash")
         with hub.translated(self.repository.name):
             answer = httpx2.get(location.url, headers=location.headers, timeout=_PATIENCE, follow_redirects=True)
             answer.raise_for_status()

@@ -234,7 +234,7 @@ class Agent:
                 self._beating = self._spawn(self._beat(message.welcome.heartbeat))
             case "refuse":
                 if message.refuse.again:
-                    raise _Lost(f"the head took this node for lost: {message.refuse.reason}")
+                    raise _Lost(f"the head counted this node as lost: {message.refuse.reason}")
                 joined.clear()
                 raise ClusterError(f"the head refused this node: {message.refuse.reason}")
             case "probe":

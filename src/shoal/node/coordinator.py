@@ -276,7 +276,7 @@ class Coordinator:
         found = [n for n, m in self.cluster.members.items() if m.name == request.name]
         if not found:
             known = ", ".join(m.name for m in self.cluster.members.values()) or "none"
-            return control.DismissAnswer(message=f"there is no node '{request.name}' here; there are {known}")
+            return control.DismissAnswer(message=f"there is no node '{request.name}'; the nodes are {known}")
         if not request.drain:
             self._carry_out(instructions.Dismiss(found[0], "it was removed"))
             return control.DismissAnswer(done=True, message=f"{request.name} was removed")
@@ -382,7 +382,7 @@ class Coordinator:
             async with asyncio.timeout(_OPENING):
                 await asyncio.wait({opening.results})
             if opening.over.is_set():
-                raise StageLost("it was given up while it was opened")
+                raise StageLost("it was abandoned while it was being opened")
             driver = self._fit_driver(order.placement)
             self._interruptions.linked()
             route = Route(order.epoch, first, opening.results.result())

@@ -140,7 +140,7 @@ class GrammarProcess:
     def _ask(self, ask: Ask) -> None:
         """In the lock."""
         if self._closed:
-            raise GrammarFailed("the model is given up", ours=True)
+            raise GrammarFailed("the model is being unloaded", ours=True)
         if not ask.opened and not ask.drawn:
             return
         if self._asking is None:
@@ -174,7 +174,7 @@ class GrammarProcess:
                 return None
             if self._process is None:
                 if self._closed:
-                    raise OSError("the model is given up")
+                    raise OSError("the model is being unloaded")
                 command = [sys.executable, "-m", "shoal.node.grammar_worker", str(self._path()), str(self._growth)]
                 self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
                 self._listening = Thread(target=self._listen, args=(self._process,), name="grammar-answers", daemon=True)
@@ -212,7 +212,7 @@ class GrammarProcess:
         self._suspects.clear()
         if self._closed:
             for constraint in waiting:
-                _fail(constraint, "the model is given up", ours=True)
+                _fail(constraint, "the model is being unloaded", ours=True)
             return
         log.warning("the process of the grammars ended", status=status, sequences=len(waiting))
         for constraint in waiting:

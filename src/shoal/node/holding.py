@@ -56,7 +56,7 @@ class PulledModel:
             path = self._here(part)
             weights = open_weights(path)
             if weights.spec.layers != self._layers or part.stop > self._layers:
-                raise ClusterError(f"{path} has {weights.spec.layers} layers, the head's model {self._layers}; fetch it anew")
+                raise ClusterError(f"{path} has {weights.spec.layers} layers, the head's model {self._layers}; fetch it again")
             log.info("weights are read", layers=f"{part.start}-{part.stop - 1}")
             self._shard.load(part, weights)
             if part.stop == self._layers:

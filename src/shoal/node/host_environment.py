@@ -56,7 +56,7 @@ class HostEnvironment:
                 probe.connect(address)
                 return of_socket(probe.getsockname())
         except OSError as error:
-            raise ConfigError(f"there is no way to {host}: {error.strerror or error}") from error
+            raise ConfigError(f"there is no route to {host}: {error.strerror or error}") from error
 
     def control_link(self, address: str) -> ControlClient:
         self._zone = zone_of(parse_address(address).host)

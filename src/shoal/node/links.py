@@ -42,7 +42,7 @@ class Links:
         backoff, end = Backoff(_FIRST_DELAY, _MOST_DELAY), environment.now() + CONNECT_TIMEOUT
         while True:
             if wait := breaker.wait(environment.now()):
-                raise ConnectionError(f"{join_host_port(host, port)} failed again and again; it is tried again in {wait:.1f} s")
+                raise ConnectionError(f"{join_host_port(host, port)} failed repeatedly; the next try is in {wait:.1f} s")
             try:
                 stream = await environment.connect(host, port, max(end - environment.now(), 0.01), role)
             except (ConnectionError, TimeoutError):

@@ -22,7 +22,7 @@ async def answer(stream: FrameStream, first: Frame) -> None:
         await stream.send(Frame(Kind.ACK, step=frame.step))
         async with asyncio.timeout(TIMEOUT):
             frame = await stream.receive()
-    raise RemoteProtocolError(f"a {frame.kind.name} frame amid a measurement")
+    raise RemoteProtocolError(f"a {frame.kind.name} frame during a measurement")
 
 
 async def measure_link(stream: FrameStream, clock: Callable[[], float]) -> Link:

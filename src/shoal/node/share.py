@@ -44,7 +44,7 @@ class Share:
         """Answers one peer until it hangs up. Raises EOFError then, TimeoutError, OSError, RemoteProtocolError; the stream is aborted."""
         if self._connections >= _CONNECTIONS:
             await _refuse(stream, BUSY)
-            raise ConnectionError(f"{_CONNECTIONS} peers fetch from here already")
+            raise ConnectionError(f"{_CONNECTIONS} peers already fetch from here")
         self._connections += 1
         try:
             frame = first
@@ -60,11 +60,11 @@ class Share:
 
     async def _hand_out(self, stream: FrameStream, frame: Frame) -> None:
         if frame.kind is not Kind.FETCH:
-            raise RemoteProtocolError(f"a {frame.kind.name} frame among those that ask for files")
+            raise RemoteProtocolError(f"a {frame.kind.name} frame where a request for a file was expected")
         asked = messages.decode_fetch(frame.meta)
         if not (0 <= asked.offset < 1 << 62 and 0 < asked.length <= GRAIN):
             await _refuse(stream, "no such range")
-            raise RemoteProtocolError(f"{asked.length} bytes from {asked.offset} were asked for, the limit is {GRAIN}")
+            raise RemoteProtocolError(f"{asked.length} bytes from {asked.offset} were requested; the limit is {GRAIN}")
         if (path := self._files.get(asked.sha256)) is None:
             return await _refuse(stream, ABSENT)
         end = asked.offset + asked.length

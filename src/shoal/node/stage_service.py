@@ -79,11 +79,11 @@ class StageService:
                 await self._next.send(frame)  # of a stage before this one: the head is to know
                 continue
             if frame.kind is not Kind.STEP:
-                raise RemoteProtocolError(f"a {frame.kind.name} frame where a step was due")
+                raise RemoteProtocolError(f"a {frame.kind.name} frame where a step was expected")
             if self._latest is not None and frame.step <= self._latest:
                 continue  # it came twice
             if self._latest is not None and frame.step != self._latest + 1:
-                raise RemoteProtocolError(f"step {frame.step} came after step {self._latest}: some were lost on the way")
+                raise RemoteProtocolError(f"step {frame.step} came after step {self._latest}: steps in between were lost")
             self._latest = frame.step
             if self._next is None:
                 raise RemoteProtocolError("a step came before this stage was linked to the next")
@@ -133,4 +133,4 @@ def wire_codec(name: str) -> WireCodec:
     try:
         return WireCodec[name.upper()]
     except KeyError:
-        raise ConfigError(f"no encoding of activations is called '{name}'") from None
+        raise ConfigError(f"there is no encoding of activations named '{name}'") from None

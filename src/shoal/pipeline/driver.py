@@ -64,7 +64,7 @@ class Driver:
                 if end.done():
                     end.result()
             if mine.cut.is_set():
-                raise StageLost(f"the route was given up: {mine.why}")
+                raise StageLost(f"the route was abandoned: {mine.why}")
         except StepFailed as error:
             self._strike(mine, error)
             raise
@@ -220,7 +220,7 @@ class Driver:
             if not missing:
                 return tokens
             if spans[0][0] == 0 and len(spans) == 1:
-                raise RemoteProtocolError("layers could not be filled from the tokens themselves")
+                raise RemoteProtocolError("layers could not be refilled from the tokens")
             only, spans = missing, [(0, spans[-1][1])]
 
     def _take(self, route: DrivenRoute, frame: Frame, arrived: float) -> None:

@@ -79,7 +79,7 @@ class DrivenRoute:
                 error = messages.decode_error(frame.meta)
                 raise StepFailed(error.stage, error.message, frame.step)
             if frame.kind is not Kind.RESULT:
-                raise RemoteProtocolError(f"a {frame.kind.name} frame where a result was due")
+                raise RemoteProtocolError(f"a {frame.kind.name} frame where a result was expected")
             if frame.step <= self._landed:
                 continue  # it came twice
             return frame, self._clock()

@@ -169,7 +169,7 @@ def place(
     Raises CapacityError without nodes, NotEnoughMemory where even the least does not fit.
     """
     if not nodes:
-        raise CapacityError("no node has joined; start some with `shoal join`")
+        raise CapacityError("no node has joined; start one with `shoal join`")
     at_least = min(at_least, len(nodes), model.layers)
     at_most = max(at_least, min(at_most or len(nodes), len(nodes), model.layers))
     kv_tokens = max(demand.kv_tokens, demand.least_kv_tokens)

@@ -24,7 +24,7 @@ class Link:
 
     def __post_init__(self) -> None:
         if self.seconds < 0 or self.bytes_per_second <= 0:
-            raise ValueError("a link cannot be that fast")
+            raise ValueError("a link takes at least 0 seconds and carries more than 0 bytes per second")
 
 
 @dataclass(frozen=True)

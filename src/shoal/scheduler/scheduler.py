@@ -141,7 +141,7 @@ class Scheduler:
         """
         self.fits(request)
         if request.id in self._requests:
-            raise InvalidRequest(f"there is a request {request.id} already", "id")
+            raise InvalidRequest(f"a request {request.id} already exists", "id")
         if generated is None:
             if request.n > self.limits.queue:
                 raise InvalidRequest(f"n is {request.n}; the queue holds {self.limits.queue}", "n")
@@ -274,7 +274,7 @@ class Scheduler:
         examined = {found.sequence: found for found in result.examined}
         for sent in self._flight[result.step].sent:
             if sent.asked is not None and not answered(examined.get(sent.sequence.id), sent.asked):
-                raise RemoteProtocolError(f"the result of step {result.step} does not say what was asked about a prompt")
+                raise RemoteProtocolError(f"the result of step {result.step} lacks the answers about a prompt")
         drawn = {sampled.sequence for sampled in result.sampled}
         out: list[TokenChunk] = []
         step = self._flight.pop(result.step)

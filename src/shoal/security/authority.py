@@ -61,7 +61,7 @@ class Authority:
         except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
             raise ConfigError(f"{path} does not hold the cluster's authority ({error}); {remedy}") from error
         if not constraints.ca or not same_key(certificate, key):
-            raise ConfigError(f"{path}: the key and the certificate of the cluster's authority do not belong together; {remedy}")
+            raise ConfigError(f"{path}: the key and the certificate of the cluster's authority do not match; {remedy}")
         if now >= certificate.not_valid_after_utc:
             raise ConfigError(f"{path}: the cluster's authority expired on {certificate.not_valid_after_utc:%Y-%m-%d}; {remedy}")
         if now < certificate.not_valid_before_utc:

@@ -74,7 +74,7 @@ class Credentials:
         for role in Role:
             if names == [server_name(role)]:
                 return role
-        raise ConfigError(f"the certificate of this machine is for neither a head nor a node; {_AGAIN}")
+        raise ConfigError(f"this machine's certificate is for neither a head nor a node; {_AGAIN}")
 
     @property
     def expires(self) -> dt.datetime:
@@ -88,11 +88,11 @@ class Credentials:
         """Raises ConfigError where these credentials would be refused at `now` (with a time zone), and says what to do."""
         leaf, authority = self._leaf(), x509.load_pem_x509_certificate(self.authority)
         if not same_key(leaf, load_key(self.private_key)):
-            raise ConfigError(f"the key of this machine does not belong to its certificate; {_AGAIN}")
+            raise ConfigError(f"this machine's key does not match its certificate; {_AGAIN}")
         try:
             leaf.verify_directly_issued_by(authority)
         except (ValueError, TypeError, InvalidSignature):
-            raise ConfigError(f"the certificate of this machine is not from its cluster's authority; {_AGAIN}") from None
+            raise ConfigError(f"this machine's certificate was not issued by its cluster's authority; {_AGAIN}") from None
         for certificate, what in ((leaf, "certificate of this machine"), (authority, "cluster's authority")):
             if now >= certificate.not_valid_after_utc:
                 raise ConfigError(f"the {what} expired on {certificate.not_valid_after_utc:%Y-%m-%d}; {_AGAIN}")

@@ -77,7 +77,7 @@ def _open_sealed(key: bytes, sealed: bytes, transcript: bytes) -> bytes:
     try:
         return ChaCha20Poly1305(key).decrypt(_NONCE, sealed, transcript)
     except InvalidTag:
-        raise RemoteProtocolError("a sealed pairing message was changed on its way") from None
+        raise RemoteProtocolError("a sealed pairing message was altered in transit") from None
 
 
 class NodeExchange:

@@ -22,7 +22,9 @@ class PairingCode:
         """Reads what a person typed: case, separators, O for 0, and I or L for 1 do not matter. Raises ConfigError."""
         typed = [letter for letter in text if letter not in _SEPARATORS]
         if len(typed) != LENGTH or not all(letter in _MEANING for letter in typed):
-            raise ConfigError("that is no pairing code; it has 8 letters and digits, like 7QFK-3M9X, and no U: read it again from the head")
+            raise ConfigError(
+                "that is not a pairing code; a code has 8 letters and digits, like 7QFK-3M9X, and no U: read it again from the head"
+            )
         self._text = "".join(_MEANING[letter] for letter in typed)
 
     @classmethod

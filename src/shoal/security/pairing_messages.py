@@ -45,7 +45,7 @@ def payload_size(header: bytes) -> int:
         raise RemoteProtocolError("a pairing message was cut short")
     magic, version, _, size = _HEADER.unpack(header)
     if magic != _MAGIC:
-        raise RemoteProtocolError("what came is no pairing message")
+        raise RemoteProtocolError("this is not a pairing message")
     if version != VERSION:
         raise VersionMismatch(version, VERSION)
     if size > LARGEST:
@@ -62,7 +62,7 @@ def unpack(frame: bytes, wanted: Kind) -> bytes:
     if kind == Kind.REFUSED and wanted in (Kind.CHALLENGE, Kind.GRANT):
         raise _refusal(payload)
     if kind != wanted:
-        raise RemoteProtocolError(f"a pairing message of kind {kind} where {wanted.name} was due")
+        raise RemoteProtocolError(f"a pairing message of kind {kind} where {wanted.name} was expected")
     return payload
 
 

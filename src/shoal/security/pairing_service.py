@@ -223,13 +223,13 @@ async def pair(host: str, port: int, code: PairingCode, name: str, timeout: floa
                 reader, writer = await asyncio.open_connection(host, port)
             except OSError as error:
                 hint = "is the head running there, and the port open?"
-                raise ClusterError(f"no pairing port can be reached at {where} ({error.strerror or error}); {hint}") from error
+                raise ClusterError(f"the pairing port at {where} cannot be reached ({error.strerror or error}); {hint}") from error
             try:
                 return await _call(exchange, where, reader, writer)
             finally:
                 writer.transport.abort()
     except TimeoutError:
-        raise ClusterError(f"{where} did not answer within {timeout:g} s; is it the head's pairing port, and the port open?") from None
+        raise ClusterError(f"{where} did not answer within {timeout:g} s; is that the head's pairing port, and is it open?") from None
 
 
 async def _call(exchange: NodeExchange, where: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Credentials:
@@ -243,10 +243,10 @@ async def _call(exchange: NodeExchange, where: str, reader: asyncio.StreamReader
     except VersionMismatch:
         raise
     except RemoteProtocolError as error:
-        raise RemoteProtocolError(f"{where} does not speak like a pairing port of shoal ({error}); check the address") from error
+        raise RemoteProtocolError(f"{where} is not a pairing port of shoal ({error}); check the address") from error
     except (EOFError, ConnectionError) as error:
         if answered:
-            raise ClusterError(f"{where} broke off the pairing; read the current code from the head and try again") from error
+            raise ClusterError(f"{where} ended the pairing; read the current code from the head and try again") from error
         raise RemoteProtocolError(
             f"{where} hung up: it is no pairing port of shoal, or too busy; check the address and try again"
         ) from error

@@ -58,7 +58,7 @@ def write_private(path: Path, data: bytes, *, fresh: bool = False) -> None:
     except FileExistsError:
         if fresh:
             raise
-        raise ConfigError(f"cannot write {path}: a part of its path is a file") from None
+        raise ConfigError(f"cannot write {path}: part of its path is a file") from None
     except OSError as error:
         raise _unwritable(path, error) from error
 
@@ -75,7 +75,7 @@ def read_private(path: Path) -> bytes:
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
     if len(data) > _LARGEST:
-        raise ConfigError(f"{path} is no file of shoal's: it is larger than {_LARGEST} bytes")
+        raise ConfigError(f"{path} is not one of shoal's files: it is larger than {_LARGEST} bytes")
     return data
 
 
@@ -83,6 +83,6 @@ def _check(status: os.stat_result, path: Path, mode: str) -> None:
     if not hasattr(os, "geteuid"):  # modes mean nothing here
         return
     if status.st_uid not in (os.geteuid(), 0):
-        raise ConfigError(f"{path} belongs to another user, who can read the key in it; `chown` it to the user that runs shoal")
+        raise ConfigError(f"{path} belongs to another user, who can read the key in it; `chown` it to the user who runs shoal")
     if stat.S_IMODE(status.st_mode) & 0o077:
         raise ConfigError(f"{path} is open to other users; `chmod {mode} {path}` if nobody has read it, else delete it and pair again")

@@ -79,7 +79,9 @@ def _wanted(tools: Sequence[Tool], choice: str, needed: bool) -> list[Tool]:
         raise InvalidRequest(f"there must be 1 to {MAX_TOOLS} tools, not {len(tools)}", "tools")
     wanted = list(tools) if choice in ("auto", "required") else [tool for tool in tools if tool.name == choice]
     if tools and not wanted:
-        raise InvalidRequest(f"tool_choice names '{choice}', which is none of the tools: {', '.join(t.name for t in tools)}", "tool_choice")
+        raise InvalidRequest(
+            f"tool_choice names '{choice}', which is not one of the tools: {', '.join(t.name for t in tools)}", "tool_choice"
+        )
     return wanted
 
 

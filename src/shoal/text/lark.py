@@ -127,7 +127,7 @@ def _tokens(source: str) -> Iterator[re.Match[str]]:
         if token.lastgroup == "other" and token[0] in "&~":
             raise ValueError(f"'{token[0]}' is not supported")
         if token.lastgroup == "other" and token[0] in '/"':
-            raise ValueError(f"what begins with {source[token.start() : token.start() + 40]} has no end")
+            raise ValueError(f"the token that begins with {source[token.start() : token.start() + 40]} has no end")
         yield token
 
 
@@ -177,7 +177,7 @@ def _atoms(pattern: str, any_case: bool, any_line: bool) -> Iterator[str]:
             case "escape":
                 yield _char(_unescaped(text), any_case)
             case _ if text in "^$":
-                raise ValueError(f"'{text}' in a regular expression is not supported: all of the text is matched in any case")
+                raise ValueError(f"'{text}' in a regular expression is not supported: the whole text is always matched")
             case _ if text in "[\\":
                 raise ValueError(f"'{text}' in a regular expression has no end")
             case _:
@@ -198,7 +198,7 @@ def _char(char: str, any_case: bool = False) -> str:
     if char not in _ESCAPED and char < " ":
         raise ValueError(f"the control character U+{ord(char):04X} is not supported")
     if "\ud800" <= char <= "\udfff":
-        raise ValueError(f"the surrogate U+{ord(char):04X} is no character")
+        raise ValueError(f"the surrogate U+{ord(char):04X} is not a character")
     both = sorted({each for each in (char, char.lower(), char.upper()) if len(each) == 1}) if any_case else [char]
     written = [json.dumps(_ESCAPED.get(each, each), ensure_ascii=False) for each in both]
     return written[0] if len(written) == 1 else f"({' | '.join(written)})"
@@ -244,7 +244,7 @@ def _string(literal: str) -> str:
     try:
         text = str(json.loads(written, strict=False))
     except ValueError as error:
-        raise ValueError(f"{literal[:40]} is no string: {error}") from None
+        raise ValueError(f"{literal[:40]} is not a string: {error}") from None
     return f"({' '.join(_char(char, any_case) for char in text)})" if text else '""'
 
 

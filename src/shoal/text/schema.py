@@ -54,7 +54,7 @@ def check_bounds(schema: Mapping[str, Any], param: str) -> None:
                 if "x-guidance" in inside:
                     raise InvalidRequest("the schema has 'x-guidance', which is not supported; leave it out", param)
                 if (optional := _optional(inside)) > MAX_OPTIONAL:
-                    raise InvalidRequest(f"an object has {optional} properties that may be left out; at most {MAX_OPTIONAL} may", param)
+                    raise InvalidRequest(f"an object has {optional} optional properties; at most {MAX_OPTIONAL} are supported", param)
                 if isinstance(part := inside.get("properties"), Mapping):
                     properties += len(cast("Mapping[str, Any]", part))
                 below += inside.values()

@@ -120,7 +120,7 @@ class FrameDecoder:
     def received(self, count: int) -> list[Frame]:
         """Raises RemoteProtocolError, VersionMismatch; the stream is then of no use any more."""
         if self._broken:
-            raise LocalProtocolError("reading on after the stream broke")
+            raise LocalProtocolError("reading after the stream broke")
         frames: list[Frame] = []
         try:
             if self._rest is not None:

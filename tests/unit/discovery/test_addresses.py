@@ -57,5 +57,5 @@ def test_a_machine_has_its_own_addresses():
 
 
 def test_a_name_that_means_nothing_is_a_setting_at_fault():
-    with pytest.raises(ConfigError, match="cannot be resolved"):
+    with pytest.raises(ConfigError, match="does not resolve"):
         asyncio.run(resolved("no-such-host.invalid"))

@@ -17,9 +17,9 @@ REEF = Advert(cluster="reef", host="127.0.0.1", control_port=7420)
 def test_an_interface_of_another_machine_is_a_setting_at_fault():
     async def scenario() -> None:
         registry = MdnsRegistry(["203.0.113.9"])
-        with pytest.raises(ConfigError, match=r"203\.0\.113\.9 is no address of this machine"):
+        with pytest.raises(ConfigError, match=r"203\.0\.113\.9 is not an address of this machine"):
             await registry.find(None, 1)
-        with pytest.raises(ConfigError, match=r"203\.0\.113\.9 is no address of this machine"):
+        with pytest.raises(ConfigError, match=r"203\.0\.113\.9 is not an address of this machine"):
             await registry.announce(REEF)
         await registry.close()
 

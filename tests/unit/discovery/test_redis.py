@@ -134,7 +134,7 @@ def test_a_name_belongs_to_the_address_that_announced_it_first(server: RedisServ
         async with registries() as open_one:
             first, second = open_one(server.url), open_one(server.url)
             await first.announce(REEF)
-            with pytest.raises(ClusterError, match=r"reef is announced already, by the head at 127\.0\.0\.1:7420; choose another name"):
+            with pytest.raises(ClusterError, match=r"reef is already announced by the head at 127\.0\.0\.1:7420; choose another name"):
                 await second.announce(REEF.at("10.0.0.1"))
             await second.close()
             assert await found(open_one(server.url)) == REEF

@@ -501,7 +501,7 @@ def test_a_job_is_the_same_after_it_was_kept() -> None:
 
 
 def test_the_reason_to_refuse_is_an_error_of_the_request() -> None:
-    with pytest.raises(InvalidRequest, match="none of the tools"):
+    with pytest.raises(InvalidRequest, match="not one of the tools"):
         chat_job(parse(ChatRequest, {"messages": HI, "tools": [NOW], "tool_choice": WEATHER_CHOICE}), able())
 
 

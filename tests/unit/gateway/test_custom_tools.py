@@ -164,7 +164,7 @@ def test_many_classes_are_read_soon(pattern: str) -> None:
 
 @pytest.mark.parametrize("source", ['start: "\\ud800"', "start: /\\ud800/", "start: /\ud800/"])
 def test_half_a_character_is_none(source: str) -> None:
-    with pytest.raises(ValueError, match=r"surrogate U\+D800 is no character"):
+    with pytest.raises(ValueError, match=r"surrogate U\+D800 is not a character"):
         inside_json(source)
 
 

@@ -94,7 +94,7 @@ def test_a_file_of_something_else_is_not_used(store: KeyStore) -> None:
     store.path.parent.mkdir()
     store.path.write_bytes(b"no database at all, but long enough to be read as one" * 40)
     store.path.chmod(0o600)
-    with pytest.raises(ConfigError, match="no file of keys"):
+    with pytest.raises(ConfigError, match="not a key file"):
         store.all()
 
 
@@ -109,7 +109,7 @@ def test_a_file_of_another_version_is_not_used(store: KeyStore) -> None:
 
 def test_a_name_is_taken_while_its_key_is_good(store: KeyStore) -> None:
     store.create("alice", NOW)
-    with pytest.raises(ConfigError, match="alice already"):
+    with pytest.raises(ConfigError, match="alice already exists"):
         store.create("alice", NOW)
     store.revoke("alice", NOW)
     store.create("alice", NOW, expires=NOW + 1)

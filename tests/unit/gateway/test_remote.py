@@ -222,7 +222,7 @@ def test_requests_of_a_key_are_counted_over_all_workers() -> None:
         left = [await limiter.enter(ALICE, limits) for limiter in (first, second)]
         assert [allowance.requests.remaining for allowance in left if allowance.requests is not None] == [9, 8]
         for limiter in (first, second):
-            with pytest.raises(RateLimited, match="2 requests of this key run already") as raised:
+            with pytest.raises(RateLimited, match="2 requests of this key are already running") as raised:
                 await limiter.enter(ALICE, limits)
             assert (raised.value.what, raised.value.wait) == ("requests", 1.0)
         first.leave(ALICE)

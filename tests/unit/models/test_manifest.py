@@ -35,7 +35,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "name", ["../x", "..", "/etc/passwd", "a/b", "a\\b", ".hidden", "-x", "", "x\0y", "x\n", "a" * 300, "config.json/../../x", "a b"]
 )
 def test_a_name_is_one_plain_component(name: str):
-    with pytest.raises(FetchError, match="no file of a model"):
+    with pytest.raises(FetchError, match="not a file of a model"):
         Manifest("/models/m", (ModelFile(name, 1, HASH),))
 
 
@@ -50,14 +50,14 @@ def test_a_name_is_one_plain_component(name: str):
     ],
 )
 def test_sizes_and_hashes_that_are_none(file: ModelFile):
-    with pytest.raises(FetchError, match="no file of a model"):
+    with pytest.raises(FetchError, match="not a file of a model"):
         Manifest("/models/m", (file,))
 
 
 def test_names_come_once_and_are_not_too_many():
-    with pytest.raises(FetchError, match="no model"):
+    with pytest.raises(FetchError, match="are not a model"):
         Manifest("/models/m", (ModelFile("f", 1, HASH), ModelFile("f", 2, HASH)))
-    with pytest.raises(FetchError, match="no model"):
+    with pytest.raises(FetchError, match="are not a model"):
         Manifest("/models/m", tuple(ModelFile(f"f{i}", 1, HASH) for i in range(5000)))
 
 

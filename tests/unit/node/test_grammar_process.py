@@ -120,7 +120,7 @@ def test_a_bad_grammar_is_its_own_fault_and_a_missing_tokenizer_is_not(process: 
         process.constrain("not even JSON {", [], 49152).allowed(BOUND)
     assert not failed.value.ours
     nowhere = GrammarProcess(lambda: tmp_path, patience=None)
-    with pytest.raises(GrammarFailed, match="cannot be read here") as failed:
+    with pytest.raises(GrammarFailed, match="cannot read the model's tokenizer") as failed:
         nowhere.constrain(SCHEMA, [], 49152).allowed(BOUND)
     assert failed.value.ours
     nowhere.close()

@@ -658,7 +658,7 @@ def test_a_node_that_does_not_share_does_not_fetch(machine: HostEnvironment, tmp
 def test_an_order_cannot_write_outside_the_cache(name: str, machine: HostEnvironment, tmp_path: Path):
     async def scenario() -> None:
         async with holding() as holder:
-            with pytest.raises(FetchError, match="no file of a model"):
+            with pytest.raises(FetchError, match="not a file of a model"):
                 await Fetcher(machine, Share(), tmp_path).fill(order(holder.peer(), files=(ModelFile(name, len(CONTENT), HASH),)))
             assert holder.asked == []
 

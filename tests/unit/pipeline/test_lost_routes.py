@@ -54,7 +54,7 @@ def test_a_result_behind_a_broken_first_link_is_the_routes_end_and_no_bug() -> N
         driver.submit(Request(RequestId("a"), [1, 2, 3], 8))
         driving = asyncio.ensure_future(driver.drive(pipeline.Route(1, first, results), [], lambda tokens: None))
         plan = messages.decode_plan(messages.decode_step((await stage.receive()).meta).plan)
-        driver.cut("the route was given up")  # as the coordinator does; a result is under way
+        driver.cut("the route was abandoned")  # as the coordinator does; a result is under way
         await last.send(Frame(Kind.RESULT, 1, plan.step, messages.encode(StepResult(plan.step, [], []))))
         await last.close()
         await driving

@@ -262,7 +262,7 @@ def test_a_result_that_does_not_answer_is_not_taken_over(examined: list[PromptOu
     toy.add(r := request("a", [1, 2, 3], 2, scores=1))
     plan = toy.send()
     assert plan is not None
-    with pytest.raises(RemoteProtocolError, match="what was asked"):
+    with pytest.raises(RemoteProtocolError, match="lacks the answers"):
         toy.scheduler.apply(StepResult(plan.step, [], [], examined=examined))
     toy.lose([])
     toy.drain()

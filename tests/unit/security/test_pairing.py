@@ -58,7 +58,7 @@ def test_any_text_is_a_code_or_a_clear_error(text: str):
 
 @pytest.mark.parametrize("text", ["", "7QFK-3M9", "7QFK-3M9XX", "7QFK-3M9U", "7QFK_3M9!", "ꟼQFK-3M9X", "７QFK-3M9X"])
 def test_what_is_no_code(text: str):
-    with pytest.raises(ConfigError, match="no pairing code"):
+    with pytest.raises(ConfigError, match="not a pairing code"):
         PairingCode(text)
 
 

@@ -50,7 +50,7 @@ class Function:
         """Raises InvalidRequest."""
         check_name(self.name, f"{self.where}.name")
         if (self.parameters or {}).get("type", "object") != "object":
-            raise InvalidRequest("a function's parameters are an object: 'type' must be 'object'", f"{self.where}.parameters")
+            raise InvalidRequest("a function's parameters must be an object: 'type' must be 'object'", f"{self.where}.parameters")
 
     @property
     def tool(self) -> Tool:
@@ -77,18 +77,18 @@ class Tools:
     def check(self) -> None:
         """Raises InvalidRequest."""
         if len(self.functions) > MAX_TOOLS:
-            raise InvalidRequest(f"at most {MAX_TOOLS} tools are possible, not {len(self.functions)}", "tools")
+            raise InvalidRequest(f"at most {MAX_TOOLS} tools are allowed, not {len(self.functions)}", "tools")
         names: set[str] = set()
         for function in self.functions:
             function.check()
             if function.name in names:
-                raise InvalidRequest(f"two tools are called '{function.name}'", f"{function.where}.name")
+                raise InvalidRequest(f"two tools are named '{function.name}'", f"{function.where}.name")
             names.add(function.name)
         if self.must and not names:
             raise InvalidRequest("tool_choice asks for a call, but there are no tools", "tool_choice")
         for name in self.allowed or ():
             if name not in names:
-                raise InvalidRequest(f"tool_choice names '{name[:64]}', which is none of the tools", "tool_choice")
+                raise InvalidRequest(f"tool_choice names '{name[:64]}', which is not one of the tools", "tool_choice")
 
     @property
     def custom(self) -> tuple[str, ...]:
@@ -149,7 +149,7 @@ def converse(
         held = "" if answer is None else _held(_asked(tokenizer, made, answer=answer))[0]
         return Conversation(prompt, held, made, _markers(tokenizer, made))
     if answer is not None and not tools.must and not format.trigger:
-        raise InvalidRequest("this model's calls are JSON and nothing else; ask for tools or for an answer in JSON", answer.where)
+        raise InvalidRequest("this model writes calls as bare JSON; ask either for tools or for an answer in JSON", answer.where)
     names = tuple(tool.name for tool in tools.callable) if format.loose and answer is None else ()
     made = AnswerFormat(format, reasoning, opened, names=names)
     held, read = _held(_asked(tokenizer, made, tools, answer))
@@ -190,7 +190,7 @@ def rendered(
     format = tokenizer.tool_format
     if format is None and tools.functions:
         raise InvalidRequest(
-            "this model's chat template has no tools, or in a format that is not known; serve it with --chat-template and one that has",
+            "this model's chat template has no tools, or writes them in an unknown format; serve it with --chat-template and one that has",
             "tools",
             "unsupported_parameter",
         )
@@ -274,7 +274,7 @@ def _linked(messages: Sequence[Message], format: ToolFormat | None) -> list[Mess
                 raise InvalidRequest(f"no tool call before this message has the id '{id[:64]}'", f"messages.{at}.tool_call_id")
             known = {**message, "tool_call_id": _short(id), "name": called[id]}
         if known is not message and format is None:
-            raise InvalidRequest("this model's chat template has no tools, or in a format that is not known", f"messages.{at}")
+            raise InvalidRequest("this model's chat template has no tools, or writes them in an unknown format", f"messages.{at}")
         out.append(known)
     return out
 

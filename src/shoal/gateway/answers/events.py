@@ -37,7 +37,7 @@ def position(text: str | None, choices: int) -> Position | None:
         return None
     parts = text.split(".")
     if len(parts) != choices or not all(_NUMBER.fullmatch(part) for part in parts):
-        raise InvalidRequest(f"'{text[:64]}' is no id of an event of this answer", "Last-Event-ID")
+        raise InvalidRequest(f"'{text[:64]}' is not the id of an event of this answer", "Last-Event-ID")
     return [int(part) for part in parts]
 
 

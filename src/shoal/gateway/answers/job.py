@@ -100,7 +100,7 @@ def owner_of(note: bytes) -> KeyId:
 def _stops(stop: str | list[str] | None, most: int) -> tuple[str, ...]:
     stops = [stop] if isinstance(stop, str) else stop or []
     if len(stops) > most:
-        raise InvalidRequest(f"at most {most} stop strings are possible, not {len(stops)}", "stop")
+        raise InvalidRequest(f"at most {most} stop strings are allowed, not {len(stops)}", "stop")
     if any(not s or len(s) > _MAX_STOP_LENGTH for s in stops):
         raise InvalidRequest(f"a stop string has 1 to {_MAX_STOP_LENGTH} characters", "stop")
     return tuple(stops)

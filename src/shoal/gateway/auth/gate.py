@@ -124,7 +124,7 @@ def _floor(name: str | None) -> Priority:
     if name is None:
         return Priority.URGENT
     if name.upper() not in Priority.__members__:
-        raise InvalidRequest(f"X-Priority is one of {', '.join(p.name.lower() for p in Priority)}", "X-Priority")
+        raise InvalidRequest(f"X-Priority must be one of {', '.join(p.name.lower() for p in Priority)}", "X-Priority")
     return Priority[name.upper()]
 
 

@@ -61,7 +61,7 @@ class KeyStore:
         )
         with self._writing() as file:
             if any(other.name == name and other.good(now) for other in _read(file)):
-                raise ConfigError(f"there is a key named {name} already; revoke it, or choose another name")
+                raise ConfigError(f"a key named {name} already exists; revoke it, or choose another name")
             file.execute(
                 "INSERT INTO keys (id, name, digest, created, expires, requests_per_minute, tokens_per_minute, concurrency, priority)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -80,7 +80,7 @@ class KeyStore:
         """By name or id. Raises ConfigError where there is no such key that is not revoked yet."""
         found = [key for key in self.all() if name in (key.name, key.id) and key.revoked is None]
         if not found:
-            raise ConfigError(f"there is no key {name}, or it is revoked already; see `shoal keys list`")
+            raise ConfigError(f"there is no key {name}, or it is already revoked; see `shoal keys list`")
         with self._writing() as file:
             file.executemany("UPDATE keys SET revoked = ? WHERE id = ?", [(int(now), key.id) for key in found])
         return found[-1]
@@ -122,7 +122,7 @@ class KeyStore:
         """Raises ConfigError."""
         mode = self.path.stat().st_mode & 0o777
         if mode & 0o077:
-            raise ConfigError(f"{self.path} can be read by others; chmod 600 it, and replace its keys")
+            raise ConfigError(f"{self.path} can be read by others; run chmod 600 on it and replace its keys")
         file = sqlite3.connect(self.path, timeout=10, check_same_thread=False)
         try:
             file.execute("PRAGMA journal_mode = WAL")
@@ -137,8 +137,8 @@ class KeyStore:
 
     def _failed(self, error: sqlite3.Error) -> ConfigError:
         if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-            return ConfigError(f"{self.path} is no file of keys: {error}; move it away and make new ones")
-        return ConfigError(f"{self.path} cannot be read or written now: {error}; mend that, or choose another folder with --data")
+            return ConfigError(f"{self.path} is not a key file: {error}; move it away and create new keys")
+        return ConfigError(f"{self.path} cannot be read or written now: {error}; fix that, or choose another folder with --data")
 
     @contextmanager
     def _open(self) -> Generator[sqlite3.Connection]:

@@ -112,7 +112,7 @@ class LocalLimiter:
         requests = account.requests = _fitted(account.requests, limits.requests, now)
         tokens = account.tokens = _fitted(account.tokens, limits.tokens, now)
         if limits.concurrency and account.running >= limits.concurrency:
-            raise RateLimited(f"{account.running} requests of this key run already (limit {limits.concurrency})", "requests", 1.0)
+            raise RateLimited(f"{account.running} requests of this key are already running (limit {limits.concurrency})", "requests", 1.0)
         if requests is not None and (wait := requests.wait(now, 1.0)):
             raise RateLimited(f"this key may make {limits.requests} requests a minute", "requests", wait)
         if tokens is not None and (wait := tokens.wait(now, 1.0)):

@@ -48,7 +48,7 @@ class Database:
             raise ConfigError(f"cannot keep files and batches in {folder}: {error}; choose another --data") from error
         if found not in (0, _VERSION):
             self.close()
-            raise ConfigError(f"{path} is of another version of shoal ({found}, this is {_VERSION}); choose another --data")
+            raise ConfigError(f"{path} was written by another version of shoal ({found}, this is {_VERSION}); choose another --data")
 
     @contextmanager
     def transaction(self) -> Generator[sqlite3.Connection]:
@@ -63,7 +63,7 @@ class Database:
                     raise
                 self._connection.execute("COMMIT")
             except sqlite3.Error as error:
-                raise CapacityError(f"what the API keeps cannot be read or written now: {error}") from error
+                raise CapacityError(f"the API's database cannot be read or written now: {error}") from error
 
     def close(self) -> None:
         self._connection.close()

@@ -77,9 +77,9 @@ def routes(service: Service) -> APIRouter:
 
     def encoded(body: TokenizeRequest) -> dict[str, Any]:
         if (body.prompt is None) == (body.messages is None):
-            raise InvalidRequest("give prompt or messages, one of them", "prompt")
+            raise InvalidRequest("give either prompt or messages", "prompt")
         if body.tools and body.messages is None:
-            raise InvalidRequest("tools belong to messages", "tools")
+            raise InvalidRequest("tools can be given only with messages", "tools")
         if body.messages is None:
             text, bos = body.prompt or "", body.add_special_tokens is not False
         else:
@@ -89,7 +89,7 @@ def routes(service: Service) -> APIRouter:
             bos = bool(body.add_special_tokens)
         if len(text) > MAX_TEXT:
             param = "prompt" if body.messages is None else "messages"
-            raise InvalidRequest(f"the text has {len(text)} characters; at most {MAX_TEXT} are possible: send it in parts", param)
+            raise InvalidRequest(f"the text has {len(text)} characters; at most {MAX_TEXT} are allowed: send it in parts", param)
         if body.messages is None:
             tokens = engine.tokenizer.encode(text, bos, body.parse_special)
         else:
@@ -99,7 +99,7 @@ def routes(service: Service) -> APIRouter:
 
     def decoded(body: DetokenizeRequest) -> dict[str, Any]:
         if len(body.tokens) > MAX_TEXT:
-            raise InvalidRequest(f"there are {len(body.tokens)} tokens; at most {MAX_TEXT} are possible: send them in parts", "tokens")
+            raise InvalidRequest(f"there are {len(body.tokens)} tokens; at most {MAX_TEXT} are allowed: send them in parts", "tokens")
         if any(not 0 <= token < engine.vocabulary for token in body.tokens):
             raise InvalidRequest(f"tokens has a token outside the vocabulary of {engine.vocabulary}", "tokens")
         return {"prompt": engine.tokenizer.decode(body.tokens, special=True)}

@@ -26,7 +26,7 @@ class Page:
         if self.after:
             at = db.execute(f"SELECT seq FROM {table} WHERE {' AND '.join(['id = ?', *conditions])}", [self.after, *values]).fetchone()
             if at is None:
-                raise InvalidRequest(f"'{self.after[:64]}' is none of the list", "after")
+                raise InvalidRequest(f"'{self.after[:64]}' is not in the list", "after")
             conditions.append("seq < ?" if self.newest_first else "seq > ?")
             values.append(at[0])
         order = "DESC" if self.newest_first else "ASC"
@@ -62,9 +62,9 @@ class Paging:
             raise InvalidRequest(f"unknown parameter '{min(unknown)}'", min(unknown), "unknown_parameter")
         limit = given.get("limit", str(self.default))
         if not (limit.isascii() and limit.isdigit() and len(limit) < 9 and 1 <= int(limit) <= self.most):
-            raise InvalidRequest(f"limit is a number from 1 to {self.most}", "limit")
+            raise InvalidRequest(f"limit must be a number from 1 to {self.most}", "limit")
         if given.get("order", "desc") not in ("asc", "desc"):
-            raise InvalidRequest("order is asc or desc", "order")
+            raise InvalidRequest("order must be asc or desc", "order")
         return Page(given.get("after", ""), int(limit), given.get("order") != "asc")
 
 

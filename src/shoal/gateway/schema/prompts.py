@@ -29,10 +29,10 @@ def tokenised(given: Prompts, engine: Engine, param: str, most: int, control: bo
     """Each one's tokens. param: the field that they came in. control: read control tokens in texts. Raises InvalidRequest, NotReady."""
     listed = _listed(given)
     if not 1 <= len(listed) <= most:
-        raise InvalidRequest(f"{param} is one text or between 1 and {most} of them, not {len(listed)}", param)
+        raise InvalidRequest(f"{param} must be one text or a list of 1 to {most}, not of {len(listed)}", param)
     longest = engine.longest()
     if any(isinstance(p, str) and engine.tokenizer.exceeds(p, longest) for p in listed):  # before all of it is tokenised
-        raise InvalidRequest(f"a text of {param} has more than {longest} tokens; at most so many fit", param, "context_length_exceeded")
+        raise InvalidRequest(f"a text of {param} has more than {longest} tokens, the most that fit", param, "context_length_exceeded")
     prompts = [engine.tokenizer.encode(p, control=control) if isinstance(p, str) else p for p in listed]
     if any(not 0 <= token < engine.vocabulary for tokens in prompts for token in tokens):
         raise InvalidRequest(f"{param} has a token outside the vocabulary of {engine.vocabulary}", param)

@@ -42,11 +42,11 @@ def sampling_params(body: Sampled, logprobs: int | None, grammar: str, vocabular
         return default if value is None else value
 
     if len(body.logit_bias or {}) > MAX_BIASES:
-        raise InvalidRequest(f"logit_bias has at most {MAX_BIASES} tokens, not {len(body.logit_bias or {})}", "logit_bias")
+        raise InvalidRequest(f"logit_bias may have at most {MAX_BIASES} tokens, not {len(body.logit_bias or {})}", "logit_bias")
     try:
         bias = {int(token): value for token, value in (body.logit_bias or {}).items()}
     except ValueError:
-        raise InvalidRequest("logit_bias maps token numbers to values", "logit_bias") from None
+        raise InvalidRequest("logit_bias must map token ids to numbers", "logit_bias") from None
     params = SamplingParams(
         temperature=given(body.temperature, 1.0),
         top_k=given(body.top_k, 0),

@@ -38,7 +38,7 @@ def _checked(tokenizer: Tokenizer, given: Mapping[str, Any]) -> Mapping[str, Any
     """Raises InvalidRequest for what would not stay beside the conversation."""
     for name in given:
         if name in RESERVED:
-            raise InvalidRequest(f"chat_template_kwargs cannot set '{name}': the request says it elsewhere", "chat_template_kwargs")
+            raise InvalidRequest(f"chat_template_kwargs cannot set '{name}': another part of the request sets it", "chat_template_kwargs")
     text = json.dumps(given, ensure_ascii=False)
     if len(text.encode()) > _MOST:
         raise InvalidRequest(f"chat_template_kwargs has more than {_MOST} bytes", "chat_template_kwargs")

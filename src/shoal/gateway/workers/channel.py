@@ -42,7 +42,7 @@ class Channel(Generic[Heard]):
                 raise RemoteProtocolError(f"a message of {human_bytes(length)}; the limit is {human_bytes(MAX_MESSAGE)}")
             return self._decoder.decode(await self._reader.readexactly(length))
         except msgspec.MsgspecError as error:
-            raise RemoteProtocolError(f"a message that is none: {error}") from error
+            raise RemoteProtocolError(f"a message that cannot be read: {error}") from error
         except OSError as error:
             raise EOFError(str(error)) from error
 

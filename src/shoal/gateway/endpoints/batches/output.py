@@ -23,7 +23,7 @@ class Output:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             if not locked(self._file):
-                raise ConfigError(f"another process writes {path}; let it end, or choose another file")
+                raise ConfigError(f"another process is writing {path}; wait for it to end, or choose another file")
             with path.open("rb") as lines:
                 self.done: Done = read(lines, path)
             os.ftruncate(self._file, self.done.end)

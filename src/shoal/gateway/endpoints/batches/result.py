@@ -81,5 +81,5 @@ def read(lines: Iterable[bytes], name: object) -> Done:
         try:
             done.take(raw)
         except (ValueError, RecursionError):
-            raise ConfigError(f"{name}, line {number}: this is no result of a batch; choose another file, or mend it") from None
+            raise ConfigError(f"{name}, line {number}: this is not a batch result; fix the line, or choose another file") from None
     return done

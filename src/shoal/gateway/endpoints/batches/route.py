@@ -29,7 +29,7 @@ def routes(batches: BatchStore, files: FileStore, model: str, endpoints: Collect
 
     def make(who: str, body: BatchRequest) -> dict[str, Any]:
         if body.endpoint not in endpoints:
-            raise InvalidRequest(f"a batch may be for {' or '.join(sorted(endpoints))}", "endpoint")
+            raise InvalidRequest(f"a batch's endpoint must be {' or '.join(sorted(endpoints))}", "endpoint")
         try:
             file = files.find(who, body.input_file_id)
         except UnknownObject as error:

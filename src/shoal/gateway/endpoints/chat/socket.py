@@ -34,9 +34,9 @@ class _Chat(Session):
         if id is None:
             return None
         if not isinstance(id, str) or not 0 < len(id) <= _MAX_ID:
-            raise InvalidRequest(f"id is a text of 1 to {_MAX_ID} characters", "id")
+            raise InvalidRequest(f"id must be a string of 1 to {_MAX_ID} characters", "id")
         if id in self._running.values():
-            raise InvalidRequest(f"a request '{id}' runs already on this connection; choose another id", "id")
+            raise InvalidRequest(f"a request '{id}' is already running on this connection; choose another id", "id")
         return id
 
     def named(self, data: dict[str, Any], name: str | None) -> dict[str, Any]:

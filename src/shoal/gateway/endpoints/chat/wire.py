@@ -52,7 +52,7 @@ class ToolCall(Echoed):
         """Raises InvalidRequest."""
         check_name(self.function.name, f"{where}.function.name")
         if (arguments := call_arguments(self.function.arguments)) is None:
-            raise InvalidRequest("a call's arguments are a JSON object, as text", f"{where}.function.arguments")
+            raise InvalidRequest("a call's arguments must be a JSON object, written as a string", f"{where}.function.arguments")
         return {"id": self.id, "type": "function", "function": {"name": self.function.name, "arguments": arguments}}
 
 
@@ -116,9 +116,9 @@ class Message(Echoed):
         assistant, tool = self.role == "assistant", self.role == "tool"
         for name, mine in (("tool_calls", assistant), ("refusal", assistant), ("tool_call_id", tool)):
             if getattr(self, name) not in (None, []) and not mine:
-                raise InvalidRequest(f"a message of the role '{self.role}' has no {name}", f"{where}.{name}")
+                raise InvalidRequest(f"a message with the role '{self.role}' cannot have {name}", f"{where}.{name}")
         if self.content is None and not (assistant and (self.tool_calls or self.refusal)):
-            raise InvalidRequest(f"a message of the role '{self.role}' needs content", f"{where}.content")
+            raise InvalidRequest(f"a message with the role '{self.role}' needs content", f"{where}.content")
         known: conversation.Message = {"role": "system" if self.role == "developer" else self.role, "content": self._text(where)}
         if assistant and (reasoning := self.reasoning_content or self.reasoning):
             known["reasoning_content"] = reasoning
@@ -139,10 +139,10 @@ class Message(Echoed):
         for at, part in enumerate(self.content or ()):
             here = f"{where}.content.{at}"
             if part.type == "refusal" and self.role != "assistant":
-                raise InvalidRequest("only the assistant refuses", f"{here}.type")
+                raise InvalidRequest("only an assistant message may hold a refusal", f"{here}.type")
             text, other = (part.text, part.refusal) if part.type == "text" else (part.refusal, part.text)
             if text is None or other is not None:
-                raise InvalidRequest(f"a part of the type '{part.type}' has '{part.type}' and nothing else", here)
+                raise InvalidRequest(f"a part of type '{part.type}' must have '{part.type}' and nothing else", here)
             said += text
         return said + (self.refusal or "" if self.content is None else "")
 
@@ -192,7 +192,9 @@ class CustomTool(Wire):
         """Raises InvalidRequest."""
         format = self.custom.format or CustomFormat(type="text")
         if (format.type == "grammar") != (format.grammar is not None):
-            raise InvalidRequest("a format has a grammar if its type is 'grammar', and only then", f"{where}.custom.format")
+            raise InvalidRequest(
+                "a format must have a grammar if its type is 'grammar', and no grammar otherwise", f"{where}.custom.format"
+            )
         grammar = None if format.grammar is None else (format.grammar.syntax, format.grammar.definition)
         return custom_function(self.custom.name, self.custom.description, grammar, f"{where}.custom")
 
@@ -239,7 +241,9 @@ class ResponseFormat(Wire):
         """None: any text. Raises InvalidRequest."""
         schema = self.json_schema
         if (self.type == "json_schema") != (schema is not None):
-            raise InvalidRequest("response_format has a json_schema if its type is 'json_schema', and only then", "response_format")
+            raise InvalidRequest(
+                "response_format must have a json_schema if its type is 'json_schema', and none otherwise", "response_format"
+            )
         if schema is not None:
             check_name(schema.name, "response_format.json_schema.name")
         elif self.type == "text":

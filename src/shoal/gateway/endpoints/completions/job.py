@@ -34,7 +34,7 @@ def _choices(body: CompletionRequest) -> tuple[int, int]:
     if best_of < n:
         raise InvalidRequest(f"best_of is {best_of}; it cannot be less than n, which is {n}", "best_of")
     if best_of > n and body.stream:
-        raise InvalidRequest("best_of cannot be streamed: which choices are best is known at their end", "best_of")
+        raise InvalidRequest("best_of cannot be streamed: the best choices are known only at the end", "best_of")
     return n, best_of
 
 
@@ -44,7 +44,7 @@ def completion_job(body: CompletionRequest, engine: Engine, chosen: str | None =
     max_tokens = 16 if body.max_tokens is None else body.max_tokens
     n, best_of = _choices(body)
     if max_tokens == 0 and not body.echo:
-        raise InvalidRequest("max_tokens is 0: nothing would be answered without echo", "max_tokens")
+        raise InvalidRequest("max_tokens can be 0 only with echo", "max_tokens")
     fields = common(
         body.model_copy(update={"n": best_of}),
         engine,

@@ -28,7 +28,7 @@ def inputs(body: EmbeddingRequest, engine: Engine) -> list[list[int]]:
     longest = engine.longest()
     for i, prompt in enumerate(prompts):
         if not 1 <= len(prompt) <= longest:
-            raise InvalidRequest(f"input {i} has {len(prompt)} tokens; between 1 and {longest} are possible", "input")
+            raise InvalidRequest(f"input {i} has {len(prompt)} tokens; it must have between 1 and {longest}", "input")
     return prompts
 
 

@@ -60,14 +60,14 @@ class Multipart:
                 },
             )
         except FormParserError as error:
-            raise InvalidRequest(f"the body is no valid form: {error}", "Content-Type") from None
+            raise InvalidRequest(f"the body is not a valid form: {error}", "Content-Type") from None
 
     def feed(self, data: bytes) -> list[Part]:
         """Raises InvalidRequest."""
         try:
             self._parser.write(data)
         except FormParserError as error:
-            raise InvalidRequest(f"the body is no valid form: {error}") from None
+            raise InvalidRequest(f"the body is not a valid form: {error}") from None
         out, self._out = self._out, []
         return out
 

@@ -71,7 +71,7 @@ class FileStore:
                         case FileBegun("file", given) if filename is None:
                             filename = given
                         case FileBegun(key):
-                            raise InvalidRequest(f"one file is possible, in the field 'file', and no second in '{key[:64]}'", key[:64])
+                            raise InvalidRequest(f"only one file is allowed, in the field 'file', not another in '{key[:64]}'", key[:64])
                         case FileData(data):
                             size += len(data)
                             self._arriving += len(data)
@@ -102,7 +102,7 @@ class FileStore:
         if unknown := set(fields) - {"purpose"}:
             raise InvalidRequest(f"unknown parameter '{min(unknown)[:64]}'", min(unknown)[:64], "unknown_parameter")
         if fields.get("purpose") != PURPOSE:
-            raise InvalidRequest(f"the purpose of a file is '{PURPOSE}' here", "purpose")
+            raise InvalidRequest(f"the purpose of a file must be '{PURPOSE}'", "purpose")
 
     def _room(self) -> int:
         """Bytes that still fit. Raises NoRoom where there are too many files."""
@@ -112,7 +112,7 @@ class FileStore:
     def _left(self, db: sqlite3.Connection) -> int:
         count, used = db.execute("SELECT COUNT(*), COALESCE(SUM(bytes), 0) FROM files").fetchone()
         if count >= self._settings.max_files:
-            raise NoRoom(f"there are {count} files, as many as are kept (--max-files); delete some", "file")
+            raise NoRoom(f"there are already {count} files, the most that are kept (--max-files); delete some", "file")
         return self._settings.files_space_bytes - int(used)
 
     def _full(self) -> str:

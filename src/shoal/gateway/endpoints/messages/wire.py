@@ -169,7 +169,7 @@ class Message(Wire):
         own = {"user": _OF_USER, "assistant": _OF_ASSISTANT, "system": ("text",)}[self.role]
         for at, block in enumerate(self.content):
             if block.type not in own:
-                raise InvalidRequest(f"a message of the role '{self.role}' has no {block.type}", f"{where}.content.{at}.type")
+                raise InvalidRequest(f"a message with the role '{self.role}' cannot have {block.type}", f"{where}.content.{at}.type")
         return self.content
 
 
@@ -288,7 +288,7 @@ class CountRequest(Asking):
         functions = [tool.function(f"tools.{i}") for i, tool in enumerate(self.tools or ())]
         choice = self.tool_choice or ToolChoice(type="auto")
         if (choice.type == "tool") != (choice.name is not None):
-            raise InvalidRequest("tool_choice has a name if its type is 'tool', and only then", "tool_choice.name")
+            raise InvalidRequest("tool_choice must have a name if its type is 'tool', and none otherwise", "tool_choice.name")
         allowed = None if choice.name is None else [choice.name]
         parallel = not choice.disable_parallel_tool_use and choice.type != "tool"
         return Tools(functions, choice.type != "none", choice.type in ("any", "tool"), allowed, parallel)

@@ -77,7 +77,7 @@ def options_of(given: dict[str, Any] | None) -> Options:
 
 def _raw(body: GenerateRequest, engine: Engine) -> Conversation:
     if body.system or body.context:
-        raise InvalidRequest("a raw prompt is all of the prompt: it has no system and no context", "raw")
+        raise InvalidRequest("a raw prompt is the whole prompt: it cannot be combined with system or context", "raw")
     (prompt,) = tokenised(body.prompt or "", engine, "prompt", 1, control=True)
     said = body.answer()
     return Conversation(prompt, "" if said is None else said.grammar)

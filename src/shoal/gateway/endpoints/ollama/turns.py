@@ -22,7 +22,7 @@ def templated(messages: Sequence[wire.Message]) -> Sequence[Message]:
             known["reasoning_content"] = message.thinking
         if message.tool_calls:
             if message.role != "assistant":
-                raise InvalidRequest(f"a message of the role '{message.role}' has no tool_calls", f"{where}.tool_calls")
+                raise InvalidRequest(f"a message with the role '{message.role}' cannot have tool_calls", f"{where}.tool_calls")
             known["tool_calls"] = [_call(call, where, at, i) for i, call in enumerate(message.tool_calls)]
             waiting += [(call["id"], call["function"]["name"]) for call in known["tool_calls"]]
         if message.role == "tool":
@@ -43,4 +43,4 @@ def _answered(message: wire.Message, waiting: list[tuple[str, str]], where: str)
         if message.tool_call_id in (None, "", id) and message.tool_name in (None, "", name):
             del waiting[at]
             return id
-    raise InvalidRequest(f"{where}: no tool call before this message waits for the result that it is", where)
+    raise InvalidRequest(f"{where}: no tool call before this message is waiting for its result", where)

@@ -76,7 +76,7 @@ def compaction_job(body: CompactRequest, engine: Engine, chosen: str | None, sto
     given = [] if body.input is None else input_items(body.input, id, lambda item: referred(item, store, owner))
     items = [*conversation_before(body.previous_response_id, store, owner), *given]
     if not items:
-        raise InvalidRequest("there is nothing to sum up: give input or previous_response_id", "input")
+        raise InvalidRequest("there is nothing to summarise: give input or previous_response_id", "input")
     system = [] if body.instructions is None else [{"role": "system", "content": body.instructions}]
     talk = [*system, *_told(messages(items)), {"role": "user", "content": _ASKED}]
     with blamed("input"):

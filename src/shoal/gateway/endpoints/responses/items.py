@@ -130,7 +130,7 @@ def _call(item: dict[str, Any]) -> dict[str, Any]:
     if item["type"] == "custom_tool_call":
         return {"id": item["call_id"], "type": "function", "function": {"name": item["name"], "arguments": called_with(item["input"])}}
     if (arguments := call_arguments(item["arguments"])) is None:
-        raise InvalidRequest(f"the arguments of the call '{item['call_id']}' are no JSON object", "input")
+        raise InvalidRequest(f"the arguments of the call '{item['call_id']}' are not a JSON object", "input")
     return {"id": item["call_id"], "type": "function", "function": {"name": item["name"], "arguments": arguments}}
 
 

@@ -88,7 +88,7 @@ def referred(id: str, store: Turns, owner: str) -> dict[str, Any]:
         for item in output:
             if item["id"] == id:
                 return item
-    raise InvalidRequest(f"there is no item '{id}' here, or no longer; send the item itself", "input")
+    raise InvalidRequest(f"there is no item '{id}', or it is no longer kept; send the item itself", "input")
 
 
 def _asked(body: ResponseRequest, keep: bool) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def routes(service: Service, store: ResponseStore) -> APIRouter:
     @router.post("/v1/responses/{id}/cancel", **contract(None, ResponseAnswer, 400, 404))
     async def cancel(request: Request, id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
         await asyncio.to_thread(store.get, id, CALLER.get().id)
-        raise InvalidRequest("only background responses could be cancelled, and there are none; close the connection instead", "id")
+        raise InvalidRequest("only background responses can be cancelled, and there are none here; close the connection instead", "id")
 
     @router.get("/v1/responses/{id}/input_items", **contract(None, InputItems, 400, 404))
     async def input_items(  # pyright: ignore[reportUnusedFunction]

@@ -79,9 +79,9 @@ class _Responses(Session):
     def name(self, body: dict[str, Any]) -> str | None:
         name = body.pop("stream_id", None)
         if name is not None and not (isinstance(name, str) and 0 < len(name) <= _MAX_NAME):
-            raise InvalidRequest(f"stream_id is a text of 1 to {_MAX_NAME} characters", "stream_id")
+            raise InvalidRequest(f"stream_id must be a string of 1 to {_MAX_NAME} characters", "stream_id")
         if (kind := body.pop("type", None)) != "response.create":
-            raise InvalidRequest(f"a message is of the type 'response.create', not '{str(kind)[:64]}'", "type")
+            raise InvalidRequest(f"a message must have the type 'response.create', not '{str(kind)[:64]}'", "type")
         return name
 
     def named(self, data: dict[str, Any], name: str | None) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class _Responses(Session):
     async def ask(self, body: dict[str, Any], name: str | None, size: int) -> None:
         generate = body.pop("generate", True)
         if not isinstance(generate, bool | None):
-            raise InvalidRequest("generate is true or false", "generate")
+            raise InvalidRequest("generate must be true or false", "generate")
         body.pop("stream", None)  # it is one in any case
         if before := self._before(name):
             await asyncio.wait(before)

@@ -212,7 +212,7 @@ class ResponseStore:
                     connection.rollback()
                     raise
         except (sqlite3.Error, OSError) as error:
-            raise CapacityError(f"{self._path}: responses cannot be kept ({error}); mend that, or send store: false") from error
+            raise CapacityError(f"{self._path}: responses cannot be kept ({error}); fix that, or send store: false") from error
 
     def _connect(self) -> sqlite3.Connection:
         if self._connection is None:

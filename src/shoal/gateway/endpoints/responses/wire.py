@@ -191,7 +191,7 @@ class Custom(Wire):
         """Raises InvalidRequest."""
         format = self.format or CustomFormat(type="text")
         if [format.type == "grammar"] * 2 != [format.syntax is not None, format.definition is not None]:
-            raise InvalidRequest("a format of the type 'grammar' has syntax and definition, and no other has", f"{where}.format")
+            raise InvalidRequest("a format of type 'grammar' must have syntax and definition; other formats cannot", f"{where}.format")
         grammar = None if format.syntax is None or format.definition is None else (format.syntax, format.definition)
         return custom_function(self.name, self.description, grammar, where)
 
