@@ -13,8 +13,8 @@ inline void relax() {
 #endif
 }
 
-// Waits until the value differs from `old`: spins, then sleeps, so that a core on which this member has nothing to do can
-// take over the member that the system has queued elsewhere.
+// Waits until the value differs from `old`. It spins for longer than the usual gap between two phases, then sleeps: that frees the core
+// for a member that the system has queued behind this one.
 uint32_t wait_past(const std::atomic<uint32_t>& value, uint32_t old) {
   for (int i = 0; i < kSpins; ++i) {
     const uint32_t now = value.load(std::memory_order_acquire);

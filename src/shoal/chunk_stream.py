@@ -9,7 +9,7 @@ from shoal.request import Request, TokenChunk
 
 
 class ChunkStream:
-    """Whoever makes the chunks puts them; whoever reads them ends a choice, or closes what is left."""
+    """The producer puts chunks; the consumer ends a choice, or closes the rest."""
 
     def __init__(self, request: Request) -> None:
         self.request = request

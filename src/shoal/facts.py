@@ -1,4 +1,4 @@
-"""What there is to know about a model from outside: its sizes, and how it is stored."""
+"""Facts about a model that others need: its sizes, and how it is stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where shoal keeps things on this machine: what can be fetched anew, what cannot, and where its settings are read.
+"""shoal's folders on this machine: the cache, which can be fetched again, data and state, which cannot, and the settings.
 
 | folder | what | named by | else, on Linux |
 |---|---|---|---|

@@ -42,7 +42,7 @@ def _checked(key: str) -> str:
 
 @dataclass(frozen=True)
 class Asking:
-    """Whom to ask, and how an answer is drawn.
+    """The server to ask, and the sampling of an answer.
 
     url '': a cluster of this machine's own. model '': what the server has. max_tokens 0: as many as fit.
     """
@@ -135,7 +135,7 @@ def _event(data: str) -> dict[str, Any]:
 
 @dataclass
 class Told:
-    """An answer, and what it cost. Times are seconds since it was asked for."""
+    """An answer with its counts and times. Times are seconds since the request."""
 
     text: str = ""
     tokens: int = 0

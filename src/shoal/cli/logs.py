@@ -81,7 +81,7 @@ def _of_libraries(as_json: bool) -> None:
 
 
 class _ToStderr(logging.StreamHandler[TextIO]):
-    """To what is stderr when a line comes."""
+    """Writes each line to whatever sys.stderr is at that moment."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)

@@ -1,4 +1,4 @@
-"""`shoal models`: what is known, what is here, and what the hub has."""
+"""`shoal models`: the catalogue, the models on this machine, and the hub."""
 
 from __future__ import annotations
 

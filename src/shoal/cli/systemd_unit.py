@@ -40,7 +40,7 @@ ProtectProc=invisible
 
 @dataclass(frozen=True)
 class Account:
-    """Whom a service of the system runs as. home: the one folder that it may write to."""
+    """The account that a system service runs as. home: the only folder that it may write to."""
 
     name: str
     home: str

@@ -1,4 +1,4 @@
-"""Waiting that a signal ends, and what is read from stdin meanwhile."""
+"""Waiting that a signal ends, and reading stdin while it lasts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which addresses a head can be reached at, and which of them is nearest to a node. The choosing is pure."""
+"""The addresses at which a head can be reached, and the one nearest to a node. The choice is pure."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from shoal.errors import ClusterError
 
 
 class StaticRegistry:
-    """Nothing is announced, and what is found is the address given, whether or not anyone is there."""
+    """Announces nothing, and finds the given address, whether or not a head is there."""
 
     def __init__(self, address: str | None = None) -> None:
         """address: HOST:PORT of a head, an IPv6 host in brackets. Raises ConfigError."""

@@ -30,7 +30,7 @@ class SegmentRuntime(Protocol):
 
 
 class OnnxRuntime:
-    """All sessions of a process share one pool of threads: a pool for each of them would spin against the others."""
+    """All sessions of a process share one pool of threads: separate pools would compete for the cores."""
 
     name = "onnxruntime"
 

@@ -23,7 +23,7 @@ class Stream(Protocol):
 
 
 class Resumed(Protocol):
-    """An answer that was begun elsewhere, or before the engine was started anew. Its streams say all of it again, and go on."""
+    """An answer that began in another process, or before the engine was restarted. Its streams repeat all of it, then go on."""
 
     @property
     def id(self) -> str: ...

@@ -223,7 +223,7 @@ def check_depth(raw: bytes | bytearray) -> None:
 
 
 class Streaming(StreamingResponse):
-    """An answer's events to one reader, who leaves in any case. Server-sent, unless another writing of them is given, and its media type."""
+    """An answer's events to one reader, which is detached at the end in any case. Server-sent events, unless another format and media type are given."""
 
     def __init__(
         self,

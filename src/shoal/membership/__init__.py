@@ -1,1 +1,1 @@
-"""Who is in the cluster and what it is told to do: events in, instructions out, no I/O."""
+"""The cluster's nodes and the orders to them: events in, instructions out, no I/O."""

@@ -1,4 +1,4 @@
-"""Whom the cluster takes in."""
+"""Which nodes the cluster admits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shoal.membership.events import Joined
 
 @dataclass(frozen=True)
 class Admission:
-    """Whom the cluster takes in."""
+    """Which nodes the cluster admits."""
 
     min_memory: int = 0
     """Bytes."""

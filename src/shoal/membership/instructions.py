@@ -9,7 +9,7 @@ from shoal.placement.partition import Placement
 
 @dataclass(frozen=True)
 class Refuse:
-    """Send a node away: it was never admitted, or is no longer heard."""
+    """Send a node away: it was not admitted, or it is no longer listened to."""
 
     node: int
     reason: str

@@ -1,4 +1,4 @@
-"""A node of the cluster: what is known of it, and why it may be left out for a while."""
+"""A node of the cluster: its state, and why it may be left out for a while."""
 
 from __future__ import annotations
 

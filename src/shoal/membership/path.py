@@ -1,4 +1,4 @@
-"""A route: its nodes in order, and what is known of it."""
+"""A route: its nodes in order, and its progress."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shoal.placement.partition import Placement
 
 @dataclass
 class Path:
-    """A route: its nodes in order, and what is known of it."""
+    """A route: its nodes in order, and its progress."""
 
     epoch: int
     nodes: tuple[int, ...]

@@ -1,1 +1,1 @@
-"""Models: what their layers are (spec), where their files come from (sources), and what is in the files (weights)."""
+"""Models: their layers (spec), the origin of their files (sources), and the contents of the files (weights)."""

@@ -1,4 +1,4 @@
-"""All that the head needs of a model: what it is, its tokenizer's files, and its tensors' formats, but none of its weights."""
+"""Everything about a model that the head needs: its spec, its tokenizer's files and its tensors' formats, but no weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of the errors of disks and networks while a model is fetched."""
+"""Turns errors of disks and networks during a fetch into FetchErrors."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def parts_of(path: Path) -> list[Path]:
 
 
 class GgufFiles:
-    """What GgufFile is, over all parts of a model. Parts may be missing where an index lies beside them.
+    """Like GgufFile, over all parts of a model. Parts may be missing if an index lies beside them.
 
     Raises CorruptModel, UnsupportedModel, and UserError for a part that is missing and says which.
     """

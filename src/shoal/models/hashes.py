@@ -1,4 +1,4 @@
-"""What files hash to. The hash of a large file is computed once and remembered for as long as the file does not change."""
+"""Hashes of files. The hash of a large file is computed once and remembered until the file changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The hub: what it says of a repository, where its files are, and what its errors mean."""
+"""The hub: its description of a repository, the locations of files, and the meaning of its errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model repository of the hub: its files, and which of them make a model that can be run. Pure."""
+"""A model repository of the hub: its files, and those that make up a model that shoal runs. Pure."""
 
 from __future__ import annotations
 

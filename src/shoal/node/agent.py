@@ -1,4 +1,4 @@
-"""A node: joins the head, loads what it is told to, runs its stage; looks for the head again when it loses it."""
+"""A node: joins the head, loads layers on its orders and runs its stage. It looks for the head again after losing it."""
 
 from __future__ import annotations
 

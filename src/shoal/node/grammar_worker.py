@@ -78,7 +78,7 @@ class _Sequence:
 
 
 class Worker:
-    """One thread takes what is asked, those of `Grammars` work it out, and one tells what they found; none waits for another's pipe."""
+    """One thread reads questions, those of `Grammars` compute, and one writes the answers; none waits on another's pipe."""
 
     def __init__(self, path: Path, growth: int, out: BinaryIO) -> None:
         self._path, self._growth, self._out = path, growth, out

@@ -1,4 +1,4 @@
-"""What nodes are told to load and whom to connect to."""
+"""Orders to nodes: the layers to load, and the neighbours to connect to."""
 
 from __future__ import annotations
 

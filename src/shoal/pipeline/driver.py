@@ -1,11 +1,11 @@
 """Sends steps into the pipeline and hands results to the requests that wait for them.
 
-With S stages it keeps up to S + 1 steps in flight: one in every stage, and one on its way so that the first stage finds it
-when it is done. The scheduler spreads draws over S steps.
+With S stages it keeps up to S + 1 steps in flight: one in every stage, and one on its way, so that the first stage
+finds it as soon as it is free. The scheduler spreads draws over S steps.
 
-Requests outlive routes. When one breaks, or is to be left for a better one, they wait; on the next one the scheduler goes back to
-what results have confirmed, the layers whose keys and values were lost are filled anew, and the steps go on from there. A token
-is handed out once, when the result that brings it is applied, and never taken back.
+Requests outlive routes. When a route breaks, or is left for a better one, they wait. On the next route the scheduler goes back to the
+last confirmed results, the lost keys and values are refilled, and the steps go on from there. A token is handed out once, when
+its result is applied, and never taken back.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from shoal.scheduler.scheduler import Scheduler
 from shoal.wire import messages
 from shoal.wire.frame import Frame
 
-_STRIKES = 3  # failed steps of a request after which it is taken for the reason
+_STRIKES = 3  # failed steps of a request after which it counts as the cause
 
 
 class Driver:
@@ -38,7 +38,7 @@ class Driver:
         drawn: Callable[[list[TokenChunk]], None] = lambda chunks: None,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
-        """drawn: is told what each step brings, before the streams are. clock: seconds; that of the stages' traces."""
+        """drawn: called with the tokens of each step, before the streams get them. clock: seconds, the same clock as in the stages' traces."""
         self.scheduler = scheduler
         self.timings = Timings()
         self._observe, self._drawn, self._clock = observe, drawn, clock
@@ -48,10 +48,10 @@ class Driver:
         self._closed: ShoalError | None = None
 
     async def drive(self, route: Route, spans: list[tuple[int, int]], filled: Callable[[int], None]) -> None:
-        """Serves over a route until it breaks, or `pause` has let what is under way come to its end.
+        """Serves over a route until it breaks, or until the steps in flight at a `pause` are done.
 
-        spans: layers whose keys and values are to be filled anew first. `filled` is told, with the number of tokens, when that is
-        done. Raises StageLost where the route breaks; the requests wait for the next one.
+        spans: layers whose keys and values are refilled first; then `filled` is called with the number of tokens. Raises StageLost if
+        the route breaks; the requests wait for the next one.
         """
         self.scheduler.rewind()
         loop = asyncio.get_running_loop()
@@ -79,7 +79,8 @@ class Driver:
             route.last.abort()
 
     def _strike(self, route: DrivenRoute, error: StepFailed) -> None:
-        """A request whose steps fail again and again, at last in a step of its own, ends: it would fail every route to come."""
+        """Counts a failed step against its requests, which then run alone. One that fails again and again, at last alone, ends: it would
+        break every route to come."""
         step = route.flight.get(error.step)
         found = {self.scheduler.request_of(chunk.sequence) for chunk in (step.plan.chunks if step is not None else ())}
         requests = {request for request in found if request is not None and request in self._streams}
@@ -95,17 +96,17 @@ class Driver:
         self.scheduler.cancel(request)
 
     def _fail(self, sequence: int, error: ShoalError) -> None:
-        """Ends the request of a sequence that the last stage can do nothing for."""
+        """Ends the request of a sequence that the last stage reported a fault for."""
         if (request := self.scheduler.request_of(sequence)) is not None:
             self._end(request, error)
 
     def stalled(self) -> float:
-        """Seconds for which steps have been in flight and nothing came back."""
+        """Seconds since the last result, while steps are in flight; else 0."""
         route = self._route
         return asyncio.get_running_loop().time() - route.heard if route is not None and route.flight else 0.0
 
     def cut(self, reason: str) -> None:
-        """Gives the route up at once: nothing of it is taken any more."""
+        """Abandons the route at once: no more of its results are accepted."""
         if self._route is not None:
             self._route.why = reason
             self._route.cut.set()
@@ -117,11 +118,11 @@ class Driver:
             self._route.settle()
 
     def restart(self, limits: Limits) -> None:
-        """Between routes: the next one has another KV pool. What cannot run in it ends with an error."""
+        """Between routes: takes over the limits of the next one. Requests that do not fit its KV pool end with an error."""
         self.scheduler.rewind()
         for request in self.scheduler.restart(limits):
             if (stream := self._streams.get(request)) is not None:
-                stream.put(StageLost(f"nodes were lost, and those that are left hold sequences of {limits.longest} tokens at most"))
+                stream.put(StageLost(f"nodes were lost, and the remaining ones have room for sequences of at most {limits.longest} tokens"))
 
     def end_all(self, error: ShoalError) -> None:
         """Ends every request with an error."""
@@ -136,7 +137,7 @@ class Driver:
         self.end_all(error)
 
     def submit(self, request: Request) -> TokenStream:
-        """Queues a request; it waits while there is no route. Raises InvalidRequest, QueueFull, and why the driver was closed."""
+        """Queues a request; it waits while there is no route. Raises InvalidRequest, QueueFull, or the error that the driver was closed with."""
         if self._closed is not None:
             raise self._closed
         self.scheduler.add(request)

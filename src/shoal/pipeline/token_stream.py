@@ -17,7 +17,7 @@ class Source(Protocol):
 
 
 class TokenStream(ChunkStream):
-    """The tokens of one request as they are drawn; close it to cancel what is left.
+    """The tokens of one request as they are drawn; close it to cancel the rest.
 
     said: what was drawn before this process began. It comes first, and what is missing once a driver takes the request up.
     """

@@ -49,7 +49,7 @@ def overlap(a: range, b: range) -> range:
 
 @dataclass
 class Moves:
-    """What placements are made for. `spread`: every node gets a layer. `spares`: nodes that are kept out, to take over."""
+    """The goals of a placement. `spread`: every node gets a layer. `spares`: number of nodes kept idle, to take over."""
 
     model: ModelCost
     demand: Demand

@@ -29,7 +29,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Links:
-    """Each node's measured link to the head, by name. Those not measured are taken for gigabit Ethernet.
+    """Each node's measured link to the head, by name. Unmeasured links count as gigabit Ethernet.
 
     Two nodes reach each other over one switch, as a rule: as slowly as the slower of the two reaches the head.
     """

@@ -1,4 +1,4 @@
-"""What a scheduler may hand out, and what it counts."""
+"""The limits of a scheduler, and its counters."""
 
 from __future__ import annotations
 

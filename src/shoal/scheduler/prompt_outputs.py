@@ -1,4 +1,4 @@
-"""What is asked about the tokens of prompts, and what results say of them: scores, and the mean of their hidden states."""
+"""Questions about the tokens of prompts and the answers in results: scores, and the mean of hidden states."""
 
 from __future__ import annotations
 

@@ -1,6 +1,9 @@
-"""Steps that compute keys and values of some layers anew, after those that held them were lost.
+"""Steps that recompute the keys and values of lost layers.
 
-Blocks that are shared are filled once; blocks held by none are given up.
+When a node is lost, the blocks of its layers are empty on the node that takes them over, while all other layers still hold theirs. A
+step that refills carries the tokens of the sequences again, like a prompt, and `spans`: the lost ranges of layers. Stages run only their
+layers inside a span and draw nothing. Sequences are refilled oldest first, in steps of at most `step_tokens` rows. A block that several
+sequences share is filled once, with the first of them; a block that no sequence holds is not filled.
 """
 
 from __future__ import annotations
@@ -23,14 +26,14 @@ class Refill:
         number: Callable[[], int],
         ended: Callable[[Sequence], None],
     ) -> None:
-        """apart: requests that run in steps of their own. number: gives the next step's number. ended: is told of a sequence that had ended
-        when the stages were told of its table."""
+        """apart: requests that run in steps of their own. number: gives the next step's number. ended: called for a sequence that had
+        already ended when its table was sent to the stages."""
         self._slots, self._cost, self._apart = slots, cost, apart
         self._number, self._ended = number, ended
 
     def wanted(self, only: set[int] | None = None) -> list[Sequence]:
-        """The sequences of which something is computed. only: those among them that are named, and whoever read one of their blocks, or of a
-        reader's, when it was filled in this order."""
+        """The sequences with computed tokens. only: limits them to these, and to those that share a block with one of them, directly or
+        through others: their blocks were filled from it."""
         filled = [s for s in self._slots.running if s.computed]
         if only is None:
             return filled
@@ -43,8 +46,8 @@ class Refill:
         return found
 
     def steps(self, spans: list[tuple[int, int]], wanted: list[Sequence], missing: set[int]) -> Iterator[StepPlan]:
-        """wanted: the sequences to fill, oldest first. missing: sequences of which it turns out, while the steps run, that they cannot be refilled; no more steps are made
-        for them. A sequence that ends meanwhile is filled all the same: others may share its blocks.
+        """wanted: the sequences to fill, oldest first. missing: grows while the steps run; no more steps are made for the sequences in it,
+        because a stage could not refill them. A sequence that ends meanwhile is filled all the same: others may share its blocks.
         """
         filled: set[BlockId] = set()
         chunks: list[Chunk] = []
@@ -72,7 +75,7 @@ class Refill:
             yield self._refilling(chunks, spans)
 
     def _refillable(self, chunks: list[Chunk], at: int, rows: int) -> int:
-        """How many of the rows can join a step that refills: whatever comes next, another loss or the first token, waits for it. At least one of the first."""
+        """How many of the rows may join a step. Everything that follows waits for it, so its time is limited; a step has at least one row."""
         if self._cost is None or not self._slots.limits.wait:
             return rows
         load = sum((Load.of_chunk(chunk) for chunk in chunks), Load())
@@ -80,7 +83,7 @@ class Refill:
         return fitting if chunks else max(fitting, 1)
 
     def _unfilled(self, computed: int, table: list[BlockId], filled: set[BlockId]) -> Iterator[tuple[int, int]]:
-        """Runs of computed tokens whose blocks no sequence before this one has filled; they count as filled then."""
+        """Runs of computed tokens whose blocks no sequence before this one has filled. Marks them as filled."""
         size, at = self._slots.limits.block_tokens, 0
         own = [block not in filled for block in table]
         filled.update(table[: self._slots.blocks_for(computed)])

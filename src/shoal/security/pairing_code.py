@@ -14,7 +14,7 @@ _SEPARATORS = frozenset(" \t\r\n-_.‐‑–—\u00a0")
 
 
 class PairingCode:
-    """8 characters, '7QFK-3M9X'. The first says which code it is and is no secret; the other seven are 35 random bits."""
+    """8 characters, '7QFK-3M9X'. The first identifies the code and is not secret; the other seven are 35 random bits."""
 
     __slots__ = ("_text",)
 

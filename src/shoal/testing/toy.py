@@ -180,7 +180,7 @@ def _alone(request: Request, choice: int, layers: int) -> list[int]:
 
 
 class _Entered:
-    """A stage of one epoch; it tells its model of steps that it runs when it is no longer the node's stage. Its steps take simulated time."""
+    """A stage of one epoch. It reports steps that it runs after another stage has replaced it. Its steps take simulated time."""
 
     def __init__(self, stage: StageExecutor, model: ToyModel) -> None:
         self._stage, self._model = stage, model

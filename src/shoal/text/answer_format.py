@@ -1,4 +1,4 @@
-"""How a model writes an answer of which not all is content."""
+"""How a model writes an answer that is not all content: its reasoning and its calls."""
 
 from __future__ import annotations
 

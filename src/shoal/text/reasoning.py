@@ -1,4 +1,4 @@
-"""How models write what they think before they answer: the formats there are, and which of them a chat template knows.
+"""How models write their reasoning: the known formats, and the one that a chat template uses.
 
 think      <think>…</think>        DeepSeek R1, Qwen 3, QwQ, SmolLM 3 and most others
 mistral    [THINK]…[/THINK]        Magistral; special tokens
@@ -41,7 +41,7 @@ def detect(template: str) -> ReasoningFormat | None:
 
 
 class ReasoningParser:
-    """Tells reasoning from the answer after it, which another parser reads. White space around either is none of them.
+    """Separates reasoning from the answer after it, which another parser reads. White space around them is dropped.
 
     An answer that does not begin with reasoning has none, whatever comes later.
     """

@@ -1,4 +1,4 @@
-"""A model's text to what it says and what it calls, as the text comes: the inverse of `answer_grammar.answer_grammar`.
+"""Splits a model's text into content and calls as it arrives: the inverse of `answer_grammar.answer_grammar`.
 
 However the text is cut into pieces, the same content and the same calls come out, as early as they are certain. What only
 looks like a call is content. White space before a call is none.

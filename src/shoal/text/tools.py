@@ -1,4 +1,4 @@
-"""How models write tool calls: the formats there are, and which of them a chat template teaches.
+"""How models write tool calls: the known formats, and the one that a chat template teaches.
 
 hermes        <tool_call>\\n{"name": "f", "arguments": {}}\\n</tool_call>            Hermes, Qwen 2.5 and 3; several, one a line
 mistral       [TOOL_CALLS] [{"name": "f", "arguments": {}}, …]                     Mistral up to v7

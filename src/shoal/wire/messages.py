@@ -11,7 +11,7 @@ from shoal.scheduler.plan import StageTrace, StepPlan, StepResult
 
 
 class Hello(msgspec.Struct, frozen=True):
-    """The first frame of each side: who speaks, and for which link of which route."""
+    """The first frame of each side: its sender, and the link and route that it is for."""
 
     version: str
     """Of the package. Both ends must be the same."""
@@ -30,7 +30,7 @@ class Step(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Fetch(msgspec.Struct, frozen=True, array_like=True):
-    """Asks for a part of a file; it comes in FETCH frames, each of which has the offset of its body as its step."""
+    """Asks for a part of a file. The answer is FETCH frames, each with the offset of its body as its step."""
 
     sha256: str
     """Which file: what it holds, never where it lies."""

@@ -350,7 +350,7 @@ PDF = {"type": "document", "source": {"type": "base64", "media_type": "applicati
             "messages.0.content.0: blocks have one of the types text, document, search_result, tool_result",
         ),
         ({"messages": [{"role": "user", "content": [PDF]}]}, "messages.0.content.0.source: a document's source is 'text'"),
-        ({"messages": [{"role": "user", "content": [{"type": "thinking", "thinking": "x"}]}]}, "messages.0.content.0.type: a message of"),
+        ({"messages": [{"role": "user", "content": [{"type": "thinking", "thinking": "x"}]}]}, "messages.0.content.0.type: a message with"),
         (
             {"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "x"}]}]},
             "messages.0.content.0.tool_use_id: no tool_use",
@@ -362,7 +362,7 @@ PDF = {"type": "document", "source": {"type": "base64", "media_type": "applicati
         ),
         ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools.0.type: 'bash_20250124' is a tool of Anthropic's own"),
         ({"tools": [{"name": "a b", "input_schema": {}}]}, "tools.0.name: a name has"),
-        ({"tools": [WEATHER], "tool_choice": {"type": "tool"}}, "tool_choice.name: tool_choice has a name"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "tool"}}, "tool_choice.name: tool_choice must have a name"),
         ({"tools": [WEATHER], "tool_choice": {"type": "tool", "name": "no"}}, "tool_choice names 'no'"),
         ({"max_tokens": 0}, "max_tokens must be at least 1"),
         ({"max_tokens": None}, "max_tokens: "),

@@ -1,4 +1,4 @@
-"""How an answer is written: the seam between what is drawn and the shape that an endpoint gives it."""
+"""Writers of answers: the seam between drawn tokens and the format of an endpoint."""
 
 from __future__ import annotations
 

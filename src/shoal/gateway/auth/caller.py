@@ -1,4 +1,4 @@
-"""Whom a request is for, wherever in the gateway that matters: carried by the context, through tasks and threads."""
+"""The caller of a request, for any code in the gateway: carried by a context variable, through tasks and threads."""
 
 from __future__ import annotations
 

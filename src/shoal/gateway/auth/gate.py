@@ -47,7 +47,7 @@ def refusals(method: str, path: str) -> list[int]:
 
 
 class Gate:
-    """ASGI middleware. Sets CALLER for what is inside."""
+    """ASGI middleware. Sets CALLER for the application inside."""
 
     def __init__(self, app: ASGIApp, settings: ApiSettings, in_flight: InFlight, keyring: Keyring, limiter: Limiter) -> None:
         self._app, self._settings = app, settings

@@ -1,4 +1,4 @@
-"""An API key: what it may do, and how it is written."""
+"""An API key: its limits and its text form."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Budget(msgspec.Struct, frozen=True):
 
 
 class Allowance(msgspec.Struct, frozen=True):
-    """What a key has left, for the response's headers; None where there is no limit."""
+    """The rest of a key's limits, for the response's headers; None: no limit."""
 
     requests: Budget | None = None
     tokens: Budget | None = None

@@ -99,7 +99,7 @@ def _check_framing(request: h11.Request) -> bool:
 
 
 class Connections:
-    """Those of one server. At their limit the one that has waited longest for a request makes room for a new one."""
+    """The connections of one server. At the limit, the one that has been idle longest is closed to make room for a new one."""
 
     def __init__(self, limit: int, rules: dict[Phase, Rule]) -> None:
         self.limit, self.rules = limit, rules

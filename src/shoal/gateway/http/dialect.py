@@ -1,4 +1,4 @@
-"""Whose API a request speaks, and how that API tells an error.
+"""The API that a request speaks, and that API's form of errors.
 
 openai     {"error": {"message", "type", "param", "code"}}
 anthropic  {"type": "error", "error": {"type", "message"}}; /v1/messages, and /v1/models for whoever sends `anthropic-version`

@@ -1,4 +1,4 @@
-"""How long a client may take over what it has to do, by what that is. Pure: the time is an argument.
+"""How long a client may take for each thing that it has to do. Pure: the time is an argument.
 
 A client that makes progress is slow; one that does not, or hardly any, holds a connection, its buffers and maybe a lane for nothing.
 

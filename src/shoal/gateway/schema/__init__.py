@@ -1,1 +1,1 @@
-"""What bodies have in common: fields, sampling, pages, and what the OpenAPI document says of them."""
+"""Parts that request bodies share: fields, sampling, pages, and their description in the OpenAPI document."""

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of an endpoint. Bodies are parsed by hand, for OpenAI's errors; so the document is told of them here."""
+"""Descriptions of endpoints in the OpenAPI document. Bodies are parsed by hand to get OpenAI's errors, so FastAPI cannot describe them itself."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ Fact = str | int | float | bool | None
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True):
-    """A ShoalError: its class, what it says, and the facts that it carries."""
+    """A ShoalError: its class, message and facts."""
 
     kind: str
     message: str

@@ -1,4 +1,4 @@
-"""The lines of a batch's input: bytes in, requests or what is wrong with them out."""
+"""The lines of a batch's input: bytes in, requests or faults out."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from shoal.gateway.endpoints.batches.result import Done, read
 
 
 class Output:
-    """Written by one thread of its own. After an error it takes nothing more: open it anew, which cuts off what was torn."""
+    """Written by its own thread. After an error it accepts nothing more; opening it again cuts off an incomplete line."""
 
     def __init__(self, path: Path) -> None:
         """Reads what is there and goes on behind it. Raises ConfigError where that is no output, or another process writes it; OSError."""

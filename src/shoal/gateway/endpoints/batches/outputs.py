@@ -1,4 +1,4 @@
-"""What lies on the disk for one batch: what it reads, and the two files that it writes."""
+"""The files of one batch: its input, and the two that it writes."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ MOVES: dict[Status, frozenset[Status]] = {
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """Why a batch failed. line: of the input, from 1 on; None where it is no line's fault."""
+    """Why a batch failed. line: of the input, counted from 1; None: no line is at fault."""
 
     code: str
     message: str

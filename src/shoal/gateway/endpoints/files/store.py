@@ -1,4 +1,4 @@
-"""The files: their bytes in a folder, one file each under its generated id, and what is known of them in the database."""
+"""The files: their bytes in a folder, one file each under its generated id, and their records in the database."""
 
 from __future__ import annotations
 

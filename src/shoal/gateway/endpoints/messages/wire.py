@@ -214,7 +214,7 @@ class ToolChoice(Wire):
 
 
 class ThinkingConfig(Wire):
-    """budget_tokens, display: accepted, unused: a model that thinks does so for as long as it wants, and what it thinks is told."""
+    """budget_tokens, display: accepted, unused. A reasoning model decides how long it thinks, and its reasoning is always returned."""
 
     type: Literal["enabled", "disabled", "adaptive", "between_tools"]
     budget_tokens: int | None = None

@@ -17,7 +17,7 @@ TEMPERATURE, TOP_K, TOP_P = 0.8, 40, 0.9
 
 
 class Options(Wire):
-    """Those of how a model is loaded say nothing here, where it is loaded already: they are accepted and unused."""
+    """Options for loading a model are accepted and unused, because it is already loaded."""
 
     inert: ClassVar[dict[str, tuple[Any, ...]]] = {
         "mirostat": (None, 0),

@@ -1,4 +1,4 @@
-"""The JSON of Ollama's answers: one object, or one a line as it comes, the last of which says why it is over and how long it took.
+"""The JSON of Ollama's answers: one object, or one per line while streaming. The last has the reason for the end and the times.
 
 https://docs.ollama.com/api. A call of a tool is told when it has come to its end: its arguments are an object.
 """

@@ -49,7 +49,7 @@ class FunctionCall(Echoed):
 
 
 class ToolOutput(Echoed):
-    """What came of a call, of a function or of a custom tool."""
+    """The result of a call of a function or custom tool."""
 
     type: Literal["function_call_output", "custom_tool_call_output"]
     id: str | None = None
@@ -90,7 +90,7 @@ class Reasoning(Echoed):
 
 
 class CompactionItem(Echoed):
-    """What became of a long conversation; the content is what /v1/responses/compact gave."""
+    """A compacted conversation; the content is the one that /v1/responses/compact returned."""
 
     type: Literal["compaction"]
     id: str | None = None
@@ -155,7 +155,7 @@ class TextConfig(Wire):
 
 
 class ReasoningConfig(Wire):
-    """All but the effort is about what is told of the reasoning, which is always all of it, and in the open."""
+    """All fields but the effort choose how much of the reasoning is shown. shoal always shows all of it, unencrypted."""
 
     effort: Effort | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None

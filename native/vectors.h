@@ -1,0 +1,91 @@
+// Vectors of the widest register of an instruction set, for kernels.cpp. Like it, they are compiled once per instruction set, into a
+// namespace of its own.
+#pragma once
+
+#include <cstdint>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__ARM_FEATURE_DOTPROD)
+#include <arm_neon.h>
+#endif
+
+namespace shoal {
+namespace SHOAL_ISA {
+namespace {
+
+// Lanes of a vector: as many as the widest register has, so that no vector is split and spilled.
+#if defined(__AVX512F__)
+constexpr int L = 16;
+#elif defined(__AVX2__)
+constexpr int L = 8;
+#else
+constexpr int L = 4;
+#endif
+typedef float V __attribute__((vector_size(4 * L)));
+typedef int32_t I __attribute__((vector_size(4 * L)));
+typedef uint32_t U __attribute__((vector_size(4 * L)));
+typedef float Vu __attribute__((vector_size(4 * L), aligned(4)));  // unaligned memory
+typedef uint16_t H __attribute__((vector_size(2 * L), aligned(2)));
+
+inline V load(const float* p) { return *reinterpret_cast<const Vu*>(p); }
+inline void keep(float* p, V v) { *reinterpret_cast<Vu*>(p) = v; }
+inline V all(float x) { return V{} + x; }
+
+inline float sum_of(V v) {  // pairwise, in a fixed order
+  float a[L];
+  keep(a, v);
+  for (int n = L / 2; n; n /= 2) {
+    for (int i = 0; i < n; ++i) a[i] += a[i + n];
+  }
+  return a[0];
+}
+
+inline float max_of(V v) {
+  float a[L];
+  keep(a, v);
+  for (int n = L / 2; n; n /= 2) {
+    for (int i = 0; i < n; ++i) a[i] = a[i] > a[i + n] ? a[i] : a[i + n];
+  }
+  return a[0];
+}
+
+inline V larger(V a, V b) { return a > b ? a : b; }
+
+// exp to about 2 ulp (Cephes' expf: range reduction by ln 2 and a polynomial of degree 5).
+inline V exp_of(V x) {
+  x = x > 88.0f ? all(88.0f) : x;
+  const auto tiny = x < -87.0f;
+  x = tiny ? all(-87.0f) : x;
+  const V n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
+  V r = x - n * 0.693359375f;
+  r = r - n * -2.12194440e-4f;
+  V p = all(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const I power = (__builtin_convertvector(n, I) + 127) << 23;
+  const V y = p * reinterpret_cast<const V&>(power);
+  return tiny ? V{} : y;
+}
+
+inline V halves(const uint16_t* p) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<V>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif defined(__AVX2__)
+  return reinterpret_cast<V>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+  // Move the half's bits into place and let a multiplication by 2^112 correct the exponent, subnormals included.
+  const U h = __builtin_convertvector(*reinterpret_cast<const H*>(p), U);
+  const U magnitude = (h & 0x7fff) << 13, sign = (h & 0x8000) << 16;
+  const V scaled = reinterpret_cast<const V&>(magnitude) * 5.192296858534828e33f;
+  const U bits = reinterpret_cast<const U&>(scaled) | sign;
+  return reinterpret_cast<const V&>(bits);
+#endif
+}
+
+}  // namespace
+}  // namespace SHOAL_ISA
+}  // namespace shoal
