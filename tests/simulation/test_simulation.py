@@ -23,7 +23,7 @@ from shoal.testing.rush import Rush
 from shoal.testing.scenario import Broken, Scenario
 from shoal.testing.simulate import play, play_all
 
-SEEDS = int(os.environ.get("SHOAL_SEEDS", "2000"))
+SEEDS = int(os.environ.get("SHOAL_SEEDS", "300"))  # `make simulate` plays more
 
 
 def fails_somewhere(seeds: range) -> bool:
@@ -32,7 +32,7 @@ def fails_somewhere(seeds: range) -> bool:
 
 @pytest.mark.slow
 def test_no_seed_breaks_an_invariant():
-    outcomes = play_all(range(SEEDS), len(os.sched_getaffinity(0)))
+    outcomes = play_all(range(SEEDS), 1)  # the other processes run other tests
     stories = [outcome.story for outcome in outcomes if outcome.story]
     assert not stories, f"{len(stories)} of {SEEDS} seeds failed; the first:\n{stories[0]}"
     # What they went through: otherwise the seeds would hold because nothing happens in them.
