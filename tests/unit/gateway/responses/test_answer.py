@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from openai.types.responses import Response
 
 from shoal.errors import StageLost
-from shoal.text.tools import HERMES
-from tests.support.engine import ByteTokenizer, FakeEngine, says, spoken
+from tests.support.engine import says, spoken
 from tests.support.responses import CALL, CALLED, MESSAGE, PATH, WEATHER, ResponsesApi, kinds, rebuilt, text
 
 # One response
@@ -123,29 +122,30 @@ def test_a_whole_response_that_fails_is_an_error_and_not_gone_on_from(api: Calla
     assert error["param"] == "previous_response_id" and "is failed" in error["message"]
 
 
-@pytest.mark.slow
-@settings(deadline=None)
-@given(data=st.data())
-def test_the_events_of_any_answer_build_the_response(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory):
-    said = data.draw(st.text(st.characters(codec="utf-8"), max_size=12)) + data.draw(
-        st.sampled_from(["", CALL, f"{CALL}\n{CALL}", CALL[:-9]])
-    )
-    engine = FakeEngine(says(said))
-    engine.tokenizer = ByteTokenizer(HERMES)
-    one = ResponsesApi(engine, tmp_path_factory.mktemp("data"))
-    try:
-        fields = {"tools": [WEATHER], "store": False, "max_output_tokens": data.draw(st.integers(1, 120))}
-        events = one.stream(**fields)
-        whole = one.create(**fields)
-    finally:
-        one.close()
-    last = events[-1]["response"]
-    assert rebuilt(events) == last["output"] and last["output"]
+def test_the_events_of_any_answer_build_the_response(api: Callable[..., ResponsesApi]):
+    words = ""
+    one = api(lambda request: spoken(request, words), tools=True)
 
     def nameless(response: dict[str, Any]) -> list[dict[str, Any]]:
         return [{key: value for key, value in item.items() if key not in ("id", "call_id")} for item in response["output"]]
 
-    assert (nameless(whole), whole["status"], whole["usage"]) == (nameless(last), last["status"], last["usage"])
+    @settings(deadline=None)
+    @given(
+        text=st.text(st.characters(codec="utf-8"), max_size=12),
+        calls=st.sampled_from(["", CALL, f"{CALL}\n{CALL}", CALL[:-9]]),
+        tokens=st.integers(1, 120),
+    )
+    def builds(text: str, calls: str, tokens: int) -> None:
+        nonlocal words
+        words = text + calls
+        fields = {"tools": [WEATHER], "store": False, "max_output_tokens": tokens}
+        events = one.stream(**fields)
+        whole = one.create(**fields)
+        last = events[-1]["response"]
+        assert rebuilt(events) == last["output"] and last["output"]
+        assert (nameless(whole), whole["status"], whole["usage"]) == (nameless(last), last["status"], last["usage"])
+
+    builds()
 
 
 # Tools and structured output
