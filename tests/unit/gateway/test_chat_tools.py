@@ -23,7 +23,7 @@ from shoal.gateway.schema.wire import parse
 from shoal.request import FinishReason, TokenChunk
 from shoal.text.answer_grammar import MAX_TOOLS, JsonSchema
 from shoal.text.tools import HERMES, LLAMA3, MISTRAL, Tool, ToolFormat
-from tests.support.engine import FakeEngine, Resumed, Script, ScriptedStream, says, spoken
+from tests.support.engine import FakeEngine, Resumed, ScriptedStream, able, prompt, says, spoken
 from tests.support.http import CHAT, HI, events, fetch, refused
 from tests.support.letters import accepts, calls
 from tests.support.tools import CITY, NOW, PARIS, TOOLS, WEATHER
@@ -35,10 +35,6 @@ CALLED = {
     "tool_calls": [{"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Paris"}'}}],
 }
 RESULT = {"role": "tool", "tool_call_id": "call_1", "content": "rain"}
-
-
-def able(script: Script | None = None, format: ToolFormat = HERMES, **options: Any) -> FakeEngine:
-    return FakeEngine(script, tools=format, **options)
 
 
 def ask(engine: Engine, messages: list[Any] | None = None, **fields: Any) -> httpx.Response:
@@ -226,10 +222,6 @@ def test_a_piece_becomes_one_event_at_most() -> None:
 
 
 # What reaches the template and the grammar
-
-
-def prompt(engine: FakeEngine) -> str:
-    return bytes(engine.asked.prompt).decode()
 
 
 def grammar_of(choice: str = "auto", parallel: bool = True, tools: tuple[str, ...] = ("weather", "now"), **options: Any) -> str:
