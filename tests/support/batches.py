@@ -24,13 +24,6 @@ from shoal.request import Request
 from tests.support.engine import FakeEngine, ScriptedStream, spoken
 from tests.support.http import CHAT
 
-
-async def becomes(what: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not what():  # noqa: ASYNC110 - it has no event
-            await asyncio.sleep(0.01)
-
-
 ENDS = ("completed", "failed", "expired", "cancelled")
 
 

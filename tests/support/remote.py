@@ -67,13 +67,6 @@ async def workers(engine: FakeEngine, settings: ApiSettings | None = None) -> As
             await made.end()
 
 
-async def soon(what: Callable[[], Any]) -> None:
-    """Waits until something is so; fails where it never is."""
-    async with asyncio.timeout(10):
-        while not what():  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
-
-
 def run(fake: FakeEngine, work: Callable[[Workers], Awaitable[Any]], settings: ApiSettings | None = None) -> Any:
     async def go() -> Any:
         async with workers(fake, settings) as made:

@@ -11,8 +11,9 @@ import pytest
 from shoal.errors import CapacityError
 from shoal.gateway.endpoints.batches.state import Batch, Status
 from shoal.gateway.endpoints.batches.store import BatchStore
-from tests.support.batches import Api, Clock, Gated, becomes, echo, line, run, served
+from tests.support.batches import Api, Clock, Gated, echo, line, run, served
 from tests.support.engine import FakeEngine
+from tests.support.http import eventually
 
 # Cancelling and expiring
 
@@ -137,7 +138,7 @@ def test_of_two_processes_one_works_a_batch_off_and_the_other_takes_over(tmp_pat
         assert first.streams == []
         async with served(first, tmp_path) as other:
             await other.begin([line("late")])
-            await becomes(lambda: bool(first.streams))
+            await eventually(lambda: bool(first.streams))
 
     asyncio.run(go())
 

@@ -12,9 +12,9 @@ import pytest
 from shoal.errors import ClusterError, NotReady, QueueFull
 from shoal.gateway.app import create_app
 from shoal.request import Priority, Request
-from tests.support.batches import Api, Gated, becomes, echo, jsonl, line, run
+from tests.support.batches import Api, Gated, echo, jsonl, line, run
 from tests.support.engine import FakeEngine
-from tests.support.http import CHAT, COMPLETIONS, fetch
+from tests.support.http import CHAT, COMPLETIONS, eventually, fetch
 
 # The way of a batch
 
@@ -115,7 +115,7 @@ def test_no_more_requests_run_at_once_than_are_set_over_all_batches(tmp_path: Pa
         ids = [await api.begin([line(f"{name}{i}") for i in range(6)]) for name in "ab"]
         for id in ids:
             await api.until(id, lambda batch: batch["status"] == "in_progress")
-        await becomes(lambda: len(engine.streams) >= 3)
+        await eventually(lambda: len(engine.streams) >= 3)
         await asyncio.sleep(0.1)
         assert len(engine.streams) == 3
 
@@ -175,7 +175,7 @@ def test_a_full_queue_and_a_model_being_loaded_are_waited_for(tmp_path: Path, re
 
     async def go(api: Api) -> None:
         id = await api.begin([line("a")])
-        await becomes(lambda: len(engine.observed) >= 12)
+        await eventually(lambda: len(engine.observed) >= 12)
         assert (await api.batch(id))["request_counts"]["failed"] == 0
         engine.refusal = None
         assert (await api.ended(id))["request_counts"]["completed"] == 1

@@ -13,7 +13,8 @@ from shoal.errors import IdTaken, RateLimited
 from shoal.gateway.auth.key import KeyId, KeyLimits
 from shoal.gateway.engine import TakenOver
 from tests.support.engine import FakeEngine
-from tests.support.remote import MODEL, NOBODY, Workers, run, some, soon, taken
+from tests.support.http import eventually
+from tests.support.remote import MODEL, NOBODY, Workers, run, some, taken
 from tests.support.requests import asked, begun, hello, read, text
 from tests.support.slow_engine import SlowEngine
 
@@ -35,7 +36,7 @@ def test_a_worker_hears_the_settings_and_opens_the_model_itself(trust_text: bool
 def test_who_leaves_is_told_by_its_process() -> None:
     async def work(made: Workers) -> None:
         await made.leave(await made.join())
-        await soon(lambda: made.lost == [os.getpid()])
+        await eventually(lambda: made.lost == [os.getpid()])
 
     run(FakeEngine(), work)
 
@@ -222,7 +223,7 @@ def test_the_requests_of_a_dead_worker_run_no_more() -> None:
         await dying.limiter.enter(ALICE, limits)
         await other.limiter.enter(ALICE, limits)
         await made.leave(dying)
-        await soon(lambda: made.lost)
+        await eventually(lambda: made.lost)
         await other.limiter.enter(ALICE, limits)
         with pytest.raises(RateLimited):
             await other.limiter.enter(ALICE, limits)

@@ -13,7 +13,8 @@ from shoal.gateway.workers import messages
 from shoal.gateway.workers.channel import Channel
 from shoal.gateway.workers.messages import FromHead
 from tests.support.engine import FakeEngine, Resumed, ScriptedStream, says, spoken
-from tests.support.remote import NOBODY, Workers, run, some, soon
+from tests.support.http import eventually
+from tests.support.remote import NOBODY, Workers, run, some
 from tests.support.requests import asked, begun, hello, read, text
 from tests.support.slow_engine import SlowEngine
 
@@ -35,7 +36,7 @@ def test_the_head_waits_until_every_worker_has_finished() -> None:
         assert not finishing.done()
         fake.say(7)
         await read(stream)
-        await soon(lambda: made.server.inside == 0)
+        await eventually(lambda: made.server.inside == 0)
         both[0].finished()
         await finishing
 
@@ -63,7 +64,7 @@ def test_the_unnamed_answers_of_a_dead_worker_end() -> None:
         await begun(dying, asked("a-0"), asked("a-1"))
         (stream,) = await begun(other, asked("b-0"), answer="b")
         await made.leave(dying)
-        await soon(lambda: [s.closed for s in fake.streams] == [True, True, False])
+        await eventually(lambda: [s.closed for s in fake.streams] == [True, True, False])
         assert list(fake.kept) == ["b"]
         assert await other.find("a", NOBODY) is None
         fake.say(6)
@@ -80,9 +81,9 @@ def test_the_named_answer_of_a_dead_worker_goes_on_and_is_found_by_another() -> 
         fake.say(2)
         assert await some(stream, 2) == "He"
         await made.leave(dying)
-        await soon(lambda: made.lost)
+        await eventually(lambda: made.lost)
         fake.say(2)
-        await soon(lambda: len(fake.streams[0]._items) == 2)  # pyright: ignore[reportPrivateUsage]
+        await eventually(lambda: len(fake.streams[0]._items) == 2)  # pyright: ignore[reportPrivateUsage]
         found = await other.find("a", NOBODY)
         assert found is not None
         fake.say(2)
@@ -97,7 +98,7 @@ def test_the_worker_that_comes_for_a_dead_one_takes_up_its_named_answers() -> No
         dying = await made.join()
         await begun(dying, asked("a-0"), asked("a-1"), named=True)
         await made.leave(dying)
-        await soon(lambda: made.lost)
+        await eventually(lambda: made.lost)
         fresh = await made.join()
         (resumed,) = fresh.resumed()
         assert [text(await read(stream)) for stream in resumed.streams] == ["Hello", "Hello"]
@@ -111,7 +112,7 @@ def test_nobody_takes_up_a_named_answer_and_it_ends() -> None:
         dying = await made.join()
         await begun(dying, asked(), named=True)
         await made.leave(dying)
-        await soon(lambda: fake.streams[0].closed)
+        await eventually(lambda: fake.streams[0].closed)
         assert fake.kept == {}
         assert (await made.join()).resumed() == []
 
@@ -133,9 +134,9 @@ def test_an_answer_that_was_being_begun_by_a_worker_that_dies_ends() -> None:
     async def work(made: Workers) -> None:
         dying = await made.join()
         beginning = asyncio.ensure_future(begun(dying, asked(), named=True))
-        await soon(lambda: fake.streams)
+        await eventually(lambda: fake.streams)
         await made.leave(dying)
-        await soon(lambda: fake.streams[0].closed)
+        await eventually(lambda: fake.streams[0].closed)
         beginning.cancel()
         await asyncio.gather(beginning, return_exceptions=True)
 
@@ -153,7 +154,7 @@ def test_a_worker_that_does_not_read_is_given_up_and_holds_back_nobody(monkeypat
         await stuck.hear()
         stuck.say(messages.Begin(0, "a", b"", [asked(tokens=200_000)], False))
         other = await made.join()
-        await soon(lambda: made.lost == [4711])
+        await eventually(lambda: made.lost == [4711])
         assert fake.streams[0].closed
         (stream,) = await begun(other, asked("b-0"), answer="b")
         assert len(await read(stream)) == 100

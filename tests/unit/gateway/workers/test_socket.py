@@ -26,7 +26,8 @@ from shoal.gateway.workers.client import RemoteEngine
 from shoal.gateway.workers.messages import Failure, FromHead, FromWorker
 from shoal.request import RequestId, TokenChunk
 from tests.support.engine import FakeEngine
-from tests.support.remote import Workers, run, soon
+from tests.support.http import eventually
+from tests.support.remote import Workers, run
 from tests.support.requests import asked, begun, read, text
 
 
@@ -153,7 +154,7 @@ def test_what_is_not_counted_is_refused() -> None:
     async def work(made: Workers) -> None:
         worker = await made.join()
         worker._channel.say(messages.Observed("weather", (1,)))  # pyright: ignore[reportPrivateUsage]
-        await soon(lambda: made.lost)
+        await eventually(lambda: made.lost)
 
     run(FakeEngine(), work)
 
