@@ -256,24 +256,14 @@ def test_an_archive_damaged_in_its_member(monkeypatch: pytest.MonkeyPatch, tmp_p
         pull("toy", directory=tmp_path)
 
 
-def test_the_clients_output_is_closed(tmp_path: Path) -> None:
-    import gc
-    import subprocess
-    import sys
-
+def test_the_clients_output_is_closed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[Any] = []
-    popen = subprocess.Popen
+    popen = packages.subprocess.Popen
 
     def watched(*args: Any, **options: Any) -> Any:
         seen.append(popen(*args, **options))
         return seen[0]
 
-    packages.subprocess.Popen = watched  # type: ignore[misc]
-    try:
-        packages._run_client([sys.executable, "-c", ""], packages.Part("pypi", "one", "1", "", 0, "m"), lambda _: None, tmp_path)
-        closed = seen[0].stdout.closed
-        seen[0].stdout.close()
-        assert closed
-    finally:
-        packages.subprocess.Popen = popen  # type: ignore[misc]
-        gc.collect()
+    monkeypatch.setattr(packages.subprocess, "Popen", watched)
+    packages._run_client([sys.executable, "-c", ""], _part(), lambda _: None, tmp_path)
+    assert seen[0].stdout.closed
