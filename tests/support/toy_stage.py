@@ -272,3 +272,17 @@ def limits(
     wait: float = 0.0,
 ) -> Limits:
     return Limits(blocks, block_tokens, context, lanes, step_tokens, queue, depth, ageing, wait)
+
+
+def assert_right(toy: Toy, *requests: Request) -> None:
+    """Every choice said exactly what it says alone."""
+    for r in requests:
+        for choice in range(r.n):
+            assert (toy.said[r.id, choice], toy.ends.get((r.id, choice))) == expected(r, choice)
+
+
+def serve(toy: Toy, *requests: Request) -> None:
+    for r in requests:
+        toy.add(r)
+    toy.drain()
+    assert_right(toy, *requests)

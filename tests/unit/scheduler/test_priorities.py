@@ -14,16 +14,9 @@ from shoal.request import FinishReason, Priority, Request, RequestId, SequenceId
 from shoal.scheduler.limits import Limits
 from shoal.scheduler.queue import WaitingQueue
 from shoal.scheduler.sequence import Sequence
-from tests.support.toy_stage import Toy, expected, limits, request
+from tests.support.toy_stage import Toy, assert_right, expected, limits, request
 
 URGENT, NORMAL, FLEX, BATCH = Priority
-
-
-def assert_right(toy: Toy, *requests: Request) -> None:
-    """Every choice said exactly what it says alone."""
-    for r in requests:
-        for choice in range(r.n):
-            assert (toy.said[r.id, choice], toy.ends.get((r.id, choice))) == expected(r, choice)
 
 
 def running(toy: Toy) -> list[str]:
