@@ -100,9 +100,9 @@ def test_the_bottom_layer_needs_the_standard_library_and_types_alone(base: str):
     assert outside <= ({"psutil"} if base == "allowance" else {"msgspec"})
 
 
-def test_nothing_imports_the_generated_stubs_but_control():
-    users = [name(p) for p in sources() if any("_pb2" in m for m in imported(p))]
-    assert all(user.startswith("control.") for user in users)
+def test_the_generated_stubs_have_one_door():
+    users = [name(p) for p in sources() if any("_pb2" in m or m.startswith("google.protobuf") for m in imported(p))]
+    assert users == ["control.protobuf"]
 
 
 def test_the_extension_has_one_door():

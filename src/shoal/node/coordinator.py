@@ -96,7 +96,7 @@ class Coordinator:
 
     async def stop(self, reason: str = "the head shut down") -> None:
         """Sends the nodes home, ends every request."""
-        self._roster.tell_all(control.HeadMessage(shutdown=control.Shutdown(reason=reason)))
+        self._roster.tell_all(control.Shutdown(reason=reason))
         self._stopping = True
         self.requests.refuse("the server is shutting down")
         for task in [*self._tasks]:
@@ -191,34 +191,31 @@ class Coordinator:
 
     def heard(self, conversation: Conversation, message: control.NodeMessage) -> None:
         node = self._roster.number(conversation)
-        kind = message.WhichOneof("kind")
         if (joined := self._roster.probing(conversation)) is not None:
             self._probed(conversation, joined, message)
             return
-        if kind == "join":
+        if isinstance(message, control.Join):
             if node is None:
-                self._join(conversation, message.join)
+                self._join(conversation, message)
             return
         if node is None:
             return  # was refused
         self._handle(events.Heard(node))
-        match kind:
-            case "loaded":
-                loaded = message.loaded
-                del self._roster.machines[node].shared[:]
-                self._roster.machines[node].shared.extend(loaded.shared)
-                self._handle(events.StageLoaded(node, loaded.epoch, loaded.weight_bytes, loaded.runtime))
-            case "linked":
-                self._handle(events.StageLinked(node, message.linked.epoch))
-            case "failed":
-                self._handle(events.StageFailed(node, message.failed.epoch, message.failed.reason))
-            case "leave":
+        match message:
+            case control.Loaded():
+                self._roster.machines[node].shared = message.shared
+                self._handle(events.StageLoaded(node, message.epoch, message.weight_bytes, message.runtime))
+            case control.Linked():
+                self._handle(events.StageLinked(node, message.epoch))
+            case control.Failed():
+                self._handle(events.StageFailed(node, message.epoch, message.reason))
+            case control.Leave():
                 self._handle(events.DrainAsked(node))
                 if (member := self.cluster.members.get(node)) is not None and not member.draining:
                     self._carry_out(instructions.Dismiss(node, "it leaves, though its layers have nowhere to go"))
-            case "heartbeat":
+            case control.Heartbeat():
                 if (member := self.cluster.members.get(node)) is not None:
-                    self._observer.heartbeat(member.name, message.heartbeat)
+                    self._observer.heartbeat(member.name, message)
             case _:
                 pass
 
@@ -234,23 +231,22 @@ class Coordinator:
         if join.version != __version__:
             self._handle(joined)  # which refuses it
             return
-        conversation.say(control.HeadMessage(welcome=welcome))
-        conversation.say(control.HeadMessage(probe=control.Probe(host=self._orders.seen_by(joined), port=self._results.port)))
+        conversation.say(welcome)
+        conversation.say(control.Probe(host=self._orders.seen_by(joined), port=self._results.port))
         self._roster.probe(conversation, joined)
 
     def _probed(self, conversation: Conversation, joined: events.Joined, message: control.NodeMessage) -> None:
         """A node is a member once its link is measured."""
-        match message.WhichOneof("kind"):
-            case "probed":
+        match message:
+            case control.Probed():
                 self._roster.probed(conversation)
-                probed = message.probed
-                self._roster.reached[joined.profile.name] = Link(max(probed.round_trip, 0) / 2, max(probed.bytes_per_second, 1.0))
+                self._roster.reached[joined.profile.name] = Link(max(message.round_trip, 0) / 2, max(message.bytes_per_second, 1.0))
                 self._moves.links = Measured(self._roster.reached)
                 self._handle(joined)
-            case "failed":
+            case control.Failed():
                 self._roster.probed(conversation)
-                self._carry_out(instructions.Refuse(joined.node, message.failed.reason, again=True))
-            case "leave":
+                self._carry_out(instructions.Refuse(joined.node, message.reason, again=True))
+            case control.Leave():
                 self._carry_out(instructions.Dismiss(joined.node, "it holds no layers; it may leave"))
             case _:
                 pass
@@ -304,14 +300,14 @@ class Coordinator:
     def _carry_out(self, instruction: instructions.Instruction) -> None:
         match instruction:
             case instructions.Refuse(node, reason, again):
-                self._roster.tell(node, control.HeadMessage(refuse=control.Refuse(reason=reason, again=again)))
+                self._roster.tell(node, control.Refuse(reason=reason, again=again))
                 self._dismissed(node)
             case instructions.Dismiss(node, reason):
-                self._roster.tell(node, control.HeadMessage(shutdown=control.Shutdown(reason=reason)))
+                self._roster.tell(node, control.Shutdown(reason=reason))
                 self._dismissed(node)
                 self._handle(events.Left(node, reason, graceful=True))
             case instructions.LoadStage():
-                self._roster.tell(instruction.node, control.HeadMessage(load=self._orders.load(instruction)))
+                self._roster.tell(instruction.node, self._orders.load(instruction))
                 self._interruptions.placed()
             case instructions.LinkStage(node, epoch, after):
                 if self._opening is None or self._opening.epoch != epoch:
@@ -320,9 +316,9 @@ class Coordinator:
                     self._interrupted("layers are moved")
                     self._interruptions.loaded()
                 host, port = self._orders.next_hop(node, after)
-                self._roster.tell(node, control.HeadMessage(link=control.Link(epoch=epoch, host=host, port=port)))
+                self._roster.tell(node, control.Link(epoch=epoch, host=host, port=port))
             case instructions.RestStage(node, epoch):
-                self._roster.tell(node, control.HeadMessage(rest=control.Rest(epoch=epoch)))
+                self._roster.tell(node, control.Rest(epoch=epoch))
             case instructions.Serve():
                 self._spawn(self._serve(instruction))
             case instructions.Pause():

@@ -15,7 +15,7 @@ def described(
     """`shoal nodes`. machines: what the nodes said of themselves. waiting: requests that have not ended. now: seconds, on the cluster's clock."""
     words = cluster.moving or cluster.why
     state = cluster.state + (f": {words}" if words else "")
-    out = control.ClusterDescription(cluster=name, model=model, state=state, epoch=cluster.epoch, story=story)
+    out = control.ClusterDescription(cluster=name, model=model, state=state, epoch=cluster.epoch, story=list(story))
     if waiting and cluster.state != SERVING:
         out.state += f"; {waiting} request(s) wait"
     for node, member in cluster.members.items():

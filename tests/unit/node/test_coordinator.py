@@ -296,7 +296,7 @@ def test_what_was_ordered_by_a_head_that_is_gone_is_not_answered_to_the_next_one
         agent._epochs.clear()  # as when a membership ends
         over.set()
         await asyncio.sleep(1)
-        assert not [message for message in said if message.WhichOneof("kind") == "failed"]
+        assert not [message for message in said if isinstance(message, control.Failed)]
 
     play(scenario)
 

@@ -20,6 +20,7 @@ import pytest
 
 from shoal.config import NodeSettings
 from shoal.control import messages as control
+from shoal.control.protobuf import encode
 from shoal.errors import FetchError, ProtocolError, RemoteProtocolError, UserError
 from shoal.models.locks import lock
 from shoal.models.manifest import Manifest, ModelFile, manifest
@@ -265,7 +266,7 @@ class Holder:
         self.port, self.asked, self._listener = listener.port, asked, listener
 
     def peer(self, *files: int) -> control.Peer:
-        return control.Peer(host="127.0.0.1", port=self.port, files=files or (0,))
+        return control.Peer(host="127.0.0.1", port=self.port, files=list(files) or [0])
 
 
 Hand = Callable[[FrameStream, messages.Fetch, list[range]], Awaitable[None]]
@@ -321,7 +322,7 @@ async def holding(hand: Hand = well) -> AsyncIterator[Holder]:
 
 def order(*peers: control.Peer, reference: str = REFERENCE, files: tuple[ModelFile, ...] = (FILE,)) -> control.Load:
     listed = [control.ModelFile(name=f.name, size=f.size, sha256=f.sha256) for f in files]
-    return control.Load(model=reference, first_layer=0, end_layer=4, layers=4, files=listed, peers=peers)
+    return control.Load(model=reference, first_layer=0, end_layer=4, layers=4, files=listed, peers=list(peers))
 
 
 def brought(cache: Path) -> bytes | None:
@@ -532,10 +533,11 @@ import asyncio, sys
 from pathlib import Path
 from shoal.config import NodeSettings
 from shoal.control import messages as control
+from shoal.control.protobuf import decoder
 from shoal.node.fetch import Fetcher
 from shoal.node.host_environment import HostEnvironment
 from shoal.node.share import Share
-asyncio.run(Fetcher(HostEnvironment(), Share(), Path(sys.argv[1])).fill(control.Load.FromString(bytes.fromhex(sys.argv[2]))))
+asyncio.run(Fetcher(HostEnvironment(), Share(), Path(sys.argv[1])).fill(decoder(control.Load)(bytes.fromhex(sys.argv[2]))))
 """
 
 
@@ -550,7 +552,7 @@ def test_a_fetch_that_was_killed_goes_on_where_it_was(machine: HostEnvironment, 
 
     async def scenario() -> None:
         async with holding(hand) as first, holding() as second:
-            wanted = order(first.peer()).SerializeToString().hex()
+            wanted = encode(order(first.peer())).hex()
             process = await asyncio.to_thread(
                 subprocess.Popen, [sys.executable, "-c", KILLED, str(tmp_path), wanted], stdout=subprocess.DEVNULL
             )
@@ -675,7 +677,7 @@ def test_of_a_sharded_model_only_what_the_layers_need(machine: HostEnvironment, 
         holder, ends = Share(), list[Exception]()
         holder.add(files)
         listener = await tcp.listen("127.0.0.1", 0, lambda stream: _serve(stream, holder, ends))
-        wanted.peers.append(control.Peer(host="127.0.0.1", port=listener.port, files=range(len(listed.files))))
+        wanted.peers.append(control.Peer(host="127.0.0.1", port=listener.port, files=list(range(len(listed.files)))))
         await Fetcher(machine, Share(), tmp_path / "node").fill(wanted)
         await listener.close()
 
@@ -693,7 +695,7 @@ async def filled(machine: HostEnvironment, wanted: control.Load, files: dict[str
     holder = Share()
     holder.add(files)
     listener = await tcp.listen("127.0.0.1", 0, lambda stream: _serve(stream, holder, []))
-    wanted.peers.append(control.Peer(host="127.0.0.1", port=listener.port, files=range(len(wanted.files))))
+    wanted.peers.append(control.Peer(host="127.0.0.1", port=listener.port, files=list(range(len(wanted.files)))))
     await Fetcher(machine, Share()).fill(wanted)
     await listener.close()
 
