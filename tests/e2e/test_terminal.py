@@ -17,9 +17,10 @@ import typer.main
 
 from shoal.cli.app import app
 from shoal.cli.show import Rows, Screen
-from shoal.errors import UnknownModel, UserError, suggestion
+from shoal.errors import UnknownModel, UserError
 from shoal.models.reference import Reference
 from shoal.models.sources import find
+from shoal.spelling import suggestion
 from tests.support.cluster import MODEL, Process, cluster, free_port, served, until
 from tests.support.proxy import Proxy
 from tests.support.terminal import CTRL_C, ENTER, piped, terminal

@@ -14,7 +14,21 @@ import pytest
 import shoal
 
 ROOT = Path(shoal.__file__).parent
-BASE = {"request", "errors", "config", "retry", "allowance", "address", "facts", "chunk_stream", "file_lock", "folders", "config_file"}
+BASE = {
+    "request",
+    "errors",
+    "config",
+    "retry",
+    "allowance",
+    "address",
+    "facts",
+    "chunk_stream",
+    "file_lock",
+    "folders",
+    "config_file",
+    "sizes",
+    "spelling",
+}
 PURE = {"scheduler", "placement", "membership", "wire"}
 PURE_MODULES = {"pipeline.timing", "pipeline.records"}
 EFFECTS = {"models", "text", "transport", "executor", "native", "discovery", "control", "metrics", "security"}

@@ -12,8 +12,9 @@ import typer
 from shoal.cli.options import Json, flag, known_variables, loaded, of_file, sections
 from shoal.config import HeadSettings, NodeSettings, from_environment, variable, variables
 from shoal.config_file import ConfigFile, FileKey
-from shoal.errors import ConfigError, suggestion
+from shoal.errors import ConfigError
 from shoal.folders import config_file
+from shoal.spelling import suggestion
 
 app = typer.Typer(help="Show settings and where each comes from; write a configuration file.", no_args_is_help=True)
 

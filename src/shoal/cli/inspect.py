@@ -24,7 +24,7 @@ from shoal.cli.served import local_settings, served
 from shoal.cli.show import described, emit, err, out, placement_rows, split
 from shoal.cli.waiting import stop_signal
 from shoal.config import EngineSettings, NodeSettings, RuntimeName, default_threads, parse_bytes
-from shoal.errors import ConfigError, human_bytes
+from shoal.errors import ConfigError
 from shoal.executor.cost import model_cost
 from shoal.executor.measure import measure
 from shoal.executor.runtimes import installed, lacking
@@ -34,6 +34,7 @@ from shoal.node.head import Head
 from shoal.placement.partition import place
 from shoal.placement.profile import Demand, Links, NodeProfile
 from shoal.request import Request, RequestId, SamplingParams
+from shoal.sizes import human_bytes
 
 
 def _node(text: str, index: int, threads: int) -> NodeProfile:

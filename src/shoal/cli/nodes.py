@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shoal.cli.options import Json, flag, from_file
-from shoal.errors import ConfigError, human_bytes
+from shoal.errors import ConfigError
+from shoal.sizes import human_bytes
 
 if TYPE_CHECKING:
     from shoal.cli.show import Rows

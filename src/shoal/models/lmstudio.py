@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shoal.config import lmstudio_folders
-from shoal.errors import UserError, suggestion
+from shoal.errors import UserError
 from shoal.models.repository import Repository, RepositoryFile, choose, variants, weights
+from shoal.spelling import suggestion
 
 
 def repositories() -> list[tuple[Path, Repository]]:

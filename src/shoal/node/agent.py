@@ -18,7 +18,7 @@ from shoal import __version__
 from shoal.address import is_link_local, is_wildcard, join_host_port, parse_address
 from shoal.config import NodeSettings
 from shoal.control import messages as control
-from shoal.errors import ClusterError, ProtocolError, ShoalError, human_bytes
+from shoal.errors import ClusterError, ProtocolError, ShoalError
 from shoal.executor.measure import Speed
 from shoal.native import instruction_set
 from shoal.node.environment import ControlLink, Environment, Model, ModelMaker
@@ -29,6 +29,7 @@ from shoal.node.share import Share
 from shoal.node.stage_service import StageService, wire_codec
 from shoal.retry import Backoff
 from shoal.security.certificates import Role
+from shoal.sizes import human_bytes
 from shoal.transport.base import FrameStream
 from shoal.wire.messages import Hello
 

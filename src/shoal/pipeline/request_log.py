@@ -18,11 +18,12 @@ from pathlib import Path
 
 import structlog
 
-from shoal.errors import ConfigError, human_bytes
+from shoal.errors import ConfigError
 from shoal.file_lock import locked
 from shoal.pipeline import records
 from shoal.pipeline.records import Accepted, Draw, Drawn, Gone, Kept, Record
 from shoal.request import Request, RequestId, TokenChunk
+from shoal.sizes import human_bytes
 
 log = structlog.get_logger()
 
