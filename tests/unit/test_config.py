@@ -18,10 +18,11 @@ from shoal.config import (
     RuntimeName,
     Settings,
     from_environment,
-    hub_endpoint,
     parse_bytes,
 )
+from shoal.environment import hub_endpoint
 from shoal.errors import ConfigError
+from shoal.sizes import human_bytes
 
 ROLES: list[type[Settings]] = [NodeSettings, EngineSettings, HeadSettings]
 
@@ -164,7 +165,7 @@ def test_sharing_can_be_turned_off(text: str, shared: bool):
     ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 29, "1.5 GiB"), (1 << 50, "1024.0 TiB")]
 )
 def test_sizes_for_people(count: int, text: str):
-    assert errors.human_bytes(count) == text
+    assert human_bytes(count) == text
 
 
 # The API

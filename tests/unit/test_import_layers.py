@@ -26,6 +26,7 @@ BASE = {
     "file_lock",
     "folders",
     "config_file",
+    "environment",
     "sizes",
     "spelling",
 }
@@ -129,9 +130,14 @@ def test_nothing_imports_the_simulation():
     assert users == []
 
 
-def test_only_config_and_folders_read_the_environment():
+def test_three_modules_read_the_environment():
     users = [name(p) for p in sources() if "os.environ" in p.read_text() or "getenv" in p.read_text()]
-    assert set(users) <= {"config", "folders", "launch.environment"}  # launch.environment hands its environment on to the nodes it starts
+    assert set(users) <= {
+        "config",
+        "environment",
+        "folders",
+        "launch.environment",
+    }  # launch.environment hands its environment on to the nodes it starts
 
 
 def test_one_module_asks_how_large_the_machine_is():

@@ -15,7 +15,8 @@ import typer
 
 from shoal.cli.options import flag
 from shoal.cli.systemd_unit import Account, stops_after, unit
-from shoal.config import HeadSettings, from_environment, shell
+from shoal.config import HeadSettings, from_environment
+from shoal.environment import shell
 from shoal.errors import ConfigError, ShoalError
 
 app = typer.Typer(help="Keep `shoal serve` or `shoal join` running with systemd.", no_args_is_help=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from shoal.config import ollama_folders
+from shoal.environment import ollama_folders
 from shoal.errors import CorruptModel, UnsupportedModel, UserError
 from shoal.models.hashes import known_hash
 from shoal.spelling import suggestion

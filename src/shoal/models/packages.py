@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from shoal.config import environment_with
+from shoal.environment import environment_with
 from shoal.errors import FetchError, HashMismatch
 from shoal.models.catalogue import Entry, Part
 from shoal.models.hashes import hash_of
