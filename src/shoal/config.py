@@ -62,9 +62,17 @@ def default_threads() -> int:
     return processors().usable
 
 
+S = TypeVar("S", bound="Settings")
+
+
 def setting(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
     """A documented field; numbers are checked against [low, high]."""
     return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high})
+
+
+def part(role: type[S]) -> Any:
+    """A role that is a part of another one: its settings count among the other's."""
+    return dataclasses.field(default_factory=role, metadata={"role": role})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +82,8 @@ class Settings:
     def __post_init__(self) -> None:
         kinds = get_type_hints(type(self))
         for field in dataclasses.fields(self):
+            if "role" in field.metadata:
+                continue
             if isinstance(kinds[field.name], type) and issubclass(kinds[field.name], enum.Enum):
                 self._choose(field.name, kinds[field.name])
             value, low, high = getattr(self, field.name), field.metadata.get("low"), field.metadata.get("high")
@@ -176,7 +186,6 @@ class EngineSettings(Settings):
     activations: Codec = setting(Codec.RAW, "Encoding of activations between nodes: raw keeps results exact, bf16 halves the bytes.")
 
     def check(self) -> None:
-        super().check()
         if not self.model:
             raise ConfigError("--model must name a model; see `shoal models`")
         if self.kv_tokens and self.kv_tokens < 64:
@@ -224,7 +233,6 @@ class ApiSettings(Settings):
     batch_concurrency: int = setting(8, "Requests of batches that run at once, below all others.", low=1, high=4096)
 
     def check(self) -> None:
-        super().check()
         self._check_host("api_host")
         for flag, size in (("--max-file", self.max_file), ("--files-space", self.files_space), ("--responses-size", self.responses_size)):
             try:
@@ -271,8 +279,11 @@ class ApiSettings(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HeadSettings(ApiSettings, EngineSettings):
+class HeadSettings(Settings):
     """The head: the API, the scheduler and the cluster's membership."""
+
+    engine: EngineSettings = part(EngineSettings)
+    api: ApiSettings = part(ApiSettings)
 
     host: str = setting("127.0.0.1", "Address that nodes reach this machine at; beyond this machine they need the pairing code, once.")
     secure: bool = setting(False, "Ask for the pairing code and encrypt on this machine's own addresses too.")
@@ -298,7 +309,13 @@ class HeadSettings(ApiSettings, EngineSettings):
 
     @property
     def needs_key(self) -> bool:
-        return super().needs_key and not self.unprotected
+        """Whether requests to the API need a key even where none was made."""
+        return self.api.needs_key and not self.unprotected
+
+    @property
+    def served_api(self) -> ApiSettings:
+        """Those of the API as this head serves it."""
+        return dataclasses.replace(self.api, open_api=not self.needs_key)
 
     @property
     def protected(self) -> bool:
@@ -306,7 +323,6 @@ class HeadSettings(ApiSettings, EngineSettings):
         return self.secure or (not is_loopback(self.host) and not self.unprotected)
 
     def check(self) -> None:
-        super().check()
         self._check_host("host")
         if self.secure and self.unprotected:
             raise ConfigError("--secure and --unprotected exclude each other")
@@ -323,12 +339,51 @@ class HeadSettings(ApiSettings, EngineSettings):
 
     def kept_by_default(self) -> HeadSettings:
         """Requests are kept where nothing is said, too: a head that comes again at the same port finds them."""
-        if self.state or not self.port:
+        if self.state or not self.api.port:
             return self
-        return dataclasses.replace(self, state=str(state_dir() / "heads" / str(self.port)))
+        return dataclasses.replace(self, state=str(state_dir() / "heads" / str(self.api.port)))
 
 
-S = TypeVar("S", bound=Settings)
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One of a role. role: the one that declares it, the role itself or a part of it."""
+
+    name: str
+    kind: type[Any]
+    default: Any
+    help: str
+    role: type[Settings]
+
+
+def settings_of(role: type[Settings]) -> list[Setting]:
+    """Those of its parts among them."""
+    found: list[Setting] = []
+    kinds = get_type_hints(role)
+    for field in dataclasses.fields(role):
+        if "role" in field.metadata:
+            found += settings_of(field.metadata["role"])
+        else:
+            found.append(Setting(field.name, kinds[field.name], field.default, field.metadata["help"], role))
+    return found
+
+
+def values_of(settings: Settings) -> dict[str, Any]:
+    """By name, those of the parts among them."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        values.update(values_of(value) if isinstance(value, Settings) else {field.name: value})
+    return values
+
+
+def composed(role: type[S], values: Mapping[str, Any]) -> S:
+    """A role's settings, from those that are not the defaults, by name; others' are left alone. Raises ConfigError."""
+    own = {
+        field.name: composed(field.metadata["role"], values) if "role" in field.metadata else values[field.name]
+        for field in dataclasses.fields(role)
+        if "role" in field.metadata or field.name in values
+    }
+    return role(**own)
 
 
 def _boolean(text: str) -> bool:
@@ -356,18 +411,17 @@ def from_environment(
 
     file: values by field; fields of other roles are left alone
     """
-    hints = get_type_hints(role)
     values: dict[str, Any] = {}
-    for field in dataclasses.fields(role):
-        variable = "SHOAL_" + field.name.upper()
-        if given.get(field.name) is not None:
-            values[field.name] = given[field.name]
+    for setting in settings_of(role):
+        name, variable = setting.name, "SHOAL_" + setting.name.upper()
+        if given.get(name) is not None:
+            values[name] = given[name]
         elif variable in environment:
-            kind: Any = _boolean if hints[field.name] is bool else hints[field.name]
+            kind: Any = _boolean if setting.kind is bool else setting.kind
             try:
-                values[field.name] = kind(environment[variable])
+                values[name] = kind(environment[variable])
             except ValueError as error:
                 raise ConfigError(f"{variable}={environment[variable]!r}: {error}") from error
-        elif file is not None and field.name in file:
-            values[field.name] = file[field.name]
-    return role(**values)
+        elif file is not None and name in file:
+            values[name] = file[name]
+    return composed(role, values)

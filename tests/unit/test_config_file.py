@@ -9,7 +9,7 @@ import pytest
 
 from shoal.cli.configuration import _commented
 from shoal.cli.options import sections
-from shoal.config import HeadSettings, KvType, NodeSettings, from_environment
+from shoal.config import HeadSettings, KvType, NodeSettings, from_environment, settings_of
 from shoal.config_file import ConfigFile, lines, read
 from shoal.errors import ConfigError
 
@@ -113,14 +113,14 @@ def test_lines_are_found_past_strings_of_several_lines() -> None:
 def test_the_command_line_goes_before_the_environment_and_that_before_the_file() -> None:
     file = {"lanes": 3, "queue": 4, "context": 64, "of_another_role": 1}
     settings = from_environment(HeadSettings, {"lanes": 9}, {"SHOAL_LANES": "8", "SHOAL_QUEUE": "7"}, file)
-    assert (settings.lanes, settings.queue, settings.context, settings.port) == (9, 7, 64, 8000)
+    assert (settings.engine.lanes, settings.engine.queue, settings.engine.context, settings.api.port) == (9, 7, 64, 8000)
 
 
 def test_every_setting_of_a_role_has_its_key_and_its_help() -> None:
     known = sections()
     for section, role in (("head", HeadSettings), ("node", NodeSettings)):
-        for field in role.__dataclass_fields__.values():
-            assert known[section][field.name.replace("_", "-")].default == field.default
+        for setting in settings_of(role):
+            assert known[section][setting.name.replace("_", "-")].default == setting.default
     assert all(key.help and key.variables for keys in known.values() for key in keys.values())
 
 

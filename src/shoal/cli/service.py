@@ -162,7 +162,7 @@ def _stops(context: typer.Context, command: list[str]) -> float:
     parsed: dict[str, Any] = root.commands[kind].make_context(f"shoal {kind}", list(arguments)).params
     if kind == "join":
         return stops_after(kind, 0)
-    return stops_after(kind, from_environment(HeadSettings, parsed).grace)
+    return stops_after(kind, from_environment(HeadSettings, parsed).api.grace)
 
 
 def _refuse_secrets(command: list[str]) -> None:

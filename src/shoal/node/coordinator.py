@@ -65,11 +65,13 @@ class Coordinator:
         self._links = Links(environment)
         self._share = Share()
         self._name = f"{environment.rng.getrandbits(32):08x}"
-        self._moves = Moves(model.cost, Demand.of(settings.lanes, settings.kv_tokens, model.context), settings.spread, settings.spares)
+        self._moves = Moves(
+            model.cost, Demand.of(settings.engine.lanes, settings.engine.kv_tokens, model.context), settings.spread, settings.spares
+        )
         admission = Admission(parse_bytes(settings.min_memory or "0"), settings.min_speed * 1e9, settings.max_nodes)
         self.cluster = Cluster(__version__, settings.min_nodes, self._moves, settings.heartbeat * _SILENCES, admission)
         self._roster = Roster()
-        self._orders = Orders(settings, model, environment, self._share, self.cluster.members, self._roster.machines)
+        self._orders = Orders(settings.host, settings.engine, model, environment, self._share, self.cluster.members, self._roster.machines)
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._opening: Opening | None = None
         self._pace = StragglerDetector()
@@ -225,7 +227,7 @@ class Coordinator:
         node = self._roster.enter(conversation, join, taken)
         welcome = control.Welcome(node=node, name=join.name, cluster=self._name, heartbeat=self.settings.heartbeat)
         profile = NodeProfile(join.name, join.memory, join.bytes_per_second, join.flops)
-        same = (join.model, join.precision) == (self.model.reference, str(self.settings.precision))
+        same = (join.model, join.precision) == (self.model.reference, str(self.settings.engine.precision))
         loaded = tuple(range(r.first, r.end) for r in join.loaded) if same else ()
         joined = events.Joined(node, join.incarnation, profile, host, join.tensor_port, join.version, loaded)
         if join.version != __version__:
@@ -401,11 +403,11 @@ class Coordinator:
             blocks=blocks_of(placement.kv_tokens),
             block_tokens=BLOCK_TOKENS,
             context=self.model.context,
-            lanes=settings.lanes,
-            step_tokens=settings.step_tokens,
-            queue=settings.queue,
+            lanes=settings.engine.lanes,
+            step_tokens=settings.engine.step_tokens,
+            queue=settings.engine.queue,
             depth=depth,
-            wait=settings.prompt_wait,
+            wait=settings.engine.prompt_wait,
         )
         driver = self.requests.fitted(limits)
         driver.scheduler.cost = step_guess(self.model.cost, placement, Measured(self._roster.reached))

@@ -39,12 +39,12 @@ class Head:
     def __init__(self, settings: HeadSettings, model: Description, machine: HostEnvironment | None = None) -> None:
         self.settings = settings
         self.model = model
-        self.tokenizer = Tokenizer.open(model.path, model.gguf, settings.chat_template_file, settings.trust_text)
+        self.tokenizer = Tokenizer.open(model.path, model.gguf, settings.engine.chat_template_file, settings.api.trust_text)
         self.metrics = Metrics()
         self.created = int(time())
         self.facts = facts(model)
-        context = min(settings.context, model.spec.context)
-        cost = model_cost(model.spec, model.weights, settings.precision, settings.kv_type, settings.step_tokens)
+        context = min(settings.engine.context, model.spec.context)
+        cost = model_cost(model.spec, model.weights, settings.engine.precision, settings.engine.kv_type, settings.engine.step_tokens)
         self._machine = machine or HostEnvironment()
         self._log: RequestLog | None = None
         self.coordinator = Coordinator(settings, Served(model.name, model.reference, cost, context), self._machine, self)
@@ -55,7 +55,7 @@ class Head:
         """Reads what a head before this one was about, and listens for nodes. Raises ConfigError."""
         settings = self.settings
         if settings.state_folder is not None:
-            self._log = RequestLog(settings.state_folder, f"{self.model.reference} {settings.precision} {settings.kv_type}")
+            self._log = RequestLog(settings.state_folder, f"{self.model.reference} {settings.engine.precision} {settings.engine.kv_type}")
         await self.coordinator.start()
 
     async def stop(self, reason: str = "the head shut down") -> None:

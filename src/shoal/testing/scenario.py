@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from shoal.config import HeadSettings, NodeSettings
+from shoal.config import EngineSettings, HeadSettings, NodeSettings
 from shoal.control import messages as control
 from shoal.errors import CapacityError, ClusterError
 from shoal.executor.journal import JournalLimits
@@ -122,11 +122,10 @@ class Scenario:
     async def _play(self) -> None:
         rng = self.rng
         settings = HeadSettings(
+            engine=EngineSettings(
+                lanes=rng.choice((2, 4)), kv_tokens=rng.choice((192, 320)), context=160, step_tokens=rng.choice((32, 64))
+            ),
             host="head",
-            lanes=rng.choice((2, 4)),
-            kv_tokens=rng.choice((192, 320)),
-            context=160,
-            step_tokens=rng.choice((32, 64)),
             heartbeat=0.5,
             spread=rng.random() < 0.4,
             spares=rng.choice((0, 0, 1)),
@@ -264,7 +263,7 @@ class Scenario:
     def _add_node(self, settings: HeadSettings, share: float = 0.0) -> None:
         """share: of the memory that the whole model takes."""
         rng = self.rng
-        whole = self.layers * (toy.LAYER_BYTES + toy.KV_BYTES * settings.kv_tokens) + toy.LAYER_BYTES + 100
+        whole = self.layers * (toy.LAYER_BYTES + toy.KV_BYTES * settings.engine.kv_tokens) + toy.LAYER_BYTES + 100
         memory = int(whole * (share or rng.choice((0.45, 0.6, 0.8, 1.1))))
         node = _Node(self.network.host(f"n{len(self._nodes)}"), memory, rng.uniform(0.5, 2) * 1e6, rng.choice(_JOURNALS))
         self._nodes.append(node)

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from shoal.config import HeadSettings, NodeSettings
+from shoal.config import HeadSettings, NodeSettings, composed
 from shoal.control import messages as control
 from shoal.errors import StageLost
 from shoal.executor.journal import JournalLimits
@@ -50,7 +50,7 @@ class Town:
     def __init__(self, **settings: object) -> None:
         self.network = Network(Random(1), lambda what: None)
         self.counts = Counts()
-        self.settings = HeadSettings(host="head", lanes=2, kv_tokens=192, context=160, **settings)  # type: ignore[arg-type]
+        self.settings = composed(HeadSettings, {"host": "head", "lanes": 2, "kv_tokens": 192, "context": 160, **settings})
         served = Served("toy", "toy", toy.cost(LAYERS), 160)
         self.head = Coordinator(self.settings, served, SimWorld(self.network, self.network.host("head")), self.counts)
         self.hosts: dict[str, Host] = {}
