@@ -34,11 +34,11 @@ async def cluster(
 
 
 @contextlib.contextmanager
-def server(model: Path, nodes: int, threads: int, lanes: int, context: int) -> Iterator[int]:
+def server(model: Path, nodes: int, threads: int, slots: int, context: int) -> Iterator[int]:
     """`shoal up` as people run it, its nodes sharing the threads; the port of its API."""
     port = free_port()
     command = [sys.executable, "-m", "shoal", "up", "--model", model, "--nodes", str(nodes), "--threads", str(max(1, threads // nodes))]
-    command += ["--lanes", str(lanes), "--context", str(context), "--kv-tokens", str(lanes * context)]
+    command += ["--slots", str(slots), "--context", str(context), "--kv-tokens", str(slots * context)]
     command += ["--port", str(port), "--control-port", str(free_port()), "--discovery", "none", "--state", "none"]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

@@ -171,8 +171,8 @@ class EngineSettings(Settings):
     precision: Precision = setting(Precision.AUTO, "Weights as executed; auto keeps the precision of the file.")
     kv_type: KvType = setting(KvType.BF16, "How keys and values are cached.")
     context: int = setting(8192, "Most tokens of a sequence, prompt and answer; the model's own limit where that is lower.", low=16)
-    lanes: int = setting(32, "Sequences that run at once.", low=1, high=4096)
-    kv_tokens: int = setting(0, "Tokens that the KV pool holds; 0: what fits, up to lanes times half the context.", low=0)
+    slots: int = setting(32, "Sequences that run at once.", low=1, high=4096)
+    kv_tokens: int = setting(0, "Tokens that the KV pool holds; 0: what fits, up to slots times half the context.", low=0)
     step_tokens: int = setting(256, "Most tokens of one step, prefill and decode together.", low=16, high=8192)
     prompt_wait: float = setting(
         0.5, "Most seconds, about, that a running answer waits for others' prompts; 0: for as long as --step-tokens take.", low=0, high=3600

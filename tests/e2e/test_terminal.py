@@ -182,7 +182,7 @@ PROSE = re.compile(r"\d(\.\d+)? ?([KMGT]i?B|B|ms|s|s ago|yes|no)$")
 def no_prose(value: Any, path: str = "") -> None:
     if isinstance(value, dict):
         for name, inner in value.items():
-            if name not in ("result", "story"):  # sentences for people, beside the figures
+            if name not in ("result", "events"):  # sentences for people, beside the figures
                 no_prose(inner, f"{path}.{name}")
     elif isinstance(value, list):
         for inner in value:

@@ -62,7 +62,7 @@ def test_the_defaults_hold(role: type[Settings]):
         {"files_space": ""},
         {"batch_concurrency": 0},
         {"min_nodes": 0},
-        {"lanes": 0},
+        {"slots": 0},
         {"context": 15},
         {"step_tokens": 15},
         {"queue": 0},
@@ -102,12 +102,12 @@ def test_a_nodes_settings_are_checked(bad: dict[str, object]):
 
 
 def test_what_is_given_goes_before_the_environment():
-    environment = {"SHOAL_LANES": "4", "SHOAL_KV_TYPE": "fp32", "SHOAL_HEARTBEAT": "2.5"}
-    settings = from_environment(HeadSettings, {"lanes": 9, "kv_type": None}, environment)
-    assert (settings.engine.lanes, settings.engine.kv_type, settings.heartbeat) == (9, KvType.FP32, 2.5)
+    environment = {"SHOAL_SLOTS": "4", "SHOAL_KV_TYPE": "fp32", "SHOAL_HEARTBEAT": "2.5"}
+    settings = from_environment(HeadSettings, {"slots": 9, "kv_type": None}, environment)
+    assert (settings.engine.slots, settings.engine.kv_type, settings.heartbeat) == (9, KvType.FP32, 2.5)
 
 
-@pytest.mark.parametrize(("name", "value"), [("LANES", "many"), ("LANES", ""), ("PRECISION", "fp8"), ("HEARTBEAT", "soon")])
+@pytest.mark.parametrize(("name", "value"), [("SLOTS", "many"), ("SLOTS", ""), ("PRECISION", "fp8"), ("HEARTBEAT", "soon")])
 def test_a_variable_that_cannot_be_read_is_named(name: str, value: str):
     with pytest.raises(errors.ConfigError, match=f"SHOAL_{name}"):
         from_environment(HeadSettings, {}, {f"SHOAL_{name}": value})

@@ -121,7 +121,7 @@ MaxTokens = Annotated[int, flag("--max-tokens", "Most tokens of an answer; 0: as
 Temperature = Annotated[
     float, flag("--temperature", "0 takes the likeliest token.", short="-t", section="client", kind=float, check=_finite, callback=_finite)
 ]
-Seed = Annotated[int | None, flag("--seed", "The same seed draws the same answer.", section="client", kind=int)]
+Seed = Annotated[int | None, flag("--seed", "The same seed samples the same answer.", section="client", kind=int)]
 
 
 def node_settings(memory: str = "", threads: int = 0, runtime: RuntimeName = RuntimeName.AUTO) -> NodeSettings:

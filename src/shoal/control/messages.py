@@ -223,7 +223,7 @@ class ClusterDescription:
     state: str = ""
     epoch: int = 0
     nodes: list[NodeDescription] = field(default_factory=list[NodeDescription])
-    story: list[str] = field(default_factory=list[str])
+    events: list[str] = field(default_factory=list[str])
     """What happened, latest last."""
 
 

@@ -50,15 +50,15 @@ log = structlog.get_logger()
 
 _TICK = 0.1
 _SILENCES = 8  # heartbeats that may be missing
-_STORY = 200  # events that are remembered for people
+_EVENTS = 200  # that are remembered for people
 _OPENING = 10.0  # seconds in which the last stage must have connected
 
 
 class Coordinator:
     def __init__(self, settings: HeadSettings, model: Served, environment: Environment, observer: Observer) -> None:
         self.settings, self.model = settings, model
-        self.requests = Requests(lambda scheduler: Driver(scheduler, self._step, observer.drawn, environment.now))
-        self.story: deque[str] = deque(maxlen=_STORY)
+        self.requests = Requests(lambda scheduler: Driver(scheduler, self._step, observer.sampled, environment.now))
+        self.event_log: deque[str] = deque(maxlen=_EVENTS)
         self.changed = asyncio.Event()
         """Set whenever the state may have changed; who waits for it clears it."""
         self._environment, self._observer = environment, observer
@@ -66,7 +66,7 @@ class Coordinator:
         self._share = Share()
         self._name = f"{environment.rng.getrandbits(32):08x}"
         self._moves = Moves(
-            model.cost, Demand.of(settings.engine.lanes, settings.engine.kv_tokens, model.context), settings.spread, settings.spares
+            model.cost, Demand.of(settings.engine.slots, settings.engine.kv_tokens, model.context), settings.spread, settings.spares
         )
         admission = Admission(parse_bytes(settings.min_memory or "0"), settings.min_speed * 1e9, settings.max_nodes)
         self.cluster = Cluster(__version__, settings.min_nodes, self._moves, settings.heartbeat * _SILENCES, admission)
@@ -281,12 +281,12 @@ class Coordinator:
         self._handle(events.DrainAsked(found[0]))
         member = self.cluster.members.get(found[0])
         if member is not None and not member.draining:
-            return control.DismissAnswer(message=self.story[-1] if self.story else "it cannot be drained")
+            return control.DismissAnswer(message=self.event_log[-1] if self.event_log else "it cannot be drained")
         return control.DismissAnswer(done=True, message=f"{request.name} is being drained; `shoal nodes` shows when it has left")
 
     def describe(self) -> control.ClusterDescription:
         waiting = len(self.requests) if self.driver is not None else 0
-        return described(self._name, self.model.name, self.cluster, self._roster.machines, waiting, self.story, self._environment.now())
+        return described(self._name, self.model.name, self.cluster, self._roster.machines, waiting, self.event_log, self._environment.now())
 
     # What the state machine decides
 
@@ -335,7 +335,7 @@ class Coordinator:
                         self.driver.cut(reason)
             case instructions.Report(message):
                 log.info(message)
-                self.story.append(f"{datetime.now():%H:%M:%S} {message}")
+                self.event_log.append(f"{datetime.now():%H:%M:%S} {message}")
 
     def _interrupted(self, reason: str) -> None:
         if self.driver is not None:
@@ -403,7 +403,7 @@ class Coordinator:
             blocks=blocks_of(placement.kv_tokens),
             block_tokens=BLOCK_TOKENS,
             context=self.model.context,
-            lanes=settings.engine.lanes,
+            slots=settings.engine.slots,
             step_tokens=settings.engine.step_tokens,
             queue=settings.engine.queue,
             depth=depth,

@@ -118,7 +118,7 @@ class Head:
             for request in requests:
                 streams.append(self.submit(request))
             if self._log is not None and note:
-                await self._log.accepted(answer, note, requests)  # in the same turn: what is drawn from now on is kept too
+                await self._log.accepted(answer, note, requests)  # in the same turn: what is sampled from now on is kept too
         except BaseException:
             for stream in streams:
                 stream.close()
@@ -181,9 +181,9 @@ class Head:
         )
         self.metrics.fetched(node, heartbeat.fetched_from_peers, heartbeat.fetched_from_origin)
 
-    def drawn(self, chunks: list[TokenChunk]) -> None:
+    def sampled(self, chunks: list[TokenChunk]) -> None:
         if self._log is not None:
-            self._log.drawn(chunks)
+            self._log.sampled(chunks)
 
     def gone(self, node: str) -> None:
         self.metrics.forget(node)

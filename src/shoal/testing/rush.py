@@ -49,7 +49,7 @@ class Rush(Scenario):
 
     async def _play(self) -> None:
         chance = self._chance
-        engine = EngineSettings(lanes=16, kv_tokens=16000, context=_CONTEXT, step_tokens=256)
+        engine = EngineSettings(slots=16, kv_tokens=16000, context=_CONTEXT, step_tokens=256)
         settings = HeadSettings(engine=engine, host="head", min_nodes=self.stages, spread=True, pace=0, wait=1e6)
         head = SimWorld(self.network, self.network.host("head"))
         self.coordinator = coordinator = Coordinator(settings, Served("toy", "toy", toy.cost(self.layers), _CONTEXT), head, self.counts)

@@ -64,7 +64,7 @@ def test_what_the_head_says_arrives_as_it_was_said(message: control.HeadMessage)
 
 
 def test_a_description_arrives_as_it_was_given():
-    given = control.ClusterDescription(cluster="c", nodes=[control.NodeDescription(node=1, silence=0.25)], story=["began", "ended"])
+    given = control.ClusterDescription(cluster="c", nodes=[control.NodeDescription(node=1, silence=0.25)], events=["began", "ended"])
     assert decoder(control.ClusterDescription)(encode(given)) == given
 
 

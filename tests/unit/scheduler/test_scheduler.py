@@ -150,7 +150,7 @@ def test_choices_draw_from_seeds_of_their_own():
 
 
 def test_draws_are_spread_over_the_pipe():
-    toy = Toy(limits(depth=2, lanes=4))
+    toy = Toy(limits(depth=2, slots=4))
     for name in "abcd":
         toy.add(request(name, [ord(name) % VOCABULARY], 8))
     toy.step()
@@ -170,8 +170,8 @@ def test_streams_that_came_one_by_one_come_to_share_steps():
     assert [toy.said[r.id, 0] for r in (a, b)] == [expected(r, 0)[0] for r in (a, b)]
 
 
-def test_lanes_limit_what_runs_at_once():
-    toy = Toy(limits(lanes=2))
+def test_slots_limit_what_runs_at_once():
+    toy = Toy(limits(slots=2))
     for name in "abc":
         toy.add(request(name, [1], 3))
     toy.step()
@@ -340,7 +340,7 @@ def test_choices_whose_first_is_gone_run_on_their_own():
 
 
 def test_the_youngest_makes_room_and_says_the_same_in_the_end():
-    toy = Toy(limits(blocks=4, lanes=4))
+    toy = Toy(limits(blocks=4, slots=4))
     serve(toy, request("a", [1, 2], 10), request("b", [3, 4], 10), request("c", [5, 6], 10))
     assert toy.scheduler.counters.preemptions > 0
 
@@ -353,7 +353,7 @@ def test_a_preempted_sequence_is_opened_once():
 
 
 def test_the_oldest_is_never_set_back_alone_at_the_pipe():
-    toy = Toy(limits(blocks=4, lanes=3))
+    toy = Toy(limits(blocks=4, slots=3))
     for name in "abc":
         toy.add(request(name, [ord(name) % 20], 12))
     toy.drain()
@@ -372,7 +372,7 @@ def test_a_forked_choice_waits_for_memory():
 class Scenario:
     blocks: int
     block_tokens: int
-    lanes: int
+    slots: int
     step_tokens: int
     depth: int
     prompts: list[list[int]]
@@ -388,7 +388,7 @@ def scenarios() -> st.SearchStrategy[Scenario]:
         Scenario,
         blocks=st.integers(3, 12),
         block_tokens=st.integers(1, 4),
-        lanes=st.integers(1, 6),
+        slots=st.integers(1, 6),
         step_tokens=st.integers(1, 12),
         depth=st.integers(1, 4),
         prompts=prompts,
@@ -399,7 +399,7 @@ def scenarios() -> st.SearchStrategy[Scenario]:
 
 def play(scenario: Scenario) -> tuple[Toy, dict[str, Request], set[tuple[str, int]]]:
     """Adds, sends, runs, applies and cancels as the events say; what was cancelled is not expected to end."""
-    toy = Toy(limits(scenario.blocks, scenario.block_tokens, lanes=scenario.lanes, step_tokens=scenario.step_tokens, depth=scenario.depth))
+    toy = Toy(limits(scenario.blocks, scenario.block_tokens, slots=scenario.slots, step_tokens=scenario.step_tokens, depth=scenario.depth))
     waiting = [asking(i, p, c) for i, (p, c) in enumerate(zip(scenario.prompts, cycle(scenario.classes), strict=False))]
     added: dict[str, Request] = {}
     cancelled: set[tuple[str, int]] = set()
