@@ -60,7 +60,7 @@ class Holder:
         self.port, self.asked, self._listener = listener.port, asked, listener
 
     def peer(self, *files: int) -> control.Peer:
-        return control.Peer(host="127.0.0.1", port=self.port, files=files or (0,))
+        return control.Peer(host="127.0.0.1", port=self.port, files=list(files) or [0])
 
 
 Hand = Callable[[FrameStream, messages.Fetch, list[range]], Awaitable[None]]
@@ -116,7 +116,7 @@ async def holding(hand: Hand = well) -> AsyncIterator[Holder]:
 
 def order(*peers: control.Peer, reference: str = REFERENCE, files: tuple[ModelFile, ...] = (FILE,)) -> control.Load:
     listed = [control.ModelFile(name=f.name, size=f.size, sha256=f.sha256) for f in files]
-    return control.Load(model=reference, first_layer=0, end_layer=4, layers=4, files=listed, peers=peers)
+    return control.Load(model=reference, first_layer=0, end_layer=4, layers=4, files=listed, peers=list(peers))
 
 
 def brought(cache: Path) -> bytes | None:

@@ -291,7 +291,7 @@ def test_a_client_that_does_not_read_holds_back_itself_alone_and_is_ended() -> N
             await stalled(there)
             (held,) = [c for c in there.server.connections.open if c.flow.write_paused]
             (stream,) = engine.streams
-            await eventually(lambda: not stream._items)  # drawn at full speed: lane and blocks are free
+            await eventually(lambda: not stream._items)  # drawn at full speed: slot and blocks are free
             assert held.transport.get_write_buffer_size() < 256 << 10
             for _ in range(5):
                 assert await there.status() == 200

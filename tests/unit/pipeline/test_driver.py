@@ -161,10 +161,10 @@ def test_a_refused_request_leaves_nothing():
 # A route ends, its requests go on
 
 
-@pytest.mark.parametrize("lanes", [1, 8])
+@pytest.mark.parametrize("slots", [1, 8])
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("sound", [0, 4])
-def test_a_request_that_no_stage_can_run_ends_after_three_tries_and_others_complete(lanes: int, depth: int, sound: int):
+def test_a_request_that_no_stage_can_run_ends_after_three_tries_and_others_complete(slots: int, depth: int, sound: int):
     """sound: so many steps with it go well, so that later it is in the refill of others, too."""
     good, bad, left = request("good", [1, 2], 9), request("bad", [7, 7], 9), [sound]
 
@@ -197,7 +197,7 @@ def test_a_request_that_no_stage_can_run_ends_after_three_tries_and_others_compl
         route.driver.close(StageLost("over"))
         await asyncio.gather(running, working, return_exceptions=True)
 
-    play(scenario, limits(depth=depth, step_tokens=8, lanes=lanes), work=False)
+    play(scenario, limits(depth=depth, step_tokens=8, slots=slots), work=False)
 
 
 def test_a_draw_that_cannot_be_made_ends_its_request_alone():
@@ -251,7 +251,7 @@ def test_ending_all_ends_those_that_wait_and_those_that_run():
         await turns()
         assert len(route.stage) == 0
 
-    play(scenario, limits(lanes=2))
+    play(scenario, limits(slots=2))
 
 
 def test_a_closed_driver_takes_no_requests():

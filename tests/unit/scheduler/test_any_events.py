@@ -25,7 +25,7 @@ from tests.support.toy_stage import (
 class Scenario:
     blocks: int
     block_tokens: int
-    lanes: int
+    slots: int
     step_tokens: int
     depth: int
     prompts: list[list[int]]
@@ -41,7 +41,7 @@ def scenarios() -> st.SearchStrategy[Scenario]:
         Scenario,
         blocks=st.integers(3, 12),
         block_tokens=st.integers(1, 4),
-        lanes=st.integers(1, 6),
+        slots=st.integers(1, 6),
         step_tokens=st.integers(1, 12),
         depth=st.integers(1, 4),
         prompts=prompts,
@@ -52,7 +52,7 @@ def scenarios() -> st.SearchStrategy[Scenario]:
 
 def play(scenario: Scenario) -> tuple[Toy, dict[str, Request], set[tuple[str, int]]]:
     """Adds, sends, runs, applies and cancels as the events say; what was cancelled is not expected to end."""
-    toy = Toy(limits(scenario.blocks, scenario.block_tokens, lanes=scenario.lanes, step_tokens=scenario.step_tokens, depth=scenario.depth))
+    toy = Toy(limits(scenario.blocks, scenario.block_tokens, slots=scenario.slots, step_tokens=scenario.step_tokens, depth=scenario.depth))
     waiting = [asking(i, p, c) for i, (p, c) in enumerate(zip(scenario.prompts, cycle(scenario.classes), strict=False))]
     added: dict[str, Request] = {}
     cancelled: set[tuple[str, int]] = set()

@@ -66,7 +66,7 @@ def test_choices_whose_first_is_gone_run_on_their_own():
 
 
 def test_the_youngest_makes_room_and_says_the_same_in_the_end():
-    toy = Toy(limits(blocks=4, lanes=4))
+    toy = Toy(limits(blocks=4, slots=4))
     serve(toy, request("a", [1, 2], 10), request("b", [3, 4], 10), request("c", [5, 6], 10))
     assert toy.scheduler.counters.preemptions > 0
 
@@ -79,7 +79,7 @@ def test_a_preempted_sequence_is_opened_once():
 
 
 def test_the_oldest_is_never_set_back_alone_at_the_pipe():
-    toy = Toy(limits(blocks=4, lanes=3))
+    toy = Toy(limits(blocks=4, slots=3))
     for name in "abc":
         toy.add(request(name, [ord(name) % 20], 12))
     toy.drain()

@@ -129,7 +129,7 @@ def test_choices_draw_from_seeds_of_their_own():
 
 
 def test_draws_are_spread_over_the_pipe():
-    toy = Toy(limits(depth=2, lanes=4))
+    toy = Toy(limits(depth=2, slots=4))
     for name in "abcd":
         toy.add(request(name, [ord(name) % VOCABULARY], 8))
     toy.step()
@@ -149,8 +149,8 @@ def test_streams_that_came_one_by_one_come_to_share_steps():
     assert [toy.said[r.id, 0] for r in (a, b)] == [expected(r, 0)[0] for r in (a, b)]
 
 
-def test_lanes_limit_what_runs_at_once():
-    toy = Toy(limits(lanes=2))
+def test_slots_limit_what_runs_at_once():
+    toy = Toy(limits(slots=2))
     for name in "abc":
         toy.add(request(name, [1], 3))
     toy.step()

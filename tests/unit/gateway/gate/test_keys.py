@@ -8,7 +8,7 @@ from time import time
 import httpx2 as httpx
 import pytest
 
-from shoal.config import HeadSettings
+from shoal.config import ApiSettings, HeadSettings
 from shoal.errors import QueueFull
 from shoal.gateway.auth.key import KeyLimits
 from shoal.gateway.auth.key_store import KeyStore
@@ -82,8 +82,9 @@ def test_an_address_of_the_network_needs_a_key_even_where_none_was_made(store: K
 
 
 def test_unprotected_goes_for_the_api_too() -> None:
-    assert HeadSettings(api_host="0.0.0.0").needs_key
-    assert not HeadSettings(api_host="0.0.0.0", unprotected=True).needs_key
+    open_to_all = ApiSettings(api_host="0.0.0.0")
+    assert HeadSettings(api=open_to_all).needs_key
+    assert not HeadSettings(api=open_to_all, unprotected=True).served_api.needs_key
     assert not HeadSettings().needs_key
 
 

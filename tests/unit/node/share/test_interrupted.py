@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from shoal.control.protobuf import encode
 from shoal.models.locks import lock
 from shoal.models.manifest import Manifest
 from shoal.models.ranges import GRAIN
@@ -54,10 +55,11 @@ import asyncio, sys
 from pathlib import Path
 from shoal.config import NodeSettings
 from shoal.control import messages as control
+from shoal.control.protobuf import decoder
 from shoal.node.fetch import Fetcher
 from shoal.node.host_environment import HostEnvironment
 from shoal.node.share import Share
-asyncio.run(Fetcher(HostEnvironment(), Share(), Path(sys.argv[1])).fill(control.Load.FromString(bytes.fromhex(sys.argv[2]))))
+asyncio.run(Fetcher(HostEnvironment(), Share(), Path(sys.argv[1])).fill(decoder(control.Load)(bytes.fromhex(sys.argv[2]))))
 """
 
 
@@ -72,7 +74,7 @@ def test_a_fetch_that_was_killed_goes_on_where_it_was(machine: HostEnvironment, 
 
     async def scenario() -> None:
         async with holding(hand) as first, holding() as second:
-            wanted = order(first.peer()).SerializeToString().hex()
+            wanted = encode(order(first.peer())).hex()
             process = await asyncio.to_thread(
                 subprocess.Popen, [sys.executable, "-c", KILLED, str(tmp_path), wanted], stdout=subprocess.DEVNULL
             )

@@ -32,7 +32,7 @@ def test_of_a_sharded_model_only_what_the_layers_need(machine: HostEnvironment, 
         holder, ends = Share(), list[Exception]()
         holder.add(files)
         listener = await tcp.listen("127.0.0.1", 0, lambda stream: serve(stream, holder, ends))
-        wanted.peers.append(control.Peer(host="127.0.0.1", port=listener.port, files=range(len(listed.files))))
+        wanted.peers.append(control.Peer(host="127.0.0.1", port=listener.port, files=list(range(len(listed.files)))))
         await Fetcher(machine, Share(), tmp_path / "node").fill(wanted)
         await listener.close()
 
@@ -50,7 +50,7 @@ async def filled(machine: HostEnvironment, wanted: control.Load, files: dict[str
     holder = Share()
     holder.add(files)
     listener = await tcp.listen("127.0.0.1", 0, lambda stream: serve(stream, holder, []))
-    wanted.peers.append(control.Peer(host="127.0.0.1", port=listener.port, files=range(len(wanted.files))))
+    wanted.peers.append(control.Peer(host="127.0.0.1", port=listener.port, files=list(range(len(wanted.files)))))
     await Fetcher(machine, Share()).fill(wanted)
     await listener.close()
 
