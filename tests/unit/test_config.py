@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -188,8 +189,9 @@ def test_what_is_no_origin_is_refused(cors: str):
 
 @pytest.mark.parametrize("name", ["connections", "keep_alive", "stall", "grace"])
 def test_bounds_of_the_api_are_positive(name: str):
+    given: dict[str, Any] = {name: -1}
     with pytest.raises(errors.ConfigError, match=f"--{name.replace('_', '-')}"):
-        HeadSettings(**{name: -1})
+        HeadSettings(**given)
 
 
 @pytest.mark.parametrize(("text", "value"), [("false", False), ("0", False), ("no", False), ("true", True), ("1", True)])
