@@ -80,7 +80,7 @@ class Sea:
         return name in self.nodes()
 
     def told(self) -> str:
-        return "\n".join(asyncio.run(describe(f"127.0.0.1:{self.made.control_port}")).story)
+        return "\n".join(asyncio.run(describe(f"127.0.0.1:{self.made.control_port}")).events)
 
     def until_serving(self) -> list[str]:
         """The names of the first stage, one in the middle, and the last one, when it serves."""

@@ -151,3 +151,12 @@ def run(work: Callable[[], Awaitable[None]], bound: float = 60.0) -> None:
             await work()
 
     uvloop.run(go())
+
+
+GET = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def error_of(body: bytes) -> dict[str, Any]:
+    error = json.loads(body)["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error

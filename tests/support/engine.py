@@ -15,7 +15,7 @@ from shoal.facts import ModelFacts
 from shoal.request import Alternative, FinishReason, Request, Score, TokenChunk
 from shoal.text.chat import ChatTemplate
 from shoal.text.reasoning import ReasoningFormat
-from shoal.text.tools import ToolFormat
+from shoal.text.tools import HERMES, ToolFormat
 
 END = 256
 VOCABULARY = 257
@@ -265,3 +265,13 @@ class FakeEngine:
 
     async def scrape(self) -> bytes:
         return b"shoal_ready 1\n"
+
+
+def able(script: Script | None = None, format: ToolFormat | None = HERMES, **options: Any) -> FakeEngine:
+    """An engine whose template knows tools."""
+    return FakeEngine(script, tools=format, **options)
+
+
+def prompt(engine: FakeEngine) -> str:
+    """Of the only request that came."""
+    return bytes(engine.asked.prompt).decode()

@@ -111,3 +111,8 @@ def refused(answer: httpx.Response, status: int, param: str | None = None, code:
     assert set(error) == {"message", "type", "param", "code"}
     assert (error["param"], error["code"]) == (param, code), error
     return str(error["message"])
+
+
+def choice_text(stream: list[dict[str, Any]], index: int = 0) -> str:
+    deltas = [c["delta"] for event in stream for c in event["choices"] if c["index"] == index]
+    return "".join(delta.get("content") or "" for delta in deltas)

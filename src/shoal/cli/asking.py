@@ -42,7 +42,7 @@ def _checked(key: str) -> str:
 
 @dataclass(frozen=True)
 class Asking:
-    """Whom to ask, and how an answer is drawn.
+    """Whom to ask, and how an answer is sampled.
 
     url '': a cluster of this machine's own. model '': what the server has. max_tokens 0: as many as fit.
     """

@@ -281,7 +281,7 @@ def test_what_is_said_of_a_prompt_that_was_cancelled_is_dropped():
 
 
 def test_a_step_brings_only_so_many_sums():
-    toy = Toy(limits(blocks=64, step_tokens=64, lanes=64))
+    toy = Toy(limits(blocks=64, step_tokens=64, slots=64))
     requests = [request(f"e{i}", [1 + i % 9], 0, embed=True) for i in range(40)]
     serve(toy, *requests, request("a", [1, 2], 2))
     assert [sum(c.asked is not None for c in plan.chunks) for plan in toy.history if plan.chunks][:2] == [32, 8]

@@ -1,4 +1,4 @@
-"""How an answer is written: the seam between what is drawn and the shape that an endpoint gives it."""
+"""How an answer is written: the seam between what is sampled and the shape that an endpoint gives it."""
 
 from __future__ import annotations
 

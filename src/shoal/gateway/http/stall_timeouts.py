@@ -1,6 +1,6 @@
 """How long a client may take over what it has to do, by what that is. Pure: the time is an argument.
 
-A client that makes progress is slow; one that does not, or hardly any, holds a connection, its buffers and maybe a lane for nothing.
+A client that makes progress is slow; one that does not, or hardly any, holds a connection, its buffers and maybe a slot for nothing.
 
 | phase | the client has to | within |
 |---|---|---|

@@ -1,0 +1,95 @@
+"""What the environment says to other programs and libraries, and where these keep what shoal reads."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+
+from shoal.errors import ConfigError
+from shoal.folders import cache_dir, user_path
+
+_SILENCE = {
+    "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime 1.29 and later: device id and event database under ~/.cache/Microsoft, events over HTTPS
+    "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub: asks which agents there are, and tells the hub which one runs it
+    "HF_XET_TELEMETRY_ENABLED": "false",
+    "DO_NOT_TRACK": "1",  # https://donottrack.sh, for what else heeds it
+}
+
+
+def keep_quiet(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Libraries that report on who uses them are told not to. Each reads this when it is first imported."""
+    environment.update(_SILENCE)
+
+
+def mute_grpc(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Before gRPC is imported: what it writes to stderr by itself, such as failed handshakes, is said by the errors it raises."""
+    environment.setdefault("GRPC_VERBOSITY", "NONE")
+
+
+def keep_to_own_folders(environment: MutableMapping[str, str] = os.environ) -> None:
+    """The hub's client keeps logs and chunks beside the models, in a process that is shoal's own. The user's token is read where it was."""
+    base = environment.get("XDG_CACHE_HOME") or "~/.cache"
+    theirs = environment.get("HF_HOME") or f"{base}/huggingface"
+    environment.setdefault("HF_TOKEN_PATH", os.path.expanduser(f"{theirs}/token"))
+    environment.setdefault("HF_HUB_CACHE", os.path.expanduser(f"{theirs}/hub"))
+    with contextlib.suppress(ConfigError):  # no home: whatever needs one says so
+        environment["HF_HOME"] = str(cache_dir(environment) / "huggingface")
+
+
+def environment_with(**changes: str) -> dict[str, str]:
+    """This process's environment, changed: for a process that it starts."""
+    return {**os.environ, **changes}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shell:
+    """What the shell that a service is installed from says. user, caller: '' where it does not; caller is who called sudo."""
+
+    config_home: Path
+    user: str
+    caller: str
+    own: tuple[str, ...]
+    """Names of shoal's variables that are set there."""
+
+
+def shell(environment: Mapping[str, str] = os.environ) -> Shell:
+    """Raises ConfigError where there is no home."""
+    own = tuple(sorted(name for name in environment if name.startswith("SHOAL_")))
+    config_home = user_path(environment.get("XDG_CONFIG_HOME") or "~/.config")
+    return Shell(config_home, environment.get("USER", ""), environment.get("SUDO_USER", ""), own)
+
+
+def hub_endpoint(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The hub that `hf:` models come from, where it is not the public one."""
+    return environment.get("HF_ENDPOINT")
+
+
+def hub_folders(environment: Mapping[str, str] = os.environ) -> list[Path]:
+    """Where the hub's own tools keep models."""
+    base = environment.get("XDG_CACHE_HOME") or "~/.cache"
+    return _folders(environment.get("HF_HUB_CACHE") or f"{environment.get('HF_HOME') or f'{base}/huggingface'}/hub")
+
+
+def ollama_folders(environment: Mapping[str, str] = os.environ) -> list[Path]:
+    """Where Ollama keeps models: the user's, and those of its service."""
+    if chosen := environment.get("OLLAMA_MODELS"):
+        return _folders(chosen)
+    return _folders("~/.ollama/models", "/usr/share/ollama/.ollama/models", "/var/lib/ollama/.ollama/models", "/var/lib/ollama/models")
+
+
+def lmstudio_folders() -> list[Path]:
+    """Where LM Studio keeps models, in newer versions and older ones."""
+    return _folders("~/.lmstudio/models", "~/.cache/lm-studio/models")
+
+
+def _folders(*texts: str) -> list[Path]:
+    """Those that are there."""
+    found: list[Path] = []
+    for text in texts:
+        with contextlib.suppress(ConfigError, OSError):  # no home; another user's
+            if (path := user_path(text)).is_dir():
+                found.append(path)
+    return found
