@@ -57,7 +57,7 @@ def of_keyed(key: tuple[Path, str]) -> Any:
 def fuzz_one(operation: Any, examples: int, check: Callable[[Any], None]) -> None:
     """With what the document allows and with what it does not."""
 
-    @given(st.one_of(operation.as_strategy(generation_mode=mode) for mode in GenerationMode))
+    @given(st.one_of([operation.as_strategy(generation_mode=mode) for mode in GenerationMode]))
     @settings(FUZZ, max_examples=examples)
     def check_all(case: Any) -> None:
         check(case)
