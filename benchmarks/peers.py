@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from shoal.config import cache_dir
+from shoal.folders import cache_dir
 
 _PACKAGE = "u-llm-server@2.9.1"
 _SHA256 = "cec463137283a3fe2e15ebcfdef9576cbc8282e7a1aa359fb5206123387f6562"

@@ -84,10 +84,10 @@ def main(threads: int, plot: str) -> None:
 
 
 def draw(measured: dict[tuple[int, int], tuple[float, float]], path: str) -> None:
-    import matplotlib
+    import matplotlib  # pyright: ignore[reportMissingImports] - no dependency of the project
 
     matplotlib.use("svg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot  # pyright: ignore[reportMissingImports]
 
     figure, axes = pyplot.subplots(figsize=(8, 5))
     for slots in SLOTS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -179,8 +179,8 @@ def test_what_is_forgotten_is_kept_no_longer(at: Where) -> None:
 
 def test_an_answer_that_nobody_waits_for_any_more_is_not_begun(at: Where) -> None:
     class Slow(FakeEngine):
-        async def begin(self, *asked: Any) -> Any:
-            streams = await super().begin(*asked)
+        async def begin(self, answer: str, note: bytes, requests: Sequence[Request], named: bool) -> list[ScriptedStream]:
+            streams = await super().begin(answer, note, requests, named)
             try:
                 await asyncio.sleep(60)
             except asyncio.CancelledError:

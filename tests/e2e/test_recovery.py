@@ -12,6 +12,7 @@ import itertools
 import json
 import signal
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx2 as httpx
 import pytest
@@ -213,7 +214,7 @@ SAMPLED = [
 def test_all_that_is_drawn_goes_on(sea: Sea, at: str) -> None:
     """Draws, penalties, log-probabilities, stop strings and choices are what they would have been, to the last bit."""
 
-    async def answers(act: Callable[[], None] | None) -> list[object]:
+    async def answers(act: Callable[[], None] | None) -> list[list[dict[str, Any]]]:
         async with httpx.AsyncClient(base_url=sea.made.url, timeout=BOUND, trust_env=False) as client:
             bodies = [{"messages": [{"role": "user", "content": STORIES[i]}], "max_tokens": 48, **more} for i, more in enumerate(SAMPLED)]
             asked = [asyncio.ensure_future(client.post("/v1/chat/completions", json=body)) for body in bodies]

@@ -64,8 +64,9 @@ class Halves:
         return better
 
 
-def cluster(min_nodes: int = 2, admission: Admission | None = None, **planner: bool) -> Cluster:
-    return Cluster("1", min_nodes, Halves(**planner), silence=8, admission=admission)
+def cluster(min_nodes: int = 2, admission: Admission | None = None, alone: bool = True) -> Cluster:
+    """alone: one node can hold all."""
+    return Cluster("1", min_nodes, Halves(alone=alone), silence=8, admission=admission)
 
 
 def planner(c: Cluster) -> Halves:
@@ -93,8 +94,8 @@ def only(out: list[Instruction], kind: type) -> list[Instruction]:
     return [i for i in out if isinstance(i, kind)]
 
 
-def loading(*nodes: int, **options: bool) -> Cluster:
-    c = cluster(**options)
+def loading(*nodes: int, alone: bool = True) -> Cluster:
+    c = cluster(alone=alone)
     for n in nodes:
         c.handle(joined(n), 0)
     assert c.state == LOADING

@@ -148,9 +148,9 @@ class Toy:
         self.plans: deque[StepPlan] = deque()
         self.results: deque[StepResult] = deque()
         self.history: list[StepPlan] = []
-        self.said: dict[tuple[RequestId, int], list[int]] = {}
+        self.said: dict[tuple[str, int], list[int]] = {}
         self.ends: dict[tuple[RequestId, int], FinishReason] = {}
-        self.scores: dict[RequestId, list[Score]] = {}
+        self.scores: dict[str, list[Score]] = {}
         self.embeddings: dict[RequestId, bytes] = {}
         self.chunks: list[TokenChunk] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 import pytest
 
@@ -67,8 +68,9 @@ def test_a_host_has_one_form(text: str) -> None:
 @pytest.mark.parametrize("text", ["192.168.1.20:7420", "[::1]:7420"])
 def test_a_host_with_a_port_is_told_to_leave_it(text: str) -> None:
     for settings, flag in ((HeadSettings, "host"), (ApiSettings, "api_host"), (NodeSettings, "bind")):
+        given: dict[str, Any] = {flag: text}
         with pytest.raises(ConfigError, match=rf"--{flag.replace('_', '-')}: .*without its port"):
-            settings(**{flag: text})
+            settings(**given)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.9", "::1", "localhost", "LOCALHOST.", "::ffff:127.0.0.1"])

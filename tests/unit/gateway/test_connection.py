@@ -278,7 +278,7 @@ def test_where_all_ask_something_a_new_one_is_told_that_it_is_full() -> None:
 async def stalled(there: Any, **more: Any) -> Any:
     """A client that asks for a long stream and reads nothing of it; the server is held back by it."""
     wire = await there.connect(window=1024)
-    wire._writer.transport.pause_reading()
+    wire.stop_reading()
     await wire.send(post({**HI, "stream": True, "max_tokens": LONG, "logprobs": True, "top_logprobs": 20, **more}))
     await eventually(lambda: any(c.flow.write_paused for c in there.server.connections.open))
     return wire
@@ -310,7 +310,7 @@ def test_a_client_that_reads_slowly_gets_everything() -> None:
     async def work() -> None:
         async with api(FakeEngine(endless, longest=LONG * 2)) as there:
             wire = await stalled(there)
-            wire._writer.transport.resume_reading()
+            wire.read_on()
             got, turns = b"", 0
             while not got.endswith(b"0\r\n\r\n"):
                 part = await wire.reader.read(64 << 10)
@@ -331,7 +331,7 @@ def test_a_client_that_never_takes_the_end_is_ended() -> None:
     async def work() -> None:
         async with api(FakeEngine(endless, longest=LONG * 2), stall=20) as there:
             wire = await there.connect(window=1024)
-            wire._writer.transport.pause_reading()
+            wire.stop_reading()
             await wire.send(post({**HI, "max_tokens": LONG, "logprobs": True, "top_logprobs": 5}, CHAT, "Connection: close"))
             await eventually(lambda: any(c.transport.is_closing() for c in there.server.connections.open))
             await there.pass_time(23)

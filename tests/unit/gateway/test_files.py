@@ -260,7 +260,8 @@ def test_what_a_broken_upload_left_is_swept_when_it_is_old(tmp_path: Path) -> No
     for name, age in ((".old.part", 90_000), (".new.part", 10)):
         left = tmp_path / "files" / name
         left.write_bytes(b"x")
-        os.utime(left, (time.time() - age,) * 2)
+        then = time.time() - age
+        os.utime(left, (then, then))
     files.sweep()
     database.close()
     assert [path.name for path in (tmp_path / "files").iterdir()] == [".new.part"]

@@ -8,7 +8,7 @@ import pytest
 
 from shoal.errors import UnknownModel, UserError
 from shoal.models.catalogue import catalogue
-from shoal.models.reference import Reference
+from shoal.models.reference import Kind, Reference
 from shoal.models.removal import removal
 from shoal.models.sources import find, public_name, pull
 
@@ -23,7 +23,7 @@ from shoal.models.sources import find, public_name, pull
         ("/models/x.gguf", "path", "/models/x.gguf", None),
     ],
 )
-def test_references(text: str, kind: str, name: str, revision: str | None) -> None:
+def test_references(text: str, kind: Kind, name: str, revision: str | None) -> None:
     assert Reference.parse(text) == Reference(kind, name, revision)
 
 

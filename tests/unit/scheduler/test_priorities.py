@@ -97,10 +97,10 @@ def test_a_class_that_waits_anew_starves_anew():
     toy.cancel("b")
     toy.step()
     toy.add(request("c", [3], priority=BATCH))
+    (c,) = toy.scheduler.slots.waiting
     for _ in range(3):
         toy.step()
-        (c,) = toy.scheduler.slots.waiting
-        assert c.priority is BATCH
+        assert [*toy.scheduler.slots.waiting] == [c] and c.priority is BATCH
     toy.step()
     assert c.priority is FLEX
 

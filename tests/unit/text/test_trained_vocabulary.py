@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.models.weights import GgufWeights
 from shoal.text.tokenizer import Tokenizer
+from tests.support import health_checks
 
 # What llama-server's /tokenize (b9844) answers for SmolLM2-135M-Instruct, special tokens parsed.
 SMOLLM2: list[tuple[str, list[int]]] = [
@@ -128,7 +129,7 @@ def test_as_llama_cpp(text: str, tokens: list[int], smollm2_tokenizer: Tokenizer
 
 
 @pytest.mark.real
-@settings(suppress_health_check=list(HealthCheck), deadline=None)
+@settings(suppress_health_check=health_checks.EVERY, deadline=None)
 @given(st.text(st.characters(max_codepoint=0x1FFFF, exclude_categories=["Cs", "Cc"]), max_size=200))  # it lacks some bytes
 def test_any_text_survives_the_trained_vocabulary(smollm2_tokenizer: Tokenizer, text: str) -> None:
     assert smollm2_tokenizer.decode(smollm2_tokenizer.encode(text)) == text

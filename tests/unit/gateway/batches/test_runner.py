@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from shoal.errors import ClusterError, NotReady, QueueFull
+from shoal.errors import ClusterError, NotReady, QueueFull, ShoalError
 from shoal.gateway.app import create_app
 from shoal.request import Priority, Request
 from tests.support.batches import Api, Gated, echo, jsonl, line, run
@@ -157,7 +157,7 @@ def test_a_class_that_is_none_is_refused() -> None:
 def test_requests_of_a_batch_are_not_kept_for_the_next_engine_unless_they_are_named() -> None:
     engine = FakeEngine()
     for headers in ({}, {"X-Request-Id": "mine"}):
-        engine.forget = lambda id: None
+        engine.forget = lambda answer: None
         fetch(create_app(engine), "POST", COMPLETIONS, json={"prompt": "Hi", "service_tier": "batch"}, headers=headers)
     assert list(engine.kept) == ["mine"]
 
@@ -166,7 +166,7 @@ def test_requests_of_a_batch_are_not_kept_for_the_next_engine_unless_they_are_na
 
 
 @pytest.mark.parametrize("refusal", [QueueFull(9, 9), NotReady("loading")])
-def test_a_full_queue_and_a_model_being_loaded_are_waited_for(tmp_path: Path, refusal: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_queue_and_a_model_being_loaded_are_waited_for(tmp_path: Path, refusal: ShoalError, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "shoal.gateway.endpoints.batches.retry_policy.RetryPolicy.pause", lambda self, status, *_: 0.001 if status in (429, 503) else None
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import MutableMapping
 from time import time
 from typing import Any
 
@@ -84,15 +85,15 @@ def websocket_app(store: KeyStore) -> FastAPI:
     return app
 
 
-def knock(app: FastAPI, headers: dict[str, str], extensions: dict[str, Any]) -> list[dict[str, Any]]:
-    sent: list[dict[str, Any]] = []
+def knock(app: FastAPI, headers: dict[str, str], extensions: dict[str, Any]) -> list[MutableMapping[str, Any]]:
+    sent: list[MutableMapping[str, Any]] = []
     raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "websocket", "path": "/v1/echo", "raw_path": b"/v1/echo", "root_path": "", "query_string": b"", "headers": raw}
 
     async def receive() -> dict[str, Any]:
         return {"type": "websocket.connect"}
 
-    async def send(message: dict[str, Any]) -> None:
+    async def send(message: MutableMapping[str, Any]) -> None:
         sent.append(message)
 
     asyncio.run(app({**scope, "scheme": "ws", "subprotocols": [], "extensions": extensions}, receive, send))

@@ -7,12 +7,14 @@ import json
 from typing import Any
 
 import httpx2 as httpx
+import msgspec
 import pytest
 
 from shoal.gateway.app import create_app
+from shoal.request import Request, TokenChunk
 from shoal.text.reasoning import THINK
 from tests.support.anthropic_api import HI, MESSAGES, WEATHER, ask, streamed
-from tests.support.engine import FakeEngine, Resumed, ScriptedStream, able, prompt, says, spoken
+from tests.support.engine import FakeEngine, Item, Resumed, ScriptedStream, able, prompt, says, spoken
 from tests.support.http import eventually
 from tests.support.tools import CITY
 from tests.support.weather import LYON, PARIS
@@ -84,10 +86,9 @@ def test_why_it_ends(stream: bool, said: str, fields: dict[str, Any], reason: st
 
 
 def test_cached_tokens_are_counted_beside_the_others() -> None:
-    def script(request: Any) -> Any:
+    def script(request: Request) -> list[Item]:
         first, *rest = spoken(request, "Hello")
-        import msgspec
-
+        assert isinstance(first, TokenChunk)
         return [msgspec.structs.replace(first, cached=4), *rest]
 
     usage = ask(able(script)).json()["usage"]
@@ -156,7 +157,8 @@ def test_a_call_whose_arguments_are_no_json_has_none(stream: bool, arguments: st
 )
 def test_which_tools_may_be_used(choice: dict[str, Any] | None, told: bool, grammar: bool) -> None:
     asked = able()
-    assert ask(asked, tools=[WEATHER], **({} if choice is None else {"tool_choice": choice})).status_code == 200
+    chosen: dict[str, Any] = {} if choice is None else {"tool_choice": choice}
+    assert ask(asked, tools=[WEATHER], **chosen).status_code == 200
     assert ("get_weather" in prompt(asked), bool(asked.asked.sampling.grammar)) == (told, grammar)
 
 

@@ -46,10 +46,11 @@ def test_a_refusal_does_not_count_the_template_s_turns(path: str) -> None:
 
 @pytest.mark.parametrize("headers", [{}, {"X-Request-Id": "mine"}, {"X-Request-Id": "no id!"}])
 def test_every_answer_has_a_request_id(headers: dict[str, str]) -> None:
+    bodies: list[dict[str, Any]] = [{}, {"tools": 1}, {"model": "other"}]
     ids = [
         ask(able(), path=path, headers=headers, **fields).headers["request-id"]
         for path in (MESSAGES, f"{MESSAGES}/count_tokens")
-        for fields in ({}, {"tools": 1}, {"model": "other"})
+        for fields in bodies
     ]
     if headers.get("X-Request-Id") == "mine":
         assert set(ids) == {"mine"}
@@ -72,7 +73,8 @@ def test_documents_of_text_are_read() -> None:
 def test_an_answer_of_a_schema(field: str) -> None:
     asked = able()
     format = {"type": "json_schema", "schema": CITY}
-    assert ask(asked, **{field: {"effort": "low", "format": format} if field == "output_config" else format}).status_code == 200
+    given: dict[str, Any] = {field: {"effort": "low", "format": format} if field == "output_config" else format}
+    assert ask(asked, **given).status_code == 200
     assert "city" in asked.asked.sampling.grammar
 
 

@@ -39,7 +39,7 @@ def get_weather(city: str) -> str:
 def test_the_sdk_reads_answers_and_streams() -> None:
     async def work(client: ollama.AsyncClient) -> None:
         whole = await client.chat("fake", HI, tools=[get_weather])
-        (call,) = whole.message.tool_calls or ()
+        (call,) = whole.message.tool_calls or []
         assert (whole.message.content, call.function.name, call.function.arguments) == ("Hm.", "get_weather", {"city": "Paris"})
         assert whole.done and whole.done_reason == "stop" and (whole.total_duration or 0) > 0
         parts = [part async for part in await client.chat("fake", HI, tools=[get_weather], stream=True)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
 
@@ -12,6 +12,7 @@ from shoal.gateway.workers import channel as channels
 from shoal.gateway.workers import messages
 from shoal.gateway.workers.channel import Channel
 from shoal.gateway.workers.messages import FromHead
+from shoal.request import Request
 from tests.support.engine import FakeEngine, Resumed, ScriptedStream, says, spoken
 from tests.support.http import eventually
 from tests.support.remote import NOBODY, Workers, run, some
@@ -123,13 +124,14 @@ def test_nobody_takes_up_a_named_answer_and_it_ends() -> None:
 
 def test_an_answer_that_was_being_begun_by_a_worker_that_dies_ends() -> None:
     class Slow(FakeEngine):
-        async def begin(self, *what: Any) -> Any:
-            streams = await super().begin(*what)
+        async def begin(self, answer: str, note: bytes, requests: Sequence[Request], named: bool) -> list[ScriptedStream]:
+            streams = await super().begin(answer, note, requests, named)
             try:
                 await asyncio.sleep(60)
             finally:
                 for stream in streams:
                     stream.close()
+            return streams
 
     async def work(made: Workers) -> None:
         dying = await made.join()
