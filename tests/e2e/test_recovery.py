@@ -30,7 +30,7 @@ pytestmark = [
 
 STORIES = [f"Write a long story about a sailor and {i} whales, in many words." for i in range(10)]
 NAMES = ["Ann Bob Cyd Dan", "Eve Flo Gus Hal", "Ida Jon Kim Leo", "Mia Ned Oda Pia"]
-LONG = [[f"Sum up what {name} said. " + f"Then {name} spoke of ships and of the sea. " * 20 for name in names.split()] for names in NAMES]
+LONG = [[f"Sum up what {name} said. " + f"Then {name} spoke of ships and of the sea. " * 14 for name in names.split()] for names in NAMES]
 """Used in turn, so that none is found in the prefix cache: with the loss of a node all is forgotten that no stream holds."""
 TOKENS, FEW = 32, 6
 BEGUN = 40  # tokens that were said when something happens to a node that decodes
