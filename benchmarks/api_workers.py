@@ -77,7 +77,7 @@ async def measure(port: int, head: psutil.Process, number: int) -> Round:
 @contextlib.asynccontextmanager
 async def up(workers: int) -> AsyncIterator[tuple[int, psutil.Process]]:
     port = free_port()
-    flags = ("--nodes", "2", "--threads", "1", "--port", str(port), "--control-port", "0", "--lanes", str(STREAMS))
+    flags = ("--nodes", "2", "--threads", "1", "--port", str(port), "--control-port", "0", "--slots", str(STREAMS))
     command = (sys.executable, "-m", "shoal", "up", *flags, "--api-workers", str(workers))
     process = await asyncio.create_subprocess_exec(*command, stderr=subprocess.DEVNULL)
     try:

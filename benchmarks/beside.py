@@ -2,7 +2,7 @@
 
 python -m benchmarks.beside [--nodes 1,2] [--prompts 1,6] [--length 8000] [--seconds 60]
 
-Over HTTP, streamed, with the flags that `shoal up` has by default but for the number of lanes. All is cut off after --seconds.
+Over HTTP, streamed, with the flags that `shoal up` has by default but for the number of slots. All is cut off after --seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from benchmarks.traffic import Arrival, prompt
 from shoal.models.description import describe
 from shoal.models.sources import pull
 
-CONTEXT, LANES = 8192, 8
+CONTEXT, SLOTS = 8192, 8
 _ALONE = 3.0  # seconds for which the answer runs alone first
 
 
@@ -62,7 +62,7 @@ def lines(model: str, nodes: list[int], counts: list[int], threads: int, length:
     yield "| nodes | prompts | usual, ms | longest wait for a token, ms | tokens | in, s | first tokens of the prompts, s |"
     yield "|---|---|---|---|---|---|---|"
     for number in nodes:
-        with ours.server(file, number, threads, LANES, CONTEXT) as port:
+        with ours.server(file, number, threads, SLOTS, CONTEXT) as port:
             for count in counts:
                 found = beside(port, count, length, seconds, vocabulary, f"{number} {count}")
                 firsts = ", ".join(f"{first:.1f}" for first in sorted(found.firsts)) or "none"

@@ -12,7 +12,7 @@ from pathlib import Path
 from time import perf_counter
 
 from benchmarks.peers import free_port, until_healthy
-from shoal.config import HeadSettings, NodeSettings
+from shoal.config import HeadSettings, NodeSettings, composed
 from shoal.launch.local import LocalCluster, local_cluster
 from shoal.models.description import describe
 from shoal.node.head import Head
@@ -26,7 +26,7 @@ async def cluster(
     model: str, nodes: int, threads: int, node: dict[str, str] | None = None, **settings: object
 ) -> AsyncIterator[LocalCluster]:
     """node: settings of each node. settings: of the head."""
-    head = HeadSettings(model=model, port=0, control_port=0, **settings)  # type: ignore[arg-type]
+    head = composed(HeadSettings, {"model": model, "port": 0, "control_port": 0, **settings})
     async with local_cluster(head, NodeSettings(threads=threads, **(node or {})), describe(model), nodes) as running:  # type: ignore[arg-type]
         await running.until_ready()
         await generate(running.head, fresh_prompt(running.head, 16), 16)
@@ -34,11 +34,11 @@ async def cluster(
 
 
 @contextlib.contextmanager
-def server(model: Path, nodes: int, threads: int, lanes: int, context: int) -> Iterator[int]:
+def server(model: Path, nodes: int, threads: int, slots: int, context: int) -> Iterator[int]:
     """`shoal up` as people run it, its nodes sharing the threads; the port of its API."""
     port = free_port()
     command = [sys.executable, "-m", "shoal", "up", "--model", model, "--nodes", str(nodes), "--threads", str(max(1, threads // nodes))]
-    command += ["--lanes", str(lanes), "--context", str(context), "--kv-tokens", str(lanes * context)]
+    command += ["--slots", str(slots), "--context", str(context), "--kv-tokens", str(slots * context)]
     command += ["--port", str(port), "--control-port", str(free_port()), "--discovery", "none", "--state", "none"]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

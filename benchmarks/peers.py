@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from shoal.config import cache_dir
+from shoal.folders import cache_dir
 
 _PACKAGE = "u-llm-server@2.9.1"
 _SHA256 = "cec463137283a3fe2e15ebcfdef9576cbc8282e7a1aa359fb5206123387f6562"
@@ -67,11 +67,11 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def server(model: Path, threads: int, lanes: int, context: int) -> Iterator[int]:
+def server(model: Path, threads: int, slots: int, context: int) -> Iterator[int]:
     """llama-server with so many slots of `context` tokens each, batching continuously; its port. Its cache of prompts in memory is off."""
     port, quiet = free_port(), subprocess.DEVNULL
     command = [llama_cpp() / "llama-server", "-m", model, "-t", str(threads), "-tb", str(threads), "-ngl", "0", "--port", str(port)]
-    command += ["-np", str(lanes), "-c", str(lanes * context), "--cache-ram", "0", "--no-webui"]
+    command += ["-np", str(slots), "-c", str(slots * context), "--cache-ram", "0", "--no-webui"]
     process = subprocess.Popen(command, stdout=quiet, stderr=quiet)
     try:
         until_healthy(process, port, "/health")

@@ -22,6 +22,8 @@ from shoal.executor.stage import StageExecutor
 from shoal.launch.local import LocalCluster
 from shoal.models.sources import pull
 from shoal.models.weights import open_weights
+from shoal.node.head import Head
+from shoal.node.interruption import Interruption
 from shoal.request import Request, RequestId, SamplingParams
 from shoal.scheduler.plan import Chunk, StepPlan
 
@@ -31,6 +33,7 @@ _PARTS = ("detect", "fence", "load", "link", "refill", "resume", "pause")
 async def interrupted(cluster: LocalCluster, context: int) -> dict[str, float]:
     """Seconds of each part of an interruption at so many tokens of context."""
     head = cluster.head
+    interruptions = watched(head)
     prompt = ours.fresh_prompt(head, context)
     stream = head.submit(Request(RequestId(f"killed-{context}-{prompt[0]}"), prompt, 64, SamplingParams(temperature=0.0)))
     arrivals: list[float] = []
@@ -42,8 +45,21 @@ async def interrupted(cluster: LocalCluster, context: int) -> dict[str, float]:
             middle = head.placement.stages[1].node
             killed = monotonic()
             next(child for child in cluster.children if child.name == middle).process.kill()
-    ended = head.coordinator.interruptions[-1]
-    return {"detect": ended.began - killed, **ended.parts(), "pause": ended.resumed - killed, "tokens": float(ended.tokens)}
+    (ended,) = interruptions
+    return {"detect": ended.began - killed, **ended.parts(), "pause": ended.resumed - killed}
+
+
+def watched(head: Head) -> list[Interruption]:
+    """The interruptions that the head is told of from now on."""
+    told: list[Interruption] = []
+    count = head.interruption
+
+    def interruption(ended: Interruption) -> None:
+        told.append(ended)
+        count(ended)
+
+    head.interruption = interruption
+    return told
 
 
 async def round_of(model: str, context: int, threads: int, journals: bool) -> dict[str, float]:

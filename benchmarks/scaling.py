@@ -1,4 +1,4 @@
-"""What a token costs as the work grows: decode time per step against context (128 to 4096) and lanes (1 to 32), one node,
+"""What a token costs as the work grows: decode time per step against context (128 to 4096) and slots (1 to 32), one node,
 beside the limit that memory bandwidth sets: the weights and the keys and values that a step has to read.
 
     python -m benchmarks.scaling [--threads 2] [--plot docs/scaling.svg]
@@ -23,7 +23,7 @@ from shoal.native import BLOCK_TOKENS
 from shoal.request import SamplingParams
 from shoal.scheduler.plan import Chunk, Opened, StepPlan
 
-CONTEXTS, LANES = (128, 256, 512, 1024, 2048, 4096), (1, 2, 4, 8, 16, 32)
+CONTEXTS, SLOTS = (128, 256, 512, 1024, 2048, 4096), (1, 2, 4, 8, 16, 32)
 
 
 def bandwidth(threads: int) -> float:
@@ -38,28 +38,28 @@ def bandwidth(threads: int) -> float:
     return sum(a.nbytes for a in arrays) / min(seconds)
 
 
-def step_seconds(executor: StageExecutor, lanes: int, context: int, first: int) -> float:
-    """The median of some decode steps of `lanes` sequences that are `context` tokens long (of zeros: their content costs nothing)."""
-    per_lane = -(-(context + 16) // BLOCK_TOKENS)
+def step_seconds(executor: StageExecutor, slots: int, context: int, first: int) -> float:
+    """The median of some decode steps of `slots` sequences that are `context` tokens long (of zeros: their content costs nothing)."""
+    per_slot = -(-(context + 16) // BLOCK_TOKENS)
     greedy = SamplingParams(temperature=0.0)
-    opened = [Opened(first + i, greedy, [], []) for i in range(lanes)]
+    opened = [Opened(first + i, greedy, [], []) for i in range(slots)]
     seconds: list[float] = []
     for step in range(9):
         chunks = [
-            Chunk(first + i, context + step, [5], [] if step else list(range(i * per_lane, (i + 1) * per_lane)), True) for i in range(lanes)
+            Chunk(first + i, context + step, [5], [] if step else list(range(i * per_slot, (i + 1) * per_slot)), True) for i in range(slots)
         ]
         plan = StepPlan(step, [] if step else opened, [], [], [], chunks)
         began = perf_counter()
         executor.run(plan, None)
         seconds.append(perf_counter() - began)
-    executor.run(StepPlan(99, [], [first + i for i in range(lanes)], [], [], []), None)
+    executor.run(StepPlan(99, [], [first + i for i in range(slots)], [], [], []), None)
     return median(seconds[2:])
 
 
 def main(threads: int, plot: str) -> None:
     weights = open_weights(pull("smollm2-135m"))
     spec = weights.spec
-    blocks = max(LANES) * -(-(max(CONTEXTS) + 16) // BLOCK_TOKENS)
+    blocks = max(SLOTS) * -(-(max(CONTEXTS) + 16) // BLOCK_TOKENS)
     make = factory(RuntimeName.NATIVE, Precision.AUTO, threads)
     shard = Shard(make, bf16=True)
     shard.load(range(spec.layers), weights)
@@ -68,15 +68,15 @@ def main(threads: int, plot: str) -> None:
     print(
         f"{threads} threads, {read / 1e9:.1f} GB/s, {executor.nbytes / 1e6:.0f} MB of weights; ms per step, and times the bandwidth limit\n"
     )
-    print("| context | " + " | ".join(f"{lanes} lanes" for lanes in LANES) + " |\n|" + "---|" * (len(LANES) + 1))
+    print("| context | " + " | ".join(f"{slots} slots" for slots in SLOTS) + " |\n|" + "---|" * (len(SLOTS) + 1))
     measured: dict[tuple[int, int], tuple[float, float]] = {}
     for context in CONTEXTS:
-        for i, lanes in enumerate(LANES):
-            limit = (executor.nbytes + lanes * context * spec.layers * spec.kv_bytes(2)) / read
-            measured[context, lanes] = step_seconds(executor, lanes, context, 1000 * (i + 1)), limit
+        for i, slots in enumerate(SLOTS):
+            limit = (executor.nbytes + slots * context * spec.layers * spec.kv_bytes(2)) / read
+            measured[context, slots] = step_seconds(executor, slots, context, 1000 * (i + 1)), limit
         cells = [
-            f"{measured[context, lanes][0] * 1e3:.1f} ({measured[context, lanes][0] / measured[context, lanes][1]:.1f} x)"
-            for lanes in LANES
+            f"{measured[context, slots][0] * 1e3:.1f} ({measured[context, slots][0] / measured[context, slots][1]:.1f} x)"
+            for slots in SLOTS
         ]
         print(f"| {context} | " + " | ".join(cells) + " |")
     if plot:
@@ -84,15 +84,15 @@ def main(threads: int, plot: str) -> None:
 
 
 def draw(measured: dict[tuple[int, int], tuple[float, float]], path: str) -> None:
-    import matplotlib
+    import matplotlib  # pyright: ignore[reportMissingImports] - no dependency of the project
 
     matplotlib.use("svg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot  # pyright: ignore[reportMissingImports]
 
     figure, axes = pyplot.subplots(figsize=(8, 5))
-    for lanes in LANES:
-        (line,) = axes.plot(CONTEXTS, [measured[c, lanes][0] / lanes * 1e3 for c in CONTEXTS], marker="o", label=f"{lanes} lanes")
-        axes.plot(CONTEXTS, [measured[c, lanes][1] / lanes * 1e3 for c in CONTEXTS], linestyle=":", color=line.get_color())
+    for slots in SLOTS:
+        (line,) = axes.plot(CONTEXTS, [measured[c, slots][0] / slots * 1e3 for c in CONTEXTS], marker="o", label=f"{slots} slots")
+        axes.plot(CONTEXTS, [measured[c, slots][1] / slots * 1e3 for c in CONTEXTS], linestyle=":", color=line.get_color())
     axes.set(
         xscale="log",
         yscale="log",

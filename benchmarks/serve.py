@@ -1,4 +1,4 @@
-"""Serving under load, over HTTP, streamed: shoal beside llama-server on the same file, threads and number of lanes.
+"""Serving under load, over HTTP, streamed: shoal beside llama-server on the same file, threads and number of slots.
 
 python -m benchmarks.serve [--rounds 3] [--scale 8] [--streams 1,8,32,100] [--rates 0.5,1,2,4] [--nodes 1]
 
@@ -24,7 +24,7 @@ from benchmarks.traffic import Arrival, prompt, requests
 from shoal.models.description import describe
 from shoal.models.sources import pull
 
-CONTEXT, LANES, LONG = 2304, 32, 2000
+CONTEXT, SLOTS, LONG = 2304, 32, 2000
 """Tokens of a sequence; sequences at once; tokens of the long prompt."""
 GOALS = {8: 1.7, 32: 1.7}
 """Of the throughput, by streams."""
@@ -120,14 +120,14 @@ def main(options: argparse.Namespace) -> None:
     vocabulary = describe(options.model).spec.vocabulary
     rounds, scale = options.rounds, options.scale
     with (
-        ours.server(file, options.nodes, options.threads, LANES, CONTEXT) as mine,
-        peers.server(file, options.threads, LANES, CONTEXT) as theirs,
+        ours.server(file, options.nodes, options.threads, SLOTS, CONTEXT) as mine,
+        peers.server(file, options.threads, SLOTS, CONTEXT) as theirs,
     ):
         ports = mine, theirs
         for port in ports:
             load.run(load.Plan("127.0.0.1", port, requests("warm", 4, scale, CONTEXT, vocabulary), 4))
         print(
-            f"### {options.model}, {options.threads} threads, {options.nodes} node(s), {LANES} lanes; lengths of real traffic / {scale:g}; medians of {rounds}\n"
+            f"### {options.model}, {options.threads} threads, {options.nodes} node(s), {SLOTS} slots; lengths of real traffic / {scale:g}; medians of {rounds}\n"
         )
         print(HEAD + "\n" + "|---" * HEAD.count(" | ") + "|---|")
         for streams in options.streams:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shoal.config import keep_quiet
+from shoal.environment import keep_quiet
 
 __version__ = "0.2.0"
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from shoal.errors import human_bytes
+from shoal.sizes import human_bytes
 
 _SHARE = 0.75
 """Of the memory that is free: weights and KV blocks leave room for activations, buffers and the rest of the machine."""

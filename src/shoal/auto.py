@@ -17,7 +17,7 @@ import structlog
 
 from shoal.cli.logs import text_processors
 from shoal.cli.relocation import move_in
-from shoal.config import HeadSettings, from_environment
+from shoal.config import HeadSettings, from_environment, settings_of
 from shoal.config import NodeSettings as _NodeSettings
 from shoal.errors import ClusterError, ConfigError
 from shoal.executor.runtimes import check_runtime
@@ -66,7 +66,9 @@ class AutoDistributedModel:
         """model: as for `--model`. settings: fields of HeadSettings, such as precision or context. Raises ShoalError."""
         if nodes < 1:
             raise ConfigError(f"nodes must be at least 1, not {nodes}")
-        unknown = set(settings) - {f for f in HeadSettings.__dataclass_fields__ if f not in ("port", "control_port", "min_nodes", "model")}
+        unknown = set(settings) - {
+            s.name for s in settings_of(HeadSettings) if s.name not in ("port", "control_port", "min_nodes", "model")
+        }
         if unknown:
             raise ConfigError(f"unknown settings: {', '.join(sorted(unknown))}")
         head = from_environment(HeadSettings, {**settings, "model": model, "port": 0, "control_port": 0})
@@ -78,7 +80,7 @@ class AutoDistributedModel:
 
     async def _run(self, settings: HeadSettings, node: _NodeSettings, nodes: int, started: queue.Queue[BaseException | None]) -> None:
         try:
-            description = await asyncio.to_thread(describe, settings.model)
+            description = await asyncio.to_thread(describe, settings.engine.model)
             async with local_cluster(settings, node, description, nodes) as cluster:
                 await cluster.until_ready()
                 self._cluster, self._started = cluster, True

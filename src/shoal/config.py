@@ -1,24 +1,24 @@
 """The settings of each role: one frozen dataclass per role, every field documented and checked here.
 
-Only this module and `folders` read the environment. The command line derives its flags from these fields: the field `kv_type` of a role is the
-flag `--kv-type`, the variable `SHOAL_KV_TYPE` and the key `kv-type` of the configuration file. The first of these that is set wins.
+Only this module, `environment` and `folders` read the environment. The command line derives its flags from these fields: the field
+`kv_type` of a role is the flag `--kv-type`, the variable `SHOAL_KV_TYPE` and the key `kv-type` of the configuration file. The first
+of these that is set wins.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import enum
 import os
 import re
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from shoal.address import is_loopback, parse_host
 from shoal.allowance import processors
 from shoal.errors import ConfigError
-from shoal.folders import cache_dir, data_dir, state_dir, user_path
+from shoal.folders import data_dir, state_dir, user_path
 
 
 class Precision(enum.StrEnum):
@@ -63,9 +63,17 @@ def default_threads() -> int:
     return processors().usable
 
 
+S = TypeVar("S", bound="Settings")
+
+
 def setting(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
     """A documented field; numbers are checked against [low, high]."""
     return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high})
+
+
+def part(role: type[S]) -> Any:
+    """A role that is a part of another one: its settings count among the other's."""
+    return dataclasses.field(default_factory=role, metadata={"role": role})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,6 +83,8 @@ class Settings:
     def __post_init__(self) -> None:
         kinds = get_type_hints(type(self))
         for field in dataclasses.fields(self):
+            if "role" in field.metadata:
+                continue
             if isinstance(kinds[field.name], type) and issubclass(kinds[field.name], enum.Enum):
                 self._choose(field.name, kinds[field.name])
             value, low, high = getattr(self, field.name), field.metadata.get("low"), field.metadata.get("high")
@@ -162,8 +172,8 @@ class EngineSettings(Settings):
     precision: Precision = setting(Precision.AUTO, "Precision of the weights in memory; auto keeps that of the file as far as it can.")
     kv_type: KvType = setting(KvType.BF16, "Number type of the KV cache.")
     context: int = setting(8192, "Most tokens of a prompt and its answer together; the model's own limit applies if it is lower.", low=16)
-    lanes: int = setting(32, "Most sequences that run at once.", low=1, high=4096)
-    kv_tokens: int = setting(0, "Size of the KV cache in tokens; 0: as many as fit, up to lanes times half the context.", low=0)
+    slots: int = setting(32, "Most sequences that run at once.", low=1, high=4096)
+    kv_tokens: int = setting(0, "Size of the KV cache in tokens; 0: as many as fit, up to slots times half the context.", low=0)
     step_tokens: int = setting(256, "Most tokens in one step, prefill and decode together.", low=16, high=8192)
     prompt_wait: float = setting(
         0.5,
@@ -182,7 +192,6 @@ class EngineSettings(Settings):
     activations: Codec = setting(Codec.RAW, "Encoding of activations between nodes: raw is exact, bf16 halves the bytes.")
 
     def check(self) -> None:
-        super().check()
         if not self.model:
             raise ConfigError("--model must name a model; see `shoal models`")
         if self.kv_tokens and self.kv_tokens < 64:
@@ -232,7 +241,6 @@ class ApiSettings(Settings):
     batch_concurrency: int = setting(8, "Batch requests that run at once, after all other requests.", low=1, high=4096)
 
     def check(self) -> None:
-        super().check()
         self._check_host("api_host")
         for flag, size in (("--max-file", self.max_file), ("--files-space", self.files_space), ("--responses-size", self.responses_size)):
             try:
@@ -279,8 +287,11 @@ class ApiSettings(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HeadSettings(ApiSettings, EngineSettings):
+class HeadSettings(Settings):
     """The head: the API, the scheduler and the cluster's membership."""
+
+    engine: EngineSettings = part(EngineSettings)
+    api: ApiSettings = part(ApiSettings)
 
     host: str = setting("127.0.0.1", "Address of this machine for the nodes. Nodes on other machines need the pairing code once.")
     secure: bool = setting(False, "Require the pairing code and encrypt even between processes of this machine.")
@@ -308,7 +319,13 @@ class HeadSettings(ApiSettings, EngineSettings):
 
     @property
     def needs_key(self) -> bool:
-        return super().needs_key and not self.unprotected
+        """Whether requests to the API need a key even where none was made."""
+        return self.api.needs_key and not self.unprotected
+
+    @property
+    def served_api(self) -> ApiSettings:
+        """Those of the API as this head serves it."""
+        return dataclasses.replace(self.api, open_api=not self.needs_key)
 
     @property
     def protected(self) -> bool:
@@ -316,7 +333,6 @@ class HeadSettings(ApiSettings, EngineSettings):
         return self.secure or (not is_loopback(self.host) and not self.unprotected)
 
     def check(self) -> None:
-        super().check()
         self._check_host("host")
         if self.secure and self.unprotected:
             raise ConfigError("--secure and --unprotected exclude each other")
@@ -333,96 +349,51 @@ class HeadSettings(ApiSettings, EngineSettings):
 
     def kept_by_default(self) -> HeadSettings:
         """These settings with a state folder named after the port, so that a restarted head finds its requests; unchanged if one is set."""
-        if self.state or not self.port:
+        if self.state or not self.api.port:
             return self
-        return dataclasses.replace(self, state=str(state_dir() / "heads" / str(self.port)))
-
-
-S = TypeVar("S", bound=Settings)
-
-
-_SILENCE = {
-    "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime 1.29 and later: device id and event database under ~/.cache/Microsoft, events over HTTPS
-    "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub: asks which agents there are, and tells the hub which one runs it
-    "HF_XET_TELEMETRY_ENABLED": "false",
-    "DO_NOT_TRACK": "1",  # https://donottrack.sh, for what else heeds it
-}
-
-
-def keep_quiet(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Turns off the telemetry of libraries. Each reads its variable when it is first imported."""
-    environment.update(_SILENCE)
-
-
-def mute_grpc(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Stops gRPC from writing to stderr; its errors say the same. Call it before gRPC is imported."""
-    environment.setdefault("GRPC_VERBOSITY", "NONE")
-
-
-def keep_to_own_folders(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Moves the files of the hub's client (logs, chunks) into shoal's cache. The user's token and cache are read where they are."""
-    base = environment.get("XDG_CACHE_HOME") or "~/.cache"
-    theirs = environment.get("HF_HOME") or f"{base}/huggingface"
-    environment.setdefault("HF_TOKEN_PATH", os.path.expanduser(f"{theirs}/token"))
-    environment.setdefault("HF_HUB_CACHE", os.path.expanduser(f"{theirs}/hub"))
-    with contextlib.suppress(ConfigError):  # no home: whatever needs one says so
-        environment["HF_HOME"] = str(cache_dir(environment) / "huggingface")
-
-
-def environment_with(**changes: str) -> dict[str, str]:
-    """This process's environment with changes, for a child process."""
-    return {**os.environ, **changes}
+        return dataclasses.replace(self, state=str(state_dir() / "heads" / str(self.api.port)))
 
 
 @dataclasses.dataclass(frozen=True)
-class Shell:
-    """The shell that a service is installed from. user and caller (who called sudo) are '' if unknown."""
+class Setting:
+    """A setting of a role. role: the one that declares it, which is that role or a part of it."""
 
-    config_home: Path
-    user: str
-    caller: str
-    own: tuple[str, ...]
-    """Names of the SHOAL_ variables set in it."""
-
-
-def shell(environment: Mapping[str, str] = os.environ) -> Shell:
-    """Raises ConfigError where there is no home."""
-    own = tuple(sorted(name for name in environment if name.startswith("SHOAL_")))
-    config_home = user_path(environment.get("XDG_CONFIG_HOME") or "~/.config")
-    return Shell(config_home, environment.get("USER", ""), environment.get("SUDO_USER", ""), own)
+    name: str
+    kind: type[Any]
+    default: Any
+    help: str
+    role: type[Settings]
 
 
-def hub_endpoint(environment: Mapping[str, str] = os.environ) -> str | None:
-    """Address of the hub that `hf:` models come from; None: the public one."""
-    return environment.get("HF_ENDPOINT")
-
-
-def hub_folders(environment: Mapping[str, str] = os.environ) -> list[Path]:
-    """Where the hub's own tools keep models."""
-    base = environment.get("XDG_CACHE_HOME") or "~/.cache"
-    return _folders(environment.get("HF_HUB_CACHE") or f"{environment.get('HF_HOME') or f'{base}/huggingface'}/hub")
-
-
-def ollama_folders(environment: Mapping[str, str] = os.environ) -> list[Path]:
-    """Where Ollama keeps models: the user's, and those of its service."""
-    if chosen := environment.get("OLLAMA_MODELS"):
-        return _folders(chosen)
-    return _folders("~/.ollama/models", "/usr/share/ollama/.ollama/models", "/var/lib/ollama/.ollama/models", "/var/lib/ollama/models")
-
-
-def lmstudio_folders() -> list[Path]:
-    """Where LM Studio keeps models, in newer versions and older ones."""
-    return _folders("~/.lmstudio/models", "~/.cache/lm-studio/models")
-
-
-def _folders(*texts: str) -> list[Path]:
-    """Those that exist."""
-    found: list[Path] = []
-    for text in texts:
-        with contextlib.suppress(ConfigError, OSError):  # no home; another user's
-            if (path := user_path(text)).is_dir():
-                found.append(path)
+def settings_of(role: type[Settings]) -> list[Setting]:
+    """A role's settings, with those of its parts."""
+    found: list[Setting] = []
+    kinds = get_type_hints(role)
+    for field in dataclasses.fields(role):
+        if "role" in field.metadata:
+            found += settings_of(field.metadata["role"])
+        else:
+            found.append(Setting(field.name, kinds[field.name], field.default, field.metadata["help"], role))
     return found
+
+
+def values_of(settings: Settings) -> dict[str, Any]:
+    """The values of settings by name, with those of their parts."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        values.update(values_of(value) if isinstance(value, Settings) else {field.name: value})
+    return values
+
+
+def composed(role: type[S], values: Mapping[str, Any]) -> S:
+    """A role's settings, from those that are not the defaults, by name; others' are left alone. Raises ConfigError."""
+    own = {
+        field.name: composed(field.metadata["role"], values) if "role" in field.metadata else values[field.name]
+        for field in dataclasses.fields(role)
+        if "role" in field.metadata or field.name in values
+    }
+    return role(**own)
 
 
 def _boolean(text: str) -> bool:
@@ -450,18 +421,17 @@ def from_environment(
 
     file: values by field; fields of other roles are left alone
     """
-    hints = get_type_hints(role)
     values: dict[str, Any] = {}
-    for field in dataclasses.fields(role):
-        variable = "SHOAL_" + field.name.upper()
-        if given.get(field.name) is not None:
-            values[field.name] = given[field.name]
+    for setting in settings_of(role):
+        name, variable = setting.name, "SHOAL_" + setting.name.upper()
+        if given.get(name) is not None:
+            values[name] = given[name]
         elif variable in environment:
-            kind: Any = _boolean if hints[field.name] is bool else hints[field.name]
+            kind: Any = _boolean if setting.kind is bool else setting.kind
             try:
-                values[field.name] = kind(environment[variable])
+                values[name] = kind(environment[variable])
             except ValueError as error:
                 raise ConfigError(f"{variable}={environment[variable]!r}: {error}") from error
-        elif file is not None and field.name in file:
-            values[field.name] = file[field.name]
-    return role(**values)
+        elif file is not None and name in file:
+            values[name] = file[name]
+    return composed(role, values)

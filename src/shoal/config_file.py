@@ -19,7 +19,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from shoal.errors import ConfigError, suggestion
+from shoal.errors import ConfigError
+from shoal.spelling import suggestion
 
 _LARGEST = 1 << 20  # bytes
 _WORDS: dict[type[Any], str] = {bool: "true or false", int: "a whole number", float: "a number", str: 'text in quotes, like "…"'}

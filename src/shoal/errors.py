@@ -41,24 +41,8 @@ The gateway turns them into HTTP answers, the command line into one line and an 
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
-
-
-def human_bytes(count: float) -> str:
-    """A size for people: '1.5 GiB'."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
-
-
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """A hint to append to a misspelt word: " (did you mean 'b'?)"; '' if no known word is close."""
-    lower = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(word.lower(), lower, 1, 0.6)
-    return f" (did you mean '{lower[close[0]]}'?)" if close else ""
+from shoal.sizes import human_bytes
+from shoal.spelling import suggestion
 
 
 class ShoalError(Exception):

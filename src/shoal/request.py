@@ -39,7 +39,7 @@ class FinishReason(enum.StrEnum):
 
 
 class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, array_like=True):
-    """How one sequence's tokens are drawn.
+    """How one sequence's tokens are sampled.
 
     The order is that of llama.cpp and vLLM: penalties and bias on the logits, then temperature, then top-k, top-p and
     min-p on the distribution. `temperature` 0 takes the likeliest token.
@@ -102,11 +102,11 @@ class Request(msgspec.Struct, frozen=True):
     prompt_logprobs: int | None = None
     """None: none; else the prompt's own tokens are scored, with so many alternatives each; max_tokens may then be 0."""
     embed: bool = False
-    """Nothing is drawn: the answer is the mean of the prompt's last hidden states."""
+    """Nothing is sampled: the answer is the mean of the prompt's last hidden states."""
 
     @property
-    def draws(self) -> int:
-        """Most tokens that are drawn for a choice."""
+    def samples(self) -> int:
+        """Most tokens that are sampled for a choice."""
         return 0 if self.embed else self.max_tokens
 
     @property

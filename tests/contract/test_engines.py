@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,7 +14,8 @@ from shoal.gateway.auth.key import KeyId
 from shoal.gateway.engine import Engine
 from shoal.request import Alternative, FinishReason, Request, Score, TokenChunk
 from tests.support.engine import FakeEngine, Item, Resumed, ScriptedStream, says, spoken
-from tests.support.remote import soon, workers
+from tests.support.http import eventually
+from tests.support.remote import workers
 from tests.support.requests import asked, begun, hello, read, text
 
 Where = Callable[[FakeEngine], Any]
@@ -132,7 +133,7 @@ def test_a_choice_that_was_ended_is_not_heard_of(at: Where) -> None:
         rest = await read(stream)
         assert {chunk.choice for chunk in rest} == {1 - first.choice}
         assert text([first, *rest], 1 - first.choice) == "two"
-        await soon(lambda: fake.streams[0].ended == {first.choice})
+        await eventually(lambda: fake.streams[0].ended == {first.choice})
 
     fake = FakeEngine(says("one", "two"))
     with_engine(at, fake, work)
@@ -154,10 +155,10 @@ def test_closing_ends_it_at_the_engine_and_for_who_waits(at: Where) -> None:
     async def work(engine: Engine) -> None:
         (stream,) = await begun(engine, asked())
         waiting = asyncio.ensure_future(read(stream))
-        await soon(lambda: not fake.streams[0]._items)  # pyright: ignore[reportPrivateUsage]
+        await eventually(lambda: not fake.streams[0]._items)  # pyright: ignore[reportPrivateUsage]
         stream.close()
         assert len(await waiting) <= 3
-        await soon(lambda: fake.streams[0].closed)
+        await eventually(lambda: fake.streams[0].closed)
 
     fake = FakeEngine(hello, hang=True)
     with_engine(at, fake, work)
@@ -170,7 +171,7 @@ def test_what_is_forgotten_is_kept_no_longer(at: Where) -> None:
         assert list(fake.kept) == ["a"]
         stream.close()
         engine.forget("a")
-        await soon(lambda: not fake.kept)
+        await eventually(lambda: not fake.kept)
 
     fake = FakeEngine()
     with_engine(at, fake, work)
@@ -178,8 +179,8 @@ def test_what_is_forgotten_is_kept_no_longer(at: Where) -> None:
 
 def test_an_answer_that_nobody_waits_for_any_more_is_not_begun(at: Where) -> None:
     class Slow(FakeEngine):
-        async def begin(self, *asked: Any) -> Any:
-            streams = await super().begin(*asked)
+        async def begin(self, answer: str, note: bytes, requests: Sequence[Request], named: bool) -> list[ScriptedStream]:
+            streams = await super().begin(answer, note, requests, named)
             try:
                 await asyncio.sleep(60)
             except asyncio.CancelledError:
@@ -190,10 +191,10 @@ def test_an_answer_that_nobody_waits_for_any_more_is_not_begun(at: Where) -> Non
 
     async def work(engine: Engine) -> None:
         beginning = asyncio.ensure_future(begun(engine, asked()))
-        await soon(lambda: fake.streams)
+        await eventually(lambda: fake.streams)
         beginning.cancel()
         await asyncio.gather(beginning, return_exceptions=True)
-        await soon(lambda: fake.streams[0].closed)
+        await eventually(lambda: fake.streams[0].closed)
 
     fake = Slow(hello, hang=True)
     with_engine(at, fake, work)
@@ -216,11 +217,11 @@ def test_its_state_is_the_engines(at: Where) -> None:
         )
         assert (engine.state, engine.longest()) == ("", 1000)
         fake.state = "1 of 2 nodes have joined"
-        await soon(lambda: engine.state == fake.state)
+        await eventually(lambda: engine.state == fake.state)
         with pytest.raises(NotReady, match="1 of 2"):
             engine.longest()
         fake.state = ""
-        await soon(lambda: engine.state == "")
+        await eventually(lambda: engine.state == "")
         assert engine.longest() == 1000
 
     fake = Loading()
@@ -232,7 +233,7 @@ def test_what_is_observed_is_counted_where_it_is_scraped(at: Where) -> None:
         engine.observe_first_token(0.25)
         engine.observe_request("chat", "accepted", 7)
         assert await engine.scrape() == b"shoal_ready 1\n"
-        await soon(lambda: (fake.first_tokens, fake.observed) == (1, [("chat", "accepted", 7)]))
+        await eventually(lambda: (fake.first_tokens, fake.observed) == (1, [("chat", "accepted", 7)]))
 
     fake = FakeEngine()
     with_engine(at, fake, work)
@@ -277,7 +278,7 @@ def test_what_was_asked_about_the_prompt_comes_whole(at: Where) -> None:
         assert await read(stream) == script(asked())
         stream.close()
         engine.forget("a")
-        await soon(lambda: fake.streams[0].closed)
+        await eventually(lambda: fake.streams[0].closed)
 
     fake = FakeEngine(script)
     with_engine(at, fake, work)

@@ -171,4 +171,4 @@ def test_two_hundred_requests_with_cancels_and_a_small_pool(smollm2_weights: Ggu
         assert driver.scheduler.counters.preemptions
         assert (driver.scheduler.running, driver.scheduler.waiting, driver.scheduler.pool.used) == (0, 0, 0)
 
-    play(smollm2_weights, storm, stages=2, blocks=24, lanes=12)
+    play(smollm2_weights, storm, stages=2, blocks=24, slots=12)

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from shoal.models.weights import SafetensorsWeights
-from tests.support import tiny
+from tests.support import health_checks, tiny
 from tests.support.stages import Stages
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -124,7 +124,7 @@ architectures = st.fixed_dictionaries(
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=health_checks.EVERY)
 @given(
     family=st.sampled_from(["llama", "mistral", "qwen2", "qwen3"]),
     sizes=architectures,

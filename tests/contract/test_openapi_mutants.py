@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.config import ApiSettings
 from shoal.gateway.app import create_app
 from shoal.text.tools import HERMES
+from tests.support import health_checks
 from tests.support.document import CHECKS, document
 from tests.support.engine import FakeEngine, says
 
@@ -203,7 +204,7 @@ def test_the_good_bodies_are_good(api: Any, path: str, file: str) -> None:
 
 @pytest.mark.parametrize("path", ENDPOINTS)
 @given(data=st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=health_checks.EVERY)
 def test_a_body_that_is_nearly_good_is_answered_or_refused_as_the_document_says(
     api: Any, path: str, file: str, data: st.DataObject
 ) -> None:

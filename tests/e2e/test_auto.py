@@ -91,7 +91,7 @@ def test_unknown_sampling_is_refused(model: AutoDistributedModel) -> None:
         ({"model": MODEL, "flavour": "x"}, ConfigError),
         ({"model": MODEL, "memory": "lots"}, ConfigError),
         ({"model": MODEL, "memory": "20MiB"}, (ClusterError, NotEnoughMemory)),
-        ({"model": MODEL, "lanes": 0}, ConfigError),
+        ({"model": MODEL, "slots": 0}, ConfigError),
     ],
 )
 def test_what_cannot_start_says_why_and_leaves_nothing(arguments: dict[str, object], error: type[ShoalError]) -> None:

@@ -9,24 +9,30 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.support import tools_template
 from tests.support.cluster import MODEL, served
 
+if TYPE_CHECKING:
+    from openai.types.chat import ChatCompletionFunctionToolParam
+
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 HERE = Path(__file__).parent / "clients"
 ASKED: list[Any] = [{"role": "user", "content": "Name a city in France."}]
-CITY = {
+CITY: dict[str, object] = {
     "type": "object",
     "properties": {"city": {"type": "string", "maxLength": 12}},
     "required": ["city"],
     "additionalProperties": False,
 }
-WEATHER = {"type": "function", "function": {"name": "get_weather", "description": "The weather of a city", "parameters": CITY}}
+WEATHER: ChatCompletionFunctionToolParam = {
+    "type": "function",
+    "function": {"name": "get_weather", "description": "The weather of a city", "parameters": CITY},
+}
 HIDDEN = 576
 """Values of SmolLM2's hidden states."""
 
@@ -120,7 +126,7 @@ def test_the_openai_package_for_python(url: str, plain: str) -> None:
             max_tokens=60,
             temperature=0,
             tools=[WEATHER],
-            tool_choice="required",  # pyright: ignore
+            tool_choice="required",
         )
         (call,) = called.choices[0].message.tool_calls or []
         assert call.type == "function" and is_city(json.loads(call.function.arguments))
@@ -218,10 +224,12 @@ def test_langchain(url: str, plain: str) -> None:
     assert "".join(str(part.content) for part in model.stream("Name a city in France.")) == plain
     longer = ChatOpenAI(base_url=url, api_key=key, model=MODEL, temperature=0, max_completion_tokens=60, max_retries=0)
     question = HumanMessage("Name a city in France.")
-    asked = longer.bind_tools([WEATHER], tool_choice="required").invoke([question])
+    asked = longer.bind_tools([dict(WEATHER)], tool_choice="required").invoke([question])
     (call,) = asked.tool_calls
     assert call["name"] == "get_weather" and is_city(call["args"])
-    answered = model.bind_tools([WEATHER], tool_choice="none").invoke([question, asked, ToolMessage("It rains.", tool_call_id=call["id"])])
+    answered = model.bind_tools([dict(WEATHER)], tool_choice="none").invoke(
+        [question, asked, ToolMessage("It rains.", tool_call_id=call["id"])]
+    )
     assert answered.content and not answered.tool_calls
     assert isinstance(longer.with_structured_output(City, method="json_schema").invoke("Name a city in France."), City)
     embeddings = OpenAIEmbeddings(base_url=url, api_key=key, model=MODEL, check_embedding_ctx_length=False, max_retries=0)

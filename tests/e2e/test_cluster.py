@@ -30,7 +30,7 @@ TOKENS = 16
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two nodes that stay whole."""
-    with served(tmp_path_factory.mktemp("two"), 2, "--lanes", "8", "--queue", "16") as made:
+    with served(tmp_path_factory.mktemp("two"), 2, "--slots", "8", "--queue", "16") as made:
         yield made
 
 

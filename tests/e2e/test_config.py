@@ -48,21 +48,21 @@ def shown(home: dict[str, str], *words: str, **environment: str) -> dict[str, di
 
 
 def test_where_each_value_comes_from(home: dict[str, str]) -> None:
-    path = write(home, '[head]\nport = 9000\nlanes = 4\n\n[client]\napi-key = "sk-very-secret-1"\n')
-    rows = shown(home, SHOAL_LANES="8", OPENAI_BASE_URL="http://user:pass@there:1")
+    path = write(home, '[head]\nport = 9000\nslots = 4\n\n[client]\napi-key = "sk-very-secret-1"\n')
+    rows = shown(home, SHOAL_SLOTS="8", OPENAI_BASE_URL="http://user:pass@there:1")
     assert rows["head.port"] == {"section": "head", "key": "port", "value": 9000, "source": "file", "where": f"{path}:2"}
-    assert rows["head.lanes"]["value"] == 8 and rows["head.lanes"]["where"] == "SHOAL_LANES"
+    assert rows["head.slots"]["value"] == 8 and rows["head.slots"]["where"] == "SHOAL_SLOTS"
     assert rows["head.queue"]["value"] == 512 and rows["head.queue"]["source"] == "default"
     assert rows["client.api-key"]["value"] == "***" and rows["client.api-key"]["where"] == f"{path}:6"
     assert rows["client.url"]["value"] == "http://***@there:1" and rows["client.url"]["where"] == "OPENAI_BASE_URL"
-    assert shown(home, "--changed").keys() == {"head.port", "head.lanes", "client.api-key"}
+    assert shown(home, "--changed").keys() == {"head.port", "head.slots", "client.api-key"}
     plain = shoal("config", "show", "--changed", **home).stdout
     assert f"{path}:2" in plain and "sk-very" not in plain
 
 
 def test_a_variable_that_means_nothing_is_told(home: dict[str, str]) -> None:
-    done = shoal("config", "show", **home, SHOAL_LANE="8")
-    assert "SHOAL_LANE is not a variable of shoal (did you mean 'SHOAL_LANES'?)" in done.stderr
+    done = shoal("config", "show", **home, SHOAL_SLOT="8")
+    assert "SHOAL_SLOT is not a variable of shoal (did you mean 'SHOAL_SLOTS'?)" in done.stderr
 
 
 def test_init_writes_once_for_its_owner_alone_and_never_again(home: dict[str, str]) -> None:

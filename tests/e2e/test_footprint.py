@@ -108,7 +108,7 @@ def test_a_runtime_as_a_library_uses_it(tmp_path: Path, runtime: str) -> None:
 def test_the_hub_s_client_keeps_its_logs_and_chunks_beside_the_models_and_the_user_s_token_where_it_was(tmp_path: Path) -> None:
     environment = without_ours(places(tmp_path))
     code = """
-from shoal.config import keep_to_own_folders
+from shoal.environment import keep_to_own_folders
 keep_to_own_folders()
 from huggingface_hub import constants
 import hf_xet

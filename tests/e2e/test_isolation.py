@@ -22,7 +22,7 @@ STORY = {"prompt": "A very long story about the sea:", "max_tokens": 160, "tempe
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with served(tmp_path_factory.mktemp("two"), 2, "--lanes", "8", "--queue", str(QUEUE)) as made:
+    with served(tmp_path_factory.mktemp("two"), 2, "--slots", "8", "--queue", str(QUEUE)) as made:
         yield made
 
 

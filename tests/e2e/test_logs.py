@@ -54,7 +54,7 @@ def test_a_cluster_s_life_in_json_without_keys_and_prompts(tmp_path: Path, smoll
 
 
 @pytest.mark.parametrize(
-    "words", [("join", "127.0.0.1:nowhere"), ("up", "--port", "many"), ("serve", "--lanes", "0")], ids=lambda words: words[0]
+    "words", [("join", "127.0.0.1:nowhere"), ("up", "--port", "many"), ("serve", "--slots", "0")], ids=lambda words: words[0]
 )
 def test_errors_are_objects_too(words: tuple[str, ...]) -> None:
     done = subprocess.run([sys.executable, "-m", "shoal", "--log-format", "json", *words], capture_output=True, text=True, check=False)

@@ -134,12 +134,12 @@ def test_a_search_shows_what_runs(place: dict[str, str], hub: Hub) -> None:
 
 
 def test_at_a_terminal_the_table_fits_and_removal_is_asked_for(place: dict[str, str]) -> None:
-    with terminal("models", "search", "smollm2", **place) as shown:
+    with terminal("models", "search", "smollm2", place=place) as shown:
         assert shown.wait() == 0
         lines = shown.screen.splitlines()
         assert "gated" in lines[-1] and all(len(line) <= 80 for line in lines), lines
     shoal(place, "models", "pull", "org/SmolLM2-GGUF")
-    with terminal("models", "rm", "org/SmolLM2-GGUF", **place) as shown:
+    with terminal("models", "rm", "org/SmolLM2-GGUF", place=place) as shown:
         shown.until_shown("delete hf:org/SmolLM2-GGUF, 93.8 MiB? [y/N]")
         shown.type("n\r")
         assert shown.wait() == 1

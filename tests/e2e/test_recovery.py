@@ -12,6 +12,7 @@ import itertools
 import json
 import signal
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx2 as httpx
 import pytest
@@ -29,7 +30,7 @@ pytestmark = [
 
 STORIES = [f"Write a long story about a sailor and {i} whales, in many words." for i in range(10)]
 NAMES = ["Ann Bob Cyd Dan", "Eve Flo Gus Hal", "Ida Jon Kim Leo", "Mia Ned Oda Pia"]
-LONG = [[f"Sum up what {name} said. " + f"Then {name} spoke of ships and of the sea. " * 20 for name in names.split()] for names in NAMES]
+LONG = [[f"Sum up what {name} said. " + f"Then {name} spoke of ships and of the sea. " * 14 for name in names.split()] for names in NAMES]
 """Used in turn, so that none is found in the prefix cache: with the loss of a node all is forgotten that no stream holds."""
 TOKENS, FEW = 32, 6
 BEGUN = 40  # tokens that were said when something happens to a node that decodes
@@ -79,7 +80,7 @@ class Sea:
         return name in self.nodes()
 
     def told(self) -> str:
-        return "\n".join(asyncio.run(describe(f"127.0.0.1:{self.made.control_port}")).story)
+        return "\n".join(asyncio.run(describe(f"127.0.0.1:{self.made.control_port}")).events)
 
     def until_serving(self) -> list[str]:
         """The names of the first stage, one in the middle, and the last one, when it serves."""
@@ -213,7 +214,7 @@ SAMPLED = [
 def test_all_that_is_drawn_goes_on(sea: Sea, at: str) -> None:
     """Draws, penalties, log-probabilities, stop strings and choices are what they would have been, to the last bit."""
 
-    async def answers(act: Callable[[], None] | None) -> list[object]:
+    async def answers(act: Callable[[], None] | None) -> list[list[dict[str, Any]]]:
         async with httpx.AsyncClient(base_url=sea.made.url, timeout=BOUND, trust_env=False) as client:
             bodies = [{"messages": [{"role": "user", "content": STORIES[i]}], "max_tokens": 48, **more} for i, more in enumerate(SAMPLED)]
             asked = [asyncio.ensure_future(client.post("/v1/chat/completions", json=body)) for body in bodies]

@@ -8,7 +8,7 @@ from typing import Any
 
 import openai
 import pytest
-from openai.types.responses import Response, ResponseFunctionToolCall
+from openai.types.responses import Response, ResponseCompletedEvent, ResponseFunctionToolCall, ResponseIncompleteEvent
 from pydantic import BaseModel
 from websockets.sync.client import connect
 
@@ -50,11 +50,15 @@ def create(client: openai.OpenAI, input: Any, **fields: Any) -> Response:
 def streamed(client: openai.OpenAI, input: Any, **fields: Any) -> Response:
     """As the SDK puts it together."""
     body = {"model": MODEL, "input": input, "temperature": 0, "max_output_tokens": 30, **fields}
-    said = ""
     with client.responses.stream(**body) as stream:
-        for event in stream:
-            said += event.delta if event.type == "response.output_text.delta" else ""
-    assert event.type in ("response.completed", "response.incomplete") and event.response.output_text == said
+        events = list(stream)
+    return ended(events[-1], "".join(event.delta for event in events if event.type == "response.output_text.delta"))
+
+
+def ended(event: object, said: str) -> Response:
+    """What a stream's last event holds: a response that says what was streamed."""
+    assert isinstance(event, ResponseCompletedEvent | ResponseIncompleteEvent)
+    assert event.response.output_text == said
     return event.response
 
 
@@ -107,8 +111,7 @@ def test_a_stream_is_taken_up_again_where_it_was(client: openai.OpenAI) -> None:
                 break
     rest = list(client.responses.retrieve("taken-up-again", stream=True, starting_after=events[-1].sequence_number))
     assert [event.sequence_number for event in [*events, *rest]] == list(range(len(events) + len(rest)))
-    said = "".join(event.delta for event in [*events, *rest] if event.type == "response.output_text.delta")
-    assert rest[-1].type in ("response.completed", "response.incomplete") and rest[-1].response.output_text == said
+    ended(rest[-1], "".join(event.delta for event in [*events, *rest] if event.type == "response.output_text.delta"))
 
 
 @pytest.mark.parametrize("read", [create, streamed])

@@ -15,7 +15,7 @@ from tests.support.restarts import BODIES, TOKENS, Client
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
-FLAGS = ("--min-nodes", "2", "--spread", "--lanes", "8", "--context", "512")
+FLAGS = ("--min-nodes", "2", "--spread", "--slots", "8", "--context", "512")
 
 
 def join(made: Cluster, name: str) -> None:

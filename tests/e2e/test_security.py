@@ -14,7 +14,9 @@ from pathlib import Path
 import grpc
 import pytest
 
-from shoal.control.messages import DESCRIBE, ClusterDescription, DescribeRequest
+from shoal.control.channel import DESCRIBE
+from shoal.control.messages import ClusterDescription, DescribeRequest
+from shoal.control.protobuf import decoder, encode
 from shoal.security.authority import Authority
 from shoal.security.certificates import Role, server_name
 from shoal.security.credentials import Credentials
@@ -175,9 +177,7 @@ def _asks(protected: Protected, credentials: Credentials | None) -> ClusterDescr
     authority = Authority.open(root).credentials(Role.NODE, "x").authority
     pair = (None, None) if credentials is None else (credentials.private_key, credentials.certificate)
     with grpc.secure_channel(protected.address, grpc.ssl_channel_credentials(authority, *pair), options) as channel:
-        call = channel.unary_unary(
-            DESCRIBE, request_serializer=DescribeRequest.SerializeToString, response_deserializer=ClusterDescription.FromString
-        )
+        call = channel.unary_unary(DESCRIBE, request_serializer=encode, response_deserializer=decoder(ClusterDescription))
         return call(DescribeRequest(), timeout=10)
 
 

@@ -17,9 +17,10 @@ import typer.main
 
 from shoal.cli.app import app
 from shoal.cli.show import Rows, Screen
-from shoal.errors import UnknownModel, UserError, suggestion
+from shoal.errors import UnknownModel, UserError
 from shoal.models.reference import Reference
 from shoal.models.sources import find
+from shoal.spelling import suggestion
 from tests.support.cluster import MODEL, Process, cluster, free_port, served, until
 from tests.support.proxy import Proxy
 from tests.support.terminal import CTRL_C, ENTER, piped, terminal
@@ -181,7 +182,7 @@ PROSE = re.compile(r"\d(\.\d+)? ?([KMGT]i?B|B|ms|s|s ago|yes|no)$")
 def no_prose(value: Any, path: str = "") -> None:
     if isinstance(value, dict):
         for name, inner in value.items():
-            if name not in ("result", "story"):  # sentences for people, beside the figures
+            if name not in ("result", "events"):  # sentences for people, beside the figures
                 no_prose(inner, f"{path}.{name}")
     elif isinstance(value, list):
         for inner in value:

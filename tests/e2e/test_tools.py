@@ -188,7 +188,7 @@ def test_a_call_goes_on_when_a_node_is_lost(tmp_path: Path) -> None:
         body = {"messages": TALK, "tools": [long], "tool_choice": "required", "temperature": 0, "max_tokens": 300}
         whole = made.http.post("/v1/chat/completions", json=body).json()["choices"][0]
         with made.http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as answer:
-            arguments = ""
+            arguments, choice = "", dict[str, Any]()
             for line in answer.iter_lines():
                 if line.startswith("data: {"):
                     (choice,) = json.loads(line.removeprefix("data: "))["choices"]

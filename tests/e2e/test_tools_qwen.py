@@ -8,7 +8,7 @@ from typing import Any
 
 import openai
 import pytest
-from openai.types.chat import ChatCompletion
+from openai.types.chat import ChatCompletion, ChatCompletionFunctionToolParam
 
 from shoal.models.sources import pull
 from tests.support.cluster import Cluster, cluster, until
@@ -104,7 +104,8 @@ def test_without_need_there_is_text(client: openai.OpenAI) -> None:
 
 def test_one_tool_with_what_cannot_be_held_to_refuses_no_request(client: openai.OpenAI) -> None:
     odd = {"to": {"type": "string", "pattern": r"^(?=.{1,64}@)[^@\s]+@[^@\s]+$"}, "n": {"type": "number", "maximum": 1e30}}
-    mail = {"type": "function", "function": {"name": "mail", "parameters": {"type": "object", "properties": odd, "required": ["to"]}}}
+    schema: dict[str, object] = {"type": "object", "properties": odd, "required": ["to"]}
+    mail: ChatCompletionFunctionToolParam = {"type": "function", "function": {"name": "mail", "parameters": schema}}
     answer = client.chat.completions.create(model=MODEL, messages=PARIS, tools=[*TOOLS, mail], temperature=0, max_tokens=120)
     assert called(answer) == [("get_weather", {"city": "Paris"})]
 

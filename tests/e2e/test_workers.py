@@ -19,7 +19,7 @@ from tests.support.stories import open_story, reset, streaming
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
-FLAGS = ("--nodes", "2", "--lanes", "8", "--context", "512")
+FLAGS = ("--nodes", "2", "--slots", "8", "--context", "512")
 
 
 def workers(made: Cluster) -> list[psutil.Process]:
@@ -119,7 +119,7 @@ def test_a_named_stream_goes_on_with_another_worker(two: Cluster, alone: list[An
         assert len(set(client.ids)) == len(client.ids), "an event came twice"
 
 
-def test_unnamed_streams_of_a_dead_worker_leave_no_lane_behind(two: Cluster) -> None:
+def test_unnamed_streams_of_a_dead_worker_leave_no_slot_behind(two: Cluster) -> None:
     stories = [open_story(two, stream=True) for _ in range(6)]
     until(lambda: two.metric("sequences_running") == 6)
     dying = server_of(two, stories[0].getsockname()[1])

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from tempfile import TemporaryDirectory
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 
 import uvloop
 
@@ -56,6 +56,18 @@ class Wire:
         except ConnectionError:
             pass
         return out
+
+    def stop_reading(self) -> None:
+        """Nothing is taken from the kernel any more."""
+        self._incoming.pause_reading()
+
+    def read_on(self) -> None:
+        self._incoming.resume_reading()
+
+    @property
+    def _incoming(self) -> asyncio.Transport:
+        """A stream's writer is annotated with a transport that writes alone; that of a socket reads, too. uvloop's has no class of asyncio's."""
+        return cast("asyncio.Transport", self._writer.transport)
 
     def hang_up(self) -> None:
         self._writer.transport.abort()
@@ -151,3 +163,12 @@ def run(work: Callable[[], Awaitable[None]], bound: float = 60.0) -> None:
             await work()
 
     uvloop.run(go())
+
+
+GET = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def error_of(body: bytes) -> dict[str, Any]:
+    error = json.loads(body)["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from time import time
@@ -20,14 +20,9 @@ from shoal.gateway.endpoints.batches.runner import Runner
 from shoal.gateway.endpoints.batches.store import BatchStore
 from shoal.gateway.engine import Engine
 from shoal.gateway.service import Service
+from shoal.request import Request
+from tests.support.engine import FakeEngine, ScriptedStream, spoken
 from tests.support.http import CHAT
-
-
-async def becomes(what: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not what():  # noqa: ASYNC110 - it has no event
-            await asyncio.sleep(0.01)
-
 
 ENDS = ("completed", "failed", "expired", "cancelled")
 
@@ -103,3 +98,33 @@ async def served(engine: Engine, data: Path, *, works: bool = True, clock: Clock
                 return
             async with app.router.lifespan_context(app):
                 yield Api(http, clock, app.state.service)
+
+
+def run(engine: FakeEngine, data: Path, what: Callable[[Api], Awaitable[None]], **options: Any) -> None:
+    async def go() -> None:
+        async with served(engine, data, **options) as api:
+            await what(api)
+
+    asyncio.run(go())
+
+
+def echo(request: Request) -> list[Any]:
+    return spoken(request, bytes(request.prompt).decode())
+
+
+class Gated(FakeEngine):
+    """Answers only prompts that a test lets through."""
+
+    def __init__(self) -> None:
+        super().__init__(echo)
+        self.open: set[str] = set()
+
+    def submit(self, request: Request) -> ScriptedStream:
+        stream = super().submit(request)
+        stream._hang = not any(word in bytes(request.prompt).decode() for word in self.open)
+        if stream._hang:
+            stream._items = []
+        return stream
+
+    def prompts(self) -> list[str]:
+        return [bytes(stream.request.prompt).decode() for stream in self.streams]

@@ -80,7 +80,7 @@ def impoverish() -> None:
         raise NotImplementedError
 
     asyncio.BaseEventLoop.add_signal_handler = refused  # pyright: ignore[reportAttributeAccessIssue]
-    asyncio.SelectorEventLoop.add_signal_handler = refused
+    asyncio.SelectorEventLoop.add_signal_handler = refused  # pyright: ignore[reportAttributeAccessIssue]
     sys.modules["msvcrt"] = Msvcrt("msvcrt")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +15,14 @@ from shoal.facts import ModelFacts
 from shoal.request import Alternative, FinishReason, Request, Score, TokenChunk
 from shoal.text.chat import ChatTemplate
 from shoal.text.reasoning import ReasoningFormat
-from shoal.text.tools import ToolFormat
+from shoal.text.tools import HERMES, ToolFormat
 
 END = 256
 VOCABULARY = 257
 
 
 class ByteTokenizer:
-    """A token is a byte of UTF-8; one more ends the text. Its template shows tools and calls as JSON, one a line."""
+    """gateway.engine.Tokenizer: a token is a byte of UTF-8; one more ends the text. Its template shows tools and calls as JSON, one a line."""
 
     stop_tokens = frozenset({END})
     special = {"<end>": END}  # noqa: RUF012
@@ -57,10 +57,10 @@ class ByteTokenizer:
 
     def render_chat(
         self,
-        messages: Sequence[dict[str, Any]],
-        tools: Sequence[dict[str, Any]] = (),
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
         answer: bool = True,
-        variables: dict[str, Any] | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
         if self.template is not None:
             return self.template.render(messages, tools, answer, variables)
@@ -70,9 +70,6 @@ class ByteTokenizer:
             if message["role"] == "tool":
                 lines[-1] += f" ({message['name']}, {message['tool_call_id']})"
         return "".join(line + "\n" for line in lines) + ("" if answer else "(no answer)")
-
-    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
-        return self.encode(self.render_chat(messages))
 
     def decode(self, tokens: Sequence[int], special: bool = False) -> str:
         return b"".join(bytes([t]) if t < END else b"<end>" * special for t in tokens).decode(errors="replace")
@@ -268,3 +265,13 @@ class FakeEngine:
 
     async def scrape(self) -> bytes:
         return b"shoal_ready 1\n"
+
+
+def able(script: Script | None = None, format: ToolFormat | None = HERMES, **options: Any) -> FakeEngine:
+    """An engine whose template knows tools."""
+    return FakeEngine(script, tools=format, **options)
+
+
+def prompt(engine: FakeEngine) -> str:
+    """Of the only request that came."""
+    return bytes(engine.asked.prompt).decode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, MutableMapping
 from typing import Any
 
 import httpx2 as httpx
@@ -66,7 +66,7 @@ class Leaver:
         self._parts = 0
         self._headers = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
         self._left = asyncio.Event()
-        self.sent: list[dict[str, Any]] = []
+        self.sent: list[MutableMapping[str, Any]] = []
 
     async def _receive(self) -> dict[str, Any]:
         if self._request is not None:
@@ -78,7 +78,7 @@ class Leaver:
             await self._left.wait()
         return {"type": "http.disconnect"}
 
-    async def _send(self, message: dict[str, Any]) -> None:
+    async def _send(self, message: MutableMapping[str, Any]) -> None:
         self.sent.append(message)
         self._parts += message["type"] == "http.response.body"
         if 0 < self._after <= self._parts:
@@ -111,3 +111,8 @@ def refused(answer: httpx.Response, status: int, param: str | None = None, code:
     assert set(error) == {"message", "type", "param", "code"}
     assert (error["param"], error["code"]) == (param, code), error
     return str(error["message"])
+
+
+def choice_text(stream: list[dict[str, Any]], index: int = 0) -> str:
+    deltas = [c["delta"] for event in stream for c in event["choices"] if c["index"] == index]
+    return "".join(delta.get("content") or "" for delta in deltas)

@@ -18,7 +18,7 @@ def model(layers: int = 6, layer: int = 10 * MB, head: int = 5 * MB, kv: int = 1
     return ModelCost((layer,) * layers, head, kv, layer, head, 4096, MB)
 
 
-DEMAND = Demand(lanes=8, kv_tokens=4096, least_kv_tokens=256)
+DEMAND = Demand(slots=8, kv_tokens=4096, least_kv_tokens=256)
 
 
 def assert_whole(placement: Placement, cost: ModelCost, nodes: list[NodeProfile]) -> None:

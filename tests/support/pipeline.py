@@ -37,11 +37,11 @@ async def pipeline(
     *,
     precision: Precision = Precision.AUTO,
     blocks: int = 256,
-    lanes: int = 32,
+    slots: int = 32,
     step_tokens: int = 256,
     grammars: Grammars | None = None,
 ) -> AsyncIterator[Driver]:
-    limits = Limits(blocks, BLOCK_TOKENS, weights.spec.context, lanes, step_tokens, 1000, stages)
+    limits = Limits(blocks, BLOCK_TOKENS, weights.spec.context, slots, step_tokens, 1000, stages)
     pool = ThreadPoolExecutor(1)
     links = [pair() for _ in range(stages + 1)]
     services: list[StageService] = []

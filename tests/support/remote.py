@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from shoal.config import ApiSettings
+from shoal.gateway.auth.key import KeyId
+from shoal.gateway.engine import Stream, TakenOver
 from shoal.gateway.workers.client import RemoteEngine
 from shoal.gateway.workers.server import EngineServer
 from tests.support.engine import FakeEngine
+from tests.support.requests import read, text
 
 MODEL = Path("/models/fake.gguf")
+NOBODY = KeyId("")
 
 
 class Workers:
@@ -61,8 +67,19 @@ async def workers(engine: FakeEngine, settings: ApiSettings | None = None) -> As
             await made.end()
 
 
-async def soon(what: Callable[[], Any]) -> None:
-    """Waits until something is so; fails where it never is."""
-    async with asyncio.timeout(10):
-        while not what():  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+def run(fake: FakeEngine, work: Callable[[Workers], Awaitable[Any]], settings: ApiSettings | None = None) -> Any:
+    async def go() -> Any:
+        async with workers(fake, settings) as made:
+            return await work(made)
+
+    return asyncio.run(go())
+
+
+async def some(stream: Stream, count: int) -> str:
+    return text([await anext(stream) for _ in range(count)])
+
+
+async def taken(stream: Stream) -> None:
+    """Reads until another has it."""
+    with pytest.raises(TakenOver):
+        await read(stream)

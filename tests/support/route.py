@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from shoal.errors import StageLost
 from shoal.pipeline import driver
 from shoal.pipeline.driver import Driver
 from shoal.pipeline.timing import StepTiming
+from shoal.pipeline.token_stream import TokenStream
 from shoal.request import TokenChunk
 from shoal.scheduler.limits import Limits
 from shoal.scheduler.plan import StageTrace, StepResult
@@ -94,3 +96,20 @@ def play(scenario: Callable[[Route, asyncio.Task[None]], Awaitable[None]], bound
         assert asyncio.all_tasks() == {asyncio.current_task()}, "tasks were left behind"
 
     asyncio.run(whole())
+
+
+async def over(route: Route, running: asyncio.Task[None], *, kept: bool = False) -> Route:
+    """The next route, once this one has ended; it works."""
+    await asyncio.wait({running})
+    return Route(route.limits, route, kept=kept)
+
+
+async def finish(route: Route, *streams: TokenStream) -> list[list[int | None]]:
+    """What is left of the streams, over a route that holds."""
+    driving, working = asyncio.ensure_future(route.run()), asyncio.ensure_future(route.work())
+    try:
+        return [[chunk.token for chunk in chunks] for chunks in await asyncio.gather(*(collect(stream) for stream in streams))]
+    finally:
+        route.driver.scheduler.check()
+        route.driver.close(StageLost("the test is over"))
+        await asyncio.gather(driving, working, return_exceptions=True)

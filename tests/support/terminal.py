@@ -11,7 +11,7 @@ import subprocess
 import sys
 import termios
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -30,8 +30,8 @@ def clean() -> dict[str, str]:
 
 
 class Terminal:
-    def __init__(self, *arguments: str, columns: int = 80, stdout: Path | None = None, **environment: str) -> None:
-        """stdout: a file that takes it in place of the terminal."""
+    def __init__(self, arguments: Sequence[str], columns: int, stdout: Path | None, environment: Mapping[str, str]) -> None:
+        """stdout: a file that takes it in place of the terminal. environment: beside `clean`."""
         ours, theirs = os.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         with contextlib.ExitStack() as files:
@@ -103,9 +103,11 @@ class Terminal:
 
 
 @contextlib.contextmanager
-def terminal(*arguments: str, columns: int = 80, stdout: Path | None = None, **environment: str) -> Iterator[Terminal]:
-    """Its process is ended, whatever happens inside."""
-    made = Terminal(*arguments, columns=columns, stdout=stdout, **environment)
+def terminal(
+    *arguments: str, columns: int = 80, stdout: Path | None = None, place: Mapping[str, str] | None = None, **environment: str
+) -> Iterator[Terminal]:
+    """Its process is ended, whatever happens inside. place: an environment made before, beside `environment`."""
+    made = Terminal(arguments, columns, stdout, {**(place or {}), **environment})
     try:
         yield made
     finally:

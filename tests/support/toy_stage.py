@@ -80,7 +80,7 @@ def expected(request: Request, choice: int, layers: int = 1) -> tuple[list[int],
             layer.append(value := cell(layer, value))
         return value
 
-    if not request.draws:
+    if not request.samples:
         return [], FinishReason.STOP if request.embed else FinishReason.LENGTH
     last = [compute(token) for token in request.prompt][-1]
     while True:
@@ -148,9 +148,9 @@ class Toy:
         self.plans: deque[StepPlan] = deque()
         self.results: deque[StepResult] = deque()
         self.history: list[StepPlan] = []
-        self.said: dict[tuple[RequestId, int], list[int]] = {}
+        self.said: dict[tuple[str, int], list[int]] = {}
         self.ends: dict[tuple[RequestId, int], FinishReason] = {}
-        self.scores: dict[RequestId, list[Score]] = {}
+        self.scores: dict[str, list[Score]] = {}
         self.embeddings: dict[RequestId, bytes] = {}
         self.chunks: list[TokenChunk] = []
 
@@ -264,11 +264,25 @@ def limits(
     block_tokens: int = 4,
     *,
     context: int = 64,
-    lanes: int = 8,
+    slots: int = 8,
     step_tokens: int = 16,
     queue: int = 64,
     depth: int = 1,
     ageing: int = 256,
     wait: float = 0.0,
 ) -> Limits:
-    return Limits(blocks, block_tokens, context, lanes, step_tokens, queue, depth, ageing, wait)
+    return Limits(blocks, block_tokens, context, slots, step_tokens, queue, depth, ageing, wait)
+
+
+def assert_right(toy: Toy, *requests: Request) -> None:
+    """Every choice said exactly what it says alone."""
+    for r in requests:
+        for choice in range(r.n):
+            assert (toy.said[r.id, choice], toy.ends.get((r.id, choice))) == expected(r, choice)
+
+
+def serve(toy: Toy, *requests: Request) -> None:
+    for r in requests:
+        toy.add(r)
+    toy.drain()
+    assert_right(toy, *requests)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tokenizers.pre_tokenizers import ByteLevel
@@ -9,7 +10,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 
 
-def byte_level(pre: str = "smollm", special: tuple[str, ...] = ("<|im_start|>", "<|im_end|>"), **changes: Any) -> dict[str, Any]:
+def byte_level(pre: str = "smollm", special: Sequence[str] = ("<|im_start|>", "<|im_end|>"), **changes: Any) -> dict[str, Any]:
     """Bytes, a few merges, and special tokens at the end."""
     pairs = [
         ("h", "e"),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 import pytest
 
 from shoal import address
 from shoal.address import Address, grpc_target, http_url, in_zone, is_loopback, listening_socket, parse_address, parse_host
-from shoal.config import HeadSettings, NodeSettings
+from shoal.config import ApiSettings, HeadSettings, NodeSettings
 from shoal.discovery.addresses import of_this_machine, reached_at
 from shoal.errors import ConfigError
 
@@ -61,27 +62,28 @@ def test_what_is_no_address_is_refused_with_what_to_write(text: str, advice: str
 
 @pytest.mark.parametrize("text", ["[::1]", "::1", "0:0:0:0:0:0:0:1", " ::1"])
 def test_a_host_has_one_form(text: str) -> None:
-    assert parse_host(text) == HeadSettings(host=text).host == HeadSettings(api_host=text).api_host == NodeSettings(bind=text).bind == "::1"
+    assert parse_host(text) == HeadSettings(host=text).host == ApiSettings(api_host=text).api_host == NodeSettings(bind=text).bind == "::1"
 
 
 @pytest.mark.parametrize("text", ["192.168.1.20:7420", "[::1]:7420"])
 def test_a_host_with_a_port_is_told_to_leave_it(text: str) -> None:
-    for settings, flag in ((HeadSettings, "host"), (HeadSettings, "api_host"), (NodeSettings, "bind")):
+    for settings, flag in ((HeadSettings, "host"), (ApiSettings, "api_host"), (NodeSettings, "bind")):
+        given: dict[str, Any] = {flag: text}
         with pytest.raises(ConfigError, match=rf"--{flag.replace('_', '-')}: .*without its port"):
-            settings(**{flag: text})
+            settings(**given)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.9", "::1", "localhost", "LOCALHOST.", "::ffff:127.0.0.1"])
 def test_loopback_in_every_form_needs_no_protection(host: str) -> None:
     assert is_loopback(host)
-    settings = HeadSettings(host=host, api_host=host)
-    assert not settings.protected and not settings.exposed
+    settings = HeadSettings(host=host, api=ApiSettings(api_host=host))
+    assert not settings.protected and not settings.api.exposed
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.20", "fd00::5", "fe80::1%eth0", "box", "localhost.example"])
 def test_everything_else_is_protected(host: str) -> None:
-    settings = HeadSettings(host=host, api_host=host)
-    assert settings.protected and settings.exposed
+    settings = HeadSettings(host=host, api=ApiSettings(api_host=host))
+    assert settings.protected and settings.api.exposed
 
 
 def test_a_url_has_its_zone_encoded() -> None:

@@ -268,7 +268,7 @@ def test_in_a_real_group_doctor_names_the_limits_and_a_node_keeps_to_them(
     assert "of 512.0 MiB: a limit of 512.0 MiB (/sys/fs/cgroup/" in checks["memory"]
     assert checks["processors"].startswith("1: ") or psutil.cpu_count() == 1
     with cluster(tmp_path) as made:
-        made.serve("--min-nodes", "2", "--spread", "--context", "512", "--lanes", "2")
+        made.serve("--min-nodes", "2", "--spread", "--context", "512", "--slots", "2")
         made.start("join", f"127.0.0.1:{made.control_port}", "--name", "small", "--journal", "0", before=inside)
         made.start("join", f"127.0.0.1:{made.control_port}", "--name", "large", "--memory", "1GiB", "--journal", "0")
         made.until_ready()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 
 from shoal import config, errors
 from shoal.config import (
+    ApiSettings,
     Codec,
     EngineSettings,
     HeadSettings,
@@ -17,11 +17,14 @@ from shoal.config import (
     Precision,
     RuntimeName,
     Settings,
+    composed,
     from_environment,
-    hub_endpoint,
     parse_bytes,
+    settings_of,
 )
+from shoal.environment import hub_endpoint
 from shoal.errors import ConfigError
+from shoal.sizes import human_bytes
 
 ROLES: list[type[Settings]] = [NodeSettings, EngineSettings, HeadSettings]
 
@@ -42,7 +45,7 @@ def test_what_is_no_size_is_refused(text: str):
 
 @pytest.mark.parametrize("role", ROLES)
 def test_every_setting_is_documented(role: type[Settings]):
-    assert all(field.metadata["help"].endswith(".") for field in dataclasses.fields(role))
+    assert all(setting.help.endswith(".") for setting in settings_of(role))
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -59,7 +62,7 @@ def test_the_defaults_hold(role: type[Settings]):
         {"files_space": ""},
         {"batch_concurrency": 0},
         {"min_nodes": 0},
-        {"lanes": 0},
+        {"slots": 0},
         {"context": 15},
         {"step_tokens": 15},
         {"queue": 0},
@@ -70,7 +73,7 @@ def test_the_defaults_hold(role: type[Settings]):
 )
 def test_what_is_out_of_range_is_refused_by_flag(bad: dict[str, object]):
     with pytest.raises(errors.ConfigError, match="--" + next(iter(bad)).replace("_", "-")):
-        HeadSettings(**bad)  # type: ignore[arg-type]
+        composed(HeadSettings, bad)
 
 
 def test_a_chat_template_is_a_file(tmp_path: Path):
@@ -83,8 +86,8 @@ def test_a_chat_template_is_a_file(tmp_path: Path):
 def test_requests_are_kept_where_they_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(config, "state_dir", lambda: tmp_path)
     assert HeadSettings().state_folder is None
-    assert HeadSettings(port=81).kept_by_default().state_folder == tmp_path / "heads" / "81"
-    assert HeadSettings(port=0).kept_by_default().state_folder is None
+    assert HeadSettings(api=ApiSettings(port=81)).kept_by_default().state_folder == tmp_path / "heads" / "81"
+    assert HeadSettings(api=ApiSettings(port=0)).kept_by_default().state_folder is None
     assert HeadSettings(state="none").kept_by_default().state_folder is None
     assert HeadSettings(state="/x").kept_by_default().state_folder == Path("/x")
     (tmp_path / "file").touch()
@@ -99,12 +102,12 @@ def test_a_nodes_settings_are_checked(bad: dict[str, object]):
 
 
 def test_what_is_given_goes_before_the_environment():
-    environment = {"SHOAL_LANES": "4", "SHOAL_KV_TYPE": "fp32", "SHOAL_HEARTBEAT": "2.5"}
-    settings = from_environment(HeadSettings, {"lanes": 9, "kv_type": None}, environment)
-    assert (settings.lanes, settings.kv_type, settings.heartbeat) == (9, KvType.FP32, 2.5)
+    environment = {"SHOAL_SLOTS": "4", "SHOAL_KV_TYPE": "fp32", "SHOAL_HEARTBEAT": "2.5"}
+    settings = from_environment(HeadSettings, {"slots": 9, "kv_type": None}, environment)
+    assert (settings.engine.slots, settings.engine.kv_type, settings.heartbeat) == (9, KvType.FP32, 2.5)
 
 
-@pytest.mark.parametrize(("name", "value"), [("LANES", "many"), ("LANES", ""), ("PRECISION", "fp8"), ("HEARTBEAT", "soon")])
+@pytest.mark.parametrize(("name", "value"), [("SLOTS", "many"), ("SLOTS", ""), ("PRECISION", "fp8"), ("HEARTBEAT", "soon")])
 def test_a_variable_that_cannot_be_read_is_named(name: str, value: str):
     with pytest.raises(errors.ConfigError, match=f"SHOAL_{name}"):
         from_environment(HeadSettings, {}, {f"SHOAL_{name}": value})
@@ -164,7 +167,7 @@ def test_sharing_can_be_turned_off(text: str, shared: bool):
     ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 29, "1.5 GiB"), (1 << 50, "1024.0 TiB")]
 )
 def test_sizes_for_people(count: int, text: str):
-    assert errors.human_bytes(count) == text
+    assert human_bytes(count) == text
 
 
 # The API
@@ -175,7 +178,7 @@ def test_sizes_for_people(count: int, text: str):
     [("", []), ("*", ["*"]), ("https://a.example, http://localhost:3000,", ["https://a.example", "http://localhost:3000"])],
 )
 def test_origins_are_read_by_commas(cors: str, origins: list[str]):
-    assert HeadSettings(cors=cors).origins == origins
+    assert ApiSettings(cors=cors).origins == origins
 
 
 @pytest.mark.parametrize(
@@ -183,13 +186,13 @@ def test_origins_are_read_by_commas(cors: str, origins: list[str]):
 )
 def test_what_is_no_origin_is_refused(cors: str):
     with pytest.raises(errors.ConfigError, match="--cors"):
-        HeadSettings(cors=cors)
+        ApiSettings(cors=cors)
 
 
 @pytest.mark.parametrize("name", ["connections", "keep_alive", "stall", "grace"])
 def test_bounds_of_the_api_are_positive(name: str):
     with pytest.raises(errors.ConfigError, match=f"--{name.replace('_', '-')}"):
-        HeadSettings(**{name: -1})
+        composed(HeadSettings, {name: -1})
 
 
 @pytest.mark.parametrize(("text", "value"), [("false", False), ("0", False), ("no", False), ("true", True), ("1", True)])

@@ -9,7 +9,7 @@ import pytest
 
 from shoal.cli.configuration import _commented
 from shoal.cli.options import sections
-from shoal.config import HeadSettings, KvType, NodeSettings, from_environment
+from shoal.config import HeadSettings, KvType, NodeSettings, from_environment, settings_of
 from shoal.config_file import ConfigFile, lines, read
 from shoal.errors import ConfigError
 
@@ -46,7 +46,7 @@ def test_what_it_says_is_read_with_its_lines(tmp_path: Path) -> None:
     assert file.section("node") == {"memory": "4GiB", "threads": 3}
     assert file.where("head", "kv-type") == f"{tmp_path / 'config.toml'}:5"
     assert file.where("client", "api-key") == f"{tmp_path / 'config.toml'}:14"
-    assert file.where("head", "lanes") is None
+    assert file.where("head", "slots") is None
 
 
 def test_no_file_says_nothing_unless_it_was_named(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_no_file_says_nothing_unless_it_was_named(tmp_path: Path) -> None:
     [
         ("[head]\n\nprot = 1", 3, r"\[head\] has no key 'prot' \(did you mean 'port'\?\)"),
         ("[head]\nkv_type = 'fp32'", 2, r"did you mean 'kv-type'\?"),
-        ("[node]\nlanes = 4", 2, r"\[node\] has no key 'lanes'; it belongs under \[head\]"),
+        ("[node]\nslots = 4", 2, r"\[node\] has no key 'slots'; it belongs under \[head\]"),
         ("\nport = 1", 2, r"no key 'port' outside of the sections; it belongs under \[head\]"),
         ("[head]\nverbose = true", 2, "it belongs before the first section"),
         ("[heads]\nport = 1", 1, r"there is no section \[heads\] \(did you mean 'head'\?\)"),
@@ -104,23 +104,23 @@ def test_what_is_not_text_or_cannot_be_read_is_told(tmp_path: Path) -> None:
 
 
 def test_lines_are_found_past_strings_of_several_lines() -> None:
-    text = 'a = """\n[head]\nport = 1\n"""\nhead.lanes = 3\n[ node ]\n\n  "threads" = 2\n'
+    text = 'a = """\n[head]\nport = 1\n"""\nhead.slots = 3\n[ node ]\n\n  "threads" = 2\n'
     found = lines(text)
-    assert found["", "a"] == 1 and found["head", "lanes"] == 5 and found["node", "threads"] == 8
+    assert found["", "a"] == 1 and found["head", "slots"] == 5 and found["node", "threads"] == 8
     assert ("head", "port") not in found
 
 
 def test_the_command_line_goes_before_the_environment_and_that_before_the_file() -> None:
-    file = {"lanes": 3, "queue": 4, "context": 64, "of_another_role": 1}
-    settings = from_environment(HeadSettings, {"lanes": 9}, {"SHOAL_LANES": "8", "SHOAL_QUEUE": "7"}, file)
-    assert (settings.lanes, settings.queue, settings.context, settings.port) == (9, 7, 64, 8000)
+    file = {"slots": 3, "queue": 4, "context": 64, "of_another_role": 1}
+    settings = from_environment(HeadSettings, {"slots": 9}, {"SHOAL_SLOTS": "8", "SHOAL_QUEUE": "7"}, file)
+    assert (settings.engine.slots, settings.engine.queue, settings.engine.context, settings.api.port) == (9, 7, 64, 8000)
 
 
 def test_every_setting_of_a_role_has_its_key_and_its_help() -> None:
     known = sections()
     for section, role in (("head", HeadSettings), ("node", NodeSettings)):
-        for field in role.__dataclass_fields__.values():
-            assert known[section][field.name.replace("_", "-")].default == field.default
+        for setting in settings_of(role):
+            assert known[section][setting.name.replace("_", "-")].default == setting.default
     assert all(key.help and key.variables for keys in known.values() for key in keys.values())
 
 

@@ -14,7 +14,22 @@ import pytest
 import shoal
 
 ROOT = Path(shoal.__file__).parent
-BASE = {"request", "errors", "config", "retry", "allowance", "address", "facts", "chunk_stream", "file_lock", "folders", "config_file"}
+BASE = {
+    "request",
+    "errors",
+    "config",
+    "retry",
+    "allowance",
+    "address",
+    "facts",
+    "chunk_stream",
+    "file_lock",
+    "folders",
+    "config_file",
+    "environment",
+    "sizes",
+    "spelling",
+}
 PURE = {"scheduler", "placement", "membership", "wire"}
 PURE_MODULES = {"pipeline.timing", "pipeline.records"}
 EFFECTS = {"models", "text", "transport", "executor", "native", "discovery", "control", "metrics", "security"}
@@ -100,9 +115,9 @@ def test_the_bottom_layer_needs_the_standard_library_and_types_alone(base: str):
     assert outside <= ({"psutil"} if base == "allowance" else {"msgspec"})
 
 
-def test_nothing_imports_the_generated_stubs_but_control():
-    users = [name(p) for p in sources() if any("_pb2" in m for m in imported(p))]
-    assert all(user.startswith("control.") for user in users)
+def test_the_generated_stubs_have_one_door():
+    users = [name(p) for p in sources() if any("_pb2" in m or m.startswith("google.protobuf") for m in imported(p))]
+    assert users == ["control.protobuf"]
 
 
 def test_the_extension_has_one_door():
@@ -115,9 +130,14 @@ def test_nothing_imports_the_simulation():
     assert users == []
 
 
-def test_only_config_and_folders_read_the_environment():
+def test_three_modules_read_the_environment():
     users = [name(p) for p in sources() if "os.environ" in p.read_text() or "getenv" in p.read_text()]
-    assert set(users) <= {"config", "folders", "launch.environment"}  # launch.environment hands its environment on to the nodes it starts
+    assert set(users) <= {
+        "config",
+        "environment",
+        "folders",
+        "launch.environment",
+    }  # launch.environment hands its environment on to the nodes it starts
 
 
 def test_one_module_asks_how_large_the_machine_is():

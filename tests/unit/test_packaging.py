@@ -14,7 +14,7 @@ import pytest
 import yaml
 from packaging.version import Version
 
-from shoal.config import HeadSettings
+from shoal.config import ApiSettings, HeadSettings
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -25,7 +25,7 @@ def test_the_image_has_no_compiler_and_no_root() -> None:
     last = DOCKERFILE.rpartition("\nFROM ")[2]
     assert "g++" not in last and "python3-dev" not in last
     assert re.search(r"^USER shoal$", last, re.M) and not re.search(r"^USER root", last, re.M)
-    assert f"EXPOSE {HeadSettings.port} {HeadSettings.control_port} {HeadSettings.control_port + 1}" in last
+    assert f"EXPOSE {ApiSettings.port} {HeadSettings.control_port} {HeadSettings.control_port + 1}" in last
 
 
 def test_each_container_runs_a_command_that_there_is_within_its_limits() -> None:
@@ -45,7 +45,7 @@ def test_what_is_unprotected_is_reached_by_these_containers_alone() -> None:
 
 
 def test_a_head_has_time_for_its_grace() -> None:
-    assert int(COMPOSE["services"]["head"]["stop_grace_period"].removesuffix("s")) > HeadSettings.grace
+    assert int(COMPOSE["services"]["head"]["stop_grace_period"].removesuffix("s")) > ApiSettings.grace
 
 
 def test_wheels_are_built_for_the_oldest_python_and_from_the_stable_abi_on() -> None:

@@ -34,10 +34,10 @@ class Api(Protocol):
 
 
 def api_of(head: Head, settings: HeadSettings, address: socket.socket) -> Api:
-    if settings.api_workers > 1:
+    if settings.api.api_workers > 1:
         if not hasattr(socket, "AF_UNIX"):
             raise ConfigError(
                 "--api-workers needs Unix sockets, which this system does not have; leave it out and the head serves the API itself"
             )
         return ApiWorkers(head, settings, address, "text" if err.log is None else "json")
-    return ApiServer(create_app(head, settings), address, settings)
+    return ApiServer(create_app(head, settings.served_api), address, settings.api)

@@ -16,7 +16,7 @@ from shoal import __version__
 from shoal.cli import commands, configuration, keys, models, nodes, service
 from shoal.cli.log_format import LogFormat
 from shoal.cli.options import LogLines, Verbose, from_file, loaded, sections
-from shoal.config import keep_to_own_folders, mute_grpc
+from shoal.environment import keep_to_own_folders, mute_grpc
 from shoal.errors import ConfigError, ShoalError, UserError
 
 app = typer.Typer(

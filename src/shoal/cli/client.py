@@ -18,8 +18,9 @@ from shoal.cli.relocation import move_in
 from shoal.cli.show import Rows, err, layers, line
 from shoal.cli.waiting import all_of_stdin, stop_signal, until
 from shoal.config import EngineSettings, NodeSettings
-from shoal.errors import ConfigError, ShoalError, human_bytes
+from shoal.errors import ConfigError, ShoalError
 from shoal.folders import state_dir
+from shoal.sizes import human_bytes
 
 if TYPE_CHECKING:
     from shoal.node.head import Head

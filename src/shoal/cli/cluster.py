@@ -87,22 +87,22 @@ async def fetched(model: str, stop: asyncio.Event, host: str = "") -> Descriptio
 
 def _check_open(settings: HeadSettings) -> None:
     """Warns of what is open to the network. Raises ConfigError where that was not asked for."""
-    usable = Keyring(settings.data_folder).usable
+    usable = Keyring(settings.api.data_folder).usable
     if settings.needs_key and not usable:
         raise ConfigError(
-            f"--api-host {settings.api_host} is reachable from the network, and the API has no keys; make one with `shoal keys create NAME`, "
+            f"--api-host {settings.api.api_host} is reachable from the network, and the API has no keys; make one with `shoal keys create NAME`, "
             "or add --open-api to let whoever reaches it use it"
         )
     if settings.unprotected and not is_loopback(settings.host):
         err.print(f"[yellow]unprotected:[/yellow] whoever reaches {settings.host} can join this cluster and read all that is said in it")
-    if settings.exposed and not usable:
-        err.print(f"[yellow]open API:[/yellow] whoever reaches {settings.api_host} can use the model")
+    if settings.api.exposed and not usable:
+        err.print(f"[yellow]open API:[/yellow] whoever reaches {settings.api.api_host} can use the model")
 
 
 async def _up(settings: HeadSettings, node: NodeSettings, nodes: int) -> None:
     stop = stop_signal()
-    with listening(settings.api_host, settings.port) as address:
-        if (model := await fetched(settings.model, stop, settings.host)) is None:
+    with listening(settings.api.api_host, settings.api.port) as address:
+        if (model := await fetched(settings.engine.model, stop, settings.host)) is None:
             return
         await _up_with(settings, node, nodes, model, address, stop)
 
@@ -117,17 +117,17 @@ async def _up_with(
                 return
         head = cluster.head
         joining = f"shoal join {join_host_port(reached_at(settings.host), head.control_port)}"
-        line(f"API on {http_url(reached_at(settings.api_host), api.port)}/v1")
+        line(f"API on {http_url(reached_at(settings.api.api_host), api.port)}/v1")
         line(f"more nodes: {joining}{_elsewhere(settings)}")
         line("Ctrl-C ends all")
         async with pairing_desk(settings, head.control_port, joining):
-            await serve_api(head, api, stop, _report(head, cluster.endings), settings.grace)
+            await serve_api(head, api, stop, _report(head, cluster.endings), settings.api.grace)
 
 
 async def _serve(settings: HeadSettings) -> None:
     stop = stop_signal()
-    with listening(settings.api_host, settings.port) as address:
-        if (model := await fetched(settings.model, stop, settings.host)) is not None:
+    with listening(settings.api.api_host, settings.api.port) as address:
+        if (model := await fetched(settings.engine.model, stop, settings.host)) is not None:
             await _serve_model(settings, model, address, stop)
 
 
@@ -137,13 +137,13 @@ async def _serve_model(settings: HeadSettings, model: Description, address: sock
     try:
         api = api_of(head, settings, address)
         joining = f"shoal join {join_host_port(reached_at(settings.host), head.control_port)}"
-        line(f"API on {http_url(reached_at(settings.api_host), api.port)}/v1")
+        line(f"API on {http_url(reached_at(settings.api.api_host), api.port)}/v1")
         line(f"waiting for {settings.min_nodes} node{'s' * (settings.min_nodes > 1)}: {joining}{_elsewhere(settings)}")
         async with (
             pairing_desk(settings, head.control_port, joining) as pairing_port,
             announced(head, pairing_port),
         ):
-            await serve_api(head, api, stop, _report(head), settings.grace)
+            await serve_api(head, api, stop, _report(head), settings.api.grace)
     finally:
         await head.stop()
 

@@ -10,10 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from shoal.cli.options import Json, flag, known_variables, loaded, of_file, sections
-from shoal.config import HeadSettings, NodeSettings, from_environment, variable, variables
+from shoal.config import HeadSettings, NodeSettings, from_environment, values_of, variable, variables
 from shoal.config_file import ConfigFile, FileKey
-from shoal.errors import ConfigError, suggestion
+from shoal.errors import ConfigError
 from shoal.folders import config_file
+from shoal.spelling import suggestion
 
 app = typer.Typer(help="Show settings and where each comes from; write a configuration file.", no_args_is_help=True)
 
@@ -74,9 +75,9 @@ def init() -> None:
 
 def _rows(file: ConfigFile) -> Iterator[dict[str, Any]]:
     """Raises ConfigError for a variable that cannot be read, and for settings that exclude each other."""
-    roles: dict[str, Any] = {
-        "head": from_environment(HeadSettings, {}, file=of_file(HeadSettings)),
-        "node": from_environment(NodeSettings, {}, file=of_file(NodeSettings)),
+    roles = {
+        "head": values_of(from_environment(HeadSettings, {}, file=of_file(HeadSettings))),
+        "node": values_of(from_environment(NodeSettings, {}, file=of_file(NodeSettings))),
     }
     for section, keys in sections().items():
         for name, key in keys.items():
@@ -86,7 +87,7 @@ def _rows(file: ConfigFile) -> Iterator[dict[str, Any]]:
             elif (at := file.where(section, name)) is not None:
                 value, source, where = file.section(section)[name], "file", at
             if source != "default":
-                value = getattr(roles.get(section), name.replace("-", "_"), value)
+                value = roles.get(section, {}).get(name.replace("-", "_"), value)
             yield {"section": section, "key": name, "value": _masked(key, value), "source": source, "where": where}
 
 

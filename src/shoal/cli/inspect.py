@@ -24,7 +24,7 @@ from shoal.cli.served import local_settings, served
 from shoal.cli.show import described, emit, err, out, placement_rows, split
 from shoal.cli.waiting import stop_signal
 from shoal.config import EngineSettings, NodeSettings, RuntimeName, default_threads, parse_bytes
-from shoal.errors import ConfigError, human_bytes
+from shoal.errors import ConfigError
 from shoal.executor.cost import model_cost
 from shoal.executor.measure import measure
 from shoal.executor.runtimes import installed, lacking
@@ -34,6 +34,7 @@ from shoal.node.head import Head
 from shoal.placement.partition import place
 from shoal.placement.profile import Demand, Links, NodeProfile
 from shoal.request import Request, RequestId, SamplingParams
+from shoal.sizes import human_bytes
 
 
 def _node(text: str, index: int, threads: int) -> NodeProfile:
@@ -187,7 +188,7 @@ def plan(settings: EngineSettings, model: str, given: list[str], threads: int, a
     engine = dataclasses.replace(settings, model=model)
     description = described(model)
     cost = model_cost(description.spec, description.weights, engine.precision, engine.kv_type, engine.step_tokens)
-    demand = Demand.of(engine.lanes, engine.kv_tokens, min(engine.context, description.spec.context))
+    demand = Demand.of(engine.slots, engine.kv_tokens, min(engine.context, description.spec.context))
     given = given or [f"{allowance.usable_memory()}"]
     nodes = [_node(text, i + 1, threads or default_threads()) for i, text in enumerate(given)]
     placement = place(nodes, Links(), cost, demand)
@@ -204,7 +205,7 @@ def plan(settings: EngineSettings, model: str, given: list[str], threads: int, a
         return
     out.print(split(placement, description.name))
     out.print(
-        f"\nwith {engine.lanes} sequences at once about {placement.tokens_per_second:.0f} tokens/s, prompts about "
+        f"\nwith {engine.slots} sequences at once about {placement.tokens_per_second:.0f} tokens/s, prompts about "
         f"{placement.prefill_per_second:.0f} tokens/s; room for {placement.kv_tokens} tokens of keys and values",
         highlight=False,
     )

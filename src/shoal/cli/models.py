@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from shoal.cli.options import Json, flag
-from shoal.errors import ConfigError, human_bytes
+from shoal.errors import ConfigError
+from shoal.sizes import human_bytes
 
 app = typer.Typer(help="List, fetch, remove and search models.", invoke_without_command=True)
 

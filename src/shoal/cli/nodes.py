@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shoal.cli.options import Json, flag, from_file
-from shoal.errors import ConfigError, human_bytes
+from shoal.errors import ConfigError
+from shoal.sizes import human_bytes
 
 if TYPE_CHECKING:
     from shoal.cli.show import Rows
@@ -17,19 +18,19 @@ _HERE = "127.0.0.1:7420"
 
 Head = Annotated[str, flag("--head", "The head's control port.", metavar="HOST:PORT", section="client", default=_HERE)]
 OwnHead = Annotated[str, flag("--head", "The head's control port; may also be given before the command.", metavar="HOST:PORT")]
-Story = Annotated[int, flag("--story", "Number of recent events to show.", section="client", kind=int, default=8, min=0)]
+Events = Annotated[int, flag("--events", "Number of recent events to show.", section="client", kind=int, default=8, min=0)]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The node's name, as `shoal nodes` lists it.")]
 
 app = typer.Typer(help="List a cluster's nodes; drain or remove one.", invoke_without_command=True)
 
 
 @app.callback()
-def nodes(context: typer.Context, head: Head = _HERE, as_json: Json = False, story: Story = 8) -> None:
+def nodes(context: typer.Context, head: Head = _HERE, as_json: Json = False, events: Events = 8) -> None:
     """List a cluster's nodes with their layers and state, and recent events.
 
     Example: [bold]shoal nodes --head 192.168.1.20:7420[/bold]
     """
-    head, story = from_file(context, "head", "client", head), from_file(context, "story", "client", story)
+    head, events = from_file(context, "head", "client", head), from_file(context, "events", "client", events)
     if context.invoked_subcommand is not None:
         context.obj = head
         return
@@ -40,10 +41,10 @@ def nodes(context: typer.Context, head: Head = _HERE, as_json: Json = False, sto
     from shoal.control.client import describe
 
     found = asyncio.run(as_operator(head, lambda keys: describe(head, keys)))
-    happened = list(found.story)[-story:] if story else []
+    happened = found.events[-events:] if events else []
     if as_json:
         about = {"cluster": found.cluster, "model": found.model, "state": found.state, "epoch": found.epoch}
-        emit({**about, "nodes": _rows(found), "story": happened})
+        emit({**about, "nodes": _rows(found), "events": happened})
         return
     line_out(f"{found.model}: {found.state}")
     out.print(_table(found) if found.nodes else "no nodes have joined")

@@ -6,20 +6,30 @@ a client's under [client]. `--help` loads only this module and `commands`.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 from typer.models import OptionInfo
 
 from shoal.cli.log_format import LogFormat
-from shoal.config import ApiSettings, EngineSettings, HeadSettings, NodeSettings, RuntimeName, Settings, from_environment
+from shoal.config import (
+    ApiSettings,
+    EngineSettings,
+    HeadSettings,
+    NodeSettings,
+    RuntimeName,
+    Setting,
+    Settings,
+    composed,
+    from_environment,
+    settings_of,
+)
 from shoal.config_file import ConfigFile, FileKey, Sections, read
 from shoal.errors import ConfigError
 from shoal.folders import config_file, config_is_named
@@ -152,23 +162,22 @@ def sections() -> Sections:
 
 
 def _of_role(role: type[Settings]) -> dict[str, FileKey]:
-    hints = get_type_hints(role)
     return {
-        field.name.replace("_", "-"): FileKey(
-            hints[field.name],
-            field.metadata["help"],
-            field.default,
-            lambda value, name=field.name: role(**{name: value}),
-            field.name in ("code",),
-            ("SHOAL_" + field.name.upper(),),
+        setting.name.replace("_", "-"): FileKey(
+            setting.kind,
+            setting.help,
+            setting.default,
+            lambda value, name=setting.name: composed(role, {name: value}),
+            setting.name in ("code",),
+            ("SHOAL_" + setting.name.upper(),),
         )
-        for field in dataclasses.fields(role)
+        for setting in settings_of(role)
     }
 
 
 def known_variables() -> set[str]:
     """Every variable that some option is read from."""
-    roles = {"SHOAL_" + field.name.upper() for role in _ROLES.values() for field in dataclasses.fields(role)}
+    roles = {"SHOAL_" + setting.name.upper() for role in _ROLES.values() for setting in settings_of(role)}
     return roles | _VARIABLES
 
 
@@ -183,7 +192,7 @@ def loaded() -> ConfigFile:
 
 def of_file(role: type[Settings]) -> dict[str, Any]:
     """A role's values in the configuration file, by field. Raises ConfigError."""
-    section = next(name for name, whole in _ROLES.items() if issubclass(whole, role))
+    section = "node" if role is NodeSettings else "head"
     return {key.replace("-", "_"): value for key, value in loaded().section(section).items()}
 
 
@@ -198,25 +207,19 @@ def said(context: typer.Context, parameter: str) -> bool:
     return source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT")
 
 
-def _panel(role: type[Settings], field: str) -> str | None:
-    """The heading in the help that lists a field's flag; None: the command's own options."""
-    declaring = next(base for base in role.__mro__ if field in inspect.get_annotations(base))
-    return _PANELS.get(declaring)
-
-
-def _derived(role: type[Settings], field: dataclasses.Field[Any], kind: Any) -> inspect.Parameter:
-    """The option of one field."""
-    dashed = field.name.replace("_", "-")
-    default = "" if field.default in ("", 0, False) else f" [default: {field.default}]"
+def _derived(setting: Setting) -> inspect.Parameter:
+    """The option of one setting, under the heading of its role; a node's settings are among the command's own options."""
+    dashed = setting.name.replace("_", "-")
+    default = "" if setting.default in ("", 0, False) else f" [default: {setting.default}]"
     option = typer.Option(
-        f"--{dashed}" + (f"/--no-{dashed}" if field.default is True else ""),
-        *(["-m"] if field.name == "model" else []),
-        envvar="SHOAL_" + field.name.upper(),
-        help=escape(field.metadata["help"] + default),
+        f"--{dashed}" + (f"/--no-{dashed}" if setting.default is True else ""),
+        *(["-m"] if setting.name == "model" else []),
+        envvar="SHOAL_" + setting.name.upper(),
+        help=escape(setting.help + default),
         show_default=False,
-        rich_help_panel=_panel(role, field.name),
+        rich_help_panel=_PANELS.get(setting.role),
     )
-    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option])
+    return inspect.Parameter(setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[setting.kind | None, option])
 
 
 def _place(parameter: inspect.Parameter) -> tuple[str, str] | None:
@@ -234,15 +237,14 @@ def settings(role: type[Settings], *, leave_out: tuple[str, ...] = ()) -> Callab
     """
 
     def wrap(command: Callable[..., Any]) -> Callable[..., Any]:
-        hints = get_type_hints(role)
-        fields = [f for f in dataclasses.fields(role) if f.name not in leave_out]
+        offered = [setting for setting in settings_of(role) if setting.name not in leave_out]
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "settings"]
         wants_context = any(p.name == "typed" for p in own)
         places = {p.name: place for p in own if (place := _place(p)) is not None}
 
         @functools.wraps(command)
         def run(typed: typer.Context, **values: Any) -> Any:
-            given = {f.name: values.pop(f.name) for f in fields}
+            given = {setting.name: values.pop(setting.name) for setting in offered}
             file = loaded()
             for name, (section, key) in places.items():
                 if not said(typed, name):
@@ -251,7 +253,7 @@ def settings(role: type[Settings], *, leave_out: tuple[str, ...] = ()) -> Callab
                 values["typed"] = typed
             return command(settings=from_environment(role, given, file=of_file(role)), **values)
 
-        derived = [_derived(role, f, hints[f.name]) for f in fields]
+        derived = [_derived(setting) for setting in offered]
         context = [] if wants_context else [inspect.Parameter("typed", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + context + derived
         run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]

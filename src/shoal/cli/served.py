@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 from collections.abc import AsyncGenerator
 
 from shoal.cli.cluster import fetched
 from shoal.cli.show import err
 from shoal.cli.waiting import until
-from shoal.config import EngineSettings, HeadSettings, NodeSettings
+from shoal.config import ApiSettings, EngineSettings, HeadSettings, NodeSettings
 from shoal.gateway.app import create_app
 from shoal.gateway.auth.keyring import Keyring
 from shoal.gateway.server import ApiServer, listening
@@ -21,7 +20,7 @@ from shoal.node.head import Head
 @contextlib.asynccontextmanager
 async def served(settings: HeadSettings, node: NodeSettings, nodes: int, stop: asyncio.Event) -> AsyncGenerator[tuple[str, Head] | None]:
     """A local cluster with its API on a free port; None where the user lost patience."""
-    if (model := await fetched(settings.model, stop)) is None:
+    if (model := await fetched(settings.engine.model, stop)) is None:
         yield None
         return
     async with local_cluster(settings, node, model, nodes) as cluster:
@@ -42,4 +41,4 @@ async def served(settings: HeadSettings, node: NodeSettings, nodes: int, stop: a
 
 def local_settings(engine: EngineSettings) -> HeadSettings:
     """A head for a cluster of this machine's own, on free ports."""
-    return HeadSettings(**{f.name: getattr(engine, f.name) for f in dataclasses.fields(EngineSettings)}, port=0, control_port=0)
+    return HeadSettings(engine=engine, api=ApiSettings(port=0), control_port=0)

@@ -15,7 +15,8 @@ import typer
 
 from shoal.cli.options import flag
 from shoal.cli.systemd_unit import Account, stops_after, unit
-from shoal.config import HeadSettings, from_environment, shell
+from shoal.config import HeadSettings, from_environment
+from shoal.environment import shell
 from shoal.errors import ConfigError, ShoalError
 
 app = typer.Typer(help="Keep `shoal serve` or `shoal join` running with systemd.", no_args_is_help=True)
@@ -162,7 +163,7 @@ def _stops(context: typer.Context, command: list[str]) -> float:
     parsed: dict[str, Any] = root.commands[kind].make_context(f"shoal {kind}", list(arguments)).params
     if kind == "join":
         return stops_after(kind, 0)
-    return stops_after(kind, from_environment(HeadSettings, parsed).grace)
+    return stops_after(kind, from_environment(HeadSettings, parsed).api.grace)
 
 
 def _refuse_secrets(command: list[str]) -> None:

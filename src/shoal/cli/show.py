@@ -12,7 +12,7 @@ from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderResul
 from rich.measure import Measurement
 from rich.text import Text
 
-from shoal.errors import human_bytes
+from shoal.sizes import human_bytes
 
 if TYPE_CHECKING:
     from rich.table import Table

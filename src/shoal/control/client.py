@@ -10,18 +10,9 @@ import grpc
 import grpc.aio
 
 from shoal.address import grpc_target, parse_address
-from shoal.control.messages import (
-    ATTEND,
-    DESCRIBE,
-    DISMISS,
-    OPTIONS,
-    ClusterDescription,
-    DescribeRequest,
-    DismissAnswer,
-    DismissRequest,
-    HeadMessage,
-    NodeMessage,
-)
+from shoal.control.channel import ATTEND, DESCRIBE, DISMISS, OPTIONS
+from shoal.control.messages import ClusterDescription, DescribeRequest, DismissAnswer, DismissRequest, HeadMessage, NodeMessage
+from shoal.control.protobuf import decode_head_message, decoder, encode, encode_node_message
 from shoal.errors import ClusterError, NotPaired
 from shoal.security.credentials import Credentials
 
@@ -51,9 +42,9 @@ class ControlClient:
                 f"no head answers at {self.address}; is `shoal serve` running there, and is the port open? "
                 "A head that shows a pairing code wants it once: --code"
             ) from None
-        call: Any = self._channel.stream_stream(
-            ATTEND, request_serializer=NodeMessage.SerializeToString, response_deserializer=HeadMessage.FromString
-        )(self._outgoing())
+        call: Any = self._channel.stream_stream(ATTEND, request_serializer=encode_node_message, response_deserializer=decode_head_message)(
+            self._outgoing()
+        )
         try:
             async for message in call:
                 yield message
@@ -153,22 +144,18 @@ def _channel(address: str, credentials: Credentials | None) -> Any:
 
 async def describe(address: str, credentials: Credentials | None = None, timeout: float = 5.0) -> ClusterDescription:
     """Raises ClusterError where no head answers."""
-    return await _ask(address, credentials, DESCRIBE, DescribeRequest(), ClusterDescription.FromString, timeout)
+    return await _ask(address, credentials, DESCRIBE, DescribeRequest(), decoder(ClusterDescription), timeout)
 
 
 async def dismiss(address: str, name: str, drain: bool, credentials: Credentials | None = None, timeout: float = 5.0) -> DismissAnswer:
     """Sends a node home, its layers moved off first with `drain`. Raises ClusterError where no head answers."""
-    return await _ask(address, credentials, DISMISS, DismissRequest(name=name, drain=drain), DismissAnswer.FromString, timeout)
-
-
-def _serialised(message: Any) -> bytes:
-    return message.SerializeToString()
+    return await _ask(address, credentials, DISMISS, DismissRequest(name=name, drain=drain), decoder(DismissAnswer), timeout)
 
 
 async def _ask(address: str, credentials: Credentials | None, method: str, request: Any, parse: Callable[[bytes], T], timeout: float) -> T:
     async with _channel(address, credentials) as channel:
         open_call: Any = channel.unary_unary
-        call = open_call(method, request_serializer=_serialised, response_deserializer=parse)
+        call = open_call(method, request_serializer=encode, response_deserializer=parse)
         try:
             return await call(request, timeout=timeout)
         except grpc.aio.AioRpcError as error:

@@ -253,20 +253,20 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ClusterDescription(_message.Message):
-    __slots__ = ("cluster", "model", "state", "epoch", "nodes", "story")
+    __slots__ = ("cluster", "model", "state", "epoch", "nodes", "events")
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     NODES_FIELD_NUMBER: _ClassVar[int]
-    STORY_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
     cluster: str
     model: str
     state: str
     epoch: int
     nodes: _containers.RepeatedCompositeFieldContainer[NodeDescription]
-    story: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, cluster: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[str] = ..., epoch: _Optional[int] = ..., nodes: _Optional[_Iterable[_Union[NodeDescription, _Mapping]]] = ..., story: _Optional[_Iterable[str]] = ...) -> None: ...
+    events: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, cluster: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[str] = ..., epoch: _Optional[int] = ..., nodes: _Optional[_Iterable[_Union[NodeDescription, _Mapping]]] = ..., events: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DismissRequest(_message.Message):
     __slots__ = ("name", "drain")

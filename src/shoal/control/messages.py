@@ -1,68 +1,242 @@
-"""The messages of the control conversation: the one door to the generated stubs."""
+"""What the head and a node say to each other, and what a command line asks the head. `protobuf` sends them as `cluster.proto` has them."""
 
 from __future__ import annotations
 
-from shoal.control.cluster_pb2 import (
-    ClusterDescription,
-    DescribeRequest,
-    DismissAnswer,
-    DismissRequest,
-    Failed,
-    HeadMessage,
-    Heartbeat,
-    Join,
-    LayerRange,
-    Leave,
-    Link,
-    Linked,
-    Load,
-    Loaded,
-    ModelFile,
-    NodeDescription,
-    NodeMessage,
-    Peer,
-    Probe,
-    Probed,
-    Refuse,
-    Rest,
-    Shutdown,
-    Welcome,
-)
+from dataclasses import dataclass, field
 
-__all__ = [
-    "ClusterDescription",
-    "DescribeRequest",
-    "DismissAnswer",
-    "DismissRequest",
-    "Failed",
-    "HeadMessage",
-    "Heartbeat",
-    "Join",
-    "LayerRange",
-    "Leave",
-    "Link",
-    "Linked",
-    "Load",
-    "Loaded",
-    "ModelFile",
-    "NodeDescription",
-    "NodeMessage",
-    "Peer",
-    "Probe",
-    "Probed",
-    "Refuse",
-    "Rest",
-    "Shutdown",
-    "Welcome",
-]
 
-SERVICE = "shoal.Cluster"
-ATTEND = f"/{SERVICE}/Attend"
-DESCRIBE = f"/{SERVICE}/Describe"
-DISMISS = f"/{SERVICE}/Dismiss"
-OPTIONS = [
-    ("grpc.keepalive_time_ms", 10000),
-    ("grpc.keepalive_timeout_ms", 5000),
-    ("grpc.so_reuseport", 0),
-    ("grpc.enable_http_proxy", 0),  # machines of a cluster talk to each other directly, whatever proxy leads to the internet
-]
+@dataclass(kw_only=True)
+class LayerRange:
+    """[first, end)"""
+
+    first: int = 0
+    end: int = 0
+
+
+@dataclass(kw_only=True)
+class Join:
+    """What a node says of itself, first of all."""
+
+    version: str = ""
+    name: str = ""
+    incarnation: int = 0
+    """Fresh at every start of a node."""
+    tensor_host: str = ""
+    """Empty: the address that the head sees the node at."""
+    tensor_port: int = 0
+    memory: int = 0
+    """Bytes that weights and KV blocks may take."""
+    threads: int = 0
+    bytes_per_second: float = 0.0
+    """Weights that one decode step of one row gets through."""
+    flops: float = 0.0
+    """Operations per second at prefill."""
+    machine: str = ""
+    """Processor and instruction set, for people."""
+    model: str = ""
+    """What it holds of a model from before; empty: nothing."""
+    precision: str = ""
+    loaded: list[LayerRange] = field(default_factory=list[LayerRange])
+    shared: list[str] = field(default_factory=list[str])
+    """Hashes of the model files that others may fetch from it."""
+
+
+@dataclass(kw_only=True)
+class Heartbeat:
+    """Counts are of the node's life so far."""
+
+    resident: int = 0
+    """Bytes."""
+    steps: int = 0
+    journal_bytes: int = 0
+    """In memory."""
+    journal_spilled: int = 0
+    """Rows on disk."""
+    journal_given_up: int = 0
+    """Rows that found no room."""
+    journal_replayed: int = 0
+    fetched_from_peers: int = 0
+    """Bytes of model files."""
+    fetched_from_origin: int = 0
+
+
+@dataclass(kw_only=True)
+class Loaded:
+    epoch: int = 0
+    weight_bytes: int = 0
+    runtime: str = ""
+    seconds: float = 0.0
+    shared: list[str] = field(default_factory=list[str])
+    """As in Join."""
+
+
+@dataclass(kw_only=True)
+class Linked:
+    epoch: int = 0
+
+
+@dataclass(kw_only=True)
+class Failed:
+    epoch: int = 0
+    reason: str = ""
+
+
+@dataclass(kw_only=True)
+class Probed:
+    """The link to the head."""
+
+    round_trip: float = 0.0
+    """Seconds."""
+    bytes_per_second: float = 0.0
+
+
+@dataclass(kw_only=True)
+class Leave:
+    """The node wants to go once its layers are moved."""
+
+
+@dataclass(kw_only=True)
+class Welcome:
+    node: int = 0
+    name: str = ""
+    """As the cluster knows it, unique."""
+    cluster: str = ""
+    heartbeat: float = 0.0
+    """Seconds."""
+
+
+@dataclass(kw_only=True)
+class Refuse:
+    reason: str = ""
+    again: bool = False
+    """It was a member and may join anew."""
+
+
+@dataclass(kw_only=True)
+class ModelFile:
+    name: str = ""
+    """No path."""
+    size: int = 0
+    sha256: str = ""
+    """In hexadecimal."""
+
+
+@dataclass(kw_only=True)
+class Peer:
+    """Hands out files at its tensor port."""
+
+    host: str = ""
+    port: int = 0
+    files: list[int] = field(default_factory=list[int])
+    """Indexes into Load.files."""
+    head: bool = False
+    """It shows the head's certificate."""
+
+
+@dataclass(kw_only=True)
+class Load:
+    epoch: int = 0
+    model: str = ""
+    stage: int = 0
+    stages: int = 0
+    first_layer: int = 0
+    end_layer: int = 0
+    blocks: int = 0
+    precision: str = ""
+    kv_type: str = ""
+    codec: str = ""
+    keep_first: int = 0
+    """Layers whose keys and values stay good: [keep_first, keep_end)."""
+    keep_end: int = 0
+    layers: int = 0
+    """Of the whole model."""
+    files: list[ModelFile] = field(default_factory=list[ModelFile])
+    """What the model is; empty: only its name is known."""
+    peers: list[Peer] = field(default_factory=list[Peer])
+    """Who has some of the files."""
+
+
+@dataclass(kw_only=True)
+class Link:
+    """Enter the epoch; connect to the next stage, or to the head after the last."""
+
+    epoch: int = 0
+    host: str = ""
+    port: int = 0
+
+
+@dataclass(kw_only=True)
+class Rest:
+    """No longer a part of the route: free keys and values, keep the weights."""
+
+    epoch: int = 0
+
+
+@dataclass(kw_only=True)
+class Probe:
+    """Measure the link to a tensor port."""
+
+    host: str = ""
+    port: int = 0
+
+
+@dataclass(kw_only=True)
+class Shutdown:
+    reason: str = ""
+
+
+@dataclass(kw_only=True)
+class Unknown:
+    """A message of a kind that this version does not know."""
+
+
+NodeMessage = Join | Heartbeat | Loaded | Linked | Failed | Probed | Leave | Unknown
+HeadMessage = Welcome | Refuse | Load | Link | Rest | Probe | Shutdown | Unknown
+
+
+@dataclass(kw_only=True)
+class DescribeRequest:
+    """What `shoal nodes` asks."""
+
+
+@dataclass(kw_only=True)
+class NodeDescription:
+    node: int = 0
+    name: str = ""
+    address: str = ""
+    machine: str = ""
+    memory: int = 0
+    threads: int = 0
+    state: str = ""
+    first_layer: int = 0
+    end_layer: int = 0
+    weight_bytes: int = 0
+    runtime: str = ""
+    silence: float = 0.0
+    """Seconds since it was last heard."""
+
+
+@dataclass(kw_only=True)
+class ClusterDescription:
+    cluster: str = ""
+    model: str = ""
+    state: str = ""
+    epoch: int = 0
+    nodes: list[NodeDescription] = field(default_factory=list[NodeDescription])
+    events: list[str] = field(default_factory=list[str])
+    """What happened, latest last."""
+
+
+@dataclass(kw_only=True)
+class DismissRequest:
+    """What `shoal nodes drain` and `shoal nodes remove` ask."""
+
+    name: str = ""
+    drain: bool = False
+    """Move its layers off first."""
+
+
+@dataclass(kw_only=True)
+class DismissAnswer:
+    done: bool = False
+    message: str = ""

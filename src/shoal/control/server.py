@@ -13,16 +13,9 @@ import grpc.aio
 import structlog
 
 from shoal.address import is_wildcard, join_host_port, listening_socket, parse_host
-from shoal.control.messages import (
-    OPTIONS,
-    SERVICE,
-    ClusterDescription,
-    DescribeRequest,
-    DismissAnswer,
-    DismissRequest,
-    HeadMessage,
-    NodeMessage,
-)
+from shoal.control.channel import OPTIONS, SERVICE
+from shoal.control.messages import ClusterDescription, DescribeRequest, DismissAnswer, DismissRequest, HeadMessage, NodeMessage
+from shoal.control.protobuf import decode_node_message, decoder, encode, encode_head_message
 from shoal.errors import ConfigError
 from shoal.security.certificates import Role, server_name
 from shoal.security.credentials import Credentials
@@ -73,13 +66,13 @@ class ControlServer:
         self._conversations: set[Conversation] = set()
         handlers = {
             "Attend": grpc.stream_stream_rpc_method_handler(
-                self._attend, request_deserializer=NodeMessage.FromString, response_serializer=HeadMessage.SerializeToString
+                self._attend, request_deserializer=decode_node_message, response_serializer=encode_head_message
             ),
             "Describe": grpc.unary_unary_rpc_method_handler(
-                self._describe, request_deserializer=DescribeRequest.FromString, response_serializer=ClusterDescription.SerializeToString
+                self._describe, request_deserializer=decoder(DescribeRequest), response_serializer=encode
             ),
             "Dismiss": grpc.unary_unary_rpc_method_handler(
-                self._dismiss, request_deserializer=DismissRequest.FromString, response_serializer=DismissAnswer.SerializeToString
+                self._dismiss, request_deserializer=decoder(DismissRequest), response_serializer=encode
             ),
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))

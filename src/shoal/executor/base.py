@@ -28,7 +28,7 @@ class StageBatch:
     tokens: Ints
     """[rows]"""
     picked: Ints
-    """Rows after which a token is drawn."""
+    """Rows after which a token is sampled."""
     sequences: tuple[int, ...]
     """Ids of the sequences of `picked`."""
     slots: Ints = field(default_factory=lambda: np.zeros(0, np.int32))

@@ -1,8 +1,8 @@
 """Which tokens a grammar allows next, worked out beside the steps: masks are made in threads of their own (llguidance lets go of the
-interpreter's lock), from the moment a token is drawn, while the stages compute the next step.
+interpreter's lock), from the moment a token is sampled, while the stages compute the next step.
 
 A grammar is compiled once and copied for each sequence. What it may cost is bounded. A sequence whose grammar goes beyond that, or
-does not compile, ends; one whose mask is late is drawn for in a later step; and nothing else waits.
+does not compile, ends; one whose mask is late is sampled for in a later step; and nothing else waits.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Grammars:
     """A model's compiled grammars.
 
     vocabulary: makes llguidance's view of the model's tokenizer, which may take a second: called when the first grammar comes, once.
-    patience: seconds that the draws of a step, all together, wait for their masks before they are put off to another; None: for ever.
+    patience: seconds that the samples of a step, all together, wait for their masks before they are put off to another; None: for ever.
     """
 
     def __init__(self, vocabulary: Callable[[], LLTokenizer], patience: float | None = 0.05) -> None:
@@ -91,11 +91,11 @@ class Grammars:
             self._openings.submit(self._read)
         return Constraint(self._openings.submit(self._open, grammar, generated, width), width)
 
-    def advance(self, drawn: Sequence[tuple[Constraint, int]]) -> None:
-        """Begins to work out what may come after the tokens that a step drew. At once for all: each hand-over to a thread costs as much
+    def advance(self, sampled: Sequence[tuple[Constraint, int]]) -> None:
+        """Begins to work out what may come after the tokens that a step sampled. At once for all: each hand-over to a thread costs as much
         as a mask."""
-        if drawn:
-            self._masks.submit(_work, [constraint.drawn(token) for constraint, token in drawn])
+        if sampled:
+            self._masks.submit(_work, [constraint.sampled(token) for constraint, token in sampled])
 
     def forget(self) -> None:
         """Frees what is compiled but for what sequences are at."""
@@ -157,7 +157,7 @@ class Holder(Protocol):
     @property
     def patience(self) -> float | None: ...
     def constrain(self, grammar: str, generated: Sequence[int], width: int) -> Any: ...
-    def advance(self, drawn: Sequence[tuple[Any, int]]) -> None: ...
+    def advance(self, sampled: Sequence[tuple[Any, int]]) -> None: ...
 
 
 class Constraint:
@@ -187,7 +187,7 @@ class Constraint:
         """Calls when it does: now, or in the thread that worked it out."""
         self._next.add_done_callback(lambda _: told())
 
-    def drawn(self, token: int) -> _Step:
+    def sampled(self, token: int) -> _Step:
         """The token that came next. That it waits for what comes before, and fails with it, is for `_work`."""
         step = _Step(self._next, token, self._width, Future())
         self._next, self._asked = step.place, monotonic()

@@ -13,8 +13,8 @@ import structlog
 
 from shoal import allowance
 from shoal.config import NodeSettings, parse_bytes
-from shoal.errors import human_bytes
 from shoal.native import BLOCK_TOKENS, kernels
+from shoal.sizes import human_bytes
 
 log = structlog.get_logger()
 

@@ -1,4 +1,4 @@
-"""Draws tokens from logits. The draw for a position depends on (seed, position) alone, so a stream resumed elsewhere goes on alike."""
+"""Samples tokens from logits. The sample for a position depends on (seed, position) alone, so a stream resumed elsewhere goes on alike."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _nucleus_floor(weights: Floats, top_p: float) -> float:
         count = min(count * 8, len(weights))
 
 
-def draw(logits: Logits, params: SamplingParams, position: int) -> int:
+def sample(logits: Logits, params: SamplingParams, position: int) -> int:
     """The index of the token that follows `position`. Raises ClusterError where the likeliest one's logit is no number."""
     likeliest = int(logits.argmax())
     if not np.isfinite(logits[likeliest]):
@@ -71,8 +71,8 @@ def draw(logits: Logits, params: SamplingParams, position: int) -> int:
         return likeliest
     sums = np.cumsum(distribution(logits, params))
     wanted = uniform(params.seed, position) * float(sums[-1])
-    drawn = int(np.searchsorted(sums, wanted, side="right"))
-    return drawn if drawn < len(logits) else likeliest  # rounded up to all of it
+    sampled = int(np.searchsorted(sums, wanted, side="right"))
+    return sampled if sampled < len(logits) else likeliest  # rounded up to all of it
 
 
 class _State:
@@ -91,7 +91,7 @@ class _State:
         p = self.params
         return p.repetition_penalty != 1 or p.presence_penalty != 0 or p.frequency_penalty != 0 or bool(p.logit_bias)
 
-    def drawn(self, token: int) -> None:
+    def sampled(self, token: int) -> None:
         self.counts[token] = self.counts.get(token, 0) + 1
         self.seen.add(token)
 
@@ -120,13 +120,13 @@ class _State:
 
 
 class Sampler:
-    """Holds what each open sequence's draws depend on. grammars: None where answers are held to none. width: logits of a row."""
+    """Holds what each open sequence's samples depend on. grammars: None where answers are held to none. width: logits of a row."""
 
     def __init__(self, grammars: Holder | None = None, width: int = 0) -> None:
         self._grammars, self._width = grammars, width
-        self._states: dict[int, _State | Sampled] = {}  # or why nothing can be drawn
-        self._held: list[tuple[Held, int]] = []  # what was drawn in this step under grammars
-        self._until: float | None = None  # its draws wait for masks
+        self._states: dict[int, _State | Sampled] = {}  # or why nothing can be sampled
+        self._held: list[tuple[Held, int]] = []  # what was sampled in this step under grammars
+        self._until: float | None = None  # its samples wait for masks
 
     def __len__(self) -> int:
         return len(self._states)
@@ -141,13 +141,13 @@ class Sampler:
         self._states.pop(sequence, None)
 
     def settle(self) -> None:
-        """After the draws of a step: what their grammars allow next is worked out from now on."""
+        """After the samples of a step: what their grammars allow next is worked out from now on."""
         if self._grammars is not None:
             self._grammars.advance(self._held)
         self._held, self._until = [], None
 
     def _patience(self) -> float | None:
-        """Seconds for which a draw may wait for its mask: what those before it in the step have left."""
+        """Seconds for which a sample may wait for its mask: what those before it in the step have left."""
         if self._grammars is None or self._grammars.patience is None:
             return None
         now = monotonic()
@@ -156,9 +156,9 @@ class Sampler:
         return max(self._until - now, 0.0)
 
     def sample(self, sequence: int, position: int, logits: Floats) -> Sampled | None:
-        """Draws the token that follows `position`, or says why there is none; None where what its grammar allows is not known yet: ask again.
+        """Samples the token that follows `position`, or says why there is none; None where what its grammar allows is not known yet: ask again.
 
-        logits: [vocabulary]. Whatever goes wrong is a fault of this sequence's draw: the others of the step do not notice.
+        logits: [vocabulary]. Whatever goes wrong is a fault of this sequence's sample: the others of the step do not notice.
         """
         try:
             state = self._states[sequence]
@@ -173,15 +173,15 @@ class Sampler:
         if params.grammar and (allowed := state.allowed(self._patience())) is None:
             return None
         if allowed is None:
-            token = draw(adjusted, params, position)
+            token = sample(adjusted, params, position)
         elif allowed.but:
             adjusted = adjusted.copy() if adjusted is logits else adjusted
             adjusted[allowed.tokens] = -np.inf
-            token = draw(adjusted, params, position)
+            token = sample(adjusted, params, position)
         else:
-            token = int(allowed.tokens[draw(adjusted[allowed.tokens], params, position)])
+            token = int(allowed.tokens[sample(adjusted[allowed.tokens], params, position)])
         own = None if params.logprobs is None else score(logits, token, params.logprobs)
-        state.drawn(token)
+        state.sampled(token)
         if state.constraint is not None:
             self._held.append((state.constraint, token))
         return Sampled(sequence, token) if own is None else Sampled(sequence, token, own.logprob, own.alternatives)
@@ -192,5 +192,5 @@ def _failed(sequence: int, error: Exception) -> Sampled:
         return Sampled(sequence, -1, fault=f"the answer cannot be held to its grammar: {error}", ours=error.ours)
     if isinstance(error, ClusterError):
         return Sampled(sequence, -1, fault=str(error), ours=True)
-    log.error("a draw failed unexpectedly", sequence=sequence, exc_info=error)
-    return Sampled(sequence, -1, fault=f"no token could be drawn: {str(error) or type(error).__name__}", ours=True)
+    log.error("a sample failed unexpectedly", sequence=sequence, exc_info=error)
+    return Sampled(sequence, -1, fault=f"no token could be sampled: {str(error) or type(error).__name__}", ours=True)

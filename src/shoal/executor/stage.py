@@ -1,7 +1,7 @@
 """A stage of one epoch: embedding on the first, layers, sampler on the last.
 
 An ordinary step runs through all layers. A refilling one (its plan has spans) computes keys and values of some layers anew:
-a span's first input is drawn from the tokens, from the stage before, or from the journal of whoever holds the layer before it,
+a span's first input is taken from the tokens, from the stage before, or from the journal of whoever holds the layer before it,
 and past the span nothing is computed or sent.
 """
 
@@ -96,7 +96,7 @@ class StageExecutor:
             return StageOutput(hidden, [], (prepared - began, perf_counter() - prepared, 0.0))
         logits = self._slabs[-1].made.logits(hidden, batch.picked) if len(batch.picked) else None
         computed = perf_counter()
-        sampled = [] if logits is None else self._draw(batch, logits)
+        sampled = [] if logits is None else self._sample(batch, logits)
         examined = examine(self._slabs[-1].made, hidden, plan.chunks, self._spec.vocabulary)
         return StageOutput(None, sampled, (prepared - began, computed - prepared, perf_counter() - computed), examined=examined)
 
@@ -161,11 +161,11 @@ class StageExecutor:
         for boundary in [b for b in self._journals if b != self.layers.stop]:
             self._journals.pop(boundary).close()
 
-    def _draw(self, batch: StageBatch, logits: Floats) -> list[Sampled]:
+    def _sample(self, batch: StageBatch, logits: Floats) -> list[Sampled]:
         positions = self._positions(batch)[batch.picked].tolist()
-        drawn = [self._sampler.sample(s, p, row) for s, p, row in zip(batch.sequences, positions, logits, strict=True)]
+        results = [self._sampler.sample(s, p, row) for s, p, row in zip(batch.sequences, positions, logits, strict=True)]
         self._sampler.settle()
-        return [sampled for sampled in drawn if sampled is not None]
+        return [sampled for sampled in results if sampled is not None]
 
     def _positions(self, batch: StageBatch) -> Ints:
         """The position of every row."""

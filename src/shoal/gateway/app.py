@@ -98,10 +98,11 @@ def create_app(
     store = ResponseStore(given.data_folder, bounds)
     service = app.state.service = Service(engine, given, keyring, limiter or LocalLimiter(), recalled, ResponseKeeper(store, engine))
     app.add_middleware(Gate, given, service.in_flight, keyring, service.limiter)
-    _furnish(app, (_routes(endpoint, service, store) for endpoint in _ENDPOINTS))
+    routers = [_routes(endpoint, service, store) for endpoint in _ENDPOINTS]
     if settings is not None:
-        _add_batches(app, service, store)
-    describe(app, keyring, given.needs_key)
+        routers += _add_batches(app, service, store)
+    _furnish(app, routers)
+    describe(app, routers, keyring, given.needs_key)
     return app
 
 
@@ -109,14 +110,12 @@ def _routes(endpoint: Any, service: Service, store: ResponseStore) -> APIRouter:
     return endpoint.routes(service, store) if endpoint in _KEEPING else endpoint.routes(service)
 
 
-def _add_batches(app: FastAPI, service: Service, store: ResponseStore) -> None:
-    """Files, batches, and what works them off while the application runs."""
+def _add_batches(app: FastAPI, service: Service, store: ResponseStore) -> list[APIRouter]:
+    """The endpoints of files and batches, and what works these off while the application runs."""
     settings, model, keyring = service.settings, service.engine.name, service.keyring
     database = Database(settings.data_folder)
     kept = FileStore(database, settings)
     made = BatchStore(database, settings)
-    app.include_router(files.routes(kept))
-    app.include_router(batches.routes(made, kept, model, _BATCHED))
     inner = _App()
     _furnish(inner, (_routes(endpoint, service, store) for endpoint in _BATCHED.values()))
 
@@ -129,6 +128,7 @@ def _add_batches(app: FastAPI, service: Service, store: ResponseStore) -> None:
             yield
 
     app.router.lifespan_context = working
+    return [files.routes(kept), batches.routes(made, kept, model, _BATCHED)]
 
 
 def _furnish(app: FastAPI, routers: Iterable[APIRouter]) -> None:

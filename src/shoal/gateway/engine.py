@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from shoal.facts import ModelFacts
 from shoal.gateway.auth.key import KeyId
 from shoal.request import Request, TokenChunk
-from shoal.text.tokenizer import Tokenizer
+from shoal.text.chat import ChatTemplate
+from shoal.text.detokenizer import Decoder
+from shoal.text.reasoning import ReasoningFormat
+from shoal.text.tools import ToolFormat
 
 
 class TakenOver(Exception):
@@ -37,6 +40,39 @@ class Resumed(Protocol):
     def said(self) -> int:
         """Tokens that were said to somebody before, and so are counted for the key."""
         ...
+
+
+class Tokenizer(Decoder, Protocol):
+    """What the gateway uses of shoal.text.tokenizer.Tokenizer, which says what each of it is."""
+
+    @property
+    def stop_tokens(self) -> frozenset[int]: ...
+    @property
+    def special(self) -> Mapping[str, int]: ...
+    @property
+    def marks(self) -> Mapping[str, int]: ...
+    @property
+    def named(self) -> Mapping[str, str]: ...
+    @property
+    def template(self) -> ChatTemplate | None: ...
+    @property
+    def tool_format(self) -> ToolFormat | None: ...
+    @property
+    def reasoning_format(self) -> ReasoningFormat | None: ...
+    @property
+    def variables(self) -> frozenset[str]: ...
+    def encode(self, text: str, bos: bool = True, control: bool = True) -> list[int]: ...
+    def marked(self, text: str) -> str: ...
+    def encode_marked(self, text: str, bos: bool = False) -> list[int]: ...
+    def exceeds(self, text: str, limit: int) -> bool: ...
+    def decode(self, tokens: Sequence[int], special: bool = False) -> str: ...
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        answer: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str: ...
 
 
 class Engine(Protocol):

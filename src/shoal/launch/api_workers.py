@@ -31,8 +31,8 @@ _SETTLED = 30.0  # seconds after which one that ends was well
 class ApiWorkers:
     def __init__(self, head: Head, settings: HeadSettings, address: socket.socket, log_format: str) -> None:
         """log_format: text or json. address: as `listening` gives it. All workers accept from it, so that none that ends takes waiting clients with it."""
-        self._socket, self._count, self._log_format = address, settings.api_workers, log_format
-        self._engine = EngineServer(head, head.model.path, settings.chat_template_file, _of_one(settings), self._lost)
+        self._socket, self._count, self._log_format = address, settings.api.api_workers, log_format
+        self._engine = EngineServer(head, head.model.path, settings.engine.chat_template_file, _of_one(settings), self._lost)
         self._gone: dict[int, asyncio.Event] = {}  # by process: its conversation with the engine ended
         self._stopping = asyncio.Event()
         self._rng = random.Random()
@@ -115,10 +115,8 @@ class ApiWorkers:
 
 def _of_one(settings: HeadSettings) -> ApiSettings:
     """What each worker keeps to."""
-    own: dict[str, Any] = {field.name: getattr(settings, field.name) for field in dataclasses.fields(ApiSettings)}
-    own["connections"] = -(-settings.connections // settings.api_workers)
-    own["open_api"] = not settings.needs_key
-    return ApiSettings(**own)
+    api = settings.served_api
+    return dataclasses.replace(api, connections=-(-api.connections // api.api_workers))
 
 
 async def _useless(process: subprocess.Popen[bytes], gone: asyncio.Event) -> None:

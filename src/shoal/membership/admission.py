@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shoal.errors import human_bytes
 from shoal.membership.events import Joined
+from shoal.sizes import human_bytes
 
 
 @dataclass(frozen=True)

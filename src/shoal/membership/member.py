@@ -34,6 +34,16 @@ class Member:
     def name(self) -> str:
         return self.joined.profile.name
 
+    def usable(self, now: float) -> bool:
+        """Whether a route may lead over it."""
+        return (not self.failed or self.retry <= now) and not self.draining
+
+    def replaced_by(self, joined: Joined) -> str:
+        """Why it is gone if a node joins from where it was; '' if that one is another."""
+        if (self.joined.host, self.joined.tensor_port) != (joined.host, joined.tensor_port):
+            return ""
+        return "it came back" if self.joined.incarnation == joined.incarnation else "it was started anew"
+
     def blame(self, reason: str, now: float) -> None:
         """Leaves it out for a time that doubles."""
         self.failed = reason

@@ -25,12 +25,12 @@ from shoal.membership import events
 from shoal.membership.admission import Admission
 from shoal.membership.faults import Faults, blame_one
 from shoal.membership.holdoff import HoldOff
-from shoal.membership.instructions import Cut, Dismiss, Instruction, LinkStage, LoadStage, Pause, Refuse, Report, RestStage, Serve
+from shoal.membership.instructions import Cut, Dismiss, Instruction, Pause, Refuse, Report, RestStage
 from shoal.membership.member import Member
 from shoal.membership.path import Path
 from shoal.membership.planner import Planner
 from shoal.membership.words import doing, listened
-from shoal.placement.moves import Residency, overlap, spans
+from shoal.placement.moves import Residency, overlap
 from shoal.placement.partition import Placement
 
 WAITING, LOADING, PAUSING, LINKING, FILLING, SERVING = "waiting", "loading", "pausing", "linking", "filling", "serving"
@@ -146,12 +146,7 @@ class Cluster:
     # Members
 
     def _joined(self, event: events.Joined, now: float) -> list[Instruction]:
-        address = (event.host, event.tensor_port)
-        ghosts = {
-            n: "it came back" if m.joined.incarnation == event.incarnation else "it was started anew"
-            for n, m in self.members.items()
-            if (m.joined.host, m.joined.tensor_port) == address
-        }
+        ghosts = {n: why for n, m in self.members.items() if (why := m.replaced_by(event))}
         if why := self._admission.refusal(event, self.version, len(self.members) - len(ghosts)):
             return [Refuse(event.node, why), Report(f"{event.profile.name} was refused: {why}")]
         out = self._gone(ghosts, now)
@@ -166,11 +161,8 @@ class Cluster:
     def _heard(self, node: int, now: float) -> list[Instruction]:
         if (member := self.members.get(node)) is None:
             return []
-        member.heard = now
-        if not member.suspect:
-            return []
-        member.suspect = False
-        return [Report(f"{member.name} is heard again")]
+        suspected, member.heard, member.suspect = member.suspect, now, False
+        return [Report(f"{member.name} is heard again")] if suspected else []
 
     def _gone(self, lost: dict[int, str], now: float, graceful: bool = False) -> list[Instruction]:
         """Nodes have left or are no longer heard. lost: why, by node."""
@@ -253,11 +245,7 @@ class Cluster:
     # Routes
 
     def _usable(self, now: float) -> dict[int, Member]:
-        return {
-            n: m
-            for n, m in self.members.items()
-            if (not m.failed or m.retry <= now) and not m.draining and self._holdoff.until(m.name) <= now
-        }
+        return {n: m for n, m in self.members.items() if m.usable(now) and self._holdoff.until(m.name) <= now}
 
     def _residencies(self) -> dict[str, Residency]:
         return {m.name: Residency(m.loaded, m.filled) for m in self.members.values()}
@@ -301,14 +289,7 @@ class Cluster:
         self._enter(LOADING, now)
         if self.serving is None:
             self.why = "the model is being loaded"
-        layout = ", ".join(f"{s.node} {s.first}-{s.end - 1}" for s in placement.stages)
-        return [
-            Report(f"epoch {self.epoch}: {layout}"),
-            *(
-                LoadStage(n, self.epoch, i, len(path.nodes), path.layers(n).start, path.layers(n).stop, path.keep[n], placement.kv_tokens)
-                for i, n in enumerate(path.nodes)
-            ),
-        ]
+        return [Report(f"epoch {self.epoch}: {path.layout}"), *path.load()]
 
     def _loaded(self, event: events.StageLoaded, now: float) -> list[Instruction]:
         path = self.coming
@@ -347,8 +328,7 @@ class Cluster:
                 member.loaded = (path.layers(node),)
         self._ready = set()
         self._enter(LINKING, now)
-        following: list[int | None] = [*path.nodes[1:], None]
-        return [*out, *(LinkStage(node, path.epoch, after) for node, after in zip(path.nodes, following, strict=True))]
+        return [*out, *path.link()]
 
     def _linked(self, node: int, epoch: int, now: float) -> list[Instruction]:
         path = self.coming
@@ -358,8 +338,7 @@ class Cluster:
         if len(self._ready) < len(path.nodes):
             return []
         self._enter(FILLING, now)
-        layers = path.placement.stages[-1].end
-        return [Serve(epoch, path.nodes[0], path.placement, tuple(spans([(path.layers(n), path.keep[n]) for n in path.nodes], layers)))]
+        return [path.serve()]
 
     def _filled(self, epoch: int, now: float) -> list[Instruction]:
         if self.coming is None or self.coming.epoch != epoch or self._phase != FILLING:
@@ -438,12 +417,11 @@ class Cluster:
         if self._seek_at is not None:
             return [*out, *(self._unexplained(now) if now >= self._seek_at else [])]
         if self.coming is not None and now - self._phase_began > _DEADLINES.get(self._phase, float("inf")):
-            late = [m.name for n in self.coming.nodes if n not in self._ready and (m := self.members.get(n)) is not None]
+            late = [self.members[node] for node in self.coming.nodes if node not in self._ready and node in self.members]
             if self._faults.too_often():
-                for node in self.coming.nodes:
-                    if node not in self._ready:
-                        self.members[node].blame(f"{self._phase} took too long", now)
-            return [*out, *self._forsake(f"{self._phase} took too long ({', '.join(late)})", now)]
+                for member in late:
+                    member.blame(f"{self._phase} took too long", now)
+            return [*out, *self._forsake(f"{self._phase} took too long ({', '.join(member.name for member in late)})", now)]
         if self.serving is None and self.coming is None and self._usable(now):
             return [*out, *self._seek(now)]  # someone who was held off may be back
         if self._phase == SERVING and now - self._phase_began > _SOUND:

@@ -26,7 +26,7 @@ class Metrics:
 
         self.requests = counter("requests_total", "Requests by endpoint and outcome.", ("endpoint", "outcome"))
         self.prompt_tokens = counter("prompt_tokens_total", "Prompt tokens of accepted requests.")
-        self.generated_tokens = counter("generated_tokens_total", "Tokens drawn.")
+        self.generated_tokens = counter("generated_tokens_total", "Tokens sampled.")
         self.first_token = histogram("time_to_first_token_seconds", "From a request's acceptance to its first token.")
         self.step_flight = histogram("step_flight_seconds", "From sending a step to its result.")
         self.stage_compute = histogram("stage_compute_seconds", "Computing in a stage, per step.", ("stage",))
@@ -34,9 +34,9 @@ class Metrics:
         self.hops = histogram("step_hops_seconds", "Between the processes, per step.")
         self.head = histogram("step_head_seconds", "Scheduling, encoding, sending and applying at the head, per step.")
         self.running = gauge("sequences_running", "Sequences that hold KV blocks.")
-        self.waiting = gauge("sequences_waiting", "Sequences that wait for a lane.")
+        self.waiting = gauge("sequences_waiting", "Sequences that wait for a slot.")
         self.waiting_of = gauge(
-            "sequences_waiting_by_class", "Sequences that wait for a lane, by the class that they wait in.", ("priority",)
+            "sequences_waiting_by_class", "Sequences that wait for a slot, by the class that they wait in.", ("priority",)
         )
         self.blocks_used = gauge("kv_blocks_used", "KV blocks held by sequences.")
         self.blocks = gauge("kv_blocks", "KV blocks of the pool.")
@@ -44,7 +44,7 @@ class Metrics:
         self.cached_tokens = gauge("prefix_cache_tokens", "Prompt tokens found in the prefix cache, on this route.")
         self.nodes = gauge("nodes", "Nodes in the cluster.")
         self.ready = gauge("ready", "1 while a model is served.")
-        self.predicted = gauge("predicted_tokens_per_second", "What placement predicts for full lanes.")
+        self.predicted = gauge("predicted_tokens_per_second", "What placement predicts for full slots.")
 
         self.epoch = gauge("epoch", "The route's epoch: grows with every route that is tried.")
         self.interruptions = histogram("interruption_seconds", "From noticing that a route is lost, or pausing it, to the next token.")

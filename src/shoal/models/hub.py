@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx2
 
-from shoal.config import hub_endpoint
+from shoal.environment import hub_endpoint
 from shoal.errors import FetchError, Unreachable, UserError
 from shoal.models.failures import disk_or_network
 from shoal.models.repository import Repository, RepositoryFile

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from shoal.config import hub_folders
+from shoal.environment import hub_folders
 from shoal.models.repository import Repository, RepositoryFile
 
 _SHA256, _GIT = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from shoal.config import cache_dir, hub_folders
+from shoal.environment import hub_folders
 from shoal.errors import ShoalError
+from shoal.folders import cache_dir
 from shoal.models import lmstudio, ollama
 from shoal.models.catalogue import catalogue
 from shoal.models.hub_folder import HubFolder, repositories

@@ -6,9 +6,10 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from shoal.config import lmstudio_folders
-from shoal.errors import UserError, suggestion
+from shoal.environment import lmstudio_folders
+from shoal.errors import UserError
 from shoal.models.repository import Repository, RepositoryFile, choose, variants, weights
+from shoal.spelling import suggestion
 
 
 def repositories() -> list[tuple[Path, Repository]]:

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import msgspec
 
-from shoal.config import ollama_folders
-from shoal.errors import CorruptModel, UnsupportedModel, UserError, suggestion
+from shoal.environment import ollama_folders
+from shoal.errors import CorruptModel, UnsupportedModel, UserError
 from shoal.models.hashes import known_hash
+from shoal.spelling import suggestion
 
 _MODEL = "application/vnd.ollama.image.model"
 _ADAPTER = "application/vnd.ollama.image.adapter"

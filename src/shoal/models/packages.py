@@ -15,11 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from shoal.config import environment_with
-from shoal.errors import FetchError, HashMismatch, human_bytes
+from shoal.environment import environment_with
+from shoal.errors import FetchError, HashMismatch
 from shoal.models.catalogue import Entry, Part
 from shoal.models.hashes import hash_of
 from shoal.models.progress import Progress
+from shoal.sizes import human_bytes
 
 _CHUNK = 1 << 20
 

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import msgspec
 
-from shoal.errors import FetchError, human_bytes
+from shoal.errors import FetchError
 from shoal.models.hashes import hash_of
 from shoal.models.model_file import ModelFile
 from shoal.models.ranges import Ranges
+from shoal.sizes import human_bytes
 
 
 class Part:

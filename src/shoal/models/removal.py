@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shoal.config import cache_dir
 from shoal.errors import UserError
+from shoal.folders import cache_dir
 from shoal.models.hub_folder import HubFolder
 from shoal.models.inventory import HUGGING_FACE, Kept, inventory, kept
 from shoal.models.locks import lock

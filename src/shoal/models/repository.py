@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from shoal.errors import UserError, suggestion
+from shoal.errors import UserError
 from shoal.models.quantization import label, runnable
+from shoal.spelling import suggestion
 
 SAFETENSORS = "safetensors"
 """The tag that asks for a repository's unquantised weights, where it has GGUF files as well."""

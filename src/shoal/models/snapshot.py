@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx2
 import structlog
 
-from shoal.errors import CorruptModel, FetchError, HashMismatch, UnsupportedModel, human_bytes
+from shoal.errors import CorruptModel, FetchError, HashMismatch, UnsupportedModel
 from shoal.models import hub, stores
 from shoal.models.download import Download
 from shoal.models.gguf_header import CutHeader, GgufHeader
@@ -20,6 +20,7 @@ from shoal.models.locks import lock
 from shoal.models.progress import Progress, silent
 from shoal.models.repository import Repository, RepositoryFile
 from shoal.models.weights import check_formats, check_header
+from shoal.sizes import human_bytes
 
 log = structlog.get_logger()
 

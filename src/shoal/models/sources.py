@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from shoal.errors import FetchError, Unreachable, UserError, suggestion
+from shoal.errors import FetchError, Unreachable, UserError
 from shoal.folders import cache_dir
 from shoal.models import hub, lmstudio, ollama, packages
 from shoal.models.catalogue import catalogue, standing_in
@@ -38,6 +38,7 @@ from shoal.models.repository import (
 )
 from shoal.models.snapshot import Refusal, Snapshot
 from shoal.models.weights import check_types, open_spec
+from shoal.spelling import suggestion
 
 log = structlog.get_logger()
 

@@ -18,7 +18,7 @@ from shoal import __version__
 from shoal.address import is_link_local, is_wildcard, join_host_port, parse_address
 from shoal.config import NodeSettings
 from shoal.control import messages as control
-from shoal.errors import ClusterError, ProtocolError, ShoalError, human_bytes
+from shoal.errors import ClusterError, ProtocolError, ShoalError
 from shoal.executor.measure import Speed
 from shoal.native import instruction_set
 from shoal.node.environment import ControlLink, Environment, Model, ModelMaker
@@ -29,6 +29,7 @@ from shoal.node.share import Share
 from shoal.node.stage_service import StageService, wire_codec
 from shoal.retry import Backoff
 from shoal.security.certificates import Role
+from shoal.sizes import human_bytes
 from shoal.transport.base import FrameStream
 from shoal.wire.messages import Hello
 
@@ -154,7 +155,7 @@ class Agent:
 
     async def _membership(self, host: str, port: int, joined: asyncio.Event) -> str:
         self._link = link = self._environment.control_link(self._head)
-        link.say(control.NodeMessage(join=self._introduction(host, port)))
+        link.say(self._introduction(host, port))
         loop = asyncio.get_running_loop()
         conversation, leaving = loop.create_task(self._converse(link, joined)), loop.create_task(self._depart(joined))
         try:
@@ -178,7 +179,7 @@ class Agent:
         await self._leaving.wait()
         if not joined.is_set():
             return "it was told to leave"
-        self._say(control.NodeMessage(leave=control.Leave()))
+        self._say(control.Leave())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LEAVING):
                 await self._hurry.wait()
@@ -225,29 +226,29 @@ class Agent:
         raise _Lost("the head ended the conversation")
 
     def _told(self, message: control.HeadMessage, joined: asyncio.Event) -> str | None:
-        match message.WhichOneof("kind"):
-            case "welcome":
-                self._welcome = message.welcome
+        match message:
+            case control.Welcome():
+                self._welcome = message
                 joined.set()
-                again, self._looking = " again" if self._looking else "", False
-                self._tell(f"joined {self._head}{again} as {message.welcome.name}")
-                self._beating = self._spawn(self._beat(message.welcome.heartbeat))
-            case "refuse":
-                if message.refuse.again:
-                    raise _Lost(f"the head counted this node as lost: {message.refuse.reason}")
+                once_more, self._looking = " again" if self._looking else "", False
+                self._tell(f"joined {self._head}{once_more} as {message.name}")
+                self._beating = self._spawn(self._beat(message.heartbeat))
+            case control.Refuse(reason=reason, again=again):
+                if again:
+                    raise _Lost(f"the head counted this node as lost: {reason}")
                 joined.clear()
-                raise ClusterError(f"the head refused this node: {message.refuse.reason}")
-            case "probe":
-                self._spawn(self._probe(message.probe))
-            case "load":
-                self._spawn(self._load(message.load))
-            case "link":
-                self._spawn(self._enter(message.link))
-            case "rest":
-                self._spawn(self._rest(message.rest.epoch))
-            case "shutdown":
-                return message.shutdown.reason or "the head shut down"
-            case _:
+                raise ClusterError(f"the head refused this node: {reason}")
+            case control.Probe():
+                self._spawn(self._probe(message))
+            case control.Load():
+                self._spawn(self._load(message))
+            case control.Link():
+                self._spawn(self._enter(message))
+            case control.Rest():
+                self._spawn(self._rest(message.epoch))
+            case control.Shutdown():
+                return message.reason or "the head shut down"
+            case control.Unknown():
                 log.warning("an instruction of a kind that this version does not know was ignored")
         return None
 
@@ -259,7 +260,7 @@ class Agent:
             heartbeat.fetched_from_peers = self._fetcher.fetched
             if self._model is not None:
                 self._model.report(heartbeat)
-            self._say(control.NodeMessage(heartbeat=heartbeat))
+            self._say(heartbeat)
             await asyncio.sleep(interval)
 
     def _failed(self, epoch: _Epoch, reason: str) -> None:
@@ -267,7 +268,7 @@ class Agent:
         log.info("stage failed", epoch=epoch.order.epoch, reason=reason)
         self._tell(f"layers {_range(epoch.order)} cannot be served: {reason}")
         if self._is_ordered(epoch):
-            self._say(control.NodeMessage(failed=control.Failed(epoch=epoch.order.epoch, reason=reason)))
+            self._say(control.Failed(epoch=epoch.order.epoch, reason=reason))
 
     async def _probe(self, probe: control.Probe) -> None:
         try:
@@ -280,9 +281,9 @@ class Agent:
                 f"the head's tensor port {join_host_port(probe.host, probe.port)} cannot be reached: {str(error) or type(error).__name__}"
             )
             log.error("the link to the head could not be measured", reason=reason)
-            self._say(control.NodeMessage(failed=control.Failed(reason=reason)))
+            self._say(control.Failed(reason=reason))
             return
-        self._say(control.NodeMessage(probed=control.Probed(round_trip=2 * link.seconds, bytes_per_second=link.bytes_per_second)))
+        self._say(control.Probed(round_trip=2 * link.seconds, bytes_per_second=link.bytes_per_second))
 
     # Stages
 
@@ -310,7 +311,7 @@ class Agent:
         log.info("loaded", layers=f"{order.first_layer}-{order.end_layer - 1}", runtime=model.runtime, seconds=round(seconds, 2))
         loaded = control.Loaded(epoch=order.epoch, weight_bytes=model.nbytes, runtime=model.runtime, seconds=seconds)
         loaded.shared.extend(self._fetcher.offer(order))
-        self._say(control.NodeMessage(loaded=loaded))
+        self._say(loaded)
 
     def _is_ordered(self, epoch: _Epoch) -> bool:
         """Whether it belongs to this membership, and was not left for another epoch."""
@@ -367,7 +368,7 @@ class Agent:
             self._failed(epoch, f"no link to the next stage: {str(error) or type(error).__name__}")
             return
         if self._is_ordered(epoch):
-            self._say(control.NodeMessage(linked=control.Linked(epoch=link.epoch)))
+            self._say(control.Linked(epoch=link.epoch))
             place = f", stage {order.stage + 1} of {order.stages}" if order.stages > 1 else ""
             self._tell(f"serving layers {_range(order)}{place}: {human_bytes(model.nbytes)} of weights, {model.runtime}")
 

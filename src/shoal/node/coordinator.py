@@ -50,26 +50,28 @@ log = structlog.get_logger()
 
 _TICK = 0.1
 _SILENCES = 8  # heartbeats that may be missing
-_STORY = 200  # events that are remembered for people
+_EVENTS = 200  # that are remembered for people
 _OPENING = 10.0  # seconds in which the last stage must have connected
 
 
 class Coordinator:
     def __init__(self, settings: HeadSettings, model: Served, environment: Environment, observer: Observer) -> None:
         self.settings, self.model = settings, model
-        self.requests = Requests(lambda scheduler: Driver(scheduler, self._step, observer.drawn, environment.now))
-        self.story: deque[str] = deque(maxlen=_STORY)
+        self.requests = Requests(lambda scheduler: Driver(scheduler, self._step, observer.sampled, environment.now))
+        self.event_log: deque[str] = deque(maxlen=_EVENTS)
         self.changed = asyncio.Event()
         """Set whenever the state may have changed; who waits for it clears it."""
         self._environment, self._observer = environment, observer
         self._links = Links(environment)
         self._share = Share()
         self._name = f"{environment.rng.getrandbits(32):08x}"
-        self._moves = Moves(model.cost, Demand.of(settings.lanes, settings.kv_tokens, model.context), settings.spread, settings.spares)
+        self._moves = Moves(
+            model.cost, Demand.of(settings.engine.slots, settings.engine.kv_tokens, model.context), settings.spread, settings.spares
+        )
         admission = Admission(parse_bytes(settings.min_memory or "0"), settings.min_speed * 1e9, settings.max_nodes)
         self.cluster = Cluster(__version__, settings.min_nodes, self._moves, settings.heartbeat * _SILENCES, admission)
         self._roster = Roster()
-        self._orders = Orders(settings, model, environment, self._share, self.cluster.members, self._roster.machines)
+        self._orders = Orders(settings.host, settings.engine, model, environment, self._share, self.cluster.members, self._roster.machines)
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._opening: Opening | None = None
         self._pace = StragglerDetector()
@@ -96,7 +98,7 @@ class Coordinator:
 
     async def stop(self, reason: str = "the head shut down") -> None:
         """Sends the nodes home, ends every request."""
-        self._roster.tell_all(control.HeadMessage(shutdown=control.Shutdown(reason=reason)))
+        self._roster.tell_all(control.Shutdown(reason=reason))
         self._stopping = True
         self.requests.refuse("the server is shutting down")
         for task in [*self._tasks]:
@@ -191,34 +193,31 @@ class Coordinator:
 
     def heard(self, conversation: Conversation, message: control.NodeMessage) -> None:
         node = self._roster.number(conversation)
-        kind = message.WhichOneof("kind")
         if (joined := self._roster.probing(conversation)) is not None:
             self._probed(conversation, joined, message)
             return
-        if kind == "join":
+        if isinstance(message, control.Join):
             if node is None:
-                self._join(conversation, message.join)
+                self._join(conversation, message)
             return
         if node is None:
             return  # was refused
         self._handle(events.Heard(node))
-        match kind:
-            case "loaded":
-                loaded = message.loaded
-                del self._roster.machines[node].shared[:]
-                self._roster.machines[node].shared.extend(loaded.shared)
-                self._handle(events.StageLoaded(node, loaded.epoch, loaded.weight_bytes, loaded.runtime))
-            case "linked":
-                self._handle(events.StageLinked(node, message.linked.epoch))
-            case "failed":
-                self._handle(events.StageFailed(node, message.failed.epoch, message.failed.reason))
-            case "leave":
+        match message:
+            case control.Loaded():
+                self._roster.machines[node].shared = message.shared
+                self._handle(events.StageLoaded(node, message.epoch, message.weight_bytes, message.runtime))
+            case control.Linked():
+                self._handle(events.StageLinked(node, message.epoch))
+            case control.Failed():
+                self._handle(events.StageFailed(node, message.epoch, message.reason))
+            case control.Leave():
                 self._handle(events.DrainAsked(node))
                 if (member := self.cluster.members.get(node)) is not None and not member.draining:
                     self._carry_out(instructions.Dismiss(node, "it leaves, though its layers have nowhere to go"))
-            case "heartbeat":
+            case control.Heartbeat():
                 if (member := self.cluster.members.get(node)) is not None:
-                    self._observer.heartbeat(member.name, message.heartbeat)
+                    self._observer.heartbeat(member.name, message)
             case _:
                 pass
 
@@ -228,29 +227,28 @@ class Coordinator:
         node = self._roster.enter(conversation, join, taken)
         welcome = control.Welcome(node=node, name=join.name, cluster=self._name, heartbeat=self.settings.heartbeat)
         profile = NodeProfile(join.name, join.memory, join.bytes_per_second, join.flops)
-        same = (join.model, join.precision) == (self.model.reference, str(self.settings.precision))
+        same = (join.model, join.precision) == (self.model.reference, str(self.settings.engine.precision))
         loaded = tuple(range(r.first, r.end) for r in join.loaded) if same else ()
         joined = events.Joined(node, join.incarnation, profile, host, join.tensor_port, join.version, loaded)
         if join.version != __version__:
             self._handle(joined)  # which refuses it
             return
-        conversation.say(control.HeadMessage(welcome=welcome))
-        conversation.say(control.HeadMessage(probe=control.Probe(host=self._orders.seen_by(joined), port=self._results.port)))
+        conversation.say(welcome)
+        conversation.say(control.Probe(host=self._orders.seen_by(joined), port=self._results.port))
         self._roster.probe(conversation, joined)
 
     def _probed(self, conversation: Conversation, joined: events.Joined, message: control.NodeMessage) -> None:
         """A node is a member once its link is measured."""
-        match message.WhichOneof("kind"):
-            case "probed":
+        match message:
+            case control.Probed():
                 self._roster.probed(conversation)
-                probed = message.probed
-                self._roster.reached[joined.profile.name] = Link(max(probed.round_trip, 0) / 2, max(probed.bytes_per_second, 1.0))
+                self._roster.reached[joined.profile.name] = Link(max(message.round_trip, 0) / 2, max(message.bytes_per_second, 1.0))
                 self._moves.links = Measured(self._roster.reached)
                 self._handle(joined)
-            case "failed":
+            case control.Failed():
                 self._roster.probed(conversation)
-                self._carry_out(instructions.Refuse(joined.node, message.failed.reason, again=True))
-            case "leave":
+                self._carry_out(instructions.Refuse(joined.node, message.reason, again=True))
+            case control.Leave():
                 self._carry_out(instructions.Dismiss(joined.node, "it holds no layers; it may leave"))
             case _:
                 pass
@@ -283,12 +281,12 @@ class Coordinator:
         self._handle(events.DrainAsked(found[0]))
         member = self.cluster.members.get(found[0])
         if member is not None and not member.draining:
-            return control.DismissAnswer(message=self.story[-1] if self.story else "it cannot be drained")
+            return control.DismissAnswer(message=self.event_log[-1] if self.event_log else "it cannot be drained")
         return control.DismissAnswer(done=True, message=f"{request.name} is being drained; `shoal nodes` shows when it has left")
 
     def describe(self) -> control.ClusterDescription:
         waiting = len(self.requests) if self.driver is not None else 0
-        return described(self._name, self.model.name, self.cluster, self._roster.machines, waiting, self.story, self._environment.now())
+        return described(self._name, self.model.name, self.cluster, self._roster.machines, waiting, self.event_log, self._environment.now())
 
     # What the state machine decides
 
@@ -304,14 +302,14 @@ class Coordinator:
     def _carry_out(self, instruction: instructions.Instruction) -> None:
         match instruction:
             case instructions.Refuse(node, reason, again):
-                self._roster.tell(node, control.HeadMessage(refuse=control.Refuse(reason=reason, again=again)))
+                self._roster.tell(node, control.Refuse(reason=reason, again=again))
                 self._dismissed(node)
             case instructions.Dismiss(node, reason):
-                self._roster.tell(node, control.HeadMessage(shutdown=control.Shutdown(reason=reason)))
+                self._roster.tell(node, control.Shutdown(reason=reason))
                 self._dismissed(node)
                 self._handle(events.Left(node, reason, graceful=True))
             case instructions.LoadStage():
-                self._roster.tell(instruction.node, control.HeadMessage(load=self._orders.load(instruction)))
+                self._roster.tell(instruction.node, self._orders.load(instruction))
                 self._interruptions.placed()
             case instructions.LinkStage(node, epoch, after):
                 if self._opening is None or self._opening.epoch != epoch:
@@ -320,9 +318,9 @@ class Coordinator:
                     self._interrupted("layers are moved")
                     self._interruptions.loaded()
                 host, port = self._orders.next_hop(node, after)
-                self._roster.tell(node, control.HeadMessage(link=control.Link(epoch=epoch, host=host, port=port)))
+                self._roster.tell(node, control.Link(epoch=epoch, host=host, port=port))
             case instructions.RestStage(node, epoch):
-                self._roster.tell(node, control.HeadMessage(rest=control.Rest(epoch=epoch)))
+                self._roster.tell(node, control.Rest(epoch=epoch))
             case instructions.Serve():
                 self._spawn(self._serve(instruction))
             case instructions.Pause():
@@ -337,7 +335,7 @@ class Coordinator:
                         self.driver.cut(reason)
             case instructions.Report(message):
                 log.info(message)
-                self.story.append(f"{datetime.now():%H:%M:%S} {message}")
+                self.event_log.append(f"{datetime.now():%H:%M:%S} {message}")
 
     def _interrupted(self, reason: str) -> None:
         if self.driver is not None:
@@ -405,11 +403,11 @@ class Coordinator:
             blocks=blocks_of(placement.kv_tokens),
             block_tokens=BLOCK_TOKENS,
             context=self.model.context,
-            lanes=settings.lanes,
-            step_tokens=settings.step_tokens,
-            queue=settings.queue,
+            slots=settings.engine.slots,
+            step_tokens=settings.engine.step_tokens,
+            queue=settings.engine.queue,
             depth=depth,
-            wait=settings.prompt_wait,
+            wait=settings.engine.prompt_wait,
         )
         driver = self.requests.fitted(limits)
         driver.scheduler.cost = step_guess(self.model.cost, placement, Measured(self._roster.reached))

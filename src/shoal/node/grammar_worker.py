@@ -30,10 +30,10 @@ _TICK = 1.0  # seconds between looks for what takes too long
 
 
 class Ask(msgspec.Struct, array_like=True):
-    """opened: sequence, grammar, tokens, width. drawn: sequence, token. closed: sequences."""
+    """opened: sequence, grammar, tokens, width. sampled: sequence, token. closed: sequences."""
 
     opened: list[tuple[int, str, list[int], int]] = []
-    drawn: list[tuple[int, int]] = []
+    sampled: list[tuple[int, int]] = []
     closed: list[int] = []
 
 
@@ -110,7 +110,7 @@ class Worker:
             for sequence, grammar, tokens, width in ask.opened:
                 made = self._sequences[sequence] = _Sequence(self._grammars.constrain(grammar, tokens, width), len(tokens))
                 self._expect(sequence, made)
-            known = [(sequence, self._sequences[sequence], token) for sequence, token in ask.drawn if sequence in self._sequences]
+            known = [(sequence, self._sequences[sequence], token) for sequence, token in ask.sampled if sequence in self._sequences]
             self._grammars.advance([(each.constraint, token) for _, each, token in known])
             for sequence, each, _ in known:
                 each.at += 1

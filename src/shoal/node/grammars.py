@@ -95,17 +95,17 @@ class GrammarProcess:
             self._ask(Ask(self._opened(made)))
         return made
 
-    def advance(self, drawn: Sequence[tuple[RemoteConstraint, int]]) -> None:
-        """Begins to work out what may come after the tokens that a step drew."""
-        if not drawn:
+    def advance(self, sampled: Sequence[tuple[RemoteConstraint, int]]) -> None:
+        """Begins to work out what may come after the tokens that a step sampled."""
+        if not sampled:
             return
         ask = Ask([], [])
         with self._lock:
-            for constraint, token in drawn:
+            for constraint, token in sampled:
                 constraint.tokens.append(token)
                 constraint.next = Future()
                 if constraint.failed is None and constraint.life == self._life:
-                    ask.drawn.append((constraint.id, token))
+                    ask.sampled.append((constraint.id, token))
                 elif constraint.failed is None:  # the process in which it was open has ended
                     ask.opened += self._opened(constraint)
             self._ask(ask)
@@ -141,7 +141,7 @@ class GrammarProcess:
         """In the lock."""
         if self._closed:
             raise GrammarFailed("the model is being unloaded", ours=True)
-        if not ask.opened and not ask.drawn:
+        if not ask.opened and not ask.sampled:
             return
         if self._asking is None:
             self._asking = Thread(target=self._ask_all, name="grammar-asks", daemon=True)

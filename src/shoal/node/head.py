@@ -39,12 +39,12 @@ class Head:
     def __init__(self, settings: HeadSettings, model: Description, machine: HostEnvironment | None = None) -> None:
         self.settings = settings
         self.model = model
-        self.tokenizer = Tokenizer.open(model.path, model.gguf, settings.chat_template_file, settings.trust_text)
+        self.tokenizer = Tokenizer.open(model.path, model.gguf, settings.engine.chat_template_file, settings.api.trust_text)
         self.metrics = Metrics()
         self.created = int(time())
         self.facts = facts(model)
-        context = min(settings.context, model.spec.context)
-        cost = model_cost(model.spec, model.weights, settings.precision, settings.kv_type, settings.step_tokens)
+        context = min(settings.engine.context, model.spec.context)
+        cost = model_cost(model.spec, model.weights, settings.engine.precision, settings.engine.kv_type, settings.engine.step_tokens)
         self._machine = machine or HostEnvironment()
         self._log: RequestLog | None = None
         self.coordinator = Coordinator(settings, Served(model.name, model.reference, cost, context), self._machine, self)
@@ -55,7 +55,7 @@ class Head:
         """Reads what a head before this one was about, and listens for nodes. Raises ConfigError."""
         settings = self.settings
         if settings.state_folder is not None:
-            self._log = RequestLog(settings.state_folder, f"{self.model.reference} {settings.precision} {settings.kv_type}")
+            self._log = RequestLog(settings.state_folder, f"{self.model.reference} {settings.engine.precision} {settings.engine.kv_type}")
         await self.coordinator.start()
 
     async def stop(self, reason: str = "the head shut down") -> None:
@@ -118,7 +118,7 @@ class Head:
             for request in requests:
                 streams.append(self.submit(request))
             if self._log is not None and note:
-                await self._log.accepted(answer, note, requests)  # in the same turn: what is drawn from now on is kept too
+                await self._log.accepted(answer, note, requests)  # in the same turn: what is sampled from now on is kept too
         except BaseException:
             for stream in streams:
                 stream.close()
@@ -181,9 +181,9 @@ class Head:
         )
         self.metrics.fetched(node, heartbeat.fetched_from_peers, heartbeat.fetched_from_origin)
 
-    def drawn(self, chunks: list[TokenChunk]) -> None:
+    def sampled(self, chunks: list[TokenChunk]) -> None:
         if self._log is not None:
-            self._log.drawn(chunks)
+            self._log.sampled(chunks)
 
     def gone(self, node: str) -> None:
         self.metrics.forget(node)

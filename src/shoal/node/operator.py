@@ -10,12 +10,12 @@ from shoal.membership.state import SERVING, Cluster
 
 
 def described(
-    name: str, model: str, cluster: Cluster, machines: Mapping[int, control.Join], waiting: int, story: Iterable[str], now: float
+    name: str, model: str, cluster: Cluster, machines: Mapping[int, control.Join], waiting: int, events: Iterable[str], now: float
 ) -> control.ClusterDescription:
     """`shoal nodes`. machines: what the nodes said of themselves. waiting: requests that have not ended. now: seconds, on the cluster's clock."""
     words = cluster.moving or cluster.why
     state = cluster.state + (f": {words}" if words else "")
-    out = control.ClusterDescription(cluster=name, model=model, state=state, epoch=cluster.epoch, story=story)
+    out = control.ClusterDescription(cluster=name, model=model, state=state, epoch=cluster.epoch, events=list(events))
     if waiting and cluster.state != SERVING:
         out.state += f"; {waiting} request(s) wait"
     for node, member in cluster.members.items():

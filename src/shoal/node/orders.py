@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 
 from shoal.address import is_wildcard
-from shoal.config import HeadSettings
+from shoal.config import EngineSettings
 from shoal.control import messages as control
 from shoal.membership import events, instructions
 from shoal.membership.member import Member
@@ -29,17 +29,18 @@ class Orders:
 
     def __init__(
         self,
-        settings: HeadSettings,
+        host: str,
+        settings: EngineSettings,
         model: Served,
         environment: Environment,
         share: Share,
         members: Mapping[int, Member],
         machines: Mapping[int, control.Join],
     ) -> None:
-        """members, machines: the nodes by their numbers, as they are at any time, and what they said of themselves."""
+        """host: where this head listens. members, machines: the nodes by their numbers, as they are at any time, and what they said of themselves."""
         self.port = 0
         self.manifest: Manifest | None = None
-        self._settings, self._model, self._environment, self._share = settings, model, environment, share
+        self._host, self._settings, self._model, self._environment, self._share = host, settings, model, environment, share
         self._members, self._machines = members, machines
 
     def load(self, order: instructions.LoadStage) -> control.Load:
@@ -82,5 +83,4 @@ class Orders:
 
     def seen_by(self, joined: events.Joined) -> str:
         """The head's address as a node sees it."""
-        host = self._settings.host
-        return self._environment.facing(joined.host, joined.tensor_port) if is_wildcard(host) else host
+        return self._environment.facing(joined.host, joined.tensor_port) if is_wildcard(self._host) else self._host

@@ -1,7 +1,7 @@
 """Sends steps into the pipeline and hands results to the requests that wait for them.
 
 With S stages it keeps up to S + 1 steps in flight: one in every stage, and one on its way, so that the first stage
-finds it as soon as it is free. The scheduler spreads draws over S steps.
+finds it as soon as it is free. The scheduler spreads samples over S steps.
 
 Requests outlive routes. When a route breaks, or is left for a better one, they wait. On the next route the scheduler goes back to the
 last confirmed results, the lost keys and values are refilled, and the steps go on from there. A token is handed out once, when
@@ -35,13 +35,13 @@ class Driver:
         self,
         scheduler: Scheduler,
         observe: Callable[[StepTiming], None],
-        drawn: Callable[[list[TokenChunk]], None] = lambda chunks: None,
+        sampled: Callable[[list[TokenChunk]], None] = lambda chunks: None,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
-        """drawn: called with the tokens of each step, before the streams get them. clock: seconds, the same clock as in the stages' traces."""
+        """sampled: called with the tokens of each step, before the streams get them. clock: seconds, the same clock as in the stages' traces."""
         self.scheduler = scheduler
         self.timings = Timings()
-        self._observe, self._drawn, self._clock = observe, drawn, clock
+        self._observe, self._sampled, self._clock = observe, sampled, clock
         self._streams: dict[RequestId, TokenStream] = {}
         self._strikes: dict[RequestId, int] = {}
         self._route: DrivenRoute | None = None
@@ -234,7 +234,7 @@ class Driver:
             if examined.fault:
                 self._fail(examined.sequence, ClusterError(examined.fault))
         chunks = self.scheduler.apply(result, arrived - step.sent)
-        self._drawn(chunks)
+        self._sampled(chunks)
         for chunk in chunks:
             if (stream := self._streams.get(chunk.request)) is not None:
                 stream.put(chunk)

@@ -3,10 +3,10 @@
     file:    record, record, …                     the first one is `Began`
     record:  length u32 · crc32 u32 · payload      little-endian; the payload is msgpack
 
-    Began     whose requests these are: another model's tokens mean nothing here
-    Accepted  an answer: its requests, and a note that only the gateway reads
-    Drawn     what one step brought
-    Gone      an answer that nobody will ask for any more
+    Began           whose requests these are: another model's tokens mean nothing here
+    Accepted        an answer: its requests, and a note that only the gateway reads
+    SampledTokens   what one step brought
+    Gone            an answer that nobody will ask for any more
 
 A file may end anywhere, because its writer did: what follows the last whole record is cut off. So every beginning of a file is
 a state that once was.
@@ -40,7 +40,7 @@ class Accepted(msgspec.Struct, frozen=True, array_like=True, tag="accepted"):
     requests: list[Request]
 
 
-class Draw(msgspec.Struct, frozen=True, array_like=True):
+class SampledToken(msgspec.Struct, frozen=True, array_like=True):
     """A TokenChunk, its request by number."""
 
     number: int
@@ -52,22 +52,22 @@ class Draw(msgspec.Struct, frozen=True, array_like=True):
     cached: int
 
     @classmethod
-    def of(cls, number: int, chunk: TokenChunk) -> Draw:
+    def of(cls, number: int, chunk: TokenChunk) -> SampledToken:
         return cls(number, chunk.choice, chunk.token, chunk.logprob, chunk.alternatives, chunk.finish, chunk.cached)
 
     def chunk(self, request: RequestId) -> TokenChunk:
         return TokenChunk(request, self.choice, self.token, self.logprob, self.alternatives, self.finish, self.cached)
 
 
-class Drawn(msgspec.Struct, frozen=True, array_like=True, tag="drawn"):
-    draws: list[Draw]
+class SampledTokens(msgspec.Struct, frozen=True, array_like=True, tag="drawn"):
+    samples: list[SampledToken]
 
 
 class Gone(msgspec.Struct, frozen=True, array_like=True, tag="gone"):
     answer: str
 
 
-Record = Began | Accepted | Drawn | Gone
+Record = Began | Accepted | SampledTokens | Gone
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Record)
@@ -104,7 +104,7 @@ class Kept:
     note: bytes
     requests: list[Request]
     said: list[list[TokenChunk]] = field(default_factory=list[list[TokenChunk]])
-    """Of each request, in the order in which they were drawn."""
+    """Of each request, in the order in which they were sampled."""
 
 
 class Ledger:
@@ -123,11 +123,11 @@ class Ledger:
                 self._forget(answer)
                 self.answers[answer] = kept = Kept(answer, first, note, requests, [[] for _ in requests])
                 self._numbers |= {first + i: (kept, i) for i in range(len(requests))}
-            case Drawn(draws):
-                for draw in draws:
-                    if (found := self._numbers.get(draw.number)) is not None:
+            case SampledTokens(samples):
+                for sample in samples:
+                    if (found := self._numbers.get(sample.number)) is not None:
                         kept, i = found
-                        kept.said[i].append(draw.chunk(kept.requests[i].id))
+                        kept.said[i].append(sample.chunk(kept.requests[i].id))
             case Gone(answer):
                 self._forget(answer)
 
@@ -150,7 +150,7 @@ def written(identity: str, answers: Iterable[Kept]) -> bytes:
     out = [encode(Began(identity))]
     for kept in answers:
         out.append(encode(Accepted(kept.answer, kept.first, kept.note, kept.requests)))
-        draws = [Draw.of(kept.first + i, chunk) for i, said in enumerate(kept.said) for chunk in said]
-        if draws:
-            out.append(encode(Drawn(draws)))
+        samples = [SampledToken.of(kept.first + i, chunk) for i, said in enumerate(kept.said) for chunk in said]
+        if samples:
+            out.append(encode(SampledTokens(samples)))
     return b"".join(out)

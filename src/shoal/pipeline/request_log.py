@@ -2,8 +2,8 @@
 
 Records are handed over at once and written by a task, many at a time, in a thread: no step waits for a disk. What is promised:
 
-- An answer whose HTTP status has gone out is in the file, and so is what was drawn up to a few hundredths of a second ago.
-- When the process is killed nothing that was written is lost. What was drawn after that is drawn again, and is the same.
+- An answer whose HTTP status has gone out is in the file, and so is what was sampled up to a few hundredths of a second ago.
+- When the process is killed nothing that was written is lost. What was sampled after that is sampled again, and is the same.
 - When the machine goes down, what the system had not yet put on the disk is lost: answers of the last half minute or so.
 - When the disk is full or gone, that is said once, and serving goes on without the file.
 """
@@ -18,15 +18,16 @@ from pathlib import Path
 
 import structlog
 
-from shoal.errors import ConfigError, human_bytes
+from shoal.errors import ConfigError
 from shoal.file_lock import locked
 from shoal.pipeline import records
-from shoal.pipeline.records import Accepted, Draw, Drawn, Gone, Kept, Record
+from shoal.pipeline.records import Accepted, Gone, Kept, Record, SampledToken, SampledTokens
 from shoal.request import Request, RequestId, TokenChunk
+from shoal.sizes import human_bytes
 
 log = structlog.get_logger()
 
-_LINGER = 0.01  # seconds for which records gather; a crash costs that much drawing
+_LINGER = 0.01  # seconds for which records gather; a crash costs that much sampling
 _BOUND = 8 << 20  # bytes of the file over which it is written anew, with what still lives
 _MOST_PENDING = 64 << 20  # bytes that may wait for a disk that does not answer
 
@@ -81,18 +82,18 @@ class RequestLog:
     # What happens
 
     async def accepted(self, answer: str, note: bytes, requests: Sequence[Request]) -> None:
-        """Returns when it is written, or cannot be. What is drawn meanwhile comes after it."""
+        """Returns when it is written, or cannot be. What is sampled meanwhile comes after it."""
         first = self._next
         self._know(answer, first, requests)
         self._put(Accepted(answer, first, note, list(requests)))
         await self._written()
 
-    def drawn(self, chunks: Sequence[TokenChunk]) -> None:
-        """What is said of a prompt is too long to be kept, and is computed anew; its choice is drawn anew after that, and says the same."""
+    def sampled(self, chunks: Sequence[TokenChunk]) -> None:
+        """What is said of a prompt is too long to be kept, and is computed anew; its choice is sampled anew after that, and says the same."""
         kept = [chunk for chunk in chunks if chunk.choice or chunk.request not in self._examined]
-        draws = [Draw.of(number, chunk) for chunk in kept if (number := self._numbers.get(chunk.request)) is not None]
-        if draws:
-            self._put(Drawn(draws))
+        samples = [SampledToken.of(number, chunk) for chunk in kept if (number := self._numbers.get(chunk.request)) is not None]
+        if samples:
+            self._put(SampledTokens(samples))
 
     def gone(self, answer: str) -> None:
         """Nobody will ask for it any more. Unknown ones are left alone."""

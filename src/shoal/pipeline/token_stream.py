@@ -17,9 +17,9 @@ class Source(Protocol):
 
 
 class TokenStream(ChunkStream):
-    """The tokens of one request as they are drawn; close it to cancel the rest.
+    """The tokens of one request as they are sampled; close it to cancel the rest.
 
-    said: what was drawn before this process began. It comes first, and what is missing once a driver takes the request up.
+    said: what was sampled before this process began. It comes first, and what is missing once a driver takes the request up.
     """
 
     def __init__(self, request: Request, said: Iterable[TokenChunk] = ()) -> None:

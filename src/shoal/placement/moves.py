@@ -148,7 +148,7 @@ class Moves:
 
     def _anew(self, nodes: Sequence[NodeProfile], kv_tokens: int) -> list[Placement]:
         least, most = self._bounds(len(nodes))
-        demand = Demand(self.demand.lanes, kv_tokens, kv_tokens, self.demand.context)
+        demand = Demand(self.demand.slots, kv_tokens, kv_tokens, self.demand.context)
         try:
             return [place(nodes, self.links, self.model, demand, least, most)]
         except CapacityError:

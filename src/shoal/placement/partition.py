@@ -24,7 +24,7 @@ class StagePlan:
     end: int
     weight_bytes: int
     seconds: float
-    """Predicted for a decode step of all lanes' share."""
+    """Predicted for a decode step of all slots' share."""
     prefill_seconds: float
     """Predicted per token."""
 
@@ -39,7 +39,7 @@ class Placement:
     kv_tokens: int
     hop_seconds: float
     """Of a decode step over all links, head to head."""
-    lanes: int
+    slots: int
 
     @property
     def slowest(self) -> float:
@@ -51,9 +51,9 @@ class Placement:
 
     @property
     def tokens_per_second(self) -> float:
-        """With all lanes busy: every stage works on its share of them at once."""
+        """With all slots busy: every stage works on its share of them at once."""
         stages = len(self.stages)
-        busy = min(self.lanes, max(1, self.lanes // stages) * stages)
+        busy = min(self.slots, max(1, self.slots // stages) * stages)
         return busy / max(self.latency, self.slowest * stages)
 
     @property
@@ -67,7 +67,7 @@ class Costs:
     def __init__(self, model: ModelCost, demand: Demand, stages: int) -> None:
         self.model = model
         self.prefix = [0, *accumulate(model.layer_bytes)]
-        self.rows = max(1, demand.lanes // stages)
+        self.rows = max(1, demand.slots // stages)
         self.kv_read = model.kv_bytes * demand.context * self.rows
 
     def weights(self, first: int, end: int) -> int:
@@ -158,7 +158,7 @@ def placed(order: Sequence[NodeProfile], bounds: list[int], costs: Costs, links:
         link = links.between(a, b)
         carried = costs.model.activation_bytes * costs.rows if 0 < i < len(order) else 0
         hops += link.seconds + carried / link.bytes_per_second
-    return Placement(stages, kv_tokens, hops, demand.lanes)
+    return Placement(stages, kv_tokens, hops, demand.slots)
 
 
 def place(

@@ -69,16 +69,16 @@ class ModelCost:
 class Demand:
     """What the placement is for."""
 
-    lanes: int
+    slots: int
     kv_tokens: int
     """Wanted in the KV pool."""
     least_kv_tokens: int
     """Without which the model is of no use."""
     context: int = 256
-    """Tokens that a typical decode step reads, per lane."""
+    """Tokens that a typical decode step reads, per slot."""
 
     @classmethod
-    def of(cls, lanes: int, kv_tokens: int, context: int) -> Demand:
+    def of(cls, slots: int, kv_tokens: int, context: int) -> Demand:
         """kv_tokens: what was asked for, 0 for what is usual. context: of the longest sequence."""
-        wanted = kv_tokens or lanes * min(context, 2048)
-        return cls(lanes, wanted, min(wanted, max(context // 4, 256)))
+        wanted = kv_tokens or slots * min(context, 2048)
+        return cls(slots, wanted, min(wanted, max(context // 4, 256)))

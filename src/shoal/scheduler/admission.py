@@ -34,10 +34,10 @@ class Admission:
         return parent if parent is not None and not parent.done and parent.life == 0 else None
 
     def _let_in(self, sequence: Sequence) -> bool:
-        """Gives a waiting sequence its first blocks where a lane is free; lower classes give way where one is not, or blocks are lacking."""
+        """Gives a waiting sequence its first blocks where a slot is free; lower classes give way where one is not, or blocks are lacking."""
         while True:
             parent = self._forks_from(sequence)
-            if len(self._slots.running) < self._slots.limits.lanes and (
+            if len(self._slots.running) < self._slots.limits.slots and (
                 self._enter(sequence) if parent is None else self._fork(sequence, parent)
             ):
                 return True
@@ -51,7 +51,7 @@ class Admission:
         needed = (
             2
             if self._forks_from(sequence) is not None
-            else self._slots.blocks_for(len(sequence.tokens) + sequence.draws) - len(self._found(sequence))
+            else self._slots.blocks_for(len(sequence.tokens) + sequence.samples) - len(self._found(sequence))
         )
         return needed - self._slots.pool.available
 
@@ -70,7 +70,10 @@ class Admission:
         found = self._found(sequence)
         for block in found:
             self._slots.pool.share(block)
-        if self._slots.blocks_for(len(sequence.tokens) + sequence.draws) - len(found) > self._slots.pool.available and self._slots.running:
+        if (
+            self._slots.blocks_for(len(sequence.tokens) + sequence.samples) - len(found) > self._slots.pool.available
+            and self._slots.running
+        ):
             for block in reversed(found):
                 self._slots.pool.release(block)
             return False

@@ -24,7 +24,7 @@ class StepBudget:
         self._room = cost.room(flying) if cost is not None else Load()
         self.load = Load()
         """Of what was taken."""
-        self._until: float | None = None  # seconds; known once the draws are in
+        self._until: float | None = None  # seconds; known once the samples are in
         self._served = False  # a prompt has been asked for that may have all that is left
 
     def take(self, load: Load, prompt: bool) -> None:

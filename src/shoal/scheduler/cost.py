@@ -146,7 +146,7 @@ class StepCost:
         return least
 
     def learn(self, load: Load, traces: Sequence[StageTrace], flight: float = 0.0, chunks: bool = True) -> None:
-        """A step has come back. flight: seconds from its sending to its result; 0: not known. chunks: it held more than draws."""
+        """A step has come back. flight: seconds from its sending to its result; 0: not known. chunks: it held more than samples."""
         if len(traces) != len(self._stages) or not load.rows:
             return
         if chunks:

@@ -11,12 +11,12 @@ class Limits:
     block_tokens: int
     context: int
     """Most tokens of a sequence."""
-    lanes: int
+    slots: int
     """Most sequences that run at once."""
     step_tokens: int
     queue: int
     depth: int = 1
-    """Steps that the driver keeps in flight: draws are spread over as many steps, prompts cut into as many smaller chunks."""
+    """Steps that the driver keeps in flight: samples are spread over as many steps, prompts cut into as many smaller chunks."""
     ageing: int = 256
     """Steps that a class may wait while none of it runs; then its first in line rises a class."""
     wait: float = 0.0

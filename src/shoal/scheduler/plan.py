@@ -18,7 +18,7 @@ class Opened(msgspec.Struct, frozen=True, array_like=True):
     prompt: list[int]
     """Empty unless the repetition penalty needs it."""
     generated: list[int]
-    """Tokens that were drawn before, on a route or by a head that is gone."""
+    """Tokens that were sampled before, on a route or by a head that is gone."""
 
 
 class PromptQuery(msgspec.Struct, frozen=True, array_like=True):
@@ -42,7 +42,7 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True):
     blocks: list[int]
     """KV blocks that join the sequence's table with this step."""
     sample: bool
-    """Draw a token after the last of these."""
+    """Sample a token after the last of these."""
     asked: PromptQuery | None = None
 
 
@@ -70,7 +70,7 @@ class Sampled(msgspec.Struct, frozen=True, array_like=True):
     logprob: float | None = None
     alternatives: tuple[Alternative, ...] = ()
     fault: str = ""
-    """Why no token can be drawn, now or later: the request ends."""
+    """Why no token can be sampled, now or later: the request ends."""
     ours: bool = False
     """The fault is not the request's."""
 
@@ -101,7 +101,7 @@ class StageTrace(msgspec.Struct, frozen=True, array_like=True):
 class StepResult(msgspec.Struct, frozen=True, array_like=True):
     step: int
     sampled: list[Sampled]
-    """A draw that is not here was put off: it is asked for again."""
+    """A sample that is not here was put off: it is asked for again."""
     traces: list[StageTrace]
     missing: list[int] = []
     """Sequences that could not be refilled, because a journal does not reach back to all of their tokens."""

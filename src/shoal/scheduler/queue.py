@@ -1,8 +1,8 @@
-"""Sequences that wait for a lane: by class, and in a class in the order in which they arrived.
+"""Sequences that wait for a slot: by class, and in a class in the order in which they arrived.
 
 Nothing starves. Of a class that waits while none of it runs, the first in line rises one class every `ageing` steps: from then on it
 counts as one of that class, and its early arrival puts it ahead there. Only the first one ages, so however many wait, a starving
-class takes at most one lane per `ageing` steps from those above it. In the highest class, which is served in order of arrival, only a finite
+class takes at most one slot per `ageing` steps from those above it. In the highest class, which is served in order of arrival, only a finite
 number can be ahead.
 """
 

@@ -2,7 +2,7 @@
 
 When a node is lost, the blocks of its layers are empty on the node that takes them over, while all other layers still hold theirs. A
 step that refills carries the tokens of the sequences again, like a prompt, and `spans`: the lost ranges of layers. Stages run only their
-layers inside a span and draw nothing. Sequences are refilled oldest first, in steps of at most `step_tokens` rows. A block that several
+layers inside a span and sample nothing. Sequences are refilled oldest first, in steps of at most `step_tokens` rows. A block that several
 sequences share is filled once, with the first of them; a block that no sequence holds is not filled.
 """
 

@@ -1,13 +1,13 @@
 """Which tokens run in which step.
 
 There is no prefill and no decode phase: a sequence's known tokens run ahead of its computed ones, and every step moves some
-sequences forward under one budget of tokens. A sequence whose draw is on its way rests until the result is applied; steps in
-flight at the same time are therefore over disjoint draws, while chunks of one prompt may follow each other into the pipe.
+sequences forward under one budget of tokens. A sequence whose sample is on its way rests until the result is applied; steps in
+flight at the same time are therefore over disjoint samples, while chunks of one prompt may follow each other into the pipe.
 
 The stages run steps in the order of their numbers, each link keeps that order, and so a block that was given up may be handed
 out again at once: whatever an older step still writes there, it writes before the new owner does.
 
-Classes of requests: whoever is of a higher class enters first, and where lanes or blocks are lacking the youngest of the lowest class
+Classes of requests: whoever is of a higher class enters first, and where slots or blocks are lacking the youngest of the lowest class
 gives way and is computed anew later. Nobody starves of it. For those that wait see queue.py. One that gave way to a higher class before it
 had its turn of tokens runs one class higher the next time, until it has, so it is set back once per class at most. And in a step a lower
 class counts as having rested some steps less, no more.
@@ -40,7 +40,7 @@ class _Sent:
     sequence: Sequence
     life: int
     upto: int
-    draws: bool
+    samples: bool
     asked: PromptQuery | None
 
 
@@ -59,7 +59,7 @@ class Scheduler:
         self.cost: StepCost | None = None
         """What steps take on the route that is driven; without, a step is bound by its rows alone."""
         self.apart: set[RequestId] = set()
-        """Requests that run in steps of their own until they draw again, because a step with one of them failed."""
+        """Requests that run in steps of their own until they sample again, because a step with one of them failed."""
         self._held_up = False
         """One of those found a step begun: they go first in the next one."""
         self._sequences: dict[SequenceId, Sequence] = {}
@@ -102,20 +102,20 @@ class Scheduler:
 
     def fits(self, request: Request) -> None:
         """Raises InvalidRequest where such a request can never run."""
-        prompt, drawn, limit = len(request.prompt), request.draws, self.limits.longest
-        least = int(drawn > 0 or not request.examined)
+        prompt, most, limit = len(request.prompt), request.samples, self.limits.longest
+        least = int(most > 0 or not request.examined)
         if prompt == 0:
             raise InvalidRequest("the prompt is empty", "prompt")
         if prompt + least > limit:
             room = "with one more for an answer at" if least else "at"
             raise InvalidRequest(f"the prompt has {prompt} tokens; {room} most {limit} fit", "prompt", "context_length_exceeded")
-        if drawn < least:
+        if most < least:
             raise InvalidRequest(f"max_tokens must be at least {least}", "max_tokens")
         if not 0 <= (request.prompt_logprobs or 0) <= MAX_ALTERNATIVES:
             raise InvalidRequest(f"prompt_logprobs must lie in [0, {MAX_ALTERNATIVES}], not {request.prompt_logprobs}", "prompt_logprobs")
-        if prompt + drawn > limit:
+        if prompt + most > limit:
             raise InvalidRequest(
-                f"the prompt's {prompt} tokens and max_tokens {drawn} make {prompt + drawn}; at most {limit} fit",
+                f"the prompt's {prompt} tokens and max_tokens {most} make {prompt + most}; at most {limit} fit",
                 "max_tokens",
                 "context_length_exceeded",
             )
@@ -167,7 +167,7 @@ class Scheduler:
     # A route is lost, another one takes over
 
     def rewind(self) -> None:
-        """Back to what results have confirmed: the steps in flight are lost, and stages know no tables and draws any more."""
+        """Back to what results have confirmed: the steps in flight are lost, and stages know no tables and samples any more."""
         self._flight.clear()
         for sequence in [s for s in self.slots.running if s.forking]:
             self.slots.preempt(sequence)
@@ -175,14 +175,14 @@ class Scheduler:
             sequence.scheduled = sequence.computed
             sequence.told = 0
             sequence.asked = sequence.examined
-            sequence.undrawn |= sequence.awaiting and sequence.pending == 0
+            sequence.unsampled |= sequence.awaiting and sequence.pending == 0
             sequence.awaiting = sequence.opened = False
         self._closed, self.slots.dropped, self.slots.copies = [], [], []
 
     def restart(self, limits: Limits) -> list[RequestId]:
         """After `rewind`: no KV block is left and there may be others. Answers the requests that can no longer run; they have ended."""
         self.slots.renew(limits)
-        lost = [r for r, family in self._requests.items() if any(s.prompt_length + s.request.draws > limits.longest for s in family)]
+        lost = [r for r, family in self._requests.items() if any(s.prompt_length + s.request.samples > limits.longest for s in family)]
         for request in lost:
             self.cancel(request)
         return lost
@@ -275,13 +275,13 @@ class Scheduler:
         for sent in self._flight[result.step].sent:
             if sent.asked is not None and not answered(examined.get(sent.sequence.id), sent.asked):
                 raise RemoteProtocolError(f"the result of step {result.step} lacks the answers about a prompt")
-        drawn = {sampled.sequence for sampled in result.sampled}
+        came = {sampled.sequence for sampled in result.sampled}
         out: list[TokenChunk] = []
         step = self._flight.pop(result.step)
         if self.cost is not None:
-            self.cost.learn(step.load, result.traces, flight, step.load.rows > sum(sent.draws for sent in step.sent))
+            self.cost.learn(step.load, result.traces, flight, step.load.rows > sum(sent.samples for sent in step.sent))
         for sent in step.sent:
-            if sent.draws and not sent.sequence.done and sent.sequence.id not in drawn:
+            if sent.samples and not sent.sequence.done and sent.sequence.id not in came:
                 self._put_off(sent)
             if not sent.sequence.done and sent.life == sent.sequence.life:
                 sent.sequence.forking = False
@@ -291,24 +291,24 @@ class Scheduler:
                 if sent.asked is not None and not (found := examined[sent.sequence.id]).fault:
                     out += outputs(sent.sequence, sent.upto, found)
                 out += self._complete(sent.sequence)
-        return out + [chunk for sampled in result.sampled if (chunk := self._drawn(sampled)) is not None]
+        return out + [chunk for sampled in result.sampled if (chunk := self._sampled(sampled)) is not None]
 
     def _put_off(self, sent: _Sent) -> None:
-        """The last stage could not draw yet. After a preemption all is computed, and drawn for, anew in any case."""
+        """The last stage could not sample yet. After a preemption all is computed, and sampled for, anew in any case."""
         sent.sequence.awaiting = False
-        sent.sequence.undrawn = sent.life == sent.sequence.life
+        sent.sequence.unsampled = sent.life == sent.sequence.life
 
     def _chunk(self, sequence: Sequence, count: int, opened: list[Opened]) -> Chunk:
-        if not sequence.opened and sequence.draws:
+        if not sequence.opened and sequence.samples:
             sequence.opened = True
             sampling, request = sequence.request.sampling, sequence.request
             if sequence.choice:
                 sampling = msgspec.structs.replace(sampling, seed=(sampling.seed + sequence.choice) % 2**64)
             prompt = request.prompt if sampling.repetition_penalty != 1 else []
             opened.append(Opened(sequence.id, sampling, prompt, sequence.tokens[sequence.prompt_length :]))
-        at = sequence.scheduled - sequence.undrawn
-        sequence.scheduled, sequence.undrawn = at + count, False
-        sample = sequence.pending == 0 and sequence.draws
+        at = sequence.scheduled - sequence.unsampled
+        sequence.scheduled, sequence.unsampled = at + count, False
+        sample = sequence.pending == 0 and sequence.samples
         sequence.awaiting = sample
         sequence.last_step = self._next_step
         blocks = [int(b) for b in sequence.table[sequence.told :]]
@@ -318,7 +318,7 @@ class Scheduler:
     # Results
 
     def _complete(self, sequence: Sequence) -> list[TokenChunk]:
-        """The end of a choice of which nothing is drawn."""
+        """The end of a choice of which nothing is sampled."""
         if not sequence.complete:
             return []
         request = sequence.request
@@ -326,7 +326,7 @@ class Scheduler:
         finish = FinishReason.STOP if request.embed else FinishReason.LENGTH
         return [TokenChunk(request.id, sequence.choice, None, finish=finish, cached=sequence.cached)]
 
-    def _drawn(self, sampled: Sampled) -> TokenChunk | None:
+    def _sampled(self, sampled: Sampled) -> TokenChunk | None:
         sequence = self._sequences.get(SequenceId(sampled.sequence))
         if sequence is None or sequence.done:
             return None  # cancelled while the step ran
@@ -374,5 +374,5 @@ class Scheduler:
             assert not sequence.examining or sequence.computed <= sequence.examined, "rows of the prompt are computed and have not answered"
             assert sequence.examined <= sequence.asked, "what was not asked is answered"
             put_off = sequence in self.slots.running and sequence.computed == len(sequence.tokens) and not sequence.awaiting
-            assert not sequence.undrawn or put_off, "a draw was put off, and not all before it is computed"
-        assert self.running <= self.limits.lanes, "too many lanes"
+            assert not sequence.unsampled or put_off, "a sample was put off, and not all before it is computed"
+        assert self.running <= self.limits.slots, "too many slots"

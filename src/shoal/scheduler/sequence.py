@@ -30,9 +30,9 @@ class Sequence:
     named: int = 0
     """Blocks of the table that can be found by their tokens."""
     awaiting: bool = False
-    """A draw is on its way; the next token is not known."""
-    undrawn: bool = False
-    """All known tokens are computed, and the draw that was due was put off: the last one runs once more."""
+    """A sample is on its way; the next token is not known."""
+    unsampled: bool = False
+    """All known tokens are computed, and the sample that was due was put off: the last one runs once more."""
     opened: bool = False
     """The last stage has its sampling state."""
     life: int = 0
@@ -53,7 +53,7 @@ class Sequence:
     standing: Priority = field(init=False)
     """The class that it runs in: higher than the one that it waited in by one for each time that it was set back."""
     entered: tuple[int, int] = (0, 0)
-    """When it was given its lane: the next step's number, and how many tokens it had."""
+    """When it was given its slot: the next step's number, and how many tokens it had."""
     cached: int = 0
     done: bool = False
 
@@ -79,8 +79,8 @@ class Sequence:
         return len(self.tokens) - self.scheduled
 
     @property
-    def draws(self) -> bool:
-        return self.request.draws > 0
+    def samples(self) -> bool:
+        return self.request.samples > 0
 
     @property
     def answers(self) -> bool:
@@ -109,8 +109,8 @@ class Sequence:
 
     @property
     def complete(self) -> bool:
-        """Nothing is drawn of it, and there is nothing else to come."""
-        return not self.draws and (not self.examining if self.answers else self.computed == len(self.tokens))
+        """Nothing is sampled of it, and there is nothing else to come."""
+        return not self.samples and (not self.examining if self.answers else self.computed == len(self.tokens))
 
     @property
     def scoring(self) -> bool:
@@ -119,9 +119,9 @@ class Sequence:
 
     @property
     def active(self) -> bool:
-        """A stream that waits for its next token: it has one, or its draw is on its way or due."""
-        return self.generated > 0 or self.awaiting or self.undrawn
+        """A stream that waits for its next token: it has one, or its sample is on its way or due."""
+        return self.generated > 0 or self.awaiting or self.unsampled
 
     @property
     def decoding(self) -> bool:
-        return self.undrawn or (self.pending == 1 and self.generated > 0)
+        return self.unsampled or (self.pending == 1 and self.generated > 0)

@@ -12,7 +12,7 @@ from shoal.scheduler.queue import WaitingQueue
 from shoal.scheduler.sequence import Sequence
 
 _TURN = 32
-"""Tokens that a sequence draws in its turn."""
+"""Tokens that a sequence samples in its turn."""
 
 
 class Slots:
@@ -43,7 +43,7 @@ class Slots:
         """Gives the sequence blocks for its next `count` tokens, preempting the youngest of the lowest class for them; how many it can run."""
         size = self.limits.block_tokens
         while True:
-            room = len(sequence.table) * size - sequence.scheduled + sequence.undrawn
+            room = len(sequence.table) * size - sequence.scheduled + sequence.unsampled
             if room >= count:
                 return count
             if self.pool.available:
@@ -70,7 +70,7 @@ class Slots:
             self.dropped.append(sequence.id)
         sequence.scheduled = sequence.computed = sequence.told = sequence.named = 0
         sequence.life += 1
-        sequence.forking = sequence.undrawn = False
+        sequence.forking = sequence.unsampled = False
         self.waiting.put(sequence)
         self.counters.preemptions += 1
 

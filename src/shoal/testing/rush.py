@@ -10,7 +10,7 @@ import asyncio
 from math import exp, log
 from random import Random
 
-from shoal.config import HeadSettings
+from shoal.config import EngineSettings, HeadSettings
 from shoal.errors import NotReady
 from shoal.node.coordinator import Coordinator
 from shoal.node.observer import Served
@@ -49,9 +49,8 @@ class Rush(Scenario):
 
     async def _play(self) -> None:
         chance = self._chance
-        settings = HeadSettings(
-            host="head", lanes=16, kv_tokens=16000, context=_CONTEXT, step_tokens=256, min_nodes=self.stages, spread=True, pace=0, wait=1e6
-        )
+        engine = EngineSettings(slots=16, kv_tokens=16000, context=_CONTEXT, step_tokens=256)
+        settings = HeadSettings(engine=engine, host="head", min_nodes=self.stages, spread=True, pace=0, wait=1e6)
         head = SimWorld(self.network, self.network.host("head"))
         self.coordinator = coordinator = Coordinator(settings, Served("toy", "toy", toy.cost(self.layers), _CONTEXT), head, self.counts)
         await coordinator.start()
@@ -94,7 +93,7 @@ class Rush(Scenario):
                 self.tokens += 1
             if said > 1 and self._prompts:
                 self.waits.append(now - last)
-                if now - last > coordinator.settings.prompt_wait:
+                if now - last > coordinator.settings.engine.prompt_wait:
                     raise Broken(f"{request.id} waited {now - last:.3f} s for its token {said}")
             last = now
             if said > 1 and not self._prompts and now > 10:

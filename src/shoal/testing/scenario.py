@@ -1,4 +1,4 @@
-"""One seed's story: a cluster, requests, and what befalls them. The same seed gives the same story, to the last event."""
+"""One seed: a cluster, requests, and what befalls them. The same seed gives the same events, to the last one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from shoal.config import HeadSettings, NodeSettings
+from shoal.config import EngineSettings, HeadSettings, NodeSettings
 from shoal.control import messages as control
 from shoal.errors import CapacityError, ClusterError
 from shoal.executor.journal import JournalLimits
@@ -37,7 +37,7 @@ _GRAMMARS = tuple(
 
 
 class Broken(AssertionError):
-    """An invariant does not hold; the story says how it came to it."""
+    """An invariant does not hold; the events say how it came to it."""
 
 
 class _Counts:
@@ -60,7 +60,7 @@ class _Counts:
     def gone(self, node: str) -> None:
         pass
 
-    def drawn(self, chunks: list[TokenChunk]) -> None:
+    def sampled(self, chunks: list[TokenChunk]) -> None:
         pass
 
 
@@ -80,7 +80,7 @@ class Scenario:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.rng = Random(seed)
-        self.story: list[str] = []
+        self.events: list[str] = []
         self.tokens = self.faults = 0
         self.layers = self.rng.randint(3, 7)
         self.seconds = toy.Seconds()
@@ -92,12 +92,12 @@ class Scenario:
         self._unexpected: list[str] = []
 
     def say(self, what: str) -> None:
-        self.story.append(f"{self._loop.time():9.3f}  {what}")
+        self.events.append(f"{self._loop.time():9.3f}  {what}")
 
     # Running
 
     def run(self) -> None:
-        """Raises Broken with the whole story."""
+        """Raises Broken with all events."""
         structlog.configure(processors=[self._log])
         asyncio.set_event_loop(self._loop)
         try:
@@ -105,7 +105,7 @@ class Scenario:
             if self.network.unexpected or self._unexpected:
                 raise Broken(f"something unexpected happened: {[*self.network.unexpected, *self._unexpected]}")
         except (AssertionError, Deadlock, asyncio.InvalidStateError, KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
-            raise Broken(f"seed {self.seed}: {type(error).__name__}: {error}\n" + "\n".join(self.story)) from error
+            raise Broken(f"seed {self.seed}: {type(error).__name__}: {error}\n" + "\n".join(self.events)) from error
         finally:
             asyncio.set_event_loop(None)
             self._loop.close()
@@ -122,11 +122,10 @@ class Scenario:
     async def _play(self) -> None:
         rng = self.rng
         settings = HeadSettings(
+            engine=EngineSettings(
+                slots=rng.choice((2, 4)), kv_tokens=rng.choice((192, 320)), context=160, step_tokens=rng.choice((32, 64))
+            ),
             host="head",
-            lanes=rng.choice((2, 4)),
-            kv_tokens=rng.choice((192, 320)),
-            context=160,
-            step_tokens=rng.choice((32, 64)),
             heartbeat=0.5,
             spread=rng.random() < 0.4,
             spares=rng.choice((0, 0, 1)),
@@ -209,9 +208,9 @@ class Scenario:
         asks = Random(f"{self.seed} {index}")
         if asks.random() < 0.3:
             scored, embedded = asks.choice(((2, False), (0, False), (None, True), (1, True)))
-            drawn = asks.choice((0, request.max_tokens, request.max_tokens))
-            request = msgspec.structs.replace(request, prompt_logprobs=scored, embed=embedded, max_tokens=drawn)
-        if request.draws and asks.random() < 0.15:  # one that the sampler can do nothing for
+            most = asks.choice((0, request.max_tokens, request.max_tokens))
+            request = msgspec.structs.replace(request, prompt_logprobs=scored, embed=embedded, max_tokens=most)
+        if request.samples and asks.random() < 0.15:  # one that the sampler can do nothing for
             spoilt = msgspec.structs.replace(sampling, grammar="", logit_bias={asks.randrange(toy.VOCABULARY): math.nan})
             request = msgspec.structs.replace(request, sampling=spoilt)
         return request
@@ -252,7 +251,7 @@ class Scenario:
                     self.say(f"{request.id} is left by its client")
                     return
             if faulty:
-                raise Broken(f"{request.id} ended as if its tokens could be drawn")
+                raise Broken(f"{request.id} ended as if its tokens could be sampled")
         except ClusterError as error:
             if "hold sequences of" not in str(error) and not (faulty and "not a number" in str(error)):
                 raise Broken(f"{request.id} ended with an error: {error}") from error
@@ -264,7 +263,7 @@ class Scenario:
     def _add_node(self, settings: HeadSettings, share: float = 0.0) -> None:
         """share: of the memory that the whole model takes."""
         rng = self.rng
-        whole = self.layers * (toy.LAYER_BYTES + toy.KV_BYTES * settings.kv_tokens) + toy.LAYER_BYTES + 100
+        whole = self.layers * (toy.LAYER_BYTES + toy.KV_BYTES * settings.engine.kv_tokens) + toy.LAYER_BYTES + 100
         memory = int(whole * (share or rng.choice((0.45, 0.6, 0.8, 1.1))))
         node = _Node(self.network.host(f"n{len(self._nodes)}"), memory, rng.uniform(0.5, 2) * 1e6, rng.choice(_JOURNALS))
         self._nodes.append(node)

@@ -19,7 +19,7 @@ _RUSHES = 20  # of so many seeds one tells of long prompts beside running answer
 @dataclass(frozen=True)
 class Outcome:
     seed: int
-    story: str
+    events: str
     """Of a seed that failed; '' for one that did not."""
     tokens: int
     interruptions: int
@@ -30,20 +30,20 @@ class Outcome:
     """Requests that ended with one."""
 
 
-def stories(seed: int) -> list[Scenario]:
+def scenarios(seed: int) -> list[Scenario]:
     return [Scenario(seed), *([Rush(seed)] if seed % _RUSHES == 0 else [])]
 
 
 def play(seed: int) -> Outcome:
-    told, story = stories(seed), ""
+    told, events = scenarios(seed), ""
     for scenario in told:
         try:
             scenario.run()
         except Broken as broken:
-            story = story or str(broken)
+            events = events or str(broken)
     ended = [interruption for scenario in told for interruption in scenario.counts.interruptions]
     waits = sum(len(scenario.waits) for scenario in told if isinstance(scenario, Rush))
-    return Outcome(seed, story, told[0].tokens, len(ended), sum(i.tokens for i in ended), waits, told[0].faults)
+    return Outcome(seed, events, told[0].tokens, len(ended), sum(i.tokens for i in ended), waits, told[0].faults)
 
 
 def play_all(seeds: Sequence[int], jobs: int) -> list[Outcome]:
@@ -59,24 +59,24 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2000, help="how many")
     parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--jobs", type=int, default=default_threads())
-    parser.add_argument("--story", action="store_true", help="print every story, not only of those that fail")
+    parser.add_argument("--events", action="store_true", help="print the events of every seed, not only of those that fail")
     given = parser.parse_args()
     seeds = range(given.first, given.first + given.seeds)
-    if given.story:
-        for scenario in [scenario for seed in seeds for scenario in stories(seed)]:
+    if given.events:
+        for scenario in [scenario for seed in seeds for scenario in scenarios(seed)]:
             try:
                 scenario.run()
             finally:
-                print("\n".join(scenario.story))
+                print("\n".join(scenario.events))
         return
     outcomes = play_all(seeds, given.jobs)
-    failed = [o for o in outcomes if o.story]
+    failed = [o for o in outcomes if o.events]
     print(
         f"{len(outcomes)} seeds, {sum(o.tokens for o in outcomes)} tokens, {sum(o.interruptions for o in outcomes)} interruptions, "
         f"{sum(o.refilled for o in outcomes)} tokens refilled, {sum(o.waits for o in outcomes)} waits beside prompts, {len(failed)} failed"
     )
     for outcome in failed[:3]:
-        print(f"\n{outcome.story}\n\nagain: python -m shoal.testing.simulate --first {outcome.seed} --seeds 1 --story")
+        print(f"\n{outcome.events}\n\nagain: python -m shoal.testing.simulate --first {outcome.seed} --seeds 1 --events")
     if failed:
         print("failed seeds:", *(o.seed for o in failed))
         sys.exit(1)

@@ -128,7 +128,7 @@ def vocabulary() -> LLTokenizer:
 
 
 def grammars() -> Grammars:
-    """No draw is put off, so that no story depends on how fast this machine is."""
+    """No sample is put off, so that nothing that happens depends on how fast this machine is."""
     return Grammars(vocabulary, patience=None)
 
 
@@ -157,7 +157,7 @@ def _stage(request: Request, layers: int, held: Grammars | None = None) -> tuple
     """One that holds the request, and its KV blocks."""
     shard = Shard(make_layers, bf16=True, grammars=held)
     shard.load(range(layers), ToyWeights(layers))
-    blocks = -(-(len(request.prompt) + request.draws) // BLOCK_TOKENS)
+    blocks = -(-(len(request.prompt) + request.samples) // BLOCK_TOKENS)
     return shard.enter(range(layers), range(0), blocks), blocks
 
 
@@ -166,15 +166,15 @@ def _alone(request: Request, choice: int, layers: int) -> list[int]:
     stage, blocks = _stage(request, layers, held)
     sampling = msgspec.structs.replace(request.sampling, seed=(request.sampling.seed + choice) % 2**64)
     tokens, at, said = list(request.prompt), 0, list[int]()
-    for step in range(request.draws):
+    for step in range(request.samples):
         opened = [] if step else [Opened(0, sampling, request.prompt, [])]
         chunk = Chunk(0, at, tokens[at:], [] if step else list(range(blocks)), True)
-        (drawn,) = stage.run(StepPlan(step, opened, [], [], [], [chunk]), None).sampled
-        if drawn.token in request.stop_tokens:
+        (sampled,) = stage.run(StepPlan(step, opened, [], [], [], [chunk]), None).sampled
+        if sampled.token in request.stop_tokens:
             break
         at = len(tokens)
-        tokens.append(drawn.token)
-        said.append(drawn.token)
+        tokens.append(sampled.token)
+        said.append(sampled.token)
     held.close()
     return said
 

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 from jinja2 import meta
 from jinja2.ext import Extension
@@ -68,6 +68,13 @@ class _Generation(Extension):
     def parse(self, parser: Parser) -> list[Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """With types for what jinja2 has none for."""
+
+    filters: dict[str, Any]
+    globals: dict[str, Any]
 
 
 _SEARCHES = frozenset(
@@ -125,11 +132,9 @@ class ChatTemplate:
         marks: made in all that is rendered but the template's own words; None: everybody may write control tokens."""
         if not isinstance(source, str):
             raise fault(where, "the chat template is no text")
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
-        )
+        environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation])
         environment.filters["tojson"] = _tojson
-        cast("dict[str, Any]", environment.globals).update(raise_exception=_raise, strftime_now=_now)
+        environment.globals.update(raise_exception=_raise, strftime_now=_now)
         try:
             parsed = environment.parse(source)
             read = meta.find_undeclared_variables(parsed)

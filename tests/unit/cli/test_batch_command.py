@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -90,7 +91,8 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     return source, tmp_path / "out.jsonl"
 
 
-def results(target: Path) -> dict[str, Any]:
+def results(target: Path) -> dict[str | None, Any]:
+    """By their custom_id: None where a line had none."""
     rows = [json.loads(row) for row in target.read_bytes().splitlines()]
     assert len({row["custom_id"] for row in rows}) == len(rows)
     return {row["custom_id"]: row for row in rows}
@@ -160,8 +162,8 @@ def test_retry_after_is_honoured(files: tuple[Path, Path], monkeypatch: pytest.M
     pauses: list[float | None] = []
 
     class Impatient(RetryPolicy):
-        def pause(self, *told: Any) -> float | None:
-            pauses.append(super().pause(*told))
+        def pause(self, status: int, code: str | None, header: str | None, now: float, rng: Random) -> float | None:
+            pauses.append(super().pause(status, code, header, now, rng))
             return None if pauses[-1] is None else 0.0
 
     monkeypatch.setattr("shoal.cli.batch.RetryPolicy", Impatient)

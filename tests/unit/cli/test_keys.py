@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from shoal.cli.app import app
 from shoal.cli.cluster import _check_open
 from shoal.cli.keys import expiry
-from shoal.config import HeadSettings
+from shoal.config import ApiSettings, HeadSettings
 from shoal.errors import ConfigError
 from shoal.gateway.auth.key_store import KeyStore
 from tests.support.cluster import cluster, served, until
@@ -95,10 +95,10 @@ def test_what_cannot_be_done_is_an_error_of_the_user(arguments: tuple[str, ...])
 
 
 def test_an_address_of_the_network_wants_a_key_that_is_good(tmp_path: Path) -> None:
-    settings = HeadSettings(api_host="192.0.2.1", data=str(tmp_path))
+    settings = HeadSettings(api=ApiSettings(api_host="192.0.2.1", data=str(tmp_path)))
     with pytest.raises(ConfigError, match="shoal keys create"):
         _check_open(settings)
-    _check_open(HeadSettings(api_host="192.0.2.1", data=str(tmp_path), open_api=True))
+    _check_open(HeadSettings(api=ApiSettings(api_host="192.0.2.1", data=str(tmp_path), open_api=True)))
     keys("create", "alice")
     _check_open(settings)
     keys("revoke", "alice")

@@ -39,7 +39,7 @@ def journal(memory: int = PLENTY, disk: int = 0, encoding: WireCodec = WireCodec
 
 @pytest.mark.parametrize("where", ["memory", "disk"])
 def test_raw_rows_come_back_exactly(where: str) -> None:
-    kept = journal(**{"memory": 0, "disk": 0, where: PLENTY})
+    kept = journal(PLENTY if where == "memory" else 0, PLENTY if where == "disk" else 0)
     at, x = slots(3, 200, 17, 255), rows(4)
     kept.write(at, x)
     got, known = kept.read(at[::-1])

@@ -38,7 +38,14 @@ def sampler(params: SamplingParams, prompt: tuple[int, ...] = (), generated: tup
 def sample(
     params: SamplingParams, row: Floats, position: int = 0, prompt: tuple[int, ...] = (), generated: tuple[int, ...] = ()
 ) -> Sampled:
-    return sampler(params, prompt, generated).sample(1, position, row)
+    return drawn(sampler(params, prompt, generated), position, row)
+
+
+def drawn(sampler: Sampler, position: int, row: Floats) -> Sampled:
+    """What it draws for sequence 1, which nothing puts off."""
+    sampled = sampler.sample(1, position, row)
+    assert sampled is not None
+    return sampled
 
 
 def greedy(**fields: object) -> SamplingParams:
@@ -128,10 +135,10 @@ def test_presence_and_frequency_cover_the_answer_alone():
 
 def test_what_is_drawn_counts_for_the_next_draw():
     s, row = sampler(greedy(frequency_penalty=2)), logits(3, 2, 0.5)
-    drawn = [s.sample(1, p, row).token for p in range(4)]
-    assert drawn[:2] == [0, 1]
+    said = [drawn(s, p, row).token for p in range(4)]
+    assert said[:2] == [0, 1]
     rebuilt = sampler(greedy(frequency_penalty=2), generated=(0, 1))
-    assert [rebuilt.sample(1, p, row).token for p in (2, 3)] == drawn[2:]
+    assert [drawn(rebuilt, p, row).token for p in (2, 3)] == said[2:]
 
 
 def test_bias_lifts_and_bans():
@@ -332,10 +339,10 @@ def test_a_tiny_temperature_takes_the_likeliest(temperature: float):
     """float32(1e-46) is 0: 0/0, and the last token of the vocabulary is drawn."""
     sampler = Sampler()
     sampler.open(Opened(1, SamplingParams(temperature=temperature), [], []))
-    assert sampler.sample(1, 0, np.array([1, 9, 3, 2], np.float32)).token == 1
+    assert drawn(sampler, 0, np.array([1, 9, 3, 2], np.float32)).token == 1
 
 
 def test_more_alternatives_than_tokens_are_all_of_them():
     sampler = Sampler()
     sampler.open(Opened(1, SamplingParams(temperature=0, logprobs=20), [], []))
-    assert len(sampler.sample(1, 0, np.zeros(4, np.float32)).alternatives) == 4
+    assert len(drawn(sampler, 0, np.zeros(4, np.float32)).alternatives) == 4

@@ -7,14 +7,13 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from shoal.gateway.app import create_app
 from shoal.request import Alternative, FinishReason, Request, Score, TokenChunk
 from tests.support.engine import FakeEngine, Item, Script, says, spoken
-from tests.support.http import COMPLETIONS, events, fetch, refused
+from tests.support.http import complete, events, refused
 
 
 def ask(engine: FakeEngine, prompt: Any = "Say", **fields: Any) -> httpx.Response:
-    return fetch(create_app(engine), "POST", COMPLETIONS, json={"prompt": prompt, **fields})
+    return complete(engine, prompt=prompt, **fields)
 
 
 def choices(answer: httpx.Response) -> list[dict[str, Any]]:
@@ -195,3 +194,37 @@ def test_tokens_of_one_text_are_told_apart_by_their_numbers(monkeypatch: pytest.
     monkeypatch.setattr(engine.tokenizer, "token_bytes", lambda token: b"A")
     (choice,) = choices(ask(engine, logprobs=3, max_tokens=1))
     assert choice["logprobs"]["top_logprobs"] == [{"token_id:66": -0.5, "A": -2.0, "token_id:67": -3.0}]
+
+
+# Prompts, choices and tokens
+
+
+def test_completion_of_text_and_of_tokens_is_the_same() -> None:
+    of_text, of_tokens = (complete(FakeEngine(), prompt=p).json() for p in ("Hi", [72, 105]))
+    assert of_text["object"] == "text_completion"
+    assert of_text["choices"] == of_tokens["choices"]
+
+
+@pytest.mark.parametrize("prompts", [["a", "bc"], [[97], [98, 99]]])
+def test_several_prompts_are_answered_in_their_order(prompts: list[Any]) -> None:
+    engine = FakeEngine(lambda r: spoken(r, bytes(r.prompt).decode().upper()))
+    answer = complete(engine, prompt=prompts).json()
+    assert [(c["index"], c["text"]) for c in answer["choices"]] == [(0, "A"), (1, "BC")]
+    assert answer["usage"]["prompt_tokens"] == 3
+
+
+def test_choices_of_several_prompts_are_numbered_through() -> None:
+    answer = complete(FakeEngine(says("x", "y")), prompt=["a", "b"], n=2).json()
+    assert [c["text"] for c in answer["choices"]] == ["x", "y", "x", "y"]
+
+
+def test_completion_has_16_tokens_unless_told() -> None:
+    engine = FakeEngine()
+    complete(engine)
+    assert engine.asked.max_tokens == 16
+
+
+def test_completion_logprobs_give_offsets() -> None:
+    logprobs = complete(FakeEngine(says("abc")), logprobs=1).json()["choices"][0]["logprobs"]
+    assert (logprobs["tokens"], logprobs["text_offset"]) == (["a", "b", "c"], [0, 1, 2])
+    assert logprobs["top_logprobs"][0] == {"a": -0.5}

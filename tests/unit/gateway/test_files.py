@@ -22,8 +22,9 @@ from shoal.gateway.auth.key_store import KeyStore
 from shoal.gateway.endpoints.database import Database
 from shoal.gateway.endpoints.files.multipart import Field, FileBegun, FileData, Multipart
 from shoal.gateway.endpoints.files.store import File, FileStore
-from tests.support.batches import Api, becomes, jsonl, line, served
+from tests.support.batches import Api, jsonl, line, served
 from tests.support.engine import FakeEngine
+from tests.support.http import eventually
 
 
 def run(data: Path, what: Callable[[Api], Awaitable[None]], **options: Any) -> None:
@@ -259,7 +260,8 @@ def test_what_a_broken_upload_left_is_swept_when_it_is_old(tmp_path: Path) -> No
     for name, age in ((".old.part", 90_000), (".new.part", 10)):
         left = tmp_path / "files" / name
         left.write_bytes(b"x")
-        os.utime(left, (time.time() - age,) * 2)
+        then = time.time() - age
+        os.utime(left, (then, then))
     files.sweep()
     database.close()
     assert [path.name for path in (tmp_path / "files").iterdir()] == [".new.part"]
@@ -303,7 +305,7 @@ def test_a_server_that_starts_sweeps(tmp_path: Path) -> None:
 
     async def go() -> None:
         async with served(FakeEngine(), tmp_path):
-            await becomes(lambda: not left.exists())
+            await eventually(lambda: not left.exists())
 
     asyncio.run(go())
 

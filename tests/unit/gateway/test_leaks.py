@@ -117,8 +117,8 @@ def leave(made: Cluster, seed: int) -> None:
 
 @pytest.mark.real
 @pytest.mark.slow
-def test_a_cluster_has_its_lanes_blocks_and_sockets_back(tmp_path: Path) -> None:
-    with served(tmp_path, 2, "--lanes", "8") as made:
+def test_a_cluster_has_its_slots_blocks_and_sockets_back(tmp_path: Path) -> None:
+    with served(tmp_path, 2, "--slots", "8") as made:
         whole = made.texts("A story:", 20)
 
         def files() -> list[int]:

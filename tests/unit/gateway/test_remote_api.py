@@ -20,8 +20,8 @@ from shoal.gateway.auth.key import KeyLimits
 from shoal.gateway.auth.key_store import KeyStore
 from shoal.gateway.auth.keyring import Keyring
 from tests.support.engine import FakeEngine, Script, says, spoken
-from tests.support.http import CHAT, COMPLETIONS, HI, Leaver, fetch, refused
-from tests.support.remote import soon, workers
+from tests.support.http import CHAT, COMPLETIONS, HI, Leaver, eventually, fetch, refused
+from tests.support.remote import workers
 from tests.support.requests import hello
 from tests.support.resumed import NAME, interleaved, left, parsed, restarted, texts
 from tests.support.slow_engine import SlowEngine
@@ -123,7 +123,7 @@ def test_an_error_on_the_way_ends_a_stream_without_done() -> None:
 def test_a_client_that_leaves_ends_it_at_the_engine(stream: bool) -> None:
     async def work(client: httpx.AsyncClient, app: FastAPI) -> None:
         await Leaver({"messages": HI, "stream": stream}, 0).visit(app, CHAT)
-        await soon(lambda: fake.streams[0].closed and not fake.kept)
+        await eventually(lambda: fake.streams[0].closed and not fake.kept)
 
     fake = FakeEngine(hello, hang=True)
     over(fake, work, count=1)
@@ -168,7 +168,7 @@ def test_a_client_that_left_finds_the_rest_elsewhere() -> None:
 def test_the_last_reader_has_the_stream_whichever_worker_it_asked() -> None:
     async def work(first: httpx.AsyncClient, second: httpx.AsyncClient, *apps: FastAPI) -> None:
         reading = asyncio.ensure_future(first.post(CHAT, json={"messages": HI, "stream": True}, headers=NAME))
-        await soon(lambda: fake.streams and not fake.streams[0]._items)  # pyright: ignore[reportPrivateUsage]
+        await eventually(lambda: fake.streams and not fake.streams[0]._items)  # pyright: ignore[reportPrivateUsage]
         for client in (second, first, second):
             following = asyncio.ensure_future(client.get("/v1/streams/mine-1"))
             cut = parsed((await reading).text)
@@ -197,7 +197,7 @@ def test_nobody_came_back_and_it_is_gone_for_all_workers() -> None:
     async def work(first: httpx.AsyncClient, second: httpx.AsyncClient, *apps: FastAPI) -> None:
         await left(apps[0], 2)
         (await second.get("/v1/streams/mine-1")).raise_for_status()  # it moves, and is left there
-        await soon(lambda: not fake.kept)
+        await eventually(lambda: not fake.kept)
         for client in (first, second):
             refused(await client.get("/v1/streams/mine-1"), 404, "id", "answer_not_found")
 
@@ -224,7 +224,7 @@ def test_what_an_engine_before_was_about_is_found_by_every_worker() -> None:
 def test_an_answer_that_ends_with_its_worker_is_not_disturbed_by_another() -> None:
     async def work(first: httpx.AsyncClient, second: httpx.AsyncClient, *apps: FastAPI) -> None:
         reading = asyncio.ensure_future(first.post(COMPLETIONS, json={"prompt": "a", "stream": True}, headers={"X-Priority": "batch"}))
-        await soon(lambda: fake.streams)
+        await eventually(lambda: fake.streams)
         id = fake.streams[0].request.id.removesuffix("-0")
         fake.say(3)
         refused(await second.get(f"/v1/streams/{id}"), 404, "id", "answer_not_found")
@@ -262,7 +262,7 @@ def test_another_key_neither_finds_nor_disturbs_an_answer(tmp_path: Path) -> Non
     async def work(first: httpx.AsyncClient, second: httpx.AsyncClient, *apps: FastAPI) -> None:
         alice, bob = ({"Authorization": f"Bearer {token}"} for token in tokens)
         reading = asyncio.ensure_future(first.post(CHAT, json={"messages": HI, "stream": True}, headers={**NAME, **alice}))
-        await soon(lambda: fake.streams)
+        await eventually(lambda: fake.streams)
         refused(await second.get("/v1/streams/mine-1", headers=bob), 404, "id", "answer_not_found")
         assert texts(parsed((await reading).text), 1) == ["Hello"]
         assert texts(parsed((await second.get("/v1/streams/mine-1", headers=alice)).text), 1) == ["Hello"]
@@ -298,9 +298,9 @@ def test_tokens_said_after_the_engine_was_started_anew_are_counted_for_who_asked
 def test_tokens_are_counted_once_wherever_the_answer_goes(tmp_path: Path) -> None:
     async def work(first: httpx.AsyncClient, second: httpx.AsyncClient, *apps: FastAPI) -> None:
         reading = asyncio.ensure_future(first.post(CHAT, json={"messages": HI, "stream": True}, headers={**NAME, **alice}))
-        await soon(lambda: fake.streams)
+        await eventually(lambda: fake.streams)
         fake.say(3)
-        await soon(lambda: spent() == 3)
+        await eventually(lambda: spent() == 3)
         following = asyncio.ensure_future(second.get("/v1/streams/mine-1", headers=alice))
         await reading
         fake.say(3)

@@ -16,7 +16,7 @@ from tests.support.fleet import Fleet
 
 MB = 1 << 20
 MODEL = ModelCost((10 * MB,) * 4, 0, 1024, 10 * MB, 0, 4096, MB)
-DEMAND = Demand(lanes=8, kv_tokens=4096, least_kv_tokens=256)
+DEMAND = Demand(slots=8, kv_tokens=4096, least_kv_tokens=256)
 
 
 @dataclass(frozen=True)

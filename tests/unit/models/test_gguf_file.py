@@ -69,16 +69,24 @@ def use(path: Path) -> None:
 
 def test_metadata_of_every_kind(path: Path) -> None:
     writer = GGUFWriter(path, "llama")
-    writer.add_uint8("a", 200), writer.add_int8("b", -5), writer.add_uint16("c", 60000), writer.add_int16("d", -300)
-    writer.add_uint32("e", 2**31), writer.add_int32("f", -7), writer.add_float32("g", 0.5), writer.add_bool("h", True)
-    (
-        writer.add_string("i", "naïve 🦙"),
-        writer.add_uint64("j", 2**40),
-        writer.add_int64("k", -(2**40)),
-        writer.add_float64("l", 0.1),
-    )
-    writer.add_array("m", [1, 2, 3]), writer.add_array("n", ["x", "", "yz"]), writer.add_array("o", [0.5, 1.5])
-    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.close()
+    writer.add_uint8("a", 200)
+    writer.add_int8("b", -5)
+    writer.add_uint16("c", 60000)
+    writer.add_int16("d", -300)
+    writer.add_uint32("e", 2**31)
+    writer.add_int32("f", -7)
+    writer.add_float32("g", 0.5)
+    writer.add_bool("h", True)
+    writer.add_string("i", "naïve 🦙")
+    writer.add_uint64("j", 2**40)
+    writer.add_int64("k", -(2**40))
+    writer.add_float64("l", 0.1)
+    writer.add_array("m", [1, 2, 3])
+    writer.add_array("n", ["x", "", "yz"])
+    writer.add_array("o", [0.5, 1.5])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
     meta = GgufFile(path).meta
     assert [meta[key] for key in "abcdef"] == [200, -5, 60000, -300, 2**31, -7]
     assert [meta[key] for key in "ghijkl"] == [0.5, True, "naïve 🦙", 2**40, -(2**40), 0.1]

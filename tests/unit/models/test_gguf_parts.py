@@ -51,7 +51,8 @@ def test_a_model_in_parts_is_the_model(named: int, whole: Path, tmp_path: Path) 
 
 def test_links_to_parts_are_followed(whole: Path, tmp_path: Path) -> None:
     """As the hub's client lays files out: links by their names to files that are called by their hash."""
-    (tmp_path / "blobs").mkdir(), (tmp_path / "snapshot").mkdir()
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
     for at, part in enumerate(split(whole, tmp_path)):
         (tmp_path / "snapshot" / part.name).symlink_to(part.rename(tmp_path / "blobs" / f"{at}"))
     first = find(str(tmp_path / "snapshot" / "my model-00001-of-00004.gguf"))
@@ -83,7 +84,7 @@ def test_parts_that_do_not_belong_together(whole: Path, tmp_path: Path) -> None:
     parts[1].write_bytes(kept)
     with pytest.raises(CorruptModel, match=r"are named as gguf-split does"):
         GgufFiles(parts[0].rename(tmp_path / "model.gguf"))
-    for part in split(whole, tmp_path, **{"split.tensors.count": 5}):
+    for part in split(whole, tmp_path, changes={"split.tensors.count": 5}):
         assert part.exists()
     with pytest.raises(CorruptModel, match="tensors where 5 should be"):
         GgufFiles(parts[0])
@@ -121,7 +122,7 @@ def test_a_node_fetches_the_parts_of_its_layers_alone(whole: Path, tmp_path: Pat
     assert sorted(fetched)[-1] == INDEX and "model-00001-of-00004.gguf" in fetched
     assert len(fetched) < len(made.files)
     path = made.located(*sought, cache)
-    assert path == home / "model-00001-of-00004.gguf"
+    assert path is not None and path == home / "model-00001-of-00004.gguf"
     weights = GgufWeights(path)
     assert weights.spec == GgufWeights(whole).spec
     assert read(weights, range(2, 3), False, True) == read(GgufWeights(whole), range(2, 3), False, True)

@@ -217,8 +217,9 @@ def test_gguf_files_that_are_not_supported(arch: str, changes: dict[str, Any], m
 @pytest.mark.parametrize("key", ["block_count", "embedding_length", "attention__head_count", "feed_forward_length"])
 @pytest.mark.parametrize("value", [None, 0])
 def test_gguf_sizes_that_are_missing(key: str, value: int | None) -> None:
+    sizes: dict[str, Any] = {key: value}
     with pytest.raises(CorruptModel):
-        read_gguf(**{key: value})
+        read_gguf(**sizes)
 
 
 def test_no_architecture() -> None:

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from shoal.config import HeadSettings, NodeSettings
+from shoal.config import HeadSettings, NodeSettings, composed
 from shoal.control import messages as control
 from shoal.errors import StageLost
 from shoal.executor.journal import JournalLimits
@@ -34,7 +34,7 @@ class Counts:
         self.left: list[str] = []
 
     def step(self, timing: StepTiming) -> None: ...
-    def drawn(self, chunks: list[TokenChunk]) -> None: ...
+    def sampled(self, chunks: list[TokenChunk]) -> None: ...
     def heartbeat(self, node: str, heartbeat: control.Heartbeat) -> None: ...
 
     def interruption(self, ended: Interruption) -> None:
@@ -50,7 +50,7 @@ class Town:
     def __init__(self, **settings: object) -> None:
         self.network = Network(Random(1), lambda what: None)
         self.counts = Counts()
-        self.settings = HeadSettings(host="head", lanes=2, kv_tokens=192, context=160, **settings)  # type: ignore[arg-type]
+        self.settings = composed(HeadSettings, {"host": "head", "slots": 2, "kv_tokens": 192, "context": 160, **settings})
         served = Served("toy", "toy", toy.cost(LAYERS), 160)
         self.head = Coordinator(self.settings, served, SimWorld(self.network, self.network.host("head")), self.counts)
         self.hosts: dict[str, Host] = {}
@@ -269,7 +269,7 @@ def test_a_look_at_the_cluster_that_fails_is_said_and_not_the_last(monkeypatch: 
             await asyncio.sleep(1)
         town.network.freeze(town.hosts["a"])
         await town.until(lambda: len(town.head.cluster.members) == 1)
-        assert sum("a bug" in line for line in town.head.story) == 1
+        assert sum("a bug" in line for line in town.head.event_log) == 1
         town.network.thaw(town.hosts["a"])
 
     play(scenario, min_nodes=2, spread=True)
@@ -296,7 +296,7 @@ def test_what_was_ordered_by_a_head_that_is_gone_is_not_answered_to_the_next_one
         agent._epochs.clear()  # as when a membership ends
         over.set()
         await asyncio.sleep(1)
-        assert not [message for message in said if message.WhichOneof("kind") == "failed"]
+        assert not [message for message in said if isinstance(message, control.Failed)]
 
     play(scenario)
 
@@ -308,7 +308,7 @@ def test_a_node_that_cannot_enter_a_route_says_so_whatever_it_was():
         town.agents["a"]._model.enter = fail  # type: ignore[union-attr, method-assign]
         town.start("b")
         async with asyncio.timeout(15):  # sooner than a link is given up
-            await town.until(lambda: any("a bug" in line for line in town.head.story))
+            await town.until(lambda: any("a bug" in line for line in town.head.event_log))
 
     def fail(*_: object) -> None:
         raise RuntimeError("a bug")

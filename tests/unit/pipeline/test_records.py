@@ -9,7 +9,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.pipeline.records import Accepted, Began, Draw, Drawn, Gone, Ledger, Record, decode, encode, read, written
+from shoal.pipeline.records import Accepted, Began, Gone, Ledger, Record, SampledToken, SampledTokens, decode, encode, read, written
 from shoal.request import Alternative, FinishReason, Request, RequestId, SamplingParams
 
 names = st.sampled_from(["a", "b", "ü"])
@@ -27,7 +27,7 @@ requests = st.builds(
     st.frozensets(tokens, max_size=2),
 )
 draws = st.builds(
-    Draw,
+    SampledToken,
     numbers,
     st.integers(0, 3),
     st.none() | tokens,
@@ -39,7 +39,7 @@ draws = st.builds(
 records: st.SearchStrategy[list[Record]] = st.lists(
     st.builds(Began, st.sampled_from(["m", "o"]))
     | st.builds(Accepted, names, numbers, st.binary(max_size=9), st.lists(requests, max_size=2))
-    | st.builds(Drawn, st.lists(draws, max_size=4))
+    | st.builds(SampledTokens, st.lists(draws, max_size=4))
     | st.builds(Gone, names),
     max_size=12,
 )

@@ -47,8 +47,8 @@ async def nothing(log: RequestLog) -> None:
 async def two_answers(log: RequestLog) -> None:
     await log.accepted("a", b"note", asked("a", 2))
     await log.accepted("b", b"", asked("b"))
-    log.drawn([chunk("a", 5), chunk("a", 6, 1), chunk("b", 7)])
-    log.drawn([chunk("a", 8), chunk("stranger", 9)])
+    log.sampled([chunk("a", 5), chunk("a", 6, 1), chunk("b", 7)])
+    log.sampled([chunk("a", 8), chunk("stranger", 9)])
 
 
 def said(log: RequestLog) -> dict[str, list[list[int | None]]]:
@@ -69,11 +69,11 @@ def test_a_choice_that_says_something_of_its_prompt_is_not_kept(tmp_path: Path):
     async def work(log: RequestLog) -> None:
         await log.accepted("a", b"", [scored])
         await log.accepted("b", b"", [plain])
-        log.drawn([TokenChunk(scored.id, 0, None, scores=(Score(1, None), Score(2, -1.0))), chunk("b", 7)])
-        log.drawn([TokenChunk(scored.id, choice, 5 + choice, finish=FinishReason.LENGTH) for choice in range(2)])
+        log.sampled([TokenChunk(scored.id, 0, None, scores=(Score(1, None), Score(2, -1.0))), chunk("b", 7)])
+        log.sampled([TokenChunk(scored.id, choice, 5 + choice, finish=FinishReason.LENGTH) for choice in range(2)])
 
     async def more(log: RequestLog) -> None:
-        log.drawn([TokenChunk(scored.id, choice, 8) for choice in range(2)])
+        log.sampled([TokenChunk(scored.id, choice, 8) for choice in range(2)])
 
     with_log(tmp_path, work)
     again = with_log(tmp_path, more)
@@ -84,7 +84,7 @@ def test_a_choice_that_says_something_of_its_prompt_is_not_kept(tmp_path: Path):
 def test_it_goes_on_under_the_next_head_and_the_one_after(tmp_path: Path):
     async def more(log: RequestLog) -> None:
         await log.accepted("c", b"", asked("c"))
-        log.drawn([chunk("a", 10), chunk("c", 11, finish=FinishReason.LENGTH)])
+        log.sampled([chunk("a", 10), chunk("c", 11, finish=FinishReason.LENGTH)])
         log.gone("b")
         log.gone("nobody")
 
@@ -165,7 +165,7 @@ def test_a_file_that_grew_is_written_anew_with_what_lives(tmp_path: Path, monkey
         await two_answers(log)
         for i in range(100):
             await log.accepted(f"x{i}", b"." * 100, asked(f"x{i}"))
-            log.drawn([chunk("a", 100 + i), chunk(f"x{i}", 1)])
+            log.sampled([chunk("a", 100 + i), chunk(f"x{i}", 1)])
             log.gone(f"x{i}")
         await log._written()
 
@@ -181,7 +181,7 @@ def test_a_full_disk_is_said_once_and_nobody_waits(tmp_path: Path, monkeypatch: 
         monkeypatch.setattr(log, "_append", full)
         await asyncio.gather(*(log.accepted(f"b{i}", b"", asked(f"b{i}")) for i in range(3)))
         for i in range(50):
-            log.drawn([chunk("a", i)])
+            log.sampled([chunk("a", i)])
             await asyncio.sleep(0)
         await log.accepted("c", b"", asked("c"))
         log.gone("c")
@@ -202,7 +202,7 @@ def test_a_disk_that_does_not_answer_holds_up_nobody(tmp_path: Path, monkeypatch
         await log.accepted("a", b"", asked("a"))
         with capture_logs() as logs:
             for i in range(200):
-                log.drawn([chunk("a", i)])
+                log.sampled([chunk("a", i)])
         assert len(logs) == 1
 
     with_log(tmp_path, hang)

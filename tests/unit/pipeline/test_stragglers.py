@@ -28,7 +28,7 @@ def test_the_best_stage_is_the_measure_of_the_others():
 
 
 def test_what_was_promised_counts():
-    pace = StragglerDetector()
+    pace, found = StragglerDetector(), list[float]()
     for _ in range(3):
         feed(pace, 1.0, 3.0)
         found = pace.judge([1.0, 3.0])

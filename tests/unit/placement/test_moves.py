@@ -206,14 +206,14 @@ def test_a_node_that_makes_it_much_faster_is_taken_in():
 
 
 def test_a_node_that_makes_it_hardly_faster_is_not():
-    moves = Moves(model(), replace(DEMAND, lanes=1))
+    moves = Moves(model(), replace(DEMAND, slots=1))
     now = dealt(moves, TWO[:1], 6)
     assert moves.improve(now, [node("a"), node("b", speed=11e9)], held(now), 0) is None
 
 
 def test_what_would_pause_for_longer_than_it_gains_is_not_done():
     """Slow at prefill: filling takes minutes."""
-    moves = Moves(model(), replace(DEMAND, lanes=1))
+    moves = Moves(model(), replace(DEMAND, slots=1))
     nodes = [node("a", flops=3e10), node("b", speed=13e9, flops=3e10)]
     now = dealt(moves, nodes[:1], 6)
     assert layout(moves.improve(now, nodes, held(now), 0)) == [("b", 0, 6)]

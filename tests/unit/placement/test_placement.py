@@ -157,7 +157,7 @@ def test_the_order_in_which_nodes_joined_hardly_matters_up_to_four(nodes: list[N
     assert place(shuffled, NO_LINKS, model(), DEMAND).tokens_per_second == pytest.approx(first.tokens_per_second, rel=0.011)
 
 
-def test_one_lane_is_not_split_for_nothing():
+def test_one_slot_is_not_split_for_nothing():
     """A lone sequence visits every stage for every token: two equal nodes cannot be faster than one."""
     cost = ModelCost((10 * MB,) * 6, 0, 1024, 10 * MB, 0, 4096, MB)
     placement = place([node("a", 900 * MB), node("b", 900 * MB)], Links(), cost, Demand(1, 256, 256))

@@ -23,7 +23,7 @@ class Story:
 WHAT = ("send", "run", "take", "add", "step", "step", "apart", "lose", "cancel")
 stories = st.builds(
     Story,
-    st.builds(limits, st.integers(10, 24), lanes=st.integers(1, 5), depth=st.integers(1, 3), ageing=st.integers(2, 9)),
+    st.builds(limits, st.integers(10, 24), slots=st.integers(1, 5), depth=st.integers(1, 3), ageing=st.integers(2, 9)),
     st.lists(st.tuples(st.integers(1, 24), st.sampled_from(Priority)), min_size=1, max_size=8),
     st.lists(st.tuples(st.sampled_from(WHAT), st.integers(0, 255)), min_size=60, max_size=200),
 )
@@ -91,7 +91,7 @@ def test_everything_says_what_it_says_alone(story: Story):
 
 def test_a_step_is_found_where_one_sequence_gives_way_and_another_can_run():
     """schedule() tries one draw (depth 2, two running); that one preempts itself, and None is the answer."""
-    toy = Toy(limits(blocks=8, block_tokens=1, lanes=2, step_tokens=2, depth=2))
+    toy = Toy(limits(blocks=8, block_tokens=1, slots=2, step_tokens=2, depth=2))
     toy.add(request("r1", [1], 6, n=2, seed=1))
     for _ in range(40):
         if toy.step() is None:

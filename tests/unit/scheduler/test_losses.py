@@ -25,9 +25,9 @@ def assert_right(toy: Layered, *requests: Request) -> None:
             assert (toy.said[r.id, choice], toy.ends.get((r.id, choice))) == expected(r, choice, toy.layers)
 
 
-def started(*requests: Request, blocks: int = 16, steps: int = 2, depth: int = 1, lanes: int = 8) -> Layered:
+def started(*requests: Request, blocks: int = 16, steps: int = 2, depth: int = 1, slots: int = 8) -> Layered:
     """After some steps there and back."""
-    toy = Layered(limits(blocks=blocks, depth=depth, lanes=lanes))
+    toy = Layered(limits(blocks=blocks, depth=depth, slots=slots))
     for r in requests:
         toy.add(r)
     for _ in range(steps):
@@ -137,7 +137,7 @@ def test_what_is_held_by_none_is_found_where_no_layer_was_lost():
 
 def test_a_sequence_that_gives_way_right_after_it_was_filled_starts_a_table_anew():
     """It was told of, but not opened, on this route."""
-    toy = started(a := request("a", [1, 2], 10), b := request("b", [3, 4], 10), blocks=4, steps=4, lanes=2)
+    toy = started(a := request("a", [1, 2], 10), b := request("b", [3, 4], 10), blocks=4, steps=4, slots=2)
     toy.lose([(1, 2)])
     toy.recover([(1, 2)])
     toy.scheduler.slots.preempt(toy.scheduler.slots.running[-1])
@@ -253,7 +253,7 @@ def scenarios() -> st.SearchStrategy[Scenario]:
         limits,
         st.integers(3, 14),
         st.integers(1, 4),
-        lanes=st.integers(1, 6),
+        slots=st.integers(1, 6),
         step_tokens=st.integers(1, 12),
         depth=st.integers(1, 4),
     )
@@ -322,7 +322,7 @@ class Play:
     def restart(self, pick: int) -> None:
         old = self.toy.limits
         blocks = 3 + pick // 4 % 12
-        lost = self.toy.restart(limits(blocks, old.block_tokens, lanes=old.lanes, step_tokens=old.step_tokens, depth=old.depth))
+        lost = self.toy.restart(limits(blocks, old.block_tokens, slots=old.slots, step_tokens=old.step_tokens, depth=old.depth))
         self.refused |= set(lost)
 
 

@@ -14,16 +14,9 @@ from shoal.request import FinishReason, Priority, Request, RequestId, SequenceId
 from shoal.scheduler.limits import Limits
 from shoal.scheduler.queue import WaitingQueue
 from shoal.scheduler.sequence import Sequence
-from tests.support.toy_stage import Toy, expected, limits, request
+from tests.support.toy_stage import Toy, assert_right, expected, limits, request
 
 URGENT, NORMAL, FLEX, BATCH = Priority
-
-
-def assert_right(toy: Toy, *requests: Request) -> None:
-    """Every choice said exactly what it says alone."""
-    for r in requests:
-        for choice in range(r.n):
-            assert (toy.said[r.id, choice], toy.ends.get((r.id, choice))) == expected(r, choice)
 
 
 def running(toy: Toy) -> list[str]:
@@ -100,14 +93,14 @@ def test_a_class_of_which_something_runs_does_not_age():
 
 
 def test_a_class_that_waits_anew_starves_anew():
-    toy = started(Toy(limits(lanes=1, ageing=4)), request("n", [1], 60), request("b", [2], priority=BATCH), steps=3)
+    toy = started(Toy(limits(slots=1, ageing=4)), request("n", [1], 60), request("b", [2], priority=BATCH), steps=3)
     toy.cancel("b")
     toy.step()
     toy.add(request("c", [3], priority=BATCH))
+    (c,) = toy.scheduler.slots.waiting
     for _ in range(3):
         toy.step()
-        (c,) = toy.scheduler.slots.waiting
-        assert c.priority is BATCH
+        assert [*toy.scheduler.slots.waiting] == [c] and c.priority is BATCH
     toy.step()
     assert c.priority is FLEX
 
@@ -142,15 +135,15 @@ def test_a_queue_full_of_interactive_requests_takes_no_batch_requests():
 # Lanes
 
 
-def test_a_free_lane_is_for_the_highest_class():
-    toy = Toy(limits(lanes=1))
+def test_a_free_slot_is_for_the_highest_class():
+    toy = Toy(limits(slots=1))
     started(toy, request("b", [1], priority=BATCH), request("f", [1], priority=FLEX), request("n", [1]))
     assert running(toy) == ["n"]
     assert waiting(toy) == ["f", "b"]
 
 
-def test_where_no_lane_is_free_the_youngest_of_the_lowest_class_gives_way():
-    toy = started(Toy(limits(lanes=3)), *(request(name, [1], 9, priority=p) for name, p in (("b", BATCH), ("c", BATCH), ("f", FLEX))))
+def test_where_no_slot_is_free_the_youngest_of_the_lowest_class_gives_way():
+    toy = started(Toy(limits(slots=3)), *(request(name, [1], 9, priority=p) for name, p in (("b", BATCH), ("c", BATCH), ("f", FLEX))))
     started(toy, request("n", [1], 2))
     assert running(toy) == ["f", "b", "n"]
     assert waiting(toy) == ["c"]
@@ -158,13 +151,13 @@ def test_where_no_lane_is_free_the_youngest_of_the_lowest_class_gives_way():
 
 @pytest.mark.parametrize("priority", Priority)
 def test_nobody_gives_way_to_the_own_class_or_a_lower_one(priority: Priority):
-    toy = started(Toy(limits(lanes=2)), request("a", [1], 9, priority=priority), request("b", [2], 9, priority=priority), steps=2)
+    toy = started(Toy(limits(slots=2)), request("a", [1], 9, priority=priority), request("b", [2], 9, priority=priority), steps=2)
     started(toy, *(request(f"c{p}", [3], 9, priority=p) for p in Priority if p >= priority))
     assert running(toy) == ["a", "b"]
 
 
 def test_who_gave_way_says_the_same_in_the_end():
-    toy = Toy(limits(lanes=2))
+    toy = Toy(limits(slots=2))
     low = [request("b", [1, 2, 3], 12, priority=BATCH, seed=4), request("c", [4], 12, priority=BATCH)]
     started(toy, *low, steps=3)
     high = [request("u", [5], 6, priority=URGENT), request("n", [6, 7], 6)]
@@ -176,7 +169,7 @@ def test_who_gave_way_says_the_same_in_the_end():
 
 
 def test_a_draw_on_its_way_is_not_lost_when_its_sequence_gives_way():
-    toy = started(Toy(limits(lanes=1)), b := request("b", [1, 2], 6, priority=BATCH), steps=2)
+    toy = started(Toy(limits(slots=1)), b := request("b", [1, 2], 6, priority=BATCH), steps=2)
     toy.send()
     toy.add(n := request("n", [3], 2))
     toy.send()
@@ -187,7 +180,7 @@ def test_a_draw_on_its_way_is_not_lost_when_its_sequence_gives_way():
 
 
 def test_forking_choices_give_way_and_say_the_same():
-    toy = Toy(limits(lanes=4))
+    toy = Toy(limits(slots=4))
     started(toy, b := request("b", range(1, 8), 9, n=4, priority=BATCH), steps=2)
     started(toy, n := request("n", [3], 5, n=3))
     assert running(toy).count("b") < 4
@@ -213,7 +206,7 @@ def test_nobody_gives_way_where_that_would_not_be_enough():
 
 
 def test_for_a_running_sequence_the_youngest_of_the_lowest_class_gives_way():
-    toy = Toy(limits(blocks=4, lanes=4))
+    toy = Toy(limits(blocks=4, slots=4))
     started(toy, request("b", [1, 2], 10, priority=BATCH), request("n", [3, 4], 10), request("m", [5, 6], 10), steps=0)
     while not toy.scheduler.counters.preemptions:
         toy.step()
@@ -232,7 +225,7 @@ def test_a_prompt_that_is_found_in_the_cache_asks_for_no_more_than_it_lacks():
 
 
 def test_draws_of_a_higher_class_come_first_where_a_step_cannot_hold_all():
-    toy = Toy(limits(lanes=4, step_tokens=2, depth=3))
+    toy = Toy(limits(slots=4, step_tokens=2, depth=3))
     started(toy, *(request(name, [ord(name) % 9], 20, priority=p) for name, p in (("b", BATCH), ("c", BATCH), ("n", NORMAL))), steps=3)
     plan = toy.send()
     assert plan is not None
@@ -251,7 +244,7 @@ def test_prompts_of_a_higher_class_come_first():
 
 def test_a_running_prompt_of_a_lower_class_is_not_put_off_for_ever():
     """Urgent prompts that fill every step arrive without end."""
-    toy = started(Toy(limits(step_tokens=8, blocks=99, lanes=9)), b := request("b", range(1, 21), 2, priority=BATCH), steps=1)
+    toy = started(Toy(limits(step_tokens=8, blocks=99, slots=9)), b := request("b", range(1, 21), 2, priority=BATCH), steps=1)
     for i in range(400):
         toy.add(request(f"u{i}", [100 + i, *range(7)], 1, priority=URGENT))
         toy.step()
@@ -260,7 +253,7 @@ def test_a_running_prompt_of_a_lower_class_is_not_put_off_for_ever():
 
 def test_a_draw_of_a_lower_class_is_not_put_off_for_ever():
     """There are always more draws of a higher class than a step takes."""
-    toy = started(Toy(limits(lanes=9, depth=3, blocks=199)), b := request("b", [1], 4, priority=BATCH), steps=2)
+    toy = started(Toy(limits(slots=9, depth=3, blocks=199)), b := request("b", [1], 4, priority=BATCH), steps=2)
     started(toy, *(request(f"u{i}", [i], 60, priority=URGENT) for i in range(8)), steps=90)
     assert list(toy.ends) == [(b.id, 0)]
 
@@ -269,7 +262,7 @@ def test_a_draw_of_a_lower_class_is_not_put_off_for_ever():
 
 
 def test_who_gives_way_before_its_turn_waits_in_its_class_and_runs_in_a_higher_one():
-    toy = started(Toy(limits(lanes=1)), request("b", [1], 60, priority=BATCH), steps=3)
+    toy = started(Toy(limits(slots=1)), request("b", [1], 60, priority=BATCH), steps=3)
     started(toy, request("n", [2], 3))
     (b,) = toy.scheduler.slots.waiting
     assert (b.request.id, b.priority) == ("b", BATCH)
@@ -278,7 +271,7 @@ def test_who_gives_way_before_its_turn_waits_in_its_class_and_runs_in_a_higher_o
 
 
 def test_who_had_its_turn_can_give_way_again():
-    toy = started(Toy(limits(lanes=1)), request("b", [1], 60, priority=BATCH), steps=3)
+    toy = started(Toy(limits(slots=1)), request("b", [1], 60, priority=BATCH), steps=3)
     started(toy, request("n", [2], 1), steps=40)
     (b,) = toy.scheduler.slots.running
     assert b.standing is FLEX
@@ -287,7 +280,7 @@ def test_who_had_its_turn_can_give_way_again():
 
 
 def test_giving_way_to_the_own_class_raises_nobody():
-    toy = Toy(limits(blocks=4, lanes=4))
+    toy = Toy(limits(blocks=4, slots=4))
     rs = [request(name, [ord(name) % 9, 4], 10, priority=BATCH) for name in "abc"]
     started(toy, *rs, steps=0)
     for _ in range(60):
@@ -298,7 +291,7 @@ def test_giving_way_to_the_own_class_raises_nobody():
 
 
 def test_short_urgent_requests_set_a_batch_request_back_once_per_class_at_most():
-    toy, names = started(Toy(limits(lanes=1)), b := request("b", range(1, 9), 20, priority=BATCH), steps=1), count()
+    toy, names = started(Toy(limits(slots=1)), b := request("b", range(1, 9), 20, priority=BATCH), steps=1), count()
     for _ in range(200):
         if not toy.scheduler.waiting:
             toy.add(request(f"u{next(names)}", [2], 1, priority=URGENT))
@@ -309,7 +302,7 @@ def test_short_urgent_requests_set_a_batch_request_back_once_per_class_at_most()
 
 def test_short_prompts_without_end_leave_the_oldest_one_a_row():
     """A draw takes one of a step's two rows: what is left is for the prompt that came first, however short the others are."""
-    toy, names = Toy(limits(6, 3, lanes=3, step_tokens=2, ageing=1)), count()
+    toy, names = Toy(limits(6, 3, slots=3, step_tokens=2, ageing=1)), count()
     toy.add(first := request("first", [1], 3, priority=NORMAL))
     for _ in range(60):
         while not toy.scheduler.waiting_of(URGENT):
@@ -336,7 +329,7 @@ def sieges() -> st.SearchStrategy[Siege]:
         limits,
         st.integers(6, 20),
         st.integers(1, 4),
-        lanes=st.integers(1, 6),
+        slots=st.integers(1, 6),
         step_tokens=st.integers(1, 12),
         depth=st.integers(1, 3),
         ageing=st.integers(1, 6),
@@ -383,8 +376,8 @@ def test_under_urgent_requests_without_end_every_other_request_ends(siege: Siege
     assert all(finish is FinishReason.LENGTH for finish in toy.ends.values())
 
 
-def test_only_one_of_many_batch_requests_at_a_time_takes_a_lane_from_urgent_ones():
-    toy, names = Toy(limits(lanes=4, blocks=99, ageing=30)), count()
+def test_only_one_of_many_batch_requests_at_a_time_takes_a_slot_from_urgent_ones():
+    toy, names = Toy(limits(slots=4, blocks=99, ageing=30)), count()
     started(toy, *(request(f"b{i}", [i], 8, priority=BATCH) for i in range(12)), steps=0)
     for _ in range(500):
         while toy.scheduler.waiting_of(URGENT) < 4:
@@ -395,7 +388,7 @@ def test_only_one_of_many_batch_requests_at_a_time_takes_a_lane_from_urgent_ones
 
 
 def test_what_a_new_head_takes_up_keeps_its_class():
-    toy = started(Toy(limits(lanes=1)), request("b", [1], 4, priority=BATCH), steps=0)
+    toy = started(Toy(limits(slots=1)), request("b", [1], 4, priority=BATCH), steps=0)
     taken = request("n", [1, 2], 5)
     toy.said[RequestId("n"), 0] = [expected(taken, 0)[0][0]]
     toy.scheduler.add(taken, {0: [expected(taken, 0)[0][0]]})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from shoal.errors import InvalidRequest, RemoteProtocolError
@@ -36,7 +38,7 @@ def asked(plans: list[StepPlan]) -> list[int]:
 
 
 @pytest.mark.parametrize("wanted", [{"scores": 0}, {"embed": True}])
-def test_a_prompt_of_which_nothing_is_drawn_may_be_as_long_as_a_sequence(wanted: dict[str, int]):
+def test_a_prompt_of_which_nothing_is_drawn_may_be_as_long_as_a_sequence(wanted: dict[str, Any]):
     toy = Toy(limits(blocks=4))
     serve(toy, request("a", range(1, 17), 0, **wanted), request("b", [1, 2], 0, **wanted))
     with pytest.raises(InvalidRequest, match="at most 16 fit"):
@@ -108,7 +110,7 @@ def test_scores_come_once_for_all_choices():
 
 
 @pytest.mark.parametrize("wanted", [{"scores": 0}, {"embed": True}])
-def test_what_others_have_computed_is_computed_again(wanted: dict[str, int]):
+def test_what_others_have_computed_is_computed_again(wanted: dict[str, Any]):
     toy = Toy(limits())
     serve(toy, request("a", range(1, 12), 1))
     rows = sum(plan.rows for plan in toy.history)
@@ -118,7 +120,7 @@ def test_what_others_have_computed_is_computed_again(wanted: dict[str, int]):
 
 
 @pytest.mark.parametrize("wanted", [{"scores": 0}, {"embed": True}])
-def test_others_find_what_was_examined(wanted: dict[str, int]):
+def test_others_find_what_was_examined(wanted: dict[str, Any]):
     toy = Toy(limits())
     serve(toy, request("a", range(1, 12), 0, **wanted))
     serve(toy, request("b", range(1, 12), 1))
@@ -142,7 +144,7 @@ def crowded(r: Request, until: int) -> Toy:
 
 @pytest.mark.parametrize("until", [1, 4, 8, 12])
 @pytest.mark.parametrize("wanted", [{"scores": 1}, {"embed": True}, {"scores": 1, "embed": True}])
-def test_who_gives_way_does_not_answer_twice(until: int, wanted: dict[str, int]):
+def test_who_gives_way_does_not_answer_twice(until: int, wanted: dict[str, Any]):
     r = request("a", range(1, 14), 3, **wanted)
     toy = crowded(r, until)
     toy.drain()
@@ -159,7 +161,7 @@ def test_what_was_examined_before_is_found():
 
 
 @pytest.mark.parametrize("wanted", [{"scores": 1}, {"embed": True}])
-def test_rows_that_have_answered_share_no_chunk_with_those_that_have_not(wanted: dict[str, int]):
+def test_rows_that_have_answered_share_no_chunk_with_those_that_have_not(wanted: dict[str, Any]):
     toy = Toy(limits(blocks=12, step_tokens=6))
     toy.add(r := request("a", range(1, 14), 3, **wanted))
     toy.step()
@@ -177,7 +179,7 @@ def test_rows_that_have_answered_share_no_chunk_with_those_that_have_not(wanted:
 
 @pytest.mark.parametrize("wanted", [{"scores": 1}, {"embed": True}])
 @pytest.mark.parametrize("steps", [1, 2, 3])
-def test_what_an_earlier_life_asked_counts(wanted: dict[str, int], steps: int):
+def test_what_an_earlier_life_asked_counts(wanted: dict[str, Any], steps: int):
     """Its chunks were on their way when the sequence gave way; with the last one there is a draw, which counts as well."""
     toy = Toy(limits(step_tokens=4, depth=3))
     toy.add(r := request("a", range(1, 11), 2, **wanted))
@@ -195,7 +197,7 @@ def test_what_an_earlier_life_asked_counts(wanted: dict[str, int], steps: int):
 
 @pytest.mark.parametrize("wanted", [{"scores": 2}, {"embed": True}])
 @pytest.mark.parametrize("spans", [[], [(0, 1)], [(2, 3)], [(0, 3)]])
-def test_what_was_on_its_way_is_asked_again_on_the_next_route(wanted: dict[str, int], spans: list[tuple[int, int]]):
+def test_what_was_on_its_way_is_asked_again_on_the_next_route(wanted: dict[str, Any], spans: list[tuple[int, int]]):
     toy = Layered(limits(step_tokens=4, depth=2))
     toy.add(r := request("a", range(1, 15), 3, **wanted))
     toy.step_all()
@@ -209,7 +211,7 @@ def test_what_was_on_its_way_is_asked_again_on_the_next_route(wanted: dict[str, 
 
 
 @pytest.mark.parametrize("wanted", [{"scores": 1}, {"embed": True}])
-def test_blocks_of_others_do_not_stand_for_answers_that_were_lost(wanted: dict[str, int]):
+def test_blocks_of_others_do_not_stand_for_answers_that_were_lost(wanted: dict[str, Any]):
     """What was asked in an earlier life is on its way when the sequence enters again, and is lost then."""
     toy = Layered(limits(blocks=32, step_tokens=8, depth=2))
     toy.add(request("other", range(1, 15), 6))
@@ -279,7 +281,7 @@ def test_what_is_said_of_a_prompt_that_was_cancelled_is_dropped():
 
 
 def test_a_step_brings_only_so_many_sums():
-    toy = Toy(limits(blocks=64, step_tokens=64, lanes=64))
+    toy = Toy(limits(blocks=64, step_tokens=64, slots=64))
     requests = [request(f"e{i}", [1 + i % 9], 0, embed=True) for i in range(40)]
     serve(toy, *requests, request("a", [1, 2], 2))
     assert [sum(c.asked is not None for c in plan.chunks) for plan in toy.history if plan.chunks][:2] == [32, 8]

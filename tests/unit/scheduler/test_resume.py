@@ -36,11 +36,11 @@ class Life:
 
     said: list[TokenChunk]
     blocks: int = 12
-    lanes: int = 8
+    slots: int = 8
     scheduler: Scheduler = field(init=False)
 
     def __post_init__(self) -> None:
-        self.scheduler = Scheduler(Limits(self.blocks, BLOCK_TOKENS, CONTEXT, self.lanes, 64, queue=4))
+        self.scheduler = Scheduler(Limits(self.blocks, BLOCK_TOKENS, CONTEXT, self.slots, 64, queue=4))
         self._stage = whole_stage(self.blocks)
 
     def take_up(self, requests: list[Request]) -> None:
@@ -163,7 +163,7 @@ def test_many_requests_over_many_heads_with_too_little_memory(data: st.DataObjec
     requests = [msgspec.structs.replace(shape, id=RequestId(f"r{i}")) for i, shape in enumerate(shapes)]
     said: list[TokenChunk] = []
     for steps in [*data.draw(st.lists(st.integers(0, 30), max_size=4)), 10_000]:
-        life = Life(said, blocks=data.draw(st.integers(4, 12)), lanes=data.draw(st.integers(1, 6)))
+        life = Life(said, blocks=data.draw(st.integers(4, 12)), slots=data.draw(st.integers(1, 6)))
         life.take_up(requests)
         life.run(steps)
     for request in requests:

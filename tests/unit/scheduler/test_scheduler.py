@@ -1,46 +1,25 @@
-"""What runs in which step; and whatever happens on the way, every sequence says what it would have said alone."""
+"""What is refused, what runs in which step, and how it ends."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import cycle
 
 import msgspec
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from shoal.errors import InvalidRequest, QueueFull
-from shoal.request import FinishReason, Priority, Request, RequestId, SamplingParams, TokenChunk
+from shoal.request import FinishReason, RequestId, SamplingParams, TokenChunk
 from shoal.scheduler.plan import StepResult
 from tests.support.toy_stage import (
     VOCABULARY,
     Toy,
-    ToyStage,
-    asking,
+    assert_right,
     expected,
-    expected_embedding,
-    expected_scores,
     limits,
     request,
+    serve,
 )
-
-
-def assert_right(toy: Toy, *requests: Request) -> None:
-    """Every choice said exactly what it says alone."""
-    for r in requests:
-        for choice in range(r.n):
-            assert (toy.said[r.id, choice], toy.ends.get((r.id, choice))) == expected(r, choice)
-
-
-def serve(toy: Toy, *requests: Request) -> None:
-    for r in requests:
-        toy.add(r)
-    toy.drain()
-    assert_right(toy, *requests)
-
 
 # What is refused
 
@@ -150,7 +129,7 @@ def test_choices_draw_from_seeds_of_their_own():
 
 
 def test_draws_are_spread_over_the_pipe():
-    toy = Toy(limits(depth=2, lanes=4))
+    toy = Toy(limits(depth=2, slots=4))
     for name in "abcd":
         toy.add(request(name, [ord(name) % VOCABULARY], 8))
     toy.step()
@@ -170,8 +149,8 @@ def test_streams_that_came_one_by_one_come_to_share_steps():
     assert [toy.said[r.id, 0] for r in (a, b)] == [expected(r, 0)[0] for r in (a, b)]
 
 
-def test_lanes_limit_what_runs_at_once():
-    toy = Toy(limits(lanes=2))
+def test_slots_limit_what_runs_at_once():
+    toy = Toy(limits(slots=2))
     for name in "abc":
         toy.add(request(name, [1], 3))
     toy.step()
@@ -286,184 +265,7 @@ def test_cancelling_the_unknown_does_nothing():
     assert toy.send() is None
 
 
-# Prefixes and forks
-
-
-def test_a_prompt_that_was_computed_is_found_again():
-    toy = Toy(limits())
-    serve(toy, request("a", range(1, 11), 2))
-    serve(toy, request("b", range(1, 11), 2, seed=9))
-    assert toy.scheduler.counters.cached_tokens == 8
-    assert toy.chunks[-1].cached == 8
-
-
-def test_an_answer_that_was_computed_is_found_again():
-    toy = Toy(limits())
-    serve(toy, first := request("a", [1, 2], 9))
-    serve(toy, request("b", [1, 2, *expected(first, 0)[0]], 2))
-    assert toy.scheduler.counters.cached_tokens == 8
-
-
-def test_the_last_token_of_a_prompt_is_always_computed():
-    toy = Toy(limits())
-    serve(toy, request("a", range(1, 9), 1))
-    serve(toy, request("b", range(1, 9), 1))
-    assert toy.scheduler.counters.cached_tokens == 4
-
-
-def test_another_beginning_is_no_prefix():
-    toy = Toy(limits())
-    serve(toy, request("a", [1, 2, 3, 4, 5, 6, 7, 8, 9], 1))
-    serve(toy, request("b", [9, 2, 3, 4, 5, 6, 7, 8, 9], 1))
-    assert toy.scheduler.counters.cached_tokens == 0
-
-
-@pytest.mark.parametrize("length", range(1, 10))
-def test_choices_share_the_prompt_and_part_ways_after_it(length: int):
-    toy = Toy(limits(blocks=24))
-    serve(toy, request("a", range(1, length + 1), 7, n=4))
-    computed = sum(plan.rows for plan in toy.history)
-    assert computed == length + 3 + 4 * 6
-    assert len([copy for plan in toy.history for copy in plan.copies]) == 3
-
-
-def test_choices_whose_first_is_gone_run_on_their_own():
-    toy, r = Toy(limits()), request("a", range(1, 11), 4, n=3)
-    toy.add(r)
-    toy.send()
-    toy.cancel("a", 0)
-    toy.drain()
-    assert [toy.said[r.id, c] for c in (1, 2)] == [expected(r, c)[0] for c in (1, 2)]
-
-
-# Too little memory
-
-
-def test_the_youngest_makes_room_and_says_the_same_in_the_end():
-    toy = Toy(limits(blocks=4, lanes=4))
-    serve(toy, request("a", [1, 2], 10), request("b", [3, 4], 10), request("c", [5, 6], 10))
-    assert toy.scheduler.counters.preemptions > 0
-
-
-def test_a_preempted_sequence_is_opened_once():
-    toy = Toy(limits(blocks=4))
-    serve(toy, request("a", [1, 2], 10), request("b", [3, 4], 10))
-    assert sorted(o.sequence for plan in toy.history for o in plan.opened) == [0, 1]
-    assert any(plan.dropped for plan in toy.history)
-
-
-def test_the_oldest_is_never_set_back_alone_at_the_pipe():
-    toy = Toy(limits(blocks=4, lanes=3))
-    for name in "abc":
-        toy.add(request(name, [ord(name) % 20], 12))
-    toy.drain()
-    assert next(iter(toy.ends)) == ("a", 0)
-
-
-def test_a_forked_choice_waits_for_memory():
-    toy = Toy(limits(blocks=3, block_tokens=4))
-    serve(toy, request("a", range(1, 9), 4, n=3))
-
-
 # Whatever happens
-
-
-@dataclass(frozen=True)
-class Scenario:
-    blocks: int
-    block_tokens: int
-    lanes: int
-    step_tokens: int
-    depth: int
-    prompts: list[list[int]]
-    classes: list[Priority]
-    """Of the requests, in turn."""
-    events: list[int]
-
-
-def scenarios() -> st.SearchStrategy[Scenario]:
-    token = st.integers(1, 2)  # few, so that prefixes are shared
-    prompts = st.lists(st.lists(token, min_size=1, max_size=12), min_size=1, max_size=8)
-    return st.builds(
-        Scenario,
-        blocks=st.integers(3, 12),
-        block_tokens=st.integers(1, 4),
-        lanes=st.integers(1, 6),
-        step_tokens=st.integers(1, 12),
-        depth=st.integers(1, 4),
-        prompts=prompts,
-        classes=st.lists(st.sampled_from(Priority), min_size=1, max_size=4),
-        events=st.lists(st.integers(0, 999), max_size=120),
-    )
-
-
-def play(scenario: Scenario) -> tuple[Toy, dict[str, Request], set[tuple[str, int]]]:
-    """Adds, sends, runs, applies and cancels as the events say; what was cancelled is not expected to end."""
-    toy = Toy(limits(scenario.blocks, scenario.block_tokens, lanes=scenario.lanes, step_tokens=scenario.step_tokens, depth=scenario.depth))
-    waiting = [asking(i, p, c) for i, (p, c) in enumerate(zip(scenario.prompts, cycle(scenario.classes), strict=False))]
-    added: dict[str, Request] = {}
-    cancelled: set[tuple[str, int]] = set()
-    for event in scenario.events:
-        what, pick = event % 10, event // 10
-        if what <= 1 and waiting:
-            add(toy, waiting.pop(), added)
-        elif what == 2 and added:
-            cancel(toy, list(added.values())[pick % len(added)], pick, cancelled)
-        elif what <= 5:
-            toy.run()
-        else:
-            toy.take()
-            toy.fill()
-    for r in waiting:
-        add(toy, r, added)
-    toy.drain()
-    return toy, added, cancelled
-
-
-def cancel(toy: Toy, r: Request, pick: int, cancelled: set[tuple[str, int]]) -> None:
-    choice = pick % r.n if pick % 2 else None
-    toy.cancel(r.id, choice)
-    cancelled |= {(r.id, c) for c in range(r.n) if choice in (None, c) and (r.id, c) not in toy.ends}
-
-
-def add(toy: Toy, r: Request, added: dict[str, Request]) -> None:
-    if len(r.prompt) + r.max_tokens > toy.limits.longest:
-        with pytest.raises(InvalidRequest):
-            toy.add(r)
-        return
-    toy.add(r)
-    toy.fill()
-    added[r.id] = r
-
-
-@pytest.mark.slow
-@settings(max_examples=400, deadline=None)
-@given(scenarios())
-def test_every_sequence_says_what_it_would_say_alone(scenario: Scenario):
-    toy, added, cancelled = play(scenario)
-    for r in added.values():
-        scores, embedding = toy.scores[r.id], toy.embeddings[r.id]
-        if (r.id, 0) in cancelled:
-            assert scores == expected_scores(r)[: len(scores)]
-            assert embedding in (b"", expected_embedding(r))
-        else:
-            assert (scores, embedding) == (expected_scores(r), expected_embedding(r))
-        for choice in range(r.n):
-            said, (right, finish) = toy.said[r.id, choice], expected(r, choice)
-            if (r.id, choice) in cancelled:
-                assert said == right[: len(said)]
-            else:
-                assert (said, toy.ends.get((r.id, choice))) == (right, finish)
-
-
-@pytest.mark.slow
-@settings(max_examples=150, deadline=None)
-@given(scenarios())
-def test_nothing_is_left_behind(scenario: Scenario):
-    toy, _, _ = play(scenario)
-    scheduler = toy.scheduler
-    assert (scheduler.running, scheduler.waiting, scheduler.in_flight, scheduler.pool.used) == (0, 0, 0, 0)
-    assert len(toy.stage) == 0
 
 
 def test_a_draw_for_a_sequence_that_is_gone_is_dropped():
@@ -486,92 +288,3 @@ def test_a_prompt_that_runs_apart_does_not_wait_for_the_end_of_all_draws():
         toy.step()
     assert_right(toy, p)
     assert [len(plan.chunks) for plan in toy.history if any(c.sequence == 3 for c in plan.chunks)] == [1, 4]
-
-
-# Draws that are put off
-
-
-def put_off(toy: Toy, which: int) -> None:
-    """Of the last result, draws whose bit is set did not come."""
-    result = toy.results.pop()
-    kept = [sampled for i, sampled in enumerate(result.sampled) if not which >> i & 1]
-    toy.results.append(StepResult(result.step, kept, []))
-
-
-def test_a_draw_that_is_put_off_is_asked_for_again():
-    toy, r = Toy(limits()), request("a", [1, 2, 3, 4], 3)
-    toy.add(r)
-    for _ in range(3):
-        toy.send()
-        toy.run()
-        put_off(toy, 1)
-        assert toy.take() == []
-    assert [(c.position, c.tokens, c.sample) for plan in toy.history for c in plan.chunks] == [
-        (0, [1, 2, 3, 4], True),
-        (3, [4], True),
-        (3, [4], True),
-    ]
-    toy.drain()
-    assert_right(toy, r)
-
-
-def test_others_draw_while_one_is_put_off():
-    toy, a, b = Toy(limits()), request("a", [1], 3), request("b", [2, 3], 3)
-    toy.add(a)
-    toy.add(b)
-    for _ in range(3):
-        toy.send()
-        toy.run()
-        put_off(toy, 1 if toy.plans or toy.history[-1].chunks[0].sequence == 0 else 2)
-        toy.take()
-    assert (len(toy.said["a", 0]), len(toy.said["b", 0])) == (0, 3)
-    toy.drain()
-    assert_right(toy, a, b)
-
-
-def test_a_draw_that_is_put_off_takes_no_block():
-    toy, a, b = Toy(limits(blocks=4)), request("a", range(1, 9), 3), request("b", range(11, 19), 3)
-    toy.add(a)
-    toy.add(b)
-    toy.send()
-    toy.run()
-    put_off(toy, 3)
-    toy.take()
-    assert toy.scheduler.pool.available == 0  # both prompts fill their blocks
-    toy.send()
-    assert [c.position for c in toy.history[-1].chunks] == [7, 7]
-    assert toy.scheduler.counters.preemptions == 0
-    toy.drain()
-    assert_right(toy, a, b)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.tuples(st.integers(1, 20), st.integers(1, 9), st.integers(1, 2)), min_size=1, max_size=5),
-    st.integers(9, 24),
-    st.integers(1, 3),
-    st.lists(st.tuples(st.sampled_from(["send", "run", "take", "rewind"]), st.integers(0, 7)), max_size=150),
-)
-def test_put_off_draws_change_nothing_that_is_said(
-    shapes: list[tuple[int, int, int]], blocks: int, depth: int, happenings: list[tuple[str, int]]
-):
-    toy = Toy(limits(blocks=blocks, depth=depth))
-    asked = [request(f"r{i}", range(1, size + 1), tokens, n=n, seed=i) for i, (size, tokens, n) in enumerate(shapes)]
-    for r in asked:
-        toy.add(r)
-    for what, which in happenings:
-        if what == "send":
-            toy.send()
-        elif what == "run" and toy.plans:
-            toy.run()
-            put_off(toy, which)
-        elif what == "take":
-            toy.take()
-        elif what == "rewind" and which == 0:  # the stage keeps its cells and forgets the rest
-            toy.plans.clear()
-            toy.results.clear()
-            toy.stage = ToyStage(toy.limits.blocks, toy.limits.block_tokens, toy.stage)
-            toy.scheduler.rewind()
-            toy.scheduler.check()
-    toy.drain()
-    assert_right(toy, *asked)

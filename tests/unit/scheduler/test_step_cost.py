@@ -319,7 +319,7 @@ def test_steps_beside_a_stream_take_what_they_may_at_any_place_of_a_prompt():
 
 
 def test_a_short_prompt_does_not_wait_for_the_long_ones_before_it():
-    toy = Toy(limits(900, 8, context=600, step_tokens=32, lanes=8))
+    toy = Toy(limits(900, 8, context=600, step_tokens=32, slots=8))
     longs = [request(f"long-{i}", [i * 7 + j for j in range(400)], 1) for i in range(3)]
     short = request("short", [3] * 40, 1)
     for r in longs:
@@ -335,7 +335,7 @@ def test_a_short_prompt_does_not_wait_for_the_long_ones_before_it():
 
 
 def test_a_lower_class_does_not_pass_the_oldest_prompt_because_it_is_short():
-    toy = Toy(limits(900, 8, context=600, step_tokens=32, lanes=8))
+    toy = Toy(limits(900, 8, context=600, step_tokens=32, slots=8))
     toy.add(request("long", range(400), 1))
     toy.step()
     toy.add(request("short", [3] * 40, 1, priority=Priority.BATCH))

@@ -14,7 +14,8 @@ from shoal.text.chat import ChatTemplate
 from shoal.text.tools import HERMES
 from tests.support.templates import CHATML, QWEN
 
-SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
+BOS, EOS = "<s>", "</s>"
+SPECIAL = {"bos_token": BOS, "eos_token": EOS}
 ZEPHYR = (
     "{% for message in messages %}\n{% if message['role'] == 'user' %}\n{{ '<|user|>\n' + message['content'] + eos_token }}\n"
     "{% elif message['role'] == 'assistant' %}\n{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n{% endif %}\n"
@@ -41,7 +42,7 @@ def render(source: str, messages: list[dict[str, Any]]) -> str:
 @pytest.mark.parametrize("messages", [[USER], TALK, [USER, CALL, {"role": "tool", "content": "1"}, {"role": "tool", "content": "2"}]])
 @pytest.mark.parametrize("source", [CHATML, ZEPHYR, QWEN])
 def test_as_transformers(source: str, messages: list[dict[str, Any]]) -> None:
-    theirs, _ = render_jinja_template([messages], chat_template=source, add_generation_prompt=True, **SPECIAL)
+    theirs, _ = render_jinja_template([messages], chat_template=source, add_generation_prompt=True, bos_token=BOS, eos_token=EOS)
     assert render(source, messages) == theirs[0]
 
 
@@ -51,7 +52,7 @@ TOOL = {"type": "function", "function": {"name": "f", "description": "Does â€œfâ
 @pytest.mark.parametrize("tools", [None, [TOOL, TOOL]])
 @pytest.mark.parametrize("source", [CHATML, QWEN, "{{ tools is none }} {{ documents is none }} {{ tools is defined }}"])
 def test_tools_as_transformers(source: str, tools: list[Any] | None) -> None:
-    theirs, _ = render_jinja_template([[USER]], tools=tools, chat_template=source, add_generation_prompt=True, **SPECIAL)
+    theirs, _ = render_jinja_template([[USER]], tools=tools, chat_template=source, add_generation_prompt=True, bos_token=BOS, eos_token=EOS)
     assert ChatTemplate(source, SPECIAL, "m").render([USER], tools or ()) == theirs[0]
 
 

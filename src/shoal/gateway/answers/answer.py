@@ -1,4 +1,4 @@
-"""From drawn tokens to an answer's text, piece by piece."""
+"""From sampled tokens to an answer's text, piece by piece."""
 
 from __future__ import annotations
 

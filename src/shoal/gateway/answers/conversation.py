@@ -14,12 +14,11 @@ from typing import Any, cast
 import msgspec
 
 from shoal.errors import InvalidRequest
-from shoal.gateway.engine import Engine
+from shoal.gateway.engine import Engine, Tokenizer
 from shoal.text import grammar
 from shoal.text.answer_format import AnswerFormat
 from shoal.text.answer_grammar import MAX_TOOLS, JsonSchema, answer_grammar, held_tools, kinds
 from shoal.text.arguments import Kinds
-from shoal.text.tokenizer import Tokenizer
 from shoal.text.tools import Tool, ToolFormat
 
 MAX_MESSAGES = 2048

@@ -1,7 +1,7 @@
 """An answer as server-sent events, from wherever its reader got to.
 
 An event's id says how far the answer is with it: the tokens of each choice, joined by dots. So the same cut through the answer has the
-same id whenever it is made, however the choices' tokens came in between each other: after a restart, too, that drew some of them
+same id whenever it is made, however the choices' tokens came in between each other: after a restart, too, that sampled some of them
 anew. An answer of one choice simply counts. After the last token the usage counts as one more of the last choice, and [DONE] as another.
 Where an endpoint counts its events itself, their numbers are the ids. The event of an error has none, and nothing follows it.
 

@@ -1,4 +1,4 @@
-"""Writers of answers: the seam between drawn tokens and the format of an endpoint."""
+"""Writers of answers: the seam between sampled tokens and the format of an endpoint."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Caller:
             self.limiter.leave(self.key.id)
 
     def spend(self, *, prompt: int = 0, completion: int = 0) -> None:
-        """Tokens of a prompt that was accepted, or drawn for an answer."""
+        """Tokens of a prompt that was accepted, or sampled for an answer."""
         if self.key is None:
             return
         if self.keyring is not None:

@@ -42,7 +42,7 @@ class Limiter(Protocol):
     def leave(self, key: KeyId) -> None: ...
 
     def spend(self, key: KeyId, tokens: int) -> None:
-        """Of a prompt that was accepted, or drawn for an answer."""
+        """Of a prompt that was accepted, or sampled for an answer."""
         ...
 
 

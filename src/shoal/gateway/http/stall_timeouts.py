@@ -1,6 +1,6 @@
 """How long a client may take for each thing that it has to do. Pure: the time is an argument.
 
-A client that makes progress is slow; one that does not, or hardly any, holds a connection, its buffers and maybe a lane for nothing.
+A client that makes progress is slow; one that does not, or hardly any, holds a connection, its buffers and maybe a slot for nothing.
 
 | phase | the client has to | within |
 |---|---|---|

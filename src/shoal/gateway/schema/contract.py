@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from shoal.gateway.auth import gate
@@ -20,6 +22,8 @@ _METHODS = frozenset({"get", "head", "post", "delete"})
 JSON, EVENTS, FORM, BYTES = "application/json", "text/event-stream", "multipart/form-data", "application/octet-stream"
 LINES = "application/x-ndjson"
 """A JSON object a line."""
+_CONTRACT = "contract"
+"""Where a route keeps it."""
 EVENT = {"type": "object", "required": ["data"], "properties": {name: {"type": "string"} for name in ("data", "id", "event")}}
 
 REFUSALS = {
@@ -46,73 +50,90 @@ Schemas = Mapping[str, Mapping[str, Any]]
 """Of parameters, by their names."""
 
 
-def contract(
-    body: type[BaseModel] | None,
-    answer: Any,
-    *refusals: int,
-    streams: bool = False,
-    lines: type[BaseModel] | None = None,
-    media: str = JSON,
-    sent: str = JSON,
-    query: Schemas | None = None,
-    headers: Schemas | None = None,
-    dialects: Sequence[Dialect] = (OPENAI,),
-) -> dict[str, Any]:
-    """A route's arguments.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Contract:
+    """What a route takes and answers, as models. Their schemas cost time, and are made when somebody asks for the document."""
 
-    body:     what is sent
-    answer:   what comes with 200, a model or a union of them; None: something that is no JSON
-    refusals: statuses of REFUSALS that may come, beside those of the gate and of bodies
-    streams:  server-sent events may come in its place
-    lines:    or such objects, one a line
-    media:    of an answer that is no JSON
-    sent:     of the body
-    query, headers: of the request, those that FastAPI does not know of
-    dialects: in which it may be refused
-    """
-    done: dict[str, Any] = {"description": "Done"}
-    if answer is not None:
-        done["model"] = answer
-    content: dict[str, Any] = {} if answer is not None or media == EVENTS else {media: {"schema": {"type": "string"}}}
-    if streams or media == EVENTS:
-        content[EVENTS] = {"itemSchema": EVENT}
-    if lines is not None:
-        content[LINES] = {"itemSchema": {"$ref": _SCHEMAS + lines.__name__}}
-    if content:
-        done["content"] = content
-    refused: dict[int, dict[str, Any]] = {}
-    for dialect in dialects:
-        for status in {*refusals, *(() if body is None else _OF_BODY[sent])}:
-            told = refused.setdefault(dialect.status(status), {"description": REFUSALS[dialect.status(status)]})
-            if status != 499:
-                told["model"] = told["model"] | dialect.error if "model" in told else dialect.error
-    extra: dict[str, Any] = {}
-    if body is not None:
-        schema = body.model_json_schema(ref_template=f"{_SCHEMAS}{body.__name__}.{{model}}")
-        extra["requestBody"] = {"required": True, "content": {sent: {"schema": schema}}}
-    extra["parameters"] = [*_parameters("query", query), *_parameters("header", headers)]
-    kind = Response if answer is None else JSONResponse
+    body: type[BaseModel] | None
+    """What is sent."""
+    answer: Any
+    """What comes with 200, a model or a union of them; None: something that is no JSON."""
+    refusals: tuple[int, ...]
+    """Statuses of REFUSALS that may come, beside those of the gate and of bodies."""
+    streams: bool = False
+    """Server-sent events may come in the answer's place."""
+    lines: type[BaseModel] | None = None
+    """Or such objects, one a line."""
+    media: str = JSON
+    """Of an answer that is no JSON."""
+    sent: str = JSON
+    """The media type of the body."""
+    query: Schemas = dataclasses.field(default_factory=dict[str, Mapping[str, Any]])
+    """Parameters of the query that FastAPI does not know of."""
+    headers: Schemas = dataclasses.field(default_factory=dict[str, Mapping[str, Any]])
+    """Likewise, of the headers."""
+    dialects: Sequence[Dialect] = (OPENAI,)
+    """In which it may be refused."""
+
+    def responses(self) -> dict[int | str, dict[str, Any]]:
+        """FastAPI's argument of that name."""
+        return {200: self._done(), **self._refused()}
+
+    def asked(self) -> dict[str, Any]:
+        """What the document says of the request, beside the parameters that FastAPI knows of."""
+        asked: dict[str, Any] = {"parameters": [*_parameters("query", self.query), *_parameters("header", self.headers)]}
+        if self.body is not None:
+            schema = self.body.model_json_schema(ref_template=f"{_SCHEMAS}{self.body.__name__}.{{model}}")
+            asked["requestBody"] = {"required": True, "content": {self.sent: {"schema": schema}}}
+        return asked
+
+    def _done(self) -> dict[str, Any]:
+        done: dict[str, Any] = {"description": "Done"}
+        if self.answer is not None:
+            done["model"] = self.answer
+        plain = self.answer is None and self.media != EVENTS
+        content: dict[str, Any] = {self.media: {"schema": {"type": "string"}}} if plain else {}
+        if self.streams or self.media == EVENTS:
+            content[EVENTS] = {"itemSchema": EVENT}
+        if self.lines is not None:
+            content[LINES] = {"itemSchema": {"$ref": _SCHEMAS + self.lines.__name__}}
+        if content:
+            done["content"] = content
+        return done
+
+    def _refused(self) -> dict[int, dict[str, Any]]:
+        refused: dict[int, dict[str, Any]] = {}
+        for dialect in self.dialects:
+            for status in {*self.refusals, *(() if self.body is None else _OF_BODY[self.sent])}:
+                told = refused.setdefault(dialect.status(status), {"description": REFUSALS[dialect.status(status)]})
+                if status != 499:
+                    told["model"] = told["model"] | dialect.error if "model" in told else dialect.error
+        return dict(sorted(refused.items()))
+
+
+def contract(body: type[BaseModel] | None, answer: Any, *refusals: int, **more: Any) -> dict[str, Any]:
+    """A route's arguments; `more` are further fields of Contract."""
     return {
-        "responses": {200: done, **dict(sorted(refused.items()))},
         "response_model": None,
-        "response_class": kind,
-        "openapi_extra": extra,
+        "response_class": Response if answer is None else JSONResponse,
+        "openapi_extra": {_CONTRACT: Contract(body=body, answer=answer, refusals=refusals, **more)},
     }
 
 
-def _parameters(where: str, schemas: Schemas | None) -> list[dict[str, Any]]:
-    return [{"name": name, "in": where, "schema": dict(schema)} for name, schema in (schemas or {}).items()]
+def _parameters(where: str, schemas: Schemas) -> list[dict[str, Any]]:
+    return [{"name": name, "in": where, "schema": dict(schema)} for name, schema in schemas.items()]
 
 
-def describe(app: FastAPI, keyring: Keyring, needs_key: bool) -> None:
+def describe(app: FastAPI, routers: Sequence[APIRouter], keyring: Keyring, needs_key: bool) -> None:
     """Gives the application its document: FastAPI's, with what it does not know of.
 
+    routers:   all of the application's
     needs_key: even where none was made
     """
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _document(app)
+            app.openapi_schema = _document(app, routers)
         ways: list[dict[str, list[str]]] = [{"key": []}, {"x-api-key": []}]
         app.openapi_schema["security"] = ways if needs_key or keyring.required else [*ways, {}]
         return app.openapi_schema
@@ -120,8 +141,21 @@ def describe(app: FastAPI, keyring: Keyring, needs_key: bool) -> None:
     app.openapi = document
 
 
-def _document(app: FastAPI) -> dict[str, Any]:
-    made = get_openapi(title=app.title, version=app.version, routes=app.routes)
+def _in_full(route: APIRoute) -> APIRoute:
+    """The same route with the models of its contract, for the document alone."""
+    agreed: Contract | None = (route.openapi_extra or {}).get(_CONTRACT)
+    if agreed is None:
+        return route
+    responses, asked = agreed.responses() | route.responses, agreed.asked()
+    kind, methods = route.response_class, route.methods
+    return APIRoute(
+        route.path, route.endpoint, methods=methods, response_model=None, response_class=kind, responses=responses, openapi_extra=asked
+    )
+
+
+def _document(app: FastAPI, routers: Sequence[APIRouter]) -> dict[str, Any]:
+    routes = [_in_full(route) for router in routers for route in router.routes if isinstance(route, APIRoute)]
+    made = get_openapi(title=app.title, version=app.version, routes=routes)
     components = made.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
     for path, operations in made["paths"].items():

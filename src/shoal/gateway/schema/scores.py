@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from shoal.gateway.engine import Tokenizer
 from shoal.request import TokenChunk
-from shoal.text.tokenizer import Tokenizer
 
 
 def scores(chunks: Sequence[TokenChunk], tokenizer: Tokenizer) -> list[dict[str, Any]]:

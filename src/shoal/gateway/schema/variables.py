@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from shoal.errors import InvalidRequest
+from shoal.gateway.engine import Tokenizer
 from shoal.text.chat import RESERVED
-from shoal.text.tokenizer import Tokenizer
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 """As OpenAI's API grades it."""

@@ -11,7 +11,7 @@ from shoal.errors import InvalidRequest
 
 
 class Wire(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, defer_build=True)  # built when first used: the head starts sooner
 
     inert: ClassVar[dict[str, tuple[Any, ...]]] = {}
     """Fields that this endpoint does not serve, with the values that ask for nothing."""
@@ -38,7 +38,7 @@ ServiceTier = Literal["default", "flex", "priority"]
 class Shape(BaseModel):
     """What an answer has: all that is declared, and nothing else."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)
 
 
 class StreamOptions(Wire):

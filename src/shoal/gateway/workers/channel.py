@@ -13,9 +13,10 @@ from typing import Any, Generic
 import msgspec
 import structlog
 
-from shoal.errors import RemoteProtocolError, human_bytes
+from shoal.errors import RemoteProtocolError
 from shoal.gateway.workers.messages import Heard, Message, Said
 from shoal.request import TokenChunk
+from shoal.sizes import human_bytes
 
 log = structlog.get_logger()
 

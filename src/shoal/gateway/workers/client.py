@@ -13,12 +13,11 @@ from shoal.chunk_stream import ChunkStream
 from shoal.errors import ClusterError, RemoteProtocolError, ShoalError
 from shoal.gateway.auth.key import KeyId, KeyLimits
 from shoal.gateway.auth.limits import Allowance
-from shoal.gateway.engine import TakenOver
+from shoal.gateway.engine import TakenOver, Tokenizer
 from shoal.gateway.workers import messages
 from shoal.gateway.workers.channel import Channel
 from shoal.gateway.workers.messages import Attached, Call, FromHead, Message, Reply, Welcome
 from shoal.request import Request, RequestId
-from shoal.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
 

@@ -43,10 +43,11 @@ class _Content(FileResponse):
 
 
 _RANGE = {"Range": {"type": "string", "pattern": "^bytes=[0-9]{1,9}-[0-9]{0,9}$"}}
-_CONTENT = contract(None, None, 400, 404, 416, media=BYTES, headers=_RANGE)
-_CONTENT["responses"][206] = {
-    "description": "The part that was asked for",
-    "content": {media: {"schema": {"type": "string"}} for media in (BYTES, "multipart/byteranges")},
+_PART: dict[int | str, dict[str, Any]] = {
+    206: {
+        "description": "The part that was asked for",
+        "content": {media: {"schema": {"type": "string"}} for media in (BYTES, "multipart/byteranges")},
+    }
 }
 _PAGING = Paging(default=10000, most=10000, order=True, beside=("purpose",))
 
@@ -72,7 +73,7 @@ def routes(files: FileStore) -> APIRouter:
     async def one(request: Request, id: str) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
         return (await asyncio.to_thread(files.find, CALLER.get().id, id)).wire()
 
-    @router.get("/v1/files/{id}/content", **_CONTENT)
+    @router.get("/v1/files/{id}/content", responses=_PART, **contract(None, None, 400, 404, 416, media=BYTES, headers=_RANGE))
     async def content(request: Request, id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
         file = await asyncio.to_thread(files.find, CALLER.get().id, id)
         return _Content(files.path(file.id), media_type="application/octet-stream")

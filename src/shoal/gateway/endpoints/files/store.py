@@ -15,10 +15,11 @@ from time import time
 from typing import Any
 
 from shoal.config import ApiSettings
-from shoal.errors import CapacityError, ConfigError, Conflict, InvalidRequest, NoRoom, UnknownObject, human_bytes
+from shoal.errors import CapacityError, ConfigError, Conflict, InvalidRequest, NoRoom, UnknownObject
 from shoal.gateway.endpoints.database import Database
 from shoal.gateway.endpoints.files.multipart import Field, FileBegun, FileData, Multipart
 from shoal.gateway.schema.page import Page
+from shoal.sizes import human_bytes
 
 PURPOSE, OUTPUT = "batch", "batch_output"
 _COLUMNS = "id, owner, purpose, filename, bytes, created_at"

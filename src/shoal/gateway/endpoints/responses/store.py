@@ -21,7 +21,8 @@ from typing import Any, Protocol
 
 import psutil
 
-from shoal.errors import CapacityError, IdTaken, InvalidRequest, UnknownAnswer, human_bytes
+from shoal.errors import CapacityError, IdTaken, InvalidRequest, UnknownAnswer
+from shoal.sizes import human_bytes
 
 MAX_CONVERSATION = 16 << 20
 """Bytes of the responses of one conversation, and what they were asked."""

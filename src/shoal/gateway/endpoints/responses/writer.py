@@ -45,7 +45,7 @@ class ResponseWriter:
         self._chunks: list[TokenChunk] = []
         """Tokens whose text is not told yet."""
         self._finish: FinishReason | None = None
-        self._drawn = 0
+        self._sampled = 0
         """Tokens so far."""
 
     def opening(self) -> Sequence[Event]:
@@ -53,7 +53,7 @@ class ResponseWriter:
 
     def piece(self, piece: Piece) -> Sequence[Event]:
         self._chunks += piece.chunks
-        self._drawn += sum(chunk.token is not None for chunk in piece.chunks)
+        self._sampled += sum(chunk.token is not None for chunk in piece.chunks)
         out: list[Event] = []
         for delta in self._reading.deltas(piece):
             match delta:
@@ -97,7 +97,7 @@ class ResponseWriter:
             "incomplete_details": None,
             "model": self._engine.name,
             "output": list(self._output),
-            "usage": usage_of(Usage(self._job.prompt_tokens, self._drawn)),
+            "usage": usage_of(Usage(self._job.prompt_tokens, self._sampled)),
             "service_tier": self._job.service_tier,
             **self._job.asked,
         }
