@@ -14,7 +14,7 @@ from shoal.executor.constraint import GrammarFailed, Grammars
 from shoal.node.grammar_worker import vocabulary
 from shoal.node.grammars import GrammarProcess, RemoteConstraint
 from shoal.text import grammar
-from tests.support.cluster import BOUND, gone
+from tests.support.cluster import BOUND, gone, until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -74,12 +74,11 @@ def test_sequences_go_on_where_the_process_is_killed(process: GrammarProcess):
 
 
 def kill_at_work(process: GrammarProcess) -> None:
-    """As soon as there is a process, before it can have answered."""
-    while (pid := process.pid) is None:
-        pass
+    """As soon as there is a process, before it can have answered; until its end was noticed."""
+    pid = until(lambda: process.pid)
     os.kill(pid, signal.SIGSTOP)
     os.kill(pid, signal.SIGKILL)
-    gone([psutil.Process(pid)] if psutil.pid_exists(pid) else [])
+    until(lambda: process.pid != pid)
 
 
 def test_what_kills_the_process_again_and_again_ends(process: GrammarProcess):
