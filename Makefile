@@ -10,6 +10,8 @@ TORCH ?= torch==2.13.0
 PINS ?= constraints.txt
 PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 PINNED = --constraint $(PINS) --build-constraint $(PINS)
+# Every process would compile every module again: half of the time that a head takes to start.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: run test test-fast test-latest simulate bench check format proto constraints install develop wheels aarch64 docs clean
 

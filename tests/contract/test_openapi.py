@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event
 from time import time
 from typing import Any
 
+import httpx2 as httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
@@ -142,6 +145,28 @@ def test_what_is_there_is_shown_as_the_document_says(tmp_path: Path) -> None:
     assert len(ask("GET", f"{RESPONSE}/input_items", response).json()["data"]) == len(items)
     assert ask("GET", RESPONSE, response).json()["output"][0]["content"][0]["text"] == "Hello"
     assert ask("DELETE", RESPONSE, response).json()["deleted"]
+
+
+def test_while_the_document_is_made_others_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, answered = Event(), Event()
+
+    def slow(*given: Any) -> dict[str, Any]:
+        asked.set()
+        assert answered.wait(30)
+        return {}
+
+    monkeypatch.setattr("shoal.gateway.schema.contract._document", slow)
+    app = create_app(FakeEngine())
+
+    async def scenario() -> None:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://shoal") as client:
+            document = asyncio.ensure_future(client.get("/openapi.json"))
+            await asyncio.to_thread(asked.wait, 30)
+            assert (await client.get("/health/live")).status_code == 200
+            answered.set()
+            assert (await document).status_code == 200
+
+    asyncio.run(scenario())
 
 
 def test_a_key_is_optional_until_there_is_one(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ _TOLD = (
 class _App(FastAPI):
     def __init__(self, origins: Iterable[str] = ()) -> None:
         """origins: of web pages that may ask."""
-        super().__init__(title="shoal", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
+        super().__init__(title="shoal", version=__version__, openapi_url=None, redirect_slashes=False)
         self._origins = list(origins)
 
     def build_middleware_stack(self) -> ASGIApp:
