@@ -9,7 +9,7 @@ import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from time import monotonic
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from shoal.address import is_loopback, parse_address
 from shoal.cli.relocation import move_in
@@ -25,8 +25,10 @@ from shoal.security.certificates import Role
 from shoal.security.credentials import Credentials
 from shoal.security.pairing_code import PairingCode
 from shoal.security.pairing_desk import PairingDesk
-from shoal.security.pairing_service import Paired, PairingEvent, pair, serve_pairing
 from shoal.security.private_file import check_writable
+
+if TYPE_CHECKING:
+    from shoal.security.pairing_service import PairingEvent
 
 T = TypeVar("T")
 
@@ -40,6 +42,8 @@ async def pairing_desk(settings: HeadSettings, control_port: int, joining: str) 
     if not settings.protected:
         yield 0
         return
+    from shoal.security.pairing_service import Paired, serve_pairing  # its curve takes 20 ms to set up
+
     if settings.pairing_port:
         joining += f" --pairing-port {settings.pairing_port}"
 
@@ -75,6 +79,8 @@ async def node_credentials(settings: NodeSettings, address: str, found: Advert |
     """
     paths = [kept_path(address), *([kept_path(found.cluster)] if found is not None else [])]
     if settings.code:
+        from shoal.security.pairing_service import pair
+
         host, port = parse_address(address)
         pairing_port = settings.pairing_port or (found.pairing_port if found is not None else 0) or port + 1
         for path in paths:

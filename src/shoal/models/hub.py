@@ -8,8 +8,6 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
-import httpx2
-
 from shoal.environment import hub_endpoint
 from shoal.errors import FetchError, Unreachable, UserError
 from shoal.models.failures import disk_or_network
@@ -126,7 +124,7 @@ def translated(name: str, what: str = "") -> Generator[None]:
         raise _refused(what, error) from error
     except ImportError as error:  # of a package that the client needs for this proxy, as for SOCKS
         raise FetchError(f"{what} could not be fetched: {error} Or unset the variable that names the proxy") from error
-    except (OSError, httpx2.HTTPError, *_transport_errors()) as error:
+    except (OSError, *_transport_errors()) as error:
         raise disk_or_network(f"{what}", error) from error
 
 

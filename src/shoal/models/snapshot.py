@@ -6,13 +6,12 @@ import contextlib
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import httpx2
 import structlog
 
 from shoal.errors import CorruptModel, FetchError, HashMismatch, UnsupportedModel
 from shoal.models import hub, stores
-from shoal.models.download import Download
 from shoal.models.gguf_header import CutHeader, GgufHeader
 from shoal.models.hashes import git_hash, remember
 from shoal.models.hub_folder import HubFolder
@@ -21,6 +20,9 @@ from shoal.models.progress import Progress, silent
 from shoal.models.repository import Repository, RepositoryFile
 from shoal.models.weights import check_formats, check_header
 from shoal.sizes import human_bytes
+
+if TYPE_CHECKING:
+    from shoal.models.download import Download
 
 log = structlog.get_logger()
 
@@ -73,6 +75,8 @@ class Snapshot:
 
     def _take(self, name: str, file: RepositoryFile) -> None:
         """A small file, at once."""
+        import httpx2
+
         location = hub.locate(self.repository.name, self.repository.commit, file.path)
         if (size := location.size if location.size is not None else file.size) > _SMALL:
             raise FetchError(f"hf:{self.repository.name}: {file.path} has {human_bytes(size)}, and the hub does not give its hash")
@@ -89,6 +93,8 @@ class Snapshot:
         self._folder.link(self.home / name, blob)
 
     def _download(self, files: Mapping[str, RepositoryFile], progress: Progress, refuse: Refusal | None) -> None:
+        from shoal.models.download import Download  # a node that fetches nothing does without an HTTP client
+
         parts = self._root / "parts"
         with contextlib.ExitStack() as held:
             for sha256 in sorted({file.sha256 for file in files.values()}):

@@ -24,43 +24,10 @@ from llguidance import LLTokenizer
 
 from shoal.executor.constraint import Constraint, GrammarFailed, Grammars
 from shoal.models.weights import GgufWeights, open_weights
+from shoal.node.grammar_pipe import GrammarUpdate, Mask, read, write
 from shoal.text.tokenizer import Tokenizer
 
 _TICK = 1.0  # seconds between looks for what takes too long
-
-
-class Ask(msgspec.Struct, array_like=True):
-    """opened: sequence, grammar, tokens, width. sampled: sequence, token. closed: sequences."""
-
-    opened: list[tuple[int, str, list[int], int]] = []
-    sampled: list[tuple[int, int]] = []
-    closed: list[int] = []
-
-
-class Told(msgspec.Struct, array_like=True):
-    """What may come of a sequence after so many tokens, or why nothing may."""
-
-    sequence: int
-    at: int
-    tokens: bytes = b""
-    """int32: those that may come, or (`but`) all but those."""
-    but: bool = False
-    fault: str = ""
-    ours: bool = False
-
-
-def read(stream: BinaryIO) -> bytes | None:
-    """A message; None at the end."""
-    head = stream.read(4)
-    if len(head) < 4:
-        return None
-    body = stream.read(int.from_bytes(head, "little"))
-    return body if len(body) == int.from_bytes(head, "little") else None
-
-
-def write(stream: BinaryIO, body: bytes) -> None:
-    stream.write(len(body).to_bytes(4, "little") + body)
-    stream.flush()
 
 
 def vocabulary(path: Path) -> LLTokenizer:
@@ -101,9 +68,9 @@ class Worker:
         """Until the input ends."""
         Thread(target=self._tell_all, daemon=True).start()
         while (body := read(asked)) is not None:
-            self._take(msgspec.msgpack.decode(body, type=Ask))
+            self._take(msgspec.msgpack.decode(body, type=GrammarUpdate))
 
-    def _take(self, ask: Ask) -> None:
+    def _take(self, ask: GrammarUpdate) -> None:
         with self._lock:
             for sequence in ask.closed:
                 self._sequences.pop(sequence, None)
@@ -138,13 +105,13 @@ class Worker:
     def _tell(self, sequence: int, each: _Sequence, at: int) -> None:
         try:
             if (allowed := each.constraint.allowed(0)) is not None:
-                self._say(Told(sequence, at, allowed.tokens.astype("<i4").tobytes(), allowed.but))
+                self._say(Mask(sequence, at, allowed.tokens.astype("<i4").tobytes(), allowed.but))
         except GrammarFailed as error:
-            self._say(Told(sequence, at, fault=str(error), ours=error.ours))
+            self._say(Mask(sequence, at, fault=str(error), ours=error.ours))
         except BaseException as error:  # noqa: BLE001 - it ends this sequence, and no other one; a panic of llguidance is no Exception
-            self._say(Told(sequence, at, fault=str(error) or type(error).__name__))
+            self._say(Mask(sequence, at, fault=str(error) or type(error).__name__))
 
-    def _say(self, told: Told) -> None:
+    def _say(self, told: Mask) -> None:
         with contextlib.suppress(OSError):  # whoever asked has gone: the input ends too
             write(self._out, msgspec.msgpack.encode(told))
 
@@ -164,7 +131,7 @@ class Worker:
                 each = None if worst is None else self._sequences.pop(worst)
             if worst is None or each is None or each.grown < self._growth // 4:
                 os._exit(0)  # what is left belongs to none of those here: they go on in another process
-            self._say(Told(worst, each.at, fault="it needs too much memory; simplify it"))
+            self._say(Mask(worst, each.at, fault="it needs too much memory; simplify it"))
             del each
             _trim()
         self._size = size

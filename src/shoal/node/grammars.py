@@ -22,7 +22,7 @@ import structlog
 from shoal.errors import ShoalError
 from shoal.executor.constraint import Allowed, GrammarFailed
 from shoal.executor.cost import GRAMMAR_GROWTH
-from shoal.node.grammar_worker import Ask, Told, read, write
+from shoal.node.grammar_pipe import GrammarUpdate, Mask, read, write
 
 log = structlog.get_logger()
 
@@ -66,7 +66,7 @@ class GrammarProcess:
         self._live: weakref.WeakValueDictionary[int, RemoteConstraint] = weakref.WeakValueDictionary()
         self._gone: deque[int] = deque()
         self._suspects: deque[int] = deque()  # the first one is open
-        self._asks: SimpleQueue[tuple[int, Ask] | None] = SimpleQueue()
+        self._asks: SimpleQueue[tuple[int, GrammarUpdate] | None] = SimpleQueue()
         self._asking: Thread | None = None
         self._listening: Thread | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -92,14 +92,14 @@ class GrammarProcess:
         weakref.finalize(made, self._gone.append, made.id)
         with self._lock:
             self._live[made.id] = made
-            self._ask(Ask(self._opened(made)))
+            self._ask(GrammarUpdate(self._opened(made)))
         return made
 
     def advance(self, sampled: Sequence[tuple[RemoteConstraint, int]]) -> None:
         """Begins to work out what may come after the tokens that a step sampled."""
         if not sampled:
             return
-        ask = Ask([], [])
+        ask = GrammarUpdate([], [])
         with self._lock:
             for constraint, token in sampled:
                 constraint.tokens.append(token)
@@ -133,11 +133,11 @@ class GrammarProcess:
         """In the lock."""
         while self._suspects and not self._closed:
             if (constraint := self._live.get(self._suspects[0])) is not None and constraint.failed is None:
-                self._ask(Ask(self._opened(constraint)))
+                self._ask(GrammarUpdate(self._opened(constraint)))
                 return
             self._suspects.popleft()
 
-    def _ask(self, ask: Ask) -> None:
+    def _ask(self, ask: GrammarUpdate) -> None:
         """In the lock."""
         if self._closed:
             raise GrammarFailed("the model is being unloaded", ours=True)
@@ -185,7 +185,7 @@ class GrammarProcess:
         assert process.stdin is not None and process.stdout is not None
         with process.stdout as out:
             while (body := read(out)) is not None:  # pyright: ignore[reportArgumentType]
-                self._told(msgspec.msgpack.decode(body, type=Told))
+                self._told(msgspec.msgpack.decode(body, type=Mask))
         status = process.wait()
         with contextlib.suppress(OSError):
             process.stdin.close()
@@ -193,7 +193,7 @@ class GrammarProcess:
             self._process = None
             self._again(status)
 
-    def _told(self, told: Told) -> None:
+    def _told(self, told: Mask) -> None:
         with self._lock:
             constraint = self._live.get(told.sequence)
             if constraint is not None and told.fault:

@@ -351,7 +351,7 @@ def test_one_of_two_models_of_a_repository_goes(hub: Hub, models: dict[str, byte
     found.carry_out()
     assert [m.name for m in inventory()] == ["org/toy:Q8_0"]
     assert kept.exists()
-    with pytest.raises(UserError, match="there is Q8_0, and no F32"):
+    with pytest.raises(UserError, match="is here as Q8_0, not as F32"):
         removal("org/toy:F32")
     rest = removal("hf:org/toy")
     assert rest is not None
