@@ -21,7 +21,11 @@ run: $(VENV)/installed
 # Several processes run the tests, a file in one of them: most of those in tests/e2e wait.
 WORKERS ?= 3
 test: $(VENV)/developed
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 20 --junitxml build/tests.xml
+	@mkdir -p build
+	$(BIN)/python -m slipcover --out build/coverage.txt -m \
+		pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 20 --junitxml build/tests.xml
+	@echo "Lines that ran in the tests' own processes; build/coverage.txt says which did not:"
+	@sed -n '2p;$$p' build/coverage.txt
 
 test-fast: $(VENV)/developed
 	$(BIN)/python -m pytest -m "not slow and not real"

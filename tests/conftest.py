@@ -14,10 +14,14 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import pytest
 import structlog
+from hypothesis import HealthCheck, settings
 
 from shoal.cli.show import err
 from shoal.models.sources import pull
 from shoal.models.weights import GgufWeights
+
+settings.register_profile("shoal", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a slow machine fails no test
+settings.load_profile("shoal")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
