@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import os
@@ -16,6 +17,8 @@ from typing import Any
 
 import httpx2 as httpx
 import psutil
+
+from shoal.control.client import describe
 
 MODEL = "smollm2-135m"
 BOUND = 60.0
@@ -168,18 +171,32 @@ class Cluster:
     def until_lost(self) -> None:
         until(lambda: not self.answers("/health/ready"), self.story)
 
+    def metrics(self, *names: str) -> list[float]:
+        """As they are at one moment."""
+        values = dict(line.split()[:2] for line in self.http.get("/metrics").text.splitlines() if line.startswith("shoal_"))
+        return [float(values[f"shoal_{name}"]) for name in names]
+
     def metric(self, name: str) -> float:
-        lines = self.http.get("/metrics").text.splitlines()
-        return float(next(line.split()[1] for line in lines if line.startswith(f"shoal_{name} ")))
+        return self.metrics(name)[0]
 
     def until_idle(self) -> None:
         """Fails where a sequence or a KV block stays in use."""
         gauges = ("sequences_running", "sequences_waiting", "kv_blocks_used")
-        until(lambda: all(self.metric(g) == 0 for g in gauges), lambda: str({g: self.metric(g) for g in gauges}))
+        until(lambda: not any(self.metrics(*gauges)), lambda: str(dict(zip(gauges, self.metrics(*gauges), strict=True))))
 
     def complete(self, prompt: Any, tokens: int = 8, **options: Any) -> httpx.Response:
         body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, **options}
         return self.http.post("/v1/completions", json=body)
+
+    def layers(self) -> dict[str, tuple[int, int]]:
+        """Of each node, by its name: the first, and the one after its last; twice 0 where it has none."""
+        found = asyncio.run(describe(f"127.0.0.1:{self.control_port}"))
+        return {node.name: (node.first_layer, node.end_layer) for node in found.nodes}
+
+    def until_spread(self, nodes: int) -> None:
+        """Every one of so many nodes has layers, and they serve."""
+        until(lambda: [end > first for first, end in self.layers().values()] == [True] * nodes, self.story)
+        self.until_ready()
 
     def texts(self, prompt: Any, tokens: int = 8, **options: Any) -> list[str]:
         answer = self.complete(prompt, tokens, **options)
