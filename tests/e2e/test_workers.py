@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from tests.support.cluster import BOUND, Cluster, cluster, gone, until
-from tests.support.restarts import BODIES, TOKENS, Client
+from tests.support.restarts import BODIES, Client, said
 from tests.support.stories import open_story, reset, streaming
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -46,16 +46,6 @@ def server_of(made: Cluster, port: int) -> psutil.Process:
 
 def port_of(client: Client) -> int:
     return int(client._answer.extensions["network_stream"].get_extra_info("client_addr")[1])  # pyright: ignore[reportPrivateUsage]
-
-
-def said(made: Cluster) -> list[Any]:
-    """Everything at once."""
-
-    def ask(body: dict[str, Any]) -> list[str]:
-        return made.texts(tokens=TOKENS, **body)
-
-    with ThreadPoolExecutor(len(BODIES)) as pool:
-        return list(pool.map(ask, BODIES))
 
 
 def reconnect(made: Cluster) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2 as httpx
@@ -15,6 +16,16 @@ BODIES: list[dict[str, Any]] = [
     {"prompt": "1, 2, 3,", "temperature": 0, "frequency_penalty": 0.4, "repetition_penalty": 1.1},
     {"prompt": "A story about the sea:", "temperature": 1, "seed": 11, "n": 2},
 ]
+
+
+def said(made: Cluster) -> list[list[str]]:
+    """What clients are told that nothing happens to: all of them at once."""
+
+    def ask(body: dict[str, Any]) -> list[str]:
+        return made.texts(tokens=TOKENS, **body)
+
+    with ThreadPoolExecutor(len(BODIES)) as pool:
+        return list(pool.map(ask, BODIES))
 
 
 class Client:
