@@ -175,7 +175,7 @@ def shrinking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def kill_oldest(made: Cluster) -> None:
-    node = next(node for node in made.nodes if node.popen.poll() is None)
+    node = made.living[0]
     node.signal(signal.SIGKILL)
     node.wait()
 
@@ -227,7 +227,7 @@ def test_what_a_killed_node_held_is_taken_over_and_answers_are_as_they_would_hav
     """at: the stage."""
     layers = two.layers()
     name = sorted(layers, key=lambda name: layers[name])[at]
-    (node,) = (node for node in two.nodes if name in node.arguments)
+    (node,) = (node for node in two.living if name in node.arguments)
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(two.texts, "A story:", 60, n=2)
         until(lambda: two.metric("sequences_running") == 2)
@@ -241,7 +241,7 @@ def test_what_a_killed_node_held_is_taken_over_and_answers_are_as_they_would_hav
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_lets_a_node_go_when_its_layers_were_moved_and_a_second_one_at_once(two: Cluster, story: list[str], times: int) -> None:
-    first = two.nodes[-2]
+    first = two.living[0]
     with ThreadPoolExecutor(1) as pool:
         stream = streaming(two, pool, 60)
         for _ in range(times):
@@ -253,21 +253,9 @@ def test_ctrl_c_lets_a_node_go_when_its_layers_were_moved_and_a_second_one_at_on
     two.until_spread(2)
 
 
-def test_nodes_find_a_head_that_is_started_anew_and_serve_the_layers_that_they_still_hold(two: Cluster, story: list[str]) -> None:
-    held, nodes, head = two.layers(), two.nodes[-2:], two.head
-    head.signal(signal.SIGKILL)
-    head.wait()
-    until(lambda: all("the head was lost" in node.said for node in nodes))
-    two.serve("--min-nodes", "2", "--spread")
-    two.until_ready()
-    assert two.texts("A story:", 60, n=2) == story
-    assert two.layers() == held
-    assert all("Traceback" not in node.said for node in nodes)
-
-
 def test_serve_sends_its_nodes_home(pair: Cluster) -> None:
     """The last test of this cluster."""
-    nodes = pair.nodes[-2:]
+    nodes = pair.living
     pair.head.signal(signal.SIGINT)
     assert [pair.head.wait(), *(node.wait() for node in nodes)] == [0, 0, 0]
     assert all("the head shut down" in node.said for node in nodes)

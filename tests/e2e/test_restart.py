@@ -91,6 +91,7 @@ def test_streams_go_on_when_the_head_is_killed_and_started_again(made: Cluster, 
     for node in made.nodes:
         assert node.popen.poll() is None
         assert (node.said.count("weights are read"), node.said.count("joined")) == (1, 3), node.describe()
+        assert node.said.count("the head was lost") == 2 and "Traceback" not in node.said, node.describe()
     made.until_idle()
     assert (state / "requests").stat().st_mode & 0o777 == 0o600
 

@@ -129,6 +129,11 @@ class Cluster:
         """The one that was started last, or that a test said."""
         return self._head or next(process for process in reversed(self._processes) if {"serve", "up"} & set(process.arguments))
 
+    @property
+    def living(self) -> list[Process]:
+        """The nodes that have not ended, oldest first."""
+        return [node for node in self.nodes if node.popen.poll() is None]
+
     def replace_head(self, process: Process) -> None:
         self._head = process
 
@@ -205,7 +210,7 @@ class Cluster:
 
     def tensor_ports(self) -> list[int]:
         """Of the nodes' processes: what they listen on."""
-        own = [psutil.Process(node.popen.pid).net_connections("tcp") for node in self.nodes if node.popen.poll() is None]
+        own = [psutil.Process(node.popen.pid).net_connections("tcp") for node in self.living]
         return [c.laddr.port for connections in own for c in connections if c.status == psutil.CONN_LISTEN]
 
     def end(self) -> None:
