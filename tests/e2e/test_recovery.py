@@ -1,8 +1,8 @@
 """Streams go on, token for token, whatever becomes of the nodes: real processes on machines of their own, trained weights.
 
 Each machine is a network namespace with one cable, and proxies at its plug (tests/support/machines.py); so a node can be killed,
-frozen, unplugged or have single links cut, by nothing that the product knows of. One cluster serves all cases: five nodes, so that
-there are three stages or four and mostly a spare, whoever was lost a moment ago.
+frozen, unplugged or have single links cut, by nothing that the product knows of. One cluster serves all cases: four nodes, so that
+there are three stages and mostly a spare, whoever was lost a moment ago.
 """
 
 from __future__ import annotations
@@ -81,10 +81,10 @@ class Sea:
         self.machines: dict[str, Machine] = {}
         self._names = itertools.count()
         made.serve(
-            *("--host", "0.0.0.0", "--unprotected", "--min-nodes", "5", "--spread", "--spares", "1"),
+            *("--host", "0.0.0.0", "--unprotected", "--min-nodes", "4", "--spread", "--spares", "1"),
             *("--heartbeat", "0.25", "--kv-tokens", "4096", "--context", "2048"),
         )  # fmt: skip
-        for _ in range(5):
+        for _ in range(4):
             self.start()
 
     def start(self) -> None:
@@ -105,7 +105,7 @@ class Sea:
             stages = sorted((n for n in self.nodes().values() if n.end_layer), key=lambda n: n.first_layer)
             return [stages[i].name for i in (0, 1, -1)] if self.described.state.startswith("serving") and len(stages) >= 3 else []
 
-        return until(route, lambda: f"{self.described}\n{self.made.story()}")
+        return until(route, lambda: f"{self.described}\n{self.made.story()}", every=0.2)
 
     def ask(self, prompts: list[str], act: Callable[[], None] = lambda: None) -> Said:
         """Stories and draws are under way when the long prompts come; `act` is called, in a thread of its own, once these are computed."""
@@ -137,7 +137,7 @@ class Sea:
 
     def recovers(self, machine: Machine, what: str) -> None:
         """A node that lives comes back by itself, another one takes the place of one that does not; nothing is held any more."""
-        until(lambda: what == "killed" or self.member(machine.name), self.made.story)
+        until(lambda: what == "killed" or self.member(machine.name), self.made.story, every=0.2)
         machine.lost += 1
         if what == "killed" or machine.lost == 2:  # the cluster holds off a node that is lost again and again
             machine.end()
@@ -178,13 +178,13 @@ def freeze(sea: Sea, machine: Machine) -> None:
     """Past the deadline; then it wakes, and is a ghost."""
     assert machine.node is not None
     machine.node.signal(signal.SIGSTOP)
-    until(lambda: not sea.member(machine.name))
+    until(lambda: not sea.member(machine.name), sea.made.story, every=0.2)
     machine.node.signal(signal.SIGCONT)
 
 
 def unplug(sea: Sea, machine: Machine) -> None:
     machine.unplug()
-    until(lambda: not sea.member(machine.name))
+    until(lambda: not sea.member(machine.name), sea.made.story, every=0.2)
     machine.plug()
 
 

@@ -44,12 +44,12 @@ def free_port() -> int:
     raise AssertionError("no port is free")
 
 
-def until(what: Callable[[], Any], why: Callable[[], str] = lambda: "", bound: float = BOUND) -> Any:
-    """Polls until something is true and answers it; fails with what `why` says."""
+def until(what: Callable[[], Any], why: Callable[[], str] = lambda: "", bound: float = BOUND, every: float = 0.02) -> Any:
+    """Polls until something is true and answers it; fails with what `why` says. every: seconds between polls; some cost as much as a token."""
     end = time.monotonic() + bound
     while not (value := what()):
         assert time.monotonic() < end, f"nothing came within {bound:g} s: {why()}"
-        time.sleep(0.02)
+        time.sleep(every)
     return value
 
 
@@ -200,7 +200,7 @@ class Cluster:
 
     def until_spread(self, nodes: int) -> None:
         """Every one of so many nodes has layers, and they serve."""
-        until(lambda: [end > first for first, end in self.layers().values()] == [True] * nodes, self.story)
+        until(lambda: [end > first for first, end in self.layers().values()] == [True] * nodes, self.story, every=0.1)
         self.until_ready()
 
     def texts(self, prompt: Any, tokens: int = 8, **options: Any) -> list[str]:
