@@ -1,8 +1,8 @@
-"""What files of one cluster each share; `made` is that cluster, and theirs."""
+"""What files of one cluster each share; `made` is that cluster, and theirs. A test that fails shows what its clusters said."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +11,15 @@ from tests.support.cluster import BOUND, Cluster
 
 if TYPE_CHECKING:
     import openai
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed and isinstance(item, pytest.Function):
+        clusters = {made: name for name, made in item.funcargs.items() if isinstance(made, Cluster)}
+        report.sections += [(f"the cluster {name}", made.story()) for made, name in clusters.items()]
+    return report
 
 
 @pytest.fixture(scope="module")

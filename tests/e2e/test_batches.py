@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from tests.support.batches import jsonl, line
-from tests.support.cluster import Cluster, Process, cluster, served, until
+from tests.support.cluster import Cluster, Process, served, until
 from tests.support.http import COMPLETIONS
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -33,9 +33,19 @@ def client(made: Cluster) -> openai.OpenAI:
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    folder = tmp_path_factory.mktemp("batch")
-    with served(folder, 2, "--data", str(folder / "data"), "--context", "512") as made:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory: pytest.TempPathFactory, data: Path) -> list[str]:
+    state = tmp_path_factory.mktemp("state")
+    return ["--data", str(data), "--state", str(state), "--context", "512", "--batch-concurrency", "3"]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory, flags: list[str]) -> Iterator[Cluster]:
+    with served(tmp_path_factory.mktemp("batch"), 1, *flags) as made:
         yield made
 
 
@@ -43,24 +53,24 @@ def batch(made: Cluster, *arguments: str) -> Process:
     return made.start("batch", *arguments, "--url", made.url)
 
 
-def test_a_command_that_is_killed_goes_on_where_it_was(two: Cluster, tmp_path: Path) -> None:
+def test_a_command_that_is_killed_goes_on_where_it_was(one: Cluster, tmp_path: Path) -> None:
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_bytes(jsonl(requests(24, 24)))
     flags = (str(source), "-o", str(target), "--concurrency", "3")
-    for kill in range(1, 4):
-        process = batch(two, *flags)
+    for kill in (1, 2):
+        process = batch(one, *flags)
         until(lambda so_far=kill: target.exists() and target.read_bytes().count(b"\n") >= 4 * so_far, process.describe)
-        process.signal(signal.SIGKILL if kill < 3 else signal.SIGINT)
-        assert process.wait() == (-signal.SIGKILL if kill < 3 else 130), process.describe()
-        two.until_idle()  # who has gone wants no answer any more
+        process.signal(signal.SIGKILL if kill == 1 else signal.SIGINT)
+        assert process.wait() == (-signal.SIGKILL if kill == 1 else 130), process.describe()
+        one.until_idle()  # who has gone wants no answer any more
     kept = target.read_bytes()
     assert kept.count(b"\n") < 24
-    process = batch(two, *flags)
+    process = batch(one, *flags)
     assert process.wait() == 0, process.describe()
     assert target.read_bytes().startswith(kept[: kept.rindex(b"\n") + 1])
     found = texts(target.read_bytes())
     assert set(found) == {f"r{i}" for i in range(24)}
-    assert found["r7"] == two.texts("7, 8,", 24)[0]
+    assert found["r7"] == one.texts("7, 8,", 24)[0]
 
 
 def test_a_command_without_a_server_starts_one(tmp_path: Path) -> None:
@@ -75,45 +85,18 @@ def test_a_command_without_a_server_starts_one(tmp_path: Path) -> None:
         process.end()
 
 
-def test_a_server_that_is_killed_goes_on_with_its_batch(tmp_path: Path) -> None:
-    with cluster(tmp_path) as made:
-        flags = ("--data", str(tmp_path / "data"), "--state", str(tmp_path / "state"), "--context", "512", "--batch-concurrency", "3")
-        made.serve(*flags)
-        made.join("--name", "n0")
-        made.until_ready()
-        sdk = client(made)
-        file = sdk.files.create(file=("in.jsonl", jsonl(requests(24, 24))), purpose="batch")
-        begun = sdk.batches.create(input_file_id=file.id, endpoint=COMPLETIONS, completion_window="24h")
-        (output,) = until(lambda: list((tmp_path / "data" / "files").glob("*-output")), made.story)
-        for kill in range(1, 3):
-            until(lambda so_far=kill: output.read_bytes().count(b"\n") >= 5 * so_far, made.story)
-            made.head.signal(signal.SIGKILL)
-            made.head.wait()
-            assert output.read_bytes().count(b"\n") < 24
-            made.replace_head(made.serve(*flags))
-            until(lambda: made.answers("/health/live"), made.story)
-        until(lambda: sdk.batches.retrieve(begun.id).status == "completed", made.story)
-        done = sdk.batches.retrieve(begun.id)
-        assert done.request_counts is not None and done.output_file_id is not None
-        assert (done.request_counts.total, done.request_counts.completed, done.error_file_id) == (24, 24, None)
-        found = texts(sdk.files.content(done.output_file_id).read())
-        assert set(found) == {f"r{i}" for i in range(24)}
-        assert found["r7"] == made.texts("7, 8,", 24)[0]
-        made.until_idle()
-
-
 # OpenAI's own client
 
 
-def test_the_sdk_works_a_batch_through(two: Cluster, tmp_path: Path) -> None:
+def test_the_sdk_works_a_batch_through(one: Cluster, tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
     source.write_bytes(jsonl(requests(4, 4)))
-    sdk = client(two)
+    sdk = client(one)
     with source.open("rb") as content:
         file = sdk.files.create(file=content, purpose="batch")
     assert (file.object, file.filename, file.bytes) == ("file", "in.jsonl", source.stat().st_size)
     made = sdk.batches.create(input_file_id=file.id, endpoint=COMPLETIONS, completion_window="24h", metadata={"by": "me"})
-    until(lambda: sdk.batches.retrieve(made.id).status == "completed", two.story)
+    until(lambda: sdk.batches.retrieve(made.id).status == "completed", one.story)
     done = sdk.batches.retrieve(made.id)
     assert done.output_file_id is not None
     assert len(texts(sdk.files.content(done.output_file_id).read())) == 4
@@ -127,36 +110,61 @@ def test_the_sdk_works_a_batch_through(two: Cluster, tmp_path: Path) -> None:
         sdk.files.retrieve(file.id)
 
 
-def test_the_sdk_cancels_and_sees_what_is_wrong(two: Cluster) -> None:
-    sdk = client(two)
+def test_the_sdk_cancels_and_sees_what_is_wrong(one: Cluster) -> None:
+    sdk = client(one)
     file = sdk.files.create(file=("in.jsonl", jsonl(requests(200, 200))), purpose="batch")
     made = sdk.batches.create(input_file_id=file.id, endpoint=COMPLETIONS, completion_window="24h")
     assert sdk.batches.cancel(made.id).status in ("cancelling", "cancelled")
-    until(lambda: sdk.batches.retrieve(made.id).status == "cancelled", two.story)
-    two.until_idle()
+    until(lambda: sdk.batches.retrieve(made.id).status == "cancelled", one.story)
+    one.until_idle()
     bad = sdk.files.create(file=("in.jsonl", b"nonsense\n"), purpose="batch")
     made = sdk.batches.create(input_file_id=bad.id, endpoint=COMPLETIONS, completion_window="24h")
-    until(lambda: sdk.batches.retrieve(made.id).status == "failed", two.story)
+    until(lambda: sdk.batches.retrieve(made.id).status == "failed", one.story)
     errors = sdk.batches.retrieve(made.id).errors
     assert errors is not None and errors.data is not None
     assert (errors.data[0].line, errors.data[0].code) == (1, "invalid_json_line")
 
 
-def test_a_server_that_ends_in_good_order_leaves_a_batch_for_the_next(tmp_path: Path) -> None:
-    with cluster(tmp_path) as made:
-        flags = ("--data", str(tmp_path / "data"), "--context", "512", "--batch-concurrency", "2")
-        head = made.serve(*flags)
-        made.join("--name", "n0")
-        made.until_ready()
-        sdk = client(made)
-        file = sdk.files.create(file=("in.jsonl", jsonl(requests(12, 64))), purpose="batch")
-        begun = sdk.batches.create(input_file_id=file.id, endpoint=COMPLETIONS, completion_window="24h")
-        until(lambda: (counts := sdk.batches.retrieve(begun.id).request_counts) and counts.completed >= 2, made.story)
+# Heads that end
+
+
+def test_a_server_that_is_killed_or_ended_goes_on_with_its_batch(one: Cluster, flags: list[str], data: Path) -> None:
+    """The last test of this cluster: one head is killed, the next ends in good order, the third gets done."""
+    sdk = client(one)
+    file = sdk.files.create(file=("in.jsonl", jsonl(requests(24, 24))), purpose="batch")
+    older = set((data / "files").glob("*-output"))
+    begun = sdk.batches.create(input_file_id=file.id, endpoint=COMPLETIONS, completion_window="24h")
+    (output,) = until(lambda: set((data / "files").glob("*-output")) - older, one.story)
+
+    def end(head: Process, number: signal.Signals, answered: int) -> int:
+        """After so many answers. The exit status."""
+        until(lambda: output.read_bytes().count(b"\n") >= answered, one.story)
         sdk.close()
-        head.signal(signal.SIGTERM)
-        assert head.wait() == 0, head.describe()
-        assert "Traceback" not in head.said, head.said
-        (output,) = (tmp_path / "data" / "files").glob("*-output")
-        (errors,) = (tmp_path / "data" / "files").glob("*-errors")
-        assert 2 <= len(texts(output.read_bytes())) < 12
-        assert errors.read_bytes() == b"", "the shutdown is no request's fault"
+        head.signal(number)
+        status = head.wait()
+        assert answered <= output.read_bytes().count(b"\n") < 24
+        return status
+
+    def serve_again() -> None:
+        one.replace_head(one.serve(*flags))
+        until(lambda: one.answers("/health/live"), one.story)
+
+    end(one.head, signal.SIGKILL, 5)
+    serve_again()
+    assert end(one.head, signal.SIGTERM, 10) == 0, one.head.describe()
+    assert "Traceback" not in one.head.said, one.head.said
+    assert len(texts(output.read_bytes())) >= 10
+    errors = output.with_name(output.name.replace("-output", "-errors"))
+    assert errors.read_bytes() == b"", "the shutdown is no request's fault"
+    serve_again()
+    one.join("--name", "another")
+
+    sdk = client(one)
+    until(lambda: sdk.batches.retrieve(begun.id).status == "completed", one.story)
+    done = sdk.batches.retrieve(begun.id)
+    assert done.request_counts is not None and done.output_file_id is not None
+    assert (done.request_counts.total, done.request_counts.completed, done.error_file_id) == (24, 24, None)
+    found = texts(sdk.files.content(done.output_file_id).read())
+    assert set(found) == {f"r{i}" for i in range(24)}
+    assert found["r7"] == one.texts("7, 8,", 24)[0]
+    one.until_idle()

@@ -1,13 +1,14 @@
-"""Real processes, real sockets, trained weights: what a client sees, and what becomes of the processes."""
+"""Real processes, real sockets, trained weights: what a client sees, and what becomes of the processes.
+
+Tests that share a cluster follow each other. Whoever loses a node gives the cluster another one; the last test of each ends it.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
 import socket
 import struct
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,9 +18,8 @@ import httpx2 as httpx
 import psutil
 import pytest
 
-from shoal.control.client import describe
 from tests.support.cluster import Cluster, Process, cluster, free_port, gone, served, until
-from tests.support.stories import lines_of, open_story, reset
+from tests.support.stories import open_story, reset, streaming
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -28,20 +28,18 @@ TOKENS = 16
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Two nodes that stay whole."""
-    with served(tmp_path_factory.mktemp("two"), 2, "--slots", "8", "--queue", "16") as made:
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two nodes, each of which holds layers."""
+    with served(tmp_path_factory.mktemp("pair"), 2, "--slots", "8", "--queue", "16") as made:
         yield made
 
 
-@pytest.fixture(autouse=True)
-def whole(request: pytest.FixtureRequest) -> Iterator[None]:
-    """After every test on the shared cluster nothing is held, and it answers."""
-    yield
-    if "two" in request.fixturenames:
-        made: Cluster = request.getfixturevalue("two")
-        made.until_idle()
-        assert made.texts("Hi", 1)
+@pytest.fixture
+def two(pair: Cluster) -> Iterator[Cluster]:
+    """After the test nothing is held in it, and it answers."""
+    yield pair
+    pair.until_idle()
+    assert pair.texts("Hi", 1)
 
 
 def deltas(answer: httpx.Response) -> str:
@@ -156,13 +154,13 @@ def listening(process: Process) -> list[int]:
     return [c.laddr.port for c in psutil.Process(process.popen.pid).net_connections("tcp") if c.status == psutil.CONN_LISTEN]
 
 
-@pytest.mark.parametrize("kind", NOISE)
-def test_bytes_that_mean_nothing_disturb_nobody(two: Cluster, kind: str) -> None:
+def test_bytes_that_mean_nothing_disturb_nobody(two: Cluster) -> None:
     before = two.texts(PROMPTS[0])
-    for port in [*two.tensor_ports(), *listening(two.head)]:
-        with socket.create_connection(("127.0.0.1", port), 5) as stranger:
-            stranger.sendall(NOISE[kind])
-    assert two.texts(PROMPTS[0]) == before
+    for kind, noise in NOISE.items():
+        for port in [*two.tensor_ports(), *listening(two.head)]:
+            with socket.create_connection(("127.0.0.1", port), 5) as stranger:
+                stranger.sendall(noise)
+        assert two.texts(PROMPTS[0]) == before, kind
     assert "Traceback" not in two.story()
 
 
@@ -170,186 +168,186 @@ def test_bytes_that_mean_nothing_disturb_nobody(two: Cluster, kind: str) -> None
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """One node, one prompt after the other, nothing to find in the prefix cache."""
-    with served(tmp_path_factory.mktemp("one"), 1, "--context", "512") as one:
-        return [one.texts(prompt, TOKENS)[0] for prompt in PROMPTS]
+def shrinking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Five nodes at first; they are not replaced."""
+    with served(tmp_path_factory.mktemp("shrinking"), 5, "--context", "1024", "--step-tokens", "64", "--wait", "1") as made:
+        yield made
 
 
-@pytest.mark.parametrize("nodes", [2, 3, 5])
-def test_splits_answer_alike_alone_and_in_a_batch(tmp_path: Path, expected: list[str], nodes: int) -> None:
-    with served(tmp_path, nodes, "--context", "512", "--step-tokens", "64") as made:
-        alone = [made.texts(prompt, TOKENS)[0] for prompt in PROMPTS]
-        batch = made.texts(PROMPTS * 2, TOKENS)
-        assert (alone, batch) == (expected, expected * 2)
-        made.until_idle()
+def kill_oldest(made: Cluster) -> None:
+    node = made.living[0]
+    node.signal(signal.SIGKILL)
+    node.wait()
+
+
+def answers_afresh(made: Cluster) -> list[str]:
+    """One prompt after the other, nothing of which is found in the prefix cache."""
+    answers = [made.complete(prompt, TOKENS).json() for prompt in PROMPTS]
+    assert not any(answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in answers)
+    return [answer["choices"][0]["text"] for answer in answers]
+
+
+def test_splits_answer_alike_alone_and_in_a_batch(two: Cluster, shrinking: Cluster) -> None:
+    expected = answers_afresh(two)
+    for nodes in (5, 3, 1):
+        for left in range(len(shrinking.layers()) - 1, nodes - 1, -1):
+            kill_oldest(shrinking)
+            shrinking.until_spread(left)
+        alone = answers_afresh(shrinking)
+        batch = shrinking.texts(PROMPTS * 2, TOKENS)
+        assert (alone, batch) == (expected, expected * 2), f"{nodes} nodes"
+        shrinking.until_idle()
+
+
+def test_a_stream_that_waited_too_long_ends_with_an_error_event(shrinking: Cluster) -> None:
+    """After the test before it, which leaves one node."""
+    with ThreadPoolExecutor(1) as pool:
+        stream = streaming(shrinking, pool, 900)
+        kill_oldest(shrinking)
+        assert "no nodes came" in json.loads(stream.result(30)[-1])["error"]["message"]
+        shrinking.until_idle()
 
 
 # Nodes that come and go
 
 
-def killed(made: Cluster, at: int) -> None:
-    made.nodes[at].signal(signal.SIGKILL)
-    made.nodes[at].wait()
+def text_of(events: list[str]) -> str:
+    assert events[-1] == "[DONE]"
+    return "".join(json.loads(event)["choices"][0]["text"] for event in events[:-1])
+
+
+@pytest.fixture(scope="module")
+def story(pair: Cluster) -> list[str]:
+    """What streams say that nothing happens to."""
+    return pair.texts("A story:", 60, n=2)
 
 
 @pytest.mark.parametrize("at", [0, 1])
-def test_what_a_killed_node_held_is_taken_over_and_answers_are_as_they_would_have_been(tmp_path: Path, at: int) -> None:
-    with served(tmp_path, 2) as made:
-        before, story = made.texts(PROMPTS[0]), made.texts("A story:", 60, n=2)
-        answers: list[list[str]] = []
-        client = threading.Thread(target=lambda: answers.append(made.texts("A story:", 60, n=2)))
-        client.start()
-        until(lambda: made.metric("sequences_running") == 2)
-        killed(made, at)
-        client.join(30)
-        assert answers == [story]
-        made.join("--name", "another")
-        until(lambda: made.metric("nodes") == 2)
-        assert made.texts(PROMPTS[0]) == before
-        made.until_idle()
+def test_what_a_killed_node_held_is_taken_over_and_answers_are_as_they_would_have_been(two: Cluster, story: list[str], at: int) -> None:
+    """at: the stage."""
+    layers = two.layers()
+    name = sorted(layers, key=lambda name: layers[name])[at]
+    (node,) = (node for node in two.living if name in node.arguments)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(two.texts, "A story:", 60, n=2)
+        until(lambda: two.metric("sequences_running") == 2)
+        node.signal(signal.SIGKILL)
+        assert asked.result(30) == story
+    two.join("--name", f"after-{at}")
+    assert [two.complete("Hi", 2).status_code for _ in range(20)] == [200] * 20
+    two.until_spread(2)
+    assert two.texts("A story:", 60, n=2) == story
 
 
-def test_a_stream_waits_for_a_node_where_none_is_left(tmp_path: Path) -> None:
-    with served(tmp_path, 1) as made, ThreadPoolExecutor(1) as pool:
-        whole = made.texts("A story:", 60)[0]
-        stream = pool.submit(lines_of, made, 60, seen := threading.Event())
-        assert seen.wait(30)
-        killed(made, 0)
-        made.until_lost()
-        assert made.complete("x").json()["error"]["code"] == "not_ready"
-        made.join("--name", "another")
-        events = stream.result(30)
-        assert events[-1] == "[DONE]"
-        assert "".join(json.loads(event)["choices"][0]["text"] for event in events[:-1]) == whole
-        made.until_idle()
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_lets_a_node_go_when_its_layers_were_moved_and_a_second_one_at_once(two: Cluster, story: list[str], times: int) -> None:
+    first = two.living[0]
+    with ThreadPoolExecutor(1) as pool:
+        stream = streaming(two, pool, 60)
+        for _ in range(times):
+            first.signal(signal.SIGINT)
+        assert first.wait() == 0
+        assert "Traceback" not in first.said
+        assert text_of(stream.result(30)) == story[0]
+    two.join("--name", f"after-ctrl-c-{times}")
+    two.until_spread(2)
 
 
-def test_a_stream_that_waited_too_long_ends_with_an_error_event(tmp_path: Path) -> None:
-    with served(tmp_path, 1, "--wait", "1") as made, ThreadPoolExecutor(1) as pool:
-        stream = pool.submit(lines_of, made, 4000, seen := threading.Event())
-        assert seen.wait(30)
-        killed(made, 0)
-        assert "no nodes came" in json.loads(stream.result(30)[-1])["error"]["message"]
-        made.until_idle()
+def test_serve_sends_its_nodes_home(pair: Cluster) -> None:
+    """The last test of this cluster."""
+    nodes = pair.living
+    pair.head.signal(signal.SIGINT)
+    assert [pair.head.wait(), *(node.wait() for node in nodes)] == [0, 0, 0]
+    assert all("the head shut down" in node.said for node in nodes)
 
 
-def test_nodes_that_leave_and_come_again_and_again_are_served_with(tmp_path: Path) -> None:
-    with served(tmp_path, 1) as made:
-        before = made.texts(PROMPTS[0])
-        for _ in range(3):
-            node = made.nodes[-1]
-            node.signal(signal.SIGINT)
-            assert node.wait() == 0
-            made.until_lost()
-            made.join("--name", "again")
-            made.until_ready()
-            assert made.texts(PROMPTS[0]) == before
-
-
-def test_a_node_that_joins_later_waits_as_a_spare(tmp_path: Path) -> None:
-    with cluster(tmp_path) as made:
-        made.serve("--min-nodes", "1")
-        made.join("--name", "first")
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A node that has all layers, as every test leaves one; they do not wait for a head that they have lost."""
+    with cluster(tmp_path_factory.mktemp("one")) as made:
+        made.serve()
+        made.join("--name", "n0", "--patience", "0")
         made.until_ready()
-        before = made.texts(PROMPTS[0])
-        spare = made.join("--name", "spare")
-        until(lambda: made.metric("nodes") == 2)
-        killed(made, 0)
-        made.until_ready()
-        assert made.texts(PROMPTS[0]) == before
-        assert spare.popen.poll() is None
+        yield made
+
+
+def test_cached_tokens_are_at_most_the_prompts(one: Cluster) -> None:
+    prompt = "The quick brown fox jumps over the lazy dog. " * 20
+    usage = [one.complete(prompt, 2).json()["usage"] for _ in range(2)][1]
+    assert 0 < usage["prompt_tokens_details"]["cached_tokens"] <= usage["prompt_tokens"]
+
+
+def test_nodes_that_leave_and_come_again_are_served_with(one: Cluster) -> None:
+    before = one.texts(PROMPTS[0])
+    for _ in range(2):
+        node = one.nodes[-1]
+        node.signal(signal.SIGINT)
+        assert node.wait() == 0
+        one.until_lost()
+        one.join("--name", "again", "--patience", "0")
+        one.until_ready()
+        assert one.texts(PROMPTS[0]) == before
+
+
+def test_a_node_that_joins_later_waits_as_a_spare(one: Cluster) -> None:
+    before = one.texts(PROMPTS[0])
+    spare = one.join("--name", "spare", "--patience", "0")
+    until(lambda: one.metric("nodes") == 2)
+    assert one.layers()["spare"] == (0, 0)
+    kill_oldest(one)
+    one.until_ready()
+    assert one.texts(PROMPTS[0]) == before
+    assert spare.popen.poll() is None
+
+
+def test_a_stream_waits_for_a_node_where_none_is_left(one: Cluster) -> None:
+    whole = one.texts("A story:", 60)[0]
+    with ThreadPoolExecutor(1) as pool:
+        stream = streaming(one, pool, 60)
+        kill_oldest(one)
+        one.until_lost()
+        assert one.complete("x").json()["error"]["code"] == "not_ready"
+        one.join("--name", "another", "--patience", "0")
+        assert text_of(stream.result(30)) == whole
+        one.until_idle()
 
 
 # Ends
 
 
-def test_nodes_without_patience_go_with_their_head(tmp_path: Path) -> None:
+def test_nodes_without_patience_go_with_their_head(one: Cluster) -> None:
+    """The last test of this cluster: one node has layers, one has none."""
+    nodes = [one.nodes[-1], one.join("--name", "idle", "--patience", "0")]
+    until(lambda: one.metric("nodes") == 2)
+    one.head.signal(signal.SIGKILL)
+    assert [node.wait() for node in nodes] == [1, 1]
+    assert all("the head" in node.said and "Traceback" not in node.said for node in nodes)
+
+
+def test_ctrl_c_ends_every_process_of_up(tmp_path: Path) -> None:
     with cluster(tmp_path) as made:
-        made.serve("--min-nodes", "2", "--spread")
-        for i in range(2):
-            made.join("--name", f"n{i}", "--patience", "0")
-        made.until_ready()
-        made.head.signal(signal.SIGKILL)
-        assert [node.wait() for node in made.nodes] == [1, 1]
-        assert all("the head" in node.said and "Traceback" not in node.said for node in made.nodes)
-
-
-def layers(made: Cluster) -> dict[str, tuple[int, int]]:
-    found = asyncio.run(describe(f"127.0.0.1:{made.control_port}"))
-    return {node.name: (node.first_layer, node.end_layer) for node in found.nodes}
-
-
-def test_nodes_find_a_head_that_is_started_anew_and_serve_the_layers_that_they_still_hold(tmp_path: Path) -> None:
-    with served(tmp_path, 2) as made:
-        before, held, head = made.texts(PROMPTS[0]), layers(made), made.head
-        head.signal(signal.SIGKILL)
-        head.wait()
-        until(lambda: all("the head was lost" in node.said for node in made.nodes))
-        made.serve("--min-nodes", "2", "--spread")
-        made.until_ready()
-        assert (made.texts(PROMPTS[0]), layers(made)) == (before, held)
-        assert all("Traceback" not in node.said for node in made.nodes)
-
-
-@pytest.mark.parametrize("times", [1, 2])
-def test_ctrl_c_lets_a_node_go_when_its_layers_were_moved_and_a_second_one_at_once(tmp_path: Path, times: int) -> None:
-    with served(tmp_path, 2) as made, ThreadPoolExecutor(1) as pool:
-        whole = made.texts("A story:", 60)[0]
-        stream = pool.submit(lines_of, made, 60, seen := threading.Event())
-        assert seen.wait(30)
-        for _ in range(times):
-            made.nodes[0].signal(signal.SIGINT)
-        assert made.nodes[0].wait() == 0
-        assert "Traceback" not in made.nodes[0].said
-        events = stream.result(30)
-        assert "".join(json.loads(event)["choices"][0]["text"] for event in events[:-1]) == whole
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_one_signal_ends_every_process_of_up(tmp_path: Path, number: signal.Signals) -> None:
-    with cluster(tmp_path) as made:
-        made.up("--nodes", "3")
+        made.up("--nodes", "2")
         made.until_ready()
         family = made.head.family()
-        assert len(family) == 4
-        made.head.signal(number)
+        assert len(family) == 3
+        made.head.signal(signal.SIGINT)
         assert made.head.wait() == 0
         gone(family)
         assert "Traceback" not in made.head.said
 
 
-def test_serve_sends_its_nodes_home(tmp_path: Path) -> None:
-    with served(tmp_path, 2) as made:
-        made.head.signal(signal.SIGINT)
-        assert [made.head.wait(), *(node.wait() for node in made.nodes)] == [0, 0, 0]
-        assert all("the head shut down" in node.said for node in made.nodes)
-
-
-@pytest.mark.real
-def test_cluster_serves_again_after_a_node_was_lost(tmp_path: Path) -> None:
-    with served(tmp_path, 2) as made:
-        made.nodes[0].signal(signal.SIGKILL)
-        made.join("--name", "another")
-        until(lambda: made.complete("Hi", 2).status_code == 200, made.story, 15)
-        assert [made.complete("Hi", 2).status_code for _ in range(20)] == [200] * 20
-
-
-@pytest.mark.real
-def test_two_clusters_do_not_share_a_port(tmp_path: Path) -> None:
+def test_of_two_clusters_with_one_port_one_serves_until_it_is_terminated(tmp_path: Path) -> None:
     port = str(free_port())
-    both = [Process(tmp_path / f"{i}.log", "up", "--port", port, "--control-port", "0", "--threads", "1") for i in range(2)]
+    flags = ("--port", port, "--control-port", "0", "--nodes", "1", "--threads", "1")
+    both = [Process(tmp_path / f"{i}.log", "up", *flags) for i in range(2)]
     try:
         until(lambda: all("Ctrl-C ends all" in p.said or p.popen.poll() is not None for p in both), bound=30)
         until(lambda: any(p.popen.poll() == 2 for p in both), lambda: "both say that they serve", 5)
+        (serving,) = (process for process in both if process.popen.poll() is None)
+        family = serving.family()
+        serving.signal(signal.SIGTERM)
+        assert serving.wait() == 0
+        gone(family)
     finally:
         for process in both:
             process.end()
-
-
-@pytest.mark.real
-def test_cached_tokens_are_at_most_the_prompts(tmp_path: Path) -> None:
-    with served(tmp_path, 1) as made:
-        prompt = "The quick brown fox jumps over the lazy dog. " * 20
-        usage = [made.complete(prompt, 8).json()["usage"] for _ in range(2)][1]
-        assert 0 < usage["prompt_tokens_details"]["cached_tokens"] <= usage["prompt_tokens"]

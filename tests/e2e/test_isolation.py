@@ -17,7 +17,7 @@ from tests.support.cluster import BOUND, Cluster, served
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 QUEUE = 24
-STORY = {"prompt": "A very long story about the sea:", "max_tokens": 160, "temperature": 1, "seed": 5, "ignore_eos": True, "stream": True}
+STORY = {"prompt": "A very long story about the sea:", "max_tokens": 120, "temperature": 1, "seed": 5, "ignore_eos": True, "stream": True}
 
 
 @pytest.fixture(scope="module")
@@ -57,15 +57,21 @@ def story(made: Cluster) -> Story:
     return begun
 
 
+@pytest.fixture(scope="module")
+def alone(two: Cluster) -> str:
+    """What the stream says when nothing else runs."""
+    said = story(two)
+    said.join()
+    return said.text
+
+
 @contextmanager
-def undisturbed(made: Cluster) -> Iterator[None]:
+def undisturbed(made: Cluster, alone: str) -> Iterator[None]:
     """A stream that runs meanwhile says what it says alone, on the same route, and nobody is left out."""
-    alone = story(made)
-    alone.join()
     epoch, beside = made.metric("epoch"), story(made)
     yield
     beside.join()
-    assert beside.text == alone.text
+    assert beside.text == alone
     assert made.metric("epoch") == epoch
     assert made.metric("nodes") == 2
     assert "stage failed" not in made.story() and "a step failed" not in made.story()
@@ -86,9 +92,9 @@ EXTREMES: list[dict[str, Any]] = [
 ]
 
 
-def test_parameters_at_the_edges_of_their_ranges_are_served(two: Cluster) -> None:
-    with undisturbed(two), ThreadPoolExecutor(4) as pool:
-        for answer in pool.map(lambda fields: two.complete("Once upon", 4, ignore_eos=True, **fields), EXTREMES * 2):
+def test_parameters_at_the_edges_of_their_ranges_are_served(two: Cluster, alone: str) -> None:
+    with undisturbed(two, alone), ThreadPoolExecutor(4) as pool:
+        for answer in pool.map(lambda fields: two.complete("Once upon", 4, ignore_eos=True, **fields), EXTREMES):
             assert answer.status_code == 200, answer.text
             assert answer.json()["usage"]["completion_tokens"] in (4, 16), answer.text
 
@@ -101,8 +107,8 @@ def test_what_no_queue_can_admit_is_the_requests_fault(two: Cluster) -> None:
     assert two.complete(["a"] * QUEUE, 1).status_code == 200
 
 
-def test_a_token_that_the_model_does_not_have_is_the_requests_fault(two: Cluster) -> None:
-    with undisturbed(two):
+def test_a_token_that_the_model_does_not_have_is_the_requests_fault(two: Cluster, alone: str) -> None:
+    with undisturbed(two, alone):
         for prompt in ([1, 2, 49152], [-1], [[1], [2**31]], [2**63]):
             answer = two.complete(prompt, 1)
             assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt"), answer.text
@@ -118,18 +124,18 @@ def ask(made: Cluster, path: str, body: bytes) -> tuple[int, int]:
         return answer.status_code, answer.json().get("count", 0)
 
 
-def test_costly_texts_and_bodies_do_not_hold_the_head_up(two: Cluster) -> None:
+def test_costly_texts_and_bodies_do_not_hold_the_head_up(two: Cluster, alone: str) -> None:
     """The head answers others while they are worked on, and refuses what would take longer."""
     spaces = json.dumps({"prompt": " " * 520_000}).encode()
     hostile = [
-        *[("/tokenize", spaces)] * 24,
+        *[("/tokenize", spaces)] * 8,
         ("/tokenize", json.dumps({"prompt": "a " * 2_000_000}).encode()),
         ("/tokenize", b'{"prompt": "a", "x": [' + b"[]," * 1_300_000 + b"1]}"),
         ("/v1/completions", b'{"max_tokens": 1, "prompt": [' + b"1.5," * 1_000_000 + b"1]}"),
         ("/v1/chat/completions", b'{"messages": [' + b"1," * 2_000_000 + b"1]}"),
         ("/v1/completions", json.dumps({"prompt": " a" * 2_000_000}).encode()),
     ]
-    with undisturbed(two), ThreadPoolExecutor(len(hostile)) as pool:
+    with undisturbed(two, alone), ThreadPoolExecutor(len(hostile)) as pool:
         asked = [pool.submit(ask, two, path, body) for path, body in hostile]
         beside = 0
         while not all(each.done() for each in asked):
@@ -137,9 +143,9 @@ def test_costly_texts_and_bodies_do_not_hold_the_head_up(two: Cluster) -> None:
             assert two.http.post("/tokenize", json={"prompt": "a b"}).json()["count"] == 2
             beside += 1
         answers = [each.result() for each in asked]
-    assert answers[:24] == [(200, 8125)] * 24
-    assert answers[24:] == [(400, 0)] * 5
-    assert beside >= 24  # more often than there were costly ones
+    assert answers[:8] == [(200, 8125)] * 8
+    assert answers[8:] == [(400, 0)] * 5
+    assert beside >= len(hostile)
 
 
 def held_to(schema: dict[str, Any], tokens: int = 12, **fields: Any) -> bytes:
@@ -148,12 +154,12 @@ def held_to(schema: dict[str, Any], tokens: int = 12, **fields: Any) -> bytes:
     return json.dumps({"messages": messages, "max_tokens": tokens, "response_format": format, **fields}).encode()
 
 
-def test_costly_grammars_do_not_hold_a_stage_up(two: Cluster) -> None:
+def test_costly_grammars_do_not_hold_a_stage_up(two: Cluster, alone: str) -> None:
     """They are worked on in a process of the last node's, which is gone with it."""
     patterns = [{"type": "string", "pattern": f"[a-z]*x{i}(foo|bar)*[0-9]{{50}}"} for i in range(300)]
     hostile = [held_to({"anyOf": patterns[n:] + patterns[:n]}) for n in range(8)]
     hostile.append(held_to({"type": "string", "maxLength": 1_000_000}, n=8))
-    with undisturbed(two), ThreadPoolExecutor(len(hostile)) as pool:
+    with undisturbed(two, alone), ThreadPoolExecutor(len(hostile)) as pool:
         answers = list(pool.map(lambda body: ask(two, "/v1/chat/completions", body)[0], hostile))
     assert set(answers) <= {200, 400}
     assert answers[-1] == 200

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from shoal.pipeline import records
 from tests.support.cluster import Cluster, cluster, until
-from tests.support.restarts import BODIES, TOKENS, Client
+from tests.support.restarts import BODIES, TOKENS, Client, said
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -39,60 +40,68 @@ def layers(made: Cluster) -> dict[str, tuple[int, int]]:
     return {node["name"]: (node["first_layer"], node["last_layer"]) for node in found["nodes"]}
 
 
-def test_streams_go_on_when_the_head_is_killed_and_started_again(tmp_path: Path) -> None:
-    with cluster(tmp_path) as made:
-        flags = (*FLAGS, "--state", str(tmp_path / "state"))
-        made.serve(*flags)
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("state")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, state: Path) -> Iterator[Cluster]:
+    with cluster(tmp_path_factory.mktemp("restart")) as made:
+        made.serve(*FLAGS, "--state", str(state))
         for name in ("n0", "n1"):
             join(made, name)
         made.until_ready()
-        whole = [made.texts(body["prompt"], TOKENS, **{k: v for k, v in body.items() if k != "prompt"}) for body in BODIES]
-        before = layers(made)
-
-        clients = [Client(made, i) for i in range(len(BODIES))]
-        for client in clients:
-            client.begin()
-        for kill in range(2):
-            if kill:
-                for client in clients:
-                    client.come_back()
-            made.head.signal(signal.SIGKILL)
-            made.head.wait()
-            for client in clients:
-                client.lose()
-                assert_logged(client, tmp_path / "state")
-            made.replace_head(made.serve(*flags))
-            until(lambda: made.answers("/health/live"), made.story)
-        for client in clients:
-            client.go_on()
-
-        for client, right in zip(clients, whole, strict=True):
-            assert [client.texts[i] for i in range(len(right))] == right
-            assert client.done
-            assert len(set(client.ids)) == len(client.ids), "an event came twice"
-            counts = [[int(n) for n in id.split(".")] for id in client.ids]
-            assert all(sum(b) > sum(a) for a, b in pairwise(counts)), "events are out of order"
-        assert clients[0].usage["completion_tokens"] == TOKENS
-        assert layers(made) == before
-        for node in made.nodes:
-            assert node.popen.poll() is None
-            assert (node.said.count("weights are read"), node.said.count("joined")) == (1, 3), node.describe()
-        made.until_idle()
-        assert (tmp_path / "state" / "requests").stat().st_mode & 0o777 == 0o600
+        yield made
 
 
-def test_what_nobody_comes_back_for_is_ended_after_a_while(tmp_path: Path) -> None:
-    with cluster(tmp_path) as made:
-        flags = ("--state", str(tmp_path / "state"), "--resume", "1")
-        made.serve(*flags)
-        join(made, "n0")
-        made.until_ready()
-        client = Client(made, 2)
+def kill_head(made: Cluster) -> None:
+    made.head.signal(signal.SIGKILL)
+    made.head.wait()
+
+
+def test_streams_go_on_when_the_head_is_killed_and_started_again(made: Cluster, state: Path) -> None:
+    whole = said(made)
+    before = layers(made)
+
+    clients = [Client(made, i) for i in range(len(BODIES))]
+    for client in clients:
         client.begin()
-        made.head.signal(signal.SIGKILL)
-        made.head.wait()
-        client.lose()
-        made.replace_head(made.serve(*flags))
-        made.until_ready()
-        until(lambda: made.http.get("/v1/streams/client-2", params={"after": "999999"}).status_code == 404, made.story)
-        made.until_idle()
+    for kill in range(2):
+        if kill:
+            for client in clients:
+                client.come_back()
+        kill_head(made)
+        for client in clients:
+            client.lose()
+            assert_logged(client, state)
+        made.replace_head(made.serve(*FLAGS, "--state", str(state)))
+        until(lambda: made.answers("/health/live"), made.story)
+    for client in clients:
+        client.go_on()
+
+    for client, right in zip(clients, whole, strict=True):
+        assert [client.texts[i] for i in range(len(right))] == right
+        assert client.done
+        assert len(set(client.ids)) == len(client.ids), "an event came twice"
+        counts = [[int(n) for n in id.split(".")] for id in client.ids]
+        assert all(sum(b) > sum(a) for a, b in pairwise(counts)), "events are out of order"
+    assert clients[0].usage["completion_tokens"] == TOKENS
+    assert layers(made) == before
+    for node in made.nodes:
+        assert node.popen.poll() is None
+        assert (node.said.count("weights are read"), node.said.count("joined")) == (1, 3), node.describe()
+        assert node.said.count("the head was lost") == 2 and "Traceback" not in node.said, node.describe()
+    made.until_idle()
+    assert (state / "requests").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_nobody_comes_back_for_is_ended_after_a_while(made: Cluster, state: Path) -> None:
+    client = Client(made, 2, "lost")
+    client.begin()
+    kill_head(made)
+    client.lose()
+    made.replace_head(made.serve(*FLAGS, "--state", str(state), "--resume", "1"))
+    made.until_ready()
+    until(lambda: made.http.get(f"/v1/streams/{client.id}", params={"after": "999999"}).status_code == 404, made.story)
+    made.until_idle()

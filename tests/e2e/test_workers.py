@@ -1,4 +1,7 @@
-"""The API served by several real processes: what they say, and what becomes of streams and processes when one is killed."""
+"""The API served by several real processes: what they say, and what becomes of streams and processes when one is killed.
+
+One node serves three heads, one after another: the first without workers, two with them. The tests follow each other.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,12 @@ import psutil
 import pytest
 
 from tests.support.cluster import BOUND, Cluster, cluster, gone, until
-from tests.support.restarts import BODIES, TOKENS, Client
+from tests.support.restarts import BODIES, Client, said
 from tests.support.stories import open_story, reset, streaming
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
-FLAGS = ("--nodes", "2", "--slots", "8", "--context", "512")
+FLAGS = ("--slots", "8", "--context", "512")
 
 
 def workers(made: Cluster) -> list[psutil.Process]:
@@ -45,32 +48,49 @@ def port_of(client: Client) -> int:
     return int(client._answer.extensions["network_stream"].get_extra_info("client_addr")[1])  # pyright: ignore[reportPrivateUsage]
 
 
-def said(made: Cluster) -> list[Any]:
-    rest = [{k: v for k, v in body.items() if k != "prompt"} for body in BODIES]
-    return [made.texts(body["prompt"], TOKENS, **more) for body, more in zip(BODIES, rest, strict=True)]
+def reconnect(made: Cluster) -> None:
+    """Connections of a process that was killed are of no use any more."""
+    made.http.close()
+    made.http = httpx.Client(base_url=made.url, timeout=BOUND, trust_env=False)
+
+
+def serve_with_workers(made: Cluster, state: Path) -> None:
+    made.replace_head(made.serve(*FLAGS, "--api-workers", "2", "--state", str(state)))
+
+
+def kill_head(made: Cluster) -> None:
+    made.head.signal(signal.SIGKILL)
+    made.head.wait()
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """What the head says by itself."""
-    with cluster(tmp_path_factory.mktemp("alone")) as made:
-        made.up(*FLAGS)
-        made.until_ready()
-        return said(made)
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with cluster(tmp_path_factory.mktemp("workers")) as made:
-        made.up(*FLAGS, "--api-workers", "2")
+        made.serve(*FLAGS)
+        made.join("--name", "n0")
         made.until_ready()
         yield made
 
 
-def reconnect(made: Cluster) -> None:
-    """The connections of a worker that was killed are of no use any more."""
-    made.http.close()
-    made.http = httpx.Client(base_url=made.url, timeout=BOUND, trust_env=False)
+@pytest.fixture(scope="module")
+def alone(made: Cluster) -> list[Any]:
+    """What a head says by itself."""
+    return said(made)
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("state")
+
+
+@pytest.fixture(scope="module")
+def shared(made: Cluster, alone: list[Any], state: Path) -> Cluster:
+    """With workers from now on."""
+    kill_head(made)
+    reconnect(made)
+    serve_with_workers(made, state)
+    made.until_ready()
+    return made
 
 
 @pytest.fixture
@@ -145,33 +165,39 @@ def test_a_worker_that_hangs_holds_back_nobody_else(two: Cluster) -> None:
         hung.resume()
 
 
-def test_streams_go_on_with_the_workers_of_another_head(tmp_path: Path, alone: list[Any]) -> None:
-    with cluster(tmp_path) as made:
-        flags = ("--min-nodes", "2", "--spread", *FLAGS[2:], "--api-workers", "2", "--state", str(tmp_path / "state"))
-        made.serve(*flags)
-        made.join("--name", "n0")
-        made.join("--name", "n1")
-        made.until_ready()
-        clients = [Client(made, i) for i in range(len(BODIES))]
-        for client in clients:
-            client.begin()
-        made.head.signal(signal.SIGKILL)
-        made.head.wait()
-        for client in clients:
-            client.lose()
-        made.replace_head(made.serve(*flags))
-        until(lambda: made.answers("/health/live"), made.story)
-        for client in clients:
-            client.go_on()
-        assert [[client.texts[i] for i in range(len(client.texts))] for client in clients] == alone
-        assert all(client.done for client in clients)
-        made.until_idle()
+def test_streams_go_on_with_the_workers_of_another_head(two: Cluster, alone: list[Any], state: Path) -> None:
+    clients = [Client(two, i, "over-heads") for i in range(len(BODIES))]
+    for client in clients:
+        client.begin()
+    kill_head(two)
+    for client in clients:
+        client.lose()
+    reconnect(two)
+    serve_with_workers(two, state)
+    until(lambda: two.answers("/health/live"), two.story)
+    for client in clients:
+        client.go_on()
+    assert [[client.texts[i] for i in range(len(client.texts))] for client in clients] == alone
+    assert all(client.done for client in clients)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_head_that_is_told_to_end_lets_the_workers_streams_end(shared: Cluster) -> None:
+    """The last test of this cluster."""
+    until(lambda: len(workers(shared)) == 2, shared.story)
+    family = [*shared.head.family(), *shared.nodes[0].family()]
+    with ThreadPoolExecutor(1) as pool:
+        stream = streaming(shared, pool, 200)
+        shared.head.signal(signal.SIGTERM)
+        assert stream.result(BOUND)[-1] == "[DONE]"
+    assert shared.head.wait() == 0
+    assert "1 request(s) have 30 s to end" in shared.head.said
+    gone(family)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_all_processes_end_with_the_head(tmp_path: Path, number: signal.Signals) -> None:
     with cluster(tmp_path) as made:
-        head = made.up(*FLAGS, "--api-workers", "2", "--grace", "0")
+        head = made.up(*FLAGS, "--nodes", "1", "--api-workers", "2", "--grace", "0")
         made.until_ready()
         until(lambda: len(workers(made)) == 2, made.story)
         family = head.family()
@@ -186,17 +212,3 @@ def test_all_processes_end_with_the_head(tmp_path: Path, number: signal.Signals)
         assert head.wait() == (-number if number is signal.SIGKILL else 0)
         gone(family)
         assert (b"the server is shutting down" in heard) == (number is not signal.SIGKILL)
-
-
-def test_a_head_that_is_told_to_end_lets_the_workers_streams_end(tmp_path: Path) -> None:
-    with cluster(tmp_path) as made, ThreadPoolExecutor(1) as pool:
-        head = made.up(*FLAGS, "--api-workers", "2")
-        made.until_ready()
-        until(lambda: len(workers(made)) == 2, made.story)
-        family = head.family()
-        stream = streaming(made, pool, 300)
-        head.signal(signal.SIGTERM)
-        assert stream.result(BOUND)[-1] == "[DONE]"
-        assert head.wait() == 0
-        assert "1 request(s) have 30 s to end" in head.said
-        gone(family)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import os
@@ -16,6 +17,8 @@ from typing import Any
 
 import httpx2 as httpx
 import psutil
+
+from shoal.control.client import describe
 
 MODEL = "smollm2-135m"
 BOUND = 60.0
@@ -41,12 +44,12 @@ def free_port() -> int:
     raise AssertionError("no port is free")
 
 
-def until(what: Callable[[], Any], why: Callable[[], str] = lambda: "", bound: float = BOUND) -> Any:
-    """Polls until something is true and answers it; fails with what `why` says."""
+def until(what: Callable[[], Any], why: Callable[[], str] = lambda: "", bound: float = BOUND, every: float = 0.02) -> Any:
+    """Polls until something is true and answers it; fails with what `why` says. every: seconds between polls; some cost as much as a token."""
     end = time.monotonic() + bound
     while not (value := what()):
         assert time.monotonic() < end, f"nothing came within {bound:g} s: {why()}"
-        time.sleep(0.02)
+        time.sleep(every)
     return value
 
 
@@ -126,6 +129,11 @@ class Cluster:
         """The one that was started last, or that a test said."""
         return self._head or next(process for process in reversed(self._processes) if {"serve", "up"} & set(process.arguments))
 
+    @property
+    def living(self) -> list[Process]:
+        """The nodes that have not ended, oldest first."""
+        return [node for node in self.nodes if node.popen.poll() is None]
+
     def replace_head(self, process: Process) -> None:
         self._head = process
 
@@ -168,18 +176,32 @@ class Cluster:
     def until_lost(self) -> None:
         until(lambda: not self.answers("/health/ready"), self.story)
 
+    def metrics(self, *names: str) -> list[float]:
+        """As they are at one moment."""
+        values = dict(line.split()[:2] for line in self.http.get("/metrics").text.splitlines() if line.startswith("shoal_"))
+        return [float(values[f"shoal_{name}"]) for name in names]
+
     def metric(self, name: str) -> float:
-        lines = self.http.get("/metrics").text.splitlines()
-        return float(next(line.split()[1] for line in lines if line.startswith(f"shoal_{name} ")))
+        return self.metrics(name)[0]
 
     def until_idle(self) -> None:
         """Fails where a sequence or a KV block stays in use."""
         gauges = ("sequences_running", "sequences_waiting", "kv_blocks_used")
-        until(lambda: all(self.metric(g) == 0 for g in gauges), lambda: str({g: self.metric(g) for g in gauges}))
+        until(lambda: not any(self.metrics(*gauges)), lambda: str(dict(zip(gauges, self.metrics(*gauges), strict=True))))
 
     def complete(self, prompt: Any, tokens: int = 8, **options: Any) -> httpx.Response:
         body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, **options}
         return self.http.post("/v1/completions", json=body)
+
+    def layers(self) -> dict[str, tuple[int, int]]:
+        """Of each node, by its name: the first, and the one after its last; twice 0 where it has none."""
+        found = asyncio.run(describe(f"127.0.0.1:{self.control_port}"))
+        return {node.name: (node.first_layer, node.end_layer) for node in found.nodes}
+
+    def until_spread(self, nodes: int) -> None:
+        """Every one of so many nodes has layers, and they serve."""
+        until(lambda: [end > first for first, end in self.layers().values()] == [True] * nodes, self.story, every=0.1)
+        self.until_ready()
 
     def texts(self, prompt: Any, tokens: int = 8, **options: Any) -> list[str]:
         answer = self.complete(prompt, tokens, **options)
@@ -188,7 +210,7 @@ class Cluster:
 
     def tensor_ports(self) -> list[int]:
         """Of the nodes' processes: what they listen on."""
-        own = [psutil.Process(node.popen.pid).net_connections("tcp") for node in self.nodes if node.popen.poll() is None]
+        own = [psutil.Process(node.popen.pid).net_connections("tcp") for node in self.living]
         return [c.laddr.port for connections in own for c in connections if c.status == psutil.CONN_LISTEN]
 
     def end(self) -> None:

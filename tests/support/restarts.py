@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2 as httpx
 
 from tests.support.cluster import Cluster
 
-TOKENS = 240
+TOKENS = 160
 BODIES: list[dict[str, Any]] = [
     {"prompt": "The capital of France is", "temperature": 0},
     {"prompt": "1, 2, 3,", "temperature": 0, "frequency_penalty": 0.4, "repetition_penalty": 1.1},
@@ -17,11 +18,22 @@ BODIES: list[dict[str, Any]] = [
 ]
 
 
+def said(made: Cluster) -> list[list[str]]:
+    """What clients are told that nothing happens to: all of them at once."""
+
+    def ask(body: dict[str, Any]) -> list[str]:
+        return made.texts(tokens=TOKENS, **body)
+
+    with ThreadPoolExecutor(len(BODIES)) as pool:
+        return list(pool.map(ask, BODIES))
+
+
 class Client:
     """Reads a stream from several heads, one event after another."""
 
-    def __init__(self, made: Cluster, number: int) -> None:
-        self._made, self.id = made, f"client-{number}"
+    def __init__(self, made: Cluster, number: int, name: str = "client") -> None:
+        """name: different for clients of one cluster that ask for the same."""
+        self._made, self.id = made, f"{name}-{number}"
         self._body = {**BODIES[number], "max_tokens": TOKENS, "stream": True, "stream_options": {"include_usage": True}}
         self.ids: list[str] = []
         self.texts: dict[int, str] = {}

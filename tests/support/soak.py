@@ -79,7 +79,8 @@ async def ask(url: str, prompt: str, tokens: int) -> tuple[str, float]:
 class Soak:
     def __init__(self, made: Cluster, seed: int, every: float, tokens: int) -> None:
         self.report = Report()
-        self._cluster, self._rng, self._every, self._tokens = made, random.Random(seed), every, tokens
+        self._cluster, self._every, self._tokens = made, every, tokens
+        self._rng, self._gaps = random.Random(seed), random.Random(seed)  # whatever the streams draw, nodes come and go at the same times
         self._nodes: list[Process] = []
         self._names = 0
 
@@ -92,7 +93,8 @@ class Soak:
 
     async def run(self, seconds: float, streams: int) -> Report:
         url = self._cluster.url
-        wanted = {prompt: (await ask(url, prompt, self._tokens))[0] for prompt in PROMPTS}
+        answers = await asyncio.gather(*(ask(url, prompt, self._tokens) for prompt in PROMPTS))
+        wanted = {prompt: said for prompt, (said, _) in zip(PROMPTS, answers, strict=True)}
         end = time.monotonic() + seconds
         began = time.monotonic()
         troubling = asyncio.ensure_future(self._trouble(end))
@@ -118,7 +120,7 @@ class Soak:
 
     async def _trouble(self, end: float) -> None:
         while True:
-            await asyncio.sleep(min(self._rng.expovariate(1 / self._every), 3 * self._every))
+            await asyncio.sleep(min(self._gaps.expovariate(1 / self._every), 3 * self._every))
             if time.monotonic() > end - self._every / 2:
                 return
             alive = self._alive()
