@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
-from tests.support import tiny
-from tests.support.cluster import cluster, free_port
+from tests.support import forks, tiny
+from tests.support.cluster import cluster
 from tests.support.hub_server import Hub
-from tests.support.recording_proxy import VARIABLES, RecordingProxy
+from tests.support.recording_proxy import RecordingProxy
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -22,8 +20,7 @@ QUESTION = "What is the capital of France?"
 
 def ask(url: str, environment: dict[str, str]) -> str:
     """`shoal run` as a client of a cluster."""
-    command = [sys.executable, "-m", "shoal", "run", QUESTION, "--url", url, "--max-tokens", "4"]
-    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    done = forks.run(("run", QUESTION, "--url", url, "--max-tokens", "4"), {**os.environ, **environment})
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -47,12 +44,6 @@ def life(folder: Path, model: Path, environment: dict[str, str]) -> None:
         assert nodes.wait() == 0, nodes.describe()
         assert "a " in nodes.said and "b " in nodes.said
         assert first.popen.poll() is None
-
-
-@pytest.mark.parametrize("variables", [VARIABLES[::2], VARIABLES[1::2]], ids=["lower case", "upper case"])
-def test_a_cluster_beside_a_proxy_that_does_not_answer(tmp_path: Path, smollm2: Path, variables: tuple[str, ...]) -> None:
-    dead = f"http://127.0.0.1:{free_port()}"
-    life(tmp_path, smollm2, dict.fromkeys(variables, dead))
 
 
 def test_a_proxy_sees_the_fetching_of_models_and_nothing_else(tmp_path: Path, smollm2: Path) -> None:
