@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 _IMPORTED = (
     "asyncio", "cryptography.x509", "fastapi", "gguf", "google.protobuf.json_format", "httpx2", "jinja2", "numpy", "psutil",
     "prompt_toolkit", "pydantic", "rich.columns", "rich.markdown", "rich.panel", "rich.progress", "rich.table", "structlog", "uvicorn",
-    "uvloop", "shoal.cli.app", "shoal.control.messages", "shoal.models.sources", "shoal.placement.partition",
+    "uvloop", "shoal.cli.app", "shoal.control.messages", "shoal.executor.cost", "shoal.models.sources", "shoal.placement.partition",
 )  # fmt: skip
 """Nothing that looks at the terminal or the environment while it is imported, as `shoal.cli.show` does, and not gRPC, which takes no fork after it."""
 _LONGEST = 1 << 17
