@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 
 from shoal.address import is_link_local
 from shoal.discovery.addresses import of_this_machine
-from tests.support.cluster import Cluster, Process, cluster, until
+from tests.support import forks
+from tests.support.cluster import Process, cluster, until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -27,9 +29,9 @@ def printed(head: Process, pattern: str) -> list[str]:
     return shlex.split(match[1])[1:]
 
 
-def asked(url: str, process: Process) -> None:
-    assert process.wait() == 0, process.describe()
-    assert "Paris" in process.said, f"{url}: {process.said}"
+def asked(url: str) -> None:
+    done = forks.run(("run", "Tell me about Paris.", "--url", url, "--max-tokens", "8"), os.environ)
+    assert done.returncode == 0 and "Paris" in done.stdout, f"{url}: {done.stdout} {done.stderr}"
 
 
 @needs_ipv6
@@ -41,18 +43,16 @@ def test_a_cluster_at_an_ipv6_address(tmp_path: Path, smollm2: Path) -> None:
         made.until_ready()
         (url,) = re.findall(r"API on (\S+)/v1", head.said)
         assert url == made.url
-        asked(url, made.start("run", "Tell me about Paris.", "--url", url, "--max-tokens", "8"))
+        asked(url)
         join = printed(head, r"more nodes: (shoal join \S+)")
         assert join == ["join", f"[::1]:{made.control_port}"]
-        made.start(*join, *LITTLE, "--name", "pasted")
-        head_flag = ("--head", join[1])
-        listed = made.start("nodes", *head_flag)
-        assert listed.wait() == 0
-        until(lambda: "pasted" in _nodes(made, join[1]), made.story)
-        assert re.search(r"\[::1\]:\d+", _nodes(made, join[1]))
+        pasted = made.start(*join, *LITTLE, "--name", "pasted")
+        pasted.until_said(" as pasted")
+        listed = nodes_at(join[1])
+        assert "pasted" in listed and re.search(r"\[::1\]:\d+", listed)
         assert "Paris" in made.texts("The capital of France is")[0]
-        if made.control_port:  # whoever asks on this machine need not know which address the head has
-            assert "pasted" in _nodes(made, f"127.0.0.1:{made.control_port}")
+        # Whoever asks on this machine need not know which address the head has.
+        assert "pasted" in nodes_at(f"127.0.0.1:{made.control_port}")
 
 
 def link_local() -> list[str]:
@@ -71,23 +71,33 @@ def test_a_cluster_at_a_link_local_address(tmp_path: Path, smollm2: Path) -> Non
         assert "Paris" in made.texts("The capital of France is")[0]
 
 
-def _nodes(made: Cluster, head: str) -> str:
-    listed = made.start("nodes", "--head", head, COLUMNS="250")
-    assert listed.wait() == 0, listed.describe()
-    return listed.said
+def nodes_at(head: str) -> str:
+    listed = forks.run(("nodes", "--head", head), {**os.environ, "COLUMNS": "250"})
+    assert listed.returncode == 0, listed.stderr
+    return listed.stdout
 
 
 @needs_ipv6
 @pytest.mark.skipif(not AWAY, reason="this machine has no address that others reach")
-@pytest.mark.parametrize("wildcard", ["0.0.0.0", "::"])
-def test_a_head_at_every_address_shows_one_that_others_reach(tmp_path: Path, smollm2: Path, wildcard: str) -> None:
+@pytest.mark.parametrize(("wildcard", "names"), [("0.0.0.0", "ab"), ("::", "a")])
+def test_a_head_at_every_address_shows_one_that_others_reach(tmp_path: Path, smollm2: Path, wildcard: str, names: str) -> None:
     environment = {"SHOAL_CACHE": str(tmp_path / "head")}
     with cluster(tmp_path) as made:
         ports = ("--port", str(made.port), "--control-port", str(made.control_port))
-        flags = ("--host", wildcard, "--api-host", wildcard, "--open-api", "--min-nodes", "2", "--spread", "--discovery", "none")
+        flags = (
+            "--host",
+            wildcard,
+            "--api-host",
+            wildcard,
+            "--open-api",
+            "--min-nodes",
+            str(len(names)),
+            "--spread",
+            "--discovery",
+            "none",
+        )
         head = made.start("serve", *ports, *flags, "--model", str(smollm2), **environment)
-        for name in ("a", "b"):  # each a machine of its own, with nothing but the line that is shown
-            count = ("a", "b").index(name)
+        for count, name in enumerate(names):  # each a machine of its own, with nothing but the line that is shown
             until(lambda count=count: head.said.count("good for one machine") > count, head.describe)
             line = re.findall(r"good for one machine: (shoal join \S+ --code \S+)", head.said)[-1]
             join = shlex.split(line)[1:]
@@ -96,7 +106,7 @@ def test_a_head_at_every_address_shows_one_that_others_reach(tmp_path: Path, smo
         made.until_ready()
         (url,) = re.findall(r"API on (\S+)/v1", head.said)
         assert wildcard not in url
-        asked(url, made.start("run", "Tell me about Paris.", "--url", url, "--max-tokens", "8"))
+        asked(url)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +120,7 @@ def test_a_head_at_every_address_shows_one_that_others_reach(tmp_path: Path, smo
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_what_is_no_address_is_one_line_that_says_what_to_write(tmp_path: Path, arguments: tuple[str, ...], advice: str) -> None:
-    process = Process(tmp_path / "log", *arguments)
-    assert process.wait() == 2
-    assert advice in process.said and process.said.strip().count("\n") == 0, process.said
+def test_what_is_no_address_is_one_line_that_says_what_to_write(arguments: tuple[str, ...], advice: str) -> None:
+    done = forks.run(arguments, os.environ)
+    assert done.returncode == 2
+    assert advice in done.stderr and done.stderr.strip().count("\n") == 0, done.stderr

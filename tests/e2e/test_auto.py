@@ -90,7 +90,7 @@ def test_unknown_sampling_is_refused(model: AutoDistributedModel) -> None:
         ({"model": MODEL, "nodes": 0}, ConfigError),
         ({"model": MODEL, "flavour": "x"}, ConfigError),
         ({"model": MODEL, "memory": "lots"}, ConfigError),
-        ({"model": MODEL, "memory": "20MiB"}, (ClusterError, NotEnoughMemory)),
+        ({"model": MODEL, "nodes": 1, "memory": "20MiB"}, (ClusterError, NotEnoughMemory)),
         ({"model": MODEL, "slots": 0}, ConfigError),
     ],
 )
@@ -101,17 +101,20 @@ def test_what_cannot_start_says_why_and_leaves_nothing(arguments: dict[str, obje
     gone([p for p in children() if p not in before])
 
 
-SCRIPT = f"""
-from shoal import AutoDistributedModel
-model = AutoDistributedModel.from_pretrained("{MODEL}", nodes=2, threads=1, context=256)
-assert model.generate("Hello", max_tokens=2)
+SCRIPT = """
 import psutil
+from shoal import AutoDistributedModel
+model = AutoDistributedModel.from_pretrained("{model}", nodes={nodes}, threads=1, context=256)
+assert model.generate("Hello", max_tokens=2)
 print("PIDS", *(p.pid for p in psutil.Process().children(recursive=True)), flush=True)
 """
 CLOSED_TWICE = (
     SCRIPT
     + """
+stream = model.stream("Hello", max_tokens=50)
+next(stream)
 model.close(); model.close()
+stream.close()  # may be left after its model was closed
 try:
     model.generate("x")
 except Exception as error:
@@ -120,27 +123,13 @@ except Exception as error:
 )
 
 
-@pytest.mark.parametrize(("script", "last"), [(SCRIPT, ""), (CLOSED_TWICE, "ClusterError")])
-def test_no_process_outlives_the_interpreter(script: str, last: str) -> None:
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+@pytest.mark.parametrize(("script", "nodes", "last"), [(SCRIPT, 2, []), (CLOSED_TWICE, 1, ["ClusterError"])])
+def test_no_process_outlives_the_interpreter_and_a_library_writes_nothing_to_stdout(script: str, nodes: int, last: list[str]) -> None:
+    code = script.format(model=MODEL, nodes=nodes)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    pids = next(line for line in done.stdout.splitlines() if line.startswith("PIDS ")).split()[1:]
-    assert len(pids) == 2
-    assert done.stdout.rstrip().endswith(last)
+    first, *rest = done.stdout.splitlines()
+    word, *pids = first.split()
+    assert (word, len(pids), rest) == ("PIDS", nodes, last)
     gone([psutil.Process(int(pid)) for pid in pids if psutil.pid_exists(int(pid))])
     assert "Traceback" not in done.stderr
-
-
-@pytest.mark.real
-def test_a_stream_may_be_left_after_its_model_was_closed() -> None:
-    with AutoDistributedModel.from_pretrained(MODEL, nodes=1, threads=1, context=256) as model:
-        stream = model.stream("Hello", max_tokens=50)
-        next(stream)
-    stream.close()  # pyright: ignore[reportAttributeAccessIssue]
-
-
-@pytest.mark.real
-def test_a_library_writes_nothing_to_stdout() -> None:
-    script = f"from shoal import AutoDistributedModel\nwith AutoDistributedModel.from_pretrained('{MODEL}', nodes=1, threads=1, context=256): pass"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout == ""

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import forks
 from tests.support.cluster import MODEL, Cluster, Process, cluster, free_port, gone, served
 
 pytestmark = pytest.mark.slow
@@ -22,15 +23,17 @@ COMMANDS = ["up", "serve", "join", "run", "chat", "batch", "nodes", "models", "p
 
 
 def shoal(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    done = forks.run(arguments, {**os.environ, "COLUMNS": "200", **environment})
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def started(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """As a user starts it, imports and all."""
     done = subprocess.run(
-        [sys.executable, "-m", "shoal", *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env={**os.environ, "COLUMNS": "200", **environment},
-    )
+        [sys.executable, "-m", "shoal", *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "COLUMNS": "200"},
+    )  # fmt: skip
     assert "Traceback" not in done.stderr, done.stderr
     return done
 
@@ -73,6 +76,13 @@ def test_no_command_is_help() -> None:
 
 def test_the_version() -> None:
     assert shoal("--version").stdout.startswith("shoal ")
+
+
+@pytest.mark.parametrize("arguments", [("--version",), ("jion",), ("serve", "--precision", "fp99"), ("models", "list", "--json")])
+def test_a_fork_says_what_a_started_command_says(arguments: tuple[str, ...]) -> None:
+    """Most of these tests rely on it."""
+    real, forked = started(*arguments), shoal(*arguments)
+    assert (real.returncode, real.stdout, real.stderr) == (forked.returncode, forked.stdout, forked.stderr)
 
 
 MISTAKES: list[tuple[list[str], str]] = [
@@ -184,19 +194,20 @@ def test_run_says_what_the_server_refuses(two: Cluster) -> None:
 
 @pytest.mark.real
 def test_run_starts_a_cluster_and_ends_it() -> None:
-    done = shoal("run", "Tell me about Paris.", "--nodes", "2", "--threads", "1", "--max-tokens", "16")
+    done = started("run", "Tell me about Paris.", "--nodes", "2", "--threads", "1", "--max-tokens", "8")
     assert (done.returncode, "Paris" in done.stdout) == (0, True)
     assert "tokens/s" in done.stderr
 
 
 @pytest.mark.real
 def test_run_without_memory_loads_nothing_and_says_what_is_missing() -> None:
-    says(shoal("run", "x", "--nodes", "2", "--memory", "20MiB"), 1, "missing")
+    says(started("run", "x", "--nodes", "1", "--threads", "1", "--memory", "20MiB"), 1, "missing")
 
 
 @pytest.mark.real
 def test_ctrl_c_in_an_answer_is_status_130(tmp_path: Path) -> None:
-    process = Process(tmp_path / "run.log", "run", "A very long story about a ship", "--max-tokens", "4000", "--threads", "1")
+    words = ("run", "A very long story about a ship", "--nodes", "1", "--max-tokens", "4000", "--threads", "1")
+    process = Process(tmp_path / "run.log", *words)
     try:
         process.until_said("ship")
         family = process.family()
@@ -231,8 +242,4 @@ def test_a_head_that_could_not_be_announced_does_not_even_look_for_its_model(fla
     ],
 )
 def test_a_mistake_shows_no_stack(arguments: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "shoal", *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert "Traceback" not in done.stderr
-    assert done.returncode in (0, 1, 2)
+    assert shoal(*arguments).returncode in (0, 1, 2)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support import forks
 from tests.support.cluster import Process, free_port
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -18,14 +18,7 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 def shoal(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     plain = {key: value for key, value in os.environ.items() if not key.startswith(("SHOAL_", "XDG_", "OPENAI_"))}
-    return subprocess.run(
-        [sys.executable, "-m", "shoal", *words],
-        env={**plain, "COLUMNS": "300", **environment},
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
+    return forks.run(words, {**plain, "COLUMNS": "300", **environment})
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from signal import SIGTERM
 
 import pytest
 
-from tests.support.cluster import Cluster, cluster, gone, until
+from tests.support.cluster import Cluster, cluster, gone
 from tests.support.recording_proxy import RecordingProxy
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -47,7 +47,8 @@ def test_a_cluster_s_life_leaves_nothing_outside_its_own_folders_and_tells_nobod
         node = made.start(
             "join", f"127.0.0.1:{made.control_port}", "--threads", "1", "--memory", "600MiB", "--name", "more", before=inside, **environment
         )
-        until(lambda: "more" in _nodes(made, inside, environment), made.story)
+        node.until_said(" as more")
+        assert "more" in _nodes(made, inside, environment)
         asking = made.start("run", "Hello", "--url", made.url, "--max-tokens", "2", before=inside, **environment)
         assert asking.wait() == 0, asking.describe()
         doctor = made.start("doctor", before=inside, **environment)

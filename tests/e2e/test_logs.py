@@ -15,6 +15,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.support import forks
 from tests.support.cluster import cluster
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -57,7 +58,7 @@ def test_a_cluster_s_life_in_json_without_keys_and_prompts(tmp_path: Path, smoll
     "words", [("join", "127.0.0.1:nowhere"), ("up", "--port", "many"), ("serve", "--slots", "0")], ids=lambda words: words[0]
 )
 def test_errors_are_objects_too(words: tuple[str, ...]) -> None:
-    done = subprocess.run([sys.executable, "-m", "shoal", "--log-format", "json", *words], capture_output=True, text=True, check=False)
+    done = forks.run(("--log-format", "json", *words), os.environ)
     (line,) = objects(done.stderr)
     assert done.returncode == 2 and line["level"] == "error" and line["event"]
 
@@ -66,13 +67,7 @@ def test_the_environment_and_the_file_say_it_too_and_auto_is_json_off_a_terminal
     file = tmp_path / "config.toml"
     for environment, text in (({"SHOAL_LOG_FORMAT": "json"}, ""), ({}, 'log-format = "json"'), ({"SHOAL_LOG_FORMAT": "auto"}, "")):
         file.write_text(text)
-        done = subprocess.run(
-            [sys.executable, "-m", "shoal", "join", "127.0.0.1:nowhere"],
-            env={**os.environ, "SHOAL_CONFIG": str(file), **environment},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = forks.run(("join", "127.0.0.1:nowhere"), {**os.environ, "SHOAL_CONFIG": str(file), **environment})
         assert len(objects(done.stderr)) == 1, done.stderr
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import os
 import re
 import shutil
 import socket
@@ -20,6 +21,7 @@ from shoal.control.protobuf import decoder, encode
 from shoal.security.authority import Authority
 from shoal.security.certificates import Role, server_name
 from shoal.security.credentials import Credentials
+from tests.support import forks
 from tests.support.cluster import Cluster, Process, cluster, until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -58,12 +60,10 @@ class Protected:
 
     def refused(self, machine: str, *flags: str) -> str:
         """What a node that does not get in says."""
-        process = self.join(machine, *flags)
-        try:
-            assert process.wait() != 0, process.describe()
-            return process.said
-        finally:
-            process.end()
+        words = ("join", self.address, "--threads", "1", "--memory", "1GiB", *flags)
+        done = forks.run(words, {**os.environ, "COLUMNS": "200", "SHOAL_CACHE": self.home(machine)})
+        assert done.returncode != 0, done.stderr
+        return done.stdout + done.stderr
 
     def still_serves(self) -> None:
         assert self.cluster.texts("Two and two are", 4) == self.answer

@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +20,7 @@ from shoal.errors import UnknownModel, UserError
 from shoal.models.reference import Reference
 from shoal.models.sources import find
 from shoal.spelling import suggestion
-from tests.support.cluster import MODEL, Process, cluster, free_port, served, until
+from tests.support.cluster import MODEL, Process, cluster, free_port, until
 from tests.support.proxy import Proxy
 from tests.support.terminal import CTRL_C, ENTER, piped, terminal
 
@@ -219,21 +218,23 @@ def test_a_plan_for_scripts_and_for_people() -> None:
 
 
 @pytest.mark.slow
-def test_a_refused_port_is_said_at_once_and_a_head_that_comes_is_joined(tmp_path: Path) -> None:
-    with cluster(tmp_path) as made:
-        node = made.join("--name", "early")
-        node.until_said(f"127.0.0.1:{made.control_port}: nothing listens there (connection refused); trying")
-        made.serve("--min-nodes", "1")
-        node.until_said(f"joined 127.0.0.1:{made.control_port} as early")
-
-
-@pytest.mark.slow
-def test_a_forwarded_port_with_nothing_behind_it_yet_is_tried_again(tmp_path: Path) -> None:
+@pytest.mark.real
+def test_nodes_try_until_a_head_comes_and_again_when_it_is_lost(tmp_path: Path) -> None:
+    """One at its port, one at a forwarded port with nothing behind it yet."""
     with cluster(tmp_path) as made, contextlib.closing(Proxy("127.0.0.1", 0, ("127.0.0.1", made.control_port))) as forward:
-        node = made.join_from((), f"127.0.0.1:{forward.port}", "--name", "early")
-        node.until_said(f"127.0.0.1:{forward.port}: what listens there hangs up at once")
+        node, far = made.join("--name", "early"), made.join_from((), f"127.0.0.1:{forward.port}", "--name", "far")
+        node.until_said(f"127.0.0.1:{made.control_port}: nothing listens there (connection refused); trying")
+        far.until_said(f"127.0.0.1:{forward.port}: what listens there hangs up at once")
+        made.serve("--min-nodes", "2")
+        node.until_said(f"joined 127.0.0.1:{made.control_port} as early")
+        far.until_said(f"joined 127.0.0.1:{forward.port} as far")
+        made.until_ready()
+        far.end()
+        made.head.popen.kill()
+        node.until_said("the head was lost (")
         made.serve("--min-nodes", "1")
-        node.until_said(f"joined 127.0.0.1:{forward.port} as early")
+        node.until_said("again as early")
+        assert node.said.count("the head was lost") == 1
 
 
 @pytest.mark.slow
@@ -244,54 +245,34 @@ def test_a_host_that_is_not_there_is_not_tried_again() -> None:
 
 @pytest.mark.slow
 @pytest.mark.real
-def test_a_node_says_what_it_does_and_up_shows_the_new_split(tmp_path: Path) -> None:
+def test_a_node_says_what_it_does_and_up_at_a_terminal_shows_the_new_split_and_ends_with_ctrl_c(tmp_path: Path) -> None:
     with cluster(tmp_path) as made:
-        head = made.up("--nodes", "1")
-        made.until_ready()
-        head.until_said("on this machine; for others start with --host ADDRESS")
-        head.until_said("0-29")
-        node = made.join("--name", "second", "--memory", "1GiB")
-        node.until_said(" as second")
-        asked = ("--head", f"127.0.0.1:{made.control_port}")
-        listed = piped("", "nodes", *asked)
-        assert (listed.returncode, listed.stderr) == (0, "")  # nothing of TLS
-        found = as_json("nodes", *asked, "--json")
-        no_prose(found)
-        assert {row["name"]: row["memory_bytes"] > 0 for row in found["nodes"]} == {"node-1": True, "second": True}
-        assert piped("", "nodes", "drain", "node-1", *asked).returncode == 0
-        node.until_said("loading layers 0-29 of smollm2-135m")
-        node.until_said("serving layers 0-29: ")
-        until(lambda: re.search(r"second +0-29", head.said), head.describe)
-        head.signal(signal.SIGINT)
-        node.until_said("left: the head shut down")
-
-
-@pytest.mark.slow
-@pytest.mark.real
-def test_a_lost_head_is_told_once_and_joined_again(tmp_path: Path) -> None:
-    with served(tmp_path, 1) as made:
-        made.head.popen.kill()
-        made.nodes[0].until_said("the head was lost (")
-        made.serve("--min-nodes", "1")
-        made.nodes[0].until_said("again as n0")
-        assert made.nodes[0].said.count("the head was lost") == 1
-
-
-@pytest.mark.slow
-@pytest.mark.real
-def test_up_at_a_terminal_ends_with_ctrl_c() -> None:
-    with terminal("up", "--nodes", "1", "--port", "0", "--control-port", "0", "--threads", "1") as shown:
-        shown.until_shown("API on http://127.0.0.1:")
-        shown.until_shown("0-29")
-        shown.type(CTRL_C)
-        assert shown.wait() == 0
+        ports = ("--port", str(made.port), "--control-port", str(made.control_port))
+        with terminal("up", "--nodes", "1", *ports, "--threads", "1", columns=200, starts=True) as head:
+            for text in (f"API on {made.url}", "on this machine; for others start with --host ADDRESS", "0-29"):
+                until(lambda text=text: text in head.screen, lambda: head.screen)
+            node = made.join("--name", "second", "--memory", "1GiB")
+            node.until_said(" as second")
+            asked = ("--head", f"127.0.0.1:{made.control_port}")
+            listed = piped("", "nodes", *asked)
+            assert (listed.returncode, listed.stderr) == (0, "")  # nothing of TLS
+            found = as_json("nodes", *asked, "--json")
+            no_prose(found)
+            assert {row["name"]: row["memory_bytes"] > 0 for row in found["nodes"]} == {"node-1": True, "second": True}
+            assert piped("", "nodes", "drain", "node-1", *asked).returncode == 0
+            node.until_said("loading layers 0-29 of smollm2-135m")
+            node.until_said("serving layers 0-29: ")
+            until(lambda: re.search(r"second +0-29", head.screen), lambda: head.screen)
+            head.type(CTRL_C)
+            node.until_said("left: the head shut down")
+            assert head.wait() == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["up", "run", "chat"])
 def test_ctrl_c_while_a_cluster_starts(command: str) -> None:
     ports = ("--port", "0", "--control-port", "0") if command == "up" else ()
-    with terminal(command, *ports, "--nodes", "1", "--threads", "1") as shown:
+    with terminal(command, *ports, "--nodes", "1", "--threads", "1", starts=True) as shown:
         shown.until_shown("with smollm2-135m" if command != "up" else "loading")
         shown.type(CTRL_C)
         assert shown.wait() == (0 if command == "up" else 130)
@@ -300,7 +281,7 @@ def test_ctrl_c_while_a_cluster_starts(command: str) -> None:
 @pytest.mark.slow
 @pytest.mark.real
 def test_chat_starts_a_cluster_and_ends_it(tmp_path: Path) -> None:
-    with terminal("chat", "--nodes", "1", "--threads", "1", "--temperature", "0") as chat:
+    with terminal("chat", "--nodes", "1", "--threads", "1", "--temperature", "0", "--max-tokens", "12", starts=True) as chat:
         chat.until_shown("\n>")
         chat.type("What is the capital of France, and what is it famous for?" + ENTER)
         chat.until_shown("Paris")
@@ -320,7 +301,7 @@ def test_join_asks_for_the_code_at_a_terminal(tmp_path: Path) -> None:
     try:
         head.until_said("pairing code")
         code = re.findall(r"pairing code (\S+),", head.said)[-1]
-        with terminal("join", f"127.0.0.1:{port}", "--name", "asked", "--threads", "1", SHOAL_CACHE=str(nodes)) as shown:
+        with terminal("join", f"127.0.0.1:{port}", "--name", "asked", "--threads", "1", starts=True, SHOAL_CACHE=str(nodes)) as shown:
             shown.until_shown("pairing code: ")
             shown.type("what?" + ENTER)
             shown.until_shown("that is not a pairing code")
@@ -332,7 +313,7 @@ def test_join_asks_for_the_code_at_a_terminal(tmp_path: Path) -> None:
             shown.until_shown(f"joined 127.0.0.1:{port} as asked")
             shown.type(CTRL_C)
             assert shown.wait() == 0
-        with terminal("join", f"127.0.0.1:{port}", "--threads", "1", SHOAL_CACHE=str(tmp_path / "other")) as shown:
+        with terminal("join", f"127.0.0.1:{port}", "--threads", "1", starts=True, SHOAL_CACHE=str(tmp_path / "other")) as shown:
             shown.until_shown("pairing code: ")
             shown.type(CTRL_C)
             assert shown.wait() == 130

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,11 @@ def until(what: Callable[[], Any], why: Callable[[], str] = lambda: "", bound: f
     return value
 
 
+def apart(environment: Mapping[str, str], state: Path) -> dict[str, str]:
+    """What keeps a command from the keys, history and requests of whoever runs the tests, where its environment names no place for them."""
+    return {} if {"HOME", "SHOAL_CACHE", "SHOAL_HOME"} & environment.keys() else {"SHOAL_HOME": str(state)}
+
+
 class Process:
     """One `shoal` command, in a process group of its own."""
 
@@ -66,7 +71,7 @@ class Process:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, "COLUMNS": "200", **environment},
+                env={**os.environ, "COLUMNS": "200", **apart(environment, log.parent / "state"), **environment},
             )
 
     @property

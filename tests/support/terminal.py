@@ -1,7 +1,8 @@
-"""`python -m shoal` at a terminal: a pty of a given size, a keyboard, and what stands on the screen."""
+"""`shoal` at a terminal: a pty of a given size, a keyboard, and what stands on the screen."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import os
@@ -9,14 +10,17 @@ import re
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import psutil
 
-from tests.support.cluster import until
+from tests.support import forks
+from tests.support.cluster import apart, until
 
 ENTER, CTRL_C, CTRL_D, ALT_ENTER, UP = "\r", "\x03", "\x04", "\x1b\r", "\x1b[A"
 PROMPT = "\n>"
@@ -29,22 +33,35 @@ def clean() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(steering) or name == "SHOAL_CACHE"}
 
 
+@cache
+def _state() -> Path:
+    """Of all commands that are given no other place."""
+    folder = tempfile.TemporaryDirectory(prefix="shoal-test-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
+def _started(arguments: Sequence[str], stdin: int, stdout: int, stderr: int, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "shoal", *arguments],
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        env=environment,
+    )
+
+
 class Terminal:
-    def __init__(self, arguments: Sequence[str], columns: int, stdout: Path | None, environment: Mapping[str, str]) -> None:
-        """stdout: a file that takes it in place of the terminal. environment: beside `clean`."""
+    def __init__(self, arguments: Sequence[str], columns: int, stdout: Path | None, environment: Mapping[str, str], starts: bool) -> None:
+        """stdout: a file that takes it in place of the terminal. environment: beside `clean`. starts: whether it runs a head or a node."""
         ours, theirs = os.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         with contextlib.ExitStack() as files:
             to = theirs if stdout is None else files.enter_context(stdout.open("wb"))
-            self.popen = subprocess.Popen(
-                [sys.executable, "-m", "shoal", *arguments],
-                stdin=theirs,
-                stdout=to,
-                stderr=theirs,
-                start_new_session=True,
-                preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-                env={**clean(), "TERM": "xterm", **environment},
-            )
+            full = {**clean(), "TERM": "xterm", **apart(environment, _state()), **environment}
+            self.popen = (_started if starts else forks.start)(arguments, theirs, to if isinstance(to, int) else to.fileno(), theirs, full)
         os.close(theirs)
         self._ours, self._shown, self._seen = ours, b"", 0
         self._reader = threading.Thread(target=self._read)
@@ -88,7 +105,7 @@ class Terminal:
         until(lambda: self.popen.poll() is not None, lambda: self.screen[-3000:])
         self._reader.join(10)
         assert "Traceback" not in self.screen, self.screen
-        return int(self.popen.returncode)
+        return self.popen.wait()
 
     def end(self) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -104,10 +121,15 @@ class Terminal:
 
 @contextlib.contextmanager
 def terminal(
-    *arguments: str, columns: int = 80, stdout: Path | None = None, place: Mapping[str, str] | None = None, **environment: str
+    *arguments: str,
+    columns: int = 80,
+    stdout: Path | None = None,
+    place: Mapping[str, str] | None = None,
+    starts: bool = False,
+    **environment: str,
 ) -> Iterator[Terminal]:
-    """Its process is ended, whatever happens inside. place: an environment made before, beside `environment`."""
-    made = Terminal(arguments, columns, stdout, {**(place or {}), **environment})
+    """Its process is ended, whatever happens inside. place: an environment made before, beside `environment`. starts: a head or a node."""
+    made = Terminal(arguments, columns, stdout, {**(place or {}), **environment}, starts)
     try:
         yield made
     finally:
@@ -115,14 +137,8 @@ def terminal(
 
 
 def piped(text: str | bytes, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "shoal", *arguments],
-        input=text if isinstance(text, bytes) else text.encode(),
-        capture_output=True,
-        timeout=60,
-        check=False,
-        env={**clean(), **environment},
+    done = forks.run(
+        arguments, {**clean(), **apart(environment, _state()), **environment}, text if isinstance(text, bytes) else text.encode()
     )
-    out = subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
-    assert "Traceback" not in out.stderr, out.stderr
-    return out
+    assert "Traceback" not in done.stderr, done.stderr
+    return done

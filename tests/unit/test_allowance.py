@@ -273,7 +273,7 @@ def test_in_a_real_group_doctor_names_the_limits_and_a_node_keeps_to_them(
         made.start("join", f"127.0.0.1:{made.control_port}", "--name", "large", "--memory", "1GiB", "--journal", "0")
         made.until_ready()
         listed = made.start("nodes", "--head", f"127.0.0.1:{made.control_port}", "--json")
-        assert listed.wait() == 0
+        assert listed.wait() == 0, listed.describe()
         (node,) = [node for node in json.loads(listed.said)["nodes"] if node["name"] == "small"]
         assert node["threads"] == 1
         assert 100 << 20 < node["memory_bytes"] <= 384 << 20

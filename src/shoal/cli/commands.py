@@ -201,9 +201,9 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure a local cluster: decoding 1 and 8 streams, and a prompt of 512 tokens. Example: [bold]shoal bench --nodes 2 --threads 1[/bold]"""
-    from shoal.cli import inspect
+    from shoal.cli.bench import bench
 
-    inspect.bench(settings, node_settings(threads=threads, runtime=runtime), nodes, repeat, as_json)
+    bench(settings, node_settings(threads=threads, runtime=runtime), nodes, repeat, as_json)
 
 
 def doctor(as_json: Json = False) -> None:

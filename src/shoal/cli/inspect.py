@@ -1,8 +1,7 @@
-"""`plan`, `bench` and `doctor`: what would run where, how fast it runs, and what this machine can do."""
+"""`plan` and `doctor`: what would run where, and what this machine can do."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import importlib.util
@@ -12,28 +11,21 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 from typing import Any
 
 from rich.markup import escape
 
 from shoal import __version__, allowance
-from shoal.cli.loop import run
-from shoal.cli.served import local_settings, served
 from shoal.cli.show import described, emit, err, out, placement_rows, split
-from shoal.cli.waiting import stop_signal
-from shoal.config import EngineSettings, NodeSettings, RuntimeName, default_threads, parse_bytes
+from shoal.config import EngineSettings, RuntimeName, default_threads, parse_bytes
 from shoal.errors import ConfigError
 from shoal.executor.cost import model_cost
 from shoal.executor.measure import measure
 from shoal.executor.runtimes import installed, lacking
 from shoal.folders import cache_dir, data_dir, named
 from shoal.native import instruction_set, missing
-from shoal.node.head import Head
 from shoal.placement.partition import place
 from shoal.placement.profile import Demand, Links, NodeProfile
-from shoal.request import Request, RequestId, SamplingParams
 from shoal.sizes import human_bytes
 
 
@@ -151,39 +143,6 @@ def _clients() -> Iterator[_Check]:
         yield _Check("npm", "note", "not installed; only tinyllama-1.1b needs it")
 
 
-async def _one(head: Head, prompt: list[int], tokens: int, name: str) -> tuple[float, float]:
-    """Seconds to the first token and to the last."""
-    began, first = perf_counter(), 0.0
-    stream = head.submit(Request(RequestId(name), prompt, tokens, SamplingParams(temperature=0.0)))
-    async for _ in stream:
-        first = first or perf_counter() - began
-    return first, perf_counter() - began
-
-
-async def _bench(engine: EngineSettings, node: NodeSettings, nodes: int, repeat: int) -> dict[str, Any]:
-    async with served(local_settings(engine), node, nodes, stop_signal()) as there:
-        if there is None:
-            raise KeyboardInterrupt
-        _, head = there
-        vocabulary = head.vocabulary
-        await _one(head, [1, 2, 3], 8, "warm")
-        single: list[float] = []
-        eight: list[float] = []
-        prefill: list[float] = []
-        with err.status("measuring"):
-            for i in range(repeat):
-                first, total = await _one(head, [(7 * i + 11) % vocabulary, 5, 6, 7], 96, f"one-{i}")
-                single.append(95 / (total - first))
-                began = perf_counter()
-                await asyncio.gather(*(_one(head, [(31 * i + 13 * j + 17) % vocabulary, 5, 6, 7], 64, f"eight-{i}-{j}") for j in range(8)))
-                eight.append(8 * 64 / (perf_counter() - began))
-                prompt = [(k * 7919 + i * 104729 + 23) % vocabulary for k in range(512)]
-                first, _ = await _one(head, prompt, 1, f"prefill-{i}")
-                prefill.append(512 / first)
-        rates = {"decode_1": median(single), "decode_8": median(eight), "prefill_512": median(prefill)}
-        return {**{f"{what}_tokens_per_second": round(rate, 1) for what, rate in rates.items()}, "repeat": repeat, "nodes": nodes}
-
-
 def plan(settings: EngineSettings, model: str, given: list[str], threads: int, as_json: bool) -> None:
     engine = dataclasses.replace(settings, model=model)
     description = described(model)
@@ -209,15 +168,6 @@ def plan(settings: EngineSettings, model: str, given: list[str], threads: int, a
         f"{placement.prefill_per_second:.0f} tokens/s; room for {placement.kv_tokens} tokens of keys and values",
         highlight=False,
     )
-
-
-def bench(settings: EngineSettings, node: NodeSettings, nodes: int, repeat: int, as_json: bool) -> None:
-    figures = run(_bench(settings, node, nodes, repeat))
-    if as_json:
-        emit(figures)
-        return
-    for what, key in (("decode, 1 stream", "decode_1"), ("decode, 8 streams", "decode_8"), ("prefill of 512", "prefill_512")):
-        out.print(f"{what:19} {figures[key + '_tokens_per_second']:8.1f} tokens/s", highlight=False)
 
 
 def doctor(as_json: bool) -> None:
