@@ -78,7 +78,7 @@ QUESTIONS = [
     "Translate 'good morning' into Spanish.",
     "Why do leaves change colour in autumn?",
 ]
-LENGTH = 48
+LENGTH = 32
 
 
 @pytest.fixture(scope="module")

@@ -1,139 +1,88 @@
-"""The runtimes compute the same model: ONNX segments on ONNX Runtime and OpenVINO beside the kernels; and the fastest is kept."""
+"""What every runtime must hold: the same model, as transformers has it, however it is split, cut, rounded and examined."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from shoal.config import Precision, RuntimeName
-from shoal.errors import ConfigError
-from shoal.executor import onnx_layers, runtimes
-from shoal.executor.segments import quantised
-from shoal.models.matrix import StoredMatrix
+from shoal.executor.runtimes import factory
 from shoal.models.weights import GgufWeights, SafetensorsWeights
+from shoal.scheduler.plan import Chunk, PromptQuery, StepPlan
 from tests.support import tiny
-from tests.support.stages import Stages
+from tests.support.stages import Stages, stage
 
-TOKENS = [(7 * i + 3) % 60 for i in range(45)]  # more than a KV block
-ONNX = [RuntimeName.ONNXRUNTIME, RuntimeName.OPENVINO]
 FAMILIES = {"llama": {"attention_bias": True}, "mistral": {"sliding_window": 20}, "qwen2": {}, "qwen3": {"head_dim": 32}}
+TRAINED = [(7 * i + 3) % 60 for i in range(45)]  # more than a KV block
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.parametrize("runtime", [runtime for runtime in RuntimeName if runtime is not RuntimeName.AUTO]),
+]
+
+Model = Callable[[str], tuple[Any, SafetensorsWeights]]
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made = {f: tiny.saved(tiny.model(f, **changes), tmp_path_factory.mktemp(f)) for f, changes in FAMILIES.items()}
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """Of a family: as transformers has it, and its weights."""
+    built = {family: tiny.model(family, **changes) for family, changes in FAMILIES.items()}
+    made = {family: (one, SafetensorsWeights(tiny.saved(one, tmp_path_factory.mktemp(family)))) for family, one in built.items()}
     return made.__getitem__
+
+
+@pytest.fixture(scope="module")
+def exact(smollm2_weights: GgufWeights) -> np.ndarray:
+    """Logits of trained weights in float32."""
+    return Stages(smollm2_weights, precision=Precision.FP32).logits(TRAINED)
+
+
+def close(ours: np.ndarray, theirs: np.ndarray) -> None:
+    np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
-@pytest.mark.parametrize("runtime", ONNX)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_segments_compute_what_the_kernels_compute(directory: Callable[[str], Path], family: str, runtime: RuntimeName) -> None:
-    weights = SafetensorsWeights(directory(family))
-    wanted = Stages(weights).logits(TOKENS)
-    assert np.abs(Stages(weights, runtime=runtime).logits(TOKENS) - wanted).max() < 1e-4
+def test_it_computes_what_transformers_computes(model: Model, family: str, runtime: RuntimeName) -> None:
+    built, weights = model(family)
+    close(Stages(weights, runtime=runtime).logits(tiny.TOKENS), tiny.logits(built, tiny.TOKENS))
 
 
-@pytest.mark.parametrize("runtime", ONNX)
-def test_segments_split_and_chunked(directory: Callable[[str], Path], runtime: RuntimeName) -> None:
-    weights = SafetensorsWeights(directory("qwen3"))
-    wanted = Stages(weights).logits(TOKENS)
-    assert np.abs(Stages(weights, 2, runtime=runtime).logits(TOKENS, 13) - wanted).max() < 1e-4
+def test_so_it_does_split_and_in_chunks(model: Model, runtime: RuntimeName) -> None:
+    built, weights = model("qwen3")
+    close(Stages(weights, 2, runtime=runtime).logits(tiny.TOKENS, 13), tiny.logits(built, tiny.TOKENS))
 
 
-@pytest.mark.parametrize("runtime", ONNX)
 @pytest.mark.parametrize(("precision", "most"), [(Precision.Q8, 0.06), (Precision.Q4, 0.5)])
-def test_quantised_segments(directory: Callable[[str], Path], runtime: RuntimeName, precision: Precision, most: float) -> None:
-    weights = SafetensorsWeights(directory("llama"))
-    exact = Stages(weights).logits(TOKENS)
-    assert 0 < distance(Stages(weights, precision=precision, runtime=runtime).logits(TOKENS), exact) < most
-
-
-def test_segments_without_the_kernels_use_the_reference(directory: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = SafetensorsWeights(directory("mistral"))
-    wanted = Stages(weights).logits(TOKENS)
-    monkeypatch.setattr(onnx_layers, "kernels", lambda: None)
-    assert np.abs(Stages(weights, runtime=RuntimeName.ONNXRUNTIME).logits(TOKENS) - wanted).max() < 1e-4
-
-
-@pytest.mark.parametrize(("format", "bits"), [("q8_0", 8), ("q4_0", 4)])
-def test_stored_blocks_are_taken_over_exactly(format: str, bits: int) -> None:
-    raw = np.random.default_rng(1).integers(0, 256, (6, 3 * (34 if bits == 8 else 18)), np.uint8)
-    raw.reshape(6, 3, -1)[:, :, :2] = np.array([0.03], np.float16).view(np.uint8)
-    stored = StoredMatrix(format, raw, 96)
-    codes, scales = quantised([stored], bits)
-    if bits == 4:
-        codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(6, 3, 32)
-    values = (codes.astype(np.float32) - 2 ** (bits - 1)) * scales[..., None]
-    assert np.array_equal(values.reshape(6, 96), stored.floats())
+def test_rounded_weights_are_near(model: Model, runtime: RuntimeName, precision: Precision, most: float) -> None:
+    built, weights = model("llama")
+    ours = Stages(weights, precision=precision, runtime=runtime).logits(tiny.TOKENS)
+    assert 0 < distance(ours, tiny.logits(built, tiny.TOKENS)) < most
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("runtime", ONNX)
-def test_trained_weights_agree_over_the_runtimes(smollm2_weights: GgufWeights, runtime: RuntimeName) -> None:
-    exact = Stages(smollm2_weights, precision=Precision.FP32).logits(TOKENS)
-    assert distance(Stages(smollm2_weights, precision=Precision.Q8, runtime=runtime).logits(TOKENS), exact) < 0.12
+def test_trained_weights_are_near(smollm2_weights: GgufWeights, exact: np.ndarray, runtime: RuntimeName) -> None:
+    assert distance(Stages(smollm2_weights, precision=Precision.Q8, runtime=runtime).logits(TRAINED), exact) < 0.12
 
 
-# The choice
-
-
-class Clock:
-    """Layers of known speed, and how often they were timed."""
-
-    def __init__(self, seconds: dict[RuntimeName, float], monkeypatch: pytest.MonkeyPatch) -> None:
-        self.timed: list[RuntimeName] = []
-        monkeypatch.setattr(runtimes, "installed", lambda: list(seconds))
-        monkeypatch.setattr(runtimes, "_maker", lambda runtime, *rest: runtime)
-
-        def score(runtime: Any, weights: Any, layer: int) -> float:
-            self.timed.append(runtime)
-            return seconds[runtime]
-
-        monkeypatch.setattr(runtimes, "_score", score)
-
-
-def choose(weights: SafetensorsWeights, home: Path, precision: Precision = Precision.Q8) -> RuntimeName:
-    return runtimes.fastest(weights, range(1), precision, 1, "", home)
-
-
-def test_the_fastest_runtime_is_kept_and_remembered(
-    directory: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = Clock({RuntimeName.NATIVE: 2.0, RuntimeName.ONNXRUNTIME: 1.0, RuntimeName.OPENVINO: 3.0}, monkeypatch)
-    weights = SafetensorsWeights(directory("llama"))
-    assert choose(weights, tmp_path) is choose(weights, tmp_path) is RuntimeName.ONNXRUNTIME
-    assert len(clock.timed) == 3
-    choose(weights, tmp_path, Precision.FP32)
-    assert len(clock.timed) == 6
-
-
-def test_a_damaged_memory_is_made_anew(directory: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Clock({RuntimeName.NATIVE: 1.0, RuntimeName.OPENVINO: 3.0}, monkeypatch)
-    (tmp_path / "runtimes.json").write_text("{")
-    assert choose(SafetensorsWeights(directory("llama")), tmp_path) is RuntimeName.NATIVE
-
-
-def test_a_single_runtime_is_not_timed(directory: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock({RuntimeName.OPENVINO: 3.0}, monkeypatch)
-    assert choose(SafetensorsWeights(directory("llama")), tmp_path) is RuntimeName.OPENVINO
-    assert not clock.timed
-
-
-def test_native_without_its_kernels_is_refused(directory: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shoal.executor.native_layers.kernels", lambda: None)
-    with pytest.raises(ConfigError, match="onnxruntime"):
-        Stages(SafetensorsWeights(directory("llama")))
-
-
-def test_every_runtime_here_is_really_timed(directory: Callable[[str], Path], tmp_path: Path) -> None:
-    assert choose(SafetensorsWeights(directory("llama")), tmp_path) in runtimes.installed()
+def test_it_says_of_a_prompt_what_transformers_says(model: Model, runtime: RuntimeName) -> None:
+    (built, weights), tokens = model("llama"), tiny.TOKENS
+    make = factory(runtime, Precision.FP32, 1)
+    first, last = (stage(weights, layers, blocks=4, bf16=False, make_layers=make) for layers in (range(1), range(1, 3)))
+    plan = StepPlan(0, [], [], [], [], [Chunk(5, 0, tokens, [2, 0, 1], False, PromptQuery(tokens[1:], 3, True))])
+    between = first.run(plan, None)
+    assert between.examined == ()
+    (found,) = last.run(plan, between.hidden).examined
+    right = torch.log_softmax(torch.from_numpy(tiny.logits(built, tokens)), -1).numpy()
+    assert [s.logprob for s in found.scores] == pytest.approx([row[t] for row, t in zip(right, tokens[1:], strict=False)], abs=1e-4)
+    assert [s.alternatives[0].token for s in found.scores] == [int(row.argmax()) for row in right[:-1]]
+    with torch.no_grad():
+        total = built.model(torch.tensor([tokens])).last_hidden_state[0].double().sum(0).numpy()
+    assert np.allclose(np.frombuffer(found.total, "<f8"), total, atol=1e-3)

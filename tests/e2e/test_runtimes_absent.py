@@ -39,26 +39,24 @@ def shoal(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_kernels_alone_answer(kernels_alone: Path) -> None:
-    done = shoal(kernels_alone, "run", QUESTION, "--nodes", "2", "--threads", "1", "--max-tokens", "12")
+    done = shoal(kernels_alone, "run", QUESTION, "--nodes", "1", "--threads", "1", "--max-tokens", "12")
     assert done.returncode == 0, done.stderr
     assert "Paris" in done.stdout
 
 
+ONNX, OPENVINO = ("onnxruntime", "shoal[onnx]"), ("openvino", "shoal[openvino]")
+
+
 @pytest.mark.parametrize(
-    "command",
-    [
-        ("run", "Hello", "--runtime"),
-        ("up", "--port", "0", "--runtime"),
-        ("join", "127.0.0.1:1", "--runtime"),
-        ("bench", "--runtime"),
-    ],
-    ids=lambda command: command[0],
+    ("command", "lacking"),
+    [(("run", "Hello"), ONNX), (("up", "--port", "0"), OPENVINO), (("join", "127.0.0.1:1"), ONNX), (("bench",), OPENVINO)],
+    ids=["run", "up", "join", "bench"],
 )
-@pytest.mark.parametrize(("runtime", "extra"), [("onnxruntime", "shoal[onnx]"), ("openvino", "shoal[openvino]")])
 def test_a_runtime_that_is_not_installed_is_named_with_its_extra(
-    kernels_alone: Path, command: tuple[str, ...], runtime: str, extra: str
+    kernels_alone: Path, command: tuple[str, ...], lacking: tuple[str, str]
 ) -> None:
-    done = shoal(kernels_alone, *command, runtime)
+    runtime, extra = lacking
+    done = shoal(kernels_alone, *command, "--runtime", runtime)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.strip() == (
         f"error: --runtime {runtime} cannot be used here: not installed: onnx and {runtime}; pip install '{extra}'"

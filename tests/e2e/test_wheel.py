@@ -79,5 +79,5 @@ def test_it_is_the_wheel_that_runs_and_has_kernels(installed: dict[str, str]) ->
 
 def test_it_answers_a_question(installed: dict[str, str]) -> None:
     assert run(installed, "shoal", "--version").stdout.startswith("shoal ")
-    done = run(installed, "shoal", "run", "Say hello.", "--nodes", "2", "--max-tokens", "4", "--url", "")
+    done = run(installed, "shoal", "run", "Say hello.", "--nodes", "1", "--max-tokens", "4", "--url", "")
     assert done.stdout.strip() and "slow" not in done.stderr

@@ -29,7 +29,7 @@ def python_without(folder: Path, packages: Sequence[str], kernels: bool = True) 
                     and "shoal" not in entry.name
                 ):
                     (links / entry.name).symlink_to(entry)
-    shutil.copytree(SOURCE, links / "shoal", ignore=shutil.ignore_patterns("_kernels*", "__pycache__"))
+    shutil.copytree(SOURCE, links / "shoal", ignore=shutil.ignore_patterns("_kernels*"))
     if kernels:
         spec = importlib.util.find_spec("shoal.native._kernels")
         assert spec is not None and spec.origin is not None

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
@@ -58,8 +59,20 @@ class Hub:
             yield self
 
 
+@lru_cache(64)
 def git_hash(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+@lru_cache(64)
+def sha256(content: bytes) -> str:
+    """Known from before of a file that is asked for again: it may be a large one."""
+    return hashlib.sha256(content).hexdigest()
+
+
+@lru_cache(64)
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
 
 
 def _handler(hub: Hub, answer: Any) -> type[BaseHTTPRequestHandler]:
@@ -174,7 +187,7 @@ def _stored(hub: Hub, content: bytes) -> dict[str, Any]:
     size = len(content)
     if size < hub.large:
         return {"size": size, "blobId": git_hash(content)}
-    return {"size": size, "blobId": "0" * 40, "lfs": {"size": size, "sha256": hashlib.sha256(content).hexdigest(), "pointerSize": 1}}
+    return {"size": size, "blobId": "0" * 40, "lfs": {"size": size, "sha256": sha256(content), "pointerSize": 1}}
 
 
 def _resolve(hub: Hub, request: Any, name: str, revision: str, file: str) -> None:
@@ -188,11 +201,10 @@ def _resolve(hub: Hub, request: Any, name: str, revision: str, file: str) -> Non
         return request.say(404, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
     if len(content) < hub.large:
         return request.content(file, content, True, ETag=f'"{git_hash(content)}"', X_Repo_Commit=commit, Accept_Ranges="bytes")
-    sha256 = hashlib.sha256(content).hexdigest()
     return request.say(
         302,
         Location=f"{hub.cdn}/resolve/{commit}/{quote(file)}?Signature=x",
-        X_Linked_ETag=f'"{sha256}"',
+        X_Linked_ETag=f'"{sha256(content)}"',
         X_Linked_Size=str(len(content)),
         X_Repo_Commit=commit,
     )
@@ -204,4 +216,4 @@ def _large(hub: Hub, request: Any, path: str) -> None:
     if match is None or "Signature=x" not in request.path:
         return request.say(403)
     content = hub.commits[match[1]][match[2]]
-    return request.content(match[2].rsplit("/", 1)[-1], content, hub.ranges, ETag=f'"{hashlib.md5(content).hexdigest()}"')
+    return request.content(match[2].rsplit("/", 1)[-1], content, hub.ranges, ETag=f'"{_md5(content)}"')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import httpx2 as httpx
@@ -15,9 +16,15 @@ OURS = {"presence_penalty", "frequency_penalty", "store"}
 """What a response has beyond the package's type: OpenAI's server sends it, and the Open Responses specification requires it."""
 
 
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """That of all events takes longer to make than all of them to read."""
+    return TypeAdapter(kind)
+
+
 def strictly(kind: Any, value: Any, *known: str) -> Any:
     """The value as the package's type. known: fields that it need not know."""
-    parsed = TypeAdapter(kind).validate_json(json.dumps(value), strict=True)
+    parsed = _adapter(kind).validate_json(json.dumps(value), strict=True)
     assert [name for name in unknown(parsed) if name.rpartition(".")[2] not in known] == []
     return parsed
 

@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from itertools import pairwise
 
 from shoal.config import Precision, RuntimeName
 from shoal.errors import StageLost
+from shoal.executor.base import Layers
 from shoal.executor.constraint import Grammars
 from shoal.executor.runtimes import factory
 from shoal.models.weights import Weights
@@ -28,6 +30,12 @@ from tests.support.stages import stage
 def splits(layers: int, stages: int) -> list[range]:
     bounds = [layers * i // stages for i in range(stages + 1)]
     return [range(a, b) for a, b in pairwise(bounds)]
+
+
+@lru_cache(5)
+def _loaded(precision: Precision, weights: Weights, layers: range, last: bool) -> Layers:
+    """For one pipeline after another: what they share is only read."""
+    return factory(RuntimeName.NATIVE, precision, 1)(weights, layers, last)
 
 
 @contextlib.asynccontextmanager
@@ -50,7 +58,7 @@ async def pipeline(
         return await asyncio.get_running_loop().run_in_executor(pool, work)
 
     for i, layers in enumerate(splits(weights.spec.layers, stages)):
-        make = factory(RuntimeName.NATIVE, precision, 1)
+        make = partial(_loaded, precision)
         executor = stage(weights, layers, blocks=blocks, bf16=False, make_layers=make, grammars=grammars)
         service = StageService(executor, epoch=1, stage=i, stages=stages, wire_codec=WireCodec.RAW, compute=compute)
         service.link(links[i + 1][0])

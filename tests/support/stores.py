@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
-from tests.support.hub_server import git_hash
+from tests.support.hub_server import git_hash, sha256
 
 
 def hub_cache(cache: Path, name: str, commit: str, files: dict[str, bytes], large: int = 100) -> Path:
@@ -14,7 +13,7 @@ def hub_cache(cache: Path, name: str, commit: str, files: dict[str, bytes], larg
     folder = cache / f"models--{name.replace('/', '--')}"
     home = folder / "snapshots" / commit
     for path, content in files.items():
-        blob = folder / "blobs" / (hashlib.sha256(content).hexdigest() if len(content) >= large else git_hash(content))
+        blob = folder / "blobs" / (sha256(content) if len(content) >= large else git_hash(content))
         blob.parent.mkdir(parents=True, exist_ok=True)
         blob.write_bytes(content)
         place = home / path
@@ -29,10 +28,10 @@ def ollama_store(folder: Path, models: dict[str, bytes], *, adapter: bool = Fals
     """models: GGUF files by 'name:tag'."""
 
     def blob(content: bytes) -> tuple[str, int]:
-        sha256 = hashlib.sha256(content).hexdigest()
+        digest = sha256(content)
         (folder / "blobs").mkdir(parents=True, exist_ok=True)
-        (folder / "blobs" / f"sha256-{sha256}").write_bytes(content)
-        return f"sha256:{sha256}", len(content)
+        (folder / "blobs" / f"sha256-{digest}").write_bytes(content)
+        return f"sha256:{digest}", len(content)
 
     def layer(kind: str, content: bytes) -> dict[str, object]:
         digest, size = blob(content)

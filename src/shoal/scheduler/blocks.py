@@ -89,5 +89,5 @@ class BlockPool:
         assert counts == self._holders, "holders do not match the tables"
         free, idle = set(self._free), set(self._idle)
         assert len(free) == len(self._free) and not free & idle, "a block is free twice"
-        assert all((counts[b] == 0) == (b in free or b in idle) for b in range(self.size)), "a block is lost"
+        assert {block for block, count in enumerate(counts) if not count} == free | idle, "a block is lost"
         assert {b: d for d, b in self._named.items()} == self._name and idle <= set(self._name), "names do not match"

@@ -7,7 +7,7 @@ the real one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -78,25 +78,22 @@ class ToyLayers:
 
     def forward(self, hidden: Floats, batch: StageBatch, angles: Angles, pools: list[NDArray[np.uint8]], bf16: bool) -> Floats:
         assert len(pools) == len(self._layers)
-        out = hidden[:, 0].astype(np.int64)
+        positions, starts = batch.positions.tolist(), batch.starts.tolist()
+        places: list[Ints] = []
+        for table, position, first, end in zip(batch.tables, positions, starts, starts[1:], strict=False):
+            at = np.arange(position + end - first, dtype=np.int32)
+            places.append(table[at // BLOCK_TOKENS] * BLOCK_TOKENS + at % BLOCK_TOKENS)
+        out: list[int] = hidden[:, 0].astype(np.int64).tolist()
         for layer, pool in zip(self._layers, pools, strict=True):
             cells = pool.view(np.uint32).reshape(-1, 2)[:, 0]
-            for s, position in enumerate(batch.positions.tolist()):
-                rows = range(int(batch.starts[s]), int(batch.starts[s + 1]))
-                at = np.arange(position + len(rows), dtype=np.int32)
-                slots: Ints = batch.tables[s, at // BLOCK_TOKENS] * BLOCK_TOKENS + at % BLOCK_TOKENS
-                total = int(cells[slots[:position]].sum(dtype=np.int64))
-                for i, row in enumerate(rows):
-                    cell = self._mix(layer, int(out[row]), total)
-                    cells[slots[position + i]] = cell
-                    out[row] = cell
+            for place, position, first, end in zip(places, positions, starts, starts[1:], strict=False):
+                total = int(cells[place[:position]].sum(dtype=np.int64))
+                for row in range(first, end):
+                    mixed = (out[row] * 2654435761 + total * 40503 + layer * 97 + 12345) & 0xFFFFFFFF
+                    out[row] = cell = (mixed ^ (mixed >> 13)) & _MASK
                     total += cell
-        return out.astype(np.float32).reshape(-1, 1)
-
-    @staticmethod
-    def _mix(layer: int, x: int, total: int) -> int:
-        mixed = (x * 2654435761 + total * 40503 + layer * 97 + 12345) & 0xFFFFFFFF
-        return (mixed ^ (mixed >> 13)) & _MASK
+                cells[place[position:]] = out[first:end]
+        return np.array(out, np.float32).reshape(-1, 1)
 
     def trim(self, first: int, count: int) -> bool:
         self._layers = self._layers[first : first + count]
@@ -138,7 +135,7 @@ def make_layers(weights: Any, layers: range, last: bool) -> ToyLayers:
 
 def expected(request: Request, layers: int) -> list[list[int]]:
     """What each choice must say, by a single stage that nothing happens to."""
-    return [_alone(request, choice, layers) for choice in range(request.n)]
+    return [list(alone(request, choice, layers)) for choice in range(request.n)]
 
 
 def examined(request: Request, layers: int) -> tuple[list[Score], bytes]:
@@ -161,22 +158,24 @@ def _stage(request: Request, layers: int, held: Grammars | None = None) -> tuple
     return shard.enter(range(layers), range(0), blocks), blocks
 
 
-def _alone(request: Request, choice: int, layers: int) -> list[int]:
+def alone(request: Request, choice: int, layers: int) -> Iterator[int]:
+    """The tokens of one choice, by a single stage that nothing happens to; computed as they are asked for."""
     held = grammars()
     stage, blocks = _stage(request, layers, held)
     sampling = msgspec.structs.replace(request.sampling, seed=(request.sampling.seed + choice) % 2**64)
-    tokens, at, said = list(request.prompt), 0, list[int]()
-    for step in range(request.samples):
-        opened = [] if step else [Opened(0, sampling, request.prompt, [])]
-        chunk = Chunk(0, at, tokens[at:], [] if step else list(range(blocks)), True)
-        (sampled,) = stage.run(StepPlan(step, opened, [], [], [], [chunk]), None).sampled
-        if sampled.token in request.stop_tokens:
-            break
-        at = len(tokens)
-        tokens.append(sampled.token)
-        said.append(sampled.token)
-    held.close()
-    return said
+    tokens, at = list(request.prompt), 0
+    try:
+        for step in range(request.samples):
+            opened = [] if step else [Opened(0, sampling, request.prompt, [])]
+            chunk = Chunk(0, at, tokens[at:], [] if step else list(range(blocks)), True)
+            (sampled,) = stage.run(StepPlan(step, opened, [], [], [], [chunk]), None).sampled
+            if sampled.token in request.stop_tokens:
+                return
+            at = len(tokens)
+            tokens.append(sampled.token)
+            yield sampled.token
+    finally:
+        held.close()
 
 
 class _Entered:

@@ -1,24 +1,18 @@
-"""What the last stage says of a prompt's rows: the right rows, in slices, from every runtime; and what it refuses to say."""
+"""What the last stage says of a prompt's rows: the right rows, in slices; and what it refuses to say."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.config import Precision, RuntimeName
 from shoal.executor.examination import examine, likeliest, score
-from shoal.executor.runtimes import factory
 from shoal.executor.stage import StageExecutor
-from shoal.models.weights import SafetensorsWeights
 from shoal.scheduler.plan import Chunk, PromptQuery, StepPlan
 from shoal.testing import toy
-from tests.support import tiny
 from tests.support.stages import stage
 
 VOCABULARY = 11
@@ -134,23 +128,6 @@ def through(stages: list[StageExecutor], plan: StepPlan) -> Any:
         assert output.examined == ()
         output = each.run(plan, output.hidden)
     return output
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("runtime", [RuntimeName.NATIVE, RuntimeName.ONNXRUNTIME, RuntimeName.OPENVINO])
-def test_every_runtime_says_what_transformers_says(runtime: RuntimeName, tmp_path: Path):
-    built = tiny.model("llama")
-    weights, tokens = SafetensorsWeights(tiny.saved(built, tmp_path)), tiny.TOKENS
-    make = factory(runtime, Precision.FP32, 1)
-    stages = [stage(weights, layers, blocks=4, bf16=False, make_layers=make) for layers in (range(1), range(1, 3))]
-    asked = PromptQuery(tokens[1:], 3, True)
-    (found,) = through(stages, StepPlan(0, [], [], [], [], [Chunk(5, 0, tokens, [2, 0, 1], False, asked)])).examined
-    right = [log_softmax(row) for row in tiny.logits(built, tokens)]
-    assert [s.logprob for s in found.scores] == pytest.approx([row[t] for row, t in zip(right, tokens[1:], strict=False)], abs=1e-4)
-    assert [s.alternatives[0].token for s in found.scores] == [int(row.argmax()) for row in right[:-1]]
-    with torch.no_grad():
-        total = built.model(torch.tensor([tokens])).last_hidden_state[0].double().sum(0).numpy()
-    assert np.allclose(np.frombuffer(found.total, "<f8"), total, atol=1e-3)
 
 
 def test_a_step_that_fills_layers_anew_says_nothing_of_a_prompt():
