@@ -305,9 +305,11 @@ def test_a_stream_waits_for_a_node_where_none_is_left(one: Cluster) -> None:
     with ThreadPoolExecutor(1) as pool:
         stream = streaming(one, pool, 60)
         kill_oldest(one)
-        one.until_lost()
-        assert one.complete("x").json()["error"]["code"] == "not_ready"
-        one.join("--name", "another", "--patience", "0")
+        try:
+            until(lambda: one.metric("nodes") == 0, one.story)  # until then requests wait, too
+            assert one.complete("x").json()["error"]["code"] == "not_ready"
+        finally:
+            one.join("--name", "another", "--patience", "0")  # the stream would wait for ever
         assert text_of(stream.result(30)) == whole
         one.until_idle()
 
