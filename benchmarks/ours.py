@@ -27,7 +27,7 @@ async def cluster(
 ) -> AsyncIterator[LocalCluster]:
     """node: settings of each node. settings: of the head."""
     head = composed(HeadSettings, {"model": model, "port": 0, "control_port": 0, **settings})
-    async with local_cluster(head, NodeSettings(threads=threads, **(node or {})), describe(model), nodes) as running:  # type: ignore[arg-type]
+    async with local_cluster(head, NodeSettings(threads=threads, **(node or {})), describe(model), nodes) as running:  # pyright: ignore[reportArgumentType]
         await running.until_ready()
         await generate(running.head, fresh_prompt(running.head, 16), 16)
         yield running

@@ -155,7 +155,7 @@ def test_closing_ends_it_at_the_engine_and_for_who_waits(at: Where) -> None:
     async def work(engine: Engine) -> None:
         (stream,) = await begun(engine, asked())
         waiting = asyncio.ensure_future(read(stream))
-        await eventually(lambda: not fake.streams[0]._items)  # pyright: ignore[reportPrivateUsage]
+        await eventually(lambda: not fake.streams[0]._items)
         stream.close()
         assert len(await waiting) <= 3
         await eventually(lambda: fake.streams[0].closed)

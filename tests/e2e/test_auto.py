@@ -55,7 +55,7 @@ def test_leaving_a_stream_frees_its_blocks(model: AutoDistributedModel) -> None:
     assert next(stream)
     stream.close()  # pyright: ignore[reportAttributeAccessIssue]
     assert model.generate("after it", max_tokens=2)
-    metrics = asyncio.run(model._head.scrape())  # pyright: ignore[reportPrivateUsage]
+    metrics = asyncio.run(model._head.scrape())
     assert b"shoal_kv_blocks_used 0.0" in metrics
     assert b'shoal_sequences_waiting_by_class{priority="batch"} 0.0' in metrics
 

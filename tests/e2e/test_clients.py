@@ -169,7 +169,7 @@ def test_the_anthropic_package_for_python(url: str, plain: str) -> None:
                 max_tokens=60,
                 extra_body=greedy,
                 tools=[tool],
-                tool_choice=choice,  # type: ignore[arg-type]
+                tool_choice=choice,  # pyright: ignore[reportArgumentType]
             ) as stream:
                 called = stream.get_final_message()
             (call, *_) = called.content

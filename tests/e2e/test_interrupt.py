@@ -27,7 +27,7 @@ def test_ctrl_c_while_fetching_ends_up(tmp_path: Path) -> None:
     hub = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Silent)
     hub.daemon_threads = True
     asked = threading.Event()
-    hub.process_request = lambda *a, real=hub.process_request: (asked.set(), real(*a))[1]  # type: ignore[method-assign]
+    hub.process_request = lambda *a, real=hub.process_request: (asked.set(), real(*a))[1]  # pyright: ignore[reportAttributeAccessIssue]
     threading.Thread(target=hub.serve_forever, daemon=True).start()
     process = Process(tmp_path / "up.log", "up", "--model", "hf:a/b", "--port", "0", HF_ENDPOINT=f"http://127.0.0.1:{hub.server_port}")
     try:

@@ -45,7 +45,7 @@ def server_of(made: Cluster, port: int) -> psutil.Process:
 
 
 def port_of(client: Client) -> int:
-    return int(client._answer.extensions["network_stream"].get_extra_info("client_addr")[1])  # pyright: ignore[reportPrivateUsage]
+    return int(client._answer.extensions["network_stream"].get_extra_info("client_addr")[1])
 
 
 def reconnect(made: Cluster) -> None:
@@ -128,8 +128,8 @@ def test_a_named_stream_goes_on_with_another_worker(two: Cluster, alone: list[An
         if client in lost:
             client.lose()
         else:
-            for line in client._lines:  # pyright: ignore[reportPrivateUsage]
-                client._take(line)  # pyright: ignore[reportPrivateUsage]
+            for line in client._lines:
+                client._take(line)
     reconnect(two)
     for client in lost:
         client.go_on()

@@ -96,5 +96,5 @@ def unknown(value: Any, at: str = "") -> Iterator[str]:
         for name in type(value).model_fields:
             yield from unknown(getattr(value, name), f"{at}.{name}")
     elif isinstance(value, list | tuple):
-        for each in value:  # pyright: ignore[reportUnknownVariableType]
+        for each in value:
             yield from unknown(each, at)

@@ -45,7 +45,7 @@ class Workers:
 
     async def leave(self, worker: RemoteEngine) -> None:
         """As when its process is killed: whatever it wanted to say is lost."""
-        worker._channel.abort()  # pyright: ignore[reportPrivateUsage]
+        worker._channel.abort()
         await self._running.pop(worker)
 
     async def end(self) -> None:

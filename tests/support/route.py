@@ -69,7 +69,7 @@ class Route:
 
 
 async def collect(stream: object) -> list[TokenChunk]:
-    return [chunk async for chunk in stream]  # type: ignore[attr-defined]
+    return [chunk async for chunk in stream]  # pyright: ignore[reportGeneralTypeIssues]
 
 
 async def turns(count: int = 30) -> None:

@@ -253,10 +253,10 @@ def request(
 def asking(i: int, prompt: Sequence[int], priority: Priority = Priority.NORMAL) -> Request:
     """The i-th of a mix of requests: some draw alone, some want scores with it or without, some an embedding."""
     kind, tokens = (i * 7 + len(prompt)) % 6, 1 + (i * 5 + len(prompt)) % 9
-    wanted: dict[str, int | bool] = [{}, {}, {}, {"scores": 0}, {"scores": 2}, {"embed": True}][kind]  # type: ignore[assignment]
+    wanted: dict[str, int | bool] = [{}, {}, {}, {"scores": 0}, {"scores": 2}, {"embed": True}][kind]
     drawn = 0 if kind == 5 or (kind == 4 and i % 2) else tokens
     stops = frozenset({STOP})
-    return request(f"r{i}", prompt, drawn, n=1 + i % 3, seed=i % 2, stops=stops, priority=priority, **wanted)  # type: ignore[arg-type]
+    return request(f"r{i}", prompt, drawn, n=1 + i % 3, seed=i % 2, stops=stops, priority=priority, **wanted)  # pyright: ignore[reportArgumentType]
 
 
 def limits(

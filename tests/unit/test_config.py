@@ -98,7 +98,7 @@ def test_requests_are_kept_where_they_are_found_again(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize("bad", [{"isa": "sse"}, {"memory": "much"}, {"threads": -1}, {"tensor_port": 70000}])
 def test_a_nodes_settings_are_checked(bad: dict[str, object]):
     with pytest.raises(errors.ConfigError):
-        NodeSettings(**bad)  # type: ignore[arg-type]
+        NodeSettings(**bad)  # pyright: ignore[reportArgumentType]
 
 
 def test_what_is_given_goes_before_the_environment():

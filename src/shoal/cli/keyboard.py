@@ -109,24 +109,24 @@ def _bindings() -> KeyBindings:
     empty = Condition(lambda: not get_app().current_buffer.text)
 
     @keys.add("enter")
-    def _(event: KeyPressEvent) -> None:  # pyright: ignore[reportUnusedFunction]
+    def _(event: KeyPressEvent) -> None:
         event.current_buffer.validate_and_handle()
 
     @keys.add("enter", filter=goes_on)
-    def _(event: KeyPressEvent) -> None:  # pyright: ignore[reportUnusedFunction]
+    def _(event: KeyPressEvent) -> None:
         event.current_buffer.delete_before_cursor()
         event.current_buffer.newline(copy_margin=False)
 
     @keys.add("escape", "enter")
-    def _(event: KeyPressEvent) -> None:  # pyright: ignore[reportUnusedFunction]
+    def _(event: KeyPressEvent) -> None:
         event.current_buffer.newline(copy_margin=False)
 
     @keys.add("c-c")
-    def _(event: KeyPressEvent) -> None:  # pyright: ignore[reportUnusedFunction]
+    def _(event: KeyPressEvent) -> None:
         event.current_buffer.reset()
 
     @keys.add("c-c", filter=empty)
-    def _(event: KeyPressEvent) -> None:  # pyright: ignore[reportUnusedFunction]
+    def _(event: KeyPressEvent) -> None:
         event.app.exit(exception=EOFError)
 
     return keys

@@ -257,7 +257,7 @@ def settings(role: type[Settings], *, leave_out: tuple[str, ...] = ()) -> Callab
         context = [] if wants_context else [inspect.Parameter("typed", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + context + derived
         run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
-        del run.__wrapped__  # pyright: ignore[reportAttributeAccessIssue]
+        del run.__wrapped__
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         return run
 

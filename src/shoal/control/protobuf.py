@@ -63,7 +63,7 @@ def _stub(message: Any) -> Any:
 
 
 def _message(kind: type[M], stub: Any) -> M:
-    return kind(**{name: _value(getattr(stub, name)) for name in kind.__dataclass_fields__})  # type: ignore[attr-defined]
+    return kind(**{name: _value(getattr(stub, name)) for name in kind.__dataclass_fields__})  # pyright: ignore[reportAttributeAccessIssue, reportUnknownArgumentType, reportUnknownMemberType, reportUnknownVariableType]
 
 
 def _value(value: Any) -> Any:

@@ -85,7 +85,7 @@ class OpenVino:
         sys.modules.setdefault("openvino_telemetry", cast(Any, None))
         import openvino
 
-        self._core: Any = openvino.Core()  # pyright: ignore[reportUnknownMemberType]
+        self._core: Any = openvino.Core()
         self._options = {
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 32,
             "INFERENCE_PRECISION_HINT": "f32",

@@ -137,16 +137,16 @@ def _furnish(app: FastAPI, routers: Iterable[APIRouter]) -> None:
         app.include_router(router)
 
     @app.exception_handler(ShoalError)
-    async def refused(request: Request, error: ShoalError) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+    async def refused(request: Request, error: ShoalError) -> JSONResponse:
         return _told(request, fault(error))
 
     @app.exception_handler(RequestValidationError)
-    async def invalid_query(request: Request, error: RequestValidationError) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+    async def invalid_query(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         return _told(request, Fault(400, f"{first['loc'][-1]}: {first['msg']}", "invalid_request_error", str(first["loc"][-1])))
 
     @app.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         message = str(error.detail)
         if error.status_code == 404:
             message = f"no such endpoint: {request.method} {request.url.path}"
@@ -157,11 +157,11 @@ def _furnish(app: FastAPI, routers: Iterable[APIRouter]) -> None:
         return answer
 
     @app.exception_handler(ClientDisconnect)
-    async def gone(request: Request, error: ClientDisconnect) -> Response:  # pyright: ignore[reportUnusedFunction]
+    async def gone(request: Request, error: ClientDisconnect) -> Response:
         return Response(status_code=499)  # before its request was there whole; nobody reads this
 
     @app.exception_handler(Exception)
-    async def bug(request: Request, error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+    async def bug(request: Request, error: Exception) -> JSONResponse:
         return _told(request, Fault(500, "an unexpected error; the server's log says more", "server_error"))
 
 

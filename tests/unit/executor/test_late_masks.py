@@ -22,7 +22,7 @@ from tests.support.masks import WIDTH, mask, row
 
 def test_a_late_mask_puts_its_draw_off_and_no_other():
     opened = Event()
-    grammars = Grammars(lambda: opened.wait(30) and tokenizer(), patience=0.0)  # type: ignore[arg-type,return-value]
+    grammars = Grammars(lambda: opened.wait(30) and tokenizer(), patience=0.0)  # pyright: ignore[reportArgumentType]
     sampler = Sampler(grammars, WIDTH)
     sampler.open(Opened(0, SamplingParams(grammar=grammar.regex("a")), [], []))
     sampler.open(Opened(1, SamplingParams(), [], []))

@@ -49,7 +49,7 @@ def drawn(sampler: Sampler, position: int, row: Floats) -> Sampled:
 
 
 def greedy(**fields: object) -> SamplingParams:
-    return SamplingParams(temperature=0, **fields)  # type: ignore[arg-type]
+    return SamplingParams(temperature=0, **fields)  # pyright: ignore[reportArgumentType]
 
 
 def test_uniform_lies_in_its_range_and_is_even():
@@ -263,7 +263,7 @@ def test_a_closed_sequence_is_forgotten():
 )
 def test_what_is_out_of_range_is_refused_by_name(fields: dict[str, object]):
     with pytest.raises(InvalidRequest) as refused:
-        SamplingParams(**fields).check(9)  # type: ignore[arg-type]
+        SamplingParams(**fields).check(9)  # pyright: ignore[reportArgumentType]
     assert refused.value.param == next(iter(fields))
 
 

@@ -39,7 +39,7 @@ def cut(*bounds: int) -> list[range]:
 
 def begun(weights: Weights, *bounds: int, **options: object) -> Line:
     """Some sequences, their prompts and a few tokens computed."""
-    line = Line(weights, **options)  # type: ignore[arg-type]
+    line = Line(weights, **options)  # pyright: ignore[reportArgumentType]
     line.enter(cut(*bounds), [Node(line) for _ in bounds[1:]])
     for sequence, prompt in enumerate(PROMPTS):
         line.add(sequence, prompt)

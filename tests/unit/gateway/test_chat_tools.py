@@ -148,8 +148,8 @@ class Special(FakeEngine):
 
         super().__init__(script, tools=MISTRAL)
         self.tokenizer.special = self.tokenizer.marks = {"<end>": 256, "[TOOL_CALLS]": ord("~"), "~": 5}
-        self.tokenizer.text_bytes = lambda token, first: b"" if token == ord("~") else bytes([token])  # type: ignore[method-assign]
-        self.tokenizer.token_bytes = lambda token: b"[TOOL_CALLS]" if token == ord("~") else bytes([token])  # type: ignore[method-assign]
+        self.tokenizer.text_bytes = lambda token, first: b"" if token == ord("~") else bytes([token])
+        self.tokenizer.token_bytes = lambda token: b"[TOOL_CALLS]" if token == ord("~") else bytes([token])
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -259,7 +259,7 @@ def test_what_is_said_about_caching_of_tools_says_nothing_here() -> None:
 
 def test_tools_are_told_to_the_model_with_all_that_templates_use() -> None:
     engine = able()
-    ask(engine, tools=[{**WEATHER, "function": {**WEATHER["function"], "strict": True}}, NOW])  # type: ignore[dict-item]
+    ask(engine, tools=[{**WEATHER, "function": {**WEATHER["function"], "strict": True}}, NOW])
     weather, now = map(json.loads, prompt(engine).splitlines()[:2])
     assert weather == WEATHER
     assert now == {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}

@@ -61,7 +61,7 @@ TALK: list[dict[str, Any]] = [
 def engine(source: str, *special: str) -> FakeEngine:
     made = FakeEngine()
     meta = byte_level(special=("<|im_start|>", *special, "<|im_end|>"), **{"tokenizer.chat_template": source})
-    made.tokenizer = Tokenizer.open(Path("m"), meta)  # type: ignore[assignment]
+    made.tokenizer = Tokenizer.open(Path("m"), meta)  # pyright: ignore[reportAttributeAccessIssue]
     return made
 
 

@@ -276,7 +276,7 @@ def test_calls_and_results_come_back() -> None:
         {"type": "custom_tool_call", "call_id": "c", "name": "shell", "input": "ls\n", "id": None, "namespace": None},
         {"type": "custom_tool_call_output", "call_id": "c", "output": "a"},
     ]
-    flat = {"type": "custom", **PLAIN["custom"]}  # pyright: ignore[reportGeneralTypeIssues]
+    flat = {"type": "custom", **PLAIN["custom"]}
     answer = fetch(create_app(engine), "POST", RESPONSES, json={"input": items, "tools": [flat]})
     assert answer.status_code == 200, answer.text
     assert engine.tokenizer.decode(engine.asked.prompt) == by_chat

@@ -35,7 +35,7 @@ def test_of_a_list_that_is_none_of_them_each_kind_has_one_fault(bad: Any) -> Non
 def test_no_body_is_read_in_the_event_loop(path: str, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """It may have a million tokens."""
     read: list[threading.Thread] = []
-    validate: Any = BaseModel.model_validate.__func__  # type: ignore[attr-defined]
+    validate: Any = BaseModel.model_validate.__func__
 
     def watched(cls: Any, *args: Any, **options: Any) -> Any:
         read.append(threading.current_thread())

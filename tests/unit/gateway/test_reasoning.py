@@ -134,7 +134,7 @@ def test_reasoning_that_is_sent_back_reaches_the_template() -> None:
     engine = FakeEngine(says("Yes."), reasoning=THINK)
     seen: list[Any] = []
     render = engine.tokenizer.render_chat
-    engine.tokenizer.render_chat = lambda messages, *rest, **more: seen.append(messages) or render(messages, *rest, **more)  # type: ignore[method-assign]
+    engine.tokenizer.render_chat = lambda messages, *rest, **more: seen.append(messages) or render(messages, *rest, **more)
     said = {"role": "assistant", "content": "Rain.", "reasoning_content": "I think."}
     assert fetch(create_app(engine), "POST", CHAT, json={"messages": [*HI, said, *HI]}).status_code == 200
     item = {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "I think."}]}

@@ -168,7 +168,7 @@ def test_a_client_that_left_finds_the_rest_elsewhere() -> None:
 def test_the_last_reader_has_the_stream_whichever_worker_it_asked() -> None:
     async def work(first: httpx.AsyncClient, second: httpx.AsyncClient, *apps: FastAPI) -> None:
         reading = asyncio.ensure_future(first.post(CHAT, json={"messages": HI, "stream": True}, headers=NAME))
-        await eventually(lambda: fake.streams and not fake.streams[0]._items)  # pyright: ignore[reportPrivateUsage]
+        await eventually(lambda: fake.streams and not fake.streams[0]._items)
         for client in (second, first, second):
             following = asyncio.ensure_future(client.get("/v1/streams/mine-1"))
             cut = parsed((await reading).text)

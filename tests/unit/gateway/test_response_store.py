@@ -41,7 +41,7 @@ def keep(store: ResponseStore, id: str, previous: str | None = None, text: str =
 
 def there(store: ResponseStore, *ids: str) -> list[str]:
     """Those of the ids that are kept; looking at them is no use of them."""
-    with store._transaction() as connection:  # pyright: ignore[reportPrivateUsage]
+    with store._transaction() as connection:
         kept = {row[0] for row in connection.execute("SELECT id FROM responses")}
     return [id for id in ids if id in kept]
 
@@ -164,7 +164,7 @@ def test_one_that_is_over_is_not_adopted(tmp_path: Path):
     keep(store, "a")
     store.adopt("a")
     assert store.get("a").response["status"] == "completed"
-    with store._transaction() as connection:  # pyright: ignore[reportPrivateUsage]
+    with store._transaction() as connection:
         assert connection.execute("SELECT runner FROM responses").fetchall() == [("",)]
 
 

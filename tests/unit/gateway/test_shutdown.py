@@ -64,7 +64,7 @@ def ended_by(engine: Refusable, stop: asyncio.Event, grace: float) -> Callable[[
     async def report() -> None:
         await asyncio.Event().wait()
 
-    return lambda server: serve_api(engine, server, stop, report(), grace)  # type: ignore[arg-type]
+    return lambda server: serve_api(engine, server, stop, report(), grace)  # pyright: ignore[reportArgumentType]
 
 
 def streamed(body: bytes) -> list[Any]:

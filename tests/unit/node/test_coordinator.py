@@ -305,7 +305,7 @@ def test_a_node_that_cannot_enter_a_route_says_so_whatever_it_was():
     async def scenario(town: Town) -> None:
         town.start("a")
         await town.serving(1)
-        town.agents["a"]._model.enter = fail  # type: ignore[union-attr, method-assign]
+        town.agents["a"]._model.enter = fail  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
         town.start("b")
         async with asyncio.timeout(15):  # sooner than a link is given up
             await town.until(lambda: any("a bug" in line for line in town.head.event_log))

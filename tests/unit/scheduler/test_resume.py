@@ -91,7 +91,7 @@ def asked(
     **sampling: float,
 ) -> Request:
     values = [(i * i + len(name)) % toy.VOCABULARY for i in range(prompt)]
-    return Request(RequestId(name), values, tokens, SamplingParams(**sampling), n, stops, prompt_logprobs=scores, embed=embed)  # type: ignore[arg-type]
+    return Request(RequestId(name), values, tokens, SamplingParams(**sampling), n, stops, prompt_logprobs=scores, embed=embed)  # pyright: ignore[reportArgumentType]
 
 
 SHAPES = {

@@ -66,7 +66,7 @@ def test_what_is_no_code(text: str):
 
 
 def desk(seed: int = 0, **kwargs: object) -> PairingDesk:
-    return PairingDesk(randbelow=random.Random(seed).randrange, **kwargs)  # type: ignore[arg-type]
+    return PairingDesk(randbelow=random.Random(seed).randrange, **kwargs)  # pyright: ignore[reportArgumentType]
 
 
 def refusal(act: Callable[[], object]) -> tuple[str, float]:

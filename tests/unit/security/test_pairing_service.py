@@ -356,7 +356,7 @@ def test_the_log_says_who_was_refused_and_never_a_code(run):
             assert not any(str(code)[5:] in told or str(code)[1:4] in told for code in codes) and "BEGIN" not in told
 
     with structlog.testing.capture_logs() as captured:
-        lines: list[Any] = captured  # type: ignore[assignment]
+        lines: list[Any] = captured
         run(scenario())
 
 

@@ -44,7 +44,7 @@ class Shape:
         tokens, types = meta["tokenizer.ggml.tokens"], meta["tokenizer.ggml.token_type"]
         meta["tokenizer.ggml.token_type"] = [USER_DEFINED if t in self.plain else kind for t, kind in zip(tokens, types, strict=True)]
         made = FakeEngine(longest=10_000)
-        made.tokenizer = Tokenizer.open(Path("m"), meta)  # type: ignore[assignment]
+        made.tokenizer = Tokenizer.open(Path("m"), meta)  # pyright: ignore[reportAttributeAccessIssue]
         return made
 
 

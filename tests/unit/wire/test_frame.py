@@ -198,7 +198,7 @@ DECODERS = [messages.decode_step, messages.decode_result, messages.decode_hello,
 @pytest.mark.parametrize("meta", [b"", b"\xc1", b"\x93\x01", msgspec.msgpack.encode({"a": 1}), msgspec.msgpack.encode([1, "x"])])
 def test_metadata_of_another_shape_is_refused(decode: object, meta: bytes):
     with pytest.raises(RemoteProtocolError):
-        decode(meta)  # type: ignore[operator]
+        decode(meta)  # pyright: ignore[reportCallIssue]
 
 
 @given(st.data())

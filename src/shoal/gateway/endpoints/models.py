@@ -83,14 +83,14 @@ def routes(service: Service) -> APIRouter:
         return spoken(_PATH, request.headers) is ANTHROPIC
 
     @router.get(_PATH, **contract(None, ModelList | ModelPage, headers=_HEADERS, dialects=_SPOKEN))
-    async def models(request: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+    async def models(request: Request) -> dict[str, Any]:
         name = service.engine.name
         if to_anthropic(request):
             return {"data": [info()], "first_id": name, "last_id": name, "has_more": False}
         return {"object": "list", "data": [card()]}
 
     @router.get("/v1/models/{name:path}", **contract(None, ModelCard | ModelInfo, 404, headers=_HEADERS, dialects=_SPOKEN))
-    async def model(request: Request, name: str) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+    async def model(request: Request, name: str) -> dict[str, Any]:
         service.check_model(name)
         return info() if to_anthropic(request) else card()
 

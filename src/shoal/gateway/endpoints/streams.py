@@ -14,7 +14,7 @@ def routes(service: Service) -> APIRouter:
     router = APIRouter()
 
     @router.get("/v1/streams/{id}", **contract(None, None, 400, 404, 503, media=EVENTS, headers={"Last-Event-ID": {"type": "string"}}))
-    async def stream(request: Request, id: str, after: str | None = None) -> Response:  # pyright: ignore[reportUnusedFunction]
+    async def stream(request: Request, id: str, after: str | None = None) -> Response:
         answer = await service.answers.find(id)
         since = position(request.headers.get("last-event-id", after), answer.job.choices)
         service.answers.enter(answer)

@@ -118,12 +118,12 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/tokenize", **described)
     @router.post("/v1/tokenize", **described)
-    async def tokenize(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+    async def tokenize(request: Request) -> Response:
         return await answered(request, TokenizeRequest, encoded)
 
     @router.get("/tokenizer_info", **contract(None, TokenizerInfo))
     @router.get("/v1/tokenizer_info", **contract(None, TokenizerInfo))
-    async def info() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+    async def info() -> dict[str, Any]:
         tokenizer = engine.tokenizer
         return {
             "tokenizer_class": "shoal",
@@ -137,7 +137,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/detokenize", **described)
     @router.post("/v1/detokenize", **described)
-    async def detokenize(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+    async def detokenize(request: Request) -> Response:
         return await answered(request, DetokenizeRequest, decoded)
 
     return router

@@ -150,7 +150,7 @@ class Connection(H11Protocol):
 
     # What the transport says
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         if not self._all.made(self, len(self.connections)):
             self._refuse(Fault(503, "the server has too many connections; try again later", "server_error", code="too_many_connections"))

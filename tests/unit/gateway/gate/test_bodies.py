@@ -49,7 +49,7 @@ def test_brackets_in_text_nest_nothing(store: KeyStore) -> None:
 
 def test_a_prompt_that_can_never_fit_is_not_tokenised(store: KeyStore) -> None:
     engine = FakeEngine(longest=100)
-    engine.tokenizer.encode = None  # type: ignore[assignment, method-assign]
+    engine.tokenizer.encode = None  # pyright: ignore[reportAttributeAccessIssue]
     long = "x" * (64 * 100 + 1)
     app = app_of(store, engine)
     refused(fetch(app, "POST", COMPLETIONS, json={"prompt": long}), 400, "prompt", "context_length_exceeded")

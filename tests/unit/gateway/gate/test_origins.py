@@ -66,7 +66,7 @@ def test_streams_and_bugs_reach_a_configured_page_too(store: KeyStore) -> None:
     stream = fetch(app, "POST", CHAT, json={**ASK, "stream": True}, headers=origin)
     assert stream.headers["access-control-allow-origin"] == "*" and "[DONE]" in stream.text
     assert "x-request-id" in stream.headers["access-control-expose-headers"].lower()
-    broken = FakeEngine(lambda request: 1 / 0)  # type: ignore[arg-type, return-value]
+    broken = FakeEngine(lambda request: 1 / 0)  # pyright: ignore[reportArgumentType]
     bug = fetch(app_of(store, broken, cors="*"), "POST", CHAT, json=ASK, headers=origin)
     assert (bug.status_code, bug.headers["access-control-allow-origin"]) == (500, "*")
 

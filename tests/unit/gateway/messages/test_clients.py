@@ -93,7 +93,7 @@ def test_the_sdk_reads_messages_and_streams() -> None:
         back: list[Any] = [
             *HI,
             whole.to_param(),
-            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": whole.content[1].id, "content": "sun"}]},  # type: ignore[union-attr]
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": whole.content[1].id, "content": "sun"}]},
         ]
         assert (await client.messages.create(**{**asked, "messages": back})).type == "message"
         counted = await client.messages.count_tokens(model="fake", messages=HI)
@@ -109,7 +109,7 @@ def test_the_sdk_knows_the_errors() -> None:
         with pytest.raises(anthropic.NotFoundError, match="known here are fake"):
             await client.messages.create(model="claude", max_tokens=5, messages=HI)
         with pytest.raises(anthropic.BadRequestError) as found:
-            await client.messages.create(model="fake", max_tokens=5, messages=[{"role": "user", "content": [IMAGE]}])  # type: ignore[list-item]
+            await client.messages.create(model="fake", max_tokens=5, messages=[{"role": "user", "content": [IMAGE]}])  # pyright: ignore[reportArgumentType]
         assert found.value.type == "invalid_request_error"
         with pytest.raises(anthropic.NotFoundError):
             await client.messages.batches.list()

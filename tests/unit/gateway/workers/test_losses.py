@@ -84,7 +84,7 @@ def test_the_named_answer_of_a_dead_worker_goes_on_and_is_found_by_another() -> 
         await made.leave(dying)
         await eventually(lambda: made.lost)
         fake.say(2)
-        await eventually(lambda: len(fake.streams[0]._items) == 2)  # pyright: ignore[reportPrivateUsage]
+        await eventually(lambda: len(fake.streams[0]._items) == 2)
         found = await other.find("a", NOBODY)
         assert found is not None
         fake.say(2)
@@ -177,7 +177,7 @@ def test_what_runs_ends_with_the_head() -> None:
         waiting = asyncio.ensure_future(read(stream))
         await asyncio.sleep(0)
         await made.server.close()
-        await made._running[worker]  # pyright: ignore[reportPrivateUsage]
+        await made._running[worker]
         await worker.close()
         with pytest.raises(ClusterError, match="engine is gone"):
             await waiting

@@ -153,7 +153,7 @@ def test_who_does_not_join_first_is_not_heard(first: messages.Message) -> None:
 def test_what_is_not_counted_is_refused() -> None:
     async def work(made: Workers) -> None:
         worker = await made.join()
-        worker._channel.say(messages.Observed("weather", (1,)))  # pyright: ignore[reportPrivateUsage]
+        worker._channel.say(messages.Observed("weather", (1,)))
         await eventually(lambda: made.lost)
 
     run(FakeEngine(), work)
@@ -168,6 +168,6 @@ def test_a_head_that_says_nonsense_is_left() -> None:
         with tempfile.TemporaryDirectory(prefix="shoal-") as folder:
             async with await asyncio.start_unix_server(serve, f"{folder}/engine"):
                 with pytest.raises(RemoteProtocolError):
-                    await RemoteEngine.connect(f"{folder}/engine", lambda path, template: FakeEngine().tokenizer)  # type: ignore[arg-type]
+                    await RemoteEngine.connect(f"{folder}/engine", lambda path, template: FakeEngine().tokenizer)  # pyright: ignore[reportArgumentType]
 
     asyncio.run(work())

@@ -50,22 +50,22 @@ def routes(batches: BatchStore, files: FileStore, model: str, endpoints: Collect
             raise Conflict(f"{id} is {batch.status}, and can no longer be cancelled", "batch_id") from None
 
     @router.post("/v1/batches", **contract(BatchRequest, BatchAnswer))
-    async def create(request: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+    async def create(request: Request) -> dict[str, Any]:
         body = parse(BatchRequest, await json_body(request))
         return await asyncio.to_thread(make, CALLER.get().id, body)
 
     @router.get("/v1/batches", **contract(None, BatchList, 400, query=_PAGING.schemas))
-    async def many(request: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+    async def many(request: Request) -> dict[str, Any]:
         page = _PAGING.page(request.query_params.items())
         found, more = await asyncio.to_thread(batches.page, CALLER.get().id, page)
         return listed([batch.wire() for batch in found], more)
 
     @router.get("/v1/batches/{id}", **contract(None, BatchAnswer, 404))
-    async def one(request: Request, id: str) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+    async def one(request: Request, id: str) -> dict[str, Any]:
         return (await asyncio.to_thread(batches.find, CALLER.get().id, id)).wire()
 
     @router.post("/v1/batches/{id}/cancel", **contract(None, BatchAnswer, 404, 409))
-    async def end(request: Request, id: str) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+    async def end(request: Request, id: str) -> dict[str, Any]:
         return await asyncio.to_thread(cancel, CALLER.get().id, id)
 
     return router

@@ -17,7 +17,7 @@ def routes(service: Service) -> APIRouter:
     router = APIRouter()
 
     @router.post("/v1/chat/completions", **contract(ChatRequest, ChatAnswer, 404, 409, 499, streams=True, headers=CHOSEN))
-    async def chat(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+    async def chat(request: Request) -> Response:
         return await service.respond(request, "chat", ChatRequest, chat_job)
 
     return router

@@ -75,7 +75,7 @@ def routes(service: Service) -> APIRouter:
     router = APIRouter()
 
     @router.websocket("/v1/chat/completions")
-    async def chat(socket: WebSocket) -> None:  # pyright: ignore[reportUnusedFunction]
+    async def chat(socket: WebSocket) -> None:
         await socket.accept()
         await _Chat(service, socket).run()
 

@@ -17,7 +17,7 @@ def routes(service: Service) -> APIRouter:
     router = APIRouter()
 
     @router.post("/v1/completions", **contract(CompletionRequest, CompletionAnswer, 404, 409, 499, streams=True, headers=CHOSEN))
-    async def completions(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+    async def completions(request: Request) -> Response:
         return await service.respond(request, "completions", CompletionRequest, completion_job)
 
     return router

@@ -18,7 +18,7 @@ def routes(service: Service) -> APIRouter:
     router, engine = APIRouter(), service.engine
 
     @router.post("/v1/embeddings", **contract(EmbeddingRequest, EmbeddingAnswer, 404, 499))
-    async def embeddings(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+    async def embeddings(request: Request) -> Response:
         with service.observed("embeddings") as seen:
             raw = await json_body(request)
 

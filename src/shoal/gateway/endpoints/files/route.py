@@ -56,7 +56,7 @@ def routes(files: FileStore) -> APIRouter:
     router = APIRouter()
 
     @router.post("/v1/files", **contract(Upload, FileAnswer, 499, sent=FORM))
-    async def upload(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+    async def upload(request: Request) -> Response:
         try:
             file = await files.receive(CALLER.get().id, request.headers.get("content-type", ""), request.stream())
         except ClientDisconnect:
@@ -64,22 +64,22 @@ def routes(files: FileStore) -> APIRouter:
         return JSONResponse(file.wire())
 
     @router.get("/v1/files", **contract(None, FileList, 400, query=_PAGING.schemas))
-    async def many(request: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+    async def many(request: Request) -> dict[str, Any]:
         page = _PAGING.page(request.query_params.items())
         found, more = await asyncio.to_thread(files.page, CALLER.get().id, page, request.query_params.get("purpose", ""))
         return listed([file.wire() for file in found], more)
 
     @router.get("/v1/files/{id}", **contract(None, FileAnswer, 404))
-    async def one(request: Request, id: str) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+    async def one(request: Request, id: str) -> dict[str, Any]:
         return (await asyncio.to_thread(files.find, CALLER.get().id, id)).wire()
 
     @router.get("/v1/files/{id}/content", responses=_PART, **contract(None, None, 400, 404, 416, media=BYTES, headers=_RANGE))
-    async def content(request: Request, id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
+    async def content(request: Request, id: str) -> Response:
         file = await asyncio.to_thread(files.find, CALLER.get().id, id)
         return _Content(files.path(file.id), media_type="application/octet-stream")
 
     @router.delete("/v1/files/{id}", **contract(None, DeletedFile, 404, 409))
-    async def delete(request: Request, id: str) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+    async def delete(request: Request, id: str) -> dict[str, Any]:
         await asyncio.to_thread(files.delete, CALLER.get().id, id)
         return {"id": id, "object": "file", "deleted": True}
 

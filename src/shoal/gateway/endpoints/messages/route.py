@@ -25,14 +25,14 @@ def routes(service: Service) -> APIRouter:
         "/v1/messages",
         **contract(MessagesRequest, MessageAnswer, 404, 409, 499, streams=True, headers=CHOSEN, dialects=_SPOKEN),
     )
-    async def create(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+    async def create(request: Request) -> Response:
         answer = await service.respond(request, "messages", MessagesRequest, message_job)
         if (id := answer.headers.get("x-request-id")) is not None:
             answer.headers[REQUEST_ID] = id
         return answer
 
     @router.post("/v1/messages/count_tokens", **contract(CountRequest, MessageTokens, 404, dialects=_SPOKEN))
-    async def count_tokens(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+    async def count_tokens(request: Request) -> Response:
         body = await json_body(request)
 
         def counted() -> int:

@@ -122,11 +122,11 @@ def routes(service: Service) -> APIRouter:
     described = partial(contract, dialects=_SPOKEN)
 
     @router.post("/api/generate", **described(GenerateRequest, OllamaGenerated, 404, 409, 499, 503, lines=OllamaGenerated, headers=CHOSEN))
-    async def generate(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+    async def generate(request: Request) -> Response:
         return await speak(request, "ollama_generate", GenerateRequest, generate_job, lambda body: bool(body.prompt))
 
     @router.post("/api/chat", **described(ChatRequest, OllamaChatted, 404, 409, 499, 503, lines=OllamaChatted, headers=CHOSEN))
-    async def chat(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+    async def chat(request: Request) -> Response:
         return await speak(request, "ollama_chat", ChatRequest, chat_job, lambda body: bool(body.messages))
 
     async def embedded(request: Request, kind: type[L], asks: Callable[[L], EmbedRequest]) -> tuple[str, list[list[float]], int] | None:
@@ -153,7 +153,7 @@ def routes(service: Service) -> APIRouter:
             return name, [each["embedding"] for each in told["data"]], seen.prompt_tokens
 
     @router.post("/api/embed", **described(EmbedRequest, OllamaEmbedded, 404, 499, 503))
-    async def embed_all(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+    async def embed_all(request: Request) -> Response:
         began = perf_counter()
         if (found := await embedded(request, EmbedRequest, lambda body: body)) is None:
             return Response(status_code=499)
@@ -162,26 +162,26 @@ def routes(service: Service) -> APIRouter:
         return JSONResponse({"model": name, "embeddings": vectors, **took})
 
     @router.post("/api/embeddings", **described(EmbeddingsRequest, OllamaEmbedding, 404, 499, 503))
-    async def embed_one(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+    async def embed_one(request: Request) -> Response:
         found = await embedded(request, EmbeddingsRequest, lambda body: EmbedRequest(input=body.prompt, options=body.options))
         return Response(status_code=499) if found is None else JSONResponse({"embedding": found[1][0]})
 
     @router.get("/api/tags", **described(None, OllamaTags))
-    async def tags() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+    async def tags() -> dict[str, Any]:
         return {"models": [tag(engine)]}
 
     @router.get("/api/ps", **described(None, OllamaRunning))
-    async def ps() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+    async def ps() -> dict[str, Any]:
         return {"models": running(engine)}
 
     @router.post("/api/show", **described(ShowRequest, OllamaShown, 404))
-    async def show(request: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+    async def show(request: Request) -> dict[str, Any]:
         body, _ = await parsed(request, ShowRequest)
         service.check_model(None if body.name is None else named(body.name, engine))
         return shown(engine)
 
     @router.get("/api/version", **described(None, OllamaVersion))
-    async def version() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+    async def version() -> dict[str, Any]:
         return {"version": VERSION}
 
     async def refused() -> Response:
@@ -195,7 +195,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/", **contract(None, None, media="text/plain"))
     @router.head("/", **contract(None, None, media="text/plain"))
-    async def root() -> Response:  # pyright: ignore[reportUnusedFunction]
+    async def root() -> Response:
         return PlainTextResponse("shoal is running")  # what looks for an Ollama asks here whether anybody is at home
 
     return router

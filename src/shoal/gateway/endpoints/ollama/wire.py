@@ -107,7 +107,7 @@ class Speaking(Loading):
 
     def answer(self) -> JsonAnswer | None:
         """What it has to be; None: any text."""
-        return None if not self.format else JsonAnswer(None if self.format == "json" else self.format, False, "format")  # type: ignore[arg-type]
+        return None if not self.format else JsonAnswer(None if self.format == "json" else self.format, False, "format")
 
 
 class GenerateRequest(Speaking):

@@ -41,16 +41,16 @@ def routes(service: Service, store: ResponseStore) -> APIRouter:
     router = APIRouter()
 
     @router.post("/v1/responses", **contract(ResponseRequest, ResponseAnswer, 404, 409, 499, streams=True, headers=CHOSEN))
-    async def create(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+    async def create(request: Request) -> Response:
         prepare = partial(response_job, store=store)
         return await service.respond(request, "responses", ResponseRequest, prepare)
 
     @router.post("/v1/responses/compact", **contract(CompactRequest, CompactedAnswer, 404, 409, 499, headers=CHOSEN))
-    async def compact(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+    async def compact(request: Request) -> Response:
         return await service.respond(request, "responses", CompactRequest, partial(compaction_job, store=store))
 
     @router.post("/v1/responses/input_tokens", **contract(ResponseRequest, InputTokens, 404))
-    async def count(request: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+    async def count(request: Request) -> dict[str, Any]:
         body = await json_body(request)
 
         def counted() -> int:
@@ -61,7 +61,7 @@ def routes(service: Service, store: ResponseStore) -> APIRouter:
         return {"object": "response.input_tokens", "input_tokens": await work(request.state.size, counted)}
 
     @router.get("/v1/responses/{id}", **contract(None, ResponseAnswer, 400, 404, streams=True))
-    async def retrieve(  # pyright: ignore[reportUnusedFunction]
+    async def retrieve(
         request: Request,
         id: str,
         stream: bool = False,
@@ -79,17 +79,17 @@ def routes(service: Service, store: ResponseStore) -> APIRouter:
         return Streaming(service.answers, answer, None if starting_after is None else [starting_after])
 
     @router.delete("/v1/responses/{id}", **contract(None, DeletedResponse, 404))
-    async def delete(request: Request, id: str) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+    async def delete(request: Request, id: str) -> dict[str, Any]:
         await asyncio.to_thread(store.delete, id, CALLER.get().id)
         return {"id": id, "object": "response", "deleted": True}
 
     @router.post("/v1/responses/{id}/cancel", **contract(None, ResponseAnswer, 400, 404))
-    async def cancel(request: Request, id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
+    async def cancel(request: Request, id: str) -> Response:
         await asyncio.to_thread(store.get, id, CALLER.get().id)
         raise InvalidRequest("only background responses can be cancelled, and there are none here; close the connection instead", "id")
 
     @router.get("/v1/responses/{id}/input_items", **contract(None, InputItems, 400, 404))
-    async def input_items(  # pyright: ignore[reportUnusedFunction]
+    async def input_items(
         request: Request,
         id: str,
         limit: Annotated[int, Query(ge=1, le=100)] = 20,

@@ -153,7 +153,7 @@ def routes(service: Service, store: ResponseStore) -> APIRouter:
     router = APIRouter()
 
     @router.websocket("/v1/responses")
-    async def responses(socket: WebSocket) -> None:  # pyright: ignore[reportUnusedFunction]
+    async def responses(socket: WebSocket) -> None:
         await socket.accept()
         await _Responses(service, store, socket).run()
 
