@@ -62,7 +62,7 @@ Sections = Mapping[str, Mapping[str, FileKey]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class ConfigEntry:
     value: Any
     line: int
 
@@ -70,7 +70,7 @@ class Entry:
 class ConfigFile:
     """What a file says. Made by `read`."""
 
-    def __init__(self, path: Path, entries: Mapping[tuple[str, str], Entry]) -> None:
+    def __init__(self, path: Path, entries: Mapping[tuple[str, str], ConfigEntry]) -> None:
         self.path = path
         self._entries = entries
 
@@ -117,7 +117,9 @@ def read(path: Path, sections: Sections, *, must_be: bool = False) -> ConfigFile
     return ConfigFile(path, _entries(path, tables, lines(text), sections))
 
 
-def _entries(path: Path, tables: Mapping[str, Any], at: Mapping[tuple[str, str], int], sections: Sections) -> dict[tuple[str, str], Entry]:
+def _entries(
+    path: Path, tables: Mapping[str, Any], at: Mapping[tuple[str, str], int], sections: Sections
+) -> dict[tuple[str, str], ConfigEntry]:
     """Raises ConfigError."""
     said: list[tuple[str, str, Any]] = []
     for name, value in tables.items():
@@ -130,7 +132,7 @@ def _entries(path: Path, tables: Mapping[str, Any], at: Mapping[tuple[str, str],
             known = [known for known in sections if known]
             near = suggestion(name, known) or f"; there are {', '.join(f'[{known}]' for known in known)}"
             raise ConfigError(f"{path}:{line}: there is no section [{name}]{near}")
-    entries: dict[tuple[str, str], Entry] = {}
+    entries: dict[tuple[str, str], ConfigEntry] = {}
     for section, key, value in said:
         line = at.get((section, key), at.get(("", section), 1))
         known = sections[section].get(key)
@@ -144,7 +146,7 @@ def _entries(path: Path, tables: Mapping[str, Any], at: Mapping[tuple[str, str],
             known.check(parsed)
         except ConfigError as error:
             raise ConfigError(f"{path}:{line}: {error}") from None
-        entries[section, key] = Entry(parsed, line)
+        entries[section, key] = ConfigEntry(parsed, line)
     return entries
 
 

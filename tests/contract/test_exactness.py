@@ -21,7 +21,7 @@ from shoal.pipeline.driver import Driver
 from shoal.request import Request, RequestId, SamplingParams
 from shoal.text import grammar
 from shoal.text.tokenizer import Tokenizer
-from shoal.text.tools import HERMES, Tool
+from shoal.text.tools import HERMES, ToolFunction
 from tests.support.letters import calls
 from tests.support.pipeline import answered, asked, pipeline
 from tests.support.prompts import prompts
@@ -119,7 +119,7 @@ ADDRESS = {
 def test_answers_held_to_a_grammar(smollm2: Path, smollm2_weights: GgufWeights, crowd: dict[str, int]) -> None:
     """Some among others that are free: valid, ended where they are whole, and the same over one stage and two."""
     tokenizer = Tokenizer.open(smollm2, smollm2_weights.file.meta)
-    schema, called = grammar.json_schema(ADDRESS), calls(HERMES, [Tool("address", ADDRESS)], "required", parallel=False)
+    schema, called = grammar.json_schema(ADDRESS), calls(HERMES, [ToolFunction("address", ADDRESS)], "required", parallel=False)
 
     async def mixed(driver: Driver) -> list[list[int]]:
         async def said(i: int, prompt: list[int]) -> list[int]:

@@ -11,7 +11,7 @@ import pytest
 from shoal.errors import ConfigError, RemoteProtocolError
 from shoal.transport import memory, tcp
 from shoal.transport.base import FrameStream
-from shoal.wire.frame import Frame, Kind
+from shoal.wire.frame import Frame, FrameKind
 
 Ends = tuple[FrameStream, FrameStream]
 
@@ -64,7 +64,7 @@ async def turns(count: int = 20) -> None:
 def test_frames_arrive_whole_and_in_order(run):
     async def scenario(left: FrameStream, right: FrameStream) -> None:
         for i in range(8):
-            await left.send(Frame(Kind.STEP, 1, i, b"m" * i, bytes([i]) * (i * 700)))
+            await left.send(Frame(FrameKind.STEP, 1, i, b"m" * i, bytes([i]) * (i * 700)))
         got = [await right.receive() for _ in range(8)]
         assert [(f.step, len(f.meta), bytes(f.body)) for f in got] == [(i, i, bytes([i]) * (i * 700)) for i in range(8)]
 
@@ -73,9 +73,9 @@ def test_frames_arrive_whole_and_in_order(run):
 
 def test_both_ways_at_once(run):
     async def scenario(left: FrameStream, right: FrameStream) -> None:
-        await asyncio.gather(left.send(Frame(Kind.PING, step=1)), right.send(Frame(Kind.ACK, step=2)))
+        await asyncio.gather(left.send(Frame(FrameKind.PING, step=1)), right.send(Frame(FrameKind.ACK, step=2)))
         first, second = await asyncio.gather(right.receive(), left.receive())
-        assert (first.kind, second.kind) == (Kind.PING, Kind.ACK)
+        assert (first.kind, second.kind) == (FrameKind.PING, FrameKind.ACK)
 
     run(scenario)
 
@@ -83,7 +83,7 @@ def test_both_ways_at_once(run):
 def test_a_large_body_arrives_unharmed(run):
     async def scenario(left: FrameStream, right: FrameStream) -> None:
         body = bytes(range(256)) * 8192
-        sending = asyncio.ensure_future(left.send(Frame(Kind.STEP, body=body)))
+        sending = asyncio.ensure_future(left.send(Frame(FrameKind.STEP, body=body)))
         assert bytes((await right.receive()).body) == body
         await sending
 
@@ -95,8 +95,8 @@ def test_a_reader_waits_for_its_frame(run):
         reading = asyncio.ensure_future(right.receive())
         await turns()
         assert not reading.done()
-        await left.send(Frame(Kind.PING))
-        assert (await reading).kind is Kind.PING
+        await left.send(Frame(FrameKind.PING))
+        assert (await reading).kind is FrameKind.PING
 
     run(scenario)
 
@@ -107,7 +107,7 @@ def test_a_cancelled_reader_loses_nothing(run):
         await turns()
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
-        await left.send(Frame(Kind.PING, step=7))
+        await left.send(Frame(FrameKind.PING, step=7))
         assert (await right.receive()).step == 7
 
     run(scenario)
@@ -115,7 +115,7 @@ def test_a_cancelled_reader_loses_nothing(run):
 
 def test_what_was_sent_before_the_end_is_still_read(run):
     async def scenario(left: FrameStream, right: FrameStream) -> None:
-        await left.send(Frame(Kind.BYE, step=3))
+        await left.send(Frame(FrameKind.BYE, step=3))
         await left.close()
         assert (await right.receive()).step == 3
         with pytest.raises(EOFError):
@@ -152,11 +152,11 @@ def test_nothing_can_be_sent_after_the_end(run):
     async def scenario(left: FrameStream, right: FrameStream) -> None:
         await left.close()
         with pytest.raises(ConnectionError):
-            await left.send(Frame(Kind.PING))
+            await left.send(Frame(FrameKind.PING))
         with pytest.raises((EOFError, ConnectionError)):
             await right.receive()
         with pytest.raises(ConnectionError):
-            await right.send(Frame(Kind.PING))
+            await right.send(Frame(FrameKind.PING))
 
     run(scenario)
 
@@ -180,7 +180,7 @@ def test_a_sender_waits_for_a_slow_reader(run):
         async def flood() -> None:
             nonlocal sent
             for i in range(60):
-                await left.send(Frame(Kind.STEP, step=i, body=bytes(1 << 20)))
+                await left.send(Frame(FrameKind.STEP, step=i, body=bytes(1 << 20)))
                 sent = i + 1
 
         flooding = asyncio.ensure_future(flood())
@@ -197,7 +197,7 @@ def test_a_waiting_sender_hears_of_the_end(run):
     async def scenario(left: FrameStream, right: FrameStream) -> None:
         async def flood() -> None:
             while True:
-                await left.send(Frame(Kind.STEP, body=bytes(1 << 20)))
+                await left.send(Frame(FrameKind.STEP, body=bytes(1 << 20)))
 
         flooding = asyncio.ensure_future(flood())
         await turns(100)
@@ -210,10 +210,10 @@ def test_a_waiting_sender_hears_of_the_end(run):
 
 def test_arrival_is_noted(run):
     async def scenario(left: FrameStream, right: FrameStream) -> None:
-        await left.send(Frame(Kind.PING))
+        await left.send(Frame(FrameKind.PING))
         await right.receive()
         first = right.arrived
-        await left.send(Frame(Kind.PING))
+        await left.send(Frame(FrameKind.PING))
         await right.receive()
         assert 0 < first <= right.arrived
 
@@ -256,7 +256,7 @@ def test_a_frame_that_is_cut_is_no_clean_end():
 
         listener = await tcp.listen("127.0.0.1", 0, handler)
         _, writer = await asyncio.open_connection("127.0.0.1", listener.port)
-        writer.write(bytes(Frame(Kind.STEP, body=b"12345").buffers()[0])[:-1])
+        writer.write(bytes(Frame(FrameKind.STEP, body=b"12345").buffers()[0])[:-1])
         writer.close()
         assert "inside a frame" in str(await seen)
         await listener.close()
@@ -307,7 +307,7 @@ def test_closing_a_listener_ends_its_handlers():
 def test_memory_reads_bytes_as_a_socket_would():
     async def scenario() -> None:
         left, _ = memory.pair()
-        data = bytes(Frame(Kind.STEP, body=b"xyz").buffers()[0])
+        data = bytes(Frame(FrameKind.STEP, body=b"xyz").buffers()[0])
         for i in range(len(data)):
             left.feed(data[i : i + 1])
         assert bytes((await left.receive()).body) == b"xyz"
@@ -321,7 +321,7 @@ def test_memory_reads_bytes_as_a_socket_would():
 def test_memory_knows_a_cut_frame():
     async def scenario() -> None:
         left, right = memory.pair()
-        right.feed(bytes(Frame(Kind.STEP, body=b"xyz").buffers()[0])[:-1])
+        right.feed(bytes(Frame(FrameKind.STEP, body=b"xyz").buffers()[0])[:-1])
         await left.close()
         with pytest.raises(ConnectionError, match="inside a frame"):
             await right.receive()

@@ -16,7 +16,7 @@ from shoal.security.authority import Authority
 from shoal.security.pairing import NodeExchange
 from shoal.security.pairing_code import ALPHABET, PairingCode
 from shoal.security.pairing_desk import PairingDesk, Ticket
-from shoal.security.pairing_messages import Kind, pack
+from shoal.security.pairing_messages import PairingKind, pack
 from shoal.security.pairing_pace import ANSWER
 from shoal.security.pairing_service import PairingListener, pair, serve_pairing
 
@@ -116,11 +116,11 @@ async def wrong(it: Head) -> None:
 
 
 async def guessed_proof(it: Head) -> None:
-    assert b"wrong" not in await it.told(NodeExchange(it.code, "eve").hello(), pack(Kind.REQUEST, bytes(300)))
+    assert b"wrong" not in await it.told(NodeExchange(it.code, "eve").hello(), pack(PairingKind.REQUEST, bytes(300)))
 
 
 async def no_element(it: Head) -> None:
-    assert await it.told(pack(Kind.HELLO, it.code.nameplate.encode() + b"A" + b"\xff" * 32)) == b""
+    assert await it.told(pack(PairingKind.HELLO, it.code.nameplate.encode() + b"A" + b"\xff" * 32)) == b""
 
 
 async def too_often(it: Head) -> None:

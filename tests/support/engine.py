@@ -22,7 +22,7 @@ VOCABULARY = 257
 
 
 class ByteTokenizer:
-    """gateway.engine.Tokenizer: a token is a byte of UTF-8; one more ends the text. Its template shows tools and calls as JSON, one a line."""
+    """gateway.engine.ChatTokenizer: a token is a byte of UTF-8; one more ends the text. Its template shows tools and calls as JSON, one a line."""
 
     stop_tokens = frozenset({END})
     special = {"<end>": END}  # noqa: RUF012

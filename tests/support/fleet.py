@@ -26,7 +26,7 @@ from shoal.membership.events import (
     StageLoaded,
     Tick,
 )
-from shoal.membership.instructions import Cut, Dismiss, Instruction, LinkStage, LoadStage, Pause, Refuse, Report, RestStage, Serve
+from shoal.membership.instructions import Cut, Dismiss, Instruction, LinkStage, LoadStage, Pause, RefuseNode, Report, RestStage, Serve
 from shoal.membership.state import SERVING, Cluster
 from shoal.placement.partition import Placement
 from shoal.placement.profile import NodeProfile
@@ -213,7 +213,7 @@ class Fleet:
                 self.dismissed.add(node)
                 self.nodes.pop(node, None)
                 self.handle(Left(node, "it was sent home", graceful=True))
-            case Refuse(node):
+            case RefuseNode(node):
                 assert node not in self.cluster.members
                 self.nodes.pop(node, None)
             case Report(message):

@@ -12,7 +12,7 @@ from llguidance import LLMatcher, LLTokenizer
 from shoal.text import grammar
 from shoal.text.answer_format import AnswerFormat
 from shoal.text.answer_grammar import answer_grammar, held_tools
-from shoal.text.tools import Tool, ToolFormat
+from shoal.text.tools import ToolFormat, ToolFunction
 
 END = 256
 """The token that ends a text in the vocabulary of single bytes; the others are the bytes."""
@@ -22,7 +22,7 @@ def tokenizer() -> LLTokenizer:
     return grammar._bytes()
 
 
-def calls(format: ToolFormat, tools: Sequence[Tool], choice: str = "auto", parallel: bool = True, **options: Any) -> str:
+def calls(format: ToolFormat, tools: Sequence[ToolFunction], choice: str = "auto", parallel: bool = True, **options: Any) -> str:
     """The grammar of answers of a model that does not reason."""
     names = tuple(tool.name for tool in tools) if format.loose and "answer" not in options else ()
     return answer_grammar(AnswerFormat(format, names=names), held_tools(tools), choice, parallel, **options)

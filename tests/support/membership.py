@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from shoal.errors import CapacityError, NotEnoughMemory
-from shoal.membership.admission import Admission
+from shoal.membership.admission import AdmissionRules
 from shoal.membership.events import (
     Heard,
     Joined,
@@ -64,7 +64,7 @@ class Halves:
         return better
 
 
-def cluster(min_nodes: int = 2, admission: Admission | None = None, alone: bool = True) -> Cluster:
+def cluster(min_nodes: int = 2, admission: AdmissionRules | None = None, alone: bool = True) -> Cluster:
     """alone: one node can hold all."""
     return Cluster("1", min_nodes, Halves(alone=alone), silence=8, admission=admission)
 

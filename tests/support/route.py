@@ -16,7 +16,7 @@ from shoal.scheduler.plan import StageTrace, StepResult
 from shoal.scheduler.scheduler import Scheduler
 from shoal.transport.memory import pair
 from shoal.wire import messages
-from shoal.wire.frame import Frame, Kind
+from shoal.wire.frame import Frame, FrameKind
 from tests.support.toy_stage import ToyStage, limits
 
 EPOCH = 3
@@ -61,7 +61,7 @@ class Route:
         return StepResult(result.step, result.sampled, [StageTrace(0, 0, 0, 0, 0)], examined=result.examined)
 
     async def answer(self, result: StepResult, epoch: int | None = None) -> None:
-        await self.results.send(Frame(Kind.RESULT, self.epoch if epoch is None else epoch, result.step, messages.encode(result)))
+        await self.results.send(Frame(FrameKind.RESULT, self.epoch if epoch is None else epoch, result.step, messages.encode(result)))
 
     def die(self) -> None:
         self.steps.abort()

@@ -21,7 +21,7 @@ from shoal.node.share import FRAME, Share
 from shoal.transport import tcp
 from shoal.transport.base import FrameStream
 from shoal.wire import messages
-from shoal.wire.frame import Frame, Kind
+from shoal.wire.frame import Frame, FrameKind
 
 CONTENT = Random(1).randbytes(5 * GRAIN // 2 + 7)
 """Three ranges."""
@@ -69,7 +69,7 @@ Hand = Callable[[FrameStream, messages.Fetch, list[range]], Awaitable[None]]
 
 async def well(stream: FrameStream, asked: messages.Fetch, before: list[range], content: bytes = CONTENT) -> None:
     for at in range(asked.offset, asked.offset + asked.length, FRAME):
-        await stream.send(Frame(Kind.FETCH, step=at, body=content[at : min(at + FRAME, asked.offset + asked.length)]))
+        await stream.send(Frame(FrameKind.FETCH, step=at, body=content[at : min(at + FRAME, asked.offset + asked.length)]))
 
 
 async def forging(stream: FrameStream, asked: messages.Fetch, before: list[range]) -> None:
@@ -78,7 +78,7 @@ async def forging(stream: FrameStream, asked: messages.Fetch, before: list[range
 
 async def dying(stream: FrameStream, asked: messages.Fetch, before: list[range]) -> None:
     """Brings one range, dies within the next."""
-    await stream.send(Frame(Kind.FETCH, step=asked.offset, body=CONTENT[asked.offset : asked.offset + 5]))
+    await stream.send(Frame(FrameKind.FETCH, step=asked.offset, body=CONTENT[asked.offset : asked.offset + 5]))
     raise ConnectionError("dies")
 
 

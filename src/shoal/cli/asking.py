@@ -41,7 +41,7 @@ def _checked(key: str) -> str:
 
 
 @dataclass(frozen=True)
-class Asking:
+class ChatOptions:
     """The server to ask, and the sampling of an answer.
 
     url '': a cluster of this machine's own. model '': what the server has. max_tokens 0: as many as fit.
@@ -76,7 +76,7 @@ class Asking:
             why = str(error) or type(error).__name__
             raise ClusterError(f"{self.url} does not answer: {why}; is `shoal up` or `shoal serve` running there?") from error
 
-    async def found(self) -> Asking:
+    async def found(self) -> ChatOptions:
         """With the model that the server has, where none was named. Raises ClusterError, InvalidRequest where nobody is let in."""
         async with self._client() as http:
             answer = await http.get(f"{self.url}/v1/models", timeout=10.0)
@@ -166,7 +166,7 @@ class Paper(Protocol):
     def end(self) -> None: ...
 
 
-async def tell(asking: Asking, messages: list[dict[str, str]], paper: Paper, told: Told) -> None:
+async def tell(asking: ChatOptions, messages: list[dict[str, str]], paper: Paper, told: Told) -> None:
     """Writes an answer down; `told` grows with it, so that one which is broken off is there as far as it came.
 
     Raises ClusterError, InvalidRequest.

@@ -20,7 +20,7 @@ from shoal.cli.show import err
 from shoal.cli.waiting import stop_signal, until
 from shoal.config import EngineSettings, NodeSettings
 from shoal.errors import ClusterError, ConfigError
-from shoal.gateway.endpoints.batches.line import BatchRequest, Invalid, Line, lines_of, parsed
+from shoal.gateway.endpoints.batches.line import BatchItem, Invalid, Line, lines_of, parsed
 from shoal.gateway.endpoints.batches.output import Output
 from shoal.gateway.endpoints.batches.result import answered, refused
 from shoal.gateway.endpoints.batches.retry_policy import RetryPolicy
@@ -68,7 +68,7 @@ def _check(path: Path) -> tuple[set[str], list[Invalid]]:
     ids: set[str] = set()
     bad: list[Invalid] = []
     for line in _lines(path):
-        ids.add(line.custom_id) if isinstance(line, BatchRequest) else bad.append(line)
+        ids.add(line.custom_id) if isinstance(line, BatchItem) else bad.append(line)
     if doubled := [line for line in bad if line.code == "duplicate_custom_id"]:
         raise ConfigError(f"{path} has a custom_id more than once; nothing was run: {_named(doubled)}")
     if not ids and not bad:
@@ -93,7 +93,7 @@ def _open(source: Path, target: Path, ids: set[str], bad: list[Invalid]) -> Outp
     return output
 
 
-async def _ask(http: httpx2.AsyncClient, server: Server, asked: BatchRequest, rng: Random) -> httpx2.Response:
+async def _ask(http: httpx2.AsyncClient, server: Server, asked: BatchItem, rng: Random) -> httpx2.Response:
     """The answer, once there is one. Raises ClusterError where the server is gone for too long."""
     patience = RetryPolicy()
     while True:
@@ -152,7 +152,7 @@ async def _work(source: Path, output: Output, server: Server, concurrency: int, 
     """Asks for all that has no result. Raises ClusterError, ConfigError, OSError."""
     slots, rng = asyncio.Semaphore(concurrency), Random()
 
-    async def one(asked: BatchRequest) -> None:
+    async def one(asked: BatchItem) -> None:
         answer = await _ask(http, server, asked, rng)
         id = secrets.token_hex(12)
         request_id = answer.headers.get("x-request-id", f"req_{id}")
@@ -163,7 +163,7 @@ async def _work(source: Path, output: Output, server: Server, concurrency: int, 
         with _Shown(len(output.done.ids), total) as shown:
             async with server.client(concurrency) as http, asyncio.TaskGroup() as group:
                 for line in _lines(source):
-                    if isinstance(line, BatchRequest) and not output.done.covers(line):
+                    if isinstance(line, BatchItem) and not output.done.covers(line):
                         await slots.acquire()
                         group.create_task(one(line)).add_done_callback(lambda _: slots.release())
     except ExceptionGroup as failed:

@@ -9,8 +9,8 @@ import sys
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from shoal.cli.asking import Asking, Told, tell
-from shoal.cli.conversation import COMMANDS, Command, Conversation, command
+from shoal.cli.asking import ChatOptions, Told, tell
+from shoal.cli.conversation import COMMANDS, ChatHistory, Command, command
 from shoal.cli.loop import on_signal
 from shoal.cli.loop import run as run_in_loop
 from shoal.cli.paper import Sheet
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from shoal.node.head import Head
 
 
-def run(engine: EngineSettings, node: NodeSettings, nodes: int, asking: Asking, prompt: str) -> None:
+def run(engine: EngineSettings, node: NodeSettings, nodes: int, asking: ChatOptions, prompt: str) -> None:
     """prompt: '-' reads it from stdin."""
     run_in_loop(_run(engine, node, nodes, asking, prompt))
 
 
-def chat(engine: EngineSettings, node: NodeSettings, nodes: int, asking: Asking, system: str) -> None:
+def chat(engine: EngineSettings, node: NodeSettings, nodes: int, asking: ChatOptions, system: str) -> None:
     run_in_loop(_chat(engine, node, nodes, asking, system))
 
 
@@ -48,7 +48,7 @@ def _summary(head: Head, told: Told, ready: float) -> None:
     line(f"\nready in {ready:.1f} s; {told.figures}{hop}", "dim")
 
 
-async def _run(engine: EngineSettings, node: NodeSettings, nodes: int, asking: Asking, prompt: str) -> None:
+async def _run(engine: EngineSettings, node: NodeSettings, nodes: int, asking: ChatOptions, prompt: str) -> None:
     stop, told = stop_signal(), Told()
     if (text := await all_of_stdin(stop) if prompt == "-" else prompt) is None:
         raise KeyboardInterrupt
@@ -73,11 +73,11 @@ async def _run(engine: EngineSettings, node: NodeSettings, nodes: int, asking: A
         _summary(there[1], told, ready)
 
 
-async def _tell(asking: Asking, messages: list[dict[str, str]], told: Told) -> None:
+async def _tell(asking: ChatOptions, messages: list[dict[str, str]], told: Told) -> None:
     await tell(await asking.found(), messages, Sheet(), told)
 
 
-async def _chat(engine: EngineSettings, node: NodeSettings, nodes: int, asking: Asking, system: str) -> None:
+async def _chat(engine: EngineSettings, node: NodeSettings, nodes: int, asking: ChatOptions, system: str) -> None:
     stop = stop_signal()
     text = None
     if not sys.stdin.isatty():
@@ -96,9 +96,9 @@ async def _chat(engine: EngineSettings, node: NodeSettings, nodes: int, asking: 
         await _converse(dataclasses.replace(asking, url=there[0], key="", model=""), system, text, stop)
 
 
-async def _converse(asking: Asking, system: str, text: str | None, stop: asyncio.Event) -> None:
+async def _converse(asking: ChatOptions, system: str, text: str | None, stop: asyncio.Event) -> None:
     """text: the only message of a chat that nobody types."""
-    found: list[Asking] = []
+    found: list[ChatOptions] = []
 
     async def find() -> None:
         found.append(await asking.found())
@@ -106,16 +106,16 @@ async def _converse(asking: Asking, system: str, text: str | None, stop: asyncio
     if not await until(stop, find()):
         raise KeyboardInterrupt
     if text is None:
-        await Chat(found[0], Conversation(system), stop).run()
+        await Chat(found[0], ChatHistory(system), stop).run()
         return
-    if not await until(stop, tell(found[0], [*Conversation(system).messages, {"role": "user", "content": text}], Sheet(), Told())):
+    if not await until(stop, tell(found[0], [*ChatHistory(system).messages, {"role": "user", "content": text}], Sheet(), Told())):
         raise KeyboardInterrupt
 
 
 class Chat:
     """A conversation at the terminal."""
 
-    def __init__(self, asking: Asking, conversation: Conversation, stop: asyncio.Event) -> None:
+    def __init__(self, asking: ChatOptions, conversation: ChatHistory, stop: asyncio.Event) -> None:
         """stop: as `stop_signal` gives it."""
         from shoal.cli.keyboard import Keyboard
 

@@ -105,7 +105,7 @@ def run(
     from shoal.cli import client
 
     settings, model = _named(typed, settings)
-    asking = client.Asking(url, key, model, max_tokens, temperature, seed)
+    asking = client.ChatOptions(url, key, model, max_tokens, temperature, seed)
     client.run(settings, node_settings(memory, threads, runtime), nodes, asking, prompt)
 
 
@@ -132,7 +132,7 @@ def chat(
     from shoal.cli import client
 
     settings, model = _named(typed, settings)
-    asking = client.Asking(url, key, model, max_tokens, temperature, seed)
+    asking = client.ChatOptions(url, key, model, max_tokens, temperature, seed)
     client.chat(settings, node_settings(memory, threads, runtime), nodes, asking, system)
 
 

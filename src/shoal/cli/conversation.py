@@ -44,7 +44,7 @@ def command(text: str) -> Command | None:
 
 
 @dataclass
-class Conversation:
+class ChatHistory:
     system: str = ""
     turns: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
     """Messages of the user and the assistant, in turn."""

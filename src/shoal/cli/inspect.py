@@ -25,7 +25,7 @@ from shoal.executor.runtimes import installed, lacking
 from shoal.folders import cache_dir, data_dir, named
 from shoal.native import instruction_set, missing
 from shoal.placement.partition import place
-from shoal.placement.profile import Demand, Links, NodeProfile
+from shoal.placement.profile import Demand, LinkSpeeds, NodeProfile
 from shoal.sizes import human_bytes
 
 
@@ -150,7 +150,7 @@ def plan(settings: EngineSettings, model: str, given: list[str], threads: int, a
     demand = Demand.of(engine.slots, engine.kv_tokens, min(engine.context, description.spec.context))
     given = given or [f"{allowance.usable_memory()}"]
     nodes = [_node(text, i + 1, threads or default_threads()) for i, text in enumerate(given)]
-    placement = place(nodes, Links(), cost, demand)
+    placement = place(nodes, LinkSpeeds(), cost, demand)
     if as_json:
         emit(
             {

@@ -26,7 +26,7 @@ _KEPT = 1000  # messages in the history
 _READ = 4 << 20  # bytes of it that are read
 
 
-class Kept(History):
+class PrivateHistory(History):
     """The history: a JSON string a line in a file that only this user may read. Where there can be no file, it lasts as long as the chat."""
 
     def __init__(self, path: Path) -> None:
@@ -88,7 +88,7 @@ class Keyboard:
             "> ",
             multiline=True,
             prompt_continuation=". ",
-            history=Kept(history),
+            history=PrivateHistory(history),
             key_bindings=_bindings(),
             completer=WordCompleter([f"/{name}" for name in COMMANDS], sentence=True),
             complete_while_typing=False,

@@ -92,7 +92,7 @@ async def locked(address: str, timeout: float = 5.0) -> bool:
     return False
 
 
-class Refused(NamedTuple):
+class Unanswered(NamedTuple):
     """Nothing at an address takes a connection."""
 
     why: str
@@ -100,27 +100,27 @@ class Refused(NamedTuple):
     """Whether a head that is being started, or what forwards to it, would answer so too."""
 
 
-async def refused(address: str, timeout: float = 5.0) -> Refused | None:
+async def refused(address: str, timeout: float = 5.0) -> Unanswered | None:
     """None where something at `host:port` takes a connection and keeps it. Raises ConfigError."""
     host, port = parse_address(address)
     try:
         async with asyncio.timeout(timeout):
             reader, writer = await asyncio.open_connection(host, port)
     except TimeoutError:
-        return Refused(f"nothing answers within {timeout:g} s", True)
+        return Unanswered(f"nothing answers within {timeout:g} s", True)
     except ConnectionRefusedError:
-        return Refused("nothing listens there (connection refused)", True)
+        return Unanswered("nothing listens there (connection refused)", True)
     except ConnectionError:
         return _HUNG_UP
     except OSError as error:
-        return Refused(error.strerror or str(error), False)
+        return Unanswered(error.strerror or str(error), False)
     try:
         return _HUNG_UP if await _hangs_up(reader) else None
     finally:
         writer.close()
 
 
-_HUNG_UP = Refused("what listens there hangs up at once, as a forwarded port does with nothing behind it", True)
+_HUNG_UP = Unanswered("what listens there hangs up at once, as a forwarded port does with nothing behind it", True)
 _KEPT = 0.25  # seconds after which a connection has been kept by whoever took it
 
 

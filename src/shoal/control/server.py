@@ -23,7 +23,7 @@ from shoal.security.credentials import Credentials
 log = structlog.get_logger()
 
 
-class Conversation:
+class NodeConnection:
     """What the head has to say to one node. `host` is where the node's connection comes from."""
 
     def __init__(self, host: str) -> None:
@@ -45,8 +45,8 @@ class Conversation:
 class Attendant(Protocol):
     """Who hears the nodes."""
 
-    def heard(self, conversation: Conversation, message: NodeMessage) -> None: ...
-    def hung_up(self, conversation: Conversation) -> None: ...
+    def heard(self, conversation: NodeConnection, message: NodeMessage) -> None: ...
+    def hung_up(self, conversation: NodeConnection) -> None: ...
     def describe(self) -> ClusterDescription: ...
     def dismiss(self, request: DismissRequest) -> DismissAnswer: ...
 
@@ -63,7 +63,7 @@ class ControlServer:
         self._attendant = attendant
         self._credentials = credentials
         self._server = grpc.aio.server(options=OPTIONS)
-        self._conversations: set[Conversation] = set()
+        self._conversations: set[NodeConnection] = set()
         handlers = {
             "Attend": grpc.stream_stream_rpc_method_handler(
                 self._attend, request_deserializer=decode_node_message, response_serializer=encode_head_message
@@ -106,7 +106,7 @@ class ControlServer:
     async def _attend(
         self, incoming: AsyncIterator[NodeMessage], context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[HeadMessage]:
-        conversation = Conversation(_host(str(context.peer())))
+        conversation = NodeConnection(_host(str(context.peer())))
         self._conversations.add(conversation)
         hearing = asyncio.get_running_loop().create_task(self._hear(conversation, incoming))
         try:
@@ -120,7 +120,7 @@ class ControlServer:
             if isinstance(outcome, Exception) and not isinstance(outcome, grpc.aio.UsageError):
                 log.error("a node's message could not be handled", host=conversation.host, exc_info=outcome)
 
-    async def _hear(self, conversation: Conversation, incoming: AsyncIterator[NodeMessage]) -> None:
+    async def _hear(self, conversation: NodeConnection, incoming: AsyncIterator[NodeMessage]) -> None:
         try:
             async for message in incoming:
                 self._attendant.heard(conversation, message)

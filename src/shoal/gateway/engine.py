@@ -42,7 +42,7 @@ class Resumed(Protocol):
         ...
 
 
-class Tokenizer(Decoder, Protocol):
+class ChatTokenizer(Decoder, Protocol):
     """What the gateway uses of shoal.text.tokenizer.Tokenizer, which says what each of it is."""
 
     @property
@@ -83,7 +83,7 @@ class Engine(Protocol):
     @property
     def facts(self) -> ModelFacts: ...
     @property
-    def tokenizer(self) -> Tokenizer: ...
+    def tokenizer(self) -> ChatTokenizer: ...
     @property
     def vocabulary(self) -> int: ...
     @property

@@ -32,7 +32,7 @@ from shoal.gateway.http.faults import fault
 from shoal.gateway.http.in_flight import InFlight
 from shoal.gateway.http.request_id import chosen_id
 from shoal.gateway.http.work import LARGE, work
-from shoal.gateway.schema.wire import Asking, parse
+from shoal.gateway.schema.wire import ModelBody, parse
 from shoal.request import Request as ModelRequest
 
 MAX_BODY = 4 << 20
@@ -53,7 +53,7 @@ _LONG = re.compile(rb"[0-9]{19}")
 
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
-B = TypeVar("B", bound=Asking)
+B = TypeVar("B", bound=ModelBody)
 
 
 T = TypeVar("T")

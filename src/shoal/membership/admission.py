@@ -9,7 +9,7 @@ from shoal.sizes import human_bytes
 
 
 @dataclass(frozen=True)
-class Admission:
+class AdmissionRules:
     """Which nodes the cluster admits."""
 
     min_memory: int = 0

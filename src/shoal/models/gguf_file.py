@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.errors import CorruptModel
-from shoal.models.gguf_header import GgufHeader, Tensor, unsupported
+from shoal.models.gguf_header import GgufHeader, GgufTensor, unsupported
 
 
 class GgufFile:
@@ -25,7 +25,7 @@ class GgufFile:
         header = GgufHeader(self._map, size, path)
         self.meta, self.tensors, self.unusable, self.shapes = header.meta, header.tensors, header.unusable, header.shapes
 
-    def tensor(self, name: str) -> Tensor | None:
+    def tensor(self, name: str) -> GgufTensor | None:
         """None where there is none. Raises UnsupportedModel for one that cannot be run."""
         if (what := self.unusable.get(name)) is not None:
             raise unsupported(self.path, name, what)
@@ -35,7 +35,7 @@ class GgufFile:
         """Lets the system take back the pages that were read so far; they are read again from the file where needed."""
         self._map.madvise(mmap.MADV_DONTNEED)
 
-    def raw(self, tensor: Tensor) -> NDArray[np.uint8]:
+    def raw(self, tensor: GgufTensor) -> NDArray[np.uint8]:
         """The tensor's rows, mapped: uint8 [rows, row_bytes]."""
         flat = np.frombuffer(self._map, np.uint8, tensor.rows * tensor.row_bytes, tensor.offset)
         return flat.reshape(tensor.rows, tensor.row_bytes)

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from shoal.errors import CorruptModel, UserError
 from shoal.models.gguf_file import GgufFile
-from shoal.models.gguf_header import Tensor
+from shoal.models.gguf_header import GgufTensor
 
 INDEX = "model.gguf.index.json"
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 
-class Index(msgspec.Struct):
+class GgufIndex(msgspec.Struct):
     weight_map: dict[str, str]
     shapes: dict[str, list[int]]
 
@@ -55,7 +55,7 @@ class GgufFiles:
         self.parts = [path] if count <= 1 else parts_of(path)
         if len(self.parts) != max(count, 1) or first.meta.get("split.no", 0) != 0:
             raise CorruptModel(path, f"it is one of {count} parts, which are named as gguf-split does: NAME-00001-of-{count:05}.gguf first")
-        self._index: Index | None = None
+        self._index: GgufIndex | None = None
         self._files = [first, *(GgufFile(part) for part in self.parts[1:] if self._is_here(part))]
         self._check(first)
         self._by_tensor = {name: file for file in self._files for name in file.shapes}
@@ -69,7 +69,7 @@ class GgufFiles:
         if part.exists():
             return True
         try:
-            self._index = self._index or msgspec.json.decode((self.path.parent / INDEX).read_bytes(), type=Index)
+            self._index = self._index or msgspec.json.decode((self.path.parent / INDEX).read_bytes(), type=GgufIndex)
         except FileNotFoundError:
             raise UserError(f"{part}: this part of the model is missing; put all {len(self.parts)} into one folder") from None
         except msgspec.DecodeError as error:
@@ -86,7 +86,7 @@ class GgufFiles:
         if distinct != found or (len(self.parts) > 1 and self._index is None and total != found):
             raise CorruptModel(self.path, f"the parts have {distinct} tensors where {total} should be: they are not of one model")
 
-    def tensor(self, name: str) -> Tensor | None:
+    def tensor(self, name: str) -> GgufTensor | None:
         """None where there is none. Raises UnsupportedModel for one that cannot be run, UserError for one in a part that is missing."""
         if (file := self._by_tensor.get(name)) is not None:
             return file.tensor(name)
@@ -94,7 +94,7 @@ class GgufFiles:
             raise UserError(f"{self.path.parent / part}: this part of the model is missing, and tensor {name} is in it")
         return None
 
-    def raw(self, tensor: Tensor) -> NDArray[np.uint8]:
+    def raw(self, tensor: GgufTensor) -> NDArray[np.uint8]:
         """The tensor's rows, mapped: uint8 [rows, row_bytes]."""
         return self._by_tensor[tensor.name].raw(tensor)
 
@@ -107,4 +107,4 @@ class GgufFiles:
         """The index, for parts that are called so elsewhere."""
         name_of = dict(zip(self.parts, names, strict=True))
         weight_map = {tensor: name_of[file.path] for tensor, file in self._by_tensor.items()}
-        return msgspec.json.encode(Index(weight_map, {tensor: list(shape) for tensor, shape in self.shapes.items()}))
+        return msgspec.json.encode(GgufIndex(weight_map, {tensor: list(shape) for tensor, shape in self.shapes.items()}))

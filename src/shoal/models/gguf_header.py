@@ -39,7 +39,7 @@ def unsupported(where: object, tensor: str, what: str) -> UnsupportedModel:
 
 
 @dataclass(frozen=True)
-class Tensor:
+class GgufTensor:
     name: str
     format: str
     shape: tuple[int, ...]
@@ -140,7 +140,7 @@ class GgufHeader:
         if not isinstance(alignment, int) or alignment < 1:
             raise CorruptModel(self._where, "the alignment cannot be")
         base = (self._at + alignment - 1) // alignment * alignment
-        self.tensors: dict[str, Tensor] = {}
+        self.tensors: dict[str, GgufTensor] = {}
         self.unusable: dict[str, str] = {}
         self.shapes = {name: dims for name, dims, _, _ in listed}
         for name, dims, kind, offset in listed:
@@ -156,7 +156,7 @@ class GgufHeader:
             block, block_bytes = GGML_QUANT_SIZES[quantisation]
             if min(dims) < 1 or dims[-1] % block:
                 raise CorruptModel(self._where, f"tensor {name} has rows of {dims[-1]} values, in blocks of {block}")
-            tensor = Tensor(name, format, dims, dims[-1] // block * block_bytes, base + offset)
+            tensor = GgufTensor(name, format, dims, dims[-1] // block * block_bytes, base + offset)
             if tensor.offset + tensor.rows * tensor.row_bytes > size:
                 raise CorruptModel(self._where, f"the file is truncated: tensor {name} lies beyond its end", cut=True)
             self.tensors[name] = tensor

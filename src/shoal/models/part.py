@@ -20,7 +20,7 @@ from shoal.models.ranges import Ranges
 from shoal.sizes import human_bytes
 
 
-class Part:
+class PartialFile:
     """One process at a time. Raises OSError, FetchError where the disk has no room."""
 
     def __init__(self, folder: Path, file: ModelFile) -> None:

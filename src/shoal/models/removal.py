@@ -11,7 +11,7 @@ from pathlib import Path
 from shoal.errors import UserError
 from shoal.folders import cache_dir
 from shoal.models.hub_folder import HubFolder
-from shoal.models.inventory import HUGGING_FACE, Kept, inventory, kept
+from shoal.models.inventory import HUGGING_FACE, KeptModel, inventory, kept
 from shoal.models.locks import lock
 from shoal.models.part import part_paths
 from shoal.models.reference import Reference
@@ -98,11 +98,11 @@ def _repository(name: str) -> str:
     return name.partition(":")[0]
 
 
-def _is(model: Kept, tag: str) -> bool:
+def _is(model: KeptModel, tag: str) -> bool:
     return tag.lower() == (model.title or SAFETENSORS).lower()
 
 
-def _files(models: Iterable[Kept]) -> tuple[Path, ...]:
+def _files(models: Iterable[KeptModel]) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(file for model in models for file in model.files))
 
 

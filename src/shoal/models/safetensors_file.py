@@ -28,7 +28,7 @@ _MAX_HEADER = 100 << 20  # the format's own limit
 
 
 @dataclass(frozen=True)
-class Tensor:
+class SafetensorsTensor:
     format: str
     shape: tuple[int, ...]
     file: Path
@@ -40,7 +40,7 @@ class SafetensorsFiles:
     whose header is none."""
 
     def __init__(self, files: Iterable[Path]) -> None:
-        self.tensors: dict[str, Tensor] = {}
+        self.tensors: dict[str, SafetensorsTensor] = {}
         self.unusable: dict[str, str] = {}
         self._maps: dict[Path, mmap.mmap] = {}
         for path in files:
@@ -50,7 +50,7 @@ class SafetensorsFiles:
                 "the model's files have tensors that cannot be run; they matter only if the model needs them", tensors=self.unusable
             )
 
-    def tensor(self, name: str) -> Tensor | None:
+    def tensor(self, name: str) -> SafetensorsTensor | None:
         """None where there is none. Raises UnsupportedModel for one that cannot be run."""
         if (what := self.unusable.get(name)) is not None:
             raise UnsupportedModel(f"tensor {name} is {what}")
@@ -81,7 +81,7 @@ class SafetensorsFiles:
                 if min(shape, default=1) < 1 or end - begin != math.prod(shape) * width or begin < 0:
                     self.unusable[name] = f"{entry['dtype']} of the shape {list(shape)}, which is not that of its bytes {begin} to {end}"
                     continue
-                self.tensors[name] = Tensor(format, shape, path, 8 + length + begin)
+                self.tensors[name] = SafetensorsTensor(format, shape, path, 8 + length + begin)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise CorruptModel(path, f"the header is not what safetensors writes ({error})") from None
         self._maps[path] = mapped
@@ -91,7 +91,7 @@ class SafetensorsFiles:
         for mapped in self._maps.values():
             mapped.madvise(mmap.MADV_DONTNEED)
 
-    def raw(self, tensor: Tensor) -> NDArray[np.uint8]:
+    def raw(self, tensor: SafetensorsTensor) -> NDArray[np.uint8]:
         """uint8 [rows, bytes of a row], mapped."""
         width = 4 if tensor.format == "f32" else 2
         rows = math.prod(tensor.shape[:-1])

@@ -43,7 +43,7 @@ class Snapshot:
         """Whether the snapshot has a file under that name, or another tool has it."""
         return _has(self.home / name, file) or self._elsewhere(file) is not None
 
-    def fetch(self, files: Mapping[str, RepositoryFile], progress: Progress = silent, refuse: Refusal | None = None) -> None:
+    def fetch(self, files: Mapping[str, RepositoryFile], progress: Progress = silent, refuse: HeaderCheck | None = None) -> None:
         """Puts files into the snapshot, by the names that they get there.
 
         refuse: looks at the first bytes of each file before any of them is fetched whole.
@@ -92,7 +92,7 @@ class Snapshot:
         fresh.replace(blob)
         self._folder.link(self.home / name, blob)
 
-    def _download(self, files: Mapping[str, RepositoryFile], progress: Progress, refuse: Refusal | None) -> None:
+    def _download(self, files: Mapping[str, RepositoryFile], progress: Progress, refuse: HeaderCheck | None) -> None:
         from shoal.models.download import Download  # a node that fetches nothing does without an HTTP client
 
         parts = self._root / "parts"
@@ -127,7 +127,7 @@ class Snapshot:
             )
 
 
-class Refusal:
+class HeaderCheck:
     """Refuses a GGUF model that shoal does not run, by the headers of its files, the first one first.
 
     hint: what to add, such as what the repository has instead. Raises UnsupportedModel, CorruptModel, FetchError.

@@ -36,7 +36,7 @@ from shoal.models.repository import (
     variants,
     weights,
 )
-from shoal.models.snapshot import Refusal, Snapshot
+from shoal.models.snapshot import HeaderCheck, Snapshot
 from shoal.models.weights import check_types, open_spec
 from shoal.spelling import suggestion
 
@@ -47,7 +47,7 @@ Wanted = Callable[[bytes], set[str]]
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """A model that is known to be somewhere. `reference` leads to the same files from now on, on every machine that has a way to them."""
 
     reference: Reference
@@ -137,7 +137,7 @@ class Source:
         if index.exists():  # a peer brought it
             names = wanted(index.read_bytes()) | {first}
             files = {name: file for name, file in files.items() if name in names}
-        refusal = Refusal(str(self.reference), lambda: offered(snapshot.repository)) if check else None
+        refusal = HeaderCheck(str(self.reference), lambda: offered(snapshot.repository)) if check else None
         snapshot.fetch({f"{folder}/{name}": file for name, file in files.items()}, progress, refusal)
         return snapshot.home / folder / first
 
@@ -152,7 +152,7 @@ class Source:
             check_types(types, spec, self.reference)
 
 
-def resolve(text: str, directory: Path | None = None) -> Source:
+def resolve(text: str, directory: Path | None = None) -> ModelSource:
     """What a model's name means now. The hub is asked where its answer may have changed; where it cannot be asked, what is here is taken.
 
     directory: shoal's cache, where it is not the user's own. Raises UnknownModel, UserError, FetchError.
@@ -164,10 +164,10 @@ def resolve(text: str, directory: Path | None = None) -> Source:
         if reference.kind == "hub":
             return _of_hub(text, reference, root)
         if reference.kind == "ollama":
-            return Source(Reference("path", str(ollama.located(reference.name, root))), root)
+            return ModelSource(Reference("path", str(ollama.located(reference.name, root))), root)
         if reference.kind == "lmstudio":
-            return Source(Reference("path", str(lmstudio.located(reference.name, reference.tag))), root)
-        return Source(reference, root)
+            return ModelSource(Reference("path", str(lmstudio.located(reference.name, reference.tag))), root)
+        return ModelSource(reference, root)
     except OSError as error:
         raise disk_or_network(str(reference), error) from error
 
@@ -189,21 +189,21 @@ def find(text: str, directory: Path | None = None) -> Path | None:
 
 
 def pull(text: str, progress: Progress = silent, directory: Path | None = None) -> Path:
-    """What to open for a model, fetched if need be. Raises what `resolve` and `Source.pull` raise."""
+    """What to open for a model, fetched if need be. Raises what `resolve` and `ModelSource.pull` raise."""
     return resolve(text, directory).pull(progress)
 
 
 def pull_layers(text: str, layers: range, first: bool, last: bool, progress: Progress = silent, directory: Path | None = None) -> Path:
-    """See Source.pull_layers."""
+    """See ModelSource.pull_layers."""
     return resolve(text, directory).pull_layers(layers, first, last, progress)
 
 
 def pull_description(text: str, directory: Path | None = None) -> Path:
-    """See Source.pull_description."""
+    """See ModelSource.pull_description."""
     return resolve(text, directory).pull_description()
 
 
-def _of_hub(text: str, reference: Reference, root: Path) -> Source:
+def _of_hub(text: str, reference: Reference, root: Path) -> ModelSource:
     folder = HubFolder.own(root, reference.name)
     if reference.pinned and (known := folder.recall(reference.revision)) is not None:
         return _chosen(reference, known, root)
@@ -220,14 +220,14 @@ def _of_hub(text: str, reference: Reference, root: Path) -> Source:
     return _chosen(reference, repository, root)
 
 
-def _chosen(reference: Reference, repository: Repository, root: Path) -> Source:
+def _chosen(reference: Reference, repository: Repository, root: Path) -> ModelSource:
     """Raises UserError where the repository has no such model."""
     variant = choose(repository, reference.tag)
     tag = variant.first if variant is not None else SAFETENSORS if variants(repository.files) else None
-    return Source(Reference("hub", reference.name, repository.commit, tag), root, repository)
+    return ModelSource(Reference("hub", reference.name, repository.commit, tag), root, repository)
 
 
-def _here(reference: Reference, root: Path) -> Source | None:
+def _here(reference: Reference, root: Path) -> ModelSource | None:
     """What this machine has of a repository that the hub says nothing of. Raises OSError."""
     folder = HubFolder.own(root, reference.name)
     listed = folder.recall(reference.revision)
@@ -239,11 +239,11 @@ def _here(reference: Reference, root: Path) -> Source | None:
                 return _chosen(reference, repository, root)
     if reference.revision is None:
         with contextlib.suppress(UserError):
-            return Source(Reference("path", str(lmstudio.located(reference.name, reference.tag))), root)
+            return ModelSource(Reference("path", str(lmstudio.located(reference.name, reference.tag))), root)
         if (model := ollama.find(f"hf.co/{reference.name}:{reference.tag or 'latest'}")) is not None:
-            return Source(Reference("path", str(ollama.located(model.name, root))), root)
+            return ModelSource(Reference("path", str(ollama.located(model.name, root))), root)
         if (name := standing_in(reference.name, reference.tag)) is not None:
-            return Source(Reference("catalogue", name), root)
+            return ModelSource(Reference("catalogue", name), root)
     return None
 
 

@@ -14,10 +14,10 @@ import structlog
 from shoal import __version__
 from shoal.config import HeadSettings, parse_bytes
 from shoal.control import messages as control
-from shoal.control.server import Conversation
+from shoal.control.server import NodeConnection
 from shoal.errors import ClusterError, NotReady, ProtocolError, StageLost
 from shoal.membership import events, instructions
-from shoal.membership.admission import Admission
+from shoal.membership.admission import AdmissionRules
 from shoal.membership.state import SERVING, WAITING, Cluster
 from shoal.models.manifest import Manifest
 from shoal.native import BLOCK_TOKENS
@@ -39,8 +39,8 @@ from shoal.pipeline.timing import StepTiming
 from shoal.pipeline.token_stream import TokenStream
 from shoal.placement.moves import Moves
 from shoal.placement.partition import Placement
-from shoal.placement.profile import Demand, Link, NodeProfile
-from shoal.placement.profile import Links as Measured
+from shoal.placement.profile import Demand, LinkSpeed, NodeProfile
+from shoal.placement.profile import LinkSpeeds as Measured
 from shoal.request import Request
 from shoal.scheduler.limits import Limits
 from shoal.transport.base import FrameStream
@@ -68,7 +68,7 @@ class Coordinator:
         self._moves = Moves(
             model.cost, Demand.of(settings.engine.slots, settings.engine.kv_tokens, model.context), settings.spread, settings.spares
         )
-        admission = Admission(parse_bytes(settings.min_memory or "0"), settings.min_speed * 1e9, settings.max_nodes)
+        admission = AdmissionRules(parse_bytes(settings.min_memory or "0"), settings.min_speed * 1e9, settings.max_nodes)
         self.cluster = Cluster(__version__, settings.min_nodes, self._moves, settings.heartbeat * _SILENCES, admission)
         self._roster = Roster()
         self._orders = Orders(settings.host, settings.engine, model, environment, self._share, self.cluster.members, self._roster.machines)
@@ -191,7 +191,7 @@ class Coordinator:
 
     # What the nodes say
 
-    def heard(self, conversation: Conversation, message: control.NodeMessage) -> None:
+    def heard(self, conversation: NodeConnection, message: control.NodeMessage) -> None:
         node = self._roster.number(conversation)
         if (joined := self._roster.probing(conversation)) is not None:
             self._probed(conversation, joined, message)
@@ -221,7 +221,7 @@ class Coordinator:
             case _:
                 pass
 
-    def _join(self, conversation: Conversation, join: control.Join) -> None:
+    def _join(self, conversation: NodeConnection, join: control.Join) -> None:
         host = join.tensor_host or conversation.host
         taken = {m.name for m in self.cluster.members.values() if (m.joined.host, m.joined.tensor_port) != (host, join.tensor_port)}
         node = self._roster.enter(conversation, join, taken)
@@ -237,23 +237,23 @@ class Coordinator:
         conversation.say(control.Probe(host=self._orders.seen_by(joined), port=self._results.port))
         self._roster.probe(conversation, joined)
 
-    def _probed(self, conversation: Conversation, joined: events.Joined, message: control.NodeMessage) -> None:
+    def _probed(self, conversation: NodeConnection, joined: events.Joined, message: control.NodeMessage) -> None:
         """A node is a member once its link is measured."""
         match message:
             case control.Probed():
                 self._roster.probed(conversation)
-                self._roster.reached[joined.profile.name] = Link(max(message.round_trip, 0) / 2, max(message.bytes_per_second, 1.0))
+                self._roster.reached[joined.profile.name] = LinkSpeed(max(message.round_trip, 0) / 2, max(message.bytes_per_second, 1.0))
                 self._moves.links = Measured(self._roster.reached)
                 self._handle(joined)
             case control.Failed():
                 self._roster.probed(conversation)
-                self._carry_out(instructions.Refuse(joined.node, message.reason, again=True))
+                self._carry_out(instructions.RefuseNode(joined.node, message.reason, again=True))
             case control.Leave():
                 self._carry_out(instructions.Dismiss(joined.node, "it holds no layers; it may leave"))
             case _:
                 pass
 
-    def hung_up(self, conversation: Conversation) -> None:
+    def hung_up(self, conversation: NodeConnection) -> None:
         if (node := self._roster.hung_up(conversation)) is not None:
             self._handle(events.Left(node, "its connection ended"))
             self._forget(node)
@@ -301,7 +301,7 @@ class Coordinator:
 
     def _carry_out(self, instruction: instructions.Instruction) -> None:
         match instruction:
-            case instructions.Refuse(node, reason, again):
+            case instructions.RefuseNode(node, reason, again):
                 self._roster.tell(node, control.Refuse(reason=reason, again=again))
                 self._dismissed(node)
             case instructions.Dismiss(node, reason):

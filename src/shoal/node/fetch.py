@@ -23,14 +23,14 @@ from shoal.folders import cache_dir
 from shoal.models.locks import lock
 from shoal.models.manifest import Manifest, adopt
 from shoal.models.model_file import ModelFile
-from shoal.models.part import Part, discard
+from shoal.models.part import PartialFile, discard
 from shoal.node.environment import Environment
 from shoal.node.share import ABSENT, BUSY, FRAME, Share
 from shoal.retry import Backoff
 from shoal.security.certificates import Role
 from shoal.transport.base import FrameStream
 from shoal.wire import messages
-from shoal.wire.frame import Frame, Kind
+from shoal.wire.frame import Frame, FrameKind
 
 log = structlog.get_logger()
 
@@ -42,7 +42,7 @@ _POLL = 0.2  # seconds between looks whether another process is done with the sa
 
 
 @dataclass(eq=False)
-class Peer:
+class FilePeer:
     host: str
     port: int
     files: set[str]
@@ -60,9 +60,11 @@ def manifest_of(order: control.Load) -> Manifest:
     return Manifest(order.model, tuple(ModelFile(f.name, f.size, f.sha256) for f in order.files))
 
 
-def peers_of(order: control.Load) -> list[Peer]:
+def peers_of(order: control.Load) -> list[FilePeer]:
     hashes = [f.sha256 for f in order.files]
-    return [Peer(p.host, p.port, {hashes[i] for i in p.files if i < len(hashes)}, Role.HEAD if p.head else Role.NODE) for p in order.peers]
+    return [
+        FilePeer(p.host, p.port, {hashes[i] for i in p.files if i < len(hashes)}, Role.HEAD if p.head else Role.NODE) for p in order.peers
+    ]
 
 
 class Fetcher:
@@ -102,7 +104,7 @@ class Fetcher:
                     discard((self._directory or cache_dir()) / "parts", sha256)
         return self._share.files
 
-    async def fetch(self, manifest: Manifest, file: ModelFile, peers: list[Peer]) -> bool:
+    async def fetch(self, manifest: Manifest, file: ModelFile, peers: list[FilePeer]) -> bool:
         """One file into its place, by one process at a time; whether it is there. Raises OSError, FetchError."""
         parts = (self._directory or cache_dir()) / "parts"
         path = manifest.lock(file, self._directory)
@@ -118,9 +120,9 @@ class Fetcher:
                     return True
                 return await self._fetch(file, parts, manifest.home(self._directory) / file.name, peers)
 
-    async def _fetch(self, file: ModelFile, parts: Path, place: Path, peers: list[Peer]) -> bool:
+    async def _fetch(self, file: ModelFile, parts: Path, place: Path, peers: list[FilePeer]) -> bool:
         """Where what came is not the file, nobody knows who lied: then one peer has to bring all of it, then another one."""
-        part = await _settled(partial(Part, parts, file))
+        part = await _settled(partial(PartialFile, parts, file))
         for crew in (peers, peers[:1], peers[1:2]):
             if not any(_has(peer, file) for peer in crew):
                 continue
@@ -145,7 +147,7 @@ class Fetcher:
 class _Gathering:
     """One file, drawn from a crew of peers."""
 
-    def __init__(self, environment: Environment, part: Part) -> None:
+    def __init__(self, environment: Environment, part: PartialFile) -> None:
         self.brought = 0
         self._environment, self._part, self._file, self._ranges = environment, part, part.file, part.ranges
         self._changed = asyncio.Event()
@@ -154,7 +156,7 @@ class _Gathering:
         self._told = 0
         self._began = environment.now()
 
-    async def run(self, peers: list[Peer]) -> None:
+    async def run(self, peers: list[FilePeer]) -> None:
         """Until all is here, or nobody is left to ask. Raises OSError where this machine's disk fails."""
         file = self._file
         log.info("fetching from peers", file=file.name, bytes=file.size, resumed=self._part.resumed, peers=len(peers))
@@ -168,7 +170,7 @@ class _Gathering:
         if self._failure is not None:
             raise self._failure
 
-    async def _draw(self, peer: Peer) -> None:
+    async def _draw(self, peer: FilePeer) -> None:
         """Over one connection; over another one where it ends after it brought something."""
         backoff = Backoff(_FIRST_DELAY, _MOST_DELAY)
         stream: FrameStream | None = None
@@ -196,7 +198,7 @@ class _Gathering:
             if stream is not None:
                 await stream.close()
 
-    def _judge(self, peer: Peer, error: Exception, fresh: bool, backoff: Backoff) -> bool:
+    def _judge(self, peer: FilePeer, error: Exception, fresh: bool, backoff: Backoff) -> bool:
         """What becomes of a peer after an error; whether it is to be left alone for a while."""
         if self._failure is not None:
             return False  # this machine's own
@@ -245,24 +247,24 @@ class _Gathering:
             log.info("fetched from peers", file=self._file.name, percent=10 * tenth, bytes_per_second=round(self.brought / seconds))
 
 
-def _has(peer: Peer, file: ModelFile) -> bool:
+def _has(peer: FilePeer, file: ModelFile) -> bool:
     return not peer.lost and file.sha256 in peer.files
 
 
 async def _ask(stream: FrameStream, sha256: str, piece: range) -> list[memoryview]:
     """A range of a file. Raises _Sent, OSError, EOFError, RemoteProtocolError."""
     async with asyncio.timeout(_TIMEOUT):
-        await stream.send(Frame(Kind.FETCH, meta=messages.encode(messages.Fetch(sha256, piece.start, len(piece)))))
+        await stream.send(Frame(FrameKind.FETCH, meta=messages.encode(messages.Fetch(sha256, piece.start, len(piece)))))
     bodies: list[memoryview] = []
     at = piece.start
     while at < piece.stop:
         async with asyncio.timeout(_TIMEOUT):
             frame = await stream.receive()
-        if frame.kind is Kind.ERROR:
+        if frame.kind is FrameKind.ERROR:
             message = messages.decode_error(frame.meta).message
             raise _Sent(message) if message in (BUSY, ABSENT) else RemoteProtocolError(f"{stream.peer} refused: {message}")
         body = memoryview(frame.body)
-        if frame.kind is not Kind.FETCH or frame.step != at or not 0 < len(body) <= min(FRAME, piece.stop - at):
+        if frame.kind is not FrameKind.FETCH or frame.step != at or not 0 < len(body) <= min(FRAME, piece.stop - at):
             raise RemoteProtocolError(f"{stream.peer} sent {frame.kind.name} {frame.step} of {len(body)} bytes for {at} of {piece}")
         bodies.append(body)
         at += len(body)

@@ -25,7 +25,7 @@ from shoal.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class Resumed:
+class ResumedAnswer:
     """An answer that another head began: see gateway.engine.Resumed."""
 
     id: str
@@ -134,18 +134,20 @@ class Head:
         if self._log is not None:
             self._log.gone(answer)
 
-    def resumed(self) -> list[Resumed]:
+    def resumed(self) -> list[ResumedAnswer]:
         """What a head before this one was about, once; it goes on when the model is served."""
         if self._log is None:
             return []
         kept, self._log.kept = self._log.kept, []
-        out: list[Resumed] = []
+        out: list[ResumedAnswer] = []
         for answer in kept:
             streams = [TokenStream(request, said) for request, said in zip(answer.requests, answer.said, strict=True)]
             for stream in streams:
                 self.coordinator.requests.take_up(stream)
             out.append(
-                Resumed(answer.answer, answer.note, answer.requests, streams, sum(chunk.counts for said in answer.said for chunk in said))
+                ResumedAnswer(
+                    answer.answer, answer.note, answer.requests, streams, sum(chunk.counts for said in answer.said for chunk in said)
+                )
             )
         return out
 

@@ -14,7 +14,7 @@ from shoal.retry import Backoff, Breaker
 from shoal.security.certificates import Role
 from shoal.transport.base import FrameStream
 from shoal.wire import messages
-from shoal.wire.frame import Frame, Kind
+from shoal.wire.frame import Frame, FrameKind
 
 CONNECT_TIMEOUT = 10.0
 _FIRST_DELAY, _MOST_DELAY = 0.05, 1.0
@@ -58,12 +58,12 @@ class Links:
 
 async def introduce(stream: FrameStream, epoch: int, hello: messages.Hello) -> None:
     """The connecting side's handshake. Raises RemoteProtocolError where the other side refuses, TimeoutError, EOFError, ConnectionError."""
-    await stream.send(Frame(Kind.HELLO, epoch, meta=messages.encode(hello)))
+    await stream.send(Frame(FrameKind.HELLO, epoch, meta=messages.encode(hello)))
     async with asyncio.timeout(CONNECT_TIMEOUT):
         answer = await stream.receive()
-    if answer.kind is Kind.ERROR:
+    if answer.kind is FrameKind.ERROR:
         raise RemoteProtocolError(f"{stream.peer} refused the link: {messages.decode_error(answer.meta).message}")
-    if answer.kind is not Kind.HELLO:
+    if answer.kind is not FrameKind.HELLO:
         raise RemoteProtocolError(f"{stream.peer} answered a greeting with {answer.kind.name}")
     stream.trust()
 
@@ -72,9 +72,9 @@ async def greeted(stream: FrameStream, share: Share) -> Frame:
     """The first frame of whoever connected; who measures or fetches is answered until it ends. Raises EOFError, OSError, ProtocolError."""
     async with asyncio.timeout(CONNECT_TIMEOUT):
         greeting = await stream.receive()
-    if greeting.kind is Kind.PING:
+    if greeting.kind is FrameKind.PING:
         await answer(stream, greeting)
-    if greeting.kind is Kind.FETCH:
+    if greeting.kind is FrameKind.FETCH:
         await share.answer(stream, greeting)
     return greeting
 
@@ -82,7 +82,7 @@ async def greeted(stream: FrameStream, share: Share) -> Frame:
 async def accept_link(stream: FrameStream, greeting: Frame, epoch: int, cluster: str, stage: int, node: str) -> None:
     """The accepting side's handshake. Raises RemoteProtocolError, having told the other side, for a link that is not wanted here."""
     try:
-        if greeting.kind is not Kind.HELLO:
+        if greeting.kind is not FrameKind.HELLO:
             raise RemoteProtocolError(f"the first frame was {greeting.kind.name}, not HELLO")
         hello = messages.decode_hello(greeting.meta)
         if hello.version != __version__:
@@ -90,7 +90,7 @@ async def accept_link(stream: FrameStream, greeting: Frame, epoch: int, cluster:
         if stage < 0 or (hello.cluster, greeting.epoch, hello.stage) != (cluster, epoch, stage):
             raise RemoteProtocolError(f"this is stage {stage} of epoch {epoch}, not stage {hello.stage} of epoch {greeting.epoch}")
     except RemoteProtocolError as error:
-        await stream.send(Frame(Kind.ERROR, epoch, meta=messages.encode(messages.Error(str(error), stage))))
+        await stream.send(Frame(FrameKind.ERROR, epoch, meta=messages.encode(messages.Error(str(error), stage))))
         raise
     stream.trust()
-    await stream.send(Frame(Kind.HELLO, epoch, meta=messages.encode(messages.Hello(__version__, cluster, node, stage))))
+    await stream.send(Frame(FrameKind.HELLO, epoch, meta=messages.encode(messages.Hello(__version__, cluster, node, stage))))

@@ -5,27 +5,27 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from shoal.control import messages as control
-from shoal.control.server import Conversation
+from shoal.control.server import NodeConnection
 from shoal.membership.events import Joined
-from shoal.placement.profile import Link
+from shoal.placement.profile import LinkSpeed
 
 
 class Roster:
     def __init__(self) -> None:
         self.machines: dict[int, control.Join] = {}
         """What each node said of itself, by its number."""
-        self.reached: dict[str, Link] = {}
+        self.reached: dict[str, LinkSpeed] = {}
         """The head's links to them, by name."""
-        self._conversations: dict[int, Conversation] = {}
-        self._nodes: dict[Conversation, int] = {}
-        self._probing: dict[Conversation, Joined] = {}
+        self._conversations: dict[int, NodeConnection] = {}
+        self._nodes: dict[NodeConnection, int] = {}
+        self._probing: dict[NodeConnection, Joined] = {}
         self._next = 1
 
-    def number(self, conversation: Conversation) -> int | None:
+    def number(self, conversation: NodeConnection) -> int | None:
         """None for one that has not joined, or was sent home."""
         return self._nodes.get(conversation)
 
-    def enter(self, conversation: Conversation, join: control.Join, taken: Collection[str]) -> int:
+    def enter(self, conversation: NodeConnection, join: control.Join, taken: Collection[str]) -> int:
         """Gives a node its number, and another name where its own is taken."""
         node = self._next
         self._next += 1
@@ -35,14 +35,14 @@ class Roster:
         self.machines[node] = join
         return node
 
-    def probe(self, conversation: Conversation, joined: Joined) -> None:
+    def probe(self, conversation: NodeConnection, joined: Joined) -> None:
         """Its link is being measured; it is no member before."""
         self._probing[conversation] = joined
 
-    def probing(self, conversation: Conversation) -> Joined | None:
+    def probing(self, conversation: NodeConnection) -> Joined | None:
         return self._probing.get(conversation)
 
-    def probed(self, conversation: Conversation) -> None:
+    def probed(self, conversation: NodeConnection) -> None:
         del self._probing[conversation]
 
     def tell(self, node: int, message: control.HeadMessage) -> None:
@@ -54,7 +54,7 @@ class Roster:
         for conversation in self._conversations.values():
             conversation.say(message)
 
-    def hung_up(self, conversation: Conversation) -> int | None:
+    def hung_up(self, conversation: NodeConnection) -> int | None:
         """The number of the node whose conversation has ended."""
         node = self._nodes.pop(conversation, None)
         self._probing.pop(conversation, None)

@@ -10,7 +10,7 @@ from shoal.errors import RemoteProtocolError
 from shoal.models.ranges import GRAIN
 from shoal.transport.base import FrameStream
 from shoal.wire import messages
-from shoal.wire.frame import Frame, Kind
+from shoal.wire.frame import Frame, FrameKind
 
 FRAME = 1 << 20
 """Most bytes of a file in one frame."""
@@ -59,7 +59,7 @@ class Share:
             self._connections -= 1
 
     async def _hand_out(self, stream: FrameStream, frame: Frame) -> None:
-        if frame.kind is not Kind.FETCH:
+        if frame.kind is not FrameKind.FETCH:
             raise RemoteProtocolError(f"a {frame.kind.name} frame where a request for a file was expected")
         asked = messages.decode_fetch(frame.meta)
         if not (0 <= asked.offset < 1 << 62 and 0 < asked.length <= GRAIN):
@@ -75,13 +75,13 @@ class Share:
             if len(body) != count:
                 return await _refuse(stream, ABSENT)
             async with asyncio.timeout(_PATIENCE):
-                await stream.send(Frame(Kind.FETCH, step=offset, body=body))
+                await stream.send(Frame(FrameKind.FETCH, step=offset, body=body))
         return None
 
 
 async def _refuse(stream: FrameStream, why: str) -> None:
     async with asyncio.timeout(_PATIENCE):
-        await stream.send(Frame(Kind.ERROR, meta=messages.encode(messages.Error(why, -1))))
+        await stream.send(Frame(FrameKind.ERROR, meta=messages.encode(messages.Error(why, -1))))
 
 
 def _read(path: Path, offset: int, count: int) -> bytes:

@@ -10,7 +10,7 @@ from shoal.executor.base import Executor
 from shoal.scheduler.plan import StageTrace, StepResult
 from shoal.transport.base import FrameStream
 from shoal.wire import codec, messages
-from shoal.wire.frame import Dtype, Frame, Kind, WireCodec
+from shoal.wire.frame import Dtype, Frame, FrameKind, WireCodec
 
 Compute = Callable[[Callable[[], Frame], int], Awaitable[Frame]]
 """Runs a step of so many bytes: see Environment.step."""
@@ -75,10 +75,10 @@ class StageService:
             frame = await upstream.receive()
             if frame.epoch != self.epoch:
                 continue
-            if frame.kind is Kind.ERROR and self._next is not None:
+            if frame.kind is FrameKind.ERROR and self._next is not None:
                 await self._next.send(frame)  # of a stage before this one: the head is to know
                 continue
-            if frame.kind is not Kind.STEP:
+            if frame.kind is not FrameKind.STEP:
                 raise RemoteProtocolError(f"a {frame.kind.name} frame where a step was expected")
             if self._latest is not None and frame.step <= self._latest:
                 continue  # it came twice
@@ -91,7 +91,7 @@ class StageService:
                 out = await self._step(frame, upstream.arrived)
             except Exception as error:
                 told = messages.Error(str(error) or type(error).__name__, self.stage)
-                await self._next.send(Frame(Kind.ERROR, self.epoch, frame.step, messages.encode(told)))
+                await self._next.send(Frame(FrameKind.ERROR, self.epoch, frame.step, messages.encode(told)))
                 raise
             self.steps += 1
             await self._next.send(out)
@@ -117,9 +117,9 @@ class StageService:
         traces, missing = [*step.traces, trace], [*step.missing, *output.missing]
         if self.last:
             result = StepResult(plan.step, output.sampled, traces, missing, list(output.examined))
-            return Frame(Kind.RESULT, frame.epoch, frame.step, messages.encode(result))
+            return Frame(FrameKind.RESULT, frame.epoch, frame.step, messages.encode(result))
         meta = messages.encode(messages.Step(step.plan, traces, missing))
-        return Frame(Kind.STEP, frame.epoch, frame.step, meta, body, Dtype.FLOAT32, self._codec)
+        return Frame(FrameKind.STEP, frame.epoch, frame.step, meta, body, Dtype.FLOAT32, self._codec)
 
     def close(self) -> None:
         """Ends the links at once; a step that runs comes to its end, and goes nowhere."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 from itertools import pairwise
 
 from shoal.placement.partition import Placement
-from shoal.placement.profile import Links, ModelCost
+from shoal.placement.profile import LinkSpeeds, ModelCost
 from shoal.scheduler.cost import StageCost, StepCost
 
 _DOUBT = 2.0  # times that a step may take longer, until the first one has come back
 _ATTENTION = 4.0  # times that an operation of the attention takes longer than one of the products
 
 
-def step_guess(model: ModelCost, placement: Placement, links: Links) -> StepCost:
+def step_guess(model: ModelCost, placement: Placement, links: LinkSpeeds) -> StepCost:
     stages = [
         StageCost(
             _DOUBT * stage.seconds,

@@ -96,7 +96,7 @@ def decode(data: bytes) -> Iterator[tuple[Record, int]]:
 
 
 @dataclass
-class Kept:
+class KeptAnswer:
     """An answer that was under way, or had just ended."""
 
     answer: str
@@ -112,8 +112,8 @@ class Ledger:
 
     def __init__(self) -> None:
         self.identity: str | None = None
-        self.answers: dict[str, Kept] = {}
-        self._numbers: dict[int, tuple[Kept, int]] = {}
+        self.answers: dict[str, KeptAnswer] = {}
+        self._numbers: dict[int, tuple[KeptAnswer, int]] = {}
 
     def add(self, record: Record) -> None:
         match record:
@@ -121,7 +121,7 @@ class Ledger:
                 self.identity = identity if version == VERSION else ""
             case Accepted(answer, first, note, requests):
                 self._forget(answer)
-                self.answers[answer] = kept = Kept(answer, first, note, requests, [[] for _ in requests])
+                self.answers[answer] = kept = KeptAnswer(answer, first, note, requests, [[] for _ in requests])
                 self._numbers |= {first + i: (kept, i) for i in range(len(requests))}
             case SampledTokens(samples):
                 for sample in samples:
@@ -145,7 +145,7 @@ def read(data: bytes) -> tuple[Ledger, int]:
     return ledger, end
 
 
-def written(identity: str, answers: Iterable[Kept]) -> bytes:
+def written(identity: str, answers: Iterable[KeptAnswer]) -> bytes:
     """A file that holds just these answers, their numbers as they were."""
     out = [encode(Began(identity))]
     for kept in answers:

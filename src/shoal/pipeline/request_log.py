@@ -21,7 +21,7 @@ import structlog
 from shoal.errors import ConfigError
 from shoal.file_lock import locked
 from shoal.pipeline import records
-from shoal.pipeline.records import Accepted, Gone, Kept, Record, SampledToken, SampledTokens
+from shoal.pipeline.records import Accepted, Gone, KeptAnswer, Record, SampledToken, SampledTokens
 from shoal.request import Request, RequestId, TokenChunk
 from shoal.sizes import human_bytes
 
@@ -35,7 +35,7 @@ _MOST_PENDING = 64 << 20  # bytes that may wait for a disk that does not answer
 class RequestLog:
     def __init__(self, folder: Path, identity: str) -> None:
         """identity: the model and how it is run; what another one left in the folder is dropped. Raises ConfigError."""
-        self.kept: list[Kept] = []
+        self.kept: list[KeptAnswer] = []
         """What was under way when the process before this one ended."""
         self._identity, self._path = identity, folder / "requests"
         self._numbers: dict[RequestId, int] = {}

@@ -10,7 +10,7 @@ from shoal.errors import RemoteProtocolError, StepFailed
 from shoal.scheduler.plan import StepPlan
 from shoal.transport.base import FrameStream
 from shoal.wire import messages
-from shoal.wire.frame import Frame, Kind
+from shoal.wire.frame import Frame, FrameKind
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class DrivenRoute:
         if not self.flight:
             self.heard = asyncio.get_running_loop().time()
         self.flight[plan.step] = step
-        await self._route.first.send(Frame(Kind.STEP, self._route.epoch, plan.step, meta))
+        await self._route.first.send(Frame(FrameKind.STEP, self._route.epoch, plan.step, meta))
         step.send = self._clock() - encoded
         step.sent += step.send
 
@@ -75,10 +75,10 @@ class DrivenRoute:
             frame = await self._route.last.receive()
             if frame.epoch != self._route.epoch:
                 continue  # of a route that is gone
-            if frame.kind is Kind.ERROR:
+            if frame.kind is FrameKind.ERROR:
                 error = messages.decode_error(frame.meta)
                 raise StepFailed(error.stage, error.message, frame.step)
-            if frame.kind is not Kind.RESULT:
+            if frame.kind is not FrameKind.RESULT:
                 raise RemoteProtocolError(f"a {frame.kind.name} frame where a result was expected")
             if frame.step <= self._landed:
                 continue  # it came twice

@@ -9,7 +9,7 @@ from shoal.chunk_stream import ChunkStream
 from shoal.request import Request, RequestId, TokenChunk
 
 
-class Source(Protocol):
+class TokenSource(Protocol):
     """Where tokens come from: a driver."""
 
     def cancel(self, request: RequestId, choice: int) -> None: ...
@@ -26,7 +26,7 @@ class TokenStream(ChunkStream):
         super().__init__(request)
         self.left: dict[int, list[int]] = {choice: [] for choice in range(request.n)}
         """Of each choice that has not ended: the tokens that were said when this stream began."""
-        self._source: Source | None = None
+        self._source: TokenSource | None = None
         for chunk in said:
             self.put(chunk)
             if chunk.finish is not None:
@@ -34,7 +34,7 @@ class TokenStream(ChunkStream):
             elif chunk.token is not None and chunk.choice in self.left:
                 self.left[chunk.choice].append(chunk.token)
 
-    def driven(self, source: Source) -> None:
+    def driven(self, source: TokenSource) -> None:
         """From now on its tokens come from there."""
         self._source = source
 

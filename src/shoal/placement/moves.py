@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from shoal.errors import CapacityError
 from shoal.placement.partition import Costs, Order, Placement, place, placed, split
-from shoal.placement.profile import Demand, Links, ModelCost, NodeProfile
+from shoal.placement.profile import Demand, LinkSpeeds, ModelCost, NodeProfile
 
 _HORIZON = 60.0  # seconds over which a pause must have paid for itself
 _LOADING = 500e6  # bytes per second that a node makes weights ready at
@@ -55,7 +55,7 @@ class Moves:
     demand: Demand
     spread: bool = False
     spares: int = 0
-    links: Links = field(default_factory=Links)
+    links: LinkSpeeds = field(default_factory=LinkSpeeds)
 
     def _bounds(self, nodes: int) -> tuple[int, int]:
         """Least and most stages."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise, permutations
 
 from shoal.errors import CapacityError, NotEnoughMemory
-from shoal.placement.profile import Demand, Links, ModelCost, NodeProfile
+from shoal.placement.profile import Demand, LinkSpeeds, ModelCost, NodeProfile
 
 _TRY_ALL = 4  # nodes up to which every order of every subset is tried: 64 orders; above, orders by speed
 
@@ -147,7 +147,7 @@ def split(order: Sequence[NodeProfile], costs: Costs, kv_tokens: int) -> list[in
     return bounds[::-1]
 
 
-def placed(order: Sequence[NodeProfile], bounds: list[int], costs: Costs, links: Links, demand: Demand, kv_tokens: int) -> Placement:
+def placed(order: Sequence[NodeProfile], bounds: list[int], costs: Costs, links: LinkSpeeds, demand: Demand, kv_tokens: int) -> Placement:
     stages = tuple(
         StagePlan(n.name, a, b, costs.weights(a, b), costs.seconds(n, a, b), costs.prefill_seconds(n, a, b))
         for n, a, b in zip(order, bounds[:-1], bounds[1:], strict=True)
@@ -162,7 +162,7 @@ def placed(order: Sequence[NodeProfile], bounds: list[int], costs: Costs, links:
 
 
 def place(
-    nodes: Sequence[NodeProfile], links: Links, model: ModelCost, demand: Demand, at_least: int = 1, at_most: int | None = None
+    nodes: Sequence[NodeProfile], links: LinkSpeeds, model: ModelCost, demand: Demand, at_least: int = 1, at_most: int | None = None
 ) -> Placement:
     """The best split over `at_least` to `at_most` of the nodes. The KV pool shrinks, down to the least, where memory is short.
 
@@ -181,7 +181,9 @@ def place(
         kv_tokens = max(kv_tokens // 2, demand.least_kv_tokens)
 
 
-def _best(nodes: Sequence[NodeProfile], links: Links, model: ModelCost, demand: Demand, counts: range, kv_tokens: int) -> Placement | None:
+def _best(
+    nodes: Sequence[NodeProfile], links: LinkSpeeds, model: ModelCost, demand: Demand, counts: range, kv_tokens: int
+) -> Placement | None:
     by_count = {count: Costs(model, demand, count) for count in counts}
     found: dict[Order, Placement | None] = {}
 

@@ -17,7 +17,7 @@ class NodeProfile:
 
 
 @dataclass(frozen=True)
-class Link:
+class LinkSpeed:
     seconds: float = 200e-6
     """One way, for a small message."""
     bytes_per_second: float = 110e6
@@ -28,18 +28,18 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Links:
+class LinkSpeeds:
     """Each node's measured link to the head, by name. Unmeasured links count as gigabit Ethernet.
 
     Two nodes reach each other over one switch, as a rule: as slowly as the slower of the two reaches the head.
     """
 
-    to_head: dict[str, Link] = field(default_factory=dict[str, Link])
+    to_head: dict[str, LinkSpeed] = field(default_factory=dict[str, LinkSpeed])
 
-    def between(self, a: str, b: str) -> Link:
+    def between(self, a: str, b: str) -> LinkSpeed:
         """The head is ''."""
-        ends = [self.to_head.get(name, Link()) for name in (a, b) if name]
-        return Link(max(end.seconds for end in ends), min(end.bytes_per_second for end in ends))
+        ends = [self.to_head.get(name, LinkSpeed()) for name in (a, b) if name]
+        return LinkSpeed(max(end.seconds for end in ends), min(end.bytes_per_second for end in ends))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from shoal.scheduler.cost import Load, StepCost
+from shoal.scheduler.cost import StepCost, StepLoad
 
 _AIM = 0.4  # of the wait that is allowed: a step may take longer than predicted, and a stream may have to let one go by
 _LEAST = 0.25  # of a step's time that prompts get at least, however many streams run
@@ -12,7 +12,9 @@ _ODD = 4  # of so many rows an odd step takes one
 
 
 class StepBudget:
-    def __init__(self, rows: int, prompt_rows: int, cost: StepCost | None, wait: float, streams: bool, flying: Iterable[Load] = ()) -> None:
+    def __init__(
+        self, rows: int, prompt_rows: int, cost: StepCost | None, wait: float, streams: bool, flying: Iterable[StepLoad] = ()
+    ) -> None:
         """prompt_rows: of those, most that belong to prompts. wait: most seconds, about, that a stream waits for prompts; 0: as long as it takes.
 
         streams: whether any run, and wait for this step. flying: what the steps in flight hold.
@@ -21,13 +23,13 @@ class StepBudget:
         self._prompts = prompt_rows
         self._cost = cost if wait else None
         self._wait, self._streams = wait, streams
-        self._room = cost.room(flying) if cost is not None else Load()
-        self.load = Load()
+        self._room = cost.room(flying) if cost is not None else StepLoad()
+        self.load = StepLoad()
         """Of what was taken."""
         self._until: float | None = None  # seconds; known once the samples are in
         self._served = False  # a prompt has been asked for that may have all that is left
 
-    def take(self, load: Load, prompt: bool) -> None:
+    def take(self, load: StepLoad, prompt: bool) -> None:
         """A chunk has joined the step. prompt: of a prompt."""
         self.load += load
         self.rows -= load.rows

@@ -30,7 +30,7 @@ _RANGE = 1e4  # times that a term may come to differ from the guess
 
 
 @dataclass(frozen=True)
-class Load:
+class StepLoad:
     """What of a step takes time."""
 
     rows: int = 0
@@ -39,21 +39,21 @@ class Load:
     logits: int = 0
     """Rows whose logits are computed."""
 
-    def __add__(self, other: Load) -> Load:
-        return Load(self.rows + other.rows, self.context + other.context, self.logits + other.logits)
+    def __add__(self, other: StepLoad) -> StepLoad:
+        return StepLoad(self.rows + other.rows, self.context + other.context, self.logits + other.logits)
 
     @classmethod
-    def of(cls, position: int, rows: int, logits: int) -> Load:
+    def of(cls, position: int, rows: int, logits: int) -> StepLoad:
         """position: of the first row."""
         return cls(rows, rows * position + rows * (rows + 1) // 2, logits)
 
     @classmethod
-    def of_chunk(cls, chunk: Chunk) -> Load:
+    def of_chunk(cls, chunk: Chunk) -> StepLoad:
         logits = chunk.sample + (len(chunk.asked.followers) if chunk.asked is not None else 0)
         return cls.of(chunk.position, len(chunk.tokens), logits)
 
 
-_TRIED = Load(4, 4 * 2048)
+_TRIED = StepLoad(4, 4 * 2048)
 """What a step may hold though nothing like it was measured."""
 
 
@@ -76,11 +76,11 @@ class Learned:
         self._terms = list(self._guess)
         self._measured = False
 
-    def seconds(self, load: Load) -> float:
+    def seconds(self, load: StepLoad) -> float:
         step, row, context, logits = self._terms
         return step + row * load.rows + context * load.context + logits * load.logits
 
-    def learn(self, load: Load, seconds: float) -> None:
+    def learn(self, load: StepLoad, seconds: float) -> None:
         parts = [term * amount for term, amount in zip(self._terms, (1, load.rows, load.context, load.logits), strict=True)]
         predicted = sum(parts)
         ratio = min(max(seconds / predicted, 1 / _FARTHEST), _FARTHEST)
@@ -100,18 +100,18 @@ class StepCost:
         """ways: what a step spends between the stages and the head, all ways together; its context and logits count for nothing."""
         self._stages = [Learned(stage) for stage in stages]
         self._ways = Learned(ways)
-        self._latest: deque[Load] = deque(maxlen=_LATEST)
+        self._latest: deque[StepLoad] = deque(maxlen=_LATEST)
         self._alike = 0  # steps with chunks since the last one that was odd
 
-    def wait(self, load: Load) -> float:
+    def wait(self, load: StepLoad) -> float:
         """Seconds from one token of a stream to its next, where all steps are like this one.
 
         S stages have S + 1 steps in flight, and the slowest stage ends one of them at a time; a step cannot be faster than its own way.
         """
         seconds = [stage.seconds(load) for stage in self._stages]
-        return max((len(seconds) + 1) * max(seconds), sum(seconds) + self._ways.seconds(Load(load.rows)))
+        return max((len(seconds) + 1) * max(seconds), sum(seconds) + self._ways.seconds(StepLoad(load.rows)))
 
-    def room(self, flying: Iterable[Load]) -> Load:
+    def room(self, flying: Iterable[StepLoad]) -> StepLoad:
         """What the next step may hold, so that its prediction is to be trusted: twice as much as the largest of the latest that brought chunks, and about
         as much as that one while a larger one is in flight. So where a term is far off, because no step has depended on it lately, one step suffers.
         """
@@ -119,8 +119,8 @@ class StepCost:
         context = max((load.context for load in self._latest), default=0)
         near = context + max(context // 8, _TRIED.context)  # contexts grow with every step, also where steps do not
         if any(load.rows > max(rows, _TRIED.rows) or load.context > near for load in flying):
-            return Load(max(rows, _TRIED.rows), near)
-        return Load(max(2 * rows, _TRIED.rows), max(2 * context, near))
+            return StepLoad(max(rows, _TRIED.rows), near)
+        return StepLoad(max(2 * rows, _TRIED.rows), max(2 * context, near))
 
     def odd(self) -> bool:
         """Whether the step that is made now is to be of another size than those before it. So is one in 8."""
@@ -129,23 +129,23 @@ class StepCost:
         self._alike = 0
         return True
 
-    def fitting(self, load: Load, position: int, rows: int, scored: bool, wait: float, room: Load | None = None) -> int:
+    def fitting(self, load: StepLoad, position: int, rows: int, scored: bool, wait: float, room: StepLoad | None = None) -> int:
         """How many of a chunk's rows can join a step, so that it is no larger than `room` and a stream waits no longer than `wait` seconds.
 
         scored: logits of each row are computed.
         """
-        room = room or Load(load.rows + rows, 2**62)
+        room = room or StepLoad(load.rows + rows, 2**62)
         least, most = 0, min(rows, max(room.rows - load.rows, 0))
         while least < most:
             middle = (least + most + 1) // 2
-            joined = load + Load.of(position, middle, middle if scored else 0)
+            joined = load + StepLoad.of(position, middle, middle if scored else 0)
             if joined.context <= room.context and self.wait(joined) <= wait:
                 least = middle
             else:
                 most = middle - 1
         return least
 
-    def learn(self, load: Load, traces: Sequence[StageTrace], flight: float = 0.0, chunks: bool = True) -> None:
+    def learn(self, load: StepLoad, traces: Sequence[StageTrace], flight: float = 0.0, chunks: bool = True) -> None:
         """A step has come back. flight: seconds from its sending to its result; 0: not known. chunks: it held more than samples."""
         if len(traces) != len(self._stages) or not load.rows:
             return
@@ -159,4 +159,4 @@ class StepCost:
             if busy > 0:
                 stage.learn(load, busy)
         if flight > inside:
-            self._ways.learn(Load(load.rows), flight - inside)
+            self._ways.learn(StepLoad(load.rows), flight - inside)

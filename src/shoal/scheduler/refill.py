@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from shoal.request import BlockId, RequestId
-from shoal.scheduler.cost import Load, StepCost
+from shoal.scheduler.cost import StepCost, StepLoad
 from shoal.scheduler.plan import Chunk, StepPlan
 from shoal.scheduler.sequence import Sequence
 from shoal.scheduler.slots import Slots
@@ -78,7 +78,7 @@ class Refill:
         """How many of the rows may join a step. Everything that follows waits for it, so its time is limited; a step has at least one row."""
         if self._cost is None or not self._slots.limits.wait:
             return rows
-        load = sum((Load.of_chunk(chunk) for chunk in chunks), Load())
+        load = sum((StepLoad.of_chunk(chunk) for chunk in chunks), StepLoad())
         fitting = self._cost.fitting(load, at, rows, False, 2 * self._slots.limits.wait)
         return fitting if chunks else max(fitting, 1)
 

@@ -26,7 +26,7 @@ from shoal.scheduler.admission import Admission
 from shoal.scheduler.blocks import BlockPool
 from shoal.scheduler.budget import StepBudget
 from shoal.scheduler.candidates import candidates, too_few
-from shoal.scheduler.cost import Load, StepCost
+from shoal.scheduler.cost import StepCost, StepLoad
 from shoal.scheduler.limits import Counters, Limits
 from shoal.scheduler.plan import Chunk, Opened, PromptQuery, Sampled, StepPlan, StepResult
 from shoal.scheduler.prompt_outputs import answered, outputs, query
@@ -49,7 +49,7 @@ class _Step:
     """In flight."""
 
     sent: list[_Sent]
-    load: Load
+    load: StepLoad
 
 
 class Scheduler:
@@ -251,7 +251,7 @@ class Scheduler:
                 continue
             chunks.append(chunk := self._chunk(sequence, count, opened))
             sent.append(_Sent(sequence, sequence.life, sequence.scheduled, chunk.sample, chunk.asked))
-            budget.take(Load.of_chunk(chunk), prompt)
+            budget.take(StepLoad.of_chunk(chunk), prompt)
             if alone:
                 break
         if not chunks and not self._closed:

@@ -37,7 +37,7 @@ from shoal.security.certificates import Role, check_name, common_name, new_key, 
 from shoal.security.credentials import Credentials
 from shoal.security.pairing_code import PairingCode
 from shoal.security.pairing_desk import PairingDesk, Ticket
-from shoal.security.pairing_messages import Kind, pack, unpack
+from shoal.security.pairing_messages import PairingKind, pack, unpack
 from shoal.security.refusal import Refusal, refused
 
 Entropy = Callable[[int], bytes]
@@ -88,7 +88,7 @@ class NodeExchange:
         self._name = check_name(name)
         self._key = new_key()
         self._side: Any = SPAKE2_A(code.password, idA=_NODE, idB=_HEAD, entropy_f=entropy)
-        self._hello = pack(Kind.HELLO, code.nameplate.encode("ascii") + bytes(self._side.start()))
+        self._hello = pack(PairingKind.HELLO, code.nameplate.encode("ascii") + bytes(self._side.start()))
         self._keys: _Keys | None = None
         self._transcript = b""
 
@@ -99,7 +99,7 @@ class NodeExchange:
         """Raises PairingRefused (the head's refusal, or it does not know the code), RemoteProtocolError."""
         if self._transcript:
             raise LocalProtocolError("a pairing conversation makes one request")
-        payload = unpack(challenge, Kind.CHALLENGE)
+        payload = unpack(challenge, PairingKind.CHALLENGE)
         if len(payload) != _ELEMENT + _PROOF:
             raise RemoteProtocolError("the head's challenge has the wrong size")
         element, proof = payload[:_ELEMENT], payload[_ELEMENT:]
@@ -108,7 +108,7 @@ class NodeExchange:
         if not hmac.compare_digest(proof, _proof(keys.prove_head, bound)):
             raise refused(Refusal.WRONG_CODE)
         asked = signing_request(self._key, self._name).public_bytes(serialization.Encoding.DER)
-        frame = pack(Kind.REQUEST, _proof(keys.prove_node, bound) + ChaCha20Poly1305(keys.seal_node).encrypt(_NONCE, asked, bound))
+        frame = pack(PairingKind.REQUEST, _proof(keys.prove_node, bound) + ChaCha20Poly1305(keys.seal_node).encrypt(_NONCE, asked, bound))
         self._keys, self._transcript = keys, hashlib.sha256(bound + frame).digest()
         return frame
 
@@ -117,7 +117,7 @@ class NodeExchange:
         if self._keys is None:
             raise LocalProtocolError("a grant is read once, after the request")
         keys, self._keys = self._keys, None
-        payload = _open_sealed(keys.seal_head, unpack(grant, Kind.GRANT), self._transcript)
+        payload = _open_sealed(keys.seal_head, unpack(grant, PairingKind.GRANT), self._transcript)
         try:
             (size,) = struct.unpack_from("!H", payload)
             certificate = x509.load_der_x509_certificate(payload[2 : 2 + size])
@@ -150,7 +150,7 @@ class HeadExchange:
         """`now` is the desk's clock, seconds. Raises PairingRefused, RemoteProtocolError."""
         if self._ticket is not None:
             raise LocalProtocolError("a pairing conversation makes one challenge")
-        payload = unpack(hello, Kind.HELLO)
+        payload = unpack(hello, PairingKind.HELLO)
         if len(payload) != 1 + _ELEMENT:
             raise RemoteProtocolError("the node's hello has the wrong size")
         self._ticket = self._desk.admit(payload[:1].decode("latin-1"), now, self._address)
@@ -158,14 +158,14 @@ class HeadExchange:
         element = bytes(side.start())
         self._transcript = hashlib.sha256(hello + element).digest()
         self._keys = _keys(_finish(side, payload[1:]), self._transcript)
-        return pack(Kind.CHALLENGE, element + _proof(self._keys.prove_head, self._transcript))
+        return pack(PairingKind.CHALLENGE, element + _proof(self._keys.prove_head, self._transcript))
 
     def grant(self, request: bytes, now: float, today: dt.datetime) -> bytes:
         """`today` dates the certificate. Raises PairingRefused, RemoteProtocolError."""
         if self._keys is None or self._ticket is None:
             raise LocalProtocolError("a grant is made once, after the challenge")
         keys, self._keys = self._keys, None
-        payload = unpack(request, Kind.REQUEST)
+        payload = unpack(request, PairingKind.REQUEST)
         if not hmac.compare_digest(payload[:_PROOF], _proof(keys.prove_node, self._transcript)):
             raise refused(Refusal.WRONG_CODE)
         asked, name = self._asked(_open_sealed(keys.seal_node, payload[_PROOF:], self._transcript))
@@ -178,7 +178,7 @@ class HeadExchange:
         der = certificate.public_bytes(serialization.Encoding.DER)
         answer = struct.pack("!H", len(der)) + der + self._authority.certificate.public_bytes(serialization.Encoding.DER)
         bound = hashlib.sha256(self._transcript + request).digest()
-        return pack(Kind.GRANT, ChaCha20Poly1305(keys.seal_head).encrypt(_NONCE, answer, bound))
+        return pack(PairingKind.GRANT, ChaCha20Poly1305(keys.seal_head).encrypt(_NONCE, answer, bound))
 
     def close(self, now: float) -> None:
         """The conversation is over, well or not."""

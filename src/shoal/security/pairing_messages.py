@@ -25,7 +25,7 @@ _REFUSED = struct.Struct("!BH")
 HEADER_SIZE = _HEADER.size
 
 
-class Kind(enum.IntEnum):
+class PairingKind(enum.IntEnum):
     HELLO = 1  # node: nameplate, its element
     CHALLENGE = 2  # head: its element, proof that it knows the code
     REQUEST = 3  # node: proof, sealed signing request
@@ -33,7 +33,7 @@ class Kind(enum.IntEnum):
     REFUSED = 5  # head: reason, seconds to wait
 
 
-def pack(kind: Kind, payload: bytes) -> bytes:
+def pack(kind: PairingKind, payload: bytes) -> bytes:
     if len(payload) > LARGEST:
         raise LocalProtocolError(f"a pairing message of {len(payload)} bytes; the limit is {LARGEST}")
     return _HEADER.pack(_MAGIC, VERSION, kind, len(payload)) + payload
@@ -53,13 +53,13 @@ def payload_size(header: bytes) -> int:
     return int(size)
 
 
-def unpack(frame: bytes, wanted: Kind) -> bytes:
+def unpack(frame: bytes, wanted: PairingKind) -> bytes:
     """The payload. Raises PairingRefused where that is what the frame says, RemoteProtocolError for anything but `wanted`."""
     size = payload_size(frame[:HEADER_SIZE])
     kind, payload = frame[6], frame[HEADER_SIZE:]
     if len(payload) != size:
         raise RemoteProtocolError("a pairing message was cut short")
-    if kind == Kind.REFUSED and wanted in (Kind.CHALLENGE, Kind.GRANT):
+    if kind == PairingKind.REFUSED and wanted in (PairingKind.CHALLENGE, PairingKind.GRANT):
         raise _refusal(payload)
     if kind != wanted:
         raise RemoteProtocolError(f"a pairing message of kind {kind} where {wanted.name} was expected")
@@ -67,7 +67,7 @@ def unpack(frame: bytes, wanted: Kind) -> bytes:
 
 
 def pack_refusal(error: PairingRefused) -> bytes:
-    return pack(Kind.REFUSED, _REFUSED.pack(Refusal[error.reason.upper()], min(math.ceil(error.wait), 0xFFFF)))
+    return pack(PairingKind.REFUSED, _REFUSED.pack(Refusal[error.reason.upper()], min(math.ceil(error.wait), 0xFFFF)))
 
 
 def _refusal(payload: bytes) -> PairingRefused:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from shoal.address import parse_address
 from shoal.control import messages as control
-from shoal.control.server import Attendant, Conversation
+from shoal.control.server import Attendant, NodeConnection
 from shoal.errors import ClusterError
 from shoal.security.certificates import Role
 from shoal.transport.base import Handler
@@ -228,11 +228,11 @@ class SimControlDoor:
     def __init__(self, environment: SimWorld, attendant: Attendant, port: int) -> None:
         self.port = port
         self._environment, self._attendant = environment, attendant
-        self._conversations: dict[Conversation, Pipe] = {}
+        self._conversations: dict[NodeConnection, Pipe] = {}
         environment.host.ports[port] = lambda pipe: environment.spawn(self._attend(pipe))
 
     async def _attend(self, pipe: Pipe) -> None:
-        conversation = Conversation(pipe.ends[0].host.name)
+        conversation = NodeConnection(pipe.ends[0].host.name)
         self._conversations[conversation] = pipe
         saying = asyncio.get_running_loop().create_task(self._say(conversation, pipe))
         try:
@@ -246,7 +246,7 @@ class SimControlDoor:
             self._conversations.pop(conversation, None)
             self._attendant.hung_up(conversation)
 
-    async def _say(self, conversation: Conversation, pipe: Pipe) -> None:
+    async def _say(self, conversation: NodeConnection, pipe: Pipe) -> None:
         async for message in conversation.outgoing():
             pipe.send(0, message)
         pipe.end(1, broken=False)

@@ -28,7 +28,7 @@ from shoal.models.spec import ModelSpec, Rope
 from shoal.native import BLOCK_TOKENS
 from shoal.placement.profile import ModelCost
 from shoal.request import Request, Score
-from shoal.scheduler.cost import Load
+from shoal.scheduler.cost import StepLoad
 from shoal.scheduler.plan import Chunk, Opened, PromptQuery, StepPlan
 
 VOCABULARY = 24
@@ -205,7 +205,7 @@ class Seconds:
     """Per row whose logits are computed."""
 
     def of(self, plan: StepPlan, layers: int, last: bool) -> float:
-        load = sum((Load.of_chunk(chunk) for chunk in plan.chunks), Load())
+        load = sum((StepLoad.of_chunk(chunk) for chunk in plan.chunks), StepLoad())
         return layers * (self.step + self.row * load.rows + self.context * load.context) + last * self.logits * load.logits
 
 

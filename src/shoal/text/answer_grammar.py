@@ -19,7 +19,7 @@ from shoal.text.answer_format import AnswerFormat
 from shoal.text.arguments import Kind
 from shoal.text.grammar import END, SPACE, checked, held
 from shoal.text.schema import localised
-from shoal.text.tools import Tags, Tool, ToolFormat
+from shoal.text.tools import Tags, ToolFormat, ToolFunction
 
 MAX_TOOLS = 128
 _ANYTHING = "/(?s:.*)/"
@@ -38,7 +38,7 @@ class JsonSchema:
 
 def answer_grammar(
     format: AnswerFormat,
-    tools: Sequence[Tool] = (),
+    tools: Sequence[ToolFunction] = (),
     choice: str = "auto",
     parallel: bool = True,
     marks: Mapping[str, int] | None = None,
@@ -62,19 +62,19 @@ def answer_grammar(
     return _Rules(format, ids).grammar(wanted, must, several, asked) if ids else trial
 
 
-def held_tools(tools: Sequence[Tool]) -> list[Tool]:
+def held_tools(tools: Sequence[ToolFunction]) -> list[ToolFunction]:
     """The same, with what of their schemas can be held to. Raises InvalidRequest."""
     return [replace(tool, parameters=_held(tool)) for tool in tools]
 
 
-def kinds(tools: Sequence[Tool]) -> dict[str, dict[str, Kind]]:
+def kinds(tools: Sequence[ToolFunction]) -> dict[str, dict[str, Kind]]:
     """How the arguments of tools are read where they stand in tags. tools: as `held_tools` makes them."""
     return {
         tool.name: {name: kind for name, part, _ in _properties(tool.parameters) if (kind := _kind(part)) is not None} for tool in tools
     }
 
 
-def _wanted(tools: Sequence[Tool], choice: str, needed: bool) -> list[Tool]:
+def _wanted(tools: Sequence[ToolFunction], choice: str, needed: bool) -> list[ToolFunction]:
     if len(tools) > MAX_TOOLS or (needed and not tools):
         raise InvalidRequest(f"there must be 1 to {MAX_TOOLS} tools, not {len(tools)}", "tools")
     wanted = list(tools) if choice in ("auto", "required") else [tool for tool in tools if tool.name == choice]
@@ -85,7 +85,7 @@ def _wanted(tools: Sequence[Tool], choice: str, needed: bool) -> list[Tool]:
     return wanted
 
 
-def _held(tool: Tool) -> Mapping[str, Any]:
+def _held(tool: ToolFunction) -> Mapping[str, Any]:
     try:
         return held({"type": "object", **tool.parameters}, tool.strict, "tools")
     except InvalidRequest as error:
@@ -142,7 +142,7 @@ class _Rules:
         self._split = re.compile("(" + "|".join(map(re.escape, sorted(marks, key=len, reverse=True))) + ")") if marks else None
         self._rules = {"ANYTHING": _ANYTHING, "GAP": _GAP}
 
-    def grammar(self, tools: Sequence[Tool], must: bool, several: bool, json: str) -> str:
+    def grammar(self, tools: Sequence[ToolFunction], must: bool, several: bool, json: str) -> str:
         """json: what llguidance is to make of an answer that is JSON; empty: it may be text, or has to be a call."""
         if json:
             self._add("json", f"%json {json}")
@@ -166,7 +166,7 @@ class _Rules:
         self._add(name.upper(), f"ANYTHING {first}")
         return self._add(f"{name}[lazy]", name.upper()).removesuffix("[lazy]")
 
-    def _start(self, tools: Sequence[Tool], must: bool, several: bool, as_json: bool) -> list[str]:
+    def _start(self, tools: Sequence[ToolFunction], must: bool, several: bool, as_json: bool) -> list[str]:
         format, reasoning = self._format.calls, self._format.reasoning
         text, opened = "ANYTHING", self._format.opened
         if reasoning is not None and not opened and not (begin := self._spelled(reasoning.begin)).startswith("<["):
@@ -186,7 +186,7 @@ class _Rules:
         body = self._add("body", " | ".join(ways))
         return [f"{thought} GAP? {body}", *([] if opened else [body])]
 
-    def _loose(self, tools: Sequence[Tool]) -> list[str]:
+    def _loose(self, tools: Sequence[ToolFunction]) -> list[str]:
         """Calls without their format's marker."""
         self._add("END", f"/{loose.TAIL}/")
         for i, tool in enumerate(tools):
@@ -205,7 +205,7 @@ class _Rules:
         self._add("head[lazy]", "HEAD")
         return [text, "head tail"]
 
-    def _tail(self, format: ToolFormat, tools: Sequence[Tool], several: bool) -> str:
+    def _tail(self, format: ToolFormat, tools: Sequence[ToolFunction], several: bool) -> str:
         """Calls without their trigger."""
         each = [self._call(format, tool, i) for i, tool in enumerate(tools)]
         call = self._add("call", " | ".join(each))
@@ -213,20 +213,20 @@ class _Rules:
         opening = (format.opening + format.begin).removeprefix(format.trigger)
         return " ".join(filter(None, (self._spelled(opening), call, more, self._spelled(format.closing))))
 
-    def _call(self, format: ToolFormat, tool: Tool, number: int) -> str:
+    def _call(self, format: ToolFormat, tool: ToolFunction, number: int) -> str:
         """From its name on."""
         name = json.dumps(json.dumps(tool.name, ensure_ascii=False)[1:-1])
         given = self._arguments(tool, number) if format.tags is None else self._tagged(format.tags, tool, number)
         return self._add(f"call_{number}", " ".join(filter(None, (name, self._spelled(format.middle), given, self._spelled(format.end)))))
 
-    def _arguments(self, tool: Tool, number: int) -> str:
+    def _arguments(self, tool: ToolFunction, number: int) -> str:
         """As JSON."""
         if not tool.input:
             return f"%json {_guided(tool.parameters, tool.strict)}"
         inside = self._add(f"input_{number}", f"%lark {{\n{tool.input}\n}}")
         return f"{_BEFORE_INPUT} {inside} {_BEHIND_INPUT}"
 
-    def _tagged(self, tags: Tags, tool: Tool, number: int) -> str:
+    def _tagged(self, tags: Tags, tool: ToolFunction, number: int) -> str:
         """Arguments one by one, in the order of the schema."""
         if tool.input:
             raise InvalidRequest(
@@ -257,7 +257,7 @@ class _Rules:
             )
         return self._upto(end, rule)
 
-    def _channels(self, tools: Sequence[Tool], must: bool, several: bool, as_json: bool) -> list[str]:
+    def _channels(self, tools: Sequence[ToolFunction], must: bool, several: bool, as_json: bool) -> list[str]:
         """As harmony.py says. One call at most: the model ends after it."""
         channel, message = self._spelled(harmony.CHANNEL), self._spelled(harmony.MESSAGE)
         again = self._upto(f"{harmony.END}{harmony.START}assistant", "again")

@@ -7,14 +7,14 @@ from typing import Protocol
 
 
 @dataclass(frozen=True)
-class Reasoning:
+class ReasoningDelta:
     """What the model thinks before it answers."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class Content:
+class ContentDelta:
     text: str
 
 
@@ -33,7 +33,7 @@ class Arguments:
     text: str
 
 
-Delta = Reasoning | Content | CallBegun | Arguments
+Delta = ReasoningDelta | ContentDelta | CallBegun | Arguments
 
 
 class Parser(Protocol):
@@ -64,7 +64,7 @@ class PlainParser:
     thinking = complete = False
 
     def push(self, text: str) -> list[Delta]:
-        return [Content(text)] if text else []
+        return [ContentDelta(text)] if text else []
 
     def finish(self) -> list[Delta]:
         return []

@@ -12,7 +12,7 @@ import re
 from typing import Literal
 
 from shoal.text.arguments import JsonArguments
-from shoal.text.deltas import Arguments, CallBegun, Content, Delta, Reasoning
+from shoal.text.deltas import Arguments, CallBegun, ContentDelta, Delta, ReasoningDelta
 from shoal.text.detokenizer import overlap
 
 CHANNEL, MESSAGE, START, END, CONSTRAIN = "<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|constrain|>"
@@ -58,7 +58,7 @@ class HarmonyParser:
         held, self._held = self._held, ""
         if self._where != "header":
             return self._told(held)
-        return [Content(held)] if held.strip() and not any(mark in held for mark in MARKS) and not self._said else []
+        return [ContentDelta(held)] if held.strip() and not any(mark in held for mark in MARKS) and not self._said else []
 
     def _header(self) -> bool:
         """Whether a message has begun."""
@@ -102,4 +102,4 @@ class HarmonyParser:
             return [*begun, *([Arguments(self._begun - 1, read)] if read else [])]
         if not text:
             return []
-        return [Reasoning(text) if self._where == "analysis" else Content(text)]
+        return [ReasoningDelta(text) if self._where == "analysis" else ContentDelta(text)]

@@ -125,7 +125,7 @@ _BLOOM = r" ?[^(\s|.,!?…。，、।۔،)]+"
 
 
 @dataclass(frozen=True)
-class Rule:
+class SplitRule:
     """How text is split. whole_words: a word that is in the vocabulary is taken whole, whatever the merges would make of it.
     begins: texts begin with BOS where the file does not say it. composes: characters are composed (NFC) before."""
 
@@ -135,34 +135,40 @@ class Rule:
     composes: bool = False
 
 
-def _rules() -> dict[str, Rule]:
-    gpt2, digits = Rule((GPT2,)), Rule((r"\p{N}", GPT2))
-    llama3, qwen2 = Rule((LLAMA3,), whole_words=True, begins=True), Rule((QWEN2,))
-    deepseek3, gpt4o = Rule((r"\p{N}{1,3}", _CJK, _DEEPSEEK)), Rule((_GPT4O,))
-    by_rule: list[tuple[Rule, str]] = [
-        (Rule((r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]")), "default"),
+def _rules() -> dict[str, SplitRule]:
+    gpt2, digits = SplitRule((GPT2,)), SplitRule((r"\p{N}", GPT2))
+    llama3, qwen2 = SplitRule((LLAMA3,), whole_words=True, begins=True), SplitRule((QWEN2,))
+    deepseek3, gpt4o = SplitRule((r"\p{N}{1,3}", _CJK, _DEEPSEEK)), SplitRule((_GPT4O,))
+    by_rule: list[tuple[SplitRule, str]] = [
+        (SplitRule((r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]")), "default"),
         (gpt2, "gpt-2 phi-2 jina-es jina-de jina-v2-es jina-v2-de gigachat a.x-4.0 mellum modern-bert mpt olmo jais trillion"),
         (gpt2, "granite-docling exaone4"),
         (digits, "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2"),
         (llama3, "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano"),
-        (Rule((LLAMA3,)), "dbrx smaug-bpe glm4 chatglm-bpe"),
-        (Rule((QWEN2,), composes=True), "qwen2"),
+        (SplitRule((LLAMA3,)), "dbrx smaug-bpe glm4 chatglm-bpe"),
+        (SplitRule((QWEN2,), composes=True), "qwen2"),
         (qwen2, "deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2"),
-        (Rule((QWEN2.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(r"\s\p{L}\p{N}", r"\s\p{L}\p{M}\p{N}"),), composes=True), "qwen35"),
-        (Rule(("[\r\n]", rf"\s?[{_CASED}]+", r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", "[一-龥ࠀ-一가-퟿]+", r"\p{N}+")), "deepseek-llm"),
-        (Rule(("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}")), "deepseek-coder"),
+        (
+            SplitRule((QWEN2.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(r"\s\p{L}\p{N}", r"\s\p{L}\p{M}\p{N}"),), composes=True),
+            "qwen35",
+        ),
+        (
+            SplitRule(("[\r\n]", rf"\s?[{_CASED}]+", r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", "[一-龥ࠀ-一가-퟿]+", r"\p{N}+")),
+            "deepseek-llm",
+        ),
+        (SplitRule(("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}")), "deepseek-coder"),
         (deepseek3, "deepseek-v3 hunyuan-dense joyai-llm"),
-        (Rule((r"[\p{P}\$\+<=>\^~\|`]+", GPT2, "[0-9][0-9][0-9]")), "falcon"),
-        (Rule((_BLOOM,)), "poro-chat bloom gpt3-finnish"),
-        (Rule((_BLOOM, r"\p{N}")), "viking"),
-        (Rule((_cased_words("", r"\p{N}"),), whole_words=True, begins=True), "tekken"),
+        (SplitRule((r"[\p{P}\$\+<=>\^~\|`]+", GPT2, "[0-9][0-9][0-9]")), "falcon"),
+        (SplitRule((_BLOOM,)), "poro-chat bloom gpt3-finnish"),
+        (SplitRule((_BLOOM, r"\p{N}")), "viking"),
+        (SplitRule((_cased_words("", r"\p{N}"),), whole_words=True, begins=True), "tekken"),
         (gpt4o, "gpt-4o llama4 kanana2 talkie minimax-m2"),
-        (Rule((_GPT4O,), whole_words=True), "granite-embed-multi-97m"),
-        (Rule((r"\p{Han}+|" + _cased_words(f"{_SUFFIX}?", r"\p{N}{1,3}", r"&&[^\p{Han}]", ""),)), "kimi-k2"),
-        (Rule((r"\p{N}+", r"(?=(\d{3})+(?!\d))")), "superbpe"),
-        (Rule((rf"'(?i:[sdmt]|ll|ve|re)|{_WORD}|\p{{N}}|{_SYMBOLS}|\s*[\r\n]|\s+(?!\S)|\s+",)), "bailingmoe bailingmoe2 llada-moe"),
-        (Rule((rf"{_SUFFIX}|{_WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_SPACES}",)), "seed-coder"),
-        (Rule((r"\p{N}{1,3}", rf"{_SUFFIX}|{_WORD}|\p{{N}}+|{_SYMBOLS}|{_SPACES}"), whole_words=True), "minicpm5"),
+        (SplitRule((_GPT4O,), whole_words=True), "granite-embed-multi-97m"),
+        (SplitRule((r"\p{Han}+|" + _cased_words(f"{_SUFFIX}?", r"\p{N}{1,3}", r"&&[^\p{Han}]", ""),)), "kimi-k2"),
+        (SplitRule((r"\p{N}+", r"(?=(\d{3})+(?!\d))")), "superbpe"),
+        (SplitRule((rf"'(?i:[sdmt]|ll|ve|re)|{_WORD}|\p{{N}}|{_SYMBOLS}|\s*[\r\n]|\s+(?!\S)|\s+",)), "bailingmoe bailingmoe2 llada-moe"),
+        (SplitRule((rf"{_SUFFIX}|{_WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_SPACES}",)), "seed-coder"),
+        (SplitRule((r"\p{N}{1,3}", rf"{_SUFFIX}|{_WORD}|\p{{N}}+|{_SYMBOLS}|{_SPACES}"), whole_words=True), "minicpm5"),
     ]
     return {name: rule for rule, names in by_rule for name in names.split()}
 

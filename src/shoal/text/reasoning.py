@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shoal.text import harmony
-from shoal.text.deltas import Delta, Parser, PlainParser, Reasoning
+from shoal.text.deltas import Delta, Parser, PlainParser, ReasoningDelta
 from shoal.text.detokenizer import overlap
 
 
@@ -71,7 +71,7 @@ class ReasoningParser:
         held, self._held = self._held, ""
         if self.thinking:
             said = "" if self._before and not held.strip() else held.rstrip()
-            return [Reasoning(said)] if said else []
+            return [ReasoningDelta(said)] if said else []
         return [*(self._answer.push(held) if held and self._before else []), *self._answer.finish()]
 
     def _begun(self) -> bool:
@@ -96,7 +96,7 @@ class ReasoningParser:
         self._held = self._held[at + len(self._format.end) :] if over else self._held[len(said) :]
         self._fresh = over or (self._fresh and not said)
         self.thinking = not over
-        return [Reasoning(said)] if said else []
+        return [ReasoningDelta(said)] if said else []
 
     def _answered(self) -> list[Delta]:
         if self._fresh:

@@ -12,7 +12,7 @@ from collections.abc import Collection
 
 from shoal.text import loose
 from shoal.text.arguments import ArgumentReader, JsonArguments, Kinds, TaggedArguments
-from shoal.text.deltas import Arguments, CallBegun, Content, Delta
+from shoal.text.deltas import Arguments, CallBegun, ContentDelta, Delta
 from shoal.text.detokenizer import overlap
 from shoal.text.tools import ToolFormat
 
@@ -70,7 +70,7 @@ class ToolParser:
             held = self._before + held
         elif self._state is not _State.CONTENT:
             held = ""
-        return [Content(held)] if held else []
+        return [ContentDelta(held)] if held else []
 
     def _step(self, out: list[Delta]) -> bool:
         """Whether it was a step after which there may be another."""
@@ -90,7 +90,7 @@ class ToolParser:
 
     def _emit(self, out: list[Delta], text: str) -> None:
         if text:
-            out.append(Content(text))
+            out.append(ContentDelta(text))
 
     def _content(self, out: list[Delta]) -> bool:
         trigger = self._format.trigger

@@ -21,7 +21,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Tool:
+class ToolFunction:
     """A function that the model may call. parameters: the JSON schema of its arguments."""
 
     name: str

@@ -30,7 +30,7 @@ GREETING = 1 << 14
 _STAGING = 1 << 16
 
 
-class Kind(enum.IntEnum):
+class FrameKind(enum.IntEnum):
     HELLO = 1
     STEP = 2
     RESULT = 3
@@ -53,12 +53,12 @@ class WireCodec(enum.IntEnum):
     INT4 = 3
 
 
-_KINDS, _DTYPES, _CODECS = frozenset(Kind), frozenset(Dtype), frozenset(WireCodec)
+_KINDS, _DTYPES, _CODECS = frozenset(FrameKind), frozenset(Dtype), frozenset(WireCodec)
 
 
 @dataclass(frozen=True)
 class Frame:
-    kind: Kind
+    kind: FrameKind
     epoch: int = 0
     step: int = 0
     meta: bytes | memoryview = b""
@@ -173,4 +173,4 @@ class FrameDecoder:
         _, _, kind, flags, dtype, codec, epoch, meta, step, _ = self._header
         self._header = None
         view = memoryview(payload)
-        return Frame(Kind(kind), epoch, step, view[:meta], view[meta:], Dtype(dtype), WireCodec(codec), flags)
+        return Frame(FrameKind(kind), epoch, step, view[:meta], view[meta:], Dtype(dtype), WireCodec(codec), flags)

@@ -6,12 +6,12 @@ import asyncio
 
 from shoal.control.client import describe
 from shoal.control.messages import ClusterDescription, DismissAnswer, DismissRequest, NodeMessage
-from shoal.control.server import ControlServer, Conversation
+from shoal.control.server import ControlServer, NodeConnection
 
 
 class Deaf:
-    def heard(self, conversation: Conversation, message: NodeMessage) -> None: ...
-    def hung_up(self, conversation: Conversation) -> None: ...
+    def heard(self, conversation: NodeConnection, message: NodeMessage) -> None: ...
+    def hung_up(self, conversation: NodeConnection) -> None: ...
 
     def describe(self) -> ClusterDescription:
         return ClusterDescription(model="m")

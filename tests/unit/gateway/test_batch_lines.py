@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.errors import ConfigError, Conflict
-from shoal.gateway.endpoints.batches.line import LONGEST_LINE, BatchRequest, Invalid, Line, lines_of, parsed
+from shoal.gateway.endpoints.batches.line import LONGEST_LINE, BatchItem, Invalid, Line, lines_of, parsed
 from shoal.gateway.endpoints.batches.output import Output
 from shoal.gateway.endpoints.batches.result import Done, answered, read, refused, unanswered
 from shoal.gateway.endpoints.batches.retry_policy import RetryPolicy, retry_after
-from shoal.gateway.endpoints.batches.state import MOVES, Batch, Status, moved
+from shoal.gateway.endpoints.batches.state import MOVES, Batch, BatchStatus, moved
 from tests.support.batches import jsonl, line
 from tests.support.http import CHAT, COMPLETIONS
 
@@ -30,8 +30,8 @@ def lines(raw: bytes, urls: Iterable[str] = (CHAT,)) -> list[Line]:
     return list(parsed(lines_of(io.BytesIO(raw)), tuple(urls)))
 
 
-def asked(id: str, number: int = 1) -> BatchRequest:
-    return BatchRequest(number, id, CHAT, b"{}")
+def asked(id: str, number: int = 1) -> BatchItem:
+    return BatchItem(number, id, CHAT, b"{}")
 
 
 def only(raw: bytes) -> Invalid:
@@ -55,13 +55,13 @@ def test_the_last_line_needs_no_end() -> None:
 def test_a_body_reaches_the_endpoint_as_it_was() -> None:
     body = {"prompt": 'é😀"\n', "temperature": 0.1, "logit_bias": {"5": -1}, "stop": None}
     (found,) = lines(jsonl([line("a", COMPLETIONS, **body)]), (COMPLETIONS,))
-    assert isinstance(found, BatchRequest)
+    assert isinstance(found, BatchItem)
     assert json.loads(found.body) == body
 
 
 def test_a_line_that_is_too_long_is_one_line() -> None:
     found = lines(jsonl([line("a", messages=["x" * LONGEST_LINE]), line("b")]))
-    assert [(type(each), each.line) for each in found] == [(Invalid, 1), (BatchRequest, 2)]
+    assert [(type(each), each.line) for each in found] == [(Invalid, 1), (BatchItem, 2)]
     assert isinstance(found[0], Invalid) and found[0].code == "line_too_long"
 
 
@@ -205,9 +205,9 @@ def test_after_a_disk_failed_an_output_takes_nothing_more(tmp_path: Path, monkey
 BATCH = Batch(id="batch_1", owner="", model="m", endpoint=CHAT, input_file_id="file-1", created_at=5, expires_at=9)
 
 
-@given(st.lists(st.sampled_from(Status)))
-def test_a_batch_moves_along_its_picture_or_not_at_all(wanted: list[Status]) -> None:
-    batch, way = BATCH, [Status.VALIDATING]
+@given(st.lists(st.sampled_from(BatchStatus)))
+def test_a_batch_moves_along_its_picture_or_not_at_all(wanted: list[BatchStatus]) -> None:
+    batch, way = BATCH, [BatchStatus.VALIDATING]
     for at, status in enumerate(wanted, 10):
         if status in MOVES[batch.status]:
             batch = moved(batch, status, at)
@@ -224,9 +224,9 @@ def test_a_batch_moves_along_its_picture_or_not_at_all(wanted: list[Status]) -> 
 
 def test_every_status_leads_to_an_end() -> None:
     ends = {status for status, after in MOVES.items() if not after}
-    for _ in Status:
+    for _ in BatchStatus:
         ends |= {status for status, after in MOVES.items() if after & ends}
-    assert ends == set(Status)
+    assert ends == set(BatchStatus)
 
 
 # RetryPolicy
@@ -264,5 +264,5 @@ def test_what_will_not_change_is_the_answer(status: int) -> None:
 def test_a_byte_order_mark_before_the_first_line_is_none_of_it() -> None:
     raw = b'{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {}}'
     first, second = parsed([b"\xef\xbb\xbf" + raw, b"\xef\xbb\xbf" + raw], ("/v1/completions",))
-    assert isinstance(first, BatchRequest) and first.custom_id == "a"
+    assert isinstance(first, BatchItem) and first.custom_id == "a"
     assert isinstance(second, Invalid) and second.code == "invalid_json_line"

@@ -19,7 +19,7 @@ from shoal.gateway.endpoints.kinds import recalled
 from shoal.gateway.schema.wire import parse
 from shoal.request import FinishReason, TokenChunk
 from shoal.text.answer_grammar import JsonSchema
-from shoal.text.tools import HERMES, LLAMA3, MISTRAL, Tool, ToolFormat
+from shoal.text.tools import HERMES, LLAMA3, MISTRAL, ToolFormat, ToolFunction
 from tests.support.engine import FakeEngine, Resumed, ScriptedStream, able, prompt, says, spoken
 from tests.support.http import CHAT, HI, events, fetch
 from tests.support.letters import calls
@@ -210,7 +210,7 @@ def test_a_piece_becomes_one_event_at_most() -> None:
 
 
 def grammar_of(choice: str = "auto", parallel: bool = True, tools: tuple[str, ...] = ("weather", "now"), **options: Any) -> str:
-    known = {"weather": Tool("weather", CITY), "now": Tool("now")}
+    known = {"weather": ToolFunction("weather", CITY), "now": ToolFunction("now")}
     return calls(HERMES, [known[name] for name in tools], choice, parallel, **options)
 
 
@@ -245,7 +245,7 @@ def test_a_function_may_be_called_as_a_choice_is() -> None:
     engine = able()
     tools = [{"type": "function", "function": {"name": "auto"}}, NOW]
     assert ask(engine, tools=tools, tool_choice={"type": "function", "function": {"name": "auto"}}).status_code == 200
-    assert engine.asked.sampling.grammar == calls(HERMES, [Tool("auto")], "required", False)
+    assert engine.asked.sampling.grammar == calls(HERMES, [ToolFunction("auto")], "required", False)
 
 
 def test_what_is_said_about_caching_of_tools_says_nothing_here() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shoal.errors import InvalidRequest
-from shoal.gateway.answers.conversation import Conversation, Function, JsonAnswer, Tools, call_id, converse
+from shoal.gateway.answers.conversation import Conversation, JsonAnswer, RequestedFunction, Tools, call_id, converse
 from shoal.text.answer_format import AnswerFormat
 from shoal.text.tokenizer import Tokenizer
 from shoal.text.tools import HERMES, LLAMA3, MISTRAL
@@ -49,7 +49,7 @@ ONE = """{% for t in tools or [] %}{{ t | tojson(indent=4) }}
 {%- endfor %}"""
 
 ROUTE = {"type": "object", "properties": {"to": {"enum": ["é", "b"]}}, "required": ["to"], "additionalProperties": False}
-TOOLS = Tools([Function("route", "Finds one.", ROUTE, True, "tools.0")])
+TOOLS = Tools([RequestedFunction("route", "Finds one.", ROUTE, True, "tools.0")])
 CALL = {"id": "call_0123456789", "type": "function", "function": {"name": "route", "arguments": {"to": "é"}}}
 TALK: list[dict[str, Any]] = [
     {"role": "user", "content": "hello"},

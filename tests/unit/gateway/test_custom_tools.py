@@ -21,7 +21,7 @@ from shoal.text import grammar
 from shoal.text.answer_format import AnswerFormat
 from shoal.text.answer_grammar import answer_grammar
 from shoal.text.lark import inside_json, inside_json_regex
-from shoal.text.tools import HERMES, LLAMA3, MISTRAL, Tool, ToolFormat
+from shoal.text.tools import HERMES, LLAMA3, MISTRAL, ToolFormat, ToolFunction
 from tests.support.engine import FakeEngine, says
 from tests.support.http import CHAT, events, fetch, refused
 from tests.support.openai_types import OURS, in_order, parsed_events, strictly
@@ -303,7 +303,7 @@ def test_a_grammar_that_is_none_is_refused(format: dict[str, Any]) -> None:
 
 def test_a_tool_s_own_grammar_needs_no_gateway() -> None:
     """What the text layer is asked, by itself."""
-    tool = Tool("t", {"type": "object", "properties": {"input": {"type": "string"}}}, input=inside_json('start: "yes"'))
+    tool = ToolFunction("t", {"type": "object", "properties": {"input": {"type": "string"}}}, input=inside_json('start: "yes"'))
     held = answer_grammar(AnswerFormat(HERMES), [tool], "required")
     for text, taken in (("yes", True), ("no", False)):
         matcher, raw = LLMatcher(grammar._bytes(), held), call("t", text).encode()

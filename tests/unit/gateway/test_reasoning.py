@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.gateway.app import create_app
-from shoal.text.deltas import Arguments, CallBegun, Content, Delta, Reasoning
+from shoal.text.deltas import Arguments, CallBegun, ContentDelta, Delta, ReasoningDelta
 from shoal.text.reasoning import MISTRAL_THINK, THINK, ReasoningFormat, ReasoningParser, detect
 from shoal.text.tool_parser import ToolParser
 from shoal.text.tools import HERMES
@@ -34,16 +34,16 @@ def read(text: str, at: list[int] | None = None, opened: bool = False, format: R
 @pytest.mark.parametrize(
     ("text", "opened", "said"),
     [
-        ("<think>\nLet me see.\n</think>\n\nParis.", False, [Reasoning("Let me see."), Content("Paris.")]),
-        ("Let me see.\n</think>\n\nParis.", True, [Reasoning("Let me see."), Content("Paris.")]),
-        ("<think>\nLet me see.</think>Paris.\n", True, [Reasoning("Let me see."), Content("Paris.\n")]),
-        ("\n<think>\n\n</think>\n\nParis.", False, [Content("Paris.")]),
-        ("<think>a </ think> b", False, [Reasoning("a </ think> b")]),
-        ("<think>cut </thi", False, [Reasoning("cut </thi")]),
-        ("  Paris, <think>no</think>.", False, [Content("  Paris, <think>no</think>.")]),
-        ("<thin", False, [Content("<thin")]),
+        ("<think>\nLet me see.\n</think>\n\nParis.", False, [ReasoningDelta("Let me see."), ContentDelta("Paris.")]),
+        ("Let me see.\n</think>\n\nParis.", True, [ReasoningDelta("Let me see."), ContentDelta("Paris.")]),
+        ("<think>\nLet me see.</think>Paris.\n", True, [ReasoningDelta("Let me see."), ContentDelta("Paris.\n")]),
+        ("\n<think>\n\n</think>\n\nParis.", False, [ContentDelta("Paris.")]),
+        ("<think>a </ think> b", False, [ReasoningDelta("a </ think> b")]),
+        ("<think>cut </thi", False, [ReasoningDelta("cut </thi")]),
+        ("  Paris, <think>no</think>.", False, [ContentDelta("  Paris, <think>no</think>.")]),
+        ("<thin", False, [ContentDelta("<thin")]),
         ("", True, []),
-        (" ", False, [Content(" ")]),
+        (" ", False, [ContentDelta(" ")]),
     ],
 )
 def test_reasoning_is_what_an_answer_begins_with(text: str, opened: bool, said: list[Delta]) -> None:
@@ -58,14 +58,14 @@ def test_however_any_text_is_cut_the_same_comes_out(text: str, at: list[int], op
 def test_a_call_may_follow() -> None:
     text = f"<think>I call.</think>\n\n{PARIS}"
     assert read(text, list(range(len(text))), tools=True) == [
-        Reasoning("I call."),
+        ReasoningDelta("I call."),
         CallBegun(0, "weather"),
         Arguments(0, '{"city": "Pa\\"ris"}'),
     ]
 
 
 def test_magistrals_brackets() -> None:
-    assert read("[THINK]a[/THINK]b", format=MISTRAL_THINK) == [Reasoning("a"), Content("b")]
+    assert read("[THINK]a[/THINK]b", format=MISTRAL_THINK) == [ReasoningDelta("a"), ContentDelta("b")]
 
 
 @pytest.mark.parametrize(("template", "format"), [("{{ x.split('</think>') }}", THINK), ("[THINK]", MISTRAL_THINK), ("hello", None)])

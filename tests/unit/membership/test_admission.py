@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from shoal.membership.admission import Admission
+from shoal.membership.admission import AdmissionRules
 from shoal.membership.events import (
     Joined,
 )
-from shoal.membership.instructions import Cut, Refuse
+from shoal.membership.instructions import Cut, RefuseNode
 from shoal.membership.state import SERVING
 from tests.support.membership import cluster, dealt, finish, joined, loads, only, orders, planner, reports, serving
 
@@ -22,15 +22,15 @@ from tests.support.membership import cluster, dealt, finish, joined, loads, only
     ],
 )
 def test_who_does_not_fit_is_refused_and_not_counted(event: Joined, why: str):
-    c = cluster(1, Admission(min_memory=10, min_speed=1.0))
+    c = cluster(1, AdmissionRules(min_memory=10, min_speed=1.0))
     (refuse,) = orders(c.handle(event, 0))
-    assert isinstance(refuse, Refuse)
+    assert isinstance(refuse, RefuseNode)
     assert why in refuse.reason and not refuse.again
     assert c.members == {}
 
 
 def test_no_more_than_the_most_nodes_are_taken_in():
-    c = cluster(2, Admission(max_nodes=1))
+    c = cluster(2, AdmissionRules(max_nodes=1))
     assert orders(c.handle(joined(1), 0)) == []
     assert "takes no more" in reports(c.handle(joined(2), 0))
 
@@ -51,10 +51,10 @@ def test_a_node_that_comes_back_before_it_was_missed_ends_its_earlier_membership
 
 
 def test_a_node_that_is_started_anew_takes_its_ghosts_place_in_a_full_cluster():
-    c = cluster(2, Admission(max_nodes=2))
+    c = cluster(2, AdmissionRules(max_nodes=2))
     c.handle(joined(1), 0)
     c.handle(joined(2), 0)
-    assert only(c.handle(joined(3, port=2), 0), Refuse) == []
+    assert only(c.handle(joined(3, port=2), 0), RefuseNode) == []
     assert set(c.members) == {1, 3}
 
 

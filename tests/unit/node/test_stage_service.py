@@ -16,7 +16,7 @@ from shoal.node.stage_service import StageService
 from shoal.scheduler.plan import Chunk, Sampled, StepPlan
 from shoal.transport.memory import MemoryStream, pair
 from shoal.wire import messages
-from shoal.wire.frame import Frame, Kind, WireCodec
+from shoal.wire.frame import Frame, FrameKind, WireCodec
 
 EPOCH, HIDDEN = 4, 8
 
@@ -56,7 +56,7 @@ class Bench:
     async def send(self, step: int, epoch: int = EPOCH, spans: list[tuple[int, int]] | None = None, body: bool = True) -> None:
         plan = StepPlan(step, [], [], [], [], [Chunk(7, 0, [1, 2], [0], True)], spans or [])
         meta = messages.encode(messages.Step(messages.raw(plan), [], [3] if spans else []))
-        await self.before.send(Frame(Kind.STEP, epoch, step, meta, np.ones((2, HIDDEN), np.float32).tobytes() if body else b""))
+        await self.before.send(Frame(FrameKind.STEP, epoch, step, meta, np.ones((2, HIDDEN), np.float32).tobytes() if body else b""))
 
     async def received(self) -> list[Frame]:
         """What the next stage got until the link ended."""
@@ -89,7 +89,7 @@ def test_steps_are_run_in_order_and_handed_on():
         for step in (41, 42):
             await bench.send(step)
         frames = [await bench.after.receive() for _ in range(2)]
-        assert [(f.kind, f.epoch, f.step) for f in frames] == [(Kind.STEP, EPOCH, 41), (Kind.STEP, EPOCH, 42)]
+        assert [(f.kind, f.epoch, f.step) for f in frames] == [(FrameKind.STEP, EPOCH, 41), (FrameKind.STEP, EPOCH, 42)]
         assert (np.frombuffer(frames[0].body, np.float32) == 2).all()
         assert bench.service.steps == 2
 
@@ -133,7 +133,7 @@ def test_frames_of_other_epochs_are_dropped():
 
 def test_what_is_no_step_ends_the_link():
     async def scenario(bench: Bench, serving: asyncio.Task[None]) -> None:
-        await bench.before.send(Frame(Kind.RESULT, EPOCH, 1))
+        await bench.before.send(Frame(FrameKind.RESULT, EPOCH, 1))
         with pytest.raises(RemoteProtocolError, match="RESULT"):
             await serving
 
@@ -211,7 +211,7 @@ def test_the_last_stage_answers_with_a_result():
         await bench.send(5, spans=[(2, 4)])
         frame = await bench.after.receive()
         result = messages.decode_result(frame.meta)
-        assert (frame.kind, frame.step, result.step, result.missing, len(result.traces)) == (Kind.RESULT, 5, 5, [3], 1)
+        assert (frame.kind, frame.step, result.step, result.missing, len(result.traces)) == (FrameKind.RESULT, 5, 5, [3], 1)
         assert [s.token for s in result.sampled] == [9]
 
     play(scenario, stage=2)
@@ -221,7 +221,7 @@ def test_a_step_without_its_activations_is_told_to_the_head():
     async def scenario(bench: Bench, serving: asyncio.Task[None]) -> None:
         await bench.send(5, body=False)
         frame = await bench.after.receive()
-        assert (frame.kind, frame.step) == (Kind.ERROR, 5)
+        assert (frame.kind, frame.step) == (FrameKind.ERROR, 5)
         with pytest.raises(RemoteProtocolError):
             await serving
 

@@ -14,7 +14,7 @@ from shoal.errors import ClusterError, InvalidRequest, NotReady, StageLost, Step
 from shoal.pipeline.token_stream import TokenStream
 from shoal.scheduler.plan import PromptOutputs, Sampled, StepResult
 from shoal.wire import messages
-from shoal.wire.frame import Frame, Kind
+from shoal.wire.frame import Frame, FrameKind
 from tests.support.route import Route, collect, play, turns
 from tests.support.toy_stage import expected, expected_embedding, expected_scores, limits, request
 
@@ -177,7 +177,7 @@ def test_a_request_that_no_stage_can_run_ends_after_three_tries_and_others_compl
                 poisoned = any(chunk.sequence == 1 for chunk in plan.chunks)
                 left[0] -= poisoned
                 if poisoned and left[0] < 0:
-                    await route.results.send(Frame(Kind.ERROR, route.epoch, plan.step, messages.encode(messages.Error("poison", 0))))
+                    await route.results.send(Frame(FrameKind.ERROR, route.epoch, plan.step, messages.encode(messages.Error("poison", 0))))
                     return
                 await route.answer(route.stage.run(plan))
 

@@ -15,7 +15,7 @@ from shoal.scheduler.plan import StepResult
 from shoal.scheduler.scheduler import Scheduler
 from shoal.transport.memory import pair
 from shoal.wire import messages
-from shoal.wire.frame import Frame, Kind
+from shoal.wire.frame import Frame, FrameKind
 from tests.support.route import Route, play, turns
 from tests.support.toy_stage import request
 
@@ -55,7 +55,7 @@ def test_a_result_behind_a_broken_first_link_is_the_routes_end_and_no_bug() -> N
         driving = asyncio.ensure_future(driver.drive(pipeline.Route(1, first, results), [], lambda tokens: None))
         plan = messages.decode_plan(messages.decode_step((await stage.receive()).meta).plan)
         driver.cut("the route was abandoned")  # as the coordinator does; a result is under way
-        await last.send(Frame(Kind.RESULT, 1, plan.step, messages.encode(StepResult(plan.step, [], []))))
+        await last.send(Frame(FrameKind.RESULT, 1, plan.step, messages.encode(StepResult(plan.step, [], []))))
         await last.close()
         await driving
 

@@ -14,7 +14,7 @@ from shoal.pipeline.token_stream import TokenStream
 from shoal.request import Request
 from shoal.scheduler.plan import Sampled, StepPlan, StepResult
 from shoal.wire import messages
-from shoal.wire.frame import Frame, Kind
+from shoal.wire.frame import Frame, FrameKind
 from tests.support.route import EPOCH, Route, collect, finish, over, play, turns
 from tests.support.toy_stage import expected, limits, request
 
@@ -35,15 +35,15 @@ def test_the_end_of_the_last_stage_ends_the_route_and_no_request():
 
 def test_a_stage_that_failed_ends_the_route():
     async def scenario(route: Route, running: asyncio.Task[None]) -> None:
-        await route.results.send(Frame(Kind.ERROR, EPOCH, 0, messages.encode(messages.Error("out of luck", 1))))
+        await route.results.send(Frame(FrameKind.ERROR, EPOCH, 0, messages.encode(messages.Error("out of luck", 1))))
         with pytest.raises(StageLost, match="stage 1: out of luck"):
             await running
 
     play(scenario, work=False)
 
 
-@pytest.mark.parametrize(("kind", "step"), [(Kind.PING, 0), (Kind.RESULT, 99)])
-def test_what_was_not_due_ends_the_route(kind: Kind, step: int):
+@pytest.mark.parametrize(("kind", "step"), [(FrameKind.PING, 0), (FrameKind.RESULT, 99)])
+def test_what_was_not_due_ends_the_route(kind: FrameKind, step: int):
     async def scenario(route: Route, running: asyncio.Task[None]) -> None:
         await route.results.send(Frame(kind, EPOCH, step, messages.encode(StepResult(step, [], []))))
         with pytest.raises(StageLost):
@@ -54,7 +54,7 @@ def test_what_was_not_due_ends_the_route(kind: Kind, step: int):
 
 def test_a_first_stage_that_speaks_ends_the_route():
     async def scenario(route: Route, running: asyncio.Task[None]) -> None:
-        await route.steps.send(Frame(Kind.ACK, EPOCH))
+        await route.steps.send(Frame(FrameKind.ACK, EPOCH))
         with pytest.raises(StageLost, match="stage 0 sent"):
             await running
 
@@ -117,9 +117,9 @@ async def end(route: Route, how: str) -> None:
             route.driver.pause()
             await route.work()
         case "error":
-            await route.results.send(Frame(Kind.ERROR, route.epoch, -1 % 2**64, messages.encode(messages.Error("no", 0))))
+            await route.results.send(Frame(FrameKind.ERROR, route.epoch, -1 % 2**64, messages.encode(messages.Error("no", 0))))
         case "nonsense":
-            await route.results.send(Frame(Kind.ACK, route.epoch))
+            await route.results.send(Frame(FrameKind.ACK, route.epoch))
         case "abort first":
             route.steps.abort()
         case _:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from shoal.errors import CapacityError, NotEnoughMemory
 from shoal.placement.moves import Moves, Residency, overlap, spans
 from shoal.placement.partition import Costs, Placement, place, placed
-from shoal.placement.profile import Link, Links, NodeProfile
+from shoal.placement.profile import LinkSpeed, LinkSpeeds, NodeProfile
 from tests.support.nodes import DEMAND, MB, assert_whole, clusters, model, node
 
 Holdings = dict[str, Residency]
@@ -145,7 +145,7 @@ def test_a_better_split_is_taken_anew_where_little_was_computed():
     moves = Moves(cost, DEMAND)
     old = dealt(moves, [node("a"), node("b")], 2, 12)
     recovered = lost(moves, old, [node("a"), node("c", speed=0.5e9)], tokens=0)
-    assert recovered.tokens_per_second == place([node("a"), node("c", speed=0.5e9)], Links(), cost, DEMAND).tokens_per_second
+    assert recovered.tokens_per_second == place([node("a"), node("c", speed=0.5e9)], LinkSpeeds(), cost, DEMAND).tokens_per_second
 
 
 @pytest.mark.parametrize(("tokens", "most"), [(0, 6), (10_000, 10)])
@@ -281,7 +281,7 @@ def test_the_head_that_the_last_stage_has_already_needs_no_room_again():
 
 
 def test_a_far_node_is_not_taken_in():
-    moves = Moves(model(), DEMAND, links=Links({"b": Link(2.0)}))
+    moves = Moves(model(), DEMAND, links=LinkSpeeds({"b": LinkSpeed(2.0)}))
     now = dealt(moves, [node("a")], 6)
     assert moves.improve(now, TWO, held(now), 0) is None
 

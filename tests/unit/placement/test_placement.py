@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 
 from shoal.errors import CapacityError, NotEnoughMemory
 from shoal.placement.partition import Costs, Placement, place, placed
-from shoal.placement.profile import Demand, Link, Links, ModelCost, NodeProfile
+from shoal.placement.profile import Demand, LinkSpeed, LinkSpeeds, ModelCost, NodeProfile
 from tests.support.nodes import DEMAND, MB, assert_whole, clusters, model, node
 
-NO_LINKS = Links()
+NO_LINKS = LinkSpeeds()
 
 
-def slow_links(names: list[str], seconds: float) -> Links:
-    return Links({name: Link(seconds) for name in names})
+def slow_links(names: list[str], seconds: float) -> LinkSpeeds:
+    return LinkSpeeds({name: LinkSpeed(seconds) for name in names})
 
 
-def everything(nodes: list[NodeProfile], links: Links, cost: ModelCost, demand: Demand, kv_tokens: int) -> list[Placement]:
+def everything(nodes: list[NodeProfile], links: LinkSpeeds, cost: ModelCost, demand: Demand, kv_tokens: int) -> list[Placement]:
     """All splits over all orders of all subsets."""
     out: list[Placement] = []
     for count in range(1, min(len(nodes), cost.layers) + 1):
@@ -103,19 +103,19 @@ def test_too_little_memory_says_how_much_is_missing():
 
 def test_a_link_cannot_be_faster_than_light():
     with pytest.raises(ValueError, match="at least 0 seconds"):
-        Link(-1.0)
+        LinkSpeed(-1.0)
     with pytest.raises(ValueError, match="at least 0 seconds"):
-        Link(1.0, 0)
+        LinkSpeed(1.0, 0)
 
 
 def test_a_link_is_as_slow_as_its_slower_end():
-    links = Links({"a": Link(0.5, 1e6), "b": Link(0.1, 1e5)})
-    assert links.between("a", "b") == links.between("b", "a") == Link(0.5, 1e5)
-    assert links.between("", "b") == Link(0.1, 1e5)
+    links = LinkSpeeds({"a": LinkSpeed(0.5, 1e6), "b": LinkSpeed(0.1, 1e5)})
+    assert links.between("a", "b") == links.between("b", "a") == LinkSpeed(0.5, 1e5)
+    assert links.between("", "b") == LinkSpeed(0.1, 1e5)
 
 
 def test_what_was_not_measured_is_taken_for_gigabit():
-    assert Links({"a": Link(1e-5, 1e9)}).between("a", "c") == Link()
+    assert LinkSpeeds({"a": LinkSpeed(1e-5, 1e9)}).between("a", "c") == LinkSpeed()
 
 
 @pytest.mark.slow
@@ -160,7 +160,7 @@ def test_the_order_in_which_nodes_joined_hardly_matters_up_to_four(nodes: list[N
 def test_one_slot_is_not_split_for_nothing():
     """A lone sequence visits every stage for every token: two equal nodes cannot be faster than one."""
     cost = ModelCost((10 * MB,) * 6, 0, 1024, 10 * MB, 0, 4096, MB)
-    placement = place([node("a", 900 * MB), node("b", 900 * MB)], Links(), cost, Demand(1, 256, 256))
+    placement = place([node("a", 900 * MB), node("b", 900 * MB)], LinkSpeeds(), cost, Demand(1, 256, 256))
     assert len(placement.stages) == 1
     assert placement.tokens_per_second <= 1 / placement.latency * 1.001
 
@@ -171,7 +171,7 @@ def test_a_large_head_goes_to_the_node_that_holds_it(big: int):
     nodes = [node(f"n{i}", (600 if i == big else 35) * MB, 10e9 + i) for i in range(5)]
     cost = ModelCost((30 * MB,) * 5, 400 * MB, 64, 30 * MB, 400 * MB, 4096, MB)
     try:
-        placement = place(nodes, Links(), cost, Demand(8, 256, 256), at_least=5)
+        placement = place(nodes, LinkSpeeds(), cost, Demand(8, 256, 256), at_least=5)
     except NotEnoughMemory as error:
         pytest.fail(str(error))
     assert placement.stages[-1].node == f"n{big}"
@@ -184,13 +184,13 @@ def test_five_nodes_are_placed_nearly_as_well_as_can_be():
         speeds = [(rng.randint(15, 80) * MB, rng.choice([1e9, 3e9, 1e10, 4e10])) for _ in range(5)]
         nodes = [node(f"n{i}", memory, speed) for i, (memory, speed) in enumerate(speeds)]
         cost, demand = model(5, head=rng.randint(0, 60) * MB), Demand(8, 256, 256)
-        if all_of_them := everything(nodes, Links(), cost, demand, 256):
+        if all_of_them := everything(nodes, LinkSpeeds(), cost, demand, 256):
             best = max(p.tokens_per_second for p in all_of_them)
-            assert place(nodes, Links(), cost, demand).tokens_per_second >= 0.8 * best
+            assert place(nodes, LinkSpeeds(), cost, demand).tokens_per_second >= 0.8 * best
 
 
 def test_what_is_missing_is_said_where_no_split_fits():
     cost = ModelCost((30 * MB,) * 2, 0, 64, 1, 1, 1, MB)
     with pytest.raises(NotEnoughMemory) as refused:
-        place([node(f"n{i}", 25 * MB) for i in range(3)], Links(), cost, Demand(1, 64, 64))
+        place([node(f"n{i}", 25 * MB) for i in range(3)], LinkSpeeds(), cost, Demand(1, 64, 64))
     assert refused.value.needed > refused.value.available

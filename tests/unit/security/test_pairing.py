@@ -17,7 +17,7 @@ from shoal.security.certificates import Role, new_key
 from shoal.security.pairing import HeadExchange, NodeExchange
 from shoal.security.pairing_code import ALPHABET, PairingCode
 from shoal.security.pairing_desk import FREE, GUESSES, LONGEST_WAIT, PairingDesk, Ticket, pause
-from shoal.security.pairing_messages import HEADER_SIZE, LARGEST, Kind, pack, pack_refusal, payload_size, unpack
+from shoal.security.pairing_messages import HEADER_SIZE, LARGEST, PairingKind, pack, pack_refusal, payload_size, unpack
 from shoal.security.refusal import Refusal, refused
 
 NOW = dt.datetime(2026, 5, 1, tzinfo=dt.UTC)
@@ -264,9 +264,9 @@ def test_someone_in_between_who_does_not_know_the_code_learns_nothing():
 def test_a_guess_at_the_proof_is_refused():
     c = Conversation()
     c.head.challenge(c.node.hello(), 0)
-    assert refusal(lambda: c.head.grant(pack(Kind.REQUEST, bytes(300)), 0, NOW)) == ("wrong_code", 0)
+    assert refusal(lambda: c.head.grant(pack(PairingKind.REQUEST, bytes(300)), 0, NOW)) == ("wrong_code", 0)
     with pytest.raises(LocalProtocolError):
-        c.head.grant(pack(Kind.REQUEST, bytes(300)), 0, NOW)
+        c.head.grant(pack(PairingKind.REQUEST, bytes(300)), 0, NOW)
 
 
 def test_a_recorded_conversation_opens_nothing():
@@ -289,7 +289,7 @@ def test_a_recorded_conversation_opens_nothing():
 def test_a_message_sent_back_to_its_sender_is_refused():
     c = Conversation()
     challenge = c.head.challenge(c.node.hello(), 0)
-    mirrored = pack(Kind.CHALLENGE, c.node.hello()[HEADER_SIZE + 1 :] + challenge[-32:])
+    mirrored = pack(PairingKind.CHALLENGE, c.node.hello()[HEADER_SIZE + 1 :] + challenge[-32:])
     with pytest.raises(RemoteProtocolError):
         c.node.request(mirrored)
 
@@ -317,8 +317,8 @@ def test_a_changed_byte_lets_nobody_in(which: int, where: float, flip: int):
 
 
 @settings(max_examples=8, deadline=None)
-@given(st.binary(max_size=300), st.sampled_from(Kind), st.booleans())
-def test_garbage_is_refused_at_every_turn(data: bytes, kind: Kind, framed: bool):
+@given(st.binary(max_size=300), st.sampled_from(PairingKind), st.booleans())
+def test_garbage_is_refused_at_every_turn(data: bytes, kind: PairingKind, framed: bool):
     frame = pack(kind, data) if framed else data
     c, other = Conversation(), Conversation()
     with pytest.raises((PairingRefused, RemoteProtocolError)):
@@ -339,7 +339,7 @@ def test_garbage_is_refused_at_every_turn(data: bytes, kind: Kind, framed: bool)
 def test_points_outside_the_group_are_refused(point: bytes):
     c = Conversation()
     with pytest.raises(RemoteProtocolError, match="element"):
-        c.head.challenge(pack(Kind.HELLO, c.desk.code(0).nameplate.encode() + b"A" + point), 0)
+        c.head.challenge(pack(PairingKind.HELLO, c.desk.code(0).nameplate.encode() + b"A" + point), 0)
 
 
 def test_messages_out_of_turn_are_this_sides_own_mistake():
@@ -384,26 +384,26 @@ def test_clocks_that_disagree_are_named():
 def test_a_refusal_says_the_same_at_the_node(reason: Refusal):
     error = refused(reason, 2.5 if reason == Refusal.WAIT else 0.0)
     with pytest.raises(PairingRefused) as caught:
-        unpack(pack_refusal(error), Kind.CHALLENGE)
+        unpack(pack_refusal(error), PairingKind.CHALLENGE)
     assert str(caught.value) == str(error) and caught.value.reason == error.reason
     assert ("try again in 3 s" in str(error)) == (reason == Refusal.WAIT)
 
 
 def test_frames_that_are_too_long_cut_or_of_another_version():
-    header = pack(Kind.HELLO, b"abc")
+    header = pack(PairingKind.HELLO, b"abc")
     with pytest.raises(RemoteProtocolError, match="limit"):
         payload_size(header[:7] + (LARGEST + 1).to_bytes(2, "big"))
     with pytest.raises(LocalProtocolError):
-        pack(Kind.HELLO, bytes(LARGEST + 1))
+        pack(PairingKind.HELLO, bytes(LARGEST + 1))
     with pytest.raises(VersionMismatch):
         payload_size(header[:5] + b"\x09" + header[6:9])
     for cut in (b"", header[:4], header[:-1], header + b"x"):
         with pytest.raises(RemoteProtocolError, match="cut short"):
-            unpack(cut, Kind.HELLO)
+            unpack(cut, PairingKind.HELLO)
     with pytest.raises(RemoteProtocolError, match="HELLO"):
-        unpack(pack(Kind.REFUSED, b"\x01\x00\x00"), Kind.HELLO)  # only a head refuses
+        unpack(pack(PairingKind.REFUSED, b"\x01\x00\x00"), PairingKind.HELLO)  # only a head refuses
     with pytest.raises(RemoteProtocolError, match="reason"):
-        unpack(pack(Kind.REFUSED, b"\xee\x00\x00"), Kind.GRANT)
+        unpack(pack(PairingKind.REFUSED, b"\xee\x00\x00"), PairingKind.GRANT)
 
 
 def test_a_head_that_grants_anothers_key_is_not_believed(monkeypatch: pytest.MonkeyPatch):

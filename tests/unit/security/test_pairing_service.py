@@ -18,7 +18,7 @@ from shoal.security.authority import Authority
 from shoal.security.pairing import NodeExchange
 from shoal.security.pairing_code import ALPHABET, PairingCode
 from shoal.security.pairing_desk import FREE, PairingDesk
-from shoal.security.pairing_messages import HEADER_SIZE, LARGEST, Kind, pack, payload_size
+from shoal.security.pairing_messages import HEADER_SIZE, LARGEST, PairingKind, pack, payload_size
 from shoal.security.pairing_service import (
     CONVERSATIONS,
     FROM_ONE_PLACE,
@@ -193,11 +193,11 @@ BAD: dict[str, bytes] = {
     "nothing": b"",
     "garbage": b"GET / HTTP/1.1\r\nHost: head\r\n\r\n",
     "half a header": b"shoal\x01",
-    "half a message": pack(Kind.HELLO, bytes(34))[:20],
+    "half a message": pack(PairingKind.HELLO, bytes(34))[:20],
     "too long": b"shoal\x01\x01\xff\xff" + bytes(70000),
-    "another kind": pack(Kind.GRANT, bytes(40)),
+    "another kind": pack(PairingKind.GRANT, bytes(40)),
     "another version": b"shoal\x07\x01\x00\x00",
-    "no element": pack(Kind.HELLO, b"0A" + b"\xff" * 32),
+    "no element": pack(PairingKind.HELLO, b"0A" + b"\xff" * 32),
 }
 
 

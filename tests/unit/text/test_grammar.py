@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from shoal.errors import InvalidRequest
 from shoal.request import MAX_GRAMMAR, SamplingParams
 from shoal.text import grammar
-from shoal.text.tools import GLM, HERMES, LLAMA3, MISTRAL, MISTRAL_ARGS, QWEN3_CODER, Tool, ToolFormat, detect
+from shoal.text.tools import GLM, HERMES, LLAMA3, MISTRAL, MISTRAL_ARGS, QWEN3_CODER, ToolFormat, ToolFunction, detect
 from tests.support.letters import accepts, calls, said
 
 Schema = dict[str, Any]
@@ -24,8 +24,10 @@ def closed(**properties: Schema) -> Schema:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-WEATHER = Tool("weather", closed(city={"$ref": "#/$defs/City"}) | {"$defs": {"City": {"type": "string", "maxLength": 9}}}, strict=True)
-CLOCK = Tool("clock")
+WEATHER = ToolFunction(
+    "weather", closed(city={"$ref": "#/$defs/City"}) | {"$defs": {"City": {"type": "string", "maxLength": 9}}}, strict=True
+)
+CLOCK = ToolFunction("clock")
 TOOLS = (WEATHER, CLOCK)
 
 
@@ -163,7 +165,7 @@ def test_hostile_schemas_are_refused(schema: Schema):
     with pytest.raises(InvalidRequest):
         grammar.json_schema(schema)
     with pytest.raises(InvalidRequest):
-        calls(HERMES, [Tool("f", closed(a=schema), strict=True)])
+        calls(HERMES, [ToolFunction("f", closed(a=schema), strict=True)])
 
 
 @pytest.mark.parametrize("pattern", ["(a", "a{9999999}", "x" * 5000, "(?!a)"])
@@ -262,9 +264,9 @@ def test_a_trigger_that_is_a_special_token_is_named_by_its_id():
 
 def test_a_tool_whose_schema_is_not_supported_is_refused_where_it_is_strict():
     odd = closed(a={"type": "string", "format": "colour"})
-    assert accepts(calls(LLAMA3, [Tool("f", odd)]), '{"name": "f", "parameters": {"a": "x"}}')
+    assert accepts(calls(LLAMA3, [ToolFunction("f", odd)]), '{"name": "f", "parameters": {"a": "x"}}')
     with pytest.raises(InvalidRequest, match="colour") as refused:
-        calls(LLAMA3, [Tool("f", odd, strict=True)])
+        calls(LLAMA3, [ToolFunction("f", odd, strict=True)])
     assert refused.value.param == "tools"
 
 
@@ -285,7 +287,7 @@ def test_a_choice_of_no_tool_is_refused():
 def test_arguments_are_valid_whatever_the_schema_and_the_name(format: ToolFormat, schema: Schema, name: str, seed: int):
     if name in ("auto", "required"):
         name += "!"
-    text = said(calls(format, [Tool(name, schema, strict=True)], name), Random(seed))
+    text = said(calls(format, [ToolFunction(name, schema, strict=True)], name), Random(seed))
     text = text.removeprefix(format.opening + format.begin).removesuffix(format.closing).removesuffix(format.end)
     text = text.removeprefix(json.dumps(name, ensure_ascii=False)[1:-1] + format.middle)
     jsonschema.validate(json.loads(text), schema)

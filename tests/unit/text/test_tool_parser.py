@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.text import loose
-from shoal.text.deltas import Arguments, CallBegun, Content, Delta
+from shoal.text.deltas import Arguments, CallBegun, ContentDelta, Delta
 from shoal.text.tool_parser import ToolParser
 from shoal.text.tools import DEEPSEEK, DEEPSEEK_V31, GLM, HERMES, LLAMA3, MISTRAL, MISTRAL_ARGS, QWEN3_CODER, ToolFormat
 
@@ -52,7 +52,7 @@ def parsed(format: ToolFormat, pieces: Sequence[str]) -> tuple[str, list[tuple[s
     said, made = "", list[tuple[str, str]]()
     for delta in deltas:
         match delta:
-            case Content(text):
+            case ContentDelta(text):
                 assert text
                 said += text
             case CallBegun(number, name):
@@ -114,7 +114,7 @@ def test_text_that_does_not_begin_like_json_is_content(text: str, at: list[int])
 
 def test_content_and_arguments_are_out_as_soon_as_they_are_certain() -> None:
     parser = ToolParser(HERMES)
-    assert parser.push("I look. <tool") == [Content("I look.")]
+    assert parser.push("I look. <tool") == [ContentDelta("I look.")]
     assert parser.push('_call>\n{"name": "f", "argum') == []
     assert parser.push('ents": {"a') == [CallBegun(0, "f"), Arguments(0, '{"a')]
     assert parser.push('": 1') == [Arguments(0, '": 1')]

@@ -22,7 +22,7 @@ from shoal.text.deltas import Arguments
 from shoal.text.lark import inside_json
 from shoal.text.reasoning import THINK
 from shoal.text.tool_parser import ToolParser
-from shoal.text.tools import GLM, HERMES, QWEN3_CODER, Tool, ToolFormat
+from shoal.text.tools import GLM, HERMES, QWEN3_CODER, ToolFormat, ToolFunction
 from tests.support.engine import FakeEngine, says
 from tests.support.http import CHAT, fetch
 from tests.support.letters import accepts
@@ -63,7 +63,7 @@ def test_no_schema_is_an_error_of_the_server(format: ToolFormat, strict: bool, p
 
 
 def test_a_long_chain_of_references_is_followed() -> None:
-    (tool,) = held_tools([Tool("f", {"properties": {"a": {"$ref": "#/$defs/d0"}}, "$defs": CHAIN})])
+    (tool,) = held_tools([ToolFunction("f", {"properties": {"a": {"$ref": "#/$defs/d0"}}, "$defs": CHAIN})])
     assert kinds([tool]) == {"f": {"a": "text"}}
 
 
@@ -79,7 +79,7 @@ def written(format: ToolFormat, arguments: dict[str, str]) -> str:
 
 def read(format: ToolFormat, parameters: dict[str, Any], arguments: dict[str, str]) -> Any:
     """What a call is read as that the grammar lets through; None: it does not."""
-    tools = held_tools([Tool("f", parameters)])
+    tools = held_tools([ToolFunction("f", parameters)])
     text = written(format, arguments)
     if not accepts(answer_grammar(AnswerFormat(format), tools, "required"), text):
         return None
@@ -196,7 +196,7 @@ _json = st.recursive(
 )
 def test_whatever_is_called_a_schema_is_held_to_or_refused(format: ToolFormat, parameters: dict[str, Any], strict: bool) -> None:
     with contextlib.suppress(InvalidRequest):
-        tools = held_tools([Tool("f", parameters, strict)])
+        tools = held_tools([ToolFunction("f", parameters, strict)])
         kinds(tools)
         answer_grammar(AnswerFormat(format, names=("f",)), tools)
     with contextlib.suppress(InvalidRequest):
@@ -204,7 +204,7 @@ def test_whatever_is_called_a_schema_is_held_to_or_refused(format: ToolFormat, p
 
 
 def test_a_grammar_holds_a_call_without_its_marker_too() -> None:
-    tool = Tool("t", {"type": "object", "properties": {"input": {"type": "string"}}}, input=inside_json('start: "yes"'))
+    tool = ToolFunction("t", {"type": "object", "properties": {"input": {"type": "string"}}}, input=inside_json('start: "yes"'))
     made = answer_grammar(AnswerFormat(HERMES, names=("t",)), [tool])
     for text, taken in (("yes", True), ("no", False)):
         assert accepts(made, f'{{"name": "t", "arguments": {{"input": "{text}"}}}}') == taken

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher
 
-from shoal.gateway.answers.conversation import Conversation, Function, JsonAnswer, Tools, converse
-from shoal.text.deltas import Arguments, CallBegun, Content, Delta, Reasoning
+from shoal.gateway.answers.conversation import Conversation, JsonAnswer, RequestedFunction, Tools, converse
+from shoal.text.deltas import Arguments, CallBegun, ContentDelta, Delta, ReasoningDelta
 from shoal.text.detokenizer import TextStream
 from shoal.text.tokenizer import Tokenizer
 from tests.support.deltas import joined
@@ -22,7 +22,7 @@ from tests.support.engine import FakeEngine
 from tests.support.vocabularies import USER_DEFINED, byte_level
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}, "required": ["city"]}
-FUNCTIONS = [Function("weather", "The weather.", CITY, False, "tools.0"), Function("now", None, None, False, "tools.1")]
+FUNCTIONS = [RequestedFunction("weather", "The weather.", CITY, False, "tools.0"), RequestedFunction("now", None, None, False, "tools.1")]
 ASKED: list[dict[str, Any]] = [{"role": "user", "content": "hello"}]
 
 
@@ -156,7 +156,7 @@ def written(asked: Conversation, engine: FakeEngine, text: str) -> tuple[bool, l
         assert not matcher.is_error(), matcher.get_error()
     stream = TextStream(tokenizer, asked.prompt, (), asked.markers)
     if asked.format is None:
-        return fits, [Content("".join(map(stream.push, tokens)))]
+        return fits, [ContentDelta("".join(map(stream.push, tokens)))]
     parser = asked.format.parser()
     said = [d for token in tokens for d in parser.push(stream.push(token))]
     return fits, joined([*said, *parser.push(stream.finish()), *parser.finish()])
@@ -175,7 +175,7 @@ def test_calls_are_let_through_and_read(name: str, kind: str, thought: str, must
         thought = "\n</think>\n\n"
     fits, read = written(asked, engine, thought.format("hm") + shape.calls[kind])
     assert fits
-    assert read == [*([Reasoning("hm")] if "{}" in thought else []), *calls(2 if kind == "two" else 1)]
+    assert read == [*([ReasoningDelta("hm")] if "{}" in thought else []), *calls(2 if kind == "two" else 1)]
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -185,7 +185,7 @@ def test_where_calls_may_be_text_may_be_and_where_they_must_it_may_not(name: str
         (shape.thought.format("hm") if shape.thought else "") + ("<|channel|>final<|message|>" if name == "gpt-oss" else "") + "It rains."
     )
     fits, read = written(converse(engine, ASKED, Tools(FUNCTIONS), None), engine, text)
-    assert (fits, read) == (True, [*([Reasoning("hm")] if shape.thought else []), Content("It rains.")])
+    assert (fits, read) == (True, [*([ReasoningDelta("hm")] if shape.thought else []), ContentDelta("It rains.")])
     assert not written(converse(engine, ASKED, Tools(FUNCTIONS, must=True), None), engine, text)[0]
 
 
@@ -194,7 +194,7 @@ def test_an_answer_in_json_comes_after_reasoning(name: str) -> None:
     shape, engine = SHAPES[name], SHAPES[name].engine
     asked = converse(engine, ASKED, Tools([]), JsonAnswer(CITY, True, "response_format"))
     head = "<|channel|>final <|constrain|>json<|message|>" if name == "gpt-oss" else ""
-    assert written(asked, engine, shape.thought.format("hm") + head + PARIS) == (True, [Reasoning("hm"), Content(PARIS)])
+    assert written(asked, engine, shape.thought.format("hm") + head + PARIS) == (True, [ReasoningDelta("hm"), ContentDelta(PARIS)])
     assert not written(asked, engine, shape.thought.format("hm") + head + "{}")[0]
 
 
@@ -202,7 +202,7 @@ def test_an_answer_in_json_comes_after_reasoning(name: str) -> None:
 def test_without_tools_reasoning_is_told_too(name: str) -> None:
     shape, engine = SHAPES[name], SHAPES[name].engine
     text = shape.thought.format("hm") + ("<|channel|>final<|message|>" if name == "gpt-oss" else "") + "It rains."
-    assert written(converse(engine, ASKED, Tools([]), None), engine, text) == (True, [Reasoning("hm"), Content("It rains.")])
+    assert written(converse(engine, ASKED, Tools([]), None), engine, text) == (True, [ReasoningDelta("hm"), ContentDelta("It rains.")])
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -232,7 +232,7 @@ def test_a_preamble_is_content_beside_the_call() -> None:
     engine = SHAPES["gpt-oss"].engine
     asked = converse(engine, ASKED, Tools(FUNCTIONS), None)
     text = "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant" + SHAPES["gpt-oss"].calls["one"]
-    assert written(asked, engine, text) == (True, [Content("I look."), *calls(1)])
+    assert written(asked, engine, text) == (True, [ContentDelta("I look."), *calls(1)])
 
 
 LOOSE = [
@@ -249,7 +249,7 @@ def test_a_call_without_its_marker_is_one(name: str, text: str) -> None:
     shape, engine = SHAPES[name], SHAPES[name].engine
     asked = converse(engine, ASKED, Tools(FUNCTIONS), None)
     thought = shape.thought.format("hm")
-    assert written(asked, engine, thought + text) == (True, [*([Reasoning("hm")] if thought else []), *calls(1)])
+    assert written(asked, engine, thought + text) == (True, [*([ReasoningDelta("hm")] if thought else []), *calls(1)])
     assert not written(asked, engine, thought + text.replace("3", '"x"'))[0]
 
 
@@ -258,7 +258,7 @@ def test_a_call_without_its_marker_is_one(name: str, text: str) -> None:
 )
 def test_json_that_is_no_call_is_content(text: str) -> None:
     engine = SHAPES["qwen2.5"].engine
-    assert written(converse(engine, ASKED, Tools(FUNCTIONS), None), engine, text)[1] == [Content(text)]
+    assert written(converse(engine, ASKED, Tools(FUNCTIONS), None), engine, text)[1] == [ContentDelta(text)]
 
 
 @pytest.mark.parametrize("name", ["qwen3-coder", "glm"])
@@ -279,7 +279,7 @@ def test_json_that_is_no_call_is_content(text: str) -> None:
 def test_values_in_tags_are_json_of_their_schema(name: str, schema: dict[str, Any], value: str, said: str) -> None:
     engine = SHAPES[name].engine
     whole = {"type": "object", "properties": {"x": schema}, "required": ["x"], "$defs": {"n": {"type": "integer"}, "c": {"enum": ["blue"]}}}
-    asked = converse(engine, ASKED, Tools([Function("f", None, whole, False, "tools.0")], must=True), None)
+    asked = converse(engine, ASKED, Tools([RequestedFunction("f", None, whole, False, "tools.0")], must=True), None)
     texts = {
         "qwen3-coder": f"<tool_call>\n<function=f>\n<parameter=x>\n{value}\n</parameter>\n</function>\n</tool_call>",
         "glm": f"<tool_call>f\n<arg_key>x</arg_key>\n<arg_value>{value}</arg_value>\n</tool_call>",

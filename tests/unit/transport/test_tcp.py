@@ -8,7 +8,7 @@ import pytest
 
 from shoal.transport import tcp
 from shoal.transport.base import FrameStream
-from shoal.wire.frame import Frame, Kind
+from shoal.wire.frame import Frame, FrameKind
 from tests.support.route import turns
 
 
@@ -22,7 +22,7 @@ def test_an_abort_is_no_clean_end_over_tcp():
 
         listener = await tcp.listen("127.0.0.1", 0, handler)
         left = await tcp.connect("127.0.0.1", listener.port, 5)
-        await left.send(Frame(Kind.PING))
+        await left.send(Frame(FrameKind.PING))
         try:
             with pytest.raises(ConnectionError):
                 await left.receive()
@@ -38,7 +38,7 @@ def test_what_a_handler_sent_arrives_though_it_returns_at_once():
 
     async def scenario() -> None:
         async def handler(stream: FrameStream) -> None:
-            sending = asyncio.ensure_future(stream.send(Frame(Kind.ERROR, body=bytes(32 << 20))))
+            sending = asyncio.ensure_future(stream.send(Frame(FrameKind.ERROR, body=bytes(32 << 20))))
             await turns()
             sending.cancel()
 
@@ -46,7 +46,7 @@ def test_what_a_handler_sent_arrives_though_it_returns_at_once():
         left = await tcp.connect("127.0.0.1", listener.port, 5)
         left.trust()
         try:
-            assert (await left.receive()).kind is Kind.ERROR
+            assert (await left.receive()).kind is FrameKind.ERROR
         finally:
             left.abort()
             await listener.close()

@@ -13,7 +13,7 @@ from shoal.errors import LocalProtocolError, ProtocolError, RemoteProtocolError,
 from shoal.request import Alternative, SamplingParams, Score
 from shoal.scheduler.plan import Chunk, Opened, PromptOutputs, PromptQuery, Sampled, StageTrace, StepPlan, StepResult
 from shoal.wire import messages
-from shoal.wire.frame import HEADER, MAGIC, VERSION, Dtype, Frame, FrameDecoder, Kind, WireCodec
+from shoal.wire.frame import HEADER, MAGIC, VERSION, Dtype, Frame, FrameDecoder, FrameKind, WireCodec
 
 
 def wire(frame: Frame) -> bytes:
@@ -37,7 +37,7 @@ def facts(frame: Frame) -> tuple[object, ...]:
 
 
 def header(
-    magic: int = MAGIC, version: int = VERSION, kind: int = Kind.STEP, dtype: int = 0, codec: int = 0, meta: int = 0, body: int = 0
+    magic: int = MAGIC, version: int = VERSION, kind: int = FrameKind.STEP, dtype: int = 0, codec: int = 0, meta: int = 0, body: int = 0
 ) -> bytes:
     return HEADER.pack(magic, version, kind, 0, dtype, codec, 0, meta, 0, body)
 
@@ -46,7 +46,7 @@ def frames() -> st.SearchStrategy[Frame]:
     sizes = st.one_of(st.integers(0, 40), st.sampled_from([2047, 2048, 65503, 65504, 65505, 70000]))
     return st.builds(
         Frame,
-        st.sampled_from(Kind),
+        st.sampled_from(FrameKind),
         st.integers(0, 2**32 - 1),
         st.integers(0, 2**64 - 1),
         st.binary(max_size=40),
@@ -58,20 +58,20 @@ def frames() -> st.SearchStrategy[Frame]:
 
 
 def test_the_header_is_what_the_page_says():
-    data = wire(Frame(Kind.RESULT, 7, 9, b"meta", b"body!", Dtype.FLOAT32, WireCodec.INT8, 3))
+    data = wire(Frame(FrameKind.RESULT, 7, 9, b"meta", b"body!", Dtype.FLOAT32, WireCodec.INT8, 3))
     assert len(data) == 32 + 4 + 5
     assert struct.unpack("<HBBHBBIIQQ", data[:32]) == (0x5A1B, 1, 3, 3, 1, 2, 7, 4, 9, 5)
 
 
 def test_size_is_what_goes_onto_the_wire():
     for body in (b"", b"x" * 10, b"x" * 5000):
-        frame = Frame(Kind.STEP, meta=b"abc", body=body)
+        frame = Frame(FrameKind.STEP, meta=b"abc", body=body)
         assert frame.size == len(wire(frame))
 
 
 def test_a_large_body_is_not_copied():
     body = bytearray(5000)
-    _, sent = Frame(Kind.STEP, body=body).buffers()
+    _, sent = Frame(FrameKind.STEP, body=body).buffers()
     assert memoryview(sent).obj is body
 
 
@@ -86,24 +86,24 @@ def test_frames_survive_any_cut(sent: list[Frame], pieces: list[int]):
 
 @pytest.mark.parametrize("cut", range(1, 45))
 def test_two_frames_cut_at_every_byte(cut: int):
-    data = wire(Frame(Kind.PING, meta=b"a")) + wire(Frame(Kind.BYE, body=b"bcd"))
+    data = wire(Frame(FrameKind.PING, meta=b"a")) + wire(Frame(FrameKind.BYE, body=b"bcd"))
     decoder = FrameDecoder()
     got = read(data[:cut], [99], decoder)
     got += read(data[cut:], [99], decoder)
-    assert [f.kind for f in got] == [Kind.PING, Kind.BYE]
+    assert [f.kind for f in got] == [FrameKind.PING, FrameKind.BYE]
 
 
 def test_frames_keep_their_bytes_when_more_come():
     decoder = FrameDecoder()
-    (first,) = read(wire(Frame(Kind.STEP, meta=b"first", body=b"body")), [999], decoder)
-    read(wire(Frame(Kind.STEP, meta=b"other", body=b"else")), [999], decoder)
+    (first,) = read(wire(Frame(FrameKind.STEP, meta=b"first", body=b"body")), [999], decoder)
+    read(wire(Frame(FrameKind.STEP, meta=b"other", body=b"else")), [999], decoder)
     assert (bytes(first.meta), bytes(first.body)) == (b"first", b"body")
 
 
 @pytest.mark.parametrize(("count", "middle"), [(0, False), (1, True), (31, True), (32, True), (36, False)])
 def test_it_knows_whether_a_frame_is_cut(count: int, middle: bool):
     decoder = FrameDecoder()
-    read(wire(Frame(Kind.STEP, body=b"1234"))[:count], [99], decoder)
+    read(wire(Frame(FrameKind.STEP, body=b"1234"))[:count], [99], decoder)
     assert decoder.mid_frame is middle
 
 
@@ -136,7 +136,7 @@ def test_a_broken_stream_is_never_read_again():
 
 def test_a_frame_over_the_limits_is_never_sent():
     with pytest.raises(LocalProtocolError, match="limits"):
-        Frame(Kind.STEP, meta=bytes((16 << 20) + 1)).buffers()
+        Frame(FrameKind.STEP, meta=bytes((16 << 20) + 1)).buffers()
 
 
 @given(st.binary(max_size=200), st.integers(1, 64))
@@ -211,4 +211,4 @@ def test_a_cut_plan_is_refused(data: st.DataObject):
 
 def test_a_header_out_of_range_is_this_sides_fault():
     with pytest.raises(LocalProtocolError):
-        Frame(Kind.STEP, epoch=2**32).buffers()
+        Frame(FrameKind.STEP, epoch=2**32).buffers()

@@ -14,12 +14,12 @@ from typing import Any, cast
 import msgspec
 
 from shoal.errors import InvalidRequest
-from shoal.gateway.engine import Engine, Tokenizer
+from shoal.gateway.engine import ChatTokenizer, Engine
 from shoal.text import grammar
 from shoal.text.answer_format import AnswerFormat
 from shoal.text.answer_grammar import MAX_TOOLS, JsonSchema, answer_grammar, held_tools, kinds
 from shoal.text.arguments import Kinds
-from shoal.text.tools import Tool, ToolFormat
+from shoal.text.tools import ToolFormat, ToolFunction
 
 MAX_MESSAGES = 2048
 _GOES_ON = "goes_on"
@@ -32,7 +32,7 @@ call's `arguments` are an object."""
 
 
 @dataclass(frozen=True)
-class Function:
+class RequestedFunction:
     """A function that the model may call. where: the field of the body that says so."""
 
     name: str
@@ -52,8 +52,8 @@ class Function:
             raise InvalidRequest("a function's parameters must be an object: 'type' must be 'object'", f"{self.where}.parameters")
 
     @property
-    def tool(self) -> Tool:
-        return Tool(self.name, self.parameters or {}, self.strict, self.input)
+    def tool(self) -> ToolFunction:
+        return ToolFunction(self.name, self.parameters or {}, self.strict, self.input)
 
     @property
     def told(self) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class Function:
 class Tools:
     """Functions, and which of them may or must be called. allowed: by name; None: all."""
 
-    functions: Sequence[Function]
+    functions: Sequence[RequestedFunction]
     may: bool = True
     must: bool = False
     allowed: Sequence[str] | None = None
@@ -95,7 +95,7 @@ class Tools:
         return tuple(f.name for f in self.functions if f.custom)
 
     @property
-    def callable(self) -> list[Tool]:
+    def callable(self) -> list[ToolFunction]:
         return [f.tool for f in self.functions if self.may and (self.allowed is None or f.name in self.allowed)]
 
 
@@ -156,12 +156,12 @@ def converse(
     return Conversation(prompt, held, made, _markers(tokenizer, made))
 
 
-def _markers(tokenizer: Tokenizer, format: AnswerFormat) -> tuple[int, ...]:
+def _markers(tokenizer: ChatTokenizer, format: AnswerFormat) -> tuple[int, ...]:
     """Special tokens that have to be seen for an answer to be read."""
     return tuple(sorted(id for text, id in tokenizer.special.items() if text and any(text in part for part in format.written)))
 
 
-def _asked(tokenizer: Tokenizer, format: AnswerFormat, tools: Tools | None = None, answer: JsonAnswer | None = None) -> str:
+def _asked(tokenizer: ChatTokenizer, format: AnswerFormat, tools: Tools | None = None, answer: JsonAnswer | None = None) -> str:
     """All that a grammar depends on."""
     marks = {text: id for text, id in tokenizer.marks.items() if any(text in part for part in format.written)}
     functions = [] if tools is None else [asdict(tool) for tool in tools.callable]
@@ -174,13 +174,13 @@ def _held(asked: str) -> tuple[str, Kinds]:
     """The grammar, and how arguments are read. An agent asks with the same tools again and again, and each of them takes milliseconds."""
     told, marks, functions, choice, parallel, answer = json.loads(asked)
     format, schema = msgspec.convert(told, AnswerFormat), None if answer is None else JsonSchema(**answer)
-    tools = held_tools([Tool(**function) for function in functions])
+    tools = held_tools([ToolFunction(**function) for function in functions])
     read = kinds(tools) if format.calls is not None and format.calls.tags is not None else {}
     return answer_grammar(format, tools, choice, parallel, marks, schema), read
 
 
 def rendered(
-    tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools, answer: bool = True, variables: Mapping[str, Any] | None = None
+    tokenizer: ChatTokenizer, messages: Sequence[Message], tools: Tools, answer: bool = True, variables: Mapping[str, Any] | None = None
 ) -> str:
     """The text that the model reads, for `encode_marked`. answer: up to where its answer begins. Raises InvalidRequest."""
     if messages and messages[-1].get(_GOES_ON):
@@ -196,7 +196,7 @@ def rendered(
     return tokenizer.render_chat(_linked(messages, format), [f.told for f in tools.functions if tools.may], answer, variables)
 
 
-def _going_on(tokenizer: Tokenizer, text: str, message: Message) -> str:
+def _going_on(tokenizer: ChatTokenizer, text: str, message: Message) -> str:
     """A rendered text, and behind it what the answer goes on from: where a template begins a thought, that is closed first."""
     format = tokenizer.reasoning_format
     if format is not None and format.opened(text):

@@ -7,7 +7,7 @@ import re
 from typing import Any, Literal
 
 from shoal.errors import InvalidRequest
-from shoal.gateway.answers.conversation import Function
+from shoal.gateway.answers.conversation import RequestedFunction
 from shoal.text.lark import inside_json, inside_json_regex
 
 Syntax = Literal["lark", "regex"]
@@ -23,10 +23,10 @@ _MOST = 64 << 10
 _OPENING = re.compile(r'\s*\{\s*"input"\s*:\s*"')
 
 
-def custom_function(name: str, description: str | None, grammar: tuple[Syntax, str] | None, where: str) -> Function:
+def custom_function(name: str, description: str | None, grammar: tuple[Syntax, str] | None, where: str) -> RequestedFunction:
     """grammar: what its text has to match. where: the field of the body that says so. Raises InvalidRequest."""
     if grammar is None:
-        return Function(name, description, _ARGUMENTS, True, where, custom=True)
+        return RequestedFunction(name, description, _ARGUMENTS, True, where, custom=True)
     syntax, definition = grammar
     if len(definition) > _MOST:
         raise InvalidRequest(f"the grammar of the tool '{name}' has more than {_MOST} characters", where)
@@ -38,7 +38,7 @@ def custom_function(name: str, description: str | None, grammar: tuple[Syntax, s
     except ValueError as error:
         raise InvalidRequest(f"the grammar of the tool '{name}': {error}", where) from None
     told = f"The input has to match this {'Lark grammar' if syntax == 'lark' else 'regular expression'}:\n{definition}"
-    return Function(name, f"{description}\n\n{told}" if description else told, _ARGUMENTS, True, where, custom=True, input=inside)
+    return RequestedFunction(name, f"{description}\n\n{told}" if description else told, _ARGUMENTS, True, where, custom=True, input=inside)
 
 
 def called_with(text: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from shoal.gateway.auth.key import KeyId
 from shoal.gateway.engine import Engine
 from shoal.gateway.http.request_id import ID, new_id
 from shoal.gateway.schema.sampling import limit, sampling_params
-from shoal.gateway.schema.wire import Sampled
+from shoal.gateway.schema.wire import SampledBody
 from shoal.request import MAX_CHOICES, Priority, Request, RequestId
 from shoal.text.answer_format import AnswerFormat
 
@@ -107,7 +107,7 @@ def _stops(stop: str | list[str] | None, most: int) -> tuple[str, ...]:
 
 
 def common(
-    body: Sampled,
+    body: SampledBody,
     engine: Engine,
     prompts: Sequence[list[int]],
     *,

@@ -20,7 +20,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from uvicorn.server import ServerState
 
 from shoal.gateway.http.faults import Fault
-from shoal.gateway.http.stall_timeouts import Phase, Rule, StallTimeouts
+from shoal.gateway.http.stall_timeouts import Phase, StallRule, StallTimeouts
 
 MAX_AHEAD = 512 << 10
 """Bytes that a client may send while its request is answered, the last of its body included."""
@@ -101,7 +101,7 @@ def _check_framing(request: h11.Request) -> bool:
 class Connections:
     """The connections of one server. At the limit, the one that has been idle longest is closed to make room for a new one."""
 
-    def __init__(self, limit: int, rules: dict[Phase, Rule]) -> None:
+    def __init__(self, limit: int, rules: dict[Phase, StallRule]) -> None:
         self.limit, self.rules = limit, rules
         self.open: dict[Connection, None] = {}
         self.waiting: dict[Connection, None] = {}

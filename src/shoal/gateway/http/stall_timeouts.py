@@ -26,25 +26,25 @@ class Phase(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Rule:
+class StallRule:
     seconds: float
     least: int | None = None
     """Bytes that begin the seconds anew; None: nothing does."""
 
 
-def rules(stall: float) -> dict[Phase, Rule]:
+def rules(stall: float) -> dict[Phase, StallRule]:
     return {
-        Phase.REQUEST: Rule(10),
-        Phase.BODY: Rule(10, 10 << 10),
-        Phase.READING: Rule(stall, 32 << 10),
-        Phase.DRAINING: Rule(5),
+        Phase.REQUEST: StallRule(10),
+        Phase.BODY: StallRule(10, 10 << 10),
+        Phase.READING: StallRule(stall, 32 << 10),
+        Phase.DRAINING: StallRule(5),
     }
 
 
 class StallTimeouts:
     """With one connection."""
 
-    def __init__(self, now: float, rules: dict[Phase, Rule]) -> None:
+    def __init__(self, now: float, rules: dict[Phase, StallRule]) -> None:
         self._rules = rules
         self._doing: object = None
         self._since, self._moved = now, 0

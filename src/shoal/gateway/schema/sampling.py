@@ -6,7 +6,7 @@ import secrets
 from typing import Any
 
 from shoal.errors import InvalidRequest
-from shoal.gateway.schema.wire import Sampled
+from shoal.gateway.schema.wire import SampledBody
 from shoal.request import SamplingParams
 
 MAX_BIASES = 1024
@@ -35,7 +35,7 @@ def fitting(wanted: int, prompt: int, longest: int) -> int:
     return min(wanted, max(longest - prompt, 1))
 
 
-def sampling_params(body: Sampled, logprobs: int | None, grammar: str, vocabulary: int) -> SamplingParams:
+def sampling_params(body: SampledBody, logprobs: int | None, grammar: str, vocabulary: int) -> SamplingParams:
     """Without a seed a random one. Raises InvalidRequest, naming the field."""
 
     def given(value: Any, default: Any) -> Any:

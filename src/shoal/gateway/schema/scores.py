@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from shoal.gateway.engine import Tokenizer
+from shoal.gateway.engine import ChatTokenizer
 from shoal.request import TokenChunk
 
 
-def scores(chunks: Sequence[TokenChunk], tokenizer: Tokenizer) -> list[dict[str, Any]]:
+def scores(chunks: Sequence[TokenChunk], tokenizer: ChatTokenizer) -> list[dict[str, Any]]:
     """Of each token, with its alternatives."""
 
     def token(id: int, logprob: float | None) -> dict[str, Any]:

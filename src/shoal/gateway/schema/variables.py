@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from shoal.errors import InvalidRequest
-from shoal.gateway.engine import Tokenizer
+from shoal.gateway.engine import ChatTokenizer
 from shoal.text.chat import RESERVED
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
@@ -20,7 +20,7 @@ _SWITCHES = ("enable_thinking", "thinking")
 _MOST = 16 << 10  # bytes of what a client gives
 
 
-def template_variables(tokenizer: Tokenizer, effort: Effort | None, given: Mapping[str, Any] | None) -> dict[str, Any]:
+def template_variables(tokenizer: ChatTokenizer, effort: Effort | None, given: Mapping[str, Any] | None) -> dict[str, Any]:
     """Those that this model's template takes; others have no effect. What is given by name goes before the effort.
 
     Raises InvalidRequest.
@@ -34,7 +34,7 @@ def template_variables(tokenizer: Tokenizer, effort: Effort | None, given: Mappi
     return {name: value for name, value in told.items() if name in takes}
 
 
-def _checked(tokenizer: Tokenizer, given: Mapping[str, Any]) -> Mapping[str, Any]:
+def _checked(tokenizer: ChatTokenizer, given: Mapping[str, Any]) -> Mapping[str, Any]:
     """Raises InvalidRequest for what would not stay beside the conversation."""
     for name in given:
         if name in RESERVED:

@@ -56,13 +56,13 @@ Metadata = Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max
 """Pairs of text, which say nothing to the model."""
 
 
-class Asking(Wire):
+class ModelBody(Wire):
     """A body that asks the model something."""
 
     model: str | None = None
 
 
-class Sampled(Asking):
+class SampledBody(ModelBody):
     """A body that asks for tokens as OpenAI's API does. Those of other APIs are translated into it."""
 
     stream: bool | None = False

@@ -13,7 +13,7 @@ from shoal.chunk_stream import ChunkStream
 from shoal.errors import ClusterError, RemoteProtocolError, ShoalError
 from shoal.gateway.auth.key import KeyId, KeyLimits
 from shoal.gateway.auth.limits import Allowance
-from shoal.gateway.engine import TakenOver, Tokenizer
+from shoal.gateway.engine import ChatTokenizer, TakenOver
 from shoal.gateway.workers import messages
 from shoal.gateway.workers.channel import Channel
 from shoal.gateway.workers.messages import Attached, Call, FromHead, Message, Reply, Welcome
@@ -89,7 +89,7 @@ class RemoteLimiter:
 class RemoteEngine:
     """gateway.engine.Engine, of the head that welcomed this process. `run` has to run beside its use."""
 
-    def __init__(self, channel: Channel[FromHead], welcome: Welcome, tokenizer: Tokenizer) -> None:
+    def __init__(self, channel: Channel[FromHead], welcome: Welcome, tokenizer: ChatTokenizer) -> None:
         self.name, self.created, self.vocabulary = welcome.name, welcome.created, welcome.vocabulary
         self.facts = welcome.facts
         self.resume, self.settings, self.tokenizer = welcome.resume, welcome.settings, tokenizer
@@ -104,7 +104,7 @@ class RemoteEngine:
         """Set when no more requests are to be taken; `finished` is the answer."""
 
     @classmethod
-    async def connect(cls, path: Path, opened: Callable[[Path, Path | None, bool], Tokenizer]) -> RemoteEngine:
+    async def connect(cls, path: Path, opened: Callable[[Path, Path | None, bool], ChatTokenizer]) -> RemoteEngine:
         """opened: gives the tokenizer of a model, another chat template, and whether text is trusted. Raises OSError, EOFError, RemoteProtocolError, and what `opened` raises."""
         channel: Channel[FromHead] = Channel(*await asyncio.open_unix_connection(path), FromHead)
         try:

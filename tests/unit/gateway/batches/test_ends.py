@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shoal.errors import CapacityError
-from shoal.gateway.endpoints.batches.state import Batch, Status
+from shoal.gateway.endpoints.batches.state import Batch, BatchStatus
 from shoal.gateway.endpoints.batches.store import BatchStore
 from tests.support.batches import Api, Clock, Gated, echo, line, run, served
 from tests.support.engine import FakeEngine
@@ -189,8 +189,8 @@ def test_a_batch_that_could_not_be_ended_is_ended_again(tmp_path: Path, monkeypa
     monkeypatch.setattr("shoal.gateway.endpoints.batches.runner._REST", 0.01)
     real, failures = BatchStore.move, [CapacityError("the disk is full")] * 3
 
-    def move(self: BatchStore, id: str, to: Status, **changes: Any) -> Batch:
-        if to is Status.COMPLETED and failures:
+    def move(self: BatchStore, id: str, to: BatchStatus, **changes: Any) -> Batch:
+        if to is BatchStatus.COMPLETED and failures:
             raise failures.pop()
         return real(self, id, to, **changes)
 

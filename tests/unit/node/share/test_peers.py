@@ -21,7 +21,7 @@ from shoal.security.certificates import Role
 from shoal.transport import tcp
 from shoal.transport.base import FrameStream
 from shoal.wire import messages
-from shoal.wire.frame import HEADER, MAGIC, MAX_BODY, VERSION, Frame, Kind
+from shoal.wire.frame import HEADER, MAGIC, MAX_BODY, VERSION, Frame, FrameKind
 from tests.support.share import (
     CONTENT,
     HASH,
@@ -91,13 +91,13 @@ def test_what_was_fetched_is_handed_on(machine: HostEnvironment, tmp_path: Path,
 BAD_PEERS: dict[str, Hand] = {
     "dies at once": dying,
     "dies later": dying_later,
-    "another offset": instead(Frame(Kind.FETCH, step=1, body=b"x")),
-    "nothing": instead(Frame(Kind.FETCH, body=b"")),
-    "more than was asked": instead(Frame(Kind.FETCH, body=bytes(FRAME + 1))),
-    "a step": instead(Frame(Kind.STEP, body=b"x")),
-    "not here": instead(Frame(Kind.ERROR, meta=messages.encode(messages.Error(ABSENT, -1)))),
-    "some error": instead(Frame(Kind.ERROR, meta=messages.encode(messages.Error("boom", -1)))),
-    "an unreadable error": instead(Frame(Kind.ERROR, meta=b"\xc1")),
+    "another offset": instead(Frame(FrameKind.FETCH, step=1, body=b"x")),
+    "nothing": instead(Frame(FrameKind.FETCH, body=b"")),
+    "more than was asked": instead(Frame(FrameKind.FETCH, body=bytes(FRAME + 1))),
+    "a step": instead(Frame(FrameKind.STEP, body=b"x")),
+    "not here": instead(Frame(FrameKind.ERROR, meta=messages.encode(messages.Error(ABSENT, -1)))),
+    "some error": instead(Frame(FrameKind.ERROR, meta=messages.encode(messages.Error("boom", -1)))),
+    "an unreadable error": instead(Frame(FrameKind.ERROR, meta=b"\xc1")),
 }
 
 
@@ -124,7 +124,7 @@ def test_bad_peers_alone_bring_nothing_and_break_nothing(hand: Hand, machine: Ho
 
 def test_a_peer_that_announces_more_than_a_frame_is_given_up_before_room_is_made(machine: HostEnvironment, tmp_path: Path):
     async def announcing(stream: FrameStream, asked: messages.Fetch, before: list[range]) -> None:
-        header = HEADER.pack(MAGIC, VERSION, Kind.FETCH, 0, 0, 0, 0, 0, asked.offset, MAX_BODY)
+        header = HEADER.pack(MAGIC, VERSION, FrameKind.FETCH, 0, 0, 0, 0, 0, asked.offset, MAX_BODY)
         cast(Any, stream)._protocol.transport.write(header)
 
     async def scenario() -> None:
@@ -196,7 +196,7 @@ def test_a_busy_peer_is_asked_again(machine: HostEnvironment, tmp_path: Path, mo
     async def hand(stream: FrameStream, asked: messages.Fetch, before: list[range]) -> None:
         if busy:
             busy.pop()
-            await stream.send(Frame(Kind.ERROR, meta=messages.encode(messages.Error(BUSY, -1))))
+            await stream.send(Frame(FrameKind.ERROR, meta=messages.encode(messages.Error(BUSY, -1))))
         else:
             await well(stream, asked, before)
 

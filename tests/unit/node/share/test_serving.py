@@ -19,7 +19,7 @@ from shoal.node.share import ABSENT, BUSY, FRAME, Share
 from shoal.transport import memory, tcp
 from shoal.transport.base import FrameStream
 from shoal.wire import messages
-from shoal.wire.frame import Frame, Kind
+from shoal.wire.frame import Frame, FrameKind
 from tests.support.http import eventually
 from tests.support.share import CONTENT, HASH, played, serve
 
@@ -68,12 +68,12 @@ def play(request: pytest.FixtureRequest, model: Path) -> Play:
 
 
 async def ask(stream: FrameStream, sha256: Any, offset: Any, length: Any) -> None:
-    await stream.send(Frame(Kind.FETCH, meta=msgspec.msgpack.encode([sha256, offset, length])))
+    await stream.send(Frame(FrameKind.FETCH, meta=msgspec.msgpack.encode([sha256, offset, length])))
 
 
 async def refusal(stream: FrameStream) -> str:
     frame = await stream.receive()
-    assert frame.kind is Kind.ERROR
+    assert frame.kind is FrameKind.ERROR
     return messages.decode_error(frame.meta).message
 
 
@@ -85,7 +85,7 @@ def test_a_range_comes_in_frames(play: Play, asked: range):
             got = b""
             while len(got) < len(asked):
                 frame = await stream.receive()
-                assert (frame.kind, frame.step) == (Kind.FETCH, asked.start + len(got))
+                assert (frame.kind, frame.step) == (FrameKind.FETCH, asked.start + len(got))
                 assert 0 < len(frame.body) <= FRAME
                 got += bytes(frame.body)
             assert got == CONTENT[asked.start : asked.stop]
@@ -128,7 +128,7 @@ def test_ranges_that_are_refused(play: Play, offset: int, length: int):
 )
 def test_requests_that_are_none(play: Play, meta: bytes):
     async def client(stream: FrameStream) -> None:
-        await stream.send(Frame(Kind.FETCH, meta=meta))
+        await stream.send(Frame(FrameKind.FETCH, meta=meta))
         with contextlib.suppress(EOFError, ConnectionError):
             await stream.receive()
 
@@ -139,7 +139,7 @@ def test_a_stage_is_not_entered_by_this_door(play: Play):
     async def client(stream: FrameStream) -> None:
         await ask(stream, HASH, 0, 1)
         await stream.receive()
-        await stream.send(Frame(Kind.STEP))
+        await stream.send(Frame(FrameKind.STEP))
         with contextlib.suppress(EOFError, ConnectionError):
             await stream.receive()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from shoal.gateway.endpoints.batches.state import Status
+from shoal.gateway.endpoints.batches.state import BatchStatus
 from shoal.gateway.schema.wire import Shape
 
 
@@ -34,7 +34,7 @@ class BatchAnswer(Shape):
     errors: BatchProblems | None
     input_file_id: str
     completion_window: Literal["24h"]
-    status: Status
+    status: BatchStatus
     output_file_id: str | None
     error_file_id: str | None
     created_at: int

@@ -15,7 +15,7 @@ _FIELDS = {"custom_id", "method", "url", "body"}
 
 
 @dataclass(frozen=True)
-class BatchRequest:
+class BatchItem:
     """A request of a batch. line: from 1 on."""
 
     line: int
@@ -36,7 +36,7 @@ class Invalid:
     custom_id: str | None = None
 
 
-Line = BatchRequest | Invalid
+Line = BatchItem | Invalid
 
 
 def lines_of(file: BinaryIO) -> Iterator[bytes]:
@@ -61,7 +61,7 @@ def parsed(lines: Iterable[bytes], urls: Collection[str]) -> Iterator[Line]:
         if not raw.strip():
             continue
         line = _parse(number, raw, urls)
-        if isinstance(line, BatchRequest):
+        if isinstance(line, BatchItem):
             first = seen.setdefault(line.custom_id, number)
             if first != number:
                 message = f"custom_id '{line.custom_id[:64]}' is that of line {first} already"
@@ -99,7 +99,7 @@ def _parse(number: int, raw: bytes, urls: Collection[str]) -> Line:
     if cast("dict[str, Any]", body).get("stream"):
         return invalid("unsupported_parameter", "the answers of a batch are not streamed; leave stream out", "body.stream")
     try:
-        return BatchRequest(number, id, url, json.dumps(body).encode())
+        return BatchItem(number, id, url, json.dumps(body).encode())
     except (ValueError, RecursionError) as error:
         return invalid("invalid_body", f"the body cannot be written as JSON: {error}", "body")
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from shoal.errors import UnknownObject
-from shoal.gateway.endpoints.batches.line import BatchRequest, Invalid, Line, lines_of, parsed
+from shoal.gateway.endpoints.batches.line import BatchItem, Invalid, Line, lines_of, parsed
 from shoal.gateway.endpoints.batches.output import Output
 from shoal.gateway.endpoints.batches.result import answered, unanswered
 from shoal.gateway.endpoints.batches.state import Batch, Counts, Problem
@@ -69,13 +69,13 @@ class BatchOutputs:
         done = self._good.done.completed, self._bad.done.failed
         return Counts(max(self.total, sum(done)), *done)
 
-    def left(self) -> Iterator[BatchRequest]:
+    def left(self) -> Iterator[BatchItem]:
         """Requests that have no result. Raises OSError."""
         for line in lines(self._files.path(self._batch.input_file_id), (self._batch.endpoint,)):
-            if isinstance(line, BatchRequest) and not (self._good.done.covers(line) or self._bad.done.covers(line)):
+            if isinstance(line, BatchItem) and not (self._good.done.covers(line) or self._bad.done.covers(line)):
                 yield line
 
-    async def answered(self, asked: BatchRequest, answer: Answered) -> None:
+    async def answered(self, asked: BatchItem, answer: Answered) -> None:
         """Returns when it is on the disk. Raises OSError."""
         id = secrets.token_hex(12)
         line = answered(asked, id, answer.status, answer.headers.get("x-request-id", f"req_{id}"), answer.body)

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shoal.errors import ConfigError
-from shoal.gateway.endpoints.batches.line import BatchRequest, Invalid
+from shoal.gateway.endpoints.batches.line import BatchItem, Invalid
 
 
 def _written(custom_id: str | None, response: dict[str, Any] | None, error: dict[str, Any] | None, id: str) -> bytes:
     return json.dumps({"id": f"batch_req_{id}", "custom_id": custom_id, "response": response, "error": error}).encode() + b"\n"
 
 
-def answered(asked: BatchRequest, id: str, status: int, request_id: str, body: bytes) -> bytes:
+def answered(asked: BatchItem, id: str, status: int, request_id: str, body: bytes) -> bytes:
     """An answer, whatever its status. id: no other result's."""
     try:
         value = json.loads(body)
@@ -24,7 +24,7 @@ def answered(asked: BatchRequest, id: str, status: int, request_id: str, body: b
     return _written(asked.custom_id, {"status_code": status, "request_id": request_id, "body": value}, None, id)
 
 
-def unanswered(asked: BatchRequest, id: str, code: str, message: str) -> bytes:
+def unanswered(asked: BatchItem, id: str, code: str, message: str) -> bytes:
     return _written(asked.custom_id, None, {"code": code, "message": message}, id)
 
 
@@ -49,8 +49,8 @@ class Done:
     end: int = 0
     """Bytes up to which it is whole: a last line without its end counts for nothing."""
 
-    def covers(self, line: BatchRequest | Invalid) -> bool:
-        return line.custom_id in self.ids if isinstance(line, BatchRequest) else line.line in self.lines
+    def covers(self, line: BatchItem | Invalid) -> bool:
+        return line.custom_id in self.ids if isinstance(line, BatchItem) else line.line in self.lines
 
     def take(self, line: bytes) -> None:
         """One more whole line. Raises ValueError where it is no result."""

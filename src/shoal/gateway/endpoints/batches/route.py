@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from shoal.errors import Conflict, InvalidRequest, UnknownObject
 from shoal.gateway.auth.caller import CALLER
 from shoal.gateway.endpoints.batches.answer import BatchAnswer, BatchList
-from shoal.gateway.endpoints.batches.state import Status
+from shoal.gateway.endpoints.batches.state import BatchStatus
 from shoal.gateway.endpoints.batches.store import BatchStore
 from shoal.gateway.endpoints.batches.wire import BatchRequest
 from shoal.gateway.endpoints.files.store import PURPOSE, FileStore
@@ -40,12 +40,12 @@ def routes(batches: BatchStore, files: FileStore, model: str, endpoints: Collect
 
     def cancel(who: str, id: str) -> dict[str, Any]:
         batch = batches.find(who, id)
-        if batch.status in (Status.CANCELLING, Status.CANCELLED):
+        if batch.status in (BatchStatus.CANCELLING, BatchStatus.CANCELLED):
             return batch.wire()
         try:
-            return batches.move(id, Status.CANCELLING).wire()
+            return batches.move(id, BatchStatus.CANCELLING).wire()
         except Conflict:
-            if (batch := batches.get(id)).status in (Status.CANCELLING, Status.CANCELLED):  # somebody else was quicker
+            if (batch := batches.get(id)).status in (BatchStatus.CANCELLING, BatchStatus.CANCELLED):  # somebody else was quicker
                 return batch.wire()
             raise Conflict(f"{id} is {batch.status}, and can no longer be cancelled", "batch_id") from None
 

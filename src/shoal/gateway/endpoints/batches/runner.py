@@ -21,10 +21,10 @@ from shoal.config import ApiSettings
 from shoal.errors import CapacityError, Conflict, ShoalError, UnknownObject
 from shoal.gateway.auth.caller import CALLER, Caller
 from shoal.gateway.endpoints.batches.lease import Lease
-from shoal.gateway.endpoints.batches.line import BatchRequest
+from shoal.gateway.endpoints.batches.line import BatchItem
 from shoal.gateway.endpoints.batches.outputs import BatchOutputs, problems
 from shoal.gateway.endpoints.batches.retry_policy import RetryPolicy
-from shoal.gateway.endpoints.batches.state import Batch, Counts, Problem, Status
+from shoal.gateway.endpoints.batches.state import Batch, BatchStatus, Counts, Problem
 from shoal.gateway.endpoints.batches.store import BatchStore
 from shoal.gateway.endpoints.files.store import FileStore
 from shoal.gateway.http.in_process import Answered, InProcessClient
@@ -34,8 +34,8 @@ log = structlog.get_logger()
 _POLL = 0.5  # seconds between looks
 _REST = 5.0  # seconds after a disk failed
 _LEFT = {
-    Status.EXPIRED: ("batch_expired", "the batch's window was over before this request was answered"),
-    Status.CANCELLED: ("batch_cancelled", "the batch was cancelled before this request was answered"),
+    BatchStatus.EXPIRED: ("batch_expired", "the batch's window was over before this request was answered"),
+    BatchStatus.CANCELLED: ("batch_cancelled", "the batch was cancelled before this request was answered"),
 }
 
 
@@ -107,7 +107,7 @@ class Runner:
         for id in [id for id, work in self._work.items() if work.task.done()]:
             self._work.pop(id).task.result()
         for batch in await asyncio.to_thread(self._batches.open):
-            over = batch.status is Status.CANCELLING or batch.expires_at <= self._now()
+            over = batch.status is BatchStatus.CANCELLING or batch.expires_at <= self._now()
             if (work := self._work.get(batch.id)) is None:
                 # Another model's batches are left to whoever serves it; where nobody does, they are brought to their end.
                 if (batch.model == self._model or over) and self._leased(batch.model):
@@ -157,17 +157,17 @@ class Runner:
         overdue = batch.expires_at <= self._now()
         try:
             match batch.status:
-                case Status.VALIDATING | Status.IN_PROGRESS if overdue:
-                    await asyncio.to_thread(self._finish, batch, Status.EXPIRED)
-                case Status.VALIDATING:
+                case BatchStatus.VALIDATING | BatchStatus.IN_PROGRESS if overdue:
+                    await asyncio.to_thread(self._finish, batch, BatchStatus.EXPIRED)
+                case BatchStatus.VALIDATING:
                     await asyncio.to_thread(self._validate, batch)
-                case Status.IN_PROGRESS:
+                case BatchStatus.IN_PROGRESS:
                     if await self._ask_all(batch, over):
-                        await asyncio.to_thread(self._batches.move, batch.id, Status.FINALIZING)
-                case Status.FINALIZING:
-                    await asyncio.to_thread(self._finish, batch, Status.COMPLETED)
-                case Status.CANCELLING:
-                    await asyncio.to_thread(self._finish, batch, Status.CANCELLED)
+                        await asyncio.to_thread(self._batches.move, batch.id, BatchStatus.FINALIZING)
+                case BatchStatus.FINALIZING:
+                    await asyncio.to_thread(self._finish, batch, BatchStatus.COMPLETED)
+                case BatchStatus.CANCELLING:
+                    await asyncio.to_thread(self._finish, batch, BatchStatus.CANCELLED)
                 case _:
                     return False
         except Conflict:  # it was cancelled meanwhile
@@ -177,14 +177,14 @@ class Runner:
     def _validate(self, batch: Batch) -> None:
         found, count = problems(batch, self._files, self._settings.batch_requests)
         if found:
-            self._batches.move(batch.id, Status.FAILED, problems=tuple(found))
+            self._batches.move(batch.id, BatchStatus.FAILED, problems=tuple(found))
         else:
-            self._batches.move(batch.id, Status.IN_PROGRESS, counts=Counts(count))
+            self._batches.move(batch.id, BatchStatus.IN_PROGRESS, counts=Counts(count))
 
-    def _finish(self, batch: Batch, end: Status) -> None:
+    def _finish(self, batch: Batch, end: BatchStatus) -> None:
         papers = BatchOutputs(batch, self._files)
         try:
-            if end in _LEFT and Status.IN_PROGRESS in batch.reached:
+            if end in _LEFT and BatchStatus.IN_PROGRESS in batch.reached:
                 papers.give_up(*_LEFT[end])
             output, errors = papers.hand_over(self._now())
         except BaseException:
@@ -198,7 +198,7 @@ class Runner:
             batch, found = self._batches.get(id), (None, None)
             with suppress(OSError, ShoalError):
                 found = BatchOutputs(batch, self._files).hand_over(self._now())
-            self._batches.move(id, Status.FAILED, problems=(why,), output_file_id=found[0], error_file_id=found[1])
+            self._batches.move(id, BatchStatus.FAILED, problems=(why,), output_file_id=found[0], error_file_id=found[1])
 
     async def _ask_all(self, batch: Batch, over: asyncio.Event) -> bool:
         """Whether every request has its result; not so where it is over before."""
@@ -226,7 +226,7 @@ class Runner:
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
 
-    async def _request(self, batch: Batch, papers: BatchOutputs, asked: BatchRequest) -> None:
+    async def _request(self, batch: Batch, papers: BatchOutputs, asked: BatchItem) -> None:
         patience = RetryPolicy()
         caller = self._caller(batch.owner)
         CALLER.set(caller)

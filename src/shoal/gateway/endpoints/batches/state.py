@@ -24,7 +24,7 @@ WINDOW = 24 * 3600
 """Seconds in which a batch is to be answered: '24h', the only one that the API knows."""
 
 
-class Status(enum.StrEnum):
+class BatchStatus(enum.StrEnum):
     VALIDATING = "validating"
     IN_PROGRESS = "in_progress"
     FINALIZING = "finalizing"
@@ -35,15 +35,15 @@ class Status(enum.StrEnum):
     CANCELLED = "cancelled"
 
 
-MOVES: dict[Status, frozenset[Status]] = {
-    Status.VALIDATING: frozenset({Status.IN_PROGRESS, Status.CANCELLING, Status.EXPIRED, Status.FAILED}),
-    Status.IN_PROGRESS: frozenset({Status.FINALIZING, Status.CANCELLING, Status.EXPIRED, Status.FAILED}),
-    Status.FINALIZING: frozenset({Status.COMPLETED, Status.FAILED}),
-    Status.CANCELLING: frozenset({Status.CANCELLED, Status.FAILED}),
-    Status.COMPLETED: frozenset(),
-    Status.FAILED: frozenset(),
-    Status.EXPIRED: frozenset(),
-    Status.CANCELLED: frozenset(),
+MOVES: dict[BatchStatus, frozenset[BatchStatus]] = {
+    BatchStatus.VALIDATING: frozenset({BatchStatus.IN_PROGRESS, BatchStatus.CANCELLING, BatchStatus.EXPIRED, BatchStatus.FAILED}),
+    BatchStatus.IN_PROGRESS: frozenset({BatchStatus.FINALIZING, BatchStatus.CANCELLING, BatchStatus.EXPIRED, BatchStatus.FAILED}),
+    BatchStatus.FINALIZING: frozenset({BatchStatus.COMPLETED, BatchStatus.FAILED}),
+    BatchStatus.CANCELLING: frozenset({BatchStatus.CANCELLED, BatchStatus.FAILED}),
+    BatchStatus.COMPLETED: frozenset(),
+    BatchStatus.FAILED: frozenset(),
+    BatchStatus.EXPIRED: frozenset(),
+    BatchStatus.CANCELLED: frozenset(),
 }
 
 
@@ -72,8 +72,8 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int
     expires_at: int
     metadata: dict[str, str] | None = None
-    status: Status = Status.VALIDATING
-    reached: dict[Status, int] = {}
+    status: BatchStatus = BatchStatus.VALIDATING
+    reached: dict[BatchStatus, int] = {}
     """When it came to which status, in seconds since 1970."""
     counts: Counts = Counts()
     problems: tuple[Problem, ...] = ()
@@ -101,13 +101,13 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
             "error_file_id": self.error_file_id,
             "created_at": self.created_at,
             "expires_at": self.expires_at,
-            **{f"{status}_at": self.reached.get(status) for status in Status if status is not Status.VALIDATING},
+            **{f"{status}_at": self.reached.get(status) for status in BatchStatus if status is not BatchStatus.VALIDATING},
             "request_counts": msgspec.to_builtins(self.counts),
             "metadata": self.metadata,
         }
 
 
-def moved(batch: Batch, to: Status, now: float, **changes: Any) -> Batch:
+def moved(batch: Batch, to: BatchStatus, now: float, **changes: Any) -> Batch:
     """The batch in its next status. Raises Conflict where it cannot come to that one from where it is.
 
     changes: other fields that change with it

@@ -12,7 +12,7 @@ import msgspec
 
 from shoal.config import ApiSettings
 from shoal.errors import QueueFull, UnknownObject
-from shoal.gateway.endpoints.batches.state import WINDOW, Batch, Counts, Status, moved
+from shoal.gateway.endpoints.batches.state import WINDOW, Batch, BatchStatus, Counts, moved
 from shoal.gateway.endpoints.database import Database
 from shoal.gateway.schema.page import Page
 
@@ -69,7 +69,7 @@ class BatchStore:
         with self._database.transaction() as db:
             return [_batch(row) for row in db.execute("SELECT batch FROM batches WHERE open = 1 ORDER BY seq")]
 
-    def move(self, id: str, to: Status, **changes: Any) -> Batch:
+    def move(self, id: str, to: BatchStatus, **changes: Any) -> Batch:
         """The batch as it is then. Raises Conflict, UnknownObject."""
         return self._change(id, lambda batch: moved(batch, to, self._now(), **changes))
 

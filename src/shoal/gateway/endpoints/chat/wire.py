@@ -12,7 +12,7 @@ from shoal.gateway.answers import conversation
 from shoal.gateway.answers.conversation import MAX_MESSAGES, JsonAnswer, Tools, call_arguments, check_name
 from shoal.gateway.answers.custom import Syntax, called_with, custom_function
 from shoal.gateway.schema.variables import Effort
-from shoal.gateway.schema.wire import Echoed, Metadata, Sampled, Wire, kind_of
+from shoal.gateway.schema.wire import Echoed, Metadata, SampledBody, Wire, kind_of
 from shoal.text.answer_grammar import MAX_TOOLS
 
 
@@ -154,8 +154,8 @@ class Function(Wire):
     strict: bool | None = None
     cache_control: Any = None
 
-    def asked(self, where: str) -> conversation.Function:
-        return conversation.Function(self.name, self.description, self.parameters, bool(self.strict), where)
+    def asked(self, where: str) -> conversation.RequestedFunction:
+        return conversation.RequestedFunction(self.name, self.description, self.parameters, bool(self.strict), where)
 
 
 class Tool(Wire):
@@ -163,7 +163,7 @@ class Tool(Wire):
     function: Function
     cache_control: Any = None
 
-    def asked(self, where: str) -> conversation.Function:
+    def asked(self, where: str) -> conversation.RequestedFunction:
         return self.function.asked(f"{where}.function")
 
 
@@ -188,7 +188,7 @@ class CustomTool(Wire):
     custom: Custom
     cache_control: Any = None
 
-    def asked(self, where: str) -> conversation.Function:
+    def asked(self, where: str) -> conversation.RequestedFunction:
         """Raises InvalidRequest."""
         format = self.custom.format or CustomFormat(type="text")
         if (format.type == "grammar") != (format.grammar is not None):
@@ -251,7 +251,7 @@ class ResponseFormat(Wire):
         return JsonAnswer(schema and schema.definition, bool(schema and schema.strict), "response_format")
 
 
-class ChatRequest(Sampled):
+class ChatRequest(SampledBody):
     inert: ClassVar[dict[str, tuple[Any, ...]]] = {
         "functions": (None, []),
         "function_call": (None, "none"),

@@ -13,7 +13,7 @@ from shoal.gateway.engine import Engine
 from shoal.gateway.http.faults import Fault
 from shoal.gateway.schema.scores import scores
 from shoal.request import TokenChunk
-from shoal.text.deltas import Arguments, CallBegun, Content, Delta, Reasoning
+from shoal.text.deltas import Arguments, CallBegun, ContentDelta, Delta, ReasoningDelta
 
 if TYPE_CHECKING:
     from shoal.gateway.endpoints.chat.job import ChatJob
@@ -88,7 +88,7 @@ class ChatWriter:
 
     def _delta(self, piece: Piece) -> dict[str, Any]:
         news = self._reading.deltas(piece)
-        thought, said = _joined(news, Reasoning), _joined(news, Content)
+        thought, said = _joined(news, ReasoningDelta), _joined(news, ContentDelta)
         calls = [{"index": at, **call} for at, call in self._calls(piece.choice, news).items()]
         told = {"reasoning_content": thought, "content": said, "tool_calls": calls}
         return {name: what for name, what in told.items() if what}
@@ -96,7 +96,7 @@ class ChatWriter:
     def _message(self, pieces: Sequence[Piece]) -> dict[str, Any]:
         """pieces: all of one choice."""
         news = [new for piece in pieces for new in self._reading.deltas(piece)]
-        thought, said = _joined(news, Reasoning), _joined(news, Content)
+        thought, said = _joined(news, ReasoningDelta), _joined(news, ContentDelta)
         calls = list(self._calls(pieces[0].choice, news).values()) if pieces else []
         message = {"role": "assistant", "content": said or None if calls else said, "refusal": None}
         return {**message, **({"reasoning_content": thought} if thought else {}), **({"tool_calls": calls} if calls else {})}
@@ -105,7 +105,7 @@ class ChatWriter:
         return {"content": scores(chunks, self._engine.tokenizer), "refusal": None}
 
 
-def _joined(news: Sequence[Delta], kind: type[Reasoning] | type[Content]) -> str:
+def _joined(news: Sequence[Delta], kind: type[ReasoningDelta] | type[ContentDelta]) -> str:
     return "".join(new.text for new in news if isinstance(new, kind))
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from shoal.gateway.schema.prompts import Prompts
-from shoal.gateway.schema.wire import Sampled
+from shoal.gateway.schema.wire import SampledBody
 
 
-class CompletionRequest(Sampled):
+class CompletionRequest(SampledBody):
     inert: ClassVar[dict[str, tuple[Any, ...]]] = {"suffix": (None, "")}
 
     prompt: Prompts

@@ -12,7 +12,7 @@ from shoal.errors import InvalidRequest
 from shoal.gateway.answers import conversation
 from shoal.gateway.answers.conversation import MAX_MESSAGES, JsonAnswer, Tools
 from shoal.gateway.schema.variables import Effort
-from shoal.gateway.schema.wire import Asking, Sampled, Wire
+from shoal.gateway.schema.wire import ModelBody, SampledBody, Wire
 
 _BILLING = "x-anthropic-billing-header:"
 """What Claude Code's own line about itself begins with. It is not for the model, and may differ from request to request."""
@@ -201,10 +201,10 @@ class Tool(Block):
             )
         return kind
 
-    def function(self, where: str) -> conversation.Function:
+    def function(self, where: str) -> conversation.RequestedFunction:
         examples = "".join(f"\nExample: {conversation.compact(example)}" for example in self.input_examples or ())
         about = (self.description or "") + examples
-        return conversation.Function(self.name, about or None, self.input_schema, bool(self.strict), where)
+        return conversation.RequestedFunction(self.name, about or None, self.input_schema, bool(self.strict), where)
 
 
 class ToolChoice(Wire):
@@ -235,7 +235,7 @@ class Metadata(Wire):
     user_id: str | None = None
 
 
-class CountRequest(Asking):
+class CountRequest(ModelBody):
     """What a prompt is made from. context_management: accepted, unused: nothing of a conversation is left out here."""
 
     inert: ClassVar[dict[str, tuple[Any, ...]]] = {
@@ -304,8 +304,8 @@ class MessagesRequest(CountRequest):
     metadata: Metadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = None
 
-    def sampled(self) -> Sampled:
-        return Sampled(
+    def sampled(self) -> SampledBody:
+        return SampledBody(
             stream=self.stream,
             stop=self.stop_sequences,
             temperature=self.temperature,

@@ -18,7 +18,7 @@ from shoal.gateway.engine import Engine
 from shoal.gateway.http.dialect import ANTHROPIC
 from shoal.gateway.http.faults import Fault
 from shoal.request import FinishReason
-from shoal.text.deltas import Arguments, CallBegun, Content, Reasoning
+from shoal.text.deltas import Arguments, CallBegun, ContentDelta, ReasoningDelta
 
 if TYPE_CHECKING:
     from shoal.gateway.endpoints.messages.job import MessageJob
@@ -47,9 +47,9 @@ class MessageWriter:
         out: list[Event] = []
         for delta in self._reading.deltas(piece):
             match delta:
-                case Reasoning(text):
+                case ReasoningDelta(text):
                     out += self._grown("thinking", text)
-                case Content(text):
+                case ContentDelta(text):
                     out += self._grown("text", text)
                 case CallBegun(call, name):
                     out += self._call(call, name)

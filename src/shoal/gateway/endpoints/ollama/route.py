@@ -47,7 +47,7 @@ from shoal.gateway.http.request_id import chosen_id
 from shoal.gateway.http.work import work
 from shoal.gateway.schema.contract import LINES, REFUSALS, contract
 from shoal.gateway.schema.moment import moment
-from shoal.gateway.schema.wire import Asking, parse
+from shoal.gateway.schema.wire import ModelBody, parse
 from shoal.gateway.service import Service, Streaming, json_body, unless_left, whole
 
 VERSION = "0.12.11"
@@ -57,7 +57,7 @@ _SPOKEN = (OLLAMA,)
 _CHANGES = {"pull": "POST", "push": "POST", "create": "POST", "copy": "POST", "delete": "DELETE"}
 """What Ollama can do to its store of models."""
 
-A = TypeVar("A", bound=Asking)
+A = TypeVar("A", bound=ModelBody)
 S = TypeVar("S", bound=Speaking)
 L = TypeVar("L", bound=Loading)
 

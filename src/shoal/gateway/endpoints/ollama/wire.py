@@ -10,7 +10,7 @@ from shoal.errors import InvalidRequest
 from shoal.gateway.answers.conversation import MAX_MESSAGES, JsonAnswer, Tools
 from shoal.gateway.endpoints.chat.wire import Function
 from shoal.gateway.schema.variables import Effort
-from shoal.gateway.schema.wire import Asking, Sampled, Wire
+from shoal.gateway.schema.wire import ModelBody, SampledBody, Wire
 
 TEMPERATURE, TOP_K, TOP_P = 0.8, 40, 0.9
 """Ollama's defaults."""
@@ -62,12 +62,12 @@ class Options(Wire):
             raise InvalidRequest("options.num_predict must be at least 1, or -1 for as many as fit", "options.num_predict")
         return self.num_predict
 
-    def sampled(self, stream: bool) -> Sampled:
+    def sampled(self, stream: bool) -> SampledBody:
         def given(value: Any, default: Any) -> Any:
             return default if value is None else value
 
         penalty = None if self.repeat_last_n == 0 else self.repeat_penalty
-        return Sampled(
+        return SampledBody(
             stream=stream,
             temperature=given(self.temperature, TEMPERATURE),
             top_k=max(given(self.top_k, TOP_K), 0),
@@ -81,7 +81,7 @@ class Options(Wire):
         )
 
 
-class Loading(Asking):
+class Loading(ModelBody):
     """keep_alive: accepted, unused: the model stays loaded. options: see Options."""
 
     keep_alive: float | str | None = None
@@ -179,7 +179,7 @@ class EmbeddingsRequest(Loading):
     prompt: str
 
 
-class ShowRequest(Asking):
+class ShowRequest(ModelBody):
     """name: the older name of model."""
 
     name: str | None = None

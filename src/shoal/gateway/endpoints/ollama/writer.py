@@ -17,7 +17,7 @@ from shoal.gateway.http.faults import Fault
 from shoal.gateway.schema.moment import moment
 from shoal.gateway.schema.scores import scores
 from shoal.request import FinishReason
-from shoal.text.deltas import Arguments, CallBegun, Content, Reasoning
+from shoal.text.deltas import Arguments, CallBegun, ContentDelta, ReasoningDelta
 
 if TYPE_CHECKING:
     from shoal.gateway.endpoints.ollama.job import OllamaJob
@@ -67,9 +67,9 @@ class OllamaWriter:
         for piece in pieces:
             for delta in self._reading.deltas(piece):
                 match delta:
-                    case Reasoning(text):
+                    case ReasoningDelta(text):
                         thought += text
-                    case Content(text):
+                    case ContentDelta(text):
                         said += text
                     case CallBegun(call, name):
                         calls += self._called()

@@ -21,7 +21,7 @@ from shoal.gateway.http.faults import Fault
 from shoal.gateway.http.request_id import new_id
 from shoal.gateway.schema.sampling import fitting
 from shoal.gateway.schema.variables import template_variables
-from shoal.text.deltas import Content
+from shoal.text.deltas import ContentDelta
 
 _MOST = 2048
 """Tokens of a summary."""
@@ -50,7 +50,7 @@ class CompactionWriter:
         return ()
 
     def piece(self, piece: Piece) -> Sequence[Event]:
-        self._text += "".join(delta.text for delta in self._reading.deltas(piece) if isinstance(delta, Content))
+        self._text += "".join(delta.text for delta in self._reading.deltas(piece) if isinstance(delta, ContentDelta))
         return ()
 
     def ending(self, usage: Usage) -> Sequence[Event]:

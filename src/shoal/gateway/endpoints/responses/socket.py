@@ -26,7 +26,7 @@ from shoal.gateway.answers.events import told
 from shoal.gateway.answers.writer import Usage
 from shoal.gateway.auth.caller import CALLER
 from shoal.gateway.endpoints.responses.job import ResponseJob, response_job
-from shoal.gateway.endpoints.responses.store import MAX_CONVERSATION, Kept, ResponseStore
+from shoal.gateway.endpoints.responses.store import MAX_CONVERSATION, KeptResponse, ResponseStore
 from shoal.gateway.endpoints.responses.wire import ResponseRequest
 from shoal.gateway.endpoints.responses.writer import usage_of
 from shoal.gateway.endpoints.socket import Session
@@ -44,7 +44,7 @@ class ConnectionTurns:
 
     def __init__(self, store: ResponseStore) -> None:
         self._store = store
-        self._kept: dict[str, Kept] = {}
+        self._kept: dict[str, KeptResponse] = {}
 
     @property
     def keeps(self) -> bool:
@@ -52,15 +52,15 @@ class ConnectionTurns:
 
     def remember(self, response: dict[str, Any], input: list[dict[str, Any]]) -> None:
         size = len(json.dumps([response, input]))
-        self._kept[response["id"]] = Kept(response, input, response["previous_response_id"], size)
+        self._kept[response["id"]] = KeptResponse(response, input, response["previous_response_id"], size)
         while sum(kept.bytes for kept in self._kept.values()) > MAX_CONVERSATION:
             del self._kept[next(iter(self._kept))]
 
-    def get(self, id: str, owner: str = "") -> Kept:
+    def get(self, id: str, owner: str = "") -> KeptResponse:
         return self._kept.get(id) or self._store.get(id, owner)
 
-    def chain(self, id: str, owner: str = "") -> list[Kept]:
-        found: list[Kept] = []
+    def chain(self, id: str, owner: str = "") -> list[KeptResponse]:
+        found: list[KeptResponse] = []
         at: str | None = id
         while at is not None and (kept := self._kept.get(at)) is not None:
             found.append(kept)

@@ -53,7 +53,7 @@ class Bounds:
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptResponse:
     response: dict[str, Any]
     input: list[dict[str, Any]]
     previous: str | None
@@ -84,11 +84,11 @@ class Turns(Protocol):
         """Whether anything is kept at all."""
         ...
 
-    def get(self, id: str, owner: str = "") -> Kept:
+    def get(self, id: str, owner: str = "") -> KeptResponse:
         """Raises UnknownAnswer, CapacityError."""
         ...
 
-    def chain(self, id: str, owner: str = "") -> list[Kept]:
+    def chain(self, id: str, owner: str = "") -> list[KeptResponse]:
         """The conversation up to and with a response, its beginning first. Raises InvalidRequest, CapacityError."""
         ...
 
@@ -135,7 +135,7 @@ class ResponseStore:
             connection.execute("DELETE FROM responses WHERE created < ?", (now - self._bounds.seconds,))
             self._evict(connection)
 
-    def get(self, id: str, owner: str = "", runs: bool = False) -> Kept:
+    def get(self, id: str, owner: str = "", runs: bool = False) -> KeptResponse:
         """runs: it is known to, whichever process it began in. Raises UnknownAnswer, CapacityError."""
         with self._transaction() as connection:
             kept = self._read(connection, id, owner, runs)
@@ -144,9 +144,9 @@ class ResponseStore:
             self._use(connection, [id])
         return kept
 
-    def chain(self, id: str, owner: str = "") -> list[Kept]:
+    def chain(self, id: str, owner: str = "") -> list[KeptResponse]:
         """The conversation up to and with a response, its beginning first. Raises InvalidRequest, CapacityError."""
-        found: list[Kept] = []
+        found: list[KeptResponse] = []
         ids: list[str] = []
         at: str | None = id
         size = 0
@@ -185,7 +185,7 @@ class ResponseStore:
         rows.close()
         connection.executemany("DELETE FROM responses WHERE id = ?", gone)
 
-    def _read(self, connection: sqlite3.Connection, id: str, owner: str, runs: bool = False) -> Kept | None:
+    def _read(self, connection: sqlite3.Connection, id: str, owner: str, runs: bool = False) -> KeptResponse | None:
         oldest = self._clock() - self._bounds.seconds
         asked = "SELECT response, input, previous, bytes, runner FROM responses WHERE id = ? AND owner = ? AND created >= ?"
         row = connection.execute(asked, (id, owner, oldest)).fetchone()
@@ -195,7 +195,7 @@ class ResponseStore:
         if row[4] and not runs and not _lives(row[4]):
             error = {"code": "server_error", "message": "the server was ended while this response ran; send the request again"}
             response |= {"status": "failed", "error": error}
-        return Kept(response, json.loads(row[1]), row[2], row[3])
+        return KeptResponse(response, json.loads(row[1]), row[2], row[3])
 
     def _use(self, connection: sqlite3.Connection, ids: list[str]) -> None:
         connection.executemany("UPDATE responses SET used = ? WHERE id = ?", [(self._clock(), id) for id in ids])

@@ -11,7 +11,7 @@ from shoal.gateway.answers import conversation
 from shoal.gateway.answers.conversation import MAX_MESSAGES, JsonAnswer, Tools, check_name
 from shoal.gateway.answers.custom import Syntax, custom_function
 from shoal.gateway.schema.variables import Effort
-from shoal.gateway.schema.wire import Echoed, Metadata, Sampled, Wire, kind_of
+from shoal.gateway.schema.wire import Echoed, Metadata, SampledBody, Wire, kind_of
 from shoal.text.answer_grammar import MAX_TOOLS
 
 Status = Literal["in_progress", "completed", "incomplete"]
@@ -171,8 +171,8 @@ class Function(Wire):
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
-    def asked(self, where: str) -> conversation.Function:
-        return conversation.Function(self.name, self.description, self.parameters, bool(self.strict), where)
+    def asked(self, where: str) -> conversation.RequestedFunction:
+        return conversation.RequestedFunction(self.name, self.description, self.parameters, bool(self.strict), where)
 
 
 class CustomFormat(Wire):
@@ -187,7 +187,7 @@ class Custom(Wire):
     description: str | None = None
     format: CustomFormat | None = None
 
-    def asked(self, where: str) -> conversation.Function:
+    def asked(self, where: str) -> conversation.RequestedFunction:
         """Raises InvalidRequest."""
         format = self.format or CustomFormat(type="text")
         if [format.type == "grammar"] * 2 != [format.syntax is not None, format.definition is not None]:
@@ -212,7 +212,7 @@ class AllowedChoice(Wire):
     tools: Annotated[list[NamedChoice | CustomChoice], Field(min_length=1, max_length=MAX_TOOLS)]
 
 
-class ResponseRequest(Sampled):
+class ResponseRequest(SampledBody):
     inert: ClassVar[dict[str, tuple[Any, ...]]] = {
         "n": (None, 1),
         "max_tokens": (None,),
@@ -263,7 +263,7 @@ class ResponseRequest(Sampled):
                 return Tools(functions, may=choice != "none", must=choice == "required", parallel=parallel)
 
 
-class CompactRequest(Sampled):
+class CompactRequest(SampledBody):
     """A conversation that is to become short."""
 
     inert: ClassVar[dict[str, tuple[Any, ...]]] = {

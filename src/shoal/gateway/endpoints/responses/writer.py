@@ -26,7 +26,7 @@ from shoal.gateway.engine import Engine
 from shoal.gateway.http.faults import Fault
 from shoal.gateway.schema.scores import scores
 from shoal.request import FinishReason, TokenChunk
-from shoal.text.deltas import Arguments, CallBegun, Content, Reasoning
+from shoal.text.deltas import Arguments, CallBegun, ContentDelta, ReasoningDelta
 
 if TYPE_CHECKING:
     from shoal.gateway.endpoints.responses.job import ResponseJob
@@ -57,9 +57,9 @@ class ResponseWriter:
         out: list[Event] = []
         for delta in self._reading.deltas(piece):
             match delta:
-                case Reasoning(text):
+                case ReasoningDelta(text):
                     out += self._thought(text)
-                case Content(text):
+                case ContentDelta(text):
                     out += self._content(text)
                 case CallBegun(call, name):
                     out += self._call(call, name)
