@@ -34,7 +34,7 @@ async def node(model: str, nodes: int, precision: str) -> None:
         blocks = 8 * -(-632 // BLOCK_TOKENS)  # touched by the requests above
         for child in cluster.children:
             stage = by_name[child.name]
-            pool = blocks * BLOCK_TOKENS * stage.layers * spec.kv_bytes(2)
+            pool = blocks * BLOCK_TOKENS * stage.layers * spec.common.attention.kv_bytes(2)
             bound = stage.weight_bytes * 1.3 + pool + 200e6
             peak = _peak(child.process.pid)
             print(

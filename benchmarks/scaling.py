@@ -62,8 +62,8 @@ def main(threads: int, plot: str) -> None:
     blocks = max(SLOTS) * -(-(max(CONTEXTS) + 16) // BLOCK_TOKENS)
     make = factory(RuntimeName.NATIVE, Precision.AUTO, threads)
     shard = Shard(make, bf16=True)
-    shard.load(range(spec.layers), weights)
-    executor = shard.enter(range(spec.layers), range(0), blocks)
+    shard.load(range(len(spec.layers)), weights)
+    executor = shard.enter(range(len(spec.layers)), range(0), blocks)
     read = bandwidth(threads)
     print(
         f"{threads} threads, {read / 1e9:.1f} GB/s, {executor.nbytes / 1e6:.0f} MB of weights; ms per step, and times the bandwidth limit\n"
@@ -72,7 +72,7 @@ def main(threads: int, plot: str) -> None:
     measured: dict[tuple[int, int], tuple[float, float]] = {}
     for context in CONTEXTS:
         for i, slots in enumerate(SLOTS):
-            limit = (executor.nbytes + slots * context * spec.layers * spec.kv_bytes(2)) / read
+            limit = (executor.nbytes + slots * context * len(spec.layers) * spec.common.attention.kv_bytes(2)) / read
             measured[context, slots] = step_seconds(executor, slots, context, 1000 * (i + 1)), limit
         cells = [
             f"{measured[context, slots][0] * 1e3:.1f} ({measured[context, slots][0] / measured[context, slots][1]:.1f} x)"

@@ -134,4 +134,4 @@ architectures = st.fixed_dictionaries(
 def test_any_sizes(family: str, sizes: dict[str, Any], chunk: int, splits: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     built = tiny.model(family, **sizes)
     weights = SafetensorsWeights(tiny.saved(built, tmp_path_factory.mktemp("any")))
-    close(Stages(weights, min(splits, weights.spec.layers)).logits(tiny.TOKENS, chunk), tiny.logits(built, tiny.TOKENS))
+    close(Stages(weights, min(splits, len(weights.spec.layers))).logits(tiny.TOKENS, chunk), tiny.logits(built, tiny.TOKENS))

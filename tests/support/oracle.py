@@ -28,16 +28,17 @@ MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 def config_of(spec: ModelSpec) -> Any:
-    rope: dict[str, Any] = {"rope_theta": spec.rope.theta, "rope_type": spec.rope.kind}
-    assert spec.rope.kind == "default", "the trained test models have plain rope"
+    attention = spec.common.attention
+    rope: dict[str, Any] = {"rope_theta": attention.rope.theta, "rope_type": attention.rope.kind}
+    assert attention.rope.kind == "default", "the trained test models have plain rope"
     return AutoConfig.for_model(
         spec.family,
         hidden_size=spec.hidden,
-        intermediate_size=spec.intermediate,
-        num_hidden_layers=spec.layers,
-        num_attention_heads=spec.q_heads,
-        num_key_value_heads=spec.kv_heads,
-        head_dim=spec.head_dim,
+        intermediate_size=spec.common.feed_forward.width,
+        num_hidden_layers=len(spec.layers),
+        num_attention_heads=attention.q_heads,
+        num_key_value_heads=attention.kv_heads,
+        head_dim=attention.head_dim,
         vocab_size=spec.vocabulary,
         rms_norm_eps=spec.eps,
         max_position_embeddings=spec.context,
@@ -59,7 +60,7 @@ def oracle(weights: Weights) -> Any:
     put("model.embed_tokens.weight", weights.matrix("embed").floats())
     put("model.norm.weight", weights.vector("norm"))
     put("lm_head.weight", weights.matrix("head").floats())
-    for i in range(spec.layers):
+    for i in range(len(spec.layers)):
         for ours, theirs in HF_NAMES.items():
             stored = f"model.layers.{i}.{theirs}"
             if ours in MATRICES:

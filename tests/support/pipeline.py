@@ -57,7 +57,7 @@ async def pipeline(
     async def compute(work: Callable[[], Frame], size: int) -> Frame:
         return await asyncio.get_running_loop().run_in_executor(pool, work)
 
-    for i, layers in enumerate(splits(weights.spec.layers, stages)):
+    for i, layers in enumerate(splits(len(weights.spec.layers), stages)):
         make = partial(_loaded, precision)
         executor = stage(weights, layers, blocks=blocks, bf16=False, make_layers=make, grammars=grammars)
         service = StageService(executor, epoch=1, stage=i, stages=stages, wire_codec=WireCodec.RAW, compute=compute)

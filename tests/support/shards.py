@@ -77,7 +77,7 @@ class Line:
             node.stage, node.filled = node.shard.enter(layers, keep, self.blocks), keep
         self.nodes, self.layouts = list(nodes), list(layouts)
         self._told, self._opened = set(), set()
-        lost = spans(zip(layouts, keeps, strict=True), self.weights.spec.layers)
+        lost = spans(zip(layouts, keeps, strict=True), len(self.weights.spec.layers))
         missing = self.refill(lost) if lost else []
         if missing:
             assert self.refill([(0, lost[-1][1])], missing) == []

@@ -56,7 +56,7 @@ class Stages:
         runtime: RuntimeName = RuntimeName.NATIVE,
     ) -> None:
         self._recorded: list[np.ndarray] = []
-        bounds = np.linspace(0, weights.spec.layers, splits + 1).astype(int).tolist()
+        bounds = np.linspace(0, len(weights.spec.layers), splits + 1).astype(int).tolist()
         self._blocks, self._sequence, self._step = blocks, 0, 0
         self.afresh()
 

@@ -20,7 +20,8 @@ def _grammars(spec: ModelSpec) -> int:
 
 def _workspace(spec: ModelSpec, step_tokens: int) -> int:
     """Buffers of a step, and what the process needs for itself (interpreter, libraries)."""
-    widest = 4 * spec.hidden + 2 * spec.intermediate + 2 * (spec.q_heads + 2 * spec.kv_heads) * spec.head_dim
+    attention, width = spec.common.attention, spec.common.feed_forward.width
+    widest = 4 * spec.hidden + 2 * width + 2 * (attention.q_width + 2 * attention.kv_width)
     return 100 * 2**20 + step_tokens * widest * 5
 
 
@@ -37,13 +38,13 @@ def model_cost(spec: ModelSpec, weights: Weights | None, precision: Precision, k
         return n * k
 
     return ModelCost(
-        layer_bytes=tuple(sum(size(f"layers.{i}.{m}") for m in MATRICES) for i in range(spec.layers)),
+        layer_bytes=tuple(sum(size(f"layers.{i}.{m}") for m in MATRICES) for i in range(len(spec.layers))),
         head_bytes=size("head"),
-        kv_bytes=spec.kv_bytes(2 if kv_type is KvType.BF16 else 4),
+        kv_bytes=spec.common.attention.kv_bytes(2 if kv_type is KvType.BF16 else 4),
         layer_parameters=sum(parameters(f"layers.0.{m}") for m in MATRICES),
         head_parameters=parameters("head"),
         activation_bytes=spec.hidden * 4,
         workspace=_workspace(spec, step_tokens),
-        attention=4 * spec.q_heads * spec.head_dim,
+        attention=4 * spec.common.attention.q_width,
         last_bytes=_grammars(spec),
     )

@@ -11,7 +11,7 @@ from shoal.native import BLOCK_TOKENS
 
 def block_bytes(spec: ModelSpec, bf16: bool) -> int:
     """Bytes of one KV block in one layer."""
-    return BLOCK_TOKENS * spec.kv_bytes(2 if bf16 else 4)
+    return BLOCK_TOKENS * spec.common.attention.kv_bytes(2 if bf16 else 4)
 
 
 class KvPool:

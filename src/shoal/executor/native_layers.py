@@ -38,23 +38,22 @@ class NativeLayers:
         module = kernels()
         if module is None:
             raise ConfigError(f"the native runtime cannot be used here: {missing()}, or use --runtime onnxruntime")
-        spec = weights.spec
+        spec, common = weights.spec, weights.spec.common
+        sizes = (common.attention.q_heads, common.attention.kv_heads, common.attention.head_dim, common.feed_forward.width)
         try:
-            self._stage = module.Stage(
-                spec.hidden, spec.q_heads, spec.kv_heads, spec.head_dim, spec.intermediate, spec.eps, spec.head_dim**-0.5, threads, isa
-            )
+            self._stage = module.Stage(spec.hidden, *sizes, spec.eps, common.attention.head_dim**-0.5, threads, isa)
         except ValueError as error:
             raise ConfigError(str(error)) from error
         for i in layers:
-            name = f"layers.{i}."
+            name, attention = f"layers.{i}.", spec.layers[i].attention
             self._stage.add_layer(
                 required(weights, name + "attention_norm"),
                 required(weights, name + "mlp_norm"),
-                required(weights, name + "q_norm") if spec.qk_norm else None,
-                required(weights, name + "k_norm") if spec.qk_norm else None,
+                required(weights, name + "q_norm") if attention.qk_norm else None,
+                required(weights, name + "k_norm") if attention.qk_norm else None,
                 [pack(module, weights.matrix(name + m), precision) for m in MATRICES],
                 [weights.vector(f"{name}{m}.bias") for m in MATRICES],
-                spec.windows[i],
+                attention.window,
             )
             weights.forget()
         self._vocabulary, self._eps = spec.vocabulary, spec.eps

@@ -21,10 +21,10 @@ class _Attention:
     """Rotation, append and grouped-query attention of one layer's rows."""
 
     def __init__(self, spec: ModelSpec, threads: int, isa: str) -> None:
-        self._spec = spec
-        self._scale = spec.head_dim**-0.5
+        self._eps, self._kind = spec.eps, spec.common.attention
+        self._scale = self._kind.head_dim**-0.5
         module = kernels()
-        arguments = (spec.q_heads, spec.kv_heads, spec.head_dim, spec.eps, self._scale, threads, isa)
+        arguments = (self._kind.q_heads, self._kind.kv_heads, self._kind.head_dim, spec.eps, self._scale, threads, isa)
         self._native: Any = None if module is None else module.Attention(*arguments)
 
     def run(
@@ -37,12 +37,11 @@ class _Attention:
         window: int,
         norms: tuple[Floats | None, Floats | None],
     ) -> Floats:
-        spec = self._spec
         arguments = (qkv, batch.starts, batch.positions, batch.tables, angles.cos, angles.sin, pool, bf16, window, *norms)
         if self._native is None:
-            sizes: dict[str, Any] = {"kv_heads": spec.kv_heads, "head_dim": spec.head_dim, "eps": spec.eps, "scale": self._scale}
-            return reference.attend(*arguments, **sizes)
-        out = np.empty((len(qkv), spec.q_heads * spec.head_dim), np.float32)
+            heads = {"kv_heads": self._kind.kv_heads, "head_dim": self._kind.head_dim}
+            return reference.attend(*arguments, **heads, eps=self._eps, scale=self._scale)
+        out = np.empty((len(qkv), self._kind.q_width), np.float32)
         self._native.run(*arguments, out)
         return out
 
@@ -62,7 +61,9 @@ class OnnxLayers:
             self._segments[name] = runtime.compile(model)
             weights.forget()
         self._norms = {
-            i: (weights.vector(f"layers.{i}.q_norm"), weights.vector(f"layers.{i}.k_norm")) if weights.spec.qk_norm else (None, None)
+            i: (weights.vector(f"layers.{i}.q_norm"), weights.vector(f"layers.{i}.k_norm"))
+            if weights.spec.layers[i].attention.qk_norm
+            else (None, None)
             for i in layers
         }
         if last:
@@ -79,7 +80,9 @@ class OnnxLayers:
     def forward(self, hidden: Floats, batch: StageBatch, angles: Angles, pools: list[NDArray[np.uint8]], bf16: bool) -> Floats:
         (qkv,) = self._segments["entry"].run(residual=hidden)
         for i, layer in enumerate(self._layers):
-            attended = self._attention.run(qkv, batch, angles, pools[i], bf16, self._spec.windows[layer], self._norms[layer])
+            attended = self._attention.run(
+                qkv, batch, angles, pools[i], bf16, self._spec.layers[layer].attention.window, self._norms[layer]
+            )
             hidden, *rest = self._segments[f"after {layer}"].run(attended=attended, residual=hidden)
             qkv = rest[0] if rest else qkv
         return hidden

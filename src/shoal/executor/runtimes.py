@@ -85,13 +85,13 @@ def fastest(weights: Weights, layers: range, precision: Precision, threads: int,
     candidates = installed()
     if len(candidates) == 1:
         return candidates[0]
-    spec = weights.spec
+    spec, layer = weights.spec, weights.spec.layers[layers.start]
     format = weights.matrix(f"layers.{layers.start}.q").format
     key = "/".join(
         str(part)
         for part in (
             __version__, platform.node(), instruction_set(isa), *candidates, threads, precision, format,
-            spec.hidden, spec.intermediate, spec.q_heads, spec.kv_heads, spec.head_dim,
+            spec.hidden, layer.feed_forward.width, layer.attention.q_heads, layer.attention.kv_heads, layer.attention.head_dim,
         )
     )  # fmt: skip
     memory = (directory or cache_dir()) / "runtimes.json"
@@ -139,7 +139,7 @@ def _score(make: LayersFactory, weights: Weights, layer: int) -> float:
             np.zeros(0, np.int32),
             (),
         )
-        flat = np.zeros((rows, spec.head_dim // 2), np.float32)
+        flat = np.zeros((rows, spec.layers[layer].attention.head_dim // 2), np.float32)
         angles = Angles(flat + 1, flat)
         return lambda: layers.forward(np.ones((rows, spec.hidden), np.float32), batch, angles, pool, True)
 

@@ -124,8 +124,8 @@ class _Graph:
 def segments(weights: Weights, layers: range, last: bool, precision: Precision) -> Iterator[tuple[str, onnx.ModelProto]]:
     """The graphs of a layer range, one at a time: 'entry', one 'after <layer>' for each layer, and 'head' on the last stage."""
     spec = weights.spec
-    q_width = spec.q_heads * spec.head_dim
-    qkv_width = q_width + 2 * spec.kv_heads * spec.head_dim
+    q_width = spec.common.attention.q_width
+    qkv_width = q_width + 2 * spec.common.attention.kv_width
 
     def attention_inputs(graph: _Graph, residual: str, layer: int) -> None:
         name = f"layers.{layer}."

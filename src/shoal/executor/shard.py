@@ -77,7 +77,7 @@ class Shard:
         """Makes layers that are missing. Raises ModelError, ConfigError."""
         held = [*self._held]
         for part in self.missing(layers):
-            held.append(_Held(part, weights, self._make(weights, part, part.stop == weights.spec.layers)))
+            held.append(_Held(part, weights, self._make(weights, part, part.stop == len(weights.spec.layers))))
         self._held = held
 
     def enter(self, layers: range, keep: range, blocks: int) -> StageExecutor:
@@ -103,7 +103,7 @@ class Shard:
         # A boundary's rows are good while the layer before it is: they are what that layer put out.
         for boundary in [b for b in self._journals if b - 1 not in keep]:
             self._journals.pop(boundary).close()
-        last = layers.stop == spec.layers
+        last = layers.stop == len(spec.layers)
         if not last and layers.stop not in self._journals and self._limits.memory + self._limits.disk:
             self._journals[layers.stop] = Journal(self._limits, blocks, spec.hidden, self.counters)
         slabs = [Slab(held.layers, held.made, self._pool.of(held.layers)) for held in self._sorted()]
@@ -120,7 +120,7 @@ class Shard:
             return False
         if inside != held.layers:
             if not held.made.trim(inside.start - held.layers.start, len(inside)):
-                held.made = self._make(held.weights, inside, inside.stop == held.weights.spec.layers)
+                held.made = self._make(held.weights, inside, inside.stop == len(held.weights.spec.layers))
             held.layers = inside
         return True
 
@@ -129,7 +129,7 @@ class Shard:
         parts = [range(held.layers.start, edge), range(edge, held.layers.stop)]
         if not all(parts):
             return [held]
-        return [_Held(part, held.weights, self._make(held.weights, part, part.stop == held.weights.spec.layers)) for part in parts]
+        return [_Held(part, held.weights, self._make(held.weights, part, part.stop == len(held.weights.spec.layers))) for part in parts]
 
     def _forget(self) -> None:
         self._pool = None

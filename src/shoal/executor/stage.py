@@ -53,12 +53,12 @@ class StageExecutor:
         self._slabs = slabs
         self.layers = range(slabs[0].layers.start, slabs[-1].layers.stop)
         self._embed = embedding.matrix("embed") if embedding is not None else None
-        self._last = self.layers.stop == spec.layers
+        self._last = self.layers.stop == len(spec.layers)
         self._pool = pool
         self._journals = journals
         self._sequences = Sequences(pool.blocks)
         self._sampler = Sampler(grammars, spec.vocabulary)
-        self._inverse, self._scale = frequencies(spec.rope, spec.head_dim)
+        self._inverse, self._scale = frequencies(spec.common.attention.rope, spec.common.attention.head_dim)
 
     @property
     def hidden(self) -> int:

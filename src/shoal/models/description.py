@@ -55,7 +55,7 @@ def describe(text: str, progress: Progress = silent) -> Description:
 def facts(description: Description) -> ModelFacts:
     """Where only the description is here, its matrices count as bf16."""
     spec, weights = description.spec, description.weights
-    names = [f"layers.{i}.{matrix}" for i in range(spec.layers) for matrix in MATRICES]
+    names = [f"layers.{i}.{matrix}" for i in range(len(spec.layers)) for matrix in MATRICES]
     names += ["embed", *([] if spec.tied else ["head"])]
     sizes = {name: rows * columns for name in names for rows, columns in [matrix_shape(spec, name)]}
     formats: Counter[str] = Counter()
@@ -66,12 +66,12 @@ def facts(description: Description) -> ModelFacts:
         stored += 2 * size if matrix is None else matrix.rows.nbytes
     return ModelFacts(
         family=spec.family,
-        layers=spec.layers,
+        layers=len(spec.layers),
         hidden=spec.hidden,
-        intermediate=spec.intermediate,
-        q_heads=spec.q_heads,
-        kv_heads=spec.kv_heads,
-        head_dim=spec.head_dim,
+        intermediate=spec.common.feed_forward.width,
+        q_heads=spec.common.attention.q_heads,
+        kv_heads=spec.common.attention.kv_heads,
+        head_dim=spec.common.attention.head_dim,
         vocabulary=spec.vocabulary,
         context=spec.context,
         parameters=sum(sizes.values()),

@@ -9,9 +9,9 @@ import msgspec
 
 from shoal.errors import FetchError
 from shoal.models import hub
+from shoal.models.families import FAMILIES
 from shoal.models.quantization import runnable
 from shoal.models.repository import Repository, RepositoryFile, variants, weights
-from shoal.models.spec import FAMILIES
 
 _EXPAND = ["downloads", "likes", "gated", "gguf", "safetensors", "siblings", "config"]
 _MORE = 3  # so many times more are asked for than are shown, as not all can be run

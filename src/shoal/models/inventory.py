@@ -14,11 +14,11 @@ from shoal.errors import ShoalError
 from shoal.folders import cache_dir
 from shoal.models import lmstudio, ollama
 from shoal.models.catalogue import catalogue
+from shoal.models.families import FAMILIES
 from shoal.models.hub_folder import HubFolder, repositories
 from shoal.models.quantization import label
 from shoal.models.reference import Reference
 from shoal.models.repository import folder_of, variants, weights
-from shoal.models.spec import FAMILIES
 
 SHOAL, HUGGING_FACE, OLLAMA, LM_STUDIO = "shoal", "Hugging Face", "Ollama", "LM Studio"
 

@@ -17,11 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.errors import CorruptModel, UnsupportedModel, UserError
+from shoal.models.families import FAMILIES
+from shoal.models.families.read import spec_from_config, spec_from_gguf
 from shoal.models.gguf_files import GgufFiles
 from shoal.models.gguf_header import GgufHeader, unsupported
 from shoal.models.matrix import Floats, StoredMatrix, floats
 from shoal.models.safetensors_file import TYPES, SafetensorsFiles
-from shoal.models.spec import ModelSpec, spec_from_config, spec_from_gguf
+from shoal.models.spec import LayerSpec, ModelSpec
 
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -41,57 +43,6 @@ class Weights(Protocol):
         ...
 
 
-_GGUF = {
-    "embed": "token_embd",
-    "norm": "output_norm",
-    "head": "output",
-    "attention_norm": "attn_norm",
-    "mlp_norm": "ffn_norm",
-    "q": "attn_q",
-    "k": "attn_k",
-    "v": "attn_v",
-    "o": "attn_output",
-    "q_norm": "attn_q_norm",
-    "k_norm": "attn_k_norm",
-    "gate": "ffn_gate",
-    "up": "ffn_up",
-    "down": "ffn_down",
-}
-_HF = {
-    "embed": "model.embed_tokens",
-    "norm": "model.norm",
-    "head": "lm_head",
-    "attention_norm": "input_layernorm",
-    "mlp_norm": "post_attention_layernorm",
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "o": "self_attn.o_proj",
-    "q_norm": "self_attn.q_norm",
-    "k_norm": "self_attn.k_norm",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-}
-
-
-def _stored_name(name: str, table: dict[str, str], layer: str) -> str:
-    """'layers.3.q.bias' → 'blk.3.attn_q.bias'."""
-    parts = name.split(".")
-    kind = "bias" if parts[-1] == "bias" else "weight"
-    if kind == "bias":
-        parts.pop()
-    prefix = f"{layer}.{parts[1]}." if parts[0] == "layers" else ""
-    return f"{prefix}{table[parts[-1]]}.{kind}"
-
-
-def _names(spec: ModelSpec, table: dict[str, str], layer: str) -> set[str]:
-    """All tensors that such a model may have, as a file calls them."""
-    whole = ("embed", "norm", "head")
-    inner = [f"layers.{i}.{part}" for i in range(spec.layers) for part in table if part not in whole]
-    return {_stored_name(name + kind, table, layer) for name in (*whole, *inner) for kind in ("", ".bias")}
-
-
 class GgufWeights:
     def __init__(self, path: Path) -> None:
         self.file = GgufFiles(path)
@@ -100,22 +51,23 @@ class GgufWeights:
             factors = floats(freqs.format, self.file.raw(freqs), freqs.shape[-1])[0].tolist()
         self.spec = spec_from_gguf(self.file.meta, self.file.shapes, factors, path)
         self.spec.check(path)
-        for name in self.file.unusable.keys() & _names(self.spec, _GGUF, "blk"):
+        self._family = FAMILIES[self.spec.family]
+        for name in self.file.unusable.keys() & self._family.gguf.all(len(self.spec.layers)):
             self.file.tensor(name)  # which says what is wrong with it
-        self._interleaved = self.spec.family == "llama"
 
     def forget(self) -> None:
         self.file.forget()
 
     def _order(self, name: str) -> NDArray[np.int64] | None:
         part = name.removesuffix(".bias").rsplit(".", 1)[-1]
-        if not self._interleaved or part not in ("q", "k"):
+        if not self._family.interleaved or part not in ("q", "k"):
             return None
-        heads, width = (self.spec.q_heads if part == "q" else self.spec.kv_heads), self.spec.head_dim
+        attention = layer_of(self.spec, name).attention
+        heads, width = (attention.q_heads if part == "q" else attention.kv_heads), attention.head_dim
         return np.arange(heads * width).reshape(heads, width // 2, 2).transpose(0, 2, 1).reshape(-1).astype(np.int64)
 
     def matrix(self, name: str) -> StoredMatrix:
-        stored = _stored_name("embed" if name == "head" and self.spec.tied else name, _GGUF, "blk")
+        stored = self._family.gguf.stored("embed" if name == "head" and self.spec.tied else name)
         tensor = self.file.tensor(stored)
         if tensor is None:
             raise CorruptModel(self.file.path, f"no tensor {stored}")
@@ -123,7 +75,7 @@ class GgufWeights:
         return StoredMatrix(tensor.format, self.file.raw(tensor), tensor.shape[-1], self._order(name))
 
     def vector(self, name: str) -> Floats | None:
-        tensor = self.file.tensor(_stored_name(name, _GGUF, "blk"))
+        tensor = self.file.tensor(self._family.gguf.stored(name))
         if tensor is None:
             return None
         _expect(self.file.path, name, tensor.shape, vector_shape(self.spec, name))
@@ -149,14 +101,14 @@ def check_header(header: GgufHeader, where: object) -> ModelSpec:
 
 def check_formats(header: GgufHeader, spec: ModelSpec, where: object) -> None:
     """Refuses a file with a tensor that the model needs and that cannot be run. Raises UnsupportedModel."""
-    if needed := header.unusable.keys() & _names(spec, _GGUF, "blk"):
+    if needed := header.unusable.keys() & FAMILIES[spec.family].gguf.all(len(spec.layers)):
         name = min(needed)
         raise unsupported(where, name, header.unusable[name])
 
 
 def check_types(types: Mapping[str, str], spec: ModelSpec, where: object) -> None:
     """Refuses safetensors with a tensor that the model needs and that cannot be run. types: by name, as a header says. Raises UnsupportedModel."""
-    needed = _names(spec, _HF, "model.layers")
+    needed = FAMILIES[spec.family].safetensors.all(len(spec.layers))
     if wrong := sorted(name for name, type in types.items() if name in needed and type not in TYPES):
         raise UnsupportedModel(f"{where}: tensor {wrong[0]} is {types[wrong[0]]}; supported are {', '.join(TYPES)}")
 
@@ -165,18 +117,19 @@ class SafetensorsWeights:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.spec = open_spec(directory)
+        self._names = FAMILIES[self.spec.family].safetensors
         files = sorted(directory.glob("*.safetensors"))
         if not files:
             raise UserError(f"{directory}: no *.safetensors files")
         self._files = SafetensorsFiles(files)
-        for name in self._files.unusable.keys() & _names(self.spec, _HF, "model.layers"):
+        for name in self._files.unusable.keys() & self._names.all(len(self.spec.layers)):
             self._files.tensor(name)  # which says what is wrong with it
 
     def forget(self) -> None:
         self._files.forget()
 
     def matrix(self, name: str) -> StoredMatrix:
-        stored = _stored_name("embed" if name == "head" and self.spec.tied else name, _HF, "model.layers")
+        stored = self._names.stored("embed" if name == "head" and self.spec.tied else name)
         tensor = self._files.tensor(stored)
         if tensor is None:
             raise CorruptModel(self.directory, f"no tensor {stored} in any *.safetensors")
@@ -184,7 +137,7 @@ class SafetensorsWeights:
         return StoredMatrix(tensor.format, self._files.raw(tensor), tensor.shape[-1])
 
     def vector(self, name: str) -> Floats | None:
-        tensor = self._files.tensor(_stored_name(name, _HF, "model.layers"))
+        tensor = self._files.tensor(self._names.stored(name))
         if tensor is None:
             return None
         _expect(self.directory, name, tensor.shape, vector_shape(self.spec, name))
@@ -196,19 +149,24 @@ def _expect(path: Path, name: str, shape: tuple[int, ...], wanted: tuple[int, ..
         raise CorruptModel(path, f"tensor {name} has shape {list(shape)} where the model's sizes say {list(wanted)}")
 
 
+def layer_of(spec: ModelSpec, name: str) -> LayerSpec:
+    """The layer that a tensor belongs to: 3 of 'layers.3.q'."""
+    return spec.layers[int(name.split(".")[1])]
+
+
 def matrix_shape(spec: ModelSpec, name: str) -> tuple[int, int]:
     """[n, k] of a matrix by its name here."""
-    q, kv = spec.q_heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    if name in ("embed", "head"):
+        return (spec.vocabulary, spec.hidden)
+    attention, width = layer_of(spec, name).attention, layer_of(spec, name).feed_forward.width
     return {
-        "embed": (spec.vocabulary, spec.hidden),
-        "head": (spec.vocabulary, spec.hidden),
-        "q": (q, spec.hidden),
-        "k": (kv, spec.hidden),
-        "v": (kv, spec.hidden),
-        "o": (spec.hidden, q),
-        "gate": (spec.intermediate, spec.hidden),
-        "up": (spec.intermediate, spec.hidden),
-        "down": (spec.hidden, spec.intermediate),
+        "q": (attention.q_width, spec.hidden),
+        "k": (attention.kv_width, spec.hidden),
+        "v": (attention.kv_width, spec.hidden),
+        "o": (spec.hidden, attention.q_width),
+        "gate": (width, spec.hidden),
+        "up": (width, spec.hidden),
+        "down": (spec.hidden, width),
     }[name.rsplit(".", 1)[-1]]
 
 
@@ -216,7 +174,7 @@ def vector_shape(spec: ModelSpec, name: str) -> tuple[int]:
     """[n] of a norm or bias by its name here."""
     if name.endswith(".bias"):
         return (matrix_shape(spec, name.removesuffix(".bias"))[0],)
-    return (spec.head_dim if name.endswith(("q_norm", "k_norm")) else spec.hidden,)
+    return (layer_of(spec, name).attention.head_dim if name.endswith(("q_norm", "k_norm")) else spec.hidden,)
 
 
 def open_spec(directory: Path) -> ModelSpec:

@@ -55,8 +55,8 @@ class PulledModel:
         for part in self._shard.missing(layers):
             path = self._here(part)
             weights = open_weights(path)
-            if weights.spec.layers != self._layers or part.stop > self._layers:
-                raise ClusterError(f"{path} has {weights.spec.layers} layers, the head's model {self._layers}; fetch it again")
+            if len(weights.spec.layers) != self._layers or part.stop > self._layers:
+                raise ClusterError(f"{path} has {len(weights.spec.layers)} layers, the head's model {self._layers}; fetch it again")
             log.info("weights are read", layers=f"{part.start}-{part.stop - 1}")
             self._shard.load(part, weights)
             if part.stop == self._layers:

@@ -24,7 +24,7 @@ from shoal.executor.journal import JournalLimits
 from shoal.executor.shard import Shard
 from shoal.executor.stage import StageExecutor
 from shoal.models.matrix import StoredMatrix
-from shoal.models.spec import ModelSpec, Rope
+from shoal.models.spec import Dense, GroupedQuery, LayerSpec, ModelSpec, Rope
 from shoal.native import BLOCK_TOKENS
 from shoal.placement.profile import ModelCost
 from shoal.request import Request, Score
@@ -40,9 +40,8 @@ _MASK = 0xFFFFFF  # integers that float32 holds exactly
 
 
 def spec(layers: int) -> ModelSpec:
-    return ModelSpec(
-        "toy", layers, 1, 1, 1, 1, 2, VOCABULARY, 1e-6, 4096, Rope(), (0,) * layers, True
-    )  # two values of two bytes for a key and for a value: a cell fits twice
+    layer = LayerSpec(GroupedQuery(1, 1, 2, Rope()), Dense(1))  # two values of two bytes for a key and for a value: a cell fits twice
+    return ModelSpec("toy", 1, VOCABULARY, 1e-6, 4096, True, (layer,) * layers)
 
 
 def cost(layers: int) -> ModelCost:
@@ -183,7 +182,7 @@ class _Entered:
 
     def __init__(self, stage: StageExecutor, model: ToyModel) -> None:
         self._stage, self._model = stage, model
-        self._last = stage.layers.stop == model.spec.layers
+        self._last = stage.layers.stop == len(model.spec.layers)
         self.nbytes, self.runtime, self.hidden = stage.nbytes, stage.runtime, stage.hidden
 
     def run(self, plan: StepPlan, hidden: Floats | None) -> StageOutput:

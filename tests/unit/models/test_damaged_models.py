@@ -22,7 +22,7 @@ def _llama(tmp_path: Path, extra: dict[str, Any]) -> GgufWeights:
     built = tiny.model("llama", num_hidden_layers=1)
     path = write_model(tmp_path / "m.gguf", built, "llama")
     weights = GgufWeights(path)
-    from shoal.models.spec import spec_from_gguf
+    from shoal.models.families.read import spec_from_gguf
 
     meta = {**weights.file.meta, **{f"llama.{k}": v for k, v in extra.items()}}
     spec_from_gguf(meta, {n: t.shape for n, t in weights.file.tensors.items()}, (), path).check(path)

@@ -44,7 +44,7 @@ def test_a_model_in_parts_is_the_model(named: int, whole: Path, tmp_path: Path) 
     weights, same = described.weights, GgufWeights(whole)
     assert isinstance(weights, GgufWeights)
     assert weights.spec == same.spec
-    assert weights.spec.rope.factors == tuple(FACTORS)
+    assert weights.spec.common.attention.rope.factors == tuple(FACTORS)
     assert read(weights, range(3)) == read(same, range(3))
     weights.forget()
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from shoal.models.families.read import spec_from_config
 from shoal.models.rope import frequencies
-from shoal.models.spec import Rope, spec_from_config
+from shoal.models.spec import Rope
 from tests.support import tiny
 
 
@@ -24,7 +25,7 @@ def theirs(parameters: dict[str, Any], head_dim: int) -> tuple[np.ndarray, float
 
 def ours(parameters: dict[str, Any], head_dim: int) -> tuple[np.ndarray, float]:
     spec = spec_from_config({**tiny.SIZES, "model_type": "llama", "head_dim": head_dim, "rope_parameters": parameters}, "m")
-    return frequencies(spec.rope, head_dim)
+    return frequencies(spec.common.attention.rope, head_dim)
 
 
 thetas = st.sampled_from([100.0, 5000.0, 10000.0, 1e6])

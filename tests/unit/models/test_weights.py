@@ -51,7 +51,7 @@ def test_gguf_with_rope_factors(tmp_path: Path) -> None:
     plain = 1 / 5000.0 ** (np.arange(0, 16, 2) / 16)
     factors = plain / built.model.rotary_emb.inv_freq.numpy()
     weights = GgufWeights(write_model(tmp_path / "m.gguf", built, "llama", factors=factors))
-    assert weights.spec.rope.kind == "factors"
+    assert weights.spec.common.attention.rope.kind == "factors"
     close(Stages(weights).logits(tiny.TOKENS), tiny.logits(built, tiny.TOKENS))
 
 

@@ -1,0 +1,20 @@
+"""Qwen3: queries and keys are normalised per head, and have no biases; else as Qwen2."""
+
+from __future__ import annotations
+
+from shoal.models.families.config import Config
+from shoal.models.families.family import Family
+from shoal.models.families.metadata import Metadata
+from shoal.models.families.windows import from_some_layer_on
+from shoal.models.spec import LayerSpec
+
+
+def _from_config(config: Config) -> tuple[LayerSpec, ...]:
+    return config.dense_layers(from_some_layer_on(config), qk_norm=True)
+
+
+def _from_metadata(meta: Metadata) -> tuple[LayerSpec, ...]:
+    return meta.dense_layers(qk_norm=True)
+
+
+FAMILY = Family("qwen3", "Qwen3", _from_config, _from_metadata)
