@@ -132,7 +132,7 @@ def split(order: Sequence[NodeProfile], costs: Costs, kv_tokens: int) -> list[in
         new, choice = [infinite] * (layers + 1), [0] * (layers + 1)
         ends = range(index + 1, layers - left + 1) if left else (layers,)
         for end in ends:
-            for first in range(end - 1, index - 1, -1):  # both costs grow as `first` falls: stop when neither can improve
+            for first in range(end - 1, index - 1, -1):  # both costs grow as `first` falls: stop when one is too high
                 seconds = costs.seconds(node, first, end)
                 if seconds >= new[end] or costs.memory(first, end, kv_tokens) > node.memory:
                     break
