@@ -69,9 +69,9 @@ class _Step:
 class Grammars:
     """A model's compiled grammars.
 
-    vocabulary: makes llguidance's view of the model's tokenizer, which may take a second: called once, when the first grammar
-    comes. patience: seconds that the samples of a step, all together, wait for their masks before they are delayed to another
-    step; None: no limit.
+    vocabulary: makes llguidance's view of the model's tokenizer, which may take a second: called once, when the first grammar comes.
+    patience: seconds that the samples of a step, all together, wait for their masks before they are delayed to another step;
+    None: no limit.
     """
 
     def __init__(self, vocabulary: Callable[[], LLTokenizer], patience: float | None = 0.05) -> None:

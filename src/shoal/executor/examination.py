@@ -21,7 +21,8 @@ UNSOUND = "the model's output is not a number: its weights or the precision they
 def score(logits: Floats, token: int, count: int) -> Score:
     """The log-probability under the model itself, before temperature, penalties and cuts, and those of the `count` likeliest tokens.
 
-    logits: [vocabulary] Raises ClusterError if the logits are not numbers.
+    logits: [vocabulary]
+    Raises ClusterError if the logits are not numbers.
     """
     peak = float(logits.max())
     if not np.isfinite(peak):

@@ -268,8 +268,8 @@ class Scheduler:
     def apply(self, result: StepResult, flight: float = 0.0) -> list[TokenChunk]:
         """Applies a step's result and returns what the clients get. Results come in the order of the steps.
 
-        flight: seconds from sending the step to its result; 0: not known. Raises RemoteProtocolError, and applies nothing, if the result
-        does not answer what was asked.
+        flight: seconds from sending the step to its result; 0: not known.
+        Raises RemoteProtocolError, and applies nothing, if the result does not answer what was asked.
         """
         examined = {found.sequence: found for found in result.examined}
         for sent in self._flight[result.step].sent:

@@ -200,7 +200,7 @@ async def serve_pairing(
 ) -> PairingListener:
     """Admits nodes that know the desk's code. Each message is awaited for `patience` seconds.
 
-    clock: the desk's, in seconds; sleep: waits on that clock before an answer leaves Port 0 takes a free one. Raises
+    clock: the desk's, in seconds; sleep: waits on that clock before an answer leaves. Port 0 takes a free one. Raises
     ConfigError if the address cannot be used.
     """
     listener = PairingListener(desk, authority, on_event, patience, clock, sleep)
