@@ -35,9 +35,7 @@ MOST_FILES = 4096
 _NAME, _HASH, _COMMIT = re.compile(r"\w[\w.+-]{0,200}", re.ASCII), re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 _FIRST_PART = re.compile(r"model-00001-of-\d{5}\.gguf")
 _CONFIG, _INDEX, _SHARDS = "config.json", "model.safetensors.index.json", ".safetensors"
-_TEXT = frozenset(
-    {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
-)  # with which the last stage enforces grammars
+_TEXT = frozenset({"tokenizer.json", "tokenizer_config.json", "generation_config.json"})  # with which the last stage enforces grammars
 
 
 @dataclass(frozen=True)
