@@ -131,6 +131,7 @@ class StageExecutor:
         mine, out, missing = self.layers, None, np.zeros(batch.rows, np.bool_)
         computing = 0.0
         for first, end in plan.spans:
+            # A span that begins where this stage ends is not skipped: its input is replayed from the journal here and sent on.
             if end <= mine.start or first > mine.stop:
                 continue
             if first == 0 and mine.start == 0:

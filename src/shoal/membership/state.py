@@ -284,6 +284,7 @@ class Cluster:
         by_name = {m.name: n for n, m in self.members.items()}
         self.epoch += 1
         path = Path(self.epoch, tuple(by_name[stage.node] for stage in placement.stages), placement)
+        # A pool of another size is allocated anew, and its contents are lost.
         same_pool = self._base is not None and self._base.kv_tokens == placement.kv_tokens
         path.keep = {n: overlap(path.layers(n), self.members[n].filled) if same_pool else range(0) for n in path.nodes}
         self.coming, self._ready = path, set()

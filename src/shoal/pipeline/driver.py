@@ -223,6 +223,7 @@ class Driver:
                 return tokens
             if spans[0][0] == 0 and len(spans) == 1:
                 raise RemoteProtocolError("layers could not be refilled from the tokens")
+            # A journal lacks some rows: these sequences are refilled from the tokens, through all layers up to the last lost one.
             only, spans = missing, [(0, spans[-1][1])]
 
     def _take(self, route: DrivenRoute, frame: Frame, arrived: float) -> None:

@@ -15,6 +15,7 @@ class Admission:
         """Admits the sequences that can enter before step number `step`, first come first."""
         passed: list[Sequence] = []
         while (sequence := self._slots.waiting.first) is not None:
+            # It waits for its sample, or for the prompt that it forks from; those behind it may enter meanwhile.
             if sequence.awaiting or ((parent := self._forks_from(sequence)) is not None and parent.computed < parent.prompt_length):
                 self._slots.waiting.remove(sequence)
                 passed.append(sequence)

@@ -52,6 +52,7 @@ class Refill:
         filled: set[BlockId] = set()
         chunks: list[Chunk] = []
         budget = self._slots.limits.step_tokens
+        # Copies, because a sequence may end while its steps run and then loses its table.
         for sequence, table, untold in [(s, list(s.table), s.table[s.told :]) for s in wanted]:
             alone = sequence.request.id in self._apart
             for at, upto in self._unfilled(sequence.computed, table, filled):

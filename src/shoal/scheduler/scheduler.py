@@ -169,12 +169,14 @@ class Scheduler:
     def rewind(self) -> None:
         """Goes back to what results have confirmed: the steps in flight are lost, and the stages no longer know any tables or samples."""
         self._flight.clear()
+        # Whether a fork's block was copied is not known: it starts again.
         for sequence in [s for s in self.slots.running if s.forking]:
             self.slots.preempt(sequence)
         for sequence in self._sequences.values():
             sequence.scheduled = sequence.computed
             sequence.told = 0
             sequence.asked = sequence.examined
+            # If everything is computed and only the sample was lost, the last token runs once more.
             sequence.unsampled |= sequence.awaiting and sequence.pending == 0
             sequence.awaiting = sequence.opened = False
         self._closed, self.slots.dropped, self.slots.copies = [], [], []
@@ -283,6 +285,7 @@ class Scheduler:
         for sent in step.sent:
             if sent.samples and not sent.sequence.done and sent.sequence.id not in came:
                 self._put_off(sent)
+            # In another life, the blocks that this step filled have been freed.
             if not sent.sequence.done and sent.life == sent.sequence.life:
                 sent.sequence.forking = False
                 sent.sequence.computed = sent.upto

@@ -44,6 +44,7 @@ class Slots:
         tokens can run."""
         size = self.limits.block_tokens
         while True:
+            # After a delayed sample the last token runs again, which needs no new place.
             room = len(sequence.table) * size - sequence.scheduled + sequence.unsampled
             if room >= count:
                 return count
@@ -51,6 +52,7 @@ class Slots:
                 sequence.table.append(self.pool.allocate())
                 continue
             victim = max((s for s in self.running if s.id not in taken), key=lambda s: s.rank, default=None)
+            # Nobody else may be preempted: it runs what fits, or gives its blocks to the others.
             if victim is None or victim is sequence:
                 if room > 0:
                     return min(room, count)
