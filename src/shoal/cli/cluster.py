@@ -76,7 +76,7 @@ async def fetched(model: str, stop: asyncio.Event, host: str = "") -> Descriptio
         try:
             result = described(model)
             result = listed(result, not is_loopback(host)) if host else result
-        except Exception as error:  # noqa: BLE001 - carried over to the loop
+        except Exception as error:  # noqa: BLE001 - passed to the loop
             failure = error
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(settle, result, failure)

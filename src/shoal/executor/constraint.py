@@ -200,7 +200,7 @@ def _work(steps: Sequence[_Step]) -> None:
         step.place.set_running_or_notify_cancel()
         try:
             step.place.set_result(_follow(step.before.result().matcher, [step.token], step.width))
-        except BaseException as error:  # noqa: BLE001 - raised where the place is asked for; a panic of llguidance is no Exception
+        except BaseException as error:  # noqa: BLE001 - raised when the place is read; a panic of llguidance is not an Exception
             step.place.set_exception(error)
 
 

@@ -135,7 +135,7 @@ class Sampler:
     def open(self, opened: Opened) -> None:
         try:
             self._states[opened.sequence] = _State(opened, self._grammars, self._width)
-        except Exception as error:  # noqa: BLE001 - it ends this sequence, and no other one's step
+        except Exception as error:  # noqa: BLE001 - it ends only this sequence, not the step
             self._states[opened.sequence] = _failed(opened.sequence, error)
 
     def close(self, sequence: int) -> None:

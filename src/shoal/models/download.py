@@ -95,7 +95,7 @@ class Download:
         def work() -> None:
             try:
                 self._draw(came.put, lambda: stopped.is_set() or enough())
-            except Exception as error:  # noqa: BLE001 - carried to the one who waits
+            except Exception as error:  # noqa: BLE001 - passed to the waiting caller
                 came.put(error)
             else:
                 came.put(None)

@@ -68,7 +68,7 @@ def peers_of(order: control.Load) -> list[FilePeer]:
 
 
 class Fetcher:
-    """directory: the cache, where it is not the user's own."""
+    """directory: the cache, if not the user's own."""
 
     def __init__(self, environment: Environment, share: Share, directory: Path | None = None) -> None:
         self.fetched = 0

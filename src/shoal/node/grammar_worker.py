@@ -109,7 +109,7 @@ class Worker:
                 self._say(Mask(sequence, at, allowed.tokens.astype("<i4").tobytes(), allowed.but))
         except GrammarFailed as error:
             self._say(Mask(sequence, at, fault=str(error), ours=error.ours))
-        except BaseException as error:  # noqa: BLE001 - it ends this sequence, and no other one; a panic of llguidance is no Exception
+        except BaseException as error:  # noqa: BLE001 - it ends only this sequence; a panic of llguidance is not an Exception
             self._say(Mask(sequence, at, fault=str(error) or type(error).__name__))
 
     def _say(self, told: Mask) -> None:

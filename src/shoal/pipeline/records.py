@@ -140,7 +140,7 @@ class Ledger:
 def read(data: bytes) -> tuple[Ledger, int]:
     """The state in a file, and how many of its bytes are whole records."""
     ledger, end = Ledger(), 0
-    for record, end in decode(data):  # noqa: B007 - the last end is wanted
+    for record, end in decode(data):  # noqa: B007 - the last end is needed
         ledger.add(record)
     return ledger, end
 

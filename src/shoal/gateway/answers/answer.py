@@ -120,7 +120,7 @@ class Answer:
             async with asyncio.TaskGroup() as group:
                 for i in range(len(self._streams)):
                     group.create_task(self._follow(i))
-        except* Exception as errors:  # noqa: BLE001 - raised again where the pieces are read
+        except* Exception as errors:  # noqa: BLE001 - raised again when the pieces are read
             self.error = errors.exceptions[0]
             for stream in self._streams:
                 stream.close()

@@ -90,7 +90,7 @@ class Runner:
                         await asyncio.to_thread(self._files.sweep)
                         swept = True
                     await self._look()
-                except Exception as error:  # noqa: BLE001 - whatever it is: it may pass, and nothing else would look again
+                except Exception as error:  # noqa: BLE001 - any error may be temporary, and nothing else would check again
                     log.warning("batches cannot be looked at", reason=repr(error))
                     await asyncio.sleep(_REST)
                 await asyncio.sleep(self._poll)
