@@ -1,4 +1,4 @@
-"""What a model's layers are, read from GGUF metadata or a Hugging Face config.json."""
+"""The description of a model's layers, read from GGUF metadata or a Hugging Face config.json."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 
 class Rope(msgspec.Struct, frozen=True):
-    """Rotary position embedding. `kind` names the scaling; its fields mean what they mean in transformers' modeling_rope_utils."""
+    """Rotary position embedding. `kind` names the scaling; its fields have the meanings of transformers' modeling_rope_utils."""
 
     theta: float = 10000.0
     kind: Literal["default", "linear", "llama3", "yarn", "factors"] = "default"
@@ -27,7 +27,7 @@ class Rope(msgspec.Struct, frozen=True):
     attention_factor: float | None = None
     truncate: bool = True
     factors: tuple[float, ...] = ()
-    """Divisors of the frequencies, one per pair (GGUF's rope_freqs.weight, which is how it stores llama3)."""
+    """Divisors of the frequencies, one per pair (GGUF's rope_freqs.weight, in which it stores llama3)."""
 
     def check(self, head_dim: int, where: object) -> None:
         """Refuses numbers that give no frequencies. Raises CorruptModel."""
@@ -42,7 +42,7 @@ class Rope(msgspec.Struct, frozen=True):
             raise CorruptModel(where, f"{len(self.factors)} rotary factors do not fit heads of {head_dim}")
 
 
-_MAX_LAYERS = 4096  # of any model there is, and then some; a damaged file must not make this process allocate by it
+_MAX_LAYERS = 4096  # more than any model has; a damaged file must not make this process allocate by it
 
 
 def _layer_count(layers: int, where: object) -> int:
@@ -66,11 +66,11 @@ class ModelSpec(msgspec.Struct, frozen=True):
     context: int
     rope: Rope
     windows: tuple[int, ...]
-    """Per layer: tokens that a query sees, itself included; 0: all."""
+    """Per layer: tokens that a query sees, including itself; 0: all."""
     tied: bool
-    """The output head is the embedding."""
+    """Whether the output head is the embedding."""
     qk_norm: bool = False
-    """Queries and keys are normalised per head before rotation."""
+    """Whether queries and keys are normalised per head before rotation."""
 
     def check(self, where: object) -> None:
         """Refuses shapes that cannot be run. Raises CorruptModel or UnsupportedModel."""
@@ -88,7 +88,7 @@ class ModelSpec(msgspec.Struct, frozen=True):
             )
 
     def kv_bytes(self, element: int) -> int:
-        """Bytes that one token's keys and values take in one layer."""
+        """Bytes of one token's keys and values in one layer."""
         return 2 * self.kv_heads * self.head_dim * element
 
 
@@ -97,7 +97,7 @@ def _unsupported(where: object, what: str) -> UnsupportedModel:
 
 
 def spec_from_gguf(meta: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]], factors: Sequence[float], where: object) -> ModelSpec:
-    """`tensors` maps names to shapes (rows first); `factors` is rope_freqs.weight, empty where the file has none.
+    """`tensors` maps names to shapes (rows first); `factors` is rope_freqs.weight, empty if the file has none.
 
     Raises CorruptModel, UnsupportedModel.
     """

@@ -3,7 +3,7 @@
     embed, norm, head; layers.<i>.{attention_norm, q, k, v, o, q_norm, k_norm, mlp_norm, gate, up, down}; a bias is <matrix>.bias
 
 Queries and keys are in the half-split rotary order everywhere; GGUF stores the llama family interleaved, so its rows are
-taken in another order (convert_hf_to_gguf.py, LlamaModel.permute).
+reordered (convert_hf_to_gguf.py, LlamaModel.permute).
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class Weights(Protocol):
     def spec(self) -> ModelSpec: ...
     def matrix(self, name: str) -> StoredMatrix: ...
     def vector(self, name: str) -> Floats | None:
-        """A norm or bias; None where the model has none."""
+        """A norm or bias; None if the model has none."""
         ...
 
     def forget(self) -> None:
-        """Lets go of what was read: the files' pages, not the weights made of them."""
+        """Releases what was read: the files' pages, not the weights made from them."""
         ...
 
 
@@ -86,7 +86,7 @@ def _stored_name(name: str, table: dict[str, str], layer: str) -> str:
 
 
 def _names(spec: ModelSpec, table: dict[str, str], layer: str) -> set[str]:
-    """All tensors that such a model may have, as a file calls them."""
+    """All tensors that such a model may have, by their names in a file."""
     whole = ("embed", "norm", "head")
     inner = [f"layers.{i}.{part}" for i in range(spec.layers) for part in table if part not in whole]
     return {_stored_name(name + kind, table, layer) for name in (*whole, *inner) for kind in ("", ".bias")}
@@ -101,7 +101,7 @@ class GgufWeights:
         self.spec = spec_from_gguf(self.file.meta, self.file.shapes, factors, path)
         self.spec.check(path)
         for name in self.file.unusable.keys() & _names(self.spec, _GGUF, "blk"):
-            self.file.tensor(name)  # which says what is wrong with it
+            self.file.tensor(name)  # which reports what is wrong with it
         self._interleaved = self.spec.family == "llama"
 
     def forget(self) -> None:
@@ -135,7 +135,7 @@ class GgufWeights:
 def check_header(header: GgufHeader, where: object) -> ModelSpec:
     """Refuses a model by the header of its only or first GGUF file, as GgufWeights would refuse the file.
 
-    The first of several files may hold no tensors; the vocabulary is then counted by its tokens. Raises CorruptModel, UnsupportedModel.
+    The first of several files may hold no tensors; the vocabulary is then counted from its tokens. Raises CorruptModel, UnsupportedModel.
     """
     shapes = dict(header.shapes)
     if header.meta.get("split.count", 1) > 1:
@@ -148,14 +148,15 @@ def check_header(header: GgufHeader, where: object) -> ModelSpec:
 
 
 def check_formats(header: GgufHeader, spec: ModelSpec, where: object) -> None:
-    """Refuses a file with a tensor that the model needs and that cannot be run. Raises UnsupportedModel."""
+    """Refuses a file with a tensor that the model needs but that cannot be run. Raises UnsupportedModel."""
     if needed := header.unusable.keys() & _names(spec, _GGUF, "blk"):
         name = min(needed)
         raise unsupported(where, name, header.unusable[name])
 
 
 def check_types(types: Mapping[str, str], spec: ModelSpec, where: object) -> None:
-    """Refuses safetensors with a tensor that the model needs and that cannot be run. types: by name, as a header says. Raises UnsupportedModel."""
+    """Refuses safetensors with a tensor that the model needs but that cannot be run. types: by name, from a header. Raises
+    UnsupportedModel."""
     needed = _names(spec, _HF, "model.layers")
     if wrong := sorted(name for name, type in types.items() if name in needed and type not in TYPES):
         raise UnsupportedModel(f"{where}: tensor {wrong[0]} is {types[wrong[0]]}; supported are {', '.join(TYPES)}")
@@ -170,7 +171,7 @@ class SafetensorsWeights:
             raise UserError(f"{directory}: no *.safetensors files")
         self._files = SafetensorsFiles(files)
         for name in self._files.unusable.keys() & _names(self.spec, _HF, "model.layers"):
-            self._files.tensor(name)  # which says what is wrong with it
+            self._files.tensor(name)  # which reports what is wrong with it
 
     def forget(self) -> None:
         self._files.forget()
@@ -197,7 +198,7 @@ def _expect(path: Path, name: str, shape: tuple[int, ...], wanted: tuple[int, ..
 
 
 def matrix_shape(spec: ModelSpec, name: str) -> tuple[int, int]:
-    """[n, k] of a matrix by its name here."""
+    """[n, k] of a matrix, by its name here."""
     q, kv = spec.q_heads * spec.head_dim, spec.kv_heads * spec.head_dim
     return {
         "embed": (spec.vocabulary, spec.hidden),
@@ -213,14 +214,14 @@ def matrix_shape(spec: ModelSpec, name: str) -> tuple[int, int]:
 
 
 def vector_shape(spec: ModelSpec, name: str) -> tuple[int]:
-    """[n] of a norm or bias by its name here."""
+    """[n] of a norm or bias, by its name here."""
     if name.endswith(".bias"):
         return (matrix_shape(spec, name.removesuffix(".bias"))[0],)
     return (spec.head_dim if name.endswith(("q_norm", "k_norm")) else spec.hidden,)
 
 
 def open_spec(directory: Path) -> ModelSpec:
-    """What config.json says. Raises UserError, CorruptModel, UnsupportedModel."""
+    """The spec in config.json. Raises UserError, CorruptModel, UnsupportedModel."""
     config = directory / "config.json"
     try:
         spec = spec_from_config(cast("dict[str, Any]", json.loads(config.read_bytes().decode("utf-8-sig", errors="replace"))), directory)
