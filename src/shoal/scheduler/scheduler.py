@@ -228,6 +228,7 @@ class Scheduler:
         limits, running = self.limits, self.slots.running
         if len(self._flight) >= limits.depth and not self.apart and not self._closed and too_few(running, limits.depth):
             return None
+        self.slots.provide_short()
         chunks: list[Chunk] = []
         opened: list[Opened] = []
         sent: list[_Sent] = []

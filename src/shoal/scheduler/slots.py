@@ -23,6 +23,8 @@ class Slots:
         self.waiting = WaitingQueue(limits.ageing)
         self.running: list[Sequence] = []
         """Oldest first."""
+        self.short: list[Sequence] = []
+        """Those that found no block in the last step, all taken by younger ones. They get one before the next step."""
         self.dropped: list[int] = []
         """Sequences whose tables start anew with the next step."""
         self.copies: list[tuple[BlockId, BlockId]] = []
@@ -40,8 +42,9 @@ class Slots:
         return -(-tokens // self.limits.block_tokens)
 
     def provide(self, sequence: Sequence, count: int, taken: set[SequenceId]) -> int:
-        """Gives the sequence blocks for its next `count` tokens, preempting the youngest of the lowest class for them. Returns how many
-        tokens can run."""
+        """Gives the sequence blocks for its next `count` tokens, preempting the youngest of the lowest class for them, but none of those
+        taken. Returns how many tokens can run. If none can, the sequence has given way, or has the next step's blocks to come before those
+        that were taken: see `short`."""
         size = self.limits.block_tokens
         while True:
             # After a delayed sample the last token runs again, which needs no new place.
@@ -56,10 +59,19 @@ class Slots:
             if victim is None or victim is sequence:
                 if room > 0:
                     return min(room, count)
-                if victim is sequence and len(self.running) > 1:
+                if any(s.rank > sequence.rank for s in self.running):
+                    self.short.append(sequence)  # younger ones took the blocks for this step
+                elif victim is sequence and len(self.running) > 1:
                     self.preempt(sequence, min(self.running, key=lambda s: s.rank))
                 return 0
             self.preempt(victim, sequence)
+
+    def provide_short(self) -> None:
+        """Gives each that was short of a block the place for a token."""
+        short, self.short = self.short, []
+        for sequence in short:
+            if sequence in self.running:
+                self.provide(sequence, 1, set())
 
     def preempt(self, sequence: Sequence, favoured: Sequence | None = None) -> None:
         """Frees a sequence's blocks, for the sake of another; its tokens are known and will be recomputed."""
