@@ -1,4 +1,4 @@
-// Which set of kernels a processor runs.
+// Chooses the set of kernels that a processor runs.
 #include <stdexcept>
 
 #include "kernels.h"
@@ -22,14 +22,14 @@ namespace dotprod { const Kernels& kernels(); }
 namespace {
 
 #if SHOAL_X86
-// Asked of the processor itself: not every compiler's __builtin_cpu_supports knows every name, or links everywhere.
+// Asks the processor itself: not every compiler's __builtin_cpu_supports knows every name, or links everywhere.
 struct Has {
   bool avx2 = false, avx512 = false;
 
   Has() {
     unsigned a, b, c, d, low, high;
     const auto bit = [](unsigned word, int n) { return (word >> n & 1) != 0; };
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !bit(c, 27)) return;  // 27: the system says what it saves of the registers
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !bit(c, 27)) return;  // 27: the system says which registers it saves
     const bool fma = bit(c, 12), f16c = bit(c, 29);
     __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     if ((low & 0x06) != 0x06 || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;

@@ -9,14 +9,14 @@ namespace shoal {
 namespace SHOAL_ISA {
 namespace {
 
-// dot4 subtracts this from a weight of 8 bits, because ARM's dot product takes two signed operands.
+// dot4 subtracts this from an 8-bit weight, because ARM's dot product takes two signed operands.
 #if defined(__ARM_FEATURE_DOTPROD)
 constexpr int32_t kTaken = 128;
 #else
 constexpr int32_t kTaken = 0;
 #endif
 
-// acc[lane] += sum over 4 of w[lane][i] * x[i]; w is unsigned (of 4 bits after the shift, or 8 less kTaken), x four signed bytes in an int.
+// acc[lane] += sum over 4 of w[lane][i] * x[i]; w is unsigned (4 bits after the shift, or 8 minus kTaken), x four signed bytes in an int.
 template <int bits>
 inline I dot4(I acc, const uint8_t* w, int32_t x, int shift) {
 #if defined(__AVX512VNNI__)
@@ -58,9 +58,9 @@ inline void finish(V acc, const float* bias, bool add, float* out) {
   keep(out, acc);
 }
 
-// The output rows [lane, lane + L) of a panel, for R rows of x. Weights are stored as matrix.h shows: for each block of 32 inputs, groups
-// of 4 consecutive inputs of every output row of the panel, so that one load and one dot4 advance L output rows by 4 inputs. With 4 bits
-// a byte holds two weights, of inputs i and i + 16 of the block; `low` and `high` are the matching inputs.
+// The output rows [lane, lane + L) of a panel, for R rows of x. Weights are stored as described in matrix.h: for each block of 32 inputs,
+// groups of 4 consecutive inputs of every output row of the panel, so that one load and one dot4 advance L output rows by 4 inputs. With
+// 4 bits a byte holds two weights, of inputs i and i + 16 of the block; `low` and `high` are the matching inputs.
 template <int R, int bits, bool has_min>
 void gemm_quantised(const Matrix& w, int64_t p, int64_t lane, const Activations& x, int64_t row, const float* bias, bool add,
                     float* out, int64_t stride) {
@@ -77,7 +77,7 @@ void gemm_quantised(const Matrix& w, int64_t p, int64_t lane, const Activations&
   }
   const int32_t zero = w.zero - (bits == 8 ? kTaken : 0);
   for (int64_t b = 0; b < blocks; ++b) {
-    if (R <= 2) {  // bound by memory: reach well ahead, into the next panels too (+15 to 25 % on Zen 4)
+    if (R <= 2) {  // bound by memory: prefetch well ahead, into the next panels too (+15 to 25 % on Zen 4)
       constexpr int64_t size = bits == 4 ? 256 : 512;
       for (int64_t i = 0; i < size; i += 64) __builtin_prefetch(data + b * size + 8192 + i, 0, 2);
     }
@@ -246,7 +246,7 @@ inline V cache(const uint16_t* p) {
 }
 
 constexpr int64_t kMaxHead = 256;
-constexpr int kPartsAtOnce = 2;  // vectors of a block's scores that are kept in registers
+constexpr int kPartsAtOnce = 2;  // vectors of a block's scores that stay in registers
 
 // Flash attention over a run of blocks for up to kQueries queries: running maximum, sum of weights, weighted values.
 template <class T, int N>
@@ -260,7 +260,7 @@ void attend_queries(const Pool& pool, int64_t head, const int32_t* table, int32_
     peak[t] = -INFINITY, total[t] = 0;
     for (int64_t i = 0; i < d; i += L) keep(acc[t] + i, V{});
   }
-  int32_t low = end, high = begin;  // what any of the queries sees of [begin, end)
+  int32_t low = end, high = begin;  // the part of [begin, end) that any of the queries sees
   for (int t = 0; t < N; ++t) {
     low = queries[t].first < low ? queries[t].first : low;
     high = queries[t].end > high ? queries[t].end : high;
@@ -273,6 +273,7 @@ void attend_queries(const Pool& pool, int64_t head, const int32_t* table, int32_
   for (int32_t at = low / kTokens * kTokens; at < high; at += kTokens) {
     const T* keys = reinterpret_cast<const T*>(pool.at(table[at / kTokens], head));
     const T* values = keys + kTokens * d;
+    // Scores of a part of the block's tokens at a time, so that the sums stay in registers.
     for (int half = 0; half < kParts; half += kPartsAtOnce) {
       V scores[N][kPartsAtOnce];
       for (int t = 0; t < N; ++t) {
@@ -299,6 +300,7 @@ void attend_queries(const Pool& pool, int64_t head, const int32_t* table, int32_
         peaks = larger(peaks, masked[c]);
       }
       const float block_peak = max_of(peaks);
+      // The query sees nothing of this block; without an earlier maximum its weights would be NaN, not 0.
       if (block_peak == -INFINITY) {
         for (int c = 0; c < kParts; ++c) keep(weight[t] + c * L, V{});
         continue;
@@ -310,6 +312,7 @@ void attend_queries(const Pool& pool, int64_t head, const int32_t* table, int32_
         keep(weight[t] + c * L, e);
         sums += e;
       }
+      // What was summed so far is relative to the old maximum.
       if (new_peak > peak[t]) {
         const float shrink = std::exp(peak[t] - new_peak);
         total[t] *= shrink;
@@ -318,6 +321,7 @@ void attend_queries(const Pool& pool, int64_t head, const int32_t* table, int32_
       }
       total[t] += sum_of(sums);
     }
+    // Values of tokens that some query sees; for the other queries their weight is 0.
     const int64_t first = low > at ? low - at : 0, last = high - at < kTokens ? high - at : kTokens;
     for (int64_t i = 0; i < d; i += L) {
       V sums[N];
@@ -374,7 +378,7 @@ void merge(const float* partials, int64_t splits, int64_t head_dim, float* out) 
   for (int64_t i = 0; i < head_dim; ++i) out[i] *= inverse;
 }
 
-int64_t argmax(const float* x, int64_t n) {  // the first of equals
+int64_t argmax(const float* x, int64_t n) {  // the first among equals
   V best = all(-INFINITY);
   int64_t i = 0;
   for (; i + L <= n; i += L) best = larger(best, load(x + i));

@@ -1,7 +1,7 @@
-// The inner loops, one table of them per instruction set.
+// The inner loops: one table of functions per instruction set.
 //
-// Every result of a row is computed by the same operations in the same order however many rows share a call, so a token
-// does not depend on what it was batched with.
+// Each result of a row is computed by the same operations in the same order however many rows share a call, so a token
+// does not depend on the batch that it was in.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -10,7 +10,7 @@
 
 namespace shoal {
 
-// Inputs of a matrix product. The quantised form (one scale per 32 values) is what Q8 and Q4 weights multiply.
+// Inputs of a matrix product. Q8 and Q4 weights multiply the quantised form (one scale per 32 values).
 struct Activations {
   const float* x = nullptr;       // [rows, k]
   const int8_t* q = nullptr;      // [rows, k]
@@ -29,10 +29,10 @@ struct Pool {
   uint8_t* at(int64_t block, int64_t head) const { return base + (block * kv_heads + head) * head_bytes(); }
 };
 
-// Query vectors that share a KV head and a block table; each sees the keys in [first, end).
+// Query vectors that share a KV head and a block table; each attends to the keys in [first, end).
 struct Query {
   const float* q;
-  float* out;       // [head_dim], written where partial is null
+  float* out;       // [head_dim], written if partial is null
   float* partial;   // [head_dim + 2]: weighted values, maximum, sum of weights
   int32_t first, end;
 };
@@ -41,7 +41,7 @@ struct Kernels {
   const char* name;
   int tile;  // queries that attend() takes at once
 
-  // out[row * stride + 0..15] (+)= row of x times panel p. `add`: onto what is there.
+  // out[row * stride + 0..15] (+)= row of x times panel p. `add`: adds to the existing values.
   void (*gemm)(const Matrix& w, int64_t p, const Activations& x, int64_t first, int64_t end, const float* bias, bool add,
                float* out, int64_t stride);
   void (*quantise)(const float* x, int64_t k, int8_t* q, float* scale, int32_t* sum);
@@ -52,15 +52,15 @@ struct Kernels {
   // Rotates the two halves of a head in place: cos and sin are [head_dim / 2].
   void (*rope)(float* head, const float* cos, const float* sin, int64_t head_dim);
   void (*append)(const Pool& pool, int64_t block, int64_t slot, int64_t head, const float* k, const float* v);
-  // One KV head over the tokens [begin, end) of a sequence; queries see only what lies in their own range as well.
+  // One KV head over the tokens [begin, end) of a sequence; a query attends only to the part inside its own range.
   void (*attend)(const Pool& pool, int64_t head, const int32_t* table, int32_t begin, int32_t end, float scale,
                  const Query* queries, int count);
-  // Joins `splits` partial results, in order, into out.
+  // Joins `splits` partial results into out, in order.
   void (*merge)(const float* partials, int64_t splits, int64_t head_dim, float* out);
   int64_t (*argmax)(const float* x, int64_t n);
 };
 
-// The best set for this processor, or the one named. Throws std::invalid_argument for one that is unknown or cannot run here.
+// The best set for this processor, or the named one. Throws std::invalid_argument if it is unknown or cannot run here.
 const Kernels& choose(const std::string& name);
 
 }  // namespace shoal

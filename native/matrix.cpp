@@ -28,7 +28,7 @@ std::shared_ptr<uint8_t> pages(int64_t bytes) {
 #endif
   if (p == nullptr) throw std::bad_alloc();
 #if defined(__linux__)
-  madvise(p, static_cast<size_t>(bytes), MADV_HUGEPAGE);  // advice: may be refused
+  madvise(p, static_cast<size_t>(bytes), MADV_HUGEPAGE);  // only advice: it may be refused
 #endif
   return {static_cast<uint8_t*>(p), release};
 }
@@ -141,7 +141,7 @@ void read_q8_0(const uint8_t* row, int64_t b, Block& out) {
   for (int i = 0; i < 32; ++i) out.q[i] = p[2 + i] ^ 0x80;
 }
 
-// The six-bit scale and minimum of sub-block j in a K-quant's twelve bytes (llama.cpp, ggml-quants.c, get_scale_min_k4).
+// The six-bit scale and minimum of sub-block j, from a K-quant's twelve bytes (llama.cpp, ggml-quants.c, get_scale_min_k4).
 void k4_scale(const uint8_t* s, int64_t j, float d, float dmin, Block& out) {
   int scale, minimum;
   if (j < 4) {
@@ -173,7 +173,7 @@ void read_q5_k(const uint8_t* row, int64_t b, Block& out) {
 
 void read_f32(const uint8_t* row, int64_t b, float* w) { std::memcpy(w, row + b * kBlock * 4, kBlock * 4); }
 
-// Six bits and a scale per 16 weights, which has no counterpart here (ggml-quants.c, dequantize_row_q6_K).
+// Six bits and a scale per 16 weights; the kernels have no such format (ggml-quants.c, dequantize_row_q6_K).
 void read_q6_k(const uint8_t* row, int64_t b, float* w) {
   const uint8_t* p = row + b / 8 * 210;
   const int64_t j = b % 8, half = j / 4, quarter = j % 4;
@@ -186,7 +186,7 @@ void read_q6_k(const uint8_t* row, int64_t b, float* w) {
   }
 }
 
-// Symmetric rounding; the half that is stored is the scale that was rounded with.
+// Symmetric rounding; the stored half is the same scale that was used for rounding.
 void round_block(const float* w, int levels, Block& out) {
   float peak = 0, extreme = 0;
   for (int i = 0; i < kBlock; ++i) {

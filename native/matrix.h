@@ -1,13 +1,13 @@
-// Weights as the kernels read them.
+// Weights in the kernels' layout.
 //
-// A matrix [n, k] is cut into panels of 16 output rows. A panel lies in one piece of memory and is read front to back:
+// A matrix [n, k] is cut into panels of 16 output rows. A panel is contiguous in memory and is read front to back:
 //
 //   F32   [k][16] float
-//   Q8    [k/32][8][16][4] u8, then [k/32][16] f16 scales, then the same of minimums where the format has them
+//   Q8    [k/32][8][16][4] u8, then [k/32][16] f16 scales, then the minimums in the same layout if the format has them
 //   Q4    [k/32][4][16][4] u8 (low nibble: the first 16 of the block, high nibble: the last 16), scales, minimums
 //
-// A weight is scale * (q - zero) + minimum. Four successive inputs of one output row stand together, because that is what
-// a dot-product instruction eats. GGUF's Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K and Q8_0 map onto this without a new rounding of q.
+// A weight is scale * (q - zero) + minimum. Four consecutive inputs of one output row are adjacent, because a dot-product
+// instruction takes them together. GGUF's Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K and Q8_0 map onto this without rounding q again.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -21,8 +21,8 @@ constexpr int64_t kBlock = 32;   // inputs that share a scale
 
 enum class Kind : uint8_t { F32, Q8, Q4 };
 
-// 64-byte aligned memory out of large blocks of huge pages, so that reading weights front to back is not slowed by a page
-// walk every 4 KiB; matrices that are packed one after the other lie one after the other. Throws std::bad_alloc.
+// 64-byte aligned memory from large blocks of huge pages, so that reading weights front to back is not slowed by a page
+// walk every 4 KiB; matrices packed one after another are stored one after another. Throws std::bad_alloc.
 using Buffer = std::shared_ptr<uint8_t>;
 Buffer allocate(int64_t bytes);
 

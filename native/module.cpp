@@ -1,4 +1,4 @@
-// The Python door: arrays in, checked, and out to the kernels. shoal.native wraps it; nothing else imports it.
+// The Python interface: checks arrays and passes them to the kernels. shoal.native wraps it; nothing else imports it.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -41,7 +41,7 @@ Linear linear(std::shared_ptr<Matrix> weight, const std::optional<In<float, 1>>&
   return {std::move(weight), std::move(b)};
 }
 
-// KV blocks of one layer as Python holds them: uint8 [blocks, bytes of a block].
+// KV blocks of one layer in Python's form: uint8 [blocks, bytes of a block].
 using PoolArray = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 struct Rows {
@@ -50,7 +50,7 @@ struct Rows {
   In<float, 2> cos, sin;
 };
 
-// Refuses what would read or write outside the arrays, so that a wrong plan is an error and not a crash.
+// Refuses anything that would read or write outside the arrays, so that a wrong plan is an error and not a crash.
 Batch checked(const Rows& in, int64_t rows, int64_t blocks, int64_t head_dim) {
   const int64_t sequences = static_cast<int64_t>(in.positions.size());
   require(sequences > 0 && static_cast<int64_t>(in.starts.size()) == sequences + 1, "starts must have one entry more than positions");
@@ -166,7 +166,7 @@ std::shared_ptr<Matrix> py_pack(const std::string& format, const std::string& ta
   return pack(format, target, data, row_bytes, n, k, order_data);
 }
 
-// Attention alone, for executors whose linear layers run elsewhere: rope, append and attend one layer's rows.
+// Only attention, for executors whose linear layers run elsewhere: rope, append and attend for one layer's rows.
 class Attention {
  public:
   Attention(int64_t q_heads, int64_t kv_heads, int64_t head_dim, float eps, float scale, int threads, const std::string& isa)

@@ -6,7 +6,7 @@
 namespace shoal {
 namespace {
 
-constexpr int32_t kSplit = 512;      // tokens of context that are attended to in one piece; fixed, so that results are
+constexpr int32_t kSplit = 512;      // tokens of context processed in one piece; fixed, so that results do not depend on the threads
 constexpr int64_t kTileQueries = 12; // query vectors of a prefill tile, about
 
 bool quantised(const Linear& linear) { return linear.weight && linear.weight->kind != Kind::F32; }
@@ -44,7 +44,7 @@ int64_t Stage::bytes() const {
   return total;
 }
 
-// Normalises (where norm is given) a row into x_ and quantises it there.
+// Normalises a row (if norm is given) into x_ and quantises it there.
 void Stage::prepare(const float* x, const std::vector<float>* norm, int64_t row, int64_t k, bool quant) {
   float* to = x_.data() + row * k;
   if (norm) {
@@ -70,6 +70,7 @@ void Stage::plan(const Batch& batch) {
   for (int32_t s = 0; s < batch.sequences; ++s) {
     const int32_t rows = batch.starts[s + 1] - batch.starts[s];
     const int32_t splits = (batch.positions[s] + rows + kSplit - 1) / kSplit;
+    // A decode row with a long context has too few tiles for the team, so its splits become separate tasks.
     const bool apart = rows == 1 && splits > 1 && team_.size() > 1;
     if (apart) splits_[static_cast<size_t>(s)] = splits, most_splits_ = std::max<int64_t>(most_splits_, splits);
     longest = std::max(longest, splits);
@@ -86,7 +87,7 @@ void Stage::plan(const Batch& batch) {
   grow(scratch_, scratch_size_ * team_.size());
 }
 
-// Normalises and rotates a sequence's new queries and keys and stores keys and values in their blocks.
+// Rotates a sequence's new queries and keys, normalising them first if the family does, and stores keys and values in their blocks.
 void Stage::rotate(const Layer& layer, const Pool& pool, const Batch& batch, int64_t seq) {
   const int64_t d = shape_.head_dim, q_width = shape_.q_heads * d, kv_width = shape_.kv_heads * d;
   for (int64_t r = batch.starts[seq]; r < batch.starts[seq + 1]; ++r) {

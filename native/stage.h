@@ -1,4 +1,4 @@
-// The layers of one stage, run for a flat batch of rows by a team of threads.
+// The layers of one stage, run by a team of threads for a flat batch of rows.
 #pragma once
 #include <memory>
 #include <vector>
@@ -16,9 +16,9 @@ struct Linear {
 
 struct Layer {
   std::vector<float> attention_norm, mlp_norm;
-  std::vector<float> q_norm, k_norm;  // empty where the family has none
+  std::vector<float> q_norm, k_norm;  // empty if the family has none
   Linear q, k, v, o, gate, up, down;
-  int32_t window = 0;  // tokens that a query sees, itself included; 0: all
+  int32_t window = 0;  // tokens that a query sees, including itself; 0: all
 };
 
 struct Shape {
@@ -42,16 +42,16 @@ class Stage {
 
   void add(Layer layer) { layers_.push_back(std::move(layer)); }
   void set_head(std::vector<float> norm, Linear head);
-  // Frees all layers but [first, end).
+  // Frees all layers except [first, end).
   void trim(size_t first, size_t end);
 
-  // hidden: [rows, hidden], replaced by the output of the last layer. pools: of each layer, [blocks, ...] as Pool says.
+  // hidden: [rows, hidden], replaced by the output of the last layer. pools: one per layer, [blocks, ...] in Pool's layout.
   void forward(float* hidden, const Batch& batch, const std::vector<uint8_t*>& pools, bool bf16);
 
   // logits: [count, vocabulary padded to 16] of the rows `picked` of hidden.
   void logits(const float* hidden, const int32_t* picked, int64_t count, float* out);
 
-  // One layer's attention alone: qkv [rows, (q + 2 kv heads) * head_dim] in, out [rows, q heads * head_dim].
+  // Only one layer's attention: qkv [rows, (q + 2 kv heads) * head_dim] in, out [rows, q heads * head_dim].
   void attention(const Layer& layer, const float* qkv, const Batch& batch, uint8_t* pool, bool bf16, float* out);
 
   int64_t vocabulary() const { return head_.weight ? head_.weight->n : 0; }
@@ -80,7 +80,7 @@ class Stage {
   Linear head_;
 
   std::vector<Tile> tiles_;
-  std::vector<int32_t> splits_;  // per sequence: splits that were attended apart, or 0
+  std::vector<int32_t> splits_;  // per sequence: splits that were computed separately, or 0
   std::unique_ptr<Share[]> shares_;
   int64_t share_count_ = 0;
   int64_t most_splits_ = 0, scratch_size_ = 0;

@@ -3,7 +3,7 @@
 namespace shoal {
 namespace {
 
-constexpr int kSpins = 1000;  // some 20 us: longer than a phase gap, much shorter than a scheduler tick
+constexpr int kSpins = 1000;  // about 20 us: longer than a gap between phases, much shorter than a scheduler tick
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -13,7 +13,7 @@ inline void relax() {
 #endif
 }
 
-// Waits until the value differs from `old`. It spins for longer than the usual gap between two phases, then sleeps: that frees the core
+// Waits until the value differs from `old`. It spins longer than the usual gap between two phases, then sleeps, which frees the core
 // for a member that the system has queued behind this one.
 uint32_t wait_past(const std::atomic<uint32_t>& value, uint32_t old) {
   for (int i = 0; i < kSpins; ++i) {
@@ -77,6 +77,7 @@ void Team::barrier() {
   if (size_ == 1) return;
   const uint32_t phase = phase_.load(std::memory_order_acquire);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+    // The count restarts before the phase opens: until then nobody can arrive at the next barrier.
     arrived_.store(0, std::memory_order_relaxed);
     phase_.store(phase + 1, std::memory_order_release);
     phase_.notify_all();

@@ -1,7 +1,7 @@
-// A team of threads that steps through the phases of a stage together.
+// A team of threads that goes through the phases of a stage together.
 //
-// Between two phases of a decode step lie a few microseconds, so members wait by spinning, briefly, then sleep; between
-// steps they sleep in the kernel. A team of one is the calling thread alone and costs nothing.
+// Between two phases of a decode step there are only a few microseconds, so members spin briefly, then sleep; between
+// steps they sleep in the kernel. A team of one is only the calling thread and costs nothing.
 #pragma once
 #include <atomic>
 #include <condition_variable>
@@ -22,7 +22,7 @@ class Team {
 
   int size() const { return size_; }
 
-  // Runs body(member) on every member, the caller being member 0, and returns when all are done.
+  // Runs body(member) on every member, with the caller as member 0, and returns when all are done.
   void run(const std::function<void(int)>& body);
 
   // Every member of the running body waits here for all others.
@@ -43,7 +43,7 @@ class Team {
   alignas(64) std::atomic<uint32_t> done_{0};
 };
 
-// Hands out [0, count) in chunks: members take the next free one, so a member that the system stopped holds up little.
+// Hands out [0, count) in chunks: members take the next free one, so a member that the system has stopped delays little.
 class Share {
  public:
   void reset() { next_.store(0, std::memory_order_relaxed); }

@@ -1,5 +1,5 @@
-// Vectors of the widest register of an instruction set, for kernels.cpp. Like it, they are compiled once per instruction set, into a
-// namespace of its own.
+// Vectors of the widest register of an instruction set, for kernels.cpp. Like kernels.cpp, they are compiled once per instruction
+// set, each into its own namespace.
 #pragma once
 
 #include <cstdint>
@@ -77,7 +77,7 @@ inline V halves(const uint16_t* p) {
 #elif defined(__AVX2__)
   return reinterpret_cast<V>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 #else
-  // Move the half's bits into place and let a multiplication by 2^112 correct the exponent, subnormals included.
+  // Moves the half's bits into place; a multiplication by 2^112 corrects the exponent, including subnormals.
   const U h = __builtin_convertvector(*reinterpret_cast<const H*>(p), U);
   const U magnitude = (h & 0x7fff) << 13, sign = (h & 0x8000) << 16;
   const V scaled = reinterpret_cast<const V&>(magnitude) * 5.192296858534828e33f;

@@ -8,7 +8,7 @@ from shoal.environment import keep_quiet
 
 __version__ = "0.2.0"
 
-keep_quiet()  # before any library is imported that would report on its users
+keep_quiet()  # before importing any library that would send telemetry
 
 if TYPE_CHECKING:
     from shoal.auto import AutoDistributedModel

@@ -1,7 +1,7 @@
-"""Addresses: the one place that reads, checks, writes and listens on them.
+"""Addresses: the only module that reads, checks, writes and listens on them.
 
-A host is an IPv4 address, an IPv6 address without brackets, with a zone where it is link-local (fe80::1%eth0), or a name. Beside a
-port an IPv6 address stands in brackets: [::1]:7420 (RFC 3986, section 3.2.2).
+A host is an IPv4 address, an IPv6 address without brackets, with a zone if it is link-local (fe80::1%eth0), or a name. With a
+port, an IPv6 address is in brackets: [::1]:7420 (RFC 3986, section 3.2.2).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _WRITE = "write HOST:PORT, like 192.168.1.20:7420 or [fd00::5]:7420"
 
 
 class Address(NamedTuple):
-    """Where something listens, as whoever connects names it."""
+    """Where something listens, as a connecting side names it."""
 
     host: str
     port: int
@@ -42,7 +42,7 @@ def http_url(host: str, port: int) -> str:
 
 
 def parse_address(text: str) -> Address:
-    """'host:7420', '[::1]:7420'. Raises ConfigError, which says how to write what may have been meant."""
+    """'host:7420', '[::1]:7420'. Raises ConfigError, which says how to write what was probably meant."""
     host, colon, port = text.strip().rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     number = int(port) if colon and _PORT.fullmatch(port) and 0 < int(port) < 65536 else None
@@ -64,12 +64,12 @@ def parse_address(text: str) -> Address:
 
 
 def parse_host(text: str) -> str:
-    """A host as it is kept: without brackets, IPv6 in its short form. Raises ConfigError."""
+    """A host in its stored form: without brackets, IPv6 shortened. Raises ConfigError."""
     bare = text.strip()
     if bare.startswith("[") and bare.endswith("]"):
         bare = bare[1:-1]
     head, _, zone = bare.partition("%")
-    if zone.startswith("25") and len(zone) > 2 and not zone.isdigit():  # as URLs have it
+    if zone.startswith("25") and len(zone) > 2 and not zone.isdigit():  # as in URLs
         bare = f"{head}%{zone[2:]}"
     if not is_host(bare):
         hint = "; without its port" if ":" in bare and is_host(bare.rpartition(":")[0].strip("[]")) else ""
@@ -80,9 +80,9 @@ def parse_host(text: str) -> str:
 
 
 def is_host(text: str) -> bool:
-    """Whether it is an address that a machine can have, or a name that it could have."""
+    """Whether it is an address that a machine can have, or a possible name."""
     if (address := _ip(text)) is None:
-        # What ends in a number is meant as an address: 10.0.0.256 is no name.
+        # A text that ends in a number is meant as an address: 10.0.0.256 is not a name.
         return _NAME.fullmatch(text) is not None and not text.rstrip(".").split(".")[-1].isdigit()
     if address.is_multicast:
         return False
@@ -96,13 +96,13 @@ def is_wildcard(host: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """An address that only this machine reaches, or its name."""
+    """Whether it is an address that only this machine reaches, or its name."""
     address = _ip(host)
     return host.rstrip(".").lower() == "localhost" if address is None else _unmapped(address).is_loopback
 
 
 def is_link_local(host: str) -> bool:
-    """An IPv6 address that means something on one cable only, and needs the cable's name: the zone."""
+    """Whether it is an IPv6 address that is only valid on one link, and needs the link's name: the zone."""
     address = _ip(host)
     return address is not None and address.version == 6 and address.is_link_local
 
@@ -112,12 +112,12 @@ def zone_of(host: str) -> str:
 
 
 def in_zone(host: str, zone: str) -> str:
-    """A link-local address as this machine must write it: other machines have other names for the same cable."""
+    """A link-local address in this machine's form: other machines have other names for the same link."""
     return f"{host.partition('%')[0]}%{zone}" if zone and is_link_local(host) else host
 
 
 def of_socket(name: Any) -> str:
-    """The host in what getsockname() or getpeername() answers of an IP socket, with its zone."""
+    """The host in the result of getsockname() or getpeername() of an IP socket, with its zone."""
     host, scope = str(name[0]).partition("%")[0], name[3] if len(name) > 3 else 0
     if scope and is_link_local(host):
         return in_zone(host, socket.if_indextoname(scope))
@@ -125,13 +125,14 @@ def of_socket(name: Any) -> str:
 
 
 def grpc_target(address: str) -> str:
-    """What gRPC connects to for 'host:port' or '[v6]:port'. Raises ConfigError."""
+    """gRPC's target for 'host:port' or '[v6]:port'. Raises ConfigError."""
     host, port = parse_address(address)
     return f"ipv6:[{host.replace('%', '%25')}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
-    """Bound, and yet to be told to listen; `::` takes IPv4 too. Of a name's addresses the first, IPv4 before IPv6. Raises ConfigError."""
+    """A bound socket that does not listen yet; `::` also accepts IPv4. For a name, its first address, IPv4 before IPv6. Raises
+    ConfigError."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
@@ -151,7 +152,7 @@ def listening_socket(host: str, port: int) -> socket.socket:
 
 
 def _refused(host: str, port: int, error: OSError) -> ConfigError:
-    """Why an address cannot be listened on, and what to do."""
+    """Why nothing can listen on an address, and what to do."""
     if error.errno == errno.EADDRINUSE:
         return ConfigError(f"port {port} on {host} is in use; stop the process that uses it, or choose another port")
     if error.errno == errno.EADDRNOTAVAIL:
@@ -171,5 +172,5 @@ def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _unmapped(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """::ffff:10.0.0.7, as a socket for both has it, is 10.0.0.7."""
+    """::ffff:10.0.0.7, as a dual-stack socket reports it, is 10.0.0.7."""
     return getattr(address, "ipv4_mapped", None) or address

@@ -1,8 +1,8 @@
-"""How much of its machine this process may use: processors and memory, whichever limit is the tightest.
+"""How much of its machine this process may use: processors and memory, by the tightest limit.
 
-A container has a whole machine's figures in front of it and a share of the machine behind it. What the share is, control groups
-say (cgroup v1, v2, or both at once: https://docs.kernel.org/admin-guide/cgroup-v2.html, …/cgroup-v1/), each group within
-those above it. This is the only place that asks how large the machine is; no other module asks psutil for that.
+A container sees the figures of a whole machine but may use only a share of it. Control groups define the share (cgroup v1, v2,
+or both at once: https://docs.kernel.org/admin-guide/cgroup-v2.html, …/cgroup-v1/), each group within those above it. This is
+the only module that asks how large the machine is; no other module asks psutil for that.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pathlib import Path
 from shoal.sizes import human_bytes
 
 _SHARE = 0.75
-"""Of the memory that is free: weights and KV blocks leave room for activations, buffers and the rest of the machine."""
-_NO_LIMIT = 1 << 60  # bytes: cgroup v1 says "none" with the largest multiple of a page
+"""Of the free memory: weights and KV blocks leave room for activations, buffers and the rest of the machine."""
+_NO_LIMIT = 1 << 60  # bytes: cgroup v1 writes "no limit" as the largest multiple of a page
 
 
 @dataclass(frozen=True)
 class Processors:
-    """usable: whole processors, at least one. source: what limits them, for people; '' where nothing does."""
+    """usable: whole processors, at least one. source: what limits them, for people; '' if nothing does."""
 
     usable: int
     source: str = ""
@@ -30,7 +30,7 @@ class Processors:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes. available: what can be taken now without swapping. source: what limits them, for people; '' where nothing does."""
+    """Bytes. available: what can be used now without swapping. source: what limits it, for people; '' if nothing does."""
 
     available: int
     total: int
@@ -38,7 +38,7 @@ class Memory:
 
 
 def processors(root: Path = Path("/")) -> Processors:
-    """Those that this process may run on, and no more than its quota. root: where /proc and /sys are looked for."""
+    """The processors that this process may run on, limited by its quota. root: where to find /proc and /sys."""
     if hasattr(os, "sched_getaffinity"):
         found, every = Processors(len(os.sched_getaffinity(0))), os.cpu_count() or 1
         if found.usable < every:
@@ -46,14 +46,14 @@ def processors(root: Path = Path("/")) -> Processors:
     else:
         found = Processors(os.cpu_count() or 1)
     for quota, file in _quotas(root):
-        # Rounded down: a thread that is stopped when the quota is used up holds up all that wait for it.
+        # Rounded down: a thread that is stopped because the quota is used up delays all that wait for it.
         if (usable := max(1, int(quota))) < found.usable:
             found = Processors(usable, f"a quota of {quota:g} processors ({file})")
     return found
 
 
 def memory(root: Path = Path("/")) -> Memory:
-    """What the machine has, and no more than the limits on this process's control groups."""
+    """The machine's memory, limited by this process's control groups."""
     import psutil
 
     machine = psutil.virtual_memory()
@@ -65,7 +65,7 @@ def memory(root: Path = Path("/")) -> Memory:
 
 
 def usable_memory(root: Path = Path("/")) -> int:
-    """Bytes that weights and KV blocks may take where nobody says how many."""
+    """Bytes that weights and KV blocks may use by default."""
     return int(memory(root).available * _SHARE)
 
 
@@ -83,13 +83,13 @@ def _quotas(root: Path) -> Iterator[tuple[float, Path]]:
 
 
 def _limits(root: Path) -> Iterator[tuple[int, int, Path]]:
-    """A group's limit, what of it is in use and cannot be had back by dropping files' pages, and the file that says so; bytes."""
+    """A group's limit, the part in use that cannot be reclaimed by dropping file pages, and the file with the limit; bytes."""
     for folder in _groups(root, "memory"):
         for name in ("memory.max", "memory.high", "memory.limit_in_bytes"):  # v2, v2 (slowed down above it), v1
             limit = _number(folder / name)
             if limit is not None and limit < _NO_LIMIT:
                 yield limit, _used(folder), folder / name
-    # v1 also says what the groups above allow that a container does not see.
+    # v1 also reports the limits of groups above that a container does not see.
     for folder in _groups(root, "memory")[:1]:
         limit = _statistics(folder).get("hierarchical_memory_limit", _NO_LIMIT)
         if limit < _NO_LIMIT:
@@ -104,7 +104,7 @@ def _used(folder: Path) -> int:
 
 
 def _groups(root: Path, controller: str) -> list[Path]:
-    """Folders of the groups that this process is in, the own one first, in each hierarchy that may limit `controller`."""
+    """Folders of this process's groups, its own first, in each hierarchy that may limit `controller`."""
     own = _memberships(root)
     folders: list[Path] = []
     for kind, top, place, options in _mounts(root):
@@ -114,7 +114,7 @@ def _groups(root: Path, controller: str) -> list[Path]:
         if path is None:
             continue
         folder = place / _below(path, top)
-        # Another namespace's path leads nowhere here; what is mounted is then the own group, or one above it.
+        # A path from another namespace does not exist here; the mounted group is then the process's own, or one above it.
         folder = folder if folder.is_dir() else place
         while True:
             folders.append(folder)
@@ -125,7 +125,7 @@ def _groups(root: Path, controller: str) -> list[Path]:
 
 
 def _below(path: str, top: str) -> str:
-    """A group's path, from the group that is mounted."""
+    """A group's path, relative to the mounted group."""
     if top != "/" and (path == top or path.startswith(top + "/")):
         path = path[len(top) :]
     return "." if ".." in path.split("/") else path.strip("/") or "."
@@ -142,7 +142,7 @@ def _memberships(root: Path) -> dict[str, str]:
 
 
 def _mounts(root: Path) -> Iterator[tuple[str, str, Path, list[str]]]:
-    """Kind (cgroup, cgroup2), the group that is mounted, where, and the controllers: see proc_pid_mountinfo(5)."""
+    """Kind (cgroup, cgroup2), the mounted group, the mount point, and the controllers: see proc_pid_mountinfo(5)."""
     for line in (_read(root / "proc/self/mountinfo") or "").splitlines():
         left, _, right = line.partition(" - ")
         fields, kinds = left.split(" "), right.split(" ")
@@ -165,7 +165,7 @@ def _number(file: Path) -> int | None:
 
 
 def _read(file: Path) -> str | None:
-    """None where there is no such file, or it is not for this process."""
+    """None if there is no such file, or this process may not read it."""
     try:
         return file.read_text(errors="replace").strip()
     except OSError:

@@ -34,7 +34,7 @@ class AutoDistributedModel:
     """A model split over node processes. Close it, or use it in a `with` statement, to end them."""
 
     def __init__(self, settings: HeadSettings, node: _NodeSettings, nodes: int) -> None:
-        if not structlog.is_configured():  # as a library, keep to warnings, and off the user's stdout
+        if not structlog.is_configured():  # as a library, log only warnings, and not to the user's stdout
             structlog.configure(
                 processors=text_processors(),
                 wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
@@ -87,7 +87,7 @@ class AutoDistributedModel:
                 started.put(None)
                 await self._stop.wait()
                 self._cluster = None
-        except BaseException as error:  # carried to the thread that waits, or, once it has its model, to close()
+        except BaseException as error:  # passed to the thread that waits or, once that has its model, to close()
             if self._started:
                 raise
             started.put(error)
@@ -104,7 +104,7 @@ class AutoDistributedModel:
         return "".join(self._stream(self._head.tokenizer.encode_chat(messages), max_tokens, stop, sampling))
 
     def stream(self, prompt: str, *, max_tokens: int = 256, stop: str | list[str] | None = None, **sampling: Any) -> Iterator[str]:
-        """Like generate, piece by piece. Leaving the iteration cancels the rest."""
+        """Like generate, but yields pieces. Leaving the iteration cancels the rest."""
         return self._stream(self._head.tokenizer.encode(prompt), max_tokens, stop, sampling)
 
     @property

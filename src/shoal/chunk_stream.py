@@ -1,4 +1,4 @@
-"""The chunks of one request, read as they come: what the streams of a driver and of a worker share."""
+"""The chunks of one request, read as they arrive: shared by the streams of a driver and of a worker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class ChunkStream:
     def __init__(self, request: Request) -> None:
         self.request = request
         self._open = set(range(request.n))
-        """Choices of which more is to come."""
+        """Choices that are not finished."""
         self._items: asyncio.Queue[TokenChunk | Exception | None] = asyncio.Queue()
 
     def put(self, item: TokenChunk | Exception) -> None:
@@ -24,7 +24,7 @@ class ChunkStream:
         return self
 
     async def __anext__(self) -> TokenChunk:
-        """Raises the error that was put, if one was: the stream has ended with it."""
+        """Raises the error that was put, if any: it ended the stream."""
         while self._open:
             item = await self._items.get()
             if isinstance(item, Exception):
@@ -39,11 +39,11 @@ class ChunkStream:
         raise StopAsyncIteration
 
     def end_choice(self, choice: int) -> None:
-        """Ends one choice from this side; no chunk of it comes any more."""
+        """Ends one choice from this side; no more of its chunks are delivered."""
         self._open.discard(choice)
-        self._items.put_nowait(None)  # whoever waits for a chunk of it looks again
+        self._items.put_nowait(None)  # wakes a reader that waits for a chunk of it
 
     def close(self) -> None:
-        """Cancels what is left; whoever waits for a chunk learns that none will come."""
+        """Cancels the rest; a waiting reader learns that no more chunks come."""
         self._open.clear()
         self._items.put_nowait(None)

@@ -72,7 +72,7 @@ def setting(default: Any, help: str, *, low: float | None = None, high: float | 
 
 
 def part(role: type[S]) -> Any:
-    """A role that is a part of another one: its settings count among the other's."""
+    """A role that is part of another: its settings count as the other's."""
     return dataclasses.field(default_factory=role, metadata={"role": role})
 
 
@@ -91,13 +91,13 @@ class Settings:
             flag = "--" + field.name.replace("_", "-")
             if value is None or isinstance(value, str | bool) or low is None:
                 continue
-            if not (low <= value and (high is None or value <= high)):  # a NaN fails this too
+            if not (low <= value and (high is None or value <= high)):  # this also catches NaN
                 upper = f" and at most {high:g}" if high is not None else ""
                 raise ConfigError(f"{flag} must be at least {low:g}{upper}, not {value}")
         self.check()
 
     def _choose(self, name: str, kind: type[enum.Enum]) -> None:
-        """A plain string becomes the choice that it names."""
+        """Converts a plain string to the choice that it names."""
         try:
             object.__setattr__(self, name, kind(getattr(self, name)))
         except ValueError:
@@ -108,7 +108,7 @@ class Settings:
         """Checks the fields together. Raises ConfigError."""
 
     def _check_host(self, name: str) -> None:
-        """Keeps a host in its one form. Raises ConfigError."""
+        """Converts a host to its stored form. Raises ConfigError."""
         try:
             object.__setattr__(self, name, parse_host(getattr(self, name)))
         except ConfigError as error:
@@ -152,7 +152,7 @@ class NodeSettings(Settings):
 
     @property
     def journal_memory(self) -> int:
-        """Bytes; at most an eighth of the memory that was granted."""
+        """Bytes; at most an eighth of the granted memory."""
         wanted = parse_bytes(self.journal or "0")
         return min(wanted, parse_bytes(self.memory) // 8) if self.memory else wanted
 
@@ -201,7 +201,7 @@ class EngineSettings(Settings):
 
     @property
     def chat_template_file(self) -> Path | None:
-        """None: the model's own."""
+        """None: use the model's own."""
         return user_path(self.chat_template) if self.chat_template else None
 
 
@@ -274,7 +274,7 @@ class ApiSettings(Settings):
 
     @property
     def needs_key(self) -> bool:
-        """Whether requests need a key even where none was made."""
+        """Whether requests need a key even if none was created."""
         return self.exposed and not self.open_api
 
     @property
@@ -319,12 +319,12 @@ class HeadSettings(Settings):
 
     @property
     def needs_key(self) -> bool:
-        """Whether requests to the API need a key even where none was made."""
+        """Whether requests to the API need a key even if none was created."""
         return self.api.needs_key and not self.unprotected
 
     @property
     def served_api(self) -> ApiSettings:
-        """Those of the API as this head serves it."""
+        """The API's settings, as this head serves it."""
         return dataclasses.replace(self.api, open_api=not self.needs_key)
 
     @property
@@ -387,7 +387,8 @@ def values_of(settings: Settings) -> dict[str, Any]:
 
 
 def composed(role: type[S], values: Mapping[str, Any]) -> S:
-    """A role's settings, from those that are not the defaults, by name; others' are left alone. Raises ConfigError."""
+    """A role's settings from the given values by name, with defaults for the others; values of other roles are ignored. Raises
+    ConfigError."""
     own = {
         field.name: composed(field.metadata["role"], values) if "role" in field.metadata else values[field.name]
         for field in dataclasses.fields(role)
@@ -417,9 +418,9 @@ def variables(environment: Mapping[str, str] = os.environ) -> list[str]:
 def from_environment(
     role: type[S], given: Mapping[str, Any], environment: Mapping[str, str] = os.environ, file: Mapping[str, Any] | None = None
 ) -> S:
-    """A role's settings: what was given, else the environment, else the file, else the defaults. Raises ConfigError.
+    """A role's settings: the given values, then the environment, the file and the defaults. Raises ConfigError.
 
-    file: values by field; fields of other roles are left alone
+    file: values by field; fields of other roles are ignored
     """
     values: dict[str, Any] = {}
     for setting in settings_of(role):

@@ -1,11 +1,11 @@
-"""The configuration file: TOML, a section for each role, keys named as the flags are.
+"""The configuration file: TOML, a section for each role, keys named like the flags.
 
     log-format = "json"     # of every command
     [head]                  # `up` and `serve`, and what the others start here
     [node]                  # `join`, and the nodes that others start here
     [client]                # `run`, `chat`, `batch` and `nodes`
 
-Every key and value is checked when the file is read, so that a mistake is told with its line whichever command finds it.
+Every key and value is checked when the file is read, so that any command reports a mistake with its line.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class FileKey:
     """A key that a section may have.
 
     kind: bool, int, float, str or an enum of strings. check: raises ConfigError for a value that the option would refuse.
-    secret: the value opens something, and is not shown. default: None where it differs from command to command
+    secret: the value grants access, and is not shown. default: None if it differs between commands
     """
 
     kind: type[Any]
@@ -42,7 +42,7 @@ class FileKey:
     variables: tuple[str, ...] = ()
 
     def parsed(self, value: Any) -> Any:
-        """What TOML's value means. Raises ConfigError."""
+        """The setting's value for a TOML value. Raises ConfigError."""
         if issubclass(self.kind, enum.Enum):
             choices = [str(choice.value) for choice in self.kind]
             if value not in choices:
@@ -68,7 +68,7 @@ class ConfigEntry:
 
 
 class ConfigFile:
-    """What a file says. Made by `read`."""
+    """The contents of a file. Created by `read`."""
 
     def __init__(self, path: Path, entries: Mapping[tuple[str, str], ConfigEntry]) -> None:
         self.path = path
@@ -79,12 +79,12 @@ class ConfigFile:
         return {key: entry.value for (section, key), entry in self._entries.items() if section == name}
 
     def where(self, section: str, key: str) -> str | None:
-        """'FILE:LINE'; None where the file does not say it."""
+        """'FILE:LINE'; None if the file does not set it."""
         entry = self._entries.get((section, key))
         return None if entry is None else f"{self.path}:{entry.line}"
 
     def warning(self, sections: Sections) -> str:
-        """Of secrets in a file that others than its owner can read; '' where there are none."""
+        """A warning about secrets in a file that users other than its owner can read; '' if there are none."""
         held = [key for (section, key), entry in self._entries.items() if _secret(sections[section][key], entry.value)]
         if not held or not self.path.stat().st_mode & 0o077:
             return ""
@@ -96,7 +96,7 @@ def _secret(key: FileKey, value: Any) -> bool:
 
 
 def read(path: Path, sections: Sections, *, must_be: bool = False) -> ConfigFile:
-    """must_be: a file that is not there is an error, and not an empty one. Raises ConfigError, which names the file and the line."""
+    """must_be: a missing file is an error, instead of counting as empty. Raises ConfigError, which names the file and the line."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -183,7 +183,7 @@ _ASSIGNED = re.compile(r"\s*[\"']?([\w-]+)[\"']?(?:\s*\.\s*[\"']?([\w-]+)[\"']?)
 
 
 def lines(text: str) -> dict[tuple[str, str], int]:
-    """The line of each key, by section, and of each section under ''; what tomllib does not tell. Text must be TOML."""
+    """The line of each key, by section, and of each section under ''; tomllib does not report them. Text must be TOML."""
     found: dict[tuple[str, str], int] = {}
     section, inside = "", ""
     for number, row in enumerate(text.splitlines(), 1):

@@ -13,9 +13,9 @@ from shoal.folders import cache_dir, user_path
 
 _SILENCE = {
     "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime 1.29 and later: device id and event database under ~/.cache/Microsoft, events over HTTPS
-    "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub: asks which agents there are, and tells the hub which one runs it
+    "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub: detects agents and tells the hub which one runs it
     "HF_XET_TELEMETRY_ENABLED": "false",
-    "DO_NOT_TRACK": "1",  # https://donottrack.sh, for what else heeds it
+    "DO_NOT_TRACK": "1",  # https://donottrack.sh, for other software that respects it
 }
 
 
@@ -35,7 +35,7 @@ def keep_to_own_folders(environment: MutableMapping[str, str] = os.environ) -> N
     theirs = environment.get("HF_HOME") or f"{base}/huggingface"
     environment.setdefault("HF_TOKEN_PATH", os.path.expanduser(f"{theirs}/token"))
     environment.setdefault("HF_HUB_CACHE", os.path.expanduser(f"{theirs}/hub"))
-    with contextlib.suppress(ConfigError):  # no home: whatever needs one says so
+    with contextlib.suppress(ConfigError):  # no home: code that needs one reports it
         environment["HF_HOME"] = str(cache_dir(environment) / "huggingface")
 
 
@@ -56,7 +56,7 @@ class Shell:
 
 
 def shell(environment: Mapping[str, str] = os.environ) -> Shell:
-    """Raises ConfigError where there is no home."""
+    """Raises ConfigError if there is no home."""
     own = tuple(sorted(name for name in environment if name.startswith("SHOAL_")))
     config_home = user_path(environment.get("XDG_CONFIG_HOME") or "~/.config")
     return Shell(config_home, environment.get("USER", ""), environment.get("SUDO_USER", ""), own)
@@ -68,28 +68,28 @@ def hub_endpoint(environment: Mapping[str, str] = os.environ) -> str | None:
 
 
 def hub_folders(environment: Mapping[str, str] = os.environ) -> list[Path]:
-    """Where the hub's own tools keep models."""
+    """Where the hub's own tools store models."""
     base = environment.get("XDG_CACHE_HOME") or "~/.cache"
     return _folders(environment.get("HF_HUB_CACHE") or f"{environment.get('HF_HOME') or f'{base}/huggingface'}/hub")
 
 
 def ollama_folders(environment: Mapping[str, str] = os.environ) -> list[Path]:
-    """Where Ollama keeps models: the user's, and those of its service."""
+    """Where Ollama stores models: the user's, and those of its service."""
     if chosen := environment.get("OLLAMA_MODELS"):
         return _folders(chosen)
     return _folders("~/.ollama/models", "/usr/share/ollama/.ollama/models", "/var/lib/ollama/.ollama/models", "/var/lib/ollama/models")
 
 
 def lmstudio_folders() -> list[Path]:
-    """Where LM Studio keeps models, in newer versions and older ones."""
+    """Where LM Studio stores models, in newer and older versions."""
     return _folders("~/.lmstudio/models", "~/.cache/lm-studio/models")
 
 
 def _folders(*texts: str) -> list[Path]:
-    """Those that exist."""
+    """The folders that exist."""
     found: list[Path] = []
     for text in texts:
-        with contextlib.suppress(ConfigError, OSError):  # no home; another user's
+        with contextlib.suppress(ConfigError, OSError):  # no home; a folder of another user
             if (path := user_path(text)).is_dir():
                 found.append(path)
     return found

@@ -1,4 +1,4 @@
-"""Facts about a model that others need: its sizes, and how it is stored."""
+"""Facts about a model that other modules need: its sizes, and how it is stored."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import msgspec
 
 class ModelFacts(msgspec.Struct, frozen=True):
     family: str
-    """As config.json and GGUF name architectures: llama, qwen2, …"""
+    """The architecture's name in config.json and GGUF: llama, qwen2, …"""
     layers: int
     hidden: int
     intermediate: int
@@ -16,10 +16,10 @@ class ModelFacts(msgspec.Struct, frozen=True):
     head_dim: int
     vocabulary: int
     context: int
-    """Tokens that the model was made for; how many are served is another matter."""
+    """Tokens that the model was trained for; the served context may be smaller."""
     parameters: int
     bytes: int
-    """Of its matrices, as they are stored."""
+    """Of its matrices, as stored."""
     container: str
     """gguf or safetensors."""
     quantization: str

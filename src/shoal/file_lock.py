@@ -1,4 +1,4 @@
-"""Locks on open files, which end with the process that holds them, however that ends."""
+"""Locks on open files, which end with the process that holds them, however it ends."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-_BYTE = 0x7FFF_FFFE  # what is locked on Windows, where others can then not read it: one that no file has
-_LOOK = 0.1  # seconds between looks there at whether it can be had
+_BYTE = 0x7FFF_FFFE  # the byte locked on Windows, where others then cannot read it: one that no file has
+_LOOK = 0.1  # seconds between attempts there
 
 
 def locked(descriptor: int, wait: bool = False) -> bool:
-    """Locks an open file, unless somebody else has it; whether it did.
+    """Locks an open file unless another process has locked it. Returns whether it did.
 
-    wait: until it can, which is then always. Raises OSError where somebody waits and the file's system has no locks.
+    wait: wait until it succeeds, which it then always does. Raises OSError when waiting if the file system has no locks.
     """
     lock = _by_byte if fcntl is None else _whole
     try:

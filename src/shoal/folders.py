@@ -1,4 +1,4 @@
-"""shoal's folders on this machine: the cache, which can be fetched again, data and state, which cannot, and the settings.
+"""shoal's folders on this machine: the cache, which can be fetched again; data and state, which cannot; and the settings.
 
 | folder | what | named by | else, on Linux |
 |---|---|---|---|
@@ -7,8 +7,8 @@
 | state | heads/ (requests under way), chat/ (what was typed) | SHOAL_HOME, SHOAL_CACHE | ~/.local/state/shoal |
 | config | config.toml | SHOAL_CONFIG (the file) | ~/.config/shoal |
 
-XDG_CACHE_HOME, XDG_DATA_HOME, XDG_STATE_HOME and XDG_CONFIG_HOME count where they are set, on every system. Who names SHOAL_CACHE alone has all of
-the first three in that one folder.
+XDG_CACHE_HOME, XDG_DATA_HOME, XDG_STATE_HOME and XDG_CONFIG_HOME apply on every system if they are set. If only SHOAL_CACHE is
+set, the first three are all in that one folder.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from shoal.errors import ConfigError
 
 
 def user_path(text: str) -> Path:
-    """A path that may begin with ~. Raises ConfigError where the user has no home."""
+    """A path that may begin with ~. Raises ConfigError if the user has no home."""
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
@@ -32,41 +32,41 @@ def user_path(text: str) -> Path:
 
 
 def cache_dir(environment: Mapping[str, str] = os.environ) -> Path:
-    """For what can be fetched anew. Raises ConfigError where there is no home."""
+    """For data that can be fetched again. Raises ConfigError if there is no home."""
     if chosen := environment.get("SHOAL_CACHE"):
         return user_path(chosen)
     return user_path(environment.get("XDG_CACHE_HOME") or "~/.cache") / "shoal"
 
 
 def data_dir(environment: Mapping[str, str] = os.environ) -> Path:
-    """For what is lost when it is deleted. Raises ConfigError where there is no home."""
+    """For data that would be lost if deleted. Raises ConfigError if there is no home."""
     return _named(environment) or _base("XDG_DATA_HOME", "~/.local/share", "LOCALAPPDATA", environment) / "shoal"
 
 
 def state_dir(environment: Mapping[str, str] = os.environ) -> Path:
-    """For what outlives a process, and matters on this machine alone. Raises ConfigError where there is no home."""
+    """For data that outlives a process but only matters on this machine. Raises ConfigError if there is no home."""
     return _named(environment) or _base("XDG_STATE_HOME", "~/.local/state", "LOCALAPPDATA", environment) / "shoal"
 
 
 def keys_dir(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where a head keeps its authority, and a node its certificates."""
+    """Where a head stores its authority, and a node its certificates."""
     return data_dir(environment) / "keys"
 
 
 def config_file(environment: Mapping[str, str] = os.environ) -> Path:
-    """It need not be there. Raises ConfigError where there is no home."""
+    """It need not exist. Raises ConfigError if there is no home."""
     if chosen := environment.get("SHOAL_CONFIG"):
         return user_path(chosen)
     return _base("XDG_CONFIG_HOME", "~/.config", "APPDATA", environment) / "shoal" / "config.toml"
 
 
 def config_is_named(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether somebody chose the configuration file, so that it has to be there."""
+    """Whether the user chose the configuration file, so that it must exist."""
     return bool(environment.get("SHOAL_CONFIG"))
 
 
 def named(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether somebody chose a folder for what is to be kept."""
+    """Whether the user chose a folder for kept data."""
     return _named(environment) is not None
 
 
@@ -76,7 +76,7 @@ def _named(environment: Mapping[str, str]) -> Path | None:
 
 
 def _base(variable: str, plain: str, windows: str, environment: Mapping[str, str]) -> Path:
-    """The folder of a user's programs, by XDG's variable, else by the system's custom."""
+    """The base folder for a user's programs: from XDG's variable, otherwise the system's convention."""
     if chosen := environment.get(variable):
         return user_path(chosen)
     if sys.platform == "darwin":

@@ -1,4 +1,4 @@
-"""What a request is inside shoal, whichever public API it came through."""
+"""A request inside shoal, whichever public API it came through."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ BlockId = NewType("BlockId", int)
 MAX_ALTERNATIVES = 20
 MAX_CHOICES = 16
 MAX_GRAMMAR = 256 << 10
-"""Characters of a grammar."""
+"""Most characters of a grammar."""
 GRAMMAR_FUEL, GRAMMAR_SYMBOLS, GRAMMAR_ITEMS = 500_000, 100_000, 2000
-"""What compiling a grammar may take, as llguidance counts it: about 10 ms of lexer work; symbols; alternatives that are open at once."""
+"""Limits for compiling a grammar, in llguidance's units: about 10 ms of lexer work; symbols; simultaneously open alternatives."""
 
 
 class Priority(enum.IntEnum):
-    """Who goes first where not all can: the lower value. Waiting long enough raises a request (see the scheduler)."""
+    """Order of service if not all can run: the lower value first. Waiting long enough raises a request (see the scheduler)."""
 
     URGENT = 0
     NORMAL = 1
@@ -34,7 +34,7 @@ class FinishReason(enum.StrEnum):
     STOP = "stop"
     """An end-of-text token, or a stop string."""
     LENGTH = "length"
-    """max_tokens, or the context is full."""
+    """max_tokens was reached, or the context is full."""
     CANCELLED = "cancelled"
 
 
@@ -56,12 +56,12 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, array_like
     logit_bias: dict[int, float] = {}
     seed: int = 0
     logprobs: int | None = None
-    """None: no log-probabilities; else how many alternatives come beside the sampled token's own."""
+    """None: no log-probabilities; otherwise how many alternatives come besides the sampled token's own."""
     grammar: str = ""
-    """What the answer has to match, as llguidance writes grammars (JSON); empty: anything."""
+    """The grammar that the answer must match, in llguidance's form (JSON); empty: none."""
 
     def check(self, vocabulary: int) -> None:
-        """Raises InvalidRequest, naming the field, where a value is outside its range."""
+        """Raises InvalidRequest, naming the field, if a value is outside its range."""
         ranges: list[tuple[str, float, float, float]] = [
             ("temperature", self.temperature, 0, 5),
             ("top_k", self.top_k, 0, 2**31),
@@ -73,7 +73,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, array_like
             ("seed", self.seed, 0, 2**64 - 1),
         ]
         for name, value, low, high in ranges:
-            if not low <= value <= high:  # a NaN fails this too
+            if not low <= value <= high:  # this also catches NaN
                 raise InvalidRequest(f"{name} must lie in [{low:g}, {high:g}], not {value}", name)
         if self.top_p == 0:
             raise InvalidRequest("top_p must be greater than 0", "top_p")
@@ -89,7 +89,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, array_like
 
 
 class Request(msgspec.Struct, frozen=True):
-    """A prompt to be continued, as tokens. `n` choices share the prompt's KV blocks."""
+    """A prompt to continue, as tokens. `n` choices share the prompt's KV blocks."""
 
     id: RequestId
     prompt: list[int]
@@ -100,18 +100,18 @@ class Request(msgspec.Struct, frozen=True):
     """Tokens that end a choice; they are not part of its text."""
     priority: Priority = Priority.NORMAL
     prompt_logprobs: int | None = None
-    """None: none; else the prompt's own tokens are scored, with so many alternatives each; max_tokens may then be 0."""
+    """None: none; otherwise the prompt's own tokens are scored, with this many alternatives each; max_tokens may then be 0."""
     embed: bool = False
     """Nothing is sampled: the answer is the mean of the prompt's last hidden states."""
 
     @property
     def samples(self) -> int:
-        """Most tokens that are sampled for a choice."""
+        """Most tokens that may be sampled for a choice."""
         return 0 if self.embed else self.max_tokens
 
     @property
     def examined(self) -> bool:
-        """Something is asked about the prompt itself; the first choice answers it."""
+        """Whether something is asked about the prompt itself; the first choice answers it."""
         return self.embed or self.prompt_logprobs is not None
 
 
@@ -121,7 +121,7 @@ class Alternative(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Score(msgspec.Struct, frozen=True, array_like=True):
-    """How likely the model held a token of the prompt; the first one has no log-probability, because nothing comes before it."""
+    """The log-probability of a prompt token; the first one has none, because nothing precedes it."""
 
     token: int
     logprob: float | None
@@ -131,7 +131,7 @@ class Score(msgspec.Struct, frozen=True, array_like=True):
 class TokenChunk(msgspec.Struct, frozen=True, array_like=True):
     """One token of one choice, or its end, or both. The last chunk of a choice has a finish reason.
 
-    What was asked about the prompt comes before, in chunks of choice 0 that have neither: its scores in order, its embedding whole.
+    Answers about the prompt come first, in chunks of choice 0 that have neither: its scores in order, its embedding in one piece.
     """
 
     request: RequestId
@@ -148,5 +148,5 @@ class TokenChunk(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def counts(self) -> bool:
-        """Whether it is one of the answer's tokens: the one that ends a text is, an end for another reason is none."""
+        """Whether it is one of the answer's tokens: the token that ends a text counts, an end for another reason does not."""
         return self.token is not None or self.finish is FinishReason.STOP

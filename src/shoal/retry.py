@@ -1,4 +1,4 @@
-"""When to try again: pure, time and chance are arguments."""
+"""When to try again. Pure: time and randomness are arguments."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from random import Random
 
 
 def doubling(first: float, times: int, most: float) -> float:
-    """`first` doubled so many times, `most` at most."""
+    """`first`, doubled `times` times, but at most `most`."""
     return min(first * 2.0 ** min(times, 64), most)
 
 
 @dataclass
 class Backoff:
-    """Delays that double from `first` to `most` seconds, each drawn from its upper half so that peers do not knock in step."""
+    """Delays that double from `first` to `most` seconds, each drawn from its upper half so that peers do not retry in step."""
 
     first: float
     most: float
@@ -27,7 +27,7 @@ class Backoff:
 
 @dataclass
 class Breaker:
-    """A peer that failed `limit` times in a row is left alone for `cool` seconds; then one try decides."""
+    """A peer that failed `limit` times in a row is left alone for `cool` seconds; then one attempt decides."""
 
     limit: int = 5
     cool: float = 5.0
@@ -35,7 +35,7 @@ class Breaker:
     _until: float = field(default=float("-inf"))
 
     def wait(self, now: float) -> float:
-        """Seconds for which the peer is not to be tried; 0: try."""
+        """Seconds until the peer may be tried again; 0: now."""
         return max(self._until - now, 0.0)
 
     def failed(self, now: float) -> None:

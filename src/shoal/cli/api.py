@@ -1,4 +1,4 @@
-"""Who serves the API: the head's own process, or several beside it."""
+"""Who serves the API: the head's own process, or several worker processes."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class Api(Protocol):
     @property
     def port(self) -> int: ...
     async def serve(self) -> None:
-        """Until stop() is called."""
+        """Runs until stop() is called."""
         ...
 
     async def finish(self) -> None:
-        """Takes no more requests, and waits until those that it has are answered."""
+        """Accepts no more requests, and waits until the current ones are answered."""
         ...
 
     @property
     def inside(self) -> int:
-        """Requests under way."""
+        """Unfinished requests."""
         ...
 
     def stop(self) -> None: ...

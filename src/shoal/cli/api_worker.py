@@ -1,4 +1,4 @@
-"""A process that serves the API over the head's engine. `shoal up` and `shoal serve` start it; it imports nothing that computes."""
+"""A process that serves the API using the head's engine. `shoal up` and `shoal serve` start it; it imports no computing code."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ log = structlog.get_logger()
 
 
 def opened(model: Path, template: Path | None, trust_text: bool) -> Tokenizer:
-    """The tokenizer of a model's file or directory. template: in place of the model's own. trust_text: as in ApiSettings."""
+    """The tokenizer of a model's file or directory. template: replaces the model's own. trust_text: as in ApiSettings."""
     return Tokenizer.open(model, None if model.is_dir() else GgufFile(model).meta, template, trust_text)
 
 
 async def serve(path: Path, address: socket.socket) -> None:
-    """Until the head says so, or is gone."""
+    """Runs until the head ends it or is gone."""
     engine = await RemoteEngine.connect(path, opened)
     api = ApiServer(create_app(engine, engine.settings, limiter=engine.limiter), address, engine.settings)
     on_signal(signal.SIGTERM, api.stop)
@@ -39,8 +39,8 @@ async def serve(path: Path, address: socket.socket) -> None:
     finishing = asyncio.create_task(_finish(engine, api))
     await asyncio.wait({hearing, serving}, return_when=asyncio.FIRST_COMPLETED)
     if not serving.done():
-        # As when the head served itself and was killed: connections end without a last word, and clients that named their
-        # answers come back for them.
+        # The same as when a head that serves the API itself is killed: connections end without a last message, and clients that named
+        # their answers come back for them.
         if (error := hearing.exception()) is not None:
             log.error("an API worker cannot go on", reason=str(error))
         os._exit(1)

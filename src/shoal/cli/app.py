@@ -1,4 +1,4 @@
-"""The commands, and what becomes of their errors."""
+"""The commands, and how their errors are reported."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def options(
     from shoal.cli.show import line
 
     warning = ""
-    with contextlib.suppress(ConfigError):  # said by the command that needs the file, and not by one that helps
+    with contextlib.suppress(ConfigError):  # reported by the command that needs the file, and not by one that helps
         verbose, log_format = from_file(context, "verbose", "", verbose), from_file(context, "log_format", "", log_format)
         warning = loaded().warning(sections())
     log_to_stderr(logging.INFO if verbose else logging.WARNING, log_format)
@@ -92,13 +92,13 @@ def _open_streams() -> None:
 
 def main() -> None:
     """Runs the command line. Exit status: 0, 1 if something failed, 2 if the user can fix it, 130 after Ctrl-C."""
-    gc.disable()  # until `loop.run`: what is imported stays, and looking through it takes a tenth of a head's start
+    gc.disable()  # until `loop.run`: imported objects stay, and scanning them takes a tenth of a head's start
     _open_streams()
     keep_to_own_folders()
     mute_grpc()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal of another encoding shows what it can
+            stream.reconfigure(errors="replace")  # a terminal with another encoding shows what it can
     try:
         status = app(standalone_mode=False, prog_name="shoal")
         sys.stdout.flush()
@@ -110,13 +110,13 @@ def main() -> None:
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
-    except BrokenPipeError:  # the reader of a pipe has had enough
+    except BrokenPipeError:  # the reader of a pipe has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        # Of a file or a disk: there is something to mend on this machine, and nothing to be seen in a traceback.
+        # An error of a file or disk: something on this machine needs repair, and a traceback would not help.
         _say(error)
         sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)

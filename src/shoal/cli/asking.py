@@ -1,4 +1,4 @@
-"""Asking an OpenAI-compatible server: which one, with what key, and a streamed answer of it."""
+"""Requests to an OpenAI-compatible server: which server, with what key, and its streamed answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ENDPOINT = re.compile(r"/v1(/(chat/completions|completions|responses|models))?/
 
 
 def base_url(text: str) -> str:
-    """What a user gives as the server, with or without /v1, as `http://HOST:PORT`; '' stays ''. Raises ConfigError."""
+    """The user's text for the server, with or without /v1, as `http://HOST:PORT`; '' stays ''. Raises ConfigError."""
     text = text.strip()
     if not text:
         return ""
@@ -33,7 +33,7 @@ def base_url(text: str) -> str:
 
 
 def _checked(key: str) -> str:
-    """Raises ConfigError for what no header can carry."""
+    """Raises ConfigError for a key that no header can carry."""
     key = key.strip()
     if not re.fullmatch(r"[!-~]*", key):
         raise ConfigError("--api-key has spaces or other characters that are not in a key; copy it again")
@@ -44,7 +44,7 @@ def _checked(key: str) -> str:
 class ChatOptions:
     """The server to ask, and the sampling of an answer.
 
-    url '': a cluster of this machine's own. model '': what the server has. max_tokens 0: as many as fit.
+    url '': start a cluster on this machine. model '': the server's model. max_tokens 0: as many as fit.
     """
 
     url: str = ""
@@ -60,14 +60,14 @@ class ChatOptions:
 
     @property
     def body(self) -> dict[str, Any]:
-        """All of a request but its messages."""
+        """A request body without its messages."""
         chosen = {"model": self.model or None, "max_tokens": self.max_tokens or None, "seed": self.seed}
         asked = {"temperature": self.temperature, "stream": True, "stream_options": {"include_usage": True}}
         return {**asked, **{name: value for name, value in chosen.items() if value is not None}}
 
     @asynccontextmanager
     async def _client(self) -> AsyncGenerator[httpx2.AsyncClient]:
-        """Raises ClusterError where the server does not answer."""
+        """Raises ClusterError if the server does not answer."""
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         try:
             async with httpx2.AsyncClient(timeout=httpx2.Timeout(10.0, read=None), headers=headers, trust_env=False) as http:
@@ -77,18 +77,18 @@ class ChatOptions:
             raise ClusterError(f"{self.url} does not answer: {why}; is `shoal up` or `shoal serve` running there?") from error
 
     async def found(self) -> ChatOptions:
-        """With the model that the server has, where none was named. Raises ClusterError, InvalidRequest where nobody is let in."""
+        """The options with the server's model if none was named. Raises ClusterError; InvalidRequest if the server refuses access."""
         async with self._client() as http:
             answer = await http.get(f"{self.url}/v1/models", timeout=10.0)
         if answer.status_code in (401, 403):
             raise self._refusal(answer.status_code, answer.content)
         try:
             return self if self.model else replace(self, model=str(answer.json()["data"][0]["id"]))
-        except (ValueError, LookupError, TypeError):  # a server without that list may know what it is asked all the same
+        except (ValueError, LookupError, TypeError):  # a server without that list may still answer requests
             return self
 
     async def stream(self, messages: list[dict[str, str]]) -> AsyncIterator[dict[str, Any]]:
-        """The events of an answer. Leaving early ends it at the server. Raises ClusterError, InvalidRequest."""
+        """The events of an answer. Leaving early ends the answer at the server. Raises ClusterError, InvalidRequest."""
         body = {"messages": messages, **self.body}
         async with self._client() as http, http.stream("POST", f"{self.url}/v1/chat/completions", json=body) as response:
             if response.status_code != 200:
@@ -115,7 +115,7 @@ class ChatOptions:
 
 
 def _message(raw: bytes) -> str:
-    """What an error object says; '' for anything else."""
+    """The message in an error object; '' for anything else."""
     try:
         return str(json.loads(raw)["error"]["message"])
     except (ValueError, LookupError, TypeError):
@@ -135,7 +135,7 @@ def _event(data: str) -> dict[str, Any]:
 
 @dataclass
 class Told:
-    """An answer with its counts and times. Times are seconds since the request."""
+    """An answer with its counts and times. Times are in seconds since the request."""
 
     text: str = ""
     tokens: int = 0
@@ -159,7 +159,7 @@ class Told:
 
 
 class Paper(Protocol):
-    """Where an answer is written as it comes."""
+    """Where an answer is written as it arrives."""
 
     def thought(self, text: str) -> None: ...
     def said(self, text: str) -> None: ...
@@ -167,7 +167,7 @@ class Paper(Protocol):
 
 
 async def tell(asking: ChatOptions, messages: list[dict[str, str]], paper: Paper, told: Told) -> None:
-    """Writes an answer down; `told` grows with it, so that one which is broken off is there as far as it came.
+    """Writes an answer; `told` grows with it, so that an interrupted answer is kept as far as it came.
 
     Raises ClusterError, InvalidRequest.
     """
@@ -192,5 +192,5 @@ async def tell(asking: ChatOptions, messages: list[dict[str, str]], paper: Paper
 
 
 def _texts(delta: dict[str, Any]) -> tuple[str, str]:
-    """What a delta brings of the thinking, and of the answer."""
+    """The reasoning text and the answer text in a delta."""
     return delta.get("reasoning_content") or delta.get("reasoning") or "", delta.get("content") or delta.get("refusal") or ""

@@ -1,4 +1,4 @@
-"""`batch`: a file of requests in, a file of results out, by a cluster that runs or one that is started for the purpose."""
+"""`batch`: a file of requests in, a file of results out, using a running cluster or one started for the purpose."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from shoal.gateway.endpoints.batches.result import answered, refused
 from shoal.gateway.endpoints.batches.retry_policy import RetryPolicy
 
 URLS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
-_SHOWN = 5  # lines of a kind that are named
-_EVERY = 10.0  # seconds between lines that say how far it is
+_SHOWN = 5  # lines of each kind that are listed
+_EVERY = 10.0  # seconds between progress lines
 
 
 @dataclass
 class Server:
-    """Where requests are sent, and since when nothing answers there."""
+    """Where requests are sent, and since when nothing has answered there."""
 
     url: str
     key: str
     patience: float
-    """Seconds without any answer after which it counts as gone."""
+    """Seconds without any answer after which the server counts as gone."""
     silent: float | None = None
 
     def client(self, connections: int) -> httpx2.AsyncClient:
@@ -45,7 +45,7 @@ class Server:
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
         limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
-        timeout = httpx2.Timeout(10.0, read=None)  # work of the lowest class may wait for hours
+        timeout = httpx2.Timeout(10.0, read=None)  # requests of the lowest class may wait for hours
         return httpx2.AsyncClient(base_url=self.url, headers=headers, limits=limits, timeout=timeout, trust_env=False)
 
 
@@ -64,7 +64,7 @@ def _named(lines: list[Invalid]) -> str:
 
 
 def _check(path: Path) -> tuple[set[str], list[Invalid]]:
-    """The requests' custom_ids, and the lines that are none. Raises ConfigError where a custom_id comes twice."""
+    """The requests' custom_ids, and the invalid lines. Raises ConfigError if a custom_id appears twice."""
     ids: set[str] = set()
     bad: list[Invalid] = []
     for line in _lines(path):
@@ -77,7 +77,7 @@ def _check(path: Path) -> tuple[set[str], list[Invalid]]:
 
 
 def _open(source: Path, target: Path, ids: set[str], bad: list[Invalid]) -> Output:
-    """The output, with what an earlier run left in it. Raises ConfigError."""
+    """The output, with the results of an earlier run. Raises ConfigError."""
     try:
         if target.exists() and target.samefile(source):
             raise ConfigError(f"{target} is the input; choose another file for the results")
@@ -94,7 +94,7 @@ def _open(source: Path, target: Path, ids: set[str], bad: list[Invalid]) -> Outp
 
 
 async def _ask(http: httpx2.AsyncClient, server: Server, asked: BatchItem, rng: Random) -> httpx2.Response:
-    """The answer, once there is one. Raises ClusterError where the server is gone for too long."""
+    """The answer, once there is one. Raises ClusterError if the server is gone for too long."""
     patience = RetryPolicy()
     while True:
         try:
@@ -125,7 +125,7 @@ def _code(answer: httpx2.Response) -> str | None:
 
 
 class _Shown:
-    """How far it is, on stderr: a bar on a terminal, else a line now and then."""
+    """Progress on stderr: a bar on a terminal, otherwise a line from time to time."""
 
     def __init__(self, done: int, total: int) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -149,7 +149,7 @@ class _Shown:
 
 
 async def _work(source: Path, output: Output, server: Server, concurrency: int, total: int) -> None:
-    """Asks for all that has no result. Raises ClusterError, ConfigError, OSError."""
+    """Sends all requests that have no result. Raises ClusterError, ConfigError, OSError."""
     slots, rng = asyncio.Semaphore(concurrency), Random()
 
     async def one(asked: BatchItem) -> None:
@@ -171,7 +171,7 @@ async def _work(source: Path, output: Output, server: Server, concurrency: int, 
 
 
 def _tell(output: Output, source: Path, target: Path, bad: list[Invalid], before: int, seconds: float) -> None:
-    """Raises ClusterError where not every request was answered."""
+    """Raises ClusterError if not every request was answered."""
     done, failed = output.done, output.done.failed + len(bad)
     now = len(done.ids) - before
     rate = f" in {seconds:.1f} s, {now / seconds:.1f} a second" if now and seconds > 0 else ""
@@ -191,7 +191,7 @@ async def _batch(
     before, began = len(output.done.ids), monotonic()
 
     async def finished() -> bool:
-        """False where the user stopped it."""
+        """False if the user stopped it."""
         if ids <= output.done.ids:
             return True
         if server.url:

@@ -1,4 +1,4 @@
-"""`run` and `chat`: talk to a model, on a cluster that runs or on one started for the purpose."""
+"""`run` and `chat`: talk to a model, on a running cluster or one started for the purpose."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def chat(engine: EngineSettings, node: NodeSettings, nodes: int, asking: ChatOpt
 
 
 def _summary(head: Head, told: Told, ready: float) -> None:
-    """ready: seconds until the cluster was."""
+    """ready: seconds until the cluster was ready."""
     assert head.placement is not None
     timings: dict[str, Any] = head.timings(rows=1)
     rows = [{"node": s.node, "layers": layers(s.first, s.end), "weights": human_bytes(s.weight_bytes)} for s in head.placement.stages]
@@ -97,7 +97,7 @@ async def _chat(engine: EngineSettings, node: NodeSettings, nodes: int, asking: 
 
 
 async def _converse(asking: ChatOptions, system: str, text: str | None, stop: asyncio.Event) -> None:
-    """text: the only message of a chat that nobody types."""
+    """text: the only message of a chat that is not interactive."""
     found: list[ChatOptions] = []
 
     async def find() -> None:
@@ -116,7 +116,7 @@ class Chat:
     """A conversation at the terminal."""
 
     def __init__(self, asking: ChatOptions, conversation: ChatHistory, stop: asyncio.Event) -> None:
-        """stop: as `stop_signal` gives it."""
+        """stop: from `stop_signal`."""
         from shoal.cli.keyboard import Keyboard
 
         move_in()
@@ -125,7 +125,7 @@ class Chat:
         self._leaving = False
 
     async def run(self) -> None:
-        """Until the user leaves, or SIGTERM."""
+        """Runs until the user leaves, or SIGTERM."""
         on_signal(signal.SIGTERM, self._leave)
         line(f"{self._asking.model or 'a model'} at {self._asking.url}; /help lists commands, Ctrl-D leaves", "dim")
         while not self._leaving and (text := await self._typed()) is not None:
@@ -139,7 +139,7 @@ class Chat:
         self._stop.set()
 
     async def _typed(self) -> str | None:
-        """None where the user leaves."""
+        """None if the user leaves."""
         self._stop.clear()
         typed: list[str] = []
 
@@ -172,7 +172,7 @@ class Chat:
         line(f"{told.figures}{cut}\n", "dim")
 
     async def _anew(self) -> None:
-        """The last answer; it stays where no other one comes of it."""
+        """Asks again for the last answer; the old one stays if no new one comes."""
         turns = self._conversation.turns
         before = [*turns]
         self._conversation.take_back()

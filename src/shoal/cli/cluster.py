@@ -30,9 +30,9 @@ from shoal.node.host_environment import HostEnvironment
 
 
 async def serve_api(head: Head, api: Api, stop: asyncio.Event, reporting: Coroutine[Any, Any, None], grace: float) -> None:
-    """Serves, and reports beside it, until told to stop.
+    """Serves the API and reports the cluster's state, until told to stop.
 
-    Answers under way then have so many seconds to end, unless told again; what is left ends with an error that says so.
+    Unfinished answers then have `grace` seconds to end, unless told to stop again; the rest end with an error that says so.
     """
     tasks = serving, stopping, telling = [asyncio.ensure_future(work) for work in (api.serve(), stop.wait(), reporting)]
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -59,10 +59,10 @@ async def _finish(api: Api, stop: asyncio.Event, grace: float) -> None:
 
 
 async def fetched(model: str, stop: asyncio.Event, host: str = "") -> Description | None:
-    """The model, fetched in a thread that a stop leaves behind; None after a stop.
+    """The model, fetched in a thread that is abandoned if told to stop; None after a stop.
 
-    host: where nodes of other machines may reach the head. Those of this one have its files under the same paths, so nothing is
-    hashed for them; where it is empty there are no others, and nothing is listed either.
+    host: where nodes on other machines may reach the head. Nodes on this machine have its files under the same paths, so
+    nothing is hashed for them; if it is empty there are no others, and no files are listed.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Description] = loop.create_future()
@@ -76,7 +76,7 @@ async def fetched(model: str, stop: asyncio.Event, host: str = "") -> Descriptio
         try:
             result = described(model)
             result = listed(result, not is_loopback(host)) if host else result
-        except Exception as error:  # noqa: BLE001 - carried over to the loop
+        except Exception as error:  # noqa: BLE001 - passed to the loop
             failure = error
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(settle, result, failure)
@@ -86,7 +86,7 @@ async def fetched(model: str, stop: asyncio.Event, host: str = "") -> Descriptio
 
 
 def _check_open(settings: HeadSettings) -> None:
-    """Warns of what is open to the network. Raises ConfigError where that was not asked for."""
+    """Warns about what is open to the network. Raises ConfigError if that was not requested."""
     usable = Keyring(settings.api.data_folder).usable
     if settings.needs_key and not usable:
         raise ConfigError(
@@ -149,7 +149,7 @@ async def _serve_model(settings: HeadSettings, model: Description, address: sock
 
 
 def _elsewhere(settings: HeadSettings) -> str:
-    """What to add to a command that works on this machine alone."""
+    """What to add to a command that only works on this machine."""
     if not is_loopback(settings.host):
         return ""
     here = [address for address in reachable(i.ip for i in of_this_machine()) if not address.is_loopback]
@@ -158,7 +158,7 @@ def _elsewhere(settings: HeadSettings) -> str:
 
 
 async def _report(head: Head, endings: Callable[[], list[str]] = list) -> None:
-    """Says whenever the cluster's state or its split changes, and how nodes of this machine ended."""
+    """Reports changes of the cluster's state or split, and how nodes on this machine ended."""
     state, shown = (None if head.state else ""), None
     while True:
         for ending in endings():

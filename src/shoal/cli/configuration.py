@@ -1,4 +1,4 @@
-"""`shoal config`: where settings come from, and a file to begin with."""
+"""`shoal config`: where settings come from, and an initial file."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def init() -> None:
 
 
 def _rows(file: ConfigFile) -> Iterator[dict[str, Any]]:
-    """Raises ConfigError for a variable that cannot be read, and for settings that exclude each other."""
+    """Raises ConfigError for a variable that cannot be read, and for contradictory settings."""
     roles = {
         "head": values_of(from_environment(HeadSettings, {}, file=of_file(HeadSettings))),
         "node": values_of(from_environment(NodeSettings, {}, file=of_file(NodeSettings))),
@@ -102,7 +102,7 @@ def _masked(key: FileKey, value: Any) -> Any:
 
 
 def _short(row: dict[str, Any]) -> dict[str, Any]:
-    """For people."""
+    """The row for people."""
     value = row["value"]
     section = f"[{row['section']}]" if row["section"] else ""
     return {"section": section, "key": row["key"], "value": "" if value is None else _toml(value), "from": row["where"] or "default"}

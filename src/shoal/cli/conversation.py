@@ -1,4 +1,4 @@
-"""A chat as it stands: what was said, and what the user's commands do to it. Nothing here asks or prints."""
+"""The state of a chat: what was said, and what the user's commands do to it. Nothing here asks or prints."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Command:
 
 
 def command(text: str) -> Command | None:
-    """'/save a.txt' → Command('save', 'a.txt'); None for what is to be said: '//x' says '/x', and a path like /etc/hosts is no command.
+    """'/save a.txt' → Command('save', 'a.txt'); None for a message: '//x' means '/x', and a path like /etc/hosts is not a command.
 
-    Raises ConfigError for a command that there is not.
+    Raises ConfigError for an unknown command.
     """
     match = re.match(r"/([a-zA-Z?]+)(?:\s+|$)", text)
     if match is None:
@@ -47,7 +47,7 @@ def command(text: str) -> Command | None:
 class ChatHistory:
     system: str = ""
     turns: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
-    """Messages of the user and the assistant, in turn."""
+    """Messages of the user and the assistant, alternating."""
     _saved: set[Path] = field(default_factory=set[Path])
 
     @property
@@ -58,14 +58,14 @@ class ChatHistory:
         self.turns.append({"role": "user", "content": text[1:] if text.startswith("//") else text})
 
     def answered(self, text: str) -> None:
-        """What came of an answer; where nothing did, the question was not asked either."""
+        """Adds an answer; if it is empty, its question is removed too."""
         if text:
             self.turns.append({"role": "assistant", "content": text})
         else:
             self.turns.pop()
 
     def take_back(self) -> None:
-        """The last answer. Raises ConfigError."""
+        """Removes the last answer. Raises ConfigError."""
         if not self.turns:
             raise ConfigError("there is no answer yet")
         self.turns.pop()
@@ -74,7 +74,7 @@ class ChatHistory:
         self.turns.clear()
 
     def save(self, name: str) -> Path:
-        """Writes it down; a file that is not this chat's is left alone. Raises ConfigError."""
+        """Writes the chat to a file; never overwrites a file that is not this chat's. Raises ConfigError."""
         if not name:
             raise ConfigError("name a file: /save chat.txt, or chat.json")
         path = Path(name).expanduser()

@@ -1,4 +1,4 @@
-"""Which keys a process works with: the head's authority, a node's certificate."""
+"""The keys that a process uses: the head's authority, a node's certificate."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ T = TypeVar("T")
 async def pairing_desk(settings: HeadSettings, control_port: int, joining: str) -> AsyncGenerator[int]:
     """Lets nodes pair, and shows each code; yields the port, 0 for a head that needs none. Raises ConfigError.
 
-    joining: the command that a node is to run
+    joining: the command to run on a node
     """
     if not settings.protected:
         yield 0
@@ -66,14 +66,15 @@ async def pairing_desk(settings: HeadSettings, control_port: int, joining: str) 
 
 
 def check_keys(settings: NodeSettings) -> None:
-    """Before anybody waits for a head: whether there is a place for keys, and what a code gets can be kept. Raises ConfigError."""
+    """Called before waiting for a head: checks that keys have a place and that the certificate for a code can be stored. Raises
+    ConfigError."""
     folder = keys_dir()
     if settings.code:
         check_writable(folder / "new")
 
 
 async def node_credentials(settings: NodeSettings, address: str, found: Advert | None = None) -> Credentials | None:
-    """By the code, or from an earlier pairing with this address or, where it was found by its name, this cluster.
+    """By the code, or from an earlier pairing with this address or, if it was found by name, with this cluster.
 
     Raises PairingRefused, ConfigError, ClusterError, RemoteProtocolError.
     """
@@ -84,14 +85,14 @@ async def node_credentials(settings: NodeSettings, address: str, found: Advert |
         host, port = parse_address(address)
         pairing_port = settings.pairing_port or (found.pairing_port if found is not None else 0) or port + 1
         for path in paths:
-            check_writable(path)  # the code is good only once
+            check_writable(path)  # the code works only once
         credentials = await pair(host, pairing_port, PairingCode(settings.code), settings.name or socket.gethostname())
         for path in paths:
             credentials.save(path)
         return credentials
     kept = [path for path in paths if path.exists()]
     if found is not None and not found.secure:
-        if kept:  # anyone can announce anything: a cluster that asked for a certificate once goes on doing so
+        if kept:  # anyone can announce anything: a cluster that once required a certificate must keep requiring one
             raise ConfigError(
                 f"this machine has paired with cluster {found.cluster}, and what answers at {found.address} is not protected; if that "
                 f"is meant, delete {kept[0]}"
@@ -103,9 +104,9 @@ async def node_credentials(settings: NodeSettings, address: str, found: Advert |
 
 
 async def asked_for_code(settings: NodeSettings, address: str, found: Advert | None, stop: asyncio.Event) -> Credentials | None:
-    """`node_credentials`, for which whoever sits at the terminal is asked for the code where one is needed and none was given.
+    """Like `node_credentials`, but asks the user at the terminal for the code if one is needed and none was given.
 
-    Raises what that raises, and KeyboardInterrupt where the user has no code.
+    Raises the same errors, and KeyboardInterrupt if the user has no code.
     """
     secure = found.secure if found is not None else True
     paired = any(path.exists() for path in (kept_path(address), *([kept_path(found.cluster)] if found is not None else [])))
@@ -121,9 +122,10 @@ async def asked_for_code(settings: NodeSettings, address: str, found: Advert | N
 
 
 async def as_operator(address: str, ask: Callable[[Credentials | None], Awaitable[T]]) -> T:
-    """Asks a head something with what keys there are: this machine's authority, a certificate of an earlier pairing, or none.
+    """Asks a head something with the available keys: this machine's authority, a certificate of an earlier pairing, or none.
 
-    A head elsewhere that this machine has paired with is not asked without: whoever breaks the TLS off could answer in its place.
+    A remote head that this machine has paired with is never asked without a key: whoever interrupts the TLS connection could
+    answer in its place.
     """
     move_in()
     host, _ = parse_address(address)

@@ -1,4 +1,4 @@
-"""Announcing a head, and finding one."""
+"""Announces a head, and finds one."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from shoal.errors import ClusterError
 if TYPE_CHECKING:
     from shoal.node.head import Head
 
-_PATIENCE = 5.0  # seconds in which a head must answer
-_EVERY = 2.0  # seconds between looks at whether something has changed
+_PATIENCE = 5.0  # seconds within which a head must answer
+_EVERY = 2.0  # seconds between checks for changes
 
 
 def _advert(head: Head, pairing_port: int) -> Advert:
@@ -38,14 +38,14 @@ def _advert(head: Head, pairing_port: int) -> Advert:
 
 
 def check_announcing(settings: HeadSettings) -> None:
-    """Before a model is fetched that could then not be announced. Raises ConfigError."""
+    """Called before fetching a model, in case its head could not be announced. Raises ConfigError."""
     check_name(settings.cluster)
     open_registry(settings.discovery)
 
 
 @contextlib.asynccontextmanager
 async def announced(head: Head, pairing_port: int) -> AsyncGenerator[None]:
-    """Lets nodes find the head meanwhile. A head that cannot be announced serves all the same, and says so. Raises ConfigError."""
+    """Lets nodes find the head while the context is open. If it cannot be announced, it says so and serves anyway. Raises ConfigError."""
     registry = open_registry(head.settings.discovery)
     telling: asyncio.Task[None] | None = None
     try:
@@ -72,7 +72,7 @@ async def _keep_telling(registry: Registry, head: Head, pairing_port: int) -> No
 
 
 async def find_head(settings: NodeSettings) -> Advert:
-    """The cluster that a node without an address is to join. Raises ClusterError, ConfigError."""
+    """The cluster for a node without an address to join. Raises ClusterError, ConfigError."""
     registry = open_registry(settings.discovery)
     try:
         found = await registry.find(settings.cluster or None, _PATIENCE)

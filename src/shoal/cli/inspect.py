@@ -44,7 +44,7 @@ def _node(text: str, index: int, threads: int) -> NodeProfile:
 
 @dataclasses.dataclass(frozen=True)
 class _Check:
-    """state: ok, note or wrong. result: for people. figures: for a script, with units in their names."""
+    """state: ok, note or wrong. result: for people. figures: for scripts, with units in their names."""
 
     name: str
     state: str
@@ -56,7 +56,7 @@ class _Check:
 
 
 def _checks() -> list[_Check]:
-    """What this machine has, and what it means."""
+    """What this machine has, and what that means."""
     me = f"{__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     return [_Check("shoal", "ok", me), *_kernels(), *_runtimes(), _processors(), _memory(), *_folders(), *_clients()]
 
@@ -108,7 +108,7 @@ def _folders() -> Iterator[_Check]:
 
 
 def _earlier() -> Iterator[_Check]:
-    """Raises ConfigError where there is no home."""
+    """Raises ConfigError if there is no home."""
     if not named() and any((cache_dir() / name).exists() for name in ("keys", "api")):
         yield _Check(
             "data", "note", f"keys of an earlier version are in {cache_dir()}: the next `shoal up`, `serve`, `join` or `keys` moves them"
@@ -132,7 +132,7 @@ def _folder(name: str, find: Callable[[], Path], variable: str, least: int) -> _
 
 
 def _clients() -> Iterator[_Check]:
-    """Of the registries that models come from."""
+    """Checks of the registries' clients, which fetch models."""
     if importlib.util.find_spec("pip"):
         yield _Check("pip", "ok", "fetches the models of the catalogue")
     else:

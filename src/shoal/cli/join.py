@@ -1,4 +1,5 @@
-"""`join`: this machine's memory and cores for a cluster. It imports nothing of the head and its API, so that a node starts quickly."""
+"""`join`: gives this machine's memory and cores to a cluster. It imports nothing of the head and its API, so that a node starts
+quickly."""
 
 from __future__ import annotations
 
@@ -21,25 +22,25 @@ from shoal.node.agent import Agent
 from shoal.node.holding import PulledModel
 from shoal.node.host_environment import HostEnvironment
 
-_STARTING = 20.0  # seconds in which a head that is started with its nodes begins to listen
+_STARTING = 20.0  # seconds within which a head that is started together with its nodes begins to listen
 
 
 async def made_agent(settings: NodeSettings, head: str, machine: HostEnvironment) -> Agent:
-    """A node of this machine, which is measured first."""
+    """A node on this machine, which is measured first."""
     speed = await machine.compute(lambda: measure(settings.compute_threads, settings.isa))
     memory = max(usable_memory(settings) - settings.journal_memory, 0)
     return Agent(settings, head, machine, lambda order: PulledModel(settings, order), speed, memory, line)
 
 
 async def listened(address: str) -> None:
-    """Waits for something to listen there: a head that is being started takes its time, one that is not is said at once.
+    """Waits until something listens there: a head that is starting needs time; any other failure is reported at once.
 
     Raises ClusterError, ConfigError.
     """
     end, said = monotonic() + _STARTING, False
     while (why := await refused(address)) is not None:
         words = f"no head at {address}: {why.why}; is `shoal serve` running there, and is this its address?"
-        if not why.passing:  # a name that is none, a network that is not there
+        if not why.passing:  # an invalid name, or an unreachable network
             raise ConfigError(words)
         if monotonic() >= end:
             raise ClusterError(words)

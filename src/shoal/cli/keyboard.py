@@ -1,4 +1,4 @@
-"""What the user types in a chat: a prompt with editing, several lines and a history."""
+"""The user's input in a chat: a prompt with editing, several lines and a history."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ from shoal.errors import ConfigError
 from shoal.security.private_file import write_private
 
 _KEPT = 1000  # messages in the history
-_READ = 4 << 20  # bytes of it that are read
+_READ = 4 << 20  # bytes of it to read
 
 
 class PrivateHistory(History):
-    """The history: a JSON string a line in a file that only this user may read. Where there can be no file, it lasts as long as the chat."""
+    """The history: one JSON string per line in a file that only this user may read. If there can be no file, it lasts as long
+    as the chat."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._path, self._broken = path, False
 
     def load_history_strings(self) -> Iterable[str]:
-        """The newest first; the file is cut to what is kept."""
+        """Newest first; truncates the file to what is kept."""
         try:
             with self._path.open("rb") as file:
                 file.seek(max(file.seek(0, os.SEEK_END) - _READ, 0))
@@ -81,9 +82,9 @@ def _parsed(raw: bytes) -> str | None:
 
 class Keyboard:
     def __init__(self, history: Path) -> None:
-        output = create_output(always_prefer_tty=True)  # stderr, where stdout goes to a file
+        output = create_output(always_prefer_tty=True)  # stderr, if stdout goes to a file
         if isinstance(output, Vt100_Output):
-            output.enable_cpr = False  # not every terminal says where its cursor is, and none needs to
+            output.enable_cpr = False  # not every terminal reports its cursor position, and none needs to
         self._session: PromptSession[str] = PromptSession(
             "> ",
             multiline=True,

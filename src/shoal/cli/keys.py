@@ -119,7 +119,7 @@ def _state(key: ApiKey, now: float) -> str:
 
 
 def _short_row(key: ApiKey, now: float) -> dict[str, Any]:
-    """For a terminal."""
+    """The row for a terminal."""
     own, limits = key.limits, list[str]()
     for most, what in ((own.requests, "/min"), (own.tokens, " tokens/min"), (own.concurrency, " at once")):
         if most:

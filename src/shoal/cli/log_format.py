@@ -1,4 +1,4 @@
-"""How lines are logged; apart from `logs`, which `--help` has no need to load."""
+"""The format of log lines; separate from `logs`, which `--help` does not need to load."""
 
 from __future__ import annotations
 

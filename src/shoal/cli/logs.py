@@ -1,7 +1,8 @@
-"""What a process of the command line logs, and how: lines for people, or JSON, one object a line.
+"""What a process of the command line logs, and how: lines for people, or one JSON object per line.
 
-Everything comes this way: shoal's own lines, those of libraries (uvicorn, gRPC, asyncio), and in JSON warnings, uncaught exceptions and what people would
-be shown on stderr, too, so that a collector can read every line. No line holds a secret that looks like one; prompts and answers are never logged.
+Everything is logged here: shoal's own lines, those of libraries (uvicorn, gRPC, asyncio), and, in JSON, also warnings, uncaught
+exceptions and what people would see on stderr, so that a collector can read every line. Anything that looks like a secret is
+removed; prompts and answers are never logged.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _SECRETS = (
 
 
 def log_to_stderr(level: int = logging.WARNING, format: LogFormat = LogFormat.TEXT) -> None:
-    """level: of shoal's own lines; those of libraries are logged from warnings on. auto: text on a terminal, else JSON."""
+    """level: of shoal's own lines; libraries log from warnings on. auto: text on a terminal, otherwise JSON."""
     as_json = format is LogFormat.JSON or (format is LogFormat.AUTO and not sys.stderr.isatty())
     structlog.configure(
         processors=[*_told(as_json), structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -40,7 +41,7 @@ def log_to_stderr(level: int = logging.WARNING, format: LogFormat = LogFormat.TE
         from shoal.cli.show import err
 
         told = logging.getLogger("shoal.cli")
-        told.setLevel(logging.INFO)  # what people would be shown is said in any case
+        told.setLevel(logging.INFO)  # what people would see is always logged
         err.log = structlog.wrap_logger(told, wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
         logging.captureWarnings(True)
         sys.excepthook = _uncaught
@@ -48,12 +49,12 @@ def log_to_stderr(level: int = logging.WARNING, format: LogFormat = LogFormat.TE
 
 
 def text_processors() -> list[Processor]:
-    """For a process that is not the command line's, whose logging is not ours to set up."""
+    """For a process that does not belong to the command line and configures its own logging."""
     return [*_told(as_json=False), _renderer(as_json=False)]
 
 
 def _told(as_json: bool) -> list[Processor]:
-    """What is said of every line."""
+    """The processors for every line."""
     stamp = structlog.processors.TimeStamper(fmt="iso", utc=True) if as_json else structlog.processors.TimeStamper(fmt="%H:%M:%S")
     name: list[Processor] = [_logger_name] if as_json else []
     return [structlog.processors.add_log_level, *name, stamp, structlog.processors.format_exc_info, _without_secrets]
@@ -62,7 +63,7 @@ def _told(as_json: bool) -> list[Processor]:
 def _renderer(as_json: bool) -> Processor:
     if as_json:
         return structlog.processors.JSONRenderer()
-    # Not rich's tracebacks: they show local variables, prompts and keys among them.
+    # Not rich's tracebacks: they show local variables, including prompts and keys.
     return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
 
 
@@ -81,7 +82,7 @@ def _of_libraries(as_json: bool) -> None:
 
 
 class _ToStderr(logging.StreamHandler[TextIO]):
-    """Writes each line to whatever sys.stderr is at that moment."""
+    """Writes each line to the sys.stderr of that moment."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)

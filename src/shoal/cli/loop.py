@@ -1,4 +1,4 @@
-"""The event loop that a command runs in, and the signals that it hears there."""
+"""The event loop of a command, and the signals that it handles."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ T = TypeVar("T")
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Runs a command's work to its end: in uvloop, where there is one. From here on garbage is collected, but for what was imported."""
+    """Runs a command's work to its end, in uvloop if available. From here on the garbage collector runs, but ignores imported objects."""
     gc.freeze()
     gc.enable()
     return asyncio.run(work) if uvloop is None else uvloop.run(work)
 
 
 def on_signal(number: signal.Signals, heard: Callable[[], object]) -> None:
-    """Calls `heard` in the running loop whenever the signal comes."""
+    """Calls `heard` in the running loop whenever the signal arrives."""
     loop = asyncio.get_running_loop()
     try:
         loop.add_signal_handler(number, heard)

@@ -1,4 +1,4 @@
-"""`nodes`: who is in a cluster, what happened to it, and sending nodes home."""
+"""`nodes`: the members of a cluster, its events, and sending nodes home."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def nodes(context: typer.Context, head: Head = _HERE, as_json: Json = False, eve
 
 
 def _rows(found: ClusterDescription) -> list[dict[str, Any]]:
-    """For a script."""
+    """The rows for a script."""
     return [
         {
             "name": n.name,

@@ -59,9 +59,9 @@ def flag(
     default: Any = None,
     **more: Any,
 ) -> Any:
-    """An option `--name` that is also read from SHOAL_NAME, and from the variables in `also` where that is not set.
+    """An option `--name` that is also read from SHOAL_NAME, and from the variables in `also` if that is not set.
 
-    section: of the configuration file, where it has the key `name`; None: it has none. kind, check, secret, default: as in `FileKey`
+    section: of the configuration file, in which it has the key `name`; None: it has none. kind, check, secret, default: as in `FileKey`
     """
     own = "SHOAL_" + name.removeprefix("--").replace("-", "_").upper()
     _VARIABLES.add(own)
@@ -134,7 +134,8 @@ Seed = Annotated[int | None, flag("--seed", "Seed of the sampling; the same seed
 
 
 def node_settings(memory: str = "", threads: int = 0, runtime: RuntimeName = RuntimeName.AUTO) -> NodeSettings:
-    """Settings of the nodes that a command starts: its flags, else the environment, else the file. Raises ConfigError, also if no runtime works."""
+    """Settings of the nodes that a command starts: from its flags, then the environment, then the file. Raises ConfigError,
+    also if no runtime works."""
     chosen = None if runtime is RuntimeName.AUTO else runtime
     from shoal.cli.runtime import check
 

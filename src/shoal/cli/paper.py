@@ -1,4 +1,4 @@
-"""Writing an answer to the terminal as it comes: broken between words, nothing in it obeyed."""
+"""Writes an answer to the terminal as it arrives: lines break between words, and control characters are not obeyed."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rich.cells import cell_len
 from shoal.cli.show import err, out
 
 _OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""What a terminal takes for orders: a model that writes it, or repeats it from a document, must not move the cursor or set the title."""
+"""Control characters: a model that writes them, or repeats them from a document, must not move the cursor or set the title."""
 _TAB = 4
 
 
 class Wrapped:
-    """Text in so many columns. A word that does not fit is taken back and written again on the next line."""
+    """Text in a limited number of columns. A word that does not fit is erased and written again on the next line."""
 
     def __init__(self, file: TextIO, width: Callable[[], int], before: str = "", after: str = "") -> None:
         """before, after: written around each piece, to style it."""
@@ -26,17 +26,17 @@ class Wrapped:
 
     @property
     def at_start(self) -> bool:
-        """Of a line."""
+        """Whether the cursor is at the start of a line."""
         return self._column == 0
 
     def write(self, text: str) -> None:
         if text := _OBEYED.sub("", text):
-            limit = max(self._width() - 1, 8)  # in the last column terminals disagree where the cursor is
+            limit = max(self._width() - 1, 8)  # in the last column terminals disagree about the cursor's position
             self._file.write(self._before + "".join(self._placed(char, limit) for char in text) + self._after)
             self._file.flush()
 
     def _placed(self, char: str, limit: int) -> str:
-        """What writes a character."""
+        """The output that writes a character."""
         if char == "\n":
             self._column, self._word = 0, ""
             return char
@@ -45,7 +45,7 @@ class Wrapped:
         cells = cell_len(char)
         if char == " ":
             self._word = ""
-            if self._column >= limit:  # the break takes its place
+            if self._column >= limit:  # the line break replaces it
                 return ""
         elif self._column + cells > limit:
             return self._broken() + self._placed(char, limit)
@@ -55,7 +55,7 @@ class Wrapped:
         return char
 
     def _broken(self) -> str:
-        """A new line, which begins with the word that was begun, unless that fills the line."""
+        """A new line that begins with the current word, unless the word fills the line."""
         word, cells = self._word, cell_len(self._word)
         if not word or cells >= self._column:
             self._column, self._word = 0, ""
@@ -65,7 +65,7 @@ class Wrapped:
 
 
 class Plain:
-    """Text for a pipe or file: as it is."""
+    """Text for a pipe or file: unchanged."""
 
     def __init__(self, file: TextIO) -> None:
         self._file, self.at_start = file, True
@@ -78,7 +78,7 @@ class Plain:
 
 
 class Sheet:
-    """An answer on stdout; what was thought before it dim on stderr, where that is a terminal."""
+    """An answer on stdout, and its reasoning, dimmed, on stderr, if that is a terminal."""
 
     def __init__(self) -> None:
         wrap = out.is_terminal and not out.is_dumb_terminal

@@ -1,11 +1,11 @@
-"""What earlier versions kept in the cache is moved to where it is kept now, once: a cleaner of caches would have deleted the authority with it.
+"""Moves data that earlier versions kept in the cache to its current place, once: a cache cleaner would delete the authority with it.
 
-    cache/keys, cache/api    ─▶  data/keys, data/api          one rename each, where both are on one file system
-    cache/heads, cache/chat  ─▶  state/heads, state/chat      else: claimed by a rename in the cache, copied beside its place,
-                                                              put on the disk, renamed into its place, the old one deleted
+    cache/keys, cache/api    ─▶  data/keys, data/api          one rename each, if both are on one file system
+    cache/heads, cache/chat  ─▶  state/heads, state/chat      otherwise: claimed by a rename in the cache, copied beside its place,
+                                                              synced to disk, renamed into its place, the old one deleted
 
-A process that is killed in between leaves what the next one goes on with; of several that start at once one moves and the others wait. Nothing is moved to or from a
-folder that somebody named.
+A process that is killed in between leaves a state from which the next one continues; if several start at once, one moves and
+the others wait. Nothing is moved to or from a folder that the user named.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _DATA, _STATE = ("keys", "api"), ("heads", "chat")
 
 
 def move_in(tell: Callable[[str], None] = line) -> None:
-    """Before anything that is kept is read or written. Raises ConfigError where it cannot be moved."""
+    """Call it before any kept data is read or written. Raises ConfigError if the data cannot be moved."""
     if named():
         return
     old = cache_dir()
     places = [(name, data_dir() / name) for name in _DATA] + [(name, state_dir() / name) for name in _STATE]
     if not any(os.path.lexists(old / name) or os.path.lexists(_claimed(old, name)) for name, _ in places):
         return
-    if os.path.ismount(old):  # a volume of a container's, most likely: it would go on without its keys when it is started anew
+    if os.path.ismount(old):  # most likely a container's volume: without it, the next start would have no keys
         raise ConfigError(
             f"{old} is a file system of its own and holds keys, which are kept in {data_dir()} from this version on; to leave them where they "
             f"are, set SHOAL_HOME={old}; to move them, do so by hand"
@@ -54,7 +54,7 @@ def _claimed(old: Path, name: str) -> Path:
 
 @contextmanager
 def _alone(old: Path) -> Generator[None]:
-    """One process at a time. Raises ConfigError."""
+    """Only one process at a time. Raises ConfigError."""
     try:
         descriptor = os.open(old, os.O_RDONLY)
     except OSError as error:
@@ -71,7 +71,7 @@ def _move(old: Path, name: str, new: Path, tell: Callable[[str], None]) -> bool:
     source, claimed = old / name, _claimed(old, name)
     try:
         new.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if claimed.exists():  # another process was killed at it
+        if claimed.exists():  # another process was killed while moving it
             _finish(claimed, new)
             return True
         if not os.path.lexists(source):
@@ -98,7 +98,7 @@ def _holds_something(place: Path) -> bool:
 
 
 def _rename(source: Path, new: Path) -> None:
-    """In one step. Raises OSError."""
+    """Moves in one step. Raises OSError."""
     if source.is_symlink():  # it may be relative
         with contextlib.suppress(FileNotFoundError):
             new.rmdir()
@@ -110,7 +110,7 @@ def _rename(source: Path, new: Path) -> None:
 
 
 def _finish(claimed: Path, new: Path) -> None:
-    """Copies to another file system, and deletes. Raises OSError; what was claimed is then still whole."""
+    """Copies to another file system, then deletes the source. Raises OSError; the claimed source is then still complete."""
     for left in new.parent.glob(f".{new.name}.moving-*"):
         shutil.rmtree(left)
     if not _holds_something(new):

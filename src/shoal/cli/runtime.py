@@ -1,4 +1,4 @@
-"""Whether this machine can run layers, said before anything is started."""
+"""Checks whether this machine can run layers, before anything is started."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shoal.native import missing
 
 
 def check(runtime: RuntimeName) -> None:
-    """Warns where layers run, but slowly. Raises ConfigError where the runtime asked for is not here, or none at all."""
+    """Warns if layers run, but slowly. Raises ConfigError if the requested runtime is not here, or none at all."""
     check_runtime(runtime)
     if why := missing():
         err.print(f"[yellow]slow:[/yellow] layers run with an ONNX runtime, many times slower than they could: {why}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""A cluster of this machine's own, for as long as a command needs it."""
+"""A cluster on this machine, for as long as a command needs it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from shoal.node.head import Head
 
 @contextlib.asynccontextmanager
 async def served(settings: HeadSettings, node: NodeSettings, nodes: int, stop: asyncio.Event) -> AsyncGenerator[tuple[str, Head] | None]:
-    """A local cluster with its API on a free port; None where the user lost patience."""
+    """A local cluster with its API on a free port; None if the user stopped it first."""
     if (model := await fetched(settings.engine.model, stop)) is None:
         yield None
         return
@@ -40,5 +40,5 @@ async def served(settings: HeadSettings, node: NodeSettings, nodes: int, stop: a
 
 
 def local_settings(engine: EngineSettings) -> HeadSettings:
-    """A head for a cluster of this machine's own, on free ports."""
+    """A head for a cluster on this machine, on free ports."""
     return HeadSettings(engine=engine, api=ApiSettings(port=0), control_port=0)

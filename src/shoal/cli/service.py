@@ -1,4 +1,4 @@
-"""`shoal service`: a head or a node that starts with the machine, kept running by systemd."""
+"""`shoal service`: a head or a node that starts with the machine and is kept running by systemd."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ServiceFailed(ShoalError):
 
 @dataclass(frozen=True)
 class Place:
-    """Where the units of a manager lie, and how it is talked to."""
+    """Where a manager's units are, and how to talk to it."""
 
     system: bool
 
@@ -109,7 +109,7 @@ def uninstall(
         path = place.unit(name)
         try:
             _carry_out([place.command("disable", "--now", path.name)])
-        finally:  # a unit that nobody can stop is not to be started again either
+        finally:  # a unit that cannot be stopped must not start again either
             _remove(path)
             line_out(f"removed {path}")
     _carry_out([place.command("daemon-reload")])
@@ -146,7 +146,7 @@ def _chosen(place: Place, kind: str) -> list[str]:
 
 
 def _program() -> str:
-    """The `shoal` that was called. Raises ConfigError."""
+    """The `shoal` program that was called. Raises ConfigError."""
     called = Path(sys.argv[0])
     found = shutil.which(sys.argv[0]) if called.name == "shoal" else str(Path(sys.executable).with_name("shoal"))
     if found is None or not os.access(found, os.X_OK):
@@ -155,7 +155,7 @@ def _program() -> str:
 
 
 def _stops(context: typer.Context, command: list[str]) -> float:
-    """Seconds that the command has to end. Raises ConfigError, and what the command line says, where it cannot be run so."""
+    """Seconds that the command has to end. Raises ConfigError, and the command line's errors if it is invalid."""
     kind, *arguments = command
     if kind not in _KINDS:
         raise ConfigError(f"a service runs {' or '.join(_KINDS)}, not {kind}")
@@ -167,7 +167,7 @@ def _stops(context: typer.Context, command: list[str]) -> float:
 
 
 def _refuse_secrets(command: list[str]) -> None:
-    """Refuses secrets: everybody can read a unit."""
+    """Refuses secrets: anybody can read a unit."""
     for word in command:
         if (option := word.partition("=")[0]) in _SECRETS:
             variable = "SHOAL_" + option.removeprefix("--").replace("-", "_").upper()
@@ -224,7 +224,7 @@ def _unwritable(path: Path, error: OSError) -> ConfigError:
 
 
 def _tell_environment(place: Place) -> None:
-    """A service has none of the shell's variables."""
+    """Says that a service does not get the shell's variables."""
     from shoal.cli.show import line_out
 
     if own := shell().own:
@@ -232,7 +232,7 @@ def _tell_environment(place: Place) -> None:
 
 
 def _carry_out(commands: list[list[str]]) -> None:
-    """Runs them, or says which are to be run. Raises ServiceFailed."""
+    """Runs the commands, or shows which must be run. Raises ServiceFailed."""
     from shoal.cli.show import line_out
 
     if shutil.which("systemctl") is None:
@@ -255,7 +255,7 @@ def _answer(command: list[str]) -> str:
 
 
 def _lingering() -> str:
-    """A user's services end with the last session, unless the user lingers; that is for the user to decide."""
+    """A user's services end with the last session, unless the user lingers, which is the user's decision."""
     user = shell().user or Path.home().name
     lingers = Path("/var/lib/systemd/linger", user).exists()
     ask = "it starts with the machine, because you linger" if lingers else "it runs while you are logged in"

@@ -1,4 +1,4 @@
-"""What people see: progress, tables, one-line errors. On a terminal it fits; anywhere else it is plain text of any width."""
+"""Output for people: progress, tables, one-line errors. On a terminal it fits the width; elsewhere it is plain text of any width."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ENDLESS = 100_000  # columns: nothing is wrapped or cut
 
 
 class Screen(Console):
-    """A terminal of its own width, or a pipe or file of any; or, where `log` is set, lines of a log."""
+    """A terminal with its own width, or a pipe or file of any width; or, if `log` is set, lines of a log."""
 
     log: Any = None
 
@@ -52,7 +52,7 @@ err = Screen(stderr=True)
 
 
 def line(text: str, style: str = "") -> None:
-    """A line on stderr, as it is: no markup, nothing coloured by guesses, broken by the terminal alone so that it can be copied."""
+    """A line on stderr, unchanged: no markup, no guessed colours; only the terminal breaks it, so that it can be copied."""
     if err.log is not None:
         err.log.error(text) if style == "red" else err.log.info(text)
     else:
@@ -60,7 +60,7 @@ def line(text: str, style: str = "") -> None:
 
 
 def line_out(text: str) -> None:
-    """The same on stdout: a command's result."""
+    """The same on stdout, for a command's result."""
     out.print(Text(text), soft_wrap=True)
 
 
@@ -88,12 +88,12 @@ def described(model: str) -> Description:
 
 
 def emit(value: Any) -> None:
-    """JSON for a script: sizes and times are numbers, and their names say the unit."""
+    """JSON for a script: sizes and times are numbers, and their names give the unit."""
     print(json.dumps(value, indent=2))
 
 
 def layers(first: int, end: int) -> str:
-    """Of layers first to end - 1: '0-14'; '' where there are none."""
+    """Layers first to end - 1: '0-14'; '' if there are none."""
     return f"{first}-{end - 1}" if end > first else ""
 
 
@@ -120,9 +120,9 @@ def split(placement: Placement, title: str = "") -> Rows:
 
 
 class Rows:
-    """A table of what people read, made of rows with the same columns.
+    """A table for people, made of rows with the same columns.
 
-    Where the terminal is too narrow, each row becomes a paragraph instead of losing its end; in a pipe it is a line with aligned columns.
+    If the terminal is too narrow, each row becomes a paragraph instead of being cut; in a pipe it is a line with aligned columns.
     """
 
     def __init__(self, rows: list[dict[str, Any]], title: str = "", style: str = "") -> None:

@@ -6,11 +6,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-JOIN_STOPS = 120.0  # seconds that a node has to see its layers moved to others before it is killed
+JOIN_STOPS = 120.0  # seconds that a node has to get its layers moved to others before it is killed
 _MARGIN = 15.0  # seconds beyond --grace in which a head ends what is left and its own processes
 
-# What works for a service of a user as well as for one of the system. No MemoryDenyWriteExecute: Node.js, which fetches some models, and
-# OpenVINO compile while they run.
+# Settings that work for user services and system services. No MemoryDenyWriteExecute: Node.js, which fetches some models, and
+# OpenVINO compile code while they run.
 _HARDENED = """\
 NoNewPrivileges=yes
 LockPersonality=yes
@@ -23,7 +23,7 @@ SystemCallFilter=@system-service
 SystemCallErrorNumber=EPERM
 UMask=0077
 """
-# What needs privileges, or namespaces, which some systems keep from users.
+# Settings that need privileges, or namespaces, which some systems deny to users.
 _SYSTEM_HARDENED = """\
 CapabilityBoundingSet=
 ProtectSystem=strict
@@ -47,7 +47,7 @@ class Account:
 
 
 def quoted(word: str) -> str:
-    """A word of a command line, so that systemd passes on just this."""
+    """A word of a command line, quoted so that systemd passes on exactly this."""
     word = word.replace("%", "%%").replace("$", "$$")
     if re.fullmatch(r"[\w@%$+=:,./-]+", word, re.ASCII):
         return word
@@ -55,10 +55,10 @@ def quoted(word: str) -> str:
 
 
 def unit(command: Sequence[str], stops: float, account: Account | None = None) -> str:
-    """command: the program's absolute path and its arguments. stops: seconds that it has to end. account: None is a service of a user."""
+    """command: the program's absolute path and its arguments. stops: seconds that it has to end. account: None: a user's service."""
     what = " ".join(command[1:2])
     system = account is not None
-    # A user's manager knows no network-online.target; there it is Restart that waits for the network.
+    # A user's manager has no network-online.target; there, Restart waits for the network.
     after = "Wants=network-online.target\nAfter=network-online.target\n" if system else ""
     owner = f"User={account.name}\nReadWritePaths={quoted(account.home)}\n" if account is not None else ""
     return f"""\
@@ -83,5 +83,5 @@ WantedBy={"multi-user" if system else "default"}.target
 
 
 def stops_after(command: str, grace: float) -> float:
-    """Seconds that a service has to end: `serve` by its --grace."""
+    """Seconds that a service has to end: for `serve`, by its --grace."""
     return JOIN_STOPS if command == "join" else grace + _MARGIN

@@ -1,4 +1,4 @@
-"""Waiting that a signal ends, and reading stdin while it lasts."""
+"""Waiting that a signal ends, and reading stdin meanwhile."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def stop_signal() -> asyncio.Event:
 
 
 async def until(stop: asyncio.Event, work: Any) -> bool:
-    """Does the work unless told to stop; whether it was done."""
+    """Does the work unless told to stop. Returns whether it was done."""
     working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
     await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
@@ -37,7 +37,7 @@ async def until(stop: asyncio.Event, work: Any) -> bool:
 
 
 async def all_of_stdin(stop: asyncio.Event) -> str | None:
-    """Text; None after a stop. Raises ConfigError."""
+    """All text of stdin; None after a stop. Raises ConfigError."""
     if (data := await _read(stop, _all)) is None:
         return None
     try:
@@ -47,7 +47,7 @@ async def all_of_stdin(stop: asyncio.Event) -> str | None:
 
 
 async def a_line(prompt: str, stop: asyncio.Event) -> str | None:
-    """What the user types after a prompt on stderr; None after a stop, and at the end of stdin. Raises ConfigError."""
+    """The line that the user types after a prompt on stderr; None after a stop, and at the end of stdin. Raises ConfigError."""
     sys.stderr.write(prompt)
     sys.stderr.flush()
     data = await _read(stop, _line)
@@ -55,7 +55,7 @@ async def a_line(prompt: str, stop: asyncio.Event) -> str | None:
 
 
 def _parts() -> Iterator[bytes]:
-    """Of stdin, as they come; not through sys.stdin, whose lock a thread that still waits would hold when the interpreter ends."""
+    """Parts of stdin as they arrive; not through sys.stdin, whose lock a waiting thread would still hold when the interpreter ends."""
     return iter(lambda: os.read(sys.stdin.fileno(), 65536), b"")
 
 
@@ -64,11 +64,11 @@ def _all() -> bytes:
 
 
 def _line() -> bytes:
-    return next(_parts(), b"")  # a terminal gives a line at a time
+    return next(_parts(), b"")  # a terminal gives one line at a time
 
 
 async def _read(stop: asyncio.Event, read: Callable[[], bytes]) -> bytes | None:
-    """In a thread that ends with the process. Raises ConfigError."""
+    """Reads in a thread that ends with the process. Raises ConfigError."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[bytes] = loop.create_future()
 

@@ -10,5 +10,5 @@ OPTIONS = [
     ("grpc.keepalive_time_ms", 10000),
     ("grpc.keepalive_timeout_ms", 5000),
     ("grpc.so_reuseport", 0),
-    ("grpc.enable_http_proxy", 0),  # machines of a cluster talk to each other directly, whatever proxy leads to the internet
+    ("grpc.enable_http_proxy", 0),  # machines of a cluster talk to each other directly, even if a proxy leads to the internet
 ]

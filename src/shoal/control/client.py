@@ -1,4 +1,4 @@
-"""A node's end of the conversation, and the questions that a command line asks the head."""
+"""A node's end of the conversation, and the requests of the command line to the head."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ControlClient:
             yield message
 
     async def attend(self, timeout: float) -> AsyncGenerator[HeadMessage]:
-        """What the head says, until it hangs up. Raises ClusterError where it cannot be reached or breaks off."""
+        """What the head says, until it hangs up. Raises ClusterError if it cannot be reached or the connection breaks."""
         try:
             async with asyncio.timeout(timeout):
                 await self.connected()
@@ -52,7 +52,7 @@ class ControlClient:
             raise ClusterError(f"the head at {self.address} is gone ({error.details()})") from error
 
     async def connected(self) -> None:
-        """Raises ClusterError as soon as a try has failed: whoever asked knows whether another one makes sense."""
+        """Raises ClusterError as soon as one attempt has failed: the caller knows whether another makes sense."""
         state = self._channel.get_state(try_to_connect=True)
         while state is not grpc.ChannelConnectivity.READY:
             if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
@@ -61,7 +61,7 @@ class ControlClient:
             state = self._channel.get_state(try_to_connect=True)
 
     async def _unreachable(self) -> ClusterError:
-        """Why, which gRPC does not tell."""
+        """Finds out why, which gRPC does not report."""
         if (why := await refused(self.address)) is not None:
             return ClusterError(f"{self.address} cannot be reached: {why.why}; is `shoal serve` running there, and is the port open?")
         if not self._protected:
@@ -72,13 +72,13 @@ class ControlClient:
         )
 
     async def close(self) -> None:
-        """Says what is left, then hangs up."""
+        """Sends what is left, then hangs up."""
         self._outbox.put_nowait(None)
         await self._channel.close(grace=0.5)
 
 
 async def locked(address: str, timeout: float = 5.0) -> bool:
-    """Whether a head that takes connections lets nobody in without a certificate."""
+    """Whether a head that accepts connections requires a certificate."""
     client = ControlClient(address)
     try:
         async with asyncio.timeout(timeout):
@@ -93,15 +93,15 @@ async def locked(address: str, timeout: float = 5.0) -> bool:
 
 
 class Unanswered(NamedTuple):
-    """Nothing at an address takes a connection."""
+    """Nothing at an address accepts a connection."""
 
     why: str
     passing: bool
-    """Whether a head that is being started, or what forwards to it, would answer so too."""
+    """Whether a head that is starting, or whatever forwards to it, would answer the same way."""
 
 
 async def refused(address: str, timeout: float = 5.0) -> Unanswered | None:
-    """None where something at `host:port` takes a connection and keeps it. Raises ConfigError."""
+    """None if something at `host:port` accepts a connection and keeps it. Raises ConfigError."""
     host, port = parse_address(address)
     try:
         async with asyncio.timeout(timeout):
@@ -121,11 +121,11 @@ async def refused(address: str, timeout: float = 5.0) -> Unanswered | None:
 
 
 _HUNG_UP = Unanswered("what listens there hangs up at once, as a forwarded port does with nothing behind it", True)
-_KEPT = 0.25  # seconds after which a connection has been kept by whoever took it
+_KEPT = 0.25  # seconds after which an accepted connection counts as kept
 
 
 async def _hangs_up(reader: asyncio.StreamReader) -> bool:
-    """A server speaks first, or waits for the other side to do so."""
+    """Whether the peer hangs up. A server speaks first, or waits for the other side to do so."""
     try:
         async with asyncio.timeout(_KEPT):
             return not await reader.read(1)
@@ -143,12 +143,12 @@ def _channel(address: str, credentials: Credentials | None) -> Any:
 
 
 async def describe(address: str, credentials: Credentials | None = None, timeout: float = 5.0) -> ClusterDescription:
-    """Raises ClusterError where no head answers."""
+    """Raises ClusterError if no head answers."""
     return await _ask(address, credentials, DESCRIBE, DescribeRequest(), decoder(ClusterDescription), timeout)
 
 
 async def dismiss(address: str, name: str, drain: bool, credentials: Credentials | None = None, timeout: float = 5.0) -> DismissAnswer:
-    """Sends a node home, its layers moved off first with `drain`. Raises ClusterError where no head answers."""
+    """Sends a node home; with `drain`, its layers are moved off first. Raises ClusterError if no head answers."""
     return await _ask(address, credentials, DISMISS, DismissRequest(name=name, drain=drain), decoder(DismissAnswer), timeout)
 
 

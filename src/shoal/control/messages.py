@@ -1,4 +1,5 @@
-"""What the head and a node say to each other, and what a command line asks the head. `protobuf` sends them as `cluster.proto` has them."""
+"""The messages between the head and a node, and the requests of the command line to the head. `protobuf` sends them as
+`cluster.proto` defines them."""
 
 from __future__ import annotations
 
@@ -15,26 +16,26 @@ class LayerRange:
 
 @dataclass(kw_only=True)
 class Join:
-    """What a node says of itself, first of all."""
+    """What a node reports about itself, as its first message."""
 
     version: str = ""
     name: str = ""
     incarnation: int = 0
-    """Fresh at every start of a node."""
+    """New at every start of a node."""
     tensor_host: str = ""
-    """Empty: the address that the head sees the node at."""
+    """Empty: the address from which the head sees the node connect."""
     tensor_port: int = 0
     memory: int = 0
     """Bytes that weights and KV blocks may take."""
     threads: int = 0
     bytes_per_second: float = 0.0
-    """Weights that one decode step of one row gets through."""
+    """Bytes of weights per second when decoding one row."""
     flops: float = 0.0
     """Operations per second at prefill."""
     machine: str = ""
     """Processor and instruction set, for people."""
     model: str = ""
-    """What it holds of a model from before; empty: nothing."""
+    """The model that it already holds; empty: none."""
     precision: str = ""
     loaded: list[LayerRange] = field(default_factory=list[LayerRange])
     shared: list[str] = field(default_factory=list[str])
@@ -43,7 +44,7 @@ class Join:
 
 @dataclass(kw_only=True)
 class Heartbeat:
-    """Counts are of the node's life so far."""
+    """Counts are since the node started."""
 
     resident: int = 0
     """Bytes."""
@@ -92,14 +93,14 @@ class Probed:
 
 @dataclass(kw_only=True)
 class Leave:
-    """The node wants to go once its layers are moved."""
+    """The node wants to leave once its layers are moved."""
 
 
 @dataclass(kw_only=True)
 class Welcome:
     node: int = 0
     name: str = ""
-    """As the cluster knows it, unique."""
+    """Its name in the cluster, unique."""
     cluster: str = ""
     heartbeat: float = 0.0
     """Seconds."""
@@ -109,13 +110,13 @@ class Welcome:
 class Refuse:
     reason: str = ""
     again: bool = False
-    """It was a member and may join anew."""
+    """It was a member and may join again."""
 
 
 @dataclass(kw_only=True)
 class ModelFile:
     name: str = ""
-    """No path."""
+    """Contains no path."""
     size: int = 0
     sha256: str = ""
     """In hexadecimal."""
@@ -123,14 +124,14 @@ class ModelFile:
 
 @dataclass(kw_only=True)
 class Peer:
-    """Hands out files at its tensor port."""
+    """A peer that hands out files at its tensor port."""
 
     host: str = ""
     port: int = 0
     files: list[int] = field(default_factory=list[int])
     """Indexes into Load.files."""
     head: bool = False
-    """It shows the head's certificate."""
+    """Whether its certificate is the head's."""
 
 
 @dataclass(kw_only=True)
@@ -151,9 +152,9 @@ class Load:
     layers: int = 0
     """Of the whole model."""
     files: list[ModelFile] = field(default_factory=list[ModelFile])
-    """What the model is; empty: only its name is known."""
+    """The model's files; empty: only its name is known."""
     peers: list[Peer] = field(default_factory=list[Peer])
-    """Who has some of the files."""
+    """The peers that have some of the files."""
 
 
 @dataclass(kw_only=True)
@@ -167,7 +168,7 @@ class Link:
 
 @dataclass(kw_only=True)
 class Rest:
-    """No longer a part of the route: free keys and values, keep the weights."""
+    """The node is no longer part of the route: free keys and values, keep the weights."""
 
     epoch: int = 0
 

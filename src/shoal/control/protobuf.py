@@ -1,4 +1,4 @@
-"""The messages as they go over the wire: the one door to the generated stubs.
+"""The messages as they go over the wire: the only module that uses the generated stubs.
 
 A class of `messages` has the name of its message in `cluster.proto`, and its fields have the same names and types.
 """
@@ -16,7 +16,7 @@ M = TypeVar("M")
 
 
 def encode(message: Any) -> bytes:
-    """One that is not part of a conversation."""
+    """Encodes a message that is not part of a conversation."""
     return _stub(message).SerializeToString()
 
 
@@ -42,7 +42,7 @@ def decode_head_message(data: bytes) -> HeadMessage:
 
 
 def _kind(message: NodeMessage | HeadMessage) -> dict[str, Any]:
-    """The field of the oneof."""
+    """The field of the oneof that holds this message."""
     return {type(message).__name__.lower(): _stub(message)}
 
 
@@ -67,7 +67,7 @@ def _message(kind: type[M], stub: Any) -> M:
 
 
 def _value(value: Any) -> Any:
-    """A field's: a number, a text, a message, or a list of them."""
+    """A field's value: a number, a text, a message, or a list of them."""
     if isinstance(value, str | int | float):
         return value
     if hasattr(value, "DESCRIPTOR"):

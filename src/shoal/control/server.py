@@ -24,7 +24,7 @@ log = structlog.get_logger()
 
 
 class NodeConnection:
-    """What the head has to say to one node. `host` is where the node's connection comes from."""
+    """What the head sends to one node. `host` is where the node's connection comes from."""
 
     def __init__(self, host: str) -> None:
         self.host = host
@@ -34,7 +34,7 @@ class NodeConnection:
         self._outbox.put_nowait(message)
 
     def end(self) -> None:
-        """Says what is left, then hangs up."""
+        """Sends what is left, then hangs up."""
         self._outbox.put_nowait(None)
 
     async def outgoing(self) -> AsyncIterator[HeadMessage]:
@@ -43,7 +43,7 @@ class NodeConnection:
 
 
 class Attendant(Protocol):
-    """Who hears the nodes."""
+    """Whoever listens to the nodes."""
 
     def heard(self, conversation: NodeConnection, message: NodeMessage) -> None: ...
     def hung_up(self, conversation: NodeConnection) -> None: ...
@@ -59,7 +59,7 @@ def _host(peer: str) -> str:
 
 class ControlServer:
     def __init__(self, attendant: Attendant, credentials: Credentials | None = None) -> None:
-        """With credentials: over TLS, to clients with a certificate of the same cluster."""
+        """With credentials: serves over TLS, to clients with a certificate of the same cluster."""
         self._attendant = attendant
         self._credentials = credentials
         self._server = grpc.aio.server(options=OPTIONS)
@@ -79,7 +79,7 @@ class ControlServer:
         self.port = 0
 
     async def start(self, host: str, port: int) -> None:
-        """Raises ConfigError where the address cannot be had."""
+        """Raises ConfigError if the address cannot be used."""
         if port:  # gRPC's own message does not say why
             listening_socket(host, port).close()
         try:
@@ -87,7 +87,7 @@ class ControlServer:
         except RuntimeError as error:
             raise ConfigError(f"cannot listen on {join_host_port(host, port)} for nodes; choose another --control-port") from error
         if not is_wildcard(host) and host not in ("127.0.0.1", "localhost"):
-            with contextlib.suppress(RuntimeError):  # `shoal nodes` asks here; another head may have it
+            with contextlib.suppress(RuntimeError):  # `shoal nodes` asks here; another head may already use it
                 self._listen("127.0.0.1", self.port)
         await self._server.start()
 
@@ -137,5 +137,5 @@ class ControlServer:
 
 
 def _names(context: grpc.aio.ServicerContext[Any, Any]) -> list[bytes]:
-    """What a client's certificate says that it is."""
+    """The names in a client's certificate, which say what it is."""
     return list(context.auth_context().get("x509_subject_alternative_name", ()))

@@ -28,17 +28,17 @@ def of_this_machine() -> list[Interface]:
 
 
 def reachable(addresses: Iterable[Address]) -> list[Address]:
-    """Those worth telling others: loopback and link-local ones only where there are no others."""
+    """Those worth telling others: loopback and link-local addresses only if there are no others."""
     ordered = sorted(set(addresses), key=_rank)
     away = [a for a in ordered if not a.is_loopback]
     return [a for a in away if not a.is_link_local] or away or ordered
 
 
 def nearest(candidates: Sequence[Address], ours: Sequence[Interface]) -> Address | None:
-    """The head's address that a machine with the interfaces `ours` should use; None where there is none.
+    """The head's address that a machine with the interfaces `ours` should use; None if there is none.
 
-    A head with an address that is not ours is on another machine. Addresses that both have, such as docker0's 172.17.0.1,
-    lead back to this one then.
+    If the head has an address that is not ours, it is on another machine. Addresses that both have, such as docker0's
+    172.17.0.1, then lead back to this machine.
     """
     own = {i.ip.packed for i in ours}  # without the scope of a link-local address
     elsewhere = [a for a in candidates if a.packed not in own and not a.is_loopback]
@@ -47,7 +47,7 @@ def nearest(candidates: Sequence[Address], ours: Sequence[Interface]) -> Address
 
 
 async def resolved(host: str) -> list[Address]:
-    """The addresses of a host name, an address, or a wildcard; those that others can reach. Raises ConfigError."""
+    """The addresses of a host name, an address, or a wildcard; only those that others can reach. Raises ConfigError."""
     if is_wildcard(host):
         every = [i.ip for i in of_this_machine()]
         return reachable(a for a in every if a.version == 4 or ":" in host)
@@ -61,7 +61,7 @@ async def resolved(host: str) -> list[Address]:
 async def facing(peer: str, port: int, wildcard: str) -> str:
     """For a head that listens on `wildcard` (0.0.0.0 or ::): its address on the way to `peer`, which others can reach too.
 
-    Nothing is sent. Where that way is loopback, or there is none, it is the best address of this machine. Raises ConfigError.
+    Nothing is sent. If that way is loopback, or there is none, it is the best address of this machine. Raises ConfigError.
     """
     addresses = await resolved(wildcard)
     family = socket.AF_INET if ":" not in wildcard else socket.AF_UNSPEC
@@ -70,7 +70,7 @@ async def facing(peer: str, port: int, wildcard: str) -> str:
         with socket.socket(found[0][0], socket.SOCK_DGRAM) as probe:
             probe.connect(found[0][4])
             ours = ipaddress.ip_address(of_socket(probe.getsockname()).partition("%")[0])
-    except OSError:  # the peer is named or routed otherwise; whoever connects to it will say so
+    except OSError:  # the peer has another name or route; whoever connects to it will report that
         ours = None
     if ours is not None and ours in addresses:
         return str(ours)
@@ -80,14 +80,15 @@ async def facing(peer: str, port: int, wildcard: str) -> str:
 
 
 def reached_at(host: str) -> str:
-    """What others write to reach a listener at `host`: itself, or, for 0.0.0.0 and ::, this machine's address on its way to the rest of the world.
+    """The address that others use to reach a listener at `host`: itself, or, for 0.0.0.0 and ::, this machine's address on its
+    way to the internet.
 
     Nothing is sent. Without such a way it is the best address of this machine.
     """
     if not is_wildcard(host):
         return host
     every = reachable(i.ip for i in of_this_machine() if i.version == 4 or ":" in host)
-    for family, somewhere in ((socket.AF_INET, "198.51.100.1"), (socket.AF_INET6, "2001:db8::1")):  # of documentation: RFC 5737, 3849
+    for family, somewhere in ((socket.AF_INET, "198.51.100.1"), (socket.AF_INET6, "2001:db8::1")):  # for documentation: RFC 5737, 3849
         with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((somewhere, 9))
             if (ours := ipaddress.ip_address(of_socket(probe.getsockname()))) in every:

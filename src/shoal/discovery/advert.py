@@ -1,7 +1,7 @@
-"""What a cluster says of itself to whoever looks for one: a few TXT records, or one JSON object.
+"""A cluster's announcement to anyone who looks for one: a few TXT records, or one JSON object.
 
-Both come from strangers. What is read is checked as a whole, and refused with the reason; unknown keys are left alone, so
-that a newer shoal can say more.
+Both come from strangers. What is read is checked as a whole, and refused with the reason; unknown keys are ignored, so that a
+newer shoal can add some.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ class Advert(msgspec.Struct, frozen=True):
     """A cluster and where its head is.
 
     cluster:      its name: letters, digits, - and _, at most 48
-    host:         address or host name that nodes reach the head at. The announcer may give 0.0.0.0 or ::, every address of
+    host:         address or host name at which nodes reach the head. The announcer may give 0.0.0.0 or ::, every address of
                   its machine; an advert that was found never has those
-    control_port: TCP port that nodes join at
+    control_port: TCP port at which nodes join
     pairing_port: TCP port that hands out certificates; 0: none
     model, state: words for people, one printable line each of at most MAX_WORDS bytes; see `words`
     nodes:        how many have joined
     version:      of shoal, at the head
-    secure:       whether joining takes a certificate
+    secure:       whether joining requires a certificate
 
-    Raises LocalProtocolError for a value out of these bounds.
+    Raises LocalProtocolError for a value outside these limits.
     """
 
     cluster: str
@@ -57,16 +57,16 @@ class Advert(msgspec.Struct, frozen=True):
 
     @property
     def address(self) -> str:
-        """host:port of the control port, as `shoal join` takes it."""
+        """host:port of the control port, in the form that `shoal join` takes."""
         return join_host_port(self.host, self.control_port)
 
     @property
     def anywhere(self) -> bool:
-        """The head listens on every address of its machine."""
+        """Whether the head listens on every address of its machine."""
         return is_wildcard(self.host)
 
     def at(self, host: str) -> Advert:
-        """The same at another address. Raises LocalProtocolError."""
+        """The same advert at another address. Raises LocalProtocolError."""
         return msgspec.structs.replace(self, host=host)
 
     def to_txt(self) -> dict[str, str]:
@@ -125,7 +125,7 @@ class Advert(msgspec.Struct, frozen=True):
 
 
 def check_name(name: str) -> str:
-    """The name of a cluster, as it is. Raises ConfigError."""
+    """The name of a cluster, unchanged. Raises ConfigError."""
     if _NAME.fullmatch(name) is None:
         raise ConfigError(
             f"{name[:60]!r} cannot be a cluster's name; use at most 48 letters, digits, - and _, with no - or _ at either end"
@@ -134,7 +134,7 @@ def check_name(name: str) -> str:
 
 
 def words(text: str, most: int = MAX_WORDS) -> str:
-    """Text as an advert may hold it: one printable line of at most `most` bytes (3 or more), cut with an ellipsis."""
+    """Text in the form that an advert allows: one printable line of at most `most` bytes (3 or more), cut with an ellipsis."""
     line = "".join(c if c.isprintable() else " " for c in text[: 4 * most])
     line = " ".join(line.split())
     if len(line.encode()) <= most:
@@ -143,7 +143,7 @@ def words(text: str, most: int = MAX_WORDS) -> str:
 
 
 def _found(advert: Advert) -> Advert:
-    """An advert as it may come in. Raises RemoteProtocolError."""
+    """Checks a received advert. Raises RemoteProtocolError."""
     if advert.anywhere:
         raise RemoteProtocolError(f"an advert with the address {advert.host}, which nothing can be reached at")
     return advert
@@ -164,7 +164,7 @@ def _flag(values: Mapping[str, str], key: str) -> bool:
 
 
 def _fault(advert: Advert) -> str | None:
-    """What is wrong with the values, if anything is."""
+    """What is wrong with the values, if anything."""
     if _NAME.fullmatch(advert.cluster) is None:
         return f"cluster {advert.cluster[:60]!r}"
     if not is_host(advert.host):

@@ -8,34 +8,35 @@ from typing import Protocol
 from shoal.discovery.advert import Advert
 from shoal.errors import ClusterError, LocalProtocolError
 
-MOST = 256  # adverts that one search looks at; more is a flood
+MOST = 256  # most adverts that one search examines; more is a flood
 
 
 class Registry(Protocol):
-    """One party's end of it: a head announces, a node finds."""
+    """One end of discovery: a head announces, a node finds."""
 
     async def announce(self, advert: Advert) -> None:
-        """The cluster can be found once this returns. Raises ClusterError where that is impossible, ConfigError."""
+        """The cluster can be found once this returns. Raises ClusterError if that is impossible, ConfigError."""
         ...
 
     async def update(self, advert: Advert) -> None:
-        """The cluster as it is now, seen soon; the same name as announced. Raises LocalProtocolError before `announce`."""
+        """Publishes the cluster's current state, soon; the name must be the announced one. Raises LocalProtocolError before
+        `announce`."""
         ...
 
     async def withdraw(self) -> None:
-        """The cluster is no longer found; without an announcement this does nothing."""
+        """Withdraws the announcement; without one this does nothing."""
         ...
 
     async def find(self, cluster: str | None, timeout: float) -> Advert:
         """The cluster of that name, or the only one there is, within `timeout` seconds.
 
-        Raises ClusterError where none answers in that time, and where several do; it says what to do. Raises ConfigError for
-        what cannot be a name.
+        Raises ClusterError if none answers in that time, or if several do; it says what to do. Raises ConfigError for an
+        invalid name.
         """
         ...
 
     async def close(self) -> None:
-        """Withdraws, and lets go of everything."""
+        """Withdraws and releases everything."""
         ...
 
 
@@ -46,7 +47,7 @@ def matching(adverts: Iterable[Advert], cluster: str | None) -> list[Advert]:
 
 
 def choose(adverts: Iterable[Advert], cluster: str | None) -> Advert | None:
-    """The one that is meant; None where none is there. Raises ClusterError where it is not clear which."""
+    """The cluster that is meant; None if there is none. Raises ClusterError if the choice is ambiguous."""
     found = matching(adverts, cluster)
     if len(found) <= 1:
         return found[0] if found else None
@@ -60,7 +61,7 @@ def choose(adverts: Iterable[Advert], cluster: str | None) -> Advert | None:
 
 
 def nothing_found(cluster: str | None, where: str, timeout: float, known: Iterable[Advert] = ()) -> ClusterError:
-    """The error of a search in vain; `known` are clusters of other names."""
+    """The error of a search that found nothing; `known` are clusters with other names."""
     wanted = f"no cluster called {cluster}" if cluster is not None else "no cluster"
     others = sorted({a.cluster for a in known})
     answered = f" ({', '.join(others)} did)" if others else ""
@@ -71,7 +72,7 @@ def nothing_found(cluster: str | None, where: str, timeout: float, known: Iterab
 
 
 def check_update(announced: Advert | None, advert: Advert) -> None:
-    """Raises LocalProtocolError where `advert` does not follow `announced`."""
+    """Raises LocalProtocolError if `advert` is not an update of `announced`."""
     if announced is None:
         raise LocalProtocolError(f"cluster {advert.cluster} is updated and was never announced")
     if announced.cluster != advert.cluster:

@@ -23,11 +23,11 @@ from shoal.errors import ClusterError, ConfigError, RemoteProtocolError
 log = structlog.get_logger()
 
 SERVICE = "_shoal._tcp.local."
-RESOLVE = 1.0  # seconds that one instance may take to tell its address
+RESOLVE = 1.0  # seconds that one instance may take to report its address
 
 
 class MdnsRegistry:
-    """One head's or node's end.
+    """The end of one head or node.
 
     interfaces: addresses of this machine's interfaces to use, not ::1; None: all, and for a head on a loopback address only
                 loopback, since nobody else could reach it
@@ -51,11 +51,11 @@ class MdnsRegistry:
         interfaces = self._interfaces
         if all(a.is_loopback for a in addresses):
             log.warning("only nodes on this machine can join", cluster=advert.cluster, address=advert.address)
-            interfaces = interfaces or ["127.0.0.1"]  # for ::1 too: there is no multicast on that
+            interfaces = interfaces or ["127.0.0.1"]  # for ::1 too: it has no multicast
         info = service_info(advert, addresses, self._service)
         zeroconf = await _opened(interfaces)
         try:
-            # The instance's name is unique by its suffix, so that it need not be probed for (which takes 1.7 s).
+            # The instance's name is unique because of its suffix, so it need not be probed for (which takes 1.7 s).
             await _sent(cast(Any, zeroconf).async_register_service(info, cooperating_responders=True))
         except BaseException:
             await zeroconf.async_close()
@@ -83,7 +83,7 @@ class MdnsRegistry:
             check_name(cluster)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        # Sockets of its own for each search: a cache that outlived the last one could name a head that is gone.
+        # New sockets for each search: a cache from the last one could name a head that is gone.
         async with _listening(self._interfaces, self._service) as search:
             while not matching(await search.adverts(deadline), cluster):
                 if not await search.change(deadline):
@@ -111,7 +111,7 @@ class _Announced:
 
 
 class _Search:
-    """The instances heard of, and what they say."""
+    """The instances found so far, and their adverts."""
 
     def __init__(self, zeroconf: AsyncZeroconf, service: str) -> None:
         self.found: dict[str, Advert] = {}
@@ -134,7 +134,7 @@ class _Search:
         self._changed.set()
 
     async def change(self, deadline: float) -> bool:
-        """Waits for one until `deadline`; False where there was none."""
+        """Waits for a change until `deadline`; False if there was none."""
         try:
             async with asyncio.timeout_at(deadline):
                 await self._changed.wait()
@@ -143,7 +143,7 @@ class _Search:
         return asyncio.get_running_loop().time() < deadline
 
     async def adverts(self, deadline: float) -> list[Advert]:
-        """Asks those that are to be asked, until `deadline` and for RESOLVE seconds at most; returns all that is known."""
+        """Asks the instances in `_stale`, until `deadline` and for RESOLVE seconds at most; returns all adverts known."""
         self._changed.clear()
         asked, self._stale = self._stale, set()
         patience = min(deadline - asyncio.get_running_loop().time(), RESOLVE)
@@ -153,7 +153,7 @@ class _Search:
     async def _ask(self, name: str, patience: float) -> None:
         info = AsyncServiceInfo(self._service, name)
         if not await info.async_request(self._zeroconf, max(patience, 0.001) * 1000, DNSQuestionType.QM):
-            if name in self._names:  # the answer was lost, or is late
+            if name in self._names:  # the answer was lost or is late
                 self._stale.add(name)
                 self._changed.set()
             return
@@ -174,7 +174,7 @@ async def _listening(interfaces: list[str] | None, service: str) -> AsyncGenerat
     zeroconf = await _opened(interfaces)
     search = _Search(zeroconf, service)
     try:
-        # Answers to all (QM): one to us alone (QU) may reach another process of this machine that shares port 5353.
+        # Answers to all (QM): one only to us (QU) may reach another process of this machine that shares port 5353.
         browser = AsyncServiceBrowser(zeroconf.zeroconf, service, handlers=[search.heard], question_type=DNSQuestionType.QM)
         try:
             yield search
@@ -185,12 +185,12 @@ async def _listening(interfaces: list[str] | None, service: str) -> AsyncGenerat
 
 
 async def _sent(registration: Coroutine[Any, Any, Any]) -> None:
-    """Waits until a change has been multicast as often as RFC 6762 wants it, about half a second."""
+    """Waits until a change has been multicast as often as RFC 6762 requires, about half a second."""
     await (await registration)
 
 
 async def _opened(interfaces: list[str] | None) -> AsyncZeroconf:
-    """Raises ClusterError where multicast cannot be used, ConfigError for an interface that this machine does not have."""
+    """Raises ClusterError if multicast cannot be used, ConfigError for an interface that this machine does not have."""
     if interfaces is not None and (foreign := {ipaddress.ip_address(i) for i in interfaces} - {i.ip for i in of_this_machine()}):
         raise ConfigError(f"{', '.join(map(str, foreign))} is not an address of this machine")  # zeroconf would leak a socket
     try:
@@ -209,9 +209,9 @@ async def _opened(interfaces: list[str] | None) -> AsyncZeroconf:
 
 
 def service_info(advert: Advert, addresses: Sequence[Address], service: str = SERVICE, name: str | None = None) -> AsyncServiceInfo:
-    """The records of an advert. Without `name` the instance gets one that no other head has, even of the same cluster's name.
+    """The records of an advert. Without `name`, the instance gets one that no other head has, not even of a cluster with the same name.
 
-    The suffix comes from machine and port: a head that starts again takes its old records over, in whatever cache they are.
+    The suffix comes from machine and port: a restarted head replaces its old records, in whatever cache they are.
     """
     if name is None:
         own = f"{uuid.getnode()} {advert.host} {advert.control_port}"

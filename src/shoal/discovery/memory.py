@@ -10,7 +10,7 @@ from shoal.errors import ClusterError
 
 
 class Board:
-    """The adverts that hang out, by cluster."""
+    """The published adverts, by cluster."""
 
     def __init__(self) -> None:
         self.adverts: dict[str, Advert] = {}

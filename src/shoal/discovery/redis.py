@@ -1,8 +1,8 @@
 """Redis: one key per cluster, `shoal:cluster:<name>`, that its head keeps alive.
 
-The key holds the advert as JSON and expires by itself, so that a head that was killed is forgotten. A head owns the key as
-long as the advert in it has its address: one that starts again on the same address takes over at once, another cluster of
-the same name is refused.
+The key holds the advert as JSON and expires by itself, so that a killed head is forgotten. A head owns the key as long as the
+advert in it has its address: a head restarted at the same address takes over at once; another cluster of the same name is
+refused.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from shoal.retry import Backoff
 log = structlog.get_logger()
 
 PREFIX = "shoal:cluster:"
-POLL = 0.2  # seconds between looks at a Redis that answers
-PATIENCE = 1.0  # seconds at most between looks for one that does not
+POLL = 0.2  # seconds between reads if Redis answers
+PATIENCE = 1.0  # seconds at most between attempts if it does not
 ANSWER = 5.0  # seconds for an answer, and for a connection
 
 
 class RedisRegistry:
-    """One head's or node's end.
+    """The end of one head or node.
 
-    ttl:       seconds after which a head that says nothing is forgotten; it speaks three times in that time
-    first, most: bounds in seconds of the wait before Redis is tried again after it was lost
+    ttl:       seconds after which a silent head is forgotten; it writes three times in that time
+    first, most: limits in seconds of the wait before a lost Redis is tried again
     """
 
     def __init__(self, url: str, ttl: float = 15.0, first: float = 0.25, most: float = 10.0, rng: Random | None = None) -> None:
-        """Raises ConfigError for a URL that cannot be used; nothing is sent yet."""
+        """Raises ConfigError for an unusable URL; nothing is sent yet."""
         self._url = parse(url)
         self._ttl = ttl
         self._first, self._most = first, most
@@ -71,7 +71,7 @@ class RedisRegistry:
         return None
 
     async def update(self, advert: Advert) -> None:
-        """Written soon; does not wait for Redis, which may be away."""
+        """Written soon; does not wait for Redis, which may be down."""
         advert = await self._reachable(advert)
         check_update(self._advert, advert)
         if self._keeper is not None and self._keeper.done():
@@ -162,7 +162,7 @@ class RedisRegistry:
         return None
 
     async def _write(self, advert: Advert) -> None:
-        """Raises ClusterError where another head holds the name, RedisError, OSError."""
+        """Raises ClusterError if another head holds the name, RedisError, OSError."""
         key = PREFIX + advert.cluster
         while True:
             async with self._client.pipeline(transaction=True) as pipe:
@@ -190,7 +190,7 @@ class RedisRegistry:
                     return
 
     async def _watched(self, pipe: Pipeline, cluster: str) -> Advert | None:
-        """The advert under a key, watched from now on; None where there is none, or garbage. Raises RedisError, OSError."""
+        """The advert under a key, watched from now on; None if there is none, or it is invalid. Raises RedisError, OSError."""
         key = PREFIX + cluster
         await pipe.watch(key)
         try:
@@ -200,7 +200,7 @@ class RedisRegistry:
             return None
 
     async def _read(self, cluster: str | None, refused: set[str]) -> list[Advert]:
-        """The adverts of that name, or all there are. `refused`: keys whose garbage was logged. Raises RedisError, OSError."""
+        """The adverts of that name, or all. `refused`: keys whose invalid content was logged. Raises RedisError, OSError."""
         adverts: list[Advert] = []
         keys: set[bytes] = set()
         if cluster is not None:
@@ -242,7 +242,7 @@ def _parsed(data: bytes, cluster: str) -> Advert:
 
 
 async def _committed(pipe: Pipeline) -> bool:
-    """Whether the transaction ran; False: the key changed meanwhile, look again. Raises RedisError, OSError."""
+    """Whether the transaction ran; False: the key changed meanwhile, so try again. Raises RedisError, OSError."""
     try:
         await pipe.execute()
     except WatchError:
@@ -255,7 +255,7 @@ def _client(url: RedisUrl) -> Redis:
         url.url,
         socket_timeout=ANSWER,
         socket_connect_timeout=ANSWER,
-        retry=Retry(NoBackoff(), 0),  # trying again is this file's business
+        retry=Retry(NoBackoff(), 0),  # this module retries by itself
         protocol=2,
     )
     return client

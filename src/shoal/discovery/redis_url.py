@@ -1,4 +1,4 @@
-"""A Redis URL, checked, and how to speak of it without its password."""
+"""A Redis URL, checked, and a form of it without its password for messages."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from shoal.errors import ConfigError
 
-_OPTIONS = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}  # files; what else redis-py would take weakens TLS or breaks late
+_OPTIONS = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}  # files; the other options of redis-py weaken TLS or fail late
 
 
 @dataclass(frozen=True)
 class RedisUrl:
-    """url: with its secrets, for the client alone; shown: without, for messages; secrets: what no message may hold."""
+    """url: with its secrets, only for the client; shown: without them, for messages; secrets: what no message may contain."""
 
     url: str
     shown: str
@@ -24,7 +24,7 @@ class RedisUrl:
         return f"RedisUrl({self.shown})"
 
     def told(self, error: BaseException) -> str:
-        """An error in words. Servers and proxies echo commands that they do not know, AUTH and its argument among them."""
+        """An error in words. Servers and proxies echo commands that they do not know, including AUTH and its argument."""
         text = str(error) or type(error).__name__
         for secret in self.secrets:
             text = text.replace(secret, "***")
@@ -36,7 +36,7 @@ def parse(url: str) -> RedisUrl:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError:  # its message quotes pieces of the URL
+    except ValueError:  # its message quotes parts of the URL
         raise ConfigError("the Redis URL cannot be read; write / : @ # ? in its password as %2F %3A %40 %23 %3F") from None
     if parts.scheme not in ("redis", "rediss"):
         raise ConfigError("a Redis URL starts with redis:// or rediss://")

@@ -1,4 +1,4 @@
-"""Which registry a setting names."""
+"""Opens the registry that a setting names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CHOICES = "mdns, none, redis://[:PASSWORD@]HOST:PORT[/DB] or rediss://…"
 
 def open_registry(setting: str) -> Registry:
     """The registry of `--discovery`. Nothing is sent yet. Raises ConfigError."""
-    # Each is imported when it is wanted: a node that is given an address needs neither zeroconf nor redis.
+    # Each is imported on demand: a node with a given address needs neither zeroconf nor redis.
     if setting == "none":
         return StaticRegistry()
     if setting == "mdns":
@@ -26,5 +26,5 @@ def open_registry(setting: str) -> Registry:
         from shoal.discovery.redis import RedisRegistry
 
         return RedisRegistry(setting)
-    shown = f" {setting[:40]!r}" if setting.isalnum() else ""  # anything else may hold a password
+    shown = f" {setting[:40]!r}" if setting.isalnum() else ""  # anything else may contain a password
     raise ConfigError(f"--discovery{shown} is not one of {CHOICES}")

@@ -1,4 +1,4 @@
-"""An address that is simply given; or none, and then there is nothing to look in."""
+"""A given address, or none; then there is nothing to search."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class StaticRegistry:
         return f"StaticRegistry({self._head})"
 
     async def announce(self, advert: Advert) -> None:
-        """Does nothing: whoever knows the address needs no advert."""
+        """Does nothing: a node that knows the address needs no advert."""
 
     async def update(self, advert: Advert) -> None:
         """Does nothing."""
@@ -27,7 +27,7 @@ class StaticRegistry:
         """Does nothing."""
 
     async def find(self, cluster: str | None, timeout: float) -> Advert:
-        """An advert that knows no more than the address; it names the cluster as asked, or `given`."""
+        """An advert with only the address; its cluster name is the requested one, or `given`."""
         if self._head is None:
             raise ClusterError("discovery is off; give the head's address, `shoal join HOST:PORT`, or choose a --discovery")
         host, port = self._head

@@ -1,4 +1,4 @@
-"""The seams of the executor: what a step is as arrays, and what can run layers."""
+"""The interfaces of the executor: a step as arrays, and whatever can run layers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Ints = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class StageBatch:
-    """A step as arrays. Rows are grouped by sequence; a sequence appears once."""
+    """A step as arrays. Rows are grouped by sequence; each sequence appears once."""
 
     starts: Ints
     """[sequences + 1] first row of each sequence."""
@@ -32,7 +32,7 @@ class StageBatch:
     sequences: tuple[int, ...]
     """Ids of the sequences of `picked`."""
     slots: Ints = field(default_factory=lambda: np.zeros(0, np.int32))
-    """[rows] where each row's token lies: block * BLOCK_TOKENS + offset. Journals are laid out by it."""
+    """[rows] where each row's token is stored: block * BLOCK_TOKENS + offset. Journals use the same layout."""
 
     @property
     def rows(self) -> int:
@@ -48,11 +48,11 @@ class Angles:
 
 
 class Layers(Protocol):
-    """A range of layers, loaded. The seam between the stage and the runtimes."""
+    """A loaded range of layers: the interface between the stage and the runtimes."""
 
     @property
     def runtime(self) -> str:
-        """Which runtime this is, and its instruction set where it has one."""
+        """Which runtime this is, and its instruction set if it has one."""
         ...
 
     @property
@@ -61,15 +61,15 @@ class Layers(Protocol):
         ...
 
     def forward(self, hidden: Floats, batch: StageBatch, angles: Angles, pools: list[NDArray[np.uint8]], bf16: bool) -> Floats:
-        """hidden [rows, hidden] through all layers; keys and values go into each layer's pool [blocks, bytes]. May reuse hidden."""
+        """Runs hidden [rows, hidden] through all layers; keys and values go into each layer's pool [blocks, bytes]. May reuse hidden."""
         ...
 
     def trim(self, first: int, count: int) -> bool:
-        """Frees all but `count` layers from the `first` of this range on; False where the runtime cannot."""
+        """Frees all layers of this range except `count` from `first` on; False if the runtime cannot."""
         ...
 
     def logits(self, hidden: Floats, picked: Ints) -> Floats:
-        """Final norm and output head of some rows: [len(picked), vocabulary]. Only on the last stage."""
+        """Final norm and output head for some rows: [len(picked), vocabulary]. Only on the last stage."""
         ...
 
     def normed(self, hidden: Floats) -> Floats:
@@ -83,16 +83,16 @@ class LayersFactory(Protocol):
 
 @dataclass(frozen=True)
 class StageOutput:
-    """hidden: [rows, hidden] for the next stage; None on the last. sampled: on the last."""
+    """hidden: [rows, hidden] for the next stage; None on the last. sampled: only on the last."""
 
     hidden: Floats | None
     sampled: list[Sampled]
     seconds: tuple[float, float, float]
-    """prepare, compute, sample."""
+    """Of prepare, compute and sample."""
     missing: tuple[int, ...] = ()
-    """Sequences that could not be refilled, because the journal here does not reach back to all of their tokens."""
+    """Sequences that could not be refilled because the journal here does not hold all of their tokens."""
     examined: tuple[PromptOutputs, ...] = ()
-    """On the last."""
+    """Only on the last stage."""
 
 
 class Executor(Protocol):

@@ -1,8 +1,8 @@
-"""Which tokens a grammar allows next, worked out beside the steps: masks are made in threads of their own (llguidance lets go of the
-interpreter's lock), from the moment a token is sampled, while the stages compute the next step.
+"""Which tokens a grammar allows next, worked out in parallel with the steps: masks are made in separate threads (llguidance
+releases the interpreter's lock), from the moment a token is sampled, while the stages compute the next step.
 
-A grammar is compiled once and copied for each sequence. What it may cost is bounded. A sequence whose grammar goes beyond that, or
-does not compile, ends; one whose mask is late is sampled for in a later step; and nothing else waits.
+A grammar is compiled once and copied for each sequence. Its cost is limited. If a sequence's grammar exceeds the limit or does
+not compile, the sequence ends; if its mask is late, it is sampled in a later step; nothing else waits.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 _STEP_FUEL, _STEP_ITEMS = 100_000, 50_000  # about 7 ms of lexer and 3 ms of parser work for a mask
-_STATES = 50_000  # of a grammar's lexer, some 1.5 KB each
+_STATES = 50_000  # of a grammar's lexer, about 1.5 KB each
 _KEPT = 32  # compiled grammars
 _THREADS = 2
-_MOST = 10.0  # seconds for one mask, after which the sequence ends; those in the line before it do not count
+_MOST = 10.0  # seconds for one mask before the sequence ends; waiting for the masks before it does not count
 
 
 class GrammarFailed(Exception):
-    """A sequence cannot be held to its grammar; says why. ours: that is not the request's fault."""
+    """A sequence cannot be held to its grammar; the message says why. ours: it is not the request's fault."""
 
     def __init__(self, why: str, ours: bool = False) -> None:
         super().__init__(why)
@@ -42,7 +42,7 @@ class GrammarFailed(Exception):
 
 @dataclass(frozen=True)
 class Allowed:
-    """Which tokens may come: those listed, or all but those listed, whichever is shorter. At least one may."""
+    """Which tokens may come: those listed, or all except those listed, whichever list is shorter. There is always at least one."""
 
     tokens: NDArray[np.intp]
     but: bool
@@ -58,7 +58,7 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Step:
-    """From one place to the next, by a token."""
+    """From one place to the next, by one token."""
 
     before: Future[_Place]
     token: int
@@ -69,8 +69,9 @@ class _Step:
 class Grammars:
     """A model's compiled grammars.
 
-    vocabulary: makes llguidance's view of the model's tokenizer, which may take a second: called when the first grammar comes, once.
-    patience: seconds that the samples of a step, all together, wait for their masks before they are put off to another; None: for ever.
+    vocabulary: makes llguidance's view of the model's tokenizer, which may take a second: called once, when the first grammar comes.
+    patience: seconds that the samples of a step, all together, wait for their masks before they are delayed to another step;
+    None: no limit.
     """
 
     def __init__(self, vocabulary: Callable[[], LLTokenizer], patience: float | None = 0.05) -> None:
@@ -79,26 +80,26 @@ class Grammars:
         self._tokenizer: LLTokenizer | None = None
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
         self._lock = Lock()
-        self._openings = ThreadPoolExecutor(1, thread_name_prefix="grammar")  # one: it alone compiles
+        self._openings = ThreadPoolExecutor(1, thread_name_prefix="grammar")  # one thread, because it alone compiles
         self._masks = ThreadPoolExecutor(_THREADS, thread_name_prefix="mask")
 
     def __len__(self) -> int:
         return len(self._compiled)
 
     def constrain(self, grammar: str, generated: Sequence[int], width: int) -> Constraint:
-        """For a sequence that has said `generated` under this grammar. width: logits of a row."""
-        if self._tokenizer is None:  # by itself: it is no time that a grammar takes
+        """For a sequence that has sampled `generated` under this grammar. width: logits of a row."""
+        if self._tokenizer is None:  # as a separate task, so that it does not count as time of a grammar
             self._openings.submit(self._read)
         return Constraint(self._openings.submit(self._open, grammar, generated, width), width)
 
     def advance(self, sampled: Sequence[tuple[Constraint, int]]) -> None:
-        """Begins to work out what may come after the tokens that a step sampled. At once for all: each hand-over to a thread costs as much
-        as a mask."""
+        """Starts to work out what may come after the tokens that a step sampled. For all at once: each hand-over to a thread
+        costs as much as a mask."""
         if sampled:
             self._masks.submit(_work, [constraint.sampled(token) for constraint, token in sampled])
 
     def forget(self) -> None:
-        """Frees what is compiled but for what sequences are at."""
+        """Frees the compiled grammars, except those in use by sequences."""
         with self._lock:
             self._compiled.clear()
 
@@ -112,13 +113,13 @@ class Grammars:
         if found is None:
             found = self._compile(grammar)
         with self._lock:
-            self._compiled[grammar] = found  # the last one used is the last one forgotten
+            self._compiled[grammar] = found  # the last one used is the last one dropped
             if len(self._compiled) > _KEPT:
                 self._compiled.popitem(last=False)
         return _follow(found.deep_copy(), generated, width)
 
     def _read(self) -> None:
-        with suppress(ShoalError, OSError, ValueError):  # `_compile` meets it again, and says so
+        with suppress(ShoalError, OSError, ValueError):  # `_compile` meets the error again and reports it
             self._tokenizer = self._tokenizer or self._vocabulary()
 
     def _compile(self, grammar: str) -> LLMatcher:
@@ -147,12 +148,12 @@ class Held(Protocol):
     """One sequence's way through its grammar."""
 
     def allowed(self, patience: float | None = None) -> Allowed | None:
-        """What may come next; None where it is not known within so many seconds (None: for ever). Raises GrammarFailed."""
+        """What may come next; None if that is not known within `patience` seconds (None: wait for ever). Raises GrammarFailed."""
         ...
 
 
 class Holder(Protocol):
-    """Holds sequences to grammars: `Grammars` itself, or another process that has them. See there."""
+    """Holds sequences to grammars: `Grammars` itself, or another process that runs it. See there."""
 
     @property
     def patience(self) -> float | None: ...
@@ -161,14 +162,14 @@ class Holder(Protocol):
 
 
 class Constraint:
-    """One sequence's way through its grammar. The next mask is being made from the moment that there is one to make."""
+    """One sequence's way through its grammar. The next mask is worked out as soon as the token before it is known."""
 
     def __init__(self, opening: Future[_Place], width: int) -> None:
         self._next, self._width = opening, width
         self._asked = monotonic()
 
     def allowed(self, patience: float | None = None) -> Allowed | None:
-        """What may come next; None where it is not known within so many seconds (None: for ever). Raises GrammarFailed."""
+        """What may come next; None if that is not known within `patience` seconds (None: wait for ever). Raises GrammarFailed."""
         try:
             return self._next.result(patience).allowed
         except TimeoutError:
@@ -180,15 +181,15 @@ class Constraint:
 
     @property
     def known(self) -> bool:
-        """Whether `allowed` answers at once."""
+        """Whether `allowed` would answer at once."""
         return self._next.done()
 
     def then(self, told: Callable[[], None]) -> None:
-        """Calls when it does: now, or in the thread that worked it out."""
+        """Calls `told` when `allowed` would answer at once: now, or in the thread that worked it out."""
         self._next.add_done_callback(lambda _: told())
 
     def sampled(self, token: int) -> _Step:
-        """The token that came next. That it waits for what comes before, and fails with it, is for `_work`."""
+        """Adds the token that came next. `_work` waits for the place before it, and fails if that failed."""
         step = _Step(self._next, token, self._width, Future())
         self._next, self._asked = step.place, monotonic()
         return step
@@ -199,7 +200,7 @@ def _work(steps: Sequence[_Step]) -> None:
         step.place.set_running_or_notify_cancel()
         try:
             step.place.set_result(_follow(step.before.result().matcher, [step.token], step.width))
-        except BaseException as error:  # noqa: BLE001 - raised where the place is asked for; a panic of llguidance is no Exception
+        except BaseException as error:  # noqa: BLE001 - raised when the place is read; a panic of llguidance is not an Exception
             step.place.set_exception(error)
 
 

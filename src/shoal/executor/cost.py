@@ -1,4 +1,4 @@
-"""What a model's layers cost in bytes and operations, as they will be executed: the numbers that placement works on."""
+"""What a model's layers cost in bytes and operations, as they will be executed: the numbers that placement uses."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from shoal.models.weights import MATRICES, Weights, matrix_shape
 from shoal.placement.profile import ModelCost
 
 GRAMMAR_GROWTH = 128 << 20
-"""Bytes by which the process of the grammars may grow over what it takes with the tokenizer."""
+"""Bytes by which the grammar process may grow beyond its size with the tokenizer."""
 
 
 def _grammars(spec: ModelSpec) -> int:
-    """Bytes of the process of the grammars: interpreter and libraries, the tokenizer, and what grammars may take. Measured with
-    vocabularies of 32,000 to 152,000 tokens."""
+    """Bytes of the grammar process: interpreter and libraries, the tokenizer, and the growth allowed for grammars. Measured
+    with vocabularies of 32,000 to 152,000 tokens."""
     return (80 << 20) + 600 * spec.vocabulary + GRAMMAR_GROWTH
 
 
 def _workspace(spec: ModelSpec, step_tokens: int) -> int:
-    """Buffers of a step, and what the process needs for itself (interpreter, libraries)."""
+    """Bytes of a step's buffers, and of the process itself (interpreter, libraries)."""
     attention, width = spec.common.attention, spec.common.feed_forward.width
     widest = 4 * spec.hidden + 2 * width + 2 * (attention.q_width + 2 * attention.kv_width)
     return 100 * 2**20 + step_tokens * widest * 5
 
 
 def model_cost(spec: ModelSpec, weights: Weights | None, precision: Precision, kv_type: KvType, step_tokens: int) -> ModelCost:
-    """weights: None where only the model's description is here; its matrices then count as bf16 in the file."""
+    """weights: None if only the model's description is here; its matrices then count as bf16 in the file."""
 
     def size(name: str) -> int:
         n, k = matrix_shape(spec, name)

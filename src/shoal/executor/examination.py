@@ -1,4 +1,4 @@
-"""What the last stage says of a prompt's own tokens: how likely the model held them, and the sum of its final hidden states."""
+"""What the last stage reports about a prompt's own tokens: their log-probabilities, and the sum of its final hidden states."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from shoal.request import Alternative, Score
 from shoal.scheduler.plan import Chunk, PromptOutputs, PromptQuery
 
 _GROUP = 128  # tokens
-_SLICE = 64  # rows whose logits are in memory at once: 37 MiB of a vocabulary of 152,000
-_NEVER = -9999.0  # the log-probability of what has none, as OpenAI writes it: JSON knows no infinity
+_SLICE = 64  # rows whose logits are in memory at once: 37 MiB with a vocabulary of 152,000
+_NEVER = -9999.0  # the log-probability of a token that has none, as OpenAI writes it: JSON has no infinity
 UNSOUND = "the model's output is not a number: its weights or the precision they run in are unsound"
 
 
 def score(logits: Floats, token: int, count: int) -> Score:
-    """The log-probability of the model itself, before temperature, penalties and cuts, and those of the `count` likeliest tokens.
+    """The log-probability under the model itself, before temperature, penalties and cuts, and those of the `count` likeliest tokens.
 
     logits: [vocabulary]
-
-    Raises ClusterError where they are not numbers.
+    Raises ClusterError if the logits are not numbers.
     """
     peak = float(logits.max())
     if not np.isfinite(peak):
         raise ClusterError(UNSOUND)
-    with np.errstate(over="ignore"):  # the difference of two may be out of range: then it is as good as infinite
+    with np.errstate(over="ignore"):  # the difference of two may be out of range; it then counts as infinite
         norm = peak + float(np.log(np.exp(logits - np.float32(peak), dtype=np.float32).sum(dtype=np.float64)))
     best = tuple(Alternative(t, max(float(logits[t]) - norm, _NEVER)) for t in likeliest(logits, count))
     return Score(token, max(float(logits[token]) - norm, _NEVER), best)
 
 
 def likeliest(logits: Floats, count: int) -> list[int]:
-    """The tokens of the largest logits, from the largest down, the lower token first among equals.
+    """The tokens of the largest logits, largest first; among equals, the lower token first.
 
-    None of them is below the `count`th largest of the maxima of groups, which leaves few to sort: 20 times as fast as argpartition.
+    None of them is below the `count`th largest of the maxima of groups, which leaves few to sort: 20 times as fast as
+    argpartition.
     """
     if not count:
         return []
@@ -48,9 +48,9 @@ def likeliest(logits: Floats, count: int) -> list[int]:
 
 
 def examine(made: Layers, hidden: Floats, chunks: list[Chunk], vocabulary: int) -> tuple[PromptOutputs, ...]:
-    """Answers what the chunks ask; with a fault where that cannot be answered of one of them.
+    """Answers the chunks' queries; a query that cannot be answered gets a fault.
 
-    hidden: [rows, hidden], out of the last layer
+    hidden: [rows, hidden], from the last layer
     """
     wanted: list[tuple[int, int, int]] = []  # row, token, alternatives
     wrong: dict[int, str] = {}
@@ -94,7 +94,7 @@ def _answer(sequence: int, found: list[Score | ClusterError], asked: PromptQuery
 
 
 def _scores(made: Layers, hidden: Floats, wanted: list[tuple[int, int, int]]) -> Iterator[Score | ClusterError]:
-    """Each row's, or why it has none."""
+    """Each row's score, or why it has none."""
     for first in range(0, len(wanted), _SLICE):
         part = wanted[first : first + _SLICE]
         rows = made.logits(hidden, np.array([row for row, _, _ in part], np.int32))

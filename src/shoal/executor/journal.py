@@ -1,8 +1,9 @@
-"""What a stage handed on, kept so that a stage that is lost after it can be filled again without running the ones before it.
+"""The activations that a stage sent on, kept so that a lost later stage can be refilled without rerunning the stages before it.
 
-Rows lie where their tokens' KV blocks say (block * BLOCK_TOKENS + offset): sharing, forking and giving blocks away is decided once,
-at the head, and holds for the journal as it does for keys and values. Rows of the first blocks are kept in memory, of the next
-ones in a file; what lies beyond, or cannot be written, is given up, and is then computed anew when it is needed.
+Rows are stored at the places of their tokens' KV blocks (block * BLOCK_TOKENS + offset): the head alone decides about sharing,
+forking and freeing blocks, and its decisions hold for the journal as they do for keys and values. Rows of the first blocks are
+kept in memory, of the next ones in a file. Rows beyond that, or that cannot be written, are given up and recomputed when they
+are needed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class JournalLimits:
-    """Bytes in memory and on disk; neither: no journal. `codec`: as rows go over the wire, so that a replay is what was sent."""
+    """Bytes in memory and on disk; if both are 0, there is no journal. `codec`: as rows go over the wire, so that a replay
+    equals what was sent."""
 
     memory: int = 0
     disk: int = 0
@@ -54,7 +56,7 @@ class Journal:
         self._row = codec.encoded_bytes(limits.codec, 1, hidden)
         block = self._row * BLOCK_TOKENS
         in_memory = min(blocks, limits.memory // block)
-        self._memory = np.zeros((in_memory * BLOCK_TOKENS, self._row), np.uint8)  # pages are taken when first written
+        self._memory = np.zeros((in_memory * BLOCK_TOKENS, self._row), np.uint8)  # the system allocates pages when they are first written
         self._end = min(blocks, in_memory + limits.disk // block) * BLOCK_TOKENS
         self._known = np.zeros(blocks * BLOCK_TOKENS, np.bool_)
         self._file: IO[bytes] | None = None
@@ -62,11 +64,11 @@ class Journal:
 
     @property
     def bytes_in_memory(self) -> int:
-        """Of rows that can be replayed from there."""
+        """Bytes of rows that can be replayed from memory."""
         return int(np.count_nonzero(self._known[: len(self._memory)])) * self._row
 
     def write(self, slots: Ints, rows: Floats) -> None:
-        """rows: [len(slots), hidden]; what the slots held before is gone."""
+        """rows: [len(slots), hidden]; they replace what the slots held before."""
         stored = np.frombuffer(codec.encode(self._codec, rows), np.uint8).reshape(len(slots), self._row)
         if len(self._memory) == len(self._known) or (near := slots < len(self._memory)).all():
             self._memory[slots] = stored
@@ -80,7 +82,7 @@ class Journal:
             self._known[slot] = self._spill(slot, row)
 
     def read(self, slots: Ints) -> tuple[Floats, NDArray[np.bool_]]:
-        """The rows, zeros where they are not known, and which are."""
+        """The rows, with zeros for unknown ones, and a mask of those that are known."""
         known = self._known[slots].copy()
         stored = np.zeros((len(slots), self._row), np.uint8)
         for i in np.flatnonzero(known).tolist():
@@ -117,7 +119,7 @@ class Journal:
             try:
                 if self._file is None:
                     self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - lives as long as the journal
-                if _write_at(self._file.fileno(), row.tobytes(), self._at(slot)) < self._row:  # the last bytes of a disk
+                if _write_at(self._file.fileno(), row.tobytes(), self._at(slot)) < self._row:  # the last bytes of a full disk
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 self.counters.spilled += 1
                 return True
@@ -139,7 +141,7 @@ class Journal:
 
 
 def _write_at(file: int, data: bytes, at: int) -> int:
-    """Bytes that were written."""
+    """Returns the number of bytes written."""
     if hasattr(os, "pwrite"):
         return os.pwrite(file, data, at)
     os.lseek(file, at, os.SEEK_SET)  # Windows

@@ -1,4 +1,4 @@
-"""The KV blocks of a node: one memory per layer, laid out for the kernels, indexed by the block ids that the head hands out."""
+"""The KV blocks of a node: one array per layer, laid out for the kernels, indexed by the block ids that the head assigns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def block_bytes(spec: ModelSpec, bf16: bool) -> int:
 
 
 class KvPool:
-    """Blocks of each layer: uint8 [blocks, bytes], aligned to cache lines. Pages are taken from the system when first written."""
+    """Blocks of each layer: uint8 [blocks, bytes], aligned to cache lines. The system allocates pages when they are first written."""
 
     def __init__(self, spec: ModelSpec, blocks: int, bf16: bool) -> None:
         self.bf16 = bf16
@@ -24,7 +24,7 @@ class KvPool:
         self._layers: dict[int, NDArray[np.uint8]] = {}
 
     def of(self, layers: range) -> list[NDArray[np.uint8]]:
-        """The blocks of some layers, empty ones where they are new."""
+        """The blocks of some layers; new layers get empty ones."""
         for layer in layers:
             if layer not in self._layers:
                 raw = np.zeros(self.blocks * self._bytes + 64, np.uint8)

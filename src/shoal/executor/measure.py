@@ -1,4 +1,4 @@
-"""How fast this machine runs layers, measured at a node's start: what placement reckons with."""
+"""How fast this machine runs layers, measured when a node starts; placement uses the numbers."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from shoal.sizes import human_bytes
 log = structlog.get_logger()
 
 _HIDDEN, _INTERMEDIATE, _HEADS, _KV_HEADS, _HEAD_DIM = 1024, 4096, 16, 4, 64
-_LAYERS = 8  # about 60 MB of 4-bit weights: more than most caches
-_PREFILL_LAYERS, _ROWS = 2, 64  # what arithmetic bounds needs no more; a node with one core is through in 0.1 s
+_LAYERS = 8  # about 60 MB of 4-bit weights: larger than most caches
+_PREFILL_LAYERS, _ROWS = 2, 64  # enough where arithmetic is the limit; a node with one core finishes in 0.1 s
 
 
 @dataclass(frozen=True)
 class Speed:
     bytes_per_second: float
-    """Of weights, decoding one row."""
+    """Bytes of weights per second when decoding one row."""
     flops: float
-    """At prefill."""
+    """Operations per second at prefill."""
 
 
 def usable_memory(settings: NodeSettings) -> int:
@@ -47,13 +47,13 @@ def usable_memory(settings: NodeSettings) -> int:
 
 
 def measure(threads: int, isa: str = "") -> Speed:
-    """Times a few layers of 4-bit weights; takes about a second. Without the kernels, times NumPy."""
+    """Times a few layers of 4-bit weights; takes about a second. Without the kernels, it times NumPy."""
     module = kernels()
     return _measure_numpy() if module is None else _measure_kernels(module, threads, isa)
 
 
 def median_seconds(run: Callable[[], object], times: int) -> float:
-    """Of some calls, after one to warm up."""
+    """The median over some calls, after one call to warm up."""
     run()
     seconds: list[float] = []
     for _ in range(times):

@@ -1,4 +1,4 @@
-"""Layers run by the compiled kernels: quantised products, attention and everything between in one call per step."""
+"""Layers run by the compiled kernels: quantised products, attention and everything between, in one call per step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shoal.native import kernels, missing, reference
 
 
 def pack(module: Any, stored: StoredMatrix, precision: Precision, head: bool = False) -> Any:
-    """A matrix in the kernels' layout, straight from the mapped file where the format allows it."""
+    """A matrix in the kernels' layout, straight from the mapped file if the format allows it."""
     target = executed(stored.format, stored.k, precision, head)
     if kept(stored.format, target) or (stored.format in ROUNDED and target != "f32"):
         return module.pack(stored.format, target, stored.rows, stored.k, stored.order)

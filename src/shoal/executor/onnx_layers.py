@@ -1,4 +1,4 @@
-"""Layers run as ONNX segments, with the paged attention between them in the kernels (or NumPy, where they are missing)."""
+"""Layers run as ONNX segments, with the paged attention between them in the kernels (or NumPy, if they are missing)."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class OnnxLayers:
         return hidden
 
     def trim(self, first: int, count: int) -> bool:
-        return False  # the segment before the first layer and that after the last are compiled for the whole range
+        return False  # the segments before the first layer and after the last are compiled for the whole range
 
     def logits(self, hidden: Floats, picked: Ints) -> Floats:
         return self._segments["head"].run(residual=np.ascontiguousarray(hidden[picked]))[0]

@@ -1,4 +1,4 @@
-"""What runs an ONNX segment: ONNX Runtime or OpenVINO, behind one small protocol."""
+"""The runtimes for ONNX segments, ONNX Runtime and OpenVINO, behind one small protocol."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SegmentRuntime(Protocol):
 
 
 class OnnxRuntime:
-    """All sessions of a process share one pool of threads: separate pools would compete for the cores."""
+    """All sessions of a process share one thread pool: separate pools would compete for the cores."""
 
     name = "onnxruntime"
 
@@ -43,10 +43,10 @@ class OnnxRuntime:
         options.log_severity_level = 3
         if _shared_threads[0] == self._threads:
             options.use_per_session_threads = False
-        else:  # the pool was made for another number; only tests come here
+        else:  # the pool was made for another number of threads; only tests get here
             options.intra_op_num_threads = self._threads
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Weights in a file beside the graph are mapped, prepacked and let go; inside the graph they would stay twice.
+        # Weights in a file beside the graph are mapped, prepacked and released; inside the graph they would stay in memory twice.
         with tempfile.TemporaryDirectory() as home:
             path = str(Path(home) / "segment.onnx")
             save: Any = onnx.save_model  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
@@ -80,8 +80,8 @@ class OpenVino:
     name = "openvino"
 
     def __init__(self, threads: int) -> None:
-        # At its import openvino sends an event to Google Analytics and leaves an id in ~/intel. It has no switch for that; it does
-        # without the package that would do it.
+        # When imported, openvino sends an event to Google Analytics and leaves an id in ~/intel. There is no switch for that,
+        # but without the package that sends the event it does not happen.
         sys.modules.setdefault("openvino_telemetry", cast(Any, None))
         import openvino
 

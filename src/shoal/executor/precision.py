@@ -1,7 +1,7 @@
-"""What a stored matrix becomes when it is executed, and the bytes that takes.
+"""How a stored matrix is executed, and the bytes that this takes.
 
-`auto` loses least for the file at hand: block formats run as they are stored (4-bit ones with their minimums, which
-requantising to symmetric 4 bits would ruin), formats that the kernels do not know run as 8 bits, and so do floats.
+`auto` loses least for the given file: block formats run as they are stored (4-bit ones with their minimums, which requantising
+to symmetric 4 bits would ruin). Formats that the kernels do not know run as 8 bits, and so do floats.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from shoal.models.matrix import BLOCKS
 
 _STORED = {"q4_0": "q4", "q4_1": "q4", "q4_k": "q4", "q5_0": "q8", "q5_1": "q8", "q5_k": "q8", "q8_0": "q8"}
 ROUNDED = {"q6_k"}
-"""Formats that the kernels' packing reads and rounds to 8 or 4 bits itself, many times faster than by way of floats here."""
+"""Formats that the kernels' packing reads and rounds to 8 or 4 bits itself, many times faster than via floats here."""
 _MINIMUMS = {"q4_1", "q4_k", "q5_1", "q5_k"}
 
 
 def executed(format: str, k: int, precision: Precision, head: bool = False) -> str:
-    """'f32', 'q8' or 'q4' for rows of k stored values. The output head is never rounded to 4 bits; it decides the token."""
+    """'f32', 'q8' or 'q4' for rows of k stored values. The output head is never rounded to 4 bits, because it decides the token."""
     if precision is Precision.FP32 or k % 32:
         return "f32"
     if precision is Precision.AUTO:
@@ -27,7 +27,7 @@ def executed(format: str, k: int, precision: Precision, head: bool = False) -> s
 
 
 def kept(format: str, target: str) -> bool:
-    """Whether the stored blocks run as they are."""
+    """Whether the stored blocks run unchanged."""
     return format in BLOCKS and _STORED[format] == target
 
 

@@ -1,4 +1,4 @@
-"""Which runtime runs a node's layers: the one asked for, or the fastest of those installed."""
+"""Which runtime runs a node's layers: the requested one, or the fastest of those installed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _EXTRAS = {RuntimeName.ONNXRUNTIME: "shoal[onnx]", RuntimeName.OPENVINO: "shoal[
 
 
 def lacking(runtime: RuntimeName) -> str:
-    """What this machine lacks for a runtime, and what to do about it; '' where it can be used."""
+    """What this machine lacks for a runtime, and what to do about it; '' if it can be used."""
     if runtime is RuntimeName.NATIVE:
         return missing()
     absent = [name for name in _PACKAGES[runtime] if importlib.util.find_spec(name) is None]
@@ -40,12 +40,12 @@ def lacking(runtime: RuntimeName) -> str:
 
 
 def installed() -> list[RuntimeName]:
-    """What this machine has, the likely fastest first."""
+    """The runtimes on this machine, the likely fastest first."""
     return [r for r in (RuntimeName.NATIVE, *_PACKAGES) if not lacking(r)]
 
 
 def check_runtime(runtime: RuntimeName) -> None:
-    """Before anything is fetched or joined. Raises ConfigError where the runtime asked for is not here, or none at all."""
+    """Call it before anything is fetched or joined. Raises ConfigError if the requested runtime is not here, or none at all."""
     if runtime is not RuntimeName.AUTO:
         if reason := lacking(runtime):
             raise ConfigError(f"--runtime {runtime} cannot be used here: {reason}")
@@ -55,7 +55,7 @@ def check_runtime(runtime: RuntimeName) -> None:
 
 
 def factory(runtime: RuntimeName, precision: Precision, threads: int, isa: str = "") -> LayersFactory:
-    """How a stage's layers are made; the factory raises ConfigError where the runtime asked for is not here."""
+    """Makes a stage's layers; the factory raises ConfigError if the requested runtime is not here."""
 
     def make(weights: Weights, layers: range, last: bool) -> Layers:
         chosen = fastest(weights, layers, precision, threads, isa) if runtime is RuntimeName.AUTO else runtime
@@ -80,7 +80,8 @@ def _maker(runtime: RuntimeName, precision: Precision, threads: int, isa: str) -
 
 
 def fastest(weights: Weights, layers: range, precision: Precision, threads: int, isa: str, directory: Path | None = None) -> RuntimeName:
-    """Times the first of the layers in each runtime, at 1, 8 and 64 rows; remembered per machine, model shape and version."""
+    """Times the first of the layers in each runtime, at 1, 8 and 64 rows; the result is remembered per machine, model shape and
+    version."""
     check_runtime(RuntimeName.AUTO)
     candidates = installed()
     if len(candidates) == 1:
@@ -126,7 +127,7 @@ def _remembered(memory: Path) -> dict[str, RuntimeName]:
 
 
 def _score(make: LayersFactory, weights: Weights, layer: int) -> float:
-    """The geometric mean of the seconds of a layer over the tried numbers of rows."""
+    """The geometric mean of a layer's seconds over the numbers of rows tried."""
     spec = weights.spec
     layers, pool = make(weights, range(layer, layer + 1), False), KvPool(spec, 4, bf16=True).of(range(1))
 

@@ -1,4 +1,5 @@
-"""Samples tokens from logits. The sample for a position depends on (seed, position) alone, so a stream resumed elsewhere goes on alike."""
+"""Samples tokens from logits. The sample for a position depends only on (seed, position), so a stream resumed elsewhere
+continues identically."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ log = structlog.get_logger()
 Logits = NDArray[np.floating[Any]]
 
 _MASK = 2**64 - 1
-_LEAST_PENALTY = 1e-250  # of repetition: the quotient of any float32 and this is within float64, so that the order is kept
-_GREEDY = 1e-5  # temperatures below it leave only the likeliest token, and would overflow
+_LEAST_PENALTY = 1e-250  # of repetition: the quotient of any float32 and this is within float64, so the order is kept
+_GREEDY = 1e-5  # temperatures below it leave only the likeliest token; dividing by them would overflow
 
 
 def uniform(seed: int, position: int) -> float:
@@ -35,8 +36,8 @@ def uniform(seed: int, position: int) -> float:
 
 
 def distribution(logits: Logits, params: SamplingParams) -> NDArray[np.float64]:
-    """Probabilities after temperature, top-k, top-p and min-p; cut tokens have 0. Ties at a cut all stay."""
-    with np.errstate(over="ignore"):  # what is out of range is infinitely far below the likeliest
+    """Probabilities after temperature, top-k, top-p and min-p; cut tokens have 0. Tokens tied at a cut all stay."""
+    with np.errstate(over="ignore"):  # a value out of range is infinitely far below the likeliest
         scaled = (logits - logits.max()) / np.float32(params.temperature)
         weights: Floats = np.exp(scaled, dtype=np.float32)
     if 0 < params.top_k < len(weights):
@@ -50,10 +51,10 @@ def distribution(logits: Logits, params: SamplingParams) -> NDArray[np.float64]:
 
 
 def _nucleus_floor(weights: Floats, top_p: float) -> float:
-    """The smallest weight of the smallest set of largest weights that together reach top_p of all."""
+    """The smallest weight in the smallest set of largest weights that together reach the share top_p of all."""
     wanted = top_p * float(weights.sum(dtype=np.float64))
     count = min(512, len(weights))
-    while True:  # the nucleus is small nearly always: sort only as much as it takes
+    while True:  # the nucleus is almost always small: sort only as much as needed
         head = np.sort(np.partition(weights, -count)[-count:])[::-1]
         sums = np.cumsum(head, dtype=np.float64)
         reached = int(np.searchsorted(sums, wanted))
@@ -63,7 +64,7 @@ def _nucleus_floor(weights: Floats, top_p: float) -> float:
 
 
 def sample(logits: Logits, params: SamplingParams, position: int) -> int:
-    """The index of the token that follows `position`. Raises ClusterError where the likeliest one's logit is no number."""
+    """The index of the token that follows `position`. Raises ClusterError if the likeliest token's logit is not a number."""
     likeliest = int(logits.argmax())
     if not np.isfinite(logits[likeliest]):
         raise ClusterError(UNSOUND)
@@ -72,7 +73,7 @@ def sample(logits: Logits, params: SamplingParams, position: int) -> int:
     sums = np.cumsum(distribution(logits, params))
     wanted = uniform(params.seed, position) * float(sums[-1])
     sampled = int(np.searchsorted(sums, wanted, side="right"))
-    return sampled if sampled < len(logits) else likeliest  # rounded up to all of it
+    return sampled if sampled < len(logits) else likeliest  # the sum was rounded up to the whole
 
 
 class _State:
@@ -102,9 +103,9 @@ class _State:
         return self.constraint.allowed(patience)
 
     def adjust(self, logits: Floats) -> NDArray[np.float64]:
-        """Repetition penalty over prompt and answer (Keskar et al., 2019); presence and frequency over the answer; bias.
+        """Repetition penalty over prompt and answer (Keskar et al., 2019); presence and frequency penalties over the answer; bias.
 
-        In float64: a penalty far below 1 makes of a logit what float32 cannot hold.
+        In float64: a penalty far below 1 can turn a logit into a value that float32 cannot hold.
         """
         out, p = logits.astype(np.float64), self.params
         if p.repetition_penalty != 1 and self.seen:
@@ -120,13 +121,13 @@ class _State:
 
 
 class Sampler:
-    """Holds what each open sequence's samples depend on. grammars: None where answers are held to none. width: logits of a row."""
+    """Holds the sampling state of each open sequence. grammars: None if answers have no grammars. width: logits of a row."""
 
     def __init__(self, grammars: Holder | None = None, width: int = 0) -> None:
         self._grammars, self._width = grammars, width
         self._states: dict[int, _State | Sampled] = {}  # or why nothing can be sampled
         self._held: list[tuple[Held, int]] = []  # what was sampled in this step under grammars
-        self._until: float | None = None  # its samples wait for masks
+        self._until: float | None = None  # until when this step's samples wait for masks
 
     def __len__(self) -> int:
         return len(self._states)
@@ -134,20 +135,20 @@ class Sampler:
     def open(self, opened: Opened) -> None:
         try:
             self._states[opened.sequence] = _State(opened, self._grammars, self._width)
-        except Exception as error:  # noqa: BLE001 - it ends this sequence, and no other one's step
+        except Exception as error:  # noqa: BLE001 - it ends only this sequence, not the step
             self._states[opened.sequence] = _failed(opened.sequence, error)
 
     def close(self, sequence: int) -> None:
         self._states.pop(sequence, None)
 
     def settle(self) -> None:
-        """After the samples of a step: what their grammars allow next is worked out from now on."""
+        """Call it after the samples of a step: from now on, what their grammars allow next is worked out."""
         if self._grammars is not None:
             self._grammars.advance(self._held)
         self._held, self._until = [], None
 
     def _patience(self) -> float | None:
-        """Seconds for which a sample may wait for its mask: what those before it in the step have left."""
+        """Seconds that a sample may wait for its mask: what the earlier samples of the step have left."""
         if self._grammars is None or self._grammars.patience is None:
             return None
         now = monotonic()
@@ -156,9 +157,10 @@ class Sampler:
         return max(self._until - now, 0.0)
 
     def sample(self, sequence: int, position: int, logits: Floats) -> Sampled | None:
-        """Samples the token that follows `position`, or says why there is none; None where what its grammar allows is not known yet: ask again.
+        """Samples the token that follows `position`, or says why there is none. None if what its grammar allows is not known
+        yet: ask again.
 
-        logits: [vocabulary]. Whatever goes wrong is a fault of this sequence's sample: the others of the step do not notice.
+        logits: [vocabulary]. Any error is a fault of this sequence's sample; the others of the step are not affected.
         """
         try:
             state = self._states[sequence]

@@ -1,4 +1,4 @@
-"""A layer range as ONNX graphs: each segment is everything between two attentions.
+"""A layer range as ONNX graphs: each segment is everything between two attention operations.
 
     entry     residual                  → norm, QKV                                          → qkv
     middle    attention out, residual   → O, add, norm, MLP, add, the next layer's norm, QKV → residual, qkv
@@ -6,7 +6,7 @@
     head      residual                  → norm, output head                                  → logits
 
 Rows are flat, [rows, width], so ragged batches need no padding. Quantised matrices are com.microsoft's MatMulNBits with blocks
-of 32 and accuracy level 4 (activations rounded to 8 bits per block); GGUF's Q4_0 and Q8_0 blocks are taken over exactly.
+of 32 and accuracy level 4 (activations rounded to 8 bits per block); GGUF's Q4_0 and Q8_0 blocks are converted exactly.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _OPSET, _BLOCK = 21, 32
 
 
 def quantised(stored: list[StoredMatrix], bits: int) -> tuple[NDArray[np.uint8], Floats]:
-    """Rows of some matrices as MatMulNBits wants them: codes u8 [n, k/32, bytes], scales [n, k/32]; the zero is 2^(bits-1)."""
+    """Rows of some matrices in MatMulNBits' layout: codes u8 [n, k/32, bytes], scales [n, k/32]; the zero is 2^(bits-1)."""
     parts = [_blocks(matrix, bits) for matrix in stored]
     codes = np.concatenate([codes for codes, _ in parts])
     scales = np.concatenate([scales for _, scales in parts])
@@ -52,7 +52,7 @@ def _blocks(stored: StoredMatrix, bits: int) -> tuple[NDArray[np.uint8], Floats]
         return np.concatenate([cells[..., 2:] & 15, cells[..., 2:] >> 4], axis=-1, dtype=np.uint8), scales
     x = stored.floats().reshape(n, -1, _BLOCK)
     peak = np.abs(x).max(axis=-1)
-    if bits == 4:  # the extreme value takes the code that reaches furthest
+    if bits == 4:  # the extreme value gets the code that reaches furthest
         extreme = np.take_along_axis(x, np.abs(x).argmax(axis=-1)[..., None], -1)[..., 0]
         scales, low, high, zero = (extreme / -8).astype(np.float32), -8, 7, 8
     else:
@@ -88,7 +88,7 @@ class _Graph:
         stored = [weights.matrix(name) for name in names]
         n, k = sum(matrix.n for matrix in stored), stored[0].k
         wanted = {executed(m.format, m.k, self._precision, head=name == "head") for m, name in zip(stored, names, strict=True)}
-        # Formats with minimums have no exact counterpart here; 8 bits keep them, symmetric 4 bits would not.
+        # Formats with minimums have no exact counterpart here; 8 bits preserve them, symmetric 4 bits would not.
         exact_q4 = wanted == {"q4"} and (self._precision is Precision.Q4 or all(m.format == "q4_0" for m in stored))
         biases = [weights.vector(f"{name}.bias") for name in names]
         biased = any(b is not None for b in biases)

@@ -1,4 +1,4 @@
-"""The block tables of the sequences that a stage holds, and a step's plan as arrays."""
+"""The block tables of a stage's sequences, and a step's plan as arrays."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Sequences:
         return len(self._tables)
 
     def apply(self, plan: StepPlan) -> StageBatch | None:
-        """Takes over a plan's differences; None where it has no rows. Raises RemoteProtocolError for a plan that cannot be."""
+        """Applies a plan's differences; None if it has no rows. Raises RemoteProtocolError for an invalid plan."""
         for sequence in (*plan.closed, *plan.dropped):
             self._tables.pop(sequence, None)
         chunks = plan.chunks

@@ -1,7 +1,7 @@
 """What a node holds of a model, from epoch to epoch: layers, their keys and values, and journals.
 
-A stage is a view of it. When the layers are dealt out anew, a node loads those it lacks beside those that run, and when the
-new route is entered it frees the rest; keys and values stay where the head says that they are still good.
+A stage is a view of it. When the layers are redistributed, a node loads those it lacks beside those that run, and frees the
+rest when the new route is entered. Keys and values stay if the head says that they are still good.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class _Held:
 
 
 class Shard:
-    """bf16: how keys and values are stored. grammars: what the last stage holds answers to. One thread may `load` while another runs a stage."""
+    """bf16: how keys and values are stored. grammars: which the last stage applies to answers. One thread may `load` while
+    another runs a stage."""
 
     def __init__(
         self, make_layers: LayersFactory, bf16: bool, journals: JournalLimits | None = None, grammars: Holder | None = None
@@ -41,7 +42,7 @@ class Shard:
 
     @property
     def layers(self) -> list[range]:
-        """Which are loaded."""
+        """The loaded ranges of layers."""
         return sorted((held.layers for held in self._held), key=lambda layers: layers.start)
 
     @property
@@ -54,7 +55,8 @@ class Shard:
 
     @property
     def largest_journal(self) -> int:
-        """Bytes in memory. The bound is on each: there are two while a route changes, of the old boundary and of the new one."""
+        """Bytes in memory. The limit is on each journal: during a change of route there are two, one of the old boundary and
+        one of the new."""
         return max((journal.bytes_in_memory for journal in self._journals.values()), default=0)
 
     @property
@@ -62,7 +64,7 @@ class Shard:
         return self._held[0].made.runtime if self._held else ""
 
     def missing(self, layers: range) -> list[range]:
-        """Which of them would have to be loaded."""
+        """Those of the layers that would have to be loaded."""
         out: list[range] = []
         at = layers.start
         for have in self.layers:
@@ -74,16 +76,17 @@ class Shard:
         return [*out, range(at, layers.stop)] if at < layers.stop else out
 
     def load(self, layers: range, weights: Weights) -> None:
-        """Makes layers that are missing. Raises ModelError, ConfigError."""
+        """Loads the layers that are missing. Raises ModelError, ConfigError."""
         held = [*self._held]
         for part in self.missing(layers):
             held.append(_Held(part, weights, self._make(weights, part, part.stop == len(weights.spec.layers))))
         self._held = held
 
     def enter(self, layers: range, keep: range, blocks: int) -> StageExecutor:
-        """The stage of a new epoch: all of `layers` are loaded, and keys and values of `keep` alone are still good. Frees what it needs not.
+        """The stage of a new epoch: all of `layers` are loaded, and only the keys and values of `keep` are still good. Frees
+        everything else.
 
-        Raises LocalProtocolError where something that it needs is not here.
+        Raises LocalProtocolError if something that it needs is not here.
         """
         if self.missing(layers):
             raise LocalProtocolError(f"layers {self.missing(layers)} are not loaded")
@@ -95,12 +98,12 @@ class Shard:
             self._pool = KvPool(self._held[0].weights.spec, blocks, self._bf16)
         self._pool.keep(keep)
         self._held = [held for held in self._held if self._fit(held, layers)]
-        for edge in (keep.start, keep.stop):  # what is filled anew begins and ends with a range
+        for edge in (keep.start, keep.stop):  # the range to refill must begin and end with a slab
             self._held = [part for held in self._held for part in self._split(held, edge)]
-        if lost := self.missing(layers):  # of a range that its runtime could not cut
+        if lost := self.missing(layers):  # layers of a range that its runtime could not cut
             raise LocalProtocolError(f"layers {lost} are no longer loaded")
         spec = self._held[0].weights.spec
-        # A boundary's rows are good while the layer before it is: they are what that layer put out.
+        # A boundary's rows are good while the layer before it is: they are that layer's output.
         for boundary in [b for b in self._journals if b - 1 not in keep]:
             self._journals.pop(boundary).close()
         last = layers.stop == len(spec.layers)
@@ -114,7 +117,7 @@ class Shard:
         return iter(sorted(self._held, key=lambda held: held.layers.start))
 
     def _fit(self, held: _Held, layers: range) -> bool:
-        """Cuts a range down to those of `layers`; whether anything is left."""
+        """Cuts a range down to its part in `layers`. Returns whether anything is left."""
         inside = range(max(held.layers.start, layers.start), min(held.layers.stop, layers.stop))
         if not len(inside):
             return False
@@ -125,7 +128,7 @@ class Shard:
         return True
 
     def _split(self, held: _Held, edge: int) -> list[_Held]:
-        """A range in two where it spans an edge."""
+        """Splits a range in two if it spans an edge."""
         parts = [range(held.layers.start, edge), range(edge, held.layers.stop)]
         if not all(parts):
             return [held]
@@ -138,11 +141,11 @@ class Shard:
         self._journals = {}
 
     def shed(self, wanted: list[range]) -> None:
-        """Frees loaded ranges of which nothing is wanted. No stage may run them."""
+        """Frees loaded ranges that contain none of the wanted layers. No stage may run them."""
         self._held = [h for h in self._held if any(h.layers.start < w.stop and w.start < h.layers.stop for w in wanted)]
 
     def rest(self) -> None:
-        """Frees keys, values and journals; the weights stay, for a route to come."""
+        """Frees keys, values and journals; the weights stay for a later route."""
         self._forget()
 
     def close(self) -> None:

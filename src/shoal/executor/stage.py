@@ -1,8 +1,8 @@
-"""A stage of one epoch: embedding on the first, layers, sampler on the last.
+"""A stage of one epoch: embedding on the first stage, layers, sampler on the last.
 
-An ordinary step runs through all layers. A refilling one (its plan has spans) computes keys and values of some layers anew:
-a span's first input is taken from the tokens, from the stage before, or from the journal of whoever holds the layer before it,
-and past the span nothing is computed or sent.
+An ordinary step runs through all layers. A refill step (its plan has spans) recomputes keys and values of some layers: a span's
+first input comes from the tokens, from the stage before, or from the journal of the stage that holds the layer before it.
+Beyond the span nothing is computed or sent.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Slab:
 
 
 class StageExecutor:
-    """slabs: successive ranges of layers. journals: by the layer that follows. embedding: the model's, on the first stage.
-    grammars: what the last one holds answers to."""
+    """slabs: consecutive ranges of layers. journals: by the layer that follows. embedding: the model's, on the first stage.
+    grammars: which the last stage applies to answers."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class StageExecutor:
         return self._slabs[0].made.runtime
 
     def run(self, plan: StepPlan, hidden: Floats | None) -> StageOutput:
-        """hidden: [rows, hidden] from the stage before; None on the first. Raises RemoteProtocolError for a plan that cannot be."""
+        """hidden: [rows, hidden] from the stage before; None on the first. Raises RemoteProtocolError for an invalid plan."""
         began = perf_counter()
         batch = self._sequences.apply(plan)
         self._pool.copy(plan.copies)
@@ -114,7 +114,7 @@ class StageExecutor:
         return hidden if hidden.flags.writeable else hidden.copy()
 
     def _forward(self, hidden: Floats, batch: StageBatch, layers: range) -> Floats:
-        """Through some layers, which begin and end with slabs; what the stage's last layer puts out goes into the journal."""
+        """Runs some layers, which begin and end with slabs. The output of the stage's last layer goes into the journal."""
         angles = self._angles(batch)
         for slab in self._slabs:
             if slab.layers.start >= layers.start and slab.layers.stop <= layers.stop:
@@ -131,6 +131,7 @@ class StageExecutor:
         mine, out, missing = self.layers, None, np.zeros(batch.rows, np.bool_)
         computing = 0.0
         for first, end in plan.spans:
+            # A span that begins where this stage ends is not skipped: its input is replayed from the journal here and sent on.
             if end <= mine.start or first > mine.stop:
                 continue
             if first == 0 and mine.start == 0:
@@ -157,7 +158,7 @@ class StageExecutor:
         return journal.read(batch.slots)
 
     def _forget_other_boundaries(self) -> None:
-        """Ends the journals of boundaries that this stage no longer ends at: from here on they miss what is computed."""
+        """Ends the journals of boundaries where this stage no longer ends: from here on they lack what is computed."""
         for boundary in [b for b in self._journals if b != self.layers.stop]:
             self._journals.pop(boundary).close()
 

@@ -1,4 +1,4 @@
-"""The HTTP application: a package for each endpoint that asks the model something, a file for each that does not."""
+"""The HTTP application: a package for each endpoint that runs the model, a file for each that does not."""
 
 from __future__ import annotations
 
@@ -50,31 +50,31 @@ from shoal.request import Priority
 
 _ENDPOINTS = (chat, chat_socket, completions, embeddings, responses, responses_socket, messages, ollama, streams, tokens, models, health)
 _KEEPING = (responses, responses_socket)
-"""Those of them that look into what was kept."""
+"""Those of them that look up kept responses."""
 _BATCHED = {
     "/v1/chat/completions": chat,
     "/v1/completions": completions,
     "/v1/embeddings": embeddings,
     "/v1/responses": responses,
 }
-"""What the requests of a batch may be for."""
+"""The endpoints that a batch may use."""
 _TOLD = (
     "X-Request-Id",
     "Request-Id",
     "Retry-After",
     *(f"X-RateLimit-{part}-{what}" for part in ("Limit", "Remaining", "Reset") for what in ("Requests", "Tokens")),
 )
-"""Response headers that a page of another origin may read."""
+"""Response headers that pages of other origins may read."""
 
 
 class _App(FastAPI):
     def __init__(self, origins: Iterable[str] = ()) -> None:
-        """origins: of web pages that may ask."""
+        """origins: of web pages that may send requests."""
         super().__init__(title="shoal", version=__version__, openapi_url=None, redirect_slashes=False)
         self._origins = list(origins)
 
     def build_middleware_stack(self) -> ASGIApp:
-        """CORS goes around everything: the answer to a bug has to reach the page too."""
+        """CORS wraps everything: the answer to an internal error must reach the page too."""
         stack = super().build_middleware_stack()
         if not self._origins:
             return stack
@@ -87,9 +87,9 @@ def create_app(
 ) -> FastAPI:
     """The application. Raises ConfigError.
 
-    settings: None for a server that ends with its command: it keeps nothing, so it has no keys, files and batches
-    keyring:  else the one in the settings' folder
-    limiter:  counts what keys may ask; else this process does
+    settings: None for a server that ends with its command: it keeps nothing, so it has no keys, files or batches
+    keyring:  default: the one in the settings' folder
+    limiter:  enforces the keys' limits; default: one in this process
     """
     given = settings or ApiSettings(responses=0)
     keyring = keyring or Keyring(None if settings is None else given.data_folder)
@@ -111,7 +111,7 @@ def _routes(endpoint: Any, service: Service, store: ResponseStore) -> APIRouter:
 
 
 def _add_batches(app: FastAPI, service: Service, store: ResponseStore) -> list[APIRouter]:
-    """The endpoints of files and batches, and what works these off while the application runs."""
+    """The endpoints of files and batches, and the runner that processes batches while the application runs."""
     settings, model, keyring = service.settings, service.engine.name, service.keyring
     database = Database(settings.data_folder)
     kept = FileStore(database, settings)
@@ -132,7 +132,7 @@ def _add_batches(app: FastAPI, service: Service, store: ResponseStore) -> list[A
 
 
 def _furnish(app: FastAPI, routers: Iterable[APIRouter]) -> None:
-    """Endpoints, and what becomes of their errors."""
+    """Adds endpoints, and handlers for their errors."""
     for router in routers:
         app.include_router(router)
 
@@ -158,7 +158,7 @@ def _furnish(app: FastAPI, routers: Iterable[APIRouter]) -> None:
 
     @app.exception_handler(ClientDisconnect)
     async def gone(request: Request, error: ClientDisconnect) -> Response:
-        return Response(status_code=499)  # before its request was there whole; nobody reads this
+        return Response(status_code=499)  # before its request was complete; nobody reads this
 
     @app.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> JSONResponse:
@@ -166,5 +166,5 @@ def _furnish(app: FastAPI, routers: Iterable[APIRouter]) -> None:
 
 
 def _told(request: Request, what: Fault) -> JSONResponse:
-    """As the API tells it that the request speaks."""
+    """In the form of the API that the request uses."""
     return refusal(request.url.path, request.headers, what)

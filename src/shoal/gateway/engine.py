@@ -1,4 +1,4 @@
-"""What the gateway needs of whatever runs the model."""
+"""What the gateway needs from whatever runs the model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shoal.text.tools import ToolFormat
 
 
 class TakenOver(Exception):
-    """Another reader has come: there is nobody left to read this for."""
+    """Another reader has come: nobody is left to read this for."""
 
 
 class Stream(Protocol):
@@ -26,7 +26,7 @@ class Stream(Protocol):
 
 
 class Resumed(Protocol):
-    """An answer that began in another process, or before the engine was restarted. Its streams repeat all of it, then go on."""
+    """An answer that began in another process, or before the engine restarted. Its streams repeat all of it, then continue."""
 
     @property
     def id(self) -> str: ...
@@ -38,12 +38,12 @@ class Resumed(Protocol):
     def streams(self) -> Sequence[Stream]: ...
     @property
     def said(self) -> int:
-        """Tokens that were said to somebody before, and so are counted for the key."""
+        """Tokens that were sent to a reader before, and so are already counted for the key."""
         ...
 
 
 class ChatTokenizer(Decoder, Protocol):
-    """What the gateway uses of shoal.text.tokenizer.Tokenizer, which says what each of it is."""
+    """The part of shoal.text.tokenizer.Tokenizer that the gateway uses; see there."""
 
     @property
     def stop_tokens(self) -> frozenset[int]: ...
@@ -88,7 +88,7 @@ class Engine(Protocol):
     def vocabulary(self) -> int: ...
     @property
     def state(self) -> str:
-        """'' while the model is served; else why not."""
+        """'' while the model is served; otherwise why it is not."""
         ...
 
     def longest(self) -> int:
@@ -98,10 +98,10 @@ class Engine(Protocol):
     async def begin(self, answer: str, note: bytes, requests: Sequence[Request], named: bool) -> Sequence[Stream]:
         """Submits all requests of an answer, or none of them.
 
-        Where the engine can, the answer then outlives it: this returns when it does.
+        If the engine supports it, the answer outlives the engine: this returns when that is ensured.
 
-        note: what the answer is written from, beside the tokens; empty: it ends with this gateway and this engine
-        named: a client may come back for it, also when what asked for it is gone
+        note: what is needed to write the answer, besides the tokens; empty: it ends with this gateway and this engine
+        named: whether a client may come back for it, even after the asking process is gone
 
         Raises NotReady, InvalidRequest, QueueFull, IdTaken.
         """
@@ -109,19 +109,20 @@ class Engine(Protocol):
 
     @property
     def resume(self) -> float:
-        """Seconds for which an answer is there for a client that may come back for it."""
+        """Seconds for which an answer waits for a client that may come back for it."""
         ...
 
     def forget(self, answer: str) -> None:
-        """Nobody will come back for it. Has to follow every `begin`."""
+        """Nobody will come back for it. Must follow every `begin`."""
         ...
 
     def resumed(self) -> Sequence[Resumed]:
-        """What outlived the engine before this one; asked once."""
+        """The answers that outlived the previous engine; asked once."""
         ...
 
     async def find(self, answer: str, owner: KeyId) -> Resumed | None:
-        """An answer that another gateway of this engine began for that key. From now on it is this one's: there its streams raise TakenOver."""
+        """An answer that another gateway of this engine began for that key. From now on it belongs to this one; at the other
+        gateway its streams raise TakenOver."""
         ...
 
     def observe_first_token(self, seconds: float) -> None: ...

@@ -20,28 +20,28 @@ from shoal.gateway.http.stall_timeouts import rules
 from shoal.gateway.service import MAX_BODY, Service
 
 _SEND_BUFFER = 128 << 10
-"""Bytes of the kernel's for each connection; without it they grow to megabytes for a client that does not read."""
+"""Kernel buffer per connection; by default it grows to megabytes for a client that does not read."""
 _SPARE_FILES = 200
-"""File descriptors that are left for everything but clients' connections."""
+"""File descriptors reserved for everything except client connections."""
 
 
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
-        yield  # signals belong to the command line
+        yield  # the command line handles signals
 
 
 @contextlib.contextmanager
 def listening(host: str, port: int) -> Generator[socket.socket]:
-    """A socket that listens. Raises ConfigError where the address cannot be had."""
+    """A listening socket. Raises ConfigError if the address cannot be used."""
     with listening_socket(host, port) as address:
-        address.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)  # inherited by what is accepted
+        address.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)  # accepted connections inherit it
         address.listen(2048)  # now, so that a second server on this port fails here
         yield address
 
 
 def _most_connections(wanted: int) -> int:
-    """As many as wanted, or as this process may have files."""
+    """As many as wanted, or as this process may open files."""
     try:
         import resource
     except ImportError:  # Windows
@@ -52,7 +52,7 @@ def _most_connections(wanted: int) -> int:
 
 class ApiServer:
     def __init__(self, app: FastAPI, address: socket.socket, settings: ApiSettings | None = None) -> None:
-        """app: of `create_app`. address: as `listening` gives it; whoever opened it closes it."""
+        """app: from `create_app`. address: from `listening`; whoever opened it closes it."""
         settings = settings or ApiSettings()
         self._socket = address
         self._service: Service = app.state.service
@@ -63,7 +63,7 @@ class ApiServer:
                 app,
                 http=protocol,
                 log_level="error",
-                log_config=None,  # its lines go where all others do
+                log_config=None,  # its lines go to the common log
                 lifespan="on",
                 access_log=False,
                 server_header=False,
@@ -75,7 +75,7 @@ class ApiServer:
                 ws_ping_timeout=settings.stall,
                 ws_max_size=MAX_BODY,
                 ws_max_queue=4,
-                ws_per_message_deflate=False,  # chunks are small, and many
+                ws_per_message_deflate=False,  # chunks are small and many
             )
         )
 
@@ -88,7 +88,7 @@ class ApiServer:
         return self._server.started
 
     async def serve(self) -> None:
-        """Until stop() is called."""
+        """Runs until stop() is called."""
         beside = [asyncio.ensure_future(work) for work in (self.connections.watch(), self._service.keyring.keep())]
         try:
             await self._server.serve(sockets=[self._socket])
@@ -98,13 +98,13 @@ class ApiServer:
             await asyncio.gather(*beside, return_exceptions=True)
 
     async def finish(self) -> None:
-        """Takes no more requests, and waits until those that it has are answered."""
+        """Accepts no more requests, and waits until the current ones are answered."""
         self._service.in_flight.close()
         await self._service.in_flight.emptied()
 
     @property
     def inside(self) -> int:
-        """Requests under way."""
+        """Unfinished requests."""
         return self._service.in_flight.inside
 
     def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""What every endpoint works with: the engine, the answers under way, and the way from a body to a response."""
+"""What all endpoints use: the engine, the unfinished answers, and the way from a body to a response."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ from shoal.gateway.schema.wire import ModelBody, parse
 from shoal.request import Request as ModelRequest
 
 MAX_BODY = 4 << 20
-"""Bytes of a request."""
+"""Most bytes of a request body."""
 
 MAX_DEPTH = 200
-"""Arrays and objects inside each other in a body."""
+"""Deepest nesting of arrays and objects in a body."""
 
 MAX_VALUES = 50_000
-"""Arrays and objects in a body, and values in them, but for lists of tokens: reading a million of them takes seconds."""
+"""Most arrays, objects and values in them in a body, except lists of tokens: reading a million of them takes seconds."""
 
 _TOKENS = frozenset({"prompt", "input", "tokens", "context"})
 """Fields that may be lists of tokens."""
-_MOST_TEXTS = 4096  # or other things, in one of them
+_MOST_TEXTS = 4096  # or other items, in one of them
 
 _LONG = re.compile(rb"[0-9]{19}")
-"""What an integer of more than 64 bits has."""
+"""An integer of more than 64 bits contains this."""
 
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
@@ -83,7 +83,7 @@ class Service:
 
     @property
     def state(self) -> str:
-        """'' while requests are taken; else why not."""
+        """'' while requests are accepted; otherwise why not."""
         return "the server is shutting down" if self.in_flight.closing else self.engine.state
 
     def _caller_of(self, owner: KeyId) -> Caller:
@@ -95,7 +95,7 @@ class Service:
             raise UnknownModel(name, [self.engine.name])
 
     async def respond(self, request: Request, endpoint: str, kind: type[B], prepare: Callable[[B, Engine, str | None], Job]) -> Response:
-        """Answers a body of some kind. `prepare` runs in a thread: templates and tokenisers take their time. Raises ShoalError."""
+        """Answers a body of some kind. `prepare` runs in a thread, because templates and tokenisers take time. Raises ShoalError."""
         with self.observed(endpoint) as seen:
             chosen = chosen_id(request.headers.get("x-request-id"))
             body = await json_body(request)
@@ -105,7 +105,7 @@ class Service:
 
     @contextmanager
     def observed(self, endpoint: str) -> Generator[Seen]:
-        """Counts a request in the metrics, as accepted or by the status that it is refused with."""
+        """Counts a request in the metrics, as accepted or by the status of its refusal."""
         seen = Seen()
         try:
             yield seen
@@ -122,7 +122,7 @@ class Service:
         chosen: str | None = None,
         size: int = 0,
     ) -> Answer:
-        """The answer to a body of so many bytes, whose reader has come. Raises ShoalError."""
+        """The answer to a body of `size` bytes; its reader counts as present. Raises ShoalError."""
 
         def prepared() -> Job:
             parsed = parse(kind, body)
@@ -133,10 +133,10 @@ class Service:
 
 
 async def json_body(request: Request) -> dict[str, Any]:
-    """The request's JSON object; its bytes are counted in `request.state.size`. Raises InvalidRequest, TooLarge, WrongMediaType."""
+    """The request's JSON object; its size in bytes goes to `request.state.size`. Raises InvalidRequest, TooLarge, WrongMediaType."""
     check_media_type(request.headers.get("content-type"))
     raw = bytearray()
-    if int(request.headers.get("content-length", 0)) > MAX_BODY:  # the server has seen to it that it is a number
+    if int(request.headers.get("content-length", 0)) > MAX_BODY:  # the server has checked that it is a number
         raise TooLarge("the request", MAX_BODY)
     async for part in request.stream():
         raw += part
@@ -152,7 +152,7 @@ def json_object(raw: bytes | bytearray) -> dict[str, Any]:
     try:
         body = json.loads(raw.removeprefix(BOM_UTF8).decode(), parse_int=_integer if _LONG.search(raw) else None)
         written = json.dumps(body, ensure_ascii=False)
-        written.encode()  # a lone surrogate is no text
+        written.encode()  # a lone surrogate is not text
     except UnicodeEncodeError as error:
         raise InvalidRequest(f"the body has a lone surrogate, which is not a character: {error.reason}") from None
     except (ValueError, RecursionError) as error:
@@ -169,7 +169,7 @@ def json_object(raw: bytes | bytearray) -> dict[str, Any]:
 
 
 def _check_values(body: dict[str, Any]) -> None:
-    """Raises InvalidRequest for too many of them: of each that is not what it should be a validator makes an error, for microseconds."""
+    """Raises InvalidRequest for too many values: the validator builds an error for each wrong one, which takes microseconds."""
     left = MAX_VALUES - len(body)
     todo: list[tuple[Any, bool]] = [(value, name in _TOKENS) for name, value in body.items()]
     while todo and left >= 0:
@@ -187,7 +187,7 @@ def _check_values(body: dict[str, Any]) -> None:
 
 
 def _finite(value: Any) -> bool:
-    """Whether all numbers in it are."""
+    """Whether all numbers in it are finite."""
     try:
         json.dumps(value, allow_nan=False)
     except ValueError:
@@ -196,24 +196,25 @@ def _finite(value: Any) -> bool:
 
 
 def _integer(digits: str) -> int:
-    """Raises InvalidRequest for one that nothing else can write down: neither MessagePack nor most parsers of JSON have it."""
+    """Raises InvalidRequest for an integer that nothing else can represent: neither MessagePack nor most JSON parsers support it."""
     if len(digits) > 20 or not -(2**63) <= (value := int(digits)) < 2**64:
         raise InvalidRequest(f"the body has an integer that does not fit into 64 bits: {digits[:24]}")
     return value
 
 
 def check_media_type(given: str | None) -> None:
-    """Raises WrongMediaType. What `curl -d` calls a form is taken for the JSON that it is."""
+    """Raises WrongMediaType. A body that `curl -d` labels as a form is accepted as JSON."""
     kind = (given or "").partition(";")[0].strip().lower()
     if kind not in ("", "application/json", "application/x-www-form-urlencoded") and not re.fullmatch(r"application/.+\+json", kind):
         raise WrongMediaType(kind)
 
 
 def check_depth(raw: bytes | bytearray) -> None:
-    """Before it is parsed: a parser's own depth is the process's stack, and many small parts take long. Raises InvalidRequest."""
+    """Checks a body before it is parsed: a parser's recursion uses the process's stack, and many small parts take long. Raises
+    InvalidRequest."""
     if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
         return
-    outside = raw.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2]  # of strings
+    outside = raw.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2]  # outside strings
     brackets = b"".join(outside).translate(None, _NO_BRACKETS)
     if brackets.count(b"[") + brackets.count(b"{") > MAX_VALUES:
         raise InvalidRequest(f"the body has more than {MAX_VALUES} arrays and objects")
@@ -223,7 +224,8 @@ def check_depth(raw: bytes | bytearray) -> None:
 
 
 class Streaming(StreamingResponse):
-    """An answer's events to one reader, which is detached at the end in any case. Server-sent events, unless another format and media type are given."""
+    """An answer's events to one reader, which is always detached at the end. Server-sent events, unless another format and
+    media type are given."""
 
     def __init__(
         self,
@@ -245,13 +247,13 @@ class Streaming(StreamingResponse):
 
 
 async def _disconnected(request: Request) -> None:
-    """Returns when the client has gone away."""
+    """Returns when the client has left."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 async def unless_left(request: Request, work: Awaitable[T]) -> T | None:
-    """Does the work; None, with the work cancelled, where the client has gone away before it was done."""
+    """Does the work; None, with the work cancelled, if the client left before it was done."""
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,1 +1,1 @@
-"""Processes on this machine: a whole cluster, and those that serve the API."""
+"""Processes on this machine: a whole cluster, and the API workers."""

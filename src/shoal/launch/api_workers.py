@@ -23,17 +23,18 @@ from shoal.retry import Backoff
 
 log = structlog.get_logger()
 
-_LOOK = 0.1  # seconds between looks at whether a process lives
-_GRACE = 8.0  # seconds that a worker has to end: a little more than its own streams have
-_SETTLED = 30.0  # seconds after which one that ends was well
+_LOOK = 0.1  # seconds between checks whether a process lives
+_GRACE = 8.0  # seconds that a worker has to end: slightly more than its own streams have
+_SETTLED = 30.0  # seconds after which a worker that ends counts as having been healthy
 
 
 class ApiWorkers:
     def __init__(self, head: Head, settings: HeadSettings, address: socket.socket, log_format: str) -> None:
-        """log_format: text or json. address: as `listening` gives it. All workers accept from it, so that none that ends takes waiting clients with it."""
+        """log_format: text or json. address: from `listening`. All workers accept from it, so that one that ends takes no
+        waiting clients with it."""
         self._socket, self._count, self._log_format = address, settings.api.api_workers, log_format
         self._engine = EngineServer(head, head.model.path, settings.engine.chat_template_file, _of_one(settings), self._lost)
-        self._gone: dict[int, asyncio.Event] = {}  # by process: its conversation with the engine ended
+        self._gone: dict[int, asyncio.Event] = {}  # by process: set when its conversation with the engine ended
         self._stopping = asyncio.Event()
         self._rng = random.Random()
 
@@ -42,7 +43,7 @@ class ApiWorkers:
         return int(self._socket.getsockname()[1])
 
     async def serve(self) -> None:
-        """Until stop() is called."""
+        """Runs until stop() is called."""
         with tempfile.TemporaryDirectory(prefix="shoal-") as folder:
             path = Path(folder) / "engine"
             await self._engine.start(path)
@@ -66,7 +67,7 @@ class ApiWorkers:
         self._stopping.set()
 
     async def _keep(self, path: Path) -> None:
-        """One worker after another, until stop() is called."""
+        """Keeps one worker alive, starting it again until stop() is called."""
         now, backoff = asyncio.get_running_loop().time, Backoff(0.2, 10.0)
         while not self._stopping.is_set():
             began, process = now(), self._start(path)
@@ -90,8 +91,8 @@ class ApiWorkers:
             await self._stopped_or(asyncio.sleep(delay))
 
     def _start(self, path: Path) -> subprocess.Popen[bytes]:
-        # A session of its own: Ctrl-C reaches the head alone, which ends the workers in good order. One whose head died without a word
-        # sees its connection end and ends too.
+        # A separate session: Ctrl-C reaches only the head, which ends the workers in good order. If the head dies without a message,
+        # a worker sees its connection end and ends too.
         listener = self._socket.fileno()
         command = [sys.executable, "-m", "shoal.cli.api_worker", str(path), str(listener)]
         environment = {**child_environment(), "SHOAL_LOG_FORMAT": self._log_format}
@@ -108,13 +109,13 @@ class ApiWorkers:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def _lost(self, pid: int) -> None:
-        """A worker's conversation ended: by itself, or because it did not read."""
+        """A worker's conversation ended: because it exited, or because it did not read."""
         if (gone := self._gone.get(pid)) is not None:
             gone.set()
 
 
 def _of_one(settings: HeadSettings) -> ApiSettings:
-    """What each worker keeps to."""
+    """The settings of each worker."""
     api = settings.served_api
     return dataclasses.replace(api, connections=-(-api.connections // api.api_workers))
 

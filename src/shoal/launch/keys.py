@@ -15,18 +15,18 @@ from shoal.security.credentials import Credentials
 
 
 def authority() -> Authority:
-    """This machine's, made on first use. Raises ConfigError."""
+    """This machine's authority, created on first use. Raises ConfigError."""
     return Authority.open(keys_dir() / "authority")
 
 
 def head_credentials(settings: HeadSettings) -> Credentials | None:
-    """Fresh ones for a protected head. Raises ConfigError."""
+    """New credentials for a protected head. Raises ConfigError."""
     return authority().credentials(Role.HEAD, "head") if settings.protected else None
 
 
 def kept_path(address: str) -> Path:
-    """host:port or a cluster's name → where a node's credentials for it lie; an IPv6 address keeps its colons apart."""
-    known = str(parse_address(address)) if ":" in address else address  # one name for all ways to write an address
+    """The path of a node's credentials for host:port or a cluster's name; an IPv6 address keeps its colons apart."""
+    known = str(parse_address(address)) if ":" in address else address  # one name for all forms of an address
     plain = re.sub(r"[^A-Za-z0-9._-]", "-", known.replace("[", "").replace("]", ""))
     return keys_dir() / f"{plain}.pem"
 

@@ -1,4 +1,4 @@
-"""A whole cluster on this machine: the head in this process, each node in one of its own."""
+"""A whole cluster on this machine: the head in this process, each node in its own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _GRACE = 5.0
 
 
 def shares(settings: NodeSettings, nodes: int) -> NodeSettings:
-    """What each of several nodes on one machine may use, where the settings do not say."""
+    """The limits of each of several nodes on one machine, where the settings give none."""
     memory = settings.memory or f"{usable_memory() // nodes}"
     threads = settings.threads or max(1, default_threads() // nodes)
     return dataclasses.replace(settings, memory=memory, threads=threads, patience=0.0)
@@ -43,8 +43,8 @@ class _Child:
             if field.name != "name" and value != field.default:
                 flag = field.name.replace("_", "-")
                 command += [f"--{flag}", str(value)] if not isinstance(value, bool) else [f"--{flag}" if value else f"--no-{flag}"]
-        # A session of its own: Ctrl-C reaches the head alone, which sends the nodes home in good order. A node whose head
-        # died without a word sees its connection end and leaves too.
+        # A separate session: Ctrl-C reaches only the head, which sends the nodes home in good order. If the head dies
+        # without a message, a node sees its connection end and leaves too.
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -61,7 +61,7 @@ class _Child:
         return "\n".join(self._log.read().decode(errors="replace").splitlines()[-8:])
 
     def ending(self) -> str:
-        """How it ended, with its last words where that was no good end; '' while it runs."""
+        """How it ended, with its last lines if it failed; '' while it runs."""
         if (status := self.process.poll()) is None:
             return ""
         if status == 0:
@@ -70,7 +70,7 @@ class _Child:
         return f"{self.name} {how}:\n{self.log()}".rstrip(":\n")
 
     async def end(self, joined: bool) -> None:
-        """Waits for it to leave by itself, if it has joined, then makes it."""
+        """Waits for it to leave by itself, if it has joined; then forces it."""
         for action in (*((None,) if joined else ()), self.process.terminate, self.process.kill):
             if action is not None:
                 action()
@@ -87,7 +87,7 @@ class LocalCluster:
         self._ended: set[str] = set()
 
     async def until_ready(self) -> None:
-        """Waits for the model to be served. Raises ClusterError, with the node's last words where one died."""
+        """Waits until the model is served. Raises ClusterError, with the node's last lines if one died."""
         ready = asyncio.ensure_future(self.head.until_ready())
         try:
             while not ready.done():
@@ -100,7 +100,7 @@ class LocalCluster:
             await asyncio.gather(ready, return_exceptions=True)
 
     def endings(self) -> list[str]:
-        """How nodes ended of which that was not said before."""
+        """How nodes ended, each reported once."""
         found = {child.name: ending for child in self.children if child.name not in self._ended and (ending := child.ending())}
         self._ended |= found.keys()
         return [*found.values()]
@@ -108,7 +108,7 @@ class LocalCluster:
 
 @contextlib.asynccontextmanager
 async def local_cluster(settings: HeadSettings, node: NodeSettings, model: Description, nodes: int) -> AsyncGenerator[LocalCluster]:
-    """Starts the processes; ends every one of them, whatever happens inside."""
+    """Starts the processes; ends all of them, whatever happens inside."""
     head = Head(dataclasses.replace(settings, min_nodes=nodes, spread=True), model, HostEnvironment(head_credentials(settings)))
     await head.start()
     address = join_host_port(reached_at(settings.host), head.control_port)

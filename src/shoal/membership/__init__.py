@@ -1,1 +1,1 @@
-"""The cluster's nodes and the orders to them: events in, instructions out, no I/O."""
+"""The cluster's nodes and their orders: events in, instructions out, no I/O."""

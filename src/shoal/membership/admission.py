@@ -19,7 +19,7 @@ class AdmissionRules:
     max_nodes: int = 1024
 
     def refusal(self, node: Joined, version: str, others: int) -> str:
-        """Why a node is not taken in, or ''. version: the cluster's. others: members beside it."""
+        """Why a node is refused, or ''. version: the cluster's. others: number of other members."""
         profile = node.profile
         if node.version != version:
             return f"this cluster runs shoal {version}, the node {node.version}; install the same version"

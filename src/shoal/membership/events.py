@@ -1,4 +1,4 @@
-"""What happens to a cluster."""
+"""What can happen to a cluster."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shoal.placement.profile import NodeProfile
 class Joined:
     node: int
     incarnation: int
-    """Of the node's process: another one at the same address is another start."""
+    """Of the node's process: a different one at the same address means that the node was started again."""
     profile: NodeProfile
     host: str
     tensor_port: int
@@ -25,7 +25,7 @@ class Left:
     node: int
     reason: str
     graceful: bool = False
-    """It said so itself."""
+    """Whether the node itself announced it."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class StageFailed:
 
 @dataclass(frozen=True)
 class RouteBroken:
-    """The head's own connections to the route ended, or a stage reported an error on it."""
+    """The head's own connections to the route ended, or a stage reported an error."""
 
     epoch: int
     reason: str
@@ -83,7 +83,7 @@ class DrainAsked:
 
 @dataclass(frozen=True)
 class SpeedSeen:
-    """How many times slower a stage runs than its node's own measure promised, the other stages being as promised."""
+    """How many times slower a stage runs than its node measured, relative to the other stages."""
 
     node: int
     slower: float

@@ -12,7 +12,7 @@ _FORGIVEN = 300.0  # seconds without a loss after which a node counts as sound a
 
 @dataclass
 class HoldOff:
-    """By the node's name. The first loss is free; each further one doubles the time."""
+    """By the node's name. The first loss has no effect; each further one doubles the time."""
 
     _losses: dict[str, tuple[int, float]] = field(default_factory=dict[str, tuple[int, float]])
 
@@ -24,6 +24,6 @@ class HoldOff:
         return self._losses.get(name, (0, 0.0))[0]
 
     def until(self, name: str) -> float:
-        """When it may be used again; in the past for most."""
+        """When the node may be used again; in the past for most nodes."""
         count, last = self._losses.get(name, (0, 0.0))
         return last + doubling(_FIRST, count - 2, _MOST) if count > 1 else float("-inf")

@@ -1,4 +1,4 @@
-"""What the head's loop is told to carry out."""
+"""The instructions that the head's loop carries out."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from shoal.placement.partition import Placement
 
 @dataclass(frozen=True)
 class RefuseNode:
-    """Send a node away: it was not admitted, or it is no longer listened to."""
+    """Send a node away: it was not admitted, or it counts as lost."""
 
     node: int
     reason: str
     again: bool = False
-    """It may join anew."""
+    """Whether it may join again."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Dismiss:
 
 @dataclass(frozen=True)
 class LoadStage:
-    """Make layers ready beside whatever runs. Keys and values of `keep` stay good when the epoch is entered."""
+    """Load layers beside those that run. Keys and values of `keep` stay good when the epoch is entered."""
 
     node: int
     epoch: int
@@ -50,7 +50,7 @@ class LinkStage:
 
 @dataclass(frozen=True)
 class RestStage:
-    """No longer a part of the route: free keys and values, keep the weights."""
+    """The node is no longer part of the route: free keys and values, keep the weights."""
 
     node: int
     epoch: int
@@ -58,14 +58,14 @@ class RestStage:
 
 @dataclass(frozen=True)
 class Pause:
-    """Let the steps in flight end, send no more, and say so."""
+    """Let the steps in flight finish, send no more, and report it."""
 
     epoch: int
 
 
 @dataclass(frozen=True)
 class Cut:
-    """The route is gone: take nothing from it any more. Its requests wait."""
+    """The route is gone: accept nothing from it any more. Its requests wait."""
 
     epoch: int
     reason: str
@@ -73,18 +73,18 @@ class Cut:
 
 @dataclass(frozen=True)
 class Serve:
-    """All stages are linked: open the route, fill the spans, go on."""
+    """All stages are linked: open the route, fill the spans, continue."""
 
     epoch: int
     first: int
-    """The node of stage 0."""
+    """The node that runs stage 0."""
     placement: Placement
     spans: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
 class Report:
-    """Something that people should read."""
+    """Something for people to read."""
 
     message: str
 

@@ -8,8 +8,8 @@ from shoal.membership.events import Joined
 from shoal.placement.profile import NodeProfile
 from shoal.retry import doubling
 
-_SLOWER = 2.0  # times slower than measured, from which on a node's measure is mended
-_LEFT_OUT, _MOST_LEFT_OUT = 15.0, 600.0  # seconds for which one that failed is left out, the first time and at most
+_SLOWER = 2.0  # from this many times slower than measured, a node's measurement is corrected
+_LEFT_OUT, _MOST_LEFT_OUT = 15.0, 600.0  # seconds for which a failed node is left out, the first time and at most
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Member:
     slower: float = 1.0
     loaded: tuple[range, ...] = ()
     staged: bool = False
-    """It entered an epoch, and was not told to rest since."""
+    """Whether it entered an epoch and was not told to rest since."""
     filled: range = range(0)
     weight_bytes: int = 0
     runtime: str = ""
@@ -35,23 +35,23 @@ class Member:
         return self.joined.profile.name
 
     def usable(self, now: float) -> bool:
-        """Whether a route may lead over it."""
+        """Whether a route may include it."""
         return (not self.failed or self.retry <= now) and not self.draining
 
     def replaced_by(self, joined: Joined) -> str:
-        """Why it is gone if a node joins from where it was; '' if that one is another."""
+        """Why it is gone if a node joins from its place; '' if the joining node is a different one."""
         if (self.joined.host, self.joined.tensor_port) != (joined.host, joined.tensor_port):
             return ""
         return "it came back" if self.joined.incarnation == joined.incarnation else "it was started anew"
 
     def blame(self, reason: str, now: float) -> None:
-        """Leaves it out for a time that doubles."""
+        """Leaves it out for a time that doubles with each failure."""
         self.failed = reason
         self.failures += 1
         self.retry = now + doubling(_LEFT_OUT, self.failures - 1, _MOST_LEFT_OUT)
 
     def mend(self, slower: float) -> bool:
-        """It was seen to run so many times slower than it measured: whether that changes what is expected of it."""
+        """It was seen to run `slower` times slower than measured. Returns whether that changes what is expected of it."""
         mended = slower if slower >= _SLOWER else 1.0
         if not mended / self.slower > 1.25 and not self.slower / mended > 1.25:
             return False
@@ -60,6 +60,6 @@ class Member:
 
     @property
     def profile(self) -> NodeProfile:
-        """As measured, and as it has proved since."""
+        """Its measured speed, corrected by what was seen since."""
         p = self.joined.profile
         return replace(p, bytes_per_second=p.bytes_per_second / self.slower, flops=p.flops / self.slower)

@@ -1,4 +1,4 @@
-"""A route: its nodes in order, its progress, and the messages that its nodes get."""
+"""A route: its nodes in order, its progress, and the messages for its nodes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Path:
     nodes: tuple[int, ...]
     placement: Placement
     keep: dict[int, range] = field(default_factory=dict[int, range])
-    """Layers of each node whose keys and values go on being good."""
+    """Layers of each node whose keys and values stay good."""
 
     def layers(self, node: int) -> range:
         stage = self.placement.stages[self.nodes.index(node)]

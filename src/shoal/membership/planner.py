@@ -1,4 +1,4 @@
-"""What the state machine needs of whatever splits the model."""
+"""What the state machine needs from a planner, which splits the model."""
 
 from __future__ import annotations
 

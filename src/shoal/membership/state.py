@@ -1,7 +1,7 @@
 """The cluster's state machine.
 
-There is at most one route that serves and one that is being made ready, each an epoch of its own; what belongs to an older epoch is
-dropped wherever it arrives.
+At most one route serves and one is being prepared, each with its own epoch; anything that belongs to an older epoch is dropped
+wherever it arrives.
 
     waiting ──nodes suffice──▶ loading ──all loaded──▶ linking ──all linked──▶ filling ──▶ serving
        ▲                          │  ▲                    ▲                                   │
@@ -9,11 +9,12 @@ dropped wherever it arrives.
        │                          └────── pausing (the steps in flight end) ──▶ linking       │
        └──── nothing suffices ──── a node is lost, anywhere: fence, place again over the rest ┘
 
-A node's keys and values are good for the layers that it ran when the last route was filled, as long as it has been a part of every
-route since: `Member.filled`. All else is filled anew before the next route serves.
+A node's keys and values are good for the layers that it ran when the last route was filled, as long as it has been part of
+every route since: `Member.filled`. All other layers are refilled before the next route serves.
 
-A node is suspected after half the silence that is allowed and lost after all of it. One that fails at a stage is left out for a
-while, one that keeps getting lost is held off for longer and longer, so a broken node cannot keep the cluster busy for ever.
+A node is suspected after half of the allowed silence and lost after all of it. A node that fails at a stage is left out for a
+while, and one that keeps getting lost is left out for longer and longer, so a broken node cannot keep the cluster busy for
+ever.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ from shoal.placement.partition import Placement
 
 WAITING, LOADING, PAUSING, LINKING, FILLING, SERVING = "waiting", "loading", "pausing", "linking", "filling", "serving"
 
-_SOUND = 30.0  # seconds for which a route must have served for the failures before it to be forgotten
-_CONFIRM = 0.3  # seconds in which the node whose loss broke a route is waited for, before the route is tried again as it was
-_REST = 5.0  # seconds after a move before another one that is not forced
+_SOUND = 30.0  # seconds that a route must have served before earlier failures are forgotten
+_CONFIRM = 0.3  # seconds to wait for news of the node whose loss broke a route, before the same route is tried again
+_REST = 5.0  # seconds after a move before another unforced one
 _DEADLINES = {LOADING: 1800.0, PAUSING: 30.0, LINKING: 20.0}  # seconds
 
 
@@ -49,7 +50,7 @@ class Cluster:
         self.silence = silence
         self.epoch = 0
         self.tokens = 0
-        """Computed, of all sequences; the head keeps it up to date."""
+        """Computed tokens of all sequences; the head keeps it up to date."""
         self.members: dict[int, Member] = {}
         self.serving: Path | None = None
         self.coming: Path | None = None
@@ -58,17 +59,17 @@ class Cluster:
         self._admission = admission or AdmissionRules()
         self._phase = WAITING
         self._phase_began = 0.0
-        self._base: Placement | None = None  # what the layers' keys and values are laid out by
+        self._base: Placement | None = None  # the placement by which the layers' keys and values are laid out
         self._ready: set[int] = set()
         self._faults = Faults()
         self._seek_at: float | None = None
-        self._suspects: tuple[int, ...] = ()  # the nodes of the route whose loss is being confirmed, and why it is gone
+        self._suspects: tuple[int, ...] = ()  # the nodes of the broken route whose loss is being confirmed, and why it broke
         self._broke = ""
         self._next_move = 0.0
         self._considered: tuple[int, tuple[tuple[int, float], ...]] | None = None
         self._holdoff = HoldOff()
 
-    # What people see
+    # For people
 
     @property
     def state(self) -> str:
@@ -78,12 +79,12 @@ class Cluster:
 
     @property
     def confirming(self) -> bool:
-        """A route broke a moment ago, and it is about to be seen what is left of it."""
+        """Whether a route broke a moment ago and the cluster still waits to learn which nodes are lost."""
         return self._seek_at is not None
 
     @property
     def moving(self) -> str:
-        """What is being made ready beside the route that serves, or ''."""
+        """What is being prepared beside the route that serves, or ''."""
         return "" if self.serving is None or self.coming is None else f"layers are being moved ({self._phase})"
 
     @property
@@ -97,7 +98,7 @@ class Cluster:
 
     @property
     def progress(self) -> str:
-        """Why no route serves, and how far the one that is made ready has come; '' while one does."""
+        """Why no route serves, and how far the one in preparation has come; '' while one serves."""
         if self.serving is not None or self.coming is None or self._phase not in (LOADING, LINKING):
             return self.why
         late = [self.members[node].name for node in self.coming.nodes if node not in self._ready and node in self.members]
@@ -113,10 +114,10 @@ class Cluster:
             part = self._phase
         return doing(self.members[node], part, self.silence, self._holdoff, now)
 
-    # What happens
+    # Events
 
     def handle(self, event: events.Event, now: float) -> list[Instruction]:
-        """What is to be done about an event. `now`: monotonic seconds."""
+        """Returns what to do about an event. `now`: monotonic seconds."""
         match event:
             case events.Joined():
                 return self._joined(event, now)
@@ -165,7 +166,7 @@ class Cluster:
         return [Report(f"{member.name} is heard again")] if suspected else []
 
     def _gone(self, lost: dict[int, str], now: float, graceful: bool = False) -> list[Instruction]:
-        """Nodes have left or are no longer heard. lost: why, by node."""
+        """Nodes have left or are no longer heard. lost: the reason, by node."""
         out: list[Instruction] = []
         gone = {node: (member, reason) for node, reason in lost.items() if (member := self.members.pop(node, None)) is not None}
         for member, reason in gone.values():
@@ -186,7 +187,7 @@ class Cluster:
         return out
 
     def _fence(self, reason: str, now: float) -> list[Instruction]:
-        """Ends whatever serves or is about to; nothing of it is taken any more."""
+        """Ends whatever serves or is about to; nothing from it is accepted any more."""
         out: list[Instruction] = []
         for path in (self.serving, self.coming):
             if path is not None and (path is self.serving or self._phase == FILLING):
@@ -199,7 +200,7 @@ class Cluster:
         return out
 
     def _forsake(self, reason: str, now: float) -> list[Instruction]:
-        """Ends the route that is being made ready; the one that serves, if any, serves on."""
+        """Ends the route in preparation; the one that serves, if any, goes on."""
         if self.serving is None:
             return [*self._fence(reason, now), *self._seek(now)]
         pausing = self._phase == PAUSING
@@ -219,7 +220,7 @@ class Cluster:
         why = f"{member.name} failed: {reason}"
         if self._phase == LOADING and path is self.coming:
             member.blame(reason, now)
-        elif self._faults.too_often():  # a link fails for its other end's sake as often as not
+        elif self._faults.too_often():  # a failing link is as often as not the fault of its other end
             self._blame(path.nodes[path.nodes.index(node) :][:2], reason, now)
         if path is self.coming and self.serving is not None:
             return [Report(why), *self._forsake(why, now)]
@@ -234,7 +235,7 @@ class Cluster:
         return out
 
     def _unexplained(self, now: float) -> list[Instruction]:
-        """A route broke, and no node was lost with it."""
+        """A route broke, but no node was lost with it."""
         if self._faults.too_often():
             self._blame(self._suspects, f"the route breaks again and again: {self._broke}", now)
         return self._seek(now)
@@ -256,7 +257,7 @@ class Cluster:
         return f"{len(usable)} of {self.min_nodes} nodes have joined" + (f" ({out})" if out else "")
 
     def _seek(self, now: float) -> list[Instruction]:
-        """Looks for a route where none serves."""
+        """Looks for a route when none serves."""
         self._seek_at = None
         usable = self._usable(now)
         nodes = [m.profile for m in usable.values()]
@@ -283,6 +284,7 @@ class Cluster:
         by_name = {m.name: n for n, m in self.members.items()}
         self.epoch += 1
         path = Path(self.epoch, tuple(by_name[stage.node] for stage in placement.stages), placement)
+        # A pool of another size is allocated anew, and its contents are lost.
         same_pool = self._base is not None and self._base.kv_tokens == placement.kv_tokens
         path.keep = {n: overlap(path.layers(n), self.members[n].filled) if same_pool else range(0) for n in path.nodes}
         self.coming, self._ready = path, set()
@@ -368,7 +370,7 @@ class Cluster:
                 return []
             considered = (self.serving.epoch, tuple((n, m.slower) for n, m in self._usable(now).items()))
             if considered == self._considered:
-                return []  # nothing has changed since the last look, and a look costs
+                return []  # nothing has changed since the last look, and looking is expensive
             self._considered = considered
             better = self._planner.improve(self.serving.placement, nodes, self._residencies(), self.tokens)
         except CapacityError as error:
@@ -383,7 +385,7 @@ class Cluster:
         return [Report(f"{', '.join(names)} cannot be drained: {why}")]
 
     def _dismiss(self, reason: str, now: float) -> list[Instruction]:
-        """Sends home who is being drained and is no part of the route; from here on it is no member."""
+        """Sends home the nodes that are being drained and are no part of the route; from then on they are not members."""
         home = [n for n, m in self.members.items() if m.draining and n not in self.route]
         return [*(Dismiss(node, reason) for node in home), *self._gone(dict.fromkeys(home, reason), now, graceful=True)]
 
@@ -394,7 +396,7 @@ class Cluster:
         if node not in self.route and not self.confirming:
             return self._dismiss("it holds no layers; it may leave", now)
         if self.serving is not None and self.coming is not None and self._phase == LOADING:
-            self.coming = None  # what is being made ready counts on it
+            self.coming = None  # the route in preparation relies on this node
             self._enter(SERVING, now)
         return [Report(f"{member.name} is to be drained"), *self._improve(now)]
 
@@ -423,7 +425,7 @@ class Cluster:
                     member.blame(f"{self._phase} took too long", now)
             return [*out, *self._forsake(f"{self._phase} took too long ({', '.join(member.name for member in late)})", now)]
         if self.serving is None and self.coming is None and self._usable(now):
-            return [*out, *self._seek(now)]  # someone who was held off may be back
+            return [*out, *self._seek(now)]  # a node that was held off may be back
         if self._phase == SERVING and now - self._phase_began > _SOUND:
             self._faults.forget()
         return [*out, *self._improve(now)]

@@ -10,7 +10,7 @@ from shoal.membership.member import Member
 
 
 def doing(member: Member, part: str, silence: float, holdoff: HoldOff, now: float) -> str:
-    """part: what it does in a route, '' without one. silence: seconds after which it is given up."""
+    """part: what it does in a route; '' if it has no part. silence: seconds after which it is given up."""
     if member.failed:
         return f"failed: {member.failed}; tried again in {max(member.retry - now, 0):.0f} s"
     if member.suspect:
@@ -26,7 +26,7 @@ def doing(member: Member, part: str, silence: float, holdoff: HoldOff, now: floa
 
 
 def listened(members: Mapping[int, Member], silence: float, now: float) -> tuple[dict[int, str], list[Report]]:
-    """Members that are silent for too long, and why each is given up; those that are suspected from now on are told of."""
+    """The members that were silent for too long, with the reason; and reports about those that are suspected from now on."""
     silent: dict[int, str] = {}
     told: list[Report] = []
     for node, member in members.items():

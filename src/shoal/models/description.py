@@ -1,4 +1,4 @@
-"""Everything about a model that the head needs: its spec, its tokenizer's files and its tensors' formats, but no weights."""
+"""Everything about a model that the head needs: its spec, its tokenizer's files and its tensors' formats, but not its weights."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ log = structlog.get_logger()
 @dataclass(frozen=True)
 class Description:
     name: str
-    """As the API shows it."""
+    """As shown by the API."""
     reference: str
     """What the nodes load; a hub reference is pinned to a commit."""
     path: Path
     spec: ModelSpec
     weights: Weights | None
-    """None where only the description was fetched."""
+    """None if only the description was fetched."""
     gguf: Mapping[str, Any] | None
     """A GGUF file's metadata."""
     manifest: Manifest | None = None
-    """What the files are, where nodes are to hear it."""
+    """What the files are, if nodes need to know."""
     files: Mapping[str, Path] = field(default_factory=dict[str, Path])
-    """Those of them that are on this machine, by hash."""
+    """The files that are on this machine, by hash."""
 
 
 def describe(text: str, progress: Progress = silent) -> Description:
-    """Fetches what describes a model (a GGUF file whole) and reads it. Raises what sources and weights raise."""
+    """Fetches what describes a model (all of a GGUF file) and reads it. Raises what sources and weights raise."""
     source = resolve(text)
     reference = source.reference
     if reference.kind == "hub" and reference.gguf is None:
@@ -53,7 +53,7 @@ def describe(text: str, progress: Progress = silent) -> Description:
 
 
 def facts(description: Description) -> ModelFacts:
-    """Where only the description is here, its matrices count as bf16."""
+    """If only the description is here, its matrices count as bf16."""
     spec, weights = description.spec, description.weights
     names = [f"layers.{i}.{matrix}" for i in range(len(spec.layers)) for matrix in MATRICES]
     names += ["embed", *([] if spec.tied else ["head"])]
@@ -82,7 +82,7 @@ def facts(description: Description) -> ModelFacts:
 
 
 def listed(description: Description, hash_paths: bool) -> Description:
-    """With the list of the files, by which nodes fetch them from each other: see manifest.manifest."""
+    """Adds the list of files, with which nodes fetch them from each other: see manifest.manifest."""
     try:
         made, files = manifest(description.reference, description.path, hash_paths)
     except (OSError, FetchError) as error:

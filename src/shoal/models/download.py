@@ -1,7 +1,7 @@
-"""Fetches a large file of the hub: ranges over a few connections, resumed where an earlier fetch ended, hashed before it takes its place.
+"""Fetches a large file of the hub: ranges over a few connections, resumed where an earlier fetch ended, hashed before it is put in place.
 
-The hub's own client does neither resume across processes nor hash what came. What is being fetched lies where a fetch from peers would put it,
-so that either goes on with what the other began.
+The hub's own client neither resumes across processes nor hashes what it received. A partial file is stored where a fetch from
+peers would store it, so that either can continue what the other began.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ from shoal.retry import Backoff
 log = structlog.get_logger()
 
 _CONNECTIONS = 4
-_TRIES = 5  # in a row that bring nothing
+_TRIES = 5  # in a row that deliver nothing
 _FIRST_DELAY, _MOST_DELAY = 0.5, 8.0
 _TIMEOUT = httpx2.Timeout(30.0, connect=10.0)
 _CHUNK = 1 << 20
 
 
 class Download:
-    """One process at a time: the caller holds the file's lock. Raises OSError, FetchError, as hub.locate does."""
+    """One process at a time: the caller holds the file's lock. Raises OSError, FetchError, like hub.locate."""
 
     def __init__(self, name: str, commit: str, file: RepositoryFile, folder: Path) -> None:
-        """name, commit, file: of a repository; the file has a hash. folder: where what is being fetched lies."""
+        """name, commit, file: of a repository; the file has a hash. folder: where the partial file is stored."""
         self.file = file
         self._name, self._commit = name, commit
         self._part = PartialFile(folder, ModelFile(file.path.rpartition("/")[2], file.size, file.sha256))
         self._location: hub.Location | None = None
         self._ranged = False
-        """The server is known to send ranges."""
+        """Whether the server is known to send ranges."""
         self._lock = threading.Lock()
         self._rng = Random()
 
     @property
     def here(self) -> int:
-        """Bytes that came so far, earlier fetches included."""
+        """Bytes received so far, including earlier fetches."""
         return self._part.ranges.bytes_done
 
     def begin(self, length: int) -> bytes:
-        """The first bytes of the file, at least so many where it has them."""
+        """The first bytes of the file: at least `length`, if it has that many."""
         length = min(length, self.file.size)
         while self._at_start < length:
             self._gather(1, lambda: self._at_start >= length, lambda: None)
@@ -60,7 +60,7 @@ class Download:
             return file.read(self._at_start)
 
     def finish(self, report: Callable[[], None]) -> None:
-        """Fetches the rest and hashes the whole. report: called whenever bytes came. Raises HashMismatch."""
+        """Fetches the rest and hashes the whole file. report: called whenever bytes arrive. Raises HashMismatch."""
         actual = ""
         for _ in range(2):
             while not self._part.ranges.complete:
@@ -74,28 +74,28 @@ class Download:
         raise HashMismatch(f"hf:{self._name}: {self.file.path}", self.file.sha256, actual)
 
     def move(self, place: Path) -> None:
-        """Puts the file where it belongs."""
+        """Puts the file in its place."""
         self._part.move(place)
 
     def discard(self) -> None:
-        """Lets go of what came."""
+        """Deletes what was received."""
         self._part.discard()
 
     @property
     def _at_start(self) -> int:
-        """Bytes that are here from the file's first on."""
+        """Bytes present from the beginning of the file."""
         done = self._part.ranges.done
         return done[0][1] if done and done[0][0] == 0 else 0
 
     def _gather(self, connections: int, enough: Callable[[], bool], report: Callable[[], None]) -> None:
-        """Until it is enough. Threads, none of which a process that ends waits for; their first failure is raised here."""
+        """Fetches until `enough`. Runs threads that do not keep the process from ending; raises their first failure here."""
         came: queue.SimpleQueue[Exception | int | None] = queue.SimpleQueue()
         stopped = threading.Event()
 
         def work() -> None:
             try:
                 self._draw(came.put, lambda: stopped.is_set() or enough())
-            except Exception as error:  # noqa: BLE001 - carried to the one who waits
+            except Exception as error:  # noqa: BLE001 - passed to the waiting caller
                 came.put(error)
             else:
                 came.put(None)
@@ -121,7 +121,7 @@ class Download:
             raise failure
 
     def _draw(self, came: Callable[[int], None], stopped: Callable[[], bool]) -> None:
-        """Pieces one after another, over one connection."""
+        """Fetches pieces one after another, over one connection."""
         backoff = Backoff(_FIRST_DELAY, _MOST_DELAY)
         with httpx2.Client(timeout=_TIMEOUT, follow_redirects=True) as client:
             while not stopped():
@@ -134,7 +134,7 @@ class Download:
                 except (httpx2.TransportError, _Refused, Unreachable) as error:
                     self._give_back(piece)
                     with self._lock:
-                        self._location = None  # its signature may have run out
+                        self._location = None  # its signature may have expired
                     if backoff.tries + 1 >= _TRIES:
                         raise Unreachable(
                             f"hf:{self._name} could not be fetched: {error or type(error).__name__}; try again later"
@@ -159,7 +159,7 @@ class Download:
                 self._keep(piece, b"".join(_bounded(answer, len(piece))), came)
                 self._ranged = True
             elif answer.status_code == 200:
-                self._take_all(answer, piece, came)  # a server without ranges sends all of it
+                self._take_all(answer, piece, came)  # a server without ranges sends the whole file
             else:
                 raise _Refused(f"{location.url.partition('?')[0]} answered {answer.status_code}")
 
@@ -182,8 +182,8 @@ class Download:
         came(len(piece))
 
     def _take_all(self, answer: httpx2.Response, piece: range | None, came: Callable[[int], None]) -> None:
-        """The whole file from one answer, piece by piece, as far as they are not here."""
-        held, at = bytearray(), 0  # what came and is not kept yet, and where in the file it begins
+        """Takes the whole file from one answer, piece by piece, skipping those that are here."""
+        held, at = bytearray(), 0  # received bytes that are not stored yet, and their offset in the file
         try:
             for chunk in answer.iter_bytes(_CHUNK):
                 held += chunk
@@ -204,11 +204,11 @@ class Download:
 
 
 class _Refused(Exception):
-    """An answer that brings nothing."""
+    """An answer that delivers nothing."""
 
 
 def _bounded(answer: httpx2.Response, most: int) -> Iterator[bytes]:
-    """A body, up to one chunk more than it may have."""
+    """A body, limited to one chunk more than it may have."""
     count = 0
     for chunk in answer.iter_bytes(_CHUNK):
         yield chunk

@@ -1,4 +1,4 @@
-"""Turns errors of disks and networks during a fetch into FetchErrors."""
+"""Converts disk and network errors during a fetch to FetchErrors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOE
 
 
 def disk_or_network(text: str, error: Exception) -> FetchError:
-    """text: the model, as the user named it. An error of no file is the network's."""
+    """text: the model, as the user named it. An error without a file counts as a network error."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return FetchError(f"the disk is full: no room for {text}; free some space or set SHOAL_CACHE to another disk")
     if isinstance(error, OSError) and error.errno in _UNWRITABLE and error.filename is not None:

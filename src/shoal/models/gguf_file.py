@@ -1,4 +1,4 @@
-"""A GGUF file: its header, and its tensors, mapped."""
+"""A GGUF file: its header, and its tensors, mapped into memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shoal.models.gguf_header import GgufHeader, GgufTensor, unsupported
 
 
 class GgufFile:
-    """`meta`, `tensors`, `unusable`, `shapes`: as in GgufHeader. Raises CorruptModel for a file cut anywhere, UnsupportedModel."""
+    """`meta`, `tensors`, `unusable`, `shapes`: as in GgufHeader. Raises CorruptModel for a truncated file, UnsupportedModel."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -26,13 +26,13 @@ class GgufFile:
         self.meta, self.tensors, self.unusable, self.shapes = header.meta, header.tensors, header.unusable, header.shapes
 
     def tensor(self, name: str) -> GgufTensor | None:
-        """None where there is none. Raises UnsupportedModel for one that cannot be run."""
+        """None if there is no such tensor. Raises UnsupportedModel for one that cannot be run."""
         if (what := self.unusable.get(name)) is not None:
             raise unsupported(self.path, name, what)
         return self.tensors.get(name)
 
     def forget(self) -> None:
-        """Lets the system take back the pages that were read so far; they are read again from the file where needed."""
+        """Lets the system reclaim the pages read so far; they are read from the file again when needed."""
         self._map.madvise(mmap.MADV_DONTNEED)
 
     def raw(self, tensor: GgufTensor) -> NDArray[np.uint8]:

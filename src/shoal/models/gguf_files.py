@@ -1,7 +1,7 @@
 """A model in GGUF: one file, or the parts that llama.cpp's gguf-split writes (NAME-00001-of-00003.gguf and so on).
 
-The first part has the metadata, each has its own tensors. A node needs only the parts with its layers; what the others would say of theirs
-is in an index that the head writes: {"weight_map": {tensor: part}, "shapes": {tensor: [rows, columns]}}.
+The first part has the metadata; each part has its own tensors. A node needs only the parts with its layers; an index that the
+head writes describes the tensors of the others: {"weight_map": {tensor: part}, "shapes": {tensor: [rows, columns]}}.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ class GgufIndex(msgspec.Struct):
 
 
 def first_part(path: Path) -> Path:
-    """The part with the metadata, where a path names another one."""
+    """The part with the metadata, if the path names another part."""
     match = _PART.fullmatch(path.name)
     return path if match is None else path.with_name(f"{match[1]}-00001-of-{match[3]}.gguf")
 
 
 def parts_of(path: Path) -> list[Path]:
-    """All parts by the first one's name; the path alone where it is not named as a part is."""
+    """All parts, found by the first one's name; only the path itself if it is not named like a part."""
     match = _PART.fullmatch(path.name)
     return [path] if match is None else [path.with_name(f"{match[1]}-{n:05}-of-{match[3]}.gguf") for n in range(1, int(match[3]) + 1)]
 
 
 class GgufFiles:
-    """Like GgufFile, over all parts of a model. Parts may be missing if an index lies beside them.
+    """Like GgufFile, for all parts of a model. Parts may be missing if there is an index in the same folder.
 
-    Raises CorruptModel, UnsupportedModel, and UserError for a part that is missing and says which.
+    Raises CorruptModel, UnsupportedModel, and UserError that names a missing part.
     """
 
     def __init__(self, path: Path) -> None:
@@ -87,7 +87,7 @@ class GgufFiles:
             raise CorruptModel(self.path, f"the parts have {distinct} tensors where {total} should be: they are not of one model")
 
     def tensor(self, name: str) -> GgufTensor | None:
-        """None where there is none. Raises UnsupportedModel for one that cannot be run, UserError for one in a part that is missing."""
+        """None if there is no such tensor. Raises UnsupportedModel for one that cannot be run, UserError for one in a missing part."""
         if (file := self._by_tensor.get(name)) is not None:
             return file.tensor(name)
         if self._index is not None and (part := self._index.weight_map.get(name)) is not None:
@@ -99,12 +99,12 @@ class GgufFiles:
         return self._by_tensor[tensor.name].raw(tensor)
 
     def forget(self) -> None:
-        """Lets the system take back the pages that were read so far; they are read again from the files where needed."""
+        """Lets the system reclaim the pages read so far; they are read from the files again when needed."""
         for file in self._files:
             file.forget()
 
     def index(self, names: list[str]) -> bytes:
-        """The index, for parts that are called so elsewhere."""
+        """The index for parts with these names."""
         name_of = dict(zip(self.parts, names, strict=True))
         weight_map = {tensor: name_of[file.path] for tensor, file in self._by_tensor.items()}
         return msgspec.json.encode(GgufIndex(weight_map, {tensor: list(shape) for tensor, shape in self.shapes.items()}))

@@ -1,8 +1,8 @@
 """Reads a GGUF file's header: metadata and the list of tensors, from the file's first bytes.
 
-The gguf package's own reader makes a Python object per vocabulary entry, which takes seconds, and answers a truncated file
-with whatever NumPy says. A node needs the sizes and its tensors, at once, and a user whose download broke off needs to be told.
-Format: ggml/docs/gguf.md, versions 2 and 3.
+The gguf package's own reader makes a Python object per vocabulary entry, which takes seconds, and reports a truncated file with
+whatever error NumPy raises. A node needs the sizes and its tensors at once, and a user whose download broke off needs a clear
+message. Format: ggml/docs/gguf.md, versions 2 and 3.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ class GgufTensor:
 
 
 class GgufHeader:
-    """`meta`: metadata by key (arrays as lists). `tensors`: by name, those that can be run; `unusable`: why others cannot. `shapes`: of
-    all of them, rows first."""
+    """`meta`: metadata by key (arrays as lists). `tensors`: by name, those that can be run; `unusable`: why the others cannot.
+    `shapes`: of all tensors, rows first."""
 
     def __init__(self, begin: bytes | mmap.mmap, size: int, where: object) -> None:
-        """begin: the file's first bytes, or all of them. size: of the whole file. where: what errors name.
+        """begin: the file's first bytes, or all of them. size: of the whole file. where: the name for errors.
 
-        Raises CutHeader where more bytes are needed, CorruptModel, UnsupportedModel.
+        Raises CutHeader if more bytes are needed, CorruptModel, UnsupportedModel.
         """
         self._where, self._map, self._at = where, begin, 0
         self._unreadable: set[str] = set()
@@ -87,7 +87,7 @@ class GgufHeader:
         return count
 
     def _string(self, of: str = "") -> str:
-        """of: the key that it is a value of; none: it is a name itself."""
+        """of: the key whose value it is; empty: it is a name itself."""
         length = self._count("bytes of a string", self._size)
         if self._at + length > len(self._map):
             raise CutHeader(self._where)

@@ -26,12 +26,12 @@ def hash_of(file: BufferedReader) -> str:
 
 
 def git_hash(content: bytes) -> str:
-    """What git, and so the hub, calls a file of that content."""
+    """The hash by which git, and so the hub, identifies a file with that content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def known_hash(path: Path, root: Path) -> str:
-    """A file's SHA-256, kept under `root` by the file's path, size and time of change. Raises OSError."""
+    """A file's SHA-256, stored under `root` by the file's path, size and modification time. Raises OSError."""
     real = path.resolve()
     status = real.stat()
     with contextlib.suppress(OSError, msgspec.DecodeError):
@@ -45,7 +45,7 @@ def known_hash(path: Path, root: Path) -> str:
 
 
 def remember(path: Path, root: Path, sha256: str) -> None:
-    """Notes the hash of a file that was just checked. Raises OSError where the file is gone."""
+    """Notes the hash of a file that was just checked. Raises OSError if the file is gone."""
     real = path.resolve()
     status, memory = real.stat(), _memory(real, root)
     try:

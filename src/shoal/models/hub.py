@@ -18,7 +18,7 @@ _PATIENCE = 10.0  # seconds to wait for an answer
 
 @dataclass(frozen=True)
 class Location:
-    """Where the content of a file is. headers: to send along; a token goes to the hub's own hosts alone."""
+    """Where the content of a file is. headers: to send along; a token goes only to the hub's own hosts."""
 
     url: str
     headers: dict[str, str]
@@ -27,7 +27,7 @@ class Location:
 
 
 def ask(name: str, revision: str | None) -> Repository:
-    """A repository at a revision, by default `main`. Raises FetchError, Unreachable where there is no answer, UserError."""
+    """A repository at a revision, by default `main`. Raises FetchError, Unreachable if the hub does not answer, UserError."""
     with translated(name):
         info: Any = _api().model_info(name, revision=revision, files_metadata=True, timeout=_PATIENCE)
         if not info.sha:
@@ -37,7 +37,7 @@ def ask(name: str, revision: str | None) -> Repository:
 
 
 def locate(name: str, commit: str, path: str) -> Location:
-    """Raises as `ask` does."""
+    """Raises the same errors as `ask`."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers  # pyright: ignore[reportUnknownVariableType]
 
@@ -51,7 +51,7 @@ def locate(name: str, commit: str, path: str) -> Location:
 
 
 def find(words: str, limit: int, properties: list[str]) -> bytes:
-    """Repositories of models whose names have the words, those fetched most often first: JSON. Raises as `ask` does."""
+    """Repositories of models whose names contain the words, most downloaded first: JSON. Raises the same errors as `ask`."""
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # pyright: ignore[reportUnknownVariableType]
 
     with translated("", "a search of the hub"):
@@ -62,7 +62,7 @@ def find(words: str, limit: int, properties: list[str]) -> bytes:
 
 
 def first_header(name: str, commit: str, path: str) -> dict[str, str]:
-    """What types the tensors of a safetensors file have, by its header, which is all that is fetched. Raises as `ask` does."""
+    """The tensor types in a safetensors file, from its header; only the header is fetched. Raises the same errors as `ask`."""
     from huggingface_hub.errors import SafetensorsParsingError
 
     with translated(name):
@@ -97,7 +97,7 @@ def _file(sibling: Any) -> RepositoryFile:
 
 @contextlib.contextmanager
 def translated(name: str, what: str = "") -> Generator[None]:
-    """The client's errors as shoal's. name: the repository. what: what was wanted, where it is not the repository."""
+    """Converts the client's errors to shoal's. name: the repository. what: what was requested, if not the repository."""
     what = what or f"hf:{name}"
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -122,7 +122,7 @@ def translated(name: str, what: str = "") -> Generator[None]:
         raise Unreachable(f"{what} is not here, and HF_HUB_OFFLINE keeps the hub from being asked") from None
     except HfHubHTTPError as error:
         raise _refused(what, error) from error
-    except ImportError as error:  # of a package that the client needs for this proxy, as for SOCKS
+    except ImportError as error:  # a package that the client needs for this proxy, as for SOCKS
         raise FetchError(f"{what} could not be fetched: {error} Or unset the variable that names the proxy") from error
     except (OSError, *_transport_errors()) as error:
         raise disk_or_network(f"{what}", error) from error
@@ -139,7 +139,7 @@ def _refused(what: str, error: Any) -> FetchError:
 
 
 def _with_token(first: str) -> str:
-    """What to do for access."""
+    """What to do to get access."""
     from huggingface_hub import get_token
 
     if get_token():
@@ -148,7 +148,7 @@ def _with_token(first: str) -> str:
 
 
 def _transport_errors() -> tuple[type[Exception], ...]:
-    """What the hub's client lets through when the connection itself fails: the HTTP package that it uses says."""
+    """The errors that the hub's client passes through when the connection itself fails; they depend on its HTTP package."""
     from huggingface_hub import utils
 
     client = type(utils.get_session())

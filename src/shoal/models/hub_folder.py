@@ -1,9 +1,9 @@
-"""A repository of the hub in a cache, laid out as the hub's own tools do it.
+"""A repository of the hub in a cache, in the layout of the hub's own tools.
 
-models--<org>--<name>/refs/<revision> names a commit; snapshots/<commit>/ has the files by name, as links to blobs/<hash>. shoal's own cache
-has such folders under hub/, and in them listings/<commit>.json: what the hub said of all files of the commit. A GGUF model has a folder of its
-own in the snapshot, where its files are called model.gguf or model-00001-of-00003.gguf, so that nodes need not agree on more than its name.
-A link may lead to a file in another tool's store.
+models--<org>--<name>/refs/<revision> names a commit; snapshots/<commit>/ has the files by name, as links to blobs/<hash>.
+shoal's own cache has such folders under hub/, each with listings/<commit>.json: the hub's list of all files of the commit. A
+GGUF model has its own folder in the snapshot, where its files are called model.gguf or model-00001-of-00003.gguf, so that nodes
+need to agree only on the folder's name. A link may lead to a file in another tool's store.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SHA256, _GIT = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 
 
 class HubFolder:
-    """cache: the folder that models--… lie in."""
+    """cache: the folder that contains the models--… folders."""
 
     def __init__(self, cache: Path, name: str) -> None:
         self.name = name
@@ -31,12 +31,12 @@ class HubFolder:
 
     @classmethod
     def own(cls, root: Path, name: str) -> HubFolder:
-        """shoal's. root: shoal's cache."""
+        """The repository's folder in shoal's cache. root: shoal's cache."""
         return cls(root / "hub", name)
 
     @classmethod
     def theirs(cls, name: str) -> Iterator[HubFolder]:
-        """Those of the hub's own tools that have the repository."""
+        """The folders of the hub's own tools that have the repository."""
         for cache in hub_folders():
             if (folder := cls(cache, name)).path.is_dir():
                 yield folder
@@ -48,7 +48,7 @@ class HubFolder:
         return self.path / "blobs" / hash
 
     def commit(self, revision: str | None) -> str | None:
-        """What a revision meant when it was last asked for. Raises OSError."""
+        """The commit that a revision meant when the hub was last asked. Raises OSError."""
         if revision is not None and _GIT.fullmatch(revision):
             return revision
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -56,13 +56,13 @@ class HubFolder:
         return None
 
     def remember(self, repository: Repository, revision: str | None) -> None:
-        """Notes what the hub said. Raises OSError."""
+        """Stores the hub's answer. Raises OSError."""
         _write(self.path / "listings" / f"{repository.commit}.json", msgspec.json.encode(repository))
         if revision != repository.commit:
             _write(self.path / "refs" / (revision or "main"), repository.commit.encode())
 
     def recall(self, revision: str | None) -> Repository | None:
-        """What the hub said of a revision; None where that was never asked. Raises OSError."""
+        """The hub's answer for a revision; None if it was never asked. Raises OSError."""
         if (commit := self.commit(revision)) is None:
             return None
         with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
@@ -70,7 +70,7 @@ class HubFolder:
         return None
 
     def read(self, revision: str | None) -> Repository | None:
-        """What a snapshot of the hub's own tools holds, with the hashes that its blobs are called by. Raises OSError."""
+        """The contents of a snapshot of the hub's own tools, with the hashes that name its blobs. Raises OSError."""
         if (commit := self.commit(revision)) is None or not self.snapshot(commit).is_dir():
             return None
         home = self.snapshot(commit)
@@ -78,24 +78,24 @@ class HubFolder:
         return Repository(self.name, commit, tuple(_described(str(path.relative_to(home)), path) for path in files))
 
     def link(self, place: Path, target: Path) -> None:
-        """Puts a file into a snapshot. What was there before gives way; the target is never touched. Raises OSError."""
+        """Puts a file into a snapshot as a link. It replaces what was there; the target is never touched. Raises OSError."""
         link(place, Path(os.path.relpath(target, place.parent)) if target.is_relative_to(self.path) else target.resolve())
 
     def listed(self) -> list[str]:
-        """Commits of which it is known what the hub said."""
+        """Commits whose file list is stored."""
         with contextlib.suppress(OSError):
             return sorted(path.stem for path in (self.path / "listings").glob("*.json"))
         return []
 
     def commits(self) -> list[str]:
-        """Commits of which there are files."""
+        """Commits with files."""
         with contextlib.suppress(OSError):
             return sorted(path.name for path in (self.path / "snapshots").iterdir() if _GIT.fullmatch(path.name))
         return []
 
 
 def repositories(cache: Path) -> list[HubFolder]:
-    """All in a cache."""
+    """All repositories in a cache."""
     with contextlib.suppress(OSError):
         names = sorted(path.name for path in cache.glob("models--*--*") if path.is_dir())
         return [HubFolder(cache, name.removeprefix("models--").replace("--", "/", 1)) for name in names]
@@ -103,7 +103,7 @@ def repositories(cache: Path) -> list[HubFolder]:
 
 
 def link(place: Path, target: Path) -> None:
-    """A symbolic link in place of whatever was there. Raises OSError."""
+    """Creates a symbolic link, replacing whatever was there. Raises OSError."""
     place.parent.mkdir(parents=True, exist_ok=True)
     fresh = place.with_name(f"{place.name}.{os.getpid()}.linking")
     fresh.unlink(missing_ok=True)
@@ -118,7 +118,7 @@ def _described(name: str, path: Path) -> RepositoryFile:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Only where it is not so already: a cache that is complete may be one that nobody can write to."""
+    """Writes only if the content differs: a complete cache may be read-only."""
     with contextlib.suppress(FileNotFoundError):
         if path.read_bytes() == content:
             return

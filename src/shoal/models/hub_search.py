@@ -14,19 +14,19 @@ from shoal.models.quantization import runnable
 from shoal.models.repository import Repository, RepositoryFile, variants, weights
 
 _EXPAND = ["downloads", "likes", "gated", "gguf", "safetensors", "siblings", "config"]
-_MORE = 3  # so many times more are asked for than are shown, as not all can be run
+_MORE = 3  # this many times more are requested than are shown, because not all can be run
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A repository that was found. parameters: 0 where the hub does not say; gated: its terms have to be accepted first."""
+    """A repository that was found. parameters: 0 if the hub does not say; gated: its terms must be accepted first."""
 
     name: str
     downloads: int
     likes: int
     parameters: int
     quantizations: tuple[str, ...]
-    """Of its GGUF models, those that shoal runs."""
+    """Those of its GGUF models that shoal runs."""
     safetensors: bool
     gated: bool
 
@@ -50,7 +50,7 @@ class _Config(msgspec.Struct):
 
 
 class _Found(msgspec.Struct):
-    """What the hub says of a repository."""
+    """The hub's entry for a repository."""
 
     id: str
     downloads: int = 0
@@ -63,7 +63,7 @@ class _Found(msgspec.Struct):
 
 
 def search(words: str, limit: int) -> list[Hit]:
-    """Those that people fetched most often come first. Raises FetchError, Unreachable."""
+    """Most downloaded first. Raises FetchError, Unreachable."""
     try:
         found = msgspec.json.decode(hub.find(words, _MORE * limit, _EXPAND), type=list[_Found])
     except msgspec.DecodeError as error:
@@ -72,7 +72,7 @@ def search(words: str, limit: int) -> list[Hit]:
 
 
 def _hit(found: _Found) -> Hit | None:
-    """None for one that shoal surely does not run."""
+    """None for one that shoal certainly does not run."""
     files = tuple(RepositoryFile(sibling.rfilename, 0) for sibling in found.siblings or [])
     gguf, config, stored = found.gguf or _Gguf(), found.config or _Config(), found.safetensors or _Safetensors()
     family = gguf.architecture or config.model_type

@@ -1,4 +1,4 @@
-"""Which models are on this machine: those that shoal fetched, and those in other tools' stores that it can use."""
+"""The models on this machine: those that shoal fetched, and those in other tools' stores that it can use."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHOAL, HUGGING_FACE, OLLAMA, LM_STUDIO = "shoal", "Hugging Face", "Ollama", "LM 
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model on this machine. name: what `--model` takes. owner: the tool whose files they are."""
+    """A model on this machine. name: a value for `--model`. owner: the tool that the files belong to."""
 
     name: str
     owner: str
@@ -36,7 +36,7 @@ class StoredModel:
 
 @dataclass(frozen=True)
 class KeptModel:
-    """A model of a repository in shoal's own cache, over all commits."""
+    """A model of a repository in shoal's own cache, across all commits."""
 
     repository: str
     title: str
@@ -44,7 +44,7 @@ class KeptModel:
     folders: tuple[Path, ...]
     """Of the snapshots."""
     files: tuple[Path, ...]
-    """What belongs to shoal, as it is on the disk; what is linked to elsewhere is not among them."""
+    """The files on the disk that belong to shoal; linked files of other tools are not among them."""
 
     @property
     def name(self) -> str:
@@ -56,7 +56,7 @@ class KeptModel:
 
 
 def inventory(directory: Path | None = None) -> list[StoredModel]:
-    """All of them, shoal's own first. directory: shoal's cache, where it is not the user's own."""
+    """All models, shoal's own first. directory: shoal's cache, if not the user's own."""
     root = directory or cache_dir()
     return [*_own(root), *_hugging_face(), *_ollama(), *_lmstudio()]
 
@@ -110,12 +110,12 @@ def _recalled(folder: HubFolder, commit: str) -> Any:
 def _hugging_face() -> Iterator[StoredModel]:
     for cache in hub_folders():
         for folder in repositories(cache):
-            with contextlib.suppress(OSError):  # another user's, or gone by now
+            with contextlib.suppress(OSError):  # it belongs to another user, or is already gone
                 yield from _in_their_cache(folder)
 
 
 def _in_their_cache(folder: HubFolder) -> list[StoredModel]:
-    """Of the commit that `main` meant last, or of the only one that is there."""
+    """Models of the commit that `main` last meant, or of the only one there."""
     commits = folder.commits()
     commit = folder.commit(None)
     repository = folder.read(commit if commit in commits else next(iter(commits), None))

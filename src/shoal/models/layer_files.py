@@ -1,4 +1,4 @@
-"""Which files of a sharded model hold which layers, by its index."""
+"""Which files of a sharded model hold which layers, according to its index."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def every_shard(index: bytes) -> set[str]:
 
 
 def wanted_tensors(layers: range, first: bool, last: bool) -> Callable[[str], bool]:
-    """Whether a node with these layers needs a tensor, by the name that its file gives it."""
+    """Tells whether a node with these layers needs a tensor, by the tensor's name in its file."""
 
     def wanted(tensor: str) -> bool:
         if match := re.match(r"(?:model\.layers|blk)\.(\d+)\.", tensor):

@@ -1,4 +1,4 @@
-"""LM Studio's folder of models, read where it lies: publisher/repository/file.gguf, named as on the hub."""
+"""LM Studio's model folder, read in place: publisher/repository/file.gguf, named as on the hub."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def repositories() -> list[tuple[Path, Repository]]:
     """Folders that hold models, by name; `commit` is empty."""
     found: dict[str, tuple[Path, Repository]] = {}
     for folder in lmstudio_folders():
-        with contextlib.suppress(OSError):  # another user's
+        with contextlib.suppress(OSError):  # it belongs to another user
             for home in sorted(path for path in folder.glob("*/*") if path.is_dir()):
                 repository = _read(home, f"{home.parent.name}/{home.name}")
                 if variants(repository.files) or weights(repository):
@@ -25,7 +25,7 @@ def repositories() -> list[tuple[Path, Repository]]:
 
 
 def located(name: str, tag: str | None) -> Path:
-    """What to open. tag: a quantisation or a file. Raises UserError."""
+    """The path to open. tag: a quantisation or a file. Raises UserError."""
     there = {repository.name.lower(): (home, repository) for home, repository in repositories()}
     if name.lower() not in there:
         known = [repository.name for _, repository in there.values()]
@@ -36,7 +36,7 @@ def located(name: str, tag: str | None) -> Path:
 
 
 def candidates(name: str, path: str, size: int) -> Iterator[Path]:
-    """Where it may have a file of a repository, as far as name and size say."""
+    """Where it may have a file of a repository, judged by name and size."""
     for folder in lmstudio_folders():
         for file in (folder / name / path, folder / name / path.rpartition("/")[2]):
             if file.is_file() and file.stat().st_size == size:

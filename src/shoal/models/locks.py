@@ -1,4 +1,4 @@
-"""One process does a thing, the others wait."""
+"""One process does something while the others wait."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shoal.file_lock import locked
 
 @contextlib.contextmanager
 def lock(path: Path, wait: bool = True) -> Generator[None]:
-    """One process fetches, the others wait and find the result. Raises BlockingIOError where it would have to wait and must not."""
+    """One process fetches; the others wait and find the result. Raises BlockingIOError if it would have to wait and `wait` is false."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         if not locked(file.fileno(), wait):

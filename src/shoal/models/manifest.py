@@ -1,7 +1,7 @@
-"""What a model's files are, by name and hash, whoever has them, and where they lie on this machine.
+"""A model's files by name and hash, whichever machine has them, and where they are on this machine.
 
-The head says it to the nodes, so that they can take the files from each other. Names are single path components, checked
-wherever a list is made; where a file goes follows from this machine's cache and the name alone.
+The head sends the list to the nodes, so that they can fetch the files from each other. Names are single path components, which
+is checked whenever a list is made; a file's location depends only on this machine's cache and the name.
 """
 
 from __future__ import annotations
@@ -35,14 +35,12 @@ MOST_FILES = 4096
 _NAME, _HASH, _COMMIT = re.compile(r"\w[\w.+-]{0,200}", re.ASCII), re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 _FIRST_PART = re.compile(r"model-00001-of-\d{5}\.gguf")
 _CONFIG, _INDEX, _SHARDS = "config.json", "model.safetensors.index.json", ".safetensors"
-_TEXT = frozenset(
-    {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
-)  # by which the last stage holds answers to grammars
+_TEXT = frozenset({"tokenizer.json", "tokenizer_config.json", "generation_config.json"})  # with which the last stage enforces grammars
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Raises FetchError for a list that cannot be one."""
+    """Raises FetchError for an invalid list."""
 
     reference: str
     """A hub reference names a commit."""
@@ -72,11 +70,11 @@ class Manifest:
 
     @property
     def _first_part(self) -> str | None:
-        """Of a GGUF file in parts."""
+        """The first part of a GGUF file in parts."""
         return next((f.name for f in self.files if _FIRST_PART.fullmatch(f.name)), None)
 
     def home(self, directory: Path | None = None) -> Path:
-        """The folder of the cache that the files belong in: the origin's own where it has one, so that either fills it."""
+        """The cache folder for the files: the origin's own if it has one, so that either way of fetching fills it."""
         root, parsed = directory or cache_dir(), self._parsed
         if parsed.kind == "catalogue":
             return root / "models" / parsed.name
@@ -87,7 +85,7 @@ class Manifest:
         return root / "shared" / content.hexdigest()[:32]
 
     def missing(self, layers: range, first: bool, last: bool, directory: Path | None = None) -> list[ModelFile]:
-        """Files that these layers need and this machine lacks. Until an index is here, those that it names are not among them."""
+        """Files that these layers need and this machine lacks. Until an index is here, the files that it names are not included."""
         if self.located(layers, first, last, directory) is not None:
             return []
         home = self.home(directory)
@@ -95,9 +93,9 @@ class Manifest:
         return [file for file in self.files if file.name in wanted and not _is_here(home / file.name, file)]
 
     def located(self, layers: range, first: bool, last: bool, directory: Path | None = None) -> Path | None:
-        """What to open for these layers; None where not all that they need is on this machine.
+        """The path to open for these layers; None if this machine does not have all that they need.
 
-        A local path that the head names may be here too, just as it is there: then it is used where it lies.
+        A local path that the head names may also exist here with the same files: then it is used in place.
         """
         if not self.files:
             return None
@@ -107,7 +105,7 @@ class Manifest:
             return next((path for path in (*named, self.home(directory) / file.name) if _is_here(path, file)), None)
         if (part := self._first_part) is not None:
             parts = sorted((file for file in self.files if file.name != GGUF_INDEX), key=lambda file: file.name)
-            for path in named:  # its parts are called otherwise there, and no index lies beside them
+            for path in named:  # its parts have other names there, and there is no index beside them
                 if len(there := parts_of(path)) == len(parts) and all(map(_is_here, there, parts)):
                     return path
             home = self.home(directory)
@@ -115,18 +113,18 @@ class Manifest:
         return next((home for home in (*named, self.home(directory)) if self._complete(home, layers, first, last)), None)
 
     def lock(self, file: ModelFile, directory: Path | None = None) -> Path:
-        """Held by whoever fetches a file: the origin's own lock where it has one."""
+        """The lock that a process holds while it fetches a file: the origin's own lock if it has one."""
         if self._parsed.kind == "catalogue":
             return self.home(directory) / ".lock"
         return (directory or cache_dir()) / "parts" / f"{file.sha256}.lock"
 
     def kept(self, directory: Path | None = None) -> dict[str, Path]:
-        """Files by hash that are in the cache."""
+        """Files in the cache, by hash."""
         home = self.home(directory)
         return {f.sha256: home / f.name for f in self.files if _is_here(home / f.name, f)}
 
     def _wanted(self, home: Path, layers: range, first: bool, last: bool) -> set[str]:
-        """Names, some of which may not be in the list, where it is not whole."""
+        """Names of the needed files; some may be missing from the list if it is incomplete."""
         if self._single:
             return {self.files[0].name}
         names = {f.name for f in self.files}
@@ -149,7 +147,7 @@ class Manifest:
 
 
 def _is_here(path: Path, file: ModelFile) -> bool:
-    """By its size: what enters the cache has been hashed."""
+    """Judged by its size: what enters the cache has been hashed."""
     try:
         return path.is_file() and path.stat().st_size == file.size
     except OSError:
@@ -157,7 +155,7 @@ def _is_here(path: Path, file: ModelFile) -> bool:
 
 
 def adopt(manifest: Manifest, file: ModelFile, directory: Path | None = None) -> bool:
-    """Links a file to where another tool on this machine has it, by its hash; whether one has. Raises OSError."""
+    """Links a file to another tool's copy on this machine, found by its hash. Returns whether there is one. Raises OSError."""
     root, parsed = directory or cache_dir(), Reference.parse(manifest.reference)
     name, path = (parsed.name, parsed.gguf or file.name) if parsed.kind == "hub" else ("", file.name)
     if (found := stores.held(name, RepositoryFile(path, file.size, file.sha256), root)) is None:
@@ -171,7 +169,7 @@ def adopt(manifest: Manifest, file: ModelFile, directory: Path | None = None) ->
 
 
 def manifest(reference: str, path: Path, hash_paths: bool = True, directory: Path | None = None) -> tuple[Manifest, dict[str, Path]]:
-    """What a model's files are, and where this machine has which of them, by hash.
+    """The list of a model's files, and where this machine has them, by hash.
 
     reference, path: as in Description. hash_paths: whether a local path is hashed too, which takes seconds per gigabyte the
     first time. Raises OSError, FetchError.
@@ -182,7 +180,7 @@ def manifest(reference: str, path: Path, hash_paths: bool = True, directory: Pat
         return Manifest(reference, (ModelFile(entry.file, entry.size, entry.sha256),)), {entry.sha256: path}
     if parsed.kind == "path" and not hash_paths:
         return Manifest(reference, ()), {}
-    # What a user calls a single file is of no use elsewhere, and need be no name that is safe there.
+    # The user's name for a single file is of no use on other machines, and may be unsafe there.
     root = directory or cache_dir()
     found = _gguf(path, root) if path.is_file() else {p.name: p for p in sorted(path.iterdir()) if _is_part(p) and p.is_file()}
     here = {name: ModelFile(name, p.stat().st_size, known_hash(p, root)) for name, p in found.items()}
@@ -191,7 +189,7 @@ def manifest(reference: str, path: Path, hash_paths: bool = True, directory: Pat
 
 
 def _gguf(path: Path, root: Path) -> dict[str, Path]:
-    """A GGUF file, or its parts and an index of them, which is kept in the cache. Raises OSError."""
+    """A GGUF file, or its parts and an index of them, which is stored in the cache. Raises OSError."""
     if len(parts_of(path)) == 1:
         return {"model.gguf": path}
     files = GgufFiles(path)
@@ -212,7 +210,7 @@ def _is_part(path: Path) -> bool:
 
 
 def _hub_files(reference: Reference, root: Path) -> dict[str, ModelFile]:
-    """What the hub itself says of the weights of a commit; nothing where it was never asked and does not answer."""
+    """The hub's own list of a commit's weights; empty if it was never asked and does not answer."""
     try:
         repository = HubFolder.own(root, reference.name).recall(reference.revision) or hub.ask(reference.name, reference.revision)
     except (OSError, FetchError) as error:

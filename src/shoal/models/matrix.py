@@ -1,4 +1,4 @@
-"""A matrix as it is stored in a file: raw rows of some format, mapped, not read."""
+"""A matrix as stored in a file: raw rows of some format, mapped, not read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 
 BLOCKS = {"q4_0", "q4_1", "q4_k", "q5_0", "q5_1", "q5_k", "q8_0"}
-"""Formats that the kernels execute block by block as they are stored."""
+"""Formats that the kernels execute block by block, as stored."""
 FLOATS = {"f32", "f16", "bf16"}
 FORMATS = sorted(
     BLOCKS | FLOATS | {"q2_k", "q3_k", "q6_k", "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_nl", "iq4_xs"}
@@ -22,7 +22,7 @@ FORMATS = sorted(
 
 @dataclass(frozen=True)
 class StoredMatrix:
-    """[n, k] weights. rows: uint8 [stored n, bytes of a row]; order: the stored row of each row, where they differ."""
+    """[n, k] weights. rows: uint8 [stored n, bytes of a row]; order: the stored row of each row, if they differ."""
 
     format: str
     rows: NDArray[np.uint8]
@@ -39,7 +39,7 @@ class StoredMatrix:
         return floats(self.format, raw, self.k)
 
     def floats(self) -> Floats:
-        """All of it as floats, [n, k]: four bytes a weight, so for one matrix at a time."""
+        """The whole matrix as floats, [n, k]: four bytes per weight, so only for one matrix at a time."""
         return self.pick(slice(None))
 
 

@@ -1,4 +1,4 @@
-"""A file of a model, whoever has it."""
+"""A file of a model, whichever machine has it."""
 
 from __future__ import annotations
 

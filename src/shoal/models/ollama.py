@@ -1,8 +1,8 @@
-"""Ollama's store, read where it lies.
+"""Ollama's store, read in place.
 
-manifests/<registry>/<namespace>/<model>/<tag> is JSON that names layers by their SHA-256; blobs/sha256-<hash> are the layers. The layer of
-the model is a GGUF file. Ollama's own template, system message and parameters are other layers, which shoal does not read: the file's own
-chat template counts, as everywhere.
+manifests/<registry>/<namespace>/<model>/<tag> is JSON that names layers by their SHA-256; blobs/sha256-<hash> are the layers.
+The layer of the model is a GGUF file. Ollama's own template, system message and parameters are other layers, which shoal does
+not read: it uses the file's own chat template, as for all models.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ class OllamaModel:
     name: str
     """As Ollama lists it, without ':latest'."""
     files: tuple[tuple[Path, int, str], ...]
-    """Path, size and SHA-256 of its GGUF files; more than one cannot be run."""
+    """Path, size and SHA-256 of its GGUF files; a model with more than one cannot be run."""
     quantization: str
     adapted: bool
-    """It has an adapter beside the model."""
+    """Whether it has an adapter besides the model."""
 
 
 def full_name(text: str) -> str | None:
-    """A name in its shortest form; None for what is none."""
+    """A name in its shortest form; None if it is not a name."""
     if not _NAME.fullmatch(text) or ".." in text:
         return None
     parts = text.removesuffix(f":{_LATEST}").split("/")
@@ -66,7 +66,7 @@ def full_name(text: str) -> str | None:
 
 
 def models() -> list[OllamaModel]:
-    """All that the stores of this machine hold, by name."""
+    """All models in the stores of this machine, by name."""
     found: dict[str, OllamaModel] = {}
     for folder in ollama_folders():
         for path in _manifests(folder):
@@ -76,15 +76,15 @@ def models() -> list[OllamaModel]:
 
 
 def find(text: str) -> OllamaModel | None:
-    """A model of the stores, by any form of its name and without regard to case."""
+    """A model in the stores, by any form of its name, ignoring case."""
     wanted = full_name(text)
     return None if wanted is None else next((m for m in models() if m.name.lower() == wanted.lower()), None)
 
 
 def located(name: str, root: Path) -> Path:
-    """The GGUF file of a model, whose hash is that of its name. root: the cache that remembers hashes.
+    """A model's GGUF file; its content must have the hash in its name. root: the cache that stores hashes.
 
-    Raises UserError where the store has no such model, UnsupportedModel, CorruptModel, OSError.
+    Raises UserError if the store has no such model, UnsupportedModel, CorruptModel, OSError.
     """
     if (model := find(name)) is None:
         known = [m.name for m in models()]
@@ -98,20 +98,20 @@ def located(name: str, root: Path) -> Path:
 
 
 def blobs(sha256: str) -> Iterator[Path]:
-    """Where the stores have a file of that hash, as far as its name says."""
+    """Where the stores have a file with that hash, judged by its name."""
     for folder in ollama_folders():
         if (path := folder / "blobs" / f"sha256-{sha256}").is_file():
             yield path
 
 
 def _manifests(folder: Path) -> list[Path]:
-    with contextlib.suppress(OSError):  # another user's
+    with contextlib.suppress(OSError):  # it belongs to another user
         return sorted(path for path in (folder / "manifests").glob("*/*/*/*") if path.is_file())
     return []
 
 
 def _read(folder: Path, path: Path) -> OllamaModel | None:
-    """None for a manifest of something else, and for one that cannot be read."""
+    """None for a manifest of something else, or one that cannot be read."""
     registry, namespace, model, tag = path.relative_to(folder / "manifests").parts
     try:
         manifest = msgspec.json.decode(path.read_bytes(), type=_Manifest)

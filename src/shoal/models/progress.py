@@ -1,12 +1,12 @@
-"""How far a fetch has come."""
+"""How far a fetch is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes that are there and the bytes there will be."""
+"""Called with the bytes fetched and the total."""
 
 
 def silent(done: int, total: int) -> None:
-    """The progress of someone who does not look."""
+    """A progress function that does nothing."""

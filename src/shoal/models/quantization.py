@@ -1,4 +1,4 @@
-"""Quantisations as the names of GGUF files tell them. What a file really holds is in its header."""
+"""Quantisations according to the names of GGUF files. What a file really contains is in its header."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _MIXTURE = re.compile(r"_(?:xxl|xl|l|m|s|xs|xxs)$")  # which tensors get more bi
 
 
 def label(path: str) -> str:
-    """'Q4_K_M' of 'Q4_K_M/Model-Q4_K_M-00001-of-00002.gguf'; '' where the name does not say."""
+    """'Q4_K_M' of 'Q4_K_M/Model-Q4_K_M-00001-of-00002.gguf'; '' if the name does not say."""
     found = _LABEL.findall(_PART.sub("", path).removesuffix(".gguf"))
     return re.sub(r"^FP(?=\d)", "F", found[-1].upper()) if found else ""
 
 
 def runnable(quantization: str) -> bool:
-    """Whether shoal runs what a label names; a name that says nothing may be anything, so it may be run."""
+    """Whether shoal runs the quantisation of a label; '' may be anything, so it counts as runnable."""
     base = quantization.removeprefix("UD-").lower()
     plain = _MIXTURE.sub("", base)
     return not base or base in FORMATS or plain in FORMATS or (plain[:2] == "iq" and any(f.startswith(f"{plain}_") for f in FORMATS))

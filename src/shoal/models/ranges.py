@@ -1,17 +1,17 @@
-"""Which bytes of a file are here, which are on their way, and which are still to be asked for. Pure."""
+"""Which bytes of a file are here, which are being fetched, and which are still to be requested. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 GRAIN = 4 << 20
-"""Most bytes of a range: little enough to share a file out among peers, and to lose when one of them dies."""
+"""Most bytes of a range: small enough to share a file out among peers, and to lose when one of them dies."""
 
 
 class Ranges:
-    """A file of `size` bytes, dealt out in ranges of at most `grain`. Every byte is in exactly one of: done, taken, wanted.
+    """A file of `size` bytes, divided into ranges of at most `grain`. Every byte is in exactly one of: done, taken, wanted.
 
-    done: what an earlier fetch brought, as `done` of that time; raises ValueError where that cannot be.
+    done: what an earlier fetch had in its `done`; raises ValueError if it is impossible.
     """
 
     def __init__(self, size: int, done: Iterable[tuple[int, int]] = (), grain: int = GRAIN) -> None:
@@ -21,7 +21,7 @@ class Ranges:
         self.taken: set[range] = set()
         for start, end in done:
             self._add(start, end)
-        self._wanted: list[range] = []  # the last is dealt out next
+        self._wanted: list[range] = []  # the last is handed out next
         at = 0
         for start, end in [*self.done, (size, size)]:
             self._wanted += [range(a, min(a + grain, start)) for a in range(at, start, grain)]
@@ -37,19 +37,19 @@ class Ranges:
         return sum(end - start for start, end in self.done)
 
     def take(self) -> range | None:
-        """The next range to ask for; None where all are here or on their way."""
+        """The next range to request; None if all are here or being fetched."""
         if not self._wanted:
             return None
         self.taken.add(piece := self._wanted.pop())
         return piece
 
     def finish(self, piece: range) -> None:
-        """A range that was taken is here."""
+        """A range that was taken has arrived."""
         self.taken.remove(piece)
         self._add(piece.start, piece.stop)
 
     def give_back(self, piece: range) -> None:
-        """A range that was taken did not come."""
+        """A range that was taken did not arrive."""
         self.taken.remove(piece)
         self._wanted.append(piece)
 

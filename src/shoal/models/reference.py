@@ -1,7 +1,8 @@
-"""What a user may call a model, and what each name means.
+"""The names that a user may give a model, and what each means.
 
-In this order: what has a prefix (`hf:`, `hf.co/`, `ollama:`, `lmstudio:`) is what it says; then a name of the catalogue; then a file or
-folder that is there, or a text that can be nothing but a path; then `org/name`, a repository of the hub; then a model of Ollama's store.
+In this order: a name with a prefix (`hf:`, `hf.co/`, `ollama:`, `lmstudio:`) means what the prefix says; then a name of the
+catalogue; then an existing file or folder, or a text that can only be a path; then `org/name`, a repository of the hub; then a
+model of Ollama's store.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Reference:
 
     @classmethod
     def parse(cls, text: str) -> Reference:
-        """The first of all that a text may mean. Raises UnknownModel, UserError."""
+        """The first possible meaning of a text. Raises UnknownModel, UserError."""
         if (prefixed := _prefixed(text)) is not None:
             return prefixed
         for meant in _meanings(text):
@@ -58,7 +59,7 @@ class Reference:
         return self.tag if self.tag is not None and self.tag.lower().endswith(".gguf") else None
 
     def __str__(self) -> str:
-        """As `parse` reads it."""
+        """In the form that `parse` reads."""
         if self.kind in ("path", "catalogue"):
             return self.name
         prefix = {"hub": "hf:", "ollama": "ollama:", "lmstudio": "lmstudio:"}[self.kind]
@@ -73,7 +74,7 @@ class Reference:
 
 
 def ambiguity(text: str) -> str:
-    """What else a text could mean, for people; '' where it has one meaning."""
+    """Other possible meanings of a text, for people; '' if it has only one."""
     if _prefixed(text) is not None or len(found := [*_meanings(text)]) < 2:
         return ""
     return f"'{text}' is taken as {_said(found[0])}; {' and '.join(f'{_said(f)} is written {f}' for f in found[1:])}"
@@ -90,7 +91,7 @@ def _said(reference: Reference) -> str:
 
 
 def _prefixed(text: str) -> Reference | None:
-    """Raises UserError for one that ends wrongly."""
+    """Raises UserError for an invalid rest."""
     if text.startswith("hf:"):
         return hub_reference(text, text.removeprefix("hf:"))
     if (web := _WEB.fullmatch(text)) is not None:
@@ -111,7 +112,7 @@ def _prefixed(text: str) -> Reference | None:
 
 
 def hub_reference(text: str, rest: str) -> Reference:
-    """text: what the user wrote; rest: of that, what follows the prefix. Raises UserError."""
+    """text: what the user wrote; rest: the part after the prefix. Raises UserError."""
     match = _HUB.fullmatch(rest)
     if match is None or not all(_plain(part) for part in (match[2], match[3]) if part is not None):
         raise UserError(f"'{text}' is not a hub reference; write hf:org/name, hf:org/name:Q4_K_M or hf:org/name@revision")
@@ -119,12 +120,12 @@ def hub_reference(text: str, rest: str) -> Reference:
 
 
 def _plain(path: str) -> bool:
-    """Whether a path leads nowhere but down."""
+    """Whether a path only leads downwards."""
     return all(part not in ("", ".", "..") for part in path.split("/")) and path.isprintable() and "\\" not in path
 
 
 def _meanings(text: str) -> Iterator[Reference]:
-    """All that a text without a prefix may mean, the likeliest first."""
+    """All possible meanings of a text without a prefix, likeliest first."""
     if text in catalogue():
         yield Reference("catalogue", text)
     hub = _HUB.fullmatch(text)
@@ -149,5 +150,5 @@ def _is_there(text: str) -> bool:
 
 def _path(text: str) -> Reference:
     path = first_part(user_path(text))
-    # A part is known by its name, so a link to it stays one.
+    # A part is recognised by its name, so a link to it is not resolved.
     return Reference("path", str(path.resolve() if len(parts_of(path)) == 1 else path.parent.resolve() / path.name))

@@ -1,4 +1,4 @@
-"""Removes models that shoal fetched, and nothing else: other tools' files are theirs."""
+"""Removes models that shoal fetched, and nothing else: other tools' files are not touched."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _PROCESSES = Path("/proc")
 
 @dataclass(frozen=True)
 class Removal:
-    """What removing a model would take away."""
+    """What removing a model would delete."""
 
     name: str
     root: Path
     folders: tuple[Path, ...]
     files: tuple[Path, ...]
-    """Some may lie in the folders."""
+    """Some may be inside the folders."""
 
     @property
     def bytes(self) -> int:
@@ -39,7 +39,7 @@ class Removal:
         return {path.resolve() for path in (*inside, *self.files)}
 
     def check(self) -> None:
-        """Raises UserError where another process has one of the files, or fetches it."""
+        """Raises UserError if another process uses or fetches one of the files."""
         if users := mapped_by(self._all()):
             raise UserError(f"{self.name} is in use by process {', '.join(map(str, users))}; stop it first")
         for sha256 in sorted({path.stem for path in self.files if len(path.stem) == 64}):
@@ -58,9 +58,9 @@ class Removal:
 
 
 def removal(text: str, directory: Path | None = None) -> Removal | None:
-    """What to remove for a model's name; None where shoal has nothing of it.
+    """What to remove for a model's name; None if shoal has nothing of it.
 
-    Raises UnknownModel, and UserError for what is not shoal's, which says whose it is and how that tool removes it.
+    Raises UnknownModel, and UserError for a model that is not shoal's: it says whose it is and how that tool removes it.
     """
     reference, root = Reference.parse(text), directory or cache_dir()
     match reference.kind:
@@ -107,20 +107,20 @@ def _files(models: Iterable[KeptModel]) -> tuple[Path, ...]:
 
 
 def _begun(folder: HubFolder, root: Path) -> list[Path]:
-    """What fetches that broke off have left."""
+    """What interrupted fetches left behind."""
     listed = [listing for commit in folder.listed() if (listing := folder.recall(commit)) is not None]
     hashes = {file.sha256 for listing in listed for file in listing.files if file.sha256}
     return [path for sha256 in hashes for path in part_paths(root / "parts", sha256) if path.exists()]
 
 
 def _size(path: Path) -> int:
-    """On the disk: what is being fetched is as long as it will be, and mostly empty."""
+    """On the disk: a partial file has its final size, but is mostly empty."""
     status = path.stat()
     return min(status.st_size, status.st_blocks * 512)
 
 
 def mapped_by(paths: set[Path]) -> list[int]:
-    """Processes of this machine that have one of the files mapped, as far as this user may see; none where the system does not say."""
+    """Processes of this machine that have one of the files mapped, as far as this user may see; none if the system does not say."""
     wanted = {str(path) for path in paths}
     found: list[int] = []
     for maps in _PROCESSES.glob("[0-9]*/maps"):

@@ -13,14 +13,14 @@ from shoal.models.quantization import label, runnable
 from shoal.spelling import suggestion
 
 SAFETENSORS = "safetensors"
-"""The tag that asks for a repository's unquantised weights, where it has GGUF files as well."""
+"""The tag that selects a repository's unquantised weights, if it has GGUF files as well."""
 DESCRIPTION = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-"""What a node or the head reads of a repository with safetensors, beside the weights and their index."""
+"""What a node or the head reads of a repository with safetensors, besides the weights and their index."""
 INDEX = "model.safetensors.index.json"
 _TEMPLATE = re.compile(r"chat_template\.\w+|additional_chat_templates/.*|tokenizer\.model")
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
-_BESIDE = re.compile(r"mmproj|imatrix", re.IGNORECASE)  # GGUF files that are no model of their own
-_PREFERRED = ("Q4_K_M", "Q8_0")  # as llama.cpp chooses
+_BESIDE = re.compile(r"mmproj|imatrix", re.IGNORECASE)  # GGUF files that are not models themselves
+_PREFERRED = ("Q4_K_M", "Q8_0")  # in llama.cpp's order of choice
 _LATEST = "latest"
 
 
@@ -29,9 +29,9 @@ class RepositoryFile(msgspec.Struct, frozen=True):
     """In the repository, with slashes."""
     size: int
     sha256: str = ""
-    """Of a large file; '' where the hub does not say."""
+    """Of a large file; '' if the hub does not say."""
     git: str = ""
-    """Git's hash, of a file that git itself keeps."""
+    """Git's hash, for a file that git itself stores."""
 
 
 class Repository(msgspec.Struct, frozen=True):
@@ -43,11 +43,11 @@ class Repository(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Variant:
-    """A GGUF model of a repository: one file, or the parts of a split one in their order."""
+    """A GGUF model of a repository: one file, or the parts of a split one in order."""
 
     files: tuple[RepositoryFile, ...]
     count: int = 1
-    """Of the parts that there should be."""
+    """Number of parts that there should be."""
 
     @property
     def first(self) -> str:
@@ -67,12 +67,12 @@ class Variant:
 
     @property
     def title(self) -> str:
-        """How it is asked for: by its quantisation, or by its file where the name does not tell that."""
+        """The tag that selects it: its quantisation, or its file if the name does not show the quantisation."""
         return self.label or self.first
 
 
 def variants(files: Iterable[RepositoryFile]) -> list[Variant]:
-    """The GGUF models among some files, those of which all parts are there, in the order of their names."""
+    """The GGUF models among some files whose parts are all there, ordered by name."""
     found: dict[str, Variant] = {}
     for file in sorted(files, key=lambda file: file.path):
         if not file.path.lower().endswith(".gguf") or _BESIDE.search(file.path) or re.search("[:@]", file.path):
@@ -85,7 +85,8 @@ def variants(files: Iterable[RepositoryFile]) -> list[Variant]:
 
 
 def weights(repository: Repository) -> tuple[RepositoryFile, ...]:
-    """The safetensors files of a model; none where the repository has no config.json. Others may lie beside them: another layout, adapters."""
+    """The safetensors files of a model; none if the repository has no config.json. It may also contain others: another layout,
+    adapters."""
     names = {file.path for file in repository.files}
     if "config.json" not in names:
         return ()
@@ -94,15 +95,15 @@ def weights(repository: Repository) -> tuple[RepositoryFile, ...]:
 
 
 def description(repository: Repository) -> tuple[RepositoryFile, ...]:
-    """What describes a repository's safetensors: configuration, tokenizer, templates, index."""
+    """The files that describe a repository's safetensors: configuration, tokenizer, templates, index."""
     return tuple(f for f in repository.files if f.path in DESCRIPTION or f.path == INDEX or _TEMPLATE.fullmatch(f.path))
 
 
 def choose(repository: Repository, tag: str | None) -> Variant | None:
-    """The GGUF model that a tag names, or the one to take where there is none; None where that is the safetensors.
+    """The GGUF model that a tag names, or the default if there is no tag; None if that is the safetensors.
 
-    tag: a quantisation, without regard to case; a file of the repository; 'safetensors'; None or 'latest': Q4_K_M, then Q8_0, as llama.cpp
-    chooses, then safetensors, then the first that can be run. Raises UserError, which says what the repository has.
+    tag: a quantisation, ignoring case; a file of the repository; 'safetensors'; None or 'latest': Q4_K_M, then Q8_0, as
+    llama.cpp chooses, then safetensors, then the first that can be run. Raises UserError, which says what the repository has.
     """
     there, unquantised = variants(repository.files), weights(repository)
     if tag is not None and tag.lower() == SAFETENSORS and unquantised:
@@ -117,7 +118,7 @@ def choose(repository: Repository, tag: str | None) -> Variant | None:
 
 
 def offered(repository: Repository) -> str:
-    """For people: which models a repository has."""
+    """The models of a repository, for people."""
     there = variants(repository.files)
     able = [v.title for v in there if runnable(v.label)]
     unable = [v.title for v in there if not runnable(v.label)]
@@ -134,7 +135,7 @@ def _default(there: Sequence[Variant], unquantised: bool) -> Variant | None:
 
 
 def _tagged(there: Sequence[Variant], tag: str) -> Variant | None:
-    """By the file, else by the label, else by a part of the name that ends where llama.cpp has it end."""
+    """By the file, else by the label, else by a part of the name that ends where llama.cpp requires it to end."""
     if tag.lower().endswith(".gguf"):
         whole = [v for v in there for f in v.files if f.path == tag]
         return next(iter(whole or [v for v in there for f in v.files if f.path.rpartition("/")[2] == tag]), None)
@@ -144,13 +145,13 @@ def _tagged(there: Sequence[Variant], tag: str) -> Variant | None:
 
 
 def folder_of(first: str) -> str:
-    """The folder of the cache for a GGUF model, by its first file: one plain component."""
+    """The cache folder of a GGUF model, from its first file: one plain path component."""
     stem = _PART.fullmatch(first)
     return re.sub(r"[^A-Za-z0-9_.+-]", "_", stem[1] if stem else first.removesuffix(".gguf")).lstrip(".-") or "_"
 
 
 def local_names(variant: Variant) -> dict[str, RepositoryFile]:
-    """What its files are called in that folder."""
+    """The names of its files in that folder."""
     if len(variant.files) == 1:
         return {"model.gguf": variant.files[0]}
     return {f"model-{n:05}-of-{variant.count:05}.gguf": file for n, file in enumerate(variant.files, 1)}

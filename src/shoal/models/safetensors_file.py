@@ -1,6 +1,6 @@
 """Maps the tensors of safetensors files, one or sharded.
 
-The safetensors package reads bf16 only into frameworks that have it; NumPy has not, and a node has nothing else. The format
+The safetensors package reads bf16 only into frameworks that support it; NumPy does not, and a node has only NumPy. The format
 is eight bytes of length, JSON, and the data: https://huggingface.co/docs/safetensors.
 """
 
@@ -36,8 +36,8 @@ class SafetensorsTensor:
 
 
 class SafetensorsFiles:
-    """`tensors`: by name over some files, those that can be run; `unusable`: what others are. Raises CorruptModel for a file that is cut, or
-    whose header is none."""
+    """`tensors`: by name across the files, those that can be run; `unusable`: the types of the others. Raises CorruptModel for
+    a truncated file or an invalid header."""
 
     def __init__(self, files: Iterable[Path]) -> None:
         self.tensors: dict[str, SafetensorsTensor] = {}
@@ -51,7 +51,7 @@ class SafetensorsFiles:
             )
 
     def tensor(self, name: str) -> SafetensorsTensor | None:
-        """None where there is none. Raises UnsupportedModel for one that cannot be run."""
+        """None if there is no such tensor. Raises UnsupportedModel for one that cannot be run."""
         if (what := self.unusable.get(name)) is not None:
             raise UnsupportedModel(f"tensor {name} is {what}")
         return self.tensors.get(name)
@@ -87,7 +87,7 @@ class SafetensorsFiles:
         self._maps[path] = mapped
 
     def forget(self) -> None:
-        """Lets the system take back the pages that were read so far."""
+        """Lets the system reclaim the pages read so far."""
         for mapped in self._maps.values():
             mapped.madvise(mmap.MADV_DONTNEED)
 

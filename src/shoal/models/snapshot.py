@@ -1,4 +1,4 @@
-"""Files of a repository in shoal's cache: linked to where another tool has them already, else fetched from the hub."""
+"""Files of a repository in shoal's cache: linked to another tool's copy if there is one, otherwise fetched from the hub."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_SMALL = 16 << 20  # what git itself keeps of a repository is smaller
+_SMALL = 16 << 20  # files that git itself stores in a repository are smaller
 _HEADER, _LONGEST_HEADER = 4 << 20, 256 << 20
 _PATIENCE = 30.0
 
@@ -40,13 +40,13 @@ class Snapshot:
         self.home = self._folder.snapshot(repository.commit)
 
     def is_here(self, file: RepositoryFile, name: str) -> bool:
-        """Whether the snapshot has a file under that name, or another tool has it."""
+        """Whether the snapshot has a file with that name, or another tool has it."""
         return _has(self.home / name, file) or self._elsewhere(file) is not None
 
     def fetch(self, files: Mapping[str, RepositoryFile], progress: Progress = silent, refuse: HeaderCheck | None = None) -> None:
-        """Puts files into the snapshot, by the names that they get there.
+        """Puts files into the snapshot, under the given names.
 
-        refuse: looks at the first bytes of each file before any of them is fetched whole.
+        refuse: checks the first bytes of each file before any of them is fetched whole.
         """
         wanted = {name: file for name, file in files.items() if not self._linked(name, file)}
         large = {name: file for name, file in wanted.items() if file.sha256}
@@ -57,7 +57,7 @@ class Snapshot:
             self._download(large, progress, refuse)
 
     def _linked(self, name: str, file: RepositoryFile) -> bool:
-        """Whether it is in the snapshot, now, if it was anywhere on this machine."""
+        """Whether it is in the snapshot now, if it was anywhere on this machine."""
         if _has(self.home / name, file):
             return True
         if (found := self._elsewhere(file)) is None:
@@ -74,7 +74,7 @@ class Snapshot:
         return stores.held(self.repository.name, file, self._root)
 
     def _take(self, name: str, file: RepositoryFile) -> None:
-        """A small file, at once."""
+        """Fetches a small file in one go."""
         import httpx2
 
         location = hub.locate(self.repository.name, self.repository.commit, file.path)
@@ -93,13 +93,13 @@ class Snapshot:
         self._folder.link(self.home / name, blob)
 
     def _download(self, files: Mapping[str, RepositoryFile], progress: Progress, refuse: HeaderCheck | None) -> None:
-        from shoal.models.download import Download  # a node that fetches nothing does without an HTTP client
+        from shoal.models.download import Download  # a node that fetches nothing needs no HTTP client
 
         parts = self._root / "parts"
         with contextlib.ExitStack() as held:
             for sha256 in sorted({file.sha256 for file in files.values()}):
                 held.enter_context(lock(parts / f"{sha256}.lock"))
-            left = {name: file for name, file in files.items() if not self._linked(name, file)}  # another process may have been at it
+            left = {name: file for name, file in files.items() if not self._linked(name, file)}  # another process may have fetched some
             by_hash = {file.sha256: file for file in left.values()}
             total = sum(file.size for file in by_hash.values())
             name, commit = self.repository.name, self.repository.commit
@@ -130,7 +130,7 @@ class Snapshot:
 class HeaderCheck:
     """Refuses a GGUF model that shoal does not run, by the headers of its files, the first one first.
 
-    hint: what to add, such as what the repository has instead. Raises UnsupportedModel, CorruptModel, FetchError.
+    hint: what to add to the message, such as what the repository offers instead. Raises UnsupportedModel, CorruptModel, FetchError.
     """
 
     def __init__(self, where: str, hint: Callable[[], str]) -> None:
@@ -157,7 +157,7 @@ class HeaderCheck:
 
 
 def _has(path: Path, file: RepositoryFile) -> bool:
-    """By its size: what enters the cache has been hashed, and what is linked to was."""
+    """Judged by its size: what enters the cache has been hashed, and so were linked files."""
     try:
         return path.is_file() and path.stat().st_size == file.size
     except OSError:

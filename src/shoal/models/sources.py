@@ -1,5 +1,5 @@
-"""Where a model's files come from, whatever a user calls it: see reference.py. Fetched once, checked by hash, kept in the cache, or used
-where another tool keeps them."""
+"""Where a model's files come from, for any name that a user may give: see reference.py. Files are fetched once, checked by hash
+and kept in the cache, or used in place in another tool's store."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ from shoal.spelling import suggestion
 log = structlog.get_logger()
 
 Wanted = Callable[[bytes], set[str]]
-"""Which files of a model in several are wanted, by their index."""
+"""Which files of a multi-file model are wanted, given their index."""
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model that is known to be somewhere. `reference` leads to the same files from now on, on every machine that has a way to them."""
+    """A model whose location is known. `reference` means the same files from now on, on every machine that can reach them."""
 
     reference: Reference
     root: Path
@@ -57,7 +57,8 @@ class ModelSource:
     """Of the hub."""
 
     def pull(self, progress: Progress = silent) -> Path:
-        """What to open, fetched if need be. Raises FetchError, HashMismatch, UnsupportedModel, CorruptModel, UserError."""
+        """The path to open; fetches the model if necessary. Raises FetchError, HashMismatch, UnsupportedModel, CorruptModel,
+        UserError."""
         with self._failures():
             if self.repository is not None:
                 return self._pull_hub(self.repository, every_shard, progress, check=True)
@@ -65,14 +66,14 @@ class ModelSource:
             return path if path is not None else self._pull_catalogue(progress)
 
     def pull_layers(self, layers: range, first: bool, last: bool, progress: Progress = silent) -> Path:
-        """Like pull, but of a model in several files only those that hold these layers (and the embedding or head)."""
+        """Like pull, but of a multi-file model only the files that hold these layers (and the embedding or head)."""
         if self.repository is None:
             return self.pull(progress)
         with self._failures():
             return self._pull_hub(self.repository, lambda index: shard_files(index, layers, first, last), progress, check=False)
 
     def pull_description(self) -> Path:
-        """The files that describe a model (configuration, tokenizer) without its weights, where the source can part them."""
+        """The files that describe a model (configuration, tokenizer) without its weights, if the source can separate them."""
         if self.repository is None or self._variant is not None:
             return self.pull()
         with self._failures():
@@ -96,7 +97,7 @@ class ModelSource:
         return choose(self.repository, self.reference.tag)
 
     def there(self) -> Path | None:
-        """What is on this machine without a hub. Raises UserError for a path that leads nowhere."""
+        """What is on this machine, without asking a hub. Raises UserError for a path that does not exist."""
         name = self.reference.name
         if self.reference.kind == "catalogue":
             path = self.root / "models" / name / catalogue()[name].file
@@ -115,7 +116,7 @@ class ModelSource:
         return home / entry.file
 
     def _pull_hub(self, repository: Repository, wanted: Wanted, progress: Progress, check: bool) -> Path:
-        """check: look first whether shoal runs it."""
+        """check: whether to check first that shoal runs it."""
         snapshot = Snapshot(repository, self.root)
         if (variant := self._variant) is not None:
             return self._pull_gguf(snapshot, variant, wanted, progress, check)
@@ -134,7 +135,7 @@ class ModelSource:
         folder, files = folder_of(variant.first), local_names(variant)
         first = next(iter(files))
         index = snapshot.home / folder / GGUF_INDEX
-        if index.exists():  # a peer brought it
+        if index.exists():  # a peer delivered it
             names = wanted(index.read_bytes()) | {first}
             files = {name: file for name, file in files.items() if name in names}
         refusal = HeaderCheck(str(self.reference), lambda: offered(snapshot.repository)) if check else None
@@ -153,9 +154,9 @@ class ModelSource:
 
 
 def resolve(text: str, directory: Path | None = None) -> ModelSource:
-    """What a model's name means now. The hub is asked where its answer may have changed; where it cannot be asked, what is here is taken.
+    """What a model's name means now. Asks the hub if its answer may have changed; if the hub cannot be asked, uses what is here.
 
-    directory: shoal's cache, where it is not the user's own. Raises UnknownModel, UserError, FetchError.
+    directory: shoal's cache, if not the user's own. Raises UnknownModel, UserError, FetchError.
     """
     reference, root = Reference.parse(text), directory or cache_dir()
     if also := ambiguity(text):
@@ -173,7 +174,7 @@ def resolve(text: str, directory: Path | None = None) -> ModelSource:
 
 
 def pin(text: str, directory: Path | None = None) -> str:
-    """A reference that names the same files on all nodes: of the hub, a commit and a file; of another tool's store, a path."""
+    """A reference that means the same files on all nodes: a commit and a file of the hub; a path in another tool's store."""
     return str(resolve(text, directory).reference)
 
 
@@ -183,13 +184,13 @@ def public_name(text: str) -> str:
 
 
 def find(text: str, directory: Path | None = None) -> Path | None:
-    """The files of a path or a model of the catalogue where they are here already; None where they must be pulled."""
+    """The files of a path or a model of the catalogue if they are already here; None if they must be pulled."""
     reference = Reference.parse(text)
     return None if reference.kind == "hub" else resolve(text, directory).there()
 
 
 def pull(text: str, progress: Progress = silent, directory: Path | None = None) -> Path:
-    """What to open for a model, fetched if need be. Raises what `resolve` and `ModelSource.pull` raise."""
+    """The path to open for a model; fetches it if necessary. Raises what `resolve` and `ModelSource.pull` raise."""
     return resolve(text, directory).pull(progress)
 
 
@@ -221,14 +222,14 @@ def _of_hub(text: str, reference: Reference, root: Path) -> ModelSource:
 
 
 def _chosen(reference: Reference, repository: Repository, root: Path) -> ModelSource:
-    """Raises UserError where the repository has no such model."""
+    """Raises UserError if the repository has no such model."""
     variant = choose(repository, reference.tag)
     tag = variant.first if variant is not None else SAFETENSORS if variants(repository.files) else None
     return ModelSource(Reference("hub", reference.name, repository.commit, tag), root, repository)
 
 
 def _here(reference: Reference, root: Path) -> ModelSource | None:
-    """What this machine has of a repository that the hub says nothing of. Raises OSError."""
+    """What this machine has of a repository if the hub does not answer. Raises OSError."""
     folder = HubFolder.own(root, reference.name)
     listed = folder.recall(reference.revision)
     own = _as_far_as_here(listed, root) if listed is not None else folder.read(reference.revision)
@@ -248,7 +249,7 @@ def _here(reference: Reference, root: Path) -> ModelSource | None:
 
 
 def _as_far_as_here(repository: Repository, root: Path) -> Repository:
-    """Without the GGUF models that are not here, and without safetensors where not even their configuration is."""
+    """Without the GGUF models that are not here, and without safetensors if not even their configuration is here."""
     snapshot = Snapshot(repository, root)
 
     def has(variant: Variant) -> bool:

@@ -1,4 +1,4 @@
-"""What a model is: its sizes, and a list of layers that may differ. The families (`models/families`) read it from files."""
+"""The description of a model: its sizes, and a list of layers that may differ. `models/families` reads it from files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shoal.errors import CorruptModel, UnsupportedModel
 
 
 class Rope(msgspec.Struct, frozen=True):
-    """Rotary position embedding. `kind` names the scaling; its fields mean what they mean in transformers' modeling_rope_utils."""
+    """Rotary position embedding. `kind` names the scaling; its fields have the meanings of transformers' modeling_rope_utils."""
 
     theta: float = 10000.0
     kind: Literal["default", "linear", "llama3", "yarn", "factors"] = "default"
@@ -24,7 +24,7 @@ class Rope(msgspec.Struct, frozen=True):
     attention_factor: float | None = None
     truncate: bool = True
     factors: tuple[float, ...] = ()
-    """Divisors of the frequencies, one per pair (GGUF's rope_freqs.weight, which is how it stores llama3)."""
+    """Divisors of the frequencies, one per pair (GGUF's rope_freqs.weight, in which it stores llama3)."""
 
     def check(self, head_dim: int, where: object) -> None:
         """Refuses numbers that give no frequencies. Raises CorruptModel."""
@@ -47,9 +47,9 @@ class GroupedQuery(msgspec.Struct, frozen=True):
     head_dim: int
     rope: Rope
     window: int = 0
-    """Tokens that a query sees, itself included; 0: all."""
+    """Tokens that a query sees, including itself; 0: all."""
     qk_norm: bool = False
-    """Queries and keys are normalised per head before rotation."""
+    """Whether queries and keys are normalised per head before rotation."""
 
     @property
     def q_width(self) -> int:
@@ -109,7 +109,7 @@ class ModelSpec(msgspec.Struct, frozen=True):
     eps: float
     context: int
     tied: bool
-    """The output head is the embedding."""
+    """Whether the output head is the embedding."""
     layers: tuple[LayerSpec, ...]
 
     def check(self, where: object) -> None:
@@ -125,7 +125,7 @@ class ModelSpec(msgspec.Struct, frozen=True):
 
     @property
     def common(self) -> LayerSpec:
-        """What all layers are, but for their windows: runtimes and costs know no other models. Raises UnsupportedModel."""
+        """The layer that all layers equal, except for their windows. Runtimes and costs support no other models yet. Raises UnsupportedModel."""
         kinds = {msgspec.structs.replace(layer, attention=msgspec.structs.replace(layer.attention, window=0)) for layer in self.layers}
         if len(kinds) > 1:
             raise UnsupportedModel(f"{self.family}: layers that differ in more than their windows are not supported")

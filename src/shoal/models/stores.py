@@ -1,4 +1,5 @@
-"""Files of the hub that other tools on this machine have already: the hub's own, Ollama, LM Studio. They are read and never altered."""
+"""Files of the hub that other tools on this machine already have: the hub's own tools, Ollama, LM Studio. They are only read,
+never changed."""
 
 from __future__ import annotations
 
@@ -17,9 +18,9 @@ log = structlog.get_logger()
 
 
 def held(name: str, file: RepositoryFile, root: Path) -> Path | None:
-    """Where another tool has a file of a repository, with the content that the hub says. root: the cache that remembers hashes."""
+    """Another tool's copy of a repository's file, with the content that the hub lists. root: the cache that stores hashes."""
     for path in _candidates(name, file):
-        with contextlib.suppress(OSError):  # it is another user's, or gone by now
+        with contextlib.suppress(OSError):  # it belongs to another user, or is already gone
             if path.stat().st_size == file.size and is_right(path, file, root):
                 return path
             log.warning("a file in another tool's store is not what it should be; it is left alone", file=str(path))
@@ -27,7 +28,7 @@ def held(name: str, file: RepositoryFile, root: Path) -> Path | None:
 
 
 def is_right(path: Path, file: RepositoryFile, root: Path) -> bool:
-    """Whether a file has the content that the hub says, as far as it says. Raises OSError."""
+    """Whether a file has the content that the hub lists, as far as it says. Raises OSError."""
     if file.sha256:
         return known_hash(path, root) == file.sha256
     return not file.git or git_hash(path.read_bytes()) == file.git

@@ -3,7 +3,7 @@
     embed, norm, head; layers.<i>.{attention_norm, q, k, v, o, q_norm, k_norm, mlp_norm, gate, up, down}; a bias is <matrix>.bias
 
 Queries and keys are in the half-split rotary order everywhere; GGUF stores the llama family interleaved, so its rows are
-taken in another order (convert_hf_to_gguf.py, LlamaModel.permute).
+reordered (convert_hf_to_gguf.py, LlamaModel.permute).
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Weights(Protocol):
     def spec(self) -> ModelSpec: ...
     def matrix(self, name: str) -> StoredMatrix: ...
     def vector(self, name: str) -> Floats | None:
-        """A norm or bias; None where the model has none."""
+        """A norm or bias; None if the model has none."""
         ...
 
     def forget(self) -> None:
-        """Lets go of what was read: the files' pages, not the weights made of them."""
+        """Releases what was read: the files' pages, not the weights made from them."""
         ...
 
 
@@ -87,7 +87,7 @@ class GgufWeights:
 def check_header(header: GgufHeader, where: object) -> ModelSpec:
     """Refuses a model by the header of its only or first GGUF file, as GgufWeights would refuse the file.
 
-    The first of several files may hold no tensors; the vocabulary is then counted by its tokens. Raises CorruptModel, UnsupportedModel.
+    The first of several files may hold no tensors; the vocabulary is then counted from its tokens. Raises CorruptModel, UnsupportedModel.
     """
     shapes = dict(header.shapes)
     if header.meta.get("split.count", 1) > 1:
@@ -171,14 +171,14 @@ def matrix_shape(spec: ModelSpec, name: str) -> tuple[int, int]:
 
 
 def vector_shape(spec: ModelSpec, name: str) -> tuple[int]:
-    """[n] of a norm or bias by its name here."""
+    """[n] of a norm or bias, by its name here."""
     if name.endswith(".bias"):
         return (matrix_shape(spec, name.removesuffix(".bias"))[0],)
     return (layer_of(spec, name).attention.head_dim if name.endswith(("q_norm", "k_norm")) else spec.hidden,)
 
 
 def open_spec(directory: Path) -> ModelSpec:
-    """What config.json says. Raises UserError, CorruptModel, UnsupportedModel."""
+    """The spec in config.json. Raises UserError, CorruptModel, UnsupportedModel."""
     config = directory / "config.json"
     try:
         spec = spec_from_config(cast("dict[str, Any]", json.loads(config.read_bytes().decode("utf-8-sig", errors="replace"))), directory)

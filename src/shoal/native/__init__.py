@@ -1,7 +1,7 @@
-"""The kernels: one door to the compiled extension, with a NumPy reference of the attention beside it.
+"""The kernels: the only way to the compiled extension, with a NumPy reference of the attention beside it.
 
-Nothing else imports the extension. Where no compiler was at hand it is missing; `kernels()` then answers None, `missing()` says
-why, and the ONNX runtimes run with the reference attention, slowly.
+Nothing else imports the extension. If there was no compiler, it is missing; `kernels()` then returns None, `missing()` says
+why, and the ONNX runtimes use the reference attention, slowly.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 BLOCK_TOKENS = 32
-"""Tokens of a KV block: part of the kernels' memory layout, hence of the whole cluster."""
+"""Tokens of a KV block: part of the kernels' memory layout, and therefore fixed for the whole cluster."""
 
 
 @cache
@@ -21,7 +21,7 @@ def kernels() -> Any | None:
 
 
 def missing() -> str:
-    """Why there are no kernels, and what to do about it; '' where there are."""
+    """Why there are no kernels, and what to do about it; '' if there are."""
     return _loaded()[1]
 
 
@@ -41,6 +41,6 @@ def _loaded() -> tuple[Any | None, str]:
 
 
 def instruction_set(wanted: str = "") -> str | None:
-    """The instruction set that the kernels use, None without the extension. Raises ValueError for one this machine lacks."""
+    """The instruction set that the kernels use; None without the extension. Raises ValueError for one that this machine lacks."""
     module = kernels()
     return None if module is None else str(module.isa(wanted))

@@ -1,4 +1,4 @@
-"""What the kernels compute, in NumPy: the yardstick of their tests, and the fallback where no compiler was at hand."""
+"""The kernels' computations in NumPy: the reference for their tests, and the fallback if there was no compiler."""
 
 from __future__ import annotations
 

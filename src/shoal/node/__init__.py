@@ -1,1 +1,1 @@
-"""The two processes: the head and the agent of a node. They carry out what the pure parts decide."""
+"""The two processes: the head and a node's agent. They carry out what the pure parts decide."""

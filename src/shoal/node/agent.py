@@ -1,4 +1,4 @@
-"""A node: joins the head, loads layers on its orders and runs its stage. It looks for the head again after losing it."""
+"""A node: joins the head, loads layers on its orders and runs its stage. If it loses the head, it looks for it again."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ from shoal.wire.messages import Hello
 log = structlog.get_logger()
 
 JOIN_TIMEOUT = 10.0
-_LEAVING = 30.0  # seconds that a node which wants to leave waits for its layers to be moved
+_LEAVING = 30.0  # seconds that a leaving node waits for its layers to be moved
 _FIRST_DELAY, _MOST_DELAY = 0.2, 5.0
 
 
 class _Lost(Exception):
-    """The head is gone, or took this node for lost: look for it again."""
+    """The head is gone, or counted this node as lost: look for it again."""
 
 
 @dataclass
 class _Epoch:
-    """An order to be a stage, and the stage once it is entered."""
+    """An order to run a stage, and the stage once it is entered."""
 
     order: control.Load
     entered: asyncio.Event = field(default_factory=asyncio.Event)
@@ -62,7 +62,7 @@ def _range(order: control.Load) -> str:
 
 
 def _name(reference: str) -> str:
-    """A model's, for people."""
+    """The model's name, for people."""
     return reference[3:].partition("@")[0] if reference.startswith("hf:") else PurePath(reference).name
 
 
@@ -77,12 +77,12 @@ class Agent:
         memory: int,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """memory: bytes that weights and KV blocks may take. tell: hears what whoever sits at this machine wants to know, a line each."""
+        """memory: bytes that weights and KV blocks may take. tell: receives lines for the person at this machine."""
         self._tell = tell
         self._settings, self._environment, self._make_model = settings, environment, make_model
         self._speed, self._memory = speed, memory
         self._head, self._host_port = head, parse_address(head)
-        self._incarnation = environment.rng.getrandbits(63)  # of this start of the node, through all its memberships
+        self._incarnation = environment.rng.getrandbits(63)  # of this start of the node, across all its memberships
         self._links = Links(environment)
         self._share = Share(settings.share)
         self._fetcher = Fetcher(environment, self._share)
@@ -91,24 +91,24 @@ class Agent:
         self._identity: tuple[str, ...] = ()
         self._epochs: dict[int, _Epoch] = {}
         self._current: _Epoch | None = None
-        self._changing = asyncio.Lock()  # what this node holds is changed by one order at a time
+        self._changing = asyncio.Lock()  # only one order at a time changes what this node holds
         self._tasks: dict[asyncio.Task[None], None] = {}  # in the order in which they began
         self._beating: asyncio.Task[None] | None = None
         self._welcome = control.Welcome()
-        self._looking = False  # for a head that was lost
+        self._looking = False  # for a lost head
         self._leaving, self._hurry = asyncio.Event(), asyncio.Event()
 
-    # Life
+    # Lifecycle
 
     async def run(self) -> str:
-        """Until the head sends it home or `leave` is called; answers why it ended.
+        """Runs until the head sends the node home or `leave` is called; returns why it ended.
 
-        Raises ClusterError where the head refuses it or is not found (again), ConfigError.
+        Raises ClusterError if the head refuses the node or cannot be found (again), ConfigError.
         """
         bind = self._settings.bind or self._environment.facing(*self._host_port)
         listener = await self._environment.listen(bind, self._settings.tensor_port, self._accept)
         try:
-            # Of an address that means something here alone the head says what it is seen as.
+            # If the address means something only on this machine, the head says what address it sees the node at.
             return await self._belong("" if is_wildcard(bind) or is_link_local(bind) else bind, listener.port)
         finally:
             await listener.close()
@@ -120,11 +120,12 @@ class Agent:
                 await self._environment.compute(self._model.close)
 
     def leave(self) -> None:
-        """Asks the head to move this node's layers, and lets `run` return when it has, or after a while; called again, at once."""
+        """Asks the head to move this node's layers; `run` returns when it has, or after a while. A second call makes it return
+        at once."""
         (self._hurry if self._leaving.is_set() else self._leaving).set()
 
     async def _belong(self, host: str, port: int) -> str:
-        """One membership after another."""
+        """Goes through one membership after another."""
         backoff, since = Backoff(_FIRST_DELAY, _MOST_DELAY), None
         while True:
             joined = asyncio.Event()
@@ -134,7 +135,7 @@ class Agent:
                 if self._leaving.is_set():
                     return "it was told to leave"
                 now = self._environment.now()
-                if joined.is_set():  # a head that only took it for lost is there: it is asked once more, whatever the patience
+                if joined.is_set():  # a head that only counted it as lost is there: ask it once more, whatever the patience
                     backoff, since = Backoff(_FIRST_DELAY, _MOST_DELAY), now
                 elif since is None:  # it never was a member
                     raise error if isinstance(error, ClusterError) else ClusterError(str(error)) from error
@@ -216,7 +217,7 @@ class Agent:
         task.add_done_callback(self._tasks.pop)
         return task
 
-    # What the head says
+    # Messages from the head
 
     async def _converse(self, link: ControlLink, joined: asyncio.Event) -> str:
         async with contextlib.aclosing(link.attend(JOIN_TIMEOUT)) as messages:
@@ -264,7 +265,7 @@ class Agent:
             await asyncio.sleep(interval)
 
     def _failed(self, epoch: _Epoch, reason: str) -> None:
-        """The head learns of it, unless it is another head by now: its epochs have the same numbers and mean others."""
+        """Tells the head, unless it is another head by now: its epochs have the same numbers but mean something else."""
         log.info("stage failed", epoch=epoch.order.epoch, reason=reason)
         self._tell(f"layers {_range(epoch.order)} cannot be served: {reason}")
         if self._is_ordered(epoch):
@@ -288,7 +289,7 @@ class Agent:
     # Stages
 
     async def _load(self, order: control.Load) -> None:
-        """Makes an epoch's layers ready beside those that run."""
+        """Loads an epoch's layers beside those that run."""
         began = self._environment.now()
         epoch = self._epochs[order.epoch] = _Epoch(order)
         self._tell(f"loading layers {_range(order)} of {_name(order.model)}")
@@ -314,15 +315,15 @@ class Agent:
         self._say(loaded)
 
     def _is_ordered(self, epoch: _Epoch) -> bool:
-        """Whether it belongs to this membership, and was not left for another epoch."""
+        """Whether the epoch belongs to this membership and was not replaced by another."""
         return self._epochs.get(epoch.order.epoch) is epoch
 
     def _is_latest(self, epoch: _Epoch) -> bool:
-        """Whether no other order, and no other membership, has come meanwhile."""
+        """Whether no other order and no other membership came meanwhile."""
         return self._is_ordered(epoch) and max(self._epochs) == epoch.order.epoch
 
     async def _model_for(self, order: control.Load) -> Model:
-        """What this node holds of the model; of another one it then holds nothing any more."""
+        """What this node holds of the model. If it held another model, it holds nothing of that any more."""
         identity = (order.model, order.precision, order.kv_type, order.codec)
         if self._model is None or identity != self._identity:
             self._end_stage()
@@ -332,7 +333,7 @@ class Agent:
         return self._model
 
     async def _enter(self, link: control.Link) -> None:
-        """Leaves the epoch that runs, becomes a stage of another and connects to the next one."""
+        """Leaves the running epoch, becomes a stage of another and connects to the next stage."""
         epoch = self._epochs.get(link.epoch)
         if epoch is None or self._model is None:
             return
@@ -387,7 +388,7 @@ class Agent:
         self._current = None
 
     async def _accept(self, stream: FrameStream) -> None:
-        """Serves the stage before this one, or whoever else knocks."""
+        """Serves the stage before this one, or any other peer."""
         try:
             greeting = await greeted(stream, self._share)
             service = await self._awaited(greeting.epoch)
@@ -404,7 +405,7 @@ class Agent:
             log.error("a step failed", exc_info=error)
 
     async def _awaited(self, number: int) -> StageService | None:
-        """The stage of an epoch; one that is ordered but not yet entered is waited for."""
+        """The stage of an epoch; waits for one that is ordered but not yet entered."""
         if (epoch := self._epochs.get(number)) is None:
             return None
         async with asyncio.timeout(CONNECT_TIMEOUT):

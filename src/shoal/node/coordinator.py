@@ -1,4 +1,4 @@
-"""Conducts a cluster: hears the nodes, carries out what the state machine decides, keeps the requests' route open."""
+"""Runs a cluster: listens to the nodes, carries out what the state machine decides, and keeps the requests' route open."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ log = structlog.get_logger()
 
 _TICK = 0.1
 _SILENCES = 8  # heartbeats that may be missing
-_EVENTS = 200  # that are remembered for people
-_OPENING = 10.0  # seconds in which the last stage must have connected
+_EVENTS = 200  # kept for people to read
+_OPENING = 10.0  # seconds within which the last stage must have connected
 
 
 class Coordinator:
@@ -60,7 +60,7 @@ class Coordinator:
         self.requests = Requests(lambda scheduler: Driver(scheduler, self._step, observer.sampled, environment.now))
         self.event_log: deque[str] = deque(maxlen=_EVENTS)
         self.changed = asyncio.Event()
-        """Set whenever the state may have changed; who waits for it clears it."""
+        """Set whenever the state may have changed; whoever waits for it clears it."""
         self._environment, self._observer = environment, observer
         self._links = Links(environment)
         self._share = Share()
@@ -76,13 +76,13 @@ class Coordinator:
         self._opening: Opening | None = None
         self._pace = StragglerDetector()
         self._stopping = False
-        self._stranded: float | None = None  # since when requests wait without a route in sight
+        self._stranded: float | None = None  # since when requests wait with no route in sight
         self._interruptions = Interruptions(environment.now, self._went_on)
 
-    # Life
+    # Lifecycle
 
     def offer(self, manifest: Manifest, files: Mapping[str, Path]) -> None:
-        """Tells the nodes from now on what the model's files are, and hands out those of this machine. files: by hash."""
+        """From now on, tells the nodes what the model's files are, and hands out those on this machine. files: by hash."""
         self._orders.manifest = manifest
         self._share.add(files)
 
@@ -97,7 +97,7 @@ class Coordinator:
             self._spawn(self._keep_pace())
 
     async def stop(self, reason: str = "the head shut down") -> None:
-        """Sends the nodes home, ends every request."""
+        """Sends the nodes home and ends every request."""
         self._roster.tell_all(control.Shutdown(reason=reason))
         self._stopping = True
         self.requests.refuse("the server is shutting down")
@@ -122,7 +122,7 @@ class Coordinator:
             log.error("a task of the head failed unexpectedly", exc_info=error)
 
     async def _tick(self) -> None:
-        """Time passes whatever fails: without it no silence would ever be noticed again."""
+        """Keeps time passing even if something fails: otherwise no silence would ever be noticed again."""
         said = ""
         while True:
             await asyncio.sleep(_TICK)
@@ -141,7 +141,7 @@ class Coordinator:
             self.driver.cut(f"no result came for {self.settings.step_timeout:g} s")
 
     async def _keep_pace(self) -> None:
-        """Lets the cluster know of stages that are slower than their nodes' measure promised."""
+        """Tells the cluster about stages that are slower than their nodes measured."""
         while True:
             await asyncio.sleep(self.settings.pace)
             path, members = self.cluster.serving, self.cluster.members
@@ -153,7 +153,7 @@ class Coordinator:
                 self._handle(events.SpeedSeen(node, slower))
 
     def _strand(self) -> None:
-        """Requests wait for nodes to come, but not for ever."""
+        """Lets requests wait for nodes to come, but not for ever."""
         now = self._environment.now()
         if not self.requests or self.cluster.state != WAITING or self.cluster.confirming:
             self._stranded = None
@@ -167,7 +167,7 @@ class Coordinator:
 
     @property
     def driver(self) -> Driver | None:
-        """There is one from the first route on."""
+        """None before the first route."""
         return self.requests.driver
 
     @property
@@ -189,7 +189,7 @@ class Coordinator:
             raise NotReady(f"no model is served now: {self.cluster.progress}")
         return self.driver
 
-    # What the nodes say
+    # Messages from the nodes
 
     def heard(self, conversation: NodeConnection, message: control.NodeMessage) -> None:
         node = self._roster.number(conversation)
@@ -201,7 +201,7 @@ class Coordinator:
                 self._join(conversation, message)
             return
         if node is None:
-            return  # was refused
+            return  # it was refused
         self._handle(events.Heard(node))
         match message:
             case control.Loaded():
@@ -259,18 +259,18 @@ class Coordinator:
             self._forget(node)
 
     def _dismissed(self, node: int) -> None:
-        """A node was sent home: it is no member any more, whatever it still says."""
+        """A node was sent home: it is no longer a member, whatever it still says."""
         self._roster.dismiss(node)
         self._forget(node)
 
     def _forget(self, node: int) -> None:
-        """What was known of a node, unless another one goes by its name now."""
+        """Forgets what was known of a node, unless another one uses its name now."""
         others = [m.name for n, m in self.cluster.members.items() if n != node]
         if (name := self._roster.forget(node, others)) is not None:
             self._observer.gone(name)
 
     def dismiss(self, request: control.DismissRequest) -> control.DismissAnswer:
-        """`shoal nodes drain` and `remove`."""
+        """Serves `shoal nodes drain` and `remove`."""
         found = [n for n, m in self.cluster.members.items() if m.name == request.name]
         if not found:
             known = ", ".join(m.name for m in self.cluster.members.values()) or "none"
@@ -288,7 +288,7 @@ class Coordinator:
         waiting = len(self.requests) if self.driver is not None else 0
         return described(self._name, self.model.name, self.cluster, self._roster.machines, waiting, self.event_log, self._environment.now())
 
-    # What the state machine decides
+    # Decisions of the state machine
 
     def _handle(self, event: events.Event) -> None:
         if self._stopping:
@@ -350,7 +350,7 @@ class Coordinator:
     # The route
 
     async def _accept(self, stream: FrameStream) -> None:
-        """The last stage's link to the head."""
+        """Takes the last stage's link to the head."""
         try:
             greeting = await greeted(stream, self._share)
             opening, placement = self._opening, self.cluster.placement
@@ -364,7 +364,7 @@ class Coordinator:
             return
         assert opening is not None  # no greeting fits stage -1
         if opening.results.done():
-            return  # it was given up meanwhile
+            return  # the route was given up meanwhile
         opening.results.set_result(stream)
         await opening.over.wait()
 
@@ -372,7 +372,7 @@ class Coordinator:
         """Opens the route and drives it until it breaks or is paused."""
         opening = self._opening
         if opening is None or opening.epoch != order.epoch:
-            return  # it was given up already
+            return  # the route was given up already
         joined = self.cluster.members[order.first].joined
         first: FrameStream | None = None
         try:
@@ -397,7 +397,7 @@ class Coordinator:
                 first.abort()
 
     def _fit_driver(self, placement: Placement) -> Driver:
-        """The driver, its scheduler fitted to a route."""
+        """The driver, with its scheduler fitted to a route."""
         settings, depth = self.settings, len(placement.stages)
         limits = Limits(
             blocks=blocks_of(placement.kv_tokens),
@@ -430,7 +430,7 @@ class Coordinator:
         log.info("streams go on", seconds=round(ended.resumed - ended.began, 3), refilled=ended.tokens, **parts)
 
     async def until_ready(self) -> None:
-        """Waits until a model is served. Raises ClusterError where the nodes that joined cannot serve it."""
+        """Waits until a model is served. Raises ClusterError if the nodes that joined cannot serve it."""
         while not self.serving:
             cluster = self.cluster
             if cluster.state == WAITING and len(cluster.members) >= self.settings.min_nodes and cluster.why and not cluster.confirming:

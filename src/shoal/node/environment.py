@@ -1,4 +1,5 @@
-"""What the head and the agents touch outside themselves: one contract, kept by the machine they run on and by the simulation."""
+"""Everything that the head and the agents touch outside themselves: one contract, implemented by the machine that they run on
+and by the simulation."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ class ControlLink(Protocol):
 
     def say(self, message: control.NodeMessage) -> None: ...
     def attend(self, timeout: float) -> AsyncGenerator[control.HeadMessage]:
-        """What the head says, until it hangs up. Raises ClusterError where it cannot be reached or breaks off."""
+        """What the head says, until it hangs up. Raises ClusterError if it cannot be reached or the connection breaks."""
         ...
 
     async def close(self) -> None: ...
@@ -44,7 +45,7 @@ class Environment(Protocol):
     rng: Random
 
     def now(self) -> float:
-        """Monotonic seconds, as those at which frames arrive."""
+        """Monotonic seconds, on the same clock as the arrival times of frames."""
         ...
 
     async def listen(self, host: str, port: int, handler: Handler) -> Listener:
@@ -52,7 +53,8 @@ class Environment(Protocol):
         ...
 
     async def connect(self, host: str, port: int, timeout: float, role: Role = Role.NODE) -> FrameStream:
-        """To a node or to the head, whose certificate must say so where there are any. Raises ConnectionError, TimeoutError."""
+        """Connects to a node or to the head. If there are certificates, the peer's must have the given role. Raises
+        ConnectionError, TimeoutError."""
         ...
 
     def facing(self, host: str, port: int) -> str:
@@ -65,20 +67,20 @@ class Environment(Protocol):
         ...
 
     async def compute(self, work: Callable[[], T]) -> T:
-        """Runs work in the thread that runs steps, after what was given to it before."""
+        """Runs work in the thread that runs steps, after the work given to it before."""
         ...
 
     async def step(self, work: Callable[[], T], size: int) -> T:
-        """Runs a step that came in so many bytes: like `compute`, or right here where that is done sooner."""
+        """Runs a step that came in `size` bytes: like `compute`, or right here if that is faster."""
         ...
 
     async def load(self, work: Callable[[], T]) -> T:
-        """Runs work beside the steps."""
+        """Runs work in parallel with the steps."""
         ...
 
 
 class Model(Protocol):
-    """What a node holds of a model: see executor.shard.Shard."""
+    """A node's part of a model: see executor.shard.Shard."""
 
     @property
     def layers(self) -> list[range]: ...
@@ -92,7 +94,7 @@ class Model(Protocol):
     def rest(self) -> None: ...
     def close(self) -> None: ...
     def report(self, heartbeat: control.Heartbeat) -> None:
-        """Fills in what a heartbeat tells of the journals."""
+        """Fills in a heartbeat's fields about the journals."""
         ...
 
 

@@ -1,7 +1,7 @@
-"""Fetches a model's files from peers that have them: ranges from several at once, over two connections each.
+"""Fetches a model's files from peers that have them: ranges from several peers at once, over two connections each.
 
-A peer that fails or says what it cannot mean is asked no more, and its ranges go to the others. The whole is hashed before it
-takes its place. Nothing here fails a load: what peers do not bring, the model's origin may.
+If a peer fails or sends something invalid, it is asked no more, and its ranges go to the others. The whole file is hashed
+before it is put in place. Nothing here fails a load: what peers do not deliver, the model's origin may.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ T = TypeVar("T")
 _CREW, _CONNECTIONS = 4, 2  # peers at once, connections to each
 _TIMEOUT = 20.0  # seconds to connect, and for each frame
 _FIRST_DELAY, _MOST_DELAY, _BUSY_TRIES = 0.2, 2.0, 60
-_POLL = 0.2  # seconds between looks whether another process is done with the same file
+_POLL = 0.2  # seconds between checks whether another process is done with the same file
 
 
 @dataclass(eq=False)
@@ -46,13 +46,13 @@ class FilePeer:
     host: str
     port: int
     files: set[str]
-    """Hashes of what it has."""
+    """Hashes of the files that it has."""
     role: Role = Role.NODE
     lost: bool = False
 
 
 class _Sent(Exception):
-    """A peer sent this side away: it is busy, or has not the file."""
+    """The peer refused: it is busy, or does not have the file."""
 
 
 def manifest_of(order: control.Load) -> Manifest:
@@ -68,17 +68,18 @@ def peers_of(order: control.Load) -> list[FilePeer]:
 
 
 class Fetcher:
-    """directory: the cache, where it is not the user's own."""
+    """directory: the cache, if not the user's own."""
 
     def __init__(self, environment: Environment, share: Share, directory: Path | None = None) -> None:
         self.fetched = 0
-        """Bytes that came from peers so far."""
+        """Bytes fetched from peers so far."""
         self._environment, self._share, self._directory = environment, share, directory
 
     async def fill(self, order: control.Load) -> None:
-        """Sees to what an order's layers need and this machine lacks: from other tools' stores here, else from peers, as far as these have it.
+        """Gets the files that an order's layers need and this machine lacks: from other tools' stores here, or from peers if
+        they have them.
 
-        Raises FetchError for an order that lies.
+        Raises FetchError if the order is invalid.
         """
         if not order.files:
             return
@@ -96,16 +97,16 @@ class Fetcher:
             log.warning("fetching from peers failed; the origin is asked", reason=str(error) or type(error).__name__)
 
     def offer(self, order: control.Load) -> list[str]:
-        """Shares what this machine keeps of an order's files; hashes of all that it shares."""
+        """Shares those of an order's files that this machine keeps. Returns the hashes of everything it shares."""
         if self._share.open and order.files:
             self._share.add(kept := manifest_of(order).kept(self._directory))
-            for sha256 in kept:  # the origin brought what a fetch from peers had begun
+            for sha256 in kept:  # the origin may have delivered a file that a fetch from peers had begun
                 with contextlib.suppress(OSError):
                     discard((self._directory or cache_dir()) / "parts", sha256)
         return self._share.files
 
     async def fetch(self, manifest: Manifest, file: ModelFile, peers: list[FilePeer]) -> bool:
-        """One file into its place, by one process at a time; whether it is there. Raises OSError, FetchError."""
+        """Puts one file in its place; one process at a time does so. Returns whether it is there. Raises OSError, FetchError."""
         parts = (self._directory or cache_dir()) / "parts"
         path = manifest.lock(file, self._directory)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +122,8 @@ class Fetcher:
                 return await self._fetch(file, parts, manifest.home(self._directory) / file.name, peers)
 
     async def _fetch(self, file: ModelFile, parts: Path, place: Path, peers: list[FilePeer]) -> bool:
-        """Where what came is not the file, nobody knows who lied: then one peer has to bring all of it, then another one."""
+        """If the assembled file has the wrong hash, nobody knows which peer lied. Then one peer must deliver all of it, and
+        after that another."""
         part = await _settled(partial(PartialFile, parts, file))
         for crew in (peers, peers[:1], peers[1:2]):
             if not any(_has(peer, file) for peer in crew):
@@ -145,7 +147,7 @@ class Fetcher:
 
 
 class _Gathering:
-    """One file, drawn from a crew of peers."""
+    """One file, fetched from several peers."""
 
     def __init__(self, environment: Environment, part: PartialFile) -> None:
         self.brought = 0
@@ -157,7 +159,7 @@ class _Gathering:
         self._began = environment.now()
 
     async def run(self, peers: list[FilePeer]) -> None:
-        """Until all is here, or nobody is left to ask. Raises OSError where this machine's disk fails."""
+        """Runs until everything is here, or no peer is left to ask. Raises OSError if this machine's disk fails."""
         file = self._file
         log.info("fetching from peers", file=file.name, bytes=file.size, resumed=self._part.resumed, peers=len(peers))
         while not self._ranges.complete and self._failure is None:
@@ -171,7 +173,7 @@ class _Gathering:
             raise self._failure
 
     async def _draw(self, peer: FilePeer) -> None:
-        """Over one connection; over another one where it ends after it brought something."""
+        """Fetches over one connection. If it ends after it delivered something, connects again."""
         backoff = Backoff(_FIRST_DELAY, _MOST_DELAY)
         stream: FrameStream | None = None
         try:
@@ -199,9 +201,9 @@ class _Gathering:
                 await stream.close()
 
     def _judge(self, peer: FilePeer, error: Exception, fresh: bool, backoff: Backoff) -> bool:
-        """What becomes of a peer after an error; whether it is to be left alone for a while."""
+        """Decides what happens to a peer after an error. Returns whether to leave it alone for a while."""
         if self._failure is not None:
-            return False  # this machine's own
+            return False  # an error of this machine
         if isinstance(error, _Sent):
             if str(error) == BUSY and backoff.tries < _BUSY_TRIES:
                 return True
@@ -216,7 +218,7 @@ class _Gathering:
         return self._ranges.complete or self._failure is not None
 
     async def _next(self) -> range | None:
-        """The next range to ask for; waits for those that others may give back."""
+        """The next range to ask for. Waits for ranges that others may give back."""
         while not self._over:
             if (piece := self._ranges.take()) is not None:
                 return piece
@@ -272,7 +274,7 @@ async def _ask(stream: FrameStream, sha256: str, piece: range) -> list[memoryvie
 
 
 async def _settled(work: Callable[[], T]) -> T:
-    """Runs work in a thread. One that is cancelled waits for the thread, so that nothing touches a file that is no longer its own."""
+    """Runs work in a thread. If cancelled, waits for the thread to end, so that it does not touch a file that it no longer owns."""
     task = asyncio.ensure_future(asyncio.to_thread(work))
     try:
         return await asyncio.shield(task)

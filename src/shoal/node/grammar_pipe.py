@@ -1,4 +1,4 @@
-"""What a stage and the process of its grammars say to each other. A node imports this, and not what compiles grammars."""
+"""The messages between a stage and its grammar process. A node imports this, and not the grammar compiler."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ class GrammarUpdate(msgspec.Struct, array_like=True):
 
 
 class Mask(msgspec.Struct, array_like=True):
-    """What may come of a sequence after so many tokens, or why nothing may."""
+    """What may come next in a sequence after `at` tokens, or why nothing may."""
 
     sequence: int
     at: int
     tokens: bytes = b""
-    """int32: those that may come, or (`but`) all but those."""
+    """int32: the tokens that may come, or (`but`) all tokens except these."""
     but: bool = False
     fault: str = ""
     ours: bool = False
 
 
 def read(stream: BinaryIO) -> bytes | None:
-    """A message; None at the end."""
+    """Reads a message; None at the end."""
     head = stream.read(4)
     if len(head) < 4:
         return None

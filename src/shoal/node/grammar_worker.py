@@ -1,8 +1,9 @@
-"""The process in which a node's grammars are compiled and masks made: `python -m shoal.node.grammar_worker PATH GROWTH`.
+"""The process that compiles a node's grammars and makes masks: `python -m shoal.node.grammar_worker PATH GROWTH`.
 
-What a grammar may cost in memory nobody can tell before, and llguidance does not say. So this process watches its own size. Beyond its
-size with the tokenizer and GROWTH bytes it forgets compiled grammars, then ends the sequences that made it grow most. Where it was none of
-those that are left it goes, and they go on in another one. It ends with the process that started it: when its input ends.
+The memory that a grammar needs cannot be known beforehand, and llguidance does not report it. So this process watches its own
+size. If it grows more than GROWTH bytes beyond its size with the tokenizer, it forgets compiled grammars, then ends the
+sequences that made it grow most. If no remaining sequence caused the growth, the process exits, and the sequences go on in
+another one. It also ends with the process that started it, when its input ends.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from shoal.models.weights import GgufWeights, open_weights
 from shoal.node.grammar_pipe import GrammarUpdate, Mask, read, write
 from shoal.text.tokenizer import Tokenizer
 
-_TICK = 1.0  # seconds between looks for what takes too long
+_TICK = 1.0  # seconds between checks for sequences that take too long
 
 
 def vocabulary(path: Path) -> LLTokenizer:
-    """A model's tokenizer, as grammars need it. Raises CorruptModel, UnsupportedModel, UserError."""
+    """A model's tokenizer in the form that grammars need. Raises CorruptModel, UnsupportedModel, UserError."""
     weights = open_weights(path)
     meta = weights.file.meta if isinstance(weights, GgufWeights) else None
     return Tokenizer.open(path, meta).for_grammars(weights.spec.vocabulary)
@@ -41,11 +42,11 @@ class _Sequence:
     def __init__(self, constraint: Constraint, at: int) -> None:
         self.constraint, self.at = constraint, at
         self.grown = 0
-        """Bytes by which the process grew while it was worked on."""
+        """Bytes by which the process grew while it worked on this sequence."""
 
 
 class Worker:
-    """One thread reads questions, those of `Grammars` compute, and one writes the answers; none waits on another's pipe."""
+    """One thread reads requests, those of `Grammars` compute, and one writes the answers; none of them waits on another's pipe."""
 
     def __init__(self, path: Path, growth: int, out: BinaryIO) -> None:
         self._path, self._growth, self._out = path, growth, out
@@ -65,7 +66,7 @@ class Worker:
         return made
 
     def serve(self, asked: BinaryIO) -> None:
-        """Until the input ends."""
+        """Serves until the input ends."""
         Thread(target=self._tell_all, daemon=True).start()
         while (body := read(asked)) is not None:
             self._take(msgspec.msgpack.decode(body, type=GrammarUpdate))
@@ -94,12 +95,12 @@ class Worker:
                 sequence, each, at = self._found.get(timeout=_TICK)
                 self._tell(sequence, each, at)
                 self._weigh(each)
-                del each  # it may be the last to hold it
+                del each  # this may be the last reference
             if monotonic() - looked > _TICK:
                 looked = monotonic()
                 with self._lock:
                     late = [(s, each, each.at) for s, each in self._sequences.items() if not each.constraint.known]
-                for sequence, each, at in late:  # what takes too long ends
+                for sequence, each, at in late:  # end those that take too long
                     self._tell(sequence, each, at)
 
     def _tell(self, sequence: int, each: _Sequence, at: int) -> None:
@@ -108,11 +109,11 @@ class Worker:
                 self._say(Mask(sequence, at, allowed.tokens.astype("<i4").tobytes(), allowed.but))
         except GrammarFailed as error:
             self._say(Mask(sequence, at, fault=str(error), ours=error.ours))
-        except BaseException as error:  # noqa: BLE001 - it ends this sequence, and no other one; a panic of llguidance is no Exception
+        except BaseException as error:  # noqa: BLE001 - it ends only this sequence; a panic of llguidance is not an Exception
             self._say(Mask(sequence, at, fault=str(error) or type(error).__name__))
 
     def _say(self, told: Mask) -> None:
-        with contextlib.suppress(OSError):  # whoever asked has gone: the input ends too
+        with contextlib.suppress(OSError):  # the asking process has gone, so the input ends too
             write(self._out, msgspec.msgpack.encode(told))
 
     def _weigh(self, each: _Sequence) -> None:
@@ -130,7 +131,7 @@ class Worker:
                 worst = max(self._sequences, key=lambda s: self._sequences[s].grown, default=None)
                 each = None if worst is None else self._sequences.pop(worst)
             if worst is None or each is None or each.grown < self._growth // 4:
-                os._exit(0)  # what is left belongs to none of those here: they go on in another process
+                os._exit(0)  # none of these sequences explains the size: they go on in another process
             self._say(Mask(worst, each.at, fault="it needs too much memory; simplify it"))
             del each
             _trim()
@@ -138,17 +139,17 @@ class Worker:
 
 
 def _trim() -> None:
-    """Gives freed memory back, where the C library can."""
+    """Returns freed memory to the system, if the C library can."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the one that started this one decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to every process; the parent decides
     out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # nothing else gets in between
+    os.dup2(2, 1)  # nothing else may write to the pipe
     Worker(Path(sys.argv[1]), int(sys.argv[2]), out).serve(sys.stdin.buffer)
-    os._exit(0)  # whatever the threads are at
+    os._exit(0)  # whatever the threads are doing
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A node's grammars, in a process of their own: neither their time nor their memory is the stage's (see grammar_worker.py)."""
+"""A node's grammars in a process of their own, so that neither their time nor their memory burdens the stage (see grammar_worker.py)."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from shoal.node.grammar_pipe import GrammarUpdate, Mask, read, write
 
 log = structlog.get_logger()
 
-_STRIKES = 2  # times that the process ended while it was at a sequence, after which that one is taken for the reason
+_STRIKES = 2  # times that the process ended while working on a sequence before the sequence counts as the cause
 
 
 class RemoteConstraint:
-    """One sequence's way through its grammar, which goes on in another process should the one it is in end."""
+    """One sequence's way through its grammar. If its process ends, it goes on in another one."""
 
     def __init__(self, id: int, grammar: str, generated: Sequence[int], width: int) -> None:
         self.id, self.grammar, self.tokens, self.width = id, grammar, list(generated), width
@@ -40,7 +40,7 @@ class RemoteConstraint:
         self.next: Future[Allowed] = Future()
 
     def allowed(self, patience: float | None = None) -> Allowed | None:
-        """What may come next; None where it is not known within so many seconds (None: for ever). Raises GrammarFailed."""
+        """What may come next; None if that is not known within `patience` seconds (None: wait for ever). Raises GrammarFailed."""
         if self.failed is not None:
             raise self.failed
         try:
@@ -50,12 +50,13 @@ class RemoteConstraint:
 
 
 class GrammarProcess:
-    """Behaves as executor.constraint.Grammars does. path: of the model, called for when the first grammar comes.
+    """Behaves as executor.constraint.Grammars does. path: called for the model's path when the first grammar comes.
 
-    The stage's thread waits for no pipe: another one asks, and another one listens.
+    The stage's thread never waits on a pipe: one thread asks, and another listens.
 
-    When the process ends, any sequence that it was at may be the reason. They are opened in the next one after each other, each when the
-    one before has its answer, and new ones after them: so what ends it again is known, and the others do not end with it.
+    When the process ends, any sequence that it was working on may be the cause. These suspects are opened in the next process
+    one after another, each when the one before has its answer, and new sequences after them. So if one of them ends the process
+    again, it is identified, and the others do not end with it.
     """
 
     def __init__(self, path: Callable[[], Path], patience: float | None = 0.05, growth: int = GRAMMAR_GROWTH) -> None:
@@ -65,23 +66,23 @@ class GrammarProcess:
         self._lock = Lock()
         self._live: weakref.WeakValueDictionary[int, RemoteConstraint] = weakref.WeakValueDictionary()
         self._gone: deque[int] = deque()
-        self._suspects: deque[int] = deque()  # the first one is open
+        self._suspects: deque[int] = deque()  # only the first one is open
         self._asks: SimpleQueue[tuple[int, GrammarUpdate] | None] = SimpleQueue()
         self._asking: Thread | None = None
         self._listening: Thread | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._life = 0  # of which process: what was asked of one that is gone is not asked of the next
+        self._life = 0  # number of the process: what was asked of one that is gone is not asked of the next
         self._closed = False
 
     @property
     def pid(self) -> int | None:
-        """Of the process, while there is one."""
+        """Of the process, if there is one."""
         process = self._process
         return None if process is None else process.pid
 
     @property
     def resident(self) -> int:
-        """Bytes of memory that the process has."""
+        """Bytes of memory that the process uses."""
         try:
             return 0 if (pid := self.pid) is None else int(psutil.Process(pid).memory_info().rss)
         except psutil.Error:
@@ -96,7 +97,7 @@ class GrammarProcess:
         return made
 
     def advance(self, sampled: Sequence[tuple[RemoteConstraint, int]]) -> None:
-        """Begins to work out what may come after the tokens that a step sampled."""
+        """Starts to work out what may come after the tokens that a step sampled."""
         if not sampled:
             return
         ask = GrammarUpdate([], [])
@@ -118,11 +119,11 @@ class GrammarProcess:
         if asking is not None:
             self._asks.put(None)
             asking.join()
-        if (listening := self._listening) is not None:  # it has seen the process end
+        if (listening := self._listening) is not None:  # it returns when the process has ended
             listening.join()
 
     def _opened(self, constraint: RemoteConstraint) -> list[tuple[int, str, list[int], int]]:
-        """In the lock: what opens it; nothing where its turn is yet to come."""
+        """The message that opens it; nothing if its turn has not come yet. Call it with the lock held."""
         if self._suspects and self._suspects[0] != constraint.id:
             self._suspects.append(constraint.id)
             return []
@@ -130,7 +131,7 @@ class GrammarProcess:
         return [(constraint.id, constraint.grammar, [*constraint.tokens], constraint.width)]
 
     def _next_suspect(self) -> None:
-        """In the lock."""
+        """Opens the next suspect. Call it with the lock held."""
         while self._suspects and not self._closed:
             if (constraint := self._live.get(self._suspects[0])) is not None and constraint.failed is None:
                 self._ask(GrammarUpdate(self._opened(constraint)))
@@ -138,7 +139,7 @@ class GrammarProcess:
             self._suspects.popleft()
 
     def _ask(self, ask: GrammarUpdate) -> None:
-        """In the lock."""
+        """Queues a message. Call it with the lock held."""
         if self._closed:
             raise GrammarFailed("the model is being unloaded", ours=True)
         if not ask.opened and not ask.sampled:
@@ -164,11 +165,11 @@ class GrammarProcess:
             while self._gone:
                 ask.closed.append(self._gone.popleft())
             assert process.stdin is not None
-            with contextlib.suppress(OSError, ValueError):  # it has ended, its input is closed: whoever listens sees to it
+            with contextlib.suppress(OSError, ValueError):  # the process has ended and its input is closed: the listener handles that
                 write(process.stdin, msgspec.msgpack.encode(ask))  # pyright: ignore[reportArgumentType]
 
     def _started(self, life: int) -> subprocess.Popen[bytes] | None:
-        """None where the process of that life has ended. Raises OSError, ShoalError."""
+        """The process of that life, started if needed; None if it has ended. Raises OSError, ShoalError."""
         with self._lock:
             if life != self._life:
                 return None
@@ -206,7 +207,8 @@ class GrammarProcess:
                 self._next_suspect()
 
     def _again(self, status: int) -> None:
-        """In the lock: the process has ended. What it was at goes on in another one, but for what may be the reason."""
+        """Handles the end of the process; call it with the lock held. The sequences that it worked on go on in another one,
+        except those that may be the cause."""
         waiting = [constraint for constraint in list(self._live.values()) if not constraint.next.done()]
         ended, self._life = self._life, self._life + 1
         self._suspects.clear()

@@ -52,25 +52,25 @@ class Head:
             self.coordinator.offer(model.manifest, model.files)
 
     async def start(self) -> None:
-        """Reads what a head before this one was about, and listens for nodes. Raises ConfigError."""
+        """Reads the answers that a previous head left unfinished, and listens for nodes. Raises ConfigError."""
         settings = self.settings
         if settings.state_folder is not None:
             self._log = RequestLog(settings.state_folder, f"{self.model.reference} {settings.engine.precision} {settings.engine.kv_type}")
         await self.coordinator.start()
 
     async def stop(self, reason: str = "the head shut down") -> None:
-        """Sends the nodes home, ends every request."""
+        """Sends the nodes home and ends every request."""
         await self.coordinator.stop(reason)
         if self._log is not None:
             await self._log.close()
         self._machine.close()
 
     def refuse(self, reason: str) -> None:
-        """Ends every request with that reason, and takes no more."""
+        """Ends every request with that reason, and accepts no more."""
         self.coordinator.requests.refuse(reason)
 
     async def until_ready(self) -> None:
-        """Waits until the model is served. Raises ClusterError where the nodes that joined cannot serve it."""
+        """Waits until the model is served. Raises ClusterError if the nodes that joined cannot serve it."""
         await self.coordinator.until_ready()
 
     @property
@@ -86,7 +86,7 @@ class Head:
     def placement(self) -> Placement | None:
         return self.coordinator.cluster.placement
 
-    # What the gateway asks
+    # The gateway's interface
 
     @property
     def name(self) -> str:
@@ -98,7 +98,7 @@ class Head:
 
     @property
     def state(self) -> str:
-        """For people: why no model is served, or ''."""
+        """Why no model is served, for people; '' if one is."""
         coordinator = self.coordinator
         return "" if coordinator.serving else coordinator.cluster.progress or "the model is being loaded"
 
@@ -111,14 +111,14 @@ class Head:
         return self.coordinator.submit(request)
 
     async def begin(self, answer: str, note: bytes, requests: Sequence[Request], named: bool) -> list[TokenStream]:
-        """Submits all or none; returns when it is kept. Raises NotReady, InvalidRequest, QueueFull."""
+        """Submits all requests or none; returns when they are kept. Raises NotReady, InvalidRequest, QueueFull."""
         admissible(requests, self.vocabulary, self.coordinator.open_driver().scheduler.limits.queue)
         streams: list[TokenStream] = []
         try:
             for request in requests:
                 streams.append(self.submit(request))
             if self._log is not None and note:
-                await self._log.accepted(answer, note, requests)  # in the same turn: what is sampled from now on is kept too
+                await self._log.accepted(answer, note, requests)  # in the same turn of the loop: what is sampled from now on is kept too
         except BaseException:
             for stream in streams:
                 stream.close()
@@ -135,7 +135,7 @@ class Head:
             self._log.gone(answer)
 
     def resumed(self) -> list[ResumedAnswer]:
-        """What a head before this one was about, once; it goes on when the model is served."""
+        """The answers that a previous head left unfinished; returned once. They go on when the model is served."""
         if self._log is None:
             return []
         kept, self._log.kept = self._log.kept, []
@@ -152,7 +152,7 @@ class Head:
         return out
 
     async def find(self, answer: str, owner: str) -> None:
-        """All that it is asked about is begun in one place, which knows it."""
+        """Does nothing: every answer is begun in this process, which knows it."""
 
     def timings(self, rows: int | None = None) -> dict[str, object]:
         driver = self.coordinator.driver
@@ -162,7 +162,7 @@ class Head:
         if self.coordinator.driver is not None:
             self.coordinator.driver.timings.clear()
 
-    # What is counted
+    # Metrics
 
     def observe_first_token(self, seconds: float) -> None:
         self.metrics.first_token.observe(seconds)
@@ -191,7 +191,7 @@ class Head:
         self.metrics.forget(node)
 
     async def scrape(self) -> bytes:
-        """The metrics as Prometheus reads them."""
+        """The metrics in Prometheus' format."""
         m, coordinator = self.metrics, self.coordinator
         m.nodes.set(len(coordinator.cluster.members))
         m.ready.set(coordinator.serving)
@@ -211,7 +211,8 @@ class Head:
 
 
 def admissible(requests: Sequence[Request], vocabulary: int, queue: int) -> None:
-    """Raises InvalidRequest for what can never run: what no queue takes at once, and tokens that the model does not have."""
+    """Raises InvalidRequest for requests that can never run: more than the queue takes at once, or tokens that the model does
+    not have."""
     if len(requests) > 1 and (choices := sum(request.n for request in requests)) > queue:
         message = f"{len(requests)} prompts with {requests[0].n} choices each make {choices} sequences; the queue takes {queue} at once"
         raise InvalidRequest(f"{message}: send them in parts", "prompt")

@@ -1,4 +1,4 @@
-"""A node's part of a model: fetched, loaded, kept from epoch to epoch."""
+"""A node's part of a model: fetched, loaded, and kept from epoch to epoch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = structlog.get_logger()
 
 
 class PulledModel:
-    """The model that a head's order names, as far as this node has been told to hold it."""
+    """The model that a head's order names, as far as this node was told to hold it."""
 
     def __init__(self, settings: NodeSettings, order: control.Load) -> None:
         self._reference, self._layers = order.model, order.layers
@@ -69,7 +69,7 @@ class PulledModel:
         return self._read
 
     def _here(self, part: range) -> Path:
-        """What to open for some layers, from their origin where neither this machine nor its peers had all of it."""
+        """The path to open for some layers: their origin's, if this machine and its peers did not have all of it."""
         ends = part.start == 0, part.stop == self._layers
         if (path := self._manifest.located(part, *ends)) is not None:
             return path

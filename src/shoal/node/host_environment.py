@@ -21,20 +21,20 @@ from shoal.transport.base import FrameStream, Handler
 from shoal.transport.tcp import TcpListener, connect, listen
 
 T = TypeVar("T")
-_QUICK = 0.02  # seconds for which heartbeats and the like can wait
+_QUICK = 0.02  # seconds by which heartbeats and the like may be delayed
 
 
 class HostEnvironment:
     def __init__(self, credentials: Credentials | None = None) -> None:
-        """With credentials, everything to and from other machines goes over mutual TLS. Raises ConfigError where they have expired."""
+        """With credentials, all traffic to and from other machines uses mutual TLS. Raises ConfigError if they have expired."""
         if credentials is not None:
             credentials.check(datetime.now(UTC))
         self._credentials = credentials
         self._server = credentials.server_context() if credentials is not None else None
         self._client = credentials.client_context() if credentials is not None else None
         self.rng = Random()
-        self._zone = ""  # of the cable to the head, where that is reached at a link-local address
-        self._quick = 0  # bytes of a step that took no longer than changing threads is worth
+        self._zone = ""  # IPv6 zone of the link to the head, if its address is link-local
+        self._quick = 0  # size of a step that took no longer than a change of threads is worth
         self._steps = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self._loads = ThreadPoolExecutor(1, thread_name_prefix="load")
 
@@ -80,6 +80,6 @@ class HostEnvironment:
         return await asyncio.get_running_loop().run_in_executor(self._loads, work)
 
     def close(self) -> None:
-        """Lets what runs in the threads come to its end."""
+        """Lets the work in the threads finish."""
         self._steps.shutdown()
         self._loads.shutdown()

@@ -1,4 +1,4 @@
-"""What an interruption of service was made of."""
+"""The parts of an interruption of service."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Interruption:
-    """Moments in monotonic seconds; 0 where something has not come yet."""
+    """Moments in monotonic seconds; 0 for what has not happened yet."""
 
     reason: str
     began: float
@@ -21,20 +21,20 @@ class Interruption:
     resumed: float = 0.0
     """The first token came."""
     tokens: int = 0
-    """Refilled."""
+    """How many were refilled."""
 
     def parts(self) -> dict[str, float]:
-        """Seconds of each part, in their order; those that have not come are left out."""
+        """Seconds of each part, in order; parts that have not happened are left out."""
         moments = [self.began, self.placed, self.loaded, self.linked, self.filled, self.resumed]
         names = ("fence", "load", "link", "refill", "resume")
         return {name: b - a for name, a, b in zip(names, moments, moments[1:], strict=False) if a and b}
 
 
 class Interruptions:
-    """The one that service is in, if it is in one."""
+    """Tracks the current interruption, if there is one."""
 
     def __init__(self, now: Callable[[], float], ended: Callable[[Interruption], None]) -> None:
-        """ended: is told of each when the first token has come."""
+        """ended: called with each interruption when the first token has come."""
         self._now, self._tell = now, ended
         self._current: Interruption | None = None
 
@@ -56,7 +56,7 @@ class Interruptions:
             self._current.linked = self._now()
 
     def filled(self, tokens: int, somebody: bool) -> None:
-        """tokens: that were refilled. somebody: whether there are requests that were interrupted."""
+        """tokens: how many were refilled. somebody: whether any requests were interrupted."""
         if self._current is not None:
             self._current.filled, self._current.tokens = self._now(), tokens
             if not somebody:

@@ -1,4 +1,4 @@
-"""How two processes of a route meet: retried connects, greetings, refusals."""
+"""How two processes of a route connect: retries, greetings, refusals."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _FIRST_DELAY, _MOST_DELAY = 0.05, 1.0
 
 
 class Links:
-    """Connects to peers. One that fails again and again is left alone for a while (a circuit breaker per peer)."""
+    """Connects to peers. A peer that fails again and again is left alone for a while (a circuit breaker per peer)."""
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
         self._breakers: dict[tuple[str, int], Breaker] = {}
 
     async def open(self, host: str, port: int, epoch: int, hello: messages.Hello, role: Role = Role.NODE) -> FrameStream:
-        """Connects to the process that takes the next part of the route. Raises ConnectionError, TimeoutError, RemoteProtocolError."""
+        """Connects to the process that runs the next part of the route. Raises ConnectionError, TimeoutError, RemoteProtocolError."""
         stream = await self._connect(host, port, role)
         try:
             await introduce(stream, epoch, hello)
@@ -57,7 +57,7 @@ class Links:
 
 
 async def introduce(stream: FrameStream, epoch: int, hello: messages.Hello) -> None:
-    """The connecting side's handshake. Raises RemoteProtocolError where the other side refuses, TimeoutError, EOFError, ConnectionError."""
+    """The connecting side's handshake. Raises RemoteProtocolError if the other side refuses, TimeoutError, EOFError, ConnectionError."""
     await stream.send(Frame(FrameKind.HELLO, epoch, meta=messages.encode(hello)))
     async with asyncio.timeout(CONNECT_TIMEOUT):
         answer = await stream.receive()
@@ -69,7 +69,8 @@ async def introduce(stream: FrameStream, epoch: int, hello: messages.Hello) -> N
 
 
 async def greeted(stream: FrameStream, share: Share) -> Frame:
-    """The first frame of whoever connected; who measures or fetches is answered until it ends. Raises EOFError, OSError, ProtocolError."""
+    """The first frame of a peer that connected; a peer that measures or fetches is served until it ends. Raises EOFError,
+    OSError, ProtocolError."""
     async with asyncio.timeout(CONNECT_TIMEOUT):
         greeting = await stream.receive()
     if greeting.kind is FrameKind.PING:
@@ -80,7 +81,7 @@ async def greeted(stream: FrameStream, share: Share) -> Frame:
 
 
 async def accept_link(stream: FrameStream, greeting: Frame, epoch: int, cluster: str, stage: int, node: str) -> None:
-    """The accepting side's handshake. Raises RemoteProtocolError, having told the other side, for a link that is not wanted here."""
+    """The accepting side's handshake. Refuses a link that is not wanted here: tells the other side and raises RemoteProtocolError."""
     try:
         if greeting.kind is not FrameKind.HELLO:
             raise RemoteProtocolError(f"the first frame was {greeting.kind.name}, not HELLO")

@@ -1,4 +1,4 @@
-"""What a coordinator is told about the model that it serves, and whom it tells what happens."""
+"""What a coordinator is told about the model that it serves, and whom it tells about events."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Served:
 
     name: str
     reference: str
-    """What nodes fetch it by."""
+    """The reference by which nodes fetch it."""
     cost: ModelCost
     context: int
     """Most tokens of a sequence."""
 
 
 class Observer(Protocol):
-    """Who counts."""
+    """Counts what happens."""
 
     def step(self, timing: StepTiming) -> None: ...
     def interruption(self, ended: Interruption) -> None: ...

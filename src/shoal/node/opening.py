@@ -11,5 +11,5 @@ class Opening:
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
         self.results: asyncio.Future[FrameStream] = asyncio.get_running_loop().create_future()
-        """The last stage's link, once it has come."""
+        """The last stage's link; set when it has connected."""
         self.over = asyncio.Event()

@@ -1,4 +1,4 @@
-"""What an operator asks about a cluster, and is answered."""
+"""The answer to an operator who asks about a cluster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from shoal.membership.state import SERVING, Cluster
 def described(
     name: str, model: str, cluster: Cluster, machines: Mapping[int, control.Join], waiting: int, events: Iterable[str], now: float
 ) -> control.ClusterDescription:
-    """`shoal nodes`. machines: what the nodes said of themselves. waiting: requests that have not ended. now: seconds, on the cluster's clock."""
+    """The answer to `shoal nodes`. machines: what the nodes reported about themselves. waiting: requests that have not ended.
+    now: seconds, on the cluster's clock."""
     words = cluster.moving or cluster.why
     state = cluster.state + (f": {words}" if words else "")
     out = control.ClusterDescription(cluster=name, model=model, state=state, epoch=cluster.epoch, events=list(events))

@@ -1,4 +1,4 @@
-"""Orders to nodes: the layers to load, and the neighbours to connect to."""
+"""Orders to nodes: which layers to load, and which neighbours to connect to."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from shoal.node.environment import Environment
 from shoal.node.observer import Served
 from shoal.node.share import Share
 
-_PEERS = 8  # that a node is told to fetch from
+_PEERS = 8  # most peers that a node is told to fetch from
 
 
 def blocks_of(kv_tokens: int) -> int:
-    """KV blocks of so many tokens."""
+    """KV blocks for that many tokens."""
     return max(kv_tokens // BLOCK_TOKENS, 2)
 
 
 class Orders:
-    """port: where this head listens for links; known once it does. manifest: the model's files, where they are handed out."""
+    """port: where this head listens for links; set once it does. manifest: the model's files, if they are handed out."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Orders:
         members: Mapping[int, Member],
         machines: Mapping[int, control.Join],
     ) -> None:
-        """host: where this head listens. members, machines: the nodes by their numbers, as they are at any time, and what they said of themselves."""
+        """host: where this head listens. members, machines: the current nodes by number, and what they reported about themselves."""
         self.port = 0
         self.manifest: Manifest | None = None
         self._host, self._settings, self._model, self._environment, self._share = host, settings, model, environment, share
@@ -66,7 +66,8 @@ class Orders:
         return load
 
     def _peers(self, node: int, indexes: Mapping[str, int]) -> Iterator[control.Peer]:
-        """Who can hand a node which files: the head, then the nodes after it in a circle, so that each begins elsewhere."""
+        """Who can give a node which files: the head, then the nodes after it in a circle, so that each node starts with a
+        different peer."""
         members = self._members
         if own := [indexes[sha256] for sha256 in self._share.files if sha256 in indexes]:
             yield control.Peer(host=self.seen_by(members[node].joined), port=self.port, files=own, head=True)
@@ -75,7 +76,7 @@ class Orders:
                 yield control.Peer(host=members[other].joined.host, port=members[other].joined.tensor_port, files=shared)
 
     def next_hop(self, node: int, after: int | None) -> tuple[str, int]:
-        """Where a node finds the stage after it; the head's own address as that node sees it, after the last."""
+        """Where a node finds the stage after it; after the last stage, the head's own address as that node sees it."""
         if after is not None:
             joined = self._members[after].joined
             return joined.host, joined.tensor_port

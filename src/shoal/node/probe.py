@@ -16,7 +16,7 @@ TIMEOUT = 10.0
 
 
 async def answer(stream: FrameStream, first: Frame) -> None:
-    """The measured side: acknowledges each ping until the other hangs up. Raises EOFError then, TimeoutError where it falls silent."""
+    """The measured side: acknowledges each ping until the other side hangs up. Then raises EOFError; TimeoutError if it falls silent."""
     frame = first
     while frame.kind is FrameKind.PING:
         await stream.send(Frame(FrameKind.ACK, step=frame.step))

@@ -1,4 +1,4 @@
-"""The requests of a head: those that are driven, and those that began under another head and wait for the first route."""
+"""The requests of a head: those that a driver runs, and those that began under another head and wait for the first route."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from shoal.scheduler.scheduler import Scheduler
 
 class Requests:
     def __init__(self, made: Callable[[Scheduler], Driver]) -> None:
-        """made: makes the driver, when the first route is known."""
+        """made: creates the driver when the first route is known."""
         self.driver: Driver | None = None
         self._made = made
         self._resumed: list[TokenStream] = []
 
     def __len__(self) -> int:
-        """Those that have not ended."""
+        """How many have not ended."""
         return len(self._resumed) if self.driver is None else self.driver.requests
 
     def take_up(self, stream: TokenStream) -> None:
-        """Goes on with a request that began under another head, as soon as there is a route."""
+        """Continues a request that began under another head, as soon as there is a route."""
         if self.driver is None:
             self._resumed.append(stream)
         else:
             self.driver.take_up(stream)
 
     def end_all(self, error: ShoalError) -> None:
-        """Ends every request, those too that wait for the first route."""
+        """Ends every request, including those that wait for the first route."""
         if self.driver is not None:
             self.driver.end_all(error)
         for stream in self._resumed:
@@ -38,14 +38,14 @@ class Requests:
         self._resumed.clear()
 
     def refuse(self, reason: str) -> None:
-        """Ends every request with that reason, and takes no more."""
+        """Ends every request with that reason, and accepts no more."""
         if self.driver is not None:
             self.driver.close(NotReady(reason))
         else:
             self.end_all(NotReady(reason))
 
     def fitted(self, limits: Limits) -> Driver:
-        """The driver, its scheduler fitted to a route."""
+        """The driver, with its scheduler fitted to a route."""
         if self.driver is None:
             self.driver = self._made(Scheduler(limits))
             for stream in self._resumed:

@@ -1,4 +1,4 @@
-"""The nodes that are here: their conversations, what they said of themselves, and how well they are reached."""
+"""The connected nodes: their conversations, what they reported about themselves, and the speed of their links."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from shoal.placement.profile import LinkSpeed
 class Roster:
     def __init__(self) -> None:
         self.machines: dict[int, control.Join] = {}
-        """What each node said of itself, by its number."""
+        """What each node reported about itself, by its number."""
         self.reached: dict[str, LinkSpeed] = {}
-        """The head's links to them, by name."""
+        """The head's links to the nodes, by name."""
         self._conversations: dict[int, NodeConnection] = {}
         self._nodes: dict[NodeConnection, int] = {}
         self._probing: dict[NodeConnection, Joined] = {}
         self._next = 1
 
     def number(self, conversation: NodeConnection) -> int | None:
-        """None for one that has not joined, or was sent home."""
+        """The node's number; None if it has not joined or was sent home."""
         return self._nodes.get(conversation)
 
     def enter(self, conversation: NodeConnection, join: control.Join, taken: Collection[str]) -> int:
-        """Gives a node its number, and another name where its own is taken."""
+        """Gives a node its number, and another name if its own is taken."""
         node = self._next
         self._next += 1
         taken = {*taken, *(joined.profile.name for joined in self._probing.values())}
@@ -36,7 +36,7 @@ class Roster:
         return node
 
     def probe(self, conversation: NodeConnection, joined: Joined) -> None:
-        """Its link is being measured; it is no member before."""
+        """Starts measuring its link; until that is done, it is no member."""
         self._probing[conversation] = joined
 
     def probing(self, conversation: NodeConnection) -> Joined | None:
@@ -46,7 +46,7 @@ class Roster:
         del self._probing[conversation]
 
     def tell(self, node: int, message: control.HeadMessage) -> None:
-        """A node that is gone is told nothing."""
+        """Sends a node a message; ignored if the node is gone."""
         if (conversation := self._conversations.get(node)) is not None:
             conversation.say(message)
 
@@ -63,14 +63,14 @@ class Roster:
         return node
 
     def dismiss(self, node: int) -> None:
-        """Ends its conversation: whatever it still says is not heard."""
+        """Ends its conversation: whatever it still says is ignored."""
         if (conversation := self._conversations.pop(node, None)) is not None:
             self._nodes.pop(conversation, None)
             self._probing.pop(conversation, None)
             conversation.end()
 
     def forget(self, node: int, others: Collection[str]) -> str | None:
-        """What was known of a node; its name, unless one of the others goes by it now."""
+        """Forgets what was known of a node. Returns its name, unless one of the others uses it now."""
         machine = self.machines.pop(node, None)
         if machine is None or machine.name in others:
             return None

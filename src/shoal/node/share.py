@@ -15,14 +15,14 @@ from shoal.wire.frame import Frame, FrameKind
 FRAME = 1 << 20
 """Most bytes of a file in one frame."""
 BUSY, ABSENT = "busy", "not here"
-"""What a refusal says, for programs: come again; ask someone else."""
+"""What a refusal says, for programs: try again later; ask another peer."""
 _CONNECTIONS = 64  # each holds one frame in memory at most
 _READS = 4  # at once, so that steps find the disk and the threads free
 _PATIENCE = 30.0  # seconds that a peer may take to ask for the next part, or to receive a frame
 
 
 class Share:
-    """What this process has told others that it has. One that is not `open` has nothing."""
+    """The files that this process offers to others. If it is not `open`, it offers none."""
 
     def __init__(self, open: bool = True) -> None:
         self.open = open
@@ -41,7 +41,7 @@ class Share:
             self._files.update(files)
 
     async def answer(self, stream: FrameStream, first: Frame) -> None:
-        """Answers one peer until it hangs up. Raises EOFError then, TimeoutError, OSError, RemoteProtocolError; the stream is aborted."""
+        """Answers one peer until it hangs up. Then raises EOFError; TimeoutError, OSError, RemoteProtocolError; the stream is aborted."""
         if self._connections >= _CONNECTIONS:
             await _refuse(stream, BUSY)
             raise ConnectionError(f"{_CONNECTIONS} peers already fetch from here")
@@ -53,7 +53,7 @@ class Share:
                 async with asyncio.timeout(_PATIENCE):
                     frame = await stream.receive()
         except (TimeoutError, OSError):
-            stream.abort()  # who reads no more must not keep what was to be sent
+            stream.abort()  # a peer that stopped reading must not keep what was to be sent
             raise
         finally:
             self._connections -= 1
@@ -85,7 +85,7 @@ async def _refuse(stream: FrameStream, why: str) -> None:
 
 
 def _read(path: Path, offset: int, count: int) -> bytes:
-    """Less where the file is shorter, or gone."""
+    """Fewer bytes if the file is shorter or gone."""
     try:
         with path.open("rb") as file:
             file.seek(offset)

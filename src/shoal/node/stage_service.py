@@ -1,4 +1,4 @@
-"""A node's part in a route: takes steps from the stage before, runs them, hands them to the stage after."""
+"""A node's part in a route: takes steps from the stage before, runs them and passes them to the stage after."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shoal.wire import codec, messages
 from shoal.wire.frame import Dtype, Frame, FrameKind, WireCodec
 
 Compute = Callable[[Callable[[], Frame], int], Awaitable[Frame]]
-"""Runs a step of so many bytes: see Environment.step."""
+"""Runs a step of that many bytes: see Environment.step."""
 Clock = Callable[[], float]
 
 
@@ -31,7 +31,7 @@ class StageService:
         compute: Compute,
         clock: Clock = perf_counter,
     ) -> None:
-        """clock: seconds, as those at which frames arrived."""
+        """clock: seconds, on the same clock as the arrival times of frames."""
         self.epoch = epoch
         self.stage = stage
         self.stages = stages
@@ -54,18 +54,18 @@ class StageService:
         return self.stage == self.stages - 1
 
     def link(self, stream: FrameStream) -> None:
-        """Where results go. Raises ConnectionError where this stage is over already."""
+        """Sets where results go. Raises ConnectionError if this stage is already closed."""
         if self._closed:
             stream.abort()
             raise ConnectionError(f"epoch {self.epoch} is over")
         self._next = stream
 
     async def serve(self, upstream: FrameStream) -> None:
-        """Runs steps until the stage before hangs up. Raises EOFError, OSError, ProtocolError, and what a step raises."""
+        """Runs steps until the stage before hangs up. Raises EOFError, OSError, ProtocolError, and whatever a step raises."""
         self._upstream = upstream
         try:
             await self._serve(upstream)
-        finally:  # a route with a hole is of no use: let the rest of it, and the head, notice
+        finally:  # a route with a gap is useless: let the rest of it, and the head, notice
             self._upstream = None
             if self._next is not None:
                 await self._next.close()
@@ -76,12 +76,12 @@ class StageService:
             if frame.epoch != self.epoch:
                 continue
             if frame.kind is FrameKind.ERROR and self._next is not None:
-                await self._next.send(frame)  # of a stage before this one: the head is to know
+                await self._next.send(frame)  # a fault of a stage before this one: the head must learn of it
                 continue
             if frame.kind is not FrameKind.STEP:
                 raise RemoteProtocolError(f"a {frame.kind.name} frame where a step was expected")
             if self._latest is not None and frame.step <= self._latest:
-                continue  # it came twice
+                continue  # a duplicate
             if self._latest is not None and frame.step != self._latest + 1:
                 raise RemoteProtocolError(f"step {frame.step} came after step {self._latest}: steps in between were lost")
             self._latest = frame.step
@@ -122,7 +122,7 @@ class StageService:
         return Frame(FrameKind.STEP, frame.epoch, frame.step, meta, body, Dtype.FLOAT32, self._codec)
 
     def close(self) -> None:
-        """Ends the links at once; a step that runs comes to its end, and goes nowhere."""
+        """Closes the links at once; a step that is running finishes, and its result goes nowhere."""
         self._closed = True
         for stream in (self._upstream, self._next):
             if stream is not None:

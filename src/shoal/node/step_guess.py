@@ -1,4 +1,4 @@
-"""What steps will take on a route, guessed from what its nodes measured of themselves and from the model's sizes."""
+"""What steps will take on a route, estimated from the nodes' measurements and the model's sizes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from shoal.placement.partition import Placement
 from shoal.placement.profile import LinkSpeeds, ModelCost
 from shoal.scheduler.cost import StageCost, StepCost
 
-_DOUBT = 2.0  # times that a step may take longer, until the first one has come back
-_ATTENTION = 4.0  # times that an operation of the attention takes longer than one of the products
+_DOUBT = 2.0  # factor by which a step may take longer, until the first one has come back
+_ATTENTION = 4.0  # an operation of the attention takes this many times as long as one of the products
 
 
 def step_guess(model: ModelCost, placement: Placement, links: LinkSpeeds) -> StepCost:

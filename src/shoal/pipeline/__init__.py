@@ -1,1 +1,1 @@
-"""Keeps the stages of a route full."""
+"""Keeps the stages of a route busy."""

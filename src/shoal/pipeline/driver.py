@@ -1,11 +1,11 @@
 """Sends steps into the pipeline and hands results to the requests that wait for them.
 
-With S stages it keeps up to S + 1 steps in flight: one in every stage, and one on its way, so that the first stage
-finds it as soon as it is free. The scheduler spreads samples over S steps.
+With S stages it keeps up to S + 1 steps in flight: one in every stage, and one on its way, so that the first stage gets it as
+soon as it is free. The scheduler spreads samples over S steps.
 
-Requests outlive routes. When a route breaks, or is left for a better one, they wait. On the next route the scheduler goes back to the
-last confirmed results, the lost keys and values are refilled, and the steps go on from there. A token is handed out once, when
-its result is applied, and never taken back.
+Requests outlive routes. When a route breaks, or is replaced by a better one, they wait. On the next route the scheduler goes
+back to the last confirmed results, the lost keys and values are refilled, and the steps go on from there. A token is delivered
+once, when its result is applied, and is never taken back.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from shoal.scheduler.scheduler import Scheduler
 from shoal.wire import messages
 from shoal.wire.frame import Frame
 
-_STRIKES = 3  # failed steps of a request after which it counts as the cause
+_STRIKES = 3  # failed steps of a request before it counts as the cause
 
 
 class Driver:
-    """The requests of a model, over one route after another."""
+    """The requests of a model, driven over one route after another."""
 
     def __init__(
         self,
@@ -38,7 +38,8 @@ class Driver:
         sampled: Callable[[list[TokenChunk]], None] = lambda chunks: None,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
-        """sampled: called with the tokens of each step, before the streams get them. clock: seconds, the same clock as in the stages' traces."""
+        """sampled: called with the tokens of each step before the streams get them. clock: seconds, the same clock as in the
+        stages' traces."""
         self.scheduler = scheduler
         self.timings = Timings()
         self._observe, self._sampled, self._clock = observe, sampled, clock
@@ -50,8 +51,8 @@ class Driver:
     async def drive(self, route: Route, spans: list[tuple[int, int]], filled: Callable[[int], None]) -> None:
         """Serves over a route until it breaks, or until the steps in flight at a `pause` are done.
 
-        spans: layers whose keys and values are refilled first; then `filled` is called with the number of tokens. Raises StageLost if
-        the route breaks; the requests wait for the next one.
+        spans: layers whose keys and values are refilled first; then `filled` is called with the number of refilled tokens.
+        Raises StageLost if the route breaks; the requests wait for the next one.
         """
         self.scheduler.rewind()
         loop = asyncio.get_running_loop()
@@ -79,8 +80,8 @@ class Driver:
             route.last.abort()
 
     def _strike(self, route: DrivenRoute, error: StepFailed) -> None:
-        """Counts a failed step against its requests, which then run alone. One that fails again and again, at last alone, ends: it would
-        break every route to come."""
+        """Counts a failed step against its requests, which then run alone. A request that keeps failing, finally alone, is
+        ended: it would break every later route."""
         step = route.flight.get(error.step)
         found = {self.scheduler.request_of(chunk.sequence) for chunk in (step.plan.chunks if step is not None else ())}
         requests = {request for request in found if request is not None and request in self._streams}
@@ -96,7 +97,7 @@ class Driver:
         self.scheduler.cancel(request)
 
     def _fail(self, sequence: int, error: ShoalError) -> None:
-        """Ends the request of a sequence that the last stage reported a fault for."""
+        """Ends the request of a sequence for which the last stage reported a fault."""
         if (request := self.scheduler.request_of(sequence)) is not None:
             self._end(request, error)
 
@@ -112,13 +113,13 @@ class Driver:
             self._route.cut.set()
 
     def pause(self) -> None:
-        """Sends no more steps; `drive` returns when those in flight are done."""
+        """Sends no more steps; `drive` returns when the steps in flight are done."""
         if self._route is not None:
             self._route.pausing = True
             self._route.settle()
 
     def restart(self, limits: Limits) -> None:
-        """Between routes: takes over the limits of the next one. Requests that do not fit its KV pool end with an error."""
+        """Call it between routes: adopts the limits of the next one. Requests that do not fit its KV pool end with an error."""
         self.scheduler.rewind()
         for request in self.scheduler.restart(limits):
             if (stream := self._streams.get(request)) is not None:
@@ -131,13 +132,13 @@ class Driver:
             stream.put(error)
 
     def close(self, error: ShoalError) -> None:
-        """Ends every request; none can be submitted any more."""
+        """Ends every request; no more can be submitted."""
         self._closed = error
         self.cut(str(error))
         self.end_all(error)
 
     def submit(self, request: Request) -> TokenStream:
-        """Queues a request; it waits while there is no route. Raises InvalidRequest, QueueFull, or the error that the driver was closed with."""
+        """Queues a request; it waits while there is no route. Raises InvalidRequest, QueueFull, or the error that closed the driver."""
         if self._closed is not None:
             raise self._closed
         self.scheduler.add(request)
@@ -146,7 +147,7 @@ class Driver:
         return stream
 
     def take_up(self, stream: TokenStream) -> None:
-        """Goes on with a request that began before this driver. It ends with the reason where it cannot run here."""
+        """Continues a request that began before this driver. If it cannot run here, it ends with the reason."""
         if not stream.left:
             return
         try:
@@ -163,11 +164,11 @@ class Driver:
 
     @property
     def requests(self) -> int:
-        """That have not ended."""
+        """Requests that have not ended."""
         return len(self._streams)
 
     def forget(self, request: RequestId) -> None:
-        """Ends what is left of a request."""
+        """Ends what remains of a request."""
         self._strikes.pop(request, None)
         if self._streams.pop(request, None) is not None:
             self.scheduler.cancel(request)
@@ -179,7 +180,7 @@ class Driver:
         self.nudge()
 
     def nudge(self) -> None:
-        """Sends steps soon, because something came or ended."""
+        """Wakes the sender, because something came or ended."""
         if self._route is not None:
             self._route.nudged.set()
 
@@ -198,7 +199,7 @@ class Driver:
             await self._fill(route)
 
     async def _refill(self, route: DrivenRoute, spans: list[tuple[int, int]]) -> int:
-        """Fills layers anew; where a journal does not reach, from the tokens on. Answers how many tokens that took."""
+        """Refills layers; if a journal does not hold all that is needed, from the tokens. Returns how many tokens were refilled."""
         tokens = 0
         only: set[int] | None = None
         while True:
@@ -222,6 +223,7 @@ class Driver:
                 return tokens
             if spans[0][0] == 0 and len(spans) == 1:
                 raise RemoteProtocolError("layers could not be refilled from the tokens")
+            # A journal lacks some rows: these sequences are refilled from the tokens, through all layers up to the last lost one.
             only, spans = missing, [(0, spans[-1][1])]
 
     def _take(self, route: DrivenRoute, frame: Frame, arrived: float) -> None:
@@ -252,7 +254,7 @@ class Driver:
         self._observe(timing)
 
     async def _fill(self, route: DrivenRoute) -> None:
-        """Sends steps while there is something to run and room in the pipe."""
+        """Sends steps while there is something to run and room in the pipeline."""
         async with route.filling:
             while route.open and not route.pausing and not route.cut.is_set() and len(route.flight) <= self.scheduler.limits.depth:
                 began = self._clock()

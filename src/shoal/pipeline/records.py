@@ -1,15 +1,15 @@
-"""What the head writes down of its requests: records to bytes, bytes to what was under way. No I/O.
+"""The head's record of its requests: encodes records to bytes, and rebuilds unfinished answers from bytes. No I/O.
 
     file:    record, record, …                     the first one is `Began`
     record:  length u32 · crc32 u32 · payload      little-endian; the payload is msgpack
 
     Began           whose requests these are: another model's tokens mean nothing here
     Accepted        an answer: its requests, and a note that only the gateway reads
-    SampledTokens   what one step brought
+    SampledTokens   the tokens of one step
     Gone            an answer that nobody will ask for any more
 
-A file may end anywhere, because its writer did: what follows the last whole record is cut off. So every beginning of a file is
-a state that once was.
+A file may end anywhere, because its writer may be killed at any time: whatever follows the last whole record is cut off. So
+every prefix of a file is a state that once existed.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class Began(msgspec.Struct, frozen=True, array_like=True, tag="began"):
 class Accepted(msgspec.Struct, frozen=True, array_like=True, tag="accepted"):
     answer: str
     first: int
-    """Number of its first request; the others follow. Numbers are short, and never used again within a file."""
+    """Number of its first request; the others follow. Numbers are short, and never reused within a file."""
     note: bytes
     requests: list[Request]
 
 
 class SampledToken(msgspec.Struct, frozen=True, array_like=True):
-    """A TokenChunk, its request by number."""
+    """A TokenChunk; its request is given by number."""
 
     number: int
     choice: int
@@ -79,7 +79,7 @@ def encode(record: Record) -> bytes:
 
 
 def decode(data: bytes) -> Iterator[tuple[Record, int]]:
-    """The whole records, each with where it ends; stops at the first that is torn or was never one."""
+    """The whole records, each with the offset where it ends; stops at the first that is torn or invalid."""
     at = 0
     while at + _HEADER.size <= len(data):
         length, check = _HEADER.unpack_from(data, at)
@@ -97,18 +97,18 @@ def decode(data: bytes) -> Iterator[tuple[Record, int]]:
 
 @dataclass
 class KeptAnswer:
-    """An answer that was under way, or had just ended."""
+    """An answer that was unfinished, or had just ended."""
 
     answer: str
     first: int
     note: bytes
     requests: list[Request]
     said: list[list[TokenChunk]] = field(default_factory=list[list[TokenChunk]])
-    """Of each request, in the order in which they were sampled."""
+    """The chunks of each request, in the order in which they were sampled."""
 
 
 class Ledger:
-    """What the records read so far come to."""
+    """The state that the records read so far add up to."""
 
     def __init__(self) -> None:
         self.identity: str | None = None
@@ -138,15 +138,15 @@ class Ledger:
 
 
 def read(data: bytes) -> tuple[Ledger, int]:
-    """What a file comes to, and how many of its bytes are whole records."""
+    """The state in a file, and how many of its bytes are whole records."""
     ledger, end = Ledger(), 0
-    for record, end in decode(data):  # noqa: B007 - the last end is wanted
+    for record, end in decode(data):  # noqa: B007 - the last end is needed
         ledger.add(record)
     return ledger, end
 
 
 def written(identity: str, answers: Iterable[KeptAnswer]) -> bytes:
-    """A file that holds just these answers, their numbers as they were."""
+    """A file that holds only these answers and keeps their numbers."""
     out = [encode(Began(identity))]
     for kept in answers:
         out.append(encode(Accepted(kept.answer, kept.first, kept.note, kept.requests)))

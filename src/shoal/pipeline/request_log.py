@@ -1,11 +1,11 @@
 """The file in which the head keeps its requests, so that they outlive its process.
 
-Records are handed over at once and written by a task, many at a time, in a thread: no step waits for a disk. What is promised:
+Records are handed over at once and written by a task, many at a time, in a thread: no step waits for a disk. Guarantees:
 
-- An answer whose HTTP status has gone out is in the file, and so is what was sampled up to a few hundredths of a second ago.
-- When the process is killed nothing that was written is lost. What was sampled after that is sampled again, and is the same.
-- When the machine goes down, what the system had not yet put on the disk is lost: answers of the last half minute or so.
-- When the disk is full or gone, that is said once, and serving goes on without the file.
+- An answer whose HTTP status was sent is in the file, and so is everything sampled up to a few hundredths of a second ago.
+- If the process is killed, nothing that was written is lost. Later tokens are sampled again, and come out the same.
+- If the machine goes down, whatever the system had not yet put on the disk is lost: about the last half minute of answers.
+- If the disk is full or gone, this is logged once, and serving goes on without the file.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from shoal.sizes import human_bytes
 
 log = structlog.get_logger()
 
-_LINGER = 0.01  # seconds for which records gather; a crash costs that much sampling
-_BOUND = 8 << 20  # bytes of the file over which it is written anew, with what still lives
-_MOST_PENDING = 64 << 20  # bytes that may wait for a disk that does not answer
+_LINGER = 0.01  # seconds for which records are gathered; a crash costs that much sampling
+_BOUND = 8 << 20  # bytes of the file above which it is rewritten with only the live answers
+_MOST_PENDING = 64 << 20  # bytes that may wait for a disk that does not respond
 
 
 class RequestLog:
     def __init__(self, folder: Path, identity: str) -> None:
-        """identity: the model and how it is run; what another one left in the folder is dropped. Raises ConfigError."""
+        """identity: the model and how it is run; records of another one in the folder are dropped. Raises ConfigError."""
         self.kept: list[KeptAnswer] = []
-        """What was under way when the process before this one ended."""
+        """Answers that were unfinished when the previous process ended."""
         self._identity, self._path = identity, folder / "requests"
         self._numbers: dict[RequestId, int] = {}
         self._answers: dict[str, list[RequestId]] = {}
@@ -79,24 +79,25 @@ class RequestLog:
         self._examined |= {request.id for request in requests if request.examined}
         self._next = max(self._next, first + len(requests))
 
-    # What happens
+    # Events
 
     async def accepted(self, answer: str, note: bytes, requests: Sequence[Request]) -> None:
-        """Returns when it is written, or cannot be. What is sampled meanwhile comes after it."""
+        """Returns when it is written, or cannot be. What is sampled meanwhile is recorded after it."""
         first = self._next
         self._know(answer, first, requests)
         self._put(Accepted(answer, first, note, list(requests)))
         await self._written()
 
     def sampled(self, chunks: Sequence[TokenChunk]) -> None:
-        """What is said of a prompt is too long to be kept, and is computed anew; its choice is sampled anew after that, and says the same."""
+        """Records sampled tokens. Chunks about a prompt are too long to keep: they are recomputed, and their choice is then
+        sampled anew with the same result."""
         kept = [chunk for chunk in chunks if chunk.choice or chunk.request not in self._examined]
         samples = [SampledToken.of(number, chunk) for chunk in kept if (number := self._numbers.get(chunk.request)) is not None]
         if samples:
             self._put(SampledTokens(samples))
 
     def gone(self, answer: str) -> None:
-        """Nobody will ask for it any more. Unknown ones are left alone."""
+        """Nobody will ask for this answer any more. Unknown ones are ignored."""
         if (requests := self._answers.pop(answer, None)) is not None:
             for request in requests:
                 self._numbers.pop(request, None)
@@ -123,7 +124,7 @@ class RequestLog:
             self._give_up(f"the disk does not answer; {human_bytes(self._size)} wait")
 
     async def _written(self) -> None:
-        """Returns when all that was put is written, or cannot be."""
+        """Returns when everything put so far is written, or cannot be."""
         if self._off:
             return
         done = asyncio.get_running_loop().create_future()
@@ -149,7 +150,7 @@ class RequestLog:
                     _release(waiting)
                 if self._bytes > self._bound:
                     await asyncio.to_thread(self._compact)
-        except Exception as error:  # whatever it is: who waits for the file must not wait for ever
+        except Exception as error:  # any error: those who wait for the file must not wait for ever
             if not isinstance(error, OSError):
                 log.error("writing the kept requests failed unexpectedly", exc_info=error)
             self._give_up(getattr(error, "strerror", None) or str(error) or type(error).__name__)
@@ -162,7 +163,7 @@ class RequestLog:
             view = view[count:]
 
     def _compact(self) -> None:
-        """Writes the file anew, without what is gone."""
+        """Rewrites the file without the answers that are gone."""
         ledger, _ = records.read(self._path.read_bytes())
         old = self._file
         self._file, self._bytes = _replaced(self._path, records.written(self._identity, ledger.answers.values()))
@@ -183,7 +184,7 @@ def _release(waiting: list[asyncio.Future[None]]) -> None:
 
 
 def _locked(path: Path) -> int:
-    """A lock on the folder, for as long as the process lives. Raises ConfigError where another one has it."""
+    """Locks the folder for as long as the process lives. Raises ConfigError if another process holds the lock."""
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     if not locked(lock):
         os.close(lock)
@@ -192,11 +193,11 @@ def _locked(path: Path) -> int:
 
 
 def _replaced(path: Path, data: bytes) -> tuple[int, int]:
-    """Puts a file in place of another, whole or not at all; its descriptor, for appending, and its size."""
+    """Replaces a file, whole or not at all. Returns a descriptor for appending, and the size."""
     fresh = path.with_suffix(".new")
     file = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
     try:
-        if hasattr(os, "fchmod"):  # prompts are private, whoever made the file
+        if hasattr(os, "fchmod"):  # prompts are private, whoever created the file
             os.fchmod(file, 0o600)
         view = memoryview(data)
         while view:

@@ -1,4 +1,4 @@
-"""A way through the stages, and the steps that are in flight on it."""
+"""A path through the stages, and the steps in flight on it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shoal.wire.frame import Frame, FrameKind
 
 @dataclass(frozen=True)
 class Route:
-    """One epoch's way through the stages. `first` feeds stage 0, `last` brings the last stage's results."""
+    """One epoch's path through the stages. `first` feeds stage 0; `last` delivers the last stage's results."""
 
     epoch: int
     first: FrameStream
@@ -32,7 +32,7 @@ class StepInFlight:
 
 
 class DrivenRoute:
-    """A route while it is driven."""
+    """A route while the driver uses it."""
 
     def __init__(self, route: Route, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -41,7 +41,7 @@ class DrivenRoute:
         self.cut = asyncio.Event()
         self.settled = asyncio.Event()
         self.nudged = asyncio.Event()
-        """Something came or ended: there may be a step to send."""
+        """Set when something came or ended: there may be a step to send."""
         self.why = ""
         self.open = self.pausing = False
         self.heard = 0.0
@@ -53,7 +53,7 @@ class DrivenRoute:
             self.settled.set()
 
     async def watch_first(self) -> None:
-        """The first stage never speaks on its link; only the link's end is news."""
+        """Watches the link to the first stage, which never sends on it: only the end of the link is news."""
         frame = await self._route.first.receive()
         raise RemoteProtocolError(f"stage 0 sent a {frame.kind.name} frame to the head")
 
@@ -70,22 +70,23 @@ class DrivenRoute:
         step.sent += step.send
 
     async def receive(self) -> tuple[Frame, float]:
-        """The next result of this epoch, and when it came. Raises RemoteProtocolError for what a stage reports, or what cannot be."""
+        """The next result of this epoch, and when it arrived. Raises RemoteProtocolError for a fault that a stage reports, or a
+        result that cannot be."""
         while True:
             frame = await self._route.last.receive()
             if frame.epoch != self._route.epoch:
-                continue  # of a route that is gone
+                continue  # from a route that is gone
             if frame.kind is FrameKind.ERROR:
                 error = messages.decode_error(frame.meta)
                 raise StepFailed(error.stage, error.message, frame.step)
             if frame.kind is not FrameKind.RESULT:
                 raise RemoteProtocolError(f"a {frame.kind.name} frame where a result was expected")
             if frame.step <= self._landed:
-                continue  # it came twice
+                continue  # a duplicate
             return frame, self._clock()
 
     def landed(self, step: int) -> StepInFlight:
-        """Results come in the order of the steps. Raises RemoteProtocolError for one that does not."""
+        """Takes the step of a result. Results come in the order of the steps. Raises RemoteProtocolError for one that does not."""
         if not self.flight or step != min(self.flight):
             raise RemoteProtocolError(f"a result of step {step}, which is not the next one in flight")
         self._landed = step

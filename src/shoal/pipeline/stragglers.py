@@ -1,4 +1,4 @@
-"""Whether stages keep the pace that their nodes' own measure promised."""
+"""Whether stages keep the pace that their nodes measured."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from statistics import median
 
 from shoal.pipeline.timing import StepTiming
 
-_ROWS = 8  # up to so many rows a step is bound by reading the weights, which is what nodes measure
-_LEAST = 20  # steps that a judgement needs
-_AGREE = 3  # judgements in a row of which the mildest counts
+_ROWS = 8  # up to this many rows, a step is bound by reading the weights, which is what nodes measure
+_LEAST = 20  # steps needed for a judgement
+_AGREE = 3  # judgements in a row; the mildest counts
 
 
 class StragglerDetector:
-    """Of one route."""
+    """The straggler detector of one route."""
 
     def __init__(self) -> None:
         self._steps: deque[tuple[float, ...]] = deque(maxlen=200)
@@ -24,9 +24,9 @@ class StragglerDetector:
             self._steps.append(tuple(trace.compute for trace in timing.traces))
 
     def judge(self, promised: list[float]) -> list[float] | None:
-        """How many times slower than promised each stage is, the best one being as promised; None as long as that is not sure.
+        """How many times slower than promised each stage is, relative to the best one; None until that is certain.
 
-        promised: seconds that each stage was to take for a step.
+        promised: seconds that each stage was expected to take for a step.
         """
         steps = [step for step in self._steps if len(step) == len(promised)]
         if len(steps) < _LEAST or len(promised) < 2:

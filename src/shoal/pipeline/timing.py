@@ -1,4 +1,4 @@
-"""What a step cost and where, as the head sees it."""
+"""What a step cost, and where, as the head sees it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shoal.scheduler.plan import StageTrace
 
 @dataclass(frozen=True)
 class StepTiming:
-    """Seconds. `flight` runs from the sending of the plan to the arrival of its result."""
+    """Seconds. `flight` runs from sending the plan to the arrival of its result."""
 
     rows: int
     sampled: int
@@ -24,23 +24,23 @@ class StepTiming:
 
     @property
     def in_stages(self) -> float:
-        """Spent inside the stages, waiting for earlier steps included."""
+        """Seconds inside the stages, including waiting for earlier steps."""
         return sum(t.wait + t.prepare + t.compute + t.sample + t.encode for t in self.traces)
 
     @property
     def hops(self) -> float:
-        """Spent between the processes: sockets, wake-ups, the system."""
+        """Seconds between the processes: sockets, wake-ups, the operating system."""
         return max(self.flight - self.in_stages, 0.0)
 
     @property
     def overhead(self) -> float:
-        """All that is neither computing nor waiting for another step, per hop (stages and the way back)."""
+        """Seconds that are neither computing nor waiting for another step, per hop (stages and the way back)."""
         compute = sum(t.wait + t.compute + t.sample for t in self.traces)
         return (self.schedule + self.encode + self.send + self.flight + self.apply - compute) / (len(self.traces) + 1)
 
 
 class Timings:
-    """The latest steps."""
+    """The timings of the latest steps."""
 
     def __init__(self, keep: int = 1024) -> None:
         self._steps: deque[StepTiming] = deque(maxlen=keep)
@@ -52,7 +52,7 @@ class Timings:
         self._steps.clear()
 
     def summary(self, rows: int | None = None) -> dict[str, object]:
-        """Medians in seconds over the steps that sampled, of `rows` rows where given; empty without steps."""
+        """Medians in seconds over the steps that sampled, only those of `rows` rows if given; empty without steps."""
         steps = [s for s in self._steps if s.sampled and s.traces and (rows is None or s.rows == rows)]
         if not steps:
             return {}

@@ -1,4 +1,4 @@
-"""The tokens of one request, over all the drivers that it lives through."""
+"""The tokens of one request, across all the drivers that serve it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shoal.request import Request, RequestId, TokenChunk
 
 
 class TokenSource(Protocol):
-    """Where tokens come from: a driver."""
+    """A source of tokens: a driver."""
 
     def cancel(self, request: RequestId, choice: int) -> None: ...
     def forget(self, request: RequestId) -> None: ...
@@ -19,13 +19,13 @@ class TokenSource(Protocol):
 class TokenStream(ChunkStream):
     """The tokens of one request as they are sampled; close it to cancel the rest.
 
-    said: what was sampled before this process began. It comes first, and what is missing once a driver takes the request up.
+    said: what was sampled before this process began. It comes first; the rest follows once a driver takes the request up.
     """
 
     def __init__(self, request: Request, said: Iterable[TokenChunk] = ()) -> None:
         super().__init__(request)
         self.left: dict[int, list[int]] = {choice: [] for choice in range(request.n)}
-        """Of each choice that has not ended: the tokens that were said when this stream began."""
+        """For each choice that has not ended: the tokens already sampled when this stream began."""
         self._source: TokenSource | None = None
         for chunk in said:
             self.put(chunk)
@@ -35,7 +35,7 @@ class TokenStream(ChunkStream):
                 self.left[chunk.choice].append(chunk.token)
 
     def driven(self, source: TokenSource) -> None:
-        """From now on its tokens come from there."""
+        """From now on, its tokens come from this source."""
         self._source = source
 
     def end_choice(self, choice: int) -> None:

@@ -1,1 +1,1 @@
-"""Which node runs which layers: pure arithmetic over what was measured."""
+"""Which node runs which layers: pure arithmetic over measurements."""

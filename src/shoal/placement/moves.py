@@ -1,8 +1,8 @@
-"""From one placement to the next: when nodes are lost, join, leave or turn out slow, move as little as pays.
+"""From one placement to the next: when nodes are lost, join, leave or turn out slow, move as little as is worthwhile.
 
-A loss is mended by the cheapest sound way: a spare node takes the lost layers, the neighbours take them, or all is placed anew over
-whoever is left. Each is a candidate with two costs in seconds: the pause now (loading weights, and filling keys and values where
-they are gone), and what it will be slower over the next minute than the fastest of them.
+A loss is repaired by the cheapest sound way: a spare node takes the lost layers, the neighbours take them, or all layers are
+placed anew over the remaining nodes. Each is a candidate with two costs in seconds: the pause now (loading weights, and
+refilling lost keys and values), and how much slower it will be over the next minute than the fastest candidate.
 """
 
 from __future__ import annotations
@@ -14,24 +14,25 @@ from shoal.errors import CapacityError
 from shoal.placement.partition import Costs, Order, Placement, place, placed, split
 from shoal.placement.profile import Demand, LinkSpeeds, ModelCost, NodeProfile
 
-_HORIZON = 60.0  # seconds over which a pause must have paid for itself
-_LOADING = 500e6  # bytes per second that a node makes weights ready at
-_GAIN = 1.15  # a move that was not forced must be so many times as fast as what runs
-_AS_HELD = 0.8  # of the best speed: layers then stay where they lie already
+_HORIZON = 60.0  # seconds over which a pause must pay for itself
+_LOADING = 500e6  # bytes per second at which a node loads weights
+_GAIN = 1.15  # a move that is not forced must be this many times as fast as the running placement
+_AS_HELD = 0.8  # of the best speed: at this or more, layers stay where they already are
 
 
 @dataclass(frozen=True)
 class Residency:
-    """What a node has of the model already."""
+    """What a node already has of the model."""
 
     loaded: tuple[range, ...] = ()
-    """Weights."""
+    """Layers whose weights are loaded."""
     filled: range = range(0)
     """Layers whose keys and values are good."""
 
 
 def spans(stages: Iterable[tuple[range, range]], layers: int) -> list[tuple[int, int]]:
-    """Layers [first, end) whose keys and values are gone, given each stage's layers and those that it keeps; runs are joined."""
+    """Layers [first, end) whose keys and values are gone, given each stage's layers and those that it keeps; adjacent ranges
+    are joined."""
     good = [layer for mine, keep in stages for layer in mine if layer in keep]
     out: list[tuple[int, int]] = []
     for layer in sorted(set(range(layers)) - set(good)):
@@ -49,7 +50,7 @@ def overlap(a: range, b: range) -> range:
 
 @dataclass
 class Moves:
-    """The goals of a placement. `spread`: every node gets a layer. `spares`: number of nodes kept idle, to take over."""
+    """The goals of a placement. `spread`: every node gets a layer. `spares`: number of nodes kept idle as replacements."""
 
     model: ModelCost
     demand: Demand
@@ -58,12 +59,12 @@ class Moves:
     links: LinkSpeeds = field(default_factory=LinkSpeeds)
 
     def _bounds(self, nodes: int) -> tuple[int, int]:
-        """Least and most stages."""
+        """Least and most number of stages."""
         most = max(1, min(nodes - self.spares, self.model.layers))
         return (most if self.spread else 1), most
 
     def first(self, nodes: Sequence[NodeProfile], residencies: Mapping[str, Residency]) -> Placement:
-        """For a model that is not served. Raises CapacityError."""
+        """A placement for a model that is not served yet. Raises CapacityError."""
         least, most = self._bounds(len(nodes))
         best = place(nodes, self.links, self.model, self.demand, least, most)
         held = self._as_held(nodes, residencies, best.kv_tokens)
@@ -72,7 +73,7 @@ class Moves:
         return best
 
     def _as_held(self, nodes: Sequence[NodeProfile], residencies: Mapping[str, Residency], kv_tokens: int) -> Placement | None:
-        """The layers where they lie already, if each lies somewhere."""
+        """A placement that leaves the layers where they already are, if every layer is somewhere."""
         at, order, bounds = 0, list[NodeProfile](), [0]
         while at < self.model.layers:
             starting = [
@@ -92,15 +93,16 @@ class Moves:
     def recover(
         self, old: Placement, nodes: Sequence[NodeProfile], residencies: Mapping[str, Residency], tokens: int, beside: bool = False
     ) -> Placement:
-        """A placement over `nodes` where some of the old one's may be gone. Raises CapacityError.
+        """A placement over `nodes`, when some nodes of the old one may be gone. Raises CapacityError.
 
-        tokens: computed, of all sequences. beside: the old one serves on meanwhile; what fits beside it is taken, if anything does.
+        tokens: computed, of all sequences. beside: the old placement goes on serving meanwhile; a placement that fits beside it
+        is preferred.
         """
         here = {node.name: node for node in nodes}
         found = [*self._mended(old, here), *self._anew(nodes, old.kv_tokens)]
         if beside:
             found = [p for p in found if self._fits_beside(p, here, residencies)] or found
-        if not found and self.spares:  # a spare is for nothing if not for this
+        if not found and self.spares:  # using a spare now is what spares are for
             found = replace(self, spares=0)._anew(nodes, old.kv_tokens)
         if not found:
             least, most = self._bounds(len(nodes))
@@ -109,11 +111,11 @@ class Moves:
             except CapacityError:
                 if not self.spares:
                     raise
-                return place(nodes, self.links, self.model, self.demand)  # a spare is for nothing if not for this
+                return place(nodes, self.links, self.model, self.demand)  # using a spare now is what spares are for
         return min(found, key=lambda p: self._cost(p, found, residencies, tokens, beside))
 
     def improve(self, now: Placement, nodes: Sequence[NodeProfile], residencies: Mapping[str, Residency], tokens: int) -> Placement | None:
-        """A placement that is worth moving to from one that runs, if there is one. Weights of both must fit beside each other."""
+        """A placement that is worth moving to from the running one, if there is one. The weights of both must fit side by side."""
         here = {node.name: node for node in nodes}
         running = self._sound(tuple(here[s.node] for s in now.stages), now_bounds(now), now.kv_tokens)  # as the nodes are known now
         if running is None:
@@ -155,7 +157,7 @@ class Moves:
             return []
 
     def _mended(self, old: Placement, here: Mapping[str, NodeProfile]) -> Iterator[Placement]:
-        """The old placement with each run of lost stages taken by one spare or by its neighbours."""
+        """The old placement, with each run of lost stages taken over by one spare or by its neighbours."""
         stages = [(s.node, s.first, s.end) for s in old.stages]
         yield from self._mend(stages, here, old.kv_tokens)
 
@@ -181,7 +183,7 @@ class Moves:
             yield from self._mend([*left, *right], here, kv_tokens)
 
     def _inserted(self, now: Placement, here: Mapping[str, NodeProfile]) -> Iterator[Placement]:
-        """The same nodes with other shares, one more of them, or one exchanged, in the same order; shares as they are best."""
+        """The same nodes with other shares, one more node, or one exchanged, in the same order; always with the best shares."""
         order = tuple(here[s.node] for s in now.stages)
         spare = [node for name, node in here.items() if name not in {s.node for s in now.stages}]
         orders: list[Order] = [order]
@@ -194,7 +196,7 @@ class Moves:
                 yield placed(candidate, bounds, costs, self.links, self.demand, now.kv_tokens)
 
     def _fits_beside(self, p: Placement, here: Mapping[str, NodeProfile], residencies: Mapping[str, Residency]) -> bool:
-        """Whether each node can hold its new layers beside those it runs."""
+        """Whether each node can hold its new layers beside those that it runs."""
         costs = Costs(self.model, self.demand, len(p.stages))
         for stage in p.stages:
             held = residencies.get(stage.node, Residency()).filled
@@ -205,12 +207,12 @@ class Moves:
                 return False
         return True
 
-    # What they cost
+    # Costs
 
     def _cost(
         self, p: Placement, others: Sequence[Placement], residencies: Mapping[str, Residency], tokens: int, loaded: bool = False
     ) -> tuple[float, int]:
-        """Seconds, then stages. loaded: weights are made ready while the old route serves on."""
+        """Seconds, then stages. loaded: weights are loaded while the old route goes on serving."""
         fastest = max(o.tokens_per_second for o in others)
         slower = _HORIZON * (fastest / p.tokens_per_second - 1)
         return self._pause(p, residencies, tokens, loaded) + slower, len(p.stages)
@@ -231,7 +233,7 @@ def now_bounds(placement: Placement) -> list[int]:
 
 
 def _cuts(first: int, last: int, left: bool, right: bool) -> Iterator[int]:
-    """Where lost layers can be cut between the neighbours, few enough to try all."""
+    """Where the lost layers can be cut between the neighbours: few enough places to try all."""
     if not left or not right:
         yield first if not left else last
         return

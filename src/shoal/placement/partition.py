@@ -1,4 +1,4 @@
-"""Splits a model's layers over nodes so that the slowest stage is as fast as can be.
+"""Splits a model's layers over nodes so that the slowest stage is as fast as possible.
 
 For one order of nodes this is the classic contiguous min-max partition, by dynamic programming over (node, layers placed),
 after PipeDream (Narayanan et al., 2019, section 3.1); orders and subsets are tried on top. Ties go to the lower latency, so a
@@ -14,7 +14,7 @@ from itertools import accumulate, pairwise, permutations
 from shoal.errors import CapacityError, NotEnoughMemory
 from shoal.placement.profile import Demand, LinkSpeeds, ModelCost, NodeProfile
 
-_TRY_ALL = 4  # nodes up to which every order of every subset is tried: 64 orders; above, orders by speed
+_TRY_ALL = 4  # up to this many nodes, every order of every subset is tried: 64 orders; above, orders by speed
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class StagePlan:
     end: int
     weight_bytes: int
     seconds: float
-    """Predicted for a decode step of all slots' share."""
+    """Predicted for a decode step with its share of all slots."""
     prefill_seconds: float
     """Predicted per token."""
 
@@ -38,7 +38,7 @@ class Placement:
     stages: tuple[StagePlan, ...]
     kv_tokens: int
     hop_seconds: float
-    """Of a decode step over all links, head to head."""
+    """Of a decode step over all links, from the head back to the head."""
     slots: int
 
     @property
@@ -51,7 +51,7 @@ class Placement:
 
     @property
     def tokens_per_second(self) -> float:
-        """With all slots busy: every stage works on its share of them at once."""
+        """With all slots busy, so that every stage works on its share of them at once."""
         stages = len(self.stages)
         busy = min(self.slots, max(1, self.slots // stages) * stages)
         return busy / max(self.latency, self.slowest * stages)
@@ -82,7 +82,7 @@ class Costs:
         return 2.0 * ((end - first) * self.model.layer_parameters + head)
 
     def seconds(self, node: NodeProfile, first: int, end: int) -> float:
-        """A decode step: bound by memory, or by arithmetic where the rows are many."""
+        """Seconds of a decode step: bound by memory, or by arithmetic if there are many rows."""
         read = self.weights(first, end) + (end - first) * self.kv_read
         return max(read / node.bytes_per_second, self._operations(first, end) * self.rows / node.flops)
 
@@ -99,7 +99,8 @@ def _all_orders(nodes: Sequence[NodeProfile]) -> Iterator[Order]:
 
 
 def _likely_orders(nodes: Sequence[NodeProfile]) -> Iterator[Order]:
-    """Where there are too many to try: by speed and by memory, both ways, each member also as the last, where the head lies."""
+    """Orders to try when there are too many for all: by speed and by memory, both ways, each member also as the last, where the
+    head is."""
     by_speed = sorted(nodes, key=lambda n: (-n.bytes_per_second, n.name))
     by_memory = sorted(nodes, key=lambda n: (-n.memory, n.name))
     for ranked in (by_speed, by_memory):
@@ -111,7 +112,7 @@ def _likely_orders(nodes: Sequence[NodeProfile]) -> Iterator[Order]:
 
 
 def _neighbours(order: Order, nodes: Sequence[NodeProfile]) -> Iterator[Order]:
-    """Orders that are one swap, one node less or one node more away."""
+    """Orders that differ by one swap, one node less or one node more."""
     for i in range(len(order)):
         yield (*order[:i], *order[i + 1 :])
         for j in range(i + 1, len(order)):
@@ -122,7 +123,7 @@ def _neighbours(order: Order, nodes: Sequence[NodeProfile]) -> Iterator[Order]:
 
 
 def split(order: Sequence[NodeProfile], costs: Costs, kv_tokens: int) -> list[int] | None:
-    """Boundaries [0, …, layers] that minimise the slowest stage, every node taking at least a layer; None if memory forbids."""
+    """Boundaries [0, …, layers] that minimise the slowest stage, with at least one layer per node; None if memory does not suffice."""
     layers, infinite = costs.model.layers, float("inf")
     best = [0.0] + [infinite] * layers
     choices: list[list[int]] = []
@@ -131,7 +132,7 @@ def split(order: Sequence[NodeProfile], costs: Costs, kv_tokens: int) -> list[in
         new, choice = [infinite] * (layers + 1), [0] * (layers + 1)
         ends = range(index + 1, layers - left + 1) if left else (layers,)
         for end in ends:
-            for first in range(end - 1, index - 1, -1):  # both costs grow as first falls: stop where neither can do
+            for first in range(end - 1, index - 1, -1):  # both costs grow as `first` falls: stop when one is too high
                 seconds = costs.seconds(node, first, end)
                 if seconds >= new[end] or costs.memory(first, end, kv_tokens) > node.memory:
                     break
@@ -164,9 +165,9 @@ def placed(order: Sequence[NodeProfile], bounds: list[int], costs: Costs, links:
 def place(
     nodes: Sequence[NodeProfile], links: LinkSpeeds, model: ModelCost, demand: Demand, at_least: int = 1, at_most: int | None = None
 ) -> Placement:
-    """The best split over `at_least` to `at_most` of the nodes. The KV pool shrinks, down to the least, where memory is short.
+    """The best split over `at_least` to `at_most` of the nodes. If memory is short, the KV pool shrinks, down to the least size.
 
-    Raises CapacityError without nodes, NotEnoughMemory where even the least does not fit.
+    Raises CapacityError without nodes, NotEnoughMemory if even the least pool does not fit.
     """
     if not nodes:
         raise CapacityError("no node has joined; start one with `shoal join`")
@@ -198,7 +199,7 @@ def _best(
         return _choose([p for order in _all_orders(nodes) if (p := evaluate(order)) is not None])
     chosen = _choose([p for order in _likely_orders(nodes) if (p := evaluate(order)) is not None])
     by_name = {node.name: node for node in nodes}
-    while chosen is not None:  # climb to where no single change helps
+    while chosen is not None:  # climb until no single change helps
         order = tuple(by_name[stage.node] for stage in chosen.stages)
         near = [p for other in _neighbours(order, nodes) if (p := evaluate(other)) is not None]
         better = _choose([chosen, *near])
@@ -209,7 +210,7 @@ def _best(
 
 
 def _choose(found: list[Placement]) -> Placement | None:
-    """The fastest; among those as good as that, the one with the least latency."""
+    """The fastest; among equally fast ones, the one with the least latency."""
     if not found:
         return None
     best = max(p.tokens_per_second for p in found)
@@ -223,7 +224,7 @@ def _shortage(nodes: Sequence[NodeProfile], model: ModelCost, at_least: int, kv_
     available = sum(n.memory for n in nodes)
     if needed > available:
         return NotEnoughMemory(needed, available)
-    # Together it would do, but some part fits no node.
+    # The total memory would suffice, but some part fits no node.
     part = (
         max(max(model.layer_bytes) + per_layer, model.layer_bytes[-1] + model.head_bytes + model.last_bytes + per_layer) + model.workspace
     )

@@ -1,4 +1,4 @@
-"""What placement knows: nodes and links as measured, and what a model's layers cost."""
+"""What placement knows: measured nodes and links, and the cost of a model's layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class NodeProfile:
     memory: int
     """Bytes that weights, KV blocks and workspace may take."""
     bytes_per_second: float
-    """Weights that decoding one row gets through."""
+    """Bytes of weights per second when decoding one row."""
     flops: float
     """Operations per second at prefill."""
 
@@ -31,13 +31,13 @@ class LinkSpeed:
 class LinkSpeeds:
     """Each node's measured link to the head, by name. Unmeasured links count as gigabit Ethernet.
 
-    Two nodes reach each other over one switch, as a rule: as slowly as the slower of the two reaches the head.
+    Two nodes usually share one switch, so the link between them is taken to be the slower of their two links to the head.
     """
 
     to_head: dict[str, LinkSpeed] = field(default_factory=dict[str, LinkSpeed])
 
     def between(self, a: str, b: str) -> LinkSpeed:
-        """The head is ''."""
+        """The name '' is the head."""
         ends = [self.to_head.get(name, LinkSpeed()) for name in (a, b) if name]
         return LinkSpeed(max(end.seconds for end in ends), min(end.bytes_per_second for end in ends))
 
@@ -52,13 +52,13 @@ class ModelCost:
     layer_parameters: int
     head_parameters: int
     activation_bytes: int
-    """Of one row between two stages."""
+    """Of one row, between two stages."""
     workspace: int
     """Bytes that a stage needs besides weights and KV."""
     attention: int = 4096
-    """Operations of one row in one layer per token that it attends to."""
+    """Operations of one row in one layer, per token that it attends to."""
     last_bytes: int = 0
-    """That the last stage needs beside those."""
+    """Bytes that only the last stage needs besides those."""
 
     @property
     def layers(self) -> int:
@@ -67,18 +67,18 @@ class ModelCost:
 
 @dataclass(frozen=True)
 class Demand:
-    """What the placement is for."""
+    """What the placement must provide."""
 
     slots: int
     kv_tokens: int
-    """Wanted in the KV pool."""
+    """Wanted size of the KV pool."""
     least_kv_tokens: int
-    """Without which the model is of no use."""
+    """Least size of the KV pool with which the model is of use."""
     context: int = 256
     """Tokens that a typical decode step reads, per slot."""
 
     @classmethod
     def of(cls, slots: int, kv_tokens: int, context: int) -> Demand:
-        """kv_tokens: what was asked for, 0 for what is usual. context: of the longest sequence."""
+        """kv_tokens: as requested; 0: the default. context: of the longest sequence."""
         wanted = kv_tokens or slots * min(context, 2048)
         return cls(slots, wanted, min(wanted, max(context // 4, 256)))

@@ -1,1 +1,1 @@
-"""Which tokens run in which step: pure decisions, no I/O."""
+"""Decides which tokens run in which step: pure decisions, no I/O."""

@@ -1,4 +1,4 @@
-"""Who enters next: a slot where one is free, and the first blocks of its table, found by name or shared with its first choice."""
+"""Decides which waiting sequence gets a free slot and its first KV blocks, found by name or shared with the request's first choice."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ class Admission:
         self._slots = slots
 
     def admit(self, step: int) -> None:
-        """Lets in who can enter before a step of that number, first come first."""
+        """Admits the sequences that can enter before step number `step`, first come first."""
         passed: list[Sequence] = []
         while (sequence := self._slots.waiting.first) is not None:
+            # It waits for its sample, or for the prompt that it forks from; those behind it may enter meanwhile.
             if sequence.awaiting or ((parent := self._forks_from(sequence)) is not None and parent.computed < parent.prompt_length):
                 self._slots.waiting.remove(sequence)
                 passed.append(sequence)
@@ -29,12 +30,13 @@ class Admission:
             self._slots.waiting.put(sequence)
 
     def _forks_from(self, sequence: Sequence) -> Sequence | None:
-        """Whose prompt it shares block by block, or will when that is computed."""
+        """The sequence whose prompt blocks this one shares, or will share when they are computed."""
         parent = sequence.parent
         return parent if parent is not None and not parent.done and parent.life == 0 else None
 
     def _let_in(self, sequence: Sequence) -> bool:
-        """Gives a waiting sequence its first blocks where a slot is free; lower classes give way where one is not, or blocks are lacking."""
+        """Gives a waiting sequence its first blocks if a slot is free. Preempts sequences of lower classes if slots or blocks
+        are lacking."""
         while True:
             parent = self._forks_from(sequence)
             if len(self._slots.running) < self._slots.limits.slots and (
@@ -47,7 +49,7 @@ class Admission:
             self._slots.preempt(max(lower, key=lambda s: s.rank), sequence)
 
     def _lacking(self, sequence: Sequence) -> int:
-        """Blocks that have to become free before it can enter, about: found ones may be among the available."""
+        """About how many blocks have to become free before it can enter. An estimate: found blocks may also be counted as available."""
         needed = (
             2
             if self._forks_from(sequence) is not None
@@ -56,7 +58,7 @@ class Admission:
         return needed - self._slots.pool.available
 
     def _found(self, sequence: Sequence) -> list[BlockId]:
-        """The blocks that its tokens begin with, as far as they are found by name."""
+        """The leading blocks of its tokens that can be found by name."""
         found: list[BlockId] = []
         for digest in self._slots.digests(sequence, sequence.findable // self._slots.limits.block_tokens):
             block = self._slots.pool.find(digest)
@@ -66,7 +68,7 @@ class Admission:
         return found
 
     def _enter(self, sequence: Sequence) -> bool:
-        """Takes the blocks that are found by name, if the rest of the known tokens fits beside them."""
+        """Takes the blocks that are found by name, if the rest of the known tokens fits too."""
         found = self._found(sequence)
         for block in found:
             self._slots.pool.share(block)
@@ -86,7 +88,7 @@ class Admission:
         return True
 
     def _fork(self, sequence: Sequence, parent: Sequence) -> bool:
-        """Shares the parent's prompt; the block that the child will write into is copied."""
+        """Shares the parent's prompt and copies the block that the child will write into."""
         whole = (parent.prompt_length - 1) // self._slots.limits.block_tokens
         if self._slots.pool.available < 2:
             return False

@@ -1,7 +1,7 @@
-"""KV blocks: who holds them, and which full ones can be found again by their tokens.
+"""KV blocks: which sequences hold them, and which full ones can be found again by their tokens.
 
-A block is free, held (by one or more sequences), or idle: held by none but still findable, and the first to be given away
-again, least recently used first. Ids mean the same tokens on every stage.
+A block is free, held (by one or more sequences) or idle: no sequence holds it, but it can still be found. Free blocks are allocated
+first, then idle ones, least recently used first. An id means the same tokens on every stage.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Digest = bytes
 
 
 def chain(previous: Digest, tokens: Sequence[int]) -> Digest:
-    """The name of a full block: a hash of its tokens and of all before them (Kwon et al., 2023, section 4.4)."""
+    """The name of a full block: a hash of its tokens and of all tokens before them (Kwon et al., 2023, section 4.4)."""
     return hashlib.blake2b(previous + array("i", tokens).tobytes(), digest_size=16).digest()
 
 
@@ -40,7 +40,7 @@ class BlockPool:
         return self.size - self.available
 
     def allocate(self) -> BlockId:
-        """Only where `available` is positive."""
+        """Only call it when `available` is positive."""
         if self._free:
             block = self._free.pop()
         else:
@@ -50,7 +50,7 @@ class BlockPool:
         return BlockId(block)
 
     def share(self, block: BlockId) -> None:
-        """Another holder of a block that is held or idle."""
+        """Adds a holder to a block that is held or idle."""
         self._idle.pop(block, None)
         self._holders[block] += 1
 
@@ -64,7 +64,7 @@ class BlockPool:
             self._free.append(block)
 
     def name(self, block: BlockId, digest: Digest) -> None:
-        """Makes a full, computed block findable. The first block of a name keeps it."""
+        """Makes a full, computed block findable. If two blocks get the same name, the first keeps it."""
         if digest not in self._named and block not in self._name:
             self._named[digest] = block
             self._name[block] = digest
@@ -74,7 +74,7 @@ class BlockPool:
         return None if block is None else BlockId(block)
 
     def forget_idle(self) -> None:
-        """Blocks that are held by none can no longer be found: their contents are gone."""
+        """Makes idle blocks unfindable and frees them: their contents are gone."""
         for block in self._idle:
             del self._named[self._name.pop(block)]
             self._free.append(block)

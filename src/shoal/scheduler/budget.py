@@ -1,4 +1,4 @@
-"""What one step may hold: rows, and seconds that its chunks of prompts may make running streams wait."""
+"""How much one step may hold: rows, and the seconds that its prefill chunks may delay running streams."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from collections.abc import Iterable
 
 from shoal.scheduler.cost import StepCost, StepLoad
 
-_AIM = 0.4  # of the wait that is allowed: a step may take longer than predicted, and a stream may have to let one go by
-_LEAST = 0.25  # of a step's time that prompts get at least, however many streams run
-_ODD = 4  # of so many rows an odd step takes one
+_AIM = 0.4  # share of the allowed wait: a step may take longer than predicted, and a stream may have to let one go by
+_LEAST = 0.25  # least share of a step's time that prompts get, however many streams run
+_ODD = 4  # an odd step takes one in this many rows
 
 
 class StepBudget:
     def __init__(
         self, rows: int, prompt_rows: int, cost: StepCost | None, wait: float, streams: bool, flying: Iterable[StepLoad] = ()
     ) -> None:
-        """prompt_rows: of those, most that belong to prompts. wait: most seconds, about, that a stream waits for prompts; 0: as long as it takes.
+        """prompt_rows: most of the rows that may belong to prompts. wait: most seconds, about, that a stream waits for prompts; 0: no
+        limit.
 
-        streams: whether any run, and wait for this step. flying: what the steps in flight hold.
+        streams: whether any streams run and wait for this step. flying: the loads of the steps in flight.
         """
         self.rows = rows
         self._prompts = prompt_rows
@@ -25,18 +26,21 @@ class StepBudget:
         self._wait, self._streams = wait, streams
         self._room = cost.room(flying) if cost is not None else StepLoad()
         self.load = StepLoad()
-        """Of what was taken."""
-        self._until: float | None = None  # seconds; known once the samples are in
-        self._served = False  # a prompt has been asked for that may have all that is left
+        """Load taken so far."""
+        self._until: float | None = None  # seconds; set after the samples are in
+        self._served = False  # whether a prompt that may have all that is left has asked
 
     def take(self, load: StepLoad, prompt: bool) -> None:
-        """A chunk has joined the step. prompt: of a prompt."""
+        """Adds a chunk to the step. prompt: whether the chunk belongs to a prompt."""
         self.load += load
         self.rows -= load.rows
         self._prompts -= load.rows if prompt else 0
 
     def prompt(self, position: int, wanted: int, scored: bool, part: float) -> int:
-        """How many rows of a prompt the step takes, of those wanted: at most `part` of what is left. The first one that may have all gets one at least."""
+        """How many of a prompt's `wanted` rows the step takes, at most `part` of what is left.
+
+        The first prompt that may take everything gets at least one row.
+        """
         rows = min(wanted, int(min(self.rows, self._prompts) * part))
         if self._cost is None or rows <= 0:
             return max(rows, 0)
@@ -48,15 +52,16 @@ class StepBudget:
         fitting = self._cost.fitting(self.load, position, rows, scored, now + (self._until - now) * part, self._room)
         fitting = max(fitting, 1) if first else fitting
         if 0 < fitting < rows and self._cost.odd():
-            # Smaller, or where that cannot be, twice as large, for which there is time: see _AIM.
+            # Smaller; or, if that cannot be, twice as large, for which there is time: see _AIM.
             fitting = fitting // _ODD or min(2 * fitting, rows)
-            self._prompts = fitting + 1  # whoever else is there gets a row
+            self._prompts = fitting + 1  # others in this step still get one row
         return fitting
 
     def _allowed(self, alone: float) -> float:
-        """Seconds that a stream may wait with this step's chunks, where it would wait `alone` without.
+        """Seconds that a stream may wait with this step's chunks; without them it would wait `alone`.
 
-        Where no stream waits prompts may take the whole bound, or what makes reading the weights worth it: whoever comes waits for that.
+        If no stream waits, prompts may take the whole limit, or enough to be worth reading the weights: a stream that comes meanwhile
+        waits that long.
         """
         if not self._streams:
             return max(self._wait, 2 * alone)

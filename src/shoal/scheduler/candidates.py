@@ -1,4 +1,4 @@
-"""Which sequences a step is offered, in which order."""
+"""Which sequences a step is offered, and in which order."""
 
 from __future__ import annotations
 
@@ -7,28 +7,30 @@ from collections.abc import Iterator
 from shoal.scheduler.sequence import Sequence
 
 _DRAW_LEAD, _PROMPT_LEAD = 8, 64
-"""Steps that a sample rested, or that a prompt came, earlier than it did, per class that it is higher."""
-_TOTALS = 32  # sums of hidden states that one result brings: 2 MiB where a hidden state is 8,192 wide
+"""Steps per higher class by which a sample counts as having waited longer, or a prompt as having arrived earlier."""
+_TOTALS = 32  # most sums of hidden states in one result: 2 MiB with hidden states 8,192 wide
 
 
 def share(running: list[Sequence], depth: int) -> int:
-    """Samples of a step where all streams are spread evenly over the stages."""
+    """Samples per step if all streams are spread evenly over the stages."""
     return -(-sum(1 for s in running if s.active) // depth)
 
 
 def too_few(running: list[Sequence], depth: int) -> bool:
-    """Where every stage has a step: there is no prompt to go on with, and the samples that are ready are fewer than a step's share: the others are on
-    their way. Streams that came one by one thus come to share steps, whose weights are read once for all of them."""
+    """Whether a step is better delayed when every stage already has one: no prompt can go on, and fewer samples are ready than a step's
+    share because the others are on their way. Streams that arrive one by one thus come to share steps, whose weights are read once for
+    all of them."""
     if any(not s.awaiting and not s.decoding and s.pending > 0 for s in running):
         return False
     return sum(1 for s in running if s.decoding) < share(running, depth)
 
 
 def candidates(running: list[Sequence], depth: int) -> Iterator[tuple[Sequence, float]]:
-    """Sequences that can move: samples that rested longest first, then prompts, oldest first. With a prompt: how much it may take of what the step has left.
+    """The sequences that can move: samples that waited longest first, then prompts, oldest first. With each comes the share of what is
+    left of the step that it may take.
 
-    A higher class counts as having rested, or come, some steps longer. Where the oldest prompt is not the shortest of its class, the shortest
-    takes up to half before it: so a short one does not wait for all that are ahead of it, and the oldest one always goes on.
+    A higher class counts as having waited, or arrived, some steps longer. If the oldest prompt is not the shortest of its class, the
+    shortest goes first and takes up to half. So a short prompt does not wait for all those ahead of it, and the oldest always goes on.
     """
     decoding = sorted((s for s in running if s.decoding), key=lambda s: s.last_step + _DRAW_LEAD * s.standing)
     for sequence in decoding[: share(running, depth)]:

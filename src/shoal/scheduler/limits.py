@@ -1,4 +1,4 @@
-"""The limits of a scheduler, and its counters."""
+"""The scheduler's limits and counters."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ class Limits:
     blocks: int
     block_tokens: int
     context: int
-    """Most tokens of a sequence."""
+    """Most tokens of one sequence."""
     slots: int
     """Most sequences that run at once."""
     step_tokens: int
     queue: int
     depth: int = 1
-    """Steps that the driver keeps in flight: samples are spread over as many steps, prompts cut into as many smaller chunks."""
+    """Steps that the driver keeps in flight: samples are spread over this many steps, and prompts cut into this many smaller chunks."""
     ageing: int = 256
-    """Steps that a class may wait while none of it runs; then its first in line rises a class."""
+    """Steps that a class may wait while none of its sequences run; then the first in line rises a class."""
     wait: float = 0.0
-    """Most seconds, about, that a running stream waits for others' prompts; 0: as long as `step_tokens` take."""
+    """Most seconds, about, that a running stream waits for others' prompts; 0: no limit other than `step_tokens`."""
 
     @property
     def longest(self) -> int:
@@ -29,7 +29,7 @@ class Limits:
 
     @property
     def chunk(self) -> int:
-        """Tokens of a prompt in one step."""
+        """Most tokens of a prompt in one step."""
         return max(min(self.step_tokens, 2 * self.block_tokens), self.step_tokens // self.depth // self.block_tokens * self.block_tokens)
 
 

@@ -1,6 +1,6 @@
-"""What crosses from the head to the stages and back: one plan per step, only differences, and its result.
+"""What the head and the stages exchange: one plan per step, with differences only, and its result.
 
-A plan is encoded once, at the head; every stage passes the same bytes on to the next.
+The head encodes a plan once; every stage passes the same bytes on to the next.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from shoal.request import Alternative, SamplingParams, Score
 
 
 class Opened(msgspec.Struct, frozen=True, array_like=True):
-    """A sequence that the last stage will sample for. Sent once; later steps carry nothing of it."""
+    """A sequence that the last stage will sample for. Sent once; later steps do not repeat it."""
 
     sequence: int
     sampling: SamplingParams
@@ -22,27 +22,27 @@ class Opened(msgspec.Struct, frozen=True, array_like=True):
 
 
 class PromptQuery(msgspec.Struct, frozen=True, array_like=True):
-    """What the last stage is to say about a chunk's rows. It needs to know nothing else for it, and keeps nothing of it."""
+    """What the last stage reports about a chunk's rows. It needs no other state for that and keeps none."""
 
     followers: list[int]
-    """The tokens that follow the first rows, to be scored; as many as there are, at most one for each row."""
+    """The tokens that follow the first rows, to be scored: at most one for each row."""
     alternatives: int
-    """That come with each score."""
+    """How many come with each score."""
     total: bool
-    """The sum of the rows' final hidden states."""
+    """Whether to return the sum of the rows' final hidden states."""
 
 
 class Chunk(msgspec.Struct, frozen=True, array_like=True):
-    """Successive tokens of one sequence."""
+    """Consecutive tokens of one sequence."""
 
     sequence: int
     position: int
-    """Of the first token."""
+    """Position of the first token."""
     tokens: list[int]
     blocks: list[int]
-    """KV blocks that join the sequence's table with this step."""
+    """KV blocks added to the sequence's table with this step."""
     sample: bool
-    """Sample a token after the last of these."""
+    """Whether to sample a token after the last of these."""
     asked: PromptQuery | None = None
 
 
@@ -50,14 +50,14 @@ class StepPlan(msgspec.Struct, frozen=True, array_like=True):
     step: int
     opened: list[Opened]
     closed: list[int]
-    """Sequences that are over: forget all of them."""
+    """Sequences that have ended: the stages forget them entirely."""
     dropped: list[int]
-    """Sequences whose block table starts anew (preempted): forget the table."""
+    """Sequences whose block table starts anew (preempted): the stages forget the table."""
     copies: list[tuple[int, int]]
-    """KV blocks (from, to) to copy before the step runs: forks writing into a shared block."""
+    """KV blocks (from, to) to copy before the step runs, for forks that write into a shared block."""
     chunks: list[Chunk]
     spans: list[tuple[int, int]] = []
-    """Layers [first, end), ascending, whose keys and values these chunks fill anew where they were lost; empty: an ordinary step."""
+    """Layers [first, end), ascending, whose lost keys and values these chunks recompute; empty: an ordinary step."""
 
     @property
     def rows(self) -> int:
@@ -70,27 +70,27 @@ class Sampled(msgspec.Struct, frozen=True, array_like=True):
     logprob: float | None = None
     alternatives: tuple[Alternative, ...] = ()
     fault: str = ""
-    """Why no token can be sampled, now or later: the request ends."""
+    """Why no token can be sampled, now or later; the request ends."""
     ours: bool = False
-    """The fault is not the request's."""
+    """Whether the fault is the cluster's, not the request's."""
 
 
 class PromptOutputs(msgspec.Struct, frozen=True, array_like=True):
-    """What was asked about the rows of one sequence's chunk."""
+    """The answer to the query about the rows of one sequence's chunk."""
 
     sequence: int
     scores: list[Score]
     total: bytes = b""
     """float64, little-endian, as long as a hidden state."""
     fault: str = ""
-    """Why it cannot be answered: the request ends. That is never the request's own fault."""
+    """Why the query cannot be answered; the request ends. It is never the request's own fault."""
 
 
 class StageTrace(msgspec.Struct, frozen=True, array_like=True):
     """Seconds that a step spent in one stage."""
 
     wait: float
-    """Received, but an earlier step still ran."""
+    """Received, while an earlier step still ran."""
     prepare: float
     """Decoding the plan and the activations, filling block tables."""
     compute: float
@@ -101,8 +101,8 @@ class StageTrace(msgspec.Struct, frozen=True, array_like=True):
 class StepResult(msgspec.Struct, frozen=True, array_like=True):
     step: int
     sampled: list[Sampled]
-    """A sample that is not here was put off: it is asked for again."""
+    """A sample that is not here was delayed: the head asks for it again."""
     traces: list[StageTrace]
     missing: list[int] = []
-    """Sequences that could not be refilled, because a journal does not reach back to all of their tokens."""
+    """Sequences that could not be refilled because a journal does not hold all of their tokens."""
     examined: list[PromptOutputs] = []

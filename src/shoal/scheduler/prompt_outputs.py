@@ -1,4 +1,4 @@
-"""Questions about the tokens of prompts and the answers in results: scores, and the mean of hidden states."""
+"""Queries about prompt tokens and their answers in results: scores, and the mean of hidden states."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from shoal.scheduler.sequence import Sequence
 
 
 def query(sequence: Sequence, at: int) -> PromptQuery | None:
-    """About the tokens from `at` to those that are scheduled."""
+    """The query about the tokens from `at` to the last scheduled one."""
     if not sequence.asking or at < sequence.asked:
         return None
     request = sequence.request
@@ -18,12 +18,12 @@ def query(sequence: Sequence, at: int) -> PromptQuery | None:
 
 
 def answered(found: PromptOutputs | None, asked: PromptQuery) -> bool:
-    """Whether it says all that was asked, or why it cannot."""
+    """Whether it answers everything that was asked, or says why it cannot."""
     return found is not None and (bool(found.fault) or (len(found.scores) == len(asked.followers) and bool(found.total) == asked.total))
 
 
 def outputs(sequence: Sequence, upto: int, found: PromptOutputs) -> list[TokenChunk]:
-    """What a result says of a prompt up to some token: of each of them once, in their order."""
+    """What a result says about a prompt up to token `upto`: each token once, in order."""
     request, out = sequence.request, list[TokenChunk]()
     first = [] if sequence.examined or request.prompt_logprobs is None else [Score(request.prompt[0], None)]
     if scores := (*first, *found.scores):

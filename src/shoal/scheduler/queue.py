@@ -1,8 +1,8 @@
-"""Sequences that wait for a slot: by class, and in a class in the order in which they arrived.
+"""Sequences that wait for a slot: by class, and within a class in order of arrival.
 
-Nothing starves. Of a class that waits while none of it runs, the first in line rises one class every `ageing` steps: from then on it
-counts as one of that class, and its early arrival puts it ahead there. Only the first one ages, so however many wait, a starving
-class takes at most one slot per `ageing` steps from those above it. In the highest class, which is served in order of arrival, only a finite
+Nothing starves. If a class waits while none of its sequences run, its first in line rises one class every `ageing` steps. From then on it
+counts as a member of that class, where its early arrival puts it ahead. Only the first in line ages, so however many wait, a starving
+class takes at most one slot per `ageing` steps from those above it. The highest class is served in order of arrival, so only a finite
 number can be ahead.
 """
 
@@ -25,7 +25,7 @@ class WaitingQueue:
         self._ageing = ageing
         self._classes: list[list[Sequence]] = [[] for _ in Priority]
         self._starved = [0] * len(Priority)
-        """Steps for which a class has waited with none of it running."""
+        """Steps for which each class has waited while none of its sequences ran."""
 
     def __len__(self) -> int:
         return sum(map(len, self._classes))
@@ -42,15 +42,15 @@ class WaitingQueue:
         return next(iter(self), None)
 
     def of(self, priority: Priority) -> int:
-        """Sequences that wait in a class."""
+        """How many sequences wait in a class."""
         return len(self._classes[priority])
 
     def ahead(self, priority: Priority) -> int:
-        """Sequences that one of this class would find before it."""
+        """How many sequences would be ahead of a new one of this class."""
         return sum(map(len, self._classes[: priority + 1]))
 
     def put(self, sequence: Sequence) -> None:
-        """In its class, where its arrival puts it: behind all others, unless it was preempted."""
+        """Puts a sequence in its class by arrival: behind all others, unless it was preempted."""
         insort(self._classes[sequence.priority], sequence, key=_arrival)
 
     def remove(self, sequence: Sequence) -> None:
@@ -58,7 +58,7 @@ class WaitingQueue:
         del waiting[bisect_left(waiting, sequence.id, key=_arrival)]
 
     def age(self, running: Collection[Priority]) -> None:
-        """A step was sent. running: classes of which sequences run."""
+        """Call it after each sent step. running: the classes of the running sequences."""
         for priority in Priority:
             if not self._classes[priority] or priority in running:
                 self._starved[priority] = 0

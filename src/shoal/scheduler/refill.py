@@ -1,8 +1,8 @@
 """Steps that recompute the keys and values of lost layers.
 
-When a node is lost, the blocks of its layers are empty on the node that takes them over, while all other layers still hold theirs. A
-step that refills carries the tokens of the sequences again, like a prompt, and `spans`: the lost ranges of layers. Stages run only their
-layers inside a span and sample nothing. Sequences are refilled oldest first, in steps of at most `step_tokens` rows. A block that several
+When a node is lost, another node takes over its layers with empty blocks, while all other layers still hold theirs. A refill step carries
+the tokens of the sequences again, like a prompt, and `spans`: the lost ranges of layers. Stages run only their layers inside a span, and
+the last stage samples nothing. Sequences are refilled oldest first, in steps of at most `step_tokens` rows. A block that several
 sequences share is filled once, with the first of them; a block that no sequence holds is not filled.
 """
 
@@ -33,7 +33,7 @@ class Refill:
 
     def wanted(self, only: set[int] | None = None) -> list[Sequence]:
         """The sequences with computed tokens. only: limits them to these, and to those that share a block with one of them, directly or
-        through others: their blocks were filled from it."""
+        through others: those blocks were filled from it."""
         filled = [s for s in self._slots.running if s.computed]
         if only is None:
             return filled
@@ -52,11 +52,12 @@ class Refill:
         filled: set[BlockId] = set()
         chunks: list[Chunk] = []
         budget = self._slots.limits.step_tokens
+        # Copies, because a sequence may end while its steps run and then loses its table.
         for sequence, table, untold in [(s, list(s.table), s.table[s.told :]) for s in wanted]:
             alone = sequence.request.id in self._apart
             for at, upto in self._unfilled(sequence.computed, table, filled):
                 while at < upto and sequence.id not in missing:
-                    if budget <= 0 or (chunks and (alone or chunks[-1].sequence == sequence.id)):  # a step names a sequence once
+                    if budget <= 0 or (chunks and (alone or chunks[-1].sequence == sequence.id)):  # a step names each sequence only once
                         yield self._refilling(chunks, spans)
                         chunks, budget = [], self._slots.limits.step_tokens
                         continue
@@ -75,7 +76,7 @@ class Refill:
             yield self._refilling(chunks, spans)
 
     def _refillable(self, chunks: list[Chunk], at: int, rows: int) -> int:
-        """How many of the rows may join a step. Everything that follows waits for it, so its time is limited; a step has at least one row."""
+        """How many of the rows may join a step. All other work waits for it, so its time is limited; a step has at least one row."""
         if self._cost is None or not self._slots.limits.wait:
             return rows
         load = sum((StepLoad.of_chunk(chunk) for chunk in chunks), StepLoad())

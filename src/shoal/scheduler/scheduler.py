@@ -1,16 +1,16 @@
-"""Which tokens run in which step.
+"""Decides which tokens run in which step.
 
-There is no prefill and no decode phase: a sequence's known tokens run ahead of its computed ones, and every step moves some
-sequences forward under one budget of tokens. A sequence whose sample is on its way rests until the result is applied; steps in
-flight at the same time are therefore over disjoint samples, while chunks of one prompt may follow each other into the pipe.
+There are no separate prefill and decode phases: a sequence's known tokens run ahead of its computed ones, and every step moves some
+sequences forward under one budget of tokens. A sequence whose sample is on its way rests until the result is applied. So steps in flight
+at the same time sample for disjoint sequences, while chunks of one prompt may follow each other into the pipeline.
 
-The stages run steps in the order of their numbers, each link keeps that order, and so a block that was given up may be handed
-out again at once: whatever an older step still writes there, it writes before the new owner does.
+The stages run steps in order of their numbers, and each link keeps that order. So a freed block can be allocated again at once: whatever
+an older step still writes there, it writes before the new owner does.
 
-Classes of requests: whoever is of a higher class enters first, and where slots or blocks are lacking the youngest of the lowest class
-gives way and is computed anew later. Nobody starves of it. For those that wait see queue.py. One that gave way to a higher class before it
-had its turn of tokens runs one class higher the next time, until it has, so it is set back once per class at most. And in a step a lower
-class counts as having rested some steps less, no more.
+Classes of requests: a higher class enters first. If slots or blocks are lacking, the youngest sequence of the lowest class is preempted
+and recomputed later. No sequence starves. For those that wait see queue.py. A sequence that was preempted for a higher class before it
+had its turn of tokens runs one class higher the next time, until it has had its turn, so it is set back at most once per class. Within a
+step, a lower class only counts as having waited some steps less.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _Sent:
 
 @dataclass(frozen=True)
 class _Step:
-    """In flight."""
+    """A step in flight."""
 
     sent: list[_Sent]
     load: StepLoad
@@ -57,11 +57,11 @@ class Scheduler:
         self.slots = Slots(limits)
         self._admission = Admission(self.slots)
         self.cost: StepCost | None = None
-        """What steps take on the route that is driven; without, a step is bound by its rows alone."""
+        """What steps cost on the current route; if None, only a step's rows are limited."""
         self.apart: set[RequestId] = set()
-        """Requests that run in steps of their own until they sample again, because a step with one of them failed."""
+        """Requests that run alone in their steps until they sample again, because a step with one of them failed."""
         self._held_up = False
-        """One of those found a step begun: they go first in the next one."""
+        """One of those found that the step already had rows: they go first in the next one."""
         self._sequences: dict[SequenceId, Sequence] = {}
         self._requests: dict[RequestId, list[Sequence]] = {}
         self._flight: dict[int, _Step] = {}
@@ -69,7 +69,7 @@ class Scheduler:
         self._next_sequence = 0
         self._next_step = 0
 
-    # What there is
+    # State
 
     @property
     def limits(self) -> Limits:
@@ -88,7 +88,7 @@ class Scheduler:
         return len(self.slots.waiting)
 
     def waiting_of(self, priority: Priority) -> int:
-        """Sequences that wait in a class."""
+        """How many sequences wait in a class."""
         return self.slots.waiting.of(priority)
 
     @property
@@ -97,11 +97,11 @@ class Scheduler:
 
     @property
     def in_flight(self) -> int:
-        """Steps sent whose results were not applied."""
+        """Steps sent whose results are not applied yet."""
         return len(self._flight)
 
     def fits(self, request: Request) -> None:
-        """Raises InvalidRequest where such a request can never run."""
+        """Raises InvalidRequest if such a request can never run."""
         prompt, most, limit = len(request.prompt), request.samples, self.limits.longest
         least = int(most > 0 or not request.examined)
         if prompt == 0:
@@ -126,18 +126,18 @@ class Scheduler:
 
     @property
     def computed(self) -> int:
-        """Tokens whose keys and values are there, of all sequences."""
+        """Tokens whose keys and values are computed, of all sequences."""
         return sum(sequence.computed for sequence in self.slots.running)
 
-    # What comes in
+    # Input
 
     def add(self, request: Request, generated: Mapping[int, list[int]] | None = None) -> None:
         """Queues a request. Raises InvalidRequest for one that can never run, QueueFull for one too many.
 
-        The queue's bound is on how many would be ahead: those of a lower class do not count.
+        The queue's limit counts the sequences that would be ahead: those of a lower class do not count.
 
-        generated: of a request that began under another scheduler, the choices that have not ended, and what each has said. They go
-        on as if nothing had happened, and however many wait: they were let in once.
+        generated: for a request that began under another scheduler, the choices that have not ended, and the tokens that each has
+        sampled. They go on as if nothing had happened, however many wait: they were admitted before.
         """
         self.fits(request)
         if request.id in self._requests:
@@ -159,28 +159,31 @@ class Scheduler:
         self.counters.prompt_tokens += len(request.prompt)
 
     def cancel(self, request: RequestId, choice: int | None = None) -> None:
-        """Ends a request, or one choice of it, wherever it stands. Unknown or finished ones are left alone."""
+        """Ends a request, or one choice of it, whatever its state. Unknown or finished ones are ignored."""
         for sequence in list(self._requests.get(request, ())):
             if choice is None or sequence.choice == choice:
                 self._end(sequence)
 
-    # A route is lost, another one takes over
+    # One route is lost, another takes over
 
     def rewind(self) -> None:
-        """Back to what results have confirmed: the steps in flight are lost, and stages know no tables and samples any more."""
+        """Goes back to what results have confirmed: the steps in flight are lost, and the stages no longer know any tables or samples."""
         self._flight.clear()
+        # Whether a fork's block was copied is not known: it starts again.
         for sequence in [s for s in self.slots.running if s.forking]:
             self.slots.preempt(sequence)
         for sequence in self._sequences.values():
             sequence.scheduled = sequence.computed
             sequence.told = 0
             sequence.asked = sequence.examined
+            # If everything is computed and only the sample was lost, the last token runs once more.
             sequence.unsampled |= sequence.awaiting and sequence.pending == 0
             sequence.awaiting = sequence.opened = False
         self._closed, self.slots.dropped, self.slots.copies = [], [], []
 
     def restart(self, limits: Limits) -> list[RequestId]:
-        """After `rewind`: no KV block is left and there may be others. Answers the requests that can no longer run; they have ended."""
+        """Call it after `rewind`: all KV blocks are lost, and their number may differ. Ends the requests that can no longer run and
+        returns them."""
         self.slots.renew(limits)
         lost = [r for r, family in self._requests.items() if any(s.prompt_length + s.request.samples > limits.longest for s in family)]
         for request in lost:
@@ -188,15 +191,15 @@ class Scheduler:
         return lost
 
     def deepen(self, depth: int) -> None:
-        """The route has another number of stages."""
+        """Adapts to a route with another number of stages."""
         self.slots.limits = replace(self.limits, depth=depth)
 
     def refill(self, spans: list[tuple[int, int]], only: set[int] | None, missing: set[int]) -> Iterator[StepPlan]:
-        """Steps that compute keys and values of some layers anew, for all that was computed (or that of some sequences and of
-        those that read their blocks). missing: see Refill."""
+        """Steps that recompute keys and values of some layers, for all that was computed (or for some sequences and those that read their
+        blocks). missing: see Refill."""
         self.pool.forget_idle()
         refill = Refill(self.slots, self.cost, self.apart, self._number, self._ended_untold)
-        # Of a sequence that has ended meanwhile nobody knows who shared its blocks.
+        # If a sequence ended meanwhile, nothing records which others shared its blocks.
         wanted = refill.wanted(only if only is not None and only <= self._sequences.keys() else None)
         return refill.steps(spans, wanted, missing)
 
@@ -205,18 +208,18 @@ class Scheduler:
             self._closed.append(sequence.id)
 
     def _number(self) -> int:
-        """Of the next step."""
+        """The number of the next step."""
         self._next_step += 1
         return self._next_step - 1
 
-    # What goes out
+    # Output
 
     def schedule(self) -> StepPlan | None:
-        """The next step, or None where nothing can run now."""
+        """The next step, or None if nothing can run now."""
         while True:
             preempted = self.counters.preemptions
             plan = self._schedule()
-            # A sequence that gave up its own blocks may have made room for one that this step did not come to.
+            # A sequence that gave up its own blocks may have made room for one that this step did not reach.
             if plan is not None or self.counters.preemptions == preempted:
                 return plan
 
@@ -225,6 +228,7 @@ class Scheduler:
         limits, running = self.limits, self.slots.running
         if len(self._flight) >= limits.depth and not self.apart and not self._closed and too_few(running, limits.depth):
             return None
+        self.slots.provide_short()
         chunks: list[Chunk] = []
         opened: list[Opened] = []
         sent: list[_Sent] = []
@@ -238,7 +242,7 @@ class Scheduler:
         for sequence, part in offered:
             if budget.rows <= 0:
                 break
-            if sequence.done or sequence not in running:  # preempted for another's sake while this step was made
+            if sequence.done or sequence not in running:  # preempted for another sequence while this step was made
                 continue
             alone = sequence.request.id in self.apart
             if alone and chunks:
@@ -265,11 +269,10 @@ class Scheduler:
         return plan
 
     def apply(self, result: StepResult, flight: float = 0.0) -> list[TokenChunk]:
-        """Takes a step's result over and answers what the clients get. Results come in the order of the steps.
+        """Applies a step's result and returns what the clients get. Results come in the order of the steps.
 
-        flight: seconds from the sending of the step to its result; 0 where nobody knows.
-
-        Raises RemoteProtocolError, and takes nothing over, where it does not answer what was asked.
+        flight: seconds from sending the step to its result; 0: not known.
+        Raises RemoteProtocolError, and applies nothing, if the result does not answer what was asked.
         """
         examined = {found.sequence: found for found in result.examined}
         for sent in self._flight[result.step].sent:
@@ -283,6 +286,7 @@ class Scheduler:
         for sent in step.sent:
             if sent.samples and not sent.sequence.done and sent.sequence.id not in came:
                 self._put_off(sent)
+            # In another life, the blocks that this step filled have been freed.
             if not sent.sequence.done and sent.life == sent.sequence.life:
                 sent.sequence.forking = False
                 sent.sequence.computed = sent.upto
@@ -294,7 +298,7 @@ class Scheduler:
         return out + [chunk for sampled in result.sampled if (chunk := self._sampled(sampled)) is not None]
 
     def _put_off(self, sent: _Sent) -> None:
-        """The last stage could not sample yet. After a preemption all is computed, and sampled for, anew in any case."""
+        """The last stage could not sample yet. After a preemption everything is computed and sampled anew in any case."""
         sent.sequence.awaiting = False
         sent.sequence.unsampled = sent.life == sent.sequence.life
 
@@ -318,7 +322,7 @@ class Scheduler:
     # Results
 
     def _complete(self, sequence: Sequence) -> list[TokenChunk]:
-        """The end of a choice of which nothing is sampled."""
+        """Ends a choice that samples nothing."""
         if not sequence.complete:
             return []
         request = sequence.request
@@ -354,7 +358,7 @@ class Scheduler:
             self.slots.give_up(sequence)
         else:
             self.slots.waiting.remove(sequence)
-        if sequence.opened or sequence.told:  # a refill tells tables of sequences that are not open yet
+        if sequence.opened or sequence.told:  # refill steps send tables of sequences that are not open yet
             self._closed.append(sequence.id)
         del self._sequences[sequence.id]
         family = self._requests[sequence.request.id]

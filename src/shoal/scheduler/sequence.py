@@ -26,34 +26,34 @@ class Sequence:
     computed: int = 0
     """Tokens whose keys and values are known to be there."""
     digests: list[Digest] = field(default_factory=list[Digest])
-    """Names of the full blocks of `tokens`, as far as they were needed."""
+    """Names of the full blocks of `tokens`, computed as needed."""
     named: int = 0
     """Blocks of the table that can be found by their tokens."""
     awaiting: bool = False
     """A sample is on its way; the next token is not known."""
     unsampled: bool = False
-    """All known tokens are computed, and the sample that was due was put off: the last one runs once more."""
+    """All known tokens are computed, but the sample that was due was delayed: the last token runs once more."""
     opened: bool = False
     """The last stage has its sampling state."""
     life: int = 0
-    """Grows with each preemption: what an earlier life computed is gone."""
+    """Grows with each preemption: what was computed in an earlier life is gone."""
     forking: bool = False
     """Its first block is a copy that no result has confirmed yet."""
     asked: int = 0
-    """Tokens of the prompt about whose rows steps ask, in flight or past; an answer counts whichever life it was asked in."""
+    """Prompt tokens whose rows steps have queried, in flight or past; an answer counts in whichever life it was asked for."""
     examined: int = 0
-    """Those that were answered."""
+    """Prompt tokens whose queries were answered."""
     mean: Mean = field(default_factory=Mean)
-    """Of the final hidden states of those, where that is asked."""
+    """Of the final hidden states of those, if the request asks for it."""
     last_step: int = -1
     priority: Priority = field(init=False)
-    """The class that it waits in: its request's, or a higher one after that was passed over for long."""
+    """The class that it waits in: its request's, or a higher one after it was passed over for long."""
     set_back: int = 0
-    """How often in a row it gave way to a higher class before it had its turn."""
+    """How often in a row it was preempted for a higher class before it had its turn."""
     standing: Priority = field(init=False)
-    """The class that it runs in: higher than the one that it waited in by one for each time that it was set back."""
+    """The class that it runs in: one class above the one it waited in for each time it was set back."""
     entered: tuple[int, int] = (0, 0)
-    """When it was given its slot: the next step's number, and how many tokens it had."""
+    """When it got its slot: the number of the next step, and how many tokens it had."""
     cached: int = 0
     done: bool = False
 
@@ -62,7 +62,7 @@ class Sequence:
 
     @property
     def rank(self) -> tuple[Priority, SequenceId]:
-        """Of those that run, who gives way: the highest one, so in a class the one that came last."""
+        """Preemption order among running sequences: the highest rank goes first, so within a class the last to arrive."""
         return self.standing, self.id
 
     @property
@@ -84,42 +84,42 @@ class Sequence:
 
     @property
     def answers(self) -> bool:
-        """It is the one of its request that answers what is asked about the prompt."""
+        """Whether this choice answers its request's queries about the prompt."""
         return self.choice == 0 and self.request.examined
 
     @property
     def asking(self) -> bool:
-        """Rows of the prompt still have to be asked about, and therefore to be computed."""
+        """Whether rows of the prompt still have to be queried, and therefore computed."""
         return self.answers and self.asked < self.prompt_length
 
     @property
     def examining(self) -> bool:
-        """Rows of the prompt still have to answer."""
+        """Whether answers about rows of the prompt are still missing."""
         return self.answers and self.examined < self.prompt_length
 
     @property
     def findable(self) -> int:
-        """First tokens that need not be computed where their blocks are found; the last token always has to be."""
+        """Leading tokens that need not be computed if their blocks are found; the last token always has to be."""
         return min(self.examined if self.examining else len(self.tokens), len(self.tokens) - 1)
 
     @property
     def stretch(self) -> int:
-        """Pending tokens that may share a chunk: rows that an earlier life asked about share none with those still to be asked about."""
+        """Pending tokens that may share a chunk: rows that an earlier life queried never share one with rows still to be queried."""
         return self.asked - self.scheduled if self.asking and self.scheduled < self.asked else self.pending
 
     @property
     def complete(self) -> bool:
-        """Nothing is sampled of it, and there is nothing else to come."""
+        """Whether it samples nothing and nothing else is to come."""
         return not self.samples and (not self.examining if self.answers else self.computed == len(self.tokens))
 
     @property
     def scoring(self) -> bool:
-        """The next rows are to be scored."""
+        """Whether the next rows are to be scored."""
         return self.asking and self.scheduled >= self.asked and self.request.prompt_logprobs is not None
 
     @property
     def active(self) -> bool:
-        """A stream that waits for its next token: it has one, or its sample is on its way or due."""
+        """Whether it is a stream that waits for its next token: it has one, or its sample is on its way or due."""
         return self.generated > 0 or self.awaiting or self.unsampled
 
     @property

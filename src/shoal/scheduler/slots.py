@@ -1,6 +1,6 @@
-"""The slots of sequences that run, and the KV blocks that they hold.
+"""The slots of running sequences, and the KV blocks that they hold.
 
-Where slots or blocks are lacking, the youngest sequence of the lowest class gives way. Its tokens are known, and are computed anew later.
+If slots or blocks are lacking, the youngest sequence of the lowest class is preempted. Its tokens are known and are recomputed later.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from shoal.scheduler.queue import WaitingQueue
 from shoal.scheduler.sequence import Sequence
 
 _TURN = 32
-"""Tokens that a sequence samples in its turn."""
+"""Tokens that a sequence samples in one turn."""
 
 
 class Slots:
@@ -23,13 +23,15 @@ class Slots:
         self.waiting = WaitingQueue(limits.ageing)
         self.running: list[Sequence] = []
         """Oldest first."""
+        self.short: list[Sequence] = []
+        """Those that found no block in the last step, all taken by younger ones. They get one before the next step."""
         self.dropped: list[int] = []
-        """Whose tables start anew with the next step."""
+        """Sequences whose tables start anew with the next step."""
         self.copies: list[tuple[BlockId, BlockId]] = []
         """Blocks (from, to) to copy before the next step."""
 
     def renew(self, limits: Limits) -> None:
-        """All blocks are lost, and there may be others: whoever runs gives way."""
+        """Adopts new limits when all blocks are lost and their number may differ: preempts every running sequence."""
         self.limits = limits
         for sequence in reversed(self.running[:]):
             self.preempt(sequence)
@@ -40,9 +42,12 @@ class Slots:
         return -(-tokens // self.limits.block_tokens)
 
     def provide(self, sequence: Sequence, count: int, taken: set[SequenceId]) -> int:
-        """Gives the sequence blocks for its next `count` tokens, preempting the youngest of the lowest class for them; how many it can run."""
+        """Gives the sequence blocks for its next `count` tokens, preempting the youngest of the lowest class for them, but none of those
+        taken. Returns how many tokens can run. If none can, the sequence has given way, or has the next step's blocks to come before those
+        that were taken: see `short`."""
         size = self.limits.block_tokens
         while True:
+            # After a delayed sample the last token runs again, which needs no new place.
             room = len(sequence.table) * size - sequence.scheduled + sequence.unsampled
             if room >= count:
                 return count
@@ -50,16 +55,26 @@ class Slots:
                 sequence.table.append(self.pool.allocate())
                 continue
             victim = max((s for s in self.running if s.id not in taken), key=lambda s: s.rank, default=None)
+            # Nobody else may be preempted: it runs what fits, or gives its blocks to the others.
             if victim is None or victim is sequence:
                 if room > 0:
                     return min(room, count)
-                if victim is sequence and len(self.running) > 1:
+                if any(s.rank > sequence.rank for s in self.running):
+                    self.short.append(sequence)  # younger ones took the blocks for this step
+                elif victim is sequence and len(self.running) > 1:
                     self.preempt(sequence, min(self.running, key=lambda s: s.rank))
                 return 0
             self.preempt(victim, sequence)
 
+    def provide_short(self) -> None:
+        """Gives each that was short of a block the place for a token."""
+        short, self.short = self.short, []
+        for sequence in short:
+            if sequence in self.running:
+                self.provide(sequence, 1, set())
+
     def preempt(self, sequence: Sequence, favoured: Sequence | None = None) -> None:
-        """Takes a sequence's blocks away, for another's sake; its tokens are known and will be computed anew."""
+        """Frees a sequence's blocks, for the sake of another; its tokens are known and will be recomputed."""
         if len(sequence.tokens) - sequence.entered[1] >= _TURN:
             sequence.set_back = 0
         elif favoured is not None and favoured.standing < sequence.standing:
@@ -75,7 +90,7 @@ class Slots:
         self.counters.preemptions += 1
 
     def give_up(self, sequence: Sequence) -> None:
-        # Last block first: the start of a prompt is what others share, so it should be the last to be given away.
+        # Last block first: other sequences share the start of a prompt, so it should be the last to be given away.
         for block in reversed(sequence.table):
             self.pool.release(block)
         sequence.table = []

@@ -1,1 +1,1 @@
-"""Who belongs to the cluster: its certificate authority, certificates for TLS both ways, and pairing by a short code."""
+"""Cluster membership: the cluster's certificate authority, certificates for mutual TLS, and pairing by a short code."""

@@ -1,4 +1,4 @@
-"""The cluster's own certificate authority. It lives at the head; whoever holds its key can let anyone in."""
+"""The cluster's own certificate authority. It is stored at the head; anyone who has its key can admit anyone."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Authority:
 
     @classmethod
     def create(cls, now: dt.datetime) -> Authority:
-        """A new one, in memory; valid for 10 years from `now` (with a time zone)."""
+        """A new authority, in memory; valid for 10 years from `now` (with a time zone)."""
         key = new_key()
         return cls(key, authority_certificate(key, now, _LIFE))
 
     @classmethod
     def open(cls, folder: Path, now: dt.datetime | None = None) -> Authority:
-        """The authority kept in `folder`, made there on first use. `now` defaults to the clock's. Raises ConfigError."""
+        """The authority kept in `folder`, created there on first use. `now` defaults to the clock's. Raises ConfigError."""
         now = now or dt.datetime.now(dt.UTC)
         make_private_folder(folder)
         path = folder / FILE
@@ -84,8 +84,8 @@ class Authority:
     ) -> x509.Certificate:
         """A certificate for the asker's key, valid for `days` from `now` (the clock's by default).
 
-        Of a signing request only the key counts: role and name are the caller's to decide.
-        Raises ConfigError for an impossible name, ValueError for a key that is not on P-256 or not the asker's.
+        Only the key of a signing request is used: the caller decides the role and name. Raises ConfigError for an impossible
+        name, ValueError for a key that is not on P-256 or not the asker's.
         """
         now = now or dt.datetime.now(dt.UTC)
         if isinstance(asker, x509.CertificateSigningRequest):
@@ -99,6 +99,6 @@ class Authority:
         return leaf_certificate(self.certificate, self._key, public, role, name, now, dt.timedelta(days=days))
 
     def credentials(self, role: Role, name: str, days: float = 365, now: dt.datetime | None = None) -> Credentials:
-        """A new key and its certificate: the head's own, and those of nodes that the head starts itself. Raises ConfigError."""
+        """A new key and its certificate: for the head itself, and for nodes that the head starts. Raises ConfigError."""
         key = new_key()
         return Credentials.of(key, self.issue(key.public_key(), role, name, days, now), self.certificate)

@@ -1,7 +1,8 @@
-"""What a certificate of the cluster looks like.
+"""The form of the cluster's certificates.
 
-A certificate says what its holder is by a DNS name, `head.shoal` or `node.shoal`, and who it is by its common name. The DNS name is what
-TLS checks: a node's certificate does not hold the head's name, so a node can pose as another node and never as the head.
+A certificate states its holder's role by a DNS name, `head.shoal` or `node.shoal`, and its holder's identity by the common
+name. TLS checks the DNS name: a node's certificate does not contain the head's name, so a node can pose as another node but
+never as the head.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from shoal.errors import ConfigError
 
-BACKDATED = dt.timedelta(days=1)  # machines of a home disagree about the time
+BACKDATED = dt.timedelta(days=1)  # machines in a home disagree about the time
 NAME_LENGTH = 64  # bytes of UTF-8; X.509's limit on a common name, as the cryptography package counts
 
 
@@ -27,19 +28,19 @@ class Role(enum.StrEnum):
 
 
 def server_name(role: Role) -> str:
-    """What to pass as `server_hostname` to be sure that the server has that role."""
+    """What to pass as `server_hostname` to make sure that the server has that role."""
     return f"{role.value}.shoal"
 
 
 def check_name(name: str) -> str:
-    """The name, if it can stand in a certificate. Raises ConfigError."""
+    """The name, if a certificate can contain it. Raises ConfigError."""
     if not name.isprintable() or name != name.strip() or not 1 <= len(name.encode()) <= NAME_LENGTH:  # a lone surrogate is not printable
         raise ConfigError(f"a node's name has 1 to {NAME_LENGTH} bytes of printable characters, none of them a space at either end")
     return name
 
 
 def common_name(name: x509.Name) -> str:
-    """'' where there is none."""
+    """The common name; '' if there is none."""
     values = name.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(values[0].value) if values else ""
 
@@ -75,13 +76,13 @@ def same_key(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> 
 
 
 def signing_request(key: ec.EllipticCurvePrivateKey, name: str) -> x509.CertificateSigningRequest:
-    """Asks for a certificate in `name` and proves that the key is the asker's. Raises ConfigError for an impossible name."""
+    """Asks for a certificate in `name` and proves that the asker owns the key. Raises ConfigError for an impossible name."""
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, check_name(name))])
     return x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
 
 
 def authority_certificate(key: ec.EllipticCurvePrivateKey, now: dt.datetime, life: dt.timedelta) -> x509.Certificate:
-    """A root that may sign leaves and nothing else."""
+    """A root certificate that may sign leaf certificates and nothing else."""
     public = key.public_key()
     mark = x509.SubjectKeyIdentifier.from_public_key(public)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"shoal authority {mark.digest.hex()[:16]}")])

@@ -1,4 +1,4 @@
-"""What a process shows to the others of its cluster: a private key, its certificate, and the authority that it trusts."""
+"""What a process shows to the others of its cluster: a certificate, with its private key and the authority that it trusts."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class Credentials:
         return "Credentials(private_key=***, certificate=…, authority=…)"
 
     def save(self, path: Path) -> None:
-        """One file, mode 0600, written whole or not at all. Raises ConfigError."""
+        """Writes one file, mode 0600, whole or not at all. Raises ConfigError."""
         write_private(path, self.private_key + self.certificate + self.authority)
 
     @classmethod
     def load(cls, path: Path) -> Credentials:
-        """Raises ConfigError; `check` says whether they can be used."""
+        """Raises ConfigError; `check` tells whether the credentials can be used."""
         try:
             data = read_private(path)
         except FileNotFoundError:
@@ -61,7 +61,7 @@ class Credentials:
 
     @property
     def name(self) -> str:
-        """Who they were issued to."""
+        """The name that they were issued to."""
         return common_name(self._leaf().subject)
 
     @property
@@ -85,7 +85,7 @@ class Credentials:
         return fingerprint(x509.load_pem_x509_certificate(self.authority))
 
     def check(self, now: dt.datetime) -> None:
-        """Raises ConfigError where these credentials would be refused at `now` (with a time zone), and says what to do."""
+        """Raises ConfigError if these credentials would be refused at `now` (with a time zone), and says what to do."""
         leaf, authority = self._leaf(), x509.load_pem_x509_certificate(self.authority)
         if not same_key(leaf, load_key(self.private_key)):
             raise ConfigError(f"this machine's key does not match its certificate; {_AGAIN}")
@@ -104,22 +104,22 @@ class Credentials:
     def server_context(self) -> ssl.SSLContext:
         """TLS 1.3; a client must show a certificate of this cluster, whatever its role."""
         context = self._context(ssl.PROTOCOL_TLS_SERVER)
-        context.num_tickets = 0  # a resumed session would not be checked against the clock again
+        context.num_tickets = 0  # a resumed session would skip the check against the clock
         return context
 
     def client_context(self) -> ssl.SSLContext:
-        """TLS 1.3; connect with `server_hostname=server_name(Role.…)`. Without it the address is compared and never fits."""
+        """TLS 1.3; connect with `server_hostname=server_name(Role.…)`. Without it the address is compared, which never matches."""
         context = self._context(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = True
         context.hostname_checks_common_name = False
         return context
 
     def grpc_server_credentials(self) -> grpc.ServerCredentials:
-        """TLS both ways. gRPC's core takes TLS 1.2 and 1.3, nothing older; from Python neither can be chosen (grpc#37305)."""
+        """Mutual TLS. gRPC's core accepts TLS 1.2 and 1.3, nothing older; Python cannot choose between them (grpc#37305)."""
         return grpc.ssl_server_credentials([(self.private_key, self.certificate)], self.authority, require_client_auth=True)
 
     def grpc_channel(self, address: str, options: Sequence[tuple[str, Any]] = ()) -> grpc.aio.Channel:
-        """A channel that talks to the head of this cluster and to nobody else."""
+        """A channel that talks only to the head of this cluster."""
         credentials = grpc.ssl_channel_credentials(self.authority, self.private_key, self.certificate)
         return grpc.aio.secure_channel(address, credentials, [*options, ("grpc.ssl_target_name_override", server_name(Role.HEAD))])
 
@@ -132,7 +132,7 @@ class Credentials:
         context.verify_mode = ssl.CERT_REQUIRED
         context.verify_flags |= ssl.VERIFY_X509_STRICT
         context.load_verify_locations(cadata=self.authority.decode("ascii"))
-        password = secrets.token_bytes(16)  # ssl reads keys from files only: the one it gets is of no use to who finds it
+        password = secrets.token_bytes(16)  # ssl reads keys only from files: the file that it gets is useless to anyone who finds it
         sealed = load_key(self.private_key).private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(password.hex().encode())
         )

@@ -1,4 +1,4 @@
-"""Two machines that share a code and nothing else come to share an authority. Bytes in, bytes out.
+"""Gives two machines that share only a code a common authority. Bytes in, bytes out.
 
     node                                              head
     HELLO      nameplate, X  ─────────────────────▶   desk.admit: a guess, counted
@@ -6,10 +6,11 @@
     REQUEST    proof, sealed(signing request) ────▶   desk.settle: the code is used up
                ◀─────  sealed(certificate, authority) GRANT
 
-X and Y are the elements of SPAKE2 over Ed25519 (RFC 9382's predecessor as in magic-wormhole). Whoever sits in between learns one bit per
-conversation: whether the one code that it tried is right. From the shared secret, HKDF salted with the hash of HELLO and Y gives four keys: a proof and
-a seal in each direction, each used once. A proof is HMAC-SHA256 over that hash; a seal is ChaCha20-Poly1305 with the whole conversation so far as associated
-data. The node's private key never leaves it. Secrets of one conversation are worth nothing in the next: both sides draw anew.
+X and Y are the elements of SPAKE2 over Ed25519 (RFC 9382's predecessor as in magic-wormhole). A machine in the middle learns
+one bit per conversation: whether the one code that it tried is right. HKDF, salted with the hash of HELLO and Y, derives four
+keys from the shared secret: a proof and a seal in each direction, each used once. A proof is HMAC-SHA256 over that hash; a seal
+is ChaCha20-Poly1305 with the whole conversation so far as associated data. The private key never leaves the node. The secrets
+of one conversation are useless in the next: both sides draw new ones.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def _proof(key: bytes, transcript: bytes) -> bytes:
 
 
 def _finish(side: Any, element: bytes) -> bytes:
-    """The shared secret. Raises RemoteProtocolError for an element that is none."""
+    """The shared secret. Raises RemoteProtocolError for an invalid element."""
     try:
         return bytes(side.finish(element))
     except (SPAKEError, NotOnCurve, ValueError) as error:
@@ -81,10 +82,10 @@ def _open_sealed(key: bytes, sealed: bytes, transcript: bytes) -> bytes:
 
 
 class NodeExchange:
-    """The node's side: `hello`, `request`, `credentials`, once each and in this order."""
+    """The node's side: call `hello`, `request` and `credentials` once each, in this order."""
 
     def __init__(self, code: PairingCode, name: str, entropy: Entropy = os.urandom) -> None:
-        """Raises ConfigError for a name that cannot stand in a certificate."""
+        """Raises ConfigError if a certificate cannot contain the name."""
         self._name = check_name(name)
         self._key = new_key()
         self._side: Any = SPAKE2_A(code.password, idA=_NODE, idB=_HEAD, entropy_f=entropy)
@@ -96,7 +97,7 @@ class NodeExchange:
         return self._hello
 
     def request(self, challenge: bytes) -> bytes:
-        """Raises PairingRefused (the head's refusal, or it does not know the code), RemoteProtocolError."""
+        """Raises PairingRefused (the head refused, or does not know the code), RemoteProtocolError."""
         if self._transcript:
             raise LocalProtocolError("a pairing conversation makes one request")
         payload = unpack(challenge, PairingKind.CHALLENGE)
@@ -113,7 +114,7 @@ class NodeExchange:
         return frame
 
     def credentials(self, grant: bytes, now: dt.datetime) -> Credentials:
-        """Raises PairingRefused, RemoteProtocolError, and ConfigError where the two machines' clocks disagree by more than a day."""
+        """Raises PairingRefused, RemoteProtocolError, and ConfigError if the two machines' clocks differ by more than a day."""
         if self._keys is None:
             raise LocalProtocolError("a grant is read once, after the request")
         keys, self._keys = self._keys, None
@@ -132,10 +133,10 @@ class NodeExchange:
 
 
 class HeadExchange:
-    """The head's side: `challenge`, `grant`, once each and in this order, and `close` in any case."""
+    """The head's side: call `challenge` and `grant` once each, in this order, and `close` in any case."""
 
     def __init__(self, desk: PairingDesk, authority: Authority, address: str = "", entropy: Entropy = os.urandom) -> None:
-        """address: the node's, for which its guesses are counted; '' where there is none."""
+        """address: the node's, to which its guesses are counted; '' if there is none."""
         self._desk = desk
         self._address = address
         self._authority = authority
@@ -181,13 +182,13 @@ class HeadExchange:
         return pack(PairingKind.GRANT, ChaCha20Poly1305(keys.seal_head).encrypt(_NONCE, answer, bound))
 
     def close(self, now: float) -> None:
-        """The conversation is over, well or not."""
+        """Call it when the conversation is over, successful or not."""
         if self._ticket is not None:
             self._desk.abandon(self._ticket, now)
 
     @property
     def challenged(self) -> bool:
-        """The head has answered, and the node has not proved that it knows the code."""
+        """Whether the head has answered and the node has not yet proved that it knows the code."""
         return self._keys is not None
 
     def _asked(self, der: bytes) -> tuple[x509.CertificateSigningRequest, str]:

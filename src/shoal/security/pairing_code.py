@@ -29,17 +29,17 @@ class PairingCode:
 
     @classmethod
     def draw(cls, nameplate: str, randbelow: Callable[[int], int]) -> PairingCode:
-        """A new code under a nameplate, one character of ALPHABET. `randbelow(n)` must be fit for secrets."""
+        """A new code with a nameplate, one character of ALPHABET. `randbelow(n)` must be cryptographically secure."""
         return cls(nameplate + "".join(ALPHABET[randbelow(len(ALPHABET))] for _ in range(LENGTH - 1)))
 
     @property
     def nameplate(self) -> str:
-        """Tells the codes of a head apart; sent in the clear."""
+        """Tells a head's codes apart; sent in the clear."""
         return self._text[0]
 
     @property
     def password(self) -> bytes:
-        """For the key exchange alone."""
+        """Used only in the key exchange."""
         return self._text.encode("ascii")
 
     def __str__(self) -> str:

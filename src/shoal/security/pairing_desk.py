@@ -1,8 +1,9 @@
-"""Who may try a pairing code, and how often. Pure: `now` and randomness are arguments.
+"""Decides who may try a pairing code, and how often. Pure: `now` and randomness are arguments.
 
-The exchange gives a stranger one guess per answer of the head and nothing to compute on afterwards, so the answers are what is counted: from
-the answer on a conversation counts as a wrong guess, until it has proved that it was none. With 35 secret bits and ten guesses
-per code, a stranger who never stops guesses right with a probability of 3e-10 per code. Guesses of one address are bounded sooner (`pairing_tally`).
+The exchange gives a stranger one guess per answer of the head and nothing to compute on afterwards. So the desk counts answers:
+once answered, a conversation counts as a wrong guess until it proves otherwise. With 35 secret bits and ten guesses per code, a
+stranger who never stops guesses right with a probability of 3e-10 per code. Guesses from one address are limited sooner
+(`pairing_tally`).
 
     code ── used ──▶ next code                     nameplates go round the alphabet,
       │ ── lifetime over ──▶ next code             so the last 31 codes can be told apart
@@ -25,7 +26,7 @@ LONGEST_WAIT = 60.0  # seconds
 
 
 def pause(unproved: int) -> float:
-    """Seconds before the next guess, after so many in a row that came to nothing."""
+    """Seconds before the next guess, after `unproved` unsuccessful guesses in a row."""
     return 0.0 if unproved < FREE else min(2.0 ** min(unproved - FREE, 10), LONGEST_WAIT)
 
 
@@ -45,7 +46,7 @@ class PairingDesk:
         on_code: Callable[[PairingCode], None] | None = None,
         randbelow: Callable[[int], int] = secrets.randbelow,
     ) -> None:
-        """`lifetime` of a code in seconds. `on_code` hears each new code, so that the head can show it."""
+        """`lifetime` of a code in seconds. `on_code` is called with each new code, so that the head can show it."""
         self._lifetime = lifetime
         self._on_code = on_code
         self._randbelow = randbelow
@@ -55,13 +56,13 @@ class PairingDesk:
         self._expires = 0.0
         self._number = 0
         self._guesses = 0  # at this code
-        self._open: set[int] = set()  # numbers of tickets for this code whose conversations go on
+        self._open: set[int] = set()  # numbers of the tickets for this code whose conversations are still open
         self._unproved = 0  # in a row, over all codes
         self._free_at = 0.0
         self._tally = PairingTally()
 
     def code(self, now: float) -> PairingCode:
-        """The code to show; a new one where there is none or it has expired."""
+        """The code to show; a new one if there is none or it has expired."""
         if self._code is None or now >= self._expires:
             return self._replace(Refusal.EXPIRED, now)
         return self._code
@@ -72,7 +73,7 @@ class PairingDesk:
         return self._expires - now
 
     def admit(self, nameplate: str, now: float, address: str = "") -> Ticket:
-        """A guess, counted as wrong until `settle`, also for the address that it came from where that is known. Raises PairingRefused."""
+        """Admits a guess. It counts as wrong until `settle`, also for the address that it came from if known. Raises PairingRefused."""
         code = self.code(now)
         if nameplate != code.nameplate:
             raise refused(self._fates.get(nameplate, Refusal.UNKNOWN))
@@ -89,7 +90,7 @@ class PairingDesk:
         return Ticket(code, self._number, address)
 
     def settle(self, ticket: Ticket, now: float) -> None:
-        """The guess was right: the code is used up. Raises PairingRefused where the code has ended since."""
+        """The guess was right: the code is used up. Raises PairingRefused if the code has ended meanwhile."""
         self.code(now)
         if ticket.number not in self._open:
             raise refused(self._fates.get(ticket.code.nameplate, Refusal.UNKNOWN))

@@ -54,7 +54,7 @@ def payload_size(header: bytes) -> int:
 
 
 def unpack(frame: bytes, wanted: PairingKind) -> bytes:
-    """The payload. Raises PairingRefused where that is what the frame says, RemoteProtocolError for anything but `wanted`."""
+    """The payload. Raises PairingRefused if the frame is a refusal, RemoteProtocolError for any other kind than `wanted`."""
     size = payload_size(frame[:HEADER_SIZE])
     kind, payload = frame[6], frame[HEADER_SIZE:]
     if len(payload) != size:

@@ -28,9 +28,9 @@ from shoal.security.refusal import Refusal, refused
 log = structlog.get_logger()
 
 CONVERSATIONS = 8  # at once
-FROM_ONE_PLACE = 4  # of them
-_LINGERING = 16  # refusals of the busy head under way at once; more are hung up on
-_LINGER = 1.0  # seconds that a refused node has to read why
+FROM_ONE_PLACE = 4  # of those, from one place
+_LINGERING = 16  # concurrent refusals while the head is busy; further connections are closed at once
+_LINGER = 1.0  # seconds that a refused node has to read the reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Paired:
 
 @dataclasses.dataclass(frozen=True)
 class TurnedAway:
-    """`reason` as in PairingRefused, or `broken` for a conversation that broke off or was none."""
+    """`reason` as in PairingRefused, or `broken` for a conversation that broke off or was invalid."""
 
     peer: str
     reason: str
@@ -59,7 +59,7 @@ async def _read(reader: asyncio.StreamReader) -> bytes:
 
 
 async def _hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Ends a conversation so that what was written last still arrives: closing over unread bytes would reset the connection."""
+    """Ends a conversation so that the last message still arrives: closing with unread bytes would reset the connection."""
     with contextlib.suppress(OSError):  # TimeoutError is one
         async with asyncio.timeout(_LINGER):
             await writer.drain()
@@ -71,7 +71,7 @@ async def _hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 
 
 class PairingListener:
-    """Made by `serve_pairing`."""
+    """Created by `serve_pairing`."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class PairingListener:
         self._clock = clock
         self._sleep = sleep
         self._conversations: set[asyncio.Task[None]] = set()
-        self._places: Counter[str] = Counter()  # of the conversations
+        self._places: Counter[str] = Counter()  # of the open conversations
         self._lingering: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
@@ -98,11 +98,11 @@ class PairingListener:
         return int(self._server.sockets[0].getsockname()[1]) if self._server is not None else 0
 
     async def start(self, host: str, port: int) -> None:
-        """Raises ConfigError where the address cannot be had."""
+        """Raises ConfigError if the address cannot be used."""
         self._server = await asyncio.start_server(self._accepted, sock=await asyncio.to_thread(listening_socket, host, port))
 
     async def close(self) -> None:
-        """Stops listening and ends the conversations under way."""
+        """Stops listening and ends the open conversations."""
         if self._server is not None:
             self._server.close()
         tasks = self._conversations | self._lingering
@@ -111,7 +111,7 @@ class PairingListener:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        address: tuple[Any, ...] | None = writer.get_extra_info("peername")  # None where the node is gone already
+        address: tuple[Any, ...] | None = writer.get_extra_info("peername")  # None if the node is already gone
         peer = of_socket(address) if address else "unknown"
         place = neighbourhood(peer)
         if len(self._conversations) < CONVERSATIONS and self._places[place] < FROM_ONE_PLACE:
@@ -126,7 +126,7 @@ class PairingListener:
 
     def _left(self, place: str) -> None:
         self._places[place] -= 1
-        self._places += Counter()  # forgets those of none
+        self._places += Counter()  # drops places with a count of 0
 
     def _hold(self, tasks: set[asyncio.Task[None]], work: Any, then: Callable[[], None] = lambda: None) -> None:
         def over(task: asyncio.Task[None]) -> None:
@@ -147,7 +147,7 @@ class PairingListener:
             except PairingRefused as error:
                 self._turn_away(peer, error, writer)
             except (ProtocolError, EOFError, OSError) as error:
-                # A node that finds the head's proof wrong hangs up: its code was wrong, or it guessed.
+                # A node that finds the head's proof wrong hangs up: it had a wrong code, or it guessed.
                 reason = Refusal.WRONG_CODE.name.lower() if exchange.challenged else "broken"
                 self._note(peer, reason, str(error) or type(error).__name__)
             finally:
@@ -164,7 +164,7 @@ class PairingListener:
         await self._send(grant, writer)
 
     async def _answer(self, reader: asyncio.StreamReader, compute: Callable[[bytes], bytes]) -> bytes:
-        """What `compute` makes of the next message, or raises: neither before its time."""
+        """Returns, or raises, the result of `compute` for the next message, but not before its time."""
         async with asyncio.timeout(self._patience):
             message = await _read(reader)
         came = self._clock()
@@ -198,11 +198,10 @@ async def serve_pairing(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> PairingListener:
-    """Lets nodes in that know the desk's code. Each message is waited for `patience` seconds.
+    """Admits nodes that know the desk's code. Each message is awaited for `patience` seconds.
 
-    clock: the desk's, in seconds; sleep: what waits on it, with an answer that is not to leave yet
-
-    Port 0 takes a free one. Raises ConfigError where the address cannot be had.
+    clock: the desk's, in seconds; sleep: waits on that clock before an answer leaves. Port 0 takes a free one. Raises
+    ConfigError if the address cannot be used.
     """
     listener = PairingListener(desk, authority, on_event, patience, clock, sleep)
     await listener.start(host, port)
@@ -212,8 +211,8 @@ async def serve_pairing(
 async def pair(host: str, port: int, code: PairingCode, name: str, timeout: float = 20.0) -> Credentials:
     """Asks the head at `host:port` for this machine's credentials; `timeout` in seconds for all of it.
 
-    Raises PairingRefused (wrong, used or expired code, too many tries), ConfigError (a name that cannot stand in a certificate, clocks that
-    disagree), RemoteProtocolError (no pairing port), ClusterError (nobody there, or it broke off).
+    Raises PairingRefused (wrong, used or expired code, too many tries), ConfigError (a name that cannot stand in a certificate,
+    clocks that differ), RemoteProtocolError (no pairing port), ClusterError (nobody answers, or the conversation broke off).
     """
     exchange = NodeExchange(code, name)
     where = join_host_port(host, port)

@@ -14,7 +14,7 @@ _LARGEST = 64 * 1024  # bytes; a key and two certificates are under 4 KiB
 
 
 def make_private_folder(folder: Path) -> None:
-    """Creates `folder` with mode 0700. Raises ConfigError where others may enter one that is there."""
+    """Creates `folder` with mode 0700. Raises ConfigError if an existing one is open to others."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check(folder.stat(), folder, "0700")
@@ -23,7 +23,7 @@ def make_private_folder(folder: Path) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Before something is got that can be got only once. Raises ConfigError where `path` could not be written."""
+    """Raises ConfigError if `path` could not be written. Call it before obtaining something that can be obtained only once."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
@@ -39,7 +39,7 @@ def _unwritable(path: Path, error: OSError) -> ConfigError:
 
 
 def write_private(path: Path, data: bytes, *, fresh: bool = False) -> None:
-    """Writes `path` atomically with mode 0600; `fresh` never replaces a file. Raises ConfigError, and FileExistsError where `fresh`."""
+    """Writes `path` atomically with mode 0600; `fresh` never replaces a file. Raises ConfigError, and FileExistsError if `fresh`."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
@@ -64,7 +64,7 @@ def write_private(path: Path, data: bytes, *, fresh: bool = False) -> None:
 
 
 def read_private(path: Path) -> bytes:
-    """The file's bytes. Raises FileNotFoundError, and ConfigError where others may read it or it cannot be read."""
+    """The file's bytes. Raises FileNotFoundError, and ConfigError if others may read it or it cannot be read."""
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
@@ -80,7 +80,7 @@ def read_private(path: Path) -> bytes:
 
 
 def _check(status: os.stat_result, path: Path, mode: str) -> None:
-    if not hasattr(os, "geteuid"):  # modes mean nothing here
+    if not hasattr(os, "geteuid"):  # modes have no meaning here
         return
     if status.st_uid not in (os.geteuid(), 0):
         raise ConfigError(f"{path} belongs to another user, who can read the key in it; `chown` it to the user who runs shoal")

@@ -1,4 +1,4 @@
-"""Why the head lets a node not in, as a number on the wire and as a sentence for whoever sits at the node."""
+"""Why the head refuses a node, as a number on the wire and as a sentence for the person at the node."""
 
 from __future__ import annotations
 
@@ -33,6 +33,6 @@ _SENTENCES = {
 
 
 def refused(reason: Refusal, wait: float = 0.0) -> PairingRefused:
-    """`wait` in seconds."""
+    """`wait`: seconds."""
     sentence = _SENTENCES[reason] + (f"; try again in {math.ceil(wait)} s" if wait > 0 else "")
     return PairingRefused(sentence, reason.name.lower(), wait)

@@ -1,4 +1,4 @@
-"""An event loop whose time is simulated: where nothing is left to run it jumps to the next timer."""
+"""An event loop with simulated time: when nothing is left to run, it jumps to the next timer."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 
 class Deadlock(Exception):
-    """Everybody waits, and nothing will ever happen."""
+    """Everything waits, and nothing will ever happen."""
 
 
 class SimulatedLoop(asyncio.BaseEventLoop):
-    """No sockets, no threads, no real time; the order of what happens depends on the program alone."""
+    """No sockets, no threads, no real time; the order of events depends only on the program."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def time(self) -> float:
         return self._now
 
-    # What BaseEventLoop asks of a selector and of its subclass.
+    # What BaseEventLoop requires of a selector and of its subclass.
 
     def select(self, timeout: float | None) -> list[Any]:
         if timeout is None:
@@ -34,4 +34,4 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         pass
 
     def _write_to_self(self) -> None:
-        pass  # there is no other thread to wake it from
+        pass  # no other thread needs to wake it

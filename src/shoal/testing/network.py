@@ -1,8 +1,8 @@
-"""A network of simulated hosts. Connections are reliable and ordered, as TCP's are, until something happens to them.
+"""A network of simulated hosts. Connections are reliable and ordered, like TCP's, until something happens to them.
 
-A frame on its way takes its connection's delay, which differs from connection to connection, so that what one host sends over two
-of them arrives in any order. While two hosts are apart, or one is frozen, what is sent between them waits, as it would in the
-buffers of their systems; it arrives when they meet again, unless one side gave the connection up.
+A frame takes its connection's delay, which differs from connection to connection, so what one host sends over two connections
+arrives in any order. While two hosts are separated, or one is frozen, data between them waits, as it would in the buffers of
+their systems; it arrives when they are connected again, unless one side gave the connection up.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from shoal.transport.base import Handler
 from shoal.wire.frame import Frame
 
 T = TypeVar("T")
-_APART = 1e-6  # seconds between two messages: timers of the same moment keep no order
-_NOTICED = 15.0  # seconds after which gRPC notices that a peer answers no more
+_APART = 1e-6  # seconds between two messages: timers of the same moment have no order
+_NOTICED = 15.0  # seconds after which gRPC notices that a peer does not answer
 
 
 @dataclass(eq=False)
@@ -34,7 +34,7 @@ class Host:
     awake: asyncio.Event = field(default_factory=asyncio.Event)
     slower: float = 1.0
     owed: float = 0.0
-    """Seconds that the step which just ran takes."""
+    """Seconds that the step that just ran takes."""
     ports: dict[int, Callable[[Pipe], Any]] = field(default_factory=dict[int, Callable[["Pipe"], Any]])
     pipes: dict[Pipe, None] = field(default_factory=dict["Pipe", None])
     tasks: dict[asyncio.Task[Any], None] = field(default_factory=dict[asyncio.Task[Any], None])
@@ -48,13 +48,13 @@ class Host:
 
 
 class End:
-    """One end of a connection: what arrives, in order, then how it ended."""
+    """One end of a connection: what arrives, in order, and finally how it ended."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
         self.items: deque[tuple[Any, float]] = deque()
         self.came = 0.0
-        """When what was taken last had come."""
+        """When the item taken last had arrived."""
         self.failure: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -98,7 +98,7 @@ class Pipe:
         return a.frozen or b.frozen or self.network.are_apart(a, b)
 
     def send(self, to: int, item: Any) -> None:
-        """item: what arrives, or an exception: how it ends there."""
+        """item: what arrives, or an exception: how the connection ends there."""
         if self.apart:
             self._held.append((to, item))
             return
@@ -115,7 +115,7 @@ class Pipe:
             self.ends[to].put(item)
 
     def release(self) -> None:
-        """The hosts have met again."""
+        """The hosts are connected again."""
         if not self.apart:
             held, self._held = self._held, []
             for to, item in held:
@@ -128,7 +128,7 @@ class Pipe:
         self._forget()
 
     def cut(self) -> None:
-        """It breaks by itself."""
+        """The connection breaks by itself."""
         for end in self.ends:
             end.fail(ConnectionError("the connection was cut"))
         self._forget()
@@ -140,7 +140,7 @@ class Pipe:
 
 
 class SimStream:
-    """A frame stream over a pipe. With `network.duplicates` and `network.losses` a frame may come twice, or vanish."""
+    """A frame stream over a pipe. With `network.duplicates` and `network.losses`, a frame may arrive twice or be lost."""
 
     def __init__(self, pipe: Pipe, side: int) -> None:
         self._pipe, self._side = pipe, side
@@ -148,7 +148,7 @@ class SimStream:
         self.arrived = 0.0
 
     async def send(self, frame: Frame) -> None:
-        frame.buffers()  # which refuses what the protocol cannot carry
+        frame.buffers()  # which refuses frames that the protocol cannot carry
         if self._pipe.ends[self._side].failure is not None:
             raise ConnectionError(f"the connection to {self.peer} is closed")
         network = self._pipe.network
@@ -294,7 +294,7 @@ class Network:
         host.ports[port](pipe)
         return pipe
 
-    # What happens to it
+    # Faults
 
     def crash(self, host: Host) -> None:
         """The process dies: its system resets its connections."""
@@ -312,7 +312,7 @@ class Network:
                 loop.call_later(_NOTICED, self._notice, pipe)
 
     def _notice(self, pipe: Pipe) -> None:
-        """Keepalives have not been answered."""
+        """Keepalives were not answered."""
         if pipe.apart:
             pipe.cut()
 
@@ -332,7 +332,7 @@ class Network:
 
 
 class SimWorld:
-    """What a process on a simulated host has of the environment."""
+    """The environment of a process on a simulated host."""
 
     def __init__(self, network: Network, host: Host) -> None:
         self.network, self.host = network, host
@@ -404,7 +404,7 @@ class SimWorld:
             return out
 
     def spend(self, seconds: float) -> float:
-        """What a step that should take so long does take, by the clock of this world; it is over after that."""
+        """How long a step that should take `seconds` takes on this world's clock; it ends after that time."""
         self.host.owed = seconds * self.host.slower * self.rng.uniform(0.5, 1.5)
         return self.host.owed
 

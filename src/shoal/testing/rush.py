@@ -1,7 +1,7 @@
-"""Long prompts beside running answers, on a pipeline of one to four stages: nobody waits long for somebody else's prompt.
+"""Long prompts beside running answers, on a pipeline of one to four stages: no answer waits long for somebody else's prompt.
 
-A seed decides the stages, how fast they are, how wrong their own measure of that was, and who comes when. Steps take simulated time that grows
-with their rows and with what these attend to; each is up to half longer or shorter than it should be.
+A seed decides the stages, their speeds, the errors of their own measurements, and which requests come when. Steps take
+simulated time that grows with their rows and with what these attend to; each is up to half longer or shorter than it should be.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from shoal.testing.scenario import Broken, Scenario
 
 _CONTEXT = 1600
 _SLOWEST = 0.02  # seconds of a stage for a row at the end of the context
-_SLACK = 4.0  # times that a prompt may take longer than the slowest stage needs for all that is there
+_SLACK = 4.0  # how many times longer a prompt may take than the slowest stage needs for everything there
 
 
 class Rush(Scenario):
@@ -30,20 +30,20 @@ class Rush(Scenario):
         chance = Random(f"rush {seed}")
         self.stages = chance.randint(1, 4)
         self.layers = self.stages * chance.randint(1, 2)
-        steep = chance.uniform(0, 20)  # times that the last row of a context takes longer than the first one
+        steep = chance.uniform(0, 20)  # how many times longer the last row of a context takes than the first
         row = _between(chance, 1e-4, _SLOWEST / (1 + steep))
         parts = self.layers / self.stages
         self.seconds = toy.Seconds(chance.uniform(1e-4, 0.004) / parts, row / parts, row * steep / _CONTEXT / parts, row * 0.2)
         self.waits: list[float] = []
-        """Seconds between two tokens of an answer, while prompts of others were under way."""
+        """Seconds between two tokens of an answer while other prompts were being computed."""
         self.shares: list[float] = []
-        """Of the time in which a prompt should have its first token: how much it took."""
+        """Time to a prompt's first token, as a share of the time allowed for it."""
         self._chance = chance
         self._prompts = 0
 
     @property
     def speed(self) -> float:
-        """That nodes measure of themselves: up to four times too fast, or too slow."""
+        """The speed that nodes measure: up to four times too fast or too slow."""
         per_layer = max(self.seconds.row, 1e-6)
         return 2 * 1000 / per_layer * _between(self._chance, 0.25, 4)
 
@@ -74,12 +74,12 @@ class Rush(Scenario):
             await self._end(coordinator)
 
     def _work(self, length: int) -> float:
-        """Seconds of a stage for all rows of a prompt."""
+        """Seconds that a stage takes for all rows of a prompt."""
         seconds = self.seconds
         return self.layers / self.stages * (seconds.row * length + seconds.context * length * length / 2) + seconds.logits * length
 
     async def _answer(self, coordinator: Coordinator, index: int, at: float) -> None:
-        """One that goes on until all prompts have been served."""
+        """An answer that continues until all prompts have been served."""
         request = Request(RequestId(f"answer-{index}"), [index % toy.VOCABULARY], 1200, SamplingParams(temperature=0.0))
         wanted, said, last = toy.alone(request, 0, self.layers), 0, 0.0
         await asyncio.sleep(at)
@@ -135,5 +135,5 @@ class Rush(Scenario):
 
 
 def _between(chance: Random, low: float, high: float) -> float:
-    """As likely to be twice as much as half of it."""
+    """A random value; twice a value is as likely as half of it."""
     return exp(chance.uniform(log(low), log(high)))

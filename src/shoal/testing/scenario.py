@@ -1,4 +1,4 @@
-"""One seed: a cluster, requests, and what befalls them. The same seed gives the same events, to the last one."""
+"""One seed: a cluster, requests, and the faults that happen to them. The same seed gives the same events, to the last one."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ _GRAMMARS = tuple(
 
 
 class Broken(AssertionError):
-    """An invariant does not hold; the events say how it came to it."""
+    """An invariant does not hold; the events show how that came about."""
 
 
 class _Counts:
-    """The coordinator's observer: after every step, and whenever a node reports, the books must be right."""
+    """The coordinator's observer: after every step, and whenever a node reports, the counts must be right."""
 
     def __init__(self, scenario: Scenario) -> None:
         self._scenario = scenario
@@ -130,7 +130,7 @@ class Scenario:
             spread=rng.random() < 0.4,
             spares=rng.choice((0, 0, 1)),
             step_timeout=20.0,
-            pace=0,  # it judges by real time
+            pace=0,  # it depends on real time
             wait=1e6,
         )
         head = SimWorld(self.network, self.network.host("head"))
@@ -210,7 +210,7 @@ class Scenario:
             scored, embedded = asks.choice(((2, False), (0, False), (None, True), (1, True)))
             most = asks.choice((0, request.max_tokens, request.max_tokens))
             request = msgspec.structs.replace(request, prompt_logprobs=scored, embed=embedded, max_tokens=most)
-        if request.samples and asks.random() < 0.15:  # one that the sampler can do nothing for
+        if request.samples and asks.random() < 0.15:  # one for which the sampler can do nothing
             spoilt = msgspec.structs.replace(sampling, grammar="", logit_bias={asks.randrange(toy.VOCABULARY): math.nan})
             request = msgspec.structs.replace(request, sampling=spoilt)
         return request
@@ -258,10 +258,10 @@ class Scenario:
             self.faults += faulty
         self.say(f"{request.id} ends")
 
-    # Nodes and what befalls them
+    # Nodes and their faults
 
     def _add_node(self, settings: HeadSettings, share: float = 0.0) -> None:
-        """share: of the memory that the whole model takes."""
+        """share: of the memory that the whole model needs."""
         rng = self.rng
         whole = self.layers * (toy.LAYER_BYTES + toy.KV_BYTES * settings.engine.kv_tokens) + toy.LAYER_BYTES + 100
         memory = int(whole * (share or rng.choice((0.45, 0.6, 0.8, 1.1))))
@@ -297,7 +297,7 @@ class Scenario:
             node.running = None
 
     async def _trouble(self, settings: HeadSettings) -> None:
-        """What happens, and in the end all is well again."""
+        """Causes faults; at the end everything is well again."""
         rng, network = self.rng, self.network
         head = network.hosts["head"]
         events: list[Callable[[_Node], Any]] = [
@@ -332,10 +332,10 @@ class Scenario:
             if node.running is None or node.running.done():
                 await self._kill(node)
                 self._start(node)
-        self._add_node(settings, 1.3)  # with which there is memory enough in any case
+        self._add_node(settings, 1.3)  # with which there is always enough memory
 
     def _ambush(self, coordinator: Coordinator) -> None:
-        """Now and then a node of a route that is being made ready, or of one that has just begun to serve, is lost at that moment."""
+        """From time to time, a node of a route in preparation, or of one that has just begun to serve, is lost at that moment."""
         handle, seen = coordinator.cluster.handle, list[str]()
 
         def watched(event: Any, now: float) -> Any:
@@ -390,7 +390,7 @@ class Scenario:
             self.network.join(node.host, other)
 
     def _separate(self, node: _Node) -> None:
-        """Two nodes no longer reach each other; both reach the head."""
+        """Two nodes can no longer reach each other; both reach the head."""
         other = self.rng.choice(self._nodes)
         if other is not node:
             self.network.part(node.host, other.host)

@@ -13,21 +13,21 @@ from shoal.config import default_threads
 from shoal.testing.rush import Rush
 from shoal.testing.scenario import Broken, Scenario
 
-_RUSHES = 20  # of so many seeds one tells of long prompts beside running answers, too; each costs as much as ten others
+_RUSHES = 20  # one in this many seeds also runs long prompts beside running answers; each costs as much as ten others
 
 
 @dataclass(frozen=True)
 class Outcome:
     seed: int
     events: str
-    """Of a seed that failed; '' for one that did not."""
+    """Of a seed that failed; '' otherwise."""
     tokens: int
     interruptions: int
     refilled: int
     waits: int
-    """Tokens that a running answer waited for while prompts of others were under way."""
+    """Tokens for which a running answer waited while other prompts were being computed."""
     faults: int
-    """Requests that ended with one."""
+    """Requests that ended with a fault."""
 
 
 def scenarios(seed: int) -> list[Scenario]:
@@ -49,7 +49,7 @@ def play(seed: int) -> Outcome:
 def play_all(seeds: Sequence[int], jobs: int) -> list[Outcome]:
     if jobs == 1:
         return [play(seed) for seed in seeds]
-    # Spawned: a fork of a process that has threads (gRPC's, torch's) may inherit a lock that nobody will release.
+    # Spawned: a fork of a process with threads (gRPC's, torch's) may inherit a lock that nobody will release.
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         return list(pool.map(play, seeds, chunksize=8))
 

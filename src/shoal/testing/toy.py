@@ -1,7 +1,7 @@
-"""A model whose layers are integer arithmetic: exact, tiny, and spoilt by any token that is missing, stale or out of place.
+"""A model whose layers are integer arithmetic: exact, tiny, and spoilt by any token that is missing, stale or misplaced.
 
-A token's cell in a layer is a hash of its input and of the sum of all cells before it, read through the block table; the cell is
-what the layer puts out. What the last layer puts out decides the logits. The rest of a stage (block tables, journals, sampler) is
+A token's cell in a layer is a hash of its input and of the sum of all cells before it, read through the block table; the cell
+is also the layer's output. The last layer's output decides the logits. The rest of a stage (block tables, journals, sampler) is
 the real one.
 """
 
@@ -64,7 +64,7 @@ class ToyWeights:
 
 
 class ToyLayers:
-    """The seam where the native kernels sit otherwise."""
+    """Takes the place of the native kernels."""
 
     runtime = "toy"
 
@@ -107,7 +107,7 @@ class ToyLayers:
 
 
 class _Letters(TokenizerWrapper):
-    """The toy's tokens, as llguidance sees them."""
+    """The toy's tokens, for llguidance."""
 
     def __init__(self) -> None:
         self.is_tokenizer_wrapper = True
@@ -124,7 +124,7 @@ def vocabulary() -> LLTokenizer:
 
 
 def grammars() -> Grammars:
-    """No sample is put off, so that nothing that happens depends on how fast this machine is."""
+    """No sample is delayed, so that nothing depends on the speed of this machine."""
     return Grammars(vocabulary, patience=None)
 
 
@@ -133,12 +133,12 @@ def make_layers(weights: Any, layers: range, last: bool) -> ToyLayers:
 
 
 def expected(request: Request, layers: int) -> list[list[int]]:
-    """What each choice must say, by a single stage that nothing happens to."""
+    """The expected tokens of each choice, from a single stage without faults."""
     return [list(alone(request, choice, layers)) for choice in range(request.n)]
 
 
 def examined(request: Request, layers: int) -> tuple[list[Score], bytes]:
-    """The scores of a prompt and its embedding, as far as they are asked for, by a single stage that nothing happens to."""
+    """The expected scores and embedding of a prompt, as far as requested, from a single stage without faults."""
     if not request.examined:
         return [], b""
     prompt, scored = request.prompt, request.prompt_logprobs is not None
@@ -150,7 +150,7 @@ def examined(request: Request, layers: int) -> tuple[list[Score], bytes]:
 
 
 def _stage(request: Request, layers: int, held: Grammars | None = None) -> tuple[StageExecutor, int]:
-    """One that holds the request, and its KV blocks."""
+    """A stage that holds the request, and its KV blocks."""
     shard = Shard(make_layers, bf16=True, grammars=held)
     shard.load(range(layers), ToyWeights(layers))
     blocks = -(-(len(request.prompt) + request.samples) // BLOCK_TOKENS)
@@ -158,7 +158,7 @@ def _stage(request: Request, layers: int, held: Grammars | None = None) -> tuple
 
 
 def alone(request: Request, choice: int, layers: int) -> Iterator[int]:
-    """The tokens of one choice, by a single stage that nothing happens to; computed as they are asked for."""
+    """The tokens of one choice, from a single stage without faults; computed on demand."""
     held = grammars()
     stage, blocks = _stage(request, layers, held)
     sampling = msgspec.structs.replace(request.sampling, seed=(request.sampling.seed + choice) % 2**64)
@@ -194,7 +194,7 @@ class _Entered:
 
 @dataclass(frozen=True)
 class Seconds:
-    """That steps take, per layer but for the logits."""
+    """Seconds of a step, per layer except for the logits."""
 
     step: float = 0.004
     row: float = 2e-5
@@ -209,12 +209,12 @@ class Seconds:
 
 
 class ToyModel:
-    """What a node holds of the toy: the real shard."""
+    """A node's part of the toy model: the real shard."""
 
     def __init__(
         self, layers: int, journals: JournalLimits, seconds: Seconds = Seconds(), spend: Callable[[float], float] = lambda seconds: seconds
     ) -> None:
-        """spend: makes the step that just ran take so long, about; answers how long it does take."""
+        """spend: makes the step that just ran take about that long; returns how long it does take."""
         self.spec = spec(layers)
         self.seconds, self.spend = seconds, spend
         self.journals = journals

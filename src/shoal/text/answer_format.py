@@ -1,4 +1,4 @@
-"""How a model writes an answer that is not all content: its reasoning and its calls."""
+"""How a model writes an answer that is not only content: its reasoning and its calls."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ from shoal.text.tools import HARMONY, ToolFormat
 
 @dataclass(frozen=True)
 class AnswerFormat:
-    """calls: None: there are none to look for. reasoning: None: nor any of that. opened: the prompt has its beginning already."""
+    """calls: None: do not look for calls. reasoning: None: do not look for reasoning. opened: the prompt already contains its
+    beginning."""
 
     calls: ToolFormat | None = None
     reasoning: ReasoningFormat | None = None
     opened: bool = False
     kinds: Kinds = field(default_factory=dict[str, Mapping[str, Kind]])
-    """Of the calls' arguments, where they are in tags."""
+    """Kinds of the calls' arguments, if they are in tags."""
     names: tuple[str, ...] = ()
-    """Tools whose calls are looked for without the format's marker, too (see loose.py)."""
+    """Tools whose calls are recognised even without the format's marker (see loose.py)."""
 
     @property
     def written(self) -> list[str]:
-        """What of an answer is its format's."""
+        """The parts of an answer that belong to its format."""
         known = (self.calls, self.reasoning, self.calls and self.calls.tags)
         fields = [getattr(format, each.name) for format in known if format is not None for each in dataclasses.fields(format)]
         marks = harmony.MARKS if self.reasoning is not None and self.reasoning.channels else ()
         return [*(part for part in fields if isinstance(part, str)), *marks]
 
     def parser(self) -> Parser:
-        """For one choice."""
+        """A parser for one choice."""
         if self.reasoning is not None and self.reasoning.channels:
             return HarmonyParser(calls=self.calls == HARMONY)
         answer = PlainParser() if self.calls is None else ToolParser(self.calls, self.kinds, self.names)

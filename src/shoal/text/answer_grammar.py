@@ -1,6 +1,7 @@
-"""Grammars of whole answers: what a model thinks first, and then text, JSON of a schema, or calls of tools as its format writes them.
+"""Grammars of whole answers: the model's reasoning first, and then text, JSON of a schema, or tool calls in the model's format.
 
-A format's parts that are tokens of the model's own go by their ids: no other text spells them for llguidance, and models know them so.
+Parts of a format that are tokens of the model are given by their ids: llguidance recognises no other spelling of them, and
+models know them so.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _GAP = r"/[ \t\r\n]{1,4}/"
 
 @dataclass(frozen=True)
 class JsonSchema:
-    """What an answer has to be JSON of. where: the field that says so."""
+    """The answer must be JSON of this schema. where: the field that says so."""
 
     schema: Mapping[str, Any]
     strict: bool = False
@@ -47,9 +48,9 @@ def answer_grammar(
     """An answer that is text, or JSON, or calls of tools with arguments of their schemas.
 
     tools:  as `held_tools` makes them.
-    choice: 'auto' (text, or calls maybe after some text), 'required' (calls and nothing else), or a tool's name (a call of it).
-    marks:  tokens of the model that go by their ids, by what they are called.
-    answer: in place of any text. With tools it is not for formats whose calls have no trigger.
+    choice: 'auto' (text, or calls possibly after some text), 'required' (only calls), or a tool's name (a call of it).
+    marks:  tokens of the model that are given by their ids, by name.
+    answer: replaces any text. With tools, it is not supported in formats whose calls have no trigger.
 
     Raises InvalidRequest.
     """
@@ -63,12 +64,12 @@ def answer_grammar(
 
 
 def held_tools(tools: Sequence[ToolFunction]) -> list[ToolFunction]:
-    """The same, with what of their schemas can be held to. Raises InvalidRequest."""
+    """The same tools, with the parts of their schemas that can be enforced. Raises InvalidRequest."""
     return [replace(tool, parameters=_held(tool)) for tool in tools]
 
 
 def kinds(tools: Sequence[ToolFunction]) -> dict[str, dict[str, Kind]]:
-    """How the arguments of tools are read where they stand in tags. tools: as `held_tools` makes them."""
+    """How to read the arguments of tools that are in tags. tools: as `held_tools` makes them."""
     return {
         tool.name: {name: kind for name, part, _ in _properties(tool.parameters) if (kind := _kind(part)) is not None} for tool in tools
     }
@@ -93,12 +94,12 @@ def _held(tool: ToolFunction) -> Mapping[str, Any]:
 
 
 def _properties(parameters: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], bool]]:
-    """Each that may be given, with the definitions that it may refer to and what it refers to itself; and whether it has to be."""
+    """Each property with the definitions that it may refer to, what it refers to itself, and whether it is required."""
     local = localised(parameters)
     definitions: dict[str, Any] = local.get("$defs", {})
 
     def led(part: Any) -> Mapping[str, Any]:
-        """Where it leads, if it is a reference."""
+        """The target, if it is a reference."""
         whole = _mapping(part)
         for _ in definitions:  # one may lead to the next
             if isinstance(to := whole.get("$ref"), str):
@@ -115,14 +116,14 @@ def _mapping(schema: Any) -> Mapping[str, Any]:
 
 
 def _values(schema: Mapping[str, Any]) -> list[Any] | None:
-    """All that it may be, where it says so."""
+    """All allowed values, if the schema lists them."""
     if isinstance(values := schema.get("enum"), list):
         return cast("list[Any]", values)
     return [schema["const"]] if "const" in schema else None
 
 
 def _kind(schema: Mapping[str, Any]) -> Kind | None:
-    """None: JSON."""
+    """The kind of value; None: JSON."""
     types: set[Any] = set()
     for part in cast("list[Any]", schema.get("anyOf") or schema.get("oneOf") or [schema]):
         inside = _mapping(part)
@@ -135,7 +136,7 @@ def _kind(schema: Mapping[str, Any]) -> Kind | None:
 
 
 class _Rules:
-    """A grammar in Lark, rule by rule. marks: tokens that go by their ids."""
+    """A grammar in Lark, rule by rule. marks: tokens that are given by their ids."""
 
     def __init__(self, format: AnswerFormat, marks: Mapping[str, int]) -> None:
         self._format, self._marks = format, marks
@@ -143,7 +144,7 @@ class _Rules:
         self._rules = {"ANYTHING": _ANYTHING, "GAP": _GAP}
 
     def grammar(self, tools: Sequence[ToolFunction], must: bool, several: bool, json: str) -> str:
-        """json: what llguidance is to make of an answer that is JSON; empty: it may be text, or has to be a call."""
+        """json: what llguidance should make of a JSON answer; empty: the answer may be text, or must be a call."""
         if json:
             self._add("json", f"%json {json}")
         build = self._channels if self._format.reasoning is not None and self._format.reasoning.channels else self._start
@@ -155,12 +156,12 @@ class _Rules:
         return name
 
     def _spelled(self, text: str) -> str:
-        """A text as Lark writes it."""
+        """A text in Lark's notation."""
         pieces = self._split.split(text) if self._split is not None else [text]
         return " ".join(f"<[{self._marks[piece]}]>" if piece in self._marks else json.dumps(piece) for piece in pieces if piece)
 
     def _upto(self, end: str, name: str) -> str:
-        """Any text up to the first `end`, and that."""
+        """Any text up to and including the first `end`."""
         if (first := self._spelled(end)).startswith("<["):
             return f"ANYTHING {first}"
         self._add(name.upper(), f"ANYTHING {first}")
@@ -195,7 +196,7 @@ class _Rules:
         return [f"loose_{i}" for i in range(len(tools))]
 
     def _with_text(self, format: ToolFormat, text: str, calls: str) -> list[str]:
-        """Text, or calls after some. What begins like a call is one."""
+        """Text, or calls after some text. Whatever begins like a call is one."""
         if not format.trigger:
             self._add("OTHER", r"/(\s*[^\s{](?s:.*))?/" + ("" if text == "ANYTHING" else f" & {text}"))
             return ["OTHER", calls]
@@ -214,13 +215,13 @@ class _Rules:
         return " ".join(filter(None, (self._spelled(opening), call, more, self._spelled(format.closing))))
 
     def _call(self, format: ToolFormat, tool: ToolFunction, number: int) -> str:
-        """From its name on."""
+        """A call from its name on."""
         name = json.dumps(json.dumps(tool.name, ensure_ascii=False)[1:-1])
         given = self._arguments(tool, number) if format.tags is None else self._tagged(format.tags, tool, number)
         return self._add(f"call_{number}", " ".join(filter(None, (name, self._spelled(format.middle), given, self._spelled(format.end)))))
 
     def _arguments(self, tool: ToolFunction, number: int) -> str:
-        """As JSON."""
+        """Arguments as JSON."""
         if not tool.input:
             return f"%json {_guided(tool.parameters, tool.strict)}"
         inside = self._add(f"input_{number}", f"%lark {{\n{tool.input}\n}}")
@@ -246,7 +247,7 @@ class _Rules:
         return " ".join(out)
 
     def _text(self, schema: Mapping[str, Any], end: str, rule: str, strict: str) -> str:
-        """A string as it stands. strict: what it belongs to, where all that its schema asks for has to hold."""
+        """A string without quotes or escapes. strict: its name in errors, if everything that its schema requires must hold."""
         if (values := _values(schema)) is not None:
             said = [f"{self._spelled(value)} {self._spelled(end)}".strip() for value in values if isinstance(value, str)]
             return f"({' | '.join(said)})"
@@ -258,7 +259,7 @@ class _Rules:
         return self._upto(end, rule)
 
     def _channels(self, tools: Sequence[ToolFunction], must: bool, several: bool, as_json: bool) -> list[str]:
-        """As harmony.py says. One call at most: the model ends after it."""
+        """As described in harmony.py. At most one call: the model ends after it."""
         channel, message = self._spelled(harmony.CHANNEL), self._spelled(harmony.MESSAGE)
         again = self._upto(f"{harmony.END}{harmony.START}assistant", "again")
         thought = self._add("thought", f'{channel} "analysis" {message} {again}')

@@ -1,4 +1,4 @@
-"""Where the arguments of a call end, and what they are as JSON, as they come."""
+"""Finds where the arguments of a call end, and converts them to JSON as they arrive."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shoal.text.detokenizer import overlap
 from shoal.text.tools import Tags
 
 Kind = Literal["text", "text or null"]
-"""How the value of an argument in tags is read that is no JSON."""
+"""How to read the value of an argument in tags that is not JSON."""
 _Kind = Kind | Literal["json"]
 Kinds = Mapping[str, Mapping[str, Kind]]
 """By function and argument."""
@@ -20,7 +20,8 @@ class ArgumentReader(Protocol):
     over: bool
 
     def push(self, text: str) -> tuple[str, str]:
-        """The JSON that is certain now; and what is not read: text that may go on, or what comes after the arguments once they are `over`."""
+        """The JSON that is certain now, and what is not read: text that may continue, or what follows the arguments once they
+        are `over`."""
         ...
 
 
@@ -51,14 +52,14 @@ class JsonArguments:
 
 
 class TaggedArguments:
-    """Arguments one by one, in tags; they are over where no other begins."""
+    """Arguments one by one, in tags; they are over when no other tag begins."""
 
     def __init__(self, tags: Tags, kinds: Mapping[str, Kind]) -> None:
         self._tags, self._kinds = tags, kinds
         self._kind: _Kind | None = None
-        """Of the value that is read; None: between them."""
+        """Kind of the value that is being read; None: between values."""
         self._fresh = True
-        """Nothing of that value is out."""
+        """Whether nothing of that value has been returned yet."""
         self._before = "{"
         self.over = False
 

@@ -1,4 +1,5 @@
-"""The tokenizers package's tokeniser of a model, made ready: nothing cut or padded, marks taken out, control tokens read as they are written."""
+"""A model's tokeniser from the tokenizers package, prepared: no truncation or padding, marks removed, control tokens recognised
+as written."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ _CONTROL = re.compile(r"<[|｜].*[|｜]>|<(start|end)_of_(turn|image)>|\[/?(INST
 
 
 def looks_like_control(text: str) -> bool:
-    """Whether it is written as control tokens are, whatever a file says of it: files forget to say it (as convert_hf_to_gguf.py has it)."""
+    """Whether it is written like a control token, whatever the file says: files forget to say it (as in convert_hf_to_gguf.py)."""
     return _CONTROL.fullmatch(text) is not None
 
 
@@ -27,24 +28,24 @@ def from_directory(path: Path) -> Tokenizer:
         raise UserError(f"{path}: no tokenizer.json; save the model with a fast tokenizer")
     try:
         stored = cast("dict[str, Any]", json.loads(file.read_bytes()))
-        stored |= {"truncation": None, "padding": None}  # settings of its training: they would cut or fill prompts without a word
+        stored |= {"truncation": None, "padding": None}  # settings from its training: they would silently cut or pad prompts
         for token in cast("list[dict[str, Any]]", stored.get("added_tokens") or []):
             if token["special"] or looks_like_control(token["content"]):
-                token["normalized"] = False  # or text becomes one by its normalisation
+                token["normalized"] = False  # otherwise normalisation could turn text into one
         return with_marks(Tokenizer.from_str(json.dumps(stored)))
     except Exception as error:
         raise CorruptModel(file, f"not a tokenizer ({error})") from error
 
 
 def with_marks(tokenizer: Tokenizer) -> Tokenizer:
-    """The same one, which takes marks out of what it is given."""
+    """The same tokeniser, which now removes marks from its input."""
     own: Any = tokenizer.normalizer
     tokenizer.normalizer = normalizers.Sequence([*steps(), *([] if own is None else [own])])
     return tokenizer
 
 
 def without_marks(tokenizer: Tokenizer) -> str:
-    """Such a tokeniser's JSON as it was before: for others, who know normalisers of models by their looks."""
+    """The JSON of such a tokeniser without marks, for other libraries, which recognise models' normalisers by their form."""
     stored: dict[str, Any] = json.loads(tokenizer.to_str())
     rest = stored["normalizer"]["normalizers"][len(steps()) :]
     stored["normalizer"] = rest[0] if rest else None

@@ -1,10 +1,10 @@
-"""Chat templates: Jinja from the model's files, so rendered in a sandbox.
+"""Chat templates: Jinja from the model's files, therefore rendered in a sandbox.
 
 The environment is that of transformers (chat_template_utils.py): trimmed blocks, loop controls, `raise_exception`, `tojson`.
 
-What a template is given is marked (see marks.py), so that none of it becomes a control token. Templates look for some of these in
-what they are given, as in `'</think>' in content`: a text that the template writes right there is marked in the same way. One that it
-puts into a variable first is not, and is not found where it holds a control token.
+Everything that a template is given is marked (see marks.py), so that none of it becomes a control token. Templates search for
+some control tokens in their input, as in `'</think>' in content`: a text literal in such a place is marked in the same way. A
+literal that the template first puts into a variable is not marked, and is not found if it contains a control token.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from shoal.text.tools import detect
 RESERVED = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "bos_token", "eos_token", "pad_token"}
 )
-"""Names that templates know for what they are told in any case."""
+"""Names that templates use for what they are always given."""
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-"""What templates call an earlier answer's reasoning, as a field of its message: Qwen3 and DeepSeek; gpt-oss; others."""
+"""The names that templates use for the reasoning of an earlier answer, as a field of its message: Qwen3 and DeepSeek; gpt-oss; others."""
 
 
 class _Refused(Exception):
@@ -51,7 +51,7 @@ def _tojson(
     value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None, sort_keys: bool = False
 ) -> str:
     text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-    if ensure_ascii:  # marks are no part of the text
+    if ensure_ascii:  # marks are not part of the text
         text = text.replace(_ascii(MARK), MARK).replace(_ascii(ESCAPED), _ascii(plain(ESCAPED)))
     return text
 
@@ -61,7 +61,7 @@ def _ascii(text: str) -> str:
 
 
 class _Generation(Extension):
-    """{% generation %} … {% endgeneration %} marks the assistant's part for training; here it is just its content."""
+    """{% generation %} … {% endgeneration %} marks the assistant's part for training; here it just gives its content."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2's own way
 
@@ -71,7 +71,7 @@ class _Generation(Extension):
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """With types for what jinja2 has none for."""
+    """With types for what jinja2 leaves untyped."""
 
     filters: dict[str, Any]
     globals: dict[str, Any]
@@ -98,11 +98,11 @@ _SEARCHES = frozenset(
         "strip",
     ]
 )
-"""Methods of strings whose first argument is looked for."""
+"""String methods that search for their first argument."""
 
 
 def _look_for_marked(parsed: Template, marks: Marks) -> None:
-    """Marks the texts that a template compares with, or looks for in, what it is given."""
+    """Marks the text literals that a template compares with its input, or searches for in it."""
     looked: list[Node] = [*parsed.find_all(Compare)]
     for call in parsed.find_all(Call):
         if isinstance(call.node, Getattr | Getitem):
@@ -117,8 +117,9 @@ def _look_for_marked(parsed: Template, marks: Marks) -> None:
 
 
 class ChatTemplate:
-    """`tools`: the format of tool calls that it teaches, if any. `reasoning`: that of reasoning that it knows, if any.
-    `variables`: names that it reads beside the conversation."""
+    """`tools`: the format of tool calls that it teaches, if any. `reasoning`: its format of reasoning, if any.
+    `variables`: names that it reads besides the conversation.
+    """
 
     def __init__(
         self,
@@ -128,8 +129,9 @@ class ChatTemplate:
         fault: Callable[[object, str], ShoalError] = CorruptModel,
         marks: Marks | None = None,
     ) -> None:
-        """special: what special tokens are called. fault: makes what is raised, of `where` and what is wrong there.
-        marks: made in all that is rendered but the template's own words; None: everybody may write control tokens."""
+        """special: special tokens by name. fault: makes the error to raise, from `where` and the problem.
+        marks: added to everything except the template's own words; None: anybody may write control tokens.
+        """
         if not isinstance(source, str):
             raise fault(where, "the chat template is no text")
         environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation])
@@ -141,7 +143,7 @@ class ChatTemplate:
             if marks is not None:
                 _look_for_marked(parsed, marks)
             self._template = environment.from_string(parsed)
-        except Exception as error:  # as below; of one that is nested too deeply it is RecursionError or SyntaxError
+        except Exception as error:  # as below; for deep nesting it is RecursionError or SyntaxError
             raise fault(where, f"the chat template is no valid Jinja ({error})") from error
         self.variables = frozenset(read) - RESERVED - special.keys() - environment.globals.keys()
         fields = set(re.findall(r"(?:\.|\[['\"])(\w+)", source))
@@ -160,10 +162,10 @@ class ChatTemplate:
     ) -> str:
         """The prompt, marked. Raises InvalidRequest for a conversation that the template refuses.
 
-        messages:  as transformers has them: a tool call's arguments are an object, not its JSON; `reasoning_content` is left out
-                   where the template does not know such a thing.
+        messages:  as in transformers: a tool call's arguments are an object, not its JSON; `reasoning_content` is left out
+                   if the template does not use it.
         tools:     {"type": "function", "function": {"name", "description", "parameters"}}
-        answer:    up to where the assistant begins.
+        answer:    whether to include the beginning of the assistant's turn.
         variables: by name, none of them RESERVED.
         """
         given: dict[str, Any] = {
@@ -179,11 +181,11 @@ class ChatTemplate:
             return self._template.render(**given, **self._special)
         except _Refused as error:
             raise InvalidRequest(f"the model's chat template refuses these messages: {plain(str(error))}", "messages") from error
-        except Exception as error:  # a template is a program of somebody else's: jinja2's filters alone raise a dozen kinds
+        except Exception as error:  # a template is a foreign program: jinja2's filters alone raise a dozen kinds of errors
             raise InvalidRequest(f"the model's chat template cannot render these messages: {plain(str(error))}", "messages") from error
 
     def _known(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
-        """With its reasoning under the name that the template reads."""
+        """The message with its reasoning under the name that the template reads."""
         if "reasoning_content" not in message or self._reasoning == "reasoning_content":
             return message
         known = dict(message)

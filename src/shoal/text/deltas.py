@@ -1,4 +1,4 @@
-"""What a model's text turns out to be, as it comes: thought, content, or calls of tools."""
+"""The parts that a model's text turns out to have, as it arrives: reasoning, content, or tool calls."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ Delta = ReasoningDelta | ContentDelta | CallBegun | Arguments
 
 
 class Parser(Protocol):
-    """One choice's. However the text is cut into pieces, the same comes out, as early as it is certain."""
+    """Parses one choice. However the text is cut into pieces, the same result comes out, as early as it is certain."""
 
     @property
     def thinking(self) -> bool:
-        """Whether the text is in its reasoning."""
+        """Whether the text is inside its reasoning."""
         ...
 
     @property
     def complete(self) -> bool:
-        """Whether there are calls, and the last one's arguments have come to their end."""
+        """Whether there are calls and the last one's arguments are complete."""
         ...
 
     def push(self, text: str) -> list[Delta]:
@@ -59,7 +59,7 @@ class Parser(Protocol):
 
 
 class PlainParser:
-    """All is content."""
+    """Everything is content."""
 
     thinking = complete = False
 

@@ -1,4 +1,4 @@
-"""Tokens to text as they come: never half a character, never any part of a stop string."""
+"""Tokens to text as they arrive: never half a character, never any part of a stop string."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Marked:
 
 
 class Detokenizer:
-    """Emits text as soon as its characters are whole: a token is bytes, and UTF-8 says where a character ends."""
+    """Returns text as soon as its characters are complete: a token is bytes, and UTF-8 shows where a character ends."""
 
     def __init__(self, decoder: Decoder, context: Sequence[int] = ()) -> None:
         """context: the last tokens of the prompt, which the answer's first token continues."""
@@ -37,27 +37,27 @@ class Detokenizer:
             self.push(token)
 
     def push(self, token: int) -> str:
-        """The text that is certain now, maybe none."""
+        """The text that is certain now, possibly none."""
         raw = self._decoder.text_bytes(token, self._first)
         self._first = self._first and not self._decoder.text_bytes(token, False)
         return self._utf8.decode(raw)
 
     def finish(self) -> str:
-        """What is left, with a replacement character for bytes that never became one."""
+        """The rest, with a replacement character for bytes that never became a character."""
         return self._utf8.decode(b"", final=True)
 
 
 class StopStrings:
-    """Holds back what may be the beginning of a stop string."""
+    """Holds back text that may be the beginning of a stop string."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [s for s in stops if s]
         self._held = ""
         self.stopped = ""
-        """The stop string that came; empty: none."""
+        """The stop string that was found; empty: none."""
 
     def push(self, text: str) -> str:
-        """What may go out. Once a stop string is complete `stopped` is set, and only what came before it goes out."""
+        """The text that can be returned. Once a stop string is complete, `stopped` is set, and only the text before it is returned."""
         if self.stopped:
             return ""
         if not self._stops:
@@ -73,33 +73,33 @@ class StopStrings:
         return out
 
     def finish(self) -> str:
-        """What was held back and turned out to be text."""
+        """Text that was held back and is not a stop string."""
         out, self._held = self._held, ""
         return out
 
 
 def overlap(text: str, what: str) -> int:
-    """How long the longest beginning of `what`, but not all of it, is that the text ends in."""
+    """Length of the longest proper prefix of `what` with which the text ends."""
     return next((n for n in range(min(len(what) - 1, len(text)), 0, -1) if text.endswith(what[:n])), 0)
 
 
 class TextStream:
-    """One choice's tokens to its text."""
+    """Converts one choice's tokens to its text."""
 
     def __init__(self, decoder: Decoder, prompt: Sequence[int], stops: Sequence[str], markers: Collection[int] = ()) -> None:
-        """markers: special tokens that are text here, as those are that a tool call begins with."""
+        """markers: special tokens that count as text here, such as those that begin a tool call."""
         self._detokenizer = Detokenizer(_Marked(decoder, markers) if markers else decoder, prompt)
         self._stops = StopStrings(stops)
 
     @property
     def stopped(self) -> str:
-        """The stop string that came; empty: none."""
+        """The stop string that was found; empty: none."""
         return self._stops.stopped
 
     def push(self, token: int) -> str:
         return self._stops.push(self._detokenizer.push(token))
 
     def finish(self) -> str:
-        """The rest, when the choice ended by itself."""
+        """The rest, if the choice ended by itself."""
         text = self._stops.push(self._detokenizer.finish())
         return text + ("" if self.stopped else self._stops.finish())

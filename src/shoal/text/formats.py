@@ -1,4 +1,4 @@
-"""What llguidance's `format`s let through that is none: patterns that shut it out."""
+"""Patterns that exclude invalid values which llguidance's `format`s accept."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ALSO = {
 
 
 def exact(schema: Any) -> Any:
-    """With what the formats in it ask for beyond what llguidance holds them to."""
+    """The schema with what its formats require beyond what llguidance enforces."""
     if isinstance(schema, list):
         return [exact(part) for part in cast("list[Any]", schema)]
     if not isinstance(schema, Mapping):

@@ -1,7 +1,8 @@
-"""Grammars that an answer is held to, as llguidance writes them (JSON): what `SamplingParams.grammar` takes.
+"""Grammars that an answer must match, in llguidance's JSON form: the values of `SamplingParams.grammar`.
 
-Making one checks it, too, by compiling it for a vocabulary of single bytes. That takes up to some 0.2 s for the largest, and seconds for
-a schema of which much cannot be held to, for its parts are then compiled one by one: do it in a thread. What a client may send is bounded in size, depth and repetition here, and in work by llguidance's own limits.
+Making a grammar also checks it, by compiling it for a vocabulary of single bytes. That takes up to about 0.2 s for the largest,
+and seconds for a schema with many parts that cannot be enforced, because its parts are then compiled one by one: do it in a
+thread. Clients' input is limited in size, depth and repetition here, and in work by llguidance's own limits.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from shoal.text.formats import exact
 from shoal.text.schema import TooCostly
 
 MAX_PATTERN = 4096  # characters
-MAX_REPEATED = 20_000  # characters that a pattern has when its {n} are written out
+MAX_REPEATED = 20_000  # characters of a pattern with its {n} written out
 
 SPACE = r"(?: |\r?\n[ \t]{0,24})"  # on one line or indented; a small model may otherwise go on with empty lines for ever
-END = 256  # the special token of the vocabulary on which grammars are tried
-_COSTLY = ("fuel exhausted", "too large", "Current row has", "Unable to determine")  # what llguidance says of work without end
+END = 256  # the special token of the vocabulary for checking grammars
+_COSTLY = ("fuel exhausted", "too large", "Current row has", "Unable to determine")  # what llguidance says of endless work
 _COUNT = re.compile(r"\{(\d+)(?:(,)(\d*))?\}")
 _ATOM = re.compile(r"\[\^?\]?(?:\\.|\[:\^?\w+:\]|[^\]\\])*\]|\\(?:[pPxuU]\{[^}]*\}|.)", re.DOTALL)  # a class, an escape
 
@@ -36,15 +37,15 @@ def json_object(param: str = "response_format") -> str:
 
 
 def json_schema(schema: Mapping[str, Any], strict: bool = True, param: str = "response_format") -> str:
-    """JSON that a schema describes. Not strict: keywords that cannot be held to are left out of account.
+    """JSON that a schema describes. If not strict, keywords that cannot be enforced are ignored.
 
-    Raises InvalidRequest, with `param`, for a schema that is not one, is too large, or (strict) asks for what cannot be held to.
+    Raises InvalidRequest, with `param`, for a schema that is invalid, is too large, or (strict) requires what cannot be enforced.
     """
     return _of_schema(held(schema, strict, param), strict)
 
 
 def held(schema: Mapping[str, Any], strict: bool, param: str) -> Mapping[str, Any]:
-    """What of a schema can be held to, as llguidance takes it. Raises InvalidRequest as `json_schema` does."""
+    """The parts of a schema that can be enforced, in llguidance's form. Raises InvalidRequest as `json_schema` does."""
 
     def compile(part: Mapping[str, Any]) -> None:
         for pattern in _patterns(part):
@@ -81,7 +82,7 @@ def regex(pattern: str, param: str = "response_format") -> str:
 
 
 def lark(source: str, param: str = "response_format") -> str:
-    """What a grammar in llguidance's variant of Lark describes; its rule `start` is where it begins. Raises InvalidRequest."""
+    """Text of a grammar in llguidance's variant of Lark; it begins at the rule `start`. Raises InvalidRequest."""
     return checked(LLMatcher.grammar_from_lark(source), param)
 
 
@@ -93,7 +94,7 @@ def bounded_pattern(pattern: str, param: str) -> None:
 
 
 def repeated(pattern: str) -> int:
-    """How many characters and classes a regular expression has when its counted repetitions, like {3,5}, are written out."""
+    """How many characters and classes a regular expression has with its counted repetitions, like {3,5}, written out."""
     open_groups, size, last, at = list[int](), 0, 0, 0
     while at < len(pattern):
         char = pattern[at]
@@ -114,7 +115,7 @@ def repeated(pattern: str) -> int:
 
 
 class _Bytes(TokenizerWrapper):
-    """A vocabulary of the 256 bytes and an end, on which to try a grammar."""
+    """A vocabulary of the 256 bytes and an end token, for checking grammars."""
 
     def __init__(self) -> None:
         self.is_tokenizer_wrapper = True
@@ -141,7 +142,7 @@ def checked(grammar: str, param: str | None) -> str:
     matcher = LLMatcher(_bytes(), grammar, log_level=0, limits=limits)
     if not matcher.is_error():
         matcher.compute_bitmask()
-        matcher.consume_tokens(matcher.compute_ff_tokens())  # up to where there is a choice
+        matcher.consume_tokens(matcher.compute_ff_tokens())  # to the first choice
         matcher.compute_bitmask()
     if matcher.is_error():
         reason = _reason(matcher.get_error())
@@ -150,5 +151,5 @@ def checked(grammar: str, param: str | None) -> str:
 
 
 def _reason(message: str) -> str:
-    """llguidance's, in one line."""
+    """llguidance's message, in one line."""
     return " ".join(message.replace("<non-verbose/>", "").split())[:300]

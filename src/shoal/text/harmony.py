@@ -1,9 +1,10 @@
-"""gpt-oss's way of writing: an answer is messages, each in a channel (OpenAI, harmony response format).
+"""gpt-oss's output format: an answer is messages, each in a channel (OpenAI, harmony response format).
 
     <|channel|>analysis<|message|>…<|end|><|start|>assistant<|channel|>final<|message|>…
 
-The prompt ends in `<|start|>assistant`. `analysis` is reasoning; `final` is content, and so is what `commentary` says to nobody. A message to
-`functions.NAME` is a call, after which the model ends; its recipient is named before or after its channel.
+The prompt ends in `<|start|>assistant`. `analysis` is reasoning; `final` is content, and so is `commentary` without a
+recipient. A message to `functions.NAME` is a call, after which the model ends; its recipient is named before or after its
+channel.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ _LONGEST = 256  # characters of a header
 
 
 class HarmonyParser:
-    """One choice's. Text that begins with no header is content to the end."""
+    """Parses one choice. Text that does not begin with a header is content to the end."""
 
     def __init__(self, calls: bool) -> None:
-        """calls: whether there may be any; else a message to a function is content."""
+        """calls: whether there may be any; otherwise a message to a function is content."""
         self._calls = calls
         self._held = ""
         self._where: Literal["header", "analysis", "content", "call"] = "header"
         self._plain = False
         self._said = set[str]()
-        """Channels that have said something; what they say next is a paragraph of its own."""
+        """Channels that have had text; their next text begins a new paragraph."""
         self._begun = 0
         self._value = JsonArguments()
 
@@ -81,7 +82,7 @@ class HarmonyParser:
         return True
 
     def _message(self, out: list[Delta]) -> bool:
-        """Whether it has ended."""
+        """Whether the message has ended."""
         ends = [] if self._plain else [at for at in (self._held.find(end) for end in _ENDS) if at >= 0]
         keep = 0 if self._plain else max(overlap(self._held, end) for end in _ENDS)
         upto = min(ends, default=len(self._held) - keep)

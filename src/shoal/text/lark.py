@@ -1,8 +1,10 @@
-"""A grammar of plain text made one of the same text inside a JSON string.
+"""Converts a grammar of plain text to a grammar of the same text inside a JSON string.
 
-A custom tool takes text, and models write calls as JSON: there a line's end is \\n, and a quote \\". So every place of the grammar at which
-one character may stand becomes that character as JSON has it, and a lexeme of its own: llguidance's lexer does not go back, and could
-not tell by a backslash alone whether a word goes on or a line ends. Terminals and regular expressions become rules of such lexemes.
+A custom tool takes text, and models write calls as JSON, where a line end is \\n and a quote \\". So every place in the grammar
+where one character may stand becomes that character as JSON writes it, and a separate lexeme: llguidance's lexer does not
+backtrack, and could not tell from a backslash alone whether a word continues or a line ends. Terminals and regular expressions
+become rules of such lexemes.
+
 Characters that JSON can only write by number (U+0000 and the like) are left out.
 """
 
@@ -19,7 +21,7 @@ _PLAIN = r'[^"\\\x00-\x1f]'
 _IGNORED = "ignored_by_all"
 _CODES = (*range(0x20, 0x250), *range(0x250, 0xD800, 0x97), *range(0xE000, 0x110000, 0x97))
 _COMMON_CHARS = "".join(char for char in map(chr, _CODES) if char not in _ESCAPED)
-"""Plain characters of all kinds: a class of many has one of these."""
+"""Plain characters of all kinds: a large class contains at least one of these."""
 _NUMBERED = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|.)", re.DOTALL)
 _TOKEN = re.compile(
     r"""(?P<comment>(?://|\#)[^\n]*)
@@ -71,14 +73,14 @@ _COMMON = {
 
 
 def inside_json(source: str) -> str:
-    """The grammar of what stands between the quotes. Raises ValueError, which says what is not supported."""
+    """The grammar of the text between the quotes. Raises ValueError, which says what is not supported."""
     return _Rewriter().all(source)
 
 
 class _Rewriter:
     def __init__(self) -> None:
         self._in_rule = False
-        """Whether what comes belongs to a rule, and not to a terminal: only there anything may be ignored in between."""
+        """Whether the following tokens belong to a rule, and not to a terminal: only in rules may anything be ignored in between."""
 
     def all(self, source: str) -> str:
         tokens = list(_tokens(source))
@@ -136,7 +138,7 @@ def _is_terminal(name: str) -> bool:
 
 
 def _terminal(name: str) -> str:
-    """The rule that a terminal becomes."""
+    """The name of the rule for a terminal."""
     return f"terminal_{name.lower()}"
 
 
@@ -148,7 +150,7 @@ def _regex(literal: str) -> str:
 
 
 def inside_json_regex(pattern: str, any_case: bool = False, any_line: bool = False) -> str:
-    """A regular expression as part of a rule. any_line: a dot is the end of a line, too. Raises ValueError."""
+    """A regular expression as part of a rule. any_line: a dot also matches the end of a line. Raises ValueError."""
     return f"({' '.join(_atoms(pattern, any_case, any_line))})"
 
 
@@ -219,26 +221,27 @@ def _set(text: str, any_case: bool) -> str:
 
 
 def _property(text: str) -> str:
-    """Characters of a category or script, like \\p{Lu}: none of those that JSON escapes is in a script."""
+    """Characters of a category or script, like \\p{Lu}: no script contains any of those that JSON escapes."""
     name, within = text[2:].strip("{}"), text[1] == "p"
     others = [json.dumps(written) for char, written in _ESCAPED.items() if unicodedata.category(char).startswith(name) == within]
     return f"({' | '.join([_lexeme(f'[{text}&&{_PLAIN}]'), *others])})"
 
 
 def _lexeme(pattern: str) -> str:
-    """As Lark writes a regular expression: no bare slash in it, and on one line."""
+    """A regular expression in Lark's notation: on one line, with no unescaped slash."""
     bare = {"/": r"\/", "\n": r"\n"}
     return "/" + re.sub(r"\\[^\n]|[/\n]", lambda found: bare.get(found[0], found[0]), pattern) + "/"
 
 
 def _has_plain(member: re.Pattern[str], text: str) -> bool:
-    """Whether there is any plain character in a class: looked for among those that it names, for it may have no others, and the common ones."""
+    """Whether a class contains any plain character: it tries those that the class names, which may be its only ones, and the
+    common ones."""
     named = _NUMBERED.sub(lambda found: chr(int(found[found.lastindex], 16)) if found.lastindex else found[0], text)
     return member.search("".join(char for char in named if char >= " " and char not in _ESCAPED) + _COMMON_CHARS) is not None
 
 
 def _string(literal: str) -> str:
-    """llguidance reads strings as JSON, with \\x41 beside it."""
+    """llguidance reads strings as JSON, with \\x41 as an addition."""
     any_case = literal.endswith("i")
     written = re.sub(r"\\(?:x([0-9a-fA-F]{2})|.)", lambda found: f"\\u00{found[1]}" if found[1] else found[0], literal.removesuffix("i"))
     try:

@@ -1,7 +1,7 @@
-"""Calls of models that leave out the marker of their format: an answer that is `{"name": "f", "arguments": {}}`, bare or as a block of code.
+"""Calls by models that omit their format's marker: an answer that is `{"name": "f", "arguments": {}}`, bare or in a code block.
 
-Small models of the Qwen family do that, above all those for code; with two braces, too, as some of their templates show them. What
-begins like a call of one of the tools is one, so that its arguments are held to their schema.
+Small models of the Qwen family do that, above all those for code; also with double braces, as some of their templates show
+them. Whatever begins like a call of one of the tools is one, so that its arguments are held to their schema.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _atoms(fence: str) -> list[str]:
 
 
 def _beginning(atoms: list[str]) -> str:
-    """Of a regular expression for any beginning of a text."""
+    """A regular expression for any prefix of a text."""
     out = ""
     for atom in reversed(atoms):
         out = f"(?:{atom}{out})?"
@@ -43,19 +43,19 @@ _BEGUN = re.compile("|".join(_beginning(_atoms(fence)) for fence in _FENCES))
 
 
 def begins(text: str, names: Collection[str]) -> tuple[str, int] | None:
-    """Where an answer begins with a call of one of the tools: its name, and where its arguments begin. None: it does not, or not yet."""
+    """If an answer begins with a call of one of the tools: its name, and where its arguments begin. None if it does not, or not yet."""
     found = _WHOLE.match(text)
     name = next((group for group in found.groups() if group), "") if found is not None else ""
     return (name, found.end()) if found is not None and name in names else None
 
 
 def may_begin(text: str) -> bool:
-    """Whether more text may make a call of it."""
+    """Whether more text may turn it into a call."""
     return _BEGUN.fullmatch(text) is not None
 
 
 def head(name: str) -> str:
-    """As a regular expression of llguidance: what comes before the arguments of a call of this tool."""
+    """The text before the arguments of a call of this tool, as a regular expression of llguidance."""
     return rf'[ \n]{{0,2}}(```(json)?\n?)?\{{\{{?\s{{0,4}}"name": ?"{re.escape(name)}",\s{{0,6}}"arguments": ?'
 
 

@@ -1,11 +1,11 @@
-"""Marks in a text: what reads like a control token there is none.
+"""Marks in a text: they keep text that reads like a control token from becoming one.
 
-A chat template makes one string of its own words and everybody else's. So that its own control tokens can be told from those
-that a user wrote, whatever may begin one of theirs gets a mark before the template sees it: the tokeniser finds none then, and
-its first step of normalisation takes the marks out again. What is left is the text as it was written, in the tokens of a text.
+A chat template joins its own words and everybody else's into one string. To tell the template's control tokens from those that
+a user wrote, whatever may begin a control token gets a mark before the template sees it. The tokeniser then does not find the
+token, and its first normalisation step removes the marks. The result is the text as it was written, in ordinary text tokens.
 
-The mark is made of two noncharacters, which Unicode keeps for such uses. A text that holds the first of them itself comes
-through unchanged too: there it gets another one behind it, which is taken out last.
+The mark consists of two noncharacters, which Unicode reserves for such uses. A text that itself contains the first of them also
+comes through unchanged: it gets another one after it, which is removed last.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ MARK, ESCAPED = _FIRST + "\U0010fffe", _FIRST + "\U000fffff"
 
 
 def escape(text: str) -> str:
-    """A text as the tokeniser takes it, with nothing marked."""
+    """A text in the form that the tokeniser takes, with nothing marked."""
     return text.replace(_FIRST, ESCAPED)
 
 
 def plain(text: str) -> str:
-    """A marked text as it was written."""
+    """Removes the marks from a text."""
     return text.replace(MARK, "").replace(ESCAPED, _FIRST)
 
 
@@ -37,8 +37,8 @@ def steps() -> list[normalizers.Replace]:
 
 
 def any_of(texts: Iterable[str]) -> str:
-    """An expression for any of some texts, the longest that fits. What they begin with alike is written once, so that each place in a text is
-    looked at once and not for each of them."""
+    """An expression for any of some texts, the longest that matches. Common prefixes are written once, so that each place in a
+    text is looked at once and not for each of them."""
     listed = sorted(set(texts))
     if len(listed) == 1:
         return re.escape(listed[0])
@@ -50,10 +50,11 @@ def any_of(texts: Iterable[str]) -> str:
 
 
 class Marks:
-    """Made behind the first character of any control token, wherever that stands: whatever a template takes out of the middle of a text or puts
-    behind it, no control token comes of the rest. Only words that are tokens and control nothing (`<think>`) have none, for templates look for them.
+    """A mark goes after the first character of any control token, wherever it is: whatever a template cuts from a text or
+    appends to it, the rest never becomes a control token. Only words that are tokens without control (`<think>`) get no mark,
+    because templates search for them.
 
-    control: the texts of control tokens; those of one character can have no mark inside, and have none. words: those of other added tokens.
+    control: the texts of control tokens; those of one character have no inside and get no mark. words: those of other added tokens.
     """
 
     def __init__(self, control: Iterable[str], words: Iterable[str] = ()) -> None:
@@ -64,17 +65,17 @@ class Marks:
         self._begun = re.compile("|".join([*ways, f"[{re.escape(''.join(sorted(firsts)))}]"]), re.DOTALL) if listed else None
 
     def within(self, text: str) -> str:
-        """With a mark behind whatever may be the beginning of a control token."""
+        """The text with a mark after anything that may be the beginning of a control token."""
         if self._begun is None:
             return text
         return self._begun.sub(lambda found: found[0] if found.lastgroup == "word" else found[0] + MARK, text)
 
     def text(self, text: str) -> str:
-        """All of a text that somebody wrote."""
+        """Marks all of a text that somebody wrote."""
         return self.within(escape(text))
 
     def value(self, value: Any) -> Any:
-        """Whatever a template is given, with all texts in it marked."""
+        """Any template input, with all texts in it marked."""
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, Mapping):

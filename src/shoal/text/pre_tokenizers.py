@@ -1,7 +1,7 @@
-"""How byte-level vocabularies of GGUF files want text split before it is merged, by the names of llama-vocab.cpp.
+"""How the byte-level vocabularies of GGUF files want text to be split before merging, by the names in llama-vocab.cpp.
 
-A rule is a list of expressions; each splits what the ones before it left whole. They are those of the models' tokenizer.json, where
-llama.cpp has some that its own engine can run.
+A rule is a list of expressions; each splits what the ones before it left whole. They are those of the models' tokenizer.json;
+llama.cpp uses variants that its own engine can run.
 """
 
 from __future__ import annotations
@@ -104,11 +104,11 @@ _CASED = "".join(
         "1E900-1E943",
     ]
 )
-"""Letters with a case, by their code points: deepseek-llm's first rule names them one by one."""
+"""Letters with a case, by code point: deepseek-llm's first rule lists them one by one."""
 
 
 def _cased_words(suffix: str, digits: str, without: str = "", slash: str = "/") -> str:
-    """Words that begin with capitals and go on in small letters; with `without`, none of these characters among them."""
+    """Words that begin with capitals and continue in small letters; with `without`, they contain none of these characters."""
     upper, lower = f"[{_UPPER}{without}]", f"[{_LOWER}{without}]"
     lead = r"[^\r\n\p{L}\p{N}]?"
     words = f"{lead}{upper}*{lower}+{suffix}|{lead}{upper}+{lower}*{suffix}"
@@ -126,8 +126,9 @@ _BLOOM = r" ?[^(\s|.,!?…。，、।۔،)]+"
 
 @dataclass(frozen=True)
 class SplitRule:
-    """How text is split. whole_words: a word that is in the vocabulary is taken whole, whatever the merges would make of it.
-    begins: texts begin with BOS where the file does not say it. composes: characters are composed (NFC) before."""
+    """How text is split. whole_words: a word in the vocabulary becomes one token, whatever the merges would do.
+    begins: texts begin with BOS if the file does not say. composes: characters are composed (NFC) first.
+    """
 
     splits: tuple[str, ...]
     whole_words: bool = False
@@ -175,4 +176,4 @@ def _rules() -> dict[str, SplitRule]:
 
 RULES = _rules()
 DEFAULT = "default"
-"""What llama.cpp splits by where a file does not say how."""
+"""llama.cpp's rule if a file does not name one."""

@@ -16,7 +16,7 @@ from shoal.text.detokenizer import overlap
 
 @dataclass(frozen=True)
 class ReasoningFormat:
-    """`begin` and `end` stand around the reasoning, with which an answer begins if it has any."""
+    """`begin` and `end` enclose the reasoning, with which an answer begins if it has any."""
 
     name: str
     begin: str
@@ -24,7 +24,7 @@ class ReasoningFormat:
     channels: bool = False
 
     def opened(self, prompt: str) -> bool:
-        """Whether a prompt ends in reasoning that the model goes on with."""
+        """Whether a prompt ends inside reasoning that the model continues."""
         return prompt.rstrip().endswith(self.begin)
 
 
@@ -34,7 +34,7 @@ CHANNELS = ReasoningFormat("harmony", harmony.CHANNEL, harmony.END, channels=Tru
 
 
 def detect(template: str) -> ReasoningFormat | None:
-    """The format that a chat template's source knows; None for a model that does not reason, or in a format that is not known here."""
+    """The format in a chat template's source; None for a model that does not reason, or whose format is unknown here."""
     if all(mark in template for mark in (harmony.CHANNEL, harmony.MESSAGE, "analysis")):
         return CHANNELS
     return next((format for format in (THINK, MISTRAL_THINK) if format.begin in template or format.end in template), None)
@@ -47,13 +47,13 @@ class ReasoningParser:
     """
 
     def __init__(self, format: ReasoningFormat, opened: bool, answer: Parser | None = None) -> None:
-        """opened: the prompt has `begin` already."""
+        """opened: the prompt already contains `begin`."""
         self._format, self._answer = format, answer or PlainParser()
         self._before = True
-        """Nothing is certain yet."""
+        """Whether nothing is certain yet."""
         self.thinking = opened
         self._fresh = True
-        """Of what is being read now, reasoning or answer, nothing has come but white space."""
+        """Whether only white space has come of the part that is being read, reasoning or answer."""
         self._held = ""
 
     @property

@@ -1,4 +1,5 @@
-"""JSON schemas as they can be held to: within bounds, with references that resolve, and (where not strict) without what cannot be."""
+"""JSON schemas in an enforceable form: within limits, with references that resolve, and (if not strict) without what cannot be
+enforced."""
 
 from __future__ import annotations
 
@@ -10,20 +11,20 @@ from urllib.parse import unquote
 from shoal.errors import InvalidRequest
 
 MAX_SCHEMA = 64 << 10  # bytes
-MAX_DEPTH = 64  # of objects and lists in each other; a level of properties takes two
+MAX_DEPTH = 64  # of nested objects and lists; a level of properties takes two
 MAX_PROPERTIES = 1000
 MAX_OPTIONAL = 400  # of one object
-_MOST_TRIED = 400  # parts of a schema that are compiled by themselves to find what cannot be held to
+_MOST_TRIED = 400  # parts of a schema that are compiled by themselves to find what cannot be enforced
 
 Schema = dict[str, Any]
 
 
 class TooCostly(InvalidRequest):
-    """It could be held to, but for the work that it takes: nothing of it is left out of account."""
+    """The schema could be enforced, but takes too much work: nothing of it is ignored instead."""
 
 
 Compile = Callable[[Mapping[str, Any]], None]
-"""Raises InvalidRequest for a schema that cannot be held to."""
+"""Raises InvalidRequest for a schema that cannot be enforced."""
 
 _ONE = (
     "items",
@@ -43,7 +44,7 @@ _DEFINITIONS = ("$defs", "definitions")
 
 
 def check_bounds(schema: Mapping[str, Any], param: str) -> None:
-    """Raises InvalidRequest for a schema that is no JSON or too large."""
+    """Raises InvalidRequest for a schema that is not JSON or is too large."""
     properties = 0
     level: list[Any] = [schema]
     for _ in range(MAX_DEPTH):
@@ -76,7 +77,7 @@ def check_bounds(schema: Mapping[str, Any], param: str) -> None:
 
 
 def _optional(schema: Mapping[str, Any]) -> int:
-    """Properties that may be left out: each of them may follow each, which is what costs."""
+    """How many properties are optional: any of them may follow any other, which is what costs time."""
     properties, required = schema.get("properties"), schema.get("required")
     if not isinstance(properties, Mapping):
         return 0
@@ -84,9 +85,10 @@ def _optional(schema: Mapping[str, Any]) -> int:
 
 
 def held(schema: Mapping[str, Any], strict: bool, compile: Compile, param: str) -> Mapping[str, Any]:
-    """What of a schema within its bounds can be held to: all of it, or (not strict) all but the keywords that cannot.
+    """The parts of a schema within the limits that can be enforced: all of it, or (not strict) everything except the keywords
+    that cannot.
 
-    Raises InvalidRequest (strict) with the place of what cannot be held to.
+    Raises InvalidRequest (strict) with the location of what cannot be enforced.
     """
     try:
         compile(schema)
@@ -98,10 +100,11 @@ def held(schema: Mapping[str, Any], strict: bool, compile: Compile, param: str) 
 
 
 def localised(schema: Mapping[str, Any]) -> Schema:
-    """With every reference within it to a definition of a plain name; those that lead nowhere are left as they are."""
+    """The schema with each internal reference changed to a definition with a plain name; references that lead nowhere are left
+    as they are."""
     names: dict[str, str] = {}
     found: list[Any] = []
-    """What is referred to, in the order of its names."""
+    """The targets of references, in the order of their names."""
 
     def rewritten(node: Any) -> Any:
         if not isinstance(node, Mapping):
@@ -139,7 +142,7 @@ def _resolved(schema: Mapping[str, Any], reference: str) -> tuple[str, Any] | No
 
 
 def parts(schema: Mapping[str, Any]) -> Iterator[tuple[str, str | int | None, Any]]:
-    """The schemas right inside of one: the keyword, the name or number there (None: the keyword has one schema), and the schema."""
+    """The schemas directly inside a schema: the keyword, the name or number there (None: the keyword has one schema), and the schema."""
     for key, value in schema.items():
         if key in _NAMED and isinstance(value, Mapping):
             yield from ((key, name, part) for name, part in cast("Mapping[str, Any]", value).items())
@@ -150,7 +153,7 @@ def parts(schema: Mapping[str, Any]) -> Iterator[tuple[str, str | int | None, An
 
 
 def _put(schema: Schema, key: str, at: str | int | None, part: Any) -> None:
-    """Puts another schema in the place of one that `parts` named; what was there is not changed."""
+    """Replaces a schema that `parts` named; the original is not changed."""
     if at is None:
         schema[key] = part
     elif isinstance(at, int):
@@ -160,7 +163,7 @@ def _put(schema: Schema, key: str, at: str | int | None, part: Any) -> None:
 
 
 class _Search:
-    """For what in a schema cannot be held to: each part is compiled by itself, the innermost first."""
+    """Finds what in a schema cannot be enforced: compiles each part by itself, the innermost first."""
 
     def __init__(self, schema: Mapping[str, Any], strict: bool, compile: Compile, param: str) -> None:
         self._schema, self._strict, self._compile, self._param = localised(schema), strict, compile, param
@@ -180,7 +183,7 @@ class _Search:
         return whole
 
     def _fault(self, part: Any) -> InvalidRequest | None:
-        """Why a part cannot be held to, whatever the definitions are that it refers to."""
+        """Why a part cannot be enforced, whatever definitions it refers to."""
         self._tried += 1
         if self._tried > _MOST_TRIED:
             raise TooCostly("too much of the schema cannot be held to; simplify it", self._param)
@@ -203,7 +206,7 @@ class _Search:
         return self._without(mine, where, fault)
 
     def _without(self, part: Schema, where: str, fault: InvalidRequest | None) -> Schema:
-        """Less the keywords that are at fault: one, or as many as it takes."""
+        """The part without the keywords at fault: one, or as many as necessary."""
         suspects = [key for key in part if key not in ("type", "properties", "required")]
         for key in suspects:
             less = {name: value for name, value in part.items() if name != key}
@@ -216,7 +219,7 @@ class _Search:
             del less[key]
             if self._fault(less) is None:
                 return less
-        raise InvalidRequest(f"{where}: {fault}" if where else str(fault), self._param)  # no schema at all
+        raise InvalidRequest(f"{where}: {fault}" if where else str(fault), self._param)  # not even a schema
 
     def _refuse(self, where: str, fault: InvalidRequest | None) -> None:
         if self._strict:

@@ -1,8 +1,8 @@
 """SentencePiece vocabularies of GGUF files, exactly as llama.cpp and SentencePiece itself use them (bpe_model.cc; llm_tokenizer_spm).
 
-A text begins as characters. Of all neighbours whose union is a piece those with the highest score are joined, the leftmost where scores are
-equal, until none is left. The tokenizers package ranks pairs instead of pieces and so cannot have two of the same rank: runs of spaces,
-which can be joined in many ways, come out differently there.
+A text begins as characters. Of all neighbours whose union is a piece, those with the highest score are joined, the leftmost if
+scores are equal, until none is left. The tokenizers package ranks pairs instead of pieces and so cannot have two of the same
+rank: runs of spaces, which can be joined in many ways, come out differently there.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6
 """Types of tokens (gguf.TokenType)."""
 SPACE = "▁"
 _KEPT, _LONGEST = 1 << 15, 64
-"""Words whose pieces are remembered, of so many characters at most."""
+"""Words whose pieces are remembered, with at most this many characters."""
 
 
 class SentencePiece:
     """prefix: whether each text gets a space before it, as most of these models were trained."""
 
     def __init__(self, tokens: Sequence[str], scores: Sequence[float], types: Sequence[int], unknown: int, prefix: bool) -> None:
-        """tokens, scores, types: by id; types is as long as tokens. Raises ValueError where scores are not."""
+        """tokens, scores, types: by id; types is as long as tokens. Raises ValueError if scores is not."""
         rows = list(zip(tokens, scores, types, range(len(tokens)), strict=True))
         pieces = [(text, score, id) for text, score, type, id in rows if text and type not in (UNKNOWN, CONTROL, BYTE)]
         self._scores = {text: -score for text, score, _ in pieces}
@@ -36,7 +36,7 @@ class SentencePiece:
         whole = {text: id for text, _, type, id in rows if text and type in (UNKNOWN, CONTROL, USER_DEFINED)}
         self._whole = whole
         self._apart = re.compile(f"({any_of(whole)})") if whole else None
-        # Where no piece has a space after anything else, nothing is joined over the beginning of a word.
+        # If no piece has a space after another character, nothing is joined across the beginning of a word.
         spaced = re.compile(f"[^{SPACE}]{SPACE}")
         self._words = None if any(spaced.search(text) for text in self._scores) else re.compile(f"{SPACE}*[^{SPACE}]+|{SPACE}+")
         self._remembered = lru_cache(_KEPT)(self._joined)
@@ -52,7 +52,7 @@ class SentencePiece:
         return out
 
     def _plain(self, text: str) -> list[int]:
-        """The tokens of a text between two that are whole."""
+        """The tokens of the text between two whole tokens."""
         written = (SPACE if self._prefix else "") + text.replace(" ", SPACE)
         out: list[int] = []
         for word in [written] if self._words is None else self._words.findall(written):
@@ -62,7 +62,7 @@ class SentencePiece:
         return out
 
     def _joined(self, word: str) -> tuple[int, ...]:
-        """A word's tokens. A part is known by where it begins; its length is 0 once it belongs to the part before it."""
+        """A word's tokens. A part is identified by its start; its length is 0 once it belongs to the part before it."""
         scores, size = self._scores, len(word)
         lengths, before = [1] * size, list(range(-1, size - 1))
         queue = [(scores[pair], at, 2) for at in range(size - 1) if (pair := word[at : at + 2]) in scores]
@@ -87,7 +87,7 @@ class SentencePiece:
         return tuple(id for at in range(size) if lengths[at] for id in self._tokens(word[at : at + lengths[at]]))
 
     def _tokens(self, part: str) -> list[int]:
-        """A part that is no piece is spelt in bytes."""
+        """A part that is not a piece is spelt in bytes."""
         if (id := self._ids.get(part)) is not None:
             return [id]
         return [self._unknown if (id := self._bytes[byte]) is None else id for byte in part.encode()]

@@ -26,14 +26,15 @@ from shoal.text.vocabulary import END_OF_TURN, begins_with_bos, from_gguf, piece
 
 log = structlog.get_logger()
 
-_TURN = 1024  # tokens that are decoded in one go: a millisecond
+_TURN = 1024  # tokens that are decoded at once: a millisecond
 _SLICE, _SLACK = 16 << 10, 64
-"""Characters that are counted at once; tokens by which cutting there may miscount."""
+"""Characters that are counted at once; tokens by which cutting the text there may change the count."""
 
 
 class Tokenizer:
     """`stop_tokens`: ids that end an answer. `template`: the chat template, None for a model that has none.
-    `tool_template`: the one for conversations with tools. `named`: the texts of bos_token and eos_token, where there are such."""
+    `tool_template`: the one for conversations with tools. `named`: the texts of bos_token and eos_token, if there are any.
+    """
 
     def __init__(
         self,
@@ -66,8 +67,8 @@ class Tokenizer:
     def open(
         cls, path: Path, meta: Mapping[str, Any] | None = None, chat_template: Path | None = None, trust_text: bool = False
     ) -> Tokenizer:
-        """path: a model directory, or a GGUF file whose metadata is `meta`. chat_template: in place of the model's own.
-        trust_text: read control tokens in everybody's text, not in the chat template's own alone.
+        """path: a model directory, or a GGUF file whose metadata is `meta`. chat_template: replaces the model's own.
+        trust_text: recognise control tokens in everybody's text, not only in the chat template's.
 
         Raises CorruptModel, UnsupportedModel, UserError.
         """
@@ -128,7 +129,7 @@ class Tokenizer:
         if (separate := path / "chat_template.jinja").exists():
             sources = {"default": separate.read_text(errors="replace")}
         bos = backend.token_to_id(special("bos_token"))
-        # The post-processor of tokenizer.json adds BOS where the model wants one.
+        # The post-processor of tokenizer.json adds BOS if the model wants one.
         adds = bos is not None and bos in backend.encode("", add_special_tokens=True).ids
         names = {"bos_token": special("bos_token"), "eos_token": special("eos_token")}
         templates = _templates(sources, names, path, chat_template, marks)
@@ -136,18 +137,18 @@ class Tokenizer:
 
     @property
     def special(self) -> dict[str, int]:
-        """Special tokens by what they are called."""
+        """Special tokens by name."""
         return {str(self._backend.id_to_token(token)): token for token in self._special}
 
     @property
     def marks(self) -> dict[str, int]:
-        """Tokens that no other text spells for llguidance, by what they are called: special ones, and added ones in angle brackets."""
+        """Tokens for which llguidance recognises no other spelling, by name: special ones, and added ones in angle brackets."""
         added: dict[int, Any] = self._backend.get_added_tokens_decoder()
         return {t.content: i for i, t in added.items() if t.special or (t.content.startswith("<") and t.content.endswith(">"))}
 
     def for_grammars(self, width: int) -> LLTokenizer:
-        """As llguidance sees it, for a model with so many logits. It takes seconds where merges
-        are many (TinyLlama's: 5), and holds the interpreter's lock meanwhile."""
+        """The tokeniser for llguidance, for a model with `width` logits. It takes seconds if there are many merges
+        (TinyLlama's: 5), and holds the interpreter's lock meanwhile."""
         ends = sorted(self.stop_tokens)
         return LLTokenizer(without_marks(self._backend), n_vocab=max(width, self.size), eos_token=ends or None)
 
@@ -156,12 +157,15 @@ class Tokenizer:
         return int(self._backend.get_vocab_size())
 
     def encode(self, text: str, bos: bool = True, control: bool = True) -> list[int]:
-        """`bos`: begin with the model's BOS where it wants one. control: read control tokens in the text; without, they are text like any other.
-        Raises InvalidRequest."""
+        """`bos`: begin with the model's BOS if it wants one. control: recognise control tokens in the text; otherwise they are
+        ordinary text.
+
+        Raises InvalidRequest.
+        """
         return self.encode_marked(escape(text) if control else self.marked(text), bos)
 
     def marked(self, text: str) -> str:
-        """What somebody wrote, for `encode_marked`: what reads like a control token in it is text."""
+        """Prepares text that somebody wrote for `encode_marked`: anything in it that reads like a control token stays text."""
         return escape(text) if self._marks is None else self._marks.text(text)
 
     def encode_marked(self, text: str, bos: bool = False) -> list[int]:
@@ -174,13 +178,13 @@ class Tokenizer:
         return [self._bos, *ids] if bos and self._add_bos and self._bos is not None else ids
 
     def _ids(self, text: str) -> list[int]:
-        """The library lets go of the interpreter's lock for lists alone: a million characters take a second."""
+        """The library releases the interpreter's lock only for lists, and a million characters take a second."""
         if self._pieces is not None:
             return self._pieces.encode(text)
         return self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def exceeds(self, text: str, limit: int) -> bool:
-        """Whether a text has far more tokens than that: to find out costs no more than about so many tokens, however long the text is."""
+        """Whether a text has far more tokens than `limit`: the check costs about as much as `limit` tokens, however long the text is."""
         if len(text) <= 4 * limit:
             return False
         tokens = 0
@@ -192,17 +196,17 @@ class Tokenizer:
 
     @property
     def tool_format(self) -> ToolFormat | None:
-        """How the model writes tool calls; None where its template has none, or in a format that is not known."""
+        """How the model writes tool calls; None if its template has none, or uses an unknown format."""
         return None if self.tool_template is None else self.tool_template.tools
 
     @property
     def reasoning_format(self) -> ReasoningFormat | None:
-        """How the model writes what it thinks before it answers; None where its template knows of no such thing."""
+        """How the model writes its reasoning; None if its template has none."""
         return None if self.template is None else self.template.reasoning
 
     @property
     def variables(self) -> frozenset[str]:
-        """Names that its chat templates read beside the conversation."""
+        """Names that its chat templates read besides the conversation."""
         return frozenset[str]().union(*(t.variables for t in (self.template, self.tool_template) if t is not None))
 
     def render_chat(
@@ -212,8 +216,11 @@ class Tokenizer:
         answer: bool = True,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """A conversation as the model's template writes it, for `encode_marked` (see marks.py). answer: ready for the model's.
-        Raises InvalidRequest."""
+        """A conversation in the form of the model's template, for `encode_marked` (see marks.py). answer: whether the model's
+        answer follows.
+
+        Raises InvalidRequest.
+        """
         template = self.tool_template if tools else self.template
         if template is None:
             raise InvalidRequest("this model has no chat template; use /v1/completions, or serve it with --chat-template", "messages")
@@ -224,24 +231,24 @@ class Tokenizer:
         return self.encode_marked(self.render_chat(messages))
 
     def decode(self, tokens: Sequence[int], special: bool = False) -> str:
-        """special: with special tokens."""
+        """special: whether to include special tokens."""
         out, first = list[bytes](), True
         for at, token in enumerate(tokens):
             if at % _TURN == 0:
-                sleep(0)  # others have their turn
+                sleep(0)  # give other threads a turn
             said = self.token_bytes(token) if special and token in self._special else self.text_bytes(token, first)
             first = first and not self.text_bytes(token, False)
             out.append(said)
         return b"".join(out).decode(errors="replace")
 
     def text_bytes(self, token: int, first: bool) -> bytes:
-        """What a token adds to a text: nothing where it is special; SentencePiece's first space is none of the text."""
+        """The bytes that a token adds to a text: none if it is special; SentencePiece's first space is not part of the text."""
         raw = b"" if token in self._special else self.token_bytes(token)
         return raw.removeprefix(b" ") if first and self._strips else raw
 
     def token_bytes(self, token: int) -> bytes:
-        """What a token stands for, which need not be whole characters."""
-        if (added := self._added.get(token)) is not None:  # plain text, whatever a vocabulary does to its own
+        """The bytes of a token, which need not be whole characters."""
+        if (added := self._added.get(token)) is not None:  # plain text, whatever a vocabulary does to its own tokens
             return added.encode()
         text = self._backend.id_to_token(token)
         if text is None:
@@ -257,7 +264,7 @@ class Tokenizer:
 
 
 def _marks(backend: Backend) -> Marks:
-    """For the control tokens: those that are special, and those that look so."""
+    """For the control tokens: those that are special, and those that look like it."""
     added = {t.content: t.special or looks_like_control(t.content) for t in backend.get_added_tokens_decoder().values()}
     return Marks([text for text, controls in added.items() if controls], [text for text, controls in added.items() if not controls])
 
@@ -265,7 +272,7 @@ def _marks(backend: Backend) -> Marks:
 def _templates(
     sources: Mapping[str, object], special: Mapping[str, str], path: Path, chosen: Path | None, marks: Marks | None
 ) -> tuple[ChatTemplate | None, ChatTemplate | None]:
-    """A model's templates, for conversations and for those with tools, as far as they can be used; or the user's. Raises ConfigError."""
+    """A model's templates, for conversations without and with tools, if they can be used; or the user's. Raises ConfigError."""
     if chosen is not None:
         try:
             source = chosen.read_text()
@@ -301,7 +308,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 @cache
 def _byte_of_character() -> dict[str, int]:
-    """The printable characters that byte-level BPE writes bytes as (Radford et al., 2019, encoder.py)."""
+    """The printable characters that stand for bytes in byte-level BPE (Radford et al., 2019, encoder.py)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     table = {chr(b): b for b in printable}
     others = [b for b in range(256) if b not in set(printable)]

@@ -1,7 +1,7 @@
 """Splits a model's text into content and calls as it arrives: the inverse of `answer_grammar.answer_grammar`.
 
-However the text is cut into pieces, the same content and the same calls come out, as early as they are certain. What only
-looks like a call is content. White space before a call is none.
+However the text is cut into pieces, the same content and the same calls come out, as early as they are certain. Text that only
+looks like a call is content. White space before a call is not.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{0,64}")
 class _State(enum.Enum):
     CONTENT = enum.auto()
     HEAD = enum.auto()
-    """In between the trigger, or a call, and the arguments of the next call."""
+    """Between the trigger, or a call, and the arguments of the next call."""
     ARGUMENTS = enum.auto()
     OVER = enum.auto()
-    """After the last call: nothing follows that means anything."""
+    """After the last call: nothing meaningful follows."""
     PLAIN = enum.auto()
     """Content to the end."""
 
 
 class ToolParser:
-    """One choice's."""
+    """Parses one choice."""
 
     def __init__(self, format: ToolFormat, kinds: Kinds | None = None, names: Collection[str] = ()) -> None:
         """kinds: of arguments in tags. names: of tools that may be called without the format's marker."""
@@ -41,18 +41,18 @@ class ToolParser:
         self._state = _State.CONTENT
         self._held = ""
         self._before = ""
-        """What was taken for the beginning of a call, should it be none."""
+        """The text taken for the beginning of a call, in case it is not one."""
         self._lead = ""
-        """What has to come before the next call's name."""
+        """The text that must precede the next call's name."""
         self._value: ArgumentReader = JsonArguments()
         self.calls = 0
-        """Those that have begun."""
+        """Calls that have begun."""
 
     thinking = False
 
     @property
     def complete(self) -> bool:
-        """Whether there are calls, and the last one's arguments have come to their end."""
+        """Whether there are calls and the last one's arguments are complete."""
         return self.calls > 0 and self._state is not _State.ARGUMENTS
 
     def push(self, text: str) -> list[Delta]:
@@ -64,7 +64,7 @@ class ToolParser:
         return out
 
     def finish(self) -> list[Delta]:
-        """The rest, when no more text comes. A call that was cut before its arguments is none."""
+        """The rest, when no more text comes. A call that was cut off before its arguments does not count."""
         held, self._held = self._held, ""
         if self._state is _State.HEAD and not self.calls and not self._format.trigger:
             held = self._before + held
@@ -73,7 +73,7 @@ class ToolParser:
         return [ContentDelta(held)] if held else []
 
     def _step(self, out: list[Delta]) -> bool:
-        """Whether it was a step after which there may be another."""
+        """Makes one step. Returns whether another may follow."""
         match self._state:
             case _State.CONTENT:
                 return self._content(out)
@@ -116,7 +116,7 @@ class ToolParser:
         return False
 
     def _bare(self) -> bool:
-        """Of a format whose calls have nothing that only they have: they begin the answer, or there are none."""
+        """For a format whose calls have no unique marker: calls begin the answer, or there are none."""
         format, said = self._format, self._held.lstrip()
         rest = said.removeprefix(format.before).lstrip() if format.before else said
         if not rest or (format.before and len(said) < len(format.before) and format.before.startswith(said)):

@@ -27,14 +27,15 @@ class ToolFunction:
     name: str
     parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
     strict: bool = False
-    """Whether a schema that cannot be held to in full is refused."""
+    """Whether a schema that cannot be enforced in full is refused."""
     input: str = ""
-    """Of a tool whose only argument is the text `input`: Lark of what stands between its quotes; empty: any text."""
+    """For a tool whose only argument is the text `input`: Lark of the text between its quotes; empty: any text."""
 
 
 @dataclass(frozen=True)
 class Tags:
-    """How arguments are written one by one: `begin` name `middle` value `end`. Strings stand as they are, all else is JSON."""
+    """How arguments are written one by one: `begin` name `middle` value `end`. Strings are written as they are, everything else
+    as JSON."""
 
     begin: str
     middle: str
@@ -43,7 +44,7 @@ class Tags:
 
 @dataclass(frozen=True)
 class ToolFormat:
-    """`opening` and `closing` stand around all calls; each is `begin` name `middle` arguments `end`."""
+    """`opening` and `closing` enclose all calls; each is `begin` name `middle` arguments `end`."""
 
     name: str
     begin: str
@@ -52,16 +53,16 @@ class ToolFormat:
     opening: str = ""
     closing: str = ""
     separator: str | None = None
-    """Between calls; None: an answer has one at most."""
+    """Between calls; None: an answer has at most one."""
     before: str = ""
-    """A special token that may come before `opening`, and says nothing."""
+    """A special token that may precede `opening` and means nothing."""
     tags: Tags | None = None
     """None: the arguments are a JSON object."""
     loose: bool = False
-    """Models may leave out what is around the JSON (see loose.py)."""
+    """Whether models may leave out everything around the JSON (see loose.py)."""
 
     trigger: str = ""
-    """What `opening` or `begin` begins with and no other text has; empty where a call is bare JSON."""
+    """The beginning of `opening` or `begin`, which no other text has; empty if a call is bare JSON."""
 
 
 HERMES = ToolFormat(
@@ -98,7 +99,7 @@ FORMATS = (HERMES, MISTRAL, MISTRAL_ARGS, LLAMA3, DEEPSEEK, DEEPSEEK_V31, QWEN3_
 
 
 def detect(template: str) -> ToolFormat | None:
-    """The format that a chat template's source teaches; None for one without tools, or with a format that is not known here."""
+    """The format in a chat template's source; None for one without tools, or with an unknown format."""
     if "tools" not in template:
         return None
     if "<tool_call>" in template:

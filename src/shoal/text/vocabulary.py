@@ -1,7 +1,7 @@
 """Builds tokenisers from a GGUF file's metadata.
 
-The tokenizers package does the work; this maps llama.cpp's names for pre-tokenisers (llama-vocab.cpp) to the rules that the
-models' own tokenizer.json have.
+The tokenizers package does the work; this maps llama.cpp's names for pre-tokenisers (llama-vocab.cpp) to the rules in the
+models' own tokenizer.json.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from shoal.text.sentencepiece import BYTE, CONTROL, UNKNOWN, USER_DEFINED, Sente
 log = structlog.get_logger()
 
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>")
-"""Tokens that end a turn in the families there are, whether or not the file's metadata says so (llama-vocab.cpp does the same)."""
+"""Tokens that end a turn in the known families, whether or not the file's metadata says so (llama-vocab.cpp does the same)."""
 
 
 def from_gguf(meta: Mapping[str, Any], where: object) -> Tokenizer:
-    """Raises UnsupportedModel for a vocabulary of an unknown kind, CorruptModel for one that does not hold together."""
+    """Raises UnsupportedModel for an unknown kind of vocabulary, CorruptModel for an inconsistent one."""
     kind = meta.get("tokenizer.ggml.model")
     try:
         tokens: list[str] = meta["tokenizer.ggml.tokens"]
@@ -49,7 +49,7 @@ def from_gguf(meta: Mapping[str, Any], where: object) -> Tokenizer:
 
 
 def begins_with_bos(meta: Mapping[str, Any]) -> bool:
-    """Whether texts begin with BOS where the file does not say it."""
+    """Whether texts begin with BOS if the file does not say."""
     rule = RULES.get(str(meta.get("tokenizer.ggml.pre")))
     return meta.get("tokenizer.ggml.model") == "llama" or (rule is not None and rule.begins)
 
@@ -80,7 +80,7 @@ def _byte_level(meta: Mapping[str, Any], tokens: list[str], where: object) -> To
 
 
 def pieces(meta: Mapping[str, Any], where: object) -> SentencePiece | None:
-    """What turns text into tokens where the vocabulary is SentencePiece's. Raises CorruptModel."""
+    """Turns text into tokens if the vocabulary is SentencePiece's; otherwise None. Raises CorruptModel."""
     if meta.get("tokenizer.ggml.model") != "llama":
         return None
     try:
@@ -92,7 +92,7 @@ def pieces(meta: Mapping[str, Any], where: object) -> SentencePiece | None:
 
 
 def _types(meta: Mapping[str, Any], tokens: list[str]) -> list[int]:
-    """By id. Tokens that end a turn are control tokens, whatever a file says. Raises ValueError."""
+    """Token types by id. Tokens that end a turn count as control tokens, whatever the file says. Raises ValueError."""
     types: list[int] = meta.get("tokenizer.ggml.token_type") or [1] * len(tokens)
     if len(types) != len(tokens):
         raise ValueError(f"{len(types)} types for {len(tokens)} tokens")
@@ -100,7 +100,7 @@ def _types(meta: Mapping[str, Any], tokens: list[str]) -> list[int]:
 
 
 def _sentencepiece(meta: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
-    """For its tokens, and for grammars, which want a tokeniser of this package; text becomes tokens by `pieces`."""
+    """For decoding its tokens, and for grammars, which need a tokeniser of this package; `pieces` encodes text."""
     scores: list[float] = meta["tokenizer.ggml.scores"]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     merges: list[tuple[float, int, int, str, str]] = []

@@ -1,1 +1,1 @@
-"""Frames between processes: one contract, over TCP and over memory."""
+"""Frames between processes: one contract, over TCP and in memory."""

@@ -18,23 +18,24 @@ class FrameStream(Protocol):
 
     @property
     def arrived(self) -> float:
-        """When the frame that was received last had come, by time.perf_counter()."""
+        """When the last received frame had arrived, by time.perf_counter()."""
         ...
 
     async def send(self, frame: Frame) -> None:
-        """Hands a frame over; waits while the peer takes no more. Raises ConnectionError once the stream has ended."""
+        """Hands a frame over; waits while the peer accepts no more. Raises ConnectionError once the stream has ended."""
         ...
 
     async def receive(self) -> Frame:
-        """The next frame. Raises EOFError at a clean end, ConnectionError at a broken one, RemoteProtocolError for bytes that are no frames."""
+        """The next frame. Raises EOFError at a clean end, ConnectionError at a broken one, RemoteProtocolError for invalid bytes."""
         ...
 
     def trust(self, body: int | None = None) -> None:
-        """The peer has introduced itself: frames may be as large as the protocol allows; with `body` only bodies, of so many bytes."""
+        """The peer has introduced itself: frames may now be as large as the protocol allows; with `body`, only bodies may grow,
+        up to that many bytes."""
         ...
 
     async def close(self) -> None:
-        """Sends what was handed over and ends the stream; later calls do nothing."""
+        """Sends what was handed over, then ends the stream; later calls do nothing."""
         ...
 
     def abort(self) -> None:
@@ -43,4 +44,4 @@ class FrameStream(Protocol):
 
 
 Handler = Callable[[FrameStream], Awaitable[None]]
-"""Serves one accepted stream; the stream is closed when it returns."""
+"""Serves one accepted stream, which is closed when it returns."""

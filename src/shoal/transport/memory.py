@@ -35,7 +35,7 @@ class MemoryStream:
             await other._changed.wait()
 
     def feed(self, data: bytes) -> None:
-        """Bytes as they would come from a socket."""
+        """Takes bytes as they would come from a socket."""
         at = 0
         try:
             while at < len(data):
@@ -60,7 +60,7 @@ class MemoryStream:
         return self._frames.popleft()
 
     def trust(self, body: int | None = None) -> None:
-        """Both ends are this process."""
+        """Does nothing: both ends are this process."""
 
     async def close(self) -> None:
         if self._closed:

@@ -16,14 +16,14 @@ from shoal.transport.base import Handler
 from shoal.wire.frame import GREETING, MAX_BODY, MAX_META, Frame, FrameDecoder
 
 _HANDSHAKE = 10.0  # seconds for TLS
-_CLOSING = 5.0  # seconds that a closing stream waits for what is left to go out
-_READ_AHEAD = 16  # frames that wait for their reader before the peer is made to wait
+_CLOSING = 5.0  # seconds that a closing stream waits for unsent data to go out
+_READ_AHEAD = 16  # frames that may wait for their reader before the peer is slowed down
 
 
 class _Protocol(asyncio.BufferedProtocol):
     def __init__(self, accepted: _Accepted | None = None) -> None:
         self._accepted = accepted
-        self._decoder = FrameDecoder(GREETING, GREETING)  # who has not introduced itself may not make this side set aside memory
+        self._decoder = FrameDecoder(GREETING, GREETING)  # a peer that has not introduced itself must not make this side reserve memory
         self.frames: deque[tuple[Frame, float]] = deque()
         self.failure: Exception | None = None
         self.readable: asyncio.Future[None] | None = None
@@ -63,7 +63,7 @@ class _Protocol(asyncio.BufferedProtocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if exc is not None or self._decoder.mid_frame:  # under TLS an end inside a frame may come without an error
+        if exc is not None or self._decoder.mid_frame:  # under TLS, the end inside a frame may come without an error
             self._fail(ConnectionError(f"the connection broke: {exc or 'inside a frame'}"))
         self._fail(EOFError("the connection is closed"))
         if not self.lost.done():
@@ -141,12 +141,12 @@ class TcpStream:
     def abort(self) -> None:
         transport = self._protocol.transport
         raw = transport.get_extra_info("socket")
-        if raw is not None and not transport.is_closing():  # a reset: the peer must not take this for a clean end
+        if raw is not None and not transport.is_closing():  # a reset, so that the peer does not take this for a clean end
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport.abort()
 
     def finish(self) -> None:
-        """Like close, without waiting for it."""
+        """Like close, but does not wait for it."""
         self._protocol.transport.close()
 
     def trust(self, body: int | None = None) -> None:
@@ -154,7 +154,7 @@ class TcpStream:
 
 
 class _Accepted:
-    """Runs the handler of each accepted stream, and holds on to it."""
+    """Runs the handler of each accepted stream, and keeps a reference to it."""
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
@@ -196,7 +196,7 @@ def _tls_limits(context: ssl.SSLContext | None) -> dict[str, Any]:
 
 
 async def listen(host: str, port: int, handler: Handler, context: ssl.SSLContext | None = None) -> TcpListener:
-    """Serves each accepted stream by `handler`, over TLS with a context. Raises ConfigError where the address cannot be had."""
+    """Serves each accepted stream with `handler`, over TLS if there is a context. Raises ConfigError if the address cannot be used."""
     accepted = _Accepted(handler)
     bound = await asyncio.to_thread(listening_socket, host, port)
     server = await asyncio.get_running_loop().create_server(lambda: _Protocol(accepted), sock=bound, ssl=context, **_tls_limits(context))
@@ -204,7 +204,7 @@ async def listen(host: str, port: int, handler: Handler, context: ssl.SSLContext
 
 
 async def connect(host: str, port: int, timeout: float, context: ssl.SSLContext | None = None, server_name: str | None = None) -> TcpStream:
-    """With a context over TLS, to whoever has a certificate for `server_name`. Raises ConnectionError, TimeoutError."""
+    """Connects, with a context over TLS, to a peer whose certificate is for `server_name`. Raises ConnectionError, TimeoutError."""
     where = join_host_port(host, port)
     try:
         async with asyncio.timeout(timeout):

@@ -56,7 +56,7 @@ def encode(codec: WireCodec, x: Floats) -> memoryview:
 
 
 def decode(codec: WireCodec, body: bytes | bytearray | memoryview, rows: int, width: int) -> Floats:
-    """Raises RemoteProtocolError where the body has another size. raw is a view onto it, not a copy."""
+    """Raises RemoteProtocolError if the body has the wrong size. For raw, the result is a view of the body, not a copy."""
     data = np.frombuffer(body, np.uint8)
     if len(data) != encoded_bytes(codec, rows, width):
         raise RemoteProtocolError(f"{len(data)} bytes are not {rows} rows of {width} values in {codec.name.lower()}")

@@ -6,8 +6,8 @@
     16 step u64
     24 body length u64
 
-Each side refuses what it cannot mean: a lying length, an unknown kind, another version. A stream on which that happened is
-aborted and never read again.
+Each side refuses invalid frames: a wrong length, an unknown kind, another version. The stream is then aborted and never read
+again.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Frame:
         return HEADER.size + len(self.meta) + memoryview(self.body).nbytes
 
     def buffers(self) -> list[bytes | bytearray | memoryview]:
-        """What goes onto the wire, in order, the body uncopied. Raises LocalProtocolError beyond the limits."""
+        """What goes onto the wire, in order; the body is not copied. Raises LocalProtocolError beyond the limits."""
         body = memoryview(self.body).cast("B") if memoryview(self.body).nbytes else memoryview(b"")
         if len(self.meta) > MAX_META or body.nbytes > MAX_BODY:
             raise LocalProtocolError(f"a frame of {len(self.meta)} + {body.nbytes} bytes is over the limits {MAX_META} + {MAX_BODY}")
@@ -88,9 +88,9 @@ class Frame:
 
 @dataclass
 class FrameDecoder:
-    """Reads a stream: `get_buffer` says where the next bytes go, `received` how many came and which frames that completes.
+    """Reads a stream: `get_buffer` says where the next bytes go; `received` takes their number and returns the frames that they complete.
 
-    Small frames are taken out of a staging buffer; a large body is received straight into its own memory.
+    Small frames are taken from a staging buffer; a large body is received straight into its own memory.
     """
 
     max_meta: int = MAX_META
@@ -99,26 +99,26 @@ class FrameDecoder:
     _filled: int = 0
     _taken: int = 0
     _header: tuple[int, ...] | None = None
-    _rest: bytearray | None = None  # metadata and body of a frame that does not fit the staging buffer
+    _rest: bytearray | None = None  # metadata and body of a frame that does not fit in the staging buffer
     _have: int = 0
     _broken: bool = False
 
     @property
     def mid_frame(self) -> bool:
-        """Whether an end of the stream now would cut a frame."""
+        """Whether the stream would be cut inside a frame if it ended now."""
         return self._header is not None or self._filled > self._taken
 
     def get_buffer(self) -> memoryview:
         if self._rest is not None:
             return memoryview(self._rest)[self._have :]
-        if self._taken:  # what is left is less than a frame: move it to the front
+        if self._taken:  # the rest is less than a frame: move it to the front
             left = self._filled - self._taken
             self._staging[:left] = self._staging[self._taken : self._filled]
             self._filled, self._taken = left, 0
         return memoryview(self._staging)[self._filled :]
 
     def received(self, count: int) -> list[Frame]:
-        """Raises RemoteProtocolError, VersionMismatch; the stream is then of no use any more."""
+        """Raises RemoteProtocolError, VersionMismatch; after that, the stream must not be used."""
         if self._broken:
             raise LocalProtocolError("reading after the stream broke")
         frames: list[Frame] = []

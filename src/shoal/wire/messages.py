@@ -14,26 +14,26 @@ class Hello(msgspec.Struct, frozen=True):
     """The first frame of each side: its sender, and the link and route that it is for."""
 
     version: str
-    """Of the package. Both ends must be the same."""
+    """Version of the package. Both ends must have the same."""
     cluster: str
     node: str
     stage: int
-    """The stage that the connecting side feeds; the number of stages where that is the head."""
+    """The stage that the connecting side feeds; the number of stages if it feeds the head."""
 
 
 class Step(msgspec.Struct, frozen=True, array_like=True):
     plan: msgspec.Raw
-    """A StepPlan as the head encoded it; stages pass it on untouched."""
+    """A StepPlan as the head encoded it; stages pass it on unchanged."""
     traces: list[StageTrace]
     missing: list[int] = []
     """See StepResult."""
 
 
 class Fetch(msgspec.Struct, frozen=True, array_like=True):
-    """Asks for a part of a file. The answer is FETCH frames, each with the offset of its body as its step."""
+    """Asks for a part of a file. The answer is FETCH frames, each with the offset of its body as its step number."""
 
     sha256: str
-    """Which file: what it holds, never where it lies."""
+    """Identifies the file by its contents, never by its path."""
     offset: int
     length: int
 

@@ -1,1 +1,1 @@
-"""From a request's job to the text of its answer, and the answers under way."""
+"""From a request's job to the text of its answer, and the unfinished answers."""

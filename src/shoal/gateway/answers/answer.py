@@ -21,12 +21,12 @@ class _Choice:
     text: TextStream
     chunks: int = 0
     held: list[TokenChunk] = field(default_factory=list[TokenChunk])
-    """Tokens whose text is not out yet."""
+    """Tokens whose text has not been returned yet."""
     begun: bool = False
 
 
 class Answer:
-    """One HTTP request under way. Its pieces gather whether or not somebody reads them, and can be read again."""
+    """The answer to one HTTP request. Its pieces are collected whether or not anybody reads them, and can be read again."""
 
     def __init__(
         self,
@@ -39,21 +39,21 @@ class Answer:
         said: int = 0,
         ended: Callable[[Answer], Awaitable[None]] | None = None,
     ) -> None:
-        """caller: whom its tokens are counted for, but so many that were said before
+        """caller: its key is charged for the tokens, except the first `said` ones, which were counted before
 
-        resumed: the streams begin with what was said elsewhere, or before the engine was started anew
-        ended: awaited when all is said, or the engine failed, before readers are told
+        resumed: the streams begin with what was sampled elsewhere, or before the engine restarted
+        ended: awaited when everything is sampled, or the engine failed, before readers are told
         """
         self.job = job
         self.usage = Usage(job.prompt_tokens)
         self.pieces: list[Piece] = []
-        """All choices' news, in the order in which they came."""
+        """The pieces of all choices, in order of arrival."""
         self._engine, self._streams, self._caller = engine, streams, caller or Caller()
         self._said = said
         self._began = perf_counter()
         self._told_first = resumed
         self.error: Exception | None = None
-        """What the engine raised."""
+        """The engine's error."""
         self.over = False
         self._reader: object = None
         self._news = asyncio.Event()
@@ -61,23 +61,23 @@ class Answer:
 
     @property
     def moved(self) -> bool:
-        """Another gateway of this engine has it now."""
+        """Whether another gateway of this engine has taken it over."""
         return isinstance(self.error, TakenOver)
 
     def writer(self) -> Writer:
-        """For one reading."""
+        """A writer for one reading."""
         return self.job.writer(self._engine)
 
     def close(self) -> None:
-        """Cancels what still runs."""
+        """Cancels what is still running."""
         self._task.cancel()
         for stream in self._streams:
             stream.close()
 
     async def read(self) -> AsyncGenerator[Piece]:
-        """All pieces, from the first one on. Raises what the engine raises.
+        """All pieces from the first one on. Raises what the engine raises.
 
-        There is one reader: where another begins this one raises TakenOver.
+        There is only one reader: if another begins, this one raises TakenOver.
         """
         async with aclosing(self.heard()) as heard:
             async for piece in heard:
@@ -85,7 +85,7 @@ class Answer:
                     yield piece
 
     async def heard(self, patience: float = 0) -> AsyncGenerator[Piece | None]:
-        """As `read`; None when there has been nothing for so many seconds, again and again. 0: never."""
+        """Like `read`, but yields None each time nothing has come for `patience` seconds; 0: never."""
         me = self._reader = object()
         self._news.set()
         at = 0
@@ -107,7 +107,7 @@ class Answer:
                     yield None
 
     async def _comes(self, seconds: float) -> bool:
-        """Waits for news; False where none came."""
+        """Waits for news; False if none came."""
         try:
             async with asyncio.timeout(seconds):
                 await self._news.wait()
@@ -120,7 +120,7 @@ class Answer:
             async with asyncio.TaskGroup() as group:
                 for i in range(len(self._streams)):
                     group.create_task(self._follow(i))
-        except* Exception as errors:  # noqa: BLE001 - raised again where the pieces are read
+        except* Exception as errors:  # noqa: BLE001 - raised again when the pieces are read
             self.error = errors.exceptions[0]
             for stream in self._streams:
                 stream.close()
@@ -138,7 +138,7 @@ class Answer:
         counted = False
         due = 0 if request.prompt_logprobs is None else len(request.prompt)
         scores: list[Score] = []
-        waiting: list[Piece] = []  # for the scores, which come later where an answer is taken up again
+        waiting: list[Piece] = []  # for the scores, which come later if an answer is taken up again
         decoder, job = self._engine.tokenizer, self.job
         choices = [_Choice(TextStream(decoder, request.prompt, job.stops, job.markers)) for _ in range(request.n)]
         async for chunk in stream:

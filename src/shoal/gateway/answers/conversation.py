@@ -1,4 +1,4 @@
-"""What a conversation asks of the model, whichever endpoint it came through: messages, tools, and what the answer has to be."""
+"""What a conversation asks of the model, whichever endpoint it came through: messages, tools, and the form of the answer."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from shoal.text.tools import ToolFormat, ToolFunction
 
 MAX_MESSAGES = 2048
 _GOES_ON = "goes_on"
-"""Marks a message that is no whole one; see `gone_on`."""
+"""Marks an incomplete message; see `gone_on`."""
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 Message = dict[str, Any]
-"""As chat templates know messages: `role`, `content`, and where there are any `tool_calls`, `tool_call_id`, `name`, `reasoning_content`. A
-call's `arguments` are an object."""
+"""A message in the form of chat templates: `role`, `content`, and, if there are any, `tool_calls`, `tool_call_id`, `name`,
+`reasoning_content`. A call's `arguments` are an object."""
 
 
 @dataclass(frozen=True)
 class RequestedFunction:
-    """A function that the model may call. where: the field of the body that says so."""
+    """A function that the model may call. where: the field of the body that defines it."""
 
     name: str
     description: str | None
@@ -41,9 +41,9 @@ class RequestedFunction:
     strict: bool
     where: str
     custom: bool = False
-    """Whether it is called with text: that is its argument `input` then."""
+    """Whether it is called with text, which is then its argument `input`."""
     input: str = ""
-    """Lark of that text inside of JSON; empty: any."""
+    """Lark grammar of that text inside JSON; empty: any text."""
 
     def check(self) -> None:
         """Raises InvalidRequest."""
@@ -57,7 +57,7 @@ class RequestedFunction:
 
     @property
     def told(self) -> dict[str, Any]:
-        """As chat templates know tools."""
+        """In the form of chat templates."""
         about = {} if self.description is None else {"description": self.description}
         parameters: dict[str, Any] = {"type": "object", "properties": {}, **(self.parameters or {})}
         return {"type": "function", "function": {"name": self.name, **about, "parameters": parameters}}
@@ -65,7 +65,7 @@ class RequestedFunction:
 
 @dataclass(frozen=True)
 class Tools:
-    """Functions, and which of them may or must be called. allowed: by name; None: all."""
+    """Functions, and which of them may or must be called. allowed: their names; None: all."""
 
     functions: Sequence[RequestedFunction]
     may: bool = True
@@ -91,7 +91,7 @@ class Tools:
 
     @property
     def custom(self) -> tuple[str, ...]:
-        """Names of those that are called with text."""
+        """Names of the tools that are called with text."""
         return tuple(f.name for f in self.functions if f.custom)
 
     @property
@@ -101,7 +101,7 @@ class Tools:
 
 @dataclass(frozen=True)
 class JsonAnswer:
-    """The answer has to be JSON. schema: None: any object. where: the field of the body that says so."""
+    """The answer must be JSON. schema: None: any object. where: the field of the body that says so."""
 
     schema: Mapping[str, Any] | None
     strict: bool
@@ -121,20 +121,20 @@ class JsonAnswer:
 
 @dataclass(frozen=True)
 class Conversation:
-    """What the engine is asked, and how its answer is to be read."""
+    """What the engine is asked, and how to read its answer."""
 
     prompt: list[int]
     grammar: str = ""
     format: AnswerFormat | None = None
-    """None: all of it is content."""
+    """None: everything is content."""
     markers: tuple[int, ...] = ()
-    """Special tokens of that format, which have to be seen."""
+    """Special tokens of that format, which the reader must see."""
 
 
 def converse(
     engine: Engine, messages: Sequence[Message], tools: Tools, answer: JsonAnswer | None, variables: Mapping[str, Any] | None = None
 ) -> Conversation:
-    """variables: what the template is told beside the conversation. Raises InvalidRequest, NotReady."""
+    """variables: given to the template besides the conversation. Raises InvalidRequest, NotReady."""
     tokenizer = engine.tokenizer
     text = rendered(tokenizer, messages, tools, variables=variables)
     prompt = prompt_tokens(engine, text)
@@ -157,12 +157,12 @@ def converse(
 
 
 def _markers(tokenizer: ChatTokenizer, format: AnswerFormat) -> tuple[int, ...]:
-    """Special tokens that have to be seen for an answer to be read."""
+    """Special tokens that must be visible to read an answer."""
     return tuple(sorted(id for text, id in tokenizer.special.items() if text and any(text in part for part in format.written)))
 
 
 def _asked(tokenizer: ChatTokenizer, format: AnswerFormat, tools: Tools | None = None, answer: JsonAnswer | None = None) -> str:
-    """All that a grammar depends on."""
+    """Everything that a grammar depends on, as a cache key."""
     marks = {text: id for text, id in tokenizer.marks.items() if any(text in part for part in format.written)}
     functions = [] if tools is None else [asdict(tool) for tool in tools.callable]
     choice, parallel = "required" if tools is not None and tools.must else "auto", tools is None or tools.parallel
@@ -171,7 +171,8 @@ def _asked(tokenizer: ChatTokenizer, format: AnswerFormat, tools: Tools | None =
 
 @lru_cache(maxsize=32)
 def _held(asked: str) -> tuple[str, Kinds]:
-    """The grammar, and how arguments are read. An agent asks with the same tools again and again, and each of them takes milliseconds."""
+    """The grammar, and how to read arguments. Cached: an agent sends the same tools again and again, and each of them takes
+    milliseconds."""
     told, marks, functions, choice, parallel, answer = json.loads(asked)
     format, schema = msgspec.convert(told, AnswerFormat), None if answer is None else JsonSchema(**answer)
     tools = held_tools([ToolFunction(**function) for function in functions])
@@ -182,7 +183,8 @@ def _held(asked: str) -> tuple[str, Kinds]:
 def rendered(
     tokenizer: ChatTokenizer, messages: Sequence[Message], tools: Tools, answer: bool = True, variables: Mapping[str, Any] | None = None
 ) -> str:
-    """The text that the model reads, for `encode_marked`. answer: up to where its answer begins. Raises InvalidRequest."""
+    """The text that the model reads, for `encode_marked`. answer: whether it includes the opening of the answer. Raises
+    InvalidRequest."""
     if messages and messages[-1].get(_GOES_ON):
         return _going_on(tokenizer, rendered(tokenizer, messages[:-1], tools, variables=variables), messages[-1])
     tools.check()
@@ -197,7 +199,7 @@ def rendered(
 
 
 def _going_on(tokenizer: ChatTokenizer, text: str, message: Message) -> str:
-    """A rendered text, and behind it what the answer goes on from: where a template begins a thought, that is closed first."""
+    """A rendered text followed by the text that the answer continues. If the template opens a thought, the thought is closed first."""
     format = tokenizer.reasoning_format
     if format is not None and format.opened(text):
         text += tokenizer.marked(message.get("reasoning_content", "")) + f"\n{format.end}\n\n"
@@ -205,7 +207,8 @@ def _going_on(tokenizer: ChatTokenizer, text: str, message: Message) -> str:
 
 
 def prompt_tokens(engine: Engine, text: str, param: str = "messages") -> list[int]:
-    """A rendered prompt's tokens; one that is far too long is refused before all of it is tokenised. Raises InvalidRequest, NotReady."""
+    """A rendered prompt's tokens. A prompt that is far too long is refused before all of it is tokenised. Raises
+    InvalidRequest, NotReady."""
     longest = engine.longest()
     tokens = None if engine.tokenizer.exceeds(text, longest) else engine.tokenizer.encode_marked(text)
     if tokens is None or len(tokens) >= longest:
@@ -218,7 +221,7 @@ def prompt_tokens(engine: Engine, text: str, param: str = "messages") -> list[in
 
 @contextmanager
 def blamed(field: str) -> Generator[None]:
-    """What the template's messages are refused for is this field's fault: they are none of the client's own, or not in the same places."""
+    """Blames this field for errors in the template's messages, which are not the client's own or not in the same places."""
     try:
         yield
     except InvalidRequest as error:
@@ -234,7 +237,7 @@ def check_name(name: str, param: str) -> None:
 
 
 def call_arguments(text: str) -> dict[str, Any] | None:
-    """What a call's text says that it is called with; None where that is no JSON object."""
+    """The arguments in a call's text; None if it is not a JSON object."""
     try:
         arguments: Any = json.loads(text or "{}")
     except (ValueError, RecursionError):
@@ -247,19 +250,21 @@ def compact(value: Any) -> str:
 
 
 def call_id(answer: str, choice: int, call: int) -> str:
-    """The same whenever the answer is read."""
+    """The id of a call: the same whenever the answer is read."""
     return "call_" + hashlib.sha256(f"{answer}/{choice}/{call}".encode()).hexdigest()[:24]
 
 
 def gone_on(messages: Sequence[Message]) -> Sequence[Message]:
-    """The same, with the answer going on from the last message where it is the assistant's own text: so Anthropic and Ollama have it."""
+    """The same messages, marked so that the answer continues the last one if it is the assistant's own text, as Anthropic and
+    Ollama do."""
     if not messages or messages[-1]["role"] != "assistant" or messages[-1].get("tool_calls"):
         return messages
     return [*messages[:-1], {**messages[-1], _GOES_ON: True}]
 
 
 def _linked(messages: Sequence[Message], format: ToolFormat | None) -> list[Message]:
-    """Each result with the name of the function that was called. Ids become as short as Mistral's templates want them. Raises InvalidRequest."""
+    """Adds the name of the called function to each result. Shortens ids to the length that Mistral's templates require. Raises
+    InvalidRequest."""
     called: dict[str, str] = {}
     out: list[Message] = []
     for at, message in enumerate(messages):
@@ -279,7 +284,7 @@ def _linked(messages: Sequence[Message], format: ToolFormat | None) -> list[Mess
 
 
 class _Arguments(dict[str, Any]):
-    """An object where a template takes it for one, and its JSON where a template puts it behind a text, as DeepSeek's do."""
+    """An object for templates that expect one, and its JSON for templates that append it to a text, as DeepSeek's do."""
 
     def __str__(self) -> str:
         return json.dumps(self, ensure_ascii=False)
@@ -292,7 +297,7 @@ class _Arguments(dict[str, Any]):
 
 
 def _told(call: dict[str, Any]) -> dict[str, Any]:
-    """A call as templates know it."""
+    """A call in the form of chat templates."""
     function = call["function"]
     return {**call, "id": _short(call["id"]), "function": {**function, "arguments": _Arguments(function["arguments"])}}
 

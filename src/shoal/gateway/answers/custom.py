@@ -1,4 +1,4 @@
-"""Custom tools: they take text, not JSON. To the model such a tool is a function with one argument, `input`."""
+"""Custom tools, which take text instead of JSON. To the model such a tool is a function with one argument, `input`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _ARGUMENTS: dict[str, Any] = {
     "additionalProperties": False,
 }
 _MOST = 64 << 10
-"""Characters of a grammar."""
+"""Most characters of a grammar."""
 _OPENING = re.compile(r'\s*\{\s*"input"\s*:\s*"')
 
 
 def custom_function(name: str, description: str | None, grammar: tuple[Syntax, str] | None, where: str) -> RequestedFunction:
-    """grammar: what its text has to match. where: the field of the body that says so. Raises InvalidRequest."""
+    """grammar: that its text must match. where: the field of the body that defines it. Raises InvalidRequest."""
     if grammar is None:
         return RequestedFunction(name, description, _ARGUMENTS, True, where, custom=True)
     syntax, definition = grammar
@@ -42,19 +42,19 @@ def custom_function(name: str, description: str | None, grammar: tuple[Syntax, s
 
 
 def called_with(text: str) -> dict[str, Any]:
-    """A call's arguments, as chat templates know them."""
+    """A call's arguments, in the form of chat templates."""
     return {"input": text}
 
 
 class Input:
-    """A call's text, out of its arguments as they come."""
+    """Reads a call's text from its arguments as they arrive."""
 
     def __init__(self) -> None:
         self._held = ""
         self._inside = self._over = False
 
     def push(self, arguments: str) -> str:
-        """What is certain of it now."""
+        """What is certain of the text now."""
         self._held += arguments
         if not self._inside:
             opening = _OPENING.match(self._held)
@@ -67,7 +67,7 @@ class Input:
         return "".join(out)
 
     def _next(self) -> str:
-        """The next characters; '' where they are not there yet, or where it ends."""
+        """The next characters; '' if they have not arrived yet, or at the end."""
         plain = re.match(r'[^"\\]+', self._held)
         if plain is not None:
             self._held = self._held[plain.end() :]
@@ -85,4 +85,4 @@ class Input:
         try:
             return str(json.loads(f'"{escape}"')).encode(errors="replace").decode()
         except ValueError:
-            return escape  # no JSON: a model without a grammar wrote it
+            return escape  # not JSON: a model without a grammar wrote it

@@ -1,12 +1,13 @@
-"""An answer as server-sent events, from wherever its reader got to.
+"""An answer as server-sent events, from any position that its reader has reached.
 
-An event's id says how far the answer is with it: the tokens of each choice, joined by dots. So the same cut through the answer has the
-same id whenever it is made, however the choices' tokens came in between each other: after a restart, too, that sampled some of them
-anew. An answer of one choice simply counts. After the last token the usage counts as one more of the last choice, and [DONE] as another.
-Where an endpoint counts its events itself, their numbers are the ids. The event of an error has none, and nothing follows it.
+An event's id says how far it is into the answer: the number of tokens of each choice, joined by dots. So the same cut through
+the answer always has the same id, however the choices' tokens were interleaved, even after a restart that sampled some of them
+anew. For an answer of one choice it is a simple count. After the last token, the usage counts as one more of the last choice,
+and [DONE] as another. If an endpoint numbers its events itself, those numbers are the ids. The event of an error has no id, and
+nothing follows it.
 
-While a prompt is computed, or a stream waits for a node, there is nothing to say, and clients give up on a connection that says nothing
-(Node's fetch after 300 s). So a line comes then, every few seconds, that no reader takes for an event.
+While a prompt is computed, or a stream waits for a node, there is nothing to send, and clients give up on a silent connection
+(Node's fetch after 300 s). So every few seconds a line is sent that no reader takes for an event.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ _NUMBER = re.compile(r"[0-9]{1,9}")
 Position = list[int]
 
 PING = Event("")
-"""Stands for what a job's stream says when there is nothing to say."""
+"""Stands for the line that a job's stream sends when there is nothing to say."""
 
 
 def position(text: str | None, choices: int) -> Position | None:
-    """What Last-Event-ID says; None where it says nothing. Raises InvalidRequest."""
+    """The position in Last-Event-ID; None if it is empty. Raises InvalidRequest."""
     if not text:
         return None
     parts = text.split(".")
@@ -54,7 +55,7 @@ def _id(at: Position) -> bytes:
 async def told(
     answer: Answer, writer: Writer, after: Position | None = None, patience: float = 0
 ) -> AsyncGenerator[tuple[Position | None, Event]]:
-    """The events after a position, each with its own. An error is an event too, without one.
+    """The events after a position, each with its own position. An error is an event too, without a position.
 
     patience: seconds of silence after which there is a PING; 0: none
     """
@@ -63,7 +64,7 @@ async def told(
     at, last = list(seen), 0
 
     def shown(written: Sequence[Event], new: bool) -> list[tuple[Position | None, Event]]:
-        """new: of events that are not counted."""
+        """new: whether to keep events that have no number."""
         kept = [e for e in written if (new if e.number is None else after is None or e.number > after[0])]
         return [(at if e.number is None else [e.number], e) for e in kept]
 
@@ -94,7 +95,7 @@ async def told(
 
 
 async def events(answer: Answer, writer: Writer, after: Position | None = None, patience: float = 0) -> AsyncGenerator[bytes]:
-    """As they are sent. patience: seconds of silence after which something is said; 0: nothing is."""
+    """The events as bytes to send. patience: seconds of silence after which a line is sent; 0: never."""
     async with aclosing(told(answer, writer, after, patience)) as all:
         async for at, event in all:
             if event is PING:

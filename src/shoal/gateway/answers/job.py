@@ -1,4 +1,4 @@
-"""What one HTTP request asks the engine for, and how its answer is to be written."""
+"""What one HTTP request asks of the engine, and how to write its answer."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from shoal.text.answer_format import AnswerFormat
 
 _MAX_STOPS, _MAX_STOP_LENGTH = 4, 256
 MANY_STOPS = 64
-"""Stop strings that are possible where an API names no bound."""
+"""Most stop strings if an API sets no limit."""
 CHOSEN = {"X-Request-Id": {"type": "string", "pattern": f"^{ID.pattern}$"}}
 """The header in which a client chooses an id."""
 _TIERS = {"priority": Priority.URGENT, "fast": Priority.URGENT, "flex": Priority.FLEX, "batch": Priority.BATCH}
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """A request per prompt, and what they have in common. Each endpoint has its kind, which knows how it is answered."""
+    """One engine request per prompt, and what they have in common. Each endpoint has its own kind, which knows how it is answered."""
 
     id: str
     requests: tuple[Request, ...]
@@ -38,23 +38,23 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool = False
     include_usage: bool = False
     format: AnswerFormat | None = None
-    """How the answer writes reasoning and calls, where it may have any."""
+    """How the answer writes reasoning and calls, if it may have any."""
     markers: tuple[int, ...] = ()
-    """Special tokens that are text in these answers."""
+    """Special tokens that count as text in these answers."""
     named: bool = False
-    """The client chose the id, and so may come back for the answer."""
+    """Whether the client chose the id, and so may come back for the answer."""
     owner: KeyId = KeyId("")
-    """Whose key asked; nobody else reads the answer."""
+    """The key that asked; nobody else may read the answer."""
 
     ping: ClassVar[bytes] = b": nothing new yet\n"
-    """What an event stream says when it has had nothing to say for a while: a comment, which readers skip, unless the endpoint has its own.
+    """What an event stream sends after some time without news: a comment, which readers skip, unless the endpoint has its own line.
 
-    No empty line follows: the openai package for Python would take it, after an event with an id, for the end of one without data.
+    No empty line follows it: after an event with an id, the openai package for Python would take it for the end of an event without data.
     """
 
     @abstractmethod
     def writer(self, engine: Engine) -> Writer:
-        """A fresh one: it remembers what it has written."""
+        """A fresh writer: it remembers what it has written."""
 
     @property
     def choices(self) -> int:
@@ -62,22 +62,22 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def note(self) -> bytes:
-        """All but the requests, for `kinds.recalled`."""
+        """Everything except the requests, for `kinds.recalled`."""
         return msgspec.msgpack.encode(msgspec.structs.replace(self, requests=()))
 
     def of(self, owner: KeyId, first: Priority) -> Self:
-        """The same as its owner's, in no class before `first`."""
+        """The same job for that owner, in no class above `first`."""
         requests = tuple(msgspec.structs.replace(r, priority=max(r.priority, first)) for r in self.requests)
         return msgspec.structs.replace(self, owner=owner, requests=requests)
 
     @property
     def service_tier(self) -> str:
-        """As OpenAI's API names what the requests are served with: it has nothing below 'flex'."""
+        """The OpenAI name of the class that serves the requests; OpenAI has nothing below 'flex'."""
         return {Priority.URGENT: "priority", Priority.NORMAL: "default"}.get(self.requests[0].priority, "flex")
 
     @property
     def outlives(self) -> bool:
-        """Whether it outlives the engine. Whoever works a batch off asks again, unless it named its request."""
+        """Whether the answer outlives the engine. A batch runner asks again, unless it named its request."""
         return self.named or any(request.priority is not Priority.BATCH for request in self.requests)
 
     @property
@@ -90,7 +90,7 @@ class _Owned(msgspec.Struct):
 
 
 def owner_of(note: bytes) -> KeyId:
-    """Whose key asked, from a job's note; nobody's where that is none of this version's."""
+    """The key that asked, from a job's note; no key if the note is not of this version."""
     try:
         return msgspec.msgpack.decode(note, type=_Owned).owner
     except msgspec.MsgspecError:
@@ -122,11 +122,11 @@ def common(
 ) -> dict[str, Any]:
     """The fields of a job of any kind.
 
-    prefix: what ids begin with that no client chose
-    max_tokens: of each choice; None: all that fit behind the prompt
+    prefix: of ids that no client chose
+    max_tokens: of each choice; None: as many as fit after the prompt
     logprobs: None: none; else how many alternatives
     limited_by: the field that max_tokens came in
-    grammar: what every choice has to match
+    grammar: that every choice must match
     prompt_logprobs: None: none; else how many alternatives of each of the prompts' tokens; max_tokens may then be 0
     most_stops: stop strings that the API allows
 

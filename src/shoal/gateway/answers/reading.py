@@ -1,4 +1,4 @@
-"""What the choices of an answer think, say and call: one reading of it, for a writer of whichever endpoint."""
+"""Reads what the choices of an answer think, say and call, for the writers of all endpoints."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from shoal.text.deltas import Delta, PlainParser
 
 
 class Reading:
-    """It is given every piece of every choice, in order."""
+    """Takes every piece of every choice, in order."""
 
     def __init__(self, format: AnswerFormat | None, choices: int) -> None:
-        """format: None: all is content."""
+        """format: None: everything is content."""
         self.plain = format is None
         self._parsers = [PlainParser() if format is None else format.parser() for _ in range(choices)]
         self._thought = 0
         self._doubtful = [0] * choices
-        """Tokens of which it is not certain yet what they are."""
+        """Tokens whose kind is not certain yet."""
 
     def deltas(self, piece: Piece) -> list[Delta]:
-        """What is certain with this piece."""
+        """What has become certain with this piece."""
         parser = self._parsers[piece.choice]
         before = parser.thinking
         out = parser.push(piece.text)
@@ -34,15 +34,15 @@ class Reading:
         return out if piece.finish is None else [*out, *parser.finish()]
 
     def called(self, choice: int) -> bool:
-        """Whether a choice has come to complete calls."""
+        """Whether a choice has completed any calls."""
         return self._parsers[choice].complete
 
     def finish(self, piece: Piece) -> str | None:
-        """Why its choice is over with this piece, as chat says it; after `deltas`."""
+        """Why its choice ends with this piece, in the terms of the chat API; call it after `deltas`."""
         if piece.finish is FinishReason.STOP and self.called(piece.choice):
             return "tool_calls"
         return None if piece.finish is None else str(piece.finish)
 
     def usage(self, usage: Usage) -> Usage:
-        """With the tokens of reasoning that were read."""
+        """Adds the count of reasoning tokens."""
         return replace(usage, reasoning=self._thought)

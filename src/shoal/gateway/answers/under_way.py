@@ -1,4 +1,4 @@
-"""The answers under way, and those that a client may come back for."""
+"""The unfinished answers, and those that a client may come back for."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ log = structlog.get_logger()
 
 
 class Watcher(Protocol):
-    """Who wants to know how answers begin and end."""
+    """Is told how answers begin and end."""
 
     async def begun(self, job: Job) -> None:
-        """Before it is submitted. Raises ShoalError where it must not be."""
+        """Called before it is submitted. Raises ShoalError if it must not begin."""
         ...
 
     async def moved(self, job: Job) -> None:
-        """It was begun elsewhere, or before the engine was started anew, and runs here now."""
+        """It was begun elsewhere, or before the engine restarted, and now runs here."""
         ...
 
     async def ended(self, answer: Answer) -> None:
-        """All is said, or the engine failed; readers are told when this returns."""
+        """Everything is sampled, or the engine failed; readers are told when this returns."""
         ...
 
     async def dropped(self, job: Job) -> None:
@@ -41,7 +41,7 @@ class Watcher(Protocol):
 
 
 class Answers:
-    """An answer is dropped, and what runs for it ended, when its reader leaves; where the client named it, some time after that."""
+    """When its reader leaves, an answer is dropped and what runs for it is ended; if the client named it, some time later."""
 
     def __init__(
         self,
@@ -51,11 +51,11 @@ class Answers:
         caller_of: Callable[[KeyId], Caller] = lambda owner: Caller(),
         patience: float = 0,
     ) -> None:
-        """Takes up what an engine before this one was about; where there is such a thing an event loop has to run.
+        """Takes up the answers that a previous engine left; if there are any, an event loop must be running.
 
-        recalled: the job of an answer that began elsewhere, by its note and its requests; raises msgspec.MsgspecError
-        caller_of: whom the tokens of an answer are counted for that is taken up
-        patience: seconds of silence after which an event stream says that it lives; 0: never
+        recalled: the job of an answer that began elsewhere, from its note and its requests; raises msgspec.MsgspecError
+        caller_of: the caller to charge for the tokens of an answer that is taken up
+        patience: seconds of silence after which an event stream shows that it is alive; 0: never
         """
         self.patience = patience
         self._engine, self._recalled, self._watcher, self._caller_of = engine, recalled, watcher, caller_of
@@ -70,7 +70,7 @@ class Answers:
             self._take_up(resumed)
 
     async def begin(self, job: Job) -> Answer:
-        """Submits before anything is answered, so that a refusal is known. Its reader is expected.
+        """Submits the job before anything is answered, so that a refusal is known. Counts its reader as present.
 
         Raises IdTaken and what the engine raises.
         """
@@ -102,7 +102,7 @@ class Answers:
             raise
 
     async def find(self, id: str) -> Answer:
-        """One of the caller's own under way, here or with another gateway of this engine. Raises UnknownAnswer."""
+        """An unfinished answer of the caller, here or at another gateway of this engine. Raises UnknownAnswer."""
         caller = CALLER.get()
         answer = self._here(id)
         if answer is None and (resumed := await self._engine.find(id, caller.id)) is not None:
@@ -119,7 +119,7 @@ class Answers:
         return answer
 
     def _take_up(self, resumed: Resumed) -> Answer | None:
-        """It waits for a reader. None where it cannot be understood."""
+        """Takes up an answer, which then waits for a reader. None if its note cannot be understood."""
         try:
             job = self._recalled(resumed.note, resumed.requests)
         except msgspec.MsgspecError as error:
@@ -136,7 +136,7 @@ class Answers:
         return answer
 
     def __contains__(self, id: object) -> bool:
-        """Whether there is an answer of that id."""
+        """Whether there is an answer with that id."""
         return id in self._answers
 
     def enter(self, answer: Answer) -> None:

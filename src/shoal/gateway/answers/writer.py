@@ -1,4 +1,4 @@
-"""Writers of answers: the seam between sampled tokens and the format of an endpoint."""
+"""Writers of answers: the interface between sampled tokens and an endpoint's format."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from shoal.request import FinishReason, Score, TokenChunk
 
 @dataclass
 class Piece:
-    """News of one choice: text, maybe with the tokens that it came from, maybe the end."""
+    """News of one choice: text, possibly with the tokens that it came from, possibly the end."""
 
     choice: int
     text: str
     chunks: list[TokenChunk]
     finish: FinishReason | None
     upto: int
-    """Tokens of the choice up to here, an end without a token counted as one: the same for the same piece, whenever it is made."""
+    """Tokens of the choice up to here; an end without a token counts as one. A piece has the same number whenever it is produced."""
     scores: tuple[Score, ...] = ()
-    """Of the prompt's tokens, with a choice's first piece where they were asked for."""
+    """Of the prompt's tokens, with a choice's first piece if they were requested."""
     stop: str = ""
-    """The stop string that ended the choice; empty: it ended otherwise, or has not."""
+    """The stop string that ended the choice; empty if it ended otherwise, or has not ended."""
 
 
 @dataclass
@@ -32,13 +32,13 @@ class Usage:
     completion: int = 0
     cached: int = 0
     reasoning: int = 0
-    """Of the completion."""
+    """Tokens of the completion."""
     waited: float = 0.0
-    """Seconds until the first token, from when the request was taken on here."""
+    """Seconds from acceptance of the request here to the first token."""
     took: float = 0.0
-    """Seconds until the last one so far."""
+    """Seconds to the latest token."""
     ended: int | None = None
-    """Seconds since 1970, when all was said."""
+    """When everything was sampled, in seconds since 1970."""
 
     def wire(self) -> dict[str, Any]:
         return {
@@ -57,33 +57,33 @@ class Usage:
 
 @dataclass(frozen=True)
 class Event:
-    """A server-sent event. name: its `event:` line, where it has one."""
+    """A server-sent event. name: its `event:` line, if it has one."""
 
     data: dict[str, Any] | str
     name: str = ""
     number: int | None = None
-    """Its place in the stream, from 0 on, where the endpoint counts its events itself."""
+    """Its place in the stream, from 0 on, if the endpoint numbers its events itself."""
 
 
 class Writer(Protocol):
-    """One reading of one answer. It is given every piece in order, also those that its reader has seen before."""
+    """One reading of one answer. It is given every piece in order, including those that its reader has seen before."""
 
     def opening(self) -> Sequence[Event]:
-        """What a stream begins with."""
+        """The beginning of a stream."""
         ...
 
     def piece(self, piece: Piece) -> Sequence[Event]:
-        """At most one event where a reader may go on in the middle of the stream, unless events are counted."""
+        """At most one event if a reader may resume in the middle of the stream, unless events are numbered."""
         ...
 
     def ending(self, usage: Usage) -> Sequence[Event]:
-        """What a stream that came to its end ends with."""
+        """The end of a complete stream."""
         ...
 
     def failed(self, what: Fault) -> Sequence[Event]:
-        """What a stream ends with that breaks off."""
+        """The end of a stream that breaks off."""
         ...
 
     def whole(self, pieces: Sequence[Piece], usage: Usage) -> dict[str, Any]:
-        """The answer that is not streamed."""
+        """The answer without streaming."""
         ...

@@ -1,1 +1,1 @@
-"""Who asks, and how much: keys, limits, and the gate before a request's body is read."""
+"""Who sends requests, and how many: keys, limits, and the gate before a request's body is read."""

@@ -1,4 +1,4 @@
-"""The caller of a request, for any code in the gateway: carried by a context variable, through tasks and threads."""
+"""The caller of a request, for any code in the gateway: carried in a context variable, through tasks and threads."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from shoal.request import Priority
 
 @dataclass(frozen=True)
 class Caller:
-    """key: None where the API asks for none. limiter: None: nothing limits it."""
+    """key: None if the API requires none. limiter: None: no limits."""
 
     keyring: Keyring | None = None
     limiter: Limiter | None = None
     key: ApiKey | None = None
     floor: Priority = Priority.URGENT
-    """The first class that it wants, whatever the key allows."""
+    """The highest class that it wants, whatever the key allows."""
 
     @property
     def id(self) -> KeyId:
@@ -27,11 +27,11 @@ class Caller:
 
     @property
     def priority(self) -> Priority:
-        """The first class that its requests may have."""
+        """The highest class that its requests may have."""
         return self.floor if self.key is None else max(self.floor, self.key.priority)
 
     async def enter(self) -> Allowance:
-        """A request that asks the model begins; `leave` has to follow. Raises RateLimited."""
+        """A request to the model begins; `leave` must follow. Raises RateLimited."""
         if self.key is None:
             return Allowance()
         allowance = Allowance() if self.limiter is None else await self.limiter.enter(self.key.id, self.key.limits)
@@ -44,7 +44,7 @@ class Caller:
             self.limiter.leave(self.key.id)
 
     def spend(self, *, prompt: int = 0, completion: int = 0) -> None:
-        """Tokens of a prompt that was accepted, or sampled for an answer."""
+        """Counts tokens of an accepted prompt, or sampled for an answer."""
         if self.key is None:
             return
         if self.keyring is not None:

@@ -1,4 +1,4 @@
-"""What is decided about a request before its body is read: whether it is too large, whose it is, and whether it comes too often."""
+"""Checks of a request before its body is read: its size, its key, and its rate."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from shoal.request import Priority
 
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32 << 10
-"""Of all of a request's headers."""
+"""Limit for all of a request's headers."""
 MAX_TARGET = 8 << 10
-"""Bytes of path and query."""
+"""Limit for the bytes of path and query."""
 
 _OPEN = frozenset({"/", "/health", "/health/live", "/health/ready", "/openapi.json"})
-"""Paths that need no key. All others do, those too that are not there."""
+"""Paths that need no key. All others do, even those that do not exist."""
 
 
 HEADERS = {"X-Priority": {"enum": [priority.name.lower() for priority in Priority]}}
-"""What is read of a request's headers, beside the key."""
+"""The request headers that are read, besides the key."""
 
 
 def asks_key(path: str) -> bool:
-    """Whether a key is asked for, where there are any."""
+    """Whether the path needs a key, if there are any keys."""
     return path not in _OPEN
 
 
 def refusals(method: str, path: str) -> list[int]:
-    """Statuses that come from here."""
+    """Statuses that the gate may return."""
     sizes = [414, 431]
     if not asks_key(path):
         return sizes
@@ -64,7 +64,7 @@ class Gate:
             caller = self._caller(headers)
             if not scope["path"].startswith("/v1/") and scope.get("method") != "POST":
                 return await self._let_in(caller, scope, receive, send)
-            if scope["type"] == "websocket":  # what it asks is counted request by request, by its endpoint
+            if scope["type"] == "websocket":  # its endpoint counts its requests one by one
                 self._in_flight.check()
                 return await self._let_in(caller, scope, receive, send)
             with self._in_flight.passing() as passage:
@@ -97,10 +97,10 @@ class Gate:
         return Caller(floor=floor)
 
     def _welcome(self, origin: str) -> bool:
-        """Whether a page may ask an API of this machine that asks for no key.
+        """Whether a web page may use an API of this machine that requires no key.
 
-        A browser sends some requests without asking the server first, and takes a name that points to this machine (DNS rebinding)
-        for the page's own; but it says which page asks.
+        A browser sends some requests without asking the server first, and treats a name that points to this machine (DNS
+        rebinding) as the page's own; but it says which page sends the request.
         """
         allowed = self._settings.origins
         try:
@@ -120,7 +120,7 @@ def _check_size(scope: Scope) -> None:
 
 
 def _floor(name: str | None) -> Priority:
-    """What X-Priority asks for: it gives others the right of way, and never takes it. Raises InvalidRequest."""
+    """The class in X-Priority: it can only lower a request's priority, never raise it. Raises InvalidRequest."""
     if name is None:
         return Priority.URGENT
     if name.upper() not in Priority.__members__:
@@ -129,7 +129,7 @@ def _floor(name: str | None) -> Priority:
 
 
 def _token(headers: Headers) -> str | None:
-    """Where both ways of sending one are used, the more common one counts."""
+    """The key. If both ways of sending one are used, the more common one counts."""
     given = headers.getlist("authorization")
     if not given:
         return headers.get("x-api-key")
@@ -138,7 +138,7 @@ def _token(headers: Headers) -> str | None:
 
 
 def _beginning(passage: Passage, receive: Receive) -> Receive:
-    """The request begins when its body is there."""
+    """Counts the request as begun when its body is complete."""
 
     async def hear() -> Message:
         message = await receive()
@@ -150,7 +150,7 @@ def _beginning(passage: Passage, receive: Receive) -> Receive:
 
 
 def _telling(allowance: Allowance, send: Send) -> Send:
-    """Adds what is left of the key's limits to the response's headers, as OpenAI does."""
+    """Adds the rest of the key's limits to the response's headers, as OpenAI does."""
     budgets = {"requests": allowance.requests, "tokens": allowance.tokens}
     extra = {name: value for what, budget in budgets.items() if budget is not None for name, value in _headers(what, budget).items()}
     if not extra:
@@ -173,7 +173,7 @@ def _headers(what: str, budget: Budget) -> dict[str, str]:
 
 
 def _duration(seconds: float) -> str:
-    """As OpenAI writes it: 120ms, 7.2s, 6m0s."""
+    """In OpenAI's form: 120ms, 7.2s, 6m0s."""
     if seconds < 1:
         return f"{round(seconds * 1000)}ms"
     minutes, seconds = divmod(round(seconds, 1), 60)

@@ -13,7 +13,7 @@ import msgspec
 from shoal.request import Priority
 
 KeyId = NewType("KeyId", str)
-"""Names a key openly, in listings and as the owner of answers; empty where the API asks for none."""
+"""A key's public id, in listings and as the owner of answers; empty if the API requires no key."""
 
 _TOKEN = re.compile(r"sk-shoal-([0-9a-f]{12})-([A-Za-z0-9_-]{43})")
 
@@ -45,7 +45,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     last_used: int | None = None
     limits: KeyLimits = UNLIMITED
     priority: Priority = Priority.URGENT
-    """The first class that its requests may have; they get this one where they ask for more."""
+    """The highest class that its requests may have; if they ask for a higher one, they get this one."""
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -58,12 +58,12 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def mint() -> tuple[KeyId, str, bytes]:
-    """A new key's id, the token that its holder sends, and what is kept of it."""
+    """A new key's id, the token that its holder sends, and the digest that is kept."""
     id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
     return KeyId(id), f"sk-shoal-{id}-{secret}", hashlib.sha256(secret.encode()).digest()
 
 
 def parted(token: str) -> tuple[KeyId, bytes] | None:
-    """A token's id and secret; None for what is no token."""
+    """A token's id and secret; None if it is not a token."""
     match = _TOKEN.fullmatch(token)
     return None if match is None else (KeyId(match[1]), match[2].encode())

@@ -1,4 +1,4 @@
-"""The API's keys in one SQLite file: made by the command line, read by running servers, which count what each is used for."""
+"""The API's keys in one SQLite file: created by the command line, read by running servers, which record the use of each key."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CREATE TABLE IF NOT EXISTS keys (
 
 @dataclass
 class Use:
-    """What a key was used for since it was last written down."""
+    """A key's use since it was last written."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -38,14 +38,14 @@ class Use:
 
 class KeyStore:
     def __init__(self, folder: Path) -> None:
-        """The file appears with the first key."""
+        """The file is created with the first key."""
         self.path = folder / "keys.sqlite"
         self._reader: sqlite3.Connection | None = None
 
     def create(
         self, name: str, now: float, limits: KeyLimits = UNLIMITED, expires: float | None = None, priority: Priority = Priority.URGENT
     ) -> tuple[ApiKey, str]:
-        """A new key and its token, which is nowhere else. Raises ConfigError where a good key has the name."""
+        """A new key and its token, which is stored nowhere else. Raises ConfigError if a valid key has the name."""
         if not 1 <= len(name) <= 100 or not name.isprintable():
             raise ConfigError("a key's name has 1 to 100 printable characters")
         self._make()
@@ -70,14 +70,14 @@ class KeyStore:
         return key, token
 
     def all(self) -> list[ApiKey]:
-        """The revoked ones too, the oldest first."""
+        """All keys, including revoked ones, oldest first."""
         if not self.path.exists():
             return []
         with self._open() as file:
             return _read(file)
 
     def revoke(self, name: str, now: float) -> ApiKey:
-        """By name or id. Raises ConfigError where there is no such key that is not revoked yet."""
+        """By name or id. Raises ConfigError if there is no such key, or it is already revoked."""
         found = [key for key in self.all() if name in (key.name, key.id) and key.revoked is None]
         if not found:
             raise ConfigError(f"there is no key {name}, or it is already revoked; see `shoal keys list`")
@@ -86,7 +86,7 @@ class KeyStore:
         return found[-1]
 
     def add(self, uses: Mapping[KeyId, Use]) -> None:
-        """Writes down what keys were used for."""
+        """Adds to the recorded use of keys."""
         rows = [(use.requests, use.prompt_tokens, use.completion_tokens, int(use.last), id) for id, use in uses.items()]
         with self._writing() as file:
             file.executemany(
@@ -96,7 +96,7 @@ class KeyStore:
             )
 
     def version(self) -> int:
-        """Another number whenever another connection has written since; cheap. 0: there is no file."""
+        """A number that changes whenever another connection has written; cheap. 0: there is no file."""
         if self._reader is None:
             if not self.path.exists():
                 return 0
@@ -151,7 +151,7 @@ class KeyStore:
 
     @contextmanager
     def _writing(self) -> Generator[sqlite3.Connection]:
-        """One transaction, which keeps others from writing."""
+        """One transaction, which blocks other writers."""
         with self._open() as file, file:
             file.execute("BEGIN IMMEDIATE")
             yield file

@@ -1,4 +1,4 @@
-"""The keys as a running server knows them: who is let in, and what each has used."""
+"""The keys as a running server knows them: who is admitted, and what each has used."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from shoal.gateway.auth.key_store import KeyStore, Use
 log = structlog.get_logger()
 
 REFRESH = 0.5
-"""Seconds between looks at whether keys were made or revoked."""
+"""Seconds between checks whether keys were created or revoked."""
 FLUSH = 1.0
-"""Seconds between writing down what keys were used for: what a crash may lose."""
+"""Seconds between writes of the keys' use: what a crash may lose."""
 
 
 class Keyring:
-    """Once there is a key every request needs one, also when the last one is revoked: that never opens anything."""
+    """Once there is a key, every request needs one, even after the last key is revoked: revoking a key never opens the API."""
 
     def __init__(self, folder: Path | None, now: Callable[[], float] = time) -> None:
-        """folder: None: there are no keys, and never will be. Raises ConfigError where the file of keys cannot be used."""
+        """folder: None: there are no keys and never will be. Raises ConfigError if the key file cannot be used."""
         self._store, self._now = None if folder is None else KeyStore(folder), now
         self._keys: dict[KeyId, ApiKey] = {}
         self._uses: dict[KeyId, Use] = {}
@@ -42,7 +42,7 @@ class Keyring:
 
     @property
     def usable(self) -> bool:
-        """Whether there is a key that would be let in."""
+        """Whether there is a key that would be admitted."""
         self._refresh()
         return any(key.good(self._now()) for key in self._keys.values())
 
@@ -56,14 +56,14 @@ class Keyring:
         return key
 
     def recheck(self, key: ApiKey | None) -> None:
-        """Whoever was let in some time ago. Raises NotAuthenticated where they would not be any more."""
+        """Checks a caller that was admitted some time ago. Raises NotAuthenticated if it would not be any more."""
         self._refresh()
         known = None if key is None else self._keys.get(key.id)
         if self._keys and (known is None or not known.good(self._now())):
             raise NotAuthenticated(given=key is not None)
 
     def known(self, id: KeyId) -> ApiKey | None:
-        """A key that was made, good or not."""
+        """A key that was created, valid or not."""
         self._refresh()
         return self._keys.get(id)
 
@@ -77,12 +77,12 @@ class Keyring:
         use.last = self._now()
 
     def flush(self) -> None:
-        """Writes down what was used; kept for the next time where that fails."""
+        """Writes the recorded use; if that fails, it is kept for the next time."""
         if not self._written(uses := self._taken()):
             self._put_back(uses)
 
     async def keep(self) -> None:
-        """Flushes until it is cancelled, and then once more."""
+        """Flushes until cancelled, and then once more."""
         try:
             while True:
                 await asyncio.sleep(FLUSH)

@@ -1,6 +1,6 @@
-"""How much each key may ask: token buckets per minute, and requests at once.
+"""How much each key may use: token buckets per minute, and concurrent requests.
 
-Only `LocalLimiter` counts. It is behind `Limiter` so that several processes may ask one of them.
+Only `LocalLimiter` counts. It implements `Limiter` so that several processes can share one.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _MINUTE = 60.0
 
 
 class Budget(msgspec.Struct, frozen=True):
-    """What is left of a limit."""
+    """The rest of a limit."""
 
     limit: int
     remaining: int
     reset: float
-    """Seconds until all of it is there again."""
+    """Seconds until all of it is available again."""
 
 
 class Allowance(msgspec.Struct, frozen=True):
@@ -36,20 +36,20 @@ class Allowance(msgspec.Struct, frozen=True):
 
 class Limiter(Protocol):
     async def enter(self, key: KeyId, limits: KeyLimits) -> Allowance:
-        """A request begins; `leave` has to follow. Raises RateLimited."""
+        """A request begins; `leave` must follow. Raises RateLimited."""
         ...
 
     def leave(self, key: KeyId) -> None: ...
 
     def spend(self, key: KeyId, tokens: int) -> None:
-        """Of a prompt that was accepted, or sampled for an answer."""
+        """Counts tokens of an accepted prompt, or sampled for an answer."""
         ...
 
 
 class Bucket:
-    """Fills evenly, to a minute's worth. What is spent may go below nothing; then it has to be made up for first.
+    """Fills evenly, up to a minute's worth. Spending may take it below zero; then it must refill first.
 
-    So an answer of unknown length needs no guess beforehand, and over time the rate holds all the same.
+    So an answer of unknown length needs no estimate beforehand, and over time the rate still holds.
     """
 
     def __init__(self, limit: int, now: float) -> None:
@@ -59,13 +59,13 @@ class Bucket:
         self._at = now
 
     def refit(self, limit: int, now: float) -> None:
-        """Another limit from now on."""
+        """Changes the limit from now on."""
         self._fill(now)
         self._level += limit - self.limit
         self.limit = limit
 
     def wait(self, now: float, least: float) -> float:
-        """Seconds until it holds so much."""
+        """Seconds until it holds at least `least`."""
         self._fill(now)
         return max(least - self._level, 0.0) * _MINUTE / self.limit
 
@@ -100,7 +100,7 @@ def _fitted(bucket: Bucket | None, limit: int, now: float) -> Bucket | None:
 
 
 class LocalLimiter:
-    """Limiter, in this process."""
+    """A Limiter in this process."""
 
     def __init__(self, now: Callable[[], float] = monotonic) -> None:
         self._now = now

@@ -1,1 +1,1 @@
-"""What clients ask for: a package, or a file, for each endpoint."""
+"""The endpoints: a package or a file for each."""

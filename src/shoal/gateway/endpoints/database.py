@@ -1,4 +1,4 @@
-"""What the API knows of files and batches, in SQLite: several processes may use it at once."""
+"""The records of files and batches, in SQLite: several processes may use it at once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PRAGMA user_version = {_VERSION};
 
 
 class Database:
-    """One connection, for one thread at a time. Each transaction is on the disk when it ends."""
+    """One connection, used by one thread at a time. Each transaction is on the disk when it ends."""
 
     def __init__(self, folder: Path) -> None:
         """Raises ConfigError."""
@@ -52,7 +52,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Generator[sqlite3.Connection]:
-        """All or nothing. Raises CapacityError where the disk fails, or another process does not end its own."""
+        """All or nothing. Raises CapacityError if the disk fails, or another process does not finish its transaction."""
         with self._turn:
             try:
                 self._connection.execute("BEGIN IMMEDIATE")

@@ -1,4 +1,4 @@
-"""The kinds of jobs there are, for those that are taken up again."""
+"""The kinds of jobs, for answers that are taken up again."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ Kind = ChatJob | CompletionJob | ResponseJob | CompactionJob | MessageJob | Olla
 
 
 def recalled(note: bytes, requests: Sequence[Request]) -> Job:
-    """Raises msgspec.MsgspecError for a note that is none of this version's."""
+    """Raises msgspec.MsgspecError if the note is not of this version."""
     return msgspec.structs.replace(msgspec.msgpack.decode(note, type=Kind), requests=tuple(requests))

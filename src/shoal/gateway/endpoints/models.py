@@ -20,7 +20,7 @@ class ModelCard(Shape):
     created: int
     owned_by: str
     max_model_len: int | None
-    """vLLM's: tokens of the longest prompt and answer, once that is known."""
+    """vLLM's field: tokens of the longest prompt and answer, once known."""
 
 
 class ModelList(Shape):

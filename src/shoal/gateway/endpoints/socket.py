@@ -1,7 +1,7 @@
-"""A client's WebSocket, whichever endpoint's: a message asks something, and what runs for it ends with the connection.
+"""A client's WebSocket, for all endpoints: each message is a request, and what runs for it ends with the connection.
 
-Messages are told apart by a name that the client may give each of them; then several may run at once. A client that reads slowly holds
-back its own connection alone: sending waits for it.
+A client may name each of its messages to tell them apart; then several may run at once. A client that reads slowly delays only
+its own connection: sending waits for it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Session(ABC):
     """One connection."""
 
     endpoint: ClassVar[str]
-    """As metrics call it."""
+    """The name in metrics."""
 
     def __init__(self, service: Service, socket: WebSocket) -> None:
         self._service, self._socket = service, socket
@@ -37,23 +37,23 @@ class Session(ABC):
 
     @abstractmethod
     def name(self, body: dict[str, Any]) -> str | None:
-        """What the client calls a request, taken out of its body. Raises InvalidRequest."""
+        """The client's name for a request, removed from its body. Raises InvalidRequest."""
 
     @abstractmethod
     async def ask(self, body: dict[str, Any], name: str | None, size: int) -> None:
-        """Answers a request of so many bytes. Raises ShoalError where it is refused."""
+        """Answers a request of `size` bytes. Raises ShoalError if it is refused."""
 
     @abstractmethod
     def named(self, data: dict[str, Any], name: str | None) -> dict[str, Any]:
-        """A message, of the request of that name."""
+        """Adds the request's name to a message."""
 
     def refusal(self, what: Fault) -> dict[str, Any]:
-        """What is said of a request that is refused."""
+        """The message for a refused request."""
         later = {} if what.retry_after is None else {"retry_after": what.retry_after}
         return {**what.body, "status": what.status, **later}
 
     async def run(self) -> None:
-        """Until the client leaves."""
+        """Runs until the client leaves."""
         async with asyncio.TaskGroup() as group:
             try:
                 while True:

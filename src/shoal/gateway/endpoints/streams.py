@@ -1,4 +1,4 @@
-"""GET /v1/streams/ID: an answer taken up again by a client that named it."""
+"""GET /v1/streams/ID: resumes an answer for a client that named it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""/tokenize, /detokenize and /tokenizer_info, as vLLM has them: what the model makes of a text, and back."""
+"""/tokenize, /detokenize and /tokenizer_info, as in vLLM: a text's tokens, and back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from shoal.gateway.schema.wire import Shape, Wire, parse
 from shoal.gateway.service import Service, json_body
 
 MAX_TEXT = 1 << 20
-"""Characters of a text, or tokens, that are worked on at once: that takes a second."""
+"""Most characters of a text, or tokens, in one request: they take a second."""
 
 
 class TokenizeRequest(Wire):
@@ -38,9 +38,9 @@ class TokenizeRequest(Wire):
     tools: list[AnyTool] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_special_tokens: bool | None = None
-    """Begin with the model's BOS where it wants one. Default: before a text, not before a conversation, whose template does it."""
+    """Begin with the model's BOS if it wants one. Default: true for a text, false for a conversation, whose template adds it."""
     parse_special: bool = True
-    """Read control tokens in a text, as /v1/completions does. In a conversation only its template's are read."""
+    """Recognise control tokens in a text, as /v1/completions does. In a conversation only its template's are recognised."""
     add_generation_prompt: bool = True
     return_token_strs: bool = False
 

@@ -1,1 +1,1 @@
-"""HTTP itself: connections that are watched, what an error becomes, which API a request speaks."""
+"""HTTP itself: supervised connections, the answers to errors, and which API a request uses."""

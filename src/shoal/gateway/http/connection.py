@@ -1,7 +1,8 @@
-"""A client's connection: uvicorn's HTTP/1.1 over h11, made wary of clients that stall, flood or talk nonsense.
+"""A client's connection: uvicorn's HTTP/1.1 over h11, hardened against clients that stall, flood or send invalid data.
 
-h11 and not the quicker httptools: it is strict where the two ends of a proxy chain might read a request differently, bounds what it buffers, and
-says in which state the conversation is, which is what everything here needs. It costs 5 µs more per event of a stream and 80 µs per request.
+h11 and not the faster httptools: it is strict where the two ends of a proxy chain might read a request differently, limits its
+buffers, and reports the state of the conversation, which everything here needs. It costs 5 µs more per event of a stream and 80
+µs per request.
 """
 
 from __future__ import annotations
@@ -23,30 +24,31 @@ from shoal.gateway.http.faults import Fault
 from shoal.gateway.http.stall_timeouts import Phase, StallRule, StallTimeouts
 
 MAX_AHEAD = 512 << 10
-"""Bytes that a client may send while its request is answered, the last of its body included."""
+"""Bytes that a client may send while its request is answered, including the end of its body."""
 _SLICE = 16 << 10
 
 _BARE = re.compile(rb"(?<!\r)\n")
 _FOLDED = re.compile(rb"\n[ \t]")
 _HEAD = re.compile(rb"\n\r?\n")
-"""What a head ends with."""
+"""The end of a head."""
 
 
 class Http(h11.Connection):
-    """h11, where it is lenient made as strict as RFC 9112 allows: what a proxy in front of it might read differently is refused.
+    """h11, made as strict as RFC 9112 allows where it is lenient: whatever a proxy in front of it might read differently is refused.
 
-    Heads and trailers are looked at before h11 has read them, for which what it has not read is copied, event by event. So h11 is handed no
-    more than a slice at a time while lines may come: a body of many small chunks would be copied as often as it has chunks.
+    Heads and trailers are checked before h11 reads them, which copies h11's unread bytes at every event. So h11 is given no
+    more than a slice at a time while lines may come: otherwise a body of many small chunks would be copied as often as it has
+    chunks.
     """
 
     def __init__(self, our_role: type[h11.SERVER], max_incomplete_event_size: int) -> None:
         super().__init__(our_role, max_incomplete_event_size)
         self._ahead = bytearray()
-        """What h11 was not handed yet."""
+        """Bytes not yet given to h11."""
         self._chunked = False
 
     def receive_data(self, data: bytes) -> None:
-        """data: not empty; uvicorn does not tell of an end."""
+        """data: not empty; uvicorn does not report the end."""
         if self._ahead or self._has_lines:
             self._ahead += data
         else:
@@ -61,7 +63,7 @@ class Http(h11.Connection):
 
     @property
     def _has_lines(self) -> bool:
-        """Whether more may come than the bytes of a body."""
+        """Whether anything other than the bytes of a body may come."""
         return self._chunked or self.their_state is not h11.SEND_BODY
 
     def _next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
@@ -87,7 +89,7 @@ def _check_lines(lines: bytes) -> None:
 
 
 def _check_framing(request: h11.Request) -> bool:
-    """Whether the body is chunked. Raises h11.RemoteProtocolError where it can be read in two ways how long it is (RFC 9112, 6.1)."""
+    """Whether the body is chunked. Raises h11.RemoteProtocolError if its length is ambiguous (RFC 9112, 6.1)."""
     names = {name for name, _ in request.headers}
     if b"transfer-encoding" not in names:
         return False
@@ -105,10 +107,10 @@ class Connections:
         self.limit, self.rules = limit, rules
         self.open: dict[Connection, None] = {}
         self.waiting: dict[Connection, None] = {}
-        """For a request, the longest first."""
+        """Connections that wait for a request, the longest-waiting first."""
 
     def made(self, connection: Connection, total: int) -> bool:
-        """Whether there is room for it. total: of connections, this one and those to websockets included."""
+        """Whether there is room for it. total: number of connections, including this one and websockets."""
         if total > self.limit:
             if not self.waiting:
                 return False
@@ -121,12 +123,12 @@ class Connections:
         self.waiting.pop(connection, None)
 
     def sweep(self, now: float) -> None:
-        """Ends those whose clients are overdue."""
+        """Closes connections whose clients are overdue."""
         for connection in list(self.open):
             connection.check(now)
 
     def hang_up(self) -> None:
-        """Ends those whose request is not there as a whole: the server ends, and does not wait for the rest."""
+        """Closes connections whose request is incomplete: the server is ending and does not wait for the rest."""
         for connection in list(self.open):
             if connection.asking:
                 connection.drop()
@@ -146,9 +148,9 @@ class Connection(H11Protocol):
         self._patience = StallTimeouts(monotonic(), connections.rules)
         self._turn = self._received = self._caught_up = self._ahead = 0
         self._fresh = True
-        """Nothing has come since the last answer."""
+        """Whether nothing has come since the last answer."""
 
-    # What the transport says
+    # Calls from the transport
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
@@ -171,7 +173,7 @@ class Connection(H11Protocol):
         self._all.waiting.pop(self, None)
         if self.cycle.more_body:
             return
-        # Requests behind one that is being answered. uvicorn would stop reading, and not notice that the client leaves.
+        # Requests sent while another is being answered. uvicorn would stop reading, and not notice that the client leaves.
         self._ahead += len(data)
         if self._ahead > MAX_AHEAD:
             self.drop()
@@ -182,7 +184,7 @@ class Connection(H11Protocol):
         self._caught_up += 1
         super().resume_writing()
 
-    # What uvicorn calls
+    # Calls from uvicorn
 
     def on_response_complete(self) -> None:
         self._turn += 1
@@ -190,7 +192,7 @@ class Connection(H11Protocol):
         self._fresh = True
         self._all.waiting[self] = None
         super().on_response_complete()
-        if self._answering:  # the next one was here already
+        if self._answering:  # the next request was already here
             self._all.waiting.pop(self, None)
 
     def send_400_response(self, msg: str) -> None:
@@ -202,12 +204,12 @@ class Connection(H11Protocol):
         self._all.lost(self)
         super().handle_websocket_upgrade(event)
 
-    # What this adds
+    # Additions
 
     def drop(self) -> None:
-        """At once, whatever was going on; a request under way is cancelled."""
+        """Closes at once, in any state; a running request is cancelled."""
         self._all.lost(self)
-        self.connections.discard(self)  # before the transport says that it is gone: there is room now
+        self.connections.discard(self)  # before the transport reports it closed: there is room now
         self.transport.abort()
 
     def check(self, now: float) -> None:
@@ -221,7 +223,7 @@ class Connection(H11Protocol):
 
     @property
     def asking(self) -> bool:
-        """Whether a request's body is still to come."""
+        """Whether part of a request's body is still to come."""
         return self._answering and self.cycle.more_body
 
     @property
@@ -229,7 +231,7 @@ class Connection(H11Protocol):
         return self.cycle is not None and not self.cycle.response_complete  # pyright: ignore[reportUnnecessaryComparison]
 
     def _doing(self) -> tuple[Phase, int]:
-        """What the client has to do, and how far it is with it, in bytes."""
+        """What the client has to do, and how far it is, in bytes."""
         if self.flow.write_paused or self.transport.is_closing():
             return Phase.READING, -self.transport.get_write_buffer_size()
         if self._answering:
@@ -240,7 +242,7 @@ class Connection(H11Protocol):
         return (Phase.AT_EASE if self._fresh and self._turn else Phase.REQUEST), 0
 
     def _refuse(self, fault: Fault) -> None:
-        """Answers, where no answer has begun, and closes."""
+        """Answers, if no answer has begun, and closes."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             body = json.dumps(fault.body).encode()
             headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
@@ -253,8 +255,9 @@ class Connection(H11Protocol):
 
 
 class SocketConnection(WebSocketsSansIOProtocol):
-    """A WebSocket. A client that does not answer a ping, because it is gone or does not read, is dropped with all that waits for it."""
+    """A WebSocket. A client that does not answer a ping, because it is gone or does not read, is dropped with everything that
+    waits for it."""
 
     def keepalive_timeout(self) -> None:
         super().keepalive_timeout()
-        self.transport.abort()  # closing would wait until it reads
+        self.transport.abort()  # closing would wait until the client reads

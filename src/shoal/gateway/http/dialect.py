@@ -1,7 +1,7 @@
-"""The API that a request speaks, and that API's form of errors.
+"""The API that a request uses, and that API's form of errors.
 
 openai     {"error": {"message", "type", "param", "code"}}
-anthropic  {"type": "error", "error": {"type", "message"}}; /v1/messages, and /v1/models for whoever sends `anthropic-version`
+anthropic  {"type": "error", "error": {"type", "message"}}; /v1/messages, and /v1/models if the client sends `anthropic-version`
 ollama     {"error": message}; /api
 """
 
@@ -46,7 +46,7 @@ class OllamaErrorAnswer(BaseModel):
 
 @dataclass(frozen=True)
 class Dialect:
-    """error: an error's shape, for the OpenAPI document. status: which of its own statuses one of shoal's becomes."""
+    """error: an error's shape, for the OpenAPI document. status: maps shoal's statuses to the API's own."""
 
     error: type[BaseModel]
     body: Callable[[Fault], dict[str, Any]]
@@ -57,7 +57,7 @@ class Dialect:
 
 
 _OVERLOADED = 529
-"""Anthropic's status for a server that has no room now."""
+"""Anthropic's status for an overloaded server."""
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -73,7 +73,7 @@ def _anthropic(what: Fault) -> dict[str, Any]:
     """https://docs.claude.com/en/api/errors. It has no field for a parameter, so the message begins with it."""
     named = what.message if what.param is None or what.param in what.message else f"{what.param}: {what.message}"
     if what.code == "context_length_exceeded":
-        named = f"prompt is too long: {what.message}"  # by which Claude Code knows that it has to shorten the conversation
+        named = f"prompt is too long: {what.message}"  # Claude Code recognises this and shortens the conversation
     return {"type": "error", "error": {"type": _ANTHROPIC_TYPES.get(what.status, "invalid_request_error"), "message": named}}
 
 
@@ -84,11 +84,11 @@ OLLAMA = Dialect(OllamaErrorAnswer, lambda what: {"error": what.message})
 VERSION = "anthropic-version"
 """The header that only Anthropic's clients send."""
 REQUEST_ID = "request-id"
-"""The header that they read."""
+"""The header that those clients read."""
 
 
 def spoken_at(path: str) -> tuple[Dialect, ...]:
-    """What is spoken there; where it is several, the first by those that do not say so."""
+    """The APIs used at that path; if there are several, the first is for requests that do not say."""
     if _within(path, "/v1/messages"):
         return (ANTHROPIC,)
     if _within(path, "/api"):
@@ -97,13 +97,13 @@ def spoken_at(path: str) -> tuple[Dialect, ...]:
 
 
 def spoken(path: str, headers: Mapping[str, str]) -> Dialect:
-    """By one request."""
+    """The API of one request."""
     first, *others = spoken_at(path)
     return ANTHROPIC if ANTHROPIC in others and VERSION in headers else first
 
 
 def request_id(headers: Mapping[str, str]) -> str:
-    """What a request is called, where it has no answer: as its client chose, or anew."""
+    """The id of a request that has no answer: as its client chose, or a new one."""
     try:
         return chosen_id(headers.get("x-request-id")) or new_id("req_")
     except InvalidRequest:
@@ -111,7 +111,7 @@ def request_id(headers: Mapping[str, str]) -> str:
 
 
 def refusal(path: str, headers: Mapping[str, str], what: Fault) -> JSONResponse:
-    """The answer to a request that is refused, as the API has it that the request speaks."""
+    """The answer to a refused request, in the form of the API that it uses."""
     dialect = spoken(path, headers)
     answer = dialect.response(what)
     if dialect is ANTHROPIC:

@@ -1,4 +1,4 @@
-"""Which HTTP answer an error becomes: the one place that knows both sides."""
+"""Maps errors to HTTP answers: the one place that knows both sides."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many requests are inside, and whether more are let in."""
+"""How many requests are inside, and whether more are admitted."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from shoal.errors import ShuttingDown
 
 
 class Passage:
-    """One request's way through the doors."""
+    """One request's passage through the server."""
 
     def __init__(self, doors: InFlight) -> None:
         self._in_flight, self.begun = doors, False
 
     def begin(self) -> None:
-        """It is there as a whole, and is answered from now on."""
+        """The request is complete; from now on it counts as inside."""
         if not self.begun:
             self.begun = True
             self._in_flight.inside += 1
@@ -35,7 +35,8 @@ class InFlight:
 
     @contextmanager
     def passing(self) -> Generator[Passage]:
-        """A request counts as inside from its `begin` on: what has not come whole keeps no server from ending. Raises ShuttingDown."""
+        """A request counts as inside from its `begin` on: an incomplete request does not keep the server from ending. Raises
+        ShuttingDown."""
         self.check()
         passage = Passage(self)
         try:
@@ -46,11 +47,11 @@ class InFlight:
                 self._changed.set()
 
     def close(self) -> None:
-        """Nobody is let in any more."""
+        """Admits no more requests."""
         self.closing = True
 
     async def emptied(self) -> None:
-        """Waits until nobody is inside."""
+        """Waits until no request is inside."""
         while self.inside:
             self._changed.clear()
             await self._changed.wait()

@@ -1,4 +1,4 @@
-"""Asks an application's endpoints from inside: the code that answers HTTP, without a socket."""
+"""Calls an application's endpoints from inside: the code that answers HTTP, without a socket."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class Answered:
 
 class InProcessClient:
     def __init__(self, app: ASGIApp) -> None:
-        """app: one that asks for no key; whoever calls has been let in before."""
+        """app: one that requires no key; the caller was admitted before."""
         self._app = app
 
     async def post(self, path: str, body: bytes) -> Answered:
-        """The whole answer to a JSON body, for CALLER. What runs for it ends where the caller is cancelled."""
+        """The whole answer to a JSON body, for CALLER. What runs for it ends if the caller is cancelled."""
         answered = Answered()
         sent = False
 
         async def receive() -> Message:
             nonlocal sent
-            if sent:  # nobody leaves: a caller that does is cancelled
+            if sent:  # there is no disconnect: a caller that leaves is cancelled
                 await asyncio.Event().wait()
             sent = True
             return {"type": "http.request", "body": body, "more_body": False}

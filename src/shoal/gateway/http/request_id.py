@@ -1,4 +1,4 @@
-"""How requests and what they make are named."""
+"""The ids of requests and of what they create."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""How long a client may take for each thing that it has to do. Pure: the time is an argument.
+"""How long a client may take for each phase. Pure: the time is an argument.
 
-A client that makes progress is slow; one that does not, or hardly any, holds a connection, its buffers and maybe a slot for nothing.
+A client that makes progress is merely slow; one that makes hardly any occupies a connection, its buffers and possibly a slot for nothing.
 
 | phase | the client has to | within |
 |---|---|---|
 | REQUEST | send a request's line and headers, all of them | 10 s |
 | BODY | send at least 10 KiB of the body, or its end | 10 s, again and again |
 | READING | read at least 32 KiB of what it is behind with, or all | `--stall`, again and again |
-| DRAINING | finish sending a body that was answered already | 5 s |
+| DRAINING | finish sending a body that was already answered | 5 s |
 | AT_EASE | nothing: its answer is being made, or it idles (`--keep-alive` sees to that) | |
 """
 
@@ -29,7 +29,7 @@ class Phase(enum.Enum):
 class StallRule:
     seconds: float
     least: int | None = None
-    """Bytes that begin the seconds anew; None: nothing does."""
+    """Bytes that restart the time limit; None: nothing does."""
 
 
 def rules(stall: float) -> dict[Phase, StallRule]:
@@ -42,7 +42,7 @@ def rules(stall: float) -> dict[Phase, StallRule]:
 
 
 class StallTimeouts:
-    """With one connection."""
+    """The timeouts of one connection."""
 
     def __init__(self, now: float, rules: dict[Phase, StallRule]) -> None:
         self._rules = rules
@@ -50,10 +50,10 @@ class StallTimeouts:
         self._since, self._moved = now, 0
 
     def overdue(self, now: float, phase: Phase, turn: object, moved: int) -> bool:
-        """Asked from time to time.
+        """Call it from time to time.
 
         turn: changes with each request, and whenever the client has caught up
-        moved: bytes that the client has moved so far, in whatever it has to do; any origin
+        moved: bytes that the client has moved so far in its phase; may count from any origin
         """
         rule = self._rules.get(phase)
         if self._doing != (phase, turn):

@@ -1,8 +1,8 @@
-"""Where the costly parts of a request are done: reading its body, templates, tokenisers, grammars.
+"""Runs the expensive parts of a request in threads: reading its body, templates, tokenisers, grammars.
 
-Not in the event loop, and not in the loop's own threads, in which keys and files are looked up. What is large has threads of its own, so
-that what is small does not wait behind it, and of what is large only so much may wait. The parts that take long let go of the
-interpreter's lock (tokenizers, llguidance); the others are bounded by the size of a body.
+Not in the event loop, and not in the loop's own threads, which look up keys and files. Large work has separate threads, so that
+small work does not wait behind it, and only a limited amount of large work may wait. The parts that take long release the
+interpreter's lock (tokenizers, llguidance); the others are limited by the size of a body.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 LARGE = 32 << 10
-"""Bytes of a body from which on it counts as large: its text takes up to 20 ms, others less than one."""
+"""Bytes from which a body counts as large: its text takes up to 20 ms, others less than one."""
 MOST = 64
-"""Large bodies that may be worked on or wait for it."""
+"""Large bodies that may be processed or wait for it."""
 
 _small = ThreadPoolExecutor(2, "text")
 _large = ThreadPoolExecutor(2, "large-text")
@@ -29,9 +29,9 @@ _busy = 0
 
 
 async def work(size: int, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Calls it in a thread, in this context. size: bytes of the body that it is for.
+    """Calls `do` in a thread, in this context. size: bytes of the body that it is for.
 
-    Raises QueueFull where too much of that size waits, and what it raises.
+    Raises QueueFull if too much work of that size waits, and what `do` raises.
     """
     global _busy
     loop, context = asyncio.get_running_loop(), copy_context()

@@ -22,9 +22,9 @@ _METHODS = frozenset({"get", "head", "post", "delete"})
 
 JSON, EVENTS, FORM, BYTES = "application/json", "text/event-stream", "multipart/form-data", "application/octet-stream"
 LINES = "application/x-ndjson"
-"""A JSON object a line."""
+"""One JSON object per line."""
 _CONTRACT = "contract"
-"""Where a route keeps it."""
+"""Where a route stores its contract."""
 EVENT = {"type": "object", "required": ["data"], "properties": {name: {"type": "string"} for name in ("data", "id", "event")}}
 
 REFUSALS = {
@@ -44,44 +44,44 @@ REFUSALS = {
     529: "Anthropic's status for what is 503 elsewhere",
 }
 _OF_BODY = {JSON: (400, 413, 415), FORM: (400, 413)}
-"""How a body is refused, whichever endpoint it is for."""
+"""Refusals of a body, for all endpoints."""
 
 
 Schemas = Mapping[str, Mapping[str, Any]]
-"""Of parameters, by their names."""
+"""Schemas of parameters, by name."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Contract:
-    """What a route takes and answers, as models. Their schemas cost time, and are made when somebody asks for the document."""
+    """What a route takes and answers, as models. Their schemas take time, and are built when the document is requested."""
 
     body: type[BaseModel] | None
-    """What is sent."""
+    """The request body."""
     answer: Any
-    """What comes with 200, a model or a union of them; None: something that is no JSON."""
+    """The answer with status 200, a model or a union of models; None: not JSON."""
     refusals: tuple[int, ...]
-    """Statuses of REFUSALS that may come, beside those of the gate and of bodies."""
+    """Statuses of REFUSALS that are possible, besides those of the gate and of bodies."""
     streams: bool = False
-    """Server-sent events may come in the answer's place."""
+    """Whether server-sent events may take the answer's place."""
     lines: type[BaseModel] | None = None
-    """Or such objects, one a line."""
+    """Objects that may take its place, one per line."""
     media: str = JSON
-    """Of an answer that is no JSON."""
+    """Media type of an answer that is not JSON."""
     sent: str = JSON
     """The media type of the body."""
     query: Schemas = dataclasses.field(default_factory=dict[str, Mapping[str, Any]])
-    """Parameters of the query that FastAPI does not know of."""
+    """Query parameters that FastAPI does not know."""
     headers: Schemas = dataclasses.field(default_factory=dict[str, Mapping[str, Any]])
-    """Likewise, of the headers."""
+    """Headers that FastAPI does not know."""
     dialects: Sequence[Dialect] = (OPENAI,)
-    """In which it may be refused."""
+    """The forms of its refusals."""
 
     def responses(self) -> dict[int | str, dict[str, Any]]:
-        """FastAPI's argument of that name."""
+        """FastAPI's argument with that name."""
         return {200: self._done(), **self._refused()}
 
     def asked(self) -> dict[str, Any]:
-        """What the document says of the request, beside the parameters that FastAPI knows of."""
+        """The document's description of the request, besides the parameters that FastAPI knows."""
         asked: dict[str, Any] = {"parameters": [*_parameters("query", self.query), *_parameters("header", self.headers)]}
         if self.body is not None:
             schema = self.body.model_json_schema(ref_template=f"{_SCHEMAS}{self.body.__name__}.{{model}}")
@@ -113,7 +113,7 @@ class Contract:
 
 
 def contract(body: type[BaseModel] | None, answer: Any, *refusals: int, **more: Any) -> dict[str, Any]:
-    """A route's arguments; `more` are further fields of Contract."""
+    """A route's arguments; `more`: further fields of Contract."""
     return {
         "response_model": None,
         "response_class": Response if answer is None else JSONResponse,
@@ -126,10 +126,10 @@ def _parameters(where: str, schemas: Schemas) -> list[dict[str, Any]]:
 
 
 def describe(app: FastAPI, routers: Sequence[APIRouter], keyring: Keyring, needs_key: bool) -> None:
-    """Gives the application its document: FastAPI's, with what it does not know of.
+    """Gives the application its document: FastAPI's, completed with the contracts.
 
     routers:   all of the application's
-    needs_key: even where none was made
+    needs_key: whether a key is required even if none was created
     """
 
     def document() -> dict[str, Any]:
@@ -140,14 +140,14 @@ def describe(app: FastAPI, routers: Sequence[APIRouter], keyring: Keyring, needs
         return app.openapi_schema
 
     async def told(request: Request) -> Response:
-        return JSONResponse(await asyncio.to_thread(document))  # making it takes a third of a second
+        return JSONResponse(await asyncio.to_thread(document))  # building it takes a third of a second
 
     app.openapi = document
     app.add_route("/openapi.json", told, include_in_schema=False)
 
 
 def _in_full(route: APIRoute) -> APIRoute:
-    """The same route with the models of its contract, for the document alone."""
+    """The same route with the models of its contract, only for the document."""
     agreed: Contract | None = (route.openapi_extra or {}).get(_CONTRACT)
     if agreed is None:
         return route
@@ -178,7 +178,7 @@ def _document(app: FastAPI, routers: Sequence[APIRouter]) -> dict[str, Any]:
 
 
 def _name_schemas(contents: Iterable[dict[str, Any]], schemas: dict[str, Any]) -> None:
-    """A body's schema and those inside of it move to where the document's references look for them."""
+    """Moves a body's schema and those inside it to where the document's references point."""
     for content in contents:
         name = content["schema"]["title"]
         inner = content["schema"].pop("$defs", {})
@@ -197,7 +197,7 @@ def _may_be(content: dict[str, Any], ref: str) -> None:
 
 def _add_gate(operation: dict[str, Any], method: str, path: str) -> None:
     responses = operation["responses"]
-    responses.pop("422", None)  # bodies and queries are refused with 400 here
+    responses.pop("422", None)  # invalid bodies and queries are refused with 400 here
     for dialect in spoken_at(path):
         for status in map(dialect.status, gate.refusals(method, path)):
             told = responses.setdefault(str(status), {"description": REFUSALS[status], "content": {}})

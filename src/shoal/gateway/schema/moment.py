@@ -1,4 +1,4 @@
-"""A time as Anthropic's and Ollama's APIs write it."""
+"""A time in the form of Anthropic's and Ollama's APIs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A page of a list, as OpenAI's API cuts one."""
+"""A page of a list, in the form of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from shoal.errors import InvalidRequest
 @dataclass(frozen=True)
 class Page:
     after: str = ""
-    """The id of the last one that was seen; empty: from the first one on."""
+    """The id of the last item of the previous page; empty: from the first one on."""
     limit: int = 20
     newest_first: bool = True
 
     def rows(self, db: sqlite3.Connection, table: str, columns: str, where: Mapping[str, str]) -> tuple[list[Any], bool]:
-        """Rows of a table that has `id` and counts up `seq`, and whether there are more. Raises InvalidRequest for an unknown `after`.
+        """Rows of a table that has `id` and an increasing `seq`, and whether there are more. Raises InvalidRequest for an
+        unknown `after`.
 
         where: column → value
         """
@@ -37,14 +38,14 @@ class Page:
 
 @dataclass(frozen=True)
 class Paging:
-    """What a query may ask of a list."""
+    """The parameters of a list query."""
 
     default: int
     most: int
     order: bool = False
-    """Whether the list may be turned round."""
+    """Whether the order of the list may be reversed."""
     beside: Sequence[str] = ()
-    """Other parameters that the endpoint knows, texts."""
+    """Other parameters of the endpoint, all texts."""
 
     @property
     def schemas(self) -> dict[str, dict[str, Any]]:
@@ -56,7 +57,7 @@ class Paging:
         return {**known, **{name: {"type": "string"} for name in self.beside}}
 
     def page(self, query: Iterable[tuple[str, str]]) -> Page:
-        """The page that a query names. Raises InvalidRequest."""
+        """The page that a query asks for. Raises InvalidRequest."""
         given = dict(query)
         if unknown := given.keys() - self.schemas:
             raise InvalidRequest(f"unknown parameter '{min(unknown)}'", min(unknown), "unknown_parameter")

@@ -1,4 +1,4 @@
-"""Texts or tokens, one or many, as completions and embeddings take them."""
+"""Texts or tokens, one or many, as completions and embeddings accept them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Prompts = Annotated[
     str | Annotated[list[str], _First] | Annotated[list[int], _First] | Annotated[list[Annotated[list[int], _First]], _First],
     Field(union_mode="left_to_right"),
 ]
-"""Of a long list that is none of one kind the first fault is enough: an error for each of its parts would take long to make."""
+"""For a long list of mixed kinds the first fault is enough: an error for each of its parts would take long to build."""
 
 
 def _listed(given: Prompts) -> list[str | list[int]]:
@@ -26,7 +26,8 @@ def _listed(given: Prompts) -> list[str | list[int]]:
 
 
 def tokenised(given: Prompts, engine: Engine, param: str, most: int, control: bool) -> list[list[int]]:
-    """Each one's tokens. param: the field that they came in. control: read control tokens in texts. Raises InvalidRequest, NotReady."""
+    """The tokens of each. param: the field that they came in. control: recognise control tokens in texts. Raises
+    InvalidRequest, NotReady."""
     listed = _listed(given)
     if not 1 <= len(listed) <= most:
         raise InvalidRequest(f"{param} must be one text or a list of 1 to {most}, not of {len(listed)}", param)
@@ -40,5 +41,5 @@ def tokenised(given: Prompts, engine: Engine, param: str, most: int, control: bo
 
 
 def texts(given: Prompts, engine: Engine) -> tuple[str, ...]:
-    """Each one's text."""
+    """The text of each."""
     return tuple(p if isinstance(p, str) else engine.tokenizer.decode(p) for p in _listed(given))

@@ -1,4 +1,4 @@
-"""Sampling fields of a body to SamplingParams."""
+"""Converts the sampling fields of a body to SamplingParams."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from shoal.gateway.schema.wire import SampledBody
 from shoal.request import SamplingParams
 
 MAX_BIASES = 1024
-"""Tokens in logit_bias."""
+"""Most tokens in logit_bias."""
 
 
 def limit(wanted: int | None, prompt: int, longest: int, param: str) -> int:
-    """Tokens that a choice may have; without a wish all that fit behind the prompt. A prompt that is too long is not this function's.
+    """Tokens that a choice may have; None: as many as fit after the prompt. A prompt that is too long is not checked here.
 
-    param: the field that says what is wanted
+    param: the field of `wanted`
 
     Raises InvalidRequest.
     """
@@ -31,12 +31,12 @@ def limit(wanted: int | None, prompt: int, longest: int, param: str) -> int:
 
 
 def fitting(wanted: int, prompt: int, longest: int) -> int:
-    """Tokens of an answer where an API takes the limit for a wish: no more than fit behind the prompt."""
+    """Tokens of an answer if the API treats the limit as a wish: no more than fit after the prompt."""
     return min(wanted, max(longest - prompt, 1))
 
 
 def sampling_params(body: SampledBody, logprobs: int | None, grammar: str, vocabulary: int) -> SamplingParams:
-    """Without a seed a random one. Raises InvalidRequest, naming the field."""
+    """Draws a random seed if none is given. Raises InvalidRequest, naming the field."""
 
     def given(value: Any, default: Any) -> Any:
         return default if value is None else value

@@ -1,4 +1,4 @@
-"""Tokens and how likely they were, as OpenAI's chat and responses and Ollama's API write it."""
+"""Tokens and their log-probabilities, in the form of OpenAI's chat and responses APIs and Ollama's API."""
 
 from __future__ import annotations
 

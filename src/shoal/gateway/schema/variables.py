@@ -1,4 +1,4 @@
-"""What a chat template is told beside the conversation: how much to think, and what a client gives it by name."""
+"""What a chat template is given besides the conversation: how much to think, and variables that a client names."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from shoal.gateway.engine import ChatTokenizer
 from shoal.text.chat import RESERVED
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-"""As OpenAI's API grades it."""
+"""The grades of OpenAI's API."""
 
 _GRADES = {"none": "low", "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
-"""To those that templates know which ask for one (gpt-oss)."""
+"""The grades that templates with an effort setting know (gpt-oss)."""
 _SWITCHES = ("enable_thinking", "thinking")
-"""What templates call it that only know on and off: Qwen3, GLM 4.5; DeepSeek V3.1, Granite."""
-_MOST = 16 << 10  # bytes of what a client gives
+"""The names in templates that can only switch thinking on or off: Qwen3, GLM 4.5; DeepSeek V3.1, Granite."""
+_MOST = 16 << 10  # bytes of a client's variables
 
 
 def template_variables(tokenizer: ChatTokenizer, effort: Effort | None, given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Those that this model's template takes; others have no effect. What is given by name goes before the effort.
+    """Those that this model's template uses; others have no effect. Named variables take precedence over the effort.
 
     Raises InvalidRequest.
     """
@@ -35,7 +35,7 @@ def template_variables(tokenizer: ChatTokenizer, effort: Effort | None, given: M
 
 
 def _checked(tokenizer: ChatTokenizer, given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Raises InvalidRequest for what would not stay beside the conversation."""
+    """Raises InvalidRequest for variables that are reserved, too large, or contain control tokens."""
     for name in given:
         if name in RESERVED:
             raise InvalidRequest(f"chat_template_kwargs cannot set '{name}': another part of the request sets it", "chat_template_kwargs")

@@ -14,9 +14,9 @@ class Wire(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, defer_build=True)  # built when first used: the head starts sooner
 
     inert: ClassVar[dict[str, tuple[Any, ...]]] = {}
-    """Fields that this endpoint does not serve, with the values that ask for nothing."""
+    """Fields that this endpoint does not support, with the values that request nothing."""
     instead: ClassVar[dict[str, str]] = {}
-    """For some of them: the field that serves the same end."""
+    """For some of those: the field that serves the same purpose."""
 
 
 class Echoed(Wire):
@@ -32,7 +32,7 @@ class Echoed(Wire):
 
 
 ServiceTier = Literal["default", "flex", "priority"]
-"""What a request was served with."""
+"""The class that served a request."""
 
 
 class Shape(BaseModel):
@@ -53,7 +53,7 @@ def _short_keys(pairs: dict[str, str]) -> dict[str, str]:
 
 
 Metadata = Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=16), AfterValidator(_short_keys)]
-"""Pairs of text, which say nothing to the model."""
+"""Pairs of text, which mean nothing to the model."""
 
 
 class ModelBody(Wire):
@@ -109,7 +109,7 @@ class UsageAnswer(Shape):
 
 
 def kind_of(raw: object) -> str:
-    """Whether a tool, or a call of one, is a function's or a custom one's; in brackets: no part of the field's name."""
+    """Whether a tool, or a call of one, is a function or a custom tool; in brackets: not part of the field's name."""
     kind = cast("dict[str, Any]", raw).get("type") if isinstance(raw, dict) else getattr(raw, "type", None)
     return "[custom]" if kind == "custom" else "[function]"
 
@@ -132,7 +132,7 @@ def parse(kind: type[W], body: dict[str, Any]) -> W:
 
 
 def _refusal(errors: list[dict[str, Any]]) -> InvalidRequest:
-    """Of the first error; where a value may be of several kinds, of the one kind that it comes closest to."""
+    """The refusal for the first error; if a value may be of several kinds, for the kind that it comes closest to."""
     same = [error for error in errors if error["loc"][:1] == errors[0]["loc"][:1]]
     deepest = max(len(error["loc"]) for error in same)
     closest = [error for error in same if len(error["loc"]) == deepest]
@@ -149,5 +149,5 @@ def _refusal(errors: list[dict[str, Any]]) -> InvalidRequest:
 
 
 def _kind(part: str | int) -> bool:
-    """Whether part of an error's place is no field but one of the kinds of value that the field may have."""
+    """Whether part of an error's location is not a field but one of the kinds that the value may have."""
     return isinstance(part, str) and ("[" in part or part in ("str", "int", "none") or part[:1].isupper())

@@ -1,1 +1,1 @@
-"""The engine from other processes: the head serves it on a Unix socket, each API worker has one of its own over it."""
+"""The engine for other processes: the head serves it on a Unix socket, and each API worker has its own engine object on top."""

@@ -1,7 +1,7 @@
 """One end of the conversation between a worker and the head: messages in, messages out.
 
-A message is its length, as a little-endian u32, and that many bytes of msgpack. What is said in one turn of the event loop goes out
-in one write, and tokens of one turn in one message.
+A message is its length, as a little-endian u32, and that many bytes of msgpack. Everything sent in one turn of the event loop
+goes out in one write, and the tokens of one turn in one message.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ log = structlog.get_logger()
 
 MAX_MESSAGE = 64 << 20
 MAX_UNREAD = 32 << 20
-"""Bytes that wait for the other end to read them, over which it is given up."""
-_MOST_CHUNKS = 4096  # of one message
+"""Bytes that may wait for the other end to read them; beyond that, the connection is given up."""
+_MOST_CHUNKS = 4096  # in one message
 _LENGTH = struct.Struct("<I")
 
 
 class Channel(Generic[Heard]):
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, heard: Any) -> None:
-        """heard: the union of what the other end may say."""
+        """heard: the union of the messages that the other end may send."""
         self._reader, self._writer = reader, writer
         self._decoder: msgspec.msgpack.Decoder[Heard] = msgspec.msgpack.Decoder(heard)
         self._encoder = msgspec.msgpack.Encoder()
         self._outbox: list[bytes | list[TokenChunk]] = []
 
     async def hear(self) -> Heard:
-        """The next message. Raises EOFError where the other end is gone, RemoteProtocolError where it makes no sense."""
+        """The next message. Raises EOFError if the other end is gone, RemoteProtocolError if the message is invalid."""
         try:
             (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
             if length > MAX_MESSAGE:
@@ -48,7 +48,7 @@ class Channel(Generic[Heard]):
             raise EOFError(str(error)) from error
 
     def say(self, message: Message) -> None:
-        """Sends it at the end of this turn; nobody hears it where the other end is gone. Raises OverflowError for a number of over 64 bits."""
+        """Sends it at the end of this turn; lost if the other end is gone. Raises OverflowError for a number of over 64 bits."""
         self._put(self._encoder.encode(message))
 
     def say_token(self, chunk: TokenChunk) -> None:
@@ -78,13 +78,13 @@ class Channel(Generic[Heard]):
             transport.abort()
 
     async def close(self) -> None:
-        """Sends what was said."""
+        """Sends what is queued first."""
         self._flush()
         self._writer.close()
         try:
             await self._writer.wait_closed()
         except OSError:
-            return  # it was gone already
+            return  # the other end was already gone
 
     def abort(self) -> None:
         self._writer.transport.abort()

@@ -1,4 +1,4 @@
-"""A worker's side: an engine that is in another process."""
+"""A worker's side: an engine that runs in another process."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from shoal.request import Request, RequestId
 
 T = TypeVar("T")
 
-_SPENDING = 0.05  # seconds for which spent tokens gather
+_SPENDING = 0.05  # seconds for which spent tokens are collected
 
 
 class RemoteStream(ChunkStream):
-    """Its chunks come from another process; it ends with TakenOver where another worker has it now."""
+    """Its chunks come from another process; it ends with TakenOver if another worker takes it over."""
 
     def __init__(self, request: Request, engine: RemoteEngine) -> None:
         super().__init__(request)
@@ -43,14 +43,14 @@ class RemoteStream(ChunkStream):
 
 
 class RemoteResumed:
-    """gateway.engine.Resumed."""
+    """A gateway.engine.Resumed."""
 
     def __init__(self, attached: Attached, streams: list[RemoteStream]) -> None:
         self.id, self.note, self.requests, self.said, self.streams = attached.id, attached.note, attached.requests, attached.said, streams
 
 
 class RemoteLimiter:
-    """gateway.auth.limits.Limiter: the head counts, for all workers."""
+    """A gateway.auth.limits.Limiter: the head counts for all workers."""
 
     def __init__(self, engine: RemoteEngine) -> None:
         self._engine = engine
@@ -75,7 +75,7 @@ class RemoteLimiter:
             del self._inside[key]
 
     def spend(self, key: KeyId, tokens: int) -> None:
-        """Is told a little later, many tokens at once."""
+        """Reports a little later, many tokens at once."""
         if not self._spent:
             asyncio.get_running_loop().call_later(_SPENDING, self._tell)
         self._spent[key] = self._spent.get(key, 0) + tokens
@@ -87,7 +87,7 @@ class RemoteLimiter:
 
 
 class RemoteEngine:
-    """gateway.engine.Engine, of the head that welcomed this process. `run` has to run beside its use."""
+    """The gateway.engine.Engine of the head that welcomed this process. `run` must run alongside its use."""
 
     def __init__(self, channel: Channel[FromHead], welcome: Welcome, tokenizer: ChatTokenizer) -> None:
         self.name, self.created, self.vocabulary = welcome.name, welcome.created, welcome.vocabulary
@@ -101,11 +101,12 @@ class RemoteEngine:
         self._gone: ShoalError | None = None
         self.limiter = RemoteLimiter(self)
         self.finishing = asyncio.Event()
-        """Set when no more requests are to be taken; `finished` is the answer."""
+        """Set when no more requests may be accepted; `finished` is the reply."""
 
     @classmethod
     async def connect(cls, path: Path, opened: Callable[[Path, Path | None, bool], ChatTokenizer]) -> RemoteEngine:
-        """opened: gives the tokenizer of a model, another chat template, and whether text is trusted. Raises OSError, EOFError, RemoteProtocolError, and what `opened` raises."""
+        """opened: the tokenizer for a model, another chat template, and whether text is trusted. Raises OSError, EOFError,
+        RemoteProtocolError, and what `opened` raises."""
         channel: Channel[FromHead] = Channel(*await asyncio.open_unix_connection(path), FromHead)
         try:
             channel.say(messages.Join(os.getpid()))
@@ -119,7 +120,7 @@ class RemoteEngine:
             raise
 
     async def run(self) -> None:
-        """Hears what the head says, until it is gone. Raises RemoteProtocolError."""
+        """Processes the head's messages until it is gone. Raises RemoteProtocolError."""
         try:
             while True:
                 self._heard(await self._channel.hear())
@@ -127,7 +128,7 @@ class RemoteEngine:
             return
 
     async def close(self) -> None:
-        """Ends what still runs, here and there."""
+        """Ends what is still running, here and at the head."""
         self._gone = ClusterError("the server's engine is gone")
         for stream in [*self._streams.values()]:
             stream.put(self._gone)
@@ -136,7 +137,7 @@ class RemoteEngine:
                 future.set_exception(self._gone)
         await self._channel.close()
 
-    # What the gateway asks
+    # The gateway's interface
 
     @property
     def state(self) -> str:
@@ -184,10 +185,10 @@ class RemoteEngine:
         self._channel.say(messages.Observed("request", (endpoint, outcome, prompt_tokens)))
 
     def finished(self) -> None:
-        """No request is under way any more."""
+        """Reports that no request is unfinished any more."""
         self._channel.say(messages.Finished())
 
-    # What its limiter and its streams ask
+    # For its limiter and its streams
 
     async def enter(self, number: int, key: KeyId, limits: KeyLimits) -> Allowance:
         return await self._ask(messages.Enter(number, key, limits), lambda entered: entered.allowance)
@@ -196,12 +197,12 @@ class RemoteEngine:
         self._channel.say(message)
 
     def tell(self, stream: RemoteStream, message: Message) -> None:
-        """Says it where the stream is still this worker's."""
+        """Sends it if the stream still belongs to this worker."""
         if self._streams.get(stream.request.id) is stream:
             self._channel.say(message)
 
     def release(self, stream: RemoteStream) -> None:
-        """Nothing is said for it any more."""
+        """Nothing is sent for the stream any more."""
         if self._streams.get(stream.request.id) is stream:
             del self._streams[stream.request.id]
 
@@ -214,10 +215,10 @@ class RemoteEngine:
         self._listen(streams)
         return RemoteResumed(attached, streams)
 
-    # What the head says
+    # Messages from the head
 
     async def _ask(self, call: Call, take: Callable[[Any], T]) -> T:
-        """take: what becomes of the reply, in the turn in which it comes: what is said next may be about it."""
+        """take: handles the reply in the turn in which it arrives, because the next message may be about it."""
         if self._gone is not None:
             raise self._gone
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
@@ -258,7 +259,7 @@ class RemoteEngine:
     def _replied(self, reply: Reply) -> None:
         future, take = self._calls.get(reply.call, (None, None))
         if future is None or take is None or future.done():
-            return  # nobody waits for it any more, which the head was told
+            return  # nobody waits for it any more, and the head was told
         if isinstance(reply, messages.Refused):
             future.set_exception(reply.failure.error)
         else:

@@ -1,4 +1,4 @@
-"""What a worker and the head say to each other, as msgpack. Requests are known by their ids, calls by a worker's own numbers."""
+"""The messages between a worker and the head, as msgpack. Requests are identified by their ids, calls by a worker's own numbers."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def error(self) -> ShoalError:
-        """The error again; of the base class where this version does not know its own."""
+        """The error again; of the base class if this version does not know its own."""
         kind = _kinds(ShoalError).get(self.kind, ShoalError)
-        error = kind.__new__(kind, self.message)  # what the constructor would compute is in the message and the facts
+        error = kind.__new__(kind, self.message)  # what the constructor would compute is already in the message and the facts
         vars(error).update(self.facts)
         return error
 
@@ -45,7 +45,7 @@ def _kinds(base: type[ShoalError]) -> dict[str, type[ShoalError]]:
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
-    """Base of all."""
+    """Base of all messages."""
 
 
 class Status(Message, frozen=True):
@@ -58,7 +58,7 @@ class Status(Message, frozen=True):
 
 
 class Attached(Message, frozen=True):
-    """An answer that goes over to a worker. All that it has said follows; so many of its tokens are counted for its key already."""
+    """An answer that moves to a worker. All its earlier chunks follow; `said` of its tokens are already counted for its key."""
 
     id: str
     note: bytes
@@ -70,7 +70,7 @@ class Attached(Message, frozen=True):
 
 
 class Join(Message, frozen=True, tag=1):
-    """The first."""
+    """The first message."""
 
     pid: int
 
@@ -114,7 +114,7 @@ class Forget(Message, frozen=True, tag=8):
 
 
 class GiveBack(Message, frozen=True, tag=10):
-    """Nobody waits for a Find any more, whether or not it was answered: it waits for another reader."""
+    """Nobody waits for a Find any more, whether or not it was answered: the answer waits for another reader."""
 
     answer: str
 
@@ -128,7 +128,7 @@ class Enter(Message, frozen=True, tag=11):
 
 
 class Leave(Message, frozen=True, tag=12):
-    """It has ended, or is not waited for any more."""
+    """A request has ended, or is not waited for any more."""
 
     call: int
     """Of its Enter."""
@@ -140,11 +140,11 @@ class Spend(Message, frozen=True, tag=13):
 
 
 class Finished(Message, frozen=True, tag=14):
-    """No request is under way any more, and none will be."""
+    """No request is unfinished any more, and none will come."""
 
 
 class Observed(Message, frozen=True, tag=9):
-    """Something to be counted at the head."""
+    """Something that the head counts."""
 
     what: str
     values: tuple[str | int | float, ...]
@@ -158,7 +158,7 @@ FromWorker = Join | Call | Cancel | EndChoice | Close | Forget | GiveBack | Leav
 
 
 class Welcome(Message, frozen=True, tag=20):
-    """The first."""
+    """The first message."""
 
     name: str
     created: int
@@ -168,7 +168,7 @@ class Welcome(Message, frozen=True, tag=20):
     model: str
     """The path of the file or folder, for the tokenizer."""
     template: str
-    """The path of the chat template in place of the model's own, where there is one."""
+    """The path of the chat template that replaces the model's own, if there is one."""
     settings: ApiSettings
     status: Status
     resumed: list[Attached]
@@ -198,7 +198,7 @@ class Entered(Message, frozen=True, tag=30):
 
 
 class Finish(Message, frozen=True, tag=31):
-    """No more requests are to be taken; Finished is the answer when those there are have ended."""
+    """No more requests may be accepted; the worker replies with Finished when the current ones have ended."""
 
 
 class Refused(Message, frozen=True, tag=25):
@@ -207,13 +207,13 @@ class Refused(Message, frozen=True, tag=25):
 
 
 class Said(Message, frozen=True, tag=26):
-    """The tokens of all streams of a worker that came together."""
+    """The tokens of all streams of a worker that arrived together."""
 
     chunks: list[TokenChunk]
 
 
 class Over(Message, frozen=True, tag=27):
-    """A stream came to its end."""
+    """A stream ended."""
 
     request: RequestId
 
@@ -226,7 +226,7 @@ class Broke(Message, frozen=True, tag=28):
 
 
 class Taken(Message, frozen=True, tag=29):
-    """Another reader has these streams now."""
+    """Another reader has taken these streams."""
 
     requests: list[RequestId]
 

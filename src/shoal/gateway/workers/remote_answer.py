@@ -1,4 +1,4 @@
-"""An answer under way at the head: whose it is, and all that it has said, so that any worker can take it up."""
+"""An unfinished answer at the head: which worker has it, and all its chunks so far, so that any worker can take it over."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ log = structlog.get_logger()
 
 class RemoteAnswer:
     def __init__(self, id: str, note: bytes, requests: Sequence[Request], streams: Sequence[Stream], named: bool, counted: int = 0) -> None:
-        """counted: tokens that the streams say first and that were counted for its key before"""
+        """counted: tokens at the beginning of the streams that were already counted for its key"""
         self.id = id
         self._note, self._requests = note, list(requests)
         self.key = owner_of(note)
-        """Whose client may take it up."""
+        """The key whose client may take it over."""
         self.named = named
-        """It outlives the worker that it belongs to."""
+        """Whether it outlives the worker that has it."""
         self.streams = {request.id: stream for request, stream in zip(requests, streams, strict=True)}
         self._owner: Channel[FromWorker] | None = None
         self._said: list[TokenChunk | Over | Broke] = []
@@ -39,7 +39,7 @@ class RemoteAnswer:
 
     @property
     def movable(self) -> bool:
-        """Whether another worker could go on with it: one that has no note ends with the worker that began it."""
+        """Whether another worker could continue it: an answer without a note ends with the worker that began it."""
         return bool(self._note)
 
     @property
@@ -49,23 +49,23 @@ class RemoteAnswer:
 
     @property
     def over(self) -> bool:
-        """All is said."""
+        """Whether everything is sampled."""
         return all(task.done() for task in self._tasks)
 
     def give(self, owner: Channel[FromWorker] | None) -> None:
-        """From now on what it says goes there; whoever had it is told."""
+        """Gives the answer to a worker, which gets its chunks from now on; the previous one is told."""
         if self._owner is not None:
             self._owner.say(Taken([*self.streams]))
         self._owner = owner
 
     def say_again(self) -> None:
-        """Tells its owner all that came so far."""
+        """Sends its owner all chunks so far."""
         for item in self._said:
             self._tell(item)
         self._told = len(self._said)
 
     def close(self) -> None:
-        """Cancels what still runs."""
+        """Cancels what is still running."""
         for task in self._tasks:
             task.cancel()
         for stream in self.streams.values():

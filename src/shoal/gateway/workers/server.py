@@ -1,7 +1,8 @@
-"""The head's side: hands the engine to the API's workers, on a Unix socket.
+"""The head's side: provides the engine to the API workers, on a Unix socket.
 
-An answer belongs to the worker that began it, or that asked for it last. When a worker is gone its answers end, but for those that
-their clients named: they go on, and belong to nobody until a worker asks for one, or a new one joins, which takes up all of them.
+An answer belongs to the worker that began it, or that asked for it last. When a worker is gone its answers end, except those
+that their clients named: these continue and belong to nobody until a worker asks for one, or a new worker joins, which takes
+over all of them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from shoal.request import RequestId
 
 log = structlog.get_logger()
 
-_LOOK = 0.1  # seconds between looks at the engine's state
+_LOOK = 0.1  # seconds between checks of the engine's state
 
 
 class _Worker:
@@ -36,10 +37,10 @@ class _Worker:
     def __init__(self, channel: Channel[FromWorker]) -> None:
         self.channel = channel
         self.pid = 0
-        """Once it has joined."""
+        """Set when it has joined."""
         self.calls: dict[int, asyncio.Task[None]] = {}
         self.inside: dict[int, KeyId] = {}
-        """The requests of keys that have not left, by the calls with which they entered."""
+        """The unfinished requests of keys, by the calls with which they entered."""
         self.finished = asyncio.Event()
 
 
@@ -52,7 +53,8 @@ class EngineServer:
         settings: ApiSettings,
         lost: Callable[[int], None] = lambda pid: None,
     ) -> None:
-        """model, template: what the workers open the tokenizer of. lost: is told the process of a worker whose connection ended."""
+        """model, template: from which the workers open the tokenizer. lost: called with the process id of a worker whose
+        connection ended."""
         self._engine, self._settings, self._lost = engine, settings, lost
         self._model, self._template = str(model), "" if template is None else str(template)
         self._answers: dict[str, RemoteAnswer] = {}
@@ -69,7 +71,7 @@ class EngineServer:
         }
 
     async def start(self, path: Path) -> None:
-        """Takes up what an engine before this one was about, and listens; whoever may enter the folder may connect."""
+        """Takes up the answers that a previous engine left, and listens; any process that may enter the folder may connect."""
         for resumed in self._engine.resumed():
             self._hold(RemoteAnswer(resumed.id, resumed.note, resumed.requests, resumed.streams, named=True, counted=resumed.said))
             self._orphan(resumed.id)
@@ -87,10 +89,10 @@ class EngineServer:
         for timer in self._orphans.values():
             timer.cancel()
         for held in self._answers.values():
-            held.close()  # and not forgotten: the next engine may take it up
+            held.close()  # but does not forget it: the next engine may take it up
 
     async def finish(self) -> None:
-        """Lets the workers take no more requests, and waits until those that they have are answered."""
+        """Tells the workers to accept no more requests, and waits until the current ones are answered."""
         self._finishing = True
         workers = [worker for worker in self._workers.values() if worker.pid]
         for worker in workers:
@@ -99,7 +101,7 @@ class EngineServer:
 
     @property
     def inside(self) -> int:
-        """Answers under way."""
+        """Unfinished answers."""
         return sum(not held.over for held in self._answers.values())
 
     # State
@@ -219,7 +221,7 @@ class EngineServer:
                 raise RemoteProtocolError("a second Join")
 
     def _leave(self, worker: _Worker) -> None:
-        """Its requests have ended; its answers too, but for those that were named."""
+        """Its requests have ended; its answers too, except those that were named."""
         for key in worker.inside.values():
             self._limiter.leave(key)
         for held in [*self._answers.values()]:
@@ -288,7 +290,7 @@ class EngineServer:
             self._requests[request] = held
 
     def _of(self, worker: _Worker, request: RequestId) -> RemoteAnswer | None:
-        """The answer that a request is of, where it is the worker's."""
+        """The answer that a request belongs to, if this worker has it."""
         held = self._requests.get(request)
         return held if held is not None and held.owner is worker.channel else None
 

@@ -157,7 +157,7 @@ def test_a_disk_that_fails_is_no_peers_fault(machine: HostEnvironment, tmp_path:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("shoal.models.part.Part.write", full)
+    monkeypatch.setattr("shoal.models.part.PartialFile.write", full)
 
     async def scenario() -> None:
         async with holding() as holder:

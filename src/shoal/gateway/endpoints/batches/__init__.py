@@ -1,1 +1,1 @@
-"""/v1/batches: many requests in a file, answered below those that somebody waits for."""
+"""/v1/batches: many requests in a file, answered in the lowest class, below those that somebody waits for."""

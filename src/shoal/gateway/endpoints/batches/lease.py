@@ -1,4 +1,4 @@
-"""Who works a model's batches off."""
+"""Decides which process runs a model's batches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Lease:
 
     @classmethod
     def take(cls, path: Path) -> Lease | None:
-        """None where somebody else has it."""
+        """None if another process has it."""
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         if locked(descriptor):
             return cls(descriptor)

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
 LONGEST_LINE = 4 << 20
-"""Bytes; as for the body of any request."""
+"""Bytes; the same limit as for any request body."""
 _LONGEST_ID = 512
 _FIELDS = {"custom_id", "method", "url", "body"}
 
 
 @dataclass(frozen=True)
 class BatchItem:
-    """A request of a batch. line: from 1 on."""
+    """A request of a batch. line: its number, from 1."""
 
     line: int
     custom_id: str
@@ -27,7 +27,7 @@ class BatchItem:
 
 @dataclass(frozen=True)
 class Invalid:
-    """A line that is none. custom_id: as far as it could be read."""
+    """An invalid line. custom_id: as far as it could be read."""
 
     line: int
     code: str
@@ -40,7 +40,7 @@ Line = BatchItem | Invalid
 
 
 def lines_of(file: BinaryIO) -> Iterator[bytes]:
-    """A file's lines without their ends; of one that is too long one byte more than is possible."""
+    """A file's lines without their ends; of a line that is too long, one byte more than the limit."""
     while raw := file.readline(LONGEST_LINE + 1):
         if not raw.endswith(b"\n"):
             rest = raw
@@ -50,9 +50,9 @@ def lines_of(file: BinaryIO) -> Iterator[bytes]:
 
 
 def parsed(lines: Iterable[bytes], urls: Collection[str]) -> Iterator[Line]:
-    """Every line that is not blank. A custom_id that was there before is an Invalid with the code duplicate_custom_id.
+    """Every line that is not blank. A repeated custom_id is an Invalid with the code duplicate_custom_id.
 
-    urls: the endpoints that may be asked
+    urls: the endpoints that may be used
     """
     seen: dict[str, int] = {}
     for number, raw in enumerate(lines, 1):
@@ -105,5 +105,5 @@ def _parse(number: int, raw: bytes, urls: Collection[str]) -> Line:
 
 
 def _is_text(id: str) -> bool:
-    """Whether it has no lone surrogate."""
+    """Whether it has no lone surrogates."""
     return id.encode(errors="replace").decode() == id

@@ -1,4 +1,4 @@
-"""A file of results that loses none: each is on the disk (fsync) before it counts, and what was written is found again."""
+"""A file of results that loses none: each is on the disk (fsync) before it counts, and existing results are found again."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from shoal.gateway.endpoints.batches.result import Done, read
 
 
 class Output:
-    """Written by its own thread. After an error it accepts nothing more; opening it again cuts off an incomplete line."""
+    """Written by its own thread. After an error it accepts nothing more; reopening it cuts off an incomplete line."""
 
     def __init__(self, path: Path) -> None:
-        """Reads what is there and goes on behind it. Raises ConfigError where that is no output, or another process writes it; OSError."""
+        """Reads the existing results and appends to them. Raises ConfigError if the file is not an output, or another process
+        writes it; OSError."""
         fresh = not path.exists()
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         try:
@@ -39,13 +40,13 @@ class Output:
         self._broken: OSError | None = None
 
     async def append(self, line: bytes) -> None:
-        """Returns when it is on the disk. What comes meanwhile is written together. Raises OSError."""
+        """Returns when the line is on the disk. Lines that come meanwhile are written together. Raises OSError."""
         with self._turn:
             self._pending.append(line)
         await asyncio.get_running_loop().run_in_executor(self._thread, self._flush)
 
     def put(self, line: bytes) -> None:
-        """Writes it with the next that is flushed, or at the end. For whoever has a thread of its own. Raises OSError."""
+        """Writes the line with the next flush, or at the end. For callers in a thread of their own. Raises OSError."""
         with self._turn:
             self._pending.append(line)
         if len(self._pending) >= 1000:
@@ -70,7 +71,7 @@ class Output:
             self.done.take(line)
 
     def close(self) -> None:
-        """Writes what waits; once. Raises OSError."""
+        """Writes the pending lines; once. Raises OSError."""
         if self._file < 0:
             return
         try:
@@ -81,13 +82,13 @@ class Output:
             self._file = -1
 
     def abandon(self) -> None:
-        """Closes it after an error that is known; what cannot be written then is asked for again."""
+        """Closes it after a known error; requests whose results cannot be written then are asked again."""
         with suppress(OSError):
             self.close()
 
 
 def _sync_folder(folder: Path) -> None:
-    """So that a file's name is on the disk, too, where a system can do that."""
+    """Puts a file's name on the disk too, if the system can do that."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -19,13 +19,13 @@ _MOST_PROBLEMS = 100
 
 
 def lines(path: Path, urls: Collection[str]) -> Iterator[Line]:
-    """A file's lines, read as they are asked for. Raises OSError."""
+    """A file's lines, read as they are needed. Raises OSError."""
     with path.open("rb") as file:
         yield from parsed(lines_of(file), urls)
 
 
 def problems(batch: Batch, files: FileStore, most: int) -> tuple[list[Problem], int]:
-    """Why an input is no batch, the first hundred reasons, and how many requests it has. Raises OSError.
+    """Why an input is not a batch (the first hundred reasons), and how many requests it has. Raises OSError.
 
     most: requests
     """
@@ -49,7 +49,7 @@ def problems(batch: Batch, files: FileStore, most: int) -> tuple[list[Problem], 
 
 
 class BatchOutputs:
-    """The outputs are open as long as this is. They lie where files lie, and become files of the API when the batch ends."""
+    """The outputs stay open as long as this object. They are stored with the files, and become files of the API when the batch ends."""
 
     def __init__(self, batch: Batch, files: FileStore) -> None:
         """Raises ConfigError, OSError."""
@@ -70,24 +70,24 @@ class BatchOutputs:
         return Counts(max(self.total, sum(done)), *done)
 
     def left(self) -> Iterator[BatchItem]:
-        """Requests that have no result. Raises OSError."""
+        """Requests that have no result yet. Raises OSError."""
         for line in lines(self._files.path(self._batch.input_file_id), (self._batch.endpoint,)):
             if isinstance(line, BatchItem) and not (self._good.done.covers(line) or self._bad.done.covers(line)):
                 yield line
 
     async def answered(self, asked: BatchItem, answer: Answered) -> None:
-        """Returns when it is on the disk. Raises OSError."""
+        """Returns when the answer is on the disk. Raises OSError."""
         id = secrets.token_hex(12)
         line = answered(asked, id, answer.status, answer.headers.get("x-request-id", f"req_{id}"), answer.body)
         await (self._good if answer.status == 200 else self._bad).append(line)
 
     def give_up(self, code: str, message: str) -> None:
-        """The rest is not answered any more. Raises OSError."""
+        """Gives all remaining requests this error. Raises OSError."""
         for asked in self.left():
             self._bad.put(unanswered(asked, secrets.token_hex(12), code, message))
 
     def hand_over(self, now: float) -> tuple[str | None, str | None]:
-        """Ends the writing; those outputs that are not empty become files. Raises OSError, CapacityError."""
+        """Stops writing; outputs that are not empty become files. Raises OSError, CapacityError."""
         self.close()
         found: list[str | None] = []
         for id, kind in zip(self._names, ("output", "errors"), strict=True):
@@ -107,6 +107,6 @@ class BatchOutputs:
             self._bad.close()
 
     def abandon(self) -> None:
-        """Closes them after an error that is known."""
+        """Closes them after a known error."""
         self._good.abandon()
         self._bad.abandon()

@@ -1,4 +1,4 @@
-"""The lines of a batch's output: how one is written, and what an output holds that was broken off anywhere."""
+"""The lines of a batch's output: how to write one, and what an output that was broken off anywhere contains."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def _written(custom_id: str | None, response: dict[str, Any] | None, error: dict
 
 
 def answered(asked: BatchItem, id: str, status: int, request_id: str, body: bytes) -> bytes:
-    """An answer, whatever its status. id: no other result's."""
+    """An answer, whatever its status. id: unique among the results."""
     try:
         value = json.loads(body)
-    except (ValueError, RecursionError):  # of a proxy, say
+    except (ValueError, RecursionError):  # from a proxy, for example
         value = {"error": {"message": body[:1000].decode(errors="replace"), "type": "server_error", "param": None, "code": None}}
     return _written(asked.custom_id, {"status_code": status, "request_id": request_id, "body": value}, None, id)
 
@@ -29,31 +29,31 @@ def unanswered(asked: BatchItem, id: str, code: str, message: str) -> bytes:
 
 
 def refused(line: Invalid, id: str) -> bytes:
-    """A line that was no request."""
+    """The result of a line that was not a request."""
     error = {"code": line.code, "message": f"line {line.line}: {line.message}", "param": line.param, "line": line.line}
     return _written(line.custom_id, None, error, id)
 
 
 @dataclass
 class Done:
-    """What an output holds already."""
+    """What an output already contains."""
 
     ids: set[str] = field(default_factory=set[str])
     """custom_ids of requests that have a result."""
     lines: set[int] = field(default_factory=set[int])
-    """Lines of the input that were no requests."""
+    """Lines of the input that were not requests."""
     completed: int = 0
     """Results with status 200."""
     failed: int = 0
-    """Requests with any other."""
+    """Results with any other status."""
     end: int = 0
-    """Bytes up to which it is whole: a last line without its end counts for nothing."""
+    """Bytes up to which it is whole: an incomplete last line does not count."""
 
     def covers(self, line: BatchItem | Invalid) -> bool:
         return line.custom_id in self.ids if isinstance(line, BatchItem) else line.line in self.lines
 
     def take(self, line: bytes) -> None:
-        """One more whole line. Raises ValueError where it is no result."""
+        """Adds one whole line. Raises ValueError if it is not a result."""
         match json.loads(line):
             case {"custom_id": None | str(), "response": None, "error": {"line": int(number)}}:
                 self.lines.add(number)
@@ -70,7 +70,7 @@ class Done:
 
 
 def read(lines: Iterable[bytes], name: object) -> Done:
-    """What the lines of an output say, their ends included. Raises ConfigError where it is none.
+    """What the lines of an output, including their ends, contain. Raises ConfigError if it is not an output.
 
     name: of the file, for the message
     """

@@ -1,4 +1,4 @@
-"""When a request of a batch is asked again: pure, time and chance are arguments."""
+"""When a request of a batch is asked again. Pure: time and randomness are arguments."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FULL = {"queue_full", "not_ready", "shutting_down"}
 
 
 def retry_after(header: str | None, now: float) -> float:
-    """Seconds that a server asks for, as a number or as a date; 0 where it says nothing.
+    """Seconds that a server asks for, given as a number or as a date; 0 if it asks for none.
 
     now: seconds since 1970
     """
@@ -30,14 +30,14 @@ def retry_after(header: str | None, now: float) -> float:
 
 @dataclass
 class RetryPolicy:
-    """With one request. A full queue, a limit on the rate and a model that is being loaded are waited for as long as it takes; a cluster
-    that fails at the request itself is asked five times, because then the request may be at fault."""
+    """The retries of one request. A full queue, a rate limit and a model that is being loaded are waited for as long as it
+    takes. If the cluster fails at the request itself, it is asked five times at most, because the request may be the cause."""
 
     failures: int = 0
     _backoff: Backoff = field(default_factory=lambda: Backoff(_FIRST, _MOST))
 
     def pause(self, status: int, code: str | None, header: str | None, now: float, rng: Random) -> float | None:
-        """Seconds after which it is asked again; None: this is its answer.
+        """Seconds until it is asked again; None: this is its answer.
 
         code: of the error object
         header: Retry-After
@@ -51,5 +51,5 @@ class RetryPolicy:
         return max(self._backoff.next(rng), retry_after(header, now))
 
     def unreachable(self, rng: Random) -> float:
-        """Seconds after which a server is tried again that gave no answer."""
+        """Seconds until a server that gave no answer is tried again."""
         return self._backoff.next(rng)

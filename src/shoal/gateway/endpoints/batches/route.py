@@ -1,4 +1,4 @@
-"""The endpoints."""
+"""The endpoints of batches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PAGING = Paging(default=20, most=100)
 
 
 def routes(batches: BatchStore, files: FileStore, model: str, endpoints: Collection[str]) -> APIRouter:
-    """model: the one that is served. endpoints: what the requests of a batch may be for."""
+    """model: the one that is served. endpoints: those that the requests of a batch may use."""
     router = APIRouter()
 
     def make(who: str, body: BatchRequest) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def routes(batches: BatchStore, files: FileStore, model: str, endpoints: Collect
         try:
             return batches.move(id, BatchStatus.CANCELLING).wire()
         except Conflict:
-            if (batch := batches.get(id)).status in (BatchStatus.CANCELLING, BatchStatus.CANCELLED):  # somebody else was quicker
+            if (batch := batches.get(id)).status in (BatchStatus.CANCELLING, BatchStatus.CANCELLED):  # another request was quicker
                 return batch.wire()
             raise Conflict(f"{id} is {batch.status}, and can no longer be cancelled", "batch_id") from None
 

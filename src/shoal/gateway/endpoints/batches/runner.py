@@ -1,7 +1,8 @@
-"""Works batches off, in the one process that may.
+"""Runs batches, in the one process that may.
 
-Whoever holds the lease of a model asks for its batches, through the endpoints that clients ask, in the lowest class. All that it
-knows is on the disk: when it dies, another process, or the next one, goes on where it was. So this only looks, now and then, at what there is.
+The holder of a model's lease runs its batches, through the same endpoints that clients use, in the lowest class. All its state
+is on the disk: when it dies, another process, or the next one, continues from there. So the runner only checks from time to
+time what there is to do.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from shoal.gateway.http.in_process import Answered, InProcessClient
 
 log = structlog.get_logger()
 
-_POLL = 0.5  # seconds between looks
-_REST = 5.0  # seconds after a disk failed
+_POLL = 0.5  # seconds between checks
+_REST = 5.0  # seconds after a disk error
 _LEFT = {
     BatchStatus.EXPIRED: ("batch_expired", "the batch's window was over before this request was answered"),
     BatchStatus.CANCELLED: ("batch_cancelled", "the batch was cancelled before this request was answered"),
@@ -44,7 +45,7 @@ class _Work:
     model: str
     task: asyncio.Task[None]
     over: asyncio.Event
-    """Nothing more is to be asked."""
+    """Set when nothing more is to be asked."""
     papers: BatchOutputs | None = None
     counted: Counts | None = None
 
@@ -62,7 +63,7 @@ class Runner:
         now: Callable[[], float] = time,
         poll: float = _POLL,
     ) -> None:
-        """caller: whom a batch's owner is to the endpoints."""
+        """caller: the caller that stands for a batch's owner at the endpoints."""
         self._batches, self._files, self._inside, self._model, self._settings = batches, files, inside, model, settings
         self._caller = caller
         self._now, self._poll, self._rng = now, poll, Random()
@@ -72,7 +73,7 @@ class Runner:
 
     @asynccontextmanager
     async def working(self) -> AsyncGenerator[None]:
-        """Works as long as the context is open. What is under way when it ends is asked again by the next."""
+        """Works while the context is open. Requests unfinished at its end are asked again by the next runner."""
         running = asyncio.get_running_loop().create_task(self._run())
         try:
             yield
@@ -89,7 +90,7 @@ class Runner:
                         await asyncio.to_thread(self._files.sweep)
                         swept = True
                     await self._look()
-                except Exception as error:  # noqa: BLE001 - whatever it is: it may pass, and nothing else would look again
+                except Exception as error:  # noqa: BLE001 - any error may be temporary, and nothing else would check again
                     log.warning("batches cannot be looked at", reason=repr(error))
                     await asyncio.sleep(_REST)
                 await asyncio.sleep(self._poll)
@@ -101,7 +102,7 @@ class Runner:
             for lease in self._leases.values():
                 lease.release()
 
-    # What is to be done
+    # Which batches to work on
 
     async def _look(self) -> None:
         for id in [id for id, work in self._work.items() if work.task.done()]:
@@ -109,7 +110,7 @@ class Runner:
         for batch in await asyncio.to_thread(self._batches.open):
             over = batch.status is BatchStatus.CANCELLING or batch.expires_at <= self._now()
             if (work := self._work.get(batch.id)) is None:
-                # Another model's batches are left to whoever serves it; where nobody does, they are brought to their end.
+                # Another model's batches are left to the process that serves it; if none does, they are brought to their end.
                 if (batch.model == self._model or over) and self._leased(batch.model):
                     self._begin(batch)
                 continue
@@ -147,13 +148,13 @@ class Runner:
         except (OSError, CapacityError) as error:
             log.warning("a batch cannot go on", batch=id, reason=str(error))
             await asyncio.sleep(_REST)
-        except Exception as error:  # whatever it is: it would come again
+        except Exception as error:  # any error: it would come again
             log.error("a batch failed", batch=id, exc_info=error)
             known = str(error) if isinstance(error, ShoalError) else "an unexpected error; the server's log says more"
             await asyncio.to_thread(self._fail, id, Problem("server_error", known))
 
     async def _forward(self, batch: Batch, over: asyncio.Event) -> bool:
-        """One move of a batch; False where it has come to its end. Raises OSError, ShoalError."""
+        """Moves a batch one status forward; False if it has ended. Raises OSError, ShoalError."""
         overdue = batch.expires_at <= self._now()
         try:
             match batch.status:
@@ -193,7 +194,7 @@ class Runner:
         self._batches.move(batch.id, end, counts=papers.counts, output_file_id=output, error_file_id=errors)
 
     def _fail(self, id: str, why: Problem) -> None:
-        """What was answered before is kept, where it can be read."""
+        """Keeps the answers so far, if they can be read."""
         with suppress(Conflict, UnknownObject):
             batch, found = self._batches.get(id), (None, None)
             with suppress(OSError, ShoalError):
@@ -201,7 +202,7 @@ class Runner:
             self._batches.move(id, BatchStatus.FAILED, problems=(why,), output_file_id=found[0], error_file_id=found[1])
 
     async def _ask_all(self, batch: Batch, over: asyncio.Event) -> bool:
-        """Whether every request has its result; not so where it is over before."""
+        """Whether every request got its result; False if the batch is over before that."""
         papers = self._work[batch.id].papers = await asyncio.to_thread(BatchOutputs, batch, self._files)
         asking = asyncio.get_running_loop().create_task(self._requests(batch, papers))
         ending = asyncio.get_running_loop().create_task(over.wait())
@@ -230,7 +231,7 @@ class Runner:
         patience = RetryPolicy()
         caller = self._caller(batch.owner)
         CALLER.set(caller)
-        await caller.enter()  # counted once, however often it is asked; nothing limits it
+        await caller.enter()  # counted once, however often it is asked; it is not limited
         while True:
             answer = await self._inside.post(asked.url, asked.body)
             pause = patience.pause(answer.status, _code(answer), answer.headers.get("retry-after"), self._now(), self._rng)
@@ -241,7 +242,7 @@ class Runner:
 
 
 def _code(answer: Answered) -> str | None:
-    """Of the error object."""
+    """The error object's code."""
     try:
         return json.loads(answer.body)["error"]["code"]
     except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""A batch, and what can become of it.
+"""A batch and its statuses.
 
     validating ──▶ in_progress ──▶ finalizing ──▶ completed
      │    │  │       │    │   │        │
@@ -6,9 +6,9 @@
      │    └──────────│────┴────────────────────▶ expired     its window is over
      └───────────────┴──▶ cancelling ──────────▶ cancelled   (or failed)
 
-The four on the right are its ends. Whoever asks moves it to cancelling, the runner does all the rest. Expired and cancelled batches keep
-what was answered; the requests that were not are in the error file. Every move is one transaction on the batch as it stands then, so
-that of two that exclude each other the second is refused.
+The four on the right are its final statuses. A client's request moves it to cancelling; the runner makes all other moves.
+Expired and cancelled batches keep their answers; the unanswered requests are in the error file. Every move is one transaction
+on the current batch, so that of two conflicting moves the second is refused.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import msgspec
 from shoal.errors import Conflict
 
 WINDOW = 24 * 3600
-"""Seconds in which a batch is to be answered: '24h', the only one that the API knows."""
+"""Seconds in which a batch must be answered: '24h', the only value in the API."""
 
 
 class BatchStatus(enum.StrEnum):
@@ -48,7 +48,7 @@ MOVES: dict[BatchStatus, frozenset[BatchStatus]] = {
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """Why a batch failed. line: of the input, counted from 1; None: no line is at fault."""
+    """Why a batch failed. line: of the input, counted from 1; None if no line is at fault."""
 
     code: str
     message: str
@@ -66,7 +66,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     owner: str
     model: str
-    """The one that was served when it was made; it waits for that one."""
+    """The model that was served when the batch was created; it waits for that model."""
     endpoint: str
     input_file_id: str
     created_at: int
@@ -74,7 +74,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, str] | None = None
     status: BatchStatus = BatchStatus.VALIDATING
     reached: dict[BatchStatus, int] = {}
-    """When it came to which status, in seconds since 1970."""
+    """When it reached each status, in seconds since 1970."""
     counts: Counts = Counts()
     problems: tuple[Problem, ...] = ()
     output_file_id: str | None = None
@@ -82,11 +82,11 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def open(self) -> bool:
-        """Whether it has not come to an end."""
+        """Whether it has not ended."""
         return bool(MOVES[self.status])
 
     def wire(self) -> dict[str, Any]:
-        """As OpenAI's API shows one."""
+        """In the form of OpenAI's API."""
         errors = {"object": "list", "data": [msgspec.to_builtins(problem) for problem in self.problems]}
         return {
             "id": self.id,
@@ -108,7 +108,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def moved(batch: Batch, to: BatchStatus, now: float, **changes: Any) -> Batch:
-    """The batch in its next status. Raises Conflict where it cannot come to that one from where it is.
+    """The batch in its next status. Raises Conflict if that status cannot follow the current one.
 
     changes: other fields that change with it
     """

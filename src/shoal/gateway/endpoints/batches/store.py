@@ -1,4 +1,4 @@
-"""The batches, in the database: each move is a transaction on a batch as it stands."""
+"""The batches in the database: each move is a transaction on the current batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shoal.gateway.endpoints.database import Database
 from shoal.gateway.schema.page import Page
 
 _KEPT = 10_000
-"""Batches that have ended and can still be looked at; older ones are forgotten, their files are not."""
+"""Ended batches that can still be looked up; older ones are forgotten, but not their files."""
 
 
 class BatchStore:
@@ -51,7 +51,7 @@ class BatchStore:
             return _get(db, id)
 
     def find(self, owner: str, id: str) -> Batch:
-        """Raises UnknownObject, also for another owner's."""
+        """Raises UnknownObject, also if it belongs to another owner."""
         with self._database.transaction() as db:
             batch = _get(db, id)
         if batch.owner != owner:
@@ -65,12 +65,12 @@ class BatchStore:
         return [_batch(row) for row in rows], more
 
     def open(self) -> list[Batch]:
-        """All that have not come to an end, oldest first."""
+        """All batches that have not ended, oldest first."""
         with self._database.transaction() as db:
             return [_batch(row) for row in db.execute("SELECT batch FROM batches WHERE open = 1 ORDER BY seq")]
 
     def move(self, id: str, to: BatchStatus, **changes: Any) -> Batch:
-        """The batch as it is then. Raises Conflict, UnknownObject."""
+        """Returns the batch after the move. Raises Conflict, UnknownObject."""
         return self._change(id, lambda batch: moved(batch, to, self._now(), **changes))
 
     def count(self, id: str, counts: Counts) -> None:

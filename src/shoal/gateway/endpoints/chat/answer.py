@@ -53,7 +53,7 @@ class ChatMessage(Shape):
     content: str | None
     refusal: None
     reasoning_content: str = ""
-    """There where the model reasoned."""
+    """Present if the model reasoned."""
     tool_calls: list[ToolCall | CustomToolCall] = Field(default_factory=list[ToolCall | CustomToolCall])
 
 

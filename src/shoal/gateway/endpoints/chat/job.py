@@ -1,4 +1,4 @@
-"""From a chat request to the engine's, and what its answer needs."""
+"""From a chat request to the engine's requests and the data for its answer."""
 
 from __future__ import annotations
 

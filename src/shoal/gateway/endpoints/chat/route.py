@@ -1,4 +1,4 @@
-"""The endpoint."""
+"""The chat endpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chat over a WebSocket at the endpoint's own path: a request is a message, and so is every chunk of its answer.
+"""Chat over a WebSocket at the endpoint's own path: each request is a message, and so is each chunk of its answer.
 
 client  {"id": "a", "messages": [{"role": "user", "content": "Hi"}]}
 server  {"id": "a", "object": "chat.completion.chunk", …} …  {"type": "done", "id": "a"}
@@ -40,7 +40,7 @@ class _Chat(Session):
         return id
 
     def named(self, data: dict[str, Any], name: str | None) -> dict[str, Any]:
-        """With the client's id in place of the answer's."""
+        """Replaces the answer's id by the client's."""
         return data if name is None else {**data, "id": name}
 
     async def ask(self, body: dict[str, Any], name: str | None, size: int) -> None:
@@ -49,7 +49,7 @@ class _Chat(Session):
         try:
             await (self._stream if answer.job.stream else self._whole)(answer, name)
         except WebSocketDisconnect:
-            return  # whoever receives learns of it too
+            return  # the receiving side learns of it too
         finally:
             self._service.answers.leave(answer)
 

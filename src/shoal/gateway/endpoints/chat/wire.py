@@ -87,7 +87,7 @@ class Message(Echoed):
     audio: None = None
     function_call: None = None
 
-    # What servers and libraries put into messages that clients then send back. It says nothing to the model.
+    # What servers and libraries put into messages that clients then send back. It means nothing to the model.
     annotations: Any = None
     cache_control: Any = None
     images: Annotated[list[Any], Field(max_length=0)] | None = None
@@ -112,7 +112,7 @@ class Message(Echoed):
         return call
 
     def templated(self, where: str) -> conversation.Message:
-        """As chat templates know messages. Raises InvalidRequest."""
+        """In the form of chat templates. Raises InvalidRequest."""
         assistant, tool = self.role == "assistant", self.role == "tool"
         for name, mine in (("tool_calls", assistant), ("refusal", assistant), ("tool_call_id", tool)):
             if getattr(self, name) not in (None, []) and not mine:

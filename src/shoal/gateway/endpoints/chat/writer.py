@@ -24,7 +24,7 @@ class ChatWriter:
         self._engine, self._job = engine, job
         self._reading = Reading(job.format, job.choices)
         self._inputs: dict[tuple[int, int], Input] = {}
-        """Of calls of custom tools, by choice and number."""
+        """Readers of calls of custom tools, by choice and number."""
 
     def _frame(self, object: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -42,7 +42,7 @@ class ChatWriter:
         return Event({**self._frame("chat.completion.chunk", choices), **told})
 
     def opening(self) -> Sequence[Event]:
-        """The chunk that says who speaks. Where there may be reasoning or calls nobody knows yet whether there is content."""
+        """The chunk that names the role. If there may be reasoning or calls, it is not known yet whether there is content."""
         delta = {"role": "assistant", "content": "" if self._reading.plain else None, "refusal": None}
         return [self._chunk([_choice(i, delta=delta) for i in range(self._job.choices)])]
 
@@ -70,7 +70,7 @@ class ChatWriter:
         return {**self._frame("chat.completion", choices), "usage": self._reading.usage(usage).wire()}
 
     def _calls(self, choice: int, news: Sequence[Delta]) -> dict[int, dict[str, Any]]:
-        """What is new of each call, by its number."""
+        """The news of each call, by its number."""
         calls: dict[int, dict[str, Any]] = {}
         for new in news:
             if isinstance(new, CallBegun) and new.name in self._job.custom:

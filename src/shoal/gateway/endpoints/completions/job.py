@@ -1,4 +1,4 @@
-"""From a completion request to the engine's, and what its answer needs."""
+"""From a completion request to the engine's requests and the data for its answer."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _MAX_PROMPTS = 64
 class CompletionJob(Job, frozen=True, tag="completion"):
     logprobs: bool = False
     kept: int = 1
-    """Of each prompt's choices the likeliest so many are told."""
+    """How many of each prompt's choices are returned, the likeliest ones."""
     echo: tuple[str, ...] = ()
-    """The prompts' texts, where they come before the answers."""
+    """The prompts' texts, if they precede the answers."""
 
     def writer(self, engine: Engine) -> CompletionWriter:
         return CompletionWriter(engine, self)
 
 
 def _choices(body: CompletionRequest) -> tuple[int, int]:
-    """How many choices each prompt is answered with, and of how many they are the best. Raises InvalidRequest."""
+    """How many choices each prompt gets, and of how many they are the best. Raises InvalidRequest."""
     n = 1 if body.n is None else body.n
     best_of = n if body.best_of is None else body.best_of
     for name, value in (("n", n), ("best_of", best_of)):
@@ -39,7 +39,7 @@ def _choices(body: CompletionRequest) -> tuple[int, int]:
 
 
 def completion_job(body: CompletionRequest, engine: Engine, chosen: str | None = None) -> CompletionJob:
-    """chosen: the answer's id. Without max_tokens it is 16, as OpenAI's API has it. Raises InvalidRequest, NotReady."""
+    """chosen: the answer's id. max_tokens defaults to 16, as in OpenAI's API. Raises InvalidRequest, NotReady."""
     prompts = tokenised(body.prompt, engine, "prompt", _MAX_PROMPTS, control=True)
     max_tokens = 16 if body.max_tokens is None else body.max_tokens
     n, best_of = _choices(body)

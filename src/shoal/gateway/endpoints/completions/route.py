@@ -1,4 +1,4 @@
-"""The endpoint."""
+"""The completions endpoint."""
 
 from __future__ import annotations
 

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 class _Prompt:
     tokens: list[int]
     echo: str | None
-    """Its text, where it comes before the answer."""
+    """Its text, if it precedes the answer."""
     choices: int
 
 
 class _Logprobs:
-    """Of one choice: each token, its alternatives, and at which character of the text it begins."""
+    """Of one choice: each token, its alternatives, and the character of the text at which it begins."""
 
     def __init__(self, engine: Engine, prompt: _Prompt) -> None:
         self._tokenizer = engine.tokenizer
@@ -45,7 +45,8 @@ class _Logprobs:
         return out
 
     def _tops(self, scored: Score | TokenChunk) -> dict[str, float]:
-        """The alternatives by their texts, and the token itself. Of several with one text the likeliest has it, but for the token itself."""
+        """The alternatives by text, and the token itself. If several have the same text, the likeliest is kept, but the token
+        itself always."""
         likely = {a.token: a.logprob for a in scored.alternatives}
         if scored.token is None or scored.logprob is None:
             own = None
@@ -59,7 +60,7 @@ class _Logprobs:
         return tops
 
     def _text(self, token: int) -> str:
-        """What a token says, as OpenAI writes it where that is part of a character only."""
+        """A token's text, in OpenAI's form if it is only part of a character."""
         raw = self._tokenizer.token_bytes(token)
         try:
             return raw.decode()
@@ -125,7 +126,7 @@ class CompletionWriter:
 
 
 def _merged(index: int, pieces: Sequence[Piece]) -> Piece:
-    """All of a choice as one."""
+    """Merges all pieces of a choice into one."""
     return Piece(
         index,
         "".join(p.text for p in pieces),
@@ -137,6 +138,6 @@ def _merged(index: int, pieces: Sequence[Piece]) -> Piece:
 
 
 def _likelihood(piece: Piece) -> float:
-    """Mean log-probability of a choice's tokens, its end among them."""
+    """Mean log-probability of a choice's tokens, including its end."""
     known = [chunk.logprob for chunk in piece.chunks if chunk.logprob is not None]
     return sum(known) / len(known) if known else 0.0

@@ -1,4 +1,4 @@
-"""Texts to vectors: the mean of the model's last hidden states, of length 1."""
+"""Texts to vectors: the mean of the model's last hidden states, scaled to length 1."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from shoal.gateway.schema.prompts import tokenised
 from shoal.request import Priority, Request, RequestId, SamplingParams
 
 _MAX_INPUTS = 2048
-_AT_ONCE = 16  # a large batch leaves room in the queue for others
+_AT_ONCE = 16  # so that a large batch leaves room in the queue for others
 
 
 def inputs(body: EmbeddingRequest, engine: Engine) -> list[list[int]]:
@@ -33,7 +33,7 @@ def inputs(body: EmbeddingRequest, engine: Engine) -> list[list[int]]:
 
 
 async def embed(prompts: Sequence[list[int]], engine: Engine) -> list[NDArray[np.float32]]:
-    """A vector of length 1 for each. Raises what the engine raises; then, and when cancelled, nothing is left running."""
+    """A vector of length 1 for each prompt. Raises what the engine raises; then, and when cancelled, nothing is left running."""
     room, id = asyncio.Semaphore(_AT_ONCE), "embd-" + secrets.token_hex(12)
 
     async def one(i: int, prompt: list[int]) -> NDArray[np.float32]:

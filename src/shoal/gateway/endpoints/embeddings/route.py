@@ -1,4 +1,4 @@
-"""The endpoint."""
+"""The embeddings endpoint."""
 
 from __future__ import annotations
 

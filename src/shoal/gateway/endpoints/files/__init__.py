@@ -1,1 +1,1 @@
-"""/v1/files: what batches read and write."""
+"""/v1/files: the files that batches read and write."""

@@ -1,4 +1,4 @@
-"""A multipart/form-data body: bytes in, parts out, nothing kept but short fields."""
+"""A multipart/form-data body: bytes in, parts out; only short fields are kept."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Multipart:
         return out
 
     def finish(self) -> None:
-        """The body is over. Raises InvalidRequest where the form is not."""
+        """Ends the body. Raises InvalidRequest if the form is incomplete."""
         if not self._ended:
             raise InvalidRequest("the form is cut short")
 

@@ -1,4 +1,4 @@
-"""The endpoints."""
+"""The endpoints of files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from shoal.gateway.schema.page import Paging, listed
 
 
 class _Content(FileResponse):
-    """Ranges that are none, or beyond the file's end, are refused in this API's words."""
+    """Refuses invalid ranges, or ranges beyond the file's end, in this API's words."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal: Fault | None = None

@@ -1,4 +1,4 @@
-"""The files: their bytes in a folder, one file each under its generated id, and their records in the database."""
+"""The files: their bytes in a folder, each under its generated id, and their records in the database."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ class FileStore:
             self._folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"cannot keep files in {self._folder}: {error.strerror or error}; choose another --data") from error
-        self._arriving = 0  # bytes of uploads that are not done
+        self._arriving = 0  # bytes of unfinished uploads
 
     def path(self, id: str) -> Path:
-        """Where the bytes are, or will be. id: one that this shoal generated."""
+        """Where the bytes are, or will be. id: one that shoal generated."""
         return self._folder / id
 
-    # One at a time
+    # Single files
 
     async def receive(self, owner: str, content_type: str, body: AsyncIterable[bytes]) -> File:
-        """A form with `file` and `purpose`, written to the disk as it comes. Raises InvalidRequest, NoRoom, CapacityError."""
+        """A form with `file` and `purpose`, written to the disk as it arrives. Raises InvalidRequest, NoRoom, CapacityError."""
         form, fields, filename, size = Multipart(content_type), dict[str, str](), None, 0
         room = await asyncio.to_thread(self._room)
         descriptor, name = tempfile.mkstemp(dir=self._folder, prefix=".", suffix=".part")  # mode 0600
@@ -106,7 +106,7 @@ class FileStore:
             raise InvalidRequest(f"the purpose of a file must be '{PURPOSE}'", "purpose")
 
     def _room(self) -> int:
-        """Bytes that still fit. Raises NoRoom where there are too many files."""
+        """Bytes that still fit. Raises NoRoom if there are too many files."""
         with self._database.transaction() as db:
             return self._left(db)
 
@@ -120,7 +120,7 @@ class FileStore:
         return f"the files would take more than {human_bytes(self._settings.files_space_bytes)} (--files-space); delete some"
 
     def _keep(self, file: File, written: str) -> None:
-        """Others may have come while this one did: so there is one look, and nobody else in between. Raises NoRoom."""
+        """Adds a received file. Others may have arrived meanwhile, so it checks and adds in one transaction. Raises NoRoom."""
         with self._database.transaction() as db:
             if file.bytes > self._left(db):
                 raise NoRoom(self._full(), "file")
@@ -128,7 +128,7 @@ class FileStore:
             _insert(db, file)
 
     def add(self, file: File) -> None:
-        """Bytes that lie at their path become a file; once, however often it is said."""
+        """Turns the bytes at its path into a file; repeated calls change nothing."""
         with self._database.transaction() as db:
             _insert(db, file)
 
@@ -141,7 +141,7 @@ class FileStore:
         return File(*row)
 
     def delete(self, owner: str, id: str) -> None:
-        """Raises UnknownObject, and Conflict while a batch reads it."""
+        """Raises UnknownObject; Conflict while a batch reads the file."""
         file = self.find(owner, id)
         with self._database.transaction() as db:
             reader = db.execute("SELECT id FROM batches WHERE input = ? AND open = 1", (file.id,)).fetchone()
@@ -150,7 +150,7 @@ class FileStore:
             db.execute("DELETE FROM files WHERE id = ?", (file.id,))
         self.path(file.id).unlink(missing_ok=True)
 
-    # Many
+    # Many files
 
     def page(self, owner: str, page: Page, purpose: str = "") -> tuple[list[File], bool]:
         """Some files, and whether there are more. Raises InvalidRequest."""
@@ -159,8 +159,8 @@ class FileStore:
         return [File(*row) for row in rows], more
 
     def sweep(self, age: float = 86400.0) -> None:
-        """Removes what a crash left behind: uploads that it broke off, seconds old, and bytes that are no file and become none."""
-        with self._database.transaction() as db:  # so that none becomes one meanwhile
+        """Removes what a crash left behind: broken-off uploads older than `age` seconds, and bytes that never became a file."""
+        with self._database.transaction() as db:  # so that none becomes a file meanwhile
             known = {id for (id,) in db.execute("SELECT id FROM files")}
             written = {id.removeprefix("batch_") for (id,) in db.execute("SELECT id FROM batches WHERE open = 1")}
             for path in self._folder.glob("file-*"):

@@ -1,1 +1,1 @@
-"""POST /v1/messages, as Anthropic has it."""
+"""POST /v1/messages, as in Anthropic's API."""

@@ -1,4 +1,4 @@
-"""From a request for a message to the engine's, and what its answer needs."""
+"""From a messages request to the engine's requests and the data for its answer."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from shoal.gateway.schema.variables import template_variables
 
 class MessageJob(Job, frozen=True, tag="message"):
     shortened: bool = False
-    """The context ends before max_tokens."""
+    """Whether the context ends before max_tokens."""
 
     ping: ClassVar[bytes] = b'event: ping\ndata: {"type": "ping"}\n\n'
-    """What a stream says that has had nothing to say for a while."""
+    """What a stream sends after some time without news."""
 
     def writer(self, engine: Engine) -> MessageWriter:
         return MessageWriter(engine, self)
@@ -46,7 +46,7 @@ def message_job(body: MessagesRequest, engine: Engine, chosen: str | None = None
             most_stops=MANY_STOPS,
         )
     except InvalidRequest as error:
-        if error.param == "stop":  # what OpenAI calls it
+        if error.param == "stop":  # OpenAI's name for it
             raise InvalidRequest(str(error), "stop_sequences") from None
         raise
     return MessageJob(**fields, format=asked.format, markers=asked.markers, shortened=fits < body.max_tokens)

@@ -1,4 +1,4 @@
-"""The endpoints."""
+"""The endpoints of messages."""
 
 from __future__ import annotations
 

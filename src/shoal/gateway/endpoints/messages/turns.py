@@ -1,8 +1,8 @@
-"""Anthropic's messages to those that chat templates know.
+"""Converts Anthropic's messages to those of chat templates.
 
-There a turn has one text, its calls, and results are messages of their own. Turns of the same role that follow each other are one, as
-Anthropic has it. What the system says in the middle of a conversation goes into the user's turn, marked as Claude Code marks it: most templates
-take a system message in the first place only.
+In a template, a turn has one text and its calls, and results are separate messages. Consecutive turns of the same role are
+merged, as in Anthropic's API. System text in the middle of a conversation goes into the user's turn, marked as Claude Code
+marks it: most templates accept a system message only in first place.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def templated(system: str, messages: Sequence[wire.Message]) -> Sequence[Message
             here = f"{where}.content.{i}"
             match block:
                 case RedactedThinking():
-                    continue  # only who redacted it could read it
+                    continue  # only the side that redacted it could read it
                 case Thinking():
                     turn = _turn(out, "assistant")
                     turn["reasoning_content"] = turn.get("reasoning_content", "") + block.thinking
@@ -45,7 +45,7 @@ def templated(system: str, messages: Sequence[wire.Message]) -> Sequence[Message
 
 
 def _turn(out: list[Message], role: str) -> Message:
-    """The one under way, or a new one."""
+    """The current turn of that role, or a new one."""
     if not out or out[-1]["role"] != role:
         out.append({"role": role, "content": ""})
     return out[-1]

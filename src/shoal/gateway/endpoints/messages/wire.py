@@ -15,12 +15,12 @@ from shoal.gateway.schema.variables import Effort
 from shoal.gateway.schema.wire import ModelBody, SampledBody, Wire
 
 _BILLING = "x-anthropic-billing-header:"
-"""What Claude Code's own line about itself begins with. It is not for the model, and may differ from request to request."""
+"""The beginning of Claude Code's own line about itself. It is not for the model, and may differ from request to request."""
 
 
 class Block(Wire):
     cache_control: dict[str, Any] | None = None
-    """Accepted, unused: every prefix is cached."""
+    """Accepted but unused: every prefix is cached."""
 
 
 class Text(Block):
@@ -116,7 +116,7 @@ def _block(known: Sequence[str]) -> Discriminator:
 
     def kind(raw: object) -> str | None:
         given = cast("dict[str, Any]", raw).get("type") if isinstance(raw, dict) else getattr(raw, "type", None)
-        return f"[{given}]"  # in brackets: no part of the field's name
+        return f"[{given}]"  # in brackets: not part of the field's name
 
     said = f"blocks have one of the types {', '.join(known)}; images and all others are not supported: the model reads text"
     return Discriminator(kind, custom_error_type="unsupported_parameter", custom_error_message=said)
@@ -163,7 +163,7 @@ class Message(Wire):
     content: str | list[Given]
 
     def blocks(self, where: str) -> list[Given]:
-        """Raises InvalidRequest for one that the role does not have."""
+        """Raises InvalidRequest for a block that the role may not have."""
         if isinstance(self.content, str):
             return [Text(type="text", text=self.content)]
         own = {"user": _OF_USER, "assistant": _OF_ASSISTANT, "system": ("text",)}[self.role]
@@ -270,7 +270,7 @@ class CountRequest(ModelBody):
         return "\n".join(block.text for block in self.system or () if not block.text.startswith(_BILLING))
 
     def answer(self) -> JsonAnswer | None:
-        """What it has to be; None: any text. Raises InvalidRequest."""
+        """The required form of the answer; None: any text. Raises InvalidRequest."""
         inside = None if self.output_config is None else self.output_config.format
         if inside is not None and self.output_format is not None:
             raise InvalidRequest("give output_config.format or output_format, not both", "output_format")
@@ -278,7 +278,7 @@ class CountRequest(ModelBody):
         return None if format is None else JsonAnswer(format.definition, False, where)
 
     def asked_effort(self) -> Effort:
-        """Of thinking, which nobody gets here who does not ask for it."""
+        """Effort of thinking; clients that do not ask for thinking get none."""
         if self.thinking is None or self.thinking.type == "disabled":
             return "none"
         return (None if self.output_config is None else self.output_config.effort) or "medium"

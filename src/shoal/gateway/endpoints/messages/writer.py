@@ -1,7 +1,8 @@
-"""The JSON of a message, and the events of one that is streamed.
+"""The JSON of a message, and the events of a streamed one.
 
-A message is a list of blocks: thoughts, texts and uses of tools. The events say how it grows: a block starts, grows by deltas, stops. Each event has a
-number; the same answer is always told by the same events. https://docs.claude.com/en/docs/build-with-claude/streaming
+A message is a list of blocks: thoughts, texts and uses of tools. The events say how it grows: a block starts, grows by deltas,
+stops. Each event has a number; the same answer always gives the same events.
+https://docs.claude.com/en/docs/build-with-claude/streaming
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ class MessageWriter:
         self._number = 0
         self._blocks: list[dict[str, Any]] = []
         self._input = ""
-        """Of the call that grows, as JSON."""
+        """Input of the call that grows, as JSON."""
         self._open = False
         """Whether the last block still grows."""
         self._reason: str | None = None
         self._stop: str | None = None
         self._cut = False
-        """Whether the last block is a call that has not come to its end."""
+        """Whether the last block is a call that is incomplete."""
 
     def opening(self) -> Sequence[Event]:
         message = self._message([], Usage(self._job.prompt_tokens))
@@ -69,7 +70,7 @@ class MessageWriter:
         return [Event(ANTHROPIC.body(what), "error")]
 
     def whole(self, pieces: Sequence[Piece], usage: Usage) -> dict[str, Any]:
-        """A call that was cut has no input yet, and is left out."""
+        """A call that was cut off has no input yet and is left out."""
         for piece in pieces:
             self.piece(piece)
         return self._message(self._blocks[:-1] if self._cut else self._blocks, usage)
@@ -109,7 +110,7 @@ class MessageWriter:
         return [*closed, self._of_block("start", content_block=dict(block))]
 
     def _grown(self, kind: str, text: str) -> list[Event]:
-        """kind: of the block, whose text has the same name."""
+        """kind: of the block; its text field has the same name."""
         fresh = {"type": kind, kind: "", **({"signature": ""} if kind == "thinking" else {})}
         begun = [] if self._open and self._blocks[-1]["type"] == kind else self._start(fresh)
         self._blocks[-1][kind] += text
@@ -126,7 +127,7 @@ class MessageWriter:
         return [self._of_block("delta", delta={"type": "input_json_delta", "partial_json": text})]
 
     def _close(self) -> list[Event]:
-        """Nothing more of the block that grows, where one does."""
+        """Stops the block that grows, if there is one."""
         if not self._open:
             return []
         self._open = False
@@ -140,12 +141,12 @@ class MessageWriter:
 
 
 def _signature(thought: str) -> str:
-    """Clients send it back with the thought. It proves nothing: shoal reads thoughts whoever wrote them."""
+    """A signature for a thought, which clients send back with it. It proves nothing: shoal accepts thoughts whoever wrote them."""
     return base64.b64encode(hashlib.sha256(thought.encode()).digest()).decode()
 
 
 def _counts(usage: Usage) -> dict[str, Any]:
-    """Anthropic counts the cached tokens beside the others."""
+    """Anthropic counts cached tokens separately from the others."""
     return {
         "input_tokens": usage.prompt - usage.cached,
         "cache_creation_input_tokens": 0,

@@ -1,1 +1,1 @@
-"""/api, as Ollama has it."""
+"""/api, as in Ollama's API."""

@@ -1,4 +1,4 @@
-"""The served model as Ollama's lists show it."""
+"""The served model in Ollama's listings."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from shoal.gateway.engine import Engine
 from shoal.gateway.schema.moment import moment
 
 _LATEST = ":latest"
-"""The tag that Ollama puts behind a name that has none."""
+"""The tag that Ollama appends to a name without one."""
 _FOREVER = 100 * 365 * 86400
-"""Seconds after which a model that stays is said to be unloaded; clients want a time."""
+"""Seconds until a model that stays loaded is said to be unloaded; clients expect a time."""
 
 
 def tag(engine: Engine) -> dict[str, Any]:
-    """What /api/tags says of it."""
+    """The model's entry in /api/tags."""
     name, facts = tagged(engine.name), engine.facts
     digest = hashlib.sha256(msgspec.json.encode([engine.name, facts])).hexdigest()
     return {
@@ -32,7 +32,7 @@ def tag(engine: Engine) -> dict[str, Any]:
 
 
 def running(engine: Engine) -> list[dict[str, Any]]:
-    """What /api/ps says: nothing until the model is loaded."""
+    """The answer of /api/ps: empty until the model is loaded."""
     try:
         longest = engine.longest()
     except NotReady:
@@ -42,7 +42,7 @@ def running(engine: Engine) -> list[dict[str, Any]]:
 
 
 def shown(engine: Engine) -> dict[str, Any]:
-    """What /api/show says of it."""
+    """The answer of /api/show."""
     tokenizer = engine.tokenizer
     capabilities = [("completion", True), ("tools", tokenizer.tool_format), ("thinking", tokenizer.reasoning_format), ("embedding", True)]
     return {
@@ -62,12 +62,12 @@ def tagged(name: str) -> str:
 
 
 def named(name: str, engine: Engine) -> str:
-    """What a model is called here that a client calls so: with the tag of a name without one, or not."""
+    """The model's name here for a client's name of it: Ollama's default tag may be present or absent."""
     return engine.name if tagged(name) == tagged(engine.name) else name.removesuffix(_LATEST)
 
 
 def _info(engine: Engine) -> dict[str, Any]:
-    """As GGUF names its metadata. The context is what is served, which may be less than the model could have."""
+    """Named like GGUF metadata. The context is the one that is served, which may be less than the model supports."""
     facts = engine.facts
     try:
         context = engine.longest()
@@ -101,7 +101,7 @@ def _details(engine: Engine) -> dict[str, Any]:
 
 
 def _human(parameters: int) -> str:
-    """134.52M, 1.5B: as Ollama writes a number of parameters."""
+    """A number of parameters in Ollama's form: 134.52M, 1.5B."""
     if parameters >= 10**9:
         return f"{parameters / 1e9:.1f}B"
     return f"{parameters / 1e6:.2f}M" if parameters >= 10**6 else f"{parameters / 1e3:.2f}K"

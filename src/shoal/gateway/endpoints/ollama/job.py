@@ -1,4 +1,4 @@
-"""From Ollama's requests to the engine's, and what their answers need."""
+"""From Ollama's requests to the engine's requests and the data for their answers."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from shoal.request import MAX_ALTERNATIVES
 
 class OllamaJob(Job, frozen=True, tag="ollama"):
     model: str
-    """As the client calls it."""
+    """The client's name for it."""
     chat: bool
-    """Else it is about one text."""
+    """Whether it is a chat; otherwise it is about one text."""
     context: bool = False
-    """The answer ends with all tokens, from which another may go on."""
+    """Whether the answer ends with all tokens, from which another may continue."""
     logprobs: bool = False
 
     def writer(self, engine: Engine) -> OllamaWriter:
@@ -84,7 +84,7 @@ def _raw(body: GenerateRequest, engine: Engine) -> Conversation:
 
 
 def _turn(body: GenerateRequest, engine: Engine) -> Conversation:
-    """One turn of the template, behind those of before."""
+    """One turn of the template, after the earlier ones."""
     system = [{"role": "system", "content": body.system}] if body.system else []
     variables = template_variables(engine.tokenizer, body.asked_effort(), None)
     with blamed("prompt"):

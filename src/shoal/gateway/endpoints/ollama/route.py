@@ -1,4 +1,4 @@
-"""The endpoints. Streams are the default there, of lines."""
+"""Ollama's endpoints. They stream by default, one JSON object per line."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ from shoal.gateway.schema.wire import ModelBody, parse
 from shoal.gateway.service import Service, Streaming, json_body, unless_left, whole
 
 VERSION = "0.12.11"
-"""Of Ollama's API, as far as it is spoken here: clients ask for a least one."""
+"""Version of Ollama's API, as far as it is supported here: some clients require a minimum."""
 
 _SPOKEN = (OLLAMA,)
 _CHANGES = {"pull": "POST", "push": "POST", "create": "POST", "copy": "POST", "delete": "DELETE"}
-"""What Ollama can do to its store of models."""
+"""Ollama's operations on its store of models."""
 
 A = TypeVar("A", bound=ModelBody)
 S = TypeVar("S", bound=Speaking)
@@ -63,7 +63,8 @@ L = TypeVar("L", bound=Loading)
 
 
 async def lines(answer: Answer, writer: Writer, after: Position | None = None, patience: float = 0) -> AsyncGenerator[bytes]:
-    """An answer's events as JSON objects, one a line. patience: seconds of silence after which there is one that says nothing; 0: none."""
+    """An answer's events as JSON objects, one per line. patience: seconds of silence after which a line without news is sent;
+    0: never."""
     waiting = cast("OllamaWriter", writer).waiting()
     async with aclosing(told(answer, writer, after, patience)) as all:
         async for _, event in all:
@@ -71,7 +72,7 @@ async def lines(answer: Answer, writer: Writer, after: Position | None = None, p
 
 
 async def _body(request: Request, engine: Engine) -> tuple[dict[str, Any], str | None]:
-    """The body, and what its model is called there; in the body it has its name here."""
+    """The body, and the client's name for its model; in the body it is replaced by the name here."""
     body = await json_body(request)
     name = body.get("model")
     if not isinstance(name, str):
@@ -83,7 +84,7 @@ def routes(service: Service) -> APIRouter:
     router, engine = APIRouter(), service.engine
 
     async def parsed(request: Request, kind: type[A]) -> tuple[A, str]:
-        """The body, and what the model is called in it. Raises InvalidRequest, UnknownModel."""
+        """The body, and the model's name in it. Raises InvalidRequest, UnknownModel."""
         body, name = await _body(request, engine)
 
         def made() -> A:
@@ -100,7 +101,7 @@ def routes(service: Service) -> APIRouter:
         prepare: Callable[[S, Engine, str | None, str], OllamaJob],
         asks: Callable[[S], bool],
     ) -> Response:
-        """asks: whether a body has a prompt; one that has none only wants the model to be loaded."""
+        """asks: whether a body has a prompt; a body without one only asks to load the model."""
         with service.observed(endpoint) as seen:
             chosen = chosen_id(request.headers.get("x-request-id"))
             body, name = await parsed(request, kind)
@@ -115,7 +116,7 @@ def routes(service: Service) -> APIRouter:
     def _loaded(body: Loading, name: str, chat: bool) -> Response:
         if body.keep_alive in (0, "0", "0s"):
             raise InvalidRequest("the model stays loaded while this server runs: keep_alive 0 cannot unload it", "keep_alive")
-        engine.longest()  # NotReady is the answer where it is not loaded
+        engine.longest()  # raises NotReady if it is not loaded
         said = {"message": {"role": "assistant", "content": ""}} if chat else {"response": ""}
         return JSONResponse({"model": name, "created_at": moment(time()), **said, "done": True, "done_reason": "load"})
 
@@ -130,7 +131,7 @@ def routes(service: Service) -> APIRouter:
         return await speak(request, "ollama_chat", ChatRequest, chat_job, lambda body: bool(body.messages))
 
     async def embedded(request: Request, kind: type[L], asks: Callable[[L], EmbedRequest]) -> tuple[str, list[list[float]], int] | None:
-        """What the model is called, vectors, and tokens of the texts; None where the client left."""
+        """The client's name for the model, the vectors, and the number of tokens in the texts; None if the client left."""
         with service.observed("ollama_embed") as seen:
             body, name = await parsed(request, kind)
 
@@ -196,7 +197,7 @@ def routes(service: Service) -> APIRouter:
     @router.get("/", **contract(None, None, media="text/plain"))
     @router.head("/", **contract(None, None, media="text/plain"))
     async def root() -> Response:
-        return PlainTextResponse("shoal is running")  # what looks for an Ollama asks here whether anybody is at home
+        return PlainTextResponse("shoal is running")  # programs that look for an Ollama server request this page
 
     return router
 

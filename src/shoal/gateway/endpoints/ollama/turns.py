@@ -1,4 +1,4 @@
-"""Ollama's messages to those that chat templates know. A result there names the function, and maybe not the call."""
+"""Converts Ollama's messages to those of chat templates. In Ollama's, a result names the function, and possibly not the call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def templated(messages: Sequence[wire.Message]) -> Sequence[Message]:
     """Raises InvalidRequest."""
     out: list[Message] = []
     waiting: list[tuple[str, str]] = []
-    """Calls without a result: the id and the function's name of each."""
+    """Calls without a result: each one's id and function name."""
     for at, message in enumerate(messages):
         where = f"messages.{at}"
         known: Message = {"role": message.role, "content": message.content or ""}
@@ -38,7 +38,7 @@ def _call(call: wire.ToolCall, where: str, message: int, number: int) -> dict[st
 
 
 def _answered(message: wire.Message, waiting: list[tuple[str, str]], where: str) -> str:
-    """The id of the call whose result it is: the one that it names, else the first that it may be. Raises InvalidRequest."""
+    """The id of the call that the message answers: the one that it names, or else the first possible one. Raises InvalidRequest."""
     for at, (id, name) in enumerate(waiting):
         if message.tool_call_id in (None, "", id) and message.tool_name in (None, "", name):
             del waiting[at]

@@ -55,7 +55,7 @@ class Options(Wire):
     mirostat_eta: float | None = None
 
     def most(self) -> int | None:
-        """Tokens of the answer; None: all that fit. Raises InvalidRequest."""
+        """Tokens of the answer; None: as many as fit. Raises InvalidRequest."""
         if self.num_predict is None or self.num_predict in (-1, -2):
             return None
         if self.num_predict < 1:
@@ -100,13 +100,13 @@ class Speaking(Loading):
     top_logprobs: int | None = None
 
     def asked_effort(self) -> Effort | None:
-        """Of thinking; None: what the model does by itself."""
+        """Effort of thinking; None: the model's default."""
         if self.think is None:
             return None
         return self.think if isinstance(self.think, str) else "medium" if self.think else "none"
 
     def answer(self) -> JsonAnswer | None:
-        """What it has to be; None: any text."""
+        """The required form of the answer; None: any text."""
         return None if not self.format else JsonAnswer(None if self.format == "json" else self.format, False, "format")
 
 

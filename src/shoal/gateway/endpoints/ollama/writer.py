@@ -1,6 +1,6 @@
-"""The JSON of Ollama's answers: one object, or one per line while streaming. The last has the reason for the end and the times.
+"""The JSON of Ollama's answers: one object, or one per line while streaming. The last one has the reason for the end and the times.
 
-https://docs.ollama.com/api. A call of a tool is told when it has come to its end: its arguments are an object.
+https://docs.ollama.com/api. A tool call is sent when it is complete: its arguments are an object.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class OllamaWriter:
         self._reading = Reading(job.format, 1)
         self._tokens: list[int] = []
         self._function: dict[str, Any] | None = None
-        """The call that grows; its arguments are text still."""
+        """The call that grows; its arguments are still text."""
         self._finish: FinishReason | None = None
         self._ended = False
-        """By itself, not by a stop string."""
+        """Whether it ended by itself, not by a stop string."""
 
     def opening(self) -> Sequence[Event]:
         return ()
@@ -46,7 +46,7 @@ class OllamaWriter:
         return [Event({**self._frame(), **self._said(told), "done": False})] if told else []
 
     def waiting(self) -> Event:
-        """What a stream says that has had nothing to say for a while: of a line that says nothing clients make nothing."""
+        """What a stream sends after some time without news: clients would not accept an empty line."""
         return Event({**self._frame(), **self._said({}), "done": False})
 
     def ending(self, usage: Usage) -> Sequence[Event]:
@@ -88,7 +88,7 @@ class OllamaWriter:
         return {name: what for name, what in told.items() if what}
 
     def _called(self) -> list[dict[str, Any]]:
-        """The call that has come to its end, where one has."""
+        """The call that is complete, if there is one."""
         function, self._function = self._function, None
         if function is None:
             return []
@@ -118,6 +118,6 @@ class OllamaWriter:
         return {**end, "context": self._context()} if self._job.context else end
 
     def _context(self) -> list[int]:
-        """All tokens, that which ended the answer among them where it has a name."""
+        """All tokens, including the one that ended the answer if it has a text."""
         end = self._engine.tokenizer.special.get(self._engine.tokenizer.named.get("eos_token", ""))
         return [*self._job.requests[0].prompt, *self._tokens, *([end] if self._ended and end is not None else [])]

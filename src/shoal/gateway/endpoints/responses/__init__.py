@@ -1,1 +1,1 @@
-"""/v1/responses: answers that are kept, and conversations that go on from them."""
+"""/v1/responses: answers that are kept, and conversations that continue from them."""

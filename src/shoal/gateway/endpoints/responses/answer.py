@@ -99,7 +99,7 @@ class ReasoningItem(Shape):
     status: Status
     summary: list[SummaryText]
     content: list[ReasoningText]
-    encrypted_content: str = ""  # where it was sent
+    encrypted_content: str = ""  # present if it was sent
 
 
 class CompactionOutput(Shape):
@@ -195,7 +195,7 @@ class ToldFunction(Shape):
 class ToldCustom(Shape):
     type: Literal["custom"]
     name: str
-    description: str = ""  # where it was sent
+    description: str = ""  # present if it was sent
     format: CustomFormat | None = None
 
 
@@ -231,7 +231,7 @@ class ResponseAnswer(Shape):
     top_logprobs: int
     top_p: float
     truncation: Literal["disabled"]
-    user: str = ""  # where it was sent
+    user: str = ""  # present if it was sent
 
 
 class CompactedAnswer(Shape):

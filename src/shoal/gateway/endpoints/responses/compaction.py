@@ -1,4 +1,5 @@
-"""POST /v1/responses/compact: a long conversation becomes the user's messages and a summary of all the rest, which the model writes."""
+"""POST /v1/responses/compact: turns a long conversation into the user's messages and a summary of everything else, which the
+model writes."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ from shoal.gateway.schema.variables import template_variables
 from shoal.text.deltas import ContentDelta
 
 _MOST = 2048
-"""Tokens of a summary."""
+"""Most tokens of a summary."""
 _ASKED = (
     "Sum up this conversation for somebody who is to carry it on without having read it: what was asked for, what is known and decided, "
     "what was done with which results, and what remains to be done. Keep names, numbers, paths and identifiers exactly. Write the summary only."
@@ -40,7 +41,7 @@ class CompactionJob(Job, frozen=True, tag="compaction"):
 
 
 class CompactionWriter:
-    """gateway.writer.Writer. As events there is the whole, for somebody who comes back for it."""
+    """A gateway.writer.Writer. As events it gives the whole answer at once, for a client that comes back for it."""
 
     def __init__(self, job: CompactionJob) -> None:
         self._job, self._text = job, ""
@@ -90,7 +91,7 @@ def compaction_job(body: CompactRequest, engine: Engine, chosen: str | None, sto
 
 
 def _told(talk: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Calls and their results as text, so that any model can read them, one without tools, too."""
+    """Writes calls and their results as text, so that any model can read them, even one without tools."""
     out: list[dict[str, Any]] = []
     for message in talk:
         calls = [f"I called {call['function']['name']} with {call['function']['arguments']}." for call in message.get("tool_calls", ())]

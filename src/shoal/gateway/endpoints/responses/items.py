@@ -1,4 +1,4 @@
-"""Items: what a conversation is made of, as it is kept and as clients get it."""
+"""Items: the parts of a conversation, as stored and as sent to clients."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ _VERSION = "shoal1."
 
 
 def compaction(id: str, text: str) -> dict[str, Any]:
-    """The item that stands for a conversation. Its content is opaque to clients, who hand it back as it is; here it is encoded, not secret."""
+    """The item that stands for a compacted conversation. Its content is opaque to clients, who send it back unchanged; here it
+    is encoded, not secret."""
     content = _VERSION + base64.urlsafe_b64encode(text.encode()).decode()
     return {"id": id, "type": "compaction", "encrypted_content": content}
 
 
 def summary(content: str) -> str:
-    """What `compaction` was given. Raises InvalidRequest."""
+    """The text that `compaction` was given. Raises InvalidRequest."""
     try:
         if not content.startswith(_VERSION):
             raise ValueError
@@ -43,12 +44,12 @@ def summary(content: str) -> str:
 
 
 def item_id(prefix: str, response: str, number: int) -> str:
-    """The id of an item, which says what response it belongs to."""
+    """The id of an item, which identifies its response."""
     return f"{prefix}_{response.removeprefix('resp_')}_{number}"
 
 
 def responses_of(item: str) -> list[str]:
-    """Responses that an item of this id may belong to."""
+    """The responses that an item with this id may belong to."""
     name = item.partition("_")[2].rpartition("_")[0]
     return [f"resp_{name}", name] if name else []
 
@@ -83,7 +84,7 @@ def _parts(content: str | list[TextPart], role: str) -> list[dict[str, Any]]:
 
 
 def input_items(given: str | list[Item], response: str, refer: Callable[[str], dict[str, Any]]) -> list[dict[str, Any]]:
-    """What is kept of a request's input. refer: finds the item of an id. Raises InvalidRequest."""
+    """What is stored of a request's input. refer: finds an item by id. Raises InvalidRequest."""
     if isinstance(given, str):
         return [message(item_id("in", response, 0), "user", _parts(given, "user"))]
     kept: list[dict[str, Any]] = []
@@ -135,7 +136,8 @@ def _call(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def messages(items: Sequence[dict[str, Any]]) -> list[Message]:
-    """The conversation as chat templates know it: what an assistant thinks, says and then calls is one message. Raises InvalidRequest."""
+    """The conversation in the form of chat templates: what an assistant thinks, says and then calls is one message. Raises
+    InvalidRequest."""
     out: list[Message] = []
     thought = ""
     for item in items:

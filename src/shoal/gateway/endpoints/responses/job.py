@@ -1,4 +1,4 @@
-"""From a request for a response to the engine's, and what its answer needs."""
+"""From a responses request to the engine's requests and the data for its answer."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ _LOGPROBS, _ENCRYPTED = "message.output_text.logprobs", "reasoning.encrypted_con
 
 class ResponseJob(Job, frozen=True, tag="response"):
     asked: dict[str, Any]
-    """What the response says about how it was asked."""
+    """The parameters of the request that the response repeats."""
     logprobs: bool = False
     custom: tuple[str, ...] = ()
     """Tools that are called with text."""
     input: tuple[dict[str, Any], ...] = ()
-    """The items that it was asked."""
+    """The items of its input."""
 
     def writer(self, engine: Engine) -> ResponseWriter:
         return ResponseWriter(engine, self)
 
     @property
     def store(self) -> bool:
-        """Whether it is kept."""
+        """Whether the response is stored."""
         return bool(self.asked["store"])
 
     @property
     def note(self) -> bytes:
-        """Without the input, which is kept already, or need not be."""
+        """Without the input, which is already stored, or need not be."""
         return msgspec.msgpack.encode(msgspec.structs.replace(self, requests=(), input=()))
 
 
 def check_include(include: Sequence[str] | None) -> None:
-    """Raises InvalidRequest for what no response has."""
+    """Raises InvalidRequest for values that no response has."""
     for name in include or ():
-        if name not in (_LOGPROBS, _ENCRYPTED):  # nothing is encrypted: reasoning is told in the open
+        if name not in (_LOGPROBS, _ENCRYPTED):  # nothing is encrypted: reasoning is sent in the clear
             raise InvalidRequest(f"'{name}' cannot be included; {_LOGPROBS} can", "include", "unsupported_parameter")
 
 
@@ -68,7 +68,7 @@ def _check(body: ResponseRequest) -> None:
 
 
 def conversation_before(previous: str | None, store: Turns, owner: str) -> list[dict[str, Any]]:
-    """The items of the conversation up to and with a response. Raises InvalidRequest, CapacityError."""
+    """The items of the conversation up to and including a response. Raises InvalidRequest, CapacityError."""
     if previous is None:
         return []
     chain = store.chain(previous, owner)
@@ -79,7 +79,7 @@ def conversation_before(previous: str | None, store: Turns, owner: str) -> list[
 
 
 def referred(id: str, store: Turns, owner: str) -> dict[str, Any]:
-    """An output item of a response that was kept."""
+    """An output item of a stored response."""
     for response in responses_of(id):
         try:
             output: list[dict[str, Any]] = store.get(response, owner).response["output"]
@@ -92,7 +92,7 @@ def referred(id: str, store: Turns, owner: str) -> dict[str, Any]:
 
 
 def _asked(body: ResponseRequest, keep: bool) -> dict[str, Any]:
-    """What a response says about how it was asked."""
+    """The parameters of the request that the response repeats."""
     format = {"type": "text"} if body.text is None or body.text.format is None else body.text.format.model_dump(by_alias=True)
     choice, reasoning = body.tool_choice, body.reasoning or ReasoningConfig()
     return {

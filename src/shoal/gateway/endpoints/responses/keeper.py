@@ -1,4 +1,4 @@
-"""Keeps responses as they begin and end."""
+"""Stores responses as they begin and end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = structlog.get_logger()
 
 
 class ResponseKeeper:
-    """gateway.answers.under_way.Watcher, for responses that are to be kept; other answers are nothing to it."""
+    """A gateway.answers.under_way.Watcher for responses that are to be stored; it ignores other answers."""
 
     def __init__(self, store: ResponseStore, engine: Engine) -> None:
         self._store, self._engine = store, engine
@@ -32,13 +32,13 @@ class ResponseKeeper:
             try:
                 await asyncio.shield(beginning)
             except asyncio.CancelledError:
-                with suppress(ShoalError):  # then there is nothing to take back
+                with suppress(ShoalError):  # then there is nothing to undo
                     await beginning
                     await self.dropped(job)
                 raise
 
     async def ended(self, answer: Answer) -> None:
-        """What cannot be kept is still told to its reader: the log says that it was lost."""
+        """A response that cannot be stored is still sent to its reader: the log says that it was lost."""
         if not (isinstance(answer.job, ResponseJob) and answer.job.store) or isinstance(answer.error, TakenOver):
             return
         try:
@@ -62,7 +62,7 @@ class ResponseKeeper:
             log.warning("nobody is told where a response runs", id=job.id, reason=str(error))
 
     async def dropped(self, job: Job) -> None:
-        """Its client left, or it was refused: it is as if it had never been."""
+        """Its client left, or it was refused: removes it as if it had never existed."""
         if not (isinstance(job, ResponseJob) and job.store):
             return
         try:

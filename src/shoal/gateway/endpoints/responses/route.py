@@ -1,4 +1,4 @@
-"""The endpoints."""
+"""The endpoints of responses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from shoal.gateway.service import Service, Streaming, json_body
 
 
 def page(items: Sequence[dict[str, Any]], limit: int, order: str, after: str | None) -> dict[str, Any]:
-    """A list as OpenAI's API pages it. Raises InvalidRequest."""
+    """A page of a list, in the form of OpenAI's API. Raises InvalidRequest."""
     ordered = list(items) if order == "asc" else list(items)[::-1]
     if after is not None:
         at = next((i for i, item in enumerate(ordered) if item["id"] == after), None)

@@ -4,8 +4,8 @@
     server  {"type": "response.created", "stream_id": "a", …} … {"type": "response.completed", "stream_id": "a", …}
             {"type": "error", "stream_id": "a", "status": 400, "error": {"message": …, "type": …, "param": …, "code": …}}
 
-Turns of one stream, or those without one, run one after another; those of different streams at once. The connection remembers what was not
-to be stored, so that its next turn can go on from it.
+Turns of the same stream, or without one, run one after another; those of different streams run at the same time. The connection
+remembers turns that are not stored, so that its next turn can continue from them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ _ENDS = ("response.completed", "response.incomplete")
 
 
 class ConnectionTurns:
-    """responses.store.Turns: those of one connection that are not stored, before those that are. What is oldest is forgotten first."""
+    """A responses.store.Turns: first the turns of this connection that are not stored, then the stored ones. The oldest are
+    forgotten first."""
 
     def __init__(self, store: ResponseStore) -> None:
         self._store = store
@@ -95,16 +96,16 @@ class _Responses(Session):
         generate = body.pop("generate", True)
         if not isinstance(generate, bool | None):
             raise InvalidRequest("generate must be true or false", "generate")
-        body.pop("stream", None)  # it is one in any case
+        body.pop("stream", None)  # it always streams
         if before := self._before(name):
             await asyncio.wait(before)
         try:
             await (self._prepare if generate is False else self._respond)(body, name, size)
         except WebSocketDisconnect:
-            return  # whoever receives learns of it too
+            return  # the receiving side learns of it too
 
     def _before(self, name: str | None) -> list[asyncio.Task[None]]:
-        """Turns of a stream that came before this one and are not over."""
+        """Earlier turns of a stream that have not ended."""
         me = asyncio.current_task()
         earlier = takewhile(lambda turn: turn[0] is not me, self._running.items())
         return [task for task, other in earlier if other == name]
@@ -121,7 +122,7 @@ class _Responses(Session):
             self._service.answers.leave(answer)
 
     async def _tell(self, data: dict[str, Any], job: ResponseJob, name: str | None) -> None:
-        if data["type"] == "error":  # inside of a message it is as it is for those that are refused
+        if data["type"] == "error":  # the error is nested in the message, as in a refusal
             about = {key: data[key] for key in ("message", "param", "code")}
             data = {"type": "error", "sequence_number": data["sequence_number"], "error": {"type": "server_error", **about}}
         if data["type"] in _ENDS and not job.store:
@@ -129,7 +130,7 @@ class _Responses(Session):
         await self.send(data, name)
 
     async def _prepare(self, body: dict[str, Any], name: str | None, size: int) -> None:
-        """A turn without an answer, from which others go on."""
+        """A turn without an answer, from which others continue."""
 
         def prepared() -> ResponseJob:
             parsed = parse(ResponseRequest, body)

@@ -1,8 +1,8 @@
 """Responses on the disk, in one SQLite file that several processes may use at once.
 
-A row is a response and what it was asked, not the conversation before: that is the chain of rows which `previous` makes. All calls
-block; none is made from the event loop. Bounded by number, bytes and age: what was longest unused goes first, and using a
-response uses all that come before it.
+A row is a response and its input, not the conversation before it: that is the chain of rows that `previous` forms. All calls
+block; none is made from the event loop. Limited in number, bytes and age: the least recently used go first, and using a
+response counts as using all those before it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from shoal.errors import CapacityError, IdTaken, InvalidRequest, UnknownAnswer
 from shoal.sizes import human_bytes
 
 MAX_CONVERSATION = 16 << 20
-"""Bytes of the responses of one conversation, and what they were asked."""
+"""Bytes of the responses of one conversation, and their inputs."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS responses (
@@ -49,7 +49,7 @@ class Bounds:
     responses: int
     bytes: int
     seconds: float
-    """Age at which one is forgotten."""
+    """Age at which a response is forgotten."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,11 @@ def _lives(runner: str) -> bool:
 
 
 class Turns(Protocol):
-    """Where conversations are looked up."""
+    """Looks up conversations."""
 
     @property
     def keeps(self) -> bool:
-        """Whether anything is kept at all."""
+        """Whether anything is stored at all."""
         ...
 
     def get(self, id: str, owner: str = "") -> KeptResponse:
@@ -89,15 +89,15 @@ class Turns(Protocol):
         ...
 
     def chain(self, id: str, owner: str = "") -> list[KeptResponse]:
-        """The conversation up to and with a response, its beginning first. Raises InvalidRequest, CapacityError."""
+        """The conversation up to and including a response, in order. Raises InvalidRequest, CapacityError."""
         ...
 
 
 class ResponseStore:
-    """owner: whose a response is; nobody else finds it."""
+    """owner: of a response; nobody else finds it."""
 
     def __init__(self, folder: Path, bounds: Bounds, clock: Callable[[], float] = time) -> None:
-        """The folder and the file come to be with the first use, and where nothing is kept never. clock: seconds since 1970."""
+        """The folder and the file are created on first use, and never if nothing is stored. clock: seconds since 1970."""
         self._path = folder / "responses.sqlite"
         self._bounds, self._clock = bounds, clock
         self._lock = threading.Lock()
@@ -105,11 +105,11 @@ class ResponseStore:
 
     @property
     def keeps(self) -> bool:
-        """Whether anything is kept at all."""
+        """Whether anything is stored at all."""
         return self._bounds.responses > 0
 
     def begin(self, response: dict[str, Any], input: Sequence[dict[str, Any]], owner: str = "") -> None:
-        """A response that runs in this process. Raises IdTaken, CapacityError."""
+        """Adds a response that runs in this process. Raises IdTaken, CapacityError."""
         whole, items = _json(response), _json(input)
         now, previous, size = self._clock(), response["previous_response_id"], len(whole.encode()) + len(items.encode())
         row = (response["id"], owner, previous, _this_process(), whole, items, size, now, now)
@@ -118,25 +118,25 @@ class ResponseStore:
                 raise IdTaken(response["id"])
 
     def adopt(self, id: str) -> None:
-        """A response that another process began runs in this one now; nothing where it is over. Raises CapacityError."""
+        """A response that another process began now runs in this one; ignored if it has ended. Raises CapacityError."""
         with self._transaction() as connection:
             connection.execute("UPDATE responses SET runner = ? WHERE id = ? AND runner != ''", (_this_process(), id))
 
     def end(self, response: dict[str, Any]) -> None:
-        """What became of it; nothing where it was deleted meanwhile. Raises CapacityError."""
+        """Stores a response's end; ignored if it was deleted meanwhile. Raises CapacityError."""
         whole, now = _json(response), self._clock()
         with self._transaction() as connection:
             connection.execute(
                 "UPDATE responses SET response = ?1, runner = '', bytes = ?2 + length(CAST(input AS BLOB)), used = ?3 WHERE id = ?4",
                 (whole, len(whole.encode()), now, response["id"]),
             )
-            # One that could never be kept would push out all the others first.
+            # A response too large to be stored would first push out all the others.
             connection.execute("DELETE FROM responses WHERE id = ? AND bytes > ?", (response["id"], self._bounds.bytes))
             connection.execute("DELETE FROM responses WHERE created < ?", (now - self._bounds.seconds,))
             self._evict(connection)
 
     def get(self, id: str, owner: str = "", runs: bool = False) -> KeptResponse:
-        """runs: it is known to, whichever process it began in. Raises UnknownAnswer, CapacityError."""
+        """runs: whether it is known to be running, whichever process began it. Raises UnknownAnswer, CapacityError."""
         with self._transaction() as connection:
             kept = self._read(connection, id, owner, runs)
             if kept is None:
@@ -145,7 +145,7 @@ class ResponseStore:
         return kept
 
     def chain(self, id: str, owner: str = "") -> list[KeptResponse]:
-        """The conversation up to and with a response, its beginning first. Raises InvalidRequest, CapacityError."""
+        """The conversation up to and including a response, in order. Raises InvalidRequest, CapacityError."""
         found: list[KeptResponse] = []
         ids: list[str] = []
         at: str | None = id
@@ -174,7 +174,7 @@ class ResponseStore:
                 raise UnknownAnswer(id)
 
     def _evict(self, connection: sqlite3.Connection) -> None:
-        """What was longest unused, until the rest is within bounds."""
+        """Deletes the least recently used until the rest is within the limits."""
         count, size = connection.execute("SELECT count(*), total(bytes) FROM responses").fetchone()
         gone: list[tuple[str]] = []
         rows = connection.execute("SELECT id, bytes FROM responses ORDER BY used")
@@ -219,7 +219,7 @@ class ResponseStore:
         if self._connection is None:
             if self.keeps:
                 self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                with suppress(FileExistsError):  # it holds what people said: for its owner alone
+                with suppress(FileExistsError):  # it contains conversations: for its owner alone
                     os.close(os.open(self._path, os.O_CREAT | os.O_EXCL, 0o600))
             path = self._path if self.keeps else ":memory:"
             connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)

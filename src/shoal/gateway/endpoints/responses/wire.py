@@ -105,9 +105,9 @@ class ItemReference(Echoed):
 
 
 def _kind(raw: object) -> str | None:
-    """Which of the items it is; a message need not say so."""
+    """Which kind of item it is; a message need not say so."""
     kind = cast("dict[str, Any]", raw).get("type") if isinstance(raw, dict) else getattr(raw, "type", None)
-    return f"[{'message' if kind is None else kind}]"  # in brackets: no part of the field's name
+    return f"[{'message' if kind is None else kind}]"  # in brackets: not part of the field's name
 
 
 Item = Annotated[
@@ -247,7 +247,7 @@ class ResponseRequest(SampledBody):
     top_logprobs: int | None = None
 
     def answer(self) -> JsonAnswer | None:
-        """What it has to be; None: any text. Raises InvalidRequest."""
+        """The required form of the answer; None: any text. Raises InvalidRequest."""
         return None if self.text is None or self.text.format is None else self.text.format.answer()
 
     def asked_tools(self) -> Tools:

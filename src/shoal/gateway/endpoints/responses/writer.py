@@ -1,7 +1,8 @@
-"""The JSON of a response, and the events of one that is streamed.
+"""The JSON of a response, and the events of a streamed one.
 
-A response is a list of output items: reasoning and messages, each with one part, and calls of functions. The events say how it grows: an item is
-added, its text or arguments grow by deltas, it is done. Each event has a number; the same answer is always told by the same events.
+A response is a list of output items: reasoning and messages, each with one part, and function calls. The events say how it
+grows: an item is added, its text or arguments grow by deltas, it is done. Each event has a number; the same answer always gives
+the same events.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ class ResponseWriter:
         self._number = 0
         self._output: list[dict[str, Any]] = []
         self._input: Input | None = None
-        """Of the last item, where it is a call of a custom tool."""
+        """Reader of the last item, if it is a call of a custom tool."""
         self._open = False
-        """Whether the last item of the output still grows."""
+        """Whether the last item of the output is still growing."""
         self._chunks: list[TokenChunk] = []
-        """Tokens whose text is not told yet."""
+        """Tokens whose text is not sent yet."""
         self._finish: FinishReason | None = None
         self._sampled = 0
         """Tokens so far."""
@@ -86,7 +87,7 @@ class ResponseWriter:
         return self._ended(usage)
 
     def response(self, status: str) -> dict[str, Any]:
-        """As far as it has come."""
+        """The response so far."""
         return {
             "id": self._job.id,
             "object": "response",
@@ -103,7 +104,7 @@ class ResponseWriter:
         }
 
     def failure(self, what: Fault) -> dict[str, Any]:
-        """A response that failed, with what had come."""
+        """A failed response, with what it had so far."""
         code = "rate_limit_exceeded" if what.status == 429 else "server_error"
         return {**self.response("failed"), "error": {"code": code, "message": what.message}}
 
@@ -130,7 +131,7 @@ class ResponseWriter:
         return [*done, self._event("response.output_item.added", output_index=len(self._output) - 1, item=dict(item))]
 
     def _part(self, item: dict[str, Any], part: dict[str, Any]) -> list[Event]:
-        """Begins an item of one part, which is empty still."""
+        """Begins an item of one part, which is still empty."""
         added = self._add({**item, "content": []})
         self._output[-1]["content"] = [dict(part)]
         return [*added, self._of_item("content_part.added", content_index=0, part=part)]
@@ -177,7 +178,7 @@ class ResponseWriter:
         return [self._of_item("function_call_arguments.delta", delta=text)]
 
     def _close(self, status: str) -> list[Event]:
-        """Nothing more of the item that grows, where one does."""
+        """Ends the item that grows, if there is one."""
         if not self._open:
             return []
         self._open = False
@@ -199,7 +200,7 @@ class ResponseWriter:
 
 
 def usage_of(usage: Usage) -> dict[str, Any]:
-    """As responses have it; of one that still runs, as far as it has come."""
+    """In the form of responses; for a running one, the usage so far."""
     return {
         "input_tokens": usage.prompt,
         "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": 0},
