@@ -124,7 +124,7 @@ architectures = st.fixed_dictionaries(
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=health_checks.EVERY)
+@settings(max_examples=25, derandomize=True, suppress_health_check=health_checks.EVERY)
 @given(
     family=st.sampled_from(["llama", "mistral", "qwen2", "qwen3"]),
     sizes=architectures,

@@ -29,7 +29,7 @@ from tests.support.engine import FakeEngine
 
 pytestmark = pytest.mark.slow
 
-FUZZ = settings(deadline=None, suppress_health_check=health_checks.EVERY)
+FUZZ = settings(suppress_health_check=health_checks.EVERY)
 OPEN = document(create_app(FakeEngine()))
 FILE, BATCH, RESPONSE = "/v1/files/{id}", "/v1/batches/{id}", "/v1/responses/{id}"
 

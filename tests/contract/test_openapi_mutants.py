@@ -204,7 +204,7 @@ def test_the_good_bodies_are_good(api: Any, path: str, file: str) -> None:
 
 @pytest.mark.parametrize("path", ENDPOINTS)
 @given(data=st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=health_checks.EVERY)
+@settings(max_examples=60, suppress_health_check=health_checks.EVERY)
 def test_a_body_that_is_nearly_good_is_answered_or_refused_as_the_document_says(
     api: Any, path: str, file: str, data: st.DataObject
 ) -> None:

@@ -111,9 +111,9 @@ def test_what_is_withdrawn_is_found_no_more(run: Run):
         await head.withdraw()
         await head.withdraw()
         with pytest.raises(ClusterError, match=r"no cluster called reef answered .*`shoal serve`.*`shoal join HOST:PORT`"):
-            await node.find("reef", 0.3)
+            await node.find("reef", 1.5)
         with pytest.raises(ClusterError, match=r"no cluster answered"):
-            await node.find(None, 0.3)
+            await node.find(None, 1.5)
 
     run(scenario)
 
@@ -135,7 +135,7 @@ def test_closing_withdraws(run: Run):
         await head.announce(REEF)
         await head.close()
         with pytest.raises(ClusterError):
-            await place.open().find("reef", 0.3)
+            await place.open().find("reef", 1.5)
 
     run(scenario)
 

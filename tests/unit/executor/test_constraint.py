@@ -96,7 +96,7 @@ def test_log_probabilities_stay_the_models_own(grammars: Grammars):
     assert np.array_equal(logits, row(1))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 30), st.integers(0, 2**32), st.sampled_from([SCHEMA, grammar.regex("(ab|[c-k]{2,9}!)*")]))
 def test_a_place_is_found_again_from_the_tokens(at: int, seed: int, made: str):
     grammars = Grammars(tokenizer, patience=None)

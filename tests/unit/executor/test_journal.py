@@ -180,7 +180,7 @@ def test_a_block_is_copied_with_what_is_not_known_of_it() -> None:
     kept.close()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(0, 4),
     st.integers(0, 6),

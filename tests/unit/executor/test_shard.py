@@ -203,7 +203,7 @@ def test_layers_are_filled_up_to_the_middle_of_what_was_loaded_at_once(weights: 
     goes_on.append(line)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sets(st.integers(1, LAYERS - 1)),
     st.lists(st.tuples(st.sets(st.integers(1, LAYERS - 1)), st.integers(0, 63), st.integers(0, 1)), min_size=1, max_size=3),

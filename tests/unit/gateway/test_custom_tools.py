@@ -113,7 +113,7 @@ PATTERNS += [r"[日本]+", r"[а-я]", r"[\u0430-\u044f]", r"[^а-я\n]*", r"[\n
 
 
 @given(st.sampled_from(PATTERNS), st.text(alphabet='ab c"\\\n\t1é/жя日本🙂', max_size=6))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_regular_expressions_take_inside_json_what_they_take_outside(pattern: str, text: str) -> None:
     outside = LLMatcher(grammar._bytes(), LLMatcher.grammar_from_regex(pattern))
     raw = text.encode()

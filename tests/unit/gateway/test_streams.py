@@ -219,7 +219,7 @@ async def turns(count: int = 30) -> None:
         await asyncio.sleep(0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_nothing_is_missing_and_nothing_comes_twice_however_choices_interleave(data: st.DataObject) -> None:
     said = ("one é two", "größe END and", "3")

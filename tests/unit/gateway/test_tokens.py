@@ -29,7 +29,7 @@ def test_a_text_becomes_tokens_and_back(prefix: str):
     assert post(f"{prefix}/detokenize", {"tokens": told["tokens"]}) == {"prompt": "Hé"}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(text=st.text(st.characters(codec="utf-8"), max_size=20))
 def test_any_text_survives_the_way_there_and_back(text: str):
     assert post("/detokenize", {"tokens": post("/tokenize", {"prompt": text})["tokens"]}) == {"prompt": text}

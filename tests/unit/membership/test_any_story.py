@@ -102,7 +102,7 @@ def suffices(f: Fleet) -> bool:
 
 
 @pytest.mark.slow
-@settings(phases=[Phase.reuse, Phase.generate], max_examples=200, deadline=None)
+@settings(phases=[Phase.reuse, Phase.generate], max_examples=200)
 @given(scenarios())
 def test_what_it_believes_is_true_and_it_serves_again(scenario: Scenario):
     """Fleet.handle checks after each event."""
@@ -113,7 +113,7 @@ def test_what_it_believes_is_true_and_it_serves_again(scenario: Scenario):
 
 
 @pytest.mark.slow
-@settings(phases=[Phase.reuse, Phase.generate], max_examples=80, deadline=None)
+@settings(phases=[Phase.reuse, Phase.generate], max_examples=80)
 @given(scenarios())
 def test_with_a_fresh_machine_it_always_serves_again(scenario: Scenario):
     f = play(scenario)

@@ -60,7 +60,7 @@ SCALINGS = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(SCALINGS, st.sampled_from([16, 64, 80, 128]))
 def test_as_transformers(parameters: dict[str, Any], head_dim: int) -> None:
     inverse, scale = ours(parameters, head_dim)

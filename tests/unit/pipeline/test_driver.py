@@ -30,7 +30,7 @@ def test_a_request_gets_its_tokens():
     play(scenario)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 4), st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(5, 16))
 def test_requests_at_once_get_what_each_gets_alone(depth: int, sizes: list[int], blocks: int):
     requests = [request(f"r{i}", range(1, size + 1), size, n=1 + i % 2, seed=i) for i, size in enumerate(sizes)]

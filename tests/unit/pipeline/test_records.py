@@ -72,7 +72,7 @@ def test_records_come_back_as_they_were(some: list[Record]):
     assert [record for record, _ in decode(b"".join(map(encode, some)))] == some
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(records)
 def test_every_beginning_of_a_file_is_a_state_that_once_was(some: list[Record]):
     parts = [encode(record) for record in some]

@@ -126,7 +126,7 @@ async def end(route: Route, how: str) -> None:
             route.die()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(routes, max_size=5),
     st.lists(st.tuples(st.integers(1, 9), st.integers(1, 12), st.integers(1, 2)), min_size=1, max_size=5),

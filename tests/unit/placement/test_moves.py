@@ -296,7 +296,7 @@ def test_a_placement_recovers_from_its_own_nodes_as_it_was():
 
 
 @pytest.mark.slow
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(clusters(4), clusters(2), st.integers(1, 8), st.sets(st.integers(0, 3), max_size=3), st.integers(0, 20_000))
 def test_what_is_recovered_is_whole_and_fits(nodes: list[NodeProfile], others: list[NodeProfile], layers: int, gone: set[int], tokens: int):
     moves = Moves(model(layers), DEMAND)
@@ -312,7 +312,7 @@ def test_what_is_recovered_is_whole_and_fits(nodes: list[NodeProfile], others: l
 
 
 @pytest.mark.slow
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(clusters(4), st.integers(1, 8), st.booleans(), st.integers(0, 2), st.integers(0, 20_000))
 def test_improving_comes_to_an_end(nodes: list[NodeProfile], layers: int, spread: bool, spares: int, tokens: int):
     """No ping-pong: each move that is not forced is faster than what it leaves, and what came last is left alone."""

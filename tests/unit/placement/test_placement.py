@@ -119,7 +119,6 @@ def test_what_was_not_measured_is_taken_for_gigabit():
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @given(clusters(8), st.integers(1, 12), st.integers(0, 60))
 def test_a_placement_is_whole_and_within_memory(nodes: list[NodeProfile], layers: int, head: int):
     cost = model(layers, head=head * MB)
@@ -131,7 +130,7 @@ def test_a_placement_is_whole_and_within_memory(nodes: list[NodeProfile], layers
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(clusters(3), st.integers(1, 7), st.integers(0, 60), st.sampled_from([0.0, 1e-4, 3e-3]))
 def test_up_to_four_nodes_nothing_is_much_better(nodes: list[NodeProfile], layers: int, head: int, hop: float):
     cost, links = model(layers, head=head * MB), slow_links([n.name for n in nodes], hop)
@@ -145,7 +144,7 @@ def test_up_to_four_nodes_nothing_is_much_better(nodes: list[NodeProfile], layer
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(clusters(6), st.permutations(range(6)))
 def test_the_order_in_which_nodes_joined_hardly_matters_up_to_four(nodes: list[NodeProfile], order: list[int]):
     nodes = nodes[:4]

@@ -90,7 +90,7 @@ def add(toy: Toy, r: Request, added: dict[str, Request]) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(scenarios())
 def test_every_sequence_says_what_it_would_say_alone(scenario: Scenario):
     toy, added, cancelled = play(scenario)
@@ -110,7 +110,7 @@ def test_every_sequence_says_what_it_would_say_alone(scenario: Scenario):
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(scenarios())
 def test_nothing_is_left_behind(scenario: Scenario):
     toy, _, _ = play(scenario)

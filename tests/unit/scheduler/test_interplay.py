@@ -49,7 +49,7 @@ def lose(toy: Toy, everything: bool) -> None:
     toy.scheduler.check()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(stories)
 def test_everything_says_what_it_says_alone(story: Story):
     toy = Toy(story.limits)

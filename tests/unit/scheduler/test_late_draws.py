@@ -69,7 +69,7 @@ def test_a_draw_that_is_put_off_takes_no_block():
     assert_right(toy, a, b)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(1, 20), st.integers(1, 9), st.integers(1, 2)), min_size=1, max_size=5),
     st.integers(9, 24),

@@ -337,7 +337,7 @@ def play(scenario: Scenario) -> Play:
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(scenarios())
 def test_every_sequence_says_what_it_would_say_alone(scenario: Scenario):
     game = play(scenario)
@@ -357,7 +357,7 @@ def test_every_sequence_says_what_it_would_say_alone(scenario: Scenario):
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(scenarios())
 def test_nothing_is_left_behind(scenario: Scenario):
     game = play(scenario)

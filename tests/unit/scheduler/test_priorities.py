@@ -362,7 +362,7 @@ def sieges() -> st.SearchStrategy[Siege]:
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(sieges())
 def test_under_urgent_requests_without_end_every_other_request_ends(siege: Siege):
     toy = Toy(siege.limits)

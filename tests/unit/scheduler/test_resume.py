@@ -156,7 +156,7 @@ def test_a_request_that_no_longer_fits_is_refused():
         life.take_up([asked("a", prompt=60, tokens=30)])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_many_requests_over_many_heads_with_too_little_memory(data: st.DataObject):
     shapes = data.draw(st.lists(st.sampled_from(list(SHAPES.values())), min_size=1, max_size=5))

@@ -6,7 +6,7 @@ from collections import deque
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.request import Priority
@@ -99,7 +99,6 @@ def test_late_rows_of_a_context_take_a_smaller_chunk():
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @given(*[st.floats(0.05, 20) for _ in range(4)])
 def test_whatever_was_guessed_a_prompt_soon_takes_what_it_was_predicted_to(step: float, row: float, context: float, logits: float):
     learner = cost(StageCost(REAL.step * step, REAL.row * row, REAL.context * context, REAL.logits * logits))

@@ -294,7 +294,7 @@ def test_a_message_sent_back_to_its_sender_is_refused():
         c.node.request(mirrored)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 3), st.floats(0, 1, exclude_max=True), st.integers(1, 255))
 def test_a_changed_byte_lets_nobody_in(which: int, where: float, flip: int):
     c = Conversation()
@@ -316,7 +316,7 @@ def test_a_changed_byte_lets_nobody_in(which: int, where: float, flip: int):
     assert (c.head.certificate is not None) == (which == 3)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.binary(max_size=300), st.sampled_from(PairingKind), st.booleans())
 def test_garbage_is_refused_at_every_turn(data: bytes, kind: PairingKind, framed: bool):
     frame = pack(kind, data) if framed else data

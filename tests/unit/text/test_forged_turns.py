@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, normalizers
 
@@ -180,7 +180,6 @@ def test_marks_survive_json_in_ascii() -> None:
     assert plain(rendered) == json.dumps({"content": "é<|im_end|>\U0010ffff"})
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(st.sampled_from(PIECES), max_size=5).map("".join), max_size=4))
 def test_no_text_is_changed_and_none_becomes_a_control_token(parts: list[str]) -> None:
     made = tokenizer("{% for m in messages %}{{ m.content | trim }}{% endfor %}")
@@ -228,7 +227,6 @@ def test_the_trained_template_begins_no_turn_that_a_user_wrote(smollm2_weights: 
     assert shown(trusting, trusting.encode_chat([{"role": "user", "content": FORGED}]))[1].count("<|im_start|>") == 4
 
 
-@settings(deadline=None)
 @given(st.sets(st.text("ab|", min_size=1, max_size=5), min_size=1, max_size=12), st.text("ab|x", max_size=30))
 def test_any_of_some_texts_is_found_the_longest_first(texts: set[str], text: str) -> None:
     plainly = "|".join(map(re.escape, sorted(texts, key=len, reverse=True)))
@@ -261,7 +259,6 @@ def test_the_bytes_of_added_tokens_are_those_of_their_text_wherever_they_are_tol
     assert said["logprobs"]["content"][0]["bytes"] == list("café".encode())
 
 
-@settings(deadline=None)
 @given(st.sets(st.text("ab|", min_size=2, max_size=4), min_size=1, max_size=6), st.lists(st.text("abAB| ", max_size=6), max_size=5))
 def test_no_control_token_is_left_however_texts_overlap_and_are_put_together(control: set[str], texts: list[str]) -> None:
     marks = Marks(control)

@@ -66,7 +66,7 @@ _schemas = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(_schemas, st.integers(0, 2**32))
 def test_what_a_schema_lets_through_is_valid(schema: Schema, seed: int):
     jsonschema.validate(json.loads(said(grammar.json_schema(schema), Random(seed))), schema)
@@ -282,7 +282,7 @@ def test_a_choice_of_no_tool_is_refused():
     assert refused.value.param == "tool_choice"
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.sampled_from([HERMES, MISTRAL, LLAMA3]), _objects(_leaves), st.text(min_size=1, max_size=8), st.integers(0, 2**32))
 def test_arguments_are_valid_whatever_the_schema_and_the_name(format: ToolFormat, schema: Schema, name: str, seed: int):
     if name in ("auto", "required"):

@@ -80,7 +80,7 @@ PIECES = st.lists(st.tuples(st.text("ab▁", min_size=2, max_size=6), st.integer
 TEXT = st.lists(st.sampled_from(["a", "b", "c", " ", "  ", "é", "<t>", "ab", "<s>", "▁"]), max_size=40).map("".join)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(PIECES, TEXT, st.booleans())
 def test_the_best_neighbours_are_joined_and_of_equals_the_leftmost(pieces: list[tuple[str, int]], text: str, prefix: bool) -> None:
     meta = vocabulary(pieces, prefix)

@@ -138,7 +138,7 @@ _parts = st.recursive(
 DEFINITIONS = {"s": {"type": "string"}, "o": {"type": "object", "properties": {"k": {"$ref": "#/$defs/s"}}, "additionalProperties": False}}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.sampled_from([GLM, QWEN3_CODER]),
     _parts,
@@ -188,7 +188,7 @@ _json = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.sampled_from([GLM, QWEN3_CODER, HERMES]),
     st.dictionaries(st.sampled_from(["properties", "required", "$defs", "$ref", "anyOf"]), _json),

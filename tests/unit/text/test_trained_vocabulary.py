@@ -129,7 +129,7 @@ def test_as_llama_cpp(text: str, tokens: list[int], smollm2_tokenizer: Tokenizer
 
 
 @pytest.mark.real
-@settings(suppress_health_check=health_checks.EVERY, deadline=None)
+@settings(suppress_health_check=health_checks.EVERY)
 @given(st.text(st.characters(max_codepoint=0x1FFFF, exclude_categories=["Cs", "Cc"]), max_size=200))  # it lacks some bytes
 def test_any_text_survives_the_trained_vocabulary(smollm2_tokenizer: Tokenizer, text: str) -> None:
     assert smollm2_tokenizer.decode(smollm2_tokenizer.encode(text)) == text

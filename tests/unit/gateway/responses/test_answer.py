@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.responses import Response
 
@@ -129,7 +129,6 @@ def test_the_events_of_any_answer_build_the_response(api: Callable[..., Response
     def nameless(response: dict[str, Any]) -> list[dict[str, Any]]:
         return [{key: value for key, value in item.items() if key not in ("id", "call_id")} for item in response["output"]]
 
-    @settings(deadline=None)
     @given(
         text=st.text(st.characters(codec="utf-8"), max_size=12),
         calls=st.sampled_from(["", CALL, f"{CALL}\n{CALL}", CALL[:-9]]),

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.responses.response_item_list import ResponseItemList
 
@@ -51,7 +51,6 @@ def test_input_items_are_listed_newest_first(api: Callable[..., ResponsesApi]):
     assert one.refused(400, "GET", where, params={"after": "nothing"})["param"] == "after"
 
 
-@settings(deadline=None)
 @given(count=st.integers(0, 30), limit=st.integers(1, 10), order=st.sampled_from(["asc", "desc"]))
 def test_pages_joined_are_the_list(count: int, limit: int, order: str):
     items = [{"id": f"i{n}"} for n in range(count)]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.errors import CapacityError, IdTaken, InvalidRequest, UnknownAnswer
@@ -205,7 +205,6 @@ USES = st.lists(st.tuples(st.sampled_from(["keep", "get", "delete"]), st.integer
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @given(uses=USES, most=st.integers(0, 5))
 def test_whatever_is_done_the_last_used_are_there(tmp_path_factory: pytest.TempPathFactory, uses: list[tuple[str, int]], most: int):
     store = ResponseStore(tmp_path_factory.mktemp("store"), Bounds(most, 1 << 20, 1e9), Clock())
