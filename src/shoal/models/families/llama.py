@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from shoal.models.families.config import Config
+from shoal.models.families.config import ConfigJson
 from shoal.models.families.family import Family
-from shoal.models.families.metadata import Metadata
+from shoal.models.families.metadata import GgufMetadata
 from shoal.models.spec import LayerSpec
 
 
-def _from_config(config: Config) -> tuple[LayerSpec, ...]:
+def _from_config(config: ConfigJson) -> tuple[LayerSpec, ...]:
     return config.dense_layers([0] * config.layers)  # a `sliding_window` in its config.json means nothing
 
 
-FAMILY = Family("llama", "Llama", _from_config, Metadata.dense_layers, interleaved=True)
+FAMILY = Family("llama", "Llama", _from_config, GgufMetadata.dense_layers, interleaved=True)

@@ -10,7 +10,7 @@ from shoal.models.families.layer_count import layer_count
 from shoal.models.spec import Dense, GroupedQuery, LayerSpec, Rope
 
 
-class Metadata:
+class GgufMetadata:
     """Keys of one architecture. Methods raise CorruptModel, UnsupportedModel, and ValueError, TypeError, OverflowError for values of other kinds."""
 
     def __init__(self, architecture: str, meta: Mapping[str, Any], factors: Sequence[float], where: object) -> None:

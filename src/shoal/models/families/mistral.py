@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from shoal.models.families.config import Config
+from shoal.models.families.config import ConfigJson
 from shoal.models.families.family import Family
 from shoal.models.families.windows import by_type
 from shoal.models.spec import LayerSpec
 
 
-def _from_config(config: Config) -> tuple[LayerSpec, ...]:
+def _from_config(config: ConfigJson) -> tuple[LayerSpec, ...]:
     return config.dense_layers(by_type(config) or [config.window] * config.layers)
 
 

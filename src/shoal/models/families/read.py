@@ -7,8 +7,8 @@ from typing import Any, cast
 
 from shoal.errors import CorruptModel, UnsupportedModel
 from shoal.models.families import FAMILIES
-from shoal.models.families.config import Config
-from shoal.models.families.metadata import Metadata
+from shoal.models.families.config import ConfigJson
+from shoal.models.families.metadata import GgufMetadata
 from shoal.models.spec import ModelSpec
 
 
@@ -25,7 +25,7 @@ def spec_from_gguf(meta: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...
     family = FAMILIES.get(architecture)
     if family is None or family.from_metadata is None:
         raise _unknown(where, f"architecture '{architecture}'")
-    read = Metadata(architecture, meta, factors, where)
+    read = GgufMetadata(architecture, meta, factors, where)
     try:
         layers = family.from_metadata(read)
         vocabulary = tensors.get(family.gguf.stored("embed"), ())[:1]
@@ -45,7 +45,7 @@ def spec_from_config(values: Mapping[str, Any], where: object) -> ModelSpec:
     if values.get("quantization_config"):
         method = cast("Mapping[str, Any]", values["quantization_config"]).get("quant_method")
         raise UnsupportedModel(f"{where}: weights quantised by '{method}' are not supported; use a GGUF file or unquantised safetensors")
-    config = Config(values, where)
+    config = ConfigJson(values, where)
     return ModelSpec(
         family=name,
         hidden=config.hidden,
