@@ -12,7 +12,6 @@ from shoal.executor.native_layers import pack
 from shoal.executor.precision import executed, executed_bytes, kept
 from shoal.models.matrix import BLOCKS, FORMATS, StoredMatrix
 from shoal.models.weights import GgufWeights
-from shoal.native import kernels
 from shoal.text.tokenizer import Tokenizer
 from tests.support import oracle
 from tests.support.gguf_writer import blocks
@@ -59,7 +58,7 @@ def test_blocks_are_kept_where_the_target_is_theirs() -> None:
 def test_bytes_are_those_of_the_kernels(format: str, precision: Precision) -> None:
     shape = (40, 512)
     raw = np.zeros((40, 2048), np.uint8) if format == "f32" else blocks(format, shape)
-    packed = pack(kernels(), StoredMatrix(format, raw, 512), precision)
+    packed = pack(StoredMatrix(format, raw, 512), precision)
     assert packed.nbytes == executed_bytes(format, *shape, precision)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import structlog
@@ -15,6 +15,9 @@ from shoal import allowance
 from shoal.config import NodeSettings, parse_bytes
 from shoal.native import BLOCK_TOKENS, kernels
 from shoal.sizes import human_bytes
+
+if TYPE_CHECKING:
+    from shoal.native import Matrix, Stage
 
 log = structlog.get_logger()
 
@@ -48,8 +51,7 @@ def usable_memory(settings: NodeSettings) -> int:
 
 def measure(threads: int, isa: str = "") -> Speed:
     """Times a few layers of 4-bit weights; takes about a second. Without the kernels, it times NumPy."""
-    module = kernels()
-    return _measure_numpy() if module is None else _measure_kernels(module, threads, isa)
+    return _measure_numpy() if kernels() is None else _measure_kernels(threads, isa)
 
 
 def median_seconds(run: Callable[[], object], times: int) -> float:
@@ -63,7 +65,9 @@ def median_seconds(run: Callable[[], object], times: int) -> float:
     return median(seconds)
 
 
-def _measure_kernels(module: Any, threads: int, isa: str) -> Speed:
+def _measure_kernels(threads: int, isa: str) -> Speed:
+    module = kernels()
+    assert module is not None
     q, kv = _HEADS * _HEAD_DIM, _KV_HEADS * _HEAD_DIM
     shapes = [
         (q, _HIDDEN),
@@ -77,7 +81,7 @@ def _measure_kernels(module: Any, threads: int, isa: str) -> Speed:
     norm = np.ones(_HIDDEN, np.float32)
     layers = [[module.pack("q4_0", "q4", np.zeros((n, k // 32 * 18), np.uint8), k) for n, k in shapes] for _ in range(_LAYERS)]
 
-    def stage(layers: list[list[Any]]) -> Any:
+    def stage(layers: list[list[Matrix]]) -> Stage:
         made = module.Stage(_HIDDEN, _HEADS, _KV_HEADS, _HEAD_DIM, _INTERMEDIATE, 1e-5, 0.125, threads, isa)
         for weights in layers:
             made.add_layer(norm, norm, None, None, weights, [None] * 7)
@@ -85,11 +89,11 @@ def _measure_kernels(module: Any, threads: int, isa: str) -> Speed:
 
     pool = np.zeros((_LAYERS, 2, _KV_HEADS * 2 * BLOCK_TOKENS * _HEAD_DIM * 2), np.uint8)
 
-    def step(stage: Any, rows: int, layers: int) -> None:
+    def step(stage: Stage, rows: int, layers: int) -> None:
         hidden = np.ones((rows, _HIDDEN), np.float32)
         starts, positions, tables = np.array([0, rows], np.int32), np.zeros(1, np.int32), np.array([[0, 1]], np.int32)
         angles = np.zeros((rows, _HEAD_DIM // 2), np.float32)
-        stage.forward(hidden, starts, positions, tables, angles, angles, pool[:layers], True)
+        stage.forward(hidden, starts, positions, tables, angles, angles, list(pool[:layers]), True)
 
     decode, prefill = stage(layers), stage(layers[:_PREFILL_LAYERS])
     flops = 2.0 * _ROWS * _PREFILL_LAYERS * sum(n * k for n, k in shapes)

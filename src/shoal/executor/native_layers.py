@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,21 @@ from shoal.models.matrix import StoredMatrix
 from shoal.models.weights import MATRICES, Weights
 from shoal.native import kernels, missing, reference
 
+if TYPE_CHECKING:
+    from shoal.native import Matrix
 
-def pack(module: Any, stored: StoredMatrix, precision: Precision, head: bool = False) -> Any:
+
+def _module():  # its type is the module's, which has no name
+    """The kernels. Raises ConfigError."""
+    module = kernels()
+    if module is None:
+        raise ConfigError(f"the native runtime cannot be used here: {missing()}, or use --runtime onnxruntime")
+    return module
+
+
+def pack(stored: StoredMatrix, precision: Precision, head: bool = False) -> Matrix:
     """A matrix in the kernels' layout, straight from the mapped file if the format allows it."""
+    module = _module()
     target = executed(stored.format, stored.k, precision, head)
     if kept(stored.format, target) or (stored.format in ROUNDED and target != "f32"):
         return module.pack(stored.format, target, stored.rows, stored.k, stored.order)
@@ -35,9 +47,7 @@ def required(weights: Weights, name: str) -> Floats:
 
 class NativeLayers:
     def __init__(self, weights: Weights, layers: range, last: bool, *, precision: Precision, threads: int, isa: str = "") -> None:
-        module = kernels()
-        if module is None:
-            raise ConfigError(f"the native runtime cannot be used here: {missing()}, or use --runtime onnxruntime")
+        module = _module()
         spec, common = weights.spec, weights.spec.common
         sizes = (common.attention.q_heads, common.attention.kv_heads, common.attention.head_dim, common.feed_forward.width)
         try:
@@ -51,7 +61,7 @@ class NativeLayers:
                 required(weights, name + "mlp_norm"),
                 required(weights, name + "q_norm") if attention.qk_norm else None,
                 required(weights, name + "k_norm") if attention.qk_norm else None,
-                [pack(module, weights.matrix(name + m), precision) for m in MATRICES],
+                [pack(weights.matrix(name + m), precision) for m in MATRICES],
                 [weights.vector(f"{name}{m}.bias") for m in MATRICES],
                 attention.window,
             )
@@ -59,7 +69,7 @@ class NativeLayers:
         self._vocabulary, self._eps = spec.vocabulary, spec.eps
         if last:
             self._norm = required(weights, "norm")
-            self._stage.set_head(self._norm, pack(module, weights.matrix("head"), precision, head=True))
+            self._stage.set_head(self._norm, pack(weights.matrix("head"), precision, head=True))
             weights.forget()
 
     @property

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,7 +23,7 @@ class _Attention:
         self._scale = self._kind.head_dim**-0.5
         module = kernels()
         arguments = (self._kind.q_heads, self._kind.kv_heads, self._kind.head_dim, spec.eps, self._scale, threads, isa)
-        self._native: Any = None if module is None else module.Attention(*arguments)
+        self._native = None if module is None else module.Attention(*arguments)
 
     def run(
         self,

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shoal.native._kernels import Matrix as Matrix
+    from shoal.native._kernels import Stage as Stage
 
 BLOCK_TOKENS = 32
 """Tokens of a KV block: part of the kernels' memory layout, and therefore fixed for the whole cluster."""
 
 
-@cache
-def kernels() -> Any | None:
-    """The extension module `_kernels`, or None."""
+def kernels():  # its type is the module's, which has no name
+    """The extension module, or None. `_kernels.pyi` describes it."""
     return _loaded()[0]
 
 
@@ -26,21 +29,22 @@ def missing() -> str:
 
 
 @cache
-def _loaded() -> tuple[Any | None, str]:
+def _loaded():
     try:
-        from shoal.native import _kernels  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
+        from shoal.native import _kernels
     except ImportError as error:
-        why = str(error) if any(Path(__file__).parent.glob("_kernels*.*")) else "there was no C++ compiler when shoal was installed"
+        compiled = [path for path in Path(__file__).parent.glob("_kernels*.*") if path.suffix != ".pyi"]
+        why = str(error) if compiled else "there was no C++ compiler when shoal was installed"
         return None, (
             f"the compiled kernels are missing ({why}); install a C++ compiler (Debian: apt install g++), "
             "then install shoal again with --force-reinstall --no-cache-dir"
         )
-    if _kernels.BLOCK_TOKENS != BLOCK_TOKENS:  # pyright: ignore[reportUnknownMemberType]
+    if _kernels.BLOCK_TOKENS != BLOCK_TOKENS:
         raise ImportError("the compiled kernels belong to another version of shoal; reinstall it")
-    return _kernels, ""  # pyright: ignore[reportUnknownVariableType]
+    return _kernels, ""
 
 
 def instruction_set(wanted: str = "") -> str | None:
     """The instruction set that the kernels use; None without the extension. Raises ValueError for one that this machine lacks."""
     module = kernels()
-    return None if module is None else str(module.isa(wanted))
+    return None if module is None else module.isa(wanted)
