@@ -101,22 +101,9 @@ def test_without_a_home_a_cache_is_enough(shared: Path, smollm2: Path, kind: str
     os.chown(cache, SOMEBODY, SOMEBODY)
     environment = [*home(kind, shared), f"SHOAL_CACHE={cache}"]
     assert shoal("keys", "create", "alice", environment=environment).returncode == 0
-    if kind == "none":
-        asked = (
-            "Tell me about Paris.",
-            "--nodes",
-            "1",
-            "--threads",
-            "1",
-            "--memory",
-            "600MiB",
-            "--max-tokens",
-            "8",
-            "--model",
-            str(smollm2),
-        )
-        done = shoal("run", *asked, environment=environment)
-        assert done.returncode == 0 and "Paris" in done.stdout, done.stderr
+    asked = ("Tell me about Paris.", "--nodes", "1", "--threads", "1", "--memory", "600MiB", "--max-tokens", "8", "--model", str(smollm2))
+    done = shoal("run", *asked, environment=environment)
+    assert done.returncode == 0 and "Paris" in done.stdout, done.stderr
     assert {path.stat().st_uid for path in cache.rglob("*")} == {SOMEBODY}
 
 
