@@ -22,7 +22,8 @@ STORY = {"prompt": "A very long story about the sea:", "max_tokens": 120, "tempe
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with served(tmp_path_factory.mktemp("two"), 2, "--slots", "8", "--queue", str(QUEUE)) as made:
+    """Its layers stay where they are, however busy the machine is: a new epoch is then one that a request caused."""
+    with served(tmp_path_factory.mktemp("two"), 2, "--slots", "8", "--queue", str(QUEUE), "--pace", "0") as made:
         yield made
 
 
