@@ -14,22 +14,11 @@ from tests.support import forks
 from tests.support.cluster import cluster
 from tests.support.hub_server import Hub
 from tests.support.recording_proxy import RecordingProxy
+from tests.support.tiny_sizes import SIZES
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
-TOY = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "vocab_size": 97,
-    "max_position_embeddings": 512,
-    "rms_norm_eps": 1e-5,
-}
+TOY = {**SIZES, "architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 QUESTION = "What is the capital of France?"
 
 

@@ -9,20 +9,8 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-SIZES: dict[str, Any] = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "vocab_size": 97,
-    "max_position_embeddings": 512,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": False,
-    "use_cache": False,
-    "pad_token_id": 0,
-}
+from tests.support.tiny_sizes import SIZES
+
 TOKENS = [(7 * i * i + 3 * i + 1) % 97 for i in range(75)]
 """Longer than two KV blocks."""
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import signal
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
+
+from shoal.cli import garbage
 
 try:
     import uvloop
@@ -18,9 +19,8 @@ T = TypeVar("T")
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Runs a command's work to its end, in uvloop if available. From here on the garbage collector runs, but ignores imported objects."""
-    gc.freeze()
-    gc.enable()
+    """Runs a command's work to its end, in uvloop if available. From here on garbage is collected as usual."""
+    garbage.resume()
     return asyncio.run(work) if uvloop is None else uvloop.run(work)
 
 

@@ -50,7 +50,7 @@ def usable_memory(settings: NodeSettings) -> int:
 
 
 def measure(threads: int, isa: str = "") -> Speed:
-    """Times a few layers of 4-bit weights; takes about a second. Without the kernels, it times NumPy."""
+    """Times a few layers of 4-bit weights; takes some tenths of a second. Without the kernels, it times NumPy."""
     return _measure_numpy() if kernels() is None else _measure_kernels(threads, isa)
 
 
