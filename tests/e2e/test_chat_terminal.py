@@ -348,6 +348,7 @@ def test_the_answer_goes_to_a_file_and_the_prompt_to_the_terminal(url: str, tmp_
         chat.until_shown(PROMPT)
         chat.type("Hi" + ENTER)
         chat.until_shown("tokens")
+        chat.until_shown(PROMPT)
         chat.type(CTRL_D)
         chat.wait()
     assert target.read_text() == "Good day.\n"
