@@ -119,7 +119,11 @@ def _values(schema: Mapping[str, Any]) -> list[Any] | None:
     """All allowed values, if the schema lists them."""
     if isinstance(values := schema.get("enum"), list):
         return cast("list[Any]", values)
-    return [schema["const"]] if "const" in schema else None
+    if "const" in schema:
+        return [schema["const"]]
+    ways = [_values(_mapping(way)) for way in cast("list[Any]", schema.get("anyOf") or schema.get("oneOf") or ())]
+    known = [way for way in ways if way is not None]
+    return [value for way in known for value in way] if known and len(known) == len(ways) else None
 
 
 def _kind(schema: Mapping[str, Any]) -> Kind | None:

@@ -138,6 +138,14 @@ _parts = st.recursive(
 DEFINITIONS = {"s": {"type": "string"}, "o": {"type": "object", "properties": {"k": {"$ref": "#/$defs/s"}}, "additionalProperties": False}}
 
 
+@TAGGED
+@pytest.mark.parametrize("ways", ["anyOf", "oneOf"])
+def test_ways_that_each_list_their_values_take_no_other(format: ToolFormat, ways: str) -> None:
+    part = {ways: [{"enum": ["x", "y"]}, {"const": "w"}]}
+    parameters = {"type": "object", "properties": {"a": part}, "required": ["a"]}
+    assert [read(format, parameters, {"a": value}) for value in ("x", "w", "z", "null")] == [{"a": "x"}, {"a": "w"}, None, None]
+
+
 @settings(max_examples=100)
 @given(
     st.sampled_from([GLM, QWEN3_CODER]),
