@@ -72,7 +72,8 @@ void gemm_quantised(const Matrix& w, int64_t p, int64_t lane, const Activations&
   const int32_t* sum[R];
   V acc[R];
   for (int r = 0; r < R; ++r) {
-    q[r] = x.q + (row + r) * w.k, scale[r] = x.scale + (row + r) * blocks, sum[r] = x.sum + (row + r) * blocks;
+    const int64_t from = x.index ? x.index[row + r] : row + r;
+    q[r] = x.q + from * w.k, scale[r] = x.scale + from * blocks, sum[r] = x.sum + from * blocks;
     acc[r] = V{};
   }
   const int32_t zero = w.zero - (bits == 8 ? kTaken : 0);
@@ -117,7 +118,7 @@ void gemm_float(const Matrix& w, int64_t p, int64_t lane, const Activations& x, 
   const float* data = reinterpret_cast<const float*>(w.panel(p)) + lane;
   const float* in[R];
   V acc[R];
-  for (int r = 0; r < R; ++r) in[r] = x.x + (row + r) * w.k, acc[r] = V{};
+  for (int r = 0; r < R; ++r) in[r] = x.x + (x.index ? x.index[row + r] : row + r) * w.k, acc[r] = V{};
   for (int64_t k = 0; k < w.k; ++k) {
     const V column = load(data + k * kPanel);
     for (int r = 0; r < R; ++r) acc[r] += column * in[r][k];
@@ -159,9 +160,20 @@ void gemm(const Matrix& w, int64_t p, const Activations& x, int64_t first, int64
           float* out, int64_t stride) {
   int64_t row = first;
   for (; row + kRows <= end; row += kRows) gemm_rows<kRows>(w, p, x, row, bias, add, out, stride);
-  if (kRows > 4 && row + 4 <= end) gemm_rows<4>(w, p, x, row, bias, add, out, stride), row += 4;
-  if (row + 2 <= end) gemm_rows<2>(w, p, x, row, bias, add, out, stride), row += 2;
-  for (; row < end; ++row) gemm_rows<1>(w, p, x, row, bias, add, out, stride);
+  switch (end - row) {  // an expert's rows are few, and of any number
+#if defined(__AVX512F__)
+    case 7: return gemm_rows<7>(w, p, x, row, bias, add, out, stride);
+    case 6: return gemm_rows<6>(w, p, x, row, bias, add, out, stride);
+    case 5: return gemm_rows<5>(w, p, x, row, bias, add, out, stride);
+    case 4: return gemm_rows<4>(w, p, x, row, bias, add, out, stride);
+#endif
+#if defined(__AVX2__)
+    case 3: return gemm_rows<3>(w, p, x, row, bias, add, out, stride);
+    case 2: return gemm_rows<2>(w, p, x, row, bias, add, out, stride);
+#endif
+    case 1: return gemm_rows<1>(w, p, x, row, bias, add, out, stride);
+    default: return;
+  }
 }
 
 void quantise(const float* x, int64_t k, int8_t* q, float* scale, int32_t* sum) {
@@ -202,15 +214,47 @@ void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* 
   for (; i < n; ++i) out[i] = x[i] * inverse * weight[i];
 }
 
-void silu_mul(float* gate, const float* up, int64_t n) {
-  for (int64_t i = 0; i < n; i += L) {
-    const V g = load(gate + i);
-    keep(gate + i, g / (exp_of(-g) + 1.0f) * load(up + i));
+void layer_norm(const float* x, const float* weight, const float* bias, float eps, int64_t n, float* out) {
+  const auto total = [n](auto&& at) {
+    V sums{};
+    int64_t i = 0;
+    for (; i + L <= n; i += L) sums += at(i);
+    float all = sum_of(sums);
+    for (; i < n; ++i) all += at(i)[0];
+    return all;
+  };
+  // A tail shorter than a vector is read value by value, into the first lane.
+  const auto value = [n, x](int64_t i) { return i + L <= n ? load(x + i) : V{} + x[i]; };
+  const float mean = total(value) / static_cast<float>(n);
+  const float variance = total([&](int64_t i) { return (value(i) - mean) * (value(i) - mean); }) / static_cast<float>(n);
+  const float inverse = 1.0f / std::sqrt(variance + eps);
+  for (int64_t i = 0; i < n; ++i) out[i] = (x[i] - mean) * inverse * weight[i] + (bias ? bias[i] : 0.0f);
+}
+
+inline V sigmoid_of(V x) { return 1.0f / (exp_of(-x) + 1.0f); }
+
+template <class F>
+void gated(float* gate, const float* up, int64_t n, F&& f) {
+  for (int64_t i = 0; i < n; i += L) keep(gate + i, f(load(gate + i), load(up + i)));
+}
+
+void activate(Activation kind, float* gate, const float* up, int64_t n) {
+  switch (kind) {
+    case Activation::Silu:
+      return gated(gate, up, n, [](V g, V u) { return g / (exp_of(-g) + 1.0f) * u; });
+    case Activation::Gelu:  // 0.5 * (1 + tanh(y)) is the sigmoid of 2 * y
+      return gated(gate, up, n, [](V g, V u) { return g * sigmoid_of(1.5957691216f * (g + 0.044715f * g * g * g)) * u; });
+    case Activation::Clamped:
+      return gated(gate, up, n, [](V g, V u) {
+        g = g > 7.0f ? all(7.0f) : g;
+        u = u > 7.0f ? all(7.0f) : u < -7.0f ? all(-7.0f) : u;
+        return (u + 1.0f) * (g * sigmoid_of(g * 1.702f));
+      });
   }
 }
 
-void rope(float* head, const float* cos, const float* sin, int64_t head_dim) {
-  const int64_t half = head_dim / 2;
+void rope(float* head, const float* cos, const float* sin, int64_t rotated) {
+  const int64_t half = rotated / 2;
   for (int64_t i = 0; i < half; ++i) {
     const float a = head[i], b = head[half + i];
     head[i] = a * cos[i] - b * sin[i];
@@ -227,15 +271,16 @@ inline uint16_t to_bf16(float f) {  // to nearest even; a NaN stays one
 
 void append(const Pool& pool, int64_t block, int64_t slot, int64_t head, const float* k, const float* v) {
   uint8_t* base = pool.at(block, head);
-  const int64_t d = pool.head_dim;
+  const int64_t d = pool.key_dim, dv = pool.value_dim;
   if (pool.bf16) {
     auto* keys = reinterpret_cast<uint16_t*>(base);
-    uint16_t* values = keys + kTokens * d + slot * d;
-    for (int64_t i = 0; i < d; ++i) keys[i * kTokens + slot] = to_bf16(k[i]), values[i] = to_bf16(v[i]);
+    uint16_t* values = keys + kTokens * d + slot * dv;
+    for (int64_t i = 0; i < d; ++i) keys[i * kTokens + slot] = to_bf16(k[i]);
+    for (int64_t i = 0; i < dv; ++i) values[i] = to_bf16(v[i]);
   } else {
     auto* keys = reinterpret_cast<float*>(base);
     for (int64_t i = 0; i < d; ++i) keys[i * kTokens + slot] = k[i];
-    std::memcpy(keys + kTokens * d + slot * d, v, static_cast<size_t>(d) * 4);
+    std::memcpy(keys + kTokens * d + slot * dv, v, static_cast<size_t>(dv) * 4);
   }
 }
 
@@ -245,20 +290,28 @@ inline V cache(const uint16_t* p) {
   return reinterpret_cast<const V&>(bits);
 }
 
-constexpr int64_t kMaxHead = 256;
+// What weighted values are multiplied with: one over the sum of their weights, and of the sink's, all relative to `peak`.
+inline float with_sink(float peak, float total, const float* sink) {
+  if (!sink) return 1.0f / total;
+  const float highest = *sink > peak ? *sink : peak;
+  const float shrink = std::exp(peak - highest);
+  return shrink / (total * shrink + std::exp(*sink - highest));
+}
+
 constexpr int kPartsAtOnce = 2;  // vectors of a block's scores that stay in registers
 
 // Flash attention over a run of blocks for up to kQueries queries: running maximum, sum of weights, weighted values.
 template <class T, int N>
-void attend_queries(const Pool& pool, int64_t head, const int32_t* table, int32_t begin, int32_t end, float scale,
+void attend_queries(const Pool& pool, int64_t head, const int32_t* table, int32_t begin, int32_t end, const Scoring& scoring,
                     const Query* queries) {
-  const int64_t d = pool.head_dim;
-  alignas(64) float acc[N][kMaxHead];
+  const int64_t d = pool.key_dim, dv = pool.value_dim;
+  const float scale = scoring.scale, cap = scoring.cap;
+  alignas(64) float acc[N][kMostValue];
   alignas(64) float weight[N][kTokens];
   float peak[N], total[N];
   for (int t = 0; t < N; ++t) {
     peak[t] = -INFINITY, total[t] = 0;
-    for (int64_t i = 0; i < d; i += L) keep(acc[t] + i, V{});
+    for (int64_t i = 0; i < dv; i += L) keep(acc[t] + i, V{});
   }
   int32_t low = end, high = begin;  // the part of [begin, end) that any of the queries sees
   for (int t = 0; t < N; ++t) {
@@ -296,7 +349,9 @@ void attend_queries(const Pool& pool, int64_t head, const int32_t* table, int32_
       V masked[kParts], peaks = all(-INFINITY);
       for (int c = 0; c < kParts; ++c) {
         const I token = lane + c * L;
-        masked[c] = ((token >= from) & (token < to)) ? load(weight[t] + c * L) * scale : all(-INFINITY);
+        V score = load(weight[t] + c * L) * scale;
+        if (cap > 0) score = cap - 2.0f * cap / (exp_of(2.0f / cap * score) + 1.0f);  // cap * tanh(score / cap)
+        masked[c] = ((token >= from) & (token < to)) ? score : all(-INFINITY);
         peaks = larger(peaks, masked[c]);
       }
       const float block_peak = max_of(peaks);
@@ -316,18 +371,18 @@ void attend_queries(const Pool& pool, int64_t head, const int32_t* table, int32_
       if (new_peak > peak[t]) {
         const float shrink = std::exp(peak[t] - new_peak);
         total[t] *= shrink;
-        for (int64_t i = 0; i < d; i += L) keep(acc[t] + i, load(acc[t] + i) * shrink);
+        for (int64_t i = 0; i < dv; i += L) keep(acc[t] + i, load(acc[t] + i) * shrink);
         peak[t] = new_peak;
       }
       total[t] += sum_of(sums);
     }
     // Values of tokens that some query sees; for the other queries their weight is 0.
     const int64_t first = low > at ? low - at : 0, last = high - at < kTokens ? high - at : kTokens;
-    for (int64_t i = 0; i < d; i += L) {
+    for (int64_t i = 0; i < dv; i += L) {
       V sums[N];
       for (int t = 0; t < N; ++t) sums[t] = load(acc[t] + i);
       for (int64_t j = first; j < last; ++j) {
-        const V v = cache(values + j * d + i);
+        const V v = cache(values + j * dv + i);
         for (int t = 0; t < N; ++t) sums[t] += v * weight[t][j];
       }
       for (int t = 0; t < N; ++t) keep(acc[t] + i, sums[t]);
@@ -335,47 +390,47 @@ void attend_queries(const Pool& pool, int64_t head, const int32_t* table, int32_
   }
   for (int t = 0; t < N; ++t) {
     if (float* out = queries[t].partial) {
-      std::memcpy(out, acc[t], static_cast<size_t>(d) * 4);
-      out[d] = peak[t], out[d + 1] = total[t];
+      std::memcpy(out, acc[t], static_cast<size_t>(dv) * 4);
+      out[dv] = peak[t], out[dv + 1] = total[t];
     } else {
-      const float inverse = 1.0f / total[t];
-      for (int64_t i = 0; i < d; i += L) keep(queries[t].out + i, load(acc[t] + i) * inverse);
+      const float inverse = with_sink(peak[t], total[t], queries[t].sink);
+      for (int64_t i = 0; i < dv; i += L) keep(queries[t].out + i, load(acc[t] + i) * inverse);
     }
   }
 }
 
 template <class T>
-void attend_typed(const Pool& pool, int64_t head, const int32_t* table, int32_t begin, int32_t end, float scale,
+void attend_typed(const Pool& pool, int64_t head, const int32_t* table, int32_t begin, int32_t end, const Scoring& scoring,
                   const Query* queries, int count) {
   int i = 0;
   for (; i + kQueries <= count; i += kQueries) {
-    attend_queries<T, kQueries>(pool, head, table, begin, end, scale, queries + i);
+    attend_queries<T, kQueries>(pool, head, table, begin, end, scoring, queries + i);
   }
-  if (kQueries > 3 && i + 3 <= count) attend_queries<T, 3>(pool, head, table, begin, end, scale, queries + i), i += 3;
-  for (; i + 2 <= count; i += 2) attend_queries<T, 2>(pool, head, table, begin, end, scale, queries + i);
-  if (i < count) attend_queries<T, 1>(pool, head, table, begin, end, scale, queries + i);
+  if (kQueries > 3 && i + 3 <= count) attend_queries<T, 3>(pool, head, table, begin, end, scoring, queries + i), i += 3;
+  for (; i + 2 <= count; i += 2) attend_queries<T, 2>(pool, head, table, begin, end, scoring, queries + i);
+  if (i < count) attend_queries<T, 1>(pool, head, table, begin, end, scoring, queries + i);
 }
 
-void attend(const Pool& pool, int64_t head, const int32_t* table, int32_t begin, int32_t end, float scale,
-            const Query* queries, int count) {
-  if (pool.bf16) return attend_typed<uint16_t>(pool, head, table, begin, end, scale, queries, count);
-  attend_typed<float>(pool, head, table, begin, end, scale, queries, count);
+void attend(const Pool& pool, int64_t head, const int32_t* table, int32_t begin, int32_t end,
+            const Scoring& scoring, const Query* queries, int count) {
+  if (pool.bf16) return attend_typed<uint16_t>(pool, head, table, begin, end, scoring, queries, count);
+  attend_typed<float>(pool, head, table, begin, end, scoring, queries, count);
 }
 
-void merge(const float* partials, int64_t splits, int64_t head_dim, float* out) {
-  const int64_t stride = head_dim + 2;
+void merge(const float* partials, int64_t splits, int64_t value_dim, const float* sink, float* out) {
+  const int64_t stride = value_dim + 2;
   float peak = -INFINITY, total = 0;
-  for (int64_t s = 0; s < splits; ++s) peak = std::fmax(peak, partials[s * stride + head_dim]);
-  for (int64_t i = 0; i < head_dim; ++i) out[i] = 0;
+  for (int64_t s = 0; s < splits; ++s) peak = std::fmax(peak, partials[s * stride + value_dim]);
+  for (int64_t i = 0; i < value_dim; ++i) out[i] = 0;
   for (int64_t s = 0; s < splits; ++s) {
     const float* part = partials + s * stride;
-    if (part[head_dim] == -INFINITY) continue;  // a split wholly outside the window
-    const float factor = std::exp(part[head_dim] - peak);
-    total += part[head_dim + 1] * factor;
-    for (int64_t i = 0; i < head_dim; i += L) keep(out + i, load(out + i) + load(part + i) * factor);
+    if (part[value_dim] == -INFINITY) continue;  // a split wholly outside the window
+    const float factor = std::exp(part[value_dim] - peak);
+    total += part[value_dim + 1] * factor;
+    for (int64_t i = 0; i < value_dim; i += L) keep(out + i, load(out + i) + load(part + i) * factor);
   }
-  const float inverse = 1.0f / total;
-  for (int64_t i = 0; i < head_dim; ++i) out[i] *= inverse;
+  const float inverse = with_sink(peak, total, sink);
+  for (int64_t i = 0; i < value_dim; ++i) out[i] *= inverse;
 }
 
 int64_t argmax(const float* x, int64_t n) {  // the first among equals
@@ -396,8 +451,8 @@ int64_t argmax(const float* x, int64_t n) {  // the first among equals
 }  // namespace
 
 const Kernels& kernels() {
-  static const Kernels table{SHOAL_NAME(SHOAL_ISA), kQueries, gemm,   quantise, rms_norm, silu_mul,
-                             rope,                  append,   attend, merge,    argmax};
+  static const Kernels table{SHOAL_NAME(SHOAL_ISA), kQueries, gemm,   quantise, rms_norm, layer_norm,
+                             activate,              rope,     append, attend,   merge,    argmax};
   return table;
 }
 

@@ -16,26 +16,38 @@ struct Activations {
   const int8_t* q = nullptr;      // [rows, k]
   const float* scale = nullptr;   // [rows, k/32]
   const int32_t* sum = nullptr;   // [rows, k/32] sum of a block's q
+  const int32_t* index = nullptr; // which of these rows each row of the product is; null: they are in order
 };
 
-// Paged keys and values of one layer: [blocks, kv_heads, 2, 32 * head_dim] of float or bf16. Keys of a block are stored
-// transposed, [head_dim][32], so that 16 tokens' scores are one vector; values are [32][head_dim].
+// Paged keys and values of one layer: [blocks, kv_heads, 32 * (key_dim + value_dim)] of float or bf16. Keys of a block are stored
+// transposed, [key_dim][32], so that 16 tokens' scores are one vector; values are [32][value_dim].
 constexpr int64_t kTokens = 32;  // tokens of a KV block
 struct Pool {
   uint8_t* base;
   bool bf16;
-  int64_t kv_heads, head_dim;
-  int64_t head_bytes() const { return 2 * kTokens * head_dim * (bf16 ? 2 : 4); }
+  int64_t kv_heads, key_dim, value_dim;
+  int64_t head_bytes() const { return kTokens * (key_dim + value_dim) * (bf16 ? 2 : 4); }
   uint8_t* at(int64_t block, int64_t head) const { return base + (block * kv_heads + head) * head_bytes(); }
 };
+constexpr int64_t kMostValue = 512;  // values of a head
 
 // Query vectors that share a KV head and a block table; each attends to the keys in [first, end).
 struct Query {
   const float* q;
-  float* out;       // [head_dim], written if partial is null
-  float* partial;   // [head_dim + 2]: weighted values, maximum, sum of weights
+  float* out;         // [value_dim], written if partial is null
+  float* partial;     // [value_dim + 2]: weighted values, maximum, sum of weights
+  const float* sink;  // a score without a value, which takes its share of the weights; or null
   int32_t first, end;
 };
+
+// How products of queries and keys become scores: times the scale, then cap * tanh(score / cap) unless the cap is 0.
+struct Scoring {
+  float scale = 1, cap = 0;
+};
+
+// What a gated MLP does to its gate before it multiplies: SiLU, GELU by tanh, or gpt-oss's: both are clamped at 7, and
+// (up + 1) * gate * sigmoid(1.702 * gate).
+enum class Activation : uint8_t { Silu, Gelu, Clamped };
 
 struct Kernels {
   const char* name;
@@ -47,16 +59,18 @@ struct Kernels {
   void (*quantise)(const float* x, int64_t k, int8_t* q, float* scale, int32_t* sum);
   // out = x / rms(x) * weight
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
-  // gate = silu(gate) * up
-  void (*silu_mul)(float* gate, const float* up, int64_t n);
-  // Rotates the two halves of a head in place: cos and sin are [head_dim / 2].
-  void (*rope)(float* head, const float* cos, const float* sin, int64_t head_dim);
+  // out = (x - mean) / deviation * weight + bias; bias may be null
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int64_t n, float* out);
+  // gate = activation(gate) * up; n is a multiple of 16
+  void (*activate)(Activation kind, float* gate, const float* up, int64_t n);
+  // Rotates the two halves of a head's first `rotated` values in place: cos and sin are [rotated / 2].
+  void (*rope)(float* head, const float* cos, const float* sin, int64_t rotated);
   void (*append)(const Pool& pool, int64_t block, int64_t slot, int64_t head, const float* k, const float* v);
   // One KV head over the tokens [begin, end) of a sequence; a query attends only to the part inside its own range.
-  void (*attend)(const Pool& pool, int64_t head, const int32_t* table, int32_t begin, int32_t end, float scale,
-                 const Query* queries, int count);
+  void (*attend)(const Pool& pool, int64_t head, const int32_t* table, int32_t begin, int32_t end,
+                 const Scoring& scoring, const Query* queries, int count);
   // Joins `splits` partial results into out, in order.
-  void (*merge)(const float* partials, int64_t splits, int64_t head_dim, float* out);
+  void (*merge)(const float* partials, int64_t splits, int64_t value_dim, const float* sink, float* out);
   int64_t (*argmax)(const float* x, int64_t n);
 };
 

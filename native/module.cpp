@@ -4,6 +4,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <stdexcept>
@@ -22,36 +23,123 @@ template <class T, int N>
 using In = nb::ndarray<const T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
 template <class T, int N>
 using Out = nb::ndarray<T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Maybe = std::optional<std::shared_ptr<T>>;
 
 void require(bool holds, const char* message) {
   if (!holds) throw std::invalid_argument(message);
 }
 
-std::vector<float> floats(const std::optional<In<float, 1>>& a, int64_t padded = 0) {
-  if (!a) return {};
-  std::vector<float> out(a->data(), a->data() + a->size());
-  if (static_cast<int64_t>(out.size()) < padded) out.resize(static_cast<size_t>(padded));
-  return out;
+std::vector<float> floats(const std::optional<In<float, 1>>& a) {
+  return a ? std::vector<float>(a->data(), a->data() + a->size()) : std::vector<float>{};
 }
 
-Linear linear(std::shared_ptr<Matrix> weight, const std::optional<In<float, 1>>& bias, int64_t n, int64_t k) {
-  require(weight && weight->n == n && weight->k == k, "a weight matrix has the wrong shape");
-  require(!bias || static_cast<int64_t>(bias->size()) == n, "a bias has the wrong length");
-  auto b = floats(bias, weight->panels() * kPanel);
-  return {std::move(weight), std::move(b)};
+template <class T>
+T held(const Maybe<T>& value) {
+  return value && *value ? **value : T{};
+}
+
+std::shared_ptr<Linear> linear(std::shared_ptr<Matrix> weight, const std::optional<In<float, 1>>& bias) {
+  require(weight != nullptr, "a product needs a matrix");
+  require(!bias || static_cast<int64_t>(bias->size()) == weight->n, "a bias has the wrong length");
+  auto made = std::make_shared<Linear>();
+  made->bias = floats(bias);
+  if (bias) made->bias.resize(static_cast<size_t>(weight->panels() * kPanel));
+  made->weight = std::move(weight);
+  return made;
+}
+
+std::shared_ptr<Norm> norm(In<float, 1> weight, float eps, const std::optional<In<float, 1>>& bias, bool centred) {
+  require(weight.size() > 0 && (!bias || bias->size() == weight.size()), "a norm's weight and bias must have one length");
+  auto made = std::make_shared<Norm>();
+  made->weight.assign(weight.data(), weight.data() + weight.size());
+  made->bias = floats(bias), made->eps = eps, made->centred = centred;
+  return made;
+}
+
+std::shared_ptr<Block::Around> around(const Maybe<Norm>& before, const Maybe<Norm>& after, float scale, bool same_input) {
+  return std::make_shared<Block::Around>(Block::Around{held(before), held(after), scale, same_input});
+}
+
+// A block's norms must be as wide as what they are applied to.
+void check(const Block::Around& around, int64_t hidden) {
+  for (const Norm* norm : {&around.before, &around.after}) require(!*norm || norm->size() == hidden, "a layer's norm has the wrong length");
+}
+
+Activation activation(const std::string& name) {
+  if (name == "silu") return Activation::Silu;
+  if (name == "gelu") return Activation::Gelu;
+  if (name == "clamped") return Activation::Clamped;
+  throw std::invalid_argument("the activation '" + name + "' is unknown");
+}
+
+std::shared_ptr<GroupedQuery> grouped_query(const Block::Around& around, const Maybe<Linear>& q, const Maybe<Linear>& k,
+                                            const Maybe<Linear>& v, const Maybe<Linear>& o, int64_t q_heads, int64_t kv_heads,
+                                            int64_t key_dim, int64_t value_dim, const Maybe<Norm>& q_norm, const Maybe<Norm>& k_norm,
+                                            float scale, float cap, float clip, int32_t window, int rotation, int64_t rotated,
+                                            const std::optional<In<float, 1>>& sinks) {
+  require(window >= 0 && rotation >= -1, "a window or a rotation cannot be");
+  auto made = std::make_shared<GroupedQuery>(
+      around, GroupedQuery::Parts{held(q), held(k), held(v), held(o), held(q_norm), held(k_norm), floats(sinks)},
+      GroupedQuery::Form{{q_heads, kv_heads, key_dim, value_dim}, {scale, cap}, clip, window, rotation, rotated});
+  check(around, made->hidden());
+  return made;
+}
+
+std::shared_ptr<Latent> latent(const Block::Around& around, const Maybe<Linear>& q_a, const Linear& q, const Linear& kv_a,
+                               const Linear& k_b, const Linear& v_b, const Linear& o, const Maybe<Norm>& q_a_norm,
+                               const Norm& kv_a_norm, int64_t heads, int64_t rank, int64_t nope, int64_t rope, int64_t value_dim,
+                               float scale, int rotation) {
+  auto made = std::make_shared<Latent>(around, Latent::Parts{held(q_a), q, kv_a, k_b, v_b, o, held(q_a_norm), kv_a_norm},
+                                       Latent::Form{heads, rank, nope, rope, value_dim, {scale, 0}, rotation});
+  check(around, made->hidden());
+  return made;
+}
+
+using Mlp = std::tuple<std::shared_ptr<Linear>, std::shared_ptr<Linear>, std::shared_ptr<Linear>>;
+
+GatedMlp mlp(const Mlp& from) {
+  const auto& [gate, up, down] = from;
+  require(gate && up && down, "a matrix of the MLP is missing");
+  return {*gate, *up, *down};
+}
+
+std::shared_ptr<Dense> dense(const Block::Around& around, const Mlp& matrices, const std::string& kind) {
+  auto made = std::make_shared<Dense>(around, mlp(matrices), activation(kind));
+  check(around, made->hidden());
+  return made;
+}
+
+std::shared_ptr<Experts> experts(const Block::Around& around, const Linear& router, const std::vector<Mlp>& matrices, int64_t chosen,
+                                 const std::string& kind, const std::optional<In<float, 1>>& selection_bias,
+                                 const std::optional<Mlp>& shared, const Maybe<Linear>& shared_gate, bool sigmoid, bool softmax_after,
+                                 bool renormalised, float scale, int64_t groups, int64_t groups_chosen, bool group_by_two) {
+  Experts::Parts parts{router, floats(selection_bias), {}, shared ? mlp(*shared) : GatedMlp{}, held(shared_gate)};
+  for (const Mlp& one : matrices) parts.experts.push_back(mlp(one));
+  auto made = std::make_shared<Experts>(
+      around, std::move(parts), Routing{chosen, sigmoid, softmax_after, renormalised, scale, groups, groups_chosen, group_by_two},
+      activation(kind));
+  check(around, made->hidden());
+  return made;
+}
+
+std::shared_ptr<Head> head(const Norm& norm, const Linear& linear) {
+  require(norm.size() == linear.weight->k, "the final norm has the wrong length");
+  return std::make_shared<Head>(Head{norm, linear});
 }
 
 // KV blocks of one layer in Python's form: uint8 [blocks, bytes of a block].
 using PoolArray = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using RotationArrays = std::vector<std::tuple<In<float, 2>, In<float, 2>>>;
 
-struct Rows {
+struct Given {
   In<int32_t, 1> starts, positions;
   In<int32_t, 2> tables;
-  In<float, 2> cos, sin;
+  RotationArrays rotations;
 };
 
 // Refuses anything that would read or write outside the arrays, so that a wrong plan is an error and not a crash.
-Batch checked(const Rows& in, int64_t rows, int64_t blocks, int64_t head_dim) {
+Batch checked(const Given& in, int64_t rows, int64_t blocks) {
   const int64_t sequences = static_cast<int64_t>(in.positions.size());
   require(sequences > 0 && static_cast<int64_t>(in.starts.size()) == sequences + 1, "starts must have one entry more than positions");
   require(static_cast<int64_t>(in.tables.shape(0)) == sequences, "one block table per sequence");
@@ -67,89 +155,84 @@ Batch checked(const Rows& in, int64_t rows, int64_t blocks, int64_t head_dim) {
       require(block >= 0 && block < blocks, "a block table names a block outside the pool");
     }
   }
-  for (const auto* a : {&in.cos, &in.sin}) {
-    require(static_cast<int64_t>(a->shape(0)) == rows && static_cast<int64_t>(a->shape(1)) == head_dim / 2, "cos and sin are [rows, head_dim / 2]");
+  Batch batch{rows, sequences, in.starts.data(), in.positions.data(), in.tables.data(), width, {}};
+  for (const auto& [cos, sin] : in.rotations) {
+    require(static_cast<int64_t>(cos.shape(0)) == rows && cos.shape(0) == sin.shape(0) && cos.shape(1) == sin.shape(1),
+            "cosines and sines are [rows, rotated / 2]");
+    batch.rotations.push_back({cos.data(), sin.data(), static_cast<int64_t>(cos.shape(1))});
   }
-  return {rows, sequences, in.starts.data(), in.positions.data(), in.tables.data(), width, in.cos.data(), in.sin.data()};
+  return batch;
+}
+
+void check(const AttentionBlock& block, const Batch& batch, const PoolArray& pool, bool bf16) {
+  require(static_cast<int64_t>(pool.shape(1)) == block.heads().block_bytes(bf16), "the pool's blocks have the wrong size");
+  const int at = block.rotation();
+  require(at < static_cast<int>(batch.rotations.size()) && (at < 0 || batch.rotations[static_cast<size_t>(at)].half == block.rotated() / 2),
+          "a layer's rotation is not given, or has another width");
 }
 
 class PyStage {
  public:
-  PyStage(int64_t hidden, int64_t q_heads, int64_t kv_heads, int64_t head_dim, int64_t intermediate, float eps, float scale,
-          int threads, const std::string& isa)
-      : shape_{hidden, q_heads, kv_heads, head_dim, intermediate, eps, scale}, stage_(choose(isa), shape_, threads) {
-    require(threads >= 1 && kv_heads >= 1 && q_heads % kv_heads == 0, "threads and heads must be positive, q_heads a multiple of kv_heads");
-  }
+  PyStage(int64_t hidden, int threads, const std::string& isa) : stage_(choose(isa), hidden, checked_threads(threads)) {}
 
-  void add_layer(In<float, 1> attention_norm, In<float, 1> mlp_norm, std::optional<In<float, 1>> q_norm,
-                 std::optional<In<float, 1>> k_norm, const std::vector<std::shared_ptr<Matrix>>& w,
-                 const std::vector<std::optional<In<float, 1>>>& b, int32_t window) {
-    const int64_t h = shape_.hidden, q = shape_.q_heads * shape_.head_dim, kv = shape_.kv_heads * shape_.head_dim, m = shape_.intermediate;
-    require(w.size() == 7 && b.size() == 7, "a layer has seven matrices: q k v o gate up down");
-    require(static_cast<int64_t>(attention_norm.size()) == h && static_cast<int64_t>(mlp_norm.size()) == h, "a norm has the wrong length");
-    Layer layer;
-    layer.attention_norm = floats(attention_norm), layer.mlp_norm = floats(mlp_norm);
-    layer.q_norm = floats(q_norm), layer.k_norm = floats(k_norm);
-    layer.q = linear(w[0], b[0], q, h), layer.k = linear(w[1], b[1], kv, h), layer.v = linear(w[2], b[2], kv, h);
-    layer.o = linear(w[3], b[3], h, q), layer.gate = linear(w[4], b[4], m, h), layer.up = linear(w[5], b[5], m, h);
-    layer.down = linear(w[6], b[6], h, m);
-    layer.window = window;
-    stage_.add(std::move(layer));
-    ++layers_;
-  }
-
-  void set_head(In<float, 1> norm, std::shared_ptr<Matrix> head) {
-    require(static_cast<int64_t>(norm.size()) == shape_.hidden, "the final norm has the wrong length");
-    const int64_t n = head ? head->n : 0;
-    stage_.set_head(floats(norm), linear(std::move(head), std::nullopt, n, shape_.hidden));
-  }
-
-  void trim(int64_t first, int64_t end) {
-    require(0 <= first && first < end && end <= layers_, "there are no such layers to keep");
-    if (end < layers_) stage_.set_head({}, {});
-    stage_.trim(static_cast<size_t>(first), static_cast<size_t>(end));
-    layers_ = end - first;
-  }
-
-  void forward(Out<float, 2> hidden, In<int32_t, 1> starts, In<int32_t, 1> positions, In<int32_t, 2> tables, In<float, 2> cos,
-               In<float, 2> sin, const std::vector<PoolArray>& pools, bool bf16) {
-    require(static_cast<int64_t>(pools.size()) == layers_ && layers_ > 0, "one pool for each layer");
-    const int64_t rows = static_cast<int64_t>(hidden.shape(0)), blocks = static_cast<int64_t>(pools[0].shape(0));
-    require(static_cast<int64_t>(hidden.shape(1)) == shape_.hidden, "hidden is [rows, hidden]");
-    std::vector<uint8_t*> bases;
-    for (const PoolArray& pool : pools) {
-      require(static_cast<int64_t>(pool.shape(0)) == blocks, "the pools have different numbers of blocks");
-      require(static_cast<int64_t>(pool.shape(1)) == shape_.kv_heads * 2 * kTokens * shape_.head_dim * (bf16 ? 2 : 4), "the pool's blocks have the wrong size");
-      bases.push_back(pool.data());
+  void forward(Out<float, 2> hidden, In<int32_t, 1> starts, In<int32_t, 1> positions, In<int32_t, 2> tables,
+               const RotationArrays& rotations, const std::vector<std::shared_ptr<AttentionBlock>>& attention,
+               const std::vector<std::shared_ptr<FeedForwardBlock>>& feed_forward, const std::vector<PoolArray>& pools, bool bf16) {
+    require(!pools.empty() && pools.size() == attention.size() && pools.size() == feed_forward.size(), "each layer has two blocks and a pool");
+    require(static_cast<int64_t>(hidden.shape(1)) == stage_.width(), "hidden is [rows, hidden]");
+    const Given in{starts, positions, tables, rotations};
+    const Batch batch = checked(in, static_cast<int64_t>(hidden.shape(0)), static_cast<int64_t>(pools[0].shape(0)));
+    std::vector<Layer> layers;
+    for (size_t i = 0; i < pools.size(); ++i) {
+      require(attention[i] && feed_forward[i], "a block is missing");
+      require(attention[i]->hidden() == stage_.width() && feed_forward[i]->hidden() == stage_.width(), "a block takes another width");
+      require(pools[i].shape(0) == pools[0].shape(0), "the pools have different numbers of blocks");
+      check(*attention[i], batch, pools[i], bf16);
+      layers.push_back({attention[i].get(), feed_forward[i].get(), pools[i].data()});
     }
-    const Rows in{starts, positions, tables, cos, sin};
-    const Batch batch = checked(in, rows, blocks, shape_.head_dim);
     float* h = hidden.data();
     nb::gil_scoped_release release;
-    stage_.forward(h, batch, bases, bf16);
+    stage_.forward(h, batch, layers, bf16);
   }
 
-  void logits(In<float, 2> hidden, In<int32_t, 1> picked, Out<float, 2> out) {
+  void logits(In<float, 2> hidden, const Head& head, In<int32_t, 1> picked, Out<float, 2> out) {
     const int64_t count = static_cast<int64_t>(picked.size());
-    require(static_cast<int64_t>(hidden.shape(1)) == shape_.hidden, "hidden is [rows, hidden]");
+    require(static_cast<int64_t>(hidden.shape(1)) == stage_.width() && head.linear.weight->k == stage_.width(), "hidden is [rows, hidden]");
     for (int64_t i = 0; i < count; ++i) {
       require(picked.data()[i] >= 0 && picked.data()[i] < static_cast<int64_t>(hidden.shape(0)), "a picked row is outside hidden");
     }
-    const int64_t padded = (stage_.vocabulary() + kPanel - 1) / kPanel * kPanel;
-    require(static_cast<int64_t>(out.shape(0)) == count && static_cast<int64_t>(out.shape(1)) == padded, "logits are [picked rows, vocabulary padded to 16]");
+    require(static_cast<int64_t>(out.shape(0)) == count && static_cast<int64_t>(out.shape(1)) == head.linear.weight->panels() * kPanel,
+            "logits are [picked rows, vocabulary padded to 16]");
     const float* h = hidden.data();
     const int32_t* rows = picked.data();
     float* o = out.data();
     nb::gil_scoped_release release;
-    stage_.logits(h, rows, count, o);
+    stage_.logits(h, head, rows, count, o);
   }
 
-  int64_t bytes() const { return stage_.bytes(); }
+  void attend(const GroupedQuery& block, In<float, 2> qkv, In<int32_t, 1> starts, In<int32_t, 1> positions, In<int32_t, 2> tables,
+              const RotationArrays& rotations, PoolArray pool, bool bf16, Out<float, 2> out) {
+    const int64_t rows = static_cast<int64_t>(qkv.shape(0)), q_width = block.heads().q * block.heads().value;
+    require(static_cast<int64_t>(qkv.shape(1)) == block.width(), "qkv is [rows, queries + keys + values]");
+    require(static_cast<int64_t>(out.shape(0)) == rows && static_cast<int64_t>(out.shape(1)) == q_width, "out is [rows, q heads * value width]");
+    const Given in{starts, positions, tables, rotations};
+    const Batch batch = checked(in, rows, static_cast<int64_t>(pool.shape(0)));
+    check(block, batch, pool, bf16);
+    const float* from = qkv.data();
+    float* to = out.data();
+    uint8_t* p = pool.data();
+    nb::gil_scoped_release release;
+    stage_.attention(block, from, batch, p, bf16, to);
+  }
+
   const char* isa() const { return stage_.isa(); }
 
  private:
-  Shape shape_;
-  int64_t layers_ = 0;
+  static int checked_threads(int threads) {
+    require(threads >= 1, "there must be a thread");
+    return threads;
+  }
+
   Stage stage_;
 };
 
@@ -166,36 +249,11 @@ std::shared_ptr<Matrix> py_pack(const std::string& format, const std::string& ta
   return pack(format, target, data, row_bytes, n, k, order_data);
 }
 
-// Only attention, for executors whose linear layers run elsewhere: rope, append and attend for one layer's rows.
-class Attention {
- public:
-  Attention(int64_t q_heads, int64_t kv_heads, int64_t head_dim, float eps, float scale, int threads, const std::string& isa)
-      : core_(choose(isa), {16, q_heads, kv_heads, head_dim, 16, eps, scale}, threads), head_dim_(head_dim), q_heads_(q_heads), kv_heads_(kv_heads) {
-    require(threads >= 1 && kv_heads >= 1 && q_heads % kv_heads == 0, "threads and heads must be positive, q_heads a multiple of kv_heads");
-  }
-
-  void run(In<float, 2> qkv, In<int32_t, 1> starts, In<int32_t, 1> positions, In<int32_t, 2> tables, In<float, 2> cos,
-           In<float, 2> sin, nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu> pool, bool bf16, int32_t window,
-           std::optional<In<float, 1>> q_norm, std::optional<In<float, 1>> k_norm, Out<float, 2> out) {
-    const int64_t rows = static_cast<int64_t>(qkv.shape(0)), blocks = static_cast<int64_t>(pool.shape(0));
-    require(static_cast<int64_t>(qkv.shape(1)) == (q_heads_ + 2 * kv_heads_) * head_dim_, "qkv is [rows, (q + 2 kv heads) * head_dim]");
-    require(static_cast<int64_t>(out.shape(0)) == rows && static_cast<int64_t>(out.shape(1)) == q_heads_ * head_dim_, "out is [rows, q_heads * head_dim]");
-    require(static_cast<int64_t>(pool.shape(1)) == kv_heads_ * 2 * kTokens * head_dim_ * (bf16 ? 2 : 4), "the pool's blocks have the wrong size");
-    const Rows in{starts, positions, tables, cos, sin};
-    const Batch batch = checked(in, rows, blocks, head_dim_);
-    Layer layer;
-    layer.q_norm = floats(q_norm), layer.k_norm = floats(k_norm), layer.window = window;
-    const float* from = qkv.data();
-    float* to = out.data();
-    uint8_t* p = pool.data();
-    nb::gil_scoped_release release;
-    core_.attention(layer, from, batch, p, bf16, to);
-  }
-
- private:
-  Stage core_;
-  int64_t head_dim_, q_heads_, kv_heads_;
-};
+nb::ndarray<nb::numpy, uint64_t, nb::ndim<1>> counts(const Experts& block) {
+  auto* copy = new std::vector<uint64_t>(block.counts());
+  nb::capsule owner(copy, [](void* p) noexcept { delete static_cast<std::vector<uint64_t>*>(p); });
+  return {copy->data(), {copy->size()}, owner};
+}
 
 }  // namespace
 }  // namespace shoal
@@ -210,22 +268,37 @@ NB_MODULE(_kernels, m) {
   nb::class_<Matrix>(m, "Matrix")
       .def_prop_ro("shape", [](const Matrix& x) { return nb::make_tuple(x.n, x.k); })
       .def_prop_ro("nbytes", &Matrix::bytes);
+  nb::class_<Linear>(m, "Linear").def(nb::new_(&linear), "weight"_a, "bias"_a = nb::none()).def_prop_ro("nbytes", &Linear::bytes);
+  nb::class_<Norm>(m, "Norm").def(nb::new_(&norm), "weight"_a, "eps"_a, "bias"_a = nb::none(), "centred"_a = false);
+  nb::class_<Block::Around>(m, "Around")
+      .def(nb::new_(&around), "before"_a = nb::none(), "after"_a = nb::none(), "scale"_a = 1.0f, "same_input"_a = false);
+
+  nb::class_<Block>(m, "Block").def_prop_ro("nbytes", &Block::bytes);
+  nb::class_<AttentionBlock, Block>(m, "AttentionBlock");
+  nb::class_<FeedForwardBlock, Block>(m, "FeedForwardBlock");
+  nb::class_<GroupedQuery, AttentionBlock>(m, "GroupedQuery")
+      .def(nb::new_(&grouped_query), "around"_a, "q"_a.none(), "k"_a.none(), "v"_a.none(), "o"_a.none(), nb::kw_only(), "q_heads"_a,
+           "kv_heads"_a, "key_dim"_a, "value_dim"_a, "q_norm"_a = nb::none(), "k_norm"_a = nb::none(), "scale"_a, "cap"_a = 0.0f,
+           "clip"_a = 0.0f, "window"_a = 0, "rotation"_a = -1, "rotated"_a = 0, "sinks"_a = nb::none());
+  nb::class_<Latent, AttentionBlock>(m, "Latent")
+      .def(nb::new_(&latent), "around"_a, "q_a"_a.none(), "q"_a, "kv_a"_a, "k_b"_a, "v_b"_a, "o"_a, nb::kw_only(),
+           "q_a_norm"_a = nb::none(), "kv_a_norm"_a, "heads"_a, "rank"_a, "nope"_a, "rope"_a, "value_dim"_a, "scale"_a, "rotation"_a = -1);
+  nb::class_<Dense, FeedForwardBlock>(m, "Dense").def(nb::new_(&dense), "around"_a, "mlp"_a, "activation"_a = "silu");
+  nb::class_<Experts, FeedForwardBlock>(m, "Experts")
+      .def(nb::new_(&experts), "around"_a, "router"_a, "experts"_a, nb::kw_only(), "chosen"_a, "activation"_a = "silu",
+           "selection_bias"_a = nb::none(), "shared"_a = nb::none(), "shared_gate"_a = nb::none(), "sigmoid"_a = false,
+           "softmax_after"_a = false, "renormalised"_a = false, "scale"_a = 1.0f, "groups"_a = 1, "groups_chosen"_a = 1,
+           "group_by_two"_a = false)
+      .def_prop_ro("counts", &counts);
+  nb::class_<Head>(m, "Head").def(nb::new_(&head), "norm"_a, "linear"_a).def_prop_ro("nbytes", [](const Head& h) {
+    return h.linear.bytes();
+  });
 
   nb::class_<PyStage>(m, "Stage")
-      .def(nb::init<int64_t, int64_t, int64_t, int64_t, int64_t, float, float, int, const std::string&>(), "hidden"_a, "q_heads"_a,
-           "kv_heads"_a, "head_dim"_a, "intermediate"_a, "eps"_a, "scale"_a, "threads"_a, "isa"_a = "")
-      .def("add_layer", &PyStage::add_layer, "attention_norm"_a, "mlp_norm"_a, "q_norm"_a.none(), "k_norm"_a.none(), "weights"_a,
-           "biases"_a, "window"_a = 0)
-      .def("set_head", &PyStage::set_head, "norm"_a, "head"_a)
-      .def("forward", &PyStage::forward, "hidden"_a, "starts"_a, "positions"_a, "tables"_a, "cos"_a, "sin"_a, "pools"_a, "bf16"_a)
-      .def("trim", &PyStage::trim, "first"_a, "end"_a)
-      .def("logits", &PyStage::logits, "hidden"_a, "picked"_a, "out"_a)
-      .def_prop_ro("nbytes", &PyStage::bytes)
+      .def(nb::init<int64_t, int, const std::string&>(), "hidden"_a, "threads"_a, "isa"_a = "")
+      .def("forward", &PyStage::forward, "hidden"_a, "starts"_a, "positions"_a, "tables"_a, "rotations"_a, "attention"_a, "feed_forward"_a,
+           "pools"_a, "bf16"_a)
+      .def("logits", &PyStage::logits, "hidden"_a, "head"_a, "picked"_a, "out"_a)
+      .def("attend", &PyStage::attend, "block"_a, "qkv"_a, "starts"_a, "positions"_a, "tables"_a, "rotations"_a, "pool"_a, "bf16"_a, "out"_a)
       .def_prop_ro("isa", &PyStage::isa);
-
-  nb::class_<Attention>(m, "Attention")
-      .def(nb::init<int64_t, int64_t, int64_t, float, float, int, const std::string&>(), "q_heads"_a, "kv_heads"_a, "head_dim"_a,
-           "eps"_a, "scale"_a, "threads"_a, "isa"_a = "")
-      .def("run", &Attention::run, "qkv"_a, "starts"_a, "positions"_a, "tables"_a, "cos"_a, "sin"_a, "pool"_a, "bf16"_a, "window"_a,
-           "q_norm"_a.none(), "k_norm"_a.none(), "out"_a);
 }

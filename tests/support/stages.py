@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from shoal.config import Precision, RuntimeName
-from shoal.executor.base import Layers, LayersFactory
+from shoal.executor.base import Leases, Runtime, RuntimeFactory
 from shoal.executor.constraint import Grammars
 from shoal.executor.runtimes import factory
 from shoal.executor.shard import Shard
@@ -21,10 +21,10 @@ from shoal.scheduler.plan import Chunk, Opened, StepPlan
 
 
 def stage(
-    weights: Weights, layers: range, *, blocks: int, bf16: bool, make_layers: LayersFactory, grammars: Grammars | None = None
+    weights: Weights, layers: range, *, blocks: int, make_runtime: RuntimeFactory, grammars: Grammars | None = None, context: int = 0
 ) -> StageExecutor:
     """A stage with nothing in its cache."""
-    shard = Shard(make_layers, bf16, grammars=grammars)
+    shard = Shard(make_runtime, grammars=grammars, context=context)
     shard.load(layers, weights)
     return shard.enter(layers, range(0), blocks)
 
@@ -32,12 +32,14 @@ def stage(
 class _Recording:
     """Keeps the logits of all rows of each step, picked or not."""
 
-    def __init__(self, layers: Layers, seen: list[np.ndarray]) -> None:
-        self._layers, self._seen = layers, seen
-        self.runtime, self.nbytes, self.forward, self.trim = layers.runtime, layers.nbytes, layers.forward, layers.trim
+    def __init__(self, runtime: Runtime, seen: list[np.ndarray]) -> None:
+        self._runtime, self._seen = runtime, seen
 
-    def logits(self, hidden: np.ndarray, picked: np.ndarray) -> np.ndarray:
-        out = self._layers.logits(hidden, np.arange(len(hidden), dtype=np.int32))
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runtime, name)
+
+    def logits(self, hidden: np.ndarray, picked: np.ndarray, leases: Leases) -> np.ndarray:
+        out = self._runtime.logits(hidden, np.arange(len(hidden), dtype=np.int32), leases)
         self._seen.append(out)
         return out[picked]
 
@@ -54,16 +56,17 @@ class Stages:
         blocks: int = 16,
         threads: int = 1,
         runtime: RuntimeName = RuntimeName.NATIVE,
+        context: int = 0,
     ) -> None:
         self._recorded: list[np.ndarray] = []
         bounds = np.linspace(0, len(weights.spec.layers), splits + 1).astype(int).tolist()
         self._blocks, self._sequence, self._step = blocks, 0, 0
         self.afresh()
 
-        def make(weights: Weights, layers: range, last: bool) -> Any:
-            return _Recording(factory(runtime, precision, threads)(weights, layers, last), self._recorded)
+        def make(weights: Weights, layer: int) -> Any:
+            return _Recording(factory(runtime, precision, bf16, threads)(weights, layer), self._recorded)
 
-        self._stages = [stage(weights, range(a, b), blocks=blocks, bf16=bf16, make_layers=make) for a, b in pairwise(bounds)]
+        self._stages = [stage(weights, range(a, b), blocks=blocks, make_runtime=make, context=context) for a, b in pairwise(bounds)]
 
     def afresh(self) -> Stages:
         """Begins another sequence, in the memory of the one before."""

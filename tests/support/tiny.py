@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.support.tiny_sizes import SIZES
+from tests.support.tiny_sizes import OF_FAMILY, SIZES
 
 TOKENS = [(7 * i * i + 3 * i + 1) % 97 for i in range(75)]
 """Longer than two KV blocks."""
@@ -26,11 +26,14 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 
 def model(family: str, seed: int = 0, **changes: Any) -> Any:
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(family, **{**SIZES, **changes})
+    config = AutoConfig.for_model(family, **{**SIZES, **OF_FAMILY.get(family, {}), **changes})
     built = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
         for name, parameter in built.named_parameters():
-            parameter.copy_(torch.randn_like(parameter) * (0.3 if parameter.ndim == 1 else 0.15) + ("norm" in name))
+            parameter.copy_(torch.randn_like(parameter) * (0.3 if parameter.ndim == 1 else 0.15) + ("norm" in name.split(".")[-2] and not family.startswith("gemma")))
+        for name, buffer in built.named_buffers():
+            if "correction_bias" in name:
+                buffer.copy_(torch.randn_like(buffer) * 0.2)
     return built
 
 

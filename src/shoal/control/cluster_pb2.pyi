@@ -163,7 +163,7 @@ class Refuse(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., again: _Optional[bool] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("epoch", "model", "stage", "stages", "first_layer", "end_layer", "blocks", "precision", "kv_type", "codec", "keep_first", "keep_end", "layers", "files", "peers")
+    __slots__ = ("epoch", "model", "stage", "stages", "first_layer", "end_layer", "blocks", "precision", "kv_type", "codec", "keep_first", "keep_end", "layers", "files", "peers", "context")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
@@ -179,6 +179,7 @@ class Load(_message.Message):
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
     PEERS_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     model: str
     stage: int
@@ -194,7 +195,8 @@ class Load(_message.Message):
     layers: int
     files: _containers.RepeatedCompositeFieldContainer[ModelFile]
     peers: _containers.RepeatedCompositeFieldContainer[Peer]
-    def __init__(self, epoch: _Optional[int] = ..., model: _Optional[str] = ..., stage: _Optional[int] = ..., stages: _Optional[int] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., blocks: _Optional[int] = ..., precision: _Optional[str] = ..., kv_type: _Optional[str] = ..., codec: _Optional[str] = ..., keep_first: _Optional[int] = ..., keep_end: _Optional[int] = ..., layers: _Optional[int] = ..., files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ...) -> None: ...
+    context: int
+    def __init__(self, epoch: _Optional[int] = ..., model: _Optional[str] = ..., stage: _Optional[int] = ..., stages: _Optional[int] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., blocks: _Optional[int] = ..., precision: _Optional[str] = ..., kv_type: _Optional[str] = ..., codec: _Optional[str] = ..., keep_first: _Optional[int] = ..., keep_end: _Optional[int] = ..., layers: _Optional[int] = ..., files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., context: _Optional[int] = ...) -> None: ...
 
 class ModelFile(_message.Message):
     __slots__ = ("name", "size", "sha256")

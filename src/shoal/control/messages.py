@@ -155,6 +155,8 @@ class Load:
     """The model's files; empty: only its name is known."""
     peers: list[Peer] = field(default_factory=list[Peer])
     """The peers that have some of the files."""
+    context: int = 0
+    """The most tokens of a sequence."""
 
 
 @dataclass(kw_only=True)

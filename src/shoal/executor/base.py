@@ -1,9 +1,10 @@
-"""The interfaces of the executor: a step as arrays, and whatever can run layers."""
+"""The interfaces of the executor: a step as arrays, weights by blocks, and whatever can run layers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from enum import StrEnum
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,46 +40,84 @@ class StageBatch:
         return len(self.tokens)
 
 
-@dataclass(frozen=True)
-class Angles:
-    """Rotary cosine and sine of a step's rows, [rows, head_dim / 2]."""
-
-    cos: Floats
-    sin: Floats
+Angles = tuple[Floats, Floats]
+"""Rotary cosine and sine of a step's rows, [rows, rotated values / 2] each."""
 
 
-class Layers(Protocol):
-    """A loaded range of layers: the interface between the stage and the runtimes."""
+class Part(StrEnum):
+    """What is held, leased and run as one."""
+
+    ATTENTION = "attention"
+    FEED_FORWARD = "feed_forward"
+    HEAD = "head"
+    """The final norm and the output head; its layer is the number of layers."""
+
+
+class Block(NamedTuple):
+    layer: int
+    part: Part
+
+
+class Packed(Protocol):
+    """A block's weights as a runtime executes them."""
 
     @property
-    def runtime(self) -> str:
+    def nbytes(self) -> int: ...
+
+
+class Leases(Protocol):
+    """Where a runtime gets weights from, for one step at a time."""
+
+    def lease(self, block: Block) -> Any:
+        """What the runtime's `pack` made of the block. Raises LocalProtocolError if it is not here."""
+        ...
+
+
+class Runtime(Protocol):
+    """Runs layers. It owns its keys and values, its activations and its threads; weights are leased to it, block by block.
+
+    `pack` may be called by one thread while another runs a step.
+    """
+
+    @property
+    def name(self) -> str:
         """Which runtime this is, and its instruction set if it has one."""
         ...
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of weights as executed."""
+    def pack(self, weights: Weights, block: Block) -> Packed:
+        """A block in execution layout. Raises ModelError, ConfigError."""
         ...
 
-    def forward(self, hidden: Floats, batch: StageBatch, angles: Angles, pools: list[NDArray[np.uint8]], bf16: bool) -> Floats:
-        """Runs hidden [rows, hidden] through all layers; keys and values go into each layer's pool [blocks, bytes]. May reuse hidden."""
+    def open(self, blocks: int) -> None:
+        """Begins with empty keys and values, of so many KV blocks in each layer."""
         ...
 
-    def trim(self, first: int, count: int) -> bool:
-        """Frees all layers of this range except `count` from `first` on; False if the runtime cannot."""
+    def keep(self, layers: range) -> None:
+        """Frees all other layers' keys and values."""
         ...
 
-    def logits(self, hidden: Floats, picked: Ints) -> Floats:
-        """Final norm and output head for some rows: [len(picked), vocabulary]. Only on the last stage."""
+    def copy(self, pairs: list[tuple[int, int]]) -> None:
+        """Copies KV blocks (from, to) in all layers."""
         ...
 
-    def normed(self, hidden: Floats) -> Floats:
-        """The final norm alone. Only on the last stage."""
+    def forward(self, hidden: Floats, batch: StageBatch, angles: list[Angles], layers: range, leases: Leases) -> Floats:
+        """Runs hidden [rows, hidden] through some layers; their keys and values go into the KV blocks. angles: one for each of the spec's
+        rotations. May reuse hidden."""
+        ...
+
+    def logits(self, hidden: Floats, picked: Ints, leases: Leases) -> Floats:
+        """Final norm and output head for some rows: [len(picked), vocabulary]. Only where the head is."""
+        ...
+
+    def normed(self, hidden: Floats, leases: Leases) -> Floats:
+        """The final norm alone. Only where the head is."""
         ...
 
 
-class LayersFactory(Protocol):
-    def __call__(self, weights: Weights, layers: range, last: bool) -> Layers: ...
+class RuntimeFactory(Protocol):
+    def __call__(self, weights: Weights, layer: int) -> Runtime:
+        """layer: one that the weights have, to try. Raises ConfigError, UnsupportedModel."""
+        ...
 
 
 @dataclass(frozen=True)

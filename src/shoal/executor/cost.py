@@ -20,8 +20,7 @@ def _grammars(spec: ModelSpec) -> int:
 
 def _workspace(spec: ModelSpec, step_tokens: int) -> int:
     """Bytes of a step's buffers, and of the process itself (interpreter, libraries)."""
-    attention, width = spec.common.attention, spec.common.feed_forward.width
-    widest = 4 * spec.hidden + 2 * width + 2 * (attention.q_width + 2 * attention.kv_width)
+    widest = max(_widest(layer, spec.hidden) for layer in set(spec.layers))
     return 100 * 2**20 + step_tokens * widest * 5
 
 

@@ -5,32 +5,36 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from shoal.models.spec import ModelSpec
+from shoal.models.spec import LayerSpec, ModelSpec
 from shoal.native import BLOCK_TOKENS
 
 
-def block_bytes(spec: ModelSpec, bf16: bool) -> int:
-    """Bytes of one KV block in one layer."""
-    return BLOCK_TOKENS * spec.common.attention.kv_bytes(2 if bf16 else 4)
+def block_bytes(layer: LayerSpec, bf16: bool) -> int:
+    """Bytes of one KV block in a layer."""
+    return BLOCK_TOKENS * layer.attention.kv_values * (2 if bf16 else 4)
 
 
 class KvPool:
     """Blocks of each layer: uint8 [blocks, bytes], aligned to cache lines. The system allocates pages when they are first written."""
 
-    def __init__(self, spec: ModelSpec, blocks: int, bf16: bool) -> None:
+    def __init__(self, spec: ModelSpec, bf16: bool) -> None:
         self.bf16 = bf16
-        self.blocks = blocks
-        self._bytes = block_bytes(spec, bf16)
+        self._spec = spec
+        self._blocks = 0
         self._layers: dict[int, NDArray[np.uint8]] = {}
 
-    def of(self, layers: range) -> list[NDArray[np.uint8]]:
-        """The blocks of some layers; new layers get empty ones."""
-        for layer in layers:
-            if layer not in self._layers:
-                raw = np.zeros(self.blocks * self._bytes + 64, np.uint8)
-                offset = -raw.ctypes.data % 64
-                self._layers[layer] = raw[offset : offset + self.blocks * self._bytes].reshape(self.blocks, -1)
-        return [self._layers[layer] for layer in layers]
+    def open(self, blocks: int) -> None:
+        """Begins with empty blocks, so many in each layer."""
+        self._blocks, self._layers = blocks, {}
+
+    def of(self, layer: int) -> NDArray[np.uint8]:
+        """The blocks of a layer; a new layer gets empty ones."""
+        if layer not in self._layers:
+            size = self._blocks * block_bytes(self._spec.layers[layer], self.bf16)
+            raw = np.zeros(size + 64, np.uint8)
+            offset = -raw.ctypes.data % 64
+            self._layers[layer] = raw[offset : offset + size].reshape(self._blocks, -1)
+        return self._layers[layer]
 
     def keep(self, layers: range) -> None:
         """Frees all other layers' blocks."""

@@ -17,7 +17,7 @@ from shoal.native import BLOCK_TOKENS, kernels
 from shoal.sizes import human_bytes
 
 if TYPE_CHECKING:
-    from shoal.native import Matrix, Stage
+    from shoal.native import Dense, GroupedQuery, Linear
 
 log = structlog.get_logger()
 
@@ -69,37 +69,34 @@ def _measure_kernels(threads: int, isa: str) -> Speed:
     module = kernels()
     assert module is not None
     q, kv = _HEADS * _HEAD_DIM, _KV_HEADS * _HEAD_DIM
-    shapes = [
-        (q, _HIDDEN),
-        (kv, _HIDDEN),
-        (kv, _HIDDEN),
-        (_HIDDEN, q),
-        (_INTERMEDIATE, _HIDDEN),
-        (_INTERMEDIATE, _HIDDEN),
-        (_HIDDEN, _INTERMEDIATE),
-    ]
-    norm = np.ones(_HIDDEN, np.float32)
-    layers = [[module.pack("q4_0", "q4", np.zeros((n, k // 32 * 18), np.uint8), k) for n, k in shapes] for _ in range(_LAYERS)]
+    attention = [(q, _HIDDEN), (kv, _HIDDEN), (kv, _HIDDEN), (_HIDDEN, q)]
+    mlp = [(_INTERMEDIATE, _HIDDEN), (_INTERMEDIATE, _HIDDEN), (_HIDDEN, _INTERMEDIATE)]
+    heads = {"q_heads": _HEADS, "kv_heads": _KV_HEADS, "key_dim": _HEAD_DIM, "value_dim": _HEAD_DIM, "scale": 0.125}
 
-    def stage(layers: list[list[Matrix]]) -> Stage:
-        made = module.Stage(_HIDDEN, _HEADS, _KV_HEADS, _HEAD_DIM, _INTERMEDIATE, 1e-5, 0.125, threads, isa)
-        for weights in layers:
-            made.add_layer(norm, norm, None, None, weights, [None] * 7)
-        return made
+    def linear(n: int, k: int) -> Linear:
+        return module.Linear(module.pack("q4_0", "q4", np.zeros((n, k // 32 * 18), np.uint8), k))
 
+    def layer() -> tuple[GroupedQuery, Dense]:
+        around = module.Around(module.Norm(np.ones(_HIDDEN, np.float32), 1e-5))
+        attend = module.GroupedQuery(around, *(linear(*shape) for shape in attention), **heads)
+        gate, up, down = (linear(*shape) for shape in mlp)
+        return attend, module.Dense(around, (gate, up, down))
+
+    layers = [layer() for _ in range(_LAYERS)]
+    stage = module.Stage(_HIDDEN, threads, isa)
     pool = np.zeros((_LAYERS, 2, _KV_HEADS * 2 * BLOCK_TOKENS * _HEAD_DIM * 2), np.uint8)
 
-    def step(stage: Stage, rows: int, layers: int) -> None:
+    def step(rows: int, count: int) -> None:
         hidden = np.ones((rows, _HIDDEN), np.float32)
         starts, positions, tables = np.array([0, rows], np.int32), np.zeros(1, np.int32), np.array([[0, 1]], np.int32)
-        angles = np.zeros((rows, _HEAD_DIM // 2), np.float32)
-        stage.forward(hidden, starts, positions, tables, angles, angles, list(pool[:layers]), True)
+        attends, mlps = zip(*layers[:count], strict=True)
+        stage.forward(hidden, starts, positions, tables, [], list(attends), list(mlps), list(pool[:count]), True)
 
-    decode, prefill = stage(layers), stage(layers[:_PREFILL_LAYERS])
+    shapes, held = attention + mlp, sum(part.nbytes for both in layers for part in both)
     flops = 2.0 * _ROWS * _PREFILL_LAYERS * sum(n * k for n, k in shapes)
     return Speed(
-        decode.nbytes / median_seconds(lambda: step(decode, 1, _LAYERS), 9),
-        flops / median_seconds(lambda: step(prefill, _ROWS, _PREFILL_LAYERS), 3),
+        held / median_seconds(lambda: step(1, _LAYERS), 9),
+        flops / median_seconds(lambda: step(_ROWS, _PREFILL_LAYERS), 3),
     )
 
 

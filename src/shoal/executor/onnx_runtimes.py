@@ -29,7 +29,7 @@ class SegmentRuntime(Protocol):
     def compile(self, model: onnx.ModelProto) -> Segment: ...
 
 
-class OnnxRuntime:
+class OrtRuntime:
     """All sessions of a process share one thread pool: separate pools would compete for the cores."""
 
     name = "onnxruntime"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import platform
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import msgspec
@@ -14,11 +15,12 @@ import structlog
 from shoal import __version__
 from shoal.config import Precision, RuntimeName
 from shoal.errors import ConfigError
-from shoal.executor.base import Angles, Layers, LayersFactory, StageBatch
-from shoal.executor.kv_pool import KvPool
+from shoal.executor.base import Block, Part, Runtime, RuntimeFactory, StageBatch
 from shoal.executor.measure import median_seconds
-from shoal.executor.native_layers import NativeLayers
+from shoal.executor.native_runtime import NativeRuntime
+from shoal.executor.store import WeightStore
 from shoal.folders import cache_dir
+from shoal.models.spec import ModelSpec
 from shoal.models.weights import Weights
 from shoal.native import instruction_set, missing
 
@@ -54,45 +56,56 @@ def check_runtime(runtime: RuntimeName) -> None:
         raise ConfigError(f"this machine has no runtime for layers: {reasons}; one of them is enough")
 
 
-def factory(runtime: RuntimeName, precision: Precision, threads: int, isa: str = "") -> LayersFactory:
-    """Makes a stage's layers; the factory raises ConfigError if the requested runtime is not here."""
+def factory(runtime: RuntimeName, precision: Precision, bf16: bool, threads: int, isa: str = "") -> RuntimeFactory:
+    """Makes what runs a model's layers. bf16: how keys and values are stored. The factory raises ConfigError if the requested runtime is not
+    here, UnsupportedModel if it cannot run the model."""
 
-    def make(weights: Weights, layers: range, last: bool) -> Layers:
-        chosen = fastest(weights, layers, precision, threads, isa) if runtime is RuntimeName.AUTO else runtime
-        return _maker(chosen, precision, threads, isa)(weights, layers, last)
-
-    return make
-
-
-def _maker(runtime: RuntimeName, precision: Precision, threads: int, isa: str) -> LayersFactory:
-    def make(weights: Weights, layers: range, last: bool) -> Layers:
-        check_runtime(runtime)
-        if runtime is RuntimeName.NATIVE:
-            return NativeLayers(weights, layers, last, precision=precision, threads=threads, isa=isa)
-        # Heavy imports, needed only by nodes that run them.
-        from shoal.executor.onnx_layers import OnnxLayers
-        from shoal.executor.onnx_runtimes import OnnxRuntime, OpenVino
-
-        segments = OpenVino(threads) if runtime is RuntimeName.OPENVINO else OnnxRuntime(threads)
-        return OnnxLayers(weights, layers, last, runtime=segments, precision=precision, threads=threads, isa=isa)
+    def make(weights: Weights, layer: int) -> Runtime:
+        chosen = fastest(weights, layer, precision, threads, isa) if runtime is RuntimeName.AUTO else runtime
+        return _made(chosen, weights.spec, precision, bf16, threads, isa)
 
     return make
 
 
-def fastest(weights: Weights, layers: range, precision: Precision, threads: int, isa: str, directory: Path | None = None) -> RuntimeName:
-    """Times the first of the layers in each runtime, at 1, 8 and 64 rows; the result is remembered per machine, model shape and
-    version."""
+def _made(runtime: RuntimeName, spec: ModelSpec, precision: Precision, bf16: bool, threads: int, isa: str) -> Runtime:
+    check_runtime(runtime)
+    if runtime is RuntimeName.NATIVE:
+        return NativeRuntime(spec, bf16=bf16, precision=precision, threads=threads, isa=isa)
+    # Heavy imports, needed only by nodes that run them.
+    from shoal.executor.onnx_runtime import OnnxRuntime
+    from shoal.executor.onnx_runtimes import OpenVino, OrtRuntime
+
+    segments = OpenVino(threads) if runtime is RuntimeName.OPENVINO else OrtRuntime(threads)
+    return OnnxRuntime(spec, segments=segments, bf16=bf16, precision=precision, threads=threads, isa=isa)
+
+
+def able(spec: ModelSpec) -> list[RuntimeName]:
+    """The runtimes on this machine that can run a model. Raises ConfigError if none can."""
     check_runtime(RuntimeName.AUTO)
-    candidates = installed()
+    candidates = [runtime for runtime in installed() if runtime is RuntimeName.NATIVE]
+    if others := [runtime for runtime in installed() if runtime is not RuntimeName.NATIVE]:
+        from shoal.executor.onnx_support import lacking as lacks
+
+        if not (what := lacks(spec)):
+            return candidates + others
+        if not candidates:
+            raise ConfigError(f"{' and '.join(others)} cannot run {spec.family} models ({what}), and {missing()}")
+    return candidates
+
+
+def fastest(weights: Weights, at: int, precision: Precision, threads: int, isa: str, directory: Path | None = None) -> RuntimeName:
+    """Times a layer that is here, the `at`th, in each runtime that can run the model, at 1, 8 and 64 rows; the result is remembered per
+    machine, model shape and version."""
+    candidates = able(weights.spec)
     if len(candidates) == 1:
         return candidates[0]
-    spec, layer = weights.spec, weights.spec.layers[layers.start]
-    format = weights.matrix(f"layers.{layers.start}.q").format
+    spec = weights.spec
+    format = weights.matrix(f"layers.{at}.q").format
     key = "/".join(
         str(part)
         for part in (
             __version__, platform.node(), instruction_set(isa), *candidates, threads, precision, format,
-            spec.hidden, layer.feed_forward.width, layer.attention.q_heads, layer.attention.kv_heads, layer.attention.head_dim,
+            spec.hidden, sha256(msgspec.json.encode(spec.layers[at])).hexdigest(),
         )
     )  # fmt: skip
     memory = (directory or cache_dir()) / "runtimes.json"
@@ -102,7 +115,7 @@ def fastest(weights: Weights, layers: range, precision: Precision, threads: int,
     scores: dict[RuntimeName, float] = {}
     for runtime in candidates:
         try:
-            scores[runtime] = _score(_maker(runtime, precision, threads, isa), weights, layers.start)
+            scores[runtime] = _score(_made(runtime, spec, precision, True, threads, isa), weights, at)
         except OSError as error:  # an ONNX segment is compiled from a temporary file
             log.warning("a runtime could not be tried and is left out", runtime=str(runtime), reason=str(error))
     if not scores:
@@ -126,10 +139,12 @@ def _remembered(memory: Path) -> dict[str, RuntimeName]:
         return {}
 
 
-def _score(make: LayersFactory, weights: Weights, layer: int) -> float:
+def _score(runtime: Runtime, weights: Weights, layer: int) -> float:
     """The geometric mean of a layer's seconds over the numbers of rows tried."""
-    spec = weights.spec
-    layers, pool = make(weights, range(layer, layer + 1), False), KvPool(spec, 4, bf16=True).of(range(1))
+    spec, layers, store = weights.spec, range(layer, layer + 1), WeightStore()
+    for part in (Part.ATTENTION, Part.FEED_FORWARD):
+        store.put(Block(layer, part), runtime.pack(weights, Block(layer, part)))
+    runtime.open(4)
 
     def step(rows: int) -> Callable[[], object]:
         batch = StageBatch(
@@ -140,8 +155,8 @@ def _score(make: LayersFactory, weights: Weights, layer: int) -> float:
             np.zeros(0, np.int32),
             (),
         )
-        flat = np.zeros((rows, spec.layers[layer].attention.head_dim // 2), np.float32)
-        angles = Angles(flat + 1, flat)
-        return lambda: layers.forward(np.ones((rows, spec.hidden), np.float32), batch, angles, pool, True)
+        flat = [np.zeros((rows, width // 2), np.float32) for _, width in spec.rotations]
+        angles = [(zeros + 1, zeros) for zeros in flat]
+        return lambda: runtime.forward(np.ones((rows, spec.hidden), np.float32), batch, angles, layers, store)
 
     return float(np.prod([median_seconds(step(rows), 7) for rows in _TRIED_ROWS]) ** (1 / len(_TRIED_ROWS)))

@@ -1,9 +1,9 @@
-"""A layer range as ONNX graphs: each segment is everything between two attention operations.
+"""A block as ONNX graphs, which end where the attention over the cache begins.
 
-    entry     residual                  → norm, QKV                                          → qkv
-    middle    attention out, residual   → O, add, norm, MLP, add, the next layer's norm, QKV → residual, qkv
-    exit      attention out, residual   → O, add, norm, MLP, add                             → residual
-    head      residual                  → norm, output head                                  → logits
+    before    residual                  → norm, QKV           → qkv
+    after     attention out, residual   → O, add              → residual
+    mlp       residual                  → norm, MLP, add      → residual
+    head      residual                  → norm, output head   → logits
 
 Rows are flat, [rows, width], so ragged batches need no padding. Quantised matrices are com.microsoft's MatMulNBits with blocks
 of 32 and accuracy level 4 (activations rounded to 8 bits per block); GGUF's Q4_0 and Q8_0 blocks are converted exactly.
@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from shoal.config import Precision
-from shoal.executor.base import Floats
-from shoal.executor.native_layers import required
+from shoal.executor.base import Block, Floats, Part
+from shoal.executor.packing import required
 from shoal.executor.precision import executed
 from shoal.models.matrix import StoredMatrix
-from shoal.models.spec import ModelSpec
+from shoal.models.spec import GroupedQuery, ModelSpec
 from shoal.models.weights import Weights
 
 _OPSET, _BLOCK = 21, 32
@@ -121,32 +121,27 @@ class _Graph:
         return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
-def segments(weights: Weights, layers: range, last: bool, precision: Precision) -> Iterator[tuple[str, onnx.ModelProto]]:
-    """The graphs of a layer range, one at a time: 'entry', one 'after <layer>' for each layer, and 'head' on the last stage."""
-    spec = weights.spec
-    q_width = spec.common.attention.q_width
-    qkv_width = q_width + 2 * spec.common.attention.kv_width
-
-    def attention_inputs(graph: _Graph, residual: str, layer: int) -> None:
-        name = f"layers.{layer}."
-        normed = graph.norm(residual, required(weights, f"{name}attention_norm"), "attention_norm")
-        graph.product(normed, weights, [f"{name}q", f"{name}k", f"{name}v"], "qkv")
-
-    entry = _Graph(spec, precision)
-    attention_inputs(entry, "residual", layers.start)
-    yield "entry", entry.model("entry", {"residual": spec.hidden}, {"qkv": qkv_width})
-    for layer in layers:
-        graph, name = _Graph(spec, precision), f"layers.{layer}."
-        mixed = graph.product("attended", weights, [f"{name}o"], "mixed")
-        middle = graph.node("Add", ["residual", mixed], "middle")
-        down = graph.mlp(graph.norm(middle, required(weights, f"{name}mlp_norm"), "mlp_norm"), weights, name)
-        graph.node("Add", [middle, down], "out")
-        outputs = {"out": spec.hidden}
-        if layer + 1 < layers.stop:
-            attention_inputs(graph, "out", layer + 1)
-            outputs["qkv"] = qkv_width
-        yield f"after {layer}", graph.model("segment", {"attended": q_width, "residual": spec.hidden}, outputs)
-    if last:
-        graph = _Graph(spec, precision)
-        graph.product(graph.norm("residual", required(weights, "norm"), "norm"), weights, ["head"], "logits")
-        yield "head", graph.model("head", {"residual": spec.hidden}, {"logits": spec.vocabulary})
+def segments(weights: Weights, block: Block, precision: Precision) -> Iterator[tuple[str, onnx.ModelProto]]:
+    """The graphs of a block by name, one at a time."""
+    spec, name = weights.spec, f"layers.{block.layer}."
+    match block.part:
+        case Part.ATTENTION:
+            attention = spec.layers[block.layer].attention
+            assert isinstance(attention, GroupedQuery)
+            graph = _Graph(spec, precision)
+            normed = graph.norm("residual", required(weights, f"{name}attention_norm"), "attention_norm")
+            graph.product(normed, weights, [f"{name}q", f"{name}k", f"{name}v"], "qkv")
+            width = attention.q_heads * attention.values
+            yield "before", graph.model("before", {"residual": spec.hidden}, {"qkv": width + attention.kv_values})
+            graph = _Graph(spec, precision)
+            graph.node("Add", ["residual", graph.product("attended", weights, [f"{name}o"], "mixed")], "out")
+            yield "after", graph.model("after", {"attended": width, "residual": spec.hidden}, {"out": spec.hidden})
+        case Part.FEED_FORWARD:
+            graph = _Graph(spec, precision)
+            down = graph.mlp(graph.norm("residual", required(weights, f"{name}mlp_norm"), "mlp_norm"), weights, name)
+            graph.node("Add", ["residual", down], "out")
+            yield "mlp", graph.model("mlp", {"residual": spec.hidden}, {"out": spec.hidden})
+        case Part.HEAD:
+            graph = _Graph(spec, precision)
+            graph.product(graph.norm("residual", required(weights, "norm"), "norm"), weights, ["head"], "logits")
+            yield "head", graph.model("head", {"residual": spec.hidden}, {"logits": spec.vocabulary})

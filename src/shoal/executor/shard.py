@@ -6,48 +6,48 @@ rest when the new route is entered. Keys and values stay if the head says that t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 from shoal.errors import LocalProtocolError
-from shoal.executor.base import Layers, LayersFactory
+from shoal.executor.base import Runtime, RuntimeFactory
 from shoal.executor.constraint import Holder
 from shoal.executor.journal import Journal, JournalCounters, JournalLimits
-from shoal.executor.kv_pool import KvPool
-from shoal.executor.stage import Slab, StageExecutor
+from shoal.executor.stage import StageExecutor
+from shoal.executor.store import WeightStore, blocks_of
 from shoal.models.weights import Weights
 
 
-@dataclass
-class _Held:
-    layers: range
-    weights: Weights
-    made: Layers
-
-
 class Shard:
-    """bf16: how keys and values are stored. grammars: which the last stage applies to answers. One thread may `load` while
-    another runs a stage."""
+    """context: the most tokens of a sequence. grammars: which the last stage applies to answers. One thread may `load` while another runs
+    a stage."""
 
     def __init__(
-        self, make_layers: LayersFactory, bf16: bool, journals: JournalLimits | None = None, grammars: Holder | None = None
+        self, make_runtime: RuntimeFactory, journals: JournalLimits | None = None, grammars: Holder | None = None, context: int = 0
     ) -> None:
         self.counters = JournalCounters()
-        self._grammars = grammars
-        self._make, self._bf16 = make_layers, bf16
+        self._grammars, self._context = grammars, context
+        self._make = make_runtime
         self._limits = journals or JournalLimits()
-        self._held: list[_Held] = []
-        self._pool: KvPool | None = None
+        self._runtime: Runtime | None = None
+        self._store = WeightStore()
+        self._weights: dict[int, Weights] = {}
+        """What each loaded layer was loaded from."""
+        self._blocks = 0
+        """KV blocks of each layer; 0: there are no keys and values."""
         self._journals: dict[int, Journal] = {}
 
     @property
     def layers(self) -> list[range]:
         """The loaded ranges of layers."""
-        return sorted((held.layers for held in self._held), key=lambda layers: layers.start)
+        out: list[range] = []
+        for layer in sorted(self._weights):
+            if out and out[-1].stop == layer:
+                out[-1] = range(out[-1].start, layer + 1)
+            else:
+                out.append(range(layer, layer + 1))
+        return out
 
     @property
     def nbytes(self) -> int:
-        return sum(held.made.nbytes for held in self._held)
+        return self._store.nbytes
 
     @property
     def journal_bytes(self) -> int:
@@ -61,26 +61,33 @@ class Shard:
 
     @property
     def runtime(self) -> str:
-        return self._held[0].made.runtime if self._held else ""
+        return self._runtime.name if self._runtime is not None else ""
 
     def missing(self, layers: range) -> list[range]:
         """Those of the layers that would have to be loaded."""
         out: list[range] = []
-        at = layers.start
-        for have in self.layers:
-            if have.stop <= at or have.start >= layers.stop:
+        for layer in layers:
+            if layer in self._weights:
                 continue
-            if have.start > at:
-                out.append(range(at, have.start))
-            at = max(at, have.stop)
-        return [*out, range(at, layers.stop)] if at < layers.stop else out
+            if out and out[-1].stop == layer:
+                out[-1] = range(out[-1].start, layer + 1)
+            else:
+                out.append(range(layer, layer + 1))
+        return out
 
     def load(self, layers: range, weights: Weights) -> None:
-        """Loads the layers that are missing. Raises ModelError, ConfigError."""
-        held = [*self._held]
+        """Loads the layers that are missing, all or none. Raises ModelError, ConfigError."""
+        runtime = self._runtime or self._make(weights, layers.start)
+        absent = [layer for part in self.missing(layers) for layer in part]
+        packed = {}
         for part in self.missing(layers):
-            held.append(_Held(part, weights, self._make(weights, part, part.stop == len(weights.spec.layers))))
-        self._held = held
+            for block in blocks_of(part, len(weights.spec.layers)):
+                packed[block] = runtime.pack(weights, block)
+                weights.forget()
+        for block, made in packed.items():
+            self._store.put(block, made)
+        self._runtime = runtime
+        self._weights = {**self._weights, **dict.fromkeys(absent, weights)}
 
     def enter(self, layers: range, keep: range, blocks: int) -> StageExecutor:
         """The stage of a new epoch: all of `layers` are loaded, and only the keys and values of `keep` are still good. Frees
@@ -88,61 +95,45 @@ class Shard:
 
         Raises LocalProtocolError if something that it needs is not here.
         """
-        if self.missing(layers):
-            raise LocalProtocolError(f"layers {self.missing(layers)} are not loaded")
-        if self._pool is not None and (self._pool.blocks != blocks or not len(keep)):
+        if (lost := self.missing(layers)) or self._runtime is None:
+            raise LocalProtocolError(f"layers {lost} are not loaded")
+        if self._blocks and (self._blocks != blocks or not len(keep)):
             self._forget()
-        if self._pool is None:
+        if not self._blocks:
             if len(keep):
                 raise LocalProtocolError(f"keys and values of layers {keep.start} to {keep.stop - 1} are not here")
-            self._pool = KvPool(self._held[0].weights.spec, blocks, self._bf16)
-        self._pool.keep(keep)
-        self._held = [held for held in self._held if self._fit(held, layers)]
-        for edge in (keep.start, keep.stop):  # the range to refill must begin and end with a slab
-            self._held = [part for held in self._held for part in self._split(held, edge)]
-        if lost := self.missing(layers):  # layers of a range that its runtime could not cut
-            raise LocalProtocolError(f"layers {lost} are no longer loaded")
-        spec = self._held[0].weights.spec
+            self._blocks = blocks
+            self._runtime.open(blocks)
+        self._runtime.keep(keep)
+        self._weights = {layer: weights for layer, weights in self._weights.items() if layer in layers}
+        weights = self._weights[layers.start]
+        spec = weights.spec
+        self._store.keep(blocks_of(layers, len(spec.layers)))
         # A boundary's rows are good while the layer before it is: they are that layer's output.
         for boundary in [b for b in self._journals if b - 1 not in keep]:
             self._journals.pop(boundary).close()
         last = layers.stop == len(spec.layers)
         if not last and layers.stop not in self._journals and self._limits.memory + self._limits.disk:
             self._journals[layers.stop] = Journal(self._limits, blocks, spec.hidden, self.counters)
-        slabs = [Slab(held.layers, held.made, self._pool.of(held.layers)) for held in self._sorted()]
-        first = next((held.weights for held in self._held if held.layers.start == 0), None)
-        return StageExecutor(spec, slabs, self._pool, self._journals, first if layers.start == 0 else None, self._grammars)
-
-    def _sorted(self) -> Iterator[_Held]:
-        return iter(sorted(self._held, key=lambda held: held.layers.start))
-
-    def _fit(self, held: _Held, layers: range) -> bool:
-        """Cuts a range down to its part in `layers`. Returns whether anything is left."""
-        inside = range(max(held.layers.start, layers.start), min(held.layers.stop, layers.stop))
-        if not len(inside):
-            return False
-        if inside != held.layers:
-            if not held.made.trim(inside.start - held.layers.start, len(inside)):
-                held.made = self._make(held.weights, inside, inside.stop == len(held.weights.spec.layers))
-            held.layers = inside
-        return True
-
-    def _split(self, held: _Held, edge: int) -> list[_Held]:
-        """Splits a range in two if it spans an edge."""
-        parts = [range(held.layers.start, edge), range(edge, held.layers.stop)]
-        if not all(parts):
-            return [held]
-        return [_Held(part, held.weights, self._make(held.weights, part, part.stop == len(held.weights.spec.layers))) for part in parts]
+        embedding = weights if layers.start == 0 else None
+        return StageExecutor(
+            spec, layers, self._runtime, self._store, blocks, self._journals, embedding, context=self._context, grammars=self._grammars
+        )
 
     def _forget(self) -> None:
-        self._pool = None
+        self._blocks = 0
+        if self._runtime is not None:
+            self._runtime.keep(range(0))
         for journal in self._journals.values():
             journal.close()
         self._journals = {}
 
     def shed(self, wanted: list[range]) -> None:
         """Frees loaded ranges that contain none of the wanted layers. No stage may run them."""
-        self._held = [h for h in self._held if any(h.layers.start < w.stop and w.start < h.layers.stop for w in wanted)]
+        kept = [held for held in self.layers if any(held.start < w.stop and w.start < held.stop for w in wanted)]
+        self._weights = {layer: weights for layer, weights in self._weights.items() if any(layer in held for held in kept)}
+        count = len(next(iter(self._weights.values())).spec.layers) if self._weights else 0
+        self._store.keep(block for held in kept for block in blocks_of(held, count))
 
     def rest(self) -> None:
         """Frees keys, values and journals; the weights stay for a later route."""
@@ -151,4 +142,5 @@ class Shard:
     def close(self) -> None:
         """Frees everything."""
         self._forget()
-        self._held = []
+        self._store.keep(())
+        self._weights = {}

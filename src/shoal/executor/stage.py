@@ -7,58 +7,50 @@ Beyond the span nothing is computed or sent.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shoal.errors import RemoteProtocolError
-from shoal.executor.base import Angles, Floats, Ints, Layers, StageBatch, StageOutput
+from shoal.executor.base import Angles, Floats, Ints, Runtime, StageBatch, StageOutput
 from shoal.executor.constraint import Holder
 from shoal.executor.examination import examine
 from shoal.executor.journal import Journal
-from shoal.executor.kv_pool import KvPool
 from shoal.executor.sampler import Sampler
 from shoal.executor.sequences import Sequences
+from shoal.executor.store import WeightStore
 from shoal.models.rope import frequencies
 from shoal.models.spec import ModelSpec
 from shoal.models.weights import Weights
 from shoal.scheduler.plan import Sampled, StepPlan
 
 
-@dataclass(frozen=True)
-class Slab:
-    """Layers that one runtime call runs, and their KV blocks."""
-
-    layers: range
-    made: Layers
-    pools: list[NDArray[np.uint8]]
-
-
 class StageExecutor:
-    """slabs: consecutive ranges of layers. journals: by the layer that follows. embedding: the model's, on the first stage.
+    """journals: by the layer that follows. embedding: the model's, on the first stage. context: the most tokens of a sequence.
     grammars: which the last stage applies to answers."""
 
     def __init__(
         self,
         spec: ModelSpec,
-        slabs: list[Slab],
-        pool: KvPool,
+        layers: range,
+        runtime: Runtime,
+        store: WeightStore,
+        blocks: int,
         journals: dict[int, Journal],
         embedding: Weights | None = None,
+        context: int = 0,
         grammars: Holder | None = None,
     ) -> None:
         self._spec = spec
-        self._slabs = slabs
-        self.layers = range(slabs[0].layers.start, slabs[-1].layers.stop)
+        self.layers = layers
+        self._runtime, self._store = runtime, store
         self._embed = embedding.matrix("embed") if embedding is not None else None
         self._last = self.layers.stop == len(spec.layers)
-        self._pool = pool
         self._journals = journals
-        self._sequences = Sequences(pool.blocks)
+        self._sequences = Sequences(blocks)
         self._sampler = Sampler(grammars, spec.vocabulary)
-        self._inverse, self._scale = frequencies(spec.common.attention.rope, spec.common.attention.head_dim)
+        self._frequencies = [frequencies(rope, width, context) for rope, width in spec.rotations]
 
     @property
     def hidden(self) -> int:
@@ -66,17 +58,17 @@ class StageExecutor:
 
     @property
     def nbytes(self) -> int:
-        return sum(slab.made.nbytes for slab in self._slabs)
+        return self._store.nbytes
 
     @property
     def runtime(self) -> str:
-        return self._slabs[0].made.runtime
+        return self._runtime.name
 
     def run(self, plan: StepPlan, hidden: Floats | None) -> StageOutput:
         """hidden: [rows, hidden] from the stage before; None on the first. Raises RemoteProtocolError for an invalid plan."""
         began = perf_counter()
         batch = self._sequences.apply(plan)
-        self._pool.copy(plan.copies)
+        self._runtime.copy(plan.copies)
         for journal in self._journals.values():
             journal.copy(plan.copies)
         for sequence in plan.closed:
@@ -94,18 +86,27 @@ class StageExecutor:
         hidden = self._forward(hidden, batch, self.layers)
         if not self._last:
             return StageOutput(hidden, [], (prepared - began, perf_counter() - prepared, 0.0))
-        logits = self._slabs[-1].made.logits(hidden, batch.picked) if len(batch.picked) else None
+        logits = self.logits(hidden, batch.picked) if len(batch.picked) else None
         computed = perf_counter()
         sampled = [] if logits is None else self._sample(batch, logits)
-        examined = examine(self._slabs[-1].made, hidden, plan.chunks, self._spec.vocabulary)
+        examined = examine(self, hidden, plan.chunks, self._spec.vocabulary)
         return StageOutput(None, sampled, (prepared - began, computed - prepared, perf_counter() - computed), examined=examined)
+
+    def logits(self, hidden: Floats, picked: Ints) -> Floats:
+        """[len(picked), vocabulary] of some rows. Only on the last stage."""
+        return self._runtime.logits(hidden, picked, self._store)
+
+    def normed(self, hidden: Floats) -> Floats:
+        """The final norm alone. Only on the last stage."""
+        return self._runtime.normed(hidden, self._store)
 
     def _embedded(self, plan: StepPlan, batch: StageBatch) -> Floats:
         if self._embed is None:
             raise RemoteProtocolError(f"step {plan.step} begins with tokens, but the model's first layer is not here")
         if batch.tokens.min() < 0 or batch.tokens.max() >= self._spec.vocabulary:
             raise RemoteProtocolError(f"step {plan.step} has a token outside the vocabulary of {self._spec.vocabulary}")
-        return np.ascontiguousarray(self._embed.pick(batch.tokens.astype(np.int64)), np.float32)
+        rows = np.ascontiguousarray(self._embed.pick(batch.tokens.astype(np.int64)), np.float32)
+        return rows if self._spec.embedding_scale == 1 else rows * np.float32(self._spec.embedding_scale)
 
     def _given(self, plan: StepPlan, batch: StageBatch, hidden: Floats | None) -> Floats:
         if hidden is None or hidden.shape != (batch.rows, self._spec.hidden):
@@ -114,15 +115,8 @@ class StageExecutor:
         return hidden if hidden.flags.writeable else hidden.copy()
 
     def _forward(self, hidden: Floats, batch: StageBatch, layers: range) -> Floats:
-        """Runs some layers, which begin and end with slabs. The output of the stage's last layer goes into the journal."""
-        angles = self._angles(batch)
-        for slab in self._slabs:
-            if slab.layers.start >= layers.start and slab.layers.stop <= layers.stop:
-                hidden = slab.made.forward(hidden, batch, angles, slab.pools, self._pool.bf16)
-            elif slab.layers.start < layers.stop and slab.layers.stop > layers.start:
-                raise RemoteProtocolError(
-                    f"layers {layers.start} to {layers.stop - 1} cut through {slab.layers.start} to {slab.layers.stop - 1}"
-                )
+        """Runs some layers. The output of the stage's last layer goes into the journal."""
+        hidden = self._runtime.forward(hidden, batch, self._angles(batch), layers, self._store)
         if layers.stop == self.layers.stop and (journal := self._journals.get(layers.stop)) is not None:
             journal.write(batch.slots, hidden)
         return hidden
@@ -175,6 +169,7 @@ class StageExecutor:
         lengths = np.diff(batch.starts)
         return np.repeat(batch.positions - batch.starts[:-1], lengths) + np.arange(batch.rows, dtype=np.int32)
 
-    def _angles(self, batch: StageBatch) -> Angles:
-        angles = self._positions(batch)[:, None].astype(np.float32) * self._inverse
-        return Angles(np.cos(angles) * np.float32(self._scale), np.sin(angles) * np.float32(self._scale))
+    def _angles(self, batch: StageBatch) -> list[Angles]:
+        positions = self._positions(batch)[:, None].astype(np.float32)
+        turned = [(positions * inverse, np.float32(scale)) for inverse, scale in self._frequencies]
+        return [(np.cos(angles) * scale, np.sin(angles) * scale) for angles, scale in turned]

@@ -7,6 +7,10 @@ from collections.abc import Callable
 
 import msgspec
 
+from shoal.models.families import FAMILIES
+
+_EMBEDDINGS = {stored.names.stored("embed") for family in FAMILIES.values() for stored in (family.gguf, family.safetensors)}
+
 
 class LayerIndex(msgspec.Struct):
     weight_map: dict[str, str]
@@ -27,10 +31,10 @@ def wanted_tensors(layers: range, first: bool, last: bool) -> Callable[[str], bo
     """Tells whether a node with these layers needs a tensor, by the tensor's name in its file."""
 
     def wanted(tensor: str) -> bool:
-        if match := re.match(r"(?:model\.layers|blk)\.(\d+)\.", tensor):
+        if match := re.match(r"(?:.*\.)?(?:layers|blocks|blk)\.(\d+)\.", tensor):
             return int(match[1]) in layers
-        if tensor.startswith(("model.embed_tokens", "token_embd")):
+        if tensor in _EMBEDDINGS:
             return first or last  # a tied head is the embedding
-        return last or tensor.startswith("rope_freqs")
+        return last or tensor.startswith("rope_f")
 
     return wanted

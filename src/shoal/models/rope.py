@@ -10,14 +10,18 @@ from numpy.typing import NDArray
 from shoal.models.spec import Rope
 
 
-def frequencies(rope: Rope, head_dim: int) -> tuple[NDArray[np.float32], float]:
-    """Angles per position, [head_dim / 2], and the factor on cosine and sine."""
+def frequencies(rope: Rope, head_dim: int, context: int = 0) -> tuple[NDArray[np.float32], float]:
+    """Angles per position, [rotated values / 2], and the factor on cosine and sine. context: the most tokens of a sequence."""
+    head_dim = rope.rotated(head_dim)
     plain = 1.0 / rope.theta ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     scale = 1.0
     if rope.kind == "linear":
         plain = plain / rope.factor
     elif rope.kind == "factors":
-        plain = plain / np.asarray(rope.factors, np.float64)
+        # One list for all positions of a model: what a token's key is must not depend on how long its sequence becomes.
+        longer = rope.long_factors and context > rope.original_context
+        plain = plain / np.asarray(rope.long_factors if longer else rope.factors, np.float64)
+        scale = rope.attention_factor or 1.0
     elif rope.kind == "llama3":
         plain = _llama3(rope, plain)
     elif rope.kind == "yarn":

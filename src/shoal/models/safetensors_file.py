@@ -23,7 +23,8 @@ from shoal.errors import CorruptModel, UnsupportedModel
 
 log = structlog.get_logger()
 
-TYPES = {"F32": ("f32", 4), "F16": ("f16", 2), "BF16": ("bf16", 2)}
+TYPES = {"F32": ("f32", 4), "F16": ("f16", 2), "BF16": ("bf16", 2), "U8": ("u8", 1), "I32": ("i32", 4)}
+"""Formats and bytes of a value. The last two hold codes that some formats pack."""
 _MAX_HEADER = 100 << 20  # the format's own limit
 
 
@@ -93,7 +94,7 @@ class SafetensorsFiles:
 
     def raw(self, tensor: SafetensorsTensor) -> NDArray[np.uint8]:
         """uint8 [rows, bytes of a row], mapped."""
-        width = 4 if tensor.format == "f32" else 2
+        width = {format: size for format, size in TYPES.values()}[tensor.format]
         rows = math.prod(tensor.shape[:-1])
         flat = np.frombuffer(self._maps[tensor.file], np.uint8, rows * tensor.shape[-1] * width, tensor.offset)
         return flat.reshape(rows, tensor.shape[-1] * width)

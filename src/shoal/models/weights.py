@@ -1,9 +1,13 @@
 """A model's tensors under one set of names, whatever file they come from.
 
-    embed, norm, head; layers.<i>.{attention_norm, q, k, v, o, q_norm, k_norm, mlp_norm, gate, up, down}; a bias is <matrix>.bias
+    embed, norm, head
+    layers.<i>.  attention_norm, mlp_norm, and where a family has them attention_after_norm, mlp_after_norm
+                 q, k, v, o, q_norm, k_norm, sinks         of grouped-query attention
+                 q_a, q_a_norm, q, kv_a, kv_a_norm, k_b, v_b, o    of latent attention
+                 gate, up, down                            of a dense feed-forward part
+                 router, selection_bias, experts.<e>.{gate, up, down}, shared.{gate, up, down}, shared_gate
 
-Queries and keys are in the half-split rotary order everywhere; GGUF stores the llama family interleaved, so its rows are
-reordered (convert_hf_to_gguf.py, LlamaModel.permute).
+A bias is <matrix>.bias. The values of a head that are rotated lie in halves everywhere; files that have them in pairs are reordered.
 """
 
 from __future__ import annotations
@@ -18,14 +22,18 @@ from numpy.typing import NDArray
 
 from shoal.errors import CorruptModel, UnsupportedModel, UserError
 from shoal.models.families import FAMILIES
+from shoal.models.families.family import Stored
 from shoal.models.families.read import spec_from_config, spec_from_gguf
+from shoal.models.families.tensor_names import WHOLE, Place
 from shoal.models.gguf_files import GgufFiles
 from shoal.models.gguf_header import GgufHeader, unsupported
-from shoal.models.matrix import Floats, StoredMatrix, floats
+from shoal.models.matrix import FLOATS, Floats, StoredMatrix, floats
+from shoal.models.mxfp4 import packed_rows
 from shoal.models.safetensors_file import TYPES, SafetensorsFiles
-from shoal.models.spec import LayerSpec, ModelSpec
+from shoal.models.spec import Latent, ModelSpec, Shapes
 
-MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
+_FACTORS = ("rope_freqs", "rope_factors_short", "rope_factors_long")
+_NORMS = ("norm", "attention_norm", "mlp_norm", "attention_after_norm", "mlp_after_norm", "q_norm", "k_norm")
 
 
 class Weights(Protocol):
@@ -35,7 +43,7 @@ class Weights(Protocol):
     def spec(self) -> ModelSpec: ...
     def matrix(self, name: str) -> StoredMatrix: ...
     def vector(self, name: str) -> Floats | None:
-        """A norm or bias; None if the model has none."""
+        """A norm, a bias, or what else is one row; None if the model has none."""
         ...
 
     def forget(self) -> None:
@@ -43,45 +51,205 @@ class Weights(Protocol):
         ...
 
 
-class GgufWeights:
-    def __init__(self, path: Path) -> None:
-        self.file = GgufFiles(path)
-        factors: list[float] = []
-        if (freqs := self.file.tensor("rope_freqs.weight")) is not None:
-            factors = floats(freqs.format, self.file.raw(freqs), freqs.shape[-1])[0].tolist()
-        self.spec = spec_from_gguf(self.file.meta, self.file.shapes, factors, path)
-        self.spec.check(path)
-        self._family = FAMILIES[self.spec.family]
-        for name in self.file.unusable.keys() & self._family.gguf.all(len(self.spec.layers)):
-            self.file.tensor(name)  # which says what is wrong with it
+class _Files(Protocol):
+    """Tensors by their names in the files, mapped."""
+
+    def tensor(self, name: str) -> Any: ...
+    def raw(self, tensor: Any) -> NDArray[np.uint8]: ...
+    def forget(self) -> None: ...
+
+
+class StoredWeights:
+    """Tensors of files of either kind, found and cut out as the family describes. Methods raise CorruptModel, UnsupportedModel."""
+
+    def __init__(self, spec: ModelSpec, files: _Files, stored: Stored, unusable: Mapping[str, str], where: Path) -> None:
+        """unusable: tensors that cannot be run, and why; refused if the model needs them."""
+        self.spec, self.where = spec, where
+        self._files, self._stored = files, stored
+        self._shapes: dict[int, Shapes] = {}
+        for name in sorted(unusable.keys() & needed(spec, stored)) if unusable else ():
+            files.tensor(name)  # which says what is wrong with it
 
     def forget(self) -> None:
-        self.file.forget()
-
-    def _order(self, name: str) -> NDArray[np.int64] | None:
-        part = name.removesuffix(".bias").rsplit(".", 1)[-1]
-        if not self._family.interleaved or part not in ("q", "k"):
-            return None
-        attention = layer_of(self.spec, name).attention
-        heads, width = (attention.q_heads if part == "q" else attention.kv_heads), attention.head_dim
-        return np.arange(heads * width).reshape(heads, width // 2, 2).transpose(0, 2, 1).reshape(-1).astype(np.int64)
+        self._files.forget()
 
     def matrix(self, name: str) -> StoredMatrix:
-        stored = self._family.gguf.stored("embed" if name == "head" and self.spec.tied else name)
-        tensor = self.file.tensor(stored)
-        if tensor is None:
-            raise CorruptModel(self.file.path, f"no tensor {stored}")
-        _expect(self.file.path, stored, tensor.shape, matrix_shape(self.spec, name))
-        return StoredMatrix(tensor.format, self.file.raw(tensor), tensor.shape[-1], self._order(name))
+        wanted = "embed" if name == "head" and self.spec.tied else name
+        place, tensor = self._find(wanted)
+        piece, (n, k) = place.piece, self._shape(wanted)
+        members = [self._shape(_sibling(wanted, member))[0] for member in piece.rows or (wanted,)]
+        first = sum(members[: piece.rows.index(_part(wanted))]) if piece.rows and not piece.alternating else 0
+        total = sum(members)
+        if piece.heads:
+            return self._of_heads(wanted, place.tensor, tensor)
+        if piece.suffix == "_blocks":
+            rows = self._mxfp4(wanted, place, tensor, total, k)
+            format = "mxfp4"
+        else:
+            base = (k, total) if piece.transposed else (total, k)
+            self._expect(place, wanted, tensor.shape, base, n)
+            raw, format = self._files.raw(tensor), tensor.format
+            if format not in FLOATS and piece.transposed:
+                raise UnsupportedModel(f"{self.where}: tensor {place.tensor} lies on its side in {format}, which is not supported")
+            rows = raw[place.expert * base[0] : (place.expert + 1) * base[0]] if piece.stacked else raw.reshape(base[0], -1)
+            if piece.transposed:
+                rows = _transposed(rows, format)
+        if piece.alternating:
+            rows = rows[piece.rows.index(_part(wanted)) :: len(members)]
+        elif piece.rows:
+            rows = rows[first : first + n]
+        return StoredMatrix(format, rows, k, self._order(wanted))
 
     def vector(self, name: str) -> Floats | None:
-        tensor = self.file.tensor(self._family.gguf.stored(name))
-        if tensor is None:
+        found = self._places(name)
+        if found is None:
             return None
-        _expect(self.file.path, name, tensor.shape, vector_shape(self.spec, name))
-        values = floats(tensor.format, self.file.raw(tensor), tensor.shape[-1])[0]
-        order = self._order(name) if name.endswith(".bias") else None
-        return values if order is None else np.ascontiguousarray(values[order])
+        place, tensor = found
+        piece, part = place.piece, _part(name)
+        values = floats(tensor.format, self._files.raw(tensor), tensor.shape[-1]).reshape(-1)
+        if name.endswith(".bias"):
+            members = [self._shape(_sibling(name.removesuffix(".bias"), member))[0] for member in piece.rows or (part,)]
+            experts = self._experts(name) if piece.stacked else 1
+            self._length(place.tensor, len(values), experts * sum(members))
+            values = values.reshape(experts, -1)[place.expert]
+            if piece.alternating:
+                values = values[piece.rows.index(part) :: len(members)]
+            elif piece.rows:
+                first = sum(members[: piece.rows.index(part)])
+                values = values[first : first + self._shape(name.removesuffix(".bias"))[0]]
+            order = self._order(name.removesuffix(".bias"))
+            return np.ascontiguousarray(values if order is None else values[order])
+        wanted = self.spec.hidden if name == "norm" else self._vectors(name).get(part)
+        if wanted is not None:
+            self._length(place.tensor, len(values), wanted)
+        return values + np.float32(1) if self._stored.norms_less_one and part in _NORMS else values
+
+    def _places(self, name: str) -> tuple[Place, Any] | None:
+        for place in self._stored.names.places(name):
+            if (tensor := self._files.tensor(place.tensor)) is not None:
+                return place, tensor
+        return None
+
+    def _find(self, name: str) -> tuple[Place, Any]:
+        if (found := self._places(name)) is None:
+            likeliest = self._stored.names.stored(name) or name
+            of = f"; the model has {self._experts(name)} experts" if ".experts." in name else ""
+            raise CorruptModel(self.where, f"no tensor {likeliest}{of}")
+        return found
+
+    def _shape(self, name: str) -> tuple[int, int]:
+        if name in WHOLE:
+            return (self.spec.vocabulary, self.spec.hidden)
+        layer, part = _split(name)
+        if layer not in self._shapes:
+            self._shapes[layer] = self.spec.matrices(layer)
+        return self._shapes[layer][part]
+
+    def _vectors(self, name: str) -> dict[str, int]:
+        return self.spec.layers[_split(name)[0]].vectors(self.spec.hidden)
+
+    def _experts(self, name: str) -> int:
+        return getattr(self.spec.layers[_split(name)[0]].feed_forward, "count", 1)
+
+    def _expect(self, place: Place, name: str, shape: tuple[int, ...], base: tuple[int, int], n: int) -> None:
+        """Refuses another shape than the model's sizes give: [n, k], for stacked ones [experts, n, k] or [experts * n, k]."""
+        right = {base, *([(base[1],)] if n == 1 else [])}
+        if place.piece.stacked:
+            count = self._experts(name)
+            right = {(count, *base), (count * base[0], base[1])}
+        if tuple(shape) not in right:
+            wanted = list(min(right, key=len) if not place.piece.stacked else max(right, key=len))
+            raise CorruptModel(self.where, f"tensor {place.tensor} has shape {list(shape)} where the model's sizes say {wanted}")
+
+    def _length(self, tensor: str, length: int, wanted: int) -> None:
+        if length != wanted:
+            raise CorruptModel(self.where, f"tensor {tensor} has {length} values where the model's sizes say {wanted}")
+
+    def _mxfp4(self, name: str, place: Place, blocks: Any, n: int, k: int) -> NDArray[np.uint8]:
+        """An expert's rows from a tensor of codes and one of scales."""
+        scales = self._files.tensor(place.tensor.removesuffix("_blocks") + "_scales")
+        if scales is None:
+            raise CorruptModel(self.where, f"no tensor {place.tensor.removesuffix('_blocks')}_scales")
+        count = self._experts(name)
+        if tuple(blocks.shape) != (count, n, k // 32, 16) or tuple(scales.shape) != (count, n, k // 32):
+            raise CorruptModel(self.where, f"tensor {place.tensor} has shape {list(blocks.shape)} where {[count, n, k // 32, 16]} is due")
+        codes = self._files.raw(blocks).reshape(count, n, k // 32, 16)[place.expert]
+        return packed_rows(codes, self._files.raw(scales).reshape(count, n, k // 32)[place.expert])
+
+    def _of_heads(self, name: str, stored: str, tensor: Any) -> StoredMatrix:
+        """Keys or values from the matrix that has both, head by head: [heads * (nope + value), rank]."""
+        attention = self.spec.layers[_split(name)[0]].attention
+        assert isinstance(attention, Latent)
+        heads, nope, value, rank = attention.q_heads, attention.nope_dim, attention.value_dim, attention.kv_rank
+        if tuple(tensor.shape) != (heads * (nope + value), rank):
+            raise CorruptModel(
+                self.where, f"tensor {stored} has shape {list(tensor.shape)} where the model's sizes say {[heads * (nope + value), rank]}"
+            )
+        raw = self._files.raw(tensor)
+        rows = np.arange(heads * (nope + value), dtype=np.int64).reshape(heads, nope + value)
+        if _part(name) == "v_b":
+            return StoredMatrix(tensor.format, raw, rank, np.ascontiguousarray(rows[:, nope:]).reshape(-1))
+        keys = floats(tensor.format, raw[rows[:, :nope].reshape(-1)], rank).reshape(heads, nope, rank)
+        turned = np.ascontiguousarray(keys.transpose(0, 2, 1)).reshape(heads * rank, nope)
+        return StoredMatrix("f32", turned.view(np.uint8), nope)
+
+    def _order(self, name: str) -> NDArray[np.int64] | None:
+        """The stored row of each row, where the file has rotated values in pairs."""
+        part = _part(name)
+        if not self._stored.interleaved or part not in ("q", "k", "kv_a"):
+            return None
+        attention = self.spec.layers[_split(name)[0]].attention
+        if isinstance(attention, Latent):
+            before, rotated, after = (attention.nope_dim if part == "q" else attention.kv_rank), attention.rope_dim, 0
+        else:
+            rotated = 0 if attention.rope is None else attention.rope.rotated(attention.head_dim)
+            before, after = 0, attention.head_dim - rotated
+        if not rotated:
+            return None
+        width, n = before + rotated + after, self._shape(name)[0]
+        pairs = np.arange(rotated).reshape(rotated // 2, 2).T.reshape(-1)
+        head = np.concatenate([np.arange(before), before + pairs, before + rotated + np.arange(after)])
+        return (np.arange(n // width)[:, None] * width + head[None, :]).reshape(-1).astype(np.int64)
+
+
+def _part(name: str) -> str:
+    """'gate' of 'layers.3.experts.17.gate' and of 'layers.3.gate.bias'."""
+    return name.removesuffix(".bias").rsplit(".", 1)[-1]
+
+
+def _split(name: str) -> tuple[int, str]:
+    """3 and 'experts.17.gate' of 'layers.3.experts.17.gate'."""
+    _, layer, part = name.split(".", 2)
+    return int(layer), part
+
+
+def _sibling(name: str, part: str) -> str:
+    """'layers.3.experts.17.up' for 'layers.3.experts.17.gate' and 'up'."""
+    return name if part == name else f"{name.rpartition('.')[0]}.{part}"
+
+
+def _transposed(rows: NDArray[np.uint8], format: str) -> NDArray[np.uint8]:
+    """[n, k] of floats from [k, n]."""
+    cells = rows.view(np.uint32 if format == "f32" else np.uint16)
+    return np.ascontiguousarray(cells.T).view(np.uint8)
+
+
+def needed(spec: ModelSpec, stored: Stored) -> set[str]:
+    """Tensors that a model may have, as its files call them."""
+    inner = (f"layers.{i}.{part}" for i in range(len(spec.layers)) for part in spec.names(i))
+    return {place.tensor for name in (*WHOLE, *inner) for kind in ("", ".bias") for place in stored.names.places(name + kind)}
+
+
+class GgufWeights(StoredWeights):
+    def __init__(self, path: Path) -> None:
+        self.file = GgufFiles(path)
+        factors: dict[str, list[float]] = {}
+        for name in _FACTORS:
+            if (found := self.file.tensor(f"{name}.weight")) is not None:
+                factors[name] = floats(found.format, self.file.raw(found), found.shape[-1])[0].tolist()
+        spec = spec_from_gguf(self.file.meta, self.file.shapes, factors, path)
+        spec.check(path)
+        super().__init__(spec, self.file, FAMILIES[spec.family].gguf, self.file.unusable, path)
 
 
 def check_header(header: GgufHeader, where: object) -> ModelSpec:
@@ -92,7 +260,7 @@ def check_header(header: GgufHeader, where: object) -> ModelSpec:
     shapes = dict(header.shapes)
     if header.meta.get("split.count", 1) > 1:
         shapes.setdefault("token_embd.weight", (len(header.meta.get("tokenizer.ggml.tokens", ())), 0))
-    factors = [1.0] * shapes["rope_freqs.weight"][-1] if "rope_freqs.weight" in shapes else []
+    factors = {name: [1.0] * shapes[f"{name}.weight"][-1] for name in _FACTORS if f"{name}.weight" in shapes}
     spec = spec_from_gguf(header.meta, shapes, factors, where)
     spec.check(where)
     check_formats(header, spec, where)
@@ -101,80 +269,27 @@ def check_header(header: GgufHeader, where: object) -> ModelSpec:
 
 def check_formats(header: GgufHeader, spec: ModelSpec, where: object) -> None:
     """Refuses a file with a tensor that the model needs and that cannot be run. Raises UnsupportedModel."""
-    if needed := header.unusable.keys() & FAMILIES[spec.family].gguf.all(len(spec.layers)):
-        name = min(needed)
+    if header.unusable and (wrong := header.unusable.keys() & needed(spec, FAMILIES[spec.family].gguf)):
+        name = min(wrong)
         raise unsupported(where, name, header.unusable[name])
 
 
 def check_types(types: Mapping[str, str], spec: ModelSpec, where: object) -> None:
     """Refuses safetensors with a tensor that the model needs and that cannot be run. types: by name, as a header says. Raises UnsupportedModel."""
-    needed = FAMILIES[spec.family].safetensors.all(len(spec.layers))
-    if wrong := sorted(name for name, type in types.items() if name in needed and type not in TYPES):
+    strange = {name for name, type in types.items() if type not in TYPES}
+    if strange and (wrong := sorted(strange & needed(spec, FAMILIES[spec.family].safetensors))):
         raise UnsupportedModel(f"{where}: tensor {wrong[0]} is {types[wrong[0]]}; supported are {', '.join(TYPES)}")
 
 
-class SafetensorsWeights:
+class SafetensorsWeights(StoredWeights):
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.spec = open_spec(directory)
-        self._names = FAMILIES[self.spec.family].safetensors
+        spec = open_spec(directory)
         files = sorted(directory.glob("*.safetensors"))
         if not files:
             raise UserError(f"{directory}: no *.safetensors files")
-        self._files = SafetensorsFiles(files)
-        for name in self._files.unusable.keys() & self._names.all(len(self.spec.layers)):
-            self._files.tensor(name)  # which says what is wrong with it
-
-    def forget(self) -> None:
-        self._files.forget()
-
-    def matrix(self, name: str) -> StoredMatrix:
-        stored = self._names.stored("embed" if name == "head" and self.spec.tied else name)
-        tensor = self._files.tensor(stored)
-        if tensor is None:
-            raise CorruptModel(self.directory, f"no tensor {stored} in any *.safetensors")
-        _expect(self.directory, stored, tensor.shape, matrix_shape(self.spec, name))
-        return StoredMatrix(tensor.format, self._files.raw(tensor), tensor.shape[-1])
-
-    def vector(self, name: str) -> Floats | None:
-        tensor = self._files.tensor(self._names.stored(name))
-        if tensor is None:
-            return None
-        _expect(self.directory, name, tensor.shape, vector_shape(self.spec, name))
-        return floats(tensor.format, self._files.raw(tensor), tensor.shape[-1])[0]
-
-
-def _expect(path: Path, name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
-    if shape != wanted:
-        raise CorruptModel(path, f"tensor {name} has shape {list(shape)} where the model's sizes say {list(wanted)}")
-
-
-def layer_of(spec: ModelSpec, name: str) -> LayerSpec:
-    """The layer that a tensor belongs to: 3 of 'layers.3.q'."""
-    return spec.layers[int(name.split(".")[1])]
-
-
-def matrix_shape(spec: ModelSpec, name: str) -> tuple[int, int]:
-    """[n, k] of a matrix by its name here."""
-    if name in ("embed", "head"):
-        return (spec.vocabulary, spec.hidden)
-    attention, width = layer_of(spec, name).attention, layer_of(spec, name).feed_forward.width
-    return {
-        "q": (attention.q_width, spec.hidden),
-        "k": (attention.kv_width, spec.hidden),
-        "v": (attention.kv_width, spec.hidden),
-        "o": (spec.hidden, attention.q_width),
-        "gate": (width, spec.hidden),
-        "up": (width, spec.hidden),
-        "down": (spec.hidden, width),
-    }[name.rsplit(".", 1)[-1]]
-
-
-def vector_shape(spec: ModelSpec, name: str) -> tuple[int]:
-    """[n] of a norm or bias, by its name here."""
-    if name.endswith(".bias"):
-        return (matrix_shape(spec, name.removesuffix(".bias"))[0],)
-    return (layer_of(spec, name).attention.head_dim if name.endswith(("q_norm", "k_norm")) else spec.hidden,)
+        opened = SafetensorsFiles(files)
+        super().__init__(spec, opened, FAMILIES[spec.family].safetensors, opened.unusable, directory)
 
 
 def open_spec(directory: Path) -> ModelSpec:

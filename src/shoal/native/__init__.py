@@ -11,7 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from shoal.native._kernels import Dense as Dense
+    from shoal.native._kernels import GroupedQuery as GroupedQuery
+    from shoal.native._kernels import Linear as Linear
     from shoal.native._kernels import Matrix as Matrix
+    from shoal.native._kernels import Norm as Norm
     from shoal.native._kernels import Stage as Stage
 
 BLOCK_TOKENS = 32

@@ -26,76 +26,152 @@ class Matrix:
     @property
     def nbytes(self) -> int: ...
 
-class Stage:
-    """Layers of one shape. Methods raise ValueError for arrays of the wrong shape."""
+class Linear:
+    """A matrix [n, k], and a bias [n]."""
 
+    def __init__(self, weight: Matrix, bias: _Floats | None = None) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+
+class Norm:
+    """An RMS norm, or a layer norm where it is centred. weight, bias: [n]."""
+
+    def __init__(self, weight: _Floats, eps: float, bias: _Floats | None = None, centred: bool = False) -> None: ...
+
+class Around:
+    """What a block does around its own arithmetic: norms before and after, a factor on what it adds. same_input: it takes what the block before
+    took, as that one normalised it."""
+
+    def __init__(self, before: Norm | None = None, after: Norm | None = None, scale: float = 1.0, same_input: bool = False) -> None: ...
+
+class Block:
+    """What is held, leased and run as one. Constructors of blocks raise ValueError for parts that do not fit each other."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+class AttentionBlock(Block): ...
+class FeedForwardBlock(Block): ...
+
+class GroupedQuery(AttentionBlock):
     def __init__(
         self,
-        hidden: int,
+        around: Around,
+        q: Linear | None,
+        k: Linear | None,
+        v: Linear | None,
+        o: Linear | None,
+        *,
         q_heads: int,
         kv_heads: int,
-        head_dim: int,
-        intermediate: int,
-        eps: float,
+        key_dim: int,
+        value_dim: int,
+        q_norm: Norm | None = None,
+        k_norm: Norm | None = None,
         scale: float,
-        threads: int,
-        isa: str = "",
-    ) -> None: ...
-    def add_layer(
-        self,
-        attention_norm: _Floats,
-        mlp_norm: _Floats,
-        q_norm: _Floats | None,
-        k_norm: _Floats | None,
-        weights: Sequence[Matrix],
-        biases: Sequence[_Floats | None],
+        cap: float = 0.0,
+        clip: float = 0.0,
         window: int = 0,
+        rotation: int = -1,
+        rotated: int = 0,
+        sinks: _Floats | None = None,
     ) -> None:
-        """weights and biases: of q, k, v, o, gate, up, down."""
+        """Without matrices it is for `Stage.attend` alone. rotation: which of a step's rotations turn it; -1: none. sinks: [q_heads]."""
 
-    def set_head(self, norm: _Floats, head: Matrix) -> None: ...
+class Latent(AttentionBlock):
+    def __init__(
+        self,
+        around: Around,
+        q_a: Linear | None,
+        q: Linear,
+        kv_a: Linear,
+        k_b: Linear,
+        v_b: Linear,
+        o: Linear,
+        *,
+        q_a_norm: Norm | None = None,
+        kv_a_norm: Norm,
+        heads: int,
+        rank: int,
+        nope: int,
+        rope: int,
+        value_dim: int,
+        scale: float,
+        rotation: int = -1,
+    ) -> None:
+        """k_b: [heads * rank, nope]; v_b: [heads * value_dim, rank]."""
+
+_Mlp = tuple[Linear, Linear, Linear]
+
+class Dense(FeedForwardBlock):
+    def __init__(self, around: Around, mlp: _Mlp, activation: str = "silu") -> None:
+        """mlp: gate, up, down."""
+
+class Experts(FeedForwardBlock):
+    def __init__(
+        self,
+        around: Around,
+        router: Linear,
+        experts: Sequence[_Mlp],
+        *,
+        chosen: int,
+        activation: str = "silu",
+        selection_bias: _Floats | None = None,
+        shared: _Mlp | None = None,
+        shared_gate: Linear | None = None,
+        sigmoid: bool = False,
+        softmax_after: bool = False,
+        renormalised: bool = False,
+        scale: float = 1.0,
+        groups: int = 1,
+        groups_chosen: int = 1,
+        group_by_two: bool = False,
+    ) -> None:
+        """The arguments after `shared_gate` are those of models/spec.py: Routing."""
+    @property
+    def counts(self) -> NDArray[np.uint64]:
+        """[experts] rows that each has computed."""
+
+class Head:
+    def __init__(self, norm: Norm, linear: Linear) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+
+class Stage:
+    """Threads and memory of steps; weights are given with each. Methods raise ValueError for arrays of the wrong shape."""
+
+    def __init__(self, hidden: int, threads: int, isa: str = "") -> None: ...
     def forward(
         self,
         hidden: _Floats,
         starts: _Ints,
         positions: _Ints,
         tables: _Ints,
-        cos: _Floats,
-        sin: _Floats,
+        rotations: Sequence[tuple[_Floats, _Floats]],
+        attention: Sequence[AttentionBlock],
+        feed_forward: Sequence[FeedForwardBlock],
         pools: Sequence[_Bytes],
         bf16: bool,
     ) -> None:
-        """Runs all layers over hidden: [rows, hidden], in place. starts: [sequences + 1], positions: [sequences], tables: [sequences, blocks],
-        cos and sin: [rows, head_dim / 2]; a pool for each layer: [blocks, bytes]."""
+        """Runs layers over hidden: [rows, hidden], in place. starts: [sequences + 1], positions: [sequences], tables: [sequences, blocks],
+        rotations: cosines and sines, [rows, rotated / 2] each; two blocks and a pool for each layer: [blocks, bytes]."""
 
-    def trim(self, first: int, end: int) -> None:
-        """Keeps the layers [first, end)."""
-
-    def logits(self, hidden: _Floats, picked: _Ints, out: _Floats) -> None:
+    def logits(self, hidden: _Floats, head: Head, picked: _Ints, out: _Floats) -> None:
         """hidden: [rows, hidden]; out: [picked, vocabulary, rounded up to 16]."""
 
-    @property
-    def nbytes(self) -> int: ...
-    @property
-    def isa(self) -> str: ...
-
-class Attention:
-    """Rotation, append and grouped-query attention of one layer. Raises ValueError for arrays of the wrong shape."""
-
-    def __init__(self, q_heads: int, kv_heads: int, head_dim: int, eps: float, scale: float, threads: int, isa: str = "") -> None: ...
-    def run(
+    def attend(
         self,
+        block: GroupedQuery,
         qkv: _Floats,
         starts: _Ints,
         positions: _Ints,
         tables: _Ints,
-        cos: _Floats,
-        sin: _Floats,
+        rotations: Sequence[tuple[_Floats, _Floats]],
         pool: _Bytes,
         bf16: bool,
-        window: int,
-        q_norm: _Floats | None,
-        k_norm: _Floats | None,
         out: _Floats,
     ) -> None:
-        """qkv: [rows, queries + keys + values]; out: [rows, queries]; the others as in `Stage.forward`."""
+        """Rotation, append and attention alone. qkv: [rows, queries + keys + values]; out: [rows, q_heads * value_dim]."""
+
+    @property
+    def isa(self) -> str: ...

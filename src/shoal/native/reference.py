@@ -18,6 +18,14 @@ def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
     return (x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True, dtype=np.float32) + np.float32(eps)) * weight).astype(np.float32)
 
 
+def norm(x: Floats, weight: Floats, eps: float, bias: Floats | None = None, *, centred: bool = False) -> Floats:
+    """An RMS norm, or a layer norm where it is centred, over the last axis."""
+    if not centred:
+        return rms_norm(x, weight, eps)
+    out = rms_norm(x - x.mean(axis=-1, keepdims=True, dtype=np.float32), weight, eps)
+    return out if bias is None else out + bias
+
+
 def rotate(heads: Floats, cos: Floats, sin: Floats) -> Floats:
     """heads: [rows, heads, head_dim]; cos, sin: [rows, head_dim / 2]. Rotates the two halves of each head."""
     half = heads.shape[-1] // 2

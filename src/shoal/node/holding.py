@@ -30,10 +30,11 @@ class PulledModel:
         self._manifest = manifest_of(order)
         self._from_origin = 0
         journals = JournalLimits(settings.journal_memory, settings.journal_disk_bytes, wire_codec(order.codec))
-        make = factory(settings.runtime, Precision(order.precision), settings.compute_threads, settings.isa)
+        bf16 = order.kv_type == KvType.BF16
+        make = factory(settings.runtime, Precision(order.precision), bf16, settings.compute_threads, settings.isa)
         self._read: Path | None = None  # where the last layers came from
         self._grammars = GrammarProcess(self._tokenizer)
-        self._shard = Shard(make, order.kv_type == KvType.BF16, journals, self._grammars)
+        self._shard = Shard(make, journals, self._grammars, order.context)
 
     @property
     def layers(self) -> list[range]:

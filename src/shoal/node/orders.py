@@ -59,6 +59,7 @@ class Orders:
             keep_first=order.keep.start,
             keep_end=order.keep.stop,
             layers=self._model.cost.layers,
+            context=self._model.context,
         )
         if self.manifest is not None:
             load.files.extend(control.ModelFile(name=f.name, size=f.size, sha256=f.sha256) for f in self.manifest.files)

@@ -15,12 +15,12 @@ from typing import Any
 import msgspec
 import numpy as np
 from llguidance import LLTokenizer, TokenizerWrapper
-from numpy.typing import NDArray
 
 from shoal.control import messages as control
-from shoal.executor.base import Angles, Floats, Ints, StageBatch, StageOutput
+from shoal.executor.base import Angles, Block, Floats, Ints, Leases, Part, StageBatch, StageOutput
 from shoal.executor.constraint import Grammars
 from shoal.executor.journal import JournalLimits
+from shoal.executor.kv_pool import KvPool
 from shoal.executor.shard import Shard
 from shoal.executor.stage import StageExecutor
 from shoal.models.matrix import StoredMatrix
@@ -63,28 +63,42 @@ class ToyWeights:
         pass
 
 
-class ToyLayers:
+@dataclass(frozen=True)
+class _ToyBlock:
+    nbytes: int
+
+
+class ToyRuntime:
     """Takes the place of the native kernels."""
 
-    runtime = "toy"
+    name = "toy"
 
-    def __init__(self, layers: range) -> None:
-        self._layers = layers
+    def __init__(self, layers: int) -> None:
+        self._pool = KvPool(spec(layers), bf16=True)
 
-    @property
-    def nbytes(self) -> int:
-        return len(self._layers) * LAYER_BYTES
+    def pack(self, weights: Any, block: Block) -> _ToyBlock:
+        return _ToyBlock(LAYER_BYTES if block.part is Part.FEED_FORWARD else 0)
 
-    def forward(self, hidden: Floats, batch: StageBatch, angles: Angles, pools: list[NDArray[np.uint8]], bf16: bool) -> Floats:
-        assert len(pools) == len(self._layers)
+    def open(self, blocks: int) -> None:
+        self._pool.open(blocks)
+
+    def keep(self, layers: range) -> None:
+        self._pool.keep(layers)
+
+    def copy(self, pairs: list[tuple[int, int]]) -> None:
+        self._pool.copy(pairs)
+
+    def forward(self, hidden: Floats, batch: StageBatch, angles: list[Angles], layers: range, leases: Leases) -> Floats:
         positions, starts = batch.positions.tolist(), batch.starts.tolist()
         places: list[Ints] = []
         for table, position, first, end in zip(batch.tables, positions, starts, starts[1:], strict=False):
             at = np.arange(position + end - first, dtype=np.int32)
             places.append(table[at // BLOCK_TOKENS] * BLOCK_TOKENS + at % BLOCK_TOKENS)
         out: list[int] = hidden[:, 0].astype(np.int64).tolist()
-        for layer, pool in zip(self._layers, pools, strict=True):
-            cells = pool.view(np.uint32).reshape(-1, 2)[:, 0]
+        for layer in layers:
+            for part in (Part.ATTENTION, Part.FEED_FORWARD):
+                leases.lease(Block(layer, part))
+            cells = self._pool.of(layer).view(np.uint32).reshape(-1, 2)[:, 0]
             for place, position, first, end in zip(places, positions, starts, starts[1:], strict=False):
                 total = int(cells[place[:position]].sum(dtype=np.int64))
                 for row in range(first, end):
@@ -94,15 +108,11 @@ class ToyLayers:
                 cells[place[position:]] = out[first:end]
         return np.array(out, np.float32).reshape(-1, 1)
 
-    def trim(self, first: int, count: int) -> bool:
-        self._layers = self._layers[first : first + count]
-        return True
-
-    def logits(self, hidden: Floats, picked: Ints) -> Floats:
+    def logits(self, hidden: Floats, picked: Ints, leases: Leases) -> Floats:
         x = hidden[picked, 0].astype(np.int64)[:, None] * 31 + np.arange(VOCABULARY, dtype=np.int64) * 1000003
         return ((x ^ (x >> 7)) % 8191).astype(np.float32) / np.float32(1024)
 
-    def normed(self, hidden: Floats) -> Floats:
+    def normed(self, hidden: Floats, leases: Leases) -> Floats:
         return hidden
 
 
@@ -128,8 +138,8 @@ def grammars() -> Grammars:
     return Grammars(vocabulary, patience=None)
 
 
-def make_layers(weights: Any, layers: range, last: bool) -> ToyLayers:
-    return ToyLayers(layers)
+def make_runtime(weights: Any, layer: int) -> ToyRuntime:
+    return ToyRuntime(len(weights.spec.layers))
 
 
 def expected(request: Request, layers: int) -> list[list[int]]:
@@ -151,7 +161,7 @@ def examined(request: Request, layers: int) -> tuple[list[Score], bytes]:
 
 def _stage(request: Request, layers: int, held: Grammars | None = None) -> tuple[StageExecutor, int]:
     """A stage that holds the request, and its KV blocks."""
-    shard = Shard(make_layers, bf16=True, grammars=held)
+    shard = Shard(make_runtime, grammars=held)
     shard.load(range(layers), ToyWeights(layers))
     blocks = -(-(len(request.prompt) + request.samples) // BLOCK_TOKENS)
     return shard.enter(range(layers), range(0), blocks), blocks
@@ -222,7 +232,7 @@ class ToyModel:
         """Steps that a stage ran after the next one was entered."""
         self.entered: _Entered | None = None
         self._grammars = grammars()
-        self.shard = Shard(make_layers, bf16=True, journals=journals, grammars=self._grammars)
+        self.shard = Shard(make_runtime, journals=journals, grammars=self._grammars)
         self._weights = ToyWeights(layers)
 
     @property

@@ -5,8 +5,60 @@ Nothing outside this package names a family.
 
 from __future__ import annotations
 
-from shoal.models.families import llama, mistral, qwen2, qwen3
+from shoal.models.families import (
+    cohere2,
+    dbrx,
+    deepseek_v2,
+    deepseek_v3,
+    gemma2,
+    gemma3_text,
+    glm4,
+    glm4_moe,
+    gpt_oss,
+    granite,
+    granitemoe,
+    llama,
+    mistral,
+    mixtral,
+    olmo2,
+    olmoe,
+    phi3,
+    qwen2,
+    qwen2_moe,
+    qwen3,
+    qwen3_moe,
+    smollm3,
+)
 from shoal.models.families.family import Family
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (llama.FAMILY, mistral.FAMILY, qwen2.FAMILY, qwen3.FAMILY)}
+FAMILIES: dict[str, Family] = {
+    module.FAMILY.name: module.FAMILY
+    for module in (
+        llama,
+        mistral,
+        mixtral,
+        qwen2,
+        qwen2_moe,
+        qwen3,
+        qwen3_moe,
+        olmo2,
+        olmoe,
+        deepseek_v2,
+        deepseek_v3,
+        gpt_oss,
+        glm4,
+        glm4_moe,
+        gemma2,
+        gemma3_text,
+        phi3,
+        granite,
+        granitemoe,
+        smollm3,
+        cohere2,
+        dbrx,
+    )
+}
 """By `model_type`."""
+BY_MODEL_TYPE = {name: family for family in FAMILIES.values() for name in (family.name, *family.aliases)}
+ARCHITECTURES = {family.architecture or family.name: family for family in FAMILIES.values() if family.from_metadata}
+"""By what GGUF files say."""

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from shoal.errors import CorruptModel, UnsupportedModel
 from shoal.models.families.layer_count import layer_count
-from shoal.models.spec import Dense, GroupedQuery, LayerSpec, Rope
+from shoal.models.spec import Activation, Dense, Experts, GroupedQuery, Latent, LayerSpec, ModelSpec, Rope
+
+_ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu"}
 
 
 class ConfigJson:
     """Methods raise CorruptModel, UnsupportedModel, and ValueError, TypeError, OverflowError for values of other kinds."""
 
-    def __init__(self, values: Mapping[str, Any], where: object) -> None:
+    def __init__(self, family: str, values: Mapping[str, Any], where: object) -> None:
         """where: what errors name."""
+        self.family = family
         self._values, self.where = values, where
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -25,6 +29,10 @@ class ConfigJson:
         if not isinstance(value, int) or isinstance(value, bool):
             raise CorruptModel(self.where, f"config.json has no whole number '{key}'")
         return value
+
+    def under(self, key: str) -> ConfigJson:
+        """The configuration that a key holds; empty where there is none."""
+        return ConfigJson(self.family, cast("Mapping[str, Any]", self.get(key) or {}), self.where)
 
     def unsupported(self, what: str) -> UnsupportedModel:
         return UnsupportedModel(f"{self.where}: {what}")
@@ -42,50 +50,145 @@ class ConfigJson:
         """0: none."""
         return int(self.get("sliding_window") or 0)
 
-    def grouped_query(self, window: int = 0, qk_norm: bool = False) -> GroupedQuery:
+    @property
+    def head_dim(self) -> int:
         heads = self.whole("num_attention_heads")
         if min(self.hidden, heads) < 1:
             raise CorruptModel(self.where, "a size in config.json is not positive")
-        return GroupedQuery(
-            q_heads=heads,
-            kv_heads=int(self.get("num_key_value_heads") or heads),
-            head_dim=int(self.get("head_dim") or self.hidden // heads),
-            rope=self._rope(),
-            window=window,
-            qk_norm=qk_norm,
+        return int(self.get("head_dim") or self.hidden // heads)
+
+    def model(self, layers: Sequence[LayerSpec], **changes: Any) -> ModelSpec:
+        """The whole of it: what most families say alike, but for some."""
+        told = {
+            "hidden": self.get("hidden_size"),
+            "vocabulary": self.get("vocab_size"),
+            "eps": float(self.get("rms_norm_eps", 1e-6)),
+            "context": self.get("max_position_embeddings"),
+            "tied": bool(self.get("tie_word_embeddings", False)),
+            **changes,
+        }
+        for key, stored in (("hidden", "hidden_size"), ("vocabulary", "vocab_size"), ("context", "max_position_embeddings")):
+            if key not in changes:
+                told[key] = self.whole(stored)
+        return ModelSpec(family=self.family, layers=tuple(layers), **told)
+
+    def grouped_query(self, **changes: Any) -> GroupedQuery:
+        """What most families say alike, but for some."""
+        heads = self.whole("num_attention_heads")
+        told = {"q_heads": heads, "kv_heads": int(self.get("num_key_value_heads") or heads), "head_dim": self.head_dim, **changes}
+        if "rope" not in told:
+            told["rope"] = self.rope()
+        return GroupedQuery(**told)
+
+    def latent(self) -> Latent:
+        nope, rope = self.whole("qk_nope_head_dim"), self.rope(head_dim=self.whole("qk_rope_head_dim"))
+        scale, told = (nope + self.whole("qk_rope_head_dim")) ** -0.5, self._rope_values()
+        if rope.kind == "yarn" and (all_dim := float(told.get("mscale_all_dim") or 0)):
+            scale *= mscale(rope.factor, all_dim) ** 2
+        return Latent(
+            q_heads=self.whole("num_attention_heads"),
+            kv_rank=self.whole("kv_lora_rank"),
+            nope_dim=nope,
+            rope_dim=self.whole("qk_rope_head_dim"),
+            value_dim=self.whole("v_head_dim"),
+            rope=rope,
+            scale=scale,
+            q_rank=int(self.get("q_lora_rank") or 0),
         )
 
-    def dense(self) -> Dense:
-        if self.get("hidden_act", "silu") != "silu":
-            raise self.unsupported(f"activation '{self.get('hidden_act')}' is not supported")
-        return Dense(self.whole("intermediate_size"))
+    @property
+    def activation(self) -> Activation:
+        name = str(self.get("hidden_activation") or self.get("hidden_act") or "silu")
+        if name not in _ACTIVATIONS:
+            raise self.unsupported(f"activation '{name}' is not supported")
+        return _ACTIVATIONS[name]
 
-    def dense_layers(self, windows: Sequence[int], qk_norm: bool = False) -> tuple[LayerSpec, ...]:
-        """Alike but for their windows, of which there is one for each layer."""
+    def dense(self, width: int | None = None) -> Dense:
+        return Dense(self.whole("intermediate_size") if width is None else width, self.activation)
+
+    def experts_count(self) -> int:
+        for key in ("num_local_experts", "num_experts", "n_routed_experts"):
+            if self.get(key) is not None:
+                return self.whole(key)
+        raise CorruptModel(self.where, "config.json does not say how many experts there are")
+
+    def each_layer(self, make: Callable[[int], LayerSpec]) -> tuple[LayerSpec, ...]:
+        """A layer for each number; equal ones are one object."""
+        made: dict[LayerSpec, LayerSpec] = {}
+        return tuple(made.setdefault(layer, layer) for layer in map(make, range(self.layers)))
+
+    def like(self, attention: GroupedQuery | Latent, feed_forward: Dense | Experts, **changes: Any) -> tuple[LayerSpec, ...]:
+        """Layers that are all alike."""
+        return (LayerSpec(attention, feed_forward, **changes),) * self.layers
+
+    def windowed(self, windows: Sequence[int], make: Callable[[int], LayerSpec]) -> tuple[LayerSpec, ...]:
+        """Layers that differ by their windows, of which there is one for each."""
         if len(windows) != self.layers:
             raise CorruptModel(self.where, f"config.json describes {len(windows)} of {self.layers} layers")
-        made = {window: LayerSpec(self.grouped_query(window, qk_norm), self.dense()) for window in set(windows)}
+        made = {window: make(window) for window in set(windows)}
         return tuple(made[window] for window in windows)
 
-    def _rope(self) -> Rope:
+    def dense_layers(self, windows: Sequence[int], **attention: Any) -> tuple[LayerSpec, ...]:
+        """Alike but for their windows."""
+        return self.windowed(windows, lambda window: LayerSpec(self.grouped_query(window=window, **attention), self.dense()))
+
+    def _rope_values(self) -> dict[str, Any]:
         # transformers 5 writes rope_parameters, earlier ones rope_theta and rope_scaling.
-        scaling = dict(cast("Mapping[str, Any]", self.get("rope_parameters") or self.get("rope_scaling") or {}))
-        if float(scaling.get("partial_rotary_factor") or self.get("partial_rotary_factor") or 1.0) != 1.0:
-            raise self.unsupported("partial rotary embedding is not supported")
-        kind = str(scaling.get("rope_type") or scaling.get("type") or "default")
+        return dict(cast("Mapping[str, Any]", self.get("rope_parameters") or self.get("rope_scaling") or {}))
+
+    def rope(self, scaling: Mapping[str, Any] | None = None, head_dim: int | None = None, **changes: Any) -> Rope:
+        """scaling: where it is not the configuration's only one. head_dim: where heads are not all that is rotated."""
+        told = self._rope_values() if scaling is None else dict(scaling)
+        partial = float(told.get("partial_rotary_factor") or self.get("partial_rotary_factor") or 1.0)
+        width = self.head_dim if head_dim is None else head_dim
+        dims = 0 if partial == 1.0 else int(width * partial)
+        kind = str(told.get("rope_type") or told.get("type") or "default")
+        theta = float(told.get("rope_theta") or self.get("rope_theta") or 10000.0)
+        if kind == "longrope":
+            return self._longrope(told, theta, dims, width)
         if kind not in ("default", "linear", "llama3", "yarn"):
             raise self.unsupported(f"rope scaling '{kind}' is not supported")
-        if kind == "yarn" and (scaling.get("mscale") or scaling.get("mscale_all_dim")):
-            raise self.unsupported("yarn with mscale is not supported")
+        factor = float(told.get("factor") or 1.0)
+        attention_factor = None if told.get("attention_factor") is None else float(told["attention_factor"])
+        if kind == "yarn" and attention_factor is None and told.get("mscale") and told.get("mscale_all_dim"):
+            attention_factor = mscale(factor, float(told["mscale"])) / mscale(factor, float(told["mscale_all_dim"]))
         return Rope(
-            theta=float(scaling.get("rope_theta") or self.get("rope_theta") or 10000.0),
-            kind=kind,
-            factor=float(scaling.get("factor") or 1.0),
-            low_freq_factor=float(scaling.get("low_freq_factor") or 1.0),
-            high_freq_factor=float(scaling.get("high_freq_factor") or 4.0),
-            original_context=int(scaling.get("original_max_position_embeddings") or self.whole("max_position_embeddings")),
-            beta_fast=float(scaling.get("beta_fast") or 32.0),
-            beta_slow=float(scaling.get("beta_slow") or 1.0),
-            attention_factor=None if scaling.get("attention_factor") is None else float(scaling["attention_factor"]),
-            truncate=bool(scaling.get("truncate", True)),
+            **{
+                "theta": theta,
+                "kind": kind,
+                "factor": factor,
+                "low_freq_factor": float(told.get("low_freq_factor") or 1.0),
+                "high_freq_factor": float(told.get("high_freq_factor") or 4.0),
+                "original_context": int(told.get("original_max_position_embeddings") or self.get("max_position_embeddings") or 0),
+                "beta_fast": float(told.get("beta_fast") or 32.0),
+                "beta_slow": float(told.get("beta_slow") or 1.0),
+                "attention_factor": attention_factor,
+                "truncate": bool(told.get("truncate", True)),
+                "dims": dims,
+                **changes,
+            }
         )
+
+    def _longrope(self, told: Mapping[str, Any], theta: float, dims: int, width: int) -> Rope:
+        context = self.whole("max_position_embeddings")
+        original = int(told.get("original_max_position_embeddings") or self.get("original_max_position_embeddings") or context)
+        factor = float(told.get("factor") or context / max(original, 1))
+        return Rope(
+            theta=theta,
+            kind="factors",
+            dims=dims,
+            factors=tuple(float(f) for f in told["short_factor"]),
+            long_factors=tuple(float(f) for f in told["long_factor"]),
+            original_context=original,
+            attention_factor=longrope_attention(factor, original) if told.get("attention_factor") is None else float(told["attention_factor"]),
+        )
+
+
+def mscale(factor: float, by: float) -> float:
+    """Yarn's factor on attention (transformers, modeling_rope_utils)."""
+    return 1.0 if factor <= 1 else 0.1 * by * math.log(factor) + 1.0
+
+
+def longrope_attention(factor: float, original: int) -> float:
+    """Longrope's factor on cosine and sine (transformers, modeling_rope_utils)."""
+    return 1.0 if factor <= 1 or original <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))

@@ -8,7 +8,18 @@ from dataclasses import dataclass
 from shoal.models.families.config import ConfigJson
 from shoal.models.families.metadata import GgufMetadata
 from shoal.models.families.tensor_names import GGUF, HUGGING_FACE, TensorNames
-from shoal.models.spec import LayerSpec
+from shoal.models.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How files of one kind have a family's tensors."""
+
+    names: TensorNames
+    interleaved: bool = False
+    """The rows that are rotated lie in pairs (convert_hf_to_gguf.py, LlamaModel.permute), not in halves."""
+    norms_less_one: bool = False
+    """RMS norms' weights are stored less one."""
 
 
 @dataclass(frozen=True)
@@ -17,10 +28,12 @@ class Family:
     """`model_type` in config.json."""
     title: str
     """As people write it."""
-    from_config: Callable[[ConfigJson], tuple[LayerSpec, ...]]
-    from_metadata: Callable[[GgufMetadata], tuple[LayerSpec, ...]] | None = None
-    """Of GGUF files whose `general.architecture` is the family's name. None: its GGUF files say that they are another family's."""
-    interleaved: bool = False
-    """GGUF files hold the rows of queries and keys in the interleaved rotary order (convert_hf_to_gguf.py, LlamaModel.permute)."""
-    gguf: TensorNames = GGUF
-    safetensors: TensorNames = HUGGING_FACE
+    from_config: Callable[[ConfigJson], ModelSpec]
+    from_metadata: Callable[[GgufMetadata], ModelSpec] | None = None
+    """None: its GGUF files say that they are another family's."""
+    architecture: str = ""
+    """`general.architecture` of its GGUF files; empty: its name."""
+    aliases: tuple[str, ...] = ()
+    """Other `model_type`s that are read alike."""
+    safetensors: Stored = Stored(HUGGING_FACE)
+    gguf: Stored = Stored(GGUF)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from shoal.models.families.config import ConfigJson
 from shoal.models.families.family import Family
 from shoal.models.families.windows import by_type
-from shoal.models.spec import LayerSpec
+from shoal.models.spec import ModelSpec
 
 
-def _from_config(config: ConfigJson) -> tuple[LayerSpec, ...]:
-    return config.dense_layers(by_type(config) or [config.window] * config.layers)
+def _from_config(config: ConfigJson) -> ModelSpec:
+    return config.model(config.dense_layers(by_type(config) or [config.window] * config.layers))
 
 
 FAMILY = Family("mistral", "Mistral", _from_config)

@@ -2,71 +2,140 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 WHOLE = ("embed", "norm", "head")
 """Those of no layer."""
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Where in a tensor something lies that is not all of it."""
+
+    tensor: str
+    """Without the layer's prefix; '{expert}' is the expert's number."""
+    rows: tuple[str, ...] = ()
+    """Matrices of the same part whose rows follow each other in the tensor, this one among them."""
+    alternating: bool = False
+    """Their rows take turns instead."""
+    stacked: bool = False
+    """The tensor has this of every expert, one after the other."""
+    transposed: bool = False
+    """The tensor is [k, n], or one such matrix per expert."""
+    heads: Literal["", "keys", "values"] = ""
+    """Latent attention's matrix with the rows of each head's keys, then those of its values."""
+    suffix: str = ".weight"
+    bias: str = ".bias"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor by its name in the file, and what of it is meant."""
+
+    tensor: str
+    piece: Piece
+    expert: int = 0
+
+
+Parts = Mapping[str, str | Piece | tuple[str | Piece, ...]]
+
+
+@dataclass(frozen=True)
 class TensorNames:
     layers: str
     """What stands before a layer's number."""
-    parts: Mapping[str, str]
+    parts: Parts
+    """By the name of a part without its layer and its expert's number. Of several, a file has one."""
+
+    def places(self, name: str) -> Iterator[Place]:
+        """Where a file may have something: 'layers.3.q.bias' -> 'blk.3.attn_q.bias'."""
+        words = name.split(".")
+        bias = words[-1] == "bias"
+        if bias:
+            words.pop()
+        prefix, expert = "", 0
+        if words[0] == "layers":
+            prefix, words = f"{self.layers}.{words[1]}.", words[2:]
+        if words[0] == "experts":
+            expert, words = int(words[1]), [words[0], words[2]]
+        known = self.parts.get(".".join(words), ())
+        for one in known if isinstance(known, tuple) else (known,):
+            piece = one if isinstance(one, Piece) else Piece(one)
+            yield Place(prefix + piece.tensor.format(expert=expert) + (piece.bias if bias else piece.suffix), piece, expert)
 
     def stored(self, name: str) -> str:
-        """'layers.3.q.bias' -> 'blk.3.attn_q.bias'."""
-        parts = name.split(".")
-        kind = "bias" if parts[-1] == "bias" else "weight"
-        if kind == "bias":
-            parts.pop()
-        prefix = f"{self.layers}.{parts[1]}." if parts[0] == "layers" else ""
-        return f"{prefix}{self.parts[parts[-1]]}.{kind}"
-
-    def all(self, layers: int) -> set[str]:
-        """Those that a model of that many layers may have, as its file calls them."""
-        inner = [f"layers.{i}.{part}" for i in range(layers) for part in self.parts if part not in WHOLE]
-        return {self.stored(name + kind) for name in (*WHOLE, *inner) for kind in ("", ".bias")}
+        """What the file calls it, if it has it under its likeliest name; '' if this family has no such thing."""
+        return next((place.tensor for place in self.places(name)), "")
 
 
-GGUF = TensorNames(
-    "blk",
-    {
-        "embed": "token_embd",
-        "norm": "output_norm",
-        "head": "output",
-        "attention_norm": "attn_norm",
-        "mlp_norm": "ffn_norm",
-        "q": "attn_q",
-        "k": "attn_k",
-        "v": "attn_v",
-        "o": "attn_output",
-        "q_norm": "attn_q_norm",
-        "k_norm": "attn_k_norm",
-        "gate": "ffn_gate",
-        "up": "ffn_up",
-        "down": "ffn_down",
-    },
-)
-"""As llama.cpp names them for most families."""
-HUGGING_FACE = TensorNames(
-    "model.layers",
-    {
-        "embed": "model.embed_tokens",
-        "norm": "model.norm",
-        "head": "lm_head",
-        "attention_norm": "input_layernorm",
-        "mlp_norm": "post_attention_layernorm",
-        "q": "self_attn.q_proj",
-        "k": "self_attn.k_proj",
-        "v": "self_attn.v_proj",
-        "o": "self_attn.o_proj",
-        "q_norm": "self_attn.q_norm",
-        "k_norm": "self_attn.k_norm",
-        "gate": "mlp.gate_proj",
-        "up": "mlp.up_proj",
-        "down": "mlp.down_proj",
-    },
-)
-"""As transformers names them for most families."""
+def gguf(**changes: str | Piece | tuple[str | Piece, ...]) -> TensorNames:
+    """As llama.cpp names them for most families, but for some; a double underscore stands for the dot."""
+    return TensorNames("blk", {**_GGUF, **{name.replace("__", "."): stored for name, stored in changes.items()}})
+
+
+def hugging_face(layers: str = "model.layers", **changes: str | Piece | tuple[str | Piece, ...]) -> TensorNames:
+    """As transformers names them for most families, but for some; a double underscore stands for the dot."""
+    return TensorNames(layers, {**_HUGGING_FACE, **{name.replace("__", "."): stored for name, stored in changes.items()}})
+
+
+def stacked(tensor: str, **options: bool) -> Piece:
+    return Piece(tensor, stacked=True, **options)
+
+
+_GATE_UP = ("gate", "up")
+_GGUF: Parts = {
+    "embed": "token_embd",
+    "norm": "output_norm",
+    "head": "output",
+    "attention_norm": "attn_norm",
+    "mlp_norm": ("ffn_norm", "post_attention_norm"),
+    "q": "attn_q",
+    "k": "attn_k",
+    "v": "attn_v",
+    "o": "attn_output",
+    "q_norm": "attn_q_norm",
+    "k_norm": "attn_k_norm",
+    "gate": "ffn_gate",
+    "up": "ffn_up",
+    "down": "ffn_down",
+    "router": "ffn_gate_inp",
+    "selection_bias": Piece("exp_probs_b", suffix=".bias"),
+    # One tensor for all experts; files of early 2024 have one for each.
+    "experts.gate": (stacked("ffn_gate_exps"), Piece("ffn_gate_up_exps", _GATE_UP, stacked=True), "ffn_gate.{expert}"),
+    "experts.up": (stacked("ffn_up_exps"), Piece("ffn_gate_up_exps", _GATE_UP, stacked=True), "ffn_up.{expert}"),
+    "experts.down": (stacked("ffn_down_exps"), "ffn_down.{expert}"),
+    "shared.gate": "ffn_gate_shexp",
+    "shared.up": "ffn_up_shexp",
+    "shared.down": "ffn_down_shexp",
+    "shared_gate": "ffn_gate_inp_shexp",
+}
+_HUGGING_FACE: Parts = {
+    "embed": "model.embed_tokens",
+    "norm": "model.norm",
+    "head": "lm_head",
+    "attention_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj",
+    "q_norm": "self_attn.q_norm",
+    "k_norm": "self_attn.k_norm",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+    "router": "mlp.gate",
+    "experts.gate": "mlp.experts.{expert}.gate_proj",
+    "experts.up": "mlp.experts.{expert}.up_proj",
+    "experts.down": "mlp.experts.{expert}.down_proj",
+}
+GGUF, HUGGING_FACE = gguf(), hugging_face()
+FUSED_QKV, FUSED_GATE_UP = ("q", "k", "v"), _GATE_UP
+"""Matrices that some families keep in one tensor."""
+
+
+def rows_of(tensor: str, members: tuple[str, ...]) -> dict[str, str | Piece]:
+    """Each of the members, in the tensor that they share."""
+    return {member: Piece(tensor, members) for member in members}

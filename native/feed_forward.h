@@ -1,0 +1,77 @@
+// The feed-forward part of a layer: one gated MLP, or routed experts.
+#pragma once
+#include "block.h"
+
+namespace shoal {
+
+struct GatedMlp {
+  Linear gate, up, down;
+  int64_t width() const { return gate.weight->n; }
+  int64_t bytes() const { return gate.bytes() + up.bytes() + down.bytes(); }
+  // Throws std::invalid_argument unless the matrices fit each other and inputs of that width.
+  void check(int64_t hidden) const;
+  // 32 columns of activation(gate(x)) * up(x) for x's rows [0, rows), quantised for `down`; written from `at` on.
+  void columns(const Kernels& kernels, Activation activation, int64_t pair, const Activations& x, int64_t rows, Rows& out, float* up_out,
+               int64_t at) const;
+};
+
+class Dense : public FeedForwardBlock {
+ public:
+  Dense(Around around, GatedMlp mlp, Activation activation);
+  int64_t bytes() const override { return mlp_.bytes(); }
+  int64_t hidden() const override { return mlp_.gate.weight->k; }
+  void reserve(Step& step) const override;
+  void run(Member& member, Step& step) override;
+
+ private:
+  GatedMlp mlp_;
+  Activation activation_;
+};
+
+// How experts are chosen and weighted. Equal scores go to the lower expert.
+struct Routing {
+  int64_t chosen = 1;
+  bool sigmoid = false;        // scores are sigmoids of the router's logits, else their softmax
+  bool softmax_after = false;  // the logits are compared, and the softmax is that of the chosen ones
+  bool renormalised = false;   // the weights of the chosen are divided by their sum
+  float scale = 1;             // of the weights
+  int64_t groups = 1, groups_chosen = 1;  // experts are chosen from the best groups alone
+  bool group_by_two = false;   // a group's score is the sum of its two best, else its best
+};
+
+class Experts : public FeedForwardBlock {
+ public:
+  struct Parts {
+    Linear router;                      // F32
+    std::vector<float> selection_bias;  // [experts], added to the scores for the choice alone; or empty
+    std::vector<GatedMlp> experts;
+    GatedMlp shared;     // run for every row; no gate matrix: there is none
+    Linear shared_gate;  // one row: its sigmoid weights the shared expert
+  };
+  Experts(Around around, Parts parts, Routing routing, Activation activation);
+
+  int64_t bytes() const override;
+  int64_t hidden() const override { return parts_.router.weight->k; }
+  void reserve(Step& step) const override;
+  void run(Member& member, Step& step) override;
+
+  // Rows that each expert has computed since the block was made.
+  const std::vector<uint64_t>& counts() const { return counts_; }
+
+ private:
+  struct Group {  // rows of one expert
+    const GatedMlp* mlp;
+    int64_t first, count;  // in the sorted order
+    int64_t mid;           // where its intermediate values begin
+  };
+  void route(Step& step, int64_t row) const;
+  void sort(Step& step);
+
+  Parts parts_;
+  Routing routing_;
+  Activation activation_;
+  std::vector<Group> groups_;
+  std::vector<uint64_t> counts_;
+};
+
+}  // namespace shoal

@@ -1,0 +1,125 @@
+"""Layers run as ONNX segments, with the paged attention between them in the kernels (or NumPy, if they are missing)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shoal.config import Precision
+from shoal.errors import UnsupportedModel
+from shoal.executor.base import Angles, Block, Floats, Ints, Leases, Packed, Part, StageBatch
+from shoal.executor.kv_pool import KvPool
+from shoal.executor.native_runtime import grouped_query
+from shoal.executor.onnx_runtimes import Segment, SegmentRuntime
+from shoal.executor.onnx_support import lacking
+from shoal.executor.output import finished
+from shoal.executor.packing import required
+from shoal.executor.segments import segments
+from shoal.models.spec import GroupedQuery, ModelSpec, rotation
+from shoal.models.weights import Weights
+from shoal.native import kernels, reference
+
+
+@dataclass
+class _Segments:
+    """The segments of a block, and what else it needs."""
+
+    made: dict[str, Segment]
+    nbytes: int
+    norms: tuple[Floats | None, Floats | None] = (None, None)
+    """Of queries and keys."""
+
+
+class OnnxRuntime:
+    """Raises UnsupportedModel for a model that the segments cannot express."""
+
+    def __init__(
+        self, spec: ModelSpec, *, segments: SegmentRuntime, bf16: bool, precision: Precision, threads: int, isa: str = ""
+    ) -> None:
+        if what := lacking(spec):
+            raise UnsupportedModel(f"the runtime {segments.name} cannot run {spec.family} models ({what}); use --runtime native")
+        self._segments, self._precision, self._spec = segments, precision, spec
+        self._pool = KvPool(spec, bf16)
+        self._attention = _Attention(spec, threads, isa)
+
+    @property
+    def name(self) -> str:
+        return self._segments.name
+
+    def pack(self, weights: Weights, block: Block) -> Packed:
+        made: dict[str, Segment] = {}
+        size = 0
+        for name, model in segments(weights, block, self._precision):
+            size += sum(len(weight.raw_data) for weight in model.graph.initializer)
+            made[name] = self._segments.compile(model)
+        if block.part is Part.HEAD:
+            return _Segments(made, size, (required(weights, "norm"), None))
+        layer = f"layers.{block.layer}."
+        attention = self._spec.layers[block.layer].attention
+        normed = block.part is Part.ATTENTION and isinstance(attention, GroupedQuery) and attention.qk_norm
+        return _Segments(made, size, (weights.vector(f"{layer}q_norm"), weights.vector(f"{layer}k_norm")) if normed else (None, None))
+
+    def open(self, blocks: int) -> None:
+        self._pool.open(blocks)
+
+    def keep(self, layers: range) -> None:
+        self._pool.keep(layers)
+
+    def copy(self, pairs: list[tuple[int, int]]) -> None:
+        self._pool.copy(pairs)
+
+    def forward(self, hidden: Floats, batch: StageBatch, angles: list[Angles], layers: range, leases: Leases) -> Floats:
+        for layer in layers:
+            attention = leases.lease(Block(layer, Part.ATTENTION))
+            feed_forward = leases.lease(Block(layer, Part.FEED_FORWARD))
+            (qkv,) = attention.made["before"].run(residual=hidden)
+            attended = self._attention.run(layer, qkv, batch, angles, self._pool.of(layer), self._pool.bf16, attention.norms)
+            (hidden,) = attention.made["after"].run(attended=attended, residual=hidden)
+            (hidden,) = feed_forward.made["mlp"].run(residual=hidden)
+        return hidden
+
+    def logits(self, hidden: Floats, picked: Ints, leases: Leases) -> Floats:
+        head = leases.lease(Block(len(self._spec.layers), Part.HEAD))
+        return finished(head.made["head"].run(residual=np.ascontiguousarray(hidden[picked]))[0], self._spec)
+
+    def normed(self, hidden: Floats, leases: Leases) -> Floats:
+        head = leases.lease(Block(len(self._spec.layers), Part.HEAD))
+        return reference.rms_norm(hidden, head.norms[0], self._spec.eps)
+
+
+class _Attention:
+    """Rotation, append and grouped-query attention of one layer's rows."""
+
+    def __init__(self, spec: ModelSpec, threads: int, isa: str) -> None:
+        self._spec, self._rotations = spec, spec.rotations
+        self._module = kernels()
+        self._stage = None if self._module is None else self._module.Stage(16, threads, isa)
+
+    def run(
+        self,
+        layer: int,
+        qkv: Floats,
+        batch: StageBatch,
+        angles: list[Angles],
+        pool: NDArray[np.uint8],
+        bf16: bool,
+        norms: tuple[Floats | None, Floats | None],
+    ) -> Floats:
+        kind = self._spec.layers[layer].attention
+        assert isinstance(kind, GroupedQuery), "checked when the runtime was made"
+        at = self._rotations.index(rotation(self._spec.layers[layer]))  # pyright: ignore[reportArgumentType]  # checked, too
+        if self._module is None or self._stage is None:
+            cos, sin = angles[at]
+            return reference.attend(
+                qkv, batch.starts, batch.positions, batch.tables, cos, sin, pool, bf16, kind.window, *norms,
+                kv_heads=kind.kv_heads, head_dim=kind.head_dim, eps=self._spec.eps, scale=kind.scaling,
+            )  # fmt: skip
+        made = [None if norm is None else self._module.Norm(norm, self._spec.eps) for norm in norms]
+        block = self._module.GroupedQuery(
+            self._module.Around(), None, None, None, None, q_norm=made[0], k_norm=made[1], **grouped_query(kind, at)
+        )
+        out = np.empty((len(qkv), kind.q_heads * kind.values), np.float32)
+        self._stage.attend(block, qkv, batch.starts, batch.positions, batch.tables, angles, pool, bf16, out)
+        return out

@@ -1,0 +1,79 @@
+"""Gemma 3, its language model: as Gemma 2 with normalised queries and keys instead of soft caps, and another rotation under the windows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from shoal.models.families.config import ConfigJson
+from shoal.models.families.family import Family, Stored
+from shoal.models.families.gemma2 import GGUF_NAMES, HUGGING_FACE_NAMES
+from shoal.models.families.metadata import GgufMetadata
+from shoal.models.families.windows import by_type
+from shoal.models.spec import LayerSpec, ModelSpec, Rope
+
+_PATTERN, _LOCAL_THETA = 6, 10000.0
+"""Every sixth layer sees everything; the others rotate by this."""
+
+
+def _ropes(config: ConfigJson) -> tuple[Rope, Rope]:
+    """Of layers that see everything, and of those with a window."""
+    told = cast("Mapping[str, Any]", config.get("rope_parameters") or {})
+    if "full_attention" in told:
+        return config.rope(told["full_attention"]), config.rope(told["sliding_attention"])
+    return config.rope(), Rope(theta=float(config.get("rope_local_base_freq") or _LOCAL_THETA))
+
+
+def _from_config(config: ConfigJson) -> ModelSpec:
+    pattern = int(config.get("sliding_window_pattern") or _PATTERN)
+    windows = by_type(config) or [config.window if (i + 1) % pattern else 0 for i in range(config.layers)]
+    everything, window_only = _ropes(config)
+    layers = config.windowed(
+        windows,
+        lambda window: LayerSpec(
+            config.grouped_query(
+                window=window,
+                rope=window_only if window else everything,
+                qk_norm="head",
+                scale=float(config.get("query_pre_attn_scalar") or config.head_dim) ** -0.5,
+                cap=float(config.get("attn_logit_softcapping") or 0),
+            ),
+            config.dense(),
+            "both",
+        ),
+    )
+    return config.model(
+        layers,
+        tied=bool(config.get("tie_word_embeddings", True)),
+        embedding_scale=config.hidden**0.5,
+        logit_cap=float(config.get("final_logit_softcapping") or 0),
+    )
+
+
+_LARGEST = 62  # layers of the 27B, whose scale is another one; the file does not say it
+
+
+def _from_metadata(meta: GgufMetadata) -> ModelSpec:
+    scale = (meta.hidden / meta.whole("attention.head_count")) ** -0.5 if meta.layers == _LARGEST else 0.0
+    everything, window_only = meta.rope(), meta.rope(theta=_LOCAL_THETA, scaled=False)
+    windows = [meta.window if (i + 1) % _PATTERN else 0 for i in range(meta.layers)]
+    layers = [
+        LayerSpec(
+            meta.grouped_query(window=window, rope=window_only if window else everything, qk_norm="head", scale=scale),
+            meta.dense("gelu"),
+            "both",
+        )
+        for window in windows
+    ]
+    return meta.model(layers, embedding_scale=meta.hidden**0.5, logit_cap=float(meta.get("final_logit_softcapping", 0.0)))
+
+
+FAMILY = Family(
+    "gemma3_text",
+    "Gemma 3",
+    _from_config,
+    _from_metadata,
+    "gemma3",
+    safetensors=Stored(HUGGING_FACE_NAMES, norms_less_one=True),
+    gguf=Stored(GGUF_NAMES),
+)
