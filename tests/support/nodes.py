@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
+from shoal.placement.cost import LayerCost, Matrices, ModelCost
 from shoal.placement.partition import Placement
-from shoal.placement.profile import Demand, ModelCost, NodeProfile
+from shoal.placement.profile import Demand, NodeProfile
 
 MB = 1 << 20
 
@@ -15,7 +16,8 @@ def node(name: str, memory: int = 1000 * MB, speed: float = 10e9, flops: float =
 
 
 def model(layers: int = 6, layer: int = 10 * MB, head: int = 5 * MB, kv: int = 1024) -> ModelCost:
-    return ModelCost((layer,) * layers, head, kv, layer, head, 4096, MB)
+    """Equal layers, whose parameters take a byte each."""
+    return ModelCost((LayerCost(Matrices(layer, layer), kv, attention=4096),) * layers, Matrices(head, head), 4096, MB)
 
 
 DEMAND = Demand(slots=8, kv_tokens=4096, least_kv_tokens=256)
@@ -25,11 +27,11 @@ def assert_whole(placement: Placement, cost: ModelCost, nodes: list[NodeProfile]
     """Every layer once, in order, and each part within its node's memory."""
     memory = {n.name: n.memory for n in nodes}
     assert [s.first for s in placement.stages] == [0, *(s.end for s in placement.stages[:-1])]
-    assert placement.stages[-1].end == cost.layers
+    assert placement.stages[-1].end == len(cost.layers)
     assert len({s.node for s in placement.stages}) == len(placement.stages)
     for s in placement.stages:
         assert s.layers >= 1
-        kv = s.layers * cost.kv_bytes * placement.kv_tokens
+        kv = sum(layer.kv_bytes for layer in cost.layers[s.first : s.end]) * placement.kv_tokens
         assert s.weight_bytes + kv + cost.workspace <= memory[s.node]
 
 

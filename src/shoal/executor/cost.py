@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from shoal.config import KvType, Precision
 from shoal.executor.precision import executed_bytes
-from shoal.models.spec import ModelSpec
-from shoal.models.weights import MATRICES, Weights, matrix_shape
-from shoal.placement.profile import ModelCost
+from shoal.models.spec import LayerSpec, ModelSpec
+from shoal.models.weights import Weights, matrix_shape
+from shoal.placement.cost import LayerCost, Matrices, ModelCost
+
+_ATTENTION = ("q", "k", "v", "o")
+_FEED_FORWARD = ("gate", "up", "down")
 
 GRAMMAR_GROWTH = 128 << 20
 """Bytes by which the grammar process may grow beyond its size with the tokenizer."""
@@ -20,31 +25,46 @@ def _grammars(spec: ModelSpec) -> int:
 
 def _workspace(spec: ModelSpec, step_tokens: int) -> int:
     """Bytes of a step's buffers, and of the process itself (interpreter, libraries)."""
-    attention, width = spec.common.attention, spec.common.feed_forward.width
-    widest = 4 * spec.hidden + 2 * width + 2 * (attention.q_width + 2 * attention.kv_width)
-    return 100 * 2**20 + step_tokens * widest * 5
+
+    def widest(layer: LayerSpec) -> int:
+        attention, width = layer.attention, layer.feed_forward.width
+        return 4 * spec.hidden + 2 * width + 2 * (attention.q_width + 2 * attention.kv_width)
+
+    return 100 * 2**20 + step_tokens * max(widest(layer) for layer in set(spec.layers)) * 5
+
+
+class _Parts:
+    """The costs of a model's parts."""
+
+    def __init__(self, spec: ModelSpec, weights: Weights | None, precision: Precision) -> None:
+        self._spec, self._weights, self._precision = spec, weights, precision
+
+    def matrix(self, name: str) -> Matrices:
+        n, k = matrix_shape(self._spec, name)
+        format = "bf16" if self._weights is None else self._weights.matrix(name).format
+        return Matrices(executed_bytes(format, n, k, self._precision, head=name == "head"), n * k)
+
+    def _matrices(self, layer: int, names: Iterable[str]) -> Matrices:
+        return sum((self.matrix(f"layers.{layer}.{name}") for name in names), Matrices(0, 0))
+
+    def layer(self, i: int, kv_element: int) -> LayerCost:
+        """kv_element: bytes of one number of the keys and values."""
+        attention = self._spec.layers[i].attention
+        return LayerCost(
+            always=self._matrices(i, _ATTENTION) + self._matrices(i, _FEED_FORWARD),
+            kv_bytes=attention.kv_bytes(kv_element),
+            attention=4 * attention.q_width,
+            window=attention.window,
+        )
 
 
 def model_cost(spec: ModelSpec, weights: Weights | None, precision: Precision, kv_type: KvType, step_tokens: int) -> ModelCost:
     """weights: None if only the model's description is here; its matrices then count as bf16 in the file."""
-
-    def size(name: str) -> int:
-        n, k = matrix_shape(spec, name)
-        format = "bf16" if weights is None else weights.matrix(name).format
-        return executed_bytes(format, n, k, precision, head=name == "head")
-
-    def parameters(name: str) -> int:
-        n, k = matrix_shape(spec, name)
-        return n * k
-
+    parts = _Parts(spec, weights, precision)
     return ModelCost(
-        layer_bytes=tuple(sum(size(f"layers.{i}.{m}") for m in MATRICES) for i in range(len(spec.layers))),
-        head_bytes=size("head"),
-        kv_bytes=spec.common.attention.kv_bytes(2 if kv_type is KvType.BF16 else 4),
-        layer_parameters=sum(parameters(f"layers.0.{m}") for m in MATRICES),
-        head_parameters=parameters("head"),
+        layers=tuple(parts.layer(i, 2 if kv_type is KvType.BF16 else 4) for i in range(len(spec.layers))),
+        head=parts.matrix("head"),
         activation_bytes=spec.hidden * 4,
         workspace=_workspace(spec, step_tokens),
-        attention=4 * spec.common.attention.q_width,
         last_bytes=_grammars(spec),
     )

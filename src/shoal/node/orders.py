@@ -58,7 +58,7 @@ class Orders:
             codec=str(settings.activations),
             keep_first=order.keep.start,
             keep_end=order.keep.stop,
-            layers=self._model.cost.layers,
+            layers=len(self._model.cost.layers),
         )
         if self.manifest is not None:
             load.files.extend(control.ModelFile(name=f.name, size=f.size, sha256=f.sha256) for f in self.manifest.files)
