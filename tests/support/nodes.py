@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from shoal.placement.cost import LayerCost, Matrices, ModelCost
+from shoal.placement.cost import Experts, LayerCost, Matrices, ModelCost
 from shoal.placement.partition import Placement
 from shoal.placement.profile import Demand, NodeProfile
 
@@ -39,4 +39,34 @@ def clusters(most: int) -> st.SearchStrategy[list[NodeProfile]]:
     speeds = st.tuples(st.integers(20, 150), st.sampled_from([1e9, 3e9, 10e9, 40e9]), st.sampled_from([1e11, 1e12, 1e13]))
     return st.lists(speeds, min_size=1, max_size=most).map(
         lambda found: [NodeProfile(f"n{i}", memory * MB, speed, flops) for i, (memory, speed, flops) in enumerate(found)]
+    )
+
+
+def matrices(most: int) -> st.SearchStrategy[Matrices]:
+    """Up to `most` bytes of 4 to 32 bits per parameter."""
+    return st.builds(lambda size, bits: Matrices(size, 8 * size // bits + 1), st.integers(1, most), st.sampled_from([4, 8, 32]))
+
+
+def experts() -> st.SearchStrategy[Experts]:
+    def of(count: int) -> st.SearchStrategy[Experts]:
+        return st.builds(Experts, st.just(count), st.integers(1, count), matrices(MB // 4))
+
+    return st.integers(1, 128).flatmap(of)
+
+
+def layers() -> st.SearchStrategy[LayerCost]:
+    """Layers that differ in everything: dense or with experts, windows, sizes of keys and values."""
+    window = st.sampled_from([0, 0, 16, 128, 4096])
+    return st.builds(LayerCost, matrices(20 * MB), st.integers(16, 8192), st.integers(64, 65536), window, st.none() | experts())
+
+
+def models(most: int) -> st.SearchStrategy[ModelCost]:
+    """Models of up to so many layers that differ."""
+    return st.builds(
+        ModelCost,
+        st.lists(layers(), min_size=1, max_size=most).map(tuple),
+        matrices(60 * MB),
+        st.sampled_from([1024, 65536]),
+        st.integers(0, 4 * MB),
+        st.sampled_from([0, MB]),
     )
