@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from shoal.errors import NotEnoughMemory
 from shoal.placement.cost import Experts, LayerCost, Matrices, ModelCost
+from shoal.placement.moves import Moves, Residency
 from shoal.placement.partition import Costs, place, split
 from shoal.placement.profile import Demand, LinkSpeeds, NodeProfile
 from tests.support.nodes import DEMAND, MB, assert_whole, clusters, models, node
@@ -107,3 +108,14 @@ def test_one_node_needs_the_memory_of_all_layers(model: ModelCost):
     assert place([node("a", memory=whole)], LinkSpeeds(), model, demand).kv_tokens == 1000
     with pytest.raises(NotEnoughMemory):
         place([node("a", memory=whole - 1)], LinkSpeeds(), model, demand)
+
+
+def test_a_move_waits_for_the_layers_that_are_missing_and_not_for_the_average():
+    light, heavy = LayerCost(SMALL, 0, 0), LayerCost(SMALL, 0, 0, experts=Experts(16, 2, SMALL))
+    model = ModelCost((light, heavy), Matrices(0, 0), 4096, MB)
+    moves, here = Moves(model, DEMAND), node("a", flops=1e9)
+    placement = place([here], LinkSpeeds(), model, DEMAND)
+    has = {"a": Residency((range(1),), range(1))}
+    refill = moves._pause(placement, has, 1000, loaded=True)
+    assert refill == pytest.approx(1000 * heavy.flops(1) / 1e9)
+    assert moves._pause(placement, has, 1000, loaded=False) - refill == pytest.approx(heavy.held_bytes / 500e6)
