@@ -15,7 +15,6 @@ from statistics import median
 from time import perf_counter
 
 from benchmarks import ours
-from shoal.models.description import describe
 from shoal.native import BLOCK_TOKENS
 
 
@@ -25,7 +24,6 @@ def _peak(pid: int) -> int:
 
 
 async def node(model: str, nodes: int, precision: str) -> None:
-    spec = describe(model).spec
     async with ours.cluster(model, nodes, max(1, 2 // nodes), precision=precision) as cluster:
         await asyncio.gather(*(ours.generate(cluster.head, ours.fresh_prompt(cluster.head, 600), 32) for _ in range(8)))
         placement = cluster.head.placement
@@ -34,7 +32,8 @@ async def node(model: str, nodes: int, precision: str) -> None:
         blocks = 8 * -(-632 // BLOCK_TOKENS)  # touched by the requests above
         for child in cluster.children:
             stage = by_name[child.name]
-            pool = blocks * BLOCK_TOKENS * stage.layers * spec.common.attention.kv_bytes(2)
+            layers = cluster.head.coordinator.model.cost.layers[stage.first : stage.end]
+            pool = blocks * BLOCK_TOKENS * sum(layer.kv_bytes for layer in layers)
             bound = stage.weight_bytes * 1.3 + pool + 200e6
             peak = _peak(child.process.pid)
             print(

@@ -13,12 +13,13 @@ from time import perf_counter
 
 import numpy as np
 
-from shoal.config import Precision, RuntimeName
+from shoal.config import KvType, Precision, RuntimeName
+from shoal.executor.cost import model_cost
 from shoal.executor.runtimes import factory
 from shoal.executor.shard import Shard
 from shoal.executor.stage import StageExecutor
 from shoal.models.sources import pull
-from shoal.models.weights import open_weights
+from shoal.models.weights import Weights, open_weights
 from shoal.native import BLOCK_TOKENS
 from shoal.request import SamplingParams
 from shoal.scheduler.plan import Chunk, Opened, StepPlan
@@ -38,15 +39,34 @@ def bandwidth(threads: int) -> float:
     return sum(a.nbytes for a in arrays) / min(seconds)
 
 
+def loaded(weights: Weights, threads: int, tokens: int) -> StageExecutor:
+    """All layers in one stage, with room for the keys and values of so many tokens."""
+    layers = range(len(weights.spec.layers))
+    shard = Shard(factory(RuntimeName.NATIVE, Precision.AUTO, threads), bf16=True)
+    shard.load(layers, weights)
+    return shard.enter(layers, range(0), tokens // BLOCK_TOKENS)
+
+
+def pool_tokens(slots: int, context: int) -> int:
+    """Tokens of a pool that `step_seconds` needs."""
+    return slots * _blocks(context) * BLOCK_TOKENS
+
+
+def _blocks(context: int) -> int:
+    return -(-(context + 16) // BLOCK_TOKENS)
+
+
 def step_seconds(executor: StageExecutor, slots: int, context: int, first: int) -> float:
-    """The median of some decode steps of `slots` sequences that are `context` tokens long (of zeros: their content costs nothing)."""
-    per_slot = -(-(context + 16) // BLOCK_TOKENS)
+    """The median of some decode steps of `slots` sequences that are `context` tokens long (of zeros: their content costs nothing).
+    Each row has another token, so that a router chooses experts for each."""
+    per_slot = _blocks(context)
     greedy = SamplingParams(temperature=0.0)
     opened = [Opened(first + i, greedy, [], []) for i in range(slots)]
     seconds: list[float] = []
     for step in range(9):
         chunks = [
-            Chunk(first + i, context + step, [5], [] if step else list(range(i * per_slot, (i + 1) * per_slot)), True) for i in range(slots)
+            Chunk(first + i, context + step, [5 + slots * step + i], [] if step else list(range(i * per_slot, (i + 1) * per_slot)), True)
+            for i in range(slots)
         ]
         plan = StepPlan(step, [] if step else opened, [], [], [], chunks)
         began = perf_counter()
@@ -58,12 +78,8 @@ def step_seconds(executor: StageExecutor, slots: int, context: int, first: int) 
 
 def main(threads: int, plot: str) -> None:
     weights = open_weights(pull("smollm2-135m"))
-    spec = weights.spec
-    blocks = max(SLOTS) * -(-(max(CONTEXTS) + 16) // BLOCK_TOKENS)
-    make = factory(RuntimeName.NATIVE, Precision.AUTO, threads)
-    shard = Shard(make, bf16=True)
-    shard.load(range(len(spec.layers)), weights)
-    executor = shard.enter(range(len(spec.layers)), range(0), blocks)
+    executor = loaded(weights, threads, pool_tokens(max(SLOTS), max(CONTEXTS)))
+    cost = model_cost(weights.spec, weights, Precision.AUTO, KvType.BF16, max(SLOTS))
     read = bandwidth(threads)
     print(
         f"{threads} threads, {read / 1e9:.1f} GB/s, {executor.nbytes / 1e6:.0f} MB of weights; ms per step, and times the bandwidth limit\n"
@@ -72,7 +88,8 @@ def main(threads: int, plot: str) -> None:
     measured: dict[tuple[int, int], tuple[float, float]] = {}
     for context in CONTEXTS:
         for i, slots in enumerate(SLOTS):
-            limit = (executor.nbytes + slots * context * len(spec.layers) * spec.common.attention.kv_bytes(2)) / read
+            kv = slots * sum(layer.kv_read(context) for layer in cost.layers)
+            limit = (cost.read_bytes(0, len(cost.layers), slots) + kv) / read
             measured[context, slots] = step_seconds(executor, slots, context, 1000 * (i + 1)), limit
         cells = [
             f"{measured[context, slots][0] * 1e3:.1f} ({measured[context, slots][0] / measured[context, slots][1]:.1f} x)"

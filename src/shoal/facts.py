@@ -24,3 +24,9 @@ class ModelFacts(msgspec.Struct, frozen=True):
     """gguf or safetensors."""
     quantization: str
     """Of most of its matrices: Q4_K, BF16, …"""
+    value_dim: int = 0
+    """Of a head; 0: as head_dim."""
+    experts: int = 0
+    """Of a layer; 0: none."""
+    experts_used: int = 0
+    """By one token."""

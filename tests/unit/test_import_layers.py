@@ -37,7 +37,7 @@ ABOVE = {"pipeline", "node"}
 TOP = {"gateway", "launch", "cli", "auto", "testing", "__main__", "__init__"}
 EXTRA = {  # which modules of a layer's own or a higher one a module may use beside those below it
     "wire.messages": {"scheduler.plan"},
-    "executor": {"models.spec", "models.matrix", "models.weights", "models.rope", "native", "scheduler.plan", "placement.profile"},
+    "executor": {"models.spec", "models.matrix", "models.weights", "models.rope", "native", "scheduler.plan", "placement.cost"},
     "metrics": {"pipeline.timing"},
     "control": {"security"},
 }

@@ -151,18 +151,23 @@ def plan(settings: EngineSettings, model: str, given: list[str], threads: int, a
     given = given or [f"{allowance.usable_memory()}"]
     nodes = [_node(text, i + 1, threads or default_threads()) for i, text in enumerate(given)]
     placement = place(nodes, LinkSpeeds(), cost, demand)
+    read = cost.read_bytes(0, len(cost.layers), rows=1)
     if as_json:
         emit(
             {
                 "model": description.name,
                 "stages": placement_rows(placement),
                 "kv_tokens": placement.kv_tokens,
+                "weight_bytes": cost.held_bytes,
+                "read_bytes_per_token": round(read),
                 "predicted_tokens_per_second_full": round(placement.tokens_per_second, 1),
                 "predicted_prefill_tokens_per_second": round(placement.prefill_per_second, 1),
             }
         )
         return
     out.print(split(placement, description.name))
+    if read < cost.held_bytes:
+        out.print(f"\nweights: {human_bytes(cost.held_bytes)} held, {human_bytes(read)} read per token", highlight=False)
     out.print(
         f"\nwith {engine.slots} sequences at once about {placement.tokens_per_second:.0f} tokens/s, prompts about "
         f"{placement.prefill_per_second:.0f} tokens/s; room for {placement.kv_tokens} tokens of keys and values",

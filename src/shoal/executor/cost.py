@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from shoal.config import KvType, Precision
-from shoal.executor.precision import executed_bytes
-from shoal.models.spec import ModelSpec
-from shoal.models.weights import MATRICES, Weights, matrix_shape
-from shoal.placement.profile import ModelCost
+from shoal.executor.precision import UNROUNDED, executed_bytes
+from shoal.models.spec import Experts, Latent, LayerSpec, ModelSpec, Shapes
+from shoal.models.weights import Weights
+from shoal.placement.cost import ExpertsCost, LayerCost, Matrices, ModelCost
 
 GRAMMAR_GROWTH = 128 << 20
 """Bytes by which the grammar process may grow beyond its size with the tokenizer."""
@@ -20,30 +20,64 @@ def _grammars(spec: ModelSpec) -> int:
 
 def _workspace(spec: ModelSpec, step_tokens: int) -> int:
     """Bytes of a step's buffers, and of the process itself (interpreter, libraries)."""
-    widest = max(_widest(layer, spec.hidden) for layer in set(spec.layers))
-    return 100 * 2**20 + step_tokens * widest * 5
+    return 100 * 2**20 + step_tokens * max(_row(layer, spec.hidden) for layer in set(spec.layers)) * 5
+
+
+def _row(layer: LayerSpec, hidden: int) -> int:
+    """Values of one row that are in memory at once, of which most are there as floats and rounded to bytes."""
+    attention, feed_forward = layer.attention, layer.feed_forward
+    if isinstance(attention, Latent):
+        heads = attention.q_heads * (2 * attention.kv_rank + attention.nope_dim + 2 * attention.rope_dim)
+    else:
+        heads = 2 * attention.q_heads * attention.head_dim + 2 * attention.kv_values
+    if isinstance(feed_forward, Experts):
+        width = feed_forward.count + feed_forward.routing.chosen * feed_forward.width + feed_forward.shared
+    else:
+        width = feed_forward.width
+    return 4 * hidden + 2 * width + heads
+
+
+class _Parts:
+    """The costs of a model's parts."""
+
+    def __init__(self, spec: ModelSpec, weights: Weights | None, precision: Precision) -> None:
+        self._spec, self._weights, self._precision = spec, weights, precision
+
+    def matrix(self, name: str, shape: tuple[int, int]) -> Matrices:
+        n, k = shape
+        format = "bf16" if self._weights is None else self._weights.format(name)
+        precision = Precision.FP32 if name.endswith(UNROUNDED) else self._precision
+        return Matrices(executed_bytes(format, n, k, precision, head=name == "head"), n * k)
+
+    def _matrices(self, layer: int, shapes: Shapes) -> Matrices:
+        return sum((self.matrix(f"layers.{layer}.{name}", shape) for name, shape in shapes.items()), Matrices(0, 0))
+
+    def layer(self, i: int, kv_element: int) -> LayerCost:
+        """kv_element: bytes of one number of the keys and values."""
+        hidden, layer = self._spec.hidden, self._spec.layers[i]
+        attention, feed_forward = layer.attention, layer.feed_forward
+        experts: ExpertsCost | None = None
+        if isinstance(feed_forward, Experts):
+            always = feed_forward.always(hidden)
+            experts = ExpertsCost(feed_forward.count, feed_forward.routing.chosen, self._matrices(i, feed_forward.expert(hidden, 0)))
+        else:
+            always = feed_forward.matrices(hidden)
+        return LayerCost(
+            always=self._matrices(i, attention.matrices(hidden)) + self._matrices(i, always),
+            kv_bytes=attention.kv_values * kv_element,
+            attention=attention.operations,
+            window=attention.window,
+            experts=experts,
+        )
 
 
 def model_cost(spec: ModelSpec, weights: Weights | None, precision: Precision, kv_type: KvType, step_tokens: int) -> ModelCost:
     """weights: None if only the model's description is here; its matrices then count as bf16 in the file."""
-
-    def size(name: str) -> int:
-        n, k = matrix_shape(spec, name)
-        format = "bf16" if weights is None else weights.matrix(name).format
-        return executed_bytes(format, n, k, precision, head=name == "head")
-
-    def parameters(name: str) -> int:
-        n, k = matrix_shape(spec, name)
-        return n * k
-
+    parts = _Parts(spec, weights, precision)
     return ModelCost(
-        layer_bytes=tuple(sum(size(f"layers.{i}.{m}") for m in MATRICES) for i in range(len(spec.layers))),
-        head_bytes=size("head"),
-        kv_bytes=spec.common.attention.kv_bytes(2 if kv_type is KvType.BF16 else 4),
-        layer_parameters=sum(parameters(f"layers.0.{m}") for m in MATRICES),
-        head_parameters=parameters("head"),
+        layers=tuple(parts.layer(i, 2 if kv_type is KvType.BF16 else 4) for i in range(len(spec.layers))),
+        head=parts.matrix("head", (spec.vocabulary, spec.hidden)),
         activation_bytes=spec.hidden * 4,
         workspace=_workspace(spec, step_tokens),
-        attention=4 * spec.common.attention.q_width,
         last_bytes=_grammars(spec),
     )

@@ -12,6 +12,7 @@ from shoal.executor.base import Angles, Block, Floats, Ints, Leases, Packed, Par
 from shoal.executor.kv_pool import KvPool
 from shoal.executor.output import finished
 from shoal.executor.packing import pack, required
+from shoal.executor.precision import UNROUNDED
 from shoal.models.spec import Experts, GroupedQuery, Latent, ModelSpec, rotation
 from shoal.models.weights import Weights
 from shoal.native import kernels, missing, reference
@@ -61,9 +62,7 @@ class NativeRuntime:
         attention = [leases.lease(Block(layer, Part.ATTENTION)) for layer in layers]
         feed_forward = [leases.lease(Block(layer, Part.FEED_FORWARD)) for layer in layers]
         pools = [self._pool.of(layer) for layer in layers]
-        self._stage.forward(
-            hidden, batch.starts, batch.positions, batch.tables, angles, attention, feed_forward, pools, self._pool.bf16
-        )
+        self._stage.forward(hidden, batch.starts, batch.positions, batch.tables, angles, attention, feed_forward, pools, self._pool.bf16)
         return hidden
 
     def logits(self, hidden: Floats, picked: Ints, leases: Leases) -> Floats:
@@ -137,20 +136,20 @@ class _Packing:
         if not isinstance(kind, Experts):
             return self._module.Dense(around, self._mlp(""), kind.activation)
         routing = kind.routing
-        experts = []
+        experts: list[tuple[Linear, Linear, Linear]] = []
         for number in range(kind.count):
             experts.append(self._mlp(f"experts.{number}."))
             if number % 16 == 15:
                 self._weights.forget()
         return self._module.Experts(
             around,
-            self._linear("router", Precision.FP32),
+            self._linear("router"),
             experts,
             chosen=routing.chosen,
             activation=kind.activation,
             selection_bias=required(self._weights, self._name + "selection_bias") if routing.selection_bias else None,
             shared=self._mlp("shared.") if kind.shared else None,
-            shared_gate=self._linear("shared_gate", Precision.FP32) if kind.shared_gate else None,
+            shared_gate=self._linear("shared_gate") if kind.shared_gate else None,
             sigmoid=routing.scores == "sigmoid",
             softmax_after=routing.scores == "softmax of the chosen",
             renormalised=routing.renormalised,
@@ -163,9 +162,10 @@ class _Packing:
     def _mlp(self, part: str) -> tuple[Linear, Linear, Linear]:
         return self._linear(f"{part}gate"), self._linear(f"{part}up"), self._linear(f"{part}down")
 
-    def _linear(self, name: str, precision: Precision | None = None) -> Linear:
+    def _linear(self, name: str) -> Linear:
         full = self._name + name
-        return self._module.Linear(pack(self._weights.matrix(full), precision or self._precision), self._weights.vector(f"{full}.bias"))
+        precision = Precision.FP32 if name in UNROUNDED else self._precision
+        return self._module.Linear(pack(self._weights.matrix(full), precision), self._weights.vector(f"{full}.bias"))
 
     def _around(self, before: str, after: str, same_input: bool = False) -> Any:
         assert self._layer is not None

@@ -35,9 +35,7 @@ class _Segments:
 class OnnxRuntime:
     """Raises UnsupportedModel for a model that the segments cannot express."""
 
-    def __init__(
-        self, spec: ModelSpec, *, segments: SegmentRuntime, bf16: bool, precision: Precision, threads: int, isa: str = ""
-    ) -> None:
+    def __init__(self, spec: ModelSpec, *, segments: SegmentRuntime, bf16: bool, precision: Precision, threads: int, isa: str = "") -> None:
         if what := lacking(spec):
             raise UnsupportedModel(f"the runtime {segments.name} cannot run {spec.family} models ({what}); use --runtime native")
         self._segments, self._precision, self._spec = segments, precision, spec

@@ -12,6 +12,8 @@ from shoal.models.matrix import BLOCKS
 _STORED = {"q4_0": "q4", "q4_1": "q4", "q4_k": "q4", "q5_0": "q8", "q5_1": "q8", "q5_k": "q8", "q8_0": "q8"}
 ROUNDED = {"q6_k"}
 """Formats that the kernels' packing reads and rounds to 8 or 4 bits itself, many times faster than via floats here."""
+UNROUNDED = ("router", "shared_gate")
+"""Matrices that decide which experts a row takes, and how much of them: never rounded."""
 _MINIMUMS = {"q4_1", "q4_k", "q5_1", "q5_k"}
 
 

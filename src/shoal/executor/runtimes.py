@@ -100,7 +100,7 @@ def fastest(weights: Weights, at: int, precision: Precision, threads: int, isa: 
     if len(candidates) == 1:
         return candidates[0]
     spec = weights.spec
-    format = weights.matrix(f"layers.{at}.q").format
+    format = weights.format(f"layers.{at}.q")
     key = "/".join(
         str(part)
         for part in (

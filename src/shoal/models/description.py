@@ -13,10 +13,11 @@ import structlog
 from shoal.errors import FetchError
 from shoal.facts import ModelFacts
 from shoal.models.manifest import Manifest, manifest
+from shoal.models.matrix import stored_bytes
 from shoal.models.progress import Progress, silent
 from shoal.models.sources import public_name, resolve
-from shoal.models.spec import ModelSpec
-from shoal.models.weights import MATRICES, GgufWeights, Weights, matrix_shape, open_spec, open_weights
+from shoal.models.spec import Experts, Latent, ModelSpec
+from shoal.models.weights import GgufWeights, Weights, open_spec, open_weights
 
 log = structlog.get_logger()
 
@@ -55,23 +56,29 @@ def describe(text: str, progress: Progress = silent) -> Description:
 def facts(description: Description) -> ModelFacts:
     """If only the description is here, its matrices count as bf16."""
     spec, weights = description.spec, description.weights
-    names = [f"layers.{i}.{matrix}" for i in range(len(spec.layers)) for matrix in MATRICES]
-    names += ["embed", *([] if spec.tied else ["head"])]
-    sizes = {name: rows * columns for name in names for rows, columns in [matrix_shape(spec, name)]}
+    named = {f"layers.{i}.{name}": shape for i in range(len(spec.layers)) for name, shape in spec.matrices(i).items()}
+    whole = (spec.vocabulary, spec.hidden)
+    sizes = {name: n * k for name, (n, k) in {**named, "embed": whole, **({} if spec.tied else {"head": whole})}.items()}
     formats: Counter[str] = Counter()
     stored = 0
     for name, size in sizes.items():
-        matrix = None if weights is None else weights.matrix(name)
-        formats["bf16" if matrix is None else matrix.format] += size
-        stored += 2 * size if matrix is None else matrix.rows.nbytes
+        format = "bf16" if weights is None else weights.format(name)
+        formats[format] += size
+        stored += stored_bytes(format, size)
+    layer = spec.layers[-1]  # the first ones may be simpler
+    attention, experts = layer.attention, layer.feed_forward if isinstance(layer.feed_forward, Experts) else None
+    latent = isinstance(attention, Latent)
     return ModelFacts(
         family=spec.family,
         layers=len(spec.layers),
         hidden=spec.hidden,
-        intermediate=spec.common.feed_forward.width,
-        q_heads=spec.common.attention.q_heads,
-        kv_heads=spec.common.attention.kv_heads,
-        head_dim=spec.common.attention.head_dim,
+        intermediate=layer.feed_forward.width,
+        q_heads=attention.q_heads,
+        kv_heads=attention.q_heads if latent else attention.kv_heads,
+        head_dim=attention.nope_dim + attention.rope_dim if latent else attention.head_dim,
+        value_dim=attention.value_dim if latent else attention.values,
+        experts=experts.count if experts else 0,
+        experts_used=experts.routing.chosen if experts else 0,
         vocabulary=spec.vocabulary,
         context=spec.context,
         parameters=sum(sizes.values()),

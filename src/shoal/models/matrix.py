@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-from gguf import GGMLQuantizationType, quants
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
@@ -18,6 +18,12 @@ FORMATS = sorted(
     BLOCKS | FLOATS | {"q2_k", "q3_k", "q6_k", "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_nl", "iq4_xs"}
 )
 """Every format that can be read."""
+
+
+def stored_bytes(format: str, values: int) -> int:
+    """Bytes that so many values take in a file."""
+    block, size = GGML_QUANT_SIZES[GGMLQuantizationType[format.upper()]]
+    return values // block * size
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ class SafetensorsFiles:
 
     def raw(self, tensor: SafetensorsTensor) -> NDArray[np.uint8]:
         """uint8 [rows, bytes of a row], mapped."""
-        width = {format: size for format, size in TYPES.values()}[tensor.format]
+        width = dict(TYPES.values())[tensor.format]
         rows = math.prod(tensor.shape[:-1])
         flat = np.frombuffer(self._maps[tensor.file], np.uint8, rows * tensor.shape[-1] * width, tensor.offset)
         return flat.reshape(rows, tensor.shape[-1] * width)

@@ -41,7 +41,16 @@ class Rope(msgspec.Struct, frozen=True):
 
     def check(self, head_dim: int, where: object) -> None:
         """Refuses numbers that give no frequencies. Raises CorruptModel."""
-        numbers = [self.theta, self.factor, self.low_freq_factor, self.high_freq_factor, self.beta_fast, self.beta_slow, *self.factors, *self.long_factors]
+        numbers = [
+            self.theta,
+            self.factor,
+            self.low_freq_factor,
+            self.high_freq_factor,
+            self.beta_fast,
+            self.beta_slow,
+            *self.factors,
+            *self.long_factors,
+        ]
         if self.attention_factor is not None:
             numbers.append(self.attention_factor)
         if not all(math.isfinite(n) and n > 0 for n in numbers) or self.theta <= 1:
@@ -115,9 +124,9 @@ class GroupedQuery(msgspec.Struct, frozen=True):
 
     def vectors(self) -> dict[str, int]:
         """Lengths of those that must be there."""
-        full = self.qk_norm == "full"
-        norms = {"q_norm": self.q_width, "k_norm": self.kv_heads * self.head_dim} if full else dict.fromkeys(("q_norm", "k_norm"), self.head_dim)
-        return {**(norms if self.qk_norm else {}), **({"sinks": self.q_heads} if self.sinks else {})}
+        widths = (self.q_width, self.kv_heads * self.head_dim) if self.qk_norm == "full" else (self.head_dim, self.head_dim)
+        norms = {"q_norm": widths[0], "k_norm": widths[1]} if self.qk_norm else {}
+        return {**norms, "sinks": self.q_heads} if self.sinks else norms
 
     def check(self, where: object) -> None:
         """Raises CorruptModel, UnsupportedModel."""
@@ -247,7 +256,9 @@ class Routing(msgspec.Struct, frozen=True):
             or not 1 <= self.groups_chosen <= self.groups
             or self.chosen > experts // self.groups * self.groups_chosen
         ):
-            raise CorruptModel(where, f"{self.chosen} of {experts} experts in {self.groups_chosen} of {self.groups} groups cannot be chosen")
+            raise CorruptModel(
+                where, f"{self.chosen} of {experts} experts in {self.groups_chosen} of {self.groups} groups cannot be chosen"
+            )
 
 
 class Experts(msgspec.Struct, frozen=True):
@@ -304,7 +315,10 @@ class LayerSpec(msgspec.Struct, frozen=True):
     def vectors(self, hidden: int) -> dict[str, int]:
         """Lengths of those that must be there."""
         before = ["attention_norm"] if self.parallel else ["attention_norm", "mlp_norm"]
-        names = [*(before if self.norms != "after" else []), *(["attention_after_norm", "mlp_after_norm"] if self.norms != "before" else [])]
+        names = [
+            *(before if self.norms != "after" else []),
+            *(["attention_after_norm", "mlp_after_norm"] if self.norms != "before" else []),
+        ]
         return {**dict.fromkeys(names, hidden), **self.attention.vectors(), **self.feed_forward.vectors()}
 
     def check(self, where: object) -> None:

@@ -27,7 +27,7 @@ from shoal.models.families.read import spec_from_config, spec_from_gguf
 from shoal.models.families.tensor_names import WHOLE, Place
 from shoal.models.gguf_files import GgufFiles
 from shoal.models.gguf_header import GgufHeader, unsupported
-from shoal.models.matrix import FLOATS, Floats, StoredMatrix, floats
+from shoal.models.matrix import FLOATS, FORMATS, Floats, StoredMatrix, floats
 from shoal.models.mxfp4 import packed_rows
 from shoal.models.safetensors_file import TYPES, SafetensorsFiles
 from shoal.models.spec import Latent, ModelSpec, Shapes
@@ -42,6 +42,10 @@ class Weights(Protocol):
     @property
     def spec(self) -> ModelSpec: ...
     def matrix(self, name: str) -> StoredMatrix: ...
+    def format(self, name: str) -> str:
+        """That of a matrix, without reading it."""
+        ...
+
     def vector(self, name: str) -> Floats | None:
         """A norm, a bias, or what else is one row; None if the model has none."""
         ...
@@ -73,6 +77,12 @@ class StoredWeights:
     def forget(self) -> None:
         self._files.forget()
 
+    def format(self, name: str) -> str:
+        place, tensor = self._find("embed" if name == "head" and self.spec.tied else name)
+        if place.piece.suffix == "_blocks":
+            return "mxfp4"
+        return "f32" if place.piece.heads == "keys" else tensor.format
+
     def matrix(self, name: str) -> StoredMatrix:
         wanted = "embed" if name == "head" and self.spec.tied else name
         place, tensor = self._find(wanted)
@@ -89,6 +99,8 @@ class StoredWeights:
             base = (k, total) if piece.transposed else (total, k)
             self._expect(place, wanted, tensor.shape, base, n)
             raw, format = self._files.raw(tensor), tensor.format
+            if format not in FORMATS:
+                raise UnsupportedModel(f"{self.where}: tensor {place.tensor} is {format.upper()}; supported are {', '.join(FLOATS)}")
             if format not in FLOATS and piece.transposed:
                 raise UnsupportedModel(f"{self.where}: tensor {place.tensor} lies on its side in {format}, which is not supported")
             rows = raw[place.expert * base[0] : (place.expert + 1) * base[0]] if piece.stacked else raw.reshape(base[0], -1)

@@ -324,7 +324,7 @@ class Agent:
 
     async def _model_for(self, order: control.Load) -> Model:
         """What this node holds of the model. If it held another model, it holds nothing of that any more."""
-        identity = (order.model, order.precision, order.kv_type, order.codec, order.context)
+        identity = (order.model, order.precision, order.kv_type, order.codec, str(order.context))
         if self._model is None or identity != self._identity:
             self._end_stage()
             if self._model is not None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,13 +145,18 @@ class Coordinator:
         """Tells the cluster about stages that are slower than their nodes measured."""
         while True:
             await asyncio.sleep(self.settings.pace)
-            path, members = self.cluster.serving, self.cluster.members
-            if path is None:
+            if (path := self.cluster.serving) is None:
                 continue
-            parts = zip(path.nodes, path.placement.stages, strict=True)
-            promised = [stage.weight_bytes / members[node].joined.profile.bytes_per_second for node, stage in parts]
-            for node, slower in zip(path.nodes, self._pace.judge(promised) or (), strict=False):
-                self._handle(events.SpeedSeen(node, slower))
+            slower = self._pace.judge(len(path.nodes), partial(self._promised, path.nodes, path.placement))
+            for node, times in zip(path.nodes, slower or (), strict=False):
+                self._handle(events.SpeedSeen(node, times))
+
+    def _promised(self, nodes: Sequence[int], placement: Placement, rows: int) -> list[float]:
+        """Seconds in which each stage reads the weights for a step with so many rows, if its node is as fast as it measured."""
+        return [
+            self.model.cost.read_bytes(stage.first, stage.end, rows) / self.cluster.members[node].joined.profile.bytes_per_second
+            for node, stage in zip(nodes, placement.stages, strict=True)
+        ]
 
     def _strand(self) -> None:
         """Lets requests wait for nodes to come, but not for ever."""

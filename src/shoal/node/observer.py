@@ -8,7 +8,7 @@ from typing import Protocol
 from shoal.control import messages as control
 from shoal.node.interruption import Interruption
 from shoal.pipeline.timing import StepTiming
-from shoal.placement.profile import ModelCost
+from shoal.placement.cost import ModelCost
 from shoal.request import TokenChunk
 
 

@@ -58,7 +58,7 @@ class Orders:
             codec=str(settings.activations),
             keep_first=order.keep.start,
             keep_end=order.keep.stop,
-            layers=self._model.cost.layers,
+            layers=len(self._model.cost.layers),
             context=self._model.context,
         )
         if self.manifest is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Sequence
 from statistics import median
 
 from shoal.pipeline.timing import StepTiming
@@ -16,24 +17,26 @@ class StragglerDetector:
     """The straggler detector of one route."""
 
     def __init__(self) -> None:
-        self._steps: deque[tuple[float, ...]] = deque(maxlen=200)
+        self._steps: deque[tuple[int, tuple[float, ...]]] = deque(maxlen=200)
+        """Rows, and seconds of each stage."""
         self._judged: deque[list[float]] = deque(maxlen=_AGREE)
 
     def add(self, timing: StepTiming) -> None:
         if timing.sampled and timing.rows <= _ROWS:
-            self._steps.append(tuple(trace.compute for trace in timing.traces))
+            self._steps.append((timing.rows, tuple(trace.compute for trace in timing.traces)))
 
-    def judge(self, promised: list[float]) -> list[float] | None:
+    def judge(self, stages: int, promised: Callable[[int], Sequence[float]]) -> list[float] | None:
         """How many times slower than promised each stage is, relative to the best one; None until that is certain.
 
-        promised: seconds that each stage was expected to take for a step.
+        promised: seconds that each stage was expected to take for a step with so many rows.
         """
-        steps = [step for step in self._steps if len(step) == len(promised)]
-        if len(steps) < _LEAST or len(promised) < 2:
+        steps = [(rows, seconds) for rows, seconds in self._steps if len(seconds) == stages]
+        if len(steps) < _LEAST or stages < 2:
             return None
         self._steps.clear()
-        ratios = [median(step[i] for step in steps) / promised[i] for i in range(len(promised))]
+        due = {rows: promised(rows) for rows, _ in steps}
+        ratios = [median(seconds[i] / due[rows][i] for rows, seconds in steps) for i in range(stages)]
         self._judged.append([ratio / min(ratios) for ratio in ratios])
         if len(self._judged) < _AGREE:
             return None
-        return [min(judged[i] for judged in self._judged) for i in range(len(promised))]
+        return [min(judged[i] for judged in self._judged) for i in range(stages)]

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from shoal.errors import CapacityError
+from shoal.placement.cost import ModelCost
 from shoal.placement.partition import Costs, Order, Placement, place, placed, split
-from shoal.placement.profile import Demand, LinkSpeeds, ModelCost, NodeProfile
+from shoal.placement.profile import Demand, LinkSpeeds, NodeProfile
 
 _HORIZON = 60.0  # seconds over which a pause must pay for itself
 _LOADING = 500e6  # bytes per second at which a node loads weights
@@ -60,7 +61,7 @@ class Moves:
 
     def _bounds(self, nodes: int) -> tuple[int, int]:
         """Least and most number of stages."""
-        most = max(1, min(nodes - self.spares, self.model.layers))
+        most = max(1, min(nodes - self.spares, len(self.model.layers)))
         return (most if self.spread else 1), most
 
     def first(self, nodes: Sequence[NodeProfile], residencies: Mapping[str, Residency]) -> Placement:
@@ -75,13 +76,13 @@ class Moves:
     def _as_held(self, nodes: Sequence[NodeProfile], residencies: Mapping[str, Residency], kv_tokens: int) -> Placement | None:
         """A placement that leaves the layers where they already are, if every layer is somewhere."""
         at, order, bounds = 0, list[NodeProfile](), [0]
-        while at < self.model.layers:
+        while at < len(self.model.layers):
             starting = [
                 (layers.stop, node)
                 for node in nodes
                 if node not in order
                 for layers in residencies.get(node.name, Residency()).loaded
-                if layers.start == at and layers.stop <= self.model.layers
+                if layers.start == at and layers.stop <= len(self.model.layers)
             ]
             if not starting:
                 return None
@@ -192,7 +193,7 @@ class Moves:
             orders += [(*order[:i], node, *order[i + 1 :]) for i in range(len(order))]
         for candidate in orders:
             costs = Costs(self.model, self.demand, len(candidate))
-            if len(candidate) <= self.model.layers and (bounds := split(candidate, costs, now.kv_tokens)) is not None:
+            if len(candidate) <= len(self.model.layers) and (bounds := split(candidate, costs, now.kv_tokens)) is not None:
                 yield placed(candidate, bounds, costs, self.links, self.demand, now.kv_tokens)
 
     def _fits_beside(self, p: Placement, here: Mapping[str, NodeProfile], residencies: Mapping[str, Residency]) -> bool:
@@ -222,9 +223,10 @@ class Moves:
         for stage in p.stages:
             mine, held = range(stage.first, stage.end), residencies.get(stage.node, Residency())
             have = {layer for layers in held.loaded for layer in overlap(layers, mine)}
-            load = max(load, sum(self.model.layer_bytes[layer] for layer in mine if layer not in have) / _LOADING)
-            lost = len(mine) - len(overlap(mine, held.filled))
-            fill = max(fill, tokens * stage.prefill_seconds * lost / len(mine))
+            layers = self.model.layers
+            load = max(load, sum(layers[layer].held_bytes for layer in mine if layer not in have) / _LOADING)
+            lost = sum(layers[layer].flops(1) for layer in mine if layer not in held.filled)
+            fill = max(fill, tokens * stage.prefill_seconds * lost / sum(layers[layer].flops(1) for layer in mine))
         return fill + (0.0 if loaded else load)
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise, permutations
 
 from shoal.errors import CapacityError, NotEnoughMemory
-from shoal.placement.profile import Demand, LinkSpeeds, ModelCost, NodeProfile
+from shoal.placement.cost import ModelCost
+from shoal.placement.profile import Demand, LinkSpeeds, NodeProfile
 
 _TRY_ALL = 4  # up to this many nodes, every order of every subset is tried: 64 orders; above, orders by speed
 
@@ -62,32 +63,36 @@ class Placement:
 
 
 class Costs:
-    """Costs of layer ranges on a node, from prefix sums."""
+    """Costs of layer ranges on a node, from prefix sums, for a decode step with a stage's share of all slots."""
 
     def __init__(self, model: ModelCost, demand: Demand, stages: int) -> None:
         self.model = model
-        self.prefix = [0, *accumulate(model.layer_bytes)]
-        self.rows = max(1, demand.slots // stages)
-        self.kv_read = model.kv_bytes * demand.context * self.rows
+        self.rows = rows = max(1, demand.slots // stages)
+        self._held = [0, *accumulate(layer.held_bytes for layer in model.layers)]
+        self._kv = [0, *accumulate(layer.kv_bytes for layer in model.layers)]
+        self._read = [0, *accumulate(layer.read_bytes(rows) + layer.kv_read(demand.context) * rows for layer in model.layers)]
+        self._flops = [0, *accumulate(layer.flops(rows) for layer in model.layers)]
+        self._row_flops = [0, *accumulate(layer.flops(1) for layer in model.layers)]
+
+    def _last(self, end: int) -> bool:
+        return end == len(self.model.layers)
 
     def weights(self, first: int, end: int) -> int:
-        return self.prefix[end] - self.prefix[first] + (self.model.head_bytes if end == self.model.layers else 0)
+        return self._held[end] - self._held[first] + (self.model.head.size if self._last(end) else 0)
 
     def memory(self, first: int, end: int, kv_tokens: int) -> int:
-        last = self.model.last_bytes if end == self.model.layers else 0
-        return self.weights(first, end) + (end - first) * self.model.kv_bytes * kv_tokens + self.model.workspace + last
-
-    def _operations(self, first: int, end: int) -> float:
-        head = self.model.head_parameters if end == self.model.layers else 0
-        return 2.0 * ((end - first) * self.model.layer_parameters + head)
+        last = self.model.last_bytes if self._last(end) else 0
+        return self.weights(first, end) + (self._kv[end] - self._kv[first]) * kv_tokens + self.model.workspace + last
 
     def seconds(self, node: NodeProfile, first: int, end: int) -> float:
         """Seconds of a decode step: bound by memory, or by arithmetic if there are many rows."""
-        read = self.weights(first, end) + (end - first) * self.kv_read
-        return max(read / node.bytes_per_second, self._operations(first, end) * self.rows / node.flops)
+        read, flops = self._read[end] - self._read[first], self._flops[end] - self._flops[first]
+        if self._last(end):
+            read, flops = read + self.model.head.size, flops + self.model.head.flops(self.rows)
+        return max(read / node.bytes_per_second, flops / node.flops)
 
     def prefill_seconds(self, node: NodeProfile, first: int, end: int) -> float:
-        return 2.0 * (end - first) * self.model.layer_parameters / node.flops
+        return (self._row_flops[end] - self._row_flops[first]) / node.flops
 
 
 Order = tuple[NodeProfile, ...]
@@ -124,7 +129,7 @@ def _neighbours(order: Order, nodes: Sequence[NodeProfile]) -> Iterator[Order]:
 
 def split(order: Sequence[NodeProfile], costs: Costs, kv_tokens: int) -> list[int] | None:
     """Boundaries [0, …, layers] that minimise the slowest stage, with at least one layer per node; None if memory does not suffice."""
-    layers, infinite = costs.model.layers, float("inf")
+    layers, infinite = len(costs.model.layers), float("inf")
     best = [0.0] + [infinite] * layers
     choices: list[list[int]] = []
     for index, node in enumerate(order):
@@ -171,8 +176,8 @@ def place(
     """
     if not nodes:
         raise CapacityError("no node has joined; start one with `shoal join`")
-    at_least = min(at_least, len(nodes), model.layers)
-    at_most = max(at_least, min(at_most or len(nodes), len(nodes), model.layers))
+    at_least = min(at_least, len(nodes), len(model.layers))
+    at_most = max(at_least, min(at_most or len(nodes), len(nodes), len(model.layers)))
     kv_tokens = max(demand.kv_tokens, demand.least_kv_tokens)
     while True:
         if (best := _best(nodes, links, model, demand, range(at_least, at_most + 1), kv_tokens)) is not None:
@@ -219,15 +224,13 @@ def _choose(found: list[Placement]) -> Placement | None:
 
 
 def _shortage(nodes: Sequence[NodeProfile], model: ModelCost, at_least: int, kv_tokens: int) -> NotEnoughMemory:
-    per_layer = model.kv_bytes * kv_tokens
-    needed = sum(model.layer_bytes) + model.head_bytes + model.layers * per_layer + model.workspace * at_least + model.last_bytes
+    layers = [layer.held_bytes + layer.kv_bytes * kv_tokens for layer in model.layers]
+    needed = sum(layers) + model.head.size + model.workspace * at_least + model.last_bytes
     available = sum(n.memory for n in nodes)
     if needed > available:
         return NotEnoughMemory(needed, available)
     # The total memory would suffice, but some part fits no node.
-    part = (
-        max(max(model.layer_bytes) + per_layer, model.layer_bytes[-1] + model.head_bytes + model.last_bytes + per_layer) + model.workspace
-    )
+    part = max(*layers, layers[-1] + model.head.size + model.last_bytes) + model.workspace
     largest = max(n.memory for n in nodes)
     return NotEnoughMemory(
         max(part, largest + 1), largest, "one node's part of the model, whose layers do not fit these nodes in any split"

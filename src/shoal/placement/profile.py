@@ -1,4 +1,4 @@
-"""What placement knows: measured nodes and links, and the cost of a model's layers."""
+"""What placement knows: measured nodes and links, and what is asked of them."""
 
 from __future__ import annotations
 
@@ -40,29 +40,6 @@ class LinkSpeeds:
         """The name '' is the head."""
         ends = [self.to_head.get(name, LinkSpeed()) for name in (a, b) if name]
         return LinkSpeed(max(end.seconds for end in ends), min(end.bytes_per_second for end in ends))
-
-
-@dataclass(frozen=True)
-class ModelCost:
-    """layer_bytes: executed weights of each layer. kv_bytes: per token and layer."""
-
-    layer_bytes: tuple[int, ...]
-    head_bytes: int
-    kv_bytes: int
-    layer_parameters: int
-    head_parameters: int
-    activation_bytes: int
-    """Of one row, between two stages."""
-    workspace: int
-    """Bytes that a stage needs besides weights and KV."""
-    attention: int = 4096
-    """Operations of one row in one layer, per token that it attends to."""
-    last_bytes: int = 0
-    """Bytes that only the last stage needs besides those."""
-
-    @property
-    def layers(self) -> int:
-        return len(self.layer_bytes)
 
 
 @dataclass(frozen=True)

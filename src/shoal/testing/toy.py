@@ -26,7 +26,7 @@ from shoal.executor.stage import StageExecutor
 from shoal.models.matrix import StoredMatrix
 from shoal.models.spec import Dense, GroupedQuery, LayerSpec, ModelSpec, Rope
 from shoal.native import BLOCK_TOKENS
-from shoal.placement.profile import ModelCost
+from shoal.placement.cost import LayerCost, Matrices, ModelCost
 from shoal.request import Request, Score
 from shoal.scheduler.cost import StepLoad
 from shoal.scheduler.plan import Chunk, Opened, PromptQuery, StepPlan
@@ -45,7 +45,8 @@ def spec(layers: int) -> ModelSpec:
 
 
 def cost(layers: int) -> ModelCost:
-    return ModelCost((LAYER_BYTES,) * layers, LAYER_BYTES, KV_BYTES, 1000, 1000, 4, 100, 4)
+    matrices = Matrices(LAYER_BYTES, 1000)
+    return ModelCost((LayerCost(matrices, KV_BYTES, attention=4),) * layers, matrices, activation_bytes=4, workspace=100)
 
 
 class ToyWeights:
@@ -55,6 +56,9 @@ class ToyWeights:
     def matrix(self, name: str) -> StoredMatrix:
         values = (np.arange(VOCABULARY, dtype=np.float32) * 7919 + 13).reshape(-1, 1)
         return StoredMatrix("f32", values.view(np.uint8), 1)
+
+    def format(self, name: str) -> str:
+        return "f32"
 
     def vector(self, name: str) -> Floats | None:
         return None

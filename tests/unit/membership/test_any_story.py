@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from shoal.errors import CapacityError
 from shoal.membership.state import Cluster
 from shoal.placement.moves import Moves
-from shoal.placement.profile import Demand, ModelCost, NodeProfile
+from shoal.placement.profile import Demand, NodeProfile
 from tests.support.fleet import Fleet
+from tests.support.nodes import MB, model
 
-MB = 1 << 20
-MODEL = ModelCost((10 * MB,) * 4, 0, 1024, 10 * MB, 0, 4096, MB)
+MODEL = model(layers=4, head=0)
 DEMAND = Demand(slots=8, kv_tokens=4096, least_kv_tokens=256)
 
 

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.errors import CapacityError, NotEnoughMemory
+from shoal.placement.cost import ModelCost
 from shoal.placement.partition import Costs, Placement, place, placed
-from shoal.placement.profile import Demand, LinkSpeed, LinkSpeeds, ModelCost, NodeProfile
+from shoal.placement.profile import Demand, LinkSpeed, LinkSpeeds, NodeProfile
 from tests.support.nodes import DEMAND, MB, assert_whole, clusters, model, node
 
 NO_LINKS = LinkSpeeds()
@@ -24,11 +25,11 @@ def slow_links(names: list[str], seconds: float) -> LinkSpeeds:
 def everything(nodes: list[NodeProfile], links: LinkSpeeds, cost: ModelCost, demand: Demand, kv_tokens: int) -> list[Placement]:
     """All splits over all orders of all subsets."""
     out: list[Placement] = []
-    for count in range(1, min(len(nodes), cost.layers) + 1):
+    for count in range(1, min(len(nodes), len(cost.layers)) + 1):
         costs = Costs(cost, demand, count)
         for order in permutations(nodes, count):
-            for inner in combinations(range(1, cost.layers), count - 1):
-                bounds = [0, *inner, cost.layers]
+            for inner in combinations(range(1, len(cost.layers)), count - 1):
+                bounds = [0, *inner, len(cost.layers)]
                 parts = zip(order, bounds[:-1], bounds[1:], strict=True)
                 if all(costs.memory(a, b, kv_tokens) <= n.memory for n, a, b in parts):
                     out.append(placed(order, bounds, costs, links, demand, kv_tokens))
@@ -158,7 +159,7 @@ def test_the_order_in_which_nodes_joined_hardly_matters_up_to_four(nodes: list[N
 
 def test_one_slot_is_not_split_for_nothing():
     """A lone sequence visits every stage for every token: two equal nodes cannot be faster than one."""
-    cost = ModelCost((10 * MB,) * 6, 0, 1024, 10 * MB, 0, 4096, MB)
+    cost = model(layers=6, head=0)
     placement = place([node("a", 900 * MB), node("b", 900 * MB)], LinkSpeeds(), cost, Demand(1, 256, 256))
     assert len(placement.stages) == 1
     assert placement.tokens_per_second <= 1 / placement.latency * 1.001
@@ -168,7 +169,7 @@ def test_one_slot_is_not_split_for_nothing():
 def test_a_large_head_goes_to_the_node_that_holds_it(big: int):
     """Above four nodes the one with most memory always comes first, the head always last."""
     nodes = [node(f"n{i}", (600 if i == big else 35) * MB, 10e9 + i) for i in range(5)]
-    cost = ModelCost((30 * MB,) * 5, 400 * MB, 64, 30 * MB, 400 * MB, 4096, MB)
+    cost = model(layers=5, layer=30 * MB, head=400 * MB, kv=64)
     try:
         placement = place(nodes, LinkSpeeds(), cost, Demand(8, 256, 256), at_least=5)
     except NotEnoughMemory as error:
@@ -189,7 +190,7 @@ def test_five_nodes_are_placed_nearly_as_well_as_can_be():
 
 
 def test_what_is_missing_is_said_where_no_split_fits():
-    cost = ModelCost((30 * MB,) * 2, 0, 64, 1, 1, 1, MB)
+    cost = model(layers=2, layer=30 * MB, head=0, kv=64)
     with pytest.raises(NotEnoughMemory) as refused:
         place([node(f"n{i}", 25 * MB) for i in range(3)], LinkSpeeds(), cost, Demand(1, 64, 64))
     assert refused.value.needed > refused.value.available

@@ -59,7 +59,7 @@ class ConfigJson:
 
     def model(self, layers: Sequence[LayerSpec], **changes: Any) -> ModelSpec:
         """The whole of it: what most families say alike, but for some."""
-        told = {
+        told: dict[str, Any] = {
             "hidden": self.get("hidden_size"),
             "vocabulary": self.get("vocab_size"),
             "eps": float(self.get("rms_norm_eps", 1e-6)),
@@ -75,7 +75,12 @@ class ConfigJson:
     def grouped_query(self, **changes: Any) -> GroupedQuery:
         """What most families say alike, but for some."""
         heads = self.whole("num_attention_heads")
-        told = {"q_heads": heads, "kv_heads": int(self.get("num_key_value_heads") or heads), "head_dim": self.head_dim, **changes}
+        told: dict[str, Any] = {
+            "q_heads": heads,
+            "kv_heads": int(self.get("num_key_value_heads") or heads),
+            "head_dim": self.head_dim,
+            **changes,
+        }
         if "rope" not in told:
             told["rope"] = self.rope()
         return GroupedQuery(**told)
@@ -152,22 +157,21 @@ class ConfigJson:
         attention_factor = None if told.get("attention_factor") is None else float(told["attention_factor"])
         if kind == "yarn" and attention_factor is None and told.get("mscale") and told.get("mscale_all_dim"):
             attention_factor = mscale(factor, float(told["mscale"])) / mscale(factor, float(told["mscale_all_dim"]))
-        return Rope(
-            **{
-                "theta": theta,
-                "kind": kind,
-                "factor": factor,
-                "low_freq_factor": float(told.get("low_freq_factor") or 1.0),
-                "high_freq_factor": float(told.get("high_freq_factor") or 4.0),
-                "original_context": int(told.get("original_max_position_embeddings") or self.get("max_position_embeddings") or 0),
-                "beta_fast": float(told.get("beta_fast") or 32.0),
-                "beta_slow": float(told.get("beta_slow") or 1.0),
-                "attention_factor": attention_factor,
-                "truncate": bool(told.get("truncate", True)),
-                "dims": dims,
-                **changes,
-            }
-        )
+        made: dict[str, Any] = {
+            "theta": theta,
+            "kind": kind,
+            "factor": factor,
+            "low_freq_factor": float(told.get("low_freq_factor") or 1.0),
+            "high_freq_factor": float(told.get("high_freq_factor") or 4.0),
+            "original_context": int(told.get("original_max_position_embeddings") or self.get("max_position_embeddings") or 0),
+            "beta_fast": float(told.get("beta_fast") or 32.0),
+            "beta_slow": float(told.get("beta_slow") or 1.0),
+            "attention_factor": attention_factor,
+            "truncate": bool(told.get("truncate", True)),
+            "dims": dims,
+            **changes,
+        }
+        return Rope(**made)
 
     def _longrope(self, told: Mapping[str, Any], theta: float, dims: int, width: int) -> Rope:
         context = self.whole("max_position_embeddings")
@@ -180,7 +184,9 @@ class ConfigJson:
             factors=tuple(float(f) for f in told["short_factor"]),
             long_factors=tuple(float(f) for f in told["long_factor"]),
             original_context=original,
-            attention_factor=longrope_attention(factor, original) if told.get("attention_factor") is None else float(told["attention_factor"]),
+            attention_factor=longrope_attention(factor, original)
+            if told.get("attention_factor") is None
+            else float(told["attention_factor"]),
         )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from shoal.models.families.config import ConfigJson
 from shoal.models.families.family import Family, Stored
-from shoal.models.families.metadata import GgufMetadata
 from shoal.models.families.layer_count import layer_count
+from shoal.models.families.metadata import GgufMetadata
 from shoal.models.families.tensor_names import FUSED_QKV, Piece, gguf, hugging_face, rows_of
 from shoal.models.spec import Experts, GroupedQuery, LayerSpec, ModelSpec, Rope, Routing
 

@@ -27,9 +27,7 @@ def _from_config(config: ConfigJson) -> ModelSpec:
 def _from_metadata(meta: GgufMetadata) -> ModelSpec:
     experts = meta.experts(_routing(meta.chosen), activation="clamped")
     rope = meta.rope(truncate=False)  # which the file cannot say
-    layers = [
-        LayerSpec(meta.grouped_query(rope=rope, window=0 if i % 2 else meta.window, sinks=True), experts) for i in range(meta.layers)
-    ]
+    layers = [LayerSpec(meta.grouped_query(rope=rope, window=0 if i % 2 else meta.window, sinks=True), experts) for i in range(meta.layers)]
     return meta.model(layers)
 
 

@@ -14,7 +14,12 @@ class GgufMetadata:
     """Keys of one architecture. Methods raise CorruptModel, UnsupportedModel, and ValueError, TypeError, OverflowError for values of other kinds."""
 
     def __init__(
-        self, family: str, meta: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], factors: Mapping[str, Sequence[float]], where: object
+        self,
+        family: str,
+        meta: Mapping[str, Any],
+        shapes: Mapping[str, tuple[int, ...]],
+        factors: Mapping[str, Sequence[float]],
+        where: object,
     ) -> None:
         """shapes: of the file's tensors, rows first. factors: rope_freqs, rope_factors_short, rope_factors_long, those that it has.
         where: what errors name."""
@@ -70,7 +75,7 @@ class GgufMetadata:
         """The whole of it: what most families say alike, but for some."""
         if not (vocabulary := self.shapes.get("token_embd.weight", ())[:1]):
             raise CorruptModel(self.where, "no token_embd.weight")
-        told = {
+        told: dict[str, Any] = {
             "hidden": self.hidden,
             "vocabulary": int(vocabulary[0]),
             "context": self.context,
@@ -97,7 +102,7 @@ class GgufMetadata:
         """What most families say alike, but for some."""
         heads, width = self.whole("attention.head_count"), self.head_dim
         values = int(self.get("attention.value_length", width))
-        told = {
+        told: dict[str, Any] = {
             "q_heads": heads,
             "kv_heads": self.whole("attention.head_count_kv") if "attention.head_count_kv" in self else heads,
             "head_dim": width,

@@ -31,9 +31,7 @@ def _from_config(config: ConfigJson) -> ModelSpec:
 
 def _from_metadata(meta: GgufMetadata) -> ModelSpec:
     rope = meta.rope()
-    layers = [
-        LayerSpec(meta.grouped_query(rope=rope if (i + 1) % _STEP else None, window=0), meta.dense()) for i in range(meta.layers)
-    ]
+    layers = [LayerSpec(meta.grouped_query(rope=rope if (i + 1) % _STEP else None, window=0), meta.dense()) for i in range(meta.layers)]
     return meta.model(layers)
 
 

@@ -75,13 +75,13 @@ def gguf(**changes: str | Piece | tuple[str | Piece, ...]) -> TensorNames:
     return TensorNames("blk", {**_GGUF, **{name.replace("__", "."): stored for name, stored in changes.items()}})
 
 
-def hugging_face(layers: str = "model.layers", **changes: str | Piece | tuple[str | Piece, ...]) -> TensorNames:
+def hugging_face(layers: str = "model.layers", /, **changes: str | Piece | tuple[str | Piece, ...]) -> TensorNames:
     """As transformers names them for most families, but for some; a double underscore stands for the dot."""
     return TensorNames(layers, {**_HUGGING_FACE, **{name.replace("__", "."): stored for name, stored in changes.items()}})
 
 
-def stacked(tensor: str, **options: bool) -> Piece:
-    return Piece(tensor, stacked=True, **options)
+def stacked(tensor: str) -> Piece:
+    return Piece(tensor, stacked=True)
 
 
 _GATE_UP = ("gate", "up")

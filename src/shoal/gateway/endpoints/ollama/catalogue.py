@@ -81,8 +81,9 @@ def _info(engine: Engine) -> dict[str, Any]:
         "attention.head_count": facts.q_heads,
         "attention.head_count_kv": facts.kv_heads,
         "attention.key_length": facts.head_dim,
-        "attention.value_length": facts.head_dim,
+        "attention.value_length": facts.value_dim or facts.head_dim,
         "vocab_size": facts.vocabulary,
+        **({"expert_count": facts.experts, "expert_used_count": facts.experts_used} if facts.experts else {}),
     }
     general = {"general.architecture": facts.family, "general.basename": engine.name, "general.parameter_count": facts.parameters}
     return {**general, **{f"{facts.family}.{name}": value for name, value in sizes.items()}}
