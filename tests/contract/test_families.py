@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,43 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
+from shoal.config import Precision
+from shoal.models.families import BY_MODEL_TYPE
 from shoal.models.weights import SafetensorsWeights
 from tests.support import health_checks, tiny
 from tests.support.stages import Stages
 
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("llama", {}),
-    "llama tied": ("llama", {"tie_word_embeddings": True}),
-    "llama biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
-    "llama wide heads": ("llama", {"head_dim": 32}),
-    "llama one KV head": ("llama", {"num_key_value_heads": 1}),
-    "llama no grouping": ("llama", {"num_key_value_heads": 4}),
-    "llama linear": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.5, "rope_theta": 5000.0}}),
-    "llama llama3": ("llama", {"rope_parameters": {**tiny.LLAMA3, "rope_theta": 5000.0}}),
-    "llama yarn": ("llama", {"rope_parameters": {**tiny.YARN, "rope_theta": 5000.0}}),
-    "llama yarn, all of it": (
+
+@dataclass(frozen=True)
+class Case:
+    """A family's tiny model, and what is other than usual in its configuration."""
+
+    family: str
+    changes: dict[str, Any] = field(default_factory=dict[str, Any])
+    context: int = 0
+    """The most tokens that are served; 0: it does not matter."""
+
+
+def longrope(original: int) -> dict[str, Any]:
+    """Of a model that was trained with so many tokens."""
+    lists = {"short_factor": [1.0 + i / 10 for i in range(8)], "long_factor": [1.5 + i for i in range(8)]}
+    return {
+        "original_max_position_embeddings": original,
+        "rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": original, **lists},
+    }
+
+
+CASES: dict[str, Case] = {
+    "llama": Case("llama"),
+    "llama tied": Case("llama", {"tie_word_embeddings": True}),
+    "llama biases": Case("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama wide heads": Case("llama", {"head_dim": 32}),
+    "llama one KV head": Case("llama", {"num_key_value_heads": 1}),
+    "llama no grouping": Case("llama", {"num_key_value_heads": 4}),
+    "llama linear": Case("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.5, "rope_theta": 5000.0}}),
+    "llama llama3": Case("llama", {"rope_parameters": {**tiny.LLAMA3, "rope_theta": 5000.0}}),
+    "llama yarn": Case("llama", {"rope_parameters": {**tiny.YARN, "rope_theta": 5000.0}}),
+    "llama yarn, all of it": Case(
         "llama",
         {
             "rope_parameters": {
@@ -40,31 +63,125 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             }
         },
     ),
-    "mistral": ("mistral", {"sliding_window": None}),
-    "mistral window": ("mistral", {"sliding_window": 20}),
-    "mistral window of a block": ("mistral", {"sliding_window": 32}),
-    "mistral window of one": ("mistral", {"sliding_window": 1}),
-    "qwen2": ("qwen2", {}),
-    "qwen2 tied": ("qwen2", {"tie_word_embeddings": True}),
-    "qwen2 window": ("qwen2", {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}),
-    "qwen2 window off": ("qwen2", {"use_sliding_window": False, "sliding_window": 20, "max_window_layers": 1}),
-    "qwen3": ("qwen3", {"head_dim": 32}),
-    "qwen3 tied biases": ("qwen3", {"head_dim": 32, "tie_word_embeddings": True, "attention_bias": True}),
-    "qwen3 window": ("qwen3", {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}),
-    "qwen3 yarn": ("qwen3", {"rope_parameters": {**tiny.YARN, "rope_theta": 1e6}}),
+    "mistral": Case("mistral", {"sliding_window": None}),
+    "mistral window": Case("mistral", {"sliding_window": 20}),
+    "mistral window of a block": Case("mistral", {"sliding_window": 32}),
+    "mistral window of one": Case("mistral", {"sliding_window": 1}),
+    "mixtral": Case("mixtral"),
+    "mixtral window": Case("mixtral", {"sliding_window": 20}),
+    "mixtral one expert of all": Case("mixtral", {"num_experts_per_tok": 1}),
+    "qwen2": Case("qwen2"),
+    "qwen2 tied": Case("qwen2", {"tie_word_embeddings": True}),
+    "qwen2 window": Case("qwen2", {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}),
+    "qwen2 window off": Case("qwen2", {"use_sliding_window": False, "sliding_window": 20, "max_window_layers": 1}),
+    "qwen2_moe": Case("qwen2_moe"),
+    "qwen2_moe renormalised": Case("qwen2_moe", {"norm_topk_prob": True, "mlp_only_layers": []}),
+    "qwen2_moe every other layer": Case("qwen2_moe", {"mlp_only_layers": [], "decoder_sparse_step": 2}),
+    "qwen3": Case("qwen3", {"head_dim": 32}),
+    "qwen3 tied biases": Case("qwen3", {"head_dim": 32, "tie_word_embeddings": True, "attention_bias": True}),
+    "qwen3 window": Case("qwen3", {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}),
+    "qwen3 yarn": Case("qwen3", {"rope_parameters": {**tiny.YARN, "rope_theta": 1e6}}),
+    "qwen3_moe": Case("qwen3_moe"),
+    "qwen3_moe as they are": Case("qwen3_moe", {"norm_topk_prob": False, "mlp_only_layers": [1]}),
+    "olmo2": Case("olmo2"),
+    "olmoe": Case("olmoe"),
+    "olmoe without bounds": Case("olmoe", {"clip_qkv": None}),
+    "olmoe renormalised": Case("olmoe", {"norm_topk_prob": True}),
+    "deepseek_v2": Case("deepseek_v2"),
+    "deepseek_v2 queries by way of a vector": Case("deepseek_v2", {"q_lora_rank": 48, "attention_bias": True}),
+    "deepseek_v2 groups": Case(
+        "deepseek_v2",
+        {"topk_method": "group_limited_greedy", "n_routed_experts": 16, "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5},
+    ),
+    "deepseek_v2 yarn": Case("deepseek_v2", {"rope_parameters": {**tiny.YARN, "rope_theta": 5000.0, "mscale": 0.7, "mscale_all_dim": 0.4}}),
+    "deepseek_v2 values as wide as latent vectors": Case("deepseek_v2", {"v_head_dim": 48, "kv_lora_rank": 64}),
+    "deepseek_v3": Case("deepseek_v3"),
+    "deepseek_v3 as they are": Case("deepseek_v3", {"norm_topk_prob": False, "q_lora_rank": None, "n_group": 1, "topk_group": 1}),
+    "deepseek_v3 yarn": Case("deepseek_v3", {"rope_parameters": {**tiny.YARN, "rope_theta": 5000.0, "mscale": 1.0, "mscale_all_dim": 1.0}}),
+    "gpt_oss": Case("gpt_oss"),
+    "gpt_oss windows": Case("gpt_oss", {"layer_types": ["full_attention", "full_attention", "sliding_attention", "full_attention"]}),
+    "gpt_oss plain": Case("gpt_oss", {"rope_parameters": {"rope_type": "default", "rope_theta": 150000.0}}),
+    "glm4": Case("glm4"),
+    "glm4 all rotated": Case("glm4", {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}}),
+    "glm4_moe": Case("glm4_moe"),
+    "glm4_moe without norms": Case("glm4_moe", {"use_qk_norm": False, "routed_scaling_factor": 2.5, "num_experts_per_tok": 3}),
+    "glm4_moe groups": Case("glm4_moe", {"n_group": 2, "topk_group": 1, "norm_topk_prob": False}),
+    "gemma2": Case("gemma2"),
+    "gemma2 without caps": Case("gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
+    "gemma3_text": Case("gemma3_text"),
+    "gemma3_text scaled": Case(
+        "gemma3_text",
+        {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            }
+        },
+    ),
+    "phi3": Case("phi3"),
+    "phi3 no window": Case("phi3", {"sliding_window": None}),
+    "phi3 partial": Case("phi3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75}}),
+    "phi3 short": Case("phi3", longrope(128), context=100),
+    "phi3 long": Case("phi3", longrope(64), context=200),
+    "granite": Case("granite"),
+    "granite tied": Case("granite", {"tie_word_embeddings": True, "attention_bias": True}),
+    "granitemoe": Case("granitemoe"),
+    "granitemoeshared": Case("granitemoeshared"),
+    "smollm3": Case("smollm3"),
+    "smollm3 layer by layer": Case("smollm3", {"no_rope_layers": [0, 1, 1, 0, 1]}),
+    "cohere2": Case("cohere2"),
+    "cohere2 layer by layer": Case("cohere2", {"layer_types": ["full_attention", "sliding_attention", "full_attention"] + ["sliding_attention"] * 2}),
+    "dbrx": Case("dbrx"),
+    "dbrx as they are": Case("dbrx", {"ffn_config": {**tiny.OF_FAMILY["dbrx"]["ffn_config"], "moe_normalize_expert_weights": None}}),
 }
+
+
+def test_every_family_has_a_case() -> None:
+    assert {case.family for case in CASES.values()} == BY_MODEL_TYPE.keys()
+
+
+class Built:
+    """A case's model: as transformers has it, and its files."""
+
+    def __init__(self, case: Case, directory: Path) -> None:
+        self.model = tiny.model(case.family, **case.changes)
+        self.weights = SafetensorsWeights(tiny.saved(self.model, directory))
+        self._context = case.context
+
+    def stages(self, splits: int = 1, **options: Any) -> Stages:
+        return Stages(self.weights, splits, context=self._context, **options)
+
+    def theirs(self, tokens: list[int] = tiny.TOKENS) -> np.ndarray:
+        return tiny.logits(self.model, tokens)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return Built(CASES[request.param], tmp_path_factory.mktemp("model"))
 
 
 def close(ours: np.ndarray, theirs: np.ndarray) -> None:
     np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_as_transformers(name: str, tmp_path: Path) -> None:
-    family, changes = CASES[name]
-    built = tiny.model(family, **changes)
-    weights = SafetensorsWeights(tiny.saved(built, tmp_path))
-    close(Stages(weights).logits(tiny.TOKENS), tiny.logits(built, tiny.TOKENS))
+@pytest.mark.slow
+def test_as_transformers(built: Built) -> None:
+    close(built.stages().logits(tiny.TOKENS), built.theirs())
+
+
+@pytest.mark.slow
+def test_bit_by_bit_however_it_is_split_and_cut(built: Built) -> None:
+    whole = built.stages().logits(tiny.TOKENS)
+    for splits, chunk, threads in ((2, 0, 1), (3, 7, 1), (1, 32, 2), (2, 40, 2)):
+        assert np.array_equal(built.stages(splits, threads=threads).logits(tiny.TOKENS, chunk), whole), (splits, chunk, threads)
+
+
+@pytest.mark.slow
+def test_greedy_tokens_are_those_of_transformers(built: Built) -> None:
+    """Each is transformers' likeliest after those before it: by induction, its greedy answer."""
+    prompt = tiny.TOKENS[:-8]
+    answer = built.stages().greedy(prompt, 8)
+    assert built.theirs([*prompt, *answer[:-1]])[len(prompt) - 1 :].argmax(-1).tolist() == answer
 
 
 @pytest.mark.parametrize("splits", [1, 2, 3])

@@ -69,7 +69,7 @@ OF_FAMILY: dict[str, dict[str, Any]] = {
     "dbrx": {
         "d_model": 64,
         "n_heads": 4,
-        "n_layers": 2,
+        "n_layers": 3,
         "max_seq_len": 256,
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 1.5, "rope_theta": 10000.0},
         "ffn_config": {"ffn_hidden_size": 48, "hidden_size": 64, "moe_num_experts": 8, "moe_top_k": 4},
