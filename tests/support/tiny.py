@@ -30,7 +30,8 @@ def model(family: str, seed: int = 0, **changes: Any) -> Any:
     built = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
         for name, parameter in built.named_parameters():
-            parameter.copy_(torch.randn_like(parameter) * (0.3 if parameter.ndim == 1 else 0.15) + ("norm" in name))
+            vector = parameter.ndim == 1
+            parameter.copy_(torch.randn_like(parameter) * (0.3 if vector else 0.15) + (vector and "norm" in name))
     return built
 
 
