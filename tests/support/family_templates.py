@@ -119,6 +119,29 @@ GLM_45 = """\
 {%- endfor %}
 {%- if add_generation_prompt %}<|assistant|>{{- '\\n<think></think>' if (enable_thinking is defined and not enable_thinking) else '' }}{% endif %}"""
 
+GLM_4 = """\
+[gMASK]<sop>{%- if tools -%}<|system|>
+# 可用工具
+{%- for tool in tools %}{%- set function = tool.function if tool.get("function") else tool %}
+
+## {{ function.name }}
+
+{{ function | tojson(indent=4, ensure_ascii=False) }}
+{%- endfor %}{%- endif -%}
+{%- for message in messages %}
+    {%- set meta = message.get("metadata", "") %}
+    {%- if message['role'] == 'user' %}<|user|>
+{{ message['content'] }}
+    {%- elif message['role'] == 'assistant' and not meta %}<|assistant|>
+{{ message['content'] }}
+    {%- elif message['role'] == 'assistant' and meta %}<|assistant|>{{ meta }}
+{{ message['content'] }}
+    {%- elif message['role'] == 'observation' %}<|observation|>
+{{ message['content'] }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}<|assistant|>{% endif %}"""
+
 GEMMA_2 = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"

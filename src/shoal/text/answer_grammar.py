@@ -181,7 +181,9 @@ class _Rules:
             before = f"({self._spelled(format.before)})? " if format.before in self._marks else ""
             tail = self._add("tail", self._tail(format, tools, several))
             calls = self._add("calls", f"{before}{self._spelled(format.trigger)} {tail}")
-            if self._format.names and not must:
+            if self._format.names and format.named:
+                text = self._add("SAID", f"{text} & ~(/\\s*({'|'.join(map(re.escape, self._format.names))})\\n\\{{/ ANYTHING)")
+            elif self._format.names and not must:
                 ways += self._loose(tools)
                 text = self._add("SAID", f"{text} & ~(/{loose.called(self._format.names)}/ ANYTHING)")
             ways += self._with_text(format, text, calls) if not must and not as_json else [calls]
@@ -204,6 +206,8 @@ class _Rules:
 
     def _with_text(self, format: ToolFormat, text: str, calls: str) -> list[str]:
         """Text, or calls after some text. Whatever begins like a call is one."""
+        if format.named:
+            return [text, calls]
         if not format.trigger:
             self._add("OTHER", r"/(\s*[^\s{](?s:.*))?/" + ("" if text == "ANYTHING" else f" & {text}"))
             return ["OTHER", calls]
@@ -225,8 +229,10 @@ class _Rules:
         """A call from its name on."""
         name = json.dumps(json.dumps(tool.name, ensure_ascii=False)[1:-1])
         given = self._arguments(tool, number) if format.tags is None else self._tagged(format.tags, tool, number)
-        parts = (name, self._part(format, format.middle), given, self._spelled(format.end))
-        return self._add(f"call_{number}", " ".join(filter(None, parts)))
+        middle = self._part(format, format.middle)
+        if format.named:  # one lexeme, which ends where that of other text does
+            name, middle = json.dumps(tool.name + format.middle), ""
+        return self._add(f"call_{number}", " ".join(filter(None, (name, middle, given, self._spelled(format.end)))))
 
     def _part(self, format: ToolFormat, text: str) -> str:
         """A part of a format, which may contain the id of a call."""

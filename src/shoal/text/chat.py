@@ -25,8 +25,8 @@ from shoal.errors import CorruptModel, InvalidRequest, ShoalError
 from shoal.text.marks import ESCAPED, MARK, Marks, plain
 from shoal.text.reasoning import CHANNELS
 from shoal.text.reasoning import detect as detect_reasoning
-from shoal.text.teaching import attached, described, spelled
-from shoal.text.tools import DEEPSEEK, DEEPSEEK_V31, HARMONY, detect
+from shoal.text.teaching import attached, described, observed, spelled
+from shoal.text.tools import DEEPSEEK, DEEPSEEK_V31, GLM4, HARMONY, detect
 
 RESERVED = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "bos_token", "eos_token", "pad_token"}
@@ -226,7 +226,9 @@ class ChatTemplate:
             return
         if tools and format == HARMONY:  # its template fails for a function without a description
             given["tools"] = [{**tool, "function": {"description": "", **tool["function"]}} for tool in tools]
-        if not self._shows_calls:
+        if format == GLM4:
+            given["messages"] = observed(given["messages"])
+        elif not self._shows_calls:
             given["messages"] = [spelled(message, format) for message in given["messages"]]
         if tools:
             given |= dict.fromkeys(self._also, tools)

@@ -2,7 +2,8 @@
 
 DeepSeek's templates show calls and results but not the tools: the system message describes them in the form of DeepSeek's model
 cards. Phi-4-mini's template takes the tools from the system message. Those of Phi, SmolLM 3 and Granite 3 show only the text of
-an answer: its calls are written into it, as the model wrote them.
+an answer: its calls are written into it, as the model wrote them. For GLM 4 a call is a message of its own, and a result a
+message of the role `observation`.
 """
 
 from __future__ import annotations
@@ -37,6 +38,19 @@ def spelled(message: Message, format: ToolFormat) -> Message:
         return message
     said = format.written([(call["function"]["name"], _json(call["function"]["arguments"])) for call in calls])
     return {**message, "content": (message.get("content") or "") + said}
+
+
+def observed(messages: Sequence[Message]) -> list[Message]:
+    """The messages with calls and results as GLM 4's template takes them."""
+    out: list[Message] = []
+    for message in messages:
+        calls = message.get("tool_calls") or ()
+        if message.get("content") or not calls:
+            out.append({**message, "role": "observation"} if message.get("role") == "tool" else message)
+        for call in calls:
+            function = call["function"]
+            out.append({"role": "assistant", "metadata": function["name"], "content": _json(function["arguments"])})
+    return out
 
 
 def _parted(messages: Sequence[Message]) -> tuple[Message, Sequence[Message]]:

@@ -37,9 +37,10 @@ class ToolParser:
     """Parses one choice."""
 
     def __init__(self, format: ToolFormat, kinds: Kinds | None = None, names: Collection[str] = ()) -> None:
-        """kinds: of arguments in tags. names: of tools that may be called without the format's marker."""
+        """kinds: of arguments in tags. names: of the tools, for formats that are `named`, or that may omit their marker."""
         self._format, self._kinds = format, kinds or {}
-        self._loose = frozenset(names)
+        self._names = frozenset(names)
+        self._loose = frozenset[str]() if format.named else self._names
         self._middle = format.middle + ("{" if format.tags is None else "")
         self._state = _State.CONTENT
         self._held = ""
@@ -138,6 +139,8 @@ class ToolParser:
         name = found[0] if found else ""
         if not rest[len(name) :]:
             return False
+        if self._format.named and name not in self._names:
+            return self._no_call(out)
         middle = _after(rest[len(name) :], self._middle) if name else -1
         if middle is None or middle < 0:
             return False if middle is None else self._no_call(out)

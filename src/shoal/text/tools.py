@@ -17,6 +17,7 @@ phi           <|tool_call|>[{"name": "f", "arguments": {}}, …]<|/tool_call|>  
 cohere        <|START_ACTION|>[\\n    {"tool_call_id": "0", "tool_name": "f", "parameters": {}},…\\n]<|END_ACTION|>
                                                                                    Command R7B and Command A
 kimi          <|tool_calls_section_begin|><|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>{}<|tool_call_end|>…
+glm4          f\\n{}                                                               GLM 4 (0414); one call, and nothing around it
 harmony       <|channel|>commentary to=functions.f <|constrain|>json<|message|>{}   gpt-oss; one call (see harmony.py)
 """
 
@@ -73,6 +74,8 @@ class ToolFormat:
     """A regular expression for what ID stands for."""
     ids: str = ""
     """How templates want the ids of calls, with the name for NAME and the number for ID; empty: any nine letters and digits."""
+    named: bool = False
+    """Whether only the name of a tool at the beginning of an answer tells a call from text."""
     loose: bool = False
     """Whether models may leave out everything around the JSON (see loose.py)."""
 
@@ -151,8 +154,25 @@ KIMI = ToolFormat(
     ids=f"functions.{NAME}:{ID}",
     trigger="<|tool_calls_section_begin|>",
 )
+GLM4 = ToolFormat("glm4", "", "\n", "", named=True)
 HARMONY = ToolFormat("harmony", "<|channel|>commentary to=functions.", " <|constrain|>json<|message|>", "", trigger="<|channel|>")
-FORMATS = (HERMES, MISTRAL, MISTRAL_ARGS, LLAMA3, DEEPSEEK, DEEPSEEK_V31, QWEN3_CODER, GLM, MINIMAX, GRANITE, PHI, COHERE, KIMI, HARMONY)
+FORMATS = (
+    HERMES,
+    MISTRAL,
+    MISTRAL_ARGS,
+    LLAMA3,
+    DEEPSEEK,
+    DEEPSEEK_V31,
+    QWEN3_CODER,
+    GLM,
+    MINIMAX,
+    GRANITE,
+    PHI,
+    COHERE,
+    KIMI,
+    GLM4,
+    HARMONY,
+)
 
 
 def detect(template: str) -> ToolFormat | None:
@@ -170,6 +190,8 @@ def detect(template: str) -> ToolFormat | None:
     for format in (KIMI, COHERE, GRANITE):
         if format.trigger in template:
             return format
+    if "<|observation|>" in template and "metadata" in template:
+        return GLM4
     if "<|tool|>" in template and "<|/tool|>" in template:
         return PHI
     if "<|channel|>" in template and "to=" in template and "functions." in template:

@@ -11,7 +11,7 @@ import pytest
 from shoal.gateway.app import create_app
 from shoal.text.chat import ChatTemplate
 from tests.support.engine import FakeEngine, prompt, says
-from tests.support.family_templates import COMMAND_R7B, DEEPSEEK_R1, DEEPSEEK_V31, GLM_45, GPT_OSS, GRANITE_33, PHI_4_MINI, SMOLLM_3
+from tests.support.family_templates import COMMAND_R7B, DEEPSEEK_R1, DEEPSEEK_V31, GLM_4, GLM_45, GPT_OSS, GRANITE_33, PHI_4_MINI, SMOLLM_3
 from tests.support.http import CHAT, HI, events, fetch
 from tests.support.tools import RESULT, TOOLS
 
@@ -46,6 +46,11 @@ FAMILIES = {
         "</tool_call><|observation|>\n<tool_response>\nrain\n</tool_response><|assistant|>",
         "Hm.",
         "I look.",
+    ),
+    "glm 4": Family(
+        GLM_4,
+        'weather\n{"city": "Paris"}',
+        '<|assistant|>weather\n{"city": "Paris"}<|observation|>\nrain<|assistant|>',
     ),
     "deepseek r1": Family(
         DEEPSEEK_R1,

@@ -19,6 +19,7 @@ from tests.support.family_templates import (
     DEEPSEEK_V31,
     GEMMA_2,
     GEMMA_3,
+    GLM_4,
     GLM_45,
     GPT_OSS,
     GRANITE_33,
@@ -46,6 +47,7 @@ FORMATS: list[tuple[str, ToolFormat | None, reasoning.ReasoningFormat | None]] =
     (DEEPSEEK_V31, tools.DEEPSEEK_V31, reasoning.THINK),
     (DEEPSEEK_R1, tools.DEEPSEEK, reasoning.THINK),
     (GLM_45, tools.GLM, reasoning.THINK),
+    (GLM_4, tools.GLM4, None),
     (GEMMA_2, None, None),
     (GEMMA_3, None, None),
     (GRANITE_33, tools.GRANITE, reasoning.GRANITE),
@@ -53,7 +55,19 @@ FORMATS: list[tuple[str, ToolFormat | None, reasoning.ReasoningFormat | None]] =
     (SMOLLM_3, tools.HERMES, reasoning.THINK),
     (COMMAND_R7B, tools.COHERE, reasoning.COHERE),
 ]
-IDS = ["gpt-oss", "deepseek v3.1", "deepseek r1", "glm 4.5", "gemma 2", "gemma 3", "granite 3.3", "phi-4-mini", "smollm3", "command r7b"]
+IDS = [
+    "gpt-oss",
+    "deepseek v3.1",
+    "deepseek r1",
+    "glm 4.5",
+    "glm 4",
+    "gemma 2",
+    "gemma 3",
+    "granite 3.3",
+    "phi-4-mini",
+    "smollm3",
+    "command r7b",
+]
 
 
 class _Arguments(dict[str, Any]):

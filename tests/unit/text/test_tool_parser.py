@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from shoal.text import loose, tools
 from shoal.text.deltas import Arguments, CallBegun, ContentDelta, Delta
 from shoal.text.tool_parser import ToolParser
-from shoal.text.tools import HARMONY, HERMES, LLAMA3, MISTRAL, MISTRAL_ARGS, ToolFormat
+from shoal.text.tools import GLM4, HARMONY, HERMES, LLAMA3, MISTRAL, MISTRAL_ARGS, ToolFormat
 
-FORMATS = [format for format in tools.FORMATS if format.tags is None and format != HARMONY]
+FORMATS = [format for format in tools.FORMATS if format.tags is None and format not in (HARMONY, GLM4)]
 FORMATS += [replace(MISTRAL, opening="[TOOL_CALLS]["), replace(MISTRAL_ARGS, middle=f"[CALL_ID]{tools.ID}[ARGS]")]
 SEVERAL = [format for format in FORMATS if format.separator is not None]
 Call = tuple[str, dict[str, Any]]

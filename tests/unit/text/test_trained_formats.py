@@ -144,6 +144,11 @@ SHAPES = {
             "two": f"<｜tool▁calls▁begin｜>{SEEK31}{SEEK31}<｜tool▁calls▁end｜>",
         },
     ),
+    "glm-4": Shape(
+        TOLD + "{# <|observation|> metadata #}" + _loop("<|user|>", ""),
+        ("[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<|observation|>", "<|endoftext|>"),
+        calls={"one": f"weather\n{PARIS}"},
+    ),
     "glm-4.7": Shape(
         TOLD + "<tool_call>{name}<arg_key>k</arg_key><arg_value>v</arg_value>" + _loop("<|im_start|>", "<|im_end|>") + "{# <think> #}",
         plain=("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "<think>", "</think>"),
@@ -295,6 +300,13 @@ def test_marks_around_an_answer_are_no_content(name: str, text: str, tools: list
     engine = SHAPES[name].engine
     fits, read = written(converse(engine, ASKED, Tools(tools), None), engine, text)
     assert (fits, read) == (True, [*([ReasoningDelta("hm")] if "hm" in text else []), ContentDelta("It rains.")])
+
+
+@pytest.mark.parametrize("text", ["weather is fine", "weather\nis fine", "Rain\n{}", "weather", "\nIt rains."])
+def test_the_name_of_a_tool_is_text_unless_arguments_follow(text: str) -> None:
+    engine = SHAPES["glm-4"].engine
+    assert written(converse(engine, ASKED, Tools(FUNCTIONS), None), engine, text) == (True, [ContentDelta(text)])
+    assert not written(converse(engine, ASKED, Tools(FUNCTIONS), None), engine, 'weather\n{"days": "x"}')[0]
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -148,8 +148,8 @@ def converse(
         held = "" if answer is None else _held(_asked(tokenizer, made, answer=answer))[0]
         return Conversation(prompt, held, made, _markers(tokenizer, made))
     if answer is not None and not tools.must and not format.trigger:
-        raise InvalidRequest("this model writes calls as bare JSON; ask either for tools or for an answer in JSON", answer.where)
-    names = tuple(tool.name for tool in tools.callable) if format.loose and answer is None else ()
+        raise InvalidRequest("this model puts nothing around its calls; ask either for tools or for an answer in JSON", answer.where)
+    names = tuple(tool.name for tool in tools.callable) if format.named or (format.loose and answer is None) else ()
     made = AnswerFormat(format, reasoning, opened, names=names)
     held, read = _held(_asked(tokenizer, made, tools, answer))
     made = replace(made, kinds=read)
