@@ -129,6 +129,7 @@ class Tokenizer:
             sources = {str(t.get("name")): t.get("template") for t in cast("list[dict[str, str]]", source)}
         if (separate := path / "chat_template.jinja").exists():
             sources = {"default": separate.read_text(errors="replace")}
+        sources |= {more.stem: more.read_text(errors="replace") for more in (path / "additional_chat_templates").glob("*.jinja")}
         bos = backend.token_to_id(special("bos_token"))
         # The post-processor of tokenizer.json adds BOS if the model wants one.
         adds = bos is not None and bos in backend.encode("", add_special_tokens=True).ids
