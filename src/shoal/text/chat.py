@@ -26,7 +26,7 @@ from shoal.text.marks import ESCAPED, MARK, Marks, plain
 from shoal.text.reasoning import CHANNELS
 from shoal.text.reasoning import detect as detect_reasoning
 from shoal.text.teaching import attached, described, observed, spelled
-from shoal.text.tools import DEEPSEEK, DEEPSEEK_V31, GLM4, HARMONY, detect
+from shoal.text.tools import DEEPSEEK, DEEPSEEK_V31, GLM4, detect
 
 RESERVED = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "bos_token", "eos_token", "pad_token"}
@@ -36,9 +36,11 @@ RESERVED = frozenset(
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 """The names that templates use for the reasoning of an earlier answer, as a field of its message: Qwen3 and DeepSeek; gpt-oss; others."""
 
-
 _TESTS_CONTENT = re.compile(r"(?:\.content|\[['\"]content['\"]\]) is (?:not )?none")
 _SYSTEM_TOOLS = re.compile(r"message(?:\.tools|\[['\"]tools['\"]\])")
+"""Where the system message has the tools, as in Phi-4-mini's template."""
+_JOINED = re.compile(r"\.description\s*\+|\+\s*[\w.]*\.description")
+"""A function without a description would be an error there, as in gpt-oss's template."""
 
 
 class _Refused(Exception):
@@ -171,6 +173,7 @@ class ChatTemplate:
         self._shows_calls = "tool_calls" in source
         self._shows_tools = re.search(r"\w*tools\b", source) is not None
         self._tools_field = _SYSTEM_TOOLS.search(source) is not None
+        self._joins_descriptions = _JOINED.search(source) is not None
         self._also = ("xml_tools",) if "xml_tools" in read and "tools" not in read else ()
 
     def render(
@@ -224,8 +227,8 @@ class ChatTemplate:
         format, tools = self.tools, given["tools"]
         if format is None:
             return
-        if tools and format == HARMONY:  # its template fails for a function without a description
-            given["tools"] = [{**tool, "function": {"description": "", **tool["function"]}} for tool in tools]
+        if tools and self._joins_descriptions:
+            given["tools"] = tools = [{**tool, "function": {"description": "", **tool["function"]}} for tool in tools]
         if format == GLM4:
             given["messages"] = observed(given["messages"])
         elif not self._shows_calls:
