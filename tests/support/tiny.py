@@ -30,10 +30,9 @@ def model(family: str, seed: int = 0, **changes: Any) -> Any:
     built = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
         for name, parameter in built.named_parameters():
-            parameter.copy_(
-                torch.randn_like(parameter) * (0.3 if parameter.ndim == 1 else 0.15)
-                + ("norm" in name.split(".")[-2] and not family.startswith("gemma"))
-            )
+            vector = parameter.ndim == 1
+            one = vector and "norm" in name and not family.startswith("gemma")  # Gemma's norms are stored less one
+            parameter.copy_(torch.randn_like(parameter) * (0.3 if vector else 0.15) + one)
         for name, buffer in built.named_buffers():
             if "correction_bias" in name:
                 buffer.copy_(torch.randn_like(buffer) * 0.2)

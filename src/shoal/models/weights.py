@@ -164,8 +164,12 @@ class StoredWeights:
         return getattr(self.spec.layers[_split(name)[0]].feed_forward, "count", 1)
 
     def _expect(self, place: Place, name: str, shape: tuple[int, ...], base: tuple[int, int], n: int) -> None:
-        """Refuses another shape than the model's sizes give: [n, k], for stacked ones [experts, n, k] or [experts * n, k]."""
+        """Refuses another shape than the model's sizes give: [n, k], for stacked ones [experts, n, k] or [experts * n, k]; latent
+        attention's [heads, n / heads, k], too."""
         right = {base, *([(base[1],)] if n == 1 else [])}
+        if _part(name) in ("k_b", "v_b"):  # some files have a matrix for each head
+            heads = self.spec.layers[_split(name)[0]].attention.q_heads
+            right.add((heads, base[0] // heads, base[1]))
         if place.piece.stacked:
             count = self._experts(name)
             right = {(count, *base), (count * base[0], base[1])}

@@ -26,7 +26,7 @@ class AnswerFormat:
     kinds: Kinds = field(default_factory=dict[str, Mapping[str, Kind]])
     """Kinds of the calls' arguments, if they are in tags."""
     names: tuple[str, ...] = ()
-    """Tools whose calls are recognised even without the format's marker (see loose.py)."""
+    """Of the tools, if their calls are recognised by them, or even without the format's marker (see loose.py)."""
 
     @property
     def written(self) -> list[str]:

@@ -20,7 +20,7 @@ from shoal.text.answer_format import AnswerFormat
 from shoal.text.arguments import Kind
 from shoal.text.grammar import END, SPACE, checked, held
 from shoal.text.schema import localised
-from shoal.text.tools import Tags, ToolFormat, ToolFunction
+from shoal.text.tools import ID, Tags, ToolFormat, ToolFunction
 
 MAX_TOOLS = 128
 _ANYTHING = "/(?s:.*)/"
@@ -175,20 +175,25 @@ class _Rules:
         format, reasoning = self._format.calls, self._format.reasoning
         text, opened = "ANYTHING", self._format.opened
         if reasoning is not None and not opened and not (begin := self._spelled(reasoning.begin)).startswith("<["):
-            text = self._add("TEXT", f"ANYTHING & ~({begin} ANYTHING)")
+            text = self._add("TEXT", rf"ANYTHING & ~(/\s*/ {begin} ANYTHING)")
         ways = ["json"] if as_json and not must else []
         if format is not None and tools:
             before = f"({self._spelled(format.before)})? " if format.before in self._marks else ""
             tail = self._add("tail", self._tail(format, tools, several))
             calls = self._add("calls", f"{before}{self._spelled(format.trigger)} {tail}")
-            if self._format.names and not must:
+            if self._format.names and format.named:
+                text = self._add("SAID", f"{text} & ~(/\\s*({'|'.join(map(re.escape, self._format.names))})\\n\\{{/ ANYTHING)")
+            elif self._format.names and not must:
                 ways += self._loose(tools)
                 text = self._add("SAID", f"{text} & ~(/{loose.called(self._format.names)}/ ANYTHING)")
             ways += self._with_text(format, text, calls) if not must and not as_json else [calls]
         if reasoning is None:
             return ways
-        thought = self._add("thought", ("" if opened else self._spelled(reasoning.begin) + " ") + self._upto(reasoning.end, "thinking"))
+        begin = "" if opened else f"GAP? {self._spelled(reasoning.begin)} "
+        thought = self._add("thought", begin + self._upto(reasoning.end, "thinking"))
         body = self._add("body", " | ".join(ways))
+        if reasoning.before in self._marks and not must:
+            body = self._add("enclosed", f"{body} | {self._spelled(reasoning.before)} {body} ({self._spelled(reasoning.after)})?")
         return [f"{thought} GAP? {body}", *([] if opened else [body])]
 
     def _loose(self, tools: Sequence[ToolFunction]) -> list[str]:
@@ -201,6 +206,8 @@ class _Rules:
 
     def _with_text(self, format: ToolFormat, text: str, calls: str) -> list[str]:
         """Text, or calls after some text. Whatever begins like a call is one."""
+        if format.named:
+            return [text, calls]
         if not format.trigger:
             self._add("OTHER", r"/(\s*[^\s{](?s:.*))?/" + ("" if text == "ANYTHING" else f" & {text}"))
             return ["OTHER", calls]
@@ -214,15 +221,22 @@ class _Rules:
         """Calls without their trigger."""
         each = [self._call(format, tool, i) for i, tool in enumerate(tools)]
         call = self._add("call", " | ".join(each))
-        more = f"({self._spelled(format.separator + format.begin)} {call})*" if several and format.separator is not None else ""
+        more = f"({self._part(format, format.separator + format.begin)} {call})*" if several and format.separator is not None else ""
         opening = (format.opening + format.begin).removeprefix(format.trigger)
-        return " ".join(filter(None, (self._spelled(opening), call, more, self._spelled(format.closing))))
+        return " ".join(filter(None, (self._part(format, opening), call, more, self._spelled(format.closing))))
 
     def _call(self, format: ToolFormat, tool: ToolFunction, number: int) -> str:
         """A call from its name on."""
         name = json.dumps(json.dumps(tool.name, ensure_ascii=False)[1:-1])
         given = self._arguments(tool, number) if format.tags is None else self._tagged(format.tags, tool, number)
-        return self._add(f"call_{number}", " ".join(filter(None, (name, self._spelled(format.middle), given, self._spelled(format.end)))))
+        middle = self._part(format, format.middle)
+        if format.named:  # one lexeme, which ends where that of other text does
+            name, middle = json.dumps(tool.name + format.middle), ""
+        return self._add(f"call_{number}", " ".join(filter(None, (name, middle, given, self._spelled(format.end)))))
+
+    def _part(self, format: ToolFormat, text: str) -> str:
+        """A part of a format, which may contain the id of a call."""
+        return f" /{format.id}/ ".join(self._spelled(part) for part in text.split(ID))
 
     def _arguments(self, tool: ToolFunction, number: int) -> str:
         """Arguments as JSON."""

@@ -23,8 +23,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from shoal.errors import CorruptModel, InvalidRequest, ShoalError
 from shoal.text.marks import ESCAPED, MARK, Marks, plain
+from shoal.text.reasoning import CHANNELS
 from shoal.text.reasoning import detect as detect_reasoning
-from shoal.text.tools import detect
+from shoal.text.teaching import attached, described, observed, spelled
+from shoal.text.tools import DEEPSEEK, DEEPSEEK_V31, GLM4, detect
 
 RESERVED = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "bos_token", "eos_token", "pad_token"}
@@ -33,6 +35,12 @@ RESERVED = frozenset(
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 """The names that templates use for the reasoning of an earlier answer, as a field of its message: Qwen3 and DeepSeek; gpt-oss; others."""
+
+_TESTS_CONTENT = re.compile(r"(?:\.content|\[['\"]content['\"]\]) is (?:not )?none")
+_SYSTEM_TOOLS = re.compile(r"message(?:\.tools|\[['\"]tools['\"]\])")
+"""Where the system message has the tools, as in Phi-4-mini's template."""
+_JOINED = re.compile(r"\.description\s*\+|\+\s*[\w.]*\.description")
+"""A function without a description would be an error there, as in gpt-oss's template."""
 
 
 class _Refused(Exception):
@@ -54,6 +62,13 @@ def _tojson(
     if ensure_ascii:  # marks are not part of the text
         text = text.replace(_ascii(MARK), MARK).replace(_ascii(ESCAPED), _ascii(plain(ESCAPED)))
     return text
+
+
+def _string(value: Any) -> str:
+    """What Python writes for a value, without escapes in marks."""
+    if isinstance(value, str):
+        return value
+    return str(value).replace(repr(MARK)[1:-1], MARK).replace(repr(ESCAPED)[1:-1], repr(plain(ESCAPED))[1:-1])
 
 
 def _ascii(text: str) -> str:
@@ -134,8 +149,10 @@ class ChatTemplate:
         """
         if not isinstance(source, str):
             raise fault(where, "the chat template is no text")
-        environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation])
-        environment.filters["tojson"] = _tojson
+        environment = _Environment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation], finalize=_string
+        )
+        environment.filters |= {"tojson": _tojson, "string": _string}
         environment.globals.update(raise_exception=_raise, strftime_now=_now)
         try:
             parsed = environment.parse(source)
@@ -146,12 +163,18 @@ class ChatTemplate:
         except Exception as error:  # as below; for deep nesting it is RecursionError or SyntaxError
             raise fault(where, f"the chat template is no valid Jinja ({error})") from error
         self.variables = frozenset(read) - RESERVED - special.keys() - environment.globals.keys()
-        fields = set(re.findall(r"(?:\.|\[['\"])(\w+)", source))
+        fields = set(re.findall(r"(?:\.get\(['\"]|\.|\[['\"])(\w+)", source))
         self._reasoning = next((name for name in _REASONING if name in fields), None)
         self.source = source
         self._special, self._marks = dict(special), marks
         self.tools = detect(source)
         self.reasoning = detect_reasoning(source)
+        self._none = self.tools in (DEEPSEEK, DEEPSEEK_V31) and _TESTS_CONTENT.search(source) is not None
+        self._shows_calls = "tool_calls" in source
+        self._shows_tools = re.search(r"\w*tools\b", source) is not None
+        self._tools_field = _SYSTEM_TOOLS.search(source) is not None
+        self._joins_descriptions = _JOINED.search(source) is not None
+        self._also = ("xml_tools",) if "xml_tools" in read and "tools" not in read else ()
 
     def render(
         self,
@@ -178,6 +201,7 @@ class ChatTemplate:
         try:
             if self._marks is not None:
                 given = self._marks.value(given)
+            self._teach(given)
             return self._template.render(**given, **self._special)
         except _Refused as error:
             raise InvalidRequest(f"the model's chat template refuses these messages: {plain(str(error))}", "messages") from error
@@ -185,9 +209,33 @@ class ChatTemplate:
             raise InvalidRequest(f"the model's chat template cannot render these messages: {plain(str(error))}", "messages") from error
 
     def _known(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The message with its reasoning under the name that the template reads."""
-        if "reasoning_content" not in message or self._reasoning == "reasoning_content":
-            return message
+        """The message in the form that the template expects: its reasoning under the name that the template reads, and None for
+        an empty text before calls if the template would write that text."""
         known = dict(message)
-        reasoning = known.pop("reasoning_content")
-        return known if self._reasoning is None else {**known, self._reasoning: reasoning}
+        reasoning = known.pop("reasoning_content", None)
+        calls, said = known.get("tool_calls"), known.get("content")
+        if reasoning is not None and self._reasoning is not None:
+            if calls and said and self.reasoning == CHANNELS:  # gpt-oss's template has one message before a call, in `analysis`
+                known["content"], reasoning = "", f"{reasoning}\n\n{said}"
+            known[self._reasoning] = reasoning
+        if calls and said == "" and self._none:
+            known["content"] = None
+        return known
+
+    def _teach(self, given: dict[str, Any]) -> None:
+        """Adds the tools and calls that the template does not show itself."""
+        format, tools = self.tools, given["tools"]
+        if format is None:
+            return
+        if tools and self._joins_descriptions:
+            given["tools"] = tools = [{**tool, "function": {"description": "", **tool["function"]}} for tool in tools]
+        if format == GLM4:
+            given["messages"] = observed(given["messages"])
+        elif not self._shows_calls:
+            given["messages"] = [spelled(message, format) for message in given["messages"]]
+        if tools:
+            given |= dict.fromkeys(self._also, tools)
+            if self._tools_field:
+                given["messages"] = attached(given["messages"], tools)
+            elif not self._shows_tools:
+                given["messages"] = described(given["messages"], tools, format)

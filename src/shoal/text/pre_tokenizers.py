@@ -121,6 +121,10 @@ QWEN2 = rf"{_SUFFIX}|{_WORD}|\p{{N}}|{_SYMBOLS}|{_SPACES}"
 _GPT4O = _cased_words(f"{_SUFFIX}?", r"\p{N}{1,3}")
 _CJK = "[一-龥぀-ゟ゠-ヿ]+"
 _DEEPSEEK = rf"{_ASCII_SYMBOLS}[A-Za-z]+|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}"
+_FROM_THE_RIGHT = r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"
+_ASIAN = "[一-鿿㐀-䶿豈-﫿぀-ゟ゠-ヿ･-ﾟ⼀-⿟เ-๿຀-໿ក-៿က-႟ꩠ-ꩿꧠ-꧿가-힯ᄀ-ᇿ]+"
+_RUNS = "|".join(rf"\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4)) + r"|\s{1,2}(?!\S)|\s"
+_LETTERS = r"\p{L}\p{M}*"
 _BLOOM = r" ?[^(\s|.,!?…。，、।۔،)]+"
 
 
@@ -146,7 +150,9 @@ def _rules() -> dict[str, SplitRule]:
         (gpt2, "granite-docling exaone4"),
         (digits, "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2"),
         (llama3, "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano"),
-        (SplitRule((LLAMA3,)), "dbrx smaug-bpe glm4 chatglm-bpe"),
+        (SplitRule((LLAMA3,)), "dbrx smaug-bpe chatglm-bpe"),
+        (SplitRule((LLAMA3,), whole_words=True), "glm4 glm5"),
+        (SplitRule((LLAMA3.replace(r"\s+(?!\S)|\s+", _RUNS),)), "jais-2"),
         (SplitRule((QWEN2,), composes=True), "qwen2"),
         (qwen2, "deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2"),
         (
@@ -158,12 +164,23 @@ def _rules() -> dict[str, SplitRule]:
             "deepseek-llm",
         ),
         (SplitRule(("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}")), "deepseek-coder"),
-        (deepseek3, "deepseek-v3 hunyuan-dense joyai-llm"),
+        (deepseek3, "deepseek-v3 hunyuan-dense joyai-llm hy_v4"),
+        (SplitRule((_FROM_THE_RIGHT, _ASIAN, _DEEPSEEK)), "afmoe"),
         (SplitRule((r"[\p{P}\$\+<=>\^~\|`]+", GPT2, "[0-9][0-9][0-9]")), "falcon"),
         (SplitRule((_BLOOM,)), "poro-chat bloom gpt3-finnish"),
         (SplitRule((_BLOOM, r"\p{N}")), "viking"),
         (SplitRule((_cased_words("", r"\p{N}"),), whole_words=True, begins=True), "tekken"),
         (gpt4o, "gpt-4o llama4 kanana2 talkie minimax-m2"),
+        (SplitRule((r"\d{1,3}(?=(?:\d{3})*\b)", _GPT4O)), "tiny_aya cohere2moe"),
+        (
+            SplitRule(
+                (
+                    rf"{_SUFFIX}|[^\r\n\p{{L}}\p{{N}}]?(?:{_LETTERS}(?: {_LETTERS})*)+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",
+                )
+            ),
+            "exaone-moe",
+        ),
+        (SplitRule((r"[\t\n]|    |  ", r"\p{N}", r"[\p{P}!-/:-@\[-`{-~]", GPT2), begins=True), "chameleon"),
         (SplitRule((_GPT4O,), whole_words=True), "granite-embed-multi-97m"),
         (SplitRule((r"\p{Han}+|" + _cased_words(f"{_SUFFIX}?", r"\p{N}{1,3}", r"&&[^\p{Han}]", ""),)), "kimi-k2"),
         (SplitRule((r"\p{N}+", r"(?=(\d{3})+(?!\d))")), "superbpe"),

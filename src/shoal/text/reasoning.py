@@ -1,27 +1,36 @@
 """How models write their reasoning: the known formats, and the one that a chat template uses.
 
-think      <think>…</think>        DeepSeek R1, Qwen 3, QwQ, SmolLM 3 and most others
+think      <think>…</think>        DeepSeek R1, Qwen 3, GLM 4.5, QwQ, SmolLM 3 and most others
 mistral    [THINK]…[/THINK]        Magistral; special tokens
+granite    <think>…</think><response>…</response>
+                                   Granite 3.3
+granite3.2 Here is my thought process:…Here is my response:…
+cohere     <|START_THINKING|>…<|END_THINKING|><|START_RESPONSE|>…<|END_RESPONSE|>
+                                   Command R7B and Command A; special tokens
 harmony    <|channel|>analysis…    gpt-oss: all of an answer is in channels (see harmony.py)
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shoal.text import harmony
 from shoal.text.deltas import Delta, Parser, PlainParser, ReasoningDelta
 from shoal.text.detokenizer import overlap
+from shoal.text.enclosed import EnclosedParser
 
 
 @dataclass(frozen=True)
 class ReasoningFormat:
-    """`begin` and `end` enclose the reasoning, with which an answer begins if it has any."""
+    """`begin` and `end` enclose the reasoning, with which an answer begins if it has any. `before` and `after` may enclose the
+    rest of the answer."""
 
     name: str
     begin: str
     end: str
     channels: bool = False
+    before: str = ""
+    after: str = ""
 
     def opened(self, prompt: str) -> bool:
         """Whether a prompt ends inside reasoning that the model continues."""
@@ -30,6 +39,9 @@ class ReasoningFormat:
 
 THINK = ReasoningFormat("think", "<think>", "</think>")
 MISTRAL_THINK = ReasoningFormat("mistral", "[THINK]", "[/THINK]")
+GRANITE = ReasoningFormat("granite", "<think>", "</think>", before="<response>", after="</response>")
+GRANITE_32 = ReasoningFormat("granite3.2", "Here is my thought process:", "Here is my response:")
+COHERE = ReasoningFormat("cohere", "<|START_THINKING|>", "<|END_THINKING|>", before="<|START_RESPONSE|>", after="<|END_RESPONSE|>")
 CHANNELS = ReasoningFormat("harmony", harmony.CHANNEL, harmony.END, channels=True)
 
 
@@ -37,6 +49,12 @@ def detect(template: str) -> ReasoningFormat | None:
     """The format in a chat template's source; None for a model that does not reason, or whose format is unknown here."""
     if all(mark in template for mark in (harmony.CHANNEL, harmony.MESSAGE, "analysis")):
         return CHANNELS
+    if COHERE.begin in template:
+        return replace(COHERE, before="<|START_TEXT|>", after="<|END_TEXT|>") if "<|START_TEXT|>" in template else COHERE
+    if GRANITE_32.begin in template:
+        return GRANITE_32
+    if GRANITE.begin in template and GRANITE.before + GRANITE.after in template:
+        return GRANITE
     return next((format for format in (THINK, MISTRAL_THINK) if format.begin in template or format.end in template), None)
 
 
@@ -49,6 +67,8 @@ class ReasoningParser:
     def __init__(self, format: ReasoningFormat, opened: bool, answer: Parser | None = None) -> None:
         """opened: the prompt already contains `begin`."""
         self._format, self._answer = format, answer or PlainParser()
+        if format.before:
+            self._answer = EnclosedParser(format.before, format.after, self._answer)
         self._before = True
         """Whether nothing is certain yet."""
         self.thinking = opened

@@ -8,7 +8,7 @@ rank: runs of spaces, which can be joined in many ways, come out differently the
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from heapq import heapify, heappop, heappush
 
@@ -22,9 +22,18 @@ _KEPT, _LONGEST = 1 << 15, 64
 
 
 class SentencePiece:
-    """prefix: whether each text gets a space before it, as most of these models were trained."""
+    """prefix: whether each text gets a space before it, as most of these models were trained. stripping: ids of tokens that take
+    the white space after them with them."""
 
-    def __init__(self, tokens: Sequence[str], scores: Sequence[float], types: Sequence[int], unknown: int, prefix: bool) -> None:
+    def __init__(
+        self,
+        tokens: Sequence[str],
+        scores: Sequence[float],
+        types: Sequence[int],
+        unknown: int,
+        prefix: bool,
+        stripping: Collection[int] = (),
+    ) -> None:
         """tokens, scores, types: by id; types is as long as tokens. Raises ValueError if scores is not."""
         rows = list(zip(tokens, scores, types, range(len(tokens)), strict=True))
         pieces = [(text, score, id) for text, score, type, id in rows if text and type not in (UNKNOWN, CONTROL, BYTE)]
@@ -32,7 +41,7 @@ class SentencePiece:
         self._ids = {text: id for text, _, id in pieces}
         by_text = {text: id for text, *_, id in rows}
         self._bytes = [by_text.get(f"<0x{byte:02X}>") for byte in range(256)]
-        self._unknown, self._prefix = unknown, prefix
+        self._unknown, self._prefix, self._stripping = unknown, prefix, frozenset(stripping)
         whole = {text: id for text, _, type, id in rows if text and type in (UNKNOWN, CONTROL, USER_DEFINED)}
         self._whole = whole
         self._apart = re.compile(f"({any_of(whole)})") if whole else None
@@ -47,8 +56,8 @@ class SentencePiece:
         for at, part in enumerate([text] if self._apart is None else self._apart.split(text)):
             if at % 2:
                 out.append(self._whole[part])
-            elif part:
-                out += self._plain(plain(part))
+            elif said := part.lstrip() if out and out[-1] in self._stripping else part:
+                out += self._plain(plain(said))
         return out
 
     def _plain(self, text: str) -> list[int]:

@@ -22,7 +22,7 @@ from shoal.text.marks import Marks, escape
 from shoal.text.reasoning import ReasoningFormat
 from shoal.text.sentencepiece import SentencePiece
 from shoal.text.tools import ToolFormat
-from shoal.text.vocabulary import END_OF_TURN, begins_with_bos, from_gguf, pieces
+from shoal.text.vocabulary import END_OF_TURN, GLM, GLM_TURNS, begins_with_bos, from_gguf, pieces
 
 log = structlog.get_logger()
 
@@ -53,7 +53,8 @@ class Tokenizer:
         self._add_bos = add_bos
         self.named = {name: text for name, text in named.items() if text}
         channels = backend.token_to_id(harmony.CHANNEL) is not None and backend.token_to_id(harmony.CALL) is not None
-        ends = [*(text for text in END_OF_TURN if text != harmony.END), harmony.CALL, harmony.RETURN] if channels else END_OF_TURN
+        ends = [*(text for text in END_OF_TURN if text != harmony.END), harmony.CALL, harmony.RETURN] if channels else [*END_OF_TURN]
+        ends += [] if backend.token_to_id(GLM) is None else GLM_TURNS
         known = frozenset(i for i in map(backend.token_to_id, ends) if i is not None)
         self.stop_tokens = (stop_tokens | known) - ({backend.token_to_id(harmony.END)} if channels else set())
         self.template, self.tool_template = templates[0], templates[1] or templates[0]
@@ -128,6 +129,7 @@ class Tokenizer:
             sources = {str(t.get("name")): t.get("template") for t in cast("list[dict[str, str]]", source)}
         if (separate := path / "chat_template.jinja").exists():
             sources = {"default": separate.read_text(errors="replace")}
+        sources |= {more.stem: more.read_text(errors="replace") for more in (path / "additional_chat_templates").glob("*.jinja")}
         bos = backend.token_to_id(special("bos_token"))
         # The post-processor of tokenizer.json adds BOS if the model wants one.
         adds = bos is not None and bos in backend.encode("", add_special_tokens=True).ids

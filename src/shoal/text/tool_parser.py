@@ -14,9 +14,12 @@ from shoal.text import loose
 from shoal.text.arguments import ArgumentReader, JsonArguments, Kinds, TaggedArguments
 from shoal.text.deltas import Arguments, CallBegun, ContentDelta, Delta
 from shoal.text.detokenizer import overlap
-from shoal.text.tools import ToolFormat
+from shoal.text.tools import ID, ToolFormat
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{0,64}")
+
+
+_ID = re.compile("[A-Za-z0-9]*")
 
 
 class _State(enum.Enum):
@@ -34,9 +37,10 @@ class ToolParser:
     """Parses one choice."""
 
     def __init__(self, format: ToolFormat, kinds: Kinds | None = None, names: Collection[str] = ()) -> None:
-        """kinds: of arguments in tags. names: of tools that may be called without the format's marker."""
+        """kinds: of arguments in tags. names: of the tools, for formats that are `named`, or that may omit their marker."""
         self._format, self._kinds = format, kinds or {}
-        self._loose = frozenset(names)
+        self._names = frozenset(names)
+        self._loose = frozenset[str]() if format.named else self._names
         self._middle = format.middle + ("{" if format.tags is None else "")
         self._state = _State.CONTENT
         self._held = ""
@@ -127,15 +131,20 @@ class ToolParser:
         return True
 
     def _head(self, out: list[Delta]) -> bool:
-        if not self._held.startswith(self._lead):
-            return False if self._lead.startswith(self._held) else self._no_call(out)
-        rest = self._held[len(self._lead) :]
+        lead = _after(self._held, self._lead)
+        if lead is None or lead < 0:
+            return False if lead is None else self._no_call(out)
+        rest = self._held[lead:]
         found = _NAME.match(rest)
         name = found[0] if found else ""
-        middle, rest = self._middle, rest[len(name) :]
-        if not rest.startswith(middle) or not name:
-            return False if middle.startswith(rest) and (name or not rest) else self._no_call(out)
-        return self._begin(out, name, len(self._held) - len(rest) + len(self._format.middle))
+        if not rest[len(name) :]:
+            return False
+        if self._format.named and name not in self._names:
+            return self._no_call(out)
+        middle = _after(rest[len(name) :], self._middle) if name else -1
+        if middle is None or middle < 0:
+            return False if middle is None else self._no_call(out)
+        return self._begin(out, name, lead + len(name) + middle - (len(self._middle) - len(self._format.middle)))
 
     def _begin(self, out: list[Delta], name: str, at: int) -> bool:
         """at: where its arguments begin."""
@@ -164,3 +173,19 @@ class ToolParser:
         self._emit(out, self._before)
         self._state = _State.CONTENT if self._format.trigger else _State.PLAIN
         return True
+
+
+def _after(text: str, expected: str) -> int | None:
+    """The length of `expected` at the beginning of a text; -1 if there is something else; None if it may still come."""
+    at = 0
+    for number, part in enumerate(expected.split(ID)):
+        if number:
+            found = _ID.match(text, at)
+            end = at if found is None else found.end()
+            if end == at < len(text):
+                return -1
+            at = end
+        if not text.startswith(part, at):
+            return None if part.startswith(text[at:]) else -1
+        at += len(part)
+    return at

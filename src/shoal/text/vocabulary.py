@@ -19,8 +19,13 @@ from shoal.text.sentencepiece import BYTE, CONTROL, UNKNOWN, USER_DEFINED, Sente
 
 log = structlog.get_logger()
 
-END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>")
+END_OF_TURN = (
+    *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>"),
+    *("<｜end▁of▁sentence｜>", "<|END_OF_TURN_TOKEN|>", "[EOT]", "[e~["),
+)
 """Tokens that end a turn in the known families, whether or not the file's metadata says so (llama-vocab.cpp does the same)."""
+GLM, GLM_TURNS = "[gMASK]", ("<|user|>", "<|observation|>")
+"""A token that only GLM's vocabularies have, and those that begin the turns of others: a GLM's own turn ends with one of them."""
 
 
 def from_gguf(meta: Mapping[str, Any], where: object) -> Tokenizer:
@@ -86,9 +91,18 @@ def pieces(meta: Mapping[str, Any], where: object) -> SentencePiece | None:
     try:
         tokens: list[str] = meta["tokenizer.ggml.tokens"]
         unknown, prefix = int(meta.get("tokenizer.ggml.unknown_token_id", 0)), bool(meta.get("tokenizer.ggml.add_space_prefix", True))
-        return SentencePiece(tokens, meta["tokenizer.ggml.scores"], _types(meta, tokens), unknown, prefix)
+        types = _types(meta, tokens)
+        return SentencePiece(tokens, meta["tokenizer.ggml.scores"], types, unknown, prefix, _stripping(meta, tokens, types))
     except (ValueError, TypeError, KeyError) as error:
         raise CorruptModel(where, f"the vocabulary does not hold together ({error})") from error
+
+
+def _stripping(meta: Mapping[str, Any], tokens: list[str], types: list[int]) -> frozenset[int]:
+    """Tokens that take the white space after them with them: Phi-3's, which no file says (llama-vocab.cpp knows it by the name)."""
+    if meta.get("general.architecture") not in ("phi3", "phimoe"):
+        return frozenset()
+    own = (CONTROL, USER_DEFINED)
+    return frozenset(i for i, token in enumerate(tokens) if types[i] in own and token not in ("<s>", "<unk>", "<|endoftext|>"))
 
 
 def _types(meta: Mapping[str, Any], tokens: list[str]) -> list[int]:

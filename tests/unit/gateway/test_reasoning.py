@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shoal.gateway.app import create_app
 from shoal.text.deltas import Arguments, CallBegun, ContentDelta, Delta, ReasoningDelta
-from shoal.text.reasoning import MISTRAL_THINK, THINK, ReasoningFormat, ReasoningParser, detect
+from shoal.text.reasoning import GRANITE, GRANITE_32, MISTRAL_THINK, THINK, ReasoningFormat, ReasoningParser, detect
 from shoal.text.tool_parser import ToolParser
 from shoal.text.tools import HERMES
 from tests.support.deltas import joined
@@ -53,6 +53,36 @@ def test_reasoning_is_what_an_answer_begins_with(text: str, opened: bool, said: 
 @given(st.text("<think>/ \na", max_size=40), st.lists(st.integers(0, 40)), st.booleans(), st.booleans())
 def test_however_any_text_is_cut_the_same_comes_out(text: str, at: list[int], opened: bool, tools: bool) -> None:
     assert read(text, at, opened, tools=tools) == read(text, opened=opened, tools=tools)
+
+
+ENCLOSED = st.lists(st.sampled_from(["<think>", "</think>", "<response>", "</response>", "a", " ", "\n", "<", "</resp"]), max_size=12).map(
+    "".join
+)
+
+
+@given(ENCLOSED, st.lists(st.integers(0, 40)), st.booleans(), st.booleans())
+def test_marks_around_an_answer_are_found_however_it_is_cut(text: str, at: list[int], opened: bool, tools: bool) -> None:
+    assert read(text, at, opened, GRANITE, tools) == read(text, opened=opened, format=GRANITE, tools=tools)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("<response>a</response>", "a"),
+        ("<think>b</think>\n<response>\na\n</response>\n", "\na\n"),
+        ("<response>a</response> and </response>", "a</response> and "),
+        ("<response>a</respo", "a</respo"),
+        ("a</response>", "a</response>"),
+        ("<resp", "<resp"),
+    ],
+)
+def test_only_marks_around_an_answer_are_removed(text: str, said: str) -> None:
+    assert read(text, list(range(len(text))), format=GRANITE)[-1] == ContentDelta(said)
+
+
+def test_granite_3_2_says_when_it_thinks() -> None:
+    text = "Here is my thought process: Hm.\nHere is my response: Rain."
+    assert read(text, list(range(len(text))), format=GRANITE_32) == [ReasoningDelta("Hm."), ContentDelta("Rain.")]
 
 
 def test_a_call_may_follow() -> None:

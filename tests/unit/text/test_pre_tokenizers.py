@@ -31,6 +31,9 @@ RECORDED = [
     ('tekken', "I¦'LL¦ x¦'s¦ ¦1¦2¦3¦4¦5¦6¦7¦ ab¦1¦2¦ HTTPServer¦ camel¦Case¦!?\n\n¦ ¦ y¦=$¦z¦;/\n¦½¦٣¦ naïve¦,¦ Ärg¦er日本語¦ 漢字¦1¦。¦\t¦\t¦`^`\r\n¦ x¦  ¦ ¦9"),
     ('gpt-4o llama4 kanana2 talkie minimax-m2 granite-embed-multi-97m', "I'LL¦ x's¦ ¦123¦456¦7¦ ab¦12¦ HTTPServer¦ camel¦Case¦!?\n\n¦ ¦ y¦=$¦z¦;/\n¦½٣¦ naïve¦,¦ Ärg¦er日本語¦ 漢字¦1¦。¦\t¦\t¦`^`\r\n¦ x¦  ¦ ¦9"),
     ('superbpe', "I'LL x's ¦1¦234¦567¦ ab¦12¦ HTTPServer c¦amelCase¦!?\n\n  y=$z;/\n¦½٣¦ naïve, Ärg¦er日本\\xe8¦\\xaa\\x9e 漢字¦1¦。\t\t`¦^`\r\n x   ¦9"),
+    ('jais-2', "I¦'LL¦ x¦'s¦ ¦123¦456¦7¦ ab¦12¦ HTTPServer¦ camelCase¦!?\n\n¦ ¦ y¦=$¦z¦;/\n¦½٣¦ naïve¦,¦ Ärg¦er日本語¦ 漢字¦1¦。¦\t¦\t¦`^`\r\n¦ x¦  ¦ ¦9"),
+    ('exaone-moe', "I¦'LL¦ x¦'s¦ ¦1¦2¦3¦4¦5¦6¦7¦ ab¦1¦2¦ HTTPServer c¦amelCase¦!?\n¦\n¦ ¦ y¦=$¦z¦;/\n¦½¦٣¦ naïve¦,¦ Ärger日本\\xe8¦\\xaa\\x9e 漢字¦1¦。¦\t¦\t¦`^`\r¦\n¦ x¦  ¦ ¦9"),
+    ('chameleon', "I¦'¦LL¦ x¦'¦s¦ ¦1¦2¦3¦4¦5¦6¦7¦ ab¦1¦2¦ HTTPServer¦ camelCase¦!¦?¦\n¦\n¦  ¦y¦=¦$¦z¦;¦/¦\n¦½¦٣¦ naïve¦,¦ Ärg¦er日本語¦ 漢字¦1¦。¦\t¦\t¦`¦^¦`¦\r¦\n¦ x¦  ¦ ¦9"),
     ('seed-coder', "I¦'LL¦ x¦'s¦ ¦1¦2¦3¦4¦5¦6¦7¦ ab¦1¦2¦ HTTPServer¦ camelCase¦!?¦\n\n¦ ¦ y¦=$¦z¦;/¦\n¦½¦٣¦ naïve¦,¦ Ärg¦er日本語¦ 漢字¦1¦。¦\t¦\t¦`^`¦\r\n¦ x¦  ¦ ¦9"),
     ('minicpm5', "I¦'LL¦ x¦'s¦ ¦123¦456¦7¦ ab¦12¦ HTTPServer¦ camelCase¦!?\n\n¦ ¦ y¦=$¦z¦;/\n¦½٣¦ naïve¦,¦ Ärg¦er日本語¦ 漢字¦1¦。¦\t¦\t¦`^`\r\n¦ x¦   ¦9"),
 ]
@@ -49,7 +52,19 @@ def test_as_llama_cpp(pre: str, recorded: str) -> None:
 
 
 def test_every_rule_was_compared() -> None:
-    assert {name for name, _ in CASES} | {"kimi-k2"} == set(pre_tokenizers.RULES)  # llama.cpp's own for that one is an approximation
+    approximated = {"kimi-k2", "afmoe", "tiny_aya", "cohere2moe"}  # by llama.cpp's own
+    newer = {"glm5", "hy_v4"}
+    assert {name for name, _ in CASES} | approximated | newer == set(pre_tokenizers.RULES)
+
+
+@pytest.mark.parametrize(("newer", "same"), [("glm5", "glm4"), ("hy_v4", "deepseek-v3")])
+def test_names_of_newer_files(newer: str, same: str) -> None:
+    assert pre_tokenizers.RULES[newer] is pre_tokenizers.RULES[same]
+
+
+@pytest.mark.parametrize("pre", ["afmoe", "tiny_aya", "cohere2moe"])
+def test_digits_in_threes_from_the_right(pre: str) -> None:
+    assert pieces("x 1234567, 12 345 6789", pre) == "x¦ ¦1¦234¦567¦,¦ ¦12¦ ¦345¦ ¦6¦789"
 
 
 def test_a_file_that_does_not_say_how_is_split_as_llama_cpp_does_and_says_so() -> None:
@@ -85,7 +100,8 @@ def test_pre_tokenisers_that_begin_with_bos(pre: str) -> None:
     assert tokenizer.encode("hello")[0] == 266
 
 
-def test_tekken_ignores_merges() -> None:
-    meta = byte_level("tekken")
+@pytest.mark.parametrize("pre", ["tekken", "glm4"])
+def test_words_of_the_vocabulary_whatever_the_merges(pre: str) -> None:
+    meta = byte_level(pre)
     meta["tokenizer.ggml.tokens"][0] = "hellohello"  # not reachable by merges
     assert Tokenizer.open(Path("b"), meta).encode("hellohello", bos=False) == [0]

@@ -103,6 +103,43 @@ def test_long_words_are_as_short_ones() -> None:
         assert tokenizer.encode(text, bos=False) == plainly(text, meta)
 
 
+def extended(tokens: list[tuple[str, int]], **changes: Any) -> dict[str, Any]:
+    meta = sentencepiece(**changes)
+    for key, values in (("tokens", [t for t, _ in tokens]), ("scores", [0.0] * len(tokens)), ("token_type", [kind for _, kind in tokens])):
+        meta[f"tokenizer.ggml.{key}"] = [*meta[f"tokenizer.ggml.{key}"], *values]
+    return meta
+
+
+@pytest.mark.parametrize(("arch", "strips"), [("phi3", True), ("phimoe", True), ("llama", False)])
+def test_phi_3s_control_tokens_take_the_white_space_after_them(arch: str, strips: bool) -> None:
+    """As its tokenizer.json has it, and llama.cpp (b9844)."""
+    meta = extended([(f"<|{name}|>", CONTROL) for name in ("user", "assistant", "end", "endoftext")], **{"general.architecture": arch})
+    tokenizer = Tokenizer.open(Path("m"), meta)
+    text = "<|user|>\nhello<|end|>\n<|assistant|>\n<|endoftext|> he"
+    pieces = [tokenizer.token_bytes(token).decode() for token in tokenizer.encode(text, bos=False)]
+    said = ["<|user|>", " hello", "<|end|>", "<|assistant|>", "<|endoftext|>", " ", " he"]
+    gap = [" ", "\n"]
+    assert pieces == (said if strips else [said[0], *gap, "h", "e", "ll", "o", said[2], *gap, said[3], *gap, *said[4:]])
+
+
+def test_gemmas_runs_of_spaces_and_lines_are_tokens() -> None:
+    """As llama.cpp (b9844) reads these texts; nothing is put before them."""
+    own = [(text, USER_DEFINED) for text in ("\n\n", "  ", "   ")]
+    meta = extended([("<start_of_turn>", CONTROL), ("<end_of_turn>", CONTROL), *own, ("\n", NORMAL)], add_space_prefix=False)
+    tokenizer = Tokenizer.open(Path("m"), meta)
+    recorded = [
+        (
+            "<start_of_turn>user\nhello  hell<end_of_turn>\n",
+            [302, 289, 287, 273, 286, 307, 276, 273, 261, 283, 305, 276, 273, 261, 303, 307],
+        ),
+        ("a\n\n\nb     c    d  ", [269, 304, 307, 270, 306, 305, 271, 306, 268, 272, 305]),
+        ("  x\n\n\n\n", [305, 292, 304, 304]),
+    ]
+    for text, tokens in recorded:
+        assert tokenizer.encode(text, bos=False) == tokens
+    assert tokenizer.stop_tokens == {2, 303}
+
+
 def test_bytes_that_a_vocabulary_lacks_are_one_unknown_token() -> None:
     meta = sentencepiece()
     for byte in "é🦙".encode():

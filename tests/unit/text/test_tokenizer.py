@@ -119,6 +119,26 @@ def test_stop_tokens() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("special", "ends"),
+    [
+        (("<|startoftext|>", "<|end|>", "<|call|>", "<|channel|>", "<|return|>"), ("<|call|>", "<|return|>")),
+        (
+            ("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|observation|>", "<|endoftext|>"),
+            ("<|user|>", "<|observation|>", "<|endoftext|>"),
+        ),
+        (("<s>", "<|user|>", "<|end|>", "<|endoftext|>"), ("<|end|>", "<|endoftext|>")),
+        (("<bos>", "<start_of_turn>", "<end_of_turn>", "<eos>"), ("<end_of_turn>", "<eos>")),
+        (("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>"), ("<｜end▁of▁sentence｜>", "<｜User｜>")),
+        (("]~!b[", "]~b]", "[e~["), ("[e~[",)),
+    ],
+    ids=["gpt-oss", "glm", "phi", "gemma", "deepseek", "minimax"],
+)
+def test_every_end_of_a_turn_ends_an_answer(special: tuple[str, ...], ends: tuple[str, ...]) -> None:
+    meta = byte_level(special=special)  # its last token is the file's own end
+    assert {meta["tokenizer.ggml.tokens"][token] for token in Tokenizer.open(HERE, meta).stop_tokens} == set(ends)
+
+
 def test_a_model_without_a_template() -> None:
     with pytest.raises(InvalidRequest, match="no chat template"):
         BYTES.encode_chat([{"role": "user", "content": "x"}])

@@ -70,6 +70,10 @@ def test_templates_by_name_and_beside(tmp_path: Path) -> None:
     template = Tokenizer.open(tmp_path).template
     assert template is not None
     assert template.render([]) == "beside"
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("tools beside")
+    tokenizer = Tokenizer.open(tmp_path)
+    assert (tokenizer.render_chat([]), tokenizer.render_chat([], [{}])) == ("beside", "tools beside")
 
 
 def test_directories_that_hold_none(tmp_path: Path) -> None:

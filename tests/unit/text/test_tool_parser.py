@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.text import loose
+from shoal.text import loose, tools
 from shoal.text.deltas import Arguments, CallBegun, ContentDelta, Delta
 from shoal.text.tool_parser import ToolParser
-from shoal.text.tools import DEEPSEEK, DEEPSEEK_V31, GLM, HERMES, LLAMA3, MISTRAL, MISTRAL_ARGS, QWEN3_CODER, ToolFormat
+from shoal.text.tools import GLM4, HARMONY, HERMES, LLAMA3, MISTRAL, MISTRAL_ARGS, ToolFormat
 
-FORMATS = [HERMES, MISTRAL, replace(MISTRAL, opening="[TOOL_CALLS]["), MISTRAL_ARGS, LLAMA3, DEEPSEEK, DEEPSEEK_V31]
-TAGGED = [QWEN3_CODER, GLM]
+FORMATS = [format for format in tools.FORMATS if format.tags is None and format not in (HARMONY, GLM4)]
+FORMATS += [replace(MISTRAL, opening="[TOOL_CALLS]["), replace(MISTRAL_ARGS, middle=f"[CALL_ID]{tools.ID}[ARGS]")]
 SEVERAL = [format for format in FORMATS if format.separator is not None]
 Call = tuple[str, dict[str, Any]]
 CALL: Call = ("f", {"x": 1})
@@ -32,17 +32,8 @@ values = st.recursive(
 calls = st.tuples(names, st.dictionaries(st.text(max_size=5), values, max_size=3))
 
 
-def _arguments(format: ToolFormat, arguments: dict[str, Any]) -> str:
-    if (tags := format.tags) is None:
-        return json.dumps(arguments, ensure_ascii=False)
-    return "".join(f"{tags.begin}{name}{tags.middle}{json.dumps(value)}{tags.end}" for name, value in arguments.items())
-
-
 def written(format: ToolFormat, made: Sequence[Call]) -> str:
-    def one(call: Call) -> str:
-        return f"{format.begin}{call[0]}{format.middle}{_arguments(format, call[1])}{format.end}"
-
-    return format.opening + (format.separator or "").join(map(one, made)) + format.closing
+    return format.written([(name, json.dumps(arguments, ensure_ascii=False)) for name, arguments in made])
 
 
 def parsed(format: ToolFormat, pieces: Sequence[str]) -> tuple[str, list[tuple[str, str]], bool]:
@@ -91,6 +82,7 @@ def test_a_call_of_bare_json_comes_out_as_it_was_written(call: Call, at: list[in
 FRAGMENTS = [
     *("<tool_call>", "\n", "</tool_call>", "[TOOL_CALLS]", " [", "[", "]", '{"name": "', "f", '", "arguments": {', '", "parameters": {'),
     *('"x": "', '"', "\\", "}", "{", ", ", "<tool", " ", "word", "é"),
+    *("[CALL_ID]", "[ARGS]", "[\n    ", '{"tool_call_id": "', "0", '", "tool_name": "', "<|START_ACTION|>", "<|tool_call|>"),
 ]
 anything = st.lists(st.sampled_from(FRAGMENTS), max_size=20).map("".join)
 
@@ -151,8 +143,9 @@ def test_a_call_that_is_cut_in_its_arguments_is_not_complete(format: ToolFormat)
 
 @pytest.mark.parametrize("format", SEVERAL)
 def test_a_call_that_is_cut_before_its_arguments_is_none(format: ToolFormat) -> None:
-    text = written(format, [CALL])
-    assert parsed(format, ["well ", text[: text.index("f")]]) == ("well", [], False)
+    begin = format.begin.replace(tools.ID, "0")
+    text = written(format, [CALL]).partition(begin)[0] + begin
+    assert parsed(format, ["well ", text]) == ("well", [], False)
 
 
 def test_bare_json_that_is_cut_before_it_is_a_call_is_content() -> None:

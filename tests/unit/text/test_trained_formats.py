@@ -62,6 +62,18 @@ PARIS = '{"city": "Paris", "days": 3}'
 SEEK = '<｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n{"city": "Paris", "days": 3}\n```<｜tool▁call▁end｜>'
 SEEK31 = f"<｜tool▁call▁begin｜>weather<｜tool▁sep｜>{PARIS}<｜tool▁call▁end｜>"
 SEEK_TOKENS = tuple(f"<｜tool▁{name}｜>" for name in ("calls▁begin", "calls▁end", "call▁begin", "call▁end", "sep"))
+GLM47_CALL = (
+    "<tool_call>weather<arg_key>city</arg_key><arg_value>Paris</arg_value><arg_key>days</arg_key><arg_value>3</arg_value></tool_call>"
+)
+INVOKED = '<invoke name="weather">\n<parameter name="city">Paris</parameter>\n<parameter name="days">3</parameter>\n</invoke>\n'
+LISTED = f'{{"name": "weather", "arguments": {PARIS}}}'
+ACTION = f'{{"tool_call_id": "0", "tool_name": "weather", "parameters": {PARIS}}}'
+KIMI = f"<|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>{PARIS}<|tool_call_end|>"
+KIMI_TOKENS = tuple(
+    f"<|tool_{name}|>" for name in ("calls_section_begin", "calls_section_end", "call_begin", "call_argument_begin", "call_end")
+)
+ROLES = ("<|start_of_role|>", "<|end_of_role|>", "<|tool_call|>", "<|end_of_text|>")
+COMMAND = tuple(f"<|{end}_{what}|>" for what in ("THINKING", "RESPONSE", "ACTION") for end in ("START", "END"))
 HARMONY = ("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>", "<|call|>", "<|return|>")
 SHAPES = {
     "qwen2.5": Shape(
@@ -132,8 +144,77 @@ SHAPES = {
             "two": f"<｜tool▁calls▁begin｜>{SEEK31}{SEEK31}<｜tool▁calls▁end｜>",
         },
     ),
+    "glm-4": Shape(
+        TOLD + "{# <|observation|> metadata #}" + _loop("<|user|>", ""),
+        ("[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<|observation|>", "<|endoftext|>"),
+        calls={"one": f"weather\n{PARIS}"},
+    ),
+    "glm-4.7": Shape(
+        TOLD + "<tool_call>{name}<arg_key>k</arg_key><arg_value>v</arg_value>" + _loop("<|im_start|>", "<|im_end|>") + "{# <think> #}",
+        plain=("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "<think>", "</think>"),
+        calls={"one": GLM47_CALL, "two": GLM47_CALL * 2},
+        thought="\n<think>{}</think>",
+    ),
+    "minimax-m2": Shape(
+        TOLD + '<minimax:tool_call>\n<invoke name="f">\n' + _loop("]~b]", "[e~[") + "<think>\n",
+        ("]~!b[", "]~b]", "[e~["),
+        plain=("<minimax:tool_call>", "</minimax:tool_call>", "<think>", "</think>"),
+        calls={
+            "one": f"<minimax:tool_call>\n{INVOKED}</minimax:tool_call>",
+            "two": f"<minimax:tool_call>\n{INVOKED}{INVOKED}</minimax:tool_call>",
+        },
+        thought="{}\n</think>\n\n",
+    ),
+    "granite 3.3": Shape(
+        TOLD
+        + "respond with <|tool_call|>, between <think></think> and <response></response>"
+        + _loop("<|start_of_role|>", "<|end_of_text|>"),
+        ROLES,
+        calls={"one": f"<|tool_call|>[{LISTED}]", "two": f"<|tool_call|>[{LISTED}, {LISTED}]"},
+        thought="<think>{}</think>\n",
+    ),
+    "granite 3.2": Shape(
+        TOLD + "<|tool_call|> 'Here is my thought process:' 'Here is my response:'" + _loop("<|start_of_role|>", "<|end_of_text|>"),
+        ROLES,
+        calls={"one": f"<|tool_call|>[{LISTED}]", "two": f"<|tool_call|>[{LISTED}, {LISTED}]"},
+        thought="Here is my thought process: {} Here is my response: ",
+    ),
+    "phi-4-mini": Shape(
+        "{% for m in messages %}{% if 'tools' in m %}{{ m['content'] + '<|tool|>' + m['tools'] + '<|/tool|>' }}{% endif %}{% endfor %}"
+        + _loop("<|user|>", "<|end|>"),
+        ("<|user|>", "<|tool|>", "<|/tool|>", "<|tool_call|>", "<|/tool_call|>", "<|end|>"),
+        calls={"one": f"<|tool_call|>[{LISTED}]<|/tool_call|>", "two": f"<|tool_call|>[{LISTED}, {LISTED}]<|/tool_call|>"},
+    ),
+    "command r7b": Shape(
+        TOLD + "<|START_THINKING|><|END_THINKING|><|START_ACTION|>" + _loop("<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>"),
+        ("<|START_OF_TURN_TOKEN|>", *COMMAND, "<|END_OF_TURN_TOKEN|>"),
+        calls={
+            "one": f"<|START_ACTION|>[\n    {ACTION}\n]<|END_ACTION|>",
+            "two": f"<|START_ACTION|>[\n    {ACTION},\n    {ACTION.replace('0', '1')}\n]<|END_ACTION|>",
+        },
+        thought="<|START_THINKING|>{}<|END_THINKING|>",
+    ),
+    "kimi k2": Shape(
+        TOLD + "{# <|tool_calls_section_begin|> #}" + _loop("<|im_user|>", "<|im_end|>"),
+        ("<|im_user|>", *KIMI_TOKENS, "<|im_end|>"),
+        calls={
+            "one": f"<|tool_calls_section_begin|>{KIMI}<|tool_calls_section_end|>",
+            "two": f"<|tool_calls_section_begin|>{KIMI}{KIMI.replace(':0', ':1')}<|tool_calls_section_end|>",
+        },
+    ),
+    "mistral small 3.2": Shape(
+        TOLD + "{# [TOOL_CALLS] [CALL_ID] [ARGS] #}" + _loop("[INST]", "[/INST]"),
+        ("<s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]", "</s>"),
+        calls={
+            "one": f"[TOOL_CALLS]weather[CALL_ID]a1b2c3d4e[ARGS]{PARIS}",
+            "two": f"[TOOL_CALLS]weather[CALL_ID]a1b2c3d4e[ARGS]{PARIS}" * 2,
+        },
+    ),
     "gpt-oss": Shape(
-        TOLD + "{# <|channel|>analysis to=functions. #}" + _loop("<|start|>user<|message|>", "<|end|>") + "<|start|>assistant",
+        TOLD
+        + "{# <|channel|>analysis #}{% if false %}{{ 'to=' + 'functions.' }}{% endif %}"
+        + _loop("<|start|>user<|message|>", "<|end|>")
+        + "<|start|>assistant",
         HARMONY,
         calls={
             "one": f"<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{PARIS}",
@@ -203,6 +284,29 @@ def test_without_tools_reasoning_is_told_too(name: str) -> None:
     shape, engine = SHAPES[name], SHAPES[name].engine
     text = shape.thought.format("hm") + ("<|channel|>final<|message|>" if name == "gpt-oss" else "") + "It rains."
     assert written(converse(engine, ASKED, Tools([]), None), engine, text) == (True, [ReasoningDelta("hm"), ContentDelta("It rains.")])
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("granite 3.3", "<think>hm</think><response>It rains.</response>"),
+        ("command r7b", "<|START_THINKING|>hm<|END_THINKING|><|START_RESPONSE|>It rains.<|END_RESPONSE|>"),
+        ("command r7b", "<|START_RESPONSE|>It rains.<|END_RESPONSE|>"),
+        ("command r7b", "<|START_RESPONSE|>It rains."),
+    ],
+)
+@pytest.mark.parametrize("tools", [[], FUNCTIONS])
+def test_marks_around_an_answer_are_no_content(name: str, text: str, tools: list[RequestedFunction]) -> None:
+    engine = SHAPES[name].engine
+    fits, read = written(converse(engine, ASKED, Tools(tools), None), engine, text)
+    assert (fits, read) == (True, [*([ReasoningDelta("hm")] if "hm" in text else []), ContentDelta("It rains.")])
+
+
+@pytest.mark.parametrize("text", ["weather is fine", "weather\nis fine", "Rain\n{}", "weather", "\nIt rains."])
+def test_the_name_of_a_tool_is_text_unless_arguments_follow(text: str) -> None:
+    engine = SHAPES["glm-4"].engine
+    assert written(converse(engine, ASKED, Tools(FUNCTIONS), None), engine, text) == (True, [ContentDelta(text)])
+    assert not written(converse(engine, ASKED, Tools(FUNCTIONS), None), engine, 'weather\n{"days": "x"}')[0]
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -19,7 +19,7 @@ from shoal.text import grammar
 from shoal.text.answer_format import AnswerFormat
 from shoal.text.answer_grammar import MAX_TOOLS, JsonSchema, answer_grammar, held_tools, kinds
 from shoal.text.arguments import Kinds
-from shoal.text.tools import ToolFormat, ToolFunction
+from shoal.text.tools import ID, NAME, ToolFormat, ToolFunction
 
 MAX_MESSAGES = 2048
 _GOES_ON = "goes_on"
@@ -148,8 +148,8 @@ def converse(
         held = "" if answer is None else _held(_asked(tokenizer, made, answer=answer))[0]
         return Conversation(prompt, held, made, _markers(tokenizer, made))
     if answer is not None and not tools.must and not format.trigger:
-        raise InvalidRequest("this model writes calls as bare JSON; ask either for tools or for an answer in JSON", answer.where)
-    names = tuple(tool.name for tool in tools.callable) if format.loose and answer is None else ()
+        raise InvalidRequest("this model puts nothing around its calls; ask either for tools or for an answer in JSON", answer.where)
+    names = tuple(tool.name for tool in tools.callable) if format.named or (format.loose and answer is None) else ()
     made = AnswerFormat(format, reasoning, opened, names=names)
     held, read = _held(_asked(tokenizer, made, tools, answer))
     made = replace(made, kinds=read)
@@ -263,20 +263,25 @@ def gone_on(messages: Sequence[Message]) -> Sequence[Message]:
 
 
 def _linked(messages: Sequence[Message], format: ToolFormat | None) -> list[Message]:
-    """Adds the name of the called function to each result. Shortens ids to the length that Mistral's templates require. Raises
-    InvalidRequest."""
-    called: dict[str, str] = {}
+    """Adds the name of the called function to each result. Gives calls the ids that the model's template wants: most take any,
+    Mistral's requires nine characters. Raises InvalidRequest."""
+    called: dict[str, tuple[str, str]] = {}
     out: list[Message] = []
+    number = 0
     for at, message in enumerate(messages):
         known = message
         if calls := cast("list[dict[str, Any]]", message.get("tool_calls") or []):
-            called |= {call["id"]: call["function"]["name"] for call in calls}
-            known = {**message, "tool_calls": [_told(call) for call in calls]}
+            for call in calls:
+                name = call["function"]["name"]
+                wanted = format.ids.replace(NAME, name).replace(ID, str(number)) if format is not None else ""
+                called[call["id"]] = name, wanted or _short(call["id"])
+                number += 1
+            known = {**message, "tool_calls": [_told(call, called[call["id"]][1]) for call in calls]}
         elif message["role"] == "tool":
             id = str(message["tool_call_id"])
             if id not in called:
                 raise InvalidRequest(f"no tool call before this message has the id '{id[:64]}'", f"messages.{at}.tool_call_id")
-            known = {**message, "tool_call_id": _short(id), "name": called[id]}
+            known = {**message, "tool_call_id": called[id][1], "name": called[id][0]}
         if known is not message and format is None:
             raise InvalidRequest("this model's chat template has no tools, or writes them in an unknown format", f"messages.{at}")
         out.append(known)
@@ -296,10 +301,10 @@ class _Arguments(dict[str, Any]):
         return str(self) + after
 
 
-def _told(call: dict[str, Any]) -> dict[str, Any]:
+def _told(call: dict[str, Any], id: str) -> dict[str, Any]:
     """A call in the form of chat templates."""
     function = call["function"]
-    return {**call, "id": _short(call["id"]), "function": {**function, "arguments": _Arguments(function["arguments"])}}
+    return {**call, "id": id, "function": {**function, "arguments": _Arguments(function["arguments"])}}
 
 
 def _short(id: str) -> str:

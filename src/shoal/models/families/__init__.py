@@ -18,9 +18,11 @@ from shoal.models.families import (
     granite,
     granitemoe,
     llama,
+    minimax_m2,
     mistral,
     mixtral,
     olmo2,
+    olmo3,
     olmoe,
     phi3,
     qwen2,
@@ -42,6 +44,7 @@ FAMILIES: dict[str, Family] = {
         qwen3,
         qwen3_moe,
         olmo2,
+        olmo3,
         olmoe,
         deepseek_v2,
         deepseek_v3,
@@ -56,6 +59,7 @@ FAMILIES: dict[str, Family] = {
         smollm3,
         cohere2,
         dbrx,
+        minimax_m2,
     )
 }
 """By `model_type`."""
