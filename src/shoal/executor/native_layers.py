@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from shoal.config import Precision
 from shoal.errors import ConfigError, CorruptModel
 from shoal.executor.base import Angles, Floats, Ints, StageBatch
-from shoal.executor.precision import ROUNDED, executed, kept
+from shoal.executor.precision import executed
 from shoal.models.matrix import StoredMatrix
 from shoal.models.weights import MATRICES, Weights
 from shoal.native import kernels, missing, reference
@@ -27,14 +27,14 @@ def _module():  # its type is the module's, which has no name
     return module
 
 
-def pack(stored: StoredMatrix, precision: Precision, head: bool = False) -> Matrix:
-    """A matrix in the kernels' layout, straight from the mapped file if the format allows it."""
+def pack(stored: StoredMatrix, precision: Precision, head: bool = False, threads: int = 1) -> Matrix:
+    """A matrix in the kernels' layout, straight from the mapped file. Raises CorruptModel for what cannot be packed."""
     module = _module()
     target = executed(stored.format, stored.k, precision, head)
-    if kept(stored.format, target) or (stored.format in ROUNDED and target != "f32"):
-        return module.pack(stored.format, target, stored.rows, stored.k, stored.order)
-    rows = stored.floats().view(np.uint8).reshape(stored.n, -1)
-    return module.pack("f32", target, rows, stored.k, None)
+    try:
+        return module.pack(stored.format, target, stored.rows, stored.k, stored.order, threads)
+    except ValueError as error:
+        raise CorruptModel("the model", f"a matrix cannot be packed: {error}") from error
 
 
 def required(weights: Weights, name: str) -> Floats:
@@ -61,7 +61,7 @@ class NativeLayers:
                 required(weights, name + "mlp_norm"),
                 required(weights, name + "q_norm") if attention.qk_norm else None,
                 required(weights, name + "k_norm") if attention.qk_norm else None,
-                [pack(weights.matrix(name + m), precision) for m in MATRICES],
+                [pack(weights.matrix(name + m), precision, threads=threads) for m in MATRICES],
                 [weights.vector(f"{name}{m}.bias") for m in MATRICES],
                 attention.window,
             )
@@ -69,7 +69,7 @@ class NativeLayers:
         self._vocabulary, self._eps = spec.vocabulary, spec.eps
         if last:
             self._norm = required(weights, "norm")
-            self._stage.set_head(self._norm, pack(weights.matrix("head"), precision, head=True))
+            self._stage.set_head(self._norm, pack(weights.matrix("head"), precision, head=True, threads=threads))
             weights.forget()
 
     @property
