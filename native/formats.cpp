@@ -244,9 +244,10 @@ void read_q2_k(const uint8_t* p, int64_t j, float* w) {
   uint8_t q[kBlock];
   two_bits(p + 16, j, q);
   const float d = half_at(p + 80), dmin = half_at(p + 82);
-  for (int i = 0; i < kBlock; ++i) {
-    const int s = p[2 * j + i / 16];
-    w[i] = d * static_cast<float>(s & 15) * static_cast<float>(q[i]) - dmin * static_cast<float>(s >> 4);
+  for (int half = 0; half < 2; ++half) {
+    const int s = p[2 * j + half];
+    const float scale = d * static_cast<float>(s & 15), minimum = dmin * static_cast<float>(s >> 4);
+    for (int i = 16 * half; i < 16 * half + 16; ++i) w[i] = scale * static_cast<float>(q[i]) - minimum;
   }
 }
 
@@ -338,7 +339,16 @@ void read_iq1_m(const uint8_t* p, int64_t j, float* w) {
 
 void read_f32(const uint8_t* p, int64_t, float* w) { std::memcpy(w, p, kBlock * 4); }
 void read_f16(const uint8_t* p, int64_t, float* w) {
-  for (int i = 0; i < kBlock; ++i) w[i] = half_at(p + 2 * i);
+  typedef uint16_t H __attribute__((vector_size(8)));
+  typedef uint32_t U __attribute__((vector_size(16)));
+  typedef float F __attribute__((vector_size(16)));
+  for (int i = 0; i < kBlock; i += 4) {  // as `halves` in vectors.h, but for infinities and NaNs, too
+    const U h = __builtin_convertvector(at<H>(p + 2 * i), U), magnitude = (h & 0x7fff) << 13;
+    const F scaled = reinterpret_cast<F>(magnitude) * 5.192296858534828e33f;
+    const U beyond = reinterpret_cast<U>((h & 0x7c00) == 0x7c00) & 0x7f800000;
+    const U bits = reinterpret_cast<U>(scaled) | beyond | (h & 0x8000) << 16;
+    std::memcpy(w + i, &bits, 16);
+  }
 }
 void read_bf16(const uint8_t* p, int64_t, float* w) {
   for (int i = 0; i < kBlock; ++i) {

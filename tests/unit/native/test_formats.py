@@ -135,6 +135,19 @@ def test_rows_of_floats_need_no_whole_blocks(format: str) -> None:
     lies_within(read_back(module.pack(format, "f32", rows, 80)), wanted, 1e-6 * np.abs(wanted))
 
 
+def test_every_half_is_read() -> None:
+    """Each in a row of its own, between zeros."""
+    halves = np.arange(1 << 16, dtype=np.uint16)
+    stage = module.Stage(16, 1, 1, 16, 16, 0.0, 0.25, 1)
+    rows = np.zeros((1 << 16, 16), np.float16)
+    rows[:, 3] = halves.view(np.float16)
+    matrix = module.pack("f16", "f32", rows.view(np.uint8), 16)
+    stage.set_head(np.eye(16, dtype=np.float32)[3], matrix)
+    out = np.empty((1, 1 << 16), np.float32)
+    stage.logits(np.ones((1, 16), np.float32), np.zeros(1, np.int32), out)
+    assert np.array_equal(out[0], halves.view(np.float16).astype(np.float32), equal_nan=True)
+
+
 # MXFP4: a scale is a power of two between 2^-128 and 2^127, of which a half has 40.
 
 
