@@ -244,7 +244,7 @@ std::shared_ptr<Matrix> pack(const std::string& format, const std::string& targe
     throw std::invalid_argument("there is no packing to " + target);
   }
   const bool plain = stored.floats && stored.weights == kBlock;  // a block of floats is any number of them
-  if (k < 1 || (!plain && k % stored.weights) || row_bytes != k * stored.bytes / stored.weights) {
+  if (k < 1 || k > int64_t{1} << 40 || (!plain && k % stored.weights) || row_bytes != k * stored.bytes / stored.weights) {
     throw std::invalid_argument(format + " rows have the wrong length");
   }
 
