@@ -137,15 +137,14 @@ constexpr int8_t kFp4[] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -
 constexpr int8_t kNonlinear[] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
 bool all_zero(const uint8_t* codes) {  // of E2M1, where two codes are 0
-  for (int i = 0; i < 16; ++i) {
-    if (codes[i] & 0x77) return false;
-  }
-  return true;
+  return ((at<uint64_t>(codes) | at<uint64_t>(codes + 8)) & 0x7777777777777777u) == 0;
 }
 
 // E8M0 and half of it, because the table is doubled. A block of zeros may have any scale.
 void read_mxfp4(const uint8_t* p, int64_t, Block& out) {
-  out.scale = all_zero(p + 1) ? 0 : std::ldexp(1.0f, p[0] - 128);
+  const uint32_t bits = p[0] < 2 ? 0x00200000u << p[0] : static_cast<uint32_t>(p[0] - 1) << 23;
+  std::memcpy(&out.scale, &bits, 4);
+  if (all_zero(p + 1)) out.scale = 0;
   nibbles(p + 1, out.q);
 }
 
