@@ -36,12 +36,12 @@ int exponent_of(float half, float most) {
 
 // Blocks of 32
 
-void read_q4_0(const uint8_t* p, int64_t, Block& out) {
+void read_q4_0(const uint8_t* p, int64_t, Weights32& out) {
   out.scale = half_at(p);
   nibbles(p + 2, out.q);
 }
 
-void read_q4_1(const uint8_t* p, int64_t, Block& out) {
+void read_q4_1(const uint8_t* p, int64_t, Weights32& out) {
   out.scale = half_at(p), out.offset = half_at(p + 2);
   nibbles(p + 4, out.q);
 }
@@ -51,25 +51,25 @@ void fifth_bits(const uint8_t* high, uint8_t* q) {
   for (int i = 0; i < 32; ++i) q[i] |= ((bits >> i) & 1) << 4;
 }
 
-void read_q5_0(const uint8_t* p, int64_t, Block& out) {
+void read_q5_0(const uint8_t* p, int64_t, Weights32& out) {
   out.scale = half_at(p);
   nibbles(p + 6, out.q);
   fifth_bits(p + 2, out.q);
 }
 
-void read_q5_1(const uint8_t* p, int64_t, Block& out) {
+void read_q5_1(const uint8_t* p, int64_t, Weights32& out) {
   out.scale = half_at(p), out.offset = half_at(p + 2);
   nibbles(p + 8, out.q);
   fifth_bits(p + 4, out.q);
 }
 
-void read_q8_0(const uint8_t* p, int64_t, Block& out) {
+void read_q8_0(const uint8_t* p, int64_t, Weights32& out) {
   out.scale = half_at(p);
   for (int i = 0; i < 32; ++i) out.q[i] = p[2 + i] ^ 0x80;
 }
 
 // A sign for each of 128 weights.
-void read_q1_0(const uint8_t* p, int64_t part, Block& out) {
+void read_q1_0(const uint8_t* p, int64_t part, Weights32& out) {
   out.scale = half_at(p);
   const auto bits = at<uint32_t>(p + 2 + part * 4);
   for (int i = 0; i < 32; ++i) out.q[i] = static_cast<uint8_t>((bits >> i & 1) * 2);
@@ -78,7 +78,7 @@ void read_q1_0(const uint8_t* p, int64_t part, Block& out) {
 // Blocks of 256 with a scale for 32
 
 // The six-bit scale and minimum of a part, from a K-quant's twelve bytes (llama.cpp, ggml-quants.c, get_scale_min_k4).
-void k4_scale(const uint8_t* s, int64_t j, float d, float dmin, Block& out) {
+void k4_scale(const uint8_t* s, int64_t j, float d, float dmin, Weights32& out) {
   int scale, minimum;
   if (j < 4) {
     scale = s[j] & 63, minimum = s[j + 4] & 63;
@@ -89,13 +89,13 @@ void k4_scale(const uint8_t* s, int64_t j, float d, float dmin, Block& out) {
   out.scale = d * static_cast<float>(scale), out.offset = -dmin * static_cast<float>(minimum);
 }
 
-void read_q4_k(const uint8_t* p, int64_t j, Block& out) {
+void read_q4_k(const uint8_t* p, int64_t j, Weights32& out) {
   k4_scale(p + 4, j, half_at(p), half_at(p + 2), out);
   const uint8_t* qs = p + 16 + j / 2 * 32;
   for (int i = 0; i < 32; ++i) out.q[i] = j % 2 ? qs[i] >> 4 : qs[i] & 15;
 }
 
-void read_q5_k(const uint8_t* p, int64_t j, Block& out) {
+void read_q5_k(const uint8_t* p, int64_t j, Weights32& out) {
   k4_scale(p + 4, j, half_at(p), half_at(p + 2), out);
   const uint8_t *high = p + 16, *qs = p + 48 + j / 2 * 32;
   for (int i = 0; i < 32; ++i) {
@@ -104,7 +104,7 @@ void read_q5_k(const uint8_t* p, int64_t j, Block& out) {
 }
 
 // Five ternary digits in a byte: a fraction of 256, whose leading digit a multiplication by 3 shifts out.
-void read_tq1_0(const uint8_t* p, int64_t part, Block& out) {
+void read_tq1_0(const uint8_t* p, int64_t part, Weights32& out) {
   static constexpr uint8_t kPowers[] = {1, 3, 9, 27, 81};
   out.scale = half_at(p + 52);
   for (int64_t i = 0; i < 32; ++i) {
@@ -126,7 +126,7 @@ void two_bits(const uint8_t* packed, int64_t part, uint8_t* q) {
   for (int i = 0; i < 32; ++i) q[i] = from[i] >> (2 * (part % 4)) & 3;
 }
 
-void read_tq2_0(const uint8_t* p, int64_t part, Block& out) {
+void read_tq2_0(const uint8_t* p, int64_t part, Weights32& out) {
   out.scale = half_at(p + 64);
   two_bits(p, part, out.q);
 }
@@ -141,7 +141,7 @@ bool all_zero(const uint8_t* codes) {  // of E2M1, where two codes are 0
 }
 
 // E8M0 and half of it, because the table is doubled. A block of zeros may have any scale.
-void read_mxfp4(const uint8_t* p, int64_t, Block& out) {
+void read_mxfp4(const uint8_t* p, int64_t, Weights32& out) {
   const uint32_t bits = p[0] < 2 ? 0x00200000u << p[0] : static_cast<uint32_t>(p[0] - 1) << 23;
   std::memcpy(&out.scale, &bits, 4);
   if (all_zero(p + 1)) out.scale = 0;
@@ -150,7 +150,7 @@ void read_mxfp4(const uint8_t* p, int64_t, Block& out) {
 
 int mxfp4_exponent(const uint8_t* p) { return all_zero(p + 1) ? INT_MIN : p[0] - 128; }
 
-void read_iq4_xs(const uint8_t* p, int64_t j, Block& out) {
+void read_iq4_xs(const uint8_t* p, int64_t j, Weights32& out) {
   const int low = p[4 + j / 2] >> (4 * (j % 2)) & 15, high = at<uint16_t>(p + 2) >> (2 * j) & 3;
   out.scale = half_at(p) * static_cast<float>((low | high << 4) - 32);
   nibbles(p + 8 + j * 16, out.q);
@@ -199,14 +199,14 @@ void eight(uint8_t* q, uint64_t codes, int signs) {
   std::memcpy(q, &codes, 8);
 }
 
-void read_iq2_xxs(const uint8_t* p, int64_t j, Block& out) {
+void read_iq2_xxs(const uint8_t* p, int64_t j, Weights32& out) {
   const uint8_t* qs = p + 2 + j * 8;
   const auto rest = at<uint32_t>(qs + 4);
   out.scale = half_at(p) * (0.5f + static_cast<float>(rest >> 28)) * 0.25f;
   for (int l = 0; l < 4; ++l) eight(out.q + 8 * l, grids[kIq2Xxs].codes[qs[l]], kSigns.even[rest >> (7 * l) & 127]);
 }
 
-void read_iq3_xxs(const uint8_t* p, int64_t j, Block& out) {
+void read_iq3_xxs(const uint8_t* p, int64_t j, Weights32& out) {
   const uint8_t* qs = p + 2 + j * 8;
   const auto rest = at<uint32_t>(p + 66 + j * 4);
   const auto& codes = grids[kIq3Xxs].codes;
@@ -214,7 +214,7 @@ void read_iq3_xxs(const uint8_t* p, int64_t j, Block& out) {
   for (int l = 0; l < 4; ++l) eight(out.q + 8 * l, codes[qs[2 * l]] | codes[qs[2 * l + 1]] << 32, kSigns.even[rest >> (7 * l) & 127]);
 }
 
-void read_iq3_s(const uint8_t* p, int64_t j, Block& out) {
+void read_iq3_s(const uint8_t* p, int64_t j, Weights32& out) {
   const uint8_t *qs = p + 2 + j * 8, *signs = p + 74 + j * 4;
   const int high = p[66 + j];
   const auto& codes = grids[kIq3S].codes;
@@ -223,7 +223,7 @@ void read_iq3_s(const uint8_t* p, int64_t j, Block& out) {
   for (int l = 0; l < 4; ++l) eight(out.q + 8 * l, four(2 * l) | four(2 * l + 1) << 32, signs[l]);
 }
 
-void read_iq1_s(const uint8_t* p, int64_t j, Block& out) {
+void read_iq1_s(const uint8_t* p, int64_t j, Weights32& out) {
   const int rest = at<uint16_t>(p + 34 + j * 2);
   out.scale = half_at(p) * static_cast<float>(2 * (rest >> 12 & 7) + 1) * 0.125f;
   for (int l = 0; l < 4; ++l) {
@@ -363,12 +363,12 @@ void pairs(const uint8_t* packed, uint8_t* q) {
   for (int i = 0; i < 16; ++i) q[2 * i] = packed[i] & 15, q[2 * i + 1] = packed[i] >> 4;
 }
 
-void read_s4(const uint8_t* p, int64_t part, Block& out) {
+void read_s4(const uint8_t* p, int64_t part, Weights32& out) {
   out.scale = half_at(p);
   pairs(p + 2 + part * 16, out.q);
 }
 
-void read_u4(const uint8_t* p, int64_t part, Block& out) {
+void read_u4(const uint8_t* p, int64_t part, Weights32& out) {
   out.scale = half_at(p), out.offset = static_cast<float>(p[2]);
   pairs(p + 3 + part * 16, out.q);
 }

@@ -9,7 +9,7 @@ namespace shoal {
 
 // 32 weights of one output row: scale * code + offset, where the code is q - zero, or what the matrix's table has at q; if the
 // format has a zero point in each block, that is the offset, and a weight is scale * (q - offset).
-struct Block {
+struct Weights32 {
   uint8_t q[kBlock];
   float scale, offset;
 };
@@ -18,7 +18,7 @@ struct Block {
 struct Format {
   int64_t weights, bytes;  // of a stored block
   // Formats that run as they are stored: as Q8 or Q4.
-  void (*codes)(const uint8_t* stored, int64_t part, Block& out) = nullptr;
+  void (*codes)(const uint8_t* stored, int64_t part, Weights32& out) = nullptr;
   Kind kind = Kind::F32;
   int32_t zero = 0;
   Offset offset = Offset::None;

@@ -95,7 +95,7 @@ uint16_t float_to_half(float f) {  // round to nearest even
 namespace {
 
 // Symmetric rounding; the stored half is the same scale that was used for rounding. `levels`: 128 for eight bits, 8 for four.
-void round_block(const float* w, int levels, Block& out) {
+void round_block(const float* w, int levels, Weights32& out) {
   typedef float F __attribute__((vector_size(16)));
   typedef int32_t I __attribute__((vector_size(16)));
   F v[kBlock / 4], peaks{};
@@ -123,7 +123,7 @@ void round_block(const float* w, int levels, Block& out) {
   }
 }
 
-void to_floats(const Format& stored, const Block& block, float* w) {
+void to_floats(const Format& stored, const Weights32& block, float* w) {
   for (int64_t i = 0; i < kBlock; ++i) {
     if (stored.table) {
       w[i] = block.scale * static_cast<float>(stored.table[block.q[i]]);
@@ -137,7 +137,7 @@ void to_floats(const Format& stored, const Block& block, float* w) {
 }
 
 // Writes the block of a panel's row. Returns false if the matrix's unit cannot bring the scale into the range of a half.
-bool store(Matrix& m, int64_t panel, int64_t lane, int64_t b, const Block& block) {
+bool store(Matrix& m, int64_t panel, int64_t lane, int64_t b, const Weights32& block) {
   uint8_t* base = m.data.get() + panel * m.panel_bytes + lane * 4;
   if (m.kind == Kind::Q8) {
     for (int64_t g = 0; g < 8; ++g) std::memcpy(base + b * 512 + g * 64, block.q + g * 4, 4);
@@ -194,7 +194,7 @@ class Packing {
     for (int64_t b = 0; b < m_->blocks(); ++b) {
       for (int64_t lane = 0; lane < lanes(panel); ++lane) {
         const uint8_t* from = row(panel * kPanel + lane);
-        Block block;
+        Weights32 block;
         if (kept) {
           stored_.codes(from + b / parts_ * stored_.bytes, b % parts_, block);
         } else {
@@ -215,7 +215,7 @@ class Packing {
   void read(const uint8_t* from, int64_t b, float* w) const {
     const uint8_t* p = from + b / parts_ * stored_.bytes;
     if (stored_.floats) return stored_.floats(p, b % parts_, w);
-    Block block;
+    Weights32 block;
     stored_.codes(p, b % parts_, block);
     to_floats(stored_, block, w);
   }
