@@ -46,7 +46,11 @@ def test_grouped_query_attention() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "vectors"),
-    [({}, {}), ({"qk_norm": "head"}, {"q_norm": 16, "k_norm": 16}), ({"qk_norm": "full", "sinks": True}, {"q_norm": 64, "k_norm": 32, "sinks": 4})],
+    [
+        ({}, {}),
+        ({"qk_norm": "head"}, {"q_norm": 16, "k_norm": 16}),
+        ({"qk_norm": "full", "sinks": True}, {"q_norm": 64, "k_norm": 32, "sinks": 4}),
+    ],
 )
 def test_vectors_of_attention(changes: dict[str, Any], vectors: dict[str, int]) -> None:
     assert msgspec.structs.replace(PLAIN, **changes).vectors() == vectors
@@ -168,7 +172,15 @@ def test_what_the_kernels_cannot_run_is_told(wrong: LayerSpec, message: str) -> 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"layers": ()}, {"eps": NONE}, {"context": 0}, {"embedding_scale": 0.0}, {"logit_scale": INFINITE}, {"logit_cap": -1.0}, {"vocabulary": 0}],
+    [
+        {"layers": ()},
+        {"eps": NONE},
+        {"context": 0},
+        {"embedding_scale": 0.0},
+        {"logit_scale": INFINITE},
+        {"logit_cap": -1.0},
+        {"vocabulary": 0},
+    ],
     ids=str,
 )
 def test_models_that_cannot_be(changes: dict[str, Any]) -> None:
