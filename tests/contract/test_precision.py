@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shoal.executor.native_layers import pack
+from shoal.executor.packing import pack
 
 from shoal.config import Precision
 from shoal.executor.precision import executed, executed_bytes, kept
