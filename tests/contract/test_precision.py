@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shoal.executor.packing import pack
 
 from shoal.config import Precision
+from shoal.executor.packing import pack
 from shoal.executor.precision import executed, executed_bytes, kept
 from shoal.models.matrix import BLOCKS, FORMATS, StoredMatrix
 from shoal.models.weights import GgufWeights

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from shoal.errors import CorruptModel, ShoalError, UnsupportedModel
 from shoal.models.gguf_file import GgufFile
 from shoal.models.gguf_files import GgufFiles
-from shoal.models.weights import MATRICES, GgufWeights
+from shoal.models.weights import GgufWeights
 from tests.support import tiny
 from tests.support.gguf_writer import write_model
 
@@ -59,7 +59,7 @@ def use(path: Path) -> None:
     """Reads all of a model; only shoal's own errors may come of a damaged one."""
     try:
         weights = GgufWeights(path)
-        for name in ("embed", "head", *(f"layers.0.{m}" for m in MATRICES)):
+        for name in ("embed", "head", *(f"layers.0.{m}" for m in weights.spec.matrices(0))):
             weights.matrix(name)
         for name in ("norm", "layers.0.attention_norm", "layers.0.mlp_norm", "layers.0.q.bias"):
             weights.vector(name)
@@ -199,10 +199,10 @@ def with_a_tensor(whole: bytes, path: Path, name: str, kind: int) -> Path:
 def test_a_tensor_that_nobody_needs_does_not_refuse_the_model(whole: bytes, path: Path) -> None:
     path.write_bytes(whole)
     plain = GgufWeights(path)
-    wanted = [plain.matrix(f"layers.0.{m}").floats().tobytes() for m in MATRICES]
+    wanted = [plain.matrix(f"layers.0.{m}").floats().tobytes() for m in plain.spec.matrices(0)]
     weights = GgufWeights(with_a_tensor(whole, path, "vision.projector", 77))
     assert weights.spec == plain.spec
-    assert [weights.matrix(f"layers.0.{m}").floats().tobytes() for m in MATRICES] == wanted
+    assert [weights.matrix(f"layers.0.{m}").floats().tobytes() for m in weights.spec.matrices(0)] == wanted
 
 
 @pytest.mark.parametrize("name", ["blk.0.ffn_up.weight", "blk.0.attn_q.bias", "output_norm.weight"])
