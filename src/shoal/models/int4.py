@@ -24,6 +24,7 @@ from shoal.errors import CorruptModel, UnsupportedModel
 from shoal.models.matrix import Floats, StoredMatrix
 
 Packed = NDArray[np.int32]
+METHODS = ("gptq", "awq")
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
@@ -35,6 +36,8 @@ class Int4:
     """'gptq' or 'awq'."""
     group: int
     """Inputs of a group; -1: all of them."""
+    act_order: bool = False
+    """Whether groups may be no runs of inputs."""
     zero_offset: int = 0
     """What is added to the stored zero points: GPTQ's first format stores them less one."""
 
@@ -48,7 +51,7 @@ class Int4:
                 raise UnsupportedModel(f"{where}: the {method} quantisation has {key} {value}, which is not supported; {choice} is")
 
         method = config.get("quant_method")
-        if method not in ("gptq", "awq"):
+        if method not in METHODS:
             raise UnsupportedModel(f"{where}: the quantisation {method} is not supported; gptq and awq are")
         expect("w_bit" if "w_bit" in config else "bits", 4)
         group = config.get("q_group_size", config.get("group_size", 128))
@@ -62,7 +65,12 @@ class Int4:
         expect("pack_dtype", "int32")
         if config.get("dynamic"):
             raise UnsupportedModel(f"{where}: the gptq quantisation differs from module to module ('dynamic'), which is not supported")
-        return Int4(method, group, 0 if config.get("checkpoint_format") == "gptq_v2" else 1)
+        return Int4(method, group, bool(config.get("desc_act")), 0 if config.get("checkpoint_format") == "gptq_v2" else 1)
+
+    def format(self, k: int) -> str:
+        """That of rows of k inputs, as far as the configuration tells; the rows may have fewer bytes."""
+        group = k if self.group == -1 else self.group
+        return "f32" if self.act_order or group % 32 or k % group else f"u4g{group}"
 
     def matrix(
         self, where: object, name: str, qweight: Packed, qzeros: Packed, scales: NDArray[Any], g_idx: NDArray[Any] | None = None

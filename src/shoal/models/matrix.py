@@ -29,6 +29,8 @@ def stored_as(format: str) -> str | None:
 
 def stored_bytes(format: str, values: int) -> int:
     """Bytes that so many values take in a file."""
+    if (int4 := _INT4.fullmatch(format)) is not None:
+        return values // 2 + values // int(int4[2]) * (3 if int4[1] == "u" else 2)
     block, size = GGML_QUANT_SIZES[GGMLQuantizationType[format.upper()]]
     return values // block * size
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from shoal.config import Precision
 from shoal.errors import CorruptModel, UnsupportedModel
-from shoal.executor.native_layers import pack
+from shoal.executor.packing import pack
 from shoal.executor.precision import executed_bytes
 from shoal.models.int4 import Int4
 from shoal.models.matrix import StoredMatrix
@@ -74,10 +74,10 @@ def read(method: str, tensors: dict[str, NDArray[Any]], group: int = 128, **more
 def multiplied(stored: StoredMatrix) -> NDArray[np.float64]:
     """The weights as the kernels multiply them."""
     module: Any = kernels()
-    stage = module.Stage(stored.k, 1, 1, 16, 16, 0.0, 0.25, 1)
-    stage.set_head(np.ones(stored.k, np.float32), pack(stored, Precision.AUTO))
+    stage, norm = module.Stage(stored.k, 1), module.Norm(np.ones(stored.k, np.float32), 0.0)
+    head = module.Head(norm, module.Linear(pack(stored, Precision.AUTO)))
     out = np.empty((stored.k, stored.n), np.float32)
-    stage.logits(np.eye(stored.k, dtype=np.float32), np.arange(stored.k, dtype=np.int32), out)
+    stage.logits(np.eye(stored.k, dtype=np.float32), head, np.arange(stored.k, dtype=np.int32), out)
     return out.T.astype(np.float64) / np.sqrt(stored.k)
 
 
