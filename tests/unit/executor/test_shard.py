@@ -282,6 +282,7 @@ class _Failing:
     def __init__(self, weights: Weights, layer: int) -> None:
         self._weights, self._wrong = weights, f"layers.{layer}.down"
         self.spec, self.format, self.vector, self.forget = weights.spec, weights.format, weights.vector, weights.forget
+        self.check = weights.check
 
     def matrix(self, name: str) -> StoredMatrix:
         if name == self._wrong:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from shoal.errors import CorruptModel, UnsupportedModel
 from shoal.models.families.layer_count import layer_count
+from shoal.models.families.size import size
 from shoal.models.spec import Activation, Dense, Experts, GroupedQuery, Latent, LayerSpec, ModelSpec, Rope, Routing
 
 
@@ -44,8 +45,8 @@ class GgufMetadata:
             values = cast("list[int]", value)
             if len(set(values)) != 1:
                 raise self.unsupported(f"{key} differs from layer to layer")
-            return int(values[0])
-        return int(value)
+            value = values[0]
+        return size(value, f"{self.architecture}.{key}", self.where)
 
     def unsupported(self, what: str) -> UnsupportedModel:
         return UnsupportedModel(f"{self.where}: {what}")
