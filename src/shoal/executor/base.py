@@ -40,6 +40,8 @@ class StageBatch:
         return len(self.tokens)
 
 
+Activations = Any
+"""Hidden states [rows, hidden] wherever the runtime has them; it takes floats, too."""
 Angles = tuple[Floats, Floats]
 """Rotary cosine and sine of a step's rows, [rows, rotated values / 2] each."""
 
@@ -100,16 +102,20 @@ class Runtime(Protocol):
         """Copies KV blocks (from, to) in all layers."""
         ...
 
-    def forward(self, hidden: Floats, batch: StageBatch, angles: list[Angles], layers: range, leases: Leases) -> Floats:
-        """Runs hidden [rows, hidden] through some layers; their keys and values go into the KV blocks. angles: one for each of the spec's
-        rotations. May reuse hidden."""
+    def forward(self, hidden: Activations, batch: StageBatch, angles: list[Angles], layers: range, leases: Leases) -> Activations:
+        """Runs hidden [rows, hidden] through some layers; their keys and values go into the KV blocks. hidden: floats, or what another call
+        gave; it may be reused. angles: one for each of the spec's rotations."""
         ...
 
-    def logits(self, hidden: Floats, picked: Ints, leases: Leases) -> Floats:
+    def to_host(self, hidden: Activations) -> Floats:
+        """Activations as the wire and the journals take them."""
+        ...
+
+    def logits(self, hidden: Activations, picked: Ints, leases: Leases) -> Floats:
         """Final norm and output head for some rows: [len(picked), vocabulary]. Only where the head is."""
         ...
 
-    def normed(self, hidden: Floats, leases: Leases) -> Floats:
+    def normed(self, hidden: Activations, leases: Leases) -> Floats:
         """The final norm alone. Only where the head is."""
         ...
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from shoal.errors import ClusterError
-from shoal.executor.base import Floats, Ints
+from shoal.executor.base import Activations, Floats, Ints
 from shoal.request import Alternative, Score
 from shoal.scheduler.plan import Chunk, PromptOutputs, PromptQuery
 
@@ -22,8 +22,8 @@ UNSOUND = "the model's output is not a number: its weights or the precision they
 class Output(Protocol):
     """The end of a model."""
 
-    def logits(self, hidden: Floats, picked: Ints) -> Floats: ...
-    def normed(self, hidden: Floats) -> Floats: ...
+    def logits(self, hidden: Activations, picked: Ints) -> Floats: ...
+    def normed(self, hidden: Activations) -> Floats: ...
 
 
 def score(logits: Floats, token: int, count: int) -> Score:
@@ -55,7 +55,7 @@ def likeliest(logits: Floats, count: int) -> list[int]:
     return found[np.lexsort((found, -logits[found]))][:count].tolist()
 
 
-def examine(made: Output, hidden: Floats, chunks: list[Chunk], vocabulary: int) -> tuple[PromptOutputs, ...]:
+def examine(made: Output, hidden: Activations, chunks: list[Chunk], vocabulary: int) -> tuple[PromptOutputs, ...]:
     """Answers the chunks' queries; a query that cannot be answered gets a fault.
 
     hidden: [rows, hidden], from the last layer

@@ -65,6 +65,9 @@ class NativeRuntime:
         self._stage.forward(hidden, batch.starts, batch.positions, batch.tables, angles, attention, feed_forward, pools, self._pool.bf16)
         return hidden
 
+    def to_host(self, hidden: Floats) -> Floats:
+        return hidden
+
     def logits(self, hidden: Floats, picked: Ints, leases: Leases) -> Floats:
         out = np.empty((len(picked), (self._spec.vocabulary + 15) // 16 * 16), np.float32)
         self._stage.logits(hidden, leases.lease(self._head).head, picked, out)

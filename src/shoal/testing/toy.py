@@ -112,6 +112,9 @@ class ToyRuntime:
                 cells[place[position:]] = out[first:end]
         return np.array(out, np.float32).reshape(-1, 1)
 
+    def to_host(self, hidden: Floats) -> Floats:
+        return hidden
+
     def logits(self, hidden: Floats, picked: Ints, leases: Leases) -> Floats:
         x = hidden[picked, 0].astype(np.int64)[:, None] * 31 + np.arange(VOCABULARY, dtype=np.int64) * 1000003
         return ((x ^ (x >> 7)) % 8191).astype(np.float32) / np.float32(1024)
