@@ -162,7 +162,7 @@ def test_tensors_that_cannot_be(name: str, path: Path) -> None:
         GgufFile(file(path, tensors=[BAD_TENSORS[name]], data=bytes(64)))
 
 
-TYPES = [(24, "I8"), (28, "F64"), (39, "MXFP4"), (77, "unknown type 77")]
+TYPES = [(24, "I8"), (28, "F64"), (9, "Q8_1"), (77, "unknown type 77")]
 
 
 @pytest.mark.parametrize(("kind", "what"), TYPES)
@@ -173,6 +173,13 @@ def test_types_that_are_not_supported(kind: int, what: str, path: Path) -> None:
     assert (found.shapes["t"], found.tensor("u"), found.tensor("v")) == ((32,), found.tensors["u"], None)
     with pytest.raises(UnsupportedModel, match=rf"tensor t has the .*{what}, which is not supported; supported are bf16"):
         found.tensor("t")
+
+
+def test_a_scale_of_a_whole_tensor_is_not_left_out(path: Path) -> None:
+    """NVFP4 files have one where the scales of the blocks do not reach far enough."""
+    raw = file(path, tensors=[tensor("blk.0.ffn_up.weight", (64, 1), 40), tensor("blk.0.ffn_up.scale", (1,))], data=bytes(64))
+    with capture_logs(), pytest.raises(UnsupportedModel, match=r"has a scale in a tensor of its own, blk\.0\.ffn_up\.scale"):
+        GgufFile(raw).tensor("blk.0.ffn_up.weight")
 
 
 def with_a_tensor(whole: bytes, path: Path, name: str, kind: int) -> Path:
