@@ -24,7 +24,7 @@ from shoal.errors import CorruptModel, UnsupportedModel, UserError
 from shoal.models.families import FAMILIES
 from shoal.models.families.family import Stored
 from shoal.models.families.read import spec_from_config, spec_from_gguf
-from shoal.models.families.tensor_names import WHOLE, Place
+from shoal.models.families.tensor_names import WHOLE, TensorPlace
 from shoal.models.gguf_files import GgufFiles
 from shoal.models.gguf_header import GgufHeader, unsupported
 from shoal.models.int4 import METHODS, Int4
@@ -150,17 +150,17 @@ class StoredWeights:
             self._length(place.tensor, len(values), wanted)
         return values + np.float32(1) if self._stored.norms_less_one and part in _NORMS else values
 
-    def _places(self, name: str) -> tuple[Place, Any] | None:
+    def _places(self, name: str) -> tuple[TensorPlace, Any] | None:
         for place in self._stored.names.places(name):
             if (tensor := self._files.tensor(place.tensor)) is not None:
                 return place, tensor
             if self._int4 is not None and place.tensor.endswith(".weight"):
                 packed = place.tensor.removesuffix(".weight") + _PACKED
                 if (tensor := self._files.tensor(packed)) is not None:
-                    return Place(packed, place.piece, place.expert), tensor
+                    return TensorPlace(packed, place.piece, place.expert), tensor
         return None
 
-    def _find(self, name: str) -> tuple[Place, Any]:
+    def _find(self, name: str) -> tuple[TensorPlace, Any]:
         if (found := self._places(name)) is None:
             likeliest = self._stored.names.stored(name) or name
             of = f"; the model has {self._experts(name)} experts" if ".experts." in name else ""
@@ -181,7 +181,7 @@ class StoredWeights:
     def _experts(self, name: str) -> int:
         return getattr(self.spec.layers[_split(name)[0]].feed_forward, "count", 1)
 
-    def _expect(self, place: Place, name: str, shape: tuple[int, ...], base: tuple[int, int], n: int) -> None:
+    def _expect(self, place: TensorPlace, name: str, shape: tuple[int, ...], base: tuple[int, int], n: int) -> None:
         """Refuses another shape than the model's sizes give: [n, k], for stacked ones [experts, n, k] or [experts * n, k]; latent
         attention's [heads, n / heads, k], too."""
         right: set[tuple[int, ...]] = {base, *([(base[1],)] if n == 1 else [])}
@@ -199,7 +199,7 @@ class StoredWeights:
         if length != wanted:
             raise CorruptModel(self.where, f"tensor {tensor} has {length} values where the model's sizes say {wanted}")
 
-    def _mxfp4(self, name: str, place: Place, blocks: Any, n: int, k: int) -> NDArray[np.uint8]:
+    def _mxfp4(self, name: str, place: TensorPlace, blocks: Any, n: int, k: int) -> NDArray[np.uint8]:
         """An expert's rows from a tensor of codes and one of scales."""
         scales = self._files.tensor(place.tensor.removesuffix("_blocks") + "_scales")
         if scales is None:
