@@ -168,7 +168,7 @@ class Block {
   Block(const Block&) = delete;
   Block& operator=(const Block&) = delete;
 
-  static constexpr int64_t kPhases = 12;  // at most, of one block
+  static constexpr int64_t kPhases = 16;  // at most, of one block
   virtual int64_t bytes() const = 0;
   virtual int64_t hidden() const = 0;  // the width that it takes
   // Grows the workspace for a step; called by one thread before any runs.

@@ -84,7 +84,7 @@ RUN = """
 import numpy as np, onnx
 from onnx import TensorProto, helper
 import shoal
-from shoal.executor.onnx_runtimes import OnnxRuntime, OpenVino
+from shoal.executor.onnx_runtimes import OpenVino, OrtRuntime
 values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", 4]) for name in "xy"]
 graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", values[:1], values[1:])
 model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
@@ -93,7 +93,7 @@ assert out.tolist() == [[0, 2, 0, 4]], out
 """
 
 
-@pytest.mark.parametrize("runtime", ["OnnxRuntime", "OpenVino"])
+@pytest.mark.parametrize("runtime", ["OrtRuntime", "OpenVino"])
 def test_a_runtime_as_a_library_uses_it(tmp_path: Path, runtime: str) -> None:
     with RecordingProxy().running() as proxy:
         environment = without_ours({**proxy.environment, **places(tmp_path)})

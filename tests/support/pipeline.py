@@ -12,7 +12,7 @@ from typing import Any
 
 from shoal.config import Precision, RuntimeName
 from shoal.errors import StageLost
-from shoal.executor.base import Block, Packed, Runtime
+from shoal.executor.base import Packed, Runtime, WeightBlock
 from shoal.executor.constraint import Grammars
 from shoal.executor.runtimes import factory
 from shoal.models.weights import Weights
@@ -34,7 +34,7 @@ def splits(layers: int, stages: int) -> list[range]:
 
 
 @lru_cache(160)
-def _packed(precision: Precision, weights: Weights, block: Block) -> Packed:
+def _packed(precision: Precision, weights: Weights, block: WeightBlock) -> Packed:
     """For one pipeline after another: what they share is only read."""
     return _native(precision, weights, 1).pack(weights, block)
 
@@ -52,7 +52,7 @@ class _Sharing:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runtime, name)
 
-    def pack(self, weights: Weights, block: Block) -> Packed:
+    def pack(self, weights: Weights, block: WeightBlock) -> Packed:
         return _packed(self._precision, weights, block)
 
 

@@ -40,11 +40,13 @@ class StageBatch:
         return len(self.tokens)
 
 
+Activations = Any
+"""Hidden states [rows, hidden] wherever the runtime has them; it takes floats, too."""
 Angles = tuple[Floats, Floats]
 """Rotary cosine and sine of a step's rows, [rows, rotated values / 2] each."""
 
 
-class Part(StrEnum):
+class BlockPart(StrEnum):
     """What is held, leased and run as one."""
 
     ATTENTION = "attention"
@@ -53,9 +55,9 @@ class Part(StrEnum):
     """The final norm and the output head; its layer is the number of layers."""
 
 
-class Block(NamedTuple):
+class WeightBlock(NamedTuple):
     layer: int
-    part: Part
+    part: BlockPart
 
 
 class Packed(Protocol):
@@ -68,7 +70,7 @@ class Packed(Protocol):
 class Leases(Protocol):
     """Where a runtime gets weights from, for one step at a time."""
 
-    def lease(self, block: Block) -> Any:
+    def lease(self, block: WeightBlock) -> Any:
         """What the runtime's `pack` made of the block. Raises LocalProtocolError if it is not here."""
         ...
 
@@ -84,7 +86,7 @@ class Runtime(Protocol):
         """Which runtime this is, and its instruction set if it has one."""
         ...
 
-    def pack(self, weights: Weights, block: Block) -> Packed:
+    def pack(self, weights: Weights, block: WeightBlock) -> Packed:
         """A block in execution layout. Raises ModelError, ConfigError."""
         ...
 
@@ -100,16 +102,20 @@ class Runtime(Protocol):
         """Copies KV blocks (from, to) in all layers."""
         ...
 
-    def forward(self, hidden: Floats, batch: StageBatch, angles: list[Angles], layers: range, leases: Leases) -> Floats:
-        """Runs hidden [rows, hidden] through some layers; their keys and values go into the KV blocks. angles: one for each of the spec's
-        rotations. May reuse hidden."""
+    def forward(self, hidden: Activations, batch: StageBatch, angles: list[Angles], layers: range, leases: Leases) -> Activations:
+        """Runs hidden [rows, hidden] through some layers; their keys and values go into the KV blocks. hidden: floats, or what another call
+        gave; it may be reused. angles: one for each of the spec's rotations."""
         ...
 
-    def logits(self, hidden: Floats, picked: Ints, leases: Leases) -> Floats:
+    def to_host(self, hidden: Activations) -> Floats:
+        """Activations as the wire and the journals take them."""
+        ...
+
+    def logits(self, hidden: Activations, picked: Ints, leases: Leases) -> Floats:
         """Final norm and output head for some rows: [len(picked), vocabulary]. Only where the head is."""
         ...
 
-    def normed(self, hidden: Floats, leases: Leases) -> Floats:
+    def normed(self, hidden: Activations, leases: Leases) -> Floats:
         """The final norm alone. Only where the head is."""
         ...
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from shoal.config import Precision
 from shoal.errors import ConfigError
-from shoal.executor.base import Angles, Block, Floats, Ints, Leases, Packed, Part, StageBatch
+from shoal.executor.base import Angles, BlockPart, Floats, Ints, Leases, Packed, StageBatch, WeightBlock
 from shoal.executor.kv_pool import KvPool
 from shoal.executor.output import finished
 from shoal.executor.packing import pack, required
@@ -39,14 +39,14 @@ class NativeRuntime:
     def name(self) -> str:
         return f"native/{self._stage.isa}"
 
-    def pack(self, weights: Weights, block: Block) -> Packed:
+    def pack(self, weights: Weights, block: WeightBlock) -> Packed:
         made = _Packing(self._module, self._spec, weights, self._precision, self._threads, block.layer)
         match block.part:
-            case Part.ATTENTION:
+            case BlockPart.ATTENTION:
                 return made.attention(self._rotations)
-            case Part.FEED_FORWARD:
+            case BlockPart.FEED_FORWARD:
                 return made.feed_forward()
-            case Part.HEAD:
+            case BlockPart.HEAD:
                 return made.head()
 
     def open(self, blocks: int) -> None:
@@ -59,10 +59,13 @@ class NativeRuntime:
         self._pool.copy(pairs)
 
     def forward(self, hidden: Floats, batch: StageBatch, angles: list[Angles], layers: range, leases: Leases) -> Floats:
-        attention = [leases.lease(Block(layer, Part.ATTENTION)) for layer in layers]
-        feed_forward = [leases.lease(Block(layer, Part.FEED_FORWARD)) for layer in layers]
+        attention = [leases.lease(WeightBlock(layer, BlockPart.ATTENTION)) for layer in layers]
+        feed_forward = [leases.lease(WeightBlock(layer, BlockPart.FEED_FORWARD)) for layer in layers]
         pools = [self._pool.of(layer) for layer in layers]
         self._stage.forward(hidden, batch.starts, batch.positions, batch.tables, angles, attention, feed_forward, pools, self._pool.bf16)
+        return hidden
+
+    def to_host(self, hidden: Floats) -> Floats:
         return hidden
 
     def logits(self, hidden: Floats, picked: Ints, leases: Leases) -> Floats:
@@ -74,8 +77,8 @@ class NativeRuntime:
         return leases.lease(self._head).normed(hidden)
 
     @property
-    def _head(self) -> Block:
-        return Block(len(self._spec.layers), Part.HEAD)
+    def _head(self) -> WeightBlock:
+        return WeightBlock(len(self._spec.layers), BlockPart.HEAD)
 
 
 class _Head:

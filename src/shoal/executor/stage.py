@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.errors import RemoteProtocolError
-from shoal.executor.base import Angles, Floats, Ints, Runtime, StageBatch, StageOutput
+from shoal.executor.base import Activations, Angles, Floats, Ints, Runtime, StageBatch, StageOutput
 from shoal.executor.constraint import Holder
 from shoal.executor.examination import examine
 from shoal.executor.journal import Journal
@@ -85,18 +85,18 @@ class StageExecutor:
         prepared = perf_counter()
         hidden = self._forward(hidden, batch, self.layers)
         if not self._last:
-            return StageOutput(hidden, [], (prepared - began, perf_counter() - prepared, 0.0))
+            return StageOutput(self._runtime.to_host(hidden), [], (prepared - began, perf_counter() - prepared, 0.0))
         logits = self.logits(hidden, batch.picked) if len(batch.picked) else None
         computed = perf_counter()
         sampled = [] if logits is None else self._sample(batch, logits)
         examined = examine(self, hidden, plan.chunks, self._spec.vocabulary)
         return StageOutput(None, sampled, (prepared - began, computed - prepared, perf_counter() - computed), examined=examined)
 
-    def logits(self, hidden: Floats, picked: Ints) -> Floats:
+    def logits(self, hidden: Activations, picked: Ints) -> Floats:
         """[len(picked), vocabulary] of some rows. Only on the last stage."""
         return self._runtime.logits(hidden, picked, self._store)
 
-    def normed(self, hidden: Floats) -> Floats:
+    def normed(self, hidden: Activations) -> Floats:
         """The final norm alone. Only on the last stage."""
         return self._runtime.normed(hidden, self._store)
 
@@ -114,11 +114,11 @@ class StageExecutor:
         hidden = np.ascontiguousarray(hidden, np.float32)
         return hidden if hidden.flags.writeable else hidden.copy()
 
-    def _forward(self, hidden: Floats, batch: StageBatch, layers: range) -> Floats:
+    def _forward(self, hidden: Activations, batch: StageBatch, layers: range) -> Activations:
         """Runs some layers. The output of the stage's last layer goes into the journal."""
         hidden = self._runtime.forward(hidden, batch, self._angles(batch), layers, self._store)
         if layers.stop == self.layers.stop and (journal := self._journals.get(layers.stop)) is not None:
-            journal.write(batch.slots, hidden)
+            journal.write(batch.slots, self._runtime.to_host(hidden))
         return hidden
 
     def _refill(self, plan: StepPlan, batch: StageBatch, hidden: Floats | None, began: float) -> StageOutput:
@@ -141,7 +141,7 @@ class StageExecutor:
                 x = self._forward(x, batch, range(begins, min(end, mine.stop)))
             computing += perf_counter() - at
             if end > mine.stop:
-                out = x
+                out = self._runtime.to_host(x)
         unknown = [i for i in range(len(batch.starts) - 1) if missing[batch.starts[i] : batch.starts[i + 1]].any()]
         seconds = (perf_counter() - began - computing, computing, 0.0)
         return StageOutput(out, [], seconds, tuple(plan.chunks[i].sequence for i in unknown))

@@ -174,12 +174,35 @@ void check_rows(const Kernels& kernels) {
   }
   kernels.rms_norm(x.data(), w.data(), 1e-6f, n, out.data());
   check(error(out, normed) < 1e-6, "rms_norm");
-  kernels.silu_mul(gate.data(), w.data(), n);
-  check(error(gate, mixed) < 1e-6, "silu_mul");
+  kernels.activate(Activation::Silu, gate.data(), w.data(), n);
+  check(error(gate, mixed) < 1e-6, "activate: SiLU");
   std::vector<float> edges(16, -200.0f), ones(16, 1.0f);
   std::fill(edges.begin() + 8, edges.end(), 200.0f);
-  kernels.silu_mul(edges.data(), ones.data(), 16);
-  check(std::fabs(edges[0]) < 1e-30f && edges[15] == 200, "silu_mul far from 0");
+  kernels.activate(Activation::Silu, edges.data(), ones.data(), 16);
+  check(std::fabs(edges[0]) < 1e-30f && edges[15] == 200, "activate: SiLU far from 0");
+  std::vector<double> gelu, clamped;
+  std::vector<float> wide = x, up = w;
+  for (float& value : wide) value *= 5;
+  for (float& value : up) value *= 5;
+  for (size_t i = 0; i < x.size(); ++i) {
+    const double g = wide[i], u = up[i], low = std::min(g, 7.0);
+    gelu.push_back(0.5 * g * (1 + std::tanh(0.7978845608028654 * (g + 0.044715 * g * g * g))) * u);
+    clamped.push_back((std::clamp(u, -7.0, 7.0) + 1) * low / (1 + std::exp(-1.702 * low)));
+  }
+  std::vector<float> first = wide, second = wide;
+  kernels.activate(Activation::Gelu, first.data(), up.data(), n), kernels.activate(Activation::Clamped, second.data(), up.data(), n);
+  check(error(first, gelu) < 2e-6, "activate: GELU");
+  check(error(second, clamped) < 2e-6, "activate: the clamped one");
+
+  for (int64_t size : {5, 16, 176}) {  // a tail shorter than a vector, too
+    double mean = 0, variance = 0;
+    for (int64_t i = 0; i < size; ++i) mean += x[size_t(i)] / double(size);
+    for (int64_t i = 0; i < size; ++i) variance += (x[size_t(i)] - mean) * (x[size_t(i)] - mean) / double(size);
+    std::vector<double> centred;
+    for (int64_t i = 0; i < size; ++i) centred.push_back((x[size_t(i)] - mean) / std::sqrt(variance + 1e-6) * w[size_t(i)] + up[size_t(i)]);
+    kernels.layer_norm(x.data(), w.data(), up.data(), 1e-6f, size, out.data());
+    check(error(out, centred) < 1e-6, "layer_norm");
+  }
 
   std::vector<float> head(x.begin(), x.begin() + 64), c, s;
   for (int i = 0; i < 32; ++i) c.push_back(std::cos(0.3f * float(i))), s.push_back(std::sin(0.3f * float(i)));
@@ -202,62 +225,77 @@ float widened(uint16_t bits) {
   return out;
 }
 
-void check_attend(const Kernels& kernels, bool bf16, int64_t d, int32_t length, int32_t window) {
+// More of what may differ: the width of values, a cap of the scores, a sink.
+struct Other {
+  int64_t value = 0;  // 0: as the keys
+  float cap = 0;
+  bool sink = false;
+};
+
+void check_attend(const Kernels& kernels, bool bf16, int64_t d, int32_t length, int32_t window, Other other = {}) {
+  const int64_t dv = other.value ? other.value : d;
+  const Scoring scoring{0.125f, other.cap};
+  const float sink = 1.5f;
   const int64_t blocks = (length + kTokens - 1) / kTokens, kv_heads = 2, head = 1;
   const std::string name = std::string("attend ") + (bf16 ? "bf16" : "fp32") + ", heads of " + std::to_string(d) + ", " +
-                           std::to_string(length) + " tokens, window " + std::to_string(window);
-  std::vector<uint8_t> memory(static_cast<size_t>(blocks * kv_heads * 2 * kTokens * d * 4));
-  const Pool pool{memory.data(), bf16, kv_heads, d};
+                           std::to_string(length) + " tokens, window " + std::to_string(window) +
+                           ", values of " + std::to_string(dv) + (other.sink ? ", a sink" : "");
+  std::vector<uint8_t> memory(static_cast<size_t>(blocks * kv_heads * kTokens * (d + dv) * 4));
+  const Pool pool{memory.data(), bf16, kv_heads, d, dv};
   std::vector<int32_t> table;
   for (int64_t b = 0; b < blocks; ++b) table.push_back(static_cast<int32_t>(blocks - 1 - b));  // scattered
-  const std::vector<float> keys = normal(length * d, 21), values = normal(length * d, 22);
+  const std::vector<float> keys = normal(length * d, 21), values = normal(length * dv, 22);
   for (int64_t t = 0; t < length; ++t) {
-    kernels.append(pool, table[size_t(t / kTokens)], t % kTokens, head, &keys[size_t(t * d)], &values[size_t(t * d)]);
+    kernels.append(pool, table[size_t(t / kTokens)], t % kTokens, head, &keys[size_t(t * d)], &values[size_t(t * dv)]);
   }
   const auto cached = [&](int64_t t, int64_t i, bool value) -> double {
-    const int64_t at = value ? kTokens * d + t % kTokens * d + i : i * kTokens + t % kTokens;
+    const int64_t at = value ? kTokens * d + t % kTokens * dv + i : i * kTokens + t % kTokens;
     const uint8_t* base = pool.at(table[size_t(t / kTokens)], head);
     if (bf16) return widened(reinterpret_cast<const uint16_t*>(base)[at]);
     return reinterpret_cast<const float*>(base)[at];
   };
   for (int64_t i = 0; i < d; ++i) {
     check(std::fabs(cached(length - 1, i, false) - keys[size_t((length - 1) * d + i)]) <= (bf16 ? 0.02 : 0), name + ": a key in the cache");
-    check(std::fabs(cached(length - 1, i, true) - values[size_t((length - 1) * d + i)]) <= (bf16 ? 0.02 : 0), name + ": a value in the cache");
+  }
+  for (int64_t i = 0; i < dv; ++i) {
+    check(std::fabs(cached(length - 1, i, true) - values[size_t((length - 1) * dv + i)]) <= (bf16 ? 0.02 : 0), name + ": a value in the cache");
   }
 
   constexpr int kCount = 7;
   const std::vector<float> q = normal(kCount * d, 23);
-  std::vector<float> out(static_cast<size_t>(kCount * d));
+  std::vector<float> out(static_cast<size_t>(kCount * dv));
   std::vector<double> wanted;
   std::vector<Query> queries;
   for (int32_t i = 0; i < kCount; ++i) {
     const int32_t end = std::max(1, length - kCount + 1 + i), first = window && end > window ? end - window : 0;
-    queries.push_back({&q[size_t(i * d)], &out[size_t(i * d)], nullptr, first, end});
-    std::vector<double> weights, sum(static_cast<size_t>(d));
-    double total = 0;
+    queries.push_back({&q[size_t(i * d)], &out[size_t(i * dv)], nullptr, other.sink ? &sink : nullptr, first, end});
+    std::vector<double> weights, sum(static_cast<size_t>(dv));
+    double total = other.sink ? std::exp(double(sink)) : 0;
     for (int32_t t = first; t < end; ++t) {
       double score = 0;
       for (int64_t j = 0; j < d; ++j) score += q[size_t(i * d + j)] * cached(t, j, false);
-      weights.push_back(std::exp(score * 0.125)), total += weights.back();
-      for (int64_t j = 0; j < d; ++j) sum[size_t(j)] += weights.back() * cached(t, j, true);
+      score *= 0.125;
+      if (other.cap > 0) score = other.cap * std::tanh(score / other.cap);
+      weights.push_back(std::exp(score)), total += weights.back();
+      for (int64_t j = 0; j < dv; ++j) sum[size_t(j)] += weights.back() * cached(t, j, true);
     }
     for (double value : sum) wanted.push_back(value / total);
   }
-  kernels.attend(pool, head, table.data(), 0, length, 0.125f, queries.data(), kCount);
+  kernels.attend(pool, head, table.data(), 0, length, scoring, queries.data(), kCount);
   check(error(out, wanted) < 1e-5, name + " is off by " + std::to_string(error(out, wanted)));
 
   const std::vector<float> together = out;
-  for (const Query& query : queries) kernels.attend(pool, head, table.data(), 0, length, 0.125f, &query, 1);
-  check(same(out.data(), together.data(), kCount * d), name + ": a query depends on those beside it");
+  for (const Query& query : queries) kernels.attend(pool, head, table.data(), 0, length, scoring, &query, 1);
+  check(same(out.data(), together.data(), kCount * dv), name + ": a query depends on those beside it");
 
   // In pieces, which are joined afterwards.
   const int32_t piece = 64, splits = (length + piece - 1) / piece;
-  std::vector<float> partial(static_cast<size_t>(kCount * splits * (d + 2)));
+  std::vector<float> partial(static_cast<size_t>(kCount * splits * (dv + 2)));
   for (int32_t split = 0; split < splits; ++split) {
-    for (int i = 0; i < kCount; ++i) queries[size_t(i)].partial = &partial[size_t((i * splits + split) * (d + 2))];
-    kernels.attend(pool, head, table.data(), split * piece, std::min(length, (split + 1) * piece), 0.125f, queries.data(), kCount);
+    for (int i = 0; i < kCount; ++i) queries[size_t(i)].partial = &partial[size_t((i * splits + split) * (dv + 2))];
+    kernels.attend(pool, head, table.data(), split * piece, std::min(length, (split + 1) * piece), scoring, queries.data(), kCount);
   }
-  for (int i = 0; i < kCount; ++i) kernels.merge(&partial[size_t(i * splits * (d + 2))], splits, d, &out[size_t(i * d)]);
+  for (int i = 0; i < kCount; ++i) kernels.merge(&partial[size_t(i * splits * (dv + 2))], splits, dv, queries[size_t(i)].sink, &out[size_t(i * dv)]);
   check(error(out, wanted) < 1e-5, name + " in pieces is off by " + std::to_string(error(out, wanted)));
 }
 
@@ -269,29 +307,41 @@ Linear linear(int64_t n, int64_t k, const char* target, unsigned seed) {
   return {pack("f32", target, reinterpret_cast<const uint8_t*>(values.data()), k * 4, n, k, nullptr), {}};
 }
 
+GatedMlp mlp(int64_t hidden, int64_t width, const char* target, unsigned seed) {
+  return {linear(width, hidden, target, seed), linear(width, hidden, target, seed + 1), linear(hidden, width, target, seed + 2)};
+}
+
+// A layer with grouped-query attention and a dense part, and one with latent attention and experts.
 std::vector<float> stepped(const Kernels& kernels, int threads) {
-  const int64_t hidden = 64, heads = 4, kv = 2, d = 16, mlp = 96, rows = 40, blocks = 2;
-  Stage stage(kernels, {hidden, heads, kv, d, mlp, 1e-6f, 0.25f}, threads);
+  const int64_t hidden = 64, rows = 40, blocks = 2;
+  Stage stage(kernels, hidden, threads);
+  const Norm norm{std::vector<float>(size_t(hidden), 1.0f), {}, 1e-6f}, of_rank{std::vector<float>(32, 1.0f), {}, 1e-6f};
+  const Block::Around around{norm, {}};
+  const GroupedQuery grouped(around,
+                             {linear(64, hidden, "q8", 31), linear(32, hidden, "q8", 41), linear(32, hidden, "q8", 51),
+                              linear(hidden, 64, "q8", 61), {}, {}, std::vector<float>(4, 0.5f)},
+                             {{4, 2, 16, 16}, {0.25f, 20.0f}, 0, 24, 0, 16});
+  Dense dense(around, mlp(hidden, 96, "q4", 71), Activation::Gelu);
+  const Latent latent(around,
+                      {linear(32, hidden, "q8", 101), linear(4 * 48, 32, "q8", 102), linear(48, hidden, "q8", 103),
+                       linear(4 * 32, 32, "q8", 104), linear(4 * 16, 32, "q8", 105), linear(hidden, 64, "q8", 106), of_rank, of_rank},
+                      {4, 32, 32, 16, 16, {0.2f, 0}, 0});
+  std::vector<GatedMlp> routed;
+  for (unsigned i = 0; i < 8; ++i) routed.push_back(mlp(hidden, 32, "q4", 200 + 3 * i));
+  Routing routing;
+  routing.chosen = 3, routing.renormalised = true;
+  Experts experts(around, {linear(8, hidden, "f32", 301), {}, routed, mlp(hidden, 32, "q8", 310), {}}, routing, Activation::Silu);
   std::vector<std::vector<uint8_t>> memory;
-  std::vector<uint8_t*> pools;
-  for (unsigned i = 0; i < 2; ++i) {
-    const char* target = i ? "q4" : "q8";
-    Layer layer;
-    layer.attention_norm.assign(size_t(hidden), 1.0f), layer.mlp_norm.assign(size_t(hidden), 1.0f);
-    layer.q = linear(heads * d, hidden, target, 31 + i), layer.k = linear(kv * d, hidden, target, 41 + i);
-    layer.v = linear(kv * d, hidden, target, 51 + i), layer.o = linear(hidden, heads * d, target, 61 + i);
-    layer.gate = linear(mlp, hidden, target, 71 + i), layer.up = linear(mlp, hidden, target, 81 + i);
-    layer.down = linear(hidden, mlp, target, 91 + i);
-    stage.add(std::move(layer));
-    memory.emplace_back(static_cast<size_t>(blocks * kv * 2 * kTokens * d * 4));
-    pools.push_back(memory.back().data());
+  for (const AttentionBlock* block : std::initializer_list<const AttentionBlock*>{&grouped, &latent}) {
+    memory.emplace_back(static_cast<size_t>(blocks * block->heads().block_bytes(false)));
   }
   std::vector<float> x = normal(rows * hidden, 13), c, s;
   for (int64_t r = 0; r < rows; ++r) {
-    for (int i = 0; i < d / 2; ++i) c.push_back(std::cos(float(r) * 0.1f * float(i))), s.push_back(std::sin(float(r) * 0.1f * float(i)));
+    for (int i = 0; i < 8; ++i) c.push_back(std::cos(float(r) * 0.1f * float(i))), s.push_back(std::sin(float(r) * 0.1f * float(i)));
   }
   const int32_t starts[] = {0, static_cast<int32_t>(rows)}, positions[] = {0}, table[] = {1, 0};
-  stage.forward(x.data(), {rows, 1, starts, positions, table, 2, c.data(), s.data()}, pools, false);
+  stage.forward(x.data(), {rows, 1, starts, positions, table, 2, {{c.data(), s.data(), 8}}},
+                {{&grouped, &dense, memory[0].data()}, {&latent, &experts, memory[1].data()}}, false);
   return x;
 }
 
@@ -314,6 +364,8 @@ int main(int count, char** names) {
       for (bool bf16 : {false, true}) {
         check_attend(kernels, bf16, 16, 1, 0), check_attend(kernels, bf16, 64, 33, 0), check_attend(kernels, bf16, 128, 200, 0);
         check_attend(kernels, bf16, 256, 70, 7), check_attend(kernels, bf16, 48, 200, 40);
+        check_attend(kernels, bf16, 64, 70, 0, {48, 0, false}), check_attend(kernels, bf16, 16, 200, 40, {0, 2.0f, true});
+        check_attend(kernels, bf16, 576, 70, 0, {512, 0, true});
       }
       check_stage(kernels);
     } catch (const std::exception& error) {

@@ -9,11 +9,11 @@ import pytest
 from numpy.typing import NDArray
 
 from shoal.models.matrix import BLOCKS, FORMATS
-from shoal.native import kernels
+from tests.support import kernel_parts
+from tests.support.kernel_parts import compiled, module, on_every_isa
 from tests.support.stored_rows import stored_rows, weights_of
 
-module: Any = kernels()
-pytestmark = pytest.mark.skipif(module is None, reason="the kernels are not compiled")
+pytestmark = compiled
 N, K = 40, 1024
 EXACT = {"q1_0", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "tq1_0", "tq2_0", "mxfp4", "iq4_nl"}
 """Formats whose scales are halves, or powers of two, so that nothing at all is rounded. The scales of the others in BLOCKS become halves."""
@@ -21,29 +21,9 @@ EXACT = {"q1_0", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "tq1_0", "tq2_0", "mxfp
 MINIMUMS = {"q4_1", "q5_1", "q4_k", "q5_k"}
 
 
-def sets() -> list[str]:
-    """Instruction sets that this machine has."""
-    out: list[str] = []
-    for name in ("portable", "avx2", "avx512", "dotprod"):
-        try:
-            module.isa(name)
-        except ValueError:
-            continue
-        out.append(name)
-    return out
-
-
-on_every_isa = pytest.mark.parametrize("isa", sets() if module is not None else [])
-
-
 def times(matrix: Any, x: NDArray[np.float32], isa: str = "", threads: int = 1) -> NDArray[np.float64]:
-    """matrix @ rows of x, [rows, n], through the output head, which divides a row by its root mean square first."""
-    n, k = matrix.shape
-    stage = module.Stage(k, 1, 1, 16, 16, 0.0, 0.25, threads, isa)
-    stage.set_head(np.ones(k, np.float32), matrix)
-    out = np.empty((len(x), (n + 15) // 16 * 16), np.float32)
-    stage.logits(x, np.arange(len(x), dtype=np.int32), out)
-    return out[:, :n] * np.sqrt(np.mean(x.astype(np.float64) ** 2, axis=-1, keepdims=True))
+    """matrix @ rows of x, [rows, n]."""
+    return kernel_parts.times(matrix, x, isa, threads, eps=0.0) * np.sqrt(np.mean(x.astype(np.float64) ** 2, axis=-1, keepdims=True))
 
 
 def read_back(matrix: Any, isa: str = "") -> NDArray[np.float64]:
@@ -138,13 +118,12 @@ def test_rows_of_floats_need_no_whole_blocks(format: str) -> None:
 def test_every_half_is_read() -> None:
     """Each in a row of its own, between zeros."""
     halves = np.arange(1 << 16, dtype=np.uint16)
-    stage = module.Stage(16, 1, 1, 16, 16, 0.0, 0.25, 1)
     rows = np.zeros((1 << 16, 16), np.float16)
     rows[:, 3] = halves.view(np.float16)
     matrix = module.pack("f16", "f32", rows.view(np.uint8), 16)
-    stage.set_head(np.eye(16, dtype=np.float32)[3], matrix)
+    head = module.Head(module.Norm(np.eye(16, dtype=np.float32)[3], 0.0), module.Linear(matrix))
     out = np.empty((1, 1 << 16), np.float32)
-    stage.logits(np.ones((1, 16), np.float32), np.zeros(1, np.int32), out)
+    module.Stage(16, 1).logits(np.ones((1, 16), np.float32), head, np.zeros(1, np.int32), out)
     assert np.array_equal(out[0], halves.view(np.float16).astype(np.float32), equal_nan=True)
 
 

@@ -3,66 +3,25 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
 from numpy.typing import NDArray
 
-from shoal.native import BLOCK_TOKENS, kernels, reference
+from shoal.native import BLOCK_TOKENS, reference
+from tests.support.kernel_parts import ISAS, Floats, compiled, error, module, normal, on_every_isa, packed, times
 
-Floats = NDArray[np.float32]
-module: Any = kernels()
-
-
-def sets() -> list[str]:
-    """Instruction sets that this machine has."""
-    out: list[str] = []
-    for name in ("portable", "avx2", "avx512", "dotprod"):
-        try:
-            module.isa(name)
-        except ValueError:
-            continue
-        out.append(name)
-    return out
-
-
-pytestmark = pytest.mark.skipif(module is None, reason="the kernels are not compiled")
-ISAS = sets() if module is not None else []
-on_every_isa = pytest.mark.parametrize("isa", ISAS)
+pytestmark = compiled
 EXACT = {"q4_0": "q4", "q4_1": "q4", "q5_0": "q8", "q5_1": "q8", "q8_0": "q8"}
 SUPER = {"q4_k": (144, "q4"), "q5_k": (176, "q8")}
-
-
-def normal(*shape: int, seed: int = 0) -> Floats:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 # Matrices, through the head: logits are the head times the normalised row
 
 
-def head(isa: str, matrix: Any, threads: int = 1) -> Any:
-    k = matrix.shape[1]
-    stage = module.Stage(k, 1, 1, 16, 16, 1e-6, 0.25, threads, isa)
-    stage.set_head(np.ones(k, np.float32), matrix)
-    return stage
-
-
-def times(stage: Any, matrix: Any, x: Floats) -> Floats:
-    """matrix @ normalised rows of x: [rows, n]."""
-    n = matrix.shape[0]
-    out = np.empty((len(x), (n + 15) // 16 * 16), np.float32)
-    stage.logits(x, np.arange(len(x), dtype=np.int32), out)
-    return out[:, :n]
-
-
 def right(weights: Floats, x: Floats) -> Floats:
     return reference.rms_norm(x, np.ones(x.shape[1], np.float32), 1e-6) @ weights.T
-
-
-def error(got: Floats, wanted: Floats) -> float:
-    return float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
 
 
 def stored(format: str, n: int, k: int) -> tuple[NDArray[np.uint8], Floats]:
@@ -89,7 +48,7 @@ def super_blocks(format: str, n: int, k: int) -> NDArray[np.uint8]:
 def test_floats_are_multiplied_exactly(isa: str, n: int):
     w, x = normal(n, 48), normal(5, 48, seed=1)
     matrix = module.pack("f32", "f32", w.view(np.uint8), 48)
-    assert error(times(head(isa, matrix), matrix, x), right(w, x)) < 1e-6
+    assert error(times(matrix, x, isa), right(w, x)) < 1e-6
 
 
 @on_every_isa
@@ -98,7 +57,7 @@ def test_block_formats_run_as_gguf_reads_them(isa: str, format: str):
     rows, w = stored(format, 40, 512)
     matrix = module.pack(format, EXACT.get(format) or SUPER[format][1], rows, 512)
     x = normal(3, 512, seed=1)
-    assert error(times(head(isa, matrix), matrix, x), right(w, x)) < 0.012
+    assert error(times(matrix, x, isa), right(w, x)) < 0.012
 
 
 @on_every_isa
@@ -106,14 +65,14 @@ def test_block_formats_run_as_gguf_reads_them(isa: str, format: str):
 def test_floats_are_rounded_to_blocks(isa: str, target: str, most: float):
     w, x = normal(40, 256), normal(3, 256, seed=1)
     matrix = module.pack("f32", target, w.view(np.uint8), 256)
-    assert 0 < error(times(head(isa, matrix), matrix, x), right(w, x)) < most
+    assert 0 < error(times(matrix, x, isa), right(w, x)) < most
 
 
 @pytest.mark.parametrize("format", [*EXACT, *SUPER])
 def test_all_sets_agree_on_integers(format: str):
     rows, _ = stored(format, 24, 256)
     matrix = module.pack(format, EXACT.get(format) or SUPER[format][1], rows, 256)
-    first, *others = (times(head(isa, matrix), matrix, normal(2, 256)) for isa in ISAS)
+    first, *others = (times(matrix, normal(2, 256), isa) for isa in ISAS)
     assert all(np.allclose(first, other, rtol=1e-4, atol=1e-3) for other in others)
 
 
@@ -124,18 +83,17 @@ def test_rows_are_packed_in_the_order_asked_for(format: str):
     plain = module.pack(format, EXACT[format], rows[order].copy(), 64)
     mapped = module.pack(format, EXACT[format], rows, 64, order)
     x = normal(2, 64)
-    assert np.array_equal(times(head("", plain), plain, x), times(head("", mapped), mapped, x))
+    assert np.array_equal(times(plain, x), times(mapped, x))
 
 
 @on_every_isa
 @pytest.mark.parametrize("target", ["f32", "q8", "q4"])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_row_of_a_product_does_not_depend_on_its_batch(isa: str, target: str, threads: int):
-    matrix = module.pack("f32", target, normal(33, 96).view(np.uint8), 96)
-    stage, x = head(isa, matrix, threads), normal(19, 96, seed=1)
-    whole = times(stage, matrix, x)
+    matrix, x = packed(normal(33, 96), target), normal(19, 96, seed=1)
+    whole = times(matrix, x, isa, threads)
     for first, end in ((0, 1), (3, 5), (7, 11), (2, 19)):
-        assert np.array_equal(times(stage, matrix, x[first:end].copy()), whole[first:end])
+        assert np.array_equal(times(matrix, x[first:end].copy(), isa, threads), whole[first:end])
 
 
 @pytest.mark.parametrize(
@@ -215,12 +173,16 @@ class Case:
         return out, pool
 
     def native(self, isa: str = "", threads: int = 1, norms: tuple[Floats, Floats] | None = None) -> tuple[Floats, NDArray[np.uint8]]:
-        pool, (q_norm, k_norm) = self.pool.copy(), norms or (None, None)
-        kernel = module.Attention(self.q_heads, self.kv_heads, self.head_dim, 1e-6, 0.25, threads, isa)
+        pool = self.pool.copy()
+        q_norm, k_norm = (None if norm is None else module.Norm(norm, 1e-6) for norm in norms or (None, None))
+        block = module.GroupedQuery(
+            module.Around(), None, None, None, None, q_norm=q_norm, k_norm=k_norm, q_heads=self.q_heads,
+            kv_heads=self.kv_heads, key_dim=self.head_dim, value_dim=self.head_dim, scale=0.25, window=self.window, rotation=0,
+            rotated=self.head_dim,
+        )  # fmt: skip
         out = np.empty((len(self.qkv), self.q_heads * self.head_dim), np.float32)
-        kernel.run(
-            self.qkv, self.starts, self.positions, self.tables, self.cos, self.sin, pool, self.bf16, self.window, q_norm, k_norm, out
-        )
+        rotations = [(self.cos, self.sin)]
+        module.Stage(16, threads, isa).attend(block, self.qkv, self.starts, self.positions, self.tables, rotations, pool, self.bf16, out)
         return out, pool
 
     def alone(self, s: int) -> Case:
@@ -342,4 +304,4 @@ def test_q6_k_is_rounded_as_its_floats_are(target: str):
     direct = module.pack("q6_k", target, raw, 512)
     rounded = module.pack("f32", target, values.view(np.uint8).reshape(32, -1), 512)
     x = normal(3, 512)
-    assert np.array_equal(times(head("", direct), direct, x), times(head("", rounded), rounded, x))
+    assert np.array_equal(times(direct, x), times(rounded, x))

@@ -17,9 +17,12 @@ MODULE = kernels()
 
 def described(function: ast.FunctionDef) -> list[str]:
     """'name' or 'name=default' of each parameter."""
-    arguments = function.args.args
-    defaults = [""] * (len(arguments) - len(function.args.defaults)) + [f"={ast.literal_eval(d)!r}" for d in function.args.defaults]
-    return [argument.arg + default for argument, default in zip(arguments, defaults, strict=True) if argument.arg != "self"]
+    told = function.args
+    given = [None] * (len(told.args) - len(told.defaults)) + [*told.defaults, *told.kw_defaults]
+    written = ["" if default is None else f"={ast.literal_eval(default)!r}" for default in given]
+    return [
+        argument.arg + default for argument, default in zip([*told.args, *told.kwonlyargs], written, strict=True) if argument.arg != "self"
+    ]
 
 
 def compiled(function: object) -> list[str]:

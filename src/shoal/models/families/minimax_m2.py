@@ -5,7 +5,7 @@ from __future__ import annotations
 from shoal.models.families.config import ConfigJson
 from shoal.models.families.family import Family, Stored
 from shoal.models.families.metadata import GgufMetadata
-from shoal.models.families.tensor_names import Piece, hugging_face
+from shoal.models.families.tensor_names import TensorPiece, hugging_face
 from shoal.models.spec import Experts, ModelSpec, Routing
 
 
@@ -27,7 +27,7 @@ def _from_metadata(meta: GgufMetadata) -> ModelSpec:
 
 _NAMES = hugging_face(
     router="block_sparse_moe.gate",
-    selection_bias=Piece("block_sparse_moe.e_score_correction_bias", suffix=""),
+    selection_bias=TensorPiece("block_sparse_moe.e_score_correction_bias", suffix=""),
     experts__gate="block_sparse_moe.experts.{expert}.w1",
     experts__up="block_sparse_moe.experts.{expert}.w3",
     experts__down="block_sparse_moe.experts.{expert}.w2",
