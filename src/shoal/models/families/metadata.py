@@ -91,7 +91,7 @@ class GgufMetadata:
     def head_dim(self) -> int:
         heads = max(self.each("attention.head_count"))
         if heads < 1:
-            raise CorruptModel(self.where, "no attention heads")
+            raise CorruptModel(self.where, f"{self.architecture}.attention.head_count cannot be {heads}")
         return int(self.get("attention.key_length", self.hidden // heads))
 
     @property
