@@ -15,6 +15,7 @@ from shoal.models.weights import GgufWeights
 from shoal.text.tokenizer import Tokenizer
 from tests.support import oracle
 from tests.support.gguf_writer import blocks
+from tests.support.prompts import QUESTIONS
 from tests.support.stages import Stages
 
 FP32, AUTO, Q8, Q4 = Precision.FP32, Precision.AUTO, Precision.Q8, Precision.Q4
@@ -75,14 +76,6 @@ def test_auto_never_rounds_a_block_format_again(format: str) -> None:
 
 # On trained weights.
 
-QUESTIONS = [
-    "What is the capital of France?",
-    "Write a haiku about the sea.",
-    "Explain gravity to a child in two sentences.",
-    "List three uses of a paperclip.",
-    "Translate 'good morning' into Spanish.",
-    "Why do leaves change colour in autumn?",
-]
 LENGTH = 32
 
 

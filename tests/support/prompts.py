@@ -1,10 +1,18 @@
-"""Prompts of every length around the borders of blocks."""
+"""Prompts: tokens of every length around the borders of blocks, and questions that a trained model answers."""
 
 from __future__ import annotations
 
 import random
 
 LENGTHS = (3, 31, 32, 33, 70, 130)
+QUESTIONS = [
+    "What is the capital of France?",
+    "Write a haiku about the sea.",
+    "Explain gravity to a child in two sentences.",
+    "List three uses of a paperclip.",
+    "Translate 'good morning' into Spanish.",
+    "Why do leaves change colour in autumn?",
+]
 
 
 def prompts(seed: int = 0, lengths: tuple[int, ...] = LENGTHS) -> list[list[int]]:

@@ -101,3 +101,25 @@ class Stages:
         while len(out) < count:
             out.append(self.feed(out[-1:]))
         return out
+
+
+def logits_in_turn(
+    weights: Weights, sequences: Sequence[Sequence[int]], precision: Precision, *, splits: int = 6, threads: int = 2
+) -> list[np.ndarray]:
+    """Of each sequence, [tokens, vocabulary], in one step; each stage is gone when the next one is loaded, for models that are large in float32."""
+    seen: list[np.ndarray] = []
+    width = max(-(-len(tokens) // BLOCK_TOKENS) for tokens in sequences)
+    opened = [Opened(i, SamplingParams(temperature=0.0), [], []) for i in range(len(sequences))]
+    blocks = [list(range(i * width, (i + 1) * width)) for i in range(len(sequences))]
+    chunks = [Chunk(i, 0, list(tokens), blocks[i], True) for i, tokens in enumerate(sequences)]
+    hidden = None
+    bounds = np.linspace(0, len(weights.spec.layers), splits + 1).astype(int).tolist()
+
+    def make(weights: Weights, layer: int) -> Any:
+        return _Recording(factory(RuntimeName.NATIVE, precision, False, threads)(weights, layer), seen)
+
+    for a, b in pairwise(bounds):
+        one = stage(weights, range(a, b), blocks=width * len(sequences), make_runtime=make)
+        hidden = one.run(StepPlan(0, opened, [], [], [], chunks), hidden).hidden
+    ends = np.cumsum([len(tokens) for tokens in sequences])
+    return np.split(np.concatenate(seen), ends[:-1])
