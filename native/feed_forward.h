@@ -1,5 +1,7 @@
 // The feed-forward part of a layer: one gated MLP, or routed experts.
 #pragma once
+#include <atomic>
+
 #include "block.h"
 
 namespace shoal {
@@ -55,8 +57,9 @@ class Experts : public FeedForwardBlock {
   void reserve(Step& step) const override;
   void run(Member& member, Step& step) override;
 
-  // Rows that each expert has computed since the block was made.
-  const std::vector<uint64_t>& counts() const { return counts_; }
+  // Rows that each expert has computed since the block was made. May be called while another thread runs a step: each count is
+  // one that was true at some moment, and does not fall from call to call.
+  std::vector<uint64_t> counts() const;
 
  private:
   struct Group {  // rows of one expert
@@ -71,7 +74,7 @@ class Experts : public FeedForwardBlock {
   Routing routing_;
   Activation activation_;
   std::vector<Group> groups_;
-  std::vector<uint64_t> counts_;
+  std::vector<std::atomic<uint64_t>> counts_;  // one thread at a time writes
 };
 
 }  // namespace shoal
