@@ -289,7 +289,7 @@ NB_MODULE(_kernels, m) {
            "selection_bias"_a = nb::none(), "shared"_a = nb::none(), "shared_gate"_a = nb::none(), "sigmoid"_a = false,
            "softmax_after"_a = false, "renormalised"_a = false, "scale"_a = 1.0f, "groups"_a = 1, "groups_chosen"_a = 1,
            "group_by_two"_a = false)
-      .def_prop_ro("counts", &counts);
+      .def_prop_ro("counts", &counts, nb::rv_policy::automatic);
   nb::class_<Head>(m, "Head").def(nb::new_(&head), "norm"_a, "linear"_a).def_prop_ro("nbytes", [](const Head& h) {
     return h.linear.bytes();
   });
