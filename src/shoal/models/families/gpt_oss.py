@@ -47,5 +47,12 @@ _NAMES = hugging_face(
     experts__down=_experts("mlp.experts.down_proj"),
 )
 FAMILY = Family(
-    "gpt_oss", "gpt-oss", _from_config, _from_metadata, "gpt-oss", safetensors=Stored(_NAMES), gguf=Stored(gguf(sinks="attn_sinks"))
+    "gpt_oss",
+    "gpt-oss",
+    _from_config,
+    _from_metadata,
+    "gpt-oss",
+    quantisations=("mxfp4",),
+    safetensors=Stored(_NAMES),
+    gguf=Stored(gguf(sinks="attn_sinks")),
 )

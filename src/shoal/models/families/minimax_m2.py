@@ -15,7 +15,7 @@ def _routing(chosen: int) -> Routing:
 
 def _from_config(config: ConfigJson) -> ModelSpec:
     rotated = config.get("rotary_dim")  # as the published files say; later ones give the part of a head
-    rope = config.rope(**({"dims": int(rotated)} if rotated else {}))
+    rope = config.rope(dims=int(rotated)) if rotated else config.rope()
     routing = _routing(config.whole("num_experts_per_tok"))
     experts = Experts(config.experts_count(), config.whole("intermediate_size"), routing, config.activation)
     return config.model(config.like(config.grouped_query(rope=rope, qk_norm="full"), experts))

@@ -9,6 +9,8 @@ from shoal.errors import CorruptModel, UnsupportedModel
 from shoal.models.families import ARCHITECTURES, BY_MODEL_TYPE, FAMILIES
 from shoal.models.families.config import ConfigJson
 from shoal.models.families.metadata import GgufMetadata
+from shoal.models.int4 import METHODS as INT4_METHODS
+from shoal.models.int4 import Int4
 from shoal.models.spec import ModelSpec
 
 
@@ -38,9 +40,14 @@ def spec_from_config(values: Mapping[str, Any], where: object) -> ModelSpec:
     name = str(values.get("model_type"))
     if (family := BY_MODEL_TYPE.get(name)) is None:
         raise _unknown(where, f"model_type '{name}'")
-    if values.get("quantization_config"):
-        method = cast("Mapping[str, Any]", values["quantization_config"]).get("quant_method")
-        raise UnsupportedModel(f"{where}: weights quantised by '{method}' are not supported; use a GGUF file or unquantised safetensors")
+    if quantised := cast("Mapping[str, Any]", values.get("quantization_config") or {}):
+        method = quantised.get("quant_method")
+        if method in INT4_METHODS:
+            Int4.of(quantised, where)
+        elif method not in family.quantisations:
+            raise UnsupportedModel(
+                f"{where}: weights quantised by '{method}' are not supported; use a GGUF file or unquantised safetensors"
+            )
     try:
         return family.from_config(ConfigJson(family.name, values, where))
     except KeyError as error:
