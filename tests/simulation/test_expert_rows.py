@@ -89,7 +89,7 @@ class Busy(Town):
         assert await self.answer(request) == toy.expected(request, LAYERS)[0]
 
     def computed(self) -> dict[int, list[int]]:
-        return {layer: sum(model.computed[layer] for model in self.models).tolist() for layer in SPARSE}
+        return {layer: np.sum([model.computed[layer] for model in self.models], axis=0).tolist() for layer in SPARSE}
 
     def missing(self) -> dict[int, list[int]]:
         """What was computed and is not counted."""
