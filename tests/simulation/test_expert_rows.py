@@ -11,7 +11,7 @@ import numpy as np
 from shoal.control import messages as control
 from shoal.executor.base import StageOutput
 from shoal.executor.journal import JournalLimits
-from shoal.executor.store import ExpertRows
+from shoal.executor.store import RowCounts
 from shoal.metrics.experts import ExpertUse
 from shoal.scheduler.plan import StepPlan
 from shoal.testing import toy
@@ -30,7 +30,7 @@ class Model(toy.ToyModel):
         self.computed = {layer: np.zeros(EXPERTS, np.uint64) for layer in SPARSE}
 
     @property
-    def expert_rows(self) -> dict[int, ExpertRows]:
+    def expert_rows(self) -> dict[int, RowCounts]:
         return {layer: rows.copy() for layer, rows in self.computed.items()}
 
     def enter(self, layers: range, keep: range, blocks: int) -> Any:

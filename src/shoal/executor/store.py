@@ -19,7 +19,7 @@ def blocks_of(layers: range, model_layers: int) -> list[Block]:
     return [*(Block(layer, part) for layer in layers for part in (Part.ATTENTION, Part.FEED_FORWARD)), *head]
 
 
-ExpertRows = NDArray[np.uint64]
+RowCounts = NDArray[np.uint64]
 """[experts] rows that each expert of a layer has computed."""
 
 
@@ -28,7 +28,7 @@ class Counting(Protocol):
     """A block that counts the rows of its experts, from 0 when it is made. The counts may be read while a step runs."""
 
     @property
-    def counts(self) -> ExpertRows: ...
+    def counts(self) -> RowCounts: ...
 
 
 class WeightStore:
@@ -36,7 +36,7 @@ class WeightStore:
 
     def __init__(self) -> None:
         self._held: dict[Block, Packed] = {}
-        self._freed: dict[int, ExpertRows] = {}
+        self._freed: dict[int, RowCounts] = {}
         """By layer: the counts of blocks that are no longer held."""
         self._changing = Lock()
 
@@ -45,7 +45,7 @@ class WeightStore:
         return sum(packed.nbytes for packed in list(self._held.values()))
 
     @property
-    def expert_rows(self) -> dict[int, ExpertRows]:
+    def expert_rows(self) -> dict[int, RowCounts]:
         """By layer, for layers whose blocks count, whether they are held or were. No count falls when a layer is freed and loaded again.
         While a step runs, its rows may be counted for some experts and not yet for others."""
         with self._changing:
@@ -70,6 +70,6 @@ class WeightStore:
             self._held = {block: packed for block, packed in self._held.items() if block in wanted}
 
 
-def _plus(rows: Mapping[int, ExpertRows], blocks: Mapping[Block, Packed]) -> dict[int, ExpertRows]:
+def _plus(rows: Mapping[int, RowCounts], blocks: Mapping[Block, Packed]) -> dict[int, RowCounts]:
     counts = {block.layer: packed.counts for block, packed in blocks.items() if isinstance(packed, Counting)}
     return {**rows, **{layer: rows[layer] + new if layer in rows else new for layer, new in counts.items()}}

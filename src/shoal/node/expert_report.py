@@ -9,7 +9,7 @@ from math import inf
 import numpy as np
 
 from shoal.control import messages as control
-from shoal.executor.store import ExpertRows
+from shoal.executor.store import RowCounts
 
 _INTERVAL = 5.0  # seconds: a report of a large model takes 10 kB
 
@@ -18,10 +18,10 @@ class ExpertReport:
     """About one model. Counts that it is given never fall."""
 
     def __init__(self) -> None:
-        self._told: dict[int, ExpertRows] = {}
+        self._told: dict[int, RowCounts] = {}
         self._next = -inf
 
-    def due(self, rows: Mapping[int, ExpertRows], now: float) -> list[control.ExpertRows]:
+    def due(self, rows: Mapping[int, RowCounts], now: float) -> list[control.ExpertRows]:
         """rows: by layer, since the model was made. Returns the new ones, at most once in 5 s; what is returned counts as told."""
         if now < self._next:
             return []
@@ -31,6 +31,6 @@ class ExpertReport:
             self._told, self._next = dict(rows), now + _INTERVAL
         return report
 
-    def skip(self, rows: Mapping[int, ExpertRows]) -> None:
+    def skip(self, rows: Mapping[int, RowCounts]) -> None:
         """Counts these as told."""
         self._told = dict(rows)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from shoal.executor.base import Block, Packed, Part
-from shoal.executor.store import ExpertRows, WeightStore, blocks_of
+from shoal.executor.store import RowCounts, WeightStore, blocks_of
 
 
 class Experts:
     nbytes = 1
 
     def __init__(self) -> None:
-        self.counts: ExpertRows = np.zeros(2, np.uint64)
+        self.counts: RowCounts = np.zeros(2, np.uint64)
 
     def run(self, *rows: int) -> None:
         self.counts = self.counts + np.array(rows, np.uint64)

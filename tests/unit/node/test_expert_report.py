@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.control import messages as control
-from shoal.executor.store import ExpertRows
+from shoal.executor.store import RowCounts
 from shoal.node.expert_report import ExpertReport
 
 
-def rows(**layers: list[int]) -> dict[int, ExpertRows]:
+def rows(**layers: list[int]) -> dict[int, RowCounts]:
     return {int(layer[1:]): np.array(counts, np.uint64) for layer, counts in layers.items()}
 
 
