@@ -6,14 +6,22 @@ Nothing outside this package names a family.
 from __future__ import annotations
 
 from shoal.models.families import (
+    cohere,
     cohere2,
     dbrx,
     deepseek_v2,
     deepseek_v3,
+    dots1,
+    ernie4_5,
+    ernie4_5_moe,
+    exaone4,
+    gemma,
     gemma2,
     gemma3_text,
+    glm,
     glm4,
     glm4_moe,
+    glm4_moe_lite,
     gpt_oss,
     granite,
     granitemoe,
@@ -29,6 +37,7 @@ from shoal.models.families import (
     qwen2_moe,
     qwen3,
     qwen3_moe,
+    seed_oss,
     smollm3,
 )
 from shoal.models.families.family import Family
@@ -49,17 +58,26 @@ FAMILIES: dict[str, Family] = {
         deepseek_v2,
         deepseek_v3,
         gpt_oss,
+        glm,
         glm4,
         glm4_moe,
+        glm4_moe_lite,
+        gemma,
         gemma2,
         gemma3_text,
         phi3,
         granite,
         granitemoe,
         smollm3,
+        cohere,
         cohere2,
         dbrx,
         minimax_m2,
+        ernie4_5,
+        ernie4_5_moe,
+        seed_oss,
+        dots1,
+        exaone4,
     )
 }
 """By `model_type`."""
