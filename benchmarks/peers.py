@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import socket
 import subprocess
 import tarfile
@@ -34,11 +35,13 @@ def llama_cpp() -> Path:
     return home / _BINARIES
 
 
-def q8_of(model: Path) -> Path:
-    """llama.cpp's own Q8_0 of a GGUF file."""
-    out = cache_dir() / "peers" / f"{model.stem}.Q8_0.gguf"
+def quantised(model: Path, format: str = "Q8_0") -> Path:
+    """llama.cpp's own conversion of a GGUF file, its matrices in that format."""
+    out = cache_dir() / "peers" / f"{model.stem}.{format}.gguf"
     if not out.exists():
-        subprocess.run([llama_cpp() / "llama-quantize", "--allow-requantize", model, out, "Q8_0", "2"], check=True, capture_output=True)
+        begun = out.with_suffix(f".{os.getpid()}")
+        subprocess.run([llama_cpp() / "llama-quantize", "--allow-requantize", model, begun, format, "2"], check=True, capture_output=True)
+        begun.rename(out)
     return out
 
 

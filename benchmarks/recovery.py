@@ -72,10 +72,10 @@ async def round_of(model: str, context: int, threads: int, journals: bool) -> di
 def overhead(path: Path, threads: int, rounds: int) -> list[tuple[str, float, float]]:
     """Tokens per second of a stage of ten layers with its journal and without: each step on both in turn, medians over all."""
     weights = open_weights(path)
-    make = factory(RuntimeName.NATIVE, Precision.AUTO, threads)
+    make = factory(RuntimeName.NATIVE, Precision.AUTO, bf16=True, threads=threads)
     stages: list[StageExecutor] = []
     for limits in (JournalLimits(1 << 28), JournalLimits()):
-        shard = Shard(make, bf16=True, journals=limits)
+        shard = Shard(make, journals=limits)
         shard.load(range(10), weights)
         stages.append(shard.enter(range(10), range(0), 64))
     decoding: tuple[list[float], list[float]] = ([], [])

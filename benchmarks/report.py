@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import platform
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
+
+from shoal.native import instruction_set
 
 
 @dataclass
@@ -35,3 +40,10 @@ def check(figures: Iterable[Figure], wanted: bool) -> None:
     missed = [f"{figure.name}: {figure.ratio:.2f} x, the goal is {figure.goal:.1f} x" for figure in figures if figure.ratio < figure.goal]
     if wanted and missed:
         raise SystemExit("\n".join(["goals were missed:", *missed]))
+
+
+def processor() -> str:
+    """What the figures were taken on: the processor's name, and the instructions that the kernels use of it."""
+    known = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*: (.+)", known.read_text()) if known.exists() else None
+    return f"{named[1] if named else platform.processor() or platform.machine()} ({instruction_set()})"

@@ -42,7 +42,7 @@ def bandwidth(threads: int) -> float:
 def loaded(weights: Weights, threads: int, tokens: int) -> StageExecutor:
     """All layers in one stage, with room for the keys and values of so many tokens."""
     layers = range(len(weights.spec.layers))
-    shard = Shard(factory(RuntimeName.NATIVE, Precision.AUTO, threads), bf16=True)
+    shard = Shard(factory(RuntimeName.NATIVE, Precision.AUTO, bf16=True, threads=threads))
     shard.load(layers, weights)
     return shard.enter(layers, range(0), tokens // BLOCK_TOKENS)
 

@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from pathlib import Path
 
 from benchmarks import ours, peers
 from benchmarks.report import Figure, check, table
 from shoal.models.sources import pull
 
+Goals = tuple[float, float, float]
+"""Ratios: of decoding one stream, eight streams, and of prefill."""
 
-async def main(rounds: int, threads: int, model: str) -> list[Figure]:
-    file = pull(model)
-    rivals = {"the same file": (file, (1.2, 1.7, 2.5)), "its Q8_0": (peers.q8_of(file), (1.0, 1.4, 1.8))}
-    figures = {
-        rival: [Figure(name, goal) for name, goal in zip(("decode, 1 stream", "decode, 8 streams", "prefill of 512"), goals, strict=True)]
-        for rival, (_, goals) in rivals.items()
-    }
-    async with ours.cluster(str(file), 1, threads) as cluster:
+
+async def beside(model: Path, rivals: dict[str, tuple[Path, Goals]], rounds: int, threads: int) -> dict[str, list[Figure]]:
+    """Our figures of a file beside llama.cpp's of each rival's file."""
+    names = ("decode, 1 stream", "decode, 8 streams", "prefill of 512")
+    figures = {rival: [Figure(name, goal) for name, goal in zip(names, goals, strict=True)] for rival, (_, goals) in rivals.items()}
+    async with ours.cluster(str(model), 1, threads) as cluster:
         head = cluster.head
         for _ in range(rounds):
             mine = (await ours.decode(head, 1, 128), await ours.decode(head, 8, 64), await ours.prefill(head))
@@ -30,6 +31,16 @@ async def main(rounds: int, threads: int, model: str) -> list[Figure]:
                 for figure, us, them in zip(figures[rival], mine, (decode, eight, prompt), strict=True):
                     figure.ours.append(us)
                     figure.theirs.append(them)
+    return figures
+
+
+async def main(rounds: int, threads: int, model: str) -> list[Figure]:
+    file = pull(model)
+    rivals: dict[str, tuple[Path, Goals]] = {
+        "the same file": (file, (1.2, 1.7, 2.5)),
+        "its Q8_0": (peers.quantised(file, "Q8_0"), (1.0, 1.4, 1.8)),
+    }
+    figures = await beside(file, rivals, rounds, threads)
     for rival, rows in figures.items():
         print(table(f"{model}, {threads} threads, against llama.cpp on {rival}, medians of {rounds}", rows), end="\n\n")
     return [figure for rows in figures.values() for figure in rows]

@@ -120,7 +120,8 @@ Latent::Latent(Around around, Parts parts, Form form) : AttentionBlock(std::move
              is(parts_.k_b, f.heads * f.rank, f.nope) && is(parts_.v_b, f.heads * f.value, f.rank) && is(parts_.o, k, f.heads * f.value),
          "a matrix of the latent attention has the wrong shape");
   expect(parts_.kv_a_norm.size() == f.rank, "the norm of the latent vectors has the wrong length");
-  expect(!parts_.q_a || (parts_.q_a.weight->k == k && parts_.q_a_norm.size() == parts_.q_a.weight->n), "the queries' first matrix has the wrong shape");
+  expect(!parts_.q_a || (parts_.q_a.weight->k == k && parts_.q_a.weight->n % 16 == 0 && parts_.q_a_norm.size() == parts_.q_a.weight->n),
+         "the queries' first matrix has the wrong shape");
 }
 
 int64_t Latent::bytes() const {

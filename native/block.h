@@ -123,11 +123,19 @@ class Tiling {
   std::vector<float> partial_, scratch_;
 };
 
+// Rows of a step that one expert computes.
+struct ExpertRows {
+  int64_t expert;        // one past the last: the shared one
+  int64_t first, count;  // among the step's rows sorted by expert
+  int64_t mid;           // where its intermediate values begin
+};
+
 // Memory that the blocks of a step share, one after the other.
 struct Workspace {
   Rows input, attended, mid, split;
   std::vector<float> qkv, latent, queries, branch, weights, routed, scratch;
   std::vector<int32_t> chosen, index, offsets;
+  std::vector<ExpertRows> groups;
   std::vector<Tiling> tilings;
   int64_t threads = 1;
 
@@ -194,7 +202,7 @@ class AttentionBlock : public Block {
 class FeedForwardBlock : public Block {
  public:
   using Block::Block;
-  virtual void run(Member& member, Step& step) = 0;
+  virtual void run(Member& member, Step& step) const = 0;
 };
 
 }  // namespace shoal

@@ -114,18 +114,18 @@ void Experts::route(Step& step, int64_t row) const {
 }
 
 // Sorts the rows by expert: experts by rising number, an expert's rows by rising number. The shared expert comes last.
-void Experts::sort(Step& step) {
+void Experts::sort(Step& step) const {
   Workspace& space = step.space;
   const int64_t rows = step.batch.rows, picked = rows * routing_.chosen, count = static_cast<int64_t>(parts_.experts.size());
   int32_t* offsets = space.offsets.data();
   std::fill(offsets, offsets + count + 1, 0);
   for (int64_t i = 0; i < picked; ++i) ++offsets[space.chosen[static_cast<size_t>(i)] + 1];
-  groups_.clear();
+  space.groups.clear();
   const int64_t width = parts_.experts[0].width();
   for (int64_t e = 0; e < count; ++e) {
     const int64_t here = offsets[e + 1];
     counts_[static_cast<size_t>(e)] += static_cast<uint64_t>(here);
-    if (here) groups_.push_back({&parts_.experts[static_cast<size_t>(e)], offsets[e], here, offsets[e] * width});
+    if (here) space.groups.push_back({e, offsets[e], here, offsets[e] * width});
     offsets[e + 1] += offsets[e];
   }
   float* sorted = space.weights.data() + picked;
@@ -140,10 +140,10 @@ void Experts::sort(Step& step) {
     space.index[static_cast<size_t>(picked + r)] = static_cast<int32_t>(r);
     sorted[picked + r] = parts_.shared_gate ? 1.0f / (1.0f + std::exp(-gates[r * kPanel])) : 1.0f;
   }
-  groups_.push_back({&parts_.shared, picked, rows, picked * width});
+  space.groups.push_back({count, picked, rows, picked * width});
 }
 
-void Experts::run(Member& member, Step& step) {
+void Experts::run(Member& member, Step& step) const {
   Workspace& space = step.space;
   const int64_t rows = step.batch.rows, picked = rows * routing_.chosen, padded = parts_.router.weight->panels() * kPanel;
   take(member, step, true);
@@ -158,12 +158,12 @@ void Experts::run(Member& member, Step& step) {
   // Gate and up of every expert that has rows, 32 columns at a time.
   const int64_t width = parts_.experts[0].width(), pairs = (width + kBlock - 1) / kBlock;
   const int64_t shared_pairs = parts_.shared.gate ? (parts_.shared.width() + kBlock - 1) / kBlock : 0;
-  const int64_t routed = (static_cast<int64_t>(groups_.size()) - (shared_pairs ? 1 : 0)) * pairs;
+  const int64_t routed = (static_cast<int64_t>(space.groups.size()) - (shared_pairs ? 1 : 0)) * pairs;
   member.each(routed + shared_pairs, [&](int64_t task) {
-    const Group& group = groups_[static_cast<size_t>(std::min(task, routed) / pairs)];
+    const ExpertRows& group = space.groups[static_cast<size_t>(std::min(task, routed) / pairs)];
     Activations x = space.input.from();
     x.index = space.index.data() + group.first;
-    group.mlp->columns(step.kernels, activation_, task < routed ? task % pairs : task - routed, x, group.count, space.mid,
+    mlp(group).columns(step.kernels, activation_, task < routed ? task % pairs : task - routed, x, group.count, space.mid,
                        space.scratch.data(), group.mid);
   });
   member.barrier();
@@ -175,8 +175,8 @@ void Experts::run(Member& member, Step& step) {
   member.each((step.width + kPanel - 1) / kPanel, [&](int64_t p) {
     float *sums = space.scratch.data() + member.id * 2 * rows * kPanel, *part = sums + rows * kPanel;
     std::fill(sums, sums + rows * kPanel, 0.0f);
-    for (const Group& group : groups_) {
-      const Linear& down = group.mlp->down;
+    for (const ExpertRows& group : space.groups) {
+      const Linear& down = mlp(group).down;
       step.kernels.gemm(*down.weight, p, space.mid.from(group.mid), 0, group.count, down.bias_at(p), false, part, kPanel);
       for (int64_t i = 0; i < group.count; ++i) {
         const float weight = weights[group.first + i];

@@ -36,7 +36,7 @@ void Dense::reserve(Step& step) const {
   grow(step.space.scratch, step.batch.rows * mlp_.width());
 }
 
-void Dense::run(Member& member, Step& step) {
+void Dense::run(Member& member, Step& step) const {
   const int64_t rows = step.batch.rows;
   take(member, step, mlp_.gate.quantised() || mlp_.up.quantised());
   const Activations x = step.space.input.from();

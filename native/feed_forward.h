@@ -21,7 +21,7 @@ class Dense : public FeedForwardBlock {
   int64_t bytes() const override { return mlp_.bytes(); }
   int64_t hidden() const override { return mlp_.gate.weight->k; }
   void reserve(Step& step) const override;
-  void run(Member& member, Step& step) override;
+  void run(Member& member, Step& step) const override;
 
  private:
   GatedMlp mlp_;
@@ -53,25 +53,22 @@ class Experts : public FeedForwardBlock {
   int64_t bytes() const override;
   int64_t hidden() const override { return parts_.router.weight->k; }
   void reserve(Step& step) const override;
-  void run(Member& member, Step& step) override;
+  void run(Member& member, Step& step) const override;
 
   // Rows that each expert has computed since the block was made.
   const std::vector<uint64_t>& counts() const { return counts_; }
 
  private:
-  struct Group {  // rows of one expert
-    const GatedMlp* mlp;
-    int64_t first, count;  // in the sorted order
-    int64_t mid;           // where its intermediate values begin
-  };
+  const GatedMlp& mlp(const ExpertRows& rows) const {
+    return rows.expert < static_cast<int64_t>(parts_.experts.size()) ? parts_.experts[static_cast<size_t>(rows.expert)] : parts_.shared;
+  }
   void route(Step& step, int64_t row) const;
-  void sort(Step& step);
+  void sort(Step& step) const;
 
   Parts parts_;
   Routing routing_;
   Activation activation_;
-  std::vector<Group> groups_;
-  std::vector<uint64_t> counts_;
+  mutable std::vector<uint64_t> counts_;  // written by whichever member sorts
 };
 
 }  // namespace shoal

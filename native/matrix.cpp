@@ -1,5 +1,8 @@
 #include "matrix.h"
 
+#include <algorithm>
+#include <atomic>
+#include <climits>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -11,6 +14,9 @@
 #elif defined(_WIN32)
 #include <malloc.h>
 #endif
+
+#include "formats.h"
+#include "team.h"
 
 namespace shoal {
 
@@ -88,208 +94,190 @@ uint16_t float_to_half(float f) {  // round to nearest even
 
 namespace {
 
-struct Block {  // 32 weights of one output row: scale * (q - zero) + minimum
-  uint8_t q[kBlock];
-  float scale, minimum;
-};
-
-float half_at(const uint8_t* p) {
-  uint16_t h;
-  std::memcpy(&h, p, 2);
-  return half_to_float(h);
-}
-
-void nibbles(const uint8_t* packed, uint8_t* q) {
-  for (int i = 0; i < 16; ++i) q[i] = packed[i] & 15, q[i + 16] = packed[i] >> 4;
-}
-
-void read_q4_0(const uint8_t* row, int64_t b, Block& out) {
-  const uint8_t* p = row + b * 18;
-  out.scale = half_at(p), out.minimum = 0;
-  nibbles(p + 2, out.q);
-}
-
-void read_q4_1(const uint8_t* row, int64_t b, Block& out) {
-  const uint8_t* p = row + b * 20;
-  out.scale = half_at(p), out.minimum = half_at(p + 2);
-  nibbles(p + 4, out.q);
-}
-
-void fifth_bits(const uint8_t* high, uint8_t* q) {
-  uint32_t bits;
-  std::memcpy(&bits, high, 4);
-  for (int i = 0; i < 32; ++i) q[i] |= ((bits >> i) & 1) << 4;
-}
-
-void read_q5_0(const uint8_t* row, int64_t b, Block& out) {
-  const uint8_t* p = row + b * 22;
-  out.scale = half_at(p), out.minimum = 0;
-  nibbles(p + 6, out.q);
-  fifth_bits(p + 2, out.q);
-}
-
-void read_q5_1(const uint8_t* row, int64_t b, Block& out) {
-  const uint8_t* p = row + b * 24;
-  out.scale = half_at(p), out.minimum = half_at(p + 2);
-  nibbles(p + 8, out.q);
-  fifth_bits(p + 4, out.q);
-}
-
-void read_q8_0(const uint8_t* row, int64_t b, Block& out) {
-  const uint8_t* p = row + b * 34;
-  out.scale = half_at(p), out.minimum = 0;
-  for (int i = 0; i < 32; ++i) out.q[i] = p[2 + i] ^ 0x80;
-}
-
-// The six-bit scale and minimum of sub-block j, from a K-quant's twelve bytes (llama.cpp, ggml-quants.c, get_scale_min_k4).
-void k4_scale(const uint8_t* s, int64_t j, float d, float dmin, Block& out) {
-  int scale, minimum;
-  if (j < 4) {
-    scale = s[j] & 63, minimum = s[j + 4] & 63;
-  } else {
-    scale = (s[j + 4] & 15) | ((s[j - 4] >> 6) << 4);
-    minimum = (s[j + 4] >> 4) | ((s[j] >> 6) << 4);
+// Symmetric rounding; the stored half is the same scale that was used for rounding. `levels`: 128 for eight bits, 8 for four.
+void round_block(const float* w, int levels, Weights32& out) {
+  typedef float F __attribute__((vector_size(16)));
+  typedef int32_t I __attribute__((vector_size(16)));
+  F v[kBlock / 4], peaks{};
+  std::memcpy(v, w, sizeof v);
+  for (const F& x : v) {
+    const F size = x < -x ? -x : x;
+    peaks = size > peaks ? size : peaks;
   }
-  out.scale = d * static_cast<float>(scale), out.minimum = -dmin * static_cast<float>(minimum);
-}
-
-void read_q4_k(const uint8_t* row, int64_t b, Block& out) {
-  const uint8_t* p = row + b / 8 * 144;
-  const int64_t j = b % 8;
-  k4_scale(p + 4, j, half_at(p), half_at(p + 2), out);
-  const uint8_t* qs = p + 16 + j / 2 * 32;
-  for (int i = 0; i < 32; ++i) out.q[i] = j % 2 ? qs[i] >> 4 : qs[i] & 15;
-}
-
-void read_q5_k(const uint8_t* row, int64_t b, Block& out) {
-  const uint8_t* p = row + b / 8 * 176;
-  const int64_t j = b % 8;
-  k4_scale(p + 4, j, half_at(p), half_at(p + 2), out);
-  const uint8_t *high = p + 16, *qs = p + 48 + j / 2 * 32;
-  for (int i = 0; i < 32; ++i) {
-    out.q[i] = static_cast<uint8_t>((j % 2 ? qs[i] >> 4 : qs[i] & 15) | (((high[i] >> j) & 1) << 4));
+  float peak = 0;
+  for (int i = 0; i < 4; ++i) peak = peaks[i] > peak ? peaks[i] : peak;
+  float wanted = peak / 127.f;
+  if (levels == 8) {  // four bits reach from -8 to 7: put the extreme value at -8, as llama.cpp's Q4_0 does
+    float extreme = 0;
+    for (int i = kBlock - 1; i >= 0; --i) extreme = std::fabs(w[i]) == peak ? w[i] : extreme;
+    wanted = extreme / -8.f;
   }
-}
-
-void read_f32(const uint8_t* row, int64_t b, float* w) { std::memcpy(w, row + b * kBlock * 4, kBlock * 4); }
-
-// Six bits and a scale per 16 weights; the kernels have no such format (ggml-quants.c, dequantize_row_q6_K).
-void read_q6_k(const uint8_t* row, int64_t b, float* w) {
-  const uint8_t* p = row + b / 8 * 210;
-  const int64_t j = b % 8, half = j / 4, quarter = j % 4;
-  const uint8_t *low = p + half * 64 + quarter % 2 * 32, *high = p + 128 + half * 32;
-  const auto* scales = reinterpret_cast<const int8_t*>(p + 192) + half * 8 + quarter * 2;
-  const float d = half_at(p + 208);
-  for (int i = 0; i < kBlock; ++i) {
-    const int nibble = quarter < 2 ? low[i] & 15 : low[i] >> 4, top = (high[i] >> (2 * quarter)) & 3;
-    w[i] = d * static_cast<float>(scales[i / 16]) * static_cast<float>((nibble | (top << 4)) - 32);
-  }
-}
-
-// Symmetric rounding; the stored half is the same scale that was used for rounding.
-void round_block(const float* w, int levels, Block& out) {
-  float peak = 0, extreme = 0;
-  for (int i = 0; i < kBlock; ++i) {
-    if (std::fabs(w[i]) > peak) peak = std::fabs(w[i]), extreme = w[i];
-  }
-  // Four bits reach from -8 to 7: put the extreme value at -8, as llama.cpp's Q4_0 does.
-  const float wanted = levels == 8 ? extreme / -8.f : peak / 127.f;
-  out.scale = half_to_float(float_to_half(wanted)), out.minimum = 0;
+  out.scale = half_to_float(float_to_half(wanted)), out.offset = 0;
   const float inverse = out.scale != 0 ? 1.f / out.scale : 0.f;
-  for (int i = 0; i < kBlock; ++i) {
-    const float q = std::nearbyint(w[i] * inverse);
-    const float low = levels == 8 ? -8.f : -127.f, high = levels == 8 ? 7.f : 127.f;
-    out.q[i] = static_cast<uint8_t>(static_cast<int>(q < low ? low : q > high ? high : q) + levels);
+  const float low = levels == 8 ? -8.f : -127.f, high = levels == 8 ? 7.f : 127.f;
+  for (int i = 0; i < kBlock; i += 4) {
+    F x = v[i / 4] * inverse;
+    x = x > high ? F{} + high : x, x = x > low ? x : F{} + low;
+    const I q = __builtin_convertvector((x + 12582912.f) - 12582912.f, I) + levels;  // adding 1.5 * 2^23 rounds to nearest even
+    for (int l = 0; l < 4; ++l) out.q[i + l] = static_cast<uint8_t>(q[l]);
   }
 }
 
-struct Format {
-  const char* name;
-  Kind kind;
-  int32_t zero;
-  bool has_min;
-  int64_t block_bytes, blocks_together;
-  void (*read)(const uint8_t*, int64_t, Block&);
-};
-
-const Format kFormats[] = {
-    {"q4_0", Kind::Q4, 8, false, 18, 1, read_q4_0},   {"q4_1", Kind::Q4, 0, true, 20, 1, read_q4_1},
-    {"q4_k", Kind::Q4, 0, true, 144, 8, read_q4_k},   {"q5_0", Kind::Q8, 16, false, 22, 1, read_q5_0},
-    {"q5_1", Kind::Q8, 0, true, 24, 1, read_q5_1},    {"q5_k", Kind::Q8, 0, true, 176, 8, read_q5_k},
-    {"q8_0", Kind::Q8, 128, false, 34, 1, read_q8_0},
-};
-
-void store(Matrix& m, int64_t panel, int64_t lane, int64_t b, const Block& block) {
-  uint8_t* base = m.data.get() + panel * m.panel_bytes;
-  if (m.kind == Kind::Q8) {
-    for (int64_t i = 0; i < kBlock; ++i) base[b * 512 + (i / 4) * 64 + lane * 4 + i % 4] = block.q[i];
-  } else {
-    for (int64_t i = 0; i < 16; ++i) {
-      base[b * 256 + (i / 4) * 64 + lane * 4 + i % 4] = static_cast<uint8_t>(block.q[i] | (block.q[i + 16] << 4));
+void to_floats(const Format& stored, const Weights32& block, float* w) {
+  for (int64_t i = 0; i < kBlock; ++i) {
+    if (stored.table) {
+      w[i] = block.scale * static_cast<float>(stored.table[block.q[i]]);
+    } else if (stored.offset == Offset::Zero) {
+      w[i] = block.scale * (static_cast<float>(block.q[i]) - block.offset);
+    } else {
+      w[i] = block.scale * static_cast<float>(block.q[i] - stored.zero);
+      if (stored.offset == Offset::Minimum) w[i] += block.offset;
     }
   }
-  uint16_t* scales = const_cast<uint16_t*>(m.scales(panel)) + b * kPanel + lane;
-  *scales = float_to_half(block.scale);
-  if (m.has_min) scales[m.blocks() * kPanel] = float_to_half(block.minimum);
 }
+
+// Writes the block of a panel's row. Returns false if the matrix's unit cannot bring the scale into the range of a half.
+bool store(Matrix& m, int64_t panel, int64_t lane, int64_t b, const Weights32& block) {
+  uint8_t* base = m.data.get() + panel * m.panel_bytes + lane * 4;
+  if (m.kind == Kind::Q8) {
+    for (int64_t g = 0; g < 8; ++g) std::memcpy(base + b * 512 + g * 64, block.q + g * 4, 4);
+  } else {
+    uint8_t both[16];
+    for (int i = 0; i < 16; ++i) both[i] = static_cast<uint8_t>(block.q[i] | (block.q[i + 16] << 4));
+    for (int64_t g = 0; g < 4; ++g) std::memcpy(base + b * 256 + g * 64, both + g * 4, 4);
+  }
+  uint16_t* scales = const_cast<uint16_t*>(m.scales(panel)) + b * kPanel + lane;
+  const float scale = block.scale / m.unit;
+  *scales = float_to_half(scale);
+  if (m.offset != Offset::None) scales[m.blocks() * kPanel] = float_to_half(block.offset);
+  return half_to_float(*scales) == scale;
+}
+
+class Packing {
+ public:
+  Packing(std::shared_ptr<Matrix> matrix, const Format& stored, const uint8_t* rows, int64_t row_bytes, const int64_t* order)
+      : m_(std::move(matrix)), stored_(stored), parts_(stored.weights / kBlock), rows_(rows), row_bytes_(row_bytes), order_(order) {}
+
+  // The power of two by which the scales are divided, so that the largest is at most 2^15 and the others lose as little as can be.
+  float unit() const {
+    int most = INT_MIN;
+    for (int64_t i = 0; stored_.exponent && i < m_->n; ++i) {
+      for (const uint8_t *p = row(i), *end = p + row_bytes_; p < end; p += stored_.bytes) most = std::max(most, stored_.exponent(p));
+    }
+    return most == INT_MIN ? 1.f : std::ldexp(1.f, most - 15);
+  }
+
+  void floats(int64_t panel) {
+    auto* out = reinterpret_cast<float*>(m_->data.get() + panel * m_->panel_bytes);
+    if (lanes(panel) < kPanel) std::fill(out, out + m_->k * kPanel, 0.f);
+    for (int64_t j = 0; j < m_->k; j += kBlock) {
+      const int64_t count = std::min(kBlock, m_->k - j);
+      for (int64_t lane = 0; lane < lanes(panel); ++lane) {
+        const uint8_t* from = row(panel * kPanel + lane);
+        float w[kBlock];
+        if (count < kBlock) {  // only rows of floats end in mid-block
+          uint8_t padded[kBlock * 4] = {};
+          std::memcpy(padded, from + j / kBlock * stored_.bytes, static_cast<size_t>(count * stored_.bytes / kBlock));
+          stored_.floats(padded, 0, w);
+        } else {
+          read(from, j / kBlock, w);
+        }
+        for (int64_t i = 0; i < count; ++i) out[(j + i) * kPanel + lane] = w[i];
+      }
+    }
+  }
+
+  // Returns whether each scale is the stored one.
+  bool blocks(int64_t panel, bool kept) {
+    std::memset(m_->data.get() + panel * m_->panel_bytes, 0, static_cast<size_t>(m_->panel_bytes));
+    bool exact = true;
+    for (int64_t b = 0; b < m_->blocks(); ++b) {
+      for (int64_t lane = 0; lane < lanes(panel); ++lane) {
+        const uint8_t* from = row(panel * kPanel + lane);
+        Weights32 block;
+        if (kept) {
+          stored_.codes(from + b / parts_ * stored_.bytes, b % parts_, block);
+        } else {
+          float w[kBlock];
+          read(from, b, w);
+          round_block(w, m_->zero, block);
+        }
+        exact &= store(*m_, panel, lane, b, block);
+      }
+    }
+    return exact;
+  }
+
+ private:
+  const uint8_t* row(int64_t i) const { return rows_ + (order_ ? order_[i] : i) * row_bytes_; }
+  int64_t lanes(int64_t panel) const { return std::min(kPanel, m_->n - panel * kPanel); }
+
+  void read(const uint8_t* from, int64_t b, float* w) const {
+    const uint8_t* p = from + b / parts_ * stored_.bytes;
+    if (stored_.floats) return stored_.floats(p, b % parts_, w);
+    Weights32 block;
+    stored_.codes(p, b % parts_, block);
+    to_floats(stored_, block, w);
+  }
+
+  std::shared_ptr<Matrix> m_;
+  const Format& stored_;
+  int64_t parts_;
+  const uint8_t* rows_;
+  int64_t row_bytes_;
+  const int64_t* order_;
+};
 
 }  // namespace
 
 std::shared_ptr<Matrix> pack(const std::string& format, const std::string& target, const uint8_t* rows, int64_t row_bytes,
-                             int64_t n, int64_t k, const int64_t* order) {
+                             int64_t n, int64_t k, const int64_t* order, int threads) {
+  const Format stored = format_of(format);
   auto m = std::make_shared<Matrix>();
   m->n = n, m->k = k;
-  const auto row = [&](int64_t i) { return rows + (order ? order[i] : i) * row_bytes; };
-
-  if (format == "f32" && target == "f32") {
-    if (row_bytes != k * 4) throw std::invalid_argument("f32 rows have the wrong length");
+  if (target == "f32") {
     m->kind = Kind::F32;
-    m->panel_bytes = k * kPanel * 4;
-    m->data = allocate(m->bytes());
-    std::memset(m->data.get(), 0, static_cast<size_t>(m->bytes()));
-    auto* out = reinterpret_cast<float*>(m->data.get());
-    for (int64_t i = 0; i < n; ++i) {
-      const uint8_t* from = row(i);
-      for (int64_t j = 0; j < k; ++j) std::memcpy(out + (i / kPanel * k + j) * kPanel + i % kPanel, from + j * 4, 4);
-    }
-    return m;
+  } else if (target == "q8" || target == "q4") {
+    m->kind = target == "q8" ? Kind::Q8 : Kind::Q4;
+    if (k % kBlock) throw std::invalid_argument("a quantised matrix needs a multiple of 32 inputs");
+  } else {
+    throw std::invalid_argument("there is no packing to " + target);
+  }
+  const bool plain = stored.floats && stored.weights == kBlock;  // a block of floats is any number of them
+  if (k < 1 || k > int64_t{1} << 40 || (!plain && k % stored.weights) || row_bytes != k * stored.bytes / stored.weights) {
+    throw std::invalid_argument(format + " rows have the wrong length");
   }
 
-  if (k % kBlock) throw std::invalid_argument("a quantised matrix needs a multiple of 32 inputs");
-  const Format* stored = nullptr;
-  for (const Format& f : kFormats) {
-    if (format == f.name) stored = &f;
-  }
-  if (stored) {
-    m->kind = stored->kind, m->zero = stored->zero, m->has_min = stored->has_min;
-    if (k % (kBlock * stored->blocks_together) || row_bytes != k / kBlock / stored->blocks_together * stored->block_bytes) {
-      throw std::invalid_argument(format + " rows have the wrong length");
-    }
-    if (target != (m->kind == Kind::Q8 ? "q8" : "q4")) throw std::invalid_argument(format + " does not pack to " + target);
-  } else if ((format == "f32" || format == "q6_k") && (target == "q8" || target == "q4")) {
-    if (format == "q6_k" && k % 256) throw std::invalid_argument("q6_k rows have the wrong length");
-    if (row_bytes != (format == "f32" ? k * 4 : k / 256 * 210)) throw std::invalid_argument(format + " rows have the wrong length");
-    m->kind = target == "q8" ? Kind::Q8 : Kind::Q4;
-    m->zero = target == "q8" ? 128 : 8;
+  Packing packing(m, stored, rows, row_bytes, order);
+  const bool kept = m->kind != Kind::F32 && stored.kind == m->kind;
+  if (m->kind == Kind::F32) {
+    m->panel_bytes = k * kPanel * 4;
   } else {
-    throw std::invalid_argument("no packing from " + format + " to " + target);
-  }
-  const int64_t bytes = m->blocks() * ((m->kind == Kind::Q8 ? 512 : 256) + 32 * (m->has_min ? 2 : 1));
-  m->panel_bytes = (bytes + 63) / 64 * 64;
-  m->data = allocate(m->bytes());
-  std::memset(m->data.get(), 0, static_cast<size_t>(m->bytes()));
-  Block block;
-  for (int64_t i = 0; i < n; ++i) {
-    for (int64_t b = 0; b < m->blocks(); ++b) {
-      if (stored) {
-        stored->read(row(i), b, block);
-      } else {
-        float w[kBlock];
-        (format == "f32" ? read_f32 : read_q6_k)(row(i), b, w);
-        round_block(w, target == "q8" ? 128 : 8, block);
-      }
-      store(*m, i / kPanel, i % kPanel, b, block);
+    m->zero = m->kind == Kind::Q8 ? 128 : 8;
+    if (kept) {
+      m->zero = stored.zero, m->offset = stored.offset, m->unit = packing.unit();
+      if (stored.table) m->has_table = true, std::memcpy(m->table, stored.table, sizeof m->table);
     }
+    const int64_t bytes = m->blocks() * ((m->kind == Kind::Q8 ? 512 : 256) + 32 * (m->offset == Offset::None ? 1 : 2));
+    m->panel_bytes = (bytes + 63) / 64 * 64;
+  }
+  m->data = allocate(m->bytes());
+
+  constexpr int64_t kWorth = 1 << 19;  // weights for which a thread is worth starting
+  Team team(static_cast<int>(std::clamp<int64_t>(std::min<int64_t>(n * k / kWorth, m->panels()), 1, std::max(threads, 1))));
+  Share share;
+  std::atomic<bool> exact{true};
+  team.run([&](int) {
+    share.each(m->panels(), 1, [&](int64_t panel) {
+      if (m->kind == Kind::F32) {
+        packing.floats(panel);
+      } else if (!packing.blocks(panel, kept)) {
+        exact = false;
+      }
+    });
+  });
+  if (kept && stored.exact && !exact) {
+    throw std::invalid_argument(format + " blocks of one matrix have scales that differ by more than the range of a half float");
   }
   return m;
 }

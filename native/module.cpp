@@ -10,6 +10,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "formats.h"
 #include "stage.h"
 
 namespace nb = nanobind;
@@ -237,16 +238,20 @@ class PyStage {
 };
 
 std::shared_ptr<Matrix> py_pack(const std::string& format, const std::string& target, In<uint8_t, 2> rows, int64_t k,
-                                std::optional<In<int64_t, 1>> order) {
+                                std::optional<In<int64_t, 1>> order, int threads) {
   const int64_t stored = static_cast<int64_t>(rows.shape(0)), n = order ? static_cast<int64_t>(order->size()) : stored;
   if (order) {
     for (int64_t i = 0; i < n; ++i) require(order->data()[i] >= 0 && order->data()[i] < stored, "order names a row that is not there");
+  }
+  if (needs_grid(format)) {
+    const auto grid = nb::cast<In<int8_t, 2>>(nb::module_::import_("shoal.native.grids").attr("grid")(format));
+    set_grid(format, grid.data(), static_cast<int64_t>(grid.shape(0)), static_cast<int64_t>(grid.shape(1)));
   }
   const uint8_t* data = rows.data();
   const int64_t row_bytes = static_cast<int64_t>(rows.shape(1));
   const int64_t* order_data = order ? order->data() : nullptr;
   nb::gil_scoped_release release;
-  return pack(format, target, data, row_bytes, n, k, order_data);
+  return pack(format, target, data, row_bytes, n, k, order_data, threads);
 }
 
 nb::ndarray<nb::numpy, uint64_t, nb::ndim<1>> counts(const Experts& block) {
@@ -262,7 +267,7 @@ NB_MODULE(_kernels, m) {
   using namespace shoal;
   m.def("isa", [](const std::string& wanted) { return std::string(choose(wanted).name); }, "wanted"_a = "");
   m.def("argmax", [](In<float, 1> x) { return choose("").argmax(x.data(), static_cast<int64_t>(x.size())); }, "x"_a);
-  m.def("pack", &py_pack, "format"_a, "target"_a, "rows"_a, "k"_a, "order"_a = nb::none());
+  m.def("pack", &py_pack, "format"_a, "target"_a, "rows"_a, "k"_a, "order"_a = nb::none(), "threads"_a = 1);
   m.attr("BLOCK_TOKENS") = kTokens;
 
   nb::class_<Matrix>(m, "Matrix")

@@ -11,7 +11,7 @@ namespace shoal {
 // A layer as it is run: two blocks, and the KV blocks of the first.
 struct Layer {
   const AttentionBlock* attention;
-  FeedForwardBlock* feed_forward;
+  const FeedForwardBlock* feed_forward;
   uint8_t* pool;
 };
 

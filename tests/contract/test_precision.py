@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shoal.executor.native_layers import pack
 
 from shoal.config import Precision
+from shoal.executor.packing import pack
 from shoal.executor.precision import executed, executed_bytes, kept
 from shoal.models.matrix import BLOCKS, FORMATS, StoredMatrix
 from shoal.models.weights import GgufWeights
@@ -28,6 +28,11 @@ FP32, AUTO, Q8, Q4 = Precision.FP32, Precision.AUTO, Precision.Q8, Precision.Q4
         ("q4_k", AUTO, True, "q4"),
         ("q5_k", AUTO, False, "q8"),
         ("q6_k", AUTO, False, "q8"),
+        ("mxfp4", AUTO, False, "q4"),
+        ("iq2_xxs", AUTO, True, "q4"),
+        ("iq2_xs", AUTO, False, "q8"),
+        ("u4g128", AUTO, False, "q4"),
+        ("s4g64", Q8, False, "q8"),
         ("bf16", AUTO, False, "q8"),
         ("bf16", Q8, False, "q8"),
         ("q4_1", Q8, False, "q8"),
@@ -49,6 +54,7 @@ def test_blocks_are_kept_where_the_target_is_theirs() -> None:
     assert kept("q4_1", "q4")
     assert kept("q5_k", "q8")
     assert not kept("q4_1", "q8")
+    assert kept("u4g128", "q4")
     assert not kept("q6_k", "q8")
     assert not kept("bf16", "q8")
 

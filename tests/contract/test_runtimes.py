@@ -74,8 +74,8 @@ def test_trained_weights_are_near(smollm2_weights: GgufWeights, exact: np.ndarra
 
 def test_it_says_of_a_prompt_what_transformers_says(model: Model, runtime: RuntimeName) -> None:
     (built, weights), tokens = model("llama"), tiny.TOKENS
-    make = factory(runtime, Precision.FP32, 1)
-    first, last = (stage(weights, layers, blocks=4, bf16=False, make_layers=make) for layers in (range(1), range(1, 3)))
+    make = factory(runtime, Precision.FP32, bf16=False, threads=1)
+    first, last = (stage(weights, layers, blocks=4, make_runtime=make) for layers in (range(1), range(1, 3)))
     plan = StepPlan(0, [], [], [], [], [Chunk(5, 0, tokens, [2, 0, 1], False, PromptQuery(tokens[1:], 3, True))])
     between = first.run(plan, None)
     assert between.examined == ()

@@ -32,7 +32,7 @@ def hub(smollm2: Path) -> Iterator[Hub]:
                 "downloads": 1234567,
                 "likes": 89,
                 "gguf": {"total": 134515008, "architecture": "llama"},
-                "siblings": [{"rfilename": f"SmolLM2-135M-Instruct-{q}.gguf"} for q in ("Q4_K_M", "Q8_0", "MXFP4")],
+                "siblings": [{"rfilename": f"SmolLM2-135M-Instruct-{q}.gguf"} for q in ("Q4_K_M", "Q8_0", "IQ4_KS")],
             },
             {
                 "id": "HuggingFaceTB/SmolLM2-135M-Instruct",

@@ -27,8 +27,11 @@ _NAMES = {
 }
 
 
-_SCALES = {"q4_k": (0, 2), "q5_k": (0, 2), "q2_k": (80, 82), "q3_k": (108,), "q6_k": (208,), "iq1_m": ()}
+_SCALES = {"q4_k": (0, 2), "q5_k": (0, 2), "q2_k": (80, 82), "q3_k": (108,), "q6_k": (208,), "iq1_m": (), "nvfp4": ()}
 """Where the halves are in a block."""
+
+_SIZES = {"iq3_xxs": 0.0003, "iq3_s": 0.0003, "iq4_xs": 0.00003}
+"""The halves where their factors are large."""
 
 
 def blocks(format: str, shape: tuple[int, int], seed: int = 0) -> np.ndarray:
@@ -37,18 +40,24 @@ def blocks(format: str, shape: tuple[int, int], seed: int = 0) -> np.ndarray:
     kind = GGMLQuantizationType[format.upper()]
     try:
         return quants.quantize(rng.standard_normal(shape, np.float32) * 0.1, kind).view(np.uint8).reshape(shape[0], -1)
-    except NotImplementedError:
+    except NotImplementedError:  # as for K and IQ formats
         width, size = GGML_QUANT_SIZES[kind]
         raw = rng.integers(0, 256, (shape[0] * shape[1] // width, size), np.uint8)
-        small = np.frombuffer(np.float16(0.002).tobytes(), np.uint8)
+        small = np.frombuffer(np.float16(_SIZES.get(format, 0.002)).tobytes(), np.uint8)
         for at in _SCALES.get(format, (0,)):
             raw[:, at : at + 2] = small
+        if format == "nvfp4":
+            raw[:, :4] = 0x10 + raw[:, :4] % 8
         if format == "iq1_m":  # its scale lies in the upper nibbles of four numbers
             raw[:, 49:56:2] = raw[:, 49:56:2] & 15 | np.array([small[0] << 4, small[0] & 0xF0, small[1] << 4, small[1] & 0xF0], np.uint8)
         return raw.reshape(shape[0], -1)
 
 
 def dequantised(format: str, raw: np.ndarray) -> np.ndarray:
+    if format == "q1_0":  # gguf has no code for it: a half and 128 signs
+        cells = raw.reshape(-1, 18)
+        signs = np.where(np.unpackbits(cells[:, 2:], axis=1, bitorder="little"), np.float32(1), np.float32(-1))
+        return (signs * np.ascontiguousarray(cells[:, :2]).view(np.float16)).astype(np.float32).reshape(len(raw), -1)
     return quants.dequantize(raw, GGMLQuantizationType[format.upper()])
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from shoal.models.spec import ModelSpec
+from shoal.models.spec import Dense, GroupedQuery, ModelSpec
 from shoal.models.weights import Weights
 
 HF_NAMES = {
@@ -28,13 +28,15 @@ MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 def config_of(spec: ModelSpec) -> Any:
-    attention = spec.common.attention
+    (layer,) = set(spec.layers)
+    attention, feed_forward = layer.attention, layer.feed_forward
+    assert isinstance(attention, GroupedQuery) and isinstance(feed_forward, Dense)
+    assert attention.rope is not None and attention.rope.kind == "default", "the trained test models have plain rope"
     rope: dict[str, Any] = {"rope_theta": attention.rope.theta, "rope_type": attention.rope.kind}
-    assert attention.rope.kind == "default", "the trained test models have plain rope"
     return AutoConfig.for_model(
         spec.family,
         hidden_size=spec.hidden,
-        intermediate_size=spec.common.feed_forward.width,
+        intermediate_size=feed_forward.width,
         num_hidden_layers=len(spec.layers),
         num_attention_heads=attention.q_heads,
         num_key_value_heads=attention.kv_heads,

@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 from shoal.config import Precision, RuntimeName
 from shoal.errors import StageLost
-from shoal.executor.base import Layers
+from shoal.executor.base import Packed, Runtime, WeightBlock
 from shoal.executor.constraint import Grammars
 from shoal.executor.runtimes import factory
 from shoal.models.weights import Weights
@@ -32,10 +33,27 @@ def splits(layers: int, stages: int) -> list[range]:
     return [range(a, b) for a, b in pairwise(bounds)]
 
 
-@lru_cache(5)
-def _loaded(precision: Precision, weights: Weights, layers: range, last: bool) -> Layers:
+@lru_cache(160)
+def _packed(precision: Precision, weights: Weights, block: WeightBlock) -> Packed:
     """For one pipeline after another: what they share is only read."""
-    return factory(RuntimeName.NATIVE, precision, 1)(weights, layers, last)
+    return _native(precision, weights).pack(weights, block)
+
+
+def _native(precision: Precision, weights: Weights) -> Runtime:
+    return factory(RuntimeName.NATIVE, precision, bf16=False, threads=1)(weights, 0)
+
+
+class _Sharing:
+    """A runtime whose blocks may have been packed for another one."""
+
+    def __init__(self, precision: Precision, weights: Weights) -> None:
+        self._precision, self._runtime = precision, _native(precision, weights)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runtime, name)
+
+    def pack(self, weights: Weights, block: WeightBlock) -> Packed:
+        return _packed(self._precision, weights, block)
 
 
 @contextlib.asynccontextmanager
@@ -57,9 +75,11 @@ async def pipeline(
     async def compute(work: Callable[[], Frame], size: int) -> Frame:
         return await asyncio.get_running_loop().run_in_executor(pool, work)
 
+    def make(weights: Weights, layer: int) -> Any:
+        return _Sharing(precision, weights)
+
     for i, layers in enumerate(splits(len(weights.spec.layers), stages)):
-        make = partial(_loaded, precision)
-        executor = stage(weights, layers, blocks=blocks, bf16=False, make_layers=make, grammars=grammars)
+        executor = stage(weights, layers, blocks=blocks, make_runtime=make, grammars=grammars)
         service = StageService(executor, epoch=1, stage=i, stages=stages, wire_codec=WireCodec.RAW, compute=compute)
         service.link(links[i + 1][0])
         services.append(service)

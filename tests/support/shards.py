@@ -9,6 +9,8 @@ import numpy as np
 
 from shoal.config import Precision, RuntimeName
 from shoal.executor.journal import JournalLimits
+from shoal.executor.native_runtime import NativeRuntime
+from shoal.executor.onnx_runtime import OnnxRuntime
 from shoal.executor.runtimes import factory
 from shoal.executor.shard import Shard
 from shoal.executor.stage import StageExecutor
@@ -27,15 +29,15 @@ class Node:
     """A shard, and the layers whose keys and values are good in it."""
 
     def __init__(self, line: Line) -> None:
-        self.shard = Shard(line.make, line.bf16, JournalLimits(line.journal, 0, line.codec))
+        self.shard = Shard(line.make, JournalLimits(line.journal, 0, line.codec))
         self.filled = range(0)
         self.stage: StageExecutor | None = None
 
     def kv(self) -> dict[int, bytes]:
         """All keys and values, by layer."""
-        pool = self.shard._pool
-        assert pool is not None
-        return {layer: memory.tobytes() for layer, memory in pool._layers.items()}
+        runtime = self.shard._runtime
+        assert isinstance(runtime, NativeRuntime | OnnxRuntime)
+        return {layer: memory.tobytes() for layer, memory in sorted(runtime._pool._layers.items())}
 
 
 class Line:
@@ -53,8 +55,8 @@ class Line:
         bf16: bool = True,
         chunk: int = 40,
     ) -> None:
-        self.weights, self.blocks, self.journal, self.codec, self.bf16 = weights, blocks, journal, encoding, bf16
-        self.make = factory(runtime, precision, 1)
+        self.weights, self.blocks, self.journal, self.codec = weights, blocks, journal, encoding
+        self.make = factory(runtime, precision, bf16, threads=1)
         self.chunk = chunk
         self.nodes: list[Node] = []
         self.layouts: list[range] = []

@@ -1,4 +1,4 @@
-"""Tiny transformers models of every family, with every weight random (norms and biases too)."""
+"""Tiny transformers models, with every weight random (norms and biases too)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from tests.support.tiny_sizes import OF_FAMILY, SIZES
+from tests.support.tiny_sizes import SIZES
 
 TOKENS = [(7 * i * i + 3 * i + 1) % 97 for i in range(75)]
 """Longer than two KV blocks."""
@@ -26,7 +26,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 
 def model(family: str, seed: int = 0, **changes: Any) -> Any:
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(family, **{**SIZES, **OF_FAMILY.get(family, {}), **changes})
+    config = AutoConfig.for_model(family, **{**SIZES, **changes})
     images = type(config) not in AutoModelForCausalLM._model_mapping
     auto = AutoModelForImageTextToText if images else AutoModelForCausalLM
     built = auto.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()

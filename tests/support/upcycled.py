@@ -10,7 +10,8 @@ slice's weight in the sum takes away is put into the scales of down's blocks, by
 | Mixtral, "slices" | 8 slices | all, each at 1/8 | as the dense model |
 | Qwen2-MoE | `sets` times 8 slices of most of the MLP, and a shared expert of the rest at 1/2 | the 8 of the set that the router takes | as the dense model |
 
-Qwen2-MoE's weights are not made to add up to one, so its router has one row for all experts of a set and is so large that a set takes all.
+Qwen2-MoE's weights are not made to add up to one, so its router has one row for all experts of a set and is so large that a set takes all:
+with one set the logits are the dense model's, with several they are but for the rare token that lies between two.
 The gate of its shared expert is next to zero and not zero: there llama.cpp, which divides by it, has no number.
 """
 

@@ -44,7 +44,7 @@ Angles = tuple[Floats, Floats]
 """Rotary cosine and sine of a step's rows, [rows, rotated values / 2] each."""
 
 
-class Part(StrEnum):
+class BlockPart(StrEnum):
     """What is held, leased and run as one."""
 
     ATTENTION = "attention"
@@ -53,9 +53,9 @@ class Part(StrEnum):
     """The final norm and the output head; its layer is the number of layers."""
 
 
-class Block(NamedTuple):
+class WeightBlock(NamedTuple):
     layer: int
-    part: Part
+    part: BlockPart
 
 
 class Packed(Protocol):
@@ -68,7 +68,7 @@ class Packed(Protocol):
 class Leases(Protocol):
     """Where a runtime gets weights from, for one step at a time."""
 
-    def lease(self, block: Block) -> Any:
+    def lease(self, block: WeightBlock) -> Any:
         """What the runtime's `pack` made of the block. Raises LocalProtocolError if it is not here."""
         ...
 
@@ -84,7 +84,7 @@ class Runtime(Protocol):
         """Which runtime this is, and its instruction set if it has one."""
         ...
 
-    def pack(self, weights: Weights, block: Block) -> Packed:
+    def pack(self, weights: Weights, block: WeightBlock) -> Packed:
         """A block in execution layout. Raises ModelError, ConfigError."""
         ...
 

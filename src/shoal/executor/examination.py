@@ -19,7 +19,7 @@ _NEVER = -9999.0  # the log-probability of a token that has none, as OpenAI writ
 UNSOUND = "the model's output is not a number: its weights or the precision they run in are unsound"
 
 
-class Output(Protocol):
+class ModelEnd(Protocol):
     """The end of a model."""
 
     def logits(self, hidden: Floats, picked: Ints) -> Floats: ...
@@ -55,7 +55,7 @@ def likeliest(logits: Floats, count: int) -> list[int]:
     return found[np.lexsort((found, -logits[found]))][:count].tolist()
 
 
-def examine(made: Output, hidden: Floats, chunks: list[Chunk], vocabulary: int) -> tuple[PromptOutputs, ...]:
+def examine(made: ModelEnd, hidden: Floats, chunks: list[Chunk], vocabulary: int) -> tuple[PromptOutputs, ...]:
     """Answers the chunks' queries; a query that cannot be answered gets a fault.
 
     hidden: [rows, hidden], from the last layer
@@ -76,7 +76,7 @@ def examine(made: Output, hidden: Floats, chunks: list[Chunk], vocabulary: int) 
 
 
 def _answers(
-    chunks: list[Chunk], wrong: dict[int, str], scores: Iterator[Score | ClusterError], made: Output, hidden: Floats
+    chunks: list[Chunk], wrong: dict[int, str], scores: Iterator[Score | ClusterError], made: ModelEnd, hidden: Floats
 ) -> Iterator[PromptOutputs]:
     at = 0
     for chunk in chunks:
@@ -88,7 +88,7 @@ def _answers(
         at = upto
 
 
-def _answer(sequence: int, found: list[Score | ClusterError], asked: PromptQuery, made: Output, rows: Floats) -> PromptOutputs:
+def _answer(sequence: int, found: list[Score | ClusterError], asked: PromptQuery, made: ModelEnd, rows: Floats) -> PromptOutputs:
     scores = [score for score in found if isinstance(score, Score)]
     if len(scores) < len(found):
         return PromptOutputs(sequence, [], fault=UNSOUND)
@@ -101,7 +101,7 @@ def _answer(sequence: int, found: list[Score | ClusterError], asked: PromptQuery
     return PromptOutputs(sequence, scores, total.astype("<f8").tobytes())
 
 
-def _scores(made: Output, hidden: Floats, wanted: list[tuple[int, int, int]]) -> Iterator[Score | ClusterError]:
+def _scores(made: ModelEnd, hidden: Floats, wanted: list[tuple[int, int, int]]) -> Iterator[Score | ClusterError]:
     """Each row's score, or why it has none."""
     for first in range(0, len(wanted), _SLICE):
         part = wanted[first : first + _SLICE]

@@ -8,7 +8,7 @@ import numpy as np
 
 from shoal.config import Precision
 from shoal.errors import ConfigError
-from shoal.executor.base import Angles, Block, Floats, Ints, Leases, Packed, Part, StageBatch
+from shoal.executor.base import Angles, BlockPart, Floats, Ints, Leases, Packed, StageBatch, WeightBlock
 from shoal.executor.kv_pool import KvPool
 from shoal.executor.output import finished
 from shoal.executor.packing import pack, required
@@ -32,21 +32,21 @@ class NativeRuntime:
             self._stage = module.Stage(spec.hidden, threads, isa)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        self._spec, self._precision, self._pool = spec, precision, KvPool(spec, bf16)
+        self._spec, self._precision, self._threads, self._pool = spec, precision, threads, KvPool(spec, bf16)
         self._rotations = spec.rotations
 
     @property
     def name(self) -> str:
         return f"native/{self._stage.isa}"
 
-    def pack(self, weights: Weights, block: Block) -> Packed:
-        made = _Packing(self._module, self._spec, weights, self._precision, block.layer)
+    def pack(self, weights: Weights, block: WeightBlock) -> Packed:
+        made = _Packing(self._module, self._spec, weights, self._precision, self._threads, block.layer)
         match block.part:
-            case Part.ATTENTION:
+            case BlockPart.ATTENTION:
                 return made.attention(self._rotations)
-            case Part.FEED_FORWARD:
+            case BlockPart.FEED_FORWARD:
                 return made.feed_forward()
-            case Part.HEAD:
+            case BlockPart.HEAD:
                 return made.head()
 
     def open(self, blocks: int) -> None:
@@ -59,8 +59,8 @@ class NativeRuntime:
         self._pool.copy(pairs)
 
     def forward(self, hidden: Floats, batch: StageBatch, angles: list[Angles], layers: range, leases: Leases) -> Floats:
-        attention = [leases.lease(Block(layer, Part.ATTENTION)) for layer in layers]
-        feed_forward = [leases.lease(Block(layer, Part.FEED_FORWARD)) for layer in layers]
+        attention = [leases.lease(WeightBlock(layer, BlockPart.ATTENTION)) for layer in layers]
+        feed_forward = [leases.lease(WeightBlock(layer, BlockPart.FEED_FORWARD)) for layer in layers]
         pools = [self._pool.of(layer) for layer in layers]
         self._stage.forward(hidden, batch.starts, batch.positions, batch.tables, angles, attention, feed_forward, pools, self._pool.bf16)
         return hidden
@@ -74,8 +74,8 @@ class NativeRuntime:
         return leases.lease(self._head).normed(hidden)
 
     @property
-    def _head(self) -> Block:
-        return Block(len(self._spec.layers), Part.HEAD)
+    def _head(self) -> WeightBlock:
+        return WeightBlock(len(self._spec.layers), BlockPart.HEAD)
 
 
 class _Head:
@@ -90,14 +90,14 @@ class _Head:
 class _Packing:
     """Makes blocks of one layer's tensors."""
 
-    def __init__(self, module: Any, spec: ModelSpec, weights: Weights, precision: Precision, layer: int) -> None:
-        self._module, self._spec, self._weights, self._precision = module, spec, weights, precision
+    def __init__(self, module: Any, spec: ModelSpec, weights: Weights, precision: Precision, threads: int, layer: int) -> None:
+        self._module, self._spec, self._weights, self._precision, self._threads = module, spec, weights, precision, threads
         self._layer = None if layer == len(spec.layers) else spec.layers[layer]
         self._name = f"layers.{layer}."
 
     def head(self) -> _Head:
         norm, bias = required(self._weights, "norm"), self._weights.vector("norm.bias")
-        matrix = self._module.Linear(pack(self._weights.matrix("head"), self._precision, head=True))
+        matrix = self._module.Linear(pack(self._weights.matrix("head"), self._precision, head=True, threads=self._threads))
         return _Head(self._module.Head(self._normed(norm, bias), matrix), norm, bias, self._spec)
 
     def attention(self, rotations: list[Any]) -> Packed:
@@ -165,7 +165,7 @@ class _Packing:
     def _linear(self, name: str) -> Linear:
         full = self._name + name
         precision = Precision.FP32 if name in UNROUNDED else self._precision
-        return self._module.Linear(pack(self._weights.matrix(full), precision), self._weights.vector(f"{full}.bias"))
+        return self._module.Linear(pack(self._weights.matrix(full), precision, threads=self._threads), self._weights.vector(f"{full}.bias"))
 
     def _around(self, before: str, after: str, same_input: bool = False) -> Any:
         assert self._layer is not None

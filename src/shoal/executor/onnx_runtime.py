@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from shoal.config import Precision
 from shoal.errors import UnsupportedModel
-from shoal.executor.base import Angles, Block, Floats, Ints, Leases, Packed, Part, StageBatch
+from shoal.executor.base import Angles, BlockPart, Floats, Ints, Leases, Packed, StageBatch, WeightBlock
 from shoal.executor.kv_pool import KvPool
 from shoal.executor.native_runtime import grouped_query
 from shoal.executor.onnx_runtimes import Segment, SegmentRuntime
@@ -46,17 +46,17 @@ class OnnxRuntime:
     def name(self) -> str:
         return self._segments.name
 
-    def pack(self, weights: Weights, block: Block) -> Packed:
+    def pack(self, weights: Weights, block: WeightBlock) -> Packed:
         made: dict[str, Segment] = {}
         size = 0
         for name, model in segments(weights, block, self._precision):
             size += sum(len(weight.raw_data) for weight in model.graph.initializer)
             made[name] = self._segments.compile(model)
-        if block.part is Part.HEAD:
+        if block.part is BlockPart.HEAD:
             return _Segments(made, size, (required(weights, "norm"), None))
         layer = f"layers.{block.layer}."
         attention = self._spec.layers[block.layer].attention
-        normed = block.part is Part.ATTENTION and isinstance(attention, GroupedQuery) and attention.qk_norm
+        normed = block.part is BlockPart.ATTENTION and isinstance(attention, GroupedQuery) and attention.qk_norm
         return _Segments(made, size, (weights.vector(f"{layer}q_norm"), weights.vector(f"{layer}k_norm")) if normed else (None, None))
 
     def open(self, blocks: int) -> None:
@@ -70,8 +70,8 @@ class OnnxRuntime:
 
     def forward(self, hidden: Floats, batch: StageBatch, angles: list[Angles], layers: range, leases: Leases) -> Floats:
         for layer in layers:
-            attention = leases.lease(Block(layer, Part.ATTENTION))
-            feed_forward = leases.lease(Block(layer, Part.FEED_FORWARD))
+            attention = leases.lease(WeightBlock(layer, BlockPart.ATTENTION))
+            feed_forward = leases.lease(WeightBlock(layer, BlockPart.FEED_FORWARD))
             (qkv,) = attention.made["before"].run(residual=hidden)
             attended = self._attention.run(layer, qkv, batch, angles, self._pool.of(layer), self._pool.bf16, attention.norms)
             (hidden,) = attention.made["after"].run(attended=attended, residual=hidden)
@@ -79,11 +79,11 @@ class OnnxRuntime:
         return hidden
 
     def logits(self, hidden: Floats, picked: Ints, leases: Leases) -> Floats:
-        head = leases.lease(Block(len(self._spec.layers), Part.HEAD))
+        head = leases.lease(WeightBlock(len(self._spec.layers), BlockPart.HEAD))
         return finished(head.made["head"].run(residual=np.ascontiguousarray(hidden[picked]))[0], self._spec)
 
     def normed(self, hidden: Floats, leases: Leases) -> Floats:
-        head = leases.lease(Block(len(self._spec.layers), Part.HEAD))
+        head = leases.lease(WeightBlock(len(self._spec.layers), BlockPart.HEAD))
         return reference.rms_norm(hidden, head.norms[0], self._spec.eps)
 
 

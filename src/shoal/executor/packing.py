@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from shoal.config import Precision
 from shoal.errors import CorruptModel
 from shoal.executor.base import Floats
-from shoal.executor.precision import ROUNDED, executed, kept
+from shoal.executor.precision import executed
 from shoal.models.matrix import StoredMatrix
 from shoal.models.weights import Weights
 from shoal.native import kernels
@@ -18,15 +16,15 @@ if TYPE_CHECKING:
     from shoal.native import Matrix
 
 
-def pack(stored: StoredMatrix, precision: Precision, head: bool = False) -> Matrix:
-    """A matrix in the kernels' layout, straight from the mapped file if the format allows it."""
+def pack(stored: StoredMatrix, precision: Precision, head: bool = False, threads: int = 1) -> Matrix:
+    """A matrix in the kernels' layout, straight from the mapped file. Raises CorruptModel for what cannot be packed."""
     module = kernels()
     assert module is not None, "only the native runtime packs"
     target = executed(stored.format, stored.k, precision, head)
-    if kept(stored.format, target) or (stored.format in ROUNDED and target != "f32"):
-        return module.pack(stored.format, target, stored.rows, stored.k, stored.order)
-    rows = stored.floats().view(np.uint8).reshape(stored.n, -1)
-    return module.pack("f32", target, rows, stored.k, None)
+    try:
+        return module.pack(stored.format, target, stored.rows, stored.k, stored.order, threads)
+    except ValueError as error:
+        raise CorruptModel("the model", f"a matrix cannot be packed: {error}") from error
 
 
 def required(weights: Weights, name: str) -> Floats:

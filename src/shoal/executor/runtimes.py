@@ -15,7 +15,7 @@ import structlog
 from shoal import __version__
 from shoal.config import Precision, RuntimeName
 from shoal.errors import ConfigError
-from shoal.executor.base import Block, Part, Runtime, RuntimeFactory, StageBatch
+from shoal.executor.base import BlockPart, Runtime, RuntimeFactory, StageBatch, WeightBlock
 from shoal.executor.measure import median_seconds
 from shoal.executor.native_runtime import NativeRuntime
 from shoal.executor.store import WeightStore
@@ -142,8 +142,8 @@ def _remembered(memory: Path) -> dict[str, RuntimeName]:
 def _score(runtime: Runtime, weights: Weights, layer: int) -> float:
     """The geometric mean of a layer's seconds over the numbers of rows tried."""
     spec, layers, store = weights.spec, range(layer, layer + 1), WeightStore()
-    for part in (Part.ATTENTION, Part.FEED_FORWARD):
-        store.put(Block(layer, part), runtime.pack(weights, Block(layer, part)))
+    for part in (BlockPart.ATTENTION, BlockPart.FEED_FORWARD):
+        store.put(WeightBlock(layer, part), runtime.pack(weights, WeightBlock(layer, part)))
     runtime.open(4)
 
     def step(rows: int) -> Callable[[], object]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from shoal.config import Precision
-from shoal.executor.base import Block, Floats, Part
+from shoal.executor.base import BlockPart, Floats, WeightBlock
 from shoal.executor.packing import required
 from shoal.executor.precision import executed
 from shoal.models.matrix import StoredMatrix
@@ -121,11 +121,11 @@ class _Graph:
         return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
-def segments(weights: Weights, block: Block, precision: Precision) -> Iterator[tuple[str, onnx.ModelProto]]:
+def segments(weights: Weights, block: WeightBlock, precision: Precision) -> Iterator[tuple[str, onnx.ModelProto]]:
     """The graphs of a block by name, one at a time."""
     spec, name = weights.spec, f"layers.{block.layer}."
     match block.part:
-        case Part.ATTENTION:
+        case BlockPart.ATTENTION:
             attention = spec.layers[block.layer].attention
             assert isinstance(attention, GroupedQuery)
             graph = _Graph(spec, precision)
@@ -136,12 +136,12 @@ def segments(weights: Weights, block: Block, precision: Precision) -> Iterator[t
             graph = _Graph(spec, precision)
             graph.node("Add", ["residual", graph.product("attended", weights, [f"{name}o"], "mixed")], "out")
             yield "after", graph.model("after", {"attended": width, "residual": spec.hidden}, {"out": spec.hidden})
-        case Part.FEED_FORWARD:
+        case BlockPart.FEED_FORWARD:
             graph = _Graph(spec, precision)
             down = graph.mlp(graph.norm("residual", required(weights, f"{name}mlp_norm"), "mlp_norm"), weights, name)
             graph.node("Add", ["residual", down], "out")
             yield "mlp", graph.model("mlp", {"residual": spec.hidden}, {"out": spec.hidden})
-        case Part.HEAD:
+        case BlockPart.HEAD:
             graph = _Graph(spec, precision)
             graph.product(graph.norm("residual", required(weights, "norm"), "norm"), weights, ["head"], "logits")
             yield "head", graph.model("head", {"residual": spec.hidden}, {"logits": spec.vocabulary})

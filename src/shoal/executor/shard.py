@@ -7,7 +7,7 @@ rest when the new route is entered. Keys and values stay if the head says that t
 from __future__ import annotations
 
 from shoal.errors import LocalProtocolError
-from shoal.executor.base import Block, Packed, Runtime, RuntimeFactory
+from shoal.executor.base import Packed, Runtime, RuntimeFactory, WeightBlock
 from shoal.executor.constraint import Holder
 from shoal.executor.journal import Journal, JournalCounters, JournalLimits
 from shoal.executor.stage import StageExecutor
@@ -79,7 +79,7 @@ class Shard:
         """Loads the layers that are missing, all or none. Raises ModelError, ConfigError."""
         runtime = self._runtime or self._make(weights, layers.start)
         absent = [layer for part in self.missing(layers) for layer in part]
-        packed: dict[Block, Packed] = {}
+        packed: dict[WeightBlock, Packed] = {}
         for part in self.missing(layers):
             for block in blocks_of(part, len(weights.spec.layers)):
                 packed[block] = runtime.pack(weights, block)

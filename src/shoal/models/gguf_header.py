@@ -153,6 +153,9 @@ class GgufHeader:
             if format not in FORMATS:
                 self.unusable[name] = f"the type {format.upper()}"
                 continue
+            if (scale := name.removesuffix("weight") + "scale") in self.shapes:
+                self.unusable[name] = f"a scale in a tensor of its own, {scale}"
+                continue
             block, block_bytes = GGML_QUANT_SIZES[quantisation]
             if min(dims) < 1 or dims[-1] % block:
                 raise CorruptModel(self._where, f"tensor {name} has rows of {dims[-1]} values, in blocks of {block}")

@@ -10,7 +10,7 @@ _LABEL = re.compile(
     r"(?<![A-Za-z0-9])((?:UD-)?(?:I?Q\d+(?:_[A-Z0-9]+)*|TQ\d_\d|MXFP4(?:_MOE)?|NVFP4|BF16|FP?16|FP?32))(?![A-Za-z0-9])", re.IGNORECASE
 )
 _PART = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)", re.IGNORECASE)
-_MIXTURE = re.compile(r"_(?:xxl|xl|l|m|s|xs|xxs)$")  # which tensors get more bits
+_MIXTURE = re.compile(r"_(?:xxl|xl|l|m|s|xs|xxs|moe)$")  # which tensors get more bits, or that only the experts have these
 
 
 def label(path: str) -> str:

@@ -193,6 +193,8 @@ class Latent(msgspec.Struct, frozen=True):
             raise UnsupportedModel(f"{where}: latent attention with a window is not supported")
         for width in (self.nope_dim, self.rope_dim):
             _check_widths(where, keys=width, values=self.value_dim)
+        if self.q_rank % 16:
+            raise UnsupportedModel(f"{where}: the width of what queries are made from ({self.q_rank}) must be a multiple of 16")
         if self.kv_rank % 32 or self.kv_rank > _MOST_VALUE:
             raise UnsupportedModel(f"{where}: the latent vectors' width ({self.kv_rank}) must be a multiple of 32, at most {_MOST_VALUE}")
 
@@ -298,6 +300,8 @@ class Experts(msgspec.Struct, frozen=True):
         Dense(self.width).check(where)
         if self.shared:
             Dense(self.shared).check(where)
+        elif self.shared_gate:
+            raise CorruptModel(where, "the shared expert has a gate and no width")
 
 
 class LayerSpec(msgspec.Struct, frozen=True):

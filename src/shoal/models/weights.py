@@ -24,15 +24,20 @@ from shoal.errors import CorruptModel, UnsupportedModel, UserError
 from shoal.models.families import FAMILIES
 from shoal.models.families.family import Stored
 from shoal.models.families.read import spec_from_config, spec_from_gguf
-from shoal.models.families.tensor_names import WHOLE, Place
+from shoal.models.families.tensor_names import WHOLE, TensorPlace
 from shoal.models.gguf_files import GgufFiles
 from shoal.models.gguf_header import GgufHeader, unsupported
+from shoal.models.int4 import METHODS, Int4
 from shoal.models.matrix import FLOATS, FORMATS, Floats, StoredMatrix, floats
 from shoal.models.mxfp4 import packed_rows
 from shoal.models.safetensors_file import TYPES, SafetensorsFiles
 from shoal.models.spec import Latent, ModelSpec, Shapes
 
 _FACTORS = ("rope_freqs", "rope_factors_short", "rope_factors_long")
+_MOST_FACTORS = 1 << 16  # more than any head has: a damaged header must not make this process allocate by its number
+_FLOATS = [name for name, (format, _) in TYPES.items() if format in FLOATS]
+_PACKED = ".qweight"
+_TYPES: dict[str, np.dtype[Any]] = {"i32": np.dtype(np.int32), "f16": np.dtype(np.float16), "f32": np.dtype(np.float32)}
 _NORMS = ("norm", "attention_norm", "mlp_norm", "attention_after_norm", "mlp_after_norm", "q_norm", "k_norm")
 
 
@@ -66,10 +71,12 @@ class _Files(Protocol):
 class StoredWeights:
     """Tensors of files of either kind, found and cut out as the family describes. Methods raise CorruptModel, UnsupportedModel."""
 
-    def __init__(self, spec: ModelSpec, files: _Files, stored: Stored, unusable: Mapping[str, str], where: Path) -> None:
-        """unusable: tensors that cannot be run, and why; refused if the model needs them."""
+    def __init__(
+        self, spec: ModelSpec, files: _Files, stored: Stored, unusable: Mapping[str, str], where: Path, int4: Int4 | None = None
+    ) -> None:
+        """unusable: tensors that cannot be run, and why; refused if the model needs them. int4: how matrices of layers may be packed."""
         self.spec, self.where = spec, where
-        self._files, self._stored = files, stored
+        self._files, self._stored, self._int4 = files, stored, int4
         self._shapes: dict[int, Shapes] = {}
         for name in sorted(unusable.keys() & needed(spec, stored)) if unusable else ():
             files.tensor(name)  # which says what is wrong with it
@@ -81,6 +88,8 @@ class StoredWeights:
         place, tensor = self._find("embed" if name == "head" and self.spec.tied else name)
         if place.piece.suffix == "_blocks":
             return "mxfp4"
+        if self._int4 is not None and place.tensor.endswith(_PACKED):
+            return self._int4.format(self._shape(name)[1])
         return "f32" if place.piece.heads == "keys" else tensor.format
 
     def matrix(self, name: str) -> StoredMatrix:
@@ -95,6 +104,13 @@ class StoredWeights:
         if piece.suffix == "_blocks":
             rows = self._mxfp4(wanted, place, tensor, total, k)
             format = "mxfp4"
+        elif self._int4 is not None and place.tensor.endswith(_PACKED):
+            whole = self._unpacked(self._int4, place.tensor, tensor)
+            rows, format = whole.rows, whole.format
+            if (whole.n, whole.k) != (total, k):
+                raise CorruptModel(
+                    self.where, f"tensor {place.tensor} is of [{whole.n}, {whole.k}] where the model's sizes say {[total, k]}"
+                )
         else:
             base = (k, total) if piece.transposed else (total, k)
             self._expect(place, wanted, tensor.shape, base, n)
@@ -136,13 +152,17 @@ class StoredWeights:
             self._length(place.tensor, len(values), wanted)
         return values + np.float32(1) if self._stored.norms_less_one and part in _NORMS else values
 
-    def _places(self, name: str) -> tuple[Place, Any] | None:
+    def _places(self, name: str) -> tuple[TensorPlace, Any] | None:
         for place in self._stored.names.places(name):
             if (tensor := self._files.tensor(place.tensor)) is not None:
                 return place, tensor
+            if self._int4 is not None and place.tensor.endswith(".weight"):
+                packed = place.tensor.removesuffix(".weight") + _PACKED
+                if (tensor := self._files.tensor(packed)) is not None:
+                    return TensorPlace(packed, place.piece, place.expert), tensor
         return None
 
-    def _find(self, name: str) -> tuple[Place, Any]:
+    def _find(self, name: str) -> tuple[TensorPlace, Any]:
         if (found := self._places(name)) is None:
             likeliest = self._stored.names.stored(name) or name
             of = f"; the model has {self._experts(name)} experts" if ".experts." in name else ""
@@ -163,10 +183,10 @@ class StoredWeights:
     def _experts(self, name: str) -> int:
         return getattr(self.spec.layers[_split(name)[0]].feed_forward, "count", 1)
 
-    def _expect(self, place: Place, name: str, shape: tuple[int, ...], base: tuple[int, int], n: int) -> None:
+    def _expect(self, place: TensorPlace, name: str, shape: tuple[int, ...], base: tuple[int, int], n: int) -> None:
         """Refuses another shape than the model's sizes give: [n, k], for stacked ones [experts, n, k] or [experts * n, k]; latent
         attention's [heads, n / heads, k], too."""
-        right = {base, *([(base[1],)] if n == 1 else [])}
+        right: set[tuple[int, ...]] = {base, *([(base[1],)] if n == 1 else [])}
         if _part(name) in ("k_b", "v_b"):  # some files have a matrix for each head
             heads = self.spec.layers[_split(name)[0]].attention.q_heads
             right.add((heads, base[0] // heads, base[1]))
@@ -181,7 +201,7 @@ class StoredWeights:
         if length != wanted:
             raise CorruptModel(self.where, f"tensor {tensor} has {length} values where the model's sizes say {wanted}")
 
-    def _mxfp4(self, name: str, place: Place, blocks: Any, n: int, k: int) -> NDArray[np.uint8]:
+    def _mxfp4(self, name: str, place: TensorPlace, blocks: Any, n: int, k: int) -> NDArray[np.uint8]:
         """An expert's rows from a tensor of codes and one of scales."""
         scales = self._files.tensor(place.tensor.removesuffix("_blocks") + "_scales")
         if scales is None:
@@ -191,6 +211,23 @@ class StoredWeights:
             raise CorruptModel(self.where, f"tensor {place.tensor} has shape {list(blocks.shape)} where {[count, n, k // 32, 16]} is due")
         codes = self._files.raw(blocks).reshape(count, n, k // 32, 16)[place.expert]
         return packed_rows(codes, self._files.raw(scales).reshape(count, n, k // 32)[place.expert])
+
+    def _unpacked(self, int4: Int4, packed: str, qweight: Any) -> StoredMatrix:
+        """The matrix that several tensors of 4-bit codes, zero points and scales stand for."""
+        name = packed.removesuffix(_PACKED)
+        found = {part: self._files.tensor(f"{name}.{part}") for part in ("qzeros", "scales", "g_idx")}
+        for part in ("qzeros", "scales"):
+            if found[part] is None:
+                raise CorruptModel(self.where, f"no tensor {name}.{part}")
+
+        def values(tensor: Any) -> NDArray[Any]:
+            cells = self._files.raw(tensor).reshape(-1)
+            if tensor.format == "bf16":
+                return floats("bf16", cells, tensor.shape[-1])
+            return cast("NDArray[Any]", cells.view(_TYPES.get(tensor.format, np.dtype(np.uint8)))).reshape(tensor.shape)
+
+        g_idx = None if found["g_idx"] is None else values(found["g_idx"])
+        return int4.matrix(self.where, name, values(qweight), values(found["qzeros"]), values(found["scales"]), g_idx)
 
     def _of_heads(self, name: str, stored: str, tensor: Any) -> StoredMatrix:
         """Keys or values from the matrix that has both, head by head: [heads * (nope + value), rank]."""
@@ -264,7 +301,6 @@ class GgufWeights(StoredWeights):
             if (found := self.file.tensor(f"{name}.weight")) is not None:
                 factors[name] = floats(found.format, self.file.raw(found), found.shape[-1])[0].tolist()
         spec = spec_from_gguf(self.file.meta, self.file.shapes, factors, path)
-        spec.check(path)
         super().__init__(spec, self.file, FAMILIES[spec.family].gguf, self.file.unusable, path)
 
 
@@ -276,9 +312,8 @@ def check_header(header: GgufHeader, where: object) -> ModelSpec:
     shapes = dict(header.shapes)
     if header.meta.get("split.count", 1) > 1:
         shapes.setdefault("token_embd.weight", (len(header.meta.get("tokenizer.ggml.tokens", ())), 0))
-    factors = {name: [1.0] * shapes[f"{name}.weight"][-1] for name in _FACTORS if f"{name}.weight" in shapes}
+    factors = {name: [1.0] * min(shapes[f"{name}.weight"][-1], _MOST_FACTORS) for name in _FACTORS if f"{name}.weight" in shapes}
     spec = spec_from_gguf(header.meta, shapes, factors, where)
-    spec.check(where)
     check_formats(header, spec, where)
     return spec
 
@@ -292,33 +327,41 @@ def check_formats(header: GgufHeader, spec: ModelSpec, where: object) -> None:
 
 def check_types(types: Mapping[str, str], spec: ModelSpec, where: object) -> None:
     """Refuses safetensors with a tensor that the model needs and that cannot be run. types: by name, as a header says. Raises UnsupportedModel."""
-    strange = {name for name, type in types.items() if type not in TYPES}
+    strange = {name for name, type in types.items() if type not in (("U8",) if name.endswith("_blocks") else _FLOATS)}
     if strange and (wrong := sorted(strange & needed(spec, FAMILIES[spec.family].safetensors))):
-        raise UnsupportedModel(f"{where}: tensor {wrong[0]} is {types[wrong[0]]}; supported are {', '.join(TYPES)}")
+        raise UnsupportedModel(f"{where}: tensor {wrong[0]} is {types[wrong[0]]}; supported are {', '.join(_FLOATS)}")
 
 
 class SafetensorsWeights(StoredWeights):
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        spec = open_spec(directory)
+        values = _config(directory)
+        spec = spec_from_config(values, directory)
+        quantised = cast("dict[str, Any]", values.get("quantization_config") or {})
+        int4 = Int4.of(quantised, directory) if quantised.get("quant_method") in METHODS else None
         files = sorted(directory.glob("*.safetensors"))
         if not files:
             raise UserError(f"{directory}: no *.safetensors files")
         opened = SafetensorsFiles(files)
-        super().__init__(spec, opened, FAMILIES[spec.family].safetensors, opened.unusable, directory)
+        super().__init__(spec, opened, FAMILIES[spec.family].safetensors, opened.unusable, directory, int4)
 
 
 def open_spec(directory: Path) -> ModelSpec:
     """The spec in config.json. Raises UserError, CorruptModel, UnsupportedModel."""
+    return spec_from_config(_config(directory), directory)
+
+
+def _config(directory: Path) -> dict[str, Any]:
     config = directory / "config.json"
     try:
-        spec = spec_from_config(cast("dict[str, Any]", json.loads(config.read_bytes().decode("utf-8-sig", errors="replace"))), directory)
+        values = json.loads(config.read_bytes().decode("utf-8-sig", errors="replace"))
     except FileNotFoundError:
         raise UserError(f"{directory}: no config.json; a model directory holds config.json, tokenizer.json and *.safetensors") from None
-    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptModel(config, f"not a model's configuration ({error})") from None
-    spec.check(directory)
-    return spec
+    if not isinstance(values, dict):
+        raise CorruptModel(config, "not a model's configuration (no object)")
+    return cast("dict[str, Any]", values)
 
 
 def open_weights(path: Path) -> GgufWeights | SafetensorsWeights:

@@ -17,7 +17,7 @@ def isa(wanted: str = "") -> str:
 def argmax(x: _Floats) -> int:
     """The first of the largest of x: [n]."""
 
-def pack(format: str, target: str, rows: _Bytes, k: int, order: NDArray[np.int64] | None = None) -> Matrix:
+def pack(format: str, target: str, rows: _Bytes, k: int, order: NDArray[np.int64] | None = None, threads: int = 1) -> Matrix:
     """A matrix [n, k] in the layout of `target` (f32, q8, q4). rows: [n, bytes] in a file's `format`, taken in `order`. Raises ValueError."""
 
 class Matrix:

@@ -17,7 +17,7 @@ import numpy as np
 from llguidance import LLTokenizer, TokenizerWrapper
 
 from shoal.control import messages as control
-from shoal.executor.base import Angles, Block, Floats, Ints, Leases, Part, StageBatch, StageOutput
+from shoal.executor.base import Angles, BlockPart, Floats, Ints, Leases, StageBatch, StageOutput, WeightBlock
 from shoal.executor.constraint import Grammars
 from shoal.executor.journal import JournalLimits
 from shoal.executor.kv_pool import KvPool
@@ -80,8 +80,8 @@ class ToyRuntime:
     def __init__(self, layers: int) -> None:
         self._pool = KvPool(spec(layers), bf16=True)
 
-    def pack(self, weights: Any, block: Block) -> _ToyBlock:
-        return _ToyBlock(LAYER_BYTES if block.part is Part.FEED_FORWARD else 0)
+    def pack(self, weights: Any, block: WeightBlock) -> _ToyBlock:
+        return _ToyBlock(LAYER_BYTES if block.part is BlockPart.FEED_FORWARD else 0)
 
     def open(self, blocks: int) -> None:
         self._pool.open(blocks)
@@ -100,8 +100,8 @@ class ToyRuntime:
             places.append(table[at // BLOCK_TOKENS] * BLOCK_TOKENS + at % BLOCK_TOKENS)
         out: list[int] = hidden[:, 0].astype(np.int64).tolist()
         for layer in layers:
-            for part in (Part.ATTENTION, Part.FEED_FORWARD):
-                leases.lease(Block(layer, part))
+            for part in (BlockPart.ATTENTION, BlockPart.FEED_FORWARD):
+                leases.lease(WeightBlock(layer, part))
             cells = self._pool.of(layer).view(np.uint32).reshape(-1, 2)[:, 0]
             for place, position, first, end in zip(places, positions, starts, starts[1:], strict=False):
                 total = int(cells[place[:position]].sum(dtype=np.int64))

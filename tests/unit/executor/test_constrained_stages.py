@@ -35,7 +35,7 @@ class Line:
         self._enter([range(0)] * stages)
 
     def _fresh(self) -> Shard:
-        return Shard(toy.make_layers, bf16=True, grammars=self._grammars)
+        return Shard(toy.make_runtime, grammars=self._grammars)
 
     def _enter(self, keep: list[range]) -> None:
         self._stages = []

@@ -132,7 +132,7 @@ def through(stages: list[StageExecutor], plan: StepPlan) -> Any:
 
 def test_a_step_that_fills_layers_anew_says_nothing_of_a_prompt():
     layers = 3
-    whole = stage(toy.ToyWeights(layers), range(layers), blocks=2, bf16=True, make_layers=toy.make_layers)
+    whole = stage(toy.ToyWeights(layers), range(layers), blocks=2, make_runtime=toy.make_runtime)
     chunks = [Chunk(1, 0, [4, 5, 6], [0], False, PromptQuery([5, 6], 1, True))]
     assert through([whole], StepPlan(0, [], [], [], [], chunks, [(0, layers)])).examined == ()
     assert len(through([whole], StepPlan(1, [], [], [], [], [Chunk(1, 3, [7], [], False, PromptQuery([], 0, True))])).examined) == 1

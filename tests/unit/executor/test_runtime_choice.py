@@ -10,7 +10,7 @@ import pytest
 
 from shoal.config import Precision, RuntimeName
 from shoal.errors import ConfigError
-from shoal.executor import onnx_layers, runtimes
+from shoal.executor import onnx_runtime, runtimes
 from shoal.executor.segments import quantised
 from shoal.models.matrix import StoredMatrix
 from shoal.models.weights import SafetensorsWeights
@@ -31,7 +31,7 @@ class Clock:
     def __init__(self, seconds: dict[RuntimeName, float], monkeypatch: pytest.MonkeyPatch) -> None:
         self.timed: list[RuntimeName] = []
         monkeypatch.setattr(runtimes, "installed", lambda: list(seconds))
-        monkeypatch.setattr(runtimes, "_maker", lambda runtime, *rest: runtime)
+        monkeypatch.setattr(runtimes, "_made", lambda runtime, *rest: runtime)
 
         def score(runtime: Any, weights: Any, layer: int) -> float:
             self.timed.append(runtime)
@@ -41,7 +41,7 @@ class Clock:
 
 
 def choose(weights: SafetensorsWeights, home: Path, precision: Precision = Precision.Q8) -> RuntimeName:
-    return runtimes.fastest(weights, range(1), precision, 1, "", home)
+    return runtimes.fastest(weights, 0, precision, 1, "", home)
 
 
 def test_the_fastest_runtime_is_kept_and_remembered(weights: SafetensorsWeights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +65,7 @@ def test_a_single_runtime_is_not_timed(weights: SafetensorsWeights, tmp_path: Pa
 
 
 def test_native_without_its_kernels_is_refused(weights: SafetensorsWeights, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shoal.executor.native_layers.kernels", lambda: None)
+    monkeypatch.setattr("shoal.executor.native_runtime.kernels", lambda: None)
     with pytest.raises(ConfigError, match="onnxruntime"):
         Stages(weights)
 
@@ -79,7 +79,7 @@ def test_every_runtime_here_is_really_timed(weights: SafetensorsWeights, tmp_pat
 
 def test_segments_without_the_kernels_use_the_reference(weights: SafetensorsWeights, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = Stages(weights).logits(tiny.TOKENS)
-    monkeypatch.setattr(onnx_layers, "kernels", lambda: None)
+    monkeypatch.setattr(onnx_runtime, "kernels", lambda: None)
     assert np.abs(Stages(weights, runtime=RuntimeName.ONNXRUNTIME).logits(tiny.TOKENS) - wanted).max() < 1e-4
 
 

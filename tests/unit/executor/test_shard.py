@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shoal.config import Precision, RuntimeName
-from shoal.errors import LocalProtocolError, RemoteProtocolError
+from shoal.errors import CorruptModel, LocalProtocolError, RemoteProtocolError
 from shoal.executor.journal import JournalLimits
 from shoal.executor.shard import Shard
+from shoal.models.matrix import StoredMatrix
 from shoal.models.weights import GgufWeights, SafetensorsWeights, Weights
 from shoal.scheduler.plan import Chunk, StepPlan
 from shoal.wire.frame import WireCodec
@@ -175,7 +176,7 @@ def test_layers_that_were_given_away_come_back(weights: Weights, goes_on: list[L
     assert sorted(first.kv()) == [0, 1]
     line.enter(cut(0, 4, 6), [first, second])
     assert first.shard.nbytes == weighed
-    assert first.shard.layers == [range(2), range(2, 4)]
+    assert first.shard.layers == [range(4)]
     assert line.kv() == before
     goes_on.append(line)
 
@@ -183,7 +184,7 @@ def test_layers_that_were_given_away_come_back(weights: Weights, goes_on: list[L
 def test_the_last_layers_head_goes_with_them(weights: Weights, goes_on: list[Line]) -> None:
     line = begun(weights, 0, 3, 6)
     first, second = line.nodes
-    alone = Shard(line.make, line.bf16)
+    alone = Shard(line.make)
     alone.load(range(3, 5), weights)
     line.enter(cut(0, 3, 5, 6), [first, second, Node(line)])
     assert second.shard.nbytes == alone.nbytes
@@ -259,7 +260,46 @@ def test_only_what_is_missing_is_loaded(weights: Weights) -> None:
     assert one.missing(range(6)) == [range(2), range(3, 4), range(5, 6)]
     assert one.missing(range(2, 3)) == one.missing(range(4, 5)) == []
     one.load(range(1, 6), weights)
-    assert one.layers == [range(1, 2), range(2, 3), range(3, 4), range(4, 5), range(5, 6)]
+    assert one.layers == [range(1, 6)]
+
+
+class _Failing:
+    """Weights of which one layer cannot be read."""
+
+    def __init__(self, weights: Weights, layer: int) -> None:
+        self._weights, self._wrong = weights, f"layers.{layer}.down"
+        self.spec, self.format, self.vector, self.forget = weights.spec, weights.format, weights.vector, weights.forget
+
+    def matrix(self, name: str) -> StoredMatrix:
+        if name == self._wrong:
+            raise CorruptModel("m", "damaged")
+        return self._weights.matrix(name)
+
+
+def test_all_of_what_is_missing_is_loaded_or_nothing(weights: Weights) -> None:
+    one = shard(Line(weights))
+    one.load(range(2), weights)
+    weighed = one.nbytes
+    with pytest.raises(CorruptModel, match="damaged"):
+        one.load(range(5), _Failing(weights, 3))
+    assert (one.layers, one.nbytes) == ([range(2)], weighed)
+    one.load(range(5), weights)
+    assert one.layers == [range(5)]
+
+
+def test_a_layer_among_those_that_run_is_loaded_and_freed_again(weights: Weights, goes_on: list[Line]) -> None:
+    """What is loaded for the next epoch changes nothing of this one."""
+    line = begun(weights, 0, 2, 6)
+    first, second = (node.shard for node in line.nodes)
+    before = first.nbytes, second.nbytes
+    first.load(range(2, 4), weights)
+    line.decode(1)
+    assert first.layers == [range(4)]
+    first.enter(range(2), range(2), 16)
+    assert (first.nbytes, second.nbytes) == before
+    line.enter(line.layouts, line.nodes)
+    line.tokens = {sequence: known[:-1] for sequence, known in line.tokens.items()}
+    goes_on.append(line)
 
 
 def test_entering_twice_begins_with_empty_tables(weights: Weights, goes_on: list[Line]) -> None:
@@ -277,7 +317,7 @@ def test_what_is_not_kept_is_empty(weights: Weights) -> None:
     one = line.nodes[0].shard
     one.enter(range(6), range(2, 4), 16)
     kept = line.nodes[0].kv()
-    assert [any(kept[layer]) for layer in range(6)] == [False, False, True, True, False, False]
+    assert [any(kept.get(layer, b"")) for layer in range(6)] == [False, False, True, True, False, False]
 
 
 def test_a_node_at_rest_holds_weights_and_nothing_else(weights: Weights) -> None:
@@ -285,7 +325,7 @@ def test_a_node_at_rest_holds_weights_and_nothing_else(weights: Weights) -> None
     one = line.nodes[0].shard
     weighed = one.nbytes
     one.rest()
-    assert (one.nbytes, one.layers, one.journal_bytes, one._pool) == (weighed, [range(3)], 0, None)
+    assert (one.nbytes, one.layers, one.journal_bytes, line.nodes[0].kv()) == (weighed, [range(3)], 0, {})
     one.shed([range(3, 6)])
     assert (one.nbytes, one.layers) == (0, [])
 
@@ -293,7 +333,7 @@ def test_a_node_at_rest_holds_weights_and_nothing_else(weights: Weights) -> None
 def test_a_journals_file_ends_with_its_boundary(weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     line = begun(weights, 0, 3, 6)
-    one = Shard(line.make, True, JournalLimits(0, 1 << 26))
+    one = Shard(line.make, JournalLimits(0, 1 << 26))
     one.load(range(3), weights)
     for upto in (3, 2, 1):
         stage = one.enter(range(upto), range(0), 16)
@@ -313,7 +353,7 @@ def test_a_refill_from_tokens_needs_the_first_layer(weights: Weights) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("at", [2, 4])
-def test_a_runtime_that_cannot_cut_makes_the_layers_anew(weights: Weights, at: int) -> None:
+def test_segments_are_dealt_out_anew_as_blocks_are(weights: Weights, at: int) -> None:
     def played(runtime: RuntimeName, moved: bool) -> dict[int, list[int]]:
         line = begun(weights, 0, 3, 6, runtime=runtime, bf16=False)
         if moved:

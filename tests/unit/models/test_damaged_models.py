@@ -25,7 +25,7 @@ def _llama(tmp_path: Path, extra: dict[str, Any]) -> GgufWeights:
     from shoal.models.families.read import spec_from_gguf
 
     meta = {**weights.file.meta, **{f"llama.{k}": v for k, v in extra.items()}}
-    spec_from_gguf(meta, {n: t.shape for n, t in weights.file.tensors.items()}, (), path).check(path)
+    spec_from_gguf(meta, {n: t.shape for n, t in weights.file.tensors.items()}, {}, path).check(path)
     return weights
 
 

@@ -21,6 +21,7 @@ def test_facts_of_a_model(tmp_path: Path) -> None:
         q_heads=4,
         kv_heads=2,
         head_dim=16,
+        value_dim=16,
         vocabulary=97,
         context=512,
         parameters=matrices,

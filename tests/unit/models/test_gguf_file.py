@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from shoal.errors import CorruptModel, ShoalError, UnsupportedModel
 from shoal.models.gguf_file import GgufFile
 from shoal.models.gguf_files import GgufFiles
-from shoal.models.weights import MATRICES, GgufWeights
+from shoal.models.weights import GgufWeights
 from tests.support import tiny
 from tests.support.gguf_writer import write_model
 
@@ -59,7 +59,7 @@ def use(path: Path) -> None:
     """Reads all of a model; only shoal's own errors may come of a damaged one."""
     try:
         weights = GgufWeights(path)
-        for name in ("embed", "head", *(f"layers.0.{m}" for m in MATRICES)):
+        for name in ("embed", "head", *(f"layers.0.{m}" for m in weights.spec.matrices(0))):
             weights.matrix(name)
         for name in ("norm", "layers.0.attention_norm", "layers.0.mlp_norm", "layers.0.q.bias"):
             weights.vector(name)
@@ -162,7 +162,7 @@ def test_tensors_that_cannot_be(name: str, path: Path) -> None:
         GgufFile(file(path, tensors=[BAD_TENSORS[name]], data=bytes(64)))
 
 
-TYPES = [(24, "I8"), (28, "F64"), (39, "MXFP4"), (77, "unknown type 77")]
+TYPES = [(24, "I8"), (28, "F64"), (9, "Q8_1"), (77, "unknown type 77")]
 
 
 @pytest.mark.parametrize(("kind", "what"), TYPES)
@@ -173,6 +173,13 @@ def test_types_that_are_not_supported(kind: int, what: str, path: Path) -> None:
     assert (found.shapes["t"], found.tensor("u"), found.tensor("v")) == ((32,), found.tensors["u"], None)
     with pytest.raises(UnsupportedModel, match=rf"tensor t has the .*{what}, which is not supported; supported are bf16"):
         found.tensor("t")
+
+
+def test_a_scale_of_a_whole_tensor_is_not_left_out(path: Path) -> None:
+    """NVFP4 files have one where the scales of the blocks do not reach far enough."""
+    raw = file(path, tensors=[tensor("blk.0.ffn_up.weight", (64, 1), 40), tensor("blk.0.ffn_up.scale", (1,))], data=bytes(64))
+    with capture_logs(), pytest.raises(UnsupportedModel, match=r"has a scale in a tensor of its own, blk\.0\.ffn_up\.scale"):
+        GgufFile(raw).tensor("blk.0.ffn_up.weight")
 
 
 def with_a_tensor(whole: bytes, path: Path, name: str, kind: int) -> Path:
@@ -192,10 +199,10 @@ def with_a_tensor(whole: bytes, path: Path, name: str, kind: int) -> Path:
 def test_a_tensor_that_nobody_needs_does_not_refuse_the_model(whole: bytes, path: Path) -> None:
     path.write_bytes(whole)
     plain = GgufWeights(path)
-    wanted = [plain.matrix(f"layers.0.{m}").floats().tobytes() for m in MATRICES]
+    wanted = [plain.matrix(f"layers.0.{m}").floats().tobytes() for m in plain.spec.matrices(0)]
     weights = GgufWeights(with_a_tensor(whole, path, "vision.projector", 77))
     assert weights.spec == plain.spec
-    assert [weights.matrix(f"layers.0.{m}").floats().tobytes() for m in MATRICES] == wanted
+    assert [weights.matrix(f"layers.0.{m}").floats().tobytes() for m in weights.spec.matrices(0)] == wanted
 
 
 @pytest.mark.parametrize("name", ["blk.0.ffn_up.weight", "blk.0.attn_q.bias", "output_norm.weight"])

@@ -12,7 +12,7 @@ from shoal.models.description import describe, listed
 from shoal.models.gguf_files import INDEX, GgufFiles
 from shoal.models.manifest import Manifest, manifest
 from shoal.models.sources import find, public_name
-from shoal.models.weights import MATRICES, GgufWeights
+from shoal.models.weights import GgufWeights
 from tests.support import tiny
 from tests.support.gguf_split import split
 from tests.support.gguf_writer import write_model
@@ -26,7 +26,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read(weights: GgufWeights, layers: range, first: bool = True, last: bool = True) -> dict[str, bytes]:
-    names = [f"layers.{i}.{m}" for i in layers for m in MATRICES] + ["embed"] * first + ["head"] * last
+    names = [f"layers.{i}.{m}" for i in layers for m in weights.spec.matrices(i)] + ["embed"] * first + ["head"] * last
     vectors = [f"layers.{i}.{v}" for i in layers for v in ("attention_norm", "mlp_norm")] + ["norm"] * last
     out = {name: weights.matrix(name).floats().tobytes() for name in names}
     for name in vectors:
@@ -44,7 +44,7 @@ def test_a_model_in_parts_is_the_model(named: int, whole: Path, tmp_path: Path) 
     weights, same = described.weights, GgufWeights(whole)
     assert isinstance(weights, GgufWeights)
     assert weights.spec == same.spec
-    assert weights.spec.common.attention.rope.factors == tuple(FACTORS)
+    assert [rope.factors for rope, _ in weights.spec.rotations] == [tuple(FACTORS)]
     assert read(weights, range(3)) == read(same, range(3))
     weights.forget()
 

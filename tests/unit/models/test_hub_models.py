@@ -162,8 +162,8 @@ def unusable(content: bytes, old: int, new: int) -> bytes:
 
 
 def test_formats_that_do_not_run_are_refused_by_the_header(hub: Hub, models: dict[str, bytes], tmp_path: Path) -> None:
-    hub.commits[hub.main] = {**models, "toy-Q8_0.gguf": unusable(models["toy-Q8_0.gguf"], 8, 39)}
-    with pytest.raises(UnsupportedModel, match=r"ffn_down.weight has the type MXFP4.*supported are.*it has F32, Q8_0"):
+    hub.commits[hub.main] = {**models, "toy-Q8_0.gguf": unusable(models["toy-Q8_0.gguf"], 8, 9)}
+    with pytest.raises(UnsupportedModel, match=r"ffn_down.weight has the type Q8_1.*supported are.*it has F32, Q8_0"):
         pull("org/toy:Q8_0")
     assert [asked for method, _, asked in hub.asked if method == "GET" and asked] == [f"bytes=0-{(4 << 20) - 1}"]
     assert list((tmp_path / "cache" / "parts").glob("*.part")) == []

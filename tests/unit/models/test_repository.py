@@ -42,11 +42,13 @@ def test_labels(path: str, expected: str) -> None:
 
 
 def test_what_runs_by_its_label() -> None:
-    assert all(map(runnable, ["", "Q4_K_M", "UD-Q4_K_XL", "IQ3_M", "Q6_K_L", "F16", "Q5_1", "IQ4_NL"]))
-    assert not any(map(runnable, ["MXFP4", "TQ1_0", "Q4_0_4_4", "NVFP4", "IQ4_KS"]))
+    assert all(
+        map(runnable, ["", "Q4_K_M", "UD-Q4_K_XL", "IQ3_M", "Q6_K_L", "F16", "Q5_1", "IQ4_NL", "MXFP4_MOE", "TQ1_0", "NVFP4", "IQ1_S"])
+    )
+    assert not any(map(runnable, ["Q4_0_4_4", "IQ4_KS", "Q2_0"]))
 
 
-MANY = made("x-IQ2_XXS.gguf", "x-Q4_K_M.gguf", "x-Q8_0.gguf", "mmproj-x-Q8_0.gguf", "x.imatrix.gguf", "README.md", "x-MXFP4.gguf")
+MANY = made("x-IQ2_XXS.gguf", "x-Q4_K_M.gguf", "x-Q8_0.gguf", "mmproj-x-Q8_0.gguf", "x.imatrix.gguf", "README.md", "x-IQ4_KS.gguf")
 
 
 @pytest.mark.parametrize(
@@ -56,10 +58,10 @@ MANY = made("x-IQ2_XXS.gguf", "x-Q4_K_M.gguf", "x-Q8_0.gguf", "mmproj-x-Q8_0.ggu
         (MANY, "latest", "x-Q4_K_M.gguf"),
         (MANY, "q8_0", "x-Q8_0.gguf"),
         (MANY, "x-IQ2_XXS.gguf", "x-IQ2_XXS.gguf"),
-        (MANY, "mxfp4", "x-MXFP4.gguf"),
+        (MANY, "iq4_ks", "x-IQ4_KS.gguf"),
         (made("x-Q2_K.gguf", "x-Q8_0.gguf"), None, "x-Q8_0.gguf"),
-        (made("x-MXFP4.gguf", "x-Q5_K_S.gguf"), None, "x-Q5_K_S.gguf"),
-        (made("x-MXFP4.gguf"), None, "x-MXFP4.gguf"),
+        (made("x-IQ4_KS.gguf", "x-Q5_K_S.gguf"), None, "x-Q5_K_S.gguf"),
+        (made("x-IQ4_KS.gguf"), None, "x-IQ4_KS.gguf"),
         (made("model.gguf"), None, "model.gguf"),
         (made("a/x-UD-Q4_K_M.gguf", "b/x-Q4_K_M.gguf"), "Q4_K_M", "b/x-Q4_K_M.gguf"),
         (made("a/x-UD-Q4_K_M.gguf"), "Q4_K_M", "a/x-UD-Q4_K_M.gguf"),
@@ -82,7 +84,7 @@ def test_choices(repository: Repository, tag: str | None, expected: str) -> None
 
 def test_what_is_not_there_is_said_with_what_is() -> None:
     with pytest.raises(
-        UserError, match=r"has no Q4_K_S \(did you mean 'Q4_K_M'\?\); it has IQ2_XXS, Q4_K_M, Q8_0; shoal does not run MXFP4"
+        UserError, match=r"has no Q4_K_S \(did you mean 'Q4_K_M'\?\); it has IQ2_XXS, Q4_K_M, Q8_0; shoal does not run IQ4_KS"
     ):
         choose(MANY, "Q4_K_S")
     with pytest.raises(UserError, match="neither GGUF files nor"):
@@ -115,7 +117,7 @@ def test_a_model_s_folder_is_one_plain_component(text: str) -> None:
     assert folder.isascii()
 
 
-@given(st.lists(st.from_regex(r"(a/)?[a-z]{1,3}-(Q4_K_M|Q8_0|F16|MXFP4)\.gguf", fullmatch=True), min_size=1, max_size=6, unique=True))
+@given(st.lists(st.from_regex(r"(a/)?[a-z]{1,3}-(Q4_K_M|Q8_0|F16|IQ4_KS)\.gguf", fullmatch=True), min_size=1, max_size=6, unique=True))
 def test_every_model_can_be_asked_for_by_its_file(paths: list[str]) -> None:
     repository = made(*paths)
     assert all(chosen(repository, path) == path for path in paths)

@@ -25,7 +25,9 @@ def theirs(parameters: dict[str, Any], head_dim: int) -> tuple[np.ndarray, float
 
 def ours(parameters: dict[str, Any], head_dim: int) -> tuple[np.ndarray, float]:
     spec = spec_from_config({**tiny.SIZES, "model_type": "llama", "head_dim": head_dim, "rope_parameters": parameters}, "m")
-    return frequencies(spec.common.attention.rope, head_dim)
+    ((rope, width),) = spec.rotations
+    assert width == head_dim
+    return frequencies(rope, width)
 
 
 thetas = st.sampled_from([100.0, 5000.0, 10000.0, 1e6])

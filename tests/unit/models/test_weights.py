@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from shoal.config import Precision
 from shoal.errors import CorruptModel, UnsupportedModel, UserError
 from shoal.models.matrix import BLOCKS, FORMATS, StoredMatrix
-from shoal.models.weights import GgufWeights, SafetensorsWeights, matrix_shape, open_weights
+from shoal.models.weights import GgufWeights, SafetensorsWeights, open_weights
 from tests.support import tiny
 from tests.support.gguf_writer import blocks, dequantised, write_model
 from tests.support.stages import Stages
@@ -51,7 +51,7 @@ def test_gguf_with_rope_factors(tmp_path: Path) -> None:
     plain = 1 / 5000.0 ** (np.arange(0, 16, 2) / 16)
     factors = plain / built.model.rotary_emb.inv_freq.numpy()
     weights = GgufWeights(write_model(tmp_path / "m.gguf", built, "llama", factors=factors))
-    assert weights.spec.common.attention.rope.kind == "factors"
+    assert [rope.kind for rope, _ in weights.spec.rotations] == ["factors"]
     close(Stages(weights).logits(tiny.TOKENS), tiny.logits(built, tiny.TOKENS))
 
 
@@ -106,11 +106,9 @@ def test_a_tied_head_is_the_embedding(tmp_path: Path) -> None:
 
 def test_shapes(tmp_path: Path) -> None:
     spec = SafetensorsWeights(tiny.saved(tiny.model("qwen3", head_dim=32), tmp_path)).spec
-    assert matrix_shape(spec, "layers.1.q") == (128, 64)
-    assert matrix_shape(spec, "layers.1.k") == (64, 64)
-    assert matrix_shape(spec, "layers.1.o") == (64, 128)
-    assert matrix_shape(spec, "layers.1.down") == (64, 96)
-    assert matrix_shape(spec, "head") == (97, 64)
+    assert spec.matrices(1) == {
+        "q": (128, 64), "k": (64, 64), "v": (64, 64), "o": (64, 128), "gate": (96, 64), "up": (96, 64), "down": (64, 96),
+    }  # fmt: skip
 
 
 def _changed(directory: Path, **changes: Any) -> Path:

@@ -54,7 +54,8 @@ struct Format {
 };
 constexpr Format kFormats[] = {{"f32", "f32", 4, 1},    {"f32", "q8", 4, 1},      {"f32", "q4", 4, 1},      {"q4_0", "q4", 18, 32},
                                {"q4_1", "q4", 20, 32},  {"q5_0", "q8", 22, 32},   {"q5_1", "q8", 24, 32},   {"q8_0", "q8", 34, 32},
-                               {"q4_k", "q4", 144, 256}, {"q5_k", "q8", 176, 256}, {"q6_k", "q8", 210, 256}};
+                               {"q4_k", "q4", 144, 256}, {"q5_k", "q8", 176, 256}, {"q6_k", "q8", 210, 256}, {"mxfp4", "q4", 17, 32},
+                               {"iq4_nl", "q4", 18, 32}, {"iq4_xs", "q4", 136, 256}, {"u4g64", "q4", 35, 64}};
 
 // Stored rows: random bits, with sane scales where a format has them.
 std::vector<uint8_t> stored(const Format& format, int64_t n, int64_t k) {
@@ -67,9 +68,14 @@ std::vector<uint8_t> stored(const Format& format, int64_t n, int64_t k) {
   }
   std::mt19937 bits(11);
   for (uint8_t& byte : out) byte = static_cast<uint8_t>(bits());
-  const bool last = std::string(format.name) == "q6_k";
-  const int halves = format.block == 256 && !last ? 2 : std::string(format.name).back() == '1' ? 2 : 1;
+  const std::string name = format.name;
+  const bool last = name == "q6_k";
+  const int halves = format.block == 256 && name[0] == 'q' && !last ? 2 : name.back() == '1' ? 2 : 1;
   for (int64_t b = 0; b < blocks; ++b) {
+    if (name == "mxfp4") {
+      out[size_t(b * 17)] = static_cast<uint8_t>(115 + bits() % 8);
+      continue;
+    }
     for (int i = 0; i < halves; ++i) {
       const uint16_t scale = float_to_half(0.001f + 0.009f * static_cast<float>(bits() / 4294967296.0));
       std::memcpy(out.data() + b * format.block_bytes + (last ? 208 : 2 * i), &scale, 2);
@@ -88,8 +94,10 @@ double weight(const Matrix& m, int64_t row, int64_t column) {  // as matrix.h sa
     q = m.panel(p)[b * 256 + i % 16 / 4 * 64 + lane * 4 + i % 4];
     q = i < 16 ? q & 15 : q >> 4;
   }
-  const double minimum = m.has_min ? half_to_float(m.mins(p)[b * kPanel + lane]) : 0;
-  return half_to_float(m.scales(p)[b * kPanel + lane]) * double(q - m.zero) + minimum;
+  const double scale = half_to_float(m.scales(p)[b * kPanel + lane]);
+  const double offset = m.offset != Offset::None ? half_to_float(m.offsets(p)[b * kPanel + lane]) : 0;
+  if (m.has_table) return m.unit * scale * m.table[q];
+  return m.offset == Offset::Zero ? scale * (q - offset) : scale * double(q - m.zero) + offset;
 }
 
 struct Inputs {

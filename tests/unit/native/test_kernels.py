@@ -140,7 +140,26 @@ def test_a_row_of_a_product_does_not_depend_on_its_batch(isa: str, target: str, 
 
 @pytest.mark.parametrize(
     ("format", "target", "k", "width"),
-    [("q4_0", "q4", 64, 35), ("q4_0", "q8", 64, 36), ("f32", "q4", 40, 160), ("q9_9", "q4", 64, 36), ("q4_k", "q4", 128, 72)],
+    [
+        ("q4_0", "q4", 64, 35),
+        ("q4_0", "q4", 64, 37),
+        ("q4_0", "q6", 64, 36),
+        ("f32", "q4", 40, 160),
+        ("f32", "f32", 40, 159),
+        ("bf16", "f32", 0, 0),
+        ("q9_9", "q4", 64, 36),
+        ("q4_k", "q4", 128, 72),
+        ("iq2_xxs", "q4", 512, 66),
+        ("iq2_xxs", "f32", -256, 66),
+        ("f32", "f32", 2**62 + 32, 128),
+        ("nvfp4", "q8", 96, 54),
+        ("u4g64", "q4", 96, 50),
+        ("u4g64", "q4", 64, 34),
+        ("u4g0", "q4", 64, 35),
+        ("u4g48", "q4", 96, 54),
+        ("u4g", "q4", 64, 35),
+        ("s4g99999999999", "q4", 64, 34),
+    ],
 )
 def test_what_cannot_be_packed_is_refused(format: str, target: str, k: int, width: int):
     with pytest.raises(ValueError, match=r"rows|pack|multiple"):

@@ -25,7 +25,7 @@ CONTEXT = 96
 
 
 def whole_stage(blocks: int) -> StageExecutor:
-    shard = Shard(toy.make_layers, bf16=True)
+    shard = Shard(toy.make_runtime)
     shard.load(range(LAYERS), toy.ToyWeights(LAYERS))
     return shard.enter(range(LAYERS), range(0), blocks)
 

@@ -181,7 +181,7 @@ class ConfigJson:
             "factor": factor,
             "low_freq_factor": float(told.get("low_freq_factor") or 1.0),
             "high_freq_factor": float(told.get("high_freq_factor") or 4.0),
-            "original_context": int(told.get("original_max_position_embeddings") or self.get("max_position_embeddings") or 0),
+            "original_context": int(told.get("original_max_position_embeddings") or self.whole("max_position_embeddings")),
             "beta_fast": float(told.get("beta_fast") or 32.0),
             "beta_slow": float(told.get("beta_slow") or 1.0),
             "attention_factor": attention_factor,

@@ -6,7 +6,7 @@ from shoal.models.families.config import ConfigJson
 from shoal.models.families.family import Family, Stored
 from shoal.models.families.layer_count import layer_count
 from shoal.models.families.metadata import GgufMetadata
-from shoal.models.families.tensor_names import FUSED_QKV, Piece, gguf, hugging_face, rows_of
+from shoal.models.families.tensor_names import FUSED_QKV, TensorPiece, gguf, hugging_face, rows_of
 from shoal.models.spec import Experts, GroupedQuery, LayerSpec, ModelSpec, Rope, Routing
 
 
@@ -36,8 +36,8 @@ def _from_metadata(meta: GgufMetadata) -> ModelSpec:
     return meta.model(meta.like(attention, experts), eps=float(meta.need("attention.layer_norm_epsilon")), norm="layer")
 
 
-def _experts(matrix: str, transposed: bool = False) -> Piece:
-    return Piece(f"ffn.experts.mlp.{matrix}", stacked=True, transposed=transposed, suffix="")
+def _experts(matrix: str, transposed: bool = False) -> TensorPiece:
+    return TensorPiece(f"ffn.experts.mlp.{matrix}", stacked=True, transposed=transposed, suffix="")
 
 
 _NAMES = hugging_face(

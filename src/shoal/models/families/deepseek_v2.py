@@ -7,7 +7,7 @@ import math
 from shoal.models.families.config import ConfigJson
 from shoal.models.families.family import Family, Stored
 from shoal.models.families.metadata import GgufMetadata
-from shoal.models.families.tensor_names import Piece, gguf, hugging_face
+from shoal.models.families.tensor_names import TensorPiece, gguf, hugging_face
 from shoal.models.spec import Experts, Latent, LayerSpec, ModelSpec, Routing
 
 
@@ -64,9 +64,9 @@ HUGGING_FACE_NAMES = hugging_face(
     q_a_norm="self_attn.q_a_layernorm",
     kv_a="self_attn.kv_a_proj_with_mqa",
     kv_a_norm="self_attn.kv_a_layernorm",
-    k_b=Piece("self_attn.kv_b_proj", heads="keys"),
-    v_b=Piece("self_attn.kv_b_proj", heads="values"),
-    selection_bias=Piece("mlp.gate.e_score_correction_bias", suffix=""),
+    k_b=TensorPiece("self_attn.kv_b_proj", heads="keys"),
+    v_b=TensorPiece("self_attn.kv_b_proj", heads="values"),
+    selection_bias=TensorPiece("mlp.gate.e_score_correction_bias", suffix=""),
     shared__gate="mlp.shared_experts.gate_proj",
     shared__up="mlp.shared_experts.up_proj",
     shared__down="mlp.shared_experts.down_proj",
@@ -77,8 +77,8 @@ _GGUF_NAMES = gguf(
     q_a_norm="attn_q_a_norm",
     kv_a="attn_kv_a_mqa",
     kv_a_norm="attn_kv_a_norm",
-    k_b=("attn_k_b", Piece("attn_kv_b", heads="keys")),
-    v_b=("attn_v_b", Piece("attn_kv_b", heads="values")),
+    k_b=("attn_k_b", TensorPiece("attn_kv_b", heads="keys")),
+    v_b=("attn_v_b", TensorPiece("attn_kv_b", heads="values")),
 )
 FAMILY = Family(
     "deepseek_v2",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from shoal.models.families.config import ConfigJson
 from shoal.models.families.family import Family, Stored
 from shoal.models.families.metadata import GgufMetadata
-from shoal.models.families.tensor_names import GGUF, Piece, hugging_face
+from shoal.models.families.tensor_names import GGUF, TensorPiece, hugging_face
 from shoal.models.spec import Experts, LayerSpec, ModelSpec, Routing
 
 
@@ -34,7 +34,7 @@ def _from_metadata(meta: GgufMetadata) -> ModelSpec:
 
 
 _NAMES = hugging_face(
-    selection_bias=Piece("mlp.moe_statics.e_score_correction_bias", suffix=""),
+    selection_bias=TensorPiece("mlp.moe_statics.e_score_correction_bias", suffix=""),
     shared__gate="mlp.shared_experts.gate_proj",
     shared__up="mlp.shared_experts.up_proj",
     shared__down="mlp.shared_experts.down_proj",

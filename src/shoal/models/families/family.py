@@ -35,5 +35,7 @@ class Family:
     """`general.architecture` of its GGUF files; empty: its name."""
     aliases: tuple[str, ...] = ()
     """Other `model_type`s that are read alike."""
+    quantisations: tuple[str, ...] = ()
+    """Of `quant_method`s, those that its tensor names cover."""
     safetensors: Stored = Stored(HUGGING_FACE)
     gguf: Stored = Stored(GGUF)

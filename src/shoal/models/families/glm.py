@@ -5,7 +5,7 @@ from __future__ import annotations
 from shoal.models.families.config import ConfigJson
 from shoal.models.families.family import Family, Stored
 from shoal.models.families.metadata import GgufMetadata
-from shoal.models.families.tensor_names import FUSED_GATE_UP, FUSED_QKV, Piece, gguf, hugging_face, rows_of
+from shoal.models.families.tensor_names import FUSED_GATE_UP, FUSED_QKV, TensorPiece, gguf, hugging_face, rows_of
 from shoal.models.spec import ModelSpec
 
 
@@ -17,7 +17,7 @@ def _from_metadata(meta: GgufMetadata) -> ModelSpec:
     return meta.model(meta.dense_layers())
 
 
-_QKV = Piece("attn_qkv", FUSED_QKV)  # in files of the first checkpoints
+_QKV = TensorPiece("attn_qkv", FUSED_QKV)  # in files of the first checkpoints
 _GGUF_NAMES = gguf(**rows_of("ffn_up", FUSED_GATE_UP), q=("attn_q", _QKV), k=("attn_k", _QKV), v=("attn_v", _QKV))
 FAMILY = Family(
     "glm",

@@ -9,7 +9,7 @@ from shoal.models.families.biased_routing import biased
 from shoal.models.families.config import ConfigJson
 from shoal.models.families.family import Family, Stored
 from shoal.models.families.metadata import GgufMetadata
-from shoal.models.families.tensor_names import Piece, hugging_face
+from shoal.models.families.tensor_names import TensorPiece, hugging_face
 from shoal.models.spec import Experts, LayerSpec, ModelSpec
 
 
@@ -31,7 +31,7 @@ def _from_metadata(meta: GgufMetadata) -> ModelSpec:
 
 
 HUGGING_FACE_NAMES = hugging_face(
-    selection_bias=Piece("mlp.gate.e_score_correction_bias", suffix=""),
+    selection_bias=TensorPiece("mlp.gate.e_score_correction_bias", suffix=""),
     shared__gate="mlp.shared_experts.gate_proj",
     shared__up="mlp.shared_experts.up_proj",
     shared__down="mlp.shared_experts.down_proj",

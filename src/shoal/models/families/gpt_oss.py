@@ -5,7 +5,7 @@ from __future__ import annotations
 from shoal.models.families.config import ConfigJson
 from shoal.models.families.family import Family, Stored
 from shoal.models.families.metadata import GgufMetadata
-from shoal.models.families.tensor_names import FUSED_GATE_UP, Piece, gguf, hugging_face
+from shoal.models.families.tensor_names import FUSED_GATE_UP, TensorPiece, gguf, hugging_face
 from shoal.models.families.windows import by_type
 from shoal.models.spec import Experts, LayerSpec, ModelSpec, Routing
 
@@ -31,21 +31,28 @@ def _from_metadata(meta: GgufMetadata) -> ModelSpec:
     return meta.model(layers)
 
 
-def _experts(tensor: str, rows: tuple[str, ...] = ()) -> tuple[Piece, ...]:
+def _experts(tensor: str, rows: tuple[str, ...] = ()) -> tuple[TensorPiece, ...]:
     alike = {"rows": rows, "alternating": bool(rows), "stacked": True, "bias": "_bias"}
     return (
-        Piece(tensor, **alike, transposed=True, suffix=""),  # pyright: ignore[reportArgumentType]
-        Piece(tensor, **alike, suffix="_blocks"),  # pyright: ignore[reportArgumentType]
+        TensorPiece(tensor, **alike, transposed=True, suffix=""),  # pyright: ignore[reportArgumentType]
+        TensorPiece(tensor, **alike, suffix="_blocks"),  # pyright: ignore[reportArgumentType]
     )
 
 
 _NAMES = hugging_face(
-    sinks=Piece("self_attn.sinks", suffix=""),
+    sinks=TensorPiece("self_attn.sinks", suffix=""),
     router="mlp.router",
     experts__gate=_experts("mlp.experts.gate_up_proj", FUSED_GATE_UP),
     experts__up=_experts("mlp.experts.gate_up_proj", FUSED_GATE_UP),
     experts__down=_experts("mlp.experts.down_proj"),
 )
 FAMILY = Family(
-    "gpt_oss", "gpt-oss", _from_config, _from_metadata, "gpt-oss", safetensors=Stored(_NAMES), gguf=Stored(gguf(sinks="attn_sinks"))
+    "gpt_oss",
+    "gpt-oss",
+    _from_config,
+    _from_metadata,
+    "gpt-oss",
+    quantisations=("mxfp4",),
+    safetensors=Stored(_NAMES),
+    gguf=Stored(gguf(sinks="attn_sinks")),
 )

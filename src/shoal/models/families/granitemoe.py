@@ -6,7 +6,7 @@ from shoal.models.families.config import ConfigJson
 from shoal.models.families.family import Family, Stored
 from shoal.models.families.granite import scaled, scaled_metadata
 from shoal.models.families.metadata import GgufMetadata
-from shoal.models.families.tensor_names import FUSED_GATE_UP, GGUF, Piece, hugging_face, stacked
+from shoal.models.families.tensor_names import FUSED_GATE_UP, GGUF, TensorPiece, hugging_face, stacked
 from shoal.models.spec import Experts, ModelSpec, Routing
 
 
@@ -26,14 +26,14 @@ def _from_metadata(meta: GgufMetadata) -> ModelSpec:
     return scaled_metadata(meta, meta.experts(_routing(meta.chosen), width, shared=shared))
 
 
-_GATE_UP = Piece("block_sparse_moe.input_linear", FUSED_GATE_UP, stacked=True)
+_GATE_UP = TensorPiece("block_sparse_moe.input_linear", FUSED_GATE_UP, stacked=True)
 _NAMES = hugging_face(
     router="block_sparse_moe.router.layer",
     experts__gate=_GATE_UP,
     experts__up=_GATE_UP,
     experts__down=stacked("block_sparse_moe.output_linear"),
-    shared__gate=Piece("shared_mlp.input_linear", FUSED_GATE_UP),
-    shared__up=Piece("shared_mlp.input_linear", FUSED_GATE_UP),
+    shared__gate=TensorPiece("shared_mlp.input_linear", FUSED_GATE_UP),
+    shared__up=TensorPiece("shared_mlp.input_linear", FUSED_GATE_UP),
     shared__down="shared_mlp.output_linear",
 )
 FAMILY = Family(

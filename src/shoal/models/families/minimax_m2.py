@@ -5,7 +5,7 @@ from __future__ import annotations
 from shoal.models.families.config import ConfigJson
 from shoal.models.families.family import Family, Stored
 from shoal.models.families.metadata import GgufMetadata
-from shoal.models.families.tensor_names import Piece, hugging_face
+from shoal.models.families.tensor_names import TensorPiece, hugging_face
 from shoal.models.spec import Experts, ModelSpec, Routing
 
 
@@ -15,7 +15,7 @@ def _routing(chosen: int) -> Routing:
 
 def _from_config(config: ConfigJson) -> ModelSpec:
     rotated = config.get("rotary_dim")  # as the published files say; later ones give the part of a head
-    rope = config.rope(**({"dims": int(rotated)} if rotated else {}))
+    rope = config.rope(dims=int(rotated)) if rotated else config.rope()
     routing = _routing(config.whole("num_experts_per_tok"))
     experts = Experts(config.experts_count(), config.whole("intermediate_size"), routing, config.activation)
     return config.model(config.like(config.grouped_query(rope=rope, qk_norm="full"), experts))
@@ -27,7 +27,7 @@ def _from_metadata(meta: GgufMetadata) -> ModelSpec:
 
 _NAMES = hugging_face(
     router="block_sparse_moe.gate",
-    selection_bias=Piece("block_sparse_moe.e_score_correction_bias", suffix=""),
+    selection_bias=TensorPiece("block_sparse_moe.e_score_correction_bias", suffix=""),
     experts__gate="block_sparse_moe.experts.{expert}.w1",
     experts__up="block_sparse_moe.experts.{expert}.w3",
     experts__down="block_sparse_moe.experts.{expert}.w2",

@@ -8,12 +8,19 @@ from typing import Any, cast
 from shoal.errors import CorruptModel, UnsupportedModel
 from shoal.models.families import ARCHITECTURES, BY_MODEL_TYPE, FAMILIES
 from shoal.models.families.config import ConfigJson
+from shoal.models.families.family import Family
 from shoal.models.families.metadata import GgufMetadata
+from shoal.models.int4 import METHODS as INT4_METHODS
+from shoal.models.int4 import Int4
 from shoal.models.spec import ModelSpec
 
 
 def _unknown(where: object, what: str) -> UnsupportedModel:
     return UnsupportedModel(f"{where}: {what} is not supported; shoal runs the families {', '.join(FAMILIES)}")
+
+
+_NONSENSE = (ValueError, TypeError, ArithmeticError, AttributeError)
+"""What comes of values of other kinds, or of sizes that cannot be."""
 
 
 def spec_from_gguf(
@@ -28,20 +35,32 @@ def spec_from_gguf(
     if family is None or family.from_metadata is None:
         raise _unknown(where, f"architecture '{architecture}'")
     try:
-        return family.from_metadata(GgufMetadata(family.name, meta, tensors, factors, where))
-    except (ValueError, TypeError, OverflowError) as error:
+        spec = family.from_metadata(GgufMetadata(family.name, meta, tensors, factors, where))
+        spec.check(where)
+    except _NONSENSE as error:
         raise CorruptModel(where, f"the metadata does not hold together ({error})") from None
+    return spec
 
 
 def spec_from_config(values: Mapping[str, Any], where: object) -> ModelSpec:
-    """From the content of a config.json. Raises CorruptModel, UnsupportedModel; ValueError, TypeError, OverflowError for values of other kinds."""
+    """From the content of a config.json. Raises CorruptModel, UnsupportedModel."""
     name = str(values.get("model_type"))
     if (family := BY_MODEL_TYPE.get(name)) is None:
         raise _unknown(where, f"model_type '{name}'")
-    if values.get("quantization_config"):
-        method = cast("Mapping[str, Any]", values["quantization_config"]).get("quant_method")
-        raise UnsupportedModel(f"{where}: weights quantised by '{method}' are not supported; use a GGUF file or unquantised safetensors")
     try:
-        return family.from_config(ConfigJson(family.name, values, where))
+        _check_quantisation(family, cast("Mapping[str, Any]", values.get("quantization_config") or {}), where)
+        spec = family.from_config(ConfigJson(family.name, values, where))
+        spec.check(where)
     except KeyError as error:
         raise CorruptModel(where, f"config.json has no {error}") from None
+    except _NONSENSE as error:
+        raise CorruptModel(where, f"not a model's configuration ({error})") from None
+    return spec
+
+
+def _check_quantisation(family: Family, told: Mapping[str, Any], where: object) -> None:
+    method = told.get("quant_method") if told else None
+    if method in INT4_METHODS:
+        Int4.of(told, where)
+    elif told and method not in family.quantisations:
+        raise UnsupportedModel(f"{where}: weights quantised by '{method}' are not supported; use a GGUF file or unquantised safetensors")

@@ -11,7 +11,7 @@ WHOLE = ("embed", "norm", "head")
 
 
 @dataclass(frozen=True)
-class Piece:
+class TensorPiece:
     """Where in a tensor something lies that is not all of it."""
 
     tensor: str
@@ -31,15 +31,15 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorPlace:
     """A tensor by its name in the file, and what of it is meant."""
 
     tensor: str
-    piece: Piece
+    piece: TensorPiece
     expert: int = 0
 
 
-Parts = Mapping[str, str | Piece | tuple[str | Piece, ...]]
+Parts = Mapping[str, str | TensorPiece | tuple[str | TensorPiece, ...]]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class TensorNames:
     elsewhere: tuple[tuple[str, str], ...] = ()
     """What else names may begin with: instead of the first, the second."""
 
-    def places(self, name: str) -> Iterator[Place]:
+    def places(self, name: str) -> Iterator[TensorPlace]:
         """Where a file may have something: 'layers.3.q.bias' -> 'blk.3.attn_q.bias'."""
         words = name.split(".")
         bias = words[-1] == "bias"
@@ -64,24 +64,24 @@ class TensorNames:
             expert, words = int(words[1]), [words[0], words[2]]
         known = self.parts.get(".".join(words), ())
         for one in known if isinstance(known, tuple) else (known,):
-            piece = one if isinstance(one, Piece) else Piece(one)
+            piece = one if isinstance(one, TensorPiece) else TensorPiece(one)
             tensor = prefix + piece.tensor.format(expert=expert) + (piece.bias if bias else piece.suffix)
-            yield Place(tensor, piece, expert)
+            yield TensorPlace(tensor, piece, expert)
             for usual, other in self.elsewhere:
                 if tensor.startswith(usual):
-                    yield Place(other + tensor.removeprefix(usual), piece, expert)
+                    yield TensorPlace(other + tensor.removeprefix(usual), piece, expert)
 
     def stored(self, name: str) -> str:
         """What the file calls it, if it has it under its likeliest name; '' if this family has no such thing."""
         return next((place.tensor for place in self.places(name)), "")
 
 
-def gguf(**changes: str | Piece | tuple[str | Piece, ...]) -> TensorNames:
+def gguf(**changes: str | TensorPiece | tuple[str | TensorPiece, ...]) -> TensorNames:
     """As llama.cpp names them for most families, but for some; a double underscore stands for the dot."""
     return TensorNames("blk", {**_GGUF, **{name.replace("__", "."): stored for name, stored in changes.items()}})
 
 
-def hugging_face(layers: str = "model.layers", /, **changes: str | Piece | tuple[str | Piece, ...]) -> TensorNames:
+def hugging_face(layers: str = "model.layers", /, **changes: str | TensorPiece | tuple[str | TensorPiece, ...]) -> TensorNames:
     """As transformers names them for most families, but for some; a double underscore stands for the dot."""
     return TensorNames(layers, {**_HUGGING_FACE, **{name.replace("__", "."): stored for name, stored in changes.items()}})
 
@@ -92,8 +92,8 @@ def beside_images(names: TensorNames) -> TensorNames:
     return replace(names, elsewhere=moved)
 
 
-def stacked(tensor: str) -> Piece:
-    return Piece(tensor, stacked=True)
+def stacked(tensor: str) -> TensorPiece:
+    return TensorPiece(tensor, stacked=True)
 
 
 _GATE_UP = ("gate", "up")
@@ -113,10 +113,10 @@ _GGUF: Parts = {
     "up": "ffn_up",
     "down": "ffn_down",
     "router": "ffn_gate_inp",
-    "selection_bias": Piece("exp_probs_b", suffix=".bias"),
+    "selection_bias": TensorPiece("exp_probs_b", suffix=".bias"),
     # One tensor for all experts; files of early 2024 have one for each.
-    "experts.gate": (stacked("ffn_gate_exps"), Piece("ffn_gate_up_exps", _GATE_UP, stacked=True), "ffn_gate.{expert}"),
-    "experts.up": (stacked("ffn_up_exps"), Piece("ffn_gate_up_exps", _GATE_UP, stacked=True), "ffn_up.{expert}"),
+    "experts.gate": (stacked("ffn_gate_exps"), TensorPiece("ffn_gate_up_exps", _GATE_UP, stacked=True), "ffn_gate.{expert}"),
+    "experts.up": (stacked("ffn_up_exps"), TensorPiece("ffn_gate_up_exps", _GATE_UP, stacked=True), "ffn_up.{expert}"),
     "experts.down": (stacked("ffn_down_exps"), "ffn_down.{expert}"),
     "shared.gate": "ffn_gate_shexp",
     "shared.up": "ffn_up_shexp",
@@ -148,6 +148,6 @@ FUSED_QKV, FUSED_GATE_UP = ("q", "k", "v"), _GATE_UP
 """Matrices that some families keep in one tensor."""
 
 
-def rows_of(tensor: str, members: tuple[str, ...]) -> dict[str, str | Piece]:
+def rows_of(tensor: str, members: tuple[str, ...]) -> dict[str, str | TensorPiece]:
     """Each of the members, in the tensor that they share."""
-    return {member: Piece(tensor, members) for member in members}
+    return {member: TensorPiece(tensor, members) for member in members}
