@@ -124,6 +124,7 @@ CASES: dict[str, Case] = {
     "phi3 long": Case("phi3 longrope", longrope(64), context=200),
     "granite tied": Case("granite", {"tie_word_embeddings": True, "attention_bias": True}),
     "granite moe widths": Case("granite moe shared", {"intermediate_size": 48, "shared_intermediate_size": 80}),
+    "granite 4 with experts": Case("granite 4", {"num_local_experts": 8, "num_experts_per_tok": 2, "shared_intermediate_size": 48}),
     "smollm3 by its interval": Case("smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 2}),
     "cohere2 by its pattern": Case("cohere2", {"layer_types": None, "sliding_window_pattern": 3, "tie_word_embeddings": False}),
     "minimax m2 all rotated": Case(

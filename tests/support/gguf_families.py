@@ -162,6 +162,12 @@ def _granite(config: Config) -> dict[str, Any]:
     }
 
 
+def _granite_4(config: Config) -> dict[str, Any]:
+    """Its converter has an architecture of its own only for layers that are not attention."""
+    without = ("expert_count", "expert_used_count", "expert_shared_feed_forward_length")
+    return {**_granite(config), **dict.fromkeys(without), "feed_forward_length": config["shared_intermediate_size"]}
+
+
 def _deepseek(config: Config) -> dict[str, Any]:
     """Latent attention is one KV head as wide as the latent and the rotated part."""
     return {
@@ -378,9 +384,11 @@ def _gpt_oss_experts(tensors: Tensors, config: Config) -> Tensors:
 
 def _granite_experts(tensors: Tensors, config: Config) -> Tensors:
     """input_linear has gate's rows and then up's."""
-    fused = {"block_sparse_moe.input_linear": "mlp.experts", "shared_mlp.input_linear": "mlp.shared_expert"}
+    shared = "mlp.shared_expert" if config["num_local_experts"] else "mlp"
+    fused = {"block_sparse_moe.input_linear": "mlp.experts", "shared_mlp.input_linear": shared}
     out: Tensors = {}
     for name, values in tensors.items():
+        name = name.replace("shared_mlp.output_linear", f"{shared}.down_proj")
         prefix, _, rest = name.partition(".input_linear.")
         if not rest:
             out[name] = values
@@ -500,6 +508,7 @@ FAMILIES = {
     "smollm3": Family("smollm3", _llama, interleaved=True),
     "granite": Family("granite", _granite, interleaved=True),
     "granitemoe": Family("granitemoe", _granite, (_granite_experts,), interleaved=True),
+    "granitemoehybrid": Family("granite", _granite_4, (_granite_experts,), interleaved=True),
     "granitemoeshared": Family("granitemoe", _granite, (_granite_experts,), interleaved=True),
     "qwen2_moe": Family("qwen2moe", _qwen_moe),
     "qwen3_moe": Family("qwen3moe", _qwen_moe),

@@ -236,6 +236,17 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "granite": ("granite", {**_SCALES}),
+    "granite 4": (
+        "granitemoehybrid",
+        {
+            **_SCALES,
+            "num_local_experts": 0,
+            "shared_intermediate_size": 96,
+            "position_embedding_type": "rope",
+            "layer_types": ["full_attention"] * 3,
+            "mamba_n_heads": 4,
+        },
+    ),
     "olmo2": ("olmo2", {"num_key_value_heads": 2}),
     "olmo3": (
         "olmo3",

@@ -29,6 +29,8 @@ COMMAND_R: dict[str, Any] = {
         ("gemma3_text", {"use_bidirectional_attention": True}, "bidirectional"),
         ("glm4_moe_lite", {"mlp_layer_types": ["dense", "sparse", "dense"]}, "dense layers after"),
         ("glm4_moe_lite", {"rope_interleave": False}, "rope_interleave"),
+        ("granitemoehybrid", {"layer_types": ["mamba", "attention", "mamba"], "position_embedding_type": "rope"}, "recurrent"),
+        ("granitemoehybrid", {"layer_types": ["attention"] * 3}, "without rotation"),
         ("hunyuan_v1_dense", {}, "model_type 'hunyuan_v1_dense'"),
         ("mistral3", {"text_config": {**tiny.SIZES, "model_type": "ministral3"}}, "model_type 'ministral3'"),
     ],
