@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from shoal.errors import LocalProtocolError
-from shoal.executor.base import BlockPart, WeightBlock
+from shoal.executor.base import BlockPart, Packed, WeightBlock
 from shoal.executor.stage import StageExecutor
 from shoal.executor.store import WeightStore, blocks_of
 from shoal.request import SamplingParams
@@ -47,7 +47,7 @@ class Told(WeightStore):
         super().__init__()
         self.leased: set[int] = set()
 
-    def lease(self, block: WeightBlock) -> object:
+    def lease(self, block: WeightBlock) -> Packed:
         self.leased.add(block.layer)
         return super().lease(block)
 
@@ -59,7 +59,7 @@ def stage(held: range, layers: int = 6) -> tuple[StageExecutor, Told]:
     for block in blocks_of(held, layers):
         store.put(block, runtime.pack(weights, block))
     runtime.open(4)
-    return StageExecutor(weights.spec, range(layers), runtime, store, 4, {}, weights), store  # pyright: ignore[reportArgumentType]
+    return StageExecutor(weights.spec, range(layers), runtime, store, 4, {}, weights), store
 
 
 def test_a_span_leases_the_layers_in_it_alone() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.kernel_parts import compiled, linear, module, normal, nothing_attended, nothing_fed_forward, packed
+from tests.support.kernel_parts import ISAS, compiled, linear, module, normal, nothing_attended, nothing_fed_forward, packed
 from tests.support.kernel_reference import Grouped, LatentQuery, Mlp, Product, Routed
 
 pytestmark = compiled
@@ -27,7 +27,7 @@ def short_norm(width: int = 48) -> Any:
 
 def grouped(at: int = -1, **changes: Any) -> Any:
     shapes = ((128, HIDDEN), (64, HIDDEN), (64, HIDDEN), (HIDDEN, 128))
-    matrices = [OTHER.made() if i == at else Product.random(*shape, i).made() for i, shape in enumerate(shapes)]
+    matrices = [OTHER.made() if i == at else Product.random(n, k, i).made() for i, (n, k) in enumerate(shapes)]
     return module.GroupedQuery(
         changes.pop("around", around()), *changes.pop("matrices", matrices),
         **{"q_heads": 4, "kv_heads": 2, "key_dim": 32, "value_dim": 32, "scale": 1.0, **changes},
@@ -50,9 +50,9 @@ def experts(**changes: Any) -> Any:
     return module.Experts(given.pop("around", around()), given.pop("router"), given.pop("experts"), **given)
 
 
-def mlp(**changes: Any) -> Any:
-    made = {"gate": (32, HIDDEN), "up": (32, HIDDEN), "down": (HIDDEN, 32), **changes}
-    return tuple(Product.random(*shape, 1).made() for shape in made.values())
+def mlp(**changes: tuple[int, int]) -> Any:
+    made: dict[str, tuple[int, int]] = {"gate": (32, HIDDEN), "up": (32, HIDDEN), "down": (HIDDEN, 32), **changes}
+    return tuple(Product.random(n, k, 1).made() for n, k in made.values())
 
 
 BLOCKS: dict[str, Callable[[], Any]] = {
@@ -193,9 +193,9 @@ STEPS: dict[str, dict[str, Any]] = {
     "a pool too few": {"pools": []},
     "a pool of other blocks": {"pools": [np.zeros((3, 32 * FORM.kept * 2), np.uint8)]},
     "a pool of rounded blocks": {"bf16": True},
-    "an attention of another width": {"attention": [nothing_attended(48)] if module is not None else []},
+    "an attention of another width": {"attention": [nothing_attended(48)] if ISAS else []},
     "an attention without matrices": {"attention": [None]},
-    "a feed-forward part of another width": {"feed_forward": [nothing_fed_forward(48)] if module is not None else []},
+    "a feed-forward part of another width": {"feed_forward": [nothing_fed_forward(48)] if ISAS else []},
 }
 
 
