@@ -19,6 +19,7 @@ from shoal.config import Precision
 from shoal.models.families import ARCHITECTURES, BY_MODEL_TYPE
 from shoal.models.weights import GgufWeights, SafetensorsWeights
 from tests.support import gguf_families, health_checks, tiny, tiny_families
+from tests.support.shards import Line, Node
 from tests.support.stages import Stages
 
 
@@ -249,6 +250,27 @@ def test_rounded_weights_are_near(name: str, tmp_path: Path) -> None:
     for precision, most in ((Precision.Q8, 0.08), (Precision.Q4, 0.6)):
         ours = Stages(weights, precision=precision, context=len(tiny.TOKENS)).logits(tiny.TOKENS)
         assert 0 < distance(ours, theirs) < most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", tiny_families.SIZES)
+def test_a_lost_node_is_filled_anew_bit_by_bit(name: str, tmp_path: Path) -> None:
+    weights = SafetensorsWeights(tiny.saved(tiny_families.model(name), tmp_path))
+    layers, tokens = len(weights.spec.layers), []
+    for lost in (False, True):
+        line = Line(weights)
+        layouts = [range(1), range(1, layers - 1), range(layers - 1, layers)]
+        line.enter(layouts, [Node(line) for _ in layouts])
+        for sequence, length in enumerate((75, 12)):
+            line.add(sequence, tiny.TOKENS[:length])
+        line.decode(3)
+        if lost:
+            before = line.kv()
+            assert line.enter(layouts, [line.nodes[0], Node(line), line.nodes[2]]) == []
+            assert line.kv() == before
+        line.decode(3)
+        tokens.append(line.tokens)
+    assert tokens[0] == tokens[1]
 
 
 @pytest.mark.slow

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from shoal.config import Precision, RuntimeName
-from shoal.errors import ConfigError
+from shoal.errors import ConfigError, UnsupportedModel
 from shoal.executor import onnx_runtime, runtimes
 from shoal.executor.segments import quantised
 from shoal.models.matrix import StoredMatrix
 from shoal.models.weights import SafetensorsWeights
-from tests.support import tiny
+from tests.support import tiny, tiny_families
 from tests.support.stages import Stages
 
 pytestmark = pytest.mark.slow
@@ -72,6 +72,36 @@ def test_native_without_its_kernels_is_refused(weights: SafetensorsWeights, monk
 
 def test_every_runtime_here_is_really_timed(weights: SafetensorsWeights, tmp_path: Path) -> None:
     assert choose(weights, tmp_path) in runtimes.installed()
+
+
+# What a runtime cannot run
+
+LACKING = {
+    "mixtral": "experts",
+    "deepseek v2 lite": "latent attention",
+    "cohere2": "layer norms",
+    "gemma2": "the activation gelu",
+    "granite": "norms or sums elsewhere",
+    "olmo2": "norms or sums elsewhere",
+    "smollm3": "attention without rotation",
+    "phi4 mini": "partial rotation",
+}
+
+
+@pytest.mark.parametrize("name", LACKING)
+def test_a_runtime_says_what_it_cannot_run_and_auto_never_picks_it(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = SafetensorsWeights(tiny.saved(tiny_families.model(name), tmp_path / "model"))
+    for runtime in (RuntimeName.ONNXRUNTIME, RuntimeName.OPENVINO):
+        if runtime in runtimes.installed():
+            with pytest.raises(UnsupportedModel, match=f"{runtime} cannot run {weights.spec.family} models .*{LACKING[name]}"):
+                Stages(weights, runtime=runtime)
+    clock = Clock({RuntimeName.NATIVE: 2.0, RuntimeName.ONNXRUNTIME: 1.0}, monkeypatch)
+    assert choose(weights, tmp_path) is RuntimeName.NATIVE
+    assert not clock.timed
+    Clock({RuntimeName.ONNXRUNTIME: 1.0}, monkeypatch)
+    monkeypatch.setattr(runtimes, "missing", lambda: "there are no kernels")
+    with pytest.raises(ConfigError, match=f"onnxruntime cannot run {weights.spec.family} models .*there are no kernels"):
+        choose(weights, tmp_path)
 
 
 # Segments

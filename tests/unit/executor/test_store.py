@@ -1,69 +1,81 @@
-"""Rows that experts computed are counted for as long as the store lives, whatever becomes of their blocks."""
+"""Weights by blocks: a stage leases those of the layers that it runs, and no others."""
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import dataclass
 
+import pytest
+
+from shoal.errors import LocalProtocolError
 from shoal.executor.base import BlockPart, Packed, WeightBlock
-from shoal.executor.store import RowCounts, WeightStore, blocks_of
+from shoal.executor.stage import StageExecutor
+from shoal.executor.store import WeightStore, blocks_of
+from shoal.request import SamplingParams
+from shoal.scheduler.plan import Chunk, Opened, StepPlan
+from shoal.testing import toy
+
+ATTENTION, FEED_FORWARD = BlockPart.ATTENTION, BlockPart.FEED_FORWARD
 
 
-class Experts:
-    nbytes = 1
+@dataclass(frozen=True)
+class Sized:
+    nbytes: int
+
+
+def test_the_head_comes_with_the_last_layer() -> None:
+    assert blocks_of(range(1, 2), 3) == [WeightBlock(1, ATTENTION), WeightBlock(1, FEED_FORWARD)]
+    assert blocks_of(range(2, 3), 3) == [WeightBlock(2, ATTENTION), WeightBlock(2, FEED_FORWARD), WeightBlock(3, BlockPart.HEAD)]
+    assert blocks_of(range(2, 2), 3) == []
+
+
+def test_what_is_put_is_leased_until_it_is_freed() -> None:
+    store = WeightStore()
+    first, second = WeightBlock(0, ATTENTION), WeightBlock(1, FEED_FORWARD)
+    store.put(first, Sized(5))
+    store.put(second, Sized(7))
+    assert (store.nbytes, store.lease(first), store.lease(second)) == (12, Sized(5), Sized(7))
+    store.keep([second, WeightBlock(9, ATTENTION)])
+    assert store.nbytes == 7
+    with pytest.raises(LocalProtocolError, match="the weights of layer 0, attention, are not here"):
+        store.lease(first)
+
+
+class Told(WeightStore):
+    """A store that tells what was leased."""
 
     def __init__(self) -> None:
-        self.counts: RowCounts = np.zeros(2, np.uint64)
+        super().__init__()
+        self.leased: set[int] = set()
 
-    def run(self, *rows: int) -> None:
-        self.counts = self.counts + np.array(rows, np.uint64)
-
-
-class Plain:
-    nbytes = 1
+    def lease(self, block: WeightBlock) -> Packed:
+        self.leased.add(block.layer)
+        return super().lease(block)
 
 
-def put(store: WeightStore, layer: int, packed: Packed) -> None:
-    store.put(WeightBlock(layer, BlockPart.ATTENTION), Plain())
-    store.put(WeightBlock(layer, BlockPart.FEED_FORWARD), packed)
+def stage(held: range, layers: int = 6) -> tuple[StageExecutor, Told]:
+    """A stage of all layers, of which only some are in the store."""
+    store, weights = Told(), toy.ToyWeights(layers)
+    runtime = toy.make_runtime(weights, 0)
+    for block in blocks_of(held, layers):
+        store.put(block, runtime.pack(weights, block))
+    runtime.open(4)
+    return StageExecutor(weights.spec, range(layers), runtime, store, 4, {}, weights), store
 
 
-def counted(store: WeightStore) -> dict[int, list[int]]:
-    return {layer: rows.tolist() for layer, rows in store.expert_rows.items()}
+def test_a_span_leases_the_layers_in_it_alone() -> None:
+    """Any span of layers that begins with the tokens, wherever it ends."""
+    executor, store = stage(range(4))
+    executor.run(StepPlan(0, [], [], [], [], [Chunk(1, 0, [4, 5, 6], [0], False)], [(0, 3)]), None)
+    assert store.leased == {0, 1, 2}
+    executor.run(StepPlan(1, [], [], [], [], [Chunk(1, 3, [7], [], False)], [(0, 4)]), None)
+    assert store.leased == {0, 1, 2, 3}
 
 
-def test_layers_without_experts_are_not_counted() -> None:
-    store = WeightStore()
-    put(store, 0, Plain())
-    put(store, 1, Experts())
-    assert counted(store) == {1: [0, 0]}
-
-
-def test_a_layer_that_is_freed_and_loaded_again_goes_on() -> None:
-    store = WeightStore()
-    for rows in ((3, 0), (0, 2), (1, 1)):
-        put(store, 4, experts := Experts())
-        before = counted(store)
-        experts.run(*rows)
-        assert counted(store)[4] == [a + b for a, b in zip(before[4], rows, strict=True)]
-        running = counted(store)
-        store.keep(blocks_of(range(7, 9), 10))
-        assert counted(store) == running
-
-
-def test_a_layer_that_stays_is_counted_once() -> None:
-    store = WeightStore()
-    put(store, 4, experts := Experts())
-    experts.run(3, 1)
-    for _ in range(3):
-        store.keep(blocks_of(range(4, 5), 10))
-        assert counted(store) == {4: [3, 1]}
-
-
-def test_what_was_read_stays_as_it_was_read() -> None:
-    store = WeightStore()
-    put(store, 0, experts := Experts())
-    store.keep([])
-    put(store, 0, experts)
-    read = store.expert_rows
-    experts.run(1, 1)
-    assert read[0].tolist() == [0, 0]
+def test_a_step_that_lacks_weights_says_which() -> None:
+    executor, _ = stage(range(4))
+    opened = [Opened(1, SamplingParams(temperature=0), [], [])]
+    with pytest.raises(LocalProtocolError, match="layer 4, attention"):
+        executor.run(StepPlan(0, opened, [], [], [], [Chunk(1, 0, [4], [0], True)]), None)
+    executor, store = stage(range(6))
+    assert executor.run(StepPlan(0, opened, [], [], [], [Chunk(1, 0, [4], [0], True)]), None).sampled
+    assert store.leased >= set(range(6))
