@@ -8,99 +8,134 @@ import random
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jsonschema
 import pytest
 
 from shoal.config import Precision
 from shoal.executor.constraint import Grammars
-from shoal.models.weights import GgufWeights
+from shoal.models.weights import GgufWeights, Weights
 from shoal.node.grammar_worker import vocabulary
 from shoal.pipeline.driver import Driver
 from shoal.request import Request, RequestId, SamplingParams
 from shoal.text import grammar
 from shoal.text.tokenizer import Tokenizer
 from shoal.text.tools import HERMES, ToolFunction
+from tests.support import mixtures, upcycled
 from tests.support.letters import calls
-from tests.support.pipeline import answered, asked, pipeline
+from tests.support.pipeline import Drawn, answered, asked, pipeline
 from tests.support.prompts import prompts
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 PROMPTS = prompts()
+GREEDY = SamplingParams(temperature=0)
+Said = list[list[Drawn]]
 
 
-def play(weights: GgufWeights, scene: Callable[[Driver], Awaitable[Any]], **settings: Any) -> Any:
+class Case(NamedTuple):
+    """A model, how its rows are multiplied, and prompts of its vocabulary."""
+
+    weights: Weights
+    precision: Precision
+    prompts: list[list[int]]
+
+
+def made(weights: Weights, precision: Precision) -> Case:
+    return Case(weights, precision, [[token % weights.spec.vocabulary for token in prompt] for prompt in PROMPTS])
+
+
+@pytest.fixture(scope="module")
+def maker(tmp_path_factory: pytest.TempPathFactory) -> mixtures.Maker:
+    return mixtures.Maker(tmp_path_factory.mktemp)
+
+
+@pytest.fixture(scope="module", params=[pytest.param(None, id="dense"), *mixtures.EVERY])
+def case(request: pytest.FixtureRequest, smollm2_weights: GgufWeights, maker: mixtures.Maker) -> Case:
+    return made(smollm2_weights, Precision.AUTO) if request.param is None else made(*maker(*request.param))
+
+
+def play(case: Case, scene: Callable[[Driver], Awaitable[Any]], **settings: Any) -> Any:
     async def run() -> Any:
-        async with asyncio.timeout(300), pipeline(weights, **settings) as driver:
+        async with asyncio.timeout(300), pipeline(case.weights, **{"precision": case.precision, **settings}) as driver:
             return await scene(driver)
 
     return asyncio.run(run())
 
 
-async def one_by_one(driver: Driver, prompts: list[list[int]] = PROMPTS, tokens: int = 12) -> list[list[int]]:
+async def one_by_one(driver: Driver, prompts: list[list[int]], tokens: int = 12) -> Said:
     return [(await answered(driver, asked(f"r{i}", p, tokens)))[0] for i, p in enumerate(prompts)]
 
 
-async def together(driver: Driver, prompts: list[list[int]] = PROMPTS, tokens: int = 12) -> list[list[int]]:
+async def together(driver: Driver, prompts: list[list[int]], tokens: int = 12) -> Said:
     answers = await asyncio.gather(*(answered(driver, asked(f"r{i}", p, tokens)) for i, p in enumerate(prompts)))
     return [choices[0] for choices in answers]
 
 
 @pytest.fixture(scope="module")
-def alone(smollm2_weights: GgufWeights) -> list[list[int]]:
-    return play(smollm2_weights, one_by_one)
+def alone(case: Case) -> Said:
+    return play(case, partial(one_by_one, prompts=case.prompts))
 
 
-@pytest.mark.parametrize("stages", [1, 2, 3, 5])
-def test_splits_and_batches(smollm2_weights: GgufWeights, alone: list[list[int]], stages: int) -> None:
-    assert play(smollm2_weights, together, stages=stages) == alone
+@pytest.mark.parametrize(("stages", "threads"), [(1, 1), (1, 2), (2, 1), (3, 2), (5, 1)])
+def test_splits_and_batches(case: Case, alone: Said, stages: int, threads: int) -> None:
+    assert play(case, partial(together, prompts=case.prompts), stages=stages, threads=threads) == alone
 
 
 def test_fp32_splits_and_batches(smollm2_weights: GgufWeights) -> None:
-    few = PROMPTS[1:4]  # a row costs several times as much
-    exact = play(smollm2_weights, partial(one_by_one, prompts=few, tokens=6), precision=Precision.FP32)
-    assert play(smollm2_weights, partial(together, prompts=few, tokens=6), precision=Precision.FP32, stages=2) == exact
+    case, few = made(smollm2_weights, Precision.FP32), PROMPTS[1:4]  # a row costs several times as much
+    exact = play(case, partial(one_by_one, prompts=few, tokens=6))
+    assert play(case, partial(together, prompts=few, tokens=6), stages=2) == exact
 
 
-@pytest.mark.parametrize("step_tokens", [16, 48])
-def test_prompts_in_chunks(smollm2_weights: GgufWeights, alone: list[list[int]], step_tokens: int) -> None:
-    assert play(smollm2_weights, together, step_tokens=step_tokens, stages=2) == alone
+@pytest.mark.parametrize(("step_tokens", "threads"), [(16, 1), (48, 2)])
+def test_prompts_in_chunks(case: Case, alone: Said, step_tokens: int, threads: int) -> None:
+    assert play(case, partial(together, prompts=case.prompts), step_tokens=step_tokens, stages=2, threads=threads) == alone
 
 
-def test_prefix_cache_hits(smollm2_weights: GgufWeights, alone: list[list[int]]) -> None:
-    async def twice(driver: Driver) -> list[list[int]]:
-        await together(driver)
+def test_prefix_cache_hits(case: Case, alone: Said) -> None:
+    async def twice(driver: Driver) -> Said:
+        await together(driver, case.prompts)
         before = driver.scheduler.counters.cached_tokens
-        again = await asyncio.gather(*(answered(driver, asked(f"again{i}", p, 12)) for i, p in enumerate(PROMPTS)))
+        again = await asyncio.gather(*(answered(driver, asked(f"again{i}", p, 12)) for i, p in enumerate(case.prompts)))
         assert driver.scheduler.counters.cached_tokens > before
         return [choices[0] for choices in again]
 
-    assert play(smollm2_weights, twice, stages=2) == alone
+    assert play(case, twice, stages=2) == alone
 
 
-@pytest.mark.parametrize("stages", [1, 3])
-def test_preemption(smollm2_weights: GgufWeights, alone: list[list[int]], stages: int) -> None:
-    async def crowded(driver: Driver) -> list[list[int]]:
-        same = await asyncio.gather(*(answered(driver, asked(f"r{i}", p, 40)) for i, p in enumerate(PROMPTS)))
+@pytest.mark.parametrize(("stages", "threads"), [(1, 2), (3, 1)])
+def test_preemption(case: Case, alone: Said, stages: int, threads: int) -> None:
+    async def crowded(driver: Driver) -> Said:
+        same = await asyncio.gather(*(answered(driver, asked(f"r{i}", p, 40)) for i, p in enumerate(case.prompts)))
         assert driver.scheduler.counters.preemptions
         return [choices[0][:12] for choices in same]
 
-    assert play(smollm2_weights, crowded, stages=stages, blocks=9) == alone
+    assert play(case, crowded, stages=stages, blocks=9, threads=threads) == alone
 
 
-def test_forks_draw_what_they_would_have_drawn_alone(smollm2_weights: GgufWeights) -> None:
-    prompt = PROMPTS[4]
+def test_forks_draw_what_they_would_have_drawn_alone(case: Case) -> None:
+    prompt = case.prompts[4]
 
-    async def forked(driver: Driver) -> list[list[int]]:
-        return await answered(driver, asked("n", prompt, 10, n=3, sampling=SamplingParams(temperature=1.0, seed=5)))
+    def drawing(seed: int) -> SamplingParams:
+        return SamplingParams(temperature=1.0, seed=seed, logprobs=2)
 
-    async def single(driver: Driver) -> list[list[int]]:
-        each = [asked(f"s{c}", prompt, 10, sampling=SamplingParams(temperature=1.0, seed=5 + c)) for c in range(3)]
+    async def forked(driver: Driver) -> Said:
+        return await answered(driver, asked("n", prompt, 10, n=3, sampling=drawing(5)))
+
+    async def single(driver: Driver) -> Said:
+        each = [asked(f"s{c}", prompt, 10, sampling=drawing(5 + c)) for c in range(3)]
         return [(await answered(driver, request))[0] for request in each]
 
-    assert play(smollm2_weights, forked, stages=2) == play(smollm2_weights, single)
+    assert play(case, forked, stages=2) == play(case, single)
+
+
+def test_trained_experts_that_differ(smollm2: Path) -> None:
+    """Like `test_splits_and_batches`, with weights that lead to an answer."""
+    case = made(GgufWeights(upcycled.mixtral(smollm2, "perturbed")), Precision.AUTO)
+    exact = play(case, partial(one_by_one, prompts=PROMPTS[1:]))
+    assert play(case, partial(together, prompts=PROMPTS[1:]), stages=3, threads=2) == exact
 
 
 ADDRESS = {
@@ -134,7 +169,7 @@ def test_answers_held_to_a_grammar(smollm2: Path, smollm2_weights: GgufWeights, 
     answers: list[list[list[int]]] = []
     for stages in (1, 2):
         grammars = Grammars(lambda: vocabulary(smollm2))
-        answers.append(play(smollm2_weights, mixed, stages=stages, grammars=grammars, **crowd))
+        answers.append(play(made(smollm2_weights, Precision.AUTO), mixed, stages=stages, grammars=grammars, **crowd))
         grammars.close()
     assert answers[0] == answers[1]
     for i, tokens in enumerate(answers[0]):
@@ -146,23 +181,24 @@ def test_answers_held_to_a_grammar(smollm2: Path, smollm2_weights: GgufWeights, 
             jsonschema.validate(call["arguments"], ADDRESS)
 
 
-def test_two_hundred_requests_with_cancels_and_a_small_pool(smollm2_weights: GgufWeights) -> None:
+def test_two_hundred_requests_with_cancels_and_a_small_pool(case: Case) -> None:
     """Every one ends with its right tokens or is cancelled; nothing hangs, no block is lost."""
     rng = random.Random(7)
     shapes = [(rng.randrange(1, 50), rng.randrange(1, 16), rng.random() < 0.25) for _ in range(40)]
-    asked_for = prompts(9, tuple(length for length, _, _ in shapes))
+    drawn = prompts(9, tuple(length for length, _, _ in shapes))
+    asked_for = [[token % case.weights.spec.vocabulary for token in prompt] for prompt in drawn]
 
-    async def calm(driver: Driver) -> list[list[int]]:
-        return [(await answered(driver, asked(f"c{i}", p, shapes[i][1])))[0] for i, p in enumerate(asked_for)]
+    async def calm(driver: Driver) -> Said:
+        return [(await answered(driver, asked(f"c{i}", p, shapes[i][1], sampling=GREEDY)))[0] for i, p in enumerate(asked_for)]
 
-    right = play(smollm2_weights, calm)
+    right = play(case, calm)
 
     async def storm(driver: Driver) -> None:
         async def client(i: int) -> None:
             at = i % len(shapes)
-            stream, got = driver.submit(asked(f"s{i}", asked_for[at], shapes[at][1])), []
+            stream, got = driver.submit(asked(f"s{i}", asked_for[at], shapes[at][1], sampling=GREEDY)), []
             async for chunk in stream:
-                got.append(chunk.token)
+                got.append((chunk.token, chunk.logprob, chunk.alternatives))
                 if shapes[at][2] and len(got) > i % 5:
                     stream.close()
                     break
@@ -175,4 +211,4 @@ def test_two_hundred_requests_with_cancels_and_a_small_pool(smollm2_weights: Ggu
         assert driver.scheduler.counters.preemptions
         assert (driver.scheduler.running, driver.scheduler.waiting, driver.scheduler.pool.used) == (0, 0, 0)
 
-    play(smollm2_weights, storm, stages=2, blocks=14, slots=12)
+    play(case, storm, stages=2, blocks=14, slots=12)

@@ -77,9 +77,9 @@ def write(
     writer = GGUFWriter(path, family.arch)
     for key, value in {**metadata, **(keys or {})}.items():
         if value is not None:
-            _add(writer, f"{family.arch}.{key}", value)
+            add(writer, f"{family.arch}.{key}", value)
     for key, value in (tokenizer or {}).items():
-        _add(writer, key, value)
+        add(writer, key, value)
     for name, values in named.items():
         if (kind := _kind(name, values.shape, format)) is None:
             writer.add_tensor(name, np.ascontiguousarray(values, np.float32))
@@ -316,7 +316,7 @@ def _cohere2(config: Config) -> dict[str, Any]:
     }
 
 
-def _add(writer: GGUFWriter, key: str, value: Any) -> None:
+def add(writer: GGUFWriter, key: str, value: Any) -> None:
     kinds = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, list: writer.add_array}
     kinds[type(value)](key, value)
 

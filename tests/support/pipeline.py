@@ -20,7 +20,7 @@ from shoal.native import BLOCK_TOKENS
 from shoal.node.stage_service import StageService
 from shoal.pipeline.driver import Driver
 from shoal.pipeline.route import Route
-from shoal.request import Request, RequestId, SamplingParams
+from shoal.request import Alternative, Request, RequestId, SamplingParams
 from shoal.scheduler.limits import Limits
 from shoal.scheduler.scheduler import Scheduler
 from shoal.transport.memory import pair
@@ -36,18 +36,18 @@ def splits(layers: int, stages: int) -> list[range]:
 @lru_cache(160)
 def _packed(precision: Precision, weights: Weights, block: WeightBlock) -> Packed:
     """For one pipeline after another: what they share is only read."""
-    return _native(precision, weights).pack(weights, block)
+    return _native(precision, weights, 1).pack(weights, block)
 
 
-def _native(precision: Precision, weights: Weights) -> Runtime:
-    return factory(RuntimeName.NATIVE, precision, bf16=False, threads=1)(weights, 0)
+def _native(precision: Precision, weights: Weights, threads: int) -> Runtime:
+    return factory(RuntimeName.NATIVE, precision, bf16=False, threads=threads)(weights, 0)
 
 
 class _Sharing:
     """A runtime whose blocks may have been packed for another one."""
 
-    def __init__(self, precision: Precision, weights: Weights) -> None:
-        self._precision, self._runtime = precision, _native(precision, weights)
+    def __init__(self, precision: Precision, weights: Weights, threads: int) -> None:
+        self._precision, self._runtime = precision, _native(precision, weights, threads)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runtime, name)
@@ -65,6 +65,7 @@ async def pipeline(
     blocks: int = 256,
     slots: int = 32,
     step_tokens: int = 256,
+    threads: int = 1,
     grammars: Grammars | None = None,
 ) -> AsyncIterator[Driver]:
     limits = Limits(blocks, BLOCK_TOKENS, weights.spec.context, slots, step_tokens, 1000, stages)
@@ -76,7 +77,7 @@ async def pipeline(
         return await asyncio.get_running_loop().run_in_executor(pool, work)
 
     def make(weights: Weights, layer: int) -> Any:
-        return _Sharing(precision, weights)
+        return _Sharing(precision, weights, threads)
 
     for i, layers in enumerate(splits(len(weights.spec.layers), stages)):
         executor = stage(weights, layers, blocks=blocks, make_runtime=make, grammars=grammars)
@@ -99,13 +100,18 @@ async def pipeline(
 
 
 def asked(name: str, prompt: Sequence[int], tokens: int, *, n: int = 1, sampling: SamplingParams | None = None) -> Request:
-    return Request(RequestId(name), list(prompt), tokens, sampling or SamplingParams(temperature=0), n)
+    """By default greedily, with the log-probabilities of the likeliest tokens: their bits show what the tokens hide."""
+    return Request(RequestId(name), list(prompt), tokens, sampling or SamplingParams(temperature=0, logprobs=2), n)
 
 
-async def answered(driver: Driver, request: Request) -> list[list[int]]:
-    """Each choice's tokens."""
-    out: list[list[int]] = [[] for _ in range(request.n)]
+Drawn = tuple[int, float | None, tuple[Alternative, ...]]
+"""A token, and the log-probabilities that were asked for."""
+
+
+async def answered(driver: Driver, request: Request) -> list[list[Drawn]]:
+    """What each choice says."""
+    out: list[list[Drawn]] = [[] for _ in range(request.n)]
     async for chunk in driver.submit(request):
         assert chunk.token is not None
-        out[chunk.choice].append(chunk.token)
+        out[chunk.choice].append((chunk.token, chunk.logprob, chunk.alternatives))
     return out

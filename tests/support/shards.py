@@ -53,10 +53,11 @@ class Line:
         precision: Precision = Precision.FP32,
         runtime: RuntimeName = RuntimeName.NATIVE,
         bf16: bool = True,
+        threads: int = 1,
         chunk: int = 40,
     ) -> None:
         self.weights, self.blocks, self.journal, self.codec = weights, blocks, journal, encoding
-        self.make = factory(runtime, precision, bf16, threads=1)
+        self.make = factory(runtime, precision, bf16, threads)
         self.chunk = chunk
         self.nodes: list[Node] = []
         self.layouts: list[range] = []

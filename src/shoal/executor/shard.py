@@ -83,6 +83,8 @@ class Shard:
 
     def load(self, layers: range, weights: Weights) -> None:
         """Loads the layers that are missing, all or none. Raises ModelError, ConfigError."""
+        for part in self.missing(layers):
+            weights.check(part)
         runtime = self._runtime or self._make(weights, layers.start)
         absent = [layer for part in self.missing(layers) for layer in part]
         packed: dict[WeightBlock, Packed] = {}

@@ -49,6 +49,7 @@ def describe(text: str, progress: Progress = silent) -> Description:
         return Description(public_name(text), str(reference), path, open_spec(path), None, None)
     path = source.pull(progress)
     weights = open_weights(path)
+    weights.check(range(len(weights.spec.layers)))
     meta = weights.file.meta if isinstance(weights, GgufWeights) else None
     return Description(public_name(text), str(reference), path, weights.spec, weights, meta)
 

@@ -13,7 +13,7 @@ becomes rows of float32, as do groups that are no multiple of 32 and scales that
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,18 +72,26 @@ class Int4:
         group = k if self.group == -1 else self.group
         return "f32" if self.act_order or group % 32 or k % group else f"u4g{group}"
 
+    def shape(self, where: object, name: str, qweight: Sequence[int], qzeros: Sequence[int], scales: Sequence[int]) -> tuple[int, int]:
+        """[n, k] of the matrix that tensors of these shapes stand for. Raises CorruptModel."""
+        if {len(qweight), len(qzeros), len(scales)} != {2}:
+            raise CorruptModel(where, f"{name} has tensors that are no matrices")
+        k, n = (qweight[0] * 8, qweight[1]) if self.method == "gptq" else (qweight[0], qweight[1] * 8)
+        groups = 1 if self.group == -1 else -(-k // self.group)
+        if tuple(scales) != (groups, n) or tuple(qzeros) != (groups, n // 8) or n % 8 or k % 8 or not k:
+            shapes = f"qweight {list(qweight)}, qzeros {list(qzeros)}, scales {list(scales)}"
+            raise CorruptModel(where, f"{name} has {shapes}, which do not fit groups of {self.group}")
+        return n, k
+
     def matrix(
         self, where: object, name: str, qweight: Packed, qzeros: Packed, scales: NDArray[Any], g_idx: NDArray[Any] | None = None
     ) -> StoredMatrix:
         """The matrix of a module. scales: [groups, n] float16 or float32. g_idx: [k], GPTQ's, if it has one. Raises CorruptModel."""
-        if {a.ndim for a in (qweight, qzeros, scales)} != {2} or (qweight.dtype, qzeros.dtype) != (np.int32, np.int32):
-            raise CorruptModel(where, f"{name} has tensors that are no matrices of int32")
-        k, n = (qweight.shape[0] * 8, qweight.shape[1]) if self.method == "gptq" else (qweight.shape[0], qweight.shape[1] * 8)
+        if (qweight.dtype, qzeros.dtype) != (np.int32, np.int32):
+            raise CorruptModel(where, f"{name} has tensors that are not int32")
+        n, k = self.shape(where, name, qweight.shape, qzeros.shape, scales.shape)
         group = k if self.group == -1 else self.group
-        groups = -(-k // group)
-        if scales.shape != (groups, n) or qzeros.shape != (groups, n // 8) or n % 8 or k % 8 or not k:
-            shapes = f"qweight {list(qweight.shape)}, qzeros {list(qzeros.shape)}, scales {list(scales.shape)}"
-            raise CorruptModel(where, f"{name} has {shapes}, which do not fit groups of {self.group}")
+        groups = len(scales)
         zeros = _unpacked(qzeros, range(8) if self.method == "gptq" else _AWQ_ORDER).astype(np.uint8) + np.uint8(self.zero_offset)
         codes = _pairs_of_gptq(qweight) if self.method == "gptq" else _pairs_of_awq(qweight)
         runs: NDArray[np.int64] = np.arange(k, dtype=np.int64) // group

@@ -16,7 +16,7 @@ from shoal.errors import CorruptModel, UnsupportedModel
 Shapes = dict[str, tuple[int, int]]
 """[n, k] of matrices: n outputs of k inputs."""
 _MOST_KEY, _MOST_VALUE = 1024, 512
-_MOST_EXPERTS = 1024  # more than any model has: a damaged file must not make this process allocate by its number
+_MOST_EXPERTS, _MOST_EXPERTS_IN_ALL = 1024, 1 << 16  # more than any model has: a damaged file must not make this process work by its number
 
 
 class Rope(msgspec.Struct, frozen=True):
@@ -389,3 +389,7 @@ class ModelSpec(msgspec.Struct, frozen=True):
             raise UnsupportedModel(f"{where}: the hidden states' width ({self.hidden}) must be a multiple of 16")
         for layer in set(self.layers):
             layer.check(where)
+        if (
+            total := sum(layer.feed_forward.count for layer in self.layers if isinstance(layer.feed_forward, Experts))
+        ) > _MOST_EXPERTS_IN_ALL:
+            raise CorruptModel(where, f"{total} experts in {len(self.layers)} layers cannot be")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -36,7 +37,7 @@ from shoal.models.spec import Latent, ModelSpec, Shapes
 _FACTORS = ("rope_freqs", "rope_factors_short", "rope_factors_long")
 _MOST_FACTORS = 1 << 16  # more than any head has: a damaged header must not make this process allocate by its number
 _FLOATS = [name for name, (format, _) in TYPES.items() if format in FLOATS]
-_PACKED = ".qweight"
+_PACKED, _PARTS = ".qweight", ("qweight", "qzeros", "scales")
 _TYPES: dict[str, np.dtype[Any]] = {"i32": np.dtype(np.int32), "f16": np.dtype(np.float16), "f32": np.dtype(np.float32)}
 _NORMS = ("norm", "attention_norm", "mlp_norm", "attention_after_norm", "mlp_after_norm", "q_norm", "k_norm")
 
@@ -53,6 +54,11 @@ class Weights(Protocol):
 
     def vector(self, name: str) -> Floats | None:
         """A norm, a bias, or what else is one row; None if the model has none."""
+        ...
+
+    def check(self, layers: range) -> None:
+        """Refuses files that lack something of these layers, or have it in another shape; with the first layer the embedding is among it,
+        with the last one the head. Reads no data. Raises CorruptModel, UnsupportedModel."""
         ...
 
     def forget(self) -> None:
@@ -84,6 +90,27 @@ class StoredWeights:
     def forget(self) -> None:
         self._files.forget()
 
+    def check(self, layers: range) -> None:
+        always = FAMILIES[self.spec.family].biases
+        last = layers.stop == len(self.spec.layers)
+        for name in [*(["embed"] if layers.start == 0 else []), *(["head"] if last else [])]:
+            self._located(name)
+        if last:
+            self._check_vector("norm", required=True)
+        for layer in layers:
+            at = f"layers.{layer}."
+            for part in self.spec.matrices(layer):
+                self._located(at + part)
+                self._check_vector(f"{at}{part}.bias", required=_part(part) in always)
+            for part in self._vectors(at):
+                self._check_vector(at + part, required=True)
+
+    def _check_vector(self, name: str, required: bool) -> None:
+        if (found := self._places(name)) is not None:
+            self._expect_vector(name, *found)
+        elif required:
+            raise CorruptModel(self.where, f"no tensor {self._stored.names.stored(name) or name}")
+
     def format(self, name: str) -> str:
         place, tensor = self._find("embed" if name == "head" and self.spec.tied else name)
         if place.piece.suffix == "_blocks":
@@ -93,33 +120,21 @@ class StoredWeights:
         return "f32" if place.piece.heads == "keys" else tensor.format
 
     def matrix(self, name: str) -> StoredMatrix:
-        wanted = "embed" if name == "head" and self.spec.tied else name
-        place, tensor = self._find(wanted)
+        wanted, place, tensor = self._located(name)
         piece, (n, k) = place.piece, self._shape(wanted)
-        members = [self._shape(_sibling(wanted, member))[0] for member in piece.rows or (wanted,)]
+        members = self._members(wanted, place)
         first = sum(members[: piece.rows.index(_part(wanted))]) if piece.rows and not piece.alternating else 0
-        total = sum(members)
         if piece.heads:
-            return self._of_heads(wanted, place.tensor, tensor)
+            return self._of_heads(wanted, tensor)
         if piece.suffix == "_blocks":
-            rows = self._mxfp4(wanted, place, tensor, total, k)
-            format = "mxfp4"
+            rows, format = self._mxfp4(place, tensor), "mxfp4"
         elif self._int4 is not None and place.tensor.endswith(_PACKED):
             whole = self._unpacked(self._int4, place.tensor, tensor)
             rows, format = whole.rows, whole.format
-            if (whole.n, whole.k) != (total, k):
-                raise CorruptModel(
-                    self.where, f"tensor {place.tensor} is of [{whole.n}, {whole.k}] where the model's sizes say {[total, k]}"
-                )
         else:
-            base = (k, total) if piece.transposed else (total, k)
-            self._expect(place, wanted, tensor.shape, base, n)
+            height = k if piece.transposed else sum(members)
             raw, format = self._files.raw(tensor), tensor.format
-            if format not in FORMATS:
-                raise UnsupportedModel(f"{self.where}: tensor {place.tensor} is {format.upper()}; supported are {', '.join(FLOATS)}")
-            if format not in FLOATS and piece.transposed:
-                raise UnsupportedModel(f"{self.where}: tensor {place.tensor} lies on its side in {format}, which is not supported")
-            rows = raw[place.expert * base[0] : (place.expert + 1) * base[0]] if piece.stacked else raw.reshape(base[0], -1)
+            rows = raw[place.expert * height : (place.expert + 1) * height] if piece.stacked else raw.reshape(height, -1)
             if piece.transposed:
                 rows = _transposed(rows, format)
         if piece.alternating:
@@ -132,25 +147,23 @@ class StoredWeights:
         found = self._places(name)
         if found is None:
             return None
+        self._expect_vector(name, *found)
         place, tensor = found
         piece, part = place.piece, _part(name)
         values = floats(tensor.format, self._files.raw(tensor), tensor.shape[-1]).reshape(-1)
-        if name.endswith(".bias"):
-            members = [self._shape(_sibling(name.removesuffix(".bias"), member))[0] for member in piece.rows or (part,)]
-            experts = self._experts(name) if piece.stacked else 1
-            self._length(place.tensor, len(values), experts * sum(members))
-            values = values.reshape(experts, -1)[place.expert]
+        if _is_bias(name):
+            matrix = name.removesuffix(".bias")
+            members = self._members(matrix, place)
+            values = values.reshape(self._experts(name) if piece.stacked else 1, -1)[place.expert]
             if piece.alternating:
                 values = values[piece.rows.index(part) :: len(members)]
             elif piece.rows:
                 first = sum(members[: piece.rows.index(part)])
-                values = values[first : first + self._shape(name.removesuffix(".bias"))[0]]
-            order = self._order(name.removesuffix(".bias"))
+                values = values[first : first + self._shape(matrix)[0]]
+            order = self._order(matrix)
             return np.ascontiguousarray(values if order is None else values[order])
-        wanted = self.spec.hidden if name == "norm" else self._vectors(name).get(part)
-        if wanted is not None:
-            self._length(place.tensor, len(values), wanted)
-        return values + np.float32(1) if self._stored.norms_less_one and part in _NORMS else values
+        less_one = self._stored.norms_less_one and part in _NORMS and not name.endswith(".bias")
+        return values + np.float32(1) if less_one else values
 
     def _places(self, name: str) -> tuple[TensorPlace, Any] | None:
         for place in self._stored.names.places(name):
@@ -183,42 +196,87 @@ class StoredWeights:
     def _experts(self, name: str) -> int:
         return getattr(self.spec.layers[_split(name)[0]].feed_forward, "count", 1)
 
-    def _expect(self, place: TensorPlace, name: str, shape: tuple[int, ...], base: tuple[int, int], n: int) -> None:
+    def _located(self, name: str) -> tuple[str, TensorPlace, Any]:
+        """A matrix by the name that it is found under, and its tensor, which has the right shape and a format that can be read."""
+        wanted = "embed" if name == "head" and self.spec.tied else name
+        place, tensor = self._find(wanted)
+        piece, k = place.piece, self._shape(wanted)[1]
+        n = sum(self._members(wanted, place))
+        if piece.suffix == "_blocks":
+            self._expect_mxfp4(wanted, place.tensor, tensor, n, k)
+            return wanted, place, tensor
+        if self._int4 is not None and place.tensor.endswith(_PACKED):
+            found = self._packed(place.tensor, tensor)
+            if (shape := self._int4.shape(self.where, place.tensor.removesuffix(_PACKED), *(found[part].shape for part in _PARTS))) != (
+                n,
+                k,
+            ):
+                raise CorruptModel(self.where, f"tensor {place.tensor} is of {list(shape)} where the model's sizes say {[n, k]}")
+            return wanted, place, tensor
+        self._expect(place, wanted, tensor.shape, (k, n) if piece.transposed else (n, k))
+        if tensor.format not in FORMATS:
+            raise UnsupportedModel(f"{self.where}: tensor {place.tensor} is {tensor.format.upper()}; supported are {', '.join(FLOATS)}")
+        if tensor.format not in FLOATS and piece.transposed:
+            raise UnsupportedModel(f"{self.where}: tensor {place.tensor} lies on its side in {tensor.format}, which is not supported")
+        return wanted, place, tensor
+
+    def _members(self, name: str, place: TensorPlace) -> list[int]:
+        """Rows of each matrix that shares the tensor of this one."""
+        return [self._shape(_sibling(name, member))[0] for member in place.piece.rows or (name,)]
+
+    def _expect(self, place: TensorPlace, name: str, shape: tuple[int, ...], base: tuple[int, int]) -> None:
         """Refuses another shape than the model's sizes give: [n, k], for stacked ones [experts, n, k] or [experts * n, k]; latent
         attention's [heads, n / heads, k], too."""
-        right: set[tuple[int, ...]] = {base, *([(base[1],)] if n == 1 else [])}
-        if _part(name) in ("k_b", "v_b"):  # some files have a matrix for each head
-            heads = self.spec.layers[_split(name)[0]].attention.q_heads
-            right.add((heads, base[0] // heads, base[1]))
         if place.piece.stacked:
             count = self._experts(name)
-            right = {(count, *base), (count * base[0], base[1])}
+            right: list[tuple[int, ...]] = [(count, *base), (count * base[0], base[1])]
+        elif place.piece.heads:
+            attention = self.spec.layers[_split(name)[0]].attention
+            assert isinstance(attention, Latent)
+            right = [(attention.q_heads * (attention.nope_dim + attention.value_dim), attention.kv_rank)]
+        else:
+            right = [base]
+            if base[0] == 1:
+                right.append((base[1],))
+            if _part(name) in ("k_b", "v_b"):  # some files have a matrix for each head
+                heads = self.spec.layers[_split(name)[0]].attention.q_heads
+                right.append((heads, base[0] // heads, base[1]))
         if tuple(shape) not in right:
-            wanted = list(min(right, key=len) if not place.piece.stacked else max(right, key=len))
-            raise CorruptModel(self.where, f"tensor {place.tensor} has shape {list(shape)} where the model's sizes say {wanted}")
+            raise CorruptModel(self.where, f"tensor {place.tensor} has shape {list(shape)} where the model's sizes say {list(right[0])}")
 
-    def _length(self, tensor: str, length: int, wanted: int) -> None:
-        if length != wanted:
-            raise CorruptModel(self.where, f"tensor {tensor} has {length} values where the model's sizes say {wanted}")
+    def _expect_vector(self, name: str, place: TensorPlace, tensor: Any) -> None:
+        """Refuses another length than the model's sizes give."""
+        if _is_bias(name):
+            wanted = sum(self._members(name.removesuffix(".bias"), place)) * (self._experts(name) if place.piece.stacked else 1)
+        else:
+            wanted = self.spec.hidden if _part(name) == "norm" else self._vectors(name)[_part(name)]
+        if (length := prod(tensor.shape)) != wanted:
+            raise CorruptModel(self.where, f"tensor {place.tensor} has {length} values where the model's sizes say {wanted}")
+        if tensor.format not in FORMATS:
+            raise UnsupportedModel(f"{self.where}: tensor {place.tensor} is {tensor.format.upper()}; supported are {', '.join(FLOATS)}")
 
-    def _mxfp4(self, name: str, place: TensorPlace, blocks: Any, n: int, k: int) -> NDArray[np.uint8]:
+    def _expect_mxfp4(self, name: str, stored: str, blocks: Any, n: int, k: int) -> None:
+        scales, wanted = self._scales(stored), (self._experts(name), n, k // 32)
+        for tensor, its, due in ((stored, blocks, (*wanted, 16)), (f"{stored.removesuffix('_blocks')}_scales", scales, wanted)):
+            if tuple(its.shape) != due or its.format != "u8":
+                raise CorruptModel(
+                    self.where, f"tensor {tensor} is {its.format.upper()} {list(its.shape)} where the model's sizes say U8 {list(due)}"
+                )
+
+    def _scales(self, blocks: str) -> Any:
+        name = blocks.removesuffix("_blocks") + "_scales"
+        if (scales := self._files.tensor(name)) is None:
+            raise CorruptModel(self.where, f"no tensor {name}")
+        return scales
+
+    def _mxfp4(self, place: TensorPlace, blocks: Any) -> NDArray[np.uint8]:
         """An expert's rows from a tensor of codes and one of scales."""
-        scales = self._files.tensor(place.tensor.removesuffix("_blocks") + "_scales")
-        if scales is None:
-            raise CorruptModel(self.where, f"no tensor {place.tensor.removesuffix('_blocks')}_scales")
-        count = self._experts(name)
-        if tuple(blocks.shape) != (count, n, k // 32, 16) or tuple(scales.shape) != (count, n, k // 32):
-            raise CorruptModel(self.where, f"tensor {place.tensor} has shape {list(blocks.shape)} where {[count, n, k // 32, 16]} is due")
-        codes = self._files.raw(blocks).reshape(count, n, k // 32, 16)[place.expert]
-        return packed_rows(codes, self._files.raw(scales).reshape(count, n, k // 32)[place.expert])
+        codes = self._files.raw(blocks).reshape(blocks.shape)[place.expert]
+        return packed_rows(codes, self._files.raw(scales := self._scales(place.tensor)).reshape(scales.shape)[place.expert])
 
     def _unpacked(self, int4: Int4, packed: str, qweight: Any) -> StoredMatrix:
         """The matrix that several tensors of 4-bit codes, zero points and scales stand for."""
-        name = packed.removesuffix(_PACKED)
-        found = {part: self._files.tensor(f"{name}.{part}") for part in ("qzeros", "scales", "g_idx")}
-        for part in ("qzeros", "scales"):
-            if found[part] is None:
-                raise CorruptModel(self.where, f"no tensor {name}.{part}")
+        found = self._packed(packed, qweight)
 
         def values(tensor: Any) -> NDArray[Any]:
             cells = self._files.raw(tensor).reshape(-1)
@@ -226,18 +284,26 @@ class StoredWeights:
                 return floats("bf16", cells, tensor.shape[-1])
             return cast("NDArray[Any]", cells.view(_TYPES.get(tensor.format, np.dtype(np.uint8)))).reshape(tensor.shape)
 
-        g_idx = None if found["g_idx"] is None else values(found["g_idx"])
-        return int4.matrix(self.where, name, values(qweight), values(found["qzeros"]), values(found["scales"]), g_idx)
+        name = packed.removesuffix(_PACKED)
+        g_idx = self._files.tensor(f"{name}.g_idx")
+        codes, zeros, scales = (values(found[part]) for part in _PARTS)
+        return int4.matrix(self.where, name, codes, zeros, scales, None if g_idx is None else values(g_idx))
 
-    def _of_heads(self, name: str, stored: str, tensor: Any) -> StoredMatrix:
+    def _packed(self, packed: str, qweight: Any) -> dict[str, Any]:
+        """The tensors of codes, zero points and scales."""
+        found = {"qweight": qweight}
+        for part in _PARTS[1:]:
+            name = f"{packed.removesuffix(_PACKED)}.{part}"
+            if (tensor := self._files.tensor(name)) is None:
+                raise CorruptModel(self.where, f"no tensor {name}")
+            found[part] = tensor
+        return found
+
+    def _of_heads(self, name: str, tensor: Any) -> StoredMatrix:
         """Keys or values from the matrix that has both, head by head: [heads * (nope + value), rank]."""
         attention = self.spec.layers[_split(name)[0]].attention
         assert isinstance(attention, Latent)
         heads, nope, value, rank = attention.q_heads, attention.nope_dim, attention.value_dim, attention.kv_rank
-        if tuple(tensor.shape) != (heads * (nope + value), rank):
-            raise CorruptModel(
-                self.where, f"tensor {stored} has shape {list(tensor.shape)} where the model's sizes say {[heads * (nope + value), rank]}"
-            )
         raw = self._files.raw(tensor)
         rows = np.arange(heads * (nope + value), dtype=np.int64).reshape(heads, nope + value)
         if _part(name) == "v_b":
@@ -268,6 +334,11 @@ class StoredWeights:
 def _part(name: str) -> str:
     """'gate' of 'layers.3.experts.17.gate' and of 'layers.3.gate.bias'."""
     return name.removesuffix(".bias").rsplit(".", 1)[-1]
+
+
+def _is_bias(name: str) -> bool:
+    """Whether it is the bias of a matrix, not of a norm."""
+    return name.endswith(".bias") and _part(name) not in _NORMS
 
 
 def _split(name: str) -> tuple[int, str]:

@@ -64,6 +64,9 @@ class ToyWeights:
     def vector(self, name: str) -> Floats | None:
         return None
 
+    def check(self, layers: range) -> None:
+        pass
+
     def forget(self) -> None:
         pass
 

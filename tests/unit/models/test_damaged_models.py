@@ -115,3 +115,15 @@ def test_vectors_of_another_length(name: str, tmp_path: Path) -> None:
     save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(CorruptModel):
         Stages(SafetensorsWeights(tmp_path), precision=Precision.FP32)
+
+
+def test_a_bias_that_the_family_always_has(tmp_path: Path) -> None:
+    """Without it the model would run, and answer otherwise."""
+    from safetensors.numpy import load_file, save_file
+
+    file = tiny.saved(tiny.model("qwen2"), tmp_path) / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.layers.1.self_attn.k_proj.bias"]
+    save_file(tensors, file)
+    with pytest.raises(CorruptModel, match=r"no tensor model\.layers\.1\.self_attn\.k_proj\.bias"):
+        Stages(SafetensorsWeights(tmp_path))

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from shoal.errors import CorruptModel, UnsupportedModel
 from shoal.models.families.layer_count import layer_count
+from shoal.models.families.size import size
 from shoal.models.spec import Activation, Dense, Experts, GroupedQuery, Latent, LayerSpec, ModelSpec, Rope
 
 _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu"}
@@ -25,10 +26,10 @@ class ConfigJson:
         return self._values.get(key, default)
 
     def whole(self, key: str) -> int:
-        value = self._values.get(key)
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise CorruptModel(self.where, f"config.json has no whole number '{key}'")
-        return value
+        """A size."""
+        if self._values.get(key) is None:
+            raise CorruptModel(self.where, f"config.json has no '{key}'")
+        return size(self._values[key], f"'{key}' in config.json", self.where)
 
     def under(self, key: str) -> ConfigJson:
         """The configuration that a key holds; empty where there is none."""

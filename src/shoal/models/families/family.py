@@ -35,6 +35,8 @@ class Family:
     """`general.architecture` of its GGUF files; empty: its name."""
     aliases: tuple[str, ...] = ()
     """Other `model_type`s that are read alike."""
+    biases: tuple[str, ...] = ()
+    """Parts whose matrices always have a bias, by the last word of their names."""
     quantisations: tuple[str, ...] = ()
     """Of `quant_method`s, those that its tensor names cover."""
     safetensors: Stored = Stored(HUGGING_FACE)

@@ -52,6 +52,7 @@ FAMILY = Family(
     _from_config,
     _from_metadata,
     "gpt-oss",
+    biases=("q", "k", "v", "o", "router", "gate", "up", "down"),
     quantisations=("mxfp4",),
     safetensors=Stored(_NAMES),
     gguf=Stored(gguf(sinks="attn_sinks")),

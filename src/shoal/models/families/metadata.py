@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from shoal.errors import CorruptModel, UnsupportedModel
 from shoal.models.families.layer_count import layer_count
+from shoal.models.families.size import size
 from shoal.models.spec import Activation, Dense, Experts, GroupedQuery, Latent, LayerSpec, ModelSpec, Rope, Routing
 
 
@@ -44,8 +45,8 @@ class GgufMetadata:
             values = cast("list[int]", value)
             if len(set(values)) != 1:
                 raise self.unsupported(f"{key} differs from layer to layer")
-            return int(values[0])
-        return int(value)
+            value = values[0]
+        return size(value, f"{self.architecture}.{key}", self.where)
 
     def unsupported(self, what: str) -> UnsupportedModel:
         return UnsupportedModel(f"{self.where}: {what}")
@@ -90,7 +91,7 @@ class GgufMetadata:
     def head_dim(self) -> int:
         heads = max(self.each("attention.head_count"))
         if heads < 1:
-            raise CorruptModel(self.where, "no attention heads")
+            raise CorruptModel(self.where, f"{self.architecture}.attention.head_count cannot be {heads}")
         return int(self.get("attention.key_length", self.hidden // heads))
 
     @property

@@ -17,4 +17,4 @@ def _from_metadata(meta: GgufMetadata) -> ModelSpec:
     return meta.model(meta.dense_layers())
 
 
-FAMILY = Family("qwen2", "Qwen2", _from_config, _from_metadata)
+FAMILY = Family("qwen2", "Qwen2", _from_config, _from_metadata, biases=("q", "k", "v"))

@@ -14,7 +14,19 @@ from shoal.models.families import FAMILIES
 
 ROOT = Path(shoal.__file__).parent
 FOLDER = Path(families.__file__).parent
-SHARED = {"__init__", "biased_routing", "config", "family", "layer_count", "metadata", "read", "sparse_layers", "tensor_names", "windows"}
+SHARED = {
+    "__init__",
+    "biased_routing",
+    "config",
+    "family",
+    "layer_count",
+    "metadata",
+    "read",
+    "size",
+    "sparse_layers",
+    "tensor_names",
+    "windows",
+}
 README = (Path(__file__).parents[4] / "README.md").read_text()
 
 
