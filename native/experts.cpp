@@ -55,6 +55,12 @@ int64_t Experts::bytes() const {
   return total;
 }
 
+std::vector<uint64_t> Experts::counts() const {
+  std::vector<uint64_t> out(counts_.size());
+  for (size_t e = 0; e < out.size(); ++e) out[e] = counts_[e].load(std::memory_order_relaxed);
+  return out;
+}
+
 void Experts::reserve(Step& step) const {
   const int64_t rows = step.batch.rows, count = static_cast<int64_t>(parts_.experts.size());
   const int64_t picked = rows * routing_.chosen, all = picked + (parts_.shared.gate ? rows : 0);
@@ -124,8 +130,10 @@ void Experts::sort(Step& step) const {
   const int64_t width = parts_.experts[0].width();
   for (int64_t e = 0; e < count; ++e) {
     const int64_t here = offsets[e + 1];
-    counts_[static_cast<size_t>(e)] += static_cast<uint64_t>(here);
-    if (here) space.groups.push_back({e, offsets[e], here, offsets[e] * width});
+    if (here) {
+      counts_[static_cast<size_t>(e)].fetch_add(static_cast<uint64_t>(here), std::memory_order_relaxed);
+      space.groups.push_back({e, offsets[e], here, offsets[e] * width});
+    }
     offsets[e + 1] += offsets[e];
   }
   float* sorted = space.weights.data() + picked;

@@ -1,5 +1,7 @@
 // The feed-forward part of a layer: one gated MLP, or routed experts.
 #pragma once
+#include <atomic>
+
 #include "block.h"
 
 namespace shoal {
@@ -55,8 +57,9 @@ class Experts : public FeedForwardBlock {
   void reserve(Step& step) const override;
   void run(Member& member, Step& step) const override;
 
-  // Rows that each expert has computed since the block was made.
-  const std::vector<uint64_t>& counts() const { return counts_; }
+  // Rows that each expert has computed since the block was made. May be called while other threads run steps: each count is one
+  // that was true at some moment, and does not fall from call to call.
+  std::vector<uint64_t> counts() const;
 
  private:
   const GatedMlp& mlp(const ExpertRows& rows) const {
@@ -68,7 +71,7 @@ class Experts : public FeedForwardBlock {
   Parts parts_;
   Routing routing_;
   Activation activation_;
-  mutable std::vector<uint64_t> counts_;  // written by whichever member sorts
+  mutable std::vector<std::atomic<uint64_t>> counts_;  // written by whichever member sorts
 };
 
 }  // namespace shoal

@@ -265,6 +265,7 @@ nb::ndarray<nb::numpy, uint64_t, nb::ndim<1>> counts(const Experts& block) {
 
 NB_MODULE(_kernels, m) {
   using namespace shoal;
+  nb::set_leak_warnings(false);  // what a thread still holds when the process ends is no fault
   m.def("isa", [](const std::string& wanted) { return std::string(choose(wanted).name); }, "wanted"_a = "");
   m.def("argmax", [](In<float, 1> x) { return choose("").argmax(x.data(), static_cast<int64_t>(x.size())); }, "x"_a);
   m.def("pack", &py_pack, "format"_a, "target"_a, "rows"_a, "k"_a, "order"_a = nb::none(), "threads"_a = 1);

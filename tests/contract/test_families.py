@@ -19,6 +19,7 @@ from shoal.config import Precision
 from shoal.models.families import ARCHITECTURES, BY_MODEL_TYPE
 from shoal.models.weights import GgufWeights, SafetensorsWeights
 from tests.support import gguf_families, health_checks, tiny, tiny_families
+from tests.support.shards import Line, Node
 from tests.support.stages import Stages
 
 
@@ -124,12 +125,35 @@ CASES: dict[str, Case] = {
     "phi3 long": Case("phi3 longrope", longrope(64), context=200),
     "granite tied": Case("granite", {"tie_word_embeddings": True, "attention_bias": True}),
     "granite moe widths": Case("granite moe shared", {"intermediate_size": 48, "shared_intermediate_size": 80}),
+    "granite 4 with experts": Case("granite 4", {"num_local_experts": 8, "num_experts_per_tok": 2, "shared_intermediate_size": 48}),
     "smollm3 by its interval": Case("smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 2}),
     "cohere2 by its pattern": Case("cohere2", {"layer_types": None, "sliding_window_pattern": 3, "tie_word_embeddings": False}),
     "minimax m2 all rotated": Case(
         "minimax m2", {"rotary_dim": 32, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}}
     ),
     "dbrx as they are": Case("dbrx", {"ffn_config": {**_DBRX["ffn_config"], "moe_normalize_expert_weights": None}}),
+    "cohere biases": Case("cohere", {"attention_bias": True, "tie_word_embeddings": False}),
+    "dots1 as they are": Case(
+        "dots1",
+        {"norm_topk_prob": False, "n_group": 2, "topk_group": 1, "attention_bias": True},
+    ),
+    "dots1 windows": Case("dots1", {"sliding_window": 20, "max_window_layers": 1}),
+    "ernie 4.5 biases": Case("ernie 4.5", {"use_bias": True, "tie_word_embeddings": False}),
+    "ernie 4.5 moe without shared experts": Case("ernie 4.5 moe", {"moe_num_shared_experts": 0, "tie_word_embeddings": False}),
+    "ernie 4.5 moe in every other layer": Case(
+        "ernie 4.5 moe", {"num_hidden_layers": 6, "moe_layer_interval": 2, "moe_layer_end_index": 4}
+    ),
+    "exaone4 by its pattern": Case(
+        "exaone4", {"num_hidden_layers": 4, "sliding_window": 20, "layer_types": None, "sliding_window_pattern": 3}
+    ),
+    "exaone4 llama3": Case("exaone4 windows", {"rope_parameters": {**tiny.LLAMA3, "rope_theta": 5000.0}}),
+    "gemma untied": Case("gemma", {"tie_word_embeddings": False, "attention_bias": True}),
+    "gemma3 beside images by its pattern": Case("gemma3 beside images", {"sliding_window_pattern": 3}),
+    "glm without biases": Case("glm", {"attention_bias": False}),
+    "glm all rotated": Case("glm", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}}),
+    "glm4 moe lite without narrow queries": Case("glm4 moe lite", {"q_lora_rank": None, "n_group": 2, "topk_group": 1}),
+    "mistral beside images with a window": Case("mistral beside images", {"sliding_window": 20}),
+    "seed-oss biases": Case("seed-oss", {"attention_out_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
     **{name: Case(name, context=len(tiny.TOKENS)) for name in tiny_families.SIZES},
 }
 
@@ -226,6 +250,27 @@ def test_rounded_weights_are_near(name: str, tmp_path: Path) -> None:
     for precision, most in ((Precision.Q8, 0.08), (Precision.Q4, 0.6)):
         ours = Stages(weights, precision=precision, context=len(tiny.TOKENS)).logits(tiny.TOKENS)
         assert 0 < distance(ours, theirs) < most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", tiny_families.SIZES)
+def test_a_lost_node_is_filled_anew_bit_by_bit(name: str, tmp_path: Path) -> None:
+    weights = SafetensorsWeights(tiny.saved(tiny_families.model(name), tmp_path))
+    layers, tokens = len(weights.spec.layers), []
+    for lost in (False, True):
+        line = Line(weights)
+        layouts = [range(1), range(1, layers - 1), range(layers - 1, layers)]
+        line.enter(layouts, [Node(line) for _ in layouts])
+        for sequence, length in enumerate((75, 12)):
+            line.add(sequence, tiny.TOKENS[:length])
+        line.decode(3)
+        if lost:
+            before = line.kv()
+            assert line.enter(layouts, [line.nodes[0], Node(line), line.nodes[2]]) == []
+            assert line.kv() == before
+        line.decode(3)
+        tokens.append(line.tokens)
+    assert tokens[0] == tokens[1]
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 
 from shoal.config import Precision, RuntimeName
 from shoal.errors import LocalProtocolError
-from shoal.executor.base import Angles, Block, Part, Runtime, StageBatch
+from shoal.executor.base import Angles, BlockPart, Runtime, StageBatch, WeightBlock
 from shoal.executor.runtimes import factory
 from shoal.executor.store import WeightStore, blocks_of
 from shoal.models.weights import SafetensorsWeights, Weights
@@ -124,7 +124,7 @@ def test_what_is_kept_stays_and_all_else_is_forgotten(make: Make) -> None:
 
 def test_weights_that_are_not_there_are_named(make: Make) -> None:
     one = make()
-    one.store.keep([Block(0, part) for part in (Part.ATTENTION, Part.FEED_FORWARD)])
+    one.store.keep([WeightBlock(0, part) for part in (BlockPart.ATTENTION, BlockPart.FEED_FORWARD)])
     one.forward(one.rows(1), [[0]], [0], range(1))
     with pytest.raises(LocalProtocolError, match="layer 1"):
         one.forward(one.rows(1), [[0]], [0])

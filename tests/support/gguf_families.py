@@ -58,6 +58,8 @@ def write(
     with tempfile.TemporaryDirectory() as folder:
         tiny.saved(built, Path(folder))
         tensors: Tensors = {name: values for file in Path(folder).glob("*.safetensors") for name, values in load_file(file).items()}
+    if "text_config" in config:
+        config, tensors = config["text_config"], _language(tensors)
     if config.get("tie_word_embeddings"):
         tensors.pop("lm_head.weight", None)
     metadata = {**_common(config), **_rope(config), **family.keys(config)}
@@ -160,12 +162,18 @@ def _granite(config: Config) -> dict[str, Any]:
     }
 
 
+def _granite_4(config: Config) -> dict[str, Any]:
+    """Its converter has an architecture of its own only for layers that are not attention."""
+    without = ("expert_count", "expert_used_count", "expert_shared_feed_forward_length")
+    return {**_granite(config), **dict.fromkeys(without), "feed_forward_length": config["shared_intermediate_size"]}
+
+
 def _deepseek(config: Config) -> dict[str, Any]:
     """Latent attention is one KV head as wide as the latent and the rotated part."""
     return {
         "vocab_size": config["vocab_size"],
         "attention.head_count_kv": 1,
-        "leading_dense_block_count": config["first_k_dense_replace"],
+        "leading_dense_block_count": _dense_first(config),
         "attention.q_lora_rank": config["q_lora_rank"],
         "attention.kv_lora_rank": config["kv_lora_rank"],
         "attention.key_length": config["kv_lora_rank"] + config["qk_rope_head_dim"],
@@ -176,6 +184,10 @@ def _deepseek(config: Config) -> dict[str, Any]:
         **_shared_experts(config),
         "expert_weights_norm": config["norm_topk_prob"] or None,
     }
+
+
+def _dense_first(config: Config) -> int:
+    return config["mlp_layer_types"].count("dense") if "mlp_layer_types" in config else config["first_k_dense_replace"]
 
 
 def _shared_experts(config: Config) -> dict[str, Any]:
@@ -242,6 +254,31 @@ def _gemma2(config: Config) -> dict[str, Any]:
     }
 
 
+def _glm(config: Config) -> dict[str, Any]:
+    return {**_partial_rotary(config), "attention.key_length": None, "attention.value_length": None}
+
+
+def _ernie_moe(config: Config) -> dict[str, Any]:
+    """Its converter makes the width of what every row takes of two sizes whose quotient it is."""
+    return {
+        "expert_count": config["moe_num_experts"],
+        "expert_used_count": config["moe_k"],
+        "expert_feed_forward_length": config["moe_intermediate_size"],
+        "expert_shared_count": config["moe_num_shared_experts"],
+        "expert_shared_feed_forward_length": config["intermediate_size"] // config["num_key_value_heads"],
+        "interleave_moe_layer_step": config["moe_layer_interval"],
+        "leading_dense_block_count": config["moe_layer_start_index"],
+    }
+
+
+def _dots1(config: Config) -> dict[str, Any]:
+    return {
+        **_shared_experts(config),
+        "leading_dense_block_count": config["first_k_dense_replace"],
+        "expert_gating_func": _SCORES["sigmoid"],
+    }
+
+
 def _gemma3(config: Config) -> dict[str, Any]:
     return {"attention.sliding_window": config["sliding_window"], "final_logit_softcapping": config.get("final_logit_softcapping")}
 
@@ -262,8 +299,8 @@ def _phi3(config: Config) -> dict[str, Any]:
     }
 
 
-def _olmo2(config: Config) -> dict[str, Any]:
-    if "sliding_window" not in config:
+def _windows(config: Config) -> dict[str, Any]:
+    if not config.get("sliding_window"):
         return {}
     pattern = [kind == "sliding_attention" for kind in config["layer_types"]]
     return {"attention.sliding_window": config["sliding_window"], "attention.sliding_window_pattern": pattern}
@@ -273,7 +310,7 @@ def _cohere2(config: Config) -> dict[str, Any]:
     return {
         "vocab_size": config["vocab_size"],
         "logit_scale": config["logit_scale"],
-        "attention.sliding_window": config["sliding_window"],
+        "attention.sliding_window": config.get("sliding_window"),
         "rope.dimension_count": config["hidden_size"] // config["num_attention_heads"],
         "rope.scaling.type": "none",
     }
@@ -285,6 +322,12 @@ def add(writer: GGUFWriter, key: str, value: Any) -> None:
 
 
 # Tensors.
+
+
+def _language(tensors: Tensors) -> Tensors:
+    """Those of the language model, where images can be given to it as well, under the names that they have without them."""
+    named = {name.replace("model.language_model.", "model.").replace("language_model.", ""): values for name, values in tensors.items()}
+    return {name: values for name, values in named.items() if name.startswith(("model.layers", "model.embed", "model.norm", "lm_head"))}
 
 
 def _interleave(tensors: Tensors, config: Config) -> Tensors:
@@ -341,9 +384,11 @@ def _gpt_oss_experts(tensors: Tensors, config: Config) -> Tensors:
 
 def _granite_experts(tensors: Tensors, config: Config) -> Tensors:
     """input_linear has gate's rows and then up's."""
-    fused = {"block_sparse_moe.input_linear": "mlp.experts", "shared_mlp.input_linear": "mlp.shared_expert"}
+    shared = "mlp.shared_expert" if config["num_local_experts"] else "mlp"
+    fused = {"block_sparse_moe.input_linear": "mlp.experts", "shared_mlp.input_linear": shared}
     out: Tensors = {}
     for name, values in tensors.items():
+        name = name.replace("shared_mlp.output_linear", f"{shared}.down_proj")
         prefix, _, rest = name.partition(".input_linear.")
         if not rest:
             out[name] = values
@@ -463,12 +508,13 @@ FAMILIES = {
     "smollm3": Family("smollm3", _llama, interleaved=True),
     "granite": Family("granite", _granite, interleaved=True),
     "granitemoe": Family("granitemoe", _granite, (_granite_experts,), interleaved=True),
+    "granitemoehybrid": Family("granite", _granite_4, (_granite_experts,), interleaved=True),
     "granitemoeshared": Family("granitemoe", _granite, (_granite_experts,), interleaved=True),
     "qwen2_moe": Family("qwen2moe", _qwen_moe),
     "qwen3_moe": Family("qwen3moe", _qwen_moe),
     "olmoe": Family("olmoe"),
-    "olmo2": Family("olmo2", _olmo2),
-    "olmo3": Family("olmo2", _olmo2),
+    "olmo2": Family("olmo2", _windows),
+    "olmo3": Family("olmo2", _windows),
     "gpt_oss": Family("gpt-oss", _gpt_oss, (_gpt_oss_experts,)),
     "deepseek_v2": Family("deepseek2", _deepseek, (_split_kv_b,)),
     "deepseek_v3": Family("deepseek2", _deepseek, (_split_kv_b,)),
@@ -477,8 +523,19 @@ FAMILIES = {
     "minimax_m2": Family("minimax-m2", _minimax),
     "dbrx": Family("dbrx", _dbrx, (_dbrx_experts,)),
     "gemma2": Family("gemma2", _gemma2, (_norms_plus_one,)),
+    "gemma3": Family("gemma3", _gemma3, (_norms_plus_one,)),
     "gemma3_text": Family("gemma3", _gemma3, (_norms_plus_one,)),
+    "mistral3": Family("llama", _llama, interleaved=True),
     "phi3": Family("phi3", _phi3, (_long_factors,)),
     "cohere2": Family("cohere2", _cohere2),
+    "cohere": Family("command-r", _cohere2),
+    "glm": Family("chatglm", _glm),
+    "glm4_moe_lite": Family("deepseek2", _deepseek, (_split_kv_b,)),
+    "gemma": Family("gemma", lambda config: {"rope.freq_base": None}, (_norms_plus_one,)),
+    "ernie4_5": Family("ernie4_5"),
+    "ernie4_5_moe": Family("ernie4_5-moe", _ernie_moe),
+    "seed_oss": Family("seed_oss"),
+    "dots1": Family("dots1", _dots1),
+    "exaone4": Family("exaone4", _windows),
 }
 """By transformers' model_type."""

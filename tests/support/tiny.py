@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from tests.support.tiny_sizes import SIZES
 
@@ -27,7 +27,9 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 def model(family: str, seed: int = 0, **changes: Any) -> Any:
     torch.manual_seed(seed)
     config = AutoConfig.for_model(family, **{**SIZES, **changes})
-    built = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    images = type(config) not in AutoModelForCausalLM._model_mapping
+    auto = AutoModelForImageTextToText if images else AutoModelForCausalLM
+    built = auto.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
         for name, parameter in built.named_parameters():
             vector = parameter.ndim == 1

@@ -27,6 +27,28 @@ _SIGMOID = {"scoring_func": "sigmoid", "norm_topk_prob": True, "routed_scaling_f
 _WINDOWS = ["sliding_attention", "full_attention"]
 _SCALES = {"embedding_multiplier": 12.0, "logits_scaling": 6.0, "residual_multiplier": 0.22, "attention_multiplier": 0.0625}
 _DBRX_ATTENTION = {"kv_n_heads": 2, "clip_qkv": 2.0, "rope_theta": 5000.0}
+_BESIDE_IMAGES: dict[str, dict[str, Any]] = {
+    "gemma3": {
+        **tiny.SIZES,
+        "model_type": "gemma3_text",
+        "tie_word_embeddings": True,
+        "num_hidden_layers": 7,
+        "query_pre_attn_scalar": 16,
+        "sliding_window": 20,
+    },
+    "mistral3": {**tiny.SIZES, "model_type": "mistral", "sliding_window": None},
+}
+"""Language models."""
+_VISION = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+}
+_EYES = {**_VISION, "model_type": "pixtral", "head_dim": 16}
 
 SIZES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("mixtral", {"num_local_experts": 8, "num_experts_per_tok": 2}),
@@ -159,6 +181,7 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
             "ffn_config": {"ffn_hidden_size": 64, "hidden_size": 64, "moe_num_experts": 8, "moe_top_k": 4},
         },
     ),
+    "gemma": ("gemma", {"tie_word_embeddings": True, "head_dim": 32}),
     "gemma2": (
         "gemma2",
         {
@@ -181,6 +204,11 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ["sliding_attention"] * 5 + ["full_attention", "sliding_attention"],
         },
     ),
+    "gemma3 beside images": (
+        "gemma3",
+        {"tie_word_embeddings": True, "text_config": _BESIDE_IMAGES["gemma3"], "vision_config": _VISION, "mm_tokens_per_image": 4},
+    ),
+    "mistral beside images": ("mistral3", {"text_config": _BESIDE_IMAGES["mistral3"], "vision_config": _EYES}),
     "phi3": ("phi3", {"num_key_value_heads": 2, "original_max_position_embeddings": 512, "sliding_window": None}),
     "phi3 longrope": (
         "phi3",
@@ -208,6 +236,17 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "granite": ("granite", {**_SCALES}),
+    "granite 4": (
+        "granitemoehybrid",
+        {
+            **_SCALES,
+            "num_local_experts": 0,
+            "shared_intermediate_size": 96,
+            "position_embedding_type": "rope",
+            "layer_types": ["full_attention"] * 3,
+            "mamba_n_heads": 4,
+        },
+    ),
     "olmo2": ("olmo2", {"num_key_value_heads": 2}),
     "olmo3": (
         "olmo3",
@@ -223,6 +262,57 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
         {"tie_word_embeddings": True, "num_hidden_layers": 5, "no_rope_layers": [1, 1, 1, 0, 1], "layer_types": ["full_attention"] * 5},
     ),
     "glm4": ("glm4", {"attention_bias": True}),
+    "glm": ("glm", {"attention_bias": True}),
+    "glm4 moe lite": (
+        "glm4_moe_lite",
+        {
+            **_LATENT,
+            **_SIGMOID,
+            "num_hidden_layers": 4,
+            "q_lora_rank": 48,
+            "n_routed_experts": 8,
+            "n_shared_experts": 1,
+            "num_experts_per_tok": 2,
+            "mlp_layer_types": ["dense", "dense", "sparse", "sparse"],
+        },
+    ),
+    "ernie 4.5": ("ernie4_5", {"tie_word_embeddings": True}),
+    "ernie 4.5 moe": (
+        "ernie4_5_moe",
+        {
+            "intermediate_size": 128,
+            "moe_intermediate_size": 32,
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "moe_num_shared_experts": 2,
+            "moe_layer_start_index": 1,
+        },
+    ),
+    "seed-oss": ("seed_oss", {"head_dim": 32, "attention_bias": True}),
+    "dots1": (
+        "dots1",
+        {
+            **_SIGMOID,
+            "num_key_value_heads": 4,
+            "intermediate_size": 128,
+            "moe_intermediate_size": 32,
+            "n_routed_experts": 8,
+            "n_shared_experts": 2,
+            "num_experts_per_tok": 3,
+            "first_k_dense_replace": 1,
+            "sliding_window": None,
+        },
+    ),
+    "exaone4": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 3}),
+    "exaone4 windows": (
+        "exaone4",
+        {
+            "num_hidden_layers": 5,
+            "sliding_window": 20,
+            "layer_types": ["sliding_attention"] * 3 + ["full_attention", "sliding_attention"],
+        },
+    ),
+    "cohere": ("cohere", {"tie_word_embeddings": True, "logit_scale": 0.5, "layer_norm_eps": 1e-5}),
     "cohere2": (
         "cohere2",
         {
@@ -242,6 +332,8 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
 def model(name: str, seed: int = 0, **changes: Any) -> Any:
     """The model that `name` has in SIZES. changes: of its configuration."""
     family, sizes = SIZES[name]
+    if "text_config" in sizes:
+        changes = {**changes, "text_config": {**sizes["text_config"], **changes}}
     built = tiny.model(family, seed, **{**sizes, **changes})
     for label, values in built.named_buffers():
         if label.endswith("e_score_correction_bias"):

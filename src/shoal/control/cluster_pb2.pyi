@@ -83,7 +83,7 @@ class LayerRange(_message.Message):
     def __init__(self, first: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("resident", "steps", "journal_bytes", "journal_spilled", "journal_given_up", "journal_replayed", "fetched_from_peers", "fetched_from_origin")
+    __slots__ = ("resident", "steps", "journal_bytes", "journal_spilled", "journal_given_up", "journal_replayed", "fetched_from_peers", "fetched_from_origin", "expert_rows")
     RESIDENT_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     JOURNAL_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +92,7 @@ class Heartbeat(_message.Message):
     JOURNAL_REPLAYED_FIELD_NUMBER: _ClassVar[int]
     FETCHED_FROM_PEERS_FIELD_NUMBER: _ClassVar[int]
     FETCHED_FROM_ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_ROWS_FIELD_NUMBER: _ClassVar[int]
     resident: int
     steps: int
     journal_bytes: int
@@ -100,7 +101,16 @@ class Heartbeat(_message.Message):
     journal_replayed: int
     fetched_from_peers: int
     fetched_from_origin: int
-    def __init__(self, resident: _Optional[int] = ..., steps: _Optional[int] = ..., journal_bytes: _Optional[int] = ..., journal_spilled: _Optional[int] = ..., journal_given_up: _Optional[int] = ..., journal_replayed: _Optional[int] = ..., fetched_from_peers: _Optional[int] = ..., fetched_from_origin: _Optional[int] = ...) -> None: ...
+    expert_rows: _containers.RepeatedCompositeFieldContainer[ExpertRows]
+    def __init__(self, resident: _Optional[int] = ..., steps: _Optional[int] = ..., journal_bytes: _Optional[int] = ..., journal_spilled: _Optional[int] = ..., journal_given_up: _Optional[int] = ..., journal_replayed: _Optional[int] = ..., fetched_from_peers: _Optional[int] = ..., fetched_from_origin: _Optional[int] = ..., expert_rows: _Optional[_Iterable[_Union[ExpertRows, _Mapping]]] = ...) -> None: ...
+
+class ExpertRows(_message.Message):
+    __slots__ = ("layer", "rows")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    rows: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, layer: _Optional[int] = ..., rows: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Loaded(_message.Message):
     __slots__ = ("epoch", "weight_bytes", "runtime", "seconds", "shared")

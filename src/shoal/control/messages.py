@@ -43,6 +43,15 @@ class Join:
 
 
 @dataclass(kw_only=True)
+class ExpertRows:
+    """Of one layer."""
+
+    layer: int = 0
+    rows: list[int] = field(default_factory=list[int])
+    """That each expert has computed, by its number."""
+
+
+@dataclass(kw_only=True)
 class Heartbeat:
     """Counts are since the node started."""
 
@@ -59,6 +68,8 @@ class Heartbeat:
     fetched_from_peers: int = 0
     """Bytes of model files."""
     fetched_from_origin: int = 0
+    expert_rows: list[ExpertRows] = field(default_factory=list[ExpertRows])
+    """Those since they were last reported, of layers where there are any."""
 
 
 @dataclass(kw_only=True)

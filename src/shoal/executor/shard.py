@@ -11,7 +11,7 @@ from shoal.executor.base import Packed, Runtime, RuntimeFactory, WeightBlock
 from shoal.executor.constraint import Holder
 from shoal.executor.journal import Journal, JournalCounters, JournalLimits
 from shoal.executor.stage import StageExecutor
-from shoal.executor.store import WeightStore, blocks_of
+from shoal.executor.store import RowCounts, WeightStore, blocks_of
 from shoal.models.weights import Weights
 
 
@@ -48,6 +48,12 @@ class Shard:
     @property
     def nbytes(self) -> int:
         return self._store.nbytes
+
+    @property
+    def expert_rows(self) -> dict[int, RowCounts]:
+        """By layer, for layers with experts that are or were here, since the shard was made; empty if the runtime does not count. Any
+        thread may read it while another runs a stage: see WeightStore."""
+        return self._store.expert_rows
 
     @property
     def journal_bytes(self) -> int:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from threading import Lock
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
 
 from shoal.errors import LocalProtocolError
 from shoal.executor.base import BlockPart, Packed, WeightBlock
@@ -14,18 +19,41 @@ def blocks_of(layers: range, model_layers: int) -> list[WeightBlock]:
     return [*(WeightBlock(layer, part) for layer in layers for part in (BlockPart.ATTENTION, BlockPart.FEED_FORWARD)), *head]
 
 
+RowCounts = NDArray[np.uint64]
+"""[experts] rows that each expert of a layer has computed."""
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A block that counts the rows of its experts, from 0 when it is made. The counts may be read while a step runs."""
+
+    @property
+    def counts(self) -> RowCounts: ...
+
+
 class WeightStore:
-    """One thread may `put` while another leases."""
+    """One thread may `put` or read counts while another leases."""
 
     def __init__(self) -> None:
         self._held: dict[WeightBlock, Packed] = {}
+        self._freed: dict[int, RowCounts] = {}
+        """By layer: the counts of blocks that are no longer held."""
+        self._changing = Lock()
 
     @property
     def nbytes(self) -> int:
         return sum(packed.nbytes for packed in list(self._held.values()))
 
+    @property
+    def expert_rows(self) -> dict[int, RowCounts]:
+        """By layer, for layers whose blocks count, whether they are held or were. No count falls when a layer is freed and loaded again.
+        While a step runs, its rows may be counted for some experts and not yet for others."""
+        with self._changing:
+            return _plus(self._freed, self._held)
+
     def put(self, block: WeightBlock, packed: Packed) -> None:
-        self._held[block] = packed
+        with self._changing:
+            self._held[block] = packed
 
     def lease(self, block: WeightBlock) -> Packed:
         try:
@@ -34,6 +62,14 @@ class WeightStore:
             raise LocalProtocolError(f"the weights of layer {block.layer}, {block.part}, are not here") from None
 
     def keep(self, blocks: Iterable[WeightBlock]) -> None:
-        """Frees all others."""
+        """Frees all others. No step may run them."""
         wanted = set(blocks)
-        self._held = {block: packed for block, packed in self._held.items() if block in wanted}
+        with self._changing:
+            freed = {block: packed for block, packed in self._held.items() if block not in wanted}
+            self._freed = _plus(self._freed, freed)
+            self._held = {block: packed for block, packed in self._held.items() if block in wanted}
+
+
+def _plus(rows: Mapping[int, RowCounts], blocks: Mapping[WeightBlock, Packed]) -> dict[int, RowCounts]:
+    counts = {block.layer: packed.counts for block, packed in blocks.items() if isinstance(packed, Counting)}
+    return {**rows, **{layer: rows[layer] + new if layer in rows else new for layer, new in counts.items()}}

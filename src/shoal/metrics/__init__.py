@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from shoal.metrics.experts import ExpertUse
 from shoal.pipeline.timing import StepTiming
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 32)
@@ -12,7 +15,8 @@ _SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25
 class Metrics:
     """One registry per head, so that several can live in one process."""
 
-    def __init__(self) -> None:
+    def __init__(self, experts: Mapping[int, int]) -> None:
+        """experts: how many each layer of the model has, of layers that have any."""
         self.registry = CollectorRegistry()
 
         def counter(name: str, help: str, labels: tuple[str, ...] = ()) -> Counter:
@@ -58,6 +62,8 @@ class Metrics:
         )
 
         self._fetched = gauge("fetched_bytes", "Model files that a node fetched, by where they came from.", ("node", "source"))
+        self.experts = ExpertUse(experts)
+        self.registry.register(self.experts)
 
     def interruption(self, seconds: float, parts: dict[str, float], refilled: int) -> None:
         self.interruptions.observe(seconds)

@@ -9,7 +9,7 @@ import msgspec
 
 from shoal.errors import FetchError
 from shoal.models import hub
-from shoal.models.families import FAMILIES
+from shoal.models.families import ARCHITECTURES, BY_MODEL_TYPE
 from shoal.models.quantization import runnable
 from shoal.models.repository import Repository, RepositoryFile, variants, weights
 
@@ -75,9 +75,12 @@ def _hit(found: _Found) -> Hit | None:
     """None for one that shoal certainly does not run."""
     files = tuple(RepositoryFile(sibling.rfilename, 0) for sibling in found.siblings or [])
     gguf, config, stored = found.gguf or _Gguf(), found.config or _Config(), found.safetensors or _Safetensors()
-    family = gguf.architecture or config.model_type
+    if gguf.architecture is not None:
+        runs = gguf.architecture in ARCHITECTURES
+    else:
+        runs = config.model_type is None or config.model_type in BY_MODEL_TYPE
     titles = tuple(dict.fromkeys(v.title for v in variants(files) if runnable(v.label)))
     unquantised = bool(weights(Repository(found.id, "", files))) and config.quantization_config is None
-    if (family is not None and family not in FAMILIES) or not (titles or unquantised):
+    if not runs or not (titles or unquantised):
         return None
     return Hit(found.id, found.downloads, found.likes, gguf.total or stored.total, titles, unquantised, bool(found.gated))

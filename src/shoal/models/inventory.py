@@ -14,7 +14,7 @@ from shoal.errors import ShoalError
 from shoal.folders import cache_dir
 from shoal.models import lmstudio, ollama
 from shoal.models.catalogue import catalogue
-from shoal.models.families import FAMILIES
+from shoal.models.families import BY_MODEL_TYPE
 from shoal.models.hub_folder import HubFolder, repositories
 from shoal.models.quantization import label
 from shoal.models.reference import Reference
@@ -132,7 +132,7 @@ def _can_be_run(home: Path) -> bool:
     """Whether a folder's configuration is of a family that shoal runs: caches are full of other models."""
     with contextlib.suppress(OSError, ValueError):
         config = json.loads((home / "config.json").read_bytes())
-        return isinstance(config, dict) and cast("dict[str, Any]", config).get("model_type") in FAMILIES
+        return isinstance(config, dict) and cast("dict[str, Any]", config).get("model_type") in BY_MODEL_TYPE
     return False
 
 

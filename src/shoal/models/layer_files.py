@@ -9,7 +9,9 @@ import msgspec
 
 from shoal.models.families import FAMILIES
 
-_EMBEDDINGS = {stored.names.stored("embed") for family in FAMILIES.values() for stored in (family.gguf, family.safetensors)}
+_EMBEDDINGS = {
+    place.tensor for family in FAMILIES.values() for stored in (family.gguf, family.safetensors) for place in stored.names.places("embed")
+}
 
 
 class LayerIndex(msgspec.Struct):

@@ -130,7 +130,7 @@ class Experts(FeedForwardBlock):
         """The arguments after `shared_gate` are those of models/spec.py: Routing."""
     @property
     def counts(self) -> NDArray[np.uint64]:
-        """[experts] rows that each has computed."""
+        """[experts] rows that each has computed. May be read while a step runs: each count is then one that was true at some moment."""
 
 class Head:
     def __init__(self, norm: Norm, linear: Linear) -> None: ...

@@ -22,6 +22,7 @@ from shoal.errors import ClusterError, ProtocolError, ShoalError
 from shoal.executor.measure import Speed
 from shoal.native import instruction_set
 from shoal.node.environment import ControlLink, Environment, Model, ModelMaker
+from shoal.node.expert_report import ExpertReport
 from shoal.node.fetch import Fetcher
 from shoal.node.links import CONNECT_TIMEOUT, Links, accept_link, greeted
 from shoal.node.probe import TIMEOUT, measure_link
@@ -89,6 +90,7 @@ class Agent:
         self._link: ControlLink | None = None
         self._model: Model | None = None
         self._identity: tuple[str, ...] = ()
+        self._expert_report = ExpertReport()
         self._epochs: dict[int, _Epoch] = {}
         self._current: _Epoch | None = None
         self._changing = asyncio.Lock()  # only one order at a time changes what this node holds
@@ -229,6 +231,8 @@ class Agent:
     def _told(self, message: control.HeadMessage, joined: asyncio.Event) -> str | None:
         match message:
             case control.Welcome():
+                if self._model is not None and message.cluster != self._welcome.cluster:  # rows that another head's requests took
+                    self._expert_report.skip(self._model.expert_rows)
                 self._welcome = message
                 joined.set()
                 once_more, self._looking = " again" if self._looking else "", False
@@ -261,6 +265,8 @@ class Agent:
             heartbeat.fetched_from_peers = self._fetcher.fetched
             if self._model is not None:
                 self._model.report(heartbeat)
+                if self._epochs:  # before its first order the head does not count it as a member, and drops what it says
+                    heartbeat.expert_rows = self._expert_report.due(self._model.expert_rows, self._environment.now())
             self._say(heartbeat)
             await asyncio.sleep(interval)
 
@@ -329,7 +335,7 @@ class Agent:
             self._end_stage()
             if self._model is not None:
                 await self._environment.compute(self._model.close)
-            self._model, self._identity = self._make_model(order), identity
+            self._model, self._identity, self._expert_report = self._make_model(order), identity, ExpertReport()
         return self._model
 
     async def _enter(self, link: control.Link) -> None:

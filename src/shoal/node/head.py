@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import time
+
+import structlog
 
 from shoal.config import HeadSettings
 from shoal.control import messages as control
@@ -12,6 +15,7 @@ from shoal.errors import InvalidRequest
 from shoal.executor.cost import model_cost
 from shoal.metrics import Metrics
 from shoal.models.description import Description, facts
+from shoal.models.spec import Experts
 from shoal.node.coordinator import Coordinator
 from shoal.node.host_environment import HostEnvironment
 from shoal.node.interruption import Interruption
@@ -22,6 +26,8 @@ from shoal.pipeline.token_stream import TokenStream
 from shoal.placement.partition import Placement
 from shoal.request import Priority, Request, TokenChunk
 from shoal.text.tokenizer import Tokenizer
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,8 @@ class Head:
         self.settings = settings
         self.model = model
         self.tokenizer = Tokenizer.open(model.path, model.gguf, settings.engine.chat_template_file, settings.api.trust_text)
-        self.metrics = Metrics()
+        parts = {layer: spec.feed_forward for layer, spec in enumerate(model.spec.layers)}
+        self.metrics = Metrics({layer: part.count for layer, part in parts.items() if isinstance(part, Experts)})
         self.created = int(time())
         self.facts = facts(model)
         context = min(settings.engine.context, model.spec.context)
@@ -182,6 +189,9 @@ class Head:
             node, heartbeat.journal_bytes, heartbeat.journal_spilled, heartbeat.journal_given_up, heartbeat.journal_replayed
         )
         self.metrics.fetched(node, heartbeat.fetched_from_peers, heartbeat.fetched_from_origin)
+        for counted in heartbeat.expert_rows:
+            if not self.metrics.experts.add(counted.layer, counted.rows):
+                log.warning("a count of rows by expert does not fit the model", node=node, layer=counted.layer, experts=len(counted.rows))
 
     def sampled(self, chunks: list[TokenChunk]) -> None:
         if self._log is not None:
@@ -207,7 +217,7 @@ class Head:
             m.blocks_used.set(scheduler.pool.used)
             m.preemptions.set(scheduler.counters.preemptions)
             m.cached_tokens.set(scheduler.counters.cached_tokens)
-        return m.text()
+        return await asyncio.to_thread(m.text)  # of thousands of experts it takes as long as several steps
 
 
 def admissible(requests: Sequence[Request], vocabulary: int, queue: int) -> None:

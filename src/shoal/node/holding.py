@@ -13,6 +13,7 @@ from shoal.executor.journal import JournalLimits
 from shoal.executor.runtimes import factory
 from shoal.executor.shard import Shard
 from shoal.executor.stage import StageExecutor
+from shoal.executor.store import RowCounts
 from shoal.models.sources import pull_layers
 from shoal.models.weights import open_weights
 from shoal.node.fetch import manifest_of
@@ -47,6 +48,10 @@ class PulledModel:
     @property
     def runtime(self) -> str:
         return self._shard.runtime
+
+    @property
+    def expert_rows(self) -> dict[int, RowCounts]:
+        return self._shard.expert_rows
 
     def shed(self, wanted: list[range]) -> None:
         self._shard.shed(wanted)

@@ -23,6 +23,7 @@ from shoal.executor.journal import JournalLimits
 from shoal.executor.kv_pool import KvPool
 from shoal.executor.shard import Shard
 from shoal.executor.stage import StageExecutor
+from shoal.executor.store import RowCounts
 from shoal.models.matrix import StoredMatrix
 from shoal.models.spec import Dense, GroupedQuery, LayerSpec, ModelSpec, Rope
 from shoal.native import BLOCK_TOKENS
@@ -256,6 +257,10 @@ class ToyModel:
     @property
     def runtime(self) -> str:
         return self.shard.runtime
+
+    @property
+    def expert_rows(self) -> dict[int, RowCounts]:
+        return self.shard.expert_rows
 
     def shed(self, wanted: list[range]) -> None:
         self.shard.shed(wanted)

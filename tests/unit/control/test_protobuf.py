@@ -28,6 +28,9 @@ JOIN = control.Join(
 LOAD = control.Load(
     epoch=3, files=[control.ModelFile(name="m.gguf", size=2**40, sha256="a")], peers=[control.Peer(host="h", port=1, files=[0], head=True)]
 )
+HEARTBEAT = control.Heartbeat(
+    steps=7, expert_rows=[control.ExpertRows(layer=1, rows=[0, 2**63, 3]), control.ExpertRows(layer=47, rows=[0] * 127 + [1])]
+)
 ENVELOPES = {"NodeMessage", "HeadMessage"}
 
 
@@ -53,7 +56,9 @@ def test_every_kind_is_known(name: str):
     assert {f.message_type.name for f in stubs()[name].DESCRIPTOR.fields} == kinds
 
 
-@pytest.mark.parametrize("message", [JOIN, control.Leave(), control.Failed(epoch=1, reason="none")], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize(
+    "message", [JOIN, HEARTBEAT, control.Leave(), control.Failed(epoch=1, reason="none")], ids=lambda m: type(m).__name__
+)
 def test_what_a_node_says_arrives_as_it_was_said(message: control.NodeMessage):
     assert decode_node_message(encode_node_message(message)) == message
 
@@ -61,6 +66,13 @@ def test_what_a_node_says_arrives_as_it_was_said(message: control.NodeMessage):
 @pytest.mark.parametrize("message", [LOAD, control.Rest(), control.Welcome(node=1, heartbeat=0.5)], ids=lambda m: type(m).__name__)
 def test_what_the_head_says_arrives_as_it_was_said(message: control.HeadMessage):
     assert decode_head_message(encode_head_message(message)) == message
+
+
+def test_counts_by_expert_are_packed():
+    """A byte for each small count, and a few for the layer."""
+    few, many = (control.Heartbeat(expert_rows=[control.ExpertRows(layer=3, rows=[9] * n)]) for n in (1, 101))
+    assert len(encode_node_message(many)) - len(encode_node_message(few)) == 100
+    assert len(encode_node_message(few)) < 12
 
 
 def test_a_description_arrives_as_it_was_given():

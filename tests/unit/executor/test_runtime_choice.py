@@ -13,9 +13,9 @@ from shoal.errors import ConfigError, UnsupportedModel
 from shoal.executor import onnx_runtime, runtimes
 from shoal.executor.segments import quantised
 from shoal.models.matrix import StoredMatrix
-from shoal.models.weights import SafetensorsWeights, Weights
-from tests.support import mixtures, tiny
-from tests.support.stages import Stages, stage
+from shoal.models.weights import SafetensorsWeights
+from tests.support import tiny, tiny_families
+from tests.support.stages import Stages
 
 pytestmark = pytest.mark.slow
 
@@ -74,6 +74,43 @@ def test_every_runtime_here_is_really_timed(weights: SafetensorsWeights, tmp_pat
     assert choose(weights, tmp_path) in runtimes.installed()
 
 
+# What a runtime cannot run
+
+LACKING = {
+    "mixtral": "experts",
+    "deepseek v2 lite": "latent attention",
+    "cohere2": "layer norms",
+    "gemma2": "the activation gelu",
+    "granite": "norms or sums elsewhere",
+    "olmo2": "norms or sums elsewhere",
+    "smollm3": "attention without rotation",
+    "phi4 mini": "partial rotation",
+}
+
+
+class _Unread:
+    """Weights of which nothing may be read."""
+
+    def __init__(self, weights: SafetensorsWeights) -> None:
+        self.spec, self.check = weights.spec, weights.check
+
+
+@pytest.mark.parametrize("name", LACKING)
+def test_a_runtime_says_what_it_cannot_run_and_auto_never_picks_it(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = SafetensorsWeights(tiny.saved(tiny_families.model(name), tmp_path / "model"))
+    for runtime in (RuntimeName.ONNXRUNTIME, RuntimeName.OPENVINO):
+        if runtime in runtimes.installed():
+            with pytest.raises(UnsupportedModel, match=f"{runtime} cannot run {weights.spec.family} models .*{LACKING[name]}"):
+                Stages(_Unread(weights), runtime=runtime)  # pyright: ignore[reportArgumentType]
+    clock = Clock({RuntimeName.NATIVE: 2.0, RuntimeName.ONNXRUNTIME: 1.0}, monkeypatch)
+    assert choose(weights, tmp_path) is RuntimeName.NATIVE
+    assert not clock.timed
+    Clock({RuntimeName.ONNXRUNTIME: 1.0}, monkeypatch)
+    monkeypatch.setattr(runtimes, "missing", lambda: "there are no kernels")
+    with pytest.raises(ConfigError, match=f"onnxruntime cannot run {weights.spec.family} models .*there are no kernels"):
+        choose(weights, tmp_path)
+
+
 # Segments
 
 
@@ -93,43 +130,3 @@ def test_stored_blocks_are_taken_over_exactly(format: str, bits: int) -> None:
         codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(6, 3, 32)
     values = (codes.astype(np.float32) - 2 ** (bits - 1)) * scales[..., None]
     assert np.array_equal(values.reshape(6, 96), stored.floats())
-
-
-# Models that only some runtimes can run
-
-ONNX = [RuntimeName.ONNXRUNTIME, RuntimeName.OPENVINO]
-
-
-class Unread:
-    """Weights of which nothing may be read."""
-
-    def __init__(self, weights: Weights) -> None:
-        self.spec, self.check = weights.spec, weights.check
-
-
-@pytest.fixture(scope="module", params=mixtures.MODELS)
-def mixture(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Weights:
-    return mixtures.Maker(tmp_path_factory.mktemp)(request.param, Precision.Q8).weights
-
-
-@pytest.mark.parametrize("runtime", ONNX)
-def test_experts_are_refused_by_name_before_anything_is_read(mixture: Weights, runtime: RuntimeName) -> None:
-    what = f"{runtime} cannot run {mixture.spec.family} models \\((experts|latent attention)\\); use --runtime native"
-    with pytest.raises(UnsupportedModel, match=what):
-        Stages(Unread(mixture), runtime=runtime)  # pyright: ignore[reportArgumentType]
-
-
-def test_experts_run_natively_where_it_is_left_open(mixture: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However slow that were, and nothing is timed."""
-    clock = Clock({RuntimeName.NATIVE: 9.0, RuntimeName.ONNXRUNTIME: 1.0, RuntimeName.OPENVINO: 1.0}, monkeypatch)
-    assert runtimes.fastest(mixture, 0, Precision.Q8, 1, "", tmp_path) is RuntimeName.NATIVE
-    assert not clock.timed
-    monkeypatch.undo()
-    here = stage(mixture, range(1), blocks=4, make_runtime=runtimes.factory(RuntimeName.AUTO, Precision.Q8, False, 1))
-    assert here.runtime.startswith("native/")
-
-
-def test_experts_without_the_kernels_are_refused_by_name(mixture: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Clock({RuntimeName.ONNXRUNTIME: 1.0}, monkeypatch)
-    with pytest.raises(ConfigError, match=f"onnxruntime cannot run {mixture.spec.family} models"):
-        runtimes.fastest(mixture, 0, Precision.Q8, 1, "", tmp_path)

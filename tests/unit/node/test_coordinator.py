@@ -3,122 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from random import Random
 
 import pytest
 
-from shoal.config import HeadSettings, NodeSettings, composed
 from shoal.control import messages as control
 from shoal.errors import StageLost
-from shoal.executor.journal import JournalLimits
-from shoal.executor.measure import Speed
 from shoal.membership.instructions import Instruction
-from shoal.node.agent import Agent
-from shoal.node.coordinator import Coordinator
-from shoal.node.interruption import Interruption
-from shoal.node.observer import Served
-from shoal.pipeline.timing import StepTiming
 from shoal.pipeline.token_stream import TokenStream
-from shoal.request import Request, RequestId, SamplingParams, TokenChunk
 from shoal.testing import toy
-from shoal.testing.clock import SimulatedLoop
-from shoal.testing.network import Host, Network, SimWorld
-
-LAYERS = 4
-
-
-class Counts:
-    def __init__(self) -> None:
-        self.interruptions: list[Interruption] = []
-        self.left: list[str] = []
-
-    def step(self, timing: StepTiming) -> None: ...
-    def sampled(self, chunks: list[TokenChunk]) -> None: ...
-    def heartbeat(self, node: str, heartbeat: control.Heartbeat) -> None: ...
-
-    def interruption(self, ended: Interruption) -> None:
-        self.interruptions.append(ended)
-
-    def gone(self, node: str) -> None:
-        self.left.append(node)
-
-
-class Town:
-    """A head, and nodes that come and go."""
-
-    def __init__(self, **settings: object) -> None:
-        self.network = Network(Random(1), lambda what: None)
-        self.counts = Counts()
-        self.settings = composed(HeadSettings, {"host": "head", "slots": 2, "kv_tokens": 192, "context": 160, **settings})
-        served = Served("toy", "toy", toy.cost(LAYERS), 160)
-        self.head = Coordinator(self.settings, served, SimWorld(self.network, self.network.host("head")), self.counts)
-        self.hosts: dict[str, Host] = {}
-        self.agents: dict[str, Agent] = {}
-        self.running: dict[str, asyncio.Task[str]] = {}
-
-    def start(self, name: str) -> None:
-        self.hosts[name] = host = self.hosts.get(name) or self.network.host(name)
-        host.alive = True
-        memory = 2 * LAYERS * (toy.LAYER_BYTES + toy.KV_BYTES * 192) + 5000
-        environment = SimWorld(self.network, host)
-        journals = JournalLimits(1 << 20, 0)
-        self.agents[name] = agent = Agent(
-            NodeSettings(name=name, threads=1),
-            "head:7420",
-            environment,
-            lambda order: toy.ToyModel(LAYERS, journals),
-            Speed(1e6, 1e6),
-            memory,
-        )
-        self.running[name] = asyncio.get_running_loop().create_task(agent.run())
-
-    async def kill(self, name: str) -> None:
-        host, running = self.hosts[name], self.running.pop(name)
-        self.network.crash(host)
-        for task in (*host.tasks, running):
-            task.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-
-    async def until(self, what: Callable[[], object]) -> None:
-        async with asyncio.timeout(300):
-            while not what():  # noqa: ASYNC110 - simulated time
-                await asyncio.sleep(0.05)
-
-    async def serving(self, stages: int) -> None:
-        await self.until(lambda: self.head.serving and len(self.head.cluster.route) == stages)
-
-    def request(self, name: str, tokens: int = 8) -> Request:
-        return Request(RequestId(name), [1, 2, 3], tokens, SamplingParams(temperature=0))
-
-    async def answer(self, request: Request) -> list[int | None]:
-        return [chunk.token async for chunk in self.head.submit(request)]
-
-    def remembered(self) -> list[int]:
-        roster, members = self.head._roster, self.head.cluster.members
-        return [len(d) for d in (roster.machines, roster.reached, roster._conversations, roster._nodes, roster._probing, members)]
-
-
-def play(scenario: Callable[[Town], Awaitable[None]], **settings: object) -> None:
-    loop = SimulatedLoop()
-    asyncio.set_event_loop(loop)
-
-    async def whole() -> None:
-        town = Town(**settings)
-        await town.head.start()
-        try:
-            async with asyncio.timeout(3000):
-                await scenario(town)
-        finally:
-            await town.head.stop()
-            for name in list(town.running):
-                await town.kill(name)
-
-    try:
-        loop.run_until_complete(whole())
-    finally:
-        asyncio.set_event_loop(None)
-        loop.close()
+from tests.support.town import LAYERS, Town, play
 
 
 def test_a_loss_that_nobody_noticed_is_no_interruption():

@@ -37,11 +37,5 @@ def _from_metadata(meta: GgufMetadata) -> ModelSpec:
     return meta.model(layers, eps=eps, norm="layer", logit_scale=float(meta.get("logit_scale", 1.0)))
 
 
-FAMILY = Family(
-    "cohere2",
-    "Cohere2",
-    _from_config,
-    _from_metadata,
-    safetensors=Stored(HUGGING_FACE, interleaved=True),
-    gguf=Stored(GGUF, interleaved=True),
-)
+STORED_SAFETENSORS, STORED_GGUF = Stored(HUGGING_FACE, interleaved=True), Stored(GGUF, interleaved=True)
+FAMILY = Family("cohere2", "Cohere2", _from_config, _from_metadata, safetensors=STORED_SAFETENSORS, gguf=STORED_GGUF)

@@ -38,6 +38,24 @@ class ConfigJson:
     def unsupported(self, what: str) -> UnsupportedModel:
         return UnsupportedModel(f"{self.where}: {what}")
 
+    def only_causal(self) -> None:
+        """Refuses a model that is trained to see the tokens that follow: one that embeds texts. Raises UnsupportedModel."""
+        if self.get("use_bidirectional_attention"):
+            raise self.unsupported("a model that embeds texts, with bidirectional attention, is not supported")
+
+    def language(self, kind: str, **defaults: Any) -> ConfigJson:
+        """That of the language model, where images can be given to it as well; else this one.
+
+        kind: the `model_type` that it has to be. defaults: what transformers assumes of values that are not there.
+        """
+        inner = self.under("text_config")
+        if not self.get("text_config"):
+            return self
+        if (found := str(inner.get("model_type", kind))) != kind:
+            raise self.unsupported(f"a language model of model_type '{found}' is not supported")
+        tied = {"tie_word_embeddings": self.get("tie_word_embeddings")} if "tie_word_embeddings" in self._values else {}
+        return ConfigJson(self.family, {**defaults, **inner._values, **tied}, self.where)
+
     @property
     def layers(self) -> int:
         return layer_count(self.whole("num_hidden_layers"), self.where)

@@ -19,16 +19,15 @@ def _from_config(config: ConfigJson) -> ModelSpec:
         groups=int(config.get("n_group") or 1) if limited else 1,
         groups_chosen=int(config.get("topk_group") or 1) if limited else 1,
     )
-    return mixed(config, routing)
+    return mixed(config, routing, int(config.get("first_k_dense_replace") or 0))
 
 
-def mixed(config: ConfigJson, routing: Routing) -> ModelSpec:
-    """Latent attention; dense layers, then layers with experts."""
+def mixed(config: ConfigJson, routing: Routing, dense_first: int) -> ModelSpec:
+    """Latent attention; so many dense layers, then layers with experts."""
     width = config.whole("moe_intermediate_size")
     shared = width * int(config.get("n_shared_experts") or 0)
     attention = config.latent()
     experts = Experts(config.experts_count(), width, routing, config.activation, shared=shared)
-    dense_first = int(config.get("first_k_dense_replace") or 0)
     return config.model(config.each_layer(lambda i: LayerSpec(attention, config.dense() if i < dense_first else experts)))
 
 

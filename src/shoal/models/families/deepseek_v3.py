@@ -12,7 +12,7 @@ from shoal.models.spec import ModelSpec
 def _from_config(config: ConfigJson) -> ModelSpec:
     if not config.get("rope_interleave", True):
         raise config.unsupported("rope_interleave false is not supported")
-    return mixed(config, biased(config))
+    return mixed(config, biased(config), int(config.get("first_k_dense_replace") or 0))
 
 
 FAMILY = Family("deepseek_v3", "DeepSeek-V3", _from_config, safetensors=Stored(HUGGING_FACE_NAMES, interleaved=True))

@@ -30,7 +30,7 @@ class Family:
     """As people write it."""
     from_config: Callable[[ConfigJson], ModelSpec]
     from_metadata: Callable[[GgufMetadata], ModelSpec] | None = None
-    """None: its GGUF files say that they are another family's."""
+    """None: its GGUF files say that they are another family's, or llama.cpp has none."""
     architecture: str = ""
     """`general.architecture` of its GGUF files; empty: its name."""
     aliases: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Gemma 3, its language model: as Gemma 2 with normalised queries and keys instead of soft caps, and another rotation under the windows."""
+"""Gemma 3, of those that take images the language model: as Gemma 2 with normalised queries and keys instead of soft caps, and another rotation under the windows."""
 
 from __future__ import annotations
 
@@ -9,9 +9,21 @@ from shoal.models.families.config import ConfigJson
 from shoal.models.families.family import Family, Stored
 from shoal.models.families.gemma2 import GGUF_NAMES, HUGGING_FACE_NAMES
 from shoal.models.families.metadata import GgufMetadata
+from shoal.models.families.tensor_names import beside_images
 from shoal.models.families.windows import by_type
 from shoal.models.spec import LayerSpec, ModelSpec, Rope
 
+_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 262208,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 131072,
+    "rope_theta": 1e6,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 256,
+}
+"""What configurations of the models that take images leave out."""
 _PATTERN, _LOCAL_THETA = 6, 10000.0
 """Every sixth layer sees everything; the others rotate by this."""
 
@@ -24,7 +36,9 @@ def _ropes(config: ConfigJson) -> tuple[Rope, Rope]:
     return config.rope(), Rope(theta=float(config.get("rope_local_base_freq") or _LOCAL_THETA))
 
 
-def _from_config(config: ConfigJson) -> ModelSpec:
+def _from_config(whole: ConfigJson) -> ModelSpec:
+    config = whole.language("gemma3_text", **_DEFAULTS)
+    config.only_causal()
     pattern = int(config.get("sliding_window_pattern") or _PATTERN)
     windows = by_type(config) or [config.window if (i + 1) % pattern else 0 for i in range(config.layers)]
     everything, window_only = _ropes(config)
@@ -74,6 +88,7 @@ FAMILY = Family(
     _from_config,
     _from_metadata,
     "gemma3",
-    safetensors=Stored(HUGGING_FACE_NAMES, norms_less_one=True),
+    aliases=("gemma3",),
+    safetensors=Stored(beside_images(HUGGING_FACE_NAMES), norms_less_one=True),
     gguf=Stored(GGUF_NAMES),
 )

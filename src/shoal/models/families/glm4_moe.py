@@ -30,10 +30,10 @@ def _from_metadata(meta: GgufMetadata) -> ModelSpec:
     return meta.model([LayerSpec(attention, meta.dense() if i < dense_first else experts) for i in range(layers)])
 
 
-_NAMES = hugging_face(
+HUGGING_FACE_NAMES = hugging_face(
     selection_bias=TensorPiece("mlp.gate.e_score_correction_bias", suffix=""),
     shared__gate="mlp.shared_experts.gate_proj",
     shared__up="mlp.shared_experts.up_proj",
     shared__down="mlp.shared_experts.down_proj",
 )
-FAMILY = Family("glm4_moe", "GLM-4.5", _from_config, _from_metadata, "glm4moe", safetensors=Stored(_NAMES))
+FAMILY = Family("glm4_moe", "GLM-4.5", _from_config, _from_metadata, "glm4moe", safetensors=Stored(HUGGING_FACE_NAMES))

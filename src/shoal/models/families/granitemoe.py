@@ -14,10 +14,14 @@ def _routing(chosen: int) -> Routing:
     return Routing(chosen, "softmax of the chosen")
 
 
-def _from_config(config: ConfigJson) -> ModelSpec:
+def experts(config: ConfigJson) -> Experts:
     shared = int(config.get("shared_intermediate_size") or 0)
     routing = _routing(config.whole("num_experts_per_tok"))
-    return scaled(config, Experts(config.experts_count(), config.whole("intermediate_size"), routing, config.activation, shared=shared))
+    return Experts(config.experts_count(), config.whole("intermediate_size"), routing, config.activation, shared=shared)
+
+
+def _from_config(config: ConfigJson) -> ModelSpec:
+    return scaled(config, experts(config))
 
 
 def _from_metadata(meta: GgufMetadata) -> ModelSpec:
@@ -27,21 +31,22 @@ def _from_metadata(meta: GgufMetadata) -> ModelSpec:
 
 
 _GATE_UP = TensorPiece("block_sparse_moe.input_linear", FUSED_GATE_UP, stacked=True)
-_NAMES = hugging_face(
-    router="block_sparse_moe.router.layer",
-    experts__gate=_GATE_UP,
-    experts__up=_GATE_UP,
-    experts__down=stacked("block_sparse_moe.output_linear"),
-    shared__gate=TensorPiece("shared_mlp.input_linear", FUSED_GATE_UP),
-    shared__up=TensorPiece("shared_mlp.input_linear", FUSED_GATE_UP),
-    shared__down="shared_mlp.output_linear",
-)
+EXPERTS: dict[str, str | TensorPiece] = {
+    "router": "block_sparse_moe.router.layer",
+    "experts.gate": _GATE_UP,
+    "experts.up": _GATE_UP,
+    "experts.down": stacked("block_sparse_moe.output_linear"),
+    "shared.gate": TensorPiece("shared_mlp.input_linear", FUSED_GATE_UP),
+    "shared.up": TensorPiece("shared_mlp.input_linear", FUSED_GATE_UP),
+    "shared.down": "shared_mlp.output_linear",
+}
+"""Safetensors' names of what is not as in other families."""
 FAMILY = Family(
     "granitemoe",
     "Granite-MoE",
     _from_config,
     _from_metadata,
     aliases=("granitemoeshared",),
-    safetensors=Stored(_NAMES),
+    safetensors=Stored(hugging_face(**EXPERTS)),
     gguf=Stored(GGUF, interleaved=True),
 )

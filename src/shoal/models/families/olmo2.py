@@ -29,6 +29,6 @@ def _from_metadata(meta: GgufMetadata) -> ModelSpec:
 
 
 _NAMES = hugging_face(attention_after_norm="post_attention_layernorm", mlp_after_norm="post_feedforward_layernorm")
-_GGUF_NAMES = gguf(attention_after_norm="post_attention_norm", mlp_after_norm="post_ffw_norm")
+GGUF_NAMES = gguf(attention_after_norm="post_attention_norm", mlp_after_norm="post_ffw_norm")
 SAFETENSORS = Stored(_NAMES)
-FAMILY = Family("olmo2", "OLMo 2", _from_config, _from_metadata, safetensors=SAFETENSORS, gguf=Stored(_GGUF_NAMES))
+FAMILY = Family("olmo2", "OLMo 2", _from_config, _from_metadata, safetensors=SAFETENSORS, gguf=Stored(GGUF_NAMES))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 WHOLE = ("embed", "norm", "head")
@@ -48,6 +48,8 @@ class TensorNames:
     """What stands before a layer's number."""
     parts: Parts
     """By the name of a part without its layer and its expert's number. Of several, a file has one."""
+    elsewhere: tuple[tuple[str, str], ...] = ()
+    """What else names may begin with: instead of the first, the second."""
 
     def places(self, name: str) -> Iterator[TensorPlace]:
         """Where a file may have something: 'layers.3.q.bias' -> 'blk.3.attn_q.bias'."""
@@ -63,7 +65,11 @@ class TensorNames:
         known = self.parts.get(".".join(words), ())
         for one in known if isinstance(known, tuple) else (known,):
             piece = one if isinstance(one, TensorPiece) else TensorPiece(one)
-            yield TensorPlace(prefix + piece.tensor.format(expert=expert) + (piece.bias if bias else piece.suffix), piece, expert)
+            tensor = prefix + piece.tensor.format(expert=expert) + (piece.bias if bias else piece.suffix)
+            yield TensorPlace(tensor, piece, expert)
+            for usual, other in self.elsewhere:
+                if tensor.startswith(usual):
+                    yield TensorPlace(other + tensor.removeprefix(usual), piece, expert)
 
     def stored(self, name: str) -> str:
         """What the file calls it, if it has it under its likeliest name; '' if this family has no such thing."""
@@ -78,6 +84,12 @@ def gguf(**changes: str | TensorPiece | tuple[str | TensorPiece, ...]) -> Tensor
 def hugging_face(layers: str = "model.layers", /, **changes: str | TensorPiece | tuple[str | TensorPiece, ...]) -> TensorNames:
     """As transformers names them for most families, but for some; a double underscore stands for the dot."""
     return TensorNames(layers, {**_HUGGING_FACE, **{name.replace("__", "."): stored for name, stored in changes.items()}})
+
+
+def beside_images(names: TensorNames) -> TensorNames:
+    """Also where the language model is a part of one that takes images, as transformers 4 and 5 write it."""
+    moved = (("model.", "language_model.model."), ("model.", "model.language_model."), ("lm_head.", "language_model.lm_head."))
+    return replace(names, elsewhere=moved)
 
 
 def stacked(tensor: str) -> TensorPiece:

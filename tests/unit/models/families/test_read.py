@@ -75,7 +75,7 @@ LATENT = {
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 32,
 }
-EXPERTS = {"expert_count": 8, "expert_used_count": 2, "expert_feed_forward_length": 32}
+EXPERTS: dict[str, Any] = {"expert_count": 8, "expert_used_count": 2, "expert_feed_forward_length": 32}
 
 
 def plain(spec: ModelSpec) -> ModelSpec:

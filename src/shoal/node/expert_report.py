@@ -1,0 +1,36 @@
+"""What a node tells the head about the rows that its experts computed: only what came since it last told it. So the head has only to
+add, whatever moves, restarts or comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import inf
+
+import numpy as np
+
+from shoal.control import messages as control
+from shoal.executor.store import RowCounts
+
+_INTERVAL = 5.0  # seconds: a report of a large model takes 10 kB
+
+
+class ExpertReport:
+    """About one model. Counts that it is given never fall."""
+
+    def __init__(self) -> None:
+        self._told: dict[int, RowCounts] = {}
+        self._next = -inf
+
+    def due(self, rows: Mapping[int, RowCounts], now: float) -> list[control.ExpertRows]:
+        """rows: by layer, since the model was made. Returns the new ones, at most once in 5 s; what is returned counts as told."""
+        if now < self._next:
+            return []
+        new = {layer: counts - self._told[layer] if layer in self._told else counts for layer, counts in rows.items()}
+        report = [control.ExpertRows(layer=layer, rows=counts.tolist()) for layer, counts in new.items() if np.any(counts)]
+        if report:
+            self._told, self._next = dict(rows), now + _INTERVAL
+        return report
+
+    def skip(self, rows: Mapping[int, RowCounts]) -> None:
+        """Counts these as told."""
+        self._told = dict(rows)

@@ -1,0 +1,129 @@
+"""Trained Mixture-of-Experts models, made of SmolLM2, served over HTTP: split over three nodes, two and one, of which two are killed in mid-stream."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shoal.config import Precision
+from shoal.models.weights import GgufWeights
+from shoal.text.tokenizer import Tokenizer
+from tests.support import tiny, tiny_families, upcycled
+from tests.support.cluster import Cluster, cluster
+from tests.support.stages import Stages
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+
+FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
+STORY = [{"role": "user", "content": "Write a long story about a sailor and two whales, in many words."}]
+SHORT, LONG = 24, 60
+ROOM = ("--memory", "3GiB")
+
+
+def asked(messages: list[dict[str, str]], tokens: int, **fields: Any) -> dict[str, Any]:
+    return {"messages": messages, "max_tokens": tokens, "temperature": 0, **fields}
+
+
+def answer(made: Cluster, messages: list[dict[str, str]] = FRANCE, tokens: int = SHORT) -> str:
+    got = made.http.post("/v1/chat/completions", json=asked(messages, tokens))
+    assert got.status_code == 200, got.text
+    return got.json()["choices"][0]["message"]["content"]
+
+
+def disturbed(made: Cluster, name: str) -> str:
+    """The story, as a stream hears it in the midst of which a node is killed."""
+    (node,) = (node for node in made.living if name in node.arguments)
+    said: list[str] = []
+    with made.http.stream("POST", "/v1/chat/completions", json=asked(STORY, LONG, stream=True)) as stream:
+        for line in stream.iter_lines():
+            if not line.startswith("data: {"):
+                continue
+            event = json.loads(line.removeprefix("data: "))
+            assert "error" not in event, event
+            said.append(event["choices"][0]["delta"].get("content") or "")
+            if sum(map(bool, said)) == 5 and node.popen.poll() is None:
+                assert not made.head.popen.poll() and made.metric("sequences_running") == 1
+                node.signal(signal.SIGKILL)
+                node.wait()
+    return "".join(said)
+
+
+def dense(smollm2: Path, messages: list[dict[str, str]]) -> str:
+    """What the dense model says."""
+    weights = GgufWeights(smollm2)
+    tokenizer = Tokenizer.open(smollm2, weights.file.meta)
+    tokens = Stages(weights, precision=Precision.AUTO, bf16=True).greedy(tokenizer.encode_chat(messages), SHORT)
+    ends = [at for at, token in enumerate(tokens) if token in tokenizer.stop_tokens]
+    return tokenizer.decode(tokens[: ends[0]] if ends else tokens)
+
+
+@pytest.fixture(scope="module", params=["identical", "perturbed"])
+def mode(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def made(mode: Any, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three nodes; those that are killed are not replaced."""
+    with cluster(tmp_path_factory.mktemp("mixture")) as made:
+        made.serve("--min-nodes", "3", "--spread", "--context", "1024", "--model", str(upcycled.mixtral(smollm2, mode)))
+        for i in range(3):
+            made.join("--name", f"n{i}", *ROOM)
+        made.until_ready()
+        yield made
+
+
+def test_it_answers_in_english_from_any_number_of_nodes_and_streams_go_on(made: Cluster, mode: str, smollm2: Path) -> None:
+    first, story = answer(made), answer(made, STORY, LONG)
+    assert "Paris" in first
+    assert len(story.split()) > LONG // 2
+    if mode == "identical":
+        assert first == dense(smollm2, FRANCE)
+    for left, stage in ((2, 1), (1, 0)):
+        layers = made.layers()
+        assert disturbed(made, sorted(layers, key=lambda name: layers[name])[stage]) == story
+        made.until_spread(left)
+        assert answer(made) == first, f"{left} nodes"
+        assert answer(made, STORY, LONG) == story, f"{left} nodes"
+    made.until_idle()
+    assert "Traceback" not in made.story()
+
+
+def test_a_directory_with_tensors_for_each_expert(smollm2: Path, tmp_path: Path) -> None:
+    """Of 240 routed experts and a shared one in each of 30 layers, as half-precision floats."""
+    folder = upcycled.checkpoint(upcycled.qwen2_moe(smollm2, 1))
+    with cluster(tmp_path) as made:
+        made.up("--model", str(folder), "--nodes", "2", *ROOM)
+        made.until_ready()
+        assert "Paris" in answer(made)
+
+
+# What is refused
+
+
+def refused(made: Cluster, *flags: str) -> str:
+    process = made.up(*flags)
+    assert process.wait() != 0
+    assert "Traceback" not in process.said
+    return process.said
+
+
+def test_a_damaged_directory_is_refused_before_any_node_is_started(tmp_path: Path) -> None:
+    folder = tiny.saved(tiny_families.model("mixtral"), tmp_path / "model")
+    config = folder / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "num_local_experts": 9}))
+    with cluster(tmp_path) as made:
+        said = refused(made, "--model", str(folder), "--nodes", "1")
+    assert "block_sparse_moe.gate.weight has shape [8, 64] where the model's sizes say [9, 64]" in " ".join(said.split())
+    assert "node-1" not in said
+
+
+def test_a_runtime_that_cannot_run_experts_is_refused_by_name(smollm2: Path, tmp_path: Path) -> None:
+    with cluster(tmp_path) as made:
+        said = refused(made, "--model", str(upcycled.mixtral(smollm2, "slices")), "--runtime", "onnxruntime", "--nodes", "1")
+    assert "onnxruntime cannot run llama models (experts); use --runtime native" in " ".join(said.split())

@@ -1,0 +1,139 @@
+"""A head and nodes that come and go, in a simulated network, with the toy model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from random import Random
+from typing import TypeVar
+
+from shoal.config import HeadSettings, NodeSettings, composed
+from shoal.control import messages as control
+from shoal.executor.journal import JournalLimits
+from shoal.executor.measure import Speed
+from shoal.node.agent import Agent
+from shoal.node.coordinator import Coordinator
+from shoal.node.environment import Model
+from shoal.node.interruption import Interruption
+from shoal.node.observer import Served
+from shoal.pipeline.timing import StepTiming
+from shoal.request import Request, RequestId, SamplingParams, TokenChunk
+from shoal.testing import toy
+from shoal.testing.clock import SimulatedLoop
+from shoal.testing.network import Host, Network, SimWorld
+
+LAYERS = 4
+
+
+class Counts:
+    def __init__(self) -> None:
+        self.interruptions: list[Interruption] = []
+        self.left: list[str] = []
+
+    def step(self, timing: StepTiming) -> None: ...
+    def sampled(self, chunks: list[TokenChunk]) -> None: ...
+    def heartbeat(self, node: str, heartbeat: control.Heartbeat) -> None: ...
+
+    def interruption(self, ended: Interruption) -> None:
+        self.interruptions.append(ended)
+
+    def gone(self, node: str) -> None:
+        self.left.append(node)
+
+
+class Town:
+    """A head, and nodes that come and go."""
+
+    def __init__(self, counts: Counts | None = None, **settings: object) -> None:
+        self.network = Network(Random(1), lambda what: None)
+        self.counts = counts or Counts()
+        self.settings = composed(HeadSettings, {"host": "head", "slots": 2, "kv_tokens": 192, "context": 160, **settings})
+        self.hosts: dict[str, Host] = {"head": self.network.host("head")}
+        self.head = self._head()
+        self.agents: dict[str, Agent] = {}
+        self.running: dict[str, asyncio.Task[str]] = {}
+
+    def _head(self) -> Coordinator:
+        served = Served("toy", "toy", toy.cost(LAYERS), 160)
+        return Coordinator(self.settings, served, SimWorld(self.network, self.hosts["head"]), self.counts)
+
+    async def replace_head(self) -> None:
+        """It dies, and another one is started in its place."""
+        host, tasks = self.hosts["head"], [*self.head._tasks]
+        self.network.crash(host)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        host.alive = True
+        self.head = self._head()
+        await self.head.start()
+
+    def start(self, name: str) -> None:
+        self.hosts[name] = host = self.hosts.get(name) or self.network.host(name)
+        host.alive = True
+        memory = 2 * LAYERS * (toy.LAYER_BYTES + toy.KV_BYTES * 192) + 5000
+        environment = SimWorld(self.network, host)
+        self.agents[name] = agent = Agent(
+            NodeSettings(name=name, threads=1),
+            "head:7420",
+            environment,
+            lambda order: self.model(name, order),
+            Speed(1e6, 1e6),
+            memory,
+        )
+        self.running[name] = asyncio.get_running_loop().create_task(agent.run())
+
+    def model(self, name: str, order: control.Load) -> Model:
+        """What a node makes of its first order."""
+        return toy.ToyModel(LAYERS, JournalLimits(1 << 20, 0))
+
+    async def kill(self, name: str) -> None:
+        host, running = self.hosts[name], self.running.pop(name)
+        self.network.crash(host)
+        for task in (*host.tasks, running):
+            task.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    async def until(self, what: Callable[[], object]) -> None:
+        async with asyncio.timeout(300):
+            while not what():  # noqa: ASYNC110 - simulated time
+                await asyncio.sleep(0.05)
+
+    async def serving(self, stages: int) -> None:
+        await self.until(lambda: self.head.serving and len(self.head.cluster.route) == stages)
+
+    def request(self, name: str, tokens: int = 8) -> Request:
+        return Request(RequestId(name), [1, 2, 3], tokens, SamplingParams(temperature=0))
+
+    async def answer(self, request: Request) -> list[int | None]:
+        return [chunk.token async for chunk in self.head.submit(request)]
+
+    def remembered(self) -> list[int]:
+        roster, members = self.head._roster, self.head.cluster.members
+        return [len(d) for d in (roster.machines, roster.reached, roster._conversations, roster._nodes, roster._probing, members)]
+
+
+T = TypeVar("T", bound=Town)
+
+
+def play(scenario: Callable[[T], Awaitable[None]], make: Callable[..., T] = Town, **settings: object) -> None:
+    """In simulated time. make: given the settings."""
+    loop = SimulatedLoop()
+    asyncio.set_event_loop(loop)
+
+    async def whole() -> None:
+        town = make(**settings)
+        await town.head.start()
+        try:
+            async with asyncio.timeout(3000):
+                await scenario(town)
+        finally:
+            await town.head.stop()
+            for name in list(town.running):
+                await town.kill(name)
+
+    try:
+        loop.run_until_complete(whole())
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()

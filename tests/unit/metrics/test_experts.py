@@ -1,0 +1,79 @@
+"""Which experts are used, and how evenly, as Prometheus reads it."""
+
+from __future__ import annotations
+
+import math
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from shoal.metrics import Metrics
+from shoal.metrics.experts import evenness
+
+counts = st.lists(st.integers(0, 2**63), min_size=2, max_size=64).filter(any)
+
+
+@given(counts)
+def test_evenness_is_the_entropy_of_the_shares_over_the_most_there_can_be(rows: list[int]) -> None:
+    shares = [n / sum(rows) for n in rows if n]
+    entropy = -math.fsum(share * math.log(share) for share in shares if share)
+    assert 0 <= evenness(rows) <= 1
+    assert evenness(rows) == pytest.approx(entropy / math.log(len(rows)), abs=1e-9)
+
+
+@given(st.integers(1, 64), st.integers(1, 2**50))
+def test_equal_use_is_even(experts: int, rows: int) -> None:
+    assert evenness([rows] * experts) == pytest.approx(1)
+
+
+@given(st.integers(2, 64), st.integers(1, 2**50), st.data())
+def test_the_use_of_one_alone_is_not(experts: int, rows: int, data: st.DataObject) -> None:
+    used = data.draw(st.integers(0, experts - 1))
+    assert evenness([rows * (expert == used) for expert in range(experts)]) == pytest.approx(0)
+
+
+@given(counts, st.randoms(use_true_random=False))
+def test_it_does_not_matter_which_experts_they_are(rows: list[int], random: Random) -> None:
+    shuffled = list(rows)
+    random.shuffle(shuffled)
+    assert evenness(shuffled) == pytest.approx(evenness(rows))
+
+
+def read(metrics: Metrics) -> dict[str, dict[tuple[str, ...], float]]:
+    """By name and labels: layer, then expert."""
+    out: dict[str, dict[tuple[str, ...], float]] = {}
+    for family in text_string_to_metric_families(metrics.text().decode()):
+        if family.name.startswith("shoal_expert"):
+            for sample in family.samples:
+                labels = tuple(sample.labels[name] for name in ("layer", "expert") if name in sample.labels)
+                out.setdefault(sample.name, {})[labels] = sample.value
+    return out
+
+
+def test_a_dense_model_has_neither() -> None:
+    assert b"expert" not in Metrics({}).text()
+
+
+def test_every_expert_is_listed_before_it_is_used() -> None:
+    found = read(Metrics({1: 2, 3: 2}))
+    assert found == {"shoal_expert_rows_total": {("1", "0"): 0, ("1", "1"): 0, ("3", "0"): 0, ("3", "1"): 0}}
+
+
+def test_what_nodes_report_is_added_up() -> None:
+    metrics = Metrics({1: 2, 3: 2})
+    for layer, rows in [(1, [3, 0]), (3, [1, 1]), (1, [1, 4])]:
+        assert metrics.experts.add(layer, rows)
+    found = read(metrics)
+    assert found["shoal_expert_rows_total"] == {("1", "0"): 4, ("1", "1"): 4, ("3", "0"): 1, ("3", "1"): 1}
+    assert found["shoal_expert_evenness"] == pytest.approx({("1",): 1, ("3",): 1})
+
+
+@pytest.mark.parametrize(("layer", "rows"), [(0, [1, 1]), (0, []), (2, [1, 1]), (1, [1]), (1, [1, 1, 1]), (1, [])])
+def test_what_does_not_fit_the_model_is_not_added(layer: int, rows: list[int]) -> None:
+    metrics = Metrics({1: 2})
+    before = metrics.text()
+    assert not metrics.experts.add(layer, rows)
+    assert metrics.text() == before
