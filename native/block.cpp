@@ -3,9 +3,14 @@
 namespace shoal {
 
 void Block::take(Member& member, Step& step, bool quantised) const {
-  if (around_.same_input) return;
   const int64_t width = step.width;
   Rows& to = step.space.input;
+  if (around_.same_input) {  // the block before may not have needed it rounded
+    if (!quantised) return;
+    member.each(step.batch.rows, [&](int64_t r) { to.quantise(step.kernels, r * width, width); });
+    member.barrier();
+    return;
+  }
   member.each(step.batch.rows, [&](int64_t r) {
     const float* x = step.hidden + r * width;
     if (around_.before) {

@@ -160,3 +160,10 @@ def test_both_parts_of_a_layer_may_take_one_input(isa: str) -> None:
         (form.made(module.Around(norm.made()), target="q8"), module.Dense(module.Around(same_input=True), mlp.made("q8")), form.kept)
     ]
     assert_it_does_not_matter_how(rounded, X, isa, angles=[turned])
+
+
+def test_the_second_part_rounds_the_input_where_the_first_did_not() -> None:
+    form, mlp, norm = Grouped(), Mlp.random(HIDDEN, 64, 1), Normed(normal(HIDDEN, seed=5), centred=True)
+    turned, x = angles(32), X.astype(np.float64)
+    made = [(form.made(module.Around(norm.made())), module.Dense(module.Around(same_input=True), mlp.made("q8")), form.kept)]
+    assert error(forward(made, X, angles=[turned]), x + form(norm(x), turned) + mlp(norm(x), "silu")) < 0.02
