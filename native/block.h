@@ -43,8 +43,6 @@ void grow(std::vector<T>& v, int64_t size) {
   if (static_cast<int64_t>(v.size()) < size) v.resize(static_cast<size_t>(size));
 }
 
-inline int64_t chunk(int64_t count, int threads) { return std::max<int64_t>(1, count / (8 * threads)); }
-
 // Rows as a product takes them: floats, and their quantised form.
 struct Rows {
   std::vector<float> x, scale;
@@ -75,7 +73,7 @@ class Member {
   }
   template <class F>
   void each(int64_t count, F&& f) {
-    each(count, chunk(count, threads()), f);
+    next_++->runs(count, threads(), f);
   }
 
   const int id;

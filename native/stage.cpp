@@ -69,7 +69,7 @@ void Stage::logits(const float* hidden, const Head& head, const int32_t* picked,
   Share share;
   const Activations x = input.from();
   const std::function<void(int)> body = [&](int) {
-    share.each(w.panels(), chunk(w.panels(), team_.size()), [&](int64_t p) {
+    share.runs(w.panels(), team_.size(), [&](int64_t p) {
       kernels_.gemm(w, p, x, 0, count, head.linear.bias_at(p), false, out + p * kPanel, w.panels() * kPanel);
     });
   };

@@ -3,6 +3,7 @@
 // Between two phases of a decode step there are only a few microseconds, so members spin briefly, then sleep; between
 // steps they sleep in the kernel. A team of one is only the calling thread and costs nothing.
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -43,16 +44,31 @@ class Team {
   alignas(64) std::atomic<uint32_t> done_{0};
 };
 
-// Hands out [0, count) in chunks: members take the next free one, so a member that the system has stopped delays little.
+// Hands out [0, count): members take what is next, so that a slow one does less.
 class Share {
  public:
   void reset() { next_.store(0, std::memory_order_relaxed); }
+  // In chunks of one size.
   template <class F>
   void each(int64_t count, int64_t chunk, F&& f) {
     for (;;) {
       const int64_t begin = next_.fetch_add(chunk, std::memory_order_relaxed);
       if (begin >= count) return;
       const int64_t end = begin + chunk < count ? begin + chunk : count;
+      for (int64_t i = begin; i < end; ++i) f(i);
+    }
+  }
+  // A long run for each member, then shorter ones: weights that are read front to back come faster from memory, by about a sixth
+  // of a step of one row, than the same weights in many chunks.
+  template <class F>
+  void runs(int64_t count, int64_t members, F&& f) {
+    const int64_t first = std::max<int64_t>(1, count / (2 * members)), later = std::max<int64_t>(1, count / (4 * members));
+    for (;;) {
+      const int64_t turn = next_.fetch_add(1, std::memory_order_relaxed);
+      const bool early = turn < members;
+      const int64_t begin = early ? turn * first : members * first + (turn - members) * later;
+      if (begin >= count) return;
+      const int64_t end = std::min(count, begin + (early ? first : later));
       for (int64_t i = begin; i < end; ++i) f(i);
     }
   }
