@@ -57,6 +57,7 @@ ROUNDS ?= 5
 bench: $(VENV)/developed
 	$(BIN)/python -m benchmarks.single_node --rounds $(ROUNDS) $(if $(CHECK),--check)
 	$(BIN)/python -m benchmarks.two_nodes --rounds $(ROUNDS) $(if $(CHECK),--check)
+	$(BIN)/python -m benchmarks.moe --rounds $(ROUNDS) $(if $(CHECK),--check)
 
 # One wheel in dist/ for each of PYTHONS (one of 3.12 serves later versions, too), for any Linux whose C library is as
 # new as this one's; auditwheel says how new that is. Without kernels there is none.
