@@ -62,7 +62,8 @@ struct Rows {
 // One thread's way through the phases of a step. Each phase has a Share of its own, which all members take from.
 class Member {
  public:
-  Member(Team& team, Share* shares, int id) : id(id), team_(team), next_(shares) {}
+  // few: whether the step has so few rows that memory is what it waits for.
+  Member(Team& team, Share* shares, int id, bool few) : id(id), team_(team), next_(shares), few_(few) {}
 
   int threads() const { return team_.size(); }
   void barrier() { team_.barrier(); }
@@ -73,7 +74,9 @@ class Member {
   }
   template <class F>
   void each(int64_t count, F&& f) {
-    next_++->runs(count, threads(), f);
+    Share& share = *next_++;
+    if (few_) return share.runs(count, threads(), f);
+    share.each(count, std::max<int64_t>(1, count / (8 * threads())), f);  // experts differ in rows: small pieces even that out
   }
 
   const int id;
@@ -81,6 +84,7 @@ class Member {
  private:
   Team& team_;
   Share* next_;
+  bool few_;
 };
 
 // Queries over paged keys and values: how a step's attention is cut into tasks. Made once a step for each shape of heads.

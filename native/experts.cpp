@@ -154,7 +154,8 @@ void Experts::sort(Step& step) const {
 void Experts::run(Member& member, Step& step) const {
   Workspace& space = step.space;
   const int64_t rows = step.batch.rows, picked = rows * routing_.chosen, padded = parts_.router.weight->panels() * kPanel;
-  take(member, step, true);
+  take(member, step, parts_.experts[0].gate.quantised() || parts_.experts[0].up.quantised() || parts_.shared.gate.quantised() ||
+                         parts_.shared.up.quantised());
   product(member, step, parts_.router, space.input.from(), false, space.routed.data(), padded);
   if (parts_.shared_gate) product(member, step, parts_.shared_gate, space.input.from(), false, space.routed.data() + rows * padded, kPanel);
   member.barrier();

@@ -2,6 +2,8 @@
 
 namespace shoal {
 
+constexpr int64_t kFewRows = 16;
+
 Stage::Stage(const Kernels& kernels, int64_t hidden, int threads) : kernels_(kernels), width_(hidden), team_(threads) {
   if (hidden < 16 || hidden % 16) throw std::invalid_argument("the hidden states' width must be a multiple of 16");
   space_.threads = threads;
@@ -28,13 +30,14 @@ void Stage::forward(float* hidden, const Batch& batch, const std::vector<Layer>&
     layer.attention->reserve(step), layer.feed_forward->reserve(step);
   }
   constexpr int64_t kPhases = 2 * Block::kPhases;  // of a layer
+  const bool few = batch.rows <= kFewRows;
   Share* first = shares(kPhases * static_cast<int64_t>(layers.size()));
   const std::function<void(int)> body = [&](int id) {
     for (size_t l = 0; l < layers.size(); ++l) {
       const Layer& layer = layers[l];
       const Heads heads = layer.attention->heads();
       Share* own = first + kPhases * static_cast<int64_t>(l);
-      Member attention(team_, own, id), feed_forward(team_, own + Block::kPhases, id);
+      Member attention(team_, own, id, few), feed_forward(team_, own + Block::kPhases, id, few);
       layer.attention->run(attention, step, {layer.pool, bf16, heads.kv, heads.key, heads.value});
       layer.feed_forward->run(feed_forward, step);
     }
@@ -51,7 +54,7 @@ void Stage::attention(const GroupedQuery& block, const float* qkv, const Batch& 
   std::copy(qkv, qkv + batch.rows * block.width(), space_.qkv.data());
   Share* own = shares(Block::kPhases);
   const std::function<void(int)> body = [&](int id) {
-    Member member(team_, own, id);
+    Member member(team_, own, id, batch.rows <= kFewRows);
     block.attend(member, step, {pool, bf16, heads.kv, heads.key, heads.value});
   };
   team_.run(body);

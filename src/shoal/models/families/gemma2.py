@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 from shoal.models.families.config import ConfigJson
 from shoal.models.families.family import Family, Stored
 from shoal.models.families.metadata import GgufMetadata
@@ -12,6 +15,11 @@ from shoal.models.spec import LayerSpec, ModelSpec
 
 def _from_config(config: ConfigJson) -> ModelSpec:
     windows = by_type(config) or [0 if i % 2 else config.window for i in range(config.layers)]
+    return with_windows(config, windows, lambda window: {})
+
+
+def with_windows(config: ConfigJson, windows: Sequence[int], attention: Callable[[int], dict[str, Any]]) -> ModelSpec:
+    """attention: what a later version says of the attention under a window, 0 for none."""
     layers = config.windowed(
         windows,
         lambda window: LayerSpec(
@@ -19,6 +27,7 @@ def _from_config(config: ConfigJson) -> ModelSpec:
                 window=window,
                 scale=float(config.get("query_pre_attn_scalar") or config.head_dim) ** -0.5,
                 cap=float(config.get("attn_logit_softcapping") or 0),
+                **attention(window),
             ),
             config.dense(),
             "both",

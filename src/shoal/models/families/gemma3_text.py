@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from shoal.models.families.config import ConfigJson
 from shoal.models.families.family import Family, Stored
-from shoal.models.families.gemma2 import GGUF_NAMES, HUGGING_FACE_NAMES
+from shoal.models.families.gemma2 import GGUF_NAMES, HUGGING_FACE_NAMES, with_windows
 from shoal.models.families.metadata import GgufMetadata
 from shoal.models.families.tensor_names import beside_images
 from shoal.models.families.windows import by_type
@@ -42,26 +42,7 @@ def _from_config(whole: ConfigJson) -> ModelSpec:
     pattern = int(config.get("sliding_window_pattern") or _PATTERN)
     windows = by_type(config) or [config.window if (i + 1) % pattern else 0 for i in range(config.layers)]
     everything, window_only = _ropes(config)
-    layers = config.windowed(
-        windows,
-        lambda window: LayerSpec(
-            config.grouped_query(
-                window=window,
-                rope=window_only if window else everything,
-                qk_norm="head",
-                scale=float(config.get("query_pre_attn_scalar") or config.head_dim) ** -0.5,
-                cap=float(config.get("attn_logit_softcapping") or 0),
-            ),
-            config.dense(),
-            "both",
-        ),
-    )
-    return config.model(
-        layers,
-        tied=bool(config.get("tie_word_embeddings", True)),
-        embedding_scale=config.hidden**0.5,
-        logit_cap=float(config.get("final_logit_softcapping") or 0),
-    )
+    return with_windows(config, windows, lambda window: {"rope": window_only if window else everything, "qk_norm": "head"})
 
 
 _LARGEST = 62  # layers of the 27B, whose scale is another one; the file does not say it
