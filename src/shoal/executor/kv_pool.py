@@ -45,3 +45,22 @@ class KvPool:
         for source, target in pairs:
             for memory in self._layers.values():
                 memory[target] = memory[source]
+
+
+class HostRuntime:
+    """What runtimes have in common whose keys, values and activations are in the machine's memory."""
+
+    def __init__(self, spec: ModelSpec, bf16: bool) -> None:
+        self._pool = KvPool(spec, bf16)
+
+    def open(self, blocks: int) -> None:
+        self._pool.open(blocks)
+
+    def keep(self, layers: range) -> None:
+        self._pool.keep(layers)
+
+    def copy(self, pairs: list[tuple[int, int]]) -> None:
+        self._pool.copy(pairs)
+
+    def to_host(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        return hidden

@@ -9,7 +9,7 @@ import numpy as np
 from shoal.config import Precision
 from shoal.errors import ConfigError
 from shoal.executor.base import Angles, BlockPart, Floats, Ints, Leases, Packed, StageBatch, WeightBlock
-from shoal.executor.kv_pool import KvPool
+from shoal.executor.kv_pool import HostRuntime
 from shoal.executor.output import finished
 from shoal.executor.packing import pack, required
 from shoal.executor.precision import UNROUNDED
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from shoal.native import Linear, Norm
 
 
-class NativeRuntime:
+class NativeRuntime(HostRuntime):
     """bf16: how keys and values are stored. Raises ConfigError."""
 
     def __init__(self, spec: ModelSpec, *, bf16: bool, precision: Precision, threads: int, isa: str = "") -> None:
@@ -32,7 +32,8 @@ class NativeRuntime:
             self._stage = module.Stage(spec.hidden, threads, isa)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        self._spec, self._precision, self._threads, self._pool = spec, precision, threads, KvPool(spec, bf16)
+        super().__init__(spec, bf16)
+        self._spec, self._precision, self._threads = spec, precision, threads
         self._rotations = spec.rotations
 
     @property
@@ -49,23 +50,11 @@ class NativeRuntime:
             case BlockPart.HEAD:
                 return made.head()
 
-    def open(self, blocks: int) -> None:
-        self._pool.open(blocks)
-
-    def keep(self, layers: range) -> None:
-        self._pool.keep(layers)
-
-    def copy(self, pairs: list[tuple[int, int]]) -> None:
-        self._pool.copy(pairs)
-
     def forward(self, hidden: Floats, batch: StageBatch, angles: list[Angles], layers: range, leases: Leases) -> Floats:
         attention = [leases.lease(WeightBlock(layer, BlockPart.ATTENTION)) for layer in layers]
         feed_forward = [leases.lease(WeightBlock(layer, BlockPart.FEED_FORWARD)) for layer in layers]
         pools = [self._pool.of(layer) for layer in layers]
         self._stage.forward(hidden, batch.starts, batch.positions, batch.tables, angles, attention, feed_forward, pools, self._pool.bf16)
-        return hidden
-
-    def to_host(self, hidden: Floats) -> Floats:
         return hidden
 
     def logits(self, hidden: Floats, picked: Ints, leases: Leases) -> Floats:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from shoal.config import Precision
 from shoal.errors import UnsupportedModel
 from shoal.executor.base import Angles, BlockPart, Floats, Ints, Leases, Packed, StageBatch, WeightBlock
-from shoal.executor.kv_pool import KvPool
+from shoal.executor.kv_pool import HostRuntime
 from shoal.executor.native_runtime import grouped_query
 from shoal.executor.onnx_runtimes import Segment, SegmentRuntime
 from shoal.executor.onnx_support import lacking
@@ -32,14 +32,14 @@ class _Segments:
     """Of queries and keys."""
 
 
-class OnnxRuntime:
+class OnnxRuntime(HostRuntime):
     """Raises UnsupportedModel for a model that the segments cannot express."""
 
     def __init__(self, spec: ModelSpec, *, segments: SegmentRuntime, bf16: bool, precision: Precision, threads: int, isa: str = "") -> None:
         if what := lacking(spec):
             raise UnsupportedModel(f"the runtime {segments.name} cannot run {spec.family} models ({what}); use --runtime native")
         self._segments, self._precision, self._spec = segments, precision, spec
-        self._pool = KvPool(spec, bf16)
+        super().__init__(spec, bf16)
         self._attention = _Attention(spec, threads, isa)
 
     @property
@@ -59,15 +59,6 @@ class OnnxRuntime:
         normed = block.part is BlockPart.ATTENTION and isinstance(attention, GroupedQuery) and attention.qk_norm
         return _Segments(made, size, (weights.vector(f"{layer}q_norm"), weights.vector(f"{layer}k_norm")) if normed else (None, None))
 
-    def open(self, blocks: int) -> None:
-        self._pool.open(blocks)
-
-    def keep(self, layers: range) -> None:
-        self._pool.keep(layers)
-
-    def copy(self, pairs: list[tuple[int, int]]) -> None:
-        self._pool.copy(pairs)
-
     def forward(self, hidden: Floats, batch: StageBatch, angles: list[Angles], layers: range, leases: Leases) -> Floats:
         for layer in layers:
             attention = leases.lease(WeightBlock(layer, BlockPart.ATTENTION))
@@ -76,9 +67,6 @@ class OnnxRuntime:
             attended = self._attention.run(layer, qkv, batch, angles, self._pool.of(layer), self._pool.bf16, attention.norms)
             (hidden,) = attention.made["after"].run(attended=attended, residual=hidden)
             (hidden,) = feed_forward.made["mlp"].run(residual=hidden)
-        return hidden
-
-    def to_host(self, hidden: Floats) -> Floats:
         return hidden
 
     def logits(self, hidden: Floats, picked: Ints, leases: Leases) -> Floats:

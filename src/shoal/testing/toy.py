@@ -20,7 +20,7 @@ from shoal.control import messages as control
 from shoal.executor.base import Angles, BlockPart, Floats, Ints, Leases, StageBatch, StageOutput, WeightBlock
 from shoal.executor.constraint import Grammars
 from shoal.executor.journal import JournalLimits
-from shoal.executor.kv_pool import KvPool
+from shoal.executor.kv_pool import HostRuntime
 from shoal.executor.shard import Shard
 from shoal.executor.stage import StageExecutor
 from shoal.executor.store import RowCounts
@@ -76,25 +76,16 @@ class _ToyBlock:
     nbytes: int
 
 
-class ToyRuntime:
+class ToyRuntime(HostRuntime):
     """Takes the place of the native kernels."""
 
     name = "toy"
 
     def __init__(self, layers: int) -> None:
-        self._pool = KvPool(spec(layers), bf16=True)
+        super().__init__(spec(layers), bf16=True)
 
     def pack(self, weights: Any, block: WeightBlock) -> _ToyBlock:
         return _ToyBlock(LAYER_BYTES if block.part is BlockPart.FEED_FORWARD else 0)
-
-    def open(self, blocks: int) -> None:
-        self._pool.open(blocks)
-
-    def keep(self, layers: range) -> None:
-        self._pool.keep(layers)
-
-    def copy(self, pairs: list[tuple[int, int]]) -> None:
-        self._pool.copy(pairs)
 
     def forward(self, hidden: Floats, batch: StageBatch, angles: list[Angles], layers: range, leases: Leases) -> Floats:
         positions, starts = batch.positions.tolist(), batch.starts.tolist()
@@ -115,9 +106,6 @@ class ToyRuntime:
                     total += cell
                 cells[place[position:]] = out[first:end]
         return np.array(out, np.float32).reshape(-1, 1)
-
-    def to_host(self, hidden: Floats) -> Floats:
-        return hidden
 
     def logits(self, hidden: Floats, picked: Ints, leases: Leases) -> Floats:
         x = hidden[picked, 0].astype(np.int64)[:, None] * 31 + np.arange(VOCABULARY, dtype=np.int64) * 1000003
