@@ -149,6 +149,10 @@ def _is_there(text: str) -> bool:
 
 
 def _path(text: str) -> Reference:
-    path = first_part(user_path(text))
-    # A part is recognised by its name, so a link to it is not resolved.
-    return Reference("path", str(path.resolve() if len(parts_of(path)) == 1 else path.parent.resolve() / path.name))
+    """Raises UserError for a text that no path can be."""
+    try:
+        path = first_part(user_path(text))
+        # A part is recognised by its name, so a link to it is not resolved.
+        return Reference("path", str(path.resolve() if len(parts_of(path)) == 1 else path.parent.resolve() / path.name))
+    except (OSError, ValueError, RuntimeError) as error:  # a null byte; links in a circle
+        raise UserError(f"{text!r} is not a path: {str(error).lower()}") from None

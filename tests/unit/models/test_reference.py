@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shoal.errors import ShoalError, UnknownModel, UserError
+from shoal.models import sources
 from shoal.models.reference import Reference, ambiguity
 from tests.support.stores import ollama_store
 
@@ -26,6 +27,9 @@ def test_a_reference_of_the_hub_is_read_as_it_was_written(org: str, name: str, t
 
 
 @given(st.text(max_size=40))
+@example("/\0")
+@example("~\0")
+@example("a\0.gguf")
 def test_any_text_is_a_reference_or_refused(text: str) -> None:
     try:
         reference = Reference.parse(text)
@@ -41,6 +45,19 @@ def test_any_text_is_a_reference_or_refused(text: str) -> None:
 def test_addresses_that_lead_elsewhere_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="not a hub reference"):
         Reference.parse(text)
+
+
+@pytest.mark.parametrize("text", ["/\0", "~\0", "a\0.gguf"])
+def test_what_no_path_can_be_is_refused_with_the_reason(text: str) -> None:
+    with pytest.raises(UserError, match=r"is not a path: .*null"):
+        Reference.parse(text)
+
+
+def test_links_that_lead_in_a_circle_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(UserError, match=f"{tmp_path}/a"):
+        sources.pull(str(tmp_path / "a"), directory=tmp_path)
 
 
 @given(st.sampled_from(["hf:", "hf.co/", "ollama:", "lmstudio:"]), st.text(max_size=40))
