@@ -131,7 +131,11 @@ def test_a_damaged_directory_is_refused_before_any_node_is_started(tmp_path: Pat
     assert "node-1" not in said
 
 
-def test_a_runtime_that_cannot_run_experts_is_refused_by_name(smollm2: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_runtime_that_cannot_run_experts_is_refused_before_any_node_is_started(runtime: str, smollm2: Path, tmp_path: Path) -> None:
+    pytest.importorskip(runtime)
+    model = upcycled.mixtral(smollm2, "slices")
     with cluster(tmp_path) as made:
-        said = refused(made, "--model", str(upcycled.mixtral(smollm2, "slices")), "--runtime", "onnxruntime", "--nodes", "1")
-    assert "onnxruntime cannot run llama models (experts); use --runtime native" in " ".join(said.split())
+        said = refused(made, "--model", str(model), "--runtime", runtime, "--nodes", "1")
+    assert f"{runtime} cannot run {model.stem}: it has experts (Mixture-of-Experts); use --runtime native" in " ".join(said.split())
+    assert "node-1" not in said

@@ -8,12 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.config import Precision
-from shoal.errors import UnsupportedModel
 from shoal.executor.base import Angles, BlockPart, Floats, Ints, Leases, Packed, StageBatch, WeightBlock
 from shoal.executor.kv_pool import HostRuntime
 from shoal.executor.native_runtime import grouped_query
 from shoal.executor.onnx_runtimes import Segment, SegmentRuntime
-from shoal.executor.onnx_support import lacking
+from shoal.executor.onnx_support import check_expressible
 from shoal.executor.output import finished
 from shoal.executor.packing import required
 from shoal.executor.segments import segments
@@ -36,8 +35,7 @@ class OnnxRuntime(HostRuntime):
     """Raises UnsupportedModel for a model that the segments cannot express."""
 
     def __init__(self, spec: ModelSpec, *, segments: SegmentRuntime, bf16: bool, precision: Precision, threads: int, isa: str = "") -> None:
-        if what := lacking(spec):
-            raise UnsupportedModel(f"the runtime {segments.name} cannot run {spec.family} models ({what}); use --runtime native")
+        check_expressible(spec, segments.name)
         self._segments, self._precision, self._spec = segments, precision, spec
         super().__init__(spec, bf16)
         self._attention = _Attention(spec, threads, isa)

@@ -18,6 +18,8 @@ from shoal.errors import ConfigError
 from shoal.executor.base import BlockPart, Runtime, RuntimeFactory, StageBatch, WeightBlock
 from shoal.executor.measure import median_seconds
 from shoal.executor.native_runtime import NativeRuntime
+from shoal.executor.onnx_support import check_expressible
+from shoal.executor.onnx_support import lacking as lacks
 from shoal.executor.store import WeightStore
 from shoal.folders import cache_dir
 from shoal.models.spec import ModelSpec
@@ -79,18 +81,23 @@ def _made(runtime: RuntimeName, spec: ModelSpec, precision: Precision, bf16: boo
     return OnnxRuntime(spec, segments=segments, bf16=bf16, precision=precision, threads=threads, isa=isa)
 
 
-def able(spec: ModelSpec) -> list[RuntimeName]:
-    """The runtimes on this machine that can run a model. Raises ConfigError if none can."""
+def able(spec: ModelSpec, model: str = "this model") -> list[RuntimeName]:
+    """The runtimes on this machine that can run a model. model: what messages call it. Raises ConfigError if none can."""
     check_runtime(RuntimeName.AUTO)
-    candidates = [runtime for runtime in installed() if runtime is RuntimeName.NATIVE]
-    if others := [runtime for runtime in installed() if runtime is not RuntimeName.NATIVE]:
-        from shoal.executor.onnx_support import lacking as lacks
+    what = lacks(spec)
+    able = [runtime for runtime in installed() if runtime is RuntimeName.NATIVE or not what]
+    if not able:
+        raise ConfigError(f"{' and '.join(installed())} cannot run {model}: it has {what}; the runtime native could, but {missing()}")
+    return able
 
-        if not (what := lacks(spec)):
-            return candidates + others
-        if not candidates:
-            raise ConfigError(f"{' and '.join(others)} cannot run {spec.family} models ({what}), and {missing()}")
-    return candidates
+
+def check_model(runtime: RuntimeName, spec: ModelSpec, model: str) -> None:
+    """Call it before any node is started. model: its name. Raises UnsupportedModel if the requested runtime cannot run it, ConfigError if
+    none of this machine can."""
+    if runtime is RuntimeName.AUTO:
+        able(spec, model)
+    elif runtime is not RuntimeName.NATIVE:
+        check_expressible(spec, runtime, model)
 
 
 def fastest(weights: Weights, at: int, precision: Precision, threads: int, isa: str, directory: Path | None = None) -> RuntimeName:

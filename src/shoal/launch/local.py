@@ -17,6 +17,7 @@ from shoal.allowance import usable_memory
 from shoal.config import HeadSettings, NodeSettings, default_threads
 from shoal.discovery.addresses import reached_at
 from shoal.errors import ClusterError
+from shoal.executor.runtimes import check_model
 from shoal.launch.environment import child_environment
 from shoal.launch.keys import certify, head_credentials
 from shoal.models.description import Description
@@ -108,7 +109,9 @@ class LocalCluster:
 
 @contextlib.asynccontextmanager
 async def local_cluster(settings: HeadSettings, node: NodeSettings, model: Description, nodes: int) -> AsyncGenerator[LocalCluster]:
-    """Starts the processes; ends all of them, whatever happens inside."""
+    """Starts the processes; ends all of them, whatever happens inside. Raises UnsupportedModel, ConfigError if the nodes' runtime cannot run
+    the model."""
+    check_model(node.runtime, model.spec, model.name)
     head = Head(dataclasses.replace(settings, min_nodes=nodes, spread=True), model, HostEnvironment(head_credentials(settings)))
     await head.start()
     address = join_host_port(reached_at(settings.host), head.control_port)

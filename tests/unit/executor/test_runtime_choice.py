@@ -77,14 +77,14 @@ def test_every_runtime_here_is_really_timed(weights: SafetensorsWeights, tmp_pat
 # What a runtime cannot run
 
 LACKING = {
-    "mixtral": "experts",
+    "mixtral": r"experts \(Mixture-of-Experts\)",
     "deepseek v2 lite": "latent attention",
     "cohere2": "layer norms",
     "gemma2": "the activation gelu",
     "granite": "norms or sums elsewhere",
     "olmo2": "norms or sums elsewhere",
     "smollm3": "attention without rotation",
-    "phi4 mini": "partial rotation",
+    "phi4 mini": "attention with partial rotation",
 }
 
 
@@ -100,14 +100,14 @@ def test_a_runtime_says_what_it_cannot_run_and_auto_never_picks_it(name: str, tm
     weights = SafetensorsWeights(tiny.saved(tiny_families.model(name), tmp_path / "model"))
     for runtime in (RuntimeName.ONNXRUNTIME, RuntimeName.OPENVINO):
         if runtime in runtimes.installed():
-            with pytest.raises(UnsupportedModel, match=f"{runtime} cannot run {weights.spec.family} models .*{LACKING[name]}"):
+            with pytest.raises(UnsupportedModel, match=f"{runtime} cannot run this model: it has {LACKING[name]}.*; use --runtime native"):
                 Stages(_Unread(weights), runtime=runtime)  # pyright: ignore[reportArgumentType]
     clock = Clock({RuntimeName.NATIVE: 2.0, RuntimeName.ONNXRUNTIME: 1.0}, monkeypatch)
     assert choose(weights, tmp_path) is RuntimeName.NATIVE
     assert not clock.timed
     Clock({RuntimeName.ONNXRUNTIME: 1.0}, monkeypatch)
     monkeypatch.setattr(runtimes, "missing", lambda: "there are no kernels")
-    with pytest.raises(ConfigError, match=f"onnxruntime cannot run {weights.spec.family} models .*there are no kernels"):
+    with pytest.raises(ConfigError, match=f"onnxruntime cannot run this model: it has {LACKING[name]}.*there are no kernels"):
         choose(weights, tmp_path)
 
 
