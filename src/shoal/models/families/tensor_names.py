@@ -51,6 +51,12 @@ class TensorNames:
     elsewhere: tuple[tuple[str, str], ...] = ()
     """What else names may begin with: instead of the first, the second."""
 
+    @property
+    def layer_prefixes(self) -> set[str]:
+        """What stands before a layer's number, wherever the model lies."""
+        moved = {other + self.layers.removeprefix(usual) for usual, other in self.elsewhere if self.layers.startswith(usual)}
+        return {self.layers} | moved
+
     def places(self, name: str) -> Iterator[TensorPlace]:
         """Where a file may have something: 'layers.3.q.bias' -> 'blk.3.attn_q.bias'."""
         words = name.split(".")
