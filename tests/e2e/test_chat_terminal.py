@@ -10,6 +10,8 @@ import signal
 import stat
 import subprocess
 import sys
+import termios
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -280,29 +282,83 @@ def test_what_is_thought_is_not_in_a_pipe() -> None:
         assert piped("Hi", "chat", "--url", url).stdout == "Hello.\n"
 
 
-def thinking() -> Any:
-    """A server of another make, whose model thinks first."""
+def thinking() -> contextlib.AbstractContextManager[tuple[str, list[Any]]]:
+    """Its model thinks first."""
+    return of_another_make([{"role": "assistant"}, {"reasoning_content": "Let me see."}, {"content": "Hello."}])
+
+
+@contextlib.contextmanager
+def of_another_make(deltas: list[dict[str, str]], goes_on: threading.Event | None = None) -> Iterator[tuple[str, list[Any]]]:
+    """A server that answers every question with these, the last of them after the event; its address, and what it is asked."""
     app, bodies = FastAPI(), list[Any]()
 
     @app.get("/v1/models")
     async def models() -> Any:
         return {"data": [{"id": "thinker"}]}
 
+    def lines() -> Iterator[str]:
+        yield ": wait\n\n"
+        choices: list[dict[str, Any]] = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
+        for choice in [*choices, {"index": 0, "delta": {}, "finish_reason": "stop"}]:
+            if goes_on is not None and choice["delta"] is deltas[-1]:
+                goes_on.wait()
+            yield f"data: {json.dumps({'choices': [choice]})}\n\n"
+        yield "data: [DONE]\n\n"
+
     @app.post("/v1/chat/completions")
     async def answer(asked: Asked) -> StreamingResponse:
         bodies.append(await asked.json())
-        deltas = [{"role": "assistant"}, {"reasoning_content": "Let me see."}, {"content": "Hello."}]
-        choices: list[dict[str, Any]] = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
-        choices.append({"index": 0, "delta": {}, "finish_reason": "stop"})
-        lines = [": wait\n\n", *(f"data: {json.dumps({'choices': [choice]})}\n\n" for choice in choices), "data: [DONE]\n\n"]
-        return StreamingResponse(iter(lines), media_type="text/event-stream")
+        return StreamingResponse(lines(), media_type="text/event-stream")
 
-    @contextlib.contextmanager
-    def go() -> Iterator[tuple[str, list[Any]]]:
-        with serving(app) as url:
-            yield url, bodies
+    with serving(app) as url:
+        yield url, bodies
 
-    return go()
+
+# Keys during an answer
+
+
+@pytest.fixture
+def goes_on() -> Iterator[threading.Event]:
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def test_ctrl_d_during_an_answer_leaves_after_it(goes_on: threading.Event, tmp_path: Path) -> None:
+    answers = of_another_make([{"content": "Good "}, {"content": "day."}], goes_on)
+    with answers as (url, _), terminal("chat", "--url", url, SHOAL_CACHE=str(tmp_path)) as chat:
+        chat.until_shown(PROMPT)
+        chat.type("Hi" + ENTER)
+        chat.until_shown("Good")
+        chat.type(CTRL_D)
+        goes_on.set()
+        chat.until_shown("day.")
+        assert chat.wait() == 0
+
+
+def test_a_question_typed_during_an_answer_is_asked_after_it_and_ctrl_d_behind_it_leaves(goes_on: threading.Event, tmp_path: Path) -> None:
+    answers = of_another_make([{"content": "Good "}, {"content": "day."}], goes_on)
+    with answers as (url, bodies), terminal("chat", "--url", url, SHOAL_CACHE=str(tmp_path)) as chat:
+        chat.until_shown(PROMPT)
+        chat.type("Hi" + ENTER)
+        chat.until_shown("Good")
+        chat.type("And" + ENTER + CTRL_D)
+        goes_on.set()
+        assert chat.wait() == 0
+    assert [body["messages"][-1]["content"] for body in bodies] == ["Hi", "And"]
+
+
+def test_the_terminal_is_left_as_it_was_found(url: str, tmp_path: Path) -> None:
+    fresh = os.openpty()
+    with terminal("chat", "--url", url, SHOAL_CACHE=str(tmp_path)) as chat:
+        chat.until_shown(PROMPT)
+        said(chat, "Hi", "Good day.")
+        assert chat.settings() != termios.tcgetattr(fresh[0])
+        chat.type(CTRL_D)
+        assert chat.wait() == 0
+        assert chat.settings() == termios.tcgetattr(fresh[0])
+    for end in fresh:
+        os.close(end)
 
 
 # Pipes

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -99,6 +100,10 @@ class Terminal:
 
     def type(self, text: str) -> None:
         os.write(self._ours, text.encode())
+
+    def settings(self) -> list[Any]:
+        """As termios.tcgetattr has them."""
+        return termios.tcgetattr(self._ours)
 
     def wait(self) -> int:
         """The exit status."""

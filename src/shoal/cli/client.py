@@ -126,13 +126,16 @@ class Chat:
 
     async def run(self) -> None:
         """Runs until the user leaves, or SIGTERM."""
+        from shoal.cli.keyboard import keys_kept
+
         on_signal(signal.SIGTERM, self._leave)
         line(f"{self._asking.model or 'a model'} at {self._asking.url}; /help lists commands, Ctrl-D leaves", "dim")
-        while not self._leaving and (text := await self._typed()) is not None:
-            try:
-                await self._turn(text.strip())
-            except ShoalError as error:
-                line(str(error), "red")
+        with keys_kept():
+            while not self._leaving and (text := await self._typed()) is not None:
+                try:
+                    await self._turn(text.strip())
+                except ShoalError as error:
+                    line(str(error), "red")
 
     def _leave(self) -> None:
         self._leaving = True

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
@@ -21,6 +23,11 @@ from shoal.cli.conversation import COMMANDS
 from shoal.cli.show import line
 from shoal.errors import ConfigError
 from shoal.security.private_file import write_private
+
+try:
+    import termios
+except ImportError:  # Windows
+    termios = None
 
 _KEPT = 1000  # messages in the history
 _READ = 4 << 20  # bytes of it to read
@@ -102,6 +109,23 @@ class Keyboard:
     async def read(self) -> str:
         """A message. Raises EOFError after Ctrl-D or Ctrl-C at an empty prompt."""
         return await self._session.prompt_async(handle_sigint=False)
+
+
+@contextlib.contextmanager
+def keys_kept() -> Generator[None]:
+    """Keys that are typed while no prompt is shown wait for the next one, Ctrl-D too, which a terminal would otherwise take as the end of a
+    file that nobody reads."""
+    if termios is None:
+        yield
+        return
+    terminal = sys.stdin.fileno()
+    before, changed = termios.tcgetattr(terminal), termios.tcgetattr(terminal)
+    changed[-1][termios.VEOF] = bytes([os.fpathconf(terminal, "PC_VDISABLE")])
+    termios.tcsetattr(terminal, termios.TCSANOW, changed)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSANOW, before)
 
 
 def _bindings() -> KeyBindings:
