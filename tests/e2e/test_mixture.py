@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
 from shoal.config import Precision
 from shoal.models.weights import GgufWeights
 from shoal.text.tokenizer import Tokenizer
-from tests.support import tiny, tiny_families, upcycled
+from tests.support import chats, tiny, tiny_families, upcycled
+from tests.support.chats import disturbed
 from tests.support.cluster import Cluster, cluster
 from tests.support.stages import Stages
 
@@ -25,32 +25,8 @@ SHORT, LONG = 24, 60
 ROOM = ("--memory", "3GiB")
 
 
-def asked(messages: list[dict[str, str]], tokens: int, **fields: Any) -> dict[str, Any]:
-    return {"messages": messages, "max_tokens": tokens, "temperature": 0, **fields}
-
-
 def answer(made: Cluster, messages: list[dict[str, str]] = SKY, tokens: int = SHORT) -> str:
-    got = made.http.post("/v1/chat/completions", json=asked(messages, tokens))
-    assert got.status_code == 200, got.text
-    return got.json()["choices"][0]["message"]["content"]
-
-
-def disturbed(made: Cluster, name: str) -> str:
-    """The story, as a stream hears it in the midst of which a node is killed."""
-    (node,) = (node for node in made.living if name in node.arguments)
-    said: list[str] = []
-    with made.http.stream("POST", "/v1/chat/completions", json=asked(STORY, LONG, stream=True)) as stream:
-        for line in stream.iter_lines():
-            if not line.startswith("data: {"):
-                continue
-            event = json.loads(line.removeprefix("data: "))
-            assert "error" not in event, event
-            said.append(event["choices"][0]["delta"].get("content") or "")
-            if sum(map(bool, said)) == 5 and node.popen.poll() is None:
-                assert not made.head.popen.poll() and made.metric("sequences_running") == 1
-                node.signal(signal.SIGKILL)
-                node.wait()
-    return "".join(said)
+    return chats.answer(made, messages, tokens)
 
 
 def dense(smollm2: Path) -> str:
@@ -94,7 +70,7 @@ def test_it_answers_in_english_from_any_number_of_nodes_and_streams_go_on(made: 
         assert first == dense(smollm2)
     for left, stage in ((2, 1), (1, 0)):
         layers = made.layers()
-        assert disturbed(made, sorted(layers, key=lambda name: layers[name])[stage]) == story
+        assert disturbed(made, sorted(layers, key=lambda name: layers[name])[stage], STORY, LONG) == story
         made.until_spread(left)
         assert answer(made) == first, f"{left} nodes"
         assert answer(made, STORY, LONG) == story, f"{left} nodes"

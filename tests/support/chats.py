@@ -1,0 +1,39 @@
+"""Greedy answers to a chat over HTTP, left alone or with a node killed in the midst of the stream."""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import Any
+
+from tests.support.cluster import Cluster
+
+Messages = list[dict[str, str]]
+
+
+def _body(messages: Messages, tokens: int, **fields: Any) -> dict[str, Any]:
+    return {"messages": messages, "max_tokens": tokens, "temperature": 0, **fields}
+
+
+def answer(made: Cluster, messages: Messages, tokens: int) -> str:
+    got = made.http.post("/v1/chat/completions", json=_body(messages, tokens))
+    assert got.status_code == 200, got.text
+    return got.json()["choices"][0]["message"]["content"]
+
+
+def disturbed(made: Cluster, name: str, messages: Messages, tokens: int) -> str:
+    """The answer as a stream hears it; the node of that name is killed after the fifth piece of text."""
+    (node,) = (node for node in made.living if name in node.arguments)
+    said: list[str] = []
+    with made.http.stream("POST", "/v1/chat/completions", json=_body(messages, tokens, stream=True)) as stream:
+        for line in stream.iter_lines():
+            if not line.startswith("data: {"):
+                continue
+            event = json.loads(line.removeprefix("data: "))
+            assert "error" not in event, event
+            said.append(event["choices"][0]["delta"].get("content") or "")
+            if sum(map(bool, said)) == 5 and node.popen.poll() is None:
+                assert not made.head.popen.poll() and made.metric("sequences_running") == 1
+                node.signal(signal.SIGKILL)
+                node.wait()
+    return "".join(said)
