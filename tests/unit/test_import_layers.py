@@ -31,13 +31,21 @@ BASE = {
     "spelling",
 }
 PURE = {"scheduler", "placement", "membership", "wire"}
-PURE_MODULES = {"pipeline.timing", "pipeline.records"}
-EFFECTS = {"models", "text", "transport", "executor", "native", "discovery", "control", "metrics", "security"}
+PURE_MODULES = {
+    "pipeline.timing",
+    "pipeline.records",
+    "weights.unit",
+    "weights.residency",
+    "weights.eviction",
+    "weights.expected_use",
+    "weights.oracle",
+}
+EFFECTS = {"models", "weights", "text", "transport", "executor", "native", "discovery", "control", "metrics", "security"}
 ABOVE = {"pipeline", "node"}
 TOP = {"gateway", "launch", "cli", "auto", "testing", "__main__", "__init__"}
 EXTRA = {  # which modules of a layer's own or a higher one a module may use beside those below it
     "wire.messages": {"scheduler.plan"},
-    "executor": {"models.spec", "models.matrix", "models.weights", "models.rope", "native", "scheduler.plan", "placement.cost"},
+    "executor": {"models.spec", "models.matrix", "models.weights", "models.rope", "weights", "native", "scheduler.plan", "placement.cost"},
     "metrics": {"pipeline.timing"},
     "control": {"security"},
 }
