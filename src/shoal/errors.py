@@ -19,6 +19,7 @@
     │   └── UnsupportedModel       an architecture, format or quantisation that shoal does not run
     ├── ModelError                 the files are at fault
     │   ├── CorruptModel           truncated, or not what it claims to be
+    │   ├── WeightsUnreadable      could be opened, but a part of it cannot be read any more
     │   └── FetchError             could not be fetched
     │       ├── Unreachable        its origin does not answer
     │       └── HashMismatch       fetched, but its hash is wrong
@@ -164,6 +165,14 @@ class CorruptModel(ModelError):
         super().__init__(
             f"{path}: {what}; {'fetch the file again' if cut else 'the file was published like this: look for another version of it'}"
         )
+        self.path = path
+
+
+class WeightsUnreadable(ModelError):
+    """Weights that were to be read while the model runs: the disk fails, or the file was cut or changed. Nothing read of it may be used."""
+
+    def __init__(self, path: object, what: str) -> None:
+        super().__init__(f"{path}: {what}; check the disk, and let the file be made again")
         self.path = path
 
 
