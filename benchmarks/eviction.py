@@ -1,6 +1,6 @@
 """Hit rates of the eviction policies on made-up routes, and what a policy costs a layer.
 
-python -m benchmarks.eviction [--layers 48] [--steps 200] [--streams 1 --streams 8]
+python -m benchmarks.eviction [--layers 48] [--steps 120] [--streams 1 --streams 8]
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def rows(name: str, locality: Locality, streams: int, layers: int, steps: int) -
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=48)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--streams", type=int, action="append")
     arguments = parser.parse_args()
     print(f"{processor()}; {arguments.layers} layers of {EXPERTS} experts, {CHOSEN} chosen, hit rates after the first third\n")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import sys
 from types import TracebackType
 from typing import Self
 
@@ -15,8 +17,14 @@ def aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
+HUGE_PAGE = 2 << 20
+"""Bytes. Where memory comes in such pages, a disk gets a read in few long pieces: twice as fast at 1 MiB, for a fraction of the work."""
+
+
 class SlotMemory:
-    """One anonymous mapping cut into slots. Memory is taken from the machine when a slot is first written to, and kept until `close`.
+    """One anonymous mapping cut into slots, in huge pages where the system has them to give (never counted on).
+
+    Memory is taken from the machine when a slot is first written to, and kept until `close`.
 
     slots: how many, at least 1.
     size: bytes that each has to hold, at least 1; `slot_bytes` is that in whole blocks.
@@ -28,16 +36,17 @@ class SlotMemory:
             raise ValueError("slots, and bytes in each, are at least 1")
         self.slots = slots
         self.slot_bytes = aligned(size)
-        self._memory = mmap.mmap(-1, slots * self.slot_bytes)
-        if hasattr(mmap, "MADV_HUGEPAGE"):  # fewer misses of the address translation where products read a slot from end to end
+        self._memory = _private(self.nbytes + HUGE_PAGE)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
             self._memory.madvise(mmap.MADV_HUGEPAGE)
         whole = memoryview(self._memory)
-        self._views = [whole[at : at + self.slot_bytes] for at in range(0, len(whole), self.slot_bytes)]
+        start = -_address(whole) % HUGE_PAGE
+        self._views = [whole[at : at + self.slot_bytes] for at in range(start, start + self.nbytes, self.slot_bytes)]
         whole.release()
 
     @property
     def nbytes(self) -> int:
-        """Of all slots."""
+        """Of all slots. In huge pages the mapping may take up to one of them more."""
         return self.slots * self.slot_bytes
 
     def view(self, slot: int) -> memoryview:
@@ -55,3 +64,15 @@ class SlotMemory:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _private(nbytes: int) -> mmap.mmap:
+    """Python maps memory to be shared unless told otherwise, and shared memory gets no huge pages."""
+    if sys.platform == "win32":
+        return mmap.mmap(-1, nbytes)
+    return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def _address(view: memoryview) -> int:
+    first = ctypes.c_char.from_buffer(view)
+    return ctypes.addressof(first)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -33,3 +36,28 @@ def test_memory_in_use_is_not_given_back():
 def test_nothing_is_refused(slots: int, size: int):
     with pytest.raises(ValueError, match="at least 1"):
         SlotMemory(slots, size)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_system_may_give_huge_pages():
+    if not Path("/sys/kernel/mm/transparent_hugepage").exists():
+        pytest.skip("this kernel has no huge pages to give")
+    with SlotMemory(2, 3_000_000) as memory:
+        address = np.frombuffer(memory.view(0), np.uint8).ctypes.data
+        assert address % (2 << 20) == 0
+        advised = flags_of_mapping(address)
+        assert "hg" in advised
+        assert "sh" not in advised, "shared memory gets none"
+
+
+def flags_of_mapping(address: int) -> list[str]:
+    """As proc(5) names them."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, *rest = line.split()
+        if "-" in name:
+            first, _, end = name.partition("-")
+            inside = int(first, 16) <= address < int(end, 16)
+        elif inside and name == "VmFlags:":
+            return rest
+    raise AssertionError("no such mapping")
