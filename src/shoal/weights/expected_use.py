@@ -8,7 +8,7 @@ from heapq import heapify, heappop, heappush
 
 from shoal.weights.unit import Unit
 
-HALF_LIFE = 64.0
+HALF_LIFE = 32.0
 """Visits to a layer after which a use counts half."""
 REPEATS_HALF_LIFE = 2048.0
 """The same for repeats, in units needed."""
@@ -19,15 +19,17 @@ GUESS_RECALL = 0.85
 class ExpectedUse:
     """Estimates Belady's rule, "evict what is needed farthest in the future", from what was needed before.
 
-    A layer is visited once a step, so that a unit that a visit needs with probability p is next needed about
-    `steps(p) = 1/p - 1` steps after the next visit to its layer. p is w + (1 - w)·f for a unit that the last visit to its layer
-    needed and (1 - w)·f for others. f is its decayed frequency. w says how much likelier a unit is needed because it just was;
-    it is learned from how often that happens beyond what the frequencies explain.
+    A step visits every layer once. A unit that a visit needs with probability p is therefore needed 1/p - 1 steps, on average, after
+    the next visit to its layer. p = w + (1 - w)·f if the last visit to the layer needed the unit, otherwise (1 - w)·f. f is the
+    unit's decayed frequency. w says how much likelier a unit is needed because it just was. It is learned from how many units are
+    needed twice running beyond those that f explains.
 
-    So with one stream and much repetition the order is that of LRU; with even use of everything in every step the layer just
-    done goes first, as in a loop, where LRU would never hit; and else frequency decides. Only the distance to the next visit
-    compares layers, and changes only with visits to them, so that each layer has its own order and the slots one maximum over
-    the layers.
+    So the order is that of LRU where tokens repeat their experts, and that of LFU where some experts are popular. Where every step
+    needs nearly everything, the layer just done goes first, as is best in a loop, of which LRU would hold nothing. A step that
+    needs much more than usual, as for a prompt, will do so in the layers ahead as well: these keep what they have.
+
+    Layers are compared by the distance to the next visit alone, and that changes only with visits. So every layer has its own order,
+    and a victim costs one maximum over the layers.
 
     experts: the units of each layer; 0 where a layer has none.
     """
@@ -45,14 +47,25 @@ class ExpectedUse:
         """Layers whose entry of `_farthest` is out of date."""
         self._repeated, self._repeatable, self._explained = 0.0, 0.0, 0.0
         """Decayed: units that were needed at two visits running, units of the first, and how many of these frequency explains."""
+        self._usual = 0.0
+        """The share of its layer's units that a visit needs, decayed."""
+        self._breadth = 0.0
+        """That of the step under way if it is much more than usual; otherwise 0."""
+        self._step_began = 0
+        """When, in visits."""
+        self._previous = -1
+        """The layer of the last visit."""
 
     def visit(self, layer: int, experts: Sequence[int]) -> None:
-        self._now += 1
         here = self._layers[layer]
+        if not here.frequency:
+            return
+        self._now += 1
         here.visited = self._now
         here.visits += 1
         now, frequency = here.visits * self._decay, here.frequency
         here.scale = _uses_of_all(here.visits, self._decay)
+        self._notice_breadth(layer, len(experts) / len(here.frequency))
         if here.last:
             self._learn(here, experts, now)
         for expert in experts:
@@ -62,16 +75,29 @@ class ExpectedUse:
                 heappush(here.others, entry)
         here.recent = []
         here.last = set(experts)
+        here.recency = min(self._usual * len(here.frequency) / max(len(experts), 1), 1.0)
         self._changed.add(layer)
 
+    def _notice_breadth(self, layer: int, share: float) -> None:
+        """share: of the layer's units, those that the visit needs."""
+        self._usual += (share - self._usual) * (self._decay / self._cycle if self._usual else 1.0)
+        breadth = share if share > 2 * self._usual else 0.0
+        step_begins = layer <= self._previous
+        self._previous = layer
+        if step_begins:
+            self._step_began = self._now
+        if breadth != self._breadth or (step_begins and breadth):
+            self._breadth = breadth
+            self._changed.update(range(len(self._layers)))
+
     def _learn(self, here: _Layer, experts: Sequence[int], now: float) -> None:
-        last = here.last
-        keep = math.exp2(-len(last) / REPEATS_HALF_LIFE)
-        frequency, scale = here.frequency, here.scale
-        explained = sum([math.exp(frequency[expert] - now) for expert in last]) * scale
-        self._repeatable = self._repeatable * keep + len(last)
-        self._repeated = self._repeated * keep + len(last.intersection(experts))
-        self._explained = self._explained * keep + explained
+        last, frequency = here.last, here.frequency
+        share = here.recency
+        explained = sum([math.exp(frequency[expert] - now) for expert in last]) * here.scale
+        keep = math.exp2(-len(last) * share / REPEATS_HALF_LIFE)
+        self._repeatable = self._repeatable * keep + len(last) * share
+        self._repeated = self._repeated * keep + len(last.intersection(experts)) * share
+        self._explained = self._explained * keep + explained * share
 
     @property
     def repetition(self) -> float:
@@ -121,11 +147,14 @@ class ExpectedUse:
 
     def _expected(self, here: _Layer, probability: float) -> float:
         """When a unit is expected to be needed, in visits: the next one to its layer, and as many steps after as it may take."""
-        return here.visited + self._cycle / max(probability, 1e-9)
+        steps = 1 / max(probability, 1e-9) - 1
+        if self._breadth and here.visited < self._step_began:  # the next visit is this step's
+            steps = (1 - self._breadth) * (steps + 1)
+        return here.visited + self._cycle * (1 + steps)
 
     def _order(self, here: _Layer) -> tuple[float, list[tuple[float, int]]]:
         """The probability that the next visit needs the unit that would go, and the heap that has it on top: empty if there is none."""
-        w, now = self.repetition, here.visits * self._decay
+        w, now = self.repetition * here.recency, here.visits * self._decay
         other, recent = here.top(here.others), here.top(here.recent)
         p_other = (1 - w) * here.scale * math.exp(other - now)
         p_recent = w + (1 - w) * here.scale * math.exp(recent - now)
@@ -135,7 +164,7 @@ class ExpectedUse:
 
 
 class _Layer:
-    __slots__ = ("frequency", "last", "offered", "others", "recent", "scale", "visited", "visits")
+    __slots__ = ("frequency", "last", "offered", "others", "recency", "recent", "scale", "visited", "visits")
 
     def __init__(self, experts: int) -> None:
         self.visits = 0
@@ -147,6 +176,8 @@ class _Layer:
         """Logarithm of the sum of e^(decay · visit) over the uses. So it changes with a use alone."""
         self.last: set[int] = set()
         """What the last visit needed."""
+        self.recency = 1.0
+        """Less if those were more than usual, as for a prompt: only some of them can be needed again."""
         self.offered = [False] * experts
         self.recent: list[tuple[float, int]] = []
         """A heap of (frequency, expert) of those offered that the last visit needed. Entries of others may be left in it."""

@@ -83,6 +83,25 @@ def test_repetition_is_learned():
     assert after(Locality(1.2, 0.35)) == pytest.approx(0.35, abs=0.08)
 
 
+@pytest.mark.slow
+def test_a_prompt_finds_much_and_costs_later_steps_little():
+    layers, experts, slots = 6, 64, 6 * 48
+    tokens = routes(LOCAL, 200, layers, experts, 4, 1, np.random.default_rng(0))
+    prompts = routes(LOCAL, 4, layers, experts, 4, 300, np.random.default_rng(0))
+
+    def hits(trace: list[list[Visit]], warm_up: int) -> float:
+        return replay(trace, [experts] * layers, slots, ExpectedUse([experts] * layers), warm_up).hit_rate
+
+    assert hits([*tokens[:100], prompts[0]], 100) > 0.7
+    assert hits(tokens[:100] + prompts[:2] + tokens[100:], 102) > hits(tokens, 100) - 0.02
+
+
+def test_layers_without_units_are_passed_over():
+    policy = ExpectedUse([0, 2, 0])
+    visited(policy, (0, []), (1, [1]), (2, []))
+    assert order(policy) == [(1, 1)]
+
+
 @pytest.mark.parametrize("policy", [LeastFrequent(3), ExpectedUse([4], half_life=3)])
 def test_orders_that_nobody_asks_for_do_not_grow(policy: LeastFrequent | ExpectedUse):
     rng = random.Random(0)
