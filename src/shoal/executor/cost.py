@@ -18,9 +18,13 @@ def _grammars(spec: ModelSpec) -> int:
     return (80 << 20) + 600 * spec.vocabulary + GRAMMAR_GROWTH
 
 
-def _workspace(spec: ModelSpec, step_tokens: int) -> int:
-    """Bytes of a step's buffers, and of the process itself (interpreter, libraries)."""
-    return 100 * 2**20 + step_tokens * max(_row(layer, spec.hidden) for layer in set(spec.layers)) * 5
+_PROCESS = 100 << 20
+"""Bytes of the process itself: interpreter and libraries."""
+
+
+def _row_bytes(spec: ModelSpec) -> int:
+    """Bytes of a step's buffers for each of its rows."""
+    return max(_row(layer, spec.hidden) for layer in set(spec.layers)) * 5
 
 
 def _row(layer: LayerSpec, hidden: int) -> int:
@@ -73,11 +77,13 @@ class _Parts:
 
 def model_cost(spec: ModelSpec, weights: Weights | None, precision: Precision, kv_type: KvType, step_tokens: int) -> ModelCost:
     """weights: None if only the model's description is here; its matrices then count as bf16 in the file."""
-    parts = _Parts(spec, weights, precision)
+    parts, row_bytes, kv_element = _Parts(spec, weights, precision), _row_bytes(spec), 2 if kv_type is KvType.BF16 else 4
     return ModelCost(
-        layers=tuple(parts.layer(i, 2 if kv_type is KvType.BF16 else 4) for i in range(len(spec.layers))),
+        layers=tuple(parts.layer(i, kv_element) for i in range(len(spec.layers))),
         head=parts.matrix("head", (spec.vocabulary, spec.hidden)),
         activation_bytes=spec.hidden * 4,
-        workspace=_workspace(spec, step_tokens),
+        workspace=_PROCESS + step_tokens * row_bytes,
         last_bytes=_grammars(spec),
+        row_bytes=row_bytes,
+        kv_element=kv_element,
     )

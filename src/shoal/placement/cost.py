@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,11 @@ class Matrices:
 
     def __add__(self, other: Matrices) -> Matrices:
         return Matrices(self.size + other.size, self.parameters + other.parameters)
+
+    @property
+    def bits(self) -> float:
+        """Of a parameter, on average, with its share of the scales."""
+        return 8 * self.size / self.parameters if self.parameters else 16.0
 
     def flops(self, rows: int) -> int:
         """Operations of the products with so many rows."""
@@ -29,15 +35,45 @@ class ExpertsCost:
     chosen: int
     """For each row, by the router."""
     each: Matrices
+    popularity: tuple[float, ...] = field(default=(), repr=False)
+    """[count] of how probable it is that a row chooses each expert, as measured; they sum to `chosen`. Empty: all alike."""
+    hits: tuple[tuple[float, float], ...] = field(default=(), repr=False)
+    """(share, rate), both rising: of the experts that one row chooses, the rate that was measured to be in a cache with so much of
+    them. Routing repeats itself, so it is above the share. Empty: the cache holds the popular ones."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.chosen <= self.count:
             raise ValueError(f"{self.chosen} of {self.count} experts cannot be chosen")
+        if self.popularity and (
+            len(self.popularity) != self.count
+            or not all(0 <= p <= 1 for p in self.popularity)
+            or abs(sum(self.popularity) - self.chosen) > 1e-3 * self.chosen
+        ):
+            raise ValueError(f"the popularity of {self.count} experts is {self.count} probabilities with a sum of {self.chosen}")
+        if any(not 0 <= x <= 1 for point in self.hits for x in point) or any(a[0] >= b[0] or a[1] > b[1] for a, b in pairwise(self.hits)):
+            raise ValueError("hits are pairs of a share and a rate between 0 and 1, and both rise")
 
-    def touched(self, rows: int) -> float:
-        """The expected number of different experts that so many rows choose, if every expert is as likely as any other and the
-        rows are independent. Routing that prefers some experts touches fewer."""
-        return self.count * (1 - (1 - self.chosen / self.count) ** rows)
+    def hit_rate(self, share: float) -> float:
+        """By `hits`, straight between its points and those of no cache and of a whole one."""
+        points = ((-1e-9, 0.0), *self.hits, (1 + 1e-9, 1.0))
+        for (a, low), (b, high) in pairwise(points):
+            if share <= b:
+                return low + (high - low) * (share - a) / (b - a)
+        return 1.0
+
+    def touched(self, rows: float) -> float:
+        """The expected number of different experts that so many independent rows choose. Without `popularity` every expert is as
+        likely as any other; routing that prefers some touches fewer."""
+        return self.missed(rows, 0)
+
+    def missed(self, rows: float, held: float) -> float:
+        """Those of `touched` that are not among the `held` most popular experts (a fraction counts as part of the next)."""
+        if not self.popularity:
+            return max(self.count - held, 0) * (1 - (1 - self.chosen / self.count) ** rows)
+        whole = int(held)
+        rarer = sorted(self.popularity, reverse=True)[whole:]
+        first = (1 - (1 - rarer[0]) ** rows) * (held - whole) if rarer else 0.0
+        return max(sum(1 - (1 - p) ** rows for p in rarer) - first, 0.0)
 
 
 @dataclass(frozen=True)
@@ -82,6 +118,10 @@ class ModelCost:
     """Bytes that a stage needs besides weights and KV."""
     last_bytes: int = 0
     """Bytes that only the last stage needs besides those."""
+    row_bytes: int = 0
+    """Bytes of a step's buffers for each of its rows: what `workspace` holds for the rows that it was made for."""
+    kv_element: int = 2
+    """Bytes of one number of the keys and values, as the layers' `kv_bytes` count them."""
 
     @property
     def held_bytes(self) -> int:
