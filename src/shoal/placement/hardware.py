@@ -14,7 +14,8 @@ from math import log
 PRECISIONS = ("q4", "q8", "bf16", "fp32")
 """Kinds of arithmetic, by the bits of a weight: up to 6, 12, 24, and more."""
 ATTENTION = "attention"
-"""The arithmetic of queries with keys and values, whose kernels are others than those of matrices."""
+"""The arithmetic of queries with keys and values, whose kernels are others than those of matrices. Its rows are those of one
+sequence: a decode step has one of each."""
 _MOST_BITS = (6, 12, 24)
 
 

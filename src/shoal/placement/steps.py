@@ -80,7 +80,7 @@ class Steps:
         """Of all layers, at the middle of the answers."""
         key = device.name, rows, kv_ratio
         if key not in self._attended:
-            speed = device.curve(ATTENTION).at(rows)
+            speed = device.curve(ATTENTION).at(1)
             total = Busy()
             for layer, count in self.streaming.groups:
                 context = self._context(layer)
@@ -129,7 +129,7 @@ class Steps:
         chunks = rows / chunk
         always, experts, _ = self._multiply(device, chunk)
         head = self._multiply(device, policy.micro)[2]
-        working, speed = head.times(policy.micro_batches), device.curve(ATTENTION).at(chunk)
+        working, speed = head.times(policy.micro_batches), device.curve(ATTENTION).at(min(chunk, prompt))
         for (layer, count), one, chosen in zip(self.streaming.groups, always, experts, strict=True):
             context = mean_context(0, prompt, layer.window)
             read = layer.kv_bytes * self.kv_ratio(policy) * context * rows / min(chunk, prompt)
