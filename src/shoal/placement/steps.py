@@ -139,7 +139,7 @@ class Steps:
         return self._step({device.name: working}, carried, [0.0] * len(carried), True, 0.0)
 
     def _weights_carried(self, policy: Policy, rows: int = 0) -> list[float]:
-        """[links] bytes of weights. rows: of a prompt, whose layers are always read as a whole if that is what they choose."""
+        """[links] bytes of weights. rows: of the prompts, which read what they miss; 0 for a decode step."""
         out, held = [0.0] * len(self.hardware.links), 0
         for tier in range(self.hardware.device(policy.feed_forward).tier, 0, -1):
             held += policy.weight_bytes[tier]

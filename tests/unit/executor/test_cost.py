@@ -44,6 +44,13 @@ def test_keys_and_values_take_what_the_pool_takes(weights: Weights, kv_type: KvT
     assert [layer.kv_bytes * BLOCK_TOKENS for layer in cost(weights, kv_type=kv_type).layers] == taken
 
 
+def test_the_cost_says_how_its_numbers_grow_with_rows_and_the_type_of_keys_and_values(weights: Weights) -> None:
+    fewer, more = (model_cost(weights.spec, weights, Precision.Q8, KvType.BF16, rows) for rows in (256, 512))
+    assert more.workspace - fewer.workspace == 256 * more.row_bytes
+    narrow, wide = cost(weights), cost(weights, kv_type=KvType.FP32)
+    assert wide.layers[0].kv_bytes / wide.kv_element == narrow.layers[0].kv_bytes / narrow.kv_element
+
+
 def test_dense_layers_read_all_that_they_hold(weights: Weights) -> None:
     counted = cost(weights)
     assert counted.read_bytes(0, LAYERS, 1) == counted.read_bytes(0, LAYERS, 100) == counted.held_bytes
