@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from shoal.placement.cost import ExpertsCost, LayerCost, Matrices, ModelCost
-from shoal.placement.hardware import Curve, Device, Hardware, Link, Tier
+from shoal.placement.hardware import Curve, Device, Hardware, Tier, TierLink
 from tests.support.nodes import MB
 
 GIB = 1 << 30
@@ -18,7 +18,7 @@ def curve(*points: tuple[float, float]) -> Curve:
 def processor(memory: int, disk: float = 1.4e9, pace: float = 20e9, flops: float = 300e9) -> Hardware:
     """A machine of a processor over memory and disk, its speed the same for every number of rows."""
     one = Device("processor", 1, pace, (("q4", curve((1, flops))),))
-    return Hardware("here", (Tier("disk", 1000 * GIB), Tier("memory", memory)), (Link("disk", disk),), (one,))
+    return Hardware("here", (Tier("disk", 1000 * GIB), Tier("memory", memory)), (TierLink("disk", disk),), (one,))
 
 
 def with_gpu(
@@ -29,7 +29,7 @@ def with_gpu(
         Device("processor", 0, paces[0], (("bf16", curve((1, flops[0]))),)),
         Device("GPU", 1, paces[1], (("bf16", curve((1, flops[1]))),)),
     )
-    return Hardware("gpu", (Tier("memory", memory), Tier("GPU memory", gpu_memory)), (Link("link", link),), devices)
+    return Hardware("gpu", (Tier("memory", memory), Tier("GPU memory", gpu_memory)), (TierLink("link", link),), devices)
 
 
 def moe(layers: int = 16, hidden: int = 2048, width: int = 768, count: int = 128, chosen: int = 8, bits: float = 4.5) -> ModelCost:

@@ -37,7 +37,7 @@ class Tier:
 
 
 @dataclass(frozen=True)
-class Link:
+class TierLink:
     """From a tier to the next."""
 
     name: str
@@ -115,7 +115,7 @@ class Device:
 class Hardware:
     name: str
     tiers: tuple[Tier, ...]
-    links: tuple[Link, ...]
+    links: tuple[TierLink, ...]
     """[tiers - 1]"""
     devices: tuple[Device, ...]
     """The processor first."""

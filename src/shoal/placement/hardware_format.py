@@ -9,7 +9,7 @@ import msgspec
 
 from shoal.config import parse_bytes
 from shoal.errors import ConfigError
-from shoal.placement.hardware import Curve, Device, Hardware, Link, Tier
+from shoal.placement.hardware import Curve, Device, Hardware, Tier, TierLink
 
 Above = Annotated[float, msgspec.Meta(gt=0)]
 AtLeastZero = Annotated[float, msgspec.Meta(ge=0)]
@@ -52,7 +52,7 @@ def parse(name: str, values: Mapping[str, Any]) -> Hardware:
         return Hardware(
             name,
             tiers,
-            tuple(Link(link.name, link.bytes_per_second, link.seconds, link.copies) for link in found.links),
+            tuple(TierLink(link.name, link.bytes_per_second, link.seconds, link.copies) for link in found.links),
             tuple(_device(device, names) for device in found.devices),
         )
     except (msgspec.ValidationError, ValueError) as fault:

@@ -9,7 +9,7 @@ from shoal.errors import NotEnoughMemory
 from shoal.placement.cost import ModelCost
 from shoal.placement.hardware import Hardware
 from shoal.placement.room import Room
-from shoal.placement.steps import Step, Steps
+from shoal.placement.steps import Steps, StepTime
 from shoal.placement.workload import Policy, Workload
 
 
@@ -34,8 +34,8 @@ class Grid:
 
 @dataclass(frozen=True)
 class Prediction:
-    decode: Step
-    prefill: Step
+    decode: StepTime
+    prefill: StepTime
     tokens_per_second: float
     """Of the batch: tokens of the answers over the time of prompts and answers."""
     decode_tokens_per_second: float

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from shoal.placement.cost import LayerCost, ModelCost
 from shoal.placement.hardware import ATTENTION, Device, Hardware, precision
 from shoal.placement.roofline import Busy, busy
-from shoal.placement.streaming import Streaming
+from shoal.placement.streaming import StreamedWeights
 from shoal.placement.workload import KV_ELEMENT, Policy, Workload
 
 
 @dataclass(frozen=True)
-class Step:
+class StepTime:
     """A decode step, or all prompts of a batch."""
 
     seconds: float
@@ -43,7 +43,7 @@ def mean_context(first: int, end: int, window: int) -> float:
 class Steps:
     def __init__(self, model: ModelCost, hardware: Hardware, workload: Workload) -> None:
         self.model, self.hardware, self.workload = model, hardware, workload
-        self.streaming = Streaming(model)
+        self.streaming = StreamedWeights(model)
         self._multiplied: dict[tuple[str, int], tuple[list[Busy], list[Busy], Busy]] = {}
         self._attended: dict[tuple[str, int, float], Busy] = {}
         tokens, groups = workload.prompt + workload.answer, self.streaming.groups
@@ -101,7 +101,7 @@ class Steps:
         whole = micro * self.workload.prompt
         return min(self.workload.chunk, whole) if self.workload.chunk else whole
 
-    def decode(self, policy: Policy) -> Step:
+    def decode(self, policy: Policy) -> StepTime:
         device, attending = self.hardware.device(policy.feed_forward), self.hardware.device(policy.attention)
         batches = policy.micro_batches
         always, experts, head = self._multiply(device, policy.micro)
@@ -122,7 +122,7 @@ class Steps:
         exposed = 0.0 if policy.ahead else self._exposed(policy, [chosen.times(batches) for chosen in experts])
         return self._step(working, carried, sending, alone, exposed)
 
-    def prefill(self, policy: Policy) -> Step:
+    def prefill(self, policy: Policy) -> StepTime:
         """Of all prompts of a batch, layer by layer: streamed weights are read once for all of them."""
         device, prompt = self.hardware.device(policy.feed_forward), self.workload.prompt
         rows, chunk = policy.batch * prompt, self.chunk(policy.micro)
@@ -171,7 +171,7 @@ class Steps:
                 total += count * max(slowest + waits + last - computing, 0.0)
         return total
 
-    def _step(self, working: dict[str, Busy], carried: list[float], sending: list[float], alone: bool, exposed: float) -> Step:
+    def _step(self, working: dict[str, Busy], carried: list[float], sending: list[float], alone: bool, exposed: float) -> StepTime:
         """alone: whether devices work one after the other. sending: of each link, how often the devices wait for its first byte."""
         processor = self.hardware.devices[0]
         copied = sum(size * link.copies for size, link in zip(carried, self.hardware.links, strict=True))
@@ -186,4 +186,4 @@ class Steps:
         limit = full
         if full in working and working[full].memory > working[full].arithmetic + working[full].other:
             limit = self.hardware.tiers[self.hardware.device(full).tier].name
-        return Step(seconds, {name: time / seconds for name, time in times.items()}, full, limit)
+        return StepTime(seconds, {name: time / seconds for name, time in times.items()}, full, limit)

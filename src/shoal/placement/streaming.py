@@ -15,7 +15,7 @@ _BUFFERS = 2
 """Of a layer: one is read into while the other is computed with."""
 
 
-class Streaming:
+class StreamedWeights:
     def __init__(self, model: ModelCost) -> None:
         self.groups: list[tuple[LayerCost, int]] = list(Counter(model.layers).items())
         self.head = model.head

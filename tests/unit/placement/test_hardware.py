@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.placement.hardware import Curve, Device, Hardware, Link, Tier, precision
+from shoal.placement.hardware import Curve, Device, Hardware, Tier, TierLink, precision
 from tests.support.plans import curve
 
 CPU = Device("processor", 0, 1e9, (("bf16", curve((1, 1e9))),))
@@ -61,15 +61,15 @@ def test_a_curve_of_attention_is_for_attention():
     ("tiers", "links", "devices", "fault"),
     [
         ((), (), (CPU,), "links"),
-        ((Tier("memory", 1),), (Link("disk", 1),), (CPU,), "links"),
+        ((Tier("memory", 1),), (TierLink("disk", 1),), (CPU,), "links"),
         ((Tier("disk", 1), Tier("memory", 1)), (), (CPU,), "2 tiers have 1 links"),
         ((Tier("memory", 1),), (), (), "a device"),
         ((Tier("memory", 1),), (), (CPU, CPU), "same name"),
-        ((Tier("memory", 1), Tier("memory", 1)), (Link("disk", 1),), (CPU,), "same name"),
+        ((Tier("memory", 1), Tier("memory", 1)), (TierLink("disk", 1),), (CPU,), "same name"),
         ((Tier("memory", 1),), (), (Device("GPU", 1, 1e9, CPU.curves),), "not there"),
     ],
 )
-def test_what_is_no_machine_is_refused(tiers: tuple[Tier, ...], links: tuple[Link, ...], devices: tuple[Device, ...], fault: str):
+def test_what_is_no_machine_is_refused(tiers: tuple[Tier, ...], links: tuple[TierLink, ...], devices: tuple[Device, ...], fault: str):
     with pytest.raises(ValueError, match=fault):
         Hardware("here", tiers, links, devices)
 
@@ -78,7 +78,7 @@ def test_parts_are_checked():
     with pytest.raises(ValueError, match="no room"):
         Tier("memory", 0)
     with pytest.raises(ValueError, match="link 'disk'"):
-        Link("disk", 0)
+        TierLink("disk", 0)
     with pytest.raises(ValueError, match="no speed"):
         Device("processor", 0, 1e9, (("attention", curve((1, 1))),))
     with pytest.raises(ValueError, match="int4"):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from shoal.config import KvType
 from shoal.placement.cost import ExpertsCost, LayerCost, Matrices, ModelCost
-from shoal.placement.hardware import Curve, Hardware, Link
+from shoal.placement.hardware import Curve, Hardware, TierLink
 from shoal.placement.policy import Grid, predict, search
 from shoal.placement.steps import Steps, mean_context
 from shoal.placement.workload import Policy, Workload
@@ -92,7 +92,7 @@ def test_experts_that_are_missed_are_waited_for():
 def test_copies_into_staging_buffers_take_the_processor_s_memory():
     model, work = dense(), Workload(1, 1)
     here = processor(GIB, disk=5e9)
-    copying = replace(here, links=(Link("disk", 5e9, copies=2),))
+    copying = replace(here, links=(TierLink("disk", 5e9, copies=2),))
     policy = on_processor(1, 1, (20 * MB, 20 * MB))
     plain, copied = Steps(model, here, work).decode(policy), Steps(model, copying, work).decode(policy)
     busy = [step.utilisation["processor"] * step.seconds for step in (plain, copied)]
@@ -158,7 +158,7 @@ def test_what_a_streaming_prototype_did(share: float, measured: float):
     bare = replace(model.layers[0], always=Matrices(0, 0), kv_bytes=0, attention=0)
     model = ModelCost((bare,) * 16, Matrices(0, 0), 8192, 0)
     here = processor(10 * GIB, pace=21e9)
-    here = replace(here, links=(Link("disk", 1.4e9, 1e-3),))
+    here = replace(here, links=(TierLink("disk", 1.4e9, 1e-3),))
     held = int(share * model.held_bytes)
     policy = on_processor(1, 1, (model.held_bytes - held, held), ahead=False)
     assert 1 / Steps(model, here, Workload(1, 1)).decode(policy).seconds == pytest.approx(measured, rel=0.2)
@@ -205,7 +205,7 @@ def test_three_tiers_are_one_more_link():
     base = with_gpu(64 * MB, 64 * MB, link=10e9)
     disk = processor(MB).tiers[0]
     devices = tuple(replace(device, tier=device.tier + 1) for device in base.devices)
-    here = Hardware("three", (disk, *base.tiers), (Link("disk", 1e9), *base.links), devices)
+    here = Hardware("three", (disk, *base.tiers), (TierLink("disk", 1e9), *base.links), devices)
     model = dense(layers=20)
     held = (100 * MB, 60 * MB, 40 * MB)
     step = Steps(model, here, Workload(1, 1)).decode(Policy(1, 1, "GPU", "GPU", 1.0, KvType.BF16, held, True))

@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.placement.cost import ExpertsCost, LayerCost, Matrices, ModelCost
-from shoal.placement.streaming import Streaming
+from shoal.placement.streaming import StreamedWeights
 from tests.support.nodes import MB, models
 
 SHARES = st.floats(0, 1)
 
 
-def sparse(popularity: tuple[float, ...] = (), hits: tuple[tuple[float, float], ...] = ()) -> Streaming:
+def sparse(popularity: tuple[float, ...] = (), hits: tuple[tuple[float, float], ...] = ()) -> StreamedWeights:
     """Four layers of 16 experts of 1 MB, two of them chosen, beside 8 MB that every row needs, and a head of 4."""
     layer = LayerCost(Matrices(8 * MB, 8 * MB), 16, 16, experts=ExpertsCost(16, 2, Matrices(MB, MB), popularity, hits))
-    return Streaming(ModelCost((layer,) * 4, Matrices(4 * MB, 4 * MB), 16, 0))
+    return StreamedWeights(ModelCost((layer,) * 4, Matrices(4 * MB, 4 * MB), 16, 0))
 
 
 def test_what_every_row_needs_is_held_first():
@@ -77,7 +77,7 @@ def test_what_is_no_popularity_is_refused(popularity: tuple[float, ...]):
 
 @given(models(5), SHARES, SHARES, st.integers(1, 600))
 def test_holding_more_never_misses_more(model: ModelCost, a: float, b: float, rows: int):
-    streaming = Streaming(model)
+    streaming = StreamedWeights(model)
     less, more = (x * streaming.total for x in sorted((a, b)))
     assert streaming.missed(rows, more) <= streaming.missed(rows, less) * (1 + 1e-9)
     assert streaming.buffers(more, None) <= streaming.buffers(less, None) * (1 + 1e-9)
@@ -86,7 +86,7 @@ def test_holding_more_never_misses_more(model: ModelCost, a: float, b: float, ro
 
 @given(models(5), SHARES, st.floats(0, 2), st.none() | st.integers(1, 64))
 def test_the_most_that_fits_fits_and_more_does_not(model: ModelCost, above: float, room: float, rows: int | None):
-    streaming = Streaming(model)
+    streaming = StreamedWeights(model)
     held = above * streaming.total
     size = room * streaming.total
     most = streaming.most(size, held, rows)
@@ -111,4 +111,4 @@ def test_layers_of_one_kind_are_one_group():
     layers = sparse().groups
     assert [count for _, count in layers] == [4]
     other = replace(layers[0][0], window=7)
-    assert len(Streaming(ModelCost((layers[0][0], other), Matrices(0, 0), 16, 0)).groups) == 2
+    assert len(StreamedWeights(ModelCost((layers[0][0], other), Matrices(0, 0), 16, 0)).groups) == 2
