@@ -31,7 +31,7 @@ Experts::Experts(Around around, Parts parts, Routing routing, Activation activat
   const auto require = [](bool holds, const char* message) {
     if (!holds) throw std::invalid_argument(message);
   };
-  const int64_t count = static_cast<int64_t>(parts_.experts.size()), k = parts_.router.weight ? parts_.router.weight->k : 0;
+  const int64_t count = this->count(), k = parts_.router.weight ? parts_.router.weight->k : 0;
   require(count > 0 && parts_.router && parts_.router.weight->n == count, "the router does not have a row for each expert");
   require(parts_.router.weight->kind == Kind::F32, "the router must not be rounded");
   require(routing_.chosen > 0 && routing_.chosen <= count, "more experts are chosen than there are");
@@ -40,13 +40,25 @@ Experts::Experts(Around around, Parts parts, Routing routing, Activation activat
           "the groups of experts do not hold together");
   require(parts_.selection_bias.empty() || static_cast<int64_t>(parts_.selection_bias.size()) == count, "a selection bias for each expert");
   for (const GatedMlp& expert : parts_.experts) {
-    expert.check(k);
-    require(expert.width() == parts_.experts[0].width(), "the experts differ in width");
+    if (!parts_.width && expert.gate && expert.gate.weight) parts_.width = expert.width();
+  }
+  require(parts_.width > 0 && parts_.width % 16 == 0, "the experts' width is no multiple of 16");
+  for (int64_t e = 0; e < count; ++e) {
+    if (here(e)) place(e, parts_.experts[static_cast<size_t>(e)]);
   }
   if (parts_.shared.gate) parts_.shared.check(k);
   require(!parts_.shared_gate || (parts_.shared.gate && parts_.shared_gate.weight->n == 1 && parts_.shared_gate.weight->k == k &&
                                   parts_.shared_gate.weight->kind == Kind::F32),
           "the shared expert's gate has the wrong shape");
+}
+
+void Experts::place(int64_t expert, GatedMlp mlp) {
+  if (expert < 0 || expert >= count()) throw std::invalid_argument("there is no such expert");
+  if (mlp.gate) {
+    mlp.check(hidden());
+    if (mlp.width() != parts_.width) throw std::invalid_argument("the experts differ in width");
+  }
+  parts_.experts[static_cast<size_t>(expert)] = std::move(mlp);
 }
 
 int64_t Experts::bytes() const {
@@ -62,21 +74,21 @@ std::vector<uint64_t> Experts::counts() const {
 }
 
 void Experts::reserve(Step& step) const {
-  const int64_t rows = step.batch.rows, count = static_cast<int64_t>(parts_.experts.size());
-  const int64_t picked = rows * routing_.chosen, all = picked + (parts_.shared.gate ? rows : 0);
+  const int64_t rows = step.batch.rows, picked = rows * routing_.chosen, all = picked + (parts_.shared.gate ? rows : 0);
   Workspace& space = step.space;
   reserve_branch(step);
   const int64_t padded = parts_.router.weight->panels() * kPanel;
   grow(space.routed, rows * padded + rows * kPanel);  // the router's logits, then the shared gate's
-  grow(space.chosen, picked), grow(space.weights, picked + all), grow(space.index, all), grow(space.offsets, count + 1);
-  const int64_t mid = picked * parts_.experts[0].width() + (parts_.shared.gate ? rows * parts_.shared.width() : 0);
+  grow(space.chosen, picked), grow(space.weights, picked + all), grow(space.index, all), grow(space.offsets, count() + 1);
+  const int64_t mid = picked * parts_.width + (parts_.shared.gate ? rows * parts_.shared.width() : 0);
   space.mid.reserve(mid);
-  grow(space.scratch, std::max(mid, step.space.threads * 2 * rows * kPanel));
+  grow(space.scratch, std::max(mid, step.space.threads * rows * kPanel));
+  grow(space.sums, rows * step.width);
 }
 
 // Chooses a row's experts and their weights.
 void Experts::route(Step& step, int64_t row) const {
-  const int64_t count = static_cast<int64_t>(parts_.experts.size()), k = routing_.chosen;
+  const int64_t count = this->count(), k = routing_.chosen;
   float* scores = step.space.routed.data() + row * parts_.router.weight->panels() * kPanel;
   int32_t* chosen = step.space.chosen.data() + row * k;
   float* weights = step.space.weights.data() + row * k;
@@ -122,12 +134,12 @@ void Experts::route(Step& step, int64_t row) const {
 // Sorts the rows by expert: experts by rising number, an expert's rows by rising number. The shared expert comes last.
 void Experts::sort(Step& step) const {
   Workspace& space = step.space;
-  const int64_t rows = step.batch.rows, picked = rows * routing_.chosen, count = static_cast<int64_t>(parts_.experts.size());
+  const int64_t rows = step.batch.rows, picked = rows * routing_.chosen, count = this->count();
   int32_t* offsets = space.offsets.data();
   std::fill(offsets, offsets + count + 1, 0);
   for (int64_t i = 0; i < picked; ++i) ++offsets[space.chosen[static_cast<size_t>(i)] + 1];
   space.groups.clear();
-  const int64_t width = parts_.experts[0].width();
+  const int64_t width = parts_.width;
   for (int64_t e = 0; e < count; ++e) {
     const int64_t here = offsets[e + 1];
     if (here) {
@@ -151,11 +163,16 @@ void Experts::sort(Step& step) const {
   space.groups.push_back({count, picked, rows, picked * width});
 }
 
-void Experts::run(Member& member, Step& step) const {
+// Whether a product takes the input rounded. Experts that are not here may.
+bool Experts::quantised() const {
+  const GatedMlp& any = parts_.experts[0];
+  return !any.gate || any.gate.quantised() || any.up.quantised() || parts_.shared.gate.quantised() || parts_.shared.up.quantised();
+}
+
+void Experts::choose(Member& member, Step& step) const {
   Workspace& space = step.space;
-  const int64_t rows = step.batch.rows, picked = rows * routing_.chosen, padded = parts_.router.weight->panels() * kPanel;
-  take(member, step, parts_.experts[0].gate.quantised() || parts_.experts[0].up.quantised() || parts_.shared.gate.quantised() ||
-                         parts_.shared.up.quantised());
+  const int64_t rows = step.batch.rows, padded = parts_.router.weight->panels() * kPanel;
+  take(member, step, quantised());
   product(member, step, parts_.router, space.input.from(), false, space.routed.data(), padded);
   if (parts_.shared_gate) product(member, step, parts_.shared_gate, space.input.from(), false, space.routed.data() + rows * padded, kPanel);
   member.barrier();
@@ -163,28 +180,35 @@ void Experts::run(Member& member, Step& step) const {
   member.barrier();
   member.each(1, [&](int64_t) { sort(step); });
   member.barrier();
+}
 
-  // Gate and up of every expert that has rows, 32 columns at a time.
-  const int64_t width = parts_.experts[0].width(), pairs = (width + kBlock - 1) / kBlock;
-  const int64_t shared_pairs = parts_.shared.gate ? (parts_.shared.width() + kBlock - 1) / kBlock : 0;
-  const int64_t routed = (static_cast<int64_t>(space.groups.size()) - (shared_pairs ? 1 : 0)) * pairs;
+// Gate and up, 32 columns at a time.
+void Experts::columns(Member& member, Step& step, const std::vector<ExpertRows>& groups) const {
+  Workspace& space = step.space;
+  const bool shared = !groups.empty() && groups.back().expert == count();
+  const int64_t pairs = (parts_.width + kBlock - 1) / kBlock, shared_pairs = shared ? (parts_.shared.width() + kBlock - 1) / kBlock : 0;
+  const int64_t routed = (static_cast<int64_t>(groups.size()) - (shared ? 1 : 0)) * pairs;
   member.each(routed + shared_pairs, [&](int64_t task) {
-    const ExpertRows& group = space.groups[static_cast<size_t>(std::min(task, routed) / pairs)];
+    const ExpertRows& group = groups[static_cast<size_t>(std::min(task, routed) / pairs)];
     Activations x = space.input.from();
     x.index = space.index.data() + group.first;
     mlp(group).columns(step.kernels, activation_, task < routed ? task % pairs : task - routed, x, group.count, space.mid,
                        space.scratch.data(), group.mid);
   });
   member.barrier();
+}
 
-  // Down, a panel of outputs at a time: each row sums its experts by rising number, the shared one last, whoever shares the step.
-  const float* weights = space.weights.data() + picked;
+// Down, a panel of outputs at a time: each row sums its experts by rising number, the shared one last, whoever shares the step.
+void Experts::combine(Member& member, Step& step, const std::vector<ExpertRows>& groups, bool first, bool last) const {
+  Workspace& space = step.space;
+  const int64_t rows = step.batch.rows;
+  const float* weights = space.weights.data() + rows * routing_.chosen;
   float* result = target(step);
   const bool add = direct();
-  member.each((step.width + kPanel - 1) / kPanel, [&](int64_t p) {
-    float *sums = space.scratch.data() + member.id * 2 * rows * kPanel, *part = sums + rows * kPanel;
-    std::fill(sums, sums + rows * kPanel, 0.0f);
-    for (const ExpertRows& group : space.groups) {
+  member.each(step.width / kPanel, [&](int64_t p) {
+    float *sums = space.sums.data() + p * rows * kPanel, *part = space.scratch.data() + member.id * rows * kPanel;
+    if (first) std::fill(sums, sums + rows * kPanel, 0.0f);
+    for (const ExpertRows& group : groups) {
       const Linear& down = mlp(group).down;
       step.kernels.gemm(*down.weight, p, space.mid.from(group.mid), 0, group.count, down.bias_at(p), false, part, kPanel);
       for (int64_t i = 0; i < group.count; ++i) {
@@ -193,13 +217,19 @@ void Experts::run(Member& member, Step& step) const {
         for (int64_t lane = 0; lane < kPanel; ++lane) sum[lane] += weight * part[i * kPanel + lane];
       }
     }
-    for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t r = 0; last && r < rows; ++r) {
       float* out = result + r * step.width + p * kPanel;
       for (int64_t lane = 0; lane < kPanel; ++lane) out[lane] = (add ? out[lane] : 0.0f) + sums[r * kPanel + lane];
     }
   });
   member.barrier();
-  settle(member, step);
+  if (last) settle(member, step);
+}
+
+void Experts::run(Member& member, Step& step) const {
+  choose(member, step);
+  columns(member, step, step.space.groups);
+  combine(member, step, step.space.groups, true, true);
 }
 
 }  // namespace shoal

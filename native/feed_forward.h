@@ -46,9 +46,10 @@ class Experts : public FeedForwardBlock {
   struct Parts {
     Linear router;                      // F32
     std::vector<float> selection_bias;  // [experts], added to the scores for the choice alone; or empty
-    std::vector<GatedMlp> experts;
-    GatedMlp shared;     // run for every row; no gate matrix: there is none
-    Linear shared_gate;  // one row: its sigmoid weights the shared expert
+    std::vector<GatedMlp> experts;      // one without matrices is not here now
+    GatedMlp shared;                    // run for every row; no gate matrix: there is none
+    Linear shared_gate;                 // one row: its sigmoid weights the shared expert
+    int64_t width = 0;                  // of an expert; 0: that of those that are here
   };
   Experts(Around around, Parts parts, Routing routing, Activation activation);
 
@@ -57,16 +58,30 @@ class Experts : public FeedForwardBlock {
   void reserve(Step& step) const override;
   void run(Member& member, Step& step) const override;
 
+  // The parts of `run`, for a step whose experts are not all here at once. `choose` groups the rows by expert; then every group goes
+  // through `columns` and through `combine`, in `combine` by rising expert. The groups of a call are among those of the workspace.
+  void choose(Member& member, Step& step) const;
+  void columns(Member& member, Step& step, const std::vector<ExpertRows>& groups) const;
+  // first, last: whether these are the step's first groups, its last.
+  void combine(Member& member, Step& step, const std::vector<ExpertRows>& groups, bool first, bool last) const;
+
+  int64_t count() const { return static_cast<int64_t>(parts_.experts.size()); }
+  bool here(int64_t expert) const { return bool(expert == count() ? parts_.shared.gate : parts_.experts[static_cast<size_t>(expert)].gate); }
+  bool all_here() const { return std::all_of(parts_.experts.begin(), parts_.experts.end(), [](const GatedMlp& e) { return bool(e.gate); }); }
+  // Puts an expert's matrices where the block finds them, or none. No step may be running it.
+  void place(int64_t expert, GatedMlp mlp);
+
   // Rows that each expert has computed since the block was made. May be called while other threads run steps: each count is one
   // that was true at some moment, and does not fall from call to call.
   std::vector<uint64_t> counts() const;
 
  private:
   const GatedMlp& mlp(const ExpertRows& rows) const {
-    return rows.expert < static_cast<int64_t>(parts_.experts.size()) ? parts_.experts[static_cast<size_t>(rows.expert)] : parts_.shared;
+    return rows.expert < count() ? parts_.experts[static_cast<size_t>(rows.expert)] : parts_.shared;
   }
   void route(Step& step, int64_t row) const;
   void sort(Step& step) const;
+  bool quantised() const;
 
   Parts parts_;
   Routing routing_;

@@ -230,6 +230,18 @@ class Packing {
 
 }  // namespace
 
+void Matrix::lay_out() {
+  constexpr int64_t kMost = int64_t{1} << 40;
+  if (n < 1 || k < 1 || n > kMost || k > kMost) throw std::invalid_argument("a matrix has an impossible size");
+  if (kind == Kind::F32) {
+    panel_bytes = k * kPanel * 4;
+  } else {
+    if (k % kBlock) throw std::invalid_argument("a quantised matrix needs a multiple of 32 inputs");
+    const int64_t bytes = blocks() * ((kind == Kind::Q8 ? 512 : 256) + 32 * (offset == Offset::None ? 1 : 2));
+    panel_bytes = (bytes + 63) / 64 * 64;
+  }
+}
+
 std::shared_ptr<Matrix> pack(const std::string& format, const std::string& target, const uint8_t* rows, int64_t row_bytes,
                              int64_t n, int64_t k, const int64_t* order, int threads) {
   const Format stored = format_of(format);
@@ -239,7 +251,6 @@ std::shared_ptr<Matrix> pack(const std::string& format, const std::string& targe
     m->kind = Kind::F32;
   } else if (target == "q8" || target == "q4") {
     m->kind = target == "q8" ? Kind::Q8 : Kind::Q4;
-    if (k % kBlock) throw std::invalid_argument("a quantised matrix needs a multiple of 32 inputs");
   } else {
     throw std::invalid_argument("there is no packing to " + target);
   }
@@ -250,17 +261,14 @@ std::shared_ptr<Matrix> pack(const std::string& format, const std::string& targe
 
   Packing packing(m, stored, rows, row_bytes, order);
   const bool kept = m->kind != Kind::F32 && stored.kind == m->kind;
-  if (m->kind == Kind::F32) {
-    m->panel_bytes = k * kPanel * 4;
-  } else {
+  if (m->kind != Kind::F32) {
     m->zero = m->kind == Kind::Q8 ? 128 : 8;
     if (kept) {
       m->zero = stored.zero, m->offset = stored.offset, m->unit = packing.unit();
       if (stored.table) m->has_table = true, std::memcpy(m->table, stored.table, sizeof m->table);
     }
-    const int64_t bytes = m->blocks() * ((m->kind == Kind::Q8 ? 512 : 256) + 32 * (m->offset == Offset::None ? 1 : 2));
-    m->panel_bytes = (bytes + 63) / 64 * 64;
   }
+  m->lay_out();
   m->data = allocate(m->bytes());
 
   constexpr int64_t kWorth = 1 << 19;  // weights for which a thread is worth starting

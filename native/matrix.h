@@ -30,7 +30,7 @@ using Buffer = std::shared_ptr<uint8_t>;
 Buffer allocate(int64_t bytes);
 
 struct Matrix {
-  Kind kind;
+  Kind kind = Kind::F32;
   Offset offset = Offset::None;
   bool has_table = false;
   int8_t table[16] = {};
@@ -40,6 +40,8 @@ struct Matrix {
   int64_t panel_bytes = 0;
   Buffer data;
 
+  // What `panel_bytes` follows from. Throws std::invalid_argument if there can be no such matrix.
+  void lay_out();
   int64_t panels() const { return (n + kPanel - 1) / kPanel; }
   int64_t blocks() const { return k / kBlock; }
   int64_t bytes() const { return panels() * panel_bytes; }

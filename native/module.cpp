@@ -111,12 +111,12 @@ std::shared_ptr<Dense> dense(const Block::Around& around, const Mlp& matrices, c
   return made;
 }
 
-std::shared_ptr<Experts> experts(const Block::Around& around, const Linear& router, const std::vector<Mlp>& matrices, int64_t chosen,
-                                 const std::string& kind, const std::optional<In<float, 1>>& selection_bias,
+std::shared_ptr<Experts> experts(const Block::Around& around, const Linear& router, const std::vector<std::optional<Mlp>>& matrices, int64_t chosen,
+                                 int64_t width, const std::string& kind, const std::optional<In<float, 1>>& selection_bias,
                                  const std::optional<Mlp>& shared, const Maybe<Linear>& shared_gate, bool sigmoid, bool softmax_after,
                                  bool renormalised, float scale, int64_t groups, int64_t groups_chosen, bool group_by_two) {
-  Experts::Parts parts{router, floats(selection_bias), {}, shared ? mlp(*shared) : GatedMlp{}, held(shared_gate)};
-  for (const Mlp& one : matrices) parts.experts.push_back(mlp(one));
+  Experts::Parts parts{router, floats(selection_bias), {}, shared ? mlp(*shared) : GatedMlp{}, held(shared_gate), width};
+  for (const std::optional<Mlp>& one : matrices) parts.experts.push_back(one ? mlp(*one) : GatedMlp{});
   auto made = std::make_shared<Experts>(
       around, std::move(parts), Routing{chosen, sigmoid, softmax_after, renormalised, scale, groups, groups_chosen, group_by_two},
       activation(kind));
@@ -186,6 +186,8 @@ class PyStage {
     std::vector<Layer> layers;
     for (size_t i = 0; i < pools.size(); ++i) {
       require(attention[i] && feed_forward[i], "a block is missing");
+      const auto* experts = dynamic_cast<const Experts*>(feed_forward[i].get());
+      require(!experts || experts->all_here(), "an expert is not here");
       require(attention[i]->hidden() == stage_.width() && feed_forward[i]->hidden() == stage_.width(), "a block takes another width");
       require(pools[i].shape(0) == pools[0].shape(0), "the pools have different numbers of blocks");
       check(*attention[i], batch, pools[i], bf16);
@@ -194,6 +196,54 @@ class PyStage {
     float* h = hidden.data();
     nb::gil_scoped_release release;
     stage_.forward(h, batch, layers, bf16);
+  }
+
+  nb::ndarray<nb::numpy, int64_t, nb::ndim<2>> route(Out<float, 2> hidden, In<int32_t, 1> starts, In<int32_t, 1> positions,
+                                                     In<int32_t, 2> tables, const RotationArrays& rotations,
+                                                     const AttentionBlock& attention, const Experts& experts, PoolArray pool, bool bf16) {
+    const int64_t rows = static_cast<int64_t>(hidden.shape(0));
+    require(static_cast<int64_t>(hidden.shape(1)) == stage_.width(), "hidden is [rows, hidden]");
+    require(attention.hidden() == stage_.width() && experts.hidden() == stage_.width(), "a block takes another width");
+    const Given in{starts, positions, tables, rotations};
+    const Batch batch = checked(in, rows, static_cast<int64_t>(pool.shape(0)));
+    check(attention, batch, pool, bf16);
+    float* h = hidden.data();
+    uint8_t* p = pool.data();
+    under_way_ = &experts, rows_ = rows, combined_ = 0;
+    {
+      nb::gil_scoped_release release;
+      stage_.choose(h, batch, attention, experts, p, bf16);
+    }
+    const size_t count = stage_.chosen().size();
+    auto* out = new int64_t[count * 2];
+    for (size_t i = 0; i < count; ++i) out[2 * i] = stage_.chosen()[i].expert, out[2 * i + 1] = stage_.chosen()[i].count;
+    nb::capsule owner(out, [](void* q) noexcept { delete[] static_cast<int64_t*>(q); });
+    return {out, {count, 2}, owner};
+  }
+
+  void columns(Out<float, 2> hidden, const Experts& experts, const std::vector<int64_t>& groups) {
+    going_on(hidden, experts);
+    std::vector<ExpertRows> some;
+    for (const int64_t at : groups) {
+      require(at >= 0 && at < static_cast<int64_t>(stage_.chosen().size()), "no expert of that place was chosen");
+      some.push_back(stage_.chosen()[static_cast<size_t>(at)]);
+      require(experts.here(some.back().expert), "an expert is not here");
+      require(some.size() < 2 || some[some.size() - 2].expert < some.back().expert, "the experts do not rise");
+    }
+    float* h = hidden.data();
+    nb::gil_scoped_release release;
+    stage_.columns(h, rows_, experts, some);
+  }
+
+  void combine(Out<float, 2> hidden, const Experts& experts, int64_t end) {
+    going_on(hidden, experts);
+    require(end > combined_ && end <= static_cast<int64_t>(stage_.chosen().size()), "experts are combined in their order");
+    for (int64_t i = combined_; i < end; ++i) require(experts.here(stage_.chosen()[static_cast<size_t>(i)].expert), "an expert is not here");
+    const int64_t first = combined_;
+    combined_ = end;
+    float* h = hidden.data();
+    nb::gil_scoped_release release;
+    stage_.combine(h, rows_, experts, first, end);
   }
 
   void logits(In<float, 2> hidden, const Head& head, In<int32_t, 1> picked, Out<float, 2> out) {
@@ -234,8 +284,60 @@ class PyStage {
     return threads;
   }
 
+  void going_on(const Out<float, 2>& hidden, const Experts& experts) const {
+    require(under_way_ == &experts, "the step runs another block");
+    require(static_cast<int64_t>(hidden.shape(0)) == rows_ && static_cast<int64_t>(hidden.shape(1)) == stage_.width(),
+            "hidden is not the step's");
+  }
+
   Stage stage_;
+  const Experts* under_way_ = nullptr;  // whose experts were chosen
+  int64_t rows_ = 0, combined_ = 0;
 };
+
+using Form = std::tuple<std::string, std::string, std::vector<int8_t>, float, int32_t, int64_t, int64_t>;
+constexpr const char* kKinds[] = {"f32", "q8", "q4"};
+constexpr const char* kOffsets[] = {"none", "minimum", "zero"};
+
+Form form(const Matrix& m) {
+  std::vector<int8_t> table;
+  if (m.has_table) table.assign(m.table, m.table + 16);
+  return {kKinds[static_cast<size_t>(m.kind)], kOffsets[static_cast<size_t>(m.offset)], std::move(table), m.unit, m.zero, m.n, m.k};
+}
+
+template <class E>
+E named(const std::string& name, const char* const (&names)[3]) {
+  for (size_t i = 0; i < 3; ++i) {
+    if (name == names[i]) return static_cast<E>(i);
+  }
+  throw std::invalid_argument("a matrix's form has '" + name + "', which is unknown");
+}
+
+// A matrix over memory that holds it as packed. It keeps the memory.
+std::shared_ptr<Matrix> matrix(const Form& form, nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> data) {
+  auto m = std::make_shared<Matrix>();
+  const auto& [kind, offset, table, unit, zero, n, k] = form;
+  m->kind = named<Kind>(kind, kKinds), m->offset = named<Offset>(offset, kOffsets), m->unit = unit, m->zero = zero, m->n = n, m->k = k;
+  require(table.empty() || table.size() == 16, "a table has 16 values");
+  m->has_table = !table.empty();
+  std::copy(table.begin(), table.end(), m->table);
+  m->lay_out();
+  require(static_cast<int64_t>(data.size()) == m->bytes(), "the memory of a matrix has another size than its form says");
+  require(reinterpret_cast<uintptr_t>(data.data()) % 64 == 0, "the memory of a matrix must lie on a cache line");
+  uint8_t* at = const_cast<uint8_t*>(data.data());  // the kernels only read it
+  auto* kept = new auto(std::move(data));
+  m->data = {at, [kept](uint8_t*) {
+               nb::gil_scoped_acquire acquire;
+               delete kept;
+             }};
+  return m;
+}
+
+nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>> contents(std::shared_ptr<Matrix> m) {
+  auto* held = new std::shared_ptr<Matrix>(std::move(m));
+  nb::capsule owner(held, [](void* p) noexcept { delete static_cast<std::shared_ptr<Matrix>*>(p); });
+  return {(*held)->data.get(), {static_cast<size_t>((*held)->bytes())}, owner};
+}
 
 std::shared_ptr<Matrix> py_pack(const std::string& format, const std::string& target, In<uint8_t, 2> rows, int64_t k,
                                 std::optional<In<int64_t, 1>> order, int threads) {
@@ -272,6 +374,9 @@ NB_MODULE(_kernels, m) {
   m.attr("BLOCK_TOKENS") = kTokens;
 
   nb::class_<Matrix>(m, "Matrix")
+      .def(nb::new_(&matrix), "form"_a, "data"_a)
+      .def_prop_ro("form", &form)
+      .def_prop_ro("data", &contents, nb::rv_policy::automatic)
       .def_prop_ro("shape", [](const Matrix& x) { return nb::make_tuple(x.n, x.k); })
       .def_prop_ro("nbytes", &Matrix::bytes);
   nb::class_<Linear>(m, "Linear").def(nb::new_(&linear), "weight"_a, "bias"_a = nb::none()).def_prop_ro("nbytes", &Linear::bytes);
@@ -291,10 +396,12 @@ NB_MODULE(_kernels, m) {
            "q_a_norm"_a = nb::none(), "kv_a_norm"_a, "heads"_a, "rank"_a, "nope"_a, "rope"_a, "value_dim"_a, "scale"_a, "rotation"_a = -1);
   nb::class_<Dense, FeedForwardBlock>(m, "Dense").def(nb::new_(&dense), "around"_a, "mlp"_a, "activation"_a = "silu");
   nb::class_<Experts, FeedForwardBlock>(m, "Experts")
-      .def(nb::new_(&experts), "around"_a, "router"_a, "experts"_a, nb::kw_only(), "chosen"_a, "activation"_a = "silu",
+      .def(nb::new_(&experts), "around"_a, "router"_a, "experts"_a, nb::kw_only(), "chosen"_a, "width"_a = 0, "activation"_a = "silu",
            "selection_bias"_a = nb::none(), "shared"_a = nb::none(), "shared_gate"_a = nb::none(), "sigmoid"_a = false,
            "softmax_after"_a = false, "renormalised"_a = false, "scale"_a = 1.0f, "groups"_a = 1, "groups_chosen"_a = 1,
            "group_by_two"_a = false)
+      .def("place", [](Experts& block, int64_t expert, const std::optional<Mlp>& of) { block.place(expert, of ? mlp(*of) : GatedMlp{}); },
+           "expert"_a, "mlp"_a.none())
       .def_prop_ro("counts", &counts, nb::rv_policy::automatic);  // not as part of the block: it is a copy
   nb::class_<Head>(m, "Head").def(nb::new_(&head), "norm"_a, "linear"_a).def_prop_ro("nbytes", [](const Head& h) {
     return h.linear.bytes();
@@ -304,6 +411,10 @@ NB_MODULE(_kernels, m) {
       .def(nb::init<int64_t, int, const std::string&>(), "hidden"_a, "threads"_a, "isa"_a = "")
       .def("forward", &PyStage::forward, "hidden"_a, "starts"_a, "positions"_a, "tables"_a, "rotations"_a, "attention"_a, "feed_forward"_a,
            "pools"_a, "bf16"_a)
+      .def("route", &PyStage::route, "hidden"_a, "starts"_a, "positions"_a, "tables"_a, "rotations"_a, "attention"_a, "experts"_a,
+           "pool"_a, "bf16"_a, nb::rv_policy::automatic)
+      .def("columns", &PyStage::columns, "hidden"_a, "experts"_a, "groups"_a)
+      .def("combine", &PyStage::combine, "hidden"_a, "experts"_a, "end"_a)
       .def("logits", &PyStage::logits, "hidden"_a, "head"_a, "picked"_a, "out"_a)
       .def("attend", &PyStage::attend, "block"_a, "qkv"_a, "starts"_a, "positions"_a, "tables"_a, "rotations"_a, "pool"_a, "bf16"_a, "out"_a)
       .def_prop_ro("isa", &PyStage::isa);

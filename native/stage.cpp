@@ -45,6 +45,42 @@ void Stage::forward(float* hidden, const Batch& batch, const std::vector<Layer>&
   team_.run(body);
 }
 
+// One block's phases, or a part of them.
+void Stage::run(int64_t rows, const std::function<void(Member&)>& body) {
+  Share* own = shares(Block::kPhases);
+  const std::function<void(int)> member_body = [&](int id) {
+    Member member(team_, own, id, rows <= kFewRows);
+    body(member);
+  };
+  team_.run(member_body);
+}
+
+const std::vector<ExpertRows>& Stage::choose(float* hidden, const Batch& batch, const AttentionBlock& attention, const Experts& experts,
+                                             uint8_t* pool, bool bf16) {
+  Step step{kernels_, batch, space_, hidden, width_};
+  space_.tilings.clear();
+  plan(batch, attention);
+  attention.reserve(step), experts.reserve(step);
+  const Heads heads = attention.heads();
+  run(batch.rows, [&](Member& member) { attention.run(member, step, {pool, bf16, heads.kv, heads.key, heads.value}); });
+  run(batch.rows, [&](Member& member) { experts.choose(member, step); });
+  return space_.groups;
+}
+
+void Stage::columns(float* hidden, int64_t rows, const Experts& experts, const std::vector<ExpertRows>& groups) {
+  const Batch batch{rows, 0, nullptr, nullptr, nullptr, 0, {}};
+  Step step{kernels_, batch, space_, hidden, width_};
+  run(rows, [&](Member& member) { experts.columns(member, step, groups); });
+}
+
+void Stage::combine(float* hidden, int64_t rows, const Experts& experts, int64_t first, int64_t end) {
+  const Batch batch{rows, 0, nullptr, nullptr, nullptr, 0, {}};
+  Step step{kernels_, batch, space_, hidden, width_};
+  const auto at = [&](int64_t i) { return space_.groups.begin() + i; };
+  const std::vector<ExpertRows> groups(at(first), at(end));
+  run(rows, [&](Member& member) { experts.combine(member, step, groups, first == 0, end == static_cast<int64_t>(space_.groups.size())); });
+}
+
 void Stage::attention(const GroupedQuery& block, const float* qkv, const Batch& batch, uint8_t* pool, bool bf16, float* out) {
   Step step{kernels_, batch, space_, nullptr, width_};
   space_.tilings.clear();
@@ -52,12 +88,7 @@ void Stage::attention(const GroupedQuery& block, const float* qkv, const Batch& 
   block.reserve(step);
   const Heads heads = block.heads();
   std::copy(qkv, qkv + batch.rows * block.width(), space_.qkv.data());
-  Share* own = shares(Block::kPhases);
-  const std::function<void(int)> body = [&](int id) {
-    Member member(team_, own, id, batch.rows <= kFewRows);
-    block.attend(member, step, {pool, bf16, heads.kv, heads.key, heads.value});
-  };
-  team_.run(body);
+  run(batch.rows, [&](Member& member) { block.attend(member, step, {pool, bf16, heads.kv, heads.key, heads.value}); });
   std::copy(space_.attended.x.data(), space_.attended.x.data() + batch.rows * heads.q * heads.value, out);
 }
 

@@ -27,6 +27,15 @@ class Stage {
   // hidden: [rows, width], replaced by the output of the last layer. Keys and values are bf16 or floats.
   void forward(float* hidden, const Batch& batch, const std::vector<Layer>& layers, bool bf16);
 
+  // A layer whose experts come one after the other. `choose` runs its attention and returns the rows of each expert that is needed, the
+  // shared one last. Each of them then goes through `columns`, in any order, and through `combine`, by rising expert: `first` and `last`
+  // are a part of what `choose` returned. The layer is done when the last was combined. hidden is the same all the time.
+  const std::vector<ExpertRows>& choose(float* hidden, const Batch& batch, const AttentionBlock& attention, const Experts& experts,
+                                        uint8_t* pool, bool bf16);
+  void columns(float* hidden, int64_t rows, const Experts& experts, const std::vector<ExpertRows>& groups);
+  void combine(float* hidden, int64_t rows, const Experts& experts, int64_t first, int64_t end);
+  const std::vector<ExpertRows>& chosen() const { return space_.groups; }
+
   // logits: [count, vocabulary padded to 16] of the rows `picked` of hidden.
   void logits(const float* hidden, const Head& head, const int32_t* picked, int64_t count, float* out);
 
@@ -37,6 +46,7 @@ class Stage {
   const char* isa() const { return kernels_.name; }
 
  private:
+  void run(int64_t rows, const std::function<void(Member&)>& body);
   void plan(const Batch& batch, const AttentionBlock& block);
   Share* shares(int64_t count);
 

@@ -20,7 +20,17 @@ def argmax(x: _Floats) -> int:
 def pack(format: str, target: str, rows: _Bytes, k: int, order: NDArray[np.int64] | None = None, threads: int = 1) -> Matrix:
     """A matrix [n, k] in the layout of `target` (f32, q8, q4). rows: [n, bytes] in a file's `format`, taken in `order`. Raises ValueError."""
 
+_Form = tuple[str, str, list[int], float, int, int, int]
+"""Kind (f32, q8, q4), what blocks have beside their scale (none, minimum, zero), a table of 16 values or none, unit, zero point, rows, inputs."""
+
 class Matrix:
+    def __init__(self, form: _Form, data: _Bytes) -> None:
+        """data: what another matrix of that form had, on a cache line; it is kept and must not change while a step reads it."""
+    @property
+    def form(self) -> _Form: ...
+    @property
+    def data(self) -> _Bytes:
+        """[bytes], read only."""
     @property
     def shape(self) -> tuple[int, int]: ...
     @property
@@ -112,9 +122,10 @@ class Experts(FeedForwardBlock):
         self,
         around: Around,
         router: Linear,
-        experts: Sequence[_Mlp],
+        experts: Sequence[_Mlp | None],
         *,
         chosen: int,
+        width: int = 0,
         activation: str = "silu",
         selection_bias: _Floats | None = None,
         shared: _Mlp | None = None,
@@ -127,7 +138,10 @@ class Experts(FeedForwardBlock):
         groups_chosen: int = 1,
         group_by_two: bool = False,
     ) -> None:
-        """The arguments after `shared_gate` are those of models/spec.py: Routing."""
+        """An expert that is None is not here: it must be placed before it runs. width: of each; 0: that of the first that is here. The arguments after `shared_gate` are those
+        of models/spec.py: Routing."""
+    def place(self, expert: int, mlp: _Mlp | None) -> None:
+        """Puts an expert where the block finds it; None takes it away. No step may be running the block."""
     @property
     def counts(self) -> NDArray[np.uint64]:
         """[experts] rows that each has computed. May be read while a step runs: each count is then one that was true at some moment."""
@@ -156,6 +170,24 @@ class Stage:
         """Runs layers over hidden: [rows, hidden], in place. starts: [sequences + 1], positions: [sequences], tables: [sequences, blocks],
         rotations: cosines and sines, [rows, rotated / 2] each; two blocks and a pool for each layer: [blocks, bytes]."""
 
+    def route(
+        self,
+        hidden: _Floats,
+        starts: _Ints,
+        positions: _Ints,
+        tables: _Ints,
+        rotations: Sequence[tuple[_Floats, _Floats]],
+        attention: AttentionBlock,
+        experts: Experts,
+        pool: _Bytes,
+        bf16: bool,
+    ) -> NDArray[np.int64]:
+        """Runs a layer's attention and router over hidden, in place. Returns [needed, 2]: experts by rising number with their rows; the shared
+        one, if there is one, is last, with the number of experts as its number. The layer is done when all were combined."""
+    def columns(self, hidden: _Floats, experts: Experts, groups: Sequence[int]) -> None:
+        """First half of some of the experts that `route` returned, by their places there, rising; each goes through here once."""
+    def combine(self, hidden: _Floats, experts: Experts, end: int) -> None:
+        """Second half of those that were not yet combined, up to the place `end`: they went through `columns`."""
     def logits(self, hidden: _Floats, head: Head, picked: _Ints, out: _Floats) -> None:
         """hidden: [rows, hidden]; out: [picked, vocabulary, rounded up to 16]."""
 

@@ -1,0 +1,141 @@
+"""Experts that come one after the other give the bits of experts that are all there; matrices over foreign memory are the matrices."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shoal.native import BLOCK_TOKENS
+from tests.support.kernel_parts import ISAS, Floats, module, normal, nothing_attended, packed
+from tests.support.kernel_reference import Mlp, Routed
+
+HIDDEN, ROWS, EXPERTS = 64, 11, 8
+TARGETS = ["f32", "q8", "q4"]
+
+
+def arrays(rows: int) -> tuple[Any, ...]:
+    """Starts, positions, tables and rotations of one sequence."""
+    return np.array([0, rows], np.int32), np.zeros(1, np.int32), np.zeros((1, 1), np.int32), []
+
+
+def pool() -> Any:
+    return np.zeros((1, 32 * BLOCK_TOKENS * 4), np.uint8)
+
+
+def whole(block: Any, x: Floats, isa: str) -> Floats:
+    hidden = x.copy()
+    module.Stage(HIDDEN, 2, isa).forward(hidden, *arrays(len(x)), [nothing_attended(HIDDEN)], [block], [pool()], False)
+    return hidden
+
+
+def apart(block: Any, given: list[Any], x: Floats, isa: str, order: list[int], waves: list[int]) -> Floats:
+    """order: of arrival, by numbers that are taken modulo what a wave needs. waves: how many experts each has at most."""
+    stage, hidden = module.Stage(HIDDEN, 2, isa), x.copy()
+    attention = nothing_attended(HIDDEN)
+    needed = stage.route(hidden, *arrays(len(x)), attention, block, pool(), False)
+    begin, turn = 0, 0
+    while begin < len(needed):
+        end = min(len(needed), begin + waves[turn % len(waves)])
+        left = list(range(begin, end))
+        while left:
+            at = left.pop(order[turn % len(order)] % len(left))
+            expert, turn = int(needed[at, 0]), turn + 1
+            if expert < len(given):
+                block.place(expert, given[expert])
+            stage.columns(hidden, block, [at])
+        stage.combine(hidden, block, end)
+        for expert in needed[begin:end, 0]:
+            if expert < len(given):
+                block.place(int(expert), None)
+        begin = end
+    return hidden
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("target", TARGETS)
+@settings(max_examples=20, deadline=None)
+@given(
+    order=st.lists(st.integers(0, 20), min_size=1, max_size=12),
+    waves=st.lists(st.integers(1, EXPERTS + 1), min_size=1, max_size=4),
+    shared=st.booleans(),
+    scale=st.sampled_from([1.0, 0.5]),
+)
+def test_the_order_of_arrival_changes_no_bit(isa: str, target: str, order: list[int], waves: list[int], shared: bool, scale: float) -> None:
+    routed = Routed.random(count=EXPERTS, chosen=3, shared=Mlp.random(HIDDEN, 96, 900) if shared else None)
+    around = module.Around(scale=scale)
+    x = normal(ROWS, HIDDEN, seed=4)
+    wanted = whole(routed.made(around, target), x, isa)
+    given = [expert.made(target) for expert in routed.experts]
+    block = module.Experts(
+        around, routed.router.made(), [None] * EXPERTS, chosen=3, width=routed.experts[0].gate.weight.shape[0],
+        shared=routed.shared and routed.shared.made(target), **routed.how,
+    )  # fmt: skip
+    assert np.array_equal(apart(block, given, x, isa, order, waves), wanted)
+    assert block.counts.sum() == ROWS * 3
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_matrix_over_foreign_memory(target: str) -> None:
+    made = packed(normal(48, 64), target)
+    memory = np.zeros(made.nbytes + 64, np.uint8)
+    at = -memory.ctypes.data % 64
+    view = memory[at : at + made.nbytes]
+    view[:] = made.data
+    again = module.Matrix(made.form, view)
+    assert again.form == made.form and again.shape == (48, 64) and again.nbytes == made.nbytes
+    del memory, view
+    gc.collect()
+    assert np.array_equal(again.data, made.data)
+    assert not again.data.flags.writeable
+
+
+def test_what_is_no_matrix_is_refused() -> None:
+    made = packed(normal(48, 64), "q8")
+    kind, offset, table, unit, zero, n, k = made.form
+    data = np.array(made.data)
+    aligned = module.pack("f32", "q8", normal(48, 64).view(np.uint8), 64).data
+    for form, memory, why in (
+        (("q9", offset, table, unit, zero, n, k), aligned, "unknown"),
+        ((kind, "odd", table, unit, zero, n, k), aligned, "unknown"),
+        ((kind, offset, [1, 2], unit, zero, n, k), aligned, "16 values"),
+        ((kind, offset, table, unit, zero, 0, k), aligned, "impossible"),
+        ((kind, offset, table, unit, zero, 1 << 50, 1 << 50), aligned, "impossible"),
+        ((kind, offset, table, unit, zero, n, 63), aligned, "32"),
+        ((kind, offset, table, unit, zero, n + 16, k), aligned, "another size"),
+        (made.form, np.concatenate([np.zeros(1, np.uint8), data])[1:], "cache line"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            module.Matrix(form, memory)
+
+
+def test_a_step_out_of_order_is_refused() -> None:
+    routed = Routed.random(count=4, chosen=2)
+    block, stage, x = routed.made(module.Around()), module.Stage(HIDDEN, 1, ""), normal(3, HIDDEN)
+    with pytest.raises(ValueError, match="another block"):
+        stage.columns(x, block, [0])
+    needed = stage.route(x, *arrays(3), nothing_attended(HIDDEN), block, pool(), False)
+    for wrong, why in (([len(needed)], "of that place"), ([-1], "of that place"), ([1, 0], "do not rise"), ([0, 0], "do not rise")):
+        with pytest.raises(ValueError, match=why):
+            stage.columns(x, block, wrong)
+    with pytest.raises(ValueError, match="not the step's"):
+        stage.columns(x[:2], block, [0])
+    for end in (0, len(needed) + 1):
+        with pytest.raises(ValueError, match="in their order"):
+            stage.combine(x, block, end)
+    block.place(int(needed[0, 0]), None)
+    with pytest.raises(ValueError, match="not here"):
+        stage.columns(x, block, [0])
+    with pytest.raises(ValueError, match="not here"):
+        stage.combine(x, block, 1)
+    with pytest.raises(ValueError, match="not here"):
+        stage.forward(x, *arrays(3), [nothing_attended(HIDDEN)], [block], [pool()], False)
+    for expert in (-1, 4):
+        with pytest.raises(ValueError, match="no such expert"):
+            block.place(expert, None)
+    with pytest.raises(ValueError, match="width"):
+        block.place(0, Mlp.random(HIDDEN, 160, 1).made())
