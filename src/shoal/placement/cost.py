@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
+
+_RARE = 1e-6
+"""Of an expert: less is not worth a line."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,21 @@ class ExpertsCost:
         likely as any other; routing that prefers some touches fewer."""
         return self.missed(rows, 0)
 
+    def spread(self, rows: int) -> dict[int, float]:
+        """The expected number of experts that get so many of the rows, by their number: binomial, for each expert. The mean of its rows hides
+        that most experts of a small step get one, and some get several."""
+        out: dict[int, float] = {}
+        same = Counter(self.popularity) if self.popularity else {self.chosen / self.count: self.count}
+        for p, experts in same.items():
+            if p >= 1:
+                out[rows] = out.get(rows, 0.0) + experts
+                continue
+            probability = (1 - p) ** rows
+            for n in range(rows):
+                probability *= (rows - n) / (n + 1) * p / (1 - p)
+                out[n + 1] = out.get(n + 1, 0.0) + experts * probability
+        return {n: experts for n, experts in out.items() if experts > _RARE}
+
     def missed(self, rows: float, held: float) -> float:
         """Those of `touched` that are not among the `held` most popular experts (a fraction counts as part of the next)."""
         if not self.popularity:
@@ -87,6 +106,8 @@ class LayerCost:
     window: int = 0
     """Most tokens that a row attends to; 0: all."""
     experts: ExpertsCost | None = None
+    sharing: int = 1
+    """Query heads of one head of keys."""
 
     @property
     def held_bytes(self) -> int:

@@ -11,7 +11,7 @@ from shoal.placement.hardware import Hardware
 from shoal.placement.policy import Grid
 from shoal.placement.workload import Workload
 
-_EDITION = 1
+_EDITION = 2
 """Of the model of costs: raised when the same question gets another answer."""
 
 

@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import log
 
-PRECISIONS = ("q4", "q8", "bf16", "fp32")
-"""Kinds of arithmetic, by the bits of a weight: up to 6, 12, 24, and more."""
+from shoal.placement.roofline import Busy, busy
+
+PRECISIONS = ("q4", "q4_1", "q8", "bf16", "fp32")
+"""Kinds of arithmetic, by the bits of a weight: up to 4.75, 6, 12, 24, and more. q4_1 has a minimum in each block, q4 has none."""
 ATTENTION = "attention"
-"""The arithmetic of queries with keys and values, whose kernels are others than those of matrices. Its rows are those of one
-sequence: a decode step has one of each."""
-_MOST_BITS = (6, 12, 24)
+"""The arithmetic of queries with keys and values, whose kernels are others than those of matrices. Its rows are the queries that share
+what is read: query heads of one head of keys, times the rows of one sequence, of which a decode step has one."""
+WEIGHTS = "weights"
+"""What is read from memory, beside keys and values."""
+_MOST_BITS = (4.75, 6, 12, 24)
 
 
 def precision(bits: float) -> str:
@@ -49,9 +53,11 @@ class TierLink:
     copies: float = 0.0
     """How often the processor passes over each byte in its own memory: 2 if it copies into a staging buffer, 0 if a device reads
     memory by itself."""
+    read_seconds: float = 0.0
+    """Of the processor for each read, besides copies: to order it, and to put what came in its place."""
 
     def __post_init__(self) -> None:
-        if self.bytes_per_second <= 0 or self.seconds < 0 or self.copies < 0:
+        if self.bytes_per_second <= 0 or min(self.seconds, self.copies, self.read_seconds) < 0:
             raise ValueError(f"the link '{self.name}' carries more than 0 bytes per second, and takes and copies at least 0")
 
 
@@ -92,6 +98,12 @@ class Device:
     """By precision, and for attention."""
     layer_seconds: float = 0.0
     """What a layer takes besides bytes and operations: kernel launches, threads that wait for each other."""
+    chosen_seconds: float = 0.0
+    """What a layer takes more where some of its experts are not held: its step stops at the router, and goes on with those that are
+    there."""
+    reading: tuple[tuple[str, Curve], ...] = ()
+    """Bytes per second of weights, by the rows that are multiplied with them, and of keys and values, where reading and arithmetic do not
+    overlap: a core that multiplies does not read on meanwhile. Empty: they do, and all is read at `bytes_per_second`."""
 
     def __post_init__(self) -> None:
         known = dict(self.curves)
@@ -99,13 +111,24 @@ class Device:
             raise ValueError(f"the device '{self.name}' has no speed for any of {', '.join(PRECISIONS)}")
         if unknown := set(known) - {*PRECISIONS, ATTENTION}:
             raise ValueError(f"the device '{self.name}' has speeds for {', '.join(sorted(unknown))}, which is no kind of arithmetic")
-        if self.bytes_per_second <= 0 or self.layer_seconds < 0:
+        if unknown := set(dict(self.reading)) - {WEIGHTS, ATTENTION}:
+            raise ValueError(f"the device '{self.name}' reads {', '.join(sorted(unknown))}, which is neither weights nor attention")
+        if self.bytes_per_second <= 0 or min(self.layer_seconds, self.chosen_seconds) < 0:
             raise ValueError(f"the device '{self.name}' reads more than 0 bytes per second, and a layer takes at least 0 seconds")
+
+    def busy(self, size: float, flops: float, speed: float, reads: str, rows: float) -> Busy:
+        """With one computation on so many bytes of its tier. speed: operations per second. reads: WEIGHTS or ATTENTION."""
+        for kind, curve in self.reading:
+            if kind == reads:
+                return Busy(memory=size / curve.at(rows), arithmetic=flops / speed)
+        return busy(size, flops, self.bytes_per_second, speed)
 
     def curve(self, kind: str) -> Curve:
         """Of a precision or of attention. What was not measured counts as the next wider precision that was, then as the next
-        narrower."""
+        narrower; 4 bits with a minimum as those without."""
         known = dict(self.curves)
+        if kind == "q4_1" and kind not in known:
+            kind = "q4"
         at = PRECISIONS.index(kind) if kind in PRECISIONS else PRECISIONS.index("bf16")
         order = (kind, *PRECISIONS[at:], *reversed(PRECISIONS[:at]))
         return next(known[name] for name in order if name in known)

@@ -118,14 +118,17 @@ class Moves:
     def improve(self, now: Placement, nodes: Sequence[NodeProfile], residencies: Mapping[str, Residency], tokens: int) -> Placement | None:
         """A placement that is worth moving to from the running one, if there is one. The weights of both must fit side by side."""
         here = {node.name: node for node in nodes}
-        running = self._sound(tuple(here[s.node] for s in now.stages), now_bounds(now), now.kv_tokens)  # as the nodes are known now
+        streaming = now.streams  # then the new layers are loaded when these make room
+        running = now
+        if not streaming:  # as the nodes are known now
+            running = self._sound(tuple(here[s.node] for s in now.stages), now_bounds(now), now.kv_tokens)
         if running is None:
             return None
         least, most = self._bounds(len(nodes))
         found = [
             p
             for p in (*self._inserted(now, here), *self._anew(nodes, now.kv_tokens))
-            if least <= len(p.stages) <= most and self._fits_beside(p, here, residencies)
+            if least <= len(p.stages) <= most and (streaming or self._fits_beside(p, here, residencies))
         ]
         forced = len(now.stages) < least
         worth = [p for p in found if forced or p.tokens_per_second > _GAIN * running.tokens_per_second]

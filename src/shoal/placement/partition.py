@@ -10,11 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise, permutations
+from typing import NamedTuple
 
 from shoal.errors import CapacityError, NotEnoughMemory
 from shoal.placement.cost import ModelCost
+from shoal.placement.division import StageSizes, divide, least_expected
 from shoal.placement.profile import Demand, LinkSpeeds, NodeProfile
 
+_CHUNK = 256  # rows of a prompt that share what is streamed
+_NEARLY = 0.9
 _TRY_ALL = 4  # up to this many nodes, every order of every subset is tried: 64 orders; above, orders by speed
 
 
@@ -28,10 +32,19 @@ class StagePlan:
     """Predicted for a decode step with its share of all slots."""
     prefill_seconds: float
     """Predicted per token."""
+    memory: int = 0
+    """Bytes that the weights may take, less than they have: the rest is streamed from disk. 0: all are held."""
+    experts_seconds: float = 0.0
+    """Predicted for reading all experts that are not in memory."""
 
     @property
     def layers(self) -> int:
         return self.end - self.first
+
+    @property
+    def held_bytes(self) -> int:
+        """Of its weights, in memory."""
+        return self.memory or self.weight_bytes
 
 
 @dataclass(frozen=True)
@@ -41,6 +54,11 @@ class Placement:
     hop_seconds: float
     """Of a decode step over all links, from the head back to the head."""
     slots: int
+
+    @property
+    def streams(self) -> bool:
+        """Whether any weights are read from disk while it runs."""
+        return any(stage.memory for stage in self.stages)
 
     @property
     def slowest(self) -> float:
@@ -60,6 +78,17 @@ class Placement:
     @property
     def prefill_per_second(self) -> float:
         return 1 / max(stage.prefill_seconds for stage in self.stages)
+
+
+class Streamed(NamedTuple):
+    """Seconds of a stage that streams."""
+
+    decode: float
+    """Of a step with its share of all slots."""
+    prefill: float
+    """Per token."""
+    experts: float
+    """To read all experts that are not in memory."""
 
 
 class Costs:
@@ -90,6 +119,26 @@ class Costs:
         if self._last(end):
             read, flops = read + self.model.head.size, flops + self.model.head.flops(self.rows)
         return max(read / node.bytes_per_second, flops / node.flops)
+
+    def room(self, node: NodeProfile, first: int, end: int, kv_tokens: int) -> int:
+        """Bytes for weights, beside everything else."""
+        return node.memory - self.memory(first, end, kv_tokens) + self.weights(first, end)
+
+    def streamed(self, node: NodeProfile, first: int, end: int, room: int) -> Streamed | None:
+        """If only so many bytes of the weights are in memory; None if that is too few. What every step reads comes while it computes;
+        experts come when they are chosen."""
+        sizes = StageSizes.of(self.model, first, end)
+        if node.disk <= 0 or room < least_expected(sizes):
+            return None
+        division = divide(sizes, room)
+        constant, missed = division.streamed(sizes) / node.disk, division.missed(sizes)
+        experts = [layer.experts for layer in self.model.layers[first:end] if layer.experts is not None]
+        every, chosen = (
+            missed / node.disk * sum((one.count if all_of_them else one.touched(self.rows)) * one.each.size for one in experts)
+            for all_of_them in (True, False)
+        )
+        prefill = max(self.prefill_seconds(node, first, end), (constant + every) / _CHUNK)
+        return Streamed(max(self.seconds(node, first, end), constant) + chosen, prefill, every)
 
     def prefill_seconds(self, node: NodeProfile, first: int, end: int) -> float:
         return (self._row_flops[end] - self._row_flops[first]) / node.flops
@@ -127,8 +176,9 @@ def _neighbours(order: Order, nodes: Sequence[NodeProfile]) -> Iterator[Order]:
             yield from ((*order[:i], node, *order[i:]) for i in range(len(order) + 1))
 
 
-def split(order: Sequence[NodeProfile], costs: Costs, kv_tokens: int) -> list[int] | None:
-    """Boundaries [0, …, layers] that minimise the slowest stage, with at least one layer per node; None if memory does not suffice."""
+def split(order: Sequence[NodeProfile], costs: Costs, kv_tokens: int, streaming: bool = False) -> list[int] | None:
+    """Boundaries [0, …, layers] that minimise the slowest stage, with at least one layer per node; None if memory does not suffice.
+    streaming: whether nodes may hold less than all of their layers."""
     layers, infinite = len(costs.model.layers), float("inf")
     best = [0.0] + [infinite] * layers
     choices: list[list[int]] = []
@@ -139,8 +189,12 @@ def split(order: Sequence[NodeProfile], costs: Costs, kv_tokens: int) -> list[in
         for end in ends:
             for first in range(end - 1, index - 1, -1):  # both costs grow as `first` falls: stop when one is too high
                 seconds = costs.seconds(node, first, end)
-                if seconds >= new[end] or costs.memory(first, end, kv_tokens) > node.memory:
+                if seconds >= new[end]:
                     break
+                if (room := costs.room(node, first, end, kv_tokens)) < costs.weights(first, end):
+                    if not streaming or (found := costs.streamed(node, first, end, room)) is None or found.decode >= new[end]:
+                        break
+                    seconds = found.decode
                 if (value := max(best[first], seconds)) < new[end]:
                     new[end], choice[end] = value, first
         best = new
@@ -154,10 +208,7 @@ def split(order: Sequence[NodeProfile], costs: Costs, kv_tokens: int) -> list[in
 
 
 def placed(order: Sequence[NodeProfile], bounds: list[int], costs: Costs, links: LinkSpeeds, demand: Demand, kv_tokens: int) -> Placement:
-    stages = tuple(
-        StagePlan(n.name, a, b, costs.weights(a, b), costs.seconds(n, a, b), costs.prefill_seconds(n, a, b))
-        for n, a, b in zip(order, bounds[:-1], bounds[1:], strict=True)
-    )
+    stages = tuple(_stage(n, a, b, costs, kv_tokens) for n, a, b in zip(order, bounds[:-1], bounds[1:], strict=True))
     names = ["", *(n.name for n in order), ""]
     hops = 0.0
     for i, (a, b) in enumerate(pairwise(names)):
@@ -167,10 +218,18 @@ def placed(order: Sequence[NodeProfile], bounds: list[int], costs: Costs, links:
     return Placement(stages, kv_tokens, hops, demand.slots)
 
 
+def _stage(node: NodeProfile, first: int, end: int, costs: Costs, kv_tokens: int) -> StagePlan:
+    weights = costs.weights(first, end)
+    if (room := costs.room(node, first, end, kv_tokens)) < weights and (found := costs.streamed(node, first, end, room)) is not None:
+        return StagePlan(node.name, first, end, weights, found.decode, found.prefill, room, found.experts)
+    return StagePlan(node.name, first, end, weights, costs.seconds(node, first, end), costs.prefill_seconds(node, first, end))
+
+
 def place(
     nodes: Sequence[NodeProfile], links: LinkSpeeds, model: ModelCost, demand: Demand, at_least: int = 1, at_most: int | None = None
 ) -> Placement:
-    """The best split over `at_least` to `at_most` of the nodes. If memory is short, the KV pool shrinks, down to the least size.
+    """The best split over `at_least` to `at_most` of the nodes. If memory is short, the KV pool shrinks, down to the least size; if that
+    does not suffice, either, nodes that can stream weights from their disks do so.
 
     Raises CapacityError without nodes, NotEnoughMemory if even the least pool does not fit.
     """
@@ -178,17 +237,28 @@ def place(
         raise CapacityError("no node has joined; start one with `shoal join`")
     at_least = min(at_least, len(nodes), len(model.layers))
     at_most = max(at_least, min(at_most or len(nodes), len(nodes), len(model.layers)))
-    kv_tokens = max(demand.kv_tokens, demand.least_kv_tokens)
-    while True:
-        if (best := _best(nodes, links, model, demand, range(at_least, at_most + 1), kv_tokens)) is not None:
+    counts = range(at_least, at_most + 1)
+    for kv_tokens in _pools(demand):
+        if (best := _best(nodes, links, model, demand, counts, kv_tokens, streaming=False)) is not None:
             return best
-        if kv_tokens == demand.least_kv_tokens:
-            raise _shortage(nodes, model, at_least, kv_tokens)
-        kv_tokens = max(kv_tokens // 2, demand.least_kv_tokens)
+    streamed = [p for kv in _pools(demand) if (p := _best(nodes, links, model, demand, counts, kv, streaming=True)) is not None]
+    if streamed:  # memory for keys and values is missing for weights: the largest pool that costs little speed
+        fastest = max(p.tokens_per_second for p in streamed)
+        return next(p for p in streamed if p.tokens_per_second >= _NEARLY * fastest)
+    raise _shortage(nodes, model, at_least, demand.least_kv_tokens)
+
+
+def _pools(demand: Demand) -> Iterator[int]:
+    """Sizes of the KV pool to try, in tokens."""
+    kv_tokens = max(demand.kv_tokens, demand.least_kv_tokens)
+    while kv_tokens > demand.least_kv_tokens:
+        yield kv_tokens
+        kv_tokens //= 2
+    yield demand.least_kv_tokens
 
 
 def _best(
-    nodes: Sequence[NodeProfile], links: LinkSpeeds, model: ModelCost, demand: Demand, counts: range, kv_tokens: int
+    nodes: Sequence[NodeProfile], links: LinkSpeeds, model: ModelCost, demand: Demand, counts: range, kv_tokens: int, streaming: bool
 ) -> Placement | None:
     by_count = {count: Costs(model, demand, count) for count in counts}
     found: dict[Order, Placement | None] = {}
@@ -196,7 +266,7 @@ def _best(
     def evaluate(order: Order) -> Placement | None:
         if order not in found:
             costs = by_count.get(len(order))
-            bounds = None if costs is None else split(order, costs, kv_tokens)
+            bounds = None if costs is None else split(order, costs, kv_tokens, streaming)
             found[order] = None if costs is None or bounds is None else placed(order, bounds, costs, links, demand, kv_tokens)
         return found[order]
 

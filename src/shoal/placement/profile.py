@@ -14,6 +14,8 @@ class NodeProfile:
     """Bytes of weights per second when decoding one row."""
     flops: float
     """Operations per second at prefill."""
+    disk: float = 0.0
+    """Bytes of weights per second from its disk; 0: it cannot stream weights."""
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from shoal.placement.cost import LayerCost, ModelCost
-from shoal.placement.hardware import ATTENTION, Device, Hardware, precision
-from shoal.placement.roofline import Busy, busy
+from shoal.placement.cost import ExpertsCost, LayerCost, ModelCost
+from shoal.placement.hardware import ATTENTION, WEIGHTS, Device, Hardware, TierLink, precision
+from shoal.placement.roofline import Busy
 from shoal.placement.streaming import StreamedWeights
 from shoal.placement.workload import KV_ELEMENT, Policy, Workload
+
+_FIRST_HALF = 2 / 3
+"""Of an expert's arithmetic: gate and up, two of three matrices. Down is computed when all experts of a layer have come."""
+
+_SPREAD = 64
+"""Rows of a step up to which it counts how they are spread over the experts; beyond, each of these gets the mean."""
 
 
 @dataclass(frozen=True)
@@ -58,34 +64,40 @@ class Steps:
         """With the matrices of each group's layer that every row needs, with its experts, and with the head."""
         key = device.name, rows
         if key not in self._multiplied:
-            pace = device.bytes_per_second
             always, experts = list[Busy](), list[Busy]()
             for i, (layer, _) in enumerate(self.streaming.groups):
                 mine = layer.always
-                once = busy(mine.size, mine.flops(rows), pace, device.curve(precision(mine.bits)).at(rows))
+                once = device.busy(mine.size, mine.flops(rows), device.curve(precision(mine.bits)).at(rows), WEIGHTS, rows)
                 always.append(once + Busy(other=device.layer_seconds))
                 if layer.experts is None:
                     experts.append(Busy())
                     continue
-                each, touched = layer.experts.each, self.streaming.missed_experts(i, rows, 0)
-                chosen = rows * layer.experts.chosen
-                speed = device.curve(precision(each.bits)).at(chosen / touched)
-                experts.append(busy(touched * each.size, each.flops(chosen), pace, speed))
+                experts.append(self._experts(device, i, layer.experts, rows))
             head = self.model.head
-            last = busy(head.size, head.flops(rows), pace, device.curve(precision(head.bits)).at(rows))
+            last = device.busy(head.size, head.flops(rows), device.curve(precision(head.bits)).at(rows), WEIGHTS, rows)
             self._multiplied[key] = always, experts, last
         return self._multiplied[key]
+
+    def _experts(self, device: Device, group: int, experts: ExpertsCost, rows: int) -> Busy:
+        """With a layer's. A core goes through one after the other, each with its own rows, which matters while they are few."""
+        each, curve = experts.each, device.curve(precision(experts.each.bits))
+        if device.reading and rows <= _SPREAD:
+            total = Busy()
+            for n, count in experts.spread(rows).items():
+                total += device.busy(each.size, each.flops(n), curve.at(n), WEIGHTS, n).times(count)
+            return total
+        touched, chosen = self.streaming.missed_experts(group, rows, 0), rows * experts.chosen
+        return device.busy(touched * each.size, each.flops(chosen), curve.at(chosen / touched), WEIGHTS, chosen / touched)
 
     def _attend(self, device: Device, rows: int, kv_ratio: float) -> Busy:
         """Of all layers, at the middle of the answers."""
         key = device.name, rows, kv_ratio
         if key not in self._attended:
-            speed = device.curve(ATTENTION).at(1)
             total = Busy()
             for layer, count in self.streaming.groups:
-                context = self._context(layer)
+                context, speed = self._context(layer), device.curve(ATTENTION).at(layer.sharing)
                 read = rows * layer.kv_bytes * kv_ratio * context
-                total += busy(read, rows * layer.attention * context, device.bytes_per_second, speed).times(count)
+                total += device.busy(read, rows * layer.attention * context, speed, ATTENTION, 1).times(count)
             self._attended[key] = total
         return self._attended[key]
 
@@ -110,7 +122,11 @@ class Steps:
             working[device.name] += (one + chosen).times(count * batches)
         working[attending.name] += self._attend(attending, policy.micro, self.kv_ratio(policy)).times(batches)
         carried = self._weights_carried(policy)
-        sending = [0.0] * len(carried)
+        reads, alone_reads = self._reads(policy)
+        for i, (layer, count) in enumerate(self.streaming.groups):
+            if layer.experts is not None and self._missed(policy, i):
+                working[device.name] += Busy(other=count * batches * device.chosen_seconds)
+        sending = [float(count) for count in alone_reads]
         if attending.tier:
             missing = policy.batch * (1 - policy.kv_share) * self.kv_ratio(policy)
             carried[attending.tier - 1] += missing * self.kv_read
@@ -120,7 +136,7 @@ class Steps:
             sending[link] += len(self.model.layers) * batches
         alone = batches == 1 or device is attending
         exposed = 0.0 if policy.ahead else self._exposed(policy, [chosen.times(batches) for chosen in experts])
-        return self._step(working, carried, sending, alone, exposed)
+        return self._step(working, carried, sending, alone, exposed, reads, alone_reads)
 
     def prefill(self, policy: Policy) -> StepTime:
         """Of all prompts of a batch, layer by layer: streamed weights are read once for all of them."""
@@ -129,14 +145,15 @@ class Steps:
         chunks = rows / chunk
         always, experts, _ = self._multiply(device, chunk)
         head = self._multiply(device, policy.micro)[2]
-        working, speed = head.times(policy.micro_batches), device.curve(ATTENTION).at(min(chunk, prompt))
+        working = head.times(policy.micro_batches)
         for (layer, count), one, chosen in zip(self.streaming.groups, always, experts, strict=True):
-            context = mean_context(0, prompt, layer.window)
+            context, speed = mean_context(0, prompt, layer.window), device.curve(ATTENTION).at(min(chunk, prompt) * layer.sharing)
             read = layer.kv_bytes * self.kv_ratio(policy) * context * rows / min(chunk, prompt)
-            attended = busy(read, rows * layer.attention * context, device.bytes_per_second, speed)
+            attended = device.busy(read, rows * layer.attention * context, speed, ATTENTION, min(chunk, prompt))
             working += ((one + chosen).times(chunks) + attended).times(count)
         carried = self._weights_carried(policy, rows)
-        return self._step({device.name: working}, carried, [0.0] * len(carried), True, 0.0)
+        reads, alone_reads = self._reads(policy, rows)
+        return self._step({device.name: working}, carried, alone_reads, True, 0.0, reads, alone_reads)
 
     def _weights_carried(self, policy: Policy, rows: int = 0) -> list[float]:
         """[links] bytes of weights. rows: of the prompts, which read what they miss; 0 for a decode step."""
@@ -149,40 +166,80 @@ class Steps:
                 out[tier - 1] = self.streaming.missed(rows or policy.batch, held)
         return out
 
-    def _exposed(self, policy: Policy, experts: list[Busy]) -> float:
-        """Seconds of a step in which nothing is left to compute before a missed expert arrives. experts: seconds of each group's
-        layer. The last expert that arrives is computed alone."""
-        shares, held = list[tuple[int, float]](), 0
+    def _shares(self, policy: Policy) -> list[tuple[int, float, float]]:
+        """Links that weights come over, each with the shares of what every row needs and of the experts that are held above it."""
+        out, held = list[tuple[int, float, float]](), 0
         for tier in range(self.hardware.device(policy.feed_forward).tier, 0, -1):
             held += policy.weight_bytes[tier]
-            shares.append((tier - 1, self.streaming.shares(held)[1]))
+            out.append((tier - 1, *self.streaming.shares(held)))
+        return out
+
+    def _missed(self, policy: Policy, group: int) -> float:
+        """The expected experts of a layer that a step reads from the tier below."""
+        return max((self.streaming.missed_experts(group, policy.batch, share) for _, _, share in self._shares(policy)), default=0.0)
+
+    def _reads(self, policy: Policy, rows: int = 0) -> tuple[list[float], list[float]]:
+        """[links] reads of a step, and those of them that are the only one under way: of what every row needs, a layer at a time."""
+        every, alone = [0.0] * len(self.hardware.links), [0.0] * len(self.hardware.links)
+        for at, always, share in self._shares(policy):
+            alone[at] = (1 - always) * len(self.model.layers)
+            missed = (
+                self.streaming.missed_experts(i, rows or policy.batch, share) * count for i, (_, count) in enumerate(self.streaming.groups)
+            )
+            every[at] = alone[at] + sum(missed)
+        return every, alone
+
+    def _taking(self, link: TierLink, size: float, reads: float) -> float:
+        """Seconds of the processor for what came over a link."""
+        return size * link.copies / self.hardware.devices[0].bytes_per_second + reads * link.read_seconds
+
+    def _exposed(self, policy: Policy, experts: list[Busy]) -> float:
+        """Seconds of a step in which nothing is left to compute before a missed expert arrives. experts: seconds of each group's
+        layer, of which the second half waits until the last of them is there. The last expert that arrives is computed alone."""
         total = 0.0
         for i, (layer, count) in enumerate(self.streaming.groups):
             if layer.experts is None:
                 continue
-            slowest = waits = 0.0
-            for at, share in shares:
+            size, touched = layer.experts.each.size, self.streaming.missed_experts(i, policy.batch, 0)
+            slowest = waits = taking = 0.0
+            for at, _, share in self._shares(policy):
                 link, missed = self.hardware.links[at], self.streaming.missed_experts(i, policy.batch, share)
-                slowest = max(slowest, missed * layer.experts.each.size / link.bytes_per_second)
-                waits += link.seconds * min(missed, 1)
+                slowest = max(slowest, missed * size / link.bytes_per_second)
+                waits += link.seconds * (1 - max(1 - missed / touched, 0.0) ** touched)  # whether any is missed
+                taking += self._taking(link, missed * size, missed)
             if slowest:
-                computing = experts[i].seconds
-                last = computing / self.streaming.missed_experts(i, policy.batch, 0)
-                total += count * max(slowest + waits + last - computing, 0.0)
+                meanwhile = _FIRST_HALF * experts[i].seconds + taking
+                last = (_FIRST_HALF * experts[i].seconds + taking) / touched
+                total += count * max(slowest + waits + last - meanwhile, 0.0)
         return total
 
-    def _step(self, working: dict[str, Busy], carried: list[float], sending: list[float], alone: bool, exposed: float) -> StepTime:
-        """alone: whether devices work one after the other. sending: of each link, how often the devices wait for its first byte."""
+    def _step(
+        self,
+        working: dict[str, Busy],
+        carried: list[float],
+        sending: list[float],
+        alone: bool,
+        exposed: float,
+        reads: list[float],
+        alone_reads: list[float],
+    ) -> StepTime:
+        """alone: whether devices work one after the other. sending: of each link, how often the devices wait for its first byte. reads:
+        those of weights; a link that makes one at a time rests while it is taken."""
         processor = self.hardware.devices[0]
-        copied = sum(size * link.copies for size, link in zip(carried, self.hardware.links, strict=True))
-        if copied:
-            working[processor.name] = working.get(processor.name, Busy()) + Busy(memory=copied / processor.bytes_per_second)
+        resting = 0.0
+        for size, count, one, link in zip(carried, reads, alone_reads, self.hardware.links, strict=True):
+            if size:
+                copying = Busy(memory=self._taking(link, size, 0), other=count * link.read_seconds)
+                working[processor.name] = working.get(processor.name, Busy()) + copying
+                resting = max(resting, copying.seconds * one / count if count else 0.0)
         times = {name: found.seconds for name, found in working.items()}
         devices = sum(times.values()) if alone else max(times.values())
         for size, often, link in zip(carried, sending, self.hardware.links, strict=True):
             times[link.name] = size / link.bytes_per_second + often * link.seconds
         full = max(times, key=lambda name: times[name])
         seconds = max(times[full], devices + exposed)
+        if full not in working:
+            seconds = max(seconds, times[full] + resting)
         limit = full
         if full in working and working[full].memory > working[full].arithmetic + working[full].other:
             limit = self.hardware.tiers[self.hardware.device(full).tier].name

@@ -109,3 +109,14 @@ def test_equal_layers_cost_what_one_costs_times_their_number(
     here = node("a", speed=speed, flops=flops)
     assert costs.seconds(here, first, end) == max(read / speed, operations / flops)
     assert costs.prefill_seconds(here, first, end) == 2.0 * (end - first) * layer / flops
+
+
+@pytest.mark.parametrize("popularity", [(), (1.0, 0.5, 0.3, 0.2)])
+@pytest.mark.parametrize("rows", [1, 2, 16])
+def test_the_rows_of_a_step_are_spread_over_the_experts(rows: int, popularity: tuple[float, ...]):
+    """Every row chooses two, and the experts that get any are those that are touched."""
+    experts = ExpertsCost(4, 2, Matrices(10, 20), popularity)
+    spread = experts.spread(rows)
+    assert sum(n * count for n, count in spread.items()) == pytest.approx(2 * rows)
+    assert sum(spread.values()) == pytest.approx(experts.touched(rows), abs=1e-4)
+    assert max(spread) <= rows

@@ -41,7 +41,7 @@ def test_what_is_no_curve_is_refused(points: list[tuple[float, float]]):
         curve(*points)
 
 
-@pytest.mark.parametrize(("bits", "kind"), [(1.6, "q4"), (4.5, "q4"), (6, "q4"), (8.5, "q8"), (16, "bf16"), (32, "fp32")])
+@pytest.mark.parametrize(("bits", "kind"), [(1.6, "q4"), (4.5, "q4"), (5, "q4_1"), (6, "q4_1"), (8.5, "q8"), (16, "bf16"), (32, "fp32")])
 def test_the_bits_of_a_weight_say_how_it_is_multiplied(bits: float, kind: str):
     assert precision(bits) == kind
 

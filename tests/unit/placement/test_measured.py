@@ -26,7 +26,7 @@ def smollm2() -> ModelCost:
     hidden, width, vocabulary = 576, 1536, 49152
     one = 2 * hidden * hidden + 2 * hidden * 192 + 3 * hidden * width
     layer, head = Matrices(one * 5 // 8, one), hidden * vocabulary
-    return ModelCost((LayerCost(layer, 2 * 192 * 2, 4 * hidden),) * 30, Matrices(head * 17 // 16, head), 4 * hidden, 0)
+    return ModelCost((LayerCost(layer, 2 * 192 * 2, 4 * hidden, sharing=3),) * 30, Matrices(head * 17 // 16, head), 4 * hidden, 0)
 
 
 def held(rows: int) -> Policy:
