@@ -18,7 +18,7 @@ from typing import Any, TypeVar, get_type_hints
 from shoal.address import is_loopback, parse_host
 from shoal.allowance import processors
 from shoal.errors import ConfigError
-from shoal.folders import data_dir, state_dir, user_path
+from shoal.folders import cache_dir, data_dir, state_dir, user_path
 
 
 class Precision(enum.StrEnum):
@@ -134,6 +134,10 @@ class NodeSettings(Settings):
     journal: str = setting("256MiB", "Memory limit for the stage's recent outputs, from which a lost neighbour is refilled; 0: keep none.")
     journal_disk: str = setting("1GiB", "Disk limit for the outputs that do not fit in --journal; 0: none.")
     share: bool = setting(True, "Fetch model files from other nodes, and let them fetch from this one.")
+    packed_cache: str = setting(
+        "",
+        "Folder for the weights of models that are larger than memory, as they are executed; empty: in shoal's cache; none: refuse them.",
+    )
     patience: float = setting(600.0, "Seconds to look for the head after losing it; 0: exit at once.", low=0, high=1e6)
     isa: str = setting("", "Instruction set of the kernels: avx512, avx2 or portable; empty: the best one.")
 
@@ -149,6 +153,13 @@ class NodeSettings(Settings):
     @property
     def compute_threads(self) -> int:
         return self.threads or default_threads()
+
+    @property
+    def packed_folder(self) -> Path | None:
+        """Where packed files of weights are; None: there must be none. Raises ConfigError if there is no home."""
+        if self.packed_cache == "none":
+            return None
+        return user_path(self.packed_cache) if self.packed_cache else cache_dir() / "packed"
 
     @property
     def journal_memory(self) -> int:

@@ -19,6 +19,8 @@
     │   └── UnsupportedModel       an architecture, format or quantisation that shoal does not run
     ├── ModelError                 the files are at fault
     │   ├── CorruptModel           truncated, or not what it claims to be
+    │   ├── NoRoomToPack           the disk has no room for the file that its weights are read from while it runs
+    │   ├── DamagedPackedFile      that file is not what was written
     │   ├── WeightsUnreadable      could be opened, but a part of it cannot be read any more
     │   └── FetchError             could not be fetched
     │       ├── Unreachable        its origin does not answer
@@ -168,11 +170,29 @@ class CorruptModel(ModelError):
         self.path = path
 
 
+class NoRoomToPack(ModelError):
+    """The disk has no room for the packed file of a model that is larger than memory. needed: bytes; None: more than are free."""
+
+    def __init__(self, folder: object, needed: int | None, free: int) -> None:
+        wanted = "more" if needed is None else human_bytes(needed)
+        super().__init__(
+            f"the disk is full: {folder} needs {wanted} for the weights as they are executed, {human_bytes(free)} are free; "
+            "free some space, or name a folder on another disk with --packed-cache"
+        )
+
+
+class DamagedPackedFile(ModelError):
+    """A file that shoal made of a model's weights is not what was written."""
+
+    def __init__(self, path: object, what: str) -> None:
+        super().__init__(f"{path}: {what}; delete the file, it is made again from the model")
+
+
 class WeightsUnreadable(ModelError):
     """Weights that were to be read while the model runs: the disk fails, or the file was cut or changed. Nothing read of it may be used."""
 
     def __init__(self, path: object, what: str) -> None:
-        super().__init__(f"{path}: {what}; check the disk, and let the file be made again")
+        super().__init__(f"{path}: {what}; check the disk; the file is made again")
         self.path = path
 
 

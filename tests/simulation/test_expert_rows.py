@@ -33,8 +33,8 @@ class Model(toy.ToyModel):
     def expert_rows(self) -> dict[int, RowCounts]:
         return {layer: rows.copy() for layer, rows in self.computed.items()}
 
-    def enter(self, layers: range, keep: range, blocks: int) -> Any:
-        return _Counting(super().enter(layers, keep, blocks), layers, self)
+    def enter(self, layers: range, keep: range, blocks: int, memory: int = 0) -> Any:
+        return _Counting(super().enter(layers, keep, blocks, memory), layers, self)
 
 
 class _Counting:

@@ -8,9 +8,11 @@ from itertools import count
 import numpy as np
 
 from shoal.config import Precision, RuntimeName
+from shoal.executor.base import Leases
 from shoal.executor.journal import JournalLimits
 from shoal.executor.native_runtime import NativeRuntime
 from shoal.executor.onnx_runtime import OnnxRuntime
+from shoal.executor.packed_layers import PackedFinder
 from shoal.executor.runtimes import factory
 from shoal.executor.shard import Shard
 from shoal.executor.stage import StageExecutor
@@ -29,7 +31,7 @@ class Node:
     """A shard, and the layers whose keys and values are good in it."""
 
     def __init__(self, line: Line) -> None:
-        self.shard = Shard(line.make, JournalLimits(line.journal, 0, line.codec))
+        self.shard = Shard(line.make, JournalLimits(line.journal, 0, line.codec), packed=line.packed)
         self.filled = range(0)
         self.stage: StageExecutor | None = None
 
@@ -55,8 +57,10 @@ class Line:
         bf16: bool = True,
         threads: int = 1,
         chunk: int = 40,
+        packed: PackedFinder | None = None,
     ) -> None:
-        self.weights, self.blocks, self.journal, self.codec = weights, blocks, journal, encoding
+        """packed: finds the files of nodes that stream."""
+        self.weights, self.blocks, self.journal, self.codec, self.packed = weights, blocks, journal, encoding, packed
         self.make = factory(runtime, precision, bf16, threads)
         self.chunk = chunk
         self.nodes: list[Node] = []
@@ -71,13 +75,15 @@ class Line:
         self._free = list(range(blocks))
         self._steps = count()
 
-    def enter(self, layouts: Sequence[range], nodes: Sequence[Node]) -> list[int]:
-        """A new epoch, as the head orders it: load, link, refill. Answers the sequences that the journals did not reach."""
+    def enter(self, layouts: Sequence[range], nodes: Sequence[Node], memory: Sequence[int] = ()) -> list[int]:
+        """A new epoch, as the head orders it: load, link, refill. Answers the sequences that the journals did not reach. memory: of each node
+        for weights; 0, or none at all: they are held."""
+        memory = memory or [0] * len(nodes)
         keeps = [overlap(layers, node.filled) for layers, node in zip(layouts, nodes, strict=True)]
-        for layers, node in zip(layouts, nodes, strict=True):
-            node.shard.load(layers, self.weights)
-        for layers, keep, node in zip(layouts, keeps, nodes, strict=True):
-            node.stage, node.filled = node.shard.enter(layers, keep, self.blocks), keep
+        for layers, node, room in zip(layouts, nodes, memory, strict=True):
+            node.shard.load(layers, self.weights, room > 0)
+        for layers, keep, node, room in zip(layouts, keeps, nodes, memory, strict=True):
+            node.stage, node.filled = node.shard.enter(layers, keep, self.blocks, room), keep
         self.nodes, self.layouts = list(nodes), list(layouts)
         self._told, self._opened = set(), set()
         lost = spans(zip(layouts, keeps, strict=True), len(self.weights.spec.layers))
@@ -143,6 +149,19 @@ class Line:
                 sent = bytes(codec.encode(self.codec, hidden))
                 hidden = codec.decode(self.codec, sent, plan.rows, node.stage.hidden)
         return sampled, missing
+
+    def record(self) -> list[np.ndarray]:
+        """Keeps the logits of all rows of the last stage's steps from now on, picked or not."""
+        runtime, seen = self.nodes[-1].shard._runtime, list[np.ndarray]()
+        assert runtime is not None
+        plain = runtime.logits
+
+        def logits(hidden: np.ndarray, picked: np.ndarray, leases: Leases) -> np.ndarray:
+            seen.append(plain(hidden, np.arange(len(hidden), dtype=np.int32), leases))
+            return seen[-1][picked]
+
+        runtime.logits = logits
+        return seen
 
     def kv(self) -> dict[int, bytes]:
         return {layer: memory for node in self.nodes for layer, memory in node.kv().items()}

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +17,7 @@ from shoal import allowance
 from shoal.config import NodeSettings, default_threads
 from shoal.executor.measure import usable_memory
 from tests.support.cluster import cluster
+from tests.support.control_groups import Group, group
 
 GIB = 1 << 30
 NONE_V1 = "9223372036854771712"
@@ -206,55 +206,12 @@ def test_a_node_offers_what_its_group_leaves(tmp_path: Path, monkeypatch: pytest
 # A real group
 
 
-class Group:
-    """A control group of version 1 or 2 that this process made."""
-
-    def __init__(self, parents: dict[str, Path], files: dict[str, str]) -> None:
-        self.folders = [parent / f"shoal-test-{os.getpid()}" for parent in dict.fromkeys(parents.values())]
-        for folder in self.folders:
-            folder.mkdir()
-            for name, value in files.items():
-                if (folder / name).exists():
-                    (folder / name).write_text(value)
-
-    @property
-    def entering(self) -> list[str]:
-        """A command that runs the one after it inside."""
-        joins = " && ".join(f"echo $$ > {folder}/cgroup.procs" for folder in self.folders)
-        return ["sh", "-c", f'{joins} && exec "$@"', "sh"]
-
-    def end(self) -> None:
-        for folder in self.folders:
-            for _ in range(100):
-                try:
-                    folder.rmdir()
-                    break
-                except OSError:  # its last process is just ending
-                    time.sleep(0.1)
-
-
 @pytest.fixture
 def half_a_gib_and_one_processor() -> Iterator[Group]:
-    if os.geteuid() != 0:
-        pytest.skip("control groups are made by root alone")
-    one = {c: Path("/sys/fs/cgroup") / c for c in ("memory", "cpu")}
-    two = Path("/sys/fs/cgroup")
     files = {"memory.limit_in_bytes": str(512 << 20), "memory.max": str(512 << 20), "cpu.max": "100000 100000"}
     files |= {"cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "100000"}
-    if (two / "cgroup.subtree_control").exists():
-        if {"memory", "cpu"} - set((two / "cgroup.subtree_control").read_text().split()):
-            pytest.skip("this machine's control groups do not limit memory and processors")
-        one = dict.fromkeys(one, two)
-    elif not all((folder / "cgroup.procs").exists() for folder in one.values()):
-        pytest.skip("no control groups are mounted here")
-    try:
-        group = Group(one, files)
-    except OSError as error:
-        pytest.skip(f"this process may not make control groups: {error}")
-    try:
-        yield group
-    finally:
-        group.end()
+    with group(files, "memory", "cpu") as made:
+        yield made
 
 
 @pytest.mark.real

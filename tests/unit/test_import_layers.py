@@ -35,6 +35,8 @@ PURE_MODULES = {
     "pipeline.timing",
     "pipeline.records",
     "weights.unit",
+    "weights.prefetch",
+    "weights.expert_reads",
     "weights.residency",
     "weights.eviction",
     "weights.expected_use",

@@ -15,12 +15,11 @@ from shoal.cli.loop import on_signal
 from shoal.cli.loop import run as run_in_loop
 from shoal.cli.paper import Sheet
 from shoal.cli.relocation import move_in
-from shoal.cli.show import Rows, err, layers, line
+from shoal.cli.show import Rows, err, line, split_rows
 from shoal.cli.waiting import all_of_stdin, stop_signal, until
 from shoal.config import EngineSettings, NodeSettings
 from shoal.errors import ConfigError, ShoalError
 from shoal.folders import state_dir
-from shoal.sizes import human_bytes
 
 if TYPE_CHECKING:
     from shoal.node.head import Head
@@ -39,7 +38,7 @@ def _summary(head: Head, told: Told, ready: float) -> None:
     """ready: seconds until the cluster was ready."""
     assert head.placement is not None
     timings: dict[str, Any] = head.timings(rows=1)
-    rows = [{"node": s.node, "layers": layers(s.first, s.end), "weights": human_bytes(s.weight_bytes)} for s in head.placement.stages]
+    rows = split_rows(head.placement)
     for row, stage in zip(rows, timings.get("stages", []), strict=False):
         row["a token takes"] = f"{stage['compute'] * 1e3:.1f} ms"
     err.print()

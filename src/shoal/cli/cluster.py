@@ -15,7 +15,7 @@ from shoal.cli.credentials import pairing_desk
 from shoal.cli.discover import announced, check_announcing
 from shoal.cli.loop import run
 from shoal.cli.relocation import move_in
-from shoal.cli.show import described, err, line, split
+from shoal.cli.show import described, err, expected, line, split
 from shoal.cli.waiting import stop_signal, until
 from shoal.config import HeadSettings, NodeSettings
 from shoal.discovery.addresses import of_this_machine, reachable, reached_at
@@ -158,15 +158,20 @@ def _elsewhere(settings: HeadSettings) -> str:
 
 
 async def _report(head: Head, endings: Callable[[], list[str]] = list) -> None:
-    """Reports changes of the cluster's state or split, and how nodes on this machine ended."""
-    state, shown = (None if head.state else ""), None
+    """Reports changes of the cluster's state or split, what nodes do that takes long, and how nodes on this machine ended."""
+    state, shown, said = (None if head.state else ""), None, set[str]()
     while True:
         for ending in endings():
             line(ending)
+        for activity in [activity for activity in head.activities if activity not in said]:
+            said.add(activity)
+            line(activity)
         now, placement = head.state, head.placement
         if not now and placement is not None and (split_now := [(s.node, s.first, s.end) for s in placement.stages]) != shown:
             shown = split_now
             err.print(split(placement, head.name))
+            if (expectation := head.expectation()) is not None and placement.streams:
+                line(expected(expectation, placement.slots))
         if now != state:
             state = now
             line(now or "ready")

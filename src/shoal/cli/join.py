@@ -27,9 +27,9 @@ _STARTING = 20.0  # seconds within which a head that is started together with it
 
 async def made_agent(settings: NodeSettings, head: str, machine: HostEnvironment) -> Agent:
     """A node on this machine, which is measured first."""
-    speed = await machine.compute(lambda: measure(settings.compute_threads, settings.isa))
+    speed = await machine.compute(lambda: measure(settings.compute_threads, settings.isa, settings.packed_folder))
     memory = max(usable_memory(settings) - settings.journal_memory, 0)
-    return Agent(settings, head, machine, lambda order: PulledModel(settings, order), speed, memory, line)
+    return Agent(settings, head, machine, lambda order: PulledModel(settings, order, line), speed, memory, line)
 
 
 async def listened(address: str) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from shoal.models.description import Description
     from shoal.models.progress import Progress as Report
+    from shoal.placement.expectation import Expectation
     from shoal.placement.partition import Placement
 
 _ENDLESS = 100_000  # columns: nothing is wrapped or cut
@@ -106,6 +107,7 @@ def placement_rows(placement: Placement) -> list[dict[str, Any]]:
             "first_layer": s.first,
             "last_layer": s.end - 1,
             "weight_bytes": s.weight_bytes,
+            "held_bytes": s.held_bytes,
             "decode_ms": round(s.seconds * 1e3, 3),
             "prefill_tokens_per_second": round(1 / s.prefill_seconds),
         }
@@ -115,8 +117,22 @@ def placement_rows(placement: Placement) -> list[dict[str, Any]]:
 
 def split(placement: Placement, title: str = "") -> Rows:
     """The split, for people."""
-    rows = [{"node": s.node, "layers": layers(s.first, s.end), "weights": human_bytes(s.weight_bytes)} for s in placement.stages]
-    return Rows(rows, title)
+    return Rows(split_rows(placement), title)
+
+
+def split_rows(placement: Placement) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for s in placement.stages:
+        rows.append({"node": s.node, "layers": layers(s.first, s.end), "weights": human_bytes(s.weight_bytes)})
+        if placement.streams:
+            rows[-1]["in memory"] = human_bytes(s.held_bytes)
+    return rows
+
+
+def expected(told: Expectation, slots: int) -> str:
+    many = f", {told.together:.0f} for {slots} at once" if slots > 1 else ""
+    slow = {"disk": "the disk is the limit", "network": "the network is the limit", "memory": "memory is the limit"}[told.limit]
+    return f"weights are read from disk as they are needed: about {told.alone:.{0 if told.alone >= 10 else 1}f} tokens/s for one stream{many}; {slow}"
 
 
 class Rows:

@@ -40,6 +40,8 @@ class Join:
     loaded: list[LayerRange] = field(default_factory=list[LayerRange])
     shared: list[str] = field(default_factory=list[str])
     """Hashes of the model files that others may fetch from it."""
+    disk: float = 0.0
+    """Bytes of weights per second from its disk; 0: it cannot stream weights."""
 
 
 @dataclass(kw_only=True)
@@ -49,6 +51,23 @@ class ExpertRows:
     layer: int = 0
     rows: list[int] = field(default_factory=list[int])
     """That each expert has computed, by its number."""
+
+
+@dataclass(kw_only=True)
+class ExpertReads:
+    """Of a model whose experts are not all in memory: see weights.expert_reads."""
+
+    hits: int = 0
+    misses: int = 0
+    bytes_read: int = 0
+    ahead: int = 0
+    ahead_used: int = 0
+    ahead_wasted: int = 0
+    guesses: int = 0
+    guesses_right: int = 0
+    guessed_about: int = 0
+    misses_guessed_about: int = 0
+    misses_foreseen: int = 0
 
 
 @dataclass(kw_only=True)
@@ -65,11 +84,15 @@ class Heartbeat:
     journal_given_up: int = 0
     """Rows that found no room."""
     journal_replayed: int = 0
+    activity: str = ""
+    """What it does that takes long, for people; empty: nothing."""
     fetched_from_peers: int = 0
     """Bytes of model files."""
     fetched_from_origin: int = 0
     expert_rows: list[ExpertRows] = field(default_factory=list[ExpertRows])
     """Those since they were last reported, of layers where there are any."""
+    expert_reads: list[ExpertReads] = field(default_factory=list[ExpertReads])
+    """What came since it was last reported, if anything did."""
 
 
 @dataclass(kw_only=True)
@@ -168,6 +191,8 @@ class Load:
     """The peers that have some of the files."""
     context: int = 0
     """The most tokens of a sequence."""
+    weight_memory: int = 0
+    """Bytes that the weights may take if they are streamed; 0: all are held."""
 
 
 @dataclass(kw_only=True)

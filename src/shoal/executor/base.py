@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
@@ -67,11 +68,43 @@ class Packed(Protocol):
     def nbytes(self) -> int: ...
 
 
+class Wave(NamedTuple):
+    """Experts of a layer that are in their block now, by their places among those that the step needs there."""
+
+    places: list[int]
+    """Those that came; rising."""
+    end: int
+    """So many of the first are done once these ran, and may go then. 0: none may go yet."""
+
+
 class Leases(Protocol):
-    """Where a runtime gets weights from, for one step at a time."""
+    """Where a runtime gets weights from, for one step at a time. Methods raise WeightsUnreadable where weights are read."""
+
+    @property
+    def nbytes(self) -> int:
+        """That the weights take in memory, at most."""
+        ...
+
+    def runs(self, layers: range) -> list[range]:
+        """The layers, cut into those whose blocks can be leased at once."""
+        ...
+
+    def apart(self, layer: int) -> bool:
+        """Whether the layer's experts come one after the other, in waves; it is a run of its own then."""
+        ...
 
     def lease(self, block: WeightBlock) -> Any:
         """What the runtime's `pack` made of the block. Raises LocalProtocolError if it is not here."""
+        ...
+
+    def release(self, layers: range) -> None:
+        """A run of layers is done, or the head, as the layer after the last; their blocks may change."""
+        ...
+
+    def waves(self, layer: int, needed: Sequence[int], hidden: Floats) -> Generator[Wave]:
+        """Puts experts into the leased block of a layer that is apart. needed: by rising number, the shared one last, as the number of
+        experts. Each comes once, and by the end all are done. hidden: [rows, hidden] after the layer's attention, to guess by what the
+        next layer needs."""
         ...
 
 

@@ -72,6 +72,7 @@ class _Parts:
             attention=attention.operations,
             window=attention.window,
             experts=experts,
+            sharing=attention.q_heads if isinstance(attention, Latent) else attention.q_heads // attention.kv_heads,
         )
 
 

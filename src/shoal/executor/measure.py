@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ import structlog
 
 from shoal import allowance
 from shoal.config import NodeSettings, parse_bytes
+from shoal.errors import ConfigError
+from shoal.executor.machine_profile import remembered
 from shoal.native import BLOCK_TOKENS, kernels
 from shoal.sizes import human_bytes
 
@@ -32,6 +35,8 @@ class Speed:
     """Bytes of weights per second when decoding one row."""
     flops: float
     """Operations per second at prefill."""
+    disk: float = 0.0
+    """Bytes of weights per second from the disk; 0: weights cannot be streamed."""
 
 
 def usable_memory(settings: NodeSettings) -> int:
@@ -49,9 +54,32 @@ def usable_memory(settings: NodeSettings) -> int:
     return wanted
 
 
-def measure(threads: int, isa: str = "") -> Speed:
-    """Times a few layers of 4-bit weights; takes some tenths of a second. Without the kernels, it times NumPy."""
-    return _measure_numpy() if kernels() is None else _measure_kernels(threads, isa)
+_DISK = 1e9
+"""Bytes per second that a disk is taken to read which was not measured."""
+
+
+def measure(threads: int, isa: str = "", packed: Path | None = None) -> Speed:
+    """Times a few layers of 4-bit weights; takes some tenths of a second. Without the kernels, it times NumPy. packed: where weights are that
+    are read from disk while the model runs, which only the kernels can do; None: none are."""
+    if kernels() is None:
+        return _measure_numpy()
+    speed = _measure_kernels(threads, isa)
+    return speed if packed is None else replace(speed, disk=_disk(packed))
+
+
+def _disk(folder: Path) -> float:
+    """Bytes per second of the disk of a folder, as `shoal doctor --measure` found them, or else taken to be."""
+    try:
+        profile = remembered()
+    except ConfigError as unreadable:
+        log.warning("the profile of this machine is of no use", reason=str(unreadable))
+        profile = None
+    if profile is None or profile.measured.folder != str(folder) or not profile.hardware.links:
+        log.info("the speed of the disk is a guess; `shoal doctor --measure` measures it", folder=str(folder), bytes_per_second=_DISK)
+        return _DISK
+    found = profile.hardware.links[0].bytes_per_second
+    log.info("the speed of the disk is the one that was measured", folder=str(folder), bytes_per_second=found, on=profile.measured.on)
+    return found
 
 
 def median_seconds(run: Callable[[], object], times: int) -> float:

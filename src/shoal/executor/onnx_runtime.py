@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from shoal.config import Precision
 from shoal.executor.base import Angles, BlockPart, Floats, Ints, Leases, Packed, StageBatch, WeightBlock
 from shoal.executor.kv_pool import HostRuntime
-from shoal.executor.native_runtime import grouped_query
+from shoal.executor.native_blocks import grouped_query
 from shoal.executor.onnx_runtimes import Segment, SegmentRuntime
 from shoal.executor.onnx_support import check_expressible
 from shoal.executor.output import finished

@@ -6,30 +6,63 @@ rest when the new route is entered. Keys and values stay if the head says that t
 
 from __future__ import annotations
 
-from shoal.errors import LocalProtocolError
+from threading import Lock
+from time import monotonic
+
+from shoal.errors import ConfigError, DamagedPackedFile, LocalProtocolError
 from shoal.executor.base import Packed, Runtime, RuntimeFactory, WeightBlock
 from shoal.executor.constraint import Holder
 from shoal.executor.journal import Journal, JournalCounters, JournalLimits
+from shoal.executor.native_runtime import NativeRuntime
+from shoal.executor.packed_layers import PackedFinder, PackedLayers
 from shoal.executor.stage import StageExecutor
-from shoal.executor.store import RowCounts, WeightStore, blocks_of
+from shoal.executor.store import RowCounts, WeightStore, blocks_of, summed
+from shoal.executor.streamed_store import StreamedStore
 from shoal.models.weights import Weights
+from shoal.weights.activity import Activity
+from shoal.weights.expert_reads import ExpertReads, counted
+from shoal.weights.residency import Tally
+
+_WHILE = 600.0
+"""Seconds in which damage of files counts as the fault of their disk."""
 
 
 class Shard:
-    """context: the most tokens of a sequence. grammars: which the last stage applies to answers. One thread may `load` while another runs
-    a stage."""
+    """context: the most tokens of a sequence. grammars: which the last stage applies to answers. packed: makes or finds the packed files of
+    a model. One thread may `load` while another runs a stage."""
 
     def __init__(
-        self, make_runtime: RuntimeFactory, journals: JournalLimits | None = None, grammars: Holder | None = None, context: int = 0
+        self,
+        make_runtime: RuntimeFactory,
+        journals: JournalLimits | None = None,
+        grammars: Holder | None = None,
+        context: int = 0,
+        packed: PackedFinder | None = None,
     ) -> None:
         self.counters = JournalCounters()
         self._grammars, self._context = grammars, context
-        self._make = make_runtime
+        self._make, self._packed = make_runtime, packed
         self._limits = journals or JournalLimits()
         self._runtime: Runtime | None = None
         self._store = WeightStore()
+        self._streamed: StreamedStore | None = None
+        """The weights of the running stage, if they are streamed; `_store` is empty then."""
         self._weights: dict[int, Weights] = {}
         """What each loaded layer was loaded from."""
+        self._owed: dict[int, Weights] = {}
+        """Layers that are to be held and were not packed yet, because a streamed stage has the memory."""
+        self._files: dict[int, Weights] = {}
+        """What the packed files of layers were made of."""
+        self._damaged: set[int] = set()
+        """Layers whose packed files could not be read, and were not made again; the head is the layer after the last."""
+        self._mended: list[float] = []
+        """When, of late."""
+        self._trusted = True
+        """Whether packed files are used."""
+        self._streaming = Lock()
+        """Held while `_streamed` changes, or is asked for counts."""
+        self._ended = ExpertReads()
+        """Of stages that streamed before."""
         self._blocks = 0
         """KV blocks of each layer; 0: there are no keys and values."""
         self._journals: dict[int, Journal] = {}
@@ -37,23 +70,35 @@ class Shard:
     @property
     def layers(self) -> list[range]:
         """The loaded ranges of layers."""
-        out: list[range] = []
-        for layer in sorted(self._weights):
-            if out and out[-1].stop == layer:
-                out[-1] = range(out[-1].start, layer + 1)
-            else:
-                out.append(range(layer, layer + 1))
-        return out
+        return _ranges(sorted(self._weights.keys() | self._owed.keys() | self._files.keys()))
 
     @property
     def nbytes(self) -> int:
-        return self._store.nbytes
+        return self._store.nbytes if self._streamed is None else self._streamed.nbytes
 
     @property
     def expert_rows(self) -> dict[int, RowCounts]:
         """By layer, for layers with experts that are or were here, since the shard was made; empty if the runtime does not count. Any
         thread may read it while another runs a stage: see WeightStore."""
-        return self._store.expert_rows
+        with self._streaming:
+            return self._store.expert_rows if self._streamed is None else summed(self._store.expert_rows, self._streamed.expert_rows)
+
+    @property
+    def tally(self) -> Tally:
+        """Of experts that steps needed, since the stage was entered."""
+        return Tally() if self._streamed is None else self._streamed.tally
+
+    @property
+    def activity(self) -> Activity:
+        """What disk and processor do, since the stage was entered; nothing is recorded where all weights are held."""
+        return Activity() if self._streamed is None else self._streamed.activity
+
+    @property
+    def expert_reads(self) -> ExpertReads:
+        """Since the shard was made. As with `expert_rows`, any thread may read it, and no count falls."""
+        with self._streaming:
+            running = self._streamed
+            return self._ended if running is None else self._ended.plus(counted(running.tally, running.foreseen))
 
     @property
     def journal_bytes(self) -> int:
@@ -69,41 +114,87 @@ class Shard:
     def runtime(self) -> str:
         return self._runtime.name if self._runtime is not None else ""
 
-    def missing(self, layers: range) -> list[range]:
-        """Those of the layers that would have to be loaded."""
-        out: list[range] = []
-        for layer in layers:
-            if layer in self._weights:
-                continue
-            if out and out[-1].stop == layer:
-                out[-1] = range(out[-1].start, layer + 1)
-            else:
-                out.append(range(layer, layer + 1))
-        return out
+    def missing(self, layers: range, streamed: bool = False) -> list[range]:
+        """Those of the layers that would have to be loaded, or packed into files if they are to be streamed."""
+        here = self._files.keys() - self._unreadable() if streamed else self._weights.keys() | self._owed.keys()
+        return _ranges([layer for layer in layers if layer not in here])
 
-    def load(self, layers: range, weights: Weights) -> None:
-        """Loads the layers that are missing, all or none. Raises ModelError, ConfigError."""
-        for part in self.missing(layers):
+    def _unreadable(self) -> set[int]:
+        """Layers whose packed files have to be made again, or the last one for that of the head."""
+        return {layer for layer, weights in self._files.items() for at in _files_of(layer, weights) if at in self._damaged}
+
+    def load(self, layers: range, weights: Weights, streamed: bool = False) -> None:
+        """Loads the layers that are missing, all or none; for a stage that streams them, makes their files instead.
+
+        Raises ModelError, ConfigError; OSError where files are made.
+        """
+        if streamed and self._damaged and self._runtime is not None:
+            self._mend(self._runtime)
+        absent = self.missing(layers, streamed)
+        for part in absent:
             weights.check(part)
         runtime = self._runtime or self._make(weights, layers.start)
-        absent = [layer for part in self.missing(layers) for layer in part]
+        every = dict.fromkeys((layer for part in absent for layer in part), weights)
+        if streamed:
+            files = self._opened(weights, runtime)
+            for part in absent:
+                wanted = [at for layer in part for at in _files_of(layer, weights)]
+                files.make(wanted, self._damaged)
+                self._damaged.difference_update(wanted)
+            self._files = {**self._files, **every}
+        elif self._streamed is not None:
+            self._owed = {**self._owed, **every}
+        else:
+            self._pack(runtime, every)
+        self._runtime = runtime
+
+    def _mend(self, runtime: Runtime) -> None:
+        """Makes damaged files again. The second time in a while it reads all others, too: each that is damaged would cost a step. The third
+        time no file is used any more."""
+        now = monotonic()
+        self._mended = [*(at for at in self._mended if now - at < _WHILE), now]
+        if len(self._mended) > 2:
+            self._distrust(runtime)
+        for weights in {id(weights): weights for weights in self._files.values()}.values():
+            files = self._opened(weights, runtime)
+            wanted = [at for layer, of in sorted(self._files.items()) if of is weights for at in _files_of(layer, weights)]
+            suspected = wanted if self._trusted and len(self._mended) > 1 else []
+            try:
+                files.make(wanted, {at for at in wanted if at in self._damaged or (at in suspected and not files.intact(at))})
+            finally:
+                files.close()
+            self._damaged.difference_update(wanted)
+
+    def _distrust(self, runtime: Runtime) -> None:
+        for weights in list(self._files.values())[:1] if self._trusted else []:
+            self._opened(weights, runtime).distrust()
+        self._trusted = False
+
+    def _opened(self, weights: Weights, runtime: Runtime) -> PackedLayers:
+        """The packed files of a model."""
+        if self._packed is None or not isinstance(runtime, NativeRuntime):
+            raise ConfigError(f"the model is larger than the memory for it, and {runtime.name} cannot stream it; use --runtime native")
+        files = self._packed(weights)
+        files.damaged, files.trusted = self._damaged, self._trusted
+        return files
+
+    def _pack(self, runtime: Runtime, layers: dict[int, Weights]) -> None:
         packed: dict[WeightBlock, Packed] = {}
-        for part in self.missing(layers):
-            for block in blocks_of(part, len(weights.spec.layers)):
+        for layer, weights in layers.items():
+            for block in blocks_of(range(layer, layer + 1), len(weights.spec.layers)):
                 packed[block] = runtime.pack(weights, block)
                 weights.forget()
         for block, made in packed.items():
             self._store.put(block, made)
-        self._runtime = runtime
-        self._weights = {**self._weights, **dict.fromkeys(absent, weights)}
+        self._weights = {**self._weights, **layers}
 
-    def enter(self, layers: range, keep: range, blocks: int) -> StageExecutor:
+    def enter(self, layers: range, keep: range, blocks: int, memory: int = 0) -> StageExecutor:
         """The stage of a new epoch: all of `layers` are loaded, and only the keys and values of `keep` are still good. Frees
-        everything else.
+        everything else. memory: bytes that weights may take if they are streamed; 0: all are held.
 
-        Raises LocalProtocolError if something that it needs is not here.
+        Raises LocalProtocolError if something that it needs is not here; WeightsUnreadable, NotEnoughMemory if it streams.
         """
-        if (lost := self.missing(layers)) or self._runtime is None:
+        if (lost := self.missing(layers, memory > 0)) or self._runtime is None:
             raise LocalProtocolError(f"layers {lost} are not loaded")
         if self._blocks and (self._blocks != blocks or not len(keep)):
             self._forget()
@@ -113,10 +204,8 @@ class Shard:
             self._blocks = blocks
             self._runtime.open(blocks)
         self._runtime.keep(keep)
-        self._weights = {layer: weights for layer, weights in self._weights.items() if layer in layers}
-        weights = self._weights[layers.start]
+        weights = self._stream(layers, memory) if memory else self._hold(layers)
         spec = weights.spec
-        self._store.keep(blocks_of(layers, len(spec.layers)))
         # A boundary's rows are good while the layer before it is: they are that layer's output.
         for boundary in [b for b in self._journals if b - 1 not in keep]:
             self._journals.pop(boundary).close()
@@ -124,9 +213,59 @@ class Shard:
         if not last and layers.stop not in self._journals and self._limits.memory + self._limits.disk:
             self._journals[layers.stop] = Journal(self._limits, blocks, spec.hidden, self.counters)
         embedding = weights if layers.start == 0 else None
+        store = self._streamed or self._store
         return StageExecutor(
-            spec, layers, self._runtime, self._store, blocks, self._journals, embedding, context=self._context, grammars=self._grammars
+            spec, layers, self._runtime, store, blocks, self._journals, embedding, context=self._context, grammars=self._grammars
         )
+
+    def _hold(self, layers: range) -> Weights:
+        """Makes the stage's layers the only ones, all of them held."""
+        self._end_streaming()
+        self._weights = {layer: weights for layer, weights in self._weights.items() if layer in layers}
+        if owed := {layer: weights for layer, weights in self._owed.items() if layer in layers and layer not in self._weights}:
+            assert self._runtime is not None
+            self._pack(self._runtime, owed)
+        self._owed, self._files = {}, {}
+        weights = self._weights[layers.start]
+        self._store.keep(blocks_of(layers, len(weights.spec.layers)))
+        return weights
+
+    def _stream(self, layers: range, memory: int) -> Weights:
+        """Makes the stage's layers the only ones, read as they are needed."""
+        assert self._runtime is not None
+        self._store.keep(())
+        self._weights, self._owed = {}, {}
+        self._files = {layer: weights for layer, weights in self._files.items() if layer in layers}
+        weights = self._files[layers.start]
+        running = self._streamed
+        if running is None or running.failed or (running.layers, running.memory) != (layers, memory):
+            self._end_streaming()
+            self._begin_streaming(self._opened(weights, self._runtime), layers, memory)
+        return weights
+
+    def _begin_streaming(self, packed: PackedLayers, layers: range, memory: int) -> None:
+        try:
+            store = StreamedStore(packed, layers, memory)
+        except BaseException as error:
+            packed.close()
+            if isinstance(error, OSError | DamagedPackedFile):
+                self._files = {}  # look which are still there, and make the others
+            raise
+        try:
+            store.fill()
+        except BaseException:
+            store.close()
+            raise
+        self._streamed = store
+
+    def _end_streaming(self) -> None:
+        with self._streaming:
+            if (ended := self._streamed) is not None:
+                self._store.remember(ended.expert_rows)
+                self._ended = self._ended.plus(counted(ended.tally, ended.foreseen))
+                self._streamed = None
+        if ended is not None:
+            ended.close()
 
     def _forget(self) -> None:
         self._blocks = 0
@@ -138,7 +277,7 @@ class Shard:
 
     def shed(self, wanted: list[range]) -> None:
         """Frees loaded ranges that contain none of the wanted layers. No stage may run them."""
-        kept = [held for held in self.layers if any(held.start < w.stop and w.start < held.stop for w in wanted)]
+        kept = [held for held in _ranges(sorted(self._weights)) if any(held.start < w.stop and w.start < held.stop for w in wanted)]
         self._weights = {layer: weights for layer, weights in self._weights.items() if any(layer in held for held in kept)}
         count = len(next(iter(self._weights.values())).spec.layers) if self._weights else 0
         self._store.keep(block for held in kept for block in blocks_of(held, count))
@@ -150,5 +289,23 @@ class Shard:
     def close(self) -> None:
         """Frees everything."""
         self._forget()
+        self._end_streaming()
         self._store.keep(())
-        self._weights = {}
+        self._weights, self._owed, self._files = {}, {}, {}
+
+
+def _files_of(layer: int, weights: Weights) -> list[int]:
+    """A layer's packed file, and with the last one that of the head."""
+    last = layer + 1 == len(weights.spec.layers)
+    return [layer, layer + 1] if last else [layer]
+
+
+def _ranges(layers: list[int]) -> list[range]:
+    """Runs of layers, which rise."""
+    out: list[range] = []
+    for layer in layers:
+        if out and out[-1].stop == layer:
+            out[-1] = range(out[-1].start, layer + 1)
+        else:
+            out.append(range(layer, layer + 1))
+    return out

@@ -13,13 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.errors import RemoteProtocolError
-from shoal.executor.base import Activations, Angles, Floats, Ints, Runtime, StageBatch, StageOutput
+from shoal.executor.base import Activations, Angles, Floats, Ints, Leases, Runtime, StageBatch, StageOutput
 from shoal.executor.constraint import Holder
 from shoal.executor.examination import examine
 from shoal.executor.journal import Journal
 from shoal.executor.sampler import Sampler
 from shoal.executor.sequences import Sequences
-from shoal.executor.store import WeightStore
 from shoal.models.rope import frequencies
 from shoal.models.spec import ModelSpec
 from shoal.models.weights import Weights
@@ -35,7 +34,7 @@ class StageExecutor:
         spec: ModelSpec,
         layers: range,
         runtime: Runtime,
-        store: WeightStore,
+        store: Leases,
         blocks: int,
         journals: dict[int, Journal],
         embedding: Weights | None = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from threading import Lock
 from typing import Protocol, runtime_checkable
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.errors import LocalProtocolError
-from shoal.executor.base import BlockPart, Packed, WeightBlock
+from shoal.executor.base import BlockPart, Floats, Packed, Wave, WeightBlock
 
 
 def blocks_of(layers: range, model_layers: int) -> list[WeightBlock]:
@@ -55,11 +55,28 @@ class WeightStore:
         with self._changing:
             self._held[block] = packed
 
+    def runs(self, layers: range) -> list[range]:
+        return [layers]
+
+    def apart(self, layer: int) -> bool:
+        return False
+
+    def release(self, layers: range) -> None:
+        pass
+
+    def waves(self, layer: int, needed: Sequence[int], hidden: Floats) -> Generator[Wave]:
+        raise LocalProtocolError(f"the experts of layer {layer} are all here")
+
     def lease(self, block: WeightBlock) -> Packed:
         try:
             return self._held[block]
         except KeyError:
             raise LocalProtocolError(f"the weights of layer {block.layer}, {block.part}, are not here") from None
+
+    def remember(self, rows: Mapping[int, RowCounts]) -> None:
+        """Adds counts of another store that ends."""
+        with self._changing:
+            self._freed = summed(self._freed, rows)
 
     def keep(self, blocks: Iterable[WeightBlock]) -> None:
         """Frees all others. No step may run them."""
@@ -71,5 +88,9 @@ class WeightStore:
 
 
 def _plus(rows: Mapping[int, RowCounts], blocks: Mapping[WeightBlock, Packed]) -> dict[int, RowCounts]:
-    counts = {block.layer: packed.counts for block, packed in blocks.items() if isinstance(packed, Counting)}
-    return {**rows, **{layer: rows[layer] + new if layer in rows else new for layer, new in counts.items()}}
+    return summed(rows, {block.layer: packed.counts for block, packed in blocks.items() if isinstance(packed, Counting)})
+
+
+def summed(a: Mapping[int, RowCounts], b: Mapping[int, RowCounts]) -> dict[int, RowCounts]:
+    """By layer, of two places that the same layers' experts ran in."""
+    return {**a, **{layer: a[layer] + rows if layer in a else rows for layer, rows in b.items()}}

@@ -37,6 +37,8 @@ class LoadStage:
     end: int
     keep: range
     kv_tokens: int
+    weight_memory: int = 0
+    """Bytes that the weights may take if they are streamed; 0: all are held."""
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ class Path:
     def load(self) -> list[LoadStage]:
         count, kv_tokens = len(self.nodes), self.placement.kv_tokens
         return [
-            LoadStage(node, self.epoch, i, count, self.layers(node).start, self.layers(node).stop, self.keep[node], kv_tokens)
-            for i, node in enumerate(self.nodes)
+            LoadStage(node, self.epoch, i, count, stage.first, stage.end, self.keep[node], kv_tokens, stage.memory)
+            for i, (node, stage) in enumerate(zip(self.nodes, self.placement.stages, strict=True))
         ]
 
     def link(self) -> list[LinkStage]:

@@ -8,6 +8,21 @@ from math import log
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+_READS = {
+    "hits": ("expert_cache_hits", "Experts that a step needed and that were in memory."),
+    "misses": ("expert_cache_misses", "Experts that a step needed and had to wait for."),
+    "bytes_read": ("expert_read_bytes", "Bytes of experts that were read from disk."),
+    "ahead": ("prefetch_read", "Experts that were read before a step needed them."),
+    "ahead_used": ("prefetch_used", "Experts read ahead that a step then needed."),
+    "ahead_wasted": ("prefetch_wasted", "Experts read ahead that were given up before a step needed them."),
+    "guesses": ("prefetch_guesses", "Guesses that the next layer needs an expert, read or not."),
+    "guesses_right": ("prefetch_guesses_right", "Guesses that came true."),
+    "guessed_about": ("prefetch_guessed_about", "Experts needed by layers about which there were guesses."),
+    "misses_guessed_about": ("prefetch_misses_guessed_about", "Of these, those that were not in memory when there were guesses."),
+    "misses_foreseen": ("prefetch_misses_foreseen", "Of these, those that were guessed with enough certainty for a read."),
+}
+"""By field of a node's report: the metric and what it says."""
+
 
 def evenness(rows: Sequence[int]) -> float:
     """The entropy of the experts' shares, over that of equal shares: 1 if each computes as many rows as any other, 0 if one computes all.
@@ -25,6 +40,8 @@ class ExpertUse(Collector):
     """experts: how many each layer has, of layers that have any; empty for a dense model, about which it says nothing."""
 
     def __init__(self, experts: Mapping[int, int]) -> None:
+        self._reads: dict[str, int] = {}
+        """Empty while all experts of all nodes are in memory."""
         self._rows = {layer: [0] * count for layer, count in experts.items()}
 
     def add(self, layer: int, rows: Sequence[int]) -> bool:
@@ -35,6 +52,10 @@ class ExpertUse(Collector):
             return False
         self._rows[layer] = [a + b for a, b in zip(known, rows, strict=True)]
         return True
+
+    def add_reads(self, counts: Mapping[str, int]) -> None:
+        """counts: of control.messages.ExpertReads, those that were not added before."""
+        self._reads = {name: self._reads.get(name, 0) + counts.get(name, 0) for name in _READS}
 
     def collect(self) -> Iterator[Metric]:
         """May run in another thread than `add`."""
@@ -53,3 +74,6 @@ class ExpertUse(Collector):
                 even.add_metric((str(layer),), evenness(rows))
         yield counter
         yield even
+        for name, (metric, help) in _READS.items():
+            if self._reads:
+                yield CounterMetricFamily(f"shoal_{metric}", help, value=self._reads[name])

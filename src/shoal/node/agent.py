@@ -201,6 +201,7 @@ class Agent:
             threads=settings.compute_threads,
             bytes_per_second=speed.bytes_per_second,
             flops=speed.flops,
+            disk=speed.disk,
             machine=f"{platform.machine()} {instruction_set(settings.isa) or 'numpy'}",
         )
         if self._model is not None:
@@ -232,7 +233,7 @@ class Agent:
         match message:
             case control.Welcome():
                 if self._model is not None and message.cluster != self._welcome.cluster:  # rows that another head's requests took
-                    self._expert_report.skip(self._model.expert_rows)
+                    self._expert_report.skip(self._model.expert_rows, self._model.expert_reads)
                 self._welcome = message
                 joined.set()
                 once_more, self._looking = " again" if self._looking else "", False
@@ -266,7 +267,9 @@ class Agent:
             if self._model is not None:
                 self._model.report(heartbeat)
                 if self._epochs:  # before its first order the head does not count it as a member, and drops what it says
-                    heartbeat.expert_rows = self._expert_report.due(self._model.expert_rows, self._environment.now())
+                    now = self._environment.now()
+                    heartbeat.expert_rows = self._expert_report.due(self._model.expert_rows, now)
+                    heartbeat.expert_reads = self._expert_report.reads_due(self._model.expert_reads, now)
             self._say(heartbeat)
             await asyncio.sleep(interval)
 
@@ -306,7 +309,9 @@ class Agent:
                     return
                 model = await self._model_for(order)
                 running = [self._current.layers] if self._current is not None else []
-                await self._environment.load(lambda: (model.shed([*running, epoch.layers]), model.load(epoch.layers)))
+                await self._environment.load(
+                    lambda: (model.shed([*running, epoch.layers]), model.load(epoch.layers, order.weight_memory > 0))
+                )
         except Exception as error:
             if not isinstance(error, ShoalError | MemoryError | OSError):
                 log.error("loading failed unexpectedly", exc_info=error)
@@ -352,7 +357,7 @@ class Agent:
                 self._end_stage()
                 for old in [e for e in self._epochs if e < link.epoch]:
                     del self._epochs[old]
-                executor = await self._environment.compute(lambda: model.enter(epoch.layers, keep, order.blocks))
+                executor = await self._environment.compute(lambda: model.enter(epoch.layers, keep, order.blocks, order.weight_memory))
                 if not self._is_ordered(epoch):
                     return  # the head was lost meanwhile, and the stage with it
                 service = StageService(
@@ -372,7 +377,8 @@ class Agent:
         except Exception as error:
             if not isinstance(error, OSError | EOFError | ShoalError | MemoryError):
                 log.error("entering a route failed unexpectedly", exc_info=error)
-            self._failed(epoch, f"no link to the next stage: {str(error) or type(error).__name__}")
+            entered = "no link to the next stage: " if epoch.service is not None else ""
+            self._failed(epoch, f"{entered}{str(error) or type(error).__name__}")
             return
         if self._is_ordered(epoch):
             self._say(control.Linked(epoch=link.epoch))

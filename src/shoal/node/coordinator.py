@@ -38,6 +38,7 @@ from shoal.pipeline.route import Route
 from shoal.pipeline.stragglers import StragglerDetector
 from shoal.pipeline.timing import StepTiming
 from shoal.pipeline.token_stream import TokenStream
+from shoal.placement.expectation import Expectation, expect
 from shoal.placement.moves import Moves
 from shoal.placement.partition import Placement
 from shoal.placement.profile import Demand, LinkSpeed, NodeProfile
@@ -151,10 +152,24 @@ class Coordinator:
             for node, times in zip(path.nodes, slower or (), strict=False):
                 self._handle(events.SpeedSeen(node, times))
 
+    @property
+    def activities(self) -> list[str]:
+        """See Head."""
+        return [f"{name}: {activity}" for name, activity in self._roster.activities.items() if activity]
+
+    def expectation(self) -> Expectation | None:
+        placement = self.cluster.placement
+        nodes = {member.name: member.profile for member in self.cluster.members.values()}
+        if placement is None or any(stage.node not in nodes for stage in placement.stages):
+            return None
+        return expect(placement, nodes, self.model.cost, self._moves.links, self._moves.demand)
+
     def _promised(self, nodes: Sequence[int], placement: Placement, rows: int) -> list[float]:
         """Seconds in which each stage reads the weights for a step with so many rows, if its node is as fast as it measured."""
         return [
-            self.model.cost.read_bytes(stage.first, stage.end, rows) / self.cluster.members[node].joined.profile.bytes_per_second
+            stage.seconds
+            if stage.memory
+            else self.model.cost.read_bytes(stage.first, stage.end, rows) / self.cluster.members[node].joined.profile.bytes_per_second
             for node, stage in zip(nodes, placement.stages, strict=True)
         ]
 
@@ -224,6 +239,7 @@ class Coordinator:
             case control.Heartbeat():
                 if (member := self.cluster.members.get(node)) is not None:
                     self._observer.heartbeat(member.name, message)
+                    self._roster.activities[member.name] = message.activity
             case _:
                 pass
 
@@ -232,7 +248,7 @@ class Coordinator:
         taken = {m.name for m in self.cluster.members.values() if (m.joined.host, m.joined.tensor_port) != (host, join.tensor_port)}
         node = self._roster.enter(conversation, join, taken)
         welcome = control.Welcome(node=node, name=join.name, cluster=self._name, heartbeat=self.settings.heartbeat)
-        profile = NodeProfile(join.name, join.memory, join.bytes_per_second, join.flops)
+        profile = NodeProfile(join.name, join.memory, join.bytes_per_second, join.flops, join.disk)
         same = (join.model, join.precision) == (self.model.reference, str(self.settings.engine.precision))
         loaded = tuple(range(r.first, r.end) for r in join.loaded) if same else ()
         joined = events.Joined(node, join.incarnation, profile, host, join.tensor_port, join.version, loaded)

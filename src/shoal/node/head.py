@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from time import time
 
 import structlog
@@ -23,6 +23,7 @@ from shoal.node.observer import Served
 from shoal.pipeline.request_log import RequestLog
 from shoal.pipeline.timing import StepTiming
 from shoal.pipeline.token_stream import TokenStream
+from shoal.placement.expectation import Expectation
 from shoal.placement.partition import Placement
 from shoal.request import Priority, Request, TokenChunk
 from shoal.text.tokenizer import Tokenizer
@@ -93,6 +94,10 @@ class Head:
     def placement(self) -> Placement | None:
         return self.coordinator.cluster.placement
 
+    def expectation(self) -> Expectation | None:
+        """What the placement is expected to give; None if there is none."""
+        return self.coordinator.expectation()
+
     # The gateway's interface
 
     @property
@@ -108,6 +113,11 @@ class Head:
         """Why no model is served, for people; '' if one is."""
         coordinator = self.coordinator
         return "" if coordinator.serving else coordinator.cluster.progress or "the model is being loaded"
+
+    @property
+    def activities(self) -> list[str]:
+        """What nodes do, or did last, that takes long, for people."""
+        return self.coordinator.activities
 
     def longest(self) -> int:
         """Tokens of the longest sequence that can run now."""
@@ -192,6 +202,8 @@ class Head:
         for counted in heartbeat.expert_rows:
             if not self.metrics.experts.add(counted.layer, counted.rows):
                 log.warning("a count of rows by expert does not fit the model", node=node, layer=counted.layer, experts=len(counted.rows))
+        for reads in heartbeat.expert_reads:
+            self.metrics.experts.add_reads(asdict(reads))
 
     def sampled(self, chunks: list[TokenChunk]) -> None:
         if self._log is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -10,15 +11,19 @@ from shoal.config import KvType, NodeSettings, Precision
 from shoal.control import messages as control
 from shoal.errors import ClusterError
 from shoal.executor.journal import JournalLimits
+from shoal.executor.packed_layers import PackedLayers, folder_name
+from shoal.executor.packing import StoredTensors
 from shoal.executor.runtimes import factory
 from shoal.executor.shard import Shard
 from shoal.executor.stage import StageExecutor
 from shoal.executor.store import RowCounts
 from shoal.models.sources import pull_layers
-from shoal.models.weights import open_weights
+from shoal.models.stamp import stamps
+from shoal.models.weights import StoredWeights, Weights, open_weights
 from shoal.node.fetch import manifest_of
 from shoal.node.grammars import GrammarProcess
 from shoal.node.stage_service import wire_codec
+from shoal.weights.expert_reads import ExpertReads
 
 log = structlog.get_logger()
 
@@ -26,16 +31,21 @@ log = structlog.get_logger()
 class PulledModel:
     """The model that a head's order names, as far as this node was told to hold it."""
 
-    def __init__(self, settings: NodeSettings, order: control.Load) -> None:
+    def __init__(self, settings: NodeSettings, order: control.Load, tell: Callable[[str], None] = lambda line: None) -> None:
+        """tell: receives lines for the person at this machine."""
+        self._told, self._packed_folder, self._precision = tell, settings.packed_folder, Precision(order.precision)
+        self._threads = settings.compute_threads
+        self._activity = ""
+        """What was told last of a load."""
         self._reference, self._layers = order.model, order.layers
         self._manifest = manifest_of(order)
         self._from_origin = 0
         journals = JournalLimits(settings.journal_memory, settings.journal_disk_bytes, wire_codec(order.codec))
         bf16 = order.kv_type == KvType.BF16
-        make = factory(settings.runtime, Precision(order.precision), bf16, settings.compute_threads, settings.isa)
+        make = factory(settings.runtime, self._precision, bf16, settings.compute_threads, settings.isa)
         self._read: Path | None = None  # where the last layers came from
         self._grammars = GrammarProcess(self._tokenizer)
-        self._shard = Shard(make, journals, self._grammars, order.context)
+        self._shard = Shard(make, journals, self._grammars, order.context, self._packed if self._packed_folder is not None else None)
 
     @property
     def layers(self) -> list[range]:
@@ -53,18 +63,23 @@ class PulledModel:
     def expert_rows(self) -> dict[int, RowCounts]:
         return self._shard.expert_rows
 
+    @property
+    def expert_reads(self) -> ExpertReads:
+        return self._shard.expert_reads
+
     def shed(self, wanted: list[range]) -> None:
         self._shard.shed(wanted)
 
-    def load(self, layers: range) -> None:
+    def load(self, layers: range, streamed: bool = False) -> None:
         """Raises ShoalError, OSError."""
-        for part in self._shard.missing(layers):
+        self._activity = ""
+        for part in self._shard.missing(layers, streamed):
             path = self._here(part)
             weights = open_weights(path)
             if len(weights.spec.layers) != self._layers or part.stop > self._layers:
                 raise ClusterError(f"{path} has {len(weights.spec.layers)} layers, the head's model {self._layers}; fetch it again")
             log.info("weights are read", layers=f"{part.start}-{part.stop - 1}")
-            self._shard.load(part, weights)
+            self._shard.load(part, weights, streamed)
             if part.stop == self._layers:
                 self._read = path
 
@@ -85,8 +100,17 @@ class PulledModel:
         self._from_origin += sum(file.size for file in missing if file.name not in left)
         return path
 
-    def enter(self, layers: range, keep: range, blocks: int) -> StageExecutor:
-        return self._shard.enter(layers, keep, blocks)
+    def _packed(self, weights: Weights) -> PackedLayers:
+        assert self._packed_folder is not None and isinstance(weights, StoredWeights)
+        folder = self._packed_folder / folder_name(weights.where.name, stamps(weights.where), weights.spec, self._precision)
+        return PackedLayers(folder, weights.spec, StoredTensors(weights, self._precision, self._threads), self._tell)
+
+    def _tell(self, line: str) -> None:
+        self._activity = line
+        self._told(line)
+
+    def enter(self, layers: range, keep: range, blocks: int, memory: int = 0) -> StageExecutor:
+        return self._shard.enter(layers, keep, blocks, memory)
 
     def rest(self) -> None:
         self._shard.rest()
@@ -96,6 +120,7 @@ class PulledModel:
         self._grammars.close()
 
     def report(self, heartbeat: control.Heartbeat) -> None:
+        heartbeat.activity = self._activity
         counters = self._shard.counters
         heartbeat.resident += self._grammars.resident
         heartbeat.journal_bytes = self._shard.journal_bytes

@@ -34,6 +34,6 @@ def described(
         if node in cluster.route and cluster.placement is not None:
             stage = cluster.placement.stages[cluster.route.index(node)]
             one.first_layer, one.end_layer = stage.first, stage.end
-            one.weight_bytes, one.runtime = member.weight_bytes, member.runtime
+            one.weight_bytes, one.runtime = stage.memory or member.weight_bytes, member.runtime
         out.nodes.append(one)
     return out

@@ -60,6 +60,7 @@ class Orders:
             keep_end=order.keep.stop,
             layers=len(self._model.cost.layers),
             context=self._model.context,
+            weight_memory=order.weight_memory,
         )
         if self.manifest is not None:
             load.files.extend(control.ModelFile(name=f.name, size=f.size, sha256=f.sha256) for f in self.manifest.files)

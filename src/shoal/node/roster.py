@@ -14,6 +14,8 @@ class Roster:
     def __init__(self) -> None:
         self.machines: dict[int, control.Join] = {}
         """What each node reported about itself, by its number."""
+        self.activities: dict[str, str] = {}
+        """What nodes do that takes long, by name."""
         self.reached: dict[str, LinkSpeed] = {}
         """The head's links to the nodes, by name."""
         self._conversations: dict[int, NodeConnection] = {}
@@ -75,4 +77,5 @@ class Roster:
         if machine is None or machine.name in others:
             return None
         self.reached.pop(machine.name, None)
+        self.activities.pop(machine.name, None)
         return machine.name

@@ -16,14 +16,14 @@ class StepBudget:
         self, rows: int, prompt_rows: int, cost: StepCost | None, wait: float, streams: bool, flying: Iterable[StepLoad] = ()
     ) -> None:
         """prompt_rows: most of the rows that may belong to prompts. wait: most seconds, about, that a stream waits for prompts; 0: no
-        limit.
+        limit. Where weights are streamed it waits for one pass over them, if that takes longer.
 
         streams: whether any streams run and wait for this step. flying: the loads of the steps in flight.
         """
         self.rows = rows
         self._prompts = prompt_rows
         self._cost = cost if wait else None
-        self._wait, self._streams = wait, streams
+        self._wait, self._streams = max(wait, cost.one_pass(min(rows, prompt_rows)) / _AIM if cost is not None else 0.0), streams
         self._room = cost.room(flying) if cost is not None else StepLoad()
         self.load = StepLoad()
         """Load taken so far."""

@@ -1,7 +1,7 @@
 """How long a step takes and how long it makes a running stream wait: estimated from the nodes' own measurements, corrected by every step.
 
-A stage's seconds are a sum of four terms: per step (reading the weights), per row (the products), per row and token of its context (the
-attention), and per row whose logits are computed. So the model knows, before it runs, that a chunk late in a long context costs many
+A stage's seconds are a sum of terms: per step (reading the weights), per row (the products), per row and token of its context (the
+attention), per row whose logits are computed, and where experts are streamed, for the share of them that the rows choose. So the model knows, before it runs, that a chunk late in a long context costs many
 times an early one.
 
 A step that took r times the predicted time multiplies each term by a power of r. One half of that power is the same for all terms:
@@ -59,6 +59,20 @@ _TRIED = StepLoad(4, 4 * 2048)
 
 
 @dataclass(frozen=True)
+class StreamedExperts:
+    """Experts of a stage that are read when rows choose them."""
+
+    seconds: float
+    """For all that are not in memory."""
+    chosen: float
+    """The share of its layer's experts that a row chooses."""
+
+    def touched(self, rows: int) -> float:
+        """The share that so many rows choose, together."""
+        return 1 - (1 - self.chosen) ** rows
+
+
+@dataclass(frozen=True)
 class StageCost:
     """Seconds of one stage, as estimated before anything ran. No term is negative."""
 
@@ -67,22 +81,30 @@ class StageCost:
     context: float
     """Per row and token that it attends to."""
     logits: float
+    experts: StreamedExperts | None = None
 
 
 class Learned:
     """The seconds of one stage, or of the links between stages, as corrected by steps."""
 
     def __init__(self, guess: StageCost) -> None:
-        self._guess = (max(guess.step, _NOTHING), guess.row, guess.context, guess.logits)
+        self._experts = guess.experts
+        self._guess = (max(guess.step, _NOTHING), guess.row, guess.context, guess.logits, guess.experts.seconds if guess.experts else 0.0)
         self._terms = list(self._guess)
         self._measured = False
 
     def seconds(self, load: StepLoad) -> float:
-        step, row, context, logits = self._terms
-        return step + row * load.rows + context * load.context + logits * load.logits
+        return sum(term * amount for term, amount in zip(self._terms, self._amounts(load), strict=True))
+
+    @property
+    def streams(self) -> bool:
+        return self._experts is not None
+
+    def _amounts(self, load: StepLoad) -> tuple[float, ...]:
+        return 1, load.rows, load.context, load.logits, self._experts.touched(load.rows) if self._experts else 0.0
 
     def learn(self, load: StepLoad, seconds: float) -> None:
-        parts = [term * amount for term, amount in zip(self._terms, (1, load.rows, load.context, load.logits), strict=True)]
+        parts = [term * amount for term, amount in zip(self._terms, self._amounts(load), strict=True)]
         predicted = sum(parts)
         ratio = min(max(seconds / predicted, 1 / _FARTHEST), _FARTHEST)
         shares = [part / predicted for part in parts]
@@ -111,6 +133,11 @@ class StepCost:
         """
         seconds = [stage.seconds(load) for stage in self._stages]
         return max((len(seconds) + 1) * max(seconds), sum(seconds) + self._ways.seconds(StepLoad(load.rows)))
+
+    def one_pass(self, rows: int) -> float:
+        """Seconds that a stream waits for a prompt's chunk of so many rows, which reads all streamed experts once; 0 if nothing streams.
+        Smaller chunks would read nearly as much, each of them."""
+        return self.wait(StepLoad.of(0, rows, 1)) if any(stage.streams for stage in self._stages) else 0.0
 
     def room(self, flying: Iterable[StepLoad]) -> StepLoad:
         """The largest load for which the next step's prediction can be trusted: twice the largest of the latest loads with chunks, or

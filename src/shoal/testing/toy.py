@@ -31,6 +31,7 @@ from shoal.placement.cost import LayerCost, Matrices, ModelCost
 from shoal.request import Request, Score
 from shoal.scheduler.cost import StepLoad
 from shoal.scheduler.plan import Chunk, Opened, PromptQuery, StepPlan
+from shoal.weights.expert_reads import ExpertReads
 
 VOCABULARY = 24
 END = 3
@@ -250,14 +251,18 @@ class ToyModel:
     def expert_rows(self) -> dict[int, RowCounts]:
         return self.shard.expert_rows
 
+    @property
+    def expert_reads(self) -> ExpertReads:
+        return self.shard.expert_reads
+
     def shed(self, wanted: list[range]) -> None:
         self.shard.shed(wanted)
 
-    def load(self, layers: range) -> None:
-        self.shard.load(layers, self._weights)
+    def load(self, layers: range, streamed: bool = False) -> None:
+        self.shard.load(layers, self._weights, streamed)
 
-    def enter(self, layers: range, keep: range, blocks: int) -> _Entered:
-        self.entered = _Entered(self.shard.enter(layers, keep, blocks), self)
+    def enter(self, layers: range, keep: range, blocks: int, memory: int = 0) -> _Entered:
+        self.entered = _Entered(self.shard.enter(layers, keep, blocks, memory), self)
         return self.entered
 
     def rest(self) -> None:

@@ -1,1 +1,1 @@
-"""Weights that do not all fit into memory: which of them are there, and how the others are read."""
+"""Weights that do not all fit into memory: packed files, which of their parts are in memory, and how the others are read."""

@@ -8,8 +8,12 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Generic, NamedTuple, Self, TypeVar
 
-from shoal.errors import WeightsUnreadable
+import structlog
+
+from shoal.errors import ModelError, WeightsUnreadable
 from shoal.weights.direct_file import Source
+
+log = structlog.get_logger()
 
 Ticket = TypeVar("Ticket")
 
@@ -95,11 +99,12 @@ class Reader(Generic[Ticket]):
 
     def _work(self) -> None:
         while (order := self._orders.get()) is not None:
-            error = WeightsUnreadable(order.source.path, "reading was given up because of a bug")
             try:
                 error = read_whole(order.source, order.offset, order.into)
-            finally:  # whatever happens, nobody waits for good
-                self._ends.put(Arrival(order.ticket, error))
+            except Exception as bug:  # whatever happens, nobody waits for good, and the next read finds a thread
+                log.error("a read failed unexpectedly", exc_info=bug)
+                error = WeightsUnreadable(order.source.path, f"reading was given up because of a bug, {bug!r}")
+            self._ends.put(Arrival(order.ticket, error))
 
     def __enter__(self) -> Self:
         return self
@@ -120,6 +125,8 @@ def read_whole(source: Source, offset: int, into: memoryview) -> WeightsUnreadab
             done += count
     except WeightsUnreadable as fault:
         return fault
+    except ModelError as fault:  # of a source that packs what is read
+        return WeightsUnreadable(source.path, str(fault))
     except OSError as fault:
         return WeightsUnreadable(source.path, f"{into.nbytes} bytes at {offset} cannot be read: {fault.strerror or fault}")
     return None

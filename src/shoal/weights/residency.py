@@ -3,7 +3,7 @@
 A slot is free, or it belongs to one unit, which is
 
     loading   `need` or `guess` asked to read it into the slot; until `arrived` or `failed`
-    live      needed by the visit of its layer that is under way; until `done`
+    live      needed by the visit of its layer that is under way; until `release` or `done`
     pinned    until `unpin`
     guessed   read ahead and not needed so far: it goes only if nothing else can, until its layer's next visit has passed
     offered   held, and none of these: the eviction policy may choose it
@@ -39,7 +39,7 @@ class Need(NamedTuple):
     coming: list[Unit]
     """Reads of these are under way already, live."""
     later: list[Unit]
-    """No slot could be had for these. `next_wave` asks again, when the others are done with."""
+    """No slot could be had for these, or none was wanted yet. `more` asks again; `next_wave` does, when the others are done with."""
 
 
 @dataclass
@@ -60,6 +60,8 @@ class Tally:
     guessed_wasted: int = 0
     """Read ahead, and evicted or failed before they were needed."""
     failures: int = 0
+    bytes_read: int = 0
+    """Counted by who reads."""
 
     @property
     def hit_rate(self) -> float:
@@ -104,14 +106,31 @@ class WeightResidency:
         """Per slot the unit that it belongs to, held or loading."""
         return self._owner
 
-    def need(self, layer: int, experts: Sequence[int]) -> Need:
+    def need(self, layer: int, experts: Sequence[int], at_most: int | None = None) -> Need:
         """A visit to `layer` begins, which needs `experts`, each once, in the order in which it would like to have them.
 
-        They are live until `done`, or `next_wave` if there were not slots for all. The loads are the caller's to carry out.
+        They are live until `done`, or `next_wave` if there were not slots for all. The loads, of which there are `at_most`, are the
+        caller's to carry out.
         """
         self._policy.visit(layer, experts)
         self._later[layer].clear()
-        return self._take(layer, experts)
+        return self._take(layer, experts, at_most)
+
+    def more(self, layer: int, at_most: int) -> Need:
+        """The same for the first of those units of the visit that had to wait; its other units stay live."""
+        waiting = self._later[layer]
+        need = self._take(layer, waiting[:at_most])
+        self._later[layer] += waiting[at_most:]
+        need.later.extend(self._units[layer][expert] for expert in waiting[at_most:])
+        return need
+
+    def release(self, layer: int, experts: Sequence[int]) -> None:
+        """The visit under way has done with these of its units."""
+        live, page = self._live[layer], self._pages[layer]
+        released = [expert for expert in experts if expert in live]
+        for expert in released:
+            del live[expert]
+        self._offer(layer, [expert for expert in released if page[expert] >= 0])
 
     def next_wave(self, layer: int) -> Need:
         """The same for those units of the visit that had to wait; its other units are no longer live.
@@ -147,6 +166,15 @@ class WeightResidency:
         self._forget_guess(unit)
         self.tally.failures += 1
 
+    def failed_ahead(self, unit: Unit) -> UnitLoad | None:
+        """The same for a unit that was guessed. If it is live by now, it stays so, and has to be read once more: this load."""
+        live = unit.expert in self._live[unit.layer]
+        self.failed(unit)
+        if not live:
+            return None
+        self._live[unit.layer][unit.expert] = None
+        return self._load(unit)
+
     def pin(self, unit: Unit) -> None:
         """From when it is held (which this does not bring about) `unit` is not evicted. Raises ValueError if no slot would be left."""
         if unit not in self._pinned and len(self._pinned) == self._pins_at_most:
@@ -160,10 +188,12 @@ class WeightResidency:
             if self._pages[unit.layer][unit.expert] >= 0 and unit.expert not in self._live[unit.layer] and unit not in self._guessed:
                 self._offer(unit.layer, [unit.expert])
 
-    def guess(self, units: Iterable[Unit]) -> list[UnitLoad]:
+    def guess(self, units: Iterable[Unit], at_most: int | None = None) -> list[UnitLoad]:
         """Loads of units that may be needed soon, the likeliest first: into free slots, and in place of what is worth less."""
         loads: list[UnitLoad] = []
         for unit in units:
+            if len(loads) == at_most:
+                break
             if self._pages[unit.layer][unit.expert] >= 0 or unit in self._loading:
                 continue
             if not self._free:
@@ -177,7 +207,7 @@ class WeightResidency:
         self.tally.guessed += len(loads)
         return loads
 
-    def _take(self, layer: int, experts: Sequence[int]) -> Need:
+    def _take(self, layer: int, experts: Sequence[int], at_most: int | None = None) -> Need:
         page, units, live = self._pages[layer], self._units[layer], self._live[layer]
         held = [expert for expert in experts if page[expert] >= 0]
         self._policy.keep(layer, held)
@@ -190,7 +220,7 @@ class WeightResidency:
         for unit in missing:
             if unit in self._loading:
                 continue
-            if need.later or not self._has_room():
+            if need.later or len(need.loads) == at_most or not self._has_room():
                 need.later.append(unit)
             else:
                 need.loads.append(self._load(unit))

@@ -29,7 +29,9 @@ LOAD = control.Load(
     epoch=3, files=[control.ModelFile(name="m.gguf", size=2**40, sha256="a")], peers=[control.Peer(host="h", port=1, files=[0], head=True)]
 )
 HEARTBEAT = control.Heartbeat(
-    steps=7, expert_rows=[control.ExpertRows(layer=1, rows=[0, 2**63, 3]), control.ExpertRows(layer=47, rows=[0] * 127 + [1])]
+    steps=7,
+    expert_reads=[control.ExpertReads(hits=3, bytes_read=2**41)],
+    expert_rows=[control.ExpertRows(layer=1, rows=[0, 2**63, 3]), control.ExpertRows(layer=47, rows=[0] * 127 + [1])],
 )
 ENVELOPES = {"NodeMessage", "HeadMessage"}
 

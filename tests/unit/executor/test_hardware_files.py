@@ -72,7 +72,7 @@ def test_a_profile_of_ones_own(tmp_path: Path):
         ('size = "2GiB"', 'size = "0GiB"', "'memory' has no room"),
         ('tier = "memory"', 'tier = "ram"', "'ram', which is none of the tiers disk, memory"),
         ("[64, 4e11]", "[1, 4e11]", "rows rise"),
-        ("q4 =", "int4 =", "has no speed for any of q4, q8, bf16, fp32"),
+        ("q4 =", "int4 =", "has no speed for any of q4, q4_1, q8, bf16, fp32"),
         ('[[links]]\nname = "disk"\nbytes_per_second = 1e9\n', "", "2 tiers have 1 links between them, not 0"),
         ('source = "this test"', "", "source"),
         ("[[tiers]]", "[[tiers", "cannot be read"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from random import Random
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from shoal.control import messages as control
 from shoal.metrics import Metrics
 from shoal.metrics.experts import evenness
 
@@ -77,3 +79,15 @@ def test_what_does_not_fit_the_model_is_not_added(layer: int, rows: list[int]) -
     before = metrics.text()
     assert not metrics.experts.add(layer, rows)
     assert metrics.text() == before
+
+
+def test_reads_of_all_nodes_are_added_up_and_absent_where_nothing_is_read() -> None:
+    metrics = Metrics({1: 2})
+    assert not any(name in metrics.text() for name in (b"shoal_prefetch", b"shoal_expert_cache", b"shoal_expert_read"))
+    for counts in ({"hits": 7, "misses": 2, "bytes_read": 2**41}, {"hits": 1, "ahead": 3, "ahead_used": 2}):
+        metrics.experts.add_reads(asdict(control.ExpertReads(**counts)))
+    families = text_string_to_metric_families(metrics.text().decode())
+    found = {sample.name: sample.value for family in families for sample in family.samples}
+    expected = {"expert_cache_hits": 8, "expert_cache_misses": 2, "expert_read_bytes": 2**41, "prefetch_read": 3, "prefetch_used": 2}
+    assert {name: found[f"shoal_{name}_total"] for name in expected} == expected
+    assert found["shoal_prefetch_wasted_total"] == 0

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from shoal.control import messages as control
 from shoal.executor.store import RowCounts
 from shoal.node.expert_report import ExpertReport
+from shoal.weights.expert_reads import ExpertReads
 
 
 def rows(**layers: list[int]) -> dict[int, RowCounts]:
@@ -38,7 +39,7 @@ def test_at_most_once_in_five_seconds_but_at_once_after_a_pause() -> None:
 def test_what_is_skipped_is_never_told() -> None:
     report = ExpertReport()
     report.due(rows(l0=[1, 0]), 0)
-    report.skip(rows(l0=[5, 5]))
+    report.skip(rows(l0=[5, 5]), ExpertReads())
     assert told(report.due(rows(l0=[5, 6]), 10)) == {0: [0, 1]}
 
 
@@ -54,3 +55,13 @@ def test_the_reports_add_up(steps: list[tuple[float, dict[int, list[int]]]]) -> 
     assert {layer: counts.tolist() for layer, counts in total.items()} == {
         layer: counts.tolist() for layer, counts in computed.items() if counts.any()
     }
+
+
+def test_of_reads_only_what_came_since_and_at_most_once_in_five_seconds() -> None:
+    report = ExpertReport()
+    assert report.reads_due(ExpertReads(), 0) == []
+    assert report.reads_due(ExpertReads(hits=5, ahead=2), 1) == [control.ExpertReads(hits=5, ahead=2)]
+    assert report.reads_due(ExpertReads(hits=6, ahead=2), 5.9) == []
+    assert report.reads_due(ExpertReads(hits=9, ahead=2, ahead_used=1), 6) == [control.ExpertReads(hits=4, ahead_used=1)]
+    report.skip({}, ExpertReads(hits=20, ahead=3, ahead_used=1))
+    assert report.reads_due(ExpertReads(hits=21, ahead=3, ahead_used=1), 30) == [control.ExpertReads(hits=1)]

@@ -120,7 +120,7 @@ def test_the_first_step_says_more_than_any_guess():
 def test_a_machine_that_becomes_another_is_followed(times: float):
     learner, load = cost(REAL), StepLoad.of(2000, 64, 1)
     teach(learner, REAL, load, 5)
-    other = StageCost(*(times * term for term in (REAL.step, REAL.row, REAL.context, REAL.logits)))
+    other = StageCost(times * REAL.step, times * REAL.row, times * REAL.context, times * REAL.logits)
     teach(learner, other, load, 8 if times > 1 else 30)
     assert learner.wait(load) == pytest.approx(2 * seconds(other, load), rel=0.1)
 
@@ -274,7 +274,7 @@ def prefilled(guess: StageCost, real: StageCost, slower: float, tokens: int) -> 
 @pytest.mark.parametrize("guess", [(1, 1, 1, 1), (2, 2, 8, 2), (2, 8, 2, 2), (0.25, 2, 2, 2)])
 def test_steps_do_not_shrink_to_nothing_because_what_is_fixed_in_them_is_taken_for_the_rows(guess: tuple[float, ...]):
     real = StageCost(0.025, 0.0025, 3e-7, 0.001)
-    guessed = StageCost(*(part * times for part, times in zip((real.step, real.row, real.context, real.logits), guess, strict=True)))
+    guessed = StageCost(real.step * guess[0], real.row * guess[1], real.context * guess[2], real.logits * guess[3])
     steps, took = prefilled(guessed, real, 6.0, 8000)
     rows = 6 * (real.row * 8000 + real.context * 8000 * 8000 / 2)
     assert steps < 4000

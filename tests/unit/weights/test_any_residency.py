@@ -56,10 +56,27 @@ class AnyResidency(RuleBasedStateMachine):
             self.loading[unit] = slot
 
     @precondition(lambda self: len(self.live) < LAYERS)
-    @rule(layer=layers, wanted=experts)
-    def need(self, layer: int, wanted: list[int]) -> None:
+    @rule(layer=layers, wanted=experts, at_most=st.none() | st.integers(0, EXPERTS))
+    def need(self, layer: int, wanted: list[int], at_most: int | None) -> None:
         if layer not in self.live:
-            self.take(layer, wanted, self.residency.need(layer, wanted))
+            need = self.residency.need(layer, wanted, at_most)
+            assert at_most is None or len(need.loads) <= at_most
+            self.take(layer, wanted, need)
+
+    @rule(layer=layers, at_most=st.integers(0, EXPERTS))
+    def more(self, layer: int, at_most: int) -> None:
+        if layer in self.live:
+            before = self.live[layer]
+            need = self.residency.more(layer, at_most)
+            assert len(need.loads) <= at_most
+            self.take(layer, [unit.expert for unit in self.later[layer]], need)
+            self.live[layer] |= before
+
+    @rule(layer=layers, which=experts)
+    def release(self, layer: int, which: list[int]) -> None:
+        if layer in self.live:
+            self.residency.release(layer, which)
+            self.live[layer] -= {Unit(layer, expert) for expert in which}
 
     @rule(layer=layers)
     def next_wave(self, layer: int) -> None:

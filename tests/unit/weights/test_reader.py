@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.errors import WeightsUnreadable
+from shoal.errors import CorruptModel, WeightsUnreadable
 from shoal.weights.reader import Arrival, Reader
 from tests.unit.weights.faulty_source import FaultySource
 
@@ -106,18 +106,21 @@ def test_a_reader_reads_something():
         Reader[int](0)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_bug_in_a_source_keeps_nobody_waiting():
+@pytest.mark.parametrize("fault", [ZeroDivisionError(), CorruptModel("the model", "a matrix cannot be packed"), MemoryError()], ids=repr)
+def test_whatever_a_source_raises_keeps_nobody_waiting_and_the_next_read_is_done(fault: Exception):
     class Broken:
         path = Path("weights")
 
         def read_into(self, offset: int, into: memoryview) -> int:
-            raise ZeroDivisionError
+            raise fault
 
     with Reader[int](1) as reader:
-        reader.submit(Broken(), 0, into(10), 0)
-        [(_, error)] = reader.wait()
-    assert isinstance(error, WeightsUnreadable)
+        for ticket in range(3):
+            reader.submit(Broken(), 0, into(10), ticket)
+        reader.submit(FaultySource(DATA), 0, into(10), 3)
+        ends = dict(collect(reader, 4))
+    assert [isinstance(ends[ticket], WeightsUnreadable) for ticket in range(4)] == [True, True, True, False]
+    assert str(fault) in str(ends[0])
 
 
 @given(

@@ -73,6 +73,43 @@ def test_a_wave_waits_for_slots_of_other_layers():
     assert read(r, r.next_wave(0)) == [(0, 2)]
 
 
+def test_a_visit_reads_no_more_at_once_than_it_is_told():
+    r = residency(4)
+    visit(r, 0, 3)
+    need = r.need(0, [0, 1, 2, 3], at_most=1)
+    assert (need.held, read(r, need), need.later) == ([Unit(0, 3)], [(0, 0)], [Unit(0, 1), Unit(0, 2)])
+    need = r.more(0, 1)
+    assert (read(r, need), need.later) == ([(0, 1)], [Unit(0, 2)])
+    assert (read(r, r.more(0, 5)), r.more(0, 5)) == ([(0, 2)], Need([], [], [], []))
+    assert (r.tally.hits, r.tally.misses) == (1, 4)
+
+
+def test_what_a_visit_has_done_with_makes_room_for_the_rest_of_it():
+    r = residency(2)
+    read(r, r.need(0, [0, 1, 2, 3]))
+    assert r.more(0, 2).loads == []
+    r.release(0, [0])
+    need = r.more(0, 2)
+    assert (need.loads, need.later) == ([UnitLoad(Unit(0, 2), 0)], [Unit(0, 3)])
+    r.release(0, [0, 3])  # neither is live
+    assert r.more(0, 2).loads == []
+
+
+def test_what_is_done_with_while_it_is_read_may_go_when_it_has_come():
+    r = residency(1)
+    load = r.need(0, [0, 1]).loads[0]
+    r.release(0, [0])
+    assert r.more(0, 1).loads == []
+    r.arrived(load.unit)
+    assert read(r, r.more(0, 1)) == [(0, 1)]
+
+
+def test_guesses_stop_where_they_are_told():
+    r = residency(4)
+    loads = r.guess([Unit(1, expert) for expert in range(4)], at_most=3)
+    assert [load.unit.expert for load in loads] == [0, 1, 2]
+
+
 def test_a_failed_read_leaves_a_free_slot():
     r = residency(1)
     load = r.need(0, [1]).loads[0]
