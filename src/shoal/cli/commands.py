@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -22,10 +23,21 @@ from shoal.cli.options import (
     flag,
     loaded,
     node_settings,
+    of_file,
     said,
     settings,
 )
-from shoal.config import EngineSettings, HeadSettings, NodeSettings, RuntimeName
+from shoal.config import EngineSettings, HeadSettings, NodeSettings, RuntimeName, from_environment
+from shoal.errors import ConfigError
+
+
+class Strategy(StrEnum):
+    """How many prompts run at once."""
+
+    AUTO = "auto"
+    INTERACTIVE = "interactive"
+    THROUGHPUT = "throughput"
+
 
 DEFAULT_PROMPT = "What is the capital of France, and what is it famous for?"
 
@@ -52,8 +64,8 @@ def register(app: typer.Typer) -> None:
     app.command("up", help=_UP_HELP)(up)
     app.command("serve", help=_SERVE_HELP)(serve)
     app.command("join", help=_JOIN_HELP)(join)
-    for command in (run, chat, batch, plan, bench, doctor):
-        app.command(command.__name__)(command)
+    for command in (run, chat, batch, infer_moe, plan, profile_moe, bench, doctor):
+        app.command(command.__name__.replace("_", "-"))(command)
 
 
 @settings(HeadSettings, leave_out=("min_nodes", "spread"))
@@ -183,12 +195,66 @@ def plan(
         list[str] | None, flag("--node", "A node; repeat for more. SPEED is relative to this machine.", metavar="MEMORY[:SPEED]")
     ] = None,
     threads: Annotated[int, flag("--threads", "Threads to measure this machine with; 0: every core.", min=0)] = 0,
+    hardware: Annotated[
+        str,
+        flag(
+            "--hardware-config", "A hardware profile to plan one machine by: a .toml file, or a name; see docs/planning.md.", metavar="FILE"
+        ),
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Show how a model would be split and how fast it would be. Example: [bold]shoal plan qwen2.5-coder-1.5b --node 1GiB --node 1GiB:0.5[/bold]"""
     from shoal.cli import inspect
 
-    inspect.plan(settings, model, node or [], threads, as_json)
+    inspect.plan(settings, model, node or [], threads, hardware, as_json)
+
+
+@settings(EngineSettings)
+def profile_moe(
+    settings: EngineSettings,
+    batch: Annotated[int, flag("--batch-size", "Sequences that run at once.", min=1, max=4096)] = 1,
+    prompt: Annotated[int, flag("--prompt", "Tokens of each sequence's prompt.", min=1)] = 32,
+    steps: Annotated[int, flag("--steps", "Steps to measure, after half as many to warm up.", min=1)] = 16,
+    chart: Annotated[Path | None, flag("--chart", "Write what disk and processor did in the last step, as an SVG image.")] = None,
+    memory: Memory = "",
+    threads: Threads = 0,
+    runtime: Runtime = RuntimeName.NATIVE,
+    as_json: Json = False,
+) -> None:
+    """Run random tokens through a model on this machine, and show what disk and processor do.
+
+    Example: [bold]shoal profile-moe --model big.gguf --memory 3GiB --batch-size 64[/bold]
+    """
+    from shoal.cli import moe
+
+    moe.profile(settings, node_settings(memory, threads, runtime), batch, prompt, steps, chart, as_json)
+
+
+@settings(EngineSettings)
+def infer_moe(
+    settings: EngineSettings,
+    prompts: Annotated[Path, typer.Argument(metavar="PROMPTS", help='A prompt on each line; in a .jsonl file, an object with a "prompt".')],
+    target: Annotated[Path, flag("--output", "Results, one per line, in the order of the prompts.", short="-o")],
+    tokens: Annotated[int, flag("--max-tokens", "Most tokens of an answer.", min=1)] = 128,
+    batch: Annotated[str, flag("--batch-size", "Prompts that run at once; auto: by --strategy.")] = "auto",
+    strategy: Annotated[
+        Strategy, flag("--strategy", "What is to be soon: the first answer, or all of them; auto: by this machine's profile.")
+    ] = Strategy.AUTO,
+    memory: Memory = "",
+    threads: Threads = 0,
+    runtime: Runtime = RuntimeName.AUTO,
+    as_json: Json = False,
+) -> None:
+    """Answer a file of prompts with a model on this machine, as many at once as is fastest.
+
+    Example: [bold]shoal infer-moe prompts.txt -o answers.jsonl --model big.gguf --memory 3GiB[/bold]
+    """
+    from shoal.cli import moe
+
+    if batch != "auto" and not (batch.isdecimal() and 1 <= int(batch) <= 4096):
+        raise ConfigError(f"--batch-size is a number from 1 to 4096 or auto, not '{batch}'")
+    size = 0 if batch == "auto" else int(batch)
+    moe.infer(settings, node_settings(memory, threads, runtime), prompts, target, tokens, size, strategy, as_json)
 
 
 @settings(EngineSettings)
@@ -206,8 +272,18 @@ def bench(
     bench(settings, node_settings(threads=threads, runtime=runtime), nodes, repeat, as_json)
 
 
-def doctor(as_json: Json = False) -> None:
+def doctor(
+    measure: Annotated[
+        bool, flag("--measure", "Measure processor, memory and disk for about ten seconds, and keep the profile for `plan` and `join`.")
+    ] = False,
+    threads: Annotated[int, flag("--threads", "Threads to measure this machine with; 0: every core.", min=0)] = 0,
+    as_json: Json = False,
+) -> None:
     """Show what this machine can do, how much of it shoal will use, and what is wrong."""
     from shoal.cli import inspect
 
-    inspect.doctor(as_json)
+    if measure:
+        here = from_environment(NodeSettings, {"threads": threads or None}, file=of_file(NodeSettings))
+        inspect.measure_machine(here.packed_folder, here.compute_threads, here.isa, as_json)
+    else:
+        inspect.doctor(as_json)

@@ -16,10 +16,13 @@ from typing import Any
 from rich.markup import escape
 
 from shoal import __version__, allowance
-from shoal.cli.show import described, emit, err, out, placement_rows, split
+from shoal.cli.show import described, emit, err, line, line_out, out, placement_rows, split
+from shoal.cli.streamed_plan import StreamedPlan, as_lines, as_values, planned
 from shoal.config import EngineSettings, RuntimeName, default_threads, parse_bytes
-from shoal.errors import ConfigError
+from shoal.errors import ConfigError, NotEnoughMemory
 from shoal.executor.cost import model_cost
+from shoal.executor.hardware_files import read_hardware
+from shoal.executor.machine_profile import measure_hardware, remember, remembered
 from shoal.executor.measure import measure
 from shoal.executor.runtimes import installed, lacking
 from shoal.folders import cache_dir, data_dir, named
@@ -143,14 +146,35 @@ def _clients() -> Iterator[_Check]:
         yield _Check("npm", "note", "not installed; only tinyllama-1.1b needs it")
 
 
-def plan(settings: EngineSettings, model: str, given: list[str], threads: int, as_json: bool) -> None:
+def plan(settings: EngineSettings, model: str, given: list[str], threads: int, hardware: str, as_json: bool) -> None:
+    """hardware: a profile that one machine is planned by; '': that of this machine, if the model must be streamed. Raises ConfigError."""
+    if hardware and len(given) > 1:
+        raise ConfigError("--hardware-config is for a plan of one machine: name at most one --node, whose memory counts")
     engine = dataclasses.replace(settings, model=model)
     description = described(model)
     cost = model_cost(description.spec, description.weights, engine.precision, engine.kv_type, engine.step_tokens)
-    demand = Demand.of(engine.slots, engine.kv_tokens, min(engine.context, description.spec.context))
-    given = given or [f"{allowance.usable_memory()}"]
-    nodes = [_node(text, i + 1, threads or default_threads()) for i, text in enumerate(given)]
-    placement = place(nodes, LinkSpeeds(), cost, demand)
+    context = min(engine.context, description.spec.context)
+    if hardware:
+        known = read_hardware(hardware)
+        memory = parse_bytes(given[0].partition(":")[0]) if given else 0
+        _show_streamed(planned(cost, known, engine, context, memory, f"profile {hardware}"), description.name, as_json)
+        return
+    demand = Demand.of(engine.slots, engine.kv_tokens, context)
+    nodes = [_node(text, i + 1, threads or default_threads()) for i, text in enumerate(given or [f"{allowance.usable_memory()}"])]
+    try:
+        placement = place(nodes, LinkSpeeds(), cost, demand)
+    except NotEnoughMemory as short:
+        if len(nodes) > 1 or ":" in "".join(given):  # another machine than this one
+            raise
+        if (found := remembered()) is None:
+            line("`shoal doctor --measure` measures this machine's disk; then `plan` shows what the model would give that is read from it")
+            raise
+        told = f"on {found.measured.on}, {found.measured.threads} thread(s); the disk of {found.measured.folder}"
+        streamed = planned(cost, found.hardware, engine, context, nodes[0].memory, told)
+        if streamed.plan.policy.weight_bytes[0] == 0:
+            raise short from None
+        _show_streamed(streamed, description.name, as_json)
+        return
     read = cost.read_bytes(0, len(cost.layers), rows=1)
     if as_json:
         emit(
@@ -173,6 +197,33 @@ def plan(settings: EngineSettings, model: str, given: list[str], threads: int, a
         f"{placement.prefill_per_second:.0f} tokens/s; room for {placement.kv_tokens} tokens of keys and values",
         highlight=False,
     )
+
+
+def _show_streamed(found: StreamedPlan, name: str, as_json: bool) -> None:
+    if as_json:
+        emit({"model": name, **as_values(found)})
+        return
+    out.print(escape(name), style="bold", highlight=False)
+    for what, text in as_lines(found):
+        out.print(f"{what:13} {escape(text)}", highlight=False, soft_wrap=True)
+
+
+_BUSY = 0.15
+"""Of the processors: with more than that in other programs' hands, figures are too low."""
+
+
+def measure_machine(folder: Path | None, threads: int, isa: str, as_json: bool) -> None:
+    """Writes this machine's hardware profile. folder: where packed weights are. Raises ConfigError, OSError."""
+    values, others = measure_hardware(folder, threads, isa, lambda text: None if as_json else line_out(text))
+    path = remember(values)
+    if as_json:
+        emit({**values, "path": str(path), "others": None if others is None else round(others, 3)})
+    else:
+        line_out(f"written to {path}")
+        if folder is None:
+            line("weights are never read from disk here (--packed-cache none), so its speed was not measured")
+    if others is not None and others > _BUSY:
+        line(f"other programs had {others:.0%} of the processors meanwhile: measure again when the machine is idle", "yellow")
 
 
 def doctor(as_json: bool) -> None:

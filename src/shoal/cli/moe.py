@@ -1,0 +1,193 @@
+"""`profile-moe` and `infer-moe`: a model, larger than memory or not, with many requests at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from shoal import allowance
+from shoal.cli.show import described, emit, line, out
+from shoal.config import EngineSettings, NodeSettings, parse_bytes
+from shoal.errors import ConfigError, NotEnoughMemory
+from shoal.executor.cost import model_cost
+from shoal.executor.machine_profile import remembered
+from shoal.executor.packed_layers import PackedLayers, folder_name
+from shoal.executor.packing import StoredTensors
+from shoal.executor.rehearsal import Rehearsal, rehearse
+from shoal.executor.runtimes import factory
+from shoal.executor.shard import Shard
+from shoal.models.description import Description
+from shoal.models.stamp import stamps
+from shoal.models.weights import StoredWeights, Weights
+from shoal.placement import chart
+from shoal.placement.cost import ModelCost
+from shoal.placement.division import StageSizes, least_expected
+from shoal.placement.policy import Grid, search
+from shoal.placement.workload import Workload
+from shoal.sizes import human_bytes
+
+_PROMPT, _ANSWER = 128, 128
+"""Tokens that a request is taken to have where the batch is chosen."""
+_MOST = 256
+
+
+def profile(engine: EngineSettings, node: NodeSettings, batch: int, prompt: int, steps: int, image: Path | None, as_json: bool) -> None:
+    """Raises ShoalError, OSError."""
+    model = described(engine.model)
+    weights = model.weights
+    if not isinstance(weights, StoredWeights):
+        raise ConfigError(f"{model.name}: all of the model must be on this machine to profile it; shoal models pull it first")
+    cost = model_cost(model.spec, weights, engine.precision, engine.kv_type, engine.step_tokens)
+    kv = sum(layer.kv_bytes for layer in cost.layers) * batch * (prompt + 2 * steps)
+    room = _memory(node) - kv - cost.workspace
+    streamed = room < cost.held_bytes
+    if streamed and room < (least := least_expected(StageSizes.of(cost, 0, len(cost.layers)))):
+        raise NotEnoughMemory(least + kv + cost.workspace, _memory(node), "one stage of the model, with the keys and values of the batch")
+
+    def packed(of: Weights) -> PackedLayers:
+        if (home := node.packed_folder) is None:
+            raise ConfigError("the model is larger than memory, and --packed-cache none forbids reading it from disk")
+        folder = home / folder_name(weights.where.name, stamps(weights.where), of.spec, engine.precision)
+        return PackedLayers(folder, of.spec, StoredTensors(of, engine.precision, node.compute_threads), line)
+
+    make = factory(node.runtime, engine.precision, engine.kv_type == "bf16", node.compute_threads, node.isa)
+    shard = Shard(make, packed=packed, context=min(engine.context, model.spec.context))
+    try:
+        found = rehearse(shard, weights, room if streamed else 0, batch, prompt, steps)
+    finally:
+        shard.close()
+    if image is not None:
+        image.write_text(chart.svg(found.spans))
+    _show(model, cost, found, prompt, image, as_json)
+
+
+def _memory(node: NodeSettings) -> int:
+    return parse_bytes(node.memory) if node.memory else allowance.usable_memory()
+
+
+def _show(model: Description, cost: ModelCost, found: Rehearsal, prompt: int, image: Path | None, as_json: bool) -> None:
+    sums, seconds = found.sums, found.seconds
+    values: dict[str, Any] = {
+        "model": model.name,
+        "batch": found.batch,
+        "weight_bytes": cost.held_bytes,
+        "held_bytes": min(found.held_bytes, cost.held_bytes),
+        "decode_tokens_per_second": round(found.batch / found.step_seconds, 2),
+        "step_ms": round(found.step_seconds * 1e3, 2),
+        "prefill_tokens_per_second": round(found.batch * prompt / found.prompt_seconds, 1),
+        "expert_hit_rate": round(found.tally.hit_rate, 4),
+        "read_bytes_per_second": round(sums.nbytes / seconds),
+        "disk_busy": round(sums.reading / seconds, 4),
+        "processor_busy": round(sums.computing / seconds, 4),
+    }
+    if as_json:
+        emit(values)
+        return
+    out.print(escape(model.name), style="bold", highlight=False)
+    rows = {
+        "batch": f"{found.batch} sequences, prompts of {prompt} tokens",
+        "weights": f"{human_bytes(cost.held_bytes)}, {human_bytes(values['held_bytes'])} of them in memory",
+        "speed": f"{values['decode_tokens_per_second']:.1f} tokens/s, {values['step_ms']:.1f} ms a step; prompts {values['prefill_tokens_per_second']:.0f} tokens/s",
+    }
+    if sums.reads:
+        rows["experts"] = f"{found.tally.hit_rate:.0%} of those needed were in memory"
+        rows["disk"] = f"busy {sums.reading / seconds:.0%} of the time, {human_bytes(values['read_bytes_per_second'])}/s"
+        rows["processor"] = f"busy {sums.computing / seconds:.0%} of the time; the rest it waits for weights"
+    for what, text in rows.items():
+        out.print(f"{what:10} {text}", highlight=False, soft_wrap=True)
+    if found.spans:
+        out.print(f"\nThe last step:\n{escape(chart.text(found.spans, min(out.width - 12, 100)))}", highlight=False, soft_wrap=True)
+    if image is not None:
+        line(f"written to {image}")
+
+
+def infer(
+    engine: EngineSettings, node: NodeSettings, prompts: Path, target: Path, tokens: int, batch: int, strategy: str, as_json: bool
+) -> None:
+    """batch: requests at once; 0: as many as are fastest. Raises ShoalError, OSError."""
+    from time import perf_counter
+
+    from shoal.cli import batch as batches
+
+    asked = list(_prompts(prompts))
+    if target.exists():
+        raise ConfigError(f"{target} exists; name another file for the results")
+    size = batch or _chosen(engine, node, len(asked), tokens, strategy)
+    length = max(2 * max(len(text) for text in asked) // 3, 64) + tokens  # a token has seldom less than one and a half characters
+    engine = dataclasses.replace(engine, slots=size, kv_tokens=engine.kv_tokens or size * min(length, engine.context))
+    line(f"{len(asked)} prompts, {size} at once")
+    began = perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        source, results = Path(folder, "in.jsonl"), Path(folder, "out.jsonl")
+        source.write_text("".join(_request(i, text, tokens) for i, text in enumerate(asked)))
+        batches.run(engine, node, 1, "", "", 600.0, source, results, size)
+        answers = {int(answer["custom_id"]): answer["response"]["body"] for answer in map(json.loads, results.read_text().splitlines())}
+    seconds = perf_counter() - began
+    with target.open("x", encoding="utf-8") as file:
+        for i, text in enumerate(asked):
+            answer = {"prompt": text, "text": answers[i]["choices"][0]["message"]["content"], "usage": answers[i]["usage"]}
+            file.write(json.dumps(answer, ensure_ascii=False) + "\n")
+    made = sum(answer["usage"]["completion_tokens"] for answer in answers.values())
+    values = {"prompts": len(asked), "batch": size, "completion_tokens": made, "seconds": round(seconds, 2), "results": str(target)}
+    if as_json:
+        emit({**values, "tokens_per_second": round(made / seconds, 2)})
+    else:
+        out.print(
+            f"{made} tokens in {seconds:.1f} s with the start, {made / seconds:.1f} tokens/s; written to {escape(str(target))}",
+            highlight=False,
+        )
+
+
+def _prompts(path: Path) -> Iterator[str]:
+    """One a line, as text or as JSON with a "prompt". Raises ConfigError."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    found = 0
+    for number, text in enumerate(lines, 1):
+        if not text.strip():
+            continue
+        found += 1
+        if path.suffix != ".jsonl":
+            yield text
+            continue
+        try:
+            prompt = json.loads(text)["prompt"]
+        except (ValueError, KeyError, TypeError):
+            prompt = None
+        if not isinstance(prompt, str) or not prompt:
+            raise ConfigError(f'{path}, line {number}: not an object with a "prompt" that is text')
+        yield prompt
+    if not found:
+        raise ConfigError(f"{path} has no prompts; write one on each line")
+
+
+def _request(number: int, prompt: str, tokens: int) -> str:
+    body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": tokens}
+    return json.dumps({"custom_id": str(number), "method": "POST", "url": "/v1/chat/completions", "body": body}) + "\n"
+
+
+def _chosen(engine: EngineSettings, node: NodeSettings, prompts: int, tokens: int, strategy: str) -> int:
+    """Requests at once: for one answer to be soonest, or for all of them to be. Raises ConfigError."""
+    if strategy == "interactive":
+        return min(prompts, 4)
+    most = min(prompts, _MOST)
+    known = remembered()
+    if strategy == "throughput" or known is None:
+        if known is None and strategy == "auto":
+            line("this machine was not measured, so all prompts run at once; `shoal doctor --measure` lets the batch be chosen")
+        return most
+    model = described(engine.model)
+    cost = model_cost(model.spec, model.weights, engine.precision, engine.kv_type, engine.step_tokens)
+    memory = _memory(node)
+    tiers = tuple(dataclasses.replace(tier, size=memory) if tier.name == "memory" else tier for tier in known.hardware.tiers)
+    workload = Workload(_PROMPT, tokens, most, engine.step_tokens, (engine.kv_type,))
+    plan = search(cost, dataclasses.replace(known.hardware, tiers=tiers), workload, Grid(Grid.of(most).micro, (1,), (1.0,)))
+    return plan.policy.batch

@@ -1,0 +1,92 @@
+"""`profile-moe` and `infer-moe` as commands, on a trained model of which a part is in memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shoal.models.sources import pull
+from tests.support import upcycled
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+
+PROMPTS = ["Why is the sky blue?", "Name three rivers in Europe."]
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    return upcycled.mixtral(pull("smollm2-135m"), "perturbed")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("packed")
+
+
+def shoal(*arguments: str | Path, packed: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "SHOAL_PACKED_CACHE": str(packed), "COLUMNS": "160", "SHOAL_STATE": "none"}
+    command = [sys.executable, "-m", "shoal", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_profile(model: Path, cache: Path, tmp_path: Path) -> None:
+    small = ("profile-moe", "--model", model, "--memory", "400MiB", "--batch-size", "4", "--steps", "4", "--threads", "1")
+    values = json.loads(shoal(*small, "--json", packed=cache).stdout)
+    assert values["batch"] == 4
+    assert values["held_bytes"] < values["weight_bytes"]
+    assert 0 < values["expert_hit_rate"] < 1
+    assert 0 < values["disk_busy"] <= 1 and 0 < values["processor_busy"] <= 1
+    assert values["decode_tokens_per_second"] > 0 and values["read_bytes_per_second"] > 0
+    shown = shoal(*small, "--chart", tmp_path / "chart.svg", packed=cache).stdout
+    assert "disk, experts" in shown and "processor, attention" in shown
+    assert (tmp_path / "chart.svg").read_text().startswith("<svg")
+    held = json.loads(shoal("profile-moe", "--model", model, "--memory", "3GiB", "--steps", "2", "--json", packed=cache).stdout)
+    assert held["held_bytes"] == held["weight_bytes"] and held["read_bytes_per_second"] == 0
+
+
+def test_profile_refuses(model: Path, cache: Path) -> None:
+    assert "not enough memory" in shoal("profile-moe", "--model", model, "--memory", "100MiB", packed=cache, code=1).stderr
+
+
+def test_infer(model: Path, cache: Path, tmp_path: Path) -> None:
+    prompts, answers, objects = tmp_path / "prompts.txt", tmp_path / "answers.jsonl", tmp_path / "prompts.jsonl"
+    prompts.write_text("\n\n".join(PROMPTS) + "\n")
+    objects.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS))
+    given = ("--model", model, "--memory", "520MiB", "--max-tokens", "12", "--context", "512", "--threads", "1")
+    told = json.loads(shoal("infer-moe", prompts, "-o", answers, *given, "--json", packed=cache).stdout)
+    found = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert [answer["prompt"] for answer in found] == PROMPTS
+    assert all(answer["text"].strip() for answer in found)
+    assert told["completion_tokens"] == sum(answer["usage"]["completion_tokens"] for answer in found) > 0
+    assert told["prompts"] == told["batch"] == 2
+    again = tmp_path / "again.jsonl"
+    shoal("infer-moe", objects, "-o", again, *given, "--batch-size", "1", packed=cache)
+    assert [json.loads(line)["prompt"] for line in again.read_text().splitlines()] == PROMPTS
+
+
+def test_infer_refuses(model: Path, cache: Path, tmp_path: Path) -> None:
+    prompts, there = tmp_path / "prompts.txt", tmp_path / "there.jsonl"
+    prompts.write_text("Hello\n")
+    there.write_text("kept")
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "odd.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n')
+    new = tmp_path / "new.jsonl"
+    for source, target, more, why in (
+        (prompts, there, (), "there.jsonl exists"),
+        (tmp_path / "none.txt", new, (), "cannot read"),
+        (tmp_path / "empty.txt", new, (), "no prompts"),
+        (tmp_path / "odd.jsonl", new, (), "line 2"),
+        (prompts, new, ("--batch-size", "many"), "not 'many'"),
+        (prompts, new, ("--strategy", "quick"), "quick"),
+    ):
+        refused = shoal("infer-moe", source, "-o", target, "--model", model, *more, packed=cache, code=2)
+        assert why in " ".join(refused.stderr.split())
+    assert there.read_text() == "kept" and not new.exists()
