@@ -78,3 +78,18 @@ async def decode(head: Head, streams: int, tokens: int, sampling: SamplingParams
     times = await asyncio.gather(*(generate(head, prompt, tokens + 1, sampling) for prompt in prompts))
     begin = max(first for first, _ in times) if streams > 1 else times[0][0]
     return streams * tokens / (max(total for _, total in times) - begin)
+
+
+async def steady(head: Head, streams: int, tokens: int, sampling: SamplingParams = _GREEDY) -> float:
+    """Tokens per second of some streams while all of them run, however long their prompts (of 32) take: from when the last begins to when
+    the first ends."""
+
+    async def arrivals() -> list[float]:
+        request = Request(RequestId(f"bench-{next(_names)}"), fresh_prompt(head, 32), tokens, sampling)
+        return [perf_counter() async for _ in head.submit(request)]
+
+    times = await asyncio.gather(*(arrivals() for _ in range(streams)))
+    begin, end = max(own[0] for own in times), min(own[-1] for own in times)
+    if begin >= end:
+        raise SystemExit(f"{tokens} tokens are too few: the first of {streams} streams ended before the last began")
+    return sum(begin < at <= end for own in times for at in own) / (end - begin)

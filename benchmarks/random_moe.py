@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -43,17 +43,28 @@ class Shape:
     eps: float = 1e-5
     skew: float = 0.0
     """How unevenly experts are used: the router's row of the expert of rank r is (r + 1) ** -skew as large; 0 is evenly."""
+    embedding: float = 1.0
+    """Of the embedding's values, as a factor. With 1 what the blocks add soon outweighs the token, so that all tokens choose much the same
+    experts; with 1000 each token chooses its own."""
 
 
 OLMOE = Shape("olmoe", layers=16, width=2048, heads=16, kv_heads=16, head_dim=128, experts=64, chosen=8, neurons=1024)
 """OLMoE-1B-7B: 4.1 GB in Q4_0."""
+
+QWEN3 = Shape(
+    "qwen3moe", layers=16, width=2048, heads=32, kv_heads=4, head_dim=128, experts=128, chosen=8, neurons=768, eps=1e-6, embedding=1000.0
+)
+"""A third of Qwen3-30B-A3B's layers: 6 GB in Q4_0. Its experts are used evenly."""
+QWEN3_LOCAL = replace(QWEN3, skew=1.4)
+"""The same with experts used about as unevenly as those of Qwen3-30B-A3B."""
 
 
 def write(shape: Shape, vocabulary: Path, format: Format = "q4_0", folder: Path | None = None) -> Path:
     """The file, from the cache if it is there. vocabulary: a GGUF file. format: of the experts."""
     folder = folder or cache_dir() / "peers"
     folder.mkdir(parents=True, exist_ok=True)
-    named = json.dumps([1, asdict(shape), vocabulary.name, vocabulary.stat().st_size])
+    told = {name: value for name, value in asdict(shape).items() if (name, value) != ("embedding", 1.0)}
+    named = json.dumps([1, told, vocabulary.name, vocabulary.stat().st_size])
     path = folder / f"random-{shape.arch}-{shape.layers}x{shape.experts}.{sha256(named.encode()).hexdigest()[:8]}.{format}.gguf"
     if path.exists():
         return path
@@ -109,28 +120,28 @@ def _tensors(shape: Shape, tokens: int, format: GGMLQuantizationType) -> list[Te
         }
         sizes += [(f"blk.{layer}.{part}", *size) for part, size in parts.items()]
     return [
-        Tensor(f"{name}.weight", size, kind, partial(_values, name, size, kind, shape.skew, seed))
+        Tensor(f"{name}.weight", size, kind, partial(_values, name, size, kind, shape, seed))
         for seed, (name, size, kind) in enumerate(sizes)
     ]
 
 
-def _values(name: str, size: tuple[int, ...], kind: GGMLQuantizationType, skew: float, seed: int) -> Iterable[np.ndarray]:
+def _values(name: str, size: tuple[int, ...], kind: GGMLQuantizationType, shape: Shape, seed: int) -> Iterable[np.ndarray]:
     rng = np.random.Generator(np.random.SFC64(seed))
     if len(size) == 1:
         yield np.ones(size, np.float32)
     elif kind is _KIND.F32:
         rows = rng.standard_normal(size, np.float32) * np.float32(2 / np.sqrt(size[1]))
-        yield rows * ((rng.permutation(size[0]) + 1.0) ** -skew)[:, None].astype(np.float32)
+        yield rows * ((rng.permutation(size[0]) + 1.0) ** -shape.skew)[:, None].astype(np.float32)
     else:
         for _ in range(size[0] if len(size) == 3 else 1):
-            yield _blocks(size[-2], size[-1], kind, rng)
+            yield _blocks(size[-2], size[-1], kind, rng, shape.embedding if name == "token_embd" else 1.0)
 
 
-def _blocks(rows: int, columns: int, kind: GGMLQuantizationType, rng: np.random.Generator) -> np.ndarray:
+def _blocks(rows: int, columns: int, kind: GGMLQuantizationType, rng: np.random.Generator, times: float) -> np.ndarray:
     """[rows * blocks in a row, bytes of a block]"""
     width, size = GGML_QUANT_SIZES[kind]
     count = rows * columns // width
     raw = rng.integers(0, 1 << 64, -(-count * size // 8), np.uint64).view(np.uint8)[: count * size].reshape(count, size)
-    scales = (0.75 + 0.5 * rng.random(count, np.float32)) / np.float32(np.sqrt(columns) * _RMS[kind])
+    scales = times * (0.75 + 0.5 * rng.random(count, np.float32)) / np.float32(np.sqrt(columns) * _RMS[kind])
     raw[:, :2] = scales.astype(np.float16)[:, None].view(np.uint8)
     return raw
