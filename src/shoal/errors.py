@@ -171,10 +171,10 @@ class CorruptModel(ModelError):
 
 
 class NoRoomToPack(ModelError):
-    """The disk has no room for the packed file of a model that is larger than memory. needed: bytes; None: more than are free."""
+    """The disk has no room for the packed file of a model that is larger than memory. needed: bytes; 0: more than are free."""
 
-    def __init__(self, folder: object, needed: int | None, free: int) -> None:
-        wanted = "more" if needed is None else human_bytes(needed)
+    def __init__(self, folder: object, needed: int, free: int) -> None:
+        wanted = human_bytes(needed) if needed else "more"
         super().__init__(
             f"the disk is full: {folder} needs {wanted} for the weights as they are executed, {human_bytes(free)} are free; "
             "free some space, or name a folder on another disk with --packed-cache"

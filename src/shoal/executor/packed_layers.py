@@ -214,7 +214,7 @@ class PackedLayers:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            raise NoRoomToPack(self._folder, None, shutil.disk_usage(self._folder).free) from error
+            raise NoRoomToPack(self._folder, 0, shutil.disk_usage(self._folder).free) from error
 
     def _tidy(self) -> None:
         """Deletes what processes that ended while they wrote have left."""

@@ -18,7 +18,7 @@ from shoal.placement.operations import Kind, Operation
 
 
 @dataclass(frozen=True)
-class Setting:
+class PipeSetting:
     """Raises ValueError for numbers below 1."""
 
     layers: int
@@ -55,28 +55,28 @@ DISK = {
 """Weights on disk, everything on the processor."""
 
 
-def cgopipe(setting: Setting) -> list[Operation]:
+def cgopipe(setting: PipeSetting) -> list[Operation]:
     """Raises ValueError if the slots do not hold a layer."""
     return _by_micro_batch(setting, ahead=3, paged=True)
 
 
-def whole_layers(setting: Setting) -> list[Operation]:
+def whole_layers(setting: PipeSetting) -> list[Operation]:
     """Attention runs beside experts, but all of the next layer comes before anything else of this one does."""
     return _by_micro_batch(setting, ahead=3, paged=False)
 
 
-def in_turn(setting: Setting) -> list[Operation]:
+def in_turn(setting: PipeSetting) -> list[Operation]:
     """The next layer comes in pages, but micro-batches go from attention to experts one after the other."""
     return _by_micro_batch(setting, ahead=1, paged=True)
 
 
-def serial(setting: Setting) -> list[Operation]:
+def serial(setting: PipeSetting) -> list[Operation]:
     """One thing after the other."""
     program = _by_micro_batch(setting, ahead=1, paged=True)
     return [operation._replace(needs=(*operation.needs, at - 1) if at else ()) for at, operation in enumerate(program)]
 
 
-def _by_micro_batch(setting: Setting, ahead: int, paged: bool) -> list[Operation]:
+def _by_micro_batch(setting: PipeSetting, ahead: int, paged: bool) -> list[Operation]:
     """ahead: micro-batches on their way at once, from before attention to the end of their experts. paged: whether other transfers come between pages."""
     if setting.slots < setting.pages:
         raise ValueError(f"{setting.slots} slots do not hold the {setting.pages} pages of a layer")
@@ -98,7 +98,7 @@ def _by_micro_batch(setting: Setting, ahead: int, paged: bool) -> list[Operation
     return program.operations
 
 
-def experts_once(setting: Setting) -> list[Operation]:
+def experts_once(setting: PipeSetting) -> list[Operation]:
     program = _Program(setting)
     batches, pages = range(setting.micro_batches), range(setting.pages)
     for layer in range(setting.layers):
@@ -120,7 +120,7 @@ _Name = tuple[Kind, int, int]
 class _Program:
     """last: the micro-batch after whose experts a layer's pages may go; None: each goes after its own experts."""
 
-    def __init__(self, setting: Setting, last: int | None = None) -> None:
+    def __init__(self, setting: PipeSetting, last: int | None = None) -> None:
         self._setting, self._last = setting, last
         self.operations: list[Operation] = []
         self._at: dict[_Name, int] = {}

@@ -12,7 +12,7 @@ SLOWEST = 1 / 64
 """How much a new observation weighs against those before it, at least: so old ones are forgotten."""
 
 
-class Prediction(NamedTuple):
+class Expected(NamedTuple):
     """experts: [n], the likeliest first. chances: [n], what share of their contexts they followed."""
 
     experts: NDArray[np.intp]
@@ -49,7 +49,7 @@ class RoutingHistory:
             self._after_token[layer].learn(before, now)
         self._last[layer] = now
 
-    def predict(self, layer: int, count: int) -> Prediction:
+    def predict(self, layer: int, count: int) -> Expected:
         """The `count` likeliest experts of the next visit to `layer`, which is the next of all visits; fewer if fewer ever followed."""
         contexts = [
             table[layer].chances[last].sum(axis=0, dtype=np.float32) / np.float32(len(last))
@@ -57,11 +57,11 @@ class RoutingHistory:
             if (last := self._last.get(at)) is not None
         ]
         if not contexts:
-            return Prediction(np.empty(0, np.intp), np.empty(0, np.float32))
+            return Expected(np.empty(0, np.intp), np.empty(0, np.float32))
         chances: NDArray[np.float32] = np.minimum(sum(contexts[1:], contexts[0]) / np.float32(len(contexts)), np.float32(1))
         best = np.argsort(-chances, kind="stable")[:count]
         best = best[chances[best] > 0]
-        return Prediction(best, chances[best])
+        return Expected(best, chances[best])
 
     def interrupt(self) -> None:
         """The next visits do not follow those before; what was learned stays."""
