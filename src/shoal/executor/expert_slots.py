@@ -27,7 +27,7 @@ from shoal.weights.slot_memory import SlotMemory
 from shoal.weights.unit import Unit
 
 READS = 8
-"""Under way at once: see docs/performance.md."""
+"""Under way at once: see benchmarks/disk.py."""
 QUEUED = 2 * READS
 """Reads ordered at once of those that a visit waits for."""
 AHEAD = 6 * READS
