@@ -5,49 +5,25 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-_ROOT = Path("/sys/fs/cgroup")
+from tests.support.control_groups import Group, parents
 
 
-def cgroups() -> tuple[Path, bool]:
-    """The folder in which memory groups are made, and whether it is of version 1. Raises SystemExit if none can be made."""
-    if (one := _ROOT / "memory").is_dir():
-        return one, True
-    controllers = _ROOT / "cgroup.controllers"
-    if controllers.exists() and "memory" in controllers.read_text().split():
-        return _ROOT, False
-    raise SystemExit("a memory control group is needed for this, and there is none under /sys/fs/cgroup")
-
-
-@dataclass(frozen=True)
-class Group:
-    path: Path
-    first: bool
-    """Of version 1."""
-
-    @property
-    def peak(self) -> int:
-        """Most bytes that it had, page cache included."""
-        return int((self.path / ("memory.max_usage_in_bytes" if self.first else "memory.peak")).read_text())
-
-    def run(self, command: Sequence[str | Path]) -> str:
-        """What a command prints. Raises CalledProcessError."""
-        enter = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', self.path / "cgroup.procs"]
-        return subprocess.run([*enter, *command], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+def output(group: Group, command: Sequence[str | Path]) -> str:
+    """What a command prints that runs in a group. Raises CalledProcessError."""
+    return subprocess.run([*group.entering, *command], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
 
 
 @contextlib.contextmanager
 def limited(nbytes: int, files: Sequence[Path]) -> Iterator[Group]:
-    """A group with that limit, swap included. files: they leave the page cache first, since pages that others read would not count."""
-    root, first = cgroups()
-    group = Group(root / f"shoal-benchmark-{os.getpid()}", first)
-    group.path.mkdir()
+    """A group with that limit. files: they leave the page cache first, since pages that others read would not count."""
     try:
-        (group.path / ("memory.limit_in_bytes" if first else "memory.max")).write_text(str(nbytes))
+        group = Group(parents("memory"), dict.fromkeys(("memory.limit_in_bytes", "memory.max"), str(nbytes)))
+    except OSError as error:
+        raise SystemExit(f"this needs a memory control group: {error}") from error
+    try:
         for file in files:
             opened = os.open(file, os.O_RDONLY)
             os.fsync(opened)
@@ -55,13 +31,7 @@ def limited(nbytes: int, files: Sequence[Path]) -> Iterator[Group]:
             os.close(opened)
         yield group
     finally:
-        for _ in range(50):
-            with contextlib.suppress(OSError):
-                group.path.rmdir()
-                break
-            with contextlib.suppress(OSError):
-                (group.path / "memory.force_empty").write_text("1")
-            time.sleep(0.1)
+        group.end()
 
 
 @contextlib.contextmanager

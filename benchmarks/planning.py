@@ -29,14 +29,12 @@ from shoal.executor.cost import model_cost
 from shoal.executor.hardware_files import read_hardware
 from shoal.executor.machine_profile import remembered
 from shoal.executor.other_load import OtherLoad, ThreadClock
-from shoal.executor.packed_layers import PackedLayers, folder_name
-from shoal.executor.packing import StoredTensors
+from shoal.executor.packed_layers import PackedLayers
 from shoal.executor.runtimes import factory
 from shoal.executor.shard import Shard
 from shoal.executor.stage import StageExecutor
 from shoal.folders import cache_dir
 from shoal.models.sources import pull
-from shoal.models.stamp import stamps
 from shoal.models.weights import StoredWeights, Weights, open_weights
 from shoal.native import BLOCK_TOKENS
 from shoal.placement.cost import ModelCost
@@ -122,8 +120,7 @@ class Subject:
 
     def _packed(self, weights: Weights) -> PackedLayers:
         assert isinstance(weights, StoredWeights)
-        folder = cache_dir() / "packed" / folder_name(weights.where.name, stamps(weights.where), weights.spec, Precision.AUTO)
-        return PackedLayers(folder, weights.spec, StoredTensors(weights, Precision.AUTO, self.threads))
+        return PackedLayers.of(weights, cache_dir() / "packed", Precision.AUTO, self.threads)
 
     def memory(self, share: float) -> int:
         return int(self.cost.held_bytes * share)

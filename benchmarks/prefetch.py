@@ -24,14 +24,12 @@ from benchmarks.report import processor
 from shoal.config import Precision, RuntimeName
 from shoal.executor.base import Floats
 from shoal.executor.foresight import Foresight, Routers
-from shoal.executor.packed_layers import PackedLayers, folder_name
-from shoal.executor.packing import StoredTensors
+from shoal.executor.packed_layers import PackedLayers
 from shoal.executor.runtimes import factory
 from shoal.executor.stage import StageExecutor
 from shoal.executor.streamed_store import StreamedStore
 from shoal.folders import cache_dir
 from shoal.models.sources import pull
-from shoal.models.stamp import stamps
 from shoal.models.weights import GgufWeights
 from shoal.request import SamplingParams
 from shoal.scheduler.plan import Chunk, Opened, StepPlan
@@ -103,8 +101,7 @@ class Stream:
 
 
 def packed(file: Path, weights: GgufWeights) -> PackedLayers:
-    folder = cache_dir() / "packed" / folder_name(file.name, stamps(file), weights.spec, Precision.AUTO)
-    return PackedLayers(folder, weights.spec, StoredTensors(weights, Precision.AUTO, 2))
+    return PackedLayers.of(weights, cache_dir() / "packed", Precision.AUTO, 2)
 
 
 def make_packed(file: Path, weights: GgufWeights) -> None:

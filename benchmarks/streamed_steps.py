@@ -23,8 +23,7 @@ from shoal.config import Precision
 from shoal.executor import expert_slots
 from shoal.executor.base import StageBatch
 from shoal.executor.native_runtime import NativeRuntime
-from shoal.executor.packed_layers import PackedLayers, folder_name
-from shoal.executor.packing import StoredTensors
+from shoal.executor.packed_layers import PackedLayers
 from shoal.executor.streamed_store import StreamedStore
 from shoal.folders import cache_dir
 from shoal.models.weights import open_weights
@@ -86,10 +85,7 @@ def steps(runtime: NativeRuntime, store: StreamedStore, rows: int, first: int) -
 def main(model: Path, share: float, rows: list[int], rounds: int, image: Path | None) -> None:
     weights = open_weights(model)
     layers, precision = range(len(weights.spec.layers)), Precision.AUTO
-    tensors = StoredTensors(weights, precision, 2)
-    packed = PackedLayers(
-        cache_dir() / "packed" / folder_name(model.name, "benchmark", weights.spec, precision), weights.spec, tensors, print
-    )
+    packed = PackedLayers.of(weights, cache_dir() / "packed", precision, 2, print)
     packed.make([*layers, layers.stop])
     store = StreamedStore(packed, layers, int(packed.sizes(layers).total * share))
     store.fill()

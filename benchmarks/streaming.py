@@ -20,6 +20,7 @@ from benchmarks import capped, ours, peers, random_moe
 from benchmarks.report import processor
 from shoal.models.sources import pull
 from shoal.request import SamplingParams
+from tests.support.control_groups import Group
 
 SHAPES = {"even": random_moe.QWEN3, "local": random_moe.QWEN3_LOCAL}
 _BESIDE = 320 << 20
@@ -36,14 +37,14 @@ async def measure(file: Path, memory: int, threads: int, streams: list[int]) -> 
         return [await ours.steady(cluster.head, count, 96, _SAMPLED) for count in streams]
 
 
-def _ours(group: capped.Group, file: Path, memory: int, threads: int, streams: list[int]) -> list[float]:
+def _ours(group: Group, file: Path, memory: int, threads: int, streams: list[int]) -> list[float]:
     command = [sys.executable, "-m", "benchmarks.streaming", "--measure", file, "--memory", str(memory), "--threads", str(threads)]
-    return json.loads(group.run([*command, "--streams", *map(str, streams)]).splitlines()[-1])
+    return json.loads(capped.output(group, [*command, "--streams", *map(str, streams)]).splitlines()[-1])
 
 
-def _theirs(group: capped.Group, file: Path, threads: int, streams: int) -> float:
+def _theirs(group: Group, file: Path, threads: int, streams: int) -> float:
     command = [peers.llama_cpp() / "llama-batched-bench", "-m", file, "-t", str(threads), "-tb", str(threads), "-c", "4096", "-npp", "32"]
-    rows = group.run([*command, "-ntg", "32", "-npl", str(streams), "--no-repack", "--output-format", "jsonl"]).splitlines()
+    rows = capped.output(group, [*command, "-ntg", "32", "-npl", str(streams), "--no-repack", "--output-format", "jsonl"]).splitlines()
     return next(row["speed_tg"] for line in rows if line.startswith("{") for row in [json.loads(line)])
 
 

@@ -23,10 +23,15 @@ void largest(const float* x, int64_t n, int64_t count, int32_t* out) {
   }
 }
 
+uint64_t next_id() {
+  static std::atomic<uint64_t> last{0};
+  return ++last;
+}
+
 }  // namespace
 
 Experts::Experts(Around around, Parts parts, Routing routing, Activation activation)
-    : FeedForwardBlock(std::move(around)), parts_(std::move(parts)), routing_(routing), activation_(activation),
+    : FeedForwardBlock(std::move(around)), id(next_id()), parts_(std::move(parts)), routing_(routing), activation_(activation),
       counts_(parts_.experts.size()) {
   const auto require = [](bool holds, const char* message) {
     if (!holds) throw std::invalid_argument(message);

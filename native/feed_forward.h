@@ -65,6 +65,7 @@ class Experts : public FeedForwardBlock {
   // first, last: whether these are the step's first groups, its last.
   void combine(Member& member, Step& step, const std::vector<ExpertRows>& groups, bool first, bool last) const;
 
+  const uint64_t id;  // of this block alone, as long as the process lives
   int64_t count() const { return static_cast<int64_t>(parts_.experts.size()); }
   bool here(int64_t expert) const { return bool(expert == count() ? parts_.shared.gate : parts_.experts[static_cast<size_t>(expert)].gate); }
   bool all_here() const { return std::all_of(parts_.experts.begin(), parts_.experts.end(), [](const GatedMlp& e) { return bool(e.gate); }); }

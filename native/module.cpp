@@ -209,7 +209,7 @@ class PyStage {
     check(attention, batch, pool, bf16);
     float* h = hidden.data();
     uint8_t* p = pool.data();
-    under_way_ = &experts, rows_ = rows, combined_ = 0;
+    under_way_ = experts.id, rows_ = rows, combined_ = 0;
     {
       nb::gil_scoped_release release;
       stage_.choose(h, batch, attention, experts, p, bf16);
@@ -285,13 +285,13 @@ class PyStage {
   }
 
   void going_on(const Out<float, 2>& hidden, const Experts& experts) const {
-    require(under_way_ == &experts, "the step runs another block");
+    require(under_way_ == experts.id, "the step runs another block");
     require(static_cast<int64_t>(hidden.shape(0)) == rows_ && static_cast<int64_t>(hidden.shape(1)) == stage_.width(),
             "hidden is not the step's");
   }
 
   Stage stage_;
-  const Experts* under_way_ = nullptr;  // whose experts were chosen
+  uint64_t under_way_ = 0;  // the block whose experts were chosen
   int64_t rows_ = 0, combined_ = 0;
 };
 

@@ -177,7 +177,7 @@ class NoRoomToPack(ModelError):
         wanted = human_bytes(needed) if needed else "more"
         super().__init__(
             f"the disk is full: {folder} needs {wanted} for the weights as they are executed, {human_bytes(free)} are free; "
-            "free some space, or name a folder on another disk with --packed-cache"
+            "free some space, or name a folder on another disk with --packed-cache or SHOAL_PACKED_CACHE"
         )
 
 

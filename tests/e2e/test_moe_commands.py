@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,41 @@ def test_infer(model: Path, cache: Path, tmp_path: Path) -> None:
     again = tmp_path / "again.jsonl"
     shoal("infer-moe", objects, "-o", again, *given, "--batch-size", "1", packed=cache)
     assert [json.loads(line)["prompt"] for line in again.read_text().splitlines()] == PROMPTS
+
+
+def test_infer_keeps_what_was_answered_beside_what_cannot_be(model: Path, cache: Path, tmp_path: Path) -> None:
+    prompts, answers = tmp_path / "prompts.txt", tmp_path / "answers.jsonl"
+    prompts.write_text("\n".join([PROMPTS[0], "word " * 3000, PROMPTS[1]]))
+    given = ("--model", model, "--memory", "520MiB", "--max-tokens", "8", "--context", "512", "--threads", "1")
+    told = " ".join(shoal("infer-moe", prompts, "-o", answers, *given, packed=cache, code=1).stderr.split())
+    assert f"1 of 3 prompts were not answered; {answers} says why" in told
+    first, wrong, last = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert first["text"] and last["text"] and "tokens" in wrong["error"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["answers.jsonl", "prompts.txt"]
+
+
+def test_infer_goes_on_after_an_interruption(model: Path, cache: Path, tmp_path: Path) -> None:
+    prompts, answers, kept = tmp_path / "prompts.txt", tmp_path / "answers.jsonl", tmp_path / "answers.jsonl.answered.jsonl"
+    prompts.write_text("\n".join(PROMPTS * 3))
+    given = ["infer-moe", prompts, "-o", answers, "--model", model, "--memory", "3GiB", "--max-tokens", "120", "--context", "512"]
+    command = [sys.executable, "-m", "shoal", *map(str, given), "--batch-size", "1", "--threads", "1"]
+    environment = {**os.environ, "SHOAL_PACKED_CACHE": str(cache), "SHOAL_STATE": "none"}
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    try:
+        while running.poll() is None and not (kept.exists() and kept.read_bytes().count(b"\n")):
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        said, _ = running.communicate()
+    finally:
+        running.kill()
+    assert running.returncode == 130, said
+    assert str(kept) in said.replace("\n", "") and not answers.exists()
+    before = [json.loads(line) for line in kept.read_text().splitlines()]
+    shoal(*given, "--threads", "1", packed=cache)
+    found = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert [answer["prompt"] for answer in found] == PROMPTS * 3
+    assert before[0]["response"]["body"]["choices"][0]["message"]["content"] in [answer["text"] for answer in found]
+    assert not kept.exists()
 
 
 def test_infer_refuses(model: Path, cache: Path, tmp_path: Path) -> None:

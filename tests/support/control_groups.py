@@ -34,7 +34,7 @@ class Group:
         for name in ("memory.max_usage_in_bytes", "memory.peak"):
             if (file := self.folders[0] / name).exists():
                 return int(file.read_text())
-        pytest.skip("the system does not keep what a group took at most")
+        raise FileNotFoundError("the system does not keep what a group took at most")
 
     def end(self) -> None:
         for folder in self.folders:
@@ -46,21 +46,26 @@ class Group:
                     time.sleep(0.1)
 
 
-@contextlib.contextmanager
-def group(files: dict[str, str], *controllers: str) -> Iterator[Group]:
-    """Skips the test where there can be none."""
+def parents(*controllers: str) -> dict[str, Path]:
+    """By controller: where groups are made. Raises OSError where there can be none."""
     if os.geteuid() != 0:
-        pytest.skip("control groups are made by root alone")
-    one = {c: Path("/sys/fs/cgroup") / c for c in controllers}
+        raise PermissionError("control groups are made by root alone")
     two = Path("/sys/fs/cgroup")
     if (two / "cgroup.subtree_control").exists():
         if set(controllers) - set((two / "cgroup.subtree_control").read_text().split()):
-            pytest.skip(f"this machine's control groups do not limit {' and '.join(controllers)}")
-        one = dict.fromkeys(one, two)
-    elif not all((folder / "cgroup.procs").exists() for folder in one.values()):
-        pytest.skip("no control groups are mounted here")
+            raise FileNotFoundError(f"this machine's control groups do not limit {' and '.join(controllers)}")
+        return dict.fromkeys(controllers, two)
+    one = {c: two / c for c in controllers}
+    if not all((folder / "cgroup.procs").exists() for folder in one.values()):
+        raise FileNotFoundError("no control groups are mounted here")
+    return one
+
+
+@contextlib.contextmanager
+def group(files: dict[str, str], *controllers: str) -> Iterator[Group]:
+    """Skips the test where there can be none."""
     try:
-        made = Group(one, files)
+        made = Group(parents(*controllers), files)
     except OSError as error:
         pytest.skip(f"this process may not make control groups: {error}")
     try:

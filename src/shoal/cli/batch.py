@@ -30,6 +30,10 @@ _SHOWN = 5  # lines of each kind that are listed
 _EVERY = 10.0  # seconds between progress lines
 
 
+class SomeUnanswered(ClusterError):
+    """All requests were asked, and some not answered."""
+
+
 @dataclass
 class Server:
     """Where requests are sent, and since when nothing has answered there."""
@@ -171,7 +175,7 @@ async def _work(source: Path, output: Output, server: Server, concurrency: int, 
 
 
 def _tell(output: Output, source: Path, target: Path, bad: list[Invalid], before: int, seconds: float) -> None:
-    """Raises ClusterError if not every request was answered."""
+    """Raises SomeUnanswered if not every request was answered."""
     done, failed = output.done, output.done.failed + len(bad)
     now = len(done.ids) - before
     rate = f" in {seconds:.1f} s, {now / seconds:.1f} a second" if now and seconds > 0 else ""
@@ -179,7 +183,7 @@ def _tell(output: Output, source: Path, target: Path, bad: list[Invalid], before
     if bad:
         err.print(f"{source} has {len(bad)} line(s) that are no requests: {_named(bad)}", markup=False, highlight=False, soft_wrap=True)
     if failed:
-        raise ClusterError(f"{failed} of {done.completed + failed} requests were not answered; {target} says why")
+        raise SomeUnanswered(f"{failed} of {done.completed + failed} requests were not answered; {target} says why")
 
 
 async def _batch(

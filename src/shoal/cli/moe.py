@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from rich.markup import escape
 
-from shoal import allowance
+from shoal.cli import batch as batches
 from shoal.cli.show import described, emit, line, out
-from shoal.config import EngineSettings, NodeSettings, parse_bytes
-from shoal.errors import ConfigError, NotEnoughMemory
+from shoal.config import EngineSettings, KvType, NodeSettings
+from shoal.errors import ClusterError, ConfigError, NotEnoughMemory
 from shoal.executor.cost import model_cost
 from shoal.executor.machine_profile import remembered
-from shoal.executor.packed_layers import PackedLayers, folder_name
-from shoal.executor.packing import StoredTensors
+from shoal.executor.measure import usable_memory
+from shoal.executor.packed_layers import PackedLayers
 from shoal.executor.rehearsal import Rehearsal, rehearse
 from shoal.executor.runtimes import factory
 from shoal.executor.shard import Shard
 from shoal.models.description import Description
-from shoal.models.stamp import stamps
 from shoal.models.weights import StoredWeights, Weights
 from shoal.placement import chart
 from shoal.placement.cost import ModelCost
@@ -32,8 +33,8 @@ from shoal.placement.policy import Grid, search
 from shoal.placement.workload import Workload
 from shoal.sizes import human_bytes
 
-_PROMPT, _ANSWER = 128, 128
-"""Tokens that a request is taken to have where the batch is chosen."""
+_PROMPT = 128
+"""Tokens that a prompt is taken to have where the batch is chosen."""
 _MOST = 256
 
 
@@ -45,18 +46,19 @@ def profile(engine: EngineSettings, node: NodeSettings, batch: int, prompt: int,
         raise ConfigError(f"{model.name}: all of the model must be on this machine to profile it; shoal models pull it first")
     cost = model_cost(model.spec, weights, engine.precision, engine.kv_type, engine.step_tokens)
     kv = sum(layer.kv_bytes for layer in cost.layers) * batch * (prompt + 2 * steps)
-    room = _memory(node) - kv - cost.workspace
+    room = usable_memory(node) - kv - cost.workspace
     streamed = room < cost.held_bytes
     if streamed and room < (least := least_expected(StageSizes.of(cost, 0, len(cost.layers)))):
-        raise NotEnoughMemory(least + kv + cost.workspace, _memory(node), "one stage of the model, with the keys and values of the batch")
+        raise NotEnoughMemory(
+            least + kv + cost.workspace, usable_memory(node), "one stage of the model, with the keys and values of the batch"
+        )
 
     def packed(of: Weights) -> PackedLayers:
         if (home := node.packed_folder) is None:
             raise ConfigError("the model is larger than memory, and --packed-cache none forbids reading it from disk")
-        folder = home / folder_name(weights.where.name, stamps(weights.where), of.spec, engine.precision)
-        return PackedLayers(folder, of.spec, StoredTensors(of, engine.precision, node.compute_threads), line)
+        return PackedLayers.of(weights, home, engine.precision, node.compute_threads, line)
 
-    make = factory(node.runtime, engine.precision, engine.kv_type == "bf16", node.compute_threads, node.isa)
+    make = factory(node.runtime, engine.precision, engine.kv_type is KvType.BF16, node.compute_threads, node.isa)
     shard = Shard(make, packed=packed, context=min(engine.context, model.spec.context))
     try:
         found = rehearse(shard, weights, room if streamed else 0, batch, prompt, steps)
@@ -65,10 +67,6 @@ def profile(engine: EngineSettings, node: NodeSettings, batch: int, prompt: int,
     if image is not None:
         image.write_text(chart.svg(found.spans))
     _show(model, cost, found, prompt, image, as_json)
-
-
-def _memory(node: NodeSettings) -> int:
-    return parse_bytes(node.memory) if node.memory else allowance.usable_memory()
 
 
 def _show(model: Description, cost: ModelCost, found: Rehearsal, prompt: int, image: Path | None, as_json: bool) -> None:
@@ -110,11 +108,8 @@ def _show(model: Description, cost: ModelCost, found: Rehearsal, prompt: int, im
 def infer(
     engine: EngineSettings, node: NodeSettings, prompts: Path, target: Path, tokens: int, batch: int, strategy: str, as_json: bool
 ) -> None:
-    """batch: requests at once; 0: as many as are fastest. Raises ShoalError, OSError."""
-    from time import perf_counter
-
-    from shoal.cli import batch as batches
-
+    """batch: requests at once; 0: as many as are fastest. Answers are kept beside the target until all prompts have one or an error, so
+    that the same command goes on after an interruption. Raises ShoalError, OSError."""
     asked = list(_prompts(prompts))
     if target.exists():
         raise ConfigError(f"{target} exists; name another file for the results")
@@ -122,26 +117,46 @@ def infer(
     length = max(2 * max(len(text) for text in asked) // 3, 64) + tokens  # a token has seldom less than one and a half characters
     engine = dataclasses.replace(engine, slots=size, kv_tokens=engine.kv_tokens or size * min(length, engine.context))
     line(f"{len(asked)} prompts, {size} at once")
-    began = perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        source, results = Path(folder, "in.jsonl"), Path(folder, "out.jsonl")
-        source.write_text("".join(_request(i, text, tokens) for i, text in enumerate(asked)))
+    began, names = perf_counter(), [_named(i, text, tokens) for i, text in enumerate(asked)]
+    source, results = (target.with_name(f"{target.name}.{part}.jsonl") for part in ("asked", "answered"))
+    try:
+        source.write_text("".join(_request(name, text, tokens) for name, text in zip(names, asked, strict=True)), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write {source}: {error.strerror or error}") from error
+    with suppress(batches.SomeUnanswered):  # what could not be answered is told below, with the rest
         batches.run(engine, node, 1, "", "", 600.0, source, results, size)
-        answers = {int(answer["custom_id"]): answer["response"]["body"] for answer in map(json.loads, results.read_text().splitlines())}
     seconds = perf_counter() - began
+    answers = {answer["custom_id"]: answer["response"] for answer in map(json.loads, results.read_text(encoding="utf-8").splitlines())}
+    found = [_answer(text, answers[name]) for name, text in zip(names, asked, strict=True)]
     with target.open("x", encoding="utf-8") as file:
-        for i, text in enumerate(asked):
-            answer = {"prompt": text, "text": answers[i]["choices"][0]["message"]["content"], "usage": answers[i]["usage"]}
-            file.write(json.dumps(answer, ensure_ascii=False) + "\n")
-    made = sum(answer["usage"]["completion_tokens"] for answer in answers.values())
+        file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in found)
+    source.unlink()
+    results.unlink()
+    failed = sum("error" in answer for answer in found)
+    made = sum(answer["usage"]["completion_tokens"] for answer in found if "usage" in answer)
     values = {"prompts": len(asked), "batch": size, "completion_tokens": made, "seconds": round(seconds, 2), "results": str(target)}
     if as_json:
-        emit({**values, "tokens_per_second": round(made / seconds, 2)})
+        emit({**values, "failed": failed, "tokens_per_second": round(made / seconds, 2)})
     else:
         out.print(
             f"{made} tokens in {seconds:.1f} s with the start, {made / seconds:.1f} tokens/s; written to {escape(str(target))}",
             highlight=False,
         )
+    if failed:
+        raise ClusterError(f"{failed} of {len(asked)} prompts were not answered; {target} says why")
+
+
+def _named(number: int, prompt: str, tokens: int) -> str:
+    """A request's name, by which its answer of an earlier run is known."""
+    return f"{number}-{sha256(f'{tokens} {prompt}'.encode()).hexdigest()[:16]}"
+
+
+def _answer(prompt: str, response: dict[str, Any]) -> dict[str, Any]:
+    """A line of the results."""
+    body = response["body"]
+    if response["status_code"] != 200:
+        return {"prompt": prompt, "error": body["error"]["message"]}
+    return {"prompt": prompt, "text": body["choices"][0]["message"]["content"], "usage": body["usage"]}
 
 
 def _prompts(path: Path) -> Iterator[str]:
@@ -169,9 +184,9 @@ def _prompts(path: Path) -> Iterator[str]:
         raise ConfigError(f"{path} has no prompts; write one on each line")
 
 
-def _request(number: int, prompt: str, tokens: int) -> str:
+def _request(name: str, prompt: str, tokens: int) -> str:
     body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": tokens}
-    return json.dumps({"custom_id": str(number), "method": "POST", "url": "/v1/chat/completions", "body": body}) + "\n"
+    return json.dumps({"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body}) + "\n"
 
 
 def _chosen(engine: EngineSettings, node: NodeSettings, prompts: int, tokens: int, strategy: str) -> int:
@@ -186,7 +201,7 @@ def _chosen(engine: EngineSettings, node: NodeSettings, prompts: int, tokens: in
         return most
     model = described(engine.model)
     cost = model_cost(model.spec, model.weights, engine.precision, engine.kv_type, engine.step_tokens)
-    memory = _memory(node)
+    memory = usable_memory(node)
     tiers = tuple(dataclasses.replace(tier, size=memory) if tier.name == "memory" else tier for tier in known.hardware.tiers)
     workload = Workload(_PROMPT, tokens, most, engine.step_tokens, (engine.kv_type,))
     plan = search(cost, dataclasses.replace(known.hardware, tiers=tiers), workload, Grid(Grid.of(most).micro, (1,), (1.0,)))

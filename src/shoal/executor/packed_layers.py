@@ -19,10 +19,10 @@ from shoal.config import Precision
 from shoal.errors import DamagedPackedFile, NoRoomToPack, WeightsUnreadable
 from shoal.executor.base import BlockPart
 from shoal.executor.native_blocks import BlockMaker, Tensors
-from shoal.executor.packing import RecordedTensors, UnitTensors
+from shoal.executor.packing import RecordedTensors, StoredTensors, UnitTensors
 from shoal.executor.unpacked_layer import UnpackedLayer
 from shoal.models.spec import Experts, ModelSpec
-from shoal.models.weights import Weights
+from shoal.models.weights import StoredWeights, Weights
 from shoal.native import kernels
 from shoal.placement.division import StageSizes
 from shoal.sizes import human_bytes
@@ -72,6 +72,14 @@ class PackedLayers:
         """Whether any could not be read."""
         self.trusted = True
         """Whether files are made and read. Otherwise all is packed on the way."""
+
+    @classmethod
+    def of(
+        cls, weights: StoredWeights, home: Path, precision: Precision, threads: int, tell: Callable[[str], None] = lambda line: None
+    ) -> PackedLayers:
+        """home: of all models' packed files. Raises OSError."""
+        folder = home / folder_name(weights.where.name, weights.stamps(), weights.spec, precision)
+        return cls(folder, weights.spec, StoredTensors(weights, precision, threads), tell)
 
     def path(self, layer: int) -> Path:
         name = "head" if layer == len(self.spec.layers) else f"layer-{layer:04d}"

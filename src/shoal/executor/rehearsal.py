@@ -12,7 +12,7 @@ from shoal.executor.shard import Shard
 from shoal.executor.stage import StageExecutor
 from shoal.models.weights import Weights
 from shoal.native import BLOCK_TOKENS
-from shoal.placement.timeline import Span
+from shoal.placement.timeline import Span, last
 from shoal.request import SamplingParams
 from shoal.scheduler.plan import Chunk, Opened, StepPlan
 from shoal.weights.activity import Sums
@@ -55,12 +55,9 @@ def rehearse(shard: Shard, weights: Weights, memory: int, batch: int, prompt: in
     before, tally = shard.activity.sums, shard.tally
     hits, misses = tally.hits, tally.misses
     times = [run.step() for _ in range(steps)]
-    after, spans = shard.activity.sums, shard.activity.spans
-    last = max((span.ended for span in spans), default=0.0) - times[-1]
+    sums = shard.activity.sums - before
     measured = Tally(hits=shard.tally.hits - hits, misses=shard.tally.misses - misses)
-    return Rehearsal(
-        batch, shard.nbytes, median(times), prompts, sum(times), after - before, measured, [span for span in spans if span.began >= last]
-    )
+    return Rehearsal(batch, shard.nbytes, median(times), prompts, sum(times), sums, measured, last(shard.activity.spans, times[-1]))
 
 
 class _Run:

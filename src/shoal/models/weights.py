@@ -33,6 +33,7 @@ from shoal.models.matrix import FLOATS, FORMATS, Floats, StoredMatrix, floats
 from shoal.models.mxfp4 import packed_rows
 from shoal.models.safetensors_file import TYPES, SafetensorsFiles
 from shoal.models.spec import Latent, ModelSpec, Shapes
+from shoal.models.stamp import Stamp, stamps
 
 _FACTORS = ("rope_freqs", "rope_factors_short", "rope_factors_long")
 _MOST_FACTORS = 1 << 16  # more than any head has: a damaged header must not make this process allocate by its number
@@ -164,6 +165,10 @@ class StoredWeights:
             return np.ascontiguousarray(values if order is None else values[order])
         less_one = self._stored.norms_less_one and part in _NORMS and not name.endswith(".bias")
         return values + np.float32(1) if less_one else values
+
+    def stamps(self) -> list[Stamp]:
+        """What tells the files from others, and from themselves after a change. Raises OSError."""
+        return stamps(self.where)
 
     def _places(self, name: str) -> tuple[TensorPlace, Any] | None:
         for place in self._stored.names.places(name):

@@ -11,14 +11,12 @@ from shoal.config import KvType, NodeSettings, Precision
 from shoal.control import messages as control
 from shoal.errors import ClusterError
 from shoal.executor.journal import JournalLimits
-from shoal.executor.packed_layers import PackedLayers, folder_name
-from shoal.executor.packing import StoredTensors
+from shoal.executor.packed_layers import PackedLayers
 from shoal.executor.runtimes import factory
 from shoal.executor.shard import Shard
 from shoal.executor.stage import StageExecutor
 from shoal.executor.store import RowCounts
 from shoal.models.sources import pull_layers
-from shoal.models.stamp import stamps
 from shoal.models.weights import StoredWeights, Weights, open_weights
 from shoal.node.fetch import manifest_of
 from shoal.node.grammars import GrammarProcess
@@ -102,8 +100,7 @@ class PulledModel:
 
     def _packed(self, weights: Weights) -> PackedLayers:
         assert self._packed_folder is not None and isinstance(weights, StoredWeights)
-        folder = self._packed_folder / folder_name(weights.where.name, stamps(weights.where), weights.spec, self._precision)
-        return PackedLayers(folder, weights.spec, StoredTensors(weights, self._precision, self._threads), self._tell)
+        return PackedLayers.of(weights, self._packed_folder, self._precision, self._threads, self._tell)
 
     def _tell(self, line: str) -> None:
         self._activity = line

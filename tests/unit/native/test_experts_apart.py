@@ -113,6 +113,19 @@ def test_what_is_no_matrix_is_refused() -> None:
             module.Matrix(form, memory)
 
 
+def test_a_step_does_not_go_on_with_another_block_in_the_place_of_its_own() -> None:
+    """Also where the memory of the one that is gone is used again."""
+    stage, x = module.Stage(HIDDEN, 1, ""), normal(3, HIDDEN)
+    for _ in range(20):
+        block = Routed.random(count=8, chosen=4).made(module.Around())
+        needed = stage.route(x, *arrays(3), nothing_attended(HIDDEN), block, pool(), False)
+        del block
+        gc.collect()
+        other = Routed.random(count=2, chosen=1).made(module.Around())
+        with pytest.raises(ValueError, match="another block"):
+            stage.columns(x, other, list(range(len(needed))))
+
+
 def test_a_step_out_of_order_is_refused() -> None:
     routed = Routed.random(count=4, chosen=2)
     block, stage, x = routed.made(module.Around()), module.Stage(HIDDEN, 1, ""), normal(3, HIDDEN)

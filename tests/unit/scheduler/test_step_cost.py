@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from shoal.request import Priority
 from shoal.scheduler.budget import StepBudget
-from shoal.scheduler.cost import StageCost, StepCost, StepLoad
+from shoal.scheduler.cost import StageCost, StepCost, StepLoad, StreamedExperts
 from shoal.scheduler.limits import Limits
 from shoal.scheduler.plan import Chunk, PromptQuery, StageTrace
 from tests.support.toy_stage import Toy, expected, limits, request
@@ -353,3 +353,40 @@ def test_a_refilling_step_is_bounded_in_time():
     assert sum(plan.rows for plan in plans) == 502
     assert all(toy.scheduler.cost.wait(StepLoad.of_chunk(plan.chunks[0])) <= 1.0 for plan in plans)
     assert len(plans) > 8
+
+
+# Streamed experts
+
+STREAMED = StageCost(0.01, 0.001, 1e-6, 0.0005, StreamedExperts(2.0, 1 / 16))
+
+
+@given(st.integers(1, 300))
+def test_more_rows_read_more_experts_but_never_more_than_all(rows: int):
+    load, before = StepLoad.of(0, rows, 0), StepLoad.of(0, rows - 1, 0)
+    reading = cost(STREAMED).wait(load) - cost(REAL).wait(load)
+    assert 2 * 2.0 * (1 - (15 / 16) ** rows) == pytest.approx(reading)  # a stage has two steps in flight
+    assert cost(STREAMED).wait(load) > cost(STREAMED).wait(before)
+
+
+def test_what_streams_is_learned_as_a_term_of_its_own():
+    learner, real = cost(STREAMED), StageCost(0.01, 0.001, 1e-6, 0.0005, StreamedExperts(0.5, 1 / 16))
+    for _ in range(60):
+        for rows in (1, 64, 4, 256):
+            load = StepLoad.of(0, rows, 1)
+            assert real.experts is not None
+            learner.learn(load, [trace(seconds(real, load) + real.experts.seconds * real.experts.touched(rows))])
+    for rows in (1, 256):
+        load = StepLoad.of(0, rows, 1)
+        assert learner.wait(load) == pytest.approx(cost(real).wait(load), rel=0.5)
+
+
+def test_a_prompt_takes_a_whole_pass_over_streamed_experts_and_no_part_of_one():
+    assert cost(REAL).one_pass(256) == 0
+    assert cost(STREAMED).one_pass(256) == cost(STREAMED).wait(StepLoad.of(0, 256, 1)) > 4
+    learner = cost(STREAMED)
+    for _ in range(20):
+        learner.learn(StepLoad.of(0, 256, 1), [trace(2.3)])
+    assert StepBudget(256, 256, learner, 0.5, True).prompt(0, 256, False, 1.0) == 256
+    held = cost(REAL)
+    held.learn(StepLoad.of(0, 256, 1), [trace(2.3)])
+    assert StepBudget(256, 256, held, 0.5, True).prompt(0, 256, False, 1.0) < 128
