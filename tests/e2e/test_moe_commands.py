@@ -70,7 +70,7 @@ def test_infer(model: Path, cache: Path, tmp_path: Path) -> None:
     assert told["completion_tokens"] == sum(answer["usage"]["completion_tokens"] for answer in found) > 0
     assert told["prompts"] == told["batch"] == 2
     again = tmp_path / "again.jsonl"
-    shoal("infer-moe", objects, "-o", again, *given, "--batch-size", "1", packed=cache)
+    shoal("infer-moe", objects, "-o", again, *given, "--hardware-config", "zen4-2c", packed=cache)
     assert [json.loads(line)["prompt"] for line in again.read_text().splitlines()] == PROMPTS
 
 
@@ -123,6 +123,7 @@ def test_infer_refuses(model: Path, cache: Path, tmp_path: Path) -> None:
         (tmp_path / "odd.jsonl", new, (), "line 2"),
         (prompts, new, ("--batch-size", "many"), "not 'many'"),
         (prompts, new, ("--strategy", "quick"), "quick"),
+        (prompts, new, ("--hardware-config", "zen5"), "unknown hardware 'zen5'"),
     ):
         refused = shoal("infer-moe", source, "-o", target, "--model", model, *more, packed=cache, code=2)
         assert why in " ".join(refused.stderr.split())

@@ -243,6 +243,12 @@ def infer_moe(
     memory: Memory = "",
     threads: Threads = 0,
     runtime: Runtime = RuntimeName.AUTO,
+    hardware: Annotated[
+        str,
+        flag(
+            "--hardware-config", "A hardware profile to choose the batch by: a .toml file, or a name; see docs/planning.md.", metavar="FILE"
+        ),
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Answer a file of prompts with a model on this machine, as many at once as is fastest.
@@ -254,7 +260,7 @@ def infer_moe(
     if batch != "auto" and not (batch.isdecimal() and 1 <= int(batch) <= 4096):
         raise ConfigError(f"--batch-size is a number from 1 to 4096 or auto, not '{batch}'")
     size = 0 if batch == "auto" else int(batch)
-    moe.infer(settings, node_settings(memory, threads, runtime), prompts, target, tokens, size, strategy, as_json)
+    moe.infer(settings, node_settings(memory, threads, runtime), prompts, target, tokens, size, strategy, hardware, as_json)
 
 
 @settings(EngineSettings)

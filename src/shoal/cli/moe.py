@@ -18,6 +18,7 @@ from shoal.cli.show import described, emit, line, out
 from shoal.config import EngineSettings, KvType, NodeSettings
 from shoal.errors import ClusterError, ConfigError, NotEnoughMemory
 from shoal.executor.cost import model_cost
+from shoal.executor.hardware_files import read_hardware
 from shoal.executor.machine_profile import remembered
 from shoal.executor.measure import usable_memory
 from shoal.executor.packed_layers import PackedLayers
@@ -106,14 +107,22 @@ def _show(model: Description, cost: ModelCost, found: Rehearsal, prompt: int, im
 
 
 def infer(
-    engine: EngineSettings, node: NodeSettings, prompts: Path, target: Path, tokens: int, batch: int, strategy: str, as_json: bool
+    engine: EngineSettings,
+    node: NodeSettings,
+    prompts: Path,
+    target: Path,
+    tokens: int,
+    batch: int,
+    strategy: str,
+    hardware: str,
+    as_json: bool,
 ) -> None:
-    """batch: requests at once; 0: as many as are fastest. Answers are kept beside the target until all prompts have one or an error, so
+    """batch: requests at once; 0: as many as are fastest. hardware: a profile to choose that by; '': this machine's. Answers are kept beside the target until all prompts have one or an error, so
     that the same command goes on after an interruption. Raises ShoalError, OSError."""
     asked = list(_prompts(prompts))
     if target.exists():
         raise ConfigError(f"{target} exists; name another file for the results")
-    size = batch or _chosen(engine, node, len(asked), tokens, strategy)
+    size = batch or _chosen(engine, node, len(asked), tokens, strategy, hardware)
     length = max(2 * max(len(text) for text in asked) // 3, 64) + tokens  # a token has seldom less than one and a half characters
     engine = dataclasses.replace(engine, slots=size, kv_tokens=engine.kv_tokens or size * min(length, engine.context))
     line(f"{len(asked)} prompts, {size} at once")
@@ -189,12 +198,12 @@ def _request(name: str, prompt: str, tokens: int) -> str:
     return json.dumps({"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body}) + "\n"
 
 
-def _chosen(engine: EngineSettings, node: NodeSettings, prompts: int, tokens: int, strategy: str) -> int:
+def _chosen(engine: EngineSettings, node: NodeSettings, prompts: int, tokens: int, strategy: str, hardware: str) -> int:
     """Requests at once: for one answer to be soonest, or for all of them to be. Raises ConfigError."""
     if strategy == "interactive":
         return min(prompts, 4)
     most = min(prompts, _MOST)
-    known = remembered()
+    known = read_hardware(hardware) if hardware else found.hardware if (found := remembered()) is not None else None
     if strategy == "throughput" or known is None:
         if known is None and strategy == "auto":
             line("this machine was not measured, so all prompts run at once; `shoal doctor --measure` lets the batch be chosen")
@@ -202,7 +211,7 @@ def _chosen(engine: EngineSettings, node: NodeSettings, prompts: int, tokens: in
     model = described(engine.model)
     cost = model_cost(model.spec, model.weights, engine.precision, engine.kv_type, engine.step_tokens)
     memory = usable_memory(node)
-    tiers = tuple(dataclasses.replace(tier, size=memory) if tier.name == "memory" else tier for tier in known.hardware.tiers)
+    tiers = tuple(dataclasses.replace(tier, size=memory) if tier.name == "memory" else tier for tier in known.tiers)
     workload = Workload(_PROMPT, tokens, most, engine.step_tokens, (engine.kv_type,))
-    plan = search(cost, dataclasses.replace(known.hardware, tiers=tiers), workload, Grid(Grid.of(most).micro, (1,), (1.0,)))
+    plan = search(cost, dataclasses.replace(known, tiers=tiers), workload, Grid(Grid.of(most).micro, (1,), (1.0,)))
     return plan.policy.batch

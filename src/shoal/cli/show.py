@@ -130,9 +130,22 @@ def split_rows(placement: Placement) -> list[dict[str, Any]]:
 
 
 def expected(told: Expectation, slots: int) -> str:
-    many = f", {told.together:.0f} for {slots} at once" if slots > 1 else ""
-    slow = {"disk": "the disk is the limit", "network": "the network is the limit", "memory": "memory is the limit"}[told.limit]
-    return f"weights are read from disk as they are needed: about {told.alone:.{0 if told.alone >= 10 else 1}f} tokens/s for one stream{many}; {slow}"
+    return f"weights are read from disk as they are needed: {speed_words(told.alone, told.together, slots)}; {limit_words(told.limit)}"
+
+
+def limit_words(name: str) -> str:
+    """name: of what would have to be faster, like 'disk'."""
+    return "memory is the limit" if name == "memory" else f"the {name} is the limit"
+
+
+def speed_words(one: float, batch: float, size: int) -> str:
+    """Tokens per second of one stream, and of so many together."""
+    together = f", {rate_words(batch)} for {size} at once" if size > 1 else ""
+    return f"about {rate_words(one)} tokens/s for one stream{together}"
+
+
+def rate_words(speed: float) -> str:
+    return f"{speed:.0f}" if speed >= 10 else f"{speed:.1f}"
 
 
 class Rows:

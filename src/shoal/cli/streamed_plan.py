@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from shoal.cli.show import limit_words, rate_words, speed_words
 from shoal.config import EngineSettings
 from shoal.errors import ConfigError, NotEnoughMemory
 from shoal.placement.cost import ModelCost
@@ -127,20 +128,20 @@ def as_lines(found: StreamedPlan) -> Iterator[tuple[str, str]]:
     below = found.hardware.tiers[0].name
     if policy.weight_bytes[0] and found.hardware.device(policy.feed_forward).tier:
         yield f"from {below}", f"{human_bytes(policy.weight_bytes[0])} of weights stay there and are read when they are needed"
-    yield "limit", _limit(told.limit)
-    yield "speed", _speed(told.stream_tokens_per_second, told.decode_tokens_per_second, policy.batch)
+    yield "limit", limit_words(told.limit)
+    yield "speed", speed_words(told.stream_tokens_per_second, told.decode_tokens_per_second, policy.batch)
     yield "prompts", f"{policy.batch * work.prompt / told.prefill.seconds:.0f} tokens/s"
     if found.more is not None:
         then = found.more.plan.prediction
-        speed = _speed(then.stream_tokens_per_second, then.decode_tokens_per_second, found.more.plan.policy.batch)
-        yield "more memory", f"with {human_bytes(found.more.size)} {_limit(then.limit)}: {speed}"
+        speed = speed_words(then.stream_tokens_per_second, then.decode_tokens_per_second, found.more.plan.policy.batch)
+        yield "more memory", f"with {human_bytes(found.more.size)} {limit_words(then.limit)}: {speed}"
     if found.another is not None:
         how = (
             "the model is still read from disk in part"
             if any(stage.memory for stage in found.another.stages)
             else "all weights are in memory"
         )
-        speed = f"about {_tokens(found.another.tokens_per_second)} tokens/s for {found.another.slots} at once"
+        speed = f"about {rate_words(found.another.tokens_per_second)} tokens/s for {found.another.slots} at once"
         yield "another node", f"with a second machine like this one {how}: {speed}"
     yield "measured", found.measured
 
@@ -157,18 +158,3 @@ def _held(found: StreamedPlan) -> tuple[float, float | None]:
 def _kv(found: StreamedPlan) -> int:
     work = found.workload
     return found.plan.policy.batch * sum(layer.kv_read(work.prompt + work.answer) for layer in found.model.layers)
-
-
-def _limit(name: str) -> str:
-    return {"disk": "the disk is the limit", "memory": "memory is the limit", "processor": "the processor is the limit"}.get(
-        name, f"the {name} is the limit"
-    )
-
-
-def _speed(one: float, batch: float, size: int) -> str:
-    together = f", {_tokens(batch)} for {size} at once" if size > 1 else ""
-    return f"about {_tokens(one)} tokens/s for one stream{together}"
-
-
-def _tokens(speed: float) -> str:
-    return f"{speed:.0f}" if speed >= 10 else f"{speed:.1f}"

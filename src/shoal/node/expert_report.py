@@ -1,5 +1,5 @@
-"""What a node tells the head about the rows that its experts computed, and how they came to be in memory: only what came since it last told it. So the head has only to
-add, whatever moves, restarts or comes back."""
+"""What a node tells the head about the rows that its experts computed, and how they came to be in memory: only what came since it last
+told it. So the head has only to add, whatever moves, restarts or comes back."""
 
 from __future__ import annotations
 
