@@ -5,7 +5,7 @@
 
 The profile is that of `shoal doctor --measure` unless one is named; it must have been measured with as many threads. Steps run through a
 stage as a node runs it, with random tokens. What the computing thread waits for a processor that another program has is taken off, and
-rounds count in which others took little of processors and disks, or least, if that does not happen.
+rounds count in which processor and disk were as fast as their profile says, or nearest to it, if that does not happen.
 With --policies: whether the batch that the search chooses for some memory gives what the best of all batches gives.
 """
 
@@ -22,13 +22,13 @@ import msgspec
 import numpy as np
 
 from benchmarks import peers, random_moe, ratios
-from benchmarks.other_reads import OtherReads
+from benchmarks.pace import Pace
 from benchmarks.report import processor
 from shoal.config import KvType, Precision, RuntimeName
 from shoal.executor.cost import model_cost
 from shoal.executor.hardware_files import read_hardware
 from shoal.executor.machine_profile import remembered
-from shoal.executor.other_load import OtherLoad, ThreadClock
+from shoal.executor.other_load import ThreadClock
 from shoal.executor.packed_layers import PackedLayers
 from shoal.executor.runtimes import factory
 from shoal.executor.shard import Shard
@@ -51,10 +51,10 @@ from tests.support import upcycled
 _DENSE = "smollm2-135m"
 _STEPS = 64
 """Positions after the context that are measured at most before the last is measured again."""
-_SECONDS, _ROUND_SECONDS, _ROUNDS, _PATIENCE = 3.0, 0.12, 4, 16.0
-"""Of a setting, at least; of a round; quiet rounds that are waited for, and how long."""
-_BUSY, _READING = 0.6, 150e6
-"""A round is quiet with less than that of the processors, and of bytes per second from disks, in the hands of others."""
+_SECONDS, _ROUND_SECONDS, _ROUNDS, _PATIENCE = 3.0, 0.12, 4, 30.0
+"""Of a setting, at least; of a round; steady rounds that are waited for, and how long."""
+_STEADY = 0.1
+"""What processor and disk may be off their profile in a steady round, before and after it."""
 MODELS: dict[str, Callable[[], Path]] = {
     "dense": lambda: pull(_DENSE),
     "small": lambda: peers.quantised(upcycled.mixtral(pull(_DENSE), "perturbed"), "Q4_0"),
@@ -91,14 +91,13 @@ SETTINGS: dict[str, list[Setting]] = {
 @dataclass(frozen=True)
 class Taken:
     seconds: float
-    others: float
-    """The part of the processors that other programs took meanwhile."""
-    reads: float
-    """Bytes per second that they read from disks."""
+    processor: float
+    """Its speed meanwhile, of what the profile says."""
+    disk: float
 
     @property
-    def quiet(self) -> bool:
-        return self.others < _BUSY and self.reads < _READING
+    def steady(self) -> bool:
+        return max(abs(self.processor - 1), abs(self.disk - 1)) < _STEADY
 
 
 class Times(msgspec.Struct):
@@ -109,7 +108,8 @@ class Times(msgspec.Struct):
 class Subject:
     """A model that is held or streamed on this machine."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, hardware: Hardware) -> None:
+        self._path, self._hardware = path, hardware
         self.weights = open_weights(path)
         self.threads, self._layers = threads, range(len(self.weights.spec.layers))
         self.cost = model_cost(self.weights.spec, self.weights, Precision.AUTO, KvType.BF16, 32)
@@ -151,7 +151,7 @@ class Subject:
         return self._rng.integers(5, self.weights.spec.vocabulary, count).tolist()
 
     def step_seconds(self, setting: Setting, seconds: float = _SECONDS) -> Taken:
-        """The median of decode steps, of the rounds in which others took least."""
+        """The median of decode steps, of the rounds in which the machine was as its profile says."""
         per = -(-(setting.context + _STEPS) // BLOCK_TOKENS)
         stage = self.enter(setting.share, setting.batch * per)
         first, position, step = self._next, 0, 0
@@ -173,15 +173,20 @@ class Subject:
             run()
         rounds: list[Taken] = []
         end, patience = perf_counter() + seconds, perf_counter() + _PATIENCE
-        while perf_counter() < end or (sum(found.quiet for found in rounds) < _ROUNDS and perf_counter() < patience):
-            others, reads, until, times = OtherLoad(), OtherReads(), perf_counter() + _ROUND_SECONDS, [run()]
+        pace = Pace(self._hardware, self.threads, self._path if setting.share < 1 else None)
+        now = pace.both()
+        while perf_counter() < end or (sum(found.steady for found in rounds) < _ROUNDS and perf_counter() < patience):
+            run()  # the threads are awake again
+            until, times, before = perf_counter() + _ROUND_SECONDS, [run()], now
             while perf_counter() < until:
                 times.append(run())
-            rounds.append(Taken(median(times), others.share() or 0.0, reads.rate()))
+            now = pace.both()
+            rounds.append(Taken(median(times), *(min(a, b) for a, b in zip(before, now, strict=True))))
+        pace.close()
         stage.run(StepPlan(step, [], [first + i for i in range(setting.batch)], [], [], []), None)
-        rounds.sort(key=lambda found: found.others / _BUSY + found.reads / _READING)
-        best = [found for found in rounds if found.quiet] or rounds[: max(len(rounds) // 8, 1)]
-        return Taken(*(median(values) for values in zip(*((r.seconds, r.others, r.reads) for r in best), strict=True)))
+        rounds.sort(key=lambda found: abs(found.processor - 1) + abs(found.disk - 1))
+        best = [found for found in rounds if found.steady] or rounds[: max(len(rounds) // 8, 1)]
+        return Taken(*(median(values) for values in zip(*((r.seconds, r.processor, r.disk) for r in best), strict=True)))
 
 
 _GREEDY = SamplingParams(temperature=0.0)
@@ -214,12 +219,12 @@ def predicted(cost: ModelCost, hardware: Hardware, setting: Setting) -> StepTime
     return Steps(cost, hardware, Workload(setting.context, 1, setting.batch)).decode(policy)
 
 
-def measured(names: Sequence[str], threads: int, times: Path | None) -> Iterator[tuple[str, ModelCost, Setting, Taken]]:
+def measured(names: Sequence[str], hardware: Hardware, threads: int, times: Path | None) -> Iterator[tuple[str, ModelCost, Setting, Taken]]:
     """times: a file of an earlier run, whose times are taken instead; if it is not there, it is written."""
     known = msgspec.json.decode(times.read_bytes(), type=Times) if times and times.exists() else None
     found = known or Times()
     for name in names:
-        subject = Subject(MODELS[name](), threads)
+        subject = Subject(MODELS[name](), threads, hardware)
         if known is None:
             found.popularity[name] = subject.popularity()
             found.taken[name] = [(setting, subject.step_seconds(setting)) for setting in SETTINGS[name]]
@@ -232,20 +237,24 @@ def measured(names: Sequence[str], threads: int, times: Path | None) -> Iterator
 
 
 def predictions(names: Sequence[str], hardware: Hardware, threads: int, times: Path | None, plot: Path | None) -> None:
-    points, quiet = list[ratios.Point](), list[ratios.Point]()
-    print("| model | in memory | rows | context | predicted ms | measured ms | predicted / measured | limit | others | their reads MB/s |")
+    points, steady = list[ratios.Point](), list[ratios.Point]()
+    print(
+        "| model | in memory | rows | context | predicted ms | measured ms | predicted / measured | limit | processor, of its profile | disk |"
+    )
     print("|---|---|---|---|---|---|---|---|---|---|")
-    for name, cost, setting, taken in measured(names, threads, times):
+    for name, cost, setting, taken in measured(names, hardware, threads, times):
         told = predicted(cost, hardware, setting)
         points.append(ratios.Point(name, setting.share, told.seconds, taken.seconds))
-        quiet += points[-1:] if taken.quiet else []
+        steady += points[-1:] if taken.steady else []
         print(
             f"| {name} | {setting.share:.0%} | {setting.batch} | {setting.context} | {told.seconds * 1e3:.2f} | {taken.seconds * 1e3:.2f} "
-            f"| {told.seconds / taken.seconds:.2f} | {told.limit} | {taken.others:.0%} | {taken.reads / 1e6:.0f} |",
+            f"| {told.seconds / taken.seconds:.2f} | {told.limit} | {taken.processor:.2f} | {taken.disk:.2f} |",
             flush=True,
         )
-    if quiet and len(quiet) < len(points):
-        print(f"\nof the {len(quiet)} steps while others took little the median of |ratio - 1| is {ratios.error(quiet):.1%}")
+    if steady and len(steady) < len(points):
+        print(
+            f"\nof the {len(steady)} steps in which the machine was as its profile says the median of |ratio - 1| is {ratios.error(steady):.1%}"
+        )
     for what, some in (("held", [p for p in points if p.share >= 1]), ("streamed", [p for p in points if p.share < 1])):
         if some:
             print(f"\n{len(some)} steps of models that are {what}: {ratios.error(some):.1%}")
@@ -256,7 +265,7 @@ def predictions(names: Sequence[str], hardware: Hardware, threads: int, times: P
 
 def policies(hardware: Hardware, threads: int, streams: int = 32) -> None:
     """Measures every batch at some sizes of memory, of which a larger batch leaves less for weights."""
-    subject = Subject(MODELS["small"](), threads)
+    subject = Subject(MODELS["small"](), threads, hardware)
     cost = popular(subject.cost, subject.popularity())
     sizes, work = (1, 2, 4, 8, 16, streams), Workload(128, 128, streams)
     print("| memory | tokens/s with " + " | ".join(f"{size} rows" for size in sizes) + " | chosen | of the best |")

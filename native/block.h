@@ -66,7 +66,7 @@ class Member {
   Member(Team& team, Share* shares, int id, bool few) : id(id), team_(team), next_(shares), few_(few) {}
 
   int threads() const { return team_.size(); }
-  void barrier() { team_.barrier(); }
+  void barrier() { team_.barrier(id); }
   // f(i) for a part of [0, count); the other members do the rest.
   template <class F>
   void each(int64_t count, int64_t chunk, F&& f) {

@@ -27,12 +27,17 @@ class Team {
   void run(const std::function<void(int)>& body);
 
   // Every member of the running body waits here for all others.
-  void barrier();
+  void barrier(int member);
 
  private:
   void work(int member);
 
+  // A member that has slept leaves a processor on which another one runs. The system often wakes both on one, and moves one of them away
+  // only some 25 ms later, which is several steps.
+  void part(int member);
+
   int size_;
+  std::vector<std::atomic<int>> places_;  // by member: the processor on which it was last
   std::vector<std::thread> threads_;
   std::mutex mutex_;
   std::condition_variable wake_;

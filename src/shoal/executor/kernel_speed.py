@@ -50,7 +50,7 @@ class _Shape:
         return self.hidden * 2 * (self.heads + self.kv) * self.dim + 3 * self.hidden * self.width
 
 
-_SMALL = _Shape(512, 1536, 8, 2, 64)
+SMALL = _Shape(512, 1536, 8, 2, 64)
 """2 MB in 4 bits, 13 in fp32."""
 _TINY = _Shape(64, 32, 1, 1, 64)
 
@@ -70,18 +70,18 @@ class ProcessorSpeed:
 
 def kernel_speed(threads: int, isa: str = "", seconds: float = 5.0) -> ProcessorSpeed:
     """Needs the kernels. seconds: about how long it takes."""
-    made = _Calls(threads, isa)
-    layers = {kind: made.layer(_SMALL, kind) for kind in _STORED}
-    arithmetic = {(kind, rows): made.forward(_SMALL, [layer] * _TOGETHER, rows) for kind, layer in layers.items() for rows in _ROWS}
+    made = KernelCalls(threads, isa)
+    layers = {kind: made.layer(SMALL, kind) for kind in _STORED}
+    arithmetic = {(kind, rows): made.forward(SMALL, [layer] * _TOGETHER, rows) for kind, layer in layers.items() for rows in _ROWS}
     attention = {(sharing, at): made.attend(*shape, at) for sharing, shape in _SHARING.items() for at in (0, _CONTEXT)}
-    apart, tiny = [made.layer(_SMALL, "q4") for _ in range(_APART)], made.layer(_TINY, "q4")
-    weights = {(apart is read, rows): made.forward(_SMALL, read, rows) for read in ([apart[0]] * _APART, apart) for rows in _READING_ROWS}
+    apart, tiny = [made.layer(SMALL, "q4") for _ in range(_APART)], made.layer(_TINY, "q4")
+    weights = {(apart is read, rows): made.forward(SMALL, read, rows) for read in ([apart[0]] * _APART, apart) for rows in _READING_ROWS}
     keys = {("keys", far): made.attend_many(far) for far in (False, True)}
     small = {"tiny": made.forward(_TINY, [tiny] * _APART, 1)}
     times: dict[Any, float] = fast_seconds({**arithmetic, **attention, **weights, **keys, **small}, seconds)
     found: dict[str, Points] = {}
     for kind, rows in arithmetic:
-        operations = 2 * rows * _TOGETHER * _SMALL.parameters
+        operations = 2 * rows * _TOGETHER * SMALL.parameters
         found.setdefault(kind, []).append((rows, operations / times[kind, rows]))
     for sharing in _SHARING:  # what rows cost that attend to next to nothing is not attention
         operations = 4 * sharing * _HEADS * _VALUES * _CONTEXT
@@ -99,7 +99,9 @@ def _more(less: float, all: float) -> float:
     return max(all - less, all / 10)
 
 
-class _Calls:
+class KernelCalls:
+    """Makes calls of the kernels, to be timed."""
+
     def __init__(self, threads: int, isa: str) -> None:
         module = kernels()
         assert module is not None, "without the kernels there is nothing to measure"
