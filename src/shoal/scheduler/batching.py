@@ -1,39 +1,50 @@
-"""Prompts of unequal lengths in micro-batches that take about equally long, without padding.
+"""Streams of unequal contexts in steps that take about equally long, without padding.
 
-After Algorithm 2 of MoE-Lightning (arXiv 2411.11217), which forgets micro-batches that are not full at the end, and lets a request
-wait if the micro-batch with the fewest tokens cannot hold it, though another could.
+With S stages the streams are spread over S steps, which follow each other through the pipeline: the longest of them is what every stage
+waits for. So streams are spread by what their rows cost, not by their number. This is Algorithm 2 of MoE-Lightning (arXiv 2411.11217)
+without its two faults: it forgets micro-batches that are not full at the end, and lets a request wait if the micro-batch with the fewest
+tokens cannot hold it, though another could. Here no step has room of its own that could be lacking: KV blocks are one pool for all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from heapq import heapify, heapreplace
 
 
-class Batching(NamedTuple):
-    """Requests by their places in what was given; each is in one of the lists."""
+def spread(weights: Iterable[float], groups: int) -> list[list[float]]:
+    """Each weight in one of so many groups, the largest first, each into the group that has least so far."""
+    made: list[list[float]] = [[] for _ in range(groups)]
+    sums = [(0.0, group) for group in range(groups)]
+    heapify(sums)
+    for weight in sorted(weights, reverse=True):
+        least, group = sums[0]
+        made[group].append(weight)
+        heapreplace(sums, (least + weight, group))
+    return made
 
-    batches: list[list[int]]
-    """None is empty."""
-    waiting: list[int]
-    """No batch can hold these; the longest first."""
 
+@dataclass(frozen=True)
+class Share:
+    """What a step takes of the streams, so that all steps in flight take about as long."""
 
-def batched(lengths: Sequence[int], batches: int, most: int, tokens: int, growth: int) -> Batching:
-    """The longest request first, each into the batch that has the fewest prompt tokens of those that can hold it.
+    weight: Callable[[int], float]
+    """Of a row, by the tokens of its sequence."""
+    most: float
+    """The weight of the heaviest step, if they are spread well."""
+    least_row: float
 
-    lengths: tokens of each prompt. most: requests in a batch. tokens: whose keys and values there is room for, in each batch. growth:
-    tokens that each request may still add to its prompt.
-    """
-    made: list[list[int]] = [[] for _ in range(batches)]
-    filled = [0] * batches
-    waiting: list[int] = []
-    for request in sorted(range(len(lengths)), key=lambda request: (-lengths[request], request)):
-        fit = [i for i in range(batches) if len(made[i]) < most and filled[i] + lengths[request] + growth * (len(made[i]) + 1) <= tokens]
-        if not fit:
-            waiting.append(request)
-            continue
-        least = min(fit, key=filled.__getitem__)
-        made[least].append(request)
-        filled[least] += lengths[request]
-    return Batching([batch for batch in made if batch], waiting)
+    @classmethod
+    def of(cls, lengths: Sequence[int], steps: int, weight: Callable[[int], float]) -> Share:
+        """lengths: tokens of each stream."""
+        weights = [weight(length) for length in lengths]
+        most = sum(weights) if steps == 1 else max(map(sum, spread(weights, steps)))
+        return cls(weight, most, min(weights, default=0.0))
+
+    def filled(self, weight: float) -> bool:
+        return weight > self.most * (1 - 1e-9)
+
+    def holds(self, weight: float) -> bool:
+        """Whether a step may have so much. One light row too many is better than one that is left over."""
+        return weight < self.most + self.least_row * (1 - 1e-6)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from shoal.scheduler.batching import Share
 from shoal.scheduler.sequence import Sequence
 
 _DRAW_LEAD, _PROMPT_LEAD = 8, 64
@@ -11,29 +12,38 @@ _DRAW_LEAD, _PROMPT_LEAD = 8, 64
 _TOTALS = 32  # most sums of hidden states in one result: 2 MiB with hidden states 8,192 wide
 
 
-def share(running: list[Sequence], depth: int) -> int:
-    """Samples per step if all streams are spread evenly over the stages."""
-    return -(-sum(1 for s in running if s.active) // depth)
+def share(running: list[Sequence], depth: int, weight: Callable[[int], float]) -> Share:
+    """What each of `depth` steps takes of the streams. weight: of a row, by the tokens of its sequence."""
+    return Share.of([len(s.tokens) for s in running if s.active], depth, weight)
 
 
-def too_few(running: list[Sequence], depth: int) -> bool:
+def too_few(running: list[Sequence], share: Share) -> bool:
     """Whether a step is better delayed when every stage already has one: no prompt can go on, and fewer samples are ready than a step's
     share because the others are on their way. Streams that arrive one by one thus come to share steps, whose weights are read once for
     all of them."""
     if any(not s.awaiting and not s.decoding and s.pending > 0 for s in running):
         return False
-    return sum(1 for s in running if s.decoding) < share(running, depth)
+    return not share.filled(sum(share.weight(len(s.tokens)) for s in running if s.decoding))
 
 
-def candidates(running: list[Sequence], depth: int) -> Iterator[tuple[Sequence, float]]:
+def _samples(running: list[Sequence], share: Share) -> Iterator[Sequence]:
+    """Those that waited longest first, but none that makes a step much heavier than the others while a lighter one is there."""
+    total = 0.0
+    for sequence in sorted((s for s in running if s.decoding), key=lambda s: s.last_step + _DRAW_LEAD * s.standing):
+        weight = share.weight(len(sequence.tokens))
+        if not total or share.holds(total + weight):
+            total += weight
+            yield sequence
+
+
+def candidates(running: list[Sequence], share: Share) -> Iterator[tuple[Sequence, float]]:
     """The sequences that can move: samples that waited longest first, then prompts, oldest first. With each comes the share of what is
     left of the step that it may take.
 
     A higher class counts as having waited, or arrived, some steps longer. If the oldest prompt is not the shortest of its class, the
     shortest goes first and takes up to half. So a short prompt does not wait for all those ahead of it, and the oldest always goes on.
     """
-    decoding = sorted((s for s in running if s.decoding), key=lambda s: s.last_step + _DRAW_LEAD * s.standing)
-    for sequence in decoding[: share(running, depth)]:
+    for sequence in _samples(running, share):
         yield sequence, 1.0
     prompts = [s for s in running if not s.awaiting and not s.decoding and s.pending > 0]
     prompts.sort(key=lambda s: s.entered[0] + _PROMPT_LEAD * s.standing)

@@ -100,6 +100,12 @@ class Learned:
     def streams(self) -> bool:
         return self._experts is not None
 
+    @property
+    def context_share(self) -> float:
+        """What a token of its context adds to a row, as a share of the row."""
+        _, row, context, logits, _ = self._terms
+        return context / max(row + logits, _NOTHING)
+
     def _amounts(self, load: StepLoad) -> tuple[float, ...]:
         return 1, load.rows, load.context, load.logits, self._experts.touched(load.rows) if self._experts else 0.0
 
@@ -133,6 +139,10 @@ class StepCost:
         """
         seconds = [stage.seconds(load) for stage in self._stages]
         return max((len(seconds) + 1) * max(seconds), sum(seconds) + self._ways.seconds(StepLoad(load.rows)))
+
+    def weight(self, length: int) -> float:
+        """Of a row of a sequence with so many tokens, where one of none has 1: at the stage where they cost most."""
+        return 1 + length * max(stage.context_share for stage in self._stages)
 
     def one_pass(self, rows: int) -> float:
         """Seconds that a stream waits for a prompt's chunk of so many rows, which reads all streamed experts once; 0 if nothing streams.

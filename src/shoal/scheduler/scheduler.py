@@ -25,7 +25,7 @@ from shoal.request import MAX_ALTERNATIVES, FinishReason, Priority, Request, Req
 from shoal.scheduler.admission import Admission
 from shoal.scheduler.blocks import BlockPool
 from shoal.scheduler.budget import StepBudget
-from shoal.scheduler.candidates import candidates, too_few
+from shoal.scheduler.candidates import candidates, share, too_few
 from shoal.scheduler.cost import StepCost, StepLoad
 from shoal.scheduler.limits import Counters, Limits
 from shoal.scheduler.plan import Chunk, Opened, PromptQuery, Sampled, StepPlan, StepResult
@@ -50,6 +50,10 @@ class _Step:
 
     sent: list[_Sent]
     load: StepLoad
+
+
+def _alike(length: int) -> float:
+    return 1.0
 
 
 class Scheduler:
@@ -226,16 +230,16 @@ class Scheduler:
     def _schedule(self) -> StepPlan | None:
         self._admission.admit(self._next_step)
         limits, running = self.limits, self.slots.running
-        if len(self._flight) >= limits.depth and not self.apart and not self._closed and too_few(running, limits.depth):
+        streams = share(running, limits.depth, self.cost.weight if self.cost is not None else _alike)
+        if len(self._flight) >= limits.depth and not self.apart and not self._closed and too_few(running, streams):
             return None
         self.slots.provide_short()
         chunks: list[Chunk] = []
         opened: list[Opened] = []
         sent: list[_Sent] = []
-        streams = any(s.active for s in running)
         flying = (step.load for step in self._flight.values())
-        budget = StepBudget(limits.step_tokens, limits.chunk, self.cost, limits.wait, streams, flying)
-        offered: Iterable[tuple[Sequence, float]] = candidates(running, limits.depth)
+        budget = StepBudget(limits.step_tokens, limits.chunk, self.cost, limits.wait, any(s.active for s in running), flying)
+        offered: Iterable[tuple[Sequence, float]] = candidates(running, streams)
         if self._held_up:
             offered = sorted(offered, key=lambda candidate: candidate[0].request.id not in self.apart)
             self._held_up = False
