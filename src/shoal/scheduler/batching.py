@@ -26,7 +26,7 @@ def spread(weights: Iterable[float], groups: int) -> list[list[float]]:
 
 
 @dataclass(frozen=True)
-class Share:
+class StepShare:
     """What a step takes of the streams, so that all steps in flight take about as long."""
 
     weight: Callable[[int], float]
@@ -36,7 +36,7 @@ class Share:
     least_row: float
 
     @classmethod
-    def of(cls, lengths: Sequence[int], steps: int, weight: Callable[[int], float]) -> Share:
+    def of(cls, lengths: Sequence[int], steps: int, weight: Callable[[int], float]) -> StepShare:
         """lengths: tokens of each stream."""
         weights = [weight(length) for length in lengths]
         most = sum(weights) if steps == 1 else max(map(sum, spread(weights, steps)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from shoal.scheduler.batching import Share
+from shoal.scheduler.batching import StepShare
 from shoal.scheduler.sequence import Sequence
 
 _DRAW_LEAD, _PROMPT_LEAD = 8, 64
@@ -12,12 +12,12 @@ _DRAW_LEAD, _PROMPT_LEAD = 8, 64
 _TOTALS = 32  # most sums of hidden states in one result: 2 MiB with hidden states 8,192 wide
 
 
-def share(running: list[Sequence], depth: int, weight: Callable[[int], float]) -> Share:
+def share(running: list[Sequence], depth: int, weight: Callable[[int], float]) -> StepShare:
     """What each of `depth` steps takes of the streams. weight: of a row, by the tokens of its sequence."""
-    return Share.of([len(s.tokens) for s in running if s.active], depth, weight)
+    return StepShare.of([len(s.tokens) for s in running if s.active], depth, weight)
 
 
-def too_few(running: list[Sequence], share: Share) -> bool:
+def too_few(running: list[Sequence], share: StepShare) -> bool:
     """Whether a step is better delayed when every stage already has one: no prompt can go on, and fewer samples are ready than a step's
     share because the others are on their way. Streams that arrive one by one thus come to share steps, whose weights are read once for
     all of them."""
@@ -26,7 +26,7 @@ def too_few(running: list[Sequence], share: Share) -> bool:
     return not share.filled(sum(share.weight(len(s.tokens)) for s in running if s.decoding))
 
 
-def _samples(running: list[Sequence], share: Share) -> Iterator[Sequence]:
+def _samples(running: list[Sequence], share: StepShare) -> Iterator[Sequence]:
     """Those that waited longest first, but none that makes a step much heavier than the others while a lighter one is there."""
     total = 0.0
     for sequence in sorted((s for s in running if s.decoding), key=lambda s: s.last_step + _DRAW_LEAD * s.standing):
@@ -36,7 +36,7 @@ def _samples(running: list[Sequence], share: Share) -> Iterator[Sequence]:
             yield sequence
 
 
-def candidates(running: list[Sequence], share: Share) -> Iterator[tuple[Sequence, float]]:
+def candidates(running: list[Sequence], share: StepShare) -> Iterator[tuple[Sequence, float]]:
     """The sequences that can move: samples that waited longest first, then prompts, oldest first. With each comes the share of what is
     left of the step that it may take.
 
