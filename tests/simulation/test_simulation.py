@@ -20,7 +20,7 @@ from shoal.scheduler.cost import Learned
 from shoal.scheduler.scheduler import Scheduler
 from shoal.testing.clock import Deadlock, SimulatedLoop
 from shoal.testing.rush import Rush
-from shoal.testing.scenario import Broken, Scenario
+from shoal.testing.scenario import Broken, Scenario, disks_of
 from shoal.testing.simulate import play, play_all
 
 SEEDS = int(os.environ.get("SHOAL_SEEDS", "300"))  # `make simulate` plays more
@@ -42,6 +42,16 @@ def test_no_seed_breaks_an_invariant():
     assert sum(o.tokens for o in outcomes) > 20 * SEEDS
     assert sum(o.waits for o in outcomes) > SEEDS
     assert sum(o.faults for o in outcomes) > SEEDS / 10
+
+
+@pytest.mark.slow
+def test_weights_that_come_late_or_not_at_all_cost_time_and_no_token():
+    with_disks = [Scenario(seed) for seed in range(260) if disks_of(seed) is not None]
+    for scenario in with_disks:
+        scenario.run()  # raises Broken for a token that is wrong, and for a request that ends early or never
+    disks = [node.disk for scenario in with_disks for node in scenario._nodes if node.disk is not None]
+    assert sum(disk.steps > 0 for disk in disks) > 20
+    assert sum(disk.failed for disk in disks) > 10
 
 
 @pytest.mark.slow

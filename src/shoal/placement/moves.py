@@ -8,9 +8,10 @@ refilling lost keys and values), and how much slower it will be over the next mi
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from shoal.errors import CapacityError
+from shoal.errors import CapacityError, NotEnoughMemory
 from shoal.placement.cost import ModelCost
 from shoal.placement.partition import Costs, Order, Placement, place, placed, split
 from shoal.placement.profile import Demand, LinkSpeeds, NodeProfile
@@ -64,11 +65,19 @@ class Moves:
         most = max(1, min(nodes - self.spares, len(self.model.layers)))
         return (most if self.spread else 1), most
 
+    def _placed(self, nodes: Sequence[NodeProfile], demand: Demand) -> Placement:
+        """If it cannot be that every node gets a layer, because one is too small for any, over as many as can. Raises CapacityError."""
+        least, most = self._bounds(len(nodes))
+        for stages in range(least, 1, -1):
+            with suppress(NotEnoughMemory):
+                return place(nodes, self.links, self.model, demand, stages, most)
+        return place(nodes, self.links, self.model, demand, 1, most)
+
     def first(self, nodes: Sequence[NodeProfile], residencies: Mapping[str, Residency]) -> Placement:
         """A placement for a model that is not served yet. Raises CapacityError."""
         least, most = self._bounds(len(nodes))
-        best = place(nodes, self.links, self.model, self.demand, least, most)
-        held = self._as_held(nodes, residencies, best.kv_tokens)
+        best = self._placed(nodes, self.demand)
+        least, held = min(least, len(best.stages)), self._as_held(nodes, residencies, best.kv_tokens)
         if held is not None and least <= len(held.stages) <= most and held.tokens_per_second >= _AS_HELD * best.tokens_per_second:
             return held
         return best
@@ -106,9 +115,8 @@ class Moves:
         if not found and self.spares:  # using a spare now is what spares are for
             found = replace(self, spares=0)._anew(nodes, old.kv_tokens)
         if not found:
-            least, most = self._bounds(len(nodes))
             try:
-                return place(nodes, self.links, self.model, self.demand, least, most)
+                return self._placed(nodes, self.demand)
             except CapacityError:
                 if not self.spares:
                     raise
@@ -153,10 +161,9 @@ class Moves:
         return placed(order, list(bounds), costs, self.links, self.demand, kv_tokens)
 
     def _anew(self, nodes: Sequence[NodeProfile], kv_tokens: int) -> list[Placement]:
-        least, most = self._bounds(len(nodes))
         demand = Demand(self.demand.slots, kv_tokens, kv_tokens, self.demand.context)
         try:
-            return [place(nodes, self.links, self.model, demand, least, most)]
+            return [self._placed(nodes, demand)]
         except CapacityError:
             return []
 

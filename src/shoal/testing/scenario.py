@@ -28,12 +28,19 @@ from shoal.testing import toy
 from shoal.testing.clock import Deadlock, SimulatedLoop
 from shoal.testing.network import Host, Network, SimWorld
 
+_WITH_DISKS = 0.3  # of the seeds
 _TROUBLE = 25.0  # simulated seconds during which things happen
 _BOUND = 4000.0  # simulated seconds after which a request that has not ended counts as stuck
 _JOURNALS = (JournalLimits(0, 0), JournalLimits(32 * 4 * 2, 0), JournalLimits(32 * 4, 32 * 4 * 2), JournalLimits(1 << 20, 0))
 _GRAMMARS = tuple(
     json.dumps({"grammars": [{"lark_grammar": f"start: /{pattern}/"}]}) for pattern in ("[a-f]{5,30}", "(ab|[g-m]{3}k)+x?", "(a[^a]*a){3}")
 )
+
+
+def disks_of(seed: int) -> Random | None:
+    """The chance of their reads, where nodes have less memory than the model needs and read the rest of it from disks."""
+    chance = Random(f"disks {seed}")
+    return chance if chance.random() < _WITH_DISKS else None
 
 
 class Broken(AssertionError):
@@ -73,6 +80,7 @@ class _Node:
     environment: SimWorld | None = None
     agent: Agent | None = None
     running: asyncio.Task[Any] | None = None
+    disk: toy.Disk | None = None
     models: list[toy.ToyModel] = dataclasses.field(default_factory=list[toy.ToyModel])
 
 
@@ -84,6 +92,8 @@ class Scenario:
         self.tokens = self.faults = 0
         self.layers = self.rng.randint(3, 7)
         self.seconds = toy.Seconds()
+        self.disks = disks_of(seed)
+        self.layer_bytes = toy.LAYER_BYTES if self.disks is None else 1 << 20  # units that are read fill pages
         self.network = Network(Random(self.rng.random()), self.say)
         self.coordinator: Coordinator | None = None
         self.counts = _Counts(self)
@@ -134,7 +144,9 @@ class Scenario:
             wait=1e6,
         )
         head = SimWorld(self.network, self.network.host("head"))
-        self.coordinator = coordinator = Coordinator(settings, Served("toy", "toy", toy.cost(self.layers), 160), head, self.counts)
+        self.coordinator = coordinator = Coordinator(
+            settings, Served("toy", "toy", toy.cost(self.layers, self.layer_bytes), 160), head, self.counts
+        )
         await coordinator.start()
         self._ambush(coordinator)
         for _ in range(rng.randint(2, 5)):
@@ -263,9 +275,17 @@ class Scenario:
     def _add_node(self, settings: HeadSettings, share: float = 0.0) -> None:
         """share: of the memory that the whole model needs."""
         rng = self.rng
-        whole = self.layers * (toy.LAYER_BYTES + toy.KV_BYTES * settings.engine.kv_tokens) + toy.LAYER_BYTES + 100
-        memory = int(whole * (share or rng.choice((0.45, 0.6, 0.8, 1.1))))
-        node = _Node(self.network.host(f"n{len(self._nodes)}"), memory, rng.uniform(0.5, 2) * 1e6, rng.choice(_JOURNALS))
+        whole = self.layers * (self.layer_bytes + toy.KV_BYTES * settings.engine.kv_tokens) + self.layer_bytes + 100
+        memory, disk = int(whole * (share or rng.choice((0.45, 0.6, 0.8, 1.1)))), None
+        if self.disks is not None and not share:
+            memory, disk = memory // 2, toy.Disk(Random(self.disks.random()), self.layer_bytes)
+        node = _Node(
+            self.network.host(f"n{len(self._nodes)}"),
+            memory,
+            rng.uniform(0.5, 2) * 1000 * self.layer_bytes,
+            rng.choice(_JOURNALS),
+            disk=disk,
+        )
         self._nodes.append(node)
         self._start(node)
 
@@ -275,11 +295,18 @@ class Scenario:
         node.environment = environment = SimWorld(self.network, node.host)
 
         def make(order: control.Load) -> toy.ToyModel:
-            node.models.append(toy.ToyModel(self.layers, node.journals, self.seconds, environment.spend))
+            node.models.append(toy.ToyModel(self.layers, node.journals, self.seconds, environment.spend, node.disk))
             return node.models[-1]
 
         name = node.host.name
-        node.agent = Agent(NodeSettings(name=name, threads=1), "head:7420", environment, make, Speed(node.speed, node.speed), node.memory)
+        node.agent = Agent(
+            NodeSettings(name=name, threads=1),
+            "head:7420",
+            environment,
+            make,
+            Speed(node.speed, node.speed, node.speed / 10 if node.disk else 0.0),
+            node.memory,
+        )
         node.running = asyncio.get_running_loop().create_task(self._run(node, node.agent))
 
     async def _run(self, node: _Node, agent: Agent) -> None:
@@ -329,6 +356,8 @@ class Scenario:
                 network.join(node.host, other.host)
             network.thaw(node.host)
             node.host.slower = 1.0
+            if node.disk is not None:
+                node.disk.replaced()
             if node.running is None or node.running.done():
                 await self._kill(node)
                 self._start(node)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from random import Random
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ import numpy as np
 from llguidance import LLTokenizer, TokenizerWrapper
 
 from shoal.control import messages as control
+from shoal.errors import WeightsUnreadable
 from shoal.executor.base import Angles, BlockPart, Floats, Ints, Leases, StageBatch, StageOutput, WeightBlock
 from shoal.executor.constraint import Grammars
 from shoal.executor.journal import JournalLimits
@@ -46,8 +48,8 @@ def spec(layers: int) -> ModelSpec:
     return ModelSpec("toy", 1, VOCABULARY, 1e-6, 4096, True, (layer,) * layers)
 
 
-def cost(layers: int) -> ModelCost:
-    matrices = Matrices(LAYER_BYTES, 1000)
+def cost(layers: int, layer_bytes: int = LAYER_BYTES) -> ModelCost:
+    matrices = Matrices(layer_bytes, 1000)
     return ModelCost((LayerCost(matrices, KV_BYTES, attention=4),) * layers, matrices, activation_bytes=4, workspace=100)
 
 
@@ -187,18 +189,51 @@ def alone(request: Request, choice: int, layers: int) -> Iterator[int]:
         held.close()
 
 
-class _Entered:
-    """A stage of one epoch. It reports steps that it runs after another stage has replaced it. Its steps take simulated time."""
+class Disk:
+    """What a node reads weights from that do not fit into its memory: in simulated time, sometimes late, and sometimes not at all."""
 
-    def __init__(self, stage: StageExecutor, model: ToyModel) -> None:
+    def __init__(self, rng: Random, layer_bytes: int, seconds: float = 0.01, late: float = 0.05, failing: float = 0.02) -> None:
+        """layer_bytes: of each layer, and of the head. seconds: of a read. late: the share of the reads that take up to a hundred times as long. failing: of the steps in which one
+        fails."""
+        self.layer_bytes = layer_bytes
+        self._rng, self._seconds, self._late, self._failing = rng, seconds, late, failing
+        self.steps = self.failed = 0
+
+    def read(self, layers: int) -> float:
+        """Seconds until all of a step's reads have come, however they are ordered, eight at a time. Raises WeightsUnreadable."""
+        self.steps += 1
+        if self._rng.random() < self._failing:
+            self.failed += 1
+            raise WeightsUnreadable("a simulated disk", "nothing can be read")
+        times = [self._seconds * (self._rng.uniform(1, 100) if self._rng.random() < self._late else 1) for _ in range(layers)]
+        return max([*times, sum(times) / 8])
+
+    def replaced(self) -> None:
+        self._failing = 0.0
+
+
+class _Entered:
+    """A stage of one epoch. It reports steps that it runs after another stage has replaced it. Its steps take simulated time. disk: from
+    which layers come that are not in memory; None: all are."""
+
+    def __init__(self, stage: StageExecutor, model: ToyModel, disk: Disk | None = None, streamed: int = 0) -> None:
         self._stage, self._model = stage, model
+        self._disk, self._streamed, self._broken = disk, streamed, False
         self._last = stage.layers.stop == len(model.spec.layers)
         self.nbytes, self.runtime, self.hidden = stage.nbytes, stage.runtime, stage.hidden
 
     def run(self, plan: StepPlan, hidden: Floats | None) -> StageOutput:
         self._model.late += self._model.entered is not self
+        reading = 0.0
+        if self._disk is not None and plan.chunks:
+            assert not self._broken, "a stage ran on whose weights could not be read"
+            try:
+                reading = self._disk.read(self._streamed)
+            except WeightsUnreadable:
+                self._broken = True
+                raise
         out = self._stage.run(plan, hidden)
-        seconds = self._model.spend(self._model.seconds.of(plan, len(self._stage.layers), self._last))
+        seconds = self._model.spend(reading + self._model.seconds.of(plan, len(self._stage.layers), self._last))
         return replace(out, seconds=(0.0, seconds, 0.0))
 
 
@@ -222,9 +257,15 @@ class ToyModel:
     """A node's part of the toy model: the real shard."""
 
     def __init__(
-        self, layers: int, journals: JournalLimits, seconds: Seconds = Seconds(), spend: Callable[[float], float] = lambda seconds: seconds
+        self,
+        layers: int,
+        journals: JournalLimits,
+        seconds: Seconds = Seconds(),
+        spend: Callable[[float], float] = lambda seconds: seconds,
+        disk: Disk | None = None,
     ) -> None:
-        """spend: makes the step that just ran take about that long; returns how long it does take."""
+        """spend: makes the step that just ran take about that long; returns how long it does take. disk: None: nothing is streamed."""
+        self._disk = disk
         self.spec = spec(layers)
         self.seconds, self.spend = seconds, spend
         self.journals = journals
@@ -259,10 +300,16 @@ class ToyModel:
         self.shard.shed(wanted)
 
     def load(self, layers: range, streamed: bool = False) -> None:
-        self.shard.load(layers, self._weights, streamed)
+        assert not streamed or self._disk is not None, "weights are to come from a disk that is not there"
+        self.shard.load(layers, self._weights)
 
     def enter(self, layers: range, keep: range, blocks: int, memory: int = 0) -> _Entered:
-        self.entered = _Entered(self.shard.enter(layers, keep, blocks, memory), self)
+        stage, streamed = self.shard.enter(layers, keep, blocks), 0
+        if memory and self._disk is not None:
+            parts = len(layers) + (layers.stop == len(self.spec.layers))
+            streamed = parts - memory // self._disk.layer_bytes
+            assert streamed > 0, "what fits is not to be read again and again"
+        self.entered = _Entered(stage, self, self._disk if memory else None, streamed)
         return self.entered
 
     def rest(self) -> None:

@@ -229,6 +229,12 @@ def test_a_stage_that_turned_out_slow_is_relieved():
     assert {s.node: s.layers for s in better.stages}.get("b", 0) < 6
 
 
+def test_spread_leaves_out_a_node_that_is_too_small_for_any_layer():
+    moves = Moves(model(), DEMAND, spread=True)
+    nodes = [node("a"), node("b"), node("tiny", memory=1)]
+    assert {stage.node for stage in moves.first(nodes, {}).stages} == {"a", "b"}
+
+
 def test_spread_takes_every_node_in_whatever_it_costs():
     moves = Moves(model(), DEMAND, spread=True)
     now = dealt(moves, TWO, 3, 6)
