@@ -76,6 +76,8 @@ class ExpertSlots:
         self._most_guessed = min(READS, max(GUESSED // size, 1), slots // 4)
         self._guessed: set[Unit] = set()
         """Being read only because of a guess."""
+        self._kept: dict[int, set[int]] = {}
+        """By layer: experts that are not evicted while experts run in their order."""
         self._recall = 0.0
         """How much of what a visit needs the next one needs, too: of late, over all layers."""
 
@@ -101,26 +103,49 @@ class ExpertSlots:
         self._compare(layer, needed, len(hidden))
         self._learn(layer, needed)
         sure = self._recall >= GUESS_RECALL and not self._all_fit and len(hidden) > MOST_ROWS
-        slots = len(self._placed)
+        self._keep(layer, needed) if sure else self._keep_nothing()
+        slots = len(self._placed) - sum(len(kept) for of, kept in self._kept.items() if of != layer)
         for begin in range(0, len(needed), slots):
             experts = needed[begin : begin + slots]
             last = begin + len(experts) == len(needed)
-            visit = _Visit(layer, block, experts, begin, shared and last)
+            visit, over = _Visit(layer, block, experts, begin, shared and last), True
             try:
                 yield from self._in_order(visit, needed[begin + slots :]) if sure else self._as_they_come(visit, hidden if last else None)
+                over = last
             finally:
                 while visit.waiting and self._reader.outstanding:  # the step fails: the next one begins with nothing under way
                     with suppress(WeightsUnreadable):
                         self._collect(visit, self._reader.wait())
                 visit.give_up(experts)
-                self._early[layer].clear()
-                self._residency.done(layer)
+                self._early[layer].difference_update(experts if not over else self._early[layer])
+                self._residency.done(layer) if over else self._residency.release(layer, experts)  # what was read ahead is for the rest
 
     def _learn(self, layer: int, needed: Sequence[int]) -> None:
         twice = sorted(set(self._last.get(layer, ())).intersection(needed))
         if last := self._last.get(layer):
             self._recall = (self._recall + len(twice) / len(last)) / 2
         self._last[layer], self._twice[layer] = needed, twice
+
+    def _keep(self, layer: int, needed: Sequence[int]) -> None:
+        """Where every step needs nearly all experts, it does not matter to the hits which of them stay. So as many stay in each layer: then
+        the disk has as much to do for each, and is not idle in layers that are here as a whole. Those that run first stay."""
+        kept = self._kept.setdefault(layer, set())
+        wanted = (len(self._placed) - self._ahead) // len(self._layers)
+        for expert in kept.difference(needed):
+            kept.remove(expert)
+            self._residency.unpin(Unit(layer, expert))
+        for expert in needed:
+            if len(kept) >= wanted:
+                break
+            if expert not in kept:
+                kept.add(expert)
+                self._residency.pin(Unit(layer, expert))
+
+    def _keep_nothing(self) -> None:
+        for layer, experts in self._kept.items():
+            for expert in experts:
+                self._residency.unpin(Unit(layer, expert))
+        self._kept.clear()
 
     def _as_they_come(self, visit: _Visit, hidden: Floats | None) -> Generator[Wave]:
         """hidden: to guess by; None: nothing is guessed."""
@@ -163,7 +188,7 @@ class ExpertSlots:
     def _in_order(self, visit: _Visit, following: Sequence[int]) -> Generator[Wave]:
         """following: what the layer needs after this."""
         layer, experts = visit.layer, visit.experts
-        together = max(min(TOGETHER, len(self._placed) // 4), 1)
+        together = max(min(TOGETHER, self._ahead // 3), 1)  # the next ones are read meanwhile
         later = self._take(visit, self._residency.need(layer, experts, self._room(layer)))
         done = 0
         while done < len(experts):

@@ -136,12 +136,24 @@ def test_a_few_are_read_when_they_are_needed(everything: list[int]):
 
 def test_steps_that_need_everything_read_the_next_layer_before_it_is_reached(everything: list[int]):
     streamed = Slots(16, [12, 12, 12])
-    streamed.steps(2, 3, everything)
-    before = streamed.slots.tally.guessed
-    streamed.steps(1, 3, everything)
+    streamed.steps(4, 3, everything)
     tally = streamed.slots.tally
-    assert tally.guessed > before
-    assert tally.guessed_wasted == 0
+    guessed, wasted = tally.guessed, tally.guessed_wasted
+    streamed.steps(2, 3, everything)
+    assert tally.guessed > guessed + 12
+    assert tally.guessed_wasted == wasted
+
+
+def test_as_many_stay_in_each_layer_until_steps_need_less(everything: list[int]):
+    streamed = Slots(16, [12, 12, 12])
+    streamed.steps(4, 3, everything)
+    pages = [streamed.slots._residency.pages(layer) for layer in range(3)]
+    assert all(sum(slot >= 0 for slot in held) >= 4 for held in pages)
+    for expert in (1, 5, 9):  # nothing of what the visit before needed
+        streamed.visit(0, [expert])
+    assert not streamed.slots._kept
+    streamed.visit(0, everything)
+    assert all(slot >= 0 for slot in pages[0]), "one layer may have all places again"
 
 
 def test_each_expert_gives_up_its_place_when_it_has_run(everything: list[int]):
