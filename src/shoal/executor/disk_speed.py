@@ -10,6 +10,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 
 import numpy as np
@@ -24,8 +25,10 @@ from shoal.weights.slot_memory import SlotMemory
 READ = 2560 << 10
 """Bytes of a read: about an expert of a large model."""
 _DEPTH = 8
-_TURNS = 4
-"""Kinds of reads take turns; of each the fastest turn counts, in which others read least."""
+_TURNS = 5
+"""Kinds of reads take turns, and of each the median counts: a disk that others use, too, is seldom as fast as it can be."""
+_SAMPLE = 16 << 20
+"""Bytes of a file from which a sample of the speed is taken, at least."""
 _FILE, _SPARE = 320 << 20, 256 << 20
 _IN_MEMORY = ("tmpfs", "ramfs", "devtmpfs")
 
@@ -61,9 +64,20 @@ def disk_speed(folder: Path, seconds: float = 3.0) -> DiskSpeed:
     with _written(folder) as path, DirectFile(path) as file:
         kinds = ((READ, _DEPTH), (READ, 1), (READ // 10, _DEPTH))
         turns = [[_rate(file, size, depth, seconds / (_TURNS * len(kinds))) for size, depth in kinds] for _ in range(_TURNS)]
-        large, alone, small = (max(rates) for rates in zip(*turns, strict=True))
+        large, alone, small = (median(rates) for rates in zip(*turns, strict=True))
         checked = max(_checked(file) for _ in range(_TURNS))
         return DiskSpeed(large, max(READ / alone - READ / large, 0.0), small, alone, checked, file.direct)
+
+
+def sampled_disk(folder: Path, seconds: float = 0.2) -> float | None:
+    """Bytes per second of large reads, eight at a time, of the largest file that was packed there; None if there is none that is large
+    enough. Raises OSError, WeightsUnreadable."""
+    sizes = {path: path.stat().st_size for path in folder.glob("*/*.packed")}
+    largest = max(sizes, key=lambda path: sizes[path], default=None)
+    if largest is None or sizes[largest] < _SAMPLE:
+        return None
+    with DirectFile(largest) as file:
+        return _rate(file, READ, _DEPTH, seconds)
 
 
 def file_system(folder: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +32,8 @@ _SEQUENCES, _AT_ONCE = 96, 8
 """Of 1 MB of keys and values each, and how many a step reads."""
 _CONTEXT, _HEADS, _VALUES = 512, 4, 128
 """Of the attention: tokens, heads of keys, values of a head."""
-_KEYS = 2 * _CONTEXT * _HEADS * _VALUES * 2
-"""Bytes of keys and values of the context."""
+TOKEN = 2 * _HEADS * _VALUES * 2
+"""Bytes of a token's keys and values."""
 
 Layer = tuple["GroupedQuery", "Dense"]
 
@@ -89,7 +90,7 @@ def kernel_speed(threads: int, isa: str = "", seconds: float = 5.0) -> Processor
     nbytes = sum(part.nbytes for layer in apart for part in layer)
     reading: dict[str, Points] = {
         "weights": [(rows, nbytes / _more(times[False, rows], times[True, rows])) for rows in _READING_ROWS],
-        "attention": [(1, _AT_ONCE * _KEYS / _more(times["keys", False], times["keys", True]))],
+        "attention": [(1, _AT_ONCE * _CONTEXT * TOKEN / _more(times["keys", False], times["keys", True]))],
     }
     return ProcessorSpeed(nbytes / times[True, 1], times["tiny"] / _APART, reading, found)
 
@@ -153,20 +154,20 @@ class KernelCalls:
 
     def attend_many(self, far: bool) -> Callable[[], None]:
         """Attention of some sequences, one row each. far: whether every call reads others, which no cache holds then."""
+        calls = cycle(self.attend_steps(_SEQUENCES if far else 1, _AT_ONCE, _CONTEXT))
+        return lambda: next(calls)()
+
+    def attend_steps(self, sequences: int, rows: int, context: int) -> list[Callable[[], None]]:
+        """Attention of one row of each of `rows` sequences over a context, for one sequence after the other; if there are fewer sequences
+        than rows, rows share them."""
         heads = {"q_heads": 4 * _HEADS, "kv_heads": _HEADS, "key_dim": _VALUES, "value_dim": _VALUES}
         block = self._module.GroupedQuery(self._module.Around(), None, None, None, None, **heads, scale=_VALUES**-0.5)
         stage = self._module.Stage(_VALUES, self._threads, self._isa)
-        per = -(-(_CONTEXT + 1) // BLOCK_TOKENS)
-        pool = np.ones((_SEQUENCES * per if far else per, _HEADS * 2 * BLOCK_TOKENS * _VALUES * 2), np.uint8)
-        q, rows = 4 * _HEADS * _VALUES, _AT_ONCE
+        per = -(-(context + 1) // BLOCK_TOKENS)
+        pool = np.ones((sequences * per, _HEADS * 2 * BLOCK_TOKENS * _VALUES * 2), np.uint8)
+        q = 4 * _HEADS * _VALUES
         qkv, out = np.ones((rows, q + 2 * _HEADS * _VALUES), np.float32), np.zeros((rows, q), np.float32)
-        starts, positions = np.arange(rows + 1, dtype=np.int32), np.full(rows, _CONTEXT, np.int32)
+        starts, positions = np.arange(rows + 1, dtype=np.int32), np.full(rows, context, np.int32)
         every = np.arange(len(pool), dtype=np.int32).reshape(-1, per)
-        turns = cycle(
-            [np.ascontiguousarray(every[i : i + rows]) for i in range(0, len(every), rows)] if far else [np.repeat(every, rows, 0)]
-        )
-
-        def run() -> None:
-            stage.attend(block, qkv, starts, positions, next(turns), [], pool, True, out)
-
-        return run
+        tables = [np.ascontiguousarray(np.resize(every[i : i + rows], (rows, per))) for i in range(0, len(every), rows)]
+        return [partial(stage.attend, block, qkv, starts, positions, table, [], pool, True, out) for table in tables]

@@ -14,7 +14,8 @@ import structlog
 
 from shoal import allowance
 from shoal.config import NodeSettings, parse_bytes
-from shoal.errors import ConfigError
+from shoal.errors import ConfigError, WeightsUnreadable
+from shoal.executor.disk_speed import sampled_disk
 from shoal.executor.machine_profile import remembered
 from shoal.native import BLOCK_TOKENS, kernels
 from shoal.sizes import human_bytes
@@ -75,10 +76,23 @@ def _disk(folder: Path) -> float:
         log.warning("the profile of this machine is of no use", reason=str(unreadable))
         profile = None
     if profile is None or profile.measured.folder != str(folder) or not profile.hardware.links:
-        log.info("the speed of the disk is a guess; `shoal doctor --measure` measures it", folder=str(folder), bytes_per_second=_DISK)
-        return _DISK
+        return _sampled(folder)
     found = profile.hardware.links[0].bytes_per_second
     log.info("the speed of the disk is the one that was measured", folder=str(folder), bytes_per_second=found, on=profile.measured.on)
+    return found
+
+
+def _sampled(folder: Path) -> float:
+    """By reading a little of what was packed before, or else taken to be."""
+    try:
+        found = sampled_disk(folder)
+    except (OSError, WeightsUnreadable) as unreadable:
+        log.warning("the speed of the disk was not sampled", folder=str(folder), reason=str(unreadable))
+        found = None
+    if found is None:
+        log.info("the speed of the disk is a guess; `shoal doctor --measure` measures it", folder=str(folder), bytes_per_second=_DISK)
+        return _DISK
+    log.info("the speed of the disk was sampled; `shoal doctor --measure` measures it", folder=str(folder), bytes_per_second=round(found))
     return found
 
 

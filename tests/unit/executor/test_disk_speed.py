@@ -43,3 +43,14 @@ def test_a_full_disk_is_not_filled_further(tmp_path: Path, monkeypatch: pytest.M
 def test_the_innermost_mount_says_what_a_folder_is_on() -> None:
     assert file_system(Path("/proc/self")) == "proc"
     assert file_system(Path("/")) not in ("", "proc")
+
+
+def test_a_sample_is_taken_from_the_largest_packed_file(tmp_path: Path) -> None:
+    assert disk_speed.sampled_disk(tmp_path / "none") is None
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "layer-0000.packed").write_bytes(bytes(1 << 20))
+    assert disk_speed.sampled_disk(tmp_path) is None, "too small to say anything"
+    (tmp_path / "model" / "layer-0001.packed").write_bytes(bytes(17 << 20))
+    found = disk_speed.sampled_disk(tmp_path, 0.02)
+    assert found is not None
+    assert found > 0
