@@ -58,6 +58,19 @@ def test_profile_refuses(model: Path, cache: Path) -> None:
     assert "not enough memory" in shoal("profile-moe", "--model", model, "--memory", "100MiB", packed=cache, code=1).stderr
 
 
+def test_batch_runs_as_many_at_once_as_are_fastest(model: Path, cache: Path, tmp_path: Path) -> None:
+    requests, answers = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    bodies = [{"messages": [{"role": "user", "content": prompt}], "max_tokens": 12} for prompt in [*PROMPTS, "Hello!"]]
+    lines = [{"custom_id": str(i), "method": "POST", "url": "/v1/chat/completions", "body": body} for i, body in enumerate(bodies)]
+    requests.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    given = ("--model", model, "--memory", "520MiB", "--nodes", "1", "--context", "512", "--threads", "1")
+    told = shoal("batch", requests, "-o", answers, *given, packed=cache).stderr
+    assert "3 requests, 3 at once" in told
+    found = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert sorted(answer["custom_id"] for answer in found) == ["0", "1", "2"]
+    assert all(answer["response"]["status_code"] == 200 for answer in found)
+
+
 def test_infer(model: Path, cache: Path, tmp_path: Path) -> None:
     prompts, answers, objects = tmp_path / "prompts.txt", tmp_path / "answers.jsonl", tmp_path / "prompts.jsonl"
     prompts.write_text("\n\n".join(PROMPTS) + "\n")

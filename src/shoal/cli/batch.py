@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import httpx2
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from shoal.cli.asking import base_url
+from shoal.cli.batch_size import Work, chosen, fitted
 from shoal.cli.loop import run as run_in_loop
 from shoal.cli.served import local_settings, served
 from shoal.cli.show import err
@@ -26,6 +28,9 @@ from shoal.gateway.endpoints.batches.result import answered, refused
 from shoal.gateway.endpoints.batches.retry_policy import RetryPolicy
 
 URLS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
+_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+_ANSWER = 256  # tokens of an answer whose request does not limit them
+_AT_ONCE = 16  # requests, at a server that is there already
 _SHOWN = 5  # lines of each kind that are listed
 _EVERY = 10.0  # seconds between progress lines
 
@@ -67,17 +72,30 @@ def _named(lines: list[Invalid]) -> str:
     return shown + (f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else "")
 
 
-def _check(path: Path) -> tuple[set[str], list[Invalid]]:
-    """The requests' custom_ids, and the invalid lines. Raises ConfigError if a custom_id appears twice."""
+def _check(path: Path) -> tuple[set[str], list[Invalid], Work]:
+    """The requests' custom_ids, the invalid lines, and how much is asked. Raises ConfigError if a custom_id appears twice."""
     ids: set[str] = set()
     bad: list[Invalid] = []
+    work = Work()
     for line in _lines(path):
-        ids.add(line.custom_id) if isinstance(line, BatchItem) else bad.append(line)
+        if isinstance(line, BatchItem):
+            ids.add(line.custom_id)
+            work.add(len(line.body), _longest_answer(line.body))
+        else:
+            bad.append(line)
     if doubled := [line for line in bad if line.code == "duplicate_custom_id"]:
         raise ConfigError(f"{path} has a custom_id more than once; nothing was run: {_named(doubled)}")
     if not ids and not bad:
         raise ConfigError(f"{path} has no requests")
-    return ids, bad
+    return ids, bad, work
+
+
+def _longest_answer(body: bytes) -> int:
+    """Tokens that a request asks for, of all its choices; what is wrong with it, the server says."""
+    asked = json.loads(body)
+    found = [asked[name] for name in _LIMITS if isinstance(asked.get(name), int)]
+    choices = asked.get("n")
+    return max(found[0] if found else _ANSWER, 0) * max(choices if isinstance(choices, int) else 1, 1)
 
 
 def _open(source: Path, target: Path, ids: set[str], bad: list[Invalid]) -> Output:
@@ -189,8 +207,9 @@ def _tell(output: Output, source: Path, target: Path, bad: list[Invalid], before
 async def _batch(
     engine: EngineSettings, node: NodeSettings, nodes: int, server: Server, source: Path, target: Path, concurrency: int
 ) -> None:
+    """concurrency: 0: at a server that is there already a number that suits most, in a cluster of its own as many as are fastest."""
     stop = stop_signal()
-    ids, bad = _check(source)
+    ids, bad, work = _check(source)
     output = _open(source, target, ids, bad)
     before, began = len(output.done.ids), monotonic()
 
@@ -199,12 +218,17 @@ async def _batch(
         if ids <= output.done.ids:
             return True
         if server.url:
-            return await until(stop, _work(source, output, server, concurrency, len(ids)))
-        async with served(local_settings(engine), node, nodes, stop) as there:
+            return await until(stop, _work(source, output, server, concurrency or _AT_ONCE, len(ids)))
+        fits, size = engine, concurrency
+        if not size:
+            size = await asyncio.to_thread(chosen, engine, node, nodes, work)
+            fits = fitted(engine, work, size)
+            err.print(f"{work.requests} requests, {size} at once", highlight=False)
+        async with served(local_settings(fits), node, nodes, stop) as there:
             if there is None:
                 return False
             server.url = there[0]
-            return await until(stop, _work(source, output, server, concurrency, len(ids)))
+            return await until(stop, _work(source, output, server, size, len(ids)))
 
     try:
         if not await finished():

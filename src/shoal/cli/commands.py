@@ -163,8 +163,17 @@ def batch(
     url: Url = "",
     key: Key = "",
     concurrency: Annotated[
-        int, flag("--concurrency", "Requests to run at once.", section="client", kind=int, default=16, min=1, max=4096)
-    ] = 16,
+        int,
+        flag(
+            "--concurrency",
+            "Requests to run at once; 0: 16 at a server that runs already, else as many as are fastest on this machine.",
+            section="client",
+            kind=int,
+            default=0,
+            min=0,
+            max=4096,
+        ),
+    ] = 0,
     patience: Annotated[
         float,
         flag(

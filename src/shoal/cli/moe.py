@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -14,12 +13,12 @@ from typing import Any
 from rich.markup import escape
 
 from shoal.cli import batch as batches
+from shoal.cli.batch_size import Work, chosen, fitted
 from shoal.cli.show import described, emit, line, out
 from shoal.config import EngineSettings, KvType, NodeSettings
 from shoal.errors import ClusterError, ConfigError, NotEnoughMemory
 from shoal.executor.cost import model_cost
-from shoal.executor.hardware_files import read_hardware
-from shoal.executor.machine_profile import remembered
+from shoal.executor.expert_slots import AHEAD
 from shoal.executor.measure import usable_memory
 from shoal.executor.packed_layers import PackedLayers
 from shoal.executor.rehearsal import Rehearsal, rehearse
@@ -28,15 +27,12 @@ from shoal.executor.shard import Shard
 from shoal.models.description import Description
 from shoal.models.weights import StoredWeights, Weights
 from shoal.placement import chart
+from shoal.placement.best_order import best_order
 from shoal.placement.cost import ModelCost
 from shoal.placement.division import StageSizes, least_expected
-from shoal.placement.policy import Grid, search
-from shoal.placement.workload import Workload
+from shoal.placement.operations import makespan
+from shoal.placement.timeline import Span
 from shoal.sizes import human_bytes
-
-_PROMPT = 128
-"""Tokens that a prompt is taken to have where the batch is chosen."""
-_MOST = 256
 
 
 def profile(engine: EngineSettings, node: NodeSettings, batch: int, prompt: int, steps: int, image: Path | None, as_json: bool) -> None:
@@ -72,6 +68,7 @@ def profile(engine: EngineSettings, node: NodeSettings, batch: int, prompt: int,
 
 def _show(model: Description, cost: ModelCost, found: Rehearsal, prompt: int, image: Path | None, as_json: bool) -> None:
     sums, seconds = found.sums, found.seconds
+    best = makespan(best_order(found.spans, AHEAD)) / length if (length := _length(found.spans)) else 1.0
     values: dict[str, Any] = {
         "model": model.name,
         "batch": found.batch,
@@ -84,6 +81,7 @@ def _show(model: Description, cost: ModelCost, found: Rehearsal, prompt: int, im
         "read_bytes_per_second": round(sums.nbytes / seconds),
         "disk_busy": round(sums.reading / seconds, 4),
         "processor_busy": round(sums.computing / seconds, 4),
+        "best_order": round(best, 4),
     }
     if as_json:
         emit(values)
@@ -98,12 +96,17 @@ def _show(model: Description, cost: ModelCost, found: Rehearsal, prompt: int, im
         rows["experts"] = f"{found.tally.hit_rate:.0%} of those needed were in memory"
         rows["disk"] = f"busy {sums.reading / seconds:.0%} of the time, {human_bytes(values['read_bytes_per_second'])}/s"
         rows["processor"] = f"busy {sums.computing / seconds:.0%} of the time; the rest it waits for weights"
+        rows["order"] = f"the best order of the same reads and computations would take {best:.0%} of the time"
     for what, text in rows.items():
         out.print(f"{what:10} {text}", highlight=False, soft_wrap=True)
     if found.spans:
         out.print(f"\nThe last step:\n{escape(chart.text(found.spans, min(out.width - 12, 100)))}", highlight=False, soft_wrap=True)
     if image is not None:
         line(f"written to {image}")
+
+
+def _length(spans: Sequence[Span]) -> float:
+    return max(span.ended for span in spans) - min(span.began for span in spans) if spans else 0.0
 
 
 def infer(
@@ -122,9 +125,11 @@ def infer(
     asked = list(_prompts(prompts))
     if target.exists():
         raise ConfigError(f"{target} exists; name another file for the results")
-    size = batch or _chosen(engine, node, len(asked), tokens, strategy, hardware)
-    length = max(2 * max(len(text) for text in asked) // 3, 64) + tokens  # a token has seldom less than one and a half characters
-    engine = dataclasses.replace(engine, slots=size, kv_tokens=engine.kv_tokens or size * min(length, engine.context))
+    work = Work()
+    for text in asked:
+        work.add(len(text), tokens)
+    size = batch or chosen(engine, node, 1, work, strategy, hardware)
+    engine = fitted(engine, work, size)
     line(f"{len(asked)} prompts, {size} at once")
     began, names = perf_counter(), [_named(i, text, tokens) for i, text in enumerate(asked)]
     source, results = (target.with_name(f"{target.name}.{part}.jsonl") for part in ("asked", "answered"))
@@ -196,22 +201,3 @@ def _prompts(path: Path) -> Iterator[str]:
 def _request(name: str, prompt: str, tokens: int) -> str:
     body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": tokens}
     return json.dumps({"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body}) + "\n"
-
-
-def _chosen(engine: EngineSettings, node: NodeSettings, prompts: int, tokens: int, strategy: str, hardware: str) -> int:
-    """Requests at once: for one answer to be soonest, or for all of them to be. Raises ConfigError."""
-    if strategy == "interactive":
-        return min(prompts, 4)
-    most = min(prompts, _MOST)
-    known = read_hardware(hardware) if hardware else found.hardware if (found := remembered()) is not None else None
-    if strategy == "throughput" or known is None:
-        if known is None and strategy == "auto":
-            line("this machine was not measured, so all prompts run at once; `shoal doctor --measure` lets the batch be chosen")
-        return most
-    model = described(engine.model)
-    cost = model_cost(model.spec, model.weights, engine.precision, engine.kv_type, engine.step_tokens)
-    memory = usable_memory(node)
-    tiers = tuple(dataclasses.replace(tier, size=memory) if tier.name == "memory" else tier for tier in known.tiers)
-    workload = Workload(_PROMPT, tokens, most, engine.step_tokens, (engine.kv_type,))
-    plan = search(cost, dataclasses.replace(known, tiers=tiers), workload, Grid(Grid.of(most).micro, (1,), (1.0,)))
-    return plan.policy.batch

@@ -242,6 +242,8 @@ def place(
         if (best := _best(nodes, links, model, demand, counts, kv_tokens, streaming=False)) is not None:
             return best
     streamed = [p for kv in _pools(demand) if (p := _best(nodes, links, model, demand, counts, kv, streaming=True)) is not None]
+    if streamed and demand.given:
+        return streamed[0]
     if streamed:  # memory for keys and values is missing for weights: the largest pool that costs little speed
         fastest = max(p.tokens_per_second for p in streamed)
         return next(p for p in streamed if p.tokens_per_second >= _NEARLY * fastest)

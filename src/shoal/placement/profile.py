@@ -55,9 +55,11 @@ class Demand:
     """Least size of the KV pool with which the model is of use."""
     context: int = 256
     """Tokens that a typical decode step reads, per slot."""
+    given: bool = False
+    """Whether the user named the size of the KV pool: then it is no smaller than it has to be, even if that were faster."""
 
     @classmethod
     def of(cls, slots: int, kv_tokens: int, context: int) -> Demand:
         """kv_tokens: as requested; 0: the default. context: of the longest sequence."""
         wanted = kv_tokens or slots * min(context, 2048)
-        return cls(slots, wanted, min(wanted, max(context // 4, 256)))
+        return cls(slots, wanted, min(wanted, max(context // 4, 256)), given=kv_tokens > 0)
