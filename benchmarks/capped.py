@@ -12,8 +12,11 @@ from tests.support.control_groups import Group, parents
 
 
 def output(group: Group, command: Sequence[str | Path]) -> str:
-    """What a command prints that runs in a group. Raises CalledProcessError."""
-    return subprocess.run([*group.entering, *command], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+    """What a command prints that runs in a group. Raises SystemExit with its last complaints if it fails."""
+    done = subprocess.run([*group.entering, *command], check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    return done.stdout
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from shoal.config import KvType, Precision, RuntimeName
 from shoal.executor.cost import model_cost
 from shoal.executor.hardware_files import read_hardware
 from shoal.executor.machine_profile import remembered
-from shoal.executor.other_load import ThreadClock
+from shoal.executor.other_load import OtherLoad, ThreadClock
 from shoal.executor.packed_layers import PackedLayers
 from shoal.executor.runtimes import factory
 from shoal.executor.shard import Shard
@@ -51,10 +51,10 @@ from tests.support import upcycled
 _DENSE = "smollm2-135m"
 _STEPS = 64
 """Positions after the context that are measured at most before the last is measured again."""
-_SECONDS, _ROUND_SECONDS, _ROUNDS, _PATIENCE = 3.0, 0.12, 4, 30.0
+_SECONDS, _ROUND_SECONDS, _ROUNDS, _PATIENCE = 3.0, 0.12, 4, 20.0
 """Of a setting, at least; of a round; steady rounds that are waited for, and how long."""
 _STEADY = 0.1
-"""What processor and disk may be off their profile in a steady round, before and after it."""
+"""What processor and disk may be off their profile in a steady round, before and after it, and others may take of the processors."""
 MODELS: dict[str, Callable[[], Path]] = {
     "dense": lambda: pull(_DENSE),
     "small": lambda: peers.quantised(upcycled.mixtral(pull(_DENSE), "perturbed"), "Q4_0"),
@@ -92,12 +92,15 @@ SETTINGS: dict[str, list[Setting]] = {
 class Taken:
     seconds: float
     processor: float
-    """Its speed meanwhile, of what the profile says."""
+    """Its speed before and after, of what the profile says."""
     disk: float
+    others: float
+    """The part of the processors that other programs took meanwhile."""
 
     @property
-    def steady(self) -> bool:
-        return max(abs(self.processor - 1), abs(self.disk - 1)) < _STEADY
+    def off(self) -> float:
+        """How far the machine was from its profile."""
+        return max(abs(self.processor - 1), abs(self.disk - 1), self.others)
 
 
 class Times(msgspec.Struct):
@@ -175,18 +178,19 @@ class Subject:
         end, patience = perf_counter() + seconds, perf_counter() + _PATIENCE
         pace = Pace(self._hardware, self.threads, self._path if setting.share < 1 else None)
         now = pace.both()
-        while perf_counter() < end or (sum(found.steady for found in rounds) < _ROUNDS and perf_counter() < patience):
+        while perf_counter() < end or (sum(found.off < _STEADY for found in rounds) < _ROUNDS and perf_counter() < patience):
             run()  # the threads are awake again
-            until, times, before = perf_counter() + _ROUND_SECONDS, [run()], now
+            others, until, times, before = OtherLoad(), perf_counter() + _ROUND_SECONDS, [run()], now
             while perf_counter() < until:
                 times.append(run())
-            now = pace.both()
-            rounds.append(Taken(median(times), *(min(a, b) for a, b in zip(before, now, strict=True))))
+            taken, now = others.share() or 0.0, pace.both()
+            rounds.append(Taken(median(times), min(before[0], now[0]), min(before[1], now[1]), taken))
         pace.close()
         stage.run(StepPlan(step, [], [first + i for i in range(setting.batch)], [], [], []), None)
-        rounds.sort(key=lambda found: abs(found.processor - 1) + abs(found.disk - 1))
-        best = [found for found in rounds if found.steady] or rounds[: max(len(rounds) // 8, 1)]
-        return Taken(*(median(values) for values in zip(*((r.seconds, r.processor, r.disk) for r in best), strict=True)))
+        rounds.sort(key=lambda found: found.off)
+        best = [found for found in rounds if found.off < _STEADY] or rounds[: max(len(rounds) // 8, 1)]
+        found = (median(values) for values in zip(*((r.seconds, r.processor, r.disk, r.others) for r in best), strict=True))
+        return Taken(*found)
 
 
 _GREEDY = SamplingParams(temperature=0.0)
@@ -245,7 +249,7 @@ def predictions(names: Sequence[str], hardware: Hardware, threads: int, times: P
     for name, cost, setting, taken in measured(names, hardware, threads, times):
         told = predicted(cost, hardware, setting)
         points.append(ratios.Point(name, setting.share, told.seconds, taken.seconds))
-        steady += points[-1:] if taken.steady else []
+        steady += points[-1:] if taken.off < _STEADY else []
         print(
             f"| {name} | {setting.share:.0%} | {setting.batch} | {setting.context} | {told.seconds * 1e3:.2f} | {taken.seconds * 1e3:.2f} "
             f"| {told.seconds / taken.seconds:.2f} | {told.limit} | {taken.processor:.2f} | {taken.disk:.2f} |",

@@ -26,15 +26,25 @@ SHAPES = {"even": random_moe.QWEN3, "local": random_moe.QWEN3_LOCAL}
 _BESIDE = 320 << 20
 """Bytes of the limit that shoal's head, and the interpreters, take."""
 _SAMPLED = SamplingParams(temperature=1.0)
+_MANY = 32
+"""Streams beyond which each has fewer tokens: their keys and values are a part of the limit."""
+
+
+def _tokens(streams: int) -> int:
+    """Of an answer."""
+    return 96 if streams <= _MANY else 48
 
 
 async def measure(file: Path, memory: int, threads: int, streams: list[int]) -> list[float]:
     """Tokens per second of shoal, in this process and its children."""
-    settings = {"slots": max(streams), "context": 1024, "kv_tokens": max(streams) * 256}
+    most = max(streams)
+    settings = {"slots": most, "context": 1024, "kv_tokens": most * (256 if most <= _MANY else 96)}
+    if most > _MANY:
+        settings |= {"prompt_wait": 0, "step_tokens": 2 * most}  # as `batch` and `infer-moe` do
     node = {"memory": str(memory), "journal": "0", "journal_disk": "0"} if memory else {}
     async with ours.cluster(str(file), 1, threads, node, **settings) as cluster:
         await ours.steady(cluster.head, 1, 64, _SAMPLED)
-        return [await ours.steady(cluster.head, count, 96, _SAMPLED) for count in streams]
+        return [await ours.steady(cluster.head, count, _tokens(count), _SAMPLED) for count in streams]
 
 
 def _ours(group: Group, file: Path, memory: int, threads: int, streams: list[int]) -> list[float]:
@@ -43,7 +53,8 @@ def _ours(group: Group, file: Path, memory: int, threads: int, streams: list[int
 
 
 def _theirs(group: Group, file: Path, threads: int, streams: int) -> float:
-    command = [peers.llama_cpp() / "llama-batched-bench", "-m", file, "-t", str(threads), "-tb", str(threads), "-c", "4096", "-npp", "32"]
+    command = [peers.llama_cpp() / "llama-batched-bench", "-m", file, "-t", str(threads), "-tb", str(threads), "-npp", "32"]
+    command += ["-c", str(max(4096, streams * 64))]
     rows = capped.output(group, [*command, "-ntg", "32", "-npl", str(streams), "--no-repack", "--output-format", "jsonl"]).splitlines()
     return next(row["speed_tg"] for line in rows if line.startswith("{") for row in [json.loads(line)])
 
@@ -71,6 +82,8 @@ def main(use: str, shares: list[int], streams: list[int], rounds: int, threads: 
                             peaks[1] = max(peaks[1], group.peak)
         for i, count in enumerate(streams):
             us = median(found[i] for found in mine)
+            if not warm:
+                print(f"| {share} % | {count} | {us:.1f} | - | - | {peaks[0] / 2**20:.0f} MiB | - |", flush=True)
             for (ahead, of), found in theirs.items():
                 if of == count:
                     them = median(found)
@@ -87,6 +100,7 @@ if __name__ == "__main__":
     parser.add_argument("--streams", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--one-read-ahead", action="store_true", help="leave out llama.cpp with this machine's own read-ahead")
+    parser.add_argument("--alone", action="store_true", help="leave llama.cpp out")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--memory", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -100,5 +114,5 @@ if __name__ == "__main__":
                 arguments.streams,
                 arguments.rounds,
                 arguments.threads,
-                [128] if arguments.one_read_ahead else [128, None],
+                [] if arguments.alone else [128] if arguments.one_read_ahead else [128, None],
             )

@@ -9,14 +9,14 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 
 from shoal import __version__, allowance
-from shoal.cli.show import described, emit, err, line, line_out, out, placement_rows, split
+from shoal.cli.show import described, emit, err, expected, line, line_out, out, placement_rows, split
 from shoal.cli.streamed_plan import StreamedPlan, as_lines, as_values, planned
 from shoal.config import EngineSettings, RuntimeName, default_threads, parse_bytes
 from shoal.errors import ConfigError, NotEnoughMemory
@@ -27,7 +27,9 @@ from shoal.executor.measure import measure
 from shoal.executor.runtimes import installed, lacking
 from shoal.folders import cache_dir, data_dir, named
 from shoal.native import instruction_set, missing
-from shoal.placement.partition import place
+from shoal.placement.cost import ModelCost
+from shoal.placement.expectation import expect
+from shoal.placement.partition import Placement, place
 from shoal.placement.profile import Demand, LinkSpeeds, NodeProfile
 from shoal.sizes import human_bytes
 
@@ -164,32 +166,45 @@ def plan(settings: EngineSettings, model: str, given: list[str], threads: int, h
     try:
         placement = place(nodes, LinkSpeeds(), cost, demand)
     except NotEnoughMemory as short:
-        if len(nodes) > 1 or ":" in "".join(given):  # another machine than this one
-            raise
         if (found := remembered()) is None:
             line("`shoal doctor --measure` measures this machine's disk; then `plan` shows what the model would give that is read from it")
             raise
+        if len(nodes) > 1 or ":" in "".join(given):  # others than this machine, whose disks are taken to be like its own
+            disk = found.hardware.links[0].bytes_per_second if found.hardware.links else 0.0
+            nodes = [dataclasses.replace(node, disk=disk) for node in nodes]
+            _show_split(place(nodes, LinkSpeeds(), cost, demand), nodes, cost, description.name, engine, demand, as_json)
+            return
         told = f"on {found.measured.on}, {found.measured.threads} thread(s); the disk of {found.measured.folder}"
         streamed = planned(cost, found.hardware, engine, context, nodes[0].memory, told)
         if streamed.plan.policy.weight_bytes[0] == 0:
             raise short from None
         _show_streamed(streamed, description.name, as_json)
         return
+    _show_split(placement, nodes, cost, description.name, engine, demand, as_json)
+
+
+def _show_split(
+    placement: Placement, nodes: Sequence[NodeProfile], cost: ModelCost, name: str, engine: EngineSettings, demand: Demand, as_json: bool
+) -> None:
+    told = expect(placement, {node.name: node for node in nodes}, cost, LinkSpeeds(), demand) if placement.streams else None
     read = cost.read_bytes(0, len(cost.layers), rows=1)
     if as_json:
         emit(
             {
-                "model": description.name,
+                "model": name,
                 "stages": placement_rows(placement),
                 "kv_tokens": placement.kv_tokens,
                 "weight_bytes": cost.held_bytes,
                 "read_bytes_per_token": round(read),
                 "predicted_tokens_per_second_full": round(placement.tokens_per_second, 1),
                 "predicted_prefill_tokens_per_second": round(placement.prefill_per_second, 1),
+                "predicted_tokens_per_second_one": round(told.alone, 2) if told else None,
             }
         )
         return
-    out.print(split(placement, description.name))
+    out.print(split(placement, name))
+    if told is not None:
+        out.print(f"\n{expected(told, placement.slots)}", highlight=False, soft_wrap=True)
     if read < cost.held_bytes:
         out.print(f"\nweights: {human_bytes(cost.held_bytes)} held, {human_bytes(read)} read per token", highlight=False)
     out.print(

@@ -9,10 +9,11 @@ from typing import Any
 from shoal.cli.show import limit_words, rate_words, speed_words
 from shoal.config import EngineSettings
 from shoal.errors import ConfigError, NotEnoughMemory
+from shoal.executor.kept_plans import search_once
 from shoal.placement.cost import ModelCost
 from shoal.placement.hardware import Hardware
-from shoal.placement.partition import Placement, place
-from shoal.placement.policy import Grid, Outlook, Plan, more_memory, search
+from shoal.placement.partition import place
+from shoal.placement.policy import Grid, Outlook, Plan, more_memory
 from shoal.placement.profile import Demand, LinkSpeeds, NodeProfile
 from shoal.placement.streaming import StreamedWeights
 from shoal.placement.workload import Workload
@@ -25,6 +26,17 @@ _PREFILL_ROWS = 64
 
 
 @dataclass(frozen=True)
+class Another:
+    """A second machine."""
+
+    streams: bool
+    """Whether weights are still read from disk."""
+    gain: float
+    """Tokens per second of all requests together, as a multiple of those of one machine. Both are those of a cluster's own placement,
+    which knows less of a machine than its profile."""
+
+
+@dataclass(frozen=True)
 class StreamedPlan:
     model: ModelCost
     hardware: Hardware
@@ -32,7 +44,7 @@ class StreamedPlan:
     plan: Plan
     more: Outlook | None
     """With more memory."""
-    another: Placement | None
+    another: Another | None
     """With a second machine like this one; None if that does not suffice, either."""
     measured: str
     """Where the hardware's numbers come from."""
@@ -49,7 +61,7 @@ def planned(model: ModelCost, hardware: Hardware, engine: EngineSettings, contex
     answer = min(_ANSWER, max(context // 2, 1))
     workload = Workload(max(min(_PROMPT, context - answer), 1), answer, engine.slots, engine.step_tokens, (engine.kv_type,))
     grid = None if len(hardware.devices) > 1 else _as_run(engine.slots)
-    found = search(model, hardware, workload, grid)
+    found = search_once(model, hardware, workload, grid)
     limited = found.prediction.limit in ("disk", _MEMORY) and sum(found.policy.weight_bytes[:1]) > 0 and len(hardware.tiers) > 1
     more = more_memory(model, hardware, workload, _MEMORY, grid) if limited else None
     another = _another(model, hardware, engine, context) if limited else None
@@ -61,15 +73,18 @@ def _as_run(streams: int) -> Grid:
     return Grid(Grid.of(streams).micro, (1,), (1.0,))
 
 
-def _another(model: ModelCost, hardware: Hardware, engine: EngineSettings, context: int) -> Placement | None:
+def _another(model: ModelCost, hardware: Hardware, engine: EngineSettings, context: int) -> Another | None:
     memory = next(tier.size for tier in hardware.tiers if tier.name == _MEMORY)
     processor = hardware.devices[0]
     disk = hardware.links[0].bytes_per_second if hardware.links else 0.0
     nodes = [NodeProfile(f"node-{i}", memory, processor.bytes_per_second, processor.curve("q4").at(_PREFILL_ROWS), disk) for i in (1, 2)]
+    demand = Demand.of(engine.slots, engine.kv_tokens, context)
     try:
-        return place(nodes, LinkSpeeds(), model, Demand.of(engine.slots, engine.kv_tokens, context), at_least=2)
+        one = place(nodes[:1], LinkSpeeds(), model, demand)
+        two = place(nodes, LinkSpeeds(), model, demand, at_least=2)
     except NotEnoughMemory:
         return None
+    return Another(two.streams, two.tokens_per_second / one.tokens_per_second)
 
 
 def as_values(found: StreamedPlan) -> dict[str, Any]:
@@ -107,8 +122,8 @@ def as_values(found: StreamedPlan) -> dict[str, Any]:
         "another_node": None
         if found.another is None
         else {
-            "streams": any(stage.memory for stage in found.another.stages),
-            "predicted_tokens_per_second_batch": round(found.another.tokens_per_second, 2),
+            "streams": found.another.streams,
+            "predicted_tokens_per_second_batch": round(found.another.gain * told.decode_tokens_per_second, 2),
         },
     }
 
@@ -136,12 +151,8 @@ def as_lines(found: StreamedPlan) -> Iterator[tuple[str, str]]:
         speed = speed_words(then.stream_tokens_per_second, then.decode_tokens_per_second, found.more.plan.policy.batch)
         yield "more memory", f"with {human_bytes(found.more.size)} {limit_words(then.limit)}: {speed}"
     if found.another is not None:
-        how = (
-            "the model is still read from disk in part"
-            if any(stage.memory for stage in found.another.stages)
-            else "all weights are in memory"
-        )
-        speed = f"about {rate_words(found.another.tokens_per_second)} tokens/s for {found.another.slots} at once"
+        how = "the model is still read from disk in part" if found.another.streams else "all weights are in memory"
+        speed = f"about {rate_words(found.another.gain * told.decode_tokens_per_second)} tokens/s for {policy.batch} at once"
         yield "another node", f"with a second machine like this one {how}: {speed}"
     yield "measured", found.measured
 

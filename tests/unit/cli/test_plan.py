@@ -11,6 +11,7 @@ import pytest
 from shoal.cli import inspect
 from shoal.config import EngineSettings
 from shoal.errors import ConfigError, NotEnoughMemory
+from shoal.executor import kept_plans
 from shoal.executor.machine_profile import MachineProfile
 from shoal.executor.measure import Speed
 from shoal.placement.cost import ExpertsCost, LayerCost, Matrices, ModelCost
@@ -104,6 +105,7 @@ def streamed(
     monkeypatch.setattr(inspect, "model_cost", lambda *description: cost)
     monkeypatch.setattr(inspect, "measure", lambda threads: Speed(20e9, 400e9))
     monkeypatch.setattr(inspect, "remembered", lambda: known)
+    monkeypatch.setattr(kept_plans, "cache_dir", lambda: model.parent)
     inspect.plan(EngineSettings(), str(model), given, 1, hardware, as_json)
 
 
@@ -158,3 +160,16 @@ def test_a_profile_is_of_one_machine(model: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_profile_that_is_not_there_is_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="did you mean 'zen4-2c'"):
         streamed(model, SPARSE, monkeypatch, None, [], "zen4-2", False)
+
+
+def test_several_nodes_that_do_not_hold_the_model_read_it_from_disks_like_this_one(
+    model: Path, profile: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["1GiB", "1GiB:0.5"]
+    streamed(model, SPARSE, monkeypatch, of(profile), given, "", False)
+    text = capsys.readouterr().out
+    assert "in memory" in text and "node-2" in text
+    assert "weights are read from disk as they are needed: about" in text
+    streamed(model, SPARSE, monkeypatch, of(profile), given, "", True)
+    values = json.loads(capsys.readouterr().out)
+    assert values["predicted_tokens_per_second_full"] > values["predicted_tokens_per_second_one"] > 0
