@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from shoal.cli.asking import base_url
 from shoal.cli.batch_size import Work, chosen, fitted
+from shoal.cli.cluster import fetched
 from shoal.cli.loop import run as run_in_loop
 from shoal.cli.served import local_settings, served
 from shoal.cli.show import err
@@ -221,6 +222,8 @@ async def _batch(
             return await until(stop, _work(source, output, server, concurrency or _AT_ONCE, len(ids)))
         fits, size = engine, concurrency
         if not size:
+            if await fetched(engine.model, stop) is None:
+                return False
             size = await asyncio.to_thread(chosen, engine, node, nodes, work)
             fits = fitted(engine, work, size)
             err.print(f"{work.requests} requests, {size} at once", highlight=False)

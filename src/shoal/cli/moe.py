@@ -68,7 +68,8 @@ def profile(engine: EngineSettings, node: NodeSettings, batch: int, prompt: int,
 
 def _show(model: Description, cost: ModelCost, found: Rehearsal, prompt: int, image: Path | None, as_json: bool) -> None:
     sums, seconds = found.sums, found.seconds
-    best = makespan(best_order(found.spans, AHEAD)) / length if (length := _length(found.spans)) else 1.0
+    ordered = best_order(found.spans, AHEAD)
+    best = makespan(ordered) / _length(found.spans) if ordered else 1.0
     values: dict[str, Any] = {
         "model": model.name,
         "batch": found.batch,
@@ -106,7 +107,7 @@ def _show(model: Description, cost: ModelCost, found: Rehearsal, prompt: int, im
 
 
 def _length(spans: Sequence[Span]) -> float:
-    return max(span.ended for span in spans) - min(span.began for span in spans) if spans else 0.0
+    return max(span.ended for span in spans) - min(span.began for span in spans)
 
 
 def infer(
