@@ -51,7 +51,7 @@ from tests.support import upcycled
 _DENSE = "smollm2-135m"
 _STEPS = 64
 """Positions after the context that are measured at most before the last is measured again."""
-_SECONDS, _ROUND_SECONDS, _ROUNDS, _PATIENCE = 3.0, 0.12, 4, 20.0
+_SECONDS, _ROUND_SECONDS, _ROUNDS, _PATIENCE = 3.0, 0.12, 4, 10.0
 """Of a setting, at least; of a round; steady rounds that are waited for, and how long."""
 _STEADY = 0.1
 """What processor and disk may be off their profile in a steady round, before and after it, and others may take of the processors."""
