@@ -1,8 +1,9 @@
 """A model that is larger than memory: shoal beside llama.cpp with mmap (and so without repacking), on the same file, under the same memory limit, rounds interleaved.
 
-python -m benchmarks.streaming [--rounds 3] [--use even local] [--shares 75 50 25] [--threads 2]
+python -m benchmarks.streaming [--rounds 3] [--use even local trained] [--shares 75 50 25] [--threads 2]
 
-The file: random weights in Qwen3-MoE's shape, 6 GB, 128 experts, eight of them chosen, used evenly or as unevenly as a real model's.
+The file: random weights in Qwen3-MoE's shape, 6 GB, 128 experts, eight of them chosen, used evenly or as unevenly as a real model's; or
+Qwen2.5-Coder-1.5B as a Qwen2-MoE of 32 experts that differ, eight of them chosen, its routers random, 3.3 GB.
 The limit is a share of the file, for everything: shoal's head and node, or llama.cpp, with the page cache. Tokens are random, as those of
 llama-bench are. llama.cpp is measured with a read-ahead of 128 KiB, which is usual, and with this machine's own. Needs root.
 """
@@ -13,6 +14,7 @@ import argparse
 import asyncio
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -20,9 +22,15 @@ from benchmarks import capped, ours, peers, random_moe
 from benchmarks.report import processor
 from shoal.models.sources import pull
 from shoal.request import SamplingParams
+from tests.support import upcycled
 from tests.support.control_groups import Group
 
-SHAPES = {"even": random_moe.QWEN3, "local": random_moe.QWEN3_LOCAL}
+FILES: dict[str, Callable[[], Path]] = {
+    "even": lambda: random_moe.write(random_moe.QWEN3, pull("smollm2-135m")),
+    "local": lambda: random_moe.write(random_moe.QWEN3_LOCAL, pull("smollm2-135m")),
+    "trained": lambda: upcycled.qwen2_moe(pull("qwen2.5-coder-1.5b"), sets=4, noise=0.05),
+}
+"""By the use of experts."""
 _BESIDE = 320 << 20
 """Bytes of the limit that shoal's head, and the interpreters, take."""
 _SAMPLED = SamplingParams(temperature=1.0)
@@ -60,7 +68,7 @@ def _theirs(group: Group, file: Path, threads: int, streams: int) -> float:
 
 
 def main(use: str, shares: list[int], streams: list[int], rounds: int, threads: int, warm: list[int | None]) -> None:
-    file = random_moe.write(SHAPES[use], pull("smollm2-135m"))
+    file = FILES[use]()
     size = file.stat().st_size
     print(f"### {use} use of experts, {size / 1e9:.2f} GB, {threads} threads of {processor()}, medians of {rounds}\n")
     asyncio.run(measure(file, size // 2, threads, [1]))  # packs the file once
@@ -95,7 +103,7 @@ def main(use: str, shares: list[int], streams: list[int], rounds: int, threads: 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--use", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--use", nargs="+", choices=FILES, default=list(FILES))
     parser.add_argument("--shares", nargs="+", type=int, default=[75, 50, 25])
     parser.add_argument("--streams", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--threads", type=int, default=2)
