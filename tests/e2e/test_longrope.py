@@ -60,8 +60,9 @@ def test_two_nodes_and_one_answer_as_transformers(context: int, prompt: list[int
         two = answered(made, prompt)
         assert two[0] == text
         np.testing.assert_allclose(two[1], logprobs, atol=1e-4)
-        made.living[0].signal(signal.SIGKILL)
-        made.living[0].wait()
+        lost = made.living[0]
+        lost.signal(signal.SIGKILL)
+        lost.wait()
         made.until_spread(1)
         assert answered(made, prompt) == two
 
