@@ -36,7 +36,7 @@ class SlotMemory:
             raise ValueError("slots, and bytes in each, are at least 1")
         self.slots = slots
         self.slot_bytes = aligned(size)
-        self._memory = _private(self.nbytes + HUGE_PAGE)
+        self._memory = _private(-(-self.nbytes // HUGE_PAGE) * HUGE_PAGE + HUGE_PAGE)  # so that the last page is a huge one, too
         if hasattr(mmap, "MADV_HUGEPAGE"):
             self._memory.madvise(mmap.MADV_HUGEPAGE)
         whole = memoryview(self._memory)

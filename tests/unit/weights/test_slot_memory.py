@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shoal.weights.slot_memory import ALIGNMENT, SlotMemory
+from shoal.weights.slot_memory import ALIGNMENT, HUGE_PAGE, SlotMemory
 
 
 def test_slots_are_aligned_and_apart():
@@ -21,6 +21,21 @@ def test_slots_are_aligned_and_apart():
             del array
         assert [memory.view(slot)[8191] for slot in range(3)] == [1, 2, 3]
         assert not memory.view(0).readonly
+
+
+@pytest.mark.parametrize("size", [1, HUGE_PAGE - ALIGNMENT, HUGE_PAGE, HUGE_PAGE + 1, 3 * HUGE_PAGE // 2])
+def test_all_of_it_lies_in_whole_huge_pages(size: int):
+    """Of the mapping: where its last part had small pages, reads into it took twice as long."""
+    for _ in range(8):  # mappings begin where the system wants
+        with SlotMemory(1, size) as memory:
+            array = np.frombuffer(memory.view(0), np.uint8)
+            start = array.ctypes.data
+            del array
+            assert start % HUGE_PAGE == 0
+            mapped = np.frombuffer(memory._memory, np.uint8)
+            end = mapped.ctypes.data + len(mapped)
+            del mapped
+            assert start + -(-memory.nbytes // HUGE_PAGE) * HUGE_PAGE <= end
 
 
 def test_memory_in_use_is_not_given_back():
