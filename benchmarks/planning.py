@@ -38,7 +38,7 @@ from shoal.models.sources import pull
 from shoal.models.weights import StoredWeights, Weights, open_weights
 from shoal.native import BLOCK_TOKENS
 from shoal.placement.cost import ModelCost
-from shoal.placement.division import StageSizes, divide
+from shoal.placement.division import StageSizes, divide, least_expected
 from shoal.placement.hardware import Hardware
 from shoal.placement.policy import Grid, search
 from shoal.placement.room import Room
@@ -51,7 +51,7 @@ from tests.support import upcycled
 _DENSE = "smollm2-135m"
 _STEPS = 64
 """Positions after the context that are measured at most before the last is measured again."""
-_SECONDS, _ROUND_SECONDS, _ROUNDS, _PATIENCE = 3.0, 0.12, 4, 10.0
+_SECONDS, _ROUND_SECONDS, _ROUNDS, _PATIENCE = 3.0, 0.12, 4, 6.0
 """Of a setting, at least; of a round; steady rounds that are waited for, and how long."""
 _STEADY = 0.1
 """What processor and disk may be off their profile in a steady round, before and after it, and others may take of the processors."""
@@ -100,7 +100,7 @@ class Taken:
     @property
     def off(self) -> float:
         """How far the machine was from its profile."""
-        return max(abs(self.processor - 1), abs(self.disk - 1), self.others)
+        return max(abs(self.processor - 1), 1 - self.disk, self.others)  # a disk beside which nothing computes is faster
 
 
 class Times(msgspec.Struct):
@@ -281,6 +281,9 @@ def policies(hardware: Hardware, threads: int, streams: int = 32) -> None:
         speeds: dict[int, float] = {}
         for size in sizes:
             left = min((memory - beside[size]) / cost.held_bytes, 1.0)
+            if left * cost.held_bytes < least_expected(StageSizes.of(cost, 0, len(cost.layers))):
+                speeds[size] = 0.0  # it cannot run
+                continue
             speeds[size] = size / subject.step_seconds(Setting(left, size, 192)).seconds
         chosen = search(cost, replace(hardware, tiers=tiers), work, Grid(sizes, (1,))).policy.batch
         shown = " | ".join(f"{speed:.0f}" for speed in speeds.values())

@@ -31,8 +31,8 @@ FILES: dict[str, Callable[[], Path]] = {
     "trained": lambda: upcycled.qwen2_moe(pull("qwen2.5-coder-1.5b"), sets=4, noise=0.05),
 }
 """By the use of experts."""
-_BESIDE = 320 << 20
-"""Bytes of the limit that shoal's head, and the interpreters, take."""
+_BESIDE = 64 << 20
+"""Bytes of the limit that are not given to the node: the head, and all interpreters, also fit into what a node keeps back for itself."""
 _SAMPLED = SamplingParams(temperature=1.0)
 _MANY = 32
 """Streams beyond which each has fewer tokens: their keys and values are a part of the limit."""

@@ -6,11 +6,12 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from threading import Event, Thread
 from time import perf_counter
 
 import numpy as np
@@ -36,7 +37,7 @@ _IN_MEMORY = ("tmpfs", "ramfs", "devtmpfs")
 @dataclass(frozen=True)
 class DiskSpeed:
     bytes_per_second: float
-    """Of large reads, eight at a time."""
+    """Of large reads, eight at a time, each checked when it has come, while the processor computes."""
     seconds: float
     """Until the first byte of a read comes, which eight at a time wait for together."""
     small: float
@@ -49,8 +50,10 @@ class DiskSpeed:
     """Whether the file system takes reads around the page cache."""
 
 
-def disk_speed(folder: Path, seconds: float = 3.0) -> DiskSpeed:
+def disk_speed(folder: Path, seconds: float = 3.0, computing: Callable[[], object] | None = None) -> DiskSpeed:
     """Of the disk of a folder, which is made if need be. Writes a file there, and deletes it again.
+
+    computing: is called again and again, by a thread of its own, while large reads are timed: what waits for a processor is not read.
 
     Raises ConfigError if the folder lies in memory, or if there is no room; OSError.
     """
@@ -62,8 +65,9 @@ def disk_speed(folder: Path, seconds: float = 3.0) -> DiskSpeed:
     if (free := shutil.disk_usage(folder).free) < _FILE + _SPARE:
         raise ConfigError(f"{folder} has {human_bytes(free)} free; measuring its disk takes {human_bytes(_FILE + _SPARE)}")
     with _written(folder) as path, DirectFile(path) as file:
-        kinds = ((READ, _DEPTH), (READ, 1), (READ // 10, _DEPTH))
-        turns = [[_rate(file, size, depth, seconds / (_TURNS * len(kinds))) for size, depth in kinds] for _ in range(_TURNS)]
+        kinds = ((READ, _DEPTH, computing), (READ, 1, None), (READ // 10, _DEPTH, None))
+        each = seconds / (_TURNS * len(kinds))
+        turns = [[_rate_beside(computing, file, size, depth, each) for size, depth, computing in kinds] for _ in range(_TURNS)]
         large, alone, small = (median(rates) for rates in zip(*turns, strict=True))
         checked = max(_checked(file) for _ in range(_TURNS))
         return DiskSpeed(large, max(READ / alone - READ / large, 0.0), small, alone, checked, file.direct)
@@ -113,6 +117,24 @@ def _written(folder: Path) -> Generator[Path]:
         os.unlink(name)
 
 
+def _rate_beside(computing: Callable[[], object] | None, file: DirectFile, size: int, depth: int, seconds: float) -> float:
+    if computing is None:
+        return _rate(file, size, depth, seconds)
+    over = Event()
+
+    def compute() -> None:
+        while not over.is_set():
+            computing()
+
+    thread = Thread(target=compute, name="computing beside reads")
+    thread.start()
+    try:
+        return _rate(file, size, depth, seconds)
+    finally:
+        over.set()
+        thread.join()
+
+
 def _rate(file: DirectFile, size: int, depth: int, seconds: float) -> float:
     """Bytes per second of reads of whole blocks at random places, none twice before all others, so many under way."""
     with SlotMemory(depth, size) as memory, Reader[int](depth) as reader:
@@ -132,6 +154,7 @@ def _rate(file: DirectFile, size: int, depth: int, seconds: float) -> float:
             for slot, error in reader.wait():
                 if error is not None:
                     raise error
+                xxhash.xxh3_64_intdigest(memory.view(slot))
                 done += 1
                 order(slot)
         return done * memory.slot_bytes / (perf_counter() - began)

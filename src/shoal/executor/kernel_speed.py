@@ -95,6 +95,12 @@ def kernel_speed(threads: int, isa: str = "", seconds: float = 5.0) -> Processor
     return ProcessorSpeed(nbytes / times[True, 1], times["tiny"] / _APART, reading, found)
 
 
+def computing(threads: int, isa: str) -> Callable[[], None]:
+    """A call that keeps all threads busy for about a millisecond. Needs the kernels."""
+    made = KernelCalls(threads, isa)
+    return made.forward(SMALL, [made.layer(SMALL, "q4")] * _TOGETHER, 32)
+
+
 def _more(less: float, all: float) -> float:
     """Seconds by which one call is slower than another that does less. On a busy machine the difference of two may be anything."""
     return max(all - less, all / 10)

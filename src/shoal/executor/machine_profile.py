@@ -18,7 +18,7 @@ import msgspec
 from shoal import allowance
 from shoal.errors import ConfigError
 from shoal.executor.disk_speed import DiskSpeed, disk_speed
-from shoal.executor.kernel_speed import Points, ProcessorSpeed, kernel_speed
+from shoal.executor.kernel_speed import Points, ProcessorSpeed, computing, kernel_speed
 from shoal.executor.other_load import OtherLoad
 from shoal.executor.streaming_overhead import StreamingOverhead, streaming_overhead
 from shoal.folders import cache_dir
@@ -83,7 +83,7 @@ def measure_hardware(
         tell(line)
     disk = overhead = None
     if folder is not None:
-        disk, overhead = disk_speed(folder), streaming_overhead(folder, threads, isa)
+        disk, overhead = disk_speed(folder, computing=computing(threads, isa)), streaming_overhead(folder, threads, isa)
         for line in _disk_lines(disk, overhead):
             tell(line)
     machine, processor, instructions = _identity()
@@ -158,7 +158,7 @@ def _kernel_lines(found: ProcessorSpeed) -> list[str]:
 def _disk_lines(disk: DiskSpeed, overhead: StreamingOverhead) -> list[str]:
     how = "around the page cache" if disk.direct else "through the page cache, which this file system does not let them avoid"
     return [
-        f"disk         {disk.bytes_per_second / 1e9:.2f} GB/s in reads of 2.5 MiB, 8 at a time, {how}; {disk.alone / 1e9:.2f} one at a "
+        f"disk         {disk.bytes_per_second / 1e9:.2f} GB/s in reads of 2.5 MiB, 8 at a time, {how}, while the processor computes; {disk.alone / 1e9:.2f} one at a "
         f"time, {disk.small / 1e9:.2f} in reads of 256 KiB",
         f"streaming    {overhead.layer * 1e6:.0f} µs for each layer with experts, {overhead.read * 1e6:.0f} µs for each read; what came is "
         f"checked at {disk.checked / 1e9:.1f} GB/s",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,14 @@ def test_every_figure_is_there_and_the_file_is_gone(tmp_path: Path, monkeypatch:
     assert min(found.bytes_per_second, found.alone, found.small, found.checked) > 0
     assert found.seconds >= 0
     assert list((tmp_path / "packed").iterdir()) == []
+
+
+def test_the_processor_computes_while_large_reads_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk_speed, "file_system", lambda folder: "ext4")
+    calls: list[str] = []
+    disk_speed.disk_speed(tmp_path, 0.05, lambda: (calls.append(threading.current_thread().name), time.sleep(0.001)))
+    assert set(calls) == {"computing beside reads"}
+    assert all(thread.name not in calls for thread in threading.enumerate()), "it goes on when all is measured"
 
 
 def test_memory_is_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

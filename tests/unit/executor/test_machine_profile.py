@@ -27,7 +27,7 @@ DISK = DiskSpeed(2.5e9, 5e-4, 1.2e9, 1.6e9, 10e9, direct=True)
 @pytest.fixture
 def values(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     monkeypatch.setattr(machine_profile, "kernel_speed", lambda threads, isa: KERNELS)
-    monkeypatch.setattr(machine_profile, "disk_speed", lambda folder: DISK)
+    monkeypatch.setattr(machine_profile, "disk_speed", lambda folder, computing: DISK)
     monkeypatch.setattr(machine_profile, "streaming_overhead", lambda folder, threads, isa: StreamingOverhead(2e-5, 9e-5))
     return measure_hardware(tmp_path, 2)[0]
 
