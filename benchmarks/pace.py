@@ -13,22 +13,21 @@ from statistics import median
 from time import perf_counter
 
 from shoal.executor.disk_speed import READ
-from shoal.executor.kernel_speed import SMALL, KernelCalls
+from shoal.executor.kernel_speed import COMPUTED, COMPUTING_ROWS, computing
 from shoal.placement.hardware import Hardware
 from shoal.weights.direct_file import DirectFile
 from shoal.weights.reader import Reader
 from shoal.weights.slot_memory import SlotMemory
 
-_ROWS, _CALLS, _READS = 32, 12, 5
+_CALLS, _READS = 12, 5
 
 
 class Pace:
     """file: what is read, on the disk of the profile; None: nothing is. threads: as the profile was measured with."""
 
     def __init__(self, hardware: Hardware, threads: int, file: Path | None) -> None:
-        calls = KernelCalls(threads, "")
-        self._run = calls.forward(SMALL, [calls.layer(SMALL, "q4")] * 2, _ROWS)
-        self._call_seconds = 4 * _ROWS * SMALL.parameters / hardware.devices[0].curve("q4").at(_ROWS)
+        self._run = computing(threads)
+        self._call_seconds = COMPUTED / hardware.devices[0].curve("q4").at(COMPUTING_ROWS)
         self._file = None if file is None or not hardware.links else DirectFile(file)
         self._memory, self._reader, self._rng = SlotMemory(1, READ), Reader[int](1), Random(0)
         if hardware.links:

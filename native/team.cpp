@@ -26,12 +26,13 @@ inline void relax() {
 #endif
 }
 
-// Waits until the value differs from `old`. It spins longer than the usual gap between two phases, then sleeps, which frees the core
-// for a member that the system has queued behind this one.
 struct Awaited {
   uint32_t value;
   bool slept;
 };
+
+// Waits until the value differs from `old`. It spins longer than the usual gap between two phases, then sleeps, which frees the core
+// for a member that the system has queued behind this one.
 Awaited wait_past(const std::atomic<uint32_t>& value, uint32_t old) {
   for (int i = 0; i < kSpins; ++i) {
     const uint32_t now = value.load(std::memory_order_acquire);

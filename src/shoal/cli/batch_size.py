@@ -24,7 +24,7 @@ _SPARE = 1.25
 
 @dataclass
 class Work:
-    """The requests, in tokens, about: before a tokenizer is there, three characters count as one."""
+    """One request or more, in tokens, about: before a tokenizer is there, three characters count as one."""
 
     requests: int = 0
     prompts: int = 0
@@ -42,8 +42,7 @@ class Work:
 
 def fitted(engine: EngineSettings, work: Work, size: int) -> EngineSettings:
     """With as many slots, room for their keys and values, and prompts in steps as large as can be: nobody waits for a single token."""
-    mean = (work.prompts + work.answers) / max(work.requests, 1)
-    tokens = max(int(size * mean * _SPARE), min(work.longest, engine.context))
+    tokens = max(int(size * (work.prompts + work.answers) / work.requests * _SPARE), min(work.longest, engine.context))
     rows = max(engine.step_tokens, 2 * size)  # prompts get as many as the requests that run
     return dataclasses.replace(engine, slots=size, kv_tokens=engine.kv_tokens or tokens, step_tokens=rows, prompt_wait=0.0)
 
@@ -52,7 +51,7 @@ def chosen(engine: EngineSettings, node: NodeSettings, nodes: int, work: Work, s
     """Requests at once: few, if the first answer is to be soon, all, if all of them are to be, or as many as give the most tokens per
     second by this machine's profile, or another one. At most `--slots`, where it is given. nodes: processes on this machine, each with
     its memory. Raises ConfigError, ShoalError."""
-    most = max(min(work.requests, engine.slots if engine.slots != EngineSettings().slots else MOST), 1)
+    most = min(work.requests, engine.slots if engine.slots != EngineSettings().slots else MOST)
     if strategy == "interactive":
         return min(most, _INTERACTIVE)
     known = read_hardware(hardware) if hardware else found.hardware if (found := remembered()) is not None else None
@@ -64,7 +63,7 @@ def chosen(engine: EngineSettings, node: NodeSettings, nodes: int, work: Work, s
     cost = model_cost(model.spec, model.weights, engine.precision, engine.kv_type, engine.step_tokens)
     memory = usable_memory(node) * (nodes if node.memory else 1)
     tiers = tuple(dataclasses.replace(tier, size=memory) if tier.name == "memory" else tier for tier in known.tiers)
-    prompt, answer = max(work.prompts // max(work.requests, 1), 1), max(work.answers // max(work.requests, 1), 1)
+    prompt, answer = (max(tokens // work.requests, 1) for tokens in (work.prompts, work.answers))
     workload = Workload(prompt, answer, most, engine.step_tokens, (engine.kv_type,))
     try:
         found = search_once(cost, dataclasses.replace(known, tiers=tiers), workload, Grid(Grid.of(most).micro, (1,), (1.0,)))

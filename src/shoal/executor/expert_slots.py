@@ -16,7 +16,7 @@ from shoal.executor.base import Floats, Wave
 from shoal.executor.foresight import MOST_ROWS, Foresight
 from shoal.executor.native_blocks import Mlp
 from shoal.executor.packed_layers import PackedLayers, expert_unit
-from shoal.placement.timeline import WAITING
+from shoal.placement.timeline import EXPERTS, WAITING
 from shoal.weights.activity import Activity, WatchedSource
 from shoal.weights.eviction import Eviction
 from shoal.weights.expected_use import GUESS_RECALL, ExpectedUse
@@ -38,7 +38,6 @@ GUESSED = 32 << 20
 """Bytes that are read at once of what is only guessed, at most."""
 TOGETHER = 16
 """Experts that run in one call where they run in their order."""
-EXPERTS = "experts"
 
 Policy = Callable[[Sequence[int]], Eviction]
 """Makes an eviction policy for the experts of each layer."""
@@ -117,8 +116,12 @@ class ExpertSlots:
                     with suppress(WeightsUnreadable):
                         self._collect(visit, self._reader.wait())
                 visit.give_up(experts)
-                self._early[layer].difference_update(experts if not over else self._early[layer])
-                self._residency.done(layer) if over else self._residency.release(layer, experts)  # what was read ahead is for the rest
+                if over:
+                    self._early[layer].clear()
+                    self._residency.done(layer)
+                else:  # what was read ahead is for the rest
+                    self._early[layer].difference_update(experts)
+                    self._residency.release(layer, experts)
 
     def _learn(self, layer: int, needed: Sequence[int]) -> None:
         twice = sorted(set(self._last.get(layer, ())).intersection(needed))

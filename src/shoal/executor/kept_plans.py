@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
-
 import msgspec
 import structlog
 
+from shoal.errors import ConfigError
 from shoal.folders import cache_dir
 from shoal.placement.cost import ModelCost
 from shoal.placement.fingerprint import fingerprint
 from shoal.placement.hardware import Hardware
 from shoal.placement.policy import Grid, Plan, search
 from shoal.placement.workload import Workload
+from shoal.whole_file import write_whole
 
 log = structlog.get_logger()
 _KEPT = 200
@@ -21,7 +21,10 @@ _KEPT = 200
 
 def search_once(model: ModelCost, hardware: Hardware, workload: Workload, grid: Grid | None = None) -> Plan:
     """As `policy.search`. A cache that cannot be read or written costs the search, and nothing else. Raises NotEnoughMemory."""
-    path = cache_dir() / "plans" / f"{fingerprint(model, hardware, workload, grid)}.json"
+    try:
+        path = cache_dir() / "plans" / f"{fingerprint(model, hardware, workload, grid)}.json"
+    except ConfigError:  # there is no home
+        return search(model, hardware, workload, grid)
     try:
         return msgspec.json.decode(path.read_bytes(), type=Plan)
     except FileNotFoundError:
@@ -29,11 +32,8 @@ def search_once(model: ModelCost, hardware: Hardware, workload: Workload, grid: 
     except (OSError, msgspec.MsgspecError) as fault:
         log.warning("a plan that was kept is searched anew", path=str(path), reason=str(fault))
     found = search(model, hardware, workload, grid)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(msgspec.json.encode(found))
-        partial.replace(path)
+        write_whole(path, msgspec.json.encode(found))
         for old in sorted(path.parent.glob("*.json"), key=lambda kept: kept.stat().st_mtime)[:-_KEPT]:
             old.unlink(missing_ok=True)
     except OSError as fault:

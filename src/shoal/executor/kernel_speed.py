@@ -51,9 +51,11 @@ class _Shape:
         return self.hidden * 2 * (self.heads + self.kv) * self.dim + 3 * self.hidden * self.width
 
 
-SMALL = _Shape(512, 1536, 8, 2, 64)
+_SMALL = _Shape(512, 1536, 8, 2, 64)
 """2 MB in 4 bits, 13 in fp32."""
 _TINY = _Shape(64, 32, 1, 1, 64)
+COMPUTING_ROWS = 32
+COMPUTED = 2.0 * COMPUTING_ROWS * _TOGETHER * _SMALL.parameters
 
 
 @dataclass(frozen=True)
@@ -72,17 +74,17 @@ class ProcessorSpeed:
 def kernel_speed(threads: int, isa: str = "", seconds: float = 5.0) -> ProcessorSpeed:
     """Needs the kernels. seconds: about how long it takes."""
     made = KernelCalls(threads, isa)
-    layers = {kind: made.layer(SMALL, kind) for kind in _STORED}
-    arithmetic = {(kind, rows): made.forward(SMALL, [layer] * _TOGETHER, rows) for kind, layer in layers.items() for rows in _ROWS}
+    layers = {kind: made.layer(_SMALL, kind) for kind in _STORED}
+    arithmetic = {(kind, rows): made.forward(_SMALL, [layer] * _TOGETHER, rows) for kind, layer in layers.items() for rows in _ROWS}
     attention = {(sharing, at): made.attend(*shape, at) for sharing, shape in _SHARING.items() for at in (0, _CONTEXT)}
-    apart, tiny = [made.layer(SMALL, "q4") for _ in range(_APART)], made.layer(_TINY, "q4")
-    weights = {(apart is read, rows): made.forward(SMALL, read, rows) for read in ([apart[0]] * _APART, apart) for rows in _READING_ROWS}
+    apart, tiny = [made.layer(_SMALL, "q4") for _ in range(_APART)], made.layer(_TINY, "q4")
+    weights = {(apart is read, rows): made.forward(_SMALL, read, rows) for read in ([apart[0]] * _APART, apart) for rows in _READING_ROWS}
     keys = {("keys", far): made.attend_many(far) for far in (False, True)}
     small = {"tiny": made.forward(_TINY, [tiny] * _APART, 1)}
     times: dict[Any, float] = fast_seconds({**arithmetic, **attention, **weights, **keys, **small}, seconds)
     found: dict[str, Points] = {}
     for kind, rows in arithmetic:
-        operations = 2 * rows * _TOGETHER * SMALL.parameters
+        operations = 2 * rows * _TOGETHER * _SMALL.parameters
         found.setdefault(kind, []).append((rows, operations / times[kind, rows]))
     for sharing in _SHARING:  # what rows cost that attend to next to nothing is not attention
         operations = 4 * sharing * _HEADS * _VALUES * _CONTEXT
@@ -95,10 +97,10 @@ def kernel_speed(threads: int, isa: str = "", seconds: float = 5.0) -> Processor
     return ProcessorSpeed(nbytes / times[True, 1], times["tiny"] / _APART, reading, found)
 
 
-def computing(threads: int, isa: str) -> Callable[[], None]:
-    """A call that keeps all threads busy for about a millisecond. Needs the kernels."""
+def computing(threads: int, isa: str = "") -> Callable[[], None]:
+    """A call that keeps all threads busy for about a millisecond, with COMPUTED operations of COMPUTING_ROWS rows. Needs the kernels."""
     made = KernelCalls(threads, isa)
-    return made.forward(SMALL, [made.layer(SMALL, "q4")] * _TOGETHER, 32)
+    return made.forward(_SMALL, [made.layer(_SMALL, "q4")] * _TOGETHER, COMPUTING_ROWS)
 
 
 def _more(less: float, all: float) -> float:
@@ -164,8 +166,8 @@ class KernelCalls:
         return lambda: next(calls)()
 
     def attend_steps(self, sequences: int, rows: int, context: int) -> list[Callable[[], None]]:
-        """Attention of one row of each of `rows` sequences over a context, for one sequence after the other; if there are fewer sequences
-        than rows, rows share them."""
+        """Attention of one row of each of `rows` sequences over a context: a call for each group of sequences; if there are fewer than
+        rows, rows share them."""
         heads = {"q_heads": 4 * _HEADS, "kv_heads": _HEADS, "key_dim": _VALUES, "value_dim": _VALUES}
         block = self._module.GroupedQuery(self._module.Around(), None, None, None, None, **heads, scale=_VALUES**-0.5)
         stage = self._module.Stage(_VALUES, self._threads, self._isa)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import shutil
@@ -25,6 +24,7 @@ from shoal.folders import cache_dir
 from shoal.native import instruction_set, missing
 from shoal.placement.hardware import Hardware
 from shoal.placement.hardware_format import Measured, measured, parse, written
+from shoal.whole_file import write_whole
 
 _NAME = "here"
 
@@ -131,13 +131,7 @@ def remember(values: Mapping[str, Any], path: Path | None = None) -> Path:
     """Keeps a profile, which replaces the one before. Raises ConfigError, OSError."""
     path = path or profile_path()
     parse(_NAME, values)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(written(values), "utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, written(values).encode())
     return path
 
 
@@ -158,8 +152,8 @@ def _kernel_lines(found: ProcessorSpeed) -> list[str]:
 def _disk_lines(disk: DiskSpeed, overhead: StreamingOverhead) -> list[str]:
     how = "around the page cache" if disk.direct else "through the page cache, which this file system does not let them avoid"
     return [
-        f"disk         {disk.bytes_per_second / 1e9:.2f} GB/s in reads of 2.5 MiB, 8 at a time, {how}, while the processor computes; {disk.alone / 1e9:.2f} one at a "
-        f"time, {disk.small / 1e9:.2f} in reads of 256 KiB",
+        f"disk         {disk.bytes_per_second / 1e9:.2f} GB/s in reads of 2.5 MiB, 8 at a time, {how}, while the processor computes; "
+        f"{disk.alone / 1e9:.2f} one at a time, {disk.small / 1e9:.2f} in reads of 256 KiB",
         f"streaming    {overhead.layer * 1e6:.0f} µs for each layer with experts, {overhead.read * 1e6:.0f} µs for each read; what came is "
         f"checked at {disk.checked / 1e9:.1f} GB/s",
     ]

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 DISK, PROCESSOR = "disk", "processor"
+EXPERTS = "experts"
+"""What both do for a layer's experts: read, or compute."""
 WAITING = "waiting"
 """What a resource does that waits for another one: it is not busy."""
 

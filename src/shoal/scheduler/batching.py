@@ -8,7 +8,7 @@ tokens cannot hold it, though another could. Here no step has room of its own th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from heapq import heapify, heapreplace
 
@@ -29,18 +29,21 @@ def spread(weights: Iterable[float], groups: int) -> list[list[float]]:
 class StepShare:
     """What a step takes of the streams, so that all steps in flight take about as long."""
 
-    weight: Callable[[int], float]
-    """Of a row, by the tokens of its sequence."""
+    per_token: float
+    """What a token of its context adds to the weight of a row, which is 1 without any."""
     most: float
     """The weight of the heaviest step, if they are spread well."""
     least_row: float
 
     @classmethod
-    def of(cls, lengths: Sequence[int], steps: int, weight: Callable[[int], float]) -> StepShare:
+    def of(cls, lengths: Iterable[int], steps: int, per_token: float = 0.0) -> StepShare:
         """lengths: tokens of each stream."""
-        weights = [weight(length) for length in lengths]
-        most = sum(weights) if steps == 1 else max(map(sum, spread(weights, steps)))
-        return cls(weight, most, min(weights, default=0.0))
+        weights = [1 + per_token * length for length in lengths]
+        return cls(per_token, max(map(sum, spread(weights, steps))), min(weights, default=0.0))
+
+    def weight(self, length: int) -> float:
+        """Of a row of a sequence with so many tokens."""
+        return 1 + self.per_token * length
 
     def filled(self, weight: float) -> bool:
         return weight > self.most * (1 - 1e-9)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from shoal.scheduler.batching import StepShare
 from shoal.scheduler.sequence import Sequence
@@ -12,9 +12,9 @@ _DRAW_LEAD, _PROMPT_LEAD = 8, 64
 _TOTALS = 32  # most sums of hidden states in one result: 2 MiB with hidden states 8,192 wide
 
 
-def share(running: list[Sequence], depth: int, weight: Callable[[int], float]) -> StepShare:
-    """What each of `depth` steps takes of the streams. weight: of a row, by the tokens of its sequence."""
-    return StepShare.of([len(s.tokens) for s in running if s.active], depth, weight)
+def share(running: list[Sequence], depth: int, per_token: float) -> StepShare:
+    """What each of `depth` steps takes of the streams. per_token: see StepShare."""
+    return StepShare.of((len(s.tokens) for s in running if s.active), depth, per_token)
 
 
 def too_few(running: list[Sequence], share: StepShare) -> bool:

@@ -140,9 +140,10 @@ class StepCost:
         seconds = [stage.seconds(load) for stage in self._stages]
         return max((len(seconds) + 1) * max(seconds), sum(seconds) + self._ways.seconds(StepLoad(load.rows)))
 
-    def weight(self, length: int) -> float:
-        """Of a row of a sequence with so many tokens, where one of none has 1: at the stage where they cost most."""
-        return 1 + length * max(stage.context_share for stage in self._stages)
+    @property
+    def context_share(self) -> float:
+        """What a token of its context adds to a row, as a share of the row, at the stage where it adds most."""
+        return max(stage.context_share for stage in self._stages)
 
     def one_pass(self, rows: int) -> float:
         """Seconds that a stream waits for a prompt's chunk of so many rows, which reads all streamed experts once; 0 if nothing streams.

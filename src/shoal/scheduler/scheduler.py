@@ -52,10 +52,6 @@ class _Step:
     load: StepLoad
 
 
-def _alike(length: int) -> float:
-    return 1.0
-
-
 class Scheduler:
     def __init__(self, limits: Limits) -> None:
         self.slots = Slots(limits)
@@ -230,7 +226,7 @@ class Scheduler:
     def _schedule(self) -> StepPlan | None:
         self._admission.admit(self._next_step)
         limits, running = self.limits, self.slots.running
-        streams = share(running, limits.depth, self.cost.weight if self.cost is not None else _alike)
+        streams = share(running, limits.depth, self.cost.context_share if self.cost is not None and limits.depth > 1 else 0.0)
         if len(self._flight) >= limits.depth and not self.apart and not self._closed and too_few(running, streams):
             return None
         self.slots.provide_short()

@@ -36,7 +36,7 @@ def test_the_heaviest_stream_is_alone_if_it_weighs_as_much_as_all_others():
 
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=40), groups)
 def test_a_step_holds_the_heaviest_group_and_less_than_one_row_more(lengths: list[int], steps: int):
-    share = StepShare.of(lengths, steps, float)
+    share = StepShare.of([length - 1 for length in lengths], steps, 1.0)
     assert share.holds(share.most)
     assert share.filled(share.most)
     assert not share.holds(share.most + min(lengths))
@@ -45,14 +45,14 @@ def test_a_step_holds_the_heaviest_group_and_less_than_one_row_more(lengths: lis
 
 @given(st.integers(1, 40), groups)
 def test_streams_that_are_alike_are_counted(count: int, steps: int):
-    share, each = StepShare.of([5] * count, steps, lambda length: 1.0), -(-count // steps)
+    share, each = StepShare.of([5] * count, steps), -(-count // steps)
     assert share.holds(each)
     assert not share.holds(each + 1)
     assert not share.filled(each - 1)
 
 
 def test_nothing_runs():
-    assert not StepShare.of([], 2, float).holds(1)
+    assert not StepShare.of([], 2).holds(1)
 
 
 def steps_of(scheduler: Scheduler, toy: Toy, count: int) -> list[Counter[int]]:
