@@ -222,11 +222,12 @@ async def _batch(
             return await until(stop, _work(source, output, server, concurrency or _AT_ONCE, len(ids)))
         fits, size = engine, concurrency
         if not size:
-            if await fetched(engine.model, stop) is None:
+            if (model := await fetched(engine.model, stop)) is None:
                 return False
-            size = await asyncio.to_thread(chosen, engine, node, nodes, work)
+            left = len(ids - output.done.ids)
+            size = min(await asyncio.to_thread(chosen, model, engine, node, nodes, work), left)
             fits = fitted(engine, work, size)
-            err.print(f"{work.requests} requests, {size} at once", highlight=False)
+            err.print(f"{left} requests, {size} at once", highlight=False)
         async with served(local_settings(fits), node, nodes, stop) as there:
             if there is None:
                 return False

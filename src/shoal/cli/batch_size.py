@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from shoal.cli.show import described, line
+from shoal.cli.show import line
 from shoal.config import EngineSettings, NodeSettings
 from shoal.errors import NotEnoughMemory
 from shoal.executor.cost import model_cost
@@ -13,6 +13,7 @@ from shoal.executor.hardware_files import read_hardware
 from shoal.executor.kept_plans import search_once
 from shoal.executor.machine_profile import remembered
 from shoal.executor.measure import usable_memory
+from shoal.models.description import Description
 from shoal.placement.policy import Grid
 from shoal.placement.workload import Workload
 
@@ -47,7 +48,9 @@ def fitted(engine: EngineSettings, work: Work, size: int) -> EngineSettings:
     return dataclasses.replace(engine, slots=size, kv_tokens=engine.kv_tokens or tokens, step_tokens=rows, prompt_wait=0.0)
 
 
-def chosen(engine: EngineSettings, node: NodeSettings, nodes: int, work: Work, strategy: str = "auto", hardware: str = "") -> int:
+def chosen(
+    model: Description, engine: EngineSettings, node: NodeSettings, nodes: int, work: Work, strategy: str = "auto", hardware: str = ""
+) -> int:
     """Requests at once: few, if the first answer is to be soon, all, if all of them are to be, or as many as give the most tokens per
     second by this machine's profile, or another one. At most `--slots`, where it is given. nodes: processes on this machine, each with
     its memory. Raises ConfigError, ShoalError."""
@@ -59,7 +62,6 @@ def chosen(engine: EngineSettings, node: NodeSettings, nodes: int, work: Work, s
         if known is None and strategy == "auto":
             line(f"this machine was not measured, so {most} run at once; `shoal doctor --measure` lets the number be chosen")
         return most
-    model = described(engine.model)
     cost = model_cost(model.spec, model.weights, engine.precision, engine.kv_type, engine.step_tokens)
     memory = usable_memory(node) * (nodes if node.memory else 1)
     tiers = tuple(dataclasses.replace(tier, size=memory) if tier.name == "memory" else tier for tier in known.tiers)

@@ -129,7 +129,7 @@ def infer(
     work = Work()
     for text in asked:
         work.add(len(text), tokens)
-    size = batch or chosen(engine, node, 1, work, strategy, hardware)
+    size = batch or chosen(described(engine.model), engine, node, 1, work, strategy, hardware)
     engine = fitted(engine, work, size)
     line(f"{len(asked)} prompts, {size} at once")
     began, names = perf_counter(), [_named(i, text, tokens) for i, text in enumerate(asked)]
