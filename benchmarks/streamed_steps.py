@@ -2,8 +2,8 @@
 
     python -m benchmarks.streamed_steps MODEL.gguf [--memory 0.5] [--rows 64,256] [--rounds 3] [--disk MB/s] [--chart FILE.svg]
 
-Rounds alternate between experts that run as they come and experts that run in their order with the next layer's read meanwhile; the
-first step of each is left out. A step is all layers and the head for one token of each sequence, without sampling.
+Rounds alternate between experts that stay until their layer is done, and experts that give up their places when they have run, so that the
+next layer's are read meanwhile; the first step of each is left out. A step is all layers and the head for one token of each sequence, without sampling.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from shoal.placement import chart
 from shoal.placement.timeline import last
 from shoal.weights.direct_file import DirectFile
 
-WAYS = {"as they come": 2.0, "in order": expert_slots.GUESS_RECALL}
+WAYS = {"stay": 2.0, "give up": expert_slots.GUESS_RECALL}
 """By way: how sure it has to be that experts are needed for them to be read ahead; more than 1: never."""
 STEPS = 4
 
@@ -106,7 +106,7 @@ def main(model: Path, share: float, rows: list[int], rounds: int, image: Path | 
             disk, reads = median(t.reading / t.seconds for t in found), median(t.reads for t in found)
             speed = median(t.nbytes / t.reading for t in found if t.reading) / 1e6
             print(f"| {many} | {way} | {tokens:.0f} | {busy:.0%} | {disk:.0%} | {reads:.0f} | {speed:.0f} |", flush=True)
-        shown = last(store.activity.spans, took["in order"][-1].seconds)
+        shown = last(store.activity.spans, took["give up"][-1].seconds)
         print(f"\nthe last step:\n{chart.text(shown)}")
         if image is not None:
             image.write_text(chart.svg(shown))

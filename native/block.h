@@ -135,7 +135,8 @@ struct ExpertRows {
 // Memory that the blocks of a step share, one after the other.
 struct Workspace {
   Rows input, attended, mid, split;
-  std::vector<float> qkv, latent, queries, branch, weights, routed, scratch, sums;
+  std::vector<float> qkv, latent, queries, branch, weights, routed, scratch;
+  std::vector<double> sums;
   std::vector<int32_t> chosen, index, offsets;
   std::vector<ExpertRows> groups;
   std::vector<Tiling> tilings;

@@ -203,7 +203,7 @@ void Experts::columns(Member& member, Step& step, const std::vector<ExpertRows>&
   member.barrier();
 }
 
-// Down, a panel of outputs at a time: each row sums its experts by rising number, the shared one last, whoever shares the step.
+// Down, a panel of outputs at a time: each row sums its experts, and the sum has the same bits in any order.
 void Experts::combine(Member& member, Step& step, const std::vector<ExpertRows>& groups, bool first, bool last) const {
   Workspace& space = step.space;
   const int64_t rows = step.batch.rows;
@@ -211,30 +211,31 @@ void Experts::combine(Member& member, Step& step, const std::vector<ExpertRows>&
   float* result = target(step);
   const bool add = direct();
   member.each(step.width / kPanel, [&](int64_t p) {
-    float *sums = space.sums.data() + p * rows * kPanel, *part = space.scratch.data() + member.id * rows * kPanel;
-    if (first) std::fill(sums, sums + rows * kPanel, 0.0f);
+    double* sums = space.sums.data() + p * rows * kPanel;
+    float* part = space.scratch.data() + member.id * rows * kPanel;
+    if (first) std::fill(sums, sums + rows * kPanel, 0.0);
     for (const ExpertRows& group : groups) {
       const Linear& down = mlp(group).down;
       step.kernels.gemm(*down.weight, p, space.mid.from(group.mid), 0, group.count, down.bias_at(p), false, part, kPanel);
-      for (int64_t i = 0; i < group.count; ++i) {
-        const float weight = weights[group.first + i];
-        float* sum = sums + space.index[static_cast<size_t>(group.first + i)] * kPanel;
-        for (int64_t lane = 0; lane < kPanel; ++lane) sum[lane] += weight * part[i * kPanel + lane];
-      }
+      step.kernels.weigh(part, weights + group.first, space.index.data() + group.first, group.count, sums);
     }
     for (int64_t r = 0; last && r < rows; ++r) {
       float* out = result + r * step.width + p * kPanel;
-      for (int64_t lane = 0; lane < kPanel; ++lane) out[lane] = (add ? out[lane] : 0.0f) + sums[r * kPanel + lane];
+      for (int64_t lane = 0; lane < kPanel; ++lane) out[lane] = (add ? out[lane] : 0.0f) + static_cast<float>(sums[r * kPanel + lane]);
     }
   });
   member.barrier();
   if (last) settle(member, step);
 }
 
+void Experts::compute(Member& member, Step& step, const std::vector<ExpertRows>& groups, bool first, bool last) const {
+  columns(member, step, groups);
+  combine(member, step, groups, first, last);
+}
+
 void Experts::run(Member& member, Step& step) const {
   choose(member, step);
-  columns(member, step, step.space.groups);
-  combine(member, step, step.space.groups, true, true);
+  compute(member, step, step.space.groups, true, true);
 }
 
 }  // namespace shoal

@@ -59,11 +59,10 @@ class Experts : public FeedForwardBlock {
   void run(Member& member, Step& step) const override;
 
   // The parts of `run`, for a step whose experts are not all here at once. `choose` groups the rows by expert; then every group goes
-  // through `columns` and through `combine`, in `combine` by rising expert. The groups of a call are among those of the workspace.
+  // through `compute`, in any order, with any others. The groups of a call are among those of the workspace.
   void choose(Member& member, Step& step) const;
-  void columns(Member& member, Step& step, const std::vector<ExpertRows>& groups) const;
   // first, last: whether these are the step's first groups, its last.
-  void combine(Member& member, Step& step, const std::vector<ExpertRows>& groups, bool first, bool last) const;
+  void compute(Member& member, Step& step, const std::vector<ExpertRows>& groups, bool first, bool last) const;
 
   const uint64_t id;  // of this block alone, as long as the process lives
   int64_t count() const { return static_cast<int64_t>(parts_.experts.size()); }
@@ -83,6 +82,8 @@ class Experts : public FeedForwardBlock {
   void route(Step& step, int64_t row) const;
   void sort(Step& step) const;
   bool quantised() const;
+  void columns(Member& member, Step& step, const std::vector<ExpertRows>& groups) const;
+  void combine(Member& member, Step& step, const std::vector<ExpertRows>& groups, bool first, bool last) const;
 
   Parts parts_;
   Routing routing_;

@@ -503,6 +503,16 @@ void merge(const float* partials, int64_t splits, int64_t value_dim, const float
   for (int64_t i = 0; i < value_dim; ++i) out[i] *= inverse;
 }
 
+void weigh(const float* part, const float* weights, const int32_t* index, int64_t count, double* sums) {
+  // Added to a double, this leaves no bits below the grid; the product of two floats is exact in a double.
+  constexpr double kRound = 1.5 * static_cast<double>(int64_t{1} << (52 - kGrid));
+  for (int64_t i = 0; i < count; ++i) {
+    const double weight = weights[i];
+    double* sum = sums + index[i] * kPanel;
+    for (int64_t lane = 0; lane < kPanel; ++lane) sum[lane] += (weight * static_cast<double>(part[i * kPanel + lane]) + kRound) - kRound;
+  }
+}
+
 int64_t argmax(const float* x, int64_t n) {  // the first among equals
   V best = all(-INFINITY);
   int64_t i = 0;
@@ -522,7 +532,7 @@ int64_t argmax(const float* x, int64_t n) {  // the first among equals
 
 const Kernels& kernels() {
   static const Kernels table{SHOAL_NAME(SHOAL_ISA), kQueries, gemm,   quantise, rms_norm, layer_norm,
-                             activate,              rope,     append, attend,   merge,    argmax};
+                             activate,              rope,     append, attend,   merge,    weigh, argmax};
   return table;
 }
 

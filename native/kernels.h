@@ -45,6 +45,12 @@ struct Scoring {
   float scale = 1, cap = 0;
 };
 
+// A row's experts are summed as multiples of 2^-kGrid, in doubles, whose 53 bits hold every sum below 2^(53 - kGrid): such sums are exact,
+// so they do not depend on the order, nor on which of them were made elsewhere and only then added. (Reproducible summation with one bin
+// of a fixed place: Demmel and Nguyen, "Fast reproducible floating-point summation", 2013.) Rounding a term costs at most 2^-33; the
+// residual that the sum is added to has floats, which above 2^-9 are farther apart than that.
+constexpr int kGrid = 32;
+
 // What a gated MLP does to its gate before it multiplies: SiLU, GELU by tanh, or gpt-oss's: both are clamped at 7, and
 // (up + 1) * gate * sigmoid(1.702 * gate).
 enum class Activation : uint8_t { Silu, Gelu, Clamped };
@@ -71,6 +77,8 @@ struct Kernels {
                  const Scoring& scoring, const Query* queries, int count);
   // Joins `splits` partial results into out, in order.
   void (*merge)(const float* partials, int64_t splits, int64_t value_dim, const float* sink, float* out);
+  // sums[index[i]][0..15] += weights[i] * part[i][0..15], rounded to a grid on which sums are exact: see kGrid.
+  void (*weigh)(const float* part, const float* weights, const int32_t* index, int64_t count, double* sums);
   int64_t (*argmax)(const float* x, int64_t n);
 };
 

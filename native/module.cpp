@@ -209,42 +209,29 @@ class PyStage {
     check(attention, batch, pool, bf16);
     float* h = hidden.data();
     uint8_t* p = pool.data();
-    under_way_ = experts.id, rows_ = rows, combined_ = 0;
+    under_way_ = experts.id;
+    const std::vector<ExpertRows>* chosen;
     {
       nb::gil_scoped_release release;
-      stage_.choose(h, batch, attention, experts, p, bf16);
+      chosen = &stage_.choose(h, batch, attention, experts, p, bf16);
     }
-    const size_t count = stage_.chosen().size();
+    const size_t count = chosen->size();
     auto* out = new int64_t[count * 2];
-    for (size_t i = 0; i < count; ++i) out[2 * i] = stage_.chosen()[i].expert, out[2 * i + 1] = stage_.chosen()[i].count;
+    for (size_t i = 0; i < count; ++i) out[2 * i] = (*chosen)[i].expert, out[2 * i + 1] = (*chosen)[i].count;
     nb::capsule owner(out, [](void* q) noexcept { delete[] static_cast<int64_t*>(q); });
     return {out, {count, 2}, owner};
   }
 
-  void columns(Out<float, 2> hidden, const Experts& experts, const std::vector<int64_t>& groups) {
-    going_on(hidden, experts);
-    std::vector<ExpertRows> some;
-    for (const int64_t at : groups) {
-      require(at >= 0 && at < static_cast<int64_t>(stage_.chosen().size()), "no expert of that place was chosen");
-      some.push_back(stage_.chosen()[static_cast<size_t>(at)]);
-      require(experts.here(some.back().expert), "an expert is not here");
-      require(some.size() < 2 || some[some.size() - 2].expert < some.back().expert, "the experts do not rise");
-    }
+  void compute(Out<float, 2> hidden, const Experts& experts, const std::vector<int64_t>& places) {
+    require(under_way_ == experts.id, "the step runs another block");
+    require(static_cast<int64_t>(hidden.shape(0)) == stage_.rows() && static_cast<int64_t>(hidden.shape(1)) == stage_.width(),
+            "hidden is not the step's");
     float* h = hidden.data();
     nb::gil_scoped_release release;
-    stage_.columns(h, rows_, experts, some);
+    stage_.compute(h, experts, places);
   }
 
-  void combine(Out<float, 2> hidden, const Experts& experts, int64_t end) {
-    going_on(hidden, experts);
-    require(end > combined_ && end <= static_cast<int64_t>(stage_.chosen().size()), "experts are combined in their order");
-    for (int64_t i = combined_; i < end; ++i) require(experts.here(stage_.chosen()[static_cast<size_t>(i)].expert), "an expert is not here");
-    const int64_t first = combined_;
-    combined_ = end;
-    float* h = hidden.data();
-    nb::gil_scoped_release release;
-    stage_.combine(h, rows_, experts, first, end);
-  }
+  int64_t awaited() const { return stage_.awaited(); }
 
   void logits(In<float, 2> hidden, const Head& head, In<int32_t, 1> picked, Out<float, 2> out) {
     const int64_t count = static_cast<int64_t>(picked.size());
@@ -284,15 +271,8 @@ class PyStage {
     return threads;
   }
 
-  void going_on(const Out<float, 2>& hidden, const Experts& experts) const {
-    require(under_way_ == experts.id, "the step runs another block");
-    require(static_cast<int64_t>(hidden.shape(0)) == rows_ && static_cast<int64_t>(hidden.shape(1)) == stage_.width(),
-            "hidden is not the step's");
-  }
-
   Stage stage_;
   uint64_t under_way_ = 0;  // the block whose experts were chosen
-  int64_t rows_ = 0, combined_ = 0;
 };
 
 using Form = std::tuple<std::string, std::string, std::vector<int8_t>, float, int32_t, int64_t, int64_t>;
@@ -413,8 +393,8 @@ NB_MODULE(_kernels, m) {
            "pools"_a, "bf16"_a)
       .def("route", &PyStage::route, "hidden"_a, "starts"_a, "positions"_a, "tables"_a, "rotations"_a, "attention"_a, "experts"_a,
            "pool"_a, "bf16"_a, nb::rv_policy::automatic)
-      .def("columns", &PyStage::columns, "hidden"_a, "experts"_a, "groups"_a)
-      .def("combine", &PyStage::combine, "hidden"_a, "experts"_a, "end"_a)
+      .def("compute", &PyStage::compute, "hidden"_a, "experts"_a, "places"_a)
+      .def_prop_ro("awaited", &PyStage::awaited)
       .def("logits", &PyStage::logits, "hidden"_a, "head"_a, "picked"_a, "out"_a)
       .def("attend", &PyStage::attend, "block"_a, "qkv"_a, "starts"_a, "positions"_a, "tables"_a, "rotations"_a, "pool"_a, "bf16"_a, "out"_a)
       .def_prop_ro("isa", &PyStage::isa);

@@ -64,21 +64,25 @@ const std::vector<ExpertRows>& Stage::choose(float* hidden, const Batch& batch, 
   const Heads heads = attention.heads();
   run(batch.rows, [&](Member& member) { attention.run(member, step, {pool, bf16, heads.kv, heads.key, heads.value}); });
   run(batch.rows, [&](Member& member) { experts.choose(member, step); });
+  computed_.assign(space_.groups.size(), false), rows_ = batch.rows;
   return space_.groups;
 }
 
-void Stage::columns(float* hidden, int64_t rows, const Experts& experts, const std::vector<ExpertRows>& groups) {
-  const Batch batch{rows, 0, nullptr, nullptr, nullptr, 0, {}};
+void Stage::compute(float* hidden, const Experts& experts, const std::vector<int64_t>& places) {
+  std::vector<ExpertRows> groups;
+  for (const int64_t at : places) {
+    if (at < 0 || at >= static_cast<int64_t>(computed_.size())) throw std::invalid_argument("no expert of that place was chosen");
+    if (computed_[static_cast<size_t>(at)]) throw std::invalid_argument("an expert was computed before");
+    groups.push_back(space_.groups[static_cast<size_t>(at)]);
+    if (!experts.here(groups.back().expert)) throw std::invalid_argument("an expert is not here");
+    if (groups.size() > 1 && groups[groups.size() - 2].expert >= groups.back().expert) throw std::invalid_argument("the experts do not rise");
+  }
+  const bool first = awaited() == static_cast<int64_t>(computed_.size());
+  for (const int64_t at : places) computed_[static_cast<size_t>(at)] = true;
+  const bool last = awaited() == 0;
+  const Batch batch{rows_, 0, nullptr, nullptr, nullptr, 0, {}};
   Step step{kernels_, batch, space_, hidden, width_};
-  run(rows, [&](Member& member) { experts.columns(member, step, groups); });
-}
-
-void Stage::combine(float* hidden, int64_t rows, const Experts& experts, int64_t first, int64_t end) {
-  const Batch batch{rows, 0, nullptr, nullptr, nullptr, 0, {}};
-  Step step{kernels_, batch, space_, hidden, width_};
-  const auto at = [&](int64_t i) { return space_.groups.begin() + i; };
-  const std::vector<ExpertRows> groups(at(first), at(end));
-  run(rows, [&](Member& member) { experts.combine(member, step, groups, first == 0, end == static_cast<int64_t>(space_.groups.size())); });
+  run(rows_, [&](Member& member) { experts.compute(member, step, groups, first, last); });
 }
 
 void Stage::attention(const GroupedQuery& block, const float* qkv, const Batch& batch, uint8_t* pool, bool bf16, float* out) {

@@ -28,13 +28,14 @@ class Stage {
   void forward(float* hidden, const Batch& batch, const std::vector<Layer>& layers, bool bf16);
 
   // A layer whose experts come one after the other. `choose` runs its attention and returns the rows of each expert that is needed, the
-  // shared one last. Each of them then goes through `columns`, in any order, and through `combine`, by rising expert: `first` and `last`
-  // are a part of what `choose` returned. The layer is done when the last was combined. hidden is the same all the time.
+  // shared one last. Each of them then goes through `compute`, in any order, by its place in what `choose` returned. The layer is done
+  // when none is `awaited`. hidden is the same all the time.
   const std::vector<ExpertRows>& choose(float* hidden, const Batch& batch, const AttentionBlock& attention, const Experts& experts,
                                         uint8_t* pool, bool bf16);
-  void columns(float* hidden, int64_t rows, const Experts& experts, const std::vector<ExpertRows>& groups);
-  void combine(float* hidden, int64_t rows, const Experts& experts, int64_t first, int64_t end);
-  const std::vector<ExpertRows>& chosen() const { return space_.groups; }
+  // Throws std::invalid_argument for one that is not here or was computed before.
+  void compute(float* hidden, const Experts& experts, const std::vector<int64_t>& places);
+  int64_t awaited() const { return std::count(computed_.begin(), computed_.end(), false); }
+  int64_t rows() const { return rows_; }  // of the step that `choose` began
 
   // logits: [count, vocabulary padded to 16] of the rows `picked` of hidden.
   void logits(const float* hidden, const Head& head, const int32_t* picked, int64_t count, float* out);
@@ -56,6 +57,8 @@ class Stage {
   Workspace space_;
   std::unique_ptr<Share[]> shares_;
   int64_t share_count_ = 0;
+  std::vector<bool> computed_;  // by place among what was chosen
+  int64_t rows_ = 0;
 };
 
 }  // namespace shoal

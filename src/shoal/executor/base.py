@@ -68,13 +68,9 @@ class Packed(Protocol):
     def nbytes(self) -> int: ...
 
 
-class Wave(NamedTuple):
-    """Experts of a layer that are in their block now, by their places among those that the step needs there."""
-
-    places: list[int]
-    """Those that came; rising."""
-    end: int
-    """So many of the first are done once these ran, and may go then. 0: none may go yet."""
+Wave = list[int]
+"""Experts of a layer that are in their block now, by their places among those that the step needs there; rising. They may be gone when the
+next wave comes."""
 
 
 class Leases(Protocol):
@@ -103,7 +99,7 @@ class Leases(Protocol):
 
     def waves(self, layer: int, needed: Sequence[int], hidden: Floats) -> Generator[Wave]:
         """Puts experts into the leased block of a layer that is apart. needed: by rising number, the shared one last, as the number of
-        experts. Each comes once, and by the end all are done. hidden: [rows, hidden] after the layer's attention, to guess by what the
+        experts. Each comes once. hidden: [rows, hidden] after the layer's attention, to guess by what the
         next layer needs."""
         ...
 

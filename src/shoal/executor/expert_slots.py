@@ -1,8 +1,7 @@
 """Experts in a limited number of places in memory, read when a step needs them, or before where it is sure to need them.
 
-A visit to a layer goes one of two ways. With few rows what is here runs at once, and the rest as it comes. With so many rows that
-steps need nearly the same experts every time, the experts run in their order, a few at a time, and each gives up its place when it
-has run: the disk goes on into it with what the following layers will need.
+What is here runs at once, and the rest as it comes. With so many rows that steps need nearly the same experts every time, each
+expert gives up its place when it has run: the disk goes on into it with what the following layers will need.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ READS = 8
 QUEUED = 2 * READS
 """Reads ordered at once of those that a visit waits for."""
 AHEAD = 6 * READS
-"""Experts that were read and did not run yet, at most, where they run in their order. Each costs a place for what is held from step to
+"""Experts that were read and did not run yet, at most, where they give up their places. Each costs a place for what is held from step to
 step."""
 LAYERS_AHEAD = 4
 GUESSED = 32 << 20
 """Bytes that are read at once of what is only guessed, at most."""
 TOGETHER = 16
-"""Experts that run in one call where they run in their order."""
+"""Experts that run in one call where they give up their places."""
 
 Policy = Callable[[Sequence[int]], Eviction]
 """Makes an eviction policy for the experts of each layer."""
@@ -76,7 +75,7 @@ class ExpertSlots:
         self._guessed: set[Unit] = set()
         """Being read only because of a guess."""
         self._kept: dict[int, set[int]] = {}
-        """By layer: experts that are not evicted while experts run in their order."""
+        """By layer: experts that are not evicted while others give up their places."""
         self._recall = 0.0
         """How much of what a visit needs the next one needs, too: of late, over all layers."""
 
@@ -109,7 +108,7 @@ class ExpertSlots:
             last = begin + len(experts) == len(needed)
             visit, over = _Visit(layer, block, experts, begin, shared and last), True
             try:
-                yield from self._in_order(visit, needed[begin + slots :]) if sure else self._as_they_come(visit, hidden if last else None)
+                yield from self._passing(visit, needed[begin + slots :]) if sure else self._held(visit, hidden if last else None)
                 over = last
             finally:
                 while visit.waiting and self._reader.outstanding:  # the step fails: the next one begins with nothing under way
@@ -150,24 +149,22 @@ class ExpertSlots:
                 self._residency.unpin(Unit(layer, expert))
         self._kept.clear()
 
-    def _as_they_come(self, visit: _Visit, hidden: Floats | None) -> Generator[Wave]:
-        """hidden: to guess by; None: nothing is guessed."""
+    def _held(self, visit: _Visit, hidden: Floats | None) -> Generator[Wave]:
+        """All stay until the visit ends. hidden: to guess by; None: nothing is guessed."""
         while self._guessed and len(visit.experts) + len(self._guessed) > len(self._placed):
             self._wait(visit)  # guesses take places that this needs
         later = self._take(visit, self._residency.need(visit.layer, visit.experts))
         guesses = [] if later or hidden is None else self._worth_reading(visit.layer, hidden)
-        ready = visit.came()
-        while visit.waiting or later:
+        while (ready := visit.came()) or visit.waiting or later:
+            if not visit.waiting and not later:
+                self._read_guesses(guesses)
             if ready:
                 self._activity.turn(EXPERTS, visit.layer)
-                yield Wave(ready, 0)
-            self._wait(visit)
+                yield ready
+            else:
+                self._wait(visit)
             if later:
                 later = self._take(visit, self._residency.more(visit.layer, later))
-            ready = visit.came()
-        self._read_guesses(guesses)
-        self._activity.turn(EXPERTS, visit.layer)
-        yield Wave(ready, visit.end(len(visit.experts)))
 
     def _compare(self, layer: int, needed: Sequence[int], rows: int) -> None:
         """Guesses with what came, before room is made for it."""
@@ -188,34 +185,27 @@ class ExpertSlots:
             self._guessed.update(load.unit for load in loads)
             self._order(loads)
 
-    def _in_order(self, visit: _Visit, following: Sequence[int]) -> Generator[Wave]:
-        """following: what the layer needs after this."""
-        layer, experts = visit.layer, visit.experts
+    def _passing(self, visit: _Visit, following: Sequence[int]) -> Generator[Wave]:
+        """Each gives its place up when it has run. following: what the layer needs after this."""
+        layer = visit.layer
         together = max(min(TOGETHER, self._ahead // 3), 1)  # the next ones are read meanwhile
-        later = self._take(visit, self._residency.need(layer, experts, self._room(layer)))
-        done = 0
-        while done < len(experts):
-            self._collect(visit, self._reader.poll())
-            end = visit.here_until(done, together)
-            short = end - done < min(together // 2 + 1, len(experts) - done)
+        later = self._take(visit, self._residency.need(layer, visit.experts, self._room(layer)))
+        while (ready := visit.came(together)) or visit.waiting or later:
             if later:
-                stuck = short and not visit.waiting
+                stuck = not ready and not visit.waiting
                 later = self._take(visit, self._residency.more(layer, QUEUED if stuck else self._room(layer)))
             if not later:
                 self._read_ahead(layer, following)
-            if not short:
-                run = experts[done:end]
+            if ready:
                 self._activity.turn(EXPERTS, layer)
-                yield Wave(visit.came(until=end), visit.end(end))
+                yield ready
+                run = visit.numbers(ready)
                 visit.give_up(run)
                 self._early[layer].difference_update(run)
                 self._residency.release(layer, run)
-                done = end
-            elif ready := visit.came(at_most=together):
-                self._activity.turn(EXPERTS, layer)
-                yield Wave(ready, 0)
-            else:
+            elif visit.waiting:
                 self._wait(visit)
+            self._collect(visit, self._reader.poll())
 
     def _room(self, layer: int) -> int:
         """Reads that may be ordered now of what a visit needs."""
@@ -306,10 +296,9 @@ class _Visit:
     shared one is due after them."""
 
     def __init__(self, layer: int, block: Any, experts: Sequence[int], begin: int, shared: bool) -> None:
-        self.layer, self.experts, self.begin, self.shared = layer, experts, begin, shared
-        self._block = block
+        self.layer, self.experts = layer, experts
+        self._block, self._begin = block, begin
         self._index = {expert: i for i, expert in enumerate(experts)}
-        self._here: set[int] = set()
         self._new = {len(experts)} if shared else set[int]()
         """By place among the experts: those in the block that did not run yet, and the shared one."""
         self.waiting: set[int] = set()
@@ -318,28 +307,18 @@ class _Visit:
     def place(self, expert: int, mlp: Mlp | None) -> None:
         self._block.place(expert, mlp)
         self.waiting.discard(expert)
-        self._here.add(expert)
         self._new.add(self._index[expert])
 
     def give_up(self, experts: Sequence[int]) -> None:
         for expert in experts:
             self._block.place(expert, None)
 
-    def came(self, at_most: int | None = None, until: int | None = None) -> list[int]:
-        """Places of experts in the block that this did not give before: the first ones, or those until `until`."""
+    def came(self, at_most: int | None = None) -> Wave:
+        """The first places of experts in the block that this did not give before."""
         new = sorted(self._new)[:at_most]
-        if until is not None and until < len(self.experts):
-            new = [i for i in new if i < until]
         self._new.difference_update(new)
-        return [self.begin + i for i in new]
+        return [self._begin + i for i in new]
 
-    def here_until(self, first: int, at_most: int) -> int:
-        """The end of the experts from the first on that are all in the block."""
-        end = first
-        while end < min(first + at_most, len(self.experts)) and self.experts[end] in self._here:
-            end += 1
-        return end
-
-    def end(self, count: int) -> int:
-        """The place after the first experts; after all of them, the shared one is among them."""
-        return self.begin + count + (self.shared and count == len(self.experts))
+    def numbers(self, wave: Wave) -> list[int]:
+        """The experts of a wave, without the shared one."""
+        return [self.experts[place - self._begin] for place in wave if place - self._begin < len(self.experts)]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from shoal.config import Precision
-from shoal.errors import ConfigError
-from shoal.executor.base import Angles, BlockPart, Floats, Ints, Leases, Packed, StageBatch, Wave, WeightBlock
+from shoal.errors import ConfigError, LocalProtocolError
+from shoal.executor.base import Angles, BlockPart, Floats, Ints, Leases, Packed, StageBatch, WeightBlock
 from shoal.executor.kv_pool import HostRuntime
 from shoal.executor.native_blocks import BlockMaker
 from shoal.executor.output import finished
@@ -18,9 +16,6 @@ from shoal.executor.packing import StoredTensors
 from shoal.models.spec import ModelSpec
 from shoal.models.weights import Weights
 from shoal.native import kernels, missing
-
-if TYPE_CHECKING:
-    from shoal.native import Experts
 
 
 class NativeRuntime(HostRuntime):
@@ -61,16 +56,12 @@ class NativeRuntime(HostRuntime):
         if leases.apart(run.start):
             needed = self._stage.route(hidden, *rows, attention[0], feed_forward[0], pools[0], self._pool.bf16)
             with closing(leases.waves(run.start, needed[:, 0].tolist(), hidden)) as waves:
-                self._waves(hidden, feed_forward[0], waves)
+                for places in waves:
+                    self._stage.compute(hidden, feed_forward[0], places)
+            if self._stage.awaited:
+                raise LocalProtocolError(f"{self._stage.awaited} experts of layer {run.start} did not come")
         else:
             self._stage.forward(hidden, *rows, attention, feed_forward, pools, self._pool.bf16)
-
-    def _waves(self, hidden: Floats, block: Experts, waves: Iterator[Wave]) -> None:
-        for wave in waves:
-            if wave.places:
-                self._stage.columns(hidden, block, wave.places)
-            if wave.end:
-                self._stage.combine(hidden, block, wave.end)
 
     def logits(self, hidden: Floats, picked: Ints, leases: Leases) -> Floats:
         out = np.empty((len(picked), (self._spec.vocabulary + 15) // 16 * 16), np.float32)

@@ -183,11 +183,10 @@ class Stage:
         bf16: bool,
     ) -> NDArray[np.int64]:
         """Runs a layer's attention and router over hidden, in place. Returns [needed, 2]: experts by rising number with their rows; the shared
-        one, if there is one, is last, with the number of experts as its number. The layer is done when all were combined."""
-    def columns(self, hidden: _Floats, experts: Experts, groups: Sequence[int]) -> None:
-        """First half of some of the experts that `route` returned, by their places there, rising; each goes through here once."""
-    def combine(self, hidden: _Floats, experts: Experts, end: int) -> None:
-        """Second half of those that were not yet combined, up to the place `end`: they went through `columns`."""
+        one, if there is one, is last, with the number of experts as its number. The layer is done when all were computed."""
+    def compute(self, hidden: _Floats, experts: Experts, places: Sequence[int]) -> None:
+        """Some of the experts that `route` returned, by their places there, rising. Each goes through here once; which ones go together, and
+        when, changes no bit of the result."""
     def logits(self, hidden: _Floats, head: Head, picked: _Ints, out: _Floats) -> None:
         """hidden: [rows, hidden]; out: [picked, vocabulary, rounded up to 16]."""
 
@@ -205,5 +204,8 @@ class Stage:
     ) -> None:
         """Rotation, append and attention alone. qkv: [rows, queries + keys + values]; out: [rows, q_heads * value_dim]."""
 
+    @property
+    def awaited(self) -> int:
+        """Experts that `route` returned and that were not computed since."""
     @property
     def isa(self) -> str: ...

@@ -18,7 +18,11 @@ _REMEMBERED = 256
 _PLACES, _CHANCES = 16, 8
 """Kinds: the router's places after this one are as the last, and so many steps of chance."""
 WATCHED, UNWATCHED = 32, 480
-"""While no kind is trusted, so many steps are guessed about, and so many are not, in turn: guessing takes time, too."""
+"""While guessing does not pay, so many steps are guessed about, and so many are not, in turn: guessing takes time, too."""
+WORTH = 0.25
+"""It pays where so many of the visits have an expert that should be read: a guess takes about a quarter of a read's time."""
+_RECENT = 64
+"""Visits of which that share tells, about."""
 
 
 class Guess(NamedTuple):
@@ -65,12 +69,14 @@ class Prefetch:
         self._missing: frozenset[int] = frozenset()
         """Of these guesses, those that are not held."""
         self._trusted: set[int] = set()
+        self._paid = 0.0
+        """The share of the visits, of late, about which a guess was worth a read."""
         self._step = 0
 
     @property
     def watching(self) -> bool:
         """Whether to guess at all in this step."""
-        return self._step % (WATCHED + UNWATCHED) < WATCHED or any(self.trusts(kind) for kind in self._kinds.values())
+        return self._step % (WATCHED + UNWATCHED) < WATCHED or self._paid >= WORTH
 
     def step(self) -> None:
         """A step begins."""
@@ -85,6 +91,7 @@ class Prefetch:
         worth = [expert for expert in missing if self.trusts(self._guesses[expert])]
         worth.sort(key=lambda expert: -self._guesses[expert].accuracy)
         self._trusted = set(worth)
+        self._paid += (bool(worth) - self._paid) / _RECENT
         return worth
 
     def trusts(self, kind: _Kind) -> bool:

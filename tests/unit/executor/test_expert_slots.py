@@ -27,7 +27,7 @@ Expert = tuple[int, int]
 """A layer and a number."""
 
 _ROWS = np.zeros((8, 4), np.float32)
-"""Of a step that has enough of them for experts to run in their order."""
+"""Of a step that has enough of them for experts to give up their places."""
 
 
 class OneFile:
@@ -97,21 +97,18 @@ class Slots:
     def visit(self, layer: int, needed: Sequence[int], shared: bool = False) -> list[Wave]:
         """The waves, after a look at what is in the block for each."""
         went: set[int] = set()
-        combined = 0
         waves: list[Wave] = []
         with closing(self.waves(layer, needed, shared)) as running:
             for wave in running:
-                assert not went.intersection(wave.places), "an expert runs twice"
-                assert wave.places == sorted(wave.places)
-                went.update(wave.places)
-                for place in {*wave.places, *range(combined, wave.end)}:
+                assert not went.intersection(wave), "an expert runs twice"
+                assert wave == sorted(wave)
+                went.update(wave)
+                for place in wave:
                     if place < len(needed):
                         memory = self.block.placed[needed[place]]
                         assert bytes(memory) == bytes((layer, needed[place])) * (PAGE // 2), "it is another one's memory"
-                assert went.issuperset(range(combined, wave.end)), "an expert is combined that did not run"
-                combined = max(combined, wave.end)
                 waves.append(wave)
-        assert combined == len(needed) + shared
+        assert went == set(range(len(needed) + shared))
         assert not self.block.placed
         return waves
 
@@ -130,7 +127,7 @@ def test_a_few_are_read_when_they_are_needed(everything: list[int]):
     held = Slots(8, [12, 12])
     assert held.visit(0, [3, 7]) != []
     assert sorted(held.files.read) == [(0, 3), (0, 7)]
-    assert held.visit(0, [3, 7], shared=True) == [Wave([0, 1, 2], 3)]
+    assert held.visit(0, [3, 7], shared=True) == [[0, 1, 2]]
     assert len(held.files.read) == 2
 
 
@@ -160,9 +157,11 @@ def test_each_expert_gives_up_its_place_when_it_has_run(everything: list[int]):
     streamed = Slots(14, [12, 12, 12])
     streamed.steps(2, 3, everything)
     with closing(streamed.waves(0, everything)) as waves:
-        ends = [wave.end for wave in waves if wave.end]
-    assert len(ends) > 2
-    assert ends == sorted(ends)
+        before: set[int] = set()
+        for wave in waves:
+            assert not before.intersection(streamed.block.placed)
+            before.update(everything[place] for place in wave)
+    assert before == set(everything)
 
 
 def test_as_much_is_kept_from_step_to_step_as_there_is_room_for(everything: list[int]):

@@ -216,6 +216,30 @@ void check_rows(const Kernels& kernels) {
   }
 }
 
+// Rows of experts
+
+void check_sums(const Kernels& kernels) {
+  // Any order of the terms, and sums of sums, give the same bits.
+  const std::vector<float> parts = normal(8 * kPanel, 3), weights = normal(8, 4);
+  const int32_t index[8] = {0, 1, 0, 1, 1, 0, 0, 1}, row[1] = {0};
+  std::vector<double> together(size_t(2 * kPanel)), backwards = together, first = together, second = together;
+  kernels.weigh(parts.data(), weights.data(), index, 8, together.data());
+  for (int i = 7; i >= 0; --i) kernels.weigh(&parts[size_t(i * kPanel)], &weights[size_t(i)], index + i, 1, backwards.data());
+  kernels.weigh(parts.data(), weights.data(), index, 5, first.data());
+  kernels.weigh(&parts[size_t(5 * kPanel)], &weights[5], index + 5, 3, second.data());
+  for (size_t i = 0; i < together.size(); ++i) {
+    double exact = 0;
+    for (int t = 0; t < 8; ++t) exact += index[t] == int32_t(i / kPanel) ? double(weights[size_t(t)]) * parts[size_t(t) * kPanel + i % kPanel] : 0;
+    check(std::fabs(together[i] - exact) <= 8 * std::ldexp(1.0, -kGrid - 1), "weigh");
+    check(together[i] == backwards[i] && together[i] == first[i] + second[i], "weigh depends on the order");
+  }
+  const std::vector<float> odd = {INFINITY, NAN, 3e38f, -3e38f, 1e-38f, 0.5f, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+  std::vector<double> sums(size_t(kPanel), 1.0);
+  const float one = 1;
+  kernels.weigh(odd.data(), &one, row, 1, sums.data());
+  check(std::isinf(sums[0]) && std::isnan(sums[1]) && std::fabs(sums[2] / 3e38 - 1) < 1e-6 && sums[4] == 1 && sums[5] == 1.5, "weigh: what is no usual number");
+}
+
 // Attention, through the cache
 
 float widened(uint16_t bits) {
@@ -361,6 +385,7 @@ int main(int count, char** names) {
       check_quantise(kernels);
       for (const Format& format : kFormats) check_gemm(kernels, format);
       check_rows(kernels);
+      check_sums(kernels);
       for (bool bf16 : {false, true}) {
         check_attend(kernels, bf16, 16, 1, 0), check_attend(kernels, bf16, 64, 33, 0), check_attend(kernels, bf16, 128, 200, 0);
         check_attend(kernels, bf16, 256, 70, 7), check_attend(kernels, bf16, 48, 200, 40);

@@ -34,25 +34,20 @@ def whole(block: Any, x: Floats, isa: str) -> Floats:
 
 
 def apart(block: Any, given: list[Any], x: Floats, isa: str, order: list[int], waves: list[int]) -> Floats:
-    """order: of arrival, by numbers that are taken modulo what a wave needs. waves: how many experts each has at most."""
+    """order: of the experts, by numbers that are taken modulo what is left. waves: how many go together, one after the other."""
     stage, hidden = module.Stage(HIDDEN, 2, isa), x.copy()
-    attention = nothing_attended(HIDDEN)
-    needed = stage.route(hidden, *arrays(len(x)), attention, block, pool(), False)
-    begin, turn = 0, 0
-    while begin < len(needed):
-        end = min(len(needed), begin + waves[turn % len(waves)])
-        left = list(range(begin, end))
-        while left:
-            at = left.pop(order[turn % len(order)] % len(left))
-            expert, turn = int(needed[at, 0]), turn + 1
-            if expert < len(given):
-                block.place(expert, given[expert])
-            stage.columns(hidden, block, [at])
-        stage.combine(hidden, block, end)
-        for expert in needed[begin:end, 0]:
-            if expert < len(given):
-                block.place(int(expert), None)
-        begin = end
+    needed = stage.route(hidden, *arrays(len(x)), nothing_attended(HIDDEN), block, pool(), False)
+    left, turn = list(range(len(needed))), 0
+    while left:
+        assert stage.awaited == len(left)
+        wave = sorted(left.pop(order[(turn + i) % len(order)] % len(left)) for i in range(min(waves[turn % len(waves)], len(left))))
+        here = [expert for at in wave if (expert := int(needed[at, 0])) < len(given)]
+        for expert in here:
+            block.place(expert, given[expert])
+        stage.compute(hidden, block, wave)
+        for expert in here:
+            block.place(expert, None)
+        turn += 1
     return hidden
 
 
@@ -123,28 +118,28 @@ def test_a_step_does_not_go_on_with_another_block_in_the_place_of_its_own() -> N
         gc.collect()
         other = Routed.random(count=2, chosen=1).made(module.Around())
         with pytest.raises(ValueError, match="another block"):
-            stage.columns(x, other, list(range(len(needed))))
+            stage.compute(x, other, list(range(len(needed))))
 
 
 def test_a_step_out_of_order_is_refused() -> None:
     routed = Routed.random(count=4, chosen=2)
     block, stage, x = routed.made(module.Around()), module.Stage(HIDDEN, 1, ""), normal(3, HIDDEN)
     with pytest.raises(ValueError, match="another block"):
-        stage.columns(x, block, [0])
+        stage.compute(x, block, [0])
     needed = stage.route(x, *arrays(3), nothing_attended(HIDDEN), block, pool(), False)
     for wrong, why in (([len(needed)], "of that place"), ([-1], "of that place"), ([1, 0], "do not rise"), ([0, 0], "do not rise")):
         with pytest.raises(ValueError, match=why):
-            stage.columns(x, block, wrong)
+            stage.compute(x, block, wrong)
     with pytest.raises(ValueError, match="not the step's"):
-        stage.columns(x[:2], block, [0])
-    for end in (0, len(needed) + 1):
-        with pytest.raises(ValueError, match="in their order"):
-            stage.combine(x, block, end)
+        stage.compute(x[:2], block, [0])
+    assert stage.awaited == len(needed)
+    stage.compute(x, block, [1])
+    with pytest.raises(ValueError, match="computed before"):
+        stage.compute(x, block, [0, 1])
+    assert stage.awaited == len(needed) - 1
     block.place(int(needed[0, 0]), None)
     with pytest.raises(ValueError, match="not here"):
-        stage.columns(x, block, [0])
-    with pytest.raises(ValueError, match="not here"):
-        stage.combine(x, block, 1)
+        stage.compute(x, block, [0])
     with pytest.raises(ValueError, match="not here"):
         stage.forward(x, *arrays(3), [nothing_attended(HIDDEN)], [block], [pool()], False)
     for expert in (-1, 4):

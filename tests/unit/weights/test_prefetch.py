@@ -81,10 +81,22 @@ def test_where_guessing_does_not_pay_most_steps_are_not_guessed_about() -> None:
         prefetch.step()
         watched += prefetch.watching
     assert watched == 2 * WATCHED
-    visits(prefetch, [True] * 20)
+    visits(prefetch, [True] * 60)
     for _ in range(WATCHED + UNWATCHED):
         prefetch.step()
         assert prefetch.watching
+
+
+def test_guessing_does_not_pay_where_nearly_everything_is_here() -> None:
+    """However often the guesses come true: there is nothing to be read."""
+    prefetch = Prefetch()
+    visits(prefetch, [True] * 60)
+    visits(prefetch, [True] * 200, held=7)
+    watched = 0
+    for _ in range(WATCHED + UNWATCHED):
+        prefetch.step()
+        watched += prefetch.watching
+    assert watched == WATCHED
 
 
 @given(st.lists(st.integers(0, 300), unique=True), st.dictionaries(st.integers(0, 300), st.floats(0, 1)))
