@@ -30,6 +30,47 @@ class Dense : public FeedForwardBlock {
   Activation activation_;
 };
 
+// Experts of a layer, and rows that are already sorted by expert: what a step's own router sorted, or one on another machine.
+class ExpertSet {
+ public:
+  // An expert without matrices is not here now. shared: runs for every row; without matrices there is none. width: of an expert; 0: that of
+  // those that are here. Throws std::invalid_argument.
+  ExpertSet(std::vector<GatedMlp> experts, GatedMlp shared, int64_t width, int64_t hidden, Activation activation);
+
+  int64_t count() const { return static_cast<int64_t>(experts_.size()); }
+  int64_t hidden() const { return hidden_; }
+  int64_t width() const { return width_; }
+  int64_t bytes() const;
+  const GatedMlp& shared() const { return shared_; }
+  bool here(int64_t expert) const { return bool((expert == count() ? shared_ : experts_[static_cast<size_t>(expert)]).gate); }
+  bool all_here() const { return std::all_of(experts_.begin(), experts_.end(), [](const GatedMlp& e) { return bool(e.gate); }); }
+  // Whether the products take their input rounded, as floats. Experts that are not here may take it rounded.
+  bool quantised() const;
+  bool floats() const;
+  // Puts an expert's matrices where a step finds them, or none. No step may be running it.
+  void place(int64_t expert, GatedMlp mlp);
+
+  // For rows in the workspace's input: each `picked` times by an expert, and all by the shared one, if there is one.
+  void reserve(Workspace& space, int64_t rows, int64_t picked) const;
+  // Adds the groups' results to the workspace's sums. weights: of the sorted rows. done(p): a panel's sums are complete.
+  template <class F>
+  void compute(Member& member, Step& step, const std::vector<ExpertRows>& groups, const float* weights, F&& done) const {
+    columns(member, step, groups);
+    member.each(hidden_ / kPanel, [&](int64_t p) { sum(member, step, groups, weights, p), done(p); });
+    member.barrier();
+  }
+
+ private:
+  const GatedMlp& mlp(const ExpertRows& rows) const { return rows.expert < count() ? experts_[static_cast<size_t>(rows.expert)] : shared_; }
+  void columns(Member& member, Step& step, const std::vector<ExpertRows>& groups) const;
+  void sum(Member& member, Step& step, const std::vector<ExpertRows>& groups, const float* weights, int64_t panel) const;
+
+  std::vector<GatedMlp> experts_;
+  GatedMlp shared_;
+  int64_t width_, hidden_;
+  Activation activation_;
+};
+
 // How experts are chosen and weighted. Equal scores go to the lower expert.
 struct Routing {
   int64_t chosen = 1;
@@ -46,12 +87,9 @@ class Experts : public FeedForwardBlock {
   struct Parts {
     Linear router;                      // F32
     std::vector<float> selection_bias;  // [experts], added to the scores for the choice alone; or empty
-    std::vector<GatedMlp> experts;      // one without matrices is not here now
-    GatedMlp shared;                    // run for every row; no gate matrix: there is none
     Linear shared_gate;                 // one row: its sigmoid weights the shared expert
-    int64_t width = 0;                  // of an expert; 0: that of those that are here
   };
-  Experts(Around around, Parts parts, Routing routing, Activation activation);
+  Experts(Around around, Parts parts, ExpertSet set, Routing routing);
 
   int64_t bytes() const override;
   int64_t hidden() const override { return parts_.router.weight->k; }
@@ -59,35 +97,25 @@ class Experts : public FeedForwardBlock {
   void run(Member& member, Step& step) const override;
 
   // The parts of `run`, for a step whose experts are not all here at once. `choose` groups the rows by expert; then every group goes
-  // through `compute`, in any order, with any others. The groups of a call are among those of the workspace.
+  // through `compute`, in any order, with any others. The groups of a call are among those of the workspace. last: there are no others.
   void choose(Member& member, Step& step) const;
-  // first, last: whether these are the step's first groups, its last.
-  void compute(Member& member, Step& step, const std::vector<ExpertRows>& groups, bool first, bool last) const;
+  void compute(Member& member, Step& step, const std::vector<ExpertRows>& groups, bool last) const;
 
   const uint64_t id;  // of this block alone, as long as the process lives
-  int64_t count() const { return static_cast<int64_t>(parts_.experts.size()); }
-  bool here(int64_t expert) const { return bool(expert == count() ? parts_.shared.gate : parts_.experts[static_cast<size_t>(expert)].gate); }
-  bool all_here() const { return std::all_of(parts_.experts.begin(), parts_.experts.end(), [](const GatedMlp& e) { return bool(e.gate); }); }
-  // Puts an expert's matrices where the block finds them, or none. No step may be running it.
-  void place(int64_t expert, GatedMlp mlp);
+  int64_t count() const { return set.count(); }
+  const float* weights(const Workspace& space, int64_t rows) const { return space.weights.data() + rows * routing_.chosen; }  // of sorted rows
+  ExpertSet set;
 
   // Rows that each expert has computed since the block was made. May be called while other threads run steps: each count is one
   // that was true at some moment, and does not fall from call to call.
   std::vector<uint64_t> counts() const;
 
  private:
-  const GatedMlp& mlp(const ExpertRows& rows) const {
-    return rows.expert < count() ? parts_.experts[static_cast<size_t>(rows.expert)] : parts_.shared;
-  }
   void route(Step& step, int64_t row) const;
   void sort(Step& step) const;
-  bool quantised() const;
-  void columns(Member& member, Step& step, const std::vector<ExpertRows>& groups) const;
-  void combine(Member& member, Step& step, const std::vector<ExpertRows>& groups, bool first, bool last) const;
 
   Parts parts_;
   Routing routing_;
-  Activation activation_;
   mutable std::vector<std::atomic<uint64_t>> counts_;  // written by whichever member sorts
 };
 

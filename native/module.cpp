@@ -111,15 +111,22 @@ std::shared_ptr<Dense> dense(const Block::Around& around, const Mlp& matrices, c
   return made;
 }
 
+std::shared_ptr<ExpertSet> expert_set(const std::vector<std::optional<Mlp>>& matrices, int64_t width, int64_t hidden, const std::string& kind,
+                                      const std::optional<Mlp>& shared) {
+  std::vector<GatedMlp> experts;
+  for (const std::optional<Mlp>& one : matrices) experts.push_back(one ? mlp(*one) : GatedMlp{});
+  return std::make_shared<ExpertSet>(std::move(experts), shared ? mlp(*shared) : GatedMlp{}, width, hidden, activation(kind));
+}
+
 std::shared_ptr<Experts> experts(const Block::Around& around, const Linear& router, const std::vector<std::optional<Mlp>>& matrices, int64_t chosen,
                                  int64_t width, const std::string& kind, const std::optional<In<float, 1>>& selection_bias,
                                  const std::optional<Mlp>& shared, const Maybe<Linear>& shared_gate, bool sigmoid, bool softmax_after,
                                  bool renormalised, float scale, int64_t groups, int64_t groups_chosen, bool group_by_two) {
-  Experts::Parts parts{router, floats(selection_bias), {}, shared ? mlp(*shared) : GatedMlp{}, held(shared_gate), width};
-  for (const std::optional<Mlp>& one : matrices) parts.experts.push_back(one ? mlp(*one) : GatedMlp{});
+  require(router.weight != nullptr, "the router does not have a row for each expert");
   auto made = std::make_shared<Experts>(
-      around, std::move(parts), Routing{chosen, sigmoid, softmax_after, renormalised, scale, groups, groups_chosen, group_by_two},
-      activation(kind));
+      around, Experts::Parts{router, floats(selection_bias), held(shared_gate)},
+      *expert_set(matrices, width, router.weight->k, kind, shared),
+      Routing{chosen, sigmoid, softmax_after, renormalised, scale, groups, groups_chosen, group_by_two});
   check(around, made->hidden());
   return made;
 }
@@ -172,6 +179,23 @@ void check(const AttentionBlock& block, const Batch& batch, const PoolArray& poo
           "a layer's rotation is not given, or has another width");
 }
 
+// A NumPy array of its own memory.
+template <class T>
+nb::ndarray<nb::numpy, T, nb::ndim<2>> array(const std::vector<T>& values, const std::array<int64_t, 2>& shape) {
+  T* out = new T[values.size()];
+  std::copy(values.begin(), values.end(), out);
+  nb::capsule owner(out, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+  return {out, {static_cast<size_t>(shape[0]), static_cast<size_t>(shape[1])}, owner};
+}
+
+template <class T>
+nb::ndarray<nb::numpy, T, nb::ndim<1>> array(const std::vector<T>& values) {
+  T* out = new T[values.size()];
+  std::copy(values.begin(), values.end(), out);
+  nb::capsule owner(out, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+  return {out, {values.size()}, owner};
+}
+
 class PyStage {
  public:
   PyStage(int64_t hidden, int threads, const std::string& isa) : stage_(choose(isa), hidden, checked_threads(threads)) {}
@@ -187,7 +211,7 @@ class PyStage {
     for (size_t i = 0; i < pools.size(); ++i) {
       require(attention[i] && feed_forward[i], "a block is missing");
       const auto* experts = dynamic_cast<const Experts*>(feed_forward[i].get());
-      require(!experts || experts->all_here(), "an expert is not here");
+      require(!experts || experts->set.all_here(), "an expert is not here");
       require(attention[i]->hidden() == stage_.width() && feed_forward[i]->hidden() == stage_.width(), "a block takes another width");
       require(pools[i].shape(0) == pools[0].shape(0), "the pools have different numbers of blocks");
       check(*attention[i], batch, pools[i], bf16);
@@ -223,12 +247,73 @@ class PyStage {
   }
 
   void compute(Out<float, 2> hidden, const Experts& experts, const std::vector<int64_t>& places) {
-    require(under_way_ == experts.id, "the step runs another block");
-    require(static_cast<int64_t>(hidden.shape(0)) == stage_.rows() && static_cast<int64_t>(hidden.shape(1)) == stage_.width(),
-            "hidden is not the step's");
+    going_on(hidden, experts);
     float* h = hidden.data();
     nb::gil_scoped_release release;
     stage_.compute(h, experts, places);
+  }
+
+  nb::tuple dispatch(const Experts& experts, const std::vector<int64_t>& places, bool floats) {
+    require(under_way_ == experts.id, "the step runs another block");
+    const Dispatch of = stage_.dispatch(experts, places);
+    const int64_t width = stage_.width(), rows = static_cast<int64_t>(of.rows.size()), blocks = width / kBlock;
+    require(floats || experts.set.quantised(), "the experts take floats");
+    const auto [x, q, scale] = [&] {
+      const Activations in = stage_.input().from();
+      std::vector<float> x, scale;
+      std::vector<int8_t> q;
+      for (const int32_t r : of.rows) {
+        if (floats) {
+          x.insert(x.end(), in.x + r * width, in.x + (r + 1) * width);
+        } else {
+          q.insert(q.end(), in.q + r * width, in.q + (r + 1) * width);
+          scale.insert(scale.end(), in.scale + r * blocks, in.scale + (r + 1) * blocks);
+        }
+      }
+      return std::tuple(std::move(x), std::move(q), std::move(scale));
+    }();
+    const int64_t rounded = floats ? 0 : rows;
+    return nb::make_tuple(array(of.rows), array(of.experts), array(of.offsets), array(of.index), array(of.weights),
+                          array(q, {rounded, width}), array(scale, {rounded, blocks}), array(x, {rows - rounded, width}));
+  }
+
+  void add(Out<float, 2> hidden, const Experts& experts, const std::vector<int64_t>& places, In<int32_t, 1> rows, In<double, 2> sums) {
+    going_on(hidden, experts);
+    require(sums.shape(0) == rows.size() && static_cast<int64_t>(sums.shape(1)) == stage_.width(), "sums are [rows, hidden]");
+    float* h = hidden.data();
+    nb::gil_scoped_release release;
+    stage_.add(h, experts, places, rows.data(), static_cast<int64_t>(rows.size()), sums.data());
+  }
+
+  nb::ndarray<nb::numpy, double, nb::ndim<2>> partial(const ExpertSet& set, In<int32_t, 1> experts, In<int32_t, 1> offsets,
+                                                      In<int32_t, 1> index, In<float, 1> weights, In<int8_t, 2> q, In<float, 2> scale,
+                                                      In<float, 2> x) {
+    const int64_t count = static_cast<int64_t>(experts.size()), entries = static_cast<int64_t>(index.size()), width = stage_.width();
+    const bool rounded = q.shape(0) > 0;
+    const int64_t rows = static_cast<int64_t>(rounded ? q.shape(0) : x.shape(0));
+    require(set.hidden() == width, "the experts take another width");
+    require(rows > 0 && count > 0, "there is nothing to compute");
+    require(rounded ? x.shape(0) == 0 && static_cast<int64_t>(q.shape(1)) == width && static_cast<int64_t>(scale.shape(0)) == rows &&
+                          static_cast<int64_t>(scale.shape(1)) == width / kBlock && !set.floats()
+                    : scale.shape(0) == 0 && static_cast<int64_t>(x.shape(1)) == width,
+            "rows are [rows, hidden], as these experts take them");
+    require(static_cast<int64_t>(offsets.size()) == count + 1 && static_cast<int64_t>(weights.size()) == entries, "an expert has no rows");
+    require(offsets.data()[0] == 0 && offsets.data()[count] == entries, "offsets begin at 0 and end with the entries");
+    for (int64_t e = 0; e < count; ++e) {
+      const int32_t expert = experts.data()[e];
+      require(offsets.data()[e] <= offsets.data()[e + 1] && offsets.data()[e + 1] - offsets.data()[e] <= rows, "an expert has too many rows");
+      require(expert >= 0 && expert < set.count() && set.here(expert), "an expert is not here");
+      require(e == 0 || experts.data()[e - 1] < expert, "the experts do not rise");
+    }
+    for (int64_t i = 0; i < entries; ++i) require(index.data()[i] >= 0 && index.data()[i] < rows, "an entry names a row that is not there");
+    const auto copied = [](const auto& from) { return std::vector(from.data(), from.data() + from.size()); };
+    const Dispatch of{{}, copied(experts), copied(offsets), copied(index), copied(weights)};
+    std::vector<double> sums(static_cast<size_t>(rows * width));
+    {
+      nb::gil_scoped_release release;
+      stage_.partial(set, of, rows, rounded ? nullptr : x.data(), rounded ? q.data() : nullptr, scale.data(), sums.data());
+    }
+    return array(sums, {rows, width});
   }
 
   int64_t awaited() const { return stage_.awaited(); }
@@ -269,6 +354,12 @@ class PyStage {
   static int checked_threads(int threads) {
     require(threads >= 1, "there must be a thread");
     return threads;
+  }
+
+  void going_on(const Out<float, 2>& hidden, const Experts& experts) const {
+    require(under_way_ == experts.id, "the step runs another block");
+    require(static_cast<int64_t>(hidden.shape(0)) == stage_.rows() && static_cast<int64_t>(hidden.shape(1)) == stage_.width(),
+            "hidden is not the step's");
   }
 
   Stage stage_;
@@ -380,9 +471,17 @@ NB_MODULE(_kernels, m) {
            "selection_bias"_a = nb::none(), "shared"_a = nb::none(), "shared_gate"_a = nb::none(), "sigmoid"_a = false,
            "softmax_after"_a = false, "renormalised"_a = false, "scale"_a = 1.0f, "groups"_a = 1, "groups_chosen"_a = 1,
            "group_by_two"_a = false)
-      .def("place", [](Experts& block, int64_t expert, const std::optional<Mlp>& of) { block.place(expert, of ? mlp(*of) : GatedMlp{}); },
+      .def("place", [](Experts& block, int64_t expert, const std::optional<Mlp>& of) { block.set.place(expert, of ? mlp(*of) : GatedMlp{}); },
            "expert"_a, "mlp"_a.none())
       .def_prop_ro("counts", &counts, nb::rv_policy::automatic);  // not as part of the block: it is a copy
+  nb::class_<ExpertSet>(m, "ExpertSet")
+      .def(nb::new_([](const std::vector<std::optional<Mlp>>& matrices, int64_t width, int64_t hidden, const std::string& kind) {
+             return expert_set(matrices, width, hidden, kind, std::nullopt);
+           }),
+           "experts"_a, nb::kw_only(), "width"_a, "hidden"_a, "activation"_a = "silu")
+      .def("place", [](ExpertSet& set, int64_t expert, const std::optional<Mlp>& of) { set.place(expert, of ? mlp(*of) : GatedMlp{}); },
+           "expert"_a, "mlp"_a.none())
+      .def_prop_ro("nbytes", &ExpertSet::bytes);
   nb::class_<Head>(m, "Head").def(nb::new_(&head), "norm"_a, "linear"_a).def_prop_ro("nbytes", [](const Head& h) {
     return h.linear.bytes();
   });
@@ -394,6 +493,10 @@ NB_MODULE(_kernels, m) {
       .def("route", &PyStage::route, "hidden"_a, "starts"_a, "positions"_a, "tables"_a, "rotations"_a, "attention"_a, "experts"_a,
            "pool"_a, "bf16"_a, nb::rv_policy::automatic)
       .def("compute", &PyStage::compute, "hidden"_a, "experts"_a, "places"_a)
+      .def("dispatch", &PyStage::dispatch, "experts"_a, "places"_a, "floats"_a, nb::rv_policy::automatic)
+      .def("add", &PyStage::add, "hidden"_a, "experts"_a, "places"_a, "rows"_a, "sums"_a)
+      .def("partial", &PyStage::partial, "set"_a, "experts"_a, "offsets"_a, "index"_a, "weights"_a, "q"_a, "scale"_a, "x"_a,
+           nb::rv_policy::automatic)
       .def_prop_ro("awaited", &PyStage::awaited)
       .def("logits", &PyStage::logits, "hidden"_a, "head"_a, "picked"_a, "out"_a)
       .def("attend", &PyStage::attend, "block"_a, "qkv"_a, "starts"_a, "positions"_a, "tables"_a, "rotations"_a, "pool"_a, "bf16"_a, "out"_a)

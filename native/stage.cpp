@@ -68,21 +68,104 @@ const std::vector<ExpertRows>& Stage::choose(float* hidden, const Batch& batch, 
   return space_.groups;
 }
 
+const ExpertRows& Stage::unfinished(int64_t place) const {
+  if (place < 0 || place >= static_cast<int64_t>(computed_.size())) throw std::invalid_argument("no expert of that place was chosen");
+  if (computed_[static_cast<size_t>(place)]) throw std::invalid_argument("an expert was computed before");
+  return space_.groups[static_cast<size_t>(place)];
+}
+
 void Stage::compute(float* hidden, const Experts& experts, const std::vector<int64_t>& places) {
   std::vector<ExpertRows> groups;
   for (const int64_t at : places) {
-    if (at < 0 || at >= static_cast<int64_t>(computed_.size())) throw std::invalid_argument("no expert of that place was chosen");
-    if (computed_[static_cast<size_t>(at)]) throw std::invalid_argument("an expert was computed before");
-    groups.push_back(space_.groups[static_cast<size_t>(at)]);
-    if (!experts.here(groups.back().expert)) throw std::invalid_argument("an expert is not here");
+    groups.push_back(unfinished(at));
+    if (!experts.set.here(groups.back().expert)) throw std::invalid_argument("an expert is not here");
     if (groups.size() > 1 && groups[groups.size() - 2].expert >= groups.back().expert) throw std::invalid_argument("the experts do not rise");
   }
-  const bool first = awaited() == static_cast<int64_t>(computed_.size());
   for (const int64_t at : places) computed_[static_cast<size_t>(at)] = true;
   const bool last = awaited() == 0;
   const Batch batch{rows_, 0, nullptr, nullptr, nullptr, 0, {}};
   Step step{kernels_, batch, space_, hidden, width_};
-  run(rows_, [&](Member& member) { experts.compute(member, step, groups, first, last); });
+  run(rows_, [&](Member& member) { experts.compute(member, step, groups, last); });
+}
+
+Dispatch Stage::dispatch(const Experts& experts, const std::vector<int64_t>& places) const {
+  Dispatch out;
+  std::vector<int32_t> at(static_cast<size_t>(rows_), -1);
+  const float* weights = experts.weights(space_, rows_);
+  for (const int64_t place : places) {
+    const ExpertRows& group = unfinished(place);
+    if (group.expert >= experts.count()) throw std::invalid_argument("the shared expert does not go elsewhere");
+    for (int64_t i = group.first; i < group.first + group.count; ++i) at[static_cast<size_t>(space_.index[static_cast<size_t>(i)])] = 0;
+  }
+  for (int64_t r = 0; r < rows_; ++r) {
+    if (at[static_cast<size_t>(r)] == 0) at[static_cast<size_t>(r)] = static_cast<int32_t>(out.rows.size()), out.rows.push_back(static_cast<int32_t>(r));
+  }
+  out.offsets.push_back(0);
+  for (const int64_t place : places) {
+    const ExpertRows& group = unfinished(place);
+    if (!out.experts.empty() && out.experts.back() >= group.expert) throw std::invalid_argument("the experts do not rise");
+    out.experts.push_back(static_cast<int32_t>(group.expert));
+    for (int64_t i = group.first; i < group.first + group.count; ++i) {
+      out.index.push_back(at[static_cast<size_t>(space_.index[static_cast<size_t>(i)])]);
+      out.weights.push_back(weights[i]);
+    }
+    out.offsets.push_back(static_cast<int32_t>(out.index.size()));
+  }
+  return out;
+}
+
+void Stage::add(float* hidden, const Experts& experts, const std::vector<int64_t>& places, const int32_t* rows, int64_t count,
+                const double* sums) {
+  for (const int64_t at : places) unfinished(at);
+  for (int64_t i = 0; i < count; ++i) {
+    if (rows[i] < 0 || rows[i] >= rows_) throw std::invalid_argument("a row is outside the step");
+  }
+  for (const int64_t at : places) computed_[static_cast<size_t>(at)] = true;
+  for (int64_t p = 0; p < width_ / kPanel; ++p) {
+    double* to = space_.sums.data() + p * rows_ * kPanel;
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t lane = 0; lane < kPanel; ++lane) to[rows[i] * kPanel + lane] += sums[i * width_ + p * kPanel + lane];
+    }
+  }
+  if (awaited() == 0) {
+    const Batch batch{rows_, 0, nullptr, nullptr, nullptr, 0, {}};
+    Step step{kernels_, batch, space_, hidden, width_};
+    run(rows_, [&](Member& member) { experts.compute(member, step, {}, true); });
+  }
+}
+
+void Stage::partial(const ExpertSet& set, const Dispatch& of, int64_t rows, const float* x, const int8_t* q, const float* scale,
+                    double* sums) {
+  const int64_t picked = static_cast<int64_t>(of.index.size());
+  set.reserve(space_, rows, picked);
+  std::vector<ExpertRows> groups;
+  for (size_t e = 0; e < of.experts.size(); ++e) {
+    if (of.offsets[e + 1] == of.offsets[e]) continue;
+    groups.push_back({of.experts[e], of.offsets[e], of.offsets[e + 1] - of.offsets[e], of.offsets[e] * set.width()});
+  }
+  std::copy(of.index.begin(), of.index.end(), space_.index.begin());
+  Rows& input = space_.input;
+  if (x) {
+    std::copy(x, x + rows * width_, input.x.data());
+    for (int64_t r = 0; set.quantised() && r < rows; ++r) input.quantise(kernels_, r * width_, width_);
+  } else {
+    std::copy(q, q + rows * width_, input.q.data());
+    std::copy(scale, scale + rows * width_ / kBlock, input.scale.data());
+    for (int64_t b = 0; b < rows * width_ / kBlock; ++b) {
+      int32_t sum = 0;
+      for (int64_t i = 0; i < kBlock; ++i) sum += q[b * kBlock + i];
+      input.sum[static_cast<size_t>(b)] = sum;
+    }
+  }
+  std::fill_n(space_.sums.data(), rows * width_, 0.0);
+  const Batch batch{rows, 0, nullptr, nullptr, nullptr, 0, {}};
+  Step step{kernels_, batch, space_, nullptr, width_};
+  run(rows, [&](Member& member) {
+    set.compute(member, step, groups, of.weights.data(), [&](int64_t p) {
+      const double* from = space_.sums.data() + p * rows * kPanel;
+      for (int64_t r = 0; r < rows; ++r) std::copy(from + r * kPanel, from + (r + 1) * kPanel, sums + r * width_ + p * kPanel);
+    });
+  });
 }
 
 void Stage::attention(const GroupedQuery& block, const float* qkv, const Batch& batch, uint8_t* pool, bool bf16, float* out) {

@@ -20,6 +20,15 @@ struct Head {
   Linear linear;
 };
 
+// Rows that experts elsewhere are to run.
+struct Dispatch {
+  std::vector<int32_t> rows;     // of the step, rising
+  std::vector<int32_t> experts;  // rising
+  std::vector<int32_t> offsets;  // [experts + 1] where each one's entries begin
+  std::vector<int32_t> index;    // entries: which of `rows`
+  std::vector<float> weights;    // entries
+};
+
 class Stage {
  public:
   Stage(const Kernels& kernels, int64_t hidden, int threads);
@@ -34,6 +43,13 @@ class Stage {
                                         uint8_t* pool, bool bf16);
   // Throws std::invalid_argument for one that is not here or was computed before.
   void compute(float* hidden, const Experts& experts, const std::vector<int64_t>& places);
+  // The same for experts that are not here: their rows, and what came back for these, [rows, width].
+  Dispatch dispatch(const Experts& experts, const std::vector<int64_t>& places) const;
+  void add(float* hidden, const Experts& experts, const std::vector<int64_t>& places, const int32_t* rows, int64_t count, const double* sums);
+  const Rows& input() const { return space_.input; }  // of the experts, of the step that `choose` began
+  // What `add` takes: the experts' sums of rows that were dispatched. x, or q and scale: [rows, width] of input, the others null.
+  void partial(const ExpertSet& set, const Dispatch& of, int64_t rows, const float* x, const int8_t* q, const float* scale, double* sums);
+
   int64_t awaited() const { return std::count(computed_.begin(), computed_.end(), false); }
   int64_t rows() const { return rows_; }  // of the step that `choose` began
 
@@ -48,6 +64,7 @@ class Stage {
 
  private:
   void run(int64_t rows, const std::function<void(Member&)>& body);
+  const ExpertRows& unfinished(int64_t place) const;
   void plan(const Batch& batch, const AttentionBlock& block);
   Share* shares(int64_t count);
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from shoal.native._kernels import Dense as Dense
     from shoal.native._kernels import Experts as Experts
+    from shoal.native._kernels import ExpertSet as ExpertSet
     from shoal.native._kernels import GroupedQuery as GroupedQuery
     from shoal.native._kernels import Linear as Linear
     from shoal.native._kernels import Matrix as Matrix

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 _Floats = NDArray[np.float32]
 _Ints = NDArray[np.int32]
 _Bytes = NDArray[np.uint8]
+_Int8s = NDArray[np.int8]
 
 BLOCK_TOKENS: int
 
@@ -146,6 +147,16 @@ class Experts(FeedForwardBlock):
     def counts(self) -> NDArray[np.uint64]:
         """[experts] rows that each has computed. May be read while a step runs: each count is then one that was true at some moment."""
 
+class ExpertSet:
+    """Experts of a layer, without their router."""
+
+    def __init__(self, experts: Sequence[_Mlp | None], *, width: int, hidden: int, activation: str = "silu") -> None:
+        """An expert that is None is not here."""
+    def place(self, expert: int, mlp: _Mlp | None) -> None:
+        """See Experts."""
+    @property
+    def nbytes(self) -> int: ...
+
 class Head:
     def __init__(self, norm: Norm, linear: Linear) -> None: ...
     @property
@@ -204,6 +215,28 @@ class Stage:
     ) -> None:
         """Rotation, append and attention alone. qkv: [rows, queries + keys + values]; out: [rows, q_heads * value_dim]."""
 
+    def dispatch(
+        self, experts: Experts, places: Sequence[int], floats: bool
+    ) -> tuple[_Ints, _Ints, _Ints, _Ints, _Floats, _Int8s, _Floats, _Floats]:
+        """What experts elsewhere need to run for this step, by their places in what `route` returned. Gives the step's rows that any of them
+        runs [n]; the experts [e]; where the entries of each begin [e + 1]; of each entry the row, counted among those [m], and its weight
+        [m]; and the input of the rows: rounded [n, hidden] with its scales [n, hidden / 32], or as floats [n, hidden], the other ones
+        without rows. floats: whether the experts' matrices are not rounded."""
+    def add(self, hidden: _Floats, experts: Experts, places: Sequence[int], rows: _Ints, sums: NDArray[np.float64]) -> None:
+        """What `partial` made elsewhere of those places: sums of some rows of the step, [rows, hidden]."""
+    def partial(
+        self,
+        set: ExpertSet,
+        experts: _Ints,
+        offsets: _Ints,
+        index: _Ints,
+        weights: _Floats,
+        q: _Int8s,
+        scale: _Floats,
+        x: _Floats,
+    ) -> NDArray[np.float64]:
+        """Runs experts over rows that were routed elsewhere: the arguments are what `dispatch` gave, without the step's rows. Returns the sum
+        of each row's experts, [rows, hidden]: multiples of 2^-32, so that sums of such sums have the same bits in any order."""
     @property
     def awaited(self) -> int:
         """Experts that `route` returned and that were not computed since."""
