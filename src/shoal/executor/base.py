@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shoal.errors import LocalProtocolError
 from shoal.models.weights import Weights
 from shoal.scheduler.plan import PromptOutputs, Sampled, StepPlan
+from shoal.wire.routed import Routed, Sums
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
@@ -68,6 +70,42 @@ class Packed(Protocol):
     def nbytes(self) -> int: ...
 
 
+class Partial(NamedTuple):
+    """What experts elsewhere made of a layer's rows."""
+
+    experts: Ints
+    rows: Ints
+    """Of the step: those that any of these experts runs."""
+    sums: Sums
+
+
+class Send(NamedTuple):
+    """Rows go to experts elsewhere; the step goes on meanwhile."""
+
+    routed: Routed
+    rows: Ints
+    """Of the step."""
+
+
+class Collect(NamedTuple):
+    """The step needs what was sent: it is given a list of `Partial`, in which each expert that was asked is once."""
+
+
+T = TypeVar("T")
+Program = Generator[Send | Collect, "list[Partial]", T]
+"""A step that may have to wait. Whoever performs what it yields sends it the result, on whatever thread; of `Send` an empty list."""
+
+
+def here(program: Program[T]) -> T:
+    """What a step gives that needs nothing from elsewhere. Raises LocalProtocolError if it does."""
+    try:
+        next(program)
+    except StopIteration as end:
+        return end.value
+    program.close()
+    raise LocalProtocolError("a step needs experts that run elsewhere, and nobody asks for them")
+
+
 Wave = list[int]
 """Experts of a layer that are in their block now, by their places among those that the step needs there; rising. They may be gone when the
 next wave comes."""
@@ -95,6 +133,10 @@ class Leases(Protocol):
 
     def release(self, layers: range) -> None:
         """A run of layers is done, or the head, as the layer after the last; their blocks may change."""
+        ...
+
+    def elsewhere(self, layer: int) -> frozenset[int]:
+        """Experts of a layer that is apart which run on other machines; `waves` brings the others."""
         ...
 
     def waves(self, layer: int, needed: Sequence[int], hidden: Floats) -> Generator[Wave]:
@@ -136,6 +178,10 @@ class Runtime(Protocol):
         gave; it may be reused. angles: one for each of the spec's rotations."""
         ...
 
+    def program(self, hidden: Activations, batch: StageBatch, angles: list[Angles], layers: range, leases: Leases) -> Program[Activations]:
+        """The same, where experts may be elsewhere."""
+        ...
+
     def to_host(self, hidden: Activations) -> Floats:
         """Activations as the wire and the journals take them."""
         ...
@@ -170,7 +216,7 @@ class StageOutput:
 
 
 class Executor(Protocol):
-    """A loaded stage. `run` is called for one step at a time, in the order of the steps."""
+    """A loaded stage. One step's program is run at a time, in the order of the steps."""
 
     @property
     def nbytes(self) -> int: ...
@@ -181,4 +227,4 @@ class Executor(Protocol):
         """Values of one row of activations."""
         ...
 
-    def run(self, plan: StepPlan, hidden: Floats | None) -> StageOutput: ...
+    def program(self, plan: StepPlan, hidden: Floats | None) -> Program[StageOutput]: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shoal.executor.base import BlockPart, Floats, Packed
@@ -44,13 +45,13 @@ class BlockMaker:
         self._layer = None if layer == len(spec.layers) else spec.layers[layer]
         self._name = f"layers.{layer}."
 
-    def block(self, part: BlockPart, experts: bool = True) -> Packed:
-        """experts: whether to put the experts into their block."""
+    def block(self, part: BlockPart, experts: bool = True, without: Container[int] = ()) -> Packed:
+        """experts: whether to put the experts into their block. without: those that are left out in any case."""
         match part:
             case BlockPart.ATTENTION:
                 return self._attention(self._spec.rotations)
             case BlockPart.FEED_FORWARD:
-                return self._feed_forward(experts)
+                return self._feed_forward(experts, without)
             case BlockPart.HEAD:
                 return self._head()
 
@@ -91,7 +92,7 @@ class BlockMaker:
             sinks=required(self._tensors, self._name + "sinks") if kind.sinks else None,
         )
 
-    def _feed_forward(self, experts: bool) -> Packed:
+    def _feed_forward(self, experts: bool, without: Container[int]) -> Packed:
         assert self._layer is not None
         kind = self._layer.feed_forward
         around = self._around("mlp_norm", "mlp_after_norm", same_input=self._layer.parallel)
@@ -101,7 +102,7 @@ class BlockMaker:
         return self._module.Experts(
             around,
             self._linear("router"),
-            [self.expert(number) if experts else None for number in range(kind.count)],
+            [self.expert(number) if experts and number not in without else None for number in range(kind.count)],
             chosen=routing.chosen,
             width=kind.width,
             activation=kind.activation,

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.errors import RemoteProtocolError
-from shoal.executor.base import Activations, Angles, Floats, Ints, Leases, Runtime, StageBatch, StageOutput
+from shoal.executor.base import Activations, Angles, Floats, Ints, Leases, Program, Runtime, StageBatch, StageOutput, here
 from shoal.executor.constraint import Holder
 from shoal.executor.examination import examine
 from shoal.executor.journal import Journal
@@ -64,6 +64,10 @@ class StageExecutor:
         return self._runtime.name
 
     def run(self, plan: StepPlan, hidden: Floats | None) -> StageOutput:
+        """A step that needs no experts elsewhere. See `program`."""
+        return here(self.program(plan, hidden))
+
+    def program(self, plan: StepPlan, hidden: Floats | None) -> Program[StageOutput]:
         """hidden: [rows, hidden] from the stage before; None on the first. Raises RemoteProtocolError for an invalid plan."""
         began = perf_counter()
         batch = self._sequences.apply(plan)
@@ -78,11 +82,11 @@ class StageExecutor:
         if batch is None:
             return StageOutput(None, [], (perf_counter() - began, 0.0, 0.0))
         if plan.spans:
-            return self._refill(plan, batch, hidden, began)
+            return (yield from self._refill(plan, batch, hidden, began))
         self._forget_other_boundaries()
         hidden = self._embedded(plan, batch) if self._embed is not None else self._given(plan, batch, hidden)
         prepared = perf_counter()
-        hidden = self._forward(hidden, batch, self.layers)
+        hidden = yield from self._forward(hidden, batch, self.layers)
         if not self._last:
             return StageOutput(self._runtime.to_host(hidden), [], (prepared - began, perf_counter() - prepared, 0.0))
         logits = self.logits(hidden, batch.picked) if len(batch.picked) else None
@@ -113,14 +117,14 @@ class StageExecutor:
         hidden = np.ascontiguousarray(hidden, np.float32)
         return hidden if hidden.flags.writeable else hidden.copy()
 
-    def _forward(self, hidden: Activations, batch: StageBatch, layers: range) -> Activations:
+    def _forward(self, hidden: Activations, batch: StageBatch, layers: range) -> Program[Activations]:
         """Runs some layers. The output of the stage's last layer goes into the journal."""
-        hidden = self._runtime.forward(hidden, batch, self._angles(batch), layers, self._store)
+        hidden = yield from self._runtime.program(hidden, batch, self._angles(batch), layers, self._store)
         if layers.stop == self.layers.stop and (journal := self._journals.get(layers.stop)) is not None:
             journal.write(batch.slots, self._runtime.to_host(hidden))
         return hidden
 
-    def _refill(self, plan: StepPlan, batch: StageBatch, hidden: Floats | None, began: float) -> StageOutput:
+    def _refill(self, plan: StepPlan, batch: StageBatch, hidden: Floats | None, began: float) -> Program[StageOutput]:
         mine, out, missing = self.layers, None, np.zeros(batch.rows, np.bool_)
         computing = 0.0
         for first, end in plan.spans:
@@ -137,7 +141,7 @@ class StageExecutor:
             begins = max(first, mine.start)
             at = perf_counter()
             if begins < min(end, mine.stop):
-                x = self._forward(x, batch, range(begins, min(end, mine.stop)))
+                x = yield from self._forward(x, batch, range(begins, min(end, mine.stop)))
             computing += perf_counter() - at
             if end > mine.stop:
                 out = self._runtime.to_host(x)

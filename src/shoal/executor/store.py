@@ -64,6 +64,9 @@ class WeightStore:
     def release(self, layers: range) -> None:
         pass
 
+    def elsewhere(self, layer: int) -> frozenset[int]:
+        return frozenset()
+
     def waves(self, layer: int, needed: Sequence[int], hidden: Floats) -> Generator[Wave]:
         raise LocalProtocolError(f"the experts of layer {layer} are all here")
 

@@ -121,6 +121,9 @@ class StreamedStore:
         tensors = self._constant.tensors(layer)
         return None if tensors is None else NextRouter(tensors, self._packed.spec, layer)
 
+    def elsewhere(self, layer: int) -> frozenset[int]:
+        return frozenset()
+
     def waves(self, layer: int, needed: Sequence[int], hidden: Floats) -> Generator[Wave]:
         assert self._experts is not None
         block = self._constant.lease(layer)[BlockPart.FEED_FORWARD]

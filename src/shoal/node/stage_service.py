@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from time import perf_counter
+from typing import Protocol
 
-from shoal.errors import ConfigError, RemoteProtocolError
-from shoal.executor.base import Executor
+from shoal.errors import ConfigError, LocalProtocolError, RemoteProtocolError
+from shoal.executor.base import Collect, Executor, Partial, Program, Send
 from shoal.scheduler.plan import StageTrace, StepResult
 from shoal.transport.base import FrameStream
 from shoal.wire import codec, messages
 from shoal.wire.frame import Dtype, Frame, FrameKind, WireCodec
 
-Compute = Callable[[Callable[[], Frame], int], Awaitable[Frame]]
-"""Runs a step of that many bytes: see Environment.step."""
+Compute = Callable[[Callable[[], "Send | Collect | Frame"], int], Awaitable["Send | Collect | Frame"]]
+"""Runs a part of a step of that many bytes: see Environment.step."""
 Clock = Callable[[], float]
+
+
+class Elsewhere(Protocol):
+    """Asks experts on other machines for a stage, one step at a time."""
+
+    async def send(self, asked: Send) -> None: ...
+    async def collect(self) -> list[Partial]:
+        """What came of all that was sent. Raises ShoalError if something cannot be had."""
+        ...
+
+    def forget(self) -> None:
+        """The step ends before it collects."""
+        ...
 
 
 class StageService:
@@ -30,15 +45,16 @@ class StageService:
         wire_codec: WireCodec,
         compute: Compute,
         clock: Clock = perf_counter,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
-        """clock: seconds, on the same clock as the arrival times of frames."""
+        """clock: seconds, on the same clock as the arrival times of frames. elsewhere: for steps that need experts of other machines."""
         self.epoch = epoch
         self.stage = stage
         self.stages = stages
         self.steps = 0
         self.executor = executor
         self._codec = wire_codec
-        self._compute, self._clock = compute, clock
+        self._compute, self._clock, self._elsewhere = compute, clock, elsewhere
         self._upstream: FrameStream | None = None
         self._next: FrameStream | None = None
         self._latest: int | None = None
@@ -99,16 +115,31 @@ class StageService:
     async def _step(self, frame: Frame, arrived: float) -> Frame:
         if self._closed:
             raise ConnectionError(f"epoch {self.epoch} is over")
-        return await self._compute(lambda: self._run(frame, arrived), frame.size)
+        program = self._program(frame, arrived)
+        answer: list[Partial] | None = None
+        try:
+            while not isinstance(found := await self._compute(partial(_advanced, program, answer), frame.size), Frame):
+                answer = await self._perform(found)
+            return found
+        finally:
+            program.close()  # where the step failed, or the stage ended, while it waited
 
-    def _run(self, frame: Frame, arrived: float) -> Frame:
+    async def _perform(self, asked: Send | Collect) -> list[Partial]:
+        if self._elsewhere is None:
+            raise LocalProtocolError("a step needs experts that run elsewhere, and this stage was not told where")
+        if isinstance(asked, Collect):
+            return await self._elsewhere.collect()
+        await self._elsewhere.send(asked)
+        return []
+
+    def _program(self, frame: Frame, arrived: float) -> Program[Frame]:
         began = self._clock()
         step = messages.decode_step(frame.meta)
         plan = messages.decode_plan(step.plan)
         carries = self.stage and plan.chunks and (not plan.spans or len(frame.body))
         hidden = codec.decode(frame.codec, frame.body, plan.rows, self.executor.hidden) if carries else None
         decoded = self._clock()
-        output = self.executor.run(plan, hidden)
+        output = yield from self.executor.program(plan, hidden)
         computed = self._clock()
         body = b"" if output.hidden is None else codec.encode(self._codec, output.hidden)
         prepare, compute, sample = output.seconds
@@ -124,9 +155,18 @@ class StageService:
     def close(self) -> None:
         """Closes the links at once; a step that is running finishes, and its result goes nowhere."""
         self._closed = True
+        if self._elsewhere is not None:
+            self._elsewhere.forget()
         for stream in (self._upstream, self._next):
             if stream is not None:
                 stream.abort()
+
+
+def _advanced(program: Program[Frame], answer: list[Partial] | None) -> Send | Collect | Frame:
+    try:
+        return next(program) if answer is None else program.send(answer)
+    except StopIteration as end:
+        return end.value
 
 
 def wire_codec(name: str) -> WireCodec:

@@ -19,7 +19,7 @@ from llguidance import LLTokenizer, TokenizerWrapper
 
 from shoal.control import messages as control
 from shoal.errors import WeightsUnreadable
-from shoal.executor.base import Angles, BlockPart, Floats, Ints, Leases, StageBatch, StageOutput, WeightBlock
+from shoal.executor.base import Angles, BlockPart, Floats, Ints, Leases, Program, StageBatch, StageOutput, WeightBlock
 from shoal.executor.constraint import Grammars
 from shoal.executor.journal import JournalLimits
 from shoal.executor.kv_pool import HostRuntime
@@ -222,7 +222,7 @@ class _Entered:
         self._last = stage.layers.stop == len(model.spec.layers)
         self.nbytes, self.runtime, self.hidden = stage.nbytes, stage.runtime, stage.hidden
 
-    def run(self, plan: StepPlan, hidden: Floats | None) -> StageOutput:
+    def program(self, plan: StepPlan, hidden: Floats | None) -> Program[StageOutput]:
         self._model.late += self._model.entered is not self
         reading = 0.0
         if self._disk is not None and plan.chunks:
@@ -232,7 +232,7 @@ class _Entered:
             except WeightsUnreadable:
                 self._broken = True
                 raise
-        out = self._stage.run(plan, hidden)
+        out = yield from self._stage.program(plan, hidden)
         seconds = self._model.spend(reading + self._model.seconds.of(plan, len(self._stage.layers), self._last))
         return replace(out, seconds=(0.0, seconds, 0.0))
 

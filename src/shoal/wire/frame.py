@@ -39,6 +39,8 @@ class FrameKind(enum.IntEnum):
     ERROR = 7
     BYE = 8
     FETCH = 9
+    EXPERTS = 10
+    """Rows for experts, or what came of them, with the same number as its step. See wire/routed.py."""
 
 
 class Dtype(enum.IntEnum):

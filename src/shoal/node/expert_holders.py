@@ -1,0 +1,86 @@
+"""Which worker is asked for which experts, and when it is asked elsewhere, too. Pure: times are arguments."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+Table = Mapping[int, frozenset[int]]
+"""By layer: experts."""
+
+_REMEMBERED = 128
+"""Answers of a worker from which its usual time is taken."""
+_FEWEST = 16
+"""Answers before it is known."""
+_MARGIN = 2.0
+"""A worker is late after so many times the time within which 95 % of its answers came."""
+
+
+@dataclass
+class Holder:
+    held: Table
+    outstanding: int = 0
+    """Rows that it was asked and has not answered."""
+    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
+    """Its last answers took."""
+    away: bool = False
+    """Its connection is lost: it may come back."""
+    fenced: str = ""
+    """Why it is never asked again: it answered what cannot be."""
+
+    @property
+    def usable(self) -> bool:
+        return not self.away and not self.fenced
+
+    @property
+    def state(self) -> str:
+        """For people."""
+        return f"not asked any more, {self.fenced}" if self.fenced else "cannot be reached" if self.away else "lacks it"
+
+    def lacks(self, layer: int, experts: Sequence[int]) -> None:
+        """It said that it does not have them."""
+        self.held = {**self.held, layer: self.held.get(layer, frozenset()).difference(experts)}
+
+    def late(self) -> float | None:
+        """Seconds after which an answer is late; None: not known yet."""
+        if len(self.seconds) < _FEWEST:
+            return None
+        return _MARGIN * sorted(self.seconds)[int(0.95 * len(self.seconds))]
+
+
+class Holders:
+    """tables: what each worker holds."""
+
+    def __init__(self, tables: Mapping[str, Table]) -> None:
+        self._workers = {name: Holder(held) for name, held in tables.items()}
+
+    def __getitem__(self, worker: str) -> Holder:
+        return self._workers[worker]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._workers)
+
+    @property
+    def experts(self) -> dict[int, frozenset[int]]:
+        """By layer: those that anybody holds, reachable now or not."""
+        out: dict[int, frozenset[int]] = {}
+        for holder in self._workers.values():
+            for layer, experts in holder.held.items():
+                out[layer] = out.get(layer, frozenset()) | experts
+        return out
+
+    def choose(self, layer: int, experts: Sequence[int], without: Iterable[str] = ()) -> dict[str, list[int]]:
+        """Whom to ask for which of the experts; some are left out if nobody has them now. As few workers as can be, since each costs a round
+        trip; among those with as many of the experts, the one that has the least to do. without: not to be asked."""
+        left, out = list(experts), dict[str, list[int]]()
+        open_to = {name: holder for name, holder in self._workers.items() if holder.usable and name not in set(without)}
+        while left:
+            has = {name: [expert for expert in left if expert in holder.held.get(layer, ())] for name, holder in open_to.items()}
+            best = max(has, key=lambda name: (len(has[name]), -open_to[name].outstanding, name), default=None)
+            if best is None or not has[best]:
+                break
+            out[best] = has[best]
+            del open_to[best]
+            left = [expert for expert in left if expert not in out[best]]
+        return out

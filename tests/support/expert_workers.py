@@ -1,0 +1,147 @@
+"""Workers that hold a model's experts, on loopback sockets, and a stage that asks them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from functools import partial
+from random import Random
+from time import perf_counter
+from typing import Any
+
+from shoal.config import Precision, RuntimeName
+from shoal.executor.base import Floats, StageOutput
+from shoal.executor.elsewhere import Elsewhere
+from shoal.executor.expert_bank import ExpertBank
+from shoal.executor.runtimes import factory
+from shoal.executor.shard import Shard
+from shoal.models.spec import Experts
+from shoal.models.weights import Weights
+from shoal.node.expert_holders import Holders, Table
+from shoal.node.expert_links import ExpertLinks
+from shoal.node.expert_service import ExpertService
+from shoal.node.stage_service import _advanced  # pyright: ignore[reportPrivateUsage]
+from shoal.scheduler.plan import StepPlan
+from shoal.transport.base import FrameStream
+from shoal.transport.tcp import connect, listen
+from shoal.wire.routed import Routed, Sums
+
+
+def every_expert(weights: Weights) -> dict[int, frozenset[int]]:
+    """By layer."""
+    return {
+        layer: frozenset(range(of.feed_forward.count))
+        for layer, of in enumerate(weights.spec.layers)
+        if isinstance(of.feed_forward, Experts)
+    }
+
+
+class Worker:
+    """held: by layer. precision: of the products."""
+
+    def __init__(self, weights: Weights, held: Table, precision: Precision) -> None:
+        self.bank = ExpertBank(weights.spec, precision, 1)
+        for layer, experts in held.items():
+            self.bank.load(layer, experts, weights)
+        self.pool = ThreadPoolExecutor(1)
+        self.spoil: Callable[[Sums], Sums] = lambda sums: sums
+        self.delay = 0.0
+        self.service = ExpertService(self, self._compute, perf_counter)
+        self.streams: list[FrameStream] = []
+
+    @property
+    def held(self) -> Mapping[int, frozenset[int]]:
+        return self.bank.held
+
+    @property
+    def expert_rows(self) -> Any:
+        return self.bank.expert_rows
+
+    def run(self, routed: Routed) -> Sums:
+        return self.spoil(self.bank.run(routed))
+
+    async def _compute(self, work: Callable[[], Sums], size: int) -> Sums:
+        await asyncio.sleep(self.delay)
+        return await asyncio.get_running_loop().run_in_executor(self.pool, work)
+
+    async def start(self, port: int = 0) -> None:
+        self._listener = await listen("127.0.0.1", port, self._serve)
+        self.port = self._listener.port
+        self._running = asyncio.get_running_loop().create_task(self.service.run())
+
+    async def _serve(self, stream: FrameStream) -> None:
+        stream.trust()
+        self.streams.append(stream)
+        try:
+            await self.service.serve(stream)
+        except (EOFError, OSError):
+            pass
+
+    async def stop(self) -> None:
+        """As when its process is killed. A second time it does nothing."""
+        if self._running.done():
+            return
+        self._running.cancel()
+        await asyncio.gather(self._running, return_exceptions=True)
+        for stream in self.streams:
+            stream.abort()
+        await self._listener.close()
+
+
+async def _connected(workers: Mapping[str, Worker], name: str) -> FrameStream:
+    stream = await connect("127.0.0.1", workers[name].port, 2.0)
+    stream.trust()
+    return stream
+
+
+@asynccontextmanager
+async def running(workers: Mapping[str, Worker], patience: float = 5.0) -> AsyncIterator[ExpertLinks]:
+    """The links of a stage to workers, which are started."""
+    for worker in workers.values():
+        await worker.start()
+    holders = Holders({name: worker.held for name, worker in workers.items()})
+    links = ExpertLinks(holders, partial(_connected, workers), 1, perf_counter, Random(0), patience)
+    try:
+        await links.open()
+        yield links
+    finally:
+        await links.close()
+        for worker in workers.values():
+            await worker.stop()
+
+
+class Asking:
+    """A stage of all layers. away: by layer, the experts that it does not run itself."""
+
+    def __init__(self, weights: Weights, away: Mapping[int, frozenset[int]], precision: Precision, blocks: int = 16) -> None:
+        layers = range(len(weights.spec.layers))
+        shard = Shard(factory(RuntimeName.NATIVE, precision, False, 1))
+        shard.load(layers, weights)
+        self.stage = shard.enter(layers, range(0), blocks)
+        self.stage._store = Elsewhere(self.stage._store, away)
+
+    async def run(self, plan: StepPlan, links: ExpertLinks) -> StageOutput:
+        program: Any = self.stage.program(plan, None)
+        answer = None
+        try:
+            while not isinstance(found := _advanced(program, answer), StageOutput):
+                answer = await links.collect() if type(found).__name__ == "Collect" else await links.send(found) or []  # pyright: ignore[reportArgumentType]
+            return found
+        finally:
+            program.close()
+
+
+def logits_of(stage: Any) -> list[Floats]:
+    """Collects the logits of every step that the stage runs from now on."""
+    seen: list[Floats] = []
+    runtime = stage._runtime
+    compute = runtime.logits
+
+    def logits(hidden: Any, picked: Any, leases: Any) -> Floats:
+        seen.append(compute(hidden, picked, leases))
+        return seen[-1]
+
+    runtime.logits = logits
+    return seen
