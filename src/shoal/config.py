@@ -40,6 +40,11 @@ class Codec(enum.StrEnum):
     INT4 = "int4"
 
 
+class NodeRole(enum.StrEnum):
+    LAYERS = "layers"
+    EXPERTS = "experts"
+
+
 class RuntimeName(enum.StrEnum):
     AUTO = "auto"
     NATIVE = "native"
@@ -133,6 +138,9 @@ class NodeSettings(Settings):
     runtime: RuntimeName = setting(RuntimeName.AUTO, "Runtime for the layers; auto times those that are installed and keeps the fastest.")
     journal: str = setting("256MiB", "Memory limit for the stage's recent outputs, from which a lost neighbour is refilled; 0: keep none.")
     journal_disk: str = setting("1GiB", "Disk limit for the outputs that do not fit in --journal; 0: none.")
+    role: NodeRole = setting(
+        NodeRole.LAYERS, "What the node is for: layers, or experts alone, for the stages of a Mixture-of-Experts model on other nodes."
+    )
     share: bool = setting(True, "Fetch model files from other nodes, and let them fetch from this one.")
     packed_cache: str = setting(
         "",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from random import Random
 from time import perf_counter
@@ -74,10 +74,8 @@ class Worker:
     async def _serve(self, stream: FrameStream) -> None:
         stream.trust()
         self.streams.append(stream)
-        try:
+        with suppress(EOFError, OSError):
             await self.service.serve(stream)
-        except (EOFError, OSError):
-            pass
 
     async def stop(self) -> None:
         """As when its process is killed. A second time it does nothing."""

@@ -42,6 +42,8 @@ class Join:
     """Hashes of the model files that others may fetch from it."""
     disk: float = 0.0
     """Bytes of weights per second from its disk; 0: it cannot stream weights."""
+    worker: bool = False
+    """It holds experts and no layers."""
 
 
 @dataclass(kw_only=True)
@@ -169,6 +171,22 @@ class Peer:
 
 
 @dataclass(kw_only=True)
+class ExpertTable:
+    """Of one layer."""
+
+    layer: int = 0
+    experts: list[int] = field(default_factory=list[int])
+
+
+@dataclass(kw_only=True)
+class Worker:
+    name: str = ""
+    host: str = ""
+    port: int = 0
+    experts: list[ExpertTable] = field(default_factory=list[ExpertTable])
+
+
+@dataclass(kw_only=True)
 class Load:
     epoch: int = 0
     model: str = ""
@@ -193,6 +211,10 @@ class Load:
     """The most tokens of a sequence."""
     weight_memory: int = 0
     """Bytes that the weights may take if they are streamed; 0: all are held."""
+    experts: list[ExpertTable] = field(default_factory=list[ExpertTable])
+    """Hold these, and no layers."""
+    workers: list[Worker] = field(default_factory=list[Worker])
+    """Who holds experts that no stage does."""
 
 
 @dataclass(kw_only=True)

@@ -40,6 +40,11 @@ class ExpertBank:
         """Held while rows run, and while experts come or go."""
 
     @property
+    def name(self) -> str:
+        """The runtime, and its instruction set."""
+        return f"native/{self._stage.isa}"
+
+    @property
     def held(self) -> Mapping[int, frozenset[int]]:
         """By layer."""
         return self._held

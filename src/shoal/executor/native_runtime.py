@@ -15,6 +15,7 @@ from shoal.executor.base import (
     BlockPart,
     Collect,
     Floats,
+    Ints,
     Leases,
     Packed,
     Program,

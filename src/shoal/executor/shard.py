@@ -6,12 +6,14 @@ rest when the new route is entered. Keys and values stay if the head says that t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from threading import Lock
 from time import monotonic
 
 from shoal.errors import ConfigError, DamagedPackedFile, LocalProtocolError
-from shoal.executor.base import Packed, Runtime, RuntimeFactory, WeightBlock
+from shoal.executor.base import BlockPart, Leases, Packed, Runtime, RuntimeFactory, WeightBlock
 from shoal.executor.constraint import Holder
+from shoal.executor.elsewhere import Elsewhere
 from shoal.executor.journal import Journal, JournalCounters, JournalLimits
 from shoal.executor.native_runtime import NativeRuntime
 from shoal.executor.packed_layers import PackedFinder, PackedLayers
@@ -23,6 +25,8 @@ from shoal.weights.activity import Activity
 from shoal.weights.expert_reads import ExpertReads, counted
 from shoal.weights.residency import Tally
 
+Experts = Mapping[int, frozenset[int]]
+"""By layer."""
 _WHILE = 600.0
 """Seconds in which damage of files counts as the fault of their disk."""
 
@@ -49,6 +53,8 @@ class Shard:
         """The weights of the running stage, if they are streamed; `_store` is empty then."""
         self._weights: dict[int, Weights] = {}
         """What each loaded layer was loaded from."""
+        self._lacking: dict[int, frozenset[int]] = {}
+        """Experts that a loaded layer was packed without."""
         self._owed: dict[int, Weights] = {}
         """Layers that are to be held and were not packed yet, because a streamed stage has the memory."""
         self._files: dict[int, Weights] = {}
@@ -70,7 +76,7 @@ class Shard:
     @property
     def layers(self) -> list[range]:
         """The loaded ranges of layers."""
-        return _ranges(sorted(self._weights.keys() | self._owed.keys() | self._files.keys()))
+        return ranges(sorted(self._weights.keys() | self._owed.keys() | self._files.keys()))
 
     @property
     def nbytes(self) -> int:
@@ -114,23 +120,31 @@ class Shard:
     def runtime(self) -> str:
         return self._runtime.name if self._runtime is not None else ""
 
-    def missing(self, layers: range, streamed: bool = False) -> list[range]:
-        """Those of the layers that would have to be loaded, or packed into files if they are to be streamed."""
+    def missing(self, layers: range, streamed: bool = False, elsewhere: Experts | None = None) -> list[range]:
+        """Those of the layers that would have to be loaded, or packed into files if they are to be streamed. elsewhere: by layer, the experts
+        that the stage does not need, because they run on other machines."""
         here = self._files.keys() - self._unreadable() if streamed else self._weights.keys() | self._owed.keys()
-        return _ranges([layer for layer in layers if layer not in here])
+        spared = elsewhere or {}
+        return ranges(
+            [layer for layer in layers if layer not in here or (not streamed and not self._lacks(layer) <= spared.get(layer, frozenset()))]
+        )
+
+    def _lacks(self, layer: int) -> frozenset[int]:
+        return self._lacking.get(layer, frozenset()) if layer in self._weights else frozenset()
 
     def _unreadable(self) -> set[int]:
         """Layers whose packed files have to be made again, or the last one for that of the head."""
         return {layer for layer, weights in self._files.items() for at in _files_of(layer, weights) if at in self._damaged}
 
-    def load(self, layers: range, weights: Weights, streamed: bool = False) -> None:
-        """Loads the layers that are missing, all or none; for a stage that streams them, makes their files instead.
+    def load(self, layers: range, weights: Weights, streamed: bool = False, elsewhere: Experts | None = None) -> None:
+        """Loads the layers that are missing, all or none; for a stage that streams them, makes their files instead. A layer that has too few of
+        its experts is loaded again, with those that it has, because a stage may run it.
 
         Raises ModelError, ConfigError; OSError where files are made.
         """
         if streamed and self._damaged and self._runtime is not None:
             self._mend(self._runtime)
-        absent = self.missing(layers, streamed)
+        absent = self.missing(layers, streamed, elsewhere)
         for part in absent:
             weights.check(part)
         runtime = self._runtime or self._make(weights, layers.start)
@@ -145,7 +159,7 @@ class Shard:
         elif self._streamed is not None:
             self._owed = {**self._owed, **every}
         else:
-            self._pack(runtime, every)
+            self._pack(runtime, every, elsewhere or {})
         self._runtime = runtime
 
     def _mend(self, runtime: Runtime) -> None:
@@ -178,23 +192,33 @@ class Shard:
         files.damaged, files.trusted = self._damaged, self._trusted
         return files
 
-    def _pack(self, runtime: Runtime, layers: dict[int, Weights]) -> None:
+    def _pack(self, runtime: Runtime, layers: dict[int, Weights], elsewhere: Experts) -> None:
         packed: dict[WeightBlock, Packed] = {}
+        lacking: dict[int, frozenset[int]] = {}
         for layer, weights in layers.items():
+            spared = elsewhere.get(layer, frozenset[int]())
+            lacking[layer] = spared & self._lacks(layer) if layer in self._weights else spared
             for block in blocks_of(range(layer, layer + 1), len(weights.spec.layers)):
-                packed[block] = runtime.pack(weights, block)
+                packed[block] = self._packed_block(runtime, weights, block, lacking[layer])
                 weights.forget()
         for block, made in packed.items():
             self._store.put(block, made)
-        self._weights = {**self._weights, **layers}
+        self._weights, self._lacking = {**self._weights, **layers}, {**self._lacking, **lacking}
 
-    def enter(self, layers: range, keep: range, blocks: int, memory: int = 0) -> StageExecutor:
+    def _packed_block(self, runtime: Runtime, weights: Weights, block: WeightBlock, lacking: frozenset[int]) -> Packed:
+        if not lacking or block.part is not BlockPart.FEED_FORWARD:
+            return runtime.pack(weights, block)
+        if not isinstance(runtime, NativeRuntime):
+            raise ConfigError(f"{runtime.name} cannot leave experts to other machines; use --runtime native")
+        return runtime.pack(weights, block, lacking)
+
+    def enter(self, layers: range, keep: range, blocks: int, memory: int = 0, elsewhere: Experts | None = None) -> StageExecutor:
         """The stage of a new epoch: all of `layers` are loaded, and only the keys and values of `keep` are still good. Frees
-        everything else. memory: bytes that weights may take if they are streamed; 0: all are held.
+        everything else. memory: bytes that weights may take if they are streamed; 0: all are held. elsewhere: see `load`.
 
         Raises LocalProtocolError if something that it needs is not here; WeightsUnreadable, NotEnoughMemory if it streams.
         """
-        if (lost := self.missing(layers, memory > 0)) or self._runtime is None:
+        if (lost := self.missing(layers, memory > 0, elsewhere)) or self._runtime is None:
             raise LocalProtocolError(f"layers {lost} are not loaded")
         if self._blocks and (self._blocks != blocks or not len(keep)):
             self._forget()
@@ -213,7 +237,9 @@ class Shard:
         if not last and layers.stop not in self._journals and self._limits.memory + self._limits.disk:
             self._journals[layers.stop] = Journal(self._limits, blocks, spec.hidden, self.counters)
         embedding = weights if layers.start == 0 else None
-        store = self._streamed or self._store
+        store: Leases = self._streamed or self._store
+        if elsewhere and (mine := {layer: experts for layer, experts in elsewhere.items() if layer in layers}):
+            store = Elsewhere(store, mine)
         return StageExecutor(
             spec, layers, self._runtime, store, blocks, self._journals, embedding, context=self._context, grammars=self._grammars
         )
@@ -224,7 +250,7 @@ class Shard:
         self._weights = {layer: weights for layer, weights in self._weights.items() if layer in layers}
         if owed := {layer: weights for layer, weights in self._owed.items() if layer in layers and layer not in self._weights}:
             assert self._runtime is not None
-            self._pack(self._runtime, owed)
+            self._pack(self._runtime, owed, {})
         self._owed, self._files = {}, {}
         weights = self._weights[layers.start]
         self._store.keep(blocks_of(layers, len(weights.spec.layers)))
@@ -277,7 +303,7 @@ class Shard:
 
     def shed(self, wanted: list[range]) -> None:
         """Frees loaded ranges that contain none of the wanted layers. No stage may run them."""
-        kept = [held for held in _ranges(sorted(self._weights)) if any(held.start < w.stop and w.start < held.stop for w in wanted)]
+        kept = [held for held in ranges(sorted(self._weights)) if any(held.start < w.stop and w.start < held.stop for w in wanted)]
         self._weights = {layer: weights for layer, weights in self._weights.items() if any(layer in held for held in kept)}
         count = len(next(iter(self._weights.values())).spec.layers) if self._weights else 0
         self._store.keep(block for held in kept for block in blocks_of(held, count))
@@ -300,7 +326,7 @@ def _files_of(layer: int, weights: Weights) -> list[int]:
     return [layer, layer + 1] if last else [layer]
 
 
-def _ranges(layers: list[int]) -> list[range]:
+def ranges(layers: list[int]) -> list[range]:
     """Runs of layers, which rise."""
     out: list[range] = []
     for layer in layers:

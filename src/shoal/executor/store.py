@@ -53,6 +53,8 @@ class WeightStore:
 
     def put(self, block: WeightBlock, packed: Packed) -> None:
         with self._changing:
+            if (old := self._held.get(block)) is not None:
+                self._freed = _plus(self._freed, {block: old})
             self._held[block] = packed
 
     def runs(self, layers: range) -> list[range]:

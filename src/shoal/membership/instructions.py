@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shoal.placement.experts import Table
 from shoal.placement.partition import Placement
 
 
@@ -39,6 +40,17 @@ class LoadStage:
     kv_tokens: int
     weight_memory: int = 0
     """Bytes that the weights may take if they are streamed; 0: all are held."""
+    workers: tuple[tuple[int, Table], ...] = ()
+    """Nodes that hold experts which the stages do not, and which."""
+
+
+@dataclass(frozen=True)
+class HoldExperts:
+    """Load experts, and run rows for the stages of the epoch."""
+
+    node: int
+    epoch: int
+    table: Table
 
 
 @dataclass(frozen=True)
@@ -91,4 +103,4 @@ class Report:
     message: str
 
 
-Instruction = RefuseNode | Dismiss | LoadStage | LinkStage | RestStage | Pause | Cut | Serve | Report
+Instruction = RefuseNode | Dismiss | LoadStage | HoldExperts | LinkStage | RestStage | Pause | Cut | Serve | Report

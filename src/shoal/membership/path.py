@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field
 
-from shoal.membership.instructions import LinkStage, LoadStage, Serve
+from shoal.membership.instructions import HoldExperts, LinkStage, LoadStage, Serve
+from shoal.placement.experts import covered
 from shoal.placement.moves import spans
 from shoal.placement.partition import Placement
 
@@ -18,6 +20,18 @@ class Path:
     placement: Placement
     keep: dict[int, range] = field(default_factory=dict[int, range])
     """Layers of each node whose keys and values stay good."""
+    workers: tuple[int, ...] = ()
+    """The nodes that hold the placement's other experts, in its order."""
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """All nodes that have a part in it."""
+        return (*self.nodes, *self.workers)
+
+    def spares(self, lost: Container[int]) -> bool:
+        """Whether it goes on without these nodes: they only hold experts that others have, too."""
+        left = [plan for node, plan in zip(self.workers, self.placement.workers, strict=True) if node not in lost]
+        return not any(node in lost for node in self.nodes) and covered(self.placement.elsewhere, left)
 
     def layers(self, node: int) -> range:
         stage = self.placement.stages[self.nodes.index(node)]
@@ -26,14 +40,17 @@ class Path:
     @property
     def layout(self) -> str:
         """For people."""
-        return ", ".join(f"{stage.node} {stage.first}-{stage.end - 1}" for stage in self.placement.stages)
+        experts = [f"{plan.node} {sum(map(len, plan.table))} experts" for plan in self.placement.workers]
+        return ", ".join([*(f"{stage.node} {stage.first}-{stage.end - 1}" for stage in self.placement.stages), *experts])
 
-    def load(self) -> list[LoadStage]:
-        count, kv_tokens = len(self.nodes), self.placement.kv_tokens
-        return [
-            LoadStage(node, self.epoch, i, count, stage.first, stage.end, self.keep[node], kv_tokens, stage.memory)
-            for i, (node, stage) in enumerate(zip(self.nodes, self.placement.stages, strict=True))
+    def load(self) -> list[LoadStage | HoldExperts]:
+        count, placement = len(self.nodes), self.placement
+        workers = tuple(zip(self.workers, (plan.table for plan in placement.workers), strict=True))
+        stages = [
+            LoadStage(node, self.epoch, i, count, stage.first, stage.end, self.keep[node], placement.kv_tokens, stage.memory, workers)
+            for i, (node, stage) in enumerate(zip(self.nodes, placement.stages, strict=True))
         ]
+        return [*stages, *(HoldExperts(node, self.epoch, table) for node, table in workers)]
 
     def link(self) -> list[LinkStage]:
         following: list[int | None] = [*self.nodes[1:], None]

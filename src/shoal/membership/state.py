@@ -97,21 +97,34 @@ class Cluster:
         return [] if (path := self.serving or self.coming) is None else list(path.nodes)
 
     @property
+    def workers(self) -> list[int]:
+        """Nodes of the route that hold experts and no layers."""
+        return [] if (path := self.serving or self.coming) is None else list(path.workers)
+
+    @property
+    def _awaited(self) -> tuple[int, ...]:
+        """Who has to be done before the route in preparation goes on."""
+        return () if self.coming is None else self.coming.members if self._phase == LOADING else self.coming.nodes
+
+    @property
     def progress(self) -> str:
         """Why no route serves, and how far the one in preparation has come; '' while one serves."""
         if self.serving is not None or self.coming is None or self._phase not in (LOADING, LINKING):
             return self.why
-        late = [self.members[node].name for node in self.coming.nodes if node not in self._ready and node in self.members]
-        done = f"{len(self._ready)} of {len(self.coming.nodes)} nodes are done"
+        late = [self.members[node].name for node in self._awaited if node not in self._ready and node in self.members]
+        done = f"{len(self._ready)} of {len(self._awaited)} nodes are done"
         return f"{self.why}: {self._phase}, {done}" + (f", not yet {', '.join(late)}" if late else "")
 
     def described(self, node: int, now: float) -> str:
         """What a member is doing, in words."""
         part = ""
-        if self.serving is not None and node in self.serving.nodes:
+        if self.serving is not None and node in self.serving.members:
             part = "serving"
-        elif self.coming is not None and node in self.coming.nodes:
+        elif self.coming is not None and node in self.coming.members:
             part = self._phase
+        if part == "serving" and self.serving is not None and node in self.serving.workers:
+            plan = self.serving.placement.workers[self.serving.workers.index(node)]
+            part = f"serving {sum(map(len, plan.table))} experts"
         return doing(self.members[node], part, self.silence, self._holdoff, now)
 
     # Events
@@ -176,9 +189,12 @@ class Cluster:
         if not gone:
             return out
         why = "; ".join(f"{member.name} left: {reason}" for member, reason in gone.values())
-        if self.serving is not None and not gone.keys().isdisjoint(self.serving.nodes):
-            return [*out, *self._fence(why, now), *self._seek(now)]
-        if self.coming is not None and not gone.keys().isdisjoint(self.coming.nodes):
+        if self.serving is not None and not gone.keys().isdisjoint(self.serving.members):
+            if not self.serving.spares(gone):
+                return [*out, *self._fence(why, now), *self._seek(now)]
+            out.append(Report("other workers have its experts; streams go on"))
+            self._next_move = now  # to have each of them twice again, if there is room
+        if self.coming is not None and not gone.keys().isdisjoint(self.coming.members):
             return [*out, *self._forsake(why, now)]
         if self._seek_at is not None:  # this is the loss that broke the route
             return [*out, *self._seek(now)]
@@ -214,13 +230,13 @@ class Cluster:
 
     def _failed(self, node: int, epoch: int, reason: str, now: float) -> list[Instruction]:
         path = next((p for p in (self.coming, self.serving) if p is not None and p.epoch == epoch), None)
-        if path is None or node not in path.nodes or node not in self.members:
+        if path is None or node not in path.members or node not in self.members:
             return []
         member = self.members[node]
         why = f"{member.name} failed: {reason}"
         if self._phase == LOADING and path is self.coming:
             member.blame(reason, now)
-        elif self._faults.too_often():  # a failing link is as often as not the fault of its other end
+        elif node in path.nodes and self._faults.too_often():  # a failing link is as often as not the fault of its other end
             self._blame(path.nodes[path.nodes.index(node) :][:2], reason, now)
         if path is self.coming and self.serving is not None:
             return [Report(why), *self._forsake(why, now)]
@@ -283,7 +299,8 @@ class Cluster:
     def _begin(self, placement: Placement, now: float) -> list[Instruction]:
         by_name = {m.name: n for n, m in self.members.items()}
         self.epoch += 1
-        path = Path(self.epoch, tuple(by_name[stage.node] for stage in placement.stages), placement)
+        workers = tuple(by_name[plan.node] for plan in placement.workers)
+        path = Path(self.epoch, tuple(by_name[stage.node] for stage in placement.stages), placement, workers=workers)
         # A pool of another size is allocated anew, and its contents are lost.
         same_pool = self._base is not None and self._base.kv_tokens == placement.kv_tokens
         path.keep = {n: overlap(path.layers(n), self.members[n].filled) if same_pool else range(0) for n in path.nodes}
@@ -295,13 +312,14 @@ class Cluster:
 
     def _loaded(self, event: events.StageLoaded, now: float) -> list[Instruction]:
         path = self.coming
-        if path is None or event.epoch != path.epoch or self._phase != LOADING or event.node not in path.nodes:
+        if path is None or event.epoch != path.epoch or self._phase != LOADING or event.node not in path.members:
             return []
         member = self.members[event.node]
         member.weight_bytes, member.runtime = event.weight_bytes, event.runtime
-        member.loaded = (*member.loaded, path.layers(event.node))
+        if event.node in path.nodes:
+            member.loaded = (*member.loaded, path.layers(event.node))
         self._ready.add(event.node)
-        if len(self._ready) < len(path.nodes):
+        if len(self._ready) < len(path.members):
             return []
         if self.serving is None:
             return self._link(now)
@@ -322,9 +340,9 @@ class Cluster:
         path, self._base = self.coming, self.coming.placement
         out: list[Instruction] = []
         for node, member in self.members.items():
-            if node not in path.nodes and member.staged:
+            if node not in path.members and member.staged:
                 out.append(RestStage(node, path.epoch))
-            member.staged = node in path.nodes
+            member.staged = node in path.members
             member.filled = path.keep.get(node, range(0))
             if node in path.nodes:
                 member.loaded = (path.layers(node),)
@@ -347,8 +365,9 @@ class Cluster:
             return []
         self.serving, self.coming, self.why = self.coming, None, ""
         for node in self.serving.nodes:
-            member = self.members[node]
-            member.filled, member.failed = self.serving.layers(node), ""
+            self.members[node].filled = self.serving.layers(node)
+        for node in self.serving.members:
+            self.members[node].failed = ""
         self._enter(SERVING, now)
         self._next_move = now + _REST
         return [
@@ -360,7 +379,7 @@ class Cluster:
         """Looks for a better route while one serves."""
         if self.serving is None or self.coming is not None:
             return []
-        draining = [self.members[n].name for n in self.serving.nodes if self.members[n].draining]
+        draining = [n for n in self.serving.members if n in self.members and self.members[n].draining]
         nodes = [m.profile for m in self._usable(now).values()]
         try:
             if draining:
@@ -386,14 +405,14 @@ class Cluster:
 
     def _dismiss(self, reason: str, now: float) -> list[Instruction]:
         """Sends home the nodes that are being drained and are no part of the route; from then on they are not members."""
-        home = [n for n, m in self.members.items() if m.draining and n not in self.route]
+        home = [n for n, m in self.members.items() if m.draining and n not in self.route and n not in self.workers]
         return [*(Dismiss(node, reason) for node in home), *self._gone(dict.fromkeys(home, reason), now, graceful=True)]
 
     def _drain(self, node: int, now: float) -> list[Instruction]:
         if (member := self.members.get(node)) is None or member.draining:
             return []
         member.draining = True
-        if node not in self.route and not self.confirming:
+        if node not in self.route and node not in self.workers and not self.confirming:
             return self._dismiss("it holds no layers; it may leave", now)
         if self.serving is not None and self.coming is not None and self._phase == LOADING:
             self.coming = None  # the route in preparation relies on this node
@@ -419,7 +438,7 @@ class Cluster:
         if self._seek_at is not None:
             return [*out, *(self._unexplained(now) if now >= self._seek_at else [])]
         if self.coming is not None and now - self._phase_began > _DEADLINES.get(self._phase, float("inf")):
-            late = [self.members[node] for node in self.coming.nodes if node not in self._ready and node in self.members]
+            late = [self.members[node] for node in self._awaited if node not in self._ready and node in self.members]
             if self._faults.too_often():
                 for member in late:
                     member.blame(f"{self._phase} took too long", now)

@@ -16,13 +16,17 @@ import structlog
 
 from shoal import __version__
 from shoal.address import is_link_local, is_wildcard, join_host_port, parse_address
-from shoal.config import NodeSettings
+from shoal.config import NodeRole, NodeSettings
 from shoal.control import messages as control
 from shoal.errors import ClusterError, ProtocolError, ShoalError
 from shoal.executor.measure import Speed
 from shoal.native import instruction_set
 from shoal.node.environment import ControlLink, Environment, Model, ModelMaker
+from shoal.node.expert_holders import Holders
+from shoal.node.expert_links import ExpertLinks
 from shoal.node.expert_report import ExpertReport
+from shoal.node.expert_service import Bank, ExpertService
+from shoal.node.expert_tables import by_layer, elsewhere, together
 from shoal.node.fetch import Fetcher
 from shoal.node.links import CONNECT_TIMEOUT, Links, accept_link, greeted
 from shoal.node.probe import TIMEOUT, measure_link
@@ -32,7 +36,8 @@ from shoal.retry import Backoff
 from shoal.security.certificates import Role
 from shoal.sizes import human_bytes
 from shoal.transport.base import FrameStream
-from shoal.wire.messages import Hello
+from shoal.wire.frame import Frame, FrameKind
+from shoal.wire.messages import EXPERTS, Hello, decode_hello
 
 log = structlog.get_logger()
 
@@ -52,10 +57,17 @@ class _Epoch:
     order: control.Load
     entered: asyncio.Event = field(default_factory=asyncio.Event)
     service: StageService | None = None
+    links: ExpertLinks | None = None
+    """To workers with experts that this stage does not hold."""
 
     @property
     def layers(self) -> range:
         return range(self.order.first_layer, self.order.end_layer)
+
+    @property
+    def experts(self) -> dict[int, frozenset[int]]:
+        """That this node is to hold for stages on other machines."""
+        return by_layer(self.order.experts)
 
 
 def _range(order: control.Load) -> str:
@@ -99,6 +111,7 @@ class Agent:
         self._welcome = control.Welcome()
         self._looking = False  # for a lost head
         self._leaving, self._hurry = asyncio.Event(), asyncio.Event()
+        self._serving_experts: tuple[ExpertService, asyncio.Task[None]] | None = None
 
     # Lifecycle
 
@@ -203,6 +216,7 @@ class Agent:
             flops=speed.flops,
             disk=speed.disk,
             machine=f"{platform.machine()} {instruction_set(settings.isa) or 'numpy'}",
+            worker=settings.role is NodeRole.EXPERTS,
         )
         if self._model is not None:
             join.model, join.precision = self._identity[:2]
@@ -247,7 +261,7 @@ class Agent:
             case control.Probe():
                 self._spawn(self._probe(message))
             case control.Load():
-                self._spawn(self._load(message))
+                self._spawn(self._hold(message) if message.experts else self._load(message))
             case control.Link():
                 self._spawn(self._enter(message))
             case control.Rest():
@@ -309,8 +323,9 @@ class Agent:
                     return
                 model = await self._model_for(order)
                 running = [self._current.layers] if self._current is not None else []
+                away = elsewhere(order.workers)
                 await self._environment.load(
-                    lambda: (model.shed([*running, epoch.layers]), model.load(epoch.layers, order.weight_memory > 0))
+                    lambda: (model.shed([*running, epoch.layers]), model.load(epoch.layers, order.weight_memory > 0, away))
                 )
         except Exception as error:
             if not isinstance(error, ShoalError | MemoryError | OSError):
@@ -357,9 +372,11 @@ class Agent:
                 self._end_stage()
                 for old in [e for e in self._epochs if e < link.epoch]:
                     del self._epochs[old]
-                executor = await self._environment.compute(lambda: model.enter(epoch.layers, keep, order.blocks, order.weight_memory))
+                away = elsewhere(order.workers)
+                executor = await self._environment.compute(lambda: model.enter(epoch.layers, keep, order.blocks, order.weight_memory, away))
                 if not self._is_ordered(epoch):
                     return  # the head was lost meanwhile, and the stage with it
+                epoch.links = self._expert_links(order) if order.workers else None
                 service = StageService(
                     executor,
                     epoch=link.epoch,
@@ -368,9 +385,12 @@ class Agent:
                     wire_codec=wire_codec(order.codec),
                     compute=self._environment.step,
                     clock=self._environment.now,
+                    elsewhere=epoch.links,
                 )
                 self._current, epoch.service = epoch, service
                 epoch.entered.set()
+            if epoch.links is not None:
+                await epoch.links.open()
             hello = Hello(__version__, self._welcome.cluster, self._welcome.name, order.stage + 1)
             role = Role.HEAD if service.last else Role.NODE
             service.link(await self._links.open(link.host, link.port, link.epoch, hello, role))
@@ -397,12 +417,79 @@ class Agent:
     def _end_stage(self) -> None:
         if self._current is not None and self._current.service is not None:
             self._current.service.close()
+            if self._current.links is not None:
+                self._spawn(self._current.links.close())
         self._current = None
+
+    # Experts
+
+    def _expert_links(self, order: control.Load) -> ExpertLinks:
+        """To the workers that hold what this stage does not."""
+        at = {worker.name: (worker.host, worker.port) for worker in order.workers}
+        hello = Hello(__version__, self._welcome.cluster, self._welcome.name, EXPERTS)
+        holders = Holders({worker.name: by_layer(worker.experts) for worker in order.workers})
+        environment = self._environment
+        return ExpertLinks(
+            holders, lambda name: self._links.open(*at[name], order.epoch, hello), order.epoch, environment.now, environment.rng
+        )
+
+    async def _hold(self, order: control.Load) -> None:
+        """Loads experts for the stages of an epoch, beside those of the one that runs."""
+        began = self._environment.now()
+        epoch = self._epochs[order.epoch] = _Epoch(order)
+        count = sum(map(len, epoch.experts.values()))
+        self._tell(f"loading {count} experts of layers {_range(order)} of {_name(order.model)}")
+        try:
+            await self._fetcher.fill(order)
+            async with self._changing:
+                if not self._is_latest(epoch):
+                    return
+                model = await self._model_for(order)
+                bank = await self._environment.load(lambda: model.hold(epoch.experts))
+                self._serve_experts(bank)
+        except Exception as error:
+            if not isinstance(error, ShoalError | MemoryError | OSError):
+                log.error("loading experts failed unexpectedly", exc_info=error)
+            self._failed(epoch, str(error) or type(error).__name__)
+            return
+        if not self._is_latest(epoch):
+            return
+        epoch.entered.set()
+        seconds = self._environment.now() - began
+        loaded = control.Loaded(epoch=order.epoch, weight_bytes=model.nbytes, runtime=model.runtime, seconds=seconds)
+        loaded.shared.extend(self._fetcher.offer(order))
+        self._say(loaded)
+        self._tell(f"holding {count} experts of layers {_range(order)}: {human_bytes(model.nbytes)} of weights, {model.runtime}")
+
+    def _serve_experts(self, bank: Bank) -> None:
+        if self._serving_experts is None or self._serving_experts[0].bank is not bank:
+            if self._serving_experts is not None:
+                self._serving_experts[1].cancel()
+            service = ExpertService(bank, self._environment.step, self._environment.now)
+            self._serving_experts = service, self._spawn(service.run())
+
+    async def _accept_asker(self, stream: FrameStream, greeting: Frame) -> None:
+        """Serves a stage that asks experts. An older epoch is over once a newer one asks."""
+        epoch = self._epochs.get(greeting.epoch)
+        holds = epoch is not None and epoch.entered.is_set() and bool(epoch.experts)
+        stage = EXPERTS if holds else -1
+        await accept_link(stream, greeting, greeting.epoch, self._welcome.cluster, stage, self._welcome.name)
+        assert epoch is not None and self._serving_experts is not None and self._model is not None  # no greeting fits stage -1
+        if old := [number for number in self._epochs if number < greeting.epoch]:
+            for number in old:
+                del self._epochs[number]
+            model, wanted = self._model, together(later.experts for later in self._epochs.values())
+            async with self._changing:
+                await self._environment.load(lambda: model.free(wanted))
+        await self._serving_experts[0].serve(stream)
 
     async def _accept(self, stream: FrameStream) -> None:
         """Serves the stage before this one, or any other peer."""
         try:
             greeting = await greeted(stream, self._share)
+            if greeting.kind is FrameKind.HELLO and decode_hello(greeting.meta).stage == EXPERTS:
+                await self._accept_asker(stream, greeting)
+                return
             service = await self._awaited(greeting.epoch)
             free = service is not None and not service.served
             epoch, stage = (service.epoch, service.stage) if service is not None and free else (0, -1)

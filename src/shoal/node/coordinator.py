@@ -39,6 +39,7 @@ from shoal.pipeline.stragglers import StragglerDetector
 from shoal.pipeline.timing import StepTiming
 from shoal.pipeline.token_stream import TokenStream
 from shoal.placement.expectation import Expectation, expect
+from shoal.placement.expert_moves import ExpertMoves
 from shoal.placement.moves import Moves
 from shoal.placement.partition import Placement
 from shoal.placement.profile import Demand, LinkSpeed, NodeProfile
@@ -71,7 +72,8 @@ class Coordinator:
             model.cost, Demand.of(settings.engine.slots, settings.engine.kv_tokens, model.context), settings.spread, settings.spares
         )
         admission = AdmissionRules(parse_bytes(settings.min_memory or "0"), settings.min_speed * 1e9, settings.max_nodes)
-        self.cluster = Cluster(__version__, settings.min_nodes, self._moves, settings.heartbeat * _SILENCES, admission)
+        self._planner = ExpertMoves(self._moves)
+        self.cluster = Cluster(__version__, settings.min_nodes, self._planner, settings.heartbeat * _SILENCES, admission)
         self._roster = Roster()
         self._orders = Orders(settings.host, settings.engine, model, environment, self._share, self.cluster.members, self._roster.machines)
         self._tasks: dict[asyncio.Task[None], None] = {}
@@ -162,14 +164,15 @@ class Coordinator:
         nodes = {member.name: member.profile for member in self.cluster.members.values()}
         if placement is None or any(stage.node not in nodes for stage in placement.stages):
             return None
-        return expect(placement, nodes, self.model.cost, self._moves.links, self._moves.demand)
+        return expect(placement, nodes, self._planner.cost(placement), self._moves.links, self._moves.demand)
 
     def _promised(self, nodes: Sequence[int], placement: Placement, rows: int) -> list[float]:
         """Seconds in which each stage reads the weights for a step with so many rows, if its node is as fast as it measured."""
         return [
             stage.seconds
             if stage.memory
-            else self.model.cost.read_bytes(stage.first, stage.end, rows) / self.cluster.members[node].joined.profile.bytes_per_second
+            else self._planner.cost(placement).read_bytes(stage.first, stage.end, rows)
+            / self.cluster.members[node].joined.profile.bytes_per_second
             for node, stage in zip(nodes, placement.stages, strict=True)
         ]
 
@@ -248,7 +251,7 @@ class Coordinator:
         taken = {m.name for m in self.cluster.members.values() if (m.joined.host, m.joined.tensor_port) != (host, join.tensor_port)}
         node = self._roster.enter(conversation, join, taken)
         welcome = control.Welcome(node=node, name=join.name, cluster=self._name, heartbeat=self.settings.heartbeat)
-        profile = NodeProfile(join.name, join.memory, join.bytes_per_second, join.flops, join.disk)
+        profile = NodeProfile(join.name, join.memory, join.bytes_per_second, join.flops, join.disk, join.worker)
         same = (join.model, join.precision) == (self.model.reference, str(self.settings.engine.precision))
         loaded = tuple(range(r.first, r.end) for r in join.loaded) if same else ()
         joined = events.Joined(node, join.incarnation, profile, host, join.tensor_port, join.version, loaded)
@@ -333,6 +336,8 @@ class Coordinator:
             case instructions.LoadStage():
                 self._roster.tell(instruction.node, self._orders.load(instruction))
                 self._interruptions.placed()
+            case instructions.HoldExperts():
+                self._roster.tell(instruction.node, self._orders.hold(instruction))
             case instructions.LinkStage(node, epoch, after):
                 if self._opening is None or self._opening.epoch != epoch:
                     self._close_opening()

@@ -10,7 +10,9 @@ from typing import Protocol, TypeVar
 from shoal.control import messages as control
 from shoal.control.server import Attendant
 from shoal.executor.base import Executor
+from shoal.executor.shard import Experts
 from shoal.executor.store import RowCounts
+from shoal.node.expert_service import Bank
 from shoal.security.certificates import Role
 from shoal.transport.base import FrameStream, Handler
 from shoal.weights.expert_reads import ExpertReads
@@ -95,9 +97,18 @@ class Model(Protocol):
     @property
     def expert_reads(self) -> ExpertReads: ...
     def shed(self, wanted: list[range]) -> None: ...
-    def load(self, layers: range, streamed: bool = False) -> None: ...
-    def enter(self, layers: range, keep: range, blocks: int, memory: int = 0) -> Executor:
-        """memory: bytes that the weights may take if they are streamed; 0: all are held."""
+    def load(self, layers: range, streamed: bool = False, elsewhere: Experts | None = None) -> None: ...
+    def enter(self, layers: range, keep: range, blocks: int, memory: int = 0, elsewhere: Experts | None = None) -> Executor:
+        """memory: bytes that the weights may take if they are streamed; 0: all are held. elsewhere: by layer, experts that run on other
+        machines."""
+        ...
+
+    def hold(self, experts: Experts) -> Bank:
+        """Loads experts for stages on other machines, beside those that are there."""
+        ...
+
+    def free(self, wanted: Experts) -> None:
+        """Frees all experts for stages on other machines but these."""
         ...
 
     def rest(self) -> None: ...

@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from shoal.node.expert_tables import together
+
 Table = Mapping[int, frozenset[int]]
 """By layer: experts."""
 
@@ -64,11 +66,7 @@ class Holders:
     @property
     def experts(self) -> dict[int, frozenset[int]]:
         """By layer: those that anybody holds, reachable now or not."""
-        out: dict[int, frozenset[int]] = {}
-        for holder in self._workers.values():
-            for layer, experts in holder.held.items():
-                out[layer] = out.get(layer, frozenset()) | experts
-        return out
+        return together(holder.held for holder in self._workers.values())
 
     def choose(self, layer: int, experts: Sequence[int], without: Iterable[str] = ()) -> dict[str, list[int]]:
         """Whom to ask for which of the experts; some are left out if nobody has them now. As few workers as can be, since each costs a round

@@ -69,7 +69,8 @@ class ExpertService:
     """clock: seconds."""
 
     def __init__(self, bank: Bank, compute: Compute, clock: Callable[[], float]) -> None:
-        self._bank, self._compute, self._clock = bank, compute, clock
+        self.bank = bank
+        self._compute, self._clock = compute, clock
         self._queue: list[_Waiting] = []
         self._numbers = itertools.count()
         self._arrived = asyncio.Event()
@@ -146,7 +147,7 @@ class ExpertService:
             return
         began = self._clock()
         try:
-            sums = await self._compute(lambda: self._bank.run(merged([waiting.routed for waiting in present])), present[0].frame.size)
+            sums = await self._compute(lambda: self.bank.run(merged([waiting.routed for waiting in present])), present[0].frame.size)
         except Exception as error:
             if len(present) == 1:
                 unexpected = None if isinstance(error, RemoteProtocolError) else error

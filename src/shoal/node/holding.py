@@ -9,13 +9,14 @@ import structlog
 
 from shoal.config import KvType, NodeSettings, Precision
 from shoal.control import messages as control
-from shoal.errors import ClusterError
+from shoal.errors import ClusterError, LocalProtocolError
+from shoal.executor.expert_bank import ExpertBank
 from shoal.executor.journal import JournalLimits
 from shoal.executor.packed_layers import PackedLayers
 from shoal.executor.runtimes import factory
-from shoal.executor.shard import Shard
+from shoal.executor.shard import Experts, Shard, ranges
 from shoal.executor.stage import StageExecutor
-from shoal.executor.store import RowCounts
+from shoal.executor.store import RowCounts, summed
 from shoal.models.sources import pull_layers
 from shoal.models.weights import StoredWeights, Weights, open_weights
 from shoal.node.fetch import manifest_of
@@ -32,7 +33,8 @@ class PulledModel:
     def __init__(self, settings: NodeSettings, order: control.Load, tell: Callable[[str], None] = lambda line: None) -> None:
         """tell: receives lines for the person at this machine."""
         self._told, self._packed_folder, self._precision = tell, settings.packed_folder, Precision(order.precision)
-        self._threads = settings.compute_threads
+        self._threads, self._isa = settings.compute_threads, settings.isa
+        self._bank: ExpertBank | None = None
         self._activity = ""
         """What was told last of a load."""
         self._reference, self._layers = order.model, order.layers
@@ -51,15 +53,16 @@ class PulledModel:
 
     @property
     def nbytes(self) -> int:
-        return self._shard.nbytes
+        return self._shard.nbytes + (self._bank.nbytes if self._bank is not None else 0)
 
     @property
     def runtime(self) -> str:
-        return self._shard.runtime
+        return self._shard.runtime or (self._bank.name if self._bank is not None else "")
 
     @property
     def expert_rows(self) -> dict[int, RowCounts]:
-        return self._shard.expert_rows
+        rows = self._shard.expert_rows
+        return rows if self._bank is None else summed(rows, self._bank.expert_rows)
 
     @property
     def expert_reads(self) -> ExpertReads:
@@ -68,18 +71,38 @@ class PulledModel:
     def shed(self, wanted: list[range]) -> None:
         self._shard.shed(wanted)
 
-    def load(self, layers: range, streamed: bool = False) -> None:
+    def load(self, layers: range, streamed: bool = False, elsewhere: Experts | None = None) -> None:
         """Raises ShoalError, OSError."""
         self._activity = ""
-        for part in self._shard.missing(layers, streamed):
-            path = self._here(part)
-            weights = open_weights(path)
-            if len(weights.spec.layers) != self._layers or part.stop > self._layers:
-                raise ClusterError(f"{path} has {len(weights.spec.layers)} layers, the head's model {self._layers}; fetch it again")
+        for part in self._shard.missing(layers, streamed, elsewhere):
+            path, weights = self._opened(part)
             log.info("weights are read", layers=f"{part.start}-{part.stop - 1}")
-            self._shard.load(part, weights, streamed)
+            self._shard.load(part, weights, streamed, elsewhere)
             if part.stop == self._layers:
                 self._read = path
+
+    def _opened(self, part: range) -> tuple[Path, Weights]:
+        path = self._here(part)
+        weights = open_weights(path)
+        if len(weights.spec.layers) != self._layers or part.stop > self._layers:
+            raise ClusterError(f"{path} has {len(weights.spec.layers)} layers, the head's model {self._layers}; fetch it again")
+        return path, weights
+
+    def hold(self, experts: Experts) -> ExpertBank:
+        """Raises ShoalError, OSError."""
+        held: Experts = {} if self._bank is None else self._bank.held
+        for part in ranges(sorted(layer for layer, wanted in experts.items() if not wanted <= held.get(layer, frozenset()))):
+            _, weights = self._opened(part)
+            self._bank = self._bank or ExpertBank(weights.spec, self._precision, self._threads, self._isa)
+            for layer in part:
+                self._bank.load(layer, experts[layer], weights)
+        if self._bank is None:
+            raise LocalProtocolError("this node was told to hold no experts at all")
+        return self._bank
+
+    def free(self, wanted: Experts) -> None:
+        if self._bank is not None:
+            self._bank.shed(wanted)
 
     def _tokenizer(self) -> Path:
         """Where the model's tokenizer is."""
@@ -106,8 +129,8 @@ class PulledModel:
         self._activity = line
         self._told(line)
 
-    def enter(self, layers: range, keep: range, blocks: int, memory: int = 0) -> StageExecutor:
-        return self._shard.enter(layers, keep, blocks, memory)
+    def enter(self, layers: range, keep: range, blocks: int, memory: int = 0, elsewhere: Experts | None = None) -> StageExecutor:
+        return self._shard.enter(layers, keep, blocks, memory, elsewhere)
 
     def rest(self) -> None:
         self._shard.rest()

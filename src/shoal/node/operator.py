@@ -35,5 +35,7 @@ def described(
             stage = cluster.placement.stages[cluster.route.index(node)]
             one.first_layer, one.end_layer = stage.first, stage.end
             one.weight_bytes, one.runtime = stage.memory or member.weight_bytes, member.runtime
+        elif node in cluster.workers:
+            one.weight_bytes, one.runtime = member.weight_bytes, member.runtime
         out.nodes.append(one)
     return out

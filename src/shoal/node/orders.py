@@ -13,6 +13,7 @@ from shoal.membership.member import Member
 from shoal.models.manifest import Manifest
 from shoal.native import BLOCK_TOKENS
 from shoal.node.environment import Environment
+from shoal.node.expert_tables import tables_of
 from shoal.node.observer import Served
 from shoal.node.share import Share
 
@@ -44,27 +45,41 @@ class Orders:
         self._members, self._machines = members, machines
 
     def load(self, order: instructions.LoadStage) -> control.Load:
+        layers = range(order.first, order.end)
+        load = self._load(order.node, order.epoch, layers)
+        load.stage, load.stages, load.blocks = order.stage, order.stages, blocks_of(order.kv_tokens)
+        load.keep_first, load.keep_end = order.keep.start, order.keep.stop
+        load.weight_memory = order.weight_memory
+        for node, table in order.workers:
+            joined = self._members[node].joined
+            load.workers.append(
+                control.Worker(name=joined.profile.name, host=joined.host, port=joined.tensor_port, experts=tables_of(table, layers))
+            )
+        return load
+
+    def hold(self, order: instructions.HoldExperts) -> control.Load:
+        wanted = [layer for layer, experts in enumerate(order.table) if experts]
+        load = self._load(order.node, order.epoch, range(wanted[0], wanted[-1] + 1))
+        load.experts = tables_of(order.table)
+        return load
+
+    def _load(self, node: int, epoch: int, layers: range) -> control.Load:
+        """What stages and workers are told alike. layers: of which they need the files."""
         settings = self._settings
         load = control.Load(
-            epoch=order.epoch,
+            epoch=epoch,
             model=self._model.reference,
-            stage=order.stage,
-            stages=order.stages,
-            first_layer=order.first,
-            end_layer=order.end,
-            blocks=blocks_of(order.kv_tokens),
+            first_layer=layers.start,
+            end_layer=layers.stop,
             precision=str(settings.precision),
             kv_type=str(settings.kv_type),
             codec=str(settings.activations),
-            keep_first=order.keep.start,
-            keep_end=order.keep.stop,
             layers=len(self._model.cost.layers),
             context=self._model.context,
-            weight_memory=order.weight_memory,
         )
         if self.manifest is not None:
             load.files.extend(control.ModelFile(name=f.name, size=f.size, sha256=f.sha256) for f in self.manifest.files)
-            load.peers.extend(islice(self._peers(order.node, {f.sha256: i for i, f in enumerate(self.manifest.files)}), _PEERS))
+            load.peers.extend(islice(self._peers(node, {f.sha256: i for i, f in enumerate(self.manifest.files)}), _PEERS))
         return load
 
     def _peers(self, node: int, indexes: Mapping[str, int]) -> Iterator[control.Peer]:

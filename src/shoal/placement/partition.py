@@ -15,6 +15,7 @@ from typing import NamedTuple
 from shoal.errors import CapacityError, NotEnoughMemory
 from shoal.placement.cost import ModelCost
 from shoal.placement.division import StageSizes, divide, least_expected
+from shoal.placement.experts import Table, WorkerPlan
 from shoal.placement.profile import Demand, LinkSpeeds, NodeProfile
 
 _CHUNK = 256  # rows of a prompt that share what is streamed
@@ -54,6 +55,10 @@ class Placement:
     hop_seconds: float
     """Of a decode step over all links, from the head back to the head."""
     slots: int
+    elsewhere: Table = ()
+    """Experts that no stage holds, by layer; empty: the stages hold all."""
+    workers: tuple[WorkerPlan, ...] = ()
+    """Who holds them."""
 
     @property
     def streams(self) -> bool:

@@ -16,6 +16,8 @@ class NodeProfile:
     """Operations per second at prefill."""
     disk: float = 0.0
     """Bytes of weights per second from its disk; 0: it cannot stream weights."""
+    worker: bool = False
+    """Whether it holds experts and no layers."""
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,13 @@ from shoal.executor.base import Angles, BlockPart, Floats, Ints, Leases, Program
 from shoal.executor.constraint import Grammars
 from shoal.executor.journal import JournalLimits
 from shoal.executor.kv_pool import HostRuntime
-from shoal.executor.shard import Shard
+from shoal.executor.shard import Experts, Shard
 from shoal.executor.stage import StageExecutor
 from shoal.executor.store import RowCounts
 from shoal.models.matrix import StoredMatrix
 from shoal.models.spec import Dense, GroupedQuery, LayerSpec, ModelSpec, Rope
 from shoal.native import BLOCK_TOKENS
+from shoal.node.expert_service import Bank
 from shoal.placement.cost import LayerCost, Matrices, ModelCost
 from shoal.request import Request, Score
 from shoal.scheduler.cost import StepLoad
@@ -299,11 +300,17 @@ class ToyModel:
     def shed(self, wanted: list[range]) -> None:
         self.shard.shed(wanted)
 
-    def load(self, layers: range, streamed: bool = False) -> None:
+    def load(self, layers: range, streamed: bool = False, elsewhere: Experts | None = None) -> None:
         assert not streamed or self._disk is not None, "weights are to come from a disk that is not there"
         self.shard.load(layers, self._weights)
 
-    def enter(self, layers: range, keep: range, blocks: int, memory: int = 0) -> _Entered:
+    def hold(self, experts: Experts) -> Bank:
+        raise NotImplementedError("the toy model has no experts")
+
+    def free(self, wanted: Experts) -> None:
+        pass
+
+    def enter(self, layers: range, keep: range, blocks: int, memory: int = 0, elsewhere: Experts | None = None) -> _Entered:
         stage, streamed = self.shard.enter(layers, keep, blocks), 0
         if memory and self._disk is not None:
             parts = len(layers) + (layers.stop == len(self.spec.layers))

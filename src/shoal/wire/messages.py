@@ -9,6 +9,8 @@ import msgspec
 from shoal.errors import RemoteProtocolError
 from shoal.scheduler.plan import StageTrace, StepPlan, StepResult
 
+EXPERTS = 1 << 30
+
 
 class Hello(msgspec.Struct, frozen=True):
     """The first frame of each side: its sender, and the link and route that it is for."""
@@ -18,7 +20,7 @@ class Hello(msgspec.Struct, frozen=True):
     cluster: str
     node: str
     stage: int
-    """The stage that the connecting side feeds; the number of stages if it feeds the head."""
+    """The stage that the connecting side feeds; the number of stages if it feeds the head; EXPERTS if it is a stage that asks experts."""
 
 
 class Step(msgspec.Struct, frozen=True, array_like=True):

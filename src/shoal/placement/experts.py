@@ -1,0 +1,167 @@
+"""Which experts lie on nodes that hold nothing else, and which stay with the stages. Pure.
+
+A stage keeps the first experts of each layer, or the most used ones where that was measured, and workers hold the others: each a share
+in proportion to how fast it reads, as far as its memory goes. What memory is left there holds replicas. An expert that a worker already
+has stays with it if it may.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from shoal.placement.cost import ExpertsCost, ModelCost
+from shoal.placement.profile import LinkSpeeds, NodeProfile
+
+Table = tuple[frozenset[int], ...]
+"""By layer: experts."""
+_SUM_BYTES = 8
+"""Of a value of what comes back: see wire.routed."""
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    node: str
+    table: Table
+    weight_bytes: int
+
+
+def union(tables: Iterable[Table]) -> Table:
+    return tuple(frozenset[int]().union(*layer) for layer in zip(*tables, strict=True))
+
+
+def covered(away: Table, workers: Iterable[WorkerPlan]) -> bool:
+    """Whether somebody holds each of the experts that the stages do not."""
+    held = union([tuple(frozenset[int]() for _ in away), *(worker.table for worker in workers)])
+    return all(wanted <= here for wanted, here in zip(away, held, strict=True))
+
+
+def alone(away: Table, workers: Sequence[WorkerPlan]) -> int:
+    """Experts that only one worker holds."""
+    return sum(sum(expert in worker.table[layer] for worker in workers) < 2 for layer, experts in enumerate(away) for expert in experts)
+
+
+def away(model: ModelCost, share: float) -> Table:
+    """The experts that stages do not keep if that share of each layer's is elsewhere."""
+    return tuple(_rarest(layer.experts, round(layer.experts.count * share)) if layer.experts else frozenset() for layer in model.layers)
+
+
+def _rarest(experts: ExpertsCost, count: int) -> frozenset[int]:
+    popularity = experts.popularity or (0.0,) * experts.count
+    return frozenset(sorted(range(experts.count), key=lambda expert: (popularity[expert], -expert))[:count])
+
+
+def without(model: ModelCost, elsewhere: Table) -> ModelCost:
+    """What the stages cost that do not hold these."""
+    layers = tuple(
+        layer if layer.experts is None or not gone else replace(layer, experts=_kept(layer.experts, layer.experts.count - len(gone)))
+        for layer, gone in zip(model.layers, elsewhere, strict=True)
+    )
+    return replace(model, layers=layers)
+
+
+def _kept(experts: ExpertsCost, count: int) -> ExpertsCost | None:
+    return None if not count else replace(experts, count=count, chosen=max(1, round(experts.chosen * count / experts.count)), popularity=())
+
+
+def dealt(model: ModelCost, elsewhere: Table, workers: Sequence[NodeProfile], held: Mapping[str, Table]) -> tuple[WorkerPlan, ...] | None:
+    """Which worker holds which of these experts, replicas included. held: what they have already, by name. None: they have no room for all."""
+    sizes = [layer.experts.each.size if layer.experts else 0 for layer in model.layers]
+    total = sum(size * len(experts) for size, experts in zip(sizes, elsewhere, strict=True))
+    room = {worker.name: worker.memory - model.workspace for worker in workers}
+    shares = _shares(
+        {worker.name: worker.bytes_per_second for worker in workers}, {name: room[name] / total for name in room} if total else {}
+    )
+    if total and shares is None:
+        return None
+    tables: dict[str, list[set[int]]] = {worker.name: [set() for _ in elsewhere] for worker in workers}
+    for layer, experts in enumerate(elsewhere):
+        quotas = _apportioned(len(experts), shares or {})
+        left = sorted(experts)
+        for name, quota in quotas.items():
+            mine = [expert for expert in left if name in held and expert in held[name][layer]][:quota]
+            tables[name][layer].update(mine)
+            left = [expert for expert in left if expert not in mine]
+        for name, quota in quotas.items():
+            more = quota - len(tables[name][layer])
+            tables[name][layer].update(left[:more])
+            left = left[more:]
+    for name, table in tables.items():
+        room[name] -= sum(sizes[layer] * len(experts) for layer, experts in enumerate(table))
+    _replicate(elsewhere, sizes, tables, room, held)
+    plans = [
+        WorkerPlan(name, tuple(map(frozenset, table)), sum(sizes[layer] * len(experts) for layer, experts in enumerate(table)))
+        for name, table in tables.items()
+    ]
+    if not covered(elsewhere, plans):  # rounding cost more than there was room for
+        return None
+    return tuple(plan for plan in plans if plan.weight_bytes)
+
+
+def _replicate(
+    elsewhere: Table, sizes: Sequence[int], tables: Mapping[str, list[set[int]]], room: dict[str, int], held: Mapping[str, Table]
+) -> None:
+    """Fills what memory is left, until every expert is there twice: on whoever has it already, or has the most room."""
+    for layer, experts in enumerate(elsewhere):
+        for expert in sorted(experts):
+            free = [name for name in tables if expert not in tables[name][layer] and room[name] >= sizes[layer]]
+            if not free:
+                continue
+            name = max(free, key=lambda name: (name in held and expert in held[name][layer], room[name], name))
+            tables[name][layer].add(expert)
+            room[name] -= sizes[layer]
+
+
+def _shares(speeds: Mapping[str, float], most: Mapping[str, float]) -> dict[str, float] | None:
+    """In proportion to the speeds, none above its most; they sum to 1. None: that cannot be."""
+    shares, left, names = dict.fromkeys(speeds, 0.0), 1.0, set(speeds)
+    while left > 1e-9:
+        names = {name for name in names if shares[name] < most.get(name, 0.0) - 1e-12}
+        if not names:
+            return None
+        total = sum(speeds[name] for name in names)
+        given = {name: min(left * speeds[name] / total, most[name] - shares[name]) for name in sorted(names)}
+        for name, part in given.items():
+            shares[name] += part
+        left -= sum(given.values())
+    return shares
+
+
+def _apportioned(count: int, shares: Mapping[str, float]) -> dict[str, int]:
+    """Whole numbers that sum to the count, by largest remainders."""
+    exact = {name: count * share for name, share in shares.items()}
+    out = {name: int(value + 1e-9) for name, value in exact.items()}
+    by_remainder = sorted(exact, key=lambda name: (out[name] - exact[name], name))
+    for name in by_remainder[: count - sum(out.values())]:
+        out[name] += 1
+    return out
+
+
+def waits(
+    model: ModelCost,
+    first: int,
+    end: int,
+    node: NodeProfile,
+    workers: Sequence[tuple[WorkerPlan, NodeProfile]],
+    links: LinkSpeeds,
+    rows: int,
+) -> float:
+    """Seconds of a step with so many rows in which a stage with these layers waits for experts elsewhere, after it has run its own."""
+    seconds = 0.0
+    for layer in range(first, end):
+        experts = model.layers[layer].experts
+        gone = frozenset[int]().union(*(plan.table[layer] for plan, _ in workers))
+        if experts is None or not gone:
+            continue
+        per_expert = experts.touched(rows) / experts.count * experts.each.size
+        holders = {expert: [plan.node for plan, _ in workers if expert in plan.table[layer]] for expert in gone}
+        slowest = 0.0
+        for plan, worker in workers:
+            mine = sum(1 / len(nodes) for nodes in holders.values() if plan.node in nodes)
+            if not mine:
+                continue
+            link = links.between(node.name, worker.name)
+            carried = rows * model.activation_bytes / 4 * (1.125 + _SUM_BYTES)
+            slowest = max(slowest, 2 * link.seconds + carried / link.bytes_per_second + mine * per_expert / worker.bytes_per_second)
+        seconds += max(slowest - (experts.count - len(gone)) * per_expert / node.bytes_per_second, 0.0)
+    return seconds
