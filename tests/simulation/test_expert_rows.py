@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from shoal.control import messages as control
-from shoal.executor.base import StageOutput
+from shoal.executor.base import Program, StageOutput
 from shoal.executor.journal import JournalLimits
 from shoal.executor.store import RowCounts
 from shoal.metrics.experts import ExpertUse
@@ -33,7 +33,7 @@ class Model(toy.ToyModel):
     def expert_rows(self) -> dict[int, RowCounts]:
         return {layer: rows.copy() for layer, rows in self.computed.items()}
 
-    def enter(self, layers: range, keep: range, blocks: int, memory: int = 0) -> Any:
+    def enter(self, layers: range, keep: range, blocks: int, memory: int = 0, elsewhere: Any = None) -> Any:
         return _Counting(super().enter(layers, keep, blocks, memory), layers, self)
 
 
@@ -42,14 +42,14 @@ class _Counting:
         self._stage, self._layers, self._model = stage, layers, model
         self.nbytes, self.runtime, self.hidden = stage.nbytes, stage.runtime, stage.hidden
 
-    def run(self, plan: StepPlan, hidden: Any) -> StageOutput:
+    def program(self, plan: StepPlan, hidden: Any) -> Program[StageOutput]:
         tokens = np.array([token for chunk in plan.chunks for token in chunk.tokens], np.int64)
         spans = plan.spans or [(0, LAYERS)]
         for layer in SPARSE:
             if layer in self._layers and any(first <= layer < end for first, end in spans):
                 for expert in (tokens % EXPERTS, (tokens + 1) % EXPERTS):
                     self._model.computed[layer] += np.bincount(expert, minlength=EXPERTS).astype(np.uint64)
-        return self._stage.run(plan, hidden)
+        return (yield from self._stage.program(plan, hidden))
 
 
 class Told(Counts):

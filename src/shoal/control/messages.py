@@ -179,7 +179,7 @@ class ExpertTable:
 
 
 @dataclass(kw_only=True)
-class Worker:
+class ExpertWorker:
     name: str = ""
     host: str = ""
     port: int = 0
@@ -213,7 +213,7 @@ class Load:
     """Bytes that the weights may take if they are streamed; 0: all are held."""
     experts: list[ExpertTable] = field(default_factory=list[ExpertTable])
     """Hold these, and no layers."""
-    workers: list[Worker] = field(default_factory=list[Worker])
+    workers: list[ExpertWorker] = field(default_factory=list[ExpertWorker])
     """Who holds experts that no stage does."""
 
 

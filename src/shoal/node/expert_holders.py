@@ -20,7 +20,7 @@ _MARGIN = 2.0
 
 
 @dataclass
-class Holder:
+class ExpertHolder:
     held: Table
     outstanding: int = 0
     """Rows that it was asked and has not answered."""
@@ -55,9 +55,9 @@ class Holders:
     """tables: what each worker holds."""
 
     def __init__(self, tables: Mapping[str, Table]) -> None:
-        self._workers = {name: Holder(held) for name, held in tables.items()}
+        self._workers = {name: ExpertHolder(held) for name, held in tables.items()}
 
-    def __getitem__(self, worker: str) -> Holder:
+    def __getitem__(self, worker: str) -> ExpertHolder:
         return self._workers[worker]
 
     def __iter__(self) -> Iterator[str]:

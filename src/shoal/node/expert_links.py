@@ -17,7 +17,7 @@ import structlog
 
 from shoal.errors import ClusterError, ProtocolError, RemoteProtocolError
 from shoal.executor.base import Ints, Partial, Send
-from shoal.node.expert_holders import Holder, Holders
+from shoal.node.expert_holders import ExpertHolder, Holders
 from shoal.retry import Backoff
 from shoal.transport.base import FrameStream
 from shoal.wire import messages
@@ -162,7 +162,7 @@ class ExpertLinks:
             if not future.done():
                 future.set_exception(_Lost(str(error)))
 
-    def _landed(self, number: int, holder: Holder, rows: int, future: asyncio.Future[Sums]) -> None:
+    def _landed(self, number: int, holder: ExpertHolder, rows: int, future: asyncio.Future[Sums]) -> None:
         self._answers.pop(number, None)
         holder.outstanding -= rows
         if not future.cancelled():
@@ -243,7 +243,7 @@ class ExpertLinks:
                         future.set_exception(_Lost(worker))
                 self._changed.set()
 
-    async def _receive(self, worker: str, holder: Holder, stream: FrameStream) -> None:
+    async def _receive(self, worker: str, holder: ExpertHolder, stream: FrameStream) -> None:
         while True:
             frame = await stream.receive()
             known = self._answers.get(frame.step)

@@ -30,6 +30,6 @@ def together(tables: Iterable[Mapping[int, frozenset[int]]]) -> dict[int, frozen
     return out
 
 
-def elsewhere(workers: Iterable[control.Worker]) -> dict[int, frozenset[int]]:
+def elsewhere(workers: Iterable[control.ExpertWorker]) -> dict[int, frozenset[int]]:
     """By layer: what any of them holds."""
     return together(by_layer(worker.experts) for worker in workers)

@@ -53,7 +53,7 @@ class Orders:
         for node, table in order.workers:
             joined = self._members[node].joined
             load.workers.append(
-                control.Worker(name=joined.profile.name, host=joined.host, port=joined.tensor_port, experts=tables_of(table, layers))
+                control.ExpertWorker(name=joined.profile.name, host=joined.host, port=joined.tensor_port, experts=tables_of(table, layers))
             )
         return load
 

@@ -19,7 +19,7 @@ Compute = Callable[[Callable[[], "Send | Collect | Frame"], int], Awaitable["Sen
 Clock = Callable[[], float]
 
 
-class Elsewhere(Protocol):
+class ExpertAsker(Protocol):
     """Asks experts on other machines for a stage, one step at a time."""
 
     async def send(self, asked: Send) -> None: ...
@@ -45,7 +45,7 @@ class StageService:
         wire_codec: WireCodec,
         compute: Compute,
         clock: Clock = perf_counter,
-        elsewhere: Elsewhere | None = None,
+        elsewhere: ExpertAsker | None = None,
     ) -> None:
         """clock: seconds, on the same clock as the arrival times of frames. elsewhere: for steps that need experts of other machines."""
         self.epoch = epoch

@@ -16,7 +16,7 @@ from shoal.wire.frame import Frame, FrameKind, WireCodec
 class Broken:
     nbytes, runtime, hidden = 0, "broken", 8
 
-    def run(self, plan: StepPlan, hidden: object) -> Any:
+    def program(self, plan: StepPlan, hidden: object) -> Any:
         raise KeyError(plan.step)  # an executor's bug
 
 

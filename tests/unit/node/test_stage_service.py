@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from shoal.errors import ClusterError, RemoteProtocolError
-from shoal.executor.base import StageOutput
+from shoal.executor.base import Program, StageOutput
 from shoal.node.stage_service import StageService
 from shoal.scheduler.plan import Chunk, Sampled, StepPlan
 from shoal.transport.memory import MemoryStream, pair
@@ -33,7 +33,8 @@ class Counting:
         self.missing: tuple[int, ...] = ()
         self.inputs: list[np.ndarray | None] = []
 
-    def run(self, plan: StepPlan, hidden: np.ndarray | None) -> StageOutput:
+    def program(self, plan: StepPlan, hidden: np.ndarray | None) -> Program[StageOutput]:
+        yield from ()
         self.began.set()
         assert self.may_end.wait(5)
         self.plans.append(plan)

@@ -1,0 +1,133 @@
+"""Experts on nodes that hold nothing else, with a trained mixture, over HTTP: the answers are those of one node, and streams go on when a
+worker is killed, frozen or leaves, whether another one has its experts or not."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shoal.config import Precision
+from shoal.control.client import describe
+from shoal.models.weights import GgufWeights
+from shoal.text.tokenizer import Tokenizer
+from tests.support import chats, upcycled
+from tests.support.chats import disturbed
+from tests.support.cluster import Cluster, Process, cluster, until
+from tests.support.stages import Stages
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+
+SKY = [{"role": "user", "content": "Why is the sky blue?"}]
+STORY = [{"role": "user", "content": "Write a long story about a sailor and two whales, in many words."}]
+SHORT, LONG = 24, 60
+
+
+@pytest.fixture(scope="module")
+def model(smollm2: Path) -> Path:
+    return upcycled.mixtral(smollm2, "perturbed")
+
+
+@pytest.fixture(scope="module")
+def wanted(model: Path) -> tuple[str, str]:
+    """What one process answers that holds everything."""
+    weights = GgufWeights(model)
+    tokenizer = Tokenizer.open(model, weights.file.meta)
+    stages = Stages(weights, precision=Precision.AUTO, bf16=True, threads=2)
+    first, second = (
+        tokenizer.decode(stages.afresh().greedy(tokenizer.encode_chat(messages), tokens)) for messages, tokens in ((SKY, SHORT), (STORY, LONG))
+    )
+    return first, second
+
+
+def started(made: Cluster, model: Path, workers: int, memory: str = "3GiB", stage_memory: str = "3GiB") -> None:
+    made.serve("--min-nodes", str(1 + workers), "--context", "1024", "--model", str(model))
+    made.join("--name", "stage", "--memory", stage_memory)
+    for i in range(workers):
+        made.join("--name", f"worker-{i}", "--role", "experts", "--memory", memory)
+    made.until_ready()
+
+
+def states(made: Cluster) -> dict[str, str]:
+    """By node: what it does."""
+    return {node.name: node.state for node in asyncio.run(describe(f"127.0.0.1:{made.control_port}")).nodes}
+
+
+def node(made: Cluster, name: str) -> Process:
+    return next(process for process in made.living if name in process.arguments)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Iterator[Cluster]:
+    with cluster(tmp_path) as made:
+        yield made
+        assert "Traceback" not in made.story()
+
+
+def answers(made: Cluster) -> tuple[str, str]:
+    return chats.answer(made, SKY, SHORT), chats.answer(made, STORY, LONG)
+
+
+def test_workers_answer_for_a_stage_and_a_replica_takes_over(made: Cluster, model: Path, wanted: tuple[str, str]) -> None:
+    started(made, model, 2)
+    assert all("experts" in state for name, state in states(made).items() if name.startswith("worker"))
+    assert answers(made) == wanted
+    assert disturbed(made, "worker-1", STORY, LONG) == wanted[1]
+    events = asyncio.run(describe(f"127.0.0.1:{made.control_port}")).events
+    assert any("other workers have its experts; streams go on" in event for event in events)
+    assert answers(made) == wanted
+    made.join("--name", "worker-2", "--role", "experts", "--memory", "3GiB")
+    until(lambda: "experts" in states(made).get("worker-2", ""), made.story)
+    made.until_ready()
+    assert answers(made) == wanted
+    assert disturbed(made, "worker-0", STORY, LONG) == wanted[1]
+
+
+def test_a_stage_takes_experts_that_are_lost(made: Cluster, model: Path, wanted: tuple[str, str]) -> None:
+    """One worker, so nobody else has its experts: the stage loads them, and the stream goes on."""
+    started(made, model, 1)
+    assert "experts" in states(made)["worker-0"]
+    assert disturbed(made, "worker-0", STORY, LONG) == wanted[1]
+    assert answers(made) == wanted
+
+
+def test_what_a_frozen_worker_has_is_asked_of_another_one(made: Cluster, model: Path, wanted: tuple[str, str]) -> None:
+    started(made, model, 2)
+    assert answers(made) == wanted
+    for name in ("worker-0", "worker-1"):
+        frozen = node(made, name)
+        frozen.signal(signal.SIGSTOP)
+        try:
+            assert chats.answer(made, STORY, LONG) == wanted[1]
+        finally:
+            frozen.signal(signal.SIGCONT)
+        until(lambda: sum("experts" in state for state in states(made).values()) == 2, made.story)
+        made.until_ready()
+    assert answers(made) == wanted
+
+
+def test_a_worker_may_leave(made: Cluster, model: Path, wanted: tuple[str, str]) -> None:
+    started(made, model, 1)
+    worker = node(made, "worker-0")
+    worker.signal(signal.SIGTERM)
+    assert chats.answer(made, STORY, LONG) == wanted[1]
+    assert worker.wait() == 0
+    assert answers(made) == wanted
+
+
+def test_a_model_that_the_stage_has_no_room_for(made: Cluster, model: Path, wanted: tuple[str, str]) -> None:
+    """It keeps what fits."""
+    started(made, model, 1, stage_memory="700MiB")
+    assert answers(made) == wanted
+    assert "experts" in states(made)["worker-0"]
+
+
+def test_workers_alone_serve_nothing_and_say_so(made: Cluster, model: Path) -> None:
+    made.serve("--min-nodes", "1", "--model", str(model))
+    made.join("--name", "worker-0", "--role", "experts")
+    made.head.until_said("all nodes were started with --role experts; a model needs at least one that runs layers")
+    made.join("--name", "stage", "--memory", "3GiB")
+    made.until_ready()
