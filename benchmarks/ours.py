@@ -23,11 +23,11 @@ _names = itertools.count()
 
 @contextlib.asynccontextmanager
 async def cluster(
-    model: str, nodes: int, threads: int, node: dict[str, str] | None = None, **settings: object
+    model: str, nodes: int, threads: int, node: dict[str, str] | None = None, workers: int = 0, **settings: object
 ) -> AsyncIterator[LocalCluster]:
-    """node: settings of each node. settings: of the head."""
+    """node: settings of each node. workers: so many of the nodes hold experts alone. settings: of the head."""
     head = composed(HeadSettings, {"model": model, "port": 0, "control_port": 0, **settings})
-    async with local_cluster(head, NodeSettings(threads=threads, **(node or {})), describe(model), nodes) as running:  # pyright: ignore[reportArgumentType]
+    async with local_cluster(head, NodeSettings(threads=threads, **(node or {})), describe(model), nodes, workers) as running:  # pyright: ignore[reportArgumentType]
         await running.until_ready()
         await generate(running.head, fresh_prompt(running.head, 16), 16)
         yield running

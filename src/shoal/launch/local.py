@@ -14,7 +14,7 @@ from typing import IO
 
 from shoal.address import join_host_port
 from shoal.allowance import usable_memory
-from shoal.config import HeadSettings, NodeSettings, default_threads
+from shoal.config import HeadSettings, NodeRole, NodeSettings, default_threads
 from shoal.discovery.addresses import reached_at
 from shoal.errors import ClusterError
 from shoal.executor.runtimes import check_model
@@ -108,9 +108,11 @@ class LocalCluster:
 
 
 @contextlib.asynccontextmanager
-async def local_cluster(settings: HeadSettings, node: NodeSettings, model: Description, nodes: int) -> AsyncGenerator[LocalCluster]:
-    """Starts the processes; ends all of them, whatever happens inside. Raises UnsupportedModel, ConfigError if the nodes' runtime cannot run
-    the model."""
+async def local_cluster(
+    settings: HeadSettings, node: NodeSettings, model: Description, nodes: int, workers: int = 0
+) -> AsyncGenerator[LocalCluster]:
+    """Starts the processes; ends all of them, whatever happens inside. workers: so many of the nodes hold experts alone. Raises
+    UnsupportedModel, ConfigError if the nodes' runtime cannot run the model."""
     check_model(node.runtime, model.spec, model.name)
     head = Head(dataclasses.replace(settings, min_nodes=nodes, spread=True), model, HostEnvironment(head_credentials(settings)))
     await head.start()
@@ -120,7 +122,8 @@ async def local_cluster(settings: HeadSettings, node: NodeSettings, model: Descr
         if settings.protected:
             certify(address)
         for i in range(nodes):
-            children.append(_Child(f"node-{i + 1}", shares(node, nodes), address))
+            role = NodeRole.EXPERTS if i >= nodes - workers else node.role
+            children.append(_Child(f"node-{i + 1}", dataclasses.replace(shares(node, nodes), role=role), address))
         yield LocalCluster(head, children)
     finally:
         joined = head.members

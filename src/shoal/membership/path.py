@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from shoal.membership.instructions import HoldExperts, LinkStage, LoadStage, Serve
 from shoal.placement.experts import covered
@@ -36,6 +36,11 @@ class Path:
     def layers(self, node: int) -> range:
         stage = self.placement.stages[self.nodes.index(node)]
         return range(stage.first, stage.end)
+
+    def running(self, members: Container[int]) -> Placement:
+        """Its placement, without workers that were lost since: one that joined again has another number."""
+        left = tuple(plan for node, plan in zip(self.workers, self.placement.workers, strict=True) if node in members)
+        return replace(self.placement, workers=left)
 
     @property
     def layout(self) -> str:

@@ -383,7 +383,7 @@ class Cluster:
         nodes = [m.profile for m in self._usable(now).values()]
         try:
             if draining:
-                without = self._planner.recover(self.serving.placement, nodes, self._residencies(), self.tokens, beside=True)
+                without = self._planner.recover(self.serving.running(self.members), nodes, self._residencies(), self.tokens, beside=True)
                 return self._begin(without, now)
             if now < self._next_move or any(n not in self._usable(now) for n in self.serving.nodes):
                 return []
@@ -391,7 +391,7 @@ class Cluster:
             if considered == self._considered:
                 return []  # nothing has changed since the last look, and looking is expensive
             self._considered = considered
-            better = self._planner.improve(self.serving.placement, nodes, self._residencies(), self.tokens)
+            better = self._planner.improve(self.serving.running(self.members), nodes, self._residencies(), self.tokens)
         except CapacityError as error:
             return self._stop_draining(error)
         self._next_move = now + _REST
