@@ -13,6 +13,7 @@ import argparse
 import asyncio
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from benchmarks import ours, random_moe
 from benchmarks.report import processor
@@ -22,7 +23,7 @@ from shoal.request import SamplingParams
 from tests.support import upcycled
 
 _SAMPLED = SamplingParams(temperature=1.0)
-_TOKENS = {1: 96, 8: 48, 32: 32}
+_TOKENS = {1: 96, 8: 64, 32: 128}
 
 
 def file_of(model: str) -> Path:
@@ -49,7 +50,7 @@ async def speeds(head: Head, streams: list[int]) -> list[float]:
 
 async def main(model: str, nodes: int, workers: int, rounds: int, streams: list[int]) -> None:
     file = file_of(model)
-    settings = {"slots": max(streams), "context": 1024, "kv_tokens": max(streams) * 256}
+    settings: dict[str, Any] = {"slots": max(streams), "context": 1024, "kv_tokens": max(streams) * 256}
     found: dict[str, list[list[float]]] = {"pipeline": [], "workers": []}
     layout: dict[str, str] = {}
     for _ in range(rounds):

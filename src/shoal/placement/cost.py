@@ -26,9 +26,9 @@ class Matrices:
         """Of a parameter, on average, with its share of the scales."""
         return 8 * self.size / self.parameters if self.parameters else 16.0
 
-    def flops(self, rows: int) -> int:
+    def flops(self, rows: float) -> int:
         """Operations of the products with so many rows."""
-        return 2 * rows * self.parameters
+        return round(2 * rows * self.parameters)
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class ExpertsCost:
     """The routed experts of a layer. All have the same size."""
 
     count: int
-    chosen: int
-    """For each row, by the router."""
+    chosen: float
+    """For each row, by the router; of a part of the experts, on average."""
     each: Matrices
     popularity: tuple[float, ...] = field(default=(), repr=False)
     """[count] of how probable it is that a row chooses each expert, as measured; they sum to `chosen`. Empty: all alike."""
@@ -46,7 +46,7 @@ class ExpertsCost:
     them. Routing repeats itself, so it is above the share. Empty: the cache holds the popular ones."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.chosen <= self.count:
+        if not 0 < self.chosen <= self.count:
             raise ValueError(f"{self.chosen} of {self.count} experts cannot be chosen")
         if self.popularity and (
             len(self.popularity) != self.count

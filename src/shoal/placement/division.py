@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 
 from shoal.errors import NotEnoughMemory
 from shoal.placement.cost import ModelCost
@@ -35,7 +36,7 @@ class StageSizes:
             {i: layer.always.size for i, layer in layers.items()},
             {i: experts.each.size for i, experts in routed.items()},
             {i: experts.count for i, experts in routed.items()},
-            max((experts.chosen for experts in routed.values()), default=0),
+            max((ceil(experts.chosen) for experts in routed.values()), default=0),
             model.head.size if end == len(model.layers) else 0,
         )
 

@@ -61,7 +61,7 @@ def without(model: ModelCost, elsewhere: Table) -> ModelCost:
 
 
 def _kept(experts: ExpertsCost, count: int) -> ExpertsCost | None:
-    return None if not count else replace(experts, count=count, chosen=max(1, round(experts.chosen * count / experts.count)), popularity=())
+    return None if not count else replace(experts, count=count, chosen=experts.chosen * count / experts.count, popularity=())
 
 
 def dealt(model: ModelCost, elsewhere: Table, workers: Sequence[NodeProfile], held: Mapping[str, Table]) -> tuple[WorkerPlan, ...] | None:
@@ -76,7 +76,8 @@ def dealt(model: ModelCost, elsewhere: Table, workers: Sequence[NodeProfile], he
         return None
     tables: dict[str, list[set[int]]] = {worker.name: [set() for _ in elsewhere] for worker in workers}
     for layer, experts in enumerate(elsewhere):
-        quotas = _apportioned(len(experts), shares or {})
+        size = sizes[layer]
+        quotas = {name: min(quota, room[name] // size) for name, quota in _apportioned(len(experts), shares or {}).items()} if size else {}
         left = sorted(experts)
         for name, quota in quotas.items():
             mine = [expert for expert in left if name in held and expert in held[name][layer]][:quota]
@@ -86,15 +87,18 @@ def dealt(model: ModelCost, elsewhere: Table, workers: Sequence[NodeProfile], he
             more = quota - len(tables[name][layer])
             tables[name][layer].update(left[:more])
             left = left[more:]
-    for name, table in tables.items():
-        room[name] -= sum(sizes[layer] * len(experts) for layer, experts in enumerate(table))
+        for expert in left:  # a quota was rounded up to more than there is room for
+            name = max(room, key=lambda name: room[name] - size * len(tables[name][layer]))
+            tables[name][layer].add(expert)
+        for name in tables:
+            room[name] -= size * len(tables[name][layer])
+            if room[name] < 0:
+                return None
     _replicate(elsewhere, sizes, tables, room, held)
     plans = [
         WorkerPlan(name, tuple(map(frozenset, table)), sum(sizes[layer] * len(experts) for layer, experts in enumerate(table)))
         for name, table in tables.items()
     ]
-    if not covered(elsewhere, plans):  # rounding cost more than there was room for
-        return None
     return tuple(plan for plan in plans if plan.weight_bytes)
 
 

@@ -1,0 +1,111 @@
+"""Placements with workers: what stages keep and workers hold, when they come and go."""
+
+from __future__ import annotations
+
+import pytest
+
+from shoal.errors import CapacityError, NotEnoughMemory
+from shoal.placement.expert_moves import ExpertMoves
+from shoal.placement.experts import alone, covered
+from shoal.placement.moves import Moves
+from shoal.placement.partition import Placement
+from shoal.placement.profile import Demand, LinkSpeed, LinkSpeeds, NodeProfile
+from tests.support.nodes import MB
+from tests.unit.placement.test_experts import model, worker
+
+DEMAND = Demand(slots=1, kv_tokens=1024, least_kv_tokens=256)
+FAST = LinkSpeeds({name: LinkSpeed(10e-6, 1e9) for name in ("a", "b", "v", "w", "x")})
+
+
+def planner(links: LinkSpeeds = FAST, chosen: int = 2) -> ExpertMoves:
+    return ExpertMoves(Moves(model(count=16, chosen=chosen), DEMAND, links=links))
+
+
+def stage(name: str = "a", memory: int = 500) -> NodeProfile:
+    """memory: MB; all of the model takes about 80."""
+    return NodeProfile(name, memory * MB, 10e9, 1e12)
+
+
+def kept(placement: Placement) -> list[int]:
+    return [len(experts) for experts in placement.elsewhere]
+
+
+def test_without_workers_nothing_is_elsewhere() -> None:
+    placement = planner().first([stage()], {})
+    assert placement.elsewhere == () and placement.workers == ()
+
+
+def test_a_worker_takes_what_makes_a_step_faster() -> None:
+    placement = planner().first([stage(), worker("w")], {})
+    assert covered(placement.elsewhere, placement.workers)
+    assert kept(placement) == [0, 7, 7, 7], (
+        "nearly half of the experts of each layer: both read at one speed, but the worker is asked first"
+    )
+    assert placement.tokens_per_second > planner().first([stage()], {}).tokens_per_second
+
+
+def test_a_worker_behind_a_slow_link_takes_nothing_that_the_stage_has_room_for() -> None:
+    slow = LinkSpeeds({"w": LinkSpeed(0.05, 1e6)})
+    assert not any(kept(planner(slow).first([stage(), worker("w")], {})))
+    tight = planner(slow).first([stage(memory=60), worker("w")], {})
+    assert sum(kept(tight)) > 0
+
+
+def test_a_stage_without_room_for_anything_but_attention() -> None:
+    placement = planner().first([stage(memory=30), worker("w", 30), worker("x", 30)], {})
+    assert covered(placement.elsewhere, placement.workers)
+    assert kept(placement)[1] >= 14
+
+
+def test_where_not_even_workers_have_room() -> None:
+    with pytest.raises(NotEnoughMemory):
+        planner().first([stage(memory=30), worker("w", 3)], {})
+
+
+def test_workers_alone_are_refused() -> None:
+    with pytest.raises(CapacityError, match="at least one that runs layers"):
+        planner().first([worker("w")], {})
+
+
+def test_nothing_moves_when_a_replica_is_left() -> None:
+    plan = planner()
+    nodes = [stage(), worker("w"), worker("x")]
+    before = plan.first(nodes, {})
+    assert alone(before.elsewhere, before.workers) == 0
+    after = plan.recover(before, nodes[:2], {}, 0)
+    assert after.elsewhere == before.elsewhere
+    assert [worker.node for worker in after.workers] == ["w"]
+
+
+def test_the_stage_takes_over_what_nobody_has_any_more() -> None:
+    plan = planner()
+    before = plan.first([stage(), worker("w")], {})
+    after = plan.recover(before, [stage()], {}, 0)
+    assert not any(kept(after)) and after.workers == ()
+    assert plan.cost(after) == plan.moves.model
+
+
+def test_a_lost_stage_is_replaced_while_the_workers_stay() -> None:
+    plan = planner()
+    nodes = [stage(), stage("b"), worker("w")]
+    before = plan.first(nodes, {})
+    left = [node for node in nodes if node.worker or node.name != before.stages[0].node]
+    after = plan.recover(before, left, {}, 0)
+    assert after.elsewhere == before.elsewhere and after.workers == before.workers
+    assert after.stages[0].node != before.stages[0].node
+
+
+def test_a_worker_that_comes_is_used_for_speed_and_for_safety() -> None:
+    plan = planner(chosen=12)
+    alone_before = plan.first([stage()], {})
+    better = plan.improve(alone_before, [stage(), worker("w")], {}, 0)
+    assert better is not None and sum(kept(better)) > 0
+    safer = plan.improve(better, [stage(), worker("w"), worker("x")], {}, 0)
+    assert safer is not None and alone(safer.elsewhere, safer.workers) == 0
+    assert plan.improve(safer, [stage(), worker("w"), worker("x")], {}, 0) is None
+
+
+def test_the_model_of_a_dense_layer_alone_has_no_use_for_workers() -> None:
+    dense = ExpertMoves(Moves(model(layers=1), DEMAND, links=FAST))
+    placement = dense.first([stage(), worker("w")], {})
+    assert placement.workers == ()

@@ -1,0 +1,120 @@
+"""Experts on workers: every expert somewhere, memory kept, nothing moved that may stay, replicas where there is room."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shoal.placement.cost import ExpertsCost, LayerCost, Matrices, ModelCost
+from shoal.placement.experts import Table, WorkerPlan, alone, away, covered, dealt, union, waits, without
+from shoal.placement.profile import LinkSpeed, LinkSpeeds, NodeProfile
+from tests.support.nodes import MB
+
+EACH = MB
+
+
+def model(layers: int = 4, count: int = 8, chosen: int = 2, popularity: tuple[float, ...] = ()) -> ModelCost:
+    """The first layer is dense."""
+    experts = ExpertsCost(count, chosen, Matrices(EACH, EACH), popularity)
+    dense = LayerCost(Matrices(10 * MB, 10 * MB), 1024, attention=4096)
+    sparse = LayerCost(Matrices(5 * MB, 5 * MB), 1024, attention=4096, experts=experts)
+    return ModelCost((dense, *(sparse,) * (layers - 1)), Matrices(MB, MB), 4096, MB)
+
+
+def worker(name: str, experts: int = 1000, speed: float = 10e9) -> NodeProfile:
+    """experts: that it has room for."""
+    return NodeProfile(name, experts * EACH + MB, speed, 1e12, worker=True)
+
+
+def bytes_of(plan: WorkerPlan) -> int:
+    return sum(map(len, plan.table)) * EACH
+
+
+@given(
+    share=st.integers(0, 16),
+    workers=st.lists(st.tuples(st.integers(0, 40), st.sampled_from([1e9, 5e9, 40e9])), min_size=1, max_size=5),
+    count=st.integers(2, 24),
+)
+def test_every_expert_is_somewhere_within_every_memory(share: int, workers: list[tuple[int, float]], count: int) -> None:
+    cost = model(count=count)
+    elsewhere = away(cost, share / 16)
+    nodes = [worker(f"w{i}", room, speed) for i, (room, speed) in enumerate(workers)]
+    plans = dealt(cost, elsewhere, nodes, {})
+    room = sum(room for room, _ in workers)
+    if plans is None:
+        assert sum(map(len, elsewhere)) > room - 3 * len(workers), "there is room"
+        return
+    assert covered(elsewhere, plans)
+    for plan in plans:
+        assert plan.weight_bytes == bytes_of(plan) <= next(node.memory for node in nodes if node.name == plan.node) - cost.workspace
+        assert all(mine <= wanted for mine, wanted in zip(plan.table, elsewhere, strict=True)), "what a stage holds needs no worker"
+
+
+def test_the_share_of_a_worker_is_that_of_its_speed() -> None:
+    cost = model(count=32)
+    plans = dealt(cost, away(cost, 1.0), [worker("slow", 24, speed=1e9), worker("fast", 72, speed=3e9)], {})
+    assert plans is not None
+    assert {plan.node: [len(experts) for experts in plan.table] for plan in plans} == {"slow": [0, 8, 8, 8], "fast": [0, 24, 24, 24]}
+
+
+def test_there_are_replicas_as_far_as_memory_goes() -> None:
+    cost = model()
+    elsewhere = away(cost, 1.0)
+    plenty = dealt(cost, elsewhere, [worker("a"), worker("b"), worker("c")], {})
+    scarce = dealt(cost, elsewhere, [worker("a", 14), worker("b", 14)], {})
+    assert plenty is not None and scarce is not None
+    assert alone(elsewhere, plenty) == 0
+    assert sum(map(bytes_of, plenty)) == 2 * 24 * EACH, "two of each are enough"
+    assert alone(elsewhere, scarce) == 24 - 4
+
+
+@given(st.integers(1, 4), st.integers(0, 3))
+def test_what_a_worker_has_it_keeps(others: int, gone: int) -> None:
+    """When one comes and when one goes."""
+    cost = model(count=16)
+    elsewhere = away(cost, 1.0)
+    nodes = [worker(f"w{i}", 20) for i in range(others + 3)]
+    before = dealt(cost, elsewhere, nodes, {})
+    assert before is not None
+    held = {plan.node: plan.table for plan in before}
+    again = dealt(cost, elsewhere, nodes, held)
+    assert again is not None and {plan.node: plan.table for plan in again} == held
+    left = [node for i, node in enumerate(nodes) if i != gone]
+    after = dealt(cost, elsewhere, left, held)
+    if after is not None:
+        assert moved(held, after) <= 2 * sum(map(len, held[f"w{gone}"])) + 3 * len(left)
+
+
+def moved(held: dict[str, Table], plans: Sequence[WorkerPlan]) -> int:
+    """Experts that a worker has to load."""
+    nothing: Table = (frozenset[int](),) * 4
+    return sum(len(mine - had) for plan in plans for mine, had in zip(plan.table, held.get(plan.node, nothing), strict=True))
+
+
+def test_the_most_used_experts_stay_with_the_stage() -> None:
+    popularity = (0.9, 0.1, 0.3, 0.7)
+    cost = model(count=4, popularity=popularity)
+    assert away(cost, 0.5) == (frozenset(), *(frozenset({1, 2}),) * 3)
+    kept = without(cost, away(cost, 0.5)).layers[1].experts
+    assert kept is not None and kept.count == 2
+    assert without(cost, away(cost, 1.0)).layers[1].experts is None
+    assert without(cost, away(cost, 0.0)) == cost
+
+
+def test_a_stage_waits_for_a_far_worker_and_not_for_one_that_is_faster_than_itself() -> None:
+    cost = model(count=16)
+    stage, near = NodeProfile("stage", 1000 * MB, 10e9, 1e12), worker("w", speed=40e9)
+    plans = dealt(cost, away(cost, 0.25), [near], {})
+    assert plans is not None
+    with_near = [(plans[0], near)]
+    fast, slow = LinkSpeeds({"w": LinkSpeed(1e-6, 10e9), "stage": LinkSpeed(1e-6, 10e9)}), LinkSpeeds({"w": LinkSpeed(0.01)})
+    assert waits(cost, 0, 4, stage, with_near, fast, 1) == 0
+    assert 0.059 <= waits(cost, 0, 4, stage, with_near, slow, 1) < 0.07, "three round trips"
+    assert waits(cost, 0, 1, stage, with_near, slow, 1) == 0, "the first layer is dense"
+
+
+def test_tables_are_joined_by_layer() -> None:
+    a, b = (frozenset({1}), frozenset[int]()), (frozenset({2}), frozenset({3}))
+    assert union([a, b]) == (frozenset({1, 2}), frozenset({3}))
