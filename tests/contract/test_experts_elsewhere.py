@@ -111,7 +111,7 @@ def test_every_split_gives_the_same_bits(make: Maker, case: tuple[str, Precision
     weights, precision = make(*case)
     found, links = steps(weights, precision, split(weights, workers, share))
     alike(found, held(weights, precision))
-    assert links.tally.frames > 0 and not links.tally.hedged and not links.tally.repeated
+    assert links.tally.frames > 0 and not links.tally.hedged and not links.tally.repeated_frames
 
 
 def test_rows_are_sent_rounded_and_counted(weights: Weights) -> None:
@@ -124,7 +124,7 @@ def test_rows_are_sent_rounded_and_counted(weights: Weights) -> None:
     hidden = weights.spec.hidden
     most = rows * layers * 2 * (hidden + hidden // 32 * 4) + links.tally.frames * 400
     assert links.tally.sent < most
-    assert all(worker.service.frames for worker in workers.values())
+    assert all(worker.service.work.frames for worker in workers.values())
 
 
 def test_a_killed_worker_is_replaced_by_its_replica(weights: Weights) -> None:
@@ -137,8 +137,8 @@ def test_a_killed_worker_is_replaced_by_its_replica(weights: Weights) -> None:
     workers: dict[str, Worker] = {}
     found, links = steps(weights, Precision.Q8, [whole, whole], kill, workers.update)
     alike(found, held(weights, Precision.Q8))
-    assert links.tally.repeated == 1
-    assert all(worker.service.frames for worker in workers.values())
+    assert links.tally.repeated_frames == 1
+    assert all(worker.service.work.frames for worker in workers.values())
 
 
 @pytest.mark.parametrize("step_of_loss", [0, 1, 4])
@@ -152,7 +152,7 @@ def test_a_worker_without_a_replica_is_waited_for(weights: Weights, step_of_loss
 
     found, links = steps(weights, Precision.Q8, split(weights, 2), restart)
     alike(found, held(weights, Precision.Q8))
-    assert links.tally.repeated > 0
+    assert links.tally.repeated_frames > 0
 
 
 def test_an_expert_that_nobody_has_any_more_ends_the_step_with_an_error(weights: Weights) -> None:

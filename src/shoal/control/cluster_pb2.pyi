@@ -87,7 +87,7 @@ class LayerRange(_message.Message):
     def __init__(self, first: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("resident", "steps", "journal_bytes", "journal_spilled", "journal_given_up", "journal_replayed", "fetched_from_peers", "fetched_from_origin", "expert_rows", "expert_reads", "activity")
+    __slots__ = ("resident", "steps", "journal_bytes", "journal_spilled", "journal_given_up", "journal_replayed", "fetched_from_peers", "fetched_from_origin", "expert_rows", "expert_reads", "expert_asks", "expert_work", "activity")
     RESIDENT_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     JOURNAL_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -98,6 +98,8 @@ class Heartbeat(_message.Message):
     FETCHED_FROM_ORIGIN_FIELD_NUMBER: _ClassVar[int]
     EXPERT_ROWS_FIELD_NUMBER: _ClassVar[int]
     EXPERT_READS_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_ASKS_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_WORK_FIELD_NUMBER: _ClassVar[int]
     ACTIVITY_FIELD_NUMBER: _ClassVar[int]
     resident: int
     steps: int
@@ -109,8 +111,46 @@ class Heartbeat(_message.Message):
     fetched_from_origin: int
     expert_rows: _containers.RepeatedCompositeFieldContainer[ExpertRows]
     expert_reads: _containers.RepeatedCompositeFieldContainer[ExpertReads]
+    expert_asks: _containers.RepeatedCompositeFieldContainer[ExpertAsks]
+    expert_work: _containers.RepeatedCompositeFieldContainer[ExpertWork]
     activity: str
-    def __init__(self, resident: _Optional[int] = ..., steps: _Optional[int] = ..., journal_bytes: _Optional[int] = ..., journal_spilled: _Optional[int] = ..., journal_given_up: _Optional[int] = ..., journal_replayed: _Optional[int] = ..., fetched_from_peers: _Optional[int] = ..., fetched_from_origin: _Optional[int] = ..., expert_rows: _Optional[_Iterable[_Union[ExpertRows, _Mapping]]] = ..., expert_reads: _Optional[_Iterable[_Union[ExpertReads, _Mapping]]] = ..., activity: _Optional[str] = ...) -> None: ...
+    def __init__(self, resident: _Optional[int] = ..., steps: _Optional[int] = ..., journal_bytes: _Optional[int] = ..., journal_spilled: _Optional[int] = ..., journal_given_up: _Optional[int] = ..., journal_replayed: _Optional[int] = ..., fetched_from_peers: _Optional[int] = ..., fetched_from_origin: _Optional[int] = ..., expert_rows: _Optional[_Iterable[_Union[ExpertRows, _Mapping]]] = ..., expert_reads: _Optional[_Iterable[_Union[ExpertReads, _Mapping]]] = ..., expert_asks: _Optional[_Iterable[_Union[ExpertAsks, _Mapping]]] = ..., expert_work: _Optional[_Iterable[_Union[ExpertWork, _Mapping]]] = ..., activity: _Optional[str] = ...) -> None: ...
+
+class ExpertAsks(_message.Message):
+    __slots__ = ("frames", "hedged", "repeated_frames", "answers", "sent", "received", "waited", "round_trips", "queued", "computed")
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    HEDGED_FIELD_NUMBER: _ClassVar[int]
+    REPEATED_FRAMES_FIELD_NUMBER: _ClassVar[int]
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    SENT_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    WAITED_FIELD_NUMBER: _ClassVar[int]
+    ROUND_TRIPS_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_FIELD_NUMBER: _ClassVar[int]
+    COMPUTED_FIELD_NUMBER: _ClassVar[int]
+    frames: int
+    hedged: int
+    repeated_frames: int
+    answers: int
+    sent: int
+    received: int
+    waited: float
+    round_trips: float
+    queued: float
+    computed: float
+    def __init__(self, frames: _Optional[int] = ..., hedged: _Optional[int] = ..., repeated_frames: _Optional[int] = ..., answers: _Optional[int] = ..., sent: _Optional[int] = ..., received: _Optional[int] = ..., waited: _Optional[float] = ..., round_trips: _Optional[float] = ..., queued: _Optional[float] = ..., computed: _Optional[float] = ...) -> None: ...
+
+class ExpertWork(_message.Message):
+    __slots__ = ("frames", "rows", "calls", "queued")
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    CALLS_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_FIELD_NUMBER: _ClassVar[int]
+    frames: int
+    rows: int
+    calls: int
+    queued: int
+    def __init__(self, frames: _Optional[int] = ..., rows: _Optional[int] = ..., calls: _Optional[int] = ..., queued: _Optional[int] = ...) -> None: ...
 
 class ExpertReads(_message.Message):
     __slots__ = ("hits", "misses", "bytes_read", "ahead", "ahead_used", "ahead_wasted", "guesses", "guesses_right", "guessed_about", "misses_guessed_about", "misses_foreseen")

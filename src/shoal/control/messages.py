@@ -73,6 +73,32 @@ class ExpertReads:
 
 
 @dataclass(kw_only=True)
+class ExpertAsks:
+    """What a stage asked workers, and what came of it: see node.expert_links."""
+
+    frames: int = 0
+    hedged: int = 0
+    repeated_frames: int = 0
+    answers: int = 0
+    sent: int = 0
+    received: int = 0
+    waited: float = 0.0
+    round_trips: float = 0.0
+    queued: float = 0.0
+    computed: float = 0.0
+
+
+@dataclass(kw_only=True)
+class ExpertWork:
+    """What a worker did for stages: see node.expert_service."""
+
+    frames: int = 0
+    rows: int = 0
+    calls: int = 0
+    queued: int = 0
+
+
+@dataclass(kw_only=True)
 class Heartbeat:
     """Counts are since the node started."""
 
@@ -95,6 +121,10 @@ class Heartbeat:
     """Those since they were last reported, of layers where there are any."""
     expert_reads: list[ExpertReads] = field(default_factory=list[ExpertReads])
     """What came since it was last reported, if anything did."""
+    expert_asks: list[ExpertAsks] = field(default_factory=list[ExpertAsks])
+    """Of a stage that asks workers: in its epoch."""
+    expert_work: list[ExpertWork] = field(default_factory=list[ExpertWork])
+    """Of a worker."""
 
 
 @dataclass(kw_only=True)

@@ -62,6 +62,24 @@ class Metrics:
         )
 
         self._fetched = gauge("fetched_bytes", "Model files that a node fetched, by where they came from.", ("node", "source"))
+        self._asks = {
+            "frames": gauge("expert_ask_frames", "Frames with rows that a stage sent to workers, in its epoch.", ("node",)),
+            "hedged": gauge("expert_ask_hedged", "Of these, sent because another worker was late.", ("node",)),
+            "repeated_frames": gauge("expert_ask_repeated", "Of these, sent because another worker was lost.", ("node",)),
+            "answers": gauge("expert_ask_answers", "Answers of workers that a stage took.", ("node",)),
+            "sent": gauge("expert_ask_sent_bytes", "Bytes of frames to workers.", ("node",)),
+            "received": gauge("expert_ask_received_bytes", "Bytes of workers' answers.", ("node",)),
+            "waited": gauge("expert_ask_waited_seconds", "In which a stage had nothing else to do.", ("node",)),
+            "round_trips": gauge("expert_ask_round_trip_seconds", "From frames to their answers, all together.", ("node",)),
+            "queued": gauge("expert_ask_queued_seconds", "Of these, in which rows waited at a worker.", ("node",)),
+            "computed": gauge("expert_ask_computed_seconds", "Of these, in which a worker computed.", ("node",)),
+        }
+        self._work = {
+            "frames": gauge("expert_work_frames", "Frames that a worker answered.", ("node",)),
+            "rows": gauge("expert_work_rows", "Rows of these.", ("node",)),
+            "calls": gauge("expert_work_calls", "Calls of the kernels for them: frames for one layer run together.", ("node",)),
+            "queued": gauge("expert_work_queued_frames", "Frames that wait at a worker.", ("node",)),
+        }
         self.experts = ExpertUse(experts)
         self.registry.register(self.experts)
 
@@ -80,10 +98,19 @@ class Metrics:
         self._fetched.labels(node, "peers").set(peers)
         self._fetched.labels(node, "origin").set(origin)
 
+    def asks(self, node: str, counts: Mapping[str, float]) -> None:
+        """counts: of control.messages.ExpertAsks."""
+        for name, gauge in self._asks.items():
+            gauge.labels(node).set(counts[name])
+
+    def work(self, node: str, counts: Mapping[str, float]) -> None:
+        """counts: of control.messages.ExpertWork."""
+        for name, gauge in self._work.items():
+            gauge.labels(node).set(counts[name])
+
     def forget(self, node: str) -> None:
         """Drops the figures of a node that is gone."""
-        self._fetched.remove_by_labels({"node": node})
-        for gauge in self._journals:
+        for gauge in (self._fetched, *self._journals, *self._asks.values(), *self._work.values()):
             gauge.remove_by_labels({"node": node})
 
     def step(self, timing: StepTiming) -> None:

@@ -284,6 +284,10 @@ class Agent:
                     now = self._environment.now()
                     heartbeat.expert_rows = self._expert_report.due(self._model.expert_rows, now)
                     heartbeat.expert_reads = self._expert_report.reads_due(self._model.expert_reads, now)
+            if self._current is not None and self._current.links is not None:
+                heartbeat.expert_asks = [self._current.links.tally]
+            if self._serving_experts is not None:
+                heartbeat.expert_work = [self._serving_experts[0].work]
             self._say(heartbeat)
             await asyncio.sleep(interval)
 

@@ -15,6 +15,7 @@ from random import Random
 
 import structlog
 
+from shoal.control.messages import ExpertAsks
 from shoal.errors import ClusterError, ProtocolError, RemoteProtocolError
 from shoal.executor.base import Ints, Partial, Send
 from shoal.node.expert_holders import ExpertHolder, Holders
@@ -38,23 +39,6 @@ Connect = Callable[[str], Awaitable[FrameStream]]
 """To a worker, by its name; both have introduced themselves. Raises OSError, EOFError, ProtocolError, TimeoutError."""
 
 
-@dataclass
-class Asked:
-    """Counted since the beginning."""
-
-    frames: int = 0
-    """To workers."""
-    hedged: int = 0
-    """Of these, sent because another worker was late."""
-    repeated: int = 0
-    """Of these, sent because another worker was lost."""
-    sent: int = 0
-    received: int = 0
-    """Bytes of frames."""
-    waited: float = 0.0
-    """Seconds in which steps had nothing else to do."""
-
-
 class _Lost(Exception):
     """A worker will not answer."""
 
@@ -76,7 +60,7 @@ class ExpertLinks:
     def __init__(
         self, holders: Holders, connect: Connect, epoch: int, clock: Callable[[], float], rng: Random, patience: float = PATIENCE
     ) -> None:
-        self.holders, self.tally = holders, Asked()
+        self.holders, self.tally = holders, ExpertAsks()
         self._connect, self._epoch, self._clock, self._rng, self._patience = connect, epoch, clock, rng, patience
         self._streams: dict[str, FrameStream] = {}
         self._answers: dict[int, tuple[asyncio.Future[Sums], str, Routed, float]] = {}
@@ -186,14 +170,14 @@ class ExpertLinks:
             if complete and len(others) == 1:
                 given_up = None
                 self.tally.hedged += bool(ask.flights)
-                self.tally.repeated += not ask.flights
+                self.tally.repeated_frames += not ask.flights
                 await self._post(ask, *others)
             elif ask.flights:  # late, and nobody else has all of it
                 ask.flights = {future: (worker, self._clock() + _DEADLINE) for future, (worker, _) in ask.flights.items()}
             elif complete:
                 parts = [(worker, *ask.routed.only(experts)) for worker, experts in others.items()]
                 split = [(worker, _Ask(part, ask.rows[rows])) for worker, part, rows in parts]
-                self.tally.repeated += len(split)
+                self.tally.repeated_frames += len(split)
                 for worker, part in split:
                     await self._post(part, worker)
                 return [found for _, part in split for found in await self._settle(part)]
@@ -259,11 +243,17 @@ class ExpertLinks:
             try:
                 if frame.kind is not FrameKind.EXPERTS:
                     raise RemoteProtocolError(f"a {frame.kind.name} frame where experts' sums were expected")
-                sums, _ = decode_sums(frame.meta, frame.body, routed.rows, routed.hidden)
+                sums, said = decode_sums(frame.meta, frame.body, routed.rows, routed.hidden)
             except RemoteProtocolError as error:
                 holder.fenced = str(error)
                 log.error("a worker with experts is not asked any more", worker=worker, reason=str(error))
                 raise
-            holder.seconds.append(self._clock() - since)
-            self.tally.received += frame.size
+            took = self._clock() - since
+            holder.seconds.append(took)
+            tally = self.tally
+            tally.answers += 1
+            tally.received += frame.size
+            tally.round_trips += took
+            tally.queued += said.waited
+            tally.computed += said.computed
             future.set_result(sums)

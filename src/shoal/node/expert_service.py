@@ -16,6 +16,7 @@ from typing import Protocol
 
 import structlog
 
+from shoal.control.messages import ExpertWork
 from shoal.errors import RemoteProtocolError
 from shoal.executor.store import RowCounts
 from shoal.transport.base import FrameStream
@@ -74,13 +75,13 @@ class ExpertService:
         self._queue: list[_Waiting] = []
         self._numbers = itertools.count()
         self._arrived = asyncio.Event()
-        self.frames = self.rows = self.calls = 0
-        """That were answered; rows run, counted once for each frame; calls of the kernels for them."""
+        self._work = ExpertWork()
 
     @property
-    def queued(self) -> int:
-        """Frames that wait."""
-        return len(self._queue)
+    def work(self) -> ExpertWork:
+        """Done so far; and frames that wait now."""
+        self._work.queued = len(self._queue)
+        return self._work
 
     async def serve(self, stream: FrameStream) -> None:
         """Takes rows from a stage that has introduced itself, until it hangs up. Raises EOFError, OSError, ProtocolError."""
@@ -158,13 +159,13 @@ class ExpertService:
                     await self._answer([waiting])
             return
         seconds, at = self._clock() - began, 0
-        self.calls += 1
+        self._work.calls += 1
         for waiting in present:
             end = at + waiting.routed.rows
             meta, body = encode_sums(sums[at:end], began - waiting.since, seconds)
             at = end
-            self.frames += 1
-            self.rows += waiting.routed.rows
+            self._work.frames += 1
+            self._work.rows += waiting.routed.rows
             waiting.client.answers.put_nowait(Frame(FrameKind.EXPERTS, waiting.frame.epoch, waiting.frame.step, meta, body))
 
 

@@ -204,6 +204,10 @@ class Head:
                 log.warning("a count of rows by expert does not fit the model", node=node, layer=counted.layer, experts=len(counted.rows))
         for reads in heartbeat.expert_reads:
             self.metrics.experts.add_reads(asdict(reads))
+        for asks in heartbeat.expert_asks:
+            self.metrics.asks(node, asdict(asks))
+        for work in heartbeat.expert_work:
+            self.metrics.work(node, asdict(work))
 
     def sampled(self, chunks: list[TokenChunk]) -> None:
         if self._log is not None:

@@ -17,6 +17,8 @@ Table = tuple[frozenset[int], ...]
 """By layer: experts."""
 _SUM_BYTES = 8
 """Of a value of what comes back: see wire.routed."""
+ASKING = 300e-6
+"""Seconds that a layer's question and answer take both ends, beside the network and the products: measured by benchmarks.experts."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,8 @@ def waits(
                 continue
             link = links.between(node.name, worker.name)
             carried = rows * model.activation_bytes / 4 * (1.125 + _SUM_BYTES)
-            slowest = max(slowest, 2 * link.seconds + carried / link.bytes_per_second + mine * per_expert / worker.bytes_per_second)
+            slowest = max(
+                slowest, ASKING + 2 * link.seconds + carried / link.bytes_per_second + mine * per_expert / worker.bytes_per_second
+            )
         seconds += max(slowest - (experts.count - len(gone)) * per_expert / node.bytes_per_second, 0.0)
     return seconds

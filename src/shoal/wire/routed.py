@@ -82,10 +82,10 @@ class Routed:
         return self.q.shape[1] if len(self.q) else self.x.shape[1]
 
     def only(self, wanted: Sequence[int]) -> tuple[Self, Ints]:
-        """What some of the experts are to run, and which of the rows these are."""
-        places = np.flatnonzero(np.isin(self.experts, wanted))
-        if len(places) == len(self.experts):
+        """What some of these experts are to run, and which of the rows these are. wanted: each once."""
+        if len(wanted) == len(self.experts):  # all of them, as where there is one worker: nothing is copied
             return self, np.arange(self.rows, dtype=np.int32)
+        places = np.flatnonzero(np.isin(self.experts, wanted))
         entries = np.flatnonzero(np.isin(np.repeat(self.experts, np.diff(self.offsets)), wanted))
         rows, index = np.unique(self.index[entries], return_inverse=True)
         offsets = np.concatenate([[0], np.cumsum(np.diff(self.offsets)[places])]).astype(np.int32)

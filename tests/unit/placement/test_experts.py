@@ -110,7 +110,7 @@ def test_a_stage_waits_for_a_far_worker_and_not_for_one_that_is_faster_than_itse
     assert plans is not None
     with_near = [(plans[0], near)]
     fast, slow = LinkSpeeds({"w": LinkSpeed(1e-6, 10e9), "stage": LinkSpeed(1e-6, 10e9)}), LinkSpeeds({"w": LinkSpeed(0.01)})
-    assert waits(cost, 0, 4, stage, with_near, fast, 1) == 0
+    assert waits(cost, 0, 4, stage, with_near, fast, 64) == 0
     assert 0.059 <= waits(cost, 0, 4, stage, with_near, slow, 1) < 0.07, "three round trips"
     assert waits(cost, 0, 1, stage, with_near, slow, 1) == 0, "the first layer is dense"
 
