@@ -259,7 +259,7 @@ class ExpertLinks:
             try:
                 if frame.kind is not FrameKind.EXPERTS:
                     raise RemoteProtocolError(f"a {frame.kind.name} frame where experts' sums were expected")
-                sums, _ = decode_sums(frame.meta, frame.body, routed.rows, routed.hidden)
+                sums, _ = decode_sums(frame.meta, frame.body, routed)
             except RemoteProtocolError as error:
                 holder.fenced = str(error)
                 log.error("a worker with experts is not asked any more", worker=worker, reason=str(error))
