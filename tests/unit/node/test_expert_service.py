@@ -155,7 +155,7 @@ def test_each_gets_the_sums_of_its_own_rows(asked: list[tuple[int, Routed]]) -> 
             await askers[who].ask(routed)
         await quiet()
         till.open.set()
-        for who, routed in asked:  # the answers to one come in the order of what it asked, if all are of one kind
+        for who, _ in asked:  # the answers to one come in the order of what it asked, if all are of one kind
             frame = await askers[who].stream.receive()
             own = [mine for asker, mine in asked if asker == who]
             assert np.array_equal(decode_sums(frame.meta, frame.body, own[frame.step])[0], summed(own[frame.step]))
