@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,33 +18,8 @@ from shoal.transport.memory import MemoryStream, pair
 from shoal.wire import messages
 from shoal.wire.frame import Frame, FrameKind
 from shoal.wire.routed import Routed, Sums, decode_sums
-from tests.support.routed_rows import any_routed, routed_of, said, values
-
-BAD = 99
-"""An expert that fails."""
-
-
-def summed(routed: Routed) -> Sums:
-    """What the experts of these tests make of rows: each multiplies them with its number."""
-    factors = [sum(expert * weight * count for (expert, weight), count in row.items()) for row in said(routed)]
-    return np.array(factors, np.float64)[:, None] * np.array(values(routed), np.float64)
-
-
-class Abacus:
-    """A bank of such experts that notes what it ran."""
-
-    held: Mapping[int, frozenset[int]]
-
-    def __init__(self) -> None:
-        self.held, self.expert_rows = {}, {}
-        self.ran: list[int] = []
-        """Rows of each call."""
-
-    def run(self, routed: Routed) -> Sums:
-        self.ran.append(routed.rows)
-        if BAD in routed.experts:
-            raise RuntimeError("a bad expert")
-        return summed(routed)
+from tests.support.abacus import BAD, Abacus, summed
+from tests.support.routed_rows import any_routed, routed_of
 
 
 class Asker:
