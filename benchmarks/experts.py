@@ -65,8 +65,8 @@ async def asked(head: Head) -> dict[str, float]:
     """By metric: summed over the nodes."""
     out: dict[str, float] = {}
     for line in (await head.scrape()).decode().splitlines():
-        if line.startswith("shoal_expert_ask_"):
-            name = line[len("shoal_expert_ask_") :].partition("{")[0]
+        if line.startswith("shoal_dispatch_"):
+            name = line[len("shoal_dispatch_") :].partition("{")[0]
             out[name] = out.get(name, 0.0) + float(line.rpartition(" ")[2])
     return out
 

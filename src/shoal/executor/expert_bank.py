@@ -55,8 +55,8 @@ class ExpertBank:
 
     @property
     def expert_rows(self) -> dict[int, RowCounts]:
-        """By layer: [experts] rows that each has computed here."""
-        return dict(self._counts)
+        """By layer: [experts] rows that each has computed here, whether it still is here or not."""
+        return {layer: counts.copy() for layer, counts in list(self._counts.items())}
 
     def load(self, layer: int, experts: Iterable[int], weights: Weights) -> None:
         """Those that are missing. Raises ModelError, ConfigError."""
@@ -71,7 +71,7 @@ class ExpertBank:
                     self._sets[layer] = self._module.ExpertSet(
                         [None] * kind.count, width=kind.width, hidden=self._spec.hidden, activation=kind.activation
                     )
-                    self._counts[layer] = np.zeros(kind.count, np.uint64)
+                    self._counts.setdefault(layer, np.zeros(kind.count, np.uint64))
                 self._sets[layer].place(expert, made)
                 self._held = {**self._held, layer: self._held.get(layer, frozenset()) | {expert}}
         weights.forget()
@@ -92,6 +92,8 @@ class ExpertBank:
         with self._changing:
             if lacking := set(routed.experts.tolist()) - self._held.get(routed.layer, frozenset()):
                 raise RemoteProtocolError(f"expert {min(lacking)} of layer {routed.layer} is not here")
+            if len(routed.index) > routed.rows * self._kind(routed.layer).routing.chosen:
+                raise RemoteProtocolError("a row for experts names more of them than a row has")
             try:
                 sums = self._stage.partial(
                     self._sets[routed.layer], routed.experts, routed.offsets, routed.index, routed.weights, routed.q, routed.scale, routed.x

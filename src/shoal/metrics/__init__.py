@@ -63,22 +63,22 @@ class Metrics:
 
         self._fetched = gauge("fetched_bytes", "Model files that a node fetched, by where they came from.", ("node", "source"))
         self._asks = {
-            "frames": gauge("expert_ask_frames", "Frames with rows that a stage sent to workers, in its epoch.", ("node",)),
-            "hedged": gauge("expert_ask_hedged", "Of these, sent because another worker was late.", ("node",)),
-            "repeated_frames": gauge("expert_ask_repeated", "Of these, sent because another worker was lost.", ("node",)),
-            "answers": gauge("expert_ask_answers", "Answers of workers that a stage took.", ("node",)),
-            "sent": gauge("expert_ask_sent_bytes", "Bytes of frames to workers.", ("node",)),
-            "received": gauge("expert_ask_received_bytes", "Bytes of workers' answers.", ("node",)),
-            "waited": gauge("expert_ask_waited_seconds", "In which a stage had nothing else to do.", ("node",)),
-            "round_trips": gauge("expert_ask_round_trip_seconds", "From frames to their answers, all together.", ("node",)),
-            "queued": gauge("expert_ask_queued_seconds", "Of these, in which rows waited at a worker.", ("node",)),
-            "computed": gauge("expert_ask_computed_seconds", "Of these, in which a worker computed.", ("node",)),
+            "frames": gauge("dispatch_frames", "Frames with rows that a stage sent to workers, in its epoch.", ("node",)),
+            "hedged": gauge("dispatch_hedged", "Of these, sent because another worker was late.", ("node",)),
+            "repeated_frames": gauge("dispatch_repeated", "Of these, sent because another worker was lost.", ("node",)),
+            "answers": gauge("dispatch_answers", "Answers of workers that a stage took.", ("node",)),
+            "sent": gauge("dispatch_sent_bytes", "Bytes of frames to workers.", ("node",)),
+            "received": gauge("dispatch_received_bytes", "Bytes of workers' answers.", ("node",)),
+            "waited": gauge("dispatch_waited_seconds", "In which a stage had nothing else to do.", ("node",)),
+            "round_trips": gauge("dispatch_round_trip_seconds", "From frames to their answers, all together.", ("node",)),
+            "queued": gauge("dispatch_queued_seconds", "Of these, in which rows waited at a worker.", ("node",)),
+            "computed": gauge("dispatch_computed_seconds", "Of these, in which a worker computed.", ("node",)),
         }
         self._work = {
-            "frames": gauge("expert_work_frames", "Frames that a worker answered.", ("node",)),
-            "rows": gauge("expert_work_rows", "Rows of these.", ("node",)),
-            "calls": gauge("expert_work_calls", "Calls of the kernels for them: frames for one layer run together.", ("node",)),
-            "queued": gauge("expert_work_queued_frames", "Frames that wait at a worker.", ("node",)),
+            "frames": gauge("worker_frames", "Frames that a worker answered.", ("node",)),
+            "rows": gauge("worker_rows", "Rows of these.", ("node",)),
+            "calls": gauge("worker_calls", "Calls of the kernels for them: frames for one layer run together.", ("node",)),
+            "queued": gauge("worker_queued_frames", "Frames that wait at a worker.", ("node",)),
         }
         self.experts = ExpertUse(experts)
         self.registry.register(self.experts)

@@ -26,6 +26,8 @@ class ExpertHolder:
     """Rows that it was asked and has not answered."""
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
     """Its last answers took."""
+    abandoned: set[int] = field(default_factory=set[int])
+    """Numbers of frames that it has not answered and that nobody waits for any more. While there are any, others are asked first."""
     away: bool = False
     """Its connection is lost: it may come back."""
     fenced: str = ""
@@ -70,9 +72,16 @@ class Holders:
 
     def choose(self, layer: int, experts: Sequence[int], without: Iterable[str] = ()) -> dict[str, list[int]]:
         """Whom to ask for which of the experts; some are left out if nobody has them now. As few workers as can be, since each costs a round
-        trip; among those with as many of the experts, the one that has the least to do. without: not to be asked."""
-        left, out = list(experts), dict[str, list[int]]()
-        open_to = {name: holder for name, holder in self._workers.items() if holder.usable and name not in set(without)}
+        trip; among those with as many of the experts, the one that has the least to do. One that does not answer is asked only for what nobody
+        else has. without: not to be asked."""
+        left, out, barred = list(experts), dict[str, list[int]](), set(without)
+        open_to = {name: holder for name, holder in self._workers.items() if holder.usable and name not in barred}
+        for some in ({name: holder for name, holder in open_to.items() if not holder.abandoned}, open_to):
+            left = self._greedy(layer, left, some, out)
+        return out
+
+    def _greedy(self, layer: int, left: list[int], open_to: dict[str, ExpertHolder], out: dict[str, list[int]]) -> list[int]:
+        """Puts into `out` who is asked for what; the experts that none of these workers has."""
         while left:
             has = {name: [expert for expert in left if expert in holder.held.get(layer, ())] for name, holder in open_to.items()}
             best = max(has, key=lambda name: (len(has[name]), -open_to[name].outstanding, name), default=None)
@@ -81,4 +90,4 @@ class Holders:
             out[best] = has[best]
             del open_to[best]
             left = [expert for expert in left if expert not in out[best]]
-        return out
+        return left

@@ -1,7 +1,7 @@
 """A stage's end of its conversations with workers that hold experts: who is asked, what came, and what to do if nothing does.
 
 An answer that does not come is asked of a replica: when its worker's connection breaks, at once; when it is late, beside it, and the
-first answer counts. Rows are the same whoever runs them, and so are the sums, so no answer is wrong because another one came, too. Where
+first answer counts. No step waits for a worker to take what it is sent. Rows are the same whoever runs them, and so are the sums, so no answer is wrong because another one came, too. Where
 nobody else has an expert, the step waits for its worker to come back, for a bounded time.
 """
 
@@ -23,7 +23,7 @@ from shoal.retry import Backoff
 from shoal.transport.base import FrameStream
 from shoal.wire import messages
 from shoal.wire.frame import Frame, FrameKind
-from shoal.wire.routed import Routed, Sums, decode_sums
+from shoal.wire.routed import Routed, Sums, SumsHeader, decode_sums
 
 log = structlog.get_logger()
 
@@ -52,6 +52,8 @@ class _Ask:
     flights: dict[asyncio.Future[Sums], tuple[str, float]] = field(default_factory=dict[asyncio.Future[Sums], tuple[str, float]])
     """Who was asked, and when he is late."""
     asked: set[str] = field(default_factory=set[str])
+    over: bool = False
+    """Nobody waits for it any more."""
 
 
 class ExpertLinks:
@@ -69,6 +71,7 @@ class ExpertLinks:
         self._step: list[_Ask] = []
         """What the step under way has sent."""
         self._links: list[asyncio.Task[None]] = []
+        self._sending: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         """A worker can be asked again, or was lost."""
 
@@ -88,9 +91,10 @@ class ExpertLinks:
 
     async def close(self) -> None:
         self.forget()
-        for task in self._links:
+        tasks = [*self._links, *self._sending]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._links, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def send(self, asked: Send) -> None:
         """Those that nobody can be asked for now are asked for by `collect`."""
@@ -100,17 +104,18 @@ class ExpertLinks:
             part, rows = routed.only(experts)
             ask = _Ask(part, asked.rows[rows])
             self._step.append(ask)
-            await self._post(ask, worker)
+            self._post(ask, worker)
         covered = {expert for experts in chosen.values() for expert in experts}
         if lacking := [expert for expert in routed.experts.tolist() if expert not in covered]:
             part, rows = routed.only(lacking)
             self._step.append(_Ask(part, asked.rows[rows]))
+        await asyncio.sleep(0)  # the frames leave before the stage goes on, which may be in this thread
 
     async def collect(self) -> list[Partial]:
-        """Raises ClusterError if an expert cannot be had."""
+        """Raises ClusterError if an expert cannot be had, or the step is forgotten meanwhile."""
         began = self._clock()
         try:
-            return [part for ask in self._step for part in await self._settle(ask)]
+            return [part for ask in list(self._step) for part in await self._settle(ask)]
         finally:
             self.forget()
             self.tally.waited += self._clock() - began
@@ -119,10 +124,12 @@ class ExpertLinks:
         """Answers that come later are dropped."""
         step, self._step = self._step, []
         for ask in step:
+            ask.over = True
             for future in ask.flights:
                 future.cancel()
+        self._changed.set()
 
-    async def _post(self, ask: _Ask, worker: str) -> None:
+    def _post(self, ask: _Ask, worker: str) -> None:
         """Asks a worker. If its connection breaks, so does the flight."""
         holder, now = self.holders[worker], self._clock()
         future: asyncio.Future[Sums] = asyncio.get_running_loop().create_future()
@@ -137,31 +144,45 @@ class ExpertLinks:
         frame = Frame(FrameKind.EXPERTS, self._epoch, number, *ask.routed.encode())
         self.tally.frames += 1
         self.tally.sent += frame.size
+        sending = asyncio.get_running_loop().create_task(self._hand_over(worker, frame, future))
+        self._sending.add(sending)
+        sending.add_done_callback(self._sending.discard)
+
+    async def _hand_over(self, worker: str, frame: Frame, future: asyncio.Future[Sums]) -> None:
+        """Takes as long as the worker takes nothing."""
+        if future.done() and not future.cancelled():
+            return  # the worker was lost
         stream = self._streams.get(worker)
         try:
             if stream is None:
                 raise ConnectionError(f"{worker} is not connected")
             await stream.send(frame)
-        except ConnectionError as error:
+        except (ConnectionError, ProtocolError) as error:
             if not future.done():
-                future.set_exception(_Lost(str(error)))
+                future.set_exception(_Lost(str(error)) if isinstance(error, ConnectionError) else error)
 
     def _landed(self, number: int, holder: ExpertHolder, rows: int, future: asyncio.Future[Sums]) -> None:
-        self._answers.pop(number, None)
+        unanswered = self._answers.pop(number, None) is not None
         holder.outstanding -= rows
         if not future.cancelled():
             future.exception()  # it was seen
+        elif unanswered:
+            holder.abandoned.add(number)
 
     async def _settle(self, ask: _Ask) -> list[Partial]:
         """Waits for an answer, asking whoever else has the experts where one is late or lost."""
         given_up: float | None = None
         while True:
+            if ask.over:
+                raise ClusterError("the step ended while it waited for experts")
             if ask.flights:
                 late = min(at for _, at in ask.flights.values()) - self._clock()
                 done, _ = await asyncio.wait(ask.flights, timeout=max(late, 0.0), return_when=asyncio.FIRST_COMPLETED)
+                if ask.over:
+                    continue
                 for future in done:
                     del ask.flights[future]
-                    if future.exception() is None:
+                    if not isinstance(future.exception(), _Lost):
                         for other in ask.flights:
                             other.cancel()
                         return [Partial(ask.routed.experts, ask.rows, future.result())]
@@ -171,7 +192,7 @@ class ExpertLinks:
                 given_up = None
                 self.tally.hedged += bool(ask.flights)
                 self.tally.repeated_frames += not ask.flights
-                await self._post(ask, *others)
+                self._post(ask, *others)
             elif ask.flights:  # late, and nobody else has all of it
                 ask.flights = {future: (worker, self._clock() + _DEADLINE) for future, (worker, _) in ask.flights.items()}
             elif complete:
@@ -179,7 +200,8 @@ class ExpertLinks:
                 split = [(worker, _Ask(part, ask.rows[rows])) for worker, part, rows in parts]
                 self.tally.repeated_frames += len(split)
                 for worker, part in split:
-                    await self._post(part, worker)
+                    self._step.append(part)
+                    self._post(part, worker)
                 return [found for _, part in split for found in await self._settle(part)]
             else:
                 if given_up is None:
@@ -202,6 +224,12 @@ class ExpertLinks:
 
     async def _keep_connected(self, worker: str, tried: asyncio.Event) -> None:
         """tried: is set after the first attempt."""
+        try:
+            await self._stay_connected(worker, tried)
+        finally:  # whatever happened, nobody waits for it in vain
+            tried.set()
+
+    async def _stay_connected(self, worker: str, tried: asyncio.Event) -> None:
         holder, backoff = self.holders[worker], Backoff(_FIRST_DELAY, _MOST_DELAY)
         while not holder.fenced:
             try:
@@ -211,7 +239,7 @@ class ExpertLinks:
                 tried.set()
                 await asyncio.sleep(backoff.next(self._rng))
                 continue
-            self._streams[worker], holder.away, backoff = stream, False, Backoff(_FIRST_DELAY, _MOST_DELAY)
+            self._streams[worker], holder.away, since = stream, False, self._clock()
             tried.set()
             self._changed.set()
             try:
@@ -219,35 +247,44 @@ class ExpertLinks:
             except (OSError, EOFError, ProtocolError) as error:
                 log.warning("a worker with experts is lost", worker=worker, reason=str(error) or type(error).__name__)
             finally:
-                holder.away = True
-                del self._streams[worker]
-                stream.abort()
-                for future, of, _, _ in list(self._answers.values()):
-                    if of == worker and not future.done():
-                        future.set_exception(_Lost(worker))
-                self._changed.set()
+                self._lose(worker, holder, stream)
+            if self._clock() - since > _MOST_DELAY:
+                backoff = Backoff(_FIRST_DELAY, _MOST_DELAY)
+            await asyncio.sleep(backoff.next(self._rng))  # one that takes connections and ends them is not asked at once, either
+
+    def _lose(self, worker: str, holder: ExpertHolder, stream: FrameStream) -> None:
+        holder.away = True
+        del self._streams[worker]
+        stream.abort()
+        for number, (future, of, _, _) in list(self._answers.items()):
+            if of == worker:
+                del self._answers[number]
+                if not future.done():
+                    future.set_exception(_Lost(worker))
+        holder.abandoned.clear()
+        self._changed.set()
 
     async def _receive(self, worker: str, holder: ExpertHolder, stream: FrameStream) -> None:
         while True:
             frame = await stream.receive()
+            holder.abandoned.discard(frame.step)
             known = self._answers.get(frame.step)
             if known is None or known[1] != worker:
-                continue  # another answer came first, or the step ended
-            future, _, routed, since = known
-            if frame.kind is FrameKind.ERROR:
-                reason = messages.decode_error(frame.meta).message
-                log.warning("a worker refused rows for experts", worker=worker, reason=reason)
-                holder.lacks(routed.layer, routed.experts.tolist())
-                future.set_exception(_Lost(reason))
-                continue
+                continue  # it was answered before, or the step ended
+            future, _, routed, since = self._answers.pop(frame.step)
+            if future.done():
+                continue  # another answer came first
             try:
-                if frame.kind is not FrameKind.EXPERTS:
-                    raise RemoteProtocolError(f"a {frame.kind.name} frame where experts' sums were expected")
-                sums, said = decode_sums(frame.meta, frame.body, routed.rows, routed.hidden)
+                result = self._result(worker, holder, routed, frame)
             except RemoteProtocolError as error:
                 holder.fenced = str(error)
                 log.error("a worker with experts is not asked any more", worker=worker, reason=str(error))
+                future.set_exception(_Lost(str(error)))
                 raise
+            if isinstance(result, _Lost):
+                future.set_exception(result)
+                continue
+            sums, said = result
             took = self._clock() - since
             holder.seconds.append(took)
             tally = self.tally
@@ -257,3 +294,14 @@ class ExpertLinks:
             tally.queued += said.waited
             tally.computed += said.computed
             future.set_result(sums)
+
+    def _result(self, worker: str, holder: ExpertHolder, routed: Routed, frame: Frame) -> tuple[Sums, SumsHeader] | _Lost:
+        """What a worker answered. Raises RemoteProtocolError for what cannot be an answer."""
+        if frame.kind is FrameKind.ERROR:
+            reason = messages.decode_error(frame.meta).message
+            log.warning("a worker refused rows for experts", worker=worker, reason=reason)
+            holder.lacks(routed.layer, routed.experts.tolist())
+            return _Lost(reason)
+        if frame.kind is not FrameKind.EXPERTS:
+            raise RemoteProtocolError(f"a {frame.kind.name} frame where experts' sums were expected")
+        return decode_sums(frame.meta, frame.body, routed)

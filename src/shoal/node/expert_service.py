@@ -91,12 +91,16 @@ class ExpertService:
             await self._read(client)
         finally:
             client.gone = True
+            self._queue = [waiting for waiting in self._queue if waiting.client is not client]
+            heapq.heapify(self._queue)
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
 
     async def _read(self, client: _Client) -> None:
         while True:
             await client.room.acquire()
+            if client.gone:
+                raise ConnectionError(f"{client.stream.peer} took no more answers")
             frame = await client.stream.receive()
             if frame.kind is not FrameKind.EXPERTS:
                 raise RemoteProtocolError(f"a {frame.kind.name} frame where rows for experts were expected")
@@ -115,6 +119,7 @@ class ExpertService:
                 await client.stream.send(frame)
             except ConnectionError as error:
                 client.gone = True
+                client.room.release()  # `_read` may wait for it
                 log.info("a stage that had asked experts is gone", peer=client.stream.peer, reason=str(error))
                 return
             client.room.release()

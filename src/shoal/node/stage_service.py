@@ -125,6 +125,8 @@ class StageService:
             program.close()  # where the step failed, or the stage ended, while it waited
 
     async def _perform(self, asked: Send | Collect) -> list[Partial]:
+        if self._closed:  # what it sent is forgotten, so nothing that it computes from here on is right
+            raise ConnectionError(f"epoch {self.epoch} is over")
         if self._elsewhere is None:
             raise LocalProtocolError("a step needs experts that run elsewhere, and this stage was not told where")
         if isinstance(asked, Collect):

@@ -67,7 +67,7 @@ def raw(plan: StepPlan) -> msgspec.Raw:
 def _decode(decoder: msgspec.msgpack.Decoder[M], meta: bytes | memoryview) -> M:
     try:
         return decoder.decode(meta)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RemoteProtocolError(f"metadata that cannot be read: {error}") from error
 
 

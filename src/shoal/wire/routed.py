@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from shoal.errors import RemoteProtocolError
 from shoal.wire.codec import GROUP, Floats
+from shoal.wire.frame import MAX_BODY
 
 Ints = NDArray[np.int32]
 Sums = NDArray[np.float64]
@@ -81,9 +82,16 @@ class Routed:
     def hidden(self) -> int:
         return self.q.shape[1] if len(self.q) else self.x.shape[1]
 
+    @property
+    def sound(self) -> NDArray[np.bool_]:
+        """[rows] whether what is multiplied is all numbers. A model may overflow: its sums then are none, and no worker's fault."""
+        rows = np.asarray(np.isfinite(self.scale if len(self.q) else self.x).all(axis=1))
+        rows[self.index[~np.isfinite(self.weights)]] = False
+        return rows
+
     def only(self, wanted: Sequence[int]) -> tuple[Self, Ints]:
-        """What some of these experts are to run, and which of the rows these are. wanted: each once."""
-        if len(wanted) == len(self.experts):  # all of them, as where there is one worker: nothing is copied
+        """What some of these experts are to run, and which of the rows these are."""
+        if self.experts.tolist() == wanted:  # all of them, as where there is one worker: nothing is copied
             return self, np.arange(self.rows, dtype=np.int32)
         places = np.flatnonzero(np.isin(self.experts, wanted))
         entries = np.flatnonzero(np.isin(np.repeat(self.experts, np.diff(self.offsets)), wanted))
@@ -104,13 +112,14 @@ class Routed:
 
     @classmethod
     def decode(cls, meta: bytes | memoryview, body: bytes | bytearray | memoryview) -> Self:
-        """Views of the body. Raises RemoteProtocolError if its size is not what the metadata say, or what they say cannot be."""
+        """Views of the body. Raises RemoteProtocolError if its size is not what the metadata say, or what they say cannot be. So whatever
+        is decoded can be merged with others, and not read or write what is theirs."""
         try:
             said = _header.decode(meta)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise RemoteProtocolError(f"metadata of rows for experts that cannot be read: {error}") from error
         plain = said.layer >= 0 and said.rows > 0 and said.hidden > 0 and 0 < said.experts <= MOST_EXPERTS and said.entries >= 0
-        if not plain or (said.rounded and said.hidden % GROUP):
+        if not plain or (said.rounded and said.hidden % GROUP) or 8 * said.rows * said.hidden > MAX_BODY:  # their sums must fit a frame
             raise RemoteProtocolError(f"rows for experts that cannot be: {said}")
         sizes = [4 * said.experts, 4 * (said.experts + 1), 4 * said.entries, 4 * said.entries]
         sizes += (
@@ -125,6 +134,16 @@ class Routed:
             at += size
         experts, offsets, index = (np.frombuffer(part, np.int32) for part in parts[:3])
         weights = np.frombuffer(parts[3], np.float32)
+        counts = np.diff(offsets.astype(np.int64))
+        if (
+            offsets[0] != 0
+            or offsets[-1] != said.entries
+            or not ((counts >= 0) & (counts <= said.rows)).all()
+            or not ((index >= 0) & (index < said.rows)).all()
+            or experts[0] < 0
+            or not (experts[1:] > experts[:-1]).all()
+        ):
+            raise RemoteProtocolError(f"experts or entries that cannot be, in {said}")
         if not said.rounded:
             x = np.frombuffer(parts[6], np.float32).reshape(said.rows, said.hidden)
             return cls(said.layer, experts, offsets, index, weights, _NO_FLOATS, _NO_BYTES, x)
@@ -157,15 +176,16 @@ def encode_sums(sums: Sums, waited: float = 0.0, computed: float = 0.0) -> tuple
     return _encoder.encode(SumsHeader(len(sums), sums.shape[1], waited, computed)), sums.data.cast("B")
 
 
-def decode_sums(meta: bytes | memoryview, body: bytes | bytearray | memoryview, rows: int, hidden: int) -> tuple[Sums, SumsHeader]:
-    """rows, hidden: of what was asked. Raises RemoteProtocolError if the answer is of another shape, or not of numbers."""
+def decode_sums(meta: bytes | memoryview, body: bytes | bytearray | memoryview, asked: Routed) -> tuple[Sums, SumsHeader]:
+    """Raises RemoteProtocolError if the answer is of another shape than what was asked, or not of numbers although that was."""
+    rows, hidden = asked.rows, asked.hidden
     try:
         said = _answer.decode(meta)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise RemoteProtocolError(f"metadata of experts' sums that cannot be read: {error}") from error
     if (said.rows, said.hidden) != (rows, hidden) or memoryview(body).nbytes != 8 * rows * hidden:
         raise RemoteProtocolError(f"sums of {said.rows} rows of {said.hidden} came, where {rows} of {hidden} were asked for")
     sums = np.frombuffer(body, np.float64).reshape(rows, hidden)
-    if not np.isfinite(sums).all():
+    if not (np.isfinite(sums).all() or np.isfinite(sums[asked.sound]).all()):
         raise RemoteProtocolError("the sums of experts are not all numbers")
     return sums, said

@@ -154,3 +154,52 @@ def test_rows_are_not_rounded_for_experts_that_are_not() -> None:
     stage.route(x, *arrays(ROWS), nothing_attended(HIDDEN), block, pool(), False)
     with pytest.raises(ValueError, match="take floats"):
         stage.dispatch(block, [0], False)
+
+
+@st.composite
+def nearly_right(draw: st.DrawFn) -> list[Any]:
+    """What `partial` takes of three rows, of which some arrays are any of their type."""
+    most, odd = 2**31 - 1, st.sampled_from([0, 1, 2, 3, 4, 5])
+    ints = st.lists(st.one_of(st.integers(-2, 5), st.sampled_from([most, -most - 1, 1000])), max_size=6)
+    floats = st.one_of(st.floats(-4, 4, width=32), st.sampled_from([np.nan, np.inf, 1e38, -1e38, 1e-45]))
+    rounded, rng = draw(st.booleans()), np.random.default_rng(draw(st.integers(0, 9)))
+    index = draw(st.lists(st.integers(0, 2), max_size=6))
+    cut = draw(st.integers(max(0, len(index) - 3), min(3, len(index))))
+    rows = (3, 0) if rounded else (0, 3)
+    right = [
+        np.array(draw(st.sampled_from([[0, 2], [2, 3], [0, 3]])), np.int32),
+        np.array([0, cut, len(index)], np.int32),
+        np.array(index, np.int32),
+        np.array(draw(st.lists(floats, min_size=len(index), max_size=len(index))), np.float32),
+        rng.integers(-128, 128, (rows[0], HIDDEN)).astype(np.int8),
+        np.full((rows[0], HIDDEN // 32), draw(floats), np.float32),
+        normal(rows[1], HIDDEN) * np.float32(draw(floats)),
+    ]
+    for at in draw(st.sets(st.integers(0, 6), max_size=2)):
+        if at < 3:
+            right[at] = np.array(draw(ints), np.int32)
+        elif at == 3:
+            right[at] = np.array(draw(st.lists(floats, max_size=6)), np.float32)
+        else:
+            right[at] = np.ones((draw(odd), draw(st.one_of(odd, st.sampled_from([HIDDEN, 32, 48, 65, 128])))), right[at].dtype)
+    return right
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning", "ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.parametrize("target", TARGETS)
+@settings(max_examples=400)
+@given(given=nearly_right())
+def test_whatever_is_asked_of_a_set_gives_sums_or_an_error(target: str, given: list[Any]) -> None:
+    """Sums of numbers where all that was given were numbers that are not huge."""
+    experts = module.ExpertSet([Mlp.random(HIDDEN, 96, i).made(target) if i != 1 else None for i in range(4)], width=96, hidden=HIDDEN)
+    try:
+        sums = module.Stage(HIDDEN, 2, "").partial(experts, *given)
+    except ValueError:
+        return
+    rows = max(len(given[4]), len(given[6]))
+    assert sums.shape == (rows, HIDDEN)
+    if all(np.isfinite(array).all() and (np.abs(array) < 1e6).all() for array in (given[3], given[5], given[6])):
+        assert np.isfinite(sums).all()
+    untouched = np.setdiff1d(np.arange(rows), given[2])
+    assert not sums[untouched].any()

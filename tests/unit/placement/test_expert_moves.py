@@ -36,12 +36,11 @@ def test_without_workers_nothing_is_elsewhere() -> None:
 
 
 def test_a_worker_takes_what_makes_a_step_faster() -> None:
-    placement = planner().first([stage(), worker("w")], {})
+    """Less than half of the experts, though both read at one speed: to ask takes time."""
+    placement = planner(chosen=12).first([stage(), worker("w")], {})
     assert covered(placement.elsewhere, placement.workers)
-    assert kept(placement) == [0, 7, 7, 7], (
-        "nearly half of the experts of each layer: both read at one speed, but the worker is asked first"
-    )
-    assert placement.tokens_per_second > planner().first([stage()], {}).tokens_per_second
+    assert kept(placement) == [0, 6, 6, 6]
+    assert placement.tokens_per_second > planner(chosen=12).first([stage()], {}).tokens_per_second
 
 
 def test_a_worker_behind_a_slow_link_takes_nothing_that_the_stage_has_room_for() -> None:
@@ -67,8 +66,12 @@ def test_workers_alone_are_refused() -> None:
         planner().first([worker("w")], {})
 
 
+def test_a_model_of_few_chosen_experts_is_faster_where_all_are_here() -> None:
+    assert not any(kept(planner().first([stage(), worker("w")], {})))
+
+
 def test_nothing_moves_when_a_replica_is_left() -> None:
-    plan = planner()
+    plan = planner(chosen=12)
     nodes = [stage(), worker("w"), worker("x")]
     before = plan.first(nodes, {})
     assert alone(before.elsewhere, before.workers) == 0
@@ -86,7 +89,7 @@ def test_the_stage_takes_over_what_nobody_has_any_more() -> None:
 
 
 def test_a_lost_stage_is_replaced_while_the_workers_stay() -> None:
-    plan = planner()
+    plan = planner(chosen=12)
     nodes = [stage(), stage("b"), worker("w")]
     before = plan.first(nodes, {})
     left = [node for node in nodes if node.worker or node.name != before.stages[0].node]
