@@ -109,7 +109,6 @@ class ExpertLinks:
         if lacking := [expert for expert in routed.experts.tolist() if expert not in covered]:
             part, rows = routed.only(lacking)
             self._step.append(_Ask(part, asked.rows[rows]))
-        await asyncio.sleep(0)  # the frames leave before the stage goes on, which may be in this thread
 
     async def collect(self) -> list[Partial]:
         """Raises ClusterError if an expert cannot be had, or the step is forgotten meanwhile."""
@@ -144,12 +143,20 @@ class ExpertLinks:
         frame = Frame(FrameKind.EXPERTS, self._epoch, number, *ask.routed.encode())
         self.tally.frames += 1
         self.tally.sent += frame.size
+        try:
+            if (stream := self._streams.get(worker)) is None:
+                raise ConnectionError(f"{worker} is not connected")
+            if stream.offer(frame):  # so it leaves before the stage goes on, which may be in this thread
+                return
+        except (ConnectionError, ProtocolError) as error:
+            future.set_exception(_Lost(str(error)) if isinstance(error, ConnectionError) else error)
+            return
         sending = asyncio.get_running_loop().create_task(self._hand_over(worker, frame, future))
         self._sending.add(sending)
         sending.add_done_callback(self._sending.discard)
 
     async def _hand_over(self, worker: str, frame: Frame, future: asyncio.Future[Sums]) -> None:
-        """Takes as long as the worker takes nothing."""
+        """To a worker that has to take something else before."""
         if future.done() and not future.cancelled():
             return  # the worker was lost
         stream = self._streams.get(worker)

@@ -65,6 +65,22 @@ class _Client:
     """Bounded by `room`, since each takes a place of it until it is sent. So a stage that takes no answers stops itself, and nobody else."""
     gone: bool = False
 
+    def answer(self, frame: Frame) -> None:
+        """At once, where the stage takes it at once."""
+        try:
+            if self.gone or (self.answers.empty() and self.stream.offer(frame)):
+                self.room.release()
+                return
+        except ConnectionError as error:
+            self.left(error)
+            return
+        self.answers.put_nowait(frame)
+
+    def left(self, error: ConnectionError) -> None:
+        self.gone = True
+        self.room.release()  # whoever reads from it may wait for this
+        log.info("a stage that had asked experts is gone", peer=self.stream.peer, reason=str(error))
+
 
 class ExpertService:
     """clock: seconds."""
@@ -118,9 +134,7 @@ class ExpertService:
             try:
                 await client.stream.send(frame)
             except ConnectionError as error:
-                client.gone = True
-                client.room.release()  # `_read` may wait for it
-                log.info("a stage that had asked experts is gone", peer=client.stream.peer, reason=str(error))
+                client.left(error)
                 return
             client.room.release()
 
@@ -158,7 +172,7 @@ class ExpertService:
             if len(present) == 1:
                 unexpected = None if isinstance(error, RemoteProtocolError) else error
                 log.warning("rows for experts were refused", peer=present[0].client.stream.peer, reason=str(error), exc_info=unexpected)
-                present[0].client.answers.put_nowait(_refusal(present[0].frame, error))
+                present[0].client.answer(_refusal(present[0].frame, error))
             else:  # the others need not suffer from one that is wrong
                 for waiting in present:
                     await self._answer([waiting])
@@ -171,7 +185,7 @@ class ExpertService:
             at = end
             self._work.frames += 1
             self._work.rows += waiting.routed.rows
-            waiting.client.answers.put_nowait(Frame(FrameKind.EXPERTS, waiting.frame.epoch, waiting.frame.step, meta, body))
+            waiting.client.answer(Frame(FrameKind.EXPERTS, waiting.frame.epoch, waiting.frame.step, meta, body))
 
 
 def _refusal(frame: Frame, error: Exception) -> Frame:

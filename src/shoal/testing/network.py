@@ -148,6 +148,10 @@ class SimStream:
         self.arrived = 0.0
 
     async def send(self, frame: Frame) -> None:
+        self.offer(frame)
+
+    def offer(self, frame: Frame) -> bool:
+        """Nobody waits: a pipe takes everything."""
         frame.buffers()  # which refuses frames that the protocol cannot carry
         if self._pipe.ends[self._side].failure is not None:
             raise ConnectionError(f"the connection to {self.peer} is closed")
@@ -155,10 +159,11 @@ class SimStream:
         whole = Frame(frame.kind, frame.epoch, frame.step, bytes(frame.meta), bytes(frame.body), frame.dtype, frame.codec, frame.flags)
         if network.rng.random() < network.losses:
             network.say(f"a {frame.kind.name} frame to {self.peer} vanishes")
-            return
+            return True
         self._pipe.send(1 - self._side, whole)
         if network.rng.random() < network.duplicates:
             self._pipe.send(1 - self._side, whole)
+        return True
 
     async def receive(self) -> Frame:
         frame = await self._pipe.ends[self._side].get()

@@ -25,6 +25,10 @@ class FrameStream(Protocol):
         """Hands a frame over; waits while the peer accepts no more. Raises ConnectionError once the stream has ended."""
         ...
 
+    def offer(self, frame: Frame) -> bool:
+        """Hands a frame over if that takes no waiting: otherwise it is not sent. Raises ConnectionError once the stream has ended."""
+        ...
+
     async def receive(self) -> Frame:
         """The next frame. Raises EOFError at a clean end, ConnectionError at a broken one, RemoteProtocolError for invalid bytes."""
         ...

@@ -24,15 +24,25 @@ class MemoryStream:
         self._closed = False
 
     async def send(self, frame: Frame) -> None:
+        other = self._write(frame)
+        while len(other._frames) > _READ_AHEAD and not self._closed and not other._closed:
+            other._changed.clear()
+            await other._changed.wait()
+
+    def offer(self, frame: Frame) -> bool:
+        if self._other is not None and len(self._other._frames) > _READ_AHEAD:
+            return False
+        self._write(frame)
+        return True
+
+    def _write(self, frame: Frame) -> MemoryStream:
         buffers = frame.buffers()
         other = self._other
         if other is None or self._closed or other._closed:
             raise ConnectionError(f"the connection to {self.peer} is closed")
         for buffer in buffers:
             other.feed(bytes(buffer))
-        while len(other._frames) > _READ_AHEAD and not self._closed and not other._closed:
-            other._changed.clear()
-            await other._changed.wait()
+        return other
 
     def feed(self, data: bytes) -> None:
         """Takes bytes as they would come from a socket."""

@@ -78,6 +78,11 @@ class _Protocol(asyncio.BufferedProtocol):
             self._writable.set_result(None)
         self._writable = None
 
+    @property
+    def full(self) -> bool:
+        """Whether the peer has to take something before more is accepted."""
+        return self._writable is not None
+
     async def drain(self) -> None:
         if self._writable is not None:
             await asyncio.shield(self._writable)
@@ -110,17 +115,30 @@ class TcpStream:
         self.peer = join_host_port(of_socket(address), address[1]) if address else "a peer that is gone"
 
     async def send(self, frame: Frame) -> None:
-        protocol = self._protocol
-        if protocol.transport.is_closing():
+        self._write(frame)
+        await self._protocol.drain()
+        self._check()
+
+    def offer(self, frame: Frame) -> bool:
+        if self._protocol.full:
+            return False
+        self._write(frame)
+        self._check()
+        return True
+
+    def _write(self, frame: Frame) -> None:
+        transport = self._protocol.transport
+        if transport.is_closing():
             raise ConnectionError(f"the connection to {self.peer} is closed")
         buffers = frame.buffers()
         if len(buffers) == 1:
-            protocol.transport.write(buffers[0])
+            transport.write(buffers[0])
         else:
-            protocol.transport.writelines(buffers)
-        await protocol.drain()
-        if isinstance(protocol.failure, ConnectionError):
-            raise ConnectionError(f"the connection to {self.peer} broke: {protocol.failure}")
+            transport.writelines(buffers)
+
+    def _check(self) -> None:
+        if isinstance(failure := self._protocol.failure, ConnectionError):
+            raise ConnectionError(f"the connection to {self.peer} broke: {failure}")
 
     async def receive(self) -> Frame:
         protocol = self._protocol

@@ -266,7 +266,7 @@ def test_one_that_takes_nothing_holds_no_step_up(play: Any) -> None:
         async def send(frame: Frame) -> None:
             await never.wait()
 
-        stream.send = send
+        stream.send, stream.offer = send, lambda frame: False  # pyright: ignore[reportUnknownLambdaType]
         collecting = await company.ask()
         await company["a"].take()
         await company["a"].answer()
@@ -527,10 +527,10 @@ def test_rows_that_cannot_be_sent_are_the_steps_fault_and_no_workers(play: Any) 
     async def scenario(company: Company) -> None:
         stream: Any = company.links._streams["a"]
 
-        async def send(frame: Frame) -> None:
+        def offer(frame: Frame) -> bool:
             raise LocalProtocolError("a frame over the limits")
 
-        stream.send = send
+        stream.offer = offer
         with pytest.raises(LocalProtocolError, match="over the limits"):
             await (await company.ask())
         assert company.links.holders["a"].usable
