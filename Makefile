@@ -13,7 +13,7 @@ PINNED = --constraint $(PINS) --build-constraint $(PINS)
 # Every process would compile every module again: half of the time that a head takes to start.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test test-fast test-latest simulate bench check format proto constraints install develop wheels aarch64 docs clean
+.PHONY: run test test-fast test-latest simulate bench check format proto constraints install develop gpu-check wheels aarch64 docs clean
 
 run: $(VENV)/installed
 	$(BIN)/shoal run "$(PROMPT)" --nodes $(NODES) --url ""
@@ -59,6 +59,14 @@ bench: $(VENV)/developed
 	$(BIN)/python -m benchmarks.two_nodes --rounds $(ROUNDS) $(if $(CHECK),--check)
 	$(BIN)/python -m benchmarks.moe --rounds $(ROUNDS) $(if $(CHECK),--check)
 
+# On a machine with a GPU: the tests of the Triton kernels, compiled, and their times beside torch's. A Python there that has
+# a torch is used as it is: it often comes with the machine, for that GPU, and there may be no network.
+gpu-check:
+	@if $(PYTHON) -c "import torch, triton" 2>/dev/null; then python=$(PYTHON); else \
+		$(MAKE) $(BIN)/python && $(PIP) install --constraint $(PINS) torch triton numpy pytest hypothesis || exit 1; python=$(BIN)/python; fi; \
+	export PYTHONPATH=src; \
+	$$python -m pytest -p no:cacheprovider -W default --confcutdir tests/unit/triton tests/unit/triton && $$python -m benchmarks.gating
+
 # One wheel in dist/ for each of PYTHONS (one of 3.12 serves later versions, too), for any Linux whose C library is as
 # new as this one's; auditwheel says how new that is. Without kernels there is none.
 PYTHONS ?= $(BIN)/python
@@ -102,7 +110,7 @@ $(VENV)/installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard nati
 # torch first and by itself: the test oracle needs the CPU build, nothing else does.
 $(VENV)/developed: pyproject.toml $(VENV)/installed
 	$(PIP) install --constraint $(PINS) $(TORCH)
-	$(PIP) install $(PINNED) --group dev --editable ".[onnx,openvino,redis,plan]"
+	$(PIP) install $(PINNED) --group dev --editable ".[onnx,openvino,redis,plan,triton]"
 	touch $@
 
 clean:

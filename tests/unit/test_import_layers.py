@@ -42,7 +42,7 @@ PURE_MODULES = {
     "weights.expected_use",
     "weights.oracle",
 }
-EFFECTS = {"models", "weights", "text", "transport", "executor", "native", "discovery", "control", "metrics", "security"}
+EFFECTS = {"models", "weights", "text", "transport", "executor", "native", "discovery", "control", "metrics", "security", "triton"}
 ABOVE = {"pipeline", "node"}
 TOP = {"gateway", "launch", "cli", "auto", "testing", "__main__", "__init__"}
 EXTRA = {  # which modules of a layer's own or a higher one a module may use beside those below it
@@ -131,13 +131,19 @@ def test_the_generated_stubs_have_one_door():
 
 
 def test_the_extension_has_one_door():
-    users = [name(p) for p in sources() if any(m.endswith("_kernels") for m in imported(p))]
+    users = [name(p) for p in sources() if any(m.split(".")[-1] == "_kernels" for m in imported(p))]
     assert users == ["native"]
 
 
 def test_nothing_imports_the_simulation():
     users = [name(p) for p in sources() if any(m.split(".")[0] == "testing" for m in ours(p)) and not name(p).startswith("testing")]
     assert users == []
+
+
+def test_nothing_imports_the_triton_kernels():
+    """Nor torch and Triton, which they alone need."""
+    users = {name(p).split(".")[0] for p in sources() if {m.split(".")[0] for m in imported(p)} & {"torch", "triton"}}
+    assert users == {"triton"}
 
 
 def test_three_modules_read_the_environment():
