@@ -27,7 +27,7 @@ from tests.support import upcycled
 _SAMPLED = SamplingParams(temperature=1.0)
 _BESIDE = 500 << 20
 """Bytes for what is not weights."""
-_TOKENS = {1: 96, 8: 64, 32: 128}
+_TOKENS = {1: 96, 8: 64, 32: 256}
 
 
 def file_of(model: str) -> Path:
@@ -97,7 +97,7 @@ async def speeds(head: Head, streams: list[int]) -> list[float]:
 async def main(model: str, nodes: int, workers: int, rounds: int, streams: list[int], share: float) -> None:
     file = file_of(model)
     node = {"memory": str(round(file.stat().st_size * share) + _BESIDE)}
-    settings: dict[str, Any] = {"slots": max(streams), "context": 1024, "kv_tokens": max(streams) * 256}
+    settings: dict[str, Any] = {"slots": max(streams), "context": 1024, "kv_tokens": max(streams) * 384}
     found: dict[str, list[list[float]]] = {"pipeline": [], "workers": []}
     layout: dict[str, str] = {}
     trips: list[Asked] = []

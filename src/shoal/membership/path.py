@@ -28,10 +28,9 @@ class Path:
         """All nodes that have a part in it."""
         return (*self.nodes, *self.workers)
 
-    def spares(self, lost: Container[int]) -> bool:
-        """Whether it goes on without these nodes: they only hold experts that others have, too."""
-        left = [plan for node, plan in zip(self.workers, self.placement.workers, strict=True) if node not in lost]
-        return not any(node in lost for node in self.nodes) and covered(self.placement.elsewhere, left)
+    def goes_on(self, members: Container[int]) -> bool:
+        """Whether it needs no others than these: all stages are there, and somebody has each expert."""
+        return all(node in members for node in self.nodes) and covered(self.placement.elsewhere, self.running(members).workers)
 
     def layers(self, node: int) -> range:
         stage = self.placement.stages[self.nodes.index(node)]

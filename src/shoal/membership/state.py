@@ -190,7 +190,7 @@ class Cluster:
             return out
         why = "; ".join(f"{member.name} left: {reason}" for member, reason in gone.values())
         if self.serving is not None and not gone.keys().isdisjoint(self.serving.members):
-            if not self.serving.spares(gone):
+            if not self.serving.goes_on(self.members):
                 return [*out, *self._fence(why, now), *self._seek(now)]
             out.append(Report("other workers have its experts; streams go on"))
             self._next_move = now  # to have each of them twice again, if there is room

@@ -1,0 +1,133 @@
+"""Nodes that hold experts alone: they load with the stages, and a route goes on without those whose experts others have."""
+
+from __future__ import annotations
+
+from shoal.membership.events import DrainAsked, Heard, Joined, Left, RouteFilled, RoutePaused, StageFailed, StageLinked, StageLoaded, Tick
+from shoal.membership.instructions import Cut, Dismiss, HoldExperts, Instruction, LinkStage, LoadStage
+from shoal.membership.state import LINKING, LOADING, SERVING, Cluster
+from shoal.placement.expert_moves import ExpertMoves
+from shoal.placement.moves import Moves
+from shoal.placement.profile import Demand, LinkSpeed, LinkSpeeds, NodeProfile
+from tests.support.membership import only, reports
+from tests.support.nodes import MB
+from tests.unit.placement.test_experts import model
+
+STAGE, FIRST, SECOND, THIRD = 1, 2, 3, 4
+FAST = LinkSpeeds({f"n{node}": LinkSpeed(10e-6, 1e9) for node in range(1, 10)})
+
+
+def cluster(stage_memory: int) -> Cluster:
+    """A stage and two workers, asked to load. stage_memory: MB; all of the model takes about 80, without experts 30."""
+    moves = Moves(model(count=16, chosen=12), Demand(1, 1024, 256), links=FAST)
+    c = Cluster("1", 3, ExpertMoves(moves), silence=8)
+    c.handle(joined(STAGE, stage_memory, worker=False), 0)
+    c.handle(joined(FIRST), 0)
+    c.handle(joined(SECOND), 0)
+    assert c.state == LOADING
+    return c
+
+
+def joined(node: int, memory: int = 500, worker: bool = True, name: str = "") -> Joined:
+    return Joined(node, node * 11, NodeProfile(name or f"n{node}", memory * MB, 10e9, 1e12, worker=worker), "host", node, "1")
+
+
+def serve(c: Cluster, now: float = 0) -> list[Instruction]:
+    """Whatever is coming serves."""
+    assert c.coming is not None
+    epoch, members, nodes = c.coming.epoch, c.coming.members, c.coming.nodes
+    out = [i for node in members for i in c.handle(StageLoaded(node, epoch, 5, "native"), now)]
+    if c.serving is not None:
+        out += c.handle(RoutePaused(c.serving.epoch), now)
+    out += [i for node in nodes for i in c.handle(StageLinked(node, epoch), now)]
+    out += c.handle(RouteFilled(epoch), now)
+    assert c.state == SERVING and c.coming is None
+    return out
+
+
+def serving(stage_memory: int = 500) -> Cluster:
+    c = cluster(stage_memory)
+    serve(c)
+    return c
+
+
+def test_a_stage_is_told_who_holds_what_it_does_not() -> None:
+    c = cluster(500)
+    assert c.coming is not None
+    orders = c.coming.load()
+    (stage,) = only(orders, LoadStage)
+    assert isinstance(stage, LoadStage) and stage.node == STAGE
+    held = {order.node: order.table for order in orders if isinstance(order, HoldExperts)}
+    assert dict(stage.workers) == held and held.keys() == {FIRST, SECOND}
+
+
+def test_stages_are_linked_when_the_workers_have_loaded() -> None:
+    c = cluster(500)
+    assert c.coming is not None
+    epoch = c.coming.epoch
+    assert not c.handle(StageLoaded(STAGE, epoch, 5, "native"), 0)
+    assert not c.handle(StageLoaded(FIRST, epoch, 5, "native"), 0)
+    assert "not yet n3" in c.progress
+    (link,) = only(c.handle(StageLoaded(SECOND, epoch, 5, "native"), 0), LinkStage)
+    assert isinstance(link, LinkStage) and link.node == STAGE and link.next is None
+    assert c._phase == LINKING
+
+
+def test_a_route_goes_on_without_a_worker_whose_experts_another_one_has() -> None:
+    c = serving()
+    out = c.handle(Left(SECOND, "its connection ended"), 1)
+    assert "other workers have its experts; streams go on" in reports(out)
+    assert not only(out, Cut) and c.state == SERVING
+
+
+def test_it_does_not_go_on_without_the_last_one_that_has_them() -> None:
+    c = serving()
+    c.handle(Left(SECOND, "its connection ended"), 1)
+    out = c.handle(Left(FIRST, "its connection ended"), 2)
+    assert only(out, Cut), "the first loss is not forgotten"
+    assert c.state == LOADING and c.coming is not None and not c.coming.workers
+    serve(c, 3)
+
+
+def test_one_that_comes_back_is_given_experts_again() -> None:
+    c = serving()
+    c.handle(Left(SECOND, "nothing was heard from it"), 1)
+    c.handle(joined(THIRD, name="n3"), 20)
+    for node in (STAGE, FIRST, THIRD):
+        c.handle(Heard(node), 30)
+    c.handle(Tick(), 30)
+    assert c.coming is not None and set(c.coming.workers) == {FIRST, THIRD}
+    serve(c, 31)
+
+
+def test_a_worker_that_cannot_load_is_left_out() -> None:
+    c = cluster(500)
+    assert c.coming is not None
+    c.handle(StageFailed(FIRST, c.coming.epoch, "not enough memory"), 0)
+    assert c.coming is None and "n2 failed: not enough memory" in c.why
+    c.handle(joined(THIRD), 1)
+    assert c.coming is not None and set(c.coming.workers) == {SECOND, THIRD}
+    serve(c, 2)
+
+
+def test_a_worker_leaves_when_a_plan_without_it_serves() -> None:
+    c = serving()
+    out = c.handle(DrainAsked(SECOND), 10)
+    assert not only(out, Dismiss) and c.coming is not None and SECOND not in c.coming.members
+    out = serve(c, 11)
+    assert [order.node for order in only(out, Dismiss) if isinstance(order, Dismiss)] == [SECOND]
+
+
+def test_without_workers_a_stage_without_room_waits_and_says_what_is_missing() -> None:
+    c = serving(stage_memory=50)
+    c.handle(Left(SECOND, "its connection ended"), 1)
+    c.handle(Left(FIRST, "its connection ended"), 2)
+    assert c.coming is None and c.serving is None
+    assert "needs" in c.why or "memory" in c.why
+
+
+def test_keys_and_values_stay_when_experts_move() -> None:
+    c = serving()
+    c.handle(Left(SECOND, "its connection ended"), 1)
+    c.handle(Left(FIRST, "its connection ended"), 2)
+    assert c.coming is not None
+    assert c.coming.keep[STAGE] == range(4), "all layers of the stage"
