@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
@@ -52,7 +52,7 @@ class _Sharing:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runtime, name)
 
-    def pack(self, weights: Weights, block: WeightBlock) -> Packed:
+    def pack(self, weights: Weights, block: WeightBlock, without: Container[int] = ()) -> Packed:
         return _packed(self._precision, weights, block)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Container, Generator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -157,8 +157,8 @@ class Runtime(Protocol):
         """Which runtime this is, and its instruction set if it has one."""
         ...
 
-    def pack(self, weights: Weights, block: WeightBlock) -> Packed:
-        """A block in execution layout. Raises ModelError, ConfigError."""
+    def pack(self, weights: Weights, block: WeightBlock, without: Container[int] = ()) -> Packed:
+        """A block in execution layout. without: experts that run elsewhere. Raises ModelError, ConfigError."""
         ...
 
     def open(self, blocks: int) -> None:

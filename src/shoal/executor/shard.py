@@ -11,7 +11,7 @@ from threading import Lock
 from time import monotonic
 
 from shoal.errors import ConfigError, DamagedPackedFile, LocalProtocolError
-from shoal.executor.base import BlockPart, Leases, Packed, Runtime, RuntimeFactory, WeightBlock
+from shoal.executor.base import Leases, Packed, Runtime, RuntimeFactory, WeightBlock
 from shoal.executor.constraint import Holder
 from shoal.executor.elsewhere import Elsewhere
 from shoal.executor.journal import Journal, JournalCounters, JournalLimits
@@ -199,18 +199,11 @@ class Shard:
             spared = elsewhere.get(layer, frozenset[int]())
             lacking[layer] = spared & self._lacks(layer) if layer in self._weights else spared
             for block in blocks_of(range(layer, layer + 1), len(weights.spec.layers)):
-                packed[block] = self._packed_block(runtime, weights, block, lacking[layer])
+                packed[block] = runtime.pack(weights, block, lacking[layer])
                 weights.forget()
         for block, made in packed.items():
             self._store.put(block, made)
         self._weights, self._lacking = {**self._weights, **layers}, {**self._lacking, **lacking}
-
-    def _packed_block(self, runtime: Runtime, weights: Weights, block: WeightBlock, lacking: frozenset[int]) -> Packed:
-        if not lacking or block.part is not BlockPart.FEED_FORWARD:
-            return runtime.pack(weights, block)
-        if not isinstance(runtime, NativeRuntime):
-            raise ConfigError(f"{runtime.name} cannot leave experts to other machines; use --runtime native")
-        return runtime.pack(weights, block, lacking)
 
     def enter(self, layers: range, keep: range, blocks: int, memory: int = 0, elsewhere: Experts | None = None) -> StageExecutor:
         """The stage of a new epoch: all of `layers` are loaded, and only the keys and values of `keep` are still good. Frees

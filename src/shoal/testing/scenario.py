@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from shoal.config import EngineSettings, HeadSettings, NodeSettings
+from shoal.config import EngineSettings, HeadSettings, NodeRole, NodeSettings
 from shoal.control import messages as control
 from shoal.errors import CapacityError, ClusterError
 from shoal.executor.journal import JournalLimits
@@ -29,6 +29,7 @@ from shoal.testing.clock import Deadlock, SimulatedLoop
 from shoal.testing.network import Host, Network, SimWorld
 
 _WITH_DISKS = 0.3  # of the seeds
+_WITH_WORKERS = 0.3  # of the seeds, whose model has experts then
 _TROUBLE = 25.0  # simulated seconds during which things happen
 _BOUND = 4000.0  # simulated seconds after which a request that has not ended counts as stuck
 _JOURNALS = (JournalLimits(0, 0), JournalLimits(32 * 4 * 2, 0), JournalLimits(32 * 4, 32 * 4 * 2), JournalLimits(1 << 20, 0))
@@ -41,6 +42,12 @@ def disks_of(seed: int) -> Random | None:
     """The chance of their reads, where nodes have less memory than the model needs and read the rest of it from disks."""
     chance = Random(f"disks {seed}")
     return chance if chance.random() < _WITH_DISKS else None
+
+
+def workers_of(seed: int) -> Random | None:
+    """Which nodes hold experts alone, where the model has any."""
+    chance = Random(f"workers {seed}")
+    return chance if chance.random() < _WITH_WORKERS else None
 
 
 class Broken(AssertionError):
@@ -81,6 +88,7 @@ class _Node:
     agent: Agent | None = None
     running: asyncio.Task[Any] | None = None
     disk: toy.Disk | None = None
+    worker: bool = False
     models: list[toy.ToyModel] = dataclasses.field(default_factory=list[toy.ToyModel])
 
 
@@ -92,7 +100,7 @@ class Scenario:
         self.tokens = self.faults = 0
         self.layers = self.rng.randint(3, 7)
         self.seconds = toy.Seconds()
-        self.disks = disks_of(seed)
+        self.disks, self.workers = disks_of(seed), workers_of(seed)
         self.layer_bytes = toy.LAYER_BYTES if self.disks is None else 1 << 20  # units that are read fill pages
         self.network = Network(Random(self.rng.random()), self.say)
         self.coordinator: Coordinator | None = None
@@ -145,7 +153,7 @@ class Scenario:
         )
         head = SimWorld(self.network, self.network.host("head"))
         self.coordinator = coordinator = Coordinator(
-            settings, Served("toy", "toy", toy.cost(self.layers, self.layer_bytes), 160), head, self.counts
+            settings, Served("toy", "toy", toy.cost(self.layers, self.layer_bytes, self.workers is not None), 160), head, self.counts
         )
         await coordinator.start()
         self._ambush(coordinator)
@@ -285,6 +293,7 @@ class Scenario:
             rng.uniform(0.5, 2) * 1000 * self.layer_bytes,
             rng.choice(_JOURNALS),
             disk=disk,
+            worker=self.workers is not None and not share and self.workers.random() < 0.5,
         )
         self._nodes.append(node)
         self._start(node)
@@ -300,7 +309,7 @@ class Scenario:
 
         name = node.host.name
         node.agent = Agent(
-            NodeSettings(name=name, threads=1),
+            NodeSettings(name=name, threads=1, role=NodeRole.EXPERTS if node.worker else NodeRole.LAYERS),
             "head:7420",
             environment,
             make,
@@ -373,6 +382,7 @@ class Scenario:
             if seen[-1:] != [phase]:
                 seen.append(phase)
                 if self._loop.time() < _TROUBLE and self.rng.random() < 0.06 and (nodes := coordinator.cluster.route):
+                    nodes = [*nodes, *coordinator.cluster.workers]
                     self._loop.call_later(self.rng.uniform(0, 0.05), self._strike, coordinator, self.rng.choice(nodes), phase)
             return out
 

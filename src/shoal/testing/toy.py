@@ -7,7 +7,7 @@ the real one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from random import Random
@@ -18,8 +18,8 @@ import numpy as np
 from llguidance import LLTokenizer, TokenizerWrapper
 
 from shoal.control import messages as control
-from shoal.errors import WeightsUnreadable
-from shoal.executor.base import Angles, BlockPart, Floats, Ints, Leases, Program, StageBatch, StageOutput, WeightBlock
+from shoal.errors import RemoteProtocolError, WeightsUnreadable
+from shoal.executor.base import Angles, BlockPart, Collect, Floats, Ints, Leases, Program, Send, StageBatch, StageOutput, WeightBlock, here
 from shoal.executor.constraint import Grammars
 from shoal.executor.journal import JournalLimits
 from shoal.executor.kv_pool import HostRuntime
@@ -30,11 +30,13 @@ from shoal.models.matrix import StoredMatrix
 from shoal.models.spec import Dense, GroupedQuery, LayerSpec, ModelSpec, Rope
 from shoal.native import BLOCK_TOKENS
 from shoal.node.expert_service import Bank
-from shoal.placement.cost import LayerCost, Matrices, ModelCost
+from shoal.node.expert_tables import together
+from shoal.placement.cost import ExpertsCost, LayerCost, Matrices, ModelCost
 from shoal.request import Request, Score
 from shoal.scheduler.cost import StepLoad
 from shoal.scheduler.plan import Chunk, Opened, PromptQuery, StepPlan
 from shoal.weights.expert_reads import ExpertReads
+from shoal.wire.routed import Routed, Sums
 
 VOCABULARY = 24
 END = 3
@@ -42,6 +44,9 @@ END = 3
 LAYER_BYTES = 1000
 KV_BYTES = 4
 _MASK = 0xFFFFFF  # integers that float32 holds exactly
+EXPERTS = 6
+"""Of each layer, where it has any: each row takes two, one for the upper half of its cell's bits and one for the lower."""
+_HALF = 0xFFF
 
 
 def spec(layers: int) -> ModelSpec:
@@ -49,9 +54,39 @@ def spec(layers: int) -> ModelSpec:
     return ModelSpec("toy", 1, VOCABULARY, 1e-6, 4096, True, (layer,) * layers)
 
 
-def cost(layers: int, layer_bytes: int = LAYER_BYTES) -> ModelCost:
-    matrices = Matrices(layer_bytes, 1000)
-    return ModelCost((LayerCost(matrices, KV_BYTES, attention=4),) * layers, matrices, activation_bytes=4, workspace=100)
+def cost(layers: int, layer_bytes: int = LAYER_BYTES, experts: bool = False) -> ModelCost:
+    """experts: whether the larger part of a layer are experts."""
+    matrices, one = Matrices(layer_bytes, 1000), Matrices(layer_bytes // 8, 125)
+    routed = ExpertsCost(EXPERTS, 2, one) if experts else None
+    always = Matrices(layer_bytes - EXPERTS * one.size, 250) if experts else matrices
+    layer = LayerCost(always, KV_BYTES, attention=4, experts=routed)
+    return ModelCost((layer,) * layers, matrices, activation_bytes=4, workspace=100)
+
+
+def chosen(cell: int) -> tuple[int, int]:
+    """The experts of a row, by its cell."""
+    first = cell % EXPERTS
+    return first, (first + 1 + cell // EXPERTS % (EXPERTS - 1)) % EXPERTS
+
+
+def half(cell: int, upper: bool) -> int:
+    return cell & ~_HALF if upper else cell & _HALF
+
+
+class ToyBank:
+    """Experts for stages on other machines."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, frozenset[int]] = {}
+        self.expert_rows: dict[int, RowCounts] = {}
+
+    def run(self, routed: Routed) -> Sums:
+        if lacking := set(routed.experts.tolist()) - self.held.get(routed.layer, frozenset()):
+            raise RemoteProtocolError(f"expert {min(lacking)} of layer {routed.layer} is not here")
+        sums = np.zeros((routed.rows, 1))
+        for row, weight in zip(routed.index.tolist(), routed.weights.tolist(), strict=True):
+            sums[row, 0] += half(int(routed.x[row, 0]), weight == 2)
+        return sums
 
 
 class ToyWeights:
@@ -80,6 +115,36 @@ class _ToyBlock:
     nbytes: int
 
 
+def _with_experts(layer: int, cells: list[int], away: frozenset[int]) -> Program[list[int]]:
+    """The cells again, put together from what their experts say, here and elsewhere."""
+    sums = np.zeros((len(cells), 1))
+    entries: list[tuple[int, int, float]] = []  # of experts elsewhere: number, row, weight
+    for row, cell in enumerate(cells):
+        for upper, expert in enumerate(chosen(cell)):
+            if expert in away:
+                entries.append((expert, row, 1.0 + upper))
+            else:
+                sums[row, 0] += half(cell, bool(upper))
+    if entries:
+        entries.sort()
+        rows = np.array(sorted({row for _, row, _ in entries}), np.int32)
+        experts, counts = np.unique([expert for expert, _, _ in entries], return_counts=True)
+        routed = Routed(
+            layer,
+            experts.astype(np.int32),
+            np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
+            np.searchsorted(rows, [row for _, row, _ in entries]).astype(np.int32),
+            np.array([weight for _, _, weight in entries], np.float32),
+            np.zeros((0, 0), np.float32),
+            np.zeros((0, 1), np.int8),
+            np.array(cells, np.float32)[rows, None],
+        )
+        yield Send(routed, rows)
+        for part in (yield Collect()):
+            sums[part.rows] += part.sums
+    return sums[:, 0].astype(np.int64).tolist()
+
+
 class ToyRuntime(HostRuntime):
     """Takes the place of the native kernels."""
 
@@ -88,10 +153,13 @@ class ToyRuntime(HostRuntime):
     def __init__(self, layers: int) -> None:
         super().__init__(spec(layers), bf16=True)
 
-    def pack(self, weights: Any, block: WeightBlock) -> _ToyBlock:
+    def pack(self, weights: Any, block: WeightBlock, without: Container[int] = ()) -> _ToyBlock:
         return _ToyBlock(LAYER_BYTES if block.part is BlockPart.FEED_FORWARD else 0)
 
     def forward(self, hidden: Floats, batch: StageBatch, angles: list[Angles], layers: range, leases: Leases) -> Floats:
+        return here(self.program(hidden, batch, angles, layers, leases))
+
+    def program(self, hidden: Floats, batch: StageBatch, angles: list[Angles], layers: range, leases: Leases) -> Program[Floats]:
         positions, starts = batch.positions.tolist(), batch.starts.tolist()
         places: list[Ints] = []
         for table, position, first, end in zip(batch.tables, positions, starts, starts[1:], strict=False):
@@ -108,6 +176,9 @@ class ToyRuntime(HostRuntime):
                     mixed = (out[row] * 2654435761 + total * 40503 + layer * 97 + 12345) & 0xFFFFFFFF
                     out[row] = cell = (mixed ^ (mixed >> 13)) & _MASK
                     total += cell
+            if away := leases.elsewhere(layer):
+                out = yield from _with_experts(layer, out, away)
+            for place, position, first, end in zip(places, positions, starts, starts[1:], strict=False):
                 cells[place[position:]] = out[first:end]
         return np.array(out, np.float32).reshape(-1, 1)
 
@@ -276,6 +347,7 @@ class ToyModel:
         self._grammars = grammars()
         self.shard = Shard(make_runtime, journals=journals, grammars=self._grammars)
         self._weights = ToyWeights(layers)
+        self.bank = ToyBank()
 
     @property
     def layers(self) -> list[range]:
@@ -302,16 +374,17 @@ class ToyModel:
 
     def load(self, layers: range, streamed: bool = False, elsewhere: Experts | None = None) -> None:
         assert not streamed or self._disk is not None, "weights are to come from a disk that is not there"
-        self.shard.load(layers, self._weights)
+        self.shard.load(layers, self._weights, elsewhere=elsewhere)
 
     def hold(self, experts: Experts) -> Bank:
-        raise NotImplementedError("the toy model has no experts")
+        self.bank.held = together([self.bank.held, experts])
+        return self.bank
 
     def free(self, wanted: Experts) -> None:
-        pass
+        self.bank.held = {layer: held & wanted.get(layer, frozenset()) for layer, held in self.bank.held.items()}
 
     def enter(self, layers: range, keep: range, blocks: int, memory: int = 0, elsewhere: Experts | None = None) -> _Entered:
-        stage, streamed = self.shard.enter(layers, keep, blocks), 0
+        stage, streamed = self.shard.enter(layers, keep, blocks, elsewhere=elsewhere), 0
         if memory and self._disk is not None:
             parts = len(layers) + (layers.stop == len(self.spec.layers))
             streamed = parts - memory // self._disk.layer_bytes
