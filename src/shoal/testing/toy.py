@@ -176,10 +176,11 @@ class ToyRuntime(HostRuntime):
                     mixed = (out[row] * 2654435761 + total * 40503 + layer * 97 + 12345) & 0xFFFFFFFF
                     out[row] = cell = (mixed ^ (mixed >> 13)) & _MASK
                     total += cell
+                cells[place[position:]] = out[first:end]  # the next sequence may share them
             if away := leases.elsewhere(layer):
                 out = yield from _with_experts(layer, out, away)
-            for place, position, first, end in zip(places, positions, starts, starts[1:], strict=False):
-                cells[place[position:]] = out[first:end]
+                for place, position, first, end in zip(places, positions, starts, starts[1:], strict=False):
+                    cells[place[position:]] = out[first:end]
         return np.array(out, np.float32).reshape(-1, 1)
 
     def logits(self, hidden: Floats, picked: Ints, leases: Leases) -> Floats:
