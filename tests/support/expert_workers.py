@@ -22,7 +22,7 @@ from shoal.models.weights import Weights
 from shoal.node.expert_holders import Holders, Table
 from shoal.node.expert_links import ExpertLinks
 from shoal.node.expert_service import ExpertService
-from shoal.node.stage_service import _advanced  # pyright: ignore[reportPrivateUsage]
+from shoal.node.stage_service import _advanced
 from shoal.scheduler.plan import StepPlan
 from shoal.transport.base import FrameStream
 from shoal.transport.tcp import connect, listen

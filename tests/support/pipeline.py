@@ -24,7 +24,7 @@ from shoal.request import Alternative, Request, RequestId, SamplingParams
 from shoal.scheduler.limits import Limits
 from shoal.scheduler.scheduler import Scheduler
 from shoal.transport.memory import pair
-from shoal.wire.frame import Frame, WireCodec
+from shoal.wire.frame import WireCodec
 from tests.support.stages import stage
 
 
@@ -73,7 +73,7 @@ async def pipeline(
     links = [pair() for _ in range(stages + 1)]
     services: list[StageService] = []
 
-    async def compute(work: Callable[[], Frame], size: int) -> Frame:
+    async def compute(work: Callable[[], Any], size: int) -> Any:
         return await asyncio.get_running_loop().run_in_executor(pool, work)
 
     def make(weights: Weights, layer: int) -> Any:

@@ -53,7 +53,7 @@ def serving(stage_memory: int = 500) -> Cluster:
 def test_a_stage_is_told_who_holds_what_it_does_not() -> None:
     c = cluster(500)
     assert c.coming is not None
-    orders = c.coming.load()
+    orders: list[Instruction] = [*c.coming.load()]
     (stage,) = only(orders, LoadStage)
     assert isinstance(stage, LoadStage) and stage.node == STAGE
     held = {order.node: order.table for order in orders if isinstance(order, HoldExperts)}

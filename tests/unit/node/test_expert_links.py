@@ -266,7 +266,7 @@ def test_one_that_takes_nothing_holds_no_step_up(play: Any) -> None:
         async def send(frame: Frame) -> None:
             await never.wait()
 
-        stream.send, stream.offer = send, lambda frame: False  # pyright: ignore[reportUnknownLambdaType]
+        stream.send, stream.offer = send, lambda frame: False
         collecting = await company.ask()
         await company["a"].take()
         await company["a"].answer()

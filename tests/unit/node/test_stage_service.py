@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ class Bench:
         (self.before, self.upstream), (downstream, self.after) = pair(), pair()
         self.service.link(downstream)
 
-    async def compute(self, work: Callable[[], Frame], size: int) -> Frame:
+    async def compute(self, work: Callable[[], Any], size: int) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self.pool, work)
 
     async def send(self, step: int, epoch: int = EPOCH, spans: list[tuple[int, int]] | None = None, body: bool = True) -> None:
