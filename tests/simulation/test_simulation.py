@@ -20,7 +20,7 @@ from shoal.scheduler.cost import Learned
 from shoal.scheduler.scheduler import Scheduler
 from shoal.testing.clock import Deadlock, SimulatedLoop
 from shoal.testing.rush import Rush
-from shoal.testing.scenario import Broken, Scenario, disks_of
+from shoal.testing.scenario import Broken, Scenario, disks_of, workers_of
 from shoal.testing.simulate import play, play_all
 
 SEEDS = int(os.environ.get("SHOAL_SEEDS", "300"))  # `make simulate` plays more
@@ -52,6 +52,18 @@ def test_weights_that_come_late_or_not_at_all_cost_time_and_no_token():
     disks = [node.disk for scenario in with_disks for node in scenario._nodes if node.disk is not None]
     assert sum(disk.steps > 0 for disk in disks) > 20
     assert sum(disk.failed for disk in disks) > 10
+
+
+@pytest.mark.slow
+def test_workers_that_are_lost_cost_time_and_no_token():
+    with_workers = [Scenario(seed) for seed in range(200) if workers_of(seed) is not None]
+    for scenario in with_workers:
+        scenario.run()  # raises Broken as above
+    told = ["\n".join(scenario.events) for scenario in with_workers]
+    assert sum(" experts\n" in events for events in told) > 15, "plans with workers"
+    assert sum("a worker with experts is lost" in events for events in told) > 5
+    banks = [model.bank for scenario in with_workers for node in scenario._nodes for model in node.models]
+    assert sum(bool(bank.rows) for bank in banks) > 15
 
 
 @pytest.mark.slow

@@ -367,7 +367,7 @@ class Agent:
         epoch = self._epochs.get(link.epoch)
         if epoch is None or self._model is None:
             return
-        order, model = epoch.order, self._model
+        order, model, failing = epoch.order, self._model, ""
         keep = range(order.keep_first, order.keep_end)
         try:
             async with self._changing:
@@ -393,16 +393,17 @@ class Agent:
                 )
                 self._current, epoch.service = epoch, service
                 epoch.entered.set()
+            failing = "no link to workers with experts: "
             if epoch.links is not None:
                 await epoch.links.open()
+            failing = "no link to the next stage: "
             hello = Hello(__version__, self._welcome.cluster, self._welcome.name, order.stage + 1)
             role = Role.HEAD if service.last else Role.NODE
             service.link(await self._links.open(link.host, link.port, link.epoch, hello, role))
         except Exception as error:
             if not isinstance(error, OSError | EOFError | ShoalError | MemoryError):
                 log.error("entering a route failed unexpectedly", exc_info=error)
-            entered = "no link to the next stage: " if epoch.service is not None else ""
-            self._failed(epoch, f"{entered}{str(error) or type(error).__name__}")
+            self._failed(epoch, f"{failing}{str(error) or type(error).__name__}")
             return
         if self._is_ordered(epoch):
             self._say(control.Linked(epoch=link.epoch))

@@ -136,6 +136,7 @@ class PulledModel:
         self._shard.rest()
 
     def close(self) -> None:
+        self._bank = None
         self._shard.close()
         self._grammars.close()
 

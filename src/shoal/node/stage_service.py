@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
+from inspect import GEN_RUNNING, getgeneratorstate
 from time import perf_counter
 from typing import Protocol
 
@@ -122,7 +123,8 @@ class StageService:
                 answer = await self._perform(found)
             return found
         finally:
-            program.close()  # where the step failed, or the stage ended, while it waited
+            if getgeneratorstate(program) != GEN_RUNNING:  # otherwise this task was cancelled while a thread computes, which ends by itself
+                program.close()  # where the step failed, or the stage ended, while it waited
 
     async def _perform(self, asked: Send | Collect) -> list[Partial]:
         if self._closed:  # what it sent is forgotten, so nothing that it computes from here on is right

@@ -79,10 +79,13 @@ class ToyBank:
     def __init__(self) -> None:
         self.held: dict[int, frozenset[int]] = {}
         self.expert_rows: dict[int, RowCounts] = {}
+        self.rows = 0
+        """That it has run."""
 
     def run(self, routed: Routed) -> Sums:
         if lacking := set(routed.experts.tolist()) - self.held.get(routed.layer, frozenset()):
             raise RemoteProtocolError(f"expert {min(lacking)} of layer {routed.layer} is not here")
+        self.rows += routed.rows
         sums = np.zeros((routed.rows, 1))
         for row, weight in zip(routed.index.tolist(), routed.weights.tolist(), strict=True):
             sums[row, 0] += half(int(routed.x[row, 0]), weight == 2)

@@ -354,7 +354,8 @@ std::vector<float> stepped(const Kernels& kernels, int threads) {
   for (unsigned i = 0; i < 8; ++i) routed.push_back(mlp(hidden, 32, "q4", 200 + 3 * i));
   Routing routing;
   routing.chosen = 3, routing.renormalised = true;
-  Experts experts(around, {linear(8, hidden, "f32", 301), {}, routed, mlp(hidden, 32, "q8", 310), {}}, routing, Activation::Silu);
+  const ExpertSet set(routed, mlp(hidden, 32, "q8", 310), 32, hidden, Activation::Silu);
+  Experts experts(around, {linear(8, hidden, "f32", 301), {}, {}}, set, routing);
   std::vector<std::vector<uint8_t>> memory;
   for (const AttentionBlock* block : std::initializer_list<const AttentionBlock*>{&grouped, &latent}) {
     memory.emplace_back(static_cast<size_t>(blocks * block->heads().block_bytes(false)));
