@@ -87,7 +87,7 @@ NO_INTS = st.one_of(st.none(), st.text(max_size=3), st.floats(), st.lists(st.int
 WRONG: dict[str, st.SearchStrategy[Any]] = {
     "layer": st.one_of(NO_INTS, st.integers(-(2**63), -1)),
     **{name: st.one_of(NO_INTS, st.integers(-(2**63), 2**64 - 1)) for name in ("rows", "hidden", "experts", "entries")},
-    "rounded": st.one_of(st.booleans(), st.none(), st.integers(), st.text(max_size=3)),
+    "rounded": st.one_of(st.booleans(), st.none(), st.integers(-(2**63), 2**64 - 1), st.text(max_size=3)),
 }
 
 
