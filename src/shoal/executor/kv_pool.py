@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from shoal.executor.base import Angles, Floats, Leases, Program, StageBatch
 from shoal.models.spec import LayerSpec, ModelSpec
 from shoal.native import BLOCK_TOKENS
 
@@ -59,14 +58,6 @@ class HostRuntime:
 
     def keep(self, layers: range) -> None:
         self._pool.keep(layers)
-
-    def forward(self, hidden: Floats, batch: StageBatch, angles: list[Angles], layers: range, leases: Leases) -> Floats:
-        raise NotImplementedError
-
-    def program(self, hidden: Floats, batch: StageBatch, angles: list[Angles], layers: range, leases: Leases) -> Program[Floats]:
-        """For a runtime that runs no experts elsewhere."""
-        yield from ()
-        return self.forward(hidden, batch, angles, layers, leases)
 
     def copy(self, pairs: list[tuple[int, int]]) -> None:
         self._pool.copy(pairs)

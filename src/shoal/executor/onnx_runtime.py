@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.config import Precision
-from shoal.executor.base import Angles, BlockPart, Floats, Ints, Leases, Packed, StageBatch, WeightBlock
+from shoal.executor.base import Angles, BlockPart, Floats, Ints, Leases, Packed, Program, StageBatch, WeightBlock
 from shoal.executor.kv_pool import HostRuntime
 from shoal.executor.native_blocks import grouped_query
 from shoal.executor.onnx_runtimes import Segment, SegmentRuntime
@@ -58,6 +58,10 @@ class OnnxRuntime(HostRuntime):
         attention = self._spec.layers[block.layer].attention
         normed = block.part is BlockPart.ATTENTION and isinstance(attention, GroupedQuery) and attention.qk_norm
         return _Segments(made, size, (weights.vector(f"{layer}q_norm"), weights.vector(f"{layer}k_norm")) if normed else (None, None))
+
+    def program(self, hidden: Floats, batch: StageBatch, angles: list[Angles], layers: range, leases: Leases) -> Program[Floats]:
+        yield from ()  # nothing is needed from elsewhere
+        return self.forward(hidden, batch, angles, layers, leases)
 
     def forward(self, hidden: Floats, batch: StageBatch, angles: list[Angles], layers: range, leases: Leases) -> Floats:
         for layer in layers:

@@ -69,6 +69,12 @@ class _Epoch:
         """That this node is to hold for stages on other machines."""
         return by_layer(self.order.experts)
 
+    @property
+    def part(self) -> str:
+        """For people."""
+        count = sum(map(len, self.experts.values()))
+        return f"{count} experts of layers {_range(self.order)}" if count else f"layers {_range(self.order)}"
+
 
 def _range(order: control.Load) -> str:
     return f"{order.first_layer}-{order.end_layer - 1}"
@@ -261,7 +267,7 @@ class Agent:
             case control.Probe():
                 self._spawn(self._probe(message))
             case control.Load():
-                self._spawn(self._hold(message) if message.experts else self._load(message))
+                self._spawn(self._load(message))
             case control.Link():
                 self._spawn(self._enter(message))
             case control.Rest():
@@ -294,7 +300,7 @@ class Agent:
     def _failed(self, epoch: _Epoch, reason: str) -> None:
         """Tells the head, unless it is another head by now: its epochs have the same numbers but mean something else."""
         log.info("stage failed", epoch=epoch.order.epoch, reason=reason)
-        self._tell(f"layers {_range(epoch.order)} cannot be served: {reason}")
+        self._tell(f"{epoch.part} cannot be served: {reason}")
         if self._is_ordered(epoch):
             self._say(control.Failed(epoch=epoch.order.epoch, reason=reason))
 
@@ -316,21 +322,17 @@ class Agent:
     # Stages
 
     async def _load(self, order: control.Load) -> None:
-        """Loads an epoch's layers beside those that run."""
+        """Loads an epoch's layers, or experts for stages on other machines, beside those that run."""
         began = self._environment.now()
         epoch = self._epochs[order.epoch] = _Epoch(order)
-        self._tell(f"loading layers {_range(order)} of {_name(order.model)}")
+        self._tell(f"loading {epoch.part} of {_name(order.model)}")
         try:
             await self._fetcher.fill(order)
             async with self._changing:
                 if not self._is_latest(epoch):
                     return
                 model = await self._model_for(order)
-                running = [self._current.layers] if self._current is not None else []
-                away = elsewhere(order.workers)
-                await self._environment.load(
-                    lambda: (model.shed([*running, epoch.layers]), model.load(epoch.layers, order.weight_memory > 0, away))
-                )
+                await (self._load_experts if epoch.experts else self._load_layers)(epoch, model)
         except Exception as error:
             if not isinstance(error, ShoalError | MemoryError | OSError):
                 log.error("loading failed unexpectedly", exc_info=error)
@@ -339,10 +341,21 @@ class Agent:
         if not self._is_latest(epoch):
             return
         seconds = self._environment.now() - began
-        log.info("loaded", layers=f"{order.first_layer}-{order.end_layer - 1}", runtime=model.runtime, seconds=round(seconds, 2))
+        log.info("loaded", layers=_range(order), runtime=model.runtime, seconds=round(seconds, 2))
         loaded = control.Loaded(epoch=order.epoch, weight_bytes=model.nbytes, runtime=model.runtime, seconds=seconds)
         loaded.shared.extend(self._fetcher.offer(order))
         self._say(loaded)
+        if epoch.experts:
+            epoch.entered.set()
+            self._tell(f"holding {epoch.part}: {human_bytes(model.nbytes)} of weights, {model.runtime}")
+
+    async def _load_layers(self, epoch: _Epoch, model: Model) -> None:
+        running = [self._current.layers] if self._current is not None else []
+        streamed, away = epoch.order.weight_memory > 0, elsewhere(epoch.order.workers)
+        await self._environment.load(lambda: (model.shed([*running, epoch.layers]), model.load(epoch.layers, streamed, away)))
+
+    async def _load_experts(self, epoch: _Epoch, model: Model) -> None:
+        self._serve_experts(await self._environment.load(lambda: model.hold(epoch.experts)))
 
     def _is_ordered(self, epoch: _Epoch) -> bool:
         """Whether the epoch belongs to this membership and was not replaced by another."""
@@ -437,34 +450,6 @@ class Agent:
         return ExpertLinks(
             holders, lambda name: self._links.open(*at[name], order.epoch, hello), order.epoch, environment.now, environment.rng
         )
-
-    async def _hold(self, order: control.Load) -> None:
-        """Loads experts for the stages of an epoch, beside those of the one that runs."""
-        began = self._environment.now()
-        epoch = self._epochs[order.epoch] = _Epoch(order)
-        count = sum(map(len, epoch.experts.values()))
-        self._tell(f"loading {count} experts of layers {_range(order)} of {_name(order.model)}")
-        try:
-            await self._fetcher.fill(order)
-            async with self._changing:
-                if not self._is_latest(epoch):
-                    return
-                model = await self._model_for(order)
-                bank = await self._environment.load(lambda: model.hold(epoch.experts))
-                self._serve_experts(bank)
-        except Exception as error:
-            if not isinstance(error, ShoalError | MemoryError | OSError):
-                log.error("loading experts failed unexpectedly", exc_info=error)
-            self._failed(epoch, str(error) or type(error).__name__)
-            return
-        if not self._is_latest(epoch):
-            return
-        epoch.entered.set()
-        seconds = self._environment.now() - began
-        loaded = control.Loaded(epoch=order.epoch, weight_bytes=model.nbytes, runtime=model.runtime, seconds=seconds)
-        loaded.shared.extend(self._fetcher.offer(order))
-        self._say(loaded)
-        self._tell(f"holding {count} experts of layers {_range(order)}: {human_bytes(model.nbytes)} of weights, {model.runtime}")
 
     def _serve_experts(self, bank: Bank) -> None:
         if self._serving_experts is None or self._serving_experts[0].bank is not bank:

@@ -1,8 +1,9 @@
 """A stage's end of its conversations with workers that hold experts: who is asked, what came, and what to do if nothing does.
 
 An answer that does not come is asked of a replica: when its worker's connection breaks, at once; when it is late, beside it, and the
-first answer counts. No step waits for a worker to take what it is sent. Rows are the same whoever runs them, and so are the sums, so no answer is wrong because another one came, too. Where
-nobody else has an expert, the step waits for its worker to come back, for a bounded time.
+first answer counts. No step waits for a worker to take what it is sent. Rows are the same whoever runs them, and so are the sums, so no
+answer is wrong because another one came, too. Where nobody else has an expert, the step waits for its worker to come back, for a bounded
+time.
 """
 
 from __future__ import annotations

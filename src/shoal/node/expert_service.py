@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,7 +18,6 @@ import structlog
 
 from shoal.control.messages import ExpertWork
 from shoal.errors import RemoteProtocolError
-from shoal.executor.store import RowCounts
 from shoal.transport.base import FrameStream
 from shoal.wire import messages
 from shoal.wire.frame import Frame, FrameKind
@@ -40,10 +39,6 @@ Compute = Callable[[Callable[[], Sums], int], Awaitable[Sums]]
 class Bank(Protocol):
     """See executor.expert_bank.ExpertBank."""
 
-    @property
-    def held(self) -> Mapping[int, frozenset[int]]: ...
-    @property
-    def expert_rows(self) -> dict[int, RowCounts]: ...
     def run(self, routed: Routed) -> Sums: ...
 
 

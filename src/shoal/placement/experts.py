@@ -82,8 +82,8 @@ def dealt(model: ModelCost, elsewhere: Table, workers: Sequence[NodeProfile], he
         quotas = {name: min(quota, room[name] // size) for name, quota in _apportioned(len(experts), shares or {}).items()} if size else {}
         left = sorted(experts)
         for name, quota in quotas.items():
-            mine = [expert for expert in left if name in held and expert in held[name][layer]][:quota]
-            tables[name][layer].update(mine)
+            mine = set([expert for expert in left if name in held and expert in held[name][layer]][:quota])
+            tables[name][layer] |= mine
             left = [expert for expert in left if expert not in mine]
         for name, quota in quotas.items():
             more = quota - len(tables[name][layer])
