@@ -253,28 +253,28 @@ class PyStage {
     stage_.compute(h, experts, places);
   }
 
+  // What goes to experts elsewhere, as it is on the wire: see shoal/wire/routed.py.
   nb::tuple dispatch(const Experts& experts, const std::vector<int64_t>& places, bool floats) {
     require(under_way_ == experts.id, "the step runs another block");
     const Dispatch of = stage_.dispatch(experts, places);
     const int64_t width = stage_.width(), rows = static_cast<int64_t>(of.rows.size()), blocks = width / kBlock;
     require(floats || experts.set.quantised(), "the experts take floats");
-    const auto [x, q, scale] = [&] {
-      const Activations in = stage_.input().from();
-      std::vector<float> x, scale;
-      std::vector<int8_t> q;
-      for (const int32_t r : of.rows) {
-        if (floats) {
-          x.insert(x.end(), in.x + r * width, in.x + (r + 1) * width);
-        } else {
-          q.insert(q.end(), in.q + r * width, in.q + (r + 1) * width);
-          scale.insert(scale.end(), in.scale + r * blocks, in.scale + (r + 1) * blocks);
-        }
-      }
-      return std::tuple(std::move(x), std::move(q), std::move(scale));
-    }();
-    const int64_t rounded = floats ? 0 : rows;
-    return nb::make_tuple(array(of.rows), array(of.experts), array(of.offsets), array(of.index), array(of.weights),
-                          array(q, {rounded, width}), array(scale, {rounded, blocks}), array(x, {rows - rounded, width}));
+    const size_t row = static_cast<size_t>(floats ? 4 * width : width + 4 * blocks);
+    const size_t size = 4 * (of.experts.size() + of.offsets.size() + of.index.size() + of.weights.size()) + of.rows.size() * row;
+    nb::bytes body = nb::steal<nb::bytes>(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size)));
+    if (!body.is_valid()) nb::raise_python_error();
+    char* to = PyBytes_AS_STRING(body.ptr());
+    const auto put = [&](const auto* from, int64_t count) {
+      const size_t bytes = static_cast<size_t>(count) * sizeof(*from);
+      if (bytes) std::memcpy(to, from, bytes);
+      to += bytes;
+    };
+    const auto whole = [&](const auto& of) { put(of.data(), static_cast<int64_t>(of.size())); };
+    whole(of.experts), whole(of.offsets), whole(of.index), whole(of.weights);
+    const Activations in = stage_.input().from();
+    for (const int32_t r : of.rows) floats ? put(in.x + r * width, width) : put(in.scale + r * blocks, blocks);
+    for (int64_t i = 0; !floats && i < rows; ++i) put(in.q + of.rows[static_cast<size_t>(i)] * width, width);
+    return nb::make_tuple(array(of.rows), of.index.size(), body);
   }
 
   void add(Out<float, 2> hidden, const Experts& experts, const std::vector<int64_t>& places, In<int32_t, 1> rows, In<double, 2> sums) {
@@ -285,33 +285,38 @@ class PyStage {
     stage_.add(h, experts, places, rows.data(), static_cast<int64_t>(rows.size()), sums.data());
   }
 
-  nb::ndarray<nb::numpy, double, nb::ndim<2>> partial(const ExpertSet& set, In<int32_t, 1> experts, In<int32_t, 1> offsets,
-                                                      In<int32_t, 1> index, In<float, 1> weights, In<int8_t, 2> q, In<float, 2> scale,
-                                                      In<float, 2> x) {
-    const int64_t count = static_cast<int64_t>(experts.size()), entries = static_cast<int64_t>(index.size()), width = stage_.width();
-    const bool rounded = q.shape(0) > 0;
-    const int64_t rows = static_cast<int64_t>(rounded ? q.shape(0) : x.shape(0));
+  nb::ndarray<nb::numpy, double, nb::ndim<2>> partial(const ExpertSet& set, In<uint8_t, 1> body, int64_t rows, int64_t count, int64_t entries,
+                                                      bool rounded) {
+    const int64_t width = stage_.width(), blocks = width / kBlock, most = int64_t{1} << 31;
     require(set.hidden() == width, "the experts take another width");
-    require(rows > 0 && count > 0, "there is nothing to compute");
-    require(rounded ? x.shape(0) == 0 && static_cast<int64_t>(q.shape(1)) == width && static_cast<int64_t>(scale.shape(0)) == rows &&
-                          static_cast<int64_t>(scale.shape(1)) == width / kBlock && !set.floats()
-                    : scale.shape(0) == 0 && static_cast<int64_t>(x.shape(1)) == width,
-            "rows are [rows, hidden], as these experts take them");
-    require(static_cast<int64_t>(offsets.size()) == count + 1 && static_cast<int64_t>(weights.size()) == entries, "an expert has no rows");
-    require(offsets.data()[0] == 0 && offsets.data()[count] == entries, "offsets begin at 0 and end with the entries");
-    for (int64_t e = 0; e < count; ++e) {
-      const int32_t expert = experts.data()[e];
-      require(offsets.data()[e] <= offsets.data()[e + 1] && offsets.data()[e + 1] - offsets.data()[e] <= rows, "an expert has too many rows");
+    require(rows > 0 && count > 0 && entries >= 0 && rows < most && count < most && entries < most, "there is nothing to compute");
+    require(!rounded || !set.floats(), "the experts take floats");
+    const int64_t row = rounded ? width + 4 * blocks : 4 * width;
+    require(static_cast<int64_t>(body.size()) == 4 * (2 * count + 1 + 2 * entries) + rows * row, "the body has another size");
+    const uint8_t* from = body.data();
+    const auto take = [&](auto& into, int64_t items) {  // it may begin anywhere in memory
+      into.resize(static_cast<size_t>(items));
+      const size_t bytes = into.size() * sizeof(into[0]);
+      if (bytes) std::memcpy(into.data(), from, bytes);
+      from += bytes;
+    };
+    Dispatch of;
+    take(of.experts, count), take(of.offsets, count + 1), take(of.index, entries), take(of.weights, entries);
+    require(of.offsets[0] == 0 && of.offsets[static_cast<size_t>(count)] == entries, "offsets begin at 0 and end with the entries");
+    for (size_t e = 0; e < of.experts.size(); ++e) {
+      const int32_t expert = of.experts[e];
+      require(of.offsets[e] <= of.offsets[e + 1] && of.offsets[e + 1] - of.offsets[e] <= rows, "an expert has too many rows");
       require(expert >= 0 && expert < set.count() && set.here(expert), "an expert is not here");
-      require(e == 0 || experts.data()[e - 1] < expert, "the experts do not rise");
+      require(e == 0 || of.experts[e - 1] < expert, "the experts do not rise");
     }
-    for (int64_t i = 0; i < entries; ++i) require(index.data()[i] >= 0 && index.data()[i] < rows, "an entry names a row that is not there");
-    const auto copied = [](const auto& from) { return std::vector(from.data(), from.data() + from.size()); };
-    const Dispatch of{{}, copied(experts), copied(offsets), copied(index), copied(weights)};
+    for (const int32_t at : of.index) require(at >= 0 && at < rows, "an entry names a row that is not there");
+    std::vector<float> x;
+    take(x, rows * (rounded ? blocks : width));
+    const int8_t* q = rounded ? reinterpret_cast<const int8_t*>(from) : nullptr;
     std::vector<double> sums(static_cast<size_t>(rows * width));
     {
       nb::gil_scoped_release release;
-      stage_.partial(set, of, rows, rounded ? nullptr : x.data(), rounded ? q.data() : nullptr, scale.data(), sums.data());
+      stage_.partial(set, of, rows, rounded ? nullptr : x.data(), q, rounded ? x.data() : nullptr, sums.data());
     }
     return array(sums, {rows, width});
   }
@@ -495,7 +500,7 @@ NB_MODULE(_kernels, m) {
       .def("compute", &PyStage::compute, "hidden"_a, "experts"_a, "places"_a)
       .def("dispatch", &PyStage::dispatch, "experts"_a, "places"_a, "floats"_a, nb::rv_policy::automatic)
       .def("add", &PyStage::add, "hidden"_a, "experts"_a, "places"_a, "rows"_a, "sums"_a)
-      .def("partial", &PyStage::partial, "set"_a, "experts"_a, "offsets"_a, "index"_a, "weights"_a, "q"_a, "scale"_a, "x"_a,
+      .def("partial", &PyStage::partial, "set"_a, "body"_a, "rows"_a, "experts"_a, "entries"_a, "rounded"_a,
            nb::rv_policy::automatic)
       .def_prop_ro("awaited", &PyStage::awaited)
       .def("logits", &PyStage::logits, "hidden"_a, "head"_a, "picked"_a, "out"_a)

@@ -13,6 +13,7 @@ import pytest
 from shoal.config import Precision
 from shoal.errors import ClusterError
 from shoal.executor.base import Floats
+from shoal.executor.expert_split import Split
 from shoal.models.weights import Weights
 from shoal.node.expert_links import ExpertLinks
 from shoal.request import SamplingParams
@@ -67,6 +68,16 @@ def union(tables: list[dict[int, frozenset[int]]]) -> dict[int, frozenset[int]]:
     return {layer: frozenset().union(*(table.get(layer, frozenset()) for table in tables)) for table in tables for layer in table}
 
 
+class Restless(Split):
+    """Sends other experts each time."""
+
+    times = 0
+
+    def sent(self, rows: Mapping[int, int], only_there: frozenset[int], there_too: frozenset[int]) -> list[int]:
+        self.times += 1
+        return [expert for at, expert in enumerate(rows) if expert in only_there or (expert in there_too and (at + self.times) % 3)]
+
+
 Meanwhile = Callable[[int, dict[str, Worker], ExpertLinks], Awaitable[None]]
 
 
@@ -81,15 +92,19 @@ def steps(
     meanwhile: Meanwhile = _nothing,
     prepare: Callable[[dict[str, Worker]], Any] = lambda workers: None,
     patience: float = 5.0,
+    also: Table | None = None,
+    turns: int = 0,
 ) -> tuple[list[Floats], ExpertLinks]:
-    """Logits of the steps, with experts on workers w0, w1, … meanwhile: runs beside each step, and ends with it."""
+    """Logits of the steps, with experts on workers w0, w1, … meanwhile: runs beside each step, and ends with it. also: what the stage has, too."""
 
     async def play() -> tuple[list[Floats], ExpertLinks]:
         workers = {f"w{i}": Worker(weights, table, precision) for i, table in enumerate(tables)}
         prepare(workers)
-        asking = Asking(weights, union(tables), precision)
+        both = also or {}
+        only = {layer: experts - both.get(layer, frozenset()) for layer, experts in union(tables).items()}
+        asking = Asking(weights, only, precision, also=both, split=Restless(len(tables), 0.0))
         seen = logits_of(asking.stage)
-        async with asyncio.timeout(60), running(workers, patience) as links:
+        async with asyncio.timeout(60), running(workers, patience, only, turns) as links:
             for step in range(STEPS):
                 beside = asyncio.ensure_future(meanwhile(step, workers, links))
                 await asking.run(plan(step), links)
@@ -112,6 +127,58 @@ def test_every_split_gives_the_same_bits(make: Maker, case: tuple[str, Precision
     found, links = steps(weights, precision, split(weights, workers, share))
     alike(found, held(weights, precision))
     assert links.tally.frames > 0 and not links.tally.hedged and not links.tally.repeated_frames
+
+
+@pytest.mark.parametrize("case", EVERY)
+@pytest.mark.parametrize(("workers", "share", "turns"), [(1, 0.0, 0), (2, 0.5, 100)])
+def test_what_a_stage_has_too_may_run_on_either_side(
+    make: Maker, case: tuple[str, Precision], workers: int, share: float, turns: int
+) -> None:
+    """share: of the experts, that only workers have."""
+    weights, precision = make(*case)
+    also = {layer: frozenset(sorted(experts)[round(len(experts) * share) :]) for layer, experts in every_expert(weights).items()}
+    found, links = steps(weights, precision, [every_expert(weights)] * workers, also=also, turns=turns)
+    alike(found, held(weights, precision))
+    assert links.tally.frames > 0 and not links.tally.taken_back
+
+
+@pytest.mark.parametrize("phase", range(STEPS))
+def test_a_stage_runs_what_it_has_too_when_a_worker_is_killed(weights: Weights, phase: int) -> None:
+    whole = every_expert(weights)
+
+    async def kill(step: int, workers: dict[str, Worker], links: ExpertLinks) -> None:
+        if step == phase:
+            await workers["w0"].stop()
+
+    found, links = steps(weights, Precision.Q8, [whole], kill, also=whole)
+    alike(found, held(weights, Precision.Q8))
+    assert links.tally.taken_back > 0
+
+
+def test_a_stage_does_not_wait_for_a_frozen_worker_for_what_it_has_too(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal.node.expert_links._DEADLINE", 0.05)
+    whole = every_expert(weights)
+
+    async def freeze(step: int, workers: dict[str, Worker], links: ExpertLinks) -> None:
+        if step == 1:
+            workers["w0"].delay = 1e6
+
+    found, links = steps(weights, Precision.Q8, [whole], freeze, also=whole)
+    alike(found, held(weights, Precision.Q8))
+    assert links.tally.taken_back > 0
+
+
+def test_the_loss_of_spare_experts_does_not_hold_up_those_that_another_worker_has(weights: Weights) -> None:
+    """w0 has everything, w1 what the stage has not."""
+    whole = every_expert(weights)
+    also = {layer: frozenset(sorted(experts)[:4]) for layer, experts in whole.items()}
+
+    async def kill(step: int, workers: dict[str, Worker], links: ExpertLinks) -> None:
+        if step == 2:
+            await workers["w0"].stop()
+
+    found, _ = steps(weights, Precision.Q8, [whole, {layer: whole[layer] - also[layer] for layer in whole}], kill, also=also)
+    alike(found, held(weights, Precision.Q8))
 
 
 def test_rows_are_sent_rounded_and_counted(weights: Weights) -> None:

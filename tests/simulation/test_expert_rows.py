@@ -33,7 +33,7 @@ class Model(toy.ToyModel):
     def expert_rows(self) -> dict[int, RowCounts]:
         return {layer: rows.copy() for layer, rows in self.computed.items()}
 
-    def enter(self, layers: range, keep: range, blocks: int, memory: int = 0, elsewhere: Any = None) -> Any:
+    def enter(self, layers: range, keep: range, blocks: int, memory: int = 0, remote: Any = None) -> Any:
         return _Counting(super().enter(layers, keep, blocks, memory), layers, self)
 
 

@@ -32,6 +32,7 @@ class Abacus:
         """Rows of each call."""
 
     def run(self, routed: Routed) -> Sums:
+        routed.check()
         self.ran.append(routed.rows)
         if BAD in routed.experts:
             raise RuntimeError("a bad expert")

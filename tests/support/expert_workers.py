@@ -13,8 +13,8 @@ from typing import Any
 
 from shoal.config import Precision, RuntimeName
 from shoal.executor.base import Floats, StageOutput
-from shoal.executor.elsewhere import Elsewhere
 from shoal.executor.expert_bank import ExpertBank
+from shoal.executor.expert_split import RemoteExperts, Split
 from shoal.executor.runtimes import factory
 from shoal.executor.shard import Shard
 from shoal.models.spec import Experts
@@ -95,12 +95,16 @@ async def _connected(workers: Mapping[str, Worker], name: str) -> FrameStream:
 
 
 @asynccontextmanager
-async def running(workers: Mapping[str, Worker], patience: float = 5.0) -> AsyncIterator[ExpertLinks]:
-    """The links of a stage to workers, which are started."""
+async def running(
+    workers: Mapping[str, Worker], patience: float = 5.0, needed: Table | None = None, turns: int = 0
+) -> AsyncIterator[ExpertLinks]:
+    """The links of a stage to workers, which are started. needed: by layer, what the stage cannot run itself; None: all that they hold."""
     for worker in workers.values():
         await worker.start()
     holders = Holders({name: worker.held for name, worker in workers.items()})
-    links = ExpertLinks(holders, partial(_connected, workers), 1, perf_counter, Random(0), patience)
+    links = ExpertLinks(
+        holders, holders.experts if needed is None else needed, partial(_connected, workers), 1, perf_counter, Random(0), patience, turns
+    )
     try:
         await links.open()
         yield links
@@ -111,14 +115,22 @@ async def running(workers: Mapping[str, Worker], patience: float = 5.0) -> Async
 
 
 class Asking:
-    """A stage of all layers. away: by layer, the experts that it does not run itself."""
+    """A stage of all layers. away: by layer, the experts that it does not run itself. also: those that it may run itself."""
 
-    def __init__(self, weights: Weights, away: Mapping[int, frozenset[int]], precision: Precision, blocks: int = 16) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        away: Mapping[int, frozenset[int]],
+        precision: Precision,
+        blocks: int = 16,
+        also: Mapping[int, frozenset[int]] | None = None,
+        split: Split | None = None,
+    ) -> None:
         layers = range(len(weights.spec.layers))
         shard = Shard(factory(RuntimeName.NATIVE, precision, False, 1))
         shard.load(layers, weights)
-        self.stage = shard.enter(layers, range(0), blocks)
-        self.stage._store = Elsewhere(self.stage._store, away)
+        self.split = split or Split(1, 1e-4)
+        self.stage = shard.enter(layers, range(0), blocks, remote=RemoteExperts(away, also or {}, self.split))
 
     async def run(self, plan: StepPlan, links: ExpertLinks) -> StageOutput:
         program: Any = self.stage.program(plan, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
@@ -21,16 +22,23 @@ def routed_of(rows: Sequence[Mapping[int, float]], layer: int = 0, hidden: int =
     entries = [(at, row[expert]) for expert in experts for at, row in enumerate(rows) if expert in row]
     offsets = np.cumsum([0, *(sum(expert in row for row in rows) for expert in experts)])
     values = (np.arange(len(rows))[:, None] + first) * np.ones((1, hidden))
-    return Routed(
+    scales = np.ones((len(rows), hidden // 32), np.float32)
+    return Routed.of(
         layer,
         np.array(experts, np.int32),
         offsets.astype(np.int32),
         np.array([at for at, _ in entries], np.int32),
         np.array([weight for _, weight in entries], np.float32),
-        np.ones((len(rows) if rounded else 0, hidden // 32), np.float32),
-        values.astype(np.int8) if rounded else np.zeros((0, hidden), np.int8),
-        np.zeros((0, hidden), np.float32) if rounded else values.astype(np.float32),
+        (scales, values.astype(np.int8)) if rounded else values.astype(np.float32),
     )
+
+
+def changed(routed: Routed, **arrays: Any) -> Routed:
+    """With other arrays of the same size."""
+    kept = {name: arrays.get(name, getattr(routed, name)) for name in ("experts", "offsets", "index", "weights")}
+    if routed.rounded:
+        return Routed.of(routed.layer, **kept, values=(arrays.get("scale", routed.scale), arrays.get("q", routed.q)))
+    return Routed.of(routed.layer, **kept, values=arrays.get("x", routed.x))
 
 
 @st.composite
@@ -57,6 +65,6 @@ def said(routed: Routed) -> list[Said]:
 
 def values(routed: Routed) -> list[list[float]]:
     """Of each row, what is multiplied."""
-    if len(routed.q):
+    if routed.rounded:
         return (routed.q * np.repeat(routed.scale, 32, axis=1)).tolist()
     return routed.x.tolist()

@@ -79,6 +79,7 @@ class ExpertAsks:
     frames: int = 0
     hedged: int = 0
     repeated_frames: int = 0
+    taken_back: int = 0
     answers: int = 0
     sent: int = 0
     received: int = 0
@@ -244,6 +245,9 @@ class Load:
     experts: list[ExpertTable] = field(default_factory=list[ExpertTable])
     """Hold these, and no layers."""
     workers: list[ExpertWorker] = field(default_factory=list[ExpertWorker])
+    absent: list[ExpertTable] = field(default_factory=list[ExpertTable])
+    asking: float = 0.0
+    asking_per_row: float = 0.0
     """Who holds experts that no stage does."""
 
 

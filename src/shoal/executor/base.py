@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.errors import LocalProtocolError
+from shoal.executor.expert_split import RemoteLayer
 from shoal.models.weights import Weights
 from shoal.scheduler.plan import PromptOutputs, Sampled, StepPlan
 from shoal.wire.routed import Routed, Sums
@@ -77,6 +78,8 @@ class Partial(NamedTuple):
     rows: Ints
     """Of the step: those that any of these experts runs."""
     sums: Sums
+    seconds: float = 0.0
+    """That the worker computed; 0: not known."""
 
 
 class Send(NamedTuple):
@@ -85,10 +88,13 @@ class Send(NamedTuple):
     routed: Routed
     rows: Ints
     """Of the step."""
+    spare: frozenset[int] = frozenset()
+    """Those of the experts that the stage runs itself if they do not come soon."""
 
 
 class Collect(NamedTuple):
-    """The step needs what was sent: it is given a list of `Partial`, in which each expert that was asked is once."""
+    """The step needs what was sent: it is given a list of `Partial`, in which each expert that was asked is once; of the spare ones, some may
+    be in none."""
 
 
 T = TypeVar("T")
@@ -135,8 +141,8 @@ class Leases(Protocol):
         """A run of layers is done, or the head, as the layer after the last; their blocks may change."""
         ...
 
-    def elsewhere(self, layer: int) -> frozenset[int]:
-        """Experts of a layer that is apart which run on other machines; `waves` brings the others."""
+    def elsewhere(self, layer: int) -> RemoteLayer | None:
+        """Of a layer that is apart: experts that run on other machines, or may. None: there are none; `waves` brings all that are needed."""
         ...
 
     def waves(self, layer: int, needed: Sequence[int], hidden: Floats) -> Generator[Wave]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 from shoal.executor.base import Floats, Leases, Wave, WeightBlock
+from shoal.executor.expert_split import RemoteExperts, RemoteLayer
 
 
 class Elsewhere:
-    """store: has everything else. experts: by layer, those that run elsewhere; may be replaced between steps."""
+    """store: has everything else. remote: may be replaced between steps."""
 
-    def __init__(self, store: Leases, experts: Mapping[int, frozenset[int]]) -> None:
-        self._store, self.experts = store, experts
+    def __init__(self, store: Leases, remote: RemoteExperts) -> None:
+        self._store, self.remote = store, remote
 
     @property
     def nbytes(self) -> int:
@@ -23,17 +24,17 @@ class Elsewhere:
         for run in self._store.runs(layers):
             begin = run.start
             for layer in run:
-                if self.experts.get(layer):
+                if self.remote.of(layer):
                     out += [range(begin, layer), range(layer, layer + 1)]
                     begin = layer + 1
             out.append(range(begin, run.stop))
         return [run for run in out if run]
 
     def apart(self, layer: int) -> bool:
-        return bool(self.experts.get(layer)) or self._store.apart(layer)
+        return self.remote.of(layer) is not None or self._store.apart(layer)
 
-    def elsewhere(self, layer: int) -> frozenset[int]:
-        return self.experts.get(layer, frozenset())
+    def elsewhere(self, layer: int) -> RemoteLayer | None:
+        return self.remote.of(layer)
 
     def lease(self, block: WeightBlock) -> Any:
         return self._store.lease(block)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from shoal.native import ExpertSet
 
 
+_COUNTED_AT = 256
+"""Questions whose rows are counted together."""
+
+
 class ExpertBank:
     """One thread runs rows; another may load and shed meanwhile. Raises ConfigError without kernels."""
 
@@ -36,6 +41,8 @@ class ExpertBank:
         self._sets: dict[int, ExpertSet] = {}
         self._held: dict[int, frozenset[int]] = {}
         self._counts: dict[int, RowCounts] = {}
+        self._ran = deque[Routed]()
+        """Not counted yet."""
         self._changing = Lock()
         """Held while rows run, and while experts come or go."""
 
@@ -56,7 +63,9 @@ class ExpertBank:
     @property
     def expert_rows(self) -> dict[int, RowCounts]:
         """By layer: [experts] rows that each has computed here, whether it still is here or not."""
-        return {layer: counts.copy() for layer, counts in list(self._counts.items())}
+        with self._changing:
+            self._count()
+            return {layer: counts.copy() for layer, counts in self._counts.items()}
 
     def load(self, layer: int, experts: Iterable[int], weights: Weights) -> None:
         """Those that are missing. Raises ModelError, ConfigError."""
@@ -89,19 +98,29 @@ class ExpertBank:
 
     def run(self, routed: Routed) -> Sums:
         """[rows, hidden]: of each row the sum of its experts. Raises RemoteProtocolError for rows that cannot be run here."""
+        said = routed.header
         with self._changing:
-            if lacking := set(routed.experts.tolist()) - self._held.get(routed.layer, frozenset()):
-                raise RemoteProtocolError(f"expert {min(lacking)} of layer {routed.layer} is not here")
-            if len(routed.index) > routed.rows * self._kind(routed.layer).routing.chosen:
+            if (experts := self._sets.get(said.layer)) is None:
+                raise RemoteProtocolError(f"experts of layer {said.layer} are not here")
+            if said.entries > said.rows * self._kind(said.layer).routing.chosen:
                 raise RemoteProtocolError("a row for experts names more of them than a row has")
             try:
-                sums = self._stage.partial(
-                    self._sets[routed.layer], routed.experts, routed.offsets, routed.index, routed.weights, routed.q, routed.scale, routed.x
-                )
+                body = np.frombuffer(routed.body, np.uint8)
+                sums = self._stage.partial(experts, body, said.rows, said.experts, said.entries, said.rounded)
             except ValueError as error:
-                raise RemoteProtocolError(f"rows for experts that cannot be run: {error}") from error
-            self._counts[routed.layer][routed.experts] += np.diff(routed.offsets).astype(np.uint64)
+                lacking = sorted(set(routed.experts.tolist()) - self._held[said.layer])
+                why = f"expert {lacking[0]} is not here" if lacking else str(error)
+                raise RemoteProtocolError(f"rows for experts of layer {said.layer} that cannot be run: {why}") from error
+            self._ran.append(routed)
+            if len(self._ran) >= _COUNTED_AT:
+                self._count()
         return sums
+
+    def _count(self) -> None:
+        """Not with every question, which has no time for it."""
+        while self._ran:
+            routed = self._ran.popleft()
+            self._counts[routed.layer][routed.experts] += np.diff(routed.offsets).astype(np.uint64)
 
     def _kind(self, layer: int) -> Experts:
         kind = self._spec.layers[layer].feed_forward if 0 <= layer < len(self._spec.layers) else None

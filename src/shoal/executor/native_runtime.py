@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 from contextlib import closing
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,7 @@ from shoal.executor.base import (
     WeightBlock,
     here,
 )
+from shoal.executor.expert_split import RemoteLayer, work
 from shoal.executor.kv_pool import HostRuntime
 from shoal.executor.native_blocks import BlockMaker
 from shoal.executor.output import finished
@@ -31,7 +33,7 @@ from shoal.executor.packing import StoredTensors
 from shoal.models.spec import ModelSpec
 from shoal.models.weights import Weights
 from shoal.native import kernels, missing
-from shoal.wire.routed import Routed
+from shoal.wire.routed import Routed, RoutedHeader
 
 if TYPE_CHECKING:
     from shoal.native import Experts
@@ -80,25 +82,49 @@ class NativeRuntime(HostRuntime):
             self._stage.forward(hidden, *rows, attention, feed_forward, pools, self._pool.bf16)
             return
         needed = self._stage.route(hidden, *rows, attention[0], feed_forward[0], pools[0], self._pool.bf16)
-        yield from self._experts(run.start, feed_forward[0], needed[:, 0].tolist(), hidden, leases)
+        if (remote := leases.elsewhere(run.start)) is None:
+            self._run_here(run.start, feed_forward[0], needed[:, 0].tolist(), list(range(len(needed))), hidden, leases)
+        else:
+            yield from self._run_divided(run.start, feed_forward[0], dict(needed.tolist()), hidden, leases, remote)
         if self._stage.awaited:
             raise LocalProtocolError(f"{self._stage.awaited} experts of layer {run.start} did not come")
 
-    def _experts(self, layer: int, block: Experts, needed: list[int], hidden: Floats, leases: Leases) -> Program[None]:
-        """needed: by rising number."""
-        away = leases.elsewhere(layer)
-        place = {expert: at for at, expert in enumerate(needed)}
-        sent = [at for expert, at in place.items() if expert in away]
-        if sent:
-            rows, experts, offsets, index, weights, q, scale, x = self._stage.dispatch(block, sent, self._precision is Precision.FP32)
-            yield Send(Routed(layer, experts, offsets, index, weights, scale, q, x), rows)
-        if local := [at for at in place.values() if needed[at] not in away] if away else list(place.values()):
-            with closing(leases.waves(layer, [needed[at] for at in local], hidden)) as waves:
-                for wave in waves:
-                    self._stage.compute(hidden, block, [local[at] for at in wave] if away else wave)
-        if sent:
-            for part in (yield Collect()):
-                self._stage.add(hidden, block, [place[expert] for expert in part.experts.tolist()], part.rows, part.sums)
+    def _run_here(self, layer: int, block: Experts, experts: list[int], places: list[int], hidden: Floats, leases: Leases) -> None:
+        """places: of the experts among all that the step needs."""
+        with closing(leases.waves(layer, experts, hidden)) as waves:
+            for wave in waves:
+                self._stage.compute(hidden, block, [places[at] for at in wave])
+
+    def _run_divided(
+        self, layer: int, block: Experts, rows: dict[int, int], hidden: Floats, leases: Leases, remote: RemoteLayer
+    ) -> Program[None]:
+        """rows: of each expert that is needed, by rising number."""
+        place = {expert: at for at, expert in enumerate(rows)}
+
+        def run(experts: list[int]) -> None:
+            began = perf_counter()
+            self._run_here(layer, block, experts, [place[expert] for expert in experts], hidden, leases)
+            remote.split.here.took(perf_counter() - began, sum(work(rows[expert]) for expert in experts))
+
+        asked = remote.split.sent(rows, remote.only, remote.also)
+        if asked:
+            sent = [place[expert] for expert in asked]
+            floats = self._precision is Precision.FP32
+            of, entries, body = self._stage.dispatch(block, sent, floats)
+            header = RoutedHeader(layer, len(of), hidden.shape[1], len(sent), entries, not floats)
+            yield Send(Routed(header, body), of, remote.also)
+        if local := [expert for expert in rows if expert not in asked]:
+            run(local)
+        if not asked:
+            return
+        late = set(asked)
+        for part in (yield Collect()):
+            came = part.experts.tolist()
+            self._stage.add(hidden, block, [place[expert] for expert in came], part.rows, part.sums)
+            remote.split.there.took(part.seconds, sum(work(rows[expert]) for expert in came))
+            late.difference_update(came)
+        if late:
+            run(sorted(late))
 
     def logits(self, hidden: Floats, picked: Ints, leases: Leases) -> Floats:
         out = np.empty((len(picked), (self._spec.vocabulary + 15) // 16 * 16), np.float32)

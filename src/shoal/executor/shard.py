@@ -6,7 +6,6 @@ rest when the new route is entered. Keys and values stay if the head says that t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from threading import Lock
 from time import monotonic
 
@@ -14,6 +13,7 @@ from shoal.errors import ConfigError, DamagedPackedFile, LocalProtocolError
 from shoal.executor.base import Leases, Packed, Runtime, RuntimeFactory, WeightBlock
 from shoal.executor.constraint import Holder
 from shoal.executor.elsewhere import Elsewhere
+from shoal.executor.expert_split import Experts, RemoteExperts
 from shoal.executor.journal import Journal, JournalCounters, JournalLimits
 from shoal.executor.native_runtime import NativeRuntime
 from shoal.executor.packed_layers import PackedFinder, PackedLayers
@@ -25,8 +25,6 @@ from shoal.weights.activity import Activity
 from shoal.weights.expert_reads import ExpertReads, counted
 from shoal.weights.residency import Tally
 
-Experts = Mapping[int, frozenset[int]]
-"""By layer."""
 _WHILE = 600.0
 """Seconds in which damage of files counts as the fault of their disk."""
 
@@ -205,13 +203,13 @@ class Shard:
             self._store.put(block, made)
         self._weights, self._lacking = {**self._weights, **layers}, {**self._lacking, **lacking}
 
-    def enter(self, layers: range, keep: range, blocks: int, memory: int = 0, elsewhere: Experts | None = None) -> StageExecutor:
+    def enter(self, layers: range, keep: range, blocks: int, memory: int = 0, remote: RemoteExperts | None = None) -> StageExecutor:
         """The stage of a new epoch: all of `layers` are loaded, and only the keys and values of `keep` are still good. Frees
-        everything else. memory: bytes that weights may take if they are streamed; 0: all are held. elsewhere: see `load`.
+        everything else. memory: bytes that weights may take if they are streamed; 0: all are held. remote: experts of these layers that workers hold.
 
         Raises LocalProtocolError if something that it needs is not here; WeightsUnreadable, NotEnoughMemory if it streams.
         """
-        if (lost := self.missing(layers, memory > 0, elsewhere)) or self._runtime is None:
+        if (lost := self.missing(layers, memory > 0, None if remote is None else remote.only)) or self._runtime is None:
             raise LocalProtocolError(f"layers {lost} are not loaded")
         if self._blocks and (self._blocks != blocks or not len(keep)):
             self._forget()
@@ -231,8 +229,8 @@ class Shard:
             self._journals[layers.stop] = Journal(self._limits, blocks, spec.hidden, self.counters)
         embedding = weights if layers.start == 0 else None
         store: Leases = self._streamed or self._store
-        if elsewhere and (mine := {layer: experts for layer, experts in elsewhere.items() if layer in layers}):
-            store = Elsewhere(store, mine)
+        if remote is not None:
+            store = Elsewhere(store, remote)
         return StageExecutor(
             spec, layers, self._runtime, store, blocks, self._journals, embedding, context=self._context, grammars=self._grammars
         )

@@ -66,8 +66,8 @@ class WeightStore:
     def release(self, layers: range) -> None:
         pass
 
-    def elsewhere(self, layer: int) -> frozenset[int]:
-        return frozenset()
+    def elsewhere(self, layer: int) -> None:
+        return None
 
     def waves(self, layer: int, needed: Sequence[int], hidden: Floats) -> Generator[Wave]:
         raise LocalProtocolError(f"the experts of layer {layer} are all here")

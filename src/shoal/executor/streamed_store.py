@@ -121,8 +121,8 @@ class StreamedStore:
         tensors = self._constant.tensors(layer)
         return None if tensors is None else NextRouter(tensors, self._packed.spec, layer)
 
-    def elsewhere(self, layer: int) -> frozenset[int]:
-        return frozenset()
+    def elsewhere(self, layer: int) -> None:
+        return None
 
     def waves(self, layer: int, needed: Sequence[int], hidden: Floats) -> Generator[Wave]:
         assert self._experts is not None

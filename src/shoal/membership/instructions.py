@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shoal.placement.experts import Table
+from shoal.placement.experts import NO_ASKING, Asking, Table
 from shoal.placement.partition import Placement
 
 
@@ -41,7 +41,10 @@ class LoadStage:
     weight_memory: int = 0
     """Bytes that the weights may take if they are streamed; 0: all are held."""
     workers: tuple[tuple[int, Table], ...] = ()
-    """Nodes that hold experts which the stages do not, and which."""
+    """Nodes that hold experts for the stages, and which."""
+    absent: Table = ()
+    """Experts that no stage holds."""
+    asking: Asking = NO_ASKING
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,20 @@ class Path:
         count, placement = len(self.nodes), self.placement
         workers = tuple(zip(self.workers, (plan.table for plan in placement.workers), strict=True))
         stages = [
-            LoadStage(node, self.epoch, i, count, stage.first, stage.end, self.keep[node], placement.kv_tokens, stage.memory, workers)
+            LoadStage(
+                node,
+                self.epoch,
+                i,
+                count,
+                stage.first,
+                stage.end,
+                self.keep[node],
+                placement.kv_tokens,
+                stage.memory,
+                workers,
+                placement.elsewhere if workers else (),
+                stage.asking,
+            )
             for i, (node, stage) in enumerate(zip(self.nodes, placement.stages, strict=True))
         ]
         return [*stages, *(HoldExperts(node, self.epoch, table) for node, table in workers)]

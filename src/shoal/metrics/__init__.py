@@ -66,6 +66,9 @@ class Metrics:
             "frames": gauge("dispatch_frames", "Frames with rows that a stage sent to workers, in its epoch.", ("node",)),
             "hedged": gauge("dispatch_hedged", "Of these, sent because another worker was late.", ("node",)),
             "repeated_frames": gauge("dispatch_repeated", "Of these, sent because another worker was lost.", ("node",)),
+            "taken_back": gauge(
+                "dispatch_taken_back", "Questions about experts that a stage ran itself, since nobody else did soon.", ("node",)
+            ),
             "answers": gauge("dispatch_answers", "Answers of workers that a stage took.", ("node",)),
             "sent": gauge("dispatch_sent_bytes", "Bytes of frames to workers.", ("node",)),
             "received": gauge("dispatch_received_bytes", "Bytes of workers' answers.", ("node",)),

@@ -215,28 +215,16 @@ class Stage:
     ) -> None:
         """Rotation, append and attention alone. qkv: [rows, queries + keys + values]; out: [rows, q_heads * value_dim]."""
 
-    def dispatch(
-        self, experts: Experts, places: Sequence[int], floats: bool
-    ) -> tuple[_Ints, _Ints, _Ints, _Ints, _Floats, _Int8s, _Floats, _Floats]:
-        """What experts elsewhere need to run for this step, by their places in what `route` returned. Gives the step's rows that any of them
-        runs [n]; the experts [e]; where the entries of each begin [e + 1]; of each entry the row, counted among those [m], and its weight
-        [m]; and the input of the rows: rounded [n, hidden] with its scales [n, hidden / 32], or as floats [n, hidden], the other ones
-        without rows. floats: whether the experts' matrices are not rounded."""
+    def dispatch(self, experts: Experts, places: Sequence[int], floats: bool) -> tuple[_Ints, int, bytes]:
+        """What experts elsewhere need to run for this step, by their places in what `route` returned: the step's rows that any of them runs, how
+        many entries they have, and the body of the frame with them (see wire/routed.py). floats: whether the experts' matrices are not
+        rounded."""
     def add(self, hidden: _Floats, experts: Experts, places: Sequence[int], rows: _Ints, sums: NDArray[np.float64]) -> None:
         """What `partial` made elsewhere of those places: sums of some rows of the step, [rows, hidden]."""
-    def partial(
-        self,
-        set: ExpertSet,
-        experts: _Ints,
-        offsets: _Ints,
-        index: _Ints,
-        weights: _Floats,
-        q: _Int8s,
-        scale: _Floats,
-        x: _Floats,
-    ) -> NDArray[np.float64]:
-        """Runs experts over rows that were routed elsewhere: the arguments are what `dispatch` gave, without the step's rows. Returns the sum
-        of each row's experts, [rows, hidden]: multiples of 2^-32, so that sums of such sums have the same bits in any order."""
+    def partial(self, set: ExpertSet, body: _Bytes, rows: int, experts: int, entries: int, rounded: bool) -> NDArray[np.float64]:
+        """Runs experts over rows that were routed elsewhere. body: as `dispatch` gives it; how many rows, experts and entries are in it; and
+        whether the rows are rounded. Returns the sum of each row's experts, [rows, hidden]: multiples of 2^-32, so that sums of such sums have
+        the same bits in any order."""
     @property
     def awaited(self) -> int:
         """Experts that `route` returned and that were not computed since."""

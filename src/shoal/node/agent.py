@@ -26,7 +26,7 @@ from shoal.node.expert_holders import Holders
 from shoal.node.expert_links import ExpertLinks
 from shoal.node.expert_report import ExpertReport
 from shoal.node.expert_service import Bank, ExpertService
-from shoal.node.expert_tables import by_layer, elsewhere, together
+from shoal.node.expert_tables import by_layer, remote_experts, together
 from shoal.node.fetch import Fetcher
 from shoal.node.links import CONNECT_TIMEOUT, Links, accept_link, greeted
 from shoal.node.probe import TIMEOUT, measure_link
@@ -351,7 +351,7 @@ class Agent:
 
     async def _load_layers(self, epoch: _Epoch, model: Model) -> None:
         running = [self._current.layers] if self._current is not None else []
-        streamed, away = epoch.order.weight_memory > 0, elsewhere(epoch.order.workers)
+        streamed, away = epoch.order.weight_memory > 0, by_layer(epoch.order.absent)
         await self._environment.load(lambda: (model.shed([*running, epoch.layers]), model.load(epoch.layers, streamed, away)))
 
     async def _load_experts(self, epoch: _Epoch, model: Model) -> None:
@@ -389,8 +389,10 @@ class Agent:
                 self._end_stage()
                 for old in [e for e in self._epochs if e < link.epoch]:
                     del self._epochs[old]
-                away = elsewhere(order.workers)
-                executor = await self._environment.compute(lambda: model.enter(epoch.layers, keep, order.blocks, order.weight_memory, away))
+                remote = remote_experts(order)
+                executor = await self._environment.compute(
+                    lambda: model.enter(epoch.layers, keep, order.blocks, order.weight_memory, remote)
+                )
                 if not self._is_ordered(epoch):
                     return  # the head was lost meanwhile, and the stage with it
                 epoch.links = self._expert_links(order) if order.workers else None
@@ -448,7 +450,13 @@ class Agent:
         holders = Holders({worker.name: by_layer(worker.experts) for worker in order.workers})
         environment = self._environment
         return ExpertLinks(
-            holders, lambda name: self._links.open(*at[name], order.epoch, hello), order.epoch, environment.now, environment.rng
+            holders,
+            by_layer(order.absent),
+            lambda name: self._links.open(*at[name], order.epoch, hello),
+            order.epoch,
+            environment.now,
+            environment.rng,
+            turns=environment.turns,
         )
 
     def _serve_experts(self, bank: Bank) -> None:

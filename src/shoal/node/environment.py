@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 from shoal.control import messages as control
 from shoal.control.server import Attendant
 from shoal.executor.base import Executor
-from shoal.executor.shard import Experts
+from shoal.executor.expert_split import Experts, RemoteExperts
 from shoal.executor.store import RowCounts
 from shoal.node.expert_service import Bank
 from shoal.security.certificates import Role
@@ -47,6 +47,8 @@ class ControlDoor(Protocol):
 
 class Environment(Protocol):
     rng: Random
+    turns: int
+    """Of the event loop that a step may wait for an answer without leaving the processor."""
 
     def now(self) -> float:
         """Monotonic seconds, on the same clock as the arrival times of frames."""
@@ -98,9 +100,8 @@ class Model(Protocol):
     def expert_reads(self) -> ExpertReads: ...
     def shed(self, wanted: list[range]) -> None: ...
     def load(self, layers: range, streamed: bool = False, elsewhere: Experts | None = None) -> None: ...
-    def enter(self, layers: range, keep: range, blocks: int, memory: int = 0, elsewhere: Experts | None = None) -> Executor:
-        """memory: bytes that the weights may take if they are streamed; 0: all are held. elsewhere: by layer, experts that run on other
-        machines."""
+    def enter(self, layers: range, keep: range, blocks: int, memory: int = 0, remote: RemoteExperts | None = None) -> Executor:
+        """memory: bytes that the weights may take if they are streamed; 0: all are held. remote: experts that workers hold."""
         ...
 
     def hold(self, experts: Experts) -> Bank:

@@ -14,7 +14,7 @@ Table = Mapping[int, frozenset[int]]
 _REMEMBERED = 128
 """Answers of a worker from which its usual time is taken."""
 _FEWEST = 16
-"""Answers before it is known."""
+"""Answers before it is known, and before it is looked at again."""
 _MARGIN = 2.0
 """A worker is late after so many times the time within which 95 % of its answers came."""
 
@@ -26,6 +26,10 @@ class ExpertHolder:
     """Rows that it was asked and has not answered."""
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
     """Its last answers took."""
+    late: float | None = None
+    """Seconds after which an answer is late, from time to time from these; None: not known yet."""
+    _unsorted: int = 0
+    """Answers since then."""
     abandoned: set[int] = field(default_factory=set[int])
     """Numbers of frames that it has not answered and that nobody waits for any more. While there are any, others are asked first."""
     away: bool = False
@@ -46,11 +50,12 @@ class ExpertHolder:
         """It said that it does not have them."""
         self.held = {**self.held, layer: self.held.get(layer, frozenset()).difference(experts)}
 
-    def late(self) -> float | None:
-        """Seconds after which an answer is late; None: not known yet."""
-        if len(self.seconds) < _FEWEST:
-            return None
-        return _MARGIN * sorted(self.seconds)[int(0.95 * len(self.seconds))]
+    def answered(self, seconds: float) -> None:
+        """After so long."""
+        self.seconds.append(seconds)
+        self._unsorted += 1
+        if self._unsorted >= _FEWEST:
+            self.late, self._unsorted = _MARGIN * sorted(self.seconds)[int(0.95 * len(self.seconds))], 0
 
 
 class Holders:
@@ -74,7 +79,12 @@ class Holders:
         """Whom to ask for which of the experts; some are left out if nobody has them now. As few workers as can be, since each costs a round
         trip; among those with as many of the experts, the one that has the least to do. One that does not answer is asked only for what nobody
         else has. without: not to be asked."""
-        left, out, barred = list(experts), dict[str, list[int]](), set(without)
+        barred = set(without)
+        if len(self._workers) == 1 and not barred:  # as in most clusters, and once a layer
+            ((name, holder),) = self._workers.items()
+            if experts and holder.usable and holder.held.get(layer, frozenset[int]()).issuperset(experts):
+                return {name: list(experts)}
+        left, out = list(experts), dict[str, list[int]]()
         open_to = {name: holder for name, holder in self._workers.items() if holder.usable and name not in barred}
         for some in ({name: holder for name, holder in open_to.items() if not holder.abandoned}, open_to):
             left = self._greedy(layer, left, some, out)

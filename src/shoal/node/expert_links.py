@@ -9,10 +9,10 @@ time.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from random import Random
+from typing import NamedTuple
 
 import structlog
 
@@ -35,6 +35,8 @@ _DEADLINE = 5.0
 _SOONEST = 0.01
 """Seconds before which nobody is late: to ask twice costs more than to wait so long."""
 _FIRST_DELAY, _MOST_DELAY = 0.05, 2.0
+_SHORTEST = 1e-4
+"""Seconds that a step waits, at least, before it looks again."""
 
 Connect = Callable[[str], Awaitable[FrameStream]]
 """To a worker, by its name; both have introduced themselves. Raises OSError, EOFError, ProtocolError, TimeoutError."""
@@ -44,48 +46,73 @@ class _Lost(Exception):
     """A worker will not answer."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Ask:
     """Experts that one worker was asked at first."""
 
     routed: Routed
     rows: Ints
-    flights: dict[asyncio.Future[Sums], tuple[str, float]] = field(default_factory=dict[asyncio.Future[Sums], tuple[str, float]])
-    """Who was asked, and when he is late."""
+    spare: frozenset[int]
+    """Those of them that the stage runs itself if nobody else does soon."""
+    flights: dict[int, tuple[str, float]] = field(default_factory=dict[int, tuple[str, float]])
+    """By number of the frame: who was asked, and when he is late."""
     asked: set[str] = field(default_factory=set[str])
-    over: bool = False
-    """Nobody waits for it any more."""
+    given_up: float | None = None
+    """When the step fails, if nobody has them until then."""
+    answer: tuple[Sums, SumsHeader] | None = None
+
+
+class _Asked(NamedTuple):
+    """A frame that was not answered yet."""
+
+    ask: _Ask
+    worker: str
+    since: float
 
 
 class ExpertLinks:
-    """epoch: of the stage. clock: seconds. patience: seconds that a step waits for an expert that nobody has now. For one event loop."""
+    """needed: by layer, experts that the stage cannot run itself. epoch: of the stage. clock: seconds. patience: seconds that a step waits for an
+    expert that nobody has now. turns: of the event loop that a step waits without leaving the processor, which takes longer to wake up
+    than most answers do. For one event loop."""
 
     def __init__(
-        self, holders: Holders, connect: Connect, epoch: int, clock: Callable[[], float], rng: Random, patience: float = PATIENCE
+        self,
+        holders: Holders,
+        needed: Mapping[int, frozenset[int]],
+        connect: Connect,
+        epoch: int,
+        clock: Callable[[], float],
+        rng: Random,
+        patience: float = PATIENCE,
+        turns: int = 0,
     ) -> None:
         self.holders, self.tally = holders, ExpertAsks()
-        self._connect, self._epoch, self._clock, self._rng, self._patience = connect, epoch, clock, rng, patience
+        self._needed, self._connect, self._epoch, self._clock, self._rng = needed, connect, epoch, clock, rng
+        self._patience, self._turns = patience, turns
         self._streams: dict[str, FrameStream] = {}
-        self._answers: dict[int, tuple[asyncio.Future[Sums], str, Routed, float]] = {}
-        """By number of the frame: who was asked for what, and when."""
+        self._answers: dict[int, _Asked] = {}
+        """By number of the frame."""
         self._numbers = 0
         self._step: list[_Ask] = []
-        """What the step under way has sent."""
+        """What the step under way has sent, and is not settled yet."""
+        self._settled: list[_Ask] = []
+        self._failure: Exception | None = None
+        """Of the step under way."""
+        self._woken: asyncio.Future[None] | None = None
+        """Of the step that waits: an answer came, or a worker came or was lost."""
         self._links: list[asyncio.Task[None]] = []
         self._sending: set[asyncio.Task[None]] = set()
-        self._changed = asyncio.Event()
-        """A worker can be asked again, or was lost."""
 
     async def open(self) -> None:
-        """Connects to all workers, and keeps connecting to those that it loses. Raises ClusterError if an expert has nobody who can be
-        reached."""
+        """Connects to all workers, and keeps connecting to those that it loses. Raises ClusterError if an expert that is needed has nobody who
+        can be reached."""
         first = [asyncio.Event() for _ in self.holders]
         for worker, tried in zip(self.holders, first, strict=True):
             self.holders[worker].away = True
             self._links.append(asyncio.get_running_loop().create_task(self._keep_connected(worker, tried)))
         for tried in first:
             await tried.wait()
-        for layer, experts in self.holders.experts.items():
+        for layer, experts in self._needed.items():
             reached = {expert for some in self.holders.choose(layer, sorted(experts)).values() for expert in some}
             if lacking := experts - reached:
                 raise ClusterError(f"nobody who can be reached holds expert {min(lacking)} of layer {layer}")
@@ -100,135 +127,182 @@ class ExpertLinks:
     async def send(self, asked: Send) -> None:
         """Those that nobody can be asked for now are asked for by `collect`."""
         routed = asked.routed
-        chosen = self.holders.choose(routed.layer, routed.experts.tolist())
-        for worker, experts in chosen.items():
-            part, rows = routed.only(experts)
-            ask = _Ask(part, asked.rows[rows])
-            self._step.append(ask)
-            self._post(ask, worker)
-        covered = {expert for experts in chosen.values() for expert in experts}
-        if lacking := [expert for expert in routed.experts.tolist() if expert not in covered]:
-            part, rows = routed.only(lacking)
-            self._step.append(_Ask(part, asked.rows[rows]))
+        left = routed.experts.tolist()
+        for worker, experts in self.holders.choose(routed.layer, left).items():
+            self._post(self._begin(asked, experts), worker)
+            left = [expert for expert in left if expert not in experts]
+        if left:
+            self._begin(asked, left)
+
+    def _begin(self, asked: Send, experts: list[int]) -> _Ask:
+        if len(experts) == asked.routed.header.experts:  # all, as where there is one worker
+            ask = _Ask(asked.routed, asked.rows, asked.spare.intersection(experts))
+        else:
+            part, rows = asked.routed.only(experts)
+            ask = _Ask(part, asked.rows[rows], asked.spare.intersection(experts))
+        self._step.append(ask)
+        return ask
 
     async def collect(self) -> list[Partial]:
-        """Raises ClusterError if an expert cannot be had, or the step is forgotten meanwhile."""
-        began = self._clock()
+        """Of spare experts, those that came. Raises ClusterError if another one cannot be had, or the step is forgotten meanwhile."""
+        began, turns, step = self._clock(), self._turns, self._step
         try:
-            return [part for ask in list(self._step) for part in await self._settle(ask)]
+            while wait := self._advanced():
+                if turns > 0:
+                    turns -= 1
+                    await asyncio.sleep(0)
+                else:
+                    await self._wait(wait)
+                if self._step is not step:
+                    raise ClusterError("the step ended while it waited for experts")
+            return [
+                Partial(ask.routed.experts, ask.rows, ask.answer[0], ask.answer[1].computed)
+                for ask in self._settled
+                if ask.answer is not None
+            ]
         finally:
             self.forget()
             self.tally.waited += self._clock() - began
 
     def forget(self) -> None:
         """Answers that come later are dropped."""
-        step, self._step = self._step, []
-        for ask in step:
-            ask.over = True
-            for future in ask.flights:
-                future.cancel()
-        self._changed.set()
+        for ask in self._step:
+            self._abandon(ask)
+        self._step, self._settled, self._failure = [], [], None
+        self._wake()
+
+    def _abandon(self, ask: _Ask) -> None:
+        """Nobody waits for these flights any more."""
+        for number in ask.flights:
+            if (asked := self._answers.pop(number, None)) is not None:
+                holder = self.holders[asked.worker]
+                holder.outstanding -= ask.routed.rows
+                holder.abandoned.add(number)
+        ask.flights.clear()
+
+    def _wake(self) -> None:
+        if self._woken is not None and not self._woken.done():
+            self._woken.set_result(None)
+
+    async def _wait(self, seconds: float) -> None:
+        """For anything that may matter to the step, or that long."""
+        self._woken = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._woken
+        except TimeoutError:
+            pass
+        finally:
+            self._woken = None
+
+    def _advanced(self) -> float:
+        """Asks whoever else has the experts where one is late or lost. Seconds until there is something to do again, unless something happens
+        before; 0: everything that was sent is settled. Raises ClusterError."""
+        for ask in list(self._step):
+            if not ask.flights or min(at for _, at in ask.flights.values()) <= self._clock():
+                self._ask_again(ask)
+        if self._failure is not None:
+            raise self._failure
+        due = [self._due(ask) for ask in self._step]
+        return max(min(due) - self._clock(), _SHORTEST) if due else 0.0
+
+    def _due(self, ask: _Ask) -> float:
+        """When something has to be done about it. Raises ClusterError if the time is over."""
+        if ask.flights:
+            return min(at for _, at in ask.flights.values())
+        if ask.given_up is None:  # the worker that was asked turned out to be lost
+            return self._clock() + _FIRST_DELAY
+        if ask.given_up <= self._clock():
+            raise self._not_had(ask)
+        return ask.given_up
+
+    def _ask_again(self, ask: _Ask) -> None:
+        """For one that is late, or that nobody was asked for yet, or whose workers are all lost."""
+        routed = ask.routed
+        others = self.holders.choose(routed.layer, routed.experts.tolist(), ask.asked)
+        complete = sum(map(len, others.values())) == len(routed.experts)
+        if complete and len(others) == 1:
+            self.tally.hedged += bool(ask.flights)
+            self.tally.repeated_frames += not ask.flights
+            self._post(ask, *others)
+        elif ask.spare.issuperset(routed.experts.tolist()):
+            self.tally.taken_back += 1
+            self._abandon(ask)
+            self._settle(ask)
+        elif ask.flights:  # late, and nobody else has all of it
+            ask.flights = {number: (worker, self._clock() + _DEADLINE) for number, (worker, _) in ask.flights.items()}
+        elif complete:
+            self._step.remove(ask)
+            for worker, experts in others.items():
+                self.tally.repeated_frames += 1
+                self._post(self._begin(Send(routed, ask.rows), experts), worker)
+        elif ask.asked:
+            ask.asked.clear()  # a worker that was lost may be asked again when it is back
+            self._ask_again(ask)
+        elif ask.spare:
+            self.tally.taken_back += 1
+            self._step.remove(ask)
+            self._ask_again(self._begin(Send(routed, ask.rows), sorted(set(routed.experts.tolist()) - ask.spare)))
+        elif ask.given_up is None:
+            ask.given_up = self._clock() + self._patience
+
+    def _not_had(self, ask: _Ask) -> ClusterError:
+        holders = "; ".join(f"{name}: {self.holders[name].state}" for name in self.holders) or "there are none"
+        return ClusterError(
+            f"expert {ask.routed.experts[0]} of layer {ask.routed.layer} could not be had for {self._patience:g} s (workers: {holders})"
+        )
+
+    def _settle(self, ask: _Ask) -> None:
+        self._step.remove(ask)
+        self._settled.append(ask)
 
     def _post(self, ask: _Ask, worker: str) -> None:
-        """Asks a worker. If its connection breaks, so does the flight."""
+        """Asks a worker."""
         holder, now = self.holders[worker], self._clock()
-        future: asyncio.Future[Sums] = asyncio.get_running_loop().create_future()
         self._numbers += 1
         number = self._numbers
-        self._answers[number] = (future, worker, ask.routed, now)
-        usual = holder.late()
-        ask.flights[future] = (worker, now + (_DEADLINE if usual is None else max(usual, _SOONEST)))
+        self._answers[number] = _Asked(ask, worker, now)
+        usual = holder.late
+        ask.flights[number] = (worker, now + (_DEADLINE if usual is None else max(usual, _SOONEST)))
         ask.asked.add(worker)
+        ask.given_up = None
         holder.outstanding += ask.routed.rows
-        future.add_done_callback(partial(self._landed, number, holder, ask.routed.rows))
         frame = Frame(FrameKind.EXPERTS, self._epoch, number, *ask.routed.encode())
         self.tally.frames += 1
         self.tally.sent += frame.size
         try:
-            if (stream := self._streams.get(worker)) is None:
-                raise ConnectionError(f"{worker} is not connected")
-            if stream.offer(frame):  # so it leaves before the stage goes on, which may be in this thread
+            if self._stream(worker).offer(frame):  # so it leaves before the stage goes on, which may be in this thread
                 return
         except (ConnectionError, ProtocolError) as error:
-            future.set_exception(_Lost(str(error)) if isinstance(error, ConnectionError) else error)
+            self._failed(number, error)
             return
-        sending = asyncio.get_running_loop().create_task(self._hand_over(worker, frame, future))
+        sending = asyncio.get_running_loop().create_task(self._hand_over(worker, frame))
         self._sending.add(sending)
         sending.add_done_callback(self._sending.discard)
 
-    async def _hand_over(self, worker: str, frame: Frame, future: asyncio.Future[Sums]) -> None:
+    def _stream(self, worker: str) -> FrameStream:
+        if (stream := self._streams.get(worker)) is None:
+            raise ConnectionError(f"{worker} is not connected")
+        return stream
+
+    async def _hand_over(self, worker: str, frame: Frame) -> None:
         """To a worker that has to take something else before."""
-        if future.done() and not future.cancelled():
-            return  # the worker was lost
-        stream = self._streams.get(worker)
+        if frame.step not in self._answers:
+            return  # the worker was lost, or nobody waits for it any more
         try:
-            if stream is None:
-                raise ConnectionError(f"{worker} is not connected")
-            await stream.send(frame)
+            await self._stream(worker).send(frame)
         except (ConnectionError, ProtocolError) as error:
-            if not future.done():
-                future.set_exception(_Lost(str(error)) if isinstance(error, ConnectionError) else error)
+            self._failed(frame.step, error)
 
-    def _landed(self, number: int, holder: ExpertHolder, rows: int, future: asyncio.Future[Sums]) -> None:
-        unanswered = self._answers.pop(number, None) is not None
-        holder.outstanding -= rows
-        if not future.cancelled():
-            future.exception()  # it was seen
-        elif unanswered:
-            holder.abandoned.add(number)
-
-    async def _settle(self, ask: _Ask) -> list[Partial]:
-        """Waits for an answer, asking whoever else has the experts where one is late or lost."""
-        given_up: float | None = None
-        while True:
-            if ask.over:
-                raise ClusterError("the step ended while it waited for experts")
-            if ask.flights:
-                late = min(at for _, at in ask.flights.values()) - self._clock()
-                done, _ = await asyncio.wait(ask.flights, timeout=max(late, 0.0), return_when=asyncio.FIRST_COMPLETED)
-                if ask.over:
-                    continue
-                for future in done:
-                    del ask.flights[future]
-                    if not isinstance(future.exception(), _Lost):
-                        for other in ask.flights:
-                            other.cancel()
-                        return [Partial(ask.routed.experts, ask.rows, future.result())]
-            others = self.holders.choose(ask.routed.layer, ask.routed.experts.tolist(), ask.asked)
-            complete = sum(map(len, others.values())) == len(ask.routed.experts)
-            if complete and len(others) == 1:
-                given_up = None
-                self.tally.hedged += bool(ask.flights)
-                self.tally.repeated_frames += not ask.flights
-                self._post(ask, *others)
-            elif ask.flights:  # late, and nobody else has all of it
-                ask.flights = {future: (worker, self._clock() + _DEADLINE) for future, (worker, _) in ask.flights.items()}
-            elif complete:
-                parts = [(worker, *ask.routed.only(experts)) for worker, experts in others.items()]
-                split = [(worker, _Ask(part, ask.rows[rows])) for worker, part, rows in parts]
-                self.tally.repeated_frames += len(split)
-                for worker, part in split:
-                    self._step.append(part)
-                    self._post(part, worker)
-                return [found for _, part in split for found in await self._settle(part)]
-            else:
-                if given_up is None:
-                    given_up = self._clock() + self._patience
-                if not ask.asked:
-                    await self._wait_for_change(given_up, ask)
-                ask.asked.clear()  # a worker that was lost may be asked again when it is back
-
-    async def _wait_for_change(self, until: float, ask: _Ask) -> None:
-        """Raises ClusterError if it takes too long."""
-        self._changed.clear()
-        try:
-            async with asyncio.timeout(max(until - self._clock(), 0.0)):
-                await self._changed.wait()
-        except TimeoutError:
-            holders = "; ".join(f"{name}: {self.holders[name].state}" for name in self.holders) or "there are none"
-            raise ClusterError(
-                f"expert {ask.routed.experts[0]} of layer {ask.routed.layer} could not be had for {self._patience:g} s (workers: {holders})"
-            ) from None
+    def _failed(self, number: int, error: Exception) -> None:
+        """A frame will not be answered. Other errors than a lost connection are the step's."""
+        if (asked := self._answers.pop(number, None)) is None:
+            return
+        self.holders[asked.worker].outstanding -= asked.ask.routed.rows
+        asked.ask.flights.pop(number, None)
+        if not isinstance(error, ConnectionError | _Lost):
+            self._failure = error
+        self._wake()
 
     async def _keep_connected(self, worker: str, tried: asyncio.Event) -> None:
         """tried: is set after the first attempt."""
@@ -249,7 +323,7 @@ class ExpertLinks:
                 continue
             self._streams[worker], holder.away, since = stream, False, self._clock()
             tried.set()
-            self._changed.set()
+            self._wake()
             try:
                 await self._receive(worker, holder, stream)
             except (OSError, EOFError, ProtocolError) as error:
@@ -264,50 +338,50 @@ class ExpertLinks:
         holder.away = True
         del self._streams[worker]
         stream.abort()
-        for number, (future, of, _, _) in list(self._answers.items()):
-            if of == worker:
-                del self._answers[number]
-                if not future.done():
-                    future.set_exception(_Lost(worker))
+        for number in [number for number, asked in self._answers.items() if asked.worker == worker]:
+            self._failed(number, _Lost(worker))
         holder.abandoned.clear()
-        self._changed.set()
+        self._wake()
 
     async def _receive(self, worker: str, holder: ExpertHolder, stream: FrameStream) -> None:
         while True:
             frame = await stream.receive()
             holder.abandoned.discard(frame.step)
-            known = self._answers.get(frame.step)
-            if known is None or known[1] != worker:
+            asked = self._answers.get(frame.step)
+            if asked is None or asked.worker != worker:
                 continue  # it was answered before, or the step ended
-            future, _, routed, since = self._answers.pop(frame.step)
-            if future.done():
-                continue  # another answer came first
+            ask = asked.ask
             try:
-                result = self._result(worker, holder, routed, frame)
+                result = self._result(holder, ask.routed, frame)
             except RemoteProtocolError as error:
                 holder.fenced = str(error)
                 log.error("a worker with experts is not asked any more", worker=worker, reason=str(error))
-                future.set_exception(_Lost(str(error)))
+                self._failed(frame.step, _Lost(str(error)))
                 raise
             if isinstance(result, _Lost):
-                future.set_exception(result)
+                self._failed(frame.step, result)
                 continue
-            sums, said = result
-            took = self._clock() - since
-            holder.seconds.append(took)
-            tally = self.tally
+            del self._answers[frame.step]
+            holder.outstanding -= ask.routed.rows
+            took = self._clock() - asked.since
+            holder.answered(took)
+            tally, said = self.tally, result[1]
             tally.answers += 1
             tally.received += frame.size
             tally.round_trips += took
             tally.queued += said.waited
             tally.computed += said.computed
-            future.set_result(sums)
+            del ask.flights[frame.step]
+            self._abandon(ask)
+            ask.answer = result
+            self._settle(ask)
+            self._wake()
 
-    def _result(self, worker: str, holder: ExpertHolder, routed: Routed, frame: Frame) -> tuple[Sums, SumsHeader] | _Lost:
+    def _result(self, holder: ExpertHolder, routed: Routed, frame: Frame) -> tuple[Sums, SumsHeader] | _Lost:
         """What a worker answered. Raises RemoteProtocolError for what cannot be an answer."""
         if frame.kind is FrameKind.ERROR:
             reason = messages.decode_error(frame.meta).message
-            log.warning("a worker refused rows for experts", worker=worker, reason=reason)
+            log.warning("a worker refused rows for experts", reason=reason)
             holder.lacks(routed.layer, routed.experts.tolist())
             return _Lost(reason)
         if frame.kind is not FrameKind.EXPERTS:

@@ -144,10 +144,12 @@ class ExpertService:
     def _next(self) -> list[_Waiting]:
         """The first that waits, and others that can run in one call with it."""
         first = heapq.heappop(self._queue)
+        if not self._queue:
+            return [first]
         together, left, rows = [first], list[_Waiting](), first.routed.rows
         for waiting in sorted(self._queue):
             routed = waiting.routed
-            alike = (routed.layer, routed.hidden, len(routed.q) > 0) == (first.routed.layer, first.routed.hidden, len(first.routed.q) > 0)
+            alike = (routed.layer, routed.hidden, routed.rounded) == (first.routed.layer, first.routed.hidden, first.routed.rounded)
             if alike and waiting.many == first.many and rows + routed.rows <= _TOGETHER:
                 together.append(waiting)
                 rows += routed.rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from shoal.control import messages as control
+from shoal.executor.expert_split import RemoteExperts, Split
 from shoal.placement.experts import Table
 
 
@@ -30,6 +31,10 @@ def together(tables: Iterable[Mapping[int, frozenset[int]]]) -> dict[int, frozen
     return out
 
 
-def elsewhere(workers: Iterable[control.ExpertWorker]) -> dict[int, frozenset[int]]:
-    """By layer: what any of them holds."""
-    return together(by_layer(worker.experts) for worker in workers)
+def remote_experts(order: control.Load) -> RemoteExperts | None:
+    """What workers hold for a stage; None: nothing."""
+    if not order.workers:
+        return None
+    only, held = by_layer(order.absent), together(by_layer(worker.experts) for worker in order.workers)
+    also = {layer: experts - only.get(layer, frozenset()) for layer, experts in held.items()}
+    return RemoteExperts(only, also, Split(len(order.workers), order.asking, order.asking_per_row))

@@ -11,10 +11,11 @@ from shoal.config import KvType, NodeSettings, Precision
 from shoal.control import messages as control
 from shoal.errors import ClusterError, LocalProtocolError
 from shoal.executor.expert_bank import ExpertBank
+from shoal.executor.expert_split import Experts, RemoteExperts
 from shoal.executor.journal import JournalLimits
 from shoal.executor.packed_layers import PackedLayers
 from shoal.executor.runtimes import factory
-from shoal.executor.shard import Experts, Shard, ranges
+from shoal.executor.shard import Shard, ranges
 from shoal.executor.stage import StageExecutor
 from shoal.executor.store import RowCounts, summed
 from shoal.models.sources import pull_layers
@@ -129,8 +130,8 @@ class PulledModel:
         self._activity = line
         self._told(line)
 
-    def enter(self, layers: range, keep: range, blocks: int, memory: int = 0, elsewhere: Experts | None = None) -> StageExecutor:
-        return self._shard.enter(layers, keep, blocks, memory, elsewhere)
+    def enter(self, layers: range, keep: range, blocks: int, memory: int = 0, remote: RemoteExperts | None = None) -> StageExecutor:
+        return self._shard.enter(layers, keep, blocks, memory, remote)
 
     def rest(self) -> None:
         self._shard.rest()

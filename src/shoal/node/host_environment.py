@@ -21,6 +21,7 @@ from shoal.transport.base import FrameStream, Handler
 from shoal.transport.tcp import TcpListener, connect, listen
 
 T = TypeVar("T")
+_TURNS = 400  # one or two milliseconds
 _QUICK = 0.02  # seconds by which heartbeats and the like may be delayed
 
 
@@ -32,7 +33,7 @@ class HostEnvironment:
         self._credentials = credentials
         self._server = credentials.server_context() if credentials is not None else None
         self._client = credentials.client_context() if credentials is not None else None
-        self.rng = Random()
+        self.rng, self.turns = Random(), _TURNS
         self._zone = ""  # IPv6 zone of the link to the head, if its address is link-local
         self._quick = 0  # size of a step that took no longer than a change of threads is worth
         self._steps = ThreadPoolExecutor(1, thread_name_prefix="compute")

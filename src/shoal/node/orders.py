@@ -50,6 +50,8 @@ class Orders:
         load.stage, load.stages, load.blocks = order.stage, order.stages, blocks_of(order.kv_tokens)
         load.keep_first, load.keep_end = order.keep.start, order.keep.stop
         load.weight_memory = order.weight_memory
+        load.absent = tables_of(order.absent, layers)
+        load.asking, load.asking_per_row = order.asking
         for node, table in order.workers:
             joined = self._members[node].joined
             load.workers.append(

@@ -10,11 +10,13 @@ from shoal.placement import experts
 from shoal.placement.cost import ModelCost
 from shoal.placement.experts import Table, WorkerPlan
 from shoal.placement.moves import Moves, Residency
-from shoal.placement.partition import Placement
+from shoal.placement.partition import Placement, StagePlan
 from shoal.placement.profile import NodeProfile
 
 _SHARES = tuple(step / 16 for step in range(17))
 """Of each layer's experts, elsewhere: those that are tried."""
+_WORTH = 1.02
+"""Workers hold what stages hold, too, if it makes tokens this many times as fast: they have to load it."""
 _GAIN = 1.15
 """A move that is not forced must be this many times as fast."""
 
@@ -81,26 +83,27 @@ class ExpertMoves:
             except CapacityError as error:
                 failure = failure or error
                 continue
-            found.append(self._with(placed, elsewhere, plans, nodes) if plans else placed)
+            alone = self._with(placed, elsewhere, plans, nodes) if plans else placed
+            more = self._with(placed, elsewhere, experts.shared(model, elsewhere, plans, workers, held), nodes)
+            worth = not placed.streams and more.tokens_per_second > _WORTH * alone.tokens_per_second
+            found.append(more if worth else alone)
         if not found:
             raise failure or CapacityError("the workers have no memory for any experts")
         held_whole = [p for p in found if not p.streams]
-        return max(held_whole or found, key=lambda p: p.tokens_per_second)
+        return max(held_whole or found, key=lambda p: float(f"{p.tokens_per_second:.3g}"))  # among equals, with most experts at the stages
 
     def _with(self, placed: Placement, elsewhere: Table, plans: tuple[WorkerPlan, ...], nodes: Nodes) -> Placement:
         """The placement with its workers, and with the time that stages wait for them."""
         by_name = {node.name: node for node in nodes}
         workers = [(plan, by_name[plan.node]) for plan in plans]
         rows = max(1, placed.slots // len(placed.stages))
-        stages = tuple(
-            replace(
-                stage,
-                seconds=stage.seconds
-                + experts.waits(self.moves.model, stage.first, stage.end, by_name[stage.node], workers, self.moves.links, rows),
-            )
-            for stage in placed.stages
-        )
-        return replace(placed, stages=stages, workers=plans, elsewhere=elsewhere)
+        stages: list[StagePlan] = []
+        for stage in placed.stages:
+            node = by_name[stage.node]
+            asked = experts.asking(self.moves.model, node, [worker for _, worker in workers], self.moves.links)
+            more = experts.change(self.moves.model, stage.first, stage.end, node, workers, elsewhere, asked, rows)
+            stages.append(replace(stage, seconds=stage.seconds + more, asking=asked))
+        return replace(placed, stages=tuple(stages), workers=plans, elsewhere=elsewhere)
 
 
 def _parted(nodes: Nodes) -> tuple[list[NodeProfile], list[NodeProfile]]:

@@ -1,14 +1,17 @@
 """Which experts lie on nodes that hold nothing else, and which stay with the stages. Pure.
 
 A stage keeps the first experts of each layer, or the most used ones where that was measured, and workers hold the others: each a share
-in proportion to how fast it reads, as far as its memory goes. What memory is left there holds replicas. An expert that a worker already
-has stays with it if it may.
+in proportion to how fast it reads, as far as its memory goes. What memory is left there holds replicas, and then experts that stages keep,
+too, so that both can run them: a step's experts are divided evenly then, whichever they are. An expert that a worker already has stays
+with it if it may.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import sqrt
+from typing import NamedTuple
 
 from shoal.placement.cost import ExpertsCost, ModelCost
 from shoal.placement.profile import LinkSpeeds, NodeProfile
@@ -17,8 +20,22 @@ Table = tuple[frozenset[int], ...]
 """By layer: experts."""
 _SUM_BYTES = 8
 """Of a value of what comes back: see wire.routed."""
-ASKING = 300e-6
-"""Seconds that a layer's question and answer take both ends, beside the network and the products: measured by benchmarks.experts."""
+ASKING = 150e-6
+"""Seconds that the answer to a layer's question comes after the products, beside the network: measured by benchmarks.experts."""
+ATTENDING = 200e-6
+"""Seconds that a stage itself spends on a question and its answer, in which it computes nothing."""
+
+
+class Asking(NamedTuple):
+    """What a layer's question to workers and its answer take, beside the products."""
+
+    seconds: float
+    """With no rows."""
+    per_row: float
+    """More, for each."""
+
+
+NO_ASKING = Asking(0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -143,33 +160,84 @@ def _apportioned(count: int, shares: Mapping[str, float]) -> dict[str, int]:
     return out
 
 
-def waits(
+def shared(
+    model: ModelCost, absent: Table, plans: Sequence[WorkerPlan], workers: Sequence[NodeProfile], held: Mapping[str, Table]
+) -> tuple[WorkerPlan, ...]:
+    """The same with experts that stages keep, too, in what memory is left: of each layer as many as of any other, the most used ones first."""
+    known = {plan.node: plan for plan in plans}
+    out: list[WorkerPlan] = []
+    taken = [set[int]() for _ in absent]
+    kept = [range(layer.experts.count) if layer.experts else range(0) for layer in model.layers]
+    for worker in workers:
+        plan = known.get(worker.name) or WorkerPlan(worker.name, tuple(frozenset[int]() for _ in absent), 0)
+        room = worker.memory - model.workspace - plan.weight_bytes
+        wanted = [sorted(set(experts) - gone) for experts, gone in zip(kept, absent, strict=True)]
+        total = sum(layer.experts.each.size * len(some) for layer, some in zip(model.layers, wanted, strict=True) if layer.experts)
+        share = min(room / total, 1.0) if total and room > 0 else 0.0
+        table = list(plan.table)
+        for at, (layer, some) in enumerate(zip(model.layers, wanted, strict=True)):
+            if layer.experts is None:
+                continue
+            popularity, had = layer.experts.popularity or (0.0,) * layer.experts.count, held.get(worker.name, absent)[at] - absent[at]
+            some.sort(key=lambda expert: (expert in taken[at], expert not in had, -popularity[expert], -expert))
+            table[at] |= frozenset(some[: int(share * len(some))])
+            taken[at] |= table[at]
+        size = sum(layer.experts.each.size * len(some) for layer, some in zip(model.layers, table, strict=True) if layer.experts)
+        out.append(WorkerPlan(worker.name, tuple(table), size))
+    return tuple(plan for plan in out if plan.weight_bytes)
+
+
+def asking(model: ModelCost, node: NodeProfile, workers: Sequence[NodeProfile], links: LinkSpeeds) -> Asking:
+    """What it takes a stage to ask the farthest of these."""
+    reached = [links.between(node.name, worker.name) for worker in workers]
+    carried = model.activation_bytes / 4 * (1.125 + _SUM_BYTES)
+    return Asking(
+        ASKING + 2 * max((link.seconds for link in reached), default=0.0),
+        max((carried / link.bytes_per_second for link in reached), default=0.0),
+    )
+
+
+def change(
     model: ModelCost,
     first: int,
     end: int,
     node: NodeProfile,
     workers: Sequence[tuple[WorkerPlan, NodeProfile]],
-    links: LinkSpeeds,
+    absent: Table,
+    asked: Asking,
     rows: int,
 ) -> float:
-    """Seconds of a step with so many rows in which a stage with these layers waits for experts elsewhere, after it has run its own."""
-    seconds = 0.0
+    """Seconds by which a step with so many rows takes longer in a stage with these layers, or less long, because workers run experts of it.
+    Without them it would take as long as the experts that it keeps."""
+    seconds, question = 0.0, asked.seconds + asked.per_row * rows
     for layer in range(first, end):
         experts = model.layers[layer].experts
-        gone = frozenset[int]().union(*(plan.table[layer] for plan, _ in workers))
-        if experts is None or not gone:
+        held = frozenset[int]().union(*(plan.table[layer] for plan, _ in workers))
+        if experts is None or not held:
             continue
-        per_expert = experts.touched(rows) / experts.count * experts.each.size
-        holders = {expert: [plan.node for plan, _ in workers if expert in plan.table[layer]] for expert in gone}
-        slowest = 0.0
+        only, also = absent[layer], held - absent[layer]
+        count, touched = experts.count, experts.touched(rows)
+        busiest = 0.0  # seconds of the worker that has most to do, if all of `only` are needed
         for plan, worker in workers:
-            mine = sum(1 / len(nodes) for nodes in holders.values() if plan.node in nodes)
-            if not mine:
-                continue
-            link = links.between(node.name, worker.name)
-            carried = rows * model.activation_bytes / 4 * (1.125 + _SUM_BYTES)
-            slowest = max(
-                slowest, ASKING + 2 * link.seconds + carried / link.bytes_per_second + mine * per_expert / worker.bytes_per_second
-            )
-        seconds += max(slowest - (experts.count - len(gone)) * per_expert / node.bytes_per_second, 0.0)
+            mine = sum(1 / sum(expert in other.table[layer] for other, _ in workers) for expert in plan.table[layer] & only)
+            busiest = max(busiest, mine * experts.each.size / worker.bytes_per_second)
+        here, there = experts.each.size / node.bytes_per_second, experts.each.size / sum(worker.bytes_per_second for _, worker in workers)
+        for weight, needed in _spread(touched, len(only), count):
+            alone = (touched - needed) * here
+            remote = question + (busiest * needed / len(only) if only else 0.0)
+            free = (touched - needed) * len(also) / (count - len(only)) if also else 0.0
+            given = min(max((alone - remote) / (here + there), 0.0), free)
+            divided = ATTENDING + max(alone - given * here, remote + given * there)
+            seconds += weight * (divided if needed else min(divided, alone))
+        seconds -= touched * (1 - len(only) / count) * here
     return seconds
+
+
+def _spread(touched: float, among: int, count: int) -> list[tuple[float, float]]:
+    """How many of the experts that a step needs are among so many, and how probable that is, at three points: it does not need as many
+    of them every time, and whoever has more to do than usual is waited for."""
+    share = among / count
+    mean = touched * share
+    deviation = sqrt(3 * mean * (1 - share) * (1 - touched / count))
+    points = ((1 / 6, mean - deviation), (2 / 3, mean), (1 / 6, mean + deviation)) if deviation else ((1.0, mean),)
+    return [(weight, min(max(needed, 0.0), among, touched)) for weight, needed in points]

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from shoal.errors import CapacityError, NotEnoughMemory
 from shoal.placement.cost import ModelCost
 from shoal.placement.division import StageSizes, divide, least_expected
-from shoal.placement.experts import Table, WorkerPlan
+from shoal.placement.experts import NO_ASKING, Asking, Table, WorkerPlan
 from shoal.placement.profile import Demand, LinkSpeeds, NodeProfile
 
 _CHUNK = 256  # rows of a prompt that share what is streamed
@@ -37,6 +37,8 @@ class StagePlan:
     """Bytes that the weights may take, less than they have: the rest is streamed from disk. 0: all are held."""
     experts_seconds: float = 0.0
     """Predicted for reading all experts that are not in memory."""
+    asking: Asking = NO_ASKING
+    """Of workers."""
 
     @property
     def layers(self) -> int:
@@ -58,7 +60,7 @@ class Placement:
     elsewhere: Table = ()
     """Experts that no stage holds, by layer; empty: the stages hold all."""
     workers: tuple[WorkerPlan, ...] = ()
-    """Who holds them."""
+    """Who holds them, and others that stages hold, too."""
 
     @property
     def streams(self) -> bool:

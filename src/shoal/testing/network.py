@@ -341,7 +341,7 @@ class SimWorld:
 
     def __init__(self, network: Network, host: Host) -> None:
         self.network, self.host = network, host
-        self.rng = Random(network.rng.random())
+        self.rng, self.turns = Random(network.rng.random()), 0
         self._steps, self._loads = asyncio.Lock(), asyncio.Lock()
 
     def now(self) -> float:

@@ -21,9 +21,10 @@ from shoal.control import messages as control
 from shoal.errors import RemoteProtocolError, WeightsUnreadable
 from shoal.executor.base import Angles, BlockPart, Collect, Floats, Ints, Leases, Program, Send, StageBatch, StageOutput, WeightBlock, here
 from shoal.executor.constraint import Grammars
+from shoal.executor.expert_split import Experts, RemoteExperts, RemoteLayer
 from shoal.executor.journal import JournalLimits
 from shoal.executor.kv_pool import HostRuntime
-from shoal.executor.shard import Experts, Shard
+from shoal.executor.shard import Shard
 from shoal.executor.stage import StageExecutor
 from shoal.executor.store import RowCounts
 from shoal.models.matrix import StoredMatrix
@@ -118,8 +119,9 @@ class _ToyBlock:
     nbytes: int
 
 
-def _with_experts(layer: int, cells: list[int], away: frozenset[int]) -> Program[list[int]]:
-    """The cells again, put together from what their experts say, here and elsewhere."""
+def _with_experts(layer: int, cells: list[int], remote: RemoteLayer) -> Program[list[int]]:
+    """The cells again, put together from what their experts say, here and elsewhere. Of the experts that both have, cells decide which run here."""
+    away = remote.only | {expert for expert in remote.also if (expert + sum(cells)) % 3}
     sums = np.zeros((len(cells), 1))
     entries: list[tuple[int, int, float]] = []  # of experts elsewhere: number, row, weight
     for row, cell in enumerate(cells):
@@ -132,19 +134,23 @@ def _with_experts(layer: int, cells: list[int], away: frozenset[int]) -> Program
         entries.sort()
         rows = np.array(sorted({row for _, row, _ in entries}), np.int32)
         experts, counts = np.unique([expert for expert, _, _ in entries], return_counts=True)
-        routed = Routed(
+        routed = Routed.of(
             layer,
             experts.astype(np.int32),
             np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
             np.searchsorted(rows, [row for _, row, _ in entries]).astype(np.int32),
             np.array([weight for _, _, weight in entries], np.float32),
-            np.zeros((0, 0), np.float32),
-            np.zeros((0, 1), np.int8),
             np.array(cells, np.float32)[rows, None],
         )
-        yield Send(routed, rows)
+        yield Send(routed, rows, remote.also)
+        late = set(experts.tolist())
         for part in (yield Collect()):
             sums[part.rows] += part.sums
+            late.difference_update(part.experts.tolist())
+        for expert, row, weight in entries:
+            if expert in late:
+                assert expert in remote.also, "an expert that is nowhere else did not come"
+                sums[row, 0] += half(cells[row], weight == 2)
     return sums[:, 0].astype(np.int64).tolist()
 
 
@@ -180,8 +186,8 @@ class ToyRuntime(HostRuntime):
                     out[row] = cell = (mixed ^ (mixed >> 13)) & _MASK
                     total += cell
                 cells[place[position:]] = out[first:end]  # the next sequence may share them
-            if away := leases.elsewhere(layer):
-                out = yield from _with_experts(layer, out, away)
+            if (remote := leases.elsewhere(layer)) is not None:
+                out = yield from _with_experts(layer, out, remote)
                 for place, position, first, end in zip(places, positions, starts, starts[1:], strict=False):
                     cells[place[position:]] = out[first:end]
         return np.array(out, np.float32).reshape(-1, 1)
@@ -387,8 +393,8 @@ class ToyModel:
     def free(self, wanted: Experts) -> None:
         self.bank.held = {layer: held & wanted.get(layer, frozenset()) for layer, held in self.bank.held.items()}
 
-    def enter(self, layers: range, keep: range, blocks: int, memory: int = 0, elsewhere: Experts | None = None) -> _Entered:
-        stage, streamed = self.shard.enter(layers, keep, blocks, elsewhere=elsewhere), 0
+    def enter(self, layers: range, keep: range, blocks: int, memory: int = 0, remote: RemoteExperts | None = None) -> _Entered:
+        stage, streamed = self.shard.enter(layers, keep, blocks, remote=remote), 0
         if memory and self._disk is not None:
             parts = len(layers) + (layers.stop == len(self.spec.layers))
             streamed = parts - memory // self._disk.layer_bytes

@@ -16,6 +16,8 @@ import enum
 import struct
 from dataclasses import dataclass, field
 
+import msgspec
+
 from shoal.errors import LocalProtocolError, RemoteProtocolError, VersionMismatch
 
 HEADER = struct.Struct("<HBBHBBIIQQ")
@@ -55,11 +57,12 @@ class WireCodec(enum.IntEnum):
     INT4 = 3
 
 
-_KINDS, _DTYPES, _CODECS = frozenset(FrameKind), frozenset(Dtype), frozenset(WireCodec)
+_KINDS = {int(kind): kind for kind in FrameKind}
+_DTYPES = {int(dtype): dtype for dtype in Dtype}
+_CODECS = {int(codec): codec for codec in WireCodec}
 
 
-@dataclass(frozen=True)
-class Frame:
+class Frame(msgspec.Struct, frozen=True):
     kind: FrameKind
     epoch: int = 0
     step: int = 0
@@ -175,4 +178,4 @@ class FrameDecoder:
         _, _, kind, flags, dtype, codec, epoch, meta, step, _ = self._header
         self._header = None
         view = memoryview(payload)
-        return Frame(FrameKind(kind), epoch, step, view[:meta], view[meta:], Dtype(dtype), WireCodec(codec), flags)
+        return Frame(_KINDS[kind], epoch, step, view[:meta], view[meta:], _DTYPES[dtype], _CODECS[codec], flags)

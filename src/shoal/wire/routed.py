@@ -8,7 +8,6 @@ whatever order such sums are added. Pure arithmetic on arrays.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Self
 
 import msgspec
@@ -24,11 +23,10 @@ Sums = NDArray[np.float64]
 """[rows, hidden]"""
 MOST_EXPERTS = 1 << 16
 """Of a frame."""
-_NO_BYTES, _NO_FLOATS = np.zeros((0, 0), np.int8), np.zeros((0, 0), np.float32)
 
 
 class RoutedHeader(msgspec.Struct, frozen=True, array_like=True):
-    """The metadata of a frame with rows for experts; its body are the arrays of `Routed`, in their order."""
+    """The metadata of a frame with rows for experts."""
 
     layer: int
     rows: int
@@ -54,66 +52,106 @@ _answer = msgspec.msgpack.Decoder(SumsHeader)
 _encoder = msgspec.msgpack.Encoder()
 
 
-@dataclass(frozen=True, eq=False)
-class Routed:
-    """Rows of a layer that experts elsewhere are to run. An entry is one row of one expert."""
+class Routed(msgspec.Struct, frozen=True, eq=False):
+    """Rows of a layer that experts elsewhere are to run, as on the wire: the arrays are views of the body, in this order. An entry is one row
+    of one expert."""
 
-    layer: int
-    experts: Ints
-    """[experts], rising."""
-    offsets: Ints
-    """[experts + 1] where the entries of each begin."""
-    index: Ints
-    """[entries] the row."""
-    weights: Floats
-    """[entries]"""
-    scale: Floats
-    """[rows, hidden / 32]; no rows if they are not rounded."""
-    q: NDArray[np.int8]
-    """[rows, hidden], rounded; no rows if they are not."""
-    x: Floats
-    """[rows, hidden]; no rows if they are rounded."""
+    header: RoutedHeader
+    body: bytes | bytearray | memoryview
+
+    @classmethod
+    def of(
+        cls, layer: int, experts: Ints, offsets: Ints, index: Ints, weights: Floats, values: Floats | tuple[Floats, NDArray[np.int8]]
+    ) -> Self:
+        """values: [rows, hidden], or rounded: scales and bytes."""
+        arrays = [experts, offsets, index, weights, *(values if isinstance(values, tuple) else (values,))]
+        rows, hidden = arrays[-1].shape
+        header = RoutedHeader(layer, rows, hidden, len(experts), len(index), isinstance(values, tuple))
+        return cls(header, b"".join([np.ascontiguousarray(array).tobytes() for array in arrays]))
+
+    @property
+    def layer(self) -> int:
+        return self.header.layer
 
     @property
     def rows(self) -> int:
-        return max(len(self.q), len(self.x))
+        return self.header.rows
 
     @property
     def hidden(self) -> int:
-        return self.q.shape[1] if len(self.q) else self.x.shape[1]
+        return self.header.hidden
+
+    @property
+    def rounded(self) -> bool:
+        return self.header.rounded
+
+    @property
+    def experts(self) -> Ints:
+        """[experts], rising."""
+        return np.frombuffer(self.body, np.int32, self.header.experts)
+
+    @property
+    def offsets(self) -> Ints:
+        """[experts + 1] where the entries of each begin."""
+        return np.frombuffer(self.body, np.int32, self.header.experts + 1, 4 * self.header.experts)
+
+    @property
+    def index(self) -> Ints:
+        """[entries] the row."""
+        return np.frombuffer(self.body, np.int32, self.header.entries, 4 * (2 * self.header.experts + 1))
+
+    @property
+    def weights(self) -> Floats:
+        """[entries]"""
+        return np.frombuffer(self.body, np.float32, self.header.entries, self._values_at - 4 * self.header.entries)
+
+    @property
+    def x(self) -> Floats:
+        """[rows, hidden], of rows that are not rounded."""
+        return np.frombuffer(self.body, np.float32, self.rows * self.hidden, self._values_at).reshape(self.rows, self.hidden)
+
+    @property
+    def scale(self) -> Floats:
+        """[rows, hidden / 32], of rows that are rounded."""
+        groups = self.hidden // GROUP
+        return np.frombuffer(self.body, np.float32, self.rows * groups, self._values_at).reshape(self.rows, groups)
+
+    @property
+    def q(self) -> NDArray[np.int8]:
+        """[rows, hidden], of rows that are rounded."""
+        at = self._values_at + 4 * self.rows * (self.hidden // GROUP)
+        return np.frombuffer(self.body, np.int8, self.rows * self.hidden, at).reshape(self.rows, self.hidden)
+
+    @property
+    def _values_at(self) -> int:
+        return 4 * (2 * self.header.experts + 1 + 2 * self.header.entries)
 
     @property
     def sound(self) -> NDArray[np.bool_]:
         """[rows] whether what is multiplied is all numbers. A model may overflow: its sums then are none, and no worker's fault."""
-        rows = np.asarray(np.isfinite(self.scale if len(self.q) else self.x).all(axis=1))
+        rows = np.asarray(np.isfinite(self.scale if self.rounded else self.x).all(axis=1))
         rows[self.index[~np.isfinite(self.weights)]] = False
         return rows
 
     def only(self, wanted: Sequence[int]) -> tuple[Self, Ints]:
         """What some of these experts are to run, and which of the rows these are."""
-        if self.experts.tolist() == wanted:  # all of them, as where there is one worker: nothing is copied
-            return self, np.arange(self.rows, dtype=np.int32)
         places = np.flatnonzero(np.isin(self.experts, wanted))
-        entries = np.flatnonzero(np.isin(np.repeat(self.experts, np.diff(self.offsets)), wanted))
+        counts = np.diff(self.offsets)
+        entries = np.flatnonzero(np.isin(np.repeat(self.experts, counts), wanted))
         rows, index = np.unique(self.index[entries], return_inverse=True)
-        offsets = np.concatenate([[0], np.cumsum(np.diff(self.offsets)[places])]).astype(np.int32)
-        if len(self.q):
-            scale, q, x = self.scale[rows], self.q[rows], self.x
-        else:
-            scale, q, x = self.scale, self.q, self.x[rows]
-        part = type(self)(self.layer, self.experts[places], offsets, index.astype(np.int32), self.weights[entries], scale, q, x)
+        offsets = np.concatenate([[0], np.cumsum(counts[places])]).astype(np.int32)
+        values = (self.scale[rows], self.q[rows]) if self.rounded else self.x[rows]
+        part = self.of(self.layer, self.experts[places], offsets, index.astype(np.int32), self.weights[entries], values)
         return part, rows.astype(np.int32)
 
-    def encode(self) -> tuple[bytes, bytes]:
+    def encode(self) -> tuple[bytes, bytes | bytearray | memoryview]:
         """A frame's metadata and body."""
-        arrays = (self.experts, self.offsets, self.index, self.weights, self.scale, self.q, self.x)
-        header = RoutedHeader(self.layer, self.rows, self.hidden, len(self.experts), len(self.index), len(self.q) > 0)
-        return _encoder.encode(header), b"".join([np.ascontiguousarray(array).tobytes() for array in arrays])
+        return _encoder.encode(self.header), self.body
 
     @classmethod
     def decode(cls, meta: bytes | memoryview, body: bytes | bytearray | memoryview) -> Self:
-        """Views of the body. Raises RemoteProtocolError if its size is not what the metadata say, or what they say cannot be. So whatever
-        is decoded can be merged with others, and not read or write what is theirs."""
+        """Raises RemoteProtocolError if the body's size is not what the metadata say, or what they say cannot be. Whoever reads the arrays does
+        `check` them before."""
         try:
             said = _header.decode(meta)
         except (msgspec.DecodeError, RecursionError) as error:
@@ -121,41 +159,34 @@ class Routed:
         plain = said.layer >= 0 and said.rows > 0 and said.hidden > 0 and 0 < said.experts <= MOST_EXPERTS and said.entries >= 0
         if not plain or (said.rounded and said.hidden % GROUP) or 8 * said.rows * said.hidden > MAX_BODY:  # their sums must fit a frame
             raise RemoteProtocolError(f"rows for experts that cannot be: {said}")
-        sizes = [4 * said.experts, 4 * (said.experts + 1), 4 * said.entries, 4 * said.entries]
-        sizes += (
-            [4 * said.rows * (said.hidden // GROUP), said.rows * said.hidden, 0] if said.rounded else [0, 0, 4 * said.rows * said.hidden]
-        )
-        if sum(sizes) != memoryview(body).nbytes:
-            raise RemoteProtocolError(f"rows for experts have {memoryview(body).nbytes} bytes instead of {sum(sizes)}")
-        parts: list[memoryview] = []
-        at = 0
-        for size in sizes:
-            parts.append(memoryview(body)[at : at + size])
-            at += size
-        experts, offsets, index = (np.frombuffer(part, np.int32) for part in parts[:3])
-        weights = np.frombuffer(parts[3], np.float32)
-        counts = np.diff(offsets.astype(np.int64))
+        row = 4 * (said.hidden // GROUP) + said.hidden if said.rounded else 4 * said.hidden
+        size = 4 * (2 * said.experts + 1 + 2 * said.entries) + said.rows * row
+        if size != memoryview(body).nbytes:
+            raise RemoteProtocolError(f"rows for experts have {memoryview(body).nbytes} bytes instead of {size}")
+        return cls(said, body)
+
+    def check(self) -> None:
+        """Raises RemoteProtocolError if there are experts or entries that cannot be. Otherwise it can be merged with others, and does not read
+        or write what is theirs."""
+        experts, offsets, index = self.experts, self.offsets, self.index
+        # as numbers without a sign, what is negative is too large
         if (
             offsets[0] != 0
-            or offsets[-1] != said.entries
-            or not ((counts >= 0) & (counts <= said.rows)).all()
-            or not ((index >= 0) & (index < said.rows)).all()
-            or experts[0] < 0
-            or not (experts[1:] > experts[:-1]).all()
+            or offsets[-1] != len(index)
+            or np.diff(offsets).view(np.uint32).max() > self.rows
+            or (len(index) and index.view(np.uint32).max() >= self.rows)
+            or experts.min() < 0
+            or (len(experts) > 1 and np.diff(experts).min() <= 0)
         ):
-            raise RemoteProtocolError(f"experts or entries that cannot be, in {said}")
-        if not said.rounded:
-            x = np.frombuffer(parts[6], np.float32).reshape(said.rows, said.hidden)
-            return cls(said.layer, experts, offsets, index, weights, _NO_FLOATS, _NO_BYTES, x)
-        scale = np.frombuffer(parts[4], np.float32).reshape(said.rows, -1)
-        q = np.frombuffer(parts[5], np.int8).reshape(said.rows, said.hidden)
-        return cls(said.layer, experts, offsets, index, weights, scale, q, _NO_FLOATS)
+            raise RemoteProtocolError(f"experts or entries that cannot be, in {self.header}")
 
 
 def merged(several: Sequence[Routed]) -> Routed:
-    """As one: the rows one after the other. All are of one layer, and all rounded or none."""
+    """As one: the rows one after the other. All are of one layer, and all rounded or none. Raises RemoteProtocolError: see `check`."""
     if len(several) == 1:
         return several[0]
+    for routed in several:
+        routed.check()
     begins = np.cumsum([0, *(routed.rows for routed in several[:-1])])
     owners = np.concatenate([np.repeat(routed.experts, np.diff(routed.offsets)) for routed in several])
     index = np.concatenate([routed.index + begin for routed, begin in zip(several, begins, strict=True)]).astype(np.int32)
@@ -163,11 +194,12 @@ def merged(several: Sequence[Routed]) -> Routed:
     experts, counts = np.unique(owners, return_counts=True)
     weights = np.concatenate([routed.weights for routed in several])
     first = several[0]
-    scale = np.concatenate([routed.scale for routed in several]) if len(first.q) else first.scale
-    q = np.concatenate([routed.q for routed in several]) if len(first.q) else first.q
-    x = first.x if len(first.q) else np.concatenate([routed.x for routed in several])
+    if first.rounded:
+        values = np.concatenate([routed.scale for routed in several]), np.concatenate([routed.q for routed in several])
+    else:
+        values = np.concatenate([routed.x for routed in several])
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-    return Routed(first.layer, experts.astype(np.int32), offsets, index[order], weights[order], scale, q, x)
+    return Routed.of(first.layer, experts.astype(np.int32), offsets, index[order], weights[order], values)
 
 
 def encode_sums(sums: Sums, waited: float = 0.0, computed: float = 0.0) -> tuple[bytes, memoryview]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from shoal.executor.base import BlockPart, Floats, Wave, WeightBlock
 from shoal.executor.elsewhere import Elsewhere
+from shoal.executor.expert_split import Experts, RemoteExperts, Split
 
 LAYERS = st.sets(st.integers(0, 11))
 HIDDEN = np.zeros((1, 4), np.float32)
@@ -34,8 +35,8 @@ class Cellar:
     def apart(self, layer: int) -> bool:
         return layer in self.waved
 
-    def elsewhere(self, layer: int) -> frozenset[int]:
-        return frozenset()
+    def elsewhere(self, layer: int) -> None:
+        return None
 
     def lease(self, block: WeightBlock) -> Any:
         self.noted.append(block)
@@ -54,7 +55,11 @@ class Cellar:
 
 
 def over(cellar: Cellar, away: set[int]) -> Elsewhere:
-    return Elsewhere(cellar, {layer: frozenset({1, 2}) for layer in away})
+    return Elsewhere(cellar, remote({layer: frozenset({1, 2}) for layer in away}))
+
+
+def remote(only: Experts, also: Experts | None = None) -> RemoteExperts:
+    return RemoteExperts(only, also or {}, Split(1, 0.0))
 
 
 @given(LAYERS, LAYERS, LAYERS, st.integers(0, 11), st.integers(0, 12))
@@ -76,7 +81,8 @@ def test_every_layer_is_in_one_run_and_alone_where_experts_are_elsewhere(
 def test_a_layer_is_apart_where_it_was_or_experts_are_elsewhere(waved: set[int], away: set[int]) -> None:
     store = over(Cellar(waved, set()), away)
     assert [store.apart(layer) for layer in range(12)] == [layer in waved | away for layer in range(12)]
-    assert [store.elsewhere(layer) for layer in range(12)] == [{1, 2} if layer in away else set() for layer in range(12)]
+    found = [store.elsewhere(layer) for layer in range(12)]
+    assert [layer.only if layer else set() for layer in found] == [{1, 2} if layer in away else set() for layer in range(12)]
 
 
 @given(st.booleans(), st.booleans(), st.lists(st.integers(0, 9), unique=True))
@@ -97,15 +103,15 @@ def test_waves_that_are_closed_early_close_those_of_the_store() -> None:
 
 
 def test_a_layer_that_has_nothing_elsewhere_is_none_of_those() -> None:
-    store = Elsewhere(Cellar(set(), set()), {1: frozenset(), 2: frozenset({0})})
-    assert store.runs(range(4)) == [range(2), range(2, 3), range(3, 4)]
-    assert not store.apart(1) and store.elsewhere(1) == store.elsewhere(9) == frozenset()
+    store = Elsewhere(Cellar(set(), set()), remote({1: frozenset(), 2: frozenset({0})}, {3: frozenset({5}), 4: frozenset()}))
+    assert store.runs(range(5)) == [range(2), range(2, 3), range(3, 4), range(4, 5)]
+    assert not store.apart(1) and store.elsewhere(1) is store.elsewhere(9) is None and store.apart(3)
 
 
 def test_experts_may_be_replaced_between_steps() -> None:
     store = over(Cellar(set(), set()), {1})
     assert store.runs(range(3)) == [range(1), range(1, 2), range(2, 3)]
-    store.experts = {}
+    store.remote = remote({})
     assert store.runs(range(3)) == [range(3)]
     assert not store.apart(1)
 

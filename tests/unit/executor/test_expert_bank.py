@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from shoal.executor.expert_bank import ExpertBank
 from shoal.models.weights import Weights
 from shoal.wire.routed import Routed, merged
 from tests.support.mixtures import Maker
-from tests.support.routed_rows import routed_of
+from tests.support.routed_rows import changed, routed_of
 
 LAYERS, EXPERTS = 6, 8
 
@@ -83,7 +82,7 @@ def test_a_row_that_is_no_number_spoils_no_other(weights: Weights, precision: Pr
     bank = bank_of(weights, precision, layer1=list(range(EXPERTS)))
     good, bad = asked(weights, {0: 0.5, 3: 1.0}, first=3, rounded=False), asked(weights, {0: 1.0, 3: 1.0}, rounded=False)
     for field in ("x", "weights"):
-        spoilt = replace(bad, **{field: np.full_like(getattr(bad, field), np.nan)})
+        spoilt = changed(bad, **{field: np.full_like(getattr(bad, field), np.nan)})
         sums = bank.run(merged([good, spoilt, good]))
         assert np.array_equal(sums[0], bank.run(good)[0]) and np.array_equal(sums[2], sums[0])
         assert np.isnan(sums[1]).all()
@@ -111,15 +110,15 @@ def test_rows_that_cannot_be_run_are_refused_and_not_counted(weights: Weights) -
     good = asked(weights, {0: 1.0, 1: 1.0})
     floats = asked(weights, {0: 1.0}, rounded=False)
     wrong: list[tuple[Any, str]] = [
-        (asked(weights, {0: 1.0, 2: 1.0}), "expert 2 of layer 1 is not here"),
-        (asked(weights, {0: 1.0}, layer=2), "expert 0 of layer 2 is not here"),
-        (asked(weights, {0: 1.0}, layer=10**9), "is not here"),
+        (asked(weights, {0: 1.0, 2: 1.0}), "layer 1 .*expert 2 is not here"),
+        (asked(weights, {0: 1.0}, layer=2), "layer 2 are not here"),
+        (asked(weights, {0: 1.0}, layer=10**9), "are not here"),
         (asked(weights, {10**9: 1.0}), "is not here"),
         (routed_of([{0: 1.0}], 1, weights.spec.hidden + 32), "cannot be run"),
         (routed_of([{0: 1.0}], 1, weights.spec.hidden + 32, rounded=False), "cannot be run"),
-        (replace(floats, q=good.q, scale=good.scale), "cannot be run"),
-        (replace(good, index=good.index + 1), "cannot be run"),
-        (replace(good, index=np.zeros(9, np.int32), weights=np.ones(9, np.float32)), "more of them than a row has"),
+        (Routed(floats.header, good.body), "cannot be run"),
+        (changed(good, index=good.index + 1), "cannot be run"),
+        (changed(good, index=np.zeros(9, np.int32), weights=np.ones(9, np.float32)), "more of them than a row has"),
     ]
     for routed, why in wrong:
         with pytest.raises(RemoteProtocolError, match=why):

@@ -13,6 +13,8 @@ from tests.support.nodes import MB
 from tests.unit.placement.test_experts import model
 
 STAGE, FIRST, SECOND, THIRD = 1, 2, 3, 4
+TIGHT = 62
+"""MB: not all experts fit."""
 FAST = LinkSpeeds({f"n{node}": LinkSpeed(10e-6, 1e9) for node in range(1, 10)})
 
 
@@ -80,16 +82,27 @@ def test_a_route_goes_on_without_a_worker_whose_experts_another_one_has() -> Non
 
 
 def test_it_does_not_go_on_without_the_last_one_that_has_them() -> None:
-    c = serving()
+    c = serving(TIGHT)
     c.handle(Left(SECOND, "its connection ended"), 1)
     out = c.handle(Left(FIRST, "its connection ended"), 2)
     assert only(out, Cut), "the first loss is not forgotten"
-    assert c.state == LOADING and c.coming is not None and not c.coming.workers
+    assert c.serving is None and c.coming is None
+    c.handle(joined(THIRD), 3)
+    assert c.coming is not None and set(c.coming.workers) == {THIRD}
     serve(c, 3)
 
 
-def test_one_that_comes_back_is_given_experts_again() -> None:
+def test_it_goes_on_without_any_where_the_stage_has_all_experts_too() -> None:
     c = serving()
+    for at, worker in enumerate((SECOND, FIRST)):
+        out = c.handle(Left(worker, "its connection ended"), at)
+        assert not only(out, Cut) and c.state == SERVING
+    c.handle(Left(STAGE, "its connection ended"), 3)
+    assert c.serving is None
+
+
+def test_one_that_comes_back_is_given_experts_again() -> None:
+    c = serving(TIGHT)
     c.handle(Left(SECOND, "nothing was heard from it"), 1)
     c.handle(joined(THIRD, name="n3"), 20)
     for node in (STAGE, FIRST, THIRD):
@@ -126,8 +139,7 @@ def test_without_workers_a_stage_without_room_waits_and_says_what_is_missing() -
 
 
 def test_keys_and_values_stay_when_experts_move() -> None:
-    c = serving()
-    c.handle(Left(SECOND, "its connection ended"), 1)
-    c.handle(Left(FIRST, "its connection ended"), 2)
-    assert c.coming is not None
+    c = serving(TIGHT)
+    c.handle(DrainAsked(SECOND), 1)
+    assert c.coming is not None and c.coming.workers == (FIRST,)
     assert c.coming.keep[STAGE] == range(4), "all layers of the stage"

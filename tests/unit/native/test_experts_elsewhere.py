@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from shoal.wire.routed import Routed as RoutedRows
+from shoal.wire.routed import RoutedHeader
 from tests.support.kernel_parts import ISAS, Floats, module, normal, nothing_attended
 from tests.support.kernel_reference import Mlp, Routed
+from tests.support.routed_rows import changed
 from tests.unit.native.test_experts_apart import EXPERTS, HIDDEN, ROWS, TARGETS, arrays, pool, whole
 
 HERE = 0
@@ -34,6 +38,10 @@ class Elsewhere:
         self.stage, self.hidden = module.Stage(HIDDEN, 2, isa), x.copy()
         self.needed = self.stage.route(self.hidden, *arrays(len(x)), nothing_attended(HIDDEN), self.block, pool(), False)
 
+    def partial(self, experts: int, rows: Any, entries: int, body: bytes) -> Any:
+        """What a worker makes of what was dispatched."""
+        return self.worker.partial(self.set, np.frombuffer(body, np.uint8), len(rows), experts, entries, not self.floats)
+
     def run(self, where: Callable[[int], int]) -> Floats:
         places: dict[int, list[int]] = {}
         for at, expert in enumerate(self.needed[:, 0].tolist()):
@@ -46,8 +54,8 @@ class Elsewhere:
             if worker == HERE:
                 self.stage.compute(self.hidden, self.block, places[HERE])
             else:
-                rows, *rest = sent[worker]
-                self.stage.add(self.hidden, self.block, places[worker], rows, self.worker.partial(self.set, *rest))
+                rows = sent[worker][0]
+                self.stage.add(self.hidden, self.block, places[worker], rows, self.partial(len(places[worker]), *sent[worker]))
         assert self.stage.awaited == 0
         return self.hidden
 
@@ -75,64 +83,78 @@ def test_workers_sums_can_be_added_before_they_are_sent() -> None:
     step = Elsewhere(routed, "q8", "", normal(ROWS, HIDDEN, seed=4), module.Around())
     everything = list(range(len(step.needed)))
     rows, *rest = step.stage.dispatch(step.block, everything, False)
-    together = step.worker.partial(step.set, *rest)
+    together = step.partial(len(everything), rows, *rest)
     apart = np.zeros_like(together)
     for at in everything:
         some, *of_one = step.stage.dispatch(step.block, [at], False)
-        apart[np.searchsorted(rows, some)] += step.worker.partial(step.set, *of_one)
+        apart[np.searchsorted(rows, some)] += step.partial(1, some, *of_one)
     assert np.array_equal(apart, together)
 
 
 def test_only_the_rows_that_an_expert_runs_are_sent() -> None:
     step = Elsewhere(Routed.random(count=EXPERTS, chosen=3), "q8", "", normal(ROWS, HIDDEN, seed=4), module.Around())
     for at, (expert, count) in enumerate(step.needed.tolist()):
-        rows, experts, offsets, index, weights, q, scale, x = step.stage.dispatch(step.block, [at], False)
-        assert len(rows) == count and experts.tolist() == [expert] and offsets.tolist() == [0, count]
-        assert index.tolist() == list(range(count)) and len(weights) == count
-        assert q.shape == (count, HIDDEN) and scale.shape == (count, HIDDEN // 32) and len(x) == 0
+        rows, entries, body = step.stage.dispatch(step.block, [at], False)
+        sent = rows_of(body, count, 1, entries)
+        assert len(rows) == entries == count and sent.experts.tolist() == [expert] and sent.offsets.tolist() == [0, count]
+        assert sent.index.tolist() == list(range(count)) and len(sent.weights) == count
+        assert sent.q.shape == (count, HIDDEN) and sent.scale.shape == (count, HIDDEN // 32)
 
 
 def test_what_a_worker_cannot_run_is_refused() -> None:
     step = Elsewhere(Routed.random(count=EXPERTS, chosen=3), "q8", "", normal(ROWS, HIDDEN, seed=4), module.Around())
-    _, experts, offsets, index, weights, q, scale, x = step.stage.dispatch(step.block, [0, 1], False)
-    floats = np.zeros((len(q), HIDDEN), np.float32)
+    rows, entries, body = step.stage.dispatch(step.block, [0, 1], False)
+    good, count = rows_of(body, len(rows), 2, entries), len(rows)
 
-    def changed(array: Any, at: int, value: float) -> Any:
+    def refused(wrong: RoutedRows, why: str) -> None:
+        of = wrong.header
+        with pytest.raises(ValueError, match=why):
+            step.worker.partial(step.set, np.frombuffer(wrong.body, np.uint8), of.rows, of.experts, of.entries, of.rounded)
+
+    def other(array: Any, at: int, value: float) -> Any:
         out = array.copy()
         out[at] = value
         return out
 
-    step.set.place(int(experts[1]), None)
-    with pytest.raises(ValueError, match="not here"):
-        step.worker.partial(step.set, experts, offsets, index, weights, q, scale, x)
-    step.set.place(int(experts[1]), step.given[experts[1]])
-    for wrong, why in (
-        ((changed(experts, 0, -1), offsets, index, weights, q, scale, x), "not here"),
-        ((changed(experts, 1, EXPERTS), offsets, index, weights, q, scale, x), "not here"),
-        ((experts[::-1].copy(), offsets, index, weights, q, scale, x), "do not rise"),
-        ((experts, changed(offsets, 0, 1), index, weights, q, scale, x), "begin at 0"),
-        ((experts, changed(offsets, 2, len(index) + 1), index, weights, q, scale, x), "begin at 0"),
-        ((experts, changed(offsets, 1, len(index) + 1), index, weights, q, scale, x), "too many rows"),
-        ((experts, offsets, changed(index, 0, len(q)), weights, q, scale, x), "not there"),
-        ((experts, offsets, changed(index, 0, -1), weights, q, scale, x), "not there"),
-        ((experts, offsets, index, weights[1:], q, scale, x), "no rows"),
-        ((experts, offsets, index, weights, q, scale[:, 1:].copy(), x), "as these experts take them"),
-        ((experts, offsets, index, weights, q, scale, floats), "as these experts take them"),
-        ((experts, offsets, index, weights, q[:0], scale[:0], floats[:, 1:].copy()), "as these experts take them"),
-        ((experts, offsets, index, weights, q[:0], scale[:0], floats[:0]), "nothing to compute"),
-        ((experts[:0], offsets[:1], index[:0], weights[:0], q, scale, x), "nothing to compute"),
-    ):
-        with pytest.raises(ValueError, match=why):
-            step.worker.partial(step.set, *wrong)
-    unrounded = module.ExpertSet([Mlp.random(HIDDEN, 96, 1).made("f32")], width=96, hidden=HIDDEN)
-    with pytest.raises(ValueError, match="as these experts take them"):
-        step.worker.partial(unrounded, experts[:1] * 0, offsets[:2], index[: offsets[1]], weights[: offsets[1]], q, scale, x)
+    second = int(good.experts[1])
+    step.set.place(second, None)
+    refused(good, "not here")
+    step.set.place(second, step.given[second])
+    refused(changed(good, experts=other(good.experts, 0, -1)), "not here")
+    refused(changed(good, experts=other(good.experts, 1, EXPERTS)), "not here")
+    refused(changed(good, experts=good.experts[::-1].copy()), "do not rise")
+    refused(changed(good, offsets=other(good.offsets, 0, 1)), "begin at 0")
+    refused(changed(good, offsets=other(good.offsets, 2, entries + 1)), "begin at 0")
+    refused(changed(good, offsets=other(good.offsets, 1, entries + 1)), "too many rows")
+    refused(changed(good, index=other(good.index, 0, count)), "not there")
+    refused(changed(good, index=other(good.index, 0, -1)), "not there")
+    for size in (len(body) - 1, len(body) + 1, 0):
+        refused(RoutedRows(good.header, (body + b"x")[:size]), "another size")
+    for name, value in (("rows", 0), ("rows", -1), ("rows", 2**31), ("experts", 0), ("entries", -1), ("entries", 2**40)):
+        refused(RoutedRows(replace(good.header, **{name: value}), body), "nothing to compute")
+    refused(RoutedRows(replace(good.header, rounded=False), body), "another size")
+    unrounded = module.ExpertSet([Mlp.random(HIDDEN, 96, 1).made("f32")] * EXPERTS, width=96, hidden=HIDDEN)
+    with pytest.raises(ValueError, match="take floats"):
+        step.worker.partial(unrounded, np.frombuffer(body, np.uint8), count, 2, entries, True)
+
+
+def test_a_body_may_begin_anywhere_in_memory() -> None:
+    step = Elsewhere(Routed.random(count=EXPERTS, chosen=3), "q8", "", normal(ROWS, HIDDEN, seed=4), module.Around())
+    rows, entries, body = step.stage.dispatch(step.block, [0, 1], False)
+    wanted = step.partial(2, rows, entries, body)
+    for off in range(1, 8):
+        moved = np.frombuffer(bytes(off) + body, np.uint8)[off:]
+        assert np.array_equal(step.worker.partial(step.set, moved, len(rows), 2, entries, True), wanted)
+
+
+def rows_of(body: bytes, rows: int, experts: int, entries: int) -> RoutedRows:
+    return RoutedRows(RoutedHeader(0, rows, HIDDEN, experts, entries, True), body)
 
 
 def test_what_does_not_belong_to_the_step_is_not_added() -> None:
     step = Elsewhere(Routed.random(count=EXPERTS, chosen=3), "q8", "", normal(ROWS, HIDDEN, seed=4), module.Around())
     rows, *rest = step.stage.dispatch(step.block, [0], False)
-    sums = step.worker.partial(step.set, *rest)
+    sums = step.partial(1, rows, *rest)
     for wrong, why in (
         (([len(step.needed)], rows, sums), "of that place"),
         (([0], rows + ROWS, sums), "outside the step"),
@@ -157,32 +179,29 @@ def test_rows_are_not_rounded_for_experts_that_are_not() -> None:
 
 
 @st.composite
-def nearly_right(draw: st.DrawFn) -> list[Any]:
-    """What `partial` takes of three rows, of which some arrays are any of their type."""
-    most, odd = 2**31 - 1, st.sampled_from([0, 1, 2, 3, 4, 5])
-    ints = st.lists(st.one_of(st.integers(-2, 5), st.sampled_from([most, -most - 1, 1000])), max_size=6)
+def nearly_right(draw: st.DrawFn) -> RoutedRows:
+    """Three rows, of which some arrays or numbers are any of their type."""
+    most = 2**31 - 1
+    ints = st.one_of(st.integers(-2, 5), st.sampled_from([most, -most - 1, 1000]))
     floats = st.one_of(st.floats(-4, 4, width=32), st.sampled_from([np.nan, np.inf, 1e38, -1e38, 1e-45]))
     rounded, rng = draw(st.booleans()), np.random.default_rng(draw(st.integers(0, 9)))
     index = draw(st.lists(st.integers(0, 2), max_size=6))
     cut = draw(st.integers(max(0, len(index) - 3), min(3, len(index))))
-    rows = (3, 0) if rounded else (0, 3)
-    right = [
-        np.array(draw(st.sampled_from([[0, 2], [2, 3], [0, 3]])), np.int32),
-        np.array([0, cut, len(index)], np.int32),
-        np.array(index, np.int32),
-        np.array(draw(st.lists(floats, min_size=len(index), max_size=len(index))), np.float32),
-        rng.integers(-128, 128, (rows[0], HIDDEN)).astype(np.int8),
-        np.full((rows[0], HIDDEN // 32), draw(floats), np.float32),
-        normal(rows[1], HIDDEN) * np.float32(draw(floats)),
-    ]
-    for at in draw(st.sets(st.integers(0, 6), max_size=2)):
-        if at < 3:
-            right[at] = np.array(draw(ints), np.int32)
-        elif at == 3:
-            right[at] = np.array(draw(st.lists(floats, max_size=6)), np.float32)
-        else:
-            right[at] = np.ones((draw(odd), draw(st.one_of(odd, st.sampled_from([HIDDEN, 32, 48, 65, 128])))), right[at].dtype)
-    return right
+    experts = draw(st.sampled_from([[0, 2], [2, 3], [0, 3]]))
+    arrays = [np.array(of, np.int32) for of in (experts, [0, cut, len(index)], index)]
+    weights = np.array(draw(st.lists(floats, min_size=len(index), max_size=len(index))), np.float32)
+    scales = np.full((3, HIDDEN // 32), draw(floats), np.float32)
+    plain = normal(3, HIDDEN) * np.float32(draw(floats))
+    rows = (scales, rng.integers(-128, 128, (3, HIDDEN)).astype(np.int8)) if rounded else plain
+    for at in draw(st.sets(st.integers(0, 2), max_size=2)):
+        arrays[at] = np.array(draw(st.lists(ints, min_size=len(arrays[at]), max_size=len(arrays[at]))), np.int32)
+    routed = RoutedRows.of(0, arrays[0], arrays[1], arrays[2], weights, rows)
+    numbers = draw(
+        st.dictionaries(st.sampled_from(["rows", "experts", "entries"]), st.integers(-1, 2**63 - 1) | st.integers(0, 5), max_size=1)
+    )
+    body = bytes(routed.body)
+    size = draw(st.sampled_from([len(body)] * 3 + [len(body) - 1, len(body) + 4, 0]))
+    return RoutedRows(replace(routed.header, **numbers), (body + bytes(4))[:size])
 
 
 @pytest.mark.slow
@@ -190,16 +209,19 @@ def nearly_right(draw: st.DrawFn) -> list[Any]:
 @pytest.mark.parametrize("target", TARGETS)
 @settings(max_examples=400)
 @given(given=nearly_right())
-def test_whatever_is_asked_of_a_set_gives_sums_or_an_error(target: str, given: list[Any]) -> None:
+def test_whatever_is_asked_of_a_set_gives_sums_or_an_error(target: str, given: RoutedRows) -> None:
     """Sums of numbers where all that was given were numbers that are not huge."""
     experts = module.ExpertSet([Mlp.random(HIDDEN, 96, i).made(target) if i != 1 else None for i in range(4)], width=96, hidden=HIDDEN)
+    of = given.header
     try:
-        sums = module.Stage(HIDDEN, 2, "").partial(experts, *given)
+        sums = module.Stage(HIDDEN, 2, "").partial(
+            experts, np.frombuffer(given.body, np.uint8), of.rows, of.experts, of.entries, of.rounded
+        )
     except ValueError:
         return
-    rows = max(len(given[4]), len(given[6]))
-    assert sums.shape == (rows, HIDDEN)
-    if all(np.isfinite(array).all() and (np.abs(array) < 1e6).all() for array in (given[3], given[5], given[6])):
+    assert sums.shape == (of.rows, HIDDEN)
+    numbers = (given.weights, given.scale if given.rounded else given.x)
+    if all(np.isfinite(array).all() and (np.abs(array) < 1e6).all() for array in numbers):
         assert np.isfinite(sums).all()
-    untouched = np.setdiff1d(np.arange(rows), given[2])
+    untouched = np.setdiff1d(np.arange(of.rows), given.index)
     assert not sums[untouched].any()

@@ -83,13 +83,16 @@ def test_experts_are_those_that_anybody_holds_reachable_or_not() -> None:
 def test_a_worker_is_late_after_twice_its_usual_time_once_that_is_known() -> None:
     holder = ExpertHolder({})
     for count in range(16):
-        assert holder.late() is None
-        holder.seconds.append(0.1 if count else 9.0)  # one answer that took long is not usual
-    assert holder.late() == 18.0  # but one in sixteen is
-    holder.seconds.extend([0.1] * 16)
-    assert holder.late() == 0.2
-    holder.seconds.extend([0.5] * 128)  # the last ones count
-    assert holder.late() == 1.0
+        assert holder.late is None
+        holder.answered(0.1 if count else 9.0)  # one answer that took long is not usual
+    assert holder.late == 18.0  # but one in sixteen is
+    for _ in range(16):
+        assert holder.late == 18.0  # which is looked at again from time to time
+        holder.answered(0.1)
+    assert holder.late == 0.2
+    for _ in range(128):  # the last ones count
+        holder.answered(0.5)
+    assert holder.late == 1.0
 
 
 def test_a_worker_says_why_it_is_not_asked() -> None:

@@ -71,7 +71,7 @@ class Company:
         self.now = 0.0
         self.hands = {name: Hand() for name in held}
         holders = Holders({name: {ROUTED.layer: experts} for name, experts in held.items()})
-        self.links = ExpertLinks(holders, self._connect, 8, lambda: self.now, Random(0), patience)
+        self.links = ExpertLinks(holders, holders.experts, self._connect, 8, lambda: self.now, Random(0), patience)
 
     async def _connect(self, worker: str) -> MemoryStream:
         return await self.hands[worker].connect()

@@ -70,14 +70,17 @@ async def storm(seed: int) -> None:
     async def connect(worker: str) -> MemoryStream:
         return await sheds[worker].connect()
 
-    links = ExpertLinks(Holders(held), connect, 1, asyncio.get_running_loop().time, rng, patience=1e6)
+    holders = Holders(held)
+    turns = rng.choice([0, 30])
+    links = ExpertLinks(holders, holders.experts, connect, 1, asyncio.get_running_loop().time, rng, patience=1e6, turns=turns)
     opening = asyncio.ensure_future(links.open())
     await asyncio.gather(opening, return_exceptions=True)  # some may not be reached yet
     weather = [asyncio.ensure_future(shed.weather()) for shed in sheds.values()]
     for _ in range(25):
         rows = [{expert: rng.choice([0.5, 1.0, -2.0]) for expert in rng.sample(range(EXPERTS), 2)} for _ in range(rng.randrange(1, 12))]
         routed = routed_of(rows, 1, first=rng.randrange(5))
-        await links.send(Send(routed, np.arange(len(rows), dtype=np.int32)))
+        spare = frozenset(rng.sample(range(EXPERTS), rng.randrange(EXPERTS + 1)) if rng.random() < 0.5 else [])
+        await links.send(Send(routed, np.arange(len(rows), dtype=np.int32), spare))
         collecting = asyncio.ensure_future(links.collect())
         if rng.random() < 0.2:
             for _ in range(rng.randrange(1, 20)):
@@ -87,10 +90,14 @@ async def storm(seed: int) -> None:
             parts = await collecting
         except (ClusterError, asyncio.CancelledError):
             continue
-        assert sorted(expert for part in parts for expert in part.experts.tolist()) == routed.experts.tolist()
+        came = sorted(expert for part in parts for expert in part.experts.tolist())
+        assert sorted({*came, *spare.intersection(routed.experts.tolist())}) == routed.experts.tolist() and len(set(came)) == len(came)
         total: Any = np.zeros((len(rows), routed.hidden))
         for part in parts:
             total[part.rows] += part.sums
+        if late := sorted(set(routed.experts.tolist()) - set(came)):  # the stage runs them itself
+            part, at = routed.only(late)
+            total[at] += summed(part)
         assert np.array_equal(total, summed(routed))
     await links.close()
     for task in weather:

@@ -36,10 +36,11 @@ def test_without_workers_nothing_is_elsewhere() -> None:
 
 
 def test_a_worker_takes_what_makes_a_step_faster() -> None:
-    """Less than half of the experts, though both read at one speed: to ask takes time."""
+    """What both have they divide."""
     placement = planner(chosen=12).first([stage(), worker("w")], {})
-    assert covered(placement.elsewhere, placement.workers)
-    assert kept(placement) == [0, 6, 6, 6]
+    assert kept(placement) == [0, 0, 0, 0], "the stage needs no worker"
+    assert [len(experts) for experts in placement.workers[0].table] == [0, 16, 16, 16]
+    assert placement.stages[0].asking.seconds > 0
     assert placement.tokens_per_second > planner(chosen=12).first([stage()], {}).tokens_per_second
 
 
@@ -102,10 +103,21 @@ def test_a_worker_that_comes_is_used_for_speed_and_for_safety() -> None:
     plan = planner(chosen=12)
     alone_before = plan.first([stage()], {})
     better = plan.improve(alone_before, [stage(), worker("w")], {}, 0)
-    assert better is not None and sum(kept(better)) > 0
-    safer = plan.improve(better, [stage(), worker("w"), worker("x")], {}, 0)
+    assert better is not None and better.workers
+    tight = stage(memory=60)
+    before = plan.first([tight, worker("w")], {})
+    assert alone(before.elsewhere, before.workers) > 0
+    safer = plan.improve(before, [tight, worker("w"), worker("x")], {}, 0)
     assert safer is not None and alone(safer.elsewhere, safer.workers) == 0
-    assert plan.improve(safer, [stage(), worker("w"), worker("x")], {}, 0) is None
+    assert plan.improve(safer, [tight, worker("w"), worker("x")], {}, 0) is None
+
+
+def test_a_stage_that_streams_shares_nothing() -> None:
+    """Which of its experts are in memory changes from step to step."""
+    streaming = NodeProfile("a", 40 * MB, 10e9, 1e12, disk=2e9)
+    placement = planner(chosen=12).first([streaming, worker("w", 20)], {})
+    assert placement.streams
+    assert all(mine <= gone for plan in placement.workers for mine, gone in zip(plan.table, placement.elsewhere, strict=True))
 
 
 def test_the_model_of_a_dense_layer_alone_has_no_use_for_workers() -> None:

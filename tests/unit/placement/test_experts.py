@@ -8,7 +8,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.placement.cost import ExpertsCost, LayerCost, Matrices, ModelCost
-from shoal.placement.experts import Table, WorkerPlan, alone, away, covered, dealt, union, waits, without
+from shoal.placement.experts import (
+    ASKING,
+    ATTENDING,
+    Asking,
+    Table,
+    WorkerPlan,
+    alone,
+    asking,
+    away,
+    change,
+    covered,
+    dealt,
+    shared,
+    union,
+    without,
+)
 from shoal.placement.profile import LinkSpeed, LinkSpeeds, NodeProfile
 from tests.support.nodes import MB
 
@@ -103,16 +118,88 @@ def test_the_most_used_experts_stay_with_the_stage() -> None:
     assert without(cost, away(cost, 0.0)) == cost
 
 
+NEAR = LinkSpeeds({name: LinkSpeed(1e-6, 10e9) for name in ("w", "stage")})
+STAGE = NodeProfile("stage", 1000 * MB, 10e9, 1e12)
+
+
+def changed(cost: ModelCost, share: float, node: NodeProfile, links: LinkSpeeds, rows: int, layers: range, both: bool = False) -> float:
+    """By a worker that holds that share alone, and if `both`, what the stage holds, too."""
+    absent = away(cost, share)
+    plans = dealt(cost, absent, [node], {})
+    assert plans is not None
+    if both:
+        plans = shared(cost, absent, plans, [node], {})
+    return change(cost, layers.start, layers.stop, STAGE, [(plans[0], node)], absent, asking(cost, STAGE, [node], links), rows)
+
+
 def test_a_stage_waits_for_a_far_worker_and_not_for_one_that_is_faster_than_itself() -> None:
     cost = model(count=16)
-    stage, near = NodeProfile("stage", 1000 * MB, 10e9, 1e12), worker("w", speed=40e9)
-    plans = dealt(cost, away(cost, 0.25), [near], {})
-    assert plans is not None
-    with_near = [(plans[0], near)]
-    fast, slow = LinkSpeeds({"w": LinkSpeed(1e-6, 10e9), "stage": LinkSpeed(1e-6, 10e9)}), LinkSpeeds({"w": LinkSpeed(0.01)})
-    assert waits(cost, 0, 4, stage, with_near, fast, 64) == 0
-    assert 0.059 <= waits(cost, 0, 4, stage, with_near, slow, 1) < 0.07, "three round trips"
-    assert waits(cost, 0, 1, stage, with_near, slow, 1) == 0, "the first layer is dense"
+    slow = LinkSpeeds({"w": LinkSpeed(0.01)})
+    assert abs(changed(cost, 0.25, worker("w", speed=40e9), NEAR, 64, range(4)) - 3 * ATTENDING) < 1e-5
+    assert 0.049 <= changed(cost, 0.25, worker("w", speed=40e9), slow, 1, range(4)) < 0.07, (
+        "three round trips, if all layers need any of them"
+    )
+    assert changed(cost, 0.25, worker("w", speed=40e9), slow, 1, range(1)) == 0, "the first layer is dense"
+
+
+def test_what_both_hold_is_divided_so_that_both_end_at_once() -> None:
+    cost = model(layers=2, count=16)
+    node = worker("w", speed=10e9)
+    whole = 16 * cost.layers[1].experts.touched(64) / 16 * EACH / 10e9  # pyright: ignore[reportOptionalMemberAccess]
+    saved = -changed(cost, 0.0, node, NEAR, 64, range(2), both=True)
+    question = asking(cost, STAGE, [node], NEAR)
+    assert abs(saved - ((whole - question.seconds - 64 * question.per_row) / 2 - ATTENDING)) < 1e-9
+    far = LinkSpeeds({"w": LinkSpeed(1.0)})
+    assert changed(cost, 0.0, node, far, 64, range(2), both=True) == 0, "a stage that holds all asks nobody who is too far"
+
+
+@given(share=st.integers(0, 16), room=st.integers(0, 60), speed=st.sampled_from([1e9, 10e9, 80e9]), rows=st.sampled_from([1, 8, 64]))
+def test_to_hold_what_stages_hold_never_takes_longer(share: int, room: int, speed: float, rows: int) -> None:
+    cost = model(count=16)
+    node = worker("w", room + 3 * share, speed)
+    alone, both = (
+        (changed(cost, share / 16, node, NEAR, rows, range(4), both) if share or both else 0.0 for both in (False, True))
+        if room or share
+        else (0.0, 0.0)
+    )
+    assert both <= alone + 1e-12
+
+
+@given(
+    share=st.integers(0, 16),
+    workers=st.lists(st.tuples(st.integers(0, 40), st.sampled_from([1e9, 5e9, 40e9])), min_size=1, max_size=5),
+    count=st.integers(2, 24),
+)
+def test_what_is_shared_keeps_every_memory_and_all_that_was_dealt(share: int, workers: list[tuple[int, float]], count: int) -> None:
+    cost = model(count=count)
+    absent = away(cost, share / 16)
+    nodes = [worker(f"w{i}", room, speed) for i, (room, speed) in enumerate(workers)]
+    if (plans := dealt(cost, absent, nodes, {})) is None:
+        return
+    dealt_to = {plan.node: plan.table for plan in plans}
+    for plan in shared(cost, absent, plans, nodes, {}):
+        assert plan.weight_bytes == bytes_of(plan) <= next(node.memory for node in nodes if node.name == plan.node) - cost.workspace
+        before = dealt_to.pop(plan.node, (frozenset[int](),) * 4)
+        more = [after - had for after, had in zip(plan.table, before, strict=True)]
+        assert all(had <= after for had, after in zip(before, plan.table, strict=True))
+        assert not any(some & gone for some, gone in zip(more, absent, strict=True)), "others need not have what is dealt"
+        assert len({len(some) for some in more[1:]}) == 1 and not more[0], "of each layer with experts as many as of any other"
+    assert not dealt_to
+
+
+def test_workers_share_different_experts_and_the_most_used_ones_first() -> None:
+    cost = model(count=8, popularity=(0.1, 0.5, 0.2, 0.3, 0.4, 0.25, 0.15, 0.1))
+    absent = away(cost, 0.0)
+    plans = shared(cost, absent, (), [worker("a", 6), worker("b", 6), worker("c", 12)], {})
+    assert [plan.table[1] for plan in plans] == [{1, 4}, {3, 5}, {2, 6, 7, 1} - {1} | {0}]
+
+
+def test_asking_counts_the_way_there_and_back() -> None:
+    cost = model()
+    links = LinkSpeeds({"w": LinkSpeed(0.002, 1e9), "v": LinkSpeed(0.001, 1e6)})
+    found = asking(cost, STAGE, [worker("w"), worker("v")], links)
+    assert abs(found.seconds - ASKING - 0.004) < 1e-3 and found.per_row > 1e-3
+    assert asking(cost, STAGE, [], links) == Asking(ASKING, 0.0)
 
 
 def test_tables_are_joined_by_layer() -> None:
