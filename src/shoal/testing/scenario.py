@@ -101,6 +101,8 @@ class Scenario:
         self.layers = self.rng.randint(3, 7)
         self.seconds = toy.Seconds()
         self.disks, self.workers = disks_of(seed), workers_of(seed)
+        # To the plan, slow nodes make experts that stages and workers both hold worth while.
+        self.slowness = 30.0 if self.workers is not None and Random(f"slow {seed}").random() < 0.5 else 1.0
         self.layer_bytes = toy.LAYER_BYTES if self.disks is None else 1 << 20  # units that are read fill pages
         self.network = Network(Random(self.rng.random()), self.say)
         self.coordinator: Coordinator | None = None
@@ -290,7 +292,7 @@ class Scenario:
         node = _Node(
             self.network.host(f"n{len(self._nodes)}"),
             memory,
-            rng.uniform(0.5, 2) * 1000 * self.layer_bytes,
+            rng.uniform(0.5, 2) * 1000 * self.layer_bytes / self.slowness,
             rng.choice(_JOURNALS),
             disk=disk,
             worker=self.workers is not None and not share and self.workers.random() < 0.5,
