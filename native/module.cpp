@@ -285,6 +285,11 @@ class PyStage {
     stage_.add(h, experts, places, rows.data(), static_cast<int64_t>(rows.size()), sums.data());
   }
 
+  nb::ndarray<nb::numpy, int32_t, nb::ndim<1>> drop(Out<float, 2> hidden, const Experts& experts, const std::vector<int64_t>& places) {
+    going_on(hidden, experts);
+    return array(stage_.drop(hidden.data(), experts, places));
+  }
+
   nb::ndarray<nb::numpy, double, nb::ndim<2>> partial(const ExpertSet& set, In<uint8_t, 1> body, int64_t rows, int64_t count, int64_t entries,
                                                       bool rounded) {
     const int64_t width = stage_.width(), blocks = width / kBlock, most = int64_t{1} << 31;
@@ -500,6 +505,7 @@ NB_MODULE(_kernels, m) {
       .def("compute", &PyStage::compute, "hidden"_a, "experts"_a, "places"_a)
       .def("dispatch", &PyStage::dispatch, "experts"_a, "places"_a, "floats"_a, nb::rv_policy::automatic)
       .def("add", &PyStage::add, "hidden"_a, "experts"_a, "places"_a, "rows"_a, "sums"_a)
+      .def("drop", &PyStage::drop, "hidden"_a, "experts"_a, "places"_a, nb::rv_policy::automatic)
       .def("partial", &PyStage::partial, "set"_a, "body"_a, "rows"_a, "experts"_a, "entries"_a, "rounded"_a,
            nb::rv_policy::automatic)
       .def_prop_ro("awaited", &PyStage::awaited)

@@ -127,11 +127,48 @@ void Stage::add(float* hidden, const Experts& experts, const std::vector<int64_t
       for (int64_t lane = 0; lane < kPanel; ++lane) to[rows[i] * kPanel + lane] += sums[i * width_ + p * kPanel + lane];
     }
   }
-  if (awaited() == 0) {
-    const Batch batch{rows_, 0, nullptr, nullptr, nullptr, 0, {}};
-    Step step{kernels_, batch, space_, hidden, width_};
-    run(rows_, [&](Member& member) { experts.compute(member, step, {}, true); });
+  finish(hidden, experts);
+}
+
+std::vector<int32_t> Stage::drop(float* hidden, const Experts& experts, const std::vector<int64_t>& places) {
+  const float* weights = experts.weights(space_, rows_);
+  std::vector<double> all(static_cast<size_t>(rows_)), dropped(static_cast<size_t>(rows_));
+  const auto count = [&](const ExpertRows& group, std::vector<double>& into) {
+    for (int64_t i = group.first; i < group.first + group.count; ++i) {
+      into[static_cast<size_t>(space_.index[static_cast<size_t>(i)])] += static_cast<double>(weights[i]);
+    }
+  };
+  for (const int64_t at : places) {
+    if (unfinished(at).expert >= experts.count()) throw std::invalid_argument("the shared expert is never elsewhere");
+    count(space_.groups[static_cast<size_t>(at)], dropped);
   }
+  for (const int64_t at : places) computed_[static_cast<size_t>(at)] = true;
+  for (size_t at = 0; at < computed_.size(); ++at) {
+    const bool shared = space_.groups[at].expert >= experts.count();
+    if (computed_[at] == shared) throw std::invalid_argument("experts are dropped when all others but the shared one are computed");
+    if (!shared) count(space_.groups[at], all);
+  }
+  std::vector<int32_t> rows;
+  for (int64_t r = 0; r < rows_; ++r) {
+    const double left = all[static_cast<size_t>(r)] - dropped[static_cast<size_t>(r)];
+    if (dropped[static_cast<size_t>(r)] == 0) continue;
+    rows.push_back(static_cast<int32_t>(r));
+    const double factor = left > 1e-6 * all[static_cast<size_t>(r)] ? all[static_cast<size_t>(r)] / left : 0.0;
+    for (int64_t p = 0; p < width_ / kPanel; ++p) {
+      double* sums = space_.sums.data() + (p * rows_ + r) * kPanel;
+      for (int64_t lane = 0; lane < kPanel; ++lane) sums[lane] *= factor;
+    }
+  }
+  finish(hidden, experts);
+  return rows;
+}
+
+// Writes the result, if nothing is awaited any more.
+void Stage::finish(float* hidden, const Experts& experts) {
+  if (awaited() != 0) return;
+  const Batch batch{rows_, 0, nullptr, nullptr, nullptr, 0, {}};
+  Step step{kernels_, batch, space_, hidden, width_};
+  run(rows_, [&](Member& member) { experts.compute(member, step, {}, true); });
 }
 
 void Stage::partial(const ExpertSet& set, const Dispatch& of, int64_t rows, const float* x, const int8_t* q, const float* scale,

@@ -46,6 +46,9 @@ class Stage {
   // The same for experts that are not here: their rows, and what came back for these, [rows, width].
   Dispatch dispatch(const Experts& experts, const std::vector<int64_t>& places) const;
   void add(float* hidden, const Experts& experts, const std::vector<int64_t>& places, const int32_t* rows, int64_t count, const double* sums);
+  // Experts that nobody can run: a row's others get their weight. All that are not shared were computed or added before, the shared one was not.
+  // Returns the rows.
+  std::vector<int32_t> drop(float* hidden, const Experts& experts, const std::vector<int64_t>& places);
   const Rows& input() const { return space_.input; }  // of the experts, of the step that `choose` began
   // What `add` takes: the experts' sums of rows that were dispatched. x, or q and scale: [rows, width] of input, the others null.
   void partial(const ExpertSet& set, const Dispatch& of, int64_t rows, const float* x, const int8_t* q, const float* scale, double* sums);
@@ -65,6 +68,7 @@ class Stage {
  private:
   void run(int64_t rows, const std::function<void(Member&)>& body);
   const ExpertRows& unfinished(int64_t place) const;
+  void finish(float* hidden, const Experts& experts);
   void plan(const Batch& batch, const AttentionBlock& block);
   Share* shares(int64_t count);
 

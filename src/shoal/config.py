@@ -208,6 +208,11 @@ class EngineSettings(Settings):
     chat_template: str = setting(
         "", "A file with a Jinja chat template to use instead of the model's own, for example one that supports tools."
     )
+    degrade: bool = setting(
+        False,
+        "Of a mixture of experts, go on without experts that no node can run now; the others get their weight. Such tokens differ, and the "
+        "answer says how many they are. Without this, a step waits for them.",
+    )
     activations: Codec = setting(Codec.RAW, "Encoding of activations between nodes: raw is exact, bf16 halves the bytes.")
 
     def check(self) -> None:

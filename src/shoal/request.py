@@ -145,6 +145,8 @@ class TokenChunk(msgspec.Struct, frozen=True, array_like=True):
     scores: tuple[Score, ...] = ()
     embedding: bytes = b""
     """float32, little-endian, as long as a hidden state; not normalised."""
+    degraded: int = 0
+    """Tokens so far, of the prompt and of this choice, that were computed without an expert."""
 
     @property
     def counts(self) -> bool:

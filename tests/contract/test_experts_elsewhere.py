@@ -181,6 +181,24 @@ def test_the_loss_of_spare_experts_does_not_hold_up_those_that_another_worker_ha
     alike(found, held(weights, Precision.Q8))
 
 
+def test_a_step_that_may_goes_on_without_experts_and_says_for_which_rows(weights: Weights) -> None:
+    async def play() -> None:
+        tables = split(weights, 2)
+        workers = {f"w{i}": Worker(weights, table, Precision.Q8) for i, table in enumerate(tables)}
+        asking = Asking(weights, union(tables), Precision.Q8, degrade=True)
+        seen = logits_of(asking.stage)
+        async with asyncio.timeout(60), running(workers, degrade=True) as links:
+            whole = await asking.run(plan(0), links)
+            await workers["w1"].stop()
+            lacking = await asking.run(plan(1), links)
+        assert whole.degraded == () and lacking.degraded == ((0, 1),)
+        assert links.tally.dropped > 0
+        assert np.isfinite(seen[1]).all() and not np.array_equal(seen[1], wanted[1])
+
+    wanted = held(weights, Precision.Q8)
+    asyncio.run(play())
+
+
 def test_rows_are_sent_rounded_and_counted(weights: Weights) -> None:
     tables = split(weights, 2)
     workers: dict[str, Worker] = {}

@@ -96,14 +96,22 @@ async def _connected(workers: Mapping[str, Worker], name: str) -> FrameStream:
 
 @asynccontextmanager
 async def running(
-    workers: Mapping[str, Worker], patience: float = 5.0, needed: Table | None = None, turns: int = 0
+    workers: Mapping[str, Worker], patience: float = 5.0, needed: Table | None = None, turns: int = 0, degrade: bool = False
 ) -> AsyncIterator[ExpertLinks]:
     """The links of a stage to workers, which are started. needed: by layer, what the stage cannot run itself; None: all that they hold."""
     for worker in workers.values():
         await worker.start()
     holders = Holders({name: worker.held for name, worker in workers.items()})
     links = ExpertLinks(
-        holders, holders.experts if needed is None else needed, partial(_connected, workers), 1, perf_counter, Random(0), patience, turns
+        holders,
+        holders.experts if needed is None else needed,
+        partial(_connected, workers),
+        1,
+        perf_counter,
+        Random(0),
+        patience,
+        turns,
+        degrade,
     )
     try:
         await links.open()
@@ -125,12 +133,13 @@ class Asking:
         blocks: int = 16,
         also: Mapping[int, frozenset[int]] | None = None,
         split: Split | None = None,
+        degrade: bool = False,
     ) -> None:
         layers = range(len(weights.spec.layers))
         shard = Shard(factory(RuntimeName.NATIVE, precision, False, 1))
         shard.load(layers, weights)
         self.split = split or Split(1, 1e-4)
-        self.stage = shard.enter(layers, range(0), blocks, remote=RemoteExperts(away, also or {}, self.split))
+        self.stage = shard.enter(layers, range(0), blocks, remote=RemoteExperts(away, also or {}, self.split, degrade))
 
     async def run(self, plan: StepPlan, links: ExpertLinks) -> StageOutput:
         program: Any = self.stage.program(plan, None)

@@ -117,7 +117,7 @@ class Heartbeat(_message.Message):
     def __init__(self, resident: _Optional[int] = ..., steps: _Optional[int] = ..., journal_bytes: _Optional[int] = ..., journal_spilled: _Optional[int] = ..., journal_given_up: _Optional[int] = ..., journal_replayed: _Optional[int] = ..., fetched_from_peers: _Optional[int] = ..., fetched_from_origin: _Optional[int] = ..., expert_rows: _Optional[_Iterable[_Union[ExpertRows, _Mapping]]] = ..., expert_reads: _Optional[_Iterable[_Union[ExpertReads, _Mapping]]] = ..., expert_asks: _Optional[_Iterable[_Union[ExpertAsks, _Mapping]]] = ..., expert_work: _Optional[_Iterable[_Union[ExpertWork, _Mapping]]] = ..., activity: _Optional[str] = ...) -> None: ...
 
 class ExpertAsks(_message.Message):
-    __slots__ = ("frames", "hedged", "repeated_frames", "answers", "sent", "received", "waited", "round_trips", "queued", "computed", "taken_back")
+    __slots__ = ("frames", "hedged", "repeated_frames", "answers", "sent", "received", "waited", "round_trips", "queued", "computed", "taken_back", "dropped")
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     HEDGED_FIELD_NUMBER: _ClassVar[int]
     REPEATED_FRAMES_FIELD_NUMBER: _ClassVar[int]
@@ -129,6 +129,7 @@ class ExpertAsks(_message.Message):
     QUEUED_FIELD_NUMBER: _ClassVar[int]
     COMPUTED_FIELD_NUMBER: _ClassVar[int]
     TAKEN_BACK_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
     frames: int
     hedged: int
     repeated_frames: int
@@ -140,7 +141,8 @@ class ExpertAsks(_message.Message):
     queued: float
     computed: float
     taken_back: int
-    def __init__(self, frames: _Optional[int] = ..., hedged: _Optional[int] = ..., repeated_frames: _Optional[int] = ..., answers: _Optional[int] = ..., sent: _Optional[int] = ..., received: _Optional[int] = ..., waited: _Optional[float] = ..., round_trips: _Optional[float] = ..., queued: _Optional[float] = ..., computed: _Optional[float] = ..., taken_back: _Optional[int] = ...) -> None: ...
+    dropped: int
+    def __init__(self, frames: _Optional[int] = ..., hedged: _Optional[int] = ..., repeated_frames: _Optional[int] = ..., answers: _Optional[int] = ..., sent: _Optional[int] = ..., received: _Optional[int] = ..., waited: _Optional[float] = ..., round_trips: _Optional[float] = ..., queued: _Optional[float] = ..., computed: _Optional[float] = ..., taken_back: _Optional[int] = ..., dropped: _Optional[int] = ...) -> None: ...
 
 class ExpertWork(_message.Message):
     __slots__ = ("frames", "rows", "calls", "queued")
@@ -249,7 +251,7 @@ class Refuse(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., again: _Optional[bool] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("epoch", "model", "stage", "stages", "first_layer", "end_layer", "blocks", "precision", "kv_type", "codec", "keep_first", "keep_end", "layers", "files", "peers", "context", "weight_memory", "experts", "workers", "absent", "asking", "asking_per_row")
+    __slots__ = ("epoch", "model", "stage", "stages", "first_layer", "end_layer", "blocks", "precision", "kv_type", "codec", "keep_first", "keep_end", "layers", "files", "peers", "context", "weight_memory", "experts", "workers", "absent", "asking", "asking_per_row", "degrade")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
@@ -272,6 +274,7 @@ class Load(_message.Message):
     ABSENT_FIELD_NUMBER: _ClassVar[int]
     ASKING_FIELD_NUMBER: _ClassVar[int]
     ASKING_PER_ROW_FIELD_NUMBER: _ClassVar[int]
+    DEGRADE_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     model: str
     stage: int
@@ -294,7 +297,8 @@ class Load(_message.Message):
     absent: _containers.RepeatedCompositeFieldContainer[ExpertTable]
     asking: float
     asking_per_row: float
-    def __init__(self, epoch: _Optional[int] = ..., model: _Optional[str] = ..., stage: _Optional[int] = ..., stages: _Optional[int] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., blocks: _Optional[int] = ..., precision: _Optional[str] = ..., kv_type: _Optional[str] = ..., codec: _Optional[str] = ..., keep_first: _Optional[int] = ..., keep_end: _Optional[int] = ..., layers: _Optional[int] = ..., files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., context: _Optional[int] = ..., weight_memory: _Optional[int] = ..., experts: _Optional[_Iterable[_Union[ExpertTable, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[ExpertWorker, _Mapping]]] = ..., absent: _Optional[_Iterable[_Union[ExpertTable, _Mapping]]] = ..., asking: _Optional[float] = ..., asking_per_row: _Optional[float] = ...) -> None: ...
+    degrade: bool
+    def __init__(self, epoch: _Optional[int] = ..., model: _Optional[str] = ..., stage: _Optional[int] = ..., stages: _Optional[int] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., blocks: _Optional[int] = ..., precision: _Optional[str] = ..., kv_type: _Optional[str] = ..., codec: _Optional[str] = ..., keep_first: _Optional[int] = ..., keep_end: _Optional[int] = ..., layers: _Optional[int] = ..., files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., context: _Optional[int] = ..., weight_memory: _Optional[int] = ..., experts: _Optional[_Iterable[_Union[ExpertTable, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[ExpertWorker, _Mapping]]] = ..., absent: _Optional[_Iterable[_Union[ExpertTable, _Mapping]]] = ..., asking: _Optional[float] = ..., asking_per_row: _Optional[float] = ..., degrade: _Optional[bool] = ...) -> None: ...
 
 class ExpertTable(_message.Message):
     __slots__ = ("layer", "experts")

@@ -80,6 +80,7 @@ class ExpertAsks:
     hedged: int = 0
     repeated_frames: int = 0
     taken_back: int = 0
+    dropped: int = 0
     answers: int = 0
     sent: int = 0
     received: int = 0
@@ -248,6 +249,7 @@ class Load:
     absent: list[ExpertTable] = field(default_factory=list[ExpertTable])
     asking: float = 0.0
     asking_per_row: float = 0.0
+    degrade: bool = False
     """Who holds experts that no stage does."""
 
 

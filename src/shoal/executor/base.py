@@ -39,6 +39,9 @@ class StageBatch:
     slots: Ints = field(default_factory=lambda: np.zeros(0, np.int32))
     """[rows] where each row's token is stored: block * BLOCK_TOKENS + offset. Journals use the same layout."""
 
+    degraded: set[int] = field(default_factory=set[int])
+    """Rows that some layer computed without an expert; grows while the step runs."""
+
     @property
     def rows(self) -> int:
         return len(self.tokens)
@@ -217,6 +220,8 @@ class StageOutput:
     """Of prepare, compute and sample."""
     missing: tuple[int, ...] = ()
     """Sequences that could not be refilled because the journal here does not hold all of their tokens."""
+    degraded: tuple[tuple[int, int], ...] = ()
+    """Sequences, each with how many of its rows some layer computed without an expert."""
     examined: tuple[PromptOutputs, ...] = ()
     """Only on the last stage."""
 

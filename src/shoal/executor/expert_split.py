@@ -82,23 +82,26 @@ class Split:
 
 
 class RemoteLayer(NamedTuple):
-    """Experts of a layer that workers hold."""
+    """Experts of a layer that workers hold. degrade: see RemoteExperts."""
 
     only: frozenset[int]
     """Those that are not here."""
     also: frozenset[int]
     """Those that are here, too."""
     split: Split
+    degrade: bool
 
 
 @dataclass(frozen=True)
 class RemoteExperts:
-    """Those of a stage's layers that workers hold. only, also, split: see RemoteLayer."""
+    """Those of a stage's layers that workers hold. only, also, split: see RemoteLayer. degrade: whether a step may go on without experts that
+    nobody can run; the others of their rows get their weight."""
 
     only: Experts
     also: Experts
     split: Split
+    degrade: bool = False
 
     def of(self, layer: int) -> RemoteLayer | None:
         only, also = self.only.get(layer, frozenset[int]()), self.also.get(layer, frozenset[int]())
-        return RemoteLayer(only, also, self.split) if only or also else None
+        return RemoteLayer(only, also, self.split, self.degrade) if only or also else None

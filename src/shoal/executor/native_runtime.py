@@ -30,6 +30,7 @@ from shoal.executor.kv_pool import HostRuntime
 from shoal.executor.native_blocks import BlockMaker
 from shoal.executor.output import finished
 from shoal.executor.packing import StoredTensors
+from shoal.models.spec import Experts as ExpertsSpec
 from shoal.models.spec import ModelSpec
 from shoal.models.weights import Weights
 from shoal.native import kernels, missing
@@ -85,7 +86,7 @@ class NativeRuntime(HostRuntime):
         if (remote := leases.elsewhere(run.start)) is None:
             self._run_here(run.start, feed_forward[0], needed[:, 0].tolist(), list(range(len(needed))), hidden, leases)
         else:
-            yield from self._run_divided(run.start, feed_forward[0], dict(needed.tolist()), hidden, leases, remote)
+            yield from self._run_divided(run.start, feed_forward[0], dict(needed.tolist()), hidden, leases, remote, batch.degraded)
         if self._stage.awaited:
             raise LocalProtocolError(f"{self._stage.awaited} experts of layer {run.start} did not come")
 
@@ -96,9 +97,16 @@ class NativeRuntime(HostRuntime):
                 self._stage.compute(hidden, block, [places[at] for at in wave])
 
     def _run_divided(
-        self, layer: int, block: Experts, rows: dict[int, int], hidden: Floats, leases: Leases, remote: RemoteLayer
+        self,
+        layer: int,
+        block: Experts,
+        rows: dict[int, int],
+        hidden: Floats,
+        leases: Leases,
+        remote: RemoteLayer,
+        degraded: set[int],
     ) -> Program[None]:
-        """rows: of each expert that is needed, by rising number."""
+        """rows: of each expert that is needed, by rising number. degraded: gets the rows that lack an expert."""
         place = {expert: at for at, expert in enumerate(rows)}
 
         def run(experts: list[int]) -> None:
@@ -113,8 +121,12 @@ class NativeRuntime(HostRuntime):
             of, entries, body = self._stage.dispatch(block, sent, floats)
             header = RoutedHeader(layer, len(of), hidden.shape[1], len(sent), entries, not floats)
             yield Send(Routed(header, body), of, remote.also)
-        if local := [expert for expert in rows if expert not in asked]:
-            run(local)
+        local = [expert for expert in rows if expert not in asked]
+        kind = self._spec.layers[layer].feed_forward
+        assert isinstance(kind, ExpertsSpec)
+        last = [expert for expert in local if expert == kind.count] if remote.degrade and asked else []  # the shared one
+        if first := [expert for expert in local if expert not in last]:
+            run(first)
         if not asked:
             return
         late = set(asked)
@@ -123,8 +135,12 @@ class NativeRuntime(HostRuntime):
             self._stage.add(hidden, block, [place[expert] for expert in came], part.rows, part.sums)
             remote.split.there.took(part.seconds, sum(work(rows[expert]) for expert in came))
             late.difference_update(came)
-        if late:
-            run(sorted(late))
+        if taken_back := sorted(late & remote.also):
+            run(taken_back)
+        if (dropped := sorted(late - remote.also)) and remote.degrade:
+            degraded.update(self._stage.drop(hidden, block, [place[expert] for expert in dropped]).tolist())
+        if last:
+            run(last)
 
     def logits(self, hidden: Floats, picked: Ints, leases: Leases) -> Floats:
         out = np.empty((len(picked), (self._spec.vocabulary + 15) // 16 * 16), np.float32)

@@ -7,6 +7,7 @@ Beyond the span nothing is computed or sent.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from time import perf_counter
 
 import numpy as np
@@ -88,12 +89,14 @@ class StageExecutor:
         prepared = perf_counter()
         hidden = yield from self._forward(hidden, batch, self.layers)
         if not self._last:
-            return StageOutput(self._runtime.to_host(hidden), [], (prepared - began, perf_counter() - prepared, 0.0))
+            seconds = (prepared - began, perf_counter() - prepared, 0.0)
+            return StageOutput(self._runtime.to_host(hidden), [], seconds, degraded=_degraded(plan, batch))
         logits = self.logits(hidden, batch.picked) if len(batch.picked) else None
         computed = perf_counter()
         sampled = [] if logits is None else self._sample(batch, logits)
         examined = examine(self, hidden, plan.chunks, self._spec.vocabulary)
-        return StageOutput(None, sampled, (prepared - began, computed - prepared, perf_counter() - computed), examined=examined)
+        seconds = (prepared - began, computed - prepared, perf_counter() - computed)
+        return StageOutput(None, sampled, seconds, examined=examined, degraded=_degraded(plan, batch))
 
     def logits(self, hidden: Activations, picked: Ints) -> Floats:
         """[len(picked), vocabulary] of some rows. Only on the last stage."""
@@ -147,7 +150,7 @@ class StageExecutor:
                 out = self._runtime.to_host(x)
         unknown = [i for i in range(len(batch.starts) - 1) if missing[batch.starts[i] : batch.starts[i + 1]].any()]
         seconds = (perf_counter() - began - computing, computing, 0.0)
-        return StageOutput(out, [], seconds, tuple(plan.chunks[i].sequence for i in unknown))
+        return StageOutput(out, [], seconds, tuple(plan.chunks[i].sequence for i in unknown), _degraded(plan, batch))
 
     def _replay(self, boundary: int, batch: StageBatch) -> tuple[Floats, NDArray[np.bool_]]:
         if (journal := self._journals.get(boundary)) is None:
@@ -176,3 +179,11 @@ class StageExecutor:
         positions = self._positions(batch)[:, None].astype(np.float32)
         turned = [(positions * inverse, np.float32(scale)) for inverse, scale in self._frequencies]
         return [(np.cos(angles) * scale, np.sin(angles) * scale) for angles, scale in turned]
+
+
+def _degraded(plan: StepPlan, batch: StageBatch) -> tuple[tuple[int, int], ...]:
+    """See StageOutput."""
+    if not batch.degraded:
+        return ()
+    rows = [sum(row in batch.degraded for row in range(begin, end)) for begin, end in pairwise(batch.starts.tolist())]
+    return tuple((chunk.sequence, count) for chunk, count in zip(plan.chunks, rows, strict=True) if count)

@@ -28,9 +28,13 @@ class Path:
         """All nodes that have a part in it."""
         return (*self.nodes, *self.workers)
 
+    def stands(self, members: Container[int]) -> bool:
+        """Whether all of its stages are there."""
+        return all(node in members for node in self.nodes)
+
     def goes_on(self, members: Container[int]) -> bool:
         """Whether it needs no others than these: all stages are there, and somebody has each expert."""
-        return all(node in members for node in self.nodes) and covered(self.placement.elsewhere, self.running(members).workers)
+        return self.stands(members) and covered(self.placement.elsewhere, self.running(members).workers)
 
     def layers(self, node: int) -> range:
         stage = self.placement.stages[self.nodes.index(node)]

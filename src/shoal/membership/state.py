@@ -43,8 +43,17 @@ _DEADLINES = {LOADING: 1800.0, PAUSING: 30.0, LINKING: 20.0}  # seconds
 
 
 class Cluster:
-    def __init__(self, version: str, min_nodes: int, planner: Planner, silence: float, admission: AdmissionRules | None = None) -> None:
-        """silence: seconds without a heartbeat after which a node counts as lost."""
+    def __init__(
+        self,
+        version: str,
+        min_nodes: int,
+        planner: Planner,
+        silence: float,
+        admission: AdmissionRules | None = None,
+        degrade: bool = False,
+    ) -> None:
+        """silence: seconds without a heartbeat after which a node counts as lost. degrade: a route serves on without experts that nobody has,
+        until another one has them."""
         self.version = version
         self.min_nodes = min_nodes
         self.silence = silence
@@ -57,6 +66,7 @@ class Cluster:
         self.why = f"0 of {min_nodes} nodes have joined"
         self._planner = planner
         self._admission = admission or AdmissionRules()
+        self._degrade = degrade
         self._phase = WAITING
         self._phase_began = 0.0
         self._base: Placement | None = None  # the placement by which the layers' keys and values are laid out
@@ -190,10 +200,13 @@ class Cluster:
             return out
         why = "; ".join(f"{member.name} left: {reason}" for member, reason in gone.values())
         if self.serving is not None and not gone.keys().isdisjoint(self.serving.members):
-            if not self.serving.goes_on(self.members):
+            whole = self.serving.goes_on(self.members)
+            if not whole and not (self._degrade and self.serving.stands(self.members)):
                 return [*out, *self._fence(why, now), *self._seek(now)]
-            out.append(Report("other workers have its experts; streams go on"))
-            self._next_move = now  # to have each of them twice again, if there is room
+            out.append(
+                Report("other workers have its experts; streams go on" if whole else "streams go on without experts that nobody has")
+            )
+            self._next_move = now  # to have each of them again, and twice if there is room
         if self.coming is not None and not gone.keys().isdisjoint(self.coming.members):
             return [*out, *self._forsake(why, now)]
         if self._seek_at is not None:  # this is the loss that broke the route
@@ -380,9 +393,10 @@ class Cluster:
         if self.serving is None or self.coming is not None:
             return []
         draining = [n for n in self.serving.members if n in self.members and self.members[n].draining]
+        lacking = any(n not in self.members for n in self.serving.workers) and not self.serving.goes_on(self.members)
         nodes = [m.profile for m in self._usable(now).values()]
         try:
-            if draining:
+            if draining or (lacking and now >= self._next_move):
                 without = self._planner.recover(self.serving.running(self.members), nodes, self._residencies(), self.tokens, beside=True)
                 return self._begin(without, now)
             if now < self._next_move or any(n not in self._usable(now) for n in self.serving.nodes):
@@ -393,7 +407,8 @@ class Cluster:
             self._considered = considered
             better = self._planner.improve(self.serving.running(self.members), nodes, self._residencies(), self.tokens)
         except CapacityError as error:
-            return self._stop_draining(error)
+            self._next_move = now + _REST
+            return self._stop_draining(error) if draining else [Report(f"nobody can take over the lost experts: {error}")]
         self._next_move = now + _REST
         return [] if better is None else [Report("a better split was found"), *self._begin(better, now)]
 

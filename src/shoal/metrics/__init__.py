@@ -46,6 +46,7 @@ class Metrics:
         self.blocks = gauge("kv_blocks", "KV blocks of the pool.")
         self.preemptions = gauge("preemptions", "Sequences preempted for want of KV blocks, on this route.")
         self.cached_tokens = gauge("prefix_cache_tokens", "Prompt tokens found in the prefix cache, on this route.")
+        self.degraded_tokens = gauge("degraded_tokens", "Tokens computed without an expert that nobody had, on this route.")
         self.nodes = gauge("nodes", "Nodes in the cluster.")
         self.ready = gauge("ready", "1 while a model is served.")
         self.predicted = gauge("predicted_tokens_per_second", "What placement predicts for full slots.")
@@ -69,6 +70,7 @@ class Metrics:
             "taken_back": gauge(
                 "dispatch_taken_back", "Questions about experts that a stage ran itself, since nobody else did soon.", ("node",)
             ),
+            "dropped": gauge("dispatch_dropped", "Experts that a layer went on without.", ("node",)),
             "answers": gauge("dispatch_answers", "Answers of workers that a stage took.", ("node",)),
             "sent": gauge("dispatch_sent_bytes", "Bytes of frames to workers.", ("node",)),
             "received": gauge("dispatch_received_bytes", "Bytes of workers' answers.", ("node",)),

@@ -221,6 +221,9 @@ class Stage:
         rounded."""
     def add(self, hidden: _Floats, experts: Experts, places: Sequence[int], rows: _Ints, sums: NDArray[np.float64]) -> None:
         """What `partial` made elsewhere of those places: sums of some rows of the step, [rows, hidden]."""
+    def drop(self, hidden: _Floats, experts: Experts, places: Sequence[int]) -> _Ints:
+        """Experts that nobody can run, by their places: the others of their rows get their weight. All others but the shared one were
+        computed or added before, the shared one was not. Returns the rows that lack one."""
     def partial(self, set: ExpertSet, body: _Bytes, rows: int, experts: int, entries: int, rounded: bool) -> NDArray[np.float64]:
         """Runs experts over rows that were routed elsewhere. body: as `dispatch` gives it; how many rows, experts and entries are in it; and
         whether the rows are rounded. Returns the sum of each row's experts, [rows, hidden]: multiples of 2^-32, so that sums of such sums have

@@ -457,6 +457,7 @@ class Agent:
             environment.now,
             environment.rng,
             turns=environment.turns,
+            degrade=order.degrade,
         )
 
     def _serve_experts(self, bank: Bank) -> None:

@@ -73,7 +73,9 @@ class Coordinator:
         )
         admission = AdmissionRules(parse_bytes(settings.min_memory or "0"), settings.min_speed * 1e9, settings.max_nodes)
         self._planner = ExpertMoves(self._moves)
-        self.cluster = Cluster(__version__, settings.min_nodes, self._planner, settings.heartbeat * _SILENCES, admission)
+        self.cluster = Cluster(
+            __version__, settings.min_nodes, self._planner, settings.heartbeat * _SILENCES, admission, settings.engine.degrade
+        )
         self._roster = Roster()
         self._orders = Orders(settings.host, settings.engine, model, environment, self._share, self.cluster.members, self._roster.machines)
         self._tasks: dict[asyncio.Task[None], None] = {}

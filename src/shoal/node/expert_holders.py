@@ -75,18 +75,24 @@ class Holders:
         """By layer: those that anybody holds, reachable now or not."""
         return together(holder.held for holder in self._workers.values())
 
-    def choose(self, layer: int, experts: Sequence[int], without: Iterable[str] = ()) -> dict[str, list[int]]:
+    def choose(self, layer: int, experts: Sequence[int], without: Iterable[str] = (), answering: bool = False) -> dict[str, list[int]]:
         """Whom to ask for which of the experts; some are left out if nobody has them now. As few workers as can be, since each costs a round
         trip; among those with as many of the experts, the one that has the least to do. One that does not answer is asked only for what nobody
-        else has. without: not to be asked."""
+        else has; if `answering`, for nothing. without: not to be asked."""
         barred = set(without)
         if len(self._workers) == 1 and not barred:  # as in most clusters, and once a layer
             ((name, holder),) = self._workers.items()
-            if experts and holder.usable and holder.held.get(layer, frozenset[int]()).issuperset(experts):
+            if (
+                experts
+                and holder.usable
+                and not (answering and holder.abandoned)
+                and holder.held.get(layer, frozenset[int]()).issuperset(experts)
+            ):
                 return {name: list(experts)}
         left, out = list(experts), dict[str, list[int]]()
         open_to = {name: holder for name, holder in self._workers.items() if holder.usable and name not in barred}
-        for some in ({name: holder for name, holder in open_to.items() if not holder.abandoned}, open_to):
+        fresh = {name: holder for name, holder in open_to.items() if not holder.abandoned}
+        for some in (fresh,) if answering else (fresh, open_to):
             left = self._greedy(layer, left, some, out)
         return out
 

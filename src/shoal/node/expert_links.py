@@ -34,6 +34,8 @@ _DEADLINE = 5.0
 """Seconds after which a worker whose usual time is not known is late."""
 _SOONEST = 0.01
 """Seconds before which nobody is late: to ask twice costs more than to wait so long."""
+_WITHOUT = 1.0
+"""Seconds after which a step goes on without experts, where it may."""
 _FIRST_DELAY, _MOST_DELAY = 0.05, 2.0
 _SHORTEST = 1e-4
 """Seconds that a step waits, at least, before it looks again."""
@@ -52,6 +54,7 @@ class _Ask:
 
     routed: Routed
     rows: Ints
+    begun: float
     spare: frozenset[int]
     """Those of them that the stage runs itself if nobody else does soon."""
     flights: dict[int, tuple[str, float]] = field(default_factory=dict[int, tuple[str, float]])
@@ -73,7 +76,7 @@ class _Asked(NamedTuple):
 class ExpertLinks:
     """needed: by layer, experts that the stage cannot run itself. epoch: of the stage. clock: seconds. patience: seconds that a step waits for an
     expert that nobody has now. turns: of the event loop that a step waits without leaving the processor, which takes longer to wake up
-    than most answers do. For one event loop."""
+    than most answers do. degrade: a step goes on without experts that nobody has. For one event loop."""
 
     def __init__(
         self,
@@ -85,10 +88,11 @@ class ExpertLinks:
         rng: Random,
         patience: float = PATIENCE,
         turns: int = 0,
+        degrade: bool = False,
     ) -> None:
         self.holders, self.tally = holders, ExpertAsks()
         self._needed, self._connect, self._epoch, self._clock, self._rng = needed, connect, epoch, clock, rng
-        self._patience, self._turns = patience, turns
+        self._patience, self._turns, self._degrade = patience, turns, degrade
         self._streams: dict[str, FrameStream] = {}
         self._answers: dict[int, _Asked] = {}
         """By number of the frame."""
@@ -128,7 +132,7 @@ class ExpertLinks:
         """Those that nobody can be asked for now are asked for by `collect`."""
         routed = asked.routed
         left = routed.experts.tolist()
-        for worker, experts in self.holders.choose(routed.layer, left).items():
+        for worker, experts in self.holders.choose(routed.layer, left, answering=self._degrade).items():
             self._post(self._begin(asked, experts), worker)
             left = [expert for expert in left if expert not in experts]
         if left:
@@ -136,15 +140,15 @@ class ExpertLinks:
 
     def _begin(self, asked: Send, experts: list[int]) -> _Ask:
         if len(experts) == asked.routed.header.experts:  # all, as where there is one worker
-            ask = _Ask(asked.routed, asked.rows, asked.spare.intersection(experts))
+            ask = _Ask(asked.routed, asked.rows, self._clock(), asked.spare.intersection(experts))
         else:
             part, rows = asked.routed.only(experts)
-            ask = _Ask(part, asked.rows[rows], asked.spare.intersection(experts))
+            ask = _Ask(part, asked.rows[rows], self._clock(), asked.spare.intersection(experts))
         self._step.append(ask)
         return ask
 
     async def collect(self) -> list[Partial]:
-        """Of spare experts, those that came. Raises ClusterError if another one cannot be had, or the step is forgotten meanwhile."""
+        """Of spare experts, and of all if a step may go on without, those that came. Raises ClusterError if another one cannot be had, or the step is forgotten meanwhile."""
         began, turns, step = self._clock(), self._turns, self._step
         try:
             while wait := self._advanced():
@@ -219,7 +223,9 @@ class ExpertLinks:
     def _ask_again(self, ask: _Ask) -> None:
         """For one that is late, or that nobody was asked for yet, or whose workers are all lost."""
         routed = ask.routed
-        others = self.holders.choose(routed.layer, routed.experts.tolist(), ask.asked)
+        if self._degrade and self._clock() - ask.begun >= _WITHOUT:
+            self._abandon(ask)
+        others = self.holders.choose(routed.layer, routed.experts.tolist(), ask.asked, answering=self._degrade)
         complete = sum(map(len, others.values())) == len(routed.experts)
         if complete and len(others) == 1:
             self.tally.hedged += bool(ask.flights)
@@ -230,7 +236,8 @@ class ExpertLinks:
             self._abandon(ask)
             self._settle(ask)
         elif ask.flights:  # late, and nobody else has all of it
-            ask.flights = {number: (worker, self._clock() + _DEADLINE) for number, (worker, _) in ask.flights.items()}
+            again = self._clock() + (_WITHOUT if self._degrade else _DEADLINE)
+            ask.flights = {number: (worker, again) for number, (worker, _) in ask.flights.items()}
         elif complete:
             self._step.remove(ask)
             for worker, experts in others.items():
@@ -239,6 +246,13 @@ class ExpertLinks:
         elif ask.asked:
             ask.asked.clear()  # a worker that was lost may be asked again when it is back
             self._ask_again(ask)
+        elif self._degrade:
+            self._step.remove(ask)
+            left = set(routed.experts.tolist())
+            for worker, experts in others.items():
+                self._post(self._begin(Send(routed, ask.rows, ask.spare), experts), worker)
+                left.difference_update(experts)
+            self.tally.dropped += len(left - ask.spare)
         elif ask.spare:
             self.tally.taken_back += 1
             self._step.remove(ask)

@@ -37,4 +37,4 @@ def remote_experts(order: control.Load) -> RemoteExperts | None:
         return None
     only, held = by_layer(order.absent), together(by_layer(worker.experts) for worker in order.workers)
     also = {layer: experts - only.get(layer, frozenset()) for layer, experts in held.items()}
-    return RemoteExperts(only, also, Split(len(order.workers), order.asking, order.asking_per_row))
+    return RemoteExperts(only, also, Split(len(order.workers), order.asking, order.asking_per_row), order.degrade)

@@ -233,6 +233,7 @@ class Head:
             m.blocks_used.set(scheduler.pool.used)
             m.preemptions.set(scheduler.counters.preemptions)
             m.cached_tokens.set(scheduler.counters.cached_tokens)
+            m.degraded_tokens.set(scheduler.counters.degraded_tokens)
         return await asyncio.to_thread(m.text)  # of thousands of experts it takes as long as several steps
 
 

@@ -78,6 +78,7 @@ class Orders:
             codec=str(settings.activations),
             layers=len(self._model.cost.layers),
             context=self._model.context,
+            degrade=settings.degrade,
         )
         if self.manifest is not None:
             load.files.extend(control.ModelFile(name=f.name, size=f.size, sha256=f.sha256) for f in self.manifest.files)

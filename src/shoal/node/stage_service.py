@@ -149,11 +149,13 @@ class StageService:
         prepare, compute, sample = output.seconds
         encoded = self._clock() - computed
         trace = StageTrace(max(began - arrived, 0.0), decoded - began + prepare, compute, sample, encoded)
-        traces, missing = [*step.traces, trace], [*step.missing, *output.missing]
+        traces, missing, degraded = [*step.traces, trace], [*step.missing, *output.missing], dict(step.degraded)
+        for sequence, rows in output.degraded:
+            degraded[sequence] = max(degraded.get(sequence, 0), rows)
         if self.last:
-            result = StepResult(plan.step, output.sampled, traces, missing, list(output.examined))
+            result = StepResult(plan.step, output.sampled, traces, missing, list(output.examined), degraded)
             return Frame(FrameKind.RESULT, frame.epoch, frame.step, messages.encode(result))
-        meta = messages.encode(messages.Step(step.plan, traces, missing))
+        meta = messages.encode(messages.Step(step.plan, traces, missing, degraded))
         return Frame(FrameKind.STEP, frame.epoch, frame.step, meta, body, Dtype.FLOAT32, self._codec)
 
     def close(self) -> None:

@@ -219,6 +219,7 @@ class Driver:
                 result = messages.decode_result(frame.meta)
                 route.landed(result.step)
                 missing.update(result.missing)
+                self.scheduler.degraded(result)
             if not missing:
                 return tokens
             if spans[0][0] == 0 and len(spans) == 1:

@@ -50,13 +50,16 @@ class SampledToken(msgspec.Struct, frozen=True, array_like=True):
     alternatives: tuple[Alternative, ...]
     finish: FinishReason | None
     cached: int
+    degraded: int = 0
 
     @classmethod
     def of(cls, number: int, chunk: TokenChunk) -> SampledToken:
-        return cls(number, chunk.choice, chunk.token, chunk.logprob, chunk.alternatives, chunk.finish, chunk.cached)
+        return cls(number, chunk.choice, chunk.token, chunk.logprob, chunk.alternatives, chunk.finish, chunk.cached, chunk.degraded)
 
     def chunk(self, request: RequestId) -> TokenChunk:
-        return TokenChunk(request, self.choice, self.token, self.logprob, self.alternatives, self.finish, self.cached)
+        return TokenChunk(
+            request, self.choice, self.token, self.logprob, self.alternatives, self.finish, self.cached, degraded=self.degraded
+        )
 
 
 class SampledTokens(msgspec.Struct, frozen=True, array_like=True, tag="drawn"):

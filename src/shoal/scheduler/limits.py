@@ -38,5 +38,7 @@ class Counters:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
+    degraded_tokens: int = 0
+    """Computed without an expert, of prompts and of answers."""
     preemptions: int = 0
     steps: int = 0

@@ -106,3 +106,5 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
     missing: list[int] = []
     """Sequences that could not be refilled because a journal does not hold all of their tokens."""
     examined: list[PromptOutputs] = []
+    degraded: dict[int, int] = {}
+    """By sequence: how many of its rows a stage computed without an expert that nobody could run; of the stage with most."""

@@ -279,6 +279,7 @@ class Scheduler:
             if sent.asked is not None and not answered(examined.get(sent.sequence.id), sent.asked):
                 raise RemoteProtocolError(f"the result of step {result.step} lacks the answers about a prompt")
         came = {sampled.sequence for sampled in result.sampled}
+        self.degraded(result)
         out: list[TokenChunk] = []
         step = self._flight.pop(result.step)
         if self.cost is not None:
@@ -296,6 +297,13 @@ class Scheduler:
                     out += outputs(sent.sequence, sent.upto, found)
                 out += self._complete(sent.sequence)
         return out + [chunk for sampled in result.sampled if (chunk := self._sampled(sampled)) is not None]
+
+    def degraded(self, result: StepResult) -> None:
+        """Counts rows that were computed without an expert. A result of `refill` is only told here."""
+        for id, rows in result.degraded.items():
+            self.counters.degraded_tokens += rows
+            if (sequence := self._sequences.get(SequenceId(id))) is not None:
+                sequence.degraded += rows
 
     def _put_off(self, sent: _Sent) -> None:
         """The last stage could not sample yet. After a preemption everything is computed and sampled anew in any case."""
@@ -328,7 +336,7 @@ class Scheduler:
         request = sequence.request
         self._end(sequence)
         finish = FinishReason.STOP if request.embed else FinishReason.LENGTH
-        return [TokenChunk(request.id, sequence.choice, None, finish=finish, cached=sequence.cached)]
+        return [TokenChunk(request.id, sequence.choice, None, finish=finish, cached=sequence.cached, degraded=sequence.degraded)]
 
     def _sampled(self, sampled: Sampled) -> TokenChunk | None:
         sequence = self._sequences.get(SequenceId(sampled.sequence))
@@ -347,7 +355,9 @@ class Scheduler:
             finish = FinishReason.LENGTH
         if finish is not None:
             self._end(sequence)
-        return TokenChunk(request.id, sequence.choice, token, sampled.logprob, sampled.alternatives, finish, sequence.cached)
+        return TokenChunk(
+            request.id, sequence.choice, token, sampled.logprob, sampled.alternatives, finish, sequence.cached, degraded=sequence.degraded
+        )
 
     def _end(self, sequence: Sequence) -> None:
         if sequence.done:

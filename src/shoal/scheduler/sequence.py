@@ -55,6 +55,8 @@ class Sequence:
     entered: tuple[int, int] = (0, 0)
     """When it got its slot: the number of the next step, and how many tokens it had."""
     cached: int = 0
+    degraded: int = 0
+    """Its tokens that were computed without an expert."""
     done: bool = False
 
     def __post_init__(self) -> None:

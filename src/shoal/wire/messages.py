@@ -29,6 +29,8 @@ class Step(msgspec.Struct, frozen=True, array_like=True):
     traces: list[StageTrace]
     missing: list[int] = []
     """See StepResult."""
+    degraded: dict[int, int] = {}
+    """See StepResult."""
 
 
 class Fetch(msgspec.Struct, frozen=True, array_like=True):

@@ -18,10 +18,10 @@ TIGHT = 62
 FAST = LinkSpeeds({f"n{node}": LinkSpeed(10e-6, 1e9) for node in range(1, 10)})
 
 
-def cluster(stage_memory: int) -> Cluster:
+def cluster(stage_memory: int, degrade: bool = False) -> Cluster:
     """A stage and two workers, asked to load. stage_memory: MB; all of the model takes about 80, without experts 30."""
     moves = Moves(model(count=16, chosen=12), Demand(1, 1024, 256), links=FAST)
-    c = Cluster("1", 3, ExpertMoves(moves), silence=8)
+    c = Cluster("1", 3, ExpertMoves(moves), silence=8, degrade=degrade)
     c.handle(joined(STAGE, stage_memory, worker=False), 0)
     c.handle(joined(FIRST), 0)
     c.handle(joined(SECOND), 0)
@@ -99,6 +99,26 @@ def test_it_goes_on_without_any_where_the_stage_has_all_experts_too() -> None:
         assert not only(out, Cut) and c.state == SERVING
     c.handle(Left(STAGE, "its connection ended"), 3)
     assert c.serving is None
+
+
+def test_where_it_may_it_serves_on_without_experts_until_others_have_them() -> None:
+    c = cluster(TIGHT, degrade=True)
+    serve(c)
+    c.handle(Left(SECOND, "its connection ended"), 1)
+    out = c.handle(Left(FIRST, "its connection ended"), 2)
+    assert "streams go on without experts that nobody has" in reports(out)
+    assert not only(out, Cut) and c.state == SERVING
+    out = c.handle(Tick(), 3)
+    assert "nobody can take over the lost experts" in str(reports(out)) and c.state == SERVING
+    assert not c.handle(Tick(), 4), "it is said once"
+    c.handle(joined(THIRD), 5)
+    c.handle(Heard(STAGE), 8)
+    c.handle(Tick(), 9)
+    assert c.coming is not None and set(c.coming.workers) == {THIRD} and c.serving is not None
+    serve(c, 10)
+    assert c.serving.goes_on(c.members)
+    c.handle(Left(STAGE, "its connection ended"), 11)
+    assert c.serving is None, "without its stage it does not"
 
 
 def test_one_that_comes_back_is_given_experts_again() -> None:

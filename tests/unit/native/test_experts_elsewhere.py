@@ -147,6 +147,45 @@ def test_a_body_may_begin_anywhere_in_memory() -> None:
         assert np.array_equal(step.worker.partial(step.set, moved, len(rows), 2, entries, True), wanted)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@settings(max_examples=25, deadline=None)
+@given(gone=st.sets(st.integers(0, EXPERTS - 1), min_size=1), shared=st.booleans(), renormalised=st.booleans())
+def test_the_others_of_a_row_get_the_weight_of_what_nobody_can_run(isa: str, gone: set[int], shared: bool, renormalised: bool) -> None:
+    how = {"renormalised": renormalised}
+    routed = Routed.random(count=EXPERTS, chosen=3, shared=Mlp.random(HIDDEN, 96, 900) if shared else None, how=how)
+    x = normal(ROWS, HIDDEN, seed=4)
+    step = Elsewhere(routed, "f32", isa, x, module.Around())
+    numbers = step.needed[:, 0].tolist()
+    places = {expert: at for at, expert in enumerate(numbers)}
+    if not (dropped := [places[expert] for expert in numbers if expert in gone]):
+        return
+    for expert in numbers:
+        if expert < EXPERTS and expert not in gone:
+            step.block.place(expert, step.given[expert])
+    if kept := [places[expert] for expert in numbers if expert < EXPERTS and expert not in gone]:
+        with pytest.raises(ValueError, match="all others"):
+            step.stage.drop(step.hidden, step.block, dropped)
+        step = Elsewhere(routed, "f32", isa, x, module.Around())
+        for expert in set(numbers) - gone - {EXPERTS}:
+            step.block.place(expert, step.given[expert])
+        step.stage.compute(step.hidden, step.block, kept)
+    rows = step.stage.drop(step.hidden, step.block, dropped)
+    if shared:
+        step.stage.compute(step.hidden, step.block, [len(numbers) - 1])
+    assert step.stage.awaited == 0
+    assert rows.tolist() == [at for at in range(ROWS) if gone & set(routed.choose(x[at].astype(np.float64))[0])]
+    for at in range(ROWS):
+        taken, weights = routed.choose(x[at].astype(np.float64))
+        here = [i for i, expert in enumerate(taken) if expert not in gone]
+        wanted = x[at].astype(np.float64).copy()
+        for i in here:
+            factor = weights.sum() / weights[here].sum()
+            wanted += weights[i] * factor * routed.experts[taken[i]](x[at].astype(np.float64), routed.activation)
+        if routed.shared is not None:
+            wanted += routed.shared(x[at].astype(np.float64), routed.activation)
+        assert np.allclose(step.hidden[at], wanted, rtol=2e-3, atol=2e-3)
+
+
 def rows_of(body: bytes, rows: int, experts: int, entries: int) -> RoutedRows:
     return RoutedRows(RoutedHeader(0, rows, HIDDEN, experts, entries, True), body)
 

@@ -67,11 +67,11 @@ class Hand:
 class Company:
     """Links to workers, each of which holds some experts. Time stands still unless a test turns it on."""
 
-    def __init__(self, held: dict[str, frozenset[int]], patience: float) -> None:
+    def __init__(self, held: dict[str, frozenset[int]], patience: float, degrade: bool = False) -> None:
         self.now = 0.0
         self.hands = {name: Hand() for name in held}
         holders = Holders({name: {ROUTED.layer: experts} for name, experts in held.items()})
-        self.links = ExpertLinks(holders, holders.experts, self._connect, 8, lambda: self.now, Random(0), patience)
+        self.links = ExpertLinks(holders, holders.experts, self._connect, 8, lambda: self.now, Random(0), patience, degrade=degrade)
 
     async def _connect(self, worker: str) -> MemoryStream:
         return await self.hands[worker].connect()
@@ -79,9 +79,9 @@ class Company:
     def __getitem__(self, worker: str) -> Hand:
         return self.hands[worker]
 
-    async def ask(self) -> asyncio.Task[list[Partial]]:
+    async def ask(self, spare: frozenset[int] = frozenset()) -> asyncio.Task[list[Partial]]:
         """The step now waits for what it has sent."""
-        await self.links.send(Send(ROUTED, np.arange(10, 13, dtype=np.int32)))
+        await self.links.send(Send(ROUTED, np.arange(10, 13, dtype=np.int32), spare))
         collecting = asyncio.ensure_future(self.links.collect())
         await quiet()
         return collecting
@@ -104,10 +104,10 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr("shoal.node.expert_links._MOST_DELAY", 0.0)
     unhandled: list[dict[str, Any]] = []
 
-    def play(scenario: Callable[[Company], Awaitable[None]], patience: float = 1e6, **held: frozenset[int]) -> None:
+    def play(scenario: Callable[[Company], Awaitable[None]], patience: float = 1e6, degrade: bool = False, **held: frozenset[int]) -> None:
         async def whole() -> None:
             asyncio.get_running_loop().set_exception_handler(lambda loop, context: unhandled.append(context))
-            company = Company(held, patience)
+            company = Company(held, patience, degrade)
             async with asyncio.timeout(20):
                 await company.links.open()
                 try:
@@ -556,3 +556,82 @@ def test_a_protocol_error_of_a_connection_is_no_reason_to_give_up(play: Any) -> 
         whole(await collecting)
 
     play(scenario, a=ALL)
+
+
+def came(parts: list[Partial]) -> list[int]:
+    return sorted(expert for part in parts for expert in part.experts.tolist())
+
+
+def test_spare_experts_of_a_lost_worker_are_left_to_the_stage(play: Any) -> None:
+    async def scenario(company: Company) -> None:
+        collecting = await company.ask(ALL)
+        await company["a"].take()
+        company["a"].refusing = True
+        company["a"].streams[-1].abort()
+        assert await collecting == [] and company.links.tally.taken_back == 1
+        assert await (await company.ask(ALL)) == [], "nobody is asked"
+
+    play(scenario, a=ALL)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_spare_experts_are_not_waited_for_when_they_are_late(play: Any) -> None:
+    async def scenario(company: Company) -> None:
+        collecting = await company.ask(ALL)
+        await company["a"].take()
+        assert await collecting == []
+        await company["a"].answer()
+
+    play(scenario, a=ALL)
+
+
+def test_what_is_not_spare_is_had_although_nobody_has_the_rest(play: Any) -> None:
+    async def scenario(company: Company) -> None:
+        collecting = await company.ask(frozenset({0, 1}))
+        await company["b"].take()
+        company["b"].refusing = True
+        company["b"].streams[-1].abort()
+        await company["a"].take()
+        await company["a"].answer()
+        assert came(await collecting) == [2, 3]
+
+    play(scenario, a=frozenset({2, 3}), b=ALL)
+
+
+def test_where_it_may_a_step_goes_on_without_the_experts_of_a_lost_worker(play: Any) -> None:
+    async def scenario(company: Company) -> None:
+        collecting = await company.ask()
+        await company["b"].take()
+        company["b"].refusing = True
+        company["b"].streams[-1].abort()
+        await company["a"].take()
+        await company["a"].answer()
+        assert came(await collecting) == [0, 1]
+        assert company.links.tally.dropped == 2
+        collecting = await company.ask()
+        await company["a"].take()
+        await company["a"].answer()
+        assert came(await collecting) == [0, 1], "without waiting for it"
+
+    play(scenario, degrade=True, a=frozenset({0, 1}), b=ALL)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_where_it_may_a_step_waits_a_second_for_one_that_is_frozen_and_then_not_again(play: Any) -> None:
+    async def scenario(company: Company) -> None:
+        collecting = await company.ask()
+        await company["a"].take()
+        await quiet()
+        assert not collecting.done()
+        company.now += 1.0
+        company.links._wake()
+        assert await collecting == [] and company.links.tally.dropped == 4
+        assert await (await company.ask()) == [] and company.links.tally.frames == 1
+        await company["a"].answer()
+        await quiet()
+        collecting = await company.ask()
+        await company["a"].take()
+        await company["a"].answer()
+        whole(await collecting)
+
+    play(scenario, degrade=True, a=ALL)

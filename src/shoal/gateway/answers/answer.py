@@ -23,6 +23,7 @@ class _Choice:
     held: list[TokenChunk] = field(default_factory=list[TokenChunk])
     """Tokens whose text has not been returned yet."""
     begun: bool = False
+    degraded: int = 0
 
 
 class Answer:
@@ -186,4 +187,7 @@ class Answer:
         chunks = choice.held if text or finish is not None else []
         if chunks:
             choice.held = []
-        return Piece(index, text, chunks, finish, choice.chunks, stop=choice.text.stopped)
+        self.usage.degraded += chunk.degraded - choice.degraded
+        choice.degraded = chunk.degraded
+        degraded = chunk.degraded if finish is not None else 0
+        return Piece(index, text, chunks, finish, choice.chunks, stop=choice.text.stopped, degraded=degraded)

@@ -24,6 +24,8 @@ class Piece:
     """Of the prompt's tokens, with a choice's first piece if they were requested."""
     stop: str = ""
     """The stop string that ended the choice; empty if it ended otherwise, or has not ended."""
+    degraded: int = 0
+    """With the end: see TokenChunk."""
 
 
 @dataclass
@@ -31,6 +33,8 @@ class Usage:
     prompt: int
     completion: int = 0
     cached: int = 0
+    degraded: int = 0
+    """Tokens that were computed without an expert."""
     reasoning: int = 0
     """Tokens of the completion."""
     waited: float = 0.0
@@ -52,7 +56,13 @@ class Usage:
                 "accepted_prediction_tokens": 0,
                 "rejected_prediction_tokens": 0,
             },
+            **self.marks,
         }
+
+    @property
+    def marks(self) -> dict[str, int]:
+        """What no API has a field for, where there is something to say."""
+        return {"degraded_tokens": self.degraded} if self.degraded else {}
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,8 @@ class ChatWriter:
         logprobs = self._scored(piece.chunks) if self._job.logprobs else None
         if not delta and logprobs is None and piece.finish is None:
             return []
-        return [self._chunk([_choice(piece.choice, delta=delta, logprobs=logprobs, finish_reason=self._reading.finish(piece))])]
+        choice = _choice(piece.choice, delta=delta, logprobs=logprobs, finish_reason=self._reading.finish(piece))
+        return [self._chunk([{**choice, **({"degraded_tokens": piece.degraded} if piece.degraded else {})}])]
 
     def ending(self, usage: Usage) -> Sequence[Event]:
         return [*([self._chunk([], self._reading.usage(usage))] if self._job.include_usage else []), Event("[DONE]")]

@@ -122,6 +122,7 @@ class CompletionWriter:
             "text": (echo or "") + piece.text,
             "logprobs": self._logprobs[piece.choice].of(piece) if self._logprobs is not None else None,
             "finish_reason": None if piece.finish is None else str(piece.finish),
+            **({"degraded_tokens": piece.degraded} if piece.degraded else {}),
         }
 
 
@@ -134,6 +135,7 @@ def _merged(index: int, pieces: Sequence[Piece]) -> Piece:
         next((p.finish for p in pieces if p.finish is not None), None),
         max((p.upto for p in pieces), default=0),
         next((p.scores for p in pieces if p.scores), ()),
+        degraded=max((p.degraded for p in pieces), default=0),
     )
 
 

@@ -114,6 +114,7 @@ class OllamaWriter:
             "prompt_eval_duration": nanoseconds(usage.waited),
             "eval_count": usage.completion,
             "eval_duration": nanoseconds(usage.took - usage.waited),
+            **usage.marks,
         }
         return {**end, "context": self._context()} if self._job.context else end
 
