@@ -4,10 +4,14 @@ worker is killed, frozen or leaves, whether another one has its experts or not."
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from shoal.config import Precision
@@ -133,3 +137,59 @@ def test_workers_alone_serve_nothing_and_say_so(made: Cluster, model: Path) -> N
     made.head.until_said("all nodes were started with --role experts; a model needs at least one that runs layers")
     made.join("--name", "stage", "--memory", "3GiB")
     made.until_ready()
+
+
+def test_with_degrade_a_stream_goes_on_without_experts_and_says_so(made: Cluster, model: Path, wanted: tuple[str, str]) -> None:
+    """The stage has no room for them, and the only worker is stopped: no other plan is possible before it counts as lost."""
+    made.serve("--min-nodes", "2", "--context", "1024", "--model", str(model), "--degrade")
+    made.join("--name", "stage", "--memory", "600MiB")
+    made.join("--name", "worker-0", "--role", "experts", "--memory", "3GiB")
+    made.until_ready()
+    body = {"messages": STORY, "max_tokens": LONG, "temperature": 0, "ignore_eos": True}
+    whole = made.http.post("/v1/chat/completions", json=body).json()
+    assert "degraded_tokens" not in whole["usage"]
+    frozen = node(made, "worker-0")
+    frozen.signal(signal.SIGSTOP)
+    try:
+        lacking = made.http.post("/v1/chat/completions", json=body).json()
+    finally:
+        frozen.signal(signal.SIGCONT)
+    assert 0 < lacking["usage"]["degraded_tokens"] <= lacking["usage"]["total_tokens"]
+    assert lacking["usage"]["completion_tokens"] == LONG
+    until(lambda: "experts" in states(made).get("worker-0", ""), made.story)
+    made.until_ready()
+    assert answers(made) == wanted
+
+
+def test_stages_and_workers_know_each_other_by_certificates(made: Cluster, model: Path, wanted: tuple[str, str], tmp_path: Path) -> None:
+    """With codes, each on a machine of its own; and whoever has no certificate is not heard."""
+    homes: dict[str, str] = {}
+    for name in ("head", "stage", "worker-0"):
+        homes[name] = str(tmp_path / f"home-{name}")
+        (tmp_path / f"home-{name}").mkdir()
+    head = made.start(
+        "-v", "serve", "--secure", "--min-nodes", "2", "--context", "1024", "--discovery", "none", "--port", str(made.port),
+        "--control-port", str(made.control_port), "--model", str(model), SHOAL_CACHE=homes["head"],
+    )  # fmt: skip
+    made.replace_head(head)
+
+    def codes() -> list[str]:
+        """Each can be used once."""
+        return list(dict.fromkeys(re.findall(r"pairing code (\S+),", head.said)))
+
+    for used, (name, flags) in enumerate((("stage", ("--memory", "600MiB")), ("worker-0", ("--role", "experts", "--memory", "3GiB")))):
+        until(lambda used=used: len(codes()) > used, made.story)
+        made.join("--name", name, "--code", codes()[-1], *flags, SHOAL_CACHE=homes[name])
+        until(lambda name=name: f"{name} joined" in head.said, made.story)
+    made.until_ready()
+    assert answers(made) == wanted
+    (worker,) = (process for process in made.nodes if "worker-0" in process.arguments)
+    ports = {at.laddr.port for at in psutil.Process(worker.popen.pid).net_connections("tcp") if at.status == psutil.CONN_LISTEN}
+    assert ports
+    for port in ports:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as plain:
+            plain.sendall(bytes(64))
+            plain.settimeout(60)
+            with contextlib.suppress(ConnectionError):
+                assert b"shoal" not in plain.recv(4096), "no greeting without a certificate"
+    assert answers(made) == wanted
