@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 
 from shoal.cli.show import Rows, emit, line_out, out
-from shoal.cli.waiting import stop_signal, until
 from shoal.discovery.advert import check_name
 from shoal.discovery.changes import Change, ChangeKind
 from shoal.discovery.redis import RedisRegistry
@@ -26,10 +25,10 @@ async def show(url: str, cluster: str, follow: bool, as_json: bool) -> None:
     name = check_name(cluster) if cluster else await _only(url)
     reader = RedisReader(url)
     try:
-        if not follow:
+        if follow:
+            await _follow(name, reader.follow(name), as_json)
+        else:
             _show(name, await reader.topology(name), as_json)
-            return
-        await until(stop_signal(), _follow(name, reader.follow(name), as_json))
     finally:
         await reader.close()
 

@@ -139,17 +139,18 @@ class RedisRegistry:
             await self._client.aclose()
 
     async def _keep(self) -> None:
-        """Writes what changes, and all of it before it expires, through outages."""
+        """Writes what changes, and all of it before it expires, through outages, until there is no advert: a cancellation may be lost in the
+        client, as asyncio.wait_for loses some before Python 3.12."""
         loop = asyncio.get_running_loop()
         backoff: Backoff | None = None  # while it fails
         expiring = loop.time() + self._ttl / 3
-        while True:
+        while self._advert is not None:
             quiet = expiring - loop.time() if self._look is None else min(expiring - loop.time(), LOOK)
             await self._pause(quiet if backoff is None else backoff.next(self._rng), wake=backoff is None)
             whole = self._changed.is_set() or backoff is not None or loop.time() >= expiring
             self._changed.clear()
             try:
-                await self._write_due(whole)
+                await self._write_due(self._advert, whole)
             except (RedisError, OSError, ClusterError) as error:
                 if backoff is None:
                     backoff = Backoff(self._first, self._most)
@@ -162,11 +163,11 @@ class RedisRegistry:
                 log.warning("the cluster can be found again", redis=self._url.shown)
                 backoff = None
 
-    async def _write_due(self, whole: bool) -> None:
+    async def _write_due(self, advert: Advert, whole: bool) -> None:
         """whole: also what has not changed. Raises ClusterError if another head holds the name, RedisError, OSError."""
         topology = self._look() if self._look is not None else None
-        if self._advert is not None and (whole or (topology is not None and self._topology.lacks(topology))):
-            await self._write(self._advert, topology, whole)
+        if whole or (topology is not None and self._topology.lacks(topology)):
+            await self._write(advert, topology, whole)
 
     async def _pause(self, seconds: float, wake: bool) -> None:
         if not wake:

@@ -26,7 +26,7 @@ MOST_NODES = 1024
 JOINING = "joining"
 """The state of a node that is no member yet: its link is being measured."""
 
-_RANGES = r"^([0-9]{1,7}(-[0-9]{1,7})?(,[0-9]{1,7}(-[0-9]{1,7})?)*)?$"
+_RANGES = r"^([0-9]{1,7}(-[0-9]{1,7})?(,[0-9]{1,7}(-[0-9]{1,7})?)*)?\Z"
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]

@@ -321,9 +321,8 @@ class Coordinator:
 
     def topology(self) -> Topology:
         """What is published of the cluster."""
-        requests = RequestLoad()
-        if (driver := self.driver) is not None:
-            requests = RequestLoad(driver.scheduler.running, driver.scheduler.waiting, self.settings.engine.slots)
+        running, waiting = (0, 0) if (driver := self.driver) is None else (driver.scheduler.running, driver.scheduler.waiting)
+        requests = RequestLoad(running, waiting, self.settings.engine.slots)
         return live_topology(self._name, self.model.name, self.cluster, self._roster, self.loads, requests, self._environment.now())
 
     # Decisions of the state machine
