@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -225,11 +226,13 @@ def test_another_head_of_the_same_name_writes_nothing(server: RedisServer):
 JUNK: dict[str, bytes] = {
     "not JSON": b"\xff\x00{",
     "another type": b"[1, 2]",
-    "nested": b"[" * 100_000,
+    "nested": b"[" * 20_000,
     "too long": b'"' + b"x" * (MAX_RECORD + 9) + b'"',
     "control characters": msgspec.json.encode({**msgspec.to_builtins(b), "machine": "\x1b[2J"}),
     "another node's": msgspec.json.encode(a),
 }
+if shutil.which("redis-server") is None:
+    del JUNK["too long"]  # fakeredis sends values as lines, of which the client takes 64 KiB
 
 
 @pytest.mark.parametrize("junk", JUNK.values(), ids=JUNK.keys())
