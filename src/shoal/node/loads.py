@@ -46,8 +46,7 @@ class Loads:
 
     def ran(self, name: str, seconds: float) -> None:
         """A node computed so long for a step, as a stage."""
-        if (node := self._nodes.get(name)) is not None:
-            node.stage_seconds += seconds
+        self._nodes.setdefault(name, _Node()).stage_seconds += seconds
 
     def heard(self, name: str, heartbeat: Heartbeat, now: float) -> None:
         node = self._nodes.setdefault(name, _Node())

@@ -148,6 +148,22 @@ def test_a_follower_is_shown_the_cluster_and_then_told_every_change(server: Redi
     play(server, scenario)
 
 
+def test_a_head_in_which_nothing_happens_is_heard_and_numbers_what_it_says(server: RedisServer):
+    async def scenario(made: Stage) -> None:
+        async with made.client.pubsub() as channel:
+            await channel.subscribe(EVENTS + "reef")
+            await made.announced(ttl=0.6)
+            told: list[Change] = []
+            while [change.kind for change in told].count("alive") < 3:
+                message = await channel.get_message(timeout=5)
+                if message is not None and message["type"] == "message":
+                    told.append(decoded(message["data"], Change))
+        assert [change.kind for change in told] == ["joined", "route", "alive", "alive", "alive"]
+        assert [(change.head, change.seq) for change in told] == [(made.now.route.head, i) for i in range(1, 6)]
+
+    play(server, scenario)
+
+
 def test_a_silent_head_is_noticed_and_so_is_the_next_one(server: RedisServer):
     async def scenario(made: Stage) -> None:
         registry = await made.announced(ttl=0.5)

@@ -38,11 +38,13 @@ def test_nodes_join_serve_and_are_lost():
             assert node.address.startswith(f"{name}:") and node.memory > node.weights > 0 and node.round_trip > 0
             assert decoded(msgspec.json.encode(node), NodeState) == node
 
+        await town.until(lambda: set(town.head.loads._nodes) == {"a", "b"})
         await town.kill("b")
         await town.until(lambda: "b" not in town.head.topology().nodes)
         now = town.head.topology()
         lost = changes(serving, now)[0]
         assert (lost.kind, lost.node, lost.reason) == ("lost", "b", "its connection ended")
+        assert set(town.head.loads._nodes) == {"a"}
         await town.serving(1)
         assert ("moved", "a") in told(serving, town.head.topology())
         assert numbers(town.head.topology().nodes["a"].layers) == set(range(LAYERS))
@@ -85,7 +87,8 @@ def test_load_and_requests_are_seen_while_a_stream_runs():
     async def scenario(town: Town) -> None:
         town.start("a")
         await town.serving(1)
-        idle = town.head.topology()
+        idle, ran = town.head.topology(), list[str]()
+        town.head.loads.ran = lambda name, seconds: ran.append(name)
         stream = town.head.submit(town.request("one", 60))
         said = [await anext(stream)]
         requests = town.head.topology().route.requests
@@ -95,6 +98,7 @@ def test_load_and_requests_are_seen_while_a_stream_runs():
         now = town.head.topology()
         assert len(said) > idle.nodes["a"].load.steps
         assert told(idle, now) == [("load", None)]
+        assert set(ran) == {"a"} and len(ran) >= len(said)
 
     play(scenario)
 
