@@ -14,6 +14,8 @@ from shoal.discovery.advert import Advert
 from shoal.errors import ClusterError, ConfigError, LocalProtocolError
 from tests.support.redis_server import RedisServer
 from tests.support.registries import MdnsPlace, Place, RedisPlace, closing, memory_place, until
+from tests.support.topologies import node as cluster_node
+from tests.support.topologies import topology
 
 Scenario = Callable[[Place], Awaitable[None]]
 Run = Callable[[Scenario], None]
@@ -99,6 +101,20 @@ def test_an_update_is_seen(run: Run):
             return await node.find("reef", 5) == grown
 
         await until(seen, 10)
+
+    run(scenario)
+
+
+def test_a_cluster_that_is_shown_is_found_as_ever(run: Run):
+    async def scenario(place: Place) -> None:
+        head, node = place.open(), place.open()
+        head.show(lambda: topology(cluster_node()))
+        await head.announce(REEF)
+        assert await node.find("reef", 5) == REEF
+        assert await node.find(None, 5) == REEF
+        await head.withdraw()
+        with pytest.raises(ClusterError):
+            await node.find("reef", 1.5)
 
     run(scenario)
 

@@ -34,6 +34,8 @@ PURE = {"scheduler", "placement", "membership", "wire"}
 PURE_MODULES = {
     "pipeline.timing",
     "pipeline.records",
+    "discovery.topology",
+    "discovery.changes",
     "weights.unit",
     "weights.prefetch",
     "weights.expert_reads",

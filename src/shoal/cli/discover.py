@@ -49,6 +49,7 @@ async def announced(head: Head, pairing_port: int) -> AsyncGenerator[None]:
     registry = open_registry(head.settings.discovery)
     telling: asyncio.Task[None] | None = None
     try:
+        registry.show(head.topology)
         try:
             await registry.announce(_advert(head, pairing_port))
             telling = asyncio.get_running_loop().create_task(_keep_telling(registry, head, pairing_port))

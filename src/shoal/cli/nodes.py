@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shoal.cli.options import Json, flag, from_file
+from shoal.cli.options import Json, flag, from_file, said
 from shoal.errors import ConfigError
 from shoal.sizes import human_bytes
 
@@ -19,22 +19,51 @@ _HERE = "127.0.0.1:7420"
 Head = Annotated[str, flag("--head", "The head's control port.", metavar="HOST:PORT", section="client", default=_HERE)]
 OwnHead = Annotated[str, flag("--head", "The head's control port; may also be given before the command.", metavar="HOST:PORT")]
 Events = Annotated[int, flag("--events", "Number of recent events to show.", section="client", kind=int, default=8, min=0)]
+Discovery = Annotated[
+    str,
+    flag(
+        "--discovery",
+        "Show what the head publishes there, without asking it; in Redis only: redis://HOST:PORT.",
+        metavar="redis://HOST:PORT",
+    ),
+]
+ClusterName = Annotated[str, flag("--cluster", "With --discovery: the cluster's name; empty: the only one found.")]
+Follow = Annotated[bool, flag("--follow", "With --discovery: go on, and print changes as they are published, until Ctrl-C.", short="-f")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The node's name, as `shoal nodes` lists it.")]
 
 app = typer.Typer(help="List a cluster's nodes; drain or remove one.", invoke_without_command=True)
 
 
 @app.callback()
-def nodes(context: typer.Context, head: Head = _HERE, as_json: Json = False, events: Events = 8) -> None:
+def nodes(
+    context: typer.Context,
+    head: Head = _HERE,
+    as_json: Json = False,
+    events: Events = 8,
+    discovery: Discovery = "",
+    cluster: ClusterName = "",
+    follow: Follow = False,
+) -> None:
     """List a cluster's nodes with their layers and state, and recent events.
 
-    Example: [bold]shoal nodes --head 192.168.1.20:7420[/bold]
+    Example: [bold]shoal nodes --head 192.168.1.20:7420[/bold], or, from anywhere that reaches Redis,
+    [bold]shoal nodes --discovery redis://192.168.1.5 --follow[/bold]
     """
+    published = _published(context, discovery, follow)
     head, events = from_file(context, "head", "client", head), from_file(context, "events", "client", events)
     if context.invoked_subcommand is not None:
         context.obj = head
         return
     import asyncio
+
+    if published:
+        from shoal.discovery.registry import check_installed
+
+        check_installed()
+        from shoal.cli.topology import show
+
+        asyncio.run(show(discovery, cluster, follow, as_json))
+        return
 
     from shoal.cli.credentials import as_operator
     from shoal.cli.show import emit, line_out, out
@@ -50,6 +79,23 @@ def nodes(context: typer.Context, head: Head = _HERE, as_json: Json = False, eve
     out.print(_table(found) if found.nodes else "no nodes have joined")
     for event in happened:
         line_out(event)
+
+
+def _published(context: typer.Context, discovery: str, follow: bool) -> bool:
+    """Whether to read what the head publishes. SHOAL_DISCOVERY, which is also that of `serve` and `join`, does not outweigh a head that is
+    named. Raises ConfigError."""
+    typed = {name: context.get_parameter_source(name) for name in ("discovery", "head")}
+    named = {name for name, source in typed.items() if source is not None and source.name == "COMMANDLINE"}
+    if "discovery" in named and context.invoked_subcommand is not None:
+        raise ConfigError(f"`shoal nodes {context.invoked_subcommand}` asks the head itself; give --head, and no --discovery")
+    if named == {"discovery", "head"}:
+        raise ConfigError("--head asks the head, --discovery reads what it publishes; give one of them")
+    published = discovery.startswith(("redis://", "rediss://")) and ("discovery" in named or not said(context, "head"))
+    if "discovery" in named and not published:
+        raise ConfigError("a head publishes its nodes in Redis only: --discovery redis://HOST:PORT; --head HOST:PORT asks the head itself")
+    if follow and not published:
+        raise ConfigError("--follow needs --discovery redis://HOST:PORT: a head that is asked answers once")
+    return published
 
 
 def _rows(found: ClusterDescription) -> list[dict[str, Any]]:

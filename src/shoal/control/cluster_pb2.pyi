@@ -145,16 +145,18 @@ class ExpertAsks(_message.Message):
     def __init__(self, frames: _Optional[int] = ..., hedged: _Optional[int] = ..., repeated_frames: _Optional[int] = ..., answers: _Optional[int] = ..., sent: _Optional[int] = ..., received: _Optional[int] = ..., waited: _Optional[float] = ..., round_trips: _Optional[float] = ..., queued: _Optional[float] = ..., computed: _Optional[float] = ..., taken_back: _Optional[int] = ..., dropped: _Optional[int] = ...) -> None: ...
 
 class ExpertWork(_message.Message):
-    __slots__ = ("frames", "rows", "calls", "queued")
+    __slots__ = ("frames", "rows", "calls", "queued", "computed")
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     CALLS_FIELD_NUMBER: _ClassVar[int]
     QUEUED_FIELD_NUMBER: _ClassVar[int]
+    COMPUTED_FIELD_NUMBER: _ClassVar[int]
     frames: int
     rows: int
     calls: int
     queued: int
-    def __init__(self, frames: _Optional[int] = ..., rows: _Optional[int] = ..., calls: _Optional[int] = ..., queued: _Optional[int] = ...) -> None: ...
+    computed: float
+    def __init__(self, frames: _Optional[int] = ..., rows: _Optional[int] = ..., calls: _Optional[int] = ..., queued: _Optional[int] = ..., computed: _Optional[float] = ...) -> None: ...
 
 class ExpertReads(_message.Message):
     __slots__ = ("hits", "misses", "bytes_read", "ahead", "ahead_used", "ahead_wasted", "guesses", "guesses_right", "guessed_about", "misses_guessed_about", "misses_foreseen")

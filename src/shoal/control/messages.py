@@ -98,6 +98,8 @@ class ExpertWork:
     rows: int = 0
     calls: int = 0
     queued: int = 0
+    computed: float = 0.0
+    """Seconds."""
 
 
 @dataclass(kw_only=True)

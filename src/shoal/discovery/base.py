@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from shoal.discovery.advert import Advert
+from shoal.discovery.topology import Topology
 from shoal.errors import ClusterError, LocalProtocolError
 
 MOST = 256  # most adverts that one search examines; more is a flood
@@ -21,6 +22,10 @@ class Registry(Protocol):
     async def update(self, advert: Advert) -> None:
         """Publishes the cluster's current state, soon; the name must be the announced one. Raises LocalProtocolError before
         `announce`."""
+        ...
+
+    def show(self, look: Callable[[], Topology]) -> None:
+        """While the cluster is announced, publishes what `look` sees of it whenever that changes, if the registry can hold it."""
         ...
 
     async def withdraw(self) -> None:

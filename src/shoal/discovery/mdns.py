@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import ipaddress
 import uuid
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -18,6 +18,7 @@ from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZerocon
 from shoal.discovery.addresses import Address, nearest, of_this_machine, resolved
 from shoal.discovery.advert import Advert, check_name
 from shoal.discovery.base import MOST, check_update, choose, matching, nothing_found
+from shoal.discovery.topology import Topology
 from shoal.errors import ClusterError, ConfigError, RemoteProtocolError
 
 log = structlog.get_logger()
@@ -72,6 +73,9 @@ class MdnsRegistry:
         old, announced.advert, announced.info = announced.info, advert, info
         if (info.text, info.port, info.parsed_addresses()) != (old.text, old.port, old.parsed_addresses()):
             await _sent(cast(Any, announced.zeroconf).async_update_service(info))
+
+    def show(self, look: Callable[[], Topology]) -> None:
+        """Does nothing: it would not fit into records."""
 
     async def withdraw(self) -> None:
         announced, self._announced = self._announced, None

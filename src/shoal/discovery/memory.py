@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from shoal.discovery.advert import Advert, check_name
 from shoal.discovery.base import check_update, choose, nothing_found
+from shoal.discovery.topology import Topology
 from shoal.errors import ClusterError
 
 
@@ -49,6 +51,9 @@ class MemoryRegistry:
         check_update(self._advert, advert)
         self._advert = advert
         self._board.put(advert)
+
+    def show(self, look: Callable[[], Topology]) -> None:
+        """Does nothing."""
 
     async def withdraw(self) -> None:
         if self._advert is not None:

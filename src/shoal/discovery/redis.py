@@ -2,29 +2,29 @@
 
 The key holds the advert as JSON and expires by itself, so that a killed head is forgotten. A head owns the key as long as the
 advert in it has its address: a head restarted at the same address takes over at once; another cluster of the same name is
-refused.
+refused. Beside it, in the same transactions, a head keeps its cluster's topology: see redis_topology.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Any, cast
 
 import structlog
-from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError, ResponseError, WatchError
 
 from shoal.address import is_loopback
 from shoal.discovery.addresses import facing
 from shoal.discovery.advert import MAX_JSON, Advert, check_name
 from shoal.discovery.base import MOST, check_update, choose, nothing_found
-from shoal.discovery.redis_url import RedisUrl, parse
-from shoal.errors import ClusterError, ConfigError, RemoteProtocolError, ShoalError
+from shoal.discovery.redis_client import client_of, failure
+from shoal.discovery.redis_topology import TopologyKeys
+from shoal.discovery.redis_url import parse
+from shoal.discovery.topology import Topology
+from shoal.errors import ClusterError, RemoteProtocolError
 from shoal.retry import Backoff
 
 log = structlog.get_logger()
@@ -32,13 +32,13 @@ log = structlog.get_logger()
 PREFIX = "shoal:cluster:"
 POLL = 0.2  # seconds between reads if Redis answers
 PATIENCE = 1.0  # seconds at most between attempts if it does not
-ANSWER = 5.0  # seconds for an answer, and for a connection
+LOOK = 0.5  # seconds between looks at the topology
 
 
 class RedisRegistry:
     """The end of one head or node.
 
-    ttl:       seconds after which a silent head is forgotten; it writes three times in that time
+    ttl:       seconds after which a silent head is forgotten; it writes all three times in that time
     first, most: limits in seconds of the wait before a lost Redis is tried again
     """
 
@@ -48,8 +48,10 @@ class RedisRegistry:
         self._ttl = ttl
         self._first, self._most = first, most
         self._rng = rng or Random()
-        self._client = _client(self._url)
+        self._client = client_of(self._url)
         self._advert: Advert | None = None
+        self._look: Callable[[], Topology] | None = None
+        self._topology = TopologyKeys(ttl)
         self._changed = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
 
@@ -65,7 +67,7 @@ class RedisRegistry:
         try:
             await self._write(advert)
         except (RedisError, OSError) as error:
-            raise self._failure(error) from None
+            raise failure(self._url, error) from None
         self._advert = advert
         self._keeper = asyncio.create_task(self._keep(), name="redis advert")
         return None
@@ -79,6 +81,10 @@ class RedisRegistry:
         if advert != self._advert:
             self._advert = advert
             self._changed.set()
+
+    def show(self, look: Callable[[], Topology]) -> None:
+        self._look = look
+        self._changed.set()
 
     async def withdraw(self) -> None:
         keeper, self._keeper, advert, self._advert = self._keeper, None, self._advert, None
@@ -117,14 +123,14 @@ class RedisRegistry:
                     return found
                 pause, backoff = POLL, Backoff(self._first, PATIENCE)
             except AuthenticationError as error:
-                raise self._failure(error) from None
+                raise failure(self._url, error) from None
             except (RedisError, OSError) as error:  # TimeoutError is an OSError
                 pause, trouble = backoff.next(self._rng), error
             await asyncio.sleep(max(min(pause, deadline - loop.time()), 0))
             if loop.time() >= deadline:
                 if trouble is None:
                     raise nothing_found(cluster, f"in {self._url.shown}", timeout)
-                raise self._failure(trouble) from None
+                raise failure(self._url, trouble) from None
 
     async def close(self) -> None:
         try:
@@ -133,23 +139,35 @@ class RedisRegistry:
             await self._client.aclose()
 
     async def _keep(self) -> None:
-        """Writes the advert whenever it changes and before it expires, through outages."""
+        """Writes what changes, and all of it before it expires, through outages, until there is no advert: a cancellation may be lost in the
+        client, as asyncio.wait_for loses some before Python 3.12."""
+        loop = asyncio.get_running_loop()
         backoff: Backoff | None = None  # while it fails
-        while True:
-            await self._pause(self._ttl / 3 if backoff is None else backoff.next(self._rng), wake=backoff is None)
+        expiring = loop.time() + self._ttl / 3
+        while self._advert is not None:
+            quiet = expiring - loop.time() if self._look is None else min(expiring - loop.time(), LOOK)
+            await self._pause(quiet if backoff is None else backoff.next(self._rng), wake=backoff is None)
+            whole = self._changed.is_set() or backoff is not None or loop.time() >= expiring
             self._changed.clear()
             try:
-                if self._advert is not None:
-                    await self._write(self._advert)
+                await self._write_due(self._advert, whole)
             except (RedisError, OSError, ClusterError) as error:
                 if backoff is None:
                     backoff = Backoff(self._first, self._most)
                     told = self._url.told(error)
                     log.error("no node can find the cluster: its advert cannot be kept; trying on", redis=self._url.shown, error=told)
                 continue
+            if whole:
+                expiring = loop.time() + self._ttl / 3
             if backoff is not None:
                 log.warning("the cluster can be found again", redis=self._url.shown)
                 backoff = None
+
+    async def _write_due(self, advert: Advert, whole: bool) -> None:
+        """whole: also what has not changed. Raises ClusterError if another head holds the name, RedisError, OSError."""
+        topology = self._look() if self._look is not None else None
+        if whole or (topology is not None and self._topology.lacks(topology)):
+            await self._write(advert, topology, whole)
 
     async def _pause(self, seconds: float, wake: bool) -> None:
         if not wake:
@@ -161,7 +179,7 @@ class RedisRegistry:
             pass
         return None
 
-    async def _write(self, advert: Advert) -> None:
+    async def _write(self, advert: Advert, topology: Topology | None = None, whole: bool = True) -> None:
         """Raises ClusterError if another head holds the name, RedisError, OSError."""
         key = PREFIX + advert.cluster
         while True:
@@ -174,7 +192,11 @@ class RedisRegistry:
                     )
                 pipe.multi()
                 pipe.set(key, advert.to_json(), px=max(round(self._ttl * 1000), 1))
+                if topology is not None:
+                    self._topology.put(pipe, advert.cluster, topology, whole)
                 if await _committed(pipe):
+                    if topology is not None:
+                        self._topology.ran(topology)
                     return
 
     async def _erase(self, advert: Advert) -> None:
@@ -186,6 +208,7 @@ class RedisRegistry:
                     return
                 pipe.multi()
                 pipe.delete(PREFIX + advert.cluster)
+                self._topology.erase(pipe, advert.cluster)
                 if await _committed(pipe):
                     return
 
@@ -225,13 +248,6 @@ class RedisRegistry:
     async def _reachable(self, advert: Advert) -> Advert:
         return advert.at(await facing(self._url.host, self._url.port, advert.host)) if advert.anywhere else advert
 
-    def _failure(self, error: BaseException) -> ShoalError:
-        if isinstance(error, AuthenticationError):
-            return ConfigError(
-                f"{self._url.shown} refuses the password ({self._url.told(error)}); write redis://[USER]:PASSWORD@HOST:PORT/DB"
-            )
-        return ClusterError(f"no Redis answers at {self._url.shown} ({self._url.told(error)}); is it running there, and is the port open?")
-
 
 def _parsed(data: bytes, cluster: str) -> Advert:
     """Raises RemoteProtocolError."""
@@ -248,14 +264,3 @@ async def _committed(pipe: Pipeline) -> bool:
     except WatchError:
         return False
     return True
-
-
-def _client(url: RedisUrl) -> Redis:
-    client: Redis = cast(Any, Redis).from_url(
-        url.url,
-        socket_timeout=ANSWER,
-        socket_connect_timeout=ANSWER,
-        retry=Retry(NoBackoff(), 0),  # this module retries by itself
-        protocol=2,
-    )
-    return client

@@ -11,6 +11,12 @@ from shoal.errors import ConfigError
 CHOICES = "mdns, none, redis://[:PASSWORD@]HOST:PORT[/DB] or rediss://…"
 
 
+def check_installed() -> None:
+    """Raises ConfigError if Redis cannot be used."""
+    if find_spec("redis") is None:
+        raise ConfigError("--discovery redis://… needs the redis package, which is not installed; pip install 'shoal[redis]'")
+
+
 def open_registry(setting: str) -> Registry:
     """The registry of `--discovery`. Nothing is sent yet. Raises ConfigError."""
     # Each is imported on demand: a node with a given address needs neither zeroconf nor redis.
@@ -21,8 +27,7 @@ def open_registry(setting: str) -> Registry:
 
         return MdnsRegistry()
     if setting.startswith(("redis://", "rediss://")):
-        if find_spec("redis") is None:
-            raise ConfigError("--discovery redis://… needs the redis package, which is not installed; pip install 'shoal[redis]'")
+        check_installed()
         from shoal.discovery.redis import RedisRegistry
 
         return RedisRegistry(setting)

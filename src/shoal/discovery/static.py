@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from shoal.address import parse_address
 from shoal.discovery.advert import Advert, check_name
+from shoal.discovery.topology import Topology
 from shoal.errors import ClusterError
 
 
@@ -21,6 +24,9 @@ class StaticRegistry:
         """Does nothing: a node that knows the address needs no advert."""
 
     async def update(self, advert: Advert) -> None:
+        """Does nothing."""
+
+    def show(self, look: Callable[[], Topology]) -> None:
         """Does nothing."""
 
     async def withdraw(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from shoal.membership.events import Joined
 from shoal.placement.profile import NodeProfile
@@ -63,3 +64,10 @@ class Member:
         """Its measured speed, corrected by what was seen since."""
         p = self.joined.profile
         return replace(p, bytes_per_second=p.bytes_per_second / self.slower, flops=p.flops / self.slower)
+
+
+class Departure(NamedTuple):
+    """Why a node is no member any more. graceful: nobody had to be surprised."""
+
+    reason: str
+    graceful: bool

@@ -27,10 +27,10 @@ from shoal.membership.admission import AdmissionRules
 from shoal.membership.faults import Faults, blame_one
 from shoal.membership.holdoff import HoldOff
 from shoal.membership.instructions import Cut, Dismiss, Instruction, Pause, RefuseNode, Report, RestStage
-from shoal.membership.member import Member
+from shoal.membership.member import Departure, Member
 from shoal.membership.path import Path
 from shoal.membership.planner import Planner
-from shoal.membership.words import doing, listened
+from shoal.membership.words import condition, doing, listened
 from shoal.placement.moves import Residency, overlap
 from shoal.placement.partition import Placement
 
@@ -38,6 +38,7 @@ WAITING, LOADING, PAUSING, LINKING, FILLING, SERVING = "waiting", "loading", "pa
 
 _SOUND = 30.0  # seconds that a route must have served before earlier failures are forgotten
 _CONFIRM = 0.3  # seconds to wait for news of the node whose loss broke a route, before the same route is tried again
+_DEPARTED = 256  # nodes that left of which the reason is kept
 _REST = 5.0  # seconds after a move before another unforced one
 _DEADLINES = {LOADING: 1800.0, PAUSING: 30.0, LINKING: 20.0}  # seconds
 
@@ -61,6 +62,8 @@ class Cluster:
         self.tokens = 0
         """Computed tokens of all sequences; the head keeps it up to date."""
         self.members: dict[int, Member] = {}
+        self.departed: dict[int, Departure] = {}
+        """The nodes that left last, by number."""
         self.serving: Path | None = None
         self.coming: Path | None = None
         self.why = f"0 of {min_nodes} nodes have joined"
@@ -125,14 +128,20 @@ class Cluster:
         done = f"{len(self._ready)} of {len(self._awaited)} nodes are done"
         return f"{self.why}: {self._phase}, {done}" + (f", not yet {', '.join(late)}" if late else "")
 
+    def _part(self, node: int) -> str:
+        """What a member does in a route; '' if it has no part in one."""
+        if self.serving is not None and node in self.serving.members:
+            return SERVING
+        return self._phase if self.coming is not None and node in self.coming.members else ""
+
+    def condition(self, node: int, now: float) -> str:
+        """The same as `described`, in a word for programs."""
+        return condition(self.members[node], self._part(node), self._holdoff, now)
+
     def described(self, node: int, now: float) -> str:
         """What a member is doing, in words."""
-        part = ""
-        if self.serving is not None and node in self.serving.members:
-            part = "serving"
-        elif self.coming is not None and node in self.coming.members:
-            part = self._phase
-        if part == "serving" and self.serving is not None and node in self.serving.workers:
+        part = self._part(node)
+        if part == SERVING and self.serving is not None and node in self.serving.workers:
             plan = self.serving.placement.workers[self.serving.workers.index(node)]
             part = f"serving {sum(map(len, plan.table))} experts"
         return doing(self.members[node], part, self.silence, self._holdoff, now)
@@ -192,10 +201,13 @@ class Cluster:
         """Nodes have left or are no longer heard. lost: the reason, by node."""
         out: list[Instruction] = []
         gone = {node: (member, reason) for node, reason in lost.items() if (member := self.members.pop(node, None)) is not None}
-        for member, reason in gone.values():
+        for node, (member, reason) in gone.items():
             out.append(Report(f"{member.name} left: {reason}"))
+            self.departed[node] = Departure(reason, graceful)
             if not graceful:
                 self._holdoff.lost(member.name, now)
+        for node in list(self.departed)[:-_DEPARTED]:
+            del self.departed[node]
         if not gone:
             return out
         why = "; ".join(f"{member.name} left: {reason}" for member, reason in gone.values())

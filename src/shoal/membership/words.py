@@ -25,6 +25,17 @@ def doing(member: Member, part: str, silence: float, holdoff: HoldOff, now: floa
     return words
 
 
+def condition(member: Member, part: str, holdoff: HoldOff, now: float) -> str:
+    """The same in one word, of those that discovery.topology.NodeState lists. part: as above."""
+    if member.failed:
+        return "failed"
+    if member.suspect:
+        return "suspected"
+    if member.draining:
+        return "draining"
+    return part or ("held off" if holdoff.until(member.name) > now else "idle")
+
+
 def listened(members: Mapping[int, Member], silence: float, now: float) -> tuple[dict[int, str], list[Report]]:
     """The members that were silent for too long, with the reason; and reports about those that are suspected from now on."""
     silent: dict[int, str] = {}

@@ -84,7 +84,12 @@ class Metrics:
             "rows": gauge("worker_rows", "Rows of these.", ("node",)),
             "calls": gauge("worker_calls", "Calls of the kernels for them: frames for one layer run together.", ("node",)),
             "queued": gauge("worker_queued_frames", "Frames that wait at a worker.", ("node",)),
+            "computed": gauge("worker_computed_seconds", "Computing at a worker.", ("node",)),
         }
+        self.busy = gauge("node_busy", "Share of the last 10 s in which a node computed.", ("node",))
+        self.balance = gauge(
+            "worker_balance", "Rows of a worker in the last 10 s, over the mean of all workers; 1: none had any.", ("node",)
+        )
         self.experts = ExpertUse(experts)
         self.registry.register(self.experts)
 
@@ -115,7 +120,7 @@ class Metrics:
 
     def forget(self, node: str) -> None:
         """Drops the figures of a node that is gone."""
-        for gauge in (self._fetched, *self._journals, *self._asks.values(), *self._work.values()):
+        for gauge in (self._fetched, *self._journals, *self._asks.values(), *self._work.values(), self.busy, self.balance):
             gauge.remove_by_labels({"node": node})
 
     def step(self, timing: StepTiming) -> None:

@@ -36,6 +36,11 @@ def evenness(rows: Sequence[int]) -> float:
     return min(max(entropy / log(len(rows)), 0.0), 1.0)
 
 
+def peak(rows: Sequence[int]) -> float:
+    """Of the busiest expert over the mean: 1 if all compute as many, their number if one computes all. rows: as above."""
+    return max(rows) * len(rows) / sum(rows)
+
+
 class ExpertUse(Collector):
     """experts: how many each layer has, of layers that have any; empty for a dense model, about which it says nothing."""
 
@@ -67,13 +72,21 @@ class ExpertUse(Collector):
             "How evenly a layer's experts are used: 1 if all compute as many rows, 0 if one computes all.",
             labels=("layer",),
         )
+        busiest = GaugeMetricFamily(
+            "shoal_expert_busiest", "Rows of a layer's busiest expert, over the mean of its experts; 1 if all are equal.", labels=("layer",)
+        )
         for layer, rows in self._rows.items():
             for expert, count in enumerate(rows):
                 counter.add_metric((str(layer), str(expert)), count)
             if any(rows):
                 even.add_metric((str(layer),), evenness(rows))
+                busiest.add_metric((str(layer),), peak(rows))
         yield counter
         yield even
+        yield busiest
         for name, (metric, help) in _READS.items():
             if self._reads:
                 yield CounterMetricFamily(f"shoal_{metric}", help, value=self._reads[name])
+        if guesses := self._reads.get("guesses"):
+            accuracy = self._reads["guesses_right"] / guesses
+            yield GaugeMetricFamily("shoal_prefetch_accuracy", "Share of the guesses that came true.", value=accuracy)

@@ -7,9 +7,9 @@ import contextlib
 import platform
 import socket
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import structlog
@@ -41,6 +41,7 @@ from shoal.wire.messages import EXPERTS, Hello, decode_hello
 
 log = structlog.get_logger()
 
+T = TypeVar("T")
 JOIN_TIMEOUT = 10.0
 _LEAVING = 30.0  # seconds that a leaving node waits for its layers to be moved
 _FIRST_DELAY, _MOST_DELAY = 0.2, 5.0
@@ -118,6 +119,7 @@ class Agent:
         self._looking = False  # for a lost head
         self._leaving, self._hurry = asyncio.Event(), asyncio.Event()
         self._serving_experts: tuple[ExpertService, asyncio.Task[None]] | None = None
+        self._computed = 0.0  # seconds, for stages on other machines
 
     # Lifecycle
 
@@ -293,7 +295,7 @@ class Agent:
             if self._current is not None and self._current.links is not None:
                 heartbeat.expert_asks = [self._current.links.tally]
             if self._serving_experts is not None:
-                heartbeat.expert_work = [self._serving_experts[0].work]
+                heartbeat.expert_work = [replace(self._serving_experts[0].work, computed=self._computed)]
             self._say(heartbeat)
             await asyncio.sleep(interval)
 
@@ -464,8 +466,16 @@ class Agent:
         if self._serving_experts is None or self._serving_experts[0].bank is not bank:
             if self._serving_experts is not None:
                 self._serving_experts[1].cancel()
-            service = ExpertService(bank, self._environment.step, self._environment.now)
+            service = ExpertService(bank, self._timed, self._environment.now)
             self._serving_experts = service, self._spawn(service.run())
+
+    async def _timed(self, work: Callable[[], T], size: int) -> T:
+        """See Environment.step."""
+        began = self._environment.now()
+        try:
+            return await self._environment.step(work, size)
+        finally:
+            self._computed += self._environment.now() - began
 
     async def _accept_asker(self, stream: FrameStream, greeting: Frame) -> None:
         """Serves a stage that asks experts. An older epoch is over once a newer one asks."""

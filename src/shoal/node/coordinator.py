@@ -16,6 +16,7 @@ from shoal import __version__
 from shoal.config import HeadSettings, parse_bytes
 from shoal.control import messages as control
 from shoal.control.server import NodeConnection
+from shoal.discovery.topology import RequestLoad, Topology
 from shoal.errors import ClusterError, NotReady, ProtocolError, StageLost
 from shoal.membership import events, instructions
 from shoal.membership.admission import AdmissionRules
@@ -25,6 +26,8 @@ from shoal.native import BLOCK_TOKENS
 from shoal.node.environment import Environment
 from shoal.node.interruption import Interruption, Interruptions
 from shoal.node.links import Links, accept_link, greeted
+from shoal.node.live_topology import live_topology
+from shoal.node.loads import Loads
 from shoal.node.observer import Observer, Served
 from shoal.node.opening import Opening
 from shoal.node.operator import described
@@ -64,6 +67,7 @@ class Coordinator:
         self.event_log: deque[str] = deque(maxlen=_EVENTS)
         self.changed = asyncio.Event()
         """Set whenever the state may have changed; whoever waits for it clears it."""
+        self.loads = Loads()
         self._environment, self._observer = environment, observer
         self._links = Links(environment)
         self._share = Share()
@@ -244,6 +248,7 @@ class Coordinator:
             case control.Heartbeat():
                 if (member := self.cluster.members.get(node)) is not None:
                     self._observer.heartbeat(member.name, message)
+                    self.loads.heard(member.name, message, self._environment.now())
                     self._roster.activities[member.name] = message.activity
             case _:
                 pass
@@ -295,6 +300,7 @@ class Coordinator:
         others = [m.name for n, m in self.cluster.members.items() if n != node]
         if (name := self._roster.forget(node, others)) is not None:
             self._observer.gone(name)
+            self.loads.forget(name)
 
     def dismiss(self, request: control.DismissRequest) -> control.DismissAnswer:
         """Serves `shoal nodes drain` and `remove`."""
@@ -314,6 +320,12 @@ class Coordinator:
     def describe(self) -> control.ClusterDescription:
         waiting = len(self.requests) if self.driver is not None else 0
         return described(self._name, self.model.name, self.cluster, self._roster.machines, waiting, self.event_log, self._environment.now())
+
+    def topology(self) -> Topology:
+        """What is published of the cluster."""
+        running, waiting = (0, 0) if (driver := self.driver) is None else (driver.scheduler.running, driver.scheduler.waiting)
+        requests = RequestLoad(running, waiting, self.settings.engine.slots)
+        return live_topology(self._name, self.model.name, self.cluster, self._roster, self.loads, requests, self._environment.now())
 
     # Decisions of the state machine
 
@@ -450,6 +462,9 @@ class Coordinator:
     def _step(self, timing: StepTiming) -> None:
         self._observer.step(timing)
         self._pace.add(timing)
+        for node, trace in zip(self.cluster.route, timing.traces, strict=False):
+            if (member := self.cluster.members.get(node)) is not None:
+                self.loads.ran(member.name, trace.compute + trace.sample)
         if timing.sampled:
             self._interruptions.token_came()
 

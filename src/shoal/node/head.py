@@ -11,6 +11,7 @@ import structlog
 
 from shoal.config import HeadSettings
 from shoal.control import messages as control
+from shoal.discovery.topology import Topology
 from shoal.errors import InvalidRequest
 from shoal.executor.cost import model_cost
 from shoal.metrics import Metrics
@@ -97,6 +98,10 @@ class Head:
     def expectation(self) -> Expectation | None:
         """What the placement is expected to give; None if there is none."""
         return self.coordinator.expectation()
+
+    def topology(self) -> Topology:
+        """What is published of the cluster."""
+        return self.coordinator.topology()
 
     # The gateway's interface
 
@@ -222,6 +227,10 @@ class Head:
         m.nodes.set(len(coordinator.cluster.members))
         m.ready.set(coordinator.serving)
         m.epoch.set(coordinator.cluster.epoch)
+        for node in self.members:
+            m.busy.labels(node).set(coordinator.loads.of(node).busy)
+        for node, share in coordinator.loads.balance(self.members).items():
+            m.balance.labels(node).set(share)
         m.predicted.set(self.placement.tokens_per_second if self.placement else 0)
         if coordinator.driver is not None:
             scheduler = coordinator.driver.scheduler

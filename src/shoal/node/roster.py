@@ -44,6 +44,11 @@ class Roster:
     def probing(self, conversation: NodeConnection) -> Joined | None:
         return self._probing.get(conversation)
 
+    @property
+    def measuring(self) -> list[Joined]:
+        """The nodes whose links are being measured."""
+        return list(self._probing.values())
+
     def probed(self, conversation: NodeConnection) -> None:
         del self._probing[conversation]
 

@@ -11,6 +11,7 @@ from shoal.membership.events import (
     Tick,
 )
 from shoal.membership.instructions import Cut, LoadStage, RefuseNode, Serve
+from shoal.membership.member import Departure
 from shoal.membership.state import LOADING, PAUSING, SERVING, WAITING
 from shoal.placement.profile import NodeProfile
 from tests.support.membership import finish, joined, link, linking, load, loading, loads, moving, only, orders, reports, serving, tick
@@ -186,3 +187,41 @@ def test_nodes_that_fall_silent_together_are_not_asked_to_load():
     out = c.handle(Tick(), 9)
     assert {i.node for i in out if isinstance(i, LoadStage)} == {3, 4}
     assert c.epoch == 2
+
+
+# What programs are told
+
+
+def test_each_state_of_a_member_has_a_word():
+    c = serving(1, 2, 3)
+    assert [c.condition(node, 0) for node in (1, 2, 3)] == ["serving", "serving", "idle"]
+    c.members[2].suspect = True
+    c.members[3].draining = True
+    assert [c.condition(node, 0) for node in (1, 2, 3)] == ["serving", "suspected", "draining"]
+    c.members[1].blame("no memory", 0)
+    assert c.condition(1, 0) == "failed"
+    assert loading(1, 2).condition(1, 0) == "loading"
+    assert linking(1, 2).condition(1, 0) == "linking"
+
+
+def test_a_member_that_is_held_off_is_not_called_idle():
+    c = serving(1, 2, 3)
+    for node in (3, 4, 5):
+        c.handle(Left(node, "gone"), 0)
+        c.handle(Joined(node + 1, 9, NodeProfile("n3", 1, 1.0, 1.0), "host", 9, "1"), 0)
+    assert c.condition(6, 0) == "held off"
+    assert c.condition(6, 200) == "idle"
+
+
+def test_why_a_node_is_gone_is_kept_for_a_while():
+    c = serving(1, 2, 3)
+    c.handle(Left(3, "gone"), 0)
+    assert c.departed == {3: Departure("gone", False)}
+    c.handle(Left(2, "it was removed", graceful=True), 0)
+    assert c.departed[2] == Departure("it was removed", True)
+    c.handle(Left(2, "again"), 0)
+    assert c.departed[2].reason == "it was removed"
+    for node in range(10, 600):
+        c.handle(joined(node), 0)
+        c.handle(Left(node, "gone"), 0)
+    assert len(c.departed) == 256 and 599 in c.departed and 3 not in c.departed

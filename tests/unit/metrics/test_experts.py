@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from shoal.control import messages as control
 from shoal.metrics import Metrics
-from shoal.metrics.experts import evenness
+from shoal.metrics.experts import evenness, peak
 
 counts = st.lists(st.integers(0, 2**63), min_size=2, max_size=64).filter(any)
 
@@ -91,3 +91,37 @@ def test_reads_of_all_nodes_are_added_up_and_absent_where_nothing_is_read() -> N
     expected = {"expert_cache_hits": 8, "expert_cache_misses": 2, "expert_read_bytes": 2**41, "prefetch_read": 3, "prefetch_used": 2}
     assert {name: found[f"shoal_{name}_total"] for name in expected} == expected
     assert found["shoal_prefetch_wasted_total"] == 0
+
+
+@pytest.mark.parametrize(("rows", "expected"), [([4, 4, 4, 4], 1), ([8, 0, 0, 0], 4), ([6, 2, 2, 2], 2), ([7], 1)])
+def test_the_busiest_expert_is_measured_against_the_mean(rows: list[int], expected: float) -> None:
+    metrics = Metrics({0: len(rows), 1: 2})
+    assert metrics.experts.add(0, rows)
+    assert read(metrics)["shoal_expert_busiest"] == {("0",): expected}
+
+
+@given(st.lists(st.integers(0, 1 << 40), min_size=1, max_size=64).filter(any))
+def test_the_busiest_is_between_even_and_alone(rows: list[int]) -> None:
+    assert 1 - 1e-9 <= peak(rows) <= len(rows) * (1 + 1e-9)
+
+
+def test_accuracy_is_the_share_of_guesses_that_came_true_and_absent_without_any() -> None:
+    metrics = Metrics({1: 2})
+    metrics.experts.add_reads(asdict(control.ExpertReads(hits=3)))
+    assert b"shoal_prefetch_accuracy" not in metrics.text()
+    for guesses, right in [(6, 6), (4, 1)]:
+        metrics.experts.add_reads(asdict(control.ExpertReads(guesses=guesses, guesses_right=right)))
+    assert b"shoal_prefetch_accuracy 0.7\n" in metrics.text()
+
+
+def test_a_worker_is_forgotten_whole() -> None:
+    metrics = Metrics({1: 2})
+    empty = metrics.text()
+    metrics.work("w", asdict(control.ExpertWork(frames=2, rows=9, calls=1, queued=3, computed=0.5)))
+    metrics.busy.labels("w").set(0.25)
+    metrics.balance.labels("w").set(1.5)
+    text = metrics.text().decode()
+    expected = {"worker_rows": 9.0, "worker_queued_frames": 3.0, "worker_computed_seconds": 0.5, "node_busy": 0.25, "worker_balance": 1.5}
+    assert all(f'shoal_{name}{{node="w"}} {value}' in text for name, value in expected.items())
+    metrics.forget("w")
+    assert metrics.text() == empty
