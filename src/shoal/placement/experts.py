@@ -2,7 +2,7 @@
 
 A stage keeps the first experts of each layer, or the most used ones where that was measured, and workers hold the others: each a share
 in proportion to how fast it reads, as far as its memory goes. What memory is left there holds replicas. An expert that a worker already
-has stays with it if it may.
+has stays with it if it may. Where all their memory is not enough, workers that have a disk may hold more than fits, and read the rest.
 """
 
 from __future__ import annotations
@@ -26,6 +26,13 @@ class WorkerPlan:
     node: str
     table: Table
     weight_bytes: int
+    memory: int = 0
+    """Bytes that they may take; the rest is read from its disk. 0: all are held."""
+
+    @property
+    def streamed(self) -> float:
+        """The part of its experts that is not in memory."""
+        return max(1 - self.memory / self.weight_bytes, 0.0) if self.memory else 0.0
 
 
 def union(tables: Iterable[Table]) -> Table:
@@ -66,11 +73,15 @@ def _kept(experts: ExpertsCost, count: int) -> ExpertsCost | None:
     return None if not count else replace(experts, count=count, chosen=experts.chosen * count / experts.count, popularity=())
 
 
-def dealt(model: ModelCost, elsewhere: Table, workers: Sequence[NodeProfile], held: Mapping[str, Table]) -> tuple[WorkerPlan, ...] | None:
-    """Which worker holds which of these experts, replicas included. held: what they have already, by name. None: they have no room for all."""
+def dealt(
+    model: ModelCost, elsewhere: Table, workers: Sequence[NodeProfile], held: Mapping[str, Table], streamed: bool = False
+) -> tuple[WorkerPlan, ...] | None:
+    """Which worker holds which of these experts, replicas included. held: what they have already, by name. streamed: whether workers with disks
+    may hold more than fits into their memory; there are no replicas then. None: they have no room for all."""
     sizes = [layer.experts.each.size if layer.experts else 0 for layer in model.layers]
     total = sum(size * len(experts) for size, experts in zip(sizes, elsewhere, strict=True))
-    room = {worker.name: worker.memory - model.workspace for worker in workers}
+    memory = {worker.name: worker.memory - model.workspace for worker in workers}
+    room = _stretched(memory, {worker.name for worker in workers if worker.disk}, total + sum(sizes)) if streamed else dict(memory)
     shares = _shares(
         {worker.name: worker.bytes_per_second for worker in workers}, {name: room[name] / total for name in room} if total else {}
     )
@@ -96,12 +107,23 @@ def dealt(model: ModelCost, elsewhere: Table, workers: Sequence[NodeProfile], he
             room[name] -= size * len(tables[name][layer])
             if room[name] < 0:
                 return None
-    _replicate(elsewhere, sizes, tables, room, held)
+    if not streamed:
+        _replicate(elsewhere, sizes, tables, room, held)
     plans = [
-        WorkerPlan(name, tuple(map(frozenset, table)), sum(sizes[layer] * len(experts) for layer, experts in enumerate(table)))
+        WorkerPlan(
+            name, tuple(map(frozenset, table)), sum(sizes[layer] * len(experts) for layer, experts in enumerate(table)), memory[name]
+        )
         for name, table in tables.items()
     ]
     return tuple(plan for plan in plans if plan.weight_bytes)
+
+
+def _stretched(memory: Mapping[str, int], disks: set[str], total: int) -> dict[str, int]:
+    """The room of workers that together hold a total: those with disks as many times as much as fits, all alike."""
+    fits = sum(memory.values())
+    more = sum(bytes for name, bytes in memory.items() if name in disks and bytes > 0)
+    times = 1 + max(total - fits, 0) / more if more else 1.0
+    return {name: int(bytes * times) if name in disks else bytes for name, bytes in memory.items()}
 
 
 def _replicate(
@@ -168,8 +190,8 @@ def waits(
                 continue
             link = links.between(node.name, worker.name)
             carried = rows * model.activation_bytes / 4 * (1.125 + _SUM_BYTES)
-            slowest = max(
-                slowest, ASKING + 2 * link.seconds + carried / link.bytes_per_second + mine * per_expert / worker.bytes_per_second
-            )
+            reading = mine * per_expert * plan.streamed / worker.disk if plan.streamed else 0.0
+            computing = max(mine * per_expert / worker.bytes_per_second, reading)
+            slowest = max(slowest, ASKING + 2 * link.seconds + carried / link.bytes_per_second + computing)
         seconds += max(slowest - (experts.count - len(gone)) * per_expert / node.bytes_per_second, 0.0)
     return seconds
