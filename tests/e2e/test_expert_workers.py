@@ -4,8 +4,9 @@ worker is killed, frozen or leaves, whether another one has its experts or not."
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,17 @@ from shoal.text.tokenizer import Tokenizer
 from tests.support import chats, upcycled
 from tests.support.chats import disturbed
 from tests.support.cluster import Cluster, Process, cluster, until
+from tests.support.control_groups import group
 from tests.support.stages import Stages
+from tests.support.streamed import damage
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 SKY = [{"role": "user", "content": "Why is the sky blue?"}]
 STORY = [{"role": "user", "content": "Write a long story about a sailor and two whales, in many words."}]
 SHORT, LONG = 24, 60
+HALF = 330 << 20
+"""Bytes with which a worker has room for nearly half of the experts."""
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +130,49 @@ def test_a_worker_may_leave(made: Cluster, model: Path, wanted: tuple[str, str])
     assert chats.answer(made, STORY, LONG) == wanted[1]
     assert worker.wait() == 0
     assert answers(made) == wanted
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Iterator[Path]:
+    """A folder for packed files. Large files are not kept when a test is over."""
+    yield tmp_path / "packed"
+    shutil.rmtree(tmp_path / "packed")
+
+
+def half_held(made: Cluster, model: Path, packed: Path, before: Sequence[str] = ()) -> None:
+    """The stage has room for no experts and may read none from disk; the worker has room for half of them. before: what runs the worker."""
+    made.serve("--min-nodes", "2", "--context", "1024", "--model", str(model))
+    made.join("--name", "stage", "--memory", "500MiB", "--packed-cache", "none")
+    experts = ("--role", "experts", "--packed-cache", str(packed), "--memory", f"{HALF}")
+    made.join_from(before, f"127.0.0.1:{made.control_port}", "--name", "worker-0", *experts)
+    made.until_ready()
+
+
+def test_a_worker_reads_from_disk_what_its_memory_has_no_room_for(
+    made: Cluster, model: Path, wanted: tuple[str, str], packed: Path
+) -> None:
+    with group({"memory.limit_in_bytes": f"{HALF}", "memory.max": f"{HALF}"}, "memory") as limited:
+        half_held(made, model, packed, limited.entering)
+        assert answers(made) == wanted
+        worker = next(node for node in asyncio.run(describe(f"127.0.0.1:{made.control_port}")).nodes if node.name == "worker-0")
+        on_disk = sum(path.stat().st_size for path in packed.rglob("layer-*.packed"))
+        assert worker.state == "serving 240 experts" and 0.4 < worker.weight_bytes / on_disk < 0.5
+        assert worker.weight_bytes < limited.peak < HALF
+        until(lambda: made.metric("expert_read_bytes_total") > worker.weight_bytes, made.story)
+        made.end()
+
+
+def test_a_worker_whose_disk_fails_costs_no_stream(made: Cluster, model: Path, wanted: tuple[str, str], packed: Path) -> None:
+    """What it could not read it makes again, with the next route."""
+    half_held(made, model, packed)
+    assert chats.answer(made, SKY, SHORT) == wanted[0]
+    (folder,) = packed.iterdir()
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    damage(folder / "layer-0007.packed")
+    assert chats.answer(made, STORY, LONG) == wanted[1]
+    worker = node(made, "worker-0")
+    assert "layer-0007.packed" in worker.said and "check the disk" in worker.said
+    assert {path.name for path, at in before.items() if path.stat().st_mtime_ns != at} == {"layer-0007.packed"}
 
 
 def test_workers_alone_serve_nothing_and_say_so(made: Cluster, model: Path) -> None:

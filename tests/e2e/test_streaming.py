@@ -18,6 +18,7 @@ from tests.support import chats, upcycled
 from tests.support.chats import disturbed
 from tests.support.cluster import Cluster, cluster
 from tests.support.control_groups import group
+from tests.support.streamed import damage
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -87,18 +88,6 @@ def test_one_node_says_the_same(made: Cluster, packed: Path, right: list[str]) -
     assert len(files(packed)) == 31
     assert said(made) == right
     made.until_idle()
-
-
-def damage(file: Path) -> None:
-    """Flips bits of every unit; size and times stay, as when a disk errs."""
-    status = file.stat()
-    with file.open("r+b") as opened:
-        for at in range(4096, status.st_size - (64 << 10), 4096):
-            opened.seek(at + 99)
-            byte = opened.read(1)[0]
-            opened.seek(at + 99)
-            opened.write(bytes([byte ^ 1]))
-    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def test_damaged_files_are_made_again_and_the_stream_goes_on(made: Cluster, packed: Path, right: list[str]) -> None:

@@ -240,7 +240,7 @@ class Load:
     context: int = 0
     """The most tokens of a sequence."""
     weight_memory: int = 0
-    """Bytes that the weights may take if they are streamed; 0: all are held."""
+    """Bytes that the weights may take: of a stage if they are streamed, of experts at most; 0: all are held."""
     experts: list[ExpertTable] = field(default_factory=list[ExpertTable])
     """Hold these, and no layers."""
     workers: list[ExpertWorker] = field(default_factory=list[ExpertWorker])

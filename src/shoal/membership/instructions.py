@@ -51,6 +51,8 @@ class HoldExperts:
     node: int
     epoch: int
     table: Table
+    memory: int = 0
+    """Bytes that they may take; what does not fit is read from disk."""
 
 
 @dataclass(frozen=True)

@@ -355,7 +355,7 @@ class Agent:
         await self._environment.load(lambda: (model.shed([*running, epoch.layers]), model.load(epoch.layers, streamed, away)))
 
     async def _load_experts(self, epoch: _Epoch, model: Model) -> None:
-        self._serve_experts(await self._environment.load(lambda: model.hold(epoch.experts)))
+        self._serve_experts(await self._environment.load(lambda: model.hold(epoch.experts, epoch.order.weight_memory)))
 
     def _is_ordered(self, epoch: _Epoch) -> bool:
         """Whether the epoch belongs to this membership and was not replaced by another."""
@@ -491,7 +491,7 @@ class Agent:
         except ProtocolError as error:
             log.warning("a link was refused or broken", peer=stream.peer, reason=str(error))
         except Exception as error:  # the head was told over the route
-            log.error("a step failed", exc_info=error)
+            log.error("a step failed", reason=str(error), exc_info=None if isinstance(error, ShoalError) else error)
 
     async def _awaited(self, number: int) -> StageService | None:
         """The stage of an epoch; waits for one that is ordered but not yet entered."""

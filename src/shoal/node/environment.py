@@ -103,8 +103,8 @@ class Model(Protocol):
         machines."""
         ...
 
-    def hold(self, experts: Experts) -> Bank:
-        """Loads experts for stages on other machines, beside those that are there."""
+    def hold(self, experts: Experts, memory: int = 0) -> Bank:
+        """Loads experts for stages on other machines, beside those that are there. memory: bytes that all may take; 0: what they need."""
         ...
 
     def free(self, wanted: Experts) -> None:

@@ -14,11 +14,12 @@ from shoal.executor.expert_bank import ExpertBank
 from shoal.executor.journal import JournalLimits
 from shoal.executor.packed_layers import PackedLayers
 from shoal.executor.runtimes import factory
-from shoal.executor.shard import Experts, Shard, ranges
+from shoal.executor.shard import Experts, Shard
 from shoal.executor.stage import StageExecutor
 from shoal.executor.store import RowCounts, summed
 from shoal.models.sources import pull_layers
 from shoal.models.weights import StoredWeights, Weights, open_weights
+from shoal.node.expert_tables import together
 from shoal.node.fetch import manifest_of
 from shoal.node.grammars import GrammarProcess
 from shoal.node.stage_service import wire_codec
@@ -45,7 +46,8 @@ class PulledModel:
         make = factory(settings.runtime, self._precision, bf16, settings.compute_threads, settings.isa)
         self._read: Path | None = None  # where the last layers came from
         self._grammars = GrammarProcess(self._tokenizer)
-        self._shard = Shard(make, journals, self._grammars, order.context, self._packed if self._packed_folder is not None else None)
+        self._finder = self._packed if self._packed_folder is not None else None
+        self._shard = Shard(make, journals, self._grammars, order.context, self._finder)
 
     @property
     def layers(self) -> list[range]:
@@ -66,7 +68,8 @@ class PulledModel:
 
     @property
     def expert_reads(self) -> ExpertReads:
-        return self._shard.expert_reads
+        reads = self._shard.expert_reads
+        return reads if self._bank is None else reads.plus(self._bank.expert_reads)
 
     def shed(self, wanted: list[range]) -> None:
         self._shard.shed(wanted)
@@ -88,16 +91,16 @@ class PulledModel:
             raise ClusterError(f"{path} has {len(weights.spec.layers)} layers, the head's model {self._layers}; fetch it again")
         return path, weights
 
-    def hold(self, experts: Experts) -> ExpertBank:
-        """Raises ShoalError, OSError."""
-        held: Experts = {} if self._bank is None else self._bank.held
-        for part in ranges(sorted(layer for layer, wanted in experts.items() if not wanted <= held.get(layer, frozenset()))):
-            _, weights = self._opened(part)
-            self._bank = self._bank or ExpertBank(weights.spec, self._precision, self._threads, self._isa)
-            for layer in part:
-                self._bank.load(layer, experts[layer], weights)
-        if self._bank is None:
-            raise LocalProtocolError("this node was told to hold no experts at all")
+    def hold(self, experts: Experts, memory: int = 0) -> ExpertBank:
+        """memory: bytes that they may take; 0: what they need. Raises ShoalError, OSError."""
+        if self._bank is None or self._bank.lacks(experts):
+            layers = together([experts, {} if self._bank is None else self._bank.held])
+            if not layers:
+                raise LocalProtocolError("this node was told to hold no experts at all")
+            self._activity = ""
+            _, weights = self._opened(range(min(layers), max(layers) + 1))
+            self._bank = self._bank or ExpertBank(weights.spec, self._precision, self._threads, self._isa, self._finder)
+            self._bank.hold(experts, weights, memory)
         return self._bank
 
     def free(self, wanted: Experts) -> None:
@@ -136,7 +139,9 @@ class PulledModel:
         self._shard.rest()
 
     def close(self) -> None:
-        self._bank = None
+        if self._bank is not None:
+            self._bank.close()
+            self._bank = None
         self._shard.close()
         self._grammars.close()
 

@@ -60,7 +60,7 @@ class Orders:
     def hold(self, order: instructions.HoldExperts) -> control.Load:
         wanted = [layer for layer, experts in enumerate(order.table) if experts]
         load = self._load(order.node, order.epoch, range(wanted[0], wanted[-1] + 1))
-        load.experts = tables_of(order.table)
+        load.experts, load.weight_memory = tables_of(order.table), order.memory
         return load
 
     def _load(self, node: int, epoch: int, layers: range) -> control.Load:

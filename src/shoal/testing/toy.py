@@ -380,7 +380,7 @@ class ToyModel:
         assert not streamed or self._disk is not None, "weights are to come from a disk that is not there"
         self.shard.load(layers, self._weights, elsewhere=elsewhere)
 
-    def hold(self, experts: Experts) -> Bank:
+    def hold(self, experts: Experts, memory: int = 0) -> Bank:
         self.bank.held = together([self.bank.held, experts])
         return self.bank
 
