@@ -4,6 +4,7 @@ worker is killed, frozen or leaves, whether another one has its experts or not."
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
@@ -173,6 +174,42 @@ def test_a_worker_whose_disk_fails_costs_no_stream(made: Cluster, model: Path, w
     worker = node(made, "worker-0")
     assert "layer-0007.packed" in worker.said and "check the disk" in worker.said
     assert {path.name for path, at in before.items() if path.stat().st_mtime_ns != at} == {"layer-0007.packed"}
+
+
+def test_a_worker_copies_what_another_one_has_packed(made: Cluster, model: Path, wanted: tuple[str, str], packed: Path) -> None:
+    """Each node has folders of its own and has paired by a code. The stage has no room for experts, and both workers together not for all."""
+
+    def codes() -> list[str]:
+        return list(dict.fromkeys(re.findall(r"pairing code (\S+),", made.head.said)))
+
+    def join(name: str, *flags: str) -> Process:
+        until(lambda: len(codes()) > len(made.nodes), made.story)
+        return made.join("--name", name, "--code", codes()[-1], *flags, SHOAL_CACHE=str(packed / name))
+
+    def worker(name: str) -> Process:
+        return join(name, "--role", "experts", "--memory", f"{HALF}", "--packed-cache", str(packed / name / "packed"))
+
+    made.serve("--host", "0.0.0.0", "--min-nodes", "2", "--context", "1024", "--model", str(model))
+    join("stage", "--memory", "500MiB", "--packed-cache", "none")
+    first = worker("worker-0")
+    made.until_ready()
+    assert "packing" in first.said and "copying" not in first.said
+    assert answers(made) == wanted
+    first.until_said("other nodes may copy 30 files of packed weights from here")
+    second = worker("worker-1")
+    second.until_said("copied 30 of 30 files of packed weights")
+    second.until_said("holding")
+    made.until_ready()
+    assert answers(made) == wanted
+    first.signal(signal.SIGKILL)
+    first.wait()
+    until(lambda: "holding 240 experts" in second.said, made.story)
+    made.until_ready()
+    assert answers(made) == wanted
+    assert "packing" not in second.said
+    assert not list(packed.rglob("*.part"))
+    here, there = ({path.name: path.read_bytes() for path in (packed / name).rglob("*.packed")} for name in ("worker-0", "worker-1"))
+    assert here == there
 
 
 def test_workers_alone_serve_nothing_and_say_so(made: Cluster, model: Path) -> None:

@@ -10,13 +10,14 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from time import monotonic, perf_counter, time
+from typing import Any
 
 import msgspec
 import numpy as np
 import structlog
 
 from shoal.config import Precision
-from shoal.errors import DamagedPackedFile, NoRoomToPack, WeightsUnreadable
+from shoal.errors import CorruptModel, DamagedPackedFile, NoRoomToPack, WeightsUnreadable
 from shoal.executor.base import BlockPart
 from shoal.executor.native_blocks import BlockMaker, Tensors
 from shoal.executor.packing import RecordedTensors, StoredTensors, UnitTensors
@@ -208,6 +209,39 @@ class PackedLayers:
         memory = SlotMemory(1, max(unit.size for unit in units)).view(0)
         bytes_read = np.frombuffer(memory, np.uint8)
         return all(read_whole(source, unit.at, memory[: unit.size]) is None and unit.verified(bytes_read) for unit in units)
+
+    def usable(self, layer: int) -> bool:
+        """Whether a layer's file, which another node made, is whole and has the shapes of the model; one that has not is deleted. Reads all of
+        it."""
+        try:
+            self._try(layer)
+        except (DamagedPackedFile, WeightsUnreadable, CorruptModel, ValueError, KeyError, OSError) as error:
+            log.warning("packed weights of another node are of no use", path=str(self.path(layer)), reason=repr(error))
+            self.close()
+            self._open.pop(layer, None)
+            self.path(layer).unlink(missing_ok=True)
+            return False
+        return True
+
+    def _try(self, layer: int) -> None:
+        """Makes all blocks of a layer's file, one after the other."""
+        kind = None if layer == len(self.spec.layers) else self.spec.layers[layer].feed_forward
+        module: Any = self._module
+        experts: Any = None
+        if isinstance(kind, Experts):
+            experts = module.ExpertSet([None] * kind.count, width=kind.width, hidden=self.spec.hidden, activation=kind.activation)
+        memory = SlotMemory(1, max(unit.size for unit in self.units(layer).values())).view(0)
+        for name in self.units(layer):
+            maker = self.maker(layer, name, self.read(layer, name, memory))
+            if name != CONSTANT:
+                number = int(name.split()[1])
+                experts.place(number, maker.expert(number))
+                experts.place(number, None)
+            elif kind is None:
+                maker.block(BlockPart.HEAD)
+            else:
+                maker.block(BlockPart.ATTENTION)
+                maker.block(BlockPart.FEED_FORWARD, experts=False)
 
     def make(self, layers: list[int], damaged: Collection[int] = ()) -> None:
         """Makes the files that are missing, of layers and, as the layer after the last, of the head; those of an earlier attempt are kept,

@@ -55,7 +55,7 @@ class Path:
             LoadStage(node, self.epoch, i, count, stage.first, stage.end, self.keep[node], placement.kv_tokens, stage.memory, tables)
             for i, (node, stage) in enumerate(zip(self.nodes, placement.stages, strict=True))
         ]
-        return [*stages, *(HoldExperts(node, self.epoch, plan.table, plan.memory) for node, plan in workers)]
+        return [*stages, *(HoldExperts(node, self.epoch, plan.table, plan.memory, plan.streamed > 0) for node, plan in workers)]
 
     def link(self) -> list[LinkStage]:
         following: list[int | None] = [*self.nodes[1:], None]

@@ -243,6 +243,8 @@ class Coordinator:
                 if (member := self.cluster.members.get(node)) is not None:
                     self._observer.heartbeat(member.name, message)
                     self._roster.activities[member.name] = message.activity
+                if message.packed:
+                    self._roster.machines[node].packed = message.packed
             case _:
                 pass
 

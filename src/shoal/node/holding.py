@@ -41,6 +41,10 @@ class PulledModel:
         self._reference, self._layers = order.model, order.layers
         self._manifest = manifest_of(order)
         self._from_origin = 0
+        self._files: PackedLayers | None = None
+        """The packed files that were used last."""
+        self._listed = True
+        """Whether all that was read are the files that the head names."""
         journals = JournalLimits(settings.journal_memory, settings.journal_disk_bytes, wire_codec(order.codec))
         bf16 = order.kv_type == KvType.BF16
         make = factory(settings.runtime, self._precision, bf16, settings.compute_threads, settings.isa)
@@ -107,6 +111,28 @@ class PulledModel:
         if self._bank is not None:
             self._bank.shed(wanted)
 
+    def unpacked(self, layers: list[int]) -> dict[int, Path]:
+        """Raises ShoalError, OSError."""
+        if self._packed_folder is None or not layers:
+            return {}
+        _, weights = self._opened(range(min(layers), min(max(layers) + 1, self._layers)))
+        files = self._packed(weights)
+        return {layer: files.path(layer) for layer in layers if not files.made(layer)}
+
+    def usable(self, layer: int) -> bool:
+        assert self._files is not None
+        try:
+            return self._files.usable(layer)
+        finally:
+            self._files.close()
+
+    @property
+    def packed(self) -> dict[int, Path]:
+        if self._files is None or not self._listed:
+            return {}
+        paths = {layer: self._files.path(layer) for layer in range(self._layers + 1)}
+        return {layer: path for layer, path in paths.items() if path.exists()}
+
     def _tokenizer(self) -> Path:
         """Where the model's tokenizer is."""
         if self._read is None:
@@ -121,12 +147,14 @@ class PulledModel:
         missing = self._manifest.missing(part, *ends)
         path = pull_layers(self._reference, part, *ends)
         left = {file.name for file in self._manifest.missing(part, *ends)}
+        self._listed = self._listed and self._manifest.located(part, *ends) is not None
         self._from_origin += sum(file.size for file in missing if file.name not in left)
         return path
 
     def _packed(self, weights: Weights) -> PackedLayers:
         assert self._packed_folder is not None and isinstance(weights, StoredWeights)
-        return PackedLayers.of(weights, self._packed_folder, self._precision, self._threads, self._tell)
+        self._files = PackedLayers.of(weights, self._packed_folder, self._precision, self._threads, self._tell)
+        return self._files
 
     def _tell(self, line: str) -> None:
         self._activity = line

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -395,6 +396,16 @@ class ToyModel:
             assert streamed > 0, "what fits is not to be read again and again"
         self.entered = _Entered(stage, self, self._disk if memory else None, streamed)
         return self.entered
+
+    def unpacked(self, layers: list[int]) -> dict[int, Path]:
+        return {}
+
+    def usable(self, layer: int) -> bool:
+        return False
+
+    @property
+    def packed(self) -> dict[int, Path]:
+        return {}
 
     def rest(self) -> None:
         self.entered = None
