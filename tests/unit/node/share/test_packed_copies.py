@@ -339,10 +339,11 @@ def test_a_file_with_the_right_hash_and_wrong_contents_is_deleted(weights: Weigh
     files.make([1])
     assert files.usable(1)
     files.close()
+    good = files.path(1).read_bytes()
     spoil(files.path(1), files)
     again = packed(weights, PRECISION, tmp_path)
     assert not again.usable(1)
     assert not again.path(1).exists()
-    again.make([1])
-    assert again.usable(1)
+    again.path(1).write_bytes(good)
+    assert again.usable(1), "another node's"
     again.close()
