@@ -399,7 +399,7 @@ std::shared_ptr<Matrix> matrix(const Form& form, nb::ndarray<const uint8_t, nb::
   auto m = std::make_shared<Matrix>();
   const auto& [kind, offset, table, unit, zero, n, k] = form;
   m->kind = named<Kind>(kind, kKinds), m->offset = named<Offset>(offset, kOffsets), m->unit = unit, m->zero = zero, m->n = n, m->k = k;
-  require(table.empty() || table.size() == 16, "a table has 16 values");
+  require(table.empty() || (table.size() == 16 && m->kind == Kind::Q4), "a table has 16 values, for codes of 4 bits");
   m->has_table = !table.empty();
   std::copy(table.begin(), table.end(), m->table);
   m->lay_out();

@@ -141,7 +141,7 @@ class NodeSettings(Settings):
     role: NodeRole = setting(
         NodeRole.LAYERS, "What the node is for: layers, or experts alone, for the stages of a Mixture-of-Experts model on other nodes."
     )
-    share: bool = setting(True, "Fetch model files from other nodes, and let them fetch from this one.")
+    share: bool = setting(True, "Fetch model files, as they are and packed, from other nodes, and let them fetch from this one.")
     packed_cache: str = setting(
         "",
         "Folder for the weights of models that are larger than memory, as they are executed; empty: in shoal's cache; none: refuse them.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,15 @@ from shoal.models.weights import Weights
 from shoal.node.expert_links import ExpertLinks
 from shoal.request import SamplingParams
 from shoal.scheduler.plan import Chunk, Opened, StepPlan
-from tests.support.expert_workers import Asking, Worker, every_expert, logits_of, running
+from tests.support.expert_workers import Asking, Worker, bytes_of, every_expert, logits_of, running
 from tests.support.mixtures import EVERY, Maker
+from tests.support.streamed import Disk, finder
 
 STEPS = 6
 PROMPT = [5, 9, 90, 17, 3, 88, 41, 7, 7, 72, 33]
 
 Table = Mapping[int, frozenset[int]]
+Made = Callable[[Weights, Table, Precision], Worker]
 
 
 @pytest.fixture(scope="module")
@@ -94,11 +97,12 @@ def steps(
     patience: float = 5.0,
     also: Table | None = None,
     turns: int = 0,
+    make_worker: Made = Worker,
 ) -> tuple[list[Floats], ExpertLinks]:
     """Logits of the steps, with experts on workers w0, w1, … meanwhile: runs beside each step, and ends with it. also: what the stage has, too."""
 
     async def play() -> tuple[list[Floats], ExpertLinks]:
-        workers = {f"w{i}": Worker(weights, table, precision) for i, table in enumerate(tables)}
+        workers = {f"w{i}": make_worker(weights, table, precision) for i, table in enumerate(tables)}
         prepare(workers)
         both = also or {}
         only = {layer: experts - both.get(layer, frozenset()) for layer, experts in union(tables).items()}
@@ -109,6 +113,8 @@ def steps(
                 beside = asyncio.ensure_future(meanwhile(step, workers, links))
                 await asking.run(plan(step), links)
                 await beside
+        for worker in workers.values():
+            worker.bank.close()
         return seen, links
 
     return asyncio.run(play())
@@ -197,6 +203,53 @@ def test_a_step_that_may_goes_on_without_experts_and_says_for_which_rows(weights
 
     wanted = held(weights, Precision.Q8)
     asyncio.run(play())
+
+
+def streaming(folder: Path, percent: int = 50, disk: Disk | None = None) -> Made:
+    """Workers with memory for a part of their experts."""
+
+    def made(weights: Weights, held: Table, precision: Precision) -> Worker:
+        memory = bytes_of(weights, precision, held) * percent // 100
+        return Worker(weights, held, precision, memory, finder(folder, precision, disk))
+
+    return made
+
+
+@pytest.mark.parametrize("case", EVERY)
+def test_workers_that_read_half_of_their_experts_from_disk_give_the_same_bits(
+    make: Maker, case: tuple[str, Precision], tmp_path: Path
+) -> None:
+    weights, precision = make(*case)
+    workers: dict[str, Worker] = {}
+    tables = split(weights, 2)
+    found, links = steps(weights, precision, tables, prepare=workers.update, make_worker=streaming(tmp_path, 50, Disk(delay=0.002)))
+    alike(found, held(weights, precision))
+    assert not links.tally.repeated_frames
+    for worker in workers.values():
+        reads = worker.bank.expert_reads
+        assert reads.misses > 0 and reads.bytes_read > 0, "the disk was used"
+        assert sum(int(counts.sum()) for counts in worker.expert_rows.values()) > 0
+
+
+def test_a_read_that_fails_is_a_question_that_another_worker_answers(weights: Weights, tmp_path: Path) -> None:
+    disk, whole = Disk(), every_expert(weights)
+
+    async def fail(step: int, workers: dict[str, Worker], links: ExpertLinks) -> None:
+        if step == 2:
+            disk.broken = True
+
+    workers: dict[str, Worker] = {}
+    made = iter([streaming(tmp_path, 50, disk), Worker])
+    found, links = steps(
+        weights,
+        Precision.Q8,
+        [whole, whole],
+        fail,
+        workers.update,
+        make_worker=lambda weights, held, precision: next(made)(weights, held, precision),
+    )
+    alike(found, held(weights, Precision.Q8))
+    assert not any(links.holders[name].fenced for name in workers)
 
 
 def test_rows_are_sent_rounded_and_counted(weights: Weights) -> None:

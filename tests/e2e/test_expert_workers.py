@@ -6,9 +6,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import shutil
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -21,13 +22,17 @@ from shoal.text.tokenizer import Tokenizer
 from tests.support import chats, upcycled
 from tests.support.chats import disturbed
 from tests.support.cluster import Cluster, Process, cluster, until
+from tests.support.control_groups import group
 from tests.support.stages import Stages
+from tests.support.streamed import damage
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 SKY = [{"role": "user", "content": "Why is the sky blue?"}]
 STORY = [{"role": "user", "content": "Write a long story about a sailor and two whales, in many words."}]
 SHORT, LONG = 24, 60
+HALF = 330 << 20
+"""Bytes with which a worker has room for nearly half of the experts."""
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +134,85 @@ def test_a_worker_may_leave(made: Cluster, model: Path, wanted: tuple[str, str])
     assert chats.answer(made, STORY, LONG) == wanted[1]
     assert worker.wait() == 0
     assert answers(made) == wanted
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Iterator[Path]:
+    """A folder for packed files. Large files are not kept when a test is over."""
+    yield tmp_path / "packed"
+    shutil.rmtree(tmp_path / "packed")
+
+
+def half_held(made: Cluster, model: Path, packed: Path, before: Sequence[str] = ()) -> None:
+    """The stage has room for no experts and may read none from disk; the worker has room for half of them. before: what runs the worker."""
+    made.serve("--min-nodes", "2", "--context", "1024", "--model", str(model))
+    made.join("--name", "stage", "--memory", "500MiB", "--packed-cache", "none")
+    experts = ("--role", "experts", "--packed-cache", str(packed), "--memory", f"{HALF}")
+    made.join_from(before, f"127.0.0.1:{made.control_port}", "--name", "worker-0", *experts)
+    made.until_ready()
+
+
+def test_a_worker_reads_from_disk_what_its_memory_has_no_room_for(
+    made: Cluster, model: Path, wanted: tuple[str, str], packed: Path
+) -> None:
+    with group({"memory.limit_in_bytes": f"{HALF}", "memory.max": f"{HALF}"}, "memory") as limited:
+        half_held(made, model, packed, limited.entering)
+        assert answers(made) == wanted
+        worker = next(node for node in asyncio.run(describe(f"127.0.0.1:{made.control_port}")).nodes if node.name == "worker-0")
+        on_disk = sum(path.stat().st_size for path in packed.rglob("layer-*.packed"))
+        assert worker.state == "serving 240 experts" and 0.4 < worker.weight_bytes / on_disk < 0.5
+        assert worker.weight_bytes < limited.peak < HALF
+        until(lambda: made.metric("expert_read_bytes_total") > worker.weight_bytes, made.story)
+        made.end()
+
+
+def test_a_worker_whose_disk_fails_costs_no_stream(made: Cluster, model: Path, wanted: tuple[str, str], packed: Path) -> None:
+    """What it could not read it makes again, with the next route."""
+    half_held(made, model, packed)
+    assert chats.answer(made, SKY, SHORT) == wanted[0]
+    (folder,) = packed.iterdir()
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    damage(folder / "layer-0007.packed")
+    assert chats.answer(made, STORY, LONG) == wanted[1]
+    worker = node(made, "worker-0")
+    assert "layer-0007.packed" in worker.said and "check the disk" in worker.said
+    assert {path.name for path, at in before.items() if path.stat().st_mtime_ns != at} == {"layer-0007.packed"}
+
+
+def test_a_worker_copies_what_another_one_has_packed(made: Cluster, model: Path, wanted: tuple[str, str], packed: Path) -> None:
+    """Each node has folders of its own and has paired by a code. The stage has no room for experts, and both workers together not for all."""
+
+    def codes() -> list[str]:
+        return list(dict.fromkeys(re.findall(r"pairing code (\S+),", made.head.said)))
+
+    def join(name: str, *flags: str) -> Process:
+        until(lambda: len(codes()) > len(made.nodes), made.story)
+        return made.join("--name", name, "--code", codes()[-1], *flags, SHOAL_CACHE=str(packed / name))
+
+    def worker(name: str) -> Process:
+        return join(name, "--role", "experts", "--memory", f"{HALF}", "--packed-cache", str(packed / name / "packed"))
+
+    made.serve("--host", "0.0.0.0", "--min-nodes", "2", "--context", "1024", "--model", str(model))
+    join("stage", "--memory", "500MiB", "--packed-cache", "none")
+    first = worker("worker-0")
+    made.until_ready()
+    assert "packing" in first.said and "copying" not in first.said
+    assert answers(made) == wanted
+    first.until_said("other nodes may copy 30 files of packed weights from here")
+    second = worker("worker-1")
+    second.until_said("copied 30 of 30 files of packed weights")
+    second.until_said("holding")
+    made.until_ready()
+    assert answers(made) == wanted
+    first.signal(signal.SIGKILL)
+    first.wait()
+    until(lambda: "holding 240 experts" in second.said, made.story)
+    made.until_ready()
+    assert answers(made) == wanted
+    assert "packing" not in second.said
+    assert not list(packed.rglob("*.part"))
+    here, there = ({path.name: path.read_bytes() for path in (packed / name).rglob("*.packed")} for name in ("worker-0", "worker-1"))
+    assert here == there
 
 
 def test_workers_alone_serve_nothing_and_say_so(made: Cluster, model: Path) -> None:

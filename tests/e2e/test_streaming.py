@@ -16,8 +16,9 @@ from shoal.executor.cost import model_cost
 from shoal.models.weights import GgufWeights
 from tests.support import chats, upcycled
 from tests.support.chats import disturbed
-from tests.support.cluster import Cluster, cluster
+from tests.support.cluster import Cluster, Process, cluster, until
 from tests.support.control_groups import group
+from tests.support.streamed import damage
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -89,18 +90,6 @@ def test_one_node_says_the_same(made: Cluster, packed: Path, right: list[str]) -
     made.until_idle()
 
 
-def damage(file: Path) -> None:
-    """Flips bits of every unit; size and times stay, as when a disk errs."""
-    status = file.stat()
-    with file.open("r+b") as opened:
-        for at in range(4096, status.st_size - (64 << 10), 4096):
-            opened.seek(at + 99)
-            byte = opened.read(1)[0]
-            opened.seek(at + 99)
-            opened.write(bytes([byte ^ 1]))
-    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
 def test_damaged_files_are_made_again_and_the_stream_goes_on(made: Cluster, packed: Path, right: list[str]) -> None:
     before = files(packed)
     damaged = [name for name in before if name.endswith(("layer-0007.packed", "layer-0020.packed"))]
@@ -128,6 +117,27 @@ def test_three_nodes_say_the_same_and_the_stream_goes_on_from_two_when_one_is_ki
         assert said(made) == right
         assert files(fresh), "one of the two streams"
         made.until_idle()
+        assert "Traceback" not in made.story()
+
+
+def test_a_stage_copies_what_another_one_has_packed(model: Path, fresh: Path, right: list[str], tmp_path: Path) -> None:
+    with cluster(tmp_path) as made:
+
+        def join(name: str) -> Process:
+            code = until(lambda: (found := re.findall(r"pairing code (\S+),", made.head.said)) and found[-1], made.story)
+            flags = ("--memory", ROOM, "--packed-cache", str(fresh / name))
+            return made.join("--name", name, "--code", code, *flags, SHOAL_CACHE=str(tmp_path / name))
+
+        made.serve("--host", "0.0.0.0", "--spread", *CONTEXT, "--model", str(model))
+        first = join("n0")
+        made.until_ready()
+        first.until_said("other nodes may copy 31 files of packed weights from here")
+        second = join("n1")
+        second.until_said("serving layers")
+        made.until_ready()
+        assert said(made) == right
+        assert re.search(r"copied (\d+) of \1 files of packed weights", second.said)
+        assert "packing" not in second.said
         assert "Traceback" not in made.story()
 
 

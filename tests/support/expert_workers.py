@@ -13,8 +13,10 @@ from typing import Any
 
 from shoal.config import Precision, RuntimeName
 from shoal.executor.base import Floats, StageOutput
+from shoal.executor.cost import expert_bytes
 from shoal.executor.expert_bank import ExpertBank
 from shoal.executor.expert_split import RemoteExperts, Split
+from shoal.executor.packed_layers import PackedFinder
 from shoal.executor.runtimes import factory
 from shoal.executor.shard import Shard
 from shoal.models.spec import Experts
@@ -38,13 +40,17 @@ def every_expert(weights: Weights) -> dict[int, frozenset[int]]:
     }
 
 
-class Worker:
-    """held: by layer. precision: of the products."""
+def bytes_of(weights: Weights, precision: Precision, experts: Table) -> int:
+    """In memory."""
+    return sum(len(some) * expert_bytes(weights.spec, weights, precision, layer) for layer, some in experts.items())
 
-    def __init__(self, weights: Weights, held: Table, precision: Precision) -> None:
-        self.bank = ExpertBank(weights.spec, precision, 1)
-        for layer, experts in held.items():
-            self.bank.load(layer, experts, weights)
+
+class Worker:
+    """held: by layer. precision: of the products. memory: bytes that they may take; 0: what they need. packed: files of what does not fit."""
+
+    def __init__(self, weights: Weights, held: Table, precision: Precision, memory: int = 0, packed: PackedFinder | None = None) -> None:
+        self.bank = ExpertBank(weights.spec, precision, 1, packed=packed)
+        self.bank.hold(held, weights, memory)
         self.pool = ThreadPoolExecutor(1)
         self.spoil: Callable[[Sums], Sums] = lambda sums: sums
         self.delay = 0.0

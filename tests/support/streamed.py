@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import threading
 from collections.abc import Callable
@@ -38,6 +39,18 @@ def residencies(sizes: StageSizes) -> dict[str, int]:
     """Bytes for the weights of a stage, by how much of what need not be there they leave room for."""
     low = least(sizes)
     return {"least": low, **{f"{percent} %": low + (sizes.total - low) * percent // 100 for percent in (25, 50, 75, 100)}}
+
+
+def damage(file: Path) -> None:
+    """Flips bits of every unit; size and times stay, as when a disk errs."""
+    status = file.stat()
+    with file.open("r+b") as opened:
+        for at in range(4096, status.st_size - (64 << 10), 4096):
+            opened.seek(at + 99)
+            byte = opened.read(1)[0]
+            opened.seek(at + 99)
+            opened.write(bytes([byte ^ 1]))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 Fault = Callable[[int, memoryview], int]

@@ -43,7 +43,7 @@ class HeadMessage(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refuse: _Optional[_Union[Refuse, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., link: _Optional[_Union[Link, _Mapping]] = ..., rest: _Optional[_Union[Rest, _Mapping]] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ..., shutdown: _Optional[_Union[Shutdown, _Mapping]] = ...) -> None: ...
 
 class Join(_message.Message):
-    __slots__ = ("version", "name", "incarnation", "tensor_host", "tensor_port", "memory", "threads", "bytes_per_second", "flops", "machine", "model", "precision", "loaded", "shared", "disk", "worker")
+    __slots__ = ("version", "name", "incarnation", "tensor_host", "tensor_port", "memory", "threads", "bytes_per_second", "flops", "machine", "model", "precision", "loaded", "shared", "disk", "worker", "packed")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -60,6 +60,7 @@ class Join(_message.Message):
     SHARED_FIELD_NUMBER: _ClassVar[int]
     DISK_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
+    PACKED_FIELD_NUMBER: _ClassVar[int]
     version: str
     name: str
     incarnation: int
@@ -76,7 +77,8 @@ class Join(_message.Message):
     shared: _containers.RepeatedScalarFieldContainer[str]
     disk: float
     worker: bool
-    def __init__(self, version: _Optional[str] = ..., name: _Optional[str] = ..., incarnation: _Optional[int] = ..., tensor_host: _Optional[str] = ..., tensor_port: _Optional[int] = ..., memory: _Optional[int] = ..., threads: _Optional[int] = ..., bytes_per_second: _Optional[float] = ..., flops: _Optional[float] = ..., machine: _Optional[str] = ..., model: _Optional[str] = ..., precision: _Optional[str] = ..., loaded: _Optional[_Iterable[_Union[LayerRange, _Mapping]]] = ..., shared: _Optional[_Iterable[str]] = ..., disk: _Optional[float] = ..., worker: _Optional[bool] = ...) -> None: ...
+    packed: _containers.RepeatedCompositeFieldContainer[PackedFile]
+    def __init__(self, version: _Optional[str] = ..., name: _Optional[str] = ..., incarnation: _Optional[int] = ..., tensor_host: _Optional[str] = ..., tensor_port: _Optional[int] = ..., memory: _Optional[int] = ..., threads: _Optional[int] = ..., bytes_per_second: _Optional[float] = ..., flops: _Optional[float] = ..., machine: _Optional[str] = ..., model: _Optional[str] = ..., precision: _Optional[str] = ..., loaded: _Optional[_Iterable[_Union[LayerRange, _Mapping]]] = ..., shared: _Optional[_Iterable[str]] = ..., disk: _Optional[float] = ..., worker: _Optional[bool] = ..., packed: _Optional[_Iterable[_Union[PackedFile, _Mapping]]] = ...) -> None: ...
 
 class LayerRange(_message.Message):
     __slots__ = ("first", "end")
@@ -87,7 +89,7 @@ class LayerRange(_message.Message):
     def __init__(self, first: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("resident", "steps", "journal_bytes", "journal_spilled", "journal_given_up", "journal_replayed", "fetched_from_peers", "fetched_from_origin", "expert_rows", "expert_reads", "expert_asks", "expert_work", "activity")
+    __slots__ = ("resident", "steps", "journal_bytes", "journal_spilled", "journal_given_up", "journal_replayed", "fetched_from_peers", "fetched_from_origin", "expert_rows", "expert_reads", "expert_asks", "expert_work", "packed", "activity")
     RESIDENT_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     JOURNAL_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +102,7 @@ class Heartbeat(_message.Message):
     EXPERT_READS_FIELD_NUMBER: _ClassVar[int]
     EXPERT_ASKS_FIELD_NUMBER: _ClassVar[int]
     EXPERT_WORK_FIELD_NUMBER: _ClassVar[int]
+    PACKED_FIELD_NUMBER: _ClassVar[int]
     ACTIVITY_FIELD_NUMBER: _ClassVar[int]
     resident: int
     steps: int
@@ -113,8 +116,9 @@ class Heartbeat(_message.Message):
     expert_reads: _containers.RepeatedCompositeFieldContainer[ExpertReads]
     expert_asks: _containers.RepeatedCompositeFieldContainer[ExpertAsks]
     expert_work: _containers.RepeatedCompositeFieldContainer[ExpertWork]
+    packed: _containers.RepeatedCompositeFieldContainer[PackedFile]
     activity: str
-    def __init__(self, resident: _Optional[int] = ..., steps: _Optional[int] = ..., journal_bytes: _Optional[int] = ..., journal_spilled: _Optional[int] = ..., journal_given_up: _Optional[int] = ..., journal_replayed: _Optional[int] = ..., fetched_from_peers: _Optional[int] = ..., fetched_from_origin: _Optional[int] = ..., expert_rows: _Optional[_Iterable[_Union[ExpertRows, _Mapping]]] = ..., expert_reads: _Optional[_Iterable[_Union[ExpertReads, _Mapping]]] = ..., expert_asks: _Optional[_Iterable[_Union[ExpertAsks, _Mapping]]] = ..., expert_work: _Optional[_Iterable[_Union[ExpertWork, _Mapping]]] = ..., activity: _Optional[str] = ...) -> None: ...
+    def __init__(self, resident: _Optional[int] = ..., steps: _Optional[int] = ..., journal_bytes: _Optional[int] = ..., journal_spilled: _Optional[int] = ..., journal_given_up: _Optional[int] = ..., journal_replayed: _Optional[int] = ..., fetched_from_peers: _Optional[int] = ..., fetched_from_origin: _Optional[int] = ..., expert_rows: _Optional[_Iterable[_Union[ExpertRows, _Mapping]]] = ..., expert_reads: _Optional[_Iterable[_Union[ExpertReads, _Mapping]]] = ..., expert_asks: _Optional[_Iterable[_Union[ExpertAsks, _Mapping]]] = ..., expert_work: _Optional[_Iterable[_Union[ExpertWork, _Mapping]]] = ..., packed: _Optional[_Iterable[_Union[PackedFile, _Mapping]]] = ..., activity: _Optional[str] = ...) -> None: ...
 
 class ExpertAsks(_message.Message):
     __slots__ = ("frames", "hedged", "repeated_frames", "answers", "sent", "received", "waited", "round_trips", "queued", "computed", "taken_back", "dropped")
@@ -253,7 +257,7 @@ class Refuse(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., again: _Optional[bool] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("epoch", "model", "stage", "stages", "first_layer", "end_layer", "blocks", "precision", "kv_type", "codec", "keep_first", "keep_end", "layers", "files", "peers", "context", "weight_memory", "experts", "workers", "absent", "asking", "asking_per_row", "degrade")
+    __slots__ = ("epoch", "model", "stage", "stages", "first_layer", "end_layer", "blocks", "precision", "kv_type", "codec", "keep_first", "keep_end", "layers", "files", "peers", "context", "weight_memory", "experts", "workers", "absent", "asking", "asking_per_row", "degrade", "packed", "offer")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
@@ -277,6 +281,8 @@ class Load(_message.Message):
     ASKING_FIELD_NUMBER: _ClassVar[int]
     ASKING_PER_ROW_FIELD_NUMBER: _ClassVar[int]
     DEGRADE_FIELD_NUMBER: _ClassVar[int]
+    PACKED_FIELD_NUMBER: _ClassVar[int]
+    OFFER_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     model: str
     stage: int
@@ -300,7 +306,9 @@ class Load(_message.Message):
     asking: float
     asking_per_row: float
     degrade: bool
-    def __init__(self, epoch: _Optional[int] = ..., model: _Optional[str] = ..., stage: _Optional[int] = ..., stages: _Optional[int] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., blocks: _Optional[int] = ..., precision: _Optional[str] = ..., kv_type: _Optional[str] = ..., codec: _Optional[str] = ..., keep_first: _Optional[int] = ..., keep_end: _Optional[int] = ..., layers: _Optional[int] = ..., files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., context: _Optional[int] = ..., weight_memory: _Optional[int] = ..., experts: _Optional[_Iterable[_Union[ExpertTable, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[ExpertWorker, _Mapping]]] = ..., absent: _Optional[_Iterable[_Union[ExpertTable, _Mapping]]] = ..., asking: _Optional[float] = ..., asking_per_row: _Optional[float] = ..., degrade: _Optional[bool] = ...) -> None: ...
+    packed: _containers.RepeatedCompositeFieldContainer[PackedFile]
+    offer: bool
+    def __init__(self, epoch: _Optional[int] = ..., model: _Optional[str] = ..., stage: _Optional[int] = ..., stages: _Optional[int] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., blocks: _Optional[int] = ..., precision: _Optional[str] = ..., kv_type: _Optional[str] = ..., codec: _Optional[str] = ..., keep_first: _Optional[int] = ..., keep_end: _Optional[int] = ..., layers: _Optional[int] = ..., files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., context: _Optional[int] = ..., weight_memory: _Optional[int] = ..., experts: _Optional[_Iterable[_Union[ExpertTable, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[ExpertWorker, _Mapping]]] = ..., absent: _Optional[_Iterable[_Union[ExpertTable, _Mapping]]] = ..., asking: _Optional[float] = ..., asking_per_row: _Optional[float] = ..., degrade: _Optional[bool] = ..., packed: _Optional[_Iterable[_Union[PackedFile, _Mapping]]] = ..., offer: _Optional[bool] = ...) -> None: ...
 
 class ExpertTable(_message.Message):
     __slots__ = ("layer", "experts")
@@ -333,16 +341,30 @@ class ModelFile(_message.Message):
     def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class Peer(_message.Message):
-    __slots__ = ("host", "port", "files", "head")
+    __slots__ = ("host", "port", "files", "head", "packed")
     HOST_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
     HEAD_FIELD_NUMBER: _ClassVar[int]
+    PACKED_FIELD_NUMBER: _ClassVar[int]
     host: str
     port: int
     files: _containers.RepeatedScalarFieldContainer[int]
     head: bool
-    def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ..., files: _Optional[_Iterable[int]] = ..., head: _Optional[bool] = ...) -> None: ...
+    packed: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ..., files: _Optional[_Iterable[int]] = ..., head: _Optional[bool] = ..., packed: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class PackedFile(_message.Message):
+    __slots__ = ("packing", "layer", "size", "sha256")
+    PACKING_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    packing: str
+    layer: int
+    size: int
+    sha256: str
+    def __init__(self, packing: _Optional[str] = ..., layer: _Optional[int] = ..., size: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class Link(_message.Message):
     __slots__ = ("epoch", "host", "port")

@@ -44,6 +44,8 @@ class Join:
     """Bytes of weights per second from its disk; 0: it cannot stream weights."""
     worker: bool = False
     """It holds experts and no layers."""
+    packed: list[PackedFile] = field(default_factory=list["PackedFile"])
+    """Files of packed weights that others may copy from it."""
 
 
 @dataclass(kw_only=True)
@@ -129,6 +131,8 @@ class Heartbeat:
     """Of a stage that asks workers: in its epoch."""
     expert_work: list[ExpertWork] = field(default_factory=list[ExpertWork])
     """Of a worker."""
+    packed: list[PackedFile] = field(default_factory=list["PackedFile"])
+    """As in Join; empty: as before."""
 
 
 @dataclass(kw_only=True)
@@ -202,6 +206,21 @@ class Peer:
     """Indexes into Load.files."""
     head: bool = False
     """Whether its certificate is the head's."""
+    packed: list[int] = field(default_factory=list[int])
+    """Indexes into Load.packed."""
+
+
+@dataclass(kw_only=True)
+class PackedFile:
+    """A layer's weights as they are executed."""
+
+    packing: str = ""
+    """What they were made of, and how."""
+    layer: int = 0
+    """The head's is the number of layers."""
+    size: int = 0
+    sha256: str = ""
+    """In hexadecimal."""
 
 
 @dataclass(kw_only=True)
@@ -244,7 +263,7 @@ class Load:
     context: int = 0
     """The most tokens of a sequence."""
     weight_memory: int = 0
-    """Bytes that the weights may take if they are streamed; 0: all are held."""
+    """Bytes that the weights may take: of a stage if they are streamed, of experts at most; 0: all are held."""
     experts: list[ExpertTable] = field(default_factory=list[ExpertTable])
     """Hold these, and no layers."""
     workers: list[ExpertWorker] = field(default_factory=list[ExpertWorker])
@@ -253,6 +272,10 @@ class Load:
     asking_per_row: float = 0.0
     degrade: bool = False
     """Who holds experts that no stage does."""
+    packed: list[PackedFile] = field(default_factory=list[PackedFile])
+    """Files that may be copied instead of packing them; empty: this node needs none, or nobody has any."""
+    offer: bool = False
+    """Let others copy what is packed: there may be other machines."""
 
 
 @dataclass(kw_only=True)

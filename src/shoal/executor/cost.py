@@ -53,7 +53,7 @@ class _Parts:
         precision = Precision.FP32 if name.endswith(UNROUNDED) else self._precision
         return Matrices(executed_bytes(format, n, k, precision, head=name == "head"), n * k)
 
-    def _matrices(self, layer: int, shapes: Shapes) -> Matrices:
+    def matrices(self, layer: int, shapes: Shapes) -> Matrices:
         return sum((self.matrix(f"layers.{layer}.{name}", shape) for name, shape in shapes.items()), Matrices(0, 0))
 
     def layer(self, i: int, kv_element: int) -> LayerCost:
@@ -63,17 +63,24 @@ class _Parts:
         experts: ExpertsCost | None = None
         if isinstance(feed_forward, Experts):
             always = feed_forward.always(hidden)
-            experts = ExpertsCost(feed_forward.count, feed_forward.routing.chosen, self._matrices(i, feed_forward.expert(hidden, 0)))
+            experts = ExpertsCost(feed_forward.count, feed_forward.routing.chosen, self.matrices(i, feed_forward.expert(hidden, 0)))
         else:
             always = feed_forward.matrices(hidden)
         return LayerCost(
-            always=self._matrices(i, attention.matrices(hidden)) + self._matrices(i, always),
+            always=self.matrices(i, attention.matrices(hidden)) + self.matrices(i, always),
             kv_bytes=attention.kv_values * kv_element,
             attention=attention.operations,
             window=attention.window,
             experts=experts,
             sharing=attention.q_heads if isinstance(attention, Latent) else attention.q_heads // attention.kv_heads,
         )
+
+
+def expert_bytes(spec: ModelSpec, weights: Weights, precision: Precision, layer: int) -> int:
+    """Of one expert of a layer, which has some."""
+    kind = spec.layers[layer].feed_forward
+    assert isinstance(kind, Experts)
+    return _Parts(spec, weights, precision).matrices(layer, kind.expert(spec.hidden, 0)).size
 
 
 def model_cost(spec: ModelSpec, weights: Weights | None, precision: Precision, kv_type: KvType, step_tokens: int) -> ModelCost:

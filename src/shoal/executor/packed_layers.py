@@ -9,14 +9,15 @@ from contextlib import suppress
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from time import perf_counter, time
+from time import monotonic, perf_counter, time
+from typing import Any
 
 import msgspec
 import numpy as np
 import structlog
 
 from shoal.config import Precision
-from shoal.errors import DamagedPackedFile, NoRoomToPack, WeightsUnreadable
+from shoal.errors import CorruptModel, DamagedPackedFile, NoRoomToPack, WeightsUnreadable
 from shoal.executor.base import BlockPart
 from shoal.executor.native_blocks import BlockMaker, Tensors
 from shoal.executor.packing import RecordedTensors, StoredTensors, UnitTensors
@@ -39,6 +40,27 @@ _SPARE = 256 << 20
 """Bytes that packing leaves free on a disk."""
 _ABANDONED = 3600.0
 """Seconds without a write after which nobody writes a file any more."""
+
+
+_WHILE = 600.0
+"""Seconds in which damage of files counts as the fault of their disk."""
+
+
+class Damage:
+    """What is known about the packed files of a model, however often they are opened anew."""
+
+    def __init__(self) -> None:
+        self.layers: set[int] = set()
+        """Those that could not be read, and whose files have to be made again; the head is the layer after the last."""
+        self.trusted = True
+        """Whether files are made and read. Otherwise all is packed on the way."""
+        self._mended: list[float] = []
+
+    def mended(self) -> int:
+        """Notes that files are made again now. Returns how often that was of late."""
+        now = monotonic()
+        self._mended = [*(at for at in self._mended if now - at < _WHILE), now]
+        return len(self._mended)
 
 
 def expert_unit(number: int) -> str:
@@ -66,12 +88,9 @@ class PackedLayers:
         self._open: dict[int, dict[str, PackedUnit]] = {}
         self._files: dict[int, DirectFile] = {}
         self._unpacked: dict[int, UnpackedLayer] = {}
-        self.damaged: set[int] = set()
-        """Layers that could not be read, and whose files have to be made again; the head is the layer after the last."""
+        self.damage = Damage()
         self.failed = False
-        """Whether any could not be read."""
-        self.trusted = True
-        """Whether files are made and read. Otherwise all is packed on the way."""
+        """Whether any could not be read, since they were opened."""
 
     @classmethod
     def of(
@@ -91,7 +110,7 @@ class PackedLayers:
         if layer in self._unpacked:
             return self._unpacked[layer].units
         if layer not in self._open:
-            if not self.trusted or not self.path(layer).exists():
+            if not self.damage.trusted or not self.path(layer).exists():
                 return self._on_the_way(layer).units
             index = read_index(self.path(layer))
             wanted = {CONSTANT, *(expert_unit(number) for number in range(count_of(self.spec, layer)))}
@@ -124,10 +143,10 @@ class PackedLayers:
 
     def unreadable(self, layer: int) -> None:
         """A step failed because of a layer's file."""
-        if layer not in self.damaged:
+        if layer not in self.damage.layers:
             log.warning("packed weights cannot be read, and are made again before the next route", path=str(self.path(layer)))
         self.failed = True
-        self.damaged.add(layer)
+        self.damage.layers.add(layer)
 
     def verified(self, layer: int, name: str, memory: memoryview) -> Bytes:
         """What was read of a unit. Raises WeightsUnreadable unless it is what was written."""
@@ -154,9 +173,13 @@ class PackedLayers:
             feed_forward = self.spec.layers[layer].feed_forward
             if isinstance(feed_forward, Experts):
                 experts[layer], chosen = feed_forward.count, max(chosen, feed_forward.routing.chosen)
-                expert[layer] = max(self.unit(layer, expert_unit(number)).size for number in range(feed_forward.count))
+                expert[layer] = self.expert_size(layer)
         head = self.unit(layers.stop, CONSTANT).size if layers.stop == len(self.spec.layers) else 0
         return StageSizes(constant, expert, experts, chosen, head)
+
+    def expert_size(self, layer: int) -> int:
+        """Bytes of the largest expert of a layer that has any."""
+        return max(self.unit(layer, expert_unit(number)).size for number in range(count_of(self.spec, layer)))
 
     def made(self, layer: int) -> bool:
         """Whether a layer's file is there and is complete; a damaged one is deleted."""
@@ -170,8 +193,9 @@ class PackedLayers:
             return False
         return True
 
-    def distrust(self) -> None:
-        """Says that the disk's files are not used any more."""
+    def _distrust(self) -> None:
+        """The disk's files are not used any more."""
+        self.damage.trusted = False
         why = f"{self._folder} cannot be read again and again, though it is made anew"
         log.warning("weights are packed on the way", reason=why)
         self._tell(f"{why}: check the disk. From now on weights are packed each time they are read, which is slower")
@@ -186,19 +210,63 @@ class PackedLayers:
         bytes_read = np.frombuffer(memory, np.uint8)
         return all(read_whole(source, unit.at, memory[: unit.size]) is None and unit.verified(bytes_read) for unit in units)
 
+    def usable(self, layer: int) -> bool:
+        """Whether a layer's file, which another node made, is whole and has the shapes of the model; one that has not is deleted. Reads all of
+        it."""
+        try:
+            self._try(layer)
+        except (DamagedPackedFile, WeightsUnreadable, CorruptModel, ValueError, KeyError, OSError) as error:
+            log.warning("packed weights of another node are of no use", path=str(self.path(layer)), reason=repr(error))
+            self.close()
+            self._open.pop(layer, None)
+            self.path(layer).unlink(missing_ok=True)
+            return False
+        return True
+
+    def _try(self, layer: int) -> None:
+        """Makes all blocks of a layer's file, one after the other."""
+        kind = None if layer == len(self.spec.layers) else self.spec.layers[layer].feed_forward
+        module: Any = self._module
+        experts: Any = None
+        if isinstance(kind, Experts):
+            experts = module.ExpertSet([None] * kind.count, width=kind.width, hidden=self.spec.hidden, activation=kind.activation)
+        memory = SlotMemory(1, max(unit.size for unit in self.units(layer).values())).view(0)
+        for name in self.units(layer):
+            maker = self.maker(layer, name, self.read(layer, name, memory))
+            if name != CONSTANT:
+                number = int(name.split()[1])
+                experts.place(number, maker.expert(number))
+                experts.place(number, None)
+            elif kind is None:
+                maker.block(BlockPart.HEAD)
+            else:
+                maker.block(BlockPart.ATTENTION)
+                maker.block(BlockPart.FEED_FORWARD, experts=False)
+
     def make(self, layers: list[int], damaged: Collection[int] = ()) -> None:
         """Makes the files that are missing, of layers and, as the layer after the last, of the head; those of an earlier attempt are kept,
         unless they are damaged. What the disk has no room for is packed on the way, each time that it is read.
 
         Raises CorruptModel, UnsupportedModel, OSError.
         """
-        if not self.trusted:
+        if not self.damage.trusted:
             return
         try:
             self._make(layers, damaged)
         except NoRoomToPack as error:
             log.warning("weights are packed on the way", reason=str(error))
             self._tell(f"{error}. Until then weights are packed each time they are read, which is slower")
+
+    def mend(self, layers: list[int], times: int) -> None:
+        """Makes damaged files again. times: how often that was done of late. The second time it reads all others, too: each that is damaged
+        would cost a step. The third time no file is used any more. Raises as `make`."""
+        if times > 2 and self.damage.trusted:
+            self._distrust()
+        damaged = self.damage.layers.intersection(layers)
+        if times > 1 and self.damage.trusted:
+            damaged.update(layer for layer in layers if layer not in damaged and not self.intact(layer))
+        self.make(layers, damaged)
+        self.damage.layers.difference_update(layers)
 
     def _make(self, layers: list[int], damaged: Collection[int]) -> None:
         missing = [layer for layer in layers if layer in damaged or not self.made(layer)]

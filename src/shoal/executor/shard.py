@@ -7,7 +7,6 @@ rest when the new route is entered. Keys and values stay if the head says that t
 from __future__ import annotations
 
 from threading import Lock
-from time import monotonic
 
 from shoal.errors import ConfigError, DamagedPackedFile, LocalProtocolError
 from shoal.executor.base import Leases, Packed, Runtime, RuntimeFactory, WeightBlock
@@ -16,7 +15,7 @@ from shoal.executor.elsewhere import Elsewhere
 from shoal.executor.expert_split import Experts, RemoteExperts
 from shoal.executor.journal import Journal, JournalCounters, JournalLimits
 from shoal.executor.native_runtime import NativeRuntime
-from shoal.executor.packed_layers import PackedFinder, PackedLayers
+from shoal.executor.packed_layers import Damage, PackedFinder, PackedLayers
 from shoal.executor.stage import StageExecutor
 from shoal.executor.store import RowCounts, WeightStore, blocks_of, summed
 from shoal.executor.streamed_store import StreamedStore
@@ -24,9 +23,6 @@ from shoal.models.weights import Weights
 from shoal.weights.activity import Activity
 from shoal.weights.expert_reads import ExpertReads, counted
 from shoal.weights.residency import Tally
-
-_WHILE = 600.0
-"""Seconds in which damage of files counts as the fault of their disk."""
 
 
 class Shard:
@@ -57,12 +53,8 @@ class Shard:
         """Layers that are to be held and were not packed yet, because a streamed stage has the memory."""
         self._files: dict[int, Weights] = {}
         """What the packed files of layers were made of."""
-        self._damaged: set[int] = set()
-        """Layers whose packed files could not be read, and were not made again; the head is the layer after the last."""
-        self._mended: list[float] = []
-        """When, of late."""
-        self._trusted = True
-        """Whether packed files are used."""
+        self._damage = Damage()
+        """Of the packed files."""
         self._streaming = Lock()
         """Held while `_streamed` changes, or is asked for counts."""
         self._ended = ExpertReads()
@@ -132,7 +124,7 @@ class Shard:
 
     def _unreadable(self) -> set[int]:
         """Layers whose packed files have to be made again, or the last one for that of the head."""
-        return {layer for layer, weights in self._files.items() for at in _files_of(layer, weights) if at in self._damaged}
+        return {layer for layer, weights in self._files.items() for at in _files_of(layer, weights) if at in self._damage.layers}
 
     def load(self, layers: range, weights: Weights, streamed: bool = False, elsewhere: Experts | None = None) -> None:
         """Loads the layers that are missing, all or none; for a stage that streams them, makes their files instead. A layer that has too few of
@@ -140,7 +132,7 @@ class Shard:
 
         Raises ModelError, ConfigError; OSError where files are made.
         """
-        if streamed and self._damaged and self._runtime is not None:
+        if streamed and self._damage.layers and self._runtime is not None:
             self._mend(self._runtime)
         absent = self.missing(layers, streamed, elsewhere)
         for part in absent:
@@ -151,8 +143,8 @@ class Shard:
             files = self._opened(weights, runtime)
             for part in absent:
                 wanted = [at for layer in part for at in _files_of(layer, weights)]
-                files.make(wanted, self._damaged)
-                self._damaged.difference_update(wanted)
+                files.make(wanted, self._damage.layers)
+                self._damage.layers.difference_update(wanted)
             self._files = {**self._files, **every}
         elif self._streamed is not None:
             self._owed = {**self._owed, **every}
@@ -161,33 +153,21 @@ class Shard:
         self._runtime = runtime
 
     def _mend(self, runtime: Runtime) -> None:
-        """Makes damaged files again. The second time in a while it reads all others, too: each that is damaged would cost a step. The third
-        time no file is used any more."""
-        now = monotonic()
-        self._mended = [*(at for at in self._mended if now - at < _WHILE), now]
-        if len(self._mended) > 2:
-            self._distrust(runtime)
+        """Makes damaged files again; see PackedLayers."""
+        times = self._damage.mended()
         for weights in {id(weights): weights for weights in self._files.values()}.values():
             files = self._opened(weights, runtime)
-            wanted = [at for layer, of in sorted(self._files.items()) if of is weights for at in _files_of(layer, weights)]
-            suspected = wanted if self._trusted and len(self._mended) > 1 else []
             try:
-                files.make(wanted, {at for at in wanted if at in self._damaged or (at in suspected and not files.intact(at))})
+                files.mend([at for layer, of in sorted(self._files.items()) if of is weights for at in _files_of(layer, weights)], times)
             finally:
                 files.close()
-            self._damaged.difference_update(wanted)
-
-    def _distrust(self, runtime: Runtime) -> None:
-        for weights in list(self._files.values())[:1] if self._trusted else []:
-            self._opened(weights, runtime).distrust()
-        self._trusted = False
 
     def _opened(self, weights: Weights, runtime: Runtime) -> PackedLayers:
         """The packed files of a model."""
         if self._packed is None or not isinstance(runtime, NativeRuntime):
             raise ConfigError(f"the model is larger than the memory for it, and {runtime.name} cannot stream it; use --runtime native")
         files = self._packed(weights)
-        files.damaged, files.trusted = self._damaged, self._trusted
+        files.damage = self._damage
         return files
 
     def _pack(self, runtime: Runtime, layers: dict[int, Weights], elsewhere: Experts) -> None:

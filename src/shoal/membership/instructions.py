@@ -54,6 +54,10 @@ class HoldExperts:
     node: int
     epoch: int
     table: Table
+    memory: int = 0
+    """Bytes that they may take; what does not fit is read from disk."""
+    streamed: bool = False
+    """Whether not all are expected to fit."""
 
 
 @dataclass(frozen=True)

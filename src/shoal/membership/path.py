@@ -53,7 +53,8 @@ class Path:
 
     def load(self) -> list[LoadStage | HoldExperts]:
         count, placement = len(self.nodes), self.placement
-        workers = tuple(zip(self.workers, (plan.table for plan in placement.workers), strict=True))
+        workers = list(zip(self.workers, placement.workers, strict=True))
+        tables = tuple((node, plan.table) for node, plan in workers)
         stages = [
             LoadStage(
                 node,
@@ -65,13 +66,13 @@ class Path:
                 self.keep[node],
                 placement.kv_tokens,
                 stage.memory,
-                workers,
-                placement.elsewhere if workers else (),
+                tables,
+                placement.elsewhere if tables else (),
                 stage.asking,
             )
             for i, (node, stage) in enumerate(zip(self.nodes, placement.stages, strict=True))
         ]
-        return [*stages, *(HoldExperts(node, self.epoch, table) for node, table in workers)]
+        return [*stages, *(HoldExperts(node, self.epoch, plan.table, plan.memory, plan.streamed > 0) for node, plan in workers)]
 
     def link(self) -> list[LinkStage]:
         following: list[int | None] = [*self.nodes[1:], None]

@@ -25,14 +25,14 @@ from shoal.models.gguf_files import GgufFiles, parts_of
 from shoal.models.hashes import known_hash
 from shoal.models.hub_folder import HubFolder, link
 from shoal.models.layer_files import shard_files
-from shoal.models.model_file import ModelFile
+from shoal.models.model_file import NAME, ModelFile
 from shoal.models.reference import Reference
 from shoal.models.repository import RepositoryFile, description, folder_of, weights
 
 log = structlog.get_logger()
 
 MOST_FILES = 4096
-_NAME, _HASH, _COMMIT = re.compile(r"\w[\w.+-]{0,200}", re.ASCII), re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _FIRST_PART = re.compile(r"model-00001-of-\d{5}\.gguf")
 _CONFIG, _INDEX, _SHARDS = "config.json", "model.safetensors.index.json", ".safetensors"
 _TEXT = frozenset({"tokenizer.json", "tokenizer_config.json", "generation_config.json"})  # with which the last stage enforces grammars
@@ -50,7 +50,7 @@ class Manifest:
         if len(self.files) > MOST_FILES or len({f.name for f in self.files}) != len(self.files):
             raise FetchError(f"{self.reference}: {len(self.files)} files, some with the same name, are not a model")
         for file in self.files:
-            if not (_NAME.fullmatch(file.name) and _HASH.fullmatch(file.sha256) and 0 < file.size < 1 << 50):
+            if not file.sound:
                 raise FetchError(f"{self.reference}: {file!r} is not a file of a model")
         parsed = self._parsed
         if self.files and parsed.kind == "catalogue":
@@ -206,7 +206,7 @@ def _gguf(path: Path, root: Path) -> dict[str, Path]:
 
 
 def _is_part(path: Path) -> bool:
-    return _NAME.fullmatch(path.name) is not None and (path.name in {_CONFIG, _INDEX} | _TEXT or path.suffix == _SHARDS)
+    return NAME.fullmatch(path.name) is not None and (path.name in {_CONFIG, _INDEX} | _TEXT or path.suffix == _SHARDS)
 
 
 def _hub_files(reference: Reference, root: Path) -> dict[str, ModelFile]:

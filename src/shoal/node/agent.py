@@ -110,6 +110,8 @@ class Agent:
         self._model: Model | None = None
         self._identity: tuple[str, ...] = ()
         self._expert_report = ExpertReport()
+        self._packed: list[control.PackedFile] = []
+        """That other nodes may copy."""
         self._epochs: dict[int, _Epoch] = {}
         self._current: _Epoch | None = None
         self._changing = asyncio.Lock()  # only one order at a time changes what this node holds
@@ -230,6 +232,7 @@ class Agent:
             join.model, join.precision = self._identity[:2]
             join.loaded.extend(control.LayerRange(first=layers.start, end=layers.stop) for layers in self._model.layers)
         join.shared.extend(self._share.files)
+        join.packed.extend(self._packed)
         return join
 
     def _say(self, message: control.NodeMessage) -> None:
@@ -281,7 +284,7 @@ class Agent:
         return None
 
     async def _beat(self, interval: float) -> None:
-        process = psutil.Process()
+        process, told = psutil.Process(), list[control.PackedFile]()
         while True:
             service = self._current.service if self._current else None
             heartbeat = control.Heartbeat(resident=process.memory_info().rss, steps=service.steps if service else 0)
@@ -296,6 +299,8 @@ class Agent:
                 heartbeat.expert_asks = [self._current.links.tally]
             if self._serving_experts is not None:
                 heartbeat.expert_work = [replace(self._serving_experts[0].work, computed=self._computed)]
+            if self._packed is not told:
+                heartbeat.packed = told = self._packed
             self._say(heartbeat)
             await asyncio.sleep(interval)
 
@@ -334,6 +339,7 @@ class Agent:
                 if not self._is_latest(epoch):
                     return
                 model = await self._model_for(order)
+                await self._copy_packed(order, model)
                 await (self._load_experts if epoch.experts else self._load_layers)(epoch, model)
         except Exception as error:
             if not isinstance(error, ShoalError | MemoryError | OSError):
@@ -347,9 +353,26 @@ class Agent:
         loaded = control.Loaded(epoch=order.epoch, weight_bytes=model.nbytes, runtime=model.runtime, seconds=seconds)
         loaded.shared.extend(self._fetcher.offer(order))
         self._say(loaded)
+        if order.offer:
+            self._spawn(self._offer_packed(order, model))
         if epoch.experts:
             epoch.entered.set()
             self._tell(f"holding {epoch.part}: {human_bytes(model.nbytes)} of weights, {model.runtime}")
+
+    async def _copy_packed(self, order: control.Load, model: Model) -> None:
+        """What other nodes have packed of what this one is going to read from disk."""
+        layers = sorted({found.layer for found in order.packed if found.layer <= order.layers})
+        if layers and (places := await self._environment.load(lambda: model.unpacked(layers))):
+            self._tell(f"copying packed weights from other nodes: {len(places)} files")
+            came = await self._fetcher.copy(order, places, model.usable)
+            self._tell(f"copied {came} of {len(places)} files of packed weights")
+
+    async def _offer_packed(self, order: control.Load, model: Model) -> None:
+        """Lets other nodes copy what was packed here."""
+        offered = await self._fetcher.offer_packed(order, model.packed)
+        if model is self._model and offered not in ([], self._packed):
+            self._packed = offered
+            self._tell(f"other nodes may copy {len(offered)} files of packed weights from here")
 
     async def _load_layers(self, epoch: _Epoch, model: Model) -> None:
         running = [self._current.layers] if self._current is not None else []
@@ -357,7 +380,7 @@ class Agent:
         await self._environment.load(lambda: (model.shed([*running, epoch.layers]), model.load(epoch.layers, streamed, away)))
 
     async def _load_experts(self, epoch: _Epoch, model: Model) -> None:
-        self._serve_experts(await self._environment.load(lambda: model.hold(epoch.experts)))
+        self._serve_experts(await self._environment.load(lambda: model.hold(epoch.experts, epoch.order.weight_memory)))
 
     def _is_ordered(self, epoch: _Epoch) -> bool:
         """Whether the epoch belongs to this membership and was not replaced by another."""
@@ -375,6 +398,7 @@ class Agent:
             if self._model is not None:
                 await self._environment.compute(self._model.close)
             self._model, self._identity, self._expert_report = self._make_model(order), identity, ExpertReport()
+            self._packed = []
         return self._model
 
     async def _enter(self, link: control.Link) -> None:
@@ -510,7 +534,7 @@ class Agent:
         except ProtocolError as error:
             log.warning("a link was refused or broken", peer=stream.peer, reason=str(error))
         except Exception as error:  # the head was told over the route
-            log.error("a step failed", exc_info=error)
+            log.error("a step failed", reason=str(error), exc_info=None if isinstance(error, ShoalError) else error)
 
     async def _awaited(self, number: int) -> StageService | None:
         """The stage of an epoch; waits for one that is ordered but not yet entered."""

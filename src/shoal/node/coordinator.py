@@ -250,6 +250,8 @@ class Coordinator:
                     self._observer.heartbeat(member.name, message)
                     self.loads.heard(member.name, message, self._environment.now())
                     self._roster.activities[member.name] = message.activity
+                if message.packed:
+                    self._roster.machines[node].packed = message.packed
             case _:
                 pass
 

@@ -4,6 +4,7 @@ and by the simulation."""
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
 from random import Random
 from typing import Protocol, TypeVar
 
@@ -104,12 +105,25 @@ class Model(Protocol):
         """memory: bytes that the weights may take if they are streamed; 0: all are held. remote: experts that workers hold."""
         ...
 
-    def hold(self, experts: Experts) -> Bank:
-        """Loads experts for stages on other machines, beside those that are there."""
+    def hold(self, experts: Experts, memory: int = 0) -> Bank:
+        """Loads experts for stages on other machines, beside those that are there. memory: bytes that all may take; 0: what they need."""
         ...
 
     def free(self, wanted: Experts) -> None:
         """Frees all experts for stages on other machines but these."""
+        ...
+
+    def unpacked(self, layers: list[int]) -> dict[int, Path]:
+        """Where packed files of some layers are to be that are not there. The head's layer is the number of layers."""
+        ...
+
+    def usable(self, layer: int) -> bool:
+        """Whether a packed file that was copied there is one, as far as can be told; it is deleted if not."""
+        ...
+
+    @property
+    def packed(self) -> dict[int, Path]:
+        """Packed files that are there, by layer, and that were made of the files that the order names."""
         ...
 
     def rest(self) -> None: ...

@@ -1,4 +1,4 @@
-"""Fetches a model's files from peers that have them: ranges from several peers at once, over two connections each.
+"""Fetches a model's files, and packed ones, from peers that have them: ranges from several peers at once, over two connections each.
 
 If a peer fails or sends something invalid, it is asked no more, and its ranges go to the others. The whole file is hashed
 before it is put in place. Nothing here fails a load: what peers do not deliver, the model's origin may.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,11 +20,13 @@ from shoal.address import join_host_port
 from shoal.control import messages as control
 from shoal.errors import FetchError, ProtocolError, RemoteProtocolError
 from shoal.folders import cache_dir
+from shoal.models.hashes import known_hash
 from shoal.models.locks import lock
 from shoal.models.manifest import Manifest, adopt
 from shoal.models.model_file import ModelFile
 from shoal.models.part import PartialFile, discard
 from shoal.node.environment import Environment
+from shoal.node.packing import packing_of
 from shoal.node.share import ABSENT, BUSY, FRAME, Share
 from shoal.retry import Backoff
 from shoal.security.certificates import Role
@@ -61,9 +63,15 @@ def manifest_of(order: control.Load) -> Manifest:
 
 
 def peers_of(order: control.Load) -> list[FilePeer]:
-    hashes = [f.sha256 for f in order.files]
+    hashes, packed = [f.sha256 for f in order.files], [f.sha256 for f in order.packed]
     return [
-        FilePeer(p.host, p.port, {hashes[i] for i in p.files if i < len(hashes)}, Role.HEAD if p.head else Role.NODE) for p in order.peers
+        FilePeer(
+            p.host,
+            p.port,
+            {hashes[i] for i in p.files if i < len(hashes)} | {packed[i] for i in p.packed if i < len(packed)},
+            Role.HEAD if p.head else Role.NODE,
+        )
+        for p in order.peers
     ]
 
 
@@ -105,10 +113,65 @@ class Fetcher:
                     discard((self._directory or cache_dir()) / "parts", sha256)
         return self._share.files
 
+    async def copy(self, order: control.Load, places: Mapping[int, Path], usable: Callable[[int], bool]) -> int:
+        """Gets packed files of layers, as far as peers have them, and returns how many came. places: where they belong, by layer. usable: looks
+        at one in its place, in a thread of its own, and deletes it if it is of no use. What does not come can be packed here."""
+        peers, came = peers_of(order) if self._share.open else [], 0
+        try:
+            for layer, place in places.items():
+                files = [ModelFile(place.name, found.size, found.sha256) for found in order.packed if found.layer == layer]
+                if not all(file.sound for file in files):
+                    raise FetchError(f"{files} are no files of packed weights")
+                came += await self._copied(files, place, peers, partial(usable, layer))
+        except (OSError, FetchError) as error:
+            log.warning("packed weights could not be copied; they are packed here", reason=str(error) or type(error).__name__)
+        return came
+
+    async def _copied(self, files: list[ModelFile], place: Path, peers: list[FilePeer], usable: Callable[[], bool]) -> bool:
+        """files: those that some peer has for this place, any of which will do."""
+        parts = place.parent / "parts"  # on the same disk
+        for file in files:
+            if not (holders := [peer for peer in peers if _has(peer, file)]):
+                continue
+            path = parts / f"{file.sha256}.lock"
+            if await self._alone(path, place.exists, partial(self._fetch, file, parts, place, holders)):
+                if await self._environment.load(usable):
+                    return True
+                for peer in holders:
+                    peer.lost = True
+            log.warning("peers could not bring packed weights", file=file.name, peers=[join_host_port(p.host, p.port) for p in holders])
+            with contextlib.suppress(OSError):
+                discard(parts, file.sha256)
+        return False
+
+    async def offer_packed(self, order: control.Load, files: Mapping[int, Path]) -> list[control.PackedFile]:
+        """Shares packed files, by layer, of an order's model. Returns what others have to know of them. Reads all of a file of which the hash
+        is not known yet."""
+        offered: list[control.PackedFile] = []
+        if not self._share.open or not order.files:
+            return offered
+        packing, root = packing_of((f.sha256 for f in order.files), order.precision), self._directory or cache_dir()
+        for layer, path in files.items():
+            try:
+                sha256, size = await _settled(partial(known_hash, path, root)), path.stat().st_size
+            except OSError as error:
+                log.warning("packed weights are not offered to other nodes", path=str(path), reason=str(error))
+                continue
+            self._share.add({sha256: path})
+            offered.append(control.PackedFile(packing=packing, layer=layer, size=size, sha256=sha256))
+        return offered
+
     async def fetch(self, manifest: Manifest, file: ModelFile, peers: list[FilePeer]) -> bool:
-        """Puts one file in its place; one process at a time does so. Returns whether it is there. Raises OSError, FetchError."""
-        parts = (self._directory or cache_dir()) / "parts"
-        path = manifest.lock(file, self._directory)
+        """Puts one file in its place. Returns whether it is there. Raises OSError, FetchError."""
+        parts, place = (self._directory or cache_dir()) / "parts", manifest.home(self._directory) / file.name
+        return await self._alone(
+            manifest.lock(file, self._directory),
+            lambda: file.sha256 in manifest.kept(self._directory),
+            partial(self._fetch, file, parts, place, peers),
+        )
+
+    async def _alone(self, path: Path, is_here: Callable[[], bool], fetch: Callable[[], Awaitable[bool]]) -> bool:
+        """One process at a time fetches a file. path: of its lock. Returns whether it is there."""
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             with contextlib.ExitStack() as held:
@@ -117,14 +180,13 @@ class Fetcher:
                 except BlockingIOError:
                     await asyncio.sleep(_POLL)
                     continue
-                if file.sha256 in manifest.kept(self._directory):
-                    return True
-                return await self._fetch(file, parts, manifest.home(self._directory) / file.name, peers)
+                return is_here() or await fetch()
 
     async def _fetch(self, file: ModelFile, parts: Path, place: Path, peers: list[FilePeer]) -> bool:
         """If the assembled file has the wrong hash, nobody knows which peer lied. Then one peer must deliver all of it, and
-        after that another."""
+        after that another. One that lied alone is asked no more."""
         part = await _settled(partial(PartialFile, parts, file))
+        peers = [peer for peer in peers if _has(peer, file)]
         for crew in (peers, peers[:1], peers[1:2]):
             if not any(_has(peer, file) for peer in crew):
                 continue
@@ -141,6 +203,8 @@ class Fetcher:
             log.warning(
                 "what peers sent is not the file; it was discarded", file=file.name, peers=[join_host_port(p.host, p.port) for p in crew]
             )
+            if len(crew) == 1 and not part.resumed:  # else what an earlier fetch left may be wrong
+                crew[0].lost = True
             await _settled(part.restart)
         part.discard()
         return False

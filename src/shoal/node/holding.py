@@ -15,11 +15,12 @@ from shoal.executor.expert_split import Experts, RemoteExperts
 from shoal.executor.journal import JournalLimits
 from shoal.executor.packed_layers import PackedLayers
 from shoal.executor.runtimes import factory
-from shoal.executor.shard import Shard, ranges
+from shoal.executor.shard import Shard
 from shoal.executor.stage import StageExecutor
 from shoal.executor.store import RowCounts, summed
 from shoal.models.sources import pull_layers
 from shoal.models.weights import StoredWeights, Weights, open_weights
+from shoal.node.expert_tables import together
 from shoal.node.fetch import manifest_of
 from shoal.node.grammars import GrammarProcess
 from shoal.node.stage_service import wire_codec
@@ -41,12 +42,17 @@ class PulledModel:
         self._reference, self._layers = order.model, order.layers
         self._manifest = manifest_of(order)
         self._from_origin = 0
+        self._files: PackedLayers | None = None
+        """The packed files that were used last."""
+        self._listed = True
+        """Whether all that was read are the files that the head names."""
         journals = JournalLimits(settings.journal_memory, settings.journal_disk_bytes, wire_codec(order.codec))
         bf16 = order.kv_type == KvType.BF16
         make = factory(settings.runtime, self._precision, bf16, settings.compute_threads, settings.isa)
         self._read: Path | None = None  # where the last layers came from
         self._grammars = GrammarProcess(self._tokenizer)
-        self._shard = Shard(make, journals, self._grammars, order.context, self._packed if self._packed_folder is not None else None)
+        self._finder = self._packed if self._packed_folder is not None else None
+        self._shard = Shard(make, journals, self._grammars, order.context, self._finder)
 
     @property
     def layers(self) -> list[range]:
@@ -67,7 +73,8 @@ class PulledModel:
 
     @property
     def expert_reads(self) -> ExpertReads:
-        return self._shard.expert_reads
+        reads = self._shard.expert_reads
+        return reads if self._bank is None else reads.plus(self._bank.expert_reads)
 
     def shed(self, wanted: list[range]) -> None:
         self._shard.shed(wanted)
@@ -89,21 +96,43 @@ class PulledModel:
             raise ClusterError(f"{path} has {len(weights.spec.layers)} layers, the head's model {self._layers}; fetch it again")
         return path, weights
 
-    def hold(self, experts: Experts) -> ExpertBank:
-        """Raises ShoalError, OSError."""
-        held: Experts = {} if self._bank is None else self._bank.held
-        for part in ranges(sorted(layer for layer, wanted in experts.items() if not wanted <= held.get(layer, frozenset()))):
-            _, weights = self._opened(part)
-            self._bank = self._bank or ExpertBank(weights.spec, self._precision, self._threads, self._isa)
-            for layer in part:
-                self._bank.load(layer, experts[layer], weights)
-        if self._bank is None:
-            raise LocalProtocolError("this node was told to hold no experts at all")
+    def hold(self, experts: Experts, memory: int = 0) -> ExpertBank:
+        """memory: bytes that they may take; 0: what they need. Raises ShoalError, OSError."""
+        if self._bank is None or self._bank.lacks(experts):
+            layers = together([experts, {} if self._bank is None else self._bank.held])
+            if not layers:
+                raise LocalProtocolError("this node was told to hold no experts at all")
+            self._activity = ""
+            _, weights = self._opened(range(min(layers), max(layers) + 1))
+            self._bank = self._bank or ExpertBank(weights.spec, self._precision, self._threads, self._isa, self._finder)
+            self._bank.hold(experts, weights, memory)
         return self._bank
 
     def free(self, wanted: Experts) -> None:
         if self._bank is not None:
             self._bank.shed(wanted)
+
+    def unpacked(self, layers: list[int]) -> dict[int, Path]:
+        """Raises ShoalError, OSError."""
+        if self._packed_folder is None or not layers:
+            return {}
+        _, weights = self._opened(range(min(layers), min(max(layers) + 1, self._layers)))
+        files = self._packed(weights)
+        return {layer: files.path(layer) for layer in layers if not files.made(layer)}
+
+    def usable(self, layer: int) -> bool:
+        assert self._files is not None
+        try:
+            return self._files.usable(layer)
+        finally:
+            self._files.close()
+
+    @property
+    def packed(self) -> dict[int, Path]:
+        if self._files is None or not self._listed:
+            return {}
+        paths = {layer: self._files.path(layer) for layer in range(self._layers + 1)}
+        return {layer: path for layer, path in paths.items() if path.exists()}
 
     def _tokenizer(self) -> Path:
         """Where the model's tokenizer is."""
@@ -119,12 +148,14 @@ class PulledModel:
         missing = self._manifest.missing(part, *ends)
         path = pull_layers(self._reference, part, *ends)
         left = {file.name for file in self._manifest.missing(part, *ends)}
+        self._listed = self._listed and self._manifest.located(part, *ends) is not None
         self._from_origin += sum(file.size for file in missing if file.name not in left)
         return path
 
     def _packed(self, weights: Weights) -> PackedLayers:
         assert self._packed_folder is not None and isinstance(weights, StoredWeights)
-        return PackedLayers.of(weights, self._packed_folder, self._precision, self._threads, self._tell)
+        self._files = PackedLayers.of(weights, self._packed_folder, self._precision, self._threads, self._tell)
+        return self._files
 
     def _tell(self, line: str) -> None:
         self._activity = line
@@ -137,7 +168,9 @@ class PulledModel:
         self._shard.rest()
 
     def close(self) -> None:
-        self._bank = None
+        if self._bank is not None:
+            self._bank.close()
+            self._bank = None
         self._shard.close()
         self._grammars.close()
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import islice
 
-from shoal.address import is_wildcard
+from shoal.address import is_loopback, is_wildcard
 from shoal.config import EngineSettings
 from shoal.control import messages as control
 from shoal.membership import events, instructions
@@ -15,6 +15,7 @@ from shoal.native import BLOCK_TOKENS
 from shoal.node.environment import Environment
 from shoal.node.expert_tables import tables_of
 from shoal.node.observer import Served
+from shoal.node.packing import packing_of
 from shoal.node.share import Share
 
 _PEERS = 8  # most peers that a node is told to fetch from
@@ -46,7 +47,8 @@ class Orders:
 
     def load(self, order: instructions.LoadStage) -> control.Load:
         layers = range(order.first, order.end)
-        load = self._load(order.node, order.epoch, layers)
+        head = [layers.stop] if layers.stop == len(self._model.cost.layers) else []
+        load = self._load(order.node, order.epoch, layers, [*layers, *head] if order.weight_memory else [])
         load.stage, load.stages, load.blocks = order.stage, order.stages, blocks_of(order.kv_tokens)
         load.keep_first, load.keep_end = order.keep.start, order.keep.stop
         load.weight_memory = order.weight_memory
@@ -61,12 +63,13 @@ class Orders:
 
     def hold(self, order: instructions.HoldExperts) -> control.Load:
         wanted = [layer for layer, experts in enumerate(order.table) if experts]
-        load = self._load(order.node, order.epoch, range(wanted[0], wanted[-1] + 1))
-        load.experts = tables_of(order.table)
+        load = self._load(order.node, order.epoch, range(wanted[0], wanted[-1] + 1), wanted if order.streamed else [])
+        load.experts, load.weight_memory = tables_of(order.table), order.memory
         return load
 
-    def _load(self, node: int, epoch: int, layers: range) -> control.Load:
-        """What stages and workers are told alike. layers: of which they need the files."""
+    def _load(self, node: int, epoch: int, layers: range, streamed: Collection[int]) -> control.Load:
+        """What stages and workers are told alike. layers: of which they need the files. streamed: of which they need the packed files; the
+        head's is the number of layers."""
         settings = self._settings
         load = control.Load(
             epoch=epoch,
@@ -82,18 +85,30 @@ class Orders:
         )
         if self.manifest is not None:
             load.files.extend(control.ModelFile(name=f.name, size=f.size, sha256=f.sha256) for f in self.manifest.files)
-            load.peers.extend(islice(self._peers(node, {f.sha256: i for i, f in enumerate(self.manifest.files)}), _PEERS))
+            packing = packing_of((f.sha256 for f in self.manifest.files), load.precision)
+            offers = {n: [f for f in self._machines[n].packed if f.packing == packing and f.layer in streamed] for n in self._others(node)}
+            packed = {(f.layer, f.size, f.sha256): f for offered in offers.values() for f in offered}
+            load.packed.extend(packed.values())
+            load.offer = not is_loopback(self._host)
+            places = {key: i for i, key in enumerate(packed)}
+            held = {n: [places[f.layer, f.size, f.sha256] for f in offered] for n, offered in offers.items()}
+            load.peers.extend(islice(self._peers(node, {f.sha256: i for i, f in enumerate(self.manifest.files)}, held), _PEERS))
         return load
 
-    def _peers(self, node: int, indexes: Mapping[str, int]) -> Iterator[control.Peer]:
-        """Who can give a node which files: the head, then the nodes after it in a circle, so that each node starts with a
-        different peer."""
+    def _others(self, node: int) -> list[int]:
+        """The nodes after it in a circle, so that each node starts with a different peer."""
+        return sorted(self._members.keys() & self._machines.keys() - {node}, key=lambda n: (n < node, n))
+
+    def _peers(self, node: int, indexes: Mapping[str, int], packed: Mapping[int, list[int]]) -> Iterator[control.Peer]:
+        """Who can give a node which files, the head first. indexes: by hash. packed: by node, indexes of packed files."""
         members = self._members
         if own := [indexes[sha256] for sha256 in self._share.files if sha256 in indexes]:
             yield control.Peer(host=self.seen_by(members[node].joined), port=self.port, files=own, head=True)
-        for other in sorted(members.keys() & self._machines.keys() - {node}, key=lambda n: (n < node, n)):
-            if shared := [indexes[sha256] for sha256 in self._machines[other].shared if sha256 in indexes]:
-                yield control.Peer(host=members[other].joined.host, port=members[other].joined.tensor_port, files=shared)
+        for other in self._others(node):
+            shared = [indexes[sha256] for sha256 in self._machines[other].shared if sha256 in indexes]
+            if shared or packed[other]:
+                joined = members[other].joined
+                yield control.Peer(host=joined.host, port=joined.tensor_port, files=shared, packed=packed[other])
 
     def next_hop(self, node: int, after: int | None) -> tuple[str, int]:
         """Where a node finds the stage after it; after the last stage, the head's own address as that node sees it."""

@@ -77,6 +77,8 @@ class ExpertMoves:
             elsewhere = experts.away(model, share)
             plans = experts.dealt(model, elsewhere, workers, held)
             if plans is None:
+                plans = experts.dealt(model, elsewhere, workers, held, streamed=True)
+            if plans is None:
                 break
             try:
                 placed = place(replace(self.moves, model=experts.without(model, elsewhere)), stages)
@@ -89,7 +91,7 @@ class ExpertMoves:
             found.append(more if worth else alone)
         if not found:
             raise failure or CapacityError("the workers have no memory for any experts")
-        held_whole = [p for p in found if not p.streams]
+        held_whole = [p for p in found if not p.streams and not any(worker.streamed for worker in p.workers)]
         return max(held_whole or found, key=lambda p: float(f"{p.tokens_per_second:.3g}"))  # among equals, with most experts at the stages
 
     def _with(self, placed: Placement, elsewhere: Table, plans: tuple[WorkerPlan, ...], nodes: Nodes) -> Placement:

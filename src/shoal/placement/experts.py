@@ -3,7 +3,7 @@
 A stage keeps the first experts of each layer, or the most used ones where that was measured, and workers hold the others: each a share
 in proportion to how fast it reads, as far as its memory goes. What memory is left there holds replicas, and then experts that stages keep,
 too, so that both can run them: a step's experts are divided evenly then, whichever they are. An expert that a worker already has stays
-with it if it may.
+with it if it may. Where all their memory is not enough, workers that have a disk may hold more than fits, and read the rest.
 """
 
 from __future__ import annotations
@@ -43,6 +43,13 @@ class WorkerPlan:
     node: str
     table: Table
     weight_bytes: int
+    memory: int = 0
+    """Bytes that they may take; the rest is read from its disk. 0: all are held."""
+
+    @property
+    def streamed(self) -> float:
+        """The part of its experts that is not in memory."""
+        return max(1 - self.memory / self.weight_bytes, 0.0) if self.memory else 0.0
 
 
 def union(tables: Iterable[Table]) -> Table:
@@ -83,11 +90,15 @@ def _kept(experts: ExpertsCost, count: int) -> ExpertsCost | None:
     return None if not count else replace(experts, count=count, chosen=experts.chosen * count / experts.count, popularity=())
 
 
-def dealt(model: ModelCost, elsewhere: Table, workers: Sequence[NodeProfile], held: Mapping[str, Table]) -> tuple[WorkerPlan, ...] | None:
-    """Which worker holds which of these experts, replicas included. held: what they have already, by name. None: they have no room for all."""
+def dealt(
+    model: ModelCost, elsewhere: Table, workers: Sequence[NodeProfile], held: Mapping[str, Table], streamed: bool = False
+) -> tuple[WorkerPlan, ...] | None:
+    """Which worker holds which of these experts, replicas included. held: what they have already, by name. streamed: whether workers with disks
+    may hold more than fits into their memory; there are no replicas then. None: they have no room for all."""
     sizes = [layer.experts.each.size if layer.experts else 0 for layer in model.layers]
     total = sum(size * len(experts) for size, experts in zip(sizes, elsewhere, strict=True))
-    room = {worker.name: worker.memory - model.workspace for worker in workers}
+    memory = {worker.name: worker.memory - model.workspace for worker in workers}
+    room = _stretched(memory, {worker.name for worker in workers if worker.disk}, total + sum(sizes)) if streamed else dict(memory)
     shares = _shares(
         {worker.name: worker.bytes_per_second for worker in workers}, {name: room[name] / total for name in room} if total else {}
     )
@@ -113,12 +124,23 @@ def dealt(model: ModelCost, elsewhere: Table, workers: Sequence[NodeProfile], he
             room[name] -= size * len(tables[name][layer])
             if room[name] < 0:
                 return None
-    _replicate(elsewhere, sizes, tables, room, held)
+    if not streamed:
+        _replicate(elsewhere, sizes, tables, room, held)
     plans = [
-        WorkerPlan(name, tuple(map(frozenset, table)), sum(sizes[layer] * len(experts) for layer, experts in enumerate(table)))
+        WorkerPlan(
+            name, tuple(map(frozenset, table)), sum(sizes[layer] * len(experts) for layer, experts in enumerate(table)), memory[name]
+        )
         for name, table in tables.items()
     ]
     return tuple(plan for plan in plans if plan.weight_bytes)
+
+
+def _stretched(memory: Mapping[str, int], disks: set[str], total: int) -> dict[str, int]:
+    """The room of workers that together hold a total: those with disks as many times as much as fits, all alike."""
+    fits = sum(memory.values())
+    more = sum(bytes for name, bytes in memory.items() if name in disks and bytes > 0)
+    times = 1 + max(total - fits, 0) / more if more else 1.0
+    return {name: int(bytes * times) if name in disks else bytes for name, bytes in memory.items()}
 
 
 def _replicate(
@@ -169,8 +191,10 @@ def shared(
     taken = [set[int]() for _ in absent]
     kept = [range(layer.experts.count) if layer.experts else range(0) for layer in model.layers]
     for worker in workers:
-        plan = known.get(worker.name) or WorkerPlan(worker.name, tuple(frozenset[int]() for _ in absent), 0)
-        room = worker.memory - model.workspace - plan.weight_bytes
+        plan = known.get(worker.name) or WorkerPlan(
+            worker.name, tuple(frozenset[int]() for _ in absent), 0, worker.memory - model.workspace
+        )
+        room = plan.memory - plan.weight_bytes
         wanted = [sorted(set(experts) - gone) for experts, gone in zip(kept, absent, strict=True)]
         total = sum(layer.experts.each.size * len(some) for layer, some in zip(model.layers, wanted, strict=True) if layer.experts)
         share = min(room / total, 1.0) if total and room > 0 else 0.0
@@ -183,7 +207,7 @@ def shared(
             table[at] |= frozenset(some[: int(share * len(some))])
             taken[at] |= table[at]
         size = sum(layer.experts.each.size * len(some) for layer, some in zip(model.layers, table, strict=True) if layer.experts)
-        out.append(WorkerPlan(worker.name, tuple(table), size))
+        out.append(replace(plan, table=tuple(table), weight_bytes=size))
     return tuple(plan for plan in out if plan.weight_bytes)
 
 
@@ -220,7 +244,8 @@ def change(
         busiest = 0.0  # seconds of the worker that has most to do, if all of `only` are needed
         for plan, worker in workers:
             mine = sum(1 / sum(expert in other.table[layer] for other, _ in workers) for expert in plan.table[layer] & only)
-            busiest = max(busiest, mine * experts.each.size / worker.bytes_per_second)
+            reading = plan.streamed / worker.disk if plan.streamed else 0.0
+            busiest = max(busiest, mine * experts.each.size * max(1 / worker.bytes_per_second, reading))
         here, there = experts.each.size / node.bytes_per_second, experts.each.size / sum(worker.bytes_per_second for _, worker in workers)
         for weight, needed in _spread(touched, len(only), count):
             alone = (touched - needed) * here

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -386,7 +387,7 @@ class ToyModel:
         assert not streamed or self._disk is not None, "weights are to come from a disk that is not there"
         self.shard.load(layers, self._weights, elsewhere=elsewhere)
 
-    def hold(self, experts: Experts) -> Bank:
+    def hold(self, experts: Experts, memory: int = 0) -> Bank:
         self.bank.held = together([self.bank.held, experts])
         return self.bank
 
@@ -401,6 +402,16 @@ class ToyModel:
             assert streamed > 0, "what fits is not to be read again and again"
         self.entered = _Entered(stage, self, self._disk if memory else None, streamed)
         return self.entered
+
+    def unpacked(self, layers: list[int]) -> dict[int, Path]:
+        return {}
+
+    def usable(self, layer: int) -> bool:
+        return False
+
+    @property
+    def packed(self) -> dict[int, Path]:
+        return {}
 
     def rest(self) -> None:
         self.entered = None

@@ -28,7 +28,9 @@ from shoal.errors import DamagedPackedFile
 
 PAGE = 4096
 _LINE = 64
-_MAGIC, _VERSION = b"shoalpkd", 1
+_MAGIC = b"shoalpkd"
+LAYOUT = 1
+"""Version of the layout: of the file, and of the matrices in it, which are alike for all instruction sets."""
 _HEADER = struct.Struct("<8sIIQQQ")  # magic, version, unused; offset, size and digest of the index
 
 Bytes = NDArray[np.uint8]
@@ -141,7 +143,7 @@ def _write(file: IO[bytes], units: Iterable[tuple[str, Contents]]) -> dict[str, 
     encoded = msgspec.msgpack.encode(index)
     file.write(encoded)
     file.seek(0)
-    file.write(_HEADER.pack(_MAGIC, _VERSION, 0, at, len(encoded), xxhash.xxh3_64_intdigest(encoded)))
+    file.write(_HEADER.pack(_MAGIC, LAYOUT, 0, at, len(encoded), xxhash.xxh3_64_intdigest(encoded)))
     file.flush()
     os.fsync(file.fileno())
     if hasattr(os, "posix_fadvise"):
@@ -156,8 +158,8 @@ def read_index(path: Path) -> dict[str, PackedUnit]:
         if len(header) < _HEADER.size or header[:8] != _MAGIC:
             raise DamagedPackedFile(path, "not a file of packed weights")
         _, version, _, at, size, digest = _HEADER.unpack(header)
-        if version != _VERSION:
-            raise DamagedPackedFile(path, f"packed weights of version {version}, this is version {_VERSION}")
+        if version != LAYOUT:
+            raise DamagedPackedFile(path, f"packed weights of version {version}, this is version {LAYOUT}")
         length = os.fstat(file.fileno()).st_size
         if at + size != length:
             raise DamagedPackedFile(path, f"packed weights of {length} bytes where {at + size} were written")

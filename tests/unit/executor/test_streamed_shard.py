@@ -17,7 +17,6 @@ import pytest
 from shoal.config import Precision, RuntimeName
 from shoal.errors import ConfigError, CorruptModel, NotEnoughMemory, WeightsUnreadable
 from shoal.executor import packed_layers
-from shoal.executor import shard as shard_module
 from shoal.executor.packed_layers import PackedLayers
 from shoal.executor.packing import StoredTensors
 from shoal.executor.shard import Shard
@@ -390,7 +389,7 @@ def test_a_disk_that_keeps_nothing_is_not_used_any_more(
 
 def test_damage_long_ago_is_forgotten(weights: Weights, folder: Path, sizes: StageSizes, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(shard_module, "monotonic", lambda: now[0])
+    monkeypatch.setattr(packed_layers, "monotonic", lambda: now[0])
     line = line_of(weights, folder)
     node = begun(line, least(sizes))
     for _ in range(4):

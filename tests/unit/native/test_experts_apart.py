@@ -98,6 +98,7 @@ def test_what_is_no_matrix_is_refused() -> None:
         (("q9", offset, table, unit, zero, n, k), aligned, "unknown"),
         ((kind, "odd", table, unit, zero, n, k), aligned, "unknown"),
         ((kind, offset, [1, 2], unit, zero, n, k), aligned, "16 values"),
+        ((kind, offset, [1] * 16, unit, zero, n, k), aligned, "codes of 4 bits"),
         ((kind, offset, table, unit, zero, 0, k), aligned, "impossible"),
         ((kind, offset, table, unit, zero, 1 << 50, 1 << 50), aligned, "impossible"),
         ((kind, offset, table, unit, zero, n, 63), aligned, "32"),

@@ -62,6 +62,28 @@ def test_where_not_even_workers_have_room() -> None:
         planner().first([stage(memory=30), worker("w", 3)], {})
 
 
+def test_a_worker_reads_from_disk_what_nobody_has_memory_for() -> None:
+    placement = planner().first([stage(memory=30), worker("w", 24, disk=1e9)], {})
+    assert covered(placement.elsewhere, placement.workers)
+    (plan,) = placement.workers
+    assert plan.memory == 24 * MB < plan.weight_bytes and plan.streamed
+
+
+def test_no_disk_is_used_where_there_is_memory() -> None:
+    roomy = planner().first([stage(), worker("w", 4, disk=1e9)], {})
+    tight = planner().first([stage(memory=60), worker("w", 30, disk=1e9)], {})
+    assert tight.elsewhere
+    assert not any(worker.streamed for placement in (roomy, tight) for worker in placement.workers)
+
+
+def test_whose_disk_is_faster_is_read() -> None:
+    """Either the stage's or the worker's."""
+    for here, there in ((20e9, 0.1e9), (0.1e9, 20e9)):
+        node = NodeProfile("a", 50 * MB, 10e9, 1e12, here)
+        placement = planner().first([node, worker("w", 16, disk=there)], {})
+        assert placement.stages[0].memory > 0 if here > there else placement.workers[0].streamed > 0
+
+
 def test_workers_alone_are_refused() -> None:
     with pytest.raises(CapacityError, match="at least one that runs layers"):
         planner().first([worker("w")], {})

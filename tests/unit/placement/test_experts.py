@@ -38,9 +38,9 @@ def model(layers: int = 4, count: int = 8, chosen: int = 2, popularity: tuple[fl
     return ModelCost((dense, *(sparse,) * (layers - 1)), Matrices(MB, MB), 4096, MB)
 
 
-def worker(name: str, experts: int = 1000, speed: float = 10e9) -> NodeProfile:
+def worker(name: str, experts: int = 1000, speed: float = 10e9, disk: float = 0.0) -> NodeProfile:
     """experts: that it has room for."""
-    return NodeProfile(name, experts * EACH + MB, speed, 1e12, worker=True)
+    return NodeProfile(name, experts * EACH + MB, speed, 1e12, disk, worker=True)
 
 
 def bytes_of(plan: WorkerPlan) -> int:
@@ -83,6 +83,45 @@ def test_there_are_replicas_as_far_as_memory_goes() -> None:
     assert alone(elsewhere, plenty) == 0
     assert sum(map(bytes_of, plenty)) == 2 * 24 * EACH, "two of each are enough"
     assert alone(elsewhere, scarce) == 24 - 4
+
+
+@given(
+    workers=st.lists(st.tuples(st.integers(1, 30), st.sampled_from([1e9, 5e9, 40e9]), st.sampled_from([0.0, 1e9])), min_size=1, max_size=3),
+    count=st.integers(2, 24),
+)
+def test_workers_with_disks_hold_what_no_memory_has_room_for(workers: list[tuple[int, float, float]], count: int) -> None:
+    cost = model(count=count)
+    elsewhere = away(cost, 1.0)
+    nodes = {f"w{i}": worker(f"w{i}", *one) for i, one in enumerate(workers)}
+    plans = dealt(cost, elsewhere, list(nodes.values()), {}, streamed=True)
+    if plans is None:
+        assert not any(node.disk for node in nodes.values()), "there is room"
+        return
+    assert covered(elsewhere, plans)
+    for plan in plans:
+        node = nodes[plan.node]
+        assert plan.weight_bytes == bytes_of(plan) and plan.memory == node.memory - cost.workspace
+        assert plan.weight_bytes <= plan.memory or (node.disk and plan.streamed == 1 - plan.memory / plan.weight_bytes)
+
+
+def test_disks_are_used_alike() -> None:
+    cost = model(count=32)
+    plans = dealt(cost, away(cost, 1.0), [worker("a", 16, disk=1e9), worker("b", 32, disk=1e9)], {}, streamed=True)
+    assert plans is not None
+    assert [len(plan.table[1]) for plan in plans] == [11, 21]
+    assert all(0.48 < plan.streamed < 0.52 for plan in plans)
+
+
+def test_a_stage_waits_for_the_disk_of_a_worker() -> None:
+    cost = model(count=16, chosen=8)
+    stage, here = NodeProfile("stage", 1000 * MB, 10e9, 1e12), LinkSpeeds({name: LinkSpeed(1e-6, 100e9) for name in ("w", "stage")})
+    seconds: list[float] = []
+    for room in (48, 24):
+        node = worker("w", room, speed=40e9, disk=1e9)
+        plans = dealt(cost, away(cost, 1.0), [node], {}, streamed=True)
+        assert plans is not None
+        seconds.append(change(cost, 0, 4, stage, [(plans[0], node)], away(cost, 1.0), asking(cost, stage, [node], here), 1))
+    assert 0.010 < seconds[1] - seconds[0] < 0.013, "half of eight experts in three layers, at 1 GB/s"
 
 
 @given(st.integers(1, 4), st.integers(0, 3))
