@@ -15,6 +15,8 @@ _REMEMBERED = 128
 """Answers of a worker from which its usual time is taken."""
 _FEWEST = 16
 """Answers before it is known, and before it is looked at again."""
+_WHILE = 5.0
+"""Seconds in which a worker is not asked for what it refused."""
 _MARGIN = 2.0
 """A worker is late after so many times the time within which 95 % of its answers came."""
 
@@ -30,6 +32,8 @@ class ExpertHolder:
     """Seconds after which an answer is late, from time to time from these; None: not known yet."""
     _unsorted: int = 0
     """Answers since then."""
+    refusals: deque[tuple[float, int, frozenset[int]]] = field(default_factory=deque[tuple[float, int, frozenset[int]]])
+    """Until when it is not asked for what it refused: a layer's experts."""
     abandoned: set[int] = field(default_factory=set[int])
     """Numbers of frames that it has not answered and that nobody waits for any more. While there are any, others are asked first."""
     away: bool = False
@@ -46,9 +50,16 @@ class ExpertHolder:
         """For people."""
         return f"not asked any more, {self.fenced}" if self.fenced else "cannot be reached" if self.away else "lacks it"
 
-    def lacks(self, layer: int, experts: Sequence[int]) -> None:
-        """It said that it does not have them."""
+    def refused(self, layer: int, experts: Sequence[int], now: float) -> None:
+        """It does not run them now: perhaps it lacks one, or cannot read it. They are asked of others for a while."""
         self.held = {**self.held, layer: self.held.get(layer, frozenset()).difference(experts)}
+        self.refusals.append((now + _WHILE, layer, frozenset(experts)))
+
+    def forgive(self, now: float) -> None:
+        """What was refused long ago may be asked again."""
+        while self.refusals and self.refusals[0][0] <= now:
+            _, layer, experts = self.refusals.popleft()
+            self.held = {**self.held, layer: self.held.get(layer, frozenset()) | experts}
 
     def answered(self, seconds: float) -> None:
         """After so long."""
@@ -74,6 +85,20 @@ class Holders:
     def experts(self) -> dict[int, frozenset[int]]:
         """By layer: those that anybody holds, reachable now or not."""
         return together(holder.held for holder in self._workers.values())
+
+    def may_come_back(self, layer: int, experts: Sequence[int], without: Iterable[str] = ()) -> bool:
+        """Whether one that has any of them is away now, or does not answer. Otherwise waiting helps nobody."""
+        barred = set(without)
+        return any(
+            (holder.away or holder.abandoned) and not holder.fenced and not holder.held.get(layer, frozenset[int]()).isdisjoint(experts)
+            for name, holder in self._workers.items()
+            if name not in barred
+        )
+
+    def forgive(self, now: float) -> None:
+        for holder in self._workers.values():
+            if holder.refusals:
+                holder.forgive(now)
 
     def choose(self, layer: int, experts: Sequence[int], without: Iterable[str] = (), answering: bool = False) -> dict[str, list[int]]:
         """Whom to ask for which of the experts; some are left out if nobody has them now. As few workers as can be, since each costs a round

@@ -9,6 +9,7 @@ time.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from random import Random
@@ -34,6 +35,8 @@ _DEADLINE = 5.0
 """Seconds after which a worker whose usual time is not known is late."""
 _SOONEST = 0.01
 """Seconds before which nobody is late: to ask twice costs more than to wait so long."""
+_FATAL = 3
+"""Times that a worker's connection breaks over one question; then it is asked somebody else, or the step fails: it may be the rows' fault."""
 _WITHOUT = 1.0
 """Seconds after which a step goes on without experts, where it may."""
 _FIRST_DELAY, _MOST_DELAY = 0.05, 2.0
@@ -60,6 +63,8 @@ class _Ask:
     flights: dict[int, tuple[str, float]] = field(default_factory=dict[int, tuple[str, float]])
     """By number of the frame: who was asked, and when he is late."""
     asked: set[str] = field(default_factory=set[str])
+    losses: Counter[str] = field(default_factory=Counter[str])
+    """Connections that broke while a worker was asked for this."""
     given_up: float | None = None
     """When the step fails, if nobody has them until then."""
     answer: tuple[Sums, SumsHeader] | None = None
@@ -131,6 +136,7 @@ class ExpertLinks:
     async def send(self, asked: Send) -> None:
         """Those that nobody can be asked for now are asked for by `collect`."""
         routed = asked.routed
+        self.holders.forgive(self._clock())
         left = routed.experts.tolist()
         for worker, experts in self.holders.choose(routed.layer, left, answering=self._degrade).items():
             self._post(self._begin(asked, experts), worker)
@@ -225,7 +231,8 @@ class ExpertLinks:
         routed = ask.routed
         if self._degrade and self._clock() - ask.begun >= _WITHOUT:
             self._abandon(ask)
-        others = self.holders.choose(routed.layer, routed.experts.tolist(), ask.asked, answering=self._degrade)
+        fatal = {worker for worker, losses in ask.losses.items() if losses >= _FATAL}
+        others = self.holders.choose(routed.layer, routed.experts.tolist(), ask.asked | fatal, answering=self._degrade)
         complete = sum(map(len, others.values())) == len(routed.experts)
         if complete and len(others) == 1:
             self.tally.hedged += bool(ask.flights)
@@ -258,12 +265,14 @@ class ExpertLinks:
             self._step.remove(ask)
             self._ask_again(self._begin(Send(routed, ask.rows), sorted(set(routed.experts.tolist()) - ask.spare)))
         elif ask.given_up is None:
-            ask.given_up = self._clock() + self._patience
+            hope = self.holders.may_come_back(routed.layer, routed.experts.tolist(), fatal)
+            ask.given_up = self._clock() + (self._patience if hope else 0.0)
 
     def _not_had(self, ask: _Ask) -> ClusterError:
         holders = "; ".join(f"{name}: {self.holders[name].state}" for name in self.holders) or "there are none"
         return ClusterError(
-            f"expert {ask.routed.experts[0]} of layer {ask.routed.layer} could not be had for {self._patience:g} s (workers: {holders})"
+            f"expert {ask.routed.experts[0]} of layer {ask.routed.layer} could not be had for {self._clock() - ask.begun:.1f} s "
+            f"(workers: {holders})"
         )
 
     def _settle(self, ask: _Ask) -> None:
@@ -314,7 +323,9 @@ class ExpertLinks:
             return
         self.holders[asked.worker].outstanding -= asked.ask.routed.rows
         asked.ask.flights.pop(number, None)
-        if not isinstance(error, ConnectionError | _Lost):
+        if isinstance(error, ConnectionError):
+            asked.ask.losses[asked.worker] += 1
+        elif not isinstance(error, _Lost):
             self._failure = error
         self._wake()
 
@@ -353,7 +364,7 @@ class ExpertLinks:
         del self._streams[worker]
         stream.abort()
         for number in [number for number, asked in self._answers.items() if asked.worker == worker]:
-            self._failed(number, _Lost(worker))
+            self._failed(number, ConnectionResetError(worker))
         holder.abandoned.clear()
         self._wake()
 
@@ -396,7 +407,7 @@ class ExpertLinks:
         if frame.kind is FrameKind.ERROR:
             reason = messages.decode_error(frame.meta).message
             log.warning("a worker refused rows for experts", reason=reason)
-            holder.lacks(routed.layer, routed.experts.tolist())
+            holder.refused(routed.layer, routed.experts.tolist(), self._clock())
             return _Lost(reason)
         if frame.kind is not FrameKind.EXPERTS:
             raise RemoteProtocolError(f"a {frame.kind.name} frame where experts' sums were expected")

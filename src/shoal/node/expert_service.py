@@ -29,6 +29,8 @@ MOST_WAITING = 16
 """Frames of one connection that wait or run; no more are read meanwhile."""
 FEW_ROWS = 8
 """A frame with no more rows than this goes before those with more."""
+_PATIENCE = 0.25
+"""Seconds after which a frame goes before others, however many rows it has."""
 _TOGETHER = 512
 """Rows that run in one call, at most, unless one frame has more."""
 
@@ -143,7 +145,12 @@ class ExpertService:
 
     def _next(self) -> list[_Waiting]:
         """The first that waits, and others that can run in one call with it."""
-        first = heapq.heappop(self._queue)
+        oldest = min(self._queue, key=lambda waiting: waiting.number)
+        if self._clock() - oldest.since > _PATIENCE:
+            first = oldest
+            self._queue.remove(oldest)
+        else:
+            first = heapq.heappop(self._queue)
         if not self._queue:
             return [first]
         together, left, rows = [first], list[_Waiting](), first.routed.rows

@@ -74,10 +74,25 @@ def test_experts_are_those_that_anybody_holds_reachable_or_not() -> None:
     holders = Holders({"a": {1: frozenset({1}), 2: frozenset({5})}, "b": {1: frozenset({2})}})
     holders["a"].away = True
     assert holders.experts == {1: {1, 2}, 2: {5}}
-    holders["b"].lacks(1, [2])
+    holders["b"].refused(1, [2], now=0.0)
     assert holders.experts == {1: {1}, 2: {5}}
-    holders["b"].lacks(7, [2])
+    holders["b"].refused(7, [2], now=1.0)
     assert holders["b"].held == {1: set(), 7: set()}
+    holders.forgive(4.9)
+    assert holders["b"].held == {1: set(), 7: set()}
+    holders.forgive(5.0)
+    assert holders["b"].held == {1: {2}, 7: set()}
+
+
+def test_who_is_away_or_does_not_answer_may_come_back() -> None:
+    holders = Holders({"a": {1: frozenset({1})}, "b": {1: frozenset({2})}})
+    assert not holders.may_come_back(1, [1, 2]), "who is here has said what it has to say"
+    holders["a"].away = True
+    assert holders.may_come_back(1, [1]) and not holders.may_come_back(1, [2]) and not holders.may_come_back(1, [1], ["a"])
+    holders["b"].abandoned.add(7)
+    assert holders.may_come_back(1, [2])
+    holders["b"].fenced = "it lied"
+    assert not holders.may_come_back(1, [2])
 
 
 def test_a_worker_is_late_after_twice_its_usual_time_once_that_is_known() -> None:

@@ -366,3 +366,24 @@ def test_a_service_that_ends_leaves_no_task() -> None:
         await first.ask(ONE)  # and `play` looks
 
     play(scenario)
+
+
+def test_many_rows_are_not_passed_over_for_long() -> None:
+    """By frames of few rows that never end."""
+
+    async def scenario(till: Till) -> None:
+        await till.blocked()
+        few, many = till.asker(), till.asker()
+        await many.ask(MANY)
+        await quiet()
+        till.now += 0.3
+        for _ in range(4):
+            await few.ask(ONE)
+        await quiet()
+        till.open.set()
+        assert np.array_equal(await many.sums(MANY), summed(MANY))
+        for _ in range(4):
+            assert np.array_equal(await few.sums(ONE), summed(ONE))
+        assert till.bank.ran[1] == MANY.rows
+
+    play(scenario)
