@@ -7,17 +7,19 @@ has stays with it if it may.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from shoal.placement.cost import ExpertsCost, ModelCost
-from shoal.placement.profile import LinkSpeeds, NodeProfile
+from shoal.placement.profile import LinkSpeed, LinkSpeeds, NodeProfile
 
 Table = tuple[frozenset[int], ...]
 """By layer: experts."""
 _SUM_BYTES = 8
 """Of a value of what comes back: see wire.routed."""
-ASKING = 300e-6
+_ASKING = 300e-6
 """Seconds that a layer's question and answer take both ends, beside the network and the products: measured by benchmarks.experts."""
 
 
@@ -48,6 +50,7 @@ def away(model: ModelCost, share: float) -> Table:
     return tuple(_rarest(layer.experts, round(layer.experts.count * share)) if layer.experts else frozenset() for layer in model.layers)
 
 
+@lru_cache(256)
 def _rarest(experts: ExpertsCost, count: int) -> frozenset[int]:
     popularity = experts.popularity or (0.0,) * experts.count
     return frozenset(sorted(range(experts.count), key=lambda expert: (popularity[expert], -expert))[:count])
@@ -108,14 +111,18 @@ def _replicate(
     elsewhere: Table, sizes: Sequence[int], tables: Mapping[str, list[set[int]]], room: dict[str, int], held: Mapping[str, Table]
 ) -> None:
     """Fills what memory is left, until every expert is there twice: on whoever has it already, or has the most room."""
+    if len(tables) < 2:
+        return
     for layer, experts in enumerate(elsewhere):
+        mine = [(name, table[layer], held[name][layer] if name in held else frozenset[int]()) for name, table in tables.items()]
         for expert in sorted(experts):
-            free = [name for name in tables if expert not in tables[name][layer] and room[name] >= sizes[layer]]
-            if not free:
-                continue
-            name = max(free, key=lambda name: (name in held and expert in held[name][layer], room[name], name))
-            tables[name][layer].add(expert)
-            room[name] -= sizes[layer]
+            free = [
+                (expert in had, room[name], name, here) for name, here, had in mine if expert not in here and room[name] >= sizes[layer]
+            ]
+            if free:
+                _, _, name, here = max(free)
+                here.add(expert)
+                room[name] -= sizes[layer]
 
 
 def _shares(speeds: Mapping[str, float], most: Mapping[str, float]) -> dict[str, float] | None:
@@ -143,33 +150,67 @@ def _apportioned(count: int, shares: Mapping[str, float]) -> dict[str, int]:
     return out
 
 
-def waits(
-    model: ModelCost,
-    first: int,
-    end: int,
-    node: NodeProfile,
-    workers: Sequence[tuple[WorkerPlan, NodeProfile]],
-    links: LinkSpeeds,
-    rows: int,
-) -> float:
+Workers = Sequence[tuple[WorkerPlan, NodeProfile]]
+
+
+def asking(model: ModelCost, link: LinkSpeed, rows: int) -> float:
+    """Seconds of a layer's question and its answer, without the products."""
+    return _ASKING + 2 * link.seconds + rows * model.activation_bytes / 4 * (1.125 + _SUM_BYTES) / link.bytes_per_second
+
+
+def waits(model: ModelCost, first: int, end: int, node: NodeProfile, workers: Workers, links: LinkSpeeds, rows: int) -> float:
     """Seconds of a step with so many rows in which a stage with these layers waits for experts elsewhere, after it has run its own."""
+    known: dict[tuple[ExpertsCost, Table], float] = {}  # most layers are alike
     seconds = 0.0
-    for layer in range(first, end):
-        experts = model.layers[layer].experts
-        gone = frozenset[int]().union(*(plan.table[layer] for plan, _ in workers))
-        if experts is None or not gone:
-            continue
-        per_expert = experts.touched(rows) / experts.count * experts.each.size
-        holders = {expert: [plan.node for plan, _ in workers if expert in plan.table[layer]] for expert in gone}
-        slowest = 0.0
-        for plan, worker in workers:
-            mine = sum(1 / len(nodes) for nodes in holders.values() if plan.node in nodes)
-            if not mine:
-                continue
-            link = links.between(node.name, worker.name)
-            carried = rows * model.activation_bytes / 4 * (1.125 + _SUM_BYTES)
-            slowest = max(
-                slowest, ASKING + 2 * link.seconds + carried / link.bytes_per_second + mine * per_expert / worker.bytes_per_second
-            )
-        seconds += max(slowest - (experts.count - len(gone)) * per_expert / node.bytes_per_second, 0.0)
+    for experts, tables in _asking(model, first, end, workers):
+        if (experts, tables) not in known:
+            gone = len(frozenset[int]().union(*tables))
+            slowest = 0.0
+            for (_, worker), part in zip(workers, _parts(experts, tables, rows), strict=True):
+                if part:
+                    asked = asking(model, links.between(node.name, worker.name), rows)
+                    slowest = max(slowest, asked + part / worker.bytes_per_second)
+            own = (experts.count - gone) * experts.touched(rows) / experts.count * experts.each.size
+            known[experts, tables] = max(slowest - own / node.bytes_per_second, 0.0)
+        seconds += known[experts, tables]
     return seconds
+
+
+def balance(model: ModelCost, stages: Sequence[NodeProfile], workers: Sequence[NodeProfile], links: LinkSpeeds, slots: int) -> float | None:
+    """The share of the experts with which stages and workers read about as long, if all run layers that may. None: there are no experts."""
+    routed = [layer.experts for layer in model.layers if layer.experts is not None]
+    if not routed:
+        return None
+    rows = max(1, slots // len(stages))
+    read = sum(experts.touched(rows) * experts.each.size for experts in routed) / len(routed)
+    own = read * len(stages) / sum(node.bytes_per_second for node in stages)
+    theirs = read * len(stages) / sum(node.bytes_per_second for node in workers)
+    asked = sum(asking(model, links.between("", worker.name), rows) for worker in workers) / len(workers)
+    return max(own - asked, 0.0) / (own + theirs)
+
+
+def working(model: ModelCost, workers: Workers, rows: int) -> float:
+    """Seconds that the busiest worker computes for a step with so many rows, for the stages of all layers."""
+    known: dict[tuple[ExpertsCost, Table], list[float]] = {}
+    seconds = [0.0] * len(workers)
+    for experts, tables in _asking(model, 0, len(model.layers), workers):
+        if (experts, tables) not in known:
+            known[experts, tables] = _parts(experts, tables, rows)
+        for i, part in enumerate(known[experts, tables]):
+            seconds[i] += part / workers[i][1].bytes_per_second
+    return max(seconds, default=0.0)
+
+
+def _asking(model: ModelCost, first: int, end: int, workers: Workers) -> Iterator[tuple[ExpertsCost, Table]]:
+    """Of the layers that ask workers: their experts, and which each worker has."""
+    for layer in range(first, end):
+        experts, tables = model.layers[layer].experts, tuple(plan.table[layer] for plan, _ in workers)
+        if experts is not None and any(tables):
+            yield experts, tables
+
+
+def _parts(experts: ExpertsCost, tables: Table, rows: int) -> list[float]:
+    """Bytes that each worker is expected to read for one layer; who have the same expert are asked alike often."""
+    each = experts.touched(rows) / experts.count * experts.each.size
+    holders = Counter(expert for table in tables for expert in table)
+    return [sum(each / holders[expert] for expert in table) for table in tables]
