@@ -44,6 +44,8 @@ class Join:
     """Bytes of weights per second from its disk; 0: it cannot stream weights."""
     worker: bool = False
     """It holds experts and no layers."""
+    auto: bool = False
+    """The head decides whether it does."""
 
 
 @dataclass(kw_only=True)
