@@ -43,6 +43,7 @@ class Codec(enum.StrEnum):
 class NodeRole(enum.StrEnum):
     LAYERS = "layers"
     EXPERTS = "experts"
+    AUTO = "auto"
 
 
 class RuntimeName(enum.StrEnum):
@@ -139,7 +140,8 @@ class NodeSettings(Settings):
     journal: str = setting("256MiB", "Memory limit for the stage's recent outputs, from which a lost neighbour is refilled; 0: keep none.")
     journal_disk: str = setting("1GiB", "Disk limit for the outputs that do not fit in --journal; 0: none.")
     role: NodeRole = setting(
-        NodeRole.LAYERS, "What the node is for: layers, or experts alone, for the stages of a Mixture-of-Experts model on other nodes."
+        NodeRole.LAYERS,
+        "What the node is for: layers, or experts alone, for the stages of a Mixture-of-Experts model on other nodes; auto: whatever is faster.",
     )
     share: bool = setting(True, "Fetch model files, as they are and packed, from other nodes, and let them fetch from this one.")
     packed_cache: str = setting(

@@ -14,13 +14,16 @@ import pytest
 from shoal.executor.base import StageOutput
 from shoal.executor.journal import Journal, JournalLimits
 from shoal.executor.shard import Shard
+from shoal.membership.state import Cluster
+from shoal.node.agent import Agent
 from shoal.node.stage_service import StageService
 from shoal.scheduler.budget import StepBudget
 from shoal.scheduler.cost import Learned
 from shoal.scheduler.scheduler import Scheduler
+from shoal.testing import toy
 from shoal.testing.clock import Deadlock, SimulatedLoop
 from shoal.testing.rush import Rush
-from shoal.testing.scenario import Broken, Scenario, disks_of, workers_of
+from shoal.testing.scenario import Broken, Scenario, disks_of, undecided_of, workers_of
 from shoal.testing.simulate import play, play_all
 
 SEEDS = int(os.environ.get("SHOAL_SEEDS", "300"))  # `make simulate` plays more
@@ -64,6 +67,21 @@ def test_workers_that_are_lost_cost_time_and_no_token():
     assert sum("a worker with experts is lost" in events for events in told) > 5
     banks = [model.bank for scenario in with_workers for node in scenario._nodes for model in node.models]
     assert sum(bool(bank.rows) for bank in banks) > 15
+
+
+@pytest.mark.slow
+def test_nodes_change_their_parts_and_no_token():
+    undecided = [Scenario(seed) for seed in range(200) if undecided_of(seed) is not None]
+    for scenario in undecided:
+        scenario.run()  # raises Broken as above, and where something stays that another part has no use for
+    assert sum(bool(changed_parts(scenario.events)) for scenario in undecided) > 10
+
+
+def changed_parts(events: list[str]) -> set[str]:
+    """The nodes that had layers at one time and experts at another."""
+    layouts = [event.partition(": ")[2].split(", ") for event in events if "[info] epoch" in event]
+    with_experts = {part.split()[0] for parts in layouts for part in parts if part.endswith("experts")}
+    return with_experts & {part.split()[0] for parts in layouts for part in parts if not part.endswith("experts")}
 
 
 @pytest.mark.slow
@@ -170,6 +188,14 @@ def _hoard(init: Callable[..., Any]) -> Callable[..., Any]:
     return wrong
 
 
+def _keep_both(relieve: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, path: []
+
+
+def _want_all(wanted: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self: {layer: frozenset(range(toy.EXPERTS)) for layer in range(10)}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "name", "sabotage", "first"),
@@ -180,6 +206,8 @@ def _hoard(init: Callable[..., Any]) -> Callable[..., Any]:
         (Shard, "enter", _keep_everything, 21),
         (StageService, "close", _go_on, 18),
         (Journal, "__init__", _hoard, 1),
+        (Cluster, "_relieve", _keep_both, 50),
+        (Agent, "_wanted_experts", _want_all, 60),
     ],
     ids=[
         "a journal replays other rows",
@@ -188,6 +216,8 @@ def _hoard(init: Callable[..., Any]) -> Callable[..., Any]:
         "nothing is refilled",
         "a stage goes on when its node is another",
         "a journal takes more than it may",
+        "a node with experts keeps its layers",
+        "a node with layers keeps its experts",
     ],
 )
 def test_sabotage_is_noticed(kind: type, name: str, sabotage: Callable[..., Any], first: int, monkeypatch: pytest.MonkeyPatch):

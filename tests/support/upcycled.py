@@ -50,13 +50,19 @@ _SCALES = {
 
 
 def mixtral(
-    source: Path, mode: Mode = "identical", experts: int = 8, top: int = 2, noise: float = 0.05, folder: Path | None = None
+    source: Path,
+    mode: Mode = "identical",
+    experts: int = 8,
+    top: int = 2,
+    noise: float = 0.05,
+    folder: Path | None = None,
+    layers: int = 0,
 ) -> Path:
-    """A dense llama GGUF file as a Mixtral one. noise: of each block's scale, with "perturbed"."""
+    """A dense llama GGUF file as a Mixtral one. noise: of each block's scale, with "perturbed". layers: how many of the first; 0: all. Answers
+    of a few layers are no English."""
     name = f"{source.stem}.mixtral-{mode}"
-    return _cached(
-        folder, name, [source.stat().st_size, experts, top, noise], lambda path: _mixtral(source, path, mode, experts, top, noise)
-    )
+    parameters = [source.stat().st_size, experts, top, noise, *([layers] if layers else [])]
+    return _cached(folder, name, parameters, lambda path: _mixtral(source, path, mode, experts, top, noise, layers))
 
 
 def qwen2_moe(source: Path, sets: int = 2, noise: float = 0.0, folder: Path | None = None) -> Path:
@@ -73,16 +79,16 @@ def _cached(folder: Path | None, name: str, parameters: list[Any], make: Any) ->
 
 
 class _Dense:
-    """A dense model's file, and parts of its matrices as they are stored."""
+    """A dense model's file, and parts of its matrices as they are stored. layers: how many of the first; 0: all."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, layers: int = 0) -> None:
         self._reader = GGUFReader(path)
         self._tensors = {str(tensor.name): tensor for tensor in self._reader.tensors}
         self.metadata: dict[str, Any] = {
             name: field.contents() for name, field in self._reader.fields.items() if not name.startswith("GGUF.")
         }
         self.arch = self.metadata["general.architecture"]
-        self.layers = int(self.key("block_count"))
+        self.layers = layers or int(self.key("block_count"))
         self.width = int(self.key("embedding_length"))
         self.neurons = int(self.key("feed_forward_length"))
 
@@ -151,8 +157,8 @@ def _floats(name: str, values: np.ndarray) -> Tensor:
     return Tensor(name, values.shape, _KIND.F32, lambda: [np.ascontiguousarray(values, np.float32)])
 
 
-def _mixtral(source: Path, path: Path, mode: Mode, experts: int, top: int, noise: float) -> Path:
-    dense = _Dense(source)
+def _mixtral(source: Path, path: Path, mode: Mode, experts: int, top: int, noise: float, layers: int) -> Path:
+    dense = _Dense(source, layers)
     if dense.arch != "llama":
         raise ValueError(f"{source} is a {dense.arch}, and Mixtral's architecture is llama")
     sliced = mode == "slices"
@@ -174,7 +180,12 @@ def _mixtral(source: Path, path: Path, mode: Mode, experts: int, top: int, noise
         router = rng.standard_normal((experts, dense.width), np.float32) * np.float32(0 if sliced else 0.1)
         tensors += [_floats(f"blk.{layer}.ffn_gate_inp.weight", router)]
         tensors += _experts(dense, layer, experts, neurons, stacked)
-    changes = {"feed_forward_length": neurons, "expert_count": experts, "expert_used_count": chosen}
+    changes = {
+        "block_count": dense.layers,
+        "feed_forward_length": neurons,
+        "expert_count": experts,
+        "expert_used_count": chosen,
+    }
     return gguf_stream.write(path, "llama", dense.renamed("llama", **changes), tensors)
 
 

@@ -13,6 +13,7 @@ from shoal.config import (
     EngineSettings,
     HeadSettings,
     KvType,
+    NodeRole,
     NodeSettings,
     Precision,
     RuntimeName,
@@ -74,6 +75,15 @@ def test_the_defaults_hold(role: type[Settings]):
 def test_what_is_out_of_range_is_refused_by_flag(bad: dict[str, object]):
     with pytest.raises(errors.ConfigError, match="--" + next(iter(bad)).replace("_", "-")):
         composed(HeadSettings, bad)
+
+
+def test_a_node_has_one_of_three_roles():
+    assert NodeSettings().role is NodeRole.LAYERS
+    for role in NodeRole:
+        assert from_environment(NodeSettings, {}, {"SHOAL_ROLE": role.value}).role is role
+        assert from_environment(NodeSettings, {}, {}, {"role": role.value}).role is role
+    with pytest.raises(errors.ConfigError, match=r"--role is one of layers, experts, auto, not 'both'"):
+        composed(NodeSettings, {"role": "both"})
 
 
 def test_a_chat_template_is_a_file(tmp_path: Path):

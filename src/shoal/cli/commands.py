@@ -201,7 +201,12 @@ def plan(
     settings: EngineSettings,
     model: Annotated[str, typer.Argument(help="A model, named as for --model of other commands.")],
     node: Annotated[
-        list[str] | None, flag("--node", "A node; repeat for more. SPEED is relative to this machine.", metavar="MEMORY[:SPEED]")
+        list[str] | None,
+        flag(
+            "--node",
+            "A node; repeat for more. SPEED is relative to this machine. ROLE: as for `shoal join`, by default auto.",
+            metavar="MEMORY[:SPEED][:ROLE]",
+        ),
     ] = None,
     threads: Annotated[int, flag("--threads", "Threads to measure this machine with; 0: every core.", min=0)] = 0,
     hardware: Annotated[

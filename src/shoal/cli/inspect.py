@@ -9,16 +9,18 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.markup import escape
 
 from shoal import __version__, allowance
-from shoal.cli.show import described, emit, err, expected, line, line_out, out, placement_rows, split
+from shoal.cli.show import described, emit, err, expected, line, line_out, out, placement_rows, split, worker_rows
 from shoal.cli.streamed_plan import StreamedPlan, as_lines, as_values, planned
-from shoal.config import EngineSettings, RuntimeName, default_threads, parse_bytes
+from shoal.cli.ways import show_ways, ways_values
+from shoal.config import EngineSettings, NodeRole, RuntimeName, default_threads, parse_bytes
 from shoal.errors import ConfigError, NotEnoughMemory
 from shoal.executor.cost import model_cost
 from shoal.executor.hardware_files import read_hardware
@@ -29,22 +31,26 @@ from shoal.folders import cache_dir, data_dir, named
 from shoal.native import instruction_set, missing
 from shoal.placement.cost import ModelCost
 from shoal.placement.expectation import expect
+from shoal.placement.moves import Moves
 from shoal.placement.partition import Placement, place
 from shoal.placement.profile import Demand, LinkSpeeds, NodeProfile
+from shoal.placement.ways import Comparison, compared
 from shoal.sizes import human_bytes
 
 
-def _node(text: str, index: int, threads: int) -> NodeProfile:
-    """'4GiB' or '4GiB:2' (twice as fast as this machine). Raises ConfigError."""
-    memory, _, factor = text.partition(":")
+def _node(text: str, index: int, threads: int, disk: float) -> NodeProfile:
+    """'4GiB', '4GiB:2' (twice as fast as this machine), '4GiB:experts' or '4GiB:2:experts'. disk: its bytes per second. Raises ConfigError."""
+    memory, *rest = text.split(":")
+    role = NodeRole(rest.pop()) if rest and rest[-1] in [*NodeRole] else NodeRole.AUTO
     try:
-        speed = float(factor) if factor else 1.0
+        (speed,) = [float(factor) for factor in rest] or [1.0]
     except ValueError:
-        raise ConfigError(f"'{text}' is not a node; write MEMORY or MEMORY:SPEED, like 4GiB:0.5") from None
+        raise ConfigError(f"'{text}' is not a node; write MEMORY[:SPEED][:ROLE], like 4GiB:0.5 or 4GiB:0.5:experts") from None
     if not 0 < speed < 1e6:
         raise ConfigError(f"'{text}': the speed must be finite and greater than 0")
     here = measure(threads)
-    return NodeProfile(f"node-{index}", parse_bytes(memory), here.bytes_per_second * speed, here.flops * speed)
+    worker, auto = role is NodeRole.EXPERTS, role is NodeRole.AUTO
+    return NodeProfile(f"node-{index}", parse_bytes(memory), here.bytes_per_second * speed, here.flops * speed, disk, worker, auto)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,18 +168,26 @@ def plan(settings: EngineSettings, model: str, given: list[str], threads: int, h
         _show_streamed(planned(cost, known, engine, context, memory, f"profile {hardware}"), description.name, as_json)
         return
     demand = Demand.of(engine.slots, engine.kv_tokens, context)
-    nodes = [_node(text, i + 1, threads or default_threads()) for i, text in enumerate(given or [f"{allowance.usable_memory()}"])]
+    found = remembered()
+    disk = found.hardware.links[0].bytes_per_second if found is not None and found.hardware.links else 0.0
+    others = len(given) > 1 or ":" in "".join(given)  # than this machine; their disks are taken to be like its own
+    nodes = [
+        _node(text, i + 1, threads or default_threads(), disk if others else 0.0)
+        for i, text in enumerate(given or [f"{allowance.usable_memory()}"])
+    ]
+    experts = any(layer.experts for layer in cost.layers)
+    if not experts and any(node.worker for node in nodes):
+        raise ConfigError(f"{description.name} has no experts; leave out ':experts'")
     try:
+        if experts and (len(nodes) > 1 or nodes[0].worker):
+            _show_compared(compared(Moves(cost, demand), nodes), nodes, cost, description.name, engine, demand, as_json)
+            return
         placement = place(nodes, LinkSpeeds(), cost, demand)
     except NotEnoughMemory as short:
-        if (found := remembered()) is None:
+        if found is None:
             line("`shoal doctor --measure` measures this machine's disk; then `plan` shows what the model would give that is read from it")
+        if found is None or others:
             raise
-        if len(nodes) > 1 or ":" in "".join(given):  # others than this machine, whose disks are taken to be like its own
-            disk = found.hardware.links[0].bytes_per_second if found.hardware.links else 0.0
-            nodes = [dataclasses.replace(node, disk=disk) for node in nodes]
-            _show_split(place(nodes, LinkSpeeds(), cost, demand), nodes, cost, description.name, engine, demand, as_json)
-            return
         told = f"on {found.measured.on}, {found.measured.threads} thread(s); the disk of {found.measured.folder}"
         streamed = planned(cost, found.hardware, engine, context, nodes[0].memory, told)
         if streamed.plan.policy.weight_bytes[0] == 0:
@@ -183,9 +197,25 @@ def plan(settings: EngineSettings, model: str, given: list[str], threads: int, h
     _show_split(placement, nodes, cost, description.name, engine, demand, as_json)
 
 
-def _show_split(
-    placement: Placement, nodes: Sequence[NodeProfile], cost: ModelCost, name: str, engine: EngineSettings, demand: Demand, as_json: bool
+def _show_compared(
+    found: Comparison, nodes: Sequence[NodeProfile], cost: ModelCost, name: str, engine: EngineSettings, demand: Demand, as_json: bool
 ) -> None:
+    _show_split(found.chosen.placement, nodes, cost, name, engine, demand, as_json, ways_values(found) if as_json else {})
+    if not as_json:
+        show_ways(found, engine.slots)
+
+
+def _show_split(
+    placement: Placement,
+    nodes: Sequence[NodeProfile],
+    cost: ModelCost,
+    name: str,
+    engine: EngineSettings,
+    demand: Demand,
+    as_json: bool,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """more: for scripts."""
     told = expect(placement, {node.name: node for node in nodes}, cost, LinkSpeeds(), demand) if placement.streams else None
     read = cost.read_bytes(0, len(cost.layers), rows=1)
     if as_json:
@@ -193,12 +223,14 @@ def _show_split(
             {
                 "model": name,
                 "stages": placement_rows(placement),
+                "workers": worker_rows(placement),
                 "kv_tokens": placement.kv_tokens,
                 "weight_bytes": cost.held_bytes,
                 "read_bytes_per_token": round(read),
                 "predicted_tokens_per_second_full": round(placement.tokens_per_second, 1),
                 "predicted_prefill_tokens_per_second": round(placement.prefill_per_second, 1),
                 "predicted_tokens_per_second_one": round(told.alone, 2) if told else None,
+                **more,
             }
         )
         return

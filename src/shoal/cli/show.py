@@ -115,6 +115,11 @@ def placement_rows(placement: Placement) -> list[dict[str, Any]]:
     ]
 
 
+def worker_rows(placement: Placement) -> list[dict[str, Any]]:
+    """Who holds experts for the stages, for a script."""
+    return [{"node": w.node, "experts": sum(map(len, w.table)), "weight_bytes": w.weight_bytes} for w in placement.workers]
+
+
 def split(placement: Placement, title: str = "") -> Rows:
     """The split, for people."""
     return Rows(split_rows(placement), title)
@@ -126,6 +131,10 @@ def split_rows(placement: Placement) -> list[dict[str, Any]]:
         rows.append({"node": s.node, "layers": layers(s.first, s.end), "weights": human_bytes(s.weight_bytes)})
         if placement.streams:
             rows[-1]["in memory"] = human_bytes(s.held_bytes)
+    for worker in worker_rows(placement):
+        rows.append({"node": worker["node"], "layers": f"{worker['experts']} experts", "weights": human_bytes(worker["weight_bytes"])})
+        if placement.streams:
+            rows[-1]["in memory"] = rows[-1]["weights"]
     return rows
 
 
@@ -135,7 +144,7 @@ def expected(told: Expectation, slots: int) -> str:
 
 def limit_words(name: str) -> str:
     """name: of what would have to be faster, like 'disk'."""
-    return "memory is the limit" if name == "memory" else f"the {name} is the limit"
+    return {"memory": "memory is the limit", "workers": "the workers are the limit"}.get(name, f"the {name} is the limit")
 
 
 def speed_words(one: float, batch: float, size: int) -> str:

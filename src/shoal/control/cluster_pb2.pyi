@@ -43,7 +43,7 @@ class HeadMessage(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refuse: _Optional[_Union[Refuse, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., link: _Optional[_Union[Link, _Mapping]] = ..., rest: _Optional[_Union[Rest, _Mapping]] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ..., shutdown: _Optional[_Union[Shutdown, _Mapping]] = ...) -> None: ...
 
 class Join(_message.Message):
-    __slots__ = ("version", "name", "incarnation", "tensor_host", "tensor_port", "memory", "threads", "bytes_per_second", "flops", "machine", "model", "precision", "loaded", "shared", "disk", "worker", "packed")
+    __slots__ = ("version", "name", "incarnation", "tensor_host", "tensor_port", "memory", "threads", "bytes_per_second", "flops", "machine", "model", "precision", "loaded", "shared", "disk", "worker", "packed", "auto")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -61,6 +61,7 @@ class Join(_message.Message):
     DISK_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     PACKED_FIELD_NUMBER: _ClassVar[int]
+    AUTO_FIELD_NUMBER: _ClassVar[int]
     version: str
     name: str
     incarnation: int
@@ -78,7 +79,8 @@ class Join(_message.Message):
     disk: float
     worker: bool
     packed: _containers.RepeatedCompositeFieldContainer[PackedFile]
-    def __init__(self, version: _Optional[str] = ..., name: _Optional[str] = ..., incarnation: _Optional[int] = ..., tensor_host: _Optional[str] = ..., tensor_port: _Optional[int] = ..., memory: _Optional[int] = ..., threads: _Optional[int] = ..., bytes_per_second: _Optional[float] = ..., flops: _Optional[float] = ..., machine: _Optional[str] = ..., model: _Optional[str] = ..., precision: _Optional[str] = ..., loaded: _Optional[_Iterable[_Union[LayerRange, _Mapping]]] = ..., shared: _Optional[_Iterable[str]] = ..., disk: _Optional[float] = ..., worker: _Optional[bool] = ..., packed: _Optional[_Iterable[_Union[PackedFile, _Mapping]]] = ...) -> None: ...
+    auto: bool
+    def __init__(self, version: _Optional[str] = ..., name: _Optional[str] = ..., incarnation: _Optional[int] = ..., tensor_host: _Optional[str] = ..., tensor_port: _Optional[int] = ..., memory: _Optional[int] = ..., threads: _Optional[int] = ..., bytes_per_second: _Optional[float] = ..., flops: _Optional[float] = ..., machine: _Optional[str] = ..., model: _Optional[str] = ..., precision: _Optional[str] = ..., loaded: _Optional[_Iterable[_Union[LayerRange, _Mapping]]] = ..., shared: _Optional[_Iterable[str]] = ..., disk: _Optional[float] = ..., worker: _Optional[bool] = ..., packed: _Optional[_Iterable[_Union[PackedFile, _Mapping]]] = ..., auto: _Optional[bool] = ...) -> None: ...
 
 class LayerRange(_message.Message):
     __slots__ = ("first", "end")

@@ -46,6 +46,8 @@ class Join:
     """It holds experts and no layers."""
     packed: list[PackedFile] = field(default_factory=list["PackedFile"])
     """Files of packed weights that others may copy from it."""
+    auto: bool = False
+    """The head decides whether it does."""
 
 
 @dataclass(kw_only=True)

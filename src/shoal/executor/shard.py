@@ -199,7 +199,7 @@ class Shard:
             self._blocks = blocks
             self._runtime.open(blocks)
         self._runtime.keep(keep)
-        weights = self._stream(layers, memory) if memory else self._hold(layers)
+        weights = self._stream(layers, memory) if memory else self._hold(layers, {} if remote is None else remote.only)
         spec = weights.spec
         # A boundary's rows are good while the layer before it is: they are that layer's output.
         for boundary in [b for b in self._journals if b - 1 not in keep]:
@@ -215,13 +215,13 @@ class Shard:
             spec, layers, self._runtime, store, blocks, self._journals, embedding, context=self._context, grammars=self._grammars
         )
 
-    def _hold(self, layers: range) -> Weights:
+    def _hold(self, layers: range, elsewhere: Experts) -> Weights:
         """Makes the stage's layers the only ones, all of them held."""
         self._end_streaming()
         self._weights = {layer: weights for layer, weights in self._weights.items() if layer in layers}
         if owed := {layer: weights for layer, weights in self._owed.items() if layer in layers and layer not in self._weights}:
             assert self._runtime is not None
-            self._pack(self._runtime, owed, {})
+            self._pack(self._runtime, owed, elsewhere)
         self._owed, self._files = {}, {}
         weights = self._weights[layers.start]
         self._store.keep(blocks_of(layers, len(weights.spec.layers)))
@@ -273,7 +273,9 @@ class Shard:
         self._journals = {}
 
     def shed(self, wanted: list[range]) -> None:
-        """Frees loaded ranges that contain none of the wanted layers. No stage may run them."""
+        """Frees loaded ranges that contain none of the wanted layers, and what is in memory of streamed ones. No stage may run them."""
+        if self._streamed is not None and not any(layer in self._streamed.layers for w in wanted for layer in w):
+            self._end_streaming()
         kept = [held for held in ranges(sorted(self._weights)) if any(held.start < w.stop and w.start < held.stop for w in wanted)]
         self._weights = {layer: weights for layer, weights in self._weights.items() if any(layer in held for held in kept)}
         count = len(next(iter(self._weights.values())).spec.layers) if self._weights else 0

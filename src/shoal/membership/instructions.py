@@ -71,7 +71,7 @@ class LinkStage:
 
 @dataclass(frozen=True)
 class RestStage:
-    """The node is no longer part of the route: free keys and values, keep the weights."""
+    """The node has no stage any more: free keys and values, and keep the weights, but for layers where it is to hold experts."""
 
     node: int
     epoch: int

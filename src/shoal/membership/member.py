@@ -28,6 +28,8 @@ class Member:
     staged: bool = False
     """Whether it entered an epoch and was not told to rest since."""
     filled: range = range(0)
+    experts: bool = False
+    """Whether it has loaded experts for stages on other nodes, and was not told to make room since."""
     weight_bytes: int = 0
     runtime: str = ""
 

@@ -10,7 +10,8 @@ wherever it arrives.
        └──── nothing suffices ──── a node is lost, anywhere: fence, place again over the rest ┘
 
 A node's keys and values are good for the layers that it ran when the last route was filled, as long as it has been part of
-every route since: `Member.filled`. All other layers are refilled before the next route serves.
+every route since: `Member.filled`. All other layers are refilled before the next route serves. A node may run layers in one route
+and hold experts in the next; what it held for the other part is freed when no route needs it any more.
 
 A node is suspected after half of the allowed silence and lost after all of it. A node that fails at a stage is left out for a
 while, and one that keeps getting lost is left out for longer and longer, so a broken node cannot keep the cluster busy for
@@ -331,9 +332,24 @@ class Cluster:
         path.keep = {n: overlap(path.layers(n), self.members[n].filled) if same_pool else range(0) for n in path.nodes}
         self.coming, self._ready = path, set()
         self._enter(LOADING, now)
+        out: list[Instruction] = [Report(f"epoch {self.epoch}: {path.layout}")]
         if self.serving is None:
             self.why = "the model is being loaded"
-        return [Report(f"epoch {self.epoch}: {path.layout}"), *path.load()]
+            out += self._relieve(path)
+        return [*out, *path.load()]
+
+    def _relieve(self, path: Path) -> list[Instruction]:
+        """Nodes that held layers and are to hold experts, or the other way round, make room, when no other route needs what they held."""
+        out: list[Instruction] = []
+        for node in path.members:
+            member = self.members[node]
+            if node in path.workers and member.loaded:
+                member.loaded, member.filled = (), range(0)
+                out.append(RestStage(node, path.epoch))
+            elif node in path.nodes and member.experts and not len(member.filled):  # with keys and values it makes room when it enters
+                member.experts = False
+                out.append(RestStage(node, path.epoch))
+        return out
 
     def _loaded(self, event: events.StageLoaded, now: float) -> list[Instruction]:
         path = self.coming
@@ -343,6 +359,8 @@ class Cluster:
         member.weight_bytes, member.runtime = event.weight_bytes, event.runtime
         if event.node in path.nodes:
             member.loaded = (*member.loaded, path.layers(event.node))
+        else:
+            member.experts = True
         self._ready.add(event.node)
         if len(self._ready) < len(path.members):
             return []
@@ -363,14 +381,14 @@ class Cluster:
     def _link(self, now: float) -> list[Instruction]:
         assert self.coming is not None
         path, self._base = self.coming, self.coming.placement
-        out: list[Instruction] = []
+        out = self._relieve(path)
         for node, member in self.members.items():
             if node not in path.members and member.staged:
                 out.append(RestStage(node, path.epoch))
             member.staged = node in path.members
             member.filled = path.keep.get(node, range(0))
             if node in path.nodes:
-                member.loaded = (path.layers(node),)
+                member.loaded, member.experts = (path.layers(node),), False
         self._ready = set()
         self._enter(LINKING, now)
         return [*out, *path.link()]

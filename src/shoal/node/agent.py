@@ -19,6 +19,7 @@ from shoal.address import is_link_local, is_wildcard, join_host_port, parse_addr
 from shoal.config import NodeRole, NodeSettings
 from shoal.control import messages as control
 from shoal.errors import ClusterError, ProtocolError, ShoalError
+from shoal.executor.base import Executor
 from shoal.executor.measure import Speed
 from shoal.native import instruction_set
 from shoal.node.environment import ControlLink, Environment, Model, ModelMaker
@@ -227,6 +228,7 @@ class Agent:
             disk=speed.disk,
             machine=f"{platform.machine()} {instruction_set(settings.isa) or 'numpy'}",
             worker=settings.role is NodeRole.EXPERTS,
+            auto=settings.role is NodeRole.AUTO,
         )
         if self._model is not None:
             join.model, join.precision = self._identity[:2]
@@ -377,10 +379,34 @@ class Agent:
     async def _load_layers(self, epoch: _Epoch, model: Model) -> None:
         running = [self._current.layers] if self._current is not None else []
         streamed, away = epoch.order.weight_memory > 0, by_layer(epoch.order.absent)
-        await self._environment.load(lambda: (model.shed([*running, epoch.layers]), model.load(epoch.layers, streamed, away)))
+        experts = self._wanted_experts()
+
+        def load() -> None:
+            model.free(experts)
+            model.shed([*running, epoch.layers])
+            model.load(epoch.layers, streamed, away)
+
+        await self._environment.load(load)
 
     async def _load_experts(self, epoch: _Epoch, model: Model) -> None:
-        self._serve_experts(await self._environment.load(lambda: model.hold(epoch.experts, epoch.order.weight_memory)))
+        running = [self._current.layers] if self._current is not None else []
+
+        def load() -> Bank:
+            model.shed(running)
+            return model.hold(epoch.experts, epoch.order.weight_memory)
+
+        self._serve_experts(await self._environment.load(load))
+
+    def _wanted_experts(self) -> dict[int, frozenset[int]]:
+        """Those of all orders that may still be asked for."""
+        return together(epoch.experts for epoch in self._epochs.values())
+
+    def _forget_before(self, number: int) -> bool:
+        """Older orders are over. Returns whether there were any."""
+        old = [epoch for epoch in self._epochs if epoch < number]
+        for epoch in old:
+            del self._epochs[epoch]
+        return bool(old)
 
     def _is_ordered(self, epoch: _Epoch) -> bool:
         """Whether the epoch belongs to this membership and was not replaced by another."""
@@ -413,12 +439,14 @@ class Agent:
                 if not self._is_latest(epoch):
                     return
                 self._end_stage()
-                for old in [e for e in self._epochs if e < link.epoch]:
-                    del self._epochs[old]
-                remote = remote_experts(order)
-                executor = await self._environment.compute(
-                    lambda: model.enter(epoch.layers, keep, order.blocks, order.weight_memory, remote)
-                )
+                self._forget_before(link.epoch)
+                remote, experts = remote_experts(order), self._wanted_experts()
+
+                def enter() -> Executor:
+                    model.free(experts)
+                    return model.enter(epoch.layers, keep, order.blocks, order.weight_memory, remote)
+
+                executor = await self._environment.compute(enter)
                 if not self._is_ordered(epoch):
                     return  # the head was lost meanwhile, and the stage with it
                 epoch.links = self._expert_links(order) if order.workers else None
@@ -455,10 +483,13 @@ class Agent:
         async with self._changing:
             if self._model is None or (self._current is not None and self._current.order.epoch > epoch):
                 return
-            if self._current is not None:
+            holds = epoch in self._epochs and bool(self._epochs[epoch].experts)
+            if self._current is not None and not holds:
                 self._tell("resting: the head has no layers for this node now")
             self._end_stage()
-            await self._environment.compute(self._model.rest)
+            self._forget_before(epoch)
+            model = self._model
+            await self._environment.compute(lambda: (model.rest(), model.shed([])) if holds else model.rest())
 
     def _end_stage(self) -> None:
         if self._current is not None and self._current.service is not None:
@@ -508,10 +539,8 @@ class Agent:
         stage = EXPERTS if holds else -1
         await accept_link(stream, greeting, greeting.epoch, self._welcome.cluster, stage, self._welcome.name)
         assert epoch is not None and self._serving_experts is not None and self._model is not None  # no greeting fits stage -1
-        if old := [number for number in self._epochs if number < greeting.epoch]:
-            for number in old:
-                del self._epochs[number]
-            model, wanted = self._model, together(later.experts for later in self._epochs.values())
+        if self._forget_before(greeting.epoch):
+            model, wanted = self._model, self._wanted_experts()
             async with self._changing:
                 await self._environment.load(lambda: model.free(wanted))
         await self._serving_experts[0].serve(stream)

@@ -42,11 +42,11 @@ from shoal.pipeline.stragglers import StragglerDetector
 from shoal.pipeline.timing import StepTiming
 from shoal.pipeline.token_stream import TokenStream
 from shoal.placement.expectation import Expectation, expect
-from shoal.placement.expert_moves import ExpertMoves
 from shoal.placement.moves import Moves
 from shoal.placement.partition import Placement
 from shoal.placement.profile import Demand, LinkSpeed, NodeProfile
 from shoal.placement.profile import LinkSpeeds as Measured
+from shoal.placement.roles import RoleMoves
 from shoal.request import Request
 from shoal.scheduler.limits import Limits
 from shoal.transport.base import FrameStream
@@ -76,7 +76,7 @@ class Coordinator:
             model.cost, Demand.of(settings.engine.slots, settings.engine.kv_tokens, model.context), settings.spread, settings.spares
         )
         admission = AdmissionRules(parse_bytes(settings.min_memory or "0"), settings.min_speed * 1e9, settings.max_nodes)
-        self._planner = ExpertMoves(self._moves)
+        self._planner = RoleMoves(self._moves)
         self.cluster = Cluster(
             __version__, settings.min_nodes, self._planner, settings.heartbeat * _SILENCES, admission, settings.engine.degrade
         )
@@ -168,9 +168,9 @@ class Coordinator:
     def expectation(self) -> Expectation | None:
         placement = self.cluster.placement
         nodes = {member.name: member.profile for member in self.cluster.members.values()}
-        if placement is None or any(stage.node not in nodes for stage in placement.stages):
+        if placement is None or any(part.node not in nodes for part in (*placement.stages, *placement.workers)):
             return None
-        return expect(placement, nodes, self._planner.cost(placement), self._moves.links, self._moves.demand)
+        return expect(placement, nodes, self.model.cost, self._moves.links, self._moves.demand)
 
     def _promised(self, nodes: Sequence[int], placement: Placement, rows: int) -> list[float]:
         """Seconds in which each stage reads the weights for a step with so many rows, if its node is as fast as it measured."""
@@ -260,7 +260,7 @@ class Coordinator:
         taken = {m.name for m in self.cluster.members.values() if (m.joined.host, m.joined.tensor_port) != (host, join.tensor_port)}
         node = self._roster.enter(conversation, join, taken)
         welcome = control.Welcome(node=node, name=join.name, cluster=self._name, heartbeat=self.settings.heartbeat)
-        profile = NodeProfile(join.name, join.memory, join.bytes_per_second, join.flops, join.disk, join.worker)
+        profile = NodeProfile(join.name, join.memory, join.bytes_per_second, join.flops, join.disk, join.worker, join.auto)
         same = (join.model, join.precision) == (self.model.reference, str(self.settings.engine.precision))
         loaded = tuple(range(r.first, r.end) for r in join.loaded) if same else ()
         joined = events.Joined(node, join.incarnation, profile, host, join.tensor_port, join.version, loaded)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import ceil
 
 from shoal.errors import NotEnoughMemory
@@ -42,12 +43,22 @@ class StageSizes:
 
     @property
     def total(self) -> int:
-        return self.head + sum(self.constant.values()) + sum(self.expert[i] * count for i, count in self.experts.items())
+        return self.head + self.always + sum(self.expert[i] * count for i, count in self.experts.items())
 
-    @property
+    @cached_property
     def slot(self) -> int:
         """Bytes of a place for any expert."""
         return max(self.expert.values(), default=0)
+
+    @cached_property
+    def every(self) -> int:
+        """Experts."""
+        return sum(self.experts.values())
+
+    @cached_property
+    def always(self) -> int:
+        """Bytes of all constant parts."""
+        return sum(self.constant.values())
 
 
 @dataclass(frozen=True)
@@ -66,14 +77,13 @@ class Division:
 
     def missed(self, sizes: StageSizes) -> float:
         """The part of experts that is not held, if all are used alike."""
-        every = sum(sizes.experts.values())
-        return 1 - self.slots / every if every else 0.0
+        return 1 - self.slots / sizes.every if sizes.every else 0.0
 
 
 def least(sizes: StageSizes) -> int:
     """Bytes with which a stage can run at all."""
     ring = RING * max(sizes.constant.values(), default=0)
-    return sizes.head + min(ring, sum(sizes.constant.values())) + _fewest(sizes) * sizes.slot
+    return sizes.head + min(ring, sizes.always) + _fewest(sizes) * sizes.slot
 
 
 def least_expected(sizes: StageSizes) -> int:
@@ -84,7 +94,7 @@ def least_expected(sizes: StageSizes) -> int:
 
 def _fewest(sizes: StageSizes) -> int:
     """Places for experts with which a step of one row can read a layer's experts while it runs others."""
-    return min(max(2, sizes.chosen), sum(sizes.experts.values()))
+    return min(max(2, sizes.chosen), sizes.every)
 
 
 def divide(sizes: StageSizes, memory: int) -> Division:
@@ -95,14 +105,13 @@ def divide(sizes: StageSizes, memory: int) -> Division:
     """
     if memory < (need := least(sizes)):
         raise NotEnoughMemory(need, memory, "the least of the model's layers that must be in memory at once")
-    every, fewest = sum(sizes.experts.values()), _fewest(sizes)
-    constant = sum(sizes.constant.values())
+    fewest, constant = _fewest(sizes), sizes.always
     if sizes.head + constant + fewest * sizes.slot <= memory:
         held, taken = frozenset(sizes.constant), sizes.head + constant
     else:
         held = _spread(sizes, memory - sizes.head - fewest * sizes.slot)
         taken = sizes.head + RING * max(sizes.constant.values()) + sum(sizes.constant[layer] for layer in held)
-    slots = min(every, (memory - taken) // sizes.slot) if every else 0
+    slots = min(sizes.every, (memory - taken) // sizes.slot) if sizes.every else 0
     return Division(held, slots, taken + slots * sizes.slot)
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from shoal.errors import CapacityError
-from shoal.placement import experts
+from shoal.placement import experts, shares
 from shoal.placement.cost import ModelCost
 from shoal.placement.experts import Table, WorkerPlan
-from shoal.placement.moves import Moves, Residency
-from shoal.placement.partition import Placement, StagePlan
+from shoal.placement.moves import Moves, Residency, now_bounds
+from shoal.placement.partition import Costs, Placement, StagePlan, placed
 from shoal.placement.profile import NodeProfile
 
-_SHARES = tuple(step / 16 for step in range(17))
-"""Of each layer's experts, elsewhere: those that are tried."""
 _WORTH = 1.02
 """Workers hold what stages hold, too, if it makes tokens this many times as fast: they have to load it."""
 _GAIN = 1.15
@@ -25,18 +24,34 @@ Residencies = Mapping[str, Residency]
 
 
 class ExpertMoves:
-    """moves: for the stages; its model is that of all weights."""
+    """moves: for the stages; its model is that of all weights. fine: see shares.best. some: whether workers must hold something."""
 
-    def __init__(self, moves: Moves) -> None:
-        self.moves = moves
+    def __init__(self, moves: Moves, fine: bool = True, some: bool = False) -> None:
+        self.moves, self._fine, self._some = moves, fine, some
 
     def cost(self, placement: Placement) -> ModelCost:
         """Of what its stages hold."""
         return experts.without(self.moves.model, placement.elsewhere) if placement.elsewhere else self.moves.model
 
-    def first(self, nodes: Nodes, residencies: Residencies) -> Placement:
-        """Raises CapacityError."""
-        return self._placed(nodes, {}, lambda moves, stages: moves.first(stages, residencies))
+    def first(self, nodes: Nodes, residencies: Residencies, old: Placement | None = None) -> Placement:
+        """Raises CapacityError. old: with which keys and values are laid out; the pool keeps its size if it can, and workers what they hold."""
+
+        def place(moves: Moves, stages: Nodes) -> Placement:
+            if old is not None:
+                with suppress(CapacityError):
+                    return moves.with_pool(old.kv_tokens).first(stages, residencies)
+            return moves.first(stages, residencies)
+
+        return self._placed(nodes, {plan.node: plan.table for plan in old.workers} if old is not None else {}, place)
+
+    def priced(self, placement: Placement, nodes: Nodes) -> Placement:
+        """The same, as its nodes are known now."""
+        here = {node.name: node for node in nodes}
+        costs = Costs(self.cost(placement), self.moves.demand, len(placement.stages))
+        order = [here[stage.node] for stage in placement.stages]
+        again = placed(order, now_bounds(placement), costs, self.moves.links, self.moves.demand, placement.kv_tokens)
+        workers = tuple(plan for plan in placement.workers if plan.node in here)
+        return self._with(again, placement.elsewhere, workers, nodes) if placement.elsewhere else again
 
     def recover(self, old: Placement, nodes: Nodes, residencies: Residencies, tokens: int, beside: bool = False) -> Placement:
         """Raises CapacityError."""
@@ -66,46 +81,49 @@ class ExpertMoves:
         return best if safer or best.tokens_per_second > _GAIN * now.tokens_per_second else None
 
     def _placed(self, nodes: Nodes, held: Mapping[str, Table], place: Callable[[Moves, Nodes], Placement]) -> Placement:
-        """The fastest over how much of the experts is elsewhere. place: the stages, by a model of what they hold."""
+        """The best over how much of the experts is elsewhere. place: the stages, by a model of what they hold."""
         stages, workers = _parted(nodes)
-        if not stages:
+        if workers and not stages:
             raise CapacityError("all nodes were started with --role experts; a model needs at least one that runs layers")
-        model, found = self.moves.model, list[Placement]()
-        some = any(layer.experts for layer in model.layers)
-        failure: CapacityError | None = None
-        for share in _SHARES if workers and some else _SHARES[:1]:
-            elsewhere = experts.away(model, share)
-            plans = experts.dealt(model, elsewhere, workers, held)
-            if plans is None:
-                plans = experts.dealt(model, elsewhere, workers, held, streamed=True)
-            if plans is None:
-                break
-            try:
-                placed = place(replace(self.moves, model=experts.without(model, elsewhere)), stages)
-            except CapacityError as error:
-                failure = failure or error
-                continue
-            alone = self._with(placed, elsewhere, plans, nodes) if plans else placed
-            more = self._with(placed, elsewhere, experts.shared(model, elsewhere, plans, workers, held), nodes)
-            worth = not placed.streams and more.tokens_per_second > _WORTH * alone.tokens_per_second
-            found.append(more if worth else alone)
-        if not found:
-            raise failure or CapacityError("the workers have no memory for any experts")
-        held_whole = [p for p in found if not p.streams and not any(worker.streamed for worker in p.workers)]
-        return max(held_whole or found, key=lambda p: float(f"{p.tokens_per_second:.3g}"))  # among equals, with most experts at the stages
+        model, failures = self.moves.model, list[CapacityError]()
 
-    def _with(self, placed: Placement, elsewhere: Table, plans: tuple[WorkerPlan, ...], nodes: Nodes) -> Placement:
+        def tried(step: int) -> Placement | shares.Lacking:
+            elsewhere = experts.away(model, step / shares.STEPS)
+            plans = experts.dealt(model, elsewhere, workers, held)
+            if plans is None and (plans := experts.dealt(model, elsewhere, workers, held, streamed=True)) is None:
+                return shares.Lacking.WORKERS
+            try:
+                found = place(replace(self.moves, model=experts.without(model, elsewhere)), stages)
+            except CapacityError as error:
+                failures.append(error)
+                return shares.Lacking.STAGES
+            apart = self._with(found, elsewhere, plans, nodes) if plans else found
+            if found.streams or not workers:
+                return apart
+            both = self._with(found, elsewhere, experts.shared(model, elsewhere, plans, workers, held), nodes)
+            return both if both.tokens_per_second > _WORTH * apart.tokens_per_second else apart
+
+        share = experts.balance(model, stages, workers, self.moves.links, self.moves.demand.slots) if workers else None
+        if share is None and self._some:
+            raise CapacityError("there are no workers, or no experts for them")
+        best = tried(0) if share is None else shares.best(tried, round(share * shares.STEPS), int(self._some), self._fine)
+        if isinstance(best, Placement):
+            return best
+        raise failures[0] if failures else CapacityError("the workers have no memory for any experts")
+
+    def _with(self, stages: Placement, elsewhere: Table, plans: tuple[WorkerPlan, ...], nodes: Nodes) -> Placement:
         """The placement with its workers, and with the time that stages wait for them."""
         by_name = {node.name: node for node in nodes}
         workers = [(plan, by_name[plan.node]) for plan in plans]
-        rows = max(1, placed.slots // len(placed.stages))
-        stages: list[StagePlan] = []
-        for stage in placed.stages:
+        rows = max(1, stages.slots // len(stages.stages))
+        model, found, working = self.moves.model, list[StagePlan](), 0.0
+        for stage in stages.stages:
             node = by_name[stage.node]
-            asked = experts.asking(self.moves.model, node, [worker for _, worker in workers], self.moves.links)
-            more = experts.change(self.moves.model, stage.first, stage.end, node, workers, elsewhere, asked, rows)
-            stages.append(replace(stage, seconds=stage.seconds + more, asking=asked))
-        return replace(placed, stages=tuple(stages), workers=plans, elsewhere=elsewhere)
+            asked = experts.asking(model, [self.moves.links.between(node.name, worker.name) for _, worker in workers])
+            divided = experts.divided(model, stage.first, stage.end, node, workers, elsewhere, asked, rows)
+            found.append(replace(stage, seconds=stage.seconds + divided.change, asking=asked))
+            working += divided.working
+        return replace(stages, stages=tuple(found), workers=plans, elsewhere=elsewhere, working=working)
 
 
 def _parted(nodes: Nodes) -> tuple[list[NodeProfile], list[NodeProfile]]:

@@ -8,13 +8,15 @@ with it if it may. Where all their memory is not enough, workers that have a dis
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import sqrt
 from typing import NamedTuple
 
 from shoal.placement.cost import ExpertsCost, ModelCost
-from shoal.placement.profile import LinkSpeeds, NodeProfile
+from shoal.placement.profile import LinkSpeed, LinkSpeeds, NodeProfile
 
 Table = tuple[frozenset[int], ...]
 """By layer: experts."""
@@ -33,6 +35,9 @@ class Asking(NamedTuple):
     """With no rows."""
     per_row: float
     """More, for each."""
+
+    def of(self, rows: int) -> float:
+        return self.seconds + self.per_row * rows
 
 
 NO_ASKING = Asking(0.0, 0.0)
@@ -72,6 +77,7 @@ def away(model: ModelCost, share: float) -> Table:
     return tuple(_rarest(layer.experts, round(layer.experts.count * share)) if layer.experts else frozenset() for layer in model.layers)
 
 
+@lru_cache(256)
 def _rarest(experts: ExpertsCost, count: int) -> frozenset[int]:
     popularity = experts.popularity or (0.0,) * experts.count
     return frozenset(sorted(range(experts.count), key=lambda expert: (popularity[expert], -expert))[:count])
@@ -147,14 +153,18 @@ def _replicate(
     elsewhere: Table, sizes: Sequence[int], tables: Mapping[str, list[set[int]]], room: dict[str, int], held: Mapping[str, Table]
 ) -> None:
     """Fills what memory is left, until every expert is there twice: on whoever has it already, or has the most room."""
+    if len(tables) < 2:
+        return
     for layer, experts in enumerate(elsewhere):
+        mine = [(name, table[layer], held[name][layer] if name in held else frozenset[int]()) for name, table in tables.items()]
         for expert in sorted(experts):
-            free = [name for name in tables if expert not in tables[name][layer] and room[name] >= sizes[layer]]
-            if not free:
-                continue
-            name = max(free, key=lambda name: (name in held and expert in held[name][layer], room[name], name))
-            tables[name][layer].add(expert)
-            room[name] -= sizes[layer]
+            free = [
+                (expert in had, room[name], name, here) for name, here, had in mine if expert not in here and room[name] >= sizes[layer]
+            ]
+            if free:
+                _, _, name, here = max(free)
+                here.add(expert)
+                room[name] -= sizes[layer]
 
 
 def _shares(speeds: Mapping[str, float], most: Mapping[str, float]) -> dict[str, float] | None:
@@ -211,51 +221,78 @@ def shared(
     return tuple(plan for plan in out if plan.weight_bytes)
 
 
-def asking(model: ModelCost, node: NodeProfile, workers: Sequence[NodeProfile], links: LinkSpeeds) -> Asking:
-    """What it takes a stage to ask the farthest of these."""
-    reached = [links.between(node.name, worker.name) for worker in workers]
+Workers = Sequence[tuple[WorkerPlan, NodeProfile]]
+
+
+def asking(model: ModelCost, links: Sequence[LinkSpeed]) -> Asking:
+    """What it takes a stage to ask workers behind these links: the slowest is waited for."""
     carried = model.activation_bytes / 4 * (1.125 + _SUM_BYTES)
     return Asking(
-        ASKING + 2 * max((link.seconds for link in reached), default=0.0),
-        max((carried / link.bytes_per_second for link in reached), default=0.0),
+        ASKING + 2 * max((link.seconds for link in links), default=0.0),
+        max((carried / link.bytes_per_second for link in links), default=0.0),
     )
 
 
-def change(
-    model: ModelCost,
-    first: int,
-    end: int,
-    node: NodeProfile,
-    workers: Sequence[tuple[WorkerPlan, NodeProfile]],
-    absent: Table,
-    asked: Asking,
-    rows: int,
-) -> float:
-    """Seconds by which a step with so many rows takes longer in a stage with these layers, or less long, because workers run experts of it.
-    Without them it would take as long as the experts that it keeps."""
-    seconds, question = 0.0, asked.seconds + asked.per_row * rows
+class Divided(NamedTuple):
+    """A step of a stage whose workers run some of its experts, in seconds."""
+
+    change: float
+    """By which it takes longer, or less long, than if the stage ran the experts that it keeps, and nobody the others."""
+    waiting: float
+    """In which the stage has nothing to do."""
+    working: float
+    """In which the busiest worker computes."""
+    read: float
+    """Bytes of experts that workers read."""
+
+
+def divided(
+    model: ModelCost, first: int, end: int, node: NodeProfile, workers: Workers, absent: Table, asked: Asking, rows: int
+) -> Divided:
+    """Of a stage with these layers, for a step with so many rows. absent: experts that only workers hold."""
+    known: dict[tuple[ExpertsCost, Table], Divided] = {}  # most layers are alike
+    change = waiting = working = read = 0.0
     for layer in range(first, end):
-        experts = model.layers[layer].experts
-        held = frozenset[int]().union(*(plan.table[layer] for plan, _ in workers))
-        if experts is None or not held:
+        experts, tables = model.layers[layer].experts, tuple(plan.table[layer] for plan, _ in workers)
+        if experts is None or not any(tables):
             continue
-        only, also = absent[layer], held - absent[layer]
-        count, touched = experts.count, experts.touched(rows)
-        busiest = 0.0  # seconds of the worker that has most to do, if all of `only` are needed
-        for plan, worker in workers:
-            mine = sum(1 / sum(expert in other.table[layer] for other, _ in workers) for expert in plan.table[layer] & only)
-            reading = plan.streamed / worker.disk if plan.streamed else 0.0
-            busiest = max(busiest, mine * experts.each.size * max(1 / worker.bytes_per_second, reading))
-        here, there = experts.each.size / node.bytes_per_second, experts.each.size / sum(worker.bytes_per_second for _, worker in workers)
-        for weight, needed in _spread(touched, len(only), count):
-            alone = (touched - needed) * here
-            remote = question + (busiest * needed / len(only) if only else 0.0)
-            free = (touched - needed) * len(also) / (count - len(only)) if also else 0.0
-            given = min(max((alone - remote) / (here + there), 0.0), free)
-            divided = ATTENDING + max(alone - given * here, remote + given * there)
-            seconds += weight * (divided if needed else min(divided, alone))
-        seconds -= touched * (1 - len(only) / count) * here
-    return seconds
+        key = experts, (absent[layer], *tables)
+        if key not in known:
+            known[key] = _divided(experts, absent[layer], tables, node, workers, asked, rows)
+        more = known[key]
+        change, waiting, working, read = change + more.change, waiting + more.waiting, working + more.working, read + more.read
+    return Divided(change, waiting, working, read)
+
+
+def _divided(
+    experts: ExpertsCost, only: frozenset[int], tables: Table, node: NodeProfile, workers: Workers, asked: Asking, rows: int
+) -> Divided:
+    """Of one layer."""
+    count, touched, size = experts.count, experts.touched(rows), experts.each.size
+    also, question = frozenset[int]().union(*tables) - only, asked.of(rows)
+    holders = Counter(expert for table in tables for expert in table)
+    busiest = 0.0  # seconds of the worker that has most to do, if all of `only` are needed
+    for (plan, worker), table in zip(workers, tables, strict=True):
+        reading = plan.streamed / worker.disk if plan.streamed else 0.0
+        mine = sum(1 / holders[expert] for expert in table & only)
+        busiest = max(busiest, mine * size * max(1 / worker.bytes_per_second, reading))
+    here, there = size / node.bytes_per_second, size / sum(worker.bytes_per_second for _, worker in workers)
+    seconds = waiting = working = read = 0.0
+    for weight, needed in _spread(touched, len(only), count):
+        alone = (touched - needed) * here
+        must = busiest * needed / len(only) if only else 0.0
+        free = (touched - needed) * len(also) / (count - len(only)) if also else 0.0
+        given = min(max((alone - question - must) / (here + there), 0.0), free)
+        own, theirs = alone - given * here, must + given * there
+        together = ATTENDING + max(own, question + theirs)
+        if not needed and together > alone:
+            seconds += weight * alone
+            continue
+        seconds += weight * together
+        waiting += weight * max(question + theirs - own, 0.0)
+        working += weight * theirs
+        read += weight * (needed + given) * size
+    return Divided(seconds - touched * (1 - len(only) / count) * here, waiting, working, read)
 
 
 def _spread(touched: float, among: int, count: int) -> list[tuple[float, float]]:
@@ -263,6 +300,18 @@ def _spread(touched: float, among: int, count: int) -> list[tuple[float, float]]
     of them every time, and whoever has more to do than usual is waited for."""
     share = among / count
     mean = touched * share
-    deviation = sqrt(3 * mean * (1 - share) * (1 - touched / count))
-    points = ((1 / 6, mean - deviation), (2 / 3, mean), (1 / 6, mean + deviation)) if deviation else ((1.0, mean),)
-    return [(weight, min(max(needed, 0.0), among, touched)) for weight, needed in points]
+    deviation = min(sqrt(3 * mean * (1 - share) * (1 - touched / count)), mean, among - mean, touched - mean)
+    return [(1 / 6, mean - deviation), (2 / 3, mean), (1 / 6, mean + deviation)] if deviation > 0 else [(1.0, mean)]
+
+
+def balance(model: ModelCost, stages: Sequence[NodeProfile], workers: Sequence[NodeProfile], links: LinkSpeeds, slots: int) -> float | None:
+    """The share of the experts with which stages and workers read about as long, if all run layers that may. None: there are no experts."""
+    routed = [layer.experts for layer in model.layers if layer.experts is not None]
+    if not routed:
+        return None
+    rows = max(1, slots // len(stages))
+    read = sum(experts.touched(rows) * experts.each.size for experts in routed) / len(routed)
+    own = read * len(stages) / sum(node.bytes_per_second for node in stages)
+    theirs = read * len(stages) / sum(node.bytes_per_second for node in workers)
+    asked = asking(model, [links.between("", worker.name) for worker in workers]).of(rows)
+    return max(own - asked, 0.0) / (own + theirs)

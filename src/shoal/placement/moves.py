@@ -143,12 +143,16 @@ class Moves:
         if not worth:
             return None
         best = min(worth, key=lambda p: self._cost(p, worth, residencies, tokens, loaded=True))
-        together = [best, running]
-        if not forced and self._cost(best, together, residencies, tokens, loaded=True) >= self._cost(
-            running, together, residencies, tokens
-        ):
-            return None
-        return best
+        return best if forced or self.pays(best, running, residencies, tokens) else None
+
+    def pays(self, p: Placement, running: Placement, residencies: Mapping[str, Residency], tokens: int) -> bool:
+        """Whether a move from the running placement saves more time than the pause takes. Weights are loaded while that goes on serving."""
+        both = [p, running]
+        return self._cost(p, both, residencies, tokens, loaded=True) < self._cost(running, both, residencies, tokens)
+
+    def with_pool(self, kv_tokens: int) -> Moves:
+        """The same, for a pool of keys and values of that size."""
+        return replace(self, demand=Demand(self.demand.slots, kv_tokens, kv_tokens, self.demand.context))
 
     # Candidates
 
@@ -161,9 +165,8 @@ class Moves:
         return placed(order, list(bounds), costs, self.links, self.demand, kv_tokens)
 
     def _anew(self, nodes: Sequence[NodeProfile], kv_tokens: int) -> list[Placement]:
-        demand = Demand(self.demand.slots, kv_tokens, kv_tokens, self.demand.context)
         try:
-            return [self._placed(nodes, demand)]
+            return [self._placed(nodes, self.with_pool(kv_tokens).demand)]
         except CapacityError:
             return []
 

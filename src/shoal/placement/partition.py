@@ -61,11 +61,13 @@ class Placement:
     """Experts that no stage holds, by layer; empty: the stages hold all."""
     workers: tuple[WorkerPlan, ...] = ()
     """Who holds them, and others that stages hold, too."""
+    working: float = 0.0
+    """Seconds that the busiest worker computes for one decode step, for all stages."""
 
     @property
     def streams(self) -> bool:
         """Whether any weights are read from disk while it runs."""
-        return any(stage.memory for stage in self.stages)
+        return any(stage.memory for stage in self.stages) or any(plan.streamed for plan in self.workers)
 
     @property
     def slowest(self) -> float:
@@ -77,10 +79,10 @@ class Placement:
 
     @property
     def tokens_per_second(self) -> float:
-        """With all slots busy, so that every stage works on its share of them at once."""
+        """With all slots busy, so that every stage works on its share of them at once, and workers on those of all stages."""
         stages = len(self.stages)
         busy = min(self.slots, max(1, self.slots // stages) * stages)
-        return busy / max(self.latency, self.slowest * stages)
+        return busy / max(self.latency, max(self.slowest, self.working) * stages)
 
     @property
     def prefill_per_second(self) -> float:
@@ -109,6 +111,10 @@ class Costs:
         self._read = [0, *accumulate(layer.read_bytes(rows) + layer.kv_read(demand.context) * rows for layer in model.layers)]
         self._flops = [0, *accumulate(layer.flops(rows) for layer in model.layers)]
         self._row_flops = [0, *accumulate(layer.flops(1) for layer in model.layers)]
+        self._experts = [0, *accumulate(layer.held_bytes - layer.always.size for layer in model.layers)]
+        self._touched = [0, *accumulate(layer.read_bytes(rows) - layer.always.size for layer in model.layers)]
+        self._sizes: dict[tuple[int, int], tuple[StageSizes, int]] = {}
+        """Of a stage with these layers, and the least of it that has to be in memory."""
 
     def _last(self, end: int) -> bool:
         return end == len(self.model.layers)
@@ -127,6 +133,17 @@ class Costs:
             read, flops = read + self.model.head.size, flops + self.model.head.flops(self.rows)
         return max(read / node.bytes_per_second, flops / node.flops)
 
+    def summed(self, kv_tokens: int) -> tuple[list[float], list[int], list[int]]:
+        """Of the layers before each: what a step reads, its operations, and the bytes of weights, keys and values."""
+        taken = [held + kv * kv_tokens for held, kv in zip(self._held, self._kv, strict=True)]
+        return self._read, self._flops, taken
+
+    def beside(self, node: NodeProfile, end: int) -> tuple[int, int, int]:
+        """What the head adds to a step of a stage that ends there: bytes read, operations; and the bytes left for layers on the node."""
+        last, head = self._last(end), self.model.head
+        free = node.memory - self.model.workspace - (head.size + self.model.last_bytes if last else 0)
+        return (head.size, head.flops(self.rows), free) if last else (0, 0, free)
+
     def room(self, node: NodeProfile, first: int, end: int, kv_tokens: int) -> int:
         """Bytes for weights, beside everything else."""
         return node.memory - self.memory(first, end, kv_tokens) + self.weights(first, end)
@@ -134,16 +151,15 @@ class Costs:
     def streamed(self, node: NodeProfile, first: int, end: int, room: int) -> Streamed | None:
         """If only so many bytes of the weights are in memory; None if that is too few. What every step reads comes while it computes;
         experts come when they are chosen."""
-        sizes = StageSizes.of(self.model, first, end)
-        if node.disk <= 0 or room < least_expected(sizes):
+        if (first, end) not in self._sizes:
+            sizes = StageSizes.of(self.model, first, end)
+            self._sizes[first, end] = sizes, least_expected(sizes)
+        sizes, least = self._sizes[first, end]
+        if node.disk <= 0 or room < least:
             return None
         division = divide(sizes, room)
         constant, missed = division.streamed(sizes) / node.disk, division.missed(sizes)
-        experts = [layer.experts for layer in self.model.layers[first:end] if layer.experts is not None]
-        every, chosen = (
-            missed / node.disk * sum((one.count if all_of_them else one.touched(self.rows)) * one.each.size for one in experts)
-            for all_of_them in (True, False)
-        )
+        every, chosen = (missed / node.disk * (summed[end] - summed[first]) for summed in (self._experts, self._touched))
         prefill = max(self.prefill_seconds(node, first, end), (constant + every) / _CHUNK)
         return Streamed(max(self.seconds(node, first, end), constant) + chosen, prefill, every)
 
@@ -187,22 +203,28 @@ def split(order: Sequence[NodeProfile], costs: Costs, kv_tokens: int, streaming:
     """Boundaries [0, …, layers] that minimise the slowest stage, with at least one layer per node; None if memory does not suffice.
     streaming: whether nodes may hold less than all of their layers."""
     layers, infinite = len(costs.model.layers), float("inf")
+    read, flops, taken = costs.summed(kv_tokens)
     best = [0.0] + [infinite] * layers
     choices: list[list[int]] = []
     for index, node in enumerate(order):
         left = len(order) - index - 1
         new, choice = [infinite] * (layers + 1), [0] * (layers + 1)
-        ends = range(index + 1, layers - left + 1) if left else (layers,)
-        for end in ends:
-            for first in range(end - 1, index - 1, -1):  # both costs grow as `first` falls: stop when one is too high
-                seconds = costs.seconds(node, first, end)
+        latest = max((first for first, value in enumerate(best) if value < infinite), default=-1)
+        for end in range(index + 1, layers - left + 1) if left else (layers,):
+            more_read, more_flops, free = costs.beside(node, end)
+            for first in range(min(end - 1, latest), index - 1, -1):  # both costs grow as `first` falls: stop when one is too high
+                reading = (read[end] - read[first] + more_read) / node.bytes_per_second
+                computing = (flops[end] - flops[first] + more_flops) / node.flops
+                seconds = reading if reading > computing else computing
                 if seconds >= new[end]:
                     break
-                if (room := costs.room(node, first, end, kv_tokens)) < costs.weights(first, end):
+                if taken[end] - taken[first] > free:
+                    room = costs.room(node, first, end, kv_tokens)
                     if not streaming or (found := costs.streamed(node, first, end, room)) is None or found.decode >= new[end]:
                         break
                     seconds = found.decode
-                if (value := max(best[first], seconds)) < new[end]:
+                value = seconds if seconds > best[first] else best[first]
+                if value < new[end]:
                     new[end], choice[end] = value, first
         best = new
         choices.append(choice)

@@ -18,6 +18,8 @@ class NodeProfile:
     """Bytes of weights per second from its disk; 0: it cannot stream weights."""
     worker: bool = False
     """Whether it holds experts and no layers."""
+    auto: bool = False
+    """Whether the plan decides that."""
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,11 @@ from shoal.request import Request, RequestId, SamplingParams, Score, TokenChunk
 from shoal.testing import toy
 from shoal.testing.clock import Deadlock, SimulatedLoop
 from shoal.testing.network import Host, Network, SimWorld
+from shoal.testing.whims import Whims
 
 _WITH_DISKS = 0.3  # of the seeds
 _WITH_WORKERS = 0.3  # of the seeds, whose model has experts then
+_UNDECIDED = 0.6  # of these seeds
 _TROUBLE = 25.0  # simulated seconds during which things happen
 _BOUND = 4000.0  # simulated seconds after which a request that has not ended counts as stuck
 _JOURNALS = (JournalLimits(0, 0), JournalLimits(32 * 4 * 2, 0), JournalLimits(32 * 4, 32 * 4 * 2), JournalLimits(1 << 20, 0))
@@ -48,6 +50,12 @@ def workers_of(seed: int) -> Random | None:
     """Which nodes hold experts alone, where the model has any."""
     chance = Random(f"workers {seed}")
     return chance if chance.random() < _WITH_WORKERS else None
+
+
+def undecided_of(seed: int) -> Random | None:
+    """Which nodes' roles the plan decides, where there may be workers."""
+    chance = Random(f"roles {seed}")
+    return chance if workers_of(seed) is not None and chance.random() < _UNDECIDED else None
 
 
 class Broken(AssertionError):
@@ -88,7 +96,7 @@ class _Node:
     agent: Agent | None = None
     running: asyncio.Task[Any] | None = None
     disk: toy.Disk | None = None
-    worker: bool = False
+    role: NodeRole = NodeRole.LAYERS
     models: list[toy.ToyModel] = dataclasses.field(default_factory=list[toy.ToyModel])
 
 
@@ -100,9 +108,10 @@ class Scenario:
         self.tokens = self.faults = 0
         self.layers = self.rng.randint(3, 7)
         self.seconds = toy.Seconds()
-        self.disks, self.workers = disks_of(seed), workers_of(seed)
-        # To the plan, slow nodes make experts that stages and workers both hold worth while.
-        self.slowness = 30.0 if self.workers is not None and Random(f"slow {seed}").random() < 0.5 else 1.0
+        self.disks, self.workers, self.undecided = disks_of(seed), workers_of(seed), undecided_of(seed)
+        # To the plan, slow nodes have reason to ask others, and to hold experts that others hold, too.
+        slow = self.workers is not None and Random(f"slow {seed}").random() < 0.5
+        self.pace = 1000 if self.undecided is None and not slow else 30
         self.layer_bytes = toy.LAYER_BYTES if self.disks is None else 1 << 20  # units that are read fill pages
         self.network = Network(Random(self.rng.random()), self.say)
         self.coordinator: Coordinator | None = None
@@ -157,6 +166,8 @@ class Scenario:
         self.coordinator = coordinator = Coordinator(
             settings, Served("toy", "toy", toy.cost(self.layers, self.layer_bytes, self.workers is not None), 160), head, self.counts
         )
+        if self.undecided is not None:
+            coordinator._planner = coordinator.cluster._planner = Whims(coordinator._moves, self.undecided)  # pyright: ignore[reportPrivateUsage]
         await coordinator.start()
         self._ambush(coordinator)
         for _ in range(rng.randint(2, 5)):
@@ -173,6 +184,7 @@ class Scenario:
                 raise Broken(f"{len(late)} requests are stuck; the cluster is {coordinator.describe()}")
             await asyncio.sleep(1)
             self.check()
+            self._check_parts(coordinator)
             driver = coordinator.driver
             if driver is not None and (driver.scheduler.pool.used or driver.requests or driver.scheduler.running):
                 raise Broken("KV blocks or sequences are left though every request ended")
@@ -210,6 +222,18 @@ class Scenario:
             if path is not None:
                 layers = [layer for node in path.nodes for layer in path.layers(node)]
                 assert layers == list(range(self.layers)), f"the route of epoch {path.epoch} has layers {layers}"
+
+    def _check_parts(self, coordinator: Coordinator) -> None:
+        """Where all is quiet, nodes that hold experts have no layers, and stages no experts for others."""
+        if (path := coordinator.cluster.serving) is None or coordinator.cluster.coming is not None:
+            return
+        parts = {member.joined.host: number for number, member in coordinator.cluster.members.items()}
+        for node in self._nodes:
+            number, model = parts.get(node.host.name), node.models[-1] if node.models else None
+            if model is None or node.running is None or number not in path.members:
+                continue
+            assert not (number in path.workers and model.layers), f"{node.host.name} holds experts and still layers {model.layers}"
+            assert not (number in path.nodes and any(model.bank.held.values())), f"{node.host.name} runs layers and still holds experts"
 
     # Requests
 
@@ -288,17 +312,26 @@ class Scenario:
         whole = self.layers * (self.layer_bytes + toy.KV_BYTES * settings.engine.kv_tokens) + self.layer_bytes + 100
         memory, disk = int(whole * (share or rng.choice((0.45, 0.6, 0.8, 1.1)))), None
         if self.disks is not None and not share:
-            memory, disk = memory // 2, toy.Disk(Random(self.disks.random()), self.layer_bytes)
+            failing = (
+                0.02 if self.undecided is None else 0.005
+            )  # routes that often change are long on their way, and a request has few tries
+            memory, disk = memory // 2, toy.Disk(Random(self.disks.random()), self.layer_bytes, failing=failing)
         node = _Node(
             self.network.host(f"n{len(self._nodes)}"),
             memory,
-            rng.uniform(0.5, 2) * 1000 * self.layer_bytes / self.slowness,
+            rng.uniform(0.5, 2) * self.pace * self.layer_bytes,
             rng.choice(_JOURNALS),
             disk=disk,
-            worker=self.workers is not None and not share and self.workers.random() < 0.5,
+            role=NodeRole.LAYERS if share else self._role(),
         )
         self._nodes.append(node)
         self._start(node)
+
+    def _role(self) -> NodeRole:
+        if self.workers is None:
+            return NodeRole.LAYERS
+        given = NodeRole.EXPERTS if self.workers.random() < 0.5 else NodeRole.LAYERS
+        return NodeRole.AUTO if self.undecided is not None and self.undecided.random() < 0.8 else given
 
     def _start(self, node: _Node) -> None:
         node.host.alive = True
@@ -311,7 +344,7 @@ class Scenario:
 
         name = node.host.name
         node.agent = Agent(
-            NodeSettings(name=name, threads=1, role=NodeRole.EXPERTS if node.worker else NodeRole.LAYERS),
+            NodeSettings(name=name, threads=1, role=node.role),
             "head:7420",
             environment,
             make,

@@ -17,6 +17,7 @@ import pytest
 from shoal.config import Precision, RuntimeName
 from shoal.errors import ConfigError, CorruptModel, NotEnoughMemory, WeightsUnreadable
 from shoal.executor import packed_layers
+from shoal.executor.expert_split import RemoteExperts, Split
 from shoal.executor.packed_layers import PackedLayers
 from shoal.executor.packing import StoredTensors
 from shoal.executor.shard import Shard
@@ -571,3 +572,33 @@ def test_reads_are_counted_from_stage_to_stage(weights: Weights, folder: Path, s
         before = now
     node.shard.close()
     assert node.shard.expert_reads == before
+
+
+# Where experts are on other machines
+
+
+def test_a_node_that_has_no_stage_any_more_gives_back_what_it_streamed_into(weights: Weights, folder: Path, sizes: StageSizes) -> None:
+    node = begun(line_of(weights, folder), least(sizes))
+    node.shard.rest()
+    assert node.shard.nbytes, "for a later route"
+    node.shard.shed([range(LAYERS - 1, LAYERS)])
+    assert node.shard.nbytes, "one of them is wanted"
+    node.shard.shed([])
+    assert not node.shard.nbytes
+    node.shard.close()
+
+
+def test_what_is_held_after_streaming_is_held_without_the_experts_that_run_elsewhere(
+    weights: Weights, folder: Path, sizes: StageSizes
+) -> None:
+    whole, never = begun(line_of(weights, folder)), Node(line_of(weights, folder))
+    node = begun(line_of(weights, folder), least(sizes))
+    away = {layer: frozenset(range(count // 2)) for layer, count in sizes.experts.items()}
+    node.shard.load(WHOLE, weights, elsewhere=away)
+    node.shard.enter(WHOLE, range(0), 16, remote=RemoteExperts(away, {}, Split(1, 0.0)))
+    never.shard.load(WHOLE, weights, elsewhere=away)
+    assert node.shard.nbytes == never.shard.nbytes < 0.7 * whole.shard.nbytes
+    assert node.shard.missing(WHOLE, elsewhere=away) == []
+    assert node.shard.missing(WHOLE) == [WHOLE]
+    for one in (node, never, whole):
+        one.shard.close()

@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 
 from shoal.placement.cost import ExpertsCost, LayerCost, Matrices, ModelCost
-from shoal.placement.expectation import Expectation, expect
-from shoal.placement.partition import place
+from shoal.placement.expectation import Expectation, expect, token_reads
+from shoal.placement.expert_moves import ExpertMoves
+from shoal.placement.moves import Moves
+from shoal.placement.partition import Placement, place
 from shoal.placement.profile import Demand, LinkSpeed, LinkSpeeds, NodeProfile
 
 MB = 1 << 20
@@ -53,3 +55,32 @@ def test_it_is_told_for_the_nodes_as_they_are_now() -> None:
     placement = place(list(nodes.values()), LinkSpeeds(), COST, DEMAND)
     slower = {"n0": replace(nodes["n0"], bytes_per_second=5e9)}
     assert expect(placement, slower, COST, LinkSpeeds(), DEMAND).alone < expect(placement, nodes, COST, LinkSpeeds(), DEMAND).alone
+
+
+def with_worker(seconds: float) -> tuple[Placement, Expectation]:
+    """seconds: of the link to it, one way."""
+    nodes = [NodeProfile("n0", 60 * MB, 10e9, 1e12), NodeProfile("n1", 60 * MB, 10e9, 1e12, worker=True)]
+    links = LinkSpeeds({"n0": LinkSpeed(1e-6, 1e12), "n1": LinkSpeed(seconds, 1e12)})
+    placement = ExpertMoves(Moves(COST, DEMAND, links=links)).first(nodes, {})
+    return placement, expect(placement, {node.name: node for node in nodes}, COST, links, DEMAND)
+
+
+def test_one_stream_waits_for_workers() -> None:
+    near, far = with_worker(1e-6)[1], with_worker(0.1)[1]
+    assert 0 < near.waiting < far.waiting and far.waiting == pytest.approx(5 / 6 * 4 * 0.2, rel=0.01), "not every layer needs any of them"
+    assert far.limit == "workers" and 1 / far.alone == pytest.approx(far.waiting, rel=0.01)
+    assert expected(100).waiting == 0
+
+
+def test_what_a_token_reads_is_told_by_where_it_is_read() -> None:
+    every = COST.read_bytes(0, len(COST.layers), 1)
+    placement, _ = with_worker(0.1)
+    nodes = {name: NodeProfile(name, 60 * MB, 10e9, 1e12) for name in ("n0", "n1")}
+    reads = token_reads(placement, nodes, COST)
+    assert reads.stages + reads.workers == pytest.approx(every) and reads.disk == 0
+    elsewhere = sum(map(len, placement.elsewhere)) / (4 * 16)
+    assert reads.workers == pytest.approx(elsewhere * 4 * 2 * MB)
+    node = NodeProfile("n0", 50 * MB, 10e9, 1e12, 1e9)
+    streamed = token_reads(place([node], LinkSpeeds(), COST, DEMAND), {"n0": node}, COST)
+    assert streamed.disk > 0 == streamed.workers
+    assert streamed.stages + streamed.disk == pytest.approx(every)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shoal.errors import CapacityError, NotEnoughMemory
+from shoal.placement import shares
 from shoal.placement.expert_moves import ExpertMoves
 from shoal.placement.experts import alone, covered
 from shoal.placement.moves import Moves
@@ -146,3 +152,48 @@ def test_the_model_of_a_dense_layer_alone_has_no_use_for_workers() -> None:
     dense = ExpertMoves(Moves(model(layers=1), DEMAND, links=FAST))
     placement = dense.first([stage(), worker("w")], {})
     assert placement.workers == ()
+
+
+def every_share(tried: Callable[[int], Placement | shares.Lacking], guess: int, least: int = 0, fine: bool = True) -> Placement | None:
+    """In place of shares.best."""
+    found = [placement for step in range(least, shares.STEPS + 1) if isinstance(placement := tried(step), Placement)]
+    return max(found, key=shares.rank, default=None)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([28, 40, 60, 100]), st.sampled_from([3e9, 10e9])), min_size=1, max_size=2),
+    st.lists(st.tuples(st.sampled_from([4, 10, 20, 60]), st.sampled_from([3e9, 10e9])), min_size=1, max_size=3),
+    st.integers(1, 16),
+    st.sampled_from([0.0, 1e9]),
+)
+def test_few_shares_are_as_good_as_all(stages: list[tuple[int, float]], workers: list[tuple[int, float]], chosen: int, disk: float) -> None:
+    nodes = [NodeProfile("ab"[i], memory * MB, speed, 1e12, disk) for i, (memory, speed) in enumerate(stages)]
+    nodes += [worker("vwx"[i], room, speed) for i, (room, speed) in enumerate(workers)]
+    few, every = list[Placement](), list[Placement]()
+    for found, search in ((few, shares.best), (every, every_share)):
+        with pytest.MonkeyPatch.context() as patch, suppress(CapacityError):
+            patch.setattr(shares, "best", search)
+            found.append(planner(chosen=chosen).first(nodes, {}))
+    assert [placement.streams for placement in few] == [placement.streams for placement in every]
+    for a, b in zip(few, every, strict=True):
+        assert a.tokens_per_second >= 0.95 * b.tokens_per_second
+
+
+def test_stages_that_run_at_once_share_the_workers() -> None:
+    """Two stages with a slow worker: while it answers one, the other one waits."""
+    slow = planner(chosen=16).first([stage("a", 40), stage("b", 40), worker("w", speed=0.5e9)], {})
+    assert slow.workers and slow.working > slow.slowest
+    assert slow.tokens_per_second <= 1 / slow.working
+
+
+def test_a_placement_is_priced_again_for_nodes_as_they_are_now() -> None:
+    plan = planner(chosen=12)
+    nodes = [stage(), worker("w")]
+    now = plan.first(nodes, {})
+    assert plan.priced(now, nodes) == now
+    tight = [stage(memory=60), worker("w")]
+    now = plan.first(tight, {})
+    slower = plan.priced(now, [tight[0], worker("w", speed=1e9)])
+    assert slower.tokens_per_second < 0.5 * now.tokens_per_second
+    pair = [stage("a", 70), stage("b", 70)]
+    assert plan.priced(plan.first(pair, {}), pair) == plan.first(pair, {})

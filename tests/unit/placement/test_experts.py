@@ -17,9 +17,9 @@ from shoal.placement.experts import (
     alone,
     asking,
     away,
-    change,
     covered,
     dealt,
+    divided,
     shared,
     union,
     without,
@@ -120,7 +120,8 @@ def test_a_stage_waits_for_the_disk_of_a_worker() -> None:
         node = worker("w", room, speed=40e9, disk=1e9)
         plans = dealt(cost, away(cost, 1.0), [node], {}, streamed=True)
         assert plans is not None
-        seconds.append(change(cost, 0, 4, stage, [(plans[0], node)], away(cost, 1.0), asking(cost, stage, [node], here), 1))
+        asked = asking(cost, [here.between(stage.name, node.name)])
+        seconds.append(divided(cost, 0, 4, stage, [(plans[0], node)], away(cost, 1.0), asked, 1).change)
     assert 0.010 < seconds[1] - seconds[0] < 0.013, "half of eight experts in three layers, at 1 GB/s"
 
 
@@ -168,7 +169,10 @@ def changed(cost: ModelCost, share: float, node: NodeProfile, links: LinkSpeeds,
     assert plans is not None
     if both:
         plans = shared(cost, absent, plans, [node], {})
-    return change(cost, layers.start, layers.stop, STAGE, [(plans[0], node)], absent, asking(cost, STAGE, [node], links), rows)
+    if not plans:
+        return 0.0
+    asked = asking(cost, [links.between(STAGE.name, node.name)])
+    return divided(cost, layers.start, layers.stop, STAGE, [(plans[0], node)], absent, asked, rows).change
 
 
 def test_a_stage_waits_for_a_far_worker_and_not_for_one_that_is_faster_than_itself() -> None:
@@ -186,7 +190,7 @@ def test_what_both_hold_is_divided_so_that_both_end_at_once() -> None:
     node = worker("w", speed=10e9)
     whole = 16 * cost.layers[1].experts.touched(64) / 16 * EACH / 10e9  # pyright: ignore[reportOptionalMemberAccess]
     saved = -changed(cost, 0.0, node, NEAR, 64, range(2), both=True)
-    question = asking(cost, STAGE, [node], NEAR)
+    question = asking(cost, [NEAR.between(STAGE.name, node.name)])
     assert abs(saved - ((whole - question.seconds - 64 * question.per_row) / 2 - ATTENDING)) < 1e-9
     far = LinkSpeeds({"w": LinkSpeed(1.0)})
     assert changed(cost, 0.0, node, far, 64, range(2), both=True) == 0, "a stage that holds all asks nobody who is too far"
@@ -196,12 +200,8 @@ def test_what_both_hold_is_divided_so_that_both_end_at_once() -> None:
 def test_to_hold_what_stages_hold_never_takes_longer(share: int, room: int, speed: float, rows: int) -> None:
     cost = model(count=16)
     node = worker("w", room + 3 * share, speed)
-    alone, both = (
-        (changed(cost, share / 16, node, NEAR, rows, range(4), both) if share or both else 0.0 for both in (False, True))
-        if room or share
-        else (0.0, 0.0)
-    )
-    assert both <= alone + 1e-12
+    apart = changed(cost, share / 16, node, NEAR, rows, range(4))
+    assert changed(cost, share / 16, node, NEAR, rows, range(4), both=True) <= apart + 1e-12
 
 
 @given(
@@ -236,9 +236,9 @@ def test_workers_share_different_experts_and_the_most_used_ones_first() -> None:
 def test_asking_counts_the_way_there_and_back() -> None:
     cost = model()
     links = LinkSpeeds({"w": LinkSpeed(0.002, 1e9), "v": LinkSpeed(0.001, 1e6)})
-    found = asking(cost, STAGE, [worker("w"), worker("v")], links)
+    found = asking(cost, [links.between(STAGE.name, name) for name in ("w", "v")])
     assert abs(found.seconds - ASKING - 0.004) < 1e-3 and found.per_row > 1e-3
-    assert asking(cost, STAGE, [], links) == Asking(ASKING, 0.0)
+    assert asking(cost, []) == Asking(ASKING, 0.0)
 
 
 def test_tables_are_joined_by_layer() -> None:
