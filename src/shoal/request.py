@@ -146,7 +146,8 @@ class TokenChunk(msgspec.Struct, frozen=True, array_like=True):
     embedding: bytes = b""
     """float32, little-endian, as long as a hidden state; not normalised."""
     degraded: int = 0
-    """Tokens so far, of the prompt and of this choice, that were computed without an expert."""
+    """Tokens so far that were computed without an expert: of this choice, and of the prompt if it was computed for it. One that is computed
+    again counts again."""
 
     @property
     def counts(self) -> bool:

@@ -96,8 +96,8 @@ class Send(NamedTuple):
 
 
 class Collect(NamedTuple):
-    """The step needs what was sent: it is given a list of `Partial`, in which each expert that was asked is once; of the spare ones, some may
-    be in none."""
+    """The step needs what was sent: it is given a list of `Partial`, in which each expert that was asked is once; of the spare ones, and
+    where a step may go on without, some are in none."""
 
 
 T = TypeVar("T")

@@ -23,7 +23,7 @@ from shoal.models.spec import Experts, ModelSpec
 from shoal.models.weights import Weights
 from shoal.native import kernels, missing
 from shoal.weights.expert_reads import ExpertReads
-from shoal.wire.routed import Routed, Sums
+from shoal.wire.routed import Ints, Routed, Sums
 
 if TYPE_CHECKING:
     from shoal.native import ExpertSet
@@ -53,8 +53,10 @@ class ExpertBank:
         """Empty while no rows run, if experts are read from disk."""
         self._held: dict[int, frozenset[int]] = {}
         self._counts: dict[int, RowCounts] = {}
-        self._ran = deque[Routed]()
-        """Not counted yet."""
+        self._ran = deque[tuple[int, Ints, Ints]]()
+        """Layers, their experts and the rows of these, not counted yet."""
+        self._tallying = Lock()
+        """Held while they are counted: whoever asks for counts does not wait until rows have run."""
         self._streamed: StreamedBank | None = None
         """None: all experts are in memory."""
         self._damage = Damage()
@@ -84,9 +86,9 @@ class ExpertBank:
     @property
     def expert_rows(self) -> dict[int, RowCounts]:
         """By layer: [experts] rows that each has computed here, whether it still is here or not."""
-        with self._changing:
+        with self._tallying:
             self._count()
-            return {layer: counts.copy() for layer, counts in self._counts.items()}
+            return {layer: counts.copy() for layer, counts in list(self._counts.items())}
 
     @property
     def expert_reads(self) -> ExpertReads:
@@ -200,6 +202,10 @@ class ExpertBank:
         with self._changing:
             if (experts := self._sets.get(said.layer)) is None:
                 raise RemoteProtocolError(f"experts of layer {said.layer} are not here")
+            if said.hidden != self._spec.hidden:
+                raise RemoteProtocolError(
+                    f"rows for experts that cannot be run: they have {said.hidden} values instead of {self._spec.hidden}"
+                )
             if said.entries > said.rows * self._kind(said.layer).routing.chosen:
                 raise RemoteProtocolError("a row for experts names more of them than a row has")
             try:
@@ -211,16 +217,17 @@ class ExpertBank:
                 raise RemoteProtocolError(f"rows for experts of layer {said.layer} that cannot be run: {why}") from error
             except WeightsUnreadable as error:
                 raise RemoteProtocolError(f"experts of layer {said.layer} cannot be read: {error}") from error
-            self._ran.append(routed)
+            self._ran.append((said.layer, routed.experts.copy(), np.diff(routed.offsets)))
             if len(self._ran) >= _COUNTED_AT:
-                self._count()
+                with self._tallying:
+                    self._count()
         return sums
 
     def _count(self) -> None:
         """Not with every question, which has no time for it."""
         while self._ran:
-            routed = self._ran.popleft()
-            self._counts[routed.layer][routed.experts] += np.diff(routed.offsets).astype(np.uint64)
+            layer, experts, rows = self._ran.popleft()
+            self._counts[layer][experts] += rows.astype(np.uint64)
 
     def _partial(self, experts: ExpertSet, routed: Routed) -> Sums:
         of = routed.header

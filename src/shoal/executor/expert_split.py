@@ -9,7 +9,7 @@ from typing import NamedTuple
 Experts = Mapping[int, frozenset[int]]
 """By layer."""
 
-_ROWS_LIKE_READING = 16
+ROWS_LIKE_READING = 16
 """Rows whose products take as long as to read an expert once."""
 _NEWEST = 1 / 16
 """Weight of the newest measurement in a mean."""
@@ -19,7 +19,7 @@ _FADING = 1 / 256
 
 def work(rows: int) -> float:
     """Of an expert, in reads of one."""
-    return 1 + rows / _ROWS_LIKE_READING
+    return 1 + rows / ROWS_LIKE_READING
 
 
 @dataclass
@@ -78,6 +78,8 @@ class Split:
                 local = mine
         if free and not out:
             self.there.fade()  # or workers that were slow once would never be asked again
+        elif free and len(out) == len(rows):
+            self.here.fade()
         return sorted(out)
 
 

@@ -114,6 +114,7 @@ class NativeRuntime(HostRuntime):
             self._run_here(layer, block, experts, [place[expert] for expert in experts], hidden, leases)
             remote.split.here.took(perf_counter() - began, sum(work(rows[expert]) for expert in experts))
 
+        sent_at = 0.0
         asked = remote.split.sent(rows, remote.only, remote.also)
         if asked:
             sent = [place[expert] for expert in asked]
@@ -121,6 +122,7 @@ class NativeRuntime(HostRuntime):
             of, entries, body = self._stage.dispatch(block, sent, floats)
             header = RoutedHeader(layer, len(of), hidden.shape[1], len(sent), entries, not floats)
             yield Send(Routed(header, body), of, remote.also)
+            sent_at = perf_counter()
         local = [expert for expert in rows if expert not in asked]
         kind = self._spec.layers[layer].feed_forward
         assert isinstance(kind, ExpertsSpec)
@@ -136,6 +138,7 @@ class NativeRuntime(HostRuntime):
             remote.split.there.took(part.seconds, sum(work(rows[expert]) for expert in came))
             late.difference_update(came)
         if taken_back := sorted(late & remote.also):
+            remote.split.there.took(perf_counter() - sent_at, sum(work(rows[expert]) for expert in taken_back))
             run(taken_back)
         if (dropped := sorted(late - remote.also)) and remote.degrade:
             degraded.update(self._stage.drop(hidden, block, [place[expert] for expert in dropped]).tolist())

@@ -426,7 +426,7 @@ class Cluster:
         lacking = any(n not in self.members for n in self.serving.workers) and not self.serving.goes_on(self.members)
         nodes = [m.profile for m in self._usable(now).values()]
         try:
-            if draining or (lacking and now >= self._next_move):
+            if draining:
                 without = self._planner.recover(self.serving.running(self.members), nodes, self._residencies(), self.tokens, beside=True)
                 return self._begin(without, now)
             if now < self._next_move or any(n not in self._usable(now) for n in self.serving.nodes):
@@ -435,6 +435,9 @@ class Cluster:
             if considered == self._considered:
                 return []  # nothing has changed since the last look, and looking is expensive
             self._considered = considered
+            if lacking:
+                without = self._planner.recover(self.serving.running(self.members), nodes, self._residencies(), self.tokens, beside=True)
+                return self._begin(without, now)
             better = self._planner.improve(self.serving.running(self.members), nodes, self._residencies(), self.tokens)
         except CapacityError as error:
             self._next_move = now + _REST

@@ -76,7 +76,9 @@ class Coordinator:
             model.cost, Demand.of(settings.engine.slots, settings.engine.kv_tokens, model.context), settings.spread, settings.spares
         )
         admission = AdmissionRules(parse_bytes(settings.min_memory or "0"), settings.min_speed * 1e9, settings.max_nodes)
-        self._planner = RoleMoves(self._moves)
+        self._use: dict[int, list[int]] = {}
+        """Rows that each expert has computed, by layer."""
+        self._planner = RoleMoves(self._moves, self._use)
         self.cluster = Cluster(
             __version__, settings.min_nodes, self._planner, settings.heartbeat * _SILENCES, admission, settings.engine.degrade
         )
@@ -249,6 +251,10 @@ class Coordinator:
                 if (member := self.cluster.members.get(node)) is not None:
                     self._observer.heartbeat(member.name, message)
                     self.loads.heard(member.name, message, self._environment.now())
+                    for counted in message.expert_rows:
+                        known = self._use.get(counted.layer, [0] * len(counted.rows))
+                        if len(known) == len(counted.rows):  # otherwise the observer has something to say about it
+                            self._use[counted.layer] = [a + b for a, b in zip(known, counted.rows, strict=True)]
                     self._roster.activities[member.name] = message.activity
                 if message.packed:
                     self._roster.machines[node].packed = message.packed

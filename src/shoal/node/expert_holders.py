@@ -27,15 +27,16 @@ class ExpertHolder:
     outstanding: int = 0
     """Rows that it was asked and has not answered."""
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
-    """Its last answers took."""
+    """Its last answers took, for a unit of work each."""
     late: float | None = None
-    """Seconds after which an answer is late, from time to time from these; None: not known yet."""
+    """Seconds for a unit of work after which an answer is late, from time to time from these; None: not known yet."""
     _unsorted: int = 0
     """Answers since then."""
     refusals: deque[tuple[float, int, frozenset[int]]] = field(default_factory=deque[tuple[float, int, frozenset[int]]])
     """Until when it is not asked for what it refused: a layer's experts."""
-    abandoned: set[int] = field(default_factory=set[int])
-    """Numbers of frames that it has not answered and that nobody waits for any more. While there are any, others are asked first."""
+    abandoned: dict[int, tuple[float, float]] = field(default_factory=dict[int, tuple[float, float]])
+    """Numbers of frames that it has not answered and that nobody waits for any more; when they were sent, and their work. While there are any,
+    others are asked first."""
     away: bool = False
     """Its connection is lost: it may come back."""
     fenced: str = ""
@@ -61,9 +62,9 @@ class ExpertHolder:
             _, layer, experts = self.refusals.popleft()
             self.held = {**self.held, layer: self.held.get(layer, frozenset()) | experts}
 
-    def answered(self, seconds: float) -> None:
+    def answered(self, seconds: float, work: float = 1.0) -> None:
         """After so long."""
-        self.seconds.append(seconds)
+        self.seconds.append(seconds / work)
         self._unsorted += 1
         if self._unsorted >= _FEWEST:
             self.late, self._unsorted = _MARGIN * sorted(self.seconds)[int(0.95 * len(self.seconds))], 0

@@ -20,6 +20,7 @@ import structlog
 from shoal.control.messages import ExpertAsks
 from shoal.errors import ClusterError, ProtocolError, RemoteProtocolError
 from shoal.executor.base import Ints, Partial, Send
+from shoal.executor.expert_split import ROWS_LIKE_READING
 from shoal.node.expert_holders import ExpertHolder, Holders
 from shoal.retry import Backoff
 from shoal.transport.base import FrameStream
@@ -38,7 +39,7 @@ _SOONEST = 0.01
 _FATAL = 3
 """Times that a worker's connection breaks over one question; then it is asked somebody else, or the step fails: it may be the rows' fault."""
 _WITHOUT = 1.0
-"""Seconds after which a step goes on without experts, where it may."""
+"""Seconds after which a step goes on without experts, where it may: or twice as long as their worker usually takes to be late."""
 _FIRST_DELAY, _MOST_DELAY = 0.05, 2.0
 _SHORTEST = 1e-4
 """Seconds that a step waits, at least, before it looks again."""
@@ -68,6 +69,12 @@ class _Ask:
     given_up: float | None = None
     """When the step fails, if nobody has them until then."""
     answer: tuple[Sums, SumsHeader] | None = None
+
+    @property
+    def work(self) -> float:
+        """In units of which a worker takes about as long for each."""
+        header = self.routed.header
+        return header.experts + header.entries / ROWS_LIKE_READING
 
 
 class _Asked(NamedTuple):
@@ -144,12 +151,15 @@ class ExpertLinks:
         if left:
             self._begin(asked, left)
 
-    def _begin(self, asked: Send, experts: list[int]) -> _Ask:
+    def _begin(self, asked: Send, experts: list[int], of: _Ask | None = None) -> _Ask:
+        """of: the question of which these are a part."""
         if len(experts) == asked.routed.header.experts:  # all, as where there is one worker
             ask = _Ask(asked.routed, asked.rows, self._clock(), asked.spare.intersection(experts))
         else:
             part, rows = asked.routed.only(experts)
             ask = _Ask(part, asked.rows[rows], self._clock(), asked.spare.intersection(experts))
+        if of is not None:
+            ask.begun, ask.losses = of.begun, Counter(of.losses)
         self._step.append(ask)
         return ask
 
@@ -187,7 +197,7 @@ class ExpertLinks:
             if (asked := self._answers.pop(number, None)) is not None:
                 holder = self.holders[asked.worker]
                 holder.outstanding -= ask.routed.rows
-                holder.abandoned.add(number)
+                holder.abandoned[number] = asked.since, ask.work
         ask.flights.clear()
 
     def _wake(self) -> None:
@@ -229,7 +239,7 @@ class ExpertLinks:
     def _ask_again(self, ask: _Ask) -> None:
         """For one that is late, or that nobody was asked for yet, or whose workers are all lost."""
         routed = ask.routed
-        if self._degrade and self._clock() - ask.begun >= _WITHOUT:
+        if self._degrade and ask.flights and self._clock() - ask.begun >= self._without(ask):
             self._abandon(ask)
         fatal = {worker for worker, losses in ask.losses.items() if losses >= _FATAL}
         others = self.holders.choose(routed.layer, routed.experts.tolist(), ask.asked | fatal, answering=self._degrade)
@@ -243,13 +253,13 @@ class ExpertLinks:
             self._abandon(ask)
             self._settle(ask)
         elif ask.flights:  # late, and nobody else has all of it
-            again = self._clock() + (_WITHOUT if self._degrade else _DEADLINE)
+            again = self._clock() + (self._without(ask) if self._degrade else _DEADLINE)
             ask.flights = {number: (worker, again) for number, (worker, _) in ask.flights.items()}
         elif complete:
             self._step.remove(ask)
             for worker, experts in others.items():
                 self.tally.repeated_frames += 1
-                self._post(self._begin(Send(routed, ask.rows), experts), worker)
+                self._post(self._begin(Send(routed, ask.rows, ask.spare), experts, ask), worker)
         elif ask.asked:
             ask.asked.clear()  # a worker that was lost may be asked again when it is back
             self._ask_again(ask)
@@ -257,16 +267,20 @@ class ExpertLinks:
             self._step.remove(ask)
             left = set(routed.experts.tolist())
             for worker, experts in others.items():
-                self._post(self._begin(Send(routed, ask.rows, ask.spare), experts), worker)
+                self._post(self._begin(Send(routed, ask.rows, ask.spare), experts, ask), worker)
                 left.difference_update(experts)
             self.tally.dropped += len(left - ask.spare)
         elif ask.spare:
             self.tally.taken_back += 1
             self._step.remove(ask)
-            self._ask_again(self._begin(Send(routed, ask.rows), sorted(set(routed.experts.tolist()) - ask.spare)))
+            self._ask_again(self._begin(Send(routed, ask.rows), sorted(set(routed.experts.tolist()) - ask.spare), ask))
         elif ask.given_up is None:
             hope = self.holders.may_come_back(routed.layer, routed.experts.tolist(), fatal)
             ask.given_up = self._clock() + (self._patience if hope else 0.0)
+
+    def _without(self, ask: _Ask) -> float:
+        """Seconds after which a step goes on without these experts, where it may: who computes longer than others is not gone."""
+        return max(_WITHOUT, *(2 * self._patient(worker, ask) for worker, _ in ask.flights.values()))
 
     def _not_had(self, ask: _Ask) -> ClusterError:
         holders = "; ".join(f"{name}: {self.holders[name].state}" for name in self.holders) or "there are none"
@@ -285,8 +299,9 @@ class ExpertLinks:
         self._numbers += 1
         number = self._numbers
         self._answers[number] = _Asked(ask, worker, now)
-        usual = holder.late
-        ask.flights[number] = (worker, now + (_DEADLINE if usual is None else max(usual, _SOONEST)))
+        due = now + self._patient(worker, ask)
+        ask.flights = {earlier: (of, max(at, due)) for earlier, (of, at) in ask.flights.items()}  # whose time is over has the new one's
+        ask.flights[number] = (worker, due)
         ask.asked.add(worker)
         ask.given_up = None
         holder.outstanding += ask.routed.rows
@@ -303,6 +318,11 @@ class ExpertLinks:
         self._sending.add(sending)
         sending.add_done_callback(self._sending.discard)
 
+    def _patient(self, worker: str, ask: _Ask) -> float:
+        """Seconds after which its answer is late."""
+        late = self.holders[worker].late
+        return _DEADLINE if late is None else max(late * ask.work, _SOONEST)
+
     def _stream(self, worker: str) -> FrameStream:
         if (stream := self._streams.get(worker)) is None:
             raise ConnectionError(f"{worker} is not connected")
@@ -310,8 +330,9 @@ class ExpertLinks:
 
     async def _hand_over(self, worker: str, frame: Frame) -> None:
         """To a worker that has to take something else before."""
-        if frame.step not in self._answers:
-            return  # the worker was lost, or nobody waits for it any more
+        if frame.step not in self._answers:  # the worker was lost, or nobody waits for it any more
+            self.holders[worker].abandoned.pop(frame.step, None)  # it was never asked
+            return
         try:
             await self._stream(worker).send(frame)
         except (ConnectionError, ProtocolError) as error:
@@ -371,7 +392,9 @@ class ExpertLinks:
     async def _receive(self, worker: str, holder: ExpertHolder, stream: FrameStream) -> None:
         while True:
             frame = await stream.receive()
-            holder.abandoned.discard(frame.step)
+            if (abandoned := holder.abandoned.pop(frame.step, None)) is not None:
+                since, work = abandoned
+                holder.answered(self._clock() - since, work)  # or one that became slow would be late for ever
             asked = self._answers.get(frame.step)
             if asked is None or asked.worker != worker:
                 continue  # it was answered before, or the step ended
@@ -389,7 +412,7 @@ class ExpertLinks:
             del self._answers[frame.step]
             holder.outstanding -= ask.routed.rows
             took = self._clock() - asked.since
-            holder.answered(took)
+            holder.answered(took, ask.work)
             tally, said = self.tally, result[1]
             tally.answers += 1
             tally.received += frame.size

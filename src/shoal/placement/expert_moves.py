@@ -12,22 +12,27 @@ from shoal.placement.cost import ModelCost
 from shoal.placement.experts import Table, WorkerPlan
 from shoal.placement.moves import Moves, Residency, now_bounds
 from shoal.placement.partition import Costs, Placement, StagePlan, placed
+from shoal.placement.popularity import popular
 from shoal.placement.profile import NodeProfile
 
 _WORTH = 1.02
 """Workers hold what stages hold, too, if it makes tokens this many times as fast: they have to load it."""
 _GAIN = 1.15
 """A move that is not forced must be this many times as fast."""
+_SAFER = 0.9
+"""If more experts are there twice after it."""
 
 Nodes = Sequence[NodeProfile]
 Residencies = Mapping[str, Residency]
 
 
 class ExpertMoves:
-    """moves: for the stages; its model is that of all weights. fine: see shares.best. some: whether workers must hold something."""
+    """moves: for the stages; its model is that of all weights. fine: see shares.best. some: whether workers must hold something. use: rows that
+    each expert has computed, by layer; may grow. It decides which experts are elsewhere, not how many: their prices are those of even use."""
 
-    def __init__(self, moves: Moves, fine: bool = True, some: bool = False) -> None:
+    def __init__(self, moves: Moves, fine: bool = True, some: bool = False, use: Mapping[int, Sequence[int]] | None = None) -> None:
         self.moves, self._fine, self._some = moves, fine, some
+        self._use: Mapping[int, Sequence[int]] = {} if use is None else use
 
     def cost(self, placement: Placement) -> ModelCost:
         """Of what its stages hold."""
@@ -77,8 +82,9 @@ class ExpertMoves:
         except CapacityError:
             return None
         staying = tuple(plan for plan in now.workers if plan.node in here)
-        safer = experts.alone(now.elsewhere, staying) > experts.alone(best.elsewhere, best.workers) if now.elsewhere else False
-        return best if safer or best.tokens_per_second > _GAIN * now.tokens_per_second else None
+        speed = self.priced(now, nodes).tokens_per_second
+        safer = bool(best.workers) and experts.alone(now.elsewhere, staying) > experts.alone(best.elsewhere, best.workers)
+        return best if best.tokens_per_second > (_SAFER if safer else _GAIN) * speed else None
 
     def _placed(self, nodes: Nodes, held: Mapping[str, Table], place: Callable[[Moves, Nodes], Placement]) -> Placement:
         """The best over how much of the experts is elsewhere. place: the stages, by a model of what they hold."""
@@ -86,9 +92,10 @@ class ExpertMoves:
         if workers and not stages:
             raise CapacityError("all nodes were started with --role experts; a model needs at least one that runs layers")
         model, failures = self.moves.model, list[CapacityError]()
+        ranked = popular(model, self._use) if workers else model
 
         def tried(step: int) -> Placement | shares.Lacking:
-            elsewhere = experts.away(model, step / shares.STEPS)
+            elsewhere = experts.away(ranked, step / shares.STEPS)
             plans = experts.dealt(model, elsewhere, workers, held)
             if plans is None and (plans := experts.dealt(model, elsewhere, workers, held, streamed=True)) is None:
                 return shares.Lacking.WORKERS
@@ -100,7 +107,7 @@ class ExpertMoves:
             apart = self._with(found, elsewhere, plans, nodes) if plans else found
             if found.streams or not workers:
                 return apart
-            both = self._with(found, elsewhere, experts.shared(model, elsewhere, plans, workers, held), nodes)
+            both = self._with(found, elsewhere, experts.shared(ranked, elsewhere, plans, workers, held), nodes)
             return both if both.tokens_per_second > _WORTH * apart.tokens_per_second else apart
 
         share = experts.balance(model, stages, workers, self.moves.links, self.moves.demand.slots) if workers else None

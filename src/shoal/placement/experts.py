@@ -103,7 +103,7 @@ def dealt(
     may hold more than fits into their memory; there are no replicas then. None: they have no room for all."""
     sizes = [layer.experts.each.size if layer.experts else 0 for layer in model.layers]
     total = sum(size * len(experts) for size, experts in zip(sizes, elsewhere, strict=True))
-    memory = {worker.name: worker.memory - model.workspace for worker in workers}
+    memory = {worker.name: max(worker.memory - model.workspace, 0) for worker in workers}
     room = _stretched(memory, {worker.name for worker in workers if worker.disk}, total + sum(sizes)) if streamed else dict(memory)
     shares = _shares(
         {worker.name: worker.bytes_per_second for worker in workers}, {name: room[name] / total for name in room} if total else {}
@@ -202,7 +202,7 @@ def shared(
     kept = [range(layer.experts.count) if layer.experts else range(0) for layer in model.layers]
     for worker in workers:
         plan = known.get(worker.name) or WorkerPlan(
-            worker.name, tuple(frozenset[int]() for _ in absent), 0, worker.memory - model.workspace
+            worker.name, tuple(frozenset[int]() for _ in absent), 0, max(worker.memory - model.workspace, 0)
         )
         room = plan.memory - plan.weight_bytes
         wanted = [sorted(set(experts) - gone) for experts, gone in zip(kept, absent, strict=True)]

@@ -6,7 +6,7 @@ nodes are tried in every combination; of many the fastest and the largest run la
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import combinations
@@ -46,11 +46,11 @@ def _kept(placement: Placement, nodes: Nodes) -> Names:
 
 
 class RoleMoves:
-    """Placements as those of ExpertMoves, over nodes of which some have no role."""
+    """Placements as those of ExpertMoves, over nodes of which some have no role. use: see there."""
 
-    def __init__(self, moves: Moves) -> None:
+    def __init__(self, moves: Moves, use: Mapping[int, Sequence[int]] | None = None) -> None:
         self._moves = moves
-        self._plan, self._rough = ExpertMoves(moves), ExpertMoves(moves, fine=False)
+        self._plan, self._rough = ExpertMoves(moves, use=use), ExpertMoves(moves, fine=False, use=use)
 
     def cost(self, placement: Placement) -> ModelCost:
         """Of what its stages hold."""

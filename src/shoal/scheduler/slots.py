@@ -104,6 +104,8 @@ class Slots:
         return sequence.digests[:count]
 
     def name_blocks(self, sequence: Sequence) -> None:
+        if sequence.degraded:
+            return  # others must not find what is not the model's
         full = sequence.computed // self.limits.block_tokens
         if full > sequence.named:
             digests = self.digests(sequence, full)

@@ -172,6 +172,7 @@ class Routed(msgspec.Struct, frozen=True, eq=False):
         # as numbers without a sign, what is negative is too large
         if (
             offsets[0] != 0
+            or offsets.min() < 0
             or offsets[-1] != len(index)
             or np.diff(offsets).view(np.uint32).max() > self.rows
             or (len(index) and index.view(np.uint32).max() >= self.rows)

@@ -74,6 +74,15 @@ def test_workers_that_were_slow_are_tried_again() -> None:
     assert 100 < idle < 4000
 
 
+def test_a_stage_that_was_slow_once_is_tried_again() -> None:
+    rows, everything = dict.fromkeys(range(8), 1), frozenset(range(8))
+    split = Split(1, 1e-6, 0.0, Pace(1.0), Pace(1e-4))
+    idle = 0
+    while len(split.sent(rows, frozenset(), everything)) == 8:
+        idle += 1
+    assert 100 < idle < 4000
+
+
 def test_a_pace_follows_what_is_measured() -> None:
     pace = Pace()
     for seconds, units in ((0.0, 4.0), (1.0, 0.0)):

@@ -19,7 +19,7 @@ def any_holders(draw: st.DrawFn) -> Holders:
         holder = holders[name]
         holder.outstanding, holder.away = draw(st.integers(0, 3)), draw(st.booleans())
         holder.fenced = draw(st.sampled_from(["", "", "it lied"]))
-        holder.abandoned = draw(st.sets(st.integers(1, 3), max_size=1))
+        holder.abandoned = dict.fromkeys(draw(st.sets(st.integers(1, 3), max_size=1)), (0.0, 1.0))
     return holders
 
 
@@ -89,7 +89,7 @@ def test_who_is_away_or_does_not_answer_may_come_back() -> None:
     assert not holders.may_come_back(1, [1, 2]), "who is here has said what it has to say"
     holders["a"].away = True
     assert holders.may_come_back(1, [1]) and not holders.may_come_back(1, [2]) and not holders.may_come_back(1, [1], ["a"])
-    holders["b"].abandoned.add(7)
+    holders["b"].abandoned[7] = 0.0, 1.0
     assert holders.may_come_back(1, [2])
     holders["b"].fenced = "it lied"
     assert not holders.may_come_back(1, [2])

@@ -651,3 +651,70 @@ def test_where_it_may_a_step_waits_a_second_for_one_that_is_frozen_and_then_not_
         whole(await collecting)
 
     play(scenario, degrade=True, a=ALL)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_worker_that_becomes_slow_is_not_late_for_ever(play: Any) -> None:
+    """What it answers too late counts, too."""
+
+    async def scenario(company: Company) -> None:
+        holder = company.links.holders["a"]
+        for _ in range(32):
+            collecting = await company.ask(ALL)
+            await company["a"].take()
+            company.now += 0.05
+            await company["a"].answer()
+            await quiet()
+            await collecting
+        usual = holder.late
+        assert usual is not None and not holder.abandoned
+        for _ in range(200):
+            collecting = await company.ask(ALL)
+            await company["a"].take()
+            company.now += 1.0
+            company.links._wake()
+            await quiet()
+            await company["a"].answer()
+            await collecting
+            await quiet()
+        assert (holder.late or 0.0) > 5 * usual
+
+    play(scenario, a=ALL)
+
+
+def test_a_part_of_a_lost_question_knows_what_the_stage_has_too(play: Any) -> None:
+    async def scenario(company: Company) -> None:
+        collecting = await company.ask(frozenset({0, 1}))
+        for name in "cab":  # the one that has all, then those that have a part
+            if name != "b":
+                await company[name].take()
+                company[name].refusing = True
+                company[name].streams[-1].abort()
+                await quiet()
+        await company["b"].take()
+        await company["b"].answer()
+        assert came(await collecting) == [2, 3]
+
+    play(scenario, a=frozenset({0, 1}), b=frozenset({2, 3}), c=ALL)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_late_question_is_asked_of_one_other_worker_at_a_time(play: Any) -> None:
+    async def scenario(company: Company) -> None:
+        for name in "abc":
+            for _ in range(16):
+                company.links.holders[name].answered(1.0)
+        collecting = await company.ask()
+        await company["c"].take()
+        company.now += 20.0
+        company.links._wake()
+        await quiet()
+        assert company.links.tally.hedged == 1
+        company.now += 20.0
+        company.links._wake()
+        await quiet()
+        assert company.links.tally.hedged == 2
+        await company["c"].answer()
+        whole(await collecting)
+
+    play(scenario, a=ALL, b=ALL, c=ALL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -197,3 +198,29 @@ def test_a_placement_is_priced_again_for_nodes_as_they_are_now() -> None:
     assert slower.tokens_per_second < 0.5 * now.tokens_per_second
     pair = [stage("a", 70), stage("b", 70)]
     assert plan.priced(plan.first(pair, {}), pair) == plan.first(pair, {})
+
+
+def test_a_worker_without_room_for_anything_does_no_harm() -> None:
+    for place in (stage(), stage(memory=60)):
+        nodes = [place, worker("w", 30), NodeProfile("tiny", 1024, 10e9, 1e12, worker=True)]
+        links = LinkSpeeds({name: LinkSpeed(10e-6, 1e9) for name in ("a", "w", "tiny")})
+        assert "tiny" not in [plan.node for plan in planner(links).first(nodes, {}).workers]
+
+
+def test_what_is_safer_is_not_much_slower() -> None:
+    """A worker behind a slow link holds no replicas that every step would wait for."""
+    far = LinkSpeeds({"a": LinkSpeed(10e-6, 1e9), "w": LinkSpeed(10e-6, 1e9), "x": LinkSpeed(0.05, 1e6)})
+    plan, tight = planner(far), stage(memory=60)
+    before = plan.first([tight, worker("w")], {})
+    assert alone(before.elsewhere, before.workers) > 0
+    assert plan.improve(before, [tight, worker("w"), worker("x")], {}, 0) is None
+
+
+def test_a_stage_that_became_slow_is_left() -> None:
+    plan = planner(chosen=12)
+    links = [stage("a"), stage("b"), worker("w")]
+    before = plan.first(links, {})
+    assert len(before.stages) == 1
+    slow = [node if node.name != before.stages[0].node else replace(node, bytes_per_second=node.bytes_per_second / 8) for node in links]
+    after = plan.improve(before, slow, {}, 0)
+    assert after is not None and after.stages[0].node != before.stages[0].node
