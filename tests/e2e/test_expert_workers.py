@@ -33,6 +33,8 @@ STORY = [{"role": "user", "content": "Write a long story about a sailor and two 
 SHORT, LONG = 24, 60
 HALF = 330 << 20
 """Bytes with which a worker has room for nearly half of the experts."""
+QUARTER = 250 << 20
+"""For a quarter: two of these read from disk, however the plan deals."""
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +192,7 @@ def test_a_worker_copies_what_another_one_has_packed(made: Cluster, model: Path,
         return made.join("--name", name, "--code", codes()[-1], *flags, SHOAL_CACHE=str(packed / name))
 
     def worker(name: str) -> Process:
-        return join(name, "--role", "experts", "--memory", f"{HALF}", "--packed-cache", str(packed / name / "packed"))
+        return join(name, "--role", "experts", "--memory", f"{QUARTER}", "--packed-cache", str(packed / name / "packed"))
 
     made.serve("--host", "0.0.0.0", "--min-nodes", "2", "--context", "1024", "--model", str(model))
     join("stage", "--memory", "500MiB", "--packed-cache", "none")

@@ -155,6 +155,6 @@ def test_a_cluster_can_be_followed_without_asking_the_head(
         for follower in (early, late):
             follower.until_kind("silent")
             assert follower.end() == 130
-        assert client.keys("shoal:*") == []
+        until(lambda: client.keys("shoal:*") == [])
     shown = made.start("nodes", "--discovery", server.url, "--cluster", CLUSTER)
     assert shown.wait() == 1 and "is silent" in shown.said

@@ -19,8 +19,8 @@ _WORTH = 1.02
 """Workers hold what stages hold, too, if it makes tokens this many times as fast: they have to load it."""
 _GAIN = 1.15
 """A move that is not forced must be this many times as fast."""
-_SAFER = 0.9
-"""If more experts are there twice after it."""
+_SAFER = 0.5
+"""If more experts are there twice after it: without a replica, a worker that is lost ends the route."""
 
 Nodes = Sequence[NodeProfile]
 Residencies = Mapping[str, Residency]
