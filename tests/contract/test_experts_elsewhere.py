@@ -21,7 +21,7 @@ from shoal.request import SamplingParams
 from shoal.scheduler.plan import Chunk, Opened, StepPlan
 from tests.support.expert_workers import Asking, Worker, bytes_of, every_expert, logits_of, running
 from tests.support.mixtures import EVERY, Maker
-from tests.support.streamed import Disk, finder
+from tests.support.streamed import Disk, finder, made, residencies
 
 STEPS = 6
 PROMPT = [5, 9, 90, 17, 3, 88, 41, 7, 7, 72, 33]
@@ -69,6 +69,13 @@ def split(weights: Weights, among: int, share: float = 1.0) -> list[dict[int, fr
 
 def union(tables: list[dict[int, frozenset[int]]]) -> dict[int, frozenset[int]]:
     return {layer: frozenset().union(*(table.get(layer, frozenset()) for table in tables)) for table in tables for layer in table}
+
+
+class Everything(Split):
+    """Sends whatever it may."""
+
+    def sent(self, rows: Mapping[int, int], only_there: frozenset[int], there_too: frozenset[int]) -> list[int]:
+        return [expert for expert in rows if expert in only_there or expert in there_too]
 
 
 class Restless(Split):
@@ -159,6 +166,38 @@ def test_a_stage_runs_what_it_has_too_when_a_worker_is_killed(weights: Weights, 
     found, links = steps(weights, Precision.Q8, [whole], kill, also=whole)
     alike(found, held(weights, Precision.Q8))
     assert links.tally.taken_back > 0
+
+
+@pytest.mark.parametrize("case", EVERY)
+@pytest.mark.parametrize("degrade", [False, True])
+def test_a_stage_that_streams_asks_workers_too(make: Maker, case: tuple[str, Precision], degrade: bool, tmp_path: Path) -> None:
+    """All routed experts of some steps, so that only a shared one is left for the stage; and what it has itself is taken back from a worker
+    that is killed."""
+    weights, precision = make(*case)
+    whole = every_expert(weights)
+    also = {layer: frozenset(sorted(experts)[1::2]) for layer, experts in whole.items()}
+    only = {layer: whole[layer] - also[layer] for layer in whole}
+    sizes = made(weights, precision, tmp_path)
+
+    async def play() -> list[Floats]:
+        workers = {"w0": Worker(weights, only, precision), "w1": Worker(weights, whole, precision)}
+        packed = finder(tmp_path, precision)
+        asking = Asking(
+            weights, only, precision, also=also, split=Everything(2, 0.0), degrade=degrade, packed=packed, memory=residencies(sizes)["25 %"]
+        )
+        seen = logits_of(asking.stage)
+        try:
+            async with asyncio.timeout(60), running(workers, needed=only, degrade=degrade) as links:
+                for step in range(STEPS):
+                    if step == STEPS // 2:
+                        await workers["w1"].stop()
+                    assert (await asking.run(plan(step), links)).degraded == ()
+                assert links.tally.taken_back > 0 or degrade
+        finally:
+            asking.shard.close()
+        return seen
+
+    alike(asyncio.run(play()), held(weights, precision))
 
 
 def test_a_stage_does_not_wait_for_a_frozen_worker_for_what_it_has_too(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:

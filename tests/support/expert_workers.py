@@ -129,7 +129,8 @@ async def running(
 
 
 class Asking:
-    """A stage of all layers. away: by layer, the experts that it does not run itself. also: those that it may run itself."""
+    """A stage of all layers. away: by layer, the experts that it does not run itself. also: those that it may run itself. memory: if it streams
+    its weights, from files that `packed` finds."""
 
     def __init__(
         self,
@@ -140,12 +141,14 @@ class Asking:
         also: Mapping[int, frozenset[int]] | None = None,
         split: Split | None = None,
         degrade: bool = False,
+        packed: PackedFinder | None = None,
+        memory: int = 0,
     ) -> None:
         layers = range(len(weights.spec.layers))
-        shard = Shard(factory(RuntimeName.NATIVE, precision, False, 1))
-        shard.load(layers, weights)
+        self.shard = Shard(factory(RuntimeName.NATIVE, precision, False, 1), packed=packed)
+        self.shard.load(layers, weights, streamed=memory > 0)
         self.split = split or Split(1, 1e-4)
-        self.stage = shard.enter(layers, range(0), blocks, remote=RemoteExperts(away, also or {}, self.split, degrade))
+        self.stage = self.shard.enter(layers, range(0), blocks, memory, RemoteExperts(away, also or {}, self.split, degrade))
 
     async def run(self, plan: StepPlan, links: ExpertLinks) -> StageOutput:
         program: Any = self.stage.program(plan, None)
