@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["SHOAL_CONFIG"] = os.devnull  # not what whoever runs the tests has set
+os.environ["SHOAL_HOME"] = tempfile.mkdtemp(prefix="shoal-test-")  # nor their keys and requests
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
@@ -20,6 +24,7 @@ from shoal.cli.show import err
 from shoal.models.sources import pull
 from shoal.models.weights import GgufWeights
 
+atexit.register(shutil.rmtree, os.environ["SHOAL_HOME"], ignore_errors=True)
 settings.register_profile("shoal", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a slow machine fails no test
 settings.load_profile("shoal")
 

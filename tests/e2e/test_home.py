@@ -136,7 +136,7 @@ def test_a_full_disk_is_said_and_no_file_is_blamed_for_it(small_disk: Path, tmp_
         assert process.wait() in (1, 2), process.describe()
         said = [process.said]
     for command in (("keys", "create", "x"), ("models", "pull", "smollm2-135m")):
-        done = forks.run(command, {**os.environ, "COLUMNS": "400", "SHOAL_CACHE": str(small_disk)})
+        done = forks.run(command, {**os.environ, "COLUMNS": "400", "SHOAL_CACHE": str(small_disk), "SHOAL_HOME": ""})
         assert done.returncode in (1, 2), done.stderr
         said.append(done.stderr)
     for text in said:

@@ -34,7 +34,7 @@ def life(folder: Path, model: Path, environment: dict[str, str]) -> None:
     with cluster(folder) as made:
         common = ("--secure", "--discovery", "none", "--model", str(model), "--min-nodes", "2", "--spread", "--api-workers", "2")
         ports = ("--port", str(made.port), "--control-port", str(made.control_port))
-        environment = {**environment, "SHOAL_CACHE": str(folder / "cache")}
+        environment = {**environment, "SHOAL_HOME": str(folder / "home")}
         head = made.start("serve", *ports, *common, **environment)
         head.until_said("pairing code")
         code = head.said.split("pairing code ")[1].split(",")[0]

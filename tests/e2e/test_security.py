@@ -61,7 +61,7 @@ class Protected:
     def refused(self, machine: str, *flags: str) -> str:
         """What a node that does not get in says."""
         words = ("join", self.address, "--threads", "1", "--memory", "1GiB", *flags)
-        done = forks.run(words, {**os.environ, "COLUMNS": "200", "SHOAL_CACHE": self.home(machine)})
+        done = forks.run(words, {**os.environ, "COLUMNS": "200", "SHOAL_HOME": self.home(machine)})
         assert done.returncode != 0, done.stderr
         return done.stdout + done.stderr
 

@@ -54,8 +54,8 @@ def until(what: Callable[[], Any], why: Callable[[], str] = lambda: "", bound: f
 
 
 def apart(environment: Mapping[str, str], state: Path) -> dict[str, str]:
-    """What keeps a command from the keys, history and requests of whoever runs the tests, where its environment names no place for them."""
-    return {} if {"HOME", "SHOAL_CACHE", "SHOAL_HOME"} & environment.keys() else {"SHOAL_HOME": str(state)}
+    """Where a command keeps keys, history and requests: `state`, unless its environment names a place for them."""
+    return {"SHOAL_HOME": "" if {"HOME", "SHOAL_CACHE"} & environment.keys() else str(state)}
 
 
 class Process:

@@ -131,7 +131,10 @@ _parts = st.recursive(
         ]
     ),
     lambda inner: (
-        st.lists(inner, min_size=1, max_size=3).map(lambda ways: {"anyOf": ways}) | inner.map(lambda i: {"type": "array", "items": i})
+        st.lists(inner, min_size=1, max_size=3)
+        .filter(lambda ways: any(way is not False for way in ways))  # what nothing satisfies cannot be held to
+        .map(lambda ways: {"anyOf": ways})
+        | inner.map(lambda i: {"type": "array", "items": i})
     ),
     max_leaves=4,
 )
