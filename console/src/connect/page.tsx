@@ -1,0 +1,9 @@
+import { Page } from "../parts/page";
+
+export function ConnectPage() {
+  return (
+    <Page title="Connect">
+      <p />
+    </Page>
+  );
+}

@@ -1,0 +1,9 @@
+import { Page } from "../parts/page";
+
+export function EventsPage() {
+  return (
+    <Page title="Events">
+      <p />
+    </Page>
+  );
+}

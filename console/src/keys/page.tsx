@@ -1,0 +1,9 @@
+import { Page } from "../parts/page";
+
+export function KeysPage() {
+  return (
+    <Page title="Keys">
+      <p />
+    </Page>
+  );
+}

@@ -1,0 +1,9 @@
+import { Page } from "../parts/page";
+
+export function TimelinePage() {
+  return (
+    <Page title="Timeline">
+      <p />
+    </Page>
+  );
+}
