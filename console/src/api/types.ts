@@ -164,8 +164,21 @@ export interface RequestView {
 /** hop, wait, prepare, compute, sample, encode */
 export type HopSpan = [number, number, number, number, number, number];
 
-/** number, epoch, at, rows, own, tokens, schedule, encode, send, stages, back, apply */
-export type StepSpan = [number, number, number, number, number, number, number, number, number, HopSpan[], number, number];
+/** at: when its scheduling began. The rest are durations, in the order of the fields. */
+export interface StepSpan {
+  number: number;
+  epoch: number;
+  at: number;
+  rows: number;
+  own: number;
+  tokens: number;
+  schedule: number;
+  encode: number;
+  send: number;
+  stages: HopSpan[];
+  back: number;
+  apply: number;
+}
 
 export interface RecoverySpan {
   at: number;
@@ -187,13 +200,15 @@ export interface Timeline {
   lost: number;
 }
 
-export interface KeyRow {
+/** Limits: null: none. token: of a key that was just made. */
+export interface KeyView {
   id: string;
   name: string;
+  role: "user" | "operator";
   state: "good" | "expired" | "revoked";
-  created: string | null;
-  expires: string | null;
-  last_used: string | null;
+  created: number;
+  expires: number | null;
+  last_used: number | null;
   requests: number;
   prompt_tokens: number;
   completion_tokens: number;
@@ -201,9 +216,30 @@ export interface KeyRow {
   tokens_per_minute: number | null;
   concurrency: number | null;
   priority: string;
-  role?: "user" | "operator";
+  token: string | null;
 }
 
-export interface CreatedKey extends KeyRow {
-  key: string;
+export interface ModelHere {
+  name: string;
+  reference: string;
+  size: number;
+  here: boolean;
+  fits: boolean | null;
+  served: boolean;
+  about: string;
+}
+
+export interface PullView {
+  name: string;
+  began: number;
+  done: number;
+  total: number;
+  ended: number;
+  failed: string;
+}
+
+export interface ModelsView {
+  models: ModelHere[];
+  pulls: PullView[];
+  memory: number;
 }

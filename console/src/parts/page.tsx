@@ -14,7 +14,7 @@ export function Page({ title, beside, children, wide = false }: { title: string;
 }
 
 /** A figure with its name. */
-export function Figure({ name, value, note, id }: { name: string; value: ComponentChildren; note?: ComponentChildren; id?: string }) {
+export function Figure({ name, value, note, id }: { name: string; value: ComponentChildren; note?: ComponentChildren; id?: string | undefined }) {
   return (
     <div class="figure" data-figure={id}>
       <dt>{name}</dt>
