@@ -447,6 +447,13 @@ class Cluster:
         self._next_move = now + _REST
         return [] if better is None else [Report(EventKind.RESPLIT, "a better split was found"), *self._begin(better, now)]
 
+    def without(self, node: int, now: float) -> Placement:
+        """What would come of draining a member of the route that serves. Raises CapacityError."""
+        if self.serving is None:
+            raise CapacityError("no model is served")
+        nodes = [m.profile for n, m in self._usable(now).items() if n != node]
+        return self._planner.recover(self.serving.running(self.members), nodes, self._residencies(), self.tokens, beside=True)
+
     def _stop_draining(self, why: CapacityError) -> list[Instruction]:
         names = [m.name for m in self.members.values() if m.draining]
         for member in self.members.values():

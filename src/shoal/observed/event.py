@@ -54,6 +54,8 @@ class EventKind(StrEnum):
     """Requests were refused."""
     CACHE = "cache"
     """Kept prompts were given up for want of KV blocks."""
+    FETCHED = "fetched"
+    """A model that an operator asked for is here, or could not be had."""
     FAULT = "fault"
     """Something unexpected went wrong in the head."""
 

@@ -84,7 +84,7 @@ def test_a_node_that_leaves_while_its_link_is_measured_is_let_go_at_once():
         agent = town.agents["a"]
         agent._tell = lambda line: agent.leave() if line.startswith("joined") else None
         assert await town.running["a"] == "it holds no layers; it may leave"
-        assert not town.head._roster._probing and not town.head._roster._conversations
+        assert not town.head.roster._probing and not town.head.roster._conversations
 
     play(scenario, min_nodes=2)
 
