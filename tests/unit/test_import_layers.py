@@ -45,13 +45,13 @@ PURE_MODULES = {
     "weights.expected_use",
     "weights.oracle",
 }
-EFFECTS = {"models", "weights", "text", "transport", "executor", "native", "discovery", "control", "metrics", "security", "triton"}
+EFFECTS = {"models", "weights", "text", "transport", "executor", "native", "discovery", "control", "telemetry", "security", "triton"}
 ABOVE = {"pipeline", "node"}
 TOP = {"gateway", "launch", "cli", "auto", "testing", "__main__", "__init__"}
 EXTRA = {  # which modules of a layer's own or a higher one a module may use beside those below it
     "wire.messages": {"scheduler.plan"},
     "executor": {"models.spec", "models.matrix", "models.weights", "models.rope", "weights", "native", "scheduler.plan", "placement.cost"},
-    "metrics": {"pipeline.timing"},
+    "telemetry": {"pipeline.timing"},
     "control": {"security"},
 }
 ROOMS = ("http", "auth", "engine", "schema", "answers", "service", "endpoints", "server", "app", "workers")
