@@ -55,7 +55,6 @@ EFFECTS = {
     "native",
     "discovery",
     "control",
-    "metrics",
     "security",
     "triton",
     "telemetry",
@@ -65,7 +64,6 @@ TOP = {"gateway", "launch", "cli", "auto", "testing", "__main__", "__init__"}
 EXTRA = {  # which modules of a layer's own or a higher one a module may use beside those below it
     "wire.messages": {"scheduler.plan"},
     "executor": {"models.spec", "models.matrix", "models.weights", "models.rope", "weights", "native", "scheduler.plan", "placement.cost"},
-    "metrics": {"pipeline.timing"},
     "telemetry": {"pipeline.timing", "pipeline.hops"},
     "control": {"security"},
 }

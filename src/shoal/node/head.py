@@ -14,7 +14,6 @@ from shoal.control import messages as control
 from shoal.discovery.topology import Topology
 from shoal.errors import InvalidRequest
 from shoal.executor.cost import model_cost
-from shoal.metrics import Metrics
 from shoal.models.description import Description, facts
 from shoal.models.spec import Experts
 from shoal.node.coordinator import Coordinator
@@ -28,6 +27,7 @@ from shoal.pipeline.token_stream import TokenStream
 from shoal.placement.expectation import Expectation
 from shoal.placement.partition import Placement
 from shoal.request import Priority, Request, TokenChunk
+from shoal.telemetry.metrics import Metrics
 from shoal.text.tokenizer import Tokenizer
 
 log = structlog.get_logger()
