@@ -78,6 +78,10 @@ class Forbidden(UserError):
         super().__init__(f"pages of {origin[:200]} may not use this API, which asks for no key; allow them with --cors, or make a key")
 
 
+class NotAllowed(UserError):
+    """The caller is known and may not do this."""
+
+
 class RateLimited(UserError):
     """what: requests or tokens. wait: seconds after which it is worth asking again."""
 

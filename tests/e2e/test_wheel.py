@@ -47,7 +47,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     subprocess.run([*pip, "install", "--no-deps", "--no-index", str(wheel)], check=True)
     site = Path(sysconfig.get_path("purelib", vars={"base": str(home / "venv"), "platbase": str(home / "venv")}))
     (site / "dependencies.pth").write_text(str(Path(numpy.__file__).parents[1]))
-    kept = {name: value for name, value in os.environ.items() if name in ("HOME", "SHOAL_CACHE")}
+    kept = {name: value for name, value in os.environ.items() if name in ("HOME", "SHOAL_CACHE", "SHOAL_HOME")}
     return {**kept, "PATH": str(python.parent), "COLUMNS": "200"}
 
 

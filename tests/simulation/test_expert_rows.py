@@ -12,8 +12,8 @@ from shoal.control import messages as control
 from shoal.executor.base import Program, StageOutput
 from shoal.executor.journal import JournalLimits
 from shoal.executor.store import RowCounts
-from shoal.metrics.experts import ExpertUse
 from shoal.scheduler.plan import StepPlan
+from shoal.telemetry.expert_use import ExpertUse
 from shoal.testing import toy
 from tests.support.town import LAYERS, Counts, Town, play
 

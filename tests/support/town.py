@@ -30,7 +30,7 @@ class Counts:
         self.interruptions: list[Interruption] = []
         self.left: list[str] = []
 
-    def step(self, timing: StepTiming) -> None: ...
+    def step(self, timing: StepTiming, hops: tuple[float, ...]) -> None: ...
     def sampled(self, chunks: list[TokenChunk]) -> None: ...
     def heartbeat(self, node: str, heartbeat: control.Heartbeat) -> None: ...
 
@@ -109,7 +109,7 @@ class Town:
         return [chunk.token async for chunk in self.head.submit(request)]
 
     def remembered(self) -> list[int]:
-        roster, members = self.head._roster, self.head.cluster.members
+        roster, members = self.head.roster, self.head.cluster.members
         return [len(d) for d in (roster.machines, roster.reached, roster._conversations, roster._nodes, roster._probing, members)]
 
 

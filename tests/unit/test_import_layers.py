@@ -35,6 +35,7 @@ PURE = {"scheduler", "placement", "membership", "wire"}
 PURE_MODULES = {
     "pipeline.timing",
     "pipeline.records",
+    "pipeline.hops",
     "discovery.topology",
     "discovery.changes",
     "weights.unit",
@@ -45,16 +46,28 @@ PURE_MODULES = {
     "weights.expected_use",
     "weights.oracle",
 }
-EFFECTS = {"models", "weights", "text", "transport", "executor", "native", "discovery", "control", "metrics", "security", "triton"}
+EFFECTS = {
+    "models",
+    "weights",
+    "text",
+    "transport",
+    "executor",
+    "native",
+    "discovery",
+    "control",
+    "security",
+    "triton",
+    "telemetry",
+}
 ABOVE = {"pipeline", "node"}
 TOP = {"gateway", "launch", "cli", "auto", "testing", "__main__", "__init__"}
 EXTRA = {  # which modules of a layer's own or a higher one a module may use beside those below it
     "wire.messages": {"scheduler.plan"},
     "executor": {"models.spec", "models.matrix", "models.weights", "models.rope", "weights", "native", "scheduler.plan", "placement.cost"},
-    "metrics": {"pipeline.timing"},
+    "telemetry": {"pipeline.timing", "pipeline.hops"},
     "control": {"security"},
 }
-ROOMS = ("http", "auth", "engine", "schema", "answers", "service", "endpoints", "server", "app", "workers")
+ROOMS = ("http", "auth", "engine", "operator", "schema", "answers", "service", "endpoints", "server", "app", "workers")
 """Of the gateway: each may import those before it."""
 IMPURE = {"asyncio", "socket", "os", "time", "random", "secrets", "threading", "subprocess", "grpc", "numpy"}
 

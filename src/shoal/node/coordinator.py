@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Coroutine, Mapping, Sequence
-from datetime import datetime
 from functools import partial
 from pathlib import Path
+from time import time
 from typing import Any
 
 import structlog
@@ -17,7 +16,7 @@ from shoal.config import HeadSettings, parse_bytes
 from shoal.control import messages as control
 from shoal.control.server import NodeConnection
 from shoal.discovery.topology import RequestLoad, Topology
-from shoal.errors import ClusterError, NotReady, ProtocolError, StageLost
+from shoal.errors import ClusterError, NotReady, ProtocolError, ShoalError, StageLost
 from shoal.membership import events, instructions
 from shoal.membership.admission import AdmissionRules
 from shoal.membership.state import SERVING, WAITING, Cluster
@@ -36,6 +35,7 @@ from shoal.node.requests import Requests
 from shoal.node.roster import Roster
 from shoal.node.share import Share
 from shoal.node.step_guess import step_guess
+from shoal.observed.event import EventKind
 from shoal.pipeline.driver import Driver
 from shoal.pipeline.route import Route
 from shoal.pipeline.stragglers import StragglerDetector
@@ -47,47 +47,50 @@ from shoal.placement.partition import Placement
 from shoal.placement.profile import Demand, LinkSpeed, NodeProfile
 from shoal.placement.profile import LinkSpeeds as Measured
 from shoal.placement.roles import RoleMoves
-from shoal.request import Request
+from shoal.request import Request, RequestId, TokenChunk
 from shoal.scheduler.limits import Limits
+from shoal.sizes import human_bytes
+from shoal.telemetry.recorder import Recorder
 from shoal.transport.base import FrameStream
 from shoal.wire.messages import Hello
 
 log = structlog.get_logger()
 
 _TICK = 0.1
+_LINES = 200  # of the latest events, for `shoal nodes`
 _SILENCES = 8  # heartbeats that may be missing
-_EVENTS = 200  # kept for people to read
 _OPENING = 10.0  # seconds within which the last stage must have connected
 
 
 class Coordinator:
     def __init__(self, settings: HeadSettings, model: Served, environment: Environment, observer: Observer) -> None:
         self.settings, self.model = settings, model
-        self.requests = Requests(lambda scheduler: Driver(scheduler, self._step, observer.sampled, environment.now))
-        self.event_log: deque[str] = deque(maxlen=_EVENTS)
+        self.requests = Requests(lambda scheduler: Driver(scheduler, self._step, self._sampled, environment.now, self._request_failed))
+        self.recorder = Recorder(environment.now, time() - environment.now())
         self.changed = asyncio.Event()
         """Set whenever the state may have changed; whoever waits for it clears it."""
         self.loads = Loads()
         self._environment, self._observer = environment, observer
         self._links = Links(environment)
         self._share = Share()
-        self._name = f"{environment.rng.getrandbits(32):08x}"
+        self.name = f"{environment.rng.getrandbits(32):08x}"
         self._moves = Moves(
             model.cost, Demand.of(settings.engine.slots, settings.engine.kv_tokens, model.context), settings.spread, settings.spares
         )
         admission = AdmissionRules(parse_bytes(settings.min_memory or "0"), settings.min_speed * 1e9, settings.max_nodes)
-        self._use: dict[int, list[int]] = {}
+        self.use: dict[int, list[int]] = {}
         """Rows that each expert has computed, by layer."""
-        self._planner = RoleMoves(self._moves, self._use)
+        self._planner = RoleMoves(self._moves, self.use)
         self.cluster = Cluster(
             __version__, settings.min_nodes, self._planner, settings.heartbeat * _SILENCES, admission, settings.engine.degrade
         )
-        self._roster = Roster()
-        self._orders = Orders(settings.host, settings.engine, model, environment, self._share, self.cluster.members, self._roster.machines)
+        self.roster = Roster()
+        self._orders = Orders(settings.host, settings.engine, model, environment, self._share, self.cluster.members, self.roster.machines)
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._opening: Opening | None = None
         self._pace = StragglerDetector()
         self._stopping = False
+        self._next_sample = 0.0
         self._stranded: float | None = None  # since when requests wait with no route in sight
         self._interruptions = Interruptions(environment.now, self._went_on)
 
@@ -110,7 +113,7 @@ class Coordinator:
 
     async def stop(self, reason: str = "the head shut down") -> None:
         """Sends the nodes home and ends every request."""
-        self._roster.tell_all(control.Shutdown(reason=reason))
+        self.roster.tell_all(control.Shutdown(reason=reason))
         self._stopping = True
         self.requests.refuse("the server is shutting down")
         for task in [*self._tasks]:
@@ -144,13 +147,35 @@ class Coordinator:
                 if (now := f"a look at the cluster failed unexpectedly: {error!r}") != said:  # not ten times a second
                     said = now
                     log.error("a look at the cluster failed unexpectedly; it is tried again", exc_info=error)
-                    self._carry_out(instructions.Report(now))
+                    self._carry_out(instructions.Report(EventKind.FAULT, now))
 
     def _ticked(self) -> None:
         self._handle(events.Tick())
         self._strand()
+        self._sample()
         if self.driver is not None and self.driver.stalled() > self.settings.step_timeout:
             self.driver.cut(f"no result came for {self.settings.step_timeout:g} s")
+
+    def _sample(self) -> None:
+        """Once a second, for the record of the day."""
+        now = self._environment.now()
+        if now < self._next_sample:
+            return
+        self._next_sample = now + 1.0
+        blocks = 0.0
+        if (driver := self.driver) is not None:
+            pool = driver.scheduler.pool
+            blocks = pool.used / pool.size
+            self.recorder.counted(driver.scheduler.counters.preemptions, pool.evicted)
+        self.recorder.tell()
+        names = [member.name for member in self.cluster.members.values()]
+        self.recorder.day.sample(
+            self.recorder.at,
+            queue=driver.scheduler.waiting if driver is not None else 0,
+            blocks=blocks,
+            memory=sum(self.loads.of(name).resident for name in names),
+            nodes=len(names),
+        )
 
     async def _keep_pace(self) -> None:
         """Tells the cluster about stages that are slower than their nodes measured."""
@@ -165,7 +190,7 @@ class Coordinator:
     @property
     def activities(self) -> list[str]:
         """See Head."""
-        return [f"{name}: {activity}" for name, activity in self._roster.activities.items() if activity]
+        return [f"{name}: {activity}" for name, activity in self.roster.activities.items() if activity]
 
     def expectation(self) -> Expectation | None:
         placement = self.cluster.placement
@@ -224,8 +249,8 @@ class Coordinator:
     # Messages from the nodes
 
     def heard(self, conversation: NodeConnection, message: control.NodeMessage) -> None:
-        node = self._roster.number(conversation)
-        if (joined := self._roster.probing(conversation)) is not None:
+        node = self.roster.number(conversation)
+        if (joined := self.roster.probing(conversation)) is not None:
             self._probed(conversation, joined, message)
             return
         if isinstance(message, control.Join):
@@ -237,7 +262,8 @@ class Coordinator:
         self._handle(events.Heard(node))
         match message:
             case control.Loaded():
-                self._roster.machines[node].shared = message.shared
+                self.roster.machines[node].shared = message.shared
+                self._told_loaded(node, message)
                 self._handle(events.StageLoaded(node, message.epoch, message.weight_bytes, message.runtime))
             case control.Linked():
                 self._handle(events.StageLinked(node, message.epoch))
@@ -252,20 +278,20 @@ class Coordinator:
                     self._observer.heartbeat(member.name, message)
                     self.loads.heard(member.name, message, self._environment.now())
                     for counted in message.expert_rows:
-                        known = self._use.get(counted.layer, [0] * len(counted.rows))
+                        known = self.use.get(counted.layer, [0] * len(counted.rows))
                         if len(known) == len(counted.rows):  # otherwise the observer has something to say about it
-                            self._use[counted.layer] = [a + b for a, b in zip(known, counted.rows, strict=True)]
-                    self._roster.activities[member.name] = message.activity
+                            self.use[counted.layer] = [a + b for a, b in zip(known, counted.rows, strict=True)]
+                    self.roster.activities[member.name] = message.activity
                 if message.packed:
-                    self._roster.machines[node].packed = message.packed
+                    self.roster.machines[node].packed = message.packed
             case _:
                 pass
 
     def _join(self, conversation: NodeConnection, join: control.Join) -> None:
         host = join.tensor_host or conversation.host
         taken = {m.name for m in self.cluster.members.values() if (m.joined.host, m.joined.tensor_port) != (host, join.tensor_port)}
-        node = self._roster.enter(conversation, join, taken)
-        welcome = control.Welcome(node=node, name=join.name, cluster=self._name, heartbeat=self.settings.heartbeat)
+        node = self.roster.enter(conversation, join, taken)
+        welcome = control.Welcome(node=node, name=join.name, cluster=self.name, heartbeat=self.settings.heartbeat)
         profile = NodeProfile(join.name, join.memory, join.bytes_per_second, join.flops, join.disk, join.worker, join.auto)
         same = (join.model, join.precision) == (self.model.reference, str(self.settings.engine.precision))
         loaded = tuple(range(r.first, r.end) for r in join.loaded) if same else ()
@@ -275,18 +301,18 @@ class Coordinator:
             return
         conversation.say(welcome)
         conversation.say(control.Probe(host=self._orders.seen_by(joined), port=self._results.port))
-        self._roster.probe(conversation, joined)
+        self.roster.probe(conversation, joined)
 
     def _probed(self, conversation: NodeConnection, joined: events.Joined, message: control.NodeMessage) -> None:
         """A node is a member once its link is measured."""
         match message:
             case control.Probed():
-                self._roster.probed(conversation)
-                self._roster.reached[joined.profile.name] = LinkSpeed(max(message.round_trip, 0) / 2, max(message.bytes_per_second, 1.0))
-                self._moves.links = Measured(self._roster.reached)
+                self.roster.probed(conversation)
+                self.roster.reached[joined.profile.name] = LinkSpeed(max(message.round_trip, 0) / 2, max(message.bytes_per_second, 1.0))
+                self._moves.links = Measured(self.roster.reached)
                 self._handle(joined)
             case control.Failed():
-                self._roster.probed(conversation)
+                self.roster.probed(conversation)
                 self._carry_out(instructions.RefuseNode(joined.node, message.reason, again=True))
             case control.Leave():
                 self._carry_out(instructions.Dismiss(joined.node, "it holds no layers; it may leave"))
@@ -294,46 +320,55 @@ class Coordinator:
                 pass
 
     def hung_up(self, conversation: NodeConnection) -> None:
-        if (node := self._roster.hung_up(conversation)) is not None:
+        if (node := self.roster.hung_up(conversation)) is not None:
             self._handle(events.Left(node, "its connection ended"))
             self._forget(node)
 
     def _dismissed(self, node: int) -> None:
         """A node was sent home: it is no longer a member, whatever it still says."""
-        self._roster.dismiss(node)
+        self.roster.dismiss(node)
         self._forget(node)
 
     def _forget(self, node: int) -> None:
         """Forgets what was known of a node, unless another one uses its name now."""
         others = [m.name for n, m in self.cluster.members.items() if n != node]
-        if (name := self._roster.forget(node, others)) is not None:
+        if (name := self.roster.forget(node, others)) is not None:
             self._observer.gone(name)
             self.loads.forget(name)
 
     def dismiss(self, request: control.DismissRequest) -> control.DismissAnswer:
         """Serves `shoal nodes drain` and `remove`."""
-        found = [n for n, m in self.cluster.members.items() if m.name == request.name]
-        if not found:
+        if (node := self.numbered(request.name)) is None:
             known = ", ".join(m.name for m in self.cluster.members.values()) or "none"
             return control.DismissAnswer(message=f"there is no node '{request.name}'; the nodes are {known}")
         if not request.drain:
-            self._carry_out(instructions.Dismiss(found[0], "it was removed"))
+            self._carry_out(instructions.Dismiss(node, "it was removed"))
             return control.DismissAnswer(done=True, message=f"{request.name} was removed")
-        self._handle(events.DrainAsked(found[0]))
-        member = self.cluster.members.get(found[0])
+        self._handle(events.DrainAsked(node))
+        member = self.cluster.members.get(node)
         if member is not None and not member.draining:
-            return control.DismissAnswer(message=self.event_log[-1] if self.event_log else "it cannot be drained")
+            return control.DismissAnswer(message=next(iter(self.recorder.lines(1)), "it cannot be drained"))
         return control.DismissAnswer(done=True, message=f"{request.name} is being drained; `shoal nodes` shows when it has left")
+
+    def now(self) -> float:
+        """Seconds, on the cluster's clock."""
+        return self._environment.now()
+
+    def numbered(self, name: str) -> int | None:
+        """The number of the member of that name."""
+        return next((number for number, member in self.cluster.members.items() if member.name == name), None)
 
     def describe(self) -> control.ClusterDescription:
         waiting = len(self.requests) if self.driver is not None else 0
-        return described(self._name, self.model.name, self.cluster, self._roster.machines, waiting, self.event_log, self._environment.now())
+        return described(
+            self.name, self.model.name, self.cluster, self.roster.machines, waiting, self.recorder.lines(_LINES), self._environment.now()
+        )
 
     def topology(self) -> Topology:
         """What is published of the cluster."""
         running, waiting = (0, 0) if (driver := self.driver) is None else (driver.scheduler.running, driver.scheduler.waiting)
         requests = RequestLoad(running, waiting, self.settings.engine.slots)
-        return live_topology(self._name, self.model.name, self.cluster, self._roster, self.loads, requests, self._environment.now())
+        return live_topology(self.name, self.model.name, self.cluster, self.roster, self.loads, requests, self._environment.now())
 
     # Decisions of the state machine
 
@@ -349,17 +384,17 @@ class Coordinator:
     def _carry_out(self, instruction: instructions.Instruction) -> None:
         match instruction:
             case instructions.RefuseNode(node, reason, again):
-                self._roster.tell(node, control.Refuse(reason=reason, again=again))
+                self.roster.tell(node, control.Refuse(reason=reason, again=again))
                 self._dismissed(node)
             case instructions.Dismiss(node, reason):
-                self._roster.tell(node, control.Shutdown(reason=reason))
+                self.roster.tell(node, control.Shutdown(reason=reason))
                 self._dismissed(node)
                 self._handle(events.Left(node, reason, graceful=True))
             case instructions.LoadStage():
-                self._roster.tell(instruction.node, self._orders.load(instruction))
+                self.roster.tell(instruction.node, self._orders.load(instruction))
                 self._interruptions.placed()
             case instructions.HoldExperts():
-                self._roster.tell(instruction.node, self._orders.hold(instruction))
+                self.roster.tell(instruction.node, self._orders.hold(instruction))
             case instructions.LinkStage(node, epoch, after):
                 if self._opening is None or self._opening.epoch != epoch:
                     self._close_opening()
@@ -367,9 +402,9 @@ class Coordinator:
                     self._interrupted("layers are moved")
                     self._interruptions.loaded()
                 host, port = self._orders.next_hop(node, after)
-                self._roster.tell(node, control.Link(epoch=epoch, host=host, port=port))
+                self.roster.tell(node, control.Link(epoch=epoch, host=host, port=port))
             case instructions.RestStage(node, epoch):
-                self._roster.tell(node, control.Rest(epoch=epoch))
+                self.roster.tell(node, control.Rest(epoch=epoch))
             case instructions.Serve():
                 self._spawn(self._serve(instruction))
             case instructions.Pause():
@@ -382,9 +417,9 @@ class Coordinator:
                     self._close_opening()
                     if self.driver is not None:
                         self.driver.cut(reason)
-            case instructions.Report(message):
+            case instructions.Report(kind, message, node, figures):
                 log.info(message)
-                self.event_log.append(f"{datetime.now():%H:%M:%S} {message}")
+                self.recorder.events.add(kind, message, node, figures)
 
     def _interrupted(self, reason: str) -> None:
         if self.driver is not None:
@@ -405,7 +440,7 @@ class Coordinator:
             opening, placement = self._opening, self.cluster.placement
             wanted = opening is not None and placement is not None and not opening.results.done()
             stages = len(placement.stages) if wanted and placement is not None else -1
-            await accept_link(stream, greeting, opening.epoch if opening else 0, self._name, stages, "head")
+            await accept_link(stream, greeting, opening.epoch if opening else 0, self.name, stages, "head")
         except EOFError:
             return
         except (OSError, ProtocolError) as error:
@@ -425,12 +460,13 @@ class Coordinator:
         joined = self.cluster.members[order.first].joined
         first: FrameStream | None = None
         try:
-            first = await self._links.open(joined.host, joined.tensor_port, order.epoch, Hello(__version__, self._name, "head", 0))
+            first = await self._links.open(joined.host, joined.tensor_port, order.epoch, Hello(__version__, self.name, "head", 0))
             async with asyncio.timeout(_OPENING):
                 await asyncio.wait({opening.results})
             if opening.over.is_set():
                 raise StageLost("it was abandoned while it was being opened")
             driver = self._fit_driver(order.placement)
+            self.recorder.route(order.epoch, [stage.node for stage in order.placement.stages])
             self._interruptions.linked()
             route = Route(order.epoch, first, opening.results.result())
             await driver.drive(route, list(order.spans), lambda tokens: self._filled(order.epoch, tokens))
@@ -459,16 +495,18 @@ class Coordinator:
             wait=settings.engine.prompt_wait,
         )
         driver = self.requests.fitted(limits)
-        driver.scheduler.cost = step_guess(self.model.cost, placement, Measured(self._roster.reached))
+        driver.scheduler.cost = step_guess(self.model.cost, placement, Measured(self.roster.reached))
         return driver
 
     def _filled(self, epoch: int, tokens: int) -> None:
         self._pace = StragglerDetector()
         self._interruptions.filled(tokens, bool(self.requests))
+        if tokens:
+            self.recorder.events.add(EventKind.REFILLED, f"keys and values of {tokens} tokens were filled anew", figures={"tokens": tokens})
         self._handle(events.RouteFilled(epoch))
 
     def _step(self, timing: StepTiming) -> None:
-        self._observer.step(timing)
+        self._observer.step(timing, self.recorder.step(timing))
         self._pace.add(timing)
         for node, trace in zip(self.cluster.route, timing.traces, strict=False):
             if (member := self.cluster.members.get(node)) is not None:
@@ -476,8 +514,22 @@ class Coordinator:
         if timing.sampled:
             self._interruptions.token_came()
 
+    def _sampled(self, chunks: list[TokenChunk]) -> None:
+        self.recorder.sampled(chunks)
+        self._observer.sampled(chunks)
+
+    def _request_failed(self, request: RequestId, error: ShoalError) -> None:
+        self.recorder.timelines.failed(request, str(error), self._environment.now())
+
+    def _told_loaded(self, node: int, loaded: control.Loaded) -> None:
+        if (member := self.cluster.members.get(node)) is not None:
+            words = f"{member.name} has loaded its part: {human_bytes(loaded.weight_bytes)} in {loaded.seconds:.1f} s"
+            figures = {"bytes": loaded.weight_bytes, "seconds": loaded.seconds, "epoch": loaded.epoch}
+            self.recorder.events.add(EventKind.LOADED, words, member.name, figures)
+
     def _went_on(self, ended: Interruption) -> None:
         self._observer.interruption(ended)
+        self.recorder.resumed(ended.reason, ended.began, ended.resumed, ended.parts(), ended.tokens)
         parts = {name: round(seconds, 3) for name, seconds in ended.parts().items()}
         log.info("streams go on", seconds=round(ended.resumed - ended.began, 3), refilled=ended.tokens, **parts)
 

@@ -14,22 +14,31 @@ from shoal.control import messages as control
 from shoal.discovery.topology import Topology
 from shoal.errors import InvalidRequest
 from shoal.executor.cost import model_cost
-from shoal.metrics import Metrics
 from shoal.models.description import Description, facts
 from shoal.models.spec import Experts
 from shoal.node.coordinator import Coordinator
 from shoal.node.host_environment import HostEnvironment
 from shoal.node.interruption import Interruption
 from shoal.node.observer import Served
+from shoal.node.operations import Operations
 from shoal.pipeline.request_log import RequestLog
 from shoal.pipeline.timing import StepTiming
 from shoal.pipeline.token_stream import TokenStream
 from shoal.placement.expectation import Expectation
 from shoal.placement.partition import Placement
 from shoal.request import Priority, Request, TokenChunk
+from shoal.telemetry.metrics import Metrics
 from shoal.text.tokenizer import Tokenizer
 
 log = structlog.get_logger()
+
+_REFUSED = {
+    "429": "too many",
+    "500": "an unexpected error",
+    "502": "a stage failed",
+    "503": "no model was served, or the server was ending",
+}
+"""Outcomes of requests that the cluster is to blame for."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,7 @@ class Head:
         self._machine = machine or HostEnvironment()
         self._log: RequestLog | None = None
         self.coordinator = Coordinator(settings, Served(model.name, model.reference, cost, context), self._machine, self)
+        self.operator = Operations(self.coordinator, model, time())
         if model.manifest is not None:
             self.coordinator.offer(model.manifest, model.files)
 
@@ -136,6 +146,7 @@ class Head:
         """Submits all requests or none; returns when they are kept. Raises NotReady, InvalidRequest, QueueFull."""
         admissible(requests, self.vocabulary, self.coordinator.open_driver().scheduler.limits.queue)
         streams: list[TokenStream] = []
+        self.coordinator.recorder.timelines.begun(answer, requests, self._machine.now())
         try:
             for request in requests:
                 streams.append(self.submit(request))
@@ -153,6 +164,7 @@ class Head:
         return self.settings.resume
 
     def forget(self, answer: str) -> None:
+        self.coordinator.recorder.timelines.ended(answer, self._machine.now())
         if self._log is not None:
             self._log.gone(answer)
 
@@ -163,6 +175,7 @@ class Head:
         kept, self._log.kept = self._log.kept, []
         out: list[ResumedAnswer] = []
         for answer in kept:
+            self.coordinator.recorder.timelines.begun(answer.answer, answer.requests, self._machine.now())
             streams = [TokenStream(request, said) for request, said in zip(answer.requests, answer.said, strict=True)]
             for stream in streams:
                 self.coordinator.requests.take_up(stream)
@@ -188,12 +201,15 @@ class Head:
 
     def observe_first_token(self, seconds: float) -> None:
         self.metrics.first_token.observe(seconds)
+        self.coordinator.recorder.day.first_token(seconds, self.coordinator.recorder.at)
 
     def observe_request(self, endpoint: str, outcome: str, prompt_tokens: int) -> None:
         self.metrics.requests.labels(endpoint, outcome).inc()
         self.metrics.prompt_tokens.inc(prompt_tokens)
+        if outcome in _REFUSED:
+            self.coordinator.recorder.rejected.add(f"{_REFUSED[outcome]} (status {outcome}, {endpoint})")
 
-    def step(self, timing: StepTiming) -> None:
+    def step(self, timing: StepTiming, hops: tuple[float, ...]) -> None:
         self.metrics.step(timing)
 
     def interruption(self, ended: Interruption) -> None:

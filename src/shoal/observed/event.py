@@ -44,6 +44,8 @@ class EventKind(StrEnum):
     """The nodes cannot hold the model."""
     SLOW = "slow"
     """A stage is slower than its node measured."""
+    RECOVERED = "recovered"
+    """A slow stage keeps its pace again."""
     DEGRADED = "degraded"
     """Tokens are computed without experts that nobody has."""
     PREEMPTED = "preempted"
@@ -52,6 +54,8 @@ class EventKind(StrEnum):
     """Requests were refused."""
     CACHE = "cache"
     """Kept prompts were given up for want of KV blocks."""
+    FETCHED = "fetched"
+    """A model that an operator asked for is here, or could not be had."""
     FAULT = "fault"
     """Something unexpected went wrong in the head."""
 

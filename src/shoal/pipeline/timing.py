@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 from statistics import median
+from typing import NamedTuple
 
+from shoal.request import RequestId
 from shoal.scheduler.plan import StageTrace
+
+
+class StepPart(NamedTuple):
+    """What a step did for one request. tokens: that it sampled."""
+
+    request: RequestId
+    rows: int
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -21,6 +32,11 @@ class StepTiming:
     flight: float
     apply: float
     traces: tuple[StageTrace, ...]
+    number: int = 0
+    epoch: int = 0
+    sent: float = 0.0
+    """When the flight began, on the head's clock."""
+    parts: tuple[StepPart, ...] = ()
 
     @property
     def in_stages(self) -> float:
@@ -47,6 +63,10 @@ class Timings:
 
     def add(self, timing: StepTiming) -> None:
         self._steps.append(timing)
+
+    def latest(self, most: int) -> list[StepTiming]:
+        """Those that sampled, of the latest steps."""
+        return [step for step in islice(reversed(self._steps), most) if step.sampled and step.traces]
 
     def clear(self) -> None:
         self._steps.clear()

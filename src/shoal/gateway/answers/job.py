@@ -67,7 +67,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     def of(self, owner: KeyId, first: Priority) -> Self:
         """The same job for that owner, in no class above `first`."""
-        requests = tuple(msgspec.structs.replace(r, priority=max(r.priority, first)) for r in self.requests)
+        requests = tuple(msgspec.structs.replace(r, priority=max(r.priority, first), owner=owner) for r in self.requests)
         return msgspec.structs.replace(self, owner=owner, requests=requests)
 
     @property

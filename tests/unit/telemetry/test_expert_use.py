@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from shoal.control import messages as control
-from shoal.metrics import Metrics
-from shoal.metrics.experts import evenness, peak
+from shoal.telemetry.expert_use import evenness, peak
+from shoal.telemetry.metrics import Metrics
 
 counts = st.lists(st.integers(0, 2**63), min_size=2, max_size=64).filter(any)
 
