@@ -25,7 +25,7 @@ export function load(): Promise<void> {
     .then((found) => {
       list.value = [...list.value, ...found];
     })
-    .catch((error: unknown) => say(`Earlier chats cannot be read: ${words(error)}`, true));
+    .catch((error: unknown) => say(`Earlier chats cannot be read: ${words(error)}`, "bad"));
   return loading;
 }
 
@@ -51,7 +51,7 @@ export function save(of: Conversation): void {
   of.updated = now();
   list.value = [of, ...list.value.filter((each) => each.id !== of.id)];
   changed.value++;
-  void kept.keep(of).catch((error: unknown) => say(`The chat could not be kept: ${words(error)}`, true));
+  void kept.keep(of).catch((error: unknown) => say(`The chat could not be kept: ${words(error)}`, "bad"));
 }
 
 export function rename(of: Conversation, title: string): void {
@@ -63,7 +63,7 @@ export function remove(of: Conversation): void {
   if (answering.value === of.id) halt();
   list.value = list.value.filter((each) => each.id !== of.id);
   if (open.value?.id === of.id) begin();
-  void kept.remove(of.id).catch((error: unknown) => say(`The chat could not be deleted: ${words(error)}`, true));
+  void kept.remove(of.id).catch((error: unknown) => say(`The chat could not be deleted: ${words(error)}`, "bad"));
 }
 
 export function ask(content: string): void {
@@ -130,7 +130,8 @@ async function answer(of: Conversation): Promise<void> {
       incoming.take(data, performance.now() / 1000);
       show();
     }
-    say(into.error ? `The answer failed: ${into.error}` : "The answer is complete", into.error !== "");
+    if (into.error) say(`The answer failed: ${into.error}`, "bad");
+    else say("The answer is complete", "heard");
   } catch (error) {
     if (aborted(error)) {
       if (into.figures) into.figures.finish = "stopped";

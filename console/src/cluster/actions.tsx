@@ -13,7 +13,7 @@ import { say } from "../parts/say";
 import { LayerBar } from "./layer_bar";
 import { segments, withGaps } from "./state";
 
-type Asked = "drain" | "remove" | "rename" | "cap";
+type Asked = "drain" | "remove";
 
 export function MachineActions({ machine }: { machine: MachineView }) {
   const [asked, setAsked] = useState<Asked | null>(null);
@@ -34,13 +34,9 @@ export function MachineActions({ machine }: { machine: MachineView }) {
         </option>
         <option value="drain">Drain…</option>
         <option value="remove">Remove…</option>
-        <option value="rename">Rename…</option>
-        <option value="cap">Limit memory…</option>
       </select>
       {asked === "drain" && <Drain machine={machine} onClose={close} />}
       {asked === "remove" && <Remove machine={machine} onClose={close} />}
-      {asked === "rename" && <Rename machine={machine} onClose={close} />}
-      {asked === "cap" && <Cap machine={machine} onClose={close} />}
     </>
   );
 }
@@ -98,19 +94,20 @@ function Act(props: {
 }
 
 function Drain({ machine, onClose }: { machine: MachineView; onClose: () => void }) {
-  const plan = useLoaded<PlanView>(`operator/preview?drain=${encodeURIComponent(machine.name)}`);
+  const holds = machine.end_layer > machine.first_layer || machine.experts > 0;
+  const plan = useLoaded<PlanView>(holds ? `operator/preview?drain=${encodeURIComponent(machine.name)}` : null);
   return (
     <Act
       machine={machine}
       title={`Drain ${machine.name}`}
       button="Drain it"
       body={{ action: "drain" }}
-      ready={plan.value !== null && !plan.value.why}
+      ready={!holds || (plan.value !== null && !plan.value.why)}
       onClose={onClose}
     >
-      <p>Its part moves to other machines while streams run; then it leaves. Nothing is lost.</p>
+      <p>{holds ? "Its part moves to other machines while streams run; then it leaves. Nothing is lost." : "It has no part in the model and leaves at once."}</p>
       <Failed text={plan.failed} />
-      {plan.value === null && !plan.failed && <p class="soft">Planning…</p>}
+      {holds && plan.value === null && !plan.failed && <p class="soft">Planning…</p>}
       {plan.value && <Preview plan={plan.value} />}
     </Act>
   );
@@ -166,32 +163,6 @@ function Remove({ machine, onClose }: { machine: MachineView; onClose: () => voi
         It is cut off at once, as if its cable were pulled: streams pause while others take over its part. Drain it instead if there is
         time.
       </p>
-    </Act>
-  );
-}
-
-function Rename({ machine, onClose }: { machine: MachineView; onClose: () => void }) {
-  const [name, setName] = useState(machine.name);
-  const ready = name.trim() !== "" && name.trim() !== machine.name;
-  return (
-    <Act machine={machine} title={`Rename ${machine.name}`} button="Rename it" body={{ action: "rename", name: name.trim() }} ready={ready} onClose={onClose}>
-      <label>
-        New name
-        <input value={name} maxLength={64} spellcheck={false} onInput={(event) => setName(event.currentTarget.value)} />
-      </label>
-    </Act>
-  );
-}
-
-function Cap({ machine, onClose }: { machine: MachineView; onClose: () => void }) {
-  const [memory, setMemory] = useState("");
-  return (
-    <Act machine={machine} title={`Limit the memory of ${machine.name}`} button="Set the limit" body={{ action: "cap", memory: memory.trim() }} ready={memory.trim() !== ""} onClose={onClose}>
-      <label>
-        Most memory for weights and KV blocks
-        <input value={memory} placeholder="8GiB" spellcheck={false} onInput={(event) => setMemory(event.currentTarget.value)} />
-      </label>
-      <p class="soft">Layers move to other machines if they no longer fit.</p>
     </Act>
   );
 }

@@ -20,7 +20,7 @@ export function ModelsPage() {
     try {
       say((await ask<ActionResult>("operator/models", { method: "POST", body: { pull: name } })).message);
     } catch (error) {
-      say(words(error), true);
+      say(words(error), "bad");
     }
     list.again();
   };

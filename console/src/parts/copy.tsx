@@ -30,7 +30,7 @@ export function Copy({ text, what = "" }: { text: string; what?: string }) {
       say(what ? `Copied: ${what}` : "Copied");
       setDone(true);
       setTimeout(() => setDone(false), 1500);
-    } else say("The browser does not let this page copy: select the text and copy it yourself", true);
+    } else say("The browser does not let this page copy: select the text and copy it yourself", "bad");
   };
   return (
     <button type="button" class="small" onClick={() => void go()} aria-label={what ? `Copy ${what}` : "Copy"}>

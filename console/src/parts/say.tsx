@@ -1,20 +1,23 @@
-/** One quiet line for what was done, read out by screen readers. */
+/** One line for what was done, which screen readers read out. */
 import { signal } from "@preact/signals";
 
-const said = signal<{ text: string; bad: boolean } | null>(null);
+const said = signal<{ text: string; tone: Tone } | null>(null);
 let timer: ReturnType<typeof setTimeout> | undefined;
 
-export function say(text: string, bad = false): void {
-  said.value = { text, bad };
+/** 'heard': for those alone who do not see what has changed. */
+type Tone = "" | "bad" | "heard";
+
+export function say(text: string, tone: Tone = ""): void {
+  said.value = { text, tone };
   clearTimeout(timer);
-  timer = setTimeout(() => (said.value = null), bad ? 12_000 : 5_000);
+  timer = setTimeout(() => (said.value = null), tone === "bad" ? 12_000 : 5_000);
 }
 
 export function Said() {
   const shown = said.value;
   return (
     <div class="said" role="status">
-      {shown && <p class={shown.bad ? "bad" : ""}>{shown.text}</p>}
+      {shown && <p class={shown.tone === "heard" ? "offscreen" : shown.tone}>{shown.text}</p>}
     </div>
   );
 }

@@ -20,6 +20,13 @@ export function Chart({ of, chosen }: { of: Watched; chosen: Signal<number> }) {
   const sight = useRef<Sight>({ from: 0, to: FOLLOWED });
   const redraw = useRef<() => void>(() => undefined);
 
+  const look = (next: Sight): void => {
+    follow.value = false;
+    sight.current = next;
+    redraw.current();
+  };
+  const all = (): void => look(held({ from: -0.02 * of.tape.end, to: of.tape.end * 1.02 + 0.01 }, of.tape.end));
+
   useEffect(() => {
     const shown = canvas.current;
     const context = shown?.getContext("2d");
@@ -28,6 +35,7 @@ export function Chart({ of, chosen }: { of: Watched; chosen: Signal<number> }) {
     let colours = inks();
     let seen = -1; // wall clock at which the tape's end was reached
     let last = 0;
+    let fresh = true; // one that has ended is shown whole at first
     const draw = (): void => {
       frame = 0;
       const width = shown.clientWidth;
@@ -39,6 +47,10 @@ export function Chart({ of, chosen }: { of: Watched; chosen: Signal<number> }) {
         shown.style.height = `${tall}px`;
       }
       context.setTransform(ratio, 0, 0, ratio, 0, 0);
+      if (fresh && of.request.peek() !== null) {
+        fresh = false;
+        if (!of.live) all();
+      }
       if (follow.peek() && of.tape.end > 0) {
         const now = performance.now() / 1000;
         if (of.tape.end !== last) {
@@ -81,11 +93,6 @@ export function Chart({ of, chosen }: { of: Watched; chosen: Signal<number> }) {
     };
   }, [of]);
 
-  const look = (next: Sight): void => {
-    follow.value = false;
-    sight.current = next;
-    redraw.current();
-  };
   const zoom = (factor: number, about?: number): void => {
     const { from, to } = sight.current;
     const kept = follow.value;
@@ -93,7 +100,6 @@ export function Chart({ of, chosen }: { of: Watched; chosen: Signal<number> }) {
     look(zoomed(sight.current, factor, at, of.tape.end));
     follow.value = kept && about === undefined;
   };
-  const all = (): void => look(held({ from: -0.02 * of.tape.end, to: of.tape.end * 1.02 + 0.01 }, of.tape.end));
   const choose = (step: number): void => {
     const { steps, origin } = of.tape;
     if (steps.length === 0) return;

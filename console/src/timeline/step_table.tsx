@@ -1,5 +1,5 @@
 import type { Signal } from "@preact/signals";
-import { seconds, time } from "../parts/format";
+import { plural, seconds, time } from "../parts/format";
 import { duration } from "./layout";
 import type { Watched } from "./watch";
 
@@ -16,7 +16,7 @@ export function StepTable({ of, chosen }: { of: Watched; chosen: Signal<number> 
     <div class="scroll" tabIndex={0} role="region" aria-label="The step's figures">
       <table class="step-table" data-step={number}>
         <caption>
-          Step {number} <small class="soft">{chosen.value >= 0 ? "" : "(the latest) "}at {time(at)}, took {seconds(duration(step))}; {rows} rows, {own} of them of this request; sampled {tokens}</small>
+          Step {number} <small class="soft">{chosen.value >= 0 ? "" : "(the latest) "}at {time(at)}, took {seconds(duration(step))}; {plural(rows, "row")}, {own} of this request; {plural(tokens, "token")}</small>
         </caption>
         <thead>
           <tr>
