@@ -100,10 +100,19 @@ def steps(count: int, stages: int, at: float, rate: float, first: int = 0, seed:
     for i in range(count):
         part = took * 0.86 / stages
         hops = [
-            HopSpan(part * 0.08, part * 0.05, part * 0.03, part * (0.7 + 0.1 * rng.random()), part * 0.06 if s == stages - 1 else 0.0, part * 0.02)
+            HopSpan(
+                part * 0.08,
+                part * 0.05,
+                part * 0.03,
+                part * (0.7 + 0.1 * rng.random()),
+                part * 0.06 if s == stages - 1 else 0.0,
+                part * 0.02,
+            )
             for s in range(stages)
         ]
-        made.append(StepSpan(first + i + 1, 1, at + i * took, 1, 1, 1, took * 0.02, took * 0.01, took * 0.01, hops, took * 0.04, took * 0.02))
+        made.append(
+            StepSpan(first + i + 1, 1, at + i * took, 1, 1, 1, took * 0.02, took * 0.01, took * 0.01, hops, took * 0.04, took * 0.02)
+        )
     return made
 
 
@@ -196,7 +205,14 @@ def furnished(names: Sequence[str] = ("attic", "kitchen", "studio")) -> FakeOper
     pause = first[119].at + 0.05
     moved = [msgspec.structs.replace(s, epoch=2, at=s.at + 1.7, stages=s.stages[:-1]) for s in first[120:]]
     recovery = RecoverySpan(
-        pause, pause + 1.61, "its connection broke", names[-1], 0.02, {"fence": 0.03, "load": 0.74, "link": 0.08, "refill": 0.69, "resume": 0.07}, 311, 119
+        pause,
+        pause + 1.61,
+        "its connection broke",
+        names[-1],
+        0.02,
+        {"fence": 0.03, "load": 0.74, "link": 0.08, "refill": 0.69, "resume": 0.07},
+        311,
+        119,
     )
     request = RequestView("chatcmpl-4f7e21", begun, "", "running", 192, 64, 240, begun + 0.9, 0.0, 22.4)
     made.timelines[request.id] = Timeline(request, {1: [*names], 2: [*names[:-1]]}, [*first[:120], *moved], [recovery], 240)

@@ -51,7 +51,21 @@ from shoal.gateway.schema.contract import describe
 from shoal.gateway.service import Service
 from shoal.request import Priority
 
-_ENDPOINTS = (chat, chat_socket, completions, embeddings, responses, responses_socket, messages, ollama, streams, tokens, models, health, console)
+_ENDPOINTS = (
+    chat,
+    chat_socket,
+    completions,
+    embeddings,
+    responses,
+    responses_socket,
+    messages,
+    ollama,
+    streams,
+    tokens,
+    models,
+    health,
+    console,
+)
 _KEEPING = (responses, responses_socket)
 """Those of them that look up kept responses."""
 _BATCHED = {

@@ -55,24 +55,24 @@ class ConsoleFile(msgspec.Struct, frozen=True):
         return Response(self.body, media_type=self.media, headers=headers)
 
 
-def built(folder: Path = FOLDER) -> bool:
-    return (folder / INDEX).is_file()
+def built() -> bool:
+    return (FOLDER / INDEX).is_file()
 
 
-def console_files(folder: Path = FOLDER) -> dict[str, ConsoleFile]:
+def console_files() -> dict[str, ConsoleFile]:
     """By name, relative to the folder. Empty: the console was not built."""
-    if not built(folder):
+    if not built():
         return {}
     found: dict[str, ConsoleFile] = {}
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(FOLDER.rglob("*")):
         if path.suffix in _MEDIA and path.is_file():
-            name, body = path.relative_to(folder).as_posix(), path.read_bytes()
+            name, body = path.relative_to(FOLDER).as_posix(), path.read_bytes()
             found[name] = ConsoleFile(body, _MEDIA[path.suffix], f'"{sha256(body).hexdigest()[:32]}"', _HASHED.fullmatch(name) is not None)
     return found
 
 
-def routes(_: Service, folder: Path = FOLDER) -> APIRouter:
-    router, files = APIRouter(), console_files(folder)
+def routes(_: Service) -> APIRouter:
+    router, files = APIRouter(), console_files()
 
     async def page(request: Request) -> Response:
         if not files:
