@@ -15,7 +15,7 @@ from shoal import __version__
 from shoal.config import HeadSettings, parse_bytes
 from shoal.control import messages as control
 from shoal.control.server import NodeConnection
-from shoal.discovery.topology import RequestLoad, Topology
+from shoal.discovery.topology import MAX_NAME, RequestLoad, Topology
 from shoal.errors import ClusterError, NotReady, ProtocolError, ShoalError, StageLost
 from shoal.membership import events, instructions
 from shoal.membership.admission import AdmissionRules
@@ -339,8 +339,7 @@ class Coordinator:
     def dismiss(self, request: control.DismissRequest) -> control.DismissAnswer:
         """Serves `shoal nodes drain` and `remove`."""
         if (node := self.numbered(request.name)) is None:
-            known = ", ".join(m.name for m in self.cluster.members.values()) or "none"
-            return control.DismissAnswer(message=f"there is no node '{request.name}'; the nodes are {known}")
+            return self._unknown(request.name)
         if not request.drain:
             self._carry_out(instructions.Dismiss(node, "it was removed"))
             return control.DismissAnswer(done=True, message=f"{request.name} was removed")
@@ -357,6 +356,40 @@ class Coordinator:
     def numbered(self, name: str) -> int | None:
         """The number of the member of that name."""
         return next((number for number, member in self.cluster.members.items() if member.name == name), None)
+
+    def rename(self, request: str, name: str) -> control.DismissAnswer:
+        """Gives a member another name. request: its name now."""
+        if (node := self.numbered(request)) is None:
+            return self._unknown(request)
+        if not 1 <= len(name.encode()) <= MAX_NAME or not name.isprintable() or name != name.strip():
+            return control.DismissAnswer(message=f"a node's name has 1 to {MAX_NAME} bytes of printable text, without spaces around it")
+        if name != request and name in [join.name for join in self.roster.machines.values()]:
+            return control.DismissAnswer(message=f"there is a node '{name}' already")
+        self.cluster.rename(node, name)
+        self.roster.rename(node, name)
+        self.loads.rename(request, name)
+        self._observer.gone(request)
+        self._moves.links = Measured(self.roster.reached)
+        if (path := self.cluster.serving) is not None:
+            self.recorder.timelines.route(path.epoch, [stage.node for stage in path.placement.stages])
+        self._carry_out(instructions.Report(EventKind.RENAMED, f"{request} is called {name} from now on", name))
+        self.changed.set()
+        return control.DismissAnswer(done=True, message=f"{request} is called {name} from now on")
+
+    def cap(self, request: str, memory: int | None) -> control.DismissAnswer:
+        """Limits the memory of a member. request: its name. memory: bytes; None: no limit but its own."""
+        if (node := self.numbered(request)) is None:
+            return self._unknown(request)
+        self._handle(events.MemoryCapped(node, memory))
+        member = self.cluster.members.get(node)
+        return control.DismissAnswer(
+            done=member is not None and member.cap == memory,
+            message=next((event.message for event in reversed(self.recorder.events) if event.node == request), ""),
+        )
+
+    def _unknown(self, name: str) -> control.DismissAnswer:
+        known = ", ".join(m.name for m in self.cluster.members.values()) or "none"
+        return control.DismissAnswer(message=f"there is no node '{name}'; the nodes are {known}")
 
     def describe(self) -> control.ClusterDescription:
         waiting = len(self.requests) if self.driver is not None else 0

@@ -21,7 +21,7 @@ from shoal.observed.cluster import ActionResult, Invitation
 from shoal.observed.event import EventKind
 from shoal.observed.requests import RequestView
 from tests.support.engine import FakeEngine
-from tests.support.http import fetch
+from tests.support.http import eventually, fetch
 from tests.support.operator import HOSTILE, FakeOperator, machine, view
 
 ACTS = [
@@ -156,8 +156,7 @@ def test_the_stream_tells_events_and_changes_and_nothing_twice(app: FastAPI, ope
     async def whole() -> list[tuple[str, dict[str, Any]]]:
         reader = Watching(app, "/operator/stream?after=1")
         reading = asyncio.ensure_future(reader.until(4))
-        while len(reader.heard) < 2:
-            await asyncio.sleep(0.01)
+        await eventually(lambda: len(reader.heard) >= 2)
         operator.view = view(machine("a", silence=1.0), machine(HOSTILE, number=2, silence=2.0), at=101.0)  # nothing has happened
         await asyncio.sleep(1.2)
         operator.view = view(machine("a"), state="waiting", reason="b left")
