@@ -22,7 +22,7 @@ from shoal.gateway.auth.gate import Gate
 from shoal.gateway.auth.key import KeyId
 from shoal.gateway.auth.keyring import Keyring
 from shoal.gateway.auth.limits import Limiter, LocalLimiter
-from shoal.gateway.endpoints import health, models, streams, tokens
+from shoal.gateway.endpoints import console, health, models, streams, tokens
 from shoal.gateway.endpoints.batches import route as batches
 from shoal.gateway.endpoints.batches.runner import Runner
 from shoal.gateway.endpoints.batches.store import BatchStore
@@ -51,7 +51,21 @@ from shoal.gateway.schema.contract import describe
 from shoal.gateway.service import Service
 from shoal.request import Priority
 
-_ENDPOINTS = (chat, chat_socket, completions, embeddings, responses, responses_socket, messages, ollama, streams, tokens, models, health)
+_ENDPOINTS = (
+    chat,
+    chat_socket,
+    completions,
+    embeddings,
+    responses,
+    responses_socket,
+    messages,
+    ollama,
+    streams,
+    tokens,
+    models,
+    health,
+    console,
+)
 _KEEPING = (responses, responses_socket)
 """Those of them that look up kept responses."""
 _BATCHED = {

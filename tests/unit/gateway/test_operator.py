@@ -22,7 +22,7 @@ from shoal.observed.event import EventKind
 from shoal.observed.requests import RequestView
 from tests.support.engine import FakeEngine
 from tests.support.http import eventually, fetch
-from tests.support.operator import HOSTILE, FakeOperator, machine, view
+from tests.support.fixed_operator import HOSTILE, FixedOperator, machine, view
 
 ACTS = [
     ("POST", "/operator/nodes/a", {"action": "drain"}),
@@ -36,19 +36,19 @@ ACTS = [
 
 
 @pytest.fixture
-def operator() -> FakeOperator:
-    return FakeOperator()
+def operator() -> FixedOperator:
+    return FixedOperator()
 
 
 @pytest.fixture
-def app(operator: FakeOperator) -> FastAPI:
+def app(operator: FixedOperator) -> FastAPI:
     return create_app(FakeEngine(), operator=operator)
 
 
 class Keyed:
     """An API with a key of each role."""
 
-    def __init__(self, folder: Path, operator: FakeOperator) -> None:
+    def __init__(self, folder: Path, operator: FixedOperator) -> None:
         store = KeyStore(folder)
         self.ids, self._tokens = dict[KeyRole, str](), dict[KeyRole, str]()
         for role in KeyRole:
@@ -61,7 +61,7 @@ class Keyed:
 
 
 @pytest.fixture
-def keyed(tmp_path: Path, operator: FakeOperator) -> Keyed:
+def keyed(tmp_path: Path, operator: FixedOperator) -> Keyed:
     return Keyed(tmp_path, operator)
 
 
@@ -70,7 +70,7 @@ def refused(answer: httpx.Response, status: int, words: str) -> None:
     assert words in answer.json()["error"]["message"], answer.text
 
 
-def test_everything_that_is_seen_is_told_as_it_is(app: FastAPI, operator: FakeOperator) -> None:
+def test_everything_that_is_seen_is_told_as_it_is(app: FastAPI, operator: FixedOperator) -> None:
     for path, seen in (
         ("cluster", operator.cluster()),
         ("experts", operator.experts()),
@@ -83,7 +83,7 @@ def test_everything_that_is_seen_is_told_as_it_is(app: FastAPI, operator: FakeOp
     assert fetch(app, "GET", "/operator/me").json() == {"role": "operator", "key": "", "needs_key": False}
 
 
-def test_events_come_by_number_kind_and_node(app: FastAPI, operator: FakeOperator) -> None:
+def test_events_come_by_number_kind_and_node(app: FastAPI, operator: FixedOperator) -> None:
     operator.ring.add(EventKind.JOINED, "a joined", "a")
     operator.ring.add(EventKind.LOST, "b left", "b", {"silence": 2.0})
     page = fetch(app, "GET", "/operator/events?after=1").json()
@@ -98,7 +98,7 @@ def test_events_come_by_number_kind_and_node(app: FastAPI, operator: FakeOperato
     refused(fetch(app, "GET", "/operator/events?after=-1"), 400, "after")
 
 
-def test_a_question_waits_for_an_event(app: FastAPI, operator: FakeOperator) -> None:
+def test_a_question_waits_for_an_event(app: FastAPI, operator: FixedOperator) -> None:
     async def whole() -> dict[str, Any]:
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://shoal") as client:
@@ -149,7 +149,7 @@ class Watching:
         return self.heard[:count]
 
 
-def test_the_stream_tells_events_and_changes_and_nothing_twice(app: FastAPI, operator: FakeOperator) -> None:
+def test_the_stream_tells_events_and_changes_and_nothing_twice(app: FastAPI, operator: FixedOperator) -> None:
     operator.ring.add(EventKind.JOINED, "a joined", "a")
     operator.ring.add(EventKind.SERVING, "serving")
 
@@ -169,7 +169,7 @@ def test_the_stream_tells_events_and_changes_and_nothing_twice(app: FastAPI, ope
     assert heard[3][1]["state"] == "waiting"
 
 
-def test_a_stream_goes_on_from_the_last_event_that_its_reader_had(app: FastAPI, operator: FakeOperator) -> None:
+def test_a_stream_goes_on_from_the_last_event_that_its_reader_had(app: FastAPI, operator: FixedOperator) -> None:
     for i in range(3):
         operator.ring.add(EventKind.JOINED, f"{i}")
     ((_, event),) = asyncio.run(Watching(app, "/operator/stream", {"Last-Event-ID": "2"}).until(1))
@@ -177,7 +177,7 @@ def test_a_stream_goes_on_from_the_last_event_that_its_reader_had(app: FastAPI, 
     refused(fetch(app, "GET", "/operator/stream", headers={"Last-Event-ID": "x"}), 400, "number of an event")
 
 
-def test_requests_and_their_timelines(app: FastAPI, operator: FakeOperator) -> None:
+def test_requests_and_their_timelines(app: FastAPI, operator: FixedOperator) -> None:
     assert [one["id"] for one in fetch(app, "GET", "/operator/requests").json()["requests"]] == ["chatcmpl-1", "chatcmpl-2"]
     told = fetch(app, "GET", "/operator/requests/chatcmpl-1/timeline").json()
     assert told["steps"][0]["stages"] == [[0.1, 0.2, 0.3, 0.4, 0.5, 0.6]] and told["recoveries"][0]["parts"] == {"load": 1.0}
@@ -186,7 +186,7 @@ def test_requests_and_their_timelines(app: FastAPI, operator: FakeOperator) -> N
 
 
 @pytest.mark.parametrize(("method", "path", "body"), ACTS)
-def test_only_operators_act(keyed: Keyed, operator: FakeOperator, method: str, path: str, body: Any) -> None:
+def test_only_operators_act(keyed: Keyed, operator: FixedOperator, method: str, path: str, body: Any) -> None:
     answer = keyed.fetch(KeyRole.USER, method, path, json=body)
     refused(answer, 403, "shoal keys create NAME --role operator")
     assert answer.json()["error"]["code"] == "not_allowed" and operator.asked == []
@@ -194,14 +194,14 @@ def test_only_operators_act(keyed: Keyed, operator: FakeOperator, method: str, p
     assert fetch(keyed.app, method, path, json=body).status_code == 401
 
 
-def test_an_api_that_is_open_to_the_network_lets_nobody_act_without_a_key(operator: FakeOperator, tmp_path: Path) -> None:
+def test_an_api_that_is_open_to_the_network_lets_nobody_act_without_a_key(operator: FixedOperator, tmp_path: Path) -> None:
     app = create_app(FakeEngine(), ApiSettings(data=str(tmp_path), api_host="0.0.0.0", open_api=True), operator=operator)
     assert fetch(app, "GET", "/operator/cluster").status_code == 200
     refused(fetch(app, "POST", "/operator/nodes/a", json={"action": "remove"}), 403, "open to the network")
     assert operator.asked == []
 
 
-def test_a_user_sees_the_cluster_and_its_own_requests(keyed: Keyed, operator: FakeOperator) -> None:
+def test_a_user_sees_the_cluster_and_its_own_requests(keyed: Keyed, operator: FixedOperator) -> None:
     operator.seen = [RequestView("mine", 1.0, keyed.ids[KeyRole.USER]), RequestView("theirs", 2.0, keyed.ids[KeyRole.OPERATOR])]
     assert keyed.fetch(KeyRole.USER, "GET", "/operator/cluster").status_code == 200
     assert keyed.fetch(KeyRole.USER, "GET", "/operator/me").json() == {"role": "user", "key": "the user", "needs_key": True}
@@ -211,7 +211,7 @@ def test_a_user_sees_the_cluster_and_its_own_requests(keyed: Keyed, operator: Fa
     assert len(keyed.fetch(KeyRole.OPERATOR, "GET", "/operator/requests").json()["requests"]) == 2
 
 
-def test_what_was_not_done_is_a_conflict_with_the_reason(app: FastAPI, operator: FakeOperator) -> None:
+def test_what_was_not_done_is_a_conflict_with_the_reason(app: FastAPI, operator: FixedOperator) -> None:
     operator.results["a"] = ActionResult(False, "a cannot be drained: too little memory")
     refused(fetch(app, "POST", "/operator/nodes/a", json={"action": "drain"}), 409, "too little memory")
     assert fetch(app, "POST", "/operator/nodes/b", json={"action": "remove"}).json() == {"done": True, "message": "b: done"}
@@ -221,7 +221,7 @@ def test_what_was_not_done_is_a_conflict_with_the_reason(app: FastAPI, operator:
     refused(fetch(app, "POST", "/operator/invitation"), 409, "shoal serve")
 
 
-def test_names_may_be_anything(app: FastAPI, operator: FakeOperator) -> None:
+def test_names_may_be_anything(app: FastAPI, operator: FixedOperator) -> None:
     assert fetch(app, "POST", "/operator/nodes/a%20b", json={"action": "drain"}).status_code == 200
     assert operator.asked == [("drain", "a b")]
 

