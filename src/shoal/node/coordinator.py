@@ -432,7 +432,7 @@ class Coordinator:
                 if self._opening is None or self._opening.epoch != epoch:
                     self._close_opening()
                     self._opening = Opening(epoch)
-                    self._interrupted("layers are moved")
+                    self._interrupted("layers are moved", moved=True)
                     self._interruptions.loaded()
                 host, port = self._orders.next_hop(node, after)
                 self.roster.tell(node, control.Link(epoch=epoch, host=host, port=port))
@@ -441,7 +441,7 @@ class Coordinator:
             case instructions.Serve():
                 self._spawn(self._serve(instruction))
             case instructions.Pause():
-                self._interrupted("layers are moved")
+                self._interrupted("layers are moved", moved=True)
                 if self.driver is not None:
                     self.driver.pause()
             case instructions.Cut(epoch, reason):
@@ -454,9 +454,9 @@ class Coordinator:
                 log.info(message)
                 self.recorder.events.add(kind, message, node, figures)
 
-    def _interrupted(self, reason: str) -> None:
+    def _interrupted(self, reason: str, moved: bool = False) -> None:
         if self.driver is not None:
-            self._interruptions.begin(reason)
+            self._interruptions.begin(reason, moved)
 
     def _close_opening(self) -> None:
         if self._opening is not None:
@@ -499,7 +499,9 @@ class Coordinator:
             if opening.over.is_set():
                 raise StageLost("it was abandoned while it was being opened")
             driver = self._fit_driver(order.placement)
-            self.recorder.route(order.epoch, [stage.node for stage in order.placement.stages])
+            names = [stage.node for stage in order.placement.stages]
+            self.recorder.route(order.epoch, names)
+            self._observer.route(names)
             self._interruptions.linked()
             route = Route(order.epoch, first, opening.results.result())
             await driver.drive(route, list(order.spans), lambda tokens: self._filled(order.epoch, tokens))
@@ -561,8 +563,8 @@ class Coordinator:
             self.recorder.events.add(EventKind.LOADED, words, member.name, figures)
 
     def _went_on(self, ended: Interruption) -> None:
-        self._observer.interruption(ended)
-        self.recorder.resumed(ended.reason, ended.began, ended.resumed, ended.parts(), ended.tokens)
+        cause = self.recorder.resumed(ended.reason, ended.began, ended.resumed, ended.parts(), ended.tokens)
+        self._observer.interruption(ended, "moved" if ended.moved else cause or "broken")
         parts = {name: round(seconds, 3) for name, seconds in ended.parts().items()}
         log.info("streams go on", seconds=round(ended.resumed - ended.began, 3), refilled=ended.tokens, **parts)
 
