@@ -57,7 +57,7 @@ class Told(Counts):
 
     def __init__(self) -> None:
         super().__init__()
-        self.use = ExpertUse(dict.fromkeys(SPARSE, EXPERTS))
+        self.use = ExpertUse("toy", dict.fromkeys(SPARSE, EXPERTS))
         self.reports: dict[str, int] = {}
 
     def heartbeat(self, node: str, heartbeat: control.Heartbeat) -> None:

@@ -15,7 +15,7 @@ from shoal import __version__
 from shoal.config import HeadSettings, parse_bytes
 from shoal.control import messages as control
 from shoal.control.server import NodeConnection
-from shoal.discovery.topology import RequestLoad, Topology
+from shoal.discovery.topology import MAX_NAME, RequestLoad, Topology
 from shoal.errors import ClusterError, NotReady, ProtocolError, ShoalError, StageLost
 from shoal.membership import events, instructions
 from shoal.membership.admission import AdmissionRules
@@ -339,8 +339,7 @@ class Coordinator:
     def dismiss(self, request: control.DismissRequest) -> control.DismissAnswer:
         """Serves `shoal nodes drain` and `remove`."""
         if (node := self.numbered(request.name)) is None:
-            known = ", ".join(m.name for m in self.cluster.members.values()) or "none"
-            return control.DismissAnswer(message=f"there is no node '{request.name}'; the nodes are {known}")
+            return self._unknown(request.name)
         if not request.drain:
             self._carry_out(instructions.Dismiss(node, "it was removed"))
             return control.DismissAnswer(done=True, message=f"{request.name} was removed")
@@ -357,6 +356,40 @@ class Coordinator:
     def numbered(self, name: str) -> int | None:
         """The number of the member of that name."""
         return next((number for number, member in self.cluster.members.items() if member.name == name), None)
+
+    def rename(self, request: str, name: str) -> control.DismissAnswer:
+        """Gives a member another name. request: its name now."""
+        if (node := self.numbered(request)) is None:
+            return self._unknown(request)
+        if not 1 <= len(name.encode()) <= MAX_NAME or not name.isprintable() or name != name.strip():
+            return control.DismissAnswer(message=f"a node's name has 1 to {MAX_NAME} bytes of printable text, without spaces around it")
+        if name != request and name in [join.name for join in self.roster.machines.values()]:
+            return control.DismissAnswer(message=f"there is a node '{name}' already")
+        self.cluster.rename(node, name)
+        self.roster.rename(node, name)
+        self.loads.rename(request, name)
+        self._observer.gone(request)
+        self._moves.links = Measured(self.roster.reached)
+        if (path := self.cluster.serving) is not None:
+            self.recorder.timelines.route(path.epoch, [stage.node for stage in path.placement.stages])
+        self._carry_out(instructions.Report(EventKind.RENAMED, f"{request} is called {name} from now on", name))
+        self.changed.set()
+        return control.DismissAnswer(done=True, message=f"{request} is called {name} from now on")
+
+    def cap(self, request: str, memory: int | None) -> control.DismissAnswer:
+        """Limits the memory of a member. request: its name. memory: bytes; None: no limit but its own."""
+        if (node := self.numbered(request)) is None:
+            return self._unknown(request)
+        self._handle(events.MemoryCapped(node, memory))
+        member = self.cluster.members.get(node)
+        return control.DismissAnswer(
+            done=member is not None and member.cap == memory,
+            message=next((event.message for event in reversed(self.recorder.events) if event.node == request), ""),
+        )
+
+    def _unknown(self, name: str) -> control.DismissAnswer:
+        known = ", ".join(m.name for m in self.cluster.members.values()) or "none"
+        return control.DismissAnswer(message=f"there is no node '{name}'; the nodes are {known}")
 
     def describe(self) -> control.ClusterDescription:
         waiting = len(self.requests) if self.driver is not None else 0
@@ -399,7 +432,7 @@ class Coordinator:
                 if self._opening is None or self._opening.epoch != epoch:
                     self._close_opening()
                     self._opening = Opening(epoch)
-                    self._interrupted("layers are moved")
+                    self._interrupted("layers are moved", moved=True)
                     self._interruptions.loaded()
                 host, port = self._orders.next_hop(node, after)
                 self.roster.tell(node, control.Link(epoch=epoch, host=host, port=port))
@@ -408,7 +441,7 @@ class Coordinator:
             case instructions.Serve():
                 self._spawn(self._serve(instruction))
             case instructions.Pause():
-                self._interrupted("layers are moved")
+                self._interrupted("layers are moved", moved=True)
                 if self.driver is not None:
                     self.driver.pause()
             case instructions.Cut(epoch, reason):
@@ -421,9 +454,9 @@ class Coordinator:
                 log.info(message)
                 self.recorder.events.add(kind, message, node, figures)
 
-    def _interrupted(self, reason: str) -> None:
+    def _interrupted(self, reason: str, moved: bool = False) -> None:
         if self.driver is not None:
-            self._interruptions.begin(reason)
+            self._interruptions.begin(reason, moved)
 
     def _close_opening(self) -> None:
         if self._opening is not None:
@@ -466,7 +499,9 @@ class Coordinator:
             if opening.over.is_set():
                 raise StageLost("it was abandoned while it was being opened")
             driver = self._fit_driver(order.placement)
-            self.recorder.route(order.epoch, [stage.node for stage in order.placement.stages])
+            names = [stage.node for stage in order.placement.stages]
+            self.recorder.route(order.epoch, names)
+            self._observer.route(names)
             self._interruptions.linked()
             route = Route(order.epoch, first, opening.results.result())
             await driver.drive(route, list(order.spans), lambda tokens: self._filled(order.epoch, tokens))
@@ -528,8 +563,8 @@ class Coordinator:
             self.recorder.events.add(EventKind.LOADED, words, member.name, figures)
 
     def _went_on(self, ended: Interruption) -> None:
-        self._observer.interruption(ended)
-        self.recorder.resumed(ended.reason, ended.began, ended.resumed, ended.parts(), ended.tokens)
+        cause = self.recorder.resumed(ended.reason, ended.began, ended.resumed, ended.parts(), ended.tokens)
+        self._observer.interruption(ended, "moved" if ended.moved else cause or "broken")
         parts = {name: round(seconds, 3) for name, seconds in ended.parts().items()}
         log.info("streams go on", seconds=round(ended.resumed - ended.began, 3), refilled=ended.tokens, **parts)
 

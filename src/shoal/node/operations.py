@@ -144,7 +144,14 @@ class Operations:
         )
 
     async def act(self, node: str, action: NodeAction) -> ActionResult:
-        answer = self._coordinator.dismiss(DismissRequest(name=node, drain=action.do == "drain"))
+        c = self._coordinator
+        match action.do:
+            case "rename":
+                answer = c.rename(node, action.name)
+            case "cap":
+                answer = c.cap(node, action.memory)
+            case _:
+                answer = c.dismiss(DismissRequest(name=node, drain=action.do == "drain"))
         return ActionResult(answer.done, answer.message)
 
     async def invite(self) -> Invitation:

@@ -12,7 +12,7 @@ import structlog
 from shoal.errors import ShoalError
 from shoal.models.catalogue import catalogue
 from shoal.models.inventory import inventory
-from shoal.models.sources import pull, resolve
+from shoal.models.sources import find, pull
 from shoal.observed.cluster import ActionResult
 from shoal.observed.models import ModelHere, ModelsView, PullView
 
@@ -44,10 +44,10 @@ class Pulls:
         if sum(not one.ended for one in self._pulls.values()) >= _AT_ONCE:
             return ActionResult(False, f"{_AT_ONCE} models are being fetched; try again when one of them is here")
         try:
-            source = resolve(model)
+            here = find(model)
         except ShoalError as error:
             return ActionResult(False, str(error))
-        if source.there() is not None:
+        if here is not None:
             return ActionResult(False, f"{model} is here already")
         self._pulls[model] = one = _Pull(time())
         threading.Thread(target=self._fetch, args=(model, one), daemon=True).start()

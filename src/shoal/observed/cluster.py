@@ -149,9 +149,12 @@ class PlanView(msgspec.Struct, frozen=True):
 
 
 class NodeAction(msgspec.Struct, frozen=True):
-    """do: 'drain': move its part off, then send it home; 'remove': send it home now."""
+    """do: 'drain': move its part off, then send it home; 'remove': send it home now; 'rename': `name` is its name from now on; 'cap': its
+    weights and KV blocks may take `memory` bytes at most, or what it offers if that is None."""
 
-    do: Literal["drain", "remove"]
+    do: Literal["drain", "remove", "rename", "cap"]
+    name: str = ""
+    memory: int | None = None
 
 
 class ActionResult(msgspec.Struct, frozen=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import islice
 
@@ -18,11 +18,13 @@ class EventRing:
         self._events: deque[ClusterEvent] = deque(maxlen=keep)
         self.latest = 0
         """Number of the newest event; 0 before the first."""
+        self.counts: Counter[EventKind] = Counter()
 
     def add(self, kind: EventKind, message: str, node: str = "", figures: Mapping[str, float] | None = None) -> ClusterEvent:
         self.latest += 1
         event = ClusterEvent(self.latest, self._clock(), kind, message, node, dict(figures or {}))
         self._events.append(event)
+        self.counts[kind] += 1
         return event
 
     def __iter__(self) -> Iterator[ClusterEvent]:

@@ -183,6 +183,9 @@ class RemoteEngine:
     def observe_first_token(self, seconds: float) -> None:
         self._channel.say(messages.Observed("first_token", (seconds,)))
 
+    def observe_answer(self, outcome: str, seconds: float) -> None:
+        self._channel.say(messages.Observed("answer", (outcome, seconds)))
+
     def observe_request(self, endpoint: str, outcome: str, prompt_tokens: int) -> None:
         self._channel.say(messages.Observed("request", (endpoint, outcome, prompt_tokens)))
 

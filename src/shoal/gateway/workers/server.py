@@ -70,6 +70,7 @@ class EngineServer:
         self._finishing = False
         self._observe: dict[str, Callable[..., None]] = {
             "first_token": engine.observe_first_token,
+            "answer": engine.observe_answer,
             "request": engine.observe_request,
         }
 

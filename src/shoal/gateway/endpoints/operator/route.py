@@ -10,7 +10,8 @@ import msgspec
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
-from shoal.errors import Conflict, InvalidRequest, UnknownObject
+from shoal.config import parse_bytes
+from shoal.errors import ConfigError, Conflict, InvalidRequest, UnknownObject
 from shoal.gateway.auth.caller import CALLER
 from shoal.gateway.auth.key import KeyRole
 from shoal.gateway.endpoints.operator.stream import watched
@@ -101,7 +102,7 @@ def routes(service: Service, operator: Operator) -> APIRouter:
     async def act(request: Request, name: str) -> Response:
         CALLER.get().check_operator()
         body = parse(NodeBody, await json_body(request))
-        return _done(await operator.act(name, NodeAction(body.action)))
+        return _done(await operator.act(name, _action(body)))
 
     @router.post("/operator/invitation", **contract(None, shaped(Invitation), 403, 409))
     async def invite() -> Response:
@@ -122,6 +123,19 @@ def routes(service: Service, operator: Operator) -> APIRouter:
         return _done(await operator.pull(body.pull))
 
     return router
+
+
+def _action(body: NodeBody) -> NodeAction:
+    """Raises InvalidRequest."""
+    for field, wanted in (("name", "rename"), ("memory", "cap")):
+        if getattr(body, field) is not None and body.action != wanted:
+            raise InvalidRequest(f"{field} is for the action '{wanted}'", field)
+    if body.action == "rename" and body.name is None:
+        raise InvalidRequest("rename needs a name", "name")
+    try:
+        return NodeAction(body.action, body.name or "", None if body.memory is None else parse_bytes(body.memory))
+    except ConfigError as error:
+        raise InvalidRequest(f"memory: {error}", "memory") from error
 
 
 def _kinds(given: Sequence[str]) -> list[EventKind]:

@@ -12,7 +12,11 @@ from shoal.observed.requests import RequestView
 
 
 class NodeBody(Wire):
-    action: Literal["drain", "remove"]
+    """name: for rename. memory: for cap, a size like 8GiB; null: no limit."""
+
+    action: Literal["drain", "remove", "rename", "cap"]
+    name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    memory: Annotated[str, Field(min_length=1, max_length=40)] | None = None
 
 
 class PullBody(Wire):
