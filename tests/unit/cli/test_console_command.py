@@ -56,7 +56,7 @@ def test_it_opens_the_page_and_prints_its_address(opened: list[str], capsys: pyt
 
 
 def test_without_a_browser_the_address_is_still_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("webbrowser.open", lambda url: False)  # pyright: ignore[reportUnknownLambdaType]
+    monkeypatch.setattr("webbrowser.open", lambda url: False)
     with answering(200, "text/html") as url:
         console.console(url)
     said = capsys.readouterr()

@@ -21,8 +21,8 @@ from shoal.observed.cluster import ActionResult, Invitation
 from shoal.observed.event import EventKind
 from shoal.observed.requests import RequestView
 from tests.support.engine import FakeEngine
-from tests.support.http import eventually, fetch
 from tests.support.fixed_operator import HOSTILE, FixedOperator, machine, view
+from tests.support.http import eventually, fetch
 
 ACTS = [
     ("POST", "/operator/nodes/a", {"action": "drain"}),
