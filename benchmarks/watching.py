@@ -1,6 +1,6 @@
 """What it costs to be watched: `python -m benchmarks.watching [--rounds 5]`.
 
-One cluster of two nodes, whose rounds take turns: nobody looks; a console is open (the operator's stream, and a request's timeline four
+One cluster of two nodes, whose rounds take turns: nobody looks; a console is open (the operator's stream, and a request's timeline eight
 times a second); five are. Then what remembering costs per step, measured alone.
 """
 
@@ -9,13 +9,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
+import itertools
+import sys
 from collections.abc import AsyncIterator
 from statistics import median
 from time import perf_counter
-from typing import Any
 
-from benchmarks.api_workers import request, stream, up
+import httpx2 as httpx
+
+from benchmarks.api_workers import stream, up
 from benchmarks.report import processor
 from shoal.pipeline.timing import StepPart, StepTiming
 from shoal.request import Request, RequestId, TokenChunk
@@ -23,45 +25,51 @@ from shoal.scheduler.plan import StageTrace
 from shoal.telemetry.metrics import Metrics
 from shoal.telemetry.recorder import Recorder
 
-STREAMS, TOKENS, POLL = 8, 192, 0.25
+STREAMS, TOKENS = 8, 192
+POLL = 0.12
+"""Seconds between two looks at a timeline, as the console has it."""
 WATCHERS = (0, 1, 5)
 _STEPS = 20_000
+_TURNS = 16  # looks at a timeline, after which the list of requests is read
+_SETTLING = 2.0  # seconds that a console takes to start
 
 
-async def _followed(port: int) -> None:
-    async for _ in request(port, "GET", "/operator/stream"):
-        pass
+async def look(port: int) -> None:
+    """What an open console asks, over connections that it keeps: a process of its own, because it runs on another machine."""
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=None) as http:
+        await asyncio.gather(_follow(http), _timelines(http))
 
 
-async def _timelines(port: int) -> None:
-    """The timeline of the latest request, as the console asks for it."""
+async def _follow(http: httpx.AsyncClient) -> None:
+    async with http.stream("GET", "/operator/stream") as answer:
+        async for _ in answer.aiter_bytes():
+            pass
+
+
+async def _timelines(http: httpx.AsyncClient) -> None:
+    """The timeline of the latest request."""
     at, known = 0, ""
-    while True:
-        listed = await _json(port, "/operator/requests")
-        if listed["requests"]:
-            id = listed["requests"][0]["id"]
-            at = at if id == known else 0
-            known, at = id, (await _json(port, f"/operator/requests/{id}/timeline?after={at}"))["next"]
+    for turn in itertools.count():
+        if turn % _TURNS == 0:
+            latest = (await http.get("/operator/requests")).json()["requests"][0]["id"]
+            known, at = latest, 0 if latest != known else at
+        at = (await http.get(f"/operator/requests/{known}/timeline?after={at}")).json()["next"]
         await asyncio.sleep(POLL)
-
-
-async def _json(port: int, path: str) -> dict[str, Any]:
-    answer = b"".join([part async for part in request(port, "GET", path)])
-    return json.loads(answer.split(b"\r\n\r\n", 1)[1])
 
 
 @contextlib.asynccontextmanager
 async def watched(port: int, count: int) -> AsyncIterator[None]:
-    tasks = [asyncio.ensure_future(work(port)) for _ in range(count) for work in (_followed, _timelines)]
+    """The lowest priority keeps their own work away from the cores of the cluster."""
+    command = ("nice", "-n", "19", sys.executable, "-m", "benchmarks.watching", "--look", str(port))
+    consoles = [await asyncio.create_subprocess_exec(*command) for _ in range(count)]
     try:
+        await asyncio.sleep(_SETTLING)
         yield
-        for task in tasks:
-            if task.done():
-                task.result()
+        assert all(console.returncode is None for console in consoles), "a console ended"
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for console in consoles:
+            console.kill()
+            await console.wait()
 
 
 async def speeds(rounds: int) -> dict[int, list[float]]:
@@ -109,4 +117,6 @@ async def main(rounds: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    asyncio.run(main(parser.parse_args().rounds))
+    parser.add_argument("--look", type=int, metavar="PORT", help="be a console of the head there")
+    given = parser.parse_args()
+    asyncio.run(look(given.look) if given.look else main(given.rounds))
