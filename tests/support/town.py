@@ -113,7 +113,7 @@ class Town:
         return [chunk.token async for chunk in self.head.submit(request)]
 
     def remembered(self) -> list[int]:
-        roster, members = self.head._roster, self.head.cluster.members
+        roster, members = self.head.roster, self.head.cluster.members
         return [len(d) for d in (roster.machines, roster.reached, roster._conversations, roster._nodes, roster._probing, members)]
 
 

@@ -67,7 +67,7 @@ EXTRA = {  # which modules of a layer's own or a higher one a module may use bes
     "telemetry": {"pipeline.timing", "pipeline.hops"},
     "control": {"security"},
 }
-ROOMS = ("http", "auth", "engine", "schema", "answers", "service", "endpoints", "server", "app", "workers")
+ROOMS = ("http", "auth", "engine", "operator", "schema", "answers", "service", "endpoints", "server", "app", "workers")
 """Of the gateway: each may import those before it."""
 IMPURE = {"asyncio", "socket", "os", "time", "random", "secrets", "threading", "subprocess", "grpc", "numpy"}
 

@@ -40,4 +40,4 @@ def api_of(head: Head, settings: HeadSettings, address: socket.socket) -> Api:
                 "--api-workers needs Unix sockets, which this system does not have; leave it out and the head serves the API itself"
             )
         return ApiWorkers(head, settings, address, "text" if err.log is None else "json")
-    return ApiServer(create_app(head, settings.served_api), address, settings.api)
+    return ApiServer(create_app(head, settings.served_api, operator=head.operator), address, settings.api)

@@ -33,7 +33,7 @@ class ApiWorkers:
         """log_format: text or json. address: from `listening`. All workers accept from it, so that one that ends takes no
         waiting clients with it."""
         self._socket, self._count, self._log_format = address, settings.api.api_workers, log_format
-        self._engine = EngineServer(head, head.model.path, settings.engine.chat_template_file, _of_one(settings), self._lost)
+        self._engine = EngineServer(head, head.model.path, settings.engine.chat_template_file, _of_one(settings), self._lost, head.operator)
         self._gone: dict[int, asyncio.Event] = {}  # by process: set when its conversation with the engine ended
         self._stopping = asyncio.Event()
         self._rng = random.Random()

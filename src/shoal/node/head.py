@@ -21,6 +21,7 @@ from shoal.node.gauges import gauge
 from shoal.node.host_environment import HostEnvironment
 from shoal.node.interruption import Interruption
 from shoal.node.observer import Served
+from shoal.node.operations import Operations
 from shoal.pipeline.request_log import RequestLog
 from shoal.pipeline.timing import StepTiming
 from shoal.pipeline.token_stream import TokenStream
@@ -66,6 +67,7 @@ class Head:
         self._machine = machine or HostEnvironment()
         self._log: RequestLog | None = None
         self.coordinator = Coordinator(settings, Served(model.name, model.reference, cost, context), self._machine, self)
+        self.operator = Operations(self.coordinator, model, time())
         if model.manifest is not None:
             self.coordinator.offer(model.manifest, model.files)
 

@@ -30,6 +30,9 @@ class EventRing:
     def __iter__(self) -> Iterator[ClusterEvent]:
         return iter(self._events)
 
+    def __reversed__(self) -> Iterator[ClusterEvent]:
+        return reversed(self._events)
+
     def page(self, after: int = 0, limit: int = KEPT, kinds: Collection[EventKind] = (), node: str = "") -> EventPage:
         """Events with larger numbers than `after`, the latest of them if there are more than `limit`. kinds, node: only those; empty: all."""
         found = islice(
