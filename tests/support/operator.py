@@ -142,7 +142,7 @@ class FakeOperator:
         self.listed = ModelsView([], [], 0)
         self.experts_used = ExpertsView({})
         self.plan = PlanView()
-        self.asked: list[tuple[str, str]] = []
+        self.asked: list[tuple[object, ...]] = []
         self.refusal = ""
         """Why it does nothing that it is asked to do."""
         self.invitation = Invitation("192.168.1.20:7420", "shoal join 192.168.1.20:7420 --code 7QFK-3M9X", "7QFK-3M9X", time() + 600)
@@ -175,7 +175,7 @@ class FakeOperator:
         return self.plan
 
     async def act(self, node: str, action: NodeAction) -> ActionResult:
-        self.asked.append((node, action.do))
+        self.asked.append((node, action.do, action.name or action.memory))
         return ActionResult(not self.refusal, self.refusal or f"{node} leaves when its layers have moved")
 
     async def invite(self) -> Invitation:

@@ -15,6 +15,7 @@ const NUMBERS: [keyof Settings & string, string, string, number, number, number]
 
 /** Of the open conversation; new ones begin with them. */
 export function ChatSettings({ of }: { of: Conversation }) {
+  void changed.value; // settings change in place
   const { settings } = of;
   const set = (some: Partial<Settings>): void => {
     Object.assign(of.settings, some);

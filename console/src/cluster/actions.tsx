@@ -13,7 +13,7 @@ import { say } from "../parts/say";
 import { LayerBar } from "./layer_bar";
 import { segments, withGaps } from "./state";
 
-type Asked = "drain" | "remove";
+type Asked = "drain" | "remove" | "rename" | "cap";
 
 export function MachineActions({ machine }: { machine: MachineView }) {
   const [asked, setAsked] = useState<Asked | null>(null);
@@ -34,9 +34,13 @@ export function MachineActions({ machine }: { machine: MachineView }) {
         </option>
         <option value="drain">Drain…</option>
         <option value="remove">Remove…</option>
+        <option value="rename">Rename…</option>
+        <option value="cap">Limit memory…</option>
       </select>
       {asked === "drain" && <Drain machine={machine} onClose={close} />}
       {asked === "remove" && <Remove machine={machine} onClose={close} />}
+      {asked === "rename" && <Rename machine={machine} onClose={close} />}
+      {asked === "cap" && <Cap machine={machine} onClose={close} />}
     </>
   );
 }
@@ -46,7 +50,7 @@ function Act(props: {
   machine: MachineView;
   title: string;
   button: string;
-  body: Record<string, string>;
+  body: Record<string, string | null>;
   ready?: boolean;
   danger?: boolean;
   onClose: () => void;
@@ -163,6 +167,32 @@ function Remove({ machine, onClose }: { machine: MachineView; onClose: () => voi
         It is cut off at once, as if its cable were pulled: streams pause while others take over its part. Drain it instead if there is
         time.
       </p>
+    </Act>
+  );
+}
+
+function Rename({ machine, onClose }: { machine: MachineView; onClose: () => void }) {
+  const [name, setName] = useState(machine.name);
+  const ready = name.trim() !== "" && name.trim() !== machine.name;
+  return (
+    <Act machine={machine} title={`Rename ${machine.name}`} button="Rename it" body={{ action: "rename", name: name.trim() }} ready={ready} onClose={onClose}>
+      <label>
+        New name
+        <input value={name} maxLength={200} spellcheck={false} onInput={(event) => setName(event.currentTarget.value)} />
+      </label>
+    </Act>
+  );
+}
+
+function Cap({ machine, onClose }: { machine: MachineView; onClose: () => void }) {
+  const [memory, setMemory] = useState("");
+  return (
+    <Act machine={machine} title={`Limit the memory of ${machine.name}`} button="Set the limit" body={{ action: "cap", memory: memory.trim() || null }} onClose={onClose}>
+      <label>
+        Most memory for weights and KV blocks
+        <input value={memory} maxLength={40} placeholder="8GiB; empty: all that it offers" spellcheck={false} onInput={(event) => setMemory(event.currentTarget.value)} />
+      </label>
+      <p class="soft">Layers that no longer fit move to other machines.</p>
     </Act>
   );
 }

@@ -1,7 +1,7 @@
 import { expect, test } from "vitest";
 import type { HopSpan, StepSpan } from "../api/types";
-import { bars, duration, held, KINDS, moved, recoveryParts, recoveryWords, Tape, ticks, TONE_OF, zoomed } from "./layout";
-import { label } from "./paint";
+import { bars, barsIn, density, duration, held, KINDS, moved, recoveryParts, recoveryWords, Tape, ticks, TONE_OF, TONES, zoomed } from "./layout";
+import { label, packed } from "./paint";
 
 const hop = (scale: number): HopSpan => [0.001 * scale, 0.002 * scale, 0.0005, 0.01 * scale, 0.0007, 0.0001];
 const step = (number: number, at: number, epoch = 1, stages = 2): StepSpan => ({
@@ -103,4 +103,30 @@ test("an axis has round times, labelled with as many digits as they need", () =>
   expect(fine.at.length).toBeLessThanOrEqual(6);
   expect(new Set(fine.at.map((at) => label(at, fine.step))).size).toBe(fine.at.length);
   for (const [at, by, text] of [[3, 1, "3 s"], [2.5, 0.5, "2.5 s"], [0.01, 0.01, "0.01 s"], [0.0123, 0.0001, "12.3 ms"]] as const) expect(label(at, by)).toBe(text);
+});
+
+test("what is summed up by column is all that is in sight", () => {
+  const tape = new Tape();
+  for (let i = 0; i < 400; i++) tape.add([step(i + 1, 1000 + i * 0.05)], { 1: ["a", "b"] });
+  for (const [from, to] of [[0, 20], [3.017, 9.4], [-2, 1]] as const) {
+    const columns = 313;
+    const sums = density(tape, from, (to - from) / columns, columns);
+    for (let lane = 0; lane < tape.lanes.length; lane++)
+      TONES.forEach((tone, t) => {
+        let expected = 0;
+        for (let i = 0; i < tape.length; i++) {
+          const mark = tape.marks[i] ?? 0;
+          if (mark >> 4 === lane && TONE_OF[mark & 15] === tone) expected += Math.max(0, Math.min(to, tape.ends[i] ?? 0) - Math.max(from, tape.starts[i] ?? 0));
+        }
+        let found = 0;
+        for (let column = 0; column < columns; column++) found += sums[(lane * columns + column) * TONES.length + t] ?? 0;
+        expect(found, `${lane} ${tone} from ${from}`).toBeCloseTo(expected, 3);
+      });
+  }
+  expect(barsIn(tape, { from: 0, to: 100 })).toBe(tape.length);
+  expect(barsIn(tape, { from: 10, to: 10.05 })).toBeLessThan(60);
+});
+
+test("a colour as a pixel", () => {
+  expect(packed("rgb(1, 2, 3)")).toBe(0xff030201);
 });

@@ -129,6 +129,35 @@ export class Tape {
   }
 }
 
+/** Seconds of each tone in each column of pixels and lane: [lane][column][tone]. from: of the first column; width: of one, in seconds. */
+export function density(tape: Tape, from: number, width: number, columns: number): Float32Array {
+  const sums = new Float32Array(tape.lanes.length * columns * TONES.length);
+  const to = from + width * columns;
+  for (let i = tape.firstBar(from); i < tape.length; i++) {
+    const start = tape.starts[i] as number;
+    if (start > to + tape.longest) break;
+    const end = Math.min(tape.ends[i] as number, to);
+    if (end <= from || start >= to) continue;
+    const mark = tape.marks[i] as number;
+    const tone = TONES.indexOf(TONE_OF[mark & 15] as Tone);
+    const row = (mark >> 4) * columns;
+    let at = Math.max(start, from);
+    for (let column = Math.floor((at - from) / width); at < end && column < columns; column++) {
+      const next = Math.min(end, from + (column + 1) * width);
+      const place = (row + column) * TONES.length + tone;
+      sums[place] = (sums[place] as number) + Math.max(0, next - at);
+      at = next;
+    }
+  }
+  return sums;
+}
+
+/** How many bars are about in sight. */
+export function barsIn(tape: Tape, sight: Sight): number {
+  const last = tape.firsts[tape.stepAt(sight.to) + 1] ?? tape.length;
+  return last - tape.firstBar(sight.from);
+}
+
 export const PARTS = ["fence", "load", "link", "refill", "resume"] as const;
 
 /** A recovery's parts one after the other, with the silence before it was noticed. Seconds since `origin`. */

@@ -95,7 +95,7 @@ function One({ id }: { id: string }) {
       <Chart of={of} chosen={chosen} />
       {of.tape.recoveries.length > 0 && (
         <div class="recoveries">
-          <h3>{plural(of.tape.recoveries.length, "interruption")}</h3>
+          <h2>{plural(of.tape.recoveries.length, "interruption")}</h2>
           <ul>
             {of.tape.recoveries.map((recovery) => (
               <li key={recovery.at}>{recoveryWords(recovery, seconds)}</li>

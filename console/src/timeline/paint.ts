@@ -1,6 +1,6 @@
-/** Draws a tape on a canvas. Bars that would share a pixel are drawn once, so a frame costs what the screen is wide. */
+/** Draws a tape on a canvas. Where there are too many bars to tell apart, a frame costs what the screen is wide, however many there are. */
 import { seconds } from "../parts/format";
-import { duration, recoveryParts, ticks, TONE_OF, TONES, type Sight, type Tape } from "./layout";
+import { barsIn, density, duration, recoveryParts, ticks, TONE_OF, TONES, type Sight, type Tape } from "./layout";
 
 export const LABELS = 104;
 export const AXIS = 24;
@@ -8,6 +8,7 @@ export const LANE = 34;
 export const RECOVERY = 22;
 export const TOKENS = 12;
 const BAR = 18;
+const MOST_BARS = 3000; // that are drawn one by one
 
 export interface Inks {
   tones: string[];
@@ -46,7 +47,8 @@ export function paint(context: CanvasRenderingContext2D, width: number, tape: Ta
   context.clip();
   if (chosen >= 0) highlight(context, tape, tall, inks, chosen, x);
   recoveries(context, tape, sight, tall, inks, x);
-  const drawn = lanes(context, tape, sight, top, inks, x);
+  const many = barsIn(tape, sight) > MOST_BARS;
+  const drawn = many ? summary(context, tape, sight, top, inks, left, width) : details(context, tape, sight, top, inks, x);
   tokens(context, tape, sight, top + tape.lanes.length * LANE + 2, inks, x);
   context.restore();
 
@@ -114,33 +116,63 @@ function recoveries(context: CanvasRenderingContext2D, tape: Tape, sight: Sight,
   }
 }
 
-/** Returns how many rectangles were drawn. */
-function lanes(context: CanvasRenderingContext2D, tape: Tape, sight: Sight, top: number, inks: Inks, x: (time: number) => number): number {
-  const paths = TONES.map(() => new Path2D());
-  const reached = new Float64Array(tape.lanes.length * 16).fill(-1);
+/** Every bar; returns how many. */
+function details(context: CanvasRenderingContext2D, tape: Tape, sight: Sight, top: number, inks: Inks, x: (time: number) => number): number {
   let drawn = 0;
-  for (let i = tape.firstBar(sight.from); i < tape.length; i++) {
-    const start = tape.starts[i] as number;
-    if (start > sight.to + tape.longest) break;
-    const end = tape.ends[i] as number;
-    if (end < sight.from || start > sight.to) continue;
-    const mark = tape.marks[i] as number;
-    const tone = TONES.indexOf(TONE_OF[mark & 15] ?? "head");
-    const from = x(start);
-    const wide = Math.max(1, x(end) - from - 0.4);
-    const slot = (mark >> 4) * 16 + tone;
-    if (wide <= 1 && from + wide <= (reached[slot] as number)) continue;
-    reached[slot] = Math.ceil(from + wide);
-    const thin = TONES[tone] === "wire" || TONES[tone] === "wait";
-    const inset = thin ? 5 : 0;
-    paths[tone]?.rect(from, top + (mark >> 4) * LANE + (LANE - BAR) / 2 + inset, wide, BAR - 2 * inset);
-    drawn++;
-  }
-  paths.forEach((path, tone) => {
-    context.fillStyle = inks.tones[tone] ?? inks.ink;
-    context.fill(path);
+  TONES.forEach((tone, index) => {
+    const inset = tone === "wire" || tone === "wait" ? 5 : 0;
+    context.fillStyle = inks.tones[index] ?? inks.ink;
+    for (let i = tape.firstBar(sight.from); i < tape.length; i++) {
+      const start = tape.starts[i] as number;
+      if (start > sight.to + tape.longest) break;
+      const end = tape.ends[i] as number;
+      const mark = tape.marks[i] as number;
+      if (TONE_OF[mark & 15] !== tone || end < sight.from || start > sight.to) continue;
+      const from = x(start);
+      context.fillRect(from, top + (mark >> 4) * LANE + (LANE - BAR) / 2 + inset, Math.max(0.8, x(end) - from - 0.4), BAR - 2 * inset);
+      drawn++;
+    }
   });
   return drawn;
+}
+
+let buffer: HTMLCanvasElement | null = null;
+
+/** Where bars are too many to be told apart: in each column of pixels, what the time went to, one over the other; returns how many columns. */
+function summary(context: CanvasRenderingContext2D, tape: Tape, sight: Sight, top: number, inks: Inks, left: number, width: number): number {
+  const columns = Math.max(1, Math.floor(width - left));
+  const lanes = tape.lanes.length;
+  const each = (sight.to - sight.from) / columns;
+  const sums = density(tape, sight.from, each, columns);
+  const colours = inks.tones.map(packed);
+  const image = new ImageData(columns, lanes * BAR);
+  const pixels = new Uint32Array(image.data.buffer);
+  let drawn = 0;
+  for (let cell = 0; cell < lanes * columns; cell++) {
+    const lane = Math.floor(cell / columns);
+    const column = cell % columns;
+    let filled = 0;
+    let share = 0;
+    for (let tone = 0; tone < TONES.length; tone++) {
+      share += (sums[cell * TONES.length + tone] as number) / each;
+      const reach = Math.min(BAR, Math.round(share * BAR));
+      for (; filled < reach; filled++) pixels[(lane * BAR + BAR - 1 - filled) * columns + column] = colours[tone] as number;
+    }
+    if (filled > 0) drawn++;
+  }
+  buffer ??= document.createElement("canvas");
+  buffer.width = columns;
+  buffer.height = lanes * BAR;
+  buffer.getContext("2d")?.putImageData(image, 0, 0);
+  context.imageSmoothingEnabled = false;
+  for (let lane = 0; lane < lanes; lane++) context.drawImage(buffer, 0, lane * BAR, columns, BAR, left, top + lane * LANE + (LANE - BAR) / 2, columns, BAR);
+  return drawn;
+}
+
+/** 'rgb(1, 2, 3)' as a pixel. */
+export function packed(colour: string): number {
+  const [red = 0, green = 0, blue = 0] = (colour.match(/\d+/g) ?? []).map(Number);
+  return ((255 << 24) | (blue << 16) | (green << 8) | red) >>> 0;
 }
 
 function tokens(context: CanvasRenderingContext2D, tape: Tape, sight: Sight, top: number, inks: Inks, x: (time: number) => number): void {

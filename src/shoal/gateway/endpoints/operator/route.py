@@ -98,7 +98,7 @@ def routes(service: Service, operator: Operator) -> APIRouter:
         CALLER.get().check_operator()
         return told(await operator.preview(drain))
 
-    @router.post("/operator/nodes/{name}", **contract(NodeBody, shaped(ActionResult), 403, 409))
+    @router.post("/operator/nodes/{name:path}", **contract(NodeBody, shaped(ActionResult), 403, 409))
     async def act(request: Request, name: str) -> Response:
         CALLER.get().check_operator()
         body = parse(NodeBody, await json_body(request))
