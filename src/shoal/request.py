@@ -8,6 +8,7 @@ from typing import NewType
 import msgspec
 
 from shoal.errors import InvalidRequest
+from shoal.trace_context import TraceContext
 
 RequestId = NewType("RequestId", str)
 SequenceId = NewType("SequenceId", int)
@@ -103,6 +104,8 @@ class Request(msgspec.Struct, frozen=True):
     """None: none; otherwise the prompt's own tokens are scored, with this many alternatives each; max_tokens may then be 0."""
     embed: bool = False
     """Nothing is sampled: the answer is the mean of the prompt's last hidden states."""
+    trace: TraceContext | None = None
+    """The span of the request that asks for it."""
 
     @property
     def samples(self) -> int:

@@ -29,6 +29,7 @@ BASE = {
     "environment",
     "sizes",
     "spelling",
+    "trace_context",
     "observed",
 }
 PURE = {"scheduler", "placement", "membership", "wire"}
@@ -45,7 +46,20 @@ PURE_MODULES = {
     "weights.expected_use",
     "weights.oracle",
 }
-EFFECTS = {"models", "weights", "text", "transport", "executor", "native", "discovery", "control", "metrics", "security", "triton"}
+EFFECTS = {
+    "models",
+    "weights",
+    "text",
+    "transport",
+    "executor",
+    "native",
+    "discovery",
+    "control",
+    "metrics",
+    "telemetry",
+    "security",
+    "triton",
+}
 ABOVE = {"pipeline", "node"}
 TOP = {"gateway", "launch", "cli", "auto", "testing", "__main__", "__init__"}
 EXTRA = {  # which modules of a layer's own or a higher one a module may use beside those below it

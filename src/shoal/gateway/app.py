@@ -44,6 +44,7 @@ from shoal.gateway.engine import Engine
 from shoal.gateway.http.dialect import refusal
 from shoal.gateway.http.faults import Fault, fault
 from shoal.gateway.http.in_process import InProcessClient
+from shoal.gateway.http.tracing import Tracing
 from shoal.gateway.schema.contract import describe
 from shoal.gateway.service import Service
 from shoal.request import Priority
@@ -98,6 +99,8 @@ def create_app(
     store = ResponseStore(given.data_folder, bounds)
     service = app.state.service = Service(engine, given, keyring, limiter or LocalLimiter(), recalled, ResponseKeeper(store, engine))
     app.add_middleware(Gate, given, service.in_flight, keyring, service.limiter)
+    if service.traces is not None:
+        app.add_middleware(Tracing, service.traces)  # around the gate: a request that is refused there is traced, too
     routers = [_routes(endpoint, service, store) for endpoint in _ENDPOINTS]
     if settings is not None:
         routers += _add_batches(app, service, store)

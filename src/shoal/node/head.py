@@ -21,12 +21,14 @@ from shoal.node.coordinator import Coordinator
 from shoal.node.host_environment import HostEnvironment
 from shoal.node.interruption import Interruption
 from shoal.node.observer import Served
+from shoal.observed.trace_span import TraceSpan
 from shoal.pipeline.request_log import RequestLog
 from shoal.pipeline.timing import StepTiming
 from shoal.pipeline.token_stream import TokenStream
 from shoal.placement.expectation import Expectation
 from shoal.placement.partition import Placement
 from shoal.request import Priority, Request, TokenChunk
+from shoal.telemetry.traces import export_to
 from shoal.text.tokenizer import Tokenizer
 
 log = structlog.get_logger()
@@ -56,6 +58,7 @@ class Head:
         cost = model_cost(model.spec, model.weights, settings.engine.precision, settings.engine.kv_type, settings.engine.step_tokens)
         self._machine = machine or HostEnvironment()
         self._log: RequestLog | None = None
+        self._traces = export_to(settings.api.traces) if settings.api.traces else None
         self.coordinator = Coordinator(settings, Served(model.name, model.reference, cost, context), self._machine, self)
         if model.manifest is not None:
             self.coordinator.offer(model.manifest, model.files)
@@ -72,6 +75,8 @@ class Head:
         await self.coordinator.stop(reason)
         if self._log is not None:
             await self._log.close()
+        if self._traces is not None:
+            await asyncio.to_thread(self._traces.close)
         self._machine.close()
 
     def refuse(self, reason: str) -> None:
@@ -192,6 +197,10 @@ class Head:
     def observe_request(self, endpoint: str, outcome: str, prompt_tokens: int) -> None:
         self.metrics.requests.labels(endpoint, outcome).inc()
         self.metrics.prompt_tokens.inc(prompt_tokens)
+
+    def traced(self, spans: Sequence[TraceSpan]) -> None:
+        if self._traces is not None:
+            self._traces.send(spans)
 
     def step(self, timing: StepTiming) -> None:
         self.metrics.step(timing)
