@@ -104,6 +104,8 @@ class Request(msgspec.Struct, frozen=True):
     """None: none; otherwise the prompt's own tokens are scored, with this many alternatives each; max_tokens may then be 0."""
     embed: bool = False
     """Nothing is sampled: the answer is the mean of the prompt's last hidden states."""
+    owner: str = ""
+    """The id of the key that asked; empty: none was needed."""
     trace: TraceContext | None = None
     """The span of the request that asks for it."""
 

@@ -59,6 +59,7 @@ def test_a_proxy_sees_the_fetching_of_models_and_nothing_else(tmp_path: Path, sm
     with made_hub.running() as hub, RecordingProxy(("127.0.0.1", urlsplit(hub.url).port or 0)).running() as proxy:
         life(tmp_path, smollm2, proxy.environment)
         assert proxy.asked == []
+        (tmp_path / "cache").mkdir()
         with cluster(tmp_path / "cache") as made:  # names that only the proxy can resolve
             elsewhere = {**proxy.environment, "SHOAL_CACHE": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
             pull = made.start("models", "pull", "hf:org/toy", HF_ENDPOINT="http://hub.invalid", **elsewhere)

@@ -51,7 +51,13 @@ class Follower:
         self._log = folder / f"{name}.jsonl"
         command = [sys.executable, "-m", "shoal", "nodes", "--discovery", server.url, "--cluster", CLUSTER, "--follow", "--json"]
         with self._log.open("wb") as out, (folder / f"{name}.err").open("wb") as err:
-            self.popen = subprocess.Popen(command, stdout=out, stderr=err, stdin=subprocess.DEVNULL)
+            self.popen = subprocess.Popen(
+                command,
+                stdout=out,
+                stderr=err,
+                stdin=subprocess.DEVNULL,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+            )
 
     @property
     def lines(self) -> list[dict[str, Any]]:

@@ -41,7 +41,7 @@ class Protected:
         if not home.exists():
             home.mkdir()
             for entry in self._models.iterdir():
-                if entry.name != "keys":
+                if entry.name not in ("keys", "api", "heads", "chat"):
                     (home / entry.name).symlink_to(entry)
         return str(home)
 

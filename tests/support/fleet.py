@@ -216,7 +216,7 @@ class Fleet:
             case RefuseNode(node):
                 assert node not in self.cluster.members
                 self.nodes.pop(node, None)
-            case Report(message):
+            case Report(_, message):
                 assert message
 
     def _tell(self, node: int, told: Told) -> None:

@@ -36,6 +36,7 @@ PURE = {"scheduler", "placement", "membership", "wire"}
 PURE_MODULES = {
     "pipeline.timing",
     "pipeline.records",
+    "pipeline.hops",
     "discovery.topology",
     "discovery.changes",
     "weights.unit",
@@ -56,9 +57,9 @@ EFFECTS = {
     "discovery",
     "control",
     "metrics",
-    "telemetry",
     "security",
     "triton",
+    "telemetry",
 }
 ABOVE = {"pipeline", "node"}
 TOP = {"gateway", "launch", "cli", "auto", "testing", "__main__", "__init__"}
@@ -66,6 +67,7 @@ EXTRA = {  # which modules of a layer's own or a higher one a module may use bes
     "wire.messages": {"scheduler.plan"},
     "executor": {"models.spec", "models.matrix", "models.weights", "models.rope", "weights", "native", "scheduler.plan", "placement.cost"},
     "metrics": {"pipeline.timing"},
+    "telemetry": {"pipeline.timing", "pipeline.hops"},
     "control": {"security"},
 }
 ROOMS = ("http", "auth", "engine", "schema", "answers", "service", "endpoints", "server", "app", "workers")

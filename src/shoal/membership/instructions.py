@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+from shoal.observed.event import EventKind
 from shoal.placement.experts import NO_ASKING, Asking, Table
 from shoal.placement.partition import Placement
 
@@ -105,9 +107,12 @@ class Serve:
 
 @dataclass(frozen=True)
 class Report:
-    """Something for people to read."""
+    """Something for people to read. node: its name, if it is about one. figures: see observed.event."""
 
+    kind: EventKind
     message: str
+    node: str = ""
+    figures: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 Instruction = RefuseNode | Dismiss | LoadStage | HoldExperts | LinkStage | RestStage | Pause | Cut | Serve | Report

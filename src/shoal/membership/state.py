@@ -31,7 +31,8 @@ from shoal.membership.instructions import Cut, Dismiss, Instruction, Pause, Refu
 from shoal.membership.member import Departure, Member
 from shoal.membership.path import Path
 from shoal.membership.planner import Planner
-from shoal.membership.words import condition, doing, listened
+from shoal.membership.words import condition, doing, listened, pace
+from shoal.observed.event import EventKind
 from shoal.placement.moves import Residency, overlap
 from shoal.placement.partition import Placement
 
@@ -182,10 +183,10 @@ class Cluster:
     def _joined(self, event: events.Joined, now: float) -> list[Instruction]:
         ghosts = {n: why for n, m in self.members.items() if (why := m.replaced_by(event))}
         if why := self._admission.refusal(event, self.version, len(self.members) - len(ghosts)):
-            return [RefuseNode(event.node, why), Report(f"{event.profile.name} was refused: {why}")]
+            return [RefuseNode(event.node, why), Report(EventKind.REFUSED, f"{event.profile.name} was refused: {why}", event.profile.name)]
         out = self._gone(ghosts, now)
         self.members[event.node] = Member(event, now, loaded=event.loaded)
-        out.append(Report(f"{event.profile.name} joined from {event.host}"))
+        out.append(Report(EventKind.JOINED, f"{event.profile.name} joined from {event.host}", event.profile.name))
         if self.serving is None and self.coming is None and self._seek_at is None:
             out += self._seek(now)
         elif self.serving is not None:
@@ -196,14 +197,15 @@ class Cluster:
         if (member := self.members.get(node)) is None:
             return []
         suspected, member.heard, member.suspect = member.suspect, now, False
-        return [Report(f"{member.name} is heard again")] if suspected else []
+        return [Report(EventKind.HEARD, f"{member.name} is heard again", member.name)] if suspected else []
 
     def _gone(self, lost: dict[int, str], now: float, graceful: bool = False) -> list[Instruction]:
         """Nodes have left or are no longer heard. lost: the reason, by node."""
         out: list[Instruction] = []
         gone = {node: (member, reason) for node, reason in lost.items() if (member := self.members.pop(node, None)) is not None}
         for node, (member, reason) in gone.items():
-            out.append(Report(f"{member.name} left: {reason}"))
+            silence = {} if graceful else {"silence": now - member.heard}
+            out.append(Report(EventKind.LEFT if graceful else EventKind.LOST, f"{member.name} left: {reason}", member.name, silence))
             self.departed[node] = Departure(reason, graceful)
             if not graceful:
                 self._holdoff.lost(member.name, now)
@@ -216,9 +218,8 @@ class Cluster:
             whole = self.serving.goes_on(self.members)
             if not whole and not (self._degrade and self.serving.stands(self.members)):
                 return [*out, *self._fence(why, now), *self._seek(now)]
-            out.append(
-                Report("other workers have its experts; streams go on" if whole else "streams go on without experts that nobody has")
-            )
+            words = "other workers have its experts; streams go on" if whole else "streams go on without experts that nobody has"
+            out.append(Report(EventKind.RESUMED if whole else EventKind.DEGRADED, words))
             self._next_move = now  # to have each of them again, and twice if there is room
         if self.coming is not None and not gone.keys().isdisjoint(self.coming.members):
             return [*out, *self._forsake(why, now)]
@@ -235,7 +236,7 @@ class Cluster:
             if path is not None and (path is self.serving or self._phase == FILLING):
                 out.append(Cut(path.epoch, reason))
         if (path := self.serving or self.coming) is not None:
-            out.append(Report(f"the route of epoch {path.epoch} is lost: {reason}"))
+            out.append(Report(EventKind.FENCED, f"the route of epoch {path.epoch} is lost: {reason}", figures={"epoch": path.epoch}))
         self.serving = self.coming = None
         self.why = reason
         self._enter(WAITING, now)
@@ -248,7 +249,7 @@ class Cluster:
         pausing = self._phase == PAUSING
         self.coming = None
         self._next_move = now + _REST
-        out: list[Instruction] = [Report(f"a move of layers is given up: {reason}")]
+        out: list[Instruction] = [Report(EventKind.GIVEN_UP, f"a move of layers is given up: {reason}")]
         if pausing:  # the driver has stopped already: open the same route again
             return [*out, *self._fence(reason, now), *self._seek(now)]
         self._enter(SERVING, now)
@@ -260,13 +261,14 @@ class Cluster:
             return []
         member = self.members[node]
         why = f"{member.name} failed: {reason}"
+        told = Report(EventKind.FAILED, why, member.name)
         if self._phase == LOADING and path is self.coming:
             member.blame(reason, now)
         elif node in path.nodes and self._faults.too_often():  # a failing link is as often as not the fault of its other end
             self._blame(path.nodes[path.nodes.index(node) :][:2], reason, now)
         if path is self.coming and self.serving is not None:
-            return [Report(why), *self._forsake(why, now)]
-        return [Report(why), *self._fence(why, now), *self._seek(now)]
+            return [told, *self._forsake(why, now)]
+        return [told, *self._fence(why, now), *self._seek(now)]
 
     def _broken(self, epoch: int, reason: str, now: float) -> list[Instruction]:
         path = self.serving if self.serving is not None and self.serving.epoch == epoch else self.coming
@@ -319,7 +321,7 @@ class Cluster:
             if str(error) == self.why:
                 return []
             self.why = str(error)
-            return [Report(self.why)]
+            return [Report(EventKind.SHORT, self.why)]
         return self._begin(placement, now)
 
     def _begin(self, placement: Placement, now: float) -> list[Instruction]:
@@ -332,7 +334,7 @@ class Cluster:
         path.keep = {n: overlap(path.layers(n), self.members[n].filled) if same_pool else range(0) for n in path.nodes}
         self.coming, self._ready = path, set()
         self._enter(LOADING, now)
-        out: list[Instruction] = [Report(f"epoch {self.epoch}: {path.layout}")]
+        out: list[Instruction] = [Report(EventKind.PLACED, f"epoch {self.epoch}: {path.layout}", figures={"epoch": self.epoch})]
         if self.serving is None:
             self.why = "the model is being loaded"
             out += self._relieve(path)
@@ -414,7 +416,7 @@ class Cluster:
         self._enter(SERVING, now)
         self._next_move = now + _REST
         return [
-            Report(f"serving over {len(self.serving.nodes)} stage(s), epoch {epoch}"),
+            Report(EventKind.SERVING, f"serving over {len(self.serving.nodes)} stage(s), epoch {epoch}", figures={"epoch": epoch}),
             *self._dismiss("its layers have been moved; it may leave", now),
         ]
 
@@ -441,15 +443,15 @@ class Cluster:
             better = self._planner.improve(self.serving.running(self.members), nodes, self._residencies(), self.tokens)
         except CapacityError as error:
             self._next_move = now + _REST
-            return self._stop_draining(error) if draining else [Report(f"nobody can take over the lost experts: {error}")]
+            return self._stop_draining(error) if draining else [Report(EventKind.SHORT, f"nobody can take over the lost experts: {error}")]
         self._next_move = now + _REST
-        return [] if better is None else [Report("a better split was found"), *self._begin(better, now)]
+        return [] if better is None else [Report(EventKind.RESPLIT, "a better split was found"), *self._begin(better, now)]
 
     def _stop_draining(self, why: CapacityError) -> list[Instruction]:
         names = [m.name for m in self.members.values() if m.draining]
         for member in self.members.values():
             member.draining = False
-        return [Report(f"{', '.join(names)} cannot be drained: {why}")]
+        return [Report(EventKind.GIVEN_UP, f"{', '.join(names)} cannot be drained: {why}", names[0] if len(names) == 1 else "")]
 
     def _dismiss(self, reason: str, now: float) -> list[Instruction]:
         """Sends home the nodes that are being drained and are no part of the route; from then on they are not members."""
@@ -465,12 +467,12 @@ class Cluster:
         if self.serving is not None and self.coming is not None and self._phase == LOADING:
             self.coming = None  # the route in preparation relies on this node
             self._enter(SERVING, now)
-        return [Report(f"{member.name} is to be drained"), *self._improve(now)]
+        return [Report(EventKind.DRAINING, f"{member.name} is to be drained", member.name), *self._improve(now)]
 
     def _speed(self, node: int, slower: float, now: float) -> list[Instruction]:
         if (member := self.members.get(node)) is None or not member.mend(slower):
             return []
-        return [Report(f"{member.name} runs {slower:.1f} times slower than it measured"), *self._improve(now)]
+        return [pace(member, slower), *self._improve(now)]
 
     # Time
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from shoal.membership.holdoff import HoldOff
 from shoal.membership.instructions import Report
 from shoal.membership.member import Member
+from shoal.observed.event import EventKind
 
 
 def doing(member: Member, part: str, silence: float, holdoff: HoldOff, now: float) -> str:
@@ -36,6 +37,13 @@ def condition(member: Member, part: str, holdoff: HoldOff, now: float) -> str:
     return part or ("held off" if holdoff.until(member.name) > now else "idle")
 
 
+def pace(member: Member, slower: float) -> Report:
+    """slower: times that it was seen to be slower than it measured."""
+    if member.slower == 1:
+        return Report(EventKind.RECOVERED, f"{member.name} is as fast as it measured again", member.name)
+    return Report(EventKind.SLOW, f"{member.name} runs {slower:.1f} times slower than it measured", member.name, {"slower": slower})
+
+
 def listened(members: Mapping[int, Member], silence: float, now: float) -> tuple[dict[int, str], list[Report]]:
     """The members that were silent for too long, with the reason; and reports about those that are suspected from now on."""
     silent: dict[int, str] = {}
@@ -46,5 +54,6 @@ def listened(members: Mapping[int, Member], silence: float, now: float) -> tuple
             silent[node] = f"nothing was heard from it for {silence:g} s"
         elif quiet > silence / 2 and not member.suspect:
             member.suspect = True
-            told.append(Report(f"{member.name} has been silent for {quiet:.1f} s; it is given up at {silence:g} s"))
+            words = f"{member.name} has been silent for {quiet:.1f} s; it is given up at {silence:g} s"
+            told.append(Report(EventKind.SUSPECTED, words, member.name, {"silence": quiet}))
     return silent, told

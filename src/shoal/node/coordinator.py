@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Coroutine, Mapping, Sequence
-from datetime import datetime
 from functools import partial
 from pathlib import Path
+from time import time
 from typing import Any
 
 import structlog
@@ -17,7 +16,7 @@ from shoal.config import HeadSettings, parse_bytes
 from shoal.control import messages as control
 from shoal.control.server import NodeConnection
 from shoal.discovery.topology import RequestLoad, Topology
-from shoal.errors import ClusterError, NotReady, ProtocolError, StageLost
+from shoal.errors import ClusterError, NotReady, ProtocolError, ShoalError, StageLost
 from shoal.membership import events, instructions
 from shoal.membership.admission import AdmissionRules
 from shoal.membership.state import SERVING, WAITING, Cluster
@@ -36,6 +35,7 @@ from shoal.node.requests import Requests
 from shoal.node.roster import Roster
 from shoal.node.share import Share
 from shoal.node.step_guess import step_guess
+from shoal.observed.event import EventKind
 from shoal.pipeline.driver import Driver
 from shoal.pipeline.route import Route
 from shoal.pipeline.stragglers import StragglerDetector
@@ -47,24 +47,26 @@ from shoal.placement.partition import Placement
 from shoal.placement.profile import Demand, LinkSpeed, NodeProfile
 from shoal.placement.profile import LinkSpeeds as Measured
 from shoal.placement.roles import RoleMoves
-from shoal.request import Request
+from shoal.request import Request, RequestId, TokenChunk
 from shoal.scheduler.limits import Limits
+from shoal.sizes import human_bytes
+from shoal.telemetry.recorder import Recorder
 from shoal.transport.base import FrameStream
 from shoal.wire.messages import Hello
 
 log = structlog.get_logger()
 
 _TICK = 0.1
+_LINES = 200  # of the latest events, for `shoal nodes`
 _SILENCES = 8  # heartbeats that may be missing
-_EVENTS = 200  # kept for people to read
 _OPENING = 10.0  # seconds within which the last stage must have connected
 
 
 class Coordinator:
     def __init__(self, settings: HeadSettings, model: Served, environment: Environment, observer: Observer) -> None:
         self.settings, self.model = settings, model
-        self.requests = Requests(lambda scheduler: Driver(scheduler, self._step, observer.sampled, environment.now))
-        self.event_log: deque[str] = deque(maxlen=_EVENTS)
+        self.requests = Requests(lambda scheduler: Driver(scheduler, self._step, self._sampled, environment.now, self._request_failed))
+        self.recorder = Recorder(environment.now, time() - environment.now())
         self.changed = asyncio.Event()
         """Set whenever the state may have changed; whoever waits for it clears it."""
         self.loads = Loads()
@@ -88,6 +90,7 @@ class Coordinator:
         self._opening: Opening | None = None
         self._pace = StragglerDetector()
         self._stopping = False
+        self._next_sample = 0.0
         self._stranded: float | None = None  # since when requests wait with no route in sight
         self._interruptions = Interruptions(environment.now, self._went_on)
 
@@ -144,13 +147,35 @@ class Coordinator:
                 if (now := f"a look at the cluster failed unexpectedly: {error!r}") != said:  # not ten times a second
                     said = now
                     log.error("a look at the cluster failed unexpectedly; it is tried again", exc_info=error)
-                    self._carry_out(instructions.Report(now))
+                    self._carry_out(instructions.Report(EventKind.FAULT, now))
 
     def _ticked(self) -> None:
         self._handle(events.Tick())
         self._strand()
+        self._sample()
         if self.driver is not None and self.driver.stalled() > self.settings.step_timeout:
             self.driver.cut(f"no result came for {self.settings.step_timeout:g} s")
+
+    def _sample(self) -> None:
+        """Once a second, for the record of the day."""
+        now = self._environment.now()
+        if now < self._next_sample:
+            return
+        self._next_sample = now + 1.0
+        blocks = 0.0
+        if (driver := self.driver) is not None:
+            pool = driver.scheduler.pool
+            blocks = pool.used / pool.size
+            self.recorder.counted(driver.scheduler.counters.preemptions, pool.evicted)
+        self.recorder.tell()
+        names = [member.name for member in self.cluster.members.values()]
+        self.recorder.day.sample(
+            self.recorder.at,
+            queue=driver.scheduler.waiting if driver is not None else 0,
+            blocks=blocks,
+            memory=sum(self.loads.of(name).resident for name in names),
+            nodes=len(names),
+        )
 
     async def _keep_pace(self) -> None:
         """Tells the cluster about stages that are slower than their nodes measured."""
@@ -238,6 +263,7 @@ class Coordinator:
         match message:
             case control.Loaded():
                 self._roster.machines[node].shared = message.shared
+                self._told_loaded(node, message)
                 self._handle(events.StageLoaded(node, message.epoch, message.weight_bytes, message.runtime))
             case control.Linked():
                 self._handle(events.StageLinked(node, message.epoch))
@@ -322,12 +348,14 @@ class Coordinator:
         self._handle(events.DrainAsked(found[0]))
         member = self.cluster.members.get(found[0])
         if member is not None and not member.draining:
-            return control.DismissAnswer(message=self.event_log[-1] if self.event_log else "it cannot be drained")
+            return control.DismissAnswer(message=next(iter(self.recorder.lines(1)), "it cannot be drained"))
         return control.DismissAnswer(done=True, message=f"{request.name} is being drained; `shoal nodes` shows when it has left")
 
     def describe(self) -> control.ClusterDescription:
         waiting = len(self.requests) if self.driver is not None else 0
-        return described(self._name, self.model.name, self.cluster, self._roster.machines, waiting, self.event_log, self._environment.now())
+        return described(
+            self._name, self.model.name, self.cluster, self._roster.machines, waiting, self.recorder.lines(_LINES), self._environment.now()
+        )
 
     def topology(self) -> Topology:
         """What is published of the cluster."""
@@ -382,9 +410,9 @@ class Coordinator:
                     self._close_opening()
                     if self.driver is not None:
                         self.driver.cut(reason)
-            case instructions.Report(message):
+            case instructions.Report(kind, message, node, figures):
                 log.info(message)
-                self.event_log.append(f"{datetime.now():%H:%M:%S} {message}")
+                self.recorder.events.add(kind, message, node, figures)
 
     def _interrupted(self, reason: str) -> None:
         if self.driver is not None:
@@ -431,6 +459,7 @@ class Coordinator:
             if opening.over.is_set():
                 raise StageLost("it was abandoned while it was being opened")
             driver = self._fit_driver(order.placement)
+            self.recorder.route(order.epoch, [stage.node for stage in order.placement.stages])
             self._interruptions.linked()
             route = Route(order.epoch, first, opening.results.result())
             await driver.drive(route, list(order.spans), lambda tokens: self._filled(order.epoch, tokens))
@@ -465,10 +494,12 @@ class Coordinator:
     def _filled(self, epoch: int, tokens: int) -> None:
         self._pace = StragglerDetector()
         self._interruptions.filled(tokens, bool(self.requests))
+        if tokens:
+            self.recorder.events.add(EventKind.REFILLED, f"keys and values of {tokens} tokens were filled anew", figures={"tokens": tokens})
         self._handle(events.RouteFilled(epoch))
 
     def _step(self, timing: StepTiming) -> None:
-        self._observer.step(timing)
+        self._observer.step(timing, self.recorder.step(timing))
         self._pace.add(timing)
         for node, trace in zip(self.cluster.route, timing.traces, strict=False):
             if (member := self.cluster.members.get(node)) is not None:
@@ -476,8 +507,22 @@ class Coordinator:
         if timing.sampled:
             self._interruptions.token_came()
 
+    def _sampled(self, chunks: list[TokenChunk]) -> None:
+        self.recorder.sampled(chunks)
+        self._observer.sampled(chunks)
+
+    def _request_failed(self, request: RequestId, error: ShoalError) -> None:
+        self.recorder.timelines.failed(request, str(error), self._environment.now())
+
+    def _told_loaded(self, node: int, loaded: control.Loaded) -> None:
+        if (member := self.cluster.members.get(node)) is not None:
+            words = f"{member.name} has loaded its part: {human_bytes(loaded.weight_bytes)} in {loaded.seconds:.1f} s"
+            figures = {"bytes": loaded.weight_bytes, "seconds": loaded.seconds, "epoch": loaded.epoch}
+            self.recorder.events.add(EventKind.LOADED, words, member.name, figures)
+
     def _went_on(self, ended: Interruption) -> None:
         self._observer.interruption(ended)
+        self.recorder.resumed(ended.reason, ended.began, ended.resumed, ended.parts(), ended.tokens)
         parts = {name: round(seconds, 3) for name, seconds in ended.parts().items()}
         log.info("streams go on", seconds=round(ended.resumed - ended.began, 3), refilled=ended.tokens, **parts)
 

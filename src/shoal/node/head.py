@@ -33,6 +33,14 @@ from shoal.text.tokenizer import Tokenizer
 
 log = structlog.get_logger()
 
+_REFUSED = {
+    "429": "too many",
+    "500": "an unexpected error",
+    "502": "a stage failed",
+    "503": "no model was served, or the server was ending",
+}
+"""Outcomes of requests that the cluster is to blame for."""
+
 
 @dataclass(frozen=True)
 class ResumedAnswer:
@@ -141,6 +149,7 @@ class Head:
         """Submits all requests or none; returns when they are kept. Raises NotReady, InvalidRequest, QueueFull."""
         admissible(requests, self.vocabulary, self.coordinator.open_driver().scheduler.limits.queue)
         streams: list[TokenStream] = []
+        self.coordinator.recorder.timelines.begun(answer, requests, self._machine.now())
         try:
             for request in requests:
                 streams.append(self.submit(request))
@@ -158,6 +167,7 @@ class Head:
         return self.settings.resume
 
     def forget(self, answer: str) -> None:
+        self.coordinator.recorder.timelines.ended(answer, self._machine.now())
         if self._log is not None:
             self._log.gone(answer)
 
@@ -168,6 +178,7 @@ class Head:
         kept, self._log.kept = self._log.kept, []
         out: list[ResumedAnswer] = []
         for answer in kept:
+            self.coordinator.recorder.timelines.begun(answer.answer, answer.requests, self._machine.now())
             streams = [TokenStream(request, said) for request, said in zip(answer.requests, answer.said, strict=True)]
             for stream in streams:
                 self.coordinator.requests.take_up(stream)
@@ -193,16 +204,19 @@ class Head:
 
     def observe_first_token(self, seconds: float) -> None:
         self.metrics.first_token.observe(seconds)
+        self.coordinator.recorder.day.first_token(seconds, self.coordinator.recorder.at)
 
     def observe_request(self, endpoint: str, outcome: str, prompt_tokens: int) -> None:
         self.metrics.requests.labels(endpoint, outcome).inc()
         self.metrics.prompt_tokens.inc(prompt_tokens)
+        if outcome in _REFUSED:
+            self.coordinator.recorder.rejected.add(f"{_REFUSED[outcome]} (status {outcome}, {endpoint})")
 
     def traced(self, spans: Sequence[TraceSpan]) -> None:
         if self._traces is not None:
             self._traces.send(spans)
 
-    def step(self, timing: StepTiming) -> None:
+    def step(self, timing: StepTiming, hops: tuple[float, ...]) -> None:
         self.metrics.step(timing)
 
     def interruption(self, ended: Interruption) -> None:

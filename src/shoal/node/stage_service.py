@@ -148,7 +148,7 @@ class StageService:
         body = b"" if output.hidden is None else codec.encode(self._codec, output.hidden)
         prepare, compute, sample = output.seconds
         encoded = self._clock() - computed
-        trace = StageTrace(max(began - arrived, 0.0), decoded - began + prepare, compute, sample, encoded)
+        trace = StageTrace(max(began - arrived, 0.0), decoded - began + prepare, compute, sample, encoded, arrived)
         traces, missing, degraded = [*step.traces, trace], [*step.missing, *output.missing], dict(step.degraded)
         for sequence, rows in output.degraded:
             degraded[sequence] = max(degraded.get(sequence, 0), rows)

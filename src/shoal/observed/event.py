@@ -44,6 +44,8 @@ class EventKind(StrEnum):
     """The nodes cannot hold the model."""
     SLOW = "slow"
     """A stage is slower than its node measured."""
+    RECOVERED = "recovered"
+    """A slow stage keeps its pace again."""
     DEGRADED = "degraded"
     """Tokens are computed without experts that nobody has."""
     PREEMPTED = "preempted"

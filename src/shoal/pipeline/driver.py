@@ -11,13 +11,14 @@ once, when its result is applied, and is never taken back.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any, NoReturn
 
 from shoal.errors import ClusterError, InvalidRequest, RemoteProtocolError, ShoalError, StageLost, StepFailed
 from shoal.pipeline.route import DrivenRoute, Route
-from shoal.pipeline.timing import StepTiming, Timings
+from shoal.pipeline.timing import StepPart, StepTiming, Timings
 from shoal.pipeline.token_stream import TokenStream
 from shoal.request import Request, RequestId, TokenChunk
 from shoal.scheduler.limits import Limits
@@ -37,12 +38,13 @@ class Driver:
         observe: Callable[[StepTiming], None],
         sampled: Callable[[list[TokenChunk]], None] = lambda chunks: None,
         clock: Callable[[], float] = perf_counter,
+        failed: Callable[[RequestId, ShoalError], None] = lambda request, error: None,
     ) -> None:
         """sampled: called with the tokens of each step before the streams get them. clock: seconds, the same clock as in the
-        stages' traces."""
+        stages' traces. failed: called with requests that end with an error."""
         self.scheduler = scheduler
         self.timings = Timings()
-        self._observe, self._sampled, self._clock = observe, sampled, clock
+        self._observe, self._sampled, self._clock, self._failed = observe, sampled, clock, failed
         self._streams: dict[RequestId, TokenStream] = {}
         self._strikes: dict[RequestId, int] = {}
         self._route: DrivenRoute | None = None
@@ -92,9 +94,13 @@ class Driver:
                 self._end(request, StageLost(f"the model could not run this request: {error}"))
 
     def _end(self, request: RequestId, error: ShoalError) -> None:
+        self._tell(request, error)
+        self.scheduler.cancel(request)
+
+    def _tell(self, request: RequestId, error: ShoalError) -> None:
         if (stream := self._streams.get(request)) is not None:
             stream.put(error)
-        self.scheduler.cancel(request)
+            self._failed(request, error)
 
     def _fail(self, sequence: int, error: ShoalError) -> None:
         """Ends the request of a sequence for which the last stage reported a fault."""
@@ -122,14 +128,14 @@ class Driver:
         """Call it between routes: adopts the limits of the next one. Requests that do not fit its KV pool end with an error."""
         self.scheduler.rewind()
         for request in self.scheduler.restart(limits):
-            if (stream := self._streams.get(request)) is not None:
-                stream.put(StageLost(f"nodes were lost, and the remaining ones have room for sequences of at most {limits.longest} tokens"))
+            why = f"nodes were lost, and the remaining ones have room for sequences of at most {limits.longest} tokens"
+            self._tell(request, StageLost(why))
 
     def end_all(self, error: ShoalError) -> None:
         """Ends every request with an error."""
-        for request, stream in self._streams.items():
+        for request in self._streams:
             self.scheduler.cancel(request)
-            stream.put(error)
+            self._tell(request, error)
 
     def close(self, error: ShoalError) -> None:
         """Ends every request; no more can be submitted."""
@@ -236,7 +242,12 @@ class Driver:
         for examined in result.examined:
             if examined.fault:
                 self._fail(examined.sequence, ClusterError(examined.fault))
+        rows: dict[RequestId, int] = {}
+        for chunk in step.plan.chunks:
+            if (request := self.scheduler.request_of(chunk.sequence)) is not None:
+                rows[request] = rows.get(request, 0) + len(chunk.tokens)
         chunks = self.scheduler.apply(result, arrived - step.sent)
+        tokens = Counter(chunk.request for chunk in chunks if chunk.counts)
         self._sampled(chunks)
         for chunk in chunks:
             if (stream := self._streams.get(chunk.request)) is not None:
@@ -250,6 +261,10 @@ class Driver:
             arrived - step.sent,
             self._clock() - arrived,
             tuple(result.traces),
+            result.step,
+            route.epoch,
+            step.sent,
+            tuple(StepPart(request, count, tokens[request]) for request, count in rows.items()),
         )
         self.timings.add(timing)
         self._observe(timing)

@@ -48,6 +48,10 @@ class DrivenRoute:
         self._landed = -1
         self._route = route
 
+    @property
+    def epoch(self) -> int:
+        return self._route.epoch
+
     def settle(self) -> None:
         if self.pausing and self.open and not self.flight:
             self.settled.set()

@@ -5,8 +5,18 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from statistics import median
+from typing import NamedTuple
 
+from shoal.request import RequestId
 from shoal.scheduler.plan import StageTrace
+
+
+class StepPart(NamedTuple):
+    """What a step did for one request. tokens: that it sampled."""
+
+    request: RequestId
+    rows: int
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -21,6 +31,11 @@ class StepTiming:
     flight: float
     apply: float
     traces: tuple[StageTrace, ...]
+    number: int = 0
+    epoch: int = 0
+    sent: float = 0.0
+    """When the flight began, on the head's clock."""
+    parts: tuple[StepPart, ...] = ()
 
     @property
     def in_stages(self) -> float:

@@ -24,6 +24,8 @@ def chain(previous: Digest, tokens: Sequence[int]) -> Digest:
 class BlockPool:
     def __init__(self, blocks: int) -> None:
         self.size = blocks
+        self.evicted = 0
+        """Idle blocks that were given to somebody else."""
         self._free = list(range(blocks - 1, -1, -1))
         self._holders = [0] * blocks
         self._name: dict[int, Digest] = {}
@@ -46,6 +48,7 @@ class BlockPool:
         else:
             block, _ = self._idle.popitem(last=False)
             del self._named[self._name.pop(block)]
+            self.evicted += 1
         self._holders[block] = 1
         return BlockId(block)
 

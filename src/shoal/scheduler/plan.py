@@ -96,6 +96,8 @@ class StageTrace(msgspec.Struct, frozen=True, array_like=True):
     compute: float
     sample: float
     encode: float
+    arrived: float = 0.0
+    """When it was received, on the stage's own clock; 0: not known."""
 
 
 class StepResult(msgspec.Struct, frozen=True, array_like=True):

@@ -69,7 +69,7 @@ class _Counts:
         self._scenario = scenario
         self.interruptions: list[Interruption] = []
 
-    def step(self, timing: StepTiming) -> None:
+    def step(self, timing: StepTiming, hops: tuple[float, ...]) -> None:
         self._scenario.check()
 
     def interruption(self, ended: Interruption) -> None:

@@ -21,7 +21,7 @@ HERE, THERE = "127.0.0.1:7420", "192.0.2.1:7420"
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SHOAL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("SHOAL_HOME", str(tmp_path / "cache"))
     return tmp_path
 
 

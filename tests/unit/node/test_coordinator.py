@@ -162,7 +162,7 @@ def test_a_look_at_the_cluster_that_fails_is_said_and_not_the_last(monkeypatch: 
             await asyncio.sleep(1)
         town.network.freeze(town.hosts["a"])
         await town.until(lambda: len(town.head.cluster.members) == 1)
-        assert sum("a bug" in line for line in town.head.event_log) == 1
+        assert sum("a bug" in line for line in town.head.recorder.lines(200)) == 1
         town.network.thaw(town.hosts["a"])
 
     play(scenario, min_nodes=2, spread=True)
@@ -201,7 +201,7 @@ def test_a_node_that_cannot_enter_a_route_says_so_whatever_it_was():
         town.agents["a"]._model.enter = fail  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
         town.start("b")
         async with asyncio.timeout(15):  # sooner than a link is given up
-            await town.until(lambda: any("a bug" in line for line in town.head.event_log))
+            await town.until(lambda: any("a bug" in line for line in town.head.recorder.lines(200)))
 
     def fail(*_: object) -> None:
         raise RuntimeError("a bug")

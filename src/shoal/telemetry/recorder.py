@@ -1,0 +1,106 @@
+"""Everything that a head remembers for operators, fed by what it does anyway."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+from shoal.observed.event import EventKind
+from shoal.pipeline.hops import HopClock
+from shoal.pipeline.timing import StepTiming
+from shoal.request import TokenChunk
+from shoal.telemetry.day import Day
+from shoal.telemetry.event_ring import EventRing
+from shoal.telemetry.gathering import Gathering
+from shoal.telemetry.timelines import Recovery, Timelines
+
+RATE = 10.0
+"""Seconds over which tokens per second are measured."""
+_GATHER = 10.0  # seconds for which what happens often is counted together
+_CAUSES = {EventKind.LOST, EventKind.LEFT, EventKind.FAILED}
+_LEAD = 1.0  # seconds by which the loss of a node may be noticed before the route that it breaks
+
+
+class Recorder:
+    def __init__(self, now: Callable[[], float], wall: float) -> None:
+        """now: the head's monotonic clock. wall: seconds since 1970 at which it was 0."""
+        self.now, self.wall = now, wall
+        self.started = self.at
+        self.events = EventRing(lambda: self.at)
+        self.timelines = Timelines(wall)
+        self.day = Day(self.at)
+        self.hops: tuple[deque[float], ...] = ()
+        """The latest of each hop on this route, the way back last."""
+        self.rejected = Gathering[str](_GATHER)
+        """Why requests were refused."""
+        self._often = Gathering[EventKind](_GATHER)
+        self._preemptions = self._evictions = 0
+        self._clock = HopClock()
+        self._rate: deque[tuple[float, int]] = deque()
+
+    @property
+    def at(self) -> float:
+        """Seconds since 1970."""
+        return self.wall + self.now()
+
+    def step(self, timing: StepTiming) -> tuple[float, ...]:
+        """Returns the seconds of each hop."""
+        hops = self._clock.split(timing)
+        self.timelines.step(timing, hops)
+        if len(self.hops) != len(hops):
+            self.hops = tuple(deque[float](maxlen=200) for _ in hops)
+        for kept, seconds in zip(self.hops, hops, strict=True):
+            kept.append(seconds)
+        if timing.sampled:
+            now = self.now()
+            self.day.tokens(timing.sampled, self.wall + now)
+            self._rate.append((now, timing.sampled))
+            while now - self._rate[0][0] > RATE:
+                self._rate.popleft()
+        return hops
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the last seconds."""
+        now = self.now()
+        return sum(count for at, count in self._rate if now - at <= RATE) / min(RATE, max(now + self.wall - self.started, 1.0))
+
+    def sampled(self, chunks: Sequence[TokenChunk]) -> None:
+        self.timelines.sampled(chunks, self.now())
+
+    def route(self, epoch: int, nodes: Sequence[str]) -> None:
+        """A route begins to run."""
+        self._clock, self.hops = HopClock(), ()
+        self._preemptions = self._evictions = 0
+        self.timelines.route(epoch, nodes)
+
+    def resumed(self, reason: str, began: float, ended: float, parts: dict[str, float], refilled: int) -> None:
+        """Streams go on. Moments by the head's clock."""
+        caused = [event for event in self.events if event.kind in _CAUSES and began - _LEAD <= event.at - self.wall <= ended]
+        node, silence = (caused[0].node, caused[0].figures.get("silence", 0.0)) if caused else ("", 0.0)
+        self.timelines.interrupted(Recovery(reason, began, ended, parts, refilled, node, silence))
+        figures = {**parts, "pause": ended - began, "tokens": float(refilled)}
+        self.events.add(EventKind.RESUMED, f"streams go on after {ended - began:.2f} s: {reason}", node, figures)
+
+    def counted(self, preemptions: int, evictions: int) -> None:
+        """Counts of the scheduler, as they are now: of sequences preempted, and of kept blocks given up."""
+        self._often.add(EventKind.PREEMPTED, max(preemptions - self._preemptions, 0))
+        self._often.add(EventKind.CACHE, max(evictions - self._evictions, 0))
+        self._preemptions, self._evictions = preemptions, evictions
+
+    def tell(self) -> None:
+        """Makes events of what was counted, every few seconds."""
+        now = self.now()
+        for kind, count in self._often.due(now):
+            words = {
+                EventKind.PREEMPTED: f"{count} sequence(s) gave up their KV blocks to others and are computed again later",
+                EventKind.CACHE: f"{count} KV block(s) of kept prompts were given up for new ones",
+            }
+            self.events.add(kind, words[kind], figures={"count": count})
+        for why, count in self.rejected.due(now):
+            self.events.add(EventKind.REJECTED, f"{count} request(s) were refused: {why}", figures={"count": count})
+
+    def lines(self, most: int) -> list[str]:
+        """The latest events, for a terminal."""
+        return [f"{datetime.fromtimestamp(event.at):%H:%M:%S} {event.message}" for event in self.events.page(limit=most).events]
