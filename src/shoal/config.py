@@ -237,17 +237,17 @@ def _check_receiver(url: str) -> None:
     how = "write http://HOST:4318 or grpc://HOST:4317, https or grpcs with TLS, or env"
     try:
         parts = urlsplit(url)
-        known = parts.scheme in ("http", "https", "grpc", "grpcs") and parts.hostname and parts.port != 0
-    except ValueError:  # a port that is none, or a bracket too few
-        known = False
-    if not known:
+        host, port = parts.hostname or "", parts.port
+    except ValueError as error:  # a port that is none, or a bracket too few
+        raise ConfigError(f"--traces {url}: {error}; {how}") from None
+    if parts.scheme not in ("http", "https", "grpc", "grpcs") or not host or port == 0:
         raise ConfigError(f"--traces {url} is no place for traces; {how}")
     if "@" in parts.netloc:
         raise ConfigError("--traces takes no password; OTEL_EXPORTER_OTLP_HEADERS may hold a header with one")
     if parts.query or parts.fragment or (parts.path.strip("/") and parts.scheme.startswith("grpc")):
         raise ConfigError(f"--traces {url} says more than a host and a port; {how}")
     try:
-        parse_host(parts.hostname or "")
+        parse_host(host)
     except ConfigError as error:
         raise ConfigError(f"--traces {url}: {error}") from None
 

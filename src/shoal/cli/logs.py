@@ -102,7 +102,7 @@ def _logger_name(logger: WrappedLogger, method: str, event: EventDict) -> EventD
 def _of_trace(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
     """Names the request that a line is about as OpenTelemetry does, if it is traced."""
     if (context := TRACE.get()) is not None:
-        event |= {"trace_id": context.trace, "span_id": context.span}
+        event["trace_id"], event["span_id"] = context.trace, context.span
     return event
 
 

@@ -148,8 +148,8 @@ async def json_body(request: Request) -> dict[str, Any]:
     raw = bytearray()
     if int(request.headers.get("content-length", 0)) > MAX_BODY:  # the server has checked that it is a number
         raise TooLarge("the request", MAX_BODY)
-    async for part in request.stream():
-        raw += part
+    async for piece in request.stream():
+        raw += piece
         if len(raw) > MAX_BODY:
             raise TooLarge("the request", MAX_BODY)
     request.state.size = len(raw)

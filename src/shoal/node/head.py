@@ -12,7 +12,7 @@ import structlog
 from shoal.config import HeadSettings
 from shoal.control import messages as control
 from shoal.discovery.topology import Topology
-from shoal.errors import InvalidRequest
+from shoal.errors import InvalidRequest, ShoalError
 from shoal.executor.cost import model_cost
 from shoal.metrics import Metrics
 from shoal.models.description import Description, facts
@@ -28,7 +28,7 @@ from shoal.pipeline.token_stream import TokenStream
 from shoal.placement.expectation import Expectation
 from shoal.placement.partition import Placement
 from shoal.request import Priority, Request, TokenChunk
-from shoal.telemetry.traces import export_to
+from shoal.telemetry.traces import Traces, export_to
 from shoal.text.tokenizer import Tokenizer
 
 log = structlog.get_logger()
@@ -66,8 +66,9 @@ class Head:
         cost = model_cost(model.spec, model.weights, settings.engine.precision, settings.engine.kv_type, settings.engine.step_tokens)
         self._machine = machine or HostEnvironment()
         self._log: RequestLog | None = None
-        self._traces = export_to(settings.api.traces) if settings.api.traces else None
         self.coordinator = Coordinator(settings, Served(model.name, model.reference, cost, context), self._machine, self)
+        traces = settings.api.traces
+        self._traces = Traces(export_to(traces), self.coordinator.recorder.timelines) if traces else None
         if model.manifest is not None:
             self.coordinator.offer(model.manifest, model.files)
 
@@ -155,7 +156,9 @@ class Head:
                 streams.append(self.submit(request))
             if self._log is not None and note:
                 await self._log.accepted(answer, note, requests)  # in the same turn of the loop: what is sampled from now on is kept too
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, ShoalError):
+                self.coordinator.recorder.timelines.failed(requests[0].id, str(error), self._machine.now())
             for stream in streams:
                 stream.close()
             self.forget(answer)

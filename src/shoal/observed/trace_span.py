@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 
 import msgspec
 
 from shoal.trace_context import TraceContext
 
-Attribute = str | bool | int | float | list[str] | list[float]
+Attribute = str | bool | int | float | Sequence[str | float]
 
 
 class SpanKind(enum.StrEnum):

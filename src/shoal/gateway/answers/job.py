@@ -68,9 +68,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     def of(self, owner: KeyId, first: Priority, trace: TraceContext | None = None) -> Self:
         """The same job for that owner, in no class above `first`."""
-        requests = tuple(
-            msgspec.structs.replace(r, priority=max(r.priority, first), owner=owner, trace=trace) for r in self.requests
-        )
+        requests = tuple(msgspec.structs.replace(r, priority=max(r.priority, first), owner=owner, trace=trace) for r in self.requests)
         return msgspec.structs.replace(self, owner=owner, requests=requests)
 
     @property

@@ -85,7 +85,8 @@ class Session(ABC):
 
     async def _answer(self, body: dict[str, Any], name: str | None, size: int) -> None:
         if self._service.traces is None:
-            return await self._admit(body, name, size)
+            await self._admit(body, name, size)
+            return
         path = self._socket.url.path
         with self._service.traces.request(f"message {path}", self._socket.headers) as span:
             if span is not None:

@@ -9,12 +9,15 @@ import asyncio
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
+import structlog
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shoal.gateway.http.request_span import SPAN, RequestSpan
 from shoal.observed.trace_span import Attribute, TraceSpan
 from shoal.trace_context import TRACE, begun, received
+
+log = structlog.get_logger()
 
 _TRACED = ("/v1/", "/api/")
 """Beginnings of the paths of requests that are traced: not those that ask for health, metrics or the cluster, again and again."""
@@ -61,19 +64,18 @@ class Tracing:
         SPAN.set(None)
         if scope["type"] != "http" or not scope["path"].startswith(_TRACED):
             return await self._app(scope, receive, send)
-        headers = Headers(scope=scope)
+        headers, exchange = Headers(scope=scope), _Exchange(receive, send)
         with self._traces.request(scope["method"], headers) as span:
-            if span is None:
-                return await self._app(scope, receive, send)
-            exchange = _Exchange(receive, send)
-            span.attributes |= _asked(scope, headers)
             try:
                 await self._app(scope, exchange.receive, exchange.send)
             except Exception:
                 exchange.status = exchange.status or 500  # what the server says then
                 raise
             finally:
-                _answered(span, scope, exchange)
+                log.info("a request was answered", method=scope["method"], path=scope["path"], status=exchange.told)
+                if span is not None:
+                    span.attributes |= _asked(scope, headers)
+                    _answered(span, scope, exchange)
 
 
 class _Exchange:
@@ -84,6 +86,11 @@ class _Exchange:
         self.status = 0
         """0: nothing was sent."""
         self.complete = self.left = False
+
+    @property
+    def told(self) -> int:
+        """The status; where the client left before there was one, nginx's for that."""
+        return self.status or (499 if self.left else 0)
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -122,8 +129,7 @@ def _answered(span: RequestSpan, scope: Scope, exchange: _Exchange) -> None:
         span.attributes["http.route"] = route
     if exchange.left:
         span.attributes["shoal.client_left"] = True
-    status = exchange.status or (499 if exchange.left else 0)
-    if status:
-        span.attributes["http.response.status_code"] = status
-    if status >= 500 and span.error is None:
-        span.failed(str(status))
+    if exchange.told:
+        span.attributes["http.response.status_code"] = exchange.told
+    if exchange.told >= 500 and span.error is None:
+        span.failed(str(exchange.told))
