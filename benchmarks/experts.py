@@ -66,7 +66,7 @@ async def asked(head: Head) -> dict[str, float]:
     out: dict[str, float] = {}
     for line in (await head.scrape()).decode().splitlines():
         if line.startswith("shoal_dispatch_"):
-            name = line[len("shoal_dispatch_") :].partition("{")[0]
+            name = line[len("shoal_dispatch_") :].partition("{")[0].removesuffix("_total")
             out[name] = out.get(name, 0.0) + float(line.rpartition(" ")[2])
     return out
 

@@ -54,9 +54,9 @@ def watched(head: Head) -> list[Interruption]:
     told: list[Interruption] = []
     count = head.interruption
 
-    def interruption(ended: Interruption) -> None:
+    def interruption(ended: Interruption, cause: str) -> None:
         told.append(ended)
-        count(ended)
+        count(ended, cause)
 
     head.interruption = interruption
     return told

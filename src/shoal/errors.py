@@ -5,6 +5,7 @@
     │   ├── InvalidRequest         a field of a request (names the field)
     │   ├── NotAuthenticated       no API key, or an invalid one: HTTP 401
     │   ├── Forbidden              a web page that may not use the API: HTTP 403
+    │   ├── NotAllowed             a key that may not do this: HTTP 403
     │   ├── RateLimited            a key has asked for more than it may: HTTP 429
     │   ├── TooLarge               a request over a size limit: HTTP 413, 414 or 431
     │   ├── WrongMediaType         a body declared as something other than JSON: HTTP 415
@@ -76,6 +77,10 @@ class NotAuthenticated(UserError):
 class Forbidden(UserError):
     def __init__(self, origin: str) -> None:
         super().__init__(f"pages of {origin[:200]} may not use this API, which asks for no key; allow them with --cors, or make a key")
+
+
+class NotAllowed(UserError):
+    """The caller is known and may not do this."""
 
 
 class RateLimited(UserError):

@@ -232,8 +232,9 @@ def test_what_is_observed_is_counted_where_it_is_scraped(at: Where) -> None:
     async def work(engine: Engine) -> None:
         engine.observe_first_token(0.25)
         engine.observe_request("chat", "accepted", 7)
+        engine.observe_answer("left", 1.5)
         assert await engine.scrape() == b"shoal_ready 1\n"
-        await eventually(lambda: (fake.first_tokens, fake.observed) == (1, [("chat", "accepted", 7)]))
+        await eventually(lambda: (fake.first_tokens, fake.observed, fake.ended) == (1, [("chat", "accepted", 7)], ["left"]))
 
     fake = FakeEngine()
     with_engine(at, fake, work)

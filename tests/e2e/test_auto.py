@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -56,8 +57,8 @@ def test_leaving_a_stream_frees_its_blocks(model: AutoDistributedModel) -> None:
     stream.close()  # pyright: ignore[reportAttributeAccessIssue]
     assert model.generate("after it", max_tokens=2)
     metrics = asyncio.run(model._head.scrape())
-    assert b"shoal_kv_blocks_used 0.0" in metrics
-    assert b'shoal_sequences_waiting_by_class{priority="batch"} 0.0' in metrics
+    assert re.search(rb'shoal_kv_blocks_used\{model="[^"]+"\} 0.0', metrics)
+    assert re.search(rb'shoal_sequences_waiting_by_class\{model="[^"]+",priority="batch"\} 0.0', metrics)
 
 
 def test_two_streams_go_side_by_side(model: AutoDistributedModel) -> None:

@@ -19,7 +19,7 @@ from tests.support.cluster import MODEL, Cluster, Process, cluster, free_port, g
 
 pytestmark = pytest.mark.slow
 
-COMMANDS = ["up", "serve", "join", "run", "chat", "batch", "nodes", "models", "plan", "bench", "doctor", "service"]
+COMMANDS = ["up", "serve", "join", "run", "chat", "console", "batch", "nodes", "models", "plan", "bench", "doctor", "service"]
 
 
 def shoal(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

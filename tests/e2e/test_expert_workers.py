@@ -18,6 +18,7 @@ import pytest
 from shoal.config import Precision
 from shoal.control.client import describe
 from shoal.models.weights import GgufWeights
+from shoal.observed.event import EventKind
 from shoal.text.tokenizer import Tokenizer
 from tests.support import chats, upcycled
 from tests.support.chats import disturbed
@@ -242,6 +243,10 @@ def test_with_degrade_a_stream_goes_on_without_experts_and_says_so(made: Cluster
         frozen.signal(signal.SIGCONT)
     assert 0 < lacking["usage"]["degraded_tokens"] <= lacking["usage"]["total_tokens"]
     assert lacking["usage"]["completion_tokens"] == LONG
+    happened = {event["kind"] for event in made.http.get("/operator/events").json()["events"]}
+    assert (EventKind.DEGRADED in happened) == (EventKind.LOST in happened), (
+        happened
+    )  # unless the answer ended before the worker was given up
     until(lambda: "experts" in states(made).get("worker-0", ""), made.story)
     made.until_ready()
     assert answers(made) == wanted

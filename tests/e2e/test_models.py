@@ -178,7 +178,7 @@ def test_a_run_on_two_nodes_fetches_its_model_from_the_hub(place: dict[str, str]
 
 
 def fetched(made: Cluster, node: str, source: str) -> float:
-    line = f'shoal_fetched_bytes{{node="{node}",source="{source}"}} '
+    line = f'shoal_fetched_bytes_total{{node="{node}",source="{source}"}} '
     return next((float(row.split()[1]) for row in made.http.get("/metrics").text.splitlines() if row.startswith(line)), -1.0)
 
 

@@ -20,7 +20,7 @@ def kept(cache: Path) -> Path:
 
 
 def fetched(made: Cluster, node: str, source: str) -> float:
-    line = f'shoal_fetched_bytes{{node="{node}",source="{source}"}} '
+    line = f'shoal_fetched_bytes_total{{node="{node}",source="{source}"}} '
     return next((float(row.split()[1]) for row in made.http.get("/metrics").text.splitlines() if row.startswith(line)), -1.0)
 
 

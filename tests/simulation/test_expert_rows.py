@@ -12,8 +12,8 @@ from shoal.control import messages as control
 from shoal.executor.base import Program, StageOutput
 from shoal.executor.journal import JournalLimits
 from shoal.executor.store import RowCounts
-from shoal.metrics.experts import ExpertUse
 from shoal.scheduler.plan import StepPlan
+from shoal.telemetry.expert_use import ExpertUse
 from shoal.testing import toy
 from tests.support.town import LAYERS, Counts, Town, play
 
@@ -57,7 +57,7 @@ class Told(Counts):
 
     def __init__(self) -> None:
         super().__init__()
-        self.use = ExpertUse(dict.fromkeys(SPARSE, EXPERTS))
+        self.use = ExpertUse("toy", dict.fromkeys(SPARSE, EXPERTS))
         self.reports: dict[str, int] = {}
 
     def heartbeat(self, node: str, heartbeat: control.Heartbeat) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -182,9 +183,10 @@ class Cluster:
         until(lambda: not self.answers("/health/ready"), self.story)
 
     def metrics(self, *names: str) -> list[float]:
-        """As they are at one moment."""
-        values = dict(line.split()[:2] for line in self.http.get("/metrics").text.splitlines() if line.startswith("shoal_"))
-        return [float(values[f"shoal_{name}"]) for name in names]
+        """As they are at one moment: those that have no label but the model."""
+        values = dict(line.rsplit(maxsplit=1) for line in self.http.get("/metrics").text.splitlines() if line.startswith("shoal_"))
+        plain = {re.sub(r'\{model="[^"]*"\}$', "", name): value for name, value in values.items()}
+        return [float(plain[f"shoal_{name}"]) for name in names]
 
     def metric(self, name: str) -> float:
         return self.metrics(name)[0]

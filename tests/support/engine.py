@@ -209,6 +209,8 @@ class FakeEngine:
         self.state = ""
         self.refusal: ShoalError | None = None
         self.streams: list[ScriptedStream] = []
+        self.ended: list[str] = []
+        """Outcomes of answers."""
         self.observed: list[tuple[str, str, int]] = []
         self.first_tokens = 0
         self.spans: list[TraceSpan] = []
@@ -264,6 +266,10 @@ class FakeEngine:
 
     def observe_first_token(self, seconds: float) -> None:
         self.first_tokens += 1
+
+    def observe_answer(self, outcome: str, seconds: float) -> None:
+        assert seconds >= 0
+        self.ended.append(outcome)
 
     def observe_request(self, endpoint: str, outcome: str, prompt_tokens: int) -> None:
         self.observed.append((endpoint, outcome, prompt_tokens))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 from typing import TypeVar
 
@@ -28,14 +28,18 @@ LAYERS = 4
 class Counts:
     def __init__(self) -> None:
         self.interruptions: list[Interruption] = []
+        self.causes: list[str] = []
         self.left: list[str] = []
 
     def step(self, timing: StepTiming, hops: tuple[float, ...]) -> None: ...
     def sampled(self, chunks: list[TokenChunk]) -> None: ...
     def heartbeat(self, node: str, heartbeat: control.Heartbeat) -> None: ...
 
-    def interruption(self, ended: Interruption) -> None:
+    def route(self, nodes: Sequence[str]) -> None: ...
+
+    def interruption(self, ended: Interruption, cause: str) -> None:
         self.interruptions.append(ended)
+        self.causes.append(cause)
 
     def gone(self, node: str) -> None:
         self.left.append(node)
@@ -109,7 +113,7 @@ class Town:
         return [chunk.token async for chunk in self.head.submit(request)]
 
     def remembered(self) -> list[int]:
-        roster, members = self.head._roster, self.head.cluster.members
+        roster, members = self.head.roster, self.head.cluster.members
         return [len(d) for d in (roster.machines, roster.reached, roster._conversations, roster._nodes, roster._probing, members)]
 
 

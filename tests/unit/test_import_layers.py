@@ -56,7 +56,6 @@ EFFECTS = {
     "native",
     "discovery",
     "control",
-    "metrics",
     "security",
     "triton",
     "telemetry",
@@ -66,11 +65,10 @@ TOP = {"gateway", "launch", "cli", "auto", "testing", "__main__", "__init__"}
 EXTRA = {  # which modules of a layer's own or a higher one a module may use beside those below it
     "wire.messages": {"scheduler.plan"},
     "executor": {"models.spec", "models.matrix", "models.weights", "models.rope", "weights", "native", "scheduler.plan", "placement.cost"},
-    "metrics": {"pipeline.timing"},
     "telemetry": {"pipeline.timing", "pipeline.hops"},
     "control": {"security"},
 }
-ROOMS = ("http", "auth", "engine", "schema", "answers", "service", "endpoints", "server", "app", "workers")
+ROOMS = ("http", "auth", "engine", "operator", "schema", "answers", "service", "endpoints", "server", "app", "workers")
 """Of the gateway: each may import those before it."""
 IMPURE = {"asyncio", "socket", "os", "time", "random", "secrets", "threading", "subprocess", "grpc", "numpy"}
 

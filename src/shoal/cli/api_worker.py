@@ -34,7 +34,7 @@ def opened(model: Path, template: Path | None, trust_text: bool) -> Tokenizer:
 async def serve(path: Path, address: socket.socket) -> None:
     """Runs until the head ends it or is gone."""
     engine = await RemoteEngine.connect(path, opened)
-    api = ApiServer(create_app(engine, engine.settings, limiter=engine.limiter), address, engine.settings)
+    api = ApiServer(create_app(engine, engine.settings, limiter=engine.limiter, operator=engine.operator), address, engine.settings)
     on_signal(signal.SIGTERM, api.stop)
     hearing, serving = asyncio.create_task(engine.run()), asyncio.create_task(api.serve())
     finishing = asyncio.create_task(_finish(engine, api))

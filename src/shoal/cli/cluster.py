@@ -121,7 +121,7 @@ async def _up_with(
         line(f"API on {http_url(reached_at(settings.api.api_host), api.port)}/v1")
         line(f"more nodes: {joining}{_elsewhere(settings)}")
         line("Ctrl-C ends all")
-        async with pairing_desk(settings, head.control_port, joining):
+        async with pairing_desk(settings, head, joining):
             await serve_api(head, api, stop, _report(head, cluster.endings), settings.api.grace)
 
 
@@ -141,7 +141,7 @@ async def _serve_model(settings: HeadSettings, model: Description, address: sock
         line(f"API on {http_url(reached_at(settings.api.api_host), api.port)}/v1")
         line(f"waiting for {settings.min_nodes} node{'s' * (settings.min_nodes > 1)}: {joining}{_elsewhere(settings)}")
         async with (
-            pairing_desk(settings, head.control_port, joining) as pairing_port,
+            pairing_desk(settings, head, joining) as pairing_port,
             announced(head, pairing_port),
         ):
             await serve_api(head, api, stop, _report(head), settings.api.grace)

@@ -64,7 +64,7 @@ def register(app: typer.Typer) -> None:
     app.command("up", help=_UP_HELP)(up)
     app.command("serve", help=_SERVE_HELP)(serve)
     app.command("join", help=_JOIN_HELP)(join)
-    for command in (run, chat, batch, infer_moe, plan, profile_moe, bench, doctor):
+    for command in (run, chat, console, batch, infer_moe, plan, profile_moe, bench, doctor):
         app.command(command.__name__.replace("_", "-"))(command)
 
 
@@ -146,6 +146,17 @@ def chat(
     settings, model = _named(typed, settings)
     asking = client.ChatOptions(url, key, model, max_tokens, temperature, seed)
     client.chat(settings, node_settings(memory, threads, runtime), nodes, asking, system)
+
+
+def console(
+    server: Annotated[
+        str, typer.Argument(metavar="URL", help="The head's API, like http://192.168.1.20:8000; empty: on this machine.")
+    ] = "",
+) -> None:
+    """Open the console, a web page with the cluster, a chat and what happened, in the browser. Example: [bold]shoal console[/bold]"""
+    from shoal.cli.console import console
+
+    console(server)
 
 
 def _named(typed: typer.Context, settings: EngineSettings) -> tuple[EngineSettings, str]:

@@ -8,7 +8,7 @@ import socket
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, TypeVar
 
 from shoal.address import is_loopback, parse_address
@@ -21,6 +21,7 @@ from shoal.discovery.advert import Advert
 from shoal.errors import ClusterError, ConfigError, PairingRefused
 from shoal.folders import keys_dir
 from shoal.launch.keys import authority, kept_path
+from shoal.observed.cluster import Invitation
 from shoal.security.certificates import Role
 from shoal.security.credentials import Credentials
 from shoal.security.pairing_code import PairingCode
@@ -28,18 +29,21 @@ from shoal.security.pairing_desk import PairingDesk
 from shoal.security.private_file import check_writable
 
 if TYPE_CHECKING:
+    from shoal.node.head import Head
     from shoal.security.pairing_service import PairingEvent
 
 T = TypeVar("T")
 
 
 @asynccontextmanager
-async def pairing_desk(settings: HeadSettings, control_port: int, joining: str) -> AsyncGenerator[int]:
+async def pairing_desk(settings: HeadSettings, head: Head, joining: str) -> AsyncGenerator[int]:
     """Lets nodes pair, and shows each code; yields the port, 0 for a head that needs none. Raises ConfigError.
 
-    joining: the command to run on a node
+    joining: the command to run on a node, which operators are told, too
     """
+    address, control_port = joining.rpartition(" ")[2], head.control_port
     if not settings.protected:
+        head.operator.invitation = lambda: Invitation(address, joining)
         yield 0
         return
     from shoal.security.pairing_service import Paired, serve_pairing  # its curve takes 20 ms to set up
@@ -59,6 +63,13 @@ async def pairing_desk(settings: HeadSettings, control_port: int, joining: str) 
     desk = PairingDesk(on_code=show)
     listener = await serve_pairing(settings.host, settings.pairing_port or control_port + 1, desk, authority(), tell)
     desk.code(monotonic())
+
+    def invite() -> Invitation:
+        now = monotonic()
+        code = desk.code(now)
+        return Invitation(address, f"{joining} --code {code}", str(code), time() + desk.expires(now))
+
+    head.operator.invitation = invite
     try:
         yield listener.port
     finally:

@@ -15,7 +15,7 @@ from shoal.errors import ConfigError
 from shoal.request import Priority
 
 if TYPE_CHECKING:
-    from shoal.gateway.auth.key import ApiKey
+    from shoal.gateway.auth.key import ApiKey, KeyRole
     from shoal.gateway.auth.key_store import KeyStore
 
 app = typer.Typer(help="Make, list and revoke the API's keys.", invoke_without_command=True)
@@ -55,6 +55,14 @@ def _priority(name: str) -> Priority:
     return _CLASSES[name]
 
 
+def _role(name: str) -> KeyRole:
+    from shoal.gateway.auth.key import KeyRole
+
+    if name not in [*KeyRole]:
+        raise ConfigError(f"--role must be user or operator, not '{name}'")
+    return KeyRole(name)
+
+
 @app.callback()
 def default(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
@@ -69,6 +77,7 @@ def create_key(
     concurrency: Annotated[int, flag("--concurrency", "Most requests at once; 0: no limit.", min=0)] = 0,
     expires: Annotated[str, flag("--expires", "Lifetime or expiry date: 12h, 90d, or 2027-01-31; empty: never expires.")] = "",
     priority: Annotated[str, flag("--priority", "Highest class that its requests may have: urgent, normal, flex or batch.")] = "urgent",
+    role: Annotated[str, flag("--role", "user: asks the model and sees the cluster; operator: also manages it.")] = "user",
     data: Data = None,
     as_json: Json = False,
 ) -> None:
@@ -80,7 +89,7 @@ def create_key(
     limits = KeyLimits(rpm, tokens, concurrency)
     store = _store(data)
     first = not store.all()
-    key, token = store.create(name, now, limits, expiry(expires, now), _priority(priority))
+    key, token = store.create(name, now, limits, expiry(expires, now), _priority(priority), _role(role))
     if as_json:
         emit({**_row(key, now), "key": token})
         return
@@ -132,6 +141,7 @@ def _short_row(key: ApiKey, now: float) -> dict[str, Any]:
         "name": key.name,
         "id": key.id,
         "state": _state(key, now),
+        "role": key.role.value,
         "last used": _day(key.last_used),
         "requests": key.requests,
         "tokens": key.prompt_tokens + key.completion_tokens,
@@ -154,6 +164,7 @@ def _row(key: ApiKey, now: float) -> dict[str, Any]:
         "tokens_per_minute": key.limits.tokens or None,
         "concurrency": key.limits.concurrency or None,
         "priority": key.priority.name.lower(),
+        "role": key.role.value,
     }
 
 

@@ -29,7 +29,7 @@ async def served(settings: HeadSettings, node: NodeSettings, nodes: int, stop: a
                 yield None
                 return
         with listening("127.0.0.1", 0) as address:
-            api = ApiServer(create_app(cluster.head, keyring=Keyring(None)), address)
+            api = ApiServer(create_app(cluster.head, keyring=Keyring(None), operator=cluster.head.operator), address)
             serving = asyncio.ensure_future(api.serve())
             try:
                 yield f"http://127.0.0.1:{api.port}", cluster.head

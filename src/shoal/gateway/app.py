@@ -22,7 +22,7 @@ from shoal.gateway.auth.gate import Gate
 from shoal.gateway.auth.key import KeyId
 from shoal.gateway.auth.keyring import Keyring
 from shoal.gateway.auth.limits import Limiter, LocalLimiter
-from shoal.gateway.endpoints import health, models, streams, tokens
+from shoal.gateway.endpoints import console, health, models, streams, tokens
 from shoal.gateway.endpoints.batches import route as batches
 from shoal.gateway.endpoints.batches.runner import Runner
 from shoal.gateway.endpoints.batches.store import BatchStore
@@ -36,6 +36,8 @@ from shoal.gateway.endpoints.files.store import FileStore
 from shoal.gateway.endpoints.kinds import recalled
 from shoal.gateway.endpoints.messages import route as messages
 from shoal.gateway.endpoints.ollama import route as ollama
+from shoal.gateway.endpoints.operator import keys as operator_keys
+from shoal.gateway.endpoints.operator import route as operator_route
 from shoal.gateway.endpoints.responses import route as responses
 from shoal.gateway.endpoints.responses import socket as responses_socket
 from shoal.gateway.endpoints.responses.keeper import ResponseKeeper
@@ -45,11 +47,26 @@ from shoal.gateway.http.dialect import refusal
 from shoal.gateway.http.faults import Fault, fault
 from shoal.gateway.http.in_process import InProcessClient
 from shoal.gateway.http.tracing import Tracing
+from shoal.gateway.operator import Operator
 from shoal.gateway.schema.contract import describe
 from shoal.gateway.service import Service
 from shoal.request import Priority
 
-_ENDPOINTS = (chat, chat_socket, completions, embeddings, responses, responses_socket, messages, ollama, streams, tokens, models, health)
+_ENDPOINTS = (
+    chat,
+    chat_socket,
+    completions,
+    embeddings,
+    responses,
+    responses_socket,
+    messages,
+    ollama,
+    streams,
+    tokens,
+    models,
+    health,
+    console,
+)
 _KEEPING = (responses, responses_socket)
 """Those of them that look up kept responses."""
 _BATCHED = {
@@ -84,13 +101,18 @@ class _App(FastAPI):
 
 
 def create_app(
-    engine: Engine, settings: ApiSettings | None = None, keyring: Keyring | None = None, limiter: Limiter | None = None
+    engine: Engine,
+    settings: ApiSettings | None = None,
+    keyring: Keyring | None = None,
+    limiter: Limiter | None = None,
+    operator: Operator | None = None,
 ) -> FastAPI:
     """The application. Raises ConfigError.
 
     settings: None for a server that ends with its command: it keeps nothing, so it has no keys, files or batches
     keyring:  default: the one in the settings' folder
     limiter:  enforces the keys' limits; default: one in this process
+    operator: of whatever runs the engine, if there is more to it than the engine
     """
     given = settings or ApiSettings(responses=0)
     keyring = keyring or Keyring(None if settings is None else given.data_folder)
@@ -102,6 +124,8 @@ def create_app(
     if service.traces is not None:
         app.add_middleware(Tracing, service.traces)  # around the gate: a request that is refused there is traced, too
     routers = [_routes(endpoint, service, store) for endpoint in _ENDPOINTS]
+    if operator is not None:
+        routers += [operator_route.routes(service, operator), operator_keys.routes(service)]
     if settings is not None:
         routers += _add_batches(app, service, store)
     _furnish(app, routers)

@@ -34,7 +34,7 @@ class ApiWorkers:
         waiting clients with it."""
         self._socket, self._count = address, settings.api.api_workers
         self._logging = {"SHOAL_LOG_FORMAT": log_format, "SHOAL_VERBOSE": "1" if verbose else "0"}
-        self._engine = EngineServer(head, head.model.path, settings.engine.chat_template_file, _of_one(settings), self._lost)
+        self._engine = EngineServer(head, head.model.path, settings.engine.chat_template_file, _of_one(settings), self._lost, head.operator)
         self._gone: dict[int, asyncio.Event] = {}  # by process: set when its conversation with the engine ended
         self._stopping = asyncio.Event()
         self._rng = random.Random()

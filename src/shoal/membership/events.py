@@ -82,6 +82,14 @@ class DrainAsked:
 
 
 @dataclass(frozen=True)
+class MemoryCapped:
+    """An operator limits the memory of a node. memory: bytes; None: no limit but its own."""
+
+    node: int
+    memory: int | None
+
+
+@dataclass(frozen=True)
 class SpeedSeen:
     """How many times slower a stage runs than its node measured, relative to the other stages."""
 
@@ -105,6 +113,7 @@ Event = (
     | RoutePaused
     | RouteFilled
     | DrainAsked
+    | MemoryCapped
     | SpeedSeen
     | Tick
 )

@@ -32,6 +32,8 @@ class Member:
     """Whether it has loaded experts for stages on other nodes, and was not told to make room since."""
     weight_bytes: int = 0
     runtime: str = ""
+    cap: int | None = None
+    """Bytes that its weights and KV blocks may take at most, whatever it offers."""
 
     @property
     def name(self) -> str:
@@ -63,9 +65,13 @@ class Member:
 
     @property
     def profile(self) -> NodeProfile:
-        """Its measured speed, corrected by what was seen since."""
+        """Its measured speed, corrected by what was seen since, and the memory that it may use."""
         p = self.joined.profile
-        return replace(p, bytes_per_second=p.bytes_per_second / self.slower, flops=p.flops / self.slower)
+        memory = p.memory if self.cap is None else min(p.memory, self.cap)
+        return replace(p, memory=memory, bytes_per_second=p.bytes_per_second / self.slower, flops=p.flops / self.slower)
+
+    def rename(self, name: str) -> None:
+        self.joined = replace(self.joined, profile=replace(self.joined.profile, name=name))
 
 
 class Departure(NamedTuple):

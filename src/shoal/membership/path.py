@@ -36,6 +36,12 @@ class Path:
         """Whether it needs no others than these: all stages are there, and somebody has each expert."""
         return self.stands(members) and covered(self.placement.elsewhere, self.running(members).workers)
 
+    def rename(self, old: str, new: str) -> None:
+        """One of its nodes has another name from now on."""
+        stages = tuple(replace(stage, node=new) if stage.node == old else stage for stage in self.placement.stages)
+        workers = tuple(replace(plan, node=new) if plan.node == old else plan for plan in self.placement.workers)
+        self.placement = replace(self.placement, stages=stages, workers=workers)
+
     def layers(self, node: int) -> range:
         stage = self.placement.stages[self.nodes.index(node)]
         return range(stage.first, stage.end)

@@ -35,6 +35,7 @@ from shoal.membership.words import condition, doing, listened, pace
 from shoal.observed.event import EventKind
 from shoal.placement.moves import Residency, overlap
 from shoal.placement.partition import Placement
+from shoal.sizes import human_bytes
 
 WAITING, LOADING, PAUSING, LINKING, FILLING, SERVING = "waiting", "loading", "pausing", "linking", "filling", "serving"
 
@@ -173,6 +174,8 @@ class Cluster:
                 return self._filled(epoch, now)
             case events.DrainAsked(node):
                 return self._drain(node, now)
+            case events.MemoryCapped(node, memory):
+                return self._cap(node, memory, now)
             case events.SpeedSeen(node, slower):
                 return self._speed(node, slower, now)
             case events.Tick():
@@ -447,6 +450,13 @@ class Cluster:
         self._next_move = now + _REST
         return [] if better is None else [Report(EventKind.RESPLIT, "a better split was found"), *self._begin(better, now)]
 
+    def without(self, node: int, now: float) -> Placement:
+        """What would come of draining a member of the route that serves. Raises CapacityError."""
+        if self.serving is None:
+            raise CapacityError("no model is served")
+        nodes = [m.profile for n, m in self._usable(now).items() if n != node]
+        return self._planner.recover(self.serving.running(self.members), nodes, self._residencies(), self.tokens, beside=True)
+
     def _stop_draining(self, why: CapacityError) -> list[Instruction]:
         names = [m.name for m in self.members.values() if m.draining]
         for member in self.members.values():
@@ -468,6 +478,40 @@ class Cluster:
             self.coming = None  # the route in preparation relies on this node
             self._enter(SERVING, now)
         return [Report(EventKind.DRAINING, f"{member.name} is to be drained", member.name), *self._improve(now)]
+
+    def _cap(self, node: int, memory: int | None, now: float) -> list[Instruction]:
+        """Moves what does not fit any more; if it has nowhere to go, all stays as it was."""
+        if (member := self.members.get(node)) is None:
+            return []
+        before, member.cap = member.cap, memory
+        limit = "all of its memory" if memory is None else f"at most {human_bytes(memory)}"
+        told = Report(EventKind.CAPPED, f"{member.name} may use {limit}", member.name, {} if memory is None else {"bytes": memory})
+        if self.serving is None or node not in self.serving.members:
+            return [told, *(self._improve(now) if self.serving is not None else self._seek(now) if self.coming is None else [])]
+        try:
+            if self.coming is not None:
+                raise CapacityError("layers are being moved; try again when that is done")
+            running = self.serving.running(self.members)
+            nodes = [m.profile for m in self._usable(now).values()]
+            placement = self._planner.recover(running, nodes, self._residencies(), self.tokens, beside=True)
+        except CapacityError as error:
+            member.cap = before
+            return [Report(EventKind.GIVEN_UP, f"the memory of {member.name} cannot be limited: {error}", member.name)]
+        same = [(s.node, s.first, s.end) for s in placement.stages] == [(s.node, s.first, s.end) for s in running.stages]
+        return [told] if same else [told, *self._begin(placement, now)]
+
+    def rename(self, node: int, name: str) -> None:
+        """Call it with a name that no other member has."""
+        member = self.members[node]
+        old = member.name
+        member.rename(name)
+        for path in (self.serving, self.coming):
+            if path is not None:
+                path.rename(old, name)
+        if self._base is not None:
+            base = Path(0, (), self._base)
+            base.rename(old, name)
+            self._base = base.placement
 
     def _speed(self, node: int, slower: float, now: float) -> list[Instruction]:
         if (member := self.members.get(node)) is None or not member.mend(slower):

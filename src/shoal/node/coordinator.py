@@ -15,7 +15,7 @@ from shoal import __version__
 from shoal.config import HeadSettings, parse_bytes
 from shoal.control import messages as control
 from shoal.control.server import NodeConnection
-from shoal.discovery.topology import RequestLoad, Topology
+from shoal.discovery.topology import MAX_NAME, RequestLoad, Topology
 from shoal.errors import ClusterError, NotReady, ProtocolError, ShoalError, StageLost
 from shoal.membership import events, instructions
 from shoal.membership.admission import AdmissionRules
@@ -73,19 +73,19 @@ class Coordinator:
         self._environment, self._observer = environment, observer
         self._links = Links(environment)
         self._share = Share()
-        self._name = f"{environment.rng.getrandbits(32):08x}"
+        self.name = f"{environment.rng.getrandbits(32):08x}"
         self._moves = Moves(
             model.cost, Demand.of(settings.engine.slots, settings.engine.kv_tokens, model.context), settings.spread, settings.spares
         )
         admission = AdmissionRules(parse_bytes(settings.min_memory or "0"), settings.min_speed * 1e9, settings.max_nodes)
-        self._use: dict[int, list[int]] = {}
+        self.use: dict[int, list[int]] = {}
         """Rows that each expert has computed, by layer."""
-        self._planner = RoleMoves(self._moves, self._use)
+        self._planner = RoleMoves(self._moves, self.use)
         self.cluster = Cluster(
             __version__, settings.min_nodes, self._planner, settings.heartbeat * _SILENCES, admission, settings.engine.degrade
         )
-        self._roster = Roster()
-        self._orders = Orders(settings.host, settings.engine, model, environment, self._share, self.cluster.members, self._roster.machines)
+        self.roster = Roster()
+        self._orders = Orders(settings.host, settings.engine, model, environment, self._share, self.cluster.members, self.roster.machines)
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._opening: Opening | None = None
         self._pace = StragglerDetector()
@@ -113,7 +113,7 @@ class Coordinator:
 
     async def stop(self, reason: str = "the head shut down") -> None:
         """Sends the nodes home and ends every request."""
-        self._roster.tell_all(control.Shutdown(reason=reason))
+        self.roster.tell_all(control.Shutdown(reason=reason))
         self._stopping = True
         self.requests.refuse("the server is shutting down")
         for task in [*self._tasks]:
@@ -190,7 +190,7 @@ class Coordinator:
     @property
     def activities(self) -> list[str]:
         """See Head."""
-        return [f"{name}: {activity}" for name, activity in self._roster.activities.items() if activity]
+        return [f"{name}: {activity}" for name, activity in self.roster.activities.items() if activity]
 
     def expectation(self) -> Expectation | None:
         placement = self.cluster.placement
@@ -249,8 +249,8 @@ class Coordinator:
     # Messages from the nodes
 
     def heard(self, conversation: NodeConnection, message: control.NodeMessage) -> None:
-        node = self._roster.number(conversation)
-        if (joined := self._roster.probing(conversation)) is not None:
+        node = self.roster.number(conversation)
+        if (joined := self.roster.probing(conversation)) is not None:
             self._probed(conversation, joined, message)
             return
         if isinstance(message, control.Join):
@@ -262,7 +262,7 @@ class Coordinator:
         self._handle(events.Heard(node))
         match message:
             case control.Loaded():
-                self._roster.machines[node].shared = message.shared
+                self.roster.machines[node].shared = message.shared
                 self._told_loaded(node, message)
                 self._handle(events.StageLoaded(node, message.epoch, message.weight_bytes, message.runtime))
             case control.Linked():
@@ -278,20 +278,20 @@ class Coordinator:
                     self._observer.heartbeat(member.name, message)
                     self.loads.heard(member.name, message, self._environment.now())
                     for counted in message.expert_rows:
-                        known = self._use.get(counted.layer, [0] * len(counted.rows))
+                        known = self.use.get(counted.layer, [0] * len(counted.rows))
                         if len(known) == len(counted.rows):  # otherwise the observer has something to say about it
-                            self._use[counted.layer] = [a + b for a, b in zip(known, counted.rows, strict=True)]
-                    self._roster.activities[member.name] = message.activity
+                            self.use[counted.layer] = [a + b for a, b in zip(known, counted.rows, strict=True)]
+                    self.roster.activities[member.name] = message.activity
                 if message.packed:
-                    self._roster.machines[node].packed = message.packed
+                    self.roster.machines[node].packed = message.packed
             case _:
                 pass
 
     def _join(self, conversation: NodeConnection, join: control.Join) -> None:
         host = join.tensor_host or conversation.host
         taken = {m.name for m in self.cluster.members.values() if (m.joined.host, m.joined.tensor_port) != (host, join.tensor_port)}
-        node = self._roster.enter(conversation, join, taken)
-        welcome = control.Welcome(node=node, name=join.name, cluster=self._name, heartbeat=self.settings.heartbeat)
+        node = self.roster.enter(conversation, join, taken)
+        welcome = control.Welcome(node=node, name=join.name, cluster=self.name, heartbeat=self.settings.heartbeat)
         profile = NodeProfile(join.name, join.memory, join.bytes_per_second, join.flops, join.disk, join.worker, join.auto)
         same = (join.model, join.precision) == (self.model.reference, str(self.settings.engine.precision))
         loaded = tuple(range(r.first, r.end) for r in join.loaded) if same else ()
@@ -301,18 +301,18 @@ class Coordinator:
             return
         conversation.say(welcome)
         conversation.say(control.Probe(host=self._orders.seen_by(joined), port=self._results.port))
-        self._roster.probe(conversation, joined)
+        self.roster.probe(conversation, joined)
 
     def _probed(self, conversation: NodeConnection, joined: events.Joined, message: control.NodeMessage) -> None:
         """A node is a member once its link is measured."""
         match message:
             case control.Probed():
-                self._roster.probed(conversation)
-                self._roster.reached[joined.profile.name] = LinkSpeed(max(message.round_trip, 0) / 2, max(message.bytes_per_second, 1.0))
-                self._moves.links = Measured(self._roster.reached)
+                self.roster.probed(conversation)
+                self.roster.reached[joined.profile.name] = LinkSpeed(max(message.round_trip, 0) / 2, max(message.bytes_per_second, 1.0))
+                self._moves.links = Measured(self.roster.reached)
                 self._handle(joined)
             case control.Failed():
-                self._roster.probed(conversation)
+                self.roster.probed(conversation)
                 self._carry_out(instructions.RefuseNode(joined.node, message.reason, again=True))
             case control.Leave():
                 self._carry_out(instructions.Dismiss(joined.node, "it holds no layers; it may leave"))
@@ -320,48 +320,88 @@ class Coordinator:
                 pass
 
     def hung_up(self, conversation: NodeConnection) -> None:
-        if (node := self._roster.hung_up(conversation)) is not None:
+        if (node := self.roster.hung_up(conversation)) is not None:
             self._handle(events.Left(node, "its connection ended"))
             self._forget(node)
 
     def _dismissed(self, node: int) -> None:
         """A node was sent home: it is no longer a member, whatever it still says."""
-        self._roster.dismiss(node)
+        self.roster.dismiss(node)
         self._forget(node)
 
     def _forget(self, node: int) -> None:
         """Forgets what was known of a node, unless another one uses its name now."""
         others = [m.name for n, m in self.cluster.members.items() if n != node]
-        if (name := self._roster.forget(node, others)) is not None:
+        if (name := self.roster.forget(node, others)) is not None:
             self._observer.gone(name)
             self.loads.forget(name)
 
     def dismiss(self, request: control.DismissRequest) -> control.DismissAnswer:
         """Serves `shoal nodes drain` and `remove`."""
-        found = [n for n, m in self.cluster.members.items() if m.name == request.name]
-        if not found:
-            known = ", ".join(m.name for m in self.cluster.members.values()) or "none"
-            return control.DismissAnswer(message=f"there is no node '{request.name}'; the nodes are {known}")
+        if (node := self.numbered(request.name)) is None:
+            return self._unknown(request.name)
         if not request.drain:
-            self._carry_out(instructions.Dismiss(found[0], "it was removed"))
+            self._carry_out(instructions.Dismiss(node, "it was removed"))
             return control.DismissAnswer(done=True, message=f"{request.name} was removed")
-        self._handle(events.DrainAsked(found[0]))
-        member = self.cluster.members.get(found[0])
+        self._handle(events.DrainAsked(node))
+        member = self.cluster.members.get(node)
         if member is not None and not member.draining:
             return control.DismissAnswer(message=next(iter(self.recorder.lines(1)), "it cannot be drained"))
         return control.DismissAnswer(done=True, message=f"{request.name} is being drained; `shoal nodes` shows when it has left")
 
+    def now(self) -> float:
+        """Seconds, on the cluster's clock."""
+        return self._environment.now()
+
+    def numbered(self, name: str) -> int | None:
+        """The number of the member of that name."""
+        return next((number for number, member in self.cluster.members.items() if member.name == name), None)
+
+    def rename(self, request: str, name: str) -> control.DismissAnswer:
+        """Gives a member another name. request: its name now."""
+        if (node := self.numbered(request)) is None:
+            return self._unknown(request)
+        if not 1 <= len(name.encode()) <= MAX_NAME or not name.isprintable() or name != name.strip():
+            return control.DismissAnswer(message=f"a node's name has 1 to {MAX_NAME} bytes of printable text, without spaces around it")
+        if name != request and name in [join.name for join in self.roster.machines.values()]:
+            return control.DismissAnswer(message=f"there is a node '{name}' already")
+        self.cluster.rename(node, name)
+        self.roster.rename(node, name)
+        self.loads.rename(request, name)
+        self._observer.gone(request)
+        self._moves.links = Measured(self.roster.reached)
+        if (path := self.cluster.serving) is not None:
+            self.recorder.timelines.route(path.epoch, [stage.node for stage in path.placement.stages])
+        self._carry_out(instructions.Report(EventKind.RENAMED, f"{request} is called {name} from now on", name))
+        self.changed.set()
+        return control.DismissAnswer(done=True, message=f"{request} is called {name} from now on")
+
+    def cap(self, request: str, memory: int | None) -> control.DismissAnswer:
+        """Limits the memory of a member. request: its name. memory: bytes; None: no limit but its own."""
+        if (node := self.numbered(request)) is None:
+            return self._unknown(request)
+        self._handle(events.MemoryCapped(node, memory))
+        member = self.cluster.members.get(node)
+        return control.DismissAnswer(
+            done=member is not None and member.cap == memory,
+            message=next((event.message for event in reversed(self.recorder.events) if event.node == request), ""),
+        )
+
+    def _unknown(self, name: str) -> control.DismissAnswer:
+        known = ", ".join(m.name for m in self.cluster.members.values()) or "none"
+        return control.DismissAnswer(message=f"there is no node '{name}'; the nodes are {known}")
+
     def describe(self) -> control.ClusterDescription:
         waiting = len(self.requests) if self.driver is not None else 0
         return described(
-            self._name, self.model.name, self.cluster, self._roster.machines, waiting, self.recorder.lines(_LINES), self._environment.now()
+            self.name, self.model.name, self.cluster, self.roster.machines, waiting, self.recorder.lines(_LINES), self._environment.now()
         )
 
     def topology(self) -> Topology:
         """What is published of the cluster."""
         running, waiting = (0, 0) if (driver := self.driver) is None else (driver.scheduler.running, driver.scheduler.waiting)
         requests = RequestLoad(running, waiting, self.settings.engine.slots)
-        return live_topology(self._name, self.model.name, self.cluster, self._roster, self.loads, requests, self._environment.now())
+        return live_topology(self.name, self.model.name, self.cluster, self.roster, self.loads, requests, self._environment.now())
 
     # Decisions of the state machine
 
@@ -377,31 +417,31 @@ class Coordinator:
     def _carry_out(self, instruction: instructions.Instruction) -> None:
         match instruction:
             case instructions.RefuseNode(node, reason, again):
-                self._roster.tell(node, control.Refuse(reason=reason, again=again))
+                self.roster.tell(node, control.Refuse(reason=reason, again=again))
                 self._dismissed(node)
             case instructions.Dismiss(node, reason):
-                self._roster.tell(node, control.Shutdown(reason=reason))
+                self.roster.tell(node, control.Shutdown(reason=reason))
                 self._dismissed(node)
                 self._handle(events.Left(node, reason, graceful=True))
             case instructions.LoadStage():
-                self._roster.tell(instruction.node, self._orders.load(instruction))
+                self.roster.tell(instruction.node, self._orders.load(instruction))
                 self._interruptions.placed()
             case instructions.HoldExperts():
-                self._roster.tell(instruction.node, self._orders.hold(instruction))
+                self.roster.tell(instruction.node, self._orders.hold(instruction))
             case instructions.LinkStage(node, epoch, after):
                 if self._opening is None or self._opening.epoch != epoch:
                     self._close_opening()
                     self._opening = Opening(epoch)
-                    self._interrupted("layers are moved")
+                    self._interrupted("layers are moved", moved=True)
                     self._interruptions.loaded()
                 host, port = self._orders.next_hop(node, after)
-                self._roster.tell(node, control.Link(epoch=epoch, host=host, port=port))
+                self.roster.tell(node, control.Link(epoch=epoch, host=host, port=port))
             case instructions.RestStage(node, epoch):
-                self._roster.tell(node, control.Rest(epoch=epoch))
+                self.roster.tell(node, control.Rest(epoch=epoch))
             case instructions.Serve():
                 self._spawn(self._serve(instruction))
             case instructions.Pause():
-                self._interrupted("layers are moved")
+                self._interrupted("layers are moved", moved=True)
                 if self.driver is not None:
                     self.driver.pause()
             case instructions.Cut(epoch, reason):
@@ -414,9 +454,9 @@ class Coordinator:
                 log.info(message)
                 self.recorder.events.add(kind, message, node, figures)
 
-    def _interrupted(self, reason: str) -> None:
+    def _interrupted(self, reason: str, moved: bool = False) -> None:
         if self.driver is not None:
-            self._interruptions.begin(reason)
+            self._interruptions.begin(reason, moved)
 
     def _close_opening(self) -> None:
         if self._opening is not None:
@@ -433,7 +473,7 @@ class Coordinator:
             opening, placement = self._opening, self.cluster.placement
             wanted = opening is not None and placement is not None and not opening.results.done()
             stages = len(placement.stages) if wanted and placement is not None else -1
-            await accept_link(stream, greeting, opening.epoch if opening else 0, self._name, stages, "head")
+            await accept_link(stream, greeting, opening.epoch if opening else 0, self.name, stages, "head")
         except EOFError:
             return
         except (OSError, ProtocolError) as error:
@@ -453,13 +493,15 @@ class Coordinator:
         joined = self.cluster.members[order.first].joined
         first: FrameStream | None = None
         try:
-            first = await self._links.open(joined.host, joined.tensor_port, order.epoch, Hello(__version__, self._name, "head", 0))
+            first = await self._links.open(joined.host, joined.tensor_port, order.epoch, Hello(__version__, self.name, "head", 0))
             async with asyncio.timeout(_OPENING):
                 await asyncio.wait({opening.results})
             if opening.over.is_set():
                 raise StageLost("it was abandoned while it was being opened")
             driver = self._fit_driver(order.placement)
-            self.recorder.route(order.epoch, [stage.node for stage in order.placement.stages])
+            names = [stage.node for stage in order.placement.stages]
+            self.recorder.route(order.epoch, names)
+            self._observer.route(names)
             self._interruptions.linked()
             route = Route(order.epoch, first, opening.results.result())
             await driver.drive(route, list(order.spans), lambda tokens: self._filled(order.epoch, tokens))
@@ -488,7 +530,7 @@ class Coordinator:
             wait=settings.engine.prompt_wait,
         )
         driver = self.requests.fitted(limits)
-        driver.scheduler.cost = step_guess(self.model.cost, placement, Measured(self._roster.reached))
+        driver.scheduler.cost = step_guess(self.model.cost, placement, Measured(self.roster.reached))
         return driver
 
     def _filled(self, epoch: int, tokens: int) -> None:
@@ -521,8 +563,8 @@ class Coordinator:
             self.recorder.events.add(EventKind.LOADED, words, member.name, figures)
 
     def _went_on(self, ended: Interruption) -> None:
-        self._observer.interruption(ended)
-        self.recorder.resumed(ended.reason, ended.began, ended.resumed, ended.parts(), ended.tokens)
+        cause = self.recorder.resumed(ended.reason, ended.began, ended.resumed, ended.parts(), ended.tokens)
+        self._observer.interruption(ended, "moved" if ended.moved else cause or "broken")
         parts = {name: round(seconds, 3) for name, seconds in ended.parts().items()}
         log.info("streams go on", seconds=round(ended.resumed - ended.began, 3), refilled=ended.tokens, **parts)
 

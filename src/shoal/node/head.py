@@ -14,20 +14,22 @@ from shoal.control import messages as control
 from shoal.discovery.topology import Topology
 from shoal.errors import InvalidRequest, ShoalError
 from shoal.executor.cost import model_cost
-from shoal.metrics import Metrics
 from shoal.models.description import Description, facts
 from shoal.models.spec import Experts
 from shoal.node.coordinator import Coordinator
+from shoal.node.gauges import gauge
 from shoal.node.host_environment import HostEnvironment
 from shoal.node.interruption import Interruption
 from shoal.node.observer import Served
+from shoal.node.operations import Operations
 from shoal.observed.trace_span import TraceSpan
 from shoal.pipeline.request_log import RequestLog
 from shoal.pipeline.timing import StepTiming
 from shoal.pipeline.token_stream import TokenStream
 from shoal.placement.expectation import Expectation
 from shoal.placement.partition import Placement
-from shoal.request import Priority, Request, TokenChunk
+from shoal.request import Request, TokenChunk
+from shoal.telemetry.metrics import Metrics
 from shoal.telemetry.traces import Traces, export_to
 from shoal.text.tokenizer import Tokenizer
 
@@ -59,7 +61,7 @@ class Head:
         self.model = model
         self.tokenizer = Tokenizer.open(model.path, model.gguf, settings.engine.chat_template_file, settings.api.trust_text)
         parts = {layer: spec.feed_forward for layer, spec in enumerate(model.spec.layers)}
-        self.metrics = Metrics({layer: part.count for layer, part in parts.items() if isinstance(part, Experts)})
+        self.metrics = Metrics(model.name, {layer: part.count for layer, part in parts.items() if isinstance(part, Experts)})
         self.created = int(time())
         self.facts = facts(model)
         context = min(settings.engine.context, model.spec.context)
@@ -69,6 +71,7 @@ class Head:
         self.coordinator = Coordinator(settings, Served(model.name, model.reference, cost, context), self._machine, self)
         traces = settings.api.traces
         self._traces = Traces(export_to(traces), self.coordinator.recorder.timelines) if traces else None
+        self.operator = Operations(self.coordinator, model, time())
         if model.manifest is not None:
             self.coordinator.offer(model.manifest, model.files)
 
@@ -151,6 +154,7 @@ class Head:
         admissible(requests, self.vocabulary, self.coordinator.open_driver().scheduler.limits.queue)
         streams: list[TokenStream] = []
         self.coordinator.recorder.timelines.begun(answer, requests, self._machine.now())
+        self.metrics.tokens.begun(answer, (request.id for request in requests), self._machine.now())
         try:
             for request in requests:
                 streams.append(self.submit(request))
@@ -170,6 +174,7 @@ class Head:
         return self.settings.resume
 
     def forget(self, answer: str) -> None:
+        self.metrics.tokens.ended(answer)
         self.coordinator.recorder.timelines.ended(answer, self._machine.now())
         if self._log is not None:
             self._log.gone(answer)
@@ -210,8 +215,8 @@ class Head:
         self.coordinator.recorder.day.first_token(seconds, self.coordinator.recorder.at)
 
     def observe_request(self, endpoint: str, outcome: str, prompt_tokens: int) -> None:
-        self.metrics.requests.labels(endpoint, outcome).inc()
-        self.metrics.prompt_tokens.inc(prompt_tokens)
+        self.metrics.requests.add(1, endpoint, outcome)
+        self.metrics.prompt_tokens.add(prompt_tokens)
         if outcome in _REFUSED:
             self.coordinator.recorder.rejected.add(f"{_REFUSED[outcome]} (status {outcome}, {endpoint})")
 
@@ -219,13 +224,21 @@ class Head:
         if self._traces is not None:
             self._traces.send(spans)
 
-    def step(self, timing: StepTiming, hops: tuple[float, ...]) -> None:
-        self.metrics.step(timing)
+    def observe_answer(self, outcome: str, seconds: float) -> None:
+        self.metrics.answers.add(1, outcome)
+        self.metrics.answer.observe(seconds)
 
-    def interruption(self, ended: Interruption) -> None:
-        self.metrics.interruption(ended.resumed - ended.began, ended.parts(), ended.tokens)
+    def route(self, nodes: Sequence[str]) -> None:
+        self.metrics.route(nodes)
+
+    def step(self, timing: StepTiming, hops: tuple[float, ...]) -> None:
+        self.metrics.step(timing, hops)
+
+    def interruption(self, ended: Interruption, cause: str) -> None:
+        self.metrics.interruption(ended.resumed - ended.began, cause, ended.parts(), ended.tokens)
 
     def heartbeat(self, node: str, heartbeat: control.Heartbeat) -> None:
+        self.metrics.resident.set(heartbeat.resident, node)
         self.metrics.journal(
             node, heartbeat.journal_bytes, heartbeat.journal_spilled, heartbeat.journal_given_up, heartbeat.journal_replayed
         )
@@ -241,6 +254,7 @@ class Head:
             self.metrics.work(node, asdict(work))
 
     def sampled(self, chunks: list[TokenChunk]) -> None:
+        self.metrics.tokens.sampled(chunks, self._machine.now())
         if self._log is not None:
             self._log.sampled(chunks)
 
@@ -249,27 +263,8 @@ class Head:
 
     async def scrape(self) -> bytes:
         """The metrics in Prometheus' format."""
-        m, coordinator = self.metrics, self.coordinator
-        m.nodes.set(len(coordinator.cluster.members))
-        m.ready.set(coordinator.serving)
-        m.epoch.set(coordinator.cluster.epoch)
-        for node in self.members:
-            m.busy.labels(node).set(coordinator.loads.of(node).busy)
-        for node, share in coordinator.loads.balance(self.members).items():
-            m.balance.labels(node).set(share)
-        m.predicted.set(self.placement.tokens_per_second if self.placement else 0)
-        if coordinator.driver is not None:
-            scheduler = coordinator.driver.scheduler
-            m.running.set(scheduler.running)
-            m.waiting.set(scheduler.waiting)
-            for priority in Priority:
-                m.waiting_of.labels(priority.name.lower()).set(scheduler.waiting_of(priority))
-            m.blocks.set(scheduler.pool.size)
-            m.blocks_used.set(scheduler.pool.used)
-            m.preemptions.set(scheduler.counters.preemptions)
-            m.cached_tokens.set(scheduler.counters.cached_tokens)
-            m.degraded_tokens.set(scheduler.counters.degraded_tokens)
-        return await asyncio.to_thread(m.text)  # of thousands of experts it takes as long as several steps
+        gauge(self.metrics, self.coordinator)
+        return await asyncio.to_thread(self.metrics.text)  # of thousands of experts it takes as long as several steps
 
 
 def admissible(requests: Sequence[Request], vocabulary: int, queue: int) -> None:

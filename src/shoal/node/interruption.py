@@ -13,6 +13,8 @@ class Interruption:
     reason: str
     began: float
     """The loss was noticed, or the route was paused."""
+    moved: bool = False
+    """Nothing was lost: layers are moved."""
     placed: float = 0.0
     """The next route was chosen."""
     loaded: float = 0.0
@@ -38,10 +40,10 @@ class Interruptions:
         self._now, self._tell = now, ended
         self._current: Interruption | None = None
 
-    def begin(self, reason: str) -> None:
+    def begin(self, reason: str, moved: bool = False) -> None:
         if self._current is None:
             now = self._now()
-            self._current = Interruption(reason, now, placed=now)
+            self._current = Interruption(reason, now, moved, placed=now)
 
     def placed(self) -> None:
         if self._current is not None:

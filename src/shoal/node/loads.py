@@ -75,5 +75,9 @@ class Loads:
         total = sum(rows.values())
         return {name: count * len(rows) / total if total else 1.0 for name, count in rows.items()}
 
+    def rename(self, old: str, new: str) -> None:
+        if (node := self._nodes.pop(old, None)) is not None:
+            self._nodes[new] = node
+
     def forget(self, name: str) -> None:
         self._nodes.pop(name, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,7 +32,14 @@ class Observer(Protocol):
         """hops: seconds of the way to each stage, and of the way back."""
         ...
 
-    def interruption(self, ended: Interruption) -> None: ...
+    def route(self, nodes: Sequence[str]) -> None:
+        """The steps that follow run on these nodes' stages."""
+        ...
+
+    def interruption(self, ended: Interruption, cause: str) -> None:
+        """cause: 'lost', 'left' or 'failed': what became of a node; 'broken': of the route; 'moved': layers were."""
+        ...
+
     def heartbeat(self, node: str, heartbeat: control.Heartbeat) -> None: ...
     def gone(self, node: str) -> None: ...
     def sampled(self, chunks: list[TokenChunk]) -> None: ...

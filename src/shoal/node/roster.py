@@ -18,6 +18,8 @@ class Roster:
         """What nodes do that takes long, by name."""
         self.reached: dict[str, LinkSpeed] = {}
         """The head's links to the nodes, by name."""
+        self._aliases: dict[str, str] = {}
+        """What operators call nodes, by the names under which they join."""
         self._conversations: dict[int, NodeConnection] = {}
         self._nodes: dict[NodeConnection, int] = {}
         self._probing: dict[NodeConnection, Joined] = {}
@@ -32,10 +34,22 @@ class Roster:
         node = self._next
         self._next += 1
         taken = {*taken, *(joined.profile.name for joined in self._probing.values())}
+        join.name = self._aliases.get(join.name, join.name)
         join.name = next(n for n in (join.name, *(f"{join.name}-{i}" for i in range(2, len(taken) + 3))) if n not in taken)
         self._conversations[node], self._nodes[conversation] = conversation, node
         self.machines[node] = join
         return node
+
+    def rename(self, node: int, name: str) -> None:
+        """Also when it joins again. Call it with a name that no other node has."""
+        join = self.machines[node]
+        own = next((own for own, alias in self._aliases.items() if alias == join.name), join.name)
+        self._aliases[own] = name
+        if join.name in self.reached:
+            self.reached[name] = self.reached.pop(join.name)
+        if join.name in self.activities:
+            self.activities[name] = self.activities.pop(join.name)
+        join.name = name
 
     def probe(self, conversation: NodeConnection, joined: Joined) -> None:
         """Starts measuring its link; until that is done, it is no member."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 
@@ -144,6 +146,15 @@ class PlanView(msgspec.Struct, frozen=True):
     predicted_now: float = 0.0
     moved: dict[str, int] = {}
     why: str = ""
+
+
+class NodeAction(msgspec.Struct, frozen=True):
+    """do: 'drain': move its part off, then send it home; 'remove': send it home now; 'rename': `name` is its name from now on; 'cap': its
+    weights and KV blocks may take `memory` bytes at most, or what it offers if that is None."""
+
+    do: Literal["drain", "remove", "rename", "cap"]
+    name: str = ""
+    memory: int | None = None
 
 
 class ActionResult(msgspec.Struct, frozen=True):

@@ -37,15 +37,16 @@ class HopClock:
             self._least = [min(a, b) for a, b in zip(self._least, gaps, strict=True)]
         late = [gap - min(a, b) for gap, a, b in zip(gaps, self._least, self._before, strict=True)]
         late = [max(seconds, 0.0) for seconds in late]
-        if (most := sum(late)) > timing.hops:  # the clocks drifted apart
-            return tuple(seconds * timing.hops / most for seconds in late)
-        rest = (timing.hops - most) / count
-        return tuple(seconds + rest for seconds in late)
+        rest = max(timing.hops + timing.send - sum(late), 0.0) / count
+        took = [seconds + rest for seconds in late]
+        took[0] = max(took[0] - timing.send, 0.0)
+        times = timing.hops / whole if (whole := sum(took)) else 0.0
+        return tuple(seconds * times for seconds in took)
 
 
 def _gaps(timing: StepTiming) -> list[float]:
-    """Of each hop, the arrival by the receiver's clock less the departure by the sender's."""
-    left, out = timing.sent, list[float]()
+    """Of each hop, the arrival by the receiver's clock less the departure by the sender's. A step may arrive before its sending returns."""
+    left, out = timing.sent - timing.send, list[float]()
     for trace in timing.traces:
         out.append(trace.arrived - left)
         left = trace.arrived + trace.wait + trace.prepare + trace.compute + trace.sample + trace.encode

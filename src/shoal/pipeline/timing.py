@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 from statistics import median
 from typing import NamedTuple
 
@@ -62,6 +63,10 @@ class Timings:
 
     def add(self, timing: StepTiming) -> None:
         self._steps.append(timing)
+
+    def latest(self, most: int) -> list[StepTiming]:
+        """Those that sampled, of the latest steps."""
+        return [step for step in islice(reversed(self._steps), most) if step.sampled and step.traces]
 
     def clear(self) -> None:
         self._steps.clear()

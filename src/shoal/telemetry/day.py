@@ -33,7 +33,8 @@ class Day:
 
     def _open(self, now: float) -> _Minute:
         if not self._minutes or now // STEP * STEP != self._minutes[-1].at:
-            self._minutes.append(_Minute(now // STEP * STEP, now))
+            at = now // STEP * STEP
+            self._minutes.append(_Minute(at, at if self._minutes else now))
         return self._minutes[-1]
 
     def tokens(self, count: int, now: float) -> None:

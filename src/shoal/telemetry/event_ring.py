@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import islice
 
@@ -18,15 +18,20 @@ class EventRing:
         self._events: deque[ClusterEvent] = deque(maxlen=keep)
         self.latest = 0
         """Number of the newest event; 0 before the first."""
+        self.counts: Counter[EventKind] = Counter()
 
     def add(self, kind: EventKind, message: str, node: str = "", figures: Mapping[str, float] | None = None) -> ClusterEvent:
         self.latest += 1
         event = ClusterEvent(self.latest, self._clock(), kind, message, node, dict(figures or {}))
         self._events.append(event)
+        self.counts[kind] += 1
         return event
 
     def __iter__(self) -> Iterator[ClusterEvent]:
         return iter(self._events)
+
+    def __reversed__(self) -> Iterator[ClusterEvent]:
+        return reversed(self._events)
 
     def page(self, after: int = 0, limit: int = KEPT, kinds: Collection[EventKind] = (), node: str = "") -> EventPage:
         """Events with larger numbers than `after`, the latest of them if there are more than `limit`. kinds, node: only those; empty: all."""

@@ -75,13 +75,14 @@ class Recorder:
         self._preemptions = self._evictions = 0
         self.timelines.route(epoch, nodes)
 
-    def resumed(self, reason: str, began: float, ended: float, parts: dict[str, float], refilled: int) -> None:
-        """Streams go on. Moments by the head's clock."""
+    def resumed(self, reason: str, began: float, ended: float, parts: dict[str, float], refilled: int) -> EventKind | None:
+        """Streams go on. Moments by the head's clock. Returns what happened to the node that was the cause, if one was."""
         caused = [event for event in self.events if event.kind in _CAUSES and began - _LEAD <= event.at - self.wall <= ended]
         node, silence = (caused[0].node, caused[0].figures.get("silence", 0.0)) if caused else ("", 0.0)
         self.timelines.interrupted(Recovery(reason, began, ended, parts, refilled, node, silence))
         figures = {**parts, "pause": ended - began, "tokens": float(refilled)}
         self.events.add(EventKind.RESUMED, f"streams go on after {ended - began:.2f} s: {reason}", node, figures)
+        return caused[0].kind if caused else None
 
     def counted(self, preemptions: int, evictions: int) -> None:
         """Counts of the scheduler, as they are now: of sequences preempted, and of kept blocks given up."""

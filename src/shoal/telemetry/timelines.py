@@ -6,7 +6,7 @@ On a step's path nothing is computed but the split of its hops; everything else 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -165,25 +165,21 @@ class Timelines:
 
     # Who asks
 
-    def requests(self, owner: str | None = None, names: Mapping[str, str] | None = None) -> list[RequestView]:
-        """The latest first. owner: the id of a key; None: everybody's. names: of keys, by id."""
+    def requests(self, owner: str | None = None) -> list[RequestView]:
+        """The latest first. owner: the id of a key, which is also their `key`; None: everybody's."""
         found = [answer for answer in self._answers.values() if owner is None or answer.owner == owner]
-        return [self._view(answer, names or {}) for answer in reversed(found)]
+        return [self._view(answer) for answer in reversed(found)]
 
-    def owner_of(self, answer: str) -> str | None:
-        """The id of its key; None: the answer is not known."""
-        return None if (known := self._answers.get(answer)) is None else known.owner
-
-    def timeline(self, answer: str, after: int = 0, names: Mapping[str, str] | None = None) -> Timeline | None:
-        """Steps from number `after` on, as `next` of an earlier one gave it; None: the answer is not known."""
+    def timeline(self, answer: str, owner: str | None = None, after: int = 0) -> Timeline | None:
+        """Steps from number `after` on, as `next` of an earlier one gave it. None: the answer is not known, or not that owner's."""
         known = self._answers.get(answer)
-        if known is None:
+        if known is None or (owner is not None and known.owner != owner):
             return None
         steps = [*self._steps_of(known, after)]
         recoveries = [self._recovery(one, known.kept[number]) for number, one in self._recoveries if number in known.kept]
         epochs = {epoch: nodes for epoch, nodes in self._nodes.items() if any(step.epoch == epoch for step in steps)}
         lost = max(self._count - len(self._steps) - max(known.first_step, after), 0)
-        return Timeline(self._view(known, names or {}), epochs, steps, recoveries, self._count, lost)
+        return Timeline(self._view(known), epochs, steps, recoveries, self._count, lost)
 
     def records(self, answer: str) -> list[StepRecord]:
         """The steps of an answer that are kept."""
@@ -237,12 +233,12 @@ class Timelines:
             kept,
         )
 
-    def _view(self, answer: _Answer, names: Mapping[str, str]) -> RequestView:
+    def _view(self, answer: _Answer) -> RequestView:
         span = answer.latest - answer.first
         return RequestView(
             answer.id,
             self._wall + answer.began,
-            names.get(answer.owner, answer.owner),
+            answer.owner,
             answer.state,
             answer.prompt,
             answer.cached,

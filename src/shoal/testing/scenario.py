@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import json
 import math
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from random import Random
 from typing import Any
 
@@ -72,7 +72,10 @@ class _Counts:
     def step(self, timing: StepTiming, hops: tuple[float, ...]) -> None:
         self._scenario.check()
 
-    def interruption(self, ended: Interruption) -> None:
+    def route(self, nodes: Sequence[str]) -> None:
+        pass
+
+    def interruption(self, ended: Interruption, cause: str) -> None:
         self.interruptions.append(ended)
         self._scenario.say(f"streams go on after {ended.resumed - ended.began:.2f} s, {ended.tokens} tokens refilled")
 

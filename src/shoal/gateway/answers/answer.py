@@ -52,7 +52,7 @@ class Answer:
         self._engine, self._streams, self._caller = engine, streams, caller or Caller()
         self._said = said
         self._began = perf_counter()
-        self._told_first = resumed
+        self._told_first, self._told_end = resumed, False
         self.error: Exception | None = None
         """The engine's error."""
         self.over = False
@@ -71,6 +71,7 @@ class Answer:
 
     def close(self) -> None:
         """Cancels what is still running."""
+        self._tell_end("left")
         self._task.cancel()
         for stream in self._streams:
             stream.close()
@@ -126,6 +127,7 @@ class Answer:
             for stream in self._streams:
                 stream.close()
         self.usage.ended = int(time())
+        self._tell_end("complete" if self.error is None else "failed")
         try:
             if ended is not None and not self.moved:
                 await ended(self)
@@ -133,6 +135,12 @@ class Answer:
             self.error = self.error or error
         self.over = True
         self._news.set()
+
+    def _tell_end(self, outcome: str) -> None:
+        """Counts the answer once, and not here if it goes on elsewhere."""
+        if not self._told_end and not self.moved:
+            self._engine.observe_answer(outcome, perf_counter() - self._began)
+        self._told_end = True
 
     async def _follow(self, index: int) -> None:
         request, stream = self.job.requests[index], self._streams[index]

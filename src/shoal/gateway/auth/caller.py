@@ -5,7 +5,8 @@ from __future__ import annotations
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from shoal.gateway.auth.key import ApiKey, KeyId
+from shoal.errors import NotAllowed
+from shoal.gateway.auth.key import ApiKey, KeyId, KeyRole
 from shoal.gateway.auth.keyring import Keyring
 from shoal.gateway.auth.limits import Allowance, Limiter
 from shoal.request import Priority
@@ -20,10 +21,26 @@ class Caller:
     key: ApiKey | None = None
     floor: Priority = Priority.URGENT
     """The highest class that it wants, whatever the key allows."""
+    keyless_role: KeyRole = KeyRole.USER
+    """Of whoever asks without a key, where none is required."""
 
     @property
     def id(self) -> KeyId:
         return KeyId("") if self.key is None else self.key.id
+
+    @property
+    def role(self) -> KeyRole:
+        return self.keyless_role if self.key is None else self.key.role
+
+    def check_operator(self) -> None:
+        """Raises NotAllowed."""
+        if self.role is not KeyRole.OPERATOR:
+            how = "make one with `shoal keys create NAME --role operator`"
+            raise NotAllowed(
+                f"this needs the key of an operator: {how}"
+                if self.key is not None
+                else f"this API is open to the network, and this needs a key: {how}"
+            )
 
     @property
     def priority(self) -> Priority:

@@ -11,6 +11,7 @@ from shoal.address import is_loopback
 from shoal.config import ApiSettings
 from shoal.errors import Forbidden, InvalidRequest, ShoalError, TooLarge
 from shoal.gateway.auth.caller import CALLER, Caller
+from shoal.gateway.auth.key import KeyRole
 from shoal.gateway.auth.keyring import Keyring
 from shoal.gateway.auth.limits import Allowance, Budget, Limiter
 from shoal.gateway.http.dialect import refusal
@@ -24,7 +25,7 @@ MAX_HEADER_BYTES = 32 << 10
 MAX_TARGET = 8 << 10
 """Limit for the bytes of path and query."""
 
-_OPEN = frozenset({"/", "/health", "/health/live", "/health/ready", "/openapi.json"})
+_OPEN = frozenset({"/", "/health", "/health/live", "/health/ready", "/openapi.json", "/console"})
 """Paths that need no key. All others do, even those that do not exist."""
 
 
@@ -34,7 +35,7 @@ HEADERS = {"X-Priority": {"enum": [priority.name.lower() for priority in Priorit
 
 def asks_key(path: str) -> bool:
     """Whether the path needs a key, if there are any keys."""
-    return path not in _OPEN
+    return path not in _OPEN and not path.startswith("/console/")
 
 
 def refusals(method: str, path: str) -> list[int]:
@@ -94,7 +95,7 @@ class Gate:
             return Caller(self._keyring, self._limiter, self._keyring.admit(_token(headers)), floor)
         if not self._settings.exposed and (origin := headers.get("origin")) is not None and not self._welcome(origin):
             raise Forbidden(origin)
-        return Caller(floor=floor)
+        return Caller(floor=floor, keyless_role=KeyRole.USER if self._settings.exposed else KeyRole.OPERATOR)
 
     def _welcome(self, origin: str) -> bool:
         """Whether a web page may use an API of this machine that requires no key.

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import re
 import secrets
+from enum import StrEnum
 from typing import NewType
 
 import msgspec
@@ -32,6 +33,13 @@ class KeyLimits(msgspec.Struct, frozen=True):
 UNLIMITED = KeyLimits()
 
 
+class KeyRole(StrEnum):
+    USER = "user"
+    """Asks the model, and sees the cluster."""
+    OPERATOR = "operator"
+    """Also manages it, and sees everybody's requests."""
+
+
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     """Times are seconds since 1970."""
 
@@ -46,6 +54,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     limits: KeyLimits = UNLIMITED
     priority: Priority = Priority.URGENT
     """The highest class that its requests may have; if they ask for a higher one, they get this one."""
+    role: KeyRole = KeyRole.USER
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0

@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from shoal.errors import ConfigError
-from shoal.gateway.auth.key import UNLIMITED, ApiKey, KeyId, KeyLimits, mint
+from shoal.gateway.auth.key import UNLIMITED, ApiKey, KeyId, KeyLimits, KeyRole, mint
 from shoal.request import Priority
 
-_VERSION = 1
+_VERSION = 2
+_WITHOUT_ROLES = 1
+"""The version before."""
 _TABLE = """
 CREATE TABLE IF NOT EXISTS keys (
     id TEXT PRIMARY KEY, name TEXT NOT NULL, digest BLOB NOT NULL,
     created INTEGER NOT NULL, expires INTEGER, revoked INTEGER, last_used INTEGER,
     requests_per_minute INTEGER NOT NULL, tokens_per_minute INTEGER NOT NULL, concurrency INTEGER NOT NULL,
-    priority INTEGER NOT NULL,
+    priority INTEGER NOT NULL, role TEXT NOT NULL DEFAULT 'user',
     requests INTEGER NOT NULL DEFAULT 0, prompt_tokens INTEGER NOT NULL DEFAULT 0, completion_tokens INTEGER NOT NULL DEFAULT 0
 ) STRICT
 """
@@ -43,7 +45,13 @@ class KeyStore:
         self._reader: sqlite3.Connection | None = None
 
     def create(
-        self, name: str, now: float, limits: KeyLimits = UNLIMITED, expires: float | None = None, priority: Priority = Priority.URGENT
+        self,
+        name: str,
+        now: float,
+        limits: KeyLimits = UNLIMITED,
+        expires: float | None = None,
+        priority: Priority = Priority.URGENT,
+        role: KeyRole = KeyRole.USER,
     ) -> tuple[ApiKey, str]:
         """A new key and its token, which is stored nowhere else. Raises ConfigError if a valid key has the name."""
         if not 1 <= len(name) <= 100 or not name.isprintable():
@@ -58,14 +66,15 @@ class KeyStore:
             expires=None if expires is None else int(expires),
             limits=limits,
             priority=priority,
+            role=role,
         )
         with self._writing() as file:
             if any(other.name == name and other.good(now) for other in _read(file)):
                 raise ConfigError(f"a key named {name} already exists; revoke it, or choose another name")
             file.execute(
-                "INSERT INTO keys (id, name, digest, created, expires, requests_per_minute, tokens_per_minute, concurrency, priority)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (id, name, digest, key.created, key.expires, limits.requests, limits.tokens, limits.concurrency, int(priority)),
+                "INSERT INTO keys (id, name, digest, created, expires, requests_per_minute, tokens_per_minute, concurrency, priority, role)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (id, name, digest, key.created, key.expires, limits.requests, limits.tokens, limits.concurrency, int(priority), role),
             )
         return key, token
 
@@ -127,6 +136,8 @@ class KeyStore:
         try:
             file.execute("PRAGMA journal_mode = WAL")
             version = file.execute("PRAGMA user_version").fetchone()[0]
+            if version == _WITHOUT_ROLES:
+                version = _add_roles(file)
         except sqlite3.DatabaseError as error:
             file.close()
             raise self._failed(error) from error
@@ -157,10 +168,20 @@ class KeyStore:
             yield file
 
 
+def _add_roles(file: sqlite3.Connection) -> int:
+    """Returns the version of the file then."""
+    with file:
+        file.execute("BEGIN IMMEDIATE")
+        if file.execute("PRAGMA user_version").fetchone()[0] == _WITHOUT_ROLES:  # nobody else has done so meanwhile
+            file.execute("ALTER TABLE keys ADD COLUMN role TEXT NOT NULL DEFAULT 'user'")
+            file.execute(f"PRAGMA user_version = {_VERSION}")
+    return _VERSION
+
+
 def _read(file: sqlite3.Connection) -> list[ApiKey]:
     columns = "id, name, digest, created, expires, revoked, last_used, requests_per_minute, tokens_per_minute, concurrency"
     rows: list[tuple[Any, ...]] = file.execute(
-        f"SELECT {columns}, priority, requests, prompt_tokens, completion_tokens FROM keys ORDER BY created, rowid"
+        f"SELECT {columns}, priority, role, requests, prompt_tokens, completion_tokens FROM keys ORDER BY created, rowid"
     ).fetchall()
     return [
         ApiKey(
@@ -173,9 +194,10 @@ def _read(file: sqlite3.Connection) -> list[ApiKey]:
             last_used=used,
             limits=KeyLimits(per_minute, tokens, concurrency),
             priority=Priority(priority),
+            role=KeyRole(role),
             requests=requests,
             prompt_tokens=prompt,
             completion_tokens=completion,
         )
-        for id, name, digest, created, expires, revoked, used, per_minute, tokens, concurrency, priority, requests, prompt, completion in rows
+        for id, name, digest, created, expires, revoked, used, per_minute, tokens, concurrency, priority, role, requests, prompt, completion in rows
     ]

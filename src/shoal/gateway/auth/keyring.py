@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from time import time
 
+import msgspec
 import structlog
 
 from shoal.errors import ConfigError, NotAuthenticated
-from shoal.gateway.auth.key import ApiKey, KeyId, mint, parted
+from shoal.gateway.auth.key import ApiKey, KeyId, KeyLimits, KeyRole, mint, parted
 from shoal.gateway.auth.key_store import KeyStore, Use
+from shoal.request import Priority
 
 log = structlog.get_logger()
 
@@ -66,6 +68,29 @@ class Keyring:
         """A key that was created, valid or not."""
         self._refresh()
         return self._keys.get(id)
+
+    def named(self, id: str) -> str:
+        """A key's name by its id; '' for none, the id itself for one that is not known any more."""
+        key = self.known(KeyId(id)) if id else None
+        return id if key is None else key.name
+
+    # Managing them: for operators; blocks on the file
+
+    def all(self) -> list[ApiKey]:
+        """Also those that are revoked, oldest first, with what was used until the last flush. Raises ConfigError."""
+        return [] if self._store is None else KeyStore(self._store.path.parent).all()
+
+    def create(self, name: str, limits: KeyLimits, expires: float | None, priority: Priority, role: KeyRole) -> tuple[ApiKey, str]:
+        """A new key and its token, which is kept nowhere. Raises ConfigError."""
+        if self._store is None:
+            raise ConfigError("this server keeps no keys: it ends with the command that runs it")
+        return KeyStore(self._store.path.parent).create(name, self._now(), limits, expires, priority, role)
+
+    def revoke(self, id: str) -> ApiKey:
+        """Returns the key as it was. Raises ConfigError if there is none, or it is revoked already."""
+        if self._store is None:
+            raise ConfigError("this server keeps no keys")
+        return msgspec.structs.replace(KeyStore(self._store.path.parent).revoke(id, self._now()), revoked=int(self._now()))
 
     def used(self, key: KeyId, *, requests: int = 0, prompt: int = 0, completion: int = 0) -> None:
         if not key:

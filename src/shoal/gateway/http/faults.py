@@ -14,6 +14,7 @@ from shoal.errors import (
     IdTaken,
     InvalidRequest,
     NoRoom,
+    NotAllowed,
     NotAuthenticated,
     NotReady,
     QueueFull,
@@ -60,6 +61,8 @@ def fault(error: ShoalError) -> Fault:
             return Fault(401, message, "invalid_request_error", code="invalid_api_key")
         case Forbidden():
             return Fault(403, message, "invalid_request_error", code="origin_not_allowed")
+        case NotAllowed():
+            return Fault(403, message, "invalid_request_error", code="not_allowed")
         case RateLimited():
             return Fault(429, message, error.what, code="rate_limit_exceeded", retry_after=max(ceil(error.wait), 1))
         case TooLarge():

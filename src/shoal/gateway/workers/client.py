@@ -17,6 +17,7 @@ from shoal.gateway.engine import ChatTokenizer, TakenOver
 from shoal.gateway.workers import messages
 from shoal.gateway.workers.channel import Channel
 from shoal.gateway.workers.messages import Attached, Call, FromHead, Message, Reply, Welcome
+from shoal.gateway.workers.operations import RemoteOperator
 from shoal.observed.trace_span import TraceSpan
 from shoal.request import Request, RequestId
 
@@ -101,6 +102,7 @@ class RemoteEngine:
         self._resumed = [self._attached(attached) for attached in welcome.resumed]
         self._gone: ShoalError | None = None
         self.limiter = RemoteLimiter(self)
+        self.operator = RemoteOperator(self._operate)
         self.finishing = asyncio.Event()
         """Set when no more requests may be accepted; `finished` is the reply."""
 
@@ -182,6 +184,9 @@ class RemoteEngine:
     def observe_first_token(self, seconds: float) -> None:
         self._channel.say(messages.Observed("first_token", (seconds,)))
 
+    def observe_answer(self, outcome: str, seconds: float) -> None:
+        self._channel.say(messages.Observed("answer", (outcome, seconds)))
+
     def observe_request(self, endpoint: str, outcome: str, prompt_tokens: int) -> None:
         self._channel.say(messages.Observed("request", (endpoint, outcome, prompt_tokens)))
 
@@ -191,6 +196,9 @@ class RemoteEngine:
     def finished(self) -> None:
         """Reports that no request is unfinished any more."""
         self._channel.say(messages.Finished())
+
+    async def _operate(self, name: str, arguments: bytes) -> bytes:
+        return await self._ask(messages.Operate(next(self._numbers), name, arguments), lambda operated: operated.answer)
 
     # For its limiter and its streams
 
@@ -253,7 +261,7 @@ class RemoteEngine:
                 self.finishing.set()
             case messages.Welcome():
                 raise RemoteProtocolError("a second Welcome")
-            case messages.Begun() | messages.Found() | messages.Scraped() | messages.Entered() | messages.Refused():
+            case messages.Begun() | messages.Found() | messages.Scraped() | messages.Entered() | messages.Operated() | messages.Refused():
                 self._replied(message)
 
     def _end(self, request: RequestId, reason: Exception) -> None:

@@ -144,6 +144,14 @@ class Finished(Message, frozen=True, tag=14):
     """No request is unfinished any more, and none will come."""
 
 
+class Operate(Message, frozen=True, tag=15):
+    """See operations."""
+
+    call: int
+    name: str
+    arguments: bytes
+
+
 class Observed(Message, frozen=True, tag=9):
     """Something that the head counts."""
 
@@ -151,13 +159,13 @@ class Observed(Message, frozen=True, tag=9):
     values: tuple[str | int | float, ...]
 
 
-class Traced(Message, frozen=True, tag=15):
+class Traced(Message, frozen=True, tag=16):
     """Spans of a request, to be sent to where traces go."""
 
     spans: list[TraceSpan]
 
 
-Call = Begin | Find | Scrape | Enter
+Call = Begin | Find | Scrape | Enter | Operate
 FromWorker = Join | Call | Cancel | EndChoice | Close | Forget | GiveBack | Leave | Spend | Finished | Observed | Traced
 
 
@@ -208,6 +216,11 @@ class Finish(Message, frozen=True, tag=31):
     """No more requests may be accepted; the worker replies with Finished when the current ones have ended."""
 
 
+class Operated(Message, frozen=True, tag=32):
+    call: int
+    answer: bytes
+
+
 class Refused(Message, frozen=True, tag=25):
     call: int
     failure: Failure
@@ -238,7 +251,7 @@ class Taken(Message, frozen=True, tag=29):
     requests: list[RequestId]
 
 
-Reply = Begun | Found | Scraped | Entered | Refused
+Reply = Begun | Found | Scraped | Entered | Operated | Refused
 FromHead = Welcome | Changed | Reply | Finish | Said | Over | Broke | Taken
 
 Heard = TypeVar("Heard", FromWorker, FromHead)

@@ -20,9 +20,11 @@ from shoal.errors import IdTaken, RemoteProtocolError, ShoalError
 from shoal.gateway.auth.key import KeyId
 from shoal.gateway.auth.limits import LocalLimiter
 from shoal.gateway.engine import Engine
+from shoal.gateway.operator import Operator
 from shoal.gateway.workers import messages
 from shoal.gateway.workers.channel import Channel
 from shoal.gateway.workers.messages import Failure, FromWorker, Reply, Status
+from shoal.gateway.workers.operations import operated
 from shoal.gateway.workers.remote_answer import RemoteAnswer
 from shoal.request import RequestId
 from shoal.trace_context import TRACE
@@ -53,10 +55,11 @@ class EngineServer:
         template: Path | None,
         settings: ApiSettings,
         lost: Callable[[int], None] = lambda pid: None,
+        operator: Operator | None = None,
     ) -> None:
         """model, template: from which the workers open the tokenizer. lost: called with the process id of a worker whose
-        connection ended."""
-        self._engine, self._settings, self._lost = engine, settings, lost
+        connection ended. operator: of the cluster."""
+        self._engine, self._settings, self._lost, self._operator = engine, settings, lost, operator
         self._model, self._template = str(model), "" if template is None else str(template)
         self._answers: dict[str, RemoteAnswer] = {}
         self._beginning: set[str] = set()
@@ -68,6 +71,7 @@ class EngineServer:
         self._finishing = False
         self._observe: dict[str, Callable[..., None]] = {
             "first_token": engine.observe_first_token,
+            "answer": engine.observe_answer,
             "request": engine.observe_request,
         }
 
@@ -195,6 +199,8 @@ class EngineServer:
                 self._limiter.spend(key, tokens)
             case messages.Finished():
                 worker.finished.set()
+            case messages.Operate(call):
+                self._call(worker, call, lambda: self._operate(message))
             case messages.Scrape(call):
                 self._call(worker, call, lambda: self._scrape(call))
             case messages.Cancel(call, answer):
@@ -270,6 +276,11 @@ class EngineServer:
 
     async def _scrape(self, call: int) -> Reply:
         return messages.Scraped(call, await self._engine.scrape())
+
+    async def _operate(self, asked: messages.Operate) -> Reply:
+        if self._operator is None:
+            raise RemoteProtocolError("this engine has no operator")
+        return messages.Operated(asked.call, await operated(self._operator, asked.name, asked.arguments))
 
     async def _enter(self, worker: _Worker, asked: messages.Enter) -> Reply:
         allowance = await self._limiter.enter(asked.key, asked.limits)

@@ -44,7 +44,8 @@ def peak(rows: Sequence[int]) -> float:
 class ExpertUse(Collector):
     """experts: how many each layer has, of layers that have any; empty for a dense model, about which it says nothing."""
 
-    def __init__(self, experts: Mapping[int, int]) -> None:
+    def __init__(self, model: str, experts: Mapping[int, int]) -> None:
+        self._model = model
         self._reads: dict[str, int] = {}
         """Empty while all experts of all nodes are in memory."""
         self._rows = {layer: [0] * count for layer, count in experts.items()}
@@ -66,27 +67,34 @@ class ExpertUse(Collector):
         """May run in another thread than `add`."""
         if not self._rows:
             return
-        counter = CounterMetricFamily("shoal_expert_rows", "Rows that an expert computed.", labels=("layer", "expert"))
+        counter = CounterMetricFamily("shoal_expert_rows", "Rows that an expert computed.", labels=("model", "layer", "expert"))
         even = GaugeMetricFamily(
             "shoal_expert_evenness",
             "How evenly a layer's experts are used: 1 if all compute as many rows, 0 if one computes all.",
-            labels=("layer",),
+            labels=("model", "layer"),
         )
         busiest = GaugeMetricFamily(
-            "shoal_expert_busiest", "Rows of a layer's busiest expert, over the mean of its experts; 1 if all are equal.", labels=("layer",)
+            "shoal_expert_busiest",
+            "Rows of a layer's busiest expert, over the mean of its experts; 1 if all are equal.",
+            labels=("model", "layer"),
         )
         for layer, rows in self._rows.items():
             for expert, count in enumerate(rows):
-                counter.add_metric((str(layer), str(expert)), count)
+                counter.add_metric((self._model, str(layer), str(expert)), count)
             if any(rows):
-                even.add_metric((str(layer),), evenness(rows))
-                busiest.add_metric((str(layer),), peak(rows))
+                even.add_metric((self._model, str(layer)), evenness(rows))
+                busiest.add_metric((self._model, str(layer)), peak(rows))
         yield counter
         yield even
         yield busiest
-        for name, (metric, help) in _READS.items():
-            if self._reads:
-                yield CounterMetricFamily(f"shoal_{metric}", help, value=self._reads[name])
+        for name, (metric, help) in _READS.items() if self._reads else ():
+            yield self._one(CounterMetricFamily(f"shoal_{metric}", help, labels=("model",)), self._reads[name])
         if guesses := self._reads.get("guesses"):
             accuracy = self._reads["guesses_right"] / guesses
-            yield GaugeMetricFamily("shoal_prefetch_accuracy", "Share of the guesses that came true.", value=accuracy)
+            yield self._one(
+                GaugeMetricFamily("shoal_prefetch_accuracy", "Share of the guesses that came true.", labels=("model",)), accuracy
+            )
+
+    def _one(self, family: CounterMetricFamily | GaugeMetricFamily, value: float) -> Metric:
+        family.add_metric((self._model,), value)
+        return family

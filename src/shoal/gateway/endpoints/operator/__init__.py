@@ -1,0 +1,1 @@
+"""/operator: the cluster for those who watch and manage it (docs/operating.md)."""

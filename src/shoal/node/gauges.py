@@ -1,0 +1,61 @@
+"""What is measured when somebody asks for the metrics: the state of the cluster, its requests and its nodes."""
+
+from __future__ import annotations
+
+from shoal.node.coordinator import Coordinator
+from shoal.request import Priority
+from shoal.telemetry.metrics import Metrics
+
+
+def gauge(metrics: Metrics, coordinator: Coordinator) -> None:
+    cluster, engine = coordinator.cluster, coordinator.settings.engine
+    metrics.nodes.set(len(cluster.members))
+    metrics.ready.set(coordinator.serving)
+    metrics.epoch.set(cluster.epoch)
+    metrics.predicted.set(cluster.placement.tokens_per_second if cluster.placement else 0.0)
+    metrics.slots.set(engine.slots)
+    metrics.queue.set(engine.queue)
+    for kind, count in coordinator.recorder.events.counts.items():
+        metrics.events.set(count, kind.value)
+    _nodes(metrics, coordinator)
+    _route(metrics, coordinator)
+    _requests(metrics, coordinator)
+
+
+def _nodes(metrics: Metrics, coordinator: Coordinator) -> None:
+    now = coordinator.recorder.now()
+    for member in coordinator.cluster.members.values():
+        metrics.busy.set(coordinator.loads.of(member.name).busy, member.name)
+        metrics.memory.set(member.joined.profile.memory, member.name)
+        metrics.silence.set(max(now - member.heard, 0.0), member.name)
+    names = (member.name for member in coordinator.cluster.members.values())
+    metrics.balance.only({(name,): share for name, share in coordinator.loads.balance(names).items()})
+
+
+def _route(metrics: Metrics, coordinator: Coordinator) -> None:
+    cluster, cost = coordinator.cluster, coordinator.model.cost
+    stages = cluster.placement.stages if cluster.placement else ()
+    tokens = cluster.placement.kv_tokens if cluster.placement else 0
+    members = {member.name: member for member in cluster.members.values()}
+    held = {stage.node: stage.memory or members[stage.node].weight_bytes for stage in stages if stage.node in members}
+    held |= {member.name: member.weight_bytes for node, member in cluster.members.items() if node in cluster.workers}
+    metrics.weights.only({(node,): size for node, size in held.items()})
+    metrics.stage_layers.only({(stage.node, str(i)): stage.layers for i, stage in enumerate(stages)})
+    metrics.slowdown.only({(stage.node,): members[stage.node].slower for stage in stages if stage.node in members})
+    metrics.kv.only({(stage.node,): tokens * sum(layer.kv_bytes for layer in cost.layers[stage.first : stage.end]) for stage in stages})
+
+
+def _requests(metrics: Metrics, coordinator: Coordinator) -> None:
+    if coordinator.driver is None:
+        return
+    scheduler = coordinator.driver.scheduler
+    metrics.running.set(scheduler.running)
+    metrics.waiting.set(scheduler.waiting)
+    for priority in Priority:
+        metrics.waiting_of.set(scheduler.waiting_of(priority), priority.name.lower())
+    metrics.blocks.set(scheduler.pool.size)
+    metrics.blocks_used.set(scheduler.pool.used)
+    metrics.evicted.set(scheduler.pool.evicted)
+    metrics.preemptions.set(scheduler.counters.preemptions)
+    metrics.cached_tokens.set(scheduler.counters.cached_tokens)
+    metrics.degraded_tokens.set(scheduler.counters.degraded_tokens)

@@ -1,0 +1,180 @@
+"""What operators ask of a head, and what they have it do: the gateway's Operator protocol."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from itertools import islice
+from statistics import median
+
+from shoal import __version__
+from shoal.control.messages import DismissRequest
+from shoal.errors import CapacityError
+from shoal.models.description import Description
+from shoal.models.spec import Experts
+from shoal.node.advice import advice, attention
+from shoal.node.cluster_view import machine_view, measured, stage_views
+from shoal.node.coordinator import Coordinator
+from shoal.node.pulls import Pulls
+from shoal.observed.cluster import (
+    ActionResult,
+    ClusterView,
+    ExpertsView,
+    Invitation,
+    ModelView,
+    NodeAction,
+    PlanView,
+    RequestsView,
+    StageView,
+)
+from shoal.observed.event import EventKind, EventPage
+from shoal.observed.history import History
+from shoal.observed.models import ModelsView
+from shoal.observed.requests import RequestView, Timeline
+from shoal.placement.partition import Placement
+
+_RECENT = 300  # steps that the medians of stages are taken over
+_EVENTS = 500  # of the latest, that may need attention
+
+
+class Operations:
+    def __init__(self, coordinator: Coordinator, model: Description, started: float) -> None:
+        self._coordinator, self._model, self._started = coordinator, model, started
+        self.invitation: Callable[[], Invitation] | None = None
+        """Makes one; None: how nodes join is not known here."""
+        self._pulls = Pulls(self._pulled)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._without: tuple[object, dict[str, float]] = (None, {})
+
+    async def cluster(self) -> ClusterView:
+        c = self._coordinator
+        cluster, recorder, now = c.cluster, c.recorder, c.now()
+        topology = c.topology()
+        machines = [machine_view(state, cluster, c.roster, now) for state in topology.nodes.values()]
+        driver = c.driver
+        steps = [] if driver is None else driver.timings.latest(_RECENT)
+        stages = stage_views(cluster, topology, steps, recorder.hops)
+        requests = RequestsView(slots=c.settings.engine.slots)
+        if driver is not None:
+            s = driver.scheduler
+            requests = RequestsView(s.running, s.waiting, c.settings.engine.slots, s.pool.used, s.pool.size)
+        reason = cluster.moving or cluster.progress
+        events = islice(reversed(recorder.events), _EVENTS)
+        spec = self._model.spec
+        expectation = c.expectation()
+        return ClusterView(
+            cluster=c.name,
+            version=__version__,
+            at=recorder.at,
+            started=self._started,
+            model=ModelView(
+                self._model.name,
+                self._model.reference,
+                len(spec.layers),
+                c.model.context,
+                sum(machine.weights for machine in machines),
+                max((part.count for layer in spec.layers if isinstance(part := layer.feed_forward, Experts)), default=0),
+            ),
+            state=cluster.state,
+            reason=reason,
+            epoch=cluster.epoch,
+            machines=machines,
+            stages=stages,
+            requests=requests,
+            predicted=cluster.placement.tokens_per_second if cluster.placement is not None else 0.0,
+            predicted_single=expectation.alone if expectation is not None else 0.0,
+            measured=recorder.tokens_per_second,
+            last_hop=median(recorder.hops[-1]) if recorder.hops and recorder.hops[-1] else 0.0,
+            advice=advice(stages, await self._changes()),
+            attention=attention(cluster.state, reason, machines, requests, c.settings.engine.queue, events, recorder.at),
+        )
+
+    async def _changes(self) -> dict[str, float]:
+        """By node, how many times as fast the cluster would be without it; looked at again when the route or a speed changes."""
+        c = self._coordinator
+        now = c.cluster.serving
+        if now is None or len(now.nodes) < 2:
+            return {}
+        key = (now.epoch, *((node, member.slower, member.draining) for node, member in c.cluster.members.items()))
+        if self._without[0] != key:
+            found: dict[str, float] = {}
+            for node in now.nodes:
+                try:
+                    placement = c.cluster.without(node, c.now())
+                except CapacityError:
+                    continue
+                found[c.cluster.members[node].name] = placement.tokens_per_second / now.placement.tokens_per_second
+                await asyncio.sleep(0)  # a plan takes tens of milliseconds: between two of them, steps go on
+            self._without = (key, found)
+        return self._without[1]
+
+    async def experts(self) -> ExpertsView:
+        return ExpertsView(measured(self._coordinator.use))
+
+    async def events(self, after: int, limit: int, kinds: Sequence[EventKind], node: str) -> EventPage:
+        return self._coordinator.recorder.events.page(after, limit, kinds, node)
+
+    async def history(self) -> History:
+        recorder = self._coordinator.recorder
+        return recorder.day.history(recorder.at)
+
+    async def requests(self, owner: str | None) -> list[RequestView]:
+        return self._coordinator.recorder.timelines.requests(owner)
+
+    async def timeline(self, answer: str, owner: str | None, after: int) -> Timeline | None:
+        return self._coordinator.recorder.timelines.timeline(answer, owner, after)
+
+    async def preview(self, node: str) -> PlanView:
+        c = self._coordinator
+        number = c.numbered(node)
+        if number is None:
+            return PlanView(why=f"there is no node '{node}'")
+        serving = c.cluster.serving
+        if serving is None or number not in serving.members:
+            return PlanView(why=f"{node} has no part in the model; it can leave at once")
+        try:
+            placement = c.cluster.without(number, c.now())
+        except CapacityError as error:
+            return PlanView(why=str(error))
+        return PlanView(
+            [StageView(stage.node, stage.first, stage.end, predicted=stage.seconds) for stage in placement.stages],
+            placement.tokens_per_second,
+            serving.placement.tokens_per_second,
+            _moved(serving.placement, placement),
+        )
+
+    async def act(self, node: str, action: NodeAction) -> ActionResult:
+        c = self._coordinator
+        match action.do:
+            case "rename":
+                answer = c.rename(node, action.name)
+            case "cap":
+                answer = c.cap(node, action.memory)
+            case _:
+                answer = c.dismiss(DismissRequest(name=node, drain=action.do == "drain"))
+        return ActionResult(answer.done, answer.message)
+
+    async def invite(self) -> Invitation:
+        return Invitation("", "") if self.invitation is None else self.invitation()
+
+    async def models(self) -> ModelsView:
+        memory = sum(member.profile.memory for member in self._coordinator.cluster.members.values())
+        return await asyncio.to_thread(self._pulls.view, self._model.name, memory)
+
+    async def pull(self, model: str) -> ActionResult:
+        self._loop = asyncio.get_running_loop()
+        return await asyncio.to_thread(self._pulls.begin, model)
+
+    def _pulled(self, line: str) -> None:
+        """Called in another thread."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._coordinator.recorder.events.add, EventKind.FETCHED, line)
+
+
+def _moved(old: Placement, new: Placement) -> dict[str, int]:
+    """By node, how many layers it would load that it does not run now."""
+    runs = {stage.node: range(stage.first, stage.end) for stage in old.stages}
+    loads = {
+        stage.node: sum(layer not in runs.get(stage.node, range(0)) for layer in range(stage.first, stage.end)) for stage in new.stages
+    }
+    return {node: count for node, count in loads.items() if count}

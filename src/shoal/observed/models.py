@@ -1,0 +1,37 @@
+"""The models on the head's machine."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class ModelHere(msgspec.Struct, frozen=True):
+    """size: bytes of its files. here: whether all of them are on this machine. fits: whether the cluster's memory holds it; None: not
+    known before it is fetched. served: whether it is the one that answers."""
+
+    name: str
+    reference: str
+    size: int
+    here: bool
+    fits: bool | None = None
+    served: bool = False
+    about: str = ""
+
+
+class PullView(msgspec.Struct, frozen=True):
+    """A model that is being fetched, or was. done, total: bytes; total 0: not known yet. failed: why; ''."""
+
+    name: str
+    began: float
+    done: int = 0
+    total: int = 0
+    ended: float = 0.0
+    failed: str = ""
+
+
+class ModelsView(msgspec.Struct, frozen=True):
+    """memory: bytes that weights and KV blocks may take on all nodes together."""
+
+    models: list[ModelHere]
+    pulls: list[PullView]
+    memory: int

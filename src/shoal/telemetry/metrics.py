@@ -1,0 +1,198 @@
+"""The head's metrics, for Prometheus. docs/metrics.md says what each is for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeVar
+
+from prometheus_client import CollectorRegistry, generate_latest
+
+from shoal.observed.event import EventKind
+from shoal.pipeline.timing import StepTiming
+from shoal.telemetry.distribution import Distribution, Distributions
+from shoal.telemetry.expert_use import ExpertUse
+from shoal.telemetry.token_times import TokenTimes
+from shoal.telemetry.values import Values
+
+OUTCOMES = ("complete", "failed", "left")
+"""How an answer ends: whole, with an error, or because its client left."""
+CAUSES = ("lost", "left", "failed", "broken", "moved")
+"""Of an interruption: a node was lost, left at once, or could not do its part; the route broke for another reason; layers were moved."""
+PARTS = ("fence", "load", "link", "refill", "resume")
+"""Of an interruption, in order: see node.interruption."""
+
+_Made = TypeVar("_Made", Values, Distributions)
+
+
+class _Stage(NamedTuple):
+    hop: Distribution
+    wait: Distribution
+    compute: Distribution
+
+
+class Metrics:
+    """One registry per head, so that several can live in one process. All that concerns a model has the label `model`."""
+
+    def __init__(self, model: str, experts: Mapping[int, int]) -> None:
+        """experts: how many each layer of the model has, of layers that have any."""
+        self.registry = CollectorRegistry()
+        self._by_node: list[Values | Distributions] = []
+
+        def kept(made: _Made, labels: tuple[str, ...]) -> _Made:
+            self.registry.register(made)
+            if "node" in labels:
+                self._by_node.append(made)
+            return made
+
+        def values(name: str, help: str, *labels: str) -> Values:
+            return kept(Values(f"shoal_{name}", help, labels, model), labels)
+
+        def of_cluster(name: str, help: str, *labels: str) -> Values:
+            return kept(Values(f"shoal_{name}", help, labels), labels)
+
+        def seconds(name: str, help: str, *labels: str) -> Distributions:
+            return kept(Distributions(f"shoal_{name}_seconds", help, labels, model), labels)
+
+        self.requests = values("requests_total", "Requests: accepted, or refused with a status.", "endpoint", "outcome")
+        self.answers = values("answers_total", "Answers that ended: complete, failed, or because their client left.", "outcome")
+        self.prompt_tokens = values("prompt_tokens_total", "Prompt tokens of accepted requests.")
+        self.generated_tokens = values("generated_tokens_total", "Tokens sampled.")
+        self.first_token = seconds("time_to_first_token", "From a request's acceptance to its first token, at the API.").of()
+        self.answer = seconds("answer", "From a request's acceptance to the end of its answer, at the API.").of()
+        queued = seconds("queue", "From a request's acceptance to its first step.")
+        between = seconds("inter_token", "From a token of a choice to the next, at the head.")
+        self.tokens = TokenTimes(queued.of(), between.of())
+        self.slots = values("slots", "Sequences that may run at once.")
+        self.queue = values("queue_capacity", "Sequences that may wait; more are refused.")
+        self.running = values("sequences_running", "Sequences that hold KV blocks.")
+        self.waiting = values("sequences_waiting", "Sequences that wait for a slot.")
+        self.waiting_of = values(
+            "sequences_waiting_by_class", "Sequences that wait for a slot, by the class that they wait in.", "priority"
+        )
+        self.blocks = values("kv_blocks", "KV blocks of the pool, of 32 tokens each.")
+        self.blocks_used = values("kv_blocks_used", "KV blocks held by sequences.")
+        self.preemptions = values("preemptions_total", "Sequences preempted for want of KV blocks.")
+        self.cached_tokens = values("prefix_cache_tokens_total", "Prompt tokens found in the prefix cache.")
+        self.evicted = values("prefix_cache_evicted_blocks_total", "KV blocks of kept prompts that were given up for new ones.")
+        self.degraded_tokens = values("degraded_tokens_total", "Tokens computed without an expert that nobody had.")
+
+        self.ready = values("ready", "1 while the model is served.")
+        self.epoch = values("epoch", "The route's epoch: grows with every route that is tried.")
+        self.predicted = values("predicted_tokens_per_second", "What placement predicts for full slots.")
+        self._flight = seconds("step_flight", "From sending a step to its result.").of()
+        self._head = seconds("step_head", "Scheduling, encoding, sending and applying at the head, per step.").of()
+        self._hop = seconds("hop", "The way of a step to the stage on a node, from the stage before or from the head.", "node")
+        self._wait = seconds("stage_wait", "A step waiting in a stage for the one before.", "node")
+        self._compute = seconds("stage_compute", "Computing in a stage, per step.", "node")
+        self._sample = seconds("sample", "Choosing tokens in the last stage, per step.").of()
+        self._back = seconds("hop_back", "The way of a step from the last stage to the head.").of()
+        self._stages: list[_Stage] = []
+        self.stage_layers = values("stage_layers", "Layers of a stage of the route.", "node", "stage")
+        self.slowdown = values("stage_slowdown", "Times by which a stage is slower than its node measured.", "node")
+        self.weights = values("node_weights_bytes", "Weights that a node holds for the route, in memory.", "node")
+        self.kv = values("node_kv_bytes", "Memory that KV blocks take on a node.", "node")
+
+        self.interruptions = seconds("interruption", "From noticing that a route is lost, or pausing it, to the next token.", "cause")
+        self.interruption_parts = seconds("interruption_part", "What interruptions were made of.", "cause", "part")
+        self.refilled = values("refilled_tokens_total", "Tokens whose keys and values were filled anew.")
+        self.events = of_cluster("events_total", "What happened to the cluster.", "kind")
+
+        self.nodes = of_cluster("nodes", "Nodes in the cluster.")
+        self.busy = of_cluster("node_busy", "Share of the last 10 s in which a node computed.", "node")
+        self.resident = of_cluster("node_resident_bytes", "Memory that a node's process takes.", "node")
+        self.memory = of_cluster("node_memory_bytes", "Memory that weights and KV blocks may take on a node.", "node")
+        self.silence = of_cluster("node_silence_seconds", "Since a node was last heard.", "node")
+        self._fetched = of_cluster("fetched_bytes_total", "Model files that a node fetched, by where they came from.", "node", "source")
+        self._journals = (
+            values("journal_bytes", "Journals in a node's memory.", "node"),
+            values("journal_spilled_rows_total", "Journal rows that a node wrote to disk.", "node"),
+            values("journal_given_up_rows_total", "Journal rows that found no room on a node.", "node"),
+            values("journal_replayed_rows_total", "Journal rows that a node replayed.", "node"),
+        )
+        self._asks = {
+            name: values(f"dispatch_{metric}_total", help, "node")
+            for name, metric, help in (
+                ("frames", "frames", "Frames with rows that a stage sent to workers."),
+                ("hedged", "hedged", "Of these, sent because another worker was late."),
+                ("repeated_frames", "repeated", "Of these, sent because another worker was lost."),
+                ("taken_back", "taken_back", "Questions about experts that a stage ran itself, since nobody else did soon."),
+                ("dropped", "dropped", "Experts that a layer went on without."),
+                ("answers", "answers", "Answers of workers that a stage took."),
+                ("sent", "sent_bytes", "Bytes of frames to workers."),
+                ("received", "received_bytes", "Bytes of workers' answers."),
+                ("waited", "waited_seconds", "In which a stage had nothing else to do."),
+                ("round_trips", "round_trip_seconds", "From frames to their answers, all together."),
+                ("queued", "queued_seconds", "Of these, in which rows waited at a worker."),
+                ("computed", "computed_seconds", "Of these, in which a worker computed."),
+            )
+        }
+        self._work = {
+            "frames": values("worker_frames_total", "Frames that a worker answered.", "node"),
+            "rows": values("worker_rows_total", "Rows of these.", "node"),
+            "calls": values("worker_calls_total", "Calls of the kernels for them: frames for one layer run together.", "node"),
+            "queued": values("worker_queued_frames", "Frames that wait at a worker.", "node"),
+            "computed": values("worker_computed_seconds_total", "Computing at a worker.", "node"),
+        }
+        self.balance = values("worker_balance", "Rows of a worker in the last 10 s, over the mean of all workers; 1: none had any.", "node")
+        self.experts = ExpertUse(model, experts)
+        self.registry.register(self.experts)
+        # What was never counted would appear with 1, and a rate over that would miss it.
+        for outcome in OUTCOMES:
+            self.answers.set(0, outcome)
+        for kind in EventKind:
+            self.events.set(0, kind.value)
+        for cause in CAUSES:
+            self.interruptions.of(cause)
+
+    def interruption(self, seconds: float, cause: str, parts: Mapping[str, float], refilled: int) -> None:
+        """cause: one of CAUSES. parts: by PARTS."""
+        self.interruptions.of(cause).observe(seconds)
+        self.refilled.add(refilled)
+        for part, value in parts.items():
+            self.interruption_parts.of(cause, part).observe(value)
+
+    def journal(self, node: str, *values: int) -> None:
+        """Records a heartbeat's journal figures: bytes; rows spilled, given up, replayed."""
+        for journal, value in zip(self._journals, values, strict=True):
+            journal.set(value, node)
+
+    def fetched(self, node: str, peers: int, origin: int) -> None:
+        self._fetched.set(peers, node, "peers")
+        self._fetched.set(origin, node, "origin")
+
+    def asks(self, node: str, counts: Mapping[str, float]) -> None:
+        """counts: of control.messages.ExpertAsks."""
+        for name, asks in self._asks.items():
+            asks.set(counts[name], node)
+
+    def work(self, node: str, counts: Mapping[str, float]) -> None:
+        """counts: of control.messages.ExpertWork."""
+        for name, work in self._work.items():
+            work.set(counts[name], node)
+
+    def forget(self, node: str) -> None:
+        """Drops the figures of a node that is gone."""
+        for one in self._by_node:
+            one.forget("node", node)
+
+    def route(self, nodes: Sequence[str]) -> None:
+        """The steps that follow run on these nodes' stages."""
+        self._stages = [_Stage(self._hop.of(node), self._wait.of(node), self._compute.of(node)) for node in nodes]
+
+    def step(self, timing: StepTiming, hops: Sequence[float]) -> None:
+        """hops: seconds of the way to each stage, and of the way back."""
+        self._flight.observe(timing.flight)
+        self._head.observe(timing.schedule + timing.encode + timing.send + timing.apply)
+        self.generated_tokens.add(timing.sampled)
+        for (way, wait, compute), hop, trace in zip(self._stages, hops, timing.traces, strict=False):
+            way.observe(hop)
+            wait.observe(trace.wait)
+            compute.observe(trace.compute)
+        if timing.traces:
+            self._sample.observe(timing.traces[-1].sample)
+            self._back.observe(hops[-1])
+        self.tokens.step(timing.parts, timing.sent)
+
+    def text(self) -> bytes:
+        """In Prometheus' format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,95 @@
+"""A cluster's operator whose every answer is the same small one, for the gateway; it remembers what it was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from shoal.observed.cluster import (
+    ActionResult,
+    ClusterView,
+    ExpertsView,
+    Invitation,
+    MachineView,
+    ModelView,
+    NodeAction,
+    PlanView,
+    RequestsView,
+    StageView,
+)
+from shoal.observed.event import EventKind, EventPage
+from shoal.observed.history import History
+from shoal.observed.models import ModelHere, ModelsView, PullView
+from shoal.observed.requests import HopSpan, RecoverySpan, RequestView, StepSpan, Timeline
+from shoal.telemetry.event_ring import EventRing
+
+HOSTILE = '<img src=x onerror=alert(1)>\x1b[2J"]}'
+"""A name that somebody may choose."""
+
+
+def machine(name: str, **more: Any) -> MachineView:
+    plain: dict[str, Any] = {
+        "name": name, "number": 1, "role": "layers", "state": "serving", "words": "serving", "address": "10.0.0.2:7500",
+        "machine": "x86_64 avx512", "threads": 4, "silence": 0.25, "first_layer": 0, "end_layer": 15, "memory": 8 << 30,
+    }  # fmt: skip
+    return MachineView(**{**plain, **more})
+
+
+def view(*machines: MachineView, **more: Any) -> ClusterView:
+    plain: dict[str, Any] = {
+        "cluster": "reef", "version": "1", "at": 100.0, "started": 50.0, "model": ModelView("toy", "toy", 30, 2048, 1 << 20), "state": "serving",
+        "reason": "", "epoch": 3, "machines": [*machines], "stages": [StageView("a", 0, 15), StageView("b", 15, 30)], "requests": RequestsView(1, 2, 8, 4, 64),
+    }  # fmt: skip
+    return ClusterView(**{**plain, **more})
+
+
+class FixedOperator:
+    def __init__(self) -> None:
+        self.ring = EventRing(lambda: 123.0)
+        self.view = view(machine("a"), machine(HOSTILE, number=2))
+        self.asked: list[tuple[Any, ...]] = []
+        """Of actions, previews and pulls."""
+        self.results: dict[str, ActionResult] = {}
+        """By what was asked about; otherwise it is done."""
+        self.invitation = Invitation("10.0.0.1:7420", "shoal join 10.0.0.1:7420 --code 1-2-3", "1-2-3", 4000.0)
+        self.seen = [RequestView("chatcmpl-1", 10.0, "", "ended", 3, 0, 2), RequestView("chatcmpl-2", 11.0, "someone", "running")]
+        step = StepSpan(4, 3, 10.5, 2, 1, 1, 0.1, 0.2, 0.3, [HopSpan(0.1, 0.2, 0.3, 0.4, 0.5, 0.6)], 0.7, 0.8)
+        self.steps = [step]
+        self.recoveries = [RecoverySpan(12.0, 13.0, "b left", "b", 1.5, {"load": 1.0}, 64, 2)]
+
+    async def cluster(self) -> ClusterView:
+        return self.view
+
+    async def experts(self) -> ExpertsView:
+        return ExpertsView({0: [1, 2, 3]})
+
+    async def events(self, after: int, limit: int, kinds: Sequence[EventKind], node: str) -> EventPage:
+        return self.ring.page(after, limit, kinds, node)
+
+    async def history(self) -> History:
+        return History([60.0, 120.0], [1.5, 0.0], [0.1, None], [0.2, None], [3, 0], [0.5, 0.0], [1 << 30, 1 << 30], [2, 1])
+
+    async def requests(self, owner: str | None) -> list[RequestView]:
+        return [one for one in self.seen if owner is None or one.key == owner]
+
+    async def timeline(self, answer: str, owner: str | None, after: int) -> Timeline | None:
+        found = next((one for one in await self.requests(owner) if one.id == answer), None)
+        return None if found is None else Timeline(found, {3: ["a"]}, self.steps[after:], self.recoveries, len(self.steps))
+
+    async def preview(self, node: str) -> PlanView:
+        self.asked.append(("preview", node))
+        return PlanView([StageView("a", 0, 30)], 50.0, 80.0, {"a": 15})
+
+    async def act(self, node: str, action: NodeAction) -> ActionResult:
+        self.asked.append((action.do, node))
+        return self.results.get(node, ActionResult(True, f"{node}: done"))
+
+    async def invite(self) -> Invitation:
+        return self.invitation
+
+    async def models(self) -> ModelsView:
+        return ModelsView([ModelHere("toy", "toy", 1 << 20, True, True, True)], [PullView("other", 1.0, 5, 10)], 16 << 30)
+
+    async def pull(self, model: str) -> ActionResult:
+        self.asked.append(("pull", model))
+        return self.results.get(model, ActionResult(True, f"{model} is being fetched"))
