@@ -33,10 +33,11 @@ def describe(span: RequestSpan, answer: Answer, model: str) -> None:
 
 def _answered(span: RequestSpan, answer: Answer) -> None:
     usage, attributes = answer.usage, span.attributes
+    reasons = {piece.choice: str(piece.finish) for piece in answer.pieces if piece.finish is not None}
     attributes |= {
         "gen_ai.usage.output_tokens": usage.completion,
         "gen_ai.usage.cache_read.input_tokens": usage.cached,
-        "gen_ai.response.finish_reasons": [str(piece.finish) for piece in answer.pieces if piece.finish is not None],
+        "gen_ai.response.finish_reasons": [reasons[choice] for choice in sorted(reasons)],
     }
     if answer.pieces:
         attributes["gen_ai.response.time_to_first_chunk"] = usage.waited
