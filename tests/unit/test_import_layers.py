@@ -29,6 +29,7 @@ BASE = {
     "environment",
     "sizes",
     "spelling",
+    "trace_context",
     "observed",
 }
 PURE = {"scheduler", "placement", "membership", "wire"}
