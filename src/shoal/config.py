@@ -216,6 +216,9 @@ class EngineSettings(Settings):
         "Of a mixture of experts, go on without experts that no node can run now; the others get their weight. Such tokens differ, and the "
         "answer says how many they are. Without this, a step waits for them.",
     )
+    prefix_cache: bool = setting(
+        True, "Keep the keys and values of computed prompts for later ones that begin alike. Without it every prompt is computed whole."
+    )
     activations: Codec = setting(Codec.RAW, "Encoding of activations between nodes: raw is exact, bf16 halves the bytes.")
 
     def check(self) -> None:

@@ -32,7 +32,7 @@ BASE = {
     "trace_context",
     "observed",
 }
-PURE = {"scheduler", "placement", "membership", "wire"}
+PURE = {"scheduler", "placement", "membership", "wire", "profiling"}
 PURE_MODULES = {
     "pipeline.timing",
     "pipeline.records",
@@ -113,7 +113,7 @@ def allowed(module: str, other: str) -> bool:
     if here in BASE:
         return there in BASE
     if here in PURE:
-        return there in BASE or (here == "membership" and there == "placement")
+        return there in BASE or (here in {"membership", "profiling"} and there == "placement")
     if here in EFFECTS:
         return there in BASE | PURE
     if here in ABOVE:

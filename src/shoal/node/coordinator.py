@@ -536,6 +536,7 @@ class Coordinator:
             queue=settings.engine.queue,
             depth=depth,
             wait=settings.engine.prompt_wait,
+            prefixes=settings.engine.prefix_cache,
         )
         driver = self.requests.fitted(limits)
         driver.scheduler.cost = step_guess(self.model.cost, placement, Measured(self.roster.reached))
