@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.real]
 REQUEST = "chatcmpl-4f7e21"
 SCREENS = [*PAGES, f"timeline/{REQUEST}"]
 ANSWER = "# Cities\n\nA *list*:\n\n- Rome\n- Oslo\n\n```python\ndef add(a, b):\n    return a + b  # sum\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
-HOSTILE = "<img src=x onerror=\"window.injected=1\"><script>window.injected=1</script>'\"/`;"
+HOSTILE = '<img src=x onerror="window.injected=1"><script>window.injected=1</script>\'"/`;'
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +263,9 @@ def test_two_hundred_tokens_a_second_drop_no_frames(browser: Browser, engine: Fa
         page = visitor.open("timeline/busy")
         picture = page.get_by_role("application")
         page.wait_for_function("() => Number(document.querySelector('[data-figure=steps] b')?.textContent) >= 5000")
-        page.evaluate("() => { window.long = []; new PerformanceObserver(l => window.long.push(...l.getEntries())).observe({type: 'longtask'}); }")
+        page.evaluate(
+            "() => { window.long = []; new PerformanceObserver(l => window.long.push(...l.getEntries())).observe({type: 'longtask'}); }"
+        )
         frames = int(picture.get_attribute("data-frames") or 0)
         for look in ("All", "Follow"):
             page.get_by_role("button", name=look).click()
@@ -411,7 +413,8 @@ def test_loading_is_shown_for_each_node_and_attention_only_where_it_is_needed(vi
     page = visitor.open()
     expect(page.get_by_text("Needs attention")).to_have_count(0)
     operator.view = msgspec.structs.replace(
-        busy_loading(["attic", "kitchen", "studio"]), attention=[Advice("attention", "kitchen is 2.1 times slower than it measured", "kitchen")]
+        busy_loading(["attic", "kitchen", "studio"]),
+        attention=[Advice("attention", "kitchen is 2.1 times slower than it measured", "kitchen")],
     )
     expect(page.locator(".notice")).to_contain_text("2 of 3 nodes have loaded")
     expect(page.get_by_role("row", name="studio")).to_contain_text("51 % of 5.7 GiB")
@@ -433,7 +436,9 @@ def test_reasoning_calls_and_results_are_shown(visitor: Visitor, engine: FakeEng
     page.get_by_text("Tools", exact=True).click()
     page.get_by_label("Functions, as JSON").fill("{")
     expect(page.get_by_text("The tools are not JSON")).to_be_visible()
-    page.get_by_label("Functions, as JSON").fill('{"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}')
+    page.get_by_label("Functions, as JSON").fill(
+        '{"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}'
+    )
     ask(page, "How is the weather?")
     expect(page.locator(".reasoning")).to_contain_text("Which city?")
     expect(page.locator(".call")).to_contain_text("weather")
