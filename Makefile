@@ -13,7 +13,7 @@ PINNED = --constraint $(PINS) --build-constraint $(PINS)
 # Every process would compile every module again: half of the time that a head takes to start.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test test-fast test-latest simulate bench check format proto constraints install develop gpu-check console browser screenshots wheels aarch64 docs clean
+.PHONY: run test test-fast test-latest simulate bench check format proto constraints install develop gpu-check console browser screenshots wheels aarch64 promtool docs clean
 
 run: $(VENV)/installed
 	$(BIN)/shoal run "$(PROMPT)" --nodes $(NODES) --url ""
@@ -105,6 +105,13 @@ aarch64: $(VENV)/developed
 	@{ command -v aarch64-linux-gnu-g++ && command -v qemu-aarch64; } >/dev/null || apt-get install --yes --no-install-recommends g++-aarch64-linux-gnu qemu-user
 	$(BIN)/python -m pytest tests/unit/native/test_other_processors.py
 
+# Prometheus and its promtool into build/, from Debian's package without installing it: no service is started. Tests find them there.
+promtool: build/prometheus/usr/bin/promtool
+build/prometheus/usr/bin/promtool:
+	rm -rf build/prometheus && mkdir -p build/prometheus
+	cd build/prometheus && { apt-get download prometheus || { apt-get update && apt-get download prometheus; }; } && dpkg -x prometheus_*.deb . && rm prometheus_*.deb
+	touch $@
+
 # The pages as a site, in build/site.
 docs: $(BIN)/python
 	$(PIP) install --constraint $(PINS) --group docs
@@ -133,7 +140,7 @@ $(VENV)/installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard nati
 # torch first and by itself: the test oracle needs the CPU build, nothing else does.
 $(VENV)/developed: pyproject.toml $(VENV)/installed
 	$(PIP) install --constraint $(PINS) $(TORCH)
-	$(PIP) install $(PINNED) --group dev --editable ".[onnx,openvino,redis,plan,triton]"
+	$(PIP) install $(PINNED) --group dev --editable ".[onnx,openvino,redis,plan,traces,triton]"
 	touch $@
 
 clean:

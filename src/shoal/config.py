@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
+from urllib.parse import urlsplit
 
 from shoal.address import is_loopback, parse_host
 from shoal.allowance import processors
@@ -215,6 +216,9 @@ class EngineSettings(Settings):
         "Of a mixture of experts, go on without experts that no node can run now; the others get their weight. Such tokens differ, and the "
         "answer says how many they are. Without this, a step waits for them.",
     )
+    prefix_cache: bool = setting(
+        True, "Keep the keys and values of computed prompts for later ones that begin alike. Without it every prompt is computed whole."
+    )
     activations: Codec = setting(Codec.RAW, "Encoding of activations between nodes: raw is exact, bf16 halves the bytes.")
 
     def check(self) -> None:
@@ -229,6 +233,26 @@ class EngineSettings(Settings):
     def chat_template_file(self) -> Path | None:
         """None: use the model's own."""
         return user_path(self.chat_template) if self.chat_template else None
+
+
+def _check_receiver(url: str) -> None:
+    """Raises ConfigError."""
+    how = "write http://HOST:4318 or grpc://HOST:4317, https or grpcs with TLS, or env"
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError as error:  # a port that is none, or a bracket too few
+        raise ConfigError(f"--traces {url}: {error}; {how}") from None
+    if parts.scheme not in ("http", "https", "grpc", "grpcs") or not host or port == 0:
+        raise ConfigError(f"--traces {url} is no place for traces; {how}")
+    if "@" in parts.netloc:
+        raise ConfigError("--traces takes no password; OTEL_EXPORTER_OTLP_HEADERS may hold a header with one")
+    if parts.query or parts.fragment or (parts.path.strip("/") and parts.scheme.startswith("grpc")):
+        raise ConfigError(f"--traces {url} says more than a host and a port; {how}")
+    try:
+        parse_host(host)
+    except ConfigError as error:
+        raise ConfigError(f"--traces {url}: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -266,8 +290,17 @@ class ApiSettings(Settings):
     batch_queue: int = setting(100, "Batches that may wait or run; more get 429.", low=1)
     batch_concurrency: int = setting(8, "Batch requests that run at once, after all other requests.", low=1, high=4096)
 
+    traces: str = setting(
+        "",
+        "Where OpenTelemetry traces of requests go (needs shoal[traces]): http://HOST:4318, grpc://HOST:4317, https and grpcs with TLS, "
+        "or env: what the OTEL_EXPORTER_OTLP_ variables say; empty: nowhere.",
+    )
+    trace_sample: float = setting(1.0, "Share of requests that are traced, 0 to 1, where the client does not say it.", low=0, high=1)
+
     def check(self) -> None:
         self._check_host("api_host")
+        if self.traces not in ("", "env"):
+            _check_receiver(self.traces)
         for flag, size in (("--max-file", self.max_file), ("--files-space", self.files_space), ("--responses-size", self.responses_size)):
             try:
                 parse_bytes(size)

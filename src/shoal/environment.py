@@ -44,6 +44,12 @@ def environment_with(**changes: str) -> dict[str, str]:
     return {**os.environ, **changes}
 
 
+def otlp_protocol(environment: Mapping[str, str] = os.environ) -> str:
+    """How traces are sent, where the standard variables say where to: 'grpc', or 'http/protobuf', which is the default."""
+    names = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+    return next((value for name in names if (value := environment.get(name))), "http/protobuf")
+
+
 @dataclasses.dataclass(frozen=True)
 class Shell:
     """The shell that a service is installed from. user and caller (who called sudo) are '' if unknown."""

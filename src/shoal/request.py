@@ -8,6 +8,7 @@ from typing import NewType
 import msgspec
 
 from shoal.errors import InvalidRequest
+from shoal.trace_context import TraceContext
 
 RequestId = NewType("RequestId", str)
 SequenceId = NewType("SequenceId", int)
@@ -105,6 +106,8 @@ class Request(msgspec.Struct, frozen=True):
     """Nothing is sampled: the answer is the mean of the prompt's last hidden states."""
     owner: str = ""
     """The id of the key that asked; empty: none was needed."""
+    trace: TraceContext | None = None
+    """The span of the request that asks for it."""
 
     @property
     def samples(self) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 
 from shoal.errors import InvalidRequest, ShoalError
 from shoal.facts import ModelFacts
+from shoal.observed.trace_span import TraceSpan
 from shoal.request import Alternative, FinishReason, Request, Score, TokenChunk
 from shoal.text.chat import ChatTemplate
 from shoal.text.reasoning import ReasoningFormat
@@ -212,6 +213,7 @@ class FakeEngine:
         """Outcomes of answers."""
         self.observed: list[tuple[str, str, int]] = []
         self.first_tokens = 0
+        self.spans: list[TraceSpan] = []
         self.resume = 60.0
         self.kept: dict[str, tuple[bytes, Sequence[Request]]] = {}
         self.before: list[Resumed] = []
@@ -258,6 +260,9 @@ class FakeEngine:
 
     def resumed(self) -> list[Resumed]:
         return self.before
+
+    def traced(self, spans: Sequence[TraceSpan]) -> None:
+        self.spans += spans
 
     def observe_first_token(self, seconds: float) -> None:
         self.first_tokens += 1

@@ -29,9 +29,10 @@ BASE = {
     "environment",
     "sizes",
     "spelling",
+    "trace_context",
     "observed",
 }
-PURE = {"scheduler", "placement", "membership", "wire"}
+PURE = {"scheduler", "placement", "membership", "wire", "profiling"}
 PURE_MODULES = {
     "pipeline.timing",
     "pipeline.records",
@@ -112,7 +113,7 @@ def allowed(module: str, other: str) -> bool:
     if here in BASE:
         return there in BASE
     if here in PURE:
-        return there in BASE or (here == "membership" and there == "placement")
+        return there in BASE or (here in {"membership", "profiling"} and there == "placement")
     if here in EFFECTS:
         return there in BASE | PURE
     if here in ABOVE:

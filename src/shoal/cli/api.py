@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from typing import Protocol
 
@@ -39,5 +40,6 @@ def api_of(head: Head, settings: HeadSettings, address: socket.socket) -> Api:
             raise ConfigError(
                 "--api-workers needs Unix sockets, which this system does not have; leave it out and the head serves the API itself"
             )
-        return ApiWorkers(head, settings, address, "text" if err.log is None else "json")
+        verbose = logging.getLogger("shoal").isEnabledFor(logging.INFO)
+        return ApiWorkers(head, settings, address, "text" if err.log is None else "json", verbose)
     return ApiServer(create_app(head, settings.served_api, operator=head.operator), address, settings.api)

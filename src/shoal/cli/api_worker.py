@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -58,7 +59,8 @@ async def _finish(engine: RemoteEngine, api: ApiServer) -> None:
 
 
 def main() -> None:
-    log_to_stderr(format=LogFormat(variable("SHOAL_LOG_FORMAT") or "text"))
+    level = logging.INFO if variable("SHOAL_VERBOSE") == "1" else logging.WARNING
+    log_to_stderr(level, LogFormat(variable("SHOAL_LOG_FORMAT") or "text"))
     path, listener = Path(sys.argv[1]), int(sys.argv[2])
     try:
         with socket.socket(fileno=listener) as address:

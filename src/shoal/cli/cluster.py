@@ -27,6 +27,7 @@ from shoal.launch.local import local_cluster
 from shoal.models.description import Description, listed
 from shoal.node.head import Head
 from shoal.node.host_environment import HostEnvironment
+from shoal.telemetry.traces import check_installed
 
 
 async def serve_api(head: Head, api: Api, stop: asyncio.Event, reporting: Coroutine[Any, Any, None], grace: float) -> None:
@@ -180,6 +181,7 @@ async def _report(head: Head, endings: Callable[[], list[str]] = list) -> None:
 
 def up(settings: HeadSettings, node: NodeSettings, nodes: int) -> None:
     move_in()
+    check_installed(settings.api.traces)
     _check_open(settings)
     run(_up(settings, node, nodes))
 
@@ -187,5 +189,6 @@ def up(settings: HeadSettings, node: NodeSettings, nodes: int) -> None:
 def serve(settings: HeadSettings) -> None:
     move_in()
     check_announcing(settings)
+    check_installed(settings.api.traces)
     _check_open(settings)
     run(_serve(settings.kept_by_default()))

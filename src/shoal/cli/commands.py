@@ -39,6 +39,11 @@ class Strategy(StrEnum):
     THROUGHPUT = "throughput"
 
 
+class Switch(StrEnum):
+    ON = "on"
+    OFF = "off"
+
+
 DEFAULT_PROMPT = "What is the capital of France, and what is it famous for?"
 
 _UP_HELP = """
@@ -64,7 +69,7 @@ def register(app: typer.Typer) -> None:
     app.command("up", help=_UP_HELP)(up)
     app.command("serve", help=_SERVE_HELP)(serve)
     app.command("join", help=_JOIN_HELP)(join)
-    for command in (run, chat, console, batch, infer_moe, plan, profile_moe, bench, doctor):
+    for command in (run, chat, console, batch, infer_moe, plan, profile, profile_moe, bench, doctor):
         app.command(command.__name__.replace("_", "-"))(command)
 
 
@@ -232,6 +237,49 @@ def plan(
     from shoal.cli import inspect
 
     inspect.plan(settings, model, node or [], threads, hardware, as_json)
+
+
+@settings(EngineSettings)
+def profile(
+    settings: EngineSettings,
+    typed: typer.Context,
+    nodes: Nodes = 2,
+    url: Url = "",
+    key: Key = "",
+    seconds: Annotated[int, flag("--seconds", "How long to load the cluster.", min=1, max=3600)] = 30,
+    streams: Annotated[int, flag("--streams", "Requests that run at once.", min=1, max=4096)] = 4,
+    kv_cache: Annotated[
+        Switch,
+        flag("--kv-cache", "off: compare one answer with the KV cache and with all of it computed for each token, and nothing else."),
+    ] = Switch.ON,
+    tokens: Annotated[int, flag("--tokens", "Tokens of that answer.", min=2, max=4096)] = 64,
+    html: Annotated[Path | None, flag("--html", "Also write the profile as a page.", metavar="FILE")] = None,
+    chrome: Annotated[Path | None, flag("--chrome", "Also write every step as a trace for Perfetto.", metavar="FILE")] = None,
+    memory: Memory = "",
+    threads: Threads = 0,
+    runtime: Runtime = RuntimeName.AUTO,
+    as_json: Json = False,
+) -> None:
+    """Load a cluster with requests and show where the time goes, and what would help.
+
+    Without --url a cluster is started here. Example: [bold]shoal profile --url http://192.168.1.20:8000 --html profile.html[/bold]
+    """
+    from shoal.cli.asking import ChatOptions
+
+    settings, model = _named(typed, settings)
+    asking = ChatOptions(url, key, model)
+    if kv_cache is Switch.ON:
+        from shoal.cli.profile import profile
+
+        profile(settings, node_settings(memory, threads, runtime), nodes, asking, seconds, streams, html, chrome, as_json)
+        return
+    if asking.url or html is not None or chrome is not None:
+        raise ConfigError(
+            "--kv-cache off compares on a cluster that is started here, as text or JSON: leave out --url, --html and --chrome"
+        )
+    from shoal.cli.kv_comparison import compare
+
+    compare(settings, node_settings(memory, threads, runtime), nodes, tokens, as_json)
 
 
 @settings(EngineSettings)

@@ -18,6 +18,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from shoal.cli.log_format import LogFormat
+from shoal.trace_context import TRACE
 
 _SECRETS = (
     (re.compile(r"\bsk-[\w-]{8,}"), "sk-***"),
@@ -57,7 +58,7 @@ def _told(as_json: bool) -> list[Processor]:
     """The processors for every line."""
     stamp = structlog.processors.TimeStamper(fmt="iso", utc=True) if as_json else structlog.processors.TimeStamper(fmt="%H:%M:%S")
     name: list[Processor] = [_logger_name] if as_json else []
-    return [structlog.processors.add_log_level, *name, stamp, structlog.processors.format_exc_info, _without_secrets]
+    return [structlog.processors.add_log_level, *name, stamp, structlog.processors.format_exc_info, _of_trace, _without_secrets]
 
 
 def _renderer(as_json: bool) -> Processor:
@@ -95,6 +96,13 @@ class _ToStderr(logging.StreamHandler[TextIO]):
 def _logger_name(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
     record: logging.LogRecord | None = event.get("_record")
     event["logger"] = record.name if record is not None else getattr(logger, "name", "shoal")
+    return event
+
+
+def _of_trace(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """Names the request that a line is about as OpenTelemetry does, if it is traced."""
+    if (context := TRACE.get()) is not None:
+        event["trace_id"], event["span_id"] = context.trace, context.span
     return event
 
 

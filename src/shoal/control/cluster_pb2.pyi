@@ -91,7 +91,7 @@ class LayerRange(_message.Message):
     def __init__(self, first: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("resident", "steps", "journal_bytes", "journal_spilled", "journal_given_up", "journal_replayed", "fetched_from_peers", "fetched_from_origin", "expert_rows", "expert_reads", "expert_asks", "expert_work", "packed", "activity")
+    __slots__ = ("resident", "steps", "journal_bytes", "journal_spilled", "journal_given_up", "journal_replayed", "fetched_from_peers", "fetched_from_origin", "expert_rows", "expert_reads", "expert_asks", "expert_work", "packed", "weights", "activity")
     RESIDENT_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     JOURNAL_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -105,6 +105,7 @@ class Heartbeat(_message.Message):
     EXPERT_ASKS_FIELD_NUMBER: _ClassVar[int]
     EXPERT_WORK_FIELD_NUMBER: _ClassVar[int]
     PACKED_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     ACTIVITY_FIELD_NUMBER: _ClassVar[int]
     resident: int
     steps: int
@@ -119,8 +120,9 @@ class Heartbeat(_message.Message):
     expert_asks: _containers.RepeatedCompositeFieldContainer[ExpertAsks]
     expert_work: _containers.RepeatedCompositeFieldContainer[ExpertWork]
     packed: _containers.RepeatedCompositeFieldContainer[PackedFile]
+    weights: int
     activity: str
-    def __init__(self, resident: _Optional[int] = ..., steps: _Optional[int] = ..., journal_bytes: _Optional[int] = ..., journal_spilled: _Optional[int] = ..., journal_given_up: _Optional[int] = ..., journal_replayed: _Optional[int] = ..., fetched_from_peers: _Optional[int] = ..., fetched_from_origin: _Optional[int] = ..., expert_rows: _Optional[_Iterable[_Union[ExpertRows, _Mapping]]] = ..., expert_reads: _Optional[_Iterable[_Union[ExpertReads, _Mapping]]] = ..., expert_asks: _Optional[_Iterable[_Union[ExpertAsks, _Mapping]]] = ..., expert_work: _Optional[_Iterable[_Union[ExpertWork, _Mapping]]] = ..., packed: _Optional[_Iterable[_Union[PackedFile, _Mapping]]] = ..., activity: _Optional[str] = ...) -> None: ...
+    def __init__(self, resident: _Optional[int] = ..., steps: _Optional[int] = ..., journal_bytes: _Optional[int] = ..., journal_spilled: _Optional[int] = ..., journal_given_up: _Optional[int] = ..., journal_replayed: _Optional[int] = ..., fetched_from_peers: _Optional[int] = ..., fetched_from_origin: _Optional[int] = ..., expert_rows: _Optional[_Iterable[_Union[ExpertRows, _Mapping]]] = ..., expert_reads: _Optional[_Iterable[_Union[ExpertReads, _Mapping]]] = ..., expert_asks: _Optional[_Iterable[_Union[ExpertAsks, _Mapping]]] = ..., expert_work: _Optional[_Iterable[_Union[ExpertWork, _Mapping]]] = ..., packed: _Optional[_Iterable[_Union[PackedFile, _Mapping]]] = ..., weights: _Optional[int] = ..., activity: _Optional[str] = ...) -> None: ...
 
 class ExpertAsks(_message.Message):
     __slots__ = ("frames", "hedged", "repeated_frames", "answers", "sent", "received", "waited", "round_trips", "queued", "computed", "taken_back", "dropped")

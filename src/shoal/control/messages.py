@@ -122,6 +122,8 @@ class Heartbeat:
     journal_replayed: int = 0
     activity: str = ""
     """What it does that takes long, for people; empty: nothing."""
+    weights: int = 0
+    """Bytes that it holds now, also while it loads."""
     fetched_from_peers: int = 0
     """Bytes of model files."""
     fetched_from_origin: int = 0

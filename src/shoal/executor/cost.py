@@ -83,6 +83,12 @@ def expert_bytes(spec: ModelSpec, weights: Weights, precision: Precision, layer:
     return _Parts(spec, weights, precision).matrices(layer, kind.expert(spec.hidden, 0)).size
 
 
+def attention_costs(spec: ModelSpec, weights: Weights | None, precision: Precision) -> tuple[Matrices, ...]:
+    """Of each layer's attention alone; the rest of its `LayerCost.always` is the feed-forward part, or the router and shared experts."""
+    parts = _Parts(spec, weights, precision)
+    return tuple(parts.matrices(i, layer.attention.matrices(spec.hidden)) for i, layer in enumerate(spec.layers))
+
+
 def model_cost(spec: ModelSpec, weights: Weights | None, precision: Precision, kv_type: KvType, step_tokens: int) -> ModelCost:
     """weights: None if only the model's description is here; its matrices then count as bf16 in the file."""
     parts, row_bytes, kv_element = _Parts(spec, weights, precision), _row_bytes(spec), 2 if kv_type is KvType.BF16 else 4

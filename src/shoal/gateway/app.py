@@ -46,6 +46,7 @@ from shoal.gateway.engine import Engine
 from shoal.gateway.http.dialect import refusal
 from shoal.gateway.http.faults import Fault, fault
 from shoal.gateway.http.in_process import InProcessClient
+from shoal.gateway.http.tracing import Tracing
 from shoal.gateway.operator import Operator
 from shoal.gateway.schema.contract import describe
 from shoal.gateway.service import Service
@@ -120,6 +121,8 @@ def create_app(
     store = ResponseStore(given.data_folder, bounds)
     service = app.state.service = Service(engine, given, keyring, limiter or LocalLimiter(), recalled, ResponseKeeper(store, engine))
     app.add_middleware(Gate, given, service.in_flight, keyring, service.limiter)
+    if service.traces is not None:
+        app.add_middleware(Tracing, service.traces)  # around the gate: a request that is refused there is traced, too
     routers = [_routes(endpoint, service, store) for endpoint in _ENDPOINTS]
     if operator is not None:
         routers += [operator_route.routes(service, operator), operator_keys.routes(service)]

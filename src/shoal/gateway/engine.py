@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from shoal.facts import ModelFacts
 from shoal.gateway.auth.key import KeyId
+from shoal.observed.trace_span import TraceSpan
 from shoal.request import Request, TokenChunk
 from shoal.text.chat import ChatTemplate
 from shoal.text.detokenizer import Decoder
@@ -131,4 +132,8 @@ class Engine(Protocol):
         ...
 
     def observe_request(self, endpoint: str, outcome: str, prompt_tokens: int) -> None: ...
+    def traced(self, spans: Sequence[TraceSpan]) -> None:
+        """Sends spans of requests to where traces go. Does not wait."""
+        ...
+
     async def scrape(self) -> bytes: ...

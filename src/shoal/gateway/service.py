@@ -31,6 +31,8 @@ from shoal.gateway.engine import Engine, TakenOver
 from shoal.gateway.http.faults import fault
 from shoal.gateway.http.in_flight import InFlight
 from shoal.gateway.http.request_id import chosen_id
+from shoal.gateway.http.request_span import SPAN, part
+from shoal.gateway.http.tracing import RequestTraces
 from shoal.gateway.http.work import LARGE, work
 from shoal.gateway.schema.wire import ModelBody, parse
 from shoal.request import Request as ModelRequest
@@ -52,6 +54,9 @@ _LONG = re.compile(rb"[0-9]{19}")
 """An integer of more than 64 bits contains this."""
 
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+_OPERATIONS = {"completions": "text_completion", "ollama_generate": "text_completion", "embeddings": "embeddings"}
+"""Names of what an endpoint does, in traces; the others chat."""
 
 B = TypeVar("B", bound=ModelBody)
 
@@ -80,6 +85,7 @@ class Service:
         self.engine, self.settings = engine, settings
         self.in_flight, self.keyring, self.limiter = InFlight(), keyring, limiter
         self.answers = Answers(engine, recalled, watcher, self._caller_of, settings.ping)
+        self.traces = RequestTraces(settings.trace_sample, engine.traced) if settings.traces else None
 
     @property
     def state(self) -> str:
@@ -107,6 +113,8 @@ class Service:
     def observed(self, endpoint: str) -> Generator[Seen]:
         """Counts a request in the metrics, as accepted or by the status of its refusal."""
         seen = Seen()
+        if (span := SPAN.get()) is not None:
+            span.attributes["gen_ai.operation.name"] = _OPERATIONS.get(endpoint, "chat")
         try:
             yield seen
         except ShoalError as error:
@@ -129,7 +137,9 @@ class Service:
             self.check_model(parsed.model)
             return prepare(parsed, self.engine, chosen)
 
-        return await self.answers.begin(await work(size, prepared))
+        with part("prepare"):
+            job = await work(size, prepared)
+        return await self.answers.begin(job)
 
 
 async def json_body(request: Request) -> dict[str, Any]:
@@ -138,8 +148,8 @@ async def json_body(request: Request) -> dict[str, Any]:
     raw = bytearray()
     if int(request.headers.get("content-length", 0)) > MAX_BODY:  # the server has checked that it is a number
         raise TooLarge("the request", MAX_BODY)
-    async for part in request.stream():
-        raw += part
+    async for piece in request.stream():
+        raw += piece
         if len(raw) > MAX_BODY:
             raise TooLarge("the request", MAX_BODY)
     request.state.size = len(raw)

@@ -29,10 +29,11 @@ _SETTLED = 30.0  # seconds after which a worker that ends counts as having been 
 
 
 class ApiWorkers:
-    def __init__(self, head: Head, settings: HeadSettings, address: socket.socket, log_format: str) -> None:
-        """log_format: text or json. address: from `listening`. All workers accept from it, so that one that ends takes no
+    def __init__(self, head: Head, settings: HeadSettings, address: socket.socket, log_format: str, verbose: bool) -> None:
+        """log_format: text or json. verbose: as the flag. address: from `listening`. All workers accept from it, so that one that ends takes no
         waiting clients with it."""
-        self._socket, self._count, self._log_format = address, settings.api.api_workers, log_format
+        self._socket, self._count = address, settings.api.api_workers
+        self._logging = {"SHOAL_LOG_FORMAT": log_format, "SHOAL_VERBOSE": "1" if verbose else "0"}
         self._engine = EngineServer(head, head.model.path, settings.engine.chat_template_file, _of_one(settings), self._lost, head.operator)
         self._gone: dict[int, asyncio.Event] = {}  # by process: set when its conversation with the engine ended
         self._stopping = asyncio.Event()
@@ -95,7 +96,7 @@ class ApiWorkers:
         # a worker sees its connection end and ends too.
         listener = self._socket.fileno()
         command = [sys.executable, "-m", "shoal.cli.api_worker", str(path), str(listener)]
-        environment = {**child_environment(), "SHOAL_LOG_FORMAT": self._log_format}
+        environment = {**child_environment(), **self._logging}
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=(listener,), env=environment)
 
     async def _stopped_or(self, work: Coroutine[Any, Any, None]) -> None:

@@ -293,6 +293,7 @@ class Agent:
             heartbeat.fetched_from_peers = self._fetcher.fetched
             if self._model is not None:
                 self._model.report(heartbeat)
+                heartbeat.weights = self._model.nbytes
                 if self._epochs:  # before its first order the head does not count it as a member, and drops what it says
                     now = self._environment.now()
                     heartbeat.expert_rows = self._expert_report.due(self._model.expert_rows, now)

@@ -42,8 +42,15 @@ def machine_view(state: NodeState, cluster: Cluster, roster: Roster, now: float)
         busy=state.load.busy,
         slower=member.slower if member is not None else 1.0,
         queue=state.load.queue,
-        progress=Progress(doing) if doing and state.state == "loading" else None,
+        progress=_progress(join.name, doing, cluster, roster.weights.get(join.name, 0)) if state.state == "loading" else None,
     )
+
+
+def _progress(name: str, doing: str, cluster: Cluster, held: int) -> Progress:
+    """held: bytes of weights."""
+    placement = cluster.coming.placement if cluster.coming is not None else None
+    total = next((stage.held_bytes for stage in placement.stages if stage.node == name), 0) if placement is not None else 0
+    return Progress(doing or "loads its layers", min(held, total), total)
 
 
 def _span(layers: str) -> tuple[int, int]:

@@ -282,6 +282,7 @@ class Coordinator:
                         if len(known) == len(counted.rows):  # otherwise the observer has something to say about it
                             self.use[counted.layer] = [a + b for a, b in zip(known, counted.rows, strict=True)]
                     self.roster.activities[member.name] = message.activity
+                    self.roster.weights[member.name] = message.weights
                 if message.packed:
                     self.roster.machines[node].packed = message.packed
             case _:
@@ -394,7 +395,14 @@ class Coordinator:
     def describe(self) -> control.ClusterDescription:
         waiting = len(self.requests) if self.driver is not None else 0
         return described(
-            self.name, self.model.name, self.cluster, self.roster.machines, waiting, self.recorder.lines(_LINES), self._environment.now()
+            self.name,
+            self.model.name,
+            self.cluster,
+            self.roster.machines,
+            self.roster.weights,
+            waiting,
+            self.recorder.lines(_LINES),
+            self._environment.now(),
         )
 
     def topology(self) -> Topology:
@@ -528,6 +536,7 @@ class Coordinator:
             queue=settings.engine.queue,
             depth=depth,
             wait=settings.engine.prompt_wait,
+            prefixes=settings.engine.prefix_cache,
         )
         driver = self.requests.fitted(limits)
         driver.scheduler.cost = step_guess(self.model.cost, placement, Measured(self.roster.reached))

@@ -12,7 +12,7 @@ import structlog
 from shoal.config import HeadSettings
 from shoal.control import messages as control
 from shoal.discovery.topology import Topology
-from shoal.errors import InvalidRequest
+from shoal.errors import InvalidRequest, ShoalError
 from shoal.executor.cost import model_cost
 from shoal.models.description import Description, facts
 from shoal.models.spec import Experts
@@ -22,6 +22,7 @@ from shoal.node.host_environment import HostEnvironment
 from shoal.node.interruption import Interruption
 from shoal.node.observer import Served
 from shoal.node.operations import Operations
+from shoal.observed.trace_span import TraceSpan
 from shoal.pipeline.request_log import RequestLog
 from shoal.pipeline.timing import StepTiming
 from shoal.pipeline.token_stream import TokenStream
@@ -29,6 +30,7 @@ from shoal.placement.expectation import Expectation
 from shoal.placement.partition import Placement
 from shoal.request import Request, TokenChunk
 from shoal.telemetry.metrics import Metrics
+from shoal.telemetry.traces import Traces, export_to
 from shoal.text.tokenizer import Tokenizer
 
 log = structlog.get_logger()
@@ -67,6 +69,8 @@ class Head:
         self._machine = machine or HostEnvironment()
         self._log: RequestLog | None = None
         self.coordinator = Coordinator(settings, Served(model.name, model.reference, cost, context), self._machine, self)
+        traces = settings.api.traces
+        self._traces = Traces(export_to(traces), self.coordinator.recorder.timelines) if traces else None
         self.operator = Operations(self.coordinator, model, time())
         if model.manifest is not None:
             self.coordinator.offer(model.manifest, model.files)
@@ -83,6 +87,8 @@ class Head:
         await self.coordinator.stop(reason)
         if self._log is not None:
             await self._log.close()
+        if self._traces is not None:
+            await asyncio.to_thread(self._traces.close)
         self._machine.close()
 
     def refuse(self, reason: str) -> None:
@@ -154,7 +160,9 @@ class Head:
                 streams.append(self.submit(request))
             if self._log is not None and note:
                 await self._log.accepted(answer, note, requests)  # in the same turn of the loop: what is sampled from now on is kept too
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, ShoalError):
+                self.coordinator.recorder.timelines.failed(requests[0].id, str(error), self._machine.now())
             for stream in streams:
                 stream.close()
             self.forget(answer)
@@ -211,6 +219,10 @@ class Head:
         self.metrics.prompt_tokens.add(prompt_tokens)
         if outcome in _REFUSED:
             self.coordinator.recorder.rejected.add(f"{_REFUSED[outcome]} (status {outcome}, {endpoint})")
+
+    def traced(self, spans: Sequence[TraceSpan]) -> None:
+        if self._traces is not None:
+            self._traces.send(spans)
 
     def observe_answer(self, outcome: str, seconds: float) -> None:
         self.metrics.answers.add(1, outcome)

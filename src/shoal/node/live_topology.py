@@ -55,7 +55,7 @@ def live_topology(head: str, model: str, cluster: Cluster, roster: Roster, loads
             layers=spans.get(node, ""),
             experts=_published(table),
             held=sum(map(len, table)),
-            weights=streamed.get(node, 0) or (member.weight_bytes if member is not None and part else 0),
+            weights=streamed.get(node, 0) or (roster.weights.get(profile.name, member.weight_bytes) if member is not None and part else 0),
             memory=profile.memory,
             threads=machine.threads,
             machine=words(machine.machine, _WORDS),

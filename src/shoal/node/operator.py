@@ -10,9 +10,17 @@ from shoal.membership.state import SERVING, Cluster
 
 
 def described(
-    name: str, model: str, cluster: Cluster, machines: Mapping[int, control.Join], waiting: int, events: Iterable[str], now: float
+    name: str,
+    model: str,
+    cluster: Cluster,
+    machines: Mapping[int, control.Join],
+    weights: Mapping[str, int],
+    waiting: int,
+    events: Iterable[str],
+    now: float,
 ) -> control.ClusterDescription:
-    """The answer to `shoal nodes`. machines: what the nodes reported about themselves. waiting: requests that have not ended.
+    """The answer to `shoal nodes`. machines: what the nodes reported about themselves. weights: bytes that they
+    hold, by name. waiting: requests that have not ended.
     now: seconds, on the cluster's clock."""
     words = cluster.moving or cluster.why
     state = cluster.state + (f": {words}" if words else "")
@@ -36,6 +44,6 @@ def described(
             one.first_layer, one.end_layer = stage.first, stage.end
             one.weight_bytes, one.runtime = stage.memory or member.weight_bytes, member.runtime
         elif node in cluster.workers:
-            one.weight_bytes, one.runtime = member.weight_bytes, member.runtime
+            one.weight_bytes, one.runtime = weights.get(member.name, member.weight_bytes), member.runtime
         out.nodes.append(one)
     return out

@@ -16,6 +16,8 @@ class Roster:
         """What each node reported about itself, by its number."""
         self.activities: dict[str, str] = {}
         """What nodes do that takes long, by name."""
+        self.weights: dict[str, int] = {}
+        """Bytes of weights that nodes hold, by name."""
         self.reached: dict[str, LinkSpeed] = {}
         """The head's links to the nodes, by name."""
         self._aliases: dict[str, str] = {}
@@ -49,6 +51,8 @@ class Roster:
             self.reached[name] = self.reached.pop(join.name)
         if join.name in self.activities:
             self.activities[name] = self.activities.pop(join.name)
+        if join.name in self.weights:
+            self.weights[name] = self.weights.pop(join.name)
         join.name = name
 
     def probe(self, conversation: NodeConnection, joined: Joined) -> None:
@@ -97,4 +101,5 @@ class Roster:
             return None
         self.reached.pop(machine.name, None)
         self.activities.pop(machine.name, None)
+        self.weights.pop(machine.name, None)
         return machine.name

@@ -21,6 +21,8 @@ class Limits:
     """Steps that a class may wait while none of its sequences run; then the first in line rises a class."""
     wait: float = 0.0
     """Most seconds, about, that a running stream waits for others' prompts; 0: no limit other than `step_tokens`."""
+    prefixes: bool = True
+    """Whether computed blocks can be found by their tokens."""
 
     @property
     def longest(self) -> int:

@@ -104,7 +104,7 @@ class Slots:
         return sequence.digests[:count]
 
     def name_blocks(self, sequence: Sequence) -> None:
-        if sequence.degraded:
+        if sequence.degraded or not self.limits.prefixes:
             return  # others must not find what is not the model's
         full = sequence.computed // self.limits.block_tokens
         if full > sequence.named:

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from shoal.observed.requests import HopSpan, RecoverySpan, RequestView, StepSpan, Timeline
 from shoal.pipeline.timing import StepTiming
 from shoal.request import FinishReason, Request, RequestId, TokenChunk
+from shoal.trace_context import TraceContext
 
 STEPS = 10_000
 """That are kept, of all requests."""
@@ -51,6 +52,7 @@ class _Answer:
     prompt: int
     first_step: int
     """How many steps there had been before it began."""
+    trace: TraceContext | None = None
     cached: int = 0
     generated: int = 0
     first: float = 0.0
@@ -66,9 +68,22 @@ class _Answer:
         return not self.ended
 
 
+class TimelineListener(Protocol):
+    """Is told of requests that are traced, at the moment: it does what takes time later, and elsewhere."""
+
+    def ended(self, answer: str, trace: TraceContext) -> None:
+        """The step in which it ended may not be recorded yet."""
+        ...
+
+    def interrupted(self, recovery: RecoverySpan, traces: Sequence[TraceContext]) -> None:
+        """They waited in it, and go on."""
+        ...
+
+
 class Timelines:
     def __init__(self, wall: float) -> None:
         """wall: seconds since 1970 at which the head's clock was 0."""
+        self.listener: TimelineListener | None = None
         self._wall = wall
         self._steps: deque[StepRecord] = deque(maxlen=STEPS)
         self._count = 0
@@ -87,7 +102,7 @@ class Timelines:
         known = {request.id: request.n for request in requests}
         owner = requests[0].owner if requests else ""
         prompt = sum(len(request.prompt) for request in requests)
-        one = self._answers[answer] = _Answer(answer, owner, now, known, prompt, self._count)
+        one = self._answers[answer] = _Answer(answer, owner, now, known, prompt, self._count, _trace(requests))
         self._answers.move_to_end(answer)
         self._owners |= dict.fromkeys(known, one)
         over = [id for id, other in self._answers.items() if not other.open][: max(len(self._answers) - ANSWERS, 0)]
@@ -128,6 +143,8 @@ class Timelines:
         for request in answer.requests:
             if self._owners.get(request) is answer:
                 del self._owners[request]
+        if self.listener is not None and answer.trace is not None:
+            self.listener.ended(answer.id, answer.trace)
 
     def route(self, epoch: int, nodes: Sequence[str]) -> None:
         """The names of the nodes of an epoch's stages."""
@@ -139,9 +156,12 @@ class Timelines:
         """It is over."""
         self._recovered += 1
         self._recoveries.append((self._recovered, recovery))
-        for answer in self._answers.values():
-            if answer.began < recovery.ended and (answer.open or answer.ended > recovery.began):
-                answer.kept[self._recovered] = answer.generated
+        waited = [a for a in self._answers.values() if a.began < recovery.ended and (a.open or a.ended > recovery.began)]
+        for answer in waited:
+            answer.kept[self._recovered] = answer.generated
+        traces = [answer.trace for answer in waited if answer.open and answer.trace is not None]
+        if self.listener is not None and traces:
+            self.listener.interrupted(self._recovery(recovery, 0), traces)
 
     # Who asks
 
@@ -156,7 +176,7 @@ class Timelines:
         if known is None or (owner is not None and known.owner != owner):
             return None
         steps = [*self._steps_of(known, after)]
-        recoveries = [self._recovery(known, number, one) for number, one in self._recoveries if number in known.kept]
+        recoveries = [self._recovery(one, known.kept[number]) for number, one in self._recoveries if number in known.kept]
         epochs = {epoch: nodes for epoch, nodes in self._nodes.items() if any(step.epoch == epoch for step in steps)}
         lost = max(self._count - len(self._steps) - max(known.first_step, after), 0)
         return Timeline(self._view(known), epochs, steps, recoveries, self._count, lost)
@@ -201,7 +221,7 @@ class Timelines:
                     timing.apply,
                 )
 
-    def _recovery(self, answer: _Answer, number: int, one: Recovery) -> RecoverySpan:
+    def _recovery(self, one: Recovery, kept: int) -> RecoverySpan:
         return RecoverySpan(
             self._wall + one.began,
             self._wall + one.ended,
@@ -210,7 +230,7 @@ class Timelines:
             one.silence,
             one.parts,
             one.refilled,
-            answer.kept[number],
+            kept,
         )
 
     def _view(self, answer: _Answer) -> RequestView:
@@ -228,3 +248,9 @@ class Timelines:
             (answer.generated - 1) / span if answer.generated > 1 and span > 0 else 0.0,
             answer.reason,
         )
+
+
+def _trace(requests: Sequence[Request]) -> TraceContext | None:
+    """The span that they belong to; None: they are not traced."""
+    trace = requests[0].trace if requests else None
+    return trace if trace is not None and trace.sampled else None

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from shoal.errors import ConfigError, NotAuthenticated
 from shoal.gateway.auth import keyring as module
-from shoal.gateway.auth.key import KeyId, KeyLimits, mint, parted
+from shoal.gateway.auth.key import KeyId, KeyLimits, KeyRole, mint, parted
 from shoal.gateway.auth.key_store import KeyStore, Use
 from shoal.gateway.auth.keyring import REFRESH, Keyring
 from shoal.request import Priority
@@ -240,3 +240,16 @@ def test_keys_that_cannot_be_read_any_more_stay_as_they_were_until_they_can(ring
     clock.now += REFRESH
     with pytest.raises(NotAuthenticated):
         ring.admit(token)
+
+
+def test_keys_of_a_file_without_roles_are_users(store: KeyStore) -> None:
+    key, token = store.create("alice", 1.0, role=KeyRole.OPERATOR)
+    with sqlite3.connect(store.path) as file:
+        file.execute("ALTER TABLE keys DROP COLUMN role")
+        file.execute("PRAGMA user_version = 1")
+    file.close()
+    again = KeyStore(store.path.parent)
+    assert [(one.id, one.role) for one in again.all()] == [(key.id, KeyRole.USER)]
+    assert Keyring(store.path.parent).admit(token).role is KeyRole.USER
+    again.create("bob", 2.0, role=KeyRole.OPERATOR)
+    assert [one.role for one in again.all()] == [KeyRole.USER, KeyRole.OPERATOR]

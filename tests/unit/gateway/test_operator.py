@@ -9,6 +9,7 @@ from time import time
 from typing import Any
 
 import httpx2 as httpx
+import jsonschema
 import msgspec
 import pytest
 from fastapi import FastAPI
@@ -21,8 +22,8 @@ from shoal.observed.cluster import ActionResult, Invitation
 from shoal.observed.event import EventKind
 from shoal.observed.requests import RequestView
 from tests.support.engine import FakeEngine
-from tests.support.http import eventually, fetch
 from tests.support.fixed_operator import HOSTILE, FixedOperator, machine, view
+from tests.support.http import eventually, fetch
 
 ACTS = [
     ("POST", "/operator/nodes/a", {"action": "drain"}),
@@ -242,6 +243,31 @@ def test_keys_are_made_listed_and_revoked(keyed: Keyed) -> None:
     assert keyed.fetch(KeyRole.OPERATOR, "DELETE", f"/operator/keys/{made['id']}").json()["state"] == "revoked"
     refused(keyed.fetch(KeyRole.OPERATOR, "DELETE", f"/operator/keys/{made['id']}"), 404, "there is no key")
     refused(keyed.fetch(KeyRole.OPERATOR, "DELETE", "/operator/keys/bob"), 404, "there is no key")
+
+
+def test_what_is_told_is_what_the_document_says(app: FastAPI) -> None:
+    document = fetch(app, "GET", "/openapi.json").json()
+    asked = {
+        "/operator/me": "/operator/me",
+        "/operator/cluster": "/operator/cluster",
+        "/operator/experts": "/operator/experts",
+        "/operator/history": "/operator/history",
+        "/operator/events": "/operator/events",
+        "/operator/requests": "/operator/requests",
+        "/operator/requests/{id}/timeline": "/operator/requests/chatcmpl-1/timeline",
+        "/operator/preview": "/operator/preview?drain=a",
+        "/operator/models": "/operator/models",
+        "/operator/keys": "/operator/keys",
+    }
+    documented = {path for path, ways in document["paths"].items() if path.startswith("/operator") and "get" in ways}
+    assert documented == {*asked, "/operator/stream"}
+    for path, url in asked.items():
+        schema = document["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+        answer = fetch(app, "GET", url)
+        assert answer.status_code == 200, answer.text
+        jsonschema.validate(answer.json(), {**schema, "components": document["components"]})
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**answer.json(), "more": 1}, {**schema, "components": document["components"]})
 
 
 def test_an_engine_alone_has_no_operator() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.support.toy_stage import (
@@ -89,3 +91,11 @@ def test_the_oldest_is_never_set_back_alone_at_the_pipe():
 def test_a_forked_choice_waits_for_memory():
     toy = Toy(limits(blocks=3, block_tokens=4))
     serve(toy, request("a", range(1, 9), 4, n=3))
+
+
+def test_nothing_is_found_again_without_a_prefix_cache():
+    toy = Toy(replace(limits(), prefixes=False))
+    serve(toy, first := request("a", range(1, 11), 2))
+    serve(toy, request("b", range(1, 11), 2))
+    assert toy.scheduler.counters.cached_tokens == 0
+    assert [chunk.token for chunk in toy.chunks if chunk.request == "b" and chunk.token is not None] == expected(first, 0)[0]

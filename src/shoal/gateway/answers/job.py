@@ -18,6 +18,7 @@ from shoal.gateway.schema.sampling import limit, sampling_params
 from shoal.gateway.schema.wire import SampledBody
 from shoal.request import MAX_CHOICES, Priority, Request, RequestId
 from shoal.text.answer_format import AnswerFormat
+from shoal.trace_context import TraceContext
 
 _MAX_STOPS, _MAX_STOP_LENGTH = 4, 256
 MANY_STOPS = 64
@@ -65,9 +66,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         """Everything except the requests, for `kinds.recalled`."""
         return msgspec.msgpack.encode(msgspec.structs.replace(self, requests=()))
 
-    def of(self, owner: KeyId, first: Priority) -> Self:
+    def of(self, owner: KeyId, first: Priority, trace: TraceContext | None = None) -> Self:
         """The same job for that owner, in no class above `first`."""
-        requests = tuple(msgspec.structs.replace(r, priority=max(r.priority, first), owner=owner) for r in self.requests)
+        requests = tuple(msgspec.structs.replace(r, priority=max(r.priority, first), owner=owner, trace=trace) for r in self.requests)
         return msgspec.structs.replace(self, owner=owner, requests=requests)
 
     @property

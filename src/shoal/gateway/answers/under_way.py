@@ -12,10 +12,13 @@ import structlog
 from shoal.errors import IdTaken, UnknownAnswer
 from shoal.gateway.answers.answer import Answer
 from shoal.gateway.answers.job import Job
+from shoal.gateway.answers.traced import describe
 from shoal.gateway.auth.caller import CALLER, Caller
 from shoal.gateway.auth.key import KeyId
 from shoal.gateway.engine import Engine, Resumed, Stream
+from shoal.gateway.http.request_span import SPAN
 from shoal.request import Request
+from shoal.trace_context import TRACE
 
 log = structlog.get_logger()
 
@@ -77,7 +80,7 @@ class Answers:
         if job.id in self._beginning or self._here(job.id) is not None:
             raise IdTaken(job.id)
         caller = CALLER.get()
-        job = job.of(caller.id, caller.priority)
+        job = job.of(caller.id, caller.priority, TRACE.get())
         self._beginning.add(job.id)
         try:
             streams = await self._submit(job)
@@ -85,6 +88,8 @@ class Answers:
             self._beginning.discard(job.id)
         answer = self._answers[job.id] = Answer(job, self._engine, streams, caller, ended=self._ended)
         caller.spend(prompt=job.prompt_tokens)
+        if (span := SPAN.get()) is not None:
+            describe(span, answer, self._engine.name)
         if job.named:
             self._resumable.add(job.id)
         self.enter(answer)

@@ -17,6 +17,7 @@ from fastapi.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from shoal.errors import QueueFull, ShoalError
 from shoal.gateway.auth.caller import CALLER
 from shoal.gateway.http.faults import Fault, fault
+from shoal.gateway.http.request_span import refused
 from shoal.gateway.http.work import LARGE, work
 from shoal.gateway.service import MAX_BODY, Service, json_object
 
@@ -83,6 +84,16 @@ class Session(ABC):
         task.add_done_callback(self._running.pop)
 
     async def _answer(self, body: dict[str, Any], name: str | None, size: int) -> None:
+        if self._service.traces is None:
+            await self._admit(body, name, size)
+            return
+        path = self._socket.url.path
+        with self._service.traces.request(f"message {path}", self._socket.headers) as span:
+            if span is not None:
+                span.attributes |= {"url.path": path, "network.protocol.name": "websocket"}
+            await self._admit(body, name, size)
+
+    async def _admit(self, body: dict[str, Any], name: str | None, size: int) -> None:
         caller = CALLER.get()
         try:
             with self._service.in_flight.passing() as passage:
@@ -95,6 +106,7 @@ class Session(ABC):
                     caller.leave()
         except ShoalError as error:
             self._service.engine.observe_request(self.endpoint, str(fault(error).status), 0)
+            refused(fault(error))
             with suppress(WebSocketDisconnect):
                 await self.send(self.refusal(fault(error)), name)
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from shoal.errors import InvalidRequest
 from shoal.gateway.http.faults import Fault
 from shoal.gateway.http.request_id import chosen_id, new_id
+from shoal.gateway.http.request_span import refused
 
 
 class ErrorDetail(BaseModel):
@@ -112,6 +113,7 @@ def request_id(headers: Mapping[str, str]) -> str:
 
 def refusal(path: str, headers: Mapping[str, str], what: Fault) -> JSONResponse:
     """The answer to a refused request, in the form of the API that it uses."""
+    refused(what)
     dialect = spoken(path, headers)
     answer = dialect.response(what)
     if dialect is ANTHROPIC:

@@ -18,6 +18,7 @@ from shoal.gateway.workers import messages
 from shoal.gateway.workers.channel import Channel
 from shoal.gateway.workers.messages import Attached, Call, FromHead, Message, Reply, Welcome
 from shoal.gateway.workers.operations import RemoteOperator
+from shoal.observed.trace_span import TraceSpan
 from shoal.request import Request, RequestId
 
 T = TypeVar("T")
@@ -188,6 +189,9 @@ class RemoteEngine:
 
     def observe_request(self, endpoint: str, outcome: str, prompt_tokens: int) -> None:
         self._channel.say(messages.Observed("request", (endpoint, outcome, prompt_tokens)))
+
+    def traced(self, spans: Sequence[TraceSpan]) -> None:
+        self._channel.say(messages.Traced([*spans]))
 
     def finished(self) -> None:
         """Reports that no request is unfinished any more."""

@@ -11,6 +11,7 @@ from shoal.errors import ShoalError
 from shoal.facts import ModelFacts
 from shoal.gateway.auth.key import KeyId, KeyLimits
 from shoal.gateway.auth.limits import Allowance
+from shoal.observed.trace_span import TraceSpan
 from shoal.request import Request, RequestId, TokenChunk
 
 Fact = str | int | float | bool | None
@@ -158,8 +159,14 @@ class Observed(Message, frozen=True, tag=9):
     values: tuple[str | int | float, ...]
 
 
+class Traced(Message, frozen=True, tag=16):
+    """Spans of a request, to be sent to where traces go."""
+
+    spans: list[TraceSpan]
+
+
 Call = Begin | Find | Scrape | Enter | Operate
-FromWorker = Join | Call | Cancel | EndChoice | Close | Forget | GiveBack | Leave | Spend | Finished | Observed
+FromWorker = Join | Call | Cancel | EndChoice | Close | Forget | GiveBack | Leave | Spend | Finished | Observed | Traced
 
 
 # From the head

@@ -27,6 +27,7 @@ from shoal.gateway.workers.messages import Failure, FromWorker, Reply, Status
 from shoal.gateway.workers.operations import operated
 from shoal.gateway.workers.remote_answer import RemoteAnswer
 from shoal.request import RequestId
+from shoal.trace_context import TRACE
 
 log = structlog.get_logger()
 
@@ -223,6 +224,8 @@ class EngineServer:
                 if what not in self._observe:
                     raise RemoteProtocolError(f"it observed '{what}', which is not counted")
                 self._observe[what](*values)
+            case messages.Traced(spans):
+                self._engine.traced(spans)
             case messages.Join():
                 raise RemoteProtocolError("a second Join")
 
@@ -261,6 +264,7 @@ class EngineServer:
         if asked.answer in self._answers or asked.answer in self._beginning:
             raise IdTaken(asked.answer)
         self._beginning.add(asked.answer)
+        TRACE.set(asked.requests[0].trace if asked.requests else None)  # of this call's task, and of those that follow its streams
         try:
             streams = await self._engine.begin(asked.answer, asked.note, asked.requests, asked.named)
         finally:

@@ -17,6 +17,7 @@ from shoal.gateway.endpoints.embeddings.wire import EmbeddingRequest
 from shoal.gateway.engine import Engine
 from shoal.gateway.schema.prompts import tokenised
 from shoal.request import Priority, Request, RequestId, SamplingParams
+from shoal.trace_context import TRACE
 
 _MAX_INPUTS = 2048
 _AT_ONCE = 16  # so that a large batch leaves room in the queue for others
@@ -39,7 +40,9 @@ async def embed(prompts: Sequence[list[int]], engine: Engine) -> list[NDArray[np
     async def one(i: int, prompt: list[int]) -> NDArray[np.float32]:
         async with room:
             name, caller = f"{id}-{i}", CALLER.get()
-            request = Request(RequestId(name), prompt, 0, SamplingParams(), priority=max(Priority.NORMAL, caller.priority), embed=True)
+            request = Request(
+                RequestId(name), prompt, 0, SamplingParams(), priority=max(Priority.NORMAL, caller.priority), embed=True, trace=TRACE.get()
+            )
             (stream,) = await engine.begin(name, b"", [request], False)
             caller.spend(prompt=len(prompt))
             try:

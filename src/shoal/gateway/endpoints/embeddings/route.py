@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse, Response
 from shoal.gateway.endpoints.embeddings.answer import EmbeddingAnswer
 from shoal.gateway.endpoints.embeddings.embed import embed, inputs, written
 from shoal.gateway.endpoints.embeddings.wire import EmbeddingRequest
+from shoal.gateway.http.request_span import SPAN, part
 from shoal.gateway.http.work import work
 from shoal.gateway.schema.contract import contract
 from shoal.gateway.schema.wire import parse
@@ -27,8 +28,11 @@ def routes(service: Service) -> APIRouter:
                 service.check_model(body.model)
                 return body, inputs(body, engine)
 
-            body, prompts = await work(request.state.size, prepared)
+            with part("prepare"):
+                body, prompts = await work(request.state.size, prepared)
             seen.prompt_tokens = sum(map(len, prompts))
+            if (span := SPAN.get()) is not None:
+                span.attributes |= {"gen_ai.request.model": engine.name, "gen_ai.usage.input_tokens": seen.prompt_tokens}
             vectors = await unless_left(request, embed(prompts, engine))
             if vectors is None:
                 return Response(status_code=499)

@@ -44,6 +44,7 @@ from shoal.gateway.endpoints.ollama.writer import OllamaWriter, nanoseconds
 from shoal.gateway.engine import Engine
 from shoal.gateway.http.dialect import OLLAMA
 from shoal.gateway.http.request_id import chosen_id
+from shoal.gateway.http.request_span import part
 from shoal.gateway.http.work import work
 from shoal.gateway.schema.contract import LINES, REFUSALS, contract
 from shoal.gateway.schema.moment import moment
@@ -107,7 +108,9 @@ def routes(service: Service) -> APIRouter:
             body, name = await parsed(request, kind)
             if not asks(body):
                 return _loaded(body, name, kind is ChatRequest)
-            answer = await service.answers.begin(await work(request.state.size, prepare, body, engine, chosen, name))
+            with part("prepare"):
+                job = await work(request.state.size, prepare, body, engine, chosen, name)
+            answer = await service.answers.begin(job)
             seen.prompt_tokens = answer.job.prompt_tokens
             if answer.job.stream:
                 return Streaming(service.answers, answer, written=lines, media=LINES)

@@ -1,0 +1,105 @@
+"""`shoal profile` on a real cluster of two nodes, running elsewhere or started by it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from time import perf_counter
+
+import msgspec
+import pytest
+
+from shoal.profiling.profile import Profile
+from tests.support.cluster import Cluster, cluster, free_port
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+
+NAME = "<img src=x> & 'b'"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Iterator[Cluster]:
+    with cluster(tmp_path_factory.mktemp("cluster")) as made:
+        made.serve("--min-nodes", "2", "--spread", "--model", str(smollm2))
+        made.join("--name", "a", "--threads", "1")
+        made.join("--name", NAME, "--threads", "1")
+        made.until_ready()
+        made.until_spread(2)
+        yield made
+        assert "Traceback" not in made.story()
+
+
+def shoal(home: Path, *arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "SHOAL_HOME": str(home), "COLUMNS": "200"}
+    done = subprocess.run(
+        [sys.executable, "-m", "shoal", "profile", *map(str, arguments)], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_figures_of_one_stream_add_up_to_the_wall_time(made: Cluster, tmp_path: Path) -> None:
+    html, chrome = tmp_path / "p.html", tmp_path / "p.json"
+    began = perf_counter()
+    done = shoal(tmp_path, "--url", made.url, "--seconds", "4", "--streams", "1", "--json", "--html", html, "--chrome", chrome)
+    took = perf_counter() - began
+    found = msgspec.json.decode(done.stdout, type=Profile, strict=True)
+    assert set(found.nodes) == {"a", NAME} and found.tokens > 0 and found.lost == found.left_out == 0
+    assert 0.5 * 4 < found.wall < took
+    assert sum(part.share for part in found.parts) == pytest.approx(1)
+    # A single stream's steps follow one another, so all their parts and what is between them are the wall time.
+    assert sum(part.seconds for part in found.parts) + found.idle == pytest.approx(found.wall, rel=0.1)
+    for stage in found.stages:
+        assert stage.busy + stage.bubble + stage.idle == pytest.approx(found.wall, rel=1e-3)
+        assert 0 < stage.compute <= stage.busy * 1.001
+    assert {(one.node, one.kind) for one in found.limits} >= {(node, "decode") for node in found.nodes}
+    assert [one.bytes_per_token for one in found.links] == [0, 576 * 4, 0]
+    assert found.predicted > 0 and any(one.change == "without a" for one in found.changes)
+
+    events = json.loads(chrome.read_text())["traceEvents"]
+    names = {event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    assert {"head", *found.nodes, f"head → {found.nodes[0]}", f"{found.nodes[0]} → {found.nodes[1]}", f"{found.nodes[1]} → head"} <= names
+    assert sum(event["name"] == "compute" for event in events) == 2 * found.steps
+    page = html.read_text()
+    assert "<img" not in page and "&lt;img src=x&gt; &amp;" in page and "http" not in page.replace("http-equiv", "")
+
+
+def test_streams_at_once_share_steps_and_are_told_as_text(made: Cluster, tmp_path: Path) -> None:
+    told = shoal(tmp_path, "--url", made.url, "--seconds", "2", "--streams", "4").stdout
+    assert "4 streams" in told and "Where the time of a step goes" in told and "estimated parts" in told and NAME in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--seconds", "0"], "--seconds"),
+        (["--streams", "0"], "--streams"),
+        (["--streams", "40"], "--slots 32"),
+        (["--model", "nonsense"], "unknown model 'nonsense'"),
+        (["--html", "/nowhere/p.html"], "cannot be written"),
+        (["--kv-cache", "maybe"], "--kv-cache"),
+        (["--kv-cache", "off", "--html", "p.html"], "leave out --url, --html"),
+        (["--url", "ftp://x"], "is not the address of an API"),
+    ],
+)
+def test_bad_input_is_one_clear_line(tmp_path: Path, arguments: list[str], words: str) -> None:
+    assert words in shoal(tmp_path, *arguments, code=2).stderr
+
+
+def test_a_url_where_nobody_listens_or_a_model_that_is_not_served(made: Cluster, tmp_path: Path) -> None:
+    told = shoal(tmp_path, "--url", f"http://127.0.0.1:{free_port()}", code=2).stderr
+    assert "does not answer" in told and len(told.splitlines()) == 1
+    told = shoal(tmp_path, "--url", made.url, "--model", "nonsense", code=2).stderr
+    assert "nonsense" in told and len(told.splitlines()) == 1
+
+
+def test_recomputing_gives_the_same_tokens_and_takes_longer(smollm2: Path, tmp_path: Path) -> None:
+    told = shoal(tmp_path, "--kv-cache", "off", "--model", smollm2, "--tokens", "32", "--threads", "1", "--json")
+    found = json.loads(told.stdout)
+    assert found["tokens"] == 32
+    assert found["speedup"] == pytest.approx(found["recomputed_seconds"] / found["kept_seconds"]) and found["speedup"] > 1.5
