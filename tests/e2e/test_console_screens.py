@@ -18,12 +18,13 @@ from shoal.observed.cluster import Advice, PlanView
 from shoal.observed.event import WARNINGS, EventKind
 from shoal.observed.models import ModelHere, ModelsView
 from shoal.observed.requests import RequestView, Timeline
+from shoal.sizes import human_bytes
 from shoal.text.reasoning import THINK
 from shoal.text.tools import HERMES
 from tests.support.browser import PAGES, PHONE, Visitor, chromium, focused, overflow, shows, tab_to, violations
 from tests.support.cluster import until
 from tests.support.engine import FakeEngine, says
-from tests.support.operator import MODEL, FakeOperator, busy_loading, cluster, furnished, steps
+from tests.support.operator import MODEL, FakeOperator, busy_loading, cluster, furnished, history, steps
 from tests.support.served_console import served_console
 
 pytestmark = [pytest.mark.slow, pytest.mark.real]
@@ -129,10 +130,9 @@ def test_a_keyboard_is_enough(visitor: Visitor, operator: FakeOperator) -> None:
     picture = page.get_by_role("application")
     expect(page.locator(".step-table")).to_have_attribute("data-step", "240")
     picture.focus()
-    for key, step in (("n", None), ("n", None), ("p", None)):
+    for key in "nnp":
         before = page.locator(".step-table").get_attribute("data-step")
         page.keyboard.press(key)
-        assert step is None
         expect(page.locator(".step-table")).not_to_have_attribute("data-step", before or "")
     page.keyboard.press("Escape")
     expect(page.get_by_text("(the latest)")).to_be_visible()
@@ -423,6 +423,30 @@ def test_loading_is_shown_for_each_node_and_attention_only_where_it_is_needed(vi
     operator.view = cluster(["attic", "kitchen"])
     expect(page.get_by_text("Needs attention")).to_have_count(0)
     expect(page.locator("tr[data-machine]")).to_have_count(2)
+
+
+def test_experts_are_shown_as_they_were_used(visitor: Visitor, operator: FakeOperator) -> None:
+    page = visitor.open()
+    picture = page.get_by_role("img", name="Rows by layer and expert")
+    rows = operator.experts_used.rows
+    assert picture.evaluate("canvas => [canvas.width, canvas.height]") == [len(rows[0]), len(rows)]
+    page.get_by_text("Figures by layer").click()
+    table = page.get_by_label("Expert use by layer").locator("tbody tr")
+    expect(table).to_have_count(len(rows))
+    for layer in (0, len(rows) - 1):
+        total, most = sum(rows[layer]), max(rows[layer])
+        told = table.nth(layer).locator("td").all_text_contents()
+        assert told[:3] == [f"{total:,}", str(rows[layer].index(most)), f"{most * len(rows[layer]) / total:.2f}"]
+    picture.hover(position={"x": 1, "y": 1})
+    expect(page.locator(".heat-at")).to_contain_text(f"layer 0, expert 0: {rows[0][0]:,} rows")
+
+
+def test_the_last_day_is_summed_up_in_words(visitor: Visitor) -> None:
+    day = history(time())
+    page = visitor.open("events")
+    for name, most in (("queue", str(max(day.queue))), ("memory", human_bytes(max(day.memory)))):
+        expect(page.locator(f'[data-series="{name}"] figcaption')).to_contain_text(f"at most {most}")
+    expect(page.locator("[data-series] canvas")).to_have_count(4)
 
 
 # A chat.

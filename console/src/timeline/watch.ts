@@ -5,7 +5,7 @@ import type { RequestView, Timeline } from "../api/types";
 import { Tape } from "./layout";
 
 const PAUSE = 120; // ms between two questions: what a screen shows in between would not be seen
-const FIRST_WAIT = 5; // seconds for which the server waits for news
+const WAIT = 1; // seconds for which the server waits for steps; an interruption is told without any
 
 export class Watched {
   readonly tape = new Tape();
@@ -35,7 +35,7 @@ export class Watched {
     let after = 0;
     for (;;) {
       try {
-        const wait = this.request.value === null ? 0 : FIRST_WAIT;
+        const wait = this.request.value === null ? 0 : WAIT;
         const path = `operator/requests/${encodeURIComponent(this.id)}/timeline?after=${after}&wait=${wait}`;
         const page = await ask<Timeline>(path, { signal });
         after = page.next;
