@@ -159,7 +159,7 @@ def _links(steps: Run, width: int) -> list[LinkLoad]:
     """width: bytes of a row between two stages; 0: not known."""
     count = len(steps.nodes)
     ways = [[step.stages[i].hop for step in steps.steps] for i in range(count)] + [[step.back for step in steps.steps]]
-    return [LinkLoad(track_name(Track("link", i), steps.nodes), median(way), width if 0 < i < count else 0.0) for i, way in enumerate(ways)]
+    return [LinkLoad(track_name(Track("link", i), steps.nodes), median(way), width if 0 < i < count else 0) for i, way in enumerate(ways)]
 
 
 def _show(made: Profile) -> None:
