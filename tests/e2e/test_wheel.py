@@ -8,10 +8,12 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy
 import pytest
 
+from shoal.gateway.endpoints import console
 from tests.support.constraints import FILE
 
 pytestmark = [pytest.mark.slow, pytest.mark.real]
@@ -68,6 +70,13 @@ def test_its_name_says_what_it_runs_on(wheel: Path) -> None:
     else:
         assert python == abi == f"cp{sys.version_info.major}{sys.version_info.minor}"
     assert platform != "any"
+
+
+@pytest.mark.skipif(not console.built(), reason="`make console` builds it")
+def test_it_has_the_console(wheel: Path) -> None:
+    with ZipFile(wheel) as packed:
+        names = {name.removeprefix("shoal/console/") for name in packed.namelist() if name.startswith("shoal/console/")}
+    assert names == console.console_files().keys()
 
 
 def test_it_is_the_wheel_that_runs_and_has_kernels(installed: dict[str, str]) -> None:

@@ -8,7 +8,7 @@ export const LANE = 34;
 export const RECOVERY = 22;
 export const TOKENS = 12;
 const BAR = 18;
-const MOST_BARS = 3000; // that are drawn one by one
+const MOST_BARS = 6000; // that are drawn one by one
 
 export interface Inks {
   tones: string[];
