@@ -13,7 +13,7 @@ from time import perf_counter
 import msgspec
 import pytest
 
-from shoal.profiling.profile import Profile
+from shoal.profiling.profile import Profile, covered
 from tests.support.cluster import Cluster, cluster, free_port
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -52,8 +52,6 @@ def test_figures_of_one_stream_add_up_to_the_wall_time(made: Cluster, tmp_path: 
     assert set(found.nodes) == {"a", NAME} and found.tokens > 0 and found.lost == found.left_out == 0
     assert 0.5 * 4 < found.wall < took
     assert sum(part.share for part in found.parts) == pytest.approx(1)
-    # A single stream's steps follow one another, so all their parts and what is between them are the wall time.
-    assert sum(part.seconds for part in found.parts) + found.idle == pytest.approx(found.wall, rel=0.1)
     for stage in found.stages:
         assert stage.busy + stage.bubble + stage.idle == pytest.approx(found.wall, rel=1e-3)
         assert 0 < stage.compute <= stage.busy * 1.001
@@ -65,6 +63,15 @@ def test_figures_of_one_stream_add_up_to_the_wall_time(made: Cluster, tmp_path: 
     names = {event["args"]["name"] for event in events if event["name"] == "thread_name"}
     assert {"head", *found.nodes, f"head → {found.nodes[0]}", f"{found.nodes[0]} → {found.nodes[1]}", f"{found.nodes[1]} → head"} <= names
     assert sum(event["name"] == "compute" for event in events) == 2 * found.steps
+    # Chunks of a prompt are in the pipeline at once; the steps of a single stream that decode follow one another, so that their parts
+    # add up to the time that passed in them. All steps together, and what is between them, are the wall time.
+    slices = [event for event in events if event["ph"] == "X"]
+    assert sum(event["dur"] for event in slices) / 1e6 == pytest.approx(sum(part.seconds for part in found.parts), rel=0.01)
+    decoding = [event for event in slices if event["args"]["rows"] == 1]
+    spans = [(event["ts"], event["ts"] + event["dur"]) for event in decoding]
+    assert len({event["args"]["step"] for event in decoding}) > 20
+    assert sum(event["dur"] for event in decoding) == pytest.approx(covered(spans), rel=0.1)
+    assert covered((event["ts"], event["ts"] + event["dur"]) for event in slices) / 1e6 + found.idle == pytest.approx(found.wall, rel=0.02)
     page = html.read_text()
     assert "<img" not in page and "&lt;img src=x&gt; &amp;" in page and "http" not in page.replace("http-equiv", "")
 

@@ -21,6 +21,7 @@ from shoal.cli.options import (
     Threads,
     Url,
     flag,
+    from_file,
     loaded,
     node_settings,
     of_file,
@@ -69,7 +70,7 @@ def register(app: typer.Typer) -> None:
     app.command("up", help=_UP_HELP)(up)
     app.command("serve", help=_SERVE_HELP)(serve)
     app.command("join", help=_JOIN_HELP)(join)
-    for command in (run, chat, console, batch, infer_moe, plan, profile, profile_moe, bench, doctor):
+    for command in (run, chat, console, top, batch, infer_moe, plan, profile, profile_moe, bench, doctor):
         app.command(command.__name__.replace("_", "-"))(command)
 
 
@@ -162,6 +163,26 @@ def console(
     from shoal.cli.console import console
 
     console(server)
+
+
+def top(
+    context: typer.Context,
+    url: Annotated[
+        str, flag("--url", "The head's API, like http://192.168.1.20:8000; empty: on this machine.", also=("OPENAI_BASE_URL",))
+    ] = "",
+    api_key: Key = "",
+    interval: Annotated[float, flag("--interval", "Seconds between two looks.", min=0.2, max=3600)] = 1.0,
+    once: Annotated[bool, flag("--once", "Print it once, as it is done where stdout is no terminal.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Watch a cluster in the terminal: machines, stages, requests, events. Example: [bold]shoal top --url 192.168.1.20:8000[/bold]
+
+    q leaves; Tab chooses a section, arrows scroll it, / filters by name or text.
+    """
+    from shoal.cli import top as work
+
+    url, api_key = from_file(context, "url", "client", url), from_file(context, "api_key", "client", api_key)
+    work.top(url, api_key, interval, once, as_json)
 
 
 def _named(typed: typer.Context, settings: EngineSettings) -> tuple[EngineSettings, str]:

@@ -18,7 +18,7 @@ _PATIENCE = 10.0  # seconds
 
 def console(server: str) -> None:
     """server: '': the one that the settings of this machine name. Raises ClusterError, ConfigError."""
-    url = base_url(server) or _here()
+    url = base_url(server) or here()
     _check(url)
     address = f"{url}/console/"
     line_out(address)
@@ -26,7 +26,7 @@ def console(server: str) -> None:
         line("no browser could be opened here; open the address in one")
 
 
-def _here() -> str:
+def here() -> str:
     settings = from_environment(ApiSettings, {}, file=of_file(ApiSettings))
     host = settings.api_host
     reached = "127.0.0.1" if host in ("0.0.0.0", "::") or is_loopback(host) else host

@@ -11,6 +11,8 @@ from shoal.errors import ConfigError
 from shoal.sizes import human_bytes
 
 if TYPE_CHECKING:
+    from rich.console import Group
+
     from shoal.cli.show import Rows
     from shoal.control.messages import ClusterDescription
 
@@ -29,6 +31,7 @@ Discovery = Annotated[
 ]
 ClusterName = Annotated[str, flag("--cluster", "With --discovery: the cluster's name; empty: the only one found.")]
 Follow = Annotated[bool, flag("--follow", "With --discovery: go on, and print changes as they are published, until Ctrl-C.", short="-f")]
+Watch = Annotated[bool, flag("--watch", "Show it again every second, until Ctrl-C.", short="-w")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The node's name, as `shoal nodes` lists it.")]
 
 app = typer.Typer(help="List a cluster's nodes; drain or remove one.", invoke_without_command=True)
@@ -43,6 +46,7 @@ def nodes(
     discovery: Discovery = "",
     cluster: ClusterName = "",
     follow: Follow = False,
+    watch: Watch = False,
 ) -> None:
     """List a cluster's nodes with their layers and state, and recent events.
 
@@ -50,6 +54,8 @@ def nodes(
     [bold]shoal nodes --discovery redis://192.168.1.5 --follow[/bold]
     """
     published = _published(context, discovery, follow)
+    if watch and (published or as_json or context.invoked_subcommand is not None):
+        raise ConfigError("--watch shows the nodes of one head as a table; leave out --json and --discovery, which has --follow")
     head, events = from_file(context, "head", "client", head), from_file(context, "events", "client", events)
     if context.invoked_subcommand is not None:
         context.obj = head
@@ -66,19 +72,38 @@ def nodes(
         return
 
     from shoal.cli.credentials import as_operator
-    from shoal.cli.show import emit, line_out, out
+    from shoal.cli.show import emit, out
     from shoal.control.client import describe
 
-    found = asyncio.run(as_operator(head, lambda keys: describe(head, keys)))
-    happened = found.events[-events:] if events else []
+    async def ask() -> ClusterDescription:
+        return await as_operator(head, lambda keys: describe(head, keys))
+
+    if watch:
+        from shoal.cli.watch import watched
+
+        async def look() -> Group:
+            return _shown(await ask(), events)
+
+        asyncio.run(watched(look))
+        return
+    found = asyncio.run(ask())
     if as_json:
         about = {"cluster": found.cluster, "model": found.model, "state": found.state, "epoch": found.epoch}
-        emit({**about, "nodes": _rows(found), "events": happened})
+        emit({**about, "nodes": _rows(found), "events": found.events[-events:] if events else []})
         return
-    line_out(f"{found.model}: {found.state}")
-    out.print(_table(found) if found.nodes else "no nodes have joined")
-    for event in happened:
-        line_out(event)
+    out.print(_shown(found, events), soft_wrap=True)
+
+
+def _shown(found: ClusterDescription, events: int) -> Group:
+    """For people. events: how many of the latest."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from shoal.cli.show import plain
+
+    nodes = _table(found) if found.nodes else "no nodes have joined"
+    told = [Text(plain(event)) for event in (found.events[-events:] if events else [])]
+    return Group(Text(plain(f"{found.model}: {found.state}")), nodes, *told)
 
 
 def _published(context: typer.Context, discovery: str, follow: bool) -> bool:
@@ -119,19 +144,19 @@ def _rows(found: ClusterDescription) -> list[dict[str, Any]]:
 
 
 def _table(found: ClusterDescription) -> Rows:
-    from shoal.cli.show import Rows, layers
+    from shoal.cli.show import Rows, layers, plain
 
     return Rows(
         [
             {
-                "name": n.name,
+                "name": plain(n.name),
                 "address": n.address,
-                "state": n.state,
+                "state": plain(n.state),
                 "layers": layers(n.first_layer, n.end_layer) or "-",
                 "weights": human_bytes(n.weight_bytes),
                 "memory": human_bytes(n.memory),
                 "threads": n.threads,
-                "runtime": n.runtime or n.machine,
+                "runtime": plain(n.runtime or n.machine),
                 "heard": f"{n.silence:.1f} s ago",
             }
             for n in found.nodes

@@ -65,6 +65,12 @@ def line_out(text: str) -> None:
     out.print(Text(text), soft_wrap=True)
 
 
+def plain(text: str) -> str:
+    """What others called something, so that it cannot steer the terminal: control characters, and those that turn its direction, become
+    dots."""
+    return "".join(character if character.isprintable() else "·" for character in text)
+
+
 @contextlib.contextmanager
 def downloading(what: str) -> Generator[Report]:
     """A progress bar on stderr that appears with the first byte."""

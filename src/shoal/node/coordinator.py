@@ -372,7 +372,9 @@ class Coordinator:
         self._observer.gone(request)
         self._moves.links = Measured(self.roster.reached)
         if (path := self.cluster.serving) is not None:
-            self.recorder.timelines.route(path.epoch, [stage.node for stage in path.placement.stages])
+            names = [stage.node for stage in path.placement.stages]
+            self.recorder.timelines.route(path.epoch, names)
+            self._observer.route(names)
         self._carry_out(instructions.Report(EventKind.RENAMED, f"{request} is called {name} from now on", name))
         self.changed.set()
         return control.DismissAnswer(done=True, message=f"{request} is called {name} from now on")

@@ -93,7 +93,7 @@ class Metrics:
         self.kv = values("node_kv_bytes", "Memory that KV blocks take on a node.", "node")
 
         self.interruptions = seconds("interruption", "From noticing that a route is lost, or pausing it, to the next token.", "cause")
-        self.interruption_parts = seconds("interruption_part", "What interruptions were made of.", "cause", "part")
+        self.interruption_parts = values("interruption_part_seconds_total", "What interruptions were made of.", "cause", "part")
         self.refilled = values("refilled_tokens_total", "Tokens whose keys and values were filled anew.")
         self.events = of_cluster("events_total", "What happened to the cluster.", "kind")
 
@@ -143,13 +143,15 @@ class Metrics:
             self.events.set(0, kind.value)
         for cause in CAUSES:
             self.interruptions.of(cause)
+            for part in PARTS:
+                self.interruption_parts.set(0, cause, part)
 
     def interruption(self, seconds: float, cause: str, parts: Mapping[str, float], refilled: int) -> None:
         """cause: one of CAUSES. parts: by PARTS."""
         self.interruptions.of(cause).observe(seconds)
         self.refilled.add(refilled)
         for part, value in parts.items():
-            self.interruption_parts.of(cause, part).observe(value)
+            self.interruption_parts.add(value, cause, part)
 
     def journal(self, node: str, *values: int) -> None:
         """Records a heartbeat's journal figures: bytes; rows spilled, given up, replayed."""

@@ -88,4 +88,4 @@ def test_where_nothing_listens_it_says_what_to_start(opened: list[str], monkeypa
 def test_the_settings_of_this_machine_name_the_server(host: str, reached: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHOAL_API_HOST", host)
     monkeypatch.setenv("SHOAL_PORT", "8123")
-    assert console._here() == f"http://{reached}:8123"
+    assert console.here() == f"http://{reached}:8123"

@@ -163,7 +163,7 @@ def test_interruptions_are_counted_by_cause_and_part() -> None:
         "lost": 1,
         "moved": 1,
     }
-    assert found.value("interruption_part_seconds_sum", cause="lost", part="load") == 0.5
+    assert found.value("interruption_part_seconds_total", cause="lost", part="load") == 0.5
     assert found.value("refilled_tokens_total") == 77
 
 

@@ -1,0 +1,67 @@
+"""Questions to the operator's API of a head: docs/operating.md."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TypeVar
+
+import httpx2
+import msgspec
+
+from shoal.cli.asking import ChatOptions
+from shoal.errors import ClusterError, InvalidRequest
+from shoal.observed.cluster import ClusterView
+from shoal.observed.event import EventPage
+from shoal.observed.requests import RequestView
+
+_PATIENCE = 10.0  # seconds
+
+T = TypeVar("T")
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """A cluster at one moment, with its latest events and requests."""
+
+    cluster: ClusterView
+    requests: list[RequestView]
+    events: EventPage
+
+
+class _Requests(msgspec.Struct, frozen=True):
+    requests: list[RequestView]
+
+
+class OperatorClient:
+    def __init__(self, url: str, key: str) -> None:
+        """url: '…' as users write it. Raises ConfigError."""
+        asking = ChatOptions(url, key)  # which checks them
+        self.url = asking.url
+        headers = {"Authorization": f"Bearer {asking.key}"} if asking.key else {}
+        self._http = httpx2.AsyncClient(base_url=self.url, timeout=_PATIENCE, headers=headers, trust_env=False)
+
+    async def __aenter__(self) -> OperatorClient:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self._http.aclose()
+
+    async def seen(self, events: int) -> Seen:
+        """events: how many of the latest. Raises ClusterError; InvalidRequest if the key is refused."""
+        cluster = await self._get("cluster", ClusterView)
+        requests = await self._get("requests", _Requests)
+        return Seen(cluster, requests.requests, await self._get(f"events?limit={max(events, 1)}", EventPage))
+
+    async def _get(self, path: str, kind: type[T]) -> T:
+        try:
+            answer = await self._http.get(f"/operator/{path}")
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            why = str(error) or type(error).__name__
+            raise ClusterError(f"{self.url} does not answer: {why}; is `shoal up` or `shoal serve` running there?") from error
+        if answer.status_code in (401, 403):
+            raise InvalidRequest(f"{self.url} asks for a key; give one of its own with --api-key or SHOAL_API_KEY")
+        if answer.status_code != 200:
+            raise ClusterError(f"{self.url} answered {answer.status_code}; is a shoal of this version running there?")
+        try:
+            return msgspec.json.decode(answer.content, type=kind)
+        except msgspec.MsgspecError as error:
+            raise ClusterError(f"{self.url} answered what this version does not know ({error}); is it a shoal of this version?") from error
