@@ -66,19 +66,19 @@ async def stream(port: int, number: int, tokens: int) -> None:
     assert b"data: [DONE]" in answer, answer[-300:]
 
 
-async def measure(port: int, head: psutil.Process, number: int) -> Round:
+async def measure(port: int, head: psutil.Process, number: int, streams: int = STREAMS, tokens: int = TOKENS) -> Round:
     who = roles(head)
     before, began = {role: spent(p) for role, p in who.items()}, perf_counter()
-    await asyncio.gather(*(stream(port, number * STREAMS + i, TOKENS) for i in range(STREAMS)))
-    seconds, count = perf_counter() - began, STREAMS * TOKENS
+    await asyncio.gather(*(stream(port, number * streams + i, tokens) for i in range(streams)))
+    seconds, count = perf_counter() - began, streams * tokens
     return Round(count / seconds, {role: (spent(p) - before[role]) / count * 1e3 for role, p in who.items()})
 
 
 @contextlib.asynccontextmanager
-async def up(workers: int) -> AsyncIterator[tuple[int, psutil.Process]]:
+async def up(*more: str) -> AsyncIterator[tuple[int, psutil.Process]]:
     port = free_port()
-    flags = ("--nodes", "2", "--threads", "1", "--port", str(port), "--control-port", "0", "--slots", str(STREAMS))
-    command = (sys.executable, "-m", "shoal", "up", *flags, "--api-workers", str(workers))
+    flags = ("--nodes", "2", "--threads", "1", "--port", str(port), "--control-port", "0", "--slots", str(STREAMS), *more)
+    command = (sys.executable, "-m", "shoal", "up", *flags)
     process = await asyncio.create_subprocess_exec(*command, stderr=subprocess.DEVNULL)
     try:
         while True:
@@ -95,7 +95,7 @@ async def up(workers: int) -> AsyncIterator[tuple[int, psutil.Process]]:
 
 async def main(rounds: int, counts: list[int]) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        clusters = {count: await stack.enter_async_context(up(count)) for count in counts}
+        clusters = {count: await stack.enter_async_context(up("--api-workers", str(count))) for count in counts}
         found: dict[int, list[Round]] = {count: [] for count in counts}
         for number in range(rounds):
             for count, cluster in clusters.items():

@@ -75,7 +75,7 @@ async def watched(port: int, count: int) -> AsyncIterator[None]:
 async def speeds(rounds: int) -> dict[int, list[float]]:
     """Tokens per second of each round, by how many watched."""
     found: dict[int, list[float]] = {count: [] for count in WATCHERS}
-    async with up(1) as (port, _):
+    async with up("--api-workers", "1") as (port, _):
         for number in range(rounds):
             for count in WATCHERS if number % 2 else WATCHERS[::-1]:
                 async with watched(port, count):

@@ -31,6 +31,42 @@ ROLES: list[type[Settings]] = [NodeSettings, EngineSettings, HeadSettings]
 
 
 @pytest.mark.parametrize(
+    "where",
+    ["", "env", "http://a:4318", "https://otlp.example/api/x/v1/traces", "grpc://[fd00::5]:4317", "grpcs://b", "http://127.0.0.1:1/"],
+)
+def test_where_traces_can_go(where: str):
+    assert ApiSettings(traces=where).traces == where
+
+
+@pytest.mark.parametrize(
+    ("where", "why"),
+    [
+        ("collector:4318", "is no place for traces; write http://HOST:4318"),
+        ("http://", "is no place"),
+        ("http://a:0", "is no place"),
+        ("ftp://a:1", "is no place"),
+        ("http://a:x", "write http://HOST:4318"),
+        ("http://[::1", "write http://HOST:4318"),
+        ("http://a:99999", "write http://HOST:4318"),
+        ("http://me:secret@a:4318", "takes no password"),
+        ("grpc://a:4317/v1/traces", "more than a host and a port"),
+        ("http://a:1/?x=1", "more than a host and a port"),
+        ("http://a b:1", "is not a host"),
+    ],
+)
+def test_where_they_cannot(where: str, why: str):
+    with pytest.raises(ConfigError, match=f"--traces.*{why}") as raised:
+        ApiSettings(traces=where)
+    assert "secret" not in str(raised.value)
+
+
+def test_the_share_of_traced_requests_is_one():
+    for share in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ConfigError, match="--trace-sample"):
+            ApiSettings(trace_sample=share)
+
+
+@pytest.mark.parametrize(
     ("text", "size"),
     [("0", 0), ("512", 512), ("1KiB", 1024), ("1.5GiB", 3 << 29), ("2 gb", 2 * 10**9), (" 7MB ", 7 * 10**6), ("1TiB", 1 << 40)],
 )
