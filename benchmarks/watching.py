@@ -17,7 +17,7 @@ from time import perf_counter
 
 import httpx2 as httpx
 
-from benchmarks.api_workers import stream, up
+from benchmarks.api_workers import spent, stream, up
 from benchmarks.report import processor
 from shoal.pipeline.timing import StepPart, StepTiming
 from shoal.request import Request, RequestId, TokenChunk
@@ -72,16 +72,17 @@ async def watched(port: int, count: int) -> AsyncIterator[None]:
             await console.wait()
 
 
-async def speeds(rounds: int) -> dict[int, list[float]]:
-    """Tokens per second of each round, by how many watched."""
-    found: dict[int, list[float]] = {count: [] for count in WATCHERS}
-    async with up("--api-workers", "1") as (port, _):
+async def speeds(rounds: int) -> dict[int, list[tuple[float, float]]]:
+    """Tokens per second of each round, and the head's share of a core, by how many watched."""
+    found: dict[int, list[tuple[float, float]]] = {count: [] for count in WATCHERS}
+    async with up("--api-workers", "1") as (port, head):
         for number in range(rounds):
             for count in WATCHERS if number % 2 else WATCHERS[::-1]:
                 async with watched(port, count):
-                    began = perf_counter()
+                    before, began = spent([head]), perf_counter()
                     await asyncio.gather(*(stream(port, number * STREAMS + i, TOKENS) for i in range(STREAMS)))
-                    found[count].append(STREAMS * TOKENS / (perf_counter() - began))
+                    seconds = perf_counter() - began
+                    found[count].append((STREAMS * TOKENS / seconds, (spent([head]) - before) / seconds))
     return found
 
 
@@ -105,11 +106,12 @@ def remembering() -> float:
 
 async def main(rounds: int) -> None:
     found = await speeds(rounds)
-    alone = median(found[0])
+    alone = median(speed for speed, _ in found[0])
     print(f"{processor()}: {STREAMS} streams of {TOKENS} tokens over two nodes of one thread, medians of {rounds} rounds\n")
-    print("| consoles | tokens/s | of those without |\n|---|---|---|")
+    print("| consoles | tokens/s | of those without | the head's share of a core |\n|---|---|---|---|")
     for count, ran in found.items():
-        print(f"| {count} | {median(ran):.1f} | {median(ran) / alone:.3f} |")
+        speed, share = median(speed for speed, _ in ran), median(share for _, share in ran)
+        print(f"| {count} | {speed:.1f} | {speed / alone:.3f} | {share:.1%} |")
     spent, step = remembering(), STREAMS / alone * 1e6
     print(f"\nremembering a step: {spent:.0f} µs, {spent / step:.2%} of the {step / 1e3:.1f} ms of a step")
 
