@@ -35,6 +35,7 @@ def test_every_panel_has_something_to_show(mixture: Path, tmp_path: Path, worker
     binary("prometheus")
     flags = ("--model", str(mixture), "--precision", "fp32", "--heartbeat", "0.2", "--api-workers", workers)
     with served(tmp_path, 2, *flags) as made, prometheus(tmp_path / "prometheus", f"127.0.0.1:{made.port}") as seen:
+        until(lambda: seen.query('shoal_events_total{kind="lost"}'))  # what happens before the first look is in no rate
         asked: list[int] = []  # tokens of answers
         enough = threading.Event()
 
@@ -65,9 +66,6 @@ def test_every_panel_has_something_to_show(mixture: Path, tmp_path: Path, worker
         assert found.value("interruption_part_seconds_total", cause="lost", part="load") > 0
         nodes = {labels["node"] for name, labels in found.series if name.startswith("shoal_") and "node" in labels}
         assert nodes == {"n1", "n2"}  # n0 is forgotten
-        scrapes = seen.query("sum(scrape_samples_scraped)")
-        until(lambda: seen.query('sum(increase(shoal_requests_total{outcome="400"}[1m])) > 0 or shoal_requests_total{outcome="400"} > 0'))
-        assert scrapes
         for query in queries():
             if query.row == ELSEWHERE:
                 continue

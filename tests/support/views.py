@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shoal.cli.operator_client import SeenCluster
+from shoal.cli.operator_client import Sight
 from shoal.observed.cluster import Advice, ClusterView, MachineView, ModelView, Progress, RequestsView, StageView
 from shoal.observed.event import ClusterEvent, EventKind, EventPage
 from shoal.observed.requests import RequestView
@@ -35,7 +35,7 @@ def machine(name: str, number: int, of: int, **changes: object) -> MachineView:
     return MachineView(**(values | changes))  # pyright: ignore[reportArgumentType]
 
 
-def seen(machines: int = 2, events: int = 3, requests: int = 2, name: str = "node", model: str = "tiny", **changes: object) -> SeenCluster:
+def seen(machines: int = 2, events: int = 3, requests: int = 2, name: str = "node", model: str = "tiny", **changes: object) -> Sight:
     names = [f"{name}-{i}" for i in range(machines)]
     stages = [
         StageView(one, 30 * i // machines, 30 * (i + 1) // machines, 0.0001, 0.012, 0.0, 0.5, 0.011, 0.0003) for i, one in enumerate(names)
@@ -61,7 +61,7 @@ def seen(machines: int = 2, events: int = 3, requests: int = 2, name: str = "nod
     view = ClusterView(**(values | changes))  # pyright: ignore[reportArgumentType]
     happened = [ClusterEvent(i + 1, NOW - events + i, EventKind.JOINED, f"{name}-{i} joined", f"{name}-{i}") for i in range(events)]
     asked = [RequestView(f"{name}-r{i}", NOW - i, "alice", "running", 12, 0, 34, NOW - i / 2, 0.0, 11.0) for i in range(requests)]
-    return SeenCluster(view, asked, EventPage(happened, events, 1))
+    return Sight(view, asked, EventPage(happened, events, 1))
 
 
 LOADING = Progress("packing layer 3", 30, 100)

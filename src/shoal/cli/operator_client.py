@@ -19,7 +19,7 @@ _PATIENCE = 10.0  # seconds
 T = TypeVar("T")
 
 
-class SeenCluster(msgspec.Struct, frozen=True):
+class Sight(msgspec.Struct, frozen=True):
     """A cluster at one moment, with its latest events and requests."""
 
     cluster: ClusterView
@@ -45,11 +45,11 @@ class OperatorClient:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self._http.aclose()
 
-    async def seen(self, events: int) -> SeenCluster:
+    async def seen(self, events: int) -> Sight:
         """events: how many of the latest. Raises ClusterError; InvalidRequest if the key is refused."""
         cluster = await self._get("cluster", ClusterView)
         requests = await self._get("requests", _Requests)
-        return SeenCluster(cluster, requests.requests, await self._get(f"events?limit={max(events, 1)}", EventPage))
+        return Sight(cluster, requests.requests, await self._get(f"events?limit={max(events, 1)}", EventPage))
 
     async def _get(self, path: str, kind: type[T]) -> T:
         try:

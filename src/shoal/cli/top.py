@@ -16,7 +16,7 @@ from shoal.cli.console import here
 from shoal.cli.keys_pressed import pressed
 from shoal.cli.loop import on_signal
 from shoal.cli.loop import run as run_in_loop
-from shoal.cli.operator_client import OperatorClient, SeenCluster
+from shoal.cli.operator_client import OperatorClient, Sight
 from shoal.cli.show import emit, out
 from shoal.cli.top_page import Look, page, whole
 from shoal.cli.waiting import stop_signal
@@ -44,7 +44,7 @@ async def _top(url: str, key: str, interval: float, once: bool, as_json: bool) -
 
 
 class Top:
-    def __init__(self, client: OperatorClient, first: SeenCluster, interval: float, stop: asyncio.Event) -> None:
+    def __init__(self, client: OperatorClient, first: Sight, interval: float, stop: asyncio.Event) -> None:
         self._client, self._seen, self._interval, self._stop = client, first, interval, stop
         self._look, self._trouble = Look(), ""
         self._live = Live(console=out, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)

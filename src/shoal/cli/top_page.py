@@ -9,7 +9,7 @@ from datetime import datetime
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from shoal.cli.operator_client import SeenCluster
+from shoal.cli.operator_client import Sight
 from shoal.cli.show import layers, plain, rate_words
 from shoal.observed.cluster import ClusterView, MachineView, StageView
 from shoal.observed.event import WARNINGS, ClusterEvent
@@ -108,7 +108,7 @@ class _Section:
         return "  ".join(padded).rstrip()
 
 
-def page(seen: SeenCluster, look: Look, width: int, height: int, trouble: str = "") -> list[Text]:
+def page(seen: Sight, look: Look, width: int, height: int, trouble: str = "") -> list[Text]:
     """Exactly `height` lines of at most `width` columns. trouble: why what is shown is old; ''."""
     top = _top(seen.cluster, trouble, most=max(height // 3, 2))
     foot = _foot(look)
@@ -127,7 +127,7 @@ def page(seen: SeenCluster, look: Look, width: int, height: int, trouble: str = 
     return lines
 
 
-def whole(seen: SeenCluster) -> list[Text]:
+def whole(seen: Sight) -> list[Text]:
     """All of it, for a pipe or a file."""
     look = Look(section="")
     out = _top(seen.cluster, "", most=1000)
@@ -182,7 +182,7 @@ def _foot(look: Look) -> Text:
     return Text(f"q quit  Tab section  ↑↓ PgUp PgDn scroll  / filter{kept}", style=_DIM)
 
 
-def _sections(seen: SeenCluster, look: Look) -> dict[str, _Section]:
+def _sections(seen: Sight, look: Look) -> dict[str, _Section]:
     view = seen.cluster
     return {
         "machines": _machines([one for one in view.machines if look.matches(one.name, one.state, one.address)], view.model.layers),
