@@ -9,6 +9,7 @@ import { ConnectPage } from "./connect/page";
 import { EventsPage } from "./events/page";
 import { JoinPage } from "./join/page";
 import { EnterKey } from "./keys/enter";
+import { MadeKey } from "./keys/made";
 import { KeysPage } from "./keys/page";
 import { ModelsPage } from "./models/page";
 import { choice, choose, type Choice } from "./parts/theme";
@@ -91,6 +92,7 @@ export function App() {
       </header>
       <main id="main" ref={main}>
         {locked.value ? <EnterKey /> : <Shown />}
+        <MadeKey />
       </main>
       <Said />
     </>

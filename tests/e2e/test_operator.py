@@ -98,7 +98,7 @@ def test_figures_are_those_of_the_api_and_a_loss_is_in_the_timeline(made: Cluste
     (lost,) = happened(made, EventKind.LOST)
     assert lost["node"] == recovery["node"]
     assert [advice["node"] for advice in asked(made, "cluster")["attention"]] == [lost["node"]]
-    assert made.metric("interruption_seconds_count") == 1
+    assert made.total("interruption_seconds_count") == 1
 
 
 def test_an_operator_sees_what_a_drain_would_do_and_does_it(made: Cluster, smollm2: Path) -> None:

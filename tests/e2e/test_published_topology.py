@@ -132,8 +132,8 @@ def test_a_cluster_can_be_followed_without_asking_the_head(
         early.until(lambda line: line.get("requests", {}).get("running") == 1)
         early.until(lambda line: line.get("loads", {}).get("worker-0", {}).get("rows", 0) > 0)
         early.until(lambda line: line.get("loads", {}).get("worker-0", {}).get("busy", 0) > 0)
-        assert made.metric('node_busy{node="worker-0"}') >= 0 and made.metric('worker_balance{node="worker-0"}') == 1
-        assert made.metric('worker_computed_seconds{node="worker-0"}') > 0
+        assert made.total("node_busy", node="worker-0") >= 0 and made.total("worker_balance", node="worker-0") == 1
+        assert made.total("worker_computed_seconds_total", node="worker-0") > 0
 
         worker(made, "worker-1")
         early.until_kind("joined", "worker-1")

@@ -191,6 +191,14 @@ class Cluster:
     def metric(self, name: str) -> float:
         return self.metrics(name)[0]
 
+    def total(self, name: str, **labels: str) -> float:
+        """Of all series of a metric that have these labels; there must be one."""
+        wanted = [f'{label}="{value}"' for label, value in labels.items()]
+        lines = [line for line in self.http.get("/metrics").text.splitlines() if re.match(rf"shoal_{name}[ {{]", line)]
+        found = [float(line.rsplit(maxsplit=1)[1]) for line in lines if all(label in line for label in wanted)]
+        assert found, f"there is no {name} with {wanted}"
+        return sum(found)
+
     def until_idle(self) -> None:
         """Fails where a sequence or a KV block stays in use."""
         gauges = ("sequences_running", "sequences_waiting", "kv_blocks_used")

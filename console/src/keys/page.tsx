@@ -3,18 +3,17 @@ import { useState } from "preact/hooks";
 import { ask, words } from "../api/client";
 import { me, operator } from "../api/live";
 import type { KeyView } from "../api/types";
-import { Lines } from "../parts/copy";
 import { Dialog } from "../parts/dialog";
 import { count, moment } from "../parts/format";
 import { useLoaded } from "../parts/loaded";
 import { Failed, Page } from "../parts/page";
 import { say } from "../parts/say";
+import { showMade } from "./made";
 import { keyBody, NEW, PRIORITIES, type Wanted } from "./wanted";
 
 export function KeysPage() {
   const allowed = operator.value;
   const list = useLoaded<{ keys: KeyView[] }>(allowed ? "operator/keys" : null, 10);
-  const [made, setMade] = useState<KeyView | null>(null);
   const [revoked, setRevoked] = useState<KeyView | null>(null);
   if (!allowed)
     return (
@@ -28,7 +27,7 @@ export function KeysPage() {
       <Create
         first={keys.length === 0 && list.value !== null}
         onMade={(key) => {
-          setMade(key);
+          showMade(key);
           list.again();
         }}
       />
@@ -43,17 +42,6 @@ export function KeysPage() {
           <Table keys={keys} onRevoke={setRevoked} />
         )}
       </section>
-      {made && (
-        <Dialog title={`The key of ${made.name}`} onClose={() => setMade(null)}>
-          <p>It is kept nowhere and not shown again.</p>
-          <Lines text={made.token ?? ""} what="the key" />
-          <footer>
-            <button type="button" class="main" onClick={() => setMade(null)}>
-              I have it
-            </button>
-          </footer>
-        </Dialog>
-      )}
       {revoked && <Revoke key={revoked.id} of={revoked} onClose={() => setRevoked(null)} onDone={list.again} />}
     </Page>
   );
