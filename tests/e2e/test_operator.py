@@ -86,6 +86,10 @@ def test_figures_are_those_of_the_api_and_a_loss_is_in_the_timeline(made: Cluste
         assert before["number"] < after["number"] and before["at"] <= after["at"]
     assert told["recoveries"] == []
 
+    word = wanted.split()[20]
+    assert made.complete(STORY, 150, ignore_eos=True, stop=[word]).json()["choices"][0]["finish_reason"] == "stop"
+    assert asked(made, "requests")["requests"][0]["state"] == "ended", "at a stop string"
+
     story = Story(made, 150)
     until(lambda: len(story.tokens) > 10)
     victim = next(node for node in made.living if view["stages"][1]["node"] in node.arguments)

@@ -1,5 +1,6 @@
 import { operator } from "../api/live";
 import type { ClusterView, MachineView } from "../api/types";
+import { ActionsHead } from "../parts/actions_head";
 import { Bar } from "../parts/bar";
 import { bytes, layers, percent, plural, seconds, span } from "../parts/format";
 import { MachineActions } from "./actions";
@@ -20,11 +21,7 @@ export function Machines({ view, colours }: { view: ClusterView; colours: Map<st
             <th scope="col" class="n">reads</th>
             <th scope="col" class="n">link to the head</th>
             <th scope="col">busy</th>
-            {operator.value && (
-              <th scope="col">
-                <span class="offscreen">actions</span>
-              </th>
-            )}
+            {operator.value && <ActionsHead />}
           </tr>
         </thead>
         <tbody>

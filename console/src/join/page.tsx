@@ -5,6 +5,7 @@ import { cluster, events, eventsChanged, operator } from "../api/live";
 import type { Invitation } from "../api/types";
 import { MachineActions } from "../cluster/actions";
 import { stateTone } from "../cluster/state";
+import { ActionsHead } from "../parts/actions_head";
 import { Lines } from "../parts/copy";
 import { bytes, countdown, moment } from "../parts/format";
 import { Failed, Page } from "../parts/page";
@@ -127,11 +128,7 @@ function Members() {
             <th scope="col">address</th>
             <th scope="col">state</th>
             <th scope="col" class="n">memory</th>
-            {operator.value && (
-              <th scope="col">
-                <span class="offscreen">actions</span>
-              </th>
-            )}
+            {operator.value && <ActionsHead />}
           </tr>
         </thead>
         <tbody>

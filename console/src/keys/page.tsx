@@ -3,6 +3,7 @@ import { useState } from "preact/hooks";
 import { ask, words } from "../api/client";
 import { me, operator } from "../api/live";
 import type { KeyView } from "../api/types";
+import { ActionsHead } from "../parts/actions_head";
 import { Dialog } from "../parts/dialog";
 import { count, moment } from "../parts/format";
 import { useLoaded } from "../parts/loaded";
@@ -135,9 +136,7 @@ function Table({ keys, onRevoke }: { keys: readonly KeyView[]; onRevoke: (key: K
             <th scope="col" class="n">tokens</th>
             <th scope="col">last used</th>
             <th scope="col">limits</th>
-            <th scope="col">
-              <span class="offscreen">actions</span>
-            </th>
+            <ActionsHead />
           </tr>
         </thead>
         <tbody>

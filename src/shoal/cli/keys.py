@@ -123,10 +123,6 @@ def revoke_key(name: Annotated[str, typer.Argument(help="The key's name or id.")
     line(f"{key.name} ({key.id}) is revoked")
 
 
-def _state(key: ApiKey, now: float) -> str:
-    return "revoked" if key.revoked is not None else "good" if key.good(now) else "expired"
-
-
 def _short_row(key: ApiKey, now: float) -> dict[str, Any]:
     """The row for a terminal."""
     own, limits = key.limits, list[str]()
@@ -140,7 +136,7 @@ def _short_row(key: ApiKey, now: float) -> dict[str, Any]:
     return {
         "name": key.name,
         "id": key.id,
-        "state": _state(key, now),
+        "state": key.state(now),
         "role": key.role.value,
         "last used": _day(key.last_used),
         "requests": key.requests,
@@ -153,7 +149,7 @@ def _row(key: ApiKey, now: float) -> dict[str, Any]:
     return {
         "id": key.id,
         "name": key.name,
-        "state": _state(key, now),
+        "state": key.state(now),
         "created": _time(key.created),
         "expires": _time(key.expires),
         "last_used": _time(key.last_used),

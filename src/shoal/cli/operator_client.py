@@ -10,9 +10,10 @@ import msgspec
 
 from shoal.cli.asking import ChatOptions
 from shoal.errors import ClusterError, InvalidRequest
+from shoal.gateway.endpoints.operator.wire import RequestList
 from shoal.observed.cluster import ClusterView
 from shoal.observed.event import EventPage
-from shoal.observed.requests import RequestView
+from shoal.observed.requests import RequestView, Timeline
 
 _PATIENCE = 10.0  # seconds
 
@@ -27,14 +28,11 @@ class Sight(msgspec.Struct, frozen=True):
     events: EventPage
 
 
-class _Requests(msgspec.Struct, frozen=True):
-    requests: list[RequestView]
-
-
 class OperatorClient:
-    def __init__(self, url: str, key: str) -> None:
-        """url: '…' as users write it. Raises ConfigError."""
-        asking = ChatOptions(url, key)  # which checks them
+    """All questions raise ClusterError, and InvalidRequest if the key is refused."""
+
+    def __init__(self, asking: ChatOptions) -> None:
+        """asking: its address and its key."""
         self.url = asking.url
         headers = {"Authorization": f"Bearer {asking.key}"} if asking.key else {}
         self._http = httpx2.AsyncClient(base_url=self.url, timeout=_PATIENCE, headers=headers, trust_env=False)
@@ -46,10 +44,19 @@ class OperatorClient:
         await self._http.aclose()
 
     async def seen(self, events: int) -> Sight:
-        """events: how many of the latest. Raises ClusterError; InvalidRequest if the key is refused."""
-        cluster = await self._get("cluster", ClusterView)
-        requests = await self._get("requests", _Requests)
-        return Sight(cluster, requests.requests, await self._get(f"events?limit={max(events, 1)}", EventPage))
+        """events: how many of the latest."""
+        cluster, requests = await self.cluster(), await self.requests()
+        return Sight(cluster, requests, await self._get(f"events?limit={max(events, 1)}", EventPage))
+
+    async def cluster(self) -> ClusterView:
+        return await self._get("cluster", ClusterView)
+
+    async def requests(self) -> list[RequestView]:
+        """The latest first: of this key, or everybody's for an operator's."""
+        return (await self._get("requests", RequestList)).requests
+
+    async def timeline(self, request: str) -> Timeline:
+        return await self._get(f"requests/{request}/timeline", Timeline)
 
     async def _get(self, path: str, kind: type[T]) -> T:
         try:

@@ -7,18 +7,15 @@ import secrets
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx2
-import msgspec
 
 from shoal.cli.asking import ChatOptions
+from shoal.cli.operator_client import OperatorClient
 from shoal.errors import ClusterError, ConfigError, InvalidRequest
-from shoal.gateway.endpoints.operator.wire import RequestList
 from shoal.observed.cluster import ClusterView
 from shoal.observed.requests import Timeline
-
-T = TypeVar("T")
 
 _WORDS = 64  # of a prompt
 TOKENS = 64
@@ -34,15 +31,18 @@ class Watched:
 
 
 class ProfilingLoad:
-    def __init__(self, http: httpx2.AsyncClient, asking: ChatOptions) -> None:
-        self._http, self._asking = http, asking
+    def __init__(self, http: httpx2.AsyncClient, operator: OperatorClient, asking: ChatOptions) -> None:
+        self._http, self._operator, self._asking = http, operator, asking
         self._timelines: dict[str, Timeline] = {}
 
     async def run(self, seconds: float, streams: int) -> Watched:
-        """Raises ConfigError, InvalidRequest, ClusterError."""
-        await self._cluster()  # says what is wrong with the address before anything is computed
+        """Raises ConfigError if nobody answers there, InvalidRequest, ClusterError."""
+        try:
+            await self._operator.cluster()  # says what is wrong with the address before anything is computed
+        except ClusterError as error:
+            raise ConfigError(str(error)) from error
         await self._complete(4)
-        began = (await self._cluster()).at
+        began = (await self._operator.cluster()).at
         work = [asyncio.ensure_future(self._stream()) for _ in range(streams)]
         try:
             done, _ = await asyncio.wait(work, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
@@ -52,10 +52,10 @@ class ProfilingLoad:
             for task in work:
                 task.cancel()
             await asyncio.gather(*work, return_exceptions=True)
-        for request in (await self._read("requests", RequestList)).requests:
+        for request in await self._operator.requests():
             if request.began >= began and request.id not in self._timelines:
                 await self._keep(request.id)
-        return Watched(await self._cluster(), [*self._timelines.values()])
+        return Watched(await self._operator.cluster(), [*self._timelines.values()])
 
     async def _stream(self) -> None:
         """One request after the other. Each timeline is fetched as soon as it is complete: a head keeps only the latest steps."""
@@ -63,7 +63,7 @@ class ProfilingLoad:
             await self._keep(await self._complete(TOKENS))
 
     async def _keep(self, id: str) -> None:
-        self._timelines[id] = await self._read(f"requests/{id}/timeline", Timeline)
+        self._timelines[id] = await self._operator.timeline(id)
 
     async def _complete(self, tokens: int) -> str:
         """Its id. No two prompts begin alike, so that none is found in the cache."""
@@ -75,17 +75,6 @@ class ProfilingLoad:
         self._check(answer)
         return str(answer.json()["id"])
 
-    async def _cluster(self) -> ClusterView:
-        return await self._read("cluster", ClusterView)
-
-    async def _read(self, path: str, kind: type[T]) -> T:
-        answer = await self._http.get(f"{self._asking.url}/operator/{path}")
-        self._check(answer)
-        try:
-            return msgspec.json.decode(answer.content, type=kind)
-        except msgspec.DecodeError as error:
-            raise ConfigError(f"{self._asking.url} has no operator's API of this version: {error}") from error
-
     def _check(self, answer: httpx2.Response) -> None:
         url, status = self._asking.url, answer.status_code
         if status == 200:
@@ -93,12 +82,7 @@ class ProfilingLoad:
         try:
             message = str(answer.json()["error"]["message"])
         except (ValueError, LookupError, TypeError):
-            message = ""
-        if status in (401, 403):
-            raise InvalidRequest(f"{url} refuses: {message or 'a key is needed'}; give one of its keys with --api-key or SHOAL_API_KEY")
-        if status == 404 and not message:
-            raise ConfigError(f"{url} is no shoal of this version; give the address of one with --url, like http://127.0.0.1:8000")
-        message = message or f"{url} answered {status}"
+            message = f"{url} answered {status}"
         raise InvalidRequest(message) if 400 <= status < 500 and status != 429 else ClusterError(message)
 
 
@@ -108,8 +92,11 @@ async def profiling_load(asking: ChatOptions) -> AsyncGenerator[ProfilingLoad]:
     headers = {"Authorization": f"Bearer {asking.key}"} if asking.key else {}
     pool = httpx2.Limits(max_connections=None)
     try:
-        async with httpx2.AsyncClient(timeout=httpx2.Timeout(10.0, read=None), limits=pool, headers=headers, trust_env=False) as http:
-            yield ProfilingLoad(http, asking)
+        async with (
+            httpx2.AsyncClient(timeout=httpx2.Timeout(10.0, read=None), limits=pool, headers=headers, trust_env=False) as http,
+            OperatorClient(asking) as operator,
+        ):
+            yield ProfilingLoad(http, operator, asking)
     except httpx2.HTTPError as error:
         why = str(error) or type(error).__name__
         raise ConfigError(f"{asking.url} does not answer: {why}; is `shoal up` or `shoal serve` running there?") from error

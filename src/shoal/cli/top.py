@@ -12,6 +12,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
+from shoal.cli.asking import ChatOptions
 from shoal.cli.console import here
 from shoal.cli.keys_pressed import pressed
 from shoal.cli.loop import on_signal
@@ -33,7 +34,7 @@ def top(url: str, key: str, interval: float, once: bool, as_json: bool) -> None:
 
 async def _top(url: str, key: str, interval: float, once: bool, as_json: bool) -> None:
     stop = stop_signal()
-    async with OperatorClient(url or here(), key) as client:
+    async with OperatorClient(ChatOptions(url or here(), key)) as client:
         first = await client.seen(_EVENTS)
         if as_json:
             emit(msgspec.to_builtins(first))

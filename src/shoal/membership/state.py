@@ -20,7 +20,8 @@ ever.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from shoal.errors import CapacityError
 from shoal.membership import events
@@ -450,12 +451,12 @@ class Cluster:
         self._next_move = now + _REST
         return [] if better is None else [Report(EventKind.RESPLIT, "a better split was found"), *self._begin(better, now)]
 
-    def without(self, node: int, now: float) -> Placement:
-        """What would come of draining a member of the route that serves. Raises CapacityError."""
-        if self.serving is None:
-            raise CapacityError("no model is served")
+    def without(self, path: Path, node: int, now: float) -> Callable[[], Placement]:
+        """What would come of draining a member of the path, as it is now. The result plans it, in any thread: for many nodes that takes
+        seconds. It raises CapacityError."""
         nodes = [m.profile for n, m in self._usable(now).items() if n != node]
-        return self._planner.recover(self.serving.running(self.members), nodes, self._residencies(), self.tokens, beside=True)
+        running, residencies = path.running(self.members), self._residencies()
+        return partial(self._planner.recover, running, nodes, residencies, self.tokens, beside=True)
 
     def _stop_draining(self, why: CapacityError) -> list[Instruction]:
         names = [m.name for m in self.members.values() if m.draining]

@@ -65,7 +65,9 @@ _OPENING = 10.0  # seconds within which the last stage must have connected
 class Coordinator:
     def __init__(self, settings: HeadSettings, model: Served, environment: Environment, observer: Observer) -> None:
         self.settings, self.model = settings, model
-        self.requests = Requests(lambda scheduler: Driver(scheduler, self._step, self._sampled, environment.now, self._request_failed))
+        self.requests = Requests(
+            lambda scheduler: Driver(scheduler, self._step, self._sampled, environment.now, self._request_failed, self._choice_ended)
+        )
         self.recorder = Recorder(environment.now, time() - environment.now())
         self.changed = asyncio.Event()
         """Set whenever the state may have changed; whoever waits for it clears it."""
@@ -107,9 +109,9 @@ class Coordinator:
         self._door = await self._environment.control_door(self, host, self.settings.control_port)
         self._results = await self._environment.listen(host, 0, self._accept)
         self._orders.port = self._results.port
-        self._spawn(self._tick())
+        self.spawn(self._tick())
         if self.settings.pace:
-            self._spawn(self._keep_pace())
+            self.spawn(self._keep_pace())
 
     async def stop(self, reason: str = "the head shut down") -> None:
         """Sends the nodes home and ends every request."""
@@ -126,7 +128,7 @@ class Coordinator:
     def control_port(self) -> int:
         return self._door.port
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks[task] = None
         task.add_done_callback(self._ended)
@@ -397,14 +399,7 @@ class Coordinator:
     def describe(self) -> control.ClusterDescription:
         waiting = len(self.requests) if self.driver is not None else 0
         return described(
-            self.name,
-            self.model.name,
-            self.cluster,
-            self.roster.machines,
-            self.roster.weights,
-            waiting,
-            self.recorder.lines(_LINES),
-            self._environment.now(),
+            self.name, self.model.name, self.cluster, self.roster, waiting, self.recorder.lines(_LINES), self._environment.now()
         )
 
     def topology(self) -> Topology:
@@ -449,7 +444,7 @@ class Coordinator:
             case instructions.RestStage(node, epoch):
                 self.roster.tell(node, control.Rest(epoch=epoch))
             case instructions.Serve():
-                self._spawn(self._serve(instruction))
+                self.spawn(self._serve(instruction))
             case instructions.Pause():
                 self._interrupted("layers are moved", moved=True)
                 if self.driver is not None:
@@ -563,6 +558,9 @@ class Coordinator:
     def _sampled(self, chunks: list[TokenChunk]) -> None:
         self.recorder.sampled(chunks)
         self._observer.sampled(chunks)
+
+    def _choice_ended(self, request: RequestId, choice: int) -> None:
+        self.recorder.timelines.finished(request, choice, self._environment.now())
 
     def _request_failed(self, request: RequestId, error: ShoalError) -> None:
         self.recorder.timelines.failed(request, str(error), self._environment.now())

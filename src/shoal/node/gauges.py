@@ -26,19 +26,19 @@ def _nodes(metrics: Metrics, coordinator: Coordinator) -> None:
     now = coordinator.recorder.now()
     for member in coordinator.cluster.members.values():
         metrics.busy.set(coordinator.loads.of(member.name).busy, member.name)
-        metrics.memory.set(member.joined.profile.memory, member.name)
+        metrics.memory.set(member.profile.memory, member.name)
         metrics.silence.set(max(now - member.heard, 0.0), member.name)
     names = (member.name for member in coordinator.cluster.members.values())
     metrics.balance.only({(name,): share for name, share in coordinator.loads.balance(names).items()})
 
 
 def _route(metrics: Metrics, coordinator: Coordinator) -> None:
-    cluster, cost = coordinator.cluster, coordinator.model.cost
+    cluster, roster, cost = coordinator.cluster, coordinator.roster, coordinator.model.cost
     stages = cluster.placement.stages if cluster.placement else ()
     tokens = cluster.placement.kv_tokens if cluster.placement else 0
     members = {member.name: member for member in cluster.members.values()}
-    held = {stage.node: stage.memory or members[stage.node].weight_bytes for stage in stages if stage.node in members}
-    held |= {member.name: member.weight_bytes for node, member in cluster.members.items() if node in cluster.workers}
+    held = {stage.node: stage.memory or roster.held(members[stage.node]) for stage in stages if stage.node in members}
+    held |= {member.name: roster.held(member) for node, member in cluster.members.items() if node in cluster.workers}
     metrics.weights.only({(node,): size for node, size in held.items()})
     metrics.stage_layers.only({(stage.node, str(i)): stage.layers for i, stage in enumerate(stages)})
     metrics.slowdown.only({(stage.node,): members[stage.node].slower for stage in stages if stage.node in members})

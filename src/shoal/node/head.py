@@ -38,7 +38,6 @@ log = structlog.get_logger()
 _REFUSED = {
     "429": "too many",
     "500": "an unexpected error",
-    "502": "a stage failed",
     "503": "no model was served, or the server was ending",
 }
 """Outcomes of requests that the cluster is to blame for."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import islice
 from statistics import median
 
 from shoal import __version__
 from shoal.control.messages import DismissRequest
 from shoal.errors import CapacityError
+from shoal.membership.path import Path
 from shoal.models.description import Description
 from shoal.models.spec import Experts
 from shoal.node.advice import advice, attention
@@ -35,6 +37,7 @@ from shoal.placement.partition import Placement
 
 _RECENT = 300  # steps that the medians of stages are taken over
 _EVENTS = 500  # of the latest, that may need attention
+_LOOKED_AT = 8  # stages without which the cluster is planned for advice
 
 
 class Operations:
@@ -44,7 +47,11 @@ class Operations:
         """Makes one; None: how nodes join is not known here."""
         self._pulls = Pulls(self._pulled)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._without: tuple[object, dict[str, float]] = (None, {})
+        self._without: dict[str, float] = {}
+        """By node, how many times as fast the cluster is predicted to be without it."""
+        self._looked_at: object = None
+        """The route and the speeds for which that was planned, or is being planned."""
+        self._looking = False
 
     async def cluster(self) -> ClusterView:
         c = self._coordinator
@@ -85,28 +92,33 @@ class Operations:
             predicted_single=expectation.alone if expectation is not None else 0.0,
             measured=recorder.tokens_per_second,
             last_hop=median(recorder.hops[-1]) if recorder.hops and recorder.hops[-1] else 0.0,
-            advice=advice(stages, await self._changes()),
+            advice=advice(stages, self._changes()),
             attention=attention(cluster.state, reason, machines, requests, c.settings.engine.queue, events, recorder.at),
         )
 
-    async def _changes(self) -> dict[str, float]:
-        """By node, how many times as fast the cluster would be without it; looked at again when the route or a speed changes."""
+    def _changes(self) -> dict[str, float]:
+        """What is known of that. It is planned again when the route or a speed changes, in a thread, and is then in the next view."""
+        cluster = self._coordinator.cluster
+        path = cluster.serving
+        key = None if path is None else (path.epoch, *((n, m.slower, m.draining, m.cap) for n, m in cluster.members.items()))
+        if key != self._looked_at and not self._looking:
+            self._looked_at, self._without = key, {}
+            if path is not None and len(path.nodes) > 1:
+                self._looking = True
+                self._coordinator.spawn(self._look(path))
+        return self._without
+
+    async def _look(self, path: Path) -> None:
+        """At the stages that take most of a step; there may be a hundred."""
         c = self._coordinator
-        now = c.cluster.serving
-        if now is None or len(now.nodes) < 2:
-            return {}
-        key = (now.epoch, *((node, member.slower, member.draining) for node, member in c.cluster.members.items()))
-        if self._without[0] != key:
-            found: dict[str, float] = {}
-            for node in now.nodes:
-                try:
-                    placement = c.cluster.without(node, c.now())
-                except CapacityError:
-                    continue
-                found[c.cluster.members[node].name] = placement.tokens_per_second / now.placement.tokens_per_second
-                await asyncio.sleep(0)  # a plan takes tens of milliseconds: between two of them, steps go on
-            self._without = (key, found)
-        return self._without[1]
+        slowest = sorted(zip(path.nodes, path.placement.stages, strict=True), key=lambda pair: -pair[1].seconds)
+        try:
+            for node, stage in slowest[:_LOOKED_AT]:
+                with suppress(CapacityError):
+                    placement = await asyncio.to_thread(c.cluster.without(path, node, c.now()))
+                    self._without[stage.node] = placement.tokens_per_second / path.placement.tokens_per_second
+        finally:
+            self._looking = False
 
     async def experts(self) -> ExpertsView:
         return ExpertsView(measured(self._coordinator.use))
@@ -133,7 +145,7 @@ class Operations:
         if serving is None or number not in serving.members:
             return PlanView(why=f"{node} has no part in the model; it can leave at once")
         try:
-            placement = c.cluster.without(number, c.now())
+            placement = await asyncio.to_thread(c.cluster.without(serving, number, c.now()))
         except CapacityError as error:
             return PlanView(why=str(error))
         return PlanView(

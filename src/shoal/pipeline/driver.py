@@ -39,12 +39,15 @@ class Driver:
         sampled: Callable[[list[TokenChunk]], None] = lambda chunks: None,
         clock: Callable[[], float] = perf_counter,
         failed: Callable[[RequestId, ShoalError], None] = lambda request, error: None,
+        ended: Callable[[RequestId, int], None] = lambda request, choice: None,
     ) -> None:
         """sampled: called with the tokens of each step before the streams get them. clock: seconds, the same clock as in the
-        stages' traces. failed: called with requests that end with an error."""
+        stages' traces. failed: called with requests that end with an error; ended: with choices that their reader ends, because
+        their text is complete."""
         self.scheduler = scheduler
         self.timings = Timings()
-        self._observe, self._sampled, self._clock, self._failed = observe, sampled, clock, failed
+        self._observe, self._sampled, self._clock = observe, sampled, clock
+        self._failed, self._ended = failed, ended
         self._streams: dict[RequestId, TokenStream] = {}
         self._strikes: dict[RequestId, int] = {}
         self._route: DrivenRoute | None = None
@@ -181,7 +184,8 @@ class Driver:
             self.nudge()
 
     def cancel(self, request: RequestId, choice: int) -> None:
-        """Ends one choice of a request."""
+        """Ends one choice of a request: its text is complete."""
+        self._ended(request, choice)
         self.scheduler.cancel(request, choice)
         self.nudge()
 

@@ -72,7 +72,6 @@ class Recorder:
     def route(self, epoch: int, nodes: Sequence[str]) -> None:
         """A route begins to run."""
         self._clock, self.hops = HopClock(), ()
-        self._preemptions = self._evictions = 0
         self.timelines.route(epoch, nodes)
 
     def resumed(self, reason: str, began: float, ended: float, parts: dict[str, float], refilled: int) -> EventKind | None:
@@ -86,8 +85,8 @@ class Recorder:
 
     def counted(self, preemptions: int, evictions: int) -> None:
         """Counts of the scheduler, as they are now: of sequences preempted, and of kept blocks given up."""
-        self._often.add(EventKind.PREEMPTED, max(preemptions - self._preemptions, 0))
-        self._often.add(EventKind.CACHE, max(evictions - self._evictions, 0))
+        self._often.add(EventKind.PREEMPTED, _more(self._preemptions, preemptions))
+        self._often.add(EventKind.CACHE, _more(self._evictions, evictions))
         self._preemptions, self._evictions = preemptions, evictions
 
     def tell(self) -> None:
@@ -105,3 +104,8 @@ class Recorder:
     def lines(self, most: int) -> list[str]:
         """The latest events, for a terminal."""
         return [f"{datetime.fromtimestamp(event.at):%H:%M:%S} {event.message}" for event in self.events.page(limit=most).events]
+
+
+def _more(before: int, now: int) -> int:
+    """What came to a count that may have begun anew, as with another pool of KV blocks."""
+    return now - before if now >= before else now

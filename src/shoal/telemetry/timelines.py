@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from shoal.observed.requests import HopSpan, RecoverySpan, RequestView, StepSpan, Timeline
 from shoal.pipeline.timing import StepTiming
-from shoal.request import FinishReason, Request, RequestId, TokenChunk
+from shoal.request import Request, RequestId, TokenChunk
 from shoal.trace_context import TraceContext
 
 STEPS = 10_000
@@ -47,7 +47,7 @@ class _Answer:
     id: str
     owner: str
     began: float
-    requests: dict[RequestId, int]
+    requests: dict[RequestId, set[int]]
     """By id, the choices that have not ended."""
     prompt: int
     first_step: int
@@ -99,15 +99,16 @@ class Timelines:
     def begun(self, answer: str, requests: Sequence[Request], now: float) -> None:
         """An answer was accepted, or is taken up again."""
         self.ended(answer, now)
-        known = {request.id: request.n for request in requests}
+        known = {request.id: set(range(request.n)) for request in requests}
         owner = requests[0].owner if requests else ""
         prompt = sum(len(request.prompt) for request in requests)
         one = self._answers[answer] = _Answer(answer, owner, now, known, prompt, self._count, _trace(requests))
         self._answers.move_to_end(answer)
         self._owners |= dict.fromkeys(known, one)
-        over = [id for id, other in self._answers.items() if not other.open][: max(len(self._answers) - ANSWERS, 0)]
-        for id in over:
-            del self._answers[id]
+        while (
+            len(self._answers) > ANSWERS and (old := next((id for id, other in self._answers.items() if not other.open), None)) is not None
+        ):
+            del self._answers[old]
 
     def step(self, timing: StepTiming, hops: tuple[float, ...]) -> None:
         self._count += 1
@@ -125,9 +126,14 @@ class Timelines:
                 answer.first = answer.first or now
             answer.cached = max(answer.cached, chunk.cached)
             if chunk.finish is not None:
-                answer.requests[chunk.request] -= 1
-                if not any(answer.requests.values()):
-                    self._close(answer, "left" if chunk.finish is FinishReason.CANCELLED else "ended", "", now)
+                self.finished(chunk.request, chunk.choice, now)
+
+    def finished(self, request: RequestId, choice: int, now: float) -> None:
+        """A choice is complete."""
+        if (answer := self._owners.get(request)) is not None:
+            answer.requests[request].discard(choice)
+            if not any(answer.requests.values()):
+                self._close(answer, "ended", "", now)
 
     def failed(self, request: RequestId, reason: str, now: float) -> None:
         if (answer := self._owners.get(request)) is not None:
@@ -180,12 +186,6 @@ class Timelines:
         epochs = {epoch: nodes for epoch, nodes in self._nodes.items() if any(step.epoch == epoch for step in steps)}
         lost = max(self._count - len(self._steps) - max(known.first_step, after), 0)
         return Timeline(self._view(known), epochs, steps, recoveries, self._count, lost)
-
-    def records(self, answer: str) -> list[StepRecord]:
-        """The steps of an answer that are kept."""
-        if (known := self._answers.get(answer)) is None:
-            return []
-        return [record for record in self._kept(known.first_step) if any(part.request in known.requests for part in record.timing.parts)]
 
     def _kept(self, first: int) -> Iterator[StepRecord]:
         """Backwards from the newest, turned round: a deque is slow in its middle."""

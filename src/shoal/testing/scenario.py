@@ -434,7 +434,7 @@ class Scenario:
             happening = self.rng.choice((self._crash, self._freeze, self._unplug))
             result = happening(node)
             if result is not None:
-                coordinator._spawn(result)  # pyright: ignore[reportPrivateUsage]
+                coordinator.spawn(result)
 
     async def _crash(self, node: _Node) -> None:
         await self._kill(node)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from shoal.control.messages import DismissRequest, Load
-from shoal.errors import ClusterError
+from shoal.errors import CapacityError, ClusterError
 from shoal.membership import events
 from shoal.node.environment import Model
 from shoal.observed.event import ClusterEvent, EventKind
@@ -179,6 +179,25 @@ def test_one_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch):
         assert told(town, EventKind.REFUSED)[0].node == "a"
 
     play(scenario)
+
+
+def test_what_the_cluster_would_do_without_a_stage_is_planned_beside_it():
+    async def scenario(town: Town) -> None:
+        await busy(town, 2, "a", "b", "c")
+        path = town.head.cluster.serving
+        assert path is not None
+        for node, stage in zip(path.nodes, path.placement.stages, strict=True):
+            planned = town.head.cluster.without(path, node, town.head.now())()
+            assert stage.node not in {one.node for one in planned.stages} and planned.tokens_per_second > 0
+        assert town.head.cluster.serving is path, "nothing was moved"
+        small = town.head.cluster.without(path, path.nodes[0], town.head.now())
+        for member in town.head.cluster.members.values():
+            member.cap = 1000
+        with pytest.raises(CapacityError):
+            town.head.cluster.without(path, path.nodes[0], town.head.now())()
+        assert small().stages, "planned with what was so when it was asked"
+
+    play(scenario, min_nodes=3, spread=True, spares=1)
 
 
 def test_a_better_split_is_told():

@@ -8,18 +8,12 @@ from shoal.observed.event import EventKind
 from shoal.pipeline.timing import StepTiming
 from shoal.scheduler.plan import StageTrace
 from shoal.telemetry.recorder import RATE, Recorder
-
-
-class Clock:
-    now = 50.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.clock import Clock
 
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(50.0)
 
 
 @pytest.fixture
@@ -73,7 +67,11 @@ def test_counts_become_events_and_a_new_route_counts_anew(clock: Clock, recorder
     recorder.tell()
     assert [(event.kind, event.figures) for event in recorder.events] == [(EventKind.PREEMPTED, {"count": 2})]
     recorder.route(2, ["a"])
-    recorder.counted(1, 3)
+    clock.now += 11
+    recorder.counted(2, 0)  # the same scheduler goes on
+    recorder.tell()
+    assert len([*recorder.events]) == 1
+    recorder.counted(1, 3)  # another one
     recorder.rejected.add("too many (status 429, chat)", 7)
     clock.now += 11
     recorder.tell()

@@ -33,8 +33,8 @@ class Story:
         self.lines.step(timing, (0.001, 0.002, 0.003))
         self.lines.sampled([TokenChunk(RequestId(name), 0, 7, cached=2) for name, tokens in rows for _ in range(tokens)], self.now)
 
-    def finish(self, name: str, choice: int = 0, reason: FinishReason = FinishReason.LENGTH) -> None:
-        self.lines.sampled([TokenChunk(RequestId(name), choice, None, finish=reason)], self.now)
+    def finish(self, name: str, choice: int = 0) -> None:
+        self.lines.sampled([TokenChunk(RequestId(name), choice, None, finish=FinishReason.LENGTH)], self.now)
 
 
 def test_a_request_has_its_own_steps_with_every_part_of_their_way() -> None:
@@ -85,6 +85,19 @@ def test_an_answer_ends_with_its_last_choice() -> None:
         story.finish(name, choice)
         assert story.lines.requests()[0].state == "running"
     story.finish("a-0", 1)
+    assert story.lines.requests()[0].state == "ended"
+
+
+def test_a_text_that_its_reader_finds_complete_has_ended() -> None:
+    """As at a stop string, of which the stages know nothing."""
+    story = Story()
+    story.lines.begun("a", [request("a-0", n=2)], story.now)
+    story.step(("a-0", 1))
+    story.lines.finished(RequestId("a-0"), 0, story.now)
+    story.lines.finished(RequestId("a-0"), 0, story.now)
+    assert story.lines.requests()[0].state == "running"
+    story.finish("a-0", 1)
+    story.lines.ended("a", story.now + 1)
     assert story.lines.requests()[0].state == "ended"
 
 

@@ -10,7 +10,6 @@ import pytest
 from structlog.testing import capture_logs
 
 from shoal.observed.trace_span import TraceSpan
-from shoal.request import FinishReason
 from shoal.telemetry.timelines import Recovery
 from shoal.telemetry.traces import Traces
 from shoal.trace_context import TraceContext
@@ -125,7 +124,7 @@ def test_a_choice_that_goes_on_keeps_a_request_open() -> None:
     async def go() -> None:
         traces = Traces(sent, story.lines)
         story.lines.begun("a", [msgspec.structs.replace(request("a-0", n=2), trace=TRACE)], story.now)
-        story.finish("a-0", 0, FinishReason.STOP)
+        story.finish("a-0")
         await asyncio.sleep(0)
         story.finish("a-0", 1)
         await asyncio.sleep(0)

@@ -8,14 +8,8 @@ import pytest
 
 from shoal.placement.timeline import WAITING, Span
 from shoal.weights.activity import Activity, WatchedSource
+from tests.support.clock import Clock
 from tests.unit.weights.faulty_source import FaultySource
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

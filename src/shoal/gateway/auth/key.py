@@ -59,6 +59,10 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
+    def state(self, now: float) -> str:
+        """'good', 'revoked' or 'expired'."""
+        return "revoked" if self.revoked is not None else "good" if self.good(now) else "expired"
+
     def good(self, now: float) -> bool:
         return self.revoked is None and (self.expires is None or now < self.expires)
 

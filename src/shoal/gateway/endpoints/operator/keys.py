@@ -25,7 +25,7 @@ def view(key: ApiKey, now: float, token: str | None = None) -> KeyView:
         key.id,
         key.name,
         key.role,
-        "revoked" if key.revoked is not None else "good" if key.good(now) else "expired",
+        key.state(now),
         key.created,
         key.expires,
         key.last_used,
