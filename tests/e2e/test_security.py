@@ -200,5 +200,7 @@ def test_wrong_codes_are_slowed_down_and_then_replace_the_code(protected: Protec
     assert any("wait" in words or "again in" in words for words in said), said
     assert not (Path(protected.home("guesser")) / "keys").exists() or not list((Path(protected.home("guesser")) / "keys").glob("*.pem"))
     assert "a pairing was refused" in protected.cluster.head.said
+    told = protected.cluster.http.get("/operator/events?kind=refused").json()["events"]
+    assert any("a pairing from 127.0.0.1" in event["message"] and "was refused" in event["message"] for event in told), told
     protected.still_serves()
     shutil.rmtree(protected.home("guesser"), ignore_errors=True)

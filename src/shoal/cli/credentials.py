@@ -58,7 +58,9 @@ async def pairing_desk(settings: HeadSettings, head: Head, joining: str) -> Asyn
         if isinstance(event, Paired):
             line(f"{event.name} at {event.peer} has paired")
         else:
-            line(f"a pairing from {event.peer} was refused: {event.reason}")
+            words = f"a pairing from {event.peer} was refused: {event.reason}"
+            line(words)
+            head.operator.refused(words)
 
     desk = PairingDesk(on_code=show)
     listener = await serve_pairing(settings.host, settings.pairing_port or control_port + 1, desk, authority(), tell)

@@ -169,6 +169,10 @@ class Operations:
     async def invite(self) -> Invitation:
         return Invitation("", "") if self.invitation is None else self.invitation()
 
+    def refused(self, words: str) -> None:
+        """A machine was not let in, and never came to be a node."""
+        self._coordinator.recorder.events.add(EventKind.REFUSED, words)
+
     async def models(self) -> ModelsView:
         memory = sum(member.profile.memory for member in self._coordinator.cluster.members.values())
         return await asyncio.to_thread(self._pulls.view, self._model.name, memory)
