@@ -178,6 +178,25 @@ def test_a_stream_goes_on_from_the_last_event_that_its_reader_had(app: FastAPI, 
     refused(fetch(app, "GET", "/operator/stream", headers={"Last-Event-ID": "x"}), 400, "number of an event")
 
 
+@pytest.mark.parametrize("keyless", [False, True])
+def test_a_stream_ends_when_its_key_is_revoked_or_the_first_key_is_made(operator: FixedOperator, tmp_path: Path, keyless: bool) -> None:
+    store = KeyStore(tmp_path)
+    token = "" if keyless else store.create("alice", time())[1]
+    app = create_app(FakeEngine(), ApiSettings(data=str(tmp_path)), operator=operator)
+
+    async def whole() -> None:
+        reader = Watching(app, "/operator/stream", {"Authorization": f"Bearer {token}"} if token else {})
+        reading = asyncio.ensure_future(reader.until(100))
+        await eventually(lambda: reader.heard)
+        if keyless:
+            store.create("alice", time())
+        else:
+            store.revoke("alice", time())
+        await reading
+
+    asyncio.run(whole())
+
+
 def test_requests_and_their_timelines(app: FastAPI, operator: FixedOperator) -> None:
     assert [one["id"] for one in fetch(app, "GET", "/operator/requests").json()["requests"]] == ["chatcmpl-1", "chatcmpl-2"]
     told = fetch(app, "GET", "/operator/requests/chatcmpl-1/timeline").json()

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
 from shoal.config import parse_bytes
-from shoal.errors import ConfigError, Conflict, InvalidRequest, UnknownObject
+from shoal.errors import ConfigError, Conflict, InvalidRequest, NotAuthenticated, UnknownObject
 from shoal.gateway.auth.caller import CALLER
 from shoal.gateway.auth.key import KeyRole
 from shoal.gateway.endpoints.operator.stream import watched
@@ -75,7 +75,17 @@ def routes(service: Service, operator: Operator) -> APIRouter:
         given = request.headers.get("last-event-id", "")
         if given and not (given.isdecimal() and len(given) < 19):
             raise InvalidRequest("Last-Event-ID must be the number of an event", "Last-Event-ID")
-        source = watched(operator, int(given) if given else after, lambda: service.in_flight.closing)
+        key = CALLER.get().key
+
+        def over() -> bool:
+            """Also where the key is revoked meanwhile, or one is needed from now on."""
+            try:
+                service.keyring.recheck(key)
+            except NotAuthenticated:
+                return True
+            return service.in_flight.closing
+
+        source = watched(operator, int(given) if given else after, over)
         return StreamingResponse(source, media_type=EVENTS, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
 
     @router.get("/operator/requests", **contract(None, shaped(RequestList)))
