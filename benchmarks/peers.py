@@ -19,6 +19,7 @@ from shoal.folders import cache_dir
 _PACKAGE = "u-llm-server@2.9.1"
 _SHA256 = "cec463137283a3fe2e15ebcfdef9576cbc8282e7a1aa359fb5206123387f6562"
 _BINARIES = "package/binaries/llama-b9844"
+_GRACE = 15.0  # seconds that a server has to end
 
 
 def llama_cpp() -> Path:
@@ -69,6 +70,16 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Asks, then makes it go: llama.cpp's server sometimes waits for ever when it is asked early."""
+    process.terminate()
+    try:
+        process.wait(_GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 @contextlib.contextmanager
 def server(model: Path, threads: int, slots: int, context: int) -> Iterator[int]:
     """llama-server with so many slots of `context` tokens each, batching continuously; its port. Its cache of prompts in memory is off."""
@@ -80,8 +91,7 @@ def server(model: Path, threads: int, slots: int, context: int) -> Iterator[int]
         until_healthy(process, port, "/health")
         yield port
     finally:
-        process.terminate()
-        process.wait()
+        end(process)
 
 
 def until_healthy(process: subprocess.Popen[bytes], port: int, path: str) -> None:
@@ -116,5 +126,4 @@ def rpc_servers(count: int, threads: int) -> Iterator[str]:
         yield ",".join(f"127.0.0.1:{port}" for port in ports)
     finally:
         for server in servers:
-            server.terminate()
-            server.wait()
+            end(server)

@@ -67,8 +67,7 @@ def serving(model: Path, context: int = 512, *options: str) -> Iterator[int]:
             raise SystemExit(f"{ended}: {log.read_text()[-2000:]}") from None
         yield port
     finally:
-        process.terminate()
-        process.wait()
+        peers.end(process)
 
 
 def greedy(port: int, prompt: list[int] | str, tokens: int, vocabulary: int = 0) -> tuple[list[int], str, np.ndarray]:
