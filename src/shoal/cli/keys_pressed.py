@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Generator, Iterator
 
 try:
@@ -35,25 +36,31 @@ def named(text: str) -> Iterator[str]:
 @contextlib.contextmanager
 def pressed(heard: Callable[[str], None]) -> Generator[None]:
     """Calls `heard` in the running loop with each key; no key is shown, and none is left to the shell. Does nothing where stdin is no
-    terminal."""
+    terminal.
+
+    A thread reads them, which ends with the process: a loop that waits for a terminal lets writes to it fail where it is slow."""
     if termios is None or tty is None or not sys.stdin.isatty():
         yield
         return
     terminal, loop = sys.stdin.fileno(), asyncio.get_running_loop()
     before = termios.tcgetattr(terminal)
 
+    over = False
+
+    def tell(data: bytes) -> None:
+        if not over:
+            for key in named(data.decode(errors="ignore")):
+                heard(key)
+
     def read() -> None:
-        with contextlib.suppress(OSError):
-            if data := os.read(terminal, 1024):
-                for key in named(data.decode(errors="ignore")):
-                    heard(key)
-                return
-        loop.remove_reader(terminal)  # it is closed
+        with contextlib.suppress(OSError, RuntimeError):  # it is closed; the loop is
+            while data := os.read(terminal, 1024):
+                loop.call_soon_threadsafe(tell, data)
 
     tty.setcbreak(terminal, termios.TCSANOW)  # Ctrl-C still ends
-    loop.add_reader(terminal, read)
+    threading.Thread(target=read, daemon=True).start()
     try:
         yield
     finally:
-        loop.remove_reader(terminal)
+        over = True
         termios.tcsetattr(terminal, termios.TCSAFLUSH, before)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from shoal.placement.partition import Placement
 
@@ -52,9 +52,26 @@ def best(tried: Callable[[int], Placement | Lacking], guess: int, least: int = 0
     if fine:
         for step in range(low + low % 2, high + 1, 2):  # with less on the stages fewer of them may do, so there may be two peaks
             look(step)
+        for step in [step for step in range(low, high + 1) if step not in seen and _promising(found, step)]:
+            look(step)
     if not found:
         return None
     centre = max(found, key=lambda step: rank(found[step]))
     for step in (centre - 1, centre + 1) if fine or centre != guess else ():
         look(step)
     return found[max(sorted(found), key=lambda step: rank(found[step]))]  # among equals, with most experts on the stages
+
+
+def _promising(found: Mapping[int, Placement], step: int) -> bool:
+    """Whether a share may be better than those tried beside it: where another split of the layers becomes possible, or where memory ends
+    and shares become better towards there."""
+    before, after = found.get(step - 1), found.get(step + 1)
+    if before is not None and after is not None:
+        return _bounds(before) != _bounds(after)
+    edge, further = (before, found.get(step - 3)) if before is not None else (after, found.get(step + 3))
+    return edge is not None and (len(edge.stages) > 1 or further is None or rank(edge) > rank(further))
+
+
+def _bounds(placement: Placement) -> list[tuple[str, int]]:
+    """Who runs layers, and up to which."""
+    return [(stage.node, stage.end) for stage in placement.stages]

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shoal.errors import CapacityError, NotEnoughMemory
@@ -167,6 +167,7 @@ def every_share(tried: Callable[[int], Placement | shares.Lacking], guess: int, 
     st.integers(1, 16),
     st.sampled_from([0.0, 1e9]),
 )
+@example([(28, 10e9), (60, 3e9)], [(10, 3e9)], 1, 0.0)  # best with a share between two that are worse than none
 def test_few_shares_are_as_good_as_all(stages: list[tuple[int, float]], workers: list[tuple[int, float]], chosen: int, disk: float) -> None:
     nodes = [NodeProfile("ab"[i], memory * MB, speed, 1e12, disk) for i, (memory, speed) in enumerate(stages)]
     nodes += [worker("vwx"[i], room, speed) for i, (room, speed) in enumerate(workers)]
