@@ -21,7 +21,7 @@ HIDDEN = np.zeros((1, 4), np.float32)
 class Cellar:
     """A store some of whose layers' experts come in two waves, and which cuts its layers before each of `cuts`."""
 
-    nbytes = 17
+    nbytes, waited = 17, 0.25
 
     def __init__(self, waved: set[int], cuts: set[int]) -> None:
         self.waved, self.cuts = waved, cuts
