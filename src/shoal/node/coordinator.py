@@ -36,7 +36,7 @@ from shoal.node.requests import Requests
 from shoal.node.roster import Roster
 from shoal.node.share import Share
 from shoal.node.step_guess import step_guess
-from shoal.observed.computing import ComputeParts, Computed
+from shoal.observed.computing import Computed, ComputeParts
 from shoal.observed.event import EventKind
 from shoal.pipeline.driver import Driver
 from shoal.pipeline.route import Route
