@@ -119,6 +119,6 @@ def test_experts_may_be_replaced_between_steps() -> None:
 def test_blocks_are_those_of_the_store() -> None:
     cellar = Cellar(set(), set())
     store, block = over(cellar, {1}), WeightBlock(1, BlockPart.FEED_FORWARD)
-    assert store.nbytes == 17 and store.lease(block) == "a block"
+    assert (store.nbytes, store.waited) == (17, 0.25) and store.lease(block) == "a block"
     store.release(range(1, 2))
     assert cellar.noted == [block, range(1, 2)]
