@@ -21,6 +21,7 @@ ever.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from shoal.errors import CapacityError
@@ -36,10 +37,12 @@ from shoal.membership.words import condition, doing, listened, pace
 from shoal.observed.event import EventKind
 from shoal.placement.moves import Residency, overlap
 from shoal.placement.partition import Placement
+from shoal.placement.profile import NodeProfile
 from shoal.sizes import human_bytes
 
 WAITING, LOADING, PAUSING, LINKING, FILLING, SERVING = "waiting", "loading", "pausing", "linking", "filling", "serving"
 
+MOVING = "layers are being moved; try again when that is done"
 _SOUND = 30.0  # seconds that a route must have served before earlier failures are forgotten
 _CONFIRM = 0.3  # seconds to wait for news of the node whose loss broke a route, before the same route is tried again
 _DEPARTED = 256  # nodes that left of which the reason is kept
@@ -451,12 +454,18 @@ class Cluster:
         self._next_move = now + _REST
         return [] if better is None else [Report(EventKind.RESPLIT, "a better split was found"), *self._begin(better, now)]
 
-    def without(self, path: Path, node: int, now: float) -> Callable[[], Placement]:
-        """What would come of draining a member of the path, as it is now. The result plans it, in any thread: for many nodes that takes
-        seconds. It raises CapacityError."""
-        nodes = [m.profile for n, m in self._usable(now).items() if n != node]
-        running, residencies = path.running(self.members), self._residencies()
-        return partial(self._planner.recover, running, nodes, residencies, self.tokens, beside=True)
+    def without(self, path: Path, node: int, now: float, beside: bool = True) -> Callable[[], Placement]:
+        """What would come of draining a member of the path, as it is now, or of its loss, which serves nobody meanwhile (not `beside`).
+        The result plans it, in any thread: for many nodes that takes seconds. It raises CapacityError."""
+        return self._replan(path, [m.profile for n, m in self._usable(now).items() if n != node], beside)
+
+    def capped(self, path: Path, node: int, memory: int | None, now: float) -> Callable[[], Placement]:
+        """Likewise, of a limit for the memory of a member; see MemoryCapped."""
+        members = self._usable(now).items()
+        return self._replan(path, [(replace(m, cap=memory) if n == node else m).profile for n, m in members], beside=True)
+
+    def _replan(self, path: Path, nodes: list[NodeProfile], beside: bool) -> Callable[[], Placement]:
+        return partial(self._planner.recover, path.running(self.members), nodes, self._residencies(), self.tokens, beside=beside)
 
     def _stop_draining(self, why: CapacityError) -> list[Instruction]:
         names = [m.name for m in self.members.values() if m.draining]
@@ -491,15 +500,12 @@ class Cluster:
             return [told, *(self._improve(now) if self.serving is not None else self._seek(now) if self.coming is None else [])]
         try:
             if self.coming is not None:
-                raise CapacityError("layers are being moved; try again when that is done")
-            running = self.serving.running(self.members)
-            nodes = [m.profile for m in self._usable(now).values()]
-            placement = self._planner.recover(running, nodes, self._residencies(), self.tokens, beside=True)
+                raise CapacityError(MOVING)
+            placement = self.capped(self.serving, node, memory, now)()
         except CapacityError as error:
             member.cap = before
             return [Report(EventKind.GIVEN_UP, f"the memory of {member.name} cannot be limited: {error}", member.name)]
-        same = [(s.node, s.first, s.end) for s in placement.stages] == [(s.node, s.first, s.end) for s in running.stages]
-        return [told] if same else [told, *self._begin(placement, now)]
+        return [told] if placement.holdings == self.serving.placement.holdings else [told, *self._begin(placement, now)]
 
     def rename(self, node: int, name: str) -> None:
         """Call it with a name that no other member has."""

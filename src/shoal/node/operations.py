@@ -12,6 +12,7 @@ from shoal import __version__
 from shoal.control.messages import DismissRequest
 from shoal.errors import CapacityError
 from shoal.membership.path import Path
+from shoal.membership.state import MOVING
 from shoal.models.description import Description
 from shoal.models.spec import Experts
 from shoal.node.advice import advice, attention
@@ -136,16 +137,17 @@ class Operations:
     async def timeline(self, answer: str, owner: str | None, after: int) -> Timeline | None:
         return self._coordinator.recorder.timelines.timeline(answer, owner, after)
 
-    async def preview(self, node: str) -> PlanView:
+    async def preview(self, node: str, action: NodeAction) -> PlanView:
         c = self._coordinator
-        number = c.numbered(node)
+        number, serving = c.numbered(node), c.cluster.serving
         if number is None:
             return PlanView(why=f"there is no node '{node}'")
-        serving = c.cluster.serving
-        if serving is None or number not in serving.members:
-            return PlanView(why=f"{node} has no part in the model; it can leave at once")
+        if serving is None:
+            return PlanView(why="the model is not being served now")
+        placement = serving.placement
         try:
-            placement = await asyncio.to_thread(c.cluster.without(serving, number, c.now()))
+            if number in serving.members:
+                placement = await asyncio.to_thread(self._planned(serving, number, action))
         except CapacityError as error:
             return PlanView(why=str(error))
         return PlanView(
@@ -154,6 +156,19 @@ class Operations:
             serving.placement.tokens_per_second,
             _moved(serving.placement, placement),
         )
+
+    def _planned(self, serving: Path, node: int, action: NodeAction) -> Callable[[], Placement]:
+        """Raises CapacityError."""
+        cluster, now = self._coordinator.cluster, self._coordinator.now()
+        match action.do:
+            case "cap" if cluster.coming is not None:
+                raise CapacityError(MOVING)
+            case "cap":
+                return cluster.capped(serving, node, action.memory, now)
+            case "rename":
+                return lambda: serving.placement
+            case _:
+                return cluster.without(serving, node, now, beside=action.do == "drain")
 
     async def act(self, node: str, action: NodeAction) -> ActionResult:
         c = self._coordinator

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from shoal.membership.events import DrainAsked, Heard, Joined, Left, RouteFilled, RoutePaused, StageFailed, StageLinked, StageLoaded, Tick
+from shoal.membership.events import (
+    DrainAsked,
+    Heard,
+    Joined,
+    Left,
+    MemoryCapped,
+    RouteFilled,
+    RoutePaused,
+    StageFailed,
+    StageLinked,
+    StageLoaded,
+    Tick,
+)
 from shoal.membership.instructions import Cut, Dismiss, HoldExperts, Instruction, LinkStage, LoadStage
 from shoal.membership.state import LINKING, LOADING, SERVING, Cluster
 from shoal.placement.expert_moves import ExpertMoves
@@ -148,6 +160,26 @@ def test_a_worker_leaves_when_a_plan_without_it_serves() -> None:
     assert not only(out, Dismiss) and c.coming is not None and SECOND not in c.coming.members
     out = serve(c, 11)
     assert [order.node for order in only(out, Dismiss) if isinstance(order, Dismiss)] == [SECOND]
+
+
+def test_a_worker_whose_memory_is_limited_holds_no_more_than_that() -> None:
+    c = serving()
+    assert c.serving is not None
+    before = {plan.node: plan.weight_bytes for plan in c.serving.placement.workers}
+    assert before["n3"] > 5 * MB
+    planned = c.capped(c.serving, SECOND, 5 * MB, 10)()
+    c.handle(MemoryCapped(SECOND, 5 * MB), 10)
+    assert c.coming is not None and c.coming.placement == planned, "what was foretold"
+    assert all(plan.weight_bytes <= 5 * MB for plan in planned.workers if plan.node == "n3")
+    serve(c, 11)
+
+
+def test_a_limit_above_what_a_worker_holds_moves_nothing() -> None:
+    c = serving()
+    assert c.serving is not None
+    held = next(plan.weight_bytes for plan in c.serving.placement.workers if plan.node == "n3")
+    out = c.handle(MemoryCapped(SECOND, held + 50 * MB), 10)
+    assert c.coming is None and "n3 may use at most" in reports(out)
 
 
 def test_without_workers_a_stage_without_room_waits_and_says_what_is_missing() -> None:

@@ -11,11 +11,17 @@ import pytest
 from shoal.control.messages import DismissRequest, Load
 from shoal.errors import CapacityError, ClusterError
 from shoal.membership import events
+from shoal.models.description import Description
+from shoal.models.spec import ModelSpec
 from shoal.node.environment import Model
+from shoal.node.operations import Operations
+from shoal.observed.cluster import NodeAction
 from shoal.observed.event import ClusterEvent, EventKind
 from shoal.request import Request
 from shoal.testing import toy
 from tests.support.town import LAYERS, Town, play
+
+DESCRIPTION = Description("toy", "toy", Path("toy"), ModelSpec("toy", 8, 97, 1e-5, 160, False, ()), None, None)
 
 
 def told(town: Town, kind: EventKind) -> list[ClusterEvent]:
@@ -168,6 +174,40 @@ def test_preempted_sequences_are_told():
         assert sum(event.figures["count"] for event in told(town, EventKind.PREEMPTED)) > 0
 
     play(scenario)
+
+
+def test_what_is_previewed_is_what_comes():
+    async def scenario(town: Town) -> None:
+        await busy(town, 2, "a", "b")
+        operations, serving = Operations(town.head, DESCRIPTION, 0.0), town.head.cluster.serving
+        assert serving is not None
+        kept, other = serving.placement.stages
+        for action in (NodeAction("drain"), NodeAction("remove"), NodeAction("cap", memory=1000)):
+            plan = await operations.preview(other.node, action)
+            assert [(s.node, s.first_layer, s.end_layer) for s in plan.stages] == [(kept.node, 0, LAYERS)], action
+            assert plan.moved == {kept.node: LAYERS - kept.end} and plan.why == ""
+        same = await operations.preview(other.node, NodeAction("cap"))
+        assert [s.node for s in same.stages] == [kept.node, other.node] and not any(same.moved.values())
+        assert "there is no node 'x'" in (await operations.preview("x", NodeAction("drain"))).why
+        assert town.head.cluster.serving is serving and town.head.cluster.coming is None, "nothing was done"
+        assert (await operations.act(other.node, NodeAction("cap", memory=1000))).done
+        assert "layers are being moved" in (await operations.preview(kept.node, NodeAction("cap", memory=1000))).why
+        await town.serving(1)
+        assert "memory" in (await operations.preview(kept.node, NodeAction("cap", memory=1000))).why
+        alone = await operations.preview(other.node, NodeAction("remove"))
+        assert [s.node for s in alone.stages] == [kept.node] and not any(alone.moved.values()), "it has no part any more"
+        assert alone.predicted == alone.predicted_now > 0
+
+    play(scenario, min_nodes=2, spread=True)
+
+
+def test_nothing_is_previewed_where_nothing_is_served():
+    async def scenario(town: Town) -> None:
+        town.start("a")
+        await town.until(lambda: town.head.cluster.members)
+        assert "not being served" in (await Operations(town.head, DESCRIPTION, 0.0).preview("a", NodeAction("drain"))).why
+
+    play(scenario, min_nodes=2)
 
 
 def test_one_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch):
