@@ -110,7 +110,7 @@ class Town:
         return Request(RequestId(name), [1, 2, 3], tokens, SamplingParams(temperature=0))
 
     async def answer(self, request: Request) -> list[int | None]:
-        return [chunk.token async for chunk in self.head.submit(request)]
+        return [chunk.token async for chunk in self.head.runner.submit(request)]
 
     def remembered(self) -> list[int]:
         roster, members = self.head.roster, self.head.cluster.members

@@ -1,11 +1,10 @@
-"""Runs a cluster: listens to the nodes, carries out what the state machine decides, and keeps the requests' route open."""
+"""Runs a cluster: listens to the nodes, and carries out what the state machines decide."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from time import time
 from typing import Any
@@ -17,66 +16,46 @@ from shoal.config import HeadSettings, parse_bytes
 from shoal.control import messages as control
 from shoal.control.server import NodeConnection
 from shoal.discovery.topology import MAX_NAME, RequestLoad, Topology
-from shoal.errors import ClusterError, NotReady, ProtocolError, ShoalError, StageLost
+from shoal.errors import ClusterError
 from shoal.membership import events, instructions
 from shoal.membership.admission import AdmissionRules
-from shoal.membership.route_machine import SERVING, WAITING
+from shoal.membership.route_machine import WAITING
 from shoal.membership.state import Cluster
 from shoal.models.manifest import Manifest
-from shoal.native import BLOCK_TOKENS
 from shoal.node.environment import Environment
-from shoal.node.interruption import Interruption, Interruptions
-from shoal.node.links import Links, accept_link, greeted
 from shoal.node.live_topology import live_topology
 from shoal.node.loads import Loads
 from shoal.node.observer import Observer, Served
-from shoal.node.opening import Opening
 from shoal.node.operator import described
-from shoal.node.orders import Orders, blocks_of
-from shoal.node.requests import Requests
+from shoal.node.orders import Orders
+from shoal.node.pipeline_runner import HeadContext, PipelineRunner
 from shoal.node.roster import Roster
 from shoal.node.share import Share
-from shoal.node.step_guess import step_guess
 from shoal.observed.computing import Computed, ComputeParts
 from shoal.observed.event import EventKind
-from shoal.pipeline.driver import Driver
-from shoal.pipeline.route import Route
-from shoal.pipeline.stragglers import StragglerDetector
-from shoal.pipeline.timing import StepTiming
-from shoal.pipeline.token_stream import TokenStream
 from shoal.placement.expectation import Expectation, expect
 from shoal.placement.moves import Moves
-from shoal.placement.partition import Placement
 from shoal.placement.profile import Demand, LinkSpeed, NodeProfile
 from shoal.placement.profile import LinkSpeeds as Measured
 from shoal.placement.roles import RoleMoves
-from shoal.request import Request, RequestId, TokenChunk
-from shoal.scheduler.limits import Limits
 from shoal.sizes import human_bytes
 from shoal.telemetry.recorder import Recorder
-from shoal.transport.base import FrameStream
-from shoal.wire.messages import Hello
 
 log = structlog.get_logger()
 
 _TICK = 0.1
 _LINES = 200  # of the latest events, for `shoal nodes`
 _SILENCES = 8  # heartbeats that may be missing
-_OPENING = 10.0  # seconds within which the last stage must have connected
 
 
 class Coordinator:
     def __init__(self, settings: HeadSettings, model: Served, environment: Environment, observer: Observer) -> None:
         self.settings, self.model = settings, model
-        self.requests = Requests(
-            lambda scheduler: Driver(scheduler, self._step, self._sampled, environment.now, self._request_failed, self._choice_ended)
-        )
         self.recorder = Recorder(environment.now, time() - environment.now())
         self.changed = asyncio.Event()
         """Set whenever the state may have changed; whoever waits for it clears it."""
         self.loads = Loads()
         self._environment, self._observer = environment, observer
-        self._links = Links(environment)
         self._share = Share()
         self.name = f"{environment.rng.getrandbits(32):08x}"
         self._moves = Moves(
@@ -91,14 +70,12 @@ class Coordinator:
         )
         self.pipeline = self.cluster.pipeline
         self.roster = Roster()
+        head = HeadContext(self.name, settings, environment, observer, self.recorder, self.roster, self.loads, self._share)
+        self.runner = PipelineRunner(head, self.pipeline, model, self._planner, self._handle)
         self._orders = Orders(settings.host, settings.engine, model, environment, self._share, self.cluster.members, self.roster.machines)
         self._tasks: dict[asyncio.Task[None], None] = {}
-        self._opening: Opening | None = None
-        self._pace = StragglerDetector()
         self._stopping = False
         self._next_sample = 0.0
-        self._stranded: float | None = None  # since when requests wait with no route in sight
-        self._interruptions = Interruptions(environment.now, self._went_on)
 
     # Lifecycle
 
@@ -111,17 +88,17 @@ class Coordinator:
         """Listens for nodes. Raises ConfigError."""
         host = self.settings.host
         self._door = await self._environment.control_door(self, host, self.settings.control_port)
-        self._results = await self._environment.listen(host, 0, self._accept)
+        self._results = await self._environment.listen(host, 0, self.runner.accept)
         self._orders.port = self._results.port
         self.spawn(self._tick())
         if self.settings.pace:
-            self.spawn(self._keep_pace())
+            self.spawn(self.runner.keep_pace())
 
     async def stop(self, reason: str = "the head shut down") -> None:
         """Sends the nodes home and ends every request."""
         self.roster.tell_all(control.Shutdown(reason=reason))
         self._stopping = True
-        self.requests.refuse("the server is shutting down")
+        self.runner.requests.refuse("the server is shutting down")
         for task in [*self._tasks]:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -157,10 +134,8 @@ class Coordinator:
 
     def _ticked(self) -> None:
         self._handle(events.Tick())
-        self._strand()
+        self.runner.tick()
         self._sample()
-        if self.driver is not None and self.driver.stalled() > self.settings.step_timeout:
-            self.driver.cut(f"no result came for {self.settings.step_timeout:g} s")
 
     def _sample(self) -> None:
         """Once a second, for the record of the day."""
@@ -169,7 +144,7 @@ class Coordinator:
             return
         self._next_sample = now + 1.0
         blocks = 0.0
-        if (driver := self.driver) is not None:
+        if (driver := self.runner.driver) is not None:
             pool = driver.scheduler.pool
             blocks = pool.used / pool.size
             self.recorder.counted(driver.scheduler.counters.preemptions, pool.evicted)
@@ -183,21 +158,6 @@ class Coordinator:
             nodes=len(names),
         )
 
-    async def _keep_pace(self) -> None:
-        """Tells the cluster about stages that are slower than their nodes measured."""
-        while True:
-            await asyncio.sleep(self.settings.pace)
-            if (path := self.pipeline.serving) is None:
-                continue
-            slower = self._pace.judge(len(path.nodes), partial(self._promised, path.nodes, path.placement))
-            for node, times in zip(path.nodes, slower or (), strict=False):
-                self._handle(events.SpeedSeen(node, times))
-
-    @property
-    def activities(self) -> list[str]:
-        """See Head."""
-        return [f"{name}: {activity}" for name, activity in self.roster.activities.items() if activity]
-
     def expectation(self) -> Expectation | None:
         placement = self.pipeline.placement
         nodes = {member.name: member.profile for member in self.cluster.members.values()}
@@ -205,52 +165,14 @@ class Coordinator:
             return None
         return expect(placement, nodes, self.model.cost, self._moves.links, self._moves.demand)
 
-    def _promised(self, nodes: Sequence[int], placement: Placement, rows: int) -> list[float]:
-        """Seconds in which each stage reads the weights for a step with so many rows, if its node is as fast as it measured."""
-        return [
-            stage.seconds
-            if stage.memory
-            else self._planner.cost(placement).read_bytes(stage.first, stage.end, rows)
-            / self.cluster.members[node].joined.profile.bytes_per_second
-            for node, stage in zip(nodes, placement.stages, strict=True)
-        ]
-
-    def _strand(self) -> None:
-        """Lets requests wait for nodes to come, but not for ever."""
-        now = self._environment.now()
-        if not self.requests or self.pipeline.state != WAITING or self.pipeline.confirming:
-            self._stranded = None
-            return
-        self._stranded = now if self._stranded is None else self._stranded
-        if now - self._stranded > self.settings.wait:
-            self._stranded = None
-            self.requests.end_all(StageLost(f"no nodes came for {self.settings.wait:g} s: {self.pipeline.why}"))
-
-    # Requests
-
     @property
-    def driver(self) -> Driver | None:
-        """None before the first route."""
-        return self.requests.driver
-
-    @property
-    def able(self) -> bool:
-        """Whether a model is served, or will be again in moments."""
-        return self.driver is not None and (self.pipeline.state != WAITING or self.pipeline.confirming)
+    def activities(self) -> list[str]:
+        """See Head."""
+        return [f"{name}: {activity}" for name, activity in self.roster.activities.items() if activity]
 
     @property
     def serving(self) -> bool:
-        return self.pipeline.state == SERVING
-
-    def submit(self, request: Request) -> TokenStream:
-        """Raises NotReady, InvalidRequest, QueueFull."""
-        return self.open_driver().submit(request)
-
-    def open_driver(self) -> Driver:
-        """Raises NotReady."""
-        if self.driver is None or not self.able:
-            raise NotReady(f"no model is served now: {self.pipeline.progress}")
-        return self.driver
+        return self.runner.serving
 
     # Messages from the nodes
 
@@ -403,14 +325,14 @@ class Coordinator:
         return control.DismissAnswer(message=f"there is no node '{name}'; the nodes are {known}")
 
     def describe(self) -> control.ClusterDescription:
-        waiting = len(self.requests) if self.driver is not None else 0
+        waiting = len(self.runner.requests) if self.runner.driver is not None else 0
         return described(
             self.name, self.model.name, self.pipeline, self.roster, waiting, self.recorder.lines(_LINES), self._environment.now()
         )
 
     def topology(self) -> Topology:
         """What is published of the cluster."""
-        running, waiting = (0, 0) if (driver := self.driver) is None else (driver.scheduler.running, driver.scheduler.waiting)
+        running, waiting = (0, 0) if (driver := self.runner.driver) is None else (driver.scheduler.running, driver.scheduler.waiting)
         requests = RequestLoad(running, waiting, self.settings.engine.slots)
         return live_topology(self.name, self.model.name, self.pipeline, self.roster, self.loads, requests, self._environment.now())
 
@@ -419,8 +341,8 @@ class Coordinator:
     def _handle(self, event: events.Event) -> None:
         if self._stopping:
             return
-        if self.driver is not None:
-            self.pipeline.tokens = self.driver.scheduler.computed
+        if self.runner.driver is not None:
+            self.pipeline.tokens = self.runner.driver.scheduler.computed
         for instruction in self.cluster.handle(event, self._environment.now()):
             self._carry_out(instruction)
         self.changed.set()
@@ -436,152 +358,30 @@ class Coordinator:
                 self._handle(events.Left(node, reason, graceful=True))
             case instructions.LoadStage():
                 self.roster.tell(instruction.node, self._orders.load(instruction))
-                self._interruptions.placed()
+                self.runner.load()
             case instructions.HoldExperts():
                 self.roster.tell(instruction.node, self._orders.hold(instruction))
             case instructions.LinkStage(node, epoch, after):
-                if self._opening is None or self._opening.epoch != epoch:
-                    self._close_opening()
-                    self._opening = Opening(epoch)
-                    self._interrupted("layers are moved", moved=True)
-                    self._interruptions.loaded()
+                self.runner.link(epoch)
                 host, port = self._orders.next_hop(node, after)
                 self.roster.tell(node, control.Link(epoch=epoch, host=host, port=port))
             case instructions.RestStage(node, epoch):
                 self.roster.tell(node, control.Rest(epoch=epoch))
             case instructions.Serve():
-                self.spawn(self._serve(instruction))
+                self.spawn(self.runner.serve(instruction))
             case instructions.Pause():
-                self._interrupted("layers are moved", moved=True)
-                if self.driver is not None:
-                    self.driver.pause()
+                self.runner.pause()
             case instructions.Cut(epoch, reason):
-                self._interrupted(reason)
-                if self._opening is not None and self._opening.epoch == epoch:
-                    self._close_opening()
-                    if self.driver is not None:
-                        self.driver.cut(reason)
+                self.runner.cut(epoch, reason)
             case instructions.Report(kind, message, node, figures):
                 log.info(message)
                 self.recorder.events.add(kind, message, node, figures)
-
-    def _interrupted(self, reason: str, moved: bool = False) -> None:
-        if self.driver is not None:
-            self._interruptions.begin(reason, moved)
-
-    def _close_opening(self) -> None:
-        if self._opening is not None:
-            self._opening.over.set()
-            self._opening.results.cancel()
-            self._opening = None
-
-    # The route
-
-    async def _accept(self, stream: FrameStream) -> None:
-        """Takes the last stage's link to the head."""
-        try:
-            greeting = await greeted(stream, self._share)
-            opening, placement = self._opening, self.pipeline.placement
-            wanted = opening is not None and placement is not None and not opening.results.done()
-            stages = len(placement.stages) if wanted and placement is not None else -1
-            await accept_link(stream, greeting, opening.epoch if opening else 0, self.name, stages, "head")
-        except EOFError:
-            return
-        except (OSError, ProtocolError) as error:
-            log.warning("a link was refused or broken", peer=stream.peer, reason=str(error) or type(error).__name__)
-            return
-        assert opening is not None  # no greeting fits stage -1
-        if opening.results.done():
-            return  # the route was given up meanwhile
-        opening.results.set_result(stream)
-        await opening.over.wait()
-
-    async def _serve(self, order: instructions.Serve) -> None:
-        """Opens the route and drives it until it breaks or is paused."""
-        opening = self._opening
-        if opening is None or opening.epoch != order.epoch:
-            return  # the route was given up already
-        joined = self.cluster.members[order.first].joined
-        first: FrameStream | None = None
-        try:
-            first = await self._links.open(joined.host, joined.tensor_port, order.epoch, Hello(__version__, self.name, "head", 0))
-            async with asyncio.timeout(_OPENING):
-                await asyncio.wait({opening.results})
-            if opening.over.is_set():
-                raise StageLost("it was abandoned while it was being opened")
-            driver = self._fit_driver(order.placement)
-            names = [stage.node for stage in order.placement.stages]
-            self.recorder.route(order.epoch, names)
-            self._observer.route(names)
-            self._interruptions.linked()
-            route = Route(order.epoch, first, opening.results.result())
-            await driver.drive(route, list(order.spans), lambda tokens: self._filled(order.epoch, tokens))
-            self._handle(events.RoutePaused(order.epoch))
-        except (StageLost, OSError, EOFError, ProtocolError) as error:
-            self._handle(events.RouteBroken(order.epoch, str(error) or type(error).__name__))
-        except Exception as error:
-            log.error("the route failed unexpectedly", exc_info=error)
-            self._handle(events.RouteBroken(order.epoch, f"unexpected: {error!r}"))
-        finally:
-            opening.over.set()
-            if first is not None:
-                first.abort()
-
-    def _fit_driver(self, placement: Placement) -> Driver:
-        """The driver, with its scheduler fitted to a route."""
-        settings, depth = self.settings, len(placement.stages)
-        limits = Limits(
-            blocks=blocks_of(placement.kv_tokens),
-            block_tokens=BLOCK_TOKENS,
-            context=self.model.context,
-            slots=settings.engine.slots,
-            step_tokens=settings.engine.step_tokens,
-            queue=settings.engine.queue,
-            depth=depth,
-            wait=settings.engine.prompt_wait,
-            prefixes=settings.engine.prefix_cache,
-        )
-        driver = self.requests.fitted(limits)
-        driver.scheduler.cost = step_guess(self.model.cost, placement, Measured(self.roster.reached))
-        return driver
-
-    def _filled(self, epoch: int, tokens: int) -> None:
-        self._pace = StragglerDetector()
-        self._interruptions.filled(tokens, bool(self.requests))
-        if tokens:
-            self.recorder.events.add(EventKind.REFILLED, f"keys and values of {tokens} tokens were filled anew", figures={"tokens": tokens})
-        self._handle(events.RouteFilled(epoch))
-
-    def _step(self, timing: StepTiming) -> None:
-        self._observer.step(timing, self.recorder.step(timing))
-        self._pace.add(timing)
-        for node, trace in zip(self.pipeline.route, timing.traces, strict=False):
-            if (member := self.cluster.members.get(node)) is not None:
-                self.loads.ran(member.name, trace.compute + trace.sample)
-        if timing.sampled:
-            self._interruptions.token_came()
-
-    def _sampled(self, chunks: list[TokenChunk]) -> None:
-        self.recorder.sampled(chunks)
-        self._observer.sampled(chunks)
-
-    def _choice_ended(self, request: RequestId, choice: int) -> None:
-        self.recorder.timelines.finished(request, choice, self._environment.now())
-
-    def _request_failed(self, request: RequestId, error: ShoalError) -> None:
-        self.recorder.timelines.failed(request, str(error), self._environment.now())
 
     def _told_loaded(self, node: int, loaded: control.Loaded) -> None:
         if (member := self.cluster.members.get(node)) is not None:
             words = f"{member.name} has loaded its part: {human_bytes(loaded.weight_bytes)} in {loaded.seconds:.1f} s"
             figures = {"bytes": loaded.weight_bytes, "seconds": loaded.seconds, "epoch": loaded.epoch}
             self.recorder.events.add(EventKind.LOADED, words, member.name, figures)
-
-    def _went_on(self, ended: Interruption) -> None:
-        cause = self.recorder.resumed(ended.reason, ended.began, ended.resumed, ended.parts(), ended.tokens)
-        self._observer.interruption(ended, "moved" if ended.moved else cause or "broken")
-        parts = {name: round(seconds, 3) for name, seconds in ended.parts().items()}
-        log.info("streams go on", seconds=round(ended.resumed - ended.began, 3), refilled=ended.tokens, **parts)
 
     async def until_ready(self) -> None:
         """Waits until a model is served. Raises ClusterError if the nodes that joined cannot serve it."""

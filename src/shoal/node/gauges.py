@@ -50,9 +50,9 @@ def _route(metrics: Metrics, coordinator: Coordinator) -> None:
 
 
 def _requests(metrics: Metrics, coordinator: Coordinator) -> None:
-    if coordinator.driver is None:
+    if coordinator.runner.driver is None:
         return
-    scheduler = coordinator.driver.scheduler
+    scheduler = coordinator.runner.driver.scheduler
     metrics.running.set(scheduler.running)
     metrics.waiting.set(scheduler.waiting)
     for priority in Priority:

@@ -92,7 +92,7 @@ class Head:
 
     def refuse(self, reason: str) -> None:
         """Ends every request with that reason, and accepts no more."""
-        self.coordinator.requests.refuse(reason)
+        self.coordinator.runner.requests.refuse(reason)
 
     async def until_ready(self) -> None:
         """Waits until the model is served. Raises ClusterError if the nodes that joined cannot serve it."""
@@ -142,15 +142,15 @@ class Head:
 
     def longest(self) -> int:
         """Tokens of the longest sequence that can run now."""
-        return self.coordinator.open_driver().scheduler.limits.longest
+        return self.coordinator.runner.open_driver().scheduler.limits.longest
 
     def submit(self, request: Request) -> TokenStream:
         """Raises NotReady, InvalidRequest, QueueFull."""
-        return self.coordinator.submit(request)
+        return self.coordinator.runner.submit(request)
 
     async def begin(self, answer: str, note: bytes, requests: Sequence[Request], named: bool) -> list[TokenStream]:
         """Submits all requests or none; returns when they are kept. Raises NotReady, InvalidRequest, QueueFull."""
-        admissible(requests, self.vocabulary, self.coordinator.open_driver().scheduler.limits.queue)
+        admissible(requests, self.vocabulary, self.coordinator.runner.open_driver().scheduler.limits.queue)
         streams: list[TokenStream] = []
         self.coordinator.recorder.timelines.begun(answer, requests, self._machine.now())
         self.metrics.tokens.begun(answer, (request.id for request in requests), self._machine.now())
@@ -188,7 +188,7 @@ class Head:
             self.coordinator.recorder.timelines.begun(answer.answer, answer.requests, self._machine.now())
             streams = [TokenStream(request, said) for request, said in zip(answer.requests, answer.said, strict=True)]
             for stream in streams:
-                self.coordinator.requests.take_up(stream)
+                self.coordinator.runner.requests.take_up(stream)
             out.append(
                 ResumedAnswer(
                     answer.answer, answer.note, answer.requests, streams, sum(chunk.counts for said in answer.said for chunk in said)
@@ -200,12 +200,12 @@ class Head:
         """Does nothing: every answer is begun in this process, which knows it."""
 
     def timings(self, rows: int | None = None) -> dict[str, object]:
-        driver = self.coordinator.driver
+        driver = self.coordinator.runner.driver
         return {} if driver is None else driver.timings.summary(rows)
 
     def forget_timings(self) -> None:
-        if self.coordinator.driver is not None:
-            self.coordinator.driver.timings.clear()
+        if self.coordinator.runner.driver is not None:
+            self.coordinator.runner.driver.timings.clear()
 
     # Metrics
 

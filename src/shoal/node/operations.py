@@ -59,7 +59,7 @@ class Operations:
         pipeline, recorder, now = c.pipeline, c.recorder, c.now()
         topology = c.topology()
         machines = [machine_view(state, pipeline, c.roster, now) for state in topology.nodes.values()]
-        driver = c.driver
+        driver = c.runner.driver
         steps = [] if driver is None else driver.timings.latest(_RECENT)
         stages = stage_views(pipeline, topology, steps, recorder.hops)
         requests = RequestsView(slots=c.settings.engine.slots)

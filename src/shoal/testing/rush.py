@@ -83,7 +83,7 @@ class Rush(Scenario):
         request = Request(RequestId(f"answer-{index}"), [index % toy.VOCABULARY], 1200, SamplingParams(temperature=0.0))
         wanted, said, last = toy.alone(request, 0, self.layers), 0, 0.0
         await asyncio.sleep(at)
-        stream = coordinator.submit(request)
+        stream = coordinator.runner.submit(request)
         async for chunk in stream:
             now = self._loop.time()
             if chunk.token is not None:
@@ -117,7 +117,7 @@ class Rush(Scenario):
         self._prompts += 1
         self.say(f"{request.id} comes: {length} tokens")
         try:
-            stream = coordinator.submit(request)
+            stream = coordinator.runner.submit(request)
         except NotReady as error:
             raise Broken(f"{request.id} is refused: {error}") from error
         async for chunk in stream:

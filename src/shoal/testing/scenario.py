@@ -188,7 +188,7 @@ class Scenario:
             await asyncio.sleep(1)
             self.check()
             self._check_parts(coordinator)
-            driver = coordinator.driver
+            driver = coordinator.runner.driver
             if driver is not None and (driver.scheduler.pool.used or driver.requests or driver.scheduler.running):
                 raise Broken("KV blocks or sequences are left though every request ended")
         finally:
@@ -218,8 +218,8 @@ class Scenario:
                 assert model.shard.largest_journal <= model.journals.memory, (
                     f"a journal of {node.host.name} takes {model.shard.largest_journal} bytes"
                 )
-        if self.coordinator.driver is not None:
-            self.coordinator.driver.scheduler.check()
+        if self.coordinator.runner.driver is not None:
+            self.coordinator.runner.driver.scheduler.check()
         for path in (self.coordinator.pipeline.serving, self.coordinator.pipeline.coming):
             if path is not None:
                 layers = [layer for node in path.nodes for layer in path.layers(node)]
@@ -273,7 +273,7 @@ class Scenario:
         assert self.coordinator is not None
         while True:
             try:
-                stream = self.coordinator.submit(request)
+                stream = self.coordinator.runner.submit(request)
                 break
             except CapacityError:
                 await asyncio.sleep(0.5)

@@ -36,7 +36,7 @@ def test_a_loss_under_a_stream_is_an_interruption_of_five_parts():
             town.start(name)
         await town.serving(2)
         request = town.request("one", 60)
-        stream = town.head.submit(request)
+        stream = town.head.runner.submit(request)
         said = [(await anext(stream)).token]
         await town.kill(town.head.cluster.members[town.head.pipeline.route[0]].name)
         said += [chunk.token async for chunk in stream]
@@ -111,7 +111,7 @@ def test_a_node_leaves_when_its_layers_were_moved_under_a_stream():
             town.start(name)
         await town.until(lambda: len(town.head.cluster.members) == 2 and town.head.serving)
         request = town.request("one", 60)
-        stream = town.head.submit(request)
+        stream = town.head.runner.submit(request)
         said = [(await anext(stream)).token]
         name = town.head.cluster.members[town.head.pipeline.route[0]].name
         town.agents[name].leave()
@@ -142,7 +142,7 @@ def test_a_node_that_is_told_twice_leaves_at_once():
 def test_requests_of_a_head_before_this_one_wait_for_nodes_but_not_for_ever():
     async def scenario(town: Town) -> None:
         stream = TokenStream(town.request("old"))
-        town.head.requests.take_up(stream)
+        town.head.runner.requests.take_up(stream)
         async with asyncio.timeout(40):
             with pytest.raises(StageLost, match="no nodes came for 30 s"):
                 await anext(stream)

@@ -89,7 +89,7 @@ def test_load_and_requests_are_seen_while_a_stream_runs():
         await town.serving(1)
         idle, ran = town.head.topology(), list[str]()
         town.head.loads.ran = lambda name, seconds: ran.append(name)
-        stream = town.head.submit(town.request("one", 60))
+        stream = town.head.runner.submit(town.request("one", 60))
         said = [await anext(stream)]
         requests = town.head.topology().route.requests
         assert (requests.running, requests.waiting, requests.slots) == (1, 0, 2)
