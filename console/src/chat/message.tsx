@@ -105,7 +105,7 @@ function AnswerFigures({ message }: { message: Message }) {
   if (figures.finish === "length") parts.push("cut at the limit");
   if (figures.finish === "stopped") parts.push("stopped");
   return (
-    <p class="soft answer-figures">
+    <p class="soft answer-figures" data-figure="usage">
       {parts.join(" · ")}
       {figures.request && (
         <>
