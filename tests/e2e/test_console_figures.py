@@ -21,12 +21,12 @@ from shoal.observed.models import ModelHere, PullView
 from shoal.observed.requests import RequestView, Timeline
 from shoal.request import Priority
 from tests.support import console_figures as expected
-from tests.support.browser import Visitor, chromium
+from tests.support.browser import Visitor, chats, chromium
 from tests.support.cluster import until
 from tests.support.console_figures import figures
-from tests.support.console_format import clock, count, duration, fixed, moment, short, size
+from tests.support.console_format import clock, count, duration, fixed, moment
 from tests.support.engine import FakeEngine, says
-from tests.support.operator import MODEL, FakeOperator, busy_loading, cluster, furnished, history
+from tests.support.operator import MODEL, FakeOperator, busy_loading, furnished, history
 from tests.support.served_console import served_console
 
 pytestmark = [pytest.mark.slow, pytest.mark.real]
@@ -73,7 +73,10 @@ def differing() -> FakeOperator:
         machines=machines,
         stages=stages,
         requests=RequestsView(3, 17, 8, 212, 1024),
-        attention=[Advice("attention", "kitchen is 2.3 times slower than it measured", "kitchen"), Advice("memory", "a word without figures")],
+        attention=[
+            Advice("attention", "kitchen is 2.3 times slower than it measured", "kitchen"),
+            Advice("memory", "a word without figures"),
+        ],
     )
     made.day = history(time())
     made.happen(EventKind.SLOW, "kitchen runs 2.3 times slower than it measured", "kitchen", slower=2.34)
@@ -193,12 +196,11 @@ def test_every_figure_of_the_events_and_the_day(visitor: Visitor, operator: Fake
     assert all(figure in {name for event in events for name in event["figures"]} for figure in ("silence", "slower", "bytes", "epoch"))
     page.get_by_label("Machine").select_option("kitchen")
     until(lambda: f"events: {sum(e['node'] == 'kitchen' for e in events)} of {len(events)}" in figures(page))
-    by_minute = dict(zip((clock(at)[:5] for at in day["at"]), zip(*map(day.get, ("first_p50", "first_p99")), strict=True), strict=False))
-    queue = dict(zip((clock(at)[:5] for at in day["at"]), day["queue"], strict=True))
     page.locator('[data-series="queue"] .u-over').hover()
-    for series, told in (("queue", queue), ("first", by_minute)):
-        at, _, shown = (page.locator(f'[data-series="{series}"] .at').text_content() or "").partition(" ")
-        assert shown == (short(told[at]) if series == "queue" else ", ".join(f"{p} {duration(v)}" for p, v in zip(("p50", "p99"), told[at])))
+    minutes = {clock(at)[:5]: i for i, at in enumerate(day["at"])}
+    for series in ("tokens_per_second", "first", "queue", "memory"):
+        minute, _, shown = (page.locator(f'[data-series="{series}"] .at').text_content() or "").partition(" ")
+        assert shown == expected.sample(series, day, minutes[minute])
 
 
 def test_a_day_without_requests_has_no_figures_for_them(visitor: Visitor, operator: FakeOperator) -> None:
@@ -307,13 +309,8 @@ def test_every_figure_of_an_answer(visitor: Visitor) -> None:
     (finish,) = [choice["finish_reason"] for chunk in chunks for choice in chunk["choices"] if choice["finish_reason"]]
     (told,) = [chunk["usage"] for chunk in chunks if chunk.get("usage")]
     assert told["completion_tokens"] == 7 == len(scored) and finish == "length"
-    kept = page.evaluate(
-        """() => new Promise(done => {
-            indexedDB.open("shoal", 1).onsuccess = ({ target }) =>
-                target.result.transaction("conversations").objectStore("conversations").getAll().onsuccess = ({ target }) => done(target.result);
-        })"""
-    )
-    measured = kept[0]["messages"][1]["figures"]
+    (kept,) = chats(page)
+    measured = kept["messages"][1]["figures"]
     beside = [*expected.shell(api(visitor, "cluster")), f"label: {QUESTION}"]
     under = expected.usage(told, finish, measured["rate"], measured["first"])
     compare(page, [*beside, under])
@@ -323,7 +320,7 @@ def test_every_figure_of_an_answer(visitor: Visitor) -> None:
         page.keyboard.press("ArrowRight")
         compare(page, [*beside, *expected.probabilities(scored, chosen), under])
     page.get_by_role("button", name="Chats").click()
-    listed = [f"updated: {moment(kept[0]['updated'])}"]
+    listed = [f"updated: {moment(kept['updated'])}"]
     page.get_by_role("button", name="Probabilities").click()
     until(lambda: [line for line in figures(page) if line.startswith("updated")] == listed)
 

@@ -6,6 +6,7 @@ as (data-figure). Titles and labels for screen readers are entries, too. Only te
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -140,7 +141,8 @@ def cluster_page(view: Json, experts: Json) -> list[str]:
     model, requests, stages = view["model"], view["requests"], view["stages"]
     named = f"{view['cluster']}, " if view["cluster"] else ""
     held = [(s["node"], s["first_layer"], s["end_layer"], s["share"]) for s in stages] or sorted(
-        ((m["name"], m["first_layer"], m["end_layer"], 0.0) for m in view["machines"] if m["end_layer"] > m["first_layer"]), key=lambda m: m[1]
+        ((m["name"], m["first_layer"], m["end_layer"], 0.0) for m in view["machines"] if m["end_layer"] > m["first_layer"]),
+        key=lambda m: m[1],
     )
     blocks = requests["blocks_used"] / requests["blocks"] if requests["blocks"] else 0
     single = f"one stream {short(view['predicted_single'])}" if view["predicted_single"] else "full slots"
@@ -249,16 +251,28 @@ def preview(plan: Json, view: Json) -> list[str]:
     ]
 
 
+WRITTEN = {"tokens_per_second": short, "first": duration, "queue": short, "memory": size}
+"""How each series of the last day is."""
+
+
+def _lines(series: str, history: Json) -> Iterator[tuple[str, list[float | None]]]:
+    yield from (("p50 ", history["first_p50"]), ("p99 ", history["first_p99"])) if series == "first" else (("", history[series]),)
+
+
 def day(series: str, history: Json) -> str:
-    """One of the last day's, in words."""
-    written = {"tokens_per_second": short, "first": duration, "queue": short, "memory": size}[series]
+    """A series in words: what it is now, and at most."""
     names = {"tokens_per_second": "tokens per second", "first": "first token", "queue": "waiting", "memory": "memory of all nodes"}
-    lines = {"p50 ": "first_p50", "p99 ": "first_p99"} if series == "first" else {"": series}
-    told: list[str] = []
-    for label, name in lines.items():
-        known = [value for value in history[name] if value is not None]
+    written, told = WRITTEN[series], list[str]()
+    for label, values in _lines(series, history):
+        known = [value for value in values if value is not None]
         told += [f"{label}{written(known[-1])}, at most {written(max(known))}"] if known else []
     return f"{names[series]} {'; '.join(told) or 'nothing yet'}"
+
+
+def sample(series: str, history: Json, at: int) -> str:
+    """One minute of a series, as it is shown under the pointer."""
+    told = ((label, values[at]) for label, values in _lines(series, history))
+    return ", ".join(f"{label}{WRITTEN[series](value)}" for label, value in told if value is not None)
 
 
 def events_page(view: Json, history: Json, events: Sequence[Json]) -> list[str]:
@@ -398,7 +412,10 @@ def model_row(model: Json) -> Iterator[str]:
     words = " · ".join(filter(None, [model["reference"] if model["reference"] != model["name"] else "", model["about"]]))
     yield from _row(
         model["name"],
-        {"model": _joined(model["name"], "served" if model["served"] else "", words), "size": size(model["size"]) if model["size"] else "–"},
+        {
+            "model": _joined(model["name"], "served" if model["served"] else "", words),
+            "size": size(model["size"]) if model["size"] else "–",
+        },
     )
 
 
@@ -446,12 +463,8 @@ def probabilities(scored: Sequence[Json], chosen: int) -> list[str]:
         f"perplexity: Perplexity {fixed(math.exp(-sum(each['logprob'] for each in scored) / len(scored)), 2)}.",
         f"token: Token {chosen + 1}",
         *(
-            f"{_quoted(each['token'])}: {text}"
+            f"{json.dumps(each['token'], ensure_ascii=False)}: {text}"
             for each in (token, *others)
             for text in (percent(math.exp(each["logprob"])), fixed(each["logprob"], 3))
         ),
     ]
-
-
-def _quoted(token: str) -> str:
-    return f'"{token}"'

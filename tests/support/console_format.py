@@ -6,7 +6,21 @@ import math
 from datetime import datetime
 from decimal import ROUND_HALF_UP, Decimal
 
-COUNTED = {"tokens", "layers", "epoch", "count", "nodes", "sequences", "requests", "blocks", "streams", "times", "number", "rows", "experts"}
+COUNTED = {
+    "tokens",
+    "layers",
+    "epoch",
+    "count",
+    "nodes",
+    "sequences",
+    "requests",
+    "blocks",
+    "streams",
+    "times",
+    "number",
+    "rows",
+    "experts",
+}
 
 
 def fixed(value: float, digits: int) -> str:
