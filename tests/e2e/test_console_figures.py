@@ -177,12 +177,14 @@ def test_the_expert_under_the_pointer(visitor: Visitor, operator: FakeOperator) 
     until(lambda: told in figures(page), lambda: str([line for line in figures(page) if line.startswith("rows")]))
 
 
-def test_every_figure_of_a_preview(visitor: Visitor) -> None:
+@pytest.mark.parametrize("predicted", [29.4, 43.21])
+def test_every_figure_of_a_preview(visitor: Visitor, operator: FakeOperator, predicted: float) -> None:
+    operator.plan = msgspec.structs.replace(operator.plan, predicted=predicted, moved={"kitchen": 1, "studio": 12, "cellar": 0})
     page = visitor.open("join")
-    page.get_by_label("Actions for attic").select_option("drain")
-    page.get_by_text("predicted afterwards").wait_for()
     view = api(visitor, "cluster")
     before = expected.join_page(view, api(visitor, "events")["events"], None, time())
+    compare(page, before)
+    page.get_by_label("Actions for attic").select_option("drain")
     dialog = expected.preview(api(visitor, "preview?drain=attic"), view)
     at = before.index("attic, memory: 12.0 GiB") + 1
     compare(page, [*before[:at], *dialog, *before[at:]])
@@ -224,6 +226,8 @@ def test_every_figure_of_a_timeline(visitor: Visitor, operator: FakeOperator) ->
     operator.timelines[REQUEST] = msgspec.structs.replace(whole, recoveries=[*whole.recoveries, under_way])
     timeline = api(visitor, f"requests/{REQUEST}/timeline")
     compare(page, expected.timeline_page(view, timeline, requests, 2))
+    page.get_by_role("link", name="chatcmpl-9").click()
+    compare(page, expected.timeline_page(view, api(visitor, "requests/chatcmpl-9/timeline"), requests))
 
 
 def test_what_is_drawn_of_an_interruption_has_its_figures(visitor: Visitor) -> None:
@@ -268,6 +272,7 @@ def test_every_figure_of_the_keys(visitor: Visitor, tmp_path: Path) -> None:
     page.locator("tr[data-machine]").first.wait_for()
     page.goto(f"{visitor.url}/console/#/keys")
     compare(page, expected.keys_page(api(visitor, "cluster", key=token), api(visitor, "keys", key=token)["keys"]))
+    assert mislabelled(page) == []
 
 
 def test_every_figure_of_the_models(visitor: Visitor) -> None:
@@ -330,6 +335,23 @@ def test_every_figure_of_how_to_connect(visitor: Visitor) -> None:
     url = f"the base URL: {visitor.url}/v1"
     others = f"url: Anthropic's and Ollama's are at {visitor.url}. No key is needed; clients that want one take any."
     compare(page, [*expected.shell(api(visitor, "cluster")), url, others])
+
+
+@pytest.mark.parametrize("screen", ["cluster", "join", "models"])
+def test_a_phone_has_the_labels_of_the_columns(visitor: Visitor, screen: str) -> None:
+    page = visitor.open(screen)
+    page.locator(".cards tbody td").first.wait_for()
+    assert mislabelled(page) == []
+
+
+def mislabelled(page: Page) -> list[str]:
+    """Cells whose label on a phone, where a row is a card, is not the name of their column."""
+    return page.evaluate(
+        """() => [...document.querySelectorAll(".cards tbody td")].filter(cell => {
+            const column = cell.closest("table").tHead.rows[0].cells[cell.cellIndex].textContent;
+            return cell.dataset.label !== (column === "actions" ? "" : column);
+        }).map(cell => cell.outerHTML)"""
+    )
 
 
 ADDED = {

@@ -293,47 +293,44 @@ def event_row(event: Json) -> Iterator[str]:
 
 def timeline_page(view: Json, timeline: Json, requests: Sequence[Json], chosen: int = -1) -> list[str]:
     """chosen: a step; -1: the latest is shown."""
-    request, recoveries, step = timeline["request"], timeline["recoveries"], timeline["steps"][chosen]
-    nodes = timeline["epochs"][str(step["epoch"])]
-    first = duration(request["first"] - request["began"]) if request["first"] else "–"
-    rate = short(request["tokens_per_second"]) if request["tokens_per_second"] else "–"
+    request, recoveries, steps = timeline["request"], timeline["recoveries"], timeline["steps"]
     lost = f"{timeline['lost']} older ones are not kept" if timeline["lost"] else ""
-    took = sum(step[part] for part in ("schedule", "encode", "send", "back", "apply")) + sum(map(sum, step["stages"]))
-    latest = "(the latest) " if chosen < 0 else ""
-    columns = ("way to it", "waits", "prepares", "computes", "samples", "encodes")
     return [
         *shell(view),
         *_said(
             ("label", f"Timeline of {request['id']}"),
             ("state", _joined(f"began {moment(request['began'])} {request['state']}", request["reason"])),
             ("generated", f"tokens {request['generated']} prompt {request['prompt_tokens']}, {request['cached_tokens']} cached"),
-            ("first", f"first token after {first}"),
-            ("rate", f"tokens per second {rate}"),
-            ("steps", _joined(f"steps {len(timeline['steps'])}", lost)),
+            ("first", f"first token after {_first(request)}"),
+            ("rate", f"tokens per second {_rate(request)}"),
+            ("steps", _joined(f"steps {len(steps)}", lost)),
             ("interruptions", plural(len(recoveries), "interruption") if recoveries else ""),
             *(("recovery", recovery(each)) for each in recoveries),
-            (
-                "step",
-                f"Step {step['number']} {latest}at {clock(step['at'])}, took {duration(took)}; {plural(step['rows'], 'row')}, "
-                f"{step['own']} of this request; {plural(step['tokens'], 'token')}",
-            ),
         ),
-        *_row(
-            "head",
-            {
-                "prepares": f"schedules {duration(step['schedule'])}",
-                "encodes": f"{duration(step['encode'])}, sends {duration(step['send'])}",
-            },
-        ),
-        *(
-            line
-            for node, stage in zip(nodes, step["stages"], strict=True)
-            for line in _row(node, {"where": node, **dict(zip(columns, map(duration, stage), strict=True))})
-        ),
-        *_row("head", {"way to it": duration(step["back"]), "prepares": f"applies {duration(step['apply'])}"}),
+        *(step_table(steps[chosen], timeline["epochs"], "(the latest) " if chosen < 0 else "") if steps else ()),
         *_said(("requests", f"the latest {len(requests)}")),
         *(line for each in requests for line in request_row(each)),
     ]
+
+
+def step_table(step: Json, epochs: Json, which: str) -> Iterator[str]:
+    took = sum(step[part] for part in ("schedule", "encode", "send", "back", "apply")) + sum(map(sum, step["stages"]))
+    rows = f"{plural(step['rows'], 'row')}, {step['own']} of this request; {plural(step['tokens'], 'token')}"
+    yield from _said(("step", f"Step {step['number']} {which}at {clock(step['at'])}, took {duration(took)}; {rows}"))
+    encodes = f"{duration(step['encode'])}, sends {duration(step['send'])}"
+    yield from _row("head", {"prepares": f"schedules {duration(step['schedule'])}", "encodes": encodes})
+    columns = ("way to it", "waits", "prepares", "computes", "samples", "encodes")
+    for node, stage in zip(epochs[str(step["epoch"])], step["stages"], strict=True):
+        yield from _row(node, {"where": node, **dict(zip(columns, map(duration, stage), strict=True))})
+    yield from _row("head", {"way to it": duration(step["back"]), "prepares": f"applies {duration(step['apply'])}"})
+
+
+def _first(request: Json) -> str:
+    return duration(request["first"] - request["began"]) if request["first"] else "–"
+
+
+def _rate(request: Json) -> str:
+    return short(request["tokens_per_second"]) if request["tokens_per_second"] else "–"
 
 
 def recovery(told: Json) -> str:
@@ -355,8 +352,8 @@ def request_row(request: Json) -> Iterator[str]:
             "state": request["state"],
             "prompt": str(request["prompt_tokens"]),
             "tokens": str(request["generated"]),
-            "first token": duration(request["first"] - request["began"]) if request["first"] else "–",
-            "tokens/s": short(request["tokens_per_second"]) if request["tokens_per_second"] else "–",
+            "first token": _first(request),
+            "tokens/s": _rate(request),
         },
     )
 
