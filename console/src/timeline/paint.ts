@@ -109,7 +109,9 @@ function recoveries(context: CanvasRenderingContext2D, tape: Tape, sight: Sight,
       context.globalAlpha = 1;
       if (wide > 46) {
         context.fillStyle = part.name === "silence" ? inks.ink : inks.ground;
-        context.fillText(fitted(context, `${part.name} ${seconds(part.end - part.start)}`, wide - 8), from + 4, AXIS + RECOVERY / 2);
+        const told = `${part.name} ${seconds(part.end - part.start)}`; // never cut: '74…' would be another figure
+        const fits = context.measureText(told).width <= wide - 8;
+        context.fillText(fits ? told : fitted(context, part.name, wide - 8), from + 4, AXIS + RECOVERY / 2);
       }
     });
     context.globalAlpha = 1;
