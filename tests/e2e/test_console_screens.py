@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from shoal.gateway.auth.key import KeyRole
 from shoal.gateway.auth.key_store import KeyStore
-from shoal.observed.cluster import Advice, PlanView
+from shoal.observed.cluster import Advice, NodeAction, PlanView
 from shoal.observed.event import WARNINGS, EventKind
 from shoal.observed.models import ModelHere, ModelsView
 from shoal.observed.requests import RequestView, Timeline
@@ -306,6 +306,36 @@ def test_a_drain_is_previewed_before_it_is_done(visitor: Visitor, operator: Fake
     page.get_by_label("Actions for attic").select_option("drain")
     expect(dialog).to_contain_text("2.1 GiB are missing")
     expect(dialog.get_by_role("button", name="Drain it")).to_be_disabled()
+
+
+def test_what_a_limit_moves_is_shown_while_it_is_typed(visitor: Visitor, operator: FakeOperator) -> None:
+    page = visitor.open()
+    page.get_by_label("Actions for attic").select_option("cap")
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("loads 8 layers")
+    assert operator.previewed == [("attic", NodeAction("cap"))]
+    operator.plan = PlanView(why="the other nodes cannot hold the model: 2.1 GiB are missing")
+    page.get_by_label("Most memory").fill("1GiB")
+    expect(dialog).to_contain_text("It cannot be done: the other nodes cannot hold the model: 2.1 GiB are missing")
+    assert operator.previewed[-1] == ("attic", NodeAction("cap", memory=1 << 30))
+    visitor.expected.append("400")
+    page.get_by_label("Most memory").fill("1 lot")
+    expect(dialog).to_contain_text("memory: ")
+    expect(dialog).not_to_contain_text("are missing")
+
+
+def test_what_a_removal_leaves_is_shown_before_it_is_done(visitor: Visitor, operator: FakeOperator) -> None:
+    page = visitor.open()
+    page.get_by_label("Actions for attic").select_option("remove")
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("loads 8 layers")
+    page.keyboard.press("Escape")
+    operator.plan = PlanView(why="2.1 GiB are missing")
+    page.get_by_label("Actions for attic").select_option("remove")
+    expect(dialog).to_contain_text("Afterwards nobody serves the model: 2.1 GiB are missing")
+    dialog.get_by_role("button", name="Remove it").click()
+    expect(dialog).to_have_count(0)
+    assert [action.do for _, action in operator.previewed] == ["remove", "remove"] and operator.asked == [("attic", "remove", None)]
 
 
 def test_a_machine_is_renamed_and_its_memory_limited(visitor: Visitor, operator: FakeOperator) -> None:

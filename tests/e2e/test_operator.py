@@ -112,7 +112,7 @@ def test_an_operator_sees_what_a_drain_would_do_and_does_it(made: Cluster, smoll
     made.join("--name", "<b> & 'c'")
     made.until_ready()
     made.until_spread(2)
-    plan = asked(made, "preview?drain=a")
+    plan = asked(made, "preview?node=a&action=drain")
     assert [(stage["node"], stage["end_layer"]) for stage in plan["stages"]] == [("<b> & 'c'", 30)]
     assert plan["moved"]["<b> & 'c'"] == 30 - (made.layers()["<b> & 'c'"][1] - made.layers()["<b> & 'c'"][0]) and plan["why"] == ""
     renamed = made.http.post("/operator/nodes/%3Cb%3E%20&%20'c'", json={"action": "rename", "name": "big"})

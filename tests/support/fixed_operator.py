@@ -76,8 +76,8 @@ class FixedOperator:
         found = next((one for one in await self.requests(owner) if one.id == answer), None)
         return None if found is None else Timeline(found, {3: ["a"]}, self.steps[after:], self.recoveries, len(self.steps))
 
-    async def preview(self, node: str) -> PlanView:
-        self.asked.append(("preview", node))
+    async def preview(self, node: str, action: NodeAction) -> PlanView:
+        self.asked.append(("preview", node, action.do, action.memory))
         return PlanView([StageView("a", 0, 30)], 50.0, 80.0, {"a": 15})
 
     async def act(self, node: str, action: NodeAction) -> ActionResult:

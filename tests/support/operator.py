@@ -145,6 +145,7 @@ class FakeOperator:
         """None: one that is made up, up to now."""
         self.plan = PlanView()
         self.asked: list[tuple[object, ...]] = []
+        self.previewed: list[tuple[str, NodeAction]] = []
         self.refusal = ""
         """Why it does nothing that it is asked to do."""
         self.invitation = Invitation("192.168.1.20:7420", "shoal join 192.168.1.20:7420 --code 7QFK-3M9X", "7QFK-3M9X", time() + 600)
@@ -173,7 +174,8 @@ class FakeOperator:
             return None
         return msgspec.structs.replace(whole, steps=whole.steps[after:], next=len(whole.steps))
 
-    async def preview(self, node: str) -> PlanView:
+    async def preview(self, node: str, action: NodeAction) -> PlanView:
+        self.previewed.append((node, action))
         return self.plan
 
     async def act(self, node: str, action: NodeAction) -> ActionResult:

@@ -7,11 +7,14 @@ import type { ActionResult, MachineView, PlanView } from "../api/types";
 import { coloursOf } from "../parts/colours";
 import { Dialog } from "../parts/dialog";
 import { percent, plural, short } from "../parts/format";
-import { useLoaded } from "../parts/loaded";
+import { useLoaded, type Loaded } from "../parts/loaded";
 import { Failed } from "../parts/page";
 import { say } from "../parts/say";
+import { useSettled } from "../parts/settled";
 import { LayerBar } from "./layer_bar";
 import { segments, withGaps } from "./state";
+
+const TYPING = 300; // milliseconds without a key, after which a figure is taken as meant
 
 type Asked = "drain" | "remove" | "rename" | "cap";
 
@@ -97,30 +100,42 @@ function Act(props: {
   );
 }
 
+const holds = (machine: MachineView): boolean => machine.end_layer > machine.first_layer || machine.experts > 0;
+
+/** What would come of an action; nothing is asked for a machine without a part in the model. */
+function usePlan(machine: MachineView, action: Record<string, string>): Loaded<PlanView> {
+  return useLoaded<PlanView>(holds(machine) ? `operator/preview?${new URLSearchParams({ node: machine.name, ...action }).toString()}` : null);
+}
+
 function Drain({ machine, onClose }: { machine: MachineView; onClose: () => void }) {
-  const holds = machine.end_layer > machine.first_layer || machine.experts > 0;
-  const plan = useLoaded<PlanView>(holds ? `operator/preview?drain=${encodeURIComponent(machine.name)}` : null);
+  const plan = usePlan(machine, { action: "drain" });
+  const part = holds(machine);
   return (
     <Act
       machine={machine}
       title={`Drain ${machine.name}`}
       button="Drain it"
       body={{ action: "drain" }}
-      ready={!holds || (plan.value !== null && !plan.value.why)}
+      ready={!part || (plan.value !== null && !plan.value.why)}
       onClose={onClose}
     >
-      <p>{holds ? "Its part moves to other machines while streams run; then it leaves. Nothing is lost." : "It has no part in the model and leaves at once."}</p>
-      <Failed text={plan.failed} />
-      {holds && plan.value === null && !plan.failed && <p class="soft">Planning…</p>}
-      {plan.value && <Preview plan={plan.value} />}
+      <p>{part ? "Its part moves to other machines while streams run; then it leaves. Nothing is lost." : "It has no part in the model and leaves at once."}</p>
+      {part && <Planned plan={plan} />}
     </Act>
   );
 }
 
+/** lack: what is so where there is no plan. */
+function Planned({ plan, lack = "It cannot be done" }: { plan: Loaded<PlanView>; lack?: string }) {
+  if (plan.failed) return <Failed text={plan.failed} />;
+  if (plan.value === null) return <p class="soft">Planning…</p>;
+  if (plan.value.why) return <p class="failed">{`${lack}: ${plan.value.why}`}</p>;
+  return <Preview plan={plan.value} />;
+}
+
 /** Before and after of a change. */
-export function Preview({ plan }: { plan: PlanView }) {
+function Preview({ plan }: { plan: PlanView }) {
   const view = cluster.value;
-  if (plan.why) return <p class="failed">It cannot be done: {plan.why}</p>;
   if (view === null) return null;
   const colours = coloursOf(view.machines);
   const after = withGaps(
@@ -161,12 +176,14 @@ export function Preview({ plan }: { plan: PlanView }) {
 }
 
 function Remove({ machine, onClose }: { machine: MachineView; onClose: () => void }) {
+  const plan = usePlan(machine, { action: "remove" });
   return (
     <Act machine={machine} title={`Remove ${machine.name}`} button="Remove it" body={{ action: "remove" }} danger onClose={onClose}>
       <p>
         It is cut off at once, as if its cable were pulled: streams pause while others take over its part. Drain it instead if there is
         time.
       </p>
+      {holds(machine) && <Planned plan={plan} lack="Afterwards nobody serves the model" />}
     </Act>
   );
 }
@@ -186,13 +203,16 @@ function Rename({ machine, onClose }: { machine: MachineView; onClose: () => voi
 
 function Cap({ machine, onClose }: { machine: MachineView; onClose: () => void }) {
   const [memory, setMemory] = useState("");
+  const limit = useSettled(memory.trim(), TYPING);
+  const plan = usePlan(machine, limit ? { action: "cap", memory: limit } : { action: "cap" });
   return (
     <Act machine={machine} title={`Limit the memory of ${machine.name}`} button="Set the limit" body={{ action: "cap", memory: memory.trim() || null }} onClose={onClose}>
       <label>
         Most memory for weights and KV blocks
         <input value={memory} maxLength={40} placeholder="8GiB; empty: all that it offers" spellcheck={false} onInput={(event) => setMemory(event.currentTarget.value)} />
       </label>
-      <p class="soft">Layers that no longer fit move to other machines.</p>
+      <p class="soft">What no longer fits moves to other machines.</p>
+      {holds(machine) && <Planned plan={plan} />}
     </Act>
   );
 }

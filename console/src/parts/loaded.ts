@@ -8,10 +8,12 @@ interface Loaded<T> {
   again: () => void;
 }
 
-/** What a path answers; asked again every so many seconds while the page is seen, and when `again` is called. every: 0: only then. */
+const NOTHING = { value: null, failed: "" };
+
+/** What a path answers, and nothing of another path; asked again every so many seconds while the page is seen, and when `again` is called.
+ * every: 0: only then. */
 export function useLoaded<T>(path: string | null, every = 0): Loaded<T> {
-  const [value, setValue] = useState<T | null>(null);
-  const [failed, setFailed] = useState("");
+  const [answer, setAnswer] = useState<{ path: string | null; value: T | null; failed: string }>({ path: null, value: null, failed: "" });
   const [round, setRound] = useState(0);
   const token = key.value;
   useEffect(() => {
@@ -21,12 +23,12 @@ export function useLoaded<T>(path: string | null, every = 0): Loaded<T> {
     const load = async (): Promise<void> => {
       try {
         if (!document.hidden || round === 0) {
-          setValue(await ask<T>(path, { signal: stop.signal }));
-          setFailed("");
+          const value = await ask<T>(path, { signal: stop.signal });
+          setAnswer({ path, value, failed: "" });
         }
       } catch (error) {
         if (aborted(error)) return;
-        setFailed(words(error));
+        setAnswer((old) => ({ path, value: old.path === path ? old.value : null, failed: words(error) }));
       }
       if (every > 0 && !stop.signal.aborted) timer = setTimeout(() => void load(), every * 1000);
     };
@@ -36,5 +38,6 @@ export function useLoaded<T>(path: string | null, every = 0): Loaded<T> {
       clearTimeout(timer);
     };
   }, [path, every, round, token]);
+  const { value, failed } = answer.path === path ? answer : NOTHING;
   return { value, failed, again: () => setRound((old) => old + 1) };
 }

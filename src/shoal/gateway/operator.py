@@ -24,8 +24,8 @@ class Operator(Protocol):
         """None: it is not known, or not that owner's."""
         ...
 
-    async def preview(self, node: str) -> PlanView:
-        """What would come of draining it."""
+    async def preview(self, node: str, action: NodeAction) -> PlanView:
+        """What would come of it."""
         ...
 
     async def act(self, node: str, action: NodeAction) -> ActionResult: ...

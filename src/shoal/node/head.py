@@ -109,7 +109,7 @@ class Head:
 
     @property
     def placement(self) -> Placement | None:
-        return self.coordinator.cluster.placement
+        return self.coordinator.pipeline.placement
 
     def expectation(self) -> Expectation | None:
         """What the placement is expected to give; None if there is none."""
@@ -133,7 +133,7 @@ class Head:
     def state(self) -> str:
         """Why no model is served, for people; '' if one is."""
         coordinator = self.coordinator
-        return "" if coordinator.serving else coordinator.cluster.progress or "the model is being loaded"
+        return "" if coordinator.serving else coordinator.pipeline.progress or "the model is being loaded"
 
     @property
     def activities(self) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from shoal.control import messages as control
 from shoal.control.server import NodeConnection
 from shoal.membership.events import Joined
+from shoal.membership.holding import Holding
 from shoal.membership.member import Member
 from shoal.placement.profile import LinkSpeed
 
@@ -71,9 +72,9 @@ class Roster:
     def probed(self, conversation: NodeConnection) -> None:
         del self._probing[conversation]
 
-    def held(self, member: Member) -> int:
+    def held(self, member: Member, holding: Holding) -> int:
         """Bytes of weights that it holds, as it said last."""
-        return self.weights.get(member.name, member.weight_bytes)
+        return self.weights.get(member.name, holding.weight_bytes)
 
     def tell(self, node: int, message: control.HeadMessage) -> None:
         """Sends a node a message; ignored if the node is gone."""

@@ -63,13 +63,17 @@ class ExpertMoves:
         stages, workers = _parted(nodes)
         if not old.elsewhere and not workers:
             return self.moves.recover(old, stages, residencies, tokens, beside)
-        here = {worker.name for worker in workers}
-        staying = tuple(plan for plan in old.workers if plan.node in here)
+        here = {worker.name: worker for worker in workers}
+        staying = tuple(plan for plan in old.workers if plan.node in here and self._stays(plan, here[plan.node]))
         if old.elsewhere and experts.covered(old.elsewhere, staying):  # nothing of the experts has to move
             moves = replace(self.moves, model=self.cost(old))
             return self._with(moves.recover(old, stages, residencies, tokens, beside), old.elsewhere, staying, nodes)
-        held = {plan.node: plan.table for plan in staying}
+        held = {plan.node: plan.table for plan in old.workers if plan.node in here}
         return self._placed(nodes, held, lambda moves, stages: moves.recover(old, stages, residencies, tokens, beside))
+
+    def _stays(self, plan: WorkerPlan, worker: NodeProfile) -> bool:
+        """Whether the worker still has the memory that the plan counts on."""
+        return experts.capacity(self.moves.model, worker) >= min(plan.memory, plan.weight_bytes)
 
     def improve(self, now: Placement, nodes: Nodes, residencies: Residencies, tokens: int) -> Placement | None:
         stages, workers = _parted(nodes)

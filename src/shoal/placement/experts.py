@@ -96,6 +96,11 @@ def _kept(experts: ExpertsCost, count: int) -> ExpertsCost | None:
     return None if not count else replace(experts, count=count, chosen=experts.chosen * count / experts.count, popularity=())
 
 
+def capacity(model: ModelCost, worker: NodeProfile) -> int:
+    """Bytes of a worker's memory that experts may take."""
+    return max(worker.memory - model.workspace, 0)
+
+
 def dealt(
     model: ModelCost, elsewhere: Table, workers: Sequence[NodeProfile], held: Mapping[str, Table], streamed: bool = False
 ) -> tuple[WorkerPlan, ...] | None:
@@ -103,7 +108,7 @@ def dealt(
     may hold more than fits into their memory; there are no replicas then. None: they have no room for all."""
     sizes = [layer.experts.each.size if layer.experts else 0 for layer in model.layers]
     total = sum(size * len(experts) for size, experts in zip(sizes, elsewhere, strict=True))
-    memory = {worker.name: max(worker.memory - model.workspace, 0) for worker in workers}
+    memory = {worker.name: capacity(model, worker) for worker in workers}
     room = _stretched(memory, {worker.name for worker in workers if worker.disk}, total + sum(sizes)) if streamed else dict(memory)
     shares = _shares(
         {worker.name: worker.bytes_per_second for worker in workers}, {name: room[name] / total for name in room} if total else {}
@@ -201,9 +206,7 @@ def shared(
     taken = [set[int]() for _ in absent]
     kept = [range(layer.experts.count) if layer.experts else range(0) for layer in model.layers]
     for worker in workers:
-        plan = known.get(worker.name) or WorkerPlan(
-            worker.name, tuple(frozenset[int]() for _ in absent), 0, max(worker.memory - model.workspace, 0)
-        )
+        plan = known.get(worker.name) or WorkerPlan(worker.name, tuple(frozenset[int]() for _ in absent), 0, capacity(model, worker))
         room = plan.memory - plan.weight_bytes
         wanted = [sorted(set(experts) - gone) for experts, gone in zip(kept, absent, strict=True)]
         total = sum(layer.experts.each.size * len(some) for layer, some in zip(model.layers, wanted, strict=True) if layer.experts)

@@ -70,6 +70,11 @@ class Placement:
         return any(stage.memory for stage in self.stages) or any(plan.streamed for plan in self.workers)
 
     @property
+    def holdings(self) -> tuple[tuple[str, range | Table], ...]:
+        """Who holds what."""
+        return *((s.node, range(s.first, s.end)) for s in self.stages), *((plan.node, plan.table) for plan in self.workers)
+
+    @property
     def slowest(self) -> float:
         return max(stage.seconds for stage in self.stages)
 

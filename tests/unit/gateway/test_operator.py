@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from time import time
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx2 as httpx
 import jsonschema
@@ -29,7 +30,7 @@ ACTS = [
     ("POST", "/operator/nodes/a", {"action": "drain"}),
     ("POST", "/operator/models", {"pull": "toy"}),
     ("POST", "/operator/invitation", None),
-    ("GET", "/operator/preview?drain=a", None),
+    ("GET", "/operator/preview?node=a&action=drain", None),
     ("GET", "/operator/keys", None),
     ("POST", "/operator/keys", {"name": "x"}),
     ("DELETE", "/operator/keys/0123456789ab", None),
@@ -264,6 +265,40 @@ def test_keys_are_made_listed_and_revoked(keyed: Keyed) -> None:
     refused(keyed.fetch(KeyRole.OPERATOR, "DELETE", "/operator/keys/bob"), 404, "there is no key")
 
 
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ({"action": "drain"}, ("drain", None)),
+        ({"action": "remove"}, ("remove", None)),
+        ({"action": "cap", "memory": "8GiB"}, ("cap", 8 << 30)),
+        ({"action": "cap"}, ("cap", None)),
+    ],
+)
+def test_what_would_come_of_an_action_is_asked_with_its_figures(
+    app: FastAPI, operator: FixedOperator, asked: dict[str, str], meant: tuple[str, int | None]
+) -> None:
+    answer = fetch(app, "GET", f"/operator/preview?{urlencode({'node': HOSTILE, **asked})}")
+    assert answer.status_code == 200 and answer.json()["predicted"] == 50
+    assert operator.asked == [("preview", HOSTILE, *meant)]
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("action=drain", "node"),
+        ("node=a", "action"),
+        ("node=a&action=rename", "action"),
+        ("node=a&action=drain&memory=8GiB", "memory is for the action 'cap'"),
+        ("node=a&action=cap&memory=", "memory"),
+        ("node=a&action=cap&memory=much", "memory: "),
+    ],
+)
+def test_what_cannot_be_previewed_is_refused(app: FastAPI, operator: FixedOperator, query: str, words: str) -> None:
+    answer = fetch(app, "GET", f"/operator/preview?{query}")
+    assert answer.status_code == 400 and words in answer.text, answer.text
+    assert operator.asked == []
+
+
 def test_what_is_told_is_what_the_document_says(app: FastAPI) -> None:
     document = fetch(app, "GET", "/openapi.json").json()
     asked = {
@@ -274,7 +309,7 @@ def test_what_is_told_is_what_the_document_says(app: FastAPI) -> None:
         "/operator/events": "/operator/events",
         "/operator/requests": "/operator/requests",
         "/operator/requests/{id}/timeline": "/operator/requests/chatcmpl-1/timeline",
-        "/operator/preview": "/operator/preview?drain=a",
+        "/operator/preview": "/operator/preview?node=a&action=drain",
         "/operator/models": "/operator/models",
         "/operator/keys": "/operator/keys",
     }

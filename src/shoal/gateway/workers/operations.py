@@ -72,8 +72,8 @@ class RemoteOperator:
     async def timeline(self, answer: str, owner: str | None, after: int) -> Timeline | None:
         return await self._do("timeline", answer, owner, after)
 
-    async def preview(self, node: str) -> PlanView:
-        return await self._do("preview", node)
+    async def preview(self, node: str, action: NodeAction) -> PlanView:
+        return await self._do("preview", node, action)
 
     async def act(self, node: str, action: NodeAction) -> ActionResult:
         return await self._do("act", node, action)

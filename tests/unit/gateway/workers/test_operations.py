@@ -22,7 +22,7 @@ METHODS: dict[str, tuple[Any, ...]] = {
     "history": (),
     "requests": ("someone",),
     "timeline": ("chatcmpl-1", None, 0),
-    "preview": ("a",),
+    "preview": ("a", NodeAction("cap", memory=1 << 30)),
     "act": ("a", NodeAction("cap", memory=1 << 30)),
     "invite": (),
     "models": (),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from fastapi import APIRouter, Query, Request
@@ -104,9 +104,13 @@ def routes(service: Service, operator: Operator) -> APIRouter:
             left -= _LOOK
 
     @router.get("/operator/preview", **contract(None, shaped(PlanView), 400, 403))
-    async def preview(drain: Annotated[str, Query(min_length=1, max_length=500)]) -> Response:
+    async def preview(
+        node: Annotated[str, Query(min_length=1, max_length=500)],
+        action: Literal["drain", "remove", "cap"],
+        memory: Annotated[str, Query(min_length=1, max_length=40)] | None = None,
+    ) -> Response:
         CALLER.get().check_operator()
-        return told(await operator.preview(drain))
+        return told(await operator.preview(node, _action(NodeBody(action=action, memory=memory))))
 
     @router.post("/operator/nodes/{name:path}", **contract(NodeBody, shaped(ActionResult), 403, 409))
     async def act(request: Request, name: str) -> Response:
