@@ -19,13 +19,13 @@ from shoal.observed.cluster import Advice, Progress, RequestsView
 from shoal.observed.event import EventKind
 from shoal.observed.models import ModelHere, PullView
 from shoal.observed.requests import RequestView, Timeline
-from shoal.request import Priority
+from shoal.request import Priority, TokenChunk
 from tests.support import console_figures as expected
 from tests.support.browser import Visitor, chats, chromium
 from tests.support.cluster import until
 from tests.support.console_figures import figures
-from tests.support.console_format import clock, count, duration, fixed, moment
-from tests.support.engine import FakeEngine, says
+from tests.support.console_format import clock, count, fixed, moment
+from tests.support.engine import FakeEngine, Item, says
 from tests.support.operator import MODEL, FakeOperator, busy_loading, furnished, history
 from tests.support.served_console import served_console
 
@@ -116,7 +116,8 @@ def operator() -> FakeOperator:
 
 @pytest.fixture
 def visitor(browser: Browser, operator: FakeOperator, tmp_path: Path) -> Iterator[Visitor]:
-    engine = FakeEngine(says("# Cities\n\nRome, Oslo and 3 more."), longest=100_000)
+    said = says("# Cities\n\nRome, Oslo and 3 more.")
+    engine = FakeEngine(lambda request: [found_in_cache(item) for item in said(request)], longest=100_000)
     engine.name = MODEL.name
     with served_console(tmp_path, operator, engine) as url:
         made = Visitor(browser, url)
@@ -124,6 +125,10 @@ def visitor(browser: Browser, operator: FakeOperator, tmp_path: Path) -> Iterato
         for context in browser.contexts:
             context.close()
     made.check()
+
+
+def found_in_cache(item: Item) -> Item:
+    return msgspec.structs.replace(item, cached=16) if isinstance(item, TokenChunk) else item
 
 
 def api(visitor: Visitor, path: str, method: str = "GET", key: str = "") -> Any:
@@ -177,15 +182,20 @@ def test_the_expert_under_the_pointer(visitor: Visitor, operator: FakeOperator) 
     until(lambda: told in figures(page), lambda: str([line for line in figures(page) if line.startswith("rows")]))
 
 
-@pytest.mark.parametrize("predicted", [29.4, 43.21])
-def test_every_figure_of_a_preview(visitor: Visitor, operator: FakeOperator, predicted: float) -> None:
-    operator.plan = msgspec.structs.replace(operator.plan, predicted=predicted, moved={"kitchen": 1, "studio": 12, "cellar": 0})
+@pytest.mark.parametrize("action", ["drain", "remove", "cap"])
+@pytest.mark.parametrize("predicted", [29.4, 43.21, 0.0])
+def test_every_figure_of_a_preview(visitor: Visitor, operator: FakeOperator, action: str, predicted: float) -> None:
+    """predicted: 0: it cannot be done."""
+    moved = {"kitchen": 1, "studio": 12, "cellar": 0}
+    why = "" if predicted else "the other nodes cannot hold the model: 2.1 GiB are missing"
+    operator.plan = msgspec.structs.replace(operator.plan, predicted=predicted, moved=moved, why=why)
     page = visitor.open("join")
     view = api(visitor, "cluster")
     before = expected.join_page(view, api(visitor, "events")["events"], None, time())
     compare(page, before)
-    page.get_by_label("Actions for attic").select_option("drain")
-    dialog = expected.preview(api(visitor, "preview?drain=attic"), view)
+    page.get_by_label("Actions for attic").select_option(action)
+    lack = "Afterwards nobody serves the model" if action == "remove" else "It cannot be done"
+    dialog = expected.preview(api(visitor, f"preview?node=attic&action={action}"), view, lack)
     at = before.index("attic, memory: 12.0 GiB") + 1
     compare(page, [*before[:at], *dialog, *before[at:]])
 
@@ -228,31 +238,6 @@ def test_every_figure_of_a_timeline(visitor: Visitor, operator: FakeOperator) ->
     compare(page, expected.timeline_page(view, timeline, requests, 2))
     page.get_by_role("link", name="chatcmpl-9").click()
     compare(page, expected.timeline_page(view, api(visitor, "requests/chatcmpl-9/timeline"), requests))
-
-
-def test_what_is_drawn_of_an_interruption_has_its_figures(visitor: Visitor) -> None:
-    page = visitor.open("events")
-    page.evaluate(
-        """() => {
-            const { fillText, clearRect } = CanvasRenderingContext2D.prototype;
-            CanvasRenderingContext2D.prototype.fillText = function (...asked) { window.drawn.push(asked[0]); fillText.apply(this, asked); };
-            CanvasRenderingContext2D.prototype.clearRect = function (...asked) { window.drawn = []; clearRect.apply(this, asked); };
-        }"""
-    )
-    page.evaluate(f"location.hash = '#/timeline/{REQUEST}'")
-    page.get_by_role("button", name="All").click()
-    (recovery,) = api(visitor, f"requests/{REQUEST}/timeline")["recoveries"]
-    wide = [name for name, took in recovery["parts"].items() if took > 0.3]
-    assert len(wide) == 2
-
-    def drawn() -> list[str]:
-        return [text for text in page.evaluate("window.drawn") if text.startswith(tuple(recovery["parts"]))]
-
-    until(lambda: drawn() == wide, lambda: f"{drawn()} are not names without figures, for which there is no room")
-    for _ in range(3):
-        page.get_by_role("application").press("+")
-    told = [f"{name} {duration(recovery['parts'][name])}" for name in wide]
-    until(lambda: drawn() == told, lambda: f"{drawn()} are not {told}")
 
 
 def test_every_figure_of_the_keys(visitor: Visitor, tmp_path: Path) -> None:
@@ -311,6 +296,7 @@ def test_every_figure_of_an_answer(visitor: Visitor) -> None:
     (finish,) = [choice["finish_reason"] for chunk in chunks for choice in chunk["choices"] if choice["finish_reason"]]
     (told,) = [chunk["usage"] for chunk in chunks if chunk.get("usage")]
     assert told["completion_tokens"] == 7 == len(scored) and finish == "length"
+    assert told["prompt_tokens_details"]["cached_tokens"] == 16
     (kept,) = chats(page)
     measured = kept["messages"][1]["figures"]
     beside = [*expected.shell(api(visitor, "cluster")), f"label: {QUESTION}"]
@@ -325,6 +311,19 @@ def test_every_figure_of_an_answer(visitor: Visitor) -> None:
     listed = [f"updated: {moment(kept['updated'])}"]
     page.get_by_role("button", name="Probabilities").click()
     until(lambda: [line for line in figures(page) if line.startswith("updated")] == listed)
+
+
+def test_an_error_is_shown_with_its_figures(visitor: Visitor) -> None:
+    visitor.expected.append("400")
+    page = visitor.open("chat")
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Temperature").fill("77")
+    page.get_by_role("textbox", name="Message").fill("Hello")
+    with page.expect_response("**/v1/chat/completions") as asked:
+        page.keyboard.press("Enter")
+    message = asked.value.json()["error"]["message"]
+    assert any(map(str.isdigit, message))
+    compare(page, [*expected.shell(api(visitor, "cluster")), f"failed: {message}"])
 
 
 def test_every_figure_of_how_to_connect(visitor: Visitor) -> None:

@@ -234,8 +234,10 @@ def experts_row(layer: str, rows: Sequence[int]) -> Iterator[str]:
     )
 
 
-def preview(plan: Json, view: Json) -> list[str]:
-    """The dialog that says what would come of a change."""
+def preview(plan: Json, view: Json, lack: str) -> list[str]:
+    """The dialog that says what would come of a change. lack: what is so where there is no plan."""
+    if plan["why"]:
+        return [*_said(("why", f"{lack}: {plan['why']}"))]
     total = view["model"]["layers"]
     now = [(s["node"], s["first_layer"], s["end_layer"], s["share"]) for s in view["stages"]]
     then = [(s["node"], s["first_layer"], s["end_layer"], 0.0) for s in plan["stages"]]

@@ -2,7 +2,7 @@ import { useEffect, useState } from "preact/hooks";
 import { aborted, ask, words } from "../api/client";
 import { key } from "../api/key";
 
-interface Loaded<T> {
+export interface Loaded<T> {
   value: T | null;
   failed: string;
   again: () => void;

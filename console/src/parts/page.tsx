@@ -27,5 +27,5 @@ export function Figure({ name, value, note, id }: { name: string; value: Compone
 }
 
 export function Failed({ text }: { text: string }) {
-  return text ? <p class="failed">{text}</p> : null;
+  return text ? <p class="failed" data-figure="failed">{text}</p> : null;
 }
