@@ -1,6 +1,6 @@
 """What it costs to be watched: `python -m benchmarks.watching [--cycles 40] [--nodes 1]`.
 
-Short blocks of requests take turns: nobody looks; a console is open (the operator's stream, and a request's timeline eight times a second);
+Short blocks of requests take turns: nobody looks; a console is open (the operator's stream, and a request's timeline four times a second);
 five are; a tenth of the requests is traced. Then what remembering costs per step, measured alone.
 """
 
@@ -30,7 +30,7 @@ from shoal.telemetry.recorder import Recorder
 
 STREAMS, TOKENS = 8, 96
 SAMPLED = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n"
-POLL = 0.12
+POLL = 0.25
 """Seconds between two looks at a timeline, as the console has it."""
 _STEPS = 20_000
 _TURNS = 16  # looks at a timeline, after which the list of requests is read

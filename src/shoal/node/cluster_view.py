@@ -43,6 +43,7 @@ def machine_view(state: NodeState, pipeline: RouteMachine, roster: Roster, now: 
         slower=member.slower if member is not None else 1.0,
         queue=state.load.queue,
         progress=_progress(join.name, doing, pipeline, roster.weights.get(join.name, 0)) if state.state == "loading" else None,
+        computed=roster.computed.get(join.name),
     )
 
 

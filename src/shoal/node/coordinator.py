@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from time import time
@@ -36,6 +37,7 @@ from shoal.node.requests import Requests
 from shoal.node.roster import Roster
 from shoal.node.share import Share
 from shoal.node.step_guess import step_guess
+from shoal.observed.computing import Computed, ComputeParts
 from shoal.observed.event import EventKind
 from shoal.pipeline.driver import Driver
 from shoal.pipeline.route import Route
@@ -287,6 +289,8 @@ class Coordinator:
                             self.use[counted.layer] = [a + b for a, b in zip(known, counted.rows, strict=True)]
                     self.roster.activities[member.name] = message.activity
                     self.roster.weights[member.name] = message.weights
+                    for decoding, prompts in zip(message.decoding, message.prompts, strict=False):
+                        self.roster.computed[member.name] = Computed(ComputeParts(**asdict(decoding)), ComputeParts(**asdict(prompts)))
                 if message.packed:
                     self.roster.machines[node].packed = message.packed
             case _:

@@ -251,6 +251,8 @@ class Head:
             self.metrics.asks(node, asdict(asks))
         for work in heartbeat.expert_work:
             self.metrics.work(node, asdict(work))
+        for decoding, prompts in zip(heartbeat.decoding, heartbeat.prompts, strict=False):
+            self.metrics.computing(node, asdict(decoding), asdict(prompts))
 
     def sampled(self, chunks: list[TokenChunk]) -> None:
         self.metrics.tokens.sampled(chunks, self._machine.now())
