@@ -112,7 +112,7 @@ function Mark() {
 function Attention() {
   const wanted = cluster.value?.attention.length ?? 0;
   return wanted > 0 ? (
-    <span class="count" title="needs attention">
+    <span class="count" title="needs attention" data-figure="attention">
       {wanted}
       <span class="offscreen"> to look at</span>
     </span>
@@ -128,7 +128,7 @@ function State() {
     <div class="state-line">
       <span class={`dot ${lost ? "bad" : stateTone(state)}`} aria-hidden="true" />
       <span>{state}</span>
-      {view && <span class="model">{view.model.name}</span>}
+      {view && <span class="model" data-figure="name">{view.model.name}</span>}
     </div>
   );
 }

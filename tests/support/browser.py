@@ -98,6 +98,16 @@ def shows(page: Page, within: str, figure: str) -> str:
     return (page.locator(within).locator(f'[data-figure="{figure}"]').first.text_content() or "").strip()
 
 
+def chats(page: Page) -> list[dict[str, Any]]:
+    """What the browser keeps of chats."""
+    return page.evaluate(
+        """() => new Promise(done => {
+            indexedDB.open("shoal", 1).onsuccess = ({ target: { result: base } }) =>
+                base.transaction("conversations").objectStore("conversations").getAll().onsuccess = ({ target }) => done(target.result);
+        })"""
+    )
+
+
 def violations(page: Page) -> list[str]:
     """What axe-core finds wrong."""
     page.evaluate((PACKAGES / "axe-core" / "axe.min.js").read_text())

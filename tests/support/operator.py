@@ -141,6 +141,8 @@ class FakeOperator:
         self.timelines: dict[str, Timeline] = {}
         self.listed = ModelsView([], [], 0)
         self.experts_used = ExpertsView({})
+        self.day: History | None = None
+        """None: one that is made up, up to now."""
         self.plan = PlanView()
         self.asked: list[tuple[object, ...]] = []
         self.previewed: list[tuple[str, NodeAction]] = []
@@ -162,7 +164,7 @@ class FakeOperator:
         return EventPage(found[-limit:], len(self.happened), 1 if self.happened else 0)
 
     async def history(self) -> History:
-        return history(time())
+        return self.day or history(time())
 
     async def requests(self, owner: str | None) -> list[RequestView]:
         return [timeline.request for timeline in reversed(self.timelines.values())]

@@ -3,7 +3,6 @@
 export interface Message {
   event: string;
   data: string;
-  id: string;
 }
 
 /** Turns text, however it is cut, into messages. */
@@ -11,7 +10,6 @@ export class MessageParser {
   private rest = "";
   private event = "";
   private data: string[] = [];
-  private id = "";
   private started = false;
   private cr = false;
 
@@ -35,12 +33,11 @@ export class MessageParser {
     const value = colon < 0 ? "" : line.slice(colon + 1).replace(/^ /, "");
     if (field === "event") this.event = value;
     else if (field === "data") this.data.push(value);
-    else if (field === "id" && !value.includes("\0")) this.id = value;
     return [];
   }
 
   private dispatch(): Message[] {
-    const message = { event: this.event || "message", data: this.data.join("\n"), id: this.id };
+    const message = { event: this.event || "message", data: this.data.join("\n") };
     const empty = this.data.length === 0;
     this.event = "";
     this.data = [];

@@ -76,7 +76,7 @@ export interface Conversation {
 }
 
 /** Works where crypto.randomUUID does not: on a page without TLS. */
-export function newId(): string {
+function newId(): string {
   const random = crypto.getRandomValues(new Uint8Array(12));
   return Array.from(random, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

@@ -1,6 +1,7 @@
 import { useState } from "preact/hooks";
 import { Copy } from "../parts/copy";
 import { plural, seconds, short } from "../parts/format";
+import { Failed } from "../parts/page";
 import { href } from "../route";
 import * as chats from "./chats";
 import type { Call, Message } from "./conversation";
@@ -74,7 +75,7 @@ function Answer({ message, last, busy, results }: { message: Message; last: bool
         <ToolCall key={i} call={call} open={last && !busy && !results.has(call.id)} />
       ))}
       {coming && nothing && <p class="soft waiting">Waiting for the first token…</p>}
-      {message.error && <p class="failed">{message.error}</p>}
+      <Failed text={message.error} />
       {!coming && (
         <div class="under">
           {message.content && <Copy text={message.content} what="the answer" />}
@@ -105,7 +106,7 @@ function AnswerFigures({ message }: { message: Message }) {
   if (figures.finish === "length") parts.push("cut at the limit");
   if (figures.finish === "stopped") parts.push("stopped");
   return (
-    <p class="soft answer-figures">
+    <p class="soft answer-figures" data-figure="usage">
       {parts.join(" · ")}
       {figures.request && (
         <>

@@ -151,7 +151,7 @@ function List({ onChosen }: { onChosen: () => void }) {
               }}
             >
               {of.title || "New chat"}
-              <small>{moment(of.updated)}</small>
+              <small data-figure="updated">{moment(of.updated)}</small>
             </button>
             <span class="row">
               <button type="button" class="quiet" aria-label={`Rename ${of.title}`} onClick={() => setAsked({ of, what: "rename" })}>

@@ -33,12 +33,12 @@ export function TokenMap({ scored }: { scored: readonly Scored[] }) {
           </span>
         ))}
       </div>
-      <p class="soft">
+      <p class="soft" data-figure="perplexity">
         Perplexity {Math.exp(-mean).toFixed(2)}. {at ? "" : "Choose a token to see what could have been in its place."}
       </p>
       {at && (
         <table aria-live="polite">
-          <caption>Token {chosen + 1}</caption>
+          <caption data-figure="token">Token {chosen + 1}</caption>
           <tbody>
             {[{ token: at.token, logprob: at.logprob }, ...at.top.filter(({ token }) => token !== at.token)].map(({ token, logprob }, i) => (
               <tr key={i}>

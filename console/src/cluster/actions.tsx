@@ -129,7 +129,7 @@ function Drain({ machine, onClose }: { machine: MachineView; onClose: () => void
 function Planned({ plan, lack = "It cannot be done" }: { plan: Loaded<PlanView>; lack?: string }) {
   if (plan.failed) return <Failed text={plan.failed} />;
   if (plan.value === null) return <p class="soft">Planning…</p>;
-  if (plan.value.why) return <p class="failed">{`${lack}: ${plan.value.why}`}</p>;
+  if (plan.value.why) return <p class="failed" data-figure="why">{`${lack}: ${plan.value.why}`}</p>;
   return <Preview plan={plan.value} />;
 }
 

@@ -57,7 +57,7 @@ export function Experts() {
           onPointerLeave={() => setAt(null)}
         />
       </div>
-      <p class="soft heat-at">
+      <p class="soft heat-at" data-figure="rows">
         {chosen && at
           ? `layer ${chosen.layer}, expert ${at[0]}: ${count(rows)} rows, ${mean > 0 ? (rows / mean).toFixed(2) : "0"} × the mean`
           : "A row for each layer, a column for each expert; the darker, the more rows it has computed."}
@@ -80,7 +80,7 @@ export function Experts() {
                 <tr key={layer.layer}>
                   <th scope="row">{layer.layer}</th>
                   <td class="n">{count(layer.rows.reduce((sum, n) => sum + n, 0))}</td>
-                  <td class="n">{layer.busiest}</td>
+                  <td class="n">{layer.ratio > 0 ? layer.busiest : "–"}</td>
                   <td class="n">{layer.ratio.toFixed(2)}</td>
                   <td class="n">{percent(layer.even)}</td>
                 </tr>

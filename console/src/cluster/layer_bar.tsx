@@ -9,7 +9,7 @@ export function LayerBar(props: { parts: readonly Segment[]; total: number; colo
   const told = parts.map((p) => `${p.node || "nobody"}: ${p.end - p.first === 1 ? "layer" : "layers"} ${layers(p.first, p.end)}`).join("; ");
   return (
     <figure class="layer-bar" role="img" aria-label={`${props.label}. ${told}`}>
-      <div class="segments">
+      <div class="segments" data-figure="layers">
         {parts.map((part) => (
           <div
             key={`${part.first}`}
@@ -27,7 +27,7 @@ export function LayerBar(props: { parts: readonly Segment[]; total: number; colo
         ))}
       </div>
       {known && (
-        <div class="segments shares">
+        <div class="segments shares" data-figure="shares">
           {parts.map((part) => (
             <div
               key={`${part.first}`}

@@ -17,7 +17,7 @@ export function Machines({ view, colours }: { view: ClusterView; colours: Map<st
             <th scope="col">state</th>
             <th scope="col">holds</th>
             <th scope="col">memory</th>
-            <th scope="col" class="n">cores</th>
+            <th scope="col" class="n">threads</th>
             <th scope="col" class="n">reads</th>
             <th scope="col" class="n">link to the head</th>
             <th scope="col">busy</th>
@@ -26,7 +26,7 @@ export function Machines({ view, colours }: { view: ClusterView; colours: Map<st
         </thead>
         <tbody>
           {view.machines.map((machine) => (
-            <Machine key={machine.number} machine={machine} at={view.at} colour={colours.get(machine.name) ?? ""} />
+            <Machine key={machine.number} machine={machine} colour={colours.get(machine.name) ?? ""} />
           ))}
         </tbody>
       </table>
@@ -34,7 +34,7 @@ export function Machines({ view, colours }: { view: ClusterView; colours: Map<st
   );
 }
 
-function Machine({ machine, colour }: { machine: MachineView; at: number; colour: string }) {
+function Machine({ machine, colour }: { machine: MachineView; colour: string }) {
   const shares = memoryShares(machine);
   const done = progressShare(machine);
   return (
@@ -64,20 +64,20 @@ function Machine({ machine, colour }: { machine: MachineView; at: number; colour
         {!machine.progress && machine.words && machine.state !== "serving" && machine.state !== "idle" && <small>{machine.words}</small>}
       </td>
       <td data-label="holds">
-        {machine.end_layer > machine.first_layer && `${layers(machine.first_layer, machine.end_layer)}`}
+        {machine.end_layer > machine.first_layer && layers(machine.first_layer, machine.end_layer)}
         {machine.experts > 0 && <small>{plural(machine.experts, "expert")}</small>}
         {machine.end_layer <= machine.first_layer && machine.experts === 0 && <span class="soft">nothing</span>}
       </td>
       <td data-label="memory">
         <Bar share={shares.weights} second={shares.resident} tone={shares.resident > 1 ? "warn" : ""} />
         <small>
-          <span data-figure="weights">{bytes(machine.weights)}</span> of <span data-figure="memory">{bytes(machine.memory)}</span>
+          {bytes(machine.weights)} of {bytes(machine.memory)}
         </small>
         <small>
-          process <span data-figure="resident">{bytes(machine.resident)}</span>
+          process {bytes(machine.resident)}
         </small>
       </td>
-      <td class="n" data-label="cores">
+      <td class="n" data-label="threads">
         {machine.threads}
         {machine.runtime && <small>{machine.runtime}</small>}
       </td>
@@ -91,7 +91,7 @@ function Machine({ machine, colour }: { machine: MachineView; at: number; colour
       </td>
       <td data-label="busy">
         <Bar share={machine.busy} />
-        <small data-figure="busy">{percent(machine.busy)}</small>
+        <small>{percent(machine.busy)}</small>
         {machine.queue > 0 && <small>{plural(machine.queue, "frame")} waiting</small>}
       </td>
       {operator.value && (

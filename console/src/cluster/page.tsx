@@ -22,14 +22,14 @@ export function ClusterPage() {
       </Page>
     );
   return (
-    <Page title="Cluster" wide beside={<p class="soft">{view.cluster && `${view.cluster}, `}shoal {view.version}, up for {span(view.at - view.started)}</p>}>
+    <Page title="Cluster" wide beside={<p class="soft" data-figure="started">{view.cluster && `${view.cluster}, `}shoal {view.version}, up for {span(view.at - view.started)}</p>}>
       <Advices title="Needs attention" list={view.attention} tone="bad" />
-      {view.state !== "serving" && <p class="notice">Not serving yet ({view.state}): {view.reason || "the head says no more"}</p>}
-      {view.state === "serving" && view.reason && <p class="notice">{view.reason}</p>}
+      {view.state !== "serving" && <p class="notice" data-figure="reason">Not serving yet ({view.state}): {view.reason || "the head says no more"}</p>}
+      {view.state === "serving" && view.reason && <p class="notice" data-figure="reason">{view.reason}</p>}
       <Figures view={view} />
       <section class="card" aria-labelledby="layers">
         <h2 id="layers">
-          Layers <small>{view.model.layers} of {view.model.name}, {bytes(view.model.weights)}</small>
+          Layers <small data-figure="model">{view.model.layers} of {view.model.name}, {bytes(view.model.weights)}</small>
         </h2>
         <LayerBar parts={segments(view)} total={view.model.layers} colours={colours} label="Where the layers are" time />
         {view.stages.length > 0 && <Stages view={view} colours={colours} />}
@@ -37,7 +37,7 @@ export function ClusterPage() {
       <Advices title="What would help" list={view.advice} tone="" />
       <section class="card" aria-labelledby="machines">
         <h2 id="machines">
-          Machines <small>{view.machines.length}</small>
+          Machines <small data-figure="machines">{view.machines.length}</small>
         </h2>
         {view.machines.length > 0 ? (
           <Machines view={view} colours={colours} />
@@ -50,7 +50,7 @@ export function ClusterPage() {
       {view.model.experts > 0 && (
         <section class="card" aria-labelledby="experts">
           <h2 id="experts">
-            Experts <small>{view.model.experts} in a layer</small>
+            Experts <small data-figure="experts">{view.model.experts} in a layer</small>
           </h2>
           <Experts />
         </section>
@@ -86,7 +86,7 @@ function Advices({ title, list, tone }: { title: string; list: readonly Advice[]
       <h2>{title}</h2>
       <ul>
         {list.map((advice) => (
-          <li key={advice.kind + advice.node + advice.message}>
+          <li key={advice.kind + advice.node + advice.message} data-figure={advice.kind}>
             {advice.message}
             {advice.gain > 0 && <b class="gain"> +{percent(advice.gain)}</b>}
           </li>
@@ -120,20 +120,20 @@ function Stages({ view, colours }: { view: ClusterView; colours: Map<string, str
                 <span class="name">{stage.node}</span>
               </th>
               <td>{layers(stage.first_layer, stage.end_layer)}</td>
-              <td class="n" data-figure="hop">{seconds(stage.hop)}</td>
-              <td class="n" data-figure="wait">{seconds(stage.wait)}</td>
-              <td class="n" data-figure="compute">{seconds(stage.compute)}</td>
-              <td class="n" data-figure="sample">{seconds(stage.sample)}</td>
-              <td class="n" data-figure="predicted">{seconds(stage.predicted)}</td>
+              <td class="n">{seconds(stage.hop)}</td>
+              <td class="n">{seconds(stage.wait)}</td>
+              <td class="n">{seconds(stage.compute)}</td>
+              <td class="n">{seconds(stage.sample)}</td>
+              <td class="n">{seconds(stage.predicted)}</td>
               <td>
-                <Bar share={stage.share} /> <small data-figure="share">{percent(stage.share)}</small>
+                <Bar share={stage.share} /> <small>{percent(stage.share)}</small>
               </td>
             </tr>
           ))}
           <tr>
             <th scope="row">back to the head</th>
             <td />
-            <td class="n" data-figure="last_hop">{seconds(view.last_hop)}</td>
+            <td class="n">{seconds(view.last_hop)}</td>
             <td colSpan={5} />
           </tr>
         </tbody>

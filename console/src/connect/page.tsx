@@ -24,7 +24,7 @@ export function ConnectPage() {
       <section class="card" aria-label="Address">
         <p>OpenAI's API is at</p>
         <Lines text={`${server.url}/v1`} what="the base URL" />
-        <p class="soft">
+        <p class="soft" data-figure="url">
           Anthropic's and Ollama's are at {server.url}. {needed ? "A key is needed." : "No key is needed; clients that want one take any."}
         </p>
       </section>

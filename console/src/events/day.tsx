@@ -123,7 +123,7 @@ function Sparkline({ series, day }: { series: Series; day: History }) {
   });
   return (
     <figure class="sparkline" data-series={series.id}>
-      <figcaption>
+      <figcaption data-figure={series.id}>
         <b>{series.name}</b> <span class="soft">{words.filter(Boolean).join("; ") || "nothing yet"}</span> <span class="at soft" ref={readout} aria-hidden="true" />
       </figcaption>
       <div ref={box} aria-hidden="true" />

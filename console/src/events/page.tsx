@@ -25,7 +25,7 @@ export function EventsPage() {
           <h2>Needs attention</h2>
           <ul>
             {attention.map((advice) => (
-              <li key={advice.kind + advice.node + advice.message}>{advice.message}</li>
+              <li key={advice.kind + advice.node + advice.message} data-figure={advice.kind}>{advice.message}</li>
             ))}
           </ul>
         </section>
@@ -71,7 +71,7 @@ export function EventsPage() {
 function Row({ event }: { event: ClusterEvent }) {
   const figures = Object.entries(event.figures).map(([name, value]) => `${name.replace(/_/g, " ")} ${figure(name, value)}`);
   return (
-    <div class="event" data-event={event.number} title={figures.join(", ")}>
+    <div class="event" data-figure="event" data-event={event.number} title={figures.join(", ")}>
       <time dateTime={new Date(event.at * 1000).toISOString()}>{moment(event.at)}</time>
       <span class={`kind ${eventTone(event.kind)}`}>{event.kind}</span>
       <span class="what">

@@ -21,7 +21,7 @@ export function JoinPage() {
       {operator.value ? <Invite /> : <p class="notice">A machine is let in by somebody with the role of an operator: on the head, <code>shoal keys create NAME --role operator</code> makes such a key.</p>}
       <section class="card" aria-labelledby="members">
         <h2 id="members">
-          Machines <small>{cluster.value?.machines.length ?? 0}</small>
+          Machines <small data-figure="machines">{cluster.value?.machines.length ?? 0}</small>
         </h2>
         <Members />
       </section>
@@ -30,7 +30,7 @@ export function JoinPage() {
           <h2 id="refusals">Not let in</h2>
           <ul class="refusals">
             {refusals.map((event) => (
-              <li key={event.number}>
+              <li key={event.number} data-figure="refused">
                 <time class="soft">{moment(event.at)}</time> {event.message}
               </li>
             ))}
@@ -84,7 +84,7 @@ function Invite() {
             <p>Run this on the machine that is to join:</p>
             <Lines text={joinLine(system, made.command)} what={`the line for ${system}`} />
             {made.code && (
-              <p>
+              <p data-figure="code">
                 Code <b class="the-code">{made.code}</b>
                 {made.expires > 0 && (
                   <>
@@ -100,7 +100,7 @@ function Invite() {
             <details>
               <summary>If shoal is not installed there</summary>
               <Lines text={installLine(system)} what="the line that installs shoal" />
-              <p class="soft">From a wheel of this version ({cluster.value?.version}).</p>
+              <p class="soft" data-figure="version">From a wheel of this version ({cluster.value?.version}).</p>
             </details>
             {system === "Linux" && (
               <details>

@@ -34,7 +34,7 @@ export function KeysPage() {
       />
       <section class="card" aria-labelledby="keys">
         <h2 id="keys">
-          Keys <small>{keys.length}</small>
+          Keys <small data-figure="keys">{keys.length}</small>
         </h2>
         <Failed text={list.failed} />
         {keys.length === 0 ? (
@@ -150,13 +150,13 @@ function Table({ keys, onRevoke }: { keys: readonly KeyView[]; onRevoke: (key: K
                 <span class={`badge ${key.state === "good" ? "good" : "bad"}`}>{key.state}</span>
               </td>
               <td data-label="role">{key.role}</td>
-              <td data-label="requests" class="n" data-figure="requests">
+              <td data-label="requests" class="n">
                 {count(key.requests)}
               </td>
-              <td data-label="prompt tokens" class="n" data-figure="prompt_tokens">
+              <td data-label="prompt tokens" class="n">
                 {count(key.prompt_tokens)}
               </td>
-              <td data-label="tokens" class="n" data-figure="completion_tokens">
+              <td data-label="tokens" class="n">
                 {count(key.completion_tokens)}
               </td>
               <td data-label="last used">{key.last_used ? moment(key.last_used) : "never"}</td>

@@ -25,13 +25,13 @@ export function ModelsPage() {
     list.again();
   };
   return (
-    <Page title="Models" wide beside={list.value && <p class="soft">{bytes(list.value.memory)} of memory on all machines together</p>}>
+    <Page title="Models" wide beside={list.value && <p class="soft" data-figure="memory">{bytes(list.value.memory)} of memory on all machines together</p>}>
       <Failed text={list.failed} />
       {operator.value && <Pull onPull={(name) => void pull(name)} />}
       {pulls.length > 0 && <Pulls list={pulls} />}
       <section class="card" aria-labelledby="models">
         <h2 id="models">
-          On the head's machine, and in the catalogue <small>{models.length}</small>
+          On the head's machine, and in the catalogue <small data-figure="models">{models.length}</small>
         </h2>
         <div class="scroll">
           <table class="cards models">
@@ -119,7 +119,7 @@ function Pulls({ list }: { list: readonly PullView[] }) {
       <h2 id="pulls">Being fetched</h2>
       <ul class="pulls">
         {list.map((pull) => (
-          <li key={`${pull.name} ${pull.began}`} data-pull={pull.name}>
+          <li key={`${pull.name} ${pull.began}`} data-figure="pull" data-pull={pull.name}>
             <b>{pull.name}</b>{" "}
             {pull.failed ? (
               <span class="failed-words">{pull.failed}</span>

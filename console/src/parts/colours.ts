@@ -2,11 +2,11 @@
 
 const FIRST = [205, 75, 150, 300, 30, 250, 110, 340];
 
-export function hue(index: number): number {
+function hue(index: number): number {
   return FIRST[index] ?? (index * 137.508 + 20) % 360;
 }
 
-export function machineColour(index: number): string {
+function machineColour(index: number): string {
   const ring = Math.floor(index / FIRST.length) % 3;
   return `oklch(${[0.8, 0.74, 0.86][ring]} 0.09 ${hue(index).toFixed(1)})`;
 }

@@ -35,7 +35,7 @@ export function countdown(value: number): string {
   return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, "0")}`;
 }
 
-/** Three figures: '0.52', '34.2', '211', '1.2 k', '3.4 M'. */
+/** '0.52', '34.2', '211', '1100', '12.3 k', '3.4 M'; whole numbers below 10,000 as they are. */
 export function short(value: number): string {
   const size = Math.abs(value);
   if (size >= 999.5e6) return `${(value / 1e9).toFixed(1)} G`;
@@ -82,6 +82,7 @@ export function figure(name: string, value: number): string {
   const last = name.split("_").at(-1) ?? name;
   if (last === "bytes" || last === "memory") return bytes(value);
   if (last === "share" || last === "gain") return percent(value);
+  if (last === "slower") return `${short(value)} ×`;
   const counted = ["tokens", "layers", "epoch", "count", "nodes", "sequences", "requests", "blocks", "streams", "times", "number", "rows", "experts"];
   if (counted.includes(last)) return short(value);
   return seconds(value);

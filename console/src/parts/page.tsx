@@ -13,8 +13,8 @@ export function Page({ title, beside, children, wide = false }: { title: string;
   );
 }
 
-/** A figure with its name. */
-export function Figure({ name, value, note, id }: { name: string; value: ComponentChildren; note?: ComponentChildren; id?: string | undefined }) {
+/** A figure with its name. id: what the API calls it. */
+export function Figure({ name, value, note, id }: { name: string; value: ComponentChildren; note?: ComponentChildren; id: string }) {
   return (
     <div class="figure" data-figure={id}>
       <dt>{name}</dt>
@@ -27,5 +27,5 @@ export function Figure({ name, value, note, id }: { name: string; value: Compone
 }
 
 export function Failed({ text }: { text: string }) {
-  return text ? <p class="failed">{text}</p> : null;
+  return text ? <p class="failed" data-figure="failed">{text}</p> : null;
 }

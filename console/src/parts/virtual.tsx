@@ -1,13 +1,13 @@
 import type { VNode } from "preact";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 
-/** Rows of one height of which only those in sight are in the page. changed: whatever it is, when it differs the rows may. */
+/** Rows of one height of which only those in sight are in the page. */
 export function Virtual<T>(props: {
   label: string;
   rows: readonly T[];
   height: number;
   id: (row: T) => number;
-  render: (row: T, index: number) => VNode;
+  render: (row: T) => VNode;
   empty: string;
 }) {
   const box = useRef<HTMLDivElement>(null);
@@ -54,7 +54,7 @@ export function Virtual<T>(props: {
               aria-posinset={from + i + 1}
               style={{ top: `${(from + i) * height}px`, height: `${height}px` }}
             >
-              {props.render(row, from + i)}
+              {props.render(row)}
             </div>
           ))}
         </div>

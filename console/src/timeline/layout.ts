@@ -1,5 +1,6 @@
 /** Steps as bars on lanes: the head first, then each node in the order in which it first had a stage. Pure. */
 import type { RecoverySpan, StepSpan } from "../api/types";
+import { plural, seconds } from "../parts/format";
 
 export const KINDS = ["schedule", "encode", "send", "hop", "wait", "prepare", "compute", "sample", "back", "apply"] as const;
 export type Kind = (typeof KINDS)[number];
@@ -174,12 +175,12 @@ export function recoveryParts(recovery: RecoverySpan, origin: number): { name: s
 }
 
 /** In words: what a screen reader says of a recovery, and the table shows. */
-export function recoveryWords(recovery: RecoverySpan, seconds: (value: number) => string): string {
+export function recoveryWords(recovery: RecoverySpan): string {
   const parts = PARTS.filter((name) => recovery.parts[name] !== undefined).map((name) => `${name} ${seconds(recovery.parts[name] ?? 0)}`);
   const who = recovery.node ? `${recovery.node}: ` : "";
   const pause = recovery.ended > 0 ? `paused ${seconds(recovery.ended - recovery.at)}` : "not over yet";
   const noticed = recovery.silence > 0 ? `noticed after ${seconds(recovery.silence)} of silence; ` : "";
-  return `${who}${recovery.reason}; ${noticed}${pause}${parts.length ? ` (${parts.join(", ")})` : ""}; ${recovery.refilled} tokens refilled, ${recovery.kept} kept, none lost`;
+  return `${who}${recovery.reason}; ${noticed}${pause}${parts.length ? ` (${parts.join(", ")})` : ""}; ${plural(recovery.refilled, "token")} refilled, ${recovery.kept} kept, none lost`;
 }
 
 /** What is in sight: seconds since the origin. */
@@ -188,7 +189,7 @@ export interface Sight {
   to: number;
 }
 
-export const SHORTEST = 0.0005;
+const SHORTEST = 0.0005;
 
 /** Zooms by a factor about a time, within what there is. */
 export function zoomed(sight: Sight, factor: number, about: number, end: number): Sight {

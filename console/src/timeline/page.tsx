@@ -21,7 +21,7 @@ export function TimelinePage() {
       {id ? <One key={id} id={id} /> : <p class="soft">Every token's way over every hop. Choose a request.</p>}
       <section class="card" aria-labelledby="requests">
         <h2 id="requests">
-          Requests <small>the latest {requests.length}</small>
+          Requests <small data-figure="requests">the latest {requests.length}</small>
         </h2>
         {requests.length === 0 ? (
           <p class="soft">
@@ -53,7 +53,7 @@ function Requests({ list, chosen }: { list: readonly RequestView[]; chosen: stri
         </thead>
         <tbody>
           {list.map((request) => (
-            <tr key={request.id} class={request.id === chosen ? "chosen" : ""}>
+            <tr key={request.id} data-request={request.id} class={request.id === chosen ? "chosen" : ""}>
               <td>{time(request.began)}</td>
               <td class="id">
                 <a href={href("timeline", request.id)} aria-current={request.id === chosen ? "true" : undefined}>
@@ -95,10 +95,10 @@ function One({ id }: { id: string }) {
       <Chart of={of} chosen={chosen} />
       {of.tape.recoveries.length > 0 && (
         <div class="recoveries">
-          <h2>{plural(of.tape.recoveries.length, "interruption")}</h2>
+          <h2 data-figure="interruptions">{plural(of.tape.recoveries.length, "interruption")}</h2>
           <ul>
             {of.tape.recoveries.map((recovery) => (
-              <li key={recovery.at}>{recoveryWords(recovery, seconds)}</li>
+              <li key={recovery.at} data-figure="recovery">{recoveryWords(recovery)}</li>
             ))}
           </ul>
         </div>

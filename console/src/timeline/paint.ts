@@ -2,11 +2,11 @@
 import { seconds } from "../parts/format";
 import { barsIn, density, duration, recoveryParts, ticks, TONE_OF, TONES, type Sight, type Tape } from "./layout";
 
-export const LABELS = 104;
-export const AXIS = 24;
-export const LANE = 34;
-export const RECOVERY = 22;
-export const TOKENS = 12;
+const LABELS = 104;
+const AXIS = 24;
+const LANE = 34;
+const RECOVERY = 22;
+const TOKENS = 12;
 const BAR = 18;
 const MOST_BARS = 6000; // that are drawn one by one
 
@@ -30,7 +30,7 @@ export function scale(width: number, sight: Sight): { left: number; perSecond: n
   return { left, perSecond: (width - left) / (sight.to - sight.from) };
 }
 
-/** now: seconds since the origin; 0: nothing is under way. chosen: a step, or -1. */
+/** Returns how many bars were drawn. chosen: a step, or -1. */
 export function paint(context: CanvasRenderingContext2D, width: number, tape: Tape, sight: Sight, inks: Inks, chosen: number): number {
   const tall = height(tape);
   const { left, perSecond } = scale(width, sight);
@@ -109,7 +109,9 @@ function recoveries(context: CanvasRenderingContext2D, tape: Tape, sight: Sight,
       context.globalAlpha = 1;
       if (wide > 46) {
         context.fillStyle = part.name === "silence" ? inks.ink : inks.ground;
-        context.fillText(fitted(context, `${part.name} ${seconds(part.end - part.start)}`, wide - 8), from + 4, AXIS + RECOVERY / 2);
+        const told = `${part.name} ${seconds(part.end - part.start)}`; // never cut: '74…' would be another figure
+        const fits = context.measureText(told).width <= wide - 8;
+        context.fillText(fits ? told : fitted(context, part.name, wide - 8), from + 4, AXIS + RECOVERY / 2);
       }
     });
     context.globalAlpha = 1;

@@ -15,7 +15,7 @@ export function StepTable({ of, chosen }: { of: Watched; chosen: Signal<number> 
   return (
     <div class="scroll" tabIndex={0} role="region" aria-label="The step's figures">
       <table class="step-table" data-step={number}>
-        <caption>
+        <caption data-figure="step">
           Step {number} <small class="soft">{chosen.value >= 0 ? "" : "(the latest) "}at {time(at)}, took {seconds(duration(step))}; {plural(rows, "row")}, {own} of this request; {plural(tokens, "token")}</small>
         </caption>
         <thead>
@@ -31,7 +31,7 @@ export function StepTable({ of, chosen }: { of: Watched; chosen: Signal<number> 
             <th scope="row">head</th>
             <td class="n">–</td>
             <td class="n">–</td>
-            <td class="n" data-figure="schedule">schedules {seconds(schedule)}</td>
+            <td class="n">schedules {seconds(schedule)}</td>
             <td class="n">–</td>
             <td class="n">–</td>
             <td class="n">
