@@ -178,6 +178,7 @@ class Welcome(Message, frozen=True, tag=20):
     name: str
     created: int
     vocabulary: int
+    identity: str
     facts: ModelFacts
     resume: float
     model: str

@@ -125,11 +125,13 @@ def routes(service: Service) -> APIRouter:
 
     described = partial(contract, dialects=_SPOKEN)
 
-    @router.post("/api/generate", **described(GenerateRequest, OllamaGenerated, 404, 409, 499, 503, lines=OllamaGenerated, headers=CHOSEN))
+    @router.post(
+        "/api/generate", **described(GenerateRequest, OllamaGenerated, 404, 409, 499, 503, 504, lines=OllamaGenerated, headers=CHOSEN)
+    )
     async def generate(request: Request) -> Response:
         return await speak(request, "ollama_generate", GenerateRequest, generate_job, lambda body: bool(body.prompt))
 
-    @router.post("/api/chat", **described(ChatRequest, OllamaChatted, 404, 409, 499, 503, lines=OllamaChatted, headers=CHOSEN))
+    @router.post("/api/chat", **described(ChatRequest, OllamaChatted, 404, 409, 499, 503, 504, lines=OllamaChatted, headers=CHOSEN))
     async def chat(request: Request) -> Response:
         return await speak(request, "ollama_chat", ChatRequest, chat_job, lambda body: bool(body.messages))
 
