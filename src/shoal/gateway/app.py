@@ -145,9 +145,8 @@ def _caching(engine: Engine, settings: ApiSettings) -> Engine:
     """The engine, behind the response cache if there is to be one. Raises ConfigError."""
     if not settings.response_cache_bytes:
         return engine
-    lifetime = settings.response_cache_ttl
-    store = AnswerStore(settings.data_folder, settings.response_cache_bytes, lifetime)
-    return CachingEngine(engine, store, lifetime, settings.response_cache_scope)
+    store = AnswerStore(settings.data_folder, settings.response_cache_bytes, settings.response_cache_ttl)
+    return CachingEngine(engine, store, settings.response_cache_scope)
 
 
 def _routes(endpoint: Any, service: Service, store: ResponseStore) -> APIRouter:

@@ -70,15 +70,16 @@ class AnswerStore:
     def __init__(self, folder: Path, bound: int, lifetime: float, clock: Callable[[], float] = time) -> None:
         """A damaged file is set aside, with a warning. Raises ConfigError if the file is not a response cache, or cannot be used.
 
-        bound: most bytes. lifetime: seconds after which an answer is not given any more. clock: seconds since 1970.
+        bound: most bytes. lifetime: seconds for which an answer is kept. clock: seconds since 1970.
         """
-        self._path, self._bound, self._lifetime, self._clock = folder / NAME, bound, lifetime, clock
+        self._path, self._bound, self.lifetime, self._clock = folder / NAME, bound, lifetime, clock
         self._lock = folder / f"{NAME}.lock"
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with _alone(self._lock):
                 self._connection = self._open()
             self.begun = self._fit()
+            self._connection.executescript("PRAGMA incremental_vacuum;")  # gives the disk its room back; `execute` would do one page
         except (OSError, sqlite3.Error, CapacityError) as error:
             raise ConfigError(
                 f"cannot keep answers in {self._path}: {error}; choose another --data, or leave out --response-cache"
@@ -96,7 +97,7 @@ class AnswerStore:
                 log.warning("a kept answer is not what was written, and is thrown away", file=str(self._path))
                 return None
             age = max(self._clock() - made, 0.0)  # the clock may have been set back
-            if age > min(oldest, self._lifetime):
+            if age > oldest:
                 return None
             connection.execute(f"UPDATE answers SET used = {_NEXT} WHERE number = ?", (number,))
             return FoundAnswer(answer, age)
@@ -106,19 +107,17 @@ class AnswerStore:
         now, size = self._clock(), len(answer) + OVERHEAD
         with self._transaction() as connection:
             connection.execute("DELETE FROM answers WHERE key = ?", (key,))
-            connection.execute("DELETE FROM answers WHERE made < ?", (now - self._lifetime,))
+            connection.execute("DELETE FROM answers WHERE made < ?", (now - self.lifetime,))
             if size <= self._bound:
                 row = (key, answer, _digest(answer), size, now)
                 connection.execute(f"INSERT INTO answers (key, answer, digest, bytes, made, used) VALUES (?, ?, ?, ?, ?, {_NEXT})", row)
             return self._fitted(connection)
 
     def _fit(self) -> CacheRoom:
-        """Throws away what is too old or too much, and gives the disk its room back. Raises CapacityError."""
+        """Throws away what is too old or too much. Raises CapacityError."""
         with self._transaction() as connection:
-            connection.execute("DELETE FROM answers WHERE made < ?", (self._clock() - self._lifetime,))
-            room = self._fitted(connection)
-            connection.execute("PRAGMA incremental_vacuum").fetchall()
-            return room
+            connection.execute("DELETE FROM answers WHERE made < ?", (self._clock() - self.lifetime,))
+            return self._fitted(connection)
 
     def close(self) -> None:
         self._connection.close()

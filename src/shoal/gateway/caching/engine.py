@@ -36,9 +36,8 @@ T = TypeVar("T")
 class CachingEngine:
     """A gateway.engine.Engine."""
 
-    def __init__(self, engine: Engine, store: AnswerStore, lifetime: float, scope: CacheScope) -> None:
-        """lifetime: seconds for which an answer is given again"""
-        self._engine, self._store, self._lifetime, self._scope = engine, store, lifetime, scope
+    def __init__(self, engine: Engine, store: AnswerStore, scope: CacheScope) -> None:
+        self._engine, self._store, self._scope = engine, store, scope
         self._thread = ThreadPoolExecutor(1, "response-cache")
         self._given: set[str] = set()
         """Answers that the other engine does not know."""
@@ -56,7 +55,7 @@ class CachingEngine:
                 raise NotCached("only answers with temperature 0 or a seed are kept")
             return await self._engine.begin(answer, note, requests, named)
         key = await self._in_thread(question.key, self._engine.identity, self._of())
-        if control.reads and (found := await self._in_thread(self._get, key, control.oldest(self._lifetime), requests)) is not None:
+        if control.reads and (found := await self._in_thread(self._get, key, control.oldest(self._store.lifetime), requests)) is not None:
             chunks, reuse.age = found
             self._given.add(answer)
             self._engine.observe_reuse(True)

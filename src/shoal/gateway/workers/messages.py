@@ -156,7 +156,7 @@ class Observed(Message, frozen=True, tag=9):
     """Something that the head counts."""
 
     what: str
-    values: tuple[str | int | float, ...]
+    values: tuple[str | int | float | bool, ...]
 
 
 class Traced(Message, frozen=True, tag=16):
