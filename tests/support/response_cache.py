@@ -14,6 +14,7 @@ from shoal.config import ApiSettings
 from shoal.gateway.app import create_app
 from shoal.serving.response_store import NAME
 from tests.support.engine import FakeEngine
+from tests.support.gate import bearer
 from tests.support.http import CHAT, HI, fetch
 
 COLD: dict[str, Any] = {"messages": HI, "temperature": 0}
@@ -25,8 +26,10 @@ def cached(engine: FakeEngine, folder: Path, **settings: Any) -> FastAPI:
     return create_app(engine, ApiSettings(**{"data": str(folder), "response_cache": "1MiB", **settings}))
 
 
-def post(app: FastAPI, path: str = CHAT, body: dict[str, Any] = COLD, control: str | None = None, **headers: str) -> httpx.Response:
-    return fetch(app, "POST", path, json=body, headers={**({} if control is None else {"Cache-Control": control}), **headers})
+def post(app: FastAPI, path: str = CHAT, body: dict[str, Any] = COLD, control: str | None = None, token: str = "") -> httpx.Response:
+    """control: its Cache-Control. token: of its key."""
+    headers = {**({} if control is None else {"Cache-Control": control}), **(bearer(token) if token else {})}
+    return fetch(app, "POST", path, json=body, headers=headers)
 
 
 def mark(answer: httpx.Response) -> str | None:

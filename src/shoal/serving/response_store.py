@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import weakref
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -174,6 +175,7 @@ class AnswerStore:
         except BaseException:
             connection.close()
             raise
+        weakref.finalize(self, connection.close)
         self._file = self._path.stat().st_ino
         return connection
 

@@ -24,7 +24,6 @@ from shoal.serving.response_store import NAME
 from shoal.text.reasoning import THINK
 from tests.support.batches import Api, line, run
 from tests.support.engine import END, FakeEngine, able, says, spoken
-from tests.support.gate import bearer
 from tests.support.http import CHAT, COMPLETIONS, HI, Leaver, events, fetch, refused, serving
 from tests.support.response_cache import COLD, age, cached, kept, mark, marks, post, said, unmarked
 from tests.support.tools import BOTH, TOOLS
@@ -199,6 +198,7 @@ def test_a_kept_response_can_be_gone_on_from(tmp_path: Path) -> None:
         (COMPLETIONS, {"prompt": "Hi"}),
         (OLLAMA, {"model": "fake", "messages": HI, "stream": False}),
         ("/v1/embeddings", {"input": "Hi"}),
+        ("/api/embed", {"model": "fake", "input": "Hi"}),
         ("/tokenize", {"prompt": "Hi"}),
         (MESSAGES + "/count_tokens", {"messages": HI}),
     ],
@@ -212,10 +212,9 @@ def test_answers_by_chance_are_always_computed(tmp_path: Path, path: str, body: 
     assert (kept(tmp_path), engine.reused) == (0, [])
 
 
-def test_only_a_kept_answer_cannot_be_one_by_chance(tmp_path: Path) -> None:
-    message = refused(
-        post(cached(FakeEngine(), tmp_path), body={"messages": HI}, control="only-if-cached"), 504, "Cache-Control", "not_cached"
-    )
+@pytest.mark.parametrize(("path", "body"), [(CHAT, {"messages": HI}), ("/v1/embeddings", {"input": "Hi"})])
+def test_only_a_kept_answer_cannot_be_one_by_chance(tmp_path: Path, path: str, body: dict[str, Any]) -> None:
+    message = refused(post(cached(FakeEngine(), tmp_path), path, body, "only-if-cached"), 504, "Cache-Control", "not_cached")
     assert "only answers with temperature 0 or a seed are kept" in message
 
 
@@ -362,7 +361,7 @@ def test_keys_do_not_share_answers(tmp_path: Path) -> None:
     store = KeyStore(tmp_path)
     tokens = [store.create(name, time())[1] for name in ("alice", "bob")]
     app = cached(engine, tmp_path)
-    alice, bob = ([post(app, **bearer(token)) for _ in range(2)] for token in tokens)
+    alice, bob = ([post(app, token=token) for _ in range(2)] for token in tokens)
     assert (marks(*alice), marks(*bob)) == (["miss", "hit"], ["miss", "hit"])
     assert len(engine.streams) == 3
     store.close()
@@ -372,10 +371,10 @@ def test_keys_share_answers_if_they_are_told_to(tmp_path: Path) -> None:
     store = KeyStore(tmp_path)
     tokens = [store.create(name, time())[1] for name in ("alice", "bob")]
     apart = cached(FakeEngine(), tmp_path)
-    assert mark(post(apart, **bearer(tokens[0]))) == "miss"
+    assert mark(post(apart, token=tokens[0])) == "miss"
     app = cached(FakeEngine(), tmp_path, response_cache_scope="all")
-    assert marks(*(post(app, **bearer(token)) for token in tokens)) == ["miss", "hit"]
-    assert mark(post(apart, **bearer(tokens[1]))) == "miss"
+    assert marks(*(post(app, token=token) for token in tokens)) == ["miss", "hit"]
+    assert mark(post(apart, token=tokens[1])) == "miss"
     store.close()
 
 
@@ -383,13 +382,13 @@ def test_a_revoked_key_gets_nothing(tmp_path: Path) -> None:
     store = KeyStore(tmp_path)
     key, token = store.create("alice", time())
     app = cached(FakeEngine(), tmp_path)
-    assert mark(post(app, **bearer(token))) == "miss"
+    assert mark(post(app, token=token)) == "miss"
     store.revoke(key.id, time())
     app = cached(FakeEngine(), tmp_path)
-    refused(post(app, control="only-if-cached", **bearer(token)), 401, code="invalid_api_key")
+    refused(post(app, control="only-if-cached", token=token), 401, code="invalid_api_key")
     _, other = store.create("alice", time())
     app = cached(FakeEngine(), tmp_path)
-    assert mark(post(app, **bearer(other))) == "miss"
+    assert mark(post(app, token=other)) == "miss"
     store.close()
 
 
@@ -397,7 +396,7 @@ def test_what_is_given_again_counts_for_the_key(tmp_path: Path) -> None:
     store = KeyStore(tmp_path)
     _, token = store.create("alice", time(), KeyLimits(requests=3, tokens=6000))
     app = cached(FakeEngine(says("Hello")), tmp_path)
-    answers = [post(app, **bearer(token)) for _ in range(4)]
+    answers = [post(app, token=token) for _ in range(4)]
     assert marks(*answers) == ["miss", "hit", "hit", None]
     assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
     left = [int(answer.headers["x-ratelimit-remaining-tokens"]) for answer in answers[:3]]
@@ -428,10 +427,12 @@ def test_a_named_answer_that_is_given_again_can_be_read_again(tmp_path: Path) ->
 
 
 def test_the_other_engine_is_not_told_to_forget_what_it_never_knew(tmp_path: Path) -> None:
-    engine = FakeEngine()
+    class Forgetful(FakeEngine):
+        def forget(self, answer: str) -> None:
+            forgotten.append(answer)
+
     forgotten: list[str] = []
-    engine.forget = forgotten.append
-    app = cached(engine, tmp_path)
+    app = cached(Forgetful(), tmp_path)
     first, second = (post(app).json()["id"] for _ in range(2))
     assert (forgotten, first != second) == ([first], True)
 
@@ -480,11 +481,7 @@ def test_a_file_of_something_else_keeps_the_server_from_starting(tmp_path: Path)
 
 def test_what_an_answer_ends_with_is_a_part_of_it(tmp_path: Path) -> None:
     """A stop string's tokens are kept up to it; a longer answer is another request."""
-    engine = FakeEngine(
-        lambda request: (
-            [TokenChunk(request.id, 0, token) for token in b"Hello"] + [TokenChunk(request.id, 0, END, finish=FinishReason.STOP)]
-        )
-    )
+    engine = FakeEngine(lambda request: [*spoken(request, "Hello")[:-1], TokenChunk(request.id, 0, END, finish=FinishReason.STOP)])
     app = cached(engine, tmp_path)
     body = {**COLD, "stop": "ll"}
     answers = [post(app, body=body), post(app, body=body), post(app), post(app)]

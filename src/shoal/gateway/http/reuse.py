@@ -14,8 +14,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from shoal.serving.cache_control import CacheControl, cache_control
 from shoal.serving.response_cache import Question
 
-FOUND = "X-Shoal-Cache"
-
 
 @dataclass
 class Reuse:
@@ -28,10 +26,14 @@ class Reuse:
     """Whether it might have got one, and did not."""
 
     @property
+    def found(self) -> str:
+        """hit, miss, or nothing."""
+        return "hit" if self.age is not None else "miss" if self.missed else ""
+
+    @property
     def headers(self) -> dict[str, str]:
-        if self.age is not None:
-            return {FOUND: "hit", "Age": str(int(self.age))}
-        return {FOUND: "miss"} if self.missed else {}
+        age = {} if self.age is None else {"Age": str(int(self.age))}
+        return {"X-Shoal-Cache": self.found, **age} if self.found else {}
 
 
 REUSE: ContextVar[Reuse | None] = ContextVar("reuse", default=None)

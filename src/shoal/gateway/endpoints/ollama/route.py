@@ -158,7 +158,7 @@ def routes(service: Service) -> APIRouter:
             told = await work(request.state.size, written, vectors, wanted, engine, seen.prompt_tokens)
             return name, [each["embedding"] for each in told["data"]], seen.prompt_tokens
 
-    @router.post("/api/embed", **described(EmbedRequest, OllamaEmbedded, 404, 499, 503))
+    @router.post("/api/embed", **described(EmbedRequest, OllamaEmbedded, 404, 499, 503, 504))
     async def embed_all(request: Request) -> Response:
         began = perf_counter()
         if (found := await embedded(request, EmbedRequest, lambda body: body)) is None:
@@ -167,7 +167,7 @@ def routes(service: Service) -> APIRouter:
         took = {"total_duration": nanoseconds(perf_counter() - began), "load_duration": 0, "prompt_eval_count": tokens}
         return JSONResponse({"model": name, "embeddings": vectors, **took})
 
-    @router.post("/api/embeddings", **described(EmbeddingsRequest, OllamaEmbedding, 404, 499, 503))
+    @router.post("/api/embeddings", **described(EmbeddingsRequest, OllamaEmbedding, 404, 499, 503, 504))
     async def embed_one(request: Request) -> Response:
         found = await embedded(request, EmbeddingsRequest, lambda body: EmbedRequest(input=body.prompt, options=body.options))
         return Response(status_code=499) if found is None else JSONResponse({"embedding": found[1][0]})
