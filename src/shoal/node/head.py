@@ -65,7 +65,7 @@ class Head:
         self.metrics = Metrics(model.name, {layer: part.count for layer, part in parts.items() if isinstance(part, Experts)})
         self.created = int(time())
         self.facts = facts(model)
-        self.identity = _identity(settings, model)
+        self.identity = identity_of(settings, model)
         context = min(settings.engine.context, model.spec.context)
         cost = model_cost(model.spec, model.weights, settings.engine.precision, settings.engine.kv_type, settings.engine.step_tokens)
         self._machine = machine or HostEnvironment()
@@ -276,7 +276,8 @@ class Head:
         return await asyncio.to_thread(self.metrics.text)  # of thousands of experts it takes as long as several steps
 
 
-def _identity(settings: HeadSettings, model: Description) -> str:
+def identity_of(settings: HeadSettings, model: Description) -> str:
+    """What answers depend on besides their requests: see gateway.engine.Engine.identity."""
     engine = settings.engine
     files = ", ".join(f"{stamp.name} {stamp.size} {stamp.modified}" for stamp in stamps(model.path))
     return f"shoal {__version__}: {model.reference} ({files}) {engine.precision} {engine.kv_type} {engine.activations}"
