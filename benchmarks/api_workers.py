@@ -47,11 +47,12 @@ def spent(processes: list[psutil.Process]) -> float:
     return sum(p.cpu_times().user + p.cpu_times().system for p in processes)
 
 
-async def request(port: int, method: str, path: str, body: bytes = b"") -> AsyncIterator[bytes]:
+async def request(port: int, method: str, path: str, body: bytes = b"", headers: str = "") -> AsyncIterator[bytes]:
     """What comes back, as it comes; costs the client little."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(
-        b"%s %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % (method.encode(), path.encode(), len(body))
+        b"%s %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n%sContent-Length: %d\r\n\r\n"
+        % (method.encode(), path.encode(), headers.encode(), len(body))
     )
     writer.write(body)
     while part := await reader.read(1 << 16):
@@ -59,10 +60,11 @@ async def request(port: int, method: str, path: str, body: bytes = b"") -> Async
     writer.close()
 
 
-async def stream(port: int, number: int, tokens: int) -> None:
+async def stream(port: int, number: int, tokens: int, headers: str = "") -> None:
+    """headers: lines."""
     prompt = [(number * 7919 + i * 104729 + 23) % 40000 for i in range(32)]
     body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True, "ignore_eos": True}
-    answer = b"".join([part async for part in request(port, "POST", "/v1/completions", json.dumps(body).encode())])
+    answer = b"".join([part async for part in request(port, "POST", "/v1/completions", json.dumps(body).encode(), headers)])
     assert b"data: [DONE]" in answer, answer[-300:]
 
 
@@ -75,9 +77,9 @@ async def measure(port: int, head: psutil.Process, number: int, streams: int = S
 
 
 @contextlib.asynccontextmanager
-async def up(*more: str) -> AsyncIterator[tuple[int, psutil.Process]]:
+async def up(*more: str, nodes: int = 2) -> AsyncIterator[tuple[int, psutil.Process]]:
     port = free_port()
-    flags = ("--nodes", "2", "--threads", "1", "--port", str(port), "--control-port", "0", "--slots", str(STREAMS), *more)
+    flags = ("--nodes", str(nodes), "--threads", "1", "--port", str(port), "--control-port", "0", "--slots", str(STREAMS), *more)
     command = (sys.executable, "-m", "shoal", "up", *flags)
     process = await asyncio.create_subprocess_exec(*command, stderr=subprocess.DEVNULL)
     try:

@@ -1,7 +1,7 @@
-"""What it costs to be watched: `python -m benchmarks.watching [--rounds 5]`.
+"""What it costs to be watched: `python -m benchmarks.watching [--cycles 40] [--nodes 1]`.
 
-One cluster of two nodes, whose rounds take turns: nobody looks; a console is open (the operator's stream, and a request's timeline eight
-times a second); five are. Then what remembering costs per step, measured alone.
+Short blocks of requests take turns: nobody looks; a console is open (the operator's stream, and a request's timeline four times a second);
+five are; a tenth of the requests is traced. Then what remembering costs per step, measured alone.
 """
 
 from __future__ import annotations
@@ -12,38 +12,52 @@ import contextlib
 import itertools
 import sys
 from collections.abc import AsyncIterator
-from statistics import median
+from statistics import mean, median, stdev
 from time import perf_counter
+from typing import NamedTuple
 
 import httpx2 as httpx
+import psutil
 
-from benchmarks.api_workers import spent, stream, up
+from benchmarks.api_workers import roles, spent, stream, up
 from benchmarks.report import processor
+from benchmarks.traces import receiver
 from shoal.pipeline.timing import StepPart, StepTiming
 from shoal.request import Request, RequestId, TokenChunk
 from shoal.scheduler.plan import StageTrace
 from shoal.telemetry.metrics import Metrics
 from shoal.telemetry.recorder import Recorder
 
-STREAMS, TOKENS = 8, 192
-POLL = 0.12
+STREAMS, TOKENS = 8, 96
+SAMPLED = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n"
+POLL = 0.25
 """Seconds between two looks at a timeline, as the console has it."""
-WATCHERS = (0, 1, 5)
 _STEPS = 20_000
 _TURNS = 16  # looks at a timeline, after which the list of requests is read
-_SETTLING = 2.0  # seconds that a console takes to start
 
 
 async def look(port: int) -> None:
-    """What an open console asks, over connections that it keeps: a process of its own, because it runs on another machine."""
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=None) as http:
-        await asyncio.gather(_follow(http), _timelines(http))
+    """What an open console asks, over connections that it keeps, while its input's last line says "open"; it answers every line."""
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while await reader.readline():
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=None) as http:
+            opened = asyncio.Event()
+            console = asyncio.gather(_follow(http, opened), _timelines(http))
+            await opened.wait()
+            print("open", flush=True)
+            await reader.readline()
+            assert not console.done(), "the console ended"
+            console.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await console
+        print("closed", flush=True)
 
 
-async def _follow(http: httpx.AsyncClient) -> None:
+async def _follow(http: httpx.AsyncClient, opened: asyncio.Event) -> None:
     async with http.stream("GET", "/operator/stream") as answer:
         async for _ in answer.aiter_bytes():
-            pass
+            opened.set()
 
 
 async def _timelines(http: httpx.AsyncClient) -> None:
@@ -57,32 +71,82 @@ async def _timelines(http: httpx.AsyncClient) -> None:
         await asyncio.sleep(POLL)
 
 
+class Console:
+    """A process of its own, as a browser is, with the lowest priority, because it runs on another machine."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    async def turn(self) -> None:
+        """Opens it, or closes it."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(b"\n")
+        assert await self._process.stdout.readline(), "the console ended"
+
+    async def end(self) -> None:
+        self._process.kill()
+        await self._process.wait()
+
+
 @contextlib.asynccontextmanager
-async def watched(port: int, count: int) -> AsyncIterator[None]:
-    """The lowest priority keeps their own work away from the cores of the cluster."""
+async def consoles(port: int, count: int) -> AsyncIterator[list[Console]]:
     command = ("nice", "-n", "19", sys.executable, "-m", "benchmarks.watching", "--look", str(port))
-    consoles = [await asyncio.create_subprocess_exec(*command) for _ in range(count)]
+    pipe = asyncio.subprocess.PIPE
+    made = [Console(await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)) for _ in range(count)]
     try:
-        await asyncio.sleep(_SETTLING)
-        yield
-        assert all(console.returncode is None for console in consoles), "a console ended"
+        yield made
     finally:
-        for console in consoles:
-            console.kill()
-            await console.wait()
+        for console in made:
+            await console.end()
 
 
-async def speeds(rounds: int) -> dict[int, list[tuple[float, float]]]:
-    """Tokens per second of each round, and the head's share of a core, by how many watched."""
-    found: dict[int, list[tuple[float, float]]] = {count: [] for count in WATCHERS}
-    async with up("--api-workers", "1") as (port, head):
-        for number in range(rounds):
-            for count in WATCHERS if number % 2 else WATCHERS[::-1]:
-                async with watched(port, count):
-                    before, began = spent([head]), perf_counter()
-                    await asyncio.gather(*(stream(port, number * STREAMS + i, TOKENS) for i in range(STREAMS)))
-                    seconds = perf_counter() - began
-                    found[count].append((STREAMS * TOKENS / seconds, (spent([head]) - before) / seconds))
+class Situation(NamedTuple):
+    name: str
+    consoles: int = 0
+    traced: int = 0
+    """Of ten requests."""
+
+
+SITUATIONS = (
+    Situation("nobody looks"),
+    Situation("a console", 1),
+    Situation("five consoles", 5),
+    Situation("traces of 10 %", traced=1),
+    Situation("a console, and traces of 10 %", 1, traced=1),
+)
+
+
+class Ran(NamedTuple):
+    speed: float
+    """Tokens per second."""
+    share: float
+    """Of a core, that the head and its API worker take."""
+
+
+async def block(port: int, who: list[psutil.Process], number: int, traced: int) -> Ran:
+    before, began = spent(who), perf_counter()
+    ids = range(number * STREAMS, (number + 1) * STREAMS)
+    await asyncio.gather(*(stream(port, id, TOKENS, SAMPLED if id % 10 < traced else "") for id in ids))
+    seconds = perf_counter() - began
+    return Ran(STREAMS * TOKENS / seconds, (spent(who) - before) / seconds)
+
+
+async def cycles(count: int, nodes: int) -> list[dict[str, Ran]]:
+    """Each with a short block of each situation, so that what else the machine does meets all alike."""
+    found: list[dict[str, Ran]] = []
+    most = max(situation.consoles for situation in SITUATIONS)
+    async with receiver() as (_, where), up("--api-workers", "1", "--traces", where, "--trace-sample", "0", nodes=nodes) as (port, head):
+        who = [head, *roles(head)["workers"]]
+        async with consoles(port, most) as looking:
+            for number in range(count):
+                ran = dict[str, Ran]()
+                for at, situation in enumerate(SITUATIONS if number % 2 else SITUATIONS[::-1]):
+                    for console in looking[: situation.consoles]:
+                        await console.turn()
+                    ran[situation.name] = await block(port, who, number * len(SITUATIONS) + at, situation.traced)
+                    for console in looking[: situation.consoles]:
+                        await console.turn()
+                found.append(ran)
     return found
 
 
@@ -104,21 +168,25 @@ def remembering() -> float:
     return (perf_counter() - began) / _STEPS * 1e6
 
 
-async def main(rounds: int) -> None:
-    found = await speeds(rounds)
-    alone = median(speed for speed, _ in found[0])
-    print(f"{processor()}: {STREAMS} streams of {TOKENS} tokens over two nodes of one thread, medians of {rounds} rounds\n")
-    print("| consoles | tokens/s | of those without | the head's share of a core |\n|---|---|---|---|")
-    for count, ran in found.items():
-        speed, share = median(speed for speed, _ in ran), median(share for _, share in ran)
-        print(f"| {count} | {speed:.1f} | {speed / alone:.3f} | {share:.1%} |")
-    spent, step = remembering(), STREAMS / alone * 1e6
-    print(f"\nremembering a step: {spent:.0f} µs, {spent / step:.2%} of the {step / 1e3:.1f} ms of a step")
+async def main(count: int, nodes: int) -> None:
+    found = await cycles(count, nodes)
+    plain = SITUATIONS[0].name
+    speed = median(ran[plain].speed for ran in found)
+    print(f"{processor()}: {STREAMS} streams of {TOKENS} tokens at a time over {nodes} node(s) of one thread, {speed:.1f} tokens/s where")
+    print(f"nobody looks; means of {count} cycles, with their standard errors\n")
+    print("| | tokens/s, of those of the same cycle where nobody looks | the head's share of a core |\n|---|---|---|")
+    for name in (situation.name for situation in SITUATIONS):
+        ratios = [ran[name].speed / ran[plain].speed for ran in found]
+        error = stdev(ratios) / len(ratios) ** 0.5
+        print(f"| {name} | {mean(ratios):.3f} ± {error:.3f} | {median(ran[name].share for ran in found):.1%} |")
+    took, step = remembering(), STREAMS / speed * 1e6
+    print(f"\nremembering a step: {took:.0f} µs, {took / step:.2%} of the {step / 1e3:.1f} ms of a step")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cycles", type=int, default=40)
+    parser.add_argument("--nodes", type=int, default=1, help="at least one core should be left for the head and the consoles")
     parser.add_argument("--look", type=int, metavar="PORT", help="be a console of the head there")
     given = parser.parse_args()
-    asyncio.run(look(given.look) if given.look else main(given.rounds))
+    asyncio.run(look(given.look) if given.look else main(given.cycles, given.nodes))

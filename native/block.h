@@ -205,6 +205,7 @@ class AttentionBlock : public Block {
 class FeedForwardBlock : public Block {
  public:
   using Block::Block;
+  virtual bool routed() const = 0;  // whether it has experts
   virtual void run(Member& member, Step& step) const = 0;
 };
 

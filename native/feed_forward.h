@@ -21,6 +21,7 @@ class Dense : public FeedForwardBlock {
  public:
   Dense(Around around, GatedMlp mlp, Activation activation);
   int64_t bytes() const override { return mlp_.bytes(); }
+  bool routed() const override { return false; }
   int64_t hidden() const override { return mlp_.gate.weight->k; }
   void reserve(Step& step) const override;
   void run(Member& member, Step& step) const override;
@@ -92,6 +93,7 @@ class Experts : public FeedForwardBlock {
   Experts(Around around, Parts parts, ExpertSet set, Routing routing);
 
   int64_t bytes() const override;
+  bool routed() const override { return true; }
   int64_t hidden() const override { return parts_.router.weight->k; }
   void reserve(Step& step) const override;
   void run(Member& member, Step& step) const override;

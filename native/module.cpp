@@ -360,6 +360,12 @@ class PyStage {
 
   const char* isa() const { return stage_.isa(); }
 
+  std::tuple<double, double, double, double> spent() const {
+    const auto seconds = [](std::chrono::nanoseconds part) { return std::chrono::duration<double>(part).count(); };
+    const Spent& spent = stage_.spent();
+    return {seconds(spent.attention), seconds(spent.feed_forward), seconds(spent.experts), seconds(spent.head)};
+  }
+
  private:
   static int checked_threads(int threads) {
     require(threads >= 1, "there must be a thread");
@@ -511,5 +517,6 @@ NB_MODULE(_kernels, m) {
       .def_prop_ro("awaited", &PyStage::awaited)
       .def("logits", &PyStage::logits, "hidden"_a, "head"_a, "picked"_a, "out"_a)
       .def("attend", &PyStage::attend, "block"_a, "qkv"_a, "starts"_a, "positions"_a, "tables"_a, "rotations"_a, "pool"_a, "bf16"_a, "out"_a)
-      .def_prop_ro("isa", &PyStage::isa);
+      .def_prop_ro("isa", &PyStage::isa)
+      .def_prop_ro("spent", &PyStage::spent);
 }

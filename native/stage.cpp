@@ -2,6 +2,37 @@
 
 namespace shoal {
 
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Adds what passes from one part of a step to the next.
+class Watch {
+ public:
+  void lap(std::chrono::nanoseconds& into) {
+    const auto now = Clock::now();
+    into += now - began_, began_ = now;
+  }
+
+ private:
+  Clock::time_point began_ = Clock::now();
+};
+
+// Adds what passes until the end of its scope.
+class Timed {
+ public:
+  explicit Timed(std::chrono::nanoseconds& into) : into_(into) {}
+  ~Timed() { watch_.lap(into_); }
+  Timed(const Timed&) = delete;
+  Timed& operator=(const Timed&) = delete;
+
+ private:
+  std::chrono::nanoseconds& into_;
+  Watch watch_;
+};
+
+}  // namespace
+
 constexpr int64_t kFewRows = 16;
 
 Stage::Stage(const Kernels& kernels, int64_t hidden, int threads) : kernels_(kernels), width_(hidden), team_(threads) {
@@ -33,13 +64,19 @@ void Stage::forward(float* hidden, const Batch& batch, const std::vector<Layer>&
   const bool few = batch.rows <= kFewRows;
   Share* first = shares(kPhases * static_cast<int64_t>(layers.size()));
   const std::function<void(int)> body = [&](int id) {
+    Watch watch;
+    const auto lap = [&](std::chrono::nanoseconds& into) {
+      if (id == 0) watch.lap(into);  // every block ends with a barrier
+    };
     for (size_t l = 0; l < layers.size(); ++l) {
       const Layer& layer = layers[l];
       const Heads heads = layer.attention->heads();
       Share* own = first + kPhases * static_cast<int64_t>(l);
       Member attention(team_, own, id, few), feed_forward(team_, own + Block::kPhases, id, few);
       layer.attention->run(attention, step, {layer.pool, bf16, heads.kv, heads.key, heads.value});
+      lap(spent_.attention);
       layer.feed_forward->run(feed_forward, step);
+      lap(layer.feed_forward->routed() ? spent_.experts : spent_.feed_forward);
     }
   };
   team_.run(body);
@@ -62,8 +99,11 @@ const std::vector<ExpertRows>& Stage::choose(float* hidden, const Batch& batch, 
   plan(batch, attention);
   attention.reserve(step), experts.reserve(step);
   const Heads heads = attention.heads();
+  Watch watch;
   run(batch.rows, [&](Member& member) { attention.run(member, step, {pool, bf16, heads.kv, heads.key, heads.value}); });
+  watch.lap(spent_.attention);
   run(batch.rows, [&](Member& member) { experts.choose(member, step); });
+  watch.lap(spent_.experts);
   computed_.assign(space_.groups.size(), false), rows_ = batch.rows;
   return space_.groups;
 }
@@ -75,6 +115,7 @@ const ExpertRows& Stage::unfinished(int64_t place) const {
 }
 
 void Stage::compute(float* hidden, const Experts& experts, const std::vector<int64_t>& places) {
+  const Timed timed(spent_.experts);
   std::vector<ExpertRows> groups;
   for (const int64_t at : places) {
     groups.push_back(unfinished(at));
@@ -88,7 +129,8 @@ void Stage::compute(float* hidden, const Experts& experts, const std::vector<int
   run(rows_, [&](Member& member) { experts.compute(member, step, groups, last); });
 }
 
-Dispatch Stage::dispatch(const Experts& experts, const std::vector<int64_t>& places) const {
+Dispatch Stage::dispatch(const Experts& experts, const std::vector<int64_t>& places) {
+  const Timed timed(spent_.experts);
   Dispatch out;
   std::vector<int32_t> at(static_cast<size_t>(rows_), -1);
   const float* weights = experts.weights(space_, rows_);
@@ -116,6 +158,7 @@ Dispatch Stage::dispatch(const Experts& experts, const std::vector<int64_t>& pla
 
 void Stage::add(float* hidden, const Experts& experts, const std::vector<int64_t>& places, const int32_t* rows, int64_t count,
                 const double* sums) {
+  const Timed timed(spent_.experts);
   for (const int64_t at : places) unfinished(at);
   for (int64_t i = 0; i < count; ++i) {
     if (rows[i] < 0 || rows[i] >= rows_) throw std::invalid_argument("a row is outside the step");
@@ -131,6 +174,7 @@ void Stage::add(float* hidden, const Experts& experts, const std::vector<int64_t
 }
 
 std::vector<int32_t> Stage::drop(float* hidden, const Experts& experts, const std::vector<int64_t>& places) {
+  const Timed timed(spent_.experts);
   const float* weights = experts.weights(space_, rows_);
   std::vector<double> all(static_cast<size_t>(rows_)), dropped(static_cast<size_t>(rows_));
   const auto count = [&](const ExpertRows& group, std::vector<double>& into) {
@@ -217,6 +261,7 @@ void Stage::attention(const GroupedQuery& block, const float* qkv, const Batch& 
 }
 
 void Stage::logits(const float* hidden, const Head& head, const int32_t* picked, int64_t count, float* out) {
+  const Timed timed(spent_.head);
   const Matrix& w = *head.linear.weight;
   Rows& input = space_.input;
   input.reserve(count * width_);

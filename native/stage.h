@@ -1,5 +1,6 @@
 // Runs blocks one after the other with a team of threads. It owns the threads and the memory of a step, and no weights.
 #pragma once
+#include <chrono>
 #include <memory>
 #include <vector>
 
@@ -29,6 +30,11 @@ struct Dispatch {
   std::vector<float> weights;    // entries
 };
 
+// What steps took, by what it was for. The shared expert and the router are experts, too.
+struct Spent {
+  std::chrono::nanoseconds attention{}, feed_forward{}, experts{}, head{};
+};
+
 class Stage {
  public:
   Stage(const Kernels& kernels, int64_t hidden, int threads);
@@ -44,7 +50,7 @@ class Stage {
   // Throws std::invalid_argument for one that is not here or was computed before.
   void compute(float* hidden, const Experts& experts, const std::vector<int64_t>& places);
   // The same for experts that are not here: their rows, and what came back for these, [rows, width].
-  Dispatch dispatch(const Experts& experts, const std::vector<int64_t>& places) const;
+  Dispatch dispatch(const Experts& experts, const std::vector<int64_t>& places);
   void add(float* hidden, const Experts& experts, const std::vector<int64_t>& places, const int32_t* rows, int64_t count, const double* sums);
   // Experts that nobody can run: a row's others get their weight. All that are not shared were computed or added before, the shared one was not.
   // Returns the rows.
@@ -64,6 +70,7 @@ class Stage {
 
   int64_t width() const { return width_; }
   const char* isa() const { return kernels_.name; }
+  const Spent& spent() const { return spent_; }  // so far, without `partial` and `attention`
 
  private:
   void run(int64_t rows, const std::function<void(Member&)>& body);
@@ -74,6 +81,7 @@ class Stage {
 
   const Kernels& kernels_;
   int64_t width_;
+  Spent spent_;
   Team team_;
   Workspace space_;
   std::unique_ptr<Share[]> shares_;

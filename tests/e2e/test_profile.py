@@ -8,13 +8,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 
 import msgspec
 import pytest
 
+from shoal.observed.cluster import ClusterView
+from shoal.observed.computing import Computed
 from shoal.profiling.profile import Profile, covered
-from tests.support.cluster import Cluster, cluster, free_port
+from tests.support.cluster import Cluster, cluster, free_port, until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -57,6 +60,14 @@ def test_figures_of_one_stream_add_up_to_the_wall_time(made: Cluster, tmp_path: 
         assert 0 < stage.compute <= stage.busy * 1.001
     assert {(one.node, one.kind) for one in found.limits} >= {(node, "decode") for node in found.nodes}
     assert [one.bytes_per_token for one in found.links] == [0, 576 * 4, 0]
+    measured = {(one.node, one.kind): one for one in found.computing}
+    assert set(measured) == {(node, kind) for node in found.nodes for kind in ("decode", "prompt")}
+    for (node, _), one in measured.items():
+        assert one.counted and sum(one.parts.values()) == pytest.approx(one.compute)
+        heads = {"head"} if node == found.nodes[-1] else set[str]()
+        assert {"attention", "feed-forward"} | heads <= set(one.parts) <= {"attention", "feed-forward", "other"} | heads
+    for stage in found.stages:
+        assert sum(one.compute for one in found.computing if one.node == stage.node) == pytest.approx(stage.compute)
     assert found.predicted > 0 and any(one.change == "without a" for one in found.changes)
 
     events = json.loads(chrome.read_text())["traceEvents"]
@@ -78,7 +89,49 @@ def test_figures_of_one_stream_add_up_to_the_wall_time(made: Cluster, tmp_path: 
 
 def test_streams_at_once_share_steps_and_are_told_as_text(made: Cluster, tmp_path: Path) -> None:
     told = shoal(tmp_path, "--url", made.url, "--seconds", "2", "--streams", "4").stdout
-    assert "4 streams" in told and "Where the time of a step goes" in told and "estimated parts" in told and NAME in told
+    assert (
+        "4 streams" in told
+        and "Where the time of a step goes" in told
+        and "What computing is made of" in told
+        and "measured" in told
+        and NAME in told
+    )
+
+
+def test_parts_that_nodes_count_are_all_of_their_computing_and_attention_grows_with_the_context(made: Cluster) -> None:
+    def counted() -> dict[str, Computed]:
+        """When nothing has been counted for two heartbeats."""
+        seen: list[dict[str, Computed | None]] = []
+
+        def at_rest() -> bool:
+            view = msgspec.json.decode(made.http.get("/operator/cluster").content, type=ClusterView)
+            seen.append({machine.name: machine.computed for machine in view.machines})
+            return len(seen) > 2 and seen[-1] == seen[-2] == seen[-3]
+
+        until(at_rest, made.story, every=0.6)
+        return {name: computed for name, computed in seen[-1].items() if computed is not None}
+
+    def attention(prompt: str) -> dict[str, float]:
+        """Times that it takes as long as the feed-forward parts, by node; the median of some, as nodes may be paused."""
+        ratios: dict[str, list[float]] = {}
+        for _ in range(3):
+            before = counted()
+            assert made.complete(prompt, 40, ignore_eos=True).status_code == 200
+            for name, now in counted().items():
+                since = now.decoding - before[name].decoding
+                ratios.setdefault(name, []).append(since.attention / since.feed_forward)
+        return {name: median(of) for name, of in ratios.items()}
+
+    before = counted()
+    assert set(before) == {"a", NAME}
+    had = made.total("stage_compute_seconds_sum", node="a")
+    short = attention("Once")
+    long = attention("Once upon a time there was a fish. " * 150)
+    assert all(long[name] > 1.5 * short[name] for name in short)
+    now = counted()["a"]
+    counts = sum((now.decoding + now.prompts - before["a"].decoding - before["a"].prompts).seconds)
+    assert counts == pytest.approx(made.total("stage_compute_seconds_sum", node="a") - had, rel=1e-3)
+    assert made.total("node_compute_seconds_total", node="a") == pytest.approx(sum((now.decoding + now.prompts).seconds))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from shoal.executor.base import StageOutput
 from shoal.executor.journal import Journal, JournalLimits
 from shoal.executor.shard import Shard
-from shoal.membership.state import Cluster
+from shoal.membership.route_machine import RouteMachine
 from shoal.node.agent import Agent
 from shoal.node.stage_service import StageService
 from shoal.scheduler.budget import StepBudget
@@ -206,7 +206,7 @@ def _want_all(wanted: Callable[..., Any]) -> Callable[..., Any]:
         (Shard, "enter", _keep_everything, 21),
         (StageService, "close", _go_on, 18),
         (Journal, "__init__", _hoard, 1),
-        (Cluster, "_relieve", _keep_both, 50),
+        (RouteMachine, "_relieve", _keep_both, 50),
         (Agent, "_wanted_experts", _want_all, 60),
     ],
     ids=[

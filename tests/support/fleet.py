@@ -27,7 +27,8 @@ from shoal.membership.events import (
     Tick,
 )
 from shoal.membership.instructions import Cut, Dismiss, Instruction, LinkStage, LoadStage, Pause, RefuseNode, Report, RestStage, Serve
-from shoal.membership.state import SERVING, Cluster
+from shoal.membership.route_machine import SERVING
+from shoal.membership.state import Cluster
 from shoal.placement.partition import Placement
 from shoal.placement.profile import NodeProfile
 
@@ -66,10 +67,10 @@ class Fleet:
     # What happens
 
     def handle(self, event: Event) -> None:
-        epoch = self.cluster.epoch
+        epoch = self.cluster.pipeline.epoch
         self.story.append(f"{self.now:7.2f} {event}")
         out = self.cluster.handle(event, self.now)
-        assert self.cluster.epoch >= epoch, "an epoch came back"
+        assert self.cluster.pipeline.epoch >= epoch, "an epoch came back"
         for instruction in out:
             self.story.append(f"          {instruction}")
             self._carry_out(instruction, epoch)
@@ -81,7 +82,7 @@ class Fleet:
         for ghost in [n for n, other in self.nodes.items() if other.slot == slot]:
             del self.nodes[ghost]
         self.nodes[node.id] = node
-        self.handle(Joined(node.id, node.id, self.slots[slot], "host", slot, self.cluster.version))
+        self.handle(Joined(node.id, node.id, self.slots[slot], "host", slot, self.cluster.members.version))
 
     def die(self, node: int, seen: bool) -> None:
         """seen: its connection ends; else it falls silent."""
@@ -190,14 +191,14 @@ class Fleet:
     def _carry_out(self, instruction: Instruction, before: int) -> None:
         match instruction:
             case LoadStage(node, epoch):
-                assert before < epoch == self.cluster.epoch, "a stage of an epoch that is no new one"
+                assert before < epoch == self.cluster.pipeline.epoch, "a stage of an epoch that is no new one"
                 self._tell(node, instruction)
             case LinkStage(node, epoch):
-                assert self.cluster.coming is not None and epoch == self.cluster.coming.epoch
-                assert self.loaded.get(epoch, set()) >= set(self.cluster.coming.nodes), "linked before all have loaded"
+                assert self.cluster.pipeline.coming is not None and epoch == self.cluster.pipeline.coming.epoch
+                assert self.loaded.get(epoch, set()) >= set(self.cluster.pipeline.coming.nodes), "linked before all have loaded"
                 self._tell(node, instruction)
             case RestStage(node):
-                assert node not in self.cluster.route, "a stage is to rest"
+                assert node not in self.cluster.pipeline.route, "a stage is to rest"
                 self._tell(node, instruction)
             case Serve():
                 self._serve(instruction)
@@ -209,7 +210,7 @@ class Fleet:
                     self.opened = None
             case Dismiss(node):
                 assert node not in self.dismissed, "dismissed twice"
-                assert node not in self.cluster.route, "a stage is sent home"
+                assert node not in self.cluster.pipeline.route, "a stage is sent home"
                 self.dismissed.add(node)
                 self.nodes.pop(node, None)
                 self.handle(Left(node, "it was sent home", graceful=True))
@@ -225,7 +226,7 @@ class Fleet:
             self.nodes[node].told.append(told)
 
     def _serve(self, order: Serve) -> None:
-        path = self.cluster.coming
+        path = self.cluster.pipeline.coming
         assert path is not None and path.epoch == order.epoch and self.opened is None, "two routes at once"
         assert self.linked.get(order.epoch, set()) >= set(path.nodes), "opened before all are linked"
         refilled = {layer for first, end in order.spans for layer in range(first, end)}
@@ -235,15 +236,15 @@ class Fleet:
         self.opened, self.filled, self.pausing = order, False, False
 
     def check(self) -> None:
-        cluster = self.cluster
-        serving, coming = cluster.serving, cluster.coming
+        pipeline = self.cluster.pipeline
+        serving, coming = pipeline.serving, pipeline.coming
         if serving is not None and coming is not None:
             assert serving.epoch < coming.epoch
         for path in (serving, coming):
             if path is not None:
-                assert set(path.nodes) <= cluster.members.keys(), "a route of nodes that are no members"
+                assert set(path.nodes) <= pipeline.members.keys(), "a route of nodes that are no members"
                 self._check_cover(path.placement)
-        assert (serving is None and coming is None) == (cluster.route == []) == (cluster.placement is None)
+        assert (serving is None and coming is None) == (pipeline.route == []) == (pipeline.placement is None)
         if serving is not None:
             assert self.opened is None or self.opened.epoch == serving.epoch, "another route is driven than the one that serves"
 
@@ -268,5 +269,5 @@ class Fleet:
 
     @property
     def serves(self) -> bool:
-        cluster = self.cluster
-        return cluster.state == SERVING and cluster.coming is None and not any(m.draining for m in cluster.members.values())
+        pipeline = self.cluster.pipeline
+        return pipeline.state == SERVING and pipeline.coming is None and not any(m.draining for m in pipeline.members.values())

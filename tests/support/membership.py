@@ -17,7 +17,8 @@ from shoal.membership.events import (
     Tick,
 )
 from shoal.membership.instructions import Instruction, LoadStage, Report
-from shoal.membership.state import FILLING, LINKING, LOADING, PAUSING, SERVING, Cluster
+from shoal.membership.route_machine import FILLING, LINKING, LOADING, PAUSING, SERVING
+from shoal.membership.state import Cluster
 from shoal.placement.moves import Residency
 from shoal.placement.partition import Placement, StagePlan
 from shoal.placement.profile import NodeProfile
@@ -70,8 +71,8 @@ def cluster(min_nodes: int = 2, admission: AdmissionRules | None = None, alone: 
 
 
 def planner(c: Cluster) -> Halves:
-    assert isinstance(c._planner, Halves)
-    return c._planner
+    assert isinstance(c.pipeline._planner, Halves)
+    return c.pipeline._planner
 
 
 def joined(node: int, version: str = "1", *, memory: int = 1, speed: float = 1.0, port: int = 0, start: int = 0) -> Joined:
@@ -98,52 +99,52 @@ def loading(*nodes: int, alone: bool = True) -> Cluster:
     c = cluster(alone=alone)
     for n in nodes:
         c.handle(joined(n), 0)
-    assert c.state == LOADING
+    assert c.pipeline.state == LOADING
     return c
 
 
 def load(c: Cluster, now: float = 0) -> list[Instruction]:
-    assert c.coming is not None
-    return [i for n in c.coming.nodes for i in c.handle(StageLoaded(n, c.coming.epoch, 5, "native"), now)]
+    assert c.pipeline.coming is not None
+    return [i for n in c.pipeline.coming.nodes for i in c.handle(StageLoaded(n, c.pipeline.coming.epoch, 5, "native"), now)]
 
 
 def link(c: Cluster, now: float = 0) -> list[Instruction]:
-    assert c.coming is not None
-    return [i for n in c.coming.nodes for i in c.handle(StageLinked(n, c.coming.epoch), now)]
+    assert c.pipeline.coming is not None
+    return [i for n in c.pipeline.coming.nodes for i in c.handle(StageLinked(n, c.pipeline.coming.epoch), now)]
 
 
 def fill(c: Cluster, now: float = 0) -> list[Instruction]:
-    return c.handle(RouteFilled(c.epoch), now)
+    return c.handle(RouteFilled(c.pipeline.epoch), now)
 
 
 def finish(c: Cluster, now: float = 0) -> list[Instruction]:
     """Whatever is coming serves."""
     out = load(c, now)
-    if c.serving is not None:
-        out += c.handle(RoutePaused(c.serving.epoch), now)
+    if c.pipeline.serving is not None:
+        out += c.handle(RoutePaused(c.pipeline.serving.epoch), now)
     out += [*link(c, now), *fill(c, now)]
-    assert c.state == SERVING
+    assert c.pipeline.state == SERVING
     return out
 
 
 def linking(*nodes: int, **options: bool) -> Cluster:
     c = loading(*nodes, **options)
     load(c)
-    assert c.state == LINKING
+    assert c.pipeline.state == LINKING
     return c
 
 
 def filling(*nodes: int, **options: bool) -> Cluster:
     c = linking(*nodes, **options)
     link(c)
-    assert c.state == FILLING
+    assert c.pipeline.state == FILLING
     return c
 
 
 def serving(*nodes: int, **options: bool) -> Cluster:
     c = filling(*nodes, **options)
     fill(c)
-    assert c.state == SERVING
+    assert c.pipeline.state == SERVING
     return c
 
 
@@ -154,7 +155,7 @@ def moving(phase: str = LOADING) -> Cluster:
     tick(c, 6)
     if phase == PAUSING:
         load(c, 6)
-    assert (c._phase, c.state) == (phase, SERVING)
+    assert (c.pipeline._phase, c.pipeline.state) == (phase, SERVING)
     return c
 
 

@@ -104,7 +104,7 @@ class Town:
                 await asyncio.sleep(0.05)
 
     async def serving(self, stages: int) -> None:
-        await self.until(lambda: self.head.serving and len(self.head.cluster.route) == stages)
+        await self.until(lambda: self.head.serving and len(self.head.pipeline.route) == stages)
 
     def request(self, name: str, tokens: int = 8) -> Request:
         return Request(RequestId(name), [1, 2, 3], tokens, SamplingParams(temperature=0))

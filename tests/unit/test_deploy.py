@@ -30,6 +30,7 @@ def everything() -> str:
     metrics.fetched("a", 1, 2)
     metrics.asks("a", asdict(control.ExpertAsks()))
     metrics.work("a", asdict(control.ExpertWork()))
+    metrics.computing("a", asdict(control.ComputeParts()))
     metrics.experts.add(1, [3, 4])
     metrics.experts.add_reads(asdict(control.ExpertReads(guesses=1)))
     metrics.requests.add(1, "chat", "accepted")

@@ -12,7 +12,7 @@ ROOT = Path(shoal.__file__).parent
 MESSAGES = {"control/messages.py", "gateway/workers/messages.py"}
 DIALECTS = ("wire.py", "answer.py")
 """Bodies and answers of an API have the names that its documentation gives them."""
-SAME = {"ExpertReads", "ModelFile"}
+SAME = {"ComputeParts", "ExpertReads", "ModelFile"}
 """What is meant is the same thing, here and on the wire."""
 
 

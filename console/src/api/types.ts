@@ -38,6 +38,22 @@ export interface MachineView {
   slower: number;
   queue: number;
   progress: Progress | null;
+  computed: Computed | null;
+}
+
+export interface Computed {
+  decoding: ComputeParts;
+  prompts: ComputeParts;
+}
+
+/** Seconds. */
+export interface ComputeParts {
+  attention: number;
+  feed_forward: number;
+  experts: number;
+  waiting: number;
+  head: number;
+  other: number;
 }
 
 export interface StageView {

@@ -4,7 +4,7 @@ import { aborted, ApiError, ask, sleep, words } from "../api/client";
 import type { RequestView, Timeline } from "../api/types";
 import { Tape } from "./layout";
 
-const PAUSE = 120; // ms between two questions: what a screen shows in between would not be seen
+const PAUSE = 250; // ms between two questions: what a screen shows in between would not be seen
 const WAIT = 1; // seconds for which the server waits for steps; an interruption is told without any
 
 export class Watched {

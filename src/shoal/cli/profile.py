@@ -23,11 +23,11 @@ from shoal.executor.cost import attention_costs, model_cost
 from shoal.models.description import Description
 from shoal.models.sources import find
 from shoal.native import BLOCK_TOKENS
-from shoal.observed.cluster import ClusterView
 from shoal.placement.profile import Demand, LinkSpeed, LinkSpeeds, NodeProfile
 from shoal.profiling.changes import Situation, changes, sequence_of
 from shoal.profiling.chrome_trace import chrome_trace
-from shoal.profiling.limits import Costing, stage_limits
+from shoal.profiling.limits import Costing, estimated_parts, stage_limits
+from shoal.profiling.parts import stage_parts
 from shoal.profiling.profile import LinkLoad, Profile, profiled
 from shoal.profiling.report import html_report
 from shoal.profiling.slices import Run, Track, merged, track_name
@@ -56,7 +56,7 @@ def profile(
     if not steps.steps:
         raise ConfigError(f"no step was completed in {seconds} s; give more --seconds")
     context = round(mean(one.request.prompt_tokens + one.request.generated / 2 for one in found.timelines))
-    made = completed(profiled(steps, found.view.model.name, streams), steps, found.view, model, engine, max(context, 1))
+    made = completed(profiled(steps, found.view.model.name, streams), steps, found, model, engine, max(context, 1))
     if html is not None:
         html.write_text(html_report(made), encoding="utf-8")
     if chrome is not None:
@@ -114,10 +114,12 @@ def _here(reference: str) -> Description | None:
 
 
 def completed(
-    made: Profile, steps: Run, view: ClusterView, model: Callable[[str], Description | None], engine: EngineSettings, context: int
+    made: Profile, steps: Run, watched: Watched, model: Callable[[str], Description | None], engine: EngineSettings, context: int
 ) -> Profile:
-    """With what the costs of the model tell, where they are known. context: tokens that a row attends to, on average."""
+    """With what the nodes counted, and what the costs of the model tell, where they are known. context: tokens that a row attends to, on average."""
     notes: list[str] = []
+    before, view = watched.before, watched.view
+    made = msgspec.structs.replace(made, computing=stage_parts(steps, before, view, {}))
     if made.lost:
         notes.append(f"{made.lost} steps were not kept by the head and are missing here")
     if made.left_out:
@@ -141,7 +143,11 @@ def completed(
     )
     bounds = [(stage.first_layer, stage.end_layer) for stage in view.stages]
     costing = Costing(cost, attention_costs(described.spec, described.weights, engine.precision), context)
-    made = msgspec.structs.replace(made, limits=stage_limits(steps, bounds, order, costing))
+    made = msgspec.structs.replace(
+        made,
+        computing=stage_parts(steps, before, view, estimated_parts(steps, bounds, order, costing)),
+        limits=stage_limits(steps, bounds, order, costing),
+    )
     if any(machine.role == "experts" for machine in view.machines):
         notes.append("changes are left out: they are not predicted where experts are on workers")
         return made

@@ -24,8 +24,9 @@ TOKENS = 64
 
 @dataclass(frozen=True)
 class Watched:
-    """view: of the cluster at the end."""
+    """before, view: the cluster at the beginning, and at the end."""
 
+    before: ClusterView
     view: ClusterView
     timelines: list[Timeline]
 
@@ -42,7 +43,7 @@ class ProfilingLoad:
         except ClusterError as error:
             raise ConfigError(str(error)) from error
         await self._complete(4)
-        began = (await self._operator.cluster()).at
+        before = await self._operator.cluster()
         work = [asyncio.ensure_future(self._stream()) for _ in range(streams)]
         try:
             done, _ = await asyncio.wait(work, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
@@ -53,9 +54,9 @@ class ProfilingLoad:
                 task.cancel()
             await asyncio.gather(*work, return_exceptions=True)
         for request in await self._operator.requests():
-            if request.began >= began and request.id not in self._timelines:
+            if request.began >= before.at and request.id not in self._timelines:
                 await self._keep(request.id)
-        return Watched(await self._operator.cluster(), [*self._timelines.values()])
+        return Watched(before, await self._operator.cluster(), [*self._timelines.values()])
 
     async def _stream(self) -> None:
         """One request after the other. Each timeline is fetched as soon as it is complete: a head keeps only the latest steps."""

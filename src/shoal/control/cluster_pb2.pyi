@@ -91,7 +91,7 @@ class LayerRange(_message.Message):
     def __init__(self, first: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("resident", "steps", "journal_bytes", "journal_spilled", "journal_given_up", "journal_replayed", "fetched_from_peers", "fetched_from_origin", "expert_rows", "expert_reads", "expert_asks", "expert_work", "packed", "weights", "activity")
+    __slots__ = ("resident", "steps", "journal_bytes", "journal_spilled", "journal_given_up", "journal_replayed", "fetched_from_peers", "fetched_from_origin", "expert_rows", "expert_reads", "expert_asks", "expert_work", "packed", "weights", "activity", "decoding", "prompts")
     RESIDENT_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     JOURNAL_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -107,6 +107,8 @@ class Heartbeat(_message.Message):
     PACKED_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     ACTIVITY_FIELD_NUMBER: _ClassVar[int]
+    DECODING_FIELD_NUMBER: _ClassVar[int]
+    PROMPTS_FIELD_NUMBER: _ClassVar[int]
     resident: int
     steps: int
     journal_bytes: int
@@ -122,7 +124,25 @@ class Heartbeat(_message.Message):
     packed: _containers.RepeatedCompositeFieldContainer[PackedFile]
     weights: int
     activity: str
-    def __init__(self, resident: _Optional[int] = ..., steps: _Optional[int] = ..., journal_bytes: _Optional[int] = ..., journal_spilled: _Optional[int] = ..., journal_given_up: _Optional[int] = ..., journal_replayed: _Optional[int] = ..., fetched_from_peers: _Optional[int] = ..., fetched_from_origin: _Optional[int] = ..., expert_rows: _Optional[_Iterable[_Union[ExpertRows, _Mapping]]] = ..., expert_reads: _Optional[_Iterable[_Union[ExpertReads, _Mapping]]] = ..., expert_asks: _Optional[_Iterable[_Union[ExpertAsks, _Mapping]]] = ..., expert_work: _Optional[_Iterable[_Union[ExpertWork, _Mapping]]] = ..., packed: _Optional[_Iterable[_Union[PackedFile, _Mapping]]] = ..., weights: _Optional[int] = ..., activity: _Optional[str] = ...) -> None: ...
+    decoding: _containers.RepeatedCompositeFieldContainer[ComputeParts]
+    prompts: _containers.RepeatedCompositeFieldContainer[ComputeParts]
+    def __init__(self, resident: _Optional[int] = ..., steps: _Optional[int] = ..., journal_bytes: _Optional[int] = ..., journal_spilled: _Optional[int] = ..., journal_given_up: _Optional[int] = ..., journal_replayed: _Optional[int] = ..., fetched_from_peers: _Optional[int] = ..., fetched_from_origin: _Optional[int] = ..., expert_rows: _Optional[_Iterable[_Union[ExpertRows, _Mapping]]] = ..., expert_reads: _Optional[_Iterable[_Union[ExpertReads, _Mapping]]] = ..., expert_asks: _Optional[_Iterable[_Union[ExpertAsks, _Mapping]]] = ..., expert_work: _Optional[_Iterable[_Union[ExpertWork, _Mapping]]] = ..., packed: _Optional[_Iterable[_Union[PackedFile, _Mapping]]] = ..., weights: _Optional[int] = ..., activity: _Optional[str] = ..., decoding: _Optional[_Iterable[_Union[ComputeParts, _Mapping]]] = ..., prompts: _Optional[_Iterable[_Union[ComputeParts, _Mapping]]] = ...) -> None: ...
+
+class ComputeParts(_message.Message):
+    __slots__ = ("attention", "feed_forward", "experts", "waiting", "head", "other")
+    ATTENTION_FIELD_NUMBER: _ClassVar[int]
+    FEED_FORWARD_FIELD_NUMBER: _ClassVar[int]
+    EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    OTHER_FIELD_NUMBER: _ClassVar[int]
+    attention: float
+    feed_forward: float
+    experts: float
+    waiting: float
+    head: float
+    other: float
+    def __init__(self, attention: _Optional[float] = ..., feed_forward: _Optional[float] = ..., experts: _Optional[float] = ..., waiting: _Optional[float] = ..., head: _Optional[float] = ..., other: _Optional[float] = ...) -> None: ...
 
 class ExpertAsks(_message.Message):
     __slots__ = ("frames", "hedged", "repeated_frames", "answers", "sent", "received", "waited", "round_trips", "queued", "computed", "taken_back", "dropped")

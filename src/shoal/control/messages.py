@@ -107,6 +107,18 @@ class ExpertWork:
 
 
 @dataclass(kw_only=True)
+class ComputeParts:
+    """Seconds: see observed.computing."""
+
+    attention: float = 0.0
+    feed_forward: float = 0.0
+    experts: float = 0.0
+    waiting: float = 0.0
+    head: float = 0.0
+    other: float = 0.0
+
+
+@dataclass(kw_only=True)
 class Heartbeat:
     """Counts are since the node started."""
 
@@ -137,6 +149,10 @@ class Heartbeat:
     """Of a worker."""
     packed: list[PackedFile] = field(default_factory=list["PackedFile"])
     """As in Join; empty: as before."""
+    decoding: list[ComputeParts] = field(default_factory=list[ComputeParts])
+    """Of a stage, in steps in which each row gave a token."""
+    prompts: list[ComputeParts] = field(default_factory=list[ComputeParts])
+    """The same, in the other steps."""
 
 
 @dataclass(kw_only=True)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from shoal.errors import LocalProtocolError
 from shoal.executor.expert_split import RemoteLayer
 from shoal.models.weights import Weights
+from shoal.observed.computing import ComputeParts
 from shoal.scheduler.plan import PromptOutputs, Sampled, StepPlan
 from shoal.wire.routed import Routed, Sums
 
@@ -128,6 +129,11 @@ class Leases(Protocol):
         """That the weights take in memory, at most."""
         ...
 
+    @property
+    def waited(self) -> float:
+        """Seconds so far in which steps waited for weights."""
+        ...
+
     def runs(self, layers: range) -> list[range]:
         """The layers, cut into those whose blocks can be leased at once."""
         ...
@@ -164,6 +170,11 @@ class Runtime(Protocol):
     @property
     def name(self) -> str:
         """Which runtime this is, and its instruction set if it has one."""
+        ...
+
+    @property
+    def spent(self) -> ComputeParts:
+        """So far, as far as it is known what it was for. waiting: only for other machines."""
         ...
 
     def pack(self, weights: Weights, block: WeightBlock, without: Container[int] = ()) -> Packed:

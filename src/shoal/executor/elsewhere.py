@@ -19,6 +19,10 @@ class Elsewhere:
     def nbytes(self) -> int:
         return self._store.nbytes
 
+    @property
+    def waited(self) -> float:
+        return self._store.waited
+
     def runs(self, layers: range) -> list[range]:
         out: list[range] = []
         for run in self._store.runs(layers):

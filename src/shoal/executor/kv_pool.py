@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from shoal.models.spec import LayerSpec, ModelSpec
 from shoal.native import BLOCK_TOKENS
+from shoal.observed.computing import ComputeParts
 
 
 def block_bytes(layer: LayerSpec, bf16: bool) -> int:
@@ -52,6 +53,11 @@ class HostRuntime:
 
     def __init__(self, spec: ModelSpec, bf16: bool) -> None:
         self._pool = KvPool(spec, bf16)
+
+    @property
+    def spent(self) -> ComputeParts:
+        """Nothing is known, unless a runtime measures it."""
+        return ComputeParts()
 
     def open(self, blocks: int) -> None:
         self._pool.open(blocks)

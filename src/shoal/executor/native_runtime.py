@@ -34,6 +34,7 @@ from shoal.models.spec import Experts as ExpertsSpec
 from shoal.models.spec import ModelSpec
 from shoal.models.weights import Weights
 from shoal.native import kernels, missing
+from shoal.observed.computing import ComputeParts
 from shoal.wire.routed import Routed, RoutedHeader
 
 if TYPE_CHECKING:
@@ -53,10 +54,17 @@ class NativeRuntime(HostRuntime):
             raise ConfigError(str(error)) from error
         super().__init__(spec, bf16)
         self._spec, self._precision, self._threads = spec, precision, threads
+        self._waited = 0.0
+        """Seconds, for workers."""
 
     @property
     def name(self) -> str:
         return f"native/{self._stage.isa}"
+
+    @property
+    def spent(self) -> ComputeParts:
+        attention, feed_forward, experts, head = self._stage.spent
+        return ComputeParts(attention, feed_forward, experts, self._waited, head)
 
     def pack(self, weights: Weights, block: WeightBlock, without: Container[int] = ()) -> Packed:
         """without: experts that run elsewhere."""
@@ -121,8 +129,10 @@ class NativeRuntime(HostRuntime):
             floats = self._precision is Precision.FP32
             of, entries, body = self._stage.dispatch(block, sent, floats)
             header = RoutedHeader(layer, len(of), hidden.shape[1], len(sent), entries, not floats)
+            sending = perf_counter()
             yield Send(Routed(header, body), of, remote.also)
             sent_at = perf_counter()
+            self._waited += sent_at - sending
         local = [expert for expert in rows if expert not in asked]
         kind = self._spec.layers[layer].feed_forward
         assert isinstance(kind, ExpertsSpec)
@@ -131,8 +141,10 @@ class NativeRuntime(HostRuntime):
             run(first)
         if not asked:
             return
-        late = set(asked)
-        for part in (yield Collect()):
+        late, waiting = set(asked), perf_counter()
+        parts = yield Collect()
+        self._waited += perf_counter() - waiting
+        for part in parts:
             came = part.experts.tolist()
             self._stage.add(hidden, block, [place[expert] for expert in came], part.rows, part.sums)
             remote.split.there.took(part.seconds, sum(work(rows[expert]) for expert in came))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 from dataclasses import dataclass
+from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from shoal.executor.segments import segments
 from shoal.models.spec import GroupedQuery, ModelSpec, rotation
 from shoal.models.weights import Weights
 from shoal.native import kernels, reference
+from shoal.observed.computing import ComputeParts
 
 
 @dataclass
@@ -40,10 +42,15 @@ class OnnxRuntime(HostRuntime):
         self._segments, self._precision, self._spec = segments, precision, spec
         super().__init__(spec, bf16)
         self._attention = _Attention(spec, threads, isa)
+        self._spent = ComputeParts()
 
     @property
     def name(self) -> str:
         return self._segments.name
+
+    @property
+    def spent(self) -> ComputeParts:
+        return self._spent
 
     def pack(self, weights: Weights, block: WeightBlock, without: Container[int] = ()) -> Packed:
         """without: is not asked for, because no model with experts runs here."""
@@ -64,18 +71,26 @@ class OnnxRuntime(HostRuntime):
         return self.forward(hidden, batch, angles, layers, leases)
 
     def forward(self, hidden: Floats, batch: StageBatch, angles: list[Angles], layers: range, leases: Leases) -> Floats:
+        in_attention = in_feed_forward = 0.0
         for layer in layers:
             attention = leases.lease(WeightBlock(layer, BlockPart.ATTENTION))
             feed_forward = leases.lease(WeightBlock(layer, BlockPart.FEED_FORWARD))
+            began = perf_counter()
             (qkv,) = attention.made["before"].run(residual=hidden)
             attended = self._attention.run(layer, qkv, batch, angles, self._pool.of(layer), self._pool.bf16, attention.norms)
             (hidden,) = attention.made["after"].run(attended=attended, residual=hidden)
+            attended_at = perf_counter()
             (hidden,) = feed_forward.made["mlp"].run(residual=hidden)
+            in_attention, in_feed_forward = in_attention + attended_at - began, in_feed_forward + perf_counter() - attended_at
+        self._spent += ComputeParts(attention=in_attention, feed_forward=in_feed_forward)
         return hidden
 
     def logits(self, hidden: Floats, picked: Ints, leases: Leases) -> Floats:
+        began = perf_counter()
         head = leases.lease(WeightBlock(len(self._spec.layers), BlockPart.HEAD))
-        return finished(head.made["head"].run(residual=np.ascontiguousarray(hidden[picked]))[0], self._spec)
+        out = finished(head.made["head"].run(residual=np.ascontiguousarray(hidden[picked]))[0], self._spec)
+        self._spent += ComputeParts(head=perf_counter() - began)
+        return out
 
     def normed(self, hidden: Floats, leases: Leases) -> Floats:
         head = leases.lease(WeightBlock(len(self._spec.layers), BlockPart.HEAD))

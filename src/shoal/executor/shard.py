@@ -16,6 +16,7 @@ from shoal.executor.expert_split import Experts, RemoteExperts
 from shoal.executor.journal import Journal, JournalCounters, JournalLimits
 from shoal.executor.native_runtime import NativeRuntime
 from shoal.executor.packed_layers import Damage, PackedFinder, PackedLayers
+from shoal.executor.part_counts import PartCounts
 from shoal.executor.stage import StageExecutor
 from shoal.executor.store import RowCounts, WeightStore, blocks_of, summed
 from shoal.executor.streamed_store import StreamedStore
@@ -38,6 +39,7 @@ class Shard:
         packed: PackedFinder | None = None,
     ) -> None:
         self.counters = JournalCounters()
+        self.part_counts = PartCounts()
         self._grammars, self._context = grammars, context
         self._make, self._packed = make_runtime, packed
         self._limits = journals or JournalLimits()
@@ -212,7 +214,16 @@ class Shard:
         if remote is not None:
             store = Elsewhere(store, remote)
         return StageExecutor(
-            spec, layers, self._runtime, store, blocks, self._journals, embedding, context=self._context, grammars=self._grammars
+            spec,
+            layers,
+            self._runtime,
+            store,
+            blocks,
+            self._journals,
+            embedding,
+            context=self._context,
+            grammars=self._grammars,
+            counts=self.part_counts,
         )
 
     def _hold(self, layers: range, elsewhere: Experts) -> Weights:

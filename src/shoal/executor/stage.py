@@ -18,6 +18,7 @@ from shoal.executor.base import Activations, Angles, Floats, Ints, Leases, Progr
 from shoal.executor.constraint import Holder
 from shoal.executor.examination import examine
 from shoal.executor.journal import Journal
+from shoal.executor.part_counts import PartCounts, PartWatch
 from shoal.executor.sampler import Sampler
 from shoal.executor.sequences import Sequences
 from shoal.models.rope import frequencies
@@ -28,7 +29,7 @@ from shoal.scheduler.plan import Sampled, StepPlan
 
 class StageExecutor:
     """journals: by the layer that follows. embedding: the model's, on the first stage. context: the most tokens of a sequence.
-    grammars: which the last stage applies to answers."""
+    grammars: which the last stage applies to answers. counts: to which its computing is added."""
 
     def __init__(
         self,
@@ -41,6 +42,7 @@ class StageExecutor:
         embedding: Weights | None = None,
         context: int = 0,
         grammars: Holder | None = None,
+        counts: PartCounts | None = None,
     ) -> None:
         self._spec = spec
         self.layers = layers
@@ -49,6 +51,7 @@ class StageExecutor:
         self._last = self.layers.stop == len(spec.layers)
         self._journals = journals
         self._sequences = Sequences(blocks)
+        self._counts = counts or PartCounts()
         self._sampler = Sampler(grammars, spec.vocabulary)
         self._frequencies = [frequencies(rope, width, context) for rope, width in spec.rotations]
 
@@ -86,13 +89,14 @@ class StageExecutor:
             return (yield from self._refill(plan, batch, hidden, began))
         self._forget_other_boundaries()
         hidden = self._embedded(plan, batch) if self._embed is not None else self._given(plan, batch, hidden)
-        prepared = perf_counter()
+        watch, prepared = PartWatch(self._runtime, self._store), perf_counter()
         hidden = yield from self._forward(hidden, batch, self.layers)
-        if not self._last:
-            seconds = (prepared - began, perf_counter() - prepared, 0.0)
-            return StageOutput(self._runtime.to_host(hidden), [], seconds, degraded=_degraded(plan, batch))
-        logits = self.logits(hidden, batch.picked) if len(batch.picked) else None
+        logits = self.logits(hidden, batch.picked) if self._last and len(batch.picked) else None
         computed = perf_counter()
+        self._counts.count(len(batch.picked) == batch.rows, watch.parts(computed - prepared))
+        if not self._last:
+            seconds = (prepared - began, computed - prepared, 0.0)
+            return StageOutput(self._runtime.to_host(hidden), [], seconds, degraded=_degraded(plan, batch))
         sampled = [] if logits is None else self._sample(batch, logits)
         examined = examine(self, hidden, plan.chunks, self._spec.vocabulary)
         seconds = (prepared - began, computed - prepared, perf_counter() - computed)
@@ -129,7 +133,7 @@ class StageExecutor:
 
     def _refill(self, plan: StepPlan, batch: StageBatch, hidden: Floats | None, began: float) -> Program[StageOutput]:
         mine, out, missing = self.layers, None, np.zeros(batch.rows, np.bool_)
-        computing = 0.0
+        watch, computing = PartWatch(self._runtime, self._store), 0.0
         for first, end in plan.spans:
             # A span that begins where this stage ends is not skipped: its input is replayed from the journal here and sent on.
             if end <= mine.start or first > mine.stop:
@@ -149,6 +153,7 @@ class StageExecutor:
             if end > mine.stop:
                 out = self._runtime.to_host(x)
         unknown = [i for i in range(len(batch.starts) - 1) if missing[batch.starts[i] : batch.starts[i + 1]].any()]
+        self._counts.count(False, watch.parts(computing))
         seconds = (perf_counter() - began - computing, computing, 0.0)
         return StageOutput(out, [], seconds, tuple(plan.chunks[i].sequence for i in unknown), _degraded(plan, batch))
 

@@ -45,6 +45,10 @@ class WeightStore:
         return sum(packed.nbytes for packed in list(self._held.values()))
 
     @property
+    def waited(self) -> float:
+        return 0.0
+
+    @property
     def expert_rows(self) -> dict[int, RowCounts]:
         """By layer, for layers whose blocks count, whether they are held or were. No count falls when a layer is freed and loaded again.
         While a step runs, its rows may be counted for some experts and not yet for others."""

@@ -74,6 +74,10 @@ class StreamedStore:
         return self.division.nbytes
 
     @property
+    def waited(self) -> float:
+        return self.activity.sums.waiting
+
+    @property
     def failed(self) -> bool:
         """Whether something could not be read: it has to be replaced by another store, whose files were opened anew."""
         return self._packed.failed

@@ -102,18 +102,7 @@ class Tick:
     """Time passed."""
 
 
-Event = (
-    Joined
-    | Left
-    | Heard
-    | StageLoaded
-    | StageLinked
-    | StageFailed
-    | RouteBroken
-    | RoutePaused
-    | RouteFilled
-    | DrainAsked
-    | MemoryCapped
-    | SpeedSeen
-    | Tick
-)
+OfRoute = StageLoaded | StageLinked | StageFailed | RouteBroken | RoutePaused | RouteFilled
+"""Each names the epoch of its route."""
+
+Event = Joined | Left | Heard | DrainAsked | MemoryCapped | SpeedSeen | Tick | OfRoute

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shoal.membership.member import Member
+from shoal.membership.holding import Holding
 
 _TRIES = 3  # failures in a row before the node at fault is left out
 
@@ -25,7 +25,7 @@ class Faults:
         self._count = 0
 
 
-def blame_one(suspects: Sequence[Member], reason: str, now: float) -> None:
-    """If nobody knows which of them is at fault, blames the one that was left out least often."""
+def blame_one(suspects: Sequence[Holding], reason: str, now: float) -> None:
+    """If nobody knows which node is at fault, blames the one that was left out least often."""
     if suspects:
-        min(suspects, key=lambda member: member.failures).blame(reason, now)
+        min(suspects, key=lambda holding: holding.failures).blame(reason, now)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
+from shoal.membership.holding import Holding
 from shoal.membership.holdoff import HoldOff
 from shoal.membership.instructions import Report
 from shoal.membership.member import Member
 from shoal.observed.event import EventKind
 
 
-def doing(member: Member, part: str, silence: float, holdoff: HoldOff, now: float) -> str:
+def doing(member: Member, holding: Holding, part: str, silence: float, holdoff: HoldOff, now: float) -> str:
     """part: what it does in a route; '' if it has no part. silence: seconds after which it is given up."""
-    if member.failed:
-        return f"failed: {member.failed}; tried again in {max(member.retry - now, 0):.0f} s"
+    if holding.failed:
+        return f"failed: {holding.failed}; tried again in {max(holding.retry - now, 0):.0f} s"
     if member.suspect:
         return f"silent for {now - member.heard:.1f} s; given up at {silence:g} s"
     words = part or "idle, ready to take over"
@@ -26,9 +25,9 @@ def doing(member: Member, part: str, silence: float, holdoff: HoldOff, now: floa
     return words
 
 
-def condition(member: Member, part: str, holdoff: HoldOff, now: float) -> str:
+def condition(member: Member, holding: Holding, part: str, holdoff: HoldOff, now: float) -> str:
     """The same in one word, of those that discovery.topology.NodeState lists. part: as above."""
-    if member.failed:
+    if holding.failed:
         return "failed"
     if member.suspect:
         return "suspected"
@@ -42,18 +41,3 @@ def pace(member: Member, slower: float) -> Report:
     if member.slower == 1:
         return Report(EventKind.RECOVERED, f"{member.name} is as fast as it measured again", member.name)
     return Report(EventKind.SLOW, f"{member.name} runs {slower:.1f} times slower than it measured", member.name, {"slower": slower})
-
-
-def listened(members: Mapping[int, Member], silence: float, now: float) -> tuple[dict[int, str], list[Report]]:
-    """The members that were silent for too long, with the reason; and reports about those that are suspected from now on."""
-    silent: dict[int, str] = {}
-    told: list[Report] = []
-    for node, member in members.items():
-        quiet = now - member.heard
-        if quiet > silence:
-            silent[node] = f"nothing was heard from it for {silence:g} s"
-        elif quiet > silence / 2 and not member.suspect:
-            member.suspect = True
-            words = f"{member.name} has been silent for {quiet:.1f} s; it is given up at {silence:g} s"
-            told.append(Report(EventKind.SUSPECTED, words, member.name, {"silence": quiet}))
-    return silent, told

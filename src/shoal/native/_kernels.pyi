@@ -233,3 +233,6 @@ class Stage:
         """Experts that `route` returned and that were not computed since."""
     @property
     def isa(self) -> str: ...
+    @property
+    def spent(self) -> tuple[float, float, float, float]:
+        """Seconds so far in attention, dense feed-forward parts, experts with their routers, and `logits`; without `partial` and `attend`."""

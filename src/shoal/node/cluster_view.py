@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from shoal.discovery.topology import NodeState, Topology
-from shoal.membership.state import Cluster
+from shoal.membership.route_machine import RouteMachine
 from shoal.node.roster import Roster
 from shoal.observed.cluster import MachineView, Progress, StageView
 from shoal.pipeline.timing import StepTiming
 
 
-def machine_view(state: NodeState, cluster: Cluster, roster: Roster, now: float) -> MachineView:
+def machine_view(state: NodeState, pipeline: RouteMachine, roster: Roster, now: float) -> MachineView:
     """now: seconds, on the cluster's clock."""
-    join, member = roster.machines[state.number], cluster.members.get(state.number)
+    join, member = roster.machines[state.number], pipeline.members.get(state.number)
     first, end = _span(state.layers)
     link, doing = roster.reached.get(join.name), roster.activities.get(join.name, "")
     return MachineView(
@@ -22,7 +22,7 @@ def machine_view(state: NodeState, cluster: Cluster, roster: Roster, now: float)
         number=state.number,
         role=state.role,
         state=state.state,
-        words=cluster.described(state.number, now) if member is not None else "its link is being measured",
+        words=pipeline.described(state.number, now) if member is not None else "its link is being measured",
         address=state.address,
         machine=state.machine,
         threads=state.threads,
@@ -42,13 +42,14 @@ def machine_view(state: NodeState, cluster: Cluster, roster: Roster, now: float)
         busy=state.load.busy,
         slower=member.slower if member is not None else 1.0,
         queue=state.load.queue,
-        progress=_progress(join.name, doing, cluster, roster.weights.get(join.name, 0)) if state.state == "loading" else None,
+        progress=_progress(join.name, doing, pipeline, roster.weights.get(join.name, 0)) if state.state == "loading" else None,
+        computed=roster.computed.get(join.name),
     )
 
 
-def _progress(name: str, doing: str, cluster: Cluster, held: int) -> Progress:
+def _progress(name: str, doing: str, pipeline: RouteMachine, held: int) -> Progress:
     """held: bytes of weights."""
-    placement = cluster.coming.placement if cluster.coming is not None else None
+    placement = pipeline.coming.placement if pipeline.coming is not None else None
     total = next((stage.held_bytes for stage in placement.stages if stage.node == name), 0) if placement is not None else 0
     return Progress(doing or "loads its layers", min(held, total), total)
 
@@ -61,9 +62,11 @@ def _span(layers: str) -> tuple[int, int]:
     return int(first), int(last or first) + 1
 
 
-def stage_views(cluster: Cluster, topology: Topology, steps: Sequence[StepTiming], hops: Sequence[Sequence[float]]) -> list[StageView]:
+def stage_views(
+    pipeline: RouteMachine, topology: Topology, steps: Sequence[StepTiming], hops: Sequence[Sequence[float]]
+) -> list[StageView]:
     """steps: the latest that sampled. hops: the latest seconds of each hop."""
-    placement = cluster.placement
+    placement = pipeline.placement
     if placement is None:
         return []
     count = len(placement.stages)

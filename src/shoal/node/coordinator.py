@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from time import time
@@ -19,7 +20,8 @@ from shoal.discovery.topology import MAX_NAME, RequestLoad, Topology
 from shoal.errors import ClusterError, NotReady, ProtocolError, ShoalError, StageLost
 from shoal.membership import events, instructions
 from shoal.membership.admission import AdmissionRules
-from shoal.membership.state import SERVING, WAITING, Cluster
+from shoal.membership.route_machine import SERVING, WAITING
+from shoal.membership.state import Cluster
 from shoal.models.manifest import Manifest
 from shoal.native import BLOCK_TOKENS
 from shoal.node.environment import Environment
@@ -35,6 +37,7 @@ from shoal.node.requests import Requests
 from shoal.node.roster import Roster
 from shoal.node.share import Share
 from shoal.node.step_guess import step_guess
+from shoal.observed.computing import Computed, ComputeParts
 from shoal.observed.event import EventKind
 from shoal.pipeline.driver import Driver
 from shoal.pipeline.route import Route
@@ -86,6 +89,7 @@ class Coordinator:
         self.cluster = Cluster(
             __version__, settings.min_nodes, self._planner, settings.heartbeat * _SILENCES, admission, settings.engine.degrade
         )
+        self.pipeline = self.cluster.pipeline
         self.roster = Roster()
         self._orders = Orders(settings.host, settings.engine, model, environment, self._share, self.cluster.members, self.roster.machines)
         self._tasks: dict[asyncio.Task[None], None] = {}
@@ -183,7 +187,7 @@ class Coordinator:
         """Tells the cluster about stages that are slower than their nodes measured."""
         while True:
             await asyncio.sleep(self.settings.pace)
-            if (path := self.cluster.serving) is None:
+            if (path := self.pipeline.serving) is None:
                 continue
             slower = self._pace.judge(len(path.nodes), partial(self._promised, path.nodes, path.placement))
             for node, times in zip(path.nodes, slower or (), strict=False):
@@ -195,7 +199,7 @@ class Coordinator:
         return [f"{name}: {activity}" for name, activity in self.roster.activities.items() if activity]
 
     def expectation(self) -> Expectation | None:
-        placement = self.cluster.placement
+        placement = self.pipeline.placement
         nodes = {member.name: member.profile for member in self.cluster.members.values()}
         if placement is None or any(part.node not in nodes for part in (*placement.stages, *placement.workers)):
             return None
@@ -214,13 +218,13 @@ class Coordinator:
     def _strand(self) -> None:
         """Lets requests wait for nodes to come, but not for ever."""
         now = self._environment.now()
-        if not self.requests or self.cluster.state != WAITING or self.cluster.confirming:
+        if not self.requests or self.pipeline.state != WAITING or self.pipeline.confirming:
             self._stranded = None
             return
         self._stranded = now if self._stranded is None else self._stranded
         if now - self._stranded > self.settings.wait:
             self._stranded = None
-            self.requests.end_all(StageLost(f"no nodes came for {self.settings.wait:g} s: {self.cluster.why}"))
+            self.requests.end_all(StageLost(f"no nodes came for {self.settings.wait:g} s: {self.pipeline.why}"))
 
     # Requests
 
@@ -232,11 +236,11 @@ class Coordinator:
     @property
     def able(self) -> bool:
         """Whether a model is served, or will be again in moments."""
-        return self.driver is not None and (self.cluster.state != WAITING or self.cluster.confirming)
+        return self.driver is not None and (self.pipeline.state != WAITING or self.pipeline.confirming)
 
     @property
     def serving(self) -> bool:
-        return self.cluster.state == SERVING
+        return self.pipeline.state == SERVING
 
     def submit(self, request: Request) -> TokenStream:
         """Raises NotReady, InvalidRequest, QueueFull."""
@@ -245,7 +249,7 @@ class Coordinator:
     def open_driver(self) -> Driver:
         """Raises NotReady."""
         if self.driver is None or not self.able:
-            raise NotReady(f"no model is served now: {self.cluster.progress}")
+            raise NotReady(f"no model is served now: {self.pipeline.progress}")
         return self.driver
 
     # Messages from the nodes
@@ -285,6 +289,8 @@ class Coordinator:
                             self.use[counted.layer] = [a + b for a, b in zip(known, counted.rows, strict=True)]
                     self.roster.activities[member.name] = message.activity
                     self.roster.weights[member.name] = message.weights
+                    for decoding, prompts in zip(message.decoding, message.prompts, strict=False):
+                        self.roster.computed[member.name] = Computed(ComputeParts(**asdict(decoding)), ComputeParts(**asdict(prompts)))
                 if message.packed:
                     self.roster.machines[node].packed = message.packed
             case _:
@@ -373,7 +379,7 @@ class Coordinator:
         self.loads.rename(request, name)
         self._observer.gone(request)
         self._moves.links = Measured(self.roster.reached)
-        if (path := self.cluster.serving) is not None:
+        if (path := self.pipeline.serving) is not None:
             names = [stage.node for stage in path.placement.stages]
             self.recorder.timelines.route(path.epoch, names)
             self._observer.route(names)
@@ -399,14 +405,14 @@ class Coordinator:
     def describe(self) -> control.ClusterDescription:
         waiting = len(self.requests) if self.driver is not None else 0
         return described(
-            self.name, self.model.name, self.cluster, self.roster, waiting, self.recorder.lines(_LINES), self._environment.now()
+            self.name, self.model.name, self.pipeline, self.roster, waiting, self.recorder.lines(_LINES), self._environment.now()
         )
 
     def topology(self) -> Topology:
         """What is published of the cluster."""
         running, waiting = (0, 0) if (driver := self.driver) is None else (driver.scheduler.running, driver.scheduler.waiting)
         requests = RequestLoad(running, waiting, self.settings.engine.slots)
-        return live_topology(self.name, self.model.name, self.cluster, self.roster, self.loads, requests, self._environment.now())
+        return live_topology(self.name, self.model.name, self.pipeline, self.roster, self.loads, requests, self._environment.now())
 
     # Decisions of the state machine
 
@@ -414,7 +420,7 @@ class Coordinator:
         if self._stopping:
             return
         if self.driver is not None:
-            self.cluster.tokens = self.driver.scheduler.computed
+            self.pipeline.tokens = self.driver.scheduler.computed
         for instruction in self.cluster.handle(event, self._environment.now()):
             self._carry_out(instruction)
         self.changed.set()
@@ -475,7 +481,7 @@ class Coordinator:
         """Takes the last stage's link to the head."""
         try:
             greeting = await greeted(stream, self._share)
-            opening, placement = self._opening, self.cluster.placement
+            opening, placement = self._opening, self.pipeline.placement
             wanted = opening is not None and placement is not None and not opening.results.done()
             stages = len(placement.stages) if wanted and placement is not None else -1
             await accept_link(stream, greeting, opening.epoch if opening else 0, self.name, stages, "head")
@@ -549,7 +555,7 @@ class Coordinator:
     def _step(self, timing: StepTiming) -> None:
         self._observer.step(timing, self.recorder.step(timing))
         self._pace.add(timing)
-        for node, trace in zip(self.cluster.route, timing.traces, strict=False):
+        for node, trace in zip(self.pipeline.route, timing.traces, strict=False):
             if (member := self.cluster.members.get(node)) is not None:
                 self.loads.ran(member.name, trace.compute + trace.sample)
         if timing.sampled:
@@ -580,8 +586,8 @@ class Coordinator:
     async def until_ready(self) -> None:
         """Waits until a model is served. Raises ClusterError if the nodes that joined cannot serve it."""
         while not self.serving:
-            cluster = self.cluster
-            if cluster.state == WAITING and len(cluster.members) >= self.settings.min_nodes and cluster.why and not cluster.confirming:
-                raise ClusterError(cluster.why)
+            pipeline = self.pipeline
+            if pipeline.state == WAITING and len(pipeline.members) >= self.settings.min_nodes and pipeline.why and not pipeline.confirming:
+                raise ClusterError(pipeline.why)
             self.changed.clear()
             await self.changed.wait()

@@ -8,11 +8,11 @@ from shoal.telemetry.metrics import Metrics
 
 
 def gauge(metrics: Metrics, coordinator: Coordinator) -> None:
-    cluster, engine = coordinator.cluster, coordinator.settings.engine
-    metrics.nodes.set(len(cluster.members))
+    pipeline, engine = coordinator.pipeline, coordinator.settings.engine
+    metrics.nodes.set(len(pipeline.members))
     metrics.ready.set(coordinator.serving)
-    metrics.epoch.set(cluster.epoch)
-    metrics.predicted.set(cluster.placement.tokens_per_second if cluster.placement else 0.0)
+    metrics.epoch.set(pipeline.epoch)
+    metrics.predicted.set(pipeline.placement.tokens_per_second if pipeline.placement else 0.0)
     metrics.slots.set(engine.slots)
     metrics.queue.set(engine.queue)
     for kind, count in coordinator.recorder.events.counts.items():
@@ -24,21 +24,25 @@ def gauge(metrics: Metrics, coordinator: Coordinator) -> None:
 
 def _nodes(metrics: Metrics, coordinator: Coordinator) -> None:
     now = coordinator.recorder.now()
-    for member in coordinator.cluster.members.values():
+    for member in coordinator.pipeline.members.values():
         metrics.busy.set(coordinator.loads.of(member.name).busy, member.name)
         metrics.memory.set(member.profile.memory, member.name)
         metrics.silence.set(max(now - member.heard, 0.0), member.name)
-    names = (member.name for member in coordinator.cluster.members.values())
+    names = (member.name for member in coordinator.pipeline.members.values())
     metrics.balance.only({(name,): share for name, share in coordinator.loads.balance(names).items()})
 
 
 def _route(metrics: Metrics, coordinator: Coordinator) -> None:
-    cluster, roster, cost = coordinator.cluster, coordinator.roster, coordinator.model.cost
-    stages = cluster.placement.stages if cluster.placement else ()
-    tokens = cluster.placement.kv_tokens if cluster.placement else 0
-    members = {member.name: member for member in cluster.members.values()}
-    held = {stage.node: stage.memory or roster.held(members[stage.node]) for stage in stages if stage.node in members}
-    held |= {member.name: roster.held(member) for node, member in cluster.members.items() if node in cluster.workers}
+    pipeline, roster, cost = coordinator.pipeline, coordinator.roster, coordinator.model.cost
+    stages = pipeline.placement.stages if pipeline.placement else ()
+    tokens = pipeline.placement.kv_tokens if pipeline.placement else 0
+    members = {member.name: member for member in pipeline.members.values()}
+    streamed = {stage.node: stage.memory for stage in stages}
+    held = {
+        member.name: streamed.get(member.name, 0) or roster.held(member, pipeline.holdings[node])
+        for node, member in pipeline.members.items()
+        if member.name in streamed or node in pipeline.workers
+    }
     metrics.weights.only({(node,): size for node, size in held.items()})
     metrics.stage_layers.only({(stage.node, str(i)): stage.layers for i, stage in enumerate(stages)})
     metrics.slowdown.only({(stage.node,): members[stage.node].slower for stage in stages if stage.node in members})

@@ -112,7 +112,7 @@ class Head:
 
     @property
     def placement(self) -> Placement | None:
-        return self.coordinator.cluster.placement
+        return self.coordinator.pipeline.placement
 
     def expectation(self) -> Expectation | None:
         """What the placement is expected to give; None if there is none."""
@@ -136,7 +136,7 @@ class Head:
     def state(self) -> str:
         """Why no model is served, for people; '' if one is."""
         coordinator = self.coordinator
-        return "" if coordinator.serving else coordinator.cluster.progress or "the model is being loaded"
+        return "" if coordinator.serving else coordinator.pipeline.progress or "the model is being loaded"
 
     @property
     def activities(self) -> list[str]:
@@ -261,6 +261,8 @@ class Head:
             self.metrics.asks(node, asdict(asks))
         for work in heartbeat.expert_work:
             self.metrics.work(node, asdict(work))
+        for decoding, prompts in zip(heartbeat.decoding, heartbeat.prompts, strict=False):
+            self.metrics.computing(node, asdict(decoding), asdict(prompts))
 
     def sampled(self, chunks: list[TokenChunk]) -> None:
         self.metrics.tokens.sampled(chunks, self._machine.now())

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import structlog
+from msgspec.structs import asdict
 
 from shoal.config import KvType, NodeSettings, Precision
 from shoal.control import messages as control
@@ -182,3 +183,7 @@ class PulledModel:
         heartbeat.journal_spilled, heartbeat.journal_given_up = counters.spilled, counters.given_up
         heartbeat.fetched_from_origin = self._from_origin
         heartbeat.journal_replayed = counters.replayed
+        if self._shard.runtime:  # it has layers
+            counts = self._shard.part_counts
+            heartbeat.decoding = [control.ComputeParts(**asdict(counts.decoding))]
+            heartbeat.prompts = [control.ComputeParts(**asdict(counts.prompts))]

@@ -12,7 +12,7 @@ from shoal import __version__
 from shoal.control.messages import DismissRequest
 from shoal.errors import CapacityError
 from shoal.membership.path import Path
-from shoal.membership.state import MOVING
+from shoal.membership.route_machine import MOVING
 from shoal.models.description import Description
 from shoal.models.spec import Experts
 from shoal.node.advice import advice, attention
@@ -56,17 +56,17 @@ class Operations:
 
     async def cluster(self) -> ClusterView:
         c = self._coordinator
-        cluster, recorder, now = c.cluster, c.recorder, c.now()
+        pipeline, recorder, now = c.pipeline, c.recorder, c.now()
         topology = c.topology()
-        machines = [machine_view(state, cluster, c.roster, now) for state in topology.nodes.values()]
+        machines = [machine_view(state, pipeline, c.roster, now) for state in topology.nodes.values()]
         driver = c.driver
         steps = [] if driver is None else driver.timings.latest(_RECENT)
-        stages = stage_views(cluster, topology, steps, recorder.hops)
+        stages = stage_views(pipeline, topology, steps, recorder.hops)
         requests = RequestsView(slots=c.settings.engine.slots)
         if driver is not None:
             s = driver.scheduler
             requests = RequestsView(s.running, s.waiting, c.settings.engine.slots, s.pool.used, s.pool.size)
-        reason = cluster.moving or cluster.progress
+        reason = pipeline.moving or pipeline.progress
         events = islice(reversed(recorder.events), _EVENTS)
         spec = self._model.spec
         expectation = c.expectation()
@@ -83,25 +83,25 @@ class Operations:
                 sum(machine.weights for machine in machines),
                 max((part.count for layer in spec.layers if isinstance(part := layer.feed_forward, Experts)), default=0),
             ),
-            state=cluster.state,
+            state=pipeline.state,
             reason=reason,
-            epoch=cluster.epoch,
+            epoch=pipeline.epoch,
             machines=machines,
             stages=stages,
             requests=requests,
-            predicted=cluster.placement.tokens_per_second if cluster.placement is not None else 0.0,
+            predicted=pipeline.placement.tokens_per_second if pipeline.placement is not None else 0.0,
             predicted_single=expectation.alone if expectation is not None else 0.0,
             measured=recorder.tokens_per_second,
             last_hop=median(recorder.hops[-1]) if recorder.hops and recorder.hops[-1] else 0.0,
             advice=advice(stages, self._changes()),
-            attention=attention(cluster.state, reason, machines, requests, c.settings.engine.queue, events, recorder.at),
+            attention=attention(pipeline.state, reason, machines, requests, c.settings.engine.queue, events, recorder.at),
         )
 
     def _changes(self) -> dict[str, float]:
         """What is known of that. It is planned again when the route or a speed changes, in a thread, and is then in the next view."""
-        cluster = self._coordinator.cluster
-        path = cluster.serving
-        key = None if path is None else (path.epoch, *((n, m.slower, m.draining, m.cap) for n, m in cluster.members.items()))
+        pipeline = self._coordinator.pipeline
+        path = pipeline.serving
+        key = None if path is None else (path.epoch, *((n, m.slower, m.draining, m.cap) for n, m in pipeline.members.items()))
         if key != self._looked_at and not self._looking:
             self._looked_at, self._without = key, {}
             if path is not None and len(path.nodes) > 1:
@@ -116,7 +116,7 @@ class Operations:
         try:
             for node, stage in slowest[:_LOOKED_AT]:
                 with suppress(CapacityError):
-                    placement = await asyncio.to_thread(c.cluster.without(path, node, c.now()))
+                    placement = await asyncio.to_thread(c.pipeline.without(path, node, c.now()))
                     self._without[stage.node] = placement.tokens_per_second / path.placement.tokens_per_second
         finally:
             self._looking = False
@@ -139,7 +139,7 @@ class Operations:
 
     async def preview(self, node: str, action: NodeAction) -> PlanView:
         c = self._coordinator
-        number, serving = c.numbered(node), c.cluster.serving
+        number, serving = c.numbered(node), c.pipeline.serving
         if number is None:
             return PlanView(why=f"there is no node '{node}'")
         if serving is None:
@@ -159,16 +159,16 @@ class Operations:
 
     def _planned(self, serving: Path, node: int, action: NodeAction) -> Callable[[], Placement]:
         """Raises CapacityError."""
-        cluster, now = self._coordinator.cluster, self._coordinator.now()
+        pipeline, now = self._coordinator.pipeline, self._coordinator.now()
         match action.do:
-            case "cap" if cluster.coming is not None:
+            case "cap" if pipeline.coming is not None:
                 raise CapacityError(MOVING)
             case "cap":
-                return cluster.capped(serving, node, action.memory, now)
+                return pipeline.capped(serving, node, action.memory, now)
             case "rename":
                 return lambda: serving.placement
             case _:
-                return cluster.without(serving, node, now, beside=action.do == "drain")
+                return pipeline.without(serving, node, now, beside=action.do == "drain")
 
     async def act(self, node: str, action: NodeAction) -> ActionResult:
         c = self._coordinator

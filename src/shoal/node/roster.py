@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import TypeVar
 
 from shoal.control import messages as control
 from shoal.control.server import NodeConnection
 from shoal.membership.events import Joined
+from shoal.membership.holding import Holding
 from shoal.membership.member import Member
+from shoal.observed.computing import Computed
 from shoal.placement.profile import LinkSpeed
+
+T = TypeVar("T")
 
 
 class Roster:
@@ -19,6 +24,8 @@ class Roster:
         """What nodes do that takes long, by name."""
         self.weights: dict[str, int] = {}
         """Bytes of weights that nodes hold, by name."""
+        self.computed: dict[str, Computed] = {}
+        """What the computing of nodes was made of, by name, of those that tell it."""
         self.reached: dict[str, LinkSpeed] = {}
         """The head's links to the nodes, by name."""
         self._aliases: dict[str, str] = {}
@@ -48,12 +55,10 @@ class Roster:
         join = self.machines[node]
         own = next((own for own, alias in self._aliases.items() if alias == join.name), join.name)
         self._aliases[own] = name
-        if join.name in self.reached:
-            self.reached[name] = self.reached.pop(join.name)
-        if join.name in self.activities:
-            self.activities[name] = self.activities.pop(join.name)
-        if join.name in self.weights:
-            self.weights[name] = self.weights.pop(join.name)
+        _rename(self.reached, join.name, name)
+        _rename(self.activities, join.name, name)
+        _rename(self.weights, join.name, name)
+        _rename(self.computed, join.name, name)
         join.name = name
 
     def probe(self, conversation: NodeConnection, joined: Joined) -> None:
@@ -71,9 +76,9 @@ class Roster:
     def probed(self, conversation: NodeConnection) -> None:
         del self._probing[conversation]
 
-    def held(self, member: Member) -> int:
+    def held(self, member: Member, holding: Holding) -> int:
         """Bytes of weights that it holds, as it said last."""
-        return self.weights.get(member.name, member.weight_bytes)
+        return self.weights.get(member.name, holding.weight_bytes)
 
     def tell(self, node: int, message: control.HeadMessage) -> None:
         """Sends a node a message; ignored if the node is gone."""
@@ -107,4 +112,10 @@ class Roster:
         self.reached.pop(machine.name, None)
         self.activities.pop(machine.name, None)
         self.weights.pop(machine.name, None)
+        self.computed.pop(machine.name, None)
         return machine.name
+
+
+def _rename(known: dict[str, T], old: str, new: str) -> None:
+    if old in known:
+        known[new] = known.pop(old)

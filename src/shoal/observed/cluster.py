@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from shoal.observed.computing import Computed
+
 
 class Progress(msgspec.Struct, frozen=True):
     """What a node does that takes long. done, total: bytes; total 0: not known."""
@@ -33,6 +35,7 @@ class MachineView(msgspec.Struct, frozen=True):
     busy:             share of the last 10 s in which it computed
     slower:           times slower than it measured when it joined, beside the other stages
     queue:            frames that wait at a worker
+    computed:         None: it is no stage, or of a version that does not tell
     """
 
     name: str
@@ -60,6 +63,7 @@ class MachineView(msgspec.Struct, frozen=True):
     slower: float = 1.0
     queue: int = 0
     progress: Progress | None = None
+    computed: Computed | None = None
 
 
 class StageView(msgspec.Struct, frozen=True):

@@ -8,7 +8,7 @@ from functools import cache
 
 from shoal.placement.cost import Matrices, ModelCost
 from shoal.placement.profile import NodeProfile
-from shoal.profiling.profile import StageLimit, decodes
+from shoal.profiling.profile import StageLimit, steps_by_kind
 from shoal.profiling.slices import Run
 
 
@@ -26,21 +26,14 @@ def stage_limits(run: Run, bounds: Sequence[tuple[int, int]], nodes: Sequence[No
     out: list[StageLimit] = []
     for i, ((first, end), node) in enumerate(zip(bounds, nodes, strict=True)):
         needed = _needed(first, end, costing)
-        for kind in ("decode", "prompt"):
-            steps = [step for step in run.steps if decodes(step) == (kind == "decode")]
-            if not steps:
-                continue
+        for kind, steps in steps_by_kind(run):
             memory = arithmetic = least = 0.0
-            parts: dict[str, float] = {}
             for step in steps:
                 found = needed(step.rows, step.tokens)
                 reading = sum(size for size, _ in found.values()) / node.bytes_per_second
                 computing = sum(flops for _, flops in found.values()) / node.flops
                 memory, arithmetic, least = memory + reading, arithmetic + computing, least + max(reading, computing)
-                for name, (size, flops) in found.items():
-                    parts[name] = parts.get(name, 0.0) + max(size / node.bytes_per_second, flops / node.flops)
             compute = sum(step.stages[i].compute for step in steps)
-            scale = compute / whole if (whole := sum(parts.values())) else 0.0
             out.append(
                 StageLimit(
                     node.name,
@@ -51,9 +44,23 @@ def stage_limits(run: Run, bounds: Sequence[tuple[int, int]], nodes: Sequence[No
                     arithmetic,
                     "memory" if memory >= arithmetic else "arithmetic",
                     least / compute if compute else 0.0,
-                    {name: seconds * scale for name, seconds in parts.items() if seconds},
                 )
             )
+    return out
+
+
+def estimated_parts(
+    run: Run, bounds: Sequence[tuple[int, int]], nodes: Sequence[NodeProfile], costing: Costing
+) -> dict[tuple[str, str], dict[str, float]]:
+    """The least seconds of each part of computing, by node and kind of steps. The rest as for `stage_limits`."""
+    out: dict[tuple[str, str], dict[str, float]] = {}
+    for (first, end), node in zip(bounds, nodes, strict=True):
+        needed = _needed(first, end, costing)
+        for kind, steps in steps_by_kind(run):
+            parts = out[node.name, kind] = dict.fromkeys(needed(1, 0), 0.0)
+            for step in steps:
+                for name, (size, flops) in needed(step.rows, step.tokens).items():
+                    parts[name] += max(size / node.bytes_per_second, flops / node.flops)
     return out
 
 

@@ -37,8 +37,7 @@ class StageTime(msgspec.Struct, frozen=True):
 class StageLimit(msgspec.Struct, frozen=True):
     """What a stage's computing is measured against, over the steps of one kind. kind: 'decode' or 'prompt'. compute: measured seconds.
     memory: least seconds to read weights, keys and values at the node's measured speed; arithmetic: least seconds for the products.
-    reached: share of what the limit allows; above 1 the node is faster than it measured when it joined. parts: `compute` divided
-    over attention, feed-forward, experts and head as the costs of the model say: estimated, not measured."""
+    reached: share of what the limit allows; above 1 the node is faster than it measured when it joined."""
 
     node: str
     kind: str
@@ -48,6 +47,18 @@ class StageLimit(msgspec.Struct, frozen=True):
     arithmetic: float
     bound: str
     reached: float
+
+
+class StageParts(msgspec.Struct, frozen=True):
+    """What a stage's computing was made of, over the steps of one kind, 'decode' or 'prompt'. compute: measured seconds. counted: whether the
+    node counted its parts; else they are estimated from the costs of the model. parts: seconds, together `compute`, of those of
+    'attention', 'feed-forward', 'experts', 'waiting', 'head' and 'other' that took any: see observed.computing."""
+
+    node: str
+    kind: str
+    steps: int
+    compute: float
+    counted: bool
     parts: dict[str, float]
 
 
@@ -86,6 +97,7 @@ class Profile(msgspec.Struct, frozen=True):
     stages: list[StageTime]
     lost: int = 0
     left_out: int = 0
+    computing: list[StageParts] = []
     links: list[LinkLoad] = []
     limits: list[StageLimit] = []
     predicted: float = 0.0
@@ -144,3 +156,9 @@ def covered(spans: Iterable[tuple[float, float]]) -> float:
 def decodes(step: StepSpan) -> bool:
     """Whether each row of the requests asked about gave a token."""
     return step.own == step.tokens
+
+
+def steps_by_kind(run: Run) -> list[tuple[str, list[StepSpan]]]:
+    """'decode' and 'prompt', if there are any."""
+    kinds = ("decode", [step for step in run.steps if decodes(step)]), ("prompt", [step for step in run.steps if not decodes(step)])
+    return [(kind, steps) for kind, steps in kinds if steps]

@@ -8,9 +8,12 @@ from shoal.sizes import human_bytes
 
 Row = dict[str, str]
 
+_PARTS = ("attention", "feed-forward", "experts", "waiting", "head", "other")
+
 TITLES = {
     "parts": "Where the time of a step goes",
     "stages": "What each stage did",
+    "computing": "What computing is made of",
     "limits": "Computing, and what the machine allows",
     "links": "Links",
     "changes": "What would help, by prediction",
@@ -49,6 +52,16 @@ def tables(profile: Profile) -> dict[str, list[Row]]:
             }
             for one in profile.stages
         ],
+        "computing": [
+            {
+                "stage": one.node,
+                "steps": one.kind,
+                "a step": _ms(one.compute / one.steps),
+                **{part: f"{one.parts[part] / one.compute:.1%}" if part in one.parts else "-" for part in _PARTS},
+                "how": "measured" if one.counted else "estimated",
+            }
+            for one in profile.computing
+        ],
         "limits": [
             {
                 "stage": one.node,
@@ -57,9 +70,6 @@ def tables(profile: Profile) -> dict[str, list[Row]]:
                 "memory limit": _ms(one.memory / one.steps),
                 "arithmetic limit": _ms(one.arithmetic / one.steps),
                 "reached": f"{one.reached:.0%} of {one.bound}",
-                "estimated parts": ", ".join(f"{name} {seconds / one.compute:.0%}" for name, seconds in one.parts.items())
-                if one.compute
-                else "",
             }
             for one in profile.limits
         ],

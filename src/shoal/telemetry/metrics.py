@@ -95,6 +95,7 @@ class Metrics:
         self.stage_layers = values("stage_layers", "Layers of a stage of the route.", "node", "stage")
         self.slowdown = values("stage_slowdown", "Times by which a stage is slower than its node measured.", "node")
         self.weights = values("node_weights_bytes", "Weights that a node holds for the route, in memory.", "node")
+        self._computing = values("node_compute_seconds_total", "What computing in a node's stages was made of.", "node", "part")
         self.kv = values("node_kv_bytes", "Memory that KV blocks take on a node.", "node")
 
         self.interruptions = seconds("interruption", "From noticing that a route is lost, or pausing it, to the next token.", "cause")
@@ -176,6 +177,11 @@ class Metrics:
         """counts: of control.messages.ExpertWork."""
         for name, work in self._work.items():
             work.set(counts[name], node)
+
+    def computing(self, node: str, *seconds: Mapping[str, float]) -> None:
+        """seconds: by part, of control.messages.ComputeParts, of several kinds of steps."""
+        for part in seconds[0]:
+            self._computing.set(sum(each[part] for each in seconds), node, part)
 
     def forget(self, node: str) -> None:
         """Drops the figures of a node that is gone."""

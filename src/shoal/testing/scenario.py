@@ -170,7 +170,7 @@ class Scenario:
             settings, Served("toy", "toy", toy.cost(self.layers, self.layer_bytes, self.workers is not None), 160), head, self.counts
         )
         if self.undecided is not None:
-            coordinator._planner = coordinator.cluster._planner = Whims(coordinator._moves, self.undecided)  # pyright: ignore[reportPrivateUsage]
+            coordinator._planner = coordinator.pipeline._planner = Whims(coordinator._moves, self.undecided)  # pyright: ignore[reportPrivateUsage]
         await coordinator.start()
         self._ambush(coordinator)
         for _ in range(rng.randint(2, 5)):
@@ -220,15 +220,14 @@ class Scenario:
                 )
         if self.coordinator.driver is not None:
             self.coordinator.driver.scheduler.check()
-        cluster = self.coordinator.cluster
-        for path in (cluster.serving, cluster.coming):
+        for path in (self.coordinator.pipeline.serving, self.coordinator.pipeline.coming):
             if path is not None:
                 layers = [layer for node in path.nodes for layer in path.layers(node)]
                 assert layers == list(range(self.layers)), f"the route of epoch {path.epoch} has layers {layers}"
 
     def _check_parts(self, coordinator: Coordinator) -> None:
         """Where all is quiet, nodes that hold experts have no layers, and stages no experts for others."""
-        if (path := coordinator.cluster.serving) is None or coordinator.cluster.coming is not None:
+        if (path := coordinator.pipeline.serving) is None or coordinator.pipeline.coming is not None:
             return
         parts = {member.joined.host: number for number, member in coordinator.cluster.members.items()}
         for node in self._nodes:
@@ -416,11 +415,11 @@ class Scenario:
 
         def watched(event: Any, now: float) -> Any:
             out = handle(event, now)
-            phase = f"{coordinator.cluster.epoch} {coordinator.cluster.moving or coordinator.cluster.state}"
+            phase = f"{coordinator.pipeline.epoch} {coordinator.pipeline.moving or coordinator.pipeline.state}"
             if seen[-1:] != [phase]:
                 seen.append(phase)
-                if self._loop.time() < _TROUBLE and self.rng.random() < 0.06 and (nodes := coordinator.cluster.route):
-                    nodes = [*nodes, *coordinator.cluster.workers]
+                if self._loop.time() < _TROUBLE and self.rng.random() < 0.06 and (nodes := coordinator.pipeline.route):
+                    nodes = [*nodes, *coordinator.pipeline.workers]
                     self._loop.call_later(self.rng.uniform(0, 0.05), self._strike, coordinator, self.rng.choice(nodes), phase)
             return out
 

@@ -30,6 +30,8 @@ LOAD = control.Load(
 )
 HEARTBEAT = control.Heartbeat(
     steps=7,
+    decoding=[control.ComputeParts(attention=0.1, waiting=2.5, other=1e9)],
+    prompts=[control.ComputeParts(head=1e-9)],
     expert_reads=[control.ExpertReads(hits=3, bytes_read=2**41)],
     expert_rows=[control.ExpertRows(layer=1, rows=[0, 2**63, 3]), control.ExpertRows(layer=47, rows=[0] * 127 + [1])],
 )

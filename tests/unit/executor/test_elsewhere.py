@@ -21,7 +21,7 @@ HIDDEN = np.zeros((1, 4), np.float32)
 class Cellar:
     """A store some of whose layers' experts come in two waves, and which cuts its layers before each of `cuts`."""
 
-    nbytes = 17
+    nbytes, waited = 17, 0.25
 
     def __init__(self, waved: set[int], cuts: set[int]) -> None:
         self.waved, self.cuts = waved, cuts
@@ -119,6 +119,6 @@ def test_experts_may_be_replaced_between_steps() -> None:
 def test_blocks_are_those_of_the_store() -> None:
     cellar = Cellar(set(), set())
     store, block = over(cellar, {1}), WeightBlock(1, BlockPart.FEED_FORWARD)
-    assert store.nbytes == 17 and store.lease(block) == "a block"
+    assert (store.nbytes, store.waited) == (17, 0.25) and store.lease(block) == "a block"
     store.release(range(1, 2))
     assert cellar.noted == [block, range(1, 2)]

@@ -9,7 +9,7 @@ from shoal.membership.events import (
     Joined,
 )
 from shoal.membership.instructions import Cut, RefuseNode
-from shoal.membership.state import SERVING
+from shoal.membership.route_machine import SERVING
 from tests.support.membership import cluster, dealt, finish, joined, loads, only, orders, planner, reports, serving
 
 
@@ -41,7 +41,7 @@ def test_a_node_that_is_started_anew_ends_its_ghost():
     assert set(c.members) == {1, 3}
     assert "n2 left: it was started anew" in reports(out)
     assert only(out, Cut) != []
-    assert finish(c) and c.state == SERVING
+    assert finish(c) and c.pipeline.state == SERVING
 
 
 def test_a_node_that_comes_back_before_it_was_missed_ends_its_earlier_membership():
@@ -61,14 +61,14 @@ def test_a_node_that_is_started_anew_takes_its_ghosts_place_in_a_full_cluster():
 def test_a_node_that_joins_while_it_serves_is_a_spare():
     c = serving(1, 2)
     assert orders(c.handle(joined(3), 0)) == []
-    assert c.described(3, 0) == "idle, ready to take over"
+    assert c.pipeline.described(3, 0) == "idle, ready to take over"
 
 
 def test_a_node_that_makes_it_better_is_made_ready_while_it_serves():
     c = serving(1, 2)
     planner(c).better = dealt(("n1", 0, 2), ("n3", 2, 4))
     c.handle(joined(3), 1)
-    assert c.coming is None  # it moved a moment ago
+    assert c.pipeline.coming is None  # it moved a moment ago
     out = c.handle(joined(4), 6)
     assert loads(out) == {1: (0, 2), 3: (2, 4)}
-    assert (c.state, c.moving) == (SERVING, "layers are being moved (loading)")
+    assert (c.pipeline.state, c.pipeline.moving) == (SERVING, "layers are being moved (loading)")

@@ -95,10 +95,10 @@ def suffices(f: Fleet) -> bool:
     """Whether the nodes that are left can serve."""
     profiles = [member.profile for member in f.cluster.members.values()]
     try:
-        f.cluster._planner.first(profiles, {})
+        f.cluster.pipeline._planner.first(profiles, {})
     except CapacityError:
         return False
-    return f.cluster._base is not None or len(profiles) >= f.cluster.min_nodes
+    return f.cluster.pipeline._base is not None or len(profiles) >= f.cluster.pipeline.min_nodes
 
 
 @pytest.mark.slow
@@ -119,7 +119,7 @@ def test_with_a_fresh_machine_it_always_serves_again(scenario: Scenario):
     f = play(scenario)
     f.start(4)
     for slot in range(scenario.min_nodes):
-        if f.cluster._base is None:
+        if f.cluster.pipeline._base is None:
             f.start(slot)
     assert f.settle(lambda: f.serves), "\n".join(f.story[-60:])
 

@@ -12,7 +12,7 @@ from shoal.membership.events import (
 )
 from shoal.membership.instructions import Cut, LoadStage, RefuseNode, Serve
 from shoal.membership.member import Departure
-from shoal.membership.state import LOADING, PAUSING, SERVING, WAITING
+from shoal.membership.route_machine import LOADING, PAUSING, SERVING, WAITING
 from shoal.placement.profile import NodeProfile
 from tests.support.membership import finish, joined, link, linking, load, loading, loads, moving, only, orders, reports, serving, tick
 
@@ -43,14 +43,14 @@ def test_a_neighbour_takes_what_was_lost():
 def test_losing_what_nothing_can_replace_waits_for_another():
     c = serving(1, 2, alone=False)
     c.handle(Left(2, "gone"), 0)
-    assert (c.state, c.route, c.placement) == (WAITING, [], None)
+    assert (c.pipeline.state, c.pipeline.route, c.pipeline.placement) == (WAITING, [], None)
     assert loads(c.handle(joined(3), 0)) == {1: (0, 2), 3: (2, 4)}
 
 
 def test_losing_a_spare_changes_nothing():
     c = serving(1, 2, 3)
     assert orders(c.handle(Left(3, "gone"), 0)) == []
-    assert c.state == SERVING
+    assert c.pipeline.state == SERVING
 
 
 def test_leaving_twice_is_leaving_once():
@@ -93,7 +93,7 @@ def test_what_is_being_moved_may_be_lost_while_the_old_route_serves_on():
     c = moving()
     out = c.handle(Left(3, "gone"), 6)
     assert orders(out) == []
-    assert (c.state, c.route, c.coming) == (SERVING, [1, 2], None)
+    assert (c.pipeline.state, c.pipeline.route, c.pipeline.coming) == (SERVING, [1, 2], None)
     assert "given up" in reports(out)
 
 
@@ -109,7 +109,7 @@ def test_losing_a_stage_that_serves_ends_the_move_too(phase: str):
     c = moving(phase)
     out = c.handle(Left(1, "gone"), 6)
     assert only(out, Cut) == [Cut(1, "n1 left: gone")]
-    assert (c.serving, c.state) == (None, LOADING)
+    assert (c.pipeline.serving, c.pipeline.state) == (None, LOADING)
     assert set(loads(out)) == {2, 3}
 
 
@@ -118,13 +118,13 @@ def test_several_that_fall_silent_together_are_lost_at_once():
     out = tick(c, 9, silent=[1, 2])
     assert only(out, RefuseNode) == [RefuseNode(1, "no heartbeat came", True), RefuseNode(2, "no heartbeat came", True)]
     assert set(loads(out)) == {3, 4}
-    assert c.epoch == 2
+    assert c.pipeline.epoch == 2
 
 
 def test_all_are_lost_and_one_comes_back():
     c = serving(1, 2)
     tick(c, 9, silent=[1, 2])
-    assert (c.state, c.members) == (WAITING, {})
+    assert (c.pipeline.state, c.members) == (WAITING, {})
     assert loads(c.handle(joined(5), 9)) == {5: (0, 4)}
 
 
@@ -137,7 +137,7 @@ def test_a_node_is_suspected_after_half_the_silence():
     out = tick(c, 4.5, silent=[2])
     assert (orders(out), reports(out)) == ([], "n2 has been silent for 4.5 s; it is given up at 8 s")
     assert tick(c, 5, silent=[2]) == []
-    assert c.described(2, 5) == "silent for 5.0 s; given up at 8 s"
+    assert c.pipeline.described(2, 5) == "silent for 5.0 s; given up at 8 s"
 
 
 def test_who_is_heard_again_is_no_longer_suspected():
@@ -162,7 +162,7 @@ def test_who_keeps_getting_lost_is_held_off():
     for i in range(3):
         c.handle(Left(3 + i, "its connection ended"), i)
         c.handle(Joined(4 + i, 0, NodeProfile("n3", 1, 1.0, 1.0), "host", 3, "1"), i)
-    assert c.described(6, 2) == "held off for 4 s: it was lost 3 times"
+    assert c.pipeline.described(6, 2) == "held off for 4 s: it was lost 3 times"
     assert loads(c.handle(Left(1, "gone"), 2)) == {2: (0, 4)}
 
 
@@ -171,8 +171,8 @@ def test_who_was_held_off_comes_back():
     for i in range(2):
         c.handle(Left(2 + i, "gone"), 0)
         c.handle(Joined(3 + i, 0, NodeProfile("n2", 1, 1.0, 1.0), "host", 2, "1"), 0)
-    assert (c.state, tick(c, 1)) == (WAITING, [])
-    assert c.described(4, 1) == "held off for 1 s: it was lost 2 times"
+    assert (c.pipeline.state, tick(c, 1)) == (WAITING, [])
+    assert c.pipeline.described(4, 1) == "held off for 1 s: it was lost 2 times"
     assert set(loads(tick(c, 2.1))) == {1, 4}
 
 
@@ -186,7 +186,7 @@ def test_nodes_that_fall_silent_together_are_not_asked_to_load():
     c.members[3].heard = 8.5
     out = c.handle(Tick(), 9)
     assert {i.node for i in out if isinstance(i, LoadStage)} == {3, 4}
-    assert c.epoch == 2
+    assert c.pipeline.epoch == 2
 
 
 # What programs are told
@@ -194,14 +194,14 @@ def test_nodes_that_fall_silent_together_are_not_asked_to_load():
 
 def test_each_state_of_a_member_has_a_word():
     c = serving(1, 2, 3)
-    assert [c.condition(node, 0) for node in (1, 2, 3)] == ["serving", "serving", "idle"]
+    assert [c.pipeline.condition(node, 0) for node in (1, 2, 3)] == ["serving", "serving", "idle"]
     c.members[2].suspect = True
     c.members[3].draining = True
-    assert [c.condition(node, 0) for node in (1, 2, 3)] == ["serving", "suspected", "draining"]
-    c.members[1].blame("no memory", 0)
-    assert c.condition(1, 0) == "failed"
-    assert loading(1, 2).condition(1, 0) == "loading"
-    assert linking(1, 2).condition(1, 0) == "linking"
+    assert [c.pipeline.condition(node, 0) for node in (1, 2, 3)] == ["serving", "suspected", "draining"]
+    c.pipeline.holdings[1].blame("no memory", 0)
+    assert c.pipeline.condition(1, 0) == "failed"
+    assert loading(1, 2).pipeline.condition(1, 0) == "loading"
+    assert linking(1, 2).pipeline.condition(1, 0) == "linking"
 
 
 def test_a_member_that_is_held_off_is_not_called_idle():
@@ -209,19 +209,19 @@ def test_a_member_that_is_held_off_is_not_called_idle():
     for node in (3, 4, 5):
         c.handle(Left(node, "gone"), 0)
         c.handle(Joined(node + 1, 9, NodeProfile("n3", 1, 1.0, 1.0), "host", 9, "1"), 0)
-    assert c.condition(6, 0) == "held off"
-    assert c.condition(6, 200) == "idle"
+    assert c.pipeline.condition(6, 0) == "held off"
+    assert c.pipeline.condition(6, 200) == "idle"
 
 
 def test_why_a_node_is_gone_is_kept_for_a_while():
     c = serving(1, 2, 3)
     c.handle(Left(3, "gone"), 0)
-    assert c.departed == {3: Departure("gone", False)}
+    assert c.members.departed == {3: Departure("gone", False)}
     c.handle(Left(2, "it was removed", graceful=True), 0)
-    assert c.departed[2] == Departure("it was removed", True)
+    assert c.members.departed[2] == Departure("it was removed", True)
     c.handle(Left(2, "again"), 0)
-    assert c.departed[2].reason == "it was removed"
+    assert c.members.departed[2].reason == "it was removed"
     for node in range(10, 600):
         c.handle(joined(node), 0)
         c.handle(Left(node, "gone"), 0)
-    assert len(c.departed) == 256 and 599 in c.departed and 3 not in c.departed
+    assert len(c.members.departed) == 256 and 599 in c.members.departed and 3 not in c.members.departed

@@ -13,7 +13,7 @@ from shoal.membership.events import (
     SpeedSeen,
 )
 from shoal.membership.instructions import Cut, Dismiss, LinkStage, LoadStage, Pause, RestStage, Serve
-from shoal.membership.state import SERVING
+from shoal.membership.route_machine import SERVING
 from shoal.placement.profile import NodeProfile
 from tests.support.membership import (
     dealt,
@@ -45,7 +45,7 @@ def test_a_better_split_is_loaded_beside_paused_for_and_linked():
     assert isinstance(serve, Serve)
     assert serve.spans == ((2, 4),)
     fill(c, 6)
-    assert (c.route, c.members[2].filled) == ([1, 3], range(0))
+    assert (c.pipeline.route, c.pipeline.holdings[2].filled) == ([1, 3], range(0))
 
 
 def test_after_a_move_there_is_a_rest():
@@ -67,7 +67,7 @@ def test_a_node_that_is_slower_than_it_said_is_measured_anew():
     planner(c).better = dealt(("n1", 0, 2), ("n3", 2, 4))
     assert set(loads(c.handle(SpeedSeen(2, 2.0), 6))) == {1, 3}
     assert c.members[2].profile.bytes_per_second == 0.5
-    assert "2.0 times slower" in c.described(2, 6)
+    assert "2.0 times slower" in c.pipeline.described(2, 6)
 
 
 @pytest.mark.parametrize(("seen", "slower"), [(1.9, 1.0), (0.5, 1.0), (2.6, 2.6)])
@@ -102,8 +102,8 @@ def test_a_node_is_drained_while_the_route_serves_on():
     c = serving(1, 2, 3)
     out = c.handle(DrainAsked(2), 0)
     assert loads(out) == {1: (0, 2), 3: (2, 4)}
-    assert (c.state, only(out, Cut)) == (SERVING, [])
-    assert "draining" in c.described(2, 0)
+    assert (c.pipeline.state, only(out, Cut)) == (SERVING, [])
+    assert "draining" in c.pipeline.described(2, 0)
     assert planner(c).beside == [True]
     assert only(finish(c), Dismiss) == [Dismiss(2, "its layers have been moved; it may leave")]
 
@@ -119,21 +119,21 @@ def test_who_leaves_in_peace_is_not_held_off():
     for node in (3, 4, 5):
         c.handle(Left(node, "it was drained", graceful=True), 0)
         c.handle(Joined(node + 1, 0, NodeProfile("n3", 1, 1.0, 1.0), "host", 3, "1"), 0)
-    assert c.described(6, 0) == "idle, ready to take over"
+    assert c.pipeline.described(6, 0) == "idle, ready to take over"
 
 
 def test_who_cannot_be_done_without_stays_and_that_is_said():
     c = serving(1, 2, alone=False)
     out = c.handle(DrainAsked(2), 0)
     assert "n2 cannot be drained: not enough memory" in reports(out)
-    assert (orders(out), c.members[2].draining, c.state) == ([], False, SERVING)
+    assert (orders(out), c.members[2].draining, c.pipeline.state) == ([], False, SERVING)
 
 
 def test_a_drain_overrides_a_move_that_counts_on_the_node():
     c = moving()
     out = c.handle(DrainAsked(1), 6)
     assert 1 not in loads(out)
-    assert (c.epoch, c.state) == (3, SERVING)
+    assert (c.pipeline.epoch, c.pipeline.state) == (3, SERVING)
     assert only(finish(c, 6), Dismiss) == [Dismiss(1, "its layers have been moved; it may leave")]
 
 

@@ -7,7 +7,8 @@ import pytest
 from shoal.errors import CapacityError
 from shoal.membership.events import Joined, Left, RouteFilled, RoutePaused, StageLinked, StageLoaded
 from shoal.membership.instructions import Cut, HoldExperts, Instruction, LinkStage, LoadStage, RestStage
-from shoal.membership.state import LOADING, SERVING, Cluster
+from shoal.membership.route_machine import LOADING, SERVING
+from shoal.membership.state import Cluster
 from shoal.placement.experts import WorkerPlan
 from shoal.placement.moves import Moves
 from shoal.placement.partition import Placement, StagePlan
@@ -81,8 +82,8 @@ def test_a_stage_that_is_to_hold_experts_runs_on_until_the_new_route_is_linked()
     c = cluster(PIPELINE, WORKER)
     out = tick(c, 6)
     assert [type(order) for order in out if not reports([order])] == [LoadStage, HoldExperts]
-    assert c.state == SERVING and c.coming is not None and c._phase == LOADING
-    epoch = c.coming.epoch
+    assert c.pipeline.state == SERVING and c.pipeline.coming is not None and c.pipeline._phase == LOADING
+    epoch = c.pipeline.coming.epoch
     for node in (A, B):
         out = c.handle(StageLoaded(node, epoch, 5, "native"), 7)
     assert not rested(out), "steps are in flight"
@@ -91,29 +92,29 @@ def test_a_stage_that_is_to_hold_experts_runs_on_until_the_new_route_is_linked()
     assert [type(order) for order in out if isinstance(order, RestStage | LinkStage)] == [RestStage, LinkStage]
     c.handle(StageLinked(A, epoch), 7)
     c.handle(RouteFilled(epoch), 7)
-    assert c.members[B].loaded == () and c.members[B].filled == range(0)
-    assert c.members[A].filled == range(LAYERS)
+    assert c.pipeline.holdings[B].loaded == () and c.pipeline.holdings[B].filled == range(0)
+    assert c.pipeline.holdings[A].filled == range(LAYERS)
 
 
 def test_where_no_route_serves_it_makes_room_before_it_loads() -> None:
     c = cluster(laid_out((A, 0, 2), (C, 2, 4)), laid_out((C, 0, 4), workers=(B,)))
-    c.members[B].loaded = (range(4),)  # from a route before
+    c.pipeline.holdings[B].loaded = (range(4),)  # from a route before
     out = c.handle(Left(A, "its connection ended"), 3)
     assert only(out, Cut) and rested(out) == [B]
     kinds = [type(order) for order in out if isinstance(order, RestStage | HoldExperts)]
     assert kinds == [RestStage, HoldExperts]
-    assert c.members[B].loaded == ()
+    assert c.pipeline.holdings[B].loaded == ()
 
 
 def test_a_lost_stage_turns_its_worker_into_a_stage_that_frees_the_experts_first() -> None:
     c = cluster(WORKER, laid_out((B, 0, 4)))
-    assert c.members[B].experts
+    assert c.pipeline.holdings[B].experts
     out = c.handle(Left(A, "its connection ended"), 1)
     assert rested(out) == [B]
     kinds = [type(order) for order in out if isinstance(order, RestStage | LoadStage)]
     assert kinds == [RestStage, LoadStage]
     serve(c, 2)
-    assert not c.members[B].experts and c.members[B].filled == range(LAYERS)
+    assert not c.pipeline.holdings[B].experts and c.pipeline.holdings[B].filled == range(LAYERS)
 
 
 def test_two_nodes_exchange_their_parts() -> None:
@@ -122,21 +123,21 @@ def test_two_nodes_exchange_their_parts() -> None:
     assert not rested(out)
     out = serve(c, 7)
     assert sorted(rested(out)) == [A, B], "each has something that no route needs any more"
-    assert c.members[A].loaded == () and not c.members[B].experts
+    assert c.pipeline.holdings[A].loaded == () and not c.pipeline.holdings[B].experts
 
 
 def test_a_stage_that_has_loaded_experts_in_vain_keeps_its_keys_and_values() -> None:
     """The move to another role is given up, because the other node is lost; then all layers are its own."""
     c = cluster(PIPELINE, WORKER, laid_out((B, 0, 4)))
     tick(c, 6)
-    assert c.coming is not None
-    c.handle(StageLoaded(B, c.coming.epoch, 5, "native"), 7)
-    assert c.members[B].experts
+    assert c.pipeline.coming is not None
+    c.handle(StageLoaded(B, c.pipeline.coming.epoch, 5, "native"), 7)
+    assert c.pipeline.holdings[B].experts
     out = c.handle(Left(A, "its connection ended"), 8)
     assert not rested(out), "that would free keys and values, too"
-    assert c.coming is not None and c.coming.keep[B] == range(2, 4)
+    assert c.pipeline.coming is not None and c.pipeline.coming.keep[B] == range(2, 4)
     serve(c, 9)
-    assert not c.members[B].experts
+    assert not c.pipeline.holdings[B].experts
 
 
 @pytest.mark.parametrize("memory", [58, 500])
@@ -148,16 +149,16 @@ def test_nodes_without_a_role_serve_by_turns_of_fortune(memory: int) -> None:
     c.handle(joined(A, memory, auto=True), 0)
     c.handle(joined(B, memory, auto=True), 0)
     serve(c)
-    assert c.serving is not None and len(c.serving.nodes) == len(c.serving.workers) == 1
-    (lost,) = c.serving.nodes
+    assert c.pipeline.serving is not None and len(c.pipeline.serving.nodes) == len(c.pipeline.serving.workers) == 1
+    (lost,) = c.pipeline.serving.nodes
     c.handle(joined(C, memory, auto=True), 1)
     now = 1.0
-    while c.coming is not None:
+    while c.pipeline.coming is not None:
         serve(c, now)
         now += 10
         tick(c, now)
     out = c.handle(Left(lost, "its connection ended"), now)
-    assert only(out, Cut) and c.coming is not None
+    assert only(out, Cut) and c.pipeline.coming is not None
     serve(c, now)
-    assert c.serving is not None and lost not in c.serving.members
-    assert set(c.serving.members) <= {A, B, C} - {lost}
+    assert c.pipeline.serving is not None and lost not in c.pipeline.serving.members
+    assert set(c.pipeline.serving.members) <= {A, B, C} - {lost}

@@ -16,7 +16,7 @@ from shoal.membership.events import (
     StageLoaded,
 )
 from shoal.membership.instructions import Cut, LinkStage, LoadStage, Serve
-from shoal.membership.state import FILLING, LINKING, LOADING, PAUSING, SERVING, WAITING
+from shoal.membership.route_machine import FILLING, LINKING, LOADING, PAUSING, SERVING, WAITING
 from tests.support.membership import (
     cluster,
     fill,
@@ -40,7 +40,7 @@ from tests.support.membership import (
 def test_it_waits_for_enough_nodes():
     c = cluster()
     assert orders(c.handle(joined(1), 0)) == []
-    assert (c.state, c.why) == (WAITING, "1 of 2 nodes have joined")
+    assert (c.pipeline.state, c.pipeline.why) == (WAITING, "1 of 2 nodes have joined")
 
 
 def test_with_enough_nodes_each_loads_its_layers():
@@ -57,42 +57,42 @@ def test_links_follow_when_all_have_loaded():
     assert c.handle(StageLoaded(1, 1, 5, "native"), 0) == []
     assert c.handle(StageLoaded(1, 1, 5, "native"), 0) == []
     assert c.handle(StageLoaded(2, 1, 6, "native"), 0) == [LinkStage(1, 1, 2), LinkStage(2, 1, None)]
-    assert (c.state, c.members[2].weight_bytes) == (LINKING, 6)
+    assert (c.pipeline.state, c.pipeline.holdings[2].weight_bytes) == (LINKING, 6)
 
 
 def test_it_says_how_far_loading_has_come():
     c = loading(1, 2)
     c.handle(StageLoaded(1, 1, 5, "native"), 0)
     late = c.members[2].name
-    assert c.progress == f"the model is being loaded: loading, 1 of 2 nodes are done, not yet {late}"
+    assert c.pipeline.progress == f"the model is being loaded: loading, 1 of 2 nodes are done, not yet {late}"
     c.handle(StageLoaded(2, 1, 6, "native"), 0)
-    assert c.progress.startswith("the model is being loaded: linking, 0 of 2 nodes are done")
+    assert c.pipeline.progress.startswith("the model is being loaded: linking, 0 of 2 nodes are done")
 
 
 def test_nothing_is_said_while_it_serves():
-    assert serving(1, 2).progress == ""
+    assert serving(1, 2).pipeline.progress == ""
 
 
 def test_the_route_is_opened_when_all_are_linked():
     c = linking(1, 2)
     assert c.handle(StageLinked(2, 1), 0) == []
     (serve,) = c.handle(StageLinked(1, 1), 0)
-    assert c.placement is not None
-    assert serve == Serve(1, 1, c.placement, ((0, 4),))
-    assert c.state == FILLING
+    assert c.pipeline.placement is not None
+    assert serve == Serve(1, 1, c.pipeline.placement, ((0, 4),))
+    assert c.pipeline.state == FILLING
 
 
 def test_it_serves_when_all_is_filled():
     c = filling(1, 2)
     assert orders(fill(c)) == []
-    assert (c.state, c.why, c.route) == (SERVING, "", [1, 2])
-    assert [c.members[n].filled for n in (1, 2)] == [range(2), range(2, 4)]
+    assert (c.pipeline.state, c.pipeline.why, c.pipeline.route) == (SERVING, "", [1, 2])
+    assert [c.pipeline.holdings[n].filled for n in (1, 2)] == [range(2), range(2, 4)]
 
 
 def test_memory_that_does_not_suffice_is_said_once():
     c = cluster(1)
     assert "not enough memory" in reports(c.handle(joined(1), 0))
-    assert (c.state, tick(c, 1)) == (WAITING, [])
+    assert (c.pipeline.state, tick(c, 1)) == (WAITING, [])
 
 
 # What does not count
@@ -101,11 +101,11 @@ def test_memory_that_does_not_suffice_is_said_once():
 def test_what_belongs_to_an_old_epoch_is_dropped():
     c = serving(1, 2, 3)
     c.handle(Left(1, "gone"), 0)
-    assert (c.epoch, c.state) == (2, LOADING)
+    assert (c.pipeline.epoch, c.pipeline.state) == (2, LOADING)
     old: list[Event] = [StageLoaded(2, 1, 1, ""), StageLinked(2, 1), StageFailed(2, 1, "x"), RouteBroken(1, "x"), RouteFilled(1)]
     for event in [*old, RoutePaused(1)]:
         assert c.handle(event, 0) == []
-    assert (c.epoch, c.state) == (2, LOADING)
+    assert (c.pipeline.epoch, c.pipeline.state) == (2, LOADING)
 
 
 def test_what_comes_from_nodes_outside_the_route_is_dropped():
@@ -119,7 +119,7 @@ def test_what_comes_from_nodes_outside_the_route_is_dropped():
 def test_what_comes_too_early_does_not_count(event: Event):
     c = loading(1, 2)
     assert c.handle(event, 0) == []
-    assert c.state == LOADING
+    assert c.pipeline.state == LOADING
 
 
 # Deadlines
@@ -130,18 +130,18 @@ def test_what_takes_too_long_is_begun_anew(begin: type, deadline: float):
     c = begin(1, 2)
     assert orders(tick(c, deadline)) == []
     assert set(loads(tick(c, deadline + 1))) == {1, 2}
-    assert c.epoch == 2
+    assert c.pipeline.epoch == 2
 
 
 def test_a_pause_that_takes_too_long_becomes_a_cut():
     c = moving(PAUSING)
     out = tick(c, 37)
     assert [type(i) for i in only(out, Cut)] == [Cut]
-    assert c.serving is None
+    assert c.pipeline.serving is None
     finish(c, 38)
 
 
 def test_a_move_that_takes_too_long_to_load_is_given_up():
     c = moving()
     assert orders(tick(c, 1807)) == []
-    assert (c.route, c.coming) == ([1, 2], None)
+    assert (c.pipeline.route, c.pipeline.coming) == ([1, 2], None)

@@ -21,7 +21,7 @@ def test_a_loss_that_nobody_noticed_is_no_interruption():
             town.start(name)
         await town.serving(2)
         await town.answer(town.request("before"))
-        await town.kill(town.head.cluster.members[town.head.cluster.route[0]].name)
+        await town.kill(town.head.cluster.members[town.head.pipeline.route[0]].name)
         await town.serving(2)
         await asyncio.sleep(100)
         await town.answer(town.request("after"))
@@ -38,7 +38,7 @@ def test_a_loss_under_a_stream_is_an_interruption_of_five_parts():
         request = town.request("one", 60)
         stream = town.head.submit(request)
         said = [(await anext(stream)).token]
-        await town.kill(town.head.cluster.members[town.head.cluster.route[0]].name)
+        await town.kill(town.head.cluster.members[town.head.pipeline.route[0]].name)
         said += [chunk.token async for chunk in stream]
         assert [said] == toy.expected(request, LAYERS)
         (one,) = town.counts.interruptions
@@ -113,7 +113,7 @@ def test_a_node_leaves_when_its_layers_were_moved_under_a_stream():
         request = town.request("one", 60)
         stream = town.head.submit(request)
         said = [(await anext(stream)).token]
-        name = town.head.cluster.members[town.head.cluster.route[0]].name
+        name = town.head.cluster.members[town.head.pipeline.route[0]].name
         town.agents[name].leave()
         assert "have been moved" in await town.running[name]
         said += [chunk.token async for chunk in stream]
@@ -127,7 +127,7 @@ def test_a_node_that_is_told_twice_leaves_at_once():
         for name in "ab":
             town.start(name)
         await town.until(lambda: len(town.head.cluster.members) == 2 and town.head.serving)
-        name = town.head.cluster.members[town.head.cluster.route[0]].name
+        name = town.head.cluster.members[town.head.pipeline.route[0]].name
         town.network.freeze(town.hosts["ab".replace(name, "")])  # what should take the layers does not answer
         town.agents[name].leave()
         await asyncio.sleep(1)
@@ -159,7 +159,7 @@ def test_a_look_at_the_cluster_that_fails_is_said_and_not_the_last(monkeypatch: 
             town.start(name)
         await town.serving(2)
         with monkeypatch.context() as broken:
-            broken.setattr(town.head.cluster, "_improve", fail)
+            broken.setattr(town.head.pipeline, "improve", fail)
             await asyncio.sleep(1)
         town.network.freeze(town.hosts["a"])
         await town.until(lambda: len(town.head.cluster.members) == 1)

@@ -29,7 +29,7 @@ def test_nodes_join_serve_and_are_lost():
         await town.serving(2)
 
         serving = town.head.topology()
-        assert serving.route.state == "serving" and serving.route.epoch == town.head.cluster.epoch
+        assert serving.route.state == "serving" and serving.route.epoch == town.head.pipeline.epoch
         assert {stage.node for stage in serving.route.stages} == {"a", "b"}
         assert [numbers(stage.layers) for stage in serving.route.stages] == [{0, 1}, {2, 3}]
         for name, node in serving.nodes.items():

@@ -56,7 +56,7 @@ def test_a_cluster_that_comes_up_is_told_in_order():
 def test_a_loss_is_told_with_its_pause_in_the_timeline_of_whoever_waited():
     async def scenario(town: Town) -> None:
         request, answering = await busy(town, 2, "a", "b", "c")
-        victim = next(m.name for m in town.head.cluster.members.values() if m.joined.node == town.head.cluster.route[0])
+        victim = next(m.name for m in town.head.cluster.members.values() if m.joined.node == town.head.pipeline.route[0])
         had = town.head.recorder.timelines.requests()[0].generated
         await town.kill(victim)
         assert await answering == toy.expected(request, LAYERS)[0]
@@ -117,7 +117,7 @@ def test_a_node_that_has_another_name_keeps_it_when_it_comes_back():
         assert "already" in town.head.rename("a", "b").message and "1 to 48" in town.head.rename("a", "x" * 49).message
         assert "no node 'x'" in town.head.rename("x", "y").message
         assert town.head.rename("a", "big box").done
-        assert {stage.node for stage in town.head.cluster.placement.stages} == {"big box", "b"}  # pyright: ignore[reportOptionalMemberAccess]
+        assert {stage.node for stage in town.head.pipeline.placement.stages} == {"big box", "b"}  # pyright: ignore[reportOptionalMemberAccess]
         assert await answering == toy.expected(request, LAYERS)[0]
         assert set(town.head.topology().nodes) == {"big box", "b"} and "big box" in told(town, EventKind.RENAMED)[0].message
         await town.kill("a")
@@ -135,10 +135,10 @@ def test_a_node_that_has_another_name_keeps_it_when_it_comes_back():
 def test_a_cap_moves_layers_off_a_node_and_is_given_up_where_they_have_nowhere_to_go():
     async def scenario(town: Town) -> None:
         request, answering = await busy(town, 1, "a", "b")
-        holder = next(m.name for m in town.head.cluster.members.values() if m.joined.node in town.head.cluster.route)
+        holder = next(m.name for m in town.head.cluster.members.values() if m.joined.node in town.head.pipeline.route)
         other = {"a": "b", "b": "a"}[holder]
         assert town.head.cap(holder, 1000).done
-        await town.until(lambda: town.head.serving and [s.node for s in town.head.cluster.placement.stages] == [other])  # pyright: ignore[reportOptionalMemberAccess]
+        await town.until(lambda: town.head.serving and [s.node for s in town.head.pipeline.placement.stages] == [other])  # pyright: ignore[reportOptionalMemberAccess]
         assert await answering == toy.expected(request, LAYERS)[0]
         refused = town.head.cap(other, 1000)
         assert not refused.done and "cannot be limited" in refused.message and told(town, EventKind.GIVEN_UP)[-1].node == other
@@ -154,7 +154,7 @@ def test_a_stage_that_becomes_slow_and_recovers_is_told():
         for name in "ab":
             town.start(name)
         await town.serving(2)
-        node = town.head.cluster.route[0]
+        node = town.head.pipeline.route[0]
         for slower in (3.0, 1.0):
             town.head._handle(events.SpeedSeen(node, slower))
         assert [event.kind for event in town.head.recorder.events][-2:] == [EventKind.SLOW, EventKind.RECOVERED]
@@ -179,7 +179,7 @@ def test_preempted_sequences_are_told():
 def test_what_is_previewed_is_what_comes():
     async def scenario(town: Town) -> None:
         await busy(town, 2, "a", "b")
-        operations, serving = Operations(town.head, DESCRIPTION, 0.0), town.head.cluster.serving
+        operations, serving = Operations(town.head, DESCRIPTION, 0.0), town.head.pipeline.serving
         assert serving is not None
         kept, other = serving.placement.stages
         for action in (NodeAction("drain"), NodeAction("remove"), NodeAction("cap", memory=1000)):
@@ -189,7 +189,7 @@ def test_what_is_previewed_is_what_comes():
         same = await operations.preview(other.node, NodeAction("cap"))
         assert [s.node for s in same.stages] == [kept.node, other.node] and not any(same.moved.values())
         assert "there is no node 'x'" in (await operations.preview("x", NodeAction("drain"))).why
-        assert town.head.cluster.serving is serving and town.head.cluster.coming is None, "nothing was done"
+        assert town.head.pipeline.serving is serving and town.head.pipeline.coming is None, "nothing was done"
         assert (await operations.act(other.node, NodeAction("cap", memory=1000))).done
         assert "layers are being moved" in (await operations.preview(kept.node, NodeAction("cap", memory=1000))).why
         await town.serving(1)
@@ -224,17 +224,17 @@ def test_one_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch):
 def test_what_the_cluster_would_do_without_a_stage_is_planned_beside_it():
     async def scenario(town: Town) -> None:
         await busy(town, 2, "a", "b", "c")
-        path = town.head.cluster.serving
+        path = town.head.pipeline.serving
         assert path is not None
         for node, stage in zip(path.nodes, path.placement.stages, strict=True):
-            planned = town.head.cluster.without(path, node, town.head.now())()
+            planned = town.head.pipeline.without(path, node, town.head.now())()
             assert stage.node not in {one.node for one in planned.stages} and planned.tokens_per_second > 0
-        assert town.head.cluster.serving is path, "nothing was moved"
-        small = town.head.cluster.without(path, path.nodes[0], town.head.now())
+        assert town.head.pipeline.serving is path, "nothing was moved"
+        small = town.head.pipeline.without(path, path.nodes[0], town.head.now())
         for member in town.head.cluster.members.values():
             member.cap = 1000
         with pytest.raises(CapacityError):
-            town.head.cluster.without(path, path.nodes[0], town.head.now())()
+            town.head.pipeline.without(path, path.nodes[0], town.head.now())()
         assert small().stages, "planned with what was so when it was asked"
 
     play(scenario, min_nodes=3, spread=True, spares=1)
@@ -243,10 +243,10 @@ def test_what_the_cluster_would_do_without_a_stage_is_planned_beside_it():
 def test_a_better_split_is_told():
     async def scenario(town: Town) -> None:
         await busy(town, 1, "a", "b")
-        node = town.head.cluster.route[0]
+        node = town.head.pipeline.route[0]
         town.head._handle(events.SpeedSeen(node, 20.0))
         await town.until(lambda: told(town, EventKind.RESPLIT))
-        await town.until(lambda: town.head.serving and town.head.cluster.route != [node])
+        await town.until(lambda: town.head.serving and town.head.pipeline.route != [node])
 
     play(scenario)
 

@@ -12,7 +12,7 @@ from hypothesis import given
 
 from shoal.observed.requests import StepSpan
 from shoal.profiling.chrome_trace import chrome_trace
-from shoal.profiling.profile import LinkLoad, Profile, StageLimit, WhatIf, profiled
+from shoal.profiling.profile import LinkLoad, Profile, StageLimit, StageParts, WhatIf, profiled
 from shoal.profiling.report import html_report
 from shoal.profiling.slices import merged, slices
 from shoal.profiling.tables import tables
@@ -55,7 +55,11 @@ def everything(node: str) -> Profile:
     return msgspec.structs.replace(
         made,
         links=[LinkLoad(f"head → {node}", 0.001, 2304)],
-        limits=[StageLimit(node, "decode", 1, 0.004, 0.002, 0.001, "memory", 0.5, {"attention": 0.004})],
+        limits=[StageLimit(node, "decode", 1, 0.004, 0.002, 0.001, "memory", 0.5)],
+        computing=[
+            StageParts(node, "decode", 1, 0.004, True, {"attention": 0.003, "other": 0.001}),
+            StageParts("b", "decode", 1, 0.004, False, {"experts": 0.004}),
+        ],
         changes=[WhatIf(f"without {node}", 10.0, 0.1), WhatIf("no", why=node)],
         notes=[node],
     )
@@ -88,6 +92,12 @@ def test_every_table_has_rows_of_the_same_columns():
     found = tables(everything("a"))
     assert all(found.values())
     assert all(len({tuple(row) for row in rows}) == 1 for rows in found.values())
+
+
+def test_computing_says_whether_it_was_measured():
+    measured, estimated = tables(everything("a"))["computing"]
+    assert (measured["how"], measured["attention"], measured["other"], measured["head"]) == ("measured", "75.0%", "25.0%", "-")
+    assert (estimated["how"], estimated["experts"]) == ("estimated", "100.0%")
 
 
 def test_a_profile_is_read_back_from_its_json():

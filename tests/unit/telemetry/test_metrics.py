@@ -153,6 +153,15 @@ def test_a_step_costs_some_dozens_of_calls() -> None:
 # Interruptions, events
 
 
+def test_computing_is_told_by_part_over_all_kinds_of_steps() -> None:
+    metrics = Metrics("m", {})
+    for more in (0.0, 0.25):
+        metrics.computing("a", {"attention": 1.0 + more, "head": 0.5}, {"attention": 2.0, "head": 0.0})
+        found = told(metrics)
+        assert found.value("node_compute_seconds_total", node="a", part="attention") == 3.0 + more
+        assert found.value("node_compute_seconds_total", node="a", part="head") == 0.5
+
+
 def test_interruptions_are_counted_by_cause_and_part() -> None:
     metrics = Metrics("m", {})
     metrics.interruption(0.9, "lost", {"load": 0.5, "refill": 0.4}, 70)
@@ -200,6 +209,7 @@ def test_a_node_that_is_gone_is_forgotten_whole() -> None:
     metrics.step(timing(trace(0.1, 1.0), trace(0.1, 1.0)), (0.01, 0.02, 0.03))
     metrics.journal("b", 1, 2, 3, 4)
     metrics.fetched("b", 1, 2)
+    metrics.computing("b", {"attention": 1.0})
     metrics.stage_layers.set(3, "b", "1")
     for gauge in (metrics.busy, metrics.resident, metrics.memory, metrics.silence, metrics.weights, metrics.kv, metrics.slowdown):
         gauge.set(1, "b")

@@ -1,0 +1,473 @@
+"""The state machine of the routes over which one model is served.
+
+At most one route serves and one is being prepared, each with its own epoch; anything that belongs to an older epoch is dropped
+wherever it arrives.
+
+    waiting ──nodes suffice──▶ loading ──all loaded──▶ linking ──all linked──▶ filling ──▶ serving
+       ▲                          │  ▲                    ▲                                   │
+       │                          │  └── a better split, a drain: loaded while it serves ─────┤
+       │                          └────── pausing (the steps in flight end) ──▶ linking       │
+       └──── nothing suffices ──── a node is lost, anywhere: fence, place again over the rest ┘
+
+A node's keys and values are good for the layers that it ran when the last route was filled, as long as it has been part of
+every route since: `Holding.filled`. All other layers are refilled before the next route serves. A node may run layers in one route
+and hold experts in the next; what it held for the other part is freed when no route needs it any more.
+
+A node that fails at a stage is left out for a while, and for longer each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence, Set
+from dataclasses import replace
+from functools import partial
+
+from shoal.errors import CapacityError
+from shoal.membership import events
+from shoal.membership.faults import Faults, blame_one
+from shoal.membership.holding import Holding
+from shoal.membership.instructions import Cut, Instruction, Pause, Report, RestStage
+from shoal.membership.member import Member
+from shoal.membership.members import Members
+from shoal.membership.path import Path
+from shoal.membership.planner import Planner
+from shoal.membership.words import condition, doing
+from shoal.observed.event import EventKind
+from shoal.placement.moves import Residency, overlap
+from shoal.placement.partition import Placement
+from shoal.placement.profile import NodeProfile
+
+WAITING, LOADING, PAUSING, LINKING, FILLING, SERVING = "waiting", "loading", "pausing", "linking", "filling", "serving"
+
+MOVING = "layers are being moved; try again when that is done"
+_SOUND = 30.0  # seconds that a route must have served before earlier failures are forgotten
+_CONFIRM = 0.3  # seconds to wait for news of the node whose loss broke a route, before the same route is tried again
+_REST = 5.0  # seconds after a move before another unforced one
+_DEADLINES = {LOADING: 1800.0, PAUSING: 30.0, LINKING: 20.0}  # seconds
+
+
+class RouteMachine:
+    def __init__(
+        self, members: Members, min_nodes: int, planner: Planner, release: Callable[[str, float], list[Instruction]], degrade: bool = False
+    ) -> None:
+        """release: sends home, with a reason, nodes that are being drained and have no part in a route any more; given the time. degrade: a
+        route serves on without experts that nobody has, until another one has them."""
+        self.members = members
+        self.min_nodes = min_nodes
+        self.epoch = 0
+        self.tokens = 0
+        """Computed tokens of all sequences; the head keeps it up to date."""
+        self.holdings: dict[int, Holding] = {}
+        """Of every member."""
+        self.serving: Path | None = None
+        self.coming: Path | None = None
+        self.why = f"0 of {min_nodes} nodes have joined"
+        self._planner = planner
+        self._release = release
+        self._degrade = degrade
+        self._phase = WAITING
+        self._phase_began = 0.0
+        self._base: Placement | None = None  # the placement by which the layers' keys and values are laid out
+        self._ready: set[int] = set()
+        self._faults = Faults()
+        self._seek_at: float | None = None
+        self._suspects: tuple[int, ...] = ()  # the nodes of the broken route whose loss is being confirmed, and why it broke
+        self._broke = ""
+        self._next_move = 0.0
+        self._considered: tuple[int, tuple[tuple[int, float], ...]] | None = None
+
+    # For people
+
+    @property
+    def state(self) -> str:
+        if self.serving is not None:
+            return SERVING
+        return self._phase
+
+    @property
+    def confirming(self) -> bool:
+        """Whether a route broke a moment ago and the cluster still waits to learn which nodes are lost."""
+        return self._seek_at is not None
+
+    @property
+    def moving(self) -> str:
+        """What is being prepared beside the route that serves, or ''."""
+        return "" if self.serving is None or self.coming is None else f"layers are being moved ({self._phase})"
+
+    @property
+    def placement(self) -> Placement | None:
+        """Of the route that serves, or is about to."""
+        return None if (path := self.serving or self.coming) is None else path.placement
+
+    @property
+    def route(self) -> list[int]:
+        return [] if (path := self.serving or self.coming) is None else list(path.nodes)
+
+    @property
+    def workers(self) -> list[int]:
+        """Nodes of the route that hold experts and no layers."""
+        return [] if (path := self.serving or self.coming) is None else list(path.workers)
+
+    @property
+    def _awaited(self) -> tuple[int, ...]:
+        """Who has to be done before the route in preparation goes on."""
+        return () if self.coming is None else self.coming.members if self._phase == LOADING else self.coming.nodes
+
+    @property
+    def progress(self) -> str:
+        """Why no route serves, and how far the one in preparation has come; '' while one serves."""
+        if self.serving is not None or self.coming is None or self._phase not in (LOADING, LINKING):
+            return self.why
+        late = [self.members[node].name for node in self._awaited if node not in self._ready and node in self.members]
+        done = f"{len(self._ready)} of {len(self._awaited)} nodes are done"
+        return f"{self.why}: {self._phase}, {done}" + (f", not yet {', '.join(late)}" if late else "")
+
+    def _part(self, node: int) -> str:
+        """What a member does in a route; '' if it has no part in one."""
+        if self.serving is not None and node in self.serving.members:
+            return SERVING
+        return self._phase if self.coming is not None and node in self.coming.members else ""
+
+    def condition(self, node: int, now: float) -> str:
+        """The same as `described`, in a word for programs."""
+        return condition(self.members[node], self.holdings[node], self._part(node), self.members.holdoff, now)
+
+    def described(self, node: int, now: float) -> str:
+        """What a member is doing, in words."""
+        part = self._part(node)
+        if part == SERVING and self.serving is not None and node in self.serving.workers:
+            plan = self.serving.placement.workers[self.serving.workers.index(node)]
+            part = f"serving {sum(map(len, plan.table))} experts"
+        return doing(self.members[node], self.holdings[node], part, self.members.silence, self.members.holdoff, now)
+
+    # Members
+
+    def joined(self, node: int, loaded: tuple[range, ...], now: float) -> list[Instruction]:
+        """A node is a member now. loaded: layers of this model whose weights it holds."""
+        self.holdings[node] = Holding(loaded)
+        if self.serving is None and self.coming is None and self._seek_at is None:
+            return self._seek(now)
+        return self.improve(now)
+
+    def lost(self, gone: Set[int], why: str, now: float) -> list[Instruction]:
+        """Nodes are members no more."""
+        for node in gone:
+            del self.holdings[node]
+        out: list[Instruction] = []
+        if self.serving is not None and not gone.isdisjoint(self.serving.members):
+            whole = self.serving.goes_on(self.members)
+            if not whole and not (self._degrade and self.serving.stands(self.members)):
+                return [*self._fence(why, now), *self._seek(now)]
+            words = "other workers have its experts; streams go on" if whole else "streams go on without experts that nobody has"
+            out.append(Report(EventKind.RESUMED if whole else EventKind.DEGRADED, words))
+            self._next_move = now  # to have each of them again, and twice if there is room
+        if self.coming is not None and not gone.isdisjoint(self.coming.members):
+            return [*out, *self._forsake(why, now)]
+        if self._seek_at is not None:  # this is the loss that broke the route
+            return [*out, *self._seek(now)]
+        if self.serving is None and self.coming is None:
+            self.why = self._shortage(now)
+        return out
+
+    def needs(self, node: int) -> bool:
+        """Whether it has a part in a route, or may have had one in the route that just broke."""
+        return node in self.route or node in self.workers or self.confirming
+
+    def drained(self, now: float) -> list[Instruction]:
+        """One of its nodes is to be drained."""
+        if self.serving is not None and self.coming is not None and self._phase == LOADING:
+            self.coming = None  # the route in preparation relies on this node
+            self._enter(SERVING, now)
+        return self.improve(now)
+
+    def limited(self, node: int, now: float) -> list[Instruction]:
+        """A member may use more or less memory from now on. Raises CapacityError if what does not fit any more has nowhere to go."""
+        if self.serving is None:
+            return self._seek(now) if self.coming is None else []
+        if node not in self.serving.members:
+            return self.improve(now)
+        if self.coming is not None:
+            raise CapacityError(MOVING)
+        placement = self._replan(self.serving, [m.profile for m in self._usable(now).values()], beside=True)()
+        return [] if placement.holdings == self.serving.placement.holdings else self._begin(placement, now)
+
+    def rename(self, old: str, name: str) -> None:
+        for path in (self.serving, self.coming):
+            if path is not None:
+                path.rename(old, name)
+        if self._base is not None:
+            base = Path(0, (), self._base)
+            base.rename(old, name)
+            self._base = base.placement
+
+    # Events
+
+    def handle(self, event: events.OfRoute, now: float) -> list[Instruction]:
+        match event:
+            case events.StageLoaded():
+                return self._loaded(event, now)
+            case events.StageLinked(node, epoch):
+                return self._linked(node, epoch, now)
+            case events.StageFailed(node, epoch, reason):
+                return self._failed(node, epoch, reason, now)
+            case events.RouteBroken(epoch, reason):
+                return self._broken(epoch, reason, now)
+            case events.RoutePaused(epoch):
+                return self._paused(epoch, now)
+            case events.RouteFilled(epoch):
+                return self._filled(epoch, now)
+
+    def _fence(self, reason: str, now: float) -> list[Instruction]:
+        """Ends whatever serves or is about to; nothing from it is accepted any more."""
+        out: list[Instruction] = []
+        for path in (self.serving, self.coming):
+            if path is not None and (path is self.serving or self._phase == FILLING):
+                out.append(Cut(path.epoch, reason))
+        if (path := self.serving or self.coming) is not None:
+            out.append(Report(EventKind.FENCED, f"the route of epoch {path.epoch} is lost: {reason}", figures={"epoch": path.epoch}))
+        self.serving = self.coming = None
+        self.why = reason
+        self._enter(WAITING, now)
+        return out
+
+    def _forsake(self, reason: str, now: float) -> list[Instruction]:
+        """Ends the route in preparation; the one that serves, if any, goes on."""
+        if self.serving is None:
+            return [*self._fence(reason, now), *self._seek(now)]
+        pausing = self._phase == PAUSING
+        self.coming = None
+        self._next_move = now + _REST
+        out: list[Instruction] = [Report(EventKind.GIVEN_UP, f"a move of layers is given up: {reason}")]
+        if pausing:  # the driver has stopped already: open the same route again
+            return [*out, *self._fence(reason, now), *self._seek(now)]
+        self._enter(SERVING, now)
+        return out
+
+    def _failed(self, node: int, epoch: int, reason: str, now: float) -> list[Instruction]:
+        path = next((p for p in (self.coming, self.serving) if p is not None and p.epoch == epoch), None)
+        if path is None or node not in path.members or node not in self.members:
+            return []
+        member = self.members[node]
+        why = f"{member.name} failed: {reason}"
+        told = Report(EventKind.FAILED, why, member.name)
+        if self._phase == LOADING and path is self.coming:
+            self.holdings[node].blame(reason, now)
+        elif node in path.nodes and self._faults.too_often():  # a failing link is as often as not the fault of its other end
+            self._blame(path.nodes[path.nodes.index(node) :][:2], reason, now)
+        if path is self.coming and self.serving is not None:
+            return [told, *self._forsake(why, now)]
+        return [told, *self._fence(why, now), *self._seek(now)]
+
+    def _broken(self, epoch: int, reason: str, now: float) -> list[Instruction]:
+        path = self.serving if self.serving is not None and self.serving.epoch == epoch else self.coming
+        if path is None or path.epoch != epoch:
+            return []
+        out = self._fence(reason, now)
+        self._seek_at, self._suspects, self._broke = now + _CONFIRM, path.nodes, reason
+        return out
+
+    def _unexplained(self, now: float) -> list[Instruction]:
+        """A route broke, but no node was lost with it."""
+        if self._faults.too_often():
+            self._blame(self._suspects, f"the route breaks again and again: {self._broke}", now)
+        return self._seek(now)
+
+    def _blame(self, suspects: Sequence[int], reason: str, now: float) -> None:
+        blame_one([self.holdings[n] for n in suspects if n in self.holdings], reason, now)
+
+    # Routes
+
+    def _usable(self, now: float) -> dict[int, Member]:
+        return {n: m for n, m in self.members.available(now).items() if self.holdings[n].usable(now)}
+
+    def _residencies(self) -> dict[str, Residency]:
+        return {self.members[n].name: Residency(holding.loaded, holding.filled) for n, holding in self.holdings.items()}
+
+    def _shortage(self, now: float) -> str:
+        usable = self._usable(now)
+        out = "; ".join(f"{m.name} {self.described(n, now)}" for n, m in self.members.items() if n not in usable)
+        return f"{len(usable)} of {self.min_nodes} nodes have joined" + (f" ({out})" if out else "")
+
+    def _seek(self, now: float) -> list[Instruction]:
+        """Looks for a route when none serves."""
+        self._seek_at = None
+        usable = self._usable(now)
+        nodes = [m.profile for m in usable.values()]
+        if self._base is None and len(usable) < self.min_nodes:
+            self.why = self._shortage(now)
+            return self._release("it holds no layers; it may leave", now)
+        try:
+            if self._base is None:
+                placement = self._planner.first(nodes, self._residencies())
+            elif nodes:
+                placement = self._planner.recover(self._base, nodes, self._residencies(), self.tokens)
+            else:
+                raise CapacityError(self._shortage(now))
+        except CapacityError as error:
+            if any(m.draining for m in self.members.values()):
+                return [self.members.stop_draining(error), *self._seek(now)]
+            if str(error) == self.why:
+                return []
+            self.why = str(error)
+            return [Report(EventKind.SHORT, self.why)]
+        return self._begin(placement, now)
+
+    def _begin(self, placement: Placement, now: float) -> list[Instruction]:
+        by_name = {m.name: n for n, m in self.members.items()}
+        self.epoch += 1
+        workers = tuple(by_name[plan.node] for plan in placement.workers)
+        path = Path(self.epoch, tuple(by_name[stage.node] for stage in placement.stages), placement, workers=workers)
+        # A pool of another size is allocated anew, and its contents are lost.
+        same_pool = self._base is not None and self._base.kv_tokens == placement.kv_tokens
+        path.keep = {n: overlap(path.layers(n), self.holdings[n].filled) if same_pool else range(0) for n in path.nodes}
+        self.coming, self._ready = path, set()
+        self._enter(LOADING, now)
+        out: list[Instruction] = [Report(EventKind.PLACED, f"epoch {self.epoch}: {path.layout}", figures={"epoch": self.epoch})]
+        if self.serving is None:
+            self.why = "the model is being loaded"
+            out += self._relieve(path)
+        return [*out, *path.load()]
+
+    def _relieve(self, path: Path) -> list[Instruction]:
+        """Nodes that held layers and are to hold experts, or the other way round, make room, when no other route needs what they held."""
+        out: list[Instruction] = []
+        for node in path.members:
+            holding = self.holdings[node]
+            if node in path.workers and holding.loaded:
+                holding.loaded, holding.filled = (), range(0)
+                out.append(RestStage(node, path.epoch))
+            elif node in path.nodes and holding.experts and not len(holding.filled):  # with keys and values it makes room when it enters
+                holding.experts = False
+                out.append(RestStage(node, path.epoch))
+        return out
+
+    def _loaded(self, event: events.StageLoaded, now: float) -> list[Instruction]:
+        path = self.coming
+        if path is None or event.epoch != path.epoch or self._phase != LOADING or event.node not in path.members:
+            return []
+        holding = self.holdings[event.node]
+        holding.weight_bytes, holding.runtime = event.weight_bytes, event.runtime
+        if event.node in path.nodes:
+            holding.loaded = (*holding.loaded, path.layers(event.node))
+        else:
+            holding.experts = True
+        self._ready.add(event.node)
+        if len(self._ready) < len(path.members):
+            return []
+        if self.serving is None:
+            return self._link(now)
+        self._enter(PAUSING, now)
+        return [Pause(self.serving.epoch)]
+
+    def _paused(self, epoch: int, now: float) -> list[Instruction]:
+        if self.serving is None or self.serving.epoch != epoch:
+            return []
+        self.serving = None
+        if self.coming is not None and self._phase == PAUSING:
+            self.why = "layers are being moved"
+            return self._link(now)
+        return [*self._fence("it was paused for nothing", now), *self._seek(now)]
+
+    def _link(self, now: float) -> list[Instruction]:
+        assert self.coming is not None
+        path, self._base = self.coming, self.coming.placement
+        out = self._relieve(path)
+        for node, holding in self.holdings.items():
+            if node not in path.members and holding.staged:
+                out.append(RestStage(node, path.epoch))
+            holding.staged = node in path.members
+            holding.filled = path.keep.get(node, range(0))
+            if node in path.nodes:
+                holding.loaded, holding.experts = (path.layers(node),), False
+        self._ready = set()
+        self._enter(LINKING, now)
+        return [*out, *path.link()]
+
+    def _linked(self, node: int, epoch: int, now: float) -> list[Instruction]:
+        path = self.coming
+        if path is None or epoch != path.epoch or self._phase != LINKING or node not in path.nodes:
+            return []
+        self._ready.add(node)
+        if len(self._ready) < len(path.nodes):
+            return []
+        self._enter(FILLING, now)
+        return [path.serve()]
+
+    def _filled(self, epoch: int, now: float) -> list[Instruction]:
+        if self.coming is None or self.coming.epoch != epoch or self._phase != FILLING:
+            return []
+        self.serving, self.coming, self.why = self.coming, None, ""
+        for node in self.serving.nodes:
+            self.holdings[node].filled = self.serving.layers(node)
+        for node in self.serving.members:
+            self.holdings[node].failed = ""
+        self._enter(SERVING, now)
+        self._next_move = now + _REST
+        return [
+            Report(EventKind.SERVING, f"serving over {len(self.serving.nodes)} stage(s), epoch {epoch}", figures={"epoch": epoch}),
+            *self._release("its layers have been moved; it may leave", now),
+        ]
+
+    def improve(self, now: float) -> list[Instruction]:
+        """Looks for a better route while one serves."""
+        if self.serving is None or self.coming is not None:
+            return []
+        draining = [n for n in self.serving.members if n in self.members and self.members[n].draining]
+        lacking = any(n not in self.members for n in self.serving.workers) and not self.serving.goes_on(self.members)
+        nodes = [m.profile for m in self._usable(now).values()]
+        try:
+            if draining:
+                without = self._planner.recover(self.serving.running(self.members), nodes, self._residencies(), self.tokens, beside=True)
+                return self._begin(without, now)
+            if now < self._next_move or any(n not in self._usable(now) for n in self.serving.nodes):
+                return []
+            considered = (self.serving.epoch, tuple((n, m.slower) for n, m in self._usable(now).items()))
+            if considered == self._considered:
+                return []  # nothing has changed since the last look, and looking is expensive
+            self._considered = considered
+            if lacking:
+                without = self._planner.recover(self.serving.running(self.members), nodes, self._residencies(), self.tokens, beside=True)
+                return self._begin(without, now)
+            better = self._planner.improve(self.serving.running(self.members), nodes, self._residencies(), self.tokens)
+        except CapacityError as error:
+            self._next_move = now + _REST
+            return [
+                self.members.stop_draining(error)
+                if draining
+                else Report(EventKind.SHORT, f"nobody can take over the lost experts: {error}")
+            ]
+        self._next_move = now + _REST
+        return [] if better is None else [Report(EventKind.RESPLIT, "a better split was found"), *self._begin(better, now)]
+
+    def without(self, path: Path, node: int, now: float, beside: bool = True) -> Callable[[], Placement]:
+        """What would come of draining a member of the path, as it is now, or of its loss, which serves nobody meanwhile (not `beside`).
+        The result plans it, in any thread: for many nodes that takes seconds. It raises CapacityError."""
+        return self._replan(path, [m.profile for n, m in self._usable(now).items() if n != node], beside)
+
+    def capped(self, path: Path, node: int, memory: int | None, now: float) -> Callable[[], Placement]:
+        """Likewise, of a limit for the memory of a member; see MemoryCapped."""
+        members = self._usable(now).items()
+        return self._replan(path, [(replace(m, cap=memory) if n == node else m).profile for n, m in members], beside=True)
+
+    def _replan(self, path: Path, nodes: list[NodeProfile], beside: bool) -> Callable[[], Placement]:
+        return partial(self._planner.recover, path.running(self.members), nodes, self._residencies(), self.tokens, beside=beside)
+
+    # Time
+
+    def _enter(self, phase: str, now: float) -> None:
+        self._phase, self._phase_began = phase, now
+
+    def tick(self, now: float) -> list[Instruction]:
+        if self._seek_at is not None:
+            return self._unexplained(now) if now >= self._seek_at else []
+        if self.coming is not None and now - self._phase_began > _DEADLINES.get(self._phase, float("inf")):
+            late = [node for node in self._awaited if node not in self._ready and node in self.members]
+            if self._faults.too_often():
+                for node in late:
+                    self.holdings[node].blame(f"{self._phase} took too long", now)
+            return self._forsake(f"{self._phase} took too long ({', '.join(self.members[node].name for node in late)})", now)
+        if self.serving is None and self.coming is None and self._usable(now):
+            return self._seek(now)  # a node that was held off may be back
+        if self._phase == SERVING and now - self._phase_began > _SOUND:
+            self._faults.forget()
+        return self.improve(now)
