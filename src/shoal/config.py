@@ -41,6 +41,11 @@ class Codec(enum.StrEnum):
     INT4 = "int4"
 
 
+class CacheScope(enum.StrEnum):
+    KEY = "key"
+    ALL = "all"
+
+
 class NodeRole(enum.StrEnum):
     LAYERS = "layers"
     EXPERTS = "experts"
@@ -283,6 +288,9 @@ class ApiSettings(Settings):
     )
     responses_size: str = setting("256MiB", "Disk limit for kept responses.")
     responses_days: float = setting(30.0, "Days after which a kept response is deleted.", low=0, high=3650)
+    response_cache: str = setting("0", "Disk limit for answers that are given again to equal requests, like 256MiB; 0: keep none.")
+    response_cache_ttl: float = setting(3600.0, "Seconds for which an answer is given again.", low=0, high=1e9)
+    response_cache_scope: CacheScope = setting(CacheScope.KEY, "Who gets an answer again: the key that asked for it, or all.")
     max_file: str = setting("100MiB", "Largest file that may be uploaded.")
     max_files: int = setting(1000, "Most files kept, of all clients together. Batch outputs count but are never refused.", low=1)
     files_space: str = setting("1GiB", "Disk limit for all files together.")
@@ -301,7 +309,12 @@ class ApiSettings(Settings):
         self._check_host("api_host")
         if self.traces not in ("", "env"):
             _check_receiver(self.traces)
-        for flag, size in (("--max-file", self.max_file), ("--files-space", self.files_space), ("--responses-size", self.responses_size)):
+        for flag, size in (
+            ("--max-file", self.max_file),
+            ("--files-space", self.files_space),
+            ("--responses-size", self.responses_size),
+            ("--response-cache", self.response_cache),
+        ):
             try:
                 parse_bytes(size)
             except ConfigError as error:
@@ -315,6 +328,10 @@ class ApiSettings(Settings):
     @property
     def responses_bytes(self) -> int:
         return parse_bytes(self.responses_size)
+
+    @property
+    def response_cache_bytes(self) -> int:
+        return parse_bytes(self.response_cache)
 
     @property
     def data_folder(self) -> Path:

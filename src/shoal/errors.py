@@ -14,6 +14,7 @@
     │   ├── UnknownObject          no file or batch with that id: HTTP 404
     │   ├── Conflict               the object's state does not allow it: HTTP 409
     │   ├── NoRoom                 a file that is too large, or one too many: HTTP 413
+    │   ├── NotCached              a request that only a kept answer may answer, and there is none: HTTP 504
     │   ├── ConfigError            a setting or flag
     │   ├── PairingRefused         the head does not let a node in (says why)
     │   ├── UnknownModel           no such model here: HTTP 404
@@ -136,6 +137,13 @@ class NoRoom(UserError):
     def __init__(self, message: str, param: str) -> None:
         super().__init__(message)
         self.param = param
+
+
+class NotCached(UserError):
+    """The request says that only a kept answer may answer it, and there is none."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"the request says 'Cache-Control: only-if-cached': {why}; leave that out, and it is computed")
 
 
 class ConfigError(UserError):

@@ -3,7 +3,7 @@
 | folder | what | named by | else, on Linux |
 |---|---|---|---|
 | cache | models, measurements: all of it can be had again | SHOAL_CACHE | ~/.cache/shoal |
-| data | keys/ (the authority, certificates), api/ (keys, responses, files, batches) | SHOAL_HOME, SHOAL_CACHE | ~/.local/share/shoal |
+| data | keys/ (the authority, certificates), api/ (keys, responses, files, batches, the response cache) | SHOAL_HOME, SHOAL_CACHE | ~/.local/share/shoal |
 | state | heads/ (requests under way), chat/ (what was typed) | SHOAL_HOME, SHOAL_CACHE | ~/.local/state/shoal |
 | config | config.toml | SHOAL_CONFIG (the file) | ~/.config/shoal |
 

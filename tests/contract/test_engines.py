@@ -1,18 +1,26 @@
-"""What the gateway may expect of an engine, held in this process and over the socket to another."""
+"""What the gateway may expect of an engine, held in this process, over the socket to another, and behind a cache."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
+from shoal.config import CacheScope
 from shoal.errors import ClusterError, InvalidRequest, NotReady, QueueFull, ShoalError, StageLost, StepFailed
 from shoal.gateway.auth.key import KeyId
-from shoal.gateway.engine import Engine
+from shoal.gateway.caching.engine import CachingEngine
+from shoal.gateway.engine import Engine, Stream
+from shoal.gateway.http.reuse import REUSE, Reuse
 from shoal.request import Alternative, FinishReason, Request, Score, TokenChunk
+from shoal.serving.cache_control import CacheControl
+from shoal.serving.response_cache import Question
+from shoal.serving.response_store import AnswerStore
 from tests.support.engine import FakeEngine, Item, Resumed, ScriptedStream, says, spoken
 from tests.support.http import eventually
 from tests.support.remote import workers
@@ -32,7 +40,24 @@ async def elsewhere(engine: FakeEngine) -> AsyncIterator[Engine]:
         yield await made.join()
 
 
-@pytest.fixture(params=[here, elsewhere], ids=["here", "elsewhere"])
+class Keeping(CachingEngine):
+    """Keeps every answer, and gives none again."""
+
+    async def begin(self, answer: str, note: bytes, requests: Sequence[Request], named: bool) -> Sequence[Stream]:
+        REUSE.set(Reuse(CacheControl(no_cache=True), Question(tuple(requests), seeded=True)))
+        return await super().begin(answer, note, requests, named)
+
+
+@asynccontextmanager
+async def behind_a_cache(engine: FakeEngine) -> AsyncIterator[Engine]:
+    with TemporaryDirectory() as folder:
+        store = AnswerStore(Path(folder), 1 << 20, 60.0)
+        async with workers(engine) as made:
+            yield Keeping(await made.join(), store, CacheScope.KEY)
+        store.close()
+
+
+@pytest.fixture(params=[here, elsewhere, behind_a_cache], ids=["here", "elsewhere", "behind a cache"])
 def at(request: pytest.FixtureRequest) -> Where:
     return request.param
 
@@ -208,8 +233,9 @@ def test_its_state_is_the_engines(at: Where) -> None:
             return super().longest()
 
     async def work(engine: Engine) -> None:
-        assert (engine.name, engine.created, engine.facts, engine.vocabulary, engine.resume) == (
+        assert (engine.name, engine.identity, engine.created, engine.facts, engine.vocabulary, engine.resume) == (
             fake.name,
+            fake.identity,
             fake.created,
             fake.facts,
             fake.vocabulary,
@@ -233,8 +259,13 @@ def test_what_is_observed_is_counted_where_it_is_scraped(at: Where) -> None:
         engine.observe_first_token(0.25)
         engine.observe_request("chat", "accepted", 7)
         engine.observe_answer("left", 1.5)
+        engine.observe_reuse(True)
+        engine.observe_reuse(False)
+        engine.observe_cache(1000, 2)
+        engine.observe_cache(500, 3)
         assert await engine.scrape() == b"shoal_ready 1\n"
         await eventually(lambda: (fake.first_tokens, fake.observed, fake.ended) == (1, [("chat", "accepted", 7)], ["left"]))
+        assert (fake.reused, fake.cache_bytes, fake.evicted) == ([True, False], 500, 5)
 
     fake = FakeEngine()
     with_engine(at, fake, work)

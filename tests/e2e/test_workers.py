@@ -5,7 +5,6 @@ One node serves three heads, one after another: the first without workers, two w
 
 from __future__ import annotations
 
-import contextlib
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ import httpx2 as httpx
 import psutil
 import pytest
 
+from tests.support.api_workers import serves, workers
 from tests.support.cluster import BOUND, Cluster, cluster, gone, until
 from tests.support.restarts import BODIES, Client, said
 from tests.support.stories import open_story, reset, streaming
@@ -23,20 +23,6 @@ from tests.support.stories import open_story, reset, streaming
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 FLAGS = ("--slots", "8", "--context", "512")
-
-
-def workers(made: Cluster) -> list[psutil.Process]:
-    found: list[psutil.Process] = []
-    for process in made.head.family()[1:]:
-        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
-            if "shoal.cli.api_worker" in process.cmdline():
-                found.append(process)
-    return found
-
-
-def serves(worker: psutil.Process, port: int) -> bool:
-    """Whether it has the client at that port of the loopback."""
-    return any(c.raddr and c.raddr.port == port for c in worker.net_connections("tcp"))
 
 
 def server_of(made: Cluster, port: int) -> psutil.Process:

@@ -191,7 +191,7 @@ class Resumed:
 class FakeEngine:
     """gateway.engine.Engine."""
 
-    name, created, vocabulary = "fake", 7, VOCABULARY
+    name, identity, created, vocabulary = "fake", "fake 1", 7, VOCABULARY
     facts = ModelFacts("llama", 2, DIMENSIONS, 8, 2, 1, 2, VOCABULARY, 2048, 135_000_000, 98_000_000, "gguf", "Q4_K")
 
     def __init__(
@@ -212,6 +212,9 @@ class FakeEngine:
         self.ended: list[str] = []
         """Outcomes of answers."""
         self.observed: list[tuple[str, str, int]] = []
+        self.reused: list[bool] = []
+        """Of requests that may be answered from the response cache: whether they were."""
+        self.cache_bytes = self.evicted = 0
         self.first_tokens = 0
         self.spans: list[TraceSpan] = []
         self.resume = 60.0
@@ -273,6 +276,12 @@ class FakeEngine:
 
     def observe_request(self, endpoint: str, outcome: str, prompt_tokens: int) -> None:
         self.observed.append((endpoint, outcome, prompt_tokens))
+
+    def observe_reuse(self, hit: bool) -> None:
+        self.reused.append(hit)
+
+    def observe_cache(self, taken: int, evicted: int) -> None:
+        self.cache_bytes, self.evicted = taken, self.evicted + evicted
 
     async def scrape(self) -> bytes:
         return b"shoal_ready 1\n"

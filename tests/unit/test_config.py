@@ -9,6 +9,7 @@ import pytest
 from shoal import config, errors
 from shoal.config import (
     ApiSettings,
+    CacheScope,
     Codec,
     EngineSettings,
     HeadSettings,
@@ -97,6 +98,10 @@ def test_the_defaults_hold(role: type[Settings]):
         {"port": 65536},
         {"max_file": "large"},
         {"files_space": ""},
+        {"response_cache": "much"},
+        {"response_cache_ttl": -1},
+        {"response_cache_ttl": float("nan")},
+        {"response_cache_scope": "some"},
         {"batch_concurrency": 0},
         {"min_nodes": 0},
         {"slots": 0},
@@ -111,6 +116,14 @@ def test_the_defaults_hold(role: type[Settings]):
 def test_what_is_out_of_range_is_refused_by_flag(bad: dict[str, object]):
     with pytest.raises(errors.ConfigError, match="--" + next(iter(bad)).replace("_", "-")):
         composed(HeadSettings, bad)
+
+
+def test_the_response_cache_is_off_unless_it_has_a_size():
+    assert ApiSettings().response_cache_bytes == 0
+    assert ApiSettings(response_cache="256MiB").response_cache_bytes == 256 << 20
+    assert ApiSettings().response_cache_scope is CacheScope.KEY
+    assert from_environment(HeadSettings, {}, {"SHOAL_RESPONSE_CACHE_SCOPE": "all"}).api.response_cache_scope is CacheScope.ALL
+    assert from_environment(HeadSettings, {}, {}, {"response_cache_ttl": 5.0}).api.response_cache_ttl == 5
 
 
 def test_a_node_has_one_of_three_roles():

@@ -46,6 +46,8 @@ PURE_MODULES = {
     "weights.eviction",
     "weights.expected_use",
     "weights.oracle",
+    "serving.cache_control",
+    "serving.response_cache",
 }
 EFFECTS = {
     "models",
@@ -59,6 +61,7 @@ EFFECTS = {
     "security",
     "triton",
     "telemetry",
+    "serving",
 }
 ABOVE = {"pipeline", "node"}
 TOP = {"gateway", "launch", "cli", "auto", "testing", "__main__", "__init__"}
@@ -68,7 +71,7 @@ EXTRA = {  # which modules of a layer's own or a higher one a module may use bes
     "telemetry": {"pipeline.timing", "pipeline.hops"},
     "control": {"security"},
 }
-ROOMS = ("http", "auth", "engine", "operator", "schema", "answers", "service", "endpoints", "server", "app", "workers")
+ROOMS = ("http", "auth", "engine", "operator", "caching", "schema", "answers", "service", "endpoints", "server", "app", "workers")
 """Of the gateway: each may import those before it."""
 IMPURE = {"asyncio", "socket", "os", "time", "random", "secrets", "threading", "subprocess", "grpc", "numpy"}
 
@@ -119,7 +122,7 @@ def allowed(module: str, other: str) -> bool:
     if here in ABOVE:
         return there in BASE | PURE | EFFECTS | ABOVE
     if here == "gateway":
-        return there in BASE | {"text"}
+        return there in BASE | {"text", "serving"}
     if here == "launch":
         return there not in {"cli", "auto", "testing"}
     return True

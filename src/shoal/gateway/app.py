@@ -22,6 +22,7 @@ from shoal.gateway.auth.gate import Gate
 from shoal.gateway.auth.key import KeyId
 from shoal.gateway.auth.keyring import Keyring
 from shoal.gateway.auth.limits import Limiter, LocalLimiter
+from shoal.gateway.caching.engine import CachingEngine
 from shoal.gateway.endpoints import console, health, models, streams, tokens
 from shoal.gateway.endpoints.batches import route as batches
 from shoal.gateway.endpoints.batches.runner import Runner
@@ -46,11 +47,13 @@ from shoal.gateway.engine import Engine
 from shoal.gateway.http.dialect import refusal
 from shoal.gateway.http.faults import Fault, fault
 from shoal.gateway.http.in_process import InProcessClient
+from shoal.gateway.http.reuse import Reusing
 from shoal.gateway.http.tracing import Tracing
 from shoal.gateway.operator import Operator
 from shoal.gateway.schema.contract import describe
 from shoal.gateway.service import Service
 from shoal.request import Priority
+from shoal.serving.response_store import AnswerStore
 
 _ENDPOINTS = (
     chat,
@@ -80,6 +83,8 @@ _TOLD = (
     "X-Request-Id",
     "Request-Id",
     "Retry-After",
+    "X-Shoal-Cache",
+    "Age",
     *(f"X-RateLimit-{part}-{what}" for part in ("Limit", "Remaining", "Reset") for what in ("Requests", "Tokens")),
 )
 """Response headers that pages of other origins may read."""
@@ -117,9 +122,12 @@ def create_app(
     given = settings or ApiSettings(responses=0)
     keyring = keyring or Keyring(None if settings is None else given.data_folder)
     app = _App(given.origins)
+    engine = _caching(engine, given)
     bounds = Bounds(given.responses, given.responses_bytes, given.responses_days * 86400)
     store = ResponseStore(given.data_folder, bounds)
     service = app.state.service = Service(engine, given, keyring, limiter or LocalLimiter(), recalled, ResponseKeeper(store, engine))
+    if given.response_cache_bytes:
+        app.add_middleware(Reusing)
     app.add_middleware(Gate, given, service.in_flight, keyring, service.limiter)
     if service.traces is not None:
         app.add_middleware(Tracing, service.traces)  # around the gate: a request that is refused there is traced, too
@@ -133,6 +141,14 @@ def create_app(
     return app
 
 
+def _caching(engine: Engine, settings: ApiSettings) -> Engine:
+    """The engine, behind the response cache if there is to be one. Raises ConfigError."""
+    if not settings.response_cache_bytes:
+        return engine
+    store = AnswerStore(settings.data_folder, settings.response_cache_bytes, settings.response_cache_ttl)
+    return CachingEngine(engine, store, settings.response_cache_scope)
+
+
 def _routes(endpoint: Any, service: Service, store: ResponseStore) -> APIRouter:
     return endpoint.routes(service, store) if endpoint in _KEEPING else endpoint.routes(service)
 
@@ -144,6 +160,8 @@ def _add_batches(app: FastAPI, service: Service, store: ResponseStore) -> list[A
     kept = FileStore(database, settings)
     made = BatchStore(database, settings)
     inner = _App()
+    if settings.response_cache_bytes:
+        inner.add_middleware(Reusing)
     _furnish(inner, (_routes(endpoint, service, store) for endpoint in _BATCHED.values()))
 
     def caller(owner: str) -> Caller:

@@ -9,6 +9,7 @@ from time import time
 
 import structlog
 
+from shoal import __version__
 from shoal.config import HeadSettings
 from shoal.control import messages as control
 from shoal.discovery.topology import Topology
@@ -16,6 +17,7 @@ from shoal.errors import InvalidRequest, ShoalError
 from shoal.executor.cost import model_cost
 from shoal.models.description import Description, facts
 from shoal.models.spec import Experts
+from shoal.models.stamp import stamps
 from shoal.node.coordinator import Coordinator
 from shoal.node.gauges import gauge
 from shoal.node.host_environment import HostEnvironment
@@ -63,6 +65,7 @@ class Head:
         self.metrics = Metrics(model.name, {layer: part.count for layer, part in parts.items() if isinstance(part, Experts)})
         self.created = int(time())
         self.facts = facts(model)
+        self.identity = identity_of(settings, model)
         context = min(settings.engine.context, model.spec.context)
         cost = model_cost(model.spec, model.weights, settings.engine.precision, settings.engine.kv_type, settings.engine.step_tokens)
         self._machine = machine or HostEnvironment()
@@ -219,6 +222,13 @@ class Head:
         if outcome in _REFUSED:
             self.coordinator.recorder.rejected.add(f"{_REFUSED[outcome]} (status {outcome}, {endpoint})")
 
+    def observe_reuse(self, hit: bool) -> None:
+        (self.metrics.cache_hits if hit else self.metrics.cache_misses).add(1)
+
+    def observe_cache(self, taken: int, evicted: int) -> None:
+        self.metrics.cache_bytes.set(taken)
+        self.metrics.cache_evictions.add(evicted)
+
     def traced(self, spans: Sequence[TraceSpan]) -> None:
         if self._traces is not None:
             self._traces.send(spans)
@@ -266,6 +276,13 @@ class Head:
         """The metrics in Prometheus' format."""
         gauge(self.metrics, self.coordinator)
         return await asyncio.to_thread(self.metrics.text)  # of thousands of experts it takes as long as several steps
+
+
+def identity_of(settings: HeadSettings, model: Description) -> str:
+    """What answers depend on besides their requests: see gateway.engine.Engine.identity."""
+    engine = settings.engine
+    files = ", ".join(f"{stamp.name} {stamp.size} {stamp.modified}" for stamp in stamps(model.path))
+    return f"shoal {__version__}: {model.reference} ({files}) {engine.precision} {engine.kv_type} {engine.activations}"
 
 
 def admissible(requests: Sequence[Request], vocabulary: int, queue: int) -> None:

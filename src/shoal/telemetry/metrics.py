@@ -76,6 +76,11 @@ class Metrics:
         self.evicted = values("prefix_cache_evicted_blocks_total", "KV blocks of kept prompts that were given up for new ones.")
         self.degraded_tokens = values("degraded_tokens_total", "Tokens computed without an expert that nobody had.")
 
+        self.cache_hits = values("response_cache_hits_total", "Requests answered from the response cache.")
+        self.cache_misses = values("response_cache_misses_total", "Requests that may be answered from it, and were computed.")
+        self.cache_evictions = values("response_cache_evictions_total", "Answers that it gave up for others.")
+        self.cache_bytes = values("response_cache_bytes", "Bytes of the answers in it.")
+
         self.ready = values("ready", "1 while the model is served.")
         self.epoch = values("epoch", "The route's epoch: grows with every route that is tried.")
         self.predicted = values("predicted_tokens_per_second", "What placement predicts for full slots.")

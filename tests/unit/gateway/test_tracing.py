@@ -101,6 +101,14 @@ def test_every_endpoint_is_traced(engine: FakeEngine, app: FastAPI, path: str, b
     assert "prepare" in {part.name for part in engine.spans}
 
 
+def test_an_answer_from_the_response_cache_is_said_to_be_one(engine: FakeEngine, tmp_path: Path):
+    app = traced(engine, tmp_path, response_cache="1MiB")
+    for body in ({**HI, "temperature": 0}, {**HI, "temperature": 0}, HI):
+        fetch(app, "POST", CHAT, json=body)
+    spans = [span for span in engine.spans if span.kind is SpanKind.SERVER]
+    assert [span.attributes.get("shoal.response_cache") for span in spans] == ["miss", "hit", None]
+
+
 def test_every_choice_has_its_reason(engine: FakeEngine, app: FastAPI):
     engine._script = lambda request: [*spoken(request, "ab", 0), *spoken(request, "abcdef", 1)]
     fetch(app, "POST", COMPLETIONS, json={"prompt": ["x", "y"], "n": 2, "max_tokens": 4})

@@ -17,14 +17,15 @@ from shoal.gateway.http.request_id import ID, new_id
 from shoal.gateway.schema.sampling import limit, sampling_params
 from shoal.gateway.schema.wire import SampledBody
 from shoal.request import MAX_CHOICES, Priority, Request, RequestId
+from shoal.serving.response_cache import Question
 from shoal.text.answer_format import AnswerFormat
 from shoal.trace_context import TraceContext
 
 _MAX_STOPS, _MAX_STOP_LENGTH = 4, 256
 MANY_STOPS = 64
 """Most stop strings if an API sets no limit."""
-CHOSEN = {"X-Request-Id": {"type": "string", "pattern": f"^{ID.pattern}$"}}
-"""The header in which a client chooses an id."""
+CHOSEN = {"X-Request-Id": {"type": "string", "pattern": f"^{ID.pattern}$"}, "Cache-Control": {"type": "string"}}
+"""The headers in which a client chooses an id, and says whether a kept answer will do."""
 _TIERS = {"priority": Priority.URGENT, "fast": Priority.URGENT, "flex": Priority.FLEX, "batch": Priority.BATCH}
 
 
@@ -44,6 +45,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """Special tokens that count as text in these answers."""
     named: bool = False
     """Whether the client chose the id, and so may come back for the answer."""
+    seeded: bool = False
+    """Whether the client chose the seed."""
     owner: KeyId = KeyId("")
     """The key that asked; nobody else may read the answer."""
 
@@ -65,6 +68,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     def note(self) -> bytes:
         """Everything except the requests, for `kinds.recalled`."""
         return msgspec.msgpack.encode(msgspec.structs.replace(self, requests=()))
+
+    @property
+    def question(self) -> Question:
+        """What the tokens of the answer depend on."""
+        return Question(self.requests, self.stops, self.markers, self.seeded)
 
     def of(self, owner: KeyId, first: Priority, trace: TraceContext | None = None) -> Self:
         """The same job for that owner, in no class above `first`."""
@@ -167,4 +175,5 @@ def common(
         "stream": bool(body.stream),
         "include_usage": body.stream_options is not None and body.stream_options.include_usage,
         "named": chosen is not None,
+        "seeded": body.seed is not None,
     }

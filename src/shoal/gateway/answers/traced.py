@@ -6,6 +6,7 @@ from shoal.errors import UserError
 from shoal.gateway.answers.answer import Answer
 from shoal.gateway.engine import TakenOver
 from shoal.gateway.http.request_span import RequestSpan
+from shoal.gateway.http.reuse import REUSE
 
 
 def describe(span: RequestSpan, answer: Answer, model: str) -> None:
@@ -24,6 +25,8 @@ def describe(span: RequestSpan, answer: Answer, model: str) -> None:
         "gen_ai.usage.input_tokens": answer.job.prompt_tokens,
         "shoal.priority": first.priority.name.lower(),
     }
+    if (reuse := REUSE.get()) is not None and reuse.found:
+        attributes["shoal.response_cache"] = reuse.found
     if sampling.top_k:
         attributes["gen_ai.request.top_k"] = sampling.top_k
     if answer.job.choices > 1:

@@ -17,6 +17,7 @@ from shoal.gateway.auth.caller import CALLER, Caller
 from shoal.gateway.auth.key import KeyId
 from shoal.gateway.engine import Engine, Resumed, Stream
 from shoal.gateway.http.request_span import SPAN
+from shoal.gateway.http.reuse import REUSE
 from shoal.request import Request
 from shoal.trace_context import TRACE
 
@@ -82,6 +83,8 @@ class Answers:
         caller = CALLER.get()
         job = job.of(caller.id, caller.priority, TRACE.get())
         self._beginning.add(job.id)
+        if (reuse := REUSE.get()) is not None:
+            reuse.question = job.question
         try:
             streams = await self._submit(job)
         finally:

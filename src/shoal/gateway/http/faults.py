@@ -16,6 +16,7 @@ from shoal.errors import (
     NoRoom,
     NotAllowed,
     NotAuthenticated,
+    NotCached,
     NotReady,
     QueueFull,
     RateLimited,
@@ -79,6 +80,8 @@ def fault(error: ShoalError) -> Fault:
             return Fault(409, message, "invalid_request_error", error.param, "conflict")
         case NoRoom():
             return Fault(413, message, "invalid_request_error", error.param, "no_room")
+        case NotCached():
+            return Fault(504, message, "invalid_request_error", "Cache-Control", "not_cached")
         case UserError():
             return Fault(400, message, "invalid_request_error")
         case QueueFull():

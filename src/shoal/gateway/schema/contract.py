@@ -41,6 +41,7 @@ REFUSALS = {
     431: "The headers are too many or too large",
     499: "The client went away",
     503: "No model is served now, or the server is about to end; Retry-After says when to come again",
+    504: "No such answer is kept, and Cache-Control asks for no other",
     529: "Anthropic's status for what is 503 elsewhere",
 }
 _OF_BODY = {JSON: (400, 413, 415), FORM: (400, 413)}

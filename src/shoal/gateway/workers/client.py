@@ -93,7 +93,7 @@ class RemoteEngine:
 
     def __init__(self, channel: Channel[FromHead], welcome: Welcome, tokenizer: ChatTokenizer) -> None:
         self.name, self.created, self.vocabulary = welcome.name, welcome.created, welcome.vocabulary
-        self.facts = welcome.facts
+        self.identity, self.facts = welcome.identity, welcome.facts
         self.resume, self.settings, self.tokenizer = welcome.resume, welcome.settings, tokenizer
         self._channel, self._status = channel, welcome.status
         self._numbers = count()
@@ -189,6 +189,12 @@ class RemoteEngine:
 
     def observe_request(self, endpoint: str, outcome: str, prompt_tokens: int) -> None:
         self._channel.say(messages.Observed("request", (endpoint, outcome, prompt_tokens)))
+
+    def observe_reuse(self, hit: bool) -> None:
+        self._channel.say(messages.Observed("reuse", (hit,)))
+
+    def observe_cache(self, taken: int, evicted: int) -> None:
+        self._channel.say(messages.Observed("cache", (taken, evicted)))
 
     def traced(self, spans: Sequence[TraceSpan]) -> None:
         self._channel.say(messages.Traced([*spans]))

@@ -156,7 +156,7 @@ class Observed(Message, frozen=True, tag=9):
     """Something that the head counts."""
 
     what: str
-    values: tuple[str | int | float, ...]
+    values: tuple[str | int | float | bool, ...]
 
 
 class Traced(Message, frozen=True, tag=16):
@@ -178,6 +178,7 @@ class Welcome(Message, frozen=True, tag=20):
     name: str
     created: int
     vocabulary: int
+    identity: str
     facts: ModelFacts
     resume: float
     model: str

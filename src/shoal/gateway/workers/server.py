@@ -73,6 +73,8 @@ class EngineServer:
             "first_token": engine.observe_first_token,
             "answer": engine.observe_answer,
             "request": engine.observe_request,
+            "reuse": engine.observe_reuse,
+            "cache": engine.observe_cache,
         }
 
     async def start(self, path: Path) -> None:
@@ -168,6 +170,7 @@ class EngineServer:
                 engine.name,
                 engine.created,
                 engine.vocabulary,
+                engine.identity,
                 engine.facts,
                 engine.resume,
                 self._model,

@@ -125,11 +125,13 @@ def routes(service: Service) -> APIRouter:
 
     described = partial(contract, dialects=_SPOKEN)
 
-    @router.post("/api/generate", **described(GenerateRequest, OllamaGenerated, 404, 409, 499, 503, lines=OllamaGenerated, headers=CHOSEN))
+    @router.post(
+        "/api/generate", **described(GenerateRequest, OllamaGenerated, 404, 409, 499, 503, 504, lines=OllamaGenerated, headers=CHOSEN)
+    )
     async def generate(request: Request) -> Response:
         return await speak(request, "ollama_generate", GenerateRequest, generate_job, lambda body: bool(body.prompt))
 
-    @router.post("/api/chat", **described(ChatRequest, OllamaChatted, 404, 409, 499, 503, lines=OllamaChatted, headers=CHOSEN))
+    @router.post("/api/chat", **described(ChatRequest, OllamaChatted, 404, 409, 499, 503, 504, lines=OllamaChatted, headers=CHOSEN))
     async def chat(request: Request) -> Response:
         return await speak(request, "ollama_chat", ChatRequest, chat_job, lambda body: bool(body.messages))
 
@@ -156,7 +158,7 @@ def routes(service: Service) -> APIRouter:
             told = await work(request.state.size, written, vectors, wanted, engine, seen.prompt_tokens)
             return name, [each["embedding"] for each in told["data"]], seen.prompt_tokens
 
-    @router.post("/api/embed", **described(EmbedRequest, OllamaEmbedded, 404, 499, 503))
+    @router.post("/api/embed", **described(EmbedRequest, OllamaEmbedded, 404, 499, 503, 504))
     async def embed_all(request: Request) -> Response:
         began = perf_counter()
         if (found := await embedded(request, EmbedRequest, lambda body: body)) is None:
@@ -165,7 +167,7 @@ def routes(service: Service) -> APIRouter:
         took = {"total_duration": nanoseconds(perf_counter() - began), "load_duration": 0, "prompt_eval_count": tokens}
         return JSONResponse({"model": name, "embeddings": vectors, **took})
 
-    @router.post("/api/embeddings", **described(EmbeddingsRequest, OllamaEmbedding, 404, 499, 503))
+    @router.post("/api/embeddings", **described(EmbeddingsRequest, OllamaEmbedding, 404, 499, 503, 504))
     async def embed_one(request: Request) -> Response:
         found = await embedded(request, EmbeddingsRequest, lambda body: EmbedRequest(input=body.prompt, options=body.options))
         return Response(status_code=499) if found is None else JSONResponse({"embedding": found[1][0]})

@@ -1,0 +1,1 @@
+"""Policies in front of an engine, and what they keep."""
