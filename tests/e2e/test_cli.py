@@ -91,7 +91,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["up", "--port", "x"], "--port"),
     (["up", "--port", "70000"], "--port"),
     (["up", "--nodes", "0"], "--nodes"),
-    (["serve", "--precision", "fp99"], "fp99"),
+    (["serve", "--precision", "fp99"], "): 'fp99' is not one of 'auto'"),
     (["serve", "--model", "nope"], MODEL),
     (["serve", "--model", "/no/such.gguf"], "/no/such.gguf"),
     (["serve", "--kv-tokens", "5"], "--kv-tokens"),

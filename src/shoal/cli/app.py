@@ -76,6 +76,7 @@ def _show_usage(error: Any) -> None:
     """Prints what is wrong with the command line."""
     from shoal.cli.show import err
 
+    error.message = error.message.removeprefix("Value error, ")  # typer has it from pydantic
     if err.log is not None:
         err.log.error(error.format_message())
     else:
