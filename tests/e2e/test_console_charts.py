@@ -86,6 +86,7 @@ def drawn(page: Page, canvas: str) -> list[Drawn]:
 
 def test_an_interruptions_figures_are_drawn_whole_or_not_at_all(page: Page, operator: FakeOperator) -> None:
     page.evaluate(f"location.hash = '#/timeline/{REQUEST}'")
+    expect(page.locator(".step-table")).to_have_attribute("data-step", "240")
     page.get_by_role("button", name="All").click()
     (recovery,) = operator.timelines[REQUEST].recoveries
     wide = [name for name, took in recovery.parts.items() if took > 0.3]
@@ -103,7 +104,7 @@ def test_an_interruptions_figures_are_drawn_whole_or_not_at_all(page: Page, oper
 
 def test_the_timelines_axis_is_in_seconds_since_the_first_step(page: Page, operator: FakeOperator) -> None:
     page.evaluate(f"location.hash = '#/timeline/{REQUEST}'")
-    page.locator(".step-table").wait_for()
+    expect(page.locator(".step-table")).to_have_attribute("data-step", "240")
     page.get_by_role("button", name="All").click()
     steps = operator.timelines[REQUEST].steps
     last = steps[-1]
