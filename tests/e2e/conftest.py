@@ -1,4 +1,5 @@
-"""What files of one cluster each share; `made` is that cluster, and theirs. A test that fails shows what its clusters said."""
+"""What files of one cluster each share; `made` is that cluster, and theirs. Likewise the browser of a file. A test that fails shows what
+its clusters said."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from tests.support.cluster import BOUND, Cluster
 
 if TYPE_CHECKING:
     import openai
+    from playwright.sync_api import Browser
 
 
 @pytest.hookimpl(wrapper=True)
@@ -28,6 +30,14 @@ def client(made: Cluster) -> Iterator[openai.OpenAI]:
 
     with openai.OpenAI(base_url=f"{made.url}/v1", api_key="none", timeout=BOUND, max_retries=0) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    from tests.support.browser import chromium
+
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture

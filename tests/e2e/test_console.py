@@ -16,7 +16,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.support import console_figures as expected
-from tests.support.browser import PACKAGES, PAGES, Visitor, chats, chromium, require
+from tests.support.browser import PACKAGES, PAGES, Visitor, chats, require
 from tests.support.cluster import MODEL, Cluster, served, until
 from tests.support.console_figures import figures
 from tests.support.console_format import duration, short, size
@@ -31,12 +31,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     require()
     with served(tmp_path_factory.mktemp("cluster"), 2) as made:
         yield made
-
-
-@pytest.fixture(scope="module")
-def browser(made: Cluster) -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture

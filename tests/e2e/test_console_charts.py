@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.support.browser import Visitor, chromium
+from tests.support.browser import Visitor
 from tests.support.cluster import until
 from tests.support.console_format import duration
 from tests.support.engine import FakeEngine
@@ -43,12 +43,6 @@ class Drawn(NamedTuple):
         """How far the value may be from what it stands for."""
         number, _, unit = self.text.partition(" ")
         return 0.5 * 10.0 ** -len(number.partition(".")[2]) * UNITS[unit]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as made:
-        yield made
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from shoal.observed.models import ModelHere, PullView
 from shoal.observed.requests import RequestView, Timeline
 from shoal.request import Priority, TokenChunk
 from tests.support import console_figures as expected
-from tests.support.browser import Visitor, chats, chromium
+from tests.support.browser import Visitor, chats
 from tests.support.cluster import until
 from tests.support.console_figures import figures
 from tests.support.console_format import clock, count, fixed, moment
@@ -101,12 +101,6 @@ def differing() -> FakeOperator:
         ],
     )
     return made
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as made:
-        yield made
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from shoal.observed.requests import RequestView, Timeline
 from shoal.sizes import human_bytes
 from shoal.text.reasoning import THINK
 from shoal.text.tools import HERMES
-from tests.support.browser import PAGES, PHONE, Visitor, chromium, focused, overflow, shows, tab_to, violations
+from tests.support.browser import PAGES, PHONE, Visitor, focused, overflow, shows, tab_to, violations
 from tests.support.cluster import until
 from tests.support.engine import FakeEngine, says
 from tests.support.operator import MODEL, FakeOperator, busy_loading, cluster, furnished, history, steps
@@ -33,12 +33,6 @@ REQUEST = "chatcmpl-4f7e21"
 SCREENS = [*PAGES, f"timeline/{REQUEST}"]
 ANSWER = "# Cities\n\nA *list*:\n\n- Rome\n- Oslo\n\n```python\ndef add(a, b):\n    return a + b  # sum\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
 HOSTILE = '<img src=x onerror="window.injected=1"><script>window.injected=1</script>\'"/`;'
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as made:
-        yield made
 
 
 @pytest.fixture

@@ -39,7 +39,6 @@ from shoal.placement.profile import NodeProfile
 
 WAITING, LOADING, PAUSING, LINKING, FILLING, SERVING = "waiting", "loading", "pausing", "linking", "filling", "serving"
 
-MOVING = "layers are being moved; try again when that is done"
 _SOUND = 30.0  # seconds that a route must have served before earlier failures are forgotten
 _CONFIRM = 0.3  # seconds to wait for news of the node whose loss broke a route, before the same route is tried again
 _REST = 5.0  # seconds after a move before another unforced one
@@ -186,9 +185,7 @@ class RouteMachine:
             return self._seek(now) if self.coming is None else []
         if node not in self.serving.members:
             return self.improve(now)
-        if self.coming is not None:
-            raise CapacityError(MOVING)
-        placement = self._replan(self.serving, [m.profile for m in self._usable(now).values()], beside=True)()
+        placement = self.capped(self.serving, node, self.members[node].cap, now)()
         return [] if placement.holdings == self.serving.placement.holdings else self._begin(placement, now)
 
     def rename(self, old: str, name: str) -> None:
@@ -445,7 +442,9 @@ class RouteMachine:
         return self._replan(path, [m.profile for n, m in self._usable(now).items() if n != node], beside)
 
     def capped(self, path: Path, node: int, memory: int | None, now: float) -> Callable[[], Placement]:
-        """Likewise, of a limit for the memory of a member; see MemoryCapped."""
+        """Likewise, of a limit for the memory of a member; see MemoryCapped. Raises CapacityError itself while layers are being moved."""
+        if self.coming is not None:
+            raise CapacityError("layers are being moved; try again when that is done")
         members = self._usable(now).items()
         return self._replan(path, [(replace(m, cap=memory) if n == node else m).profile for n, m in members], beside=True)
 

@@ -12,7 +12,6 @@ from shoal import __version__
 from shoal.control.messages import DismissRequest
 from shoal.errors import CapacityError
 from shoal.membership.path import Path
-from shoal.membership.route_machine import MOVING
 from shoal.models.description import Description
 from shoal.models.spec import Experts
 from shoal.node.advice import advice, attention
@@ -161,8 +160,6 @@ class Operations:
         """Raises CapacityError."""
         pipeline, now = self._coordinator.pipeline, self._coordinator.now()
         match action.do:
-            case "cap" if pipeline.coming is not None:
-                raise CapacityError(MOVING)
             case "cap":
                 return pipeline.capped(serving, node, action.memory, now)
             case "rename":

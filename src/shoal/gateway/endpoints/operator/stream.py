@@ -24,8 +24,8 @@ def _still(view: ClusterView) -> ClusterView:
 
 
 async def watched(operator: Operator, after: int, over: Callable[[], bool]) -> AsyncIterator[bytes]:
-    """after: number of the last event that is known. over: whether the server ends, or
-    the reader may not see more."""
+    """after: number of the last event that is known. over: whether the server ends, or the reader may not see
+    more."""
     last: ClusterView | None = None
     quiet = 0
     while not over():
