@@ -29,6 +29,7 @@ BASE = {
     "environment",
     "sizes",
     "spelling",
+    "pipeline_id",
     "trace_context",
     "observed",
 }
