@@ -16,10 +16,10 @@ from shoal.models.sources import pull
 async def main(nodes: int, tokens: int) -> None:
     async with ours.cluster(str(pull("smollm2-135m")), nodes, 1) as cluster:
         head = cluster.head
-        head.forget_timings()
+        head.engine.forget_timings()
         for _ in range(3):
             await ours.generate(head, ours.fresh_prompt(head, 32), tokens)
-        summary: dict[str, Any] = head.timings(rows=1)
+        summary: dict[str, Any] = head.engine.timings(rows=1)
     stages = summary["stages"]
     print(f"### {nodes} nodes of 1 thread, one stream, medians of {summary['steps']} steps, ms", end="\n\n")
     print("| part | where | ms |\n|---|---|---|")

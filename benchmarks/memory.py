@@ -32,7 +32,7 @@ async def node(model: str, nodes: int, precision: str) -> None:
         blocks = 8 * -(-632 // BLOCK_TOKENS)  # touched by the requests above
         for child in cluster.children:
             stage = by_name[child.name]
-            layers = cluster.head.coordinator.model.cost.layers[stage.first : stage.end]
+            layers = cluster.head.engine.served.cost.layers[stage.first : stage.end]
             pool = blocks * BLOCK_TOKENS * sum(layer.kv_bytes for layer in layers)
             bound = stage.weight_bytes * 1.3 + pool + 200e6
             peak = _peak(child.process.pid)

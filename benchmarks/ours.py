@@ -16,6 +16,7 @@ from shoal.config import HeadSettings, NodeSettings, composed
 from shoal.launch.local import LocalCluster, local_cluster
 from shoal.models.description import describe
 from shoal.node.head import Head
+from shoal.node.model_engine import ModelOffer
 from shoal.request import Request, RequestId, SamplingParams
 
 _names = itertools.count()
@@ -27,7 +28,8 @@ async def cluster(
 ) -> AsyncIterator[LocalCluster]:
     """node: settings of each node. workers: so many of the nodes hold experts alone. settings: of the head."""
     head = composed(HeadSettings, {"model": model, "port": 0, "control_port": 0, **settings})
-    async with local_cluster(head, NodeSettings(threads=threads, **(node or {})), describe(model), nodes, workers) as running:  # pyright: ignore[reportArgumentType]
+    own = NodeSettings(threads=threads, **(node or {}))  # pyright: ignore[reportArgumentType]
+    async with local_cluster(head, own, [ModelOffer(describe(model), head.engine)], nodes, workers) as running:
         await running.until_ready()
         await generate(running.head, fresh_prompt(running.head, 16), 16)
         yield running
@@ -52,7 +54,7 @@ def server(model: Path, nodes: int, threads: int, slots: int, context: int) -> I
 def fresh_prompt(head: Head, length: int) -> list[int]:
     """Tokens that no prompt had before, so that the prefix cache has no part in the figures."""
     salt = next(_names)
-    return [(salt * 7919 + i * 104729 + 23) % head.vocabulary for i in range(length)]
+    return [(salt * 7919 + i * 104729 + 23) % head.engine.vocabulary for i in range(length)]
 
 
 _GREEDY = SamplingParams(temperature=0.0)
@@ -61,7 +63,7 @@ _GREEDY = SamplingParams(temperature=0.0)
 async def generate(head: Head, prompt: list[int], tokens: int, sampling: SamplingParams = _GREEDY) -> tuple[float, float]:
     """Seconds to the first token and to the last."""
     began, first = perf_counter(), 0.0
-    async for _ in head.submit(Request(RequestId(f"bench-{next(_names)}"), prompt, tokens, sampling)):
+    async for _ in head.engine.submit(Request(RequestId(f"bench-{next(_names)}"), prompt, tokens, sampling)):
         first = first or perf_counter() - began
     return first, perf_counter() - began
 
@@ -86,7 +88,7 @@ async def steady(head: Head, streams: int, tokens: int, sampling: SamplingParams
 
     async def arrivals() -> list[float]:
         request = Request(RequestId(f"bench-{next(_names)}"), fresh_prompt(head, 32), tokens, sampling)
-        return [perf_counter() async for _ in head.submit(request)]
+        return [perf_counter() async for _ in head.engine.submit(request)]
 
     times = await asyncio.gather(*(arrivals() for _ in range(streams)))
     begin, end = max(own[0] for own in times), min(own[-1] for own in times)

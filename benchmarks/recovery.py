@@ -35,7 +35,7 @@ async def interrupted(cluster: LocalCluster, context: int) -> dict[str, float]:
     head = cluster.head
     interruptions = watched(head)
     prompt = ours.fresh_prompt(head, context)
-    stream = head.submit(Request(RequestId(f"killed-{context}-{prompt[0]}"), prompt, 64, SamplingParams(temperature=0.0)))
+    stream = head.engine.submit(Request(RequestId(f"killed-{context}-{prompt[0]}"), prompt, 64, SamplingParams(temperature=0.0)))
     arrivals: list[float] = []
     killed = 0.0
     async for _ in stream:
@@ -52,13 +52,14 @@ async def interrupted(cluster: LocalCluster, context: int) -> dict[str, float]:
 def watched(head: Head) -> list[Interruption]:
     """The interruptions that the head is told of from now on."""
     told: list[Interruption] = []
-    count = head.interruption
+    observer = head.engine.first.observer
+    count = observer.interruption
 
     def interruption(ended: Interruption, cause: str) -> None:
         told.append(ended)
         count(ended, cause)
 
-    head.interruption = interruption
+    observer.interruption = interruption
     return told
 
 

@@ -23,10 +23,11 @@ from benchmarks.api_workers import roles, spent, stream, up
 from benchmarks.report import processor
 from benchmarks.traces import receiver
 from shoal.pipeline.timing import StepPart, StepTiming
+from shoal.pipeline_id import PipelineId
 from shoal.request import Request, RequestId, TokenChunk
 from shoal.scheduler.plan import StageTrace
-from shoal.telemetry.metrics import Metrics
-from shoal.telemetry.recorder import Recorder
+from shoal.telemetry.metrics import PipelineMetrics
+from shoal.telemetry.recorder import Recorder, RouteRecorder
 
 STREAMS, TOKENS = 8, 96
 SAMPLED = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n"
@@ -152,7 +153,8 @@ async def cycles(count: int, nodes: int) -> list[dict[str, Ran]]:
 
 def remembering() -> float:
     """Microseconds per step of eight requests over two stages: events, timelines, the day, and metrics."""
-    recorder, metrics = Recorder(perf_counter, 0.0), Metrics("model", {})
+    recorder, metrics = Recorder(perf_counter, 0.0), PipelineMetrics(PipelineId("model"), {})
+    record = RouteRecorder(recorder)
     ids = [RequestId(f"r{i}") for i in range(STREAMS)]
     for id in ids:
         recorder.timelines.begun(id, [Request(id, [1] * 32, _STEPS)], 0.0)
@@ -163,7 +165,7 @@ def remembering() -> float:
     began = perf_counter()
     for i in range(_STEPS):
         timing = StepTiming(8, 8, 1e-4, 1e-5, 1e-5, 8e-3, 1e-4, traces, i, 1, i * 8e-3, parts)
-        metrics.step(timing, recorder.step(timing))
+        metrics.step(timing, record.step(timing))
         recorder.sampled(chunks)
     return (perf_counter() - began) / _STEPS * 1e6
 

@@ -24,6 +24,7 @@ from shoal.executor.runtimes import check_runtime
 from shoal.launch.local import LocalCluster, local_cluster
 from shoal.models.description import describe
 from shoal.native import missing
+from shoal.node.model_engine import ModelOffer
 from shoal.request import FinishReason, Request, RequestId, SamplingParams
 from shoal.text.detokenizer import TextStream
 
@@ -81,7 +82,7 @@ class AutoDistributedModel:
     async def _run(self, settings: HeadSettings, node: _NodeSettings, nodes: int, started: queue.Queue[BaseException | None]) -> None:
         try:
             description = await asyncio.to_thread(describe, settings.engine.model)
-            async with local_cluster(settings, node, description, nodes) as cluster:
+            async with local_cluster(settings, node, [ModelOffer(description, settings.engine)], nodes) as cluster:
                 await cluster.until_ready()
                 self._cluster, self._started = cluster, True
                 started.put(None)
@@ -111,7 +112,7 @@ class AutoDistributedModel:
     def _head(self) -> Any:
         if self._cluster is None:
             raise ClusterError("the model is closed")
-        return self._cluster.head
+        return self._cluster.head.engine
 
     def _stream(self, prompt: list[int], max_tokens: int, stop: str | list[str] | None, sampling: dict[str, Any]) -> Iterator[str]:
         head = self._head

@@ -240,6 +240,11 @@ class EngineSettings(Settings):
         return user_path(self.chat_template) if self.chat_template else None
 
 
+def _listed(models: str) -> list[str]:
+    """'a,b' → ['a', 'b']; a file's name may have commas."""
+    return [models] if user_path(models).exists() else [name.strip() for name in models.split(",") if name.strip()]
+
+
 def _check_receiver(url: str) -> None:
     """Raises ConfigError."""
     how = "write http://HOST:4318 or grpc://HOST:4317, https or grpcs with TLS, or env"
@@ -379,6 +384,7 @@ class HeadSettings(Settings):
     pairing_port: int = setting(0, "Port that takes the pairing code from nodes; 0: the control port's number plus one.", low=0, high=65535)
     control_port: int = setting(7420, "Port that nodes connect to; 0: a free one.", low=0, high=65535)
     min_nodes: int = setting(1, "Nodes to wait for before loading the model.", low=1, high=1024)
+    replicas: int = setting(1, "Copies of each model, on different nodes; as many as the nodes have memory for.", low=1, high=64)
     heartbeat: float = setting(
         0.5, "Seconds between a node's heartbeats. A node that misses eight in a row counts as lost.", low=0.05, high=60
     )
@@ -392,6 +398,11 @@ class HeadSettings(Settings):
     state: str = setting("", "Folder for running requests, so that they survive a restart of the head; none: do not keep them.")
     resume: float = setting(60.0, "Seconds in which a client that named its request may come back for the answer.", low=0, high=86400)
     wait: float = setting(600.0, "Seconds that running requests wait for nodes when too few are left.", low=0, high=1e6)
+
+    @property
+    def models(self) -> list[str]:
+        """What --model names, the default first."""
+        return _listed(self.engine.model)
 
     @property
     def needs_key(self) -> bool:

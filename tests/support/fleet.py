@@ -28,9 +28,9 @@ from shoal.membership.events import (
 )
 from shoal.membership.instructions import Cut, Dismiss, Instruction, LinkStage, LoadStage, Pause, RefuseNode, Report, RestStage, Serve
 from shoal.membership.route_machine import SERVING
-from shoal.membership.state import Cluster
 from shoal.placement.partition import Placement
 from shoal.placement.profile import NodeProfile
+from tests.support.membership import OnePipeline
 
 Told = LoadStage | LinkStage | RestStage
 
@@ -47,7 +47,7 @@ class Node:
 
 
 class Fleet:
-    def __init__(self, cluster: Cluster, slots: list[NodeProfile]) -> None:
+    def __init__(self, cluster: OnePipeline, slots: list[NodeProfile]) -> None:
         """slots: machines; each start of a node on one has an id of its own, and the same name and address."""
         self.cluster, self.slots = cluster, slots
         self.now = 0.0

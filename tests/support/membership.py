@@ -17,11 +17,35 @@ from shoal.membership.events import (
     Tick,
 )
 from shoal.membership.instructions import Instruction, LoadStage, Report
-from shoal.membership.route_machine import FILLING, LINKING, LOADING, PAUSING, SERVING
-from shoal.membership.state import Cluster
+from shoal.membership.planner import Planner
+from shoal.membership.route_machine import FILLING, LINKING, LOADING, PAUSING, SERVING, RouteMachine
+from shoal.membership.state import Cluster, Terms
+from shoal.pipeline_id import PipelineId
 from shoal.placement.moves import Residency
 from shoal.placement.partition import Placement, StagePlan
 from shoal.placement.profile import NodeProfile
+
+ONE = PipelineId("toy")
+
+
+class OnePipeline(Cluster):
+    """A cluster that serves one model."""
+
+    def __init__(
+        self,
+        version: str,
+        min_nodes: int,
+        planner: Planner,
+        silence: float,
+        admission: AdmissionRules | None = None,
+        degrade: bool = False,
+    ) -> None:
+        super().__init__(version, silence, admission)
+        self.open(ONE, Terms(planner, min_nodes, degrade=degrade), 0)
+
+    @property
+    def pipeline(self) -> RouteMachine:
+        return self.pipelines[ONE]
 
 
 def dealt(*stages: tuple[str, int, int], kv_tokens: int = 64) -> Placement:
@@ -60,17 +84,20 @@ class Halves:
             raise NotEnoughMemory(2, 1)
         return dealt((left[0], 0, 4))
 
+    def takes(self, placement: Placement, beside: Placement | None = None) -> dict[str, int]:
+        return {}
+
     def improve(self, now: Placement, nodes: Sequence[NodeProfile], residencies: Mapping[str, Residency], tokens: int) -> Placement | None:
         better, self.better = self.better, None
         return better
 
 
-def cluster(min_nodes: int = 2, admission: AdmissionRules | None = None, alone: bool = True) -> Cluster:
+def cluster(min_nodes: int = 2, admission: AdmissionRules | None = None, alone: bool = True) -> OnePipeline:
     """alone: one node can hold all."""
-    return Cluster("1", min_nodes, Halves(alone=alone), silence=8, admission=admission)
+    return OnePipeline("1", min_nodes, Halves(alone=alone), silence=8, admission=admission)
 
 
-def planner(c: Cluster) -> Halves:
+def planner(c: OnePipeline) -> Halves:
     assert isinstance(c.pipeline._planner, Halves)
     return c.pipeline._planner
 
@@ -95,7 +122,7 @@ def only(out: list[Instruction], kind: type) -> list[Instruction]:
     return [i for i in out if isinstance(i, kind)]
 
 
-def loading(*nodes: int, alone: bool = True) -> Cluster:
+def loading(*nodes: int, alone: bool = True) -> OnePipeline:
     c = cluster(alone=alone)
     for n in nodes:
         c.handle(joined(n), 0)
@@ -103,21 +130,21 @@ def loading(*nodes: int, alone: bool = True) -> Cluster:
     return c
 
 
-def load(c: Cluster, now: float = 0) -> list[Instruction]:
+def load(c: OnePipeline, now: float = 0) -> list[Instruction]:
     assert c.pipeline.coming is not None
     return [i for n in c.pipeline.coming.nodes for i in c.handle(StageLoaded(n, c.pipeline.coming.epoch, 5, "native"), now)]
 
 
-def link(c: Cluster, now: float = 0) -> list[Instruction]:
+def link(c: OnePipeline, now: float = 0) -> list[Instruction]:
     assert c.pipeline.coming is not None
     return [i for n in c.pipeline.coming.nodes for i in c.handle(StageLinked(n, c.pipeline.coming.epoch), now)]
 
 
-def fill(c: Cluster, now: float = 0) -> list[Instruction]:
+def fill(c: OnePipeline, now: float = 0) -> list[Instruction]:
     return c.handle(RouteFilled(c.pipeline.epoch), now)
 
 
-def finish(c: Cluster, now: float = 0) -> list[Instruction]:
+def finish(c: OnePipeline, now: float = 0) -> list[Instruction]:
     """Whatever is coming serves."""
     out = load(c, now)
     if c.pipeline.serving is not None:
@@ -127,28 +154,28 @@ def finish(c: Cluster, now: float = 0) -> list[Instruction]:
     return out
 
 
-def linking(*nodes: int, **options: bool) -> Cluster:
+def linking(*nodes: int, **options: bool) -> OnePipeline:
     c = loading(*nodes, **options)
     load(c)
     assert c.pipeline.state == LINKING
     return c
 
 
-def filling(*nodes: int, **options: bool) -> Cluster:
+def filling(*nodes: int, **options: bool) -> OnePipeline:
     c = linking(*nodes, **options)
     link(c)
     assert c.pipeline.state == FILLING
     return c
 
 
-def serving(*nodes: int, **options: bool) -> Cluster:
+def serving(*nodes: int, **options: bool) -> OnePipeline:
     c = filling(*nodes, **options)
     fill(c)
     assert c.pipeline.state == SERVING
     return c
 
 
-def moving(phase: str = LOADING) -> Cluster:
+def moving(phase: str = LOADING) -> OnePipeline:
     """1 and 2 serve; 3 is to take 2's place."""
     c = serving(1, 2, 3)
     planner(c).better = dealt(("n1", 0, 2), ("n3", 2, 4))
@@ -159,7 +186,7 @@ def moving(phase: str = LOADING) -> Cluster:
     return c
 
 
-def tick(c: Cluster, now: float, silent: Sequence[int] = ()) -> list[Instruction]:
+def tick(c: OnePipeline, now: float, silent: Sequence[int] = ()) -> list[Instruction]:
     """Time passes, and all are heard but some."""
     for n in c.members:
         if n not in silent:

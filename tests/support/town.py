@@ -11,12 +11,15 @@ from shoal.config import HeadSettings, NodeSettings, composed
 from shoal.control import messages as control
 from shoal.executor.journal import JournalLimits
 from shoal.executor.measure import Speed
+from shoal.membership.route_machine import RouteMachine
 from shoal.node.agent import Agent
 from shoal.node.coordinator import Coordinator
 from shoal.node.environment import Model
 from shoal.node.interruption import Interruption
 from shoal.node.observer import Served
+from shoal.node.pipeline_runner import PipelineRunner
 from shoal.pipeline.timing import StepTiming
+from shoal.pipeline_id import PipelineId
 from shoal.request import Request, RequestId, SamplingParams, TokenChunk
 from shoal.testing import toy
 from shoal.testing.clock import SimulatedLoop
@@ -34,6 +37,7 @@ class Counts:
     def step(self, timing: StepTiming, hops: tuple[float, ...]) -> None: ...
     def sampled(self, chunks: list[TokenChunk]) -> None: ...
     def heartbeat(self, node: str, heartbeat: control.Heartbeat) -> None: ...
+    def report(self, node: str, report: control.PipelineReport) -> None: ...
 
     def route(self, nodes: Sequence[str]) -> None: ...
 
@@ -43,6 +47,18 @@ class Counts:
 
     def gone(self, node: str) -> None:
         self.left.append(node)
+
+
+class OneModelHead(Coordinator):
+    """It serves one model, with one copy."""
+
+    @property
+    def runner(self) -> PipelineRunner:
+        return next(iter(self.runners.values()))
+
+    @property
+    def pipeline(self) -> RouteMachine:
+        return self.runner.pipeline
 
 
 class Town:
@@ -57,9 +73,10 @@ class Town:
         self.agents: dict[str, Agent] = {}
         self.running: dict[str, asyncio.Task[str]] = {}
 
-    def _head(self) -> Coordinator:
-        served = Served("toy", "toy", toy.cost(LAYERS), 160)
-        return Coordinator(self.settings, served, SimWorld(self.network, self.hosts["head"]), self.counts)
+    def _head(self) -> OneModelHead:
+        head = OneModelHead(self.settings, SimWorld(self.network, self.hosts["head"]), self.counts)
+        head.open(PipelineId("toy"), Served("toy", "toy", toy.cost(LAYERS), 160, self.settings.engine), self.counts)
+        return head
 
     async def replace_head(self) -> None:
         """It dies, and another one is started in its place."""

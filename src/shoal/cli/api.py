@@ -42,4 +42,4 @@ def api_of(head: Head, settings: HeadSettings, address: socket.socket) -> Api:
             )
         verbose = logging.getLogger("shoal").isEnabledFor(logging.INFO)
         return ApiWorkers(head, settings, address, "text" if err.log is None else "json", verbose)
-    return ApiServer(create_app(head, settings.served_api, operator=head.operator), address, settings.api)
+    return ApiServer(create_app(head.engine, settings.served_api, operator=head.operator), address, settings.api)

@@ -19,7 +19,7 @@ from shoal.request import Request, RequestId, SamplingParams
 async def _one(head: Head, prompt: list[int], tokens: int, name: str) -> tuple[float, float]:
     """Seconds to the first token and to the last."""
     began, first = perf_counter(), 0.0
-    stream = head.submit(Request(RequestId(name), prompt, tokens, SamplingParams(temperature=0.0)))
+    stream = head.engine.submit(Request(RequestId(name), prompt, tokens, SamplingParams(temperature=0.0)))
     async for _ in stream:
         first = first or perf_counter() - began
     return first, perf_counter() - began
@@ -30,7 +30,7 @@ async def _bench(engine: EngineSettings, node: NodeSettings, nodes: int, repeat:
         if there is None:
             raise KeyboardInterrupt
         _, head = there
-        vocabulary = head.vocabulary
+        vocabulary = head.engine.vocabulary
         await _one(head, [1, 2, 3], 8, "warm")
         single: list[float] = []
         eight: list[float] = []

@@ -37,7 +37,7 @@ def chat(engine: EngineSettings, node: NodeSettings, nodes: int, asking: ChatOpt
 def _summary(head: Head, told: Told, ready: float) -> None:
     """ready: seconds until the cluster was ready."""
     assert head.placement is not None
-    timings: dict[str, Any] = head.timings(rows=1)
+    timings: dict[str, Any] = head.engine.timings(rows=1)
     rows = split_rows(head.placement)
     for row, stage in zip(rows, timings.get("stages", []), strict=False):
         row["a token takes"] = f"{stage['compute'] * 1e3:.1f} ms"

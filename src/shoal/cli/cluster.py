@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import socket
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from shoal.address import http_url, is_loopback, join_host_port
@@ -27,6 +28,7 @@ from shoal.launch.local import local_cluster
 from shoal.models.description import Description, listed
 from shoal.node.head import Head
 from shoal.node.host_environment import HostEnvironment
+from shoal.node.model_engine import ModelOffer
 from shoal.telemetry.traces import check_installed
 
 
@@ -86,6 +88,18 @@ async def fetched(model: str, stop: asyncio.Event, host: str = "") -> Descriptio
     return done.result() if await until(stop, asyncio.wait({done})) else None
 
 
+async def offered(settings: HeadSettings, stop: asyncio.Event) -> list[ModelOffer] | None:
+    """The models that a head is to serve, fetched; None after a stop. Raises ConfigError for two of one name."""
+    offers: list[ModelOffer] = []
+    for name in settings.models:
+        if (model := await fetched(name, stop, settings.host)) is None:
+            return None
+        if any(model.name == other.model.name for other in offers):
+            raise ConfigError(f"--model names {model.name} twice; for several copies of it use --replicas")
+        offers.append(ModelOffer(model, dataclasses.replace(settings.engine, model=name), settings.replicas))
+    return offers
+
+
 def _check_open(settings: HeadSettings) -> None:
     """Warns about what is open to the network. Raises ConfigError if that was not requested."""
     usable = Keyring(settings.api.data_folder).usable
@@ -103,17 +117,16 @@ def _check_open(settings: HeadSettings) -> None:
 async def _up(settings: HeadSettings, node: NodeSettings, nodes: int) -> None:
     stop = stop_signal()
     with listening(settings.api.api_host, settings.api.port) as address:
-        if (model := await fetched(settings.engine.model, stop, settings.host)) is None:
-            return
-        await _up_with(settings, node, nodes, model, address, stop)
+        if (offers := await offered(settings, stop)) is not None:
+            await _up_with(settings, node, nodes, offers, address, stop)
 
 
 async def _up_with(
-    settings: HeadSettings, node: NodeSettings, nodes: int, model: Description, address: socket.socket, stop: asyncio.Event
+    settings: HeadSettings, node: NodeSettings, nodes: int, offers: Sequence[ModelOffer], address: socket.socket, stop: asyncio.Event
 ) -> None:
-    async with local_cluster(settings, node, model, nodes) as cluster:
+    async with local_cluster(settings, node, offers, nodes) as cluster:
         api = api_of(cluster.head, settings, address)
-        with err.status("loading the model"):
+        with err.status("loading the model" if len(offers) == 1 else "loading the models"):
             if not await until(stop, cluster.until_ready()):
                 return
         head = cluster.head
@@ -128,12 +141,12 @@ async def _up_with(
 async def _serve(settings: HeadSettings) -> None:
     stop = stop_signal()
     with listening(settings.api.api_host, settings.api.port) as address:
-        if (model := await fetched(settings.engine.model, stop, settings.host)) is not None:
-            await _serve_model(settings, model, address, stop)
+        if (offers := await offered(settings, stop)) is not None:
+            await _serve_models(settings, offers, address, stop)
 
 
-async def _serve_model(settings: HeadSettings, model: Description, address: socket.socket, stop: asyncio.Event) -> None:
-    head = Head(settings, model, HostEnvironment(head_credentials(settings)))
+async def _serve_models(settings: HeadSettings, offers: Sequence[ModelOffer], address: socket.socket, stop: asyncio.Event) -> None:
+    head = Head(settings, offers, HostEnvironment(head_credentials(settings)))
     await head.start()
     try:
         api = api_of(head, settings, address)
@@ -160,19 +173,22 @@ def _elsewhere(settings: HeadSettings) -> str:
 
 async def _report(head: Head, endings: Callable[[], list[str]] = list) -> None:
     """Reports changes of the cluster's state or split, what nodes do that takes long, and how nodes on this machine ended."""
-    state, shown, said = (None if head.state else ""), None, set[str]()
+    state, said = (None if head.state else ""), set[str]()
+    shown: dict[str, list[tuple[str, int, int]]] = {}
     while True:
         for ending in endings():
             line(ending)
         for activity in [activity for activity in head.activities if activity not in said]:
             said.add(activity)
             line(activity)
-        now, placement = head.state, head.placement
-        if not now and placement is not None and (split_now := [(s.node, s.first, s.end) for s in placement.stages]) != shown:
-            shown = split_now
-            err.print(split(placement, head.name))
-            if (expectation := head.expectation()) is not None and placement.streams:
-                line(expected(expectation, placement.slots))
+        now = head.state
+        for name, (placement, expectation) in head.placements.items():
+            split_now = [(s.node, s.first, s.end) for s in placement.stages]
+            if split_now != shown.get(name):
+                shown[name] = split_now
+                err.print(split(placement, name))
+                if expectation is not None and placement.streams:
+                    line(expected(expectation, placement.slots))
         if now != state:
             state = now
             line(now or "ready")

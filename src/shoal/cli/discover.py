@@ -29,7 +29,7 @@ def _advert(head: Head, pairing_port: int) -> Advert:
         settings.host,
         head.control_port,
         pairing_port,
-        words(head.name),
+        words(", ".join(head.engines)),
         words(head.state or "serving"),
         len(head.members),
         __version__,

@@ -32,7 +32,7 @@ class KvComparison:
 
 async def compared(head: Head, tokens: int) -> KvComparison:
     """head: of a cluster without prefix cache. Raises ClusterError if the answers differ."""
-    prompt = [(7919 * k + 23) % head.vocabulary for k in range(_PROMPT)]
+    prompt = [(7919 * k + 23) % head.engine.vocabulary for k in range(_PROMPT)]
     await _answer(head, prompt, 4, "warm")
     began = perf_counter()
     kept = await _answer(head, prompt, tokens, "kept")
@@ -49,7 +49,7 @@ async def compared(head: Head, tokens: int) -> KvComparison:
 
 async def _answer(head: Head, prompt: list[int], tokens: int, name: str) -> list[int]:
     request = Request(RequestId(name), prompt, tokens, SamplingParams(temperature=0.0))
-    return [chunk.token async for chunk in head.submit(request) if chunk.token is not None]
+    return [chunk.token async for chunk in head.engine.submit(request) if chunk.token is not None]
 
 
 async def _compare(engine: EngineSettings, node: NodeSettings, nodes: int, tokens: int) -> KvComparison:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from shoal.cli.options import Json, flag, from_file, said
+from shoal.control.messages import NodePart
 from shoal.errors import ConfigError
 from shoal.sizes import human_bytes
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
     from shoal.cli.show import Rows
-    from shoal.control.messages import ClusterDescription
+    from shoal.control.messages import ClusterDescription, NodeDescription
 
 _HERE = "127.0.0.1:7420"
 
@@ -88,8 +90,17 @@ def nodes(
         return
     found = asyncio.run(ask())
     if as_json:
-        about = {"cluster": found.cluster, "model": found.model, "state": found.state, "epoch": found.epoch}
-        emit({**about, "nodes": _rows(found), "events": found.events[-events:] if events else []})
+        pipelines = [dataclasses.asdict(pipeline) for pipeline in found.pipelines]
+        first = {key: value for key, value in pipelines[0].items() if key != "replica"} if pipelines else {}
+        emit(
+            {
+                "cluster": found.cluster,
+                **first,
+                "pipelines": pipelines,
+                "nodes": _rows(found),
+                "events": found.events[-events:] if events else [],
+            }
+        )
         return
     out.print(_shown(found, events), soft_wrap=True)
 
@@ -103,7 +114,14 @@ def _shown(found: ClusterDescription, events: int) -> Group:
 
     nodes = _table(found) if found.nodes else "no nodes have joined"
     told = [Text(plain(event)) for event in (found.events[-events:] if events else [])]
-    return Group(Text(plain(f"{found.model}: {found.state}")), nodes, *told)
+    alone = len({pipeline.model for pipeline in found.pipelines}) == len(found.pipelines)
+    states = [Text(plain(f"{_named(p.model, p.replica, alone)}: {p.state}")) for p in found.pipelines]
+    return Group(*states, nodes, *told)
+
+
+def _named(model: str, replica: int, alone: bool) -> str:
+    """A pipeline's name for people. alone: no model has several copies."""
+    return model if alone else f"{model}/{replica}"
 
 
 def _published(context: typer.Context, discovery: str, follow: bool) -> bool:
@@ -130,21 +148,35 @@ def _rows(found: ClusterDescription) -> list[dict[str, Any]]:
             "name": n.name,
             "address": n.address,
             "state": n.state,
-            "first_layer": n.first_layer if n.end_layer else None,
-            "last_layer": n.end_layer - 1 if n.end_layer else None,
-            "weight_bytes": n.weight_bytes,
+            **_layers(n.parts[0] if n.parts else NodePart()),
+            "weight_bytes": sum(part.weight_bytes for part in n.parts),
             "memory_bytes": n.memory,
             "threads": n.threads,
-            "runtime": n.runtime,
+            "runtime": n.parts[0].runtime if n.parts else "",
             "machine": n.machine,
             "silence_seconds": round(n.silence, 3),
+            "parts": [{"model": part.model, "replica": part.replica, **_layers(part)} for part in n.parts],
         }
         for n in found.nodes
     ]
 
 
+def _layers(part: NodePart) -> dict[str, int | None]:
+    return {
+        "first_layer": part.first_layer if part.end_layer else None,
+        "last_layer": part.end_layer - 1 if part.end_layer else None,
+    }
+
+
 def _table(found: ClusterDescription) -> Rows:
     from shoal.cli.show import Rows, layers, plain
+
+    several = len(found.pipelines) > 1
+    alone = len({pipeline.model for pipeline in found.pipelines}) == len(found.pipelines)
+
+    def parts(node: NodeDescription) -> str:
+        spans = [(part, layers(part.first_layer, part.end_layer)) for part in node.parts]
+        return ", ".join(f"{_named(p.model, p.replica, alone)} {span}".strip() if several else span for p, span in spans) or "-"
 
     return Rows(
         [
@@ -152,11 +184,11 @@ def _table(found: ClusterDescription) -> Rows:
                 "name": plain(n.name),
                 "address": n.address,
                 "state": plain(n.state),
-                "layers": layers(n.first_layer, n.end_layer) or "-",
-                "weights": human_bytes(n.weight_bytes),
+                "layers": plain(parts(n)),
+                "weights": human_bytes(sum(part.weight_bytes for part in n.parts)),
                 "memory": human_bytes(n.memory),
                 "threads": n.threads,
-                "runtime": plain(n.runtime or n.machine),
+                "runtime": plain(next((part.runtime for part in n.parts if part.runtime), n.machine)),
                 "heard": f"{n.silence:.1f} s ago",
             }
             for n in found.nodes

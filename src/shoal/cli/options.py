@@ -208,19 +208,21 @@ def said(context: typer.Context, parameter: str) -> bool:
     return source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT")
 
 
-def _derived(setting: Setting) -> inspect.Parameter:
-    """The option of one setting, under the heading of its role; a node's settings are among the command's own options."""
+def _derived(setting: Setting, several: bool) -> inspect.Parameter:
+    """The option of one setting, under the heading of its role; a node's settings are among the command's own options. several: it may be
+    given more than once."""
     dashed = setting.name.replace("_", "-")
     default = "" if setting.default in ("", 0, False) else f" [default: {setting.default}]"
     option = typer.Option(
         f"--{dashed}" + (f"/--no-{dashed}" if setting.default is True else ""),
         *(["-m"] if setting.name == "model" else []),
         envvar="SHOAL_" + setting.name.upper(),
-        help=escape(setting.help + default),
+        help=escape(setting.help + (" May be given several times." if several else "") + default),
         show_default=False,
         rich_help_panel=_PANELS.get(setting.role),
     )
-    return inspect.Parameter(setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[setting.kind | None, option])
+    kind = list[setting.kind] if several else setting.kind
+    return inspect.Parameter(setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option])
 
 
 def _place(parameter: inspect.Parameter) -> tuple[str, str] | None:
@@ -241,11 +243,14 @@ def settings(role: type[Settings], *, leave_out: tuple[str, ...] = ()) -> Callab
         offered = [setting for setting in settings_of(role) if setting.name not in leave_out]
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "settings"]
         wants_context = any(p.name == "typed" for p in own)
+        several = role is HeadSettings  # which may serve several models
         places = {p.name: place for p in own if (place := _place(p)) is not None}
 
         @functools.wraps(command)
         def run(typed: typer.Context, **values: Any) -> Any:
             given = {setting.name: values.pop(setting.name) for setting in offered}
+            if several and given["model"]:
+                given["model"] = ",".join(given["model"])
             file = loaded()
             for name, (section, key) in places.items():
                 if not said(typed, name):
@@ -254,7 +259,7 @@ def settings(role: type[Settings], *, leave_out: tuple[str, ...] = ()) -> Callab
                 values["typed"] = typed
             return command(settings=from_environment(role, given, file=of_file(role)), **values)
 
-        derived = [_derived(setting) for setting in offered]
+        derived = [_derived(setting, several and setting.name == "model") for setting in offered]
         context = [] if wants_context else [inspect.Parameter("typed", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + context + derived
         run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]

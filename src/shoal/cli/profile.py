@@ -88,7 +88,7 @@ async def _watched(
         if there is None:
             raise KeyboardInterrupt
         url, head = there
-        model = head.model
+        model = head.engine.model
         return await _load(dataclasses.replace(asking, url=url, model=""), seconds, streams, stop), lambda _: model
 
 

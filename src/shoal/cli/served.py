@@ -15,6 +15,7 @@ from shoal.gateway.auth.keyring import Keyring
 from shoal.gateway.server import ApiServer, listening
 from shoal.launch.local import local_cluster
 from shoal.node.head import Head
+from shoal.node.model_engine import ModelOffer
 
 
 @contextlib.asynccontextmanager
@@ -23,7 +24,7 @@ async def served(settings: HeadSettings, node: NodeSettings, nodes: int, stop: a
     if (model := await fetched(settings.engine.model, stop)) is None:
         yield None
         return
-    async with local_cluster(settings, node, model, nodes) as cluster:
+    async with local_cluster(settings, node, [ModelOffer(model, settings.engine)], nodes) as cluster:
         with err.status(f"starting {nodes} node{'s' if nodes > 1 else ''} with {model.name}"):
             if not await until(stop, cluster.until_ready()):
                 yield None

@@ -25,7 +25,7 @@ class NodeMessage(_message.Message):
     def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., loaded: _Optional[_Union[Loaded, _Mapping]] = ..., linked: _Optional[_Union[Linked, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., probed: _Optional[_Union[Probed, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ...) -> None: ...
 
 class HeadMessage(_message.Message):
-    __slots__ = ("welcome", "refuse", "load", "link", "rest", "probe", "shutdown")
+    __slots__ = ("welcome", "refuse", "load", "link", "rest", "probe", "shutdown", "drop")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     REFUSE_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +33,7 @@ class HeadMessage(_message.Message):
     REST_FIELD_NUMBER: _ClassVar[int]
     PROBE_FIELD_NUMBER: _ClassVar[int]
     SHUTDOWN_FIELD_NUMBER: _ClassVar[int]
+    DROP_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     refuse: Refuse
     load: Load
@@ -40,10 +41,11 @@ class HeadMessage(_message.Message):
     rest: Rest
     probe: Probe
     shutdown: Shutdown
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refuse: _Optional[_Union[Refuse, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., link: _Optional[_Union[Link, _Mapping]] = ..., rest: _Optional[_Union[Rest, _Mapping]] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ..., shutdown: _Optional[_Union[Shutdown, _Mapping]] = ...) -> None: ...
+    drop: Drop
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refuse: _Optional[_Union[Refuse, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., link: _Optional[_Union[Link, _Mapping]] = ..., rest: _Optional[_Union[Rest, _Mapping]] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ..., shutdown: _Optional[_Union[Shutdown, _Mapping]] = ..., drop: _Optional[_Union[Drop, _Mapping]] = ...) -> None: ...
 
 class Join(_message.Message):
-    __slots__ = ("version", "name", "incarnation", "tensor_host", "tensor_port", "memory", "threads", "bytes_per_second", "flops", "machine", "model", "precision", "loaded", "shared", "disk", "worker", "packed", "auto")
+    __slots__ = ("version", "name", "incarnation", "tensor_host", "tensor_port", "memory", "threads", "bytes_per_second", "flops", "machine", "held", "shared", "disk", "worker", "packed", "auto")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -54,9 +56,7 @@ class Join(_message.Message):
     BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     FLOPS_FIELD_NUMBER: _ClassVar[int]
     MACHINE_FIELD_NUMBER: _ClassVar[int]
-    MODEL_FIELD_NUMBER: _ClassVar[int]
-    PRECISION_FIELD_NUMBER: _ClassVar[int]
-    LOADED_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
     SHARED_FIELD_NUMBER: _ClassVar[int]
     DISK_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
@@ -72,15 +72,25 @@ class Join(_message.Message):
     bytes_per_second: float
     flops: float
     machine: str
-    model: str
-    precision: str
-    loaded: _containers.RepeatedCompositeFieldContainer[LayerRange]
+    held: _containers.RepeatedCompositeFieldContainer[HeldModel]
     shared: _containers.RepeatedScalarFieldContainer[str]
     disk: float
     worker: bool
     packed: _containers.RepeatedCompositeFieldContainer[PackedFile]
     auto: bool
-    def __init__(self, version: _Optional[str] = ..., name: _Optional[str] = ..., incarnation: _Optional[int] = ..., tensor_host: _Optional[str] = ..., tensor_port: _Optional[int] = ..., memory: _Optional[int] = ..., threads: _Optional[int] = ..., bytes_per_second: _Optional[float] = ..., flops: _Optional[float] = ..., machine: _Optional[str] = ..., model: _Optional[str] = ..., precision: _Optional[str] = ..., loaded: _Optional[_Iterable[_Union[LayerRange, _Mapping]]] = ..., shared: _Optional[_Iterable[str]] = ..., disk: _Optional[float] = ..., worker: _Optional[bool] = ..., packed: _Optional[_Iterable[_Union[PackedFile, _Mapping]]] = ..., auto: _Optional[bool] = ...) -> None: ...
+    def __init__(self, version: _Optional[str] = ..., name: _Optional[str] = ..., incarnation: _Optional[int] = ..., tensor_host: _Optional[str] = ..., tensor_port: _Optional[int] = ..., memory: _Optional[int] = ..., threads: _Optional[int] = ..., bytes_per_second: _Optional[float] = ..., flops: _Optional[float] = ..., machine: _Optional[str] = ..., held: _Optional[_Iterable[_Union[HeldModel, _Mapping]]] = ..., shared: _Optional[_Iterable[str]] = ..., disk: _Optional[float] = ..., worker: _Optional[bool] = ..., packed: _Optional[_Iterable[_Union[PackedFile, _Mapping]]] = ..., auto: _Optional[bool] = ...) -> None: ...
+
+class HeldModel(_message.Message):
+    __slots__ = ("pipeline", "model", "precision", "loaded")
+    PIPELINE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    LOADED_FIELD_NUMBER: _ClassVar[int]
+    pipeline: str
+    model: str
+    precision: str
+    loaded: _containers.RepeatedCompositeFieldContainer[LayerRange]
+    def __init__(self, pipeline: _Optional[str] = ..., model: _Optional[str] = ..., precision: _Optional[str] = ..., loaded: _Optional[_Iterable[_Union[LayerRange, _Mapping]]] = ...) -> None: ...
 
 class LayerRange(_message.Message):
     __slots__ = ("first", "end")
@@ -91,42 +101,52 @@ class LayerRange(_message.Message):
     def __init__(self, first: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("resident", "steps", "journal_bytes", "journal_spilled", "journal_given_up", "journal_replayed", "fetched_from_peers", "fetched_from_origin", "expert_rows", "expert_reads", "expert_asks", "expert_work", "packed", "weights", "activity", "decoding", "prompts")
+    __slots__ = ("resident", "fetched_from_peers", "packed", "pipelines")
     RESIDENT_FIELD_NUMBER: _ClassVar[int]
+    FETCHED_FROM_PEERS_FIELD_NUMBER: _ClassVar[int]
+    PACKED_FIELD_NUMBER: _ClassVar[int]
+    PIPELINES_FIELD_NUMBER: _ClassVar[int]
+    resident: int
+    fetched_from_peers: int
+    packed: _containers.RepeatedCompositeFieldContainer[PackedFile]
+    pipelines: _containers.RepeatedCompositeFieldContainer[PipelineReport]
+    def __init__(self, resident: _Optional[int] = ..., fetched_from_peers: _Optional[int] = ..., packed: _Optional[_Iterable[_Union[PackedFile, _Mapping]]] = ..., pipelines: _Optional[_Iterable[_Union[PipelineReport, _Mapping]]] = ...) -> None: ...
+
+class PipelineReport(_message.Message):
+    __slots__ = ("pipeline", "steps", "journal_bytes", "journal_spilled", "journal_given_up", "journal_replayed", "fetched_from_origin", "resident", "expert_rows", "expert_reads", "expert_asks", "expert_work", "activity", "weights", "decoding", "prompts")
+    PIPELINE_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     JOURNAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     JOURNAL_SPILLED_FIELD_NUMBER: _ClassVar[int]
     JOURNAL_GIVEN_UP_FIELD_NUMBER: _ClassVar[int]
     JOURNAL_REPLAYED_FIELD_NUMBER: _ClassVar[int]
-    FETCHED_FROM_PEERS_FIELD_NUMBER: _ClassVar[int]
     FETCHED_FROM_ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_FIELD_NUMBER: _ClassVar[int]
     EXPERT_ROWS_FIELD_NUMBER: _ClassVar[int]
     EXPERT_READS_FIELD_NUMBER: _ClassVar[int]
     EXPERT_ASKS_FIELD_NUMBER: _ClassVar[int]
     EXPERT_WORK_FIELD_NUMBER: _ClassVar[int]
-    PACKED_FIELD_NUMBER: _ClassVar[int]
-    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     ACTIVITY_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     DECODING_FIELD_NUMBER: _ClassVar[int]
     PROMPTS_FIELD_NUMBER: _ClassVar[int]
-    resident: int
+    pipeline: str
     steps: int
     journal_bytes: int
     journal_spilled: int
     journal_given_up: int
     journal_replayed: int
-    fetched_from_peers: int
     fetched_from_origin: int
+    resident: int
     expert_rows: _containers.RepeatedCompositeFieldContainer[ExpertRows]
     expert_reads: _containers.RepeatedCompositeFieldContainer[ExpertReads]
     expert_asks: _containers.RepeatedCompositeFieldContainer[ExpertAsks]
     expert_work: _containers.RepeatedCompositeFieldContainer[ExpertWork]
-    packed: _containers.RepeatedCompositeFieldContainer[PackedFile]
-    weights: int
     activity: str
+    weights: int
     decoding: _containers.RepeatedCompositeFieldContainer[ComputeParts]
     prompts: _containers.RepeatedCompositeFieldContainer[ComputeParts]
-    def __init__(self, resident: _Optional[int] = ..., steps: _Optional[int] = ..., journal_bytes: _Optional[int] = ..., journal_spilled: _Optional[int] = ..., journal_given_up: _Optional[int] = ..., journal_replayed: _Optional[int] = ..., fetched_from_peers: _Optional[int] = ..., fetched_from_origin: _Optional[int] = ..., expert_rows: _Optional[_Iterable[_Union[ExpertRows, _Mapping]]] = ..., expert_reads: _Optional[_Iterable[_Union[ExpertReads, _Mapping]]] = ..., expert_asks: _Optional[_Iterable[_Union[ExpertAsks, _Mapping]]] = ..., expert_work: _Optional[_Iterable[_Union[ExpertWork, _Mapping]]] = ..., packed: _Optional[_Iterable[_Union[PackedFile, _Mapping]]] = ..., weights: _Optional[int] = ..., activity: _Optional[str] = ..., decoding: _Optional[_Iterable[_Union[ComputeParts, _Mapping]]] = ..., prompts: _Optional[_Iterable[_Union[ComputeParts, _Mapping]]] = ...) -> None: ...
+    def __init__(self, pipeline: _Optional[str] = ..., steps: _Optional[int] = ..., journal_bytes: _Optional[int] = ..., journal_spilled: _Optional[int] = ..., journal_given_up: _Optional[int] = ..., journal_replayed: _Optional[int] = ..., fetched_from_origin: _Optional[int] = ..., resident: _Optional[int] = ..., expert_rows: _Optional[_Iterable[_Union[ExpertRows, _Mapping]]] = ..., expert_reads: _Optional[_Iterable[_Union[ExpertReads, _Mapping]]] = ..., expert_asks: _Optional[_Iterable[_Union[ExpertAsks, _Mapping]]] = ..., expert_work: _Optional[_Iterable[_Union[ExpertWork, _Mapping]]] = ..., activity: _Optional[str] = ..., weights: _Optional[int] = ..., decoding: _Optional[_Iterable[_Union[ComputeParts, _Mapping]]] = ..., prompts: _Optional[_Iterable[_Union[ComputeParts, _Mapping]]] = ...) -> None: ...
 
 class ComputeParts(_message.Message):
     __slots__ = ("attention", "feed_forward", "experts", "waiting", "head", "other")
@@ -281,7 +301,7 @@ class Refuse(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., again: _Optional[bool] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("epoch", "model", "stage", "stages", "first_layer", "end_layer", "blocks", "precision", "kv_type", "codec", "keep_first", "keep_end", "layers", "files", "peers", "context", "weight_memory", "experts", "workers", "absent", "asking", "asking_per_row", "degrade", "packed", "offer")
+    __slots__ = ("epoch", "model", "stage", "stages", "first_layer", "end_layer", "blocks", "precision", "kv_type", "codec", "keep_first", "keep_end", "layers", "files", "peers", "context", "weight_memory", "experts", "workers", "absent", "asking", "asking_per_row", "degrade", "packed", "offer", "pipeline")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
@@ -307,6 +327,7 @@ class Load(_message.Message):
     DEGRADE_FIELD_NUMBER: _ClassVar[int]
     PACKED_FIELD_NUMBER: _ClassVar[int]
     OFFER_FIELD_NUMBER: _ClassVar[int]
+    PIPELINE_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     model: str
     stage: int
@@ -332,7 +353,8 @@ class Load(_message.Message):
     degrade: bool
     packed: _containers.RepeatedCompositeFieldContainer[PackedFile]
     offer: bool
-    def __init__(self, epoch: _Optional[int] = ..., model: _Optional[str] = ..., stage: _Optional[int] = ..., stages: _Optional[int] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., blocks: _Optional[int] = ..., precision: _Optional[str] = ..., kv_type: _Optional[str] = ..., codec: _Optional[str] = ..., keep_first: _Optional[int] = ..., keep_end: _Optional[int] = ..., layers: _Optional[int] = ..., files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., context: _Optional[int] = ..., weight_memory: _Optional[int] = ..., experts: _Optional[_Iterable[_Union[ExpertTable, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[ExpertWorker, _Mapping]]] = ..., absent: _Optional[_Iterable[_Union[ExpertTable, _Mapping]]] = ..., asking: _Optional[float] = ..., asking_per_row: _Optional[float] = ..., degrade: _Optional[bool] = ..., packed: _Optional[_Iterable[_Union[PackedFile, _Mapping]]] = ..., offer: _Optional[bool] = ...) -> None: ...
+    pipeline: str
+    def __init__(self, epoch: _Optional[int] = ..., model: _Optional[str] = ..., stage: _Optional[int] = ..., stages: _Optional[int] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., blocks: _Optional[int] = ..., precision: _Optional[str] = ..., kv_type: _Optional[str] = ..., codec: _Optional[str] = ..., keep_first: _Optional[int] = ..., keep_end: _Optional[int] = ..., layers: _Optional[int] = ..., files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ..., context: _Optional[int] = ..., weight_memory: _Optional[int] = ..., experts: _Optional[_Iterable[_Union[ExpertTable, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[ExpertWorker, _Mapping]]] = ..., absent: _Optional[_Iterable[_Union[ExpertTable, _Mapping]]] = ..., asking: _Optional[float] = ..., asking_per_row: _Optional[float] = ..., degrade: _Optional[bool] = ..., packed: _Optional[_Iterable[_Union[PackedFile, _Mapping]]] = ..., offer: _Optional[bool] = ..., pipeline: _Optional[str] = ...) -> None: ...
 
 class ExpertTable(_message.Message):
     __slots__ = ("layer", "experts")
@@ -391,20 +413,30 @@ class PackedFile(_message.Message):
     def __init__(self, packing: _Optional[str] = ..., layer: _Optional[int] = ..., size: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class Link(_message.Message):
-    __slots__ = ("epoch", "host", "port")
+    __slots__ = ("epoch", "host", "port", "pipeline")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
+    PIPELINE_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     host: str
     port: int
-    def __init__(self, epoch: _Optional[int] = ..., host: _Optional[str] = ..., port: _Optional[int] = ...) -> None: ...
+    pipeline: str
+    def __init__(self, epoch: _Optional[int] = ..., host: _Optional[str] = ..., port: _Optional[int] = ..., pipeline: _Optional[str] = ...) -> None: ...
 
 class Rest(_message.Message):
-    __slots__ = ("epoch",)
+    __slots__ = ("epoch", "pipeline")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    PIPELINE_FIELD_NUMBER: _ClassVar[int]
     epoch: int
-    def __init__(self, epoch: _Optional[int] = ...) -> None: ...
+    pipeline: str
+    def __init__(self, epoch: _Optional[int] = ..., pipeline: _Optional[str] = ...) -> None: ...
+
+class Drop(_message.Message):
+    __slots__ = ("pipeline",)
+    PIPELINE_FIELD_NUMBER: _ClassVar[int]
+    pipeline: str
+    def __init__(self, pipeline: _Optional[str] = ...) -> None: ...
 
 class Probe(_message.Message):
     __slots__ = ("host", "port")
@@ -425,20 +457,16 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ClusterDescription(_message.Message):
-    __slots__ = ("cluster", "model", "state", "epoch", "nodes", "events")
+    __slots__ = ("cluster", "pipelines", "nodes", "events")
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
-    MODEL_FIELD_NUMBER: _ClassVar[int]
-    STATE_FIELD_NUMBER: _ClassVar[int]
-    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    PIPELINES_FIELD_NUMBER: _ClassVar[int]
     NODES_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     cluster: str
-    model: str
-    state: str
-    epoch: int
+    pipelines: _containers.RepeatedCompositeFieldContainer[PipelineDescription]
     nodes: _containers.RepeatedCompositeFieldContainer[NodeDescription]
     events: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, cluster: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[str] = ..., epoch: _Optional[int] = ..., nodes: _Optional[_Iterable[_Union[NodeDescription, _Mapping]]] = ..., events: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, cluster: _Optional[str] = ..., pipelines: _Optional[_Iterable[_Union[PipelineDescription, _Mapping]]] = ..., nodes: _Optional[_Iterable[_Union[NodeDescription, _Mapping]]] = ..., events: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DismissRequest(_message.Message):
     __slots__ = ("name", "drain")
@@ -457,7 +485,7 @@ class DismissAnswer(_message.Message):
     def __init__(self, done: _Optional[bool] = ..., message: _Optional[str] = ...) -> None: ...
 
 class NodeDescription(_message.Message):
-    __slots__ = ("node", "name", "address", "machine", "memory", "threads", "state", "first_layer", "end_layer", "weight_bytes", "runtime", "silence")
+    __slots__ = ("node", "name", "address", "machine", "memory", "threads", "state", "parts", "silence")
     NODE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -465,10 +493,7 @@ class NodeDescription(_message.Message):
     MEMORY_FIELD_NUMBER: _ClassVar[int]
     THREADS_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
-    FIRST_LAYER_FIELD_NUMBER: _ClassVar[int]
-    END_LAYER_FIELD_NUMBER: _ClassVar[int]
-    WEIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
-    RUNTIME_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     SILENCE_FIELD_NUMBER: _ClassVar[int]
     node: int
     name: str
@@ -477,9 +502,34 @@ class NodeDescription(_message.Message):
     memory: int
     threads: int
     state: str
+    parts: _containers.RepeatedCompositeFieldContainer[NodePart]
+    silence: float
+    def __init__(self, node: _Optional[int] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., machine: _Optional[str] = ..., memory: _Optional[int] = ..., threads: _Optional[int] = ..., state: _Optional[str] = ..., parts: _Optional[_Iterable[_Union[NodePart, _Mapping]]] = ..., silence: _Optional[float] = ...) -> None: ...
+
+class PipelineDescription(_message.Message):
+    __slots__ = ("model", "replica", "state", "epoch")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    replica: int
+    state: str
+    epoch: int
+    def __init__(self, model: _Optional[str] = ..., replica: _Optional[int] = ..., state: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class NodePart(_message.Message):
+    __slots__ = ("model", "replica", "first_layer", "end_layer", "weight_bytes", "runtime")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    FIRST_LAYER_FIELD_NUMBER: _ClassVar[int]
+    END_LAYER_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RUNTIME_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    replica: int
     first_layer: int
     end_layer: int
     weight_bytes: int
     runtime: str
-    silence: float
-    def __init__(self, node: _Optional[int] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., machine: _Optional[str] = ..., memory: _Optional[int] = ..., threads: _Optional[int] = ..., state: _Optional[str] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., runtime: _Optional[str] = ..., silence: _Optional[float] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., replica: _Optional[int] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., runtime: _Optional[str] = ...) -> None: ...

@@ -34,10 +34,8 @@ class Join:
     """Operations per second at prefill."""
     machine: str = ""
     """Processor and instruction set, for people."""
-    model: str = ""
-    """The model that it already holds; empty: none."""
-    precision: str = ""
-    loaded: list[LayerRange] = field(default_factory=list[LayerRange])
+    held: list[HeldModel] = field(default_factory=list["HeldModel"])
+    """What it has in memory from before."""
     shared: list[str] = field(default_factory=list[str])
     """Hashes of the model files that others may fetch from it."""
     disk: float = 0.0
@@ -48,6 +46,15 @@ class Join:
     """Files of packed weights that others may copy from it."""
     auto: bool = False
     """The head decides whether it does."""
+
+
+@dataclass(kw_only=True)
+class HeldModel:
+    pipeline: str = ""
+    """For which it was loaded."""
+    model: str = ""
+    precision: str = ""
+    loaded: list[LayerRange] = field(default_factory=list[LayerRange])
 
 
 @dataclass(kw_only=True)
@@ -119,11 +126,10 @@ class ComputeParts:
 
 
 @dataclass(kw_only=True)
-class Heartbeat:
-    """Counts are since the node started."""
+class PipelineReport:
+    """What a node does for one pipeline. Counts are since its model was loaded."""
 
-    resident: int = 0
-    """Bytes."""
+    pipeline: str = ""
     steps: int = 0
     journal_bytes: int = 0
     """In memory."""
@@ -132,13 +138,10 @@ class Heartbeat:
     journal_given_up: int = 0
     """Rows that found no room."""
     journal_replayed: int = 0
-    activity: str = ""
-    """What it does that takes long, for people; empty: nothing."""
-    weights: int = 0
-    """Bytes that it holds now, also while it loads."""
-    fetched_from_peers: int = 0
-    """Bytes of model files."""
     fetched_from_origin: int = 0
+    """Bytes of model files."""
+    resident: int = 0
+    """Bytes of its other processes."""
     expert_rows: list[ExpertRows] = field(default_factory=list[ExpertRows])
     """Those since they were last reported, of layers where there are any."""
     expert_reads: list[ExpertReads] = field(default_factory=list[ExpertReads])
@@ -147,12 +150,28 @@ class Heartbeat:
     """Of a stage that asks workers: in its epoch."""
     expert_work: list[ExpertWork] = field(default_factory=list[ExpertWork])
     """Of a worker."""
-    packed: list[PackedFile] = field(default_factory=list["PackedFile"])
-    """As in Join; empty: as before."""
+    activity: str = ""
+    """What it does that takes long, for people; empty: nothing."""
+    weights: int = 0
+    """Bytes that it holds now, also while it loads."""
     decoding: list[ComputeParts] = field(default_factory=list[ComputeParts])
     """Of a stage, in steps in which each row gave a token."""
     prompts: list[ComputeParts] = field(default_factory=list[ComputeParts])
     """The same, in the other steps."""
+
+
+@dataclass(kw_only=True)
+class Heartbeat:
+    """Counts are since the node started."""
+
+    resident: int = 0
+    """Bytes."""
+    fetched_from_peers: int = 0
+    """Bytes of model files."""
+    packed: list[PackedFile] = field(default_factory=list["PackedFile"])
+    """As in Join; empty: as before."""
+    pipelines: list[PipelineReport] = field(default_factory=list[PipelineReport])
+    """Of which it has anything."""
 
 
 @dataclass(kw_only=True)
@@ -296,6 +315,8 @@ class Load:
     """Files that may be copied instead of packing them; empty: this node needs none, or nobody has any."""
     offer: bool = False
     """Let others copy what is packed: there may be other machines."""
+    pipeline: str = ""
+    """Nodes keep what belongs to one pipeline apart from all others."""
 
 
 @dataclass(kw_only=True)
@@ -305,6 +326,7 @@ class Link:
     epoch: int = 0
     host: str = ""
     port: int = 0
+    pipeline: str = ""
 
 
 @dataclass(kw_only=True)
@@ -312,6 +334,14 @@ class Rest:
     """The node is no longer part of the route: free keys and values, keep the weights."""
 
     epoch: int = 0
+    pipeline: str = ""
+
+
+@dataclass(kw_only=True)
+class Drop:
+    """Free all that is in memory of a pipeline's model."""
+
+    pipeline: str = ""
 
 
 @dataclass(kw_only=True)
@@ -333,7 +363,7 @@ class Unknown:
 
 
 NodeMessage = Join | Heartbeat | Loaded | Linked | Failed | Probed | Leave | Unknown
-HeadMessage = Welcome | Refuse | Load | Link | Rest | Probe | Shutdown | Unknown
+HeadMessage = Welcome | Refuse | Load | Link | Rest | Drop | Probe | Shutdown | Unknown
 
 
 @dataclass(kw_only=True)
@@ -350,20 +380,35 @@ class NodeDescription:
     memory: int = 0
     threads: int = 0
     state: str = ""
-    first_layer: int = 0
-    end_layer: int = 0
-    weight_bytes: int = 0
-    runtime: str = ""
+    parts: list[NodePart] = field(default_factory=list["NodePart"])
+    """In pipelines."""
     silence: float = 0.0
     """Seconds since it was last heard."""
 
 
 @dataclass(kw_only=True)
-class ClusterDescription:
-    cluster: str = ""
+class NodePart:
     model: str = ""
+    replica: int = 0
+    first_layer: int = 0
+    end_layer: int = 0
+    """0: it holds experts alone."""
+    weight_bytes: int = 0
+    runtime: str = ""
+
+
+@dataclass(kw_only=True)
+class PipelineDescription:
+    model: str = ""
+    replica: int = 0
     state: str = ""
     epoch: int = 0
+
+
+@dataclass(kw_only=True)
+class ClusterDescription:
+    cluster: str = ""
+    pipelines: list[PipelineDescription] = field(default_factory=list[PipelineDescription])
     nodes: list[NodeDescription] = field(default_factory=list[NodeDescription])
     events: list[str] = field(default_factory=list[str])
     """What happened, latest last."""

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import IO
 
 from shoal.address import join_host_port
@@ -20,9 +20,9 @@ from shoal.errors import ClusterError
 from shoal.executor.runtimes import check_model
 from shoal.launch.environment import child_environment
 from shoal.launch.keys import certify, head_credentials
-from shoal.models.description import Description
 from shoal.node.head import Head
 from shoal.node.host_environment import HostEnvironment
+from shoal.node.model_engine import ModelOffer
 
 _GRACE = 5.0
 
@@ -109,12 +109,13 @@ class LocalCluster:
 
 @contextlib.asynccontextmanager
 async def local_cluster(
-    settings: HeadSettings, node: NodeSettings, model: Description, nodes: int, workers: int = 0
+    settings: HeadSettings, node: NodeSettings, offers: Sequence[ModelOffer], nodes: int, workers: int = 0
 ) -> AsyncGenerator[LocalCluster]:
     """Starts the processes; ends all of them, whatever happens inside. workers: so many of the nodes hold experts alone. Raises
     UnsupportedModel, ConfigError if the nodes' runtime cannot run the model."""
-    check_model(node.runtime, model.spec, model.name)
-    head = Head(dataclasses.replace(settings, min_nodes=nodes, spread=True), model, HostEnvironment(head_credentials(settings)))
+    for offer in offers:
+        check_model(node.runtime, offer.model.spec, offer.model.name)
+    head = Head(dataclasses.replace(settings, min_nodes=nodes, spread=True), offers, HostEnvironment(head_credentials(settings)))
     await head.start()
     address = join_host_port(reached_at(settings.host), head.control_port)
     children: list[_Child] = []

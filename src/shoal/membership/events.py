@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+from shoal.pipeline_id import PipelineId
 from shoal.placement.profile import NodeProfile
 
 
@@ -16,8 +18,8 @@ class Joined:
     host: str
     tensor_port: int
     version: str
-    loaded: tuple[range, ...] = ()
-    """Layers of this model whose weights it still holds."""
+    loaded: Mapping[PipelineId, tuple[range, ...]] = field(default_factory=dict[PipelineId, tuple[range, ...]])
+    """Layers whose weights it still holds, of pipelines that are served here."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ _LEFT_OUT, _MOST_LEFT_OUT = 15.0, 600.0  # seconds for which a failed node is le
 class Holding:
     loaded: tuple[range, ...] = ()
     """Layers whose weights it holds."""
+    ordered: bool = False
+    """Whether it was ever told to load any of it, and not to drop it since."""
     staged: bool = False
     """Whether it entered an epoch and was not told to rest since."""
     filled: range = range(0)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from shoal.observed.event import EventKind
+from shoal.pipeline_id import PipelineId
 from shoal.placement.experts import NO_ASKING, Asking, Table
 from shoal.placement.partition import Placement
 
@@ -80,6 +81,14 @@ class RestStage:
 
 
 @dataclass(frozen=True)
+class DropModel:
+    """Free all that the node has in memory of a pipeline's model."""
+
+    node: int
+    pipeline: PipelineId
+
+
+@dataclass(frozen=True)
 class Pause:
     """Let the steps in flight finish, send no more, and report it."""
 
@@ -107,12 +116,16 @@ class Serve:
 
 @dataclass(frozen=True)
 class Report:
-    """Something for people to read. node: its name, if it is about one. figures: see observed.event."""
+    """Something for people to read. node: its name, if it is about one. figures: see observed.event. pipeline: if it is about one."""
 
     kind: EventKind
     message: str
     node: str = ""
     figures: Mapping[str, float] = field(default_factory=dict[str, float])
+    pipeline: PipelineId | None = None
 
 
-Instruction = RefuseNode | Dismiss | LoadStage | HoldExperts | LinkStage | RestStage | Pause | Cut | Serve | Report
+OfRoute = LoadStage | HoldExperts | LinkStage | RestStage | Pause | Cut | Serve
+"""Each names the epoch of its route."""
+
+Instruction = OfRoute | RefuseNode | Dismiss | DropModel | Report

@@ -20,6 +20,8 @@ class Path:
     placement: Placement
     keep: dict[int, range] = field(default_factory=dict[int, range])
     """Layers of each node whose keys and values stay good."""
+    takes: dict[int, int] = field(default_factory=dict[int, int])
+    """Bytes of each member's memory, beside the route before it."""
     workers: tuple[int, ...] = ()
     """The nodes that hold the placement's other experts, in its order."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from shoal.placement.moves import Residency
@@ -18,3 +18,6 @@ class Planner(Protocol):
         self, old: Placement, nodes: Sequence[NodeProfile], residencies: dict[str, Residency], tokens: int, beside: bool = False
     ) -> Placement: ...
     def improve(self, now: Placement, nodes: Sequence[NodeProfile], residencies: dict[str, Residency], tokens: int) -> Placement | None: ...
+    def takes(self, placement: Placement, beside: Placement | None = None) -> Mapping[str, int]:
+        """Bytes of each node's memory that it takes. beside: runs until this one does."""
+        ...

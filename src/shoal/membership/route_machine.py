@@ -18,21 +18,25 @@ A node that fails at a stage is left out for a while, and for longer each time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 
 from shoal.errors import CapacityError
 from shoal.membership import events
 from shoal.membership.faults import Faults, blame_one
 from shoal.membership.holding import Holding
-from shoal.membership.instructions import Cut, Instruction, Pause, Report, RestStage
+from shoal.membership.instructions import Cut, DropModel, Instruction, Pause, Report, RestStage
 from shoal.membership.member import Member
 from shoal.membership.members import Members
 from shoal.membership.path import Path
 from shoal.membership.planner import Planner
+from shoal.membership.tenancy import Tenancy
 from shoal.membership.words import condition, doing
 from shoal.observed.event import EventKind
+from shoal.pipeline_id import PipelineId
 from shoal.placement.moves import Residency, overlap
 from shoal.placement.partition import Placement
 from shoal.placement.profile import NodeProfile
@@ -46,14 +50,14 @@ _DEADLINES = {LOADING: 1800.0, PAUSING: 30.0, LINKING: 20.0}  # seconds
 
 
 class RouteMachine:
-    def __init__(
-        self, members: Members, min_nodes: int, planner: Planner, release: Callable[[str, float], list[Instruction]], degrade: bool = False
-    ) -> None:
-        """release: sends home, with a reason, nodes that are being drained and have no part in a route any more; given the time. degrade: a
-        route serves on without experts that nobody has, until another one has them."""
+    def __init__(self, id: PipelineId, members: Members, min_nodes: int, planner: Planner, tenancy: Tenancy, degrade: bool = False) -> None:
+        """min_nodes: that must be there before the first route. degrade: a route serves on without experts that nobody has, until another one
+        has them."""
+        self.id = id
         self.members = members
         self.min_nodes = min_nodes
         self.epoch = 0
+        """Of the latest route; epochs are unique among all pipelines."""
         self.tokens = 0
         """Computed tokens of all sequences; the head keeps it up to date."""
         self.holdings: dict[int, Holding] = {}
@@ -62,7 +66,7 @@ class RouteMachine:
         self.coming: Path | None = None
         self.why = f"0 of {min_nodes} nodes have joined"
         self._planner = planner
-        self._release = release
+        self._tenancy = tenancy
         self._degrade = degrade
         self._phase = WAITING
         self._phase_began = 0.0
@@ -73,7 +77,7 @@ class RouteMachine:
         self._suspects: tuple[int, ...] = ()  # the nodes of the broken route whose loss is being confirmed, and why it broke
         self._broke = ""
         self._next_move = 0.0
-        self._considered: tuple[int, tuple[tuple[int, float], ...]] | None = None
+        self._considered: tuple[int, tuple[tuple[int, float, int], ...]] | None = None
 
     # For people
 
@@ -99,6 +103,15 @@ class RouteMachine:
         return None if (path := self.serving or self.coming) is None else path.placement
 
     @property
+    def placed(self) -> bool:
+        """Whether it has ever been placed, and so has its share of the nodes' memory."""
+        return self._base is not None or self.coming is not None
+
+    def takes(self, node: int) -> int:
+        """Bytes of a member's memory."""
+        return max((path.takes.get(node, 0) for path in (self.serving, self.coming) if path is not None), default=0)
+
+    @property
     def route(self) -> list[int]:
         return [] if (path := self.serving or self.coming) is None else list(path.nodes)
 
@@ -121,6 +134,9 @@ class RouteMachine:
         done = f"{len(self._ready)} of {len(self._awaited)} nodes are done"
         return f"{self.why}: {self._phase}, {done}" + (f", not yet {', '.join(late)}" if late else "")
 
+    def _report(self, kind: EventKind, message: str, node: str = "", figures: Mapping[str, float] = MappingProxyType({})) -> Report:
+        return Report(kind, message, node, figures, self.id)
+
     def _part(self, node: int) -> str:
         """What a member does in a route; '' if it has no part in one."""
         if self.serving is not None and node in self.serving.members:
@@ -141,9 +157,9 @@ class RouteMachine:
 
     # Members
 
-    def joined(self, node: int, loaded: tuple[range, ...], now: float) -> list[Instruction]:
-        """A node is a member now. loaded: layers of this model whose weights it holds."""
-        self.holdings[node] = Holding(loaded)
+    def joined(self, node: int, loaded: tuple[range, ...] | None, now: float) -> list[Instruction]:
+        """A node is a member now. loaded: layers of this model whose weights it holds; None: it has nothing of the model in memory."""
+        self.holdings[node] = Holding(loaded or (), ordered=loaded is not None)
         if self.serving is None and self.coming is None and self._seek_at is None:
             return self._seek(now)
         return self.improve(now)
@@ -158,7 +174,7 @@ class RouteMachine:
             if not whole and not (self._degrade and self.serving.stands(self.members)):
                 return [*self._fence(why, now), *self._seek(now)]
             words = "other workers have its experts; streams go on" if whole else "streams go on without experts that nobody has"
-            out.append(Report(EventKind.RESUMED if whole else EventKind.DEGRADED, words))
+            out.append(self._report(EventKind.RESUMED if whole else EventKind.DEGRADED, words))
             self._next_move = now  # to have each of them again, and twice if there is room
         if self.coming is not None and not gone.isdisjoint(self.coming.members):
             return [*out, *self._forsake(why, now)]
@@ -168,9 +184,12 @@ class RouteMachine:
             self.why = self._shortage(now)
         return out
 
+    def has_part(self, node: int) -> bool:
+        return node in self.route or node in self.workers
+
     def needs(self, node: int) -> bool:
         """Whether it has a part in a route, or may have had one in the route that just broke."""
-        return node in self.route or node in self.workers or self.confirming
+        return self.has_part(node) or self.confirming
 
     def drained(self, now: float) -> list[Instruction]:
         """One of its nodes is to be drained."""
@@ -221,7 +240,7 @@ class RouteMachine:
             if path is not None and (path is self.serving or self._phase == FILLING):
                 out.append(Cut(path.epoch, reason))
         if (path := self.serving or self.coming) is not None:
-            out.append(Report(EventKind.FENCED, f"the route of epoch {path.epoch} is lost: {reason}", figures={"epoch": path.epoch}))
+            out.append(self._report(EventKind.FENCED, f"the route of epoch {path.epoch} is lost: {reason}", figures={"epoch": path.epoch}))
         self.serving = self.coming = None
         self.why = reason
         self._enter(WAITING, now)
@@ -234,7 +253,7 @@ class RouteMachine:
         pausing = self._phase == PAUSING
         self.coming = None
         self._next_move = now + _REST
-        out: list[Instruction] = [Report(EventKind.GIVEN_UP, f"a move of layers is given up: {reason}")]
+        out: list[Instruction] = [self._report(EventKind.GIVEN_UP, f"a move of layers is given up: {reason}")]
         if pausing:  # the driver has stopped already: open the same route again
             return [*out, *self._fence(reason, now), *self._seek(now)]
         self._enter(SERVING, now)
@@ -246,7 +265,7 @@ class RouteMachine:
             return []
         member = self.members[node]
         why = f"{member.name} failed: {reason}"
-        told = Report(EventKind.FAILED, why, member.name)
+        told = self._report(EventKind.FAILED, why, member.name)
         if self._phase == LOADING and path is self.coming:
             self.holdings[node].blame(reason, now)
         elif node in path.nodes and self._faults.too_often():  # a failing link is as often as not the fault of its other end
@@ -274,14 +293,26 @@ class RouteMachine:
 
     # Routes
 
-    def _usable(self, now: float) -> dict[int, Member]:
+    def _sound(self, now: float) -> dict[int, Member]:
+        """Nodes of which nothing speaks against a part in a route."""
         return {n: m for n, m in self.members.available(now).items() if self.holdings[n].usable(now)}
+
+    def _usable(self, now: float) -> dict[int, Member]:
+        return {n: m for n, m in self._sound(now).items() if self._tenancy.taken(n, waiting=False) is not None}
+
+    def _profiles(self, nodes: Mapping[int, Member], waiting: bool = False) -> list[NodeProfile]:
+        """With the memory that this pipeline may use. waiting: see Tenancy.taken."""
+        out: list[NodeProfile] = []
+        for node, member in nodes.items():
+            profile, taken = member.profile, self._tenancy.taken(node, waiting) or 0
+            out.append(replace(profile, memory=max(profile.memory - taken, 0)) if taken else profile)
+        return out
 
     def _residencies(self) -> dict[str, Residency]:
         return {self.members[n].name: Residency(holding.loaded, holding.filled) for n, holding in self.holdings.items()}
 
     def _shortage(self, now: float) -> str:
-        usable = self._usable(now)
+        usable = self._sound(now)
         out = "; ".join(f"{m.name} {self.described(n, now)}" for n, m in self.members.items() if n not in usable)
         return f"{len(usable)} of {self.min_nodes} nodes have joined" + (f" ({out})" if out else "")
 
@@ -289,13 +320,13 @@ class RouteMachine:
         """Looks for a route when none serves."""
         self._seek_at = None
         usable = self._usable(now)
-        nodes = [m.profile for m in usable.values()]
-        if self._base is None and len(usable) < self.min_nodes:
+        nodes = self._profiles(usable)
+        if self._base is None and len(self._sound(now)) < self.min_nodes:
             self.why = self._shortage(now)
-            return self._release("it holds no layers; it may leave", now)
+            return self._tenancy.release("it holds no layers; it may leave", now)
         try:
             if self._base is None:
-                placement = self._planner.first(nodes, self._residencies())
+                placement = self._first(nodes, self._profiles(usable, waiting=True))
             elif nodes:
                 placement = self._planner.recover(self._base, nodes, self._residencies(), self.tokens)
             else:
@@ -306,20 +337,31 @@ class RouteMachine:
             if str(error) == self.why:
                 return []
             self.why = str(error)
-            return [Report(EventKind.SHORT, self.why)]
+            return [self._report(EventKind.SHORT, self.why)]
         return self._begin(placement, now)
+
+    def _first(self, nodes: list[NodeProfile], sharing: list[NodeProfile]) -> Placement:
+        """sharing: the nodes, as far as other pipelines that wait for their first route leave them. Raises CapacityError."""
+        if sharing != nodes:
+            with suppress(CapacityError):
+                return self._planner.first(sharing, self._residencies())
+        return self._planner.first(nodes, self._residencies())
 
     def _begin(self, placement: Placement, now: float) -> list[Instruction]:
         by_name = {m.name: n for n, m in self.members.items()}
-        self.epoch += 1
+        self.epoch = self._tenancy.epoch()
         workers = tuple(by_name[plan.node] for plan in placement.workers)
         path = Path(self.epoch, tuple(by_name[stage.node] for stage in placement.stages), placement, workers=workers)
+        running = self.serving.running(self.members) if self.serving is not None else None
+        path.takes = {by_name[name]: taken for name, taken in self._planner.takes(placement, running).items() if name in by_name}
+        for node in path.members:
+            self.holdings[node].ordered = True
         # A pool of another size is allocated anew, and its contents are lost.
         same_pool = self._base is not None and self._base.kv_tokens == placement.kv_tokens
         path.keep = {n: overlap(path.layers(n), self.holdings[n].filled) if same_pool else range(0) for n in path.nodes}
         self.coming, self._ready = path, set()
         self._enter(LOADING, now)
-        out: list[Instruction] = [Report(EventKind.PLACED, f"epoch {self.epoch}: {path.layout}", figures={"epoch": self.epoch})]
+        out: list[Instruction] = [self._report(EventKind.PLACED, f"epoch {self.epoch}: {path.layout}", figures={"epoch": self.epoch})]
         if self.serving is None:
             self.why = "the model is being loaded"
             out += self._relieve(path)
@@ -401,24 +443,25 @@ class RouteMachine:
         self._enter(SERVING, now)
         self._next_move = now + _REST
         return [
-            Report(EventKind.SERVING, f"serving over {len(self.serving.nodes)} stage(s), epoch {epoch}", figures={"epoch": epoch}),
-            *self._release("its layers have been moved; it may leave", now),
+            self._report(EventKind.SERVING, f"serving over {len(self.serving.nodes)} stage(s), epoch {epoch}", figures={"epoch": epoch}),
+            *self._tenancy.release("its layers have been moved; it may leave", now),
         ]
 
     def improve(self, now: float) -> list[Instruction]:
         """Looks for a better route while one serves."""
         if self.serving is None or self.coming is not None:
             return []
-        draining = [n for n in self.serving.members if n in self.members and self.members[n].draining]
+        usable = self._usable(now)
+        draining = [n for n in self.serving.members if n in self.members and self._must_leave(n)]
         lacking = any(n not in self.members for n in self.serving.workers) and not self.serving.goes_on(self.members)
-        nodes = [m.profile for m in self._usable(now).values()]
+        nodes = self._profiles(usable)
         try:
             if draining:
                 without = self._planner.recover(self.serving.running(self.members), nodes, self._residencies(), self.tokens, beside=True)
                 return self._begin(without, now)
-            if now < self._next_move or any(n not in self._usable(now) for n in self.serving.nodes):
+            if now < self._next_move or any(n not in usable for n in self.serving.nodes):
                 return []
-            considered = (self.serving.epoch, tuple((n, m.slower) for n, m in self._usable(now).items()))
+            considered = (self.serving.epoch, tuple((n, m.slower, p.memory) for (n, m), p in zip(usable.items(), nodes, strict=True)))
             if considered == self._considered:
                 return []  # nothing has changed since the last look, and looking is expensive
             self._considered = considered
@@ -428,28 +471,49 @@ class RouteMachine:
             better = self._planner.improve(self.serving.running(self.members), nodes, self._residencies(), self.tokens)
         except CapacityError as error:
             self._next_move = now + _REST
-            return [
-                self.members.stop_draining(error)
-                if draining
-                else Report(EventKind.SHORT, f"nobody can take over the lost experts: {error}")
-            ]
+            return [self._stay(error) if draining else self._report(EventKind.SHORT, f"nobody can take over the lost experts: {error}")]
         self._next_move = now + _REST
-        return [] if better is None else [Report(EventKind.RESPLIT, "a better split was found"), *self._begin(better, now)]
+        return [] if better is None else [self._report(EventKind.RESPLIT, "a better split was found"), *self._begin(better, now)]
+
+    def _must_leave(self, node: int) -> bool:
+        """Whether a member's part is to be moved off it."""
+        return self.members[node].draining or self._tenancy.taken(node, waiting=False) is None
+
+    def _stay(self, why: CapacityError) -> Report:
+        """What was to leave has nowhere to go."""
+        if any(m.draining for m in self.members.values()):
+            return self.members.stop_draining(why)
+        return self._report(EventKind.GIVEN_UP, f"layers cannot be moved to the nodes that are meant for this pipeline: {why}")
 
     def without(self, path: Path, node: int, now: float, beside: bool = True) -> Callable[[], Placement]:
         """What would come of draining a member of the path, as it is now, or of its loss, which serves nobody meanwhile (not `beside`).
         The result plans it, in any thread: for many nodes that takes seconds. It raises CapacityError."""
-        return self._replan(path, [m.profile for n, m in self._usable(now).items() if n != node], beside)
+        return self._replan(path, self._profiles({n: m for n, m in self._usable(now).items() if n != node}), beside)
 
     def capped(self, path: Path, node: int, memory: int | None, now: float) -> Callable[[], Placement]:
         """Likewise, of a limit for the memory of a member; see MemoryCapped. Raises CapacityError itself while layers are being moved."""
         if self.coming is not None:
             raise CapacityError("layers are being moved; try again when that is done")
-        members = self._usable(now).items()
-        return self._replan(path, [(replace(m, cap=memory) if n == node else m).profile for n, m in members], beside=True)
+        members = {n: replace(m, cap=memory) if n == node else m for n, m in self._usable(now).items()}
+        return self._replan(path, self._profiles(members), beside=True)
 
     def _replan(self, path: Path, nodes: list[NodeProfile], beside: bool) -> Callable[[], Placement]:
         return partial(self._planner.recover, path.running(self.members), nodes, self._residencies(), self.tokens, beside=beside)
+
+    # The end
+
+    def spare(self, node: int) -> list[Instruction]:
+        """A node needs its memory for another pipeline: frees what it keeps of this one without a part in a route."""
+        holding = self.holdings[node]
+        if not holding.ordered or self._part(node):
+            return []
+        self.holdings[node] = Holding(failed=holding.failed, failures=holding.failures, retry=holding.retry)
+        return [DropModel(node, self.id)]
+
+    def close(self, reason: str, now: float) -> list[Instruction]:
+        """Ends the routes, and has the nodes free what they hold. Nothing may be asked of it after that."""
+        out = self._fence(reason, now) if self.serving is not None or self.coming is not None else []
+        return [*out, *(DropModel(node, self.id) for node, holding in self.holdings.items() if holding.ordered)]
 
     # Time
 

@@ -1,36 +1,141 @@
-"""The cluster's state: nodes that come and go, and the routes over which they serve a model.
+"""The cluster's state: nodes that come and go, and the pipelines that they serve.
 
-Pure: it is given what happens and returns what to do. Nodes are the affair of membership.members, routes that of
-membership.route_machine; here is what concerns both.
+Pure: it is given what happens and returns what to do. Nodes are the affair of membership.members, the routes of one pipeline that of
+membership.route_machine, and which nodes serve which copy of a model that of membership.replica_groups; here is what concerns all of
+them. A node may have a part in several pipelines: what each takes of its memory, the others do not have.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import chain
+
 from shoal.errors import CapacityError
 from shoal.membership import events
 from shoal.membership.admission import AdmissionRules
-from shoal.membership.instructions import Dismiss, Instruction, RefuseNode, Report
+from shoal.membership.holding import Holding
+from shoal.membership.instructions import Dismiss, HoldExperts, Instruction, LoadStage, RefuseNode, Report
 from shoal.membership.members import Members
 from shoal.membership.planner import Planner
+from shoal.membership.replica_groups import Need, ReplicaGroups
 from shoal.membership.route_machine import RouteMachine
 from shoal.membership.words import pace
 from shoal.observed.event import EventKind
+from shoal.pipeline_id import PipelineId
+from shoal.placement.profile import NodeProfile
 from shoal.sizes import human_bytes
+
+_EPOCHS = 1024  # the latest, of which it is known to which pipeline they belong
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How a pipeline is served."""
+
+    planner: Planner
+    min_nodes: int = 1
+    """That must be there before the first route."""
+    need: Need = Need()
+    degrade: bool = False
+    """See RouteMachine."""
+    pinned: frozenset[str] = frozenset()
+    """Names of the nodes that may serve it; empty: all."""
 
 
 class Cluster:
-    def __init__(
-        self,
-        version: str,
-        min_nodes: int,
-        planner: Planner,
-        silence: float,
-        admission: AdmissionRules | None = None,
-        degrade: bool = False,
-    ) -> None:
-        """See Members and RouteMachine."""
+    def __init__(self, version: str, silence: float, admission: AdmissionRules | None = None) -> None:
+        """See Members."""
         self.members = Members(version, silence, admission or AdmissionRules())
-        self.pipeline = RouteMachine(self.members, min_nodes, planner, self._dismiss, degrade)
+        self.pipelines: dict[PipelineId, RouteMachine] = {}
+        self._terms: dict[PipelineId, Terms] = {}
+        self._groups: dict[str, ReplicaGroups] = {}
+        self._pipeline_of: dict[int, PipelineId] = {}
+        """By epoch, of pipelines that are there."""
+        self._epochs = 0
+        self._arranged = frozenset[int]()
+        """The nodes that were available when nodes were dealt to copies of models last."""
+
+    # Pipelines
+
+    def open(self, id: PipelineId, terms: Terms, now: float) -> RouteMachine:
+        """Begins to serve one more pipeline. It looks for a route as soon as time passes, or a node joins."""
+        pipeline = RouteMachine(id, self.members, terms.min_nodes, terms.planner, _Tenant(self, id), terms.degrade)
+        pipeline.holdings = {node: Holding() for node in self.members}
+        self.pipelines[id], self._terms[id] = pipeline, terms
+        self._groups.setdefault(id.model, ReplicaGroups(terms.need))
+        self._arrange(now)
+        return pipeline
+
+    def close(self, id: PipelineId, reason: str, now: float) -> list[Instruction]:
+        """Ends a pipeline. What it held is free for others."""
+        out = self.pipelines.pop(id).close(reason, now)
+        del self._terms[id]
+        self._pipeline_of = {epoch: owner for epoch, owner in self._pipeline_of.items() if owner != id}
+        if all(other.model != id.model for other in self.pipelines):
+            del self._groups[id.model]
+        self._arrange(now)
+        return [*out, *self.dismiss("it holds no layers; it may leave", now)]
+
+    def owner(self, epoch: int) -> PipelineId | None:
+        """The pipeline of a route; None if that is gone."""
+        return self._pipeline_of.get(epoch)
+
+    def taken(self, id: PipelineId, node: int, waiting: bool) -> int | None:
+        """See Tenancy."""
+        if not self._may_serve(id, node):
+            return None
+        others = [pipeline for other, pipeline in self.pipelines.items() if other != id]
+        taken = sum(pipeline.takes(node) for pipeline in others)
+        if not waiting:
+            return taken
+        free = max(self.members[node].profile.memory - taken, 0)
+        want = self._terms[id].need.total
+        wanted = want + sum(self._terms[p.id].need.total for p in others if not p.placed and self._may_serve(p.id, node))
+        return taken + free - free * want // wanted if wanted else taken
+
+    def _may_serve(self, id: PipelineId, node: int) -> bool:
+        pinned = self._terms[id].pinned
+        if pinned and self.members[node].name not in pinned:
+            return False
+        return not self._divided(id.model) or self._groups[id.model].replica_of.get(node) == id.replica
+
+    def _divided(self, model: str) -> bool:
+        """Whether there are several copies of a model, or one is left of several."""
+        return bool(self._groups[model].replica_of) or sum(id.model == model for id in self.pipelines) > 1
+
+    def _arrange(self, now: float) -> None:
+        """Deals the nodes to the copies of models that have several, once enough nodes are there."""
+        self._arranged = self._available(now)
+        for model, groups in self._groups.items():
+            replicas = sorted(id for id in self.pipelines if id.model == model)
+            if not self._divided(model) or len(self.members.available(now)) < max(self._terms[id].min_nodes for id in replicas):
+                continue
+            pinned = self._terms[replicas[0]].pinned
+            profiles = {
+                n: self._free(n, m.profile, model) for n, m in self.members.available(now).items() if not pinned or m.name in pinned
+            }
+            serving = sorted(replicas, key=lambda id: self.pipelines[id].serving is None)
+            groups.arrange([id.replica for id in serving], profiles)
+            if len(replicas) == 1:
+                groups.replica_of.clear()  # all nodes are its own again
+
+    def _available(self, now: float) -> frozenset[int]:
+        return frozenset(self.members.available(now))
+
+    def _free(self, node: int, profile: NodeProfile, model: str) -> NodeProfile:
+        """With the memory that other models leave."""
+        others = sum(pipeline.takes(node) for id, pipeline in self.pipelines.items() if id.model != model)
+        return replace(profile, memory=max(profile.memory - others, 0))
+
+    def new_epoch(self, id: PipelineId) -> int:
+        self._epochs += 1
+        self._pipeline_of[self._epochs] = id
+        for old in [*self._pipeline_of][:-_EPOCHS]:
+            del self._pipeline_of[old]
+        return self._epochs
+
+    # Events
 
     def handle(self, event: events.Event, now: float) -> list[Instruction]:
         """Returns what to do about an event. `now`: monotonic seconds."""
@@ -50,12 +155,25 @@ class Cluster:
             case events.Tick():
                 return self._tick(now)
             case _:
-                return self.pipeline.handle(event, now)
+                if (id := self.owner(event.epoch)) is None:
+                    return []
+                return self._settled(self.pipelines[id].handle(event, now))
+
+    def _settled(self, *parts: list[Instruction]) -> list[Instruction]:
+        """Where a node is to load a part of one pipeline, it first drops what it keeps of others without need."""
+        out: list[Instruction] = []
+        for instruction in chain(*parts):
+            if isinstance(instruction, LoadStage | HoldExperts):
+                id = self.owner(instruction.epoch)
+                out += chain(*(p.spare(instruction.node) for other, p in self.pipelines.items() if other != id))
+            out.append(instruction)
+        return out
 
     def rename(self, node: int, name: str) -> None:
         """Call it with a name that no other member has."""
         member = self.members[node]
-        self.pipeline.rename(member.name, name)
+        for pipeline in self.pipelines.values():
+            pipeline.rename(member.name, name)
         member.rename(name)
 
     def _joined(self, event: events.Joined, now: float) -> list[Instruction]:
@@ -63,27 +181,33 @@ class Cluster:
         if why := self.members.refusal(event, len(ghosts)):
             return [RefuseNode(event.node, why), Report(EventKind.REFUSED, f"{event.profile.name} was refused: {why}", event.profile.name)]
         out = self._gone(ghosts, now)
-        return [*out, self.members.admit(event, now), *self.pipeline.joined(event.node, event.loaded, now)]
+        admitted = self.members.admit(event, now)
+        self._arrange(now)
+        parts = [p.joined(event.node, event.loaded.get(id), now) for id, p in self.pipelines.items()]
+        return [*out, admitted, *self._settled(*parts)]
 
-    def _gone(self, lost: dict[int, str], now: float, graceful: bool = False) -> list[Instruction]:
+    def _gone(self, lost: Mapping[int, str], now: float, graceful: bool = False) -> list[Instruction]:
         """Nodes have left or are no longer heard. lost: the reason, by node."""
         gone = self.members.part(lost, now, graceful)
         if not gone:
             return []
-        return [*gone.values(), *self.pipeline.lost(gone.keys(), "; ".join(told.message for told in gone.values()), now)]
+        self._arrange(now)
+        why = "; ".join(told.message for told in gone.values())
+        return [*gone.values(), *self._settled(*(p.lost(gone.keys(), why, now) for p in self.pipelines.values()))]
 
-    def _dismiss(self, reason: str, now: float) -> list[Instruction]:
+    def dismiss(self, reason: str, now: float) -> list[Instruction]:
         """Sends home the nodes that are being drained and are no part of a route; from then on they are not members."""
-        home = [n for n, m in self.members.items() if m.draining and n not in self.pipeline.route and n not in self.pipeline.workers]
+        home = [n for n, m in self.members.items() if m.draining and not any(p.has_part(n) for p in self.pipelines.values())]
         return [*(Dismiss(node, reason) for node in home), *self._gone(dict.fromkeys(home, reason), now, graceful=True)]
 
     def _drain(self, node: int, now: float) -> list[Instruction]:
         if (member := self.members.get(node)) is None or member.draining:
             return []
         member.draining = True
-        if not self.pipeline.needs(node):
-            return self._dismiss("it holds no layers; it may leave", now)
-        moved = self.pipeline.drained(now)
+        needing = [pipeline for pipeline in self.pipelines.values() if pipeline.needs(node)]
+        if not needing:
+            return self.dismiss("it holds no layers; it may leave", now)
+        moved = self._settled(*(pipeline.drained(now) for pipeline in needing))
         return [Report(EventKind.DRAINING, f"{member.name} is to be drained", member.name), *moved]
 
     def _cap(self, node: int, memory: int | None, now: float) -> list[Instruction]:
@@ -94,17 +218,49 @@ class Cluster:
         limit = "all of its memory" if memory is None else f"at most {human_bytes(memory)}"
         told = Report(EventKind.CAPPED, f"{member.name} may use {limit}", member.name, {} if memory is None else {"bytes": memory})
         try:
-            return [told, *self.pipeline.limited(node, now)]
+            return [told, *self._limited(node, now)]
         except CapacityError as error:
             member.cap = before
             return [Report(EventKind.GIVEN_UP, f"the memory of {member.name} cannot be limited: {error}", member.name)]
 
+    def _limited(self, node: int, now: float) -> list[Instruction]:
+        """Of several pipelines on the node, the first that can make the room does. Raises CapacityError."""
+        having = [pipeline for pipeline in self.pipelines.values() if pipeline.takes(node)]
+        if len(having) < 2 or sum(pipeline.takes(node) for pipeline in having) <= self.members[node].profile.memory:
+            return self._settled(*(pipeline.limited(node, now) for pipeline in self.pipelines.values()))
+        errors: list[CapacityError] = []
+        for pipeline in having:
+            try:
+                return self._settled(pipeline.limited(node, now))
+            except CapacityError as error:
+                errors.append(error)
+        raise errors[0]
+
     def _speed(self, node: int, slower: float, now: float) -> list[Instruction]:
         if (member := self.members.get(node)) is None or not member.mend(slower):
             return []
-        return [pace(member, slower), *self.pipeline.improve(now)]
+        return [pace(member, slower), *self._settled(*(p.improve(now) for p in self.pipelines.values()))]
 
     def _tick(self, now: float) -> list[Instruction]:
         silent, told = self.members.listen(now)
         refused = [RefuseNode(node, "no heartbeat came", again=True) for node in silent]
-        return [*told, *refused, *self._gone(silent, now), *self.pipeline.tick(now)]
+        gone = self._gone(silent, now)
+        if self._available(now) != self._arranged:
+            self._arrange(now)
+        return [*told, *refused, *gone, *self._settled(*(p.tick(now) for p in self.pipelines.values()))]
+
+
+class _Tenant:
+    """A membership.tenancy.Tenancy."""
+
+    def __init__(self, cluster: Cluster, id: PipelineId) -> None:
+        self._cluster, self._id = cluster, id
+
+    def epoch(self) -> int:
+        return self._cluster.new_epoch(self._id)
+
+    def taken(self, node: int, waiting: bool) -> int | None:
+        return self._cluster.taken(self._id, node, waiting)
+
+    def release(self, reason: str, now: float) -> list[Instruction]:
+        return self._cluster.dismiss(reason, now)

@@ -16,7 +16,7 @@ def machine_view(state: NodeState, pipeline: RouteMachine, roster: Roster, now: 
     """now: seconds, on the cluster's clock."""
     join, member = roster.machines[state.number], pipeline.members.get(state.number)
     first, end = _span(state.layers)
-    link, doing = roster.reached.get(join.name), roster.activities.get(join.name, "")
+    link, doing = roster.reached.get(join.name), roster.activity(join.name)
     return MachineView(
         name=join.name,
         number=state.number,
@@ -42,9 +42,15 @@ def machine_view(state: NodeState, pipeline: RouteMachine, roster: Roster, now: 
         busy=state.load.busy,
         slower=member.slower if member is not None else 1.0,
         queue=state.load.queue,
-        progress=_progress(join.name, doing, pipeline, roster.weights.get(join.name, 0)) if state.state == "loading" else None,
-        computed=roster.computed.get(join.name),
+        progress=_progress(join.name, doing, pipeline, _held(join.name, pipeline, roster)) if state.state == "loading" else None,
+        computed=roster.computed(join.name, pipeline.id),
     )
+
+
+def _held(name: str, pipeline: RouteMachine, roster: Roster) -> int:
+    """Bytes of weights."""
+    report = roster.report(name, pipeline.id)
+    return 0 if report is None else report.weights
 
 
 def _progress(name: str, doing: str, pipeline: RouteMachine, held: int) -> Progress:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Coroutine
 from time import time
 from typing import Any
 
@@ -15,31 +13,32 @@ from shoal import __version__
 from shoal.config import HeadSettings, parse_bytes
 from shoal.control import messages as control
 from shoal.control.server import NodeConnection
-from shoal.discovery.topology import MAX_NAME, RequestLoad, Topology
-from shoal.errors import ClusterError
+from shoal.discovery.topology import MAX_NAME, Topology
+from shoal.errors import ClusterError, ProtocolError
 from shoal.membership import events, instructions
 from shoal.membership.admission import AdmissionRules
+from shoal.membership.replica_groups import Need
 from shoal.membership.route_machine import WAITING
-from shoal.membership.state import Cluster
-from shoal.models.manifest import Manifest
-from shoal.node.environment import Environment
+from shoal.membership.state import Cluster, Terms
+from shoal.node.environment import Environment, Listener
+from shoal.node.links import accept_link, greeted
 from shoal.node.live_topology import live_topology
 from shoal.node.loads import Loads
-from shoal.node.observer import Observer, Served
+from shoal.node.observer import NodeObserver, PipelineObserver, Served
 from shoal.node.operator import described
-from shoal.node.orders import Orders
-from shoal.node.pipeline_runner import HeadContext, PipelineRunner
+from shoal.node.orders import seen_by
+from shoal.node.pipeline_runner import HeadContext, PipelineRunner, Planning
 from shoal.node.roster import Roster
 from shoal.node.share import Share
-from shoal.observed.computing import Computed, ComputeParts
 from shoal.observed.event import EventKind
-from shoal.placement.expectation import Expectation, expect
+from shoal.pipeline_id import PipelineId
 from shoal.placement.moves import Moves
 from shoal.placement.profile import Demand, LinkSpeed, NodeProfile
 from shoal.placement.profile import LinkSpeeds as Measured
 from shoal.placement.roles import RoleMoves
 from shoal.sizes import human_bytes
 from shoal.telemetry.recorder import Recorder
+from shoal.transport.base import FrameStream
 
 log = structlog.get_logger()
 
@@ -49,8 +48,8 @@ _SILENCES = 8  # heartbeats that may be missing
 
 
 class Coordinator:
-    def __init__(self, settings: HeadSettings, model: Served, environment: Environment, observer: Observer) -> None:
-        self.settings, self.model = settings, model
+    def __init__(self, settings: HeadSettings, environment: Environment, observer: NodeObserver) -> None:
+        self.settings = settings
         self.recorder = Recorder(environment.now, time() - environment.now())
         self.changed = asyncio.Event()
         """Set whenever the state may have changed; whoever waits for it clears it."""
@@ -58,52 +57,81 @@ class Coordinator:
         self._environment, self._observer = environment, observer
         self._share = Share()
         self.name = f"{environment.rng.getrandbits(32):08x}"
-        self._moves = Moves(
-            model.cost, Demand.of(settings.engine.slots, settings.engine.kv_tokens, model.context), settings.spread, settings.spares
-        )
         admission = AdmissionRules(parse_bytes(settings.min_memory or "0"), settings.min_speed * 1e9, settings.max_nodes)
-        self.use: dict[int, list[int]] = {}
-        """Rows that each expert has computed, by layer."""
-        self._planner = RoleMoves(self._moves, self.use)
-        self.cluster = Cluster(
-            __version__, settings.min_nodes, self._planner, settings.heartbeat * _SILENCES, admission, settings.engine.degrade
-        )
-        self.pipeline = self.cluster.pipeline
+        self.cluster = Cluster(__version__, settings.heartbeat * _SILENCES, admission)
         self.roster = Roster()
-        head = HeadContext(self.name, settings, environment, observer, self.recorder, self.roster, self.loads, self._share)
-        self.runner = PipelineRunner(head, self.pipeline, model, self._planner, self._handle)
-        self._orders = Orders(settings.host, settings.engine, model, environment, self._share, self.cluster.members, self.roster.machines)
+        self.runners: dict[PipelineId, PipelineRunner] = {}
+        self._head = HeadContext(self.name, settings, environment, self.recorder, self.roster, self.loads, self._share, self.spawn)
+        self._results: Listener | None = None
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._stopping = False
         self._next_sample = 0.0
 
-    # Lifecycle
+    # Pipelines
 
-    def offer(self, manifest: Manifest, files: Mapping[str, Path]) -> None:
-        """From now on, tells the nodes what the model's files are, and hands out those on this machine. files: by hash."""
-        self._orders.manifest = manifest
-        self._share.add(files)
+    def open(self, id: PipelineId, model: Served, observer: PipelineObserver) -> PipelineRunner:
+        """Serves one more pipeline, as soon as nodes suffice."""
+        settings, engine = self.settings, model.engine
+        demand = Demand.of(engine.slots, engine.kv_tokens, model.context)
+        moves = Moves(model.cost, demand, settings.spread, settings.spares, Measured(self.roster.reached))
+        use: dict[int, list[int]] = {}
+        planning = Planning(moves, RoleMoves(moves, use), use)
+        need = Need(
+            model.cost.held_bytes + demand.least_kv_tokens * sum(layer.kv_bytes for layer in model.cost.layers) + model.cost.last_bytes,
+            model.cost.workspace,
+        )
+        terms = Terms(planning.planner, settings.min_nodes, need, engine.degrade, model.pinned)
+        pipeline = self.cluster.open(id, terms, self.now())
+        self._share.add(model.files)
+        runner = self.runners[id] = PipelineRunner(self._head, pipeline, model, planning, observer, self._handle)
+        if self._results is not None:
+            self._start(runner)
+        return runner
+
+    def close(self, id: PipelineId, reason: str) -> None:
+        """Ends a pipeline and its requests. The nodes free what they hold of it."""
+        runner = self.runners.pop(id)
+        for instruction in self.cluster.close(id, reason, self.now()):
+            if isinstance(instruction, instructions.Cut):
+                runner.carry_out(instruction)
+            else:
+                self._carry_out(instruction)
+        runner.close(reason)
+        self.changed.set()
+
+    def _start(self, runner: PipelineRunner) -> None:
+        assert self._results is not None
+        runner.orders.port = self._results.port
+        if self.settings.pace:
+            self.spawn(runner.keep_pace())
+
+    # Lifecycle
 
     async def start(self) -> None:
         """Listens for nodes. Raises ConfigError."""
         host = self.settings.host
         self._door = await self._environment.control_door(self, host, self.settings.control_port)
-        self._results = await self._environment.listen(host, 0, self.runner.accept)
-        self._orders.port = self._results.port
+        self._results = await self._environment.listen(host, 0, self._accept)
         self.spawn(self._tick())
-        if self.settings.pace:
-            self.spawn(self.runner.keep_pace())
+        for runner in self.runners.values():
+            self._start(runner)
 
     async def stop(self, reason: str = "the head shut down") -> None:
         """Sends the nodes home and ends every request."""
         self.roster.tell_all(control.Shutdown(reason=reason))
         self._stopping = True
-        self.runner.requests.refuse("the server is shutting down")
+        self.refuse("the server is shutting down")
         for task in [*self._tasks]:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._results.close()
+        if self._results is not None:
+            await self._results.close()
         await self._door.stop()
+
+    def refuse(self, reason: str) -> None:
+        """Ends every request with that reason, and accepts no more."""
+        for runner in self.runners.values():
+            runner.requests.refuse(reason)
 
     @property
     def control_port(self) -> int:
@@ -134,7 +162,8 @@ class Coordinator:
 
     def _ticked(self) -> None:
         self._handle(events.Tick())
-        self.runner.tick()
+        for runner in self.runners.values():
+            runner.tick()
         self._sample()
 
     def _sample(self) -> None:
@@ -143,36 +172,29 @@ class Coordinator:
         if now < self._next_sample:
             return
         self._next_sample = now + 1.0
-        blocks = 0.0
-        if (driver := self.runner.driver) is not None:
-            pool = driver.scheduler.pool
-            blocks = pool.used / pool.size
-            self.recorder.counted(driver.scheduler.counters.preemptions, pool.evicted)
+        drivers = [runner.driver for runner in self.runners.values() if runner.driver is not None]
+        pools = [driver.scheduler.pool for driver in drivers]
+        for runner in self.runners.values():
+            runner.sample()
         self.recorder.tell()
         names = [member.name for member in self.cluster.members.values()]
         self.recorder.day.sample(
             self.recorder.at,
-            queue=driver.scheduler.waiting if driver is not None else 0,
-            blocks=blocks,
+            queue=sum(driver.scheduler.waiting for driver in drivers),
+            blocks=max((pool.used / pool.size for pool in pools), default=0.0),
             memory=sum(self.loads.of(name).resident for name in names),
             nodes=len(names),
         )
 
-    def expectation(self) -> Expectation | None:
-        placement = self.pipeline.placement
-        nodes = {member.name: member.profile for member in self.cluster.members.values()}
-        if placement is None or any(part.node not in nodes for part in (*placement.stages, *placement.workers)):
-            return None
-        return expect(placement, nodes, self.model.cost, self._moves.links, self._moves.demand)
-
     @property
     def activities(self) -> list[str]:
         """See Head."""
-        return [f"{name}: {activity}" for name, activity in self.roster.activities.items() if activity]
+        return [f"{name}: {activity}" for name in self.roster.reports if (activity := self.roster.activity(name))]
 
     @property
     def serving(self) -> bool:
-        return self.runner.serving
+        """Whether all pipelines serve."""
+        return bool(self.runners) and all(runner.serving for runner in self.runners.values())
 
     # Messages from the nodes
 
@@ -203,16 +225,7 @@ class Coordinator:
                     self._carry_out(instructions.Dismiss(node, "it leaves, though its layers have nowhere to go"))
             case control.Heartbeat():
                 if (member := self.cluster.members.get(node)) is not None:
-                    self._observer.heartbeat(member.name, message)
-                    self.loads.heard(member.name, message, self._environment.now())
-                    for counted in message.expert_rows:
-                        known = self.use.get(counted.layer, [0] * len(counted.rows))
-                        if len(known) == len(counted.rows):  # otherwise the observer has something to say about it
-                            self.use[counted.layer] = [a + b for a, b in zip(known, counted.rows, strict=True)]
-                    self.roster.activities[member.name] = message.activity
-                    self.roster.weights[member.name] = message.weights
-                    for decoding, prompts in zip(message.decoding, message.prompts, strict=False):
-                        self.roster.computed[member.name] = Computed(ComputeParts(**asdict(decoding)), ComputeParts(**asdict(prompts)))
+                    self._beat(member.name, message)
                 if message.packed:
                     self.roster.machines[node].packed = message.packed
             case _:
@@ -224,15 +237,40 @@ class Coordinator:
         node = self.roster.enter(conversation, join, taken)
         welcome = control.Welcome(node=node, name=join.name, cluster=self.name, heartbeat=self.settings.heartbeat)
         profile = NodeProfile(join.name, join.memory, join.bytes_per_second, join.flops, join.disk, join.worker, join.auto)
-        same = (join.model, join.precision) == (self.model.reference, str(self.settings.engine.precision))
-        loaded = tuple(range(r.first, r.end) for r in join.loaded) if same else ()
+        known = {held.pipeline: runner for held in join.held if (runner := self._that_keeps(held)) is not None}
+        loaded = {
+            known[held.pipeline].pipeline.id: tuple(range(r.first, r.end) for r in held.loaded)
+            for held in join.held
+            if held.pipeline in known
+        }
         joined = events.Joined(node, join.incarnation, profile, host, join.tensor_port, join.version, loaded)
         if join.version != __version__:
             self._handle(joined)  # which refuses it
             return
         conversation.say(welcome)
-        conversation.say(control.Probe(host=self._orders.seen_by(joined), port=self._results.port))
+        for held in join.held:
+            if held.pipeline not in known:
+                conversation.say(control.Drop(pipeline=held.pipeline))
+        assert self._results is not None
+        host = seen_by(self.settings.host, joined, self._environment)
+        conversation.say(control.Probe(host=host, port=self._results.port))
         self.roster.probe(conversation, joined)
+
+    def _that_keeps(self, held: control.HeldModel) -> PipelineRunner | None:
+        """The runner of the pipeline for which a node holds something, if it is the same model in the same form."""
+        runner = next((runner for id, runner in self.runners.items() if str(id) == held.pipeline), None)
+        if runner is None or (held.model, held.precision) != (runner.model.reference, str(runner.model.engine.precision)):
+            return None
+        return runner
+
+    def _beat(self, name: str, heartbeat: control.Heartbeat) -> None:
+        """name: of the node."""
+        self._observer.heartbeat(name, heartbeat)
+        self.loads.heard(name, heartbeat, self._environment.now())
+        self.roster.reports[name] = {report.pipeline: report for report in heartbeat.pipelines}
+        for id, runner in self.runners.items():
+            if (report := self.roster.report(name, id)) is not None:
+                runner.reported(name, report)
 
     def _probed(self, conversation: NodeConnection, joined: events.Joined, message: control.NodeMessage) -> None:
         """A node is a member once its link is measured."""
@@ -240,7 +278,7 @@ class Coordinator:
             case control.Probed():
                 self.roster.probed(conversation)
                 self.roster.reached[joined.profile.name] = LinkSpeed(max(message.round_trip, 0) / 2, max(message.bytes_per_second, 1.0))
-                self._moves.links = Measured(self.roster.reached)
+                self._measured()
                 self._handle(joined)
             case control.Failed():
                 self.roster.probed(conversation)
@@ -300,14 +338,17 @@ class Coordinator:
         self.roster.rename(node, name)
         self.loads.rename(request, name)
         self._observer.gone(request)
-        self._moves.links = Measured(self.roster.reached)
-        if (path := self.pipeline.serving) is not None:
-            names = [stage.node for stage in path.placement.stages]
-            self.recorder.timelines.route(path.epoch, names)
-            self._observer.route(names)
+        self._measured()
+        for runner in self.runners.values():
+            runner.renamed()
         self._carry_out(instructions.Report(EventKind.RENAMED, f"{request} is called {name} from now on", name))
         self.changed.set()
         return control.DismissAnswer(done=True, message=f"{request} is called {name} from now on")
+
+    def _measured(self) -> None:
+        """Links have other speeds, or names."""
+        for runner in self.runners.values():
+            runner.planning.moves.links = Measured(self.roster.reached)
 
     def cap(self, request: str, memory: int | None) -> control.DismissAnswer:
         """Limits the memory of a member. request: its name. memory: bytes; None: no limit but its own."""
@@ -325,24 +366,24 @@ class Coordinator:
         return control.DismissAnswer(message=f"there is no node '{name}'; the nodes are {known}")
 
     def describe(self) -> control.ClusterDescription:
-        waiting = len(self.runner.requests) if self.runner.driver is not None else 0
         return described(
-            self.name, self.model.name, self.pipeline, self.roster, waiting, self.recorder.lines(_LINES), self._environment.now()
+            self.name, self.cluster.members, [*self.runners.values()], self.roster, self.recorder.lines(_LINES), self._environment.now()
         )
 
-    def topology(self) -> Topology:
-        """What is published of the cluster."""
-        running, waiting = (0, 0) if (driver := self.runner.driver) is None else (driver.scheduler.running, driver.scheduler.waiting)
-        requests = RequestLoad(running, waiting, self.settings.engine.slots)
-        return live_topology(self.name, self.model.name, self.pipeline, self.roster, self.loads, requests, self._environment.now())
+    def topology(self, runner: PipelineRunner) -> Topology:
+        """What is published of the cluster, as one of its pipelines has it."""
+        return live_topology(
+            self.name, runner.model.name, runner.pipeline, self.roster, self.loads, runner.load_of_requests, self._environment.now()
+        )
 
     # Decisions of the state machine
 
     def _handle(self, event: events.Event) -> None:
         if self._stopping:
             return
-        if self.runner.driver is not None:
-            self.pipeline.tokens = self.runner.driver.scheduler.computed
+        for runner in self.runners.values():
+            if runner.driver is not None:
+                runner.pipeline.tokens = runner.driver.scheduler.computed
         for instruction in self.cluster.handle(event, self._environment.now()):
             self._carry_out(instruction)
         self.changed.set()
@@ -356,26 +397,15 @@ class Coordinator:
                 self.roster.tell(node, control.Shutdown(reason=reason))
                 self._dismissed(node)
                 self._handle(events.Left(node, reason, graceful=True))
-            case instructions.LoadStage():
-                self.roster.tell(instruction.node, self._orders.load(instruction))
-                self.runner.load()
-            case instructions.HoldExperts():
-                self.roster.tell(instruction.node, self._orders.hold(instruction))
-            case instructions.LinkStage(node, epoch, after):
-                self.runner.link(epoch)
-                host, port = self._orders.next_hop(node, after)
-                self.roster.tell(node, control.Link(epoch=epoch, host=host, port=port))
-            case instructions.RestStage(node, epoch):
-                self.roster.tell(node, control.Rest(epoch=epoch))
-            case instructions.Serve():
-                self.spawn(self.runner.serve(instruction))
-            case instructions.Pause():
-                self.runner.pause()
-            case instructions.Cut(epoch, reason):
-                self.runner.cut(epoch, reason)
-            case instructions.Report(kind, message, node, figures):
-                log.info(message)
-                self.recorder.events.add(kind, message, node, figures)
+            case instructions.DropModel(node, id):
+                self.roster.tell(node, control.Drop(pipeline=str(id)))
+            case instructions.Report(kind, message, node, figures, id):
+                words = message if id is None or len(self.runners) < 2 else f"{id}: {message}"
+                log.info(words)
+                self.recorder.events.add(kind, words, node, figures)
+            case _:
+                if (id := self.cluster.owner(instruction.epoch)) is not None:
+                    self.runners[id].carry_out(instruction)
 
     def _told_loaded(self, node: int, loaded: control.Loaded) -> None:
         if (member := self.cluster.members.get(node)) is not None:
@@ -386,8 +416,24 @@ class Coordinator:
     async def until_ready(self) -> None:
         """Waits until a model is served. Raises ClusterError if the nodes that joined cannot serve it."""
         while not self.serving:
-            pipeline = self.pipeline
-            if pipeline.state == WAITING and len(pipeline.members) >= self.settings.min_nodes and pipeline.why and not pipeline.confirming:
-                raise ClusterError(pipeline.why)
+            for runner in self.runners.values():
+                pipeline = runner.pipeline
+                enough = len(pipeline.members) >= self.settings.min_nodes
+                if pipeline.state == WAITING and enough and pipeline.why and not pipeline.confirming:
+                    raise ClusterError(pipeline.why if len(self.runners) < 2 else f"{pipeline.id}: {pipeline.why}")
             self.changed.clear()
             await self.changed.wait()
+
+    async def _accept(self, stream: FrameStream) -> None:
+        """Takes a last stage's link to the head, or any other peer's."""
+        try:
+            greeting = await greeted(stream, self._share)
+            runner = next((runner for runner in self.runners.values() if runner.opening(greeting.epoch)), None)
+            if runner is not None:
+                await runner.accept(stream, greeting)
+            else:
+                await accept_link(stream, greeting, 0, self.name, -1, "head")  # which refuses it
+        except EOFError:
+            return
+        except (OSError, ProtocolError) as error:
+            log.warning("a link was refused or broken", peer=stream.peer, reason=str(error) or type(error).__name__)

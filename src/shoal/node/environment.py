@@ -128,8 +128,8 @@ class Model(Protocol):
 
     def rest(self) -> None: ...
     def close(self) -> None: ...
-    def report(self, heartbeat: control.Heartbeat) -> None:
-        """Fills in a heartbeat's fields about the journals and the computing of stages."""
+    def report(self, report: control.PipelineReport) -> None:
+        """Fills in the fields about the journals and the computing of stages."""
         ...
 
 

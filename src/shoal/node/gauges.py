@@ -3,43 +3,46 @@
 from __future__ import annotations
 
 from shoal.node.coordinator import Coordinator
+from shoal.node.pipeline_runner import PipelineRunner
+from shoal.node.roster import Roster
 from shoal.request import Priority
-from shoal.telemetry.metrics import Metrics
+from shoal.telemetry.metrics import Metrics, NodeMetrics, PipelineMetrics
 
 
 def gauge(metrics: Metrics, coordinator: Coordinator) -> None:
-    pipeline, engine = coordinator.pipeline, coordinator.settings.engine
-    metrics.nodes.set(len(pipeline.members))
-    metrics.ready.set(coordinator.serving)
-    metrics.epoch.set(pipeline.epoch)
-    metrics.predicted.set(pipeline.placement.tokens_per_second if pipeline.placement else 0.0)
-    metrics.slots.set(engine.slots)
-    metrics.queue.set(engine.queue)
+    _nodes(metrics.nodes, coordinator)
+    for id, runner in coordinator.runners.items():
+        of = metrics.pipelines[id]
+        of.ready.set(runner.serving)
+        of.epoch.set(runner.pipeline.epoch)
+        of.predicted.set(runner.pipeline.placement.tokens_per_second if runner.pipeline.placement else 0.0)
+        of.slots.set(runner.model.engine.slots)
+        of.queue.set(runner.model.engine.queue)
+        _route(of, runner, coordinator.roster)
+        _requests(of, runner)
+
+
+def _nodes(metrics: NodeMetrics, coordinator: Coordinator) -> None:
+    now, members = coordinator.recorder.now(), coordinator.cluster.members
+    metrics.nodes.set(len(members))
     for kind, count in coordinator.recorder.events.counts.items():
         metrics.events.set(count, kind.value)
-    _nodes(metrics, coordinator)
-    _route(metrics, coordinator)
-    _requests(metrics, coordinator)
-
-
-def _nodes(metrics: Metrics, coordinator: Coordinator) -> None:
-    now = coordinator.recorder.now()
-    for member in coordinator.pipeline.members.values():
+    for member in members.values():
         metrics.busy.set(coordinator.loads.of(member.name).busy, member.name)
         metrics.memory.set(member.profile.memory, member.name)
         metrics.silence.set(max(now - member.heard, 0.0), member.name)
-    names = (member.name for member in coordinator.pipeline.members.values())
+    names = (member.name for member in members.values())
     metrics.balance.only({(name,): share for name, share in coordinator.loads.balance(names).items()})
 
 
-def _route(metrics: Metrics, coordinator: Coordinator) -> None:
-    pipeline, roster, cost = coordinator.pipeline, coordinator.roster, coordinator.model.cost
+def _route(metrics: PipelineMetrics, runner: PipelineRunner, roster: Roster) -> None:
+    pipeline, cost = runner.pipeline, runner.model.cost
     stages = pipeline.placement.stages if pipeline.placement else ()
     tokens = pipeline.placement.kv_tokens if pipeline.placement else 0
     members = {member.name: member for member in pipeline.members.values()}
     streamed = {stage.node: stage.memory for stage in stages}
     held = {
-        member.name: streamed.get(member.name, 0) or roster.held(member, pipeline.holdings[node])
+        member.name: streamed.get(member.name, 0) or roster.held(member, pipeline)
         for node, member in pipeline.members.items()
         if member.name in streamed or node in pipeline.workers
     }
@@ -49,10 +52,10 @@ def _route(metrics: Metrics, coordinator: Coordinator) -> None:
     metrics.kv.only({(stage.node,): tokens * sum(layer.kv_bytes for layer in cost.layers[stage.first : stage.end]) for stage in stages})
 
 
-def _requests(metrics: Metrics, coordinator: Coordinator) -> None:
-    if coordinator.runner.driver is None:
+def _requests(metrics: PipelineMetrics, runner: PipelineRunner) -> None:
+    if runner.driver is None:
         return
-    scheduler = coordinator.runner.driver.scheduler
+    scheduler = runner.driver.scheduler
     metrics.running.set(scheduler.running)
     metrics.waiting.set(scheduler.waiting)
     for priority in Priority:

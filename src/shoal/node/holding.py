@@ -175,15 +175,15 @@ class PulledModel:
         self._shard.close()
         self._grammars.close()
 
-    def report(self, heartbeat: control.Heartbeat) -> None:
-        heartbeat.activity = self._activity
+    def report(self, report: control.PipelineReport) -> None:
+        report.activity = self._activity
         counters = self._shard.counters
-        heartbeat.resident += self._grammars.resident
-        heartbeat.journal_bytes = self._shard.journal_bytes
-        heartbeat.journal_spilled, heartbeat.journal_given_up = counters.spilled, counters.given_up
-        heartbeat.fetched_from_origin = self._from_origin
-        heartbeat.journal_replayed = counters.replayed
+        report.resident = self._grammars.resident
+        report.journal_bytes = self._shard.journal_bytes
+        report.journal_spilled, report.journal_given_up = counters.spilled, counters.given_up
+        report.fetched_from_origin = self._from_origin
+        report.journal_replayed = counters.replayed
         if self._shard.runtime:  # it has layers
             counts = self._shard.part_counts
-            heartbeat.decoding = [control.ComputeParts(**asdict(counts.decoding))]
-            heartbeat.prompts = [control.ComputeParts(**asdict(counts.prompts))]
+            report.decoding = [control.ComputeParts(**asdict(counts.decoding))]
+            report.prompts = [control.ComputeParts(**asdict(counts.prompts))]

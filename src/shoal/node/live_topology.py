@@ -58,7 +58,7 @@ def live_topology(
             layers=spans.get(node, ""),
             experts=_published(table),
             held=sum(map(len, table)),
-            weights=streamed.get(node, 0) or (roster.held(member, holding) if member is not None and holding is not None and part else 0),
+            weights=streamed.get(node, 0) or (roster.held(member, pipeline) if member is not None and part else 0),
             memory=profile.memory if member is None else member.profile.memory,
             threads=machine.threads,
             machine=words(machine.machine, _WORDS),

@@ -50,19 +50,20 @@ class Loads:
 
     def heard(self, name: str, heartbeat: Heartbeat, now: float) -> None:
         node = self._nodes.setdefault(name, _Node())
-        work = heartbeat.expert_work[0] if heartbeat.expert_work else None
-        node.worker = work is not None
-        sample = _Sample(now, node.stage_seconds + (work.computed if work else 0.0), work.rows if work else 0)
+        works = [work for report in heartbeat.pipelines for work in report.expert_work]
+        node.worker = bool(works)
+        computed, rows = sum(work.computed for work in works), sum(work.rows for work in works)
+        sample = _Sample(now, node.stage_seconds + computed, rows)
         node.samples.append(sample)
         while now - node.samples[0].at > WINDOW and len(node.samples) > 2:
             node.samples.popleft()
         seconds, computed, _ = node.since()
         node.load = NodeLoad(
             busy=round(min(computed / seconds, 1.0), 2) if seconds > 0 else 0.0,
-            steps=heartbeat.steps,
-            frames=work.frames if work else 0,
+            steps=sum(report.steps for report in heartbeat.pipelines),
+            frames=sum(work.frames for work in works),
             rows=sample.rows,
-            queue=work.queued if work else 0,
+            queue=sum(work.queued for work in works),
             resident=round(heartbeat.resident / _GRAIN) * _GRAIN,
         )
 

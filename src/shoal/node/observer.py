@@ -1,12 +1,15 @@
-"""What a coordinator is told about the model that it serves, and whom it tells about events."""
+"""What a coordinator is told about a model that it serves, and whom it tells about events."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
+from shoal.config import EngineSettings
 from shoal.control import messages as control
+from shoal.models.manifest import Manifest
 from shoal.node.interruption import Interruption
 from shoal.pipeline.timing import StepTiming
 from shoal.placement.cost import ModelCost
@@ -15,7 +18,7 @@ from shoal.request import TokenChunk
 
 @dataclass(frozen=True)
 class Served:
-    """The model as the cluster sees it."""
+    """A model as the cluster sees it."""
 
     name: str
     reference: str
@@ -23,10 +26,17 @@ class Served:
     cost: ModelCost
     context: int
     """Most tokens of a sequence."""
+    engine: EngineSettings
+    pinned: frozenset[str] = frozenset()
+    """Names of the nodes that may serve it; empty: all."""
+    manifest: Manifest | None = None
+    """What the model's files are; None: only its name is known."""
+    files: Mapping[str, Path] = field(default_factory=dict[str, Path])
+    """Those of them that are on this machine, by hash."""
 
 
-class Observer(Protocol):
-    """Counts what happens."""
+class PipelineObserver(Protocol):
+    """Counts what happens to one pipeline."""
 
     def step(self, timing: StepTiming, hops: tuple[float, ...]) -> None:
         """hops: seconds of the way to each stage, and of the way back."""
@@ -40,6 +50,14 @@ class Observer(Protocol):
         """cause: 'lost', 'left' or 'failed': what became of a node; 'broken': of the route; 'moved': layers were."""
         ...
 
+    def sampled(self, chunks: list[TokenChunk]) -> None: ...
+    def report(self, node: str, report: control.PipelineReport) -> None:
+        """A node tells what it does for the pipeline."""
+        ...
+
+
+class NodeObserver(Protocol):
+    """Counts what happens to nodes."""
+
     def heartbeat(self, node: str, heartbeat: control.Heartbeat) -> None: ...
     def gone(self, node: str) -> None: ...
-    def sampled(self, chunks: list[TokenChunk]) -> None: ...

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from statistics import median
 
 from shoal import __version__
 from shoal.control.messages import DismissRequest
-from shoal.errors import CapacityError
+from shoal.errors import CapacityError, UnknownObject
 from shoal.membership.path import Path
-from shoal.models.description import Description
+from shoal.membership.route_machine import RouteMachine
 from shoal.models.spec import Experts
 from shoal.node.advice import advice, attention
 from shoal.node.cluster_view import machine_view, measured, stage_views
 from shoal.node.coordinator import Coordinator
+from shoal.node.model_engine import ModelEngine
+from shoal.node.pipeline_runner import PipelineRunner
 from shoal.node.pulls import Pulls
 from shoal.observed.cluster import (
     ActionResult,
@@ -25,6 +27,7 @@ from shoal.observed.cluster import (
     Invitation,
     ModelView,
     NodeAction,
+    PipelineView,
     PlanView,
     RequestsView,
     StageView,
@@ -41,8 +44,9 @@ _LOOKED_AT = 8  # stages without which the cluster is planned for advice
 
 
 class Operations:
-    def __init__(self, coordinator: Coordinator, model: Description, started: float) -> None:
-        self._coordinator, self._model, self._started = coordinator, model, started
+    def __init__(self, coordinator: Coordinator, models: Mapping[str, ModelEngine], started: float) -> None:
+        """models: by name, the default first; they may come and go."""
+        self._coordinator, self._models, self._started = coordinator, models, started
         self.invitation: Callable[[], Invitation] | None = None
         """Makes one; None: how nodes join is not known here."""
         self._pulls = Pulls(self._pulled)
@@ -53,32 +57,40 @@ class Operations:
         """The route and the speeds for which that was planned, or is being planned."""
         self._looking = False
 
-    async def cluster(self) -> ClusterView:
+    def _runner(self, pipeline: str) -> PipelineRunner:
+        """pipeline: see Operator.cluster. Raises UnknownObject."""
+        runners = self._coordinator.runners
+        found = next((runner for id, runner in runners.items() if pipeline in ("", str(id))), None)
+        if found is None:
+            raise UnknownObject("pipeline", pipeline or "of any model")
+        return found
+
+    async def cluster(self, pipeline: str) -> ClusterView:
+        return self._view(self._runner(pipeline))
+
+    def _view(self, runner: PipelineRunner) -> ClusterView:
         c = self._coordinator
-        pipeline, recorder, now = c.pipeline, c.recorder, c.now()
-        topology = c.topology()
+        pipeline, recorder, now = runner.pipeline, c.recorder, c.now()
+        topology, engine = c.topology(runner), runner.model.engine
         machines = [machine_view(state, pipeline, c.roster, now) for state in topology.nodes.values()]
-        driver = c.runner.driver
-        steps = [] if driver is None else driver.timings.latest(_RECENT)
-        stages = stage_views(pipeline, topology, steps, recorder.hops)
-        requests = RequestsView(slots=c.settings.engine.slots)
-        if driver is not None:
-            s = driver.scheduler
-            requests = RequestsView(s.running, s.waiting, c.settings.engine.slots, s.pool.used, s.pool.size)
+        hops = runner.record.hops
+        steps = [] if runner.driver is None else runner.driver.timings.latest(_RECENT)
+        stages = stage_views(pipeline, topology, steps, hops)
+        requests = _requests(runner)
         reason = pipeline.moving or pipeline.progress
         events = islice(reversed(recorder.events), _EVENTS)
-        spec = self._model.spec
-        expectation = c.expectation()
+        model = self._models[pipeline.id.model].model
+        spec, expectation = model.spec, runner.expectation()
         return ClusterView(
             cluster=c.name,
             version=__version__,
             at=recorder.at,
             started=self._started,
             model=ModelView(
-                self._model.name,
-                self._model.reference,
+                model.name,
+                model.reference,
                 len(spec.layers),
-                c.model.context,
+                runner.model.context,
                 sum(machine.weights for machine in machines),
                 max((part.count for layer in spec.layers if isinstance(part := layer.feed_forward, Experts)), default=0),
             ),
@@ -90,38 +102,40 @@ class Operations:
             requests=requests,
             predicted=pipeline.placement.tokens_per_second if pipeline.placement is not None else 0.0,
             predicted_single=expectation.alone if expectation is not None else 0.0,
-            measured=recorder.tokens_per_second,
-            last_hop=median(recorder.hops[-1]) if recorder.hops and recorder.hops[-1] else 0.0,
-            advice=advice(stages, self._changes()),
-            attention=attention(pipeline.state, reason, machines, requests, c.settings.engine.queue, events, recorder.at),
+            measured=runner.record.tokens_per_second,
+            last_hop=median(hops[-1]) if hops and hops[-1] else 0.0,
+            advice=advice(stages, self._changes(runner)),
+            attention=attention(pipeline.state, reason, machines, requests, engine.queue, events, recorder.at),
+            pipeline=str(pipeline.id),
+            pipelines=[_pipeline_view(other) for other in c.runners.values()],
         )
 
-    def _changes(self) -> dict[str, float]:
+    def _changes(self, runner: PipelineRunner) -> dict[str, float]:
         """What is known of that. It is planned again when the route or a speed changes, in a thread, and is then in the next view."""
-        pipeline = self._coordinator.pipeline
+        pipeline = runner.pipeline
         path = pipeline.serving
         key = None if path is None else (path.epoch, *((n, m.slower, m.draining, m.cap) for n, m in pipeline.members.items()))
         if key != self._looked_at and not self._looking:
             self._looked_at, self._without = key, {}
             if path is not None and len(path.nodes) > 1:
                 self._looking = True
-                self._coordinator.spawn(self._look(path))
+                self._coordinator.spawn(self._look(pipeline, path))
         return self._without
 
-    async def _look(self, path: Path) -> None:
+    async def _look(self, pipeline: RouteMachine, path: Path) -> None:
         """At the stages that take most of a step; there may be a hundred."""
         c = self._coordinator
         slowest = sorted(zip(path.nodes, path.placement.stages, strict=True), key=lambda pair: -pair[1].seconds)
         try:
             for node, stage in slowest[:_LOOKED_AT]:
                 with suppress(CapacityError):
-                    placement = await asyncio.to_thread(c.pipeline.without(path, node, c.now()))
+                    placement = await asyncio.to_thread(pipeline.without(path, node, c.now()))
                     self._without[stage.node] = placement.tokens_per_second / path.placement.tokens_per_second
         finally:
             self._looking = False
 
-    async def experts(self) -> ExpertsView:
-        return ExpertsView(measured(self._coordinator.use))
+    async def experts(self, pipeline: str) -> ExpertsView:
+        return ExpertsView(measured(self._runner(pipeline).planning.use))
 
     async def events(self, after: int, limit: int, kinds: Sequence[EventKind], node: str) -> EventPage:
         return self._coordinator.recorder.events.page(after, limit, kinds, node)
@@ -138,15 +152,18 @@ class Operations:
 
     async def preview(self, node: str, action: NodeAction) -> PlanView:
         c = self._coordinator
-        number, serving = c.numbered(node), c.pipeline.serving
+        number = c.numbered(node)
         if number is None:
             return PlanView(why=f"there is no node '{node}'")
-        if serving is None:
+        pipelines = [runner.pipeline for runner in c.runners.values()]
+        pipeline = next((p for p in pipelines if p.has_part(number)), pipelines[0] if pipelines else None)
+        if pipeline is None or pipeline.serving is None:
             return PlanView(why="the model is not being served now")
+        serving = pipeline.serving
         placement = serving.placement
         try:
             if number in serving.members:
-                placement = await asyncio.to_thread(self._planned(serving, number, action))
+                placement = await asyncio.to_thread(self._planned(pipeline, serving, number, action))
         except CapacityError as error:
             return PlanView(why=str(error))
         return PlanView(
@@ -156,9 +173,9 @@ class Operations:
             _moved(serving.placement, placement),
         )
 
-    def _planned(self, serving: Path, node: int, action: NodeAction) -> Callable[[], Placement]:
+    def _planned(self, pipeline: RouteMachine, serving: Path, node: int, action: NodeAction) -> Callable[[], Placement]:
         """Raises CapacityError."""
-        pipeline, now = self._coordinator.pipeline, self._coordinator.now()
+        now = self._coordinator.now()
         match action.do:
             case "cap":
                 return pipeline.capped(serving, node, action.memory, now)
@@ -187,7 +204,7 @@ class Operations:
 
     async def models(self) -> ModelsView:
         memory = sum(member.profile.memory for member in self._coordinator.cluster.members.values())
-        return await asyncio.to_thread(self._pulls.view, self._model.name, memory)
+        return await asyncio.to_thread(self._pulls.view, frozenset(self._models), memory)
 
     async def pull(self, model: str) -> ActionResult:
         self._loop = asyncio.get_running_loop()
@@ -197,6 +214,28 @@ class Operations:
         """Called in another thread."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._coordinator.recorder.events.add, EventKind.FETCHED, line)
+
+
+def _requests(runner: PipelineRunner) -> RequestsView:
+    slots = runner.model.engine.slots
+    if runner.driver is None:
+        return RequestsView(slots=slots)
+    s = runner.driver.scheduler
+    return RequestsView(s.running, s.waiting, slots, s.pool.used, s.pool.size)
+
+
+def _pipeline_view(runner: PipelineRunner) -> PipelineView:
+    pipeline, members = runner.pipeline, runner.pipeline.members
+    return PipelineView(
+        name=str(pipeline.id),
+        model=pipeline.id.model,
+        replica=pipeline.id.replica,
+        state=pipeline.state,
+        reason=pipeline.moving or pipeline.progress,
+        requests=_requests(runner),
+        measured=runner.record.tokens_per_second,
+        nodes=[members[node].name for node in (*pipeline.route, *pipeline.workers) if node in members],
+    )
 
 
 def _moved(old: Placement, new: Placement) -> dict[str, int]:

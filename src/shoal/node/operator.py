@@ -2,40 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from shoal.address import join_host_port
 from shoal.control import messages as control
+from shoal.membership.member import Member
+from shoal.membership.members import Members
 from shoal.membership.route_machine import SERVING, RouteMachine
+from shoal.node.pipeline_runner import PipelineRunner
 from shoal.node.roster import Roster
 
 
 def described(
-    name: str, model: str, pipeline: RouteMachine, roster: Roster, waiting: int, events: Iterable[str], now: float
+    name: str, members: Members, runners: Sequence[PipelineRunner], roster: Roster, events: Iterable[str], now: float
 ) -> control.ClusterDescription:
-    """The answer to `shoal nodes`. waiting: requests that have not ended. now: seconds, on the cluster's clock."""
+    """The answer to `shoal nodes`. now: seconds, on the cluster's clock."""
+    return control.ClusterDescription(
+        cluster=name,
+        pipelines=[_pipeline(runner) for runner in runners],
+        nodes=[_node(node, member, [runner.pipeline for runner in runners], roster, now) for node, member in members.items()],
+        events=[*events],
+    )
+
+
+def _pipeline(runner: PipelineRunner) -> control.PipelineDescription:
+    pipeline = runner.pipeline
     words = pipeline.moving or pipeline.why
     state = pipeline.state + (f": {words}" if words else "")
-    out = control.ClusterDescription(cluster=name, model=model, state=state, epoch=pipeline.epoch, events=list(events))
+    waiting = len(runner.requests) if runner.driver is not None else 0
     if waiting and pipeline.state != SERVING:
-        out.state += f"; {waiting} request(s) wait"
-    for node, member in pipeline.members.items():
-        join, holding = roster.machines[node], pipeline.holdings[node]
-        one = control.NodeDescription(
-            node=node,
-            name=member.name,
-            address=join_host_port(member.joined.host, member.joined.tensor_port),
-            machine=join.machine,
-            memory=member.profile.memory,
-            threads=join.threads,
-            state=pipeline.described(node, now),
-            silence=now - member.heard,
-        )
-        if node in pipeline.route and pipeline.placement is not None:
-            stage = pipeline.placement.stages[pipeline.route.index(node)]
-            one.first_layer, one.end_layer = stage.first, stage.end
-            one.weight_bytes, one.runtime = stage.memory or roster.held(member, holding), holding.runtime
-        elif node in pipeline.workers:
-            one.weight_bytes, one.runtime = roster.held(member, holding), holding.runtime
-        out.nodes.append(one)
+        state += f"; {waiting} request(s) wait"
+    return control.PipelineDescription(model=pipeline.id.model, replica=pipeline.id.replica, state=state, epoch=pipeline.epoch)
+
+
+def _node(node: int, member: Member, pipelines: Sequence[RouteMachine], roster: Roster, now: float) -> control.NodeDescription:
+    join = roster.machines[node]
+    doing = {pipeline.described(node, now): None for pipeline in [p for p in pipelines if p.has_part(node)] or pipelines[:1]}
+    return control.NodeDescription(
+        node=node,
+        name=member.name,
+        address=join_host_port(member.joined.host, member.joined.tensor_port),
+        machine=join.machine,
+        memory=member.profile.memory,
+        threads=join.threads,
+        state="; ".join(doing),
+        parts=[_part(node, member, pipeline, roster) for pipeline in pipelines if pipeline.has_part(node)],
+        silence=now - member.heard,
+    )
+
+
+def _part(node: int, member: Member, pipeline: RouteMachine, roster: Roster) -> control.NodePart:
+    held = roster.held(member, pipeline)
+    out = control.NodePart(model=pipeline.id.model, replica=pipeline.id.replica, weight_bytes=held, runtime=pipeline.holdings[node].runtime)
+    if node in pipeline.route and pipeline.placement is not None:
+        stage = pipeline.placement.stages[pipeline.route.index(node)]
+        out.first_layer, out.end_layer, out.weight_bytes = stage.first, stage.end, stage.memory or held
     return out

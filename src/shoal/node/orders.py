@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterator, Mapping
 from itertools import islice
 
 from shoal.address import is_loopback, is_wildcard
-from shoal.config import EngineSettings
 from shoal.control import messages as control
 from shoal.membership import events, instructions
 from shoal.membership.member import Member
@@ -17,6 +16,7 @@ from shoal.node.expert_tables import tables_of
 from shoal.node.observer import Served
 from shoal.node.packing import packing_of
 from shoal.node.share import Share
+from shoal.pipeline_id import PipelineId
 
 _PEERS = 8  # most peers that a node is told to fetch from
 
@@ -31,8 +31,8 @@ class Orders:
 
     def __init__(
         self,
+        pipeline: PipelineId,
         host: str,
-        settings: EngineSettings,
         model: Served,
         environment: Environment,
         share: Share,
@@ -41,8 +41,8 @@ class Orders:
     ) -> None:
         """host: where this head listens. members, machines: the current nodes by number, and what they reported about themselves."""
         self.port = 0
-        self.manifest: Manifest | None = None
-        self._host, self._settings, self._model, self._environment, self._share = host, settings, model, environment, share
+        self.manifest: Manifest | None = model.manifest
+        self._pipeline, self._host, self._model, self._environment, self._share = str(pipeline), host, model, environment, share
         self._members, self._machines = members, machines
 
     def load(self, order: instructions.LoadStage) -> control.Load:
@@ -70,7 +70,7 @@ class Orders:
     def _load(self, node: int, epoch: int, layers: range, streamed: Collection[int]) -> control.Load:
         """What stages and workers are told alike. layers: of which they need the files. streamed: of which they need the packed files; the
         head's is the number of layers."""
-        settings = self._settings
+        settings = self._model.engine
         load = control.Load(
             epoch=epoch,
             model=self._model.reference,
@@ -82,6 +82,7 @@ class Orders:
             layers=len(self._model.cost.layers),
             context=self._model.context,
             degrade=settings.degrade,
+            pipeline=self._pipeline,
         )
         if self.manifest is not None:
             load.files.extend(control.ModelFile(name=f.name, size=f.size, sha256=f.sha256) for f in self.manifest.files)
@@ -110,13 +111,22 @@ class Orders:
                 joined = members[other].joined
                 yield control.Peer(host=joined.host, port=joined.tensor_port, files=shared, packed=packed[other])
 
-    def next_hop(self, node: int, after: int | None) -> tuple[str, int]:
-        """Where a node finds the stage after it; after the last stage, the head's own address as that node sees it."""
-        if after is not None:
-            joined = self._members[after].joined
-            return joined.host, joined.tensor_port
-        return self.seen_by(self._members[node].joined), self.port
+    def link(self, order: instructions.LinkStage) -> control.Link:
+        """To the stage after it; after the last stage, to the head's own address as that node sees it."""
+        if order.next is not None:
+            joined = self._members[order.next].joined
+            host, port = joined.host, joined.tensor_port
+        else:
+            host, port = self.seen_by(self._members[order.node].joined), self.port
+        return control.Link(epoch=order.epoch, host=host, port=port, pipeline=self._pipeline)
+
+    def rest(self, order: instructions.RestStage) -> control.Rest:
+        return control.Rest(epoch=order.epoch, pipeline=self._pipeline)
 
     def seen_by(self, joined: events.Joined) -> str:
-        """The head's address as a node sees it."""
-        return self._environment.facing(joined.host, joined.tensor_port) if is_wildcard(self._host) else self._host
+        return seen_by(self._host, joined, self._environment)
+
+
+def seen_by(host: str, joined: events.Joined, environment: Environment) -> str:
+    """The head's address as a node sees it. host: where the head listens."""
+    return environment.facing(joined.host, joined.tensor_port) if is_wildcard(host) else host

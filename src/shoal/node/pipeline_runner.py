@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import structlog
 
 from shoal import __version__
 from shoal.config import HeadSettings
+from shoal.control import messages as control
+from shoal.discovery.topology import RequestLoad
 from shoal.errors import NotReady, ProtocolError, ShoalError, StageLost
 from shoal.membership import events, instructions
 from shoal.membership.route_machine import SERVING, WAITING, RouteMachine
 from shoal.native import BLOCK_TOKENS
 from shoal.node.environment import Environment
 from shoal.node.interruption import Interruption, Interruptions
-from shoal.node.links import Links, accept_link, greeted
+from shoal.node.links import Links, accept_link
 from shoal.node.loads import Loads
-from shoal.node.observer import Observer, Served
+from shoal.node.observer import PipelineObserver, Served
 from shoal.node.opening import Opening
-from shoal.node.orders import blocks_of
+from shoal.node.orders import Orders, blocks_of
 from shoal.node.requests import Requests
 from shoal.node.roster import Roster
 from shoal.node.share import Share
@@ -32,18 +35,31 @@ from shoal.pipeline.route import Route
 from shoal.pipeline.stragglers import StragglerDetector
 from shoal.pipeline.timing import StepTiming
 from shoal.pipeline.token_stream import TokenStream
+from shoal.placement.expectation import Expectation, expect
+from shoal.placement.moves import Moves
 from shoal.placement.partition import Placement
 from shoal.placement.profile import LinkSpeeds
 from shoal.placement.roles import RoleMoves
 from shoal.request import Request, RequestId, TokenChunk
 from shoal.scheduler.limits import Limits
-from shoal.telemetry.recorder import Recorder
+from shoal.telemetry.recorder import Recorder, RouteRecorder
 from shoal.transport.base import FrameStream
+from shoal.wire.frame import Frame
 from shoal.wire.messages import Hello
 
 log = structlog.get_logger()
 
 _OPENING = 10.0  # seconds within which the last stage must have connected
+
+
+@dataclass(frozen=True)
+class Planning:
+    """How a pipeline is placed."""
+
+    moves: Moves
+    planner: RoleMoves
+    use: dict[int, list[int]]
+    """Rows that each expert has computed, by layer."""
 
 
 @dataclass(frozen=True)
@@ -54,24 +70,32 @@ class HeadContext:
     """Of the cluster; links greet with it."""
     settings: HeadSettings
     environment: Environment
-    observer: Observer
     recorder: Recorder
     roster: Roster
     loads: Loads
     share: Share
+    spawn: Callable[[Coroutine[Any, Any, None]], None]
 
 
 class PipelineRunner:
     def __init__(
-        self, head: HeadContext, pipeline: RouteMachine, model: Served, planner: RoleMoves, happened: Callable[[events.Event], None]
+        self,
+        head: HeadContext,
+        pipeline: RouteMachine,
+        model: Served,
+        planning: Planning,
+        observer: PipelineObserver,
+        happened: Callable[[events.Event], None],
     ) -> None:
         """happened: is told what becomes of the routes."""
-        self.pipeline, self.model = pipeline, model
+        self.pipeline, self.model, self.planning = pipeline, model, planning
+        self.record = RouteRecorder(head.recorder, str(pipeline.id))
+        self.orders = Orders(pipeline.id, head.settings.host, model, head.environment, head.share, pipeline.members, head.roster.machines)
         now = head.environment.now
         self.requests = Requests(
             lambda scheduler: Driver(scheduler, self._step, self._sampled, now, self._request_failed, self._choice_ended)
         )
-        self._head, self._planner, self._happened = head, planner, happened
+        self._head, self.observer, self._happened = head, observer, happened
         self._links = Links(head.environment)
         self._opening: Opening | None = None
         self._pace = StragglerDetector()
@@ -94,6 +118,20 @@ class PipelineRunner:
     def serving(self) -> bool:
         return self.pipeline.state == SERVING
 
+    @property
+    def lost(self) -> bool:
+        """Whether it served, and has no route in sight now."""
+        return self.driver is not None and not self.able
+
+    def expectation(self) -> Expectation | None:
+        """What the placement is expected to give; None if there is none."""
+        placement = self.pipeline.placement
+        nodes = {member.name: member.profile for member in self.pipeline.members.values()}
+        if placement is None or any(part.node not in nodes for part in (*placement.stages, *placement.workers)):
+            return None
+        moves = self.planning.moves
+        return expect(placement, nodes, self.model.cost, moves.links, moves.demand)
+
     def submit(self, request: Request) -> TokenStream:
         """Raises NotReady, InvalidRequest, QueueFull."""
         return self.open_driver().submit(request)
@@ -104,7 +142,34 @@ class PipelineRunner:
             raise NotReady(f"no model is served now: {self.pipeline.progress}")
         return self.driver
 
+    @property
+    def load_of_requests(self) -> RequestLoad:
+        slots = self.model.engine.slots
+        return RequestLoad(0, 0, slots) if (d := self.driver) is None else RequestLoad(d.scheduler.running, d.scheduler.waiting, slots)
+
+    # What nodes tell
+
+    def reported(self, node: str, report: control.PipelineReport) -> None:
+        """node: its name."""
+        self.observer.report(node, report)
+        for counted in report.expert_rows:
+            known = self.planning.use.get(counted.layer, [0] * len(counted.rows))
+            if len(known) == len(counted.rows):  # otherwise the observer has something to say about it
+                self.planning.use[counted.layer] = [a + b for a, b in zip(known, counted.rows, strict=True)]
+
+    def renamed(self) -> None:
+        """Nodes of the route have other names."""
+        if (path := self.pipeline.serving) is not None:
+            names = [stage.node for stage in path.placement.stages]
+            self._head.recorder.timelines.route(path.epoch, names)
+            self.observer.route(names)
+
     # Time
+
+    def sample(self) -> None:
+        """Once a second."""
+        if self.driver is not None:
+            self.record.counted(self.driver.scheduler.counters.preemptions, self.driver.scheduler.pool.evicted)
 
     def tick(self) -> None:
         """Ends what has waited for too long."""
@@ -138,12 +203,36 @@ class PipelineRunner:
         return [
             stage.seconds
             if stage.memory
-            else self._planner.cost(placement).read_bytes(stage.first, stage.end, rows)
+            else self.planning.planner.cost(placement).read_bytes(stage.first, stage.end, rows)
             / self.pipeline.members[node].joined.profile.bytes_per_second
             for node, stage in zip(nodes, placement.stages, strict=True)
         ]
 
     # Orders
+
+    def carry_out(self, order: instructions.OfRoute) -> None:
+        match order:
+            case instructions.LoadStage():
+                self._head.roster.tell(order.node, self.orders.load(order))
+                self.load()
+            case instructions.HoldExperts():
+                self._head.roster.tell(order.node, self.orders.hold(order))
+            case instructions.LinkStage():
+                self.link(order.epoch)
+                self._head.roster.tell(order.node, self.orders.link(order))
+            case instructions.RestStage():
+                self._head.roster.tell(order.node, self.orders.rest(order))
+            case instructions.Serve():
+                self._head.spawn(self.serve(order))
+            case instructions.Pause():
+                self.pause()
+            case instructions.Cut(epoch, reason):
+                self.cut(epoch, reason)
+
+    def close(self, reason: str) -> None:
+        """The pipeline is no more: ends its requests."""
+        self.requests.refuse(reason)
+        self._close_opening()
 
     def load(self) -> None:
         """A node is told to load its part."""
@@ -181,19 +270,16 @@ class PipelineRunner:
 
     # The route
 
-    async def accept(self, stream: FrameStream) -> None:
-        """Takes the last stage's link to the head."""
-        try:
-            greeting = await greeted(stream, self._head.share)
-            opening, placement = self._opening, self.pipeline.placement
-            wanted = opening is not None and placement is not None and not opening.results.done()
-            stages = len(placement.stages) if wanted and placement is not None else -1
-            await accept_link(stream, greeting, opening.epoch if opening else 0, self._head.name, stages, "head")
-        except EOFError:
-            return
-        except (OSError, ProtocolError) as error:
-            log.warning("a link was refused or broken", peer=stream.peer, reason=str(error) or type(error).__name__)
-            return
+    def opening(self, epoch: int) -> bool:
+        """Whether the last stage of that epoch is to connect now."""
+        return self._opening is not None and self._opening.epoch == epoch
+
+    async def accept(self, stream: FrameStream, greeting: Frame) -> None:
+        """Takes the last stage's link to the head. Raises OSError, EOFError, ProtocolError."""
+        opening, placement = self._opening, self.pipeline.placement
+        wanted = opening is not None and placement is not None and not opening.results.done()
+        stages = len(placement.stages) if wanted and placement is not None else -1
+        await accept_link(stream, greeting, opening.epoch if opening else 0, self._head.name, stages, "head")
         assert opening is not None  # no greeting fits stage -1
         if opening.results.done():
             return  # the route was given up meanwhile
@@ -215,8 +301,8 @@ class PipelineRunner:
                 raise StageLost("it was abandoned while it was being opened")
             driver = self._fit_driver(order.placement)
             names = [stage.node for stage in order.placement.stages]
-            self._head.recorder.route(order.epoch, names)
-            self._head.observer.route(names)
+            self.record.route(order.epoch, names)
+            self.observer.route(names)
             self._interruptions.linked()
             route = Route(order.epoch, first, opening.results.result())
             await driver.drive(route, list(order.spans), lambda tokens: self._filled(order.epoch, tokens))
@@ -233,17 +319,17 @@ class PipelineRunner:
 
     def _fit_driver(self, placement: Placement) -> Driver:
         """The driver, with its scheduler fitted to a route."""
-        settings, depth = self._head.settings, len(placement.stages)
+        engine, depth = self.model.engine, len(placement.stages)
         limits = Limits(
             blocks=blocks_of(placement.kv_tokens),
             block_tokens=BLOCK_TOKENS,
             context=self.model.context,
-            slots=settings.engine.slots,
-            step_tokens=settings.engine.step_tokens,
-            queue=settings.engine.queue,
+            slots=engine.slots,
+            step_tokens=engine.step_tokens,
+            queue=engine.queue,
             depth=depth,
-            wait=settings.engine.prompt_wait,
-            prefixes=settings.engine.prefix_cache,
+            wait=engine.prompt_wait,
+            prefixes=engine.prefix_cache,
         )
         driver = self.requests.fitted(limits)
         driver.scheduler.cost = step_guess(self.model.cost, placement, LinkSpeeds(self._head.roster.reached))
@@ -259,7 +345,7 @@ class PipelineRunner:
         self._happened(events.RouteFilled(epoch))
 
     def _step(self, timing: StepTiming) -> None:
-        self._head.observer.step(timing, self._head.recorder.step(timing))
+        self.observer.step(timing, self.record.step(timing))
         self._pace.add(timing)
         for node, trace in zip(self.pipeline.route, timing.traces, strict=False):
             if (member := self.pipeline.members.get(node)) is not None:
@@ -269,7 +355,7 @@ class PipelineRunner:
 
     def _sampled(self, chunks: list[TokenChunk]) -> None:
         self._head.recorder.sampled(chunks)
-        self._head.observer.sampled(chunks)
+        self.observer.sampled(chunks)
 
     def _choice_ended(self, request: RequestId, choice: int) -> None:
         self._head.recorder.timelines.finished(request, choice, self._head.environment.now())
@@ -278,7 +364,7 @@ class PipelineRunner:
         self._head.recorder.timelines.failed(request, str(error), self._head.environment.now())
 
     def _went_on(self, ended: Interruption) -> None:
-        cause = self._head.recorder.resumed(ended.reason, ended.began, ended.resumed, ended.parts(), ended.tokens)
-        self._head.observer.interruption(ended, "moved" if ended.moved else cause or "broken")
+        cause = self.record.resumed(ended.reason, ended.began, ended.resumed, ended.parts(), ended.tokens)
+        self.observer.interruption(ended, "moved" if ended.moved else cause or "broken")
         parts = {name: round(seconds, 3) for name, seconds in ended.parts().items()}
         log.info("streams go on", seconds=round(ended.resumed - ended.began, 3), refilled=ended.tokens, **parts)

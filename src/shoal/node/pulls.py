@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from time import time
 
@@ -67,11 +67,11 @@ class Pulls:
         one.ended = time()
         self._told(f"{model} could not be fetched: {one.failed}" if one.failed else f"{model} was fetched")
 
-    def view(self, served: str, memory: int) -> ModelsView:
-        """Reads folders: call it in a thread. served: the name of the model that answers. memory: of all nodes, bytes."""
+    def view(self, served: Collection[str], memory: int) -> ModelsView:
+        """Reads folders: call it in a thread. served: names of the models that answer. memory: of all nodes, bytes."""
         here = inventory()
         names = {model.name for model in here}
-        models = [ModelHere(m.name, m.name, m.bytes, True, _fits(m.bytes, memory), m.name == served, m.owner) for m in here]
+        models = [ModelHere(m.name, m.name, m.bytes, True, _fits(m.bytes, memory), m.name in served, m.owner) for m in here]
         models += [
             ModelHere(name, name, entry.size, False, _fits(entry.size, memory), False, entry.title)
             for name, entry in catalogue().items()

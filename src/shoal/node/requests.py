@@ -29,6 +29,13 @@ class Requests:
         else:
             self.driver.take_up(stream)
 
+    def hand_over(self) -> list[TokenStream]:
+        """Gives up the requests that can go on elsewhere."""
+        if self.driver is not None:
+            return self.driver.hand_over()
+        waiting, self._resumed = self._resumed, []
+        return waiting
+
     def end_all(self, error: ShoalError) -> None:
         """Ends every request, including those that wait for the first route."""
         if self.driver is not None:

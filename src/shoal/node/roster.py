@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import asdict
 from typing import TypeVar
 
 from shoal.control import messages as control
 from shoal.control.server import NodeConnection
 from shoal.membership.events import Joined
-from shoal.membership.holding import Holding
 from shoal.membership.member import Member
-from shoal.observed.computing import Computed
+from shoal.membership.route_machine import RouteMachine
+from shoal.observed.computing import Computed, ComputeParts
+from shoal.pipeline_id import PipelineId
 from shoal.placement.profile import LinkSpeed
 
 T = TypeVar("T")
@@ -20,12 +22,8 @@ class Roster:
     def __init__(self) -> None:
         self.machines: dict[int, control.Join] = {}
         """What each node reported about itself, by its number."""
-        self.activities: dict[str, str] = {}
-        """What nodes do that takes long, by name."""
-        self.weights: dict[str, int] = {}
-        """Bytes of weights that nodes hold, by name."""
-        self.computed: dict[str, Computed] = {}
-        """What the computing of nodes was made of, by name, of those that tell it."""
+        self.reports: dict[str, dict[str, control.PipelineReport]] = {}
+        """What nodes told last of their parts, by name and pipeline."""
         self.reached: dict[str, LinkSpeed] = {}
         """The head's links to the nodes, by name."""
         self._aliases: dict[str, str] = {}
@@ -56,9 +54,7 @@ class Roster:
         own = next((own for own, alias in self._aliases.items() if alias == join.name), join.name)
         self._aliases[own] = name
         _rename(self.reached, join.name, name)
-        _rename(self.activities, join.name, name)
-        _rename(self.weights, join.name, name)
-        _rename(self.computed, join.name, name)
+        _rename(self.reports, join.name, name)
         join.name = name
 
     def probe(self, conversation: NodeConnection, joined: Joined) -> None:
@@ -76,9 +72,24 @@ class Roster:
     def probed(self, conversation: NodeConnection) -> None:
         del self._probing[conversation]
 
-    def held(self, member: Member, holding: Holding) -> int:
-        """Bytes of weights that it holds, as it said last."""
-        return self.weights.get(member.name, holding.weight_bytes)
+    def report(self, node: str, pipeline: PipelineId) -> control.PipelineReport | None:
+        """What a node told last of its part in a pipeline. node: its name."""
+        return self.reports.get(node, {}).get(str(pipeline))
+
+    def held(self, member: Member, pipeline: RouteMachine) -> int:
+        """Bytes of weights that it holds for a pipeline, as it said last."""
+        report = self.report(member.name, pipeline.id)
+        return pipeline.holdings[member.joined.node].weight_bytes if report is None else report.weights
+
+    def activity(self, node: str) -> str:
+        """What it does that takes long. node: its name."""
+        return "; ".join(report.activity for report in self.reports.get(node, {}).values() if report.activity)
+
+    def computed(self, node: str, pipeline: PipelineId) -> Computed | None:
+        """What its computing was made of; None: it does not tell. node: its name."""
+        if (report := self.report(node, pipeline)) is None or not (report.decoding and report.prompts):
+            return None
+        return Computed(*(ComputeParts(**asdict(parts)) for parts in (report.decoding[0], report.prompts[0])))
 
     def tell(self, node: int, message: control.HeadMessage) -> None:
         """Sends a node a message; ignored if the node is gone."""
@@ -110,9 +121,7 @@ class Roster:
         if machine is None or machine.name in others:
             return None
         self.reached.pop(machine.name, None)
-        self.activities.pop(machine.name, None)
-        self.weights.pop(machine.name, None)
-        self.computed.pop(machine.name, None)
+        self.reports.pop(machine.name, None)
         return machine.name
 
 

@@ -112,8 +112,22 @@ class Advice(msgspec.Struct, frozen=True):
     gain: float = 0.0
 
 
+class PipelineView(msgspec.Struct, frozen=True):
+    """A running copy of a model. name: by which it is asked for. state, reason: see ClusterView. measured: tokens per second of the last
+    10 s. nodes: names of those that have a part in it."""
+
+    name: str
+    model: str
+    replica: int
+    state: str
+    reason: str
+    requests: RequestsView
+    measured: float = 0.0
+    nodes: list[str] = []
+
+
 class ClusterView(msgspec.Struct, frozen=True):
-    """state: 'waiting', 'loading', 'pausing', 'linking', 'filling' or 'serving'. reason: why it does not serve, or what is being
+    """As one pipeline has it; `pipelines` lists all. state: 'waiting', 'loading', 'pausing', 'linking', 'filling' or 'serving'. reason: why it does not serve, or what is being
     prepared. predicted: tokens per second with full slots. predicted_single: of one stream. measured: tokens per second of the last 10 s.
     last_hop: median of the way from the last stage to the head. attention: what somebody should look at, empty when all is well."""
 
@@ -134,6 +148,8 @@ class ClusterView(msgspec.Struct, frozen=True):
     last_hop: float = 0.0
     advice: list[Advice] = []
     attention: list[Advice] = []
+    pipeline: str = ""
+    pipelines: list[PipelineView] = []
 
 
 class ExpertsView(msgspec.Struct, frozen=True):

@@ -166,6 +166,20 @@ class Driver:
             return
         self._own(stream)
 
+    def hand_over(self) -> list[TokenStream]:
+        """Gives up the requests that another driver can take up; each of them goes on after the tokens that it has. One that was told anything
+        of its prompt stays: that is said once. Call it between routes."""
+        self.scheduler.rewind()
+        out: list[TokenStream] = []
+        for request, stream in [*self._streams.items()]:
+            if (left := self.scheduler.generated(request)) is not None:
+                stream.left = left
+                del self._streams[request]
+                self._strikes.pop(request, None)
+                self.scheduler.cancel(request)
+                out.append(stream)
+        return out
+
     def _own(self, stream: TokenStream) -> None:
         self._streams[stream.request.id] = stream
         stream.driven(self)

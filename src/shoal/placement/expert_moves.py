@@ -38,6 +38,13 @@ class ExpertMoves:
         """Of what its stages hold."""
         return experts.without(self.moves.model, placement.elsewhere) if placement.elsewhere else self.moves.model
 
+    def takes(self, placement: Placement, beside: Placement | None = None) -> dict[str, int]:
+        """See Moves.takes."""
+        out = replace(self.moves, model=self.cost(placement)).takes(placement, beside)
+        for plan in (*placement.workers, *(beside.workers if beside is not None else ())):
+            out[plan.node] = max(out.get(plan.node, 0), self.moves.model.workspace + (plan.memory or plan.weight_bytes))
+        return out
+
     def first(self, nodes: Nodes, residencies: Residencies, old: Placement | None = None) -> Placement:
         """Raises CapacityError. old: with which keys and values are laid out; the pool keeps its size if it can, and workers what they hold."""
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from shoal.errors import CapacityError, NotEnoughMemory
 from shoal.placement.cost import ModelCost
-from shoal.placement.partition import Costs, Order, Placement, place, placed, split
+from shoal.placement.partition import Costs, Order, Placement, StagePlan, place, placed, split
 from shoal.placement.profile import Demand, LinkSpeeds, NodeProfile
 
 _HORIZON = 60.0  # seconds over which a pause must pay for itself
@@ -149,6 +149,23 @@ class Moves:
         """Whether a move from the running placement saves more time than the pause takes. Weights are loaded while that goes on serving."""
         both = [p, running]
         return self._cost(p, both, residencies, tokens, loaded=True) < self._cost(running, both, residencies, tokens)
+
+    def takes(self, placement: Placement, beside: Placement | None = None) -> dict[str, int]:
+        """Bytes of each node's memory. beside: a placement that runs until this one does, while the weights of both are in memory."""
+        costs = Costs(self.model, self.demand, len(placement.stages))
+
+        def alone(stage: StagePlan, kv_tokens: int) -> int:
+            return costs.memory(stage.first, stage.end, kv_tokens) - costs.weights(stage.first, stage.end) + stage.held_bytes
+
+        out = {stage.node: alone(stage, placement.kv_tokens) for stage in placement.stages}
+        for running in beside.stages if beside is not None else ():
+            both, coming = alone(running, placement.kv_tokens), out.get(running.node, 0)
+            for new in placement.stages:
+                if new.node == running.node and not (new.memory or running.memory):  # else one makes room for the other
+                    same = overlap(range(running.first, running.end), range(new.first, new.end))
+                    both += costs.weights(new.first, new.end) - costs.weights(same.start, same.stop)
+            out[running.node] = max(both, coming)
+        return out
 
     def with_pool(self, kv_tokens: int) -> Moves:
         """The same, for a pool of keys and values of that size."""

@@ -56,6 +56,10 @@ class RoleMoves:
         """Of what its stages hold."""
         return self._plan.cost(placement)
 
+    def takes(self, placement: Placement, beside: Placement | None = None) -> dict[str, int]:
+        """See Moves.takes."""
+        return self._plan.takes(placement, beside)
+
     def first(self, nodes: Nodes, residencies: Residencies) -> Placement:
         """Raises CapacityError."""
 

@@ -158,6 +158,14 @@ class Scheduler:
         self._requests[request.id] = family
         self.counters.prompt_tokens += len(request.prompt)
 
+    def generated(self, request: RequestId) -> dict[int, list[int]] | None:
+        """The tokens that each choice has sampled, of those that have not ended: what `add` needs elsewhere. None: it is not known, or
+        something was told of its prompt already."""
+        family = self._requests.get(request)
+        if family is None or any(sequence.answers and sequence.examined for sequence in family):
+            return None
+        return {sequence.choice: sequence.tokens[sequence.prompt_length :] for sequence in family}
+
     def cancel(self, request: RequestId, choice: int | None = None) -> None:
         """Ends a request, or one choice of it, whatever its state. Unknown or finished ones are ignored."""
         for sequence in list(self._requests.get(request, ())):

@@ -4,10 +4,12 @@ microsecond, a tenth of what prometheus_client's own histograms take."""
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from shoal.telemetry.values import NO_LABELS
 
 BOUNDS = (4e-5, 6.3e-5, *(float(f"{digits}e{power}") for power in range(-4, 2) for digits in ("1", "1.6", "2.5", "4", "6.3")), 100.0, 160.0)
 """Seconds: five bounds a decade, so that a percentile is known to within a quarter, for a hop of 0.1 ms as for a prompt of a minute."""
@@ -43,9 +45,9 @@ class Distribution:
 class Distributions(Collector):
     """A histogram, by labels."""
 
-    def __init__(self, name: str, help: str, labels: tuple[str, ...] = (), model: str = "") -> None:
-        """model: the value of the label `model`, which comes before the others."""
-        self._name, self._help, self._labels, self._model = name, help, labels, model
+    def __init__(self, name: str, help: str, labels: tuple[str, ...] = (), common: Mapping[str, str] = NO_LABELS) -> None:
+        """common: labels of all, which come before the others."""
+        self._name, self._help, self._labels, self._common = name, help, labels, common
         self._by: dict[tuple[str, ...], Distribution] = {} if labels else {(): Distribution()}
 
     def of(self, *labels: str) -> Distribution:
@@ -61,7 +63,7 @@ class Distributions(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """May run in another thread than `observe`."""
-        family = HistogramMetricFamily(self._name, self._help, labels=("model", *self._labels))
+        family = HistogramMetricFamily(self._name, self._help, labels=(*self._common, *self._labels))
         for labels, one in [*self._by.items()]:
-            family.add_metric((self._model, *labels), one.buckets(), one.total)
+            family.add_metric((*self._common.values(), *labels), one.buckets(), one.total)
         yield family

@@ -44,8 +44,9 @@ def peak(rows: Sequence[int]) -> float:
 class ExpertUse(Collector):
     """experts: how many each layer has, of layers that have any; empty for a dense model, about which it says nothing."""
 
-    def __init__(self, model: str, experts: Mapping[int, int]) -> None:
-        self._model = model
+    def __init__(self, experts: Mapping[int, int], common: Mapping[str, str]) -> None:
+        """common: labels of all, which come before the others."""
+        self._common = common
         self._reads: dict[str, int] = {}
         """Empty while all experts of all nodes are in memory."""
         self._rows = {layer: [0] * count for layer, count in experts.items()}
@@ -67,34 +68,34 @@ class ExpertUse(Collector):
         """May run in another thread than `add`."""
         if not self._rows:
             return
-        counter = CounterMetricFamily("shoal_expert_rows", "Rows that an expert computed.", labels=("model", "layer", "expert"))
+        counter = CounterMetricFamily("shoal_expert_rows", "Rows that an expert computed.", labels=(*self._common, "layer", "expert"))
         even = GaugeMetricFamily(
             "shoal_expert_evenness",
             "How evenly a layer's experts are used: 1 if all compute as many rows, 0 if one computes all.",
-            labels=("model", "layer"),
+            labels=(*self._common, "layer"),
         )
         busiest = GaugeMetricFamily(
             "shoal_expert_busiest",
             "Rows of a layer's busiest expert, over the mean of its experts; 1 if all are equal.",
-            labels=("model", "layer"),
+            labels=(*self._common, "layer"),
         )
         for layer, rows in self._rows.items():
             for expert, count in enumerate(rows):
-                counter.add_metric((self._model, str(layer), str(expert)), count)
+                counter.add_metric((*self._common.values(), str(layer), str(expert)), count)
             if any(rows):
-                even.add_metric((self._model, str(layer)), evenness(rows))
-                busiest.add_metric((self._model, str(layer)), peak(rows))
+                even.add_metric((*self._common.values(), str(layer)), evenness(rows))
+                busiest.add_metric((*self._common.values(), str(layer)), peak(rows))
         yield counter
         yield even
         yield busiest
         for name, (metric, help) in _READS.items() if self._reads else ():
-            yield self._one(CounterMetricFamily(f"shoal_{metric}", help, labels=("model",)), self._reads[name])
+            yield self._one(CounterMetricFamily(f"shoal_{metric}", help, labels=(*self._common,)), self._reads[name])
         if guesses := self._reads.get("guesses"):
             accuracy = self._reads["guesses_right"] / guesses
             yield self._one(
-                GaugeMetricFamily("shoal_prefetch_accuracy", "Share of the guesses that came true.", labels=("model",)), accuracy
+                GaugeMetricFamily("shoal_prefetch_accuracy", "Share of the guesses that came true.", labels=(*self._common,)), accuracy
             )
 
     def _one(self, family: CounterMetricFamily | GaugeMetricFamily, value: float) -> Metric:
-        family.add_metric((self._model,), value)
+        family.add_metric((*self._common.values(),), value)
         return family

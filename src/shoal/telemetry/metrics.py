@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 
 from shoal.observed.event import EventKind
 from shoal.pipeline.timing import StepTiming
+from shoal.pipeline_id import PipelineId
 from shoal.telemetry.distribution import Distribution, Distributions
 from shoal.telemetry.expert_use import ExpertUse
 from shoal.telemetry.token_times import TokenTimes
@@ -21,8 +24,6 @@ CAUSES = ("lost", "left", "failed", "broken", "moved")
 PARTS = ("fence", "load", "link", "refill", "resume")
 """Of an interruption, in order: see node.interruption."""
 
-_Made = TypeVar("_Made", Values, Distributions)
-
 
 class _Stage(NamedTuple):
     hop: Distribution
@@ -30,35 +31,85 @@ class _Stage(NamedTuple):
     compute: Distribution
 
 
-class Metrics:
-    """One registry per head, so that several can live in one process. All that concerns a model has the label `model`."""
+class _Group:
+    """Metrics with some labels in common."""
 
-    def __init__(self, model: str, experts: Mapping[int, int]) -> None:
-        """experts: how many each layer of the model has, of layers that have any."""
-        self.registry = CollectorRegistry()
+    def __init__(self, labels: Mapping[str, str]) -> None:
+        self.collectors: list[Collector] = []
+        self._labels = labels
         self._by_node: list[Values | Distributions] = []
 
-        def kept(made: _Made, labels: tuple[str, ...]) -> _Made:
-            self.registry.register(made)
-            if "node" in labels:
-                self._by_node.append(made)
-            return made
+    def _values(self, name: str, help: str, *labels: str) -> Values:
+        made = Values(f"shoal_{name}", help, labels, self._labels)
+        self._keep(made, labels)
+        return made
 
-        def values(name: str, help: str, *labels: str) -> Values:
-            return kept(Values(f"shoal_{name}", help, labels, model), labels)
+    def _seconds(self, name: str, help: str, *labels: str) -> Distributions:
+        made = Distributions(f"shoal_{name}_seconds", help, labels, self._labels)
+        self._keep(made, labels)
+        return made
 
-        def of_cluster(name: str, help: str, *labels: str) -> Values:
-            return kept(Values(f"shoal_{name}", help, labels), labels)
+    def _keep(self, made: Values | Distributions, labels: tuple[str, ...]) -> None:
+        self.collectors.append(made)
+        if "node" in labels:
+            self._by_node.append(made)
 
-        def seconds(name: str, help: str, *labels: str) -> Distributions:
-            return kept(Distributions(f"shoal_{name}_seconds", help, labels, model), labels)
+    def forget(self, node: str) -> None:
+        """Drops the figures of a node that is gone."""
+        for one in self._by_node:
+            one.forget("node", node)
 
+
+class NodeMetrics(_Group):
+    """Of the head and its machines, whatever they serve."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        values = self._values
+        self.events = values("events_total", "What happened to the cluster.", "kind")
+        self.nodes = values("nodes", "Nodes in the cluster.")
+        self.busy = values("node_busy", "Share of the last 10 s in which a node computed.", "node")
+        self.resident = values("node_resident_bytes", "Memory that a node's process takes.", "node")
+        self.memory = values("node_memory_bytes", "Memory that weights and KV blocks may take on a node.", "node")
+        self.silence = values("node_silence_seconds", "Since a node was last heard.", "node")
+        self._fetched = values("fetched_bytes_total", "Model files that a node fetched, by where they came from.", "node", "source")
+        self.balance = values("worker_balance", "Rows of a worker in the last 10 s, over the mean of all workers; 1: none had any.", "node")
+        self.cache_evictions = values("response_cache_evictions_total", "Answers that it gave up for others.")
+        self.cache_bytes = values("response_cache_bytes", "Bytes of the answers in it.")
+        for kind in EventKind:  # what was never counted would appear with 1, and a rate over that would miss it
+            self.events.set(0, kind.value)
+
+    def fetched(self, node: str, peers: int, origin: int) -> None:
+        self._fetched.set(peers, node, "peers")
+        self._fetched.set(origin, node, "origin")
+
+
+class ModelMetrics(_Group):
+    """Of a model, as its clients see it."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__({"model": model})
+        values, seconds = self._values, self._seconds
         self.requests = values("requests_total", "Requests: accepted, or refused with a status.", "endpoint", "outcome")
         self.answers = values("answers_total", "Answers that ended: complete, failed, or because their client left.", "outcome")
         self.prompt_tokens = values("prompt_tokens_total", "Prompt tokens of accepted requests.")
-        self.generated_tokens = values("generated_tokens_total", "Tokens sampled.")
         self.first_token = seconds("time_to_first_token", "From a request's acceptance to its first token, at the API.").of()
         self.answer = seconds("answer", "From a request's acceptance to the end of its answer, at the API.").of()
+        self.cache_hits = values("response_cache_hits_total", "Requests answered from the response cache.")
+        self.cache_misses = values("response_cache_misses_total", "Requests that may be answered from it, and were computed.")
+        for outcome in OUTCOMES:
+            self.answers.set(0, outcome)
+
+
+class PipelineMetrics(_Group):
+    """Of one copy of a model."""
+
+    def __init__(self, id: PipelineId, experts: Mapping[int, int]) -> None:
+        """experts: how many each layer of the model has, of layers that have any."""
+        labels = {"model": id.model, "replica": str(id.replica)}
+        super().__init__(labels)
+        values, seconds = self._values, self._seconds
+        self.generated_tokens = values("generated_tokens_total", "Tokens sampled.")
         queued = seconds("queue", "From a request's acceptance to its first step.")
         between = seconds("inter_token", "From a token of a choice to the next, at the head.")
         self.tokens = TokenTimes(queued.of(), between.of())
@@ -75,12 +126,6 @@ class Metrics:
         self.cached_tokens = values("prefix_cache_tokens_total", "Prompt tokens found in the prefix cache.")
         self.evicted = values("prefix_cache_evicted_blocks_total", "KV blocks of kept prompts that were given up for new ones.")
         self.degraded_tokens = values("degraded_tokens_total", "Tokens computed without an expert that nobody had.")
-
-        self.cache_hits = values("response_cache_hits_total", "Requests answered from the response cache.")
-        self.cache_misses = values("response_cache_misses_total", "Requests that may be answered from it, and were computed.")
-        self.cache_evictions = values("response_cache_evictions_total", "Answers that it gave up for others.")
-        self.cache_bytes = values("response_cache_bytes", "Bytes of the answers in it.")
-
         self.ready = values("ready", "1 while the model is served.")
         self.epoch = values("epoch", "The route's epoch: grows with every route that is tried.")
         self.predicted = values("predicted_tokens_per_second", "What placement predicts for full slots.")
@@ -97,18 +142,9 @@ class Metrics:
         self.weights = values("node_weights_bytes", "Weights that a node holds for the route, in memory.", "node")
         self._computing = values("node_compute_seconds_total", "What computing in a node's stages was made of.", "node", "part")
         self.kv = values("node_kv_bytes", "Memory that KV blocks take on a node.", "node")
-
         self.interruptions = seconds("interruption", "From noticing that a route is lost, or pausing it, to the next token.", "cause")
         self.interruption_parts = values("interruption_part_seconds_total", "What interruptions were made of.", "cause", "part")
         self.refilled = values("refilled_tokens_total", "Tokens whose keys and values were filled anew.")
-        self.events = of_cluster("events_total", "What happened to the cluster.", "kind")
-
-        self.nodes = of_cluster("nodes", "Nodes in the cluster.")
-        self.busy = of_cluster("node_busy", "Share of the last 10 s in which a node computed.", "node")
-        self.resident = of_cluster("node_resident_bytes", "Memory that a node's process takes.", "node")
-        self.memory = of_cluster("node_memory_bytes", "Memory that weights and KV blocks may take on a node.", "node")
-        self.silence = of_cluster("node_silence_seconds", "Since a node was last heard.", "node")
-        self._fetched = of_cluster("fetched_bytes_total", "Model files that a node fetched, by where they came from.", "node", "source")
         self._journals = (
             values("journal_bytes", "Journals in a node's memory.", "node"),
             values("journal_spilled_rows_total", "Journal rows that a node wrote to disk.", "node"),
@@ -139,14 +175,8 @@ class Metrics:
             "queued": values("worker_queued_frames", "Frames that wait at a worker.", "node"),
             "computed": values("worker_computed_seconds_total", "Computing at a worker.", "node"),
         }
-        self.balance = values("worker_balance", "Rows of a worker in the last 10 s, over the mean of all workers; 1: none had any.", "node")
-        self.experts = ExpertUse(model, experts)
-        self.registry.register(self.experts)
-        # What was never counted would appear with 1, and a rate over that would miss it.
-        for outcome in OUTCOMES:
-            self.answers.set(0, outcome)
-        for kind in EventKind:
-            self.events.set(0, kind.value)
+        self.experts = ExpertUse(experts, labels)
+        self.collectors.append(self.experts)
         for cause in CAUSES:
             self.interruptions.of(cause)
             for part in PARTS:
@@ -164,10 +194,6 @@ class Metrics:
         for journal, value in zip(self._journals, values, strict=True):
             journal.set(value, node)
 
-    def fetched(self, node: str, peers: int, origin: int) -> None:
-        self._fetched.set(peers, node, "peers")
-        self._fetched.set(origin, node, "origin")
-
     def asks(self, node: str, counts: Mapping[str, float]) -> None:
         """counts: of control.messages.ExpertAsks."""
         for name, asks in self._asks.items():
@@ -182,11 +208,6 @@ class Metrics:
         """seconds: by part, of control.messages.ComputeParts, of several kinds of steps."""
         for part in seconds[0]:
             self._computing.set(sum(each[part] for each in seconds), node, part)
-
-    def forget(self, node: str) -> None:
-        """Drops the figures of a node that is gone."""
-        for one in self._by_node:
-            one.forget("node", node)
 
     def route(self, nodes: Sequence[str]) -> None:
         """The steps that follow run on these nodes' stages."""
@@ -206,6 +227,32 @@ class Metrics:
             self._back.observe(hops[-1])
         self.tokens.step(timing.parts, timing.sent)
 
+
+class Metrics(Collector):
+    """All of a head: one registry per head, so that several can live in one process."""
+
+    def __init__(self) -> None:
+        self.nodes = NodeMetrics()
+        self.models: dict[str, ModelMetrics] = {}
+        self.pipelines: dict[PipelineId, PipelineMetrics] = {}
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+
+    def forget(self, node: str) -> None:
+        """Drops the figures of a node that is gone."""
+        for group in (self.nodes, *self.pipelines.values()):
+            group.forget(node)
+
+    def collect(self) -> Iterator[Metric]:
+        """Each metric once, with the values of all models and pipelines. May run in another thread than what counts."""
+        families: dict[str, Metric] = {}
+        for group in (*self.models.values(), *self.pipelines.values(), self.nodes):
+            for collector in group.collectors:
+                for family in collector.collect():
+                    if (known := families.setdefault(family.name, family)) is not family:
+                        known.samples += family.samples
+        yield from families.values()
+
     def text(self) -> bytes:
         """In Prometheus' format."""
-        return generate_latest(self.registry)
+        return generate_latest(self._registry)

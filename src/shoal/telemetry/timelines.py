@@ -40,6 +40,8 @@ class Recovery:
     refilled: int
     node: str = ""
     silence: float = 0.0
+    pipeline: str = ""
+    """Whose answers waited."""
 
 
 @dataclass
@@ -53,6 +55,7 @@ class _Answer:
     first_step: int
     """How many steps there had been before it began."""
     trace: TraceContext | None = None
+    pipeline: str = ""
     cached: int = 0
     generated: int = 0
     first: float = 0.0
@@ -96,19 +99,26 @@ class Timelines:
 
     # What happens
 
-    def begun(self, answer: str, requests: Sequence[Request], now: float) -> None:
-        """An answer was accepted, or is taken up again."""
+    def begun(self, answer: str, requests: Sequence[Request], now: float, pipeline: str = "") -> None:
+        """An answer was accepted, or is taken up again, by a pipeline."""
         self.ended(answer, now)
         known = {request.id: set(range(request.n)) for request in requests}
         owner = requests[0].owner if requests else ""
         prompt = sum(len(request.prompt) for request in requests)
-        one = self._answers[answer] = _Answer(answer, owner, now, known, prompt, self._count, _trace(requests))
+        one = self._answers[answer] = _Answer(answer, owner, now, known, prompt, self._count, _trace(requests), pipeline)
         self._answers.move_to_end(answer)
         self._owners |= dict.fromkeys(known, one)
         while (
             len(self._answers) > ANSWERS and (old := next((id for id, other in self._answers.items() if not other.open), None)) is not None
         ):
             del self._answers[old]
+
+    def moved(self, request: RequestId, pipeline: str) -> str:
+        """It goes on at another pipeline. Returns the answer that it belongs to; '': to none that is known."""
+        if (answer := self._owners.get(request)) is None:
+            return ""
+        answer.pipeline = pipeline
+        return answer.id
 
     def step(self, timing: StepTiming, hops: tuple[float, ...]) -> None:
         self._count += 1
@@ -162,7 +172,11 @@ class Timelines:
         """It is over."""
         self._recovered += 1
         self._recoveries.append((self._recovered, recovery))
-        waited = [a for a in self._answers.values() if a.began < recovery.ended and (a.open or a.ended > recovery.began)]
+        waited = [
+            a
+            for a in self._answers.values()
+            if a.pipeline == recovery.pipeline and a.began < recovery.ended and (a.open or a.ended > recovery.began)
+        ]
         for answer in waited:
             answer.kept[self._recovered] = answer.generated
         traces = [answer.trace for answer in waited if answer.open and answer.trace is not None]

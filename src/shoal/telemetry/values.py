@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+NO_LABELS: Mapping[str, str] = MappingProxyType({})
 
 
 class Values(Collector):
     """A counter if its name ends in `_total`, else a gauge."""
 
-    def __init__(self, name: str, help: str, labels: tuple[str, ...] = (), model: str | None = None) -> None:
-        """model: the value of the label `model`, which comes before the others; None: it is about no model and has no such label."""
-        self._name, self._help, self._labels = name, help, labels
-        self._first = () if model is None else (("model", model),)
+    def __init__(self, name: str, help: str, labels: tuple[str, ...] = (), common: Mapping[str, str] = NO_LABELS) -> None:
+        """common: labels of all values, which come before the others."""
+        self._name, self._help, self._labels, self._common = name, help, labels, common
         self._by: dict[tuple[str, ...], float] = {} if labels else {(): 0.0}
 
     def set(self, value: float, *labels: str) -> None:
@@ -36,7 +38,7 @@ class Values(Collector):
     def collect(self) -> Iterator[Metric]:
         """May run in another thread than the others."""
         kind = CounterMetricFamily if self._name.endswith("_total") else GaugeMetricFamily
-        family = kind(self._name, self._help, labels=(*(name for name, _ in self._first), *self._labels))
+        family = kind(self._name, self._help, labels=(*self._common, *self._labels))
         for labels, value in [*self._by.items()]:
-            family.add_metric((*(model for _, model in self._first), *labels), value)
+            family.add_metric((*self._common.values(), *labels), value)
         yield family

@@ -14,6 +14,7 @@ from shoal.config import EngineSettings, HeadSettings
 from shoal.errors import NotReady
 from shoal.node.coordinator import Coordinator
 from shoal.node.observer import Served
+from shoal.pipeline_id import PipelineId
 from shoal.request import Request, RequestId, SamplingParams
 from shoal.testing import toy
 from shoal.testing.network import SimWorld
@@ -52,7 +53,9 @@ class Rush(Scenario):
         engine = EngineSettings(slots=16, kv_tokens=16000, context=_CONTEXT, step_tokens=256)
         settings = HeadSettings(engine=engine, host="head", min_nodes=self.stages, spread=True, pace=0, wait=1e6)
         head = SimWorld(self.network, self.network.host("head"))
-        self.coordinator = coordinator = Coordinator(settings, Served("toy", "toy", toy.cost(self.layers), _CONTEXT), head, self.counts)
+        self.coordinator = coordinator = Coordinator(settings, head, self.counts)
+        served = Served("toy", "toy", toy.cost(self.layers), _CONTEXT, settings.engine)
+        coordinator.open(PipelineId("toy"), served, self.counts)
         await coordinator.start()
         for _ in range(self.stages):
             self._add_node(settings, 1.3)
@@ -83,7 +86,7 @@ class Rush(Scenario):
         request = Request(RequestId(f"answer-{index}"), [index % toy.VOCABULARY], 1200, SamplingParams(temperature=0.0))
         wanted, said, last = toy.alone(request, 0, self.layers), 0, 0.0
         await asyncio.sleep(at)
-        stream = coordinator.runner.submit(request)
+        stream = self.runner.submit(request)
         async for chunk in stream:
             now = self._loop.time()
             if chunk.token is not None:
@@ -117,7 +120,7 @@ class Rush(Scenario):
         self._prompts += 1
         self.say(f"{request.id} comes: {length} tokens")
         try:
-            stream = coordinator.runner.submit(request)
+            stream = self.runner.submit(request)
         except NotReady as error:
             raise Broken(f"{request.id} is refused: {error}") from error
         async for chunk in stream:

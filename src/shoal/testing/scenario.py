@@ -22,7 +22,9 @@ from shoal.node.agent import Agent
 from shoal.node.coordinator import Coordinator
 from shoal.node.interruption import Interruption
 from shoal.node.observer import Served
+from shoal.node.pipeline_runner import PipelineRunner
 from shoal.pipeline.timing import StepTiming
+from shoal.pipeline_id import PipelineId
 from shoal.request import Request, RequestId, SamplingParams, Score, TokenChunk
 from shoal.testing import toy
 from shoal.testing.clock import Deadlock, SimulatedLoop
@@ -81,6 +83,9 @@ class _Counts:
 
     def heartbeat(self, node: str, heartbeat: control.Heartbeat) -> None:
         self._scenario.check()
+
+    def report(self, node: str, report: control.PipelineReport) -> None:
+        pass
 
     def gone(self, node: str) -> None:
         pass
@@ -166,11 +171,13 @@ class Scenario:
             wait=1e6,
         )
         head = SimWorld(self.network, self.network.host("head"))
-        self.coordinator = coordinator = Coordinator(
-            settings, Served("toy", "toy", toy.cost(self.layers, self.layer_bytes, self.workers is not None), 160), head, self.counts
-        )
+        self.coordinator = coordinator = Coordinator(settings, head, self.counts)
+        cost = toy.cost(self.layers, self.layer_bytes, self.workers is not None)
+        runner = coordinator.open(PipelineId("toy"), Served("toy", "toy", cost, 160, settings.engine), self.counts)
         if self.undecided is not None:
-            coordinator._planner = coordinator.pipeline._planner = Whims(coordinator._moves, self.undecided)  # pyright: ignore[reportPrivateUsage]
+            whims = Whims(runner.planning.moves, self.undecided)
+            runner.planning = dataclasses.replace(runner.planning, planner=whims)
+            runner.pipeline._planner = whims  # pyright: ignore[reportPrivateUsage]
         await coordinator.start()
         self._ambush(coordinator)
         for _ in range(rng.randint(2, 5)):
@@ -188,13 +195,19 @@ class Scenario:
             await asyncio.sleep(1)
             self.check()
             self._check_parts(coordinator)
-            driver = coordinator.runner.driver
+            driver = self.runner.driver
             if driver is not None and (driver.scheduler.pool.used or driver.requests or driver.scheduler.running):
                 raise Broken("KV blocks or sequences are left though every request ended")
         finally:
             for task in (*clients, trouble):
                 task.cancel()
             await self._end(coordinator)
+
+    @property
+    def runner(self) -> PipelineRunner:
+        """Of the only pipeline."""
+        assert self.coordinator is not None
+        return next(iter(self.coordinator.runners.values()))
 
     async def _end(self, coordinator: Coordinator) -> None:
         await coordinator.stop()
@@ -218,16 +231,16 @@ class Scenario:
                 assert model.shard.largest_journal <= model.journals.memory, (
                     f"a journal of {node.host.name} takes {model.shard.largest_journal} bytes"
                 )
-        if self.coordinator.runner.driver is not None:
-            self.coordinator.runner.driver.scheduler.check()
-        for path in (self.coordinator.pipeline.serving, self.coordinator.pipeline.coming):
+        if self.runner.driver is not None:
+            self.runner.driver.scheduler.check()
+        for path in (self.runner.pipeline.serving, self.runner.pipeline.coming):
             if path is not None:
                 layers = [layer for node in path.nodes for layer in path.layers(node)]
                 assert layers == list(range(self.layers)), f"the route of epoch {path.epoch} has layers {layers}"
 
     def _check_parts(self, coordinator: Coordinator) -> None:
         """Where all is quiet, nodes that hold experts have no layers, and stages no experts for others."""
-        if (path := coordinator.pipeline.serving) is None or coordinator.pipeline.coming is not None:
+        if (path := self.runner.pipeline.serving) is None or self.runner.pipeline.coming is not None:
             return
         parts = {member.joined.host: number for number, member in coordinator.cluster.members.items()}
         for node in self._nodes:
@@ -273,7 +286,7 @@ class Scenario:
         assert self.coordinator is not None
         while True:
             try:
-                stream = self.coordinator.runner.submit(request)
+                stream = self.runner.submit(request)
                 break
             except CapacityError:
                 await asyncio.sleep(0.5)
@@ -415,11 +428,11 @@ class Scenario:
 
         def watched(event: Any, now: float) -> Any:
             out = handle(event, now)
-            phase = f"{coordinator.pipeline.epoch} {coordinator.pipeline.moving or coordinator.pipeline.state}"
+            phase = f"{self.runner.pipeline.epoch} {self.runner.pipeline.moving or self.runner.pipeline.state}"
             if seen[-1:] != [phase]:
                 seen.append(phase)
-                if self._loop.time() < _TROUBLE and self.rng.random() < 0.06 and (nodes := coordinator.pipeline.route):
-                    nodes = [*nodes, *coordinator.pipeline.workers]
+                if self._loop.time() < _TROUBLE and self.rng.random() < 0.06 and (nodes := self.runner.pipeline.route):
+                    nodes = [*nodes, *self.runner.pipeline.workers]
                     self._loop.call_later(self.rng.uniform(0, 0.05), self._strike, coordinator, self.rng.choice(nodes), phase)
             return out
 

@@ -421,5 +421,5 @@ class ToyModel:
         self.shard.close()
         self._grammars.close()
 
-    def report(self, heartbeat: control.Heartbeat) -> None:
-        heartbeat.journal_bytes = self.shard.journal_bytes
+    def report(self, report: control.PipelineReport) -> None:
+        report.journal_bytes = self.shard.journal_bytes

@@ -9,10 +9,10 @@ from hypothesis import Phase, given, note, settings
 from hypothesis import strategies as st
 
 from shoal.errors import CapacityError
-from shoal.membership.state import Cluster
 from shoal.placement.moves import Moves
 from shoal.placement.profile import Demand, NodeProfile
 from tests.support.fleet import Fleet
+from tests.support.membership import OnePipeline
 from tests.support.nodes import MB, model
 
 MODEL = model(layers=4, head=0)
@@ -42,7 +42,7 @@ def scenarios() -> st.SearchStrategy[Scenario]:
 
 def fleet(scenario: Scenario) -> Fleet:
     slots = [NodeProfile(f"m{i}", memory * MB, (5 + 5 * i) * 1e9, 1e12) for i, memory in enumerate(scenario.memories)]
-    cluster = Cluster("1", scenario.min_nodes, Moves(MODEL, DEMAND, scenario.spread, scenario.spares), silence=8)
+    cluster = OnePipeline("1", scenario.min_nodes, Moves(MODEL, DEMAND, scenario.spread, scenario.spares), silence=8)
     return Fleet(cluster, [*slots, NodeProfile("fresh", 200 * MB, 10e9, 1e12)])
 
 

@@ -10,8 +10,21 @@ from shoal.membership.events import (
 )
 from shoal.membership.instructions import Cut, Instruction, LoadStage, RestStage, Serve
 from shoal.membership.route_machine import WAITING
-from shoal.membership.state import Cluster
-from tests.support.membership import finish, joined, linking, load, loading, loads, moving, only, orders, planner, serving, tick
+from tests.support.membership import (
+    OnePipeline,
+    finish,
+    joined,
+    linking,
+    load,
+    loading,
+    loads,
+    moving,
+    only,
+    orders,
+    planner,
+    serving,
+    tick,
+)
 
 # Failures
 
@@ -74,7 +87,7 @@ def test_who_joins_right_after_the_route_broke_does_not_preempt_the_loss():
     assert orders(c.handle(joined(3), 1.1)) == []
 
 
-def broken_again_and_again(c: Cluster, times: int, now: float = 10) -> float:
+def broken_again_and_again(c: OnePipeline, times: int, now: float = 10) -> float:
     """Each time the route is filled, and breaks at once."""
     for _ in range(times):
         c.handle(RouteBroken(c.pipeline.epoch, "a step failed"), now)

@@ -8,13 +8,12 @@ from shoal.errors import CapacityError
 from shoal.membership.events import Joined, Left, RouteFilled, RoutePaused, StageLinked, StageLoaded
 from shoal.membership.instructions import Cut, HoldExperts, Instruction, LinkStage, LoadStage, RestStage
 from shoal.membership.route_machine import LOADING, SERVING
-from shoal.membership.state import Cluster
 from shoal.placement.experts import WorkerPlan
 from shoal.placement.moves import Moves
 from shoal.placement.partition import Placement, StagePlan
 from shoal.placement.profile import Demand, LinkSpeed, LinkSpeeds, NodeProfile
 from shoal.placement.roles import RoleMoves
-from tests.support.membership import only, reports, tick
+from tests.support.membership import OnePipeline, only, reports, tick
 from tests.support.nodes import MB
 from tests.unit.membership.test_workers import serve
 from tests.unit.placement.test_experts import model
@@ -57,6 +56,9 @@ class Told:
     def recover(self, old: object, nodes: object, residencies: object, tokens: object, beside: object = False) -> Placement:
         return self.next()
 
+    def takes(self, placement: object, beside: object = None) -> dict[str, int]:
+        return {}
+
     def improve(self, now: object, nodes: object, residencies: object, tokens: object) -> Placement | None:
         return self.placements.pop(0) if self.placements else None
 
@@ -65,9 +67,9 @@ def joined(node: int, memory: int = 1, **role: bool) -> Joined:
     return Joined(node, node * 11, NodeProfile(f"n{node}", memory * MB, 1e9, 1e12, **role), "host", node, "1")
 
 
-def cluster(*placements: Placement) -> Cluster:
+def cluster(*placements: Placement) -> OnePipeline:
     """The first one serves."""
-    c = Cluster("1", 3, Told(*placements), silence=8)
+    c = OnePipeline("1", 3, Told(*placements), silence=8)
     for node in (A, B, C):
         c.handle(joined(node), 0)
     serve(c)
@@ -145,7 +147,7 @@ def test_nodes_without_a_role_serve_by_turns_of_fortune(memory: int) -> None:
     """The real planner: one comes, another comes, one is lost. memory: MB; all of the model takes about 80."""
     links = LinkSpeeds({f"n{node}": LinkSpeed(10e-6, 1e9) for node in range(1, 10)})
     moves = Moves(model(count=16, chosen=16), Demand(1, 1024, 256), links=links)
-    c = Cluster("1", 2, RoleMoves(moves), silence=8)
+    c = OnePipeline("1", 2, RoleMoves(moves), silence=8)
     c.handle(joined(A, memory, auto=True), 0)
     c.handle(joined(B, memory, auto=True), 0)
     serve(c)

@@ -17,11 +17,10 @@ from shoal.membership.events import (
 )
 from shoal.membership.instructions import Cut, Dismiss, HoldExperts, Instruction, LinkStage, LoadStage
 from shoal.membership.route_machine import LINKING, LOADING, SERVING
-from shoal.membership.state import Cluster
 from shoal.placement.expert_moves import ExpertMoves
 from shoal.placement.moves import Moves
 from shoal.placement.profile import Demand, LinkSpeed, LinkSpeeds, NodeProfile
-from tests.support.membership import only, reports
+from tests.support.membership import OnePipeline, only, reports
 from tests.support.nodes import MB
 from tests.unit.placement.test_experts import model
 
@@ -31,10 +30,10 @@ TIGHT = 62
 FAST = LinkSpeeds({f"n{node}": LinkSpeed(10e-6, 1e9) for node in range(1, 10)})
 
 
-def cluster(stage_memory: int, degrade: bool = False) -> Cluster:
+def cluster(stage_memory: int, degrade: bool = False) -> OnePipeline:
     """A stage and two workers, asked to load. stage_memory: MB; all of the model takes about 80, without experts 30."""
     moves = Moves(model(count=16, chosen=12), Demand(1, 1024, 256), links=FAST)
-    c = Cluster("1", 3, ExpertMoves(moves), silence=8, degrade=degrade)
+    c = OnePipeline("1", 3, ExpertMoves(moves), silence=8, degrade=degrade)
     c.handle(joined(STAGE, stage_memory, worker=False), 0)
     c.handle(joined(FIRST), 0)
     c.handle(joined(SECOND), 0)
@@ -46,7 +45,7 @@ def joined(node: int, memory: int = 500, worker: bool = True, name: str = "") ->
     return Joined(node, node * 11, NodeProfile(name or f"n{node}", memory * MB, 10e9, 1e12, worker=worker), "host", node, "1")
 
 
-def serve(c: Cluster, now: float = 0) -> list[Instruction]:
+def serve(c: OnePipeline, now: float = 0) -> list[Instruction]:
     """Whatever is coming serves."""
     assert c.pipeline.coming is not None
     epoch, members, nodes = c.pipeline.coming.epoch, c.pipeline.coming.members, c.pipeline.coming.nodes
@@ -59,7 +58,7 @@ def serve(c: Cluster, now: float = 0) -> list[Instruction]:
     return out
 
 
-def serving(stage_memory: int = 500) -> Cluster:
+def serving(stage_memory: int = 500) -> OnePipeline:
     c = cluster(stage_memory)
     serve(c)
     return c

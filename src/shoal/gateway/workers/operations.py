@@ -54,11 +54,11 @@ class RemoteOperator:
         answer = await self._ask(name, _encode(arguments))
         return msgspec.msgpack.decode(answer, type=_OPERATIONS[name].answer)
 
-    async def cluster(self) -> ClusterView:
-        return await self._do("cluster")
+    async def cluster(self, pipeline: str) -> ClusterView:
+        return await self._do("cluster", pipeline)
 
-    async def experts(self) -> ExpertsView:
-        return await self._do("experts")
+    async def experts(self, pipeline: str) -> ExpertsView:
+        return await self._do("experts", pipeline)
 
     async def events(self, after: int, limit: int, kinds: Sequence[EventKind], node: str) -> EventPage:
         return await self._do("events", after, limit, kinds, node)

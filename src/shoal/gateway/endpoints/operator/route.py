@@ -33,6 +33,7 @@ _LOOK = 0.1  # seconds between looks
 
 After = Annotated[int, Query(ge=0, le=2**62)]
 Wait = Annotated[float, Query(ge=0, le=MOST_WAIT)]
+Pipeline = Annotated[str, Query(max_length=500)]
 
 
 def routes(service: Service, operator: Operator) -> APIRouter:
@@ -44,13 +45,13 @@ def routes(service: Service, operator: Operator) -> APIRouter:
         needed = service.settings.needs_key or service.keyring.required
         return told(Me(caller.role, caller.key.name if caller.key is not None else "", needed))
 
-    @router.get("/operator/cluster", **contract(None, shaped(ClusterView)))
-    async def cluster() -> Response:
-        return told(await operator.cluster())
+    @router.get("/operator/cluster", **contract(None, shaped(ClusterView), 404))
+    async def cluster(pipeline: Pipeline = "") -> Response:
+        return told(await operator.cluster(pipeline))
 
-    @router.get("/operator/experts", **contract(None, shaped(ExpertsView)))
-    async def experts() -> Response:
-        return told(await operator.experts())
+    @router.get("/operator/experts", **contract(None, shaped(ExpertsView), 404))
+    async def experts(pipeline: Pipeline = "") -> Response:
+        return told(await operator.experts(pipeline))
 
     @router.get("/operator/history", **contract(None, shaped(History)))
     async def history() -> Response:
@@ -70,11 +71,12 @@ def routes(service: Service, operator: Operator) -> APIRouter:
             left -= _LOOK
         return told(page)
 
-    @router.get("/operator/stream", **contract(None, None, 400, media=EVENTS, headers={"Last-Event-ID": {"type": "string"}}))
-    async def stream(request: Request, after: After = 0) -> Response:
+    @router.get("/operator/stream", **contract(None, None, 400, 404, media=EVENTS, headers={"Last-Event-ID": {"type": "string"}}))
+    async def stream(request: Request, after: After = 0, pipeline: Pipeline = "") -> Response:
         given = request.headers.get("last-event-id", "")
         if given and not (given.isdecimal() and len(given) < 19):
             raise InvalidRequest("Last-Event-ID must be the number of an event", "Last-Event-ID")
+        await operator.cluster(pipeline)  # before the answer begins
         key = CALLER.get().key
 
         def over() -> bool:
@@ -85,7 +87,7 @@ def routes(service: Service, operator: Operator) -> APIRouter:
                 return True
             return service.in_flight.closing
 
-        source = watched(operator, int(given) if given else after, over)
+        source = watched(operator, pipeline, int(given) if given else after, over)
         return StreamingResponse(source, media_type=EVENTS, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
 
     @router.get("/operator/requests", **contract(None, shaped(RequestList)))

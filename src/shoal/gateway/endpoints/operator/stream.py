@@ -23,8 +23,8 @@ def _still(view: ClusterView) -> ClusterView:
     return msgspec.structs.replace(view, at=0.0, machines=machines)
 
 
-async def watched(operator: Operator, after: int, over: Callable[[], bool]) -> AsyncIterator[bytes]:
-    """after: number of the last event that is known. over: whether the server ends, or the reader may not see
+async def watched(operator: Operator, pipeline: str, after: int, over: Callable[[], bool]) -> AsyncIterator[bytes]:
+    """pipeline: see Operator.cluster. after: number of the last event that is known. over: whether the server ends, or the reader may not see
     more."""
     last: ClusterView | None = None
     quiet = 0
@@ -34,7 +34,7 @@ async def watched(operator: Operator, after: int, over: Callable[[], bool]) -> A
         for event in page.events:
             out.append(b"event: event\nid: %d\ndata: %b\n\n" % (event.number, _encoder.encode(event)))
             after = event.number
-        view = await operator.cluster()
+        view = await operator.cluster(pipeline)
         if (still := _still(view)) != last:
             last = still
             out.append(b"event: cluster\ndata: %b\n\n" % _encoder.encode(view))

@@ -1,0 +1,24 @@
+"""What a pipeline has in common with the others of its cluster, as it sees it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from shoal.membership.instructions import Instruction
+
+
+class Tenancy(Protocol):
+    def epoch(self) -> int:
+        """A new one: no other route of any pipeline has it, and it is greater than all before."""
+        ...
+
+    def taken(self, node: int, waiting: bool) -> int | None:
+        """Bytes of a member that its weights and KV blocks may not take; None: the member is not for it at all.
+
+        waiting: counts what pipelines that are not placed yet should find, too.
+        """
+        ...
+
+    def release(self, reason: str, now: float) -> list[Instruction]:
+        """Sends home, with a reason, nodes that are being drained and have no part in a route any more."""
+        ...

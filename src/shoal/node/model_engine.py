@@ -1,0 +1,331 @@
+"""A model as the gateway sees it: one engine, however many pipelines run copies of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import time
+from urllib.parse import quote
+
+import structlog
+
+from shoal import __version__
+from shoal.config import EngineSettings
+from shoal.control import messages as control
+from shoal.errors import InvalidRequest, NotReady, ShoalError
+from shoal.executor.cost import model_cost
+from shoal.models.description import Description, facts
+from shoal.models.spec import Experts
+from shoal.models.stamp import stamps
+from shoal.node.coordinator import Coordinator
+from shoal.node.interruption import Interruption
+from shoal.node.observer import Served
+from shoal.node.pipeline_runner import PipelineRunner
+from shoal.pipeline.request_log import RequestLog
+from shoal.pipeline.timing import StepTiming
+from shoal.pipeline.token_stream import TokenStream
+from shoal.pipeline_id import PipelineId
+from shoal.request import Request, TokenChunk
+from shoal.telemetry.metrics import Metrics, ModelMetrics, PipelineMetrics
+from shoal.text.tokenizer import Tokenizer
+
+log = structlog.get_logger()
+
+_REFUSED = {
+    "429": "too many",
+    "500": "an unexpected error",
+    "503": "no model was served, or the server was ending",
+}
+"""Outcomes of requests that the cluster is to blame for."""
+
+
+@dataclass(frozen=True)
+class ModelOffer:
+    """A model that a head is to serve, and how."""
+
+    model: Description
+    engine: EngineSettings
+    replicas: int = 1
+    pinned: frozenset[str] = frozenset()
+    """Names of the nodes that may serve it; empty: all."""
+
+
+@dataclass(frozen=True)
+class ResumedAnswer:
+    """An answer that another head began: see gateway.engine.Resumed."""
+
+    id: str
+    note: bytes
+    requests: list[Request]
+    streams: list[TokenStream]
+    said: int
+
+
+class _Watch:
+    """Counts what happens to a pipeline: a node.observer.PipelineObserver."""
+
+    def __init__(self, metrics: PipelineMetrics, now: Callable[[], float], kept: Callable[[list[TokenChunk]], None]) -> None:
+        """kept: is given what was sampled."""
+        self._metrics, self._now, self._kept = metrics, now, kept
+
+    def route(self, nodes: Sequence[str]) -> None:
+        self._metrics.route(nodes)
+
+    def step(self, timing: StepTiming, hops: tuple[float, ...]) -> None:
+        self._metrics.step(timing, hops)
+
+    def interruption(self, ended: Interruption, cause: str) -> None:
+        self._metrics.interruption(ended.resumed - ended.began, cause, ended.parts(), ended.tokens)
+
+    def sampled(self, chunks: list[TokenChunk]) -> None:
+        self._metrics.tokens.sampled(chunks, self._now())
+        self._kept(chunks)
+
+    def report(self, node: str, report: control.PipelineReport) -> None:
+        metrics = self._metrics
+        metrics.journal(node, report.journal_bytes, report.journal_spilled, report.journal_given_up, report.journal_replayed)
+        for counted in report.expert_rows:
+            if not metrics.experts.add(counted.layer, counted.rows):
+                log.warning("a count of rows by expert does not fit the model", node=node, layer=counted.layer, experts=len(counted.rows))
+        for reads in report.expert_reads:
+            metrics.experts.add_reads(asdict(reads))
+        for asks in report.expert_asks:
+            metrics.asks(node, asdict(asks))
+        for work in report.expert_work:
+            metrics.work(node, asdict(work))
+        for decoding, prompts in zip(report.decoding, report.prompts, strict=False):
+            metrics.computing(node, asdict(decoding), asdict(prompts))
+
+
+class ModelEngine:
+    """A gateway.engine.Engine."""
+
+    def __init__(self, offer: ModelOffer, coordinator: Coordinator, metrics: Metrics, resume: float, trust: bool) -> None:
+        """resume: see Engine. trust: see Tokenizer.open. Raises ConfigError."""
+        model, engine = offer.model, offer.engine
+        self.offer, self.model = offer, model
+        self.tokenizer = Tokenizer.open(model.path, model.gguf, engine.chat_template_file, trust)
+        self.created = int(time())
+        self.facts = facts(model)
+        self.identity = identity_of(engine, model)
+        self.resume = resume
+        self.runners: dict[int, PipelineRunner] = {}
+        """By the number of the copy."""
+        self._coordinator, self._all_metrics = coordinator, metrics
+        self._metrics = metrics.models[model.name] = ModelMetrics(model.name)
+        parts = {layer: spec.feed_forward for layer, spec in enumerate(model.spec.layers)}
+        self._experts = {layer: part.count for layer, part in parts.items() if isinstance(part, Experts)}
+        cost = model_cost(model.spec, model.weights, engine.precision, engine.kv_type, engine.step_tokens)
+        context = min(engine.context, model.spec.context)
+        self.served = Served(model.name, model.reference, cost, context, engine, offer.pinned, model.manifest, model.files)
+        self._running: dict[str, PipelineRunner] = {}
+        """By the answers that they run."""
+        self._log: RequestLog | None = None
+        for number in range(1, offer.replicas + 1):
+            self.open(number)
+
+    def keep_requests(self, state: Path) -> None:
+        """Keeps requests from now on, and reads the answers that a previous head left unfinished. state: the head's folder. Raises ConfigError."""
+        folder = state / quote(self.name, safe="")
+        self._log = RequestLog(folder, f"{self.model.reference} {self.offer.engine.precision} {self.offer.engine.kv_type}")
+
+    # Copies
+
+    def open(self, number: int) -> PipelineRunner:
+        """One more copy."""
+        id = PipelineId(self.name, number)
+        metrics = self._all_metrics.pipelines[id] = PipelineMetrics(id, self._experts)
+        watch = _Watch(metrics, self._coordinator.now, self._kept)
+        runner = self.runners[number] = self._coordinator.open(id, self.served, watch)
+        return runner
+
+    def close_copy(self, number: int, reason: str) -> None:
+        """Its requests go on elsewhere, if another copy serves; otherwise they end with the reason."""
+        runner = self.runners.pop(number)
+        self._move_requests(runner)
+        self._coordinator.close(runner.pipeline.id, reason)
+        del self._all_metrics.pipelines[runner.pipeline.id]
+        self._running = {answer: other for answer, other in self._running.items() if other is not runner}
+
+    async def close(self, reason: str) -> None:
+        """Ends every request with the reason, and frees what the nodes hold."""
+        for number in [*self.runners]:
+            runner = self.runners.pop(number)
+            self._coordinator.close(runner.pipeline.id, reason)
+            del self._all_metrics.pipelines[runner.pipeline.id]
+        del self._all_metrics.models[self.name]
+        await self.end_log()
+
+    async def end_log(self) -> None:
+        if self._log is not None:
+            await self._log.close()
+
+    def rescue(self) -> None:
+        """Moves requests of copies that no route is in sight for to copies that serve."""
+        for runner in self.runners.values():
+            if runner.lost and runner.requests:
+                self._move_requests(runner)
+
+    def _move_requests(self, runner: PipelineRunner) -> None:
+        others = [other for other in self.runners.values() if other is not runner and other.serving]
+        if not others:
+            return
+        for stream in runner.requests.hand_over():
+            target = self._least_loaded(others)
+            target.requests.take_up(stream)
+            answer = self._coordinator.recorder.timelines.moved(stream.request.id, str(target.pipeline.id))
+            self._running[answer] = target
+            log.info("a request goes on at another copy", request=stream.request.id, copy=str(target.pipeline.id))
+
+    @staticmethod
+    def _least_loaded(runners: Sequence[PipelineRunner]) -> PipelineRunner:
+        return min(runners, key=lambda runner: len(runner.requests))
+
+    def _chosen(self) -> PipelineRunner:
+        """The copy for the next request. Raises NotReady."""
+        able = [runner for runner in self.runners.values() if runner.able]
+        serving = [runner for runner in able if runner.serving]
+        if not able:
+            raise NotReady(f"no model is served now: {self.progress}")
+        return self._least_loaded(serving or able)
+
+    # The gateway's interface
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @property
+    def vocabulary(self) -> int:
+        return self.model.spec.vocabulary
+
+    @property
+    def state(self) -> str:
+        """Why the model is not served, for people; '' if it is."""
+        return "" if any(runner.serving for runner in self.runners.values()) else self.progress or "the model is being loaded"
+
+    @property
+    def progress(self) -> str:
+        """Why no copy serves, and how far the first has come."""
+        return next((runner.pipeline.progress for runner in self.runners.values()), "it has no copy")
+
+    def longest(self) -> int:
+        """Tokens of the longest sequence that can run now. Raises NotReady."""
+        return max(
+            runner.open_driver().scheduler.limits.longest for runner in self.runners.values() if runner.able or len(self.runners) == 1
+        )
+
+    def submit(self, request: Request) -> TokenStream:
+        """Raises NotReady, InvalidRequest, QueueFull."""
+        return self._chosen().submit(request)
+
+    async def begin(self, answer: str, note: bytes, requests: Sequence[Request], named: bool) -> list[TokenStream]:
+        """Submits all requests or none; returns when they are kept. Raises NotReady, InvalidRequest, QueueFull."""
+        runner = self._chosen()
+        admissible(requests, self.vocabulary, runner.open_driver().scheduler.limits.queue)
+        streams: list[TokenStream] = []
+        self._begun(answer, requests, runner)
+        try:
+            for request in requests:
+                streams.append(runner.submit(request))
+            if self._log is not None and note:
+                await self._log.accepted(answer, note, requests)  # in the same turn of the loop: what is sampled from now on is kept too
+        except BaseException as error:
+            if isinstance(error, ShoalError):
+                self._coordinator.recorder.timelines.failed(requests[0].id, str(error), self._coordinator.now())
+            for stream in streams:
+                stream.close()
+            self.forget(answer)
+            raise
+        return streams
+
+    def _begun(self, answer: str, requests: Sequence[Request], runner: PipelineRunner) -> None:
+        now, id = self._coordinator.now(), runner.pipeline.id
+        self._running[answer] = runner
+        self._coordinator.recorder.timelines.begun(answer, requests, now, str(id))
+        self._all_metrics.pipelines[id].tokens.begun(answer, (request.id for request in requests), now)
+
+    def forget(self, answer: str) -> None:
+        self._running.pop(answer, None)
+        for runner in self.runners.values():
+            self._all_metrics.pipelines[runner.pipeline.id].tokens.ended(answer)
+        self._coordinator.recorder.timelines.ended(answer, self._coordinator.now())
+        if self._log is not None:
+            self._log.gone(answer)
+
+    def resumed(self) -> list[ResumedAnswer]:
+        """The answers that a previous head left unfinished; returned once. They go on when the model is served."""
+        if self._log is None:
+            return []
+        kept, self._log.kept = self._log.kept, []
+        out: list[ResumedAnswer] = []
+        for answer in kept:
+            runner = self._least_loaded([*self.runners.values()])
+            now, id = self._coordinator.now(), runner.pipeline.id
+            self._coordinator.recorder.timelines.begun(answer.answer, answer.requests, now, str(id))
+            self._running[answer.answer] = runner
+            streams = [TokenStream(request, said) for request, said in zip(answer.requests, answer.said, strict=True)]
+            for stream in streams:
+                runner.requests.take_up(stream)
+            said = sum(chunk.counts for said in answer.said for chunk in said)
+            out.append(ResumedAnswer(answer.answer, answer.note, answer.requests, streams, said))
+        return out
+
+    @property
+    def first(self) -> PipelineRunner:
+        """Of its first copy."""
+        return next(iter(self.runners.values()))
+
+    def timings(self, rows: int | None = None) -> dict[str, object]:
+        """Of the steps of the first copy; see Timings.summary."""
+        driver = self.first.driver
+        return {} if driver is None else driver.timings.summary(rows)
+
+    def forget_timings(self) -> None:
+        for runner in self.runners.values():
+            if runner.driver is not None:
+                runner.driver.timings.clear()
+
+    async def find(self, answer: str, owner: str) -> None:
+        """Does nothing: every answer is begun in this process, which knows it."""
+
+    def _kept(self, chunks: list[TokenChunk]) -> None:
+        if self._log is not None:
+            self._log.sampled(chunks)
+
+    # Metrics
+
+    def observe_first_token(self, seconds: float) -> None:
+        self._metrics.first_token.observe(seconds)
+        self._coordinator.recorder.day.first_token(seconds, self._coordinator.recorder.at)
+
+    def observe_request(self, endpoint: str, outcome: str, prompt_tokens: int) -> None:
+        self._metrics.requests.add(1, endpoint, outcome)
+        self._metrics.prompt_tokens.add(prompt_tokens)
+        if outcome in _REFUSED:
+            self._coordinator.recorder.rejected.add(f"{_REFUSED[outcome]} (status {outcome}, {endpoint})")
+
+    def observe_reuse(self, hit: bool) -> None:
+        (self._metrics.cache_hits if hit else self._metrics.cache_misses).add(1)
+
+    def observe_answer(self, outcome: str, seconds: float) -> None:
+        self._metrics.answers.add(1, outcome)
+        self._metrics.answer.observe(seconds)
+
+
+def identity_of(engine: EngineSettings, model: Description) -> str:
+    """What answers depend on besides their requests: see gateway.engine.Engine.identity."""
+    files = ", ".join(f"{stamp.name} {stamp.size} {stamp.modified}" for stamp in stamps(model.path))
+    return f"shoal {__version__}: {model.reference} ({files}) {engine.precision} {engine.kv_type} {engine.activations}"
+
+
+def admissible(requests: Sequence[Request], vocabulary: int, queue: int) -> None:
+    """Raises InvalidRequest for requests that can never run: more than the queue takes at once, or tokens that the model does
+    not have."""
+    if len(requests) > 1 and (choices := sum(request.n for request in requests)) > queue:
+        message = f"{len(requests)} prompts with {requests[0].n} choices each make {choices} sequences; the queue takes {queue} at once"
+        raise InvalidRequest(f"{message}: send them in parts", "prompt")
+    for request in requests:
+        if request.prompt and not (min(request.prompt) >= 0 and max(request.prompt) < vocabulary):
+            raise InvalidRequest(f"the prompt has a token outside the vocabulary of {vocabulary}", "prompt")
