@@ -10,6 +10,7 @@ from shoal.cli.show import err
 from shoal.config import HeadSettings
 from shoal.errors import ConfigError
 from shoal.gateway.app import create_app
+from shoal.gateway.engines import ServedEngines
 from shoal.gateway.server import ApiServer
 from shoal.launch.api_workers import ApiWorkers
 from shoal.node.head import Head
@@ -42,4 +43,4 @@ def api_of(head: Head, settings: HeadSettings, address: socket.socket) -> Api:
             )
         verbose = logging.getLogger("shoal").isEnabledFor(logging.INFO)
         return ApiWorkers(head, settings, address, "text" if err.log is None else "json", verbose)
-    return ApiServer(create_app(head, settings.served_api, operator=head.operator), address, settings.api)
+    return ApiServer(create_app(ServedEngines([head], head), settings.served_api, operator=head.operator), address, settings.api)

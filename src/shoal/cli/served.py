@@ -12,6 +12,7 @@ from shoal.cli.waiting import until
 from shoal.config import ApiSettings, EngineSettings, HeadSettings, NodeSettings
 from shoal.gateway.app import create_app
 from shoal.gateway.auth.keyring import Keyring
+from shoal.gateway.engines import ServedEngines
 from shoal.gateway.server import ApiServer, listening
 from shoal.launch.local import local_cluster
 from shoal.node.head import Head
@@ -29,7 +30,8 @@ async def served(settings: HeadSettings, node: NodeSettings, nodes: int, stop: a
                 yield None
                 return
         with listening("127.0.0.1", 0) as address:
-            api = ApiServer(create_app(cluster.head, keyring=Keyring(None), operator=cluster.head.operator), address)
+            engines = ServedEngines([cluster.head], cluster.head)
+            api = ApiServer(create_app(engines, keyring=Keyring(None), operator=cluster.head.operator), address)
             serving = asyncio.ensure_future(api.serve())
             try:
                 yield f"http://127.0.0.1:{api.port}", cluster.head
