@@ -8,19 +8,25 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from shoal.config import CacheScope
 from shoal.errors import ClusterError, InvalidRequest, NotReady, QueueFull, ShoalError, StageLost, StepFailed
 from shoal.gateway.auth.key import KeyId
+from shoal.gateway.caching import engines as caching
+from shoal.gateway.caching.cache import AnswerCache
 from shoal.gateway.caching.engine import CachingEngine
+from shoal.gateway.caching.engines import CachingEngines
 from shoal.gateway.engine import Engine, Stream
+from shoal.gateway.engines import Engines
 from shoal.gateway.http.reuse import REUSE, Reuse
 from shoal.request import Alternative, FinishReason, Request, Score, TokenChunk
 from shoal.serving.cache_control import CacheControl
 from shoal.serving.response_cache import Question
 from shoal.serving.response_store import AnswerStore
+from tests.support.app import alone
 from tests.support.engine import FakeEngine, Item, Resumed, ScriptedStream, says, spoken
 from tests.support.http import eventually
 from tests.support.remote import workers
@@ -30,12 +36,12 @@ Where = Callable[[FakeEngine], Any]
 
 
 @asynccontextmanager
-async def here(engine: FakeEngine) -> AsyncIterator[Engine]:
-    yield engine
+async def here(engine: FakeEngine) -> AsyncIterator[Engines]:
+    yield alone(engine)
 
 
 @asynccontextmanager
-async def elsewhere(engine: FakeEngine) -> AsyncIterator[Engine]:
+async def elsewhere(engine: FakeEngine) -> AsyncIterator[Engines]:
     async with workers(engine) as made:
         yield await made.join()
 
@@ -49,11 +55,12 @@ class Keeping(CachingEngine):
 
 
 @asynccontextmanager
-async def behind_a_cache(engine: FakeEngine) -> AsyncIterator[Engine]:
-    with TemporaryDirectory() as folder:
+async def behind_a_cache(engine: FakeEngine) -> AsyncIterator[Engines]:
+    with TemporaryDirectory() as folder, mock.patch.object(caching, "CachingEngine", Keeping):
         store = AnswerStore(Path(folder), 1 << 20, 60.0)
         async with workers(engine) as made:
-            yield Keeping(await made.join(), store, CacheScope.KEY)
+            worker = await made.join()
+            yield CachingEngines(worker, AnswerCache(store, CacheScope.KEY, worker))
         store.close()
 
 
@@ -62,12 +69,19 @@ def at(request: pytest.FixtureRequest) -> Where:
     return request.param
 
 
-def with_engine(at: Where, fake: FakeEngine, work: Callable[[Engine], Awaitable[Any]]) -> Any:
+def with_engines(at: Where, fake: FakeEngine, work: Callable[[Engines], Awaitable[Any]]) -> Any:
     async def go() -> Any:
-        async with at(fake) as engine, asyncio.timeout(20):
-            return await work(engine)
+        async with at(fake) as engines, asyncio.timeout(20):
+            return await work(engines)
 
     return asyncio.run(go())
+
+
+def with_engine(at: Where, fake: FakeEngine, work: Callable[[Engine], Awaitable[Any]]) -> Any:
+    async def found(engines: Engines) -> Any:
+        return await work(await engines.find(None))
+
+    return with_engines(at, fake, found)
 
 
 def test_a_stream_says_what_the_engine_says(at: Where) -> None:
@@ -255,20 +269,24 @@ def test_its_state_is_the_engines(at: Where) -> None:
 
 
 def test_what_is_observed_is_counted_where_it_is_scraped(at: Where) -> None:
-    async def work(engine: Engine) -> None:
+    async def work(engines: Engines) -> None:
+        engine = await engines.find(None)
         engine.observe_first_token(0.25)
         engine.observe_request("chat", "accepted", 7)
         engine.observe_answer("left", 1.5)
         engine.observe_reuse(True)
         engine.observe_reuse(False)
-        engine.observe_cache(1000, 2)
-        engine.observe_cache(500, 3)
-        assert await engine.scrape() == b"shoal_ready 1\n"
-        await eventually(lambda: (fake.first_tokens, fake.observed, fake.ended) == (1, [("chat", "accepted", 7)], ["left"]))
+        engines.observe_request("chat", "400", 0)
+        engines.observe_cache(1000, 2)
+        engines.observe_cache(500, 3)
+        assert await engines.scrape() == b"shoal_ready 1\n"
+        await eventually(
+            lambda: (fake.first_tokens, fake.observed, fake.ended) == (1, [("chat", "accepted", 7), ("chat", "400", 0)], ["left"])
+        )
         assert (fake.reused, fake.cache_bytes, fake.evicted) == ([True, False], 500, 5)
 
     fake = FakeEngine()
-    with_engine(at, fake, work)
+    with_engines(at, fake, work)
 
 
 def test_what_outlived_another_engine_says_all_of_it_again(at: Where) -> None:

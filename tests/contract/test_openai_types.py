@@ -16,11 +16,11 @@ from openai.types.responses.response_item_list import ResponseItemList
 
 from shoal.config import ApiSettings
 from shoal.errors import StageLost
-from shoal.gateway.app import create_app
 from shoal.gateway.endpoints.chat.answer import ChatAnswer
 from shoal.gateway.endpoints.responses.answer import CompactedAnswer, ResponseAnswer
 from shoal.request import Request
 from shoal.text.tools import HERMES
+from tests.support.app import app_of
 from tests.support.engine import FakeEngine, Item, Script, says, spoken
 from tests.support.http import CHAT, COMPLETIONS, events, fetch
 from tests.support.openai_types import OURS, REQUIRED, in_order, parsed_events, strictly
@@ -35,7 +35,7 @@ SCHEMA = {"name": "city", "schema": PARAMETERS, "strict": True}
 
 
 def asked(path: str, body: dict[str, Any], script: Script | None = None) -> httpx.Response:
-    answer = fetch(create_app(FakeEngine(script, tools=HERMES)), "POST", path, json=body)
+    answer = fetch(app_of(FakeEngine(script, tools=HERMES)), "POST", path, json=body)
     assert answer.status_code == 200, answer.text
     return answer
 
@@ -119,7 +119,7 @@ def test_a_response_that_fails() -> None:
 
 
 def test_what_is_kept_and_the_rest(tmp_path: Path) -> None:
-    app = create_app(FakeEngine(), ApiSettings(data=str(tmp_path)))
+    app = app_of(FakeEngine(), ApiSettings(data=str(tmp_path)))
     made = fetch(app, "POST", RESPONSES, json={"input": [{"role": "user", "content": "Hi"}]}).json()
     strictly(Response, fetch(app, "GET", f"{RESPONSES}/{made['id']}").json(), *OURS)
     strictly(ResponseItemList, fetch(app, "GET", f"{RESPONSES}/{made['id']}/input_items").json())

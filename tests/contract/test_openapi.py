@@ -19,10 +19,10 @@ from schemathesis.core.failures import FailureGroup
 from schemathesis.generation import GenerationMode
 
 from shoal.config import ApiSettings
-from shoal.gateway.app import create_app
 from shoal.gateway.auth.key_store import KeyStore
 from shoal.text.tools import HERMES
 from tests.support import health_checks
+from tests.support.app import app_of
 from tests.support.batches import jsonl, line
 from tests.support.document import CHECKS, document
 from tests.support.engine import FakeEngine
@@ -30,13 +30,13 @@ from tests.support.engine import FakeEngine
 pytestmark = pytest.mark.slow
 
 FUZZ = settings(suppress_health_check=health_checks.EVERY)
-OPEN = document(create_app(FakeEngine()))
+OPEN = document(app_of(FakeEngine()))
 FILE, BATCH, RESPONSE = "/v1/files/{id}", "/v1/batches/{id}", "/v1/responses/{id}"
 
 
 def keeping(folder: Path) -> FastAPI:
     """The application that keeps files, batches and responses."""
-    return create_app(FakeEngine(tools=HERMES), ApiSettings(data=str(folder)))
+    return app_of(FakeEngine(tools=HERMES), ApiSettings(data=str(folder)))
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_while_the_document_is_made_others_are_answered(monkeypatch: pytest.Monk
         return {}
 
     monkeypatch.setattr("shoal.gateway.schema.contract._document", slow)
-    app = create_app(FakeEngine())
+    app = app_of(FakeEngine())
 
     async def scenario() -> None:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://shoal") as client:
@@ -181,7 +181,7 @@ def test_a_key_is_optional_until_there_is_one(tmp_path: Path) -> None:
 
 def test_a_lie_would_be_noticed() -> None:
     """The checks are not blind: a document that promises something else is found out."""
-    lying = create_app(FakeEngine())
+    lying = app_of(FakeEngine())
     told = lying.openapi()
     told["components"]["schemas"]["Health"]["required"].append("never_there")
     told["components"]["schemas"]["Health"]["properties"]["never_there"] = {"type": "integer"}
@@ -191,7 +191,7 @@ def test_a_lie_would_be_noticed() -> None:
 
 
 def test_what_the_document_does_not_know_would_be_noticed() -> None:
-    lying = create_app(FakeEngine())
+    lying = app_of(FakeEngine())
     health = lying.openapi()["components"]["schemas"]["Health"]
     del health["properties"]["reason"]
     health["required"].remove("reason")

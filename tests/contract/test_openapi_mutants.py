@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.config import ApiSettings
-from shoal.gateway.app import create_app
 from shoal.text.tools import HERMES
 from tests.support import health_checks
+from tests.support.app import app_of
 from tests.support.document import CHECKS, document
 from tests.support.engine import FakeEngine, says
 
@@ -176,7 +176,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The document of an application that has everything, and whose model says a call now and then."""
     call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
     engine = FakeEngine(says("Hé😀llo", call, ""), tools=HERMES)
-    return document(create_app(engine, ApiSettings(data=str(tmp_path_factory.mktemp("data")), responses=50, batch_queue=10_000)))
+    return document(app_of(engine, ApiSettings(data=str(tmp_path_factory.mktemp("data")), responses=50, batch_queue=10_000)))
 
 
 @pytest.fixture(scope="module")

@@ -24,9 +24,9 @@ from fastapi.responses import HTMLResponse, StreamingResponse
 
 from shoal.config import ApiSettings
 from shoal.errors import NotReady
-from shoal.gateway.app import create_app
 from shoal.gateway.auth.key_store import KeyStore
 from shoal.request import FinishReason, Request
+from tests.support.app import app_of
 from tests.support.cluster import free_port, until
 from tests.support.engine import FakeEngine, Item, spoken
 from tests.support.server import serving
@@ -60,7 +60,7 @@ def engine() -> Speaker:
 
 @pytest.fixture
 def url(engine: Speaker) -> Iterator[str]:
-    with serving(create_app(engine)) as made:
+    with serving(app_of(engine)) as made:
         yield made
 
 
@@ -434,7 +434,7 @@ def test_variables_of_others_are_heard(url: str, engine: Speaker, tmp_path: Path
 def test_a_key_is_needed_and_is_sent(variable: str, engine: Speaker, tmp_path: Path) -> None:
     settings = ApiSettings(data=str(tmp_path / "api"))
     _, token = KeyStore(settings.data_folder).create("me", 0.0)
-    with serving(create_app(engine, settings)) as url:
+    with serving(app_of(engine, settings)) as url:
         for wrong in ({}, {variable: "sk-wrong"}):
             done = piped("Hi", "chat", "--url", url, **wrong)
             assert (done.returncode, "--api-key" in done.stderr, done.stderr.count("\n")) == (2, True, 1), done.stderr

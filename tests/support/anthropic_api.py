@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx2 as httpx
 
-from shoal.gateway.app import create_app
+from tests.support.app import app_of
 from tests.support.engine import FakeEngine
 from tests.support.http import fetch
 from tests.support.tools import CITY
@@ -21,7 +21,7 @@ def ask(
     asked: FakeEngine, messages: list[Any] = HI, path: str = MESSAGES, headers: dict[str, str] | None = None, **fields: Any
 ) -> httpx.Response:
     body = {"messages": messages, **({"max_tokens": 100} if path == MESSAGES else {}), **fields}
-    return fetch(create_app(asked), "POST", path, json=body, headers=headers)
+    return fetch(app_of(asked), "POST", path, json=body, headers=headers)
 
 
 def streamed(answer: httpx.Response) -> list[dict[str, Any]]:

@@ -13,11 +13,11 @@ from typing import Any, cast
 import uvloop
 
 from shoal.config import ApiSettings
-from shoal.gateway.app import create_app
 from shoal.gateway.auth.keyring import Keyring
 from shoal.gateway.engine import Engine
 from shoal.gateway.server import ApiServer, listening
 from shoal.gateway.service import Service
+from tests.support.app import app_of
 from tests.support.http import CHAT, eventually
 
 HI = {"messages": [{"role": "user", "content": "Hi"}]}
@@ -140,7 +140,7 @@ async def api(
     before = asyncio.all_tasks()
     with TemporaryDirectory() as folder, listening("127.0.0.1", 0) as address:
         chosen = ApiSettings(**{"data": folder, **settings})
-        app = create_app(engine, chosen, Keyring(None))
+        app = app_of(engine, chosen, Keyring(None))
         server = ApiServer(app, address, chosen)
         serving = asyncio.ensure_future(serve(server))
         made = Api(server, app.state.service)

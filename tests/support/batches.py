@@ -21,6 +21,7 @@ from shoal.gateway.endpoints.batches.store import BatchStore
 from shoal.gateway.engine import Engine
 from shoal.gateway.service import Service
 from shoal.request import Request
+from tests.support.app import alone
 from tests.support.engine import FakeEngine, ScriptedStream, spoken
 from tests.support.http import CHAT
 
@@ -90,7 +91,7 @@ async def served(engine: Engine, data: Path, *, works: bool = True, clock: Clock
         mock.patch.object(application, "Runner", quick),
         mock.patch.object(application, "BatchStore", functools.partial(BatchStore, now=clock)),
     ):
-        app = application.create_app(engine, ApiSettings(data=str(data), **settings))
+        app = application.create_app(alone(engine), ApiSettings(data=str(data), **settings))
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://shoal") as http:
             if not works:

@@ -20,6 +20,7 @@ import httpx2 as httpx
 import psutil
 
 from shoal.control.client import describe
+from shoal.control.messages import NodePart
 
 MODEL = "smollm2-135m"
 BOUND = 60.0
@@ -211,7 +212,7 @@ class Cluster:
     def layers(self) -> dict[str, tuple[int, int]]:
         """Of each node, by its name: the first, and the one after its last; twice 0 where it has none."""
         found = asyncio.run(describe(f"127.0.0.1:{self.control_port}"))
-        return {node.name: (node.first_layer, node.end_layer) for node in found.nodes}
+        return {node.name: (part.first_layer, part.end_layer) for node in found.nodes for part in [*node.parts, NodePart()][:1]}
 
     def until_spread(self, nodes: int) -> None:
         """Every one of so many nodes has layers, and they serve."""

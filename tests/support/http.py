@@ -11,9 +11,9 @@ from typing import Any
 import httpx2 as httpx
 from fastapi import FastAPI
 
-from shoal.gateway.app import create_app
 from shoal.gateway.engine import Engine
 from shoal.gateway.server import ApiServer, listening
+from tests.support.app import app_of
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
@@ -97,11 +97,11 @@ HI = [{"role": "user", "content": "Hi"}]
 
 
 def ask(engine: Engine, **fields: Any) -> httpx.Response:
-    return fetch(create_app(engine), "POST", CHAT, json={"messages": HI, **fields})
+    return fetch(app_of(engine), "POST", CHAT, json={"messages": HI, **fields})
 
 
 def complete(engine: Engine, **fields: Any) -> httpx.Response:
-    return fetch(create_app(engine), "POST", COMPLETIONS, json={"prompt": "Hi", **fields})
+    return fetch(app_of(engine), "POST", COMPLETIONS, json={"prompt": "Hi", **fields})
 
 
 def refused(answer: httpx.Response, status: int, param: str | None = None, code: str | None = None) -> str:

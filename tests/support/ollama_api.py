@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx2 as httpx
 
-from shoal.gateway.app import create_app
+from tests.support.app import app_of
 from tests.support.engine import FakeEngine
 from tests.support.http import fetch
 from tests.support.tools import CITY
@@ -20,7 +20,7 @@ DURATIONS = {"total_duration", "load_duration", "prompt_eval_duration", "eval_du
 
 def ask(asked: FakeEngine, path: str = CHAT, **fields: Any) -> httpx.Response:
     body = {"model": "fake", **({"messages": HI} if path == CHAT else {"prompt": "Hi"} if path == GENERATE else {}), **fields}
-    return fetch(create_app(asked), "POST", path, json=body)
+    return fetch(app_of(asked), "POST", path, json=body)
 
 
 def lines(answer: httpx.Response) -> list[dict[str, Any]]:

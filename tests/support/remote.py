@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ import pytest
 
 from shoal.config import ApiSettings
 from shoal.gateway.auth.key import KeyId
-from shoal.gateway.engine import Stream, TakenOver
-from shoal.gateway.workers.client import RemoteEngine
-from shoal.gateway.workers.server import EngineServer
+from shoal.gateway.engine import Engine, Stream, TakenOver
+from shoal.gateway.engines import ServedEngines
+from shoal.gateway.workers.client import RemoteEngines
+from shoal.gateway.workers.server import EngineServer, TokenizerFiles
 from tests.support.engine import FakeEngine
 from tests.support.requests import read, text
 
@@ -23,27 +24,37 @@ MODEL = Path("/models/fake.gguf")
 NOBODY = KeyId("")
 
 
+def files(model: str) -> TokenizerFiles:
+    return TokenizerFiles(MODEL.with_stem(model))
+
+
+def one(worker: RemoteEngines) -> Engine:
+    """The engine of its only model."""
+    (engine,) = worker.all
+    return engine
+
+
 class Workers:
     """Workers of one engine; `lost` are the processes whose conversations ended."""
 
-    def __init__(self, engine: FakeEngine, folder: Path, settings: ApiSettings) -> None:
+    def __init__(self, engine: FakeEngine, folder: Path, settings: ApiSettings, others: Sequence[FakeEngine] = ()) -> None:
         self.lost: list[int] = []
         self.path = folder / "engine"
-        self.server = EngineServer(engine, MODEL, None, settings, self.lost.append)
+        self.engines = ServedEngines([engine, *others], engine)
+        self.server = EngineServer(self.engines, files, settings, self.lost.append)
         self.opened: list[tuple[Path, bool]] = []
-        self._engine = engine
-        self._running: dict[RemoteEngine, asyncio.Task[None]] = {}
+        self._running: dict[RemoteEngines, asyncio.Task[None]] = {}
 
-    async def join(self) -> RemoteEngine:
+    async def join(self) -> RemoteEngines:
         def opened(model: Path, template: Path | None, trust_text: bool) -> Any:
             self.opened.append((model, trust_text))
-            return self._engine.tokenizer
+            return next(engine for engine in self.engines.all if files(engine.name).model == model).tokenizer
 
-        worker = await RemoteEngine.connect(self.path, opened)
+        worker = await RemoteEngines.connect(self.path, opened)
         self._running[worker] = asyncio.ensure_future(worker.run())
         return worker
 
-    async def leave(self, worker: RemoteEngine) -> None:
+    async def leave(self, worker: RemoteEngines) -> None:
         """As when its process is killed: whatever it wanted to say is lost."""
         worker._channel.abort()
         await self._running.pop(worker)
@@ -56,9 +67,9 @@ class Workers:
 
 
 @asynccontextmanager
-async def workers(engine: FakeEngine, settings: ApiSettings | None = None) -> AsyncIterator[Workers]:
+async def workers(engine: FakeEngine, settings: ApiSettings | None = None, others: Sequence[FakeEngine] = ()) -> AsyncIterator[Workers]:
     with tempfile.TemporaryDirectory(prefix="shoal-") as folder:  # pytest's own folders are too long for a socket's name
-        made = Workers(engine, Path(folder), settings or ApiSettings())
+        made = Workers(engine, Path(folder), settings or ApiSettings(), others)
         await made.server.start(made.path)
         try:
             async with asyncio.timeout(20):
@@ -67,9 +78,11 @@ async def workers(engine: FakeEngine, settings: ApiSettings | None = None) -> As
             await made.end()
 
 
-def run(fake: FakeEngine, work: Callable[[Workers], Awaitable[Any]], settings: ApiSettings | None = None) -> Any:
+def run(
+    fake: FakeEngine, work: Callable[[Workers], Awaitable[Any]], settings: ApiSettings | None = None, others: Sequence[FakeEngine] = ()
+) -> Any:
     async def go() -> Any:
-        async with workers(fake, settings) as made:
+        async with workers(fake, settings, others) as made:
             return await work(made)
 
     return asyncio.run(go())

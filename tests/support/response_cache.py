@@ -11,8 +11,8 @@ import httpx2 as httpx
 from fastapi import FastAPI
 
 from shoal.config import ApiSettings
-from shoal.gateway.app import create_app
 from shoal.serving.response_store import NAME
+from tests.support.app import app_of
 from tests.support.engine import FakeEngine
 from tests.support.gate import bearer
 from tests.support.http import CHAT, HI, fetch
@@ -23,7 +23,7 @@ DURATIONS = frozenset({"total_duration", "load_duration", "prompt_eval_duration"
 
 
 def cached(engine: FakeEngine, folder: Path, **settings: Any) -> FastAPI:
-    return create_app(engine, ApiSettings(**{"data": str(folder), "response_cache": "1MiB", **settings}))
+    return app_of(engine, ApiSettings(**{"data": str(folder), "response_cache": "1MiB", **settings}))
 
 
 def post(app: FastAPI, path: str = CHAT, body: dict[str, Any] = COLD, control: str | None = None, token: str = "") -> httpx.Response:

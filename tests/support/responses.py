@@ -14,7 +14,7 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from shoal.config import ApiSettings
-from shoal.gateway.app import create_app
+from tests.support.app import app_of
 from tests.support.engine import ByteTokenizer, FakeEngine
 
 PATH = "/v1/responses"
@@ -28,7 +28,7 @@ class ResponsesApi:
 
     def __init__(self, engine: FakeEngine, folder: Path, **settings: Any) -> None:
         self.engine = engine
-        self.app: FastAPI = create_app(engine, ApiSettings(data=str(folder), **settings))
+        self.app: FastAPI = app_of(engine, ApiSettings(data=str(folder), **settings))
         self._runner = asyncio.Runner()
         self.close = self._runner.close
         self.headers: dict[str, str] = {}

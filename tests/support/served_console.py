@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shoal.config import ApiSettings
-from shoal.gateway.app import create_app
 from shoal.gateway.server import ApiServer, listening
+from tests.support.app import app_of
 from tests.support.engine import FakeEngine
 from tests.support.operator import FakeOperator
 
@@ -18,7 +18,7 @@ from tests.support.operator import FakeOperator
 @contextmanager
 def served_console(folder: Path, operator: FakeOperator, engine: FakeEngine) -> Iterator[str]:
     """folder: for keys. Yields the server's address; what operator and engine say may change while it runs."""
-    app = create_app(engine, ApiSettings(data=str(folder), grace=0), operator=operator)
+    app = app_of(engine, ApiSettings(data=str(folder), grace=0), operator=operator)
     with listening("127.0.0.1", 0) as address:
         server = ApiServer(app, address)
         stop = threading.Event()

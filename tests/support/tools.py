@@ -6,8 +6,8 @@ from typing import Any
 
 import httpx2 as httpx
 
-from shoal.gateway.app import create_app
 from shoal.gateway.engine import Engine
+from tests.support.app import app_of
 from tests.support.http import CHAT, HI, fetch
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -25,4 +25,4 @@ RESULT = {"role": "tool", "tool_call_id": "call_1", "content": "rain"}
 
 
 def ask(engine: Engine, messages: list[Any] | None = None, **fields: Any) -> httpx.Response:
-    return fetch(create_app(engine), "POST", CHAT, json={"messages": messages or HI, "tools": TOOLS, **fields})
+    return fetch(app_of(engine), "POST", CHAT, json={"messages": messages or HI, "tools": TOOLS, **fields})

@@ -49,6 +49,7 @@ PURE_MODULES = {
     "weights.oracle",
     "serving.cache_control",
     "serving.response_cache",
+    "serving.aliases",
 }
 EFFECTS = {
     "models",
@@ -72,7 +73,21 @@ EXTRA = {  # which modules of a layer's own or a higher one a module may use bes
     "telemetry": {"pipeline.timing", "pipeline.hops"},
     "control": {"security"},
 }
-ROOMS = ("http", "auth", "engine", "operator", "caching", "schema", "answers", "service", "endpoints", "server", "app", "workers")
+ROOMS = (
+    "http",
+    "auth",
+    "engine",
+    "engines",
+    "operator",
+    "caching",
+    "schema",
+    "answers",
+    "service",
+    "endpoints",
+    "server",
+    "app",
+    "workers",
+)
 """Of the gateway: each may import those before it."""
 IMPURE = {"asyncio", "socket", "os", "time", "random", "secrets", "threading", "subprocess", "grpc", "numpy"}
 

@@ -12,6 +12,7 @@ from shoal.errors import ConfigError
 from shoal.gateway.app import create_app
 from shoal.gateway.server import ApiServer
 from shoal.launch.api_workers import ApiWorkers
+from shoal.launch.engines import engines_of
 from shoal.node.head import Head
 
 
@@ -42,4 +43,4 @@ def api_of(head: Head, settings: HeadSettings, address: socket.socket) -> Api:
             )
         verbose = logging.getLogger("shoal").isEnabledFor(logging.INFO)
         return ApiWorkers(head, settings, address, "text" if err.log is None else "json", verbose)
-    return ApiServer(create_app(head.engine, settings.served_api, operator=head.operator), address, settings.api)
+    return ApiServer(create_app(engines_of(head), settings.served_api, operator=head.operator), address, settings.api)

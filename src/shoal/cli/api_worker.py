@@ -1,4 +1,4 @@
-"""A process that serves the API using the head's engine. `shoal up` and `shoal serve` start it; it imports no computing code."""
+"""A process that serves the API using the head's engines. `shoal up` and `shoal serve` start it; it imports no computing code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from shoal.config import variable
 from shoal.errors import ShoalError
 from shoal.gateway.app import create_app
 from shoal.gateway.server import ApiServer
-from shoal.gateway.workers.client import RemoteEngine
+from shoal.gateway.workers.client import RemoteEngines
 from shoal.models.gguf_file import GgufFile
 from shoal.text.tokenizer import Tokenizer
 
@@ -33,11 +33,11 @@ def opened(model: Path, template: Path | None, trust_text: bool) -> Tokenizer:
 
 async def serve(path: Path, address: socket.socket) -> None:
     """Runs until the head ends it or is gone."""
-    engine = await RemoteEngine.connect(path, opened)
-    api = ApiServer(create_app(engine, engine.settings, limiter=engine.limiter, operator=engine.operator), address, engine.settings)
+    engines = await RemoteEngines.connect(path, opened)
+    api = ApiServer(create_app(engines, engines.settings, limiter=engines.limiter, operator=engines.operator), address, engines.settings)
     on_signal(signal.SIGTERM, api.stop)
-    hearing, serving = asyncio.create_task(engine.run()), asyncio.create_task(api.serve())
-    finishing = asyncio.create_task(_finish(engine, api))
+    hearing, serving = asyncio.create_task(engines.run()), asyncio.create_task(api.serve())
+    finishing = asyncio.create_task(_finish(engines, api))
     await asyncio.wait({hearing, serving}, return_when=asyncio.FIRST_COMPLETED)
     if not serving.done():
         # The same as when a head that serves the API itself is killed: connections end without a last message, and clients that named
@@ -47,15 +47,15 @@ async def serve(path: Path, address: socket.socket) -> None:
         os._exit(1)
     finishing.cancel()
     await asyncio.gather(finishing, return_exceptions=True)
-    await engine.close()
+    await engines.close()
     await hearing
     serving.result()
 
 
-async def _finish(engine: RemoteEngine, api: ApiServer) -> None:
-    await engine.finishing.wait()
+async def _finish(engines: RemoteEngines, api: ApiServer) -> None:
+    await engines.finishing.wait()
     await api.finish()
-    engine.finished()
+    engines.finished()
 
 
 def main() -> None:

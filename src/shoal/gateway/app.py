@@ -22,7 +22,8 @@ from shoal.gateway.auth.gate import Gate
 from shoal.gateway.auth.key import KeyId
 from shoal.gateway.auth.keyring import Keyring
 from shoal.gateway.auth.limits import Limiter, LocalLimiter
-from shoal.gateway.caching.engine import CachingEngine
+from shoal.gateway.caching.cache import AnswerCache
+from shoal.gateway.caching.engines import CachingEngines
 from shoal.gateway.endpoints import console, health, models, streams, tokens
 from shoal.gateway.endpoints.batches import route as batches
 from shoal.gateway.endpoints.batches.runner import Runner
@@ -43,7 +44,7 @@ from shoal.gateway.endpoints.responses import route as responses
 from shoal.gateway.endpoints.responses import socket as responses_socket
 from shoal.gateway.endpoints.responses.keeper import ResponseKeeper
 from shoal.gateway.endpoints.responses.store import Bounds, ResponseStore
-from shoal.gateway.engine import Engine
+from shoal.gateway.engines import Engines
 from shoal.gateway.http.dialect import refusal
 from shoal.gateway.http.faults import Fault, fault
 from shoal.gateway.http.in_process import InProcessClient
@@ -106,7 +107,7 @@ class _App(FastAPI):
 
 
 def create_app(
-    engine: Engine,
+    engines: Engines,
     settings: ApiSettings | None = None,
     keyring: Keyring | None = None,
     limiter: Limiter | None = None,
@@ -117,15 +118,15 @@ def create_app(
     settings: None for a server that ends with its command: it keeps nothing, so it has no keys, files or batches
     keyring:  default: the one in the settings' folder
     limiter:  enforces the keys' limits; default: one in this process
-    operator: of whatever runs the engine, if there is more to it than the engine
+    operator: of whatever runs the engines, if there is more to it than the engines
     """
     given = settings or ApiSettings(responses=0)
     keyring = keyring or Keyring(None if settings is None else given.data_folder)
     app = _App(given.origins)
-    engine = _caching(engine, given)
+    engines = _caching(engines, given)
     bounds = Bounds(given.responses, given.responses_bytes, given.responses_days * 86400)
     store = ResponseStore(given.data_folder, bounds)
-    service = app.state.service = Service(engine, given, keyring, limiter or LocalLimiter(), recalled, ResponseKeeper(store, engine))
+    service = app.state.service = Service(engines, given, keyring, limiter or LocalLimiter(), recalled, ResponseKeeper(store))
     if given.response_cache_bytes:
         app.add_middleware(Reusing)
     app.add_middleware(Gate, given, service.in_flight, keyring, service.limiter)
@@ -141,12 +142,12 @@ def create_app(
     return app
 
 
-def _caching(engine: Engine, settings: ApiSettings) -> Engine:
-    """The engine, behind the response cache if there is to be one. Raises ConfigError."""
+def _caching(engines: Engines, settings: ApiSettings) -> Engines:
+    """The engines, behind the response cache if there is to be one. Raises ConfigError."""
     if not settings.response_cache_bytes:
-        return engine
+        return engines
     store = AnswerStore(settings.data_folder, settings.response_cache_bytes, settings.response_cache_ttl)
-    return CachingEngine(engine, store, settings.response_cache_scope)
+    return CachingEngines(engines, AnswerCache(store, settings.response_cache_scope, engines))
 
 
 def _routes(endpoint: Any, service: Service, store: ResponseStore) -> APIRouter:
@@ -155,7 +156,7 @@ def _routes(endpoint: Any, service: Service, store: ResponseStore) -> APIRouter:
 
 def _add_batches(app: FastAPI, service: Service, store: ResponseStore) -> list[APIRouter]:
     """The endpoints of files and batches, and the runner that processes batches while the application runs."""
-    settings, model, keyring = service.settings, service.engine.name, service.keyring
+    settings, engines, keyring = service.settings, service.engines, service.keyring
     database = Database(settings.data_folder)
     kept = FileStore(database, settings)
     made = BatchStore(database, settings)
@@ -169,11 +170,11 @@ def _add_batches(app: FastAPI, service: Service, store: ResponseStore) -> list[A
 
     @asynccontextmanager
     async def working(_: FastAPI) -> AsyncGenerator[None]:
-        async with Runner(made, kept, InProcessClient(inner), model, settings, caller).working():
+        async with Runner(made, kept, InProcessClient(inner), engines, settings, caller).working():
             yield
 
     app.router.lifespan_context = working
-    return [files.routes(kept), batches.routes(made, kept, model, _BATCHED)]
+    return [files.routes(kept), batches.routes(made, kept, engines, _BATCHED)]
 
 
 def _furnish(app: FastAPI, routers: Iterable[APIRouter]) -> None:

@@ -1,4 +1,4 @@
-"""What the gateway needs from whatever runs the model."""
+"""What the gateway needs from whatever runs a model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any, Protocol
 
 from shoal.facts import ModelFacts
 from shoal.gateway.auth.key import KeyId
-from shoal.observed.trace_span import TraceSpan
 from shoal.request import Request, TokenChunk
 from shoal.text.chat import ChatTemplate
 from shoal.text.detokenizer import Decoder
@@ -77,6 +76,8 @@ class ChatTokenizer(Decoder, Protocol):
 
 
 class Engine(Protocol):
+    """One model. What concerns all models of a server is in gateway.engines."""
+
     @property
     def name(self) -> str: ...
     @property
@@ -136,17 +137,10 @@ class Engine(Protocol):
         """An answer ended: 'complete', 'failed' or 'left' by its client. seconds: since it was accepted, or taken up."""
         ...
 
-    def observe_request(self, endpoint: str, outcome: str, prompt_tokens: int) -> None: ...
+    def observe_request(self, endpoint: str, outcome: str, prompt_tokens: int) -> None:
+        """A request for this model was accepted, or refused with the status `outcome`."""
+        ...
+
     def observe_reuse(self, hit: bool) -> None:
         """A request that may be answered from the response cache was, or was not."""
         ...
-
-    def observe_cache(self, taken: int, evicted: int) -> None:
-        """taken: bytes of the response cache. evicted: answers that it has given up for others since the last time."""
-        ...
-
-    def traced(self, spans: Sequence[TraceSpan]) -> None:
-        """Sends spans of requests to where traces go. Does not wait."""
-        ...
-
-    async def scrape(self) -> bytes: ...

@@ -1,4 +1,4 @@
-"""What all endpoints use: the engine, the unfinished answers, and the way from a body to a response."""
+"""What all endpoints use: the engines, the unfinished answers, and the way from a body to a response."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from shoal.config import ApiSettings
-from shoal.errors import InvalidRequest, ShoalError, TooLarge, UnknownModel, WrongMediaType
+from shoal.errors import InvalidRequest, ShoalError, TooLarge, WrongMediaType
 from shoal.gateway.answers.answer import Answer
 from shoal.gateway.answers.events import Position, events
 from shoal.gateway.answers.job import Job
@@ -28,6 +28,7 @@ from shoal.gateway.auth.key import KeyId
 from shoal.gateway.auth.keyring import Keyring
 from shoal.gateway.auth.limits import Limiter
 from shoal.gateway.engine import Engine, TakenOver
+from shoal.gateway.engines import Engines
 from shoal.gateway.http.faults import fault
 from shoal.gateway.http.in_flight import InFlight
 from shoal.gateway.http.request_id import chosen_id
@@ -68,13 +69,15 @@ T = TypeVar("T")
 class Seen:
     """What is known of a request when it is counted."""
 
+    engine: Engine | None = None
+    """Of the model that it asks for."""
     prompt_tokens: int = 0
 
 
 class Service:
     def __init__(
         self,
-        engine: Engine,
+        engines: Engines,
         settings: ApiSettings,
         keyring: Keyring,
         limiter: Limiter,
@@ -82,31 +85,38 @@ class Service:
         watcher: Watcher,
     ) -> None:
         """recalled, watcher: see Answers."""
-        self.engine, self.settings = engine, settings
+        self.engines, self.settings = engines, settings
         self.in_flight, self.keyring, self.limiter = InFlight(), keyring, limiter
-        self.answers = Answers(engine, recalled, watcher, self._caller_of, settings.ping)
-        self.traces = RequestTraces(settings.trace_sample, engine.traced) if settings.traces else None
+        self.answers = Answers(engines, recalled, watcher, self._caller_of, settings.ping)
+        self.traces = RequestTraces(settings.trace_sample, engines.traced) if settings.traces else None
 
-    @property
-    def state(self) -> str:
-        """'' while requests are accepted; otherwise why not."""
-        return "the server is shutting down" if self.in_flight.closing else self.engine.state
+    def state(self, model: str | None = None) -> str:
+        """'' while requests are accepted, or those for a model; otherwise why not. Raises UnknownModel."""
+        if self.in_flight.closing:
+            return "the server is shutting down"
+        return self.engines.state if model is None else self.engines.states[self.engines.resolve(model)]
 
     def _caller_of(self, owner: KeyId) -> Caller:
         return Caller(self.keyring, self.limiter, self.keyring.known(owner))
 
-    def check_model(self, name: str | None) -> None:
-        """Raises UnknownModel."""
-        if name is not None and name != self.engine.name:
-            raise UnknownModel(name, [self.engine.name])
+    async def engine(self, body: dict[str, Any], seen: Seen | None = None) -> Engine:
+        """Of the model that a body names, or of the default. Raises UnknownModel, NotReady."""
+        name = body.get("model")
+        if not isinstance(name, str):
+            name = None  # if it is anything else, parsing the body says so
+        elif (span := SPAN.get()) is not None:
+            span.attributes["gen_ai.request.model"] = name
+        engine = await self.engines.find(name)
+        if seen is not None:
+            seen.engine = engine
+        return engine
 
     async def respond(self, request: Request, endpoint: str, kind: type[B], prepare: Callable[[B, Engine, str | None], Job]) -> Response:
         """Answers a body of some kind. `prepare` runs in a thread, because templates and tokenisers take time. Raises ShoalError."""
         with self.observed(endpoint) as seen:
             chosen = chosen_id(request.headers.get("x-request-id"))
             body = await json_body(request)
-            answer = await self.begin(body, kind, prepare, chosen, size=request.state.size)
-            seen.prompt_tokens = answer.job.prompt_tokens
+            answer = await self.begin(body, kind, prepare, seen, chosen, size=request.state.size)
             return Streaming(self.answers, answer) if answer.job.stream else await whole(request, self.answers, answer)
 
     @contextmanager
@@ -118,28 +128,32 @@ class Service:
         try:
             yield seen
         except ShoalError as error:
-            self.engine.observe_request(endpoint, str(fault(error).status), 0)
+            self.refused(endpoint, seen, error)
             raise
-        self.engine.observe_request(endpoint, "accepted", seen.prompt_tokens)
+        self.accepted(endpoint, seen)
+
+    def accepted(self, endpoint: str, seen: Seen) -> None:
+        (seen.engine or self.engines).observe_request(endpoint, "accepted", seen.prompt_tokens)
+
+    def refused(self, endpoint: str, seen: Seen, error: ShoalError) -> None:
+        (seen.engine or self.engines).observe_request(endpoint, str(fault(error).status), 0)
 
     async def begin(
         self,
         body: dict[str, Any],
         kind: type[B],
         prepare: Callable[[B, Engine, str | None], Job],
+        seen: Seen,
         chosen: str | None = None,
         size: int = 0,
     ) -> Answer:
         """The answer to a body of `size` bytes; its reader counts as present. Raises ShoalError."""
-
-        def prepared() -> Job:
-            parsed = parse(kind, body)
-            self.check_model(parsed.model)
-            return prepare(parsed, self.engine, chosen)
-
+        engine = await self.engine(body, seen)
         with part("prepare"):
-            job = await work(size, prepared)
-        return await self.answers.begin(job)
+            job = await work(size, lambda: prepare(parse(kind, body), engine, chosen))
+        answer = await self.answers.begin(job, engine)
+        seen.prompt_tokens = job.prompt_tokens
+        return answer
 
 
 async def json_body(request: Request) -> dict[str, Any]:

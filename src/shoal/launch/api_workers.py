@@ -16,7 +16,8 @@ from typing import Any
 import structlog
 
 from shoal.config import ApiSettings, HeadSettings
-from shoal.gateway.workers.server import EngineServer
+from shoal.gateway.workers.server import EngineServer, TokenizerFiles
+from shoal.launch.engines import engines_of
 from shoal.launch.local import child_environment
 from shoal.node.head import Head
 from shoal.retry import Backoff
@@ -34,7 +35,12 @@ class ApiWorkers:
         waiting clients with it."""
         self._socket, self._count = address, settings.api.api_workers
         self._logging = {"SHOAL_LOG_FORMAT": log_format, "SHOAL_VERBOSE": "1" if verbose else "0"}
-        self._engine = EngineServer(head, head.model.path, settings.engine.chat_template_file, _of_one(settings), self._lost, head.operator)
+
+        def files(name: str) -> TokenizerFiles:
+            offer = head.engines[name].offer
+            return TokenizerFiles(offer.model.path, offer.engine.chat_template_file)
+
+        self._engine = EngineServer(engines_of(head), files, _of_one(settings), self._lost, head.operator)
         self._gone: dict[int, asyncio.Event] = {}  # by process: set when its conversation with the engine ended
         self._stopping = asyncio.Event()
         self._rng = random.Random()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import time
 
 from shoal.config import HeadSettings
@@ -37,6 +37,7 @@ class Head:
         self.coordinator = Coordinator(settings, self._machine, self)
         traces = settings.api.traces
         self._traces = Traces(export_to(traces), self.coordinator.recorder.timelines) if traces else None
+        self._watchers: list[Callable[[], None]] = []
         self.operator = Operations(self.coordinator, self.engines, time())
         self._keeps = False
         for offer in offers:
@@ -53,13 +54,23 @@ class Head:
         if self._keeps and self.settings.state_folder is not None:
             engine.keep_requests(self.settings.state_folder)
         self.engines[name] = engine
+        self._changed()
         return engine
 
     async def unload(self, name: str, reason: str) -> None:
         """Ends a model's requests with the reason, and frees what the nodes hold of it. Raises UnknownModel."""
         if (engine := self.engines.pop(name, None)) is None:
             raise UnknownModel(name, [*self.engines])
+        self._changed()
         await engine.close(reason)
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """changed: called when a model has come or is about to go."""
+        self._watchers.append(changed)
+
+    def _changed(self) -> None:
+        for changed in self._watchers:
+            changed()
 
     @property
     def engine(self) -> ModelEngine:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from shoal.errors import ClusterError, InvalidRequest, NotReady, QueueFull, StageLost
-from shoal.gateway.app import create_app
+from tests.support.app import app_of
 from tests.support.engine import FakeEngine, spoken
 from tests.support.http import CHAT, COMPLETIONS, ask, choice_text, complete, events, fetch, refused
 
@@ -15,29 +15,29 @@ from tests.support.http import CHAT, COMPLETIONS, ask, choice_text, complete, ev
 
 
 def test_the_model_is_listed() -> None:
-    app = create_app(FakeEngine())
+    app = app_of(FakeEngine())
     listed = fetch(app, "GET", "/v1/models").json()
     assert [m["id"] for m in listed["data"]] == ["fake"]
     assert fetch(app, "GET", "/v1/models/fake").json() == listed["data"][0]
 
 
 def test_a_model_that_is_not_there_is_not_found() -> None:
-    refused(fetch(create_app(FakeEngine()), "GET", "/v1/models/other"), 404, "model", "model_not_found")
+    refused(fetch(app_of(FakeEngine()), "GET", "/v1/models/other"), 404, "model", "model_not_found")
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/nope"), ("POST", "/v1/images/generations"), ("POST", "/nope")])
 def test_endpoints_that_are_not_there_are_not_found(method: str, path: str) -> None:
-    assert path in refused(fetch(create_app(FakeEngine()), method, path), 404)
+    assert path in refused(fetch(app_of(FakeEngine()), method, path), 404)
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", CHAT), ("PUT", COMPLETIONS), ("POST", "/v1/models"), ("DELETE", "/health")])
 def test_other_methods_are_not_allowed(method: str, path: str) -> None:
-    refused(fetch(create_app(FakeEngine()), method, path), 405)
+    refused(fetch(app_of(FakeEngine()), method, path), 405)
 
 
 def test_live_and_ready_are_told_apart() -> None:
     engine = FakeEngine()
-    app = create_app(engine)
+    app = app_of(engine)
     assert fetch(app, "GET", "/health/ready").status_code == 200
     engine.state = "1 of 2 nodes have joined"
     ready = fetch(app, "GET", "/health/ready")
@@ -47,7 +47,7 @@ def test_live_and_ready_are_told_apart() -> None:
 
 
 def test_metrics_are_text() -> None:
-    answer = fetch(create_app(FakeEngine()), "GET", "/metrics")
+    answer = fetch(app_of(FakeEngine()), "GET", "/metrics")
     assert (answer.text, answer.headers["content-type"].split(";")[0]) == ("shoal_ready 1\n", "text/plain")
 
 

@@ -20,7 +20,6 @@ from openai.resources.embeddings import Embeddings
 from openai.resources.responses import Responses
 
 from shoal.config import ApiSettings
-from shoal.gateway.app import create_app
 from shoal.gateway.endpoints.batches.wire import BatchRequest
 from shoal.gateway.endpoints.chat.wire import ChatRequest
 from shoal.gateway.endpoints.completions.wire import CompletionRequest
@@ -32,6 +31,7 @@ from shoal.gateway.endpoints.responses.wire import ResponseRequest
 from shoal.gateway.endpoints.tokens import DetokenizeRequest, TokenizeRequest
 from shoal.gateway.http import faults
 from shoal.gateway.schema.wire import Wire
+from tests.support.app import app_of
 from tests.support.engine import FakeEngine
 
 PAGES = {path.name: path.read_text() for path in (Path(__file__).parents[3] / "docs").glob("api*.md")}
@@ -96,7 +96,7 @@ def test_every_code_of_an_error_is_told() -> None:
 
 
 def test_every_endpoint_is_told(tmp_path: Path) -> None:
-    paths = list(create_app(FakeEngine(), ApiSettings(data=str(tmp_path))).openapi()["paths"])
+    paths = list(app_of(FakeEngine(), ApiSettings(data=str(tmp_path))).openapi()["paths"])
     assert len(paths) > 15
     plain = {re.sub(r"\{name.*\}", "NAME", path).replace("{id}", "ID") for path in paths}
     assert {path for path in plain if path not in TEXT and path.removeprefix("/v1") not in TEXT} == set()

@@ -15,12 +15,12 @@ from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
 from shoal.config import ApiSettings
 from shoal.errors import QueueFull, StageLost
-from shoal.gateway.app import create_app
 from shoal.gateway.auth.key import KeyLimits
 from shoal.gateway.auth.key_store import KeyStore
 from shoal.gateway.auth.keyring import REFRESH
 from shoal.gateway.service import MAX_BODY
 from tests.support.api import api, run
+from tests.support.app import app_of
 from tests.support.engine import FakeEngine, Script, says, spoken
 from tests.support.http import CHAT, events, eventually, fetch, serving
 
@@ -30,7 +30,7 @@ Talk = Callable[[ClientConnection], Awaitable[Any]]
 
 def talk(engine: FakeEngine, work: Talk) -> Any:
     async def go() -> Any:
-        async with asyncio.timeout(20), serving(create_app(engine)) as port, connect(f"ws://127.0.0.1:{port}{CHAT}", proxy=None) as socket:
+        async with asyncio.timeout(20), serving(app_of(engine)) as port, connect(f"ws://127.0.0.1:{port}{CHAT}", proxy=None) as socket:
             return await work(socket)
 
     return asyncio.run(go())
@@ -68,7 +68,7 @@ def nameless(chunks: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_messages_are_the_chunks_of_the_stream():
     fields: dict[str, Any] = {"seed": 1, "stream_options": {"include_usage": True}, "logprobs": True}
     *chunks, done = talk(FakeEngine(says("Hello")), asking(**fields))
-    streamed = events(fetch(create_app(FakeEngine(says("Hello"))), "POST", CHAT, json={"messages": HI, "stream": True, **fields}))
+    streamed = events(fetch(app_of(FakeEngine(says("Hello"))), "POST", CHAT, json={"messages": HI, "stream": True, **fields}))
     assert nameless(chunks) == nameless(streamed)
     assert done == {"type": "done", "id": chunks[0]["id"]}
 
@@ -218,7 +218,7 @@ def test_a_key_comes_with_the_handshake_and_counts_each_request(tmp_path: Path):
     _, token = keys.create("alice", time(), KeyLimits(requests=2))
 
     async def go() -> list[dict[str, Any]]:
-        app = create_app(FakeEngine(says("Hello")), ApiSettings(data=str(tmp_path)))
+        app = app_of(FakeEngine(says("Hello")), ApiSettings(data=str(tmp_path)))
         async with asyncio.timeout(20), serving(app) as port:
             url = f"ws://127.0.0.1:{port}{CHAT}"
             with pytest.raises(InvalidStatus) as refused:
@@ -238,7 +238,7 @@ def test_a_key_comes_with_the_handshake_and_counts_each_request(tmp_path: Path):
 
 def test_a_key_that_is_revoked_asks_nothing_more_on_an_open_connection(tmp_path: Path):
     async def go() -> list[dict[str, Any]]:
-        app = create_app(engine, ApiSettings(data=str(tmp_path)))
+        app = app_of(engine, ApiSettings(data=str(tmp_path)))
         said: list[dict[str, Any]] = []
         async with asyncio.timeout(20), serving(app) as port, connect(f"ws://127.0.0.1:{port}{CHAT}", proxy=None) as stranger:
             await ask(stranger)
@@ -285,7 +285,7 @@ def test_a_slow_reader_holds_back_itself_alone():
     engine = FakeEngine(says("x" * tokens), longest=2 * tokens)
 
     async def go() -> None:
-        async with asyncio.timeout(60), serving(create_app(engine)) as port:
+        async with asyncio.timeout(60), serving(app_of(engine)) as port:
             url = f"ws://127.0.0.1:{port}{CHAT}"
             async with connect(url, proxy=None, max_queue=1) as slow, connect(url, proxy=None) as quick:
                 for reader in (slow, quick):

@@ -12,7 +12,6 @@ import httpx2 as httpx
 import pytest
 
 from shoal.gateway.answers.under_way import Answers
-from shoal.gateway.app import create_app
 from shoal.gateway.endpoints.chat.job import chat_job
 from shoal.gateway.endpoints.chat.wire import ChatRequest
 from shoal.gateway.endpoints.kinds import recalled
@@ -20,6 +19,7 @@ from shoal.gateway.schema.wire import parse
 from shoal.request import FinishReason, TokenChunk
 from shoal.text.answer_grammar import JsonSchema
 from shoal.text.tools import HERMES, LLAMA3, MISTRAL, ToolFormat, ToolFunction
+from tests.support.app import alone, app_of
 from tests.support.engine import FakeEngine, Resumed, ScriptedStream, able, prompt, says, spoken
 from tests.support.http import CHAT, HI, events, fetch
 from tests.support.letters import calls
@@ -174,7 +174,7 @@ def reread(text: str, last: str = "") -> list[str]:
     engine.before = [Resumed("mine", job.note, job.requests, [ScriptedStream(r, spoken(r, text), False) for r in job.requests])]
 
     async def go() -> str:
-        transport = httpx.ASGITransport(create_app(engine))
+        transport = httpx.ASGITransport(app_of(engine))
         async with httpx.AsyncClient(transport=transport, base_url="http://shoal") as client:
             return (await client.get("/v1/streams/mine", headers={"Last-Event-ID": last})).text
 
@@ -198,7 +198,9 @@ def test_a_reader_goes_on_in_the_middle_of_a_call() -> None:
 def test_a_piece_becomes_one_event_at_most() -> None:
     async def go() -> list[int]:
         engine = able(says("a " + BOTH))
-        answer = await Answers(engine, recalled).begin(chat_job(parse(ChatRequest, {"messages": HI, "tools": TOOLS}), engine))
+        answer = await Answers(alone(engine), recalled).begin(
+            chat_job(parse(ChatRequest, {"messages": HI, "tools": TOOLS}), engine), engine
+        )
         pieces = [piece async for piece in answer.read()]
         writer = answer.writer()
         return [len(writer.piece(piece)) for piece in pieces]
@@ -253,7 +255,7 @@ def test_what_is_said_about_caching_of_tools_says_nothing_here() -> None:
     (plain,) = ({**TOOLS[0], **cached, "function": {**TOOLS[0]["function"], **cached}},)
     custom = {"type": "custom", "custom": {"name": "c"}, **cached}
     engine = FakeEngine(tools=HERMES)
-    assert fetch(create_app(engine), "POST", CHAT, json={"messages": HI, "tools": [plain, custom]}).status_code == 200
+    assert fetch(app_of(engine), "POST", CHAT, json={"messages": HI, "tools": [plain, custom]}).status_code == 200
     assert "ephemeral" not in engine.tokenizer.decode(engine.asked.prompt)
 
 
@@ -313,11 +315,11 @@ def test_arguments_may_be_left_empty() -> None:
 def test_a_job_is_the_same_after_it_was_kept() -> None:
     engine = able()
     job = chat_job(parse(ChatRequest, {"messages": HI, "tools": TOOLS}), engine)
-    Answers(engine, recalled)
+    Answers(alone(engine), recalled)
     engine.before = [Resumed(job.id, job.note, job.requests, [ScriptedStream(r, spoken(r, PARIS), False) for r in job.requests])]
 
     async def go() -> Any:
-        return (await Answers(engine, recalled).find(job.id)).job
+        return (await Answers(alone(engine), recalled).find(job.id)).job
 
     assert asyncio.run(go()) == job
 

@@ -14,7 +14,6 @@ from llguidance import LLMatcher
 from openai.types.responses import Response
 
 from shoal.gateway.answers.custom import Input
-from shoal.gateway.app import create_app
 from shoal.gateway.endpoints.chat.answer import ChatAnswer
 from shoal.gateway.endpoints.responses.answer import ResponseAnswer
 from shoal.text import grammar
@@ -22,6 +21,7 @@ from shoal.text.answer_format import AnswerFormat
 from shoal.text.answer_grammar import answer_grammar
 from shoal.text.lark import inside_json, inside_json_regex
 from shoal.text.tools import HERMES, LLAMA3, MISTRAL, ToolFormat, ToolFunction
+from tests.support.app import app_of
 from tests.support.engine import FakeEngine, says
 from tests.support.http import CHAT, events, fetch, refused
 from tests.support.openai_types import OURS, in_order, parsed_events, strictly
@@ -202,7 +202,7 @@ def call(name: str, text: str, format: ToolFormat = HERMES) -> str:
 
 
 def chat(engine: FakeEngine, **fields: Any) -> httpx.Response:
-    answer = fetch(create_app(engine), "POST", CHAT, json={"messages": [{"role": "user", "content": "Hi"}], **fields})
+    answer = fetch(app_of(engine), "POST", CHAT, json={"messages": [{"role": "user", "content": "Hi"}], **fields})
     assert answer.status_code == 200, answer.text
     return answer
 
@@ -249,7 +249,7 @@ def test_a_regular_expression_holds_the_text() -> None:
 def test_responses_tell_the_text_whole_and_streamed() -> None:
     function = {"type": "function", "name": "f", "parameters": {"type": "object", "properties": {}}}
     body = {"input": "Hi", "tools": [FLAT, function], "tool_choice": {"type": "custom", "name": "apply_patch"}}
-    app = create_app(FakeEngine(says(call("apply_patch", PATCHED)), tools=HERMES))
+    app = app_of(FakeEngine(says(call("apply_patch", PATCHED)), tools=HERMES))
     raw = fetch(app, "POST", RESPONSES, json=body).json()
     ResponseAnswer.model_validate(raw)
     (item,) = strictly(Response, raw, *OURS, "status").output
@@ -277,7 +277,7 @@ def test_calls_and_results_come_back() -> None:
         {"type": "custom_tool_call_output", "call_id": "c", "output": "a"},
     ]
     flat = {"type": "custom", **PLAIN["custom"]}
-    answer = fetch(create_app(engine), "POST", RESPONSES, json={"input": items, "tools": [flat]})
+    answer = fetch(app_of(engine), "POST", RESPONSES, json={"input": items, "tools": [flat]})
     assert answer.status_code == 200, answer.text
     assert engine.tokenizer.decode(engine.asked.prompt) == by_chat
 
@@ -297,7 +297,7 @@ BAD = {
 def test_a_grammar_that_is_none_is_refused(format: dict[str, Any]) -> None:
     tool = {"type": "custom", "custom": {"name": "t", "format": format}}
     body = {"messages": [{"role": "user", "content": "Hi"}], "tools": [tool]}
-    answer = fetch(create_app(FakeEngine(tools=HERMES)), "POST", CHAT, json=body)
+    answer = fetch(app_of(FakeEngine(tools=HERMES)), "POST", CHAT, json=body)
     assert answer.status_code == 400 and answer.json()["error"]["param"].startswith("tools"), answer.text
 
 
@@ -316,4 +316,4 @@ def test_a_custom_choice_of_no_tool_is_refused() -> None:
         "tools": [PLAIN],
         "tool_choice": {"type": "custom", "custom": {"name": "other"}},
     }
-    refused(fetch(create_app(FakeEngine(tools=HERMES)), "POST", CHAT, json=body), 400, "tool_choice")
+    refused(fetch(app_of(FakeEngine(tools=HERMES)), "POST", CHAT, json=body), 400, "tool_choice")

@@ -11,10 +11,10 @@ import pytest
 from openai.types.responses import Response
 
 from shoal.config import ApiSettings
-from shoal.gateway.app import create_app
 from shoal.gateway.endpoints.responses.items import summary
 from shoal.text.reasoning import THINK
 from shoal.text.tools import HERMES
+from tests.support.app import app_of
 from tests.support.engine import FakeEngine, says
 from tests.support.http import CHAT, fetch, refused
 from tests.support.templates import GRADED, THINKS
@@ -53,7 +53,7 @@ USER = {"role": "user", "content": [{"type": "text", "text": "Hi", "cache_contro
 def chat(template: str | None, *messages: dict[str, Any], **fields: Any) -> str:
     """The prompt that came of it."""
     engine = FakeEngine(says("Hello"), template=template, tools=None if template else HERMES)
-    answer = fetch(create_app(engine), "POST", CHAT, json={"messages": messages or [USER], **fields})
+    answer = fetch(app_of(engine), "POST", CHAT, json={"messages": messages or [USER], **fields})
     assert answer.status_code == 200, answer.text
     return engine.tokenizer.decode(engine.asked.prompt)
 
@@ -81,7 +81,7 @@ def test_calls_come_back_with_their_place() -> None:
     [("audio", {"id": "audio_1"}), ("function_call", {"name": "f", "arguments": "{}"}), ("images", ["x"]), ("weight", 1)],
 )
 def test_what_would_say_something_is_still_refused(field: str, value: Any) -> None:
-    answer = fetch(create_app(FakeEngine()), "POST", CHAT, json={"messages": [{**ECHO, field: value}]})
+    answer = fetch(app_of(FakeEngine()), "POST", CHAT, json={"messages": [{**ECHO, field: value}]})
     assert answer.status_code == 400 and field in answer.json()["error"]["param"]
 
 
@@ -106,7 +106,7 @@ def test_the_effort_is_said_as_the_template_knows_it(effort: str | None, graded:
     assert chat(THINKS, reasoning_effort=effort) == "user: Hi\n" + ("" if thinks else "(no thinking)")
     assert chat(PLAIN, reasoning_effort=effort) == '{"role": "user", "content": "Hi"}\n'
     engine = FakeEngine(template=THINKS)
-    answer = fetch(create_app(engine), "POST", RESPONSES, json={"input": "Hi", "reasoning": {"effort": effort, "summary": "auto"}}).json()
+    answer = fetch(app_of(engine), "POST", RESPONSES, json={"input": "Hi", "reasoning": {"effort": effort, "summary": "auto"}}).json()
     assert engine.tokenizer.decode(engine.asked.prompt).endswith("(no thinking)") != thinks
     assert answer["reasoning"] == {"effort": effort, "summary": "auto"}
 
@@ -116,7 +116,7 @@ def test_variables_by_name_go_before_the_effort() -> None:
     assert chat("{{ tone }} {{ messages[0].content }}", chat_template_kwargs={"tone": "kind"}) == "kind Hi"
     engine = FakeEngine(template=THINKS)
     body = {"messages": [USER], "chat_template_kwargs": {"enable_thinking": False}}
-    tokens = fetch(create_app(engine), "POST", "/tokenize", json=body).json()["tokens"]
+    tokens = fetch(app_of(engine), "POST", "/tokenize", json=body).json()["tokens"]
     assert engine.tokenizer.decode(tokens).endswith("(no thinking)")
 
 
@@ -125,7 +125,7 @@ def test_variables_by_name_go_before_the_effort() -> None:
 )
 def test_variables_cannot_say_what_is_said_elsewhere(given: dict[str, Any]) -> None:
     body = {"messages": [USER], "chat_template_kwargs": given}
-    refused(fetch(create_app(FakeEngine(template="{{ tone }}")), "POST", CHAT, json=body), 400, "chat_template_kwargs")
+    refused(fetch(app_of(FakeEngine(template="{{ tone }}")), "POST", CHAT, json=body), 400, "chat_template_kwargs")
 
 
 # Items of responses
@@ -133,7 +133,7 @@ def test_variables_cannot_say_what_is_said_elsewhere(given: dict[str, Any]) -> N
 
 def respond(template: str | None, input: list[Any]) -> str:
     engine = FakeEngine(template=template, tools=None if template else HERMES)
-    answer = fetch(create_app(engine), "POST", RESPONSES, json={"input": input})
+    answer = fetch(app_of(engine), "POST", RESPONSES, json={"input": input})
     assert answer.status_code == 200, answer.text
     return engine.tokenizer.decode(engine.asked.prompt)
 
@@ -169,13 +169,13 @@ def test_reasoning_before_a_call_belongs_to_it() -> None:
     call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}", "namespace": None, "caller": None, "id": None}
     result = {"type": "function_call_output", "call_id": "c", "output": "1"}
     engine = FakeEngine(tools=HERMES)
-    answer = fetch(create_app(engine), "POST", RESPONSES, json={"input": [ASKED, REASONED, call, result]})
+    answer = fetch(app_of(engine), "POST", RESPONSES, json={"input": [ASKED, REASONED, call, result]})
     assert answer.status_code == 200, answer.text
 
 
 def test_all_that_the_openai_package_writes_of_a_response_comes_back(tmp_path: Path) -> None:
     engine = FakeEngine(says("Hello"))
-    app = create_app(engine, ApiSettings(data=str(tmp_path)))
+    app = app_of(engine, ApiSettings(data=str(tmp_path)))
     first = Response.model_validate(fetch(app, "POST", RESPONSES, json={"input": [ASKED]}).json())
     items = [ASKED, *(item.model_dump(mode="json") for item in first.output), ASKED]
     assert fetch(app, "POST", RESPONSES, json={"input": items}).status_code == 200
@@ -187,7 +187,7 @@ def test_all_that_the_openai_package_writes_of_a_response_comes_back(tmp_path: P
 
 def test_a_conversation_becomes_the_user_s_messages_and_a_summary(tmp_path: Path) -> None:
     engine = FakeEngine(says(" They greeted. "), tools=HERMES)
-    app = create_app(engine, ApiSettings(data=str(tmp_path)))
+    app = app_of(engine, ApiSettings(data=str(tmp_path)))
     call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": '{"x": 1}'}
     result = {"type": "function_call_output", "call_id": "c", "output": "42"}
     made = fetch(
@@ -210,7 +210,7 @@ def test_a_conversation_becomes_the_user_s_messages_and_a_summary(tmp_path: Path
 
 def test_what_the_model_thinks_of_a_conversation_is_no_part_of_its_summary() -> None:
     engine = FakeEngine(says("<think>Who are they?</think>They greeted."), reasoning=THINK)
-    body = fetch(create_app(engine), "POST", f"{RESPONSES}/compact", json={"input": [ASKED, SAID]}).json()
+    body = fetch(app_of(engine), "POST", f"{RESPONSES}/compact", json={"input": [ASKED, SAID]}).json()
     assert summary(body["output"][1]["encrypted_content"]) == "They greeted."
     assert body["usage"]["output_tokens_details"]["reasoning_tokens"] == len("<think>Who are they?</think>")
 
@@ -226,13 +226,13 @@ def test_what_the_model_thinks_of_a_conversation_is_no_part_of_its_summary() -> 
     ],
 )
 def test_what_cannot_be_summed_up(body: dict[str, Any], param: str, code: str | None) -> None:
-    refused(fetch(create_app(FakeEngine()), "POST", f"{RESPONSES}/compact", json=body), 400, param, code)
+    refused(fetch(app_of(FakeEngine()), "POST", f"{RESPONSES}/compact", json=body), 400, param, code)
 
 
 @pytest.mark.parametrize("content", ["gAAAAA", "shoal1.!!", "shoal1." + base64.urlsafe_b64encode(b"\xff").decode(), ""])
 def test_a_compaction_of_elsewhere_is_refused(content: str) -> None:
     body = {"input": [{"type": "compaction", "encrypted_content": content}]}
-    refused(fetch(create_app(FakeEngine()), "POST", RESPONSES, json=body), 400, "input")
+    refused(fetch(app_of(FakeEngine()), "POST", RESPONSES, json=body), 400, "input")
 
 
 def test_a_byte_order_mark_is_skipped() -> None:
@@ -243,4 +243,4 @@ def test_a_byte_order_mark_is_skipped() -> None:
         ("/v1/embeddings", {"input": "Hi"}),
     ):
         raw = b"\xef\xbb\xbf" + json.dumps(body).encode()
-        assert fetch(create_app(FakeEngine()), "POST", path, content=raw, headers={"Content-Type": "application/json"}).status_code == 200
+        assert fetch(app_of(FakeEngine()), "POST", path, content=raw, headers={"Content-Type": "application/json"}).status_code == 200

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from shoal.errors import QueueFull
-from shoal.gateway.app import create_app
 from shoal.gateway.endpoints.embeddings.embed import embed
+from tests.support.app import app_of
 from tests.support.engine import DIMENSIONS, FakeEngine
 from tests.support.http import fetch, refused
 
@@ -20,7 +20,7 @@ PATH = "/v1/embeddings"
 
 
 def ask(engine: FakeEngine, input: Any, **fields: Any) -> httpx.Response:
-    return fetch(create_app(engine), "POST", PATH, json={"input": input, **fields})
+    return fetch(app_of(engine), "POST", PATH, json={"input": input, **fields})
 
 
 def unit(text: str) -> list[float]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from shoal.gateway.app import create_app
 from shoal.request import Request, TokenChunk
+from tests.support.app import app_of
 from tests.support.engine import FakeEngine
 from tests.support.http import COMPLETIONS
 
@@ -19,7 +19,7 @@ def test_an_engines_bug_is_a_500_and_not_a_request_that_hangs() -> None:
         async with asyncio.timeout(2):
             import httpx2 as httpx
 
-            transport = httpx.ASGITransport(create_app(FakeEngine(script)), raise_app_exceptions=False)
+            transport = httpx.ASGITransport(app_of(FakeEngine(script)), raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
                 return (await client.post(COMPLETIONS, json={"prompt": "x"})).status_code
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from shoal.gateway.app import create_app
 from shoal.text.chat import ChatTemplate
+from tests.support.app import app_of
 from tests.support.engine import FakeEngine, prompt, says
 from tests.support.family_templates import COMMAND_R7B, DEEPSEEK_R1, DEEPSEEK_V31, GLM_4, GLM_45, GPT_OSS, GRANITE_33, PHI_4_MINI, SMOLLM_3
 from tests.support.http import CHAT, HI, events, fetch
@@ -103,7 +103,7 @@ def engine(family: Family) -> FakeEngine:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_call_comes_out_of_the_stream_and_goes_back_as_the_model_wrote_it(name: str) -> None:
     family = FAMILIES[name]
-    answer = events(fetch(create_app(engine(family)), "POST", CHAT, json={"messages": HI, "tools": TOOLS, "stream": True}))
+    answer = events(fetch(app_of(engine(family)), "POST", CHAT, json={"messages": HI, "tools": TOOLS, "stream": True}))
     choices = [choice for event in answer for choice in event["choices"]]
     deltas = [choice["delta"] for choice in choices]
     thought, said = ("".join(d.get(key) or "" for d in deltas) for key in ("reasoning_content", "content"))
@@ -116,7 +116,7 @@ def test_a_call_comes_out_of_the_stream_and_goes_back_as_the_model_wrote_it(name
     message = {"role": "assistant", "content": said or None, "reasoning_content": thought, "tool_calls": [call]}
     again = engine(family)
     talk = [*HI, message, {**RESULT, "tool_call_id": call["id"]}]
-    assert fetch(create_app(again), "POST", CHAT, json={"messages": talk, "tools": TOOLS}).status_code == 200
+    assert fetch(app_of(again), "POST", CHAT, json={"messages": talk, "tools": TOOLS}).status_code == 200
     assert family.shown in prompt(again)
 
 
@@ -124,6 +124,6 @@ def test_a_call_comes_out_of_the_stream_and_goes_back_as_the_model_wrote_it(name
 def test_a_call_can_be_asked_for(name: str) -> None:
     family = FAMILIES[name]
     made = engine(family)
-    answer = fetch(create_app(made), "POST", CHAT, json={"messages": HI, "tools": TOOLS, "tool_choice": "required"})
+    answer = fetch(app_of(made), "POST", CHAT, json={"messages": HI, "tools": TOOLS, "tool_choice": "required"})
     assert answer.json()["choices"][0]["finish_reason"] == "tool_calls"
     assert made.asked.sampling.grammar

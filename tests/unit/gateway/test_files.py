@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from shoal.config import ApiSettings
 from shoal.errors import ConfigError, InvalidRequest
-from shoal.gateway.app import create_app
 from shoal.gateway.auth.key_store import KeyStore
 from shoal.gateway.endpoints.database import Database
 from shoal.gateway.endpoints.files.multipart import Field, FileBegun, FileData, Multipart
 from shoal.gateway.endpoints.files.store import File, FileStore
+from tests.support.app import app_of
 from tests.support.batches import Api, jsonl, line, served
 from tests.support.engine import FakeEngine
 from tests.support.http import eventually
@@ -280,7 +280,7 @@ def test_a_database_of_another_version_is_left_alone(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_used_is_said_before_anything_is_served(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"this is neither a database nor a folder" * 100)
     with pytest.raises(ConfigError, match="--data"):
-        create_app(FakeEngine(), ApiSettings(data=str(tmp_path)))
+        app_of(FakeEngine(), ApiSettings(data=str(tmp_path)))
 
 
 def test_bytes_that_a_crash_left_without_a_file_are_swept(tmp_path: Path) -> None:

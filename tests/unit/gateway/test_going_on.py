@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from shoal.gateway.app import create_app
 from shoal.text.reasoning import THINK
+from tests.support.app import app_of
 from tests.support.engine import FakeEngine, says
 from tests.support.http import fetch
 
@@ -27,7 +27,7 @@ THOUGHT = [{"type": "thinking", "thinking": "Hm.", "signature": "s"}, {"type": "
 )
 def test_the_thought_is_closed_first(path: str, body: dict[str, Any], thought: str) -> None:
     engine = FakeEngine(says("hello."), reasoning=THINK, template=TEMPLATE)
-    answer = fetch(create_app(engine), "POST", path, json={"model": "fake", **body}).json()
+    answer = fetch(app_of(engine), "POST", path, json={"model": "fake", **body}).json()
     assert engine.tokenizer.decode(engine.asked.prompt) == f"user: Hi\nassistant: <think>\n{thought}\n</think>\n\nWell, "
     said = answer["message"] if path == "/api/chat" else answer["content"][0]
     assert (said.get("content") or said["text"]) == "hello." and "thinking" not in said

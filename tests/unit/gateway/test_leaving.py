@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from shoal.gateway.app import create_app
+from tests.support.app import app_of
 from tests.support.engine import FakeEngine, says, spoken
 from tests.support.http import CHAT, HI, Leaver, ask
 
@@ -17,7 +17,7 @@ def leave(engine: FakeEngine, after: int, *, stuck: bool = False, path: str = CH
 
     async def go() -> Leaver:
         leaver = Leaver({"messages": HI, **fields}, after, stuck=stuck)
-        await leaver.visit(create_app(engine), path)
+        await leaver.visit(app_of(engine), path)
         await asyncio.sleep(0)  # an abandoned generator is closed by a task of its own
         await asyncio.sleep(0)
         return leaver

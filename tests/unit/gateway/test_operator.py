@@ -16,12 +16,12 @@ import pytest
 from fastapi import FastAPI
 
 from shoal.config import ApiSettings
-from shoal.gateway.app import create_app
 from shoal.gateway.auth.key import KeyRole
 from shoal.gateway.auth.key_store import KeyStore
 from shoal.observed.cluster import ActionResult, Invitation
 from shoal.observed.event import EventKind
 from shoal.observed.requests import RequestView
+from tests.support.app import app_of
 from tests.support.engine import FakeEngine
 from tests.support.fixed_operator import HOSTILE, FixedOperator, machine, view
 from tests.support.http import eventually, fetch
@@ -44,7 +44,7 @@ def operator() -> FixedOperator:
 
 @pytest.fixture
 def app(operator: FixedOperator) -> FastAPI:
-    return create_app(FakeEngine(), operator=operator)
+    return app_of(FakeEngine(), operator=operator)
 
 
 class Keyed:
@@ -56,7 +56,7 @@ class Keyed:
         for role in KeyRole:
             key, self._tokens[role] = store.create(f"the {role}", time(), role=role)
             self.ids[role] = key.id
-        self.app = create_app(FakeEngine(), ApiSettings(data=str(folder)), operator=operator)
+        self.app = app_of(FakeEngine(), ApiSettings(data=str(folder)), operator=operator)
 
     def fetch(self, role: KeyRole, method: str, path: str, **options: Any) -> httpx.Response:
         return fetch(self.app, method, path, headers={"Authorization": f"Bearer {self._tokens[role]}"}, **options)
@@ -183,7 +183,7 @@ def test_a_stream_goes_on_from_the_last_event_that_its_reader_had(app: FastAPI, 
 def test_a_stream_ends_when_its_key_is_revoked_or_the_first_key_is_made(operator: FixedOperator, tmp_path: Path, keyless: bool) -> None:
     store = KeyStore(tmp_path)
     token = "" if keyless else store.create("alice", time())[1]
-    app = create_app(FakeEngine(), ApiSettings(data=str(tmp_path)), operator=operator)
+    app = app_of(FakeEngine(), ApiSettings(data=str(tmp_path)), operator=operator)
 
     async def whole() -> None:
         reader = Watching(app, "/operator/stream", {"Authorization": f"Bearer {token}"} if token else {})
@@ -216,7 +216,7 @@ def test_only_operators_act(keyed: Keyed, operator: FixedOperator, method: str, 
 
 
 def test_an_api_that_is_open_to_the_network_lets_nobody_act_without_a_key(operator: FixedOperator, tmp_path: Path) -> None:
-    app = create_app(FakeEngine(), ApiSettings(data=str(tmp_path), api_host="0.0.0.0", open_api=True), operator=operator)
+    app = app_of(FakeEngine(), ApiSettings(data=str(tmp_path), api_host="0.0.0.0", open_api=True), operator=operator)
     assert fetch(app, "GET", "/operator/cluster").status_code == 200
     refused(fetch(app, "POST", "/operator/nodes/a", json={"action": "remove"}), 403, "open to the network")
     assert operator.asked == []
@@ -325,4 +325,4 @@ def test_what_is_told_is_what_the_document_says(app: FastAPI) -> None:
 
 
 def test_an_engine_alone_has_no_operator() -> None:
-    assert fetch(create_app(FakeEngine()), "GET", "/operator/cluster").status_code == 404
+    assert fetch(app_of(FakeEngine()), "GET", "/operator/cluster").status_code == 404

@@ -7,15 +7,15 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from shoal.gateway.app import create_app
 from shoal.gateway.service import MAX_BODY
 from shoal.request import MAX_CHOICES, Priority
+from tests.support.app import app_of
 from tests.support.engine import VOCABULARY, FakeEngine
 from tests.support.http import CHAT, COMPLETIONS, HI, ask, complete, fetch, refused
 
 
 def raw(body: bytes, path: str = CHAT) -> httpx.Response:
-    return fetch(create_app(FakeEngine()), "POST", path, content=body)
+    return fetch(app_of(FakeEngine()), "POST", path, content=body)
 
 
 # What reaches the engine
@@ -109,7 +109,7 @@ def test_what_the_engine_is_asked_for_beside_sampling() -> None:
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
 def test_what_is_not_known_is_refused(path: str) -> None:
     body = {"messages": HI} if path == CHAT else {"prompt": "x"}
-    answer = fetch(create_app(FakeEngine()), "POST", path, json={**body, "temprature": 1})
+    answer = fetch(app_of(FakeEngine()), "POST", path, json={**body, "temprature": 1})
     refused(answer, 400, "temprature", "unknown_parameter")
 
 
@@ -158,18 +158,18 @@ def test_wrong_values_are_refused_by_name(field: str, value: Any) -> None:
 @pytest.mark.parametrize("number", [2**64, -(2**63) - 1, 10**400])
 def test_an_integer_that_fits_nowhere_is_refused_wherever_it_is(number: int) -> None:
     tool = {"type": "function", "function": {"name": "f", "parameters": {"default": number}}}
-    assert "64 bits" in refused(fetch(create_app(FakeEngine()), "POST", CHAT, json={"messages": HI, "tools": [tool]}), 400)
+    assert "64 bits" in refused(fetch(app_of(FakeEngine()), "POST", CHAT, json={"messages": HI, "tools": [tool]}), 400)
 
 
 def test_what_is_no_number_is_refused_where_it_would_only_be_repeated() -> None:
     body = b'{"input": "x", "tool_choice": "none", "tools": [{"type": "function", "name": "f", "parameters": {"default": NaN}}]}'
-    refused(fetch(create_app(FakeEngine()), "POST", "/v1/responses", content=body), 400, "tools")
+    refused(fetch(app_of(FakeEngine()), "POST", "/v1/responses", content=body), 400, "tools")
 
 
 @pytest.mark.parametrize("number", [2**64 - 1, -(2**63)])
 def test_the_largest_integers_are_seeds(number: int) -> None:
     engine = FakeEngine()
-    assert fetch(create_app(engine), "POST", CHAT, json={"messages": HI, "seed": number}).status_code == 200
+    assert fetch(app_of(engine), "POST", CHAT, json={"messages": HI, "seed": number}).status_code == 200
     assert engine.asked.sampling.seed == number % 2**64
 
 
@@ -217,5 +217,5 @@ def test_an_unknown_model_is_not_found() -> None:
     ['{"messages": [{"role": "user", "content": "\\ud800"}]}', '{"messages": [{"role": "user", "content": "x"}], "model": "\\ud800"}'],
 )
 def test_a_lone_surrogate_is_refused(body: str) -> None:
-    answer = fetch(create_app(FakeEngine()), "POST", CHAT, content=body.encode())
+    answer = fetch(app_of(FakeEngine()), "POST", CHAT, content=body.encode())
     assert (answer.status_code, "error" in answer.text) == (400, True)

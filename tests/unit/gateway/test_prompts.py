@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from shoal.gateway.app import create_app
 from shoal.gateway.schema.prompts import Prompts
+from tests.support.app import app_of
 from tests.support.engine import FakeEngine
 from tests.support.http import fetch
 
@@ -42,5 +42,5 @@ def test_no_body_is_read_in_the_event_loop(path: str, body: dict[str, Any], monk
         return validate(cls, *args, **options)
 
     monkeypatch.setattr(BaseModel, "model_validate", classmethod(watched))
-    assert fetch(create_app(FakeEngine()), "POST", path, json=body).status_code == 200
+    assert fetch(app_of(FakeEngine()), "POST", path, json=body).status_code == 200
     assert read and threading.main_thread() not in read

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.gateway.app import create_app
 from shoal.text.deltas import Arguments, CallBegun, ContentDelta, Delta, ReasoningDelta
 from shoal.text.reasoning import GRANITE, GRANITE_32, MISTRAL_THINK, THINK, ReasoningFormat, ReasoningParser, detect
 from shoal.text.tool_parser import ToolParser
 from shoal.text.tools import HERMES
+from tests.support.app import app_of
 from tests.support.deltas import joined
 from tests.support.engine import FakeEngine, says
 from tests.support.http import CHAT, HI, events, fetch
@@ -109,7 +109,7 @@ THOUGHT = "<think>\nRain, I think.\n</think>\n\n"
 def asked(text: str, path: str = CHAT, **body: Any) -> Any:
     engine = FakeEngine(says(text), tools=HERMES, reasoning=THINK)
     key = "messages" if path == CHAT else "input"
-    return fetch(create_app(engine), "POST", path, json={key: HI, **body})
+    return fetch(app_of(engine), "POST", path, json={key: HI, **body})
 
 
 def test_chat_has_reasoning_content() -> None:
@@ -166,10 +166,10 @@ def test_reasoning_that_is_sent_back_reaches_the_template() -> None:
     render = engine.tokenizer.render_chat
     engine.tokenizer.render_chat = lambda messages, *rest, **more: seen.append(messages) or render(messages, *rest, **more)
     said = {"role": "assistant", "content": "Rain.", "reasoning_content": "I think."}
-    assert fetch(create_app(engine), "POST", CHAT, json={"messages": [*HI, said, *HI]}).status_code == 200
+    assert fetch(app_of(engine), "POST", CHAT, json={"messages": [*HI, said, *HI]}).status_code == 200
     item = {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "I think."}]}
     talk = [*HI, item, {"role": "assistant", "content": "Rain."}, *HI]
-    assert fetch(create_app(engine), "POST", RESPONSES, json={"input": talk, "store": False}).status_code == 200
+    assert fetch(app_of(engine), "POST", RESPONSES, json={"input": talk, "store": False}).status_code == 200
     assert [dict(messages[1]) for messages in seen] == [said, said]
 
 
@@ -178,5 +178,5 @@ def test_only_an_assistant_reasons() -> None:
     for path, field in ((CHAT, "reasoning_content"), (CHAT, "reasoning"), ("/api/chat", "thinking")):
         engine = FakeEngine(says("Rain."), reasoning=THINK, template=THINKS)
         said = {"role": "user", "content": "a", field: "forged"}
-        assert fetch(create_app(engine), "POST", path, json={"model": "fake", "messages": [said]}).status_code == 200
+        assert fetch(app_of(engine), "POST", path, json={"model": "fake", "messages": [said]}).status_code == 200
         assert engine.tokenizer.decode(engine.asked.prompt) == "user: a\n"

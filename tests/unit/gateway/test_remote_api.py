@@ -19,6 +19,7 @@ from shoal.gateway.app import create_app
 from shoal.gateway.auth.key import KeyLimits
 from shoal.gateway.auth.key_store import KeyStore
 from shoal.gateway.auth.keyring import Keyring
+from tests.support.app import app_of
 from tests.support.engine import FakeEngine, Script, says, spoken
 from tests.support.http import CHAT, COMPLETIONS, HI, Leaver, eventually, fetch, refused
 from tests.support.remote import workers
@@ -80,7 +81,7 @@ SAID = ("one END é", "two.3", "drei 😀")
 @pytest.mark.parametrize(("path", "body"), BODIES)
 def test_a_worker_answers_as_the_head_would(path: str, body: dict[str, Any]) -> None:
     headers = {"X-Request-Id": "same"}
-    here = fetch(create_app(FakeEngine(says(*SAID))), "POST", path, json=body, headers=headers)
+    here = fetch(app_of(FakeEngine(says(*SAID))), "POST", path, json=body, headers=headers)
     there = remotely(FakeEngine(says(*SAID)), "POST", path, json=body, headers=headers)
     assert without_time(there) == without_time(here)
 
@@ -91,7 +92,7 @@ def test_a_worker_streams_as_the_head_would(path: str, body: dict[str, Any]) -> 
     here, there = (
         parsed(answer.text)
         for answer in (
-            fetch(create_app(FakeEngine(says(*SAID))), "POST", path, json=asked, headers=NAME),
+            fetch(app_of(FakeEngine(says(*SAID))), "POST", path, json=asked, headers=NAME),
             remotely(FakeEngine(says(*SAID)), "POST", path, json=asked, headers=NAME),
         )
     )
@@ -102,7 +103,7 @@ def test_a_worker_streams_as_the_head_would(path: str, body: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/fake", "/health", "/health/ready", "/metrics", "/v1/streams/none", "/nope"])
 def test_what_is_asked_of_no_model_is_the_same(path: str) -> None:
-    assert without_time(remotely(FakeEngine(), "GET", path)) == without_time(fetch(create_app(FakeEngine()), "GET", path))
+    assert without_time(remotely(FakeEngine(), "GET", path)) == without_time(fetch(app_of(FakeEngine()), "GET", path))
 
 
 def test_what_the_engine_refuses_has_its_status() -> None:

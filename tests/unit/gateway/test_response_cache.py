@@ -16,12 +16,12 @@ from websockets.asyncio.client import connect
 
 from shoal.config import ApiSettings
 from shoal.errors import ConfigError, ShoalError, StageLost
-from shoal.gateway.app import create_app
 from shoal.gateway.auth.key import KeyLimits
 from shoal.gateway.auth.key_store import KeyStore
 from shoal.request import FinishReason, Request, TokenChunk
 from shoal.serving.response_store import NAME
 from shoal.text.reasoning import THINK
+from tests.support.app import app_of
 from tests.support.batches import Api, line, run
 from tests.support.engine import END, FakeEngine, able, says, spoken
 from tests.support.http import CHAT, COMPLETIONS, HI, Leaver, events, fetch, refused, serving
@@ -59,7 +59,7 @@ def test_an_equal_request_gets_the_same_answer_without_the_engine(tmp_path: Path
 
 @dialects
 def test_a_stream_is_given_again_as_a_whole_answer_and_the_other_way_round(tmp_path: Path, path: str, body: dict[str, Any]) -> None:
-    apart = create_app(FakeEngine(says("Hello")), ApiSettings(data=str(tmp_path / "apart")))
+    apart = app_of(FakeEngine(says("Hello")), ApiSettings(data=str(tmp_path / "apart")))
     right = [said(post(apart, path, {**body, "stream": stream})) for stream in (False, True)]
     engine = FakeEngine(says("Hello"))
     app = cached(engine, tmp_path)
@@ -220,7 +220,7 @@ def test_only_a_kept_answer_cannot_be_one_by_chance(tmp_path: Path, path: str, b
 
 def test_without_the_setting_nothing_is_kept_and_the_header_means_nothing(tmp_path: Path) -> None:
     engine = FakeEngine()
-    app = create_app(engine, ApiSettings(data=str(tmp_path)))
+    app = app_of(engine, ApiSettings(data=str(tmp_path)))
     answers = [post(app), post(app), post(app, control="only-if-cached")]
     assert [answer.status_code for answer in answers] == [200] * 3
     assert marks(*answers) == [None] * 3
@@ -461,7 +461,7 @@ def test_answers_give_way_to_newer_ones(tmp_path: Path) -> None:
 def test_without_the_file_requests_are_computed_and_it_is_said_once(tmp_path: Path) -> None:
     engine = FakeEngine()
     app = cached(engine, tmp_path)
-    app.state.service.engine._store.close()
+    app.state.service.engines._cache.close()
     with capture_logs() as lines:
         answers = [post(app) for _ in range(3)]
     assert [answer.status_code for answer in answers] == [200] * 3

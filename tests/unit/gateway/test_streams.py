@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.errors import NotReady, StageLost
-from shoal.gateway.app import create_app
+from tests.support.app import app_of
 from tests.support.engine import FakeEngine, Resumed, says, spoken
 from tests.support.http import CHAT, HI, fetch, refused
 from tests.support.resumed import NAME, Event, interleaved, left, parsed, restarted, texts
 
 
 def streamed(engine: FakeEngine, **fields: Any) -> list[Event]:
-    answer = fetch(create_app(engine), "POST", CHAT, json={"messages": HI, "stream": True, **fields}, headers=NAME)
+    answer = fetch(app_of(engine), "POST", CHAT, json={"messages": HI, "stream": True, **fields}, headers=NAME)
     assert answer.status_code == 200, answer.text
     return parsed(answer.text)
 
@@ -33,7 +33,7 @@ def talk(engine: FakeEngine, work: Callable[[Client, FastAPI], Awaitable[Any]]) 
     """Several requests to one application in one loop."""
 
     async def go() -> Any:
-        app = create_app(engine)
+        app = app_of(engine)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://shoal") as client, asyncio.timeout(10):
             return await work(client, app)
@@ -66,7 +66,7 @@ def test_an_error_has_no_id() -> None:
 
 
 def test_every_answer_says_its_id() -> None:
-    app = create_app(FakeEngine())
+    app = app_of(FakeEngine())
     whole = fetch(app, "POST", CHAT, json={"messages": HI})
     assert whole.headers["x-request-id"] == whole.json()["id"]
     named = fetch(app, "POST", CHAT, json={"messages": HI}, headers={"X-Request-Id": "a.b:c_d-1"})
@@ -75,7 +75,7 @@ def test_every_answer_says_its_id() -> None:
 
 @pytest.mark.parametrize("name", ["", " ", "a b", "a/b", "-a", "ü", "x" * 129, "a\tb"])
 def test_names_that_are_none_are_refused(name: str) -> None:
-    answer = fetch(create_app(FakeEngine()), "POST", CHAT, json={"messages": HI}, headers={"X-Request-Id": name.encode("latin-1")})
+    answer = fetch(app_of(FakeEngine()), "POST", CHAT, json={"messages": HI}, headers={"X-Request-Id": name.encode("latin-1")})
     assert "X-Request-Id" in refused(answer, 400, "X-Request-Id")
 
 
@@ -208,7 +208,7 @@ def test_ids_that_are_none_are_refused(last: str) -> None:
 
 
 def test_an_answer_that_never_was_is_not_found() -> None:
-    refused(fetch(create_app(FakeEngine()), "GET", "/v1/streams/chatcmpl-0"), 404, "id", "answer_not_found")
+    refused(fetch(app_of(FakeEngine()), "GET", "/v1/streams/chatcmpl-0"), 404, "id", "answer_not_found")
 
 
 # An engine that was started anew

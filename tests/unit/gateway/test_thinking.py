@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from shoal.gateway.app import create_app
 from shoal.gateway.schema.variables import template_variables
 from shoal.text.reasoning import THINK
+from tests.support.app import app_of
 from tests.support.engine import FakeEngine
 from tests.support.http import fetch
 from tests.support.templates import GRADED, THINKS
@@ -27,14 +27,14 @@ OLLAMA = [({"think": False}, "none"), ({"think": True}, "medium"), ({"think": "h
 
 def prompt(template: str, path: str, body: dict[str, Any]) -> str:
     engine = FakeEngine(reasoning=THINK, template=template)
-    answer = fetch(create_app(engine), "POST", path, json={"model": "fake", **body})
+    answer = fetch(app_of(engine), "POST", path, json={"model": "fake", **body})
     assert answer.status_code == 200, answer.text
     return engine.tokenizer.decode(engine.asked.prompt)
 
 
 def counted(template: str, body: dict[str, Any]) -> int:
     engine = FakeEngine(reasoning=THINK, template=template)
-    return fetch(create_app(engine), "POST", "/v1/messages/count_tokens", json={"messages": HI, **body}).json()["input_tokens"]
+    return fetch(app_of(engine), "POST", "/v1/messages/count_tokens", json={"messages": HI, **body}).json()["input_tokens"]
 
 
 @pytest.mark.parametrize(("fields", "effort"), ANTHROPIC)

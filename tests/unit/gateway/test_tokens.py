@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from openai.types import Model
 
 from shoal.errors import NotReady
-from shoal.gateway.app import create_app
 from shoal.text.tools import HERMES
+from tests.support.app import app_of
 from tests.support.engine import END, ByteTokenizer, FakeEngine
 from tests.support.http import fetch
 
 
 def post(path: str, body: dict[str, Any], status: int = 200, engine: FakeEngine | None = None) -> dict[str, Any]:
-    answer = fetch(create_app(engine or FakeEngine()), "POST", path, json=body)
+    answer = fetch(app_of(engine or FakeEngine()), "POST", path, json=body)
     assert answer.status_code == status, answer.text
     return answer.json() if status == 200 else answer.json()["error"]
 
@@ -82,11 +82,11 @@ def test_another_models_tokens_are_not_known():
 
 
 def test_the_sdk_reads_the_models_and_how_much_they_take():
-    listed = fetch(create_app(FakeEngine()), "GET", "/v1/models").json()
+    listed = fetch(app_of(FakeEngine()), "GET", "/v1/models").json()
     (card,) = listed["data"]
     assert Model.model_validate(card, strict=True).id == "fake" and listed["object"] == "list"
     assert card["max_model_len"] == 1000
-    assert fetch(create_app(FakeEngine()), "GET", "/v1/models/fake").json() == card
+    assert fetch(app_of(FakeEngine()), "GET", "/v1/models/fake").json() == card
 
 
 class Loading(FakeEngine):
@@ -95,10 +95,10 @@ class Loading(FakeEngine):
 
 
 def test_a_model_that_is_not_ready_is_listed_without_its_length():
-    (card,) = fetch(create_app(Loading()), "GET", "/v1/models").json()["data"]
+    (card,) = fetch(app_of(Loading()), "GET", "/v1/models").json()["data"]
     assert card["max_model_len"] is None
 
 
 def test_who_tokenises_for_itself_is_told_how_texts_end() -> None:
-    told = fetch(create_app(FakeEngine()), "GET", "/tokenizer_info").json()
+    told = fetch(app_of(FakeEngine()), "GET", "/tokenizer_info").json()
     assert told == {"tokenizer_class": "shoal", "bos_token": None, "eos_token": "<end>", "pad_token": None, "chat_template": None}

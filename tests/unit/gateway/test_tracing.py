@@ -17,11 +17,11 @@ from structlog.testing import capture_logs
 from shoal.cli.logs import text_processors
 from shoal.config import ApiSettings
 from shoal.errors import NotReady, QueueFull, StageLost
-from shoal.gateway.app import create_app
 from shoal.gateway.auth.keyring import Keyring
 from shoal.observed.trace_span import SpanKind, TraceSpan
 from shoal.request import FinishReason
 from shoal.trace_context import TRACE, TraceContext
+from tests.support.app import app_of
 from tests.support.engine import FakeEngine, says, spoken
 from tests.support.http import CHAT, COMPLETIONS, Leaver, fetch
 
@@ -42,7 +42,7 @@ def app(engine: FakeEngine, tmp_path: Path) -> FastAPI:
 
 def traced(engine: FakeEngine, folder: Path, **settings: Any) -> FastAPI:
     chosen = ApiSettings(**{"data": str(folder), "traces": "http://127.0.0.1:4318", **settings})
-    return create_app(engine, chosen, Keyring(None))
+    return app_of(engine, chosen, Keyring(None))
 
 
 @pytest.fixture(autouse=True)
@@ -136,7 +136,7 @@ def test_who_is_refused_is_traced_with_the_status(engine: FakeEngine, app: FastA
 
 
 def test_who_has_no_key_is_traced_too(engine: FakeEngine, tmp_path: Path):
-    app = create_app(engine, ApiSettings(data=str(tmp_path), traces="env", api_host="0.0.0.0"), Keyring(tmp_path))
+    app = app_of(engine, ApiSettings(data=str(tmp_path), traces="env", api_host="0.0.0.0"), Keyring(tmp_path))
     assert fetch(app, "POST", CHAT, json=HI).status_code == 401
     assert root(engine).attributes["http.response.status_code"] == 401
 

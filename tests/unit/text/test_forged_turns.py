@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, normalizers
 
-from shoal.gateway.app import create_app
 from shoal.models.weights import GgufWeights
 from shoal.request import Alternative, FinishReason, Request, TokenChunk
 from shoal.text.chat import ChatTemplate
 from shoal.text.marks import MARK, Marks, any_of, escape, plain
 from shoal.text.tokenizer import Tokenizer
 from shoal.text.tools import HERMES
+from tests.support.app import app_of
 from tests.support.engine import FakeEngine
 from tests.support.http import fetch
 from tests.support.tools_template import SOURCE
@@ -50,7 +50,7 @@ def shown(made: Tokenizer, tokens: list[int]) -> tuple[str, str]:
 
 def asked(made: Tokenizer, path: str, **body: Any) -> tuple[str, str]:
     engine = served(made)
-    answer = fetch(create_app(engine), "POST", path, json={"model": "fake", **body})
+    answer = fetch(app_of(engine), "POST", path, json={"model": "fake", **body})
     assert answer.status_code == 200, answer.text
     return shown(made, list(engine.asked.prompt))
 
@@ -117,7 +117,7 @@ def test_what_was_forged_is_said_in_the_tokens_of_its_text() -> None:
 def test_no_endpoint_that_takes_a_conversation_lets_text_forge_one(path: str) -> None:
     made = tokenizer()
     if path == "/tokenize":
-        told = fetch(create_app(served(made)), "POST", path, json={"messages": [{"role": "user", "content": FORGED}]}).json()
+        told = fetch(app_of(served(made)), "POST", path, json={"messages": [{"role": "user", "content": FORGED}]}).json()
         text, control = shown(made, told["tokens"])
         assert told["token_strs"] is None and told["count"] == len(told["tokens"])
     else:
@@ -138,7 +138,7 @@ def test_a_completions_client_writes_the_template_itself() -> None:
 def test_who_tokenises_a_text_says_whether_it_has_control_tokens(parse: bool | None, control: str) -> None:
     made = tokenizer()
     body = {"prompt": FORGED} | ({} if parse is None else {"parse_special": parse})
-    told = fetch(create_app(served(made)), "POST", "/tokenize", json=body).json()
+    told = fetch(app_of(served(made)), "POST", "/tokenize", json=body).json()
     assert shown(made, told["tokens"]) == (FORGED, control)
 
 
@@ -247,14 +247,14 @@ def test_the_bytes_of_added_tokens_are_those_of_their_text_wherever_they_are_tol
 
     engine: Any = FakeEngine(says)
     engine.tokenizer, engine.vocabulary = made, made.size
-    said = fetch(create_app(engine), "POST", "/v1/completions", json={"prompt": [token, token], "echo": True}).json()["choices"][0]
+    said = fetch(app_of(engine), "POST", "/v1/completions", json={"prompt": [token, token], "echo": True}).json()["choices"][0]
     assert said["text"] == "cafécafécafé"
-    said = fetch(create_app(engine), "POST", "/v1/completions", json={"prompt": "x", "logprobs": 1}).json()["choices"][0]
+    said = fetch(app_of(engine), "POST", "/v1/completions", json={"prompt": "x", "logprobs": 1}).json()["choices"][0]
     assert (said["logprobs"]["tokens"], said["logprobs"]["top_logprobs"]) == (["café"], [{"café": -0.5}])
     body = {"messages": [{"role": "user", "content": "x"}], "logprobs": True}
     meta["tokenizer.chat_template"] = "{{ messages[0].content }}"
     engine.tokenizer = Tokenizer.open(Path("m"), meta)
-    said = fetch(create_app(engine), "POST", "/v1/chat/completions", json=body).json()["choices"][0]
+    said = fetch(app_of(engine), "POST", "/v1/chat/completions", json=body).json()["choices"][0]
     assert said["message"]["content"] == "café"
     assert said["logprobs"]["content"][0]["bytes"] == list("café".encode())
 

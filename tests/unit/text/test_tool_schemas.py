@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from shoal.errors import InvalidRequest
 from shoal.gateway.answers import conversation
-from shoal.gateway.app import create_app
 from shoal.text import grammar, loose
 from shoal.text import schema as schemas
 from shoal.text.answer_format import AnswerFormat
@@ -23,6 +22,7 @@ from shoal.text.lark import inside_json
 from shoal.text.reasoning import THINK
 from shoal.text.tool_parser import ToolParser
 from shoal.text.tools import GLM, HERMES, QWEN3_CODER, ToolFormat, ToolFunction
+from tests.support.app import app_of
 from tests.support.engine import FakeEngine, says
 from tests.support.http import CHAT, fetch
 from tests.support.letters import accepts
@@ -51,7 +51,7 @@ CHAIN = {**{f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(1500)}, "d1500
 
 def ask(engine: FakeEngine, parameters: Any, **function: Any) -> Any:
     tool = {"type": "function", "function": {"name": "f", "parameters": parameters, **function}}
-    return fetch(create_app(engine), "POST", CHAT, json={"messages": HI, "tools": [tool], "tool_choice": "required"})
+    return fetch(app_of(engine), "POST", CHAT, json={"messages": HI, "tools": [tool], "tool_choice": "required"})
 
 
 @TAGGED
@@ -236,5 +236,5 @@ def test_a_schema_is_held_once_for_all_answers_that_are_asked_for_it(tools: Tool
         body["tools"] = [{"type": "function", "function": {"name": "f"}}]
     for _ in range(3):
         engine = FakeEngine(says("{}"), tools=tools, reasoning=THINK)
-        assert fetch(create_app(engine), "POST", CHAT, json=body).status_code == 200
+        assert fetch(app_of(engine), "POST", CHAT, json=body).status_code == 200
     assert seen.count(schema) == 1

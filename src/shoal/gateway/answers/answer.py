@@ -45,16 +45,17 @@ class Answer:
         resumed: the streams begin with what was sampled elsewhere, or before the engine restarted
         ended: awaited when everything is sampled, or the engine failed, before readers are told
         """
-        self.job = job
+        self.job, self.engine = job, engine
         self.usage = Usage(job.prompt_tokens)
         self.pieces: list[Piece] = []
         """The pieces of all choices, in order of arrival."""
-        self._engine, self._streams, self._caller = engine, streams, caller or Caller()
+        self._streams, self._caller = streams, caller or Caller()
         self._said = said
         self._began = perf_counter()
         self._told_first, self._told_end = resumed, False
         self.error: Exception | None = None
-        """The engine's error."""
+        """The engine's error, or why it was ended."""
+        self._ended_by: Exception | None = None
         self.over = False
         self._reader: object = None
         self._news = asyncio.Event()
@@ -67,12 +68,18 @@ class Answer:
 
     def writer(self) -> Writer:
         """A writer for one reading."""
-        return self.job.writer(self._engine)
+        return self.job.writer(self.engine)
 
     def close(self) -> None:
         """Cancels what is still running."""
         self._tell_end("left")
         self._task.cancel()
+        for stream in self._streams:
+            stream.close()
+
+    def fail(self, error: Exception) -> None:
+        """Ends what is still running with that error, for all readers."""
+        self._ended_by = error
         for stream in self._streams:
             stream.close()
 
@@ -126,6 +133,7 @@ class Answer:
             self.error = errors.exceptions[0]
             for stream in self._streams:
                 stream.close()
+        self.error = self.error or self._ended_by
         self.usage.ended = int(time())
         self._tell_end("complete" if self.error is None else "failed")
         try:
@@ -139,7 +147,7 @@ class Answer:
     def _tell_end(self, outcome: str) -> None:
         """Counts the answer once, and not here if it goes on elsewhere."""
         if not self._told_end and not self.moved:
-            self._engine.observe_answer(outcome, perf_counter() - self._began)
+            self.engine.observe_answer(outcome, perf_counter() - self._began)
         self._told_end = True
 
     async def _follow(self, index: int) -> None:
@@ -148,7 +156,7 @@ class Answer:
         due = 0 if request.prompt_logprobs is None else len(request.prompt)
         scores: list[Score] = []
         waiting: list[Piece] = []  # for the scores, which come later if an answer is taken up again
-        decoder, job = self._engine.tokenizer, self.job
+        decoder, job = self.engine.tokenizer, self.job
         choices = [_Choice(TextStream(decoder, request.prompt, job.stops, job.markers)) for _ in range(request.n)]
         async for chunk in stream:
             scores += chunk.scores
@@ -177,7 +185,7 @@ class Answer:
         if not self.pieces:
             self.usage.waited = self.usage.took
         if not self._told_first:
-            self._engine.observe_first_token(self.usage.waited)
+            self.engine.observe_first_token(self.usage.waited)
             self._told_first = True
         self.pieces.append(piece)
         self._news.set()

@@ -9,13 +9,13 @@ from shoal.gateway.http.request_span import RequestSpan
 from shoal.gateway.http.reuse import REUSE
 
 
-def describe(span: RequestSpan, answer: Answer, model: str) -> None:
+def describe(span: RequestSpan, answer: Answer) -> None:
     """Adds what was asked now, and what was answered when the request is over."""
-    first = answer.job.requests[0]
+    first, model = answer.job.requests[0], answer.engine.name
     sampling, attributes = first.sampling, span.attributes
     attributes |= {
         "gen_ai.provider.name": "shoal",
-        "gen_ai.request.model": model,
+        "gen_ai.request.model": attributes.get("gen_ai.request.model", model),
         "gen_ai.response.model": model,
         "gen_ai.response.id": answer.job.id,
         "gen_ai.request.max_tokens": first.max_tokens,

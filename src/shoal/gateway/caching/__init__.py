@@ -1,1 +1,1 @@
-"""An engine that gives answers again."""
+"""Engines that give answers again."""

@@ -6,43 +6,25 @@ once are both computed. An answer that is given again is known only here: no oth
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from collections.abc import Sequence
 
-import msgspec
-import structlog
-
-from shoal.config import CacheScope
-from shoal.errors import CapacityError, NotCached
+from shoal.errors import NotCached
 from shoal.facts import ModelFacts
-from shoal.gateway.auth.caller import CALLER
 from shoal.gateway.auth.key import KeyId
+from shoal.gateway.caching.cache import AnswerCache
 from shoal.gateway.caching.streams import Recorded, Replay
 from shoal.gateway.engine import ChatTokenizer, Engine, Resumed, Stream
 from shoal.gateway.http.reuse import REUSE, Reuse
-from shoal.observed.trace_span import TraceSpan
-from shoal.request import Request, TokenChunk
-from shoal.serving.response_cache import EVERYBODY, Recording, packed, unpacked
-from shoal.serving.response_store import AnswerStore, CacheRoom
-
-log = structlog.get_logger()
-
-P = ParamSpec("P")
-T = TypeVar("T")
+from shoal.request import Request
 
 
 class CachingEngine:
     """A gateway.engine.Engine."""
 
-    def __init__(self, engine: Engine, store: AnswerStore, scope: CacheScope) -> None:
-        self._engine, self._store, self._scope = engine, store, scope
-        self._thread = ThreadPoolExecutor(1, "response-cache")
+    def __init__(self, engine: Engine, cache: AnswerCache) -> None:
+        self._engine, self._cache = engine, cache
         self._given: set[str] = set()
         """Answers that the other engine does not know."""
-        self._trouble = ""
-        engine.observe_cache(store.begun.taken, store.begun.evicted)
 
     async def begin(self, answer: str, note: bytes, requests: Sequence[Request], named: bool) -> Sequence[Stream]:
         """Also raises NotCached."""
@@ -54,8 +36,8 @@ class CachingEngine:
             if control.only_if_cached:
                 raise NotCached("only answers with temperature 0 or a seed are kept")
             return await self._engine.begin(answer, note, requests, named)
-        key = await self._in_thread(question.key, self._engine.identity, self._of())
-        if control.reads and (found := await self._in_thread(self._get, key, control.oldest(self._store.lifetime), requests)) is not None:
+        key = await self._cache.key(question, self._engine.identity)
+        if control.reads and (found := await self._cache.get(key, control.oldest(self._cache.lifetime), requests)) is not None:
             chunks, reuse.age = found
             self._given.add(answer)
             self._engine.observe_reuse(True)
@@ -73,10 +55,6 @@ class CachingEngine:
         else:
             self._engine.forget(answer)
 
-    def _of(self) -> str:
-        """Whose answers the caller may get."""
-        return EVERYBODY if self._scope is CacheScope.ALL else CALLER.get().id
-
     def _missed(self, reuse: Reuse) -> None:
         reuse.missed = True
         self._engine.observe_reuse(False)
@@ -85,42 +63,10 @@ class CachingEngine:
         async def over() -> None:
             """One of them is over."""
             if all(one.over and one.recording.whole for one in recorded):
-                room = await self._in_thread(self._put, key, [one.recording for one in recorded])
-                if room is not None:
-                    self._engine.observe_cache(room.taken, room.evicted)
+                await self._cache.put(key, [one.recording for one in recorded])
 
         recorded = [Recorded(stream, request, over) for request, stream in zip(requests, streams, strict=True)]
         return recorded
-
-    # In the thread
-
-    async def _in_thread(self, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: do(*args, **kwargs))
-
-    def _get(self, key: bytes, oldest: float, requests: Sequence[Request]) -> tuple[list[list[TokenChunk]], float] | None:
-        """The chunks of each request, and the answer's age in seconds."""
-        try:
-            kept = self._store.get(key, oldest)
-            found = None if kept is None else (unpacked(kept.answer, requests), kept.age)
-        except (CapacityError, msgspec.MsgspecError) as error:
-            return self._failed(error)
-        self._trouble = ""
-        return found
-
-    def _put(self, key: bytes, recordings: Sequence[Recording]) -> CacheRoom | None:
-        """None: it was not kept."""
-        try:
-            room = self._store.put(key, packed(recordings))
-        except CapacityError as error:
-            return self._failed(error)
-        self._trouble = ""
-        return room
-
-    def _failed(self, error: Exception) -> None:
-        """Nobody's request fails because of it. Told once for each reason."""
-        if str(error) != self._trouble:
-            self._trouble = str(error)
-            log.warning("the response cache cannot be used now; requests are computed", reason=str(error))
 
     # As the other engine
 
@@ -176,12 +122,3 @@ class CachingEngine:
 
     def observe_reuse(self, hit: bool) -> None:
         self._engine.observe_reuse(hit)
-
-    def observe_cache(self, taken: int, evicted: int) -> None:
-        self._engine.observe_cache(taken, evicted)
-
-    def traced(self, spans: Sequence[TraceSpan]) -> None:
-        self._engine.traced(spans)
-
-    async def scrape(self) -> bytes:
-        return await self._engine.scrape()

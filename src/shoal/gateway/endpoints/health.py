@@ -1,4 +1,4 @@
-"""Whether the model is served, and the metrics."""
+"""Whether the models are served, and the metrics."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
-from shoal.gateway.schema.contract import contract
+from shoal.gateway.http.dialect import OPENAI
+from shoal.gateway.schema.contract import REFUSALS, contract
 from shoal.gateway.schema.wire import Shape
 from shoal.gateway.service import Service
 
@@ -16,9 +17,17 @@ class Live(Shape):
     live: bool
 
 
+class ModelState(Shape):
+    name: str
+    ready: bool
+    reason: str
+
+
 class Ready(Shape):
     ready: bool
     reason: str
+    models: list[ModelState]
+    """All that may be asked for, the default first."""
 
 
 class Health(Live, Ready):
@@ -26,11 +35,15 @@ class Health(Live, Ready):
 
 
 def routes(service: Service) -> APIRouter:
-    router, engine = APIRouter(), service.engine
+    router = APIRouter()
+
+    def told(reason: str) -> dict[str, Any]:
+        models = [{"name": name, "ready": not why, "reason": why} for name, why in service.engines.states.items()]
+        return {"ready": not reason, "reason": reason, "models": models}
 
     @router.get("/health", **contract(None, Health))
     async def health() -> dict[str, Any]:
-        return {"live": True, "ready": not service.state, "reason": service.state}
+        return {"live": True, **told(service.state())}
 
     @router.get("/health/live", **contract(None, Live))
     async def live() -> dict[str, Any]:
@@ -38,14 +51,20 @@ def routes(service: Service) -> APIRouter:
 
     @router.get(
         "/health/ready",
-        responses={200: {"model": Ready, "description": "Requests are taken"}, 503: {"model": Ready, "description": "They are not"}},
+        responses={
+            200: {"model": Ready, "description": "Requests are taken"},
+            404: {"model": OPENAI.error, "description": REFUSALS[404]},
+            503: {"model": Ready, "description": "They are not"},
+        },
         response_model=None,
     )
-    async def ready() -> Response:
-        return JSONResponse({"ready": not service.state, "reason": service.state}, 503 if service.state else 200)
+    async def ready(model: str | None = None) -> Response:
+        """model: the only one that counts; without it, all that the server was started with."""
+        reason = service.state(model)
+        return JSONResponse(told(reason), 503 if reason else 200)
 
     @router.get("/metrics", **contract(None, None, media="text/plain"))
     async def metrics() -> Response:
-        return Response(await engine.scrape(), media_type="text/plain; version=0.0.4")
+        return Response(await service.engines.scrape(), media_type="text/plain; version=0.0.4")
 
     return router

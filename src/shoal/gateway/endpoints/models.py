@@ -1,4 +1,4 @@
-"""GET /v1/models: the model that is served."""
+"""GET /v1/models: the models that may be asked for, and their aliases."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from shoal.gateway.schema.contract import contract
 from shoal.gateway.schema.moment import moment
 from shoal.gateway.schema.wire import Shape
 from shoal.gateway.service import Service
+from shoal.serving.aliases import standing
 
 
 class ModelCard(Shape):
     id: str
     object: Literal["model"]
     created: int
+    """0 for a model that is not loaded."""
     owned_by: str
+    root: str
+    """vLLM's field: the model that answers. Of an alias it is what the alias stands for."""
     max_model_len: int | None
     """vLLM's field: tokens of the longest prompt and answer, once known."""
 
@@ -29,7 +33,7 @@ class ModelList(Shape):
 
 
 class ModelInfo(Shape):
-    """Anthropic's."""
+    """Anthropic's. display_name: the model that answers."""
 
     type: Literal["model"]
     id: str
@@ -44,8 +48,8 @@ class ModelPage(Shape):
     """Anthropic's."""
 
     data: list[ModelInfo]
-    first_id: str
-    last_id: str
+    first_id: str | None
+    last_id: str | None
     has_more: Literal[False]
 
 
@@ -57,41 +61,53 @@ _HEADERS = {VERSION: {"type": "string"}}
 def routes(service: Service) -> APIRouter:
     router = APIRouter()
 
-    def longest() -> int | None:
-        try:
-            return service.engine.longest()
-        except NotReady:
-            return None
+    def listed() -> dict[str, str]:
+        """Every name that may be asked for, and the model that answers."""
+        engines = service.engines
+        return {
+            **{name: name for name in engines.names},
+            **{alias: engines.resolve(alias) for alias in standing(engines.aliases, engines.names)},
+        }
 
-    def info() -> dict[str, Any]:
-        engine, tokens = service.engine, longest()
-        named = {"id": engine.name, "display_name": engine.name}
+    def known(model: str) -> tuple[int, int | None]:
+        """When it was loaded, and tokens of the longest sequence."""
+        engine = next((engine for engine in service.engines.all if engine.name == model), None)
+        if engine is None:
+            return 0, None
+        try:
+            return engine.created, engine.longest()
+        except NotReady:
+            return engine.created, None
+
+    def info(id: str, model: str) -> dict[str, Any]:
+        created, tokens = known(model)
         return {
             "type": "model",
-            **named,
-            "created_at": moment(engine.created),
+            "id": id,
+            "display_name": model,
+            "created_at": moment(created),
             "lifecycle": "active",
             "max_input_tokens": tokens,
             "max_tokens": tokens,
         }
 
-    def card() -> dict[str, Any]:
-        engine = service.engine
-        return {"id": engine.name, "object": "model", "created": engine.created, "owned_by": "shoal", "max_model_len": longest()}
+    def card(id: str, model: str) -> dict[str, Any]:
+        created, tokens = known(model)
+        return {"id": id, "object": "model", "created": created, "owned_by": "shoal", "root": model, "max_model_len": tokens}
 
     def to_anthropic(request: Request) -> bool:
         return spoken(_PATH, request.headers) is ANTHROPIC
 
     @router.get(_PATH, **contract(None, ModelList | ModelPage, headers=_HEADERS, dialects=_SPOKEN))
     async def models(request: Request) -> dict[str, Any]:
-        name = service.engine.name
+        names = listed()
         if to_anthropic(request):
-            return {"data": [info()], "first_id": name, "last_id": name, "has_more": False}
-        return {"object": "list", "data": [card()]}
+            ends = [*names] or [None]
+            return {"data": [info(*each) for each in names.items()], "first_id": ends[0], "last_id": ends[-1], "has_more": False}
+        return {"object": "list", "data": [card(*each) for each in names.items()]}
 
     @router.get("/v1/models/{name:path}", **contract(None, ModelCard | ModelInfo, 404, headers=_HEADERS, dialects=_SPOKEN))
     async def model(request: Request, name: str) -> dict[str, Any]:
-        service.check_model(name)
-        return info() if to_anthropic(request) else card()
+        return (info if to_anthropic(request) else card)(name, service.engines.resolve(name))
 
     return router

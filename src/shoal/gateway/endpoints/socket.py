@@ -19,7 +19,7 @@ from shoal.gateway.auth.caller import CALLER
 from shoal.gateway.http.faults import Fault, fault
 from shoal.gateway.http.request_span import refused
 from shoal.gateway.http.work import LARGE, work
-from shoal.gateway.service import MAX_BODY, Service, json_object
+from shoal.gateway.service import MAX_BODY, Seen, Service, json_object
 
 _AT_ONCE = 16
 _TOO_LARGE = 1009
@@ -41,8 +41,8 @@ class Session(ABC):
         """The client's name for a request, removed from its body. Raises InvalidRequest."""
 
     @abstractmethod
-    async def ask(self, body: dict[str, Any], name: str | None, size: int) -> None:
-        """Answers a request of `size` bytes. Raises ShoalError if it is refused."""
+    async def ask(self, body: dict[str, Any], name: str | None, size: int, seen: Seen) -> None:
+        """Answers a request of `size` bytes, and counts it once it is accepted. Raises ShoalError if it is refused."""
 
     @abstractmethod
     def named(self, data: dict[str, Any], name: str | None) -> dict[str, Any]:
@@ -94,18 +94,18 @@ class Session(ABC):
             await self._admit(body, name, size)
 
     async def _admit(self, body: dict[str, Any], name: str | None, size: int) -> None:
-        caller = CALLER.get()
+        caller, seen = CALLER.get(), Seen()
         try:
             with self._service.in_flight.passing() as passage:
                 passage.begin()
                 self._service.keyring.recheck(caller.key)
                 await caller.enter()
                 try:
-                    await self.ask(body, name, size)
+                    await self.ask(body, name, size, seen)
                 finally:
                     caller.leave()
         except ShoalError as error:
-            self._service.engine.observe_request(self.endpoint, str(fault(error).status), 0)
+            self._service.refused(self.endpoint, seen, error)
             refused(fault(error))
             with suppress(WebSocketDisconnect):
                 await self.send(self.refusal(fault(error)), name)

@@ -13,6 +13,7 @@ from pydantic import Field
 from shoal.errors import InvalidRequest
 from shoal.gateway.answers.conversation import rendered
 from shoal.gateway.endpoints.chat.wire import AnyTool, ChatRequest, Message
+from shoal.gateway.engine import Engine
 from shoal.gateway.http.work import work
 from shoal.gateway.schema.contract import contract
 from shoal.gateway.schema.variables import template_variables
@@ -73,9 +74,9 @@ class DetokenizeAnswer(Shape):
 
 
 def routes(service: Service) -> APIRouter:
-    router, engine = APIRouter(), service.engine
+    router = APIRouter()
 
-    def encoded(body: TokenizeRequest) -> dict[str, Any]:
+    def encoded(body: TokenizeRequest, engine: Engine) -> dict[str, Any]:
         if (body.prompt is None) == (body.messages is None):
             raise InvalidRequest("give either prompt or messages", "prompt")
         if body.tools and body.messages is None:
@@ -97,22 +98,18 @@ def routes(service: Service) -> APIRouter:
         pieces = [engine.tokenizer.token_bytes(t).decode(errors="replace") for t in tokens] if body.return_token_strs else None
         return {"count": len(tokens), "max_model_len": engine.longest(), "tokens": tokens, "token_strs": pieces}
 
-    def decoded(body: DetokenizeRequest) -> dict[str, Any]:
+    def decoded(body: DetokenizeRequest, engine: Engine) -> dict[str, Any]:
         if len(body.tokens) > MAX_TEXT:
             raise InvalidRequest(f"there are {len(body.tokens)} tokens; at most {MAX_TEXT} are allowed: send them in parts", "tokens")
         if any(not 0 <= token < engine.vocabulary for token in body.tokens):
             raise InvalidRequest(f"tokens has a token outside the vocabulary of {engine.vocabulary}", "tokens")
         return {"prompt": engine.tokenizer.decode(body.tokens, special=True)}
 
-    async def answered(request: Request, kind: type[B], do: Callable[[B], dict[str, Any]]) -> Response:
+    async def answered(request: Request, kind: type[B], do: Callable[[B, Engine], dict[str, Any]]) -> Response:
         body = await json_body(request)
-
-        def written() -> bytes:
-            parsed = parse(kind, body)
-            service.check_model(parsed.model)
-            return msgspec.json.encode(do(parsed))
-
-        return Response(await work(request.state.size, written), media_type="application/json")
+        engine = await service.engine(body)
+        written = await work(request.state.size, lambda: msgspec.json.encode(do(parse(kind, body), engine)))
+        return Response(written, media_type="application/json")
 
     described = contract(TokenizeRequest, TokenizeAnswer, 404, 503)
 
@@ -121,10 +118,10 @@ def routes(service: Service) -> APIRouter:
     async def tokenize(request: Request) -> Response:
         return await answered(request, TokenizeRequest, encoded)
 
-    @router.get("/tokenizer_info", **contract(None, TokenizerInfo))
-    @router.get("/v1/tokenizer_info", **contract(None, TokenizerInfo))
-    async def info() -> dict[str, Any]:
-        tokenizer = engine.tokenizer
+    @router.get("/tokenizer_info", **contract(None, TokenizerInfo, 404, 503))
+    @router.get("/v1/tokenizer_info", **contract(None, TokenizerInfo, 404, 503))
+    async def info(model: str | None = None) -> dict[str, Any]:
+        tokenizer = (await service.engines.find(model)).tokenizer
         return {
             "tokenizer_class": "shoal",
             "bos_token": tokenizer.named.get("bos_token"),

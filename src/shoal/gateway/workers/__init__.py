@@ -1,1 +1,1 @@
-"""The engine for other processes: the head serves it on a Unix socket, and each API worker has its own engine object on top."""
+"""The engines for other processes: the head serves them on a Unix socket, and each API worker has engine objects of its own on top."""

@@ -1,114 +1,67 @@
-"""A worker's side: an engine that runs in another process."""
+"""A worker's side: the engines that run in another process."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
-from itertools import count
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
-from shoal.chunk_stream import ChunkStream
-from shoal.errors import ClusterError, RemoteProtocolError, ShoalError
-from shoal.gateway.auth.key import KeyId, KeyLimits
-from shoal.gateway.auth.limits import Allowance
-from shoal.gateway.engine import ChatTokenizer, TakenOver
+from shoal.errors import ClusterError, NotReady, RemoteProtocolError
+from shoal.gateway.engine import ChatTokenizer, Engine
+from shoal.gateway.engines import ServedEngines
 from shoal.gateway.workers import messages
 from shoal.gateway.workers.channel import Channel
-from shoal.gateway.workers.messages import Attached, Call, FromHead, Message, Reply, Welcome
+from shoal.gateway.workers.head_link import HeadLink
+from shoal.gateway.workers.messages import Attached, FromHead, Names, ServedModel, Welcome
 from shoal.gateway.workers.operations import RemoteOperator
+from shoal.gateway.workers.remote_engine import RemoteEngine
+from shoal.gateway.workers.remote_limiter import RemoteLimiter
 from shoal.observed.trace_span import TraceSpan
-from shoal.request import Request, RequestId
 
-T = TypeVar("T")
-
-_SPENDING = 0.05  # seconds for which spent tokens are collected
+Opened = Callable[[Path, Path | None, bool], ChatTokenizer]
+"""The tokenizer for a model, another chat template, and whether text is trusted."""
 
 
-class RemoteStream(ChunkStream):
-    """Its chunks come from another process; it ends with TakenOver if another worker takes it over."""
+class RemoteTelemetry:
+    """A gateway.engines.Telemetry: the head counts for all workers."""
 
-    def __init__(self, request: Request, engine: RemoteEngine) -> None:
-        super().__init__(request)
-        self._engine = engine
+    def __init__(self, link: HeadLink) -> None:
+        self._link = link
 
-    def end_choice(self, choice: int) -> None:
-        super().end_choice(choice)
-        self._engine.tell(self, messages.EndChoice(self.request.id, choice))
+    def observe_request(self, endpoint: str, outcome: str, prompt_tokens: int) -> None:
+        self._link.say(messages.Observed("", "request", (endpoint, outcome, prompt_tokens)))
 
-    def close(self) -> None:
-        if self._open:
-            self._engine.tell(self, messages.Close(self.request.id))
-        super().close()
-        self._engine.release(self)
+    def observe_cache(self, taken: int, evicted: int) -> None:
+        self._link.say(messages.Observed("", "cache", (taken, evicted)))
 
+    def traced(self, spans: Sequence[TraceSpan]) -> None:
+        self._link.say(messages.Traced([*spans]))
 
-class RemoteResumed:
-    """A gateway.engine.Resumed."""
-
-    def __init__(self, attached: Attached, streams: list[RemoteStream]) -> None:
-        self.id, self.note, self.requests, self.said, self.streams = attached.id, attached.note, attached.requests, attached.said, streams
+    async def scrape(self) -> bytes:
+        return await self._link.ask(messages.Scrape(self._link.number()), lambda scraped: scraped.text)
 
 
-class RemoteLimiter:
-    """A gateway.auth.limits.Limiter: the head counts for all workers."""
+class RemoteEngines(ServedEngines):
+    """The gateway.engines.Engines of the head that welcomed this process. `run` must run alongside their use."""
 
-    def __init__(self, engine: RemoteEngine) -> None:
-        self._engine = engine
-        self._numbers = count(1)
-        self._inside: dict[KeyId, list[int]] = {}
-        self._spent: dict[KeyId, int] = {}
-
-    async def enter(self, key: KeyId, limits: KeyLimits) -> Allowance:
-        number = -next(self._numbers)
-        try:
-            allowance = await self._engine.enter(number, key, limits)
-        except asyncio.CancelledError:
-            self._engine.say(messages.Leave(number))
-            raise
-        self._inside.setdefault(key, []).append(number)
-        return allowance
-
-    def leave(self, key: KeyId) -> None:
-        numbers = self._inside[key]
-        self._engine.say(messages.Leave(numbers.pop()))
-        if not numbers:
-            del self._inside[key]
-
-    def spend(self, key: KeyId, tokens: int) -> None:
-        """Reports a little later, many tokens at once."""
-        if not self._spent:
-            asyncio.get_running_loop().call_later(_SPENDING, self._tell)
-        self._spent[key] = self._spent.get(key, 0) + tokens
-
-    def _tell(self) -> None:
-        spent, self._spent = self._spent, {}
-        for key, tokens in spent.items():
-            self._engine.say(messages.Spend(key, tokens))
-
-
-class RemoteEngine:
-    """The gateway.engine.Engine of the head that welcomed this process. `run` must run alongside its use."""
-
-    def __init__(self, channel: Channel[FromHead], welcome: Welcome, tokenizer: ChatTokenizer) -> None:
-        self.name, self.created, self.vocabulary = welcome.name, welcome.created, welcome.vocabulary
-        self.identity, self.facts = welcome.identity, welcome.facts
-        self.resume, self.settings, self.tokenizer = welcome.resume, welcome.settings, tokenizer
-        self._channel, self._status = channel, welcome.status
-        self._numbers = count()
-        self._calls: dict[int, tuple[asyncio.Future[Any], Callable[[Any], Any]]] = {}
-        self._streams: dict[RequestId, RemoteStream] = {}
-        self._resumed = [self._attached(attached) for attached in welcome.resumed]
-        self._gone: ShoalError | None = None
-        self.limiter = RemoteLimiter(self)
+    def __init__(self, channel: Channel[FromHead], welcome: Welcome, opened: Opened) -> None:
+        self._channel, self._link, self._opened = channel, HeadLink(channel), opened
+        self.settings, self._named = welcome.settings, welcome.named
+        self._remote: dict[str, RemoteEngine] = {}
+        resumed = welcome.resumed
+        engines = [self._engine(served, [each for each in resumed if each.model == served.name]) for served in welcome.engines]
+        super().__init__(engines, RemoteTelemetry(self._link))
+        self._rename(welcome.named)
+        self.limiter = RemoteLimiter(self._link)
         self.operator = RemoteOperator(self._operate)
         self.finishing = asyncio.Event()
         """Set when no more requests may be accepted; `finished` is the reply."""
 
     @classmethod
-    async def connect(cls, path: Path, opened: Callable[[Path, Path | None, bool], ChatTokenizer]) -> RemoteEngine:
-        """opened: the tokenizer for a model, another chat template, and whether text is trusted. Raises OSError, EOFError,
+    async def connect(cls, path: Path, opened: Opened) -> RemoteEngines:
+        """Opens the tokenizer of the default model; others when they are first asked for. Raises OSError, EOFError,
         RemoteProtocolError, and what `opened` raises."""
         channel: Channel[FromHead] = Channel(*await asyncio.open_unix_connection(path), FromHead)
         try:
@@ -116,8 +69,10 @@ class RemoteEngine:
             welcome = await channel.hear()
             if not isinstance(welcome, Welcome):
                 raise RemoteProtocolError(f"{type(welcome).__name__} before Welcome")
-            template = Path(welcome.template) if welcome.template else None
-            return cls(channel, welcome, opened(Path(welcome.model), template, welcome.settings.trust_text))
+            engines = cls(channel, welcome, opened)
+            for engine in [*engines._remote.values()][:1]:
+                await engine.prepare()
+            return engines
         except BaseException:
             channel.abort()
             raise
@@ -132,153 +87,91 @@ class RemoteEngine:
 
     async def close(self) -> None:
         """Ends what is still running, here and at the head."""
-        self._gone = ClusterError("the server's engine is gone")
-        for stream in [*self._streams.values()]:
-            stream.put(self._gone)
-        for future, _ in self._calls.values():
-            if not future.done():
-                future.set_exception(self._gone)
+        self._link.end(ClusterError("the server's engine is gone"))
         await self._channel.close()
+
+    def finished(self) -> None:
+        """Reports that no request is unfinished any more."""
+        self._link.say(messages.Finished())
+
+    async def _operate(self, name: str, arguments: bytes) -> bytes:
+        return await self._link.ask(messages.Operate(self._link.number(), name, arguments), lambda operated: operated.answer)
 
     # The gateway's interface
 
     @property
+    def names(self) -> Sequence[str]:
+        return self._named.names
+
+    @property
+    def states(self) -> Mapping[str, str]:
+        return self._named.states
+
+    @property
     def state(self) -> str:
-        return self._status.state
+        return self._named.state
 
-    def longest(self) -> int:
-        if self._status.why is not None:
-            raise self._status.why.error
-        return self._status.longest
+    async def find(self, model: str | None) -> Engine:
+        """The head is asked for what is not known here: it may load it, or may just have got it."""
+        if (engine := self._found.get(model)) is None:
+            engine = await self._wanted(model)
+        if isinstance(engine, RemoteEngine):
+            await engine.prepare()
+        return engine
 
-    async def begin(self, answer: str, note: bytes, requests: Sequence[Request], named: bool) -> list[RemoteStream]:
-        number = next(self._numbers)
-        streams = [RemoteStream(request, self) for request in requests]
+    async def _wanted(self, model: str | None) -> Engine:
+        number = self._link.number()
         try:
-            await self._ask(messages.Begin(number, answer, note, list(requests), named), lambda _: self._listen(streams))
+            name = await self._link.ask(messages.Want(number, model), lambda wanted: wanted.model)
         except asyncio.CancelledError:
-            self._channel.say(messages.Cancel(number, answer))
-            for stream in streams:
-                self.release(stream)
+            self._link.say(messages.Unwanted(number))
             raise
-        return streams
-
-    def forget(self, answer: str) -> None:
-        self._channel.say(messages.Forget(answer))
-
-    def resumed(self) -> list[RemoteResumed]:
-        resumed, self._resumed = self._resumed, []
-        return resumed
-
-    async def find(self, answer: str, owner: KeyId) -> RemoteResumed | None:
-        number = next(self._numbers)
-        try:
-            return await self._ask(messages.Find(number, answer, owner), lambda found: found.answer and self._attached(found.answer))
-        except asyncio.CancelledError:
-            self._channel.say(messages.GiveBack(answer))
-            raise
-
-    async def scrape(self) -> bytes:
-        return await self._ask(messages.Scrape(next(self._numbers)), lambda scraped: scraped.text)
-
-    def observe_first_token(self, seconds: float) -> None:
-        self._channel.say(messages.Observed("first_token", (seconds,)))
-
-    def observe_answer(self, outcome: str, seconds: float) -> None:
-        self._channel.say(messages.Observed("answer", (outcome, seconds)))
-
-    def observe_request(self, endpoint: str, outcome: str, prompt_tokens: int) -> None:
-        self._channel.say(messages.Observed("request", (endpoint, outcome, prompt_tokens)))
-
-    def observe_reuse(self, hit: bool) -> None:
-        self._channel.say(messages.Observed("reuse", (hit,)))
-
-    def observe_cache(self, taken: int, evicted: int) -> None:
-        self._channel.say(messages.Observed("cache", (taken, evicted)))
-
-    def traced(self, spans: Sequence[TraceSpan]) -> None:
-        self._channel.say(messages.Traced([*spans]))
-
-    def finished(self) -> None:
-        """Reports that no request is unfinished any more."""
-        self._channel.say(messages.Finished())
-
-    async def _operate(self, name: str, arguments: bytes) -> bytes:
-        return await self._ask(messages.Operate(next(self._numbers), name, arguments), lambda operated: operated.answer)
-
-    # For its limiter and its streams
-
-    async def enter(self, number: int, key: KeyId, limits: KeyLimits) -> Allowance:
-        return await self._ask(messages.Enter(number, key, limits), lambda entered: entered.allowance)
-
-    def say(self, message: Message) -> None:
-        self._channel.say(message)
-
-    def tell(self, stream: RemoteStream, message: Message) -> None:
-        """Sends it if the stream still belongs to this worker."""
-        if self._streams.get(stream.request.id) is stream:
-            self._channel.say(message)
-
-    def release(self, stream: RemoteStream) -> None:
-        """Nothing is sent for the stream any more."""
-        if self._streams.get(stream.request.id) is stream:
-            del self._streams[stream.request.id]
-
-    def _listen(self, streams: Sequence[RemoteStream]) -> None:
-        for stream in streams:
-            self._streams[stream.request.id] = stream
-
-    def _attached(self, attached: Attached) -> RemoteResumed:
-        streams = [RemoteStream(request, self) for request in attached.requests]
-        self._listen(streams)
-        return RemoteResumed(attached, streams)
+        if (engine := self._found.get(name)) is None:
+            raise NotReady(f"the model '{name}' was unloaded")
+        return engine
 
     # Messages from the head
 
-    async def _ask(self, call: Call, take: Callable[[Any], T]) -> T:
-        """take: handles the reply in the turn in which it arrives, because the next message may be about it."""
-        if self._gone is not None:
-            raise self._gone
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._channel.say(call)
-        self._calls[call.call] = (future, take)
-        try:
-            return await future
-        finally:
-            self._calls.pop(call.call, None)
+    def _engine(self, served: ServedModel, attached: Sequence[Attached]) -> RemoteEngine:
+        template = Path(served.template) if served.template else None
+        opened = partial(self._opened, Path(served.model), template, self.settings.trust_text)
+        engine = self._remote[served.name] = RemoteEngine(self._link, served, opened, attached)
+        return engine
+
+    def _rename(self, named: Names) -> None:
+        self._named, self._aliases = named, named.aliases
+        self._changed()
 
     def _heard(self, message: FromHead) -> None:
         match message:
             case messages.Said(chunks):
-                for chunk in chunks:
-                    if (stream := self._streams.get(chunk.request)) is not None:
-                        stream.put(chunk)
+                self._link.said(chunks)
             case messages.Over(request):
-                self._end(request, StopAsyncIteration())
+                self._link.over(request, StopAsyncIteration())
             case messages.Broke(request, failure):
-                self._end(request, failure.error)
+                self._link.over(request, failure.error)
             case messages.Taken(requests):
-                for request in requests:
-                    self._end(request, TakenOver())
-                    self._streams.pop(request, None)
-            case messages.Changed(status):
-                self._status = status
+                self._link.taken(requests)
+            case messages.Changed(model, status):
+                self._remote[model].status = status
+            case messages.EngineAdded(served, resumed):
+                self.add(self._engine(served, resumed))
+            case messages.EngineGone(model):
+                del self._remote[model]
+                self.remove(model)
+            case messages.Renamed(named):
+                self._rename(named)
             case messages.Finish():
                 self.finishing.set()
             case messages.Welcome():
                 raise RemoteProtocolError("a second Welcome")
-            case messages.Begun() | messages.Found() | messages.Scraped() | messages.Entered() | messages.Operated() | messages.Refused():
-                self._replied(message)
-
-    def _end(self, request: RequestId, reason: Exception) -> None:
-        if (stream := self._streams.get(request)) is not None:
-            stream.put(reason)
-
-    def _replied(self, reply: Reply) -> None:
-        future, take = self._calls.get(reply.call, (None, None))
-        if future is None or take is None or future.done():
-            return  # nobody waits for it any more, and the head was told
-        if isinstance(reply, messages.Refused):
-            future.set_exception(reply.failure.error)
-        else:
-            future.set_result(take(reply))
+            case (
+                messages.Begun()
+                | messages.Found()
+                | messages.Scraped()
+                | messages.Entered()
+                | messages.Operated()
+                | messages.Wanted()
+                | messages.Refused()
+            ):
+                self._link.replied(message)

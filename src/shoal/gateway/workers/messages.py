@@ -50,7 +50,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Status(Message, frozen=True):
-    """What may change while a model is served: see Engine."""
+    """What may change while an engine is there: see Engine."""
 
     state: str
     longest: int
@@ -58,9 +58,35 @@ class Status(Message, frozen=True):
     """Why there is no longest sequence."""
 
 
+class ServedModel(Message, frozen=True):
+    """An engine: see Engine."""
+
+    name: str
+    created: int
+    vocabulary: int
+    identity: str
+    facts: ModelFacts
+    resume: float
+    model: str
+    """The path of the file or folder, for the tokenizer."""
+    template: str
+    """The path of the chat template that replaces the model's own, if there is one."""
+    status: Status
+
+
+class Names(Message, frozen=True):
+    """What may be asked for: see Engines."""
+
+    names: list[str]
+    aliases: dict[str, str]
+    states: dict[str, str]
+    state: str
+
+
 class Attached(Message, frozen=True):
     """An answer that moves to a worker. All its earlier chunks follow; `said` of its tokens are already counted for its key."""
 
+    model: str
     id: str
     note: bytes
     requests: list[Request]
@@ -78,6 +104,7 @@ class Join(Message, frozen=True, tag=1):
 
 class Begin(Message, frozen=True, tag=2):
     call: int
+    model: str
     answer: str
     note: bytes
     requests: list[Request]
@@ -86,6 +113,7 @@ class Begin(Message, frozen=True, tag=2):
 
 class Find(Message, frozen=True, tag=3):
     call: int
+    model: str
     answer: str
     owner: KeyId
 
@@ -153,8 +181,9 @@ class Operate(Message, frozen=True, tag=15):
 
 
 class Observed(Message, frozen=True, tag=9):
-    """Something that the head counts."""
+    """Something that the head counts for a model; '': for all of them together."""
 
+    model: str
     what: str
     values: tuple[str | int | float | bool, ...]
 
@@ -165,8 +194,21 @@ class Traced(Message, frozen=True, tag=16):
     spans: list[TraceSpan]
 
 
-Call = Begin | Find | Scrape | Enter | Operate
-FromWorker = Join | Call | Cancel | EndChoice | Close | Forget | GiveBack | Leave | Spend | Finished | Observed | Traced
+class Want(Message, frozen=True, tag=17):
+    """A request asks for a model that has no engine here, by its name or an alias; None: the default."""
+
+    call: int
+    model: str | None
+
+
+class Unwanted(Message, frozen=True, tag=18):
+    """Nobody waits for a Want any more."""
+
+    call: int
+
+
+Call = Begin | Find | Scrape | Enter | Operate | Want
+FromWorker = Join | Call | Cancel | EndChoice | Close | Forget | GiveBack | Leave | Spend | Finished | Observed | Traced | Unwanted
 
 
 # From the head
@@ -175,23 +217,39 @@ FromWorker = Join | Call | Cancel | EndChoice | Close | Forget | GiveBack | Leav
 class Welcome(Message, frozen=True, tag=20):
     """The first message."""
 
-    name: str
-    created: int
-    vocabulary: int
-    identity: str
-    facts: ModelFacts
-    resume: float
-    model: str
-    """The path of the file or folder, for the tokenizer."""
-    template: str
-    """The path of the chat template that replaces the model's own, if there is one."""
     settings: ApiSettings
-    status: Status
+    engines: list[ServedModel]
+    named: Names
     resumed: list[Attached]
 
 
 class Changed(Message, frozen=True, tag=21):
+    model: str
     status: Status
+
+
+class EngineAdded(Message, frozen=True, tag=33):
+    engine: ServedModel
+    resumed: list[Attached]
+
+
+class EngineGone(Message, frozen=True, tag=34):
+    """Its answers have ended."""
+
+    model: str
+
+
+class Renamed(Message, frozen=True, tag=35):
+    """Names, aliases or states have changed."""
+
+    named: Names
+
+
+class Wanted(Message, frozen=True, tag=36):
+    """The name of the model that was wanted, whose engine is there now."""
+
+    call: int
+    model: str
 
 
 class Begun(Message, frozen=True, tag=22):
@@ -252,7 +310,7 @@ class Taken(Message, frozen=True, tag=29):
     requests: list[RequestId]
 
 
-Reply = Begun | Found | Scraped | Entered | Operated | Refused
-FromHead = Welcome | Changed | Reply | Finish | Said | Over | Broke | Taken
+Reply = Begun | Found | Scraped | Entered | Operated | Wanted | Refused
+FromHead = Welcome | Changed | EngineAdded | EngineGone | Renamed | Reply | Finish | Said | Over | Broke | Taken
 
 Heard = TypeVar("Heard", FromWorker, FromHead)

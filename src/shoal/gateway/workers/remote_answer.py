@@ -9,7 +9,7 @@ import structlog
 
 from shoal.errors import ShoalError
 from shoal.gateway.answers.job import owner_of
-from shoal.gateway.engine import Stream
+from shoal.gateway.engine import Engine, Stream
 from shoal.gateway.workers.channel import Channel
 from shoal.gateway.workers.messages import Attached, Broke, Failure, FromWorker, Over, Taken
 from shoal.request import Request, TokenChunk
@@ -18,9 +18,11 @@ log = structlog.get_logger()
 
 
 class RemoteAnswer:
-    def __init__(self, id: str, note: bytes, requests: Sequence[Request], streams: Sequence[Stream], named: bool, counted: int = 0) -> None:
+    def __init__(
+        self, engine: Engine, id: str, note: bytes, requests: Sequence[Request], streams: Sequence[Stream], named: bool, counted: int = 0
+    ) -> None:
         """counted: tokens at the beginning of the streams that were already counted for its key"""
-        self.id = id
+        self.engine, self.id = engine, id
         self._note, self._requests = note, list(requests)
         self.key = owner_of(note)
         """The key whose client may take it over."""
@@ -45,7 +47,7 @@ class RemoteAnswer:
     @property
     def attached(self) -> Attached:
         told = sum(isinstance(item, TokenChunk) and item.counts for item in self._said[: self._told])
-        return Attached(self.id, self._note, self._requests, max(told, self._counted))
+        return Attached(self.engine.name, self.id, self._note, self._requests, max(told, self._counted))
 
     @property
     def over(self) -> bool:
@@ -63,6 +65,15 @@ class RemoteAnswer:
         for item in self._said:
             self._tell(item)
         self._told = len(self._said)
+
+    def fail(self, error: ShoalError) -> None:
+        """Ends what is still running with that error."""
+        for task, request in zip(self._tasks, self.streams, strict=True):
+            if not task.done():
+                task.cancel()
+                self._came(Broke(request, Failure.of(error)))
+        for stream in self.streams.values():
+            stream.close()
 
     def close(self) -> None:
         """Cancels what is still running."""

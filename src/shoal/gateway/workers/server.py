@@ -1,4 +1,4 @@
-"""The head's side: provides the engine to the API workers, on a Unix socket.
+"""The head's side: provides the engines to the API workers, on a Unix socket.
 
 An answer belongs to the worker that began it, or that asked for it last. When a worker is gone its answers end, except those
 that their clients named: these continue and belong to nobody until a worker asks for one, or a new worker joins, which takes
@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
 from shoal.config import ApiSettings
-from shoal.errors import IdTaken, RemoteProtocolError, ShoalError
+from shoal.errors import IdTaken, NotReady, RemoteProtocolError, ShoalError
 from shoal.gateway.auth.key import KeyId
 from shoal.gateway.auth.limits import LocalLimiter
 from shoal.gateway.engine import Engine
+from shoal.gateway.engines import Engines
 from shoal.gateway.operator import Operator
 from shoal.gateway.workers import messages
 from shoal.gateway.workers.channel import Channel
@@ -31,7 +32,19 @@ from shoal.trace_context import TRACE
 
 log = structlog.get_logger()
 
-_LOOK = 0.1  # seconds between checks of the engine's state
+_LOOK = 0.1  # seconds between checks of the engines' states
+
+
+_OBSERVED = frozenset({"first_token", "answer", "request", "reuse"})
+_OBSERVED_OF_ALL = frozenset({"request", "cache"})
+"""What is counted, for a model and for all of them together."""
+
+
+class TokenizerFiles(NamedTuple):
+    """What a model's tokenizer is opened from. template: replaces the model's own."""
+
+    model: Path
+    template: Path | None = None
 
 
 class _Worker:
@@ -50,38 +63,30 @@ class _Worker:
 class EngineServer:
     def __init__(
         self,
-        engine: Engine,
-        model: Path,
-        template: Path | None,
+        engines: Engines,
+        files: Callable[[str], TokenizerFiles],
         settings: ApiSettings,
         lost: Callable[[int], None] = lambda pid: None,
         operator: Operator | None = None,
     ) -> None:
-        """model, template: from which the workers open the tokenizer. lost: called with the process id of a worker whose
+        """files: of a model, from which the workers open its tokenizer. lost: called with the process id of a worker whose
         connection ended. operator: of the cluster."""
-        self._engine, self._settings, self._lost, self._operator = engine, settings, lost, operator
-        self._model, self._template = str(model), "" if template is None else str(template)
+        self._engines, self._files, self._settings, self._lost, self._operator = engines, files, settings, lost, operator
         self._answers: dict[str, RemoteAnswer] = {}
         self._beginning: set[str] = set()
         self._requests: dict[RequestId, RemoteAnswer] = {}
         self._orphans: dict[str, asyncio.TimerHandle] = {}
         self._workers: dict[asyncio.Task[None], _Worker] = {}
-        self._status = self._look()
+        self._told: dict[str, tuple[Engine, Status]] = {}
+        """The engines as the workers know them."""
+        self._named = self._names()
         self._limiter = LocalLimiter()
         self._finishing = False
-        self._observe: dict[str, Callable[..., None]] = {
-            "first_token": engine.observe_first_token,
-            "answer": engine.observe_answer,
-            "request": engine.observe_request,
-            "reuse": engine.observe_reuse,
-            "cache": engine.observe_cache,
-        }
 
     async def start(self, path: Path) -> None:
-        """Takes up the answers that a previous engine left, and listens; any process that may enter the folder may connect."""
-        for resumed in self._engine.resumed():
-            self._hold(RemoteAnswer(resumed.id, resumed.note, resumed.requests, resumed.streams, named=True, counted=resumed.said))
-            self._orphan(resumed.id)
+        """Takes up the answers that previous engines left, and listens; any process that may enter the folder may connect."""
+        self._engines.watch(self._look)
+        self._look()
         self._server = await asyncio.start_unix_server(self._accept, path)
         os.chmod(path, 0o600)
         self._looking = asyncio.get_running_loop().create_task(self._keep_looking())
@@ -101,10 +106,8 @@ class EngineServer:
     async def finish(self) -> None:
         """Tells the workers to accept no more requests, and waits until the current ones are answered."""
         self._finishing = True
-        workers = [worker for worker in self._workers.values() if worker.pid]
-        for worker in workers:
-            worker.channel.say(messages.Finish())
-        await asyncio.gather(*(worker.finished.wait() for worker in workers))
+        self._tell(messages.Finish())
+        await asyncio.gather(*(worker.finished.wait() for worker in self._joined))
 
     @property
     def inside(self) -> int:
@@ -113,21 +116,81 @@ class EngineServer:
 
     # State
 
-    def _look(self) -> Status:
-        engine = self._engine
-        try:
-            return Status(engine.state, engine.longest(), None)
-        except ShoalError as error:
-            return Status(engine.state, 0, Failure.of(error))
+    def _look(self) -> None:
+        """Tells the workers what has changed of the engines."""
+        there = {engine.name: engine for engine in self._engines.all}
+        for name, (engine, _) in [*self._told.items()]:
+            if there.get(name) is not engine:
+                self._gone(engine)
+        for engine in there.values():
+            status = _status(engine)
+            if engine.name not in self._told:
+                self._came(engine, status)
+            elif self._told[engine.name][1] != status:
+                self._told[engine.name] = engine, status
+                self._tell(messages.Changed(engine.name, status))
+        if (named := self._names()) != self._named:
+            self._named = named
+            self._tell(messages.Renamed(named))
+
+    def _names(self) -> messages.Names:
+        engines = self._engines
+        return messages.Names([*engines.names], dict(engines.aliases), dict(engines.states), engines.state)
+
+    def _came(self, engine: Engine, status: Status) -> None:
+        """Its earlier answers go to one of the workers, or wait for one."""
+        self._told[engine.name] = engine, status
+        resumed = [
+            RemoteAnswer(engine, each.id, each.note, each.requests, each.streams, named=True, counted=each.said)
+            for each in engine.resumed()
+        ]
+        for held in resumed:
+            self._hold(held)
+        first, *others = [*self._joined] or [None]
+        for worker in (first, *others):
+            if worker is not None:
+                attached = [held.attached for held in resumed if worker is first]
+                worker.channel.say(messages.EngineAdded(self._served(engine, status), attached))
+        for held in resumed:
+            if first is None:
+                self._orphan(held)
+            else:
+                self._attach(held, first)
+
+    def _gone(self, engine: Engine) -> None:
+        """Its answers end here, and wait until they are forgotten."""
+        del self._told[engine.name]
+        for held in self._answers.values():
+            if held.engine is engine:
+                held.fail(NotReady(f"the model '{engine.name}' was unloaded"))
+        self._tell(messages.EngineGone(engine.name))
+
+    def _served(self, engine: Engine, status: Status) -> messages.ServedModel:
+        model, template = self._files(engine.name)
+        return messages.ServedModel(
+            engine.name,
+            engine.created,
+            engine.vocabulary,
+            engine.identity,
+            engine.facts,
+            engine.resume,
+            str(model),
+            "" if template is None else str(template),
+            status,
+        )
+
+    @property
+    def _joined(self) -> list[_Worker]:
+        return [worker for worker in self._workers.values() if worker.pid]
+
+    def _tell(self, message: messages.FromHead) -> None:
+        for worker in self._joined:
+            worker.channel.say(message)
 
     async def _keep_looking(self) -> None:
         while True:
             await asyncio.sleep(_LOOK)
-            if (status := self._look()) != self._status:
-                self._status = status
-                for worker in self._workers.values():
-                    if worker.pid:
-                        worker.channel.say(messages.Changed(status))
+            self._look()
 
     # Conversations
 
@@ -156,30 +219,16 @@ class EngineServer:
         first = await worker.channel.hear()
         if not isinstance(first, messages.Join):
             raise RemoteProtocolError(f"{type(first).__name__} before Join")
+        self._look()
         worker.pid = first.pid
         self._welcome(worker)
         while True:
             self._heard(worker, await worker.channel.hear())
 
     def _welcome(self, worker: _Worker) -> None:
-        engine, orphans = self._engine, [self._answers[id] for id in self._orphans]
-        attached = [held.attached for held in orphans]
-        settings, status = self._settings, self._look()
-        worker.channel.say(
-            messages.Welcome(
-                engine.name,
-                engine.created,
-                engine.vocabulary,
-                engine.identity,
-                engine.facts,
-                engine.resume,
-                self._model,
-                self._template,
-                settings,
-                status,
-                attached,
-            )
-        )
+        orphans = [self._answers[id] for id in self._orphans]
+        served = [self._served(*told) for told in self._told.values()]
+        worker.channel.say(messages.Welcome(self._settings, served, self._named, [held.attached for held in orphans]))
         for held in orphans:
             self._attach(held, worker)
         if self._finishing:
@@ -189,8 +238,13 @@ class EngineServer:
         match message:
             case messages.Begin(call):
                 self._call(worker, call, lambda: self._begin(worker, message))
-            case messages.Find(call, answer, owner):
-                self._find(worker, call, answer, owner)
+            case messages.Find():
+                self._find(worker, message)
+            case messages.Want(call, model):
+                self._call(worker, call, lambda: self._want(call, model))
+            case messages.Unwanted(call):
+                if (task := worker.calls.get(call)) is not None:
+                    task.cancel()
             case messages.Enter(call):
                 self._call(worker, call, lambda: self._enter(worker, message))
             case messages.Leave(call):
@@ -223,14 +277,22 @@ class EngineServer:
                 held = self._answers.get(answer)
                 if held is not None and held.owner is worker.channel:
                     self._let_go(held)
-            case messages.Observed(what, values):
-                if what not in self._observe:
-                    raise RemoteProtocolError(f"it observed '{what}', which is not counted")
-                self._observe[what](*values)
+            case messages.Observed(model, what, values):
+                self._observed(model, what, values)
             case messages.Traced(spans):
-                self._engine.traced(spans)
+                self._engines.traced(spans)
             case messages.Join():
                 raise RemoteProtocolError("a second Join")
+
+    def _observed(self, model: str, what: str, values: Sequence[Any]) -> None:
+        """Raises RemoteProtocolError."""
+        of = _OBSERVED if model else _OBSERVED_OF_ALL
+        if what not in of:
+            raise RemoteProtocolError(f"it observed '{what}', which is not counted")
+        if not model:
+            getattr(self._engines, f"observe_{what}")(*values)
+        elif model in self._told:  # of one that has gone nothing is counted any more
+            getattr(self._told[model][0], f"observe_{what}")(*values)
 
     def _leave(self, worker: _Worker) -> None:
         """Its requests have ended; its answers too, except those that were named."""
@@ -242,8 +304,8 @@ class EngineServer:
 
     def _let_go(self, held: RemoteAnswer) -> None:
         held.give(None)
-        if held.named and self._engine.resume:
-            self._orphan(held.id)
+        if held.named and held.engine.resume:
+            self._orphan(held)
         else:
             self._drop(held.id)
 
@@ -266,23 +328,33 @@ class EngineServer:
     async def _begin(self, worker: _Worker, asked: messages.Begin) -> Reply:
         if asked.answer in self._answers or asked.answer in self._beginning:
             raise IdTaken(asked.answer)
+        if asked.model not in self._told:
+            raise NotReady(f"the model '{asked.model}' was unloaded")
+        engine, _ = self._told[asked.model]
         self._beginning.add(asked.answer)
         TRACE.set(asked.requests[0].trace if asked.requests else None)  # of this call's task, and of those that follow its streams
         try:
-            streams = await self._engine.begin(asked.answer, asked.note, asked.requests, asked.named)
+            streams = await engine.begin(asked.answer, asked.note, asked.requests, asked.named)
         finally:
             self._beginning.discard(asked.answer)
-        held = RemoteAnswer(asked.answer, asked.note, asked.requests, streams, asked.named)
+        held = RemoteAnswer(engine, asked.answer, asked.note, asked.requests, streams, asked.named)
         self._hold(held)
         held.give(worker.channel)
+        if self._told.get(asked.model, (None,))[0] is not engine:
+            held.fail(NotReady(f"the model '{asked.model}' was unloaded"))
         return messages.Begun(asked.call)
 
+    async def _want(self, call: int, model: str | None) -> Reply:
+        engine = await self._engines.find(model)
+        self._look()
+        return messages.Wanted(call, engine.name)
+
     async def _scrape(self, call: int) -> Reply:
-        return messages.Scraped(call, await self._engine.scrape())
+        return messages.Scraped(call, await self._engines.scrape())
 
     async def _operate(self, asked: messages.Operate) -> Reply:
         if self._operator is None:
-            raise RemoteProtocolError("this engine has no operator")
+            raise RemoteProtocolError("these engines have no operator")
         return messages.Operated(asked.call, await operated(self._operator, asked.name, asked.arguments))
 
     async def _enter(self, worker: _Worker, asked: messages.Enter) -> Reply:
@@ -290,13 +362,13 @@ class EngineServer:
         worker.inside[asked.call] = asked.key
         return messages.Entered(asked.call, allowance)
 
-    def _find(self, worker: _Worker, call: int, answer: str, owner: KeyId) -> None:
-        held = self._answers.get(answer)
-        if held is not None and (held.key != owner or not held.movable):
+    def _find(self, worker: _Worker, asked: messages.Find) -> None:
+        held = self._answers.get(asked.answer)
+        if held is not None and (held.key != asked.owner or not held.movable or held.engine.name != asked.model):
             held = None
         if held is not None:
             held.give(None)
-        worker.channel.say(messages.Found(call, None if held is None else held.attached))
+        worker.channel.say(messages.Found(asked.call, None if held is None else held.attached))
         if held is not None:
             self._attach(held, worker)
 
@@ -318,8 +390,8 @@ class EngineServer:
         held.give(worker.channel)
         held.say_again()
 
-    def _orphan(self, id: str) -> None:
-        self._orphans[id] = asyncio.get_running_loop().call_later(self._engine.resume, self._drop, id)
+    def _orphan(self, held: RemoteAnswer) -> None:
+        self._orphans[held.id] = asyncio.get_running_loop().call_later(held.engine.resume, self._drop, held.id)
 
     def _forget(self, worker: _Worker, id: str) -> None:
         held = self._answers.get(id)
@@ -333,4 +405,11 @@ class EngineServer:
         for request in held.streams:
             self._requests.pop(request, None)
         held.close()
-        self._engine.forget(id)
+        held.engine.forget(id)
+
+
+def _status(engine: Engine) -> Status:
+    try:
+        return Status(engine.state, engine.longest(), None)
+    except ShoalError as error:
+        return Status(engine.state, 0, Failure.of(error))

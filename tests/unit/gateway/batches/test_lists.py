@@ -7,9 +7,9 @@ from time import time
 
 import pytest
 
-from shoal.gateway.app import create_app
 from shoal.gateway.auth.key import KeyLimits
 from shoal.gateway.auth.key_store import KeyStore
+from tests.support.app import app_of
 from tests.support.batches import Api, jsonl, line, run
 from tests.support.engine import FakeEngine, says
 from tests.support.http import fetch
@@ -62,7 +62,7 @@ def test_the_requests_and_tokens_of_a_batch_count_for_its_owner_s_key_and_are_no
 
 
 def test_a_server_without_settings_keeps_nothing() -> None:
-    assert fetch(create_app(FakeEngine(says("x"))), "GET", "/v1/batches").status_code == 404
+    assert fetch(app_of(FakeEngine(says("x"))), "GET", "/v1/batches").status_code == 404
 
 
 def test_outputs_are_private(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from shoal.errors import ClusterError, NotReady, QueueFull, ShoalError
-from shoal.gateway.app import create_app
 from shoal.request import Priority, Request
+from tests.support.app import app_of
 from tests.support.batches import Api, Gated, echo, jsonl, line, run
 from tests.support.engine import FakeEngine
 from tests.support.http import CHAT, COMPLETIONS, eventually, fetch
@@ -138,19 +138,19 @@ def test_two_batches_take_turns(tmp_path: Path) -> None:
 def test_a_client_may_ask_for_the_lowest_class_itself() -> None:
     for options in ({"headers": {"X-Priority": "batch"}}, {"json": {"prompt": "Hi", "service_tier": "batch"}}):
         engine = FakeEngine()
-        answer = fetch(create_app(engine), "POST", COMPLETIONS, **{"json": {"prompt": "Hi"}, **options})
+        answer = fetch(app_of(engine), "POST", COMPLETIONS, **{"json": {"prompt": "Hi"}, **options})
         assert (answer.status_code, engine.asked.priority) == (200, Priority.BATCH)
 
 
 @pytest.mark.parametrize(("tier", "header", "priority"), [("priority", "flex", Priority.FLEX), ("flex", "urgent", Priority.FLEX)])
 def test_of_two_classes_the_lower_counts(tier: str, header: str, priority: Priority) -> None:
     engine = FakeEngine()
-    fetch(create_app(engine), "POST", COMPLETIONS, json={"prompt": "Hi", "service_tier": tier}, headers={"X-Priority": header})
+    fetch(app_of(engine), "POST", COMPLETIONS, json={"prompt": "Hi", "service_tier": tier}, headers={"X-Priority": header})
     assert engine.asked.priority is priority
 
 
 def test_a_class_that_is_none_is_refused() -> None:
-    answer = fetch(create_app(FakeEngine()), "POST", COMPLETIONS, json={"prompt": "Hi"}, headers={"X-Priority": "first"})
+    answer = fetch(app_of(FakeEngine()), "POST", COMPLETIONS, json={"prompt": "Hi"}, headers={"X-Priority": "first"})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "X-Priority")
 
 
@@ -158,7 +158,7 @@ def test_requests_of_a_batch_are_not_kept_for_the_next_engine_unless_they_are_na
     engine = FakeEngine()
     for headers in ({}, {"X-Request-Id": "mine"}):
         engine.forget = lambda answer: None
-        fetch(create_app(engine), "POST", COMPLETIONS, json={"prompt": "Hi", "service_tier": "batch"}, headers=headers)
+        fetch(app_of(engine), "POST", COMPLETIONS, json={"prompt": "Hi", "service_tier": "batch"}, headers=headers)
     assert list(engine.kept) == ["mine"]
 
 

@@ -10,10 +10,10 @@ import httpx2 as httpx
 import msgspec
 import pytest
 
-from shoal.gateway.app import create_app
 from shoal.request import Request, TokenChunk
 from shoal.text.reasoning import THINK
 from tests.support.anthropic_api import HI, MESSAGES, WEATHER, ask, streamed
+from tests.support.app import app_of
 from tests.support.engine import FakeEngine, Item, Resumed, ScriptedStream, able, prompt, says, spoken
 from tests.support.http import eventually
 from tests.support.tools import CITY
@@ -240,7 +240,7 @@ def test_a_stream_is_taken_up_after_a_restart() -> None:
     hung = able(says(f"Hm.\n{PARIS}"), hang=True)
 
     async def begun() -> None:
-        app = create_app(hung)
+        app = app_of(hung)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://shoal") as client:
             asking = asyncio.create_task(
                 client.post(MESSAGES, json={"messages": HI, "max_tokens": 100, "tools": [WEATHER]}, headers={"X-Request-Id": "mine"})
@@ -255,7 +255,7 @@ def test_a_stream_is_taken_up_after_a_restart() -> None:
     after.before = [Resumed("mine", note, requests, [ScriptedStream(r, spoken(r, f"Hm.\n{PARIS}"), False) for r in requests])]
 
     async def read_on() -> str:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(after)), base_url="http://shoal") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app_of(after)), base_url="http://shoal") as client:
             return (await client.get("/v1/streams/mine", headers={"Last-Event-ID": "3"})).text
 
     rest = asyncio.run(read_on())

@@ -14,11 +14,11 @@ import pytest
 
 from shoal.config import ApiSettings
 from shoal.errors import StageLost
-from shoal.gateway.app import create_app
 from shoal.gateway.auth.key_store import KeyStore
 from shoal.text.reasoning import THINK
 from shoal.text.tools import HERMES
 from tests.support.anthropic_api import HI, IMAGE, MESSAGES, WEATHER, refused, streamed
+from tests.support.app import app_of
 from tests.support.engine import FakeEngine, able, prompt, says, spoken
 from tests.support.http import CHAT, fetch, serving
 from tests.support.weather import PARIS
@@ -30,7 +30,7 @@ def test_keys_come_as_anthropic_s_clients_send_them(tmp_path: Path) -> None:
     store = KeyStore(tmp_path)
     token = store.create("first", time())[1]
     store.close()
-    app = create_app(FakeEngine(), ApiSettings(data=str(tmp_path)))
+    app = app_of(FakeEngine(), ApiSettings(data=str(tmp_path)))
     body = {"messages": HI, "max_tokens": 5}
 
     def status(path: str = MESSAGES, **headers: str) -> int:
@@ -43,7 +43,7 @@ def test_keys_come_as_anthropic_s_clients_send_them(tmp_path: Path) -> None:
 
 
 def test_models_for_anthropic_s_clients() -> None:
-    app = create_app(able())
+    app = app_of(able())
     version = {"anthropic-version": "2023-06-01"}
     page = fetch(app, "GET", "/v1/models", headers=version).json()
     info = {
@@ -68,7 +68,7 @@ def test_models_for_anthropic_s_clients() -> None:
 def sdk(asked: FakeEngine, work: Callable[[anthropic.AsyncAnthropic], Awaitable[None]]) -> None:
     async def go() -> None:
         async with (
-            serving(create_app(asked)) as port,
+            serving(app_of(asked)) as port,
             anthropic.AsyncAnthropic(base_url=f"http://127.0.0.1:{port}", api_key="none", max_retries=0) as client,
         ):
             await work(client)
@@ -179,7 +179,7 @@ def from_claude_code(*later: dict[str, Any]) -> dict[str, Any]:
 def test_what_claude_code_sends() -> None:
     ls = '<tool_call>\n{"name": "Bash", "arguments": {"command": "ls"}}\n</tool_call>'
     asked = FakeEngine(says(f"<think>Hm.</think>I look.\n{ls}"), tools=HERMES, reasoning=THINK, longest=2000)
-    first = streamed(fetch(create_app(asked), "POST", f"{MESSAGES}?beta=true", json=from_claude_code(), headers=CLAUDE_CODE))
+    first = streamed(fetch(app_of(asked), "POST", f"{MESSAGES}?beta=true", json=from_claude_code(), headers=CLAUDE_CODE))
     blocks = [event["content_block"] for event in first if event["type"] == "content_block_start"]
     assert [block["type"] for block in blocks] == ["thinking", "text", "tool_use"]
     assert first[-2]["delta"]["stop_reason"] == "tool_use"
@@ -206,7 +206,7 @@ def test_what_claude_code_sends() -> None:
         },
     ]
     asked = FakeEngine(says("One."), tools=HERMES, reasoning=THINK, longest=2000)
-    second = streamed(fetch(create_app(asked), "POST", f"{MESSAGES}?beta=true", json=from_claude_code(*later), headers=CLAUDE_CODE))
+    second = streamed(fetch(app_of(asked), "POST", f"{MESSAGES}?beta=true", json=from_claude_code(*later), headers=CLAUDE_CODE))
     assert second[-2]["delta"]["stop_reason"] == "end_turn"
     said = prompt(asked).splitlines()
     assert "system: You are a Claude agent." in said and "cc_version" not in prompt(asked)
@@ -215,5 +215,5 @@ def test_what_claude_code_sends() -> None:
 
 
 def test_claude_code_is_told_that_a_prompt_is_too_long_as_it_knows_it() -> None:
-    answer = fetch(create_app(able(longest=100)), "POST", f"{MESSAGES}?beta=true", json=from_claude_code(), headers=CLAUDE_CODE)
+    answer = fetch(app_of(able(longest=100)), "POST", f"{MESSAGES}?beta=true", json=from_claude_code(), headers=CLAUDE_CODE)
     assert refused(answer, 400, "invalid_request_error").startswith("prompt is too long: ")

@@ -7,23 +7,23 @@ from typing import Any
 import pytest
 
 from shoal.errors import NotReady, QueueFull, StageLost
-from shoal.gateway.app import create_app
 from tests.support.anthropic_api import MESSAGES, ask, refused, streamed
+from tests.support.app import app_of
 from tests.support.engine import FakeEngine, able, spoken
 from tests.support.http import fetch
 
 
 def test_errors_have_anthropic_s_shape() -> None:
     assert "known here are fake" in refused(ask(able(), model="claude-opus"), 404, "not_found_error")
-    assert "no such endpoint" in refused(fetch(create_app(able()), "POST", f"{MESSAGES}/batches", json={}), 404, "not_found_error")
-    refused(fetch(create_app(able()), "GET", MESSAGES), 405, "invalid_request_error")
+    assert "no such endpoint" in refused(fetch(app_of(able()), "POST", f"{MESSAGES}/batches", json={}), 404, "not_found_error")
+    refused(fetch(app_of(able()), "GET", MESSAGES), 405, "invalid_request_error")
     refused(
-        fetch(create_app(able()), "POST", MESSAGES, content=b"{", headers={"content-type": "application/json"}),
+        fetch(app_of(able()), "POST", MESSAGES, content=b"{", headers={"content-type": "application/json"}),
         400,
         "invalid_request_error",
     )
-    refused(fetch(create_app(able()), "POST", MESSAGES, content=b"x", headers={"content-type": "text/plain"}), 415, "invalid_request_error")
-    refused(fetch(create_app(able()), "POST", MESSAGES, content=b" " * (5 << 20)), 413, "request_too_large")
+    refused(fetch(app_of(able()), "POST", MESSAGES, content=b"x", headers={"content-type": "text/plain"}), 415, "invalid_request_error")
+    refused(fetch(app_of(able()), "POST", MESSAGES, content=b" " * (5 << 20)), 413, "request_too_large")
 
 
 @pytest.mark.parametrize("refusal", [NotReady("the model is being loaded"), StageLost("a node was lost")])

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from shoal.gateway.app import create_app
 from tests.support.anthropic_api import HI, IMAGE, MESSAGES, WEATHER, ask, refused
+from tests.support.app import app_of
 from tests.support.engine import able, prompt, says
 from tests.support.http import fetch
 from tests.support.tools import CITY
@@ -56,7 +56,7 @@ def test_every_answer_has_a_request_id(headers: dict[str, str]) -> None:
         assert set(ids) == {"mine"}
     else:
         assert len(set(ids)) == 6 and all(id[:4] in ("req_", "msg_") for id in ids)
-    early = fetch(create_app(able()), "POST", MESSAGES, headers={"X-Priority": "odd"})
+    early = fetch(app_of(able()), "POST", MESSAGES, headers={"X-Priority": "odd"})
     assert early.status_code == 400 and early.headers["request-id"].startswith("req_")
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from shoal.gateway.app import create_app
 from shoal.text.reasoning import THINK
+from tests.support.app import app_of
 from tests.support.engine import FakeEngine, able
 from tests.support.http import fetch
 from tests.support.ollama_api import ask, refused
@@ -45,7 +45,7 @@ def test_a_text_that_is_too_long_is_cut_unless_it_must_not_be() -> None:
 
 
 def test_the_model_in_its_lists() -> None:
-    app = create_app(able())
+    app = app_of(able())
     (tag,) = fetch(app, "GET", "/api/tags").json()["models"]
     details = {
         "parent_model": "",
@@ -63,11 +63,11 @@ def test_the_model_in_its_lists() -> None:
     info = shown["model_info"]
     assert (info["general.architecture"], info["llama.context_length"], info["llama.embedding_length"]) == ("llama", 1000, 4)
     assert info["general.parameter_count"] == 135_000_000
-    assert "thinking" in fetch(create_app(FakeEngine(reasoning=THINK)), "POST", "/api/show", json={"name": "fake"}).json()["capabilities"]
+    assert "thinking" in fetch(app_of(FakeEngine(reasoning=THINK)), "POST", "/api/show", json={"name": "fake"}).json()["capabilities"]
 
 
 def test_whoever_looks_for_a_server_finds_one() -> None:
-    app = create_app(able())
+    app = app_of(able())
     assert fetch(app, "HEAD", "/").status_code == 200
     assert fetch(app, "GET", "/").text == "shoal is running"
     assert [int(part) for part in fetch(app, "GET", "/api/version").json()["version"].split(".")] >= [0, 6, 4]

@@ -10,8 +10,8 @@ import pytest
 
 from shoal.config import ApiSettings
 from shoal.errors import NotReady, QueueFull, StageLost
-from shoal.gateway.app import create_app
 from shoal.gateway.auth.key_store import KeyStore
+from tests.support.app import app_of
 from tests.support.engine import FakeEngine, able, spoken
 from tests.support.http import fetch
 from tests.support.ollama_api import CHAT, GENERATE, HI, ask, lines, refused
@@ -51,15 +51,17 @@ def test_a_name_without_a_tag_is_one_with_the_tag_latest(served: str, asks: str)
     answer = ask(asked, model=asks, stream=False)
     assert (answer.status_code, answer.json().get("model", asks)) == (200 if same else 404, asks)
     for field in ("model", "name"):
-        assert fetch(create_app(asked), "POST", "/api/show", json={field: asks}).status_code == (200 if same else 404)
+        assert fetch(app_of(asked), "POST", "/api/show", json={field: asks}).status_code == (200 if same else 404)
 
 
 def test_errors_have_ollama_s_shape() -> None:
-    app = create_app(able())
+    app = app_of(able())
     assert "known here are fake" in refused(ask(able(), model="llama3"), 404)
     assert ask(able(), model="fake:latest", stream=False).json()["model"] == "fake:latest"
     for method, what in (("POST", "pull"), ("POST", "push"), ("POST", "create"), ("POST", "copy"), ("DELETE", "delete")):
-        assert "one model" in refused(fetch(app, method, f"/api/{what}", **({"json": {"model": "x"}} if method == "POST" else {})), 400)
+        assert "this server has 'fake'" in refused(
+            fetch(app, method, f"/api/{what}", **({"json": {"model": "x"}} if method == "POST" else {})), 400
+        )
     refused(fetch(app, "GET", "/api/nothing"), 404)
     refused(fetch(app, "GET", CHAT), 405)
     for refusal, status in ((NotReady("the model is being loaded"), 503), (QueueFull(3, 3), 429)):
@@ -79,7 +81,7 @@ def test_keys(tmp_path: Path) -> None:
     store = KeyStore(tmp_path)
     token = store.create("first", time())[1]
     store.close()
-    app = create_app(FakeEngine(), ApiSettings(data=str(tmp_path)))
+    app = app_of(FakeEngine(), ApiSettings(data=str(tmp_path)))
     assert "API key" in refused(fetch(app, "GET", "/api/tags"), 401)
     assert "API key" in refused(fetch(app, "POST", CHAT, json={"messages": HI}), 401)
     assert fetch(app, "GET", "/api/tags", headers={"authorization": f"Bearer {token}"}).status_code == 200
@@ -88,7 +90,7 @@ def test_keys(tmp_path: Path) -> None:
 
 def test_requests_are_counted_as_accepted_or_refused() -> None:
     asked = able()
-    app = create_app(asked)
+    app = app_of(asked)
     fetch(app, "POST", CHAT, json={"messages": HI})
     fetch(app, "POST", GENERATE, json={"prompt": "Hi", "nonsense": 1})
     fetch(app, "POST", "/api/embed", json={"input": "Hi"})

@@ -9,7 +9,7 @@ import ollama
 import pytest
 
 from shoal.errors import StageLost
-from shoal.gateway.app import create_app
+from tests.support.app import app_of
 from tests.support.engine import FakeEngine, able, says, spoken
 from tests.support.http import serving
 from tests.support.ollama_api import HI
@@ -18,7 +18,7 @@ from tests.support.weather import PARIS
 
 def sdk(asked: FakeEngine, work: Callable[[ollama.AsyncClient], Awaitable[None]]) -> None:
     async def go() -> None:
-        async with serving(create_app(asked)) as port:
+        async with serving(app_of(asked)) as port:
             client = ollama.AsyncClient(host=f"http://127.0.0.1:{port}", trust_env=False)
             await work(client)
             await client._client.aclose()
@@ -70,7 +70,7 @@ def test_the_sdk_knows_the_errors() -> None:
         with pytest.raises(ollama.ResponseError, match="known here are fake") as found:
             await client.chat("nobody", HI)
         assert found.value.status_code == 404
-        with pytest.raises(ollama.ResponseError, match="one model"):
+        with pytest.raises(ollama.ResponseError, match="are not pulled"):
             await client.pull("fake")
         with pytest.raises(ollama.ResponseError, match="a node was lost"):
             async for _ in await client.chat("fake", HI, stream=True):

@@ -18,12 +18,12 @@ from openai.types.responses.response_item_list import ResponseItemList
 
 from shoal.config import ApiSettings
 from shoal.errors import CapacityError, QueueFull
-from shoal.gateway.app import create_app
 from shoal.gateway.auth.key_store import KeyStore
 from shoal.gateway.endpoints.responses import store
 from shoal.gateway.endpoints.responses.route import page
 from shoal.gateway.endpoints.responses.store import Bounds, ResponseStore
 from shoal.gateway.http.in_process import InProcessClient
+from tests.support.app import app_of
 from tests.support.engine import FakeEngine, Resumed, ScriptedStream, says, spoken
 from tests.support.http import Leaver, eventually
 from tests.support.responses import PATH, ResponsesApi, kinds, parsed, text
@@ -128,7 +128,7 @@ def test_a_response_goes_on_when_the_server_is_started_anew(
     async def later(words: str, hang: bool) -> tuple[dict[str, Any], str]:
         engine = FakeEngine()
         engine.before = [Resumed("mine", note, requests, [ScriptedStream(requests[0], spoken(requests[0], "Hello")[: len(words)], hang)])]
-        transport = httpx.ASGITransport(create_app(engine, ApiSettings(data=str(tmp_path))))
+        transport = httpx.ASGITransport(app_of(engine, ApiSettings(data=str(tmp_path))))
         async with httpx.AsyncClient(transport=transport, base_url="http://shoal") as client:
             path = f"{PATH}/mine"
             events = "" if hang else (await client.get(path, params={"stream": "true", "starting_after": 3})).text
@@ -154,7 +154,7 @@ def test_every_process_knows_that_a_response_runs_whose_first_process_is_gone(
     async def second() -> None:
         engine = FakeEngine()
         engine.before = [Resumed("mine", note, requests, [ScriptedStream(requests[0], spoken(requests[0], "Hel")[:3], True)])]
-        app = create_app(engine, ApiSettings(data=str(tmp_path)))
+        app = app_of(engine, ApiSettings(data=str(tmp_path)))
         await eventually(lambda: third.get("mine").response["status"] == "in_progress")
         (await app.state.service.answers.find("mine")).close()
 

@@ -18,7 +18,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from shoal.config import ApiSettings
 from shoal.errors import StageLost
-from shoal.gateway.app import create_app
+from tests.support.app import app_of
 from tests.support.engine import FakeEngine, says, spoken
 from tests.support.http import eventually, serving
 
@@ -28,7 +28,7 @@ Talk = Callable[[ClientConnection], Awaitable[Any]]
 
 def talk(engine: FakeEngine, folder: Path, work: Talk, **settings: Any) -> Any:
     async def go() -> Any:
-        app = create_app(engine, ApiSettings(data=str(folder), **settings))
+        app = app_of(engine, ApiSettings(data=str(folder), **settings))
         async with asyncio.timeout(60), serving(app) as port, connect(f"ws://127.0.0.1:{port}/v1/responses", proxy=None) as socket:
             return await work(socket)
 
@@ -56,7 +56,7 @@ def asked_of(engine: FakeEngine) -> str:
 @pytest.mark.slow
 def test_the_openai_package_s_connection(tmp_path: Path) -> None:
     async def go() -> None:
-        async with asyncio.timeout(60), serving(create_app(FakeEngine(says("Hello")), ApiSettings(data=str(tmp_path)))) as port:
+        async with asyncio.timeout(60), serving(app_of(FakeEngine(says("Hello")), ApiSettings(data=str(tmp_path)))) as port:
             client = AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
             async with client.responses.connect() as connection:
                 said = ""

@@ -14,7 +14,7 @@ from shoal.gateway.auth.key import KeyId, KeyLimits
 from shoal.gateway.engine import TakenOver
 from tests.support.engine import FakeEngine
 from tests.support.http import eventually
-from tests.support.remote import MODEL, NOBODY, Workers, run, some, taken
+from tests.support.remote import MODEL, NOBODY, Workers, one, run, some, taken
 from tests.support.requests import asked, begun, hello, read, text
 from tests.support.slow_engine import SlowEngine
 
@@ -47,10 +47,10 @@ def test_who_leaves_is_told_by_its_process() -> None:
 def test_an_answer_is_taken_up_from_its_beginning_by_another_worker() -> None:
     async def work(made: Workers) -> None:
         first, second = await made.join(), await made.join()
-        (stream,) = await begun(first, asked(), named=True)
+        (stream,) = await begun(one(first), asked(), named=True)
         fake.say(3)
         assert await some(stream, 3) == "Hel"
-        found = await second.find("a", NOBODY)
+        found = await one(second).find("a", NOBODY)
         assert found is not None
         assert (found.id, found.note, found.requests) == ("a", b"note", [asked()])
         with pytest.raises(TakenOver):
@@ -66,10 +66,10 @@ def test_an_answer_is_taken_up_from_its_beginning_by_another_worker() -> None:
 def test_an_answer_goes_back_and_forth_and_has_one_reader() -> None:
     async def work(made: Workers) -> None:
         both = await made.join(), await made.join()
-        (stream,) = await begun(both[0], asked())
+        (stream,) = await begun(one(both[0]), asked())
         for turn in range(1, 6):
             fake.say(1)
-            found = await both[turn % 2].find("a", NOBODY)
+            found = await one(both[turn % 2]).find("a", NOBODY)
             assert found is not None
             await taken(stream)
             (stream,) = found.streams
@@ -83,10 +83,10 @@ def test_an_answer_goes_back_and_forth_and_has_one_reader() -> None:
 def test_one_worker_may_find_what_it_has_itself() -> None:
     async def work(made: Workers) -> None:
         worker = await made.join()
-        (stream,) = await begun(worker, asked())
+        (stream,) = await begun(one(worker), asked())
         fake.say(2)
         assert await some(stream, 2) == "He"
-        found = await worker.find("a", NOBODY)
+        found = await one(worker).find("a", NOBODY)
         assert found is not None
         await taken(stream)
         stream.close()
@@ -100,12 +100,12 @@ def test_one_worker_may_find_what_it_has_itself() -> None:
 def test_what_the_worker_that_lost_an_answer_says_of_it_counts_no_more() -> None:
     async def work(made: Workers) -> None:
         first, second = await made.join(), await made.join()
-        (stream,) = await begun(first, asked())
-        found = await second.find("a", NOBODY)
+        (stream,) = await begun(one(first), asked())
+        found = await one(second).find("a", NOBODY)
         assert found is not None
         stream.end_choice(0)
         stream.close()
-        first.forget("a")
+        one(first).forget("a")
         await first.scrape()
         assert (fake.streams[0].closed, fake.streams[0].ended, list(fake.kept)) == (False, set(), ["a"])
         fake.say(6)
@@ -118,12 +118,12 @@ def test_what_the_worker_that_lost_an_answer_says_of_it_counts_no_more() -> None
 def test_an_id_is_given_once_whichever_worker_is_asked() -> None:
     async def work(made: Workers) -> None:
         first, second = await made.join(), await made.join()
-        await begun(first, asked())
+        await begun(one(first), asked())
         with pytest.raises(IdTaken, match="/v1/streams/a"):
-            await begun(second, asked())
-        first.forget("a")
+            await begun(one(second), asked())
+        one(first).forget("a")
         await first.scrape()
-        await begun(second, asked())
+        await begun(one(second), asked())
 
     fake = FakeEngine(hello, hang=True)
     run(fake, work)
@@ -133,7 +133,7 @@ def test_an_id_is_given_once_whichever_worker_is_asked() -> None:
 def test_an_id_that_is_being_given_is_taken() -> None:
     async def work(made: Workers) -> None:
         both = await made.join(), await made.join()
-        results = await asyncio.gather(*(begun(worker, asked()) for worker in both), return_exceptions=True)
+        results = await asyncio.gather(*(begun(one(worker), asked()) for worker in both), return_exceptions=True)
         assert sorted(type(result).__name__ for result in results) == ["IdTaken", "list"]
 
     run(FakeEngine(), work)
@@ -142,14 +142,14 @@ def test_an_id_that_is_being_given_is_taken() -> None:
 def test_an_answer_that_was_found_for_nobody_waits_for_another_reader() -> None:
     async def work(made: Workers) -> None:
         first, second = await made.join(), await made.join()
-        await begun(first, asked(), named=True)
-        finding = asyncio.ensure_future(second.find("a", NOBODY))
+        await begun(one(first), asked(), named=True)
+        finding = asyncio.ensure_future(one(second).find("a", NOBODY))
         await asyncio.sleep(0)
         finding.cancel()
         await asyncio.gather(finding, return_exceptions=True)
         await second.scrape()
         assert not fake.streams[0].closed
-        found = await first.find("a", NOBODY)
+        found = await one(first).find("a", NOBODY)
         assert found is not None
         fake.say(6)
         assert text(await read(found.streams[0])) == "Hello"
@@ -161,12 +161,12 @@ def test_an_answer_that_was_found_for_nobody_waits_for_another_reader() -> None:
 def test_only_whose_it_is_finds_an_answer() -> None:
     async def work(made: Workers) -> None:
         first, second = await made.join(), await made.join()
-        (stream,) = await first.begin("a", msgspec.msgpack.encode({"owner": "alice"}), [asked()], True)
+        (stream,) = await one(first).begin("a", msgspec.msgpack.encode({"owner": "alice"}), [asked()], True)
         for stranger in (NOBODY, KeyId("bob")):
-            assert await second.find("a", stranger) is None
+            assert await one(second).find("a", stranger) is None
         fake.say(2)
         assert await some(stream, 2) == "He"
-        assert await second.find("a", KeyId("alice")) is not None
+        assert await one(second).find("a", KeyId("alice")) is not None
         await taken(stream)
 
     fake = SlowEngine()

@@ -15,7 +15,7 @@ from shoal.gateway.workers.messages import FromHead
 from shoal.request import Request
 from tests.support.engine import FakeEngine, Resumed, ScriptedStream, says, spoken
 from tests.support.http import eventually
-from tests.support.remote import NOBODY, Workers, run, some
+from tests.support.remote import NOBODY, Workers, one, run, some
 from tests.support.requests import asked, begun, hello, read, text
 from tests.support.slow_engine import SlowEngine
 
@@ -25,7 +25,7 @@ from tests.support.slow_engine import SlowEngine
 def test_the_head_waits_until_every_worker_has_finished() -> None:
     async def work(made: Workers) -> None:
         both = [await made.join() for _ in range(2)]
-        (stream,) = await begun(both[0], asked())
+        (stream,) = await begun(one(both[0]), asked())
         assert made.server.inside == 1
         finishing = asyncio.ensure_future(made.server.finish())
         for worker in both:
@@ -62,12 +62,12 @@ def test_the_head_does_not_wait_for_a_worker_that_is_gone() -> None:
 def test_the_unnamed_answers_of_a_dead_worker_end() -> None:
     async def work(made: Workers) -> None:
         dying, other = await made.join(), await made.join()
-        await begun(dying, asked("a-0"), asked("a-1"))
-        (stream,) = await begun(other, asked("b-0"), answer="b")
+        await begun(one(dying), asked("a-0"), asked("a-1"))
+        (stream,) = await begun(one(other), asked("b-0"), answer="b")
         await made.leave(dying)
         await eventually(lambda: [s.closed for s in fake.streams] == [True, True, False])
         assert list(fake.kept) == ["b"]
-        assert await other.find("a", NOBODY) is None
+        assert await one(other).find("a", NOBODY) is None
         fake.say(6)
         assert text(await read(stream)) == "Hello"
 
@@ -78,14 +78,14 @@ def test_the_unnamed_answers_of_a_dead_worker_end() -> None:
 def test_the_named_answer_of_a_dead_worker_goes_on_and_is_found_by_another() -> None:
     async def work(made: Workers) -> None:
         dying, other = await made.join(), await made.join()
-        (stream,) = await begun(dying, asked(), named=True)
+        (stream,) = await begun(one(dying), asked(), named=True)
         fake.say(2)
         assert await some(stream, 2) == "He"
         await made.leave(dying)
         await eventually(lambda: made.lost)
         fake.say(2)
         await eventually(lambda: len(fake.streams[0]._items) == 2)
-        found = await other.find("a", NOBODY)
+        found = await one(other).find("a", NOBODY)
         assert found is not None
         fake.say(2)
         assert text(await read(found.streams[0])) == "Hello"
@@ -97,13 +97,13 @@ def test_the_named_answer_of_a_dead_worker_goes_on_and_is_found_by_another() -> 
 def test_the_worker_that_comes_for_a_dead_one_takes_up_its_named_answers() -> None:
     async def work(made: Workers) -> None:
         dying = await made.join()
-        await begun(dying, asked("a-0"), asked("a-1"), named=True)
+        await begun(one(dying), asked("a-0"), asked("a-1"), named=True)
         await made.leave(dying)
         await eventually(lambda: made.lost)
         fresh = await made.join()
-        (resumed,) = fresh.resumed()
+        (resumed,) = one(fresh).resumed()
         assert [text(await read(stream)) for stream in resumed.streams] == ["Hello", "Hello"]
-        assert (await made.join()).resumed() == []
+        assert one(await made.join()).resumed() == []
 
     run(FakeEngine(), work)
 
@@ -111,11 +111,11 @@ def test_the_worker_that_comes_for_a_dead_one_takes_up_its_named_answers() -> No
 def test_nobody_takes_up_a_named_answer_and_it_ends() -> None:
     async def work(made: Workers) -> None:
         dying = await made.join()
-        await begun(dying, asked(), named=True)
+        await begun(one(dying), asked(), named=True)
         await made.leave(dying)
         await eventually(lambda: fake.streams[0].closed)
         assert fake.kept == {}
-        assert (await made.join()).resumed() == []
+        assert one(await made.join()).resumed() == []
 
     fake = FakeEngine(hello, hang=True)
     fake.resume = 0.02
@@ -135,7 +135,7 @@ def test_an_answer_that_was_being_begun_by_a_worker_that_dies_ends() -> None:
 
     async def work(made: Workers) -> None:
         dying = await made.join()
-        beginning = asyncio.ensure_future(begun(dying, asked(), named=True))
+        beginning = asyncio.ensure_future(begun(one(dying), asked(), named=True))
         await eventually(lambda: fake.streams)
         await made.leave(dying)
         await eventually(lambda: fake.streams[0].closed)
@@ -154,11 +154,11 @@ def test_a_worker_that_does_not_read_is_given_up_and_holds_back_nobody(monkeypat
         stuck: Channel[FromHead] = Channel(reader, writer, FromHead)
         stuck.say(messages.Join(4711))
         await stuck.hear()
-        stuck.say(messages.Begin(0, "a", b"", [asked(tokens=200_000)], False))
+        stuck.say(messages.Begin(0, "fake", "a", b"", [asked(tokens=200_000)], False))
         other = await made.join()
         await eventually(lambda: made.lost == [4711])
         assert fake.streams[0].closed
-        (stream,) = await begun(other, asked("b-0"), answer="b")
+        (stream,) = await begun(one(other), asked("b-0"), answer="b")
         assert len(await read(stream)) == 100
         stuck.abort()
 
@@ -172,7 +172,7 @@ def test_a_worker_that_does_not_read_is_given_up_and_holds_back_nobody(monkeypat
 def test_what_runs_ends_with_the_head() -> None:
     async def work(made: Workers) -> None:
         worker = await made.join()
-        (stream,) = await begun(worker, asked())
+        (stream,) = await begun(one(worker), asked())
         assert await some(stream, 3) == "Hel"
         waiting = asyncio.ensure_future(read(stream))
         await asyncio.sleep(0)
@@ -182,7 +182,7 @@ def test_what_runs_ends_with_the_head() -> None:
         with pytest.raises(ClusterError, match="engine is gone"):
             await waiting
         with pytest.raises(ClusterError, match="engine is gone"):
-            await begun(worker, asked("b-0"), answer="b")
+            await begun(one(worker), asked("b-0"), answer="b")
 
     fake = FakeEngine(hello, hang=True)
     run(fake, work)
@@ -191,7 +191,7 @@ def test_what_runs_ends_with_the_head() -> None:
 
 def test_a_head_that_ends_in_good_order_forgets_no_named_answer() -> None:
     async def work(made: Workers) -> None:
-        await begun(await made.join(), asked("a-0"), named=True)
+        await begun(one(await made.join()), asked("a-0"), named=True)
 
     fake = FakeEngine(hello, hang=True)
     run(fake, work)
@@ -200,9 +200,9 @@ def test_a_head_that_ends_in_good_order_forgets_no_named_answer() -> None:
 
 def test_the_first_worker_takes_up_what_outlived_another_head() -> None:
     async def work(made: Workers) -> None:
-        (resumed,) = (await made.join()).resumed()
+        (resumed,) = one(await made.join()).resumed()
         assert text(await read(resumed.streams[0])) == "Hello"
-        found = await (await made.join()).find("old", NOBODY)
+        found = await one(await made.join()).find("old", NOBODY)
         assert found is not None
         assert text(await read(found.streams[0])) == "Hello"
 

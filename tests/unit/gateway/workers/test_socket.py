@@ -22,12 +22,12 @@ from shoal.gateway.auth.key import KeyId
 from shoal.gateway.workers import channel as channels
 from shoal.gateway.workers import messages
 from shoal.gateway.workers.channel import Channel
-from shoal.gateway.workers.client import RemoteEngine
+from shoal.gateway.workers.client import RemoteEngines
 from shoal.gateway.workers.messages import Failure, FromHead, FromWorker
 from shoal.request import RequestId, TokenChunk
 from tests.support.engine import FakeEngine
 from tests.support.http import eventually
-from tests.support.remote import Workers, run
+from tests.support.remote import Workers, one, run
 from tests.support.requests import asked, begun, read, text
 
 
@@ -131,7 +131,7 @@ def test_what_is_no_message_ends_the_conversation_alone(raw: bytes) -> None:
         writer.write(raw)
         assert await reader.read() == b""
         writer.close()
-        (stream,) = await begun(worker, asked())
+        (stream,) = await begun(one(worker), asked())
         assert text(await read(stream)) == "Hello"
 
     run(FakeEngine(), work)
@@ -153,7 +153,7 @@ def test_who_does_not_join_first_is_not_heard(first: messages.Message) -> None:
 def test_what_is_not_counted_is_refused() -> None:
     async def work(made: Workers) -> None:
         worker = await made.join()
-        worker._channel.say(messages.Observed("weather", (1,)))
+        worker._channel.say(messages.Observed("fake", "weather", (1,)))
         await eventually(lambda: made.lost)
 
     run(FakeEngine(), work)
@@ -168,6 +168,6 @@ def test_a_head_that_says_nonsense_is_left() -> None:
         with tempfile.TemporaryDirectory(prefix="shoal-") as folder:
             async with await asyncio.start_unix_server(serve, f"{folder}/engine"):
                 with pytest.raises(RemoteProtocolError):
-                    await RemoteEngine.connect(f"{folder}/engine", lambda path, template: FakeEngine().tokenizer)  # pyright: ignore[reportArgumentType]
+                    await RemoteEngines.connect(f"{folder}/engine", lambda path, template, trust: FakeEngine().tokenizer)  # pyright: ignore[reportArgumentType]
 
     asyncio.run(work())

@@ -23,6 +23,8 @@ class BatchItem:
     url: str
     body: bytes
     """JSON."""
+    model: str | None = None
+    """The name that the body gives its model; None: none, or none that is a text."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ def _parse(number: int, raw: bytes, urls: Collection[str]) -> Line:
     if cast("dict[str, Any]", body).get("stream"):
         return invalid("unsupported_parameter", "the answers of a batch are not streamed; leave stream out", "body.stream")
     try:
-        return BatchItem(number, id, url, json.dumps(body).encode())
+        model = cast("dict[str, Any]", body).get("model")
+        return BatchItem(number, id, url, json.dumps(body).encode(), model if isinstance(model, str) else None)
     except (ValueError, RecursionError) as error:
         return invalid("invalid_body", f"the body cannot be written as JSON: {error}", "body")
 

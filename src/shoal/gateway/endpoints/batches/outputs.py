@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from shoal.errors import UnknownObject
@@ -24,13 +25,20 @@ def lines(path: Path, urls: Collection[str]) -> Iterator[Line]:
         yield from parsed(lines_of(file), urls)
 
 
-def problems(batch: Batch, files: FileStore, most: int) -> tuple[list[Problem], int]:
-    """Why an input is not a batch (the first hundred reasons), and how many requests it has. Raises OSError.
+@dataclass
+class Checked:
+    """An input that was read. problems: why it is not a batch, the first hundred reasons. count: its requests. models: that they name;
+    None: some name none."""
 
-    most: requests
-    """
-    found: list[Problem] = []
-    count = 0
+    problems: list[Problem] = field(default_factory=list[Problem])
+    count: int = 0
+    models: set[str | None] = field(default_factory=set[str | None])
+
+
+def checked(batch: Batch, files: FileStore, most: int) -> Checked:
+    """most: requests. Raises OSError."""
+    done = Checked()
+    found, count = done.problems, 0
     try:
         files.find(batch.owner, batch.input_file_id)
         for line in lines(files.path(batch.input_file_id), (batch.endpoint,)):
@@ -39,13 +47,16 @@ def problems(batch: Batch, files: FileStore, most: int) -> tuple[list[Problem], 
                 found.append(Problem(line.code, line.message, line.line, line.param))
             elif count > most:
                 found.append(Problem("too_many_requests", f"a batch has at most {most} requests", line.line))
+            else:
+                done.models.add(line.model)
             if len(found) >= _MOST_PROBLEMS or count > most:
                 break
     except UnknownObject as error:
         found.append(Problem("file_not_found", str(error), param="input_file_id"))
     if not count and not found:
         found.append(Problem("empty_file", "the file has no requests", param="input_file_id"))
-    return found, count
+    done.count = count
+    return done
 
 
 class BatchOutputs:

@@ -15,6 +15,7 @@ from shoal.gateway.endpoints.batches.state import BatchStatus
 from shoal.gateway.endpoints.batches.store import BatchStore
 from shoal.gateway.endpoints.batches.wire import BatchRequest
 from shoal.gateway.endpoints.files.store import PURPOSE, FileStore
+from shoal.gateway.engines import Engines
 from shoal.gateway.schema.contract import contract
 from shoal.gateway.schema.page import Paging, listed
 from shoal.gateway.schema.wire import parse
@@ -23,8 +24,8 @@ from shoal.gateway.service import json_body
 _PAGING = Paging(default=20, most=100)
 
 
-def routes(batches: BatchStore, files: FileStore, model: str, endpoints: Collection[str]) -> APIRouter:
-    """model: the one that is served. endpoints: those that the requests of a batch may use."""
+def routes(batches: BatchStore, files: FileStore, engines: Engines, endpoints: Collection[str]) -> APIRouter:
+    """endpoints: those that the requests of a batch may use."""
     router = APIRouter()
 
     def make(who: str, body: BatchRequest) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def routes(batches: BatchStore, files: FileStore, model: str, endpoints: Collect
             raise InvalidRequest(str(error), "input_file_id") from None
         if file.purpose != PURPOSE:
             raise InvalidRequest(f"{file.id} has the purpose '{file.purpose}'; a batch reads one with '{PURPOSE}'", "input_file_id")
-        return batches.create(who, model, body.endpoint, file.id, body.metadata).wire()
+        return batches.create(who, engines.resolve(None), body.endpoint, file.id, body.metadata).wire()
 
     def cancel(who: str, id: str) -> dict[str, Any]:
         batch = batches.find(who, id)

@@ -1,6 +1,6 @@
 """Runs batches, in the one process that may.
 
-The holder of a model's lease runs its batches, through the same endpoints that clients use, in the lowest class. All its state
+The holder of a model's lease runs its batches (of several models' lease those that need them all), through the same endpoints that clients use, in the lowest class. All its state
 is on the disk: when it dies, another process, or the next one, continues from there. So the runner only checks from time to
 time what there is to do.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -19,15 +19,16 @@ from time import time
 import structlog
 
 from shoal.config import ApiSettings
-from shoal.errors import CapacityError, Conflict, ShoalError, UnknownObject
+from shoal.errors import CapacityError, Conflict, ShoalError, UnknownModel, UnknownObject
 from shoal.gateway.auth.caller import CALLER, Caller
 from shoal.gateway.endpoints.batches.lease import Lease
 from shoal.gateway.endpoints.batches.line import BatchItem
-from shoal.gateway.endpoints.batches.outputs import BatchOutputs, problems
+from shoal.gateway.endpoints.batches.outputs import BatchOutputs, checked
 from shoal.gateway.endpoints.batches.retry_policy import RetryPolicy
 from shoal.gateway.endpoints.batches.state import Batch, BatchStatus, Counts, Problem
 from shoal.gateway.endpoints.batches.store import BatchStore
 from shoal.gateway.endpoints.files.store import FileStore
+from shoal.gateway.engines import Engines
 from shoal.gateway.http.in_process import Answered, InProcessClient
 
 log = structlog.get_logger()
@@ -42,7 +43,8 @@ _LEFT = {
 
 @dataclass
 class _Work:
-    model: str
+    models: tuple[str, ...]
+    """Under whose lease it is done."""
     task: asyncio.Task[None]
     over: asyncio.Event
     """Set when nothing more is to be asked."""
@@ -56,7 +58,7 @@ class Runner:
         batches: BatchStore,
         files: FileStore,
         inside: InProcessClient,
-        model: str,
+        engines: Engines,
         settings: ApiSettings,
         caller: Callable[[str], Caller],
         *,
@@ -64,11 +66,11 @@ class Runner:
         poll: float = _POLL,
     ) -> None:
         """caller: the caller that stands for a batch's owner at the endpoints."""
-        self._batches, self._files, self._inside, self._model, self._settings = batches, files, inside, model, settings
+        self._batches, self._files, self._inside, self._engines, self._settings = batches, files, inside, engines, settings
         self._caller = caller
         self._now, self._poll, self._rng = now, poll, Random()
         self._slots = asyncio.Semaphore(settings.batch_concurrency)  # first come, first served: batches take turns
-        self._leases: dict[str, Lease] = {}
+        self._leases: dict[tuple[str, ...], Lease] = {}
         self._work: dict[str, _Work] = {}
 
     @asynccontextmanager
@@ -110,8 +112,8 @@ class Runner:
         for batch in await asyncio.to_thread(self._batches.open):
             over = batch.status is BatchStatus.CANCELLING or batch.expires_at <= self._now()
             if (work := self._work.get(batch.id)) is None:
-                # Another model's batches are left to the process that serves it; if none does, they are brought to their end.
-                if (batch.model == self._model or over) and self._leased(batch.model):
+                # Other models' batches are left to the process that serves them; if none does, they are brought to their end.
+                if (self._serves(batch.needed) or over) and self._leased(batch.needed):
                     self._begin(batch)
                 continue
             if over:
@@ -119,20 +121,24 @@ class Runner:
             if work.papers is not None and (counts := work.papers.counts) != work.counted:
                 await asyncio.to_thread(self._batches.count, batch.id, counts)
                 work.counted = counts
-        for model in set(self._leases) - {self._model} - {work.model for work in self._work.values()}:
-            self._leases.pop(model).release()
+        for models in set(self._leases) - {work.models for work in self._work.values()}:
+            if not self._serves(models):
+                self._leases.pop(models).release()
 
-    def _leased(self, model: str) -> bool:
-        if model not in self._leases:
-            name = f"batches-{sha256(model.encode()).hexdigest()[:16]}.lock"
+    def _serves(self, models: tuple[str, ...]) -> bool:
+        return set(models) <= set(self._engines.names)
+
+    def _leased(self, models: tuple[str, ...]) -> bool:
+        if models not in self._leases:
+            name = f"batches-{sha256(chr(0).join(models).encode()).hexdigest()[:16]}.lock"
             if (lease := Lease.take(self._settings.data_folder / name)) is None:
                 return False
-            self._leases[model] = lease
+            self._leases[models] = lease
         return True
 
     def _begin(self, batch: Batch) -> None:
         over = asyncio.Event()
-        self._work[batch.id] = _Work(batch.model, asyncio.get_running_loop().create_task(self._see_to(batch.id, over)), over)
+        self._work[batch.id] = _Work(batch.needed, asyncio.get_running_loop().create_task(self._see_to(batch.id, over)), over)
 
     # One batch
 
@@ -161,7 +167,7 @@ class Runner:
                 case BatchStatus.VALIDATING | BatchStatus.IN_PROGRESS if overdue:
                     await asyncio.to_thread(self._finish, batch, BatchStatus.EXPIRED)
                 case BatchStatus.VALIDATING:
-                    await asyncio.to_thread(self._validate, batch)
+                    return await asyncio.to_thread(self._validate, batch)
                 case BatchStatus.IN_PROGRESS:
                     if await self._ask_all(batch, over):
                         await asyncio.to_thread(self._batches.move, batch.id, BatchStatus.FINALIZING)
@@ -175,12 +181,22 @@ class Runner:
             pass
         return True
 
-    def _validate(self, batch: Batch) -> None:
-        found, count = problems(batch, self._files, self._settings.batch_requests)
-        if found:
-            self._batches.move(batch.id, BatchStatus.FAILED, problems=tuple(found))
-        else:
-            self._batches.move(batch.id, BatchStatus.IN_PROGRESS, counts=Counts(count))
+    def _validate(self, batch: Batch) -> bool:
+        """Whether it goes on here: not if it needs others than the models under whose lease it is read."""
+        read = checked(batch, self._files, self._settings.batch_requests)
+        if read.problems:
+            self._batches.move(batch.id, BatchStatus.FAILED, problems=tuple(read.problems))
+            return True
+        models = self._models(batch, read.models)
+        return self._batches.move(batch.id, BatchStatus.IN_PROGRESS, counts=Counts(read.count), models=models).needed == batch.needed
+
+    def _models(self, batch: Batch, named: Collection[str | None]) -> tuple[str, ...]:
+        """The models that a batch needs. An unknown one is the result of the requests that name it."""
+        needed: set[str] = set()
+        for name in named:
+            with suppress(UnknownModel):
+                needed.add(batch.model if name is None else self._engines.resolve(name))
+        return tuple(sorted(needed))
 
     def _finish(self, batch: Batch, end: BatchStatus) -> None:
         papers = BatchOutputs(batch, self._files)
@@ -229,16 +245,23 @@ class Runner:
 
     async def _request(self, batch: Batch, papers: BatchOutputs, asked: BatchItem) -> None:
         patience = RetryPolicy()
+        body = asked.body if asked.model is not None else _naming(batch.model, asked.body)
         caller = self._caller(batch.owner)
         CALLER.set(caller)
         await caller.enter()  # counted once, however often it is asked; it is not limited
         while True:
-            answer = await self._inside.post(asked.url, asked.body)
+            answer = await self._inside.post(asked.url, body)
             pause = patience.pause(answer.status, _code(answer), answer.headers.get("retry-after"), self._now(), self._rng)
             if pause is None:
                 break
             await asyncio.sleep(pause)
         await papers.answered(asked, answer)
+
+
+def _naming(model: str, body: bytes) -> bytes:
+    """A body that asks for that model, unless it has one that is not a text, which the endpoint refuses."""
+    given = json.loads(body)
+    return body if given.get("model") is not None else json.dumps({**given, "model": model}).encode()
 
 
 def _code(answer: Answered) -> str | None:

@@ -66,12 +66,14 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     owner: str
     model: str
-    """The model that was served when the batch was created; it waits for that model."""
+    """The default model when the batch was created: it answers the requests that name none."""
     endpoint: str
     input_file_id: str
     created_at: int
     expires_at: int
     metadata: dict[str, str] | None = None
+    models: tuple[str, ...] = ()
+    """The models that its requests need, once they are known."""
     status: BatchStatus = BatchStatus.VALIDATING
     reached: dict[BatchStatus, int] = {}
     """When it reached each status, in seconds since 1970."""
@@ -79,6 +81,11 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     problems: tuple[Problem, ...] = ()
     output_file_id: str | None = None
     error_file_id: str | None = None
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The models that it waits for, as far as they are known."""
+        return self.models or (self.model,)
 
     @property
     def open(self) -> bool:
@@ -92,7 +99,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
             "id": self.id,
             "object": "batch",
             "endpoint": self.endpoint,
-            "model": self.model,
+            "model": self.needed[0],
             "errors": errors if self.problems else None,
             "input_file_id": self.input_file_id,
             "completion_window": f"{WINDOW // 3600}h",

@@ -21,7 +21,7 @@ from shoal.gateway.endpoints.chat.wire import ChatRequest
 from shoal.gateway.endpoints.socket import Session
 from shoal.gateway.engine import TakenOver
 from shoal.gateway.http.faults import fault
-from shoal.gateway.service import Service
+from shoal.gateway.service import Seen, Service
 
 _MAX_ID = 128
 
@@ -43,9 +43,9 @@ class _Chat(Session):
         """Replaces the answer's id by the client's."""
         return data if name is None else {**data, "id": name}
 
-    async def ask(self, body: dict[str, Any], name: str | None, size: int) -> None:
-        answer = await self._service.begin({"stream": True, **body}, ChatRequest, chat_job, size=size)
-        self._service.engine.observe_request("chat", "accepted", answer.job.prompt_tokens)
+    async def ask(self, body: dict[str, Any], name: str | None, size: int, seen: Seen) -> None:
+        answer = await self._service.begin({"stream": True, **body}, ChatRequest, chat_job, seen, size=size)
+        self._service.accepted("chat", seen)
         try:
             await (self._stream if answer.job.stream else self._whole)(answer, name)
         except WebSocketDisconnect:

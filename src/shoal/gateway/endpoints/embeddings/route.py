@@ -16,23 +16,24 @@ from shoal.gateway.service import Service, json_body, unless_left
 
 
 def routes(service: Service) -> APIRouter:
-    router, engine = APIRouter(), service.engine
+    router = APIRouter()
 
     @router.post("/v1/embeddings", **contract(EmbeddingRequest, EmbeddingAnswer, 404, 499, 504))
     async def embeddings(request: Request) -> Response:
         with service.observed("embeddings") as seen:
             raw = await json_body(request)
+            engine = await service.engine(raw, seen)
 
             def prepared() -> tuple[EmbeddingRequest, list[list[int]]]:
                 body = parse(EmbeddingRequest, raw)
-                service.check_model(body.model)
                 return body, inputs(body, engine)
 
             with part("prepare"):
                 body, prompts = await work(request.state.size, prepared)
             seen.prompt_tokens = sum(map(len, prompts))
             if (span := SPAN.get()) is not None:
-                span.attributes |= {"gen_ai.request.model": engine.name, "gen_ai.usage.input_tokens": seen.prompt_tokens}
+                asked = span.attributes.get("gen_ai.request.model", engine.name)
+                span.attributes |= {"gen_ai.request.model": asked, "gen_ai.usage.input_tokens": seen.prompt_tokens}
             vectors = await unless_left(request, embed(prompts, engine))
             if vectors is None:
                 return Response(status_code=499)

@@ -34,13 +34,8 @@ def routes(service: Service) -> APIRouter:
     @router.post("/v1/messages/count_tokens", **contract(CountRequest, MessageTokens, 404, dialects=_SPOKEN))
     async def count_tokens(request: Request) -> Response:
         body = await json_body(request)
-
-        def counted() -> int:
-            parsed = parse(CountRequest, body)
-            service.check_model(parsed.model)
-            return count(parsed, service.engine)
-
-        tokens = await work(request.state.size, counted)
+        engine = await service.engine(body)
+        tokens = await work(request.state.size, lambda: count(parse(CountRequest, body), engine))
         return JSONResponse({"input_tokens": tokens}, headers={REQUEST_ID: request_id(request.headers)})
 
     return router

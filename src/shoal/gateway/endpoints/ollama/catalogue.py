@@ -1,4 +1,4 @@
-"""The served model in Ollama's listings."""
+"""The models in Ollama's listings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import msgspec
 
 from shoal.errors import NotReady
 from shoal.gateway.engine import Engine
+from shoal.gateway.engines import Engines
 from shoal.gateway.schema.moment import moment
+from shoal.serving.aliases import standing
 
 _LATEST = ":latest"
 """The tag that Ollama appends to a name without one."""
@@ -17,9 +19,16 @@ _FOREVER = 100 * 365 * 86400
 """Seconds until a model that stays loaded is said to be unloaded; clients expect a time."""
 
 
-def tag(engine: Engine) -> dict[str, Any]:
-    """The model's entry in /api/tags."""
-    name, facts = tagged(engine.name), engine.facts
+def tags(engines: Engines) -> list[dict[str, Any]]:
+    """The answer of /api/tags: the models that are there and their aliases, which have the digest of what they stand for."""
+    there = {engine.name: engine for engine in engines.all}
+    aliases = {alias: engines.resolve(alias) for alias in standing(engines.aliases, there)}
+    return [tag(engine, engine.name) for engine in there.values()] + [tag(there[model], alias) for alias, model in aliases.items()]
+
+
+def tag(engine: Engine, name: str) -> dict[str, Any]:
+    """A model's entry under one of its names."""
+    name, facts = tagged(name), engine.facts
     digest = hashlib.sha256(msgspec.json.encode([engine.name, facts])).hexdigest()
     return {
         "name": name,
@@ -31,14 +40,17 @@ def tag(engine: Engine) -> dict[str, Any]:
     }
 
 
-def running(engine: Engine) -> list[dict[str, Any]]:
-    """The answer of /api/ps: empty until the model is loaded."""
-    try:
-        longest = engine.longest()
-    except NotReady:
-        return []
-    shown = {key: value for key, value in tag(engine).items() if key != "modified_at"}
-    return [{**shown, "expires_at": moment(engine.created + _FOREVER), "size_vram": 0, "context_length": longest}]
+def running(engines: Engines) -> list[dict[str, Any]]:
+    """The answer of /api/ps: the models that are loaded."""
+    out: list[dict[str, Any]] = []
+    for engine in engines.all:
+        try:
+            longest = engine.longest()
+        except NotReady:
+            continue
+        shown = {key: value for key, value in tag(engine, engine.name).items() if key != "modified_at"}
+        out.append({**shown, "expires_at": moment(engine.created + _FOREVER), "size_vram": 0, "context_length": longest})
+    return out
 
 
 def shown(engine: Engine) -> dict[str, Any]:
@@ -61,9 +73,11 @@ def tagged(name: str) -> str:
     return name if ":" in name else name + _LATEST
 
 
-def named(name: str, engine: Engine) -> str:
-    """The model's name here for a client's name of it: Ollama's default tag may be present or absent."""
-    return engine.name if tagged(name) == tagged(engine.name) else name.removesuffix(_LATEST)
+def named(name: str, engines: Engines) -> str:
+    """The name here for a client's name of a model: Ollama's default tag may be present or absent."""
+    names = {*engines.names, *engines.aliases}
+    bare = name.removesuffix(_LATEST)
+    return next((each for each in (name, bare, tagged(name)) if each in names), bare)
 
 
 def _info(engine: Engine) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from shoal.gateway.endpoints.ollama.answer import (
     OllamaTags,
     OllamaVersion,
 )
-from shoal.gateway.endpoints.ollama.catalogue import named, running, shown, tag, tagged
+from shoal.gateway.endpoints.ollama.catalogue import named, running, shown, tagged, tags
 from shoal.gateway.endpoints.ollama.job import OllamaJob, chat_job, generate_job, options_of
 from shoal.gateway.endpoints.ollama.wire import (
     ChatRequest,
@@ -42,6 +42,7 @@ from shoal.gateway.endpoints.ollama.wire import (
 )
 from shoal.gateway.endpoints.ollama.writer import OllamaWriter, nanoseconds
 from shoal.gateway.engine import Engine
+from shoal.gateway.engines import Engines
 from shoal.gateway.http.dialect import OLLAMA
 from shoal.gateway.http.request_id import chosen_id
 from shoal.gateway.http.request_span import part
@@ -49,7 +50,7 @@ from shoal.gateway.http.work import work
 from shoal.gateway.schema.contract import LINES, REFUSALS, contract
 from shoal.gateway.schema.moment import moment
 from shoal.gateway.schema.wire import ModelBody, parse
-from shoal.gateway.service import Service, Streaming, json_body, unless_left, whole
+from shoal.gateway.service import Seen, Service, Streaming, json_body, unless_left, whole
 
 VERSION = "0.12.11"
 """Version of Ollama's API, as far as it is supported here: some clients require a minimum."""
@@ -72,28 +73,23 @@ async def lines(answer: Answer, writer: Writer, after: Position | None = None, p
             yield msgspec.json.encode((waiting if event is PING else event).data) + b"\n"
 
 
-async def _body(request: Request, engine: Engine) -> tuple[dict[str, Any], str | None]:
+async def _body(request: Request, engines: Engines) -> tuple[dict[str, Any], str | None]:
     """The body, and the client's name for its model; in the body it is replaced by the name here."""
     body = await json_body(request)
     name = body.get("model")
     if not isinstance(name, str):
         return body, None
-    return {**body, "model": named(name, engine)}, name
+    return {**body, "model": named(name, engines)}, name
 
 
 def routes(service: Service) -> APIRouter:
-    router, engine = APIRouter(), service.engine
+    router = APIRouter()
 
-    async def parsed(request: Request, kind: type[A]) -> tuple[A, str]:
-        """The body, and the model's name in it. Raises InvalidRequest, UnknownModel."""
-        body, name = await _body(request, engine)
-
-        def made() -> A:
-            asked = parse(kind, body)
-            service.check_model(asked.model)
-            return asked
-
-        return await work(request.state.size, made), name or tagged(engine.name)
+    async def parsed(request: Request, kind: type[A], seen: Seen) -> tuple[A, Engine, str]:
+        """The body, the engine of its model, and the client's name for that. Raises InvalidRequest, UnknownModel, NotReady."""
+        body, name = await _body(request, service.engines)
+        engine = await service.engine(body, seen)
+        return await work(request.state.size, parse, kind, body), engine, name or tagged(engine.name)
 
     async def speak(
         request: Request,
@@ -105,18 +101,18 @@ def routes(service: Service) -> APIRouter:
         """asks: whether a body has a prompt; a body without one only asks to load the model."""
         with service.observed(endpoint) as seen:
             chosen = chosen_id(request.headers.get("x-request-id"))
-            body, name = await parsed(request, kind)
+            body, engine, name = await parsed(request, kind, seen)
             if not asks(body):
-                return _loaded(body, name, kind is ChatRequest)
+                return _loaded(body, engine, name, kind is ChatRequest)
             with part("prepare"):
                 job = await work(request.state.size, prepare, body, engine, chosen, name)
-            answer = await service.answers.begin(job)
+            answer = await service.answers.begin(job, engine)
             seen.prompt_tokens = answer.job.prompt_tokens
             if answer.job.stream:
                 return Streaming(service.answers, answer, written=lines, media=LINES)
             return await whole(request, service.answers, answer)
 
-    def _loaded(body: Loading, name: str, chat: bool) -> Response:
+    def _loaded(body: Loading, engine: Engine, name: str, chat: bool) -> Response:
         if body.keep_alive in (0, "0", "0s"):
             raise InvalidRequest("the model stays loaded while this server runs: keep_alive 0 cannot unload it", "keep_alive")
         engine.longest()  # raises NotReady if it is not loaded
@@ -138,7 +134,7 @@ def routes(service: Service) -> APIRouter:
     async def embedded(request: Request, kind: type[L], asks: Callable[[L], EmbedRequest]) -> tuple[str, list[list[float]], int] | None:
         """The client's name for the model, the vectors, and the number of tokens in the texts; None if the client left."""
         with service.observed("ollama_embed") as seen:
-            body, name = await parsed(request, kind)
+            body, engine, name = await parsed(request, kind, seen)
 
             def prepared() -> tuple[EmbeddingRequest, list[list[int]]]:
                 asked = asks(body)
@@ -173,27 +169,26 @@ def routes(service: Service) -> APIRouter:
         return Response(status_code=499) if found is None else JSONResponse({"embedding": found[1][0]})
 
     @router.get("/api/tags", **described(None, OllamaTags))
-    async def tags() -> dict[str, Any]:
-        return {"models": [tag(engine)]}
+    async def list_all() -> dict[str, Any]:
+        return {"models": tags(service.engines)}
 
     @router.get("/api/ps", **described(None, OllamaRunning))
     async def ps() -> dict[str, Any]:
-        return {"models": running(engine)}
+        return {"models": running(service.engines)}
 
     @router.post("/api/show", **described(ShowRequest, OllamaShown, 404))
     async def show(request: Request) -> dict[str, Any]:
-        body, _ = await parsed(request, ShowRequest)
-        service.check_model(None if body.name is None else named(body.name, engine))
-        return shown(engine)
+        body, _ = await _body(request, service.engines)
+        asked = await work(request.state.size, parse, ShowRequest, body)
+        return shown(await service.engines.find(asked.model if asked.name is None else named(asked.name, service.engines)))
 
     @router.get("/api/version", **described(None, OllamaVersion))
     async def version() -> dict[str, Any]:
         return {"version": VERSION}
 
     async def refused() -> Response:
-        raise InvalidRequest(
-            f"this server has one model, '{engine.name}', which it was started with: models are not pulled, made, copied or deleted here"
-        )
+        names = " and ".join(f"'{name}'" for name in service.engines.names)
+        raise InvalidRequest(f"this server has {names}: models are not pulled, made, copied or deleted over Ollama's API")
 
     for what, method in _CHANGES.items():
         told: dict[int | str, dict[str, Any]] = {400: {"model": OLLAMA.error, "description": REFUSALS[400]}}

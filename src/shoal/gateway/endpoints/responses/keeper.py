@@ -22,12 +22,12 @@ log = structlog.get_logger()
 class ResponseKeeper:
     """A gateway.answers.under_way.Watcher for responses that are to be stored; it ignores other answers."""
 
-    def __init__(self, store: ResponseStore, engine: Engine) -> None:
-        self._store, self._engine = store, engine
+    def __init__(self, store: ResponseStore) -> None:
+        self._store = store
 
-    async def begun(self, job: Job) -> None:
+    async def begun(self, job: Job, engine: Engine) -> None:
         if isinstance(job, ResponseJob) and job.store:
-            response = job.writer(self._engine).response("in_progress")
+            response = job.writer(engine).response("in_progress")
             beginning = asyncio.ensure_future(asyncio.to_thread(self._store.begin, response, job.input, job.owner))
             try:
                 await asyncio.shield(beginning)
@@ -42,7 +42,7 @@ class ResponseKeeper:
         if not (isinstance(answer.job, ResponseJob) and answer.job.store) or isinstance(answer.error, TakenOver):
             return
         try:
-            await asyncio.to_thread(self._end, answer, answer.job.writer(self._engine))
+            await asyncio.to_thread(self._end, answer, answer.job.writer(answer.engine))
         except CapacityError as lost:
             log.warning("a response was not kept", id=answer.job.id, reason=str(lost))
 

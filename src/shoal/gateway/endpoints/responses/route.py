@@ -52,13 +52,9 @@ def routes(service: Service, store: ResponseStore) -> APIRouter:
     @router.post("/v1/responses/input_tokens", **contract(ResponseRequest, InputTokens, 404))
     async def count(request: Request) -> dict[str, Any]:
         body = await json_body(request)
-
-        def counted() -> int:
-            parsed = parse(ResponseRequest, body)
-            service.check_model(parsed.model)
-            return response_job(parsed, service.engine, None, store).prompt_tokens
-
-        return {"object": "response.input_tokens", "input_tokens": await work(request.state.size, counted)}
+        engine = await service.engine(body)
+        job = await work(request.state.size, lambda: response_job(parse(ResponseRequest, body), engine, None, store))
+        return {"object": "response.input_tokens", "input_tokens": job.prompt_tokens}
 
     @router.get("/v1/responses/{id}", **contract(None, ResponseAnswer, 400, 404, streams=True))
     async def retrieve(

@@ -33,7 +33,7 @@ from shoal.gateway.endpoints.socket import Session
 from shoal.gateway.http.faults import Fault
 from shoal.gateway.http.work import work
 from shoal.gateway.schema.wire import parse
-from shoal.gateway.service import Service
+from shoal.gateway.service import Seen, Service
 
 _MAX_NAME = 128
 _ENDS = ("response.completed", "response.incomplete")
@@ -92,7 +92,7 @@ class _Responses(Session):
         later = {} if what.retry_after is None else {"headers": {"Retry-After": str(what.retry_after)}}
         return {"type": "error", "status": what.status, "error": {**what.body["error"], **later}}
 
-    async def ask(self, body: dict[str, Any], name: str | None, size: int) -> None:
+    async def ask(self, body: dict[str, Any], name: str | None, size: int, seen: Seen) -> None:
         generate = body.pop("generate", True)
         if not isinstance(generate, bool | None):
             raise InvalidRequest("generate must be true or false", "generate")
@@ -100,7 +100,7 @@ class _Responses(Session):
         if before := self._before(name):
             await asyncio.wait(before)
         try:
-            await (self._prepare if generate is False else self._respond)(body, name, size)
+            await (self._prepare if generate is False else self._respond)(body, name, size, seen)
         except WebSocketDisconnect:
             return  # the receiving side learns of it too
 
@@ -110,10 +110,10 @@ class _Responses(Session):
         earlier = takewhile(lambda turn: turn[0] is not me, self._running.items())
         return [task for task, other in earlier if other == name]
 
-    async def _respond(self, body: dict[str, Any], name: str | None, size: int) -> None:
+    async def _respond(self, body: dict[str, Any], name: str | None, size: int, seen: Seen) -> None:
         prepare = partial(response_job, store=self._turns)
-        answer = await self._service.begin({**body, "stream": True}, ResponseRequest, prepare, size=size)
-        self._service.engine.observe_request("responses", "accepted", answer.job.prompt_tokens)
+        answer = await self._service.begin({**body, "stream": True}, ResponseRequest, prepare, seen, size=size)
+        self._service.accepted("responses", seen)
         try:
             async with aclosing(told(answer, answer.writer())) as events:
                 async for _, event in events:
@@ -129,16 +129,11 @@ class _Responses(Session):
             self._turns.remember(data["response"], list(job.input))
         await self.send(data, name)
 
-    async def _prepare(self, body: dict[str, Any], name: str | None, size: int) -> None:
+    async def _prepare(self, body: dict[str, Any], name: str | None, size: int, seen: Seen) -> None:
         """A turn without an answer, from which others continue."""
-
-        def prepared() -> ResponseJob:
-            parsed = parse(ResponseRequest, body)
-            self._service.check_model(parsed.model)
-            return response_job(parsed, self._service.engine, None, self._turns)
-
-        job = await work(size, prepared)
-        begun = job.writer(self._service.engine).response("in_progress")
+        engine = await self._service.engine(body, seen)
+        job = await work(size, lambda: response_job(parse(ResponseRequest, body), engine, None, self._turns))
+        begun = job.writer(engine).response("in_progress")
         ended = {**begun, "status": "completed", "completed_at": int(time()), "usage": usage_of(Usage(0))}
         if job.store:
             await asyncio.to_thread(self._store, begun, ended, job)
