@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from shoal.config import HeadSettings, NodeSettings, composed
 from shoal.control import messages as control
+from shoal.discovery.topology import Topology
 from shoal.executor.journal import JournalLimits
 from shoal.executor.measure import Speed
 from shoal.membership.route_machine import RouteMachine
@@ -59,6 +60,9 @@ class OneModelHead(Coordinator):
     @property
     def pipeline(self) -> RouteMachine:
         return self.runner.pipeline
+
+    def topology(self, runner: PipelineRunner | None = None) -> Topology:
+        return super().topology(runner or self.runner)
 
 
 class Town:

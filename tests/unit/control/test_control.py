@@ -14,7 +14,7 @@ class Deaf:
     def hung_up(self, conversation: NodeConnection) -> None: ...
 
     def describe(self) -> ClusterDescription:
-        return ClusterDescription(model="m")
+        return ClusterDescription(cluster="m")
 
     def dismiss(self, request: DismissRequest) -> DismissAnswer:
         return DismissAnswer()
@@ -25,7 +25,7 @@ def test_a_head_on_an_address_of_the_network_answers_its_own_machine_on_the_loop
         server = ControlServer(Deaf())
         await server.start("127.0.0.2", 0)  # as good as any that is not 127.0.0.1
         try:
-            return (await describe(f"127.0.0.1:{server.port}")).model
+            return (await describe(f"127.0.0.1:{server.port}")).cluster
         finally:
             await server.stop()
 

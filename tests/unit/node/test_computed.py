@@ -13,15 +13,15 @@ from tests.support.town import LAYERS, Town, play
 
 
 class Counting(toy.ToyModel):
-    """Says that a second was spent with every heartbeat."""
+    """Says that a second was spent with every report."""
 
     beats = 0
 
-    def report(self, heartbeat: control.Heartbeat) -> None:
-        super().report(heartbeat)
+    def report(self, report: control.PipelineReport) -> None:
+        super().report(report)
         self.beats += 1
-        heartbeat.decoding = [control.ComputeParts(attention=float(self.beats))]
-        heartbeat.prompts = [control.ComputeParts(head=0.5)]
+        report.decoding = [control.ComputeParts(attention=float(self.beats))]
+        report.prompts = [control.ComputeParts(head=0.5)]
 
 
 class Village(Town):
@@ -59,6 +59,6 @@ def test_operators_see_what_a_node_told_last_also_when_it_gets_another_name():
         await town.until(lambda: told("c", first.decoding.attention + 1))
         await town.kill("a")
         await town.until(lambda: len(town.head.cluster.members) == 1)
-        assert town.head.roster.computed == {}
+        assert town.head.roster.reports == {}
 
     play(scenario, Village, min_nodes=2, spread=True)

@@ -83,7 +83,7 @@ def test_a_node_that_leaves_while_its_link_is_measured_is_let_go_at_once():
     async def scenario(town: Town) -> None:
         town.start("a")
         agent = town.agents["a"]
-        agent._tell = lambda line: agent.leave() if line.startswith("joined") else None
+        agent.tell = lambda line: agent.leave() if line.startswith("joined") else None
         assert await town.running["a"] == "it holds no layers; it may leave"
         assert not town.head.roster._probing and not town.head.roster._conversations
 
@@ -184,8 +184,8 @@ def test_what_was_ordered_by_a_head_that_is_gone_is_not_answered_to_the_next_one
             await over.wait()
             raise OSError("too late")
 
-        monkeypatch.setattr(agent._fetcher, "fill", late)
-        agent._spawn(agent._load(control.Load(epoch=9, end_layer=1, layers=LAYERS)))
+        monkeypatch.setattr(agent.fetcher, "fill", late)
+        agent.spawn(agent._load(control.Load(epoch=9, end_layer=1, layers=LAYERS)))
         await loading.wait()
         agent._epochs.clear()  # as when a membership ends
         over.set()

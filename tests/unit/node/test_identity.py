@@ -12,7 +12,7 @@ import pytest
 from shoal.config import EngineSettings, HeadSettings
 from shoal.models.description import Description
 from shoal.node import head
-from shoal.node.head import identity_of
+from shoal.node.model_engine import identity_of
 
 
 def described(folder: Path) -> Description:
@@ -27,7 +27,7 @@ def _files(tmp_path: Path) -> None:
 
 
 def identity(model: Description, **engine: Any) -> str:
-    return identity_of(HeadSettings(engine=EngineSettings(**engine)), model)
+    return identity_of(EngineSettings(**engine), model)
 
 
 def test_the_same_head_started_again_is_the_same(tmp_path: Path) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from shoal.control.messages import ExpertWork, Heartbeat
+from shoal.control.messages import ExpertWork, Heartbeat, PipelineReport
 from shoal.discovery.topology import NodeLoad
 from shoal.node.loads import WINDOW, Loads
 
 
 def worked(computed: float, rows: int = 0, queued: int = 0) -> Heartbeat:
-    return Heartbeat(expert_work=[ExpertWork(frames=rows // 2, rows=rows, queued=queued, computed=computed)])
+    work = ExpertWork(frames=rows // 2, rows=rows, queued=queued, computed=computed)
+    return Heartbeat(pipelines=[PipelineReport(expert_work=[work])])
 
 
 def test_a_worker_is_busy_for_the_share_of_the_window_in_which_it_computed():
@@ -25,10 +26,10 @@ def test_a_worker_is_busy_for_the_share_of_the_window_in_which_it_computed():
 
 def test_a_stage_is_busy_by_the_traces_of_its_steps():
     loads = Loads()
-    loads.heard("s", Heartbeat(steps=1), 0.0)
+    loads.heard("s", Heartbeat(pipelines=[PipelineReport(steps=1)]), 0.0)
     for half in range(1, 11):
         loads.ran("s", 0.3)
-        loads.heard("s", Heartbeat(steps=1 + half), half / 2)
+        loads.heard("s", Heartbeat(pipelines=[PipelineReport(steps=1 + half)]), half / 2)
     assert (loads.of("s").busy, loads.of("s").steps) == (0.6, 11)
 
 
@@ -63,7 +64,7 @@ def test_balance_is_among_the_workers_and_about_the_window():
     for second in range(3):
         loads.heard("a", worked(0.0, rows=1000 + 30 * second), second)
         loads.heard("b", worked(0.0, rows=10 * second), second)
-        loads.heard("stage", Heartbeat(steps=second), second)
+        loads.heard("stage", Heartbeat(pipelines=[PipelineReport(steps=second)]), second)
     assert loads.balance(["a", "b", "stage", "unknown"]) == {"a": 1.5, "b": 0.5}
     assert loads.balance(["b"]) == {"b": 1.0}
     for second in range(3, 3 + int(WINDOW) + 2):

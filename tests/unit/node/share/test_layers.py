@@ -69,8 +69,8 @@ def test_of_a_gguf_file_in_parts_only_those_that_the_layers_need(machine: HostEn
     model = PulledModel(NodeSettings(threads=1), wanted)
     model.load(range(2, 3))
     assert model.layers == [range(2, 3)]
-    model.report(heartbeat := control.Heartbeat())
-    assert heartbeat.fetched_from_origin == 0
+    model.report(report := control.PipelineReport())
+    assert report.fetched_from_origin == 0
     have = {p.name for p in Manifest("/not/here", listed.files).home(tmp_path / "node").iterdir()}
     assert {"model.gguf.index.json", "model-00001-of-00005.gguf", "model-00005-of-00005.gguf"} <= have < {f.name for f in listed.files}
 
@@ -92,5 +92,5 @@ def test_layers_of_a_path_that_is_not_here_are_loaded_from_the_cache(
     played(filled(machine, wanted, files))
     model.load(range(1, 2))
     assert model.layers == [range(1, 2)]
-    model.report(heartbeat := control.Heartbeat())
-    assert heartbeat.fetched_from_origin == 0
+    model.report(report := control.PipelineReport())
+    assert report.fetched_from_origin == 0
