@@ -56,7 +56,7 @@ class Engines(Telemetry, Protocol):
         ...
 
     def resolve(self, model: str | None) -> str:
-        """The name of the model that a name or an alias stands for; None: the default. Raises UnknownModel."""
+        """The name of the model that a name or an alias stands for; None: the default. Raises UnknownModel, NotReady."""
         ...
 
     async def find(self, model: str | None) -> Engine:
@@ -108,10 +108,11 @@ class ServedEngines:
 
     def resolve(self, model: str | None) -> str:
         names = self.names
-        if model is None and names:
+        if model is None:
+            if not names:
+                raise NotReady("no model is loaded")
             return names[0]
-        name = "" if model is None else resolved(self._aliases, model)
-        if name not in names:
+        if (name := resolved(self._aliases, model)) not in names:
             raise UnknownModel(name, [*names, *standing(self._aliases, names)])
         return name
 

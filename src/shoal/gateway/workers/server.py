@@ -289,10 +289,15 @@ class EngineServer:
         of = _OBSERVED if model else _OBSERVED_OF_ALL
         if what not in of:
             raise RemoteProtocolError(f"it observed '{what}', which is not counted")
-        if not model:
-            getattr(self._engines, f"observe_{what}")(*values)
-        elif model in self._told:  # of one that has gone nothing is counted any more
-            getattr(self._told[model][0], f"observe_{what}")(*values)
+        where = self._engine(model) if model else self._engines
+        if where is not None:
+            getattr(where, f"observe_{what}")(*values)
+
+    def _engine(self, model: str) -> Engine | None:
+        """The engine of that name, or one that has gone and still has answers."""
+        if model in self._told:
+            return self._told[model][0]
+        return next((held.engine for held in self._answers.values() if held.engine.name == model), None)
 
     def _leave(self, worker: _Worker) -> None:
         """Its requests have ended; its answers too, except those that were named."""
