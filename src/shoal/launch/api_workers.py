@@ -16,8 +16,8 @@ from typing import Any
 import structlog
 
 from shoal.config import ApiSettings, HeadSettings
+from shoal.gateway.engines import Engines
 from shoal.gateway.workers.server import EngineServer, TokenizerFiles
-from shoal.launch.engines import engines_of
 from shoal.launch.local import child_environment
 from shoal.node.head import Head
 from shoal.retry import Backoff
@@ -30,7 +30,9 @@ _SETTLED = 30.0  # seconds after which a worker that ends counts as having been 
 
 
 class ApiWorkers:
-    def __init__(self, head: Head, settings: HeadSettings, address: socket.socket, log_format: str, verbose: bool) -> None:
+    def __init__(
+        self, head: Head, engines: Engines, settings: HeadSettings, address: socket.socket, log_format: str, verbose: bool
+    ) -> None:
         """log_format: text or json. verbose: as the flag. address: from `listening`. All workers accept from it, so that one that ends takes no
         waiting clients with it."""
         self._socket, self._count = address, settings.api.api_workers
@@ -40,7 +42,7 @@ class ApiWorkers:
             offer = head.engines[name].offer
             return TokenizerFiles(offer.model.path, offer.engine.chat_template_file)
 
-        self._engine = EngineServer(engines_of(head), files, _of_one(settings), self._lost, head.operator)
+        self._engine = EngineServer(engines, files, _of_one(settings), self._lost, head.operator)
         self._gone: dict[int, asyncio.Event] = {}  # by process: set when its conversation with the engine ended
         self._stopping = asyncio.Event()
         self._rng = random.Random()

@@ -110,6 +110,8 @@ class ModelEngine:
         self.facts = facts(model)
         self.identity = identity_of(engine, model)
         self.resume = resume
+        self.used = coordinator.now()
+        """When it was asked for last, or loaded: seconds, by the cluster's clock."""
         self.runners: dict[int, PipelineRunner] = {}
         """By the number of the copy."""
         self._coordinator, self._all_metrics = coordinator, metrics
@@ -190,6 +192,35 @@ class ModelEngine:
             raise NotReady(f"no model is served now: {self.progress}")
         return self._least_loaded(serving or able)
 
+    # Its use
+
+    def touch(self) -> None:
+        """Somebody asks for it."""
+        self.used = self._coordinator.now()
+
+    @property
+    def busy(self) -> bool:
+        """Whether requests of it are unfinished."""
+        return any(runner.requests for runner in self.runners.values())
+
+    @property
+    def short(self) -> bool:
+        """Whether it is not served because it finds no room."""
+        return bool(self.state) and any(runner.pipeline.short for runner in self.runners.values())
+
+    @property
+    def can(self) -> list[str]:
+        """See serving.registry_store.RegisteredModel."""
+        tokenizer = self.tokenizer
+        having = {
+            "chat": tokenizer.template,
+            "tools": tokenizer.tool_format,
+            "reasoning": tokenizer.reasoning_format,
+            "json": True,
+            "embeddings": True,
+        }
+        return [name for name, what in having.items() if what]
+
     # The gateway's interface
 
     @property
@@ -222,6 +253,7 @@ class ModelEngine:
 
     async def begin(self, answer: str, note: bytes, requests: Sequence[Request], named: bool) -> list[TokenStream]:
         """Submits all requests or none; returns when they are kept. Raises NotReady, InvalidRequest, QueueFull."""
+        self.touch()
         runner = self._chosen()
         admissible(requests, self.vocabulary, runner.open_driver().scheduler.limits.queue)
         streams: list[TokenStream] = []
