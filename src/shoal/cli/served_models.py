@@ -40,6 +40,10 @@ async def _load(asking: ChatOptions, model: str, replicas: int, wait: bool) -> N
                     break
                 if new is None and (why := view.failed.get(model) or next((w for n, w in view.failed.items() if n.endswith(model)), "")):
                     raise ClusterError(f"{model}: {why}")
+                if new is not None and new.short:
+                    raise ClusterError(
+                        f"{new.name} finds no room: {new.state}; it is served as soon as there is, or: shoal models unload {new.name}"
+                    )
                 status.update(plain(f"{model}: {new.state}" if new is not None else f"{model} is being fetched and read"))
                 await asyncio.sleep(_LOOK)
         line(f"{new.name} is served by {new.serving} of {new.replicas} {'copy' if new.replicas == 1 else 'copies'}")

@@ -31,6 +31,13 @@ class HeadEngines(ServedEngines):
         unloaded = {} if keeper is None else {name: keeper.state(name) for name in keeper.loadable}
         return {**{name: engine.state for name, engine in self._engines.items()}, **unloaded}
 
+    @property
+    def state(self) -> str:
+        """A model that a request would load again is not missed."""
+        if self._keeper is None or not self._keeper.loads:
+            return super().state
+        return "; ".join(f"{name}: {engine.state}" for name, engine in self._engines.items() if name in self._needed and engine.state)
+
     async def find(self, model: str | None) -> Engine:
         engine = self._found.get(model)
         return engine if engine is not None and not engine.state else await self.missing(self.resolve(model))

@@ -209,6 +209,12 @@ class ModelEngine:
         return bool(self.state) and any(runner.pipeline.short for runner in self.runners.values())
 
     @property
+    def hopeless(self) -> str:
+        """Why it would not be served even if it were the only model; '' if it would."""
+        cluster, now = self._coordinator.cluster, self._coordinator.now()
+        return cluster.hopeless(self.first.pipeline.id, now)
+
+    @property
     def can(self) -> list[str]:
         """See serving.registry_store.RegisteredModel."""
         tokenizer = self.tokenizer

@@ -41,6 +41,8 @@ class ModelKeeper:
         self.failed: dict[str, str] = {}
         """Why a model could not be loaded, by name."""
         self._short_since: dict[str, float] = {}
+        self._waiting: dict[str, int] = {}
+        """Requests that wait for a model, by its name."""
         self._watchers: list[Callable[[], None]] = []
         for engine in head.engines.values():
             self._record(engine)
@@ -143,6 +145,7 @@ class ModelKeeper:
         else:
             self._head.engines[name].touch()
         patience = self._settings.load_wait
+        self._waiting[name] = self._waiting.get(name, 0) + 1
         try:
             async with asyncio.timeout(patience):
                 if (loading := self._loading.get(name)) is not None:
@@ -155,8 +158,10 @@ class ModelKeeper:
             raise NotReady(f"{name} is not served after {patience:g} s: {why}; ask again later") from None
         except (ShoalError, OSError) as error:
             raise NotReady(f"{name} could not be loaded: {error}") from error
+        finally:
+            self._waiting[name] -= 1
         if engine is None:
-            raise NotReady(f"{name} was unloaded while it was waited for")
+            raise NotReady(f"{name} is not served: {self.failed.get(name, 'it was unloaded while it was waited for')}")
         engine.touch()
         return engine
 
@@ -204,7 +209,10 @@ class ModelKeeper:
 
     async def _tick(self) -> None:
         now = self._head.coordinator.now()
-        resting = [Resting(name, engine.used, engine.busy, bool(engine.state)) for name, engine in self._head.engines.items()]
+        resting = [
+            Resting(name, engine.used, engine.busy or self._waiting.get(name, 0) > 0, bool(engine.state))
+            for name, engine in self._head.engines.items()
+        ]
         if self._settings.idle:
             for name in rested(resting, self._settings.idle, now):
                 await self._let_go(name, f"nobody asked for it for {self._settings.idle:g} s")
@@ -213,13 +221,19 @@ class ModelKeeper:
                 await self._make_room(name, engine, resting, now)
 
     async def _make_room(self, name: str, engine: ModelEngine, resting: list[Resting], now: float) -> None:
-        """Where a model finds no room, the one that was used least, and by nobody now, gives it up."""
+        """Where a model finds no room, the one that was used least, and by nobody now, gives it up. One that would not fit in any case
+        goes itself if a request wanted it."""
         if not engine.short:
             self._short_since.pop(name, None)
             return
         if now - self._short_since.setdefault(name, now) < _PATIENCE:
             return
-        if (other := least_used(resting, name)) is not None:
+        if why := engine.hopeless:
+            if self._waiting.get(name, 0):
+                self._short_since.pop(name)
+                await self._let_go(name, why)
+                self.failed[name] = why
+        elif (other := least_used(resting, name)) is not None:
             self._short_since.pop(name, None)
             await self._let_go(other, f"{name} needs its memory")
 

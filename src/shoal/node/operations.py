@@ -268,6 +268,7 @@ def _loaded(engine: ModelEngine) -> LoadedModel:
         name=engine.name,
         reference=engine.model.reference,
         state=engine.state,
+        short=engine.short,
         replicas=len(engine.runners),
         serving=sum(runner.serving for runner in engine.runners.values()),
         family=engine.facts.family,

@@ -30,12 +30,14 @@ class PullView(msgspec.Struct, frozen=True):
 
 
 class LoadedModel(msgspec.Struct, frozen=True):
-    """A model that is served, or is about to be. state: why it is not served; ''. replicas: copies, of which so many are `serving`. can:
+    """A model that is served, or is about to be. state: why it is not served; ''. short: whether that is for want of
+    memory. replicas: copies, of which so many are `serving`. can:
     'chat', 'tools', 'reasoning', 'json', 'embeddings'. family, quantization, parameters: see facts.ModelFacts. context: tokens."""
 
     name: str
     reference: str
     state: str
+    short: bool
     replicas: int
     serving: int
     family: str
