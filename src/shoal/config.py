@@ -46,6 +46,20 @@ class CacheScope(enum.StrEnum):
     ALL = "all"
 
 
+class Balancing(enum.StrEnum):
+    """Which replica takes a request: docs/balancing.md."""
+
+    PREFIX = "prefix"
+    ROUND_ROBIN = "round-robin"
+    LEAST_CONNECTIONS = "least-connections"
+    LEAST_LATENCY = "least-latency"
+    RANDOM = "random"
+    POWER_OF_TWO = "power-of-two"
+    WEIGHTED = "weighted"
+    LOCALITY = "locality"
+    SESSION_HASH = "session-hash"
+
+
 class NodeRole(enum.StrEnum):
     LAYERS = "layers"
     EXPERTS = "experts"

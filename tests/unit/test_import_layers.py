@@ -49,6 +49,28 @@ PURE_MODULES = {
     "weights.oracle",
     "serving.cache_control",
     "serving.response_cache",
+    *(
+        f"serving.balancing.{module}"
+        for module in (
+            "anomalies",
+            "balancer",
+            "chooser",
+            "circuit",
+            "drawing",
+            "hash_ring",
+            "inquiry",
+            "least",
+            "limits",
+            "longest_prefix",
+            "nearest",
+            "prefix_index",
+            "ranking",
+            "replica_state",
+            "reports",
+            "retry_budget",
+            "rotation",
+        )
+    ),
 }
 EFFECTS = {
     "models",

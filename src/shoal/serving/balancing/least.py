@@ -1,0 +1,47 @@
+"""The replica that has the least of something."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+
+from shoal.serving.balancing.chooser import Chooser
+from shoal.serving.balancing.inquiry import Inquiry
+from shoal.serving.balancing.ranking import Ranking
+from shoal.serving.balancing.replica_state import LATENCY_DECAY, R, ReplicaState
+
+
+def connections(state: ReplicaState[R]) -> float:
+    """Requests that it would have; more than these while its share is small."""
+    return (state.load + 1) / state.share
+
+
+def expected_latency(state: ReplicaState[R]) -> float:
+    """Orders replicas by latency · (load + 1), where the latency decays since it was measured ("peak EWMA", Finagle).
+
+    It is the logarithm of that, plus now / LATENCY_DECAY. All decay alike, so that no key changes as time passes. A replica of unknown
+    latency gets one request before the others, and further ones after them until it is known.
+    """
+    if state.latency is None:
+        return math.inf if state.in_flight else -math.inf
+    return math.log(max(state.latency, 1e-6) * (state.load + 1) / state.share) + state.latency_at / LATENCY_DECAY
+
+
+class Least(Chooser[R]):
+    """cost: of a replica; it depends on its state alone, not on the time."""
+
+    def __init__(self, cost: Callable[[ReplicaState[R]], float]) -> None:
+        self._cost = cost
+        self._order: Ranking[ReplicaState[R], float] = Ranking()
+
+    def admit(self, state: ReplicaState[R]) -> None:
+        self._order.put(state, self._cost(state))
+
+    def withdraw(self, state: ReplicaState[R]) -> None:
+        self._order.drop(state)
+
+    def changed(self, state: ReplicaState[R]) -> None:
+        self._order.put(state, self._cost(state))
+
+    def choose(self, inquiry: Inquiry, without: Collection[ReplicaState[R]]) -> ReplicaState[R] | None:
+        return self._order.least(without)
