@@ -20,6 +20,8 @@ _PLAINLY = 1.5
 """Times the median that a replica takes at least if it is called slow."""
 _SAMPLES = 5
 """Times that a replica is judged by, at least."""
+_RECENT = 300.0
+"""Seconds for which a time counts."""
 _REPLICAS = 3
 """Of two, nobody can say which one is out of line."""
 _REQUESTS = 10
@@ -60,11 +62,10 @@ class FailingReplica(Generic[R]):
         return f"{self.failed} of its last {self.requests} requests failed, on the median replica {self.usual:.1%}"
 
 
-def slow_replicas(states: Sequence[ReplicaState[R]], now: float, window: float) -> list[SlowReplica[R]]:
-    """window: seconds after which a time no longer counts."""
+def slow_replicas(states: Sequence[ReplicaState[R]], now: float) -> list[SlowReplica[R]]:
     return [
-        *_slow(states, "first token", lambda state: state.first_tokens, now - window),
-        *_slow(states, "token", lambda state: state.token_times, now - window),
+        *_slow(states, "first token", lambda state: state.first_tokens, now - _RECENT),
+        *_slow(states, "token", lambda state: state.token_times, now - _RECENT),
     ]
 
 

@@ -184,9 +184,10 @@ class Balancer(Generic[R]):
         self._used = True
         known = self._chooser.began(state, inquiry)
         tokens = max(inquiry.tokens, len(inquiry.blocks) * self.limits.block_tokens)
-        flight = Flight(state, now, max(tokens - known, 0), state.circuit.state is Circuit.HALF_OPEN)
+        pending = max(tokens - known, 0)
         state.in_flight += 1
-        state.pending += flight.pending
+        state.pending += pending
+        flight = Flight(state, now, pending, state.work, state.circuit.state is Circuit.HALF_OPEN)
         if flight.probe:
             state.circuit.probing += 1
             self._settle(state, now)
@@ -200,7 +201,7 @@ class Balancer(Generic[R]):
         state = flight.state
         state.pending -= flight.pending
         flight.pending = 0
-        state.heard(seconds, now)
+        state.heard(seconds, flight.work, now)
         state.first_tokens.append((now, seconds))
         self._changed(state)
 
@@ -230,7 +231,7 @@ class Balancer(Generic[R]):
     def anomalies(self, now: float) -> list[SlowReplica[R] | FailingReplica[R]]:
         """Which replicas are out of line with their peers at the moment. Its cost grows with the number of replicas."""
         states = list(self._states.values())
-        return [*slow_replicas(states, now, self.limits.window), *failing_replicas(states, now)]
+        return [*slow_replicas(states, now), *failing_replicas(states, now)]
 
     def changes(self) -> list[HealthChange[R]]:
         """What happened to the health of replicas since the last call."""
@@ -252,7 +253,7 @@ class Balancer(Generic[R]):
     def _judge(self, flight: Flight[R], served: bool, now: float) -> None:
         state, circuit = flight.state, flight.state.circuit
         if not served and flight.first is None:
-            state.failed(now - flight.began, now)
+            state.failed(now - flight.began, flight.work, now)
         if circuit.state is Circuit.CLOSED:
             circuit.count(served, now)
             if not served and not state.draining and (symptom := circuit.symptom(now)):

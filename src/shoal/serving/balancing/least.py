@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from shoal.serving.balancing.chooser import Chooser
 from shoal.serving.balancing.inquiry import Inquiry
 from shoal.serving.balancing.ranking import Ranking
-from shoal.serving.balancing.replica_state import LATENCY_DECAY, R, ReplicaState
+from shoal.serving.balancing.replica_state import PACE_DECAY, REQUEST_TOKENS, R, ReplicaState
 
 
 def connections(state: ReplicaState[R]) -> float:
@@ -17,14 +17,14 @@ def connections(state: ReplicaState[R]) -> float:
 
 
 def expected_latency(state: ReplicaState[R]) -> float:
-    """Orders replicas by latency · (load + 1), where the latency decays since it was measured ("peak EWMA", Finagle).
+    """Orders replicas by pace · work, where the pace decays since it was measured (after "peak EWMA", of Finagle).
 
-    It is the logarithm of that, plus now / LATENCY_DECAY. All decay alike, so that no key changes as time passes. A replica of unknown
-    latency gets one request before the others, and further ones after them until it is known.
+    It is the logarithm of that, plus now / PACE_DECAY. All decay alike, so that no key changes as time passes. A replica of unknown
+    pace gets one request before the others, and further ones after them until it is known.
     """
-    if state.latency is None:
+    if state.pace is None:
         return math.inf if state.in_flight else -math.inf
-    return math.log(max(state.latency, 1e-6) * (state.load + 1) / state.share) + state.latency_at / LATENCY_DECAY
+    return math.log(state.pace * (state.work + REQUEST_TOKENS) / state.share) + state.pace_at / PACE_DECAY
 
 
 class Least(Chooser[R]):

@@ -6,22 +6,20 @@ from collections.abc import Collection
 from itertools import islice
 
 from shoal.serving.balancing.chooser import Chooser
-from shoal.serving.balancing.inquiry import BlockName, Inquiry
+from shoal.serving.balancing.inquiry import Inquiry
 from shoal.serving.balancing.prefix_index import PrefixIndex
 from shoal.serving.balancing.ranking import Ranking
 from shoal.serving.balancing.replica_state import R, ReplicaState
 
-REQUEST_TOKENS = 256
-"""Tokens of a prompt that take a replica about as much as one running request does."""
 PATIENCE = 2.0
 """A request waits for this many times the work that it saves: the saved work is the others' gain, too."""
-_COMPARED = 8
+_COMPARED = 4
 """Holders of a prefix that are compared. Where there are more, the least loaded replica is mostly one of them."""
 
 
-def work(state: ReplicaState[R]) -> float:
-    """What it has to do, in tokens of prompts at a speed of 1."""
-    return (state.pending + REQUEST_TOKENS * state.load) / (state.share * state.traits.speed)
+def effort(state: ReplicaState[R]) -> float:
+    """Its work, in tokens of prompts at a speed of 1; more than that while its share is small."""
+    return state.work / (state.share * state.traits.speed)
 
 
 class LongestPrefix(Chooser[R]):
@@ -31,44 +29,55 @@ class LongestPrefix(Chooser[R]):
 
     def __init__(self, block_tokens: int) -> None:
         self._block_tokens = block_tokens
-        self._index: PrefixIndex[ReplicaState[R]] = PrefixIndex()
+        self._index = PrefixIndex()
+        self._numbers: dict[ReplicaState[R], int] = {}
+        self._states: dict[int, ReplicaState[R]] = {}
+        """By their numbers in the index, those that are withdrawn as well."""
+        self._count = 0
         self._order: Ranking[ReplicaState[R], float] = Ranking()
 
     def admit(self, state: ReplicaState[R]) -> None:
-        self._order.put(state, work(state))
+        if state not in self._numbers:
+            self._count += 1
+            self._numbers[state] = self._count
+            self._states[self._count] = state
+        self._order.put(state, effort(state))
 
     def withdraw(self, state: ReplicaState[R]) -> None:
         self._order.drop(state)
 
     def changed(self, state: ReplicaState[R]) -> None:
-        self._order.put(state, work(state))
+        self._order.put(state, effort(state))
 
     def choose(self, inquiry: Inquiry, without: Collection[ReplicaState[R]]) -> ReplicaState[R] | None:
         least = self._order.least(without)
+        if least is None:
+            return None
+        number = self._numbers[least]
         depth, holders = self._index.find(inquiry.blocks)
-        if least is None or depth == 0 or least in holders:
+        if depth == 0 or number in holders:
             return least
-        while (holder := _idlest(holders, without)) is None:  # those that hold so much cannot be chosen
+        while (holder := self._idlest(holders, without)) is None:  # those that hold so much cannot be chosen
             depth //= 2
             if depth == 0:
                 return least
             holders = self._index.holders(inquiry.blocks[depth - 1])
-        saved = (depth - self._index.depth(least, inquiry.blocks)) * self._block_tokens / least.traits.speed
-        return holder if work(holder) - work(least) <= PATIENCE * saved else least
+        saved = (depth - self._index.depth(number, inquiry.blocks)) * self._block_tokens / least.traits.speed
+        return holder if effort(holder) - effort(least) <= PATIENCE * saved else least
 
     def began(self, state: ReplicaState[R], inquiry: Inquiry) -> int:
-        return self._index.record(state, inquiry.blocks, state.traits.blocks) * self._block_tokens
+        if not inquiry.blocks or state not in self._numbers:
+            return 0
+        return self._index.record(self._numbers[state], inquiry.blocks, state.traits.blocks) * self._block_tokens
 
     def forget(self, state: ReplicaState[R]) -> None:
-        self._index.forget(state)
+        if state in self._numbers:
+            self._index.forget(self._numbers[state])
 
     def remove(self, state: ReplicaState[R]) -> None:
-        self._index.forget(state)
+        self.forget(state)
+        self._states.pop(self._numbers.pop(state, 0), None)
 
-    def holders(self, block: BlockName) -> Collection[ReplicaState[R]]:
-        return self._index.holders(block)
-
-
-def _idlest(holders: Collection[ReplicaState[R]], without: Collection[ReplicaState[R]]) -> ReplicaState[R] | None:
-    able = [state for state in islice(holders, _COMPARED) if state.admitted and state not in without]
-    return min(able, key=work, default=None)
+    def _idlest(self, holders: Collection[int], without: Collection[ReplicaState[R]]) -> ReplicaState[R] | None:
+        states = [self._states[number] for number in islice(holders, _COMPARED)]
+        return min((state for state in states if state.admitted and state not in without), key=effort, default=None)

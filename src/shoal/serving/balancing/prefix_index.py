@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Hashable, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Collection, Sequence
 
 from shoal.serving.balancing.inquiry import BlockName
 
-T = TypeVar("T", bound=Hashable)
 
-
-class PrefixIndex(Generic[T]):
+class PrefixIndex:
     """Chains of KV blocks, by their names, and who holds each.
 
     A name stands for a block and all before it. So a holder's chains form a tree, and it holds all ancestors of what it holds: they
     are used whenever their descendants are. What it gives away first is therefore always a leaf, and only leaves have an order. To
     record a chain costs as much as it has blocks that are new, and to find the longest known beginning of one costs log(its length).
-    Neither depends on how many holders there are.
+    Neither depends on how many holders there are. Holders are numbers: Python's garbage collector then has no interest in the index.
     """
 
     def __init__(self) -> None:
-        self._holders: dict[BlockName, dict[T, int]] = {}
+        self._holders: dict[BlockName, dict[int, int]] = {}
         """Of each block: how many blocks that continue it the holder has."""
-        self._leaves: dict[T, OrderedDict[BlockName, tuple[Sequence[BlockName], int]]] = {}
+        self._leaves: dict[int, OrderedDict[BlockName, tuple[Sequence[BlockName], int]]] = {}
         """Blocks that nothing continues, least recently used first: a chain and the place of the block in it."""
-        self._held: dict[T, int] = {}
+        self._held: dict[int, int] = {}
 
-    def held(self, holder: T) -> int:
+    def held(self, holder: int) -> int:
         """Blocks."""
         return self._held.get(holder, 0)
 
-    def find(self, chain: Sequence[BlockName]) -> tuple[int, Collection[T]]:
+    def find(self, chain: Sequence[BlockName]) -> tuple[int, Collection[int]]:
         """How many of its first blocks somebody holds, and who."""
         known, low, high = self._holders, 0, len(chain)
         while low < high:
@@ -42,10 +39,10 @@ class PrefixIndex(Generic[T]):
                 high = middle - 1
         return (low, known[chain[low - 1]]) if low else (0, ())
 
-    def holders(self, block: BlockName) -> Collection[T]:
+    def holders(self, block: BlockName) -> Collection[int]:
         return self._holders.get(block, ())
 
-    def depth(self, holder: T, chain: Sequence[BlockName]) -> int:
+    def depth(self, holder: int, chain: Sequence[BlockName]) -> int:
         """How many of its first blocks this one holds."""
         known, low, high = self._holders, 0, len(chain)
         while low < high:
@@ -56,7 +53,7 @@ class PrefixIndex(Generic[T]):
                 high = middle - 1
         return low
 
-    def record(self, holder: T, chain: Sequence[BlockName], bound: int) -> int:
+    def record(self, holder: int, chain: Sequence[BlockName], bound: int) -> int:
         """The holder uses the chain; what it held, least recently used first, goes until it holds at most `bound` blocks.
 
         Returns how many of the chain's blocks it held before.
@@ -88,14 +85,14 @@ class PrefixIndex(Generic[T]):
         self._held[holder] = held if held <= bound else self._evict(holder, held, bound)
         return found
 
-    def forget(self, holder: T) -> None:
+    def forget(self, holder: int) -> None:
         """It holds nothing any more."""
         held = self._held.pop(holder, 0)
         if held:
             self._evict(holder, held, 0)
         self._leaves.pop(holder, None)
 
-    def _evict(self, holder: T, held: int, bound: int) -> int:
+    def _evict(self, holder: int, held: int, bound: int) -> int:
         """Returns how many it still holds."""
         known, leaves = self._holders, self._leaves[holder]
         while held > bound:

@@ -13,8 +13,10 @@ from shoal.serving.balancing.circuit import CircuitBreaker
 
 R = TypeVar("R", bound=Hashable)
 
-LATENCY_DECAY = 10.0
-"""Seconds after which a first-token time counts 1/e."""
+REQUEST_TOKENS = 256
+"""Tokens of a prompt that take a replica about as much as one running request does."""
+PACE_DECAY = 10.0
+"""Seconds after which a pace counts 1/e."""
 _FAILURE = 10.0
 """Seconds to the first token that a failed request counts as, if nothing is known of the replica."""
 SAMPLES = 32
@@ -56,9 +58,11 @@ class ReplicaState(Generic[R]):
     """Tokens of prompts in flight that it has yet to compute before their first tokens come."""
     share: float = 1.0
     """What it takes, of what it will take when it has been here for a while; more than 0."""
-    latency: float | None = None
-    """Seconds to the first token: the peak, from which it falls with time. None: not known."""
-    latency_at: float = 0.0
+    pace: float | None = None
+    """Seconds to a first token, per token of the work that was to be done until then: the peak, from which it falls with time.
+    None: not known.
+    """
+    pace_at: float = 0.0
     """When that was measured, in seconds."""
     admitted: bool = False
     """Whether it may be chosen."""
@@ -78,22 +82,28 @@ class ReplicaState(Generic[R]):
         """Requests that it has."""
         return self.in_flight + self.elsewhere
 
-    def heard(self, seconds: float, now: float) -> None:
-        """A first token took so long. A peak counts at once, what is quicker only as time passes."""
-        if self.latency is None or seconds > self.latency:
-            self.latency = seconds
-        else:
-            kept = math.exp((self.latency_at - now) / LATENCY_DECAY)
-            self.latency = self.latency * kept + seconds * (1.0 - kept)
-        self.latency_at = now
+    @property
+    def work(self) -> int:
+        """What it has to do, in tokens of prompts."""
+        return self.pending + REQUEST_TOKENS * (self.in_flight + self.elsewhere)
 
-    def failed(self, seconds: float, now: float) -> None:
+    def heard(self, seconds: float, work: int, now: float) -> None:
+        """A first token took so long. work: at its request's beginning. A peak counts at once, what is quicker only as time passes."""
+        pace = max(seconds, 1e-6) / work
+        if self.pace is None or pace > self.pace:
+            self.pace = pace
+        else:
+            kept = math.exp((self.pace_at - now) / PACE_DECAY)
+            self.pace = self.pace * kept + pace * (1.0 - kept)
+        self.pace_at = now
+
+    def failed(self, seconds: float, work: int, now: float) -> None:
         """A request ended after so long without a first token. However quick that was, it does not make the replica a quick one."""
-        self.heard(max(seconds, _FAILURE if self.latency is None else 2.0 * self.latency), now)
+        self.heard(max(seconds, _FAILURE if self.pace is None else 2.0 * self.pace * work), work, now)
 
     def unknown(self) -> None:
         """Its times so far say nothing about those to come."""
-        self.latency = None
+        self.pace = None
         self.first_tokens.clear()
         self.token_times.clear()
 
@@ -106,6 +116,8 @@ class Flight(Generic[R]):
     began: float
     pending: int
     """Tokens of its prompt that are yet to be computed."""
+    work: int
+    """Of the replica when it began, with its own."""
     probe: bool
     first: float | None = None
     """When its first token came."""
