@@ -209,6 +209,8 @@ class Balancer(Generic[R]):
         """tokens: of the answer. pause: seconds after which a replica that is busy wants to be asked again, if it says so."""
         if flight.over:
             return
+        if ending is Ending.SERVED and flight.first is None:
+            self.first_token(flight, now)  # the whole answer came at once
         flight.over, state = True, flight.state
         state.in_flight -= 1
         state.pending -= flight.pending

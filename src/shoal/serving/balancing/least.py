@@ -17,14 +17,15 @@ def connections(state: ReplicaState[R]) -> float:
 
 
 def expected_latency(state: ReplicaState[R]) -> float:
-    """Orders replicas by pace · work, where the pace decays since it was measured (after "peak EWMA", of Finagle).
+    """Orders replicas by pace · work², where the pace decays since it was measured (after "peak EWMA", of Finagle).
 
-    It is the logarithm of that, plus now / PACE_DECAY. All decay alike, so that no key changes as time passes. A replica of unknown
-    pace gets one request before the others, and further ones after them until it is known.
+    It is the logarithm of that, plus now / PACE_DECAY. All decay alike, so that no key changes as time passes. Squared, since pace ·
+    work is the same for all where a first token takes as long whatever there is to do: these should share the work, too. A replica of
+    unknown pace gets one request before the others, and further ones after them until it is known.
     """
     if state.pace is None:
         return math.inf if state.in_flight else -math.inf
-    return math.log(state.pace * (state.work + REQUEST_TOKENS) / state.share) + state.pace_at / PACE_DECAY
+    return math.log(state.pace * (state.work + REQUEST_TOKENS) ** 2 / state.share) + state.pace_at / PACE_DECAY
 
 
 class Least(Chooser[R]):

@@ -11,7 +11,7 @@ from shoal.serving.balancing.replica_state import R, ReplicaState
 
 
 class Nearest(Chooser[R]):
-    """Of those at one distance, that with the most free slots of its own; if none has a free one, that with the shortest queue per slot."""
+    """Of those at one distance, that with the fewest requests per slot. If none has a free slot, so of all."""
 
     def __init__(self) -> None:
         self._with_room: Ranking[ReplicaState[R], tuple[float, float]] = Ranking()
@@ -27,10 +27,10 @@ class Nearest(Chooser[R]):
     def changed(self, state: ReplicaState[R]) -> None:
         slots, distance = state.traits.slots * state.share, state.traits.distance
         if state.load < max(slots, 1):
-            self._with_room.put(state, (distance, state.load / slots))
+            self._with_room.put(state, (distance, (state.load + 1) / slots))
         else:
             self._with_room.drop(state)
-        self._all.put(state, (state.load / slots, distance))
+        self._all.put(state, ((state.load + 1) / slots, distance))
 
     def choose(self, inquiry: Inquiry, without: Collection[ReplicaState[R]]) -> ReplicaState[R] | None:
         return self._with_room.least(without) or self._all.least(without)

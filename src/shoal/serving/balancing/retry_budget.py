@@ -27,7 +27,7 @@ class RetryBudget:
         if self._left < self._at_rest:
             self._left = min(self._left + self._rate * max(now - self._at, 0.0), self._at_rest)
         self._at = now
-        if self._left < 1.0:
+        if self._left < 1.0 - 1e-9:
             return False
         self._left -= 1.0
         return True
