@@ -58,6 +58,17 @@ class Machine:
         return Machine(slots=self.slots, prefill=self.prefill / factor, decode=self.decode * factor, blocks=self.blocks)
 
 
+class Lengths:
+    """Lognormal, drawn ahead: a simulation needs millions."""
+
+    def __init__(self, chance: Random, mean: float, sigma: float, most: int) -> None:
+        self._chance = chance
+        self._drawn = [lognormal(chance, mean, sigma, most) for _ in range(10_000)]
+
+    def next(self) -> int:
+        return self._drawn[int(self._chance.random() * len(self._drawn))]
+
+
 class Fresh:
     """Names of blocks that no other block has."""
 
@@ -202,6 +213,9 @@ def simulate(strategy: Balancing, machines: list[Machine], traffic: Traffic, req
         balancer.add(number, 0.0, Traits(speed=machine.prefill, slots=machine.slots, blocks=machine.blocks))
     systems = [fresh.take(SYSTEM_TOKENS // BLOCK) for _ in range(SYSTEMS)]
     document = fresh.take(HOT_TOKENS // BLOCK)
+    first_message = Lengths(chance, FIRST_MEAN, TEXT_SIGMA, 4096)
+    next_message = Lengths(chance, NEXT_MEAN, TEXT_SIGMA, 4096)
+    answer = Lengths(chance, OUTPUT_MEAN, OUTPUT_SIGMA, 2048)
     events: list[tuple[float, int, str, Conversation | Asked | None]] = []
     order = count()
     beginnings = begins(chance, traffic)
@@ -219,13 +233,13 @@ def simulate(strategy: Balancing, machines: list[Machine], traffic: Traffic, req
         conversation = Conversation(f"s{next(order)}", 1, len(names) * BLOCK, names, shared)
         while chance.random() > 1 / traffic.turns:
             conversation.turns += 1
-        conversation.say(lognormal(chance, FIRST_MEAN, TEXT_SIGMA, 4096), fresh)
+        conversation.say(first_message.next(), fresh)
         return conversation
 
     def ask(conversation: Conversation, now: float) -> None:
         tokens = conversation.tokens
         inquiry = Inquiry(tokens, tuple(conversation.names[: (tokens - 1) // BLOCK]), conversation.session)
-        asked = Asked(conversation, inquiry, lognormal(chance, OUTPUT_MEAN, OUTPUT_SIGMA, 2048), now)
+        asked = Asked(conversation, inquiry, answer.next(), now)
         replica = balancer.choose(inquiry, now)
         assert replica is not None
         asked.replica, asked.flight = replica, balancer.began(replica, inquiry, now)
@@ -278,7 +292,7 @@ def simulate(strategy: Balancing, machines: list[Machine], traffic: Traffic, req
             if arrived == requests // 2:
                 ran.anomalies = balancer.anomalies(now)
             if isinstance(subject, Conversation):
-                subject.say(lognormal(chance, NEXT_MEAN, TEXT_SIGMA, 4096), fresh)
+                subject.say(next_message.next(), fresh)
                 ask(subject, now)
             else:
                 at(next(beginnings), "begin")

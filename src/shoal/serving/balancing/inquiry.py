@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from shoal.scheduler.blocks import Digest, chain
 
 BlockName = Hashable
 
 
-@dataclass(frozen=True, slots=True)
-class Inquiry:
+class Inquiry(msgspec.Struct, frozen=True):
     tokens: int = 0
     """Of the prompt."""
     blocks: Sequence[BlockName] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from itertools import islice
 
@@ -79,5 +80,9 @@ class LongestPrefix(Chooser[R]):
         self._states.pop(self._numbers.pop(state, 0), None)
 
     def _idlest(self, holders: Collection[int], without: Collection[ReplicaState[R]]) -> ReplicaState[R] | None:
-        states = [self._states[number] for number in islice(holders, _COMPARED)]
-        return min((state for state in states if state.admitted and state not in without), key=effort, default=None)
+        best, least = None, math.inf
+        for number in islice(holders, _COMPARED):
+            state = self._states[number]
+            if state.admitted and state not in without and (own := effort(state)) < least:
+                best, least = state, own
+        return best

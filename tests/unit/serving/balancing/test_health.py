@@ -195,7 +195,8 @@ def test_why_names_every_reason():
     end(to, 1, Ending.FAILED, times=5)
     end(to, 3, Ending.FAILED, times=5)
     assert 3 in chosen(to, 10.0)
-    to.began(3, ANY, 10.0), to.began(3, ANY, 10.0)
+    for _ in range(2):
+        to.began(3, ANY, 10.0)
     end(to, 1, Ending.FAILED, 10.0)
     end(to, 2, Ending.BUSY, 10.0)
     assert to.choose(ANY, 10.0, {4}) is None
@@ -295,7 +296,8 @@ def test_a_replica_is_added_once():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("failures", 0), ("failure_rate", 1.5), ("ejected_share", -0.1), ("window", float("nan")), ("longest_ejection", 1.0)]
+    ("name", "value"),
+    [("failures", 0), ("failure_rate", 1.5), ("ejected_share", -0.1), ("window", float("nan")), ("longest_ejection", 1.0)],
 )
 def test_limits_are_checked(name: str, value: float):
     with pytest.raises(ConfigError, match=f"{name} must be at least"):
