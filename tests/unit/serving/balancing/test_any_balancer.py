@@ -164,4 +164,4 @@ class AnyBalancer(RuleBasedStateMachine):
 
 
 TestAnyBalancer = AnyBalancer.TestCase
-TestAnyBalancer.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+TestAnyBalancer.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)

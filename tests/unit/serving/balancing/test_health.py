@@ -122,6 +122,16 @@ def test_probes_are_bounded():
     assert 1 in chosen(to, 10.0)
 
 
+def test_a_draining_replica_does_not_come_back_with_its_last_probe():
+    to = balancer(2)
+    end(to, 1, Ending.FAILED, times=5)
+    assert 1 in chosen(to, 10.0)
+    probe = to.began(1, ANY, 10.0)
+    to.drain(1, 10.0)
+    to.ended(probe, Ending.SERVED, 10.0)
+    assert chosen(to, 100.0) == {0}
+
+
 def test_a_request_from_before_the_ejection_does_not_count_as_a_probe():
     to = balancer(2)
     before = [to.began(1, ANY, 0.0) for _ in range(9)]
