@@ -46,6 +46,20 @@ class CacheScope(enum.StrEnum):
     ALL = "all"
 
 
+class Balancing(enum.StrEnum):
+    """Which replica takes a request: docs/balancing.md."""
+
+    PREFIX = "prefix"
+    ROUND_ROBIN = "round-robin"
+    LEAST_CONNECTIONS = "least-connections"
+    LEAST_LATENCY = "least-latency"
+    RANDOM = "random"
+    POWER_OF_TWO = "power-of-two"
+    WEIGHTED = "weighted"
+    LOCALITY = "locality"
+    SESSION_HASH = "session-hash"
+
+
 class NodeRole(enum.StrEnum):
     LAYERS = "layers"
     EXPERTS = "experts"
@@ -391,6 +405,7 @@ class HeadSettings(Settings):
     idle: float = setting(
         0.0, "Seconds after which a model that nobody asks for is unloaded; needs --on-demand; 0: never.", low=0, high=1e7
     )
+    balance: Balancing = setting(Balancing.PREFIX, "Which copy of a model takes a request: docs/balancing.md tells when to use which.")
     replicas: int = setting(1, "Copies of each model, on different nodes; as many as the nodes have memory for.", low=1, high=64)
     heartbeat: float = setting(
         0.5, "Seconds between a node's heartbeats. A node that misses eight in a row counts as lost.", low=0.05, high=60
