@@ -52,10 +52,16 @@ class Copies:
         inquiry = Inquiry(sum(len(request.prompt) for request in requests), block_names(prompt, BLOCK_TOKENS) if len(serving) > 1 else ())
         if len(serving) > 1 and (found := self._balancer.choose(inquiry, self._now(), tried)) is not None:
             return found, inquiry
-        able = serving or [number for number, runner in self.runners.items() if runner.able and number not in tried]
+        runner = self.least_loaded(tried)
+        return runner.pipeline.id.replica, inquiry
+
+    def least_loaded(self, tried: Collection[int] = ()) -> PipelineRunner:
+        """Of those that serve, or else will again in moments. Raises NotReady."""
+        left = [runner for number, runner in self.runners.items() if number not in tried]
+        able = [runner for runner in left if runner.serving] or [runner for runner in left if runner.able]
         if not able:
             raise NotReady(f"no model is served now: {self.progress}")
-        return min(able, key=lambda number: len(self.runners[number].requests)), inquiry
+        return min(able, key=lambda runner: len(runner.requests))
 
     def offered(self, answer: str, requests: Sequence[Request]) -> Iterator[PipelineRunner]:
         """The copies to try for an answer, best first: the next one is asked for if one has no room. `ended` must follow. Raises NotReady

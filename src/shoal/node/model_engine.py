@@ -219,9 +219,8 @@ class ModelEngine:
         return max(runner.open_driver().scheduler.limits.longest for runner in [r for r in self.copies if r.able] or [self.copies.first])
 
     def submit(self, request: Request) -> TokenStream:
-        """Raises NotReady, InvalidRequest, QueueFull."""
-        number, _ = self.copies.chosen([request])
-        return self.copies.runners[number].submit(request)
+        """Without the balancer: to the copy with the fewest requests. Raises NotReady, InvalidRequest, QueueFull."""
+        return self.copies.least_loaded().submit(request)
 
     async def begin(self, answer: str, note: bytes, requests: Sequence[Request], named: bool) -> list[TokenStream]:
         """Submits all requests or none; returns when they are kept. Raises NotReady, InvalidRequest, QueueFull."""
