@@ -12,6 +12,7 @@ from shoal.errors import ConfigError
 from shoal.gateway.app import create_app
 from shoal.gateway.engines import ServedEngines
 from shoal.gateway.server import ApiServer
+from shoal.gateway.workers.server import TokenizerFiles
 from shoal.launch.api_workers import ApiWorkers
 from shoal.node.head import Head
 
@@ -36,11 +37,13 @@ class Api(Protocol):
 
 
 def api_of(head: Head, settings: HeadSettings, address: socket.socket) -> Api:
+    engines, api = ServedEngines([head], head), settings.served_api
     if settings.api.api_workers > 1:
         if not hasattr(socket, "AF_UNIX"):
             raise ConfigError(
                 "--api-workers needs Unix sockets, which this system does not have; leave it out and the head serves the API itself"
             )
         verbose = logging.getLogger("shoal").isEnabledFor(logging.INFO)
-        return ApiWorkers(head, settings, address, "text" if err.log is None else "json", verbose)
-    return ApiServer(create_app(ServedEngines([head], head), settings.served_api, operator=head.operator), address, settings.api)
+        files = TokenizerFiles(head.model.path, settings.engine.chat_template_file)
+        return ApiWorkers(engines, lambda _: files, api, address, "text" if err.log is None else "json", verbose, head.operator)
+    return ApiServer(create_app(engines, api, operator=head.operator), address, settings.api)
