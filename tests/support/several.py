@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import httpx2 as httpx
 from fastapi import FastAPI
@@ -77,6 +77,10 @@ class Place:
     def __init__(self, engines: ServedEngines, seen: Engines, app: FastAPI, http: httpx.AsyncClient, workers: Workers | None) -> None:
         self.engines, self.seen, self.app, self.http, self.workers = engines, seen, app, http, workers
 
+    @property
+    def models(self) -> list[Called]:
+        return calleds(self.engines)
+
     async def post(self, path: str, body: dict[str, Any], **more: Any) -> Any:
         """The answer's JSON."""
         answer = await self.http.post(path, json=body, **more)
@@ -93,6 +97,11 @@ class Place:
             return same and ([*ours.names], ours.aliases, ours.state) == ([*theirs.names], theirs.aliases, theirs.state)
 
         await eventually(known)
+
+
+def calleds(engines: ServedEngines) -> list[Called]:
+    """The engines of a server, as what they are here."""
+    return [cast("Called", engine) for engine in engines.all]
 
 
 def client(app: FastAPI) -> httpx.AsyncClient:

@@ -50,6 +50,7 @@ PURE_MODULES = {
     "serving.cache_control",
     "serving.response_cache",
     "serving.aliases",
+    "serving.resting",
     *(
         f"serving.balancing.{module}"
         for module in (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from shoal.errors import NotReady, UnknownModel
+from shoal.errors import ConfigError, NotReady, UnknownModel
 from shoal.gateway.engine import Engine
 from shoal.observed.trace_span import TraceSpan
 from shoal.serving.aliases import check, resolved, standing
@@ -129,9 +129,10 @@ class ServedEngines:
     # Changes
 
     def add(self, engine: Engine) -> None:
-        """Its model may be asked for from now on. One of that name gives way."""
-        self._engines[engine.name] = engine
-        self._changed()
+        """Its model may be asked for from now on. One of that name gives way. Raises ConfigError if an alias has that name."""
+        if engine.name in self._aliases:
+            raise ConfigError(f"'{engine.name}' is an alias, which stands for '{self._aliases[engine.name]}'; remove it first")
+        self._put(engine)
 
     def remove(self, name: str) -> None:
         """Ends its answers. Aliases of the model stay, and stand for nothing until it is back."""
@@ -142,6 +143,10 @@ class ServedEngines:
         """Sets all aliases. Raises ConfigError."""
         check(aliases, self.names)
         self._aliases = dict(aliases)
+        self._changed()
+
+    def _put(self, engine: Engine) -> None:
+        self._engines[engine.name] = engine
         self._changed()
 
     def _changed(self) -> None:

@@ -97,6 +97,13 @@ def test_an_engine_in_the_place_of_another_is_the_one_that_is_found() -> None:
     assert [*engines.names] == NAMES
 
 
+def test_a_model_cannot_come_under_the_name_of_an_alias() -> None:
+    engines = three()
+    with pytest.raises(ConfigError, match="'best' is an alias, which stands for 'gpt-4o'; remove it first"):
+        engines.add(Called("best"))
+    assert ([*engines.names], found(engines, "best")) == (NAMES, "beta")
+
+
 def test_the_server_is_ready_once_all_that_it_was_started_with_is() -> None:
     alpha, beta = Called("alpha"), Called("beta")
     engines = served(alpha, beta)

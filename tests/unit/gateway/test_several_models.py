@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from websockets.asyncio.client import connect
 
 from shoal.errors import NotReady
 from shoal.gateway.engines import ServedEngines
+from shoal.request import Request
 from tests.support.engine import Resumed, ScriptedStream, spoken
 from tests.support.http import CHAT, COMPLETIONS, HI, eventually, refused, serving
 from tests.support.resumed import NAME, parsed, texts
@@ -64,7 +65,7 @@ def test_an_answer_is_of_the_model_that_was_asked_for(kind: str, path: str, aske
         assert text_of(path, told) == answers
         by_client = asked or "alpha:latest"  # Ollama's answers say what was sent
         assert told["model"] == (by_client if path.startswith("/api/") else answers)
-        engines = {engine.name: engine for engine in place.engines.all}
+        engines = {engine.name: engine for engine in place.models}
         await eventually(lambda: [len(engines[name].observed) for name in engines] == [name == answers for name in engines])
 
     at(kind, three, work)
@@ -79,7 +80,7 @@ def test_an_unknown_model_is_told_which_there_are(kind: str, path: str) -> None:
         assert answer.status_code == 404
         assert "known here are alpha, beta, gamma, gpt-4o, best" in answer.text
         if path in ASKING:
-            alpha = place.engines.all[0]
+            alpha = place.models[0]
             await eventually(lambda: [entry[1:] for entry in alpha.observed] == [("404", 0)])  # the telemetry of the server
 
     at(kind, three, work)
@@ -136,7 +137,7 @@ def test_embeddings_are_of_the_model(kind: str) -> None:
     async def work(place: Place) -> None:
         assert (await place.post("/v1/embeddings", {"input": "Hi", "model": "best"}))["model"] == "beta"
         assert (await place.post("/api/embed", {"input": "Hi", "model": "best:latest"}))["model"] == "best:latest"
-        assert [len(engine.streams) for engine in place.engines.all] == [0, 2, 0]
+        assert [len(engine.streams) for engine in place.models] == [0, 2, 0]
 
     at(kind, three, work)
 
@@ -146,12 +147,12 @@ def test_a_conversation_goes_on_with_another_model(kind: str) -> None:
         first = await place.post(RESPONSES, {"input": "Hi", "model": "alpha"})
         second = await place.post(RESPONSES, {"input": "And?", "model": "best", "previous_response_id": first["id"]})
         assert (first["model"], second["model"]) == ("alpha", "beta")
-        (stream,) = place.engines.all[1].streams
+        (stream,) = place.models[1].streams
         assert bytes(stream.request.prompt).decode() == "user: Hi\nassistant: alpha\nuser: And?\n"
         kept = [(await place.http.get(f"{RESPONSES}/{each['id']}")).json() for each in (first, second)]
         assert kept == [first, second]
         await place.post(f"{RESPONSES}/compact", {"input": "Hi", "model": "gamma"})
-        assert [len(engine.streams) for engine in place.engines.all] == [1, 1, 1]
+        assert [len(engine.streams) for engine in place.models] == [1, 1, 1]
 
     at(kind, three, work)
 
@@ -162,7 +163,7 @@ def test_messages_on_one_socket_ask_different_models(kind: str, path: str) -> No
         async with serving(place.app) as port, connect(f"ws://127.0.0.1:{port}{path}", proxy=None) as socket:
             said = [await asked(socket, model) for model in ("beta", None, "best", "delta", "gamma")]
         assert said == ["beta", "alpha", "beta", "404", "gamma"]
-        counts = {engine.name: [outcome for _, outcome, _ in engine.observed] for engine in place.engines.all}
+        counts = {engine.name: [outcome for _, outcome, _ in engine.observed] for engine in place.models}
         assert counts == {"alpha": ["accepted", "404"], "beta": ["accepted"] * 2, "gamma": ["accepted"]}
 
     async def asked(socket: Any, model: str | None) -> str:
@@ -228,7 +229,7 @@ def test_ollama_s_listings_have_them_too(kind: str) -> None:
         assert [each["name"] for each in tags] == [f"{name}:latest" for name in ("alpha", "beta", "gamma", "gpt-4o", "best")]
         digests = [each["digest"] for each in tags]
         assert len(set(digests)) == 3 and digests[1] == digests[3] == digests[4]
-        place.engines.all[2].state = "it is loading"
+        place.models[2].state = "it is loading"
         await place.settled()
         await eventually(lambda: place.seen.all[2].state)
         running = (await place.http.get("/api/ps")).json()["models"]
@@ -244,7 +245,7 @@ def test_ollama_s_listings_have_them_too(kind: str) -> None:
 
 def test_readiness_is_that_of_all_models_or_of_one(kind: str) -> None:
     async def work(place: Place) -> None:
-        beta = place.engines.all[1]
+        beta = place.models[1]
         assert (await place.http.get("/health/ready")).status_code == 200
         beta.state = "1 of 2 nodes have joined"
         await place.settled()
@@ -317,7 +318,7 @@ def test_a_model_in_the_place_of_one_of_its_name_answers_from_then_on(kind: str)
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_answers_of_a_model_that_goes_end_with_a_clear_error_and_others_go_on(kind: str, stream: bool) -> None:
     async def work(place: Place) -> None:
-        alpha, beta = place.engines.all
+        alpha, beta = place.models
         asking = [
             asyncio.ensure_future(place.http.post(CHAT, json={"messages": HI, "stream": stream, "model": name}))
             for name in ("beta", "alpha")
@@ -340,8 +341,8 @@ def test_the_answers_of_a_model_that_goes_end_with_a_clear_error_and_others_go_o
 
 def test_an_answer_that_was_being_begun_when_its_model_went_ends_too(kind: str) -> None:
     class Slow(Called):
-        async def begin(self, *args: Any) -> Any:
-            streams = await super().begin(*args)
+        async def begin(self, answer: str, note: bytes, requests: Sequence[Request], named: bool) -> Any:
+            streams = await super().begin(answer, note, requests, named)
             await going.wait()
             return streams
 
@@ -458,7 +459,7 @@ def test_a_kept_answer_is_its_model_s_whatever_name_it_is_asked_by(kind: str) ->
             answer = await place.http.post(CHAT, json={"messages": HI, "temperature": 0, "model": name})
             marks.append((answer.headers["x-shoal-cache"], answer.json()["choices"][0]["message"]["content"]))
         assert marks == [("miss", "beta"), ("hit", "beta"), ("miss", "alpha"), ("hit", "beta"), ("hit", "alpha")]
-        await eventually(lambda: [engine.reused for engine in place.engines.all] == [[False, True], [False, True, True], []])
-        assert place.engines.all[0].cache_bytes > 0  # the server's
+        await eventually(lambda: [engine.reused for engine in place.models] == [[False, True], [False, True, True], []])
+        assert place.models[0].cache_bytes > 0  # the server's
 
     at(kind, three, work, response_cache="1MiB")

@@ -156,7 +156,7 @@ class RemoteEngines(ServedEngines):
             case messages.Changed(model, status):
                 self._remote[model].status = status
             case messages.EngineAdded(served, resumed):
-                self.add(self._engine(served, resumed))
+                self._put(self._engine(served, resumed))
             case messages.EngineGone(model):
                 del self._remote[model]
                 self.remove(model)

@@ -33,8 +33,6 @@ from shoal.trace_context import TRACE
 log = structlog.get_logger()
 
 _LOOK = 0.1  # seconds between checks of the engines' states
-
-
 _OBSERVED = frozenset({"first_token", "answer", "request", "reuse"})
 _OBSERVED_OF_ALL = frozenset({"request", "cache"})
 """What is counted, for a model and for all of them together."""
@@ -146,11 +144,10 @@ class EngineServer:
         ]
         for held in resumed:
             self._hold(held)
-        first, *others = [*self._joined] or [None]
-        for worker in (first, *others):
-            if worker is not None:
-                attached = [held.attached for held in resumed if worker is first]
-                worker.channel.say(messages.EngineAdded(self._served(engine, status), attached))
+        first = next(iter(self._joined), None)
+        for worker in self._joined:
+            attached = [held.attached for held in resumed] if worker is first else []
+            worker.channel.say(messages.EngineAdded(self._served(engine, status), attached))
         for held in resumed:
             if first is None:
                 self._orphan(held)

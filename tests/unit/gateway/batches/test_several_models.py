@@ -9,7 +9,7 @@ from typing import Any
 from shoal.gateway.engines import ServedEngines
 from tests.support.batches import Api, line, served
 from tests.support.http import HI, eventually
-from tests.support.several import Called
+from tests.support.several import Called, calleds
 from tests.support.several import served as several
 
 
@@ -68,7 +68,7 @@ def test_a_line_for_an_unknown_model_is_a_result_and_the_others_are_answered(tmp
 def test_a_batch_waits_until_all_its_models_are_served(tmp_path: Path) -> None:
     async def begin(api: Api) -> None:
         made.append(await api.begin([asks("a"), *(asks(f"b{i}", "beta") for i in range(3))]))
-        await api.until(made[0], lambda batch: batch["status"] == "in_progress" and first.all[1].streams)
+        await api.until(made[0], lambda batch: batch["status"] == "in_progress" and calleds(first)[1].streams)
 
     async def wait(api: Api) -> None:
         other = await api.begin([asks("z")])
@@ -107,13 +107,13 @@ def test_a_batch_that_names_another_model_is_left_to_who_serves_it(tmp_path: Pat
             async with served(one, tmp_path) as first:
                 batch = await first.ended(await first.begin([asks("a", "beta"), asks("b", "beta")]))
                 assert batch["request_counts"] == {"total": 2, "completed": 2, "failed": 0}
-        assert len(one.all[0].streams) == 0  # pyright: ignore[reportAttributeAccessIssue] - a Called
+        assert calleds(one)[0].streams == []
 
         async with served(one, tmp_path) as first:
             await first.ended(await first.begin([asks("y")]))  # now the other holds it
             async with served(both, tmp_path) as second:
                 id = await second.begin([asks("c", "beta")])
-                await eventually(lambda: len(both.all[1].streams) == 3)  # pyright: ignore[reportAttributeAccessIssue]
+                await eventually(lambda: len(calleds(both)[1].streams) == 3)
                 assert (await second.ended(id))["status"] == "completed"
 
     asyncio.run(go())
