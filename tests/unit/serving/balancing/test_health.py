@@ -313,6 +313,17 @@ def test_what_becomes_of_a_removed_replica_changes_nothing():
     assert len(to) == 2 and 0 in to and 7 not in to
 
 
+def test_failures_of_a_removed_replica_are_not_counted_as_an_ejection():
+    to = balancer(3)
+    flights = [to.began(0, ANY, 0.0) for _ in range(5)]
+    to.remove(0, 0.0)
+    for flight in flights:
+        to.ended(flight, Ending.FAILED, 0.0)
+    end(to, 1, Ending.FAILED, times=5)
+    assert to.circuit(1) is Circuit.OPEN
+    assert chosen(to, 100.0) == {1, 2}
+
+
 def test_a_replica_is_added_once():
     with pytest.raises(ValueError, match="there already"):
         balancer(1).add(0, 0.0)
