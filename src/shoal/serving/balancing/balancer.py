@@ -117,7 +117,7 @@ class Balancer(Generic[R]):
         self._chooser.remove(state)
 
     def drain(self, replica: R, now: float) -> None:
-        """It takes no more requests; those that it has go on."""
+        """It takes no more requests; those that it has go on, and are not judged any more."""
         state = self._states[replica]
         if not state.draining:
             state.draining = True
@@ -256,9 +256,11 @@ class Balancer(Generic[R]):
         state, circuit = flight.state, flight.state.circuit
         if not served and flight.first is None:
             state.failed(now - flight.began, flight.work, now)
+        if state.draining:
+            return
         if circuit.state is Circuit.CLOSED:
             circuit.count(served, now)
-            if not served and not state.draining and (symptom := circuit.symptom(now)):
+            if not served and (symptom := circuit.symptom(now)):
                 if len(self._ejected) < self._ejectable:
                     self._eject(state, now, symptom)
                 else:

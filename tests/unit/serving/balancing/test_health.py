@@ -132,6 +132,19 @@ def test_a_draining_replica_does_not_come_back_with_its_last_probe():
     assert chosen(to, 100.0) == {0}
 
 
+def test_a_draining_replica_is_not_judged():
+    """Else it would count as ejected, and another one would stay."""
+    to = balancer(5)
+    end(to, 4, Ending.FAILED, times=5)
+    assert 4 in chosen(to, 10.0, 200)
+    probe = to.began(4, ANY, 10.0)
+    to.drain(4, 10.0)
+    to.ended(probe, Ending.FAILED, 10.0)
+    for number in (0, 1):
+        end(to, number, Ending.FAILED, 10.0, times=5)
+    assert (to.circuit(0), to.circuit(1)) == (Circuit.OPEN, Circuit.OPEN)
+
+
 def test_a_request_from_before_the_ejection_does_not_count_as_a_probe():
     to = balancer(2)
     before = [to.began(1, ANY, 0.0) for _ in range(9)]
@@ -298,6 +311,17 @@ def test_what_becomes_of_a_removed_replica_changes_nothing():
     to.ended(flight, Ending.FAILED, 1.0)
     assert to.in_flight(0) == 0
     assert len(to) == 2 and 0 in to and 7 not in to
+
+
+def test_failures_of_a_removed_replica_are_not_counted_as_an_ejection():
+    to = balancer(3)
+    flights = [to.began(0, ANY, 0.0) for _ in range(5)]
+    to.remove(0, 0.0)
+    for flight in flights:
+        to.ended(flight, Ending.FAILED, 0.0)
+    end(to, 1, Ending.FAILED, times=5)
+    assert to.circuit(1) is Circuit.OPEN
+    assert chosen(to, 100.0) == {1, 2}
 
 
 def test_a_replica_is_added_once():
