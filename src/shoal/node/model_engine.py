@@ -119,8 +119,6 @@ class ModelEngine:
         cost = model_cost(model.spec, model.weights, engine.precision, engine.kv_type, engine.step_tokens)
         context = min(engine.context, model.spec.context)
         self.served = Served(model.name, model.reference, cost, context, engine, offer.pinned, model.manifest, model.files)
-        self._running: dict[str, PipelineRunner] = {}
-        """By the answers that they run."""
         self._log: RequestLog | None = None
         for number in range(1, offer.replicas + 1):
             self.open(number)
@@ -146,7 +144,6 @@ class ModelEngine:
         self._move_requests(runner)
         self._coordinator.close(runner.pipeline.id, reason)
         del self._all_metrics.pipelines[runner.pipeline.id]
-        self._running = {answer: other for answer, other in self._running.items() if other is not runner}
 
     async def close(self, reason: str) -> None:
         """Ends every request with the reason, and frees what the nodes hold."""
@@ -174,8 +171,7 @@ class ModelEngine:
         for stream in runner.requests.hand_over():
             target = self._least_loaded(others)
             target.requests.take_up(stream)
-            answer = self._coordinator.recorder.timelines.moved(stream.request.id, str(target.pipeline.id))
-            self._running[answer] = target
+            self._coordinator.recorder.timelines.moved(stream.request.id, str(target.pipeline.id))
             log.info("a request goes on at another copy", request=stream.request.id, copy=str(target.pipeline.id))
 
     @staticmethod
@@ -242,12 +238,10 @@ class ModelEngine:
 
     def _begun(self, answer: str, requests: Sequence[Request], runner: PipelineRunner) -> None:
         now, id = self._coordinator.now(), runner.pipeline.id
-        self._running[answer] = runner
         self._coordinator.recorder.timelines.begun(answer, requests, now, str(id))
         self._all_metrics.pipelines[id].tokens.begun(answer, (request.id for request in requests), now)
 
     def forget(self, answer: str) -> None:
-        self._running.pop(answer, None)
         for runner in self.runners.values():
             self._all_metrics.pipelines[runner.pipeline.id].tokens.ended(answer)
         self._coordinator.recorder.timelines.ended(answer, self._coordinator.now())
@@ -264,7 +258,6 @@ class ModelEngine:
             runner = self._least_loaded([*self.runners.values()])
             now, id = self._coordinator.now(), runner.pipeline.id
             self._coordinator.recorder.timelines.begun(answer.answer, answer.requests, now, str(id))
-            self._running[answer.answer] = runner
             streams = [TokenStream(request, said) for request, said in zip(answer.requests, answer.said, strict=True)]
             for stream in streams:
                 runner.requests.take_up(stream)
