@@ -153,10 +153,10 @@ class FakeOperator:
     def happen(self, kind: EventKind, message: str, node: str = "", at: float | None = None, **figures: float) -> None:
         self.happened.append(ClusterEvent(len(self.happened) + 1, time() if at is None else at, kind, message, node, figures))
 
-    async def cluster(self) -> ClusterView:
+    async def cluster(self, pipeline: str) -> ClusterView:
         return self.view
 
-    async def experts(self) -> ExpertsView:
+    async def experts(self, pipeline: str) -> ExpertsView:
         return self.experts_used
 
     async def events(self, after: int, limit: int, kinds: Sequence[EventKind], node: str) -> EventPage:

@@ -327,6 +327,8 @@ class RouteMachine:
             self.why = self._shortage(now)
             return self._tenancy.release("it holds no layers; it may leave", now)
         try:
+            if not usable and self._sound(now):
+                raise CapacityError("none of the nodes that have joined is meant for it")
             if self._base is None:
                 placement = self._first(nodes, self._profiles(usable, waiting=True))
             elif nodes:

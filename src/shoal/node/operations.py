@@ -39,6 +39,7 @@ from shoal.observed.event import EventKind, EventPage
 from shoal.observed.history import History
 from shoal.observed.models import LoadedModel, ModelsView
 from shoal.observed.requests import RequestView, Timeline
+from shoal.pipeline_id import PipelineId
 from shoal.placement.partition import Placement
 
 _FIXED = "this head serves the model that it was started with; start one with `shoal up` or `shoal serve`"
@@ -69,9 +70,9 @@ class Operations:
         """Makes one; None: how nodes join is not known here."""
         self._pulls = Pulls(self._pulled)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._without: dict[str, float] = {}
-        """By node, how many times as fast the cluster is predicted to be without it."""
-        self._looked_at: object = None
+        self._without: dict[PipelineId, dict[str, float]] = {}
+        """By node, how many times as fast a pipeline is predicted to be without it."""
+        self._looked_at: dict[PipelineId, object] = {}
         """The route and the speeds for which that was planned, or is being planned."""
         self._looking = False
 
@@ -133,22 +134,23 @@ class Operations:
         pipeline = runner.pipeline
         path = pipeline.serving
         key = None if path is None else (path.epoch, *((n, m.slower, m.draining, m.cap) for n, m in pipeline.members.items()))
-        if key != self._looked_at and not self._looking:
-            self._looked_at, self._without = key, {}
+        if key != self._looked_at.get(pipeline.id) and not self._looking:
+            self._looked_at[pipeline.id], self._without[pipeline.id] = key, {}
             if path is not None and len(path.nodes) > 1:
                 self._looking = True
                 self._coordinator.spawn(self._look(pipeline, path))
-        return self._without
+        return self._without.get(pipeline.id, {})
 
     async def _look(self, pipeline: RouteMachine, path: Path) -> None:
         """At the stages that take most of a step; there may be a hundred."""
         c = self._coordinator
+        found = self._without[pipeline.id]
         slowest = sorted(zip(path.nodes, path.placement.stages, strict=True), key=lambda pair: -pair[1].seconds)
         try:
             for node, stage in slowest[:_LOOKED_AT]:
                 with suppress(CapacityError):
                     placement = await asyncio.to_thread(pipeline.without(path, node, c.now()))
-                    self._without[stage.node] = placement.tokens_per_second / path.placement.tokens_per_second
+                    found[stage.node] = placement.tokens_per_second / path.placement.tokens_per_second
         finally:
             self._looking = False
 
