@@ -73,8 +73,10 @@ export function ClusterPage() {
 function Gone({ shown = "" }: { shown?: string }) {
   if (!gone.value) return null;
   return (
-    <p class="notice" data-figure="gone">
-      {gone.value} is gone: its model was unloaded, or has fewer copies now.{shown && ` This is ${shown}.`}{" "}
+    <p class="notice">
+      <span data-figure="gone">
+        {gone.value} is gone: its model was unloaded, or has fewer copies now.{shown && ` This is ${shown}.`}
+      </span>{" "}
       <button type="button" class="link" onClick={() => (gone.value = "")}>
         Close
       </button>

@@ -34,8 +34,10 @@ export function Aliases({ aliases, again }: { aliases: Record<string, string>; a
       {all.length > 0 && (
         <ul class="pulls">
           {all.map(([alias, target]) => (
-            <li key={alias} data-figure="alias" data-alias={alias}>
-              <b>{alias}</b> <span class="soft">stands for</span> {target}{" "}
+            <li key={alias} data-alias={alias}>
+              <span data-figure="alias">
+                <b>{alias}</b> <span class="soft">stands for</span> {target}
+              </span>{" "}
               {operator.value && (
                 <button type="button" class="quiet" aria-label={`Remove ${alias}`} onClick={() => void set(alias, null)}>
                   Remove
