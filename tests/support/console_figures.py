@@ -458,7 +458,7 @@ def unloading(model: str, view: Json) -> Iterator[str]:
     running, waiting = (sum(each[state] for each in requests) for state in ("running", "waiting"))
     waits = f" and {plural(waiting, 'waits', 'wait')}" if waiting else ""
     runs = f"{plural(running, 'request runs', 'requests run')}{waits}: they end with an error."
-    yield from _said(("requests", runs if running + waiting else "No request runs."))
+    yield from _said(("dialog", f"Unload {model}"), ("requests", runs if running + waiting else "No request runs."))
 
 
 def pull(told: Json) -> str:

@@ -140,7 +140,7 @@ class FakeOperator:
 
     def __init__(self, view: ClusterView) -> None:
         self.view = view
-        """Of the first pipeline."""
+        """Of the first pipeline; without pipelines: there is none."""
         self.others: list[ClusterView] = []
         """Of the other pipelines."""
         self.happened: list[ClusterEvent] = []
@@ -162,7 +162,7 @@ class FakeOperator:
 
     async def cluster(self, pipeline: str) -> ClusterView:
         for view in (self.view, *self.others):
-            if pipeline in ("", view.pipeline):
+            if view.pipelines and pipeline in ("", view.pipeline):
                 return view
         raise UnknownObject("pipeline", pipeline)
 
@@ -299,6 +299,6 @@ def fleet() -> FakeOperator:
         PipelineView(view.pipeline, view.model.name, int(view.pipeline[-1]), view.state, view.reason, view.requests, view.measured, nodes)
         for view, nodes in zip(views, (names, names[:2], [*parts]), strict=True)
     ]
-    made.view, *made.others = (msgspec.structs.replace(view, pipelines=listed) for view in views)
+    made.view, *made.others = (msgspec.structs.replace(view, started=first.started, pipelines=listed) for view in views)
     made.experts_of_others = ExpertsView({7: [3, 9, 0, 1]})
     return made
