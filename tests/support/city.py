@@ -37,7 +37,7 @@ class ToyEngine(ModelEngine):
         name = offer.model.name
         self.offer, self.model = offer, offer.model
         self.resume = 0.0
-        self.runners = {}
+        self.copies.runners = {}
         self._coordinator, self._all_metrics = coordinator, metrics
         self._metrics = metrics.models[name] = ModelMetrics(name)
         self._experts = {}
@@ -99,12 +99,12 @@ class City(Place):
 
     def runner_of(self, engine: ModelEngine, request: Request) -> PipelineRunner:
         """That runs a request now."""
-        (found,) = [runner for runner in engine.runners.values() if runner.driver is not None and request.id in runner.driver._streams]
+        (found,) = [runner for runner in engine.copies if runner.driver is not None and request.id in runner.driver._streams]
         return found
 
     async def serving(self, *engines: ModelEngine) -> None:
         """All copies."""
-        await self.until(lambda: all(runner.serving for engine in engines for runner in engine.runners.values()))
+        await self.until(lambda: all(runner.serving for engine in engines for runner in engine.copies))
 
     async def begun(self, stream: TokenStream, tokens: int = 3) -> list[TokenChunk]:
         """The first tokens."""

@@ -46,7 +46,7 @@ async def two_copies(town: City, *names: str) -> ModelEngine:
 def test_two_models_on_the_same_nodes_answer_at_once() -> None:
     async def scenario(town: City) -> None:
         large, small = await two_models(town, "a", "b")
-        assert town.nodes_of(large.first) == town.nodes_of(small.first) == {"a", "b"}
+        assert town.nodes_of(large.copies.first) == town.nodes_of(small.copies.first) == {"a", "b"}
         requests = [(engine, town.request(f"{engine.name} {i}", 30)) for i in range(4) for engine in (large, small)]
         await asyncio.gather(*(town.right(engine, request) for engine, request in requests))
         tokens = {id.model: found.generated_tokens._by[()] for id, found in town.head.metrics.pipelines.items()}
@@ -61,7 +61,7 @@ def test_a_node_that_is_lost_stops_both_models_and_both_go_on() -> None:
         large, small = await two_models(town, "a", "b", "c")
         asked = [(engine, town.request(engine.name, 60)) for engine in (large, small)]
         answers = [await town.under_way(engine, request) for engine, request in asked]
-        (victim, *_) = town.nodes_of(large.first) & town.nodes_of(small.first)
+        (victim, *_) = town.nodes_of(large.copies.first) & town.nodes_of(small.copies.first)
         await town.kill(victim)
         await asyncio.gather(*answers)
         timelines = town.head.coordinator.recorder.timelines
@@ -70,8 +70,8 @@ def test_a_node_that_is_lost_stops_both_models_and_both_go_on() -> None:
             assert timeline is not None
             (recovery,) = timeline.recoveries
             assert recovery.node == victim and recovery.refilled > 0
-            assert victim not in town.nodes_of(engine.first)
-        for runner in (large.first, small.first):
+            assert victim not in town.nodes_of(engine.copies.first)
+        for runner in (large.copies.first, small.copies.first):
             assert runner.driver is not None and not runner.driver.scheduler.pool.used
         assert town.head.coordinator.recorder.events.counts[EventKind.LOST] == 1, "a node is lost once, however much it served"
 
@@ -93,7 +93,7 @@ def test_a_model_that_is_closed_under_load_ends_its_requests_alone_and_leaves_it
         town.start("a", memory=2 * (8_500))
         await town.serving(first, second)
         await asyncio.sleep(5)
-        assert not third.first.serving and "memory" in third.state, third.state
+        assert not third.copies.first.serving and "memory" in third.state, third.state
         with pytest.raises(NotReady, match="memory"):
             third.submit(town.request("too soon"))
         stays = await town.under_way(second, town.request("stays", 60))
@@ -123,7 +123,7 @@ def test_a_model_comes_while_another_one_answers() -> None:
         await town.serving(small)
         await town.right(small, town.request("two"))
         await running
-        assert large.first.pipeline.epoch == 1, "its route was left alone"
+        assert large.copies.first.pipeline.epoch == 1, "its route was left alone"
 
     play(scenario, City, min_nodes=2, spread=True)
 
@@ -134,11 +134,11 @@ def test_pinned_models_run_on_their_nodes_alone() -> None:
         for name in "abc":
             town.start(name)
         await town.serving(large, small)
-        assert town.nodes_of(large.first) == {"a"} and town.nodes_of(small.first) <= {"b", "c"}
+        assert town.nodes_of(large.copies.first) == {"a"} and town.nodes_of(small.copies.first) <= {"b", "c"}
         await town.kill("a")
-        await town.until(lambda: not large.first.serving)
+        await town.until(lambda: not large.copies.first.serving)
         await town.right(small, town.request("one"))
-        assert not large.first.serving and "meant for it" in large.state
+        assert not large.copies.first.serving and "meant for it" in large.state
 
     play(scenario, City)
 
@@ -323,7 +323,7 @@ def test_operators_see_each_pipeline_and_all_of_them() -> None:
                 ("large/1", "serving", ["a", "b"]),
                 ("small/1", "serving", ["a", "b"]),
             ]
-            assert sum(stage.end_layer - stage.first_layer for stage in view.stages) == {"large/1": LARGE, "small/1": SMALL}[name]
+            assert sum(stage.end_layer - stage.copies.first_layer for stage in view.stages) == {"large/1": LARGE, "small/1": SMALL}[name]
         assert (await operator.cluster("")).pipeline == "large/1"
         description = town.head.coordinator.describe()
         assert [(p.model, p.replica, p.state) for p in description.pipelines] == [("large", 1, "serving"), ("small", 1, "serving")]
