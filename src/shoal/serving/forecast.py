@@ -32,16 +32,16 @@ Series = NDArray[np.float64]
 
 
 def forecast(minutes: Sequence[int | None], until: int) -> ExpectedTraffic | None:
-    """From the end of what is known on; None: too little is known, less than five days. Takes about a second of a processor, and holds the
-    interpreter's lock for tenths of it: for another process than the one that serves.
+    """From the end of what is known on; None: no more than five days are known, or nobody has asked. Takes half a second of
+    a processor, most of it with the interpreter's lock: for another process than the one that serves.
 
     minutes: requests of each, None: nobody counted; until: the minute after the last, since 1970.
     Raises ConfigError without statsmodels.
     """
     counts = _steps(minutes)
-    if len(counts) < (2 + _TRIED) * _DAY:
-        return None
     known = np.isfinite(counts)
+    if len(counts) <= (2 + _TRIED) * _DAY or not counts[known].any():
+        return None
     roots = np.sqrt(_filled(counts))
     error, naive = _tried(roots, known)
     seasons = _Seasons.of(roots)
@@ -88,10 +88,10 @@ class _Seasons:
 
     @staticmethod
     def of(roots: Series) -> _Seasons:
-        """Of the week if two are there."""
-        periods = [_DAY, _WEEK] if len(roots) >= 2 * _WEEK else [_DAY]
+        """Of the week if there are more than two: MSTL needs more than two periods."""
+        periods = [_DAY, _WEEK] if len(roots) > 2 * _WEEK else [_DAY]
         jump = _DAY // 4  # smooth curves are computed at every sixth hour, and lines drawn between: as good, in a thirtieth of the time
-        options = {"seasonal_deg": 0, "trend_jump": jump, "low_pass_jump": jump}
+        options = {"seasonal_deg": 0, "trend_jump": jump, "low_pass_jump": jump, "inner_iter": 1}  # MSTL repeats it, too
         found = _statsmodels("tsa.seasonal").MSTL(roots, periods=periods, stl_kwargs=options).fit()
         parts = np.asarray(found.seasonal, dtype=np.float64).reshape(len(roots), len(periods))
         return _Seasons(tuple(parts[-period:, i] for i, period in enumerate(periods)), len(roots), parts.sum(axis=1))
@@ -116,7 +116,7 @@ def _tried(roots: Series, known: NDArray[np.bool_]) -> tuple[float, float]:
     """Mean absolute errors of one step ahead on the last days, in requests per step: this method's, and the better naive one's."""
     errors: list[Series] = []
     begin = len(roots) - _TRIED * _DAY
-    before = _WEEK if begin >= 2 * _WEEK else _DAY
+    before = _WEEK if begin >= _WEEK else _DAY
     for day in range(begin, len(roots), _DAY):
         seasons = _Seasons.of(roots[:day])
         level, noise = seasons.level(roots[: day + _DAY])

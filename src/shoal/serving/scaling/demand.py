@@ -1,8 +1,8 @@
 """How many replicas a load asks for: each signal beside its target.
 
 As Kubernetes' HorizontalPodAutoscaler: replicas that serve, times figure over target, and the largest answer counts. Signals that depend on
-how many serve (a queue grows as long as there are too few) ask for at most twice as many, until those that are being loaded serve. What
-arrives, or will, does not depend on it, and has no such limit.
+how many serve (a queue grows as long as there are too few) ask for at most half as many more, until those that are being loaded
+serve. What arrives, or will, does not depend on it, and has no such limit.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from shoal.serving.scaling.expected_traffic import ExpectedTraffic
 from shoal.serving.scaling.load import ModelLoad
 from shoal.serving.scaling.settings import ScalingSettings
 
-_GROWTH = 2
+_GROWTH = 1.5
 _CONTENT = 0.5
 """Share of the first token's target from which on nothing is taken away."""
 _WAKING = 1.0
