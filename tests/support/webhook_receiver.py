@@ -17,13 +17,14 @@ class Delivery:
 
 @dataclass
 class Receiver:
-    """answers: one for each request; the last is for all others. 'hang', 'close', 'slow' (a byte at a time, without end), or a status with
-    headers."""
+    """answers: one for each request; the last is for all others. 'hang', 'close', 'slow' (a byte at a time, without end), 'held'
+    (204 when `release` is set), or a status with headers."""
 
     answers: list[str] = field(default_factory=lambda: ["204"])
     deliveries: list[Delivery] = field(default_factory=list[Delivery])
     port: int = 0
     scheme: str = "http"
+    release: asyncio.Event = field(default_factory=asyncio.Event)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -58,6 +59,9 @@ class Receiver:
                         writer.write(bytes([byte]))
                         await writer.drain()
                         await asyncio.sleep(0.01)
+                if answer == "held":
+                    await self.release.wait()
+                    answer = "204"
                 status, *more = answer.split("\n")
                 writer.write("\r\n".join([f"HTTP/1.1 {status} X", "content-length: 0", *more, "", ""]).encode())
                 await writer.drain()

@@ -97,6 +97,7 @@ def test_what_fails_is_tried_again_under_the_same_id(answer: str) -> None:
     with capture_logs() as lines:
         run(play())
     assert [line["event"] for line in lines] == ["the webhook for nodes fails", "the webhook for nodes works again"]
+    assert answer != "slow" or lines[0]["reason"] == "no answer within 0.2 s"
     assert "hush" not in str(lines) and SECRET not in str(lines)
 
 
@@ -173,6 +174,19 @@ def test_a_newer_wish_ends_the_attempts_of_one_that_is_under_way() -> None:
             first, second = there.deliveries[:2]
             assert (verified(first)["data"]["nodes"], verified(second)["data"]["nodes"]) == (1, 2)
             assert first.headers["webhook-id"] != second.headers["webhook-id"]
+
+    run(play())
+
+
+def test_a_newer_wish_is_told_although_the_older_arrived_meanwhile() -> None:
+    async def play() -> None:
+        async with receiver("held", "200") as there, sending(there) as webhook:
+            webhook.wish(NodeWish("m", 1, 1, ""))
+            await there.count(1)
+            webhook.wish(NodeWish("m", 2, 1, ""))
+            there.release.set()
+            await settled(webhook)
+            assert [verified(delivery)["data"]["nodes"] for delivery in there.deliveries] == [1, 2]
 
     run(play())
 
