@@ -88,7 +88,7 @@ class Coordinator:
         """Listens for nodes. Raises ConfigError."""
         host = self.settings.host
         self._door = await self._environment.control_door(self, host, self.settings.control_port)
-        self._results = await self._environment.listen(host, 0, self.runner.accept)
+        self._results = await self._environment.listen(host, self.settings.results_port, self.runner.accept)
         self._orders.port = self._results.port
         self.spawn(self._tick())
         if self.settings.pace:
