@@ -159,7 +159,7 @@ $(VENV)/installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard nati
 # torch first and by itself: the test oracle needs the CPU build, nothing else does.
 $(VENV)/developed: pyproject.toml $(VENV)/installed
 	$(PIP) install --constraint $(PINS) $(TORCH)
-	$(PIP) install $(PINNED) --group dev --editable ".[onnx,openvino,redis,plan,traces,triton]"
+	$(PIP) install $(PINNED) --group dev --editable ".[onnx,openvino,redis,plan,traces,triton,ray]"
 	touch $@
 
 clean:
