@@ -19,6 +19,8 @@ import psutil
 import pytest
 
 from shoal.control.client import describe
+from shoal.launch.keys import authority
+from shoal.security.certificates import Role
 from tests.support.cluster import BOUND, MODEL, Process, free_port, gone, until
 from tests.support.ray_machines import RayMachines, actors, ray_machines
 
@@ -32,6 +34,7 @@ class RayUp:
 
     def __init__(self, folder: Path, machines: RayMachines, *flags: str) -> None:
         self.machines = machines
+        self._keys = authority().credentials(Role.HEAD, "operator") if "--secure" in flags else None  # in the folder of this run's tests
         self.port, self.control_port = free_port(), free_port()
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=BOUND, trust_env=False)
         ports = (f"--port={self.port}", f"--control-port={self.control_port}")
@@ -49,7 +52,8 @@ class RayUp:
     def layers(self) -> list[int]:
         """How many each node of the cluster has."""
         with contextlib.suppress(Exception):  # the head is being made again
-            return [node.end_layer - node.first_layer for node in asyncio.run(describe(self.head_address())).nodes]
+            found = asyncio.run(describe(self.head_address(), self._keys))
+            return [node.end_layer - node.first_layer for node in found.nodes]
         return []
 
     def ready(self) -> bool:
@@ -194,6 +198,18 @@ def test_the_head_comes_back_where_its_machine_is_lost(up: RayUp, expected: str)
     assert up.answer() == expected
 
 
+def test_a_wrong_command_is_told_what_is_wrong(up: RayUp, tmp_path: Path) -> None:
+    address = f"--address={up.machines.address}"
+    for words, why in {
+        ("up",): "another `shoal ray up` runs a cluster shoal",
+        ("scale", "3", "--cluster=reef"): "no `shoal ray up` runs a cluster reef",
+        ("up", "--control-port=0"): "--control-port 0",
+    }.items():
+        process = Process(tmp_path / "log", "ray", *words, address)
+        assert process.wait() == 2 and why in process.said, process.describe()
+    assert up.process.popen.poll() is None
+
+
 def test_nothing_is_left_when_it_is_told_to_end(up: RayUp) -> None:
     up.until_nodes(2)
     processes = [process for kind in ("HeadActor", "NodeActor") for actor in actors(kind) for process in [actor, *inside(actor)]]
@@ -202,3 +218,21 @@ def test_nothing_is_left_when_it_is_told_to_end(up: RayUp) -> None:
     assert up.process.wait() == 0
     gone(processes)
     assert up.process.said.count("Traceback") == 0
+
+
+def test_it_waits_for_machines_and_leaves_nothing_when_it_is_killed(machines: RayMachines, tmp_path: Path) -> None:
+    for address in [*machines.raylets][1:]:
+        machines.lose(address)
+    made = RayUp(tmp_path, machines, "--nodes=1", "--secure")
+    try:
+        made.process.until_said("waiting for Ray to have room")
+        assert not actors("NodeActor")
+        machines.add()  # as an autoscaler does
+        made.until_nodes(1)
+        assert len(made.answer()) > TOKENS
+        processes = [process for kind in ("HeadActor", "NodeActor") for actor in actors(kind) for process in [actor, *inside(actor)]]
+        assert len(processes) >= 4
+        made.process.popen.kill()
+        gone(processes)
+    finally:
+        made.end()

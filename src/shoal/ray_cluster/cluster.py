@@ -17,7 +17,7 @@ from shoal.errors import ClusterError, ConfigError
 from shoal.ray_cluster.actors import HeadActor, NodeActor, ScaleOrders
 from shoal.ray_cluster.api import come, ray
 from shoal.ray_cluster.keeper import Keeper
-from shoal.ray_cluster.places import Bundle, RayPlace, Places
+from shoal.ray_cluster.places import Bundle, Places, RayPlace
 from shoal.security.credentials import Credentials
 
 _NAMESPACE = "shoal"
