@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -68,7 +69,7 @@ class RayUp:
             assert self.process.popen.poll() is None, self.said
             return self.ready() and len(found := self.layers()) == count and all(found)
 
-        until(there, lambda: f"{self.layers()}\n{self.said}", bound=2 * BOUND, every=0.2)
+        until(there, lambda: f"{self.layers()}\n{self.said}", bound=4 * BOUND, every=0.2)
 
     def pieces(self, **options: Any) -> Iterator[str]:
         body = {"prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0, "stream": True, "ignore_eos": True, **options}
@@ -193,7 +194,7 @@ def test_the_head_comes_back_where_its_machine_is_lost(up: RayUp, expected: str)
     processes = inside(head)
     up.machines.lose(machine_of(head))
     gone(processes)
-    until(lambda: up.head_address() != before, lambda: up.said, bound=2 * BOUND)
+    until(lambda: up.head_address() != before, lambda: up.said, bound=4 * BOUND)
     up.until_nodes(2)
     assert up.answer() == expected
 
@@ -208,6 +209,10 @@ def test_a_wrong_command_is_told_what_is_wrong(up: RayUp, tmp_path: Path) -> Non
         process = Process(tmp_path / "log", "ray", *words, address)
         assert process.wait() == 2 and why in process.said, process.describe()
     assert up.process.popen.poll() is None
+    waiting = Process(tmp_path / "log", "ray", "up", "--cluster=large", "--nodes=64", address)
+    waiting.until_said("waiting for Ray to have room")
+    waiting.signal(signal.SIGTERM)
+    assert waiting.wait() == 0, waiting.describe()
 
 
 def test_nothing_is_left_when_it_is_told_to_end(up: RayUp) -> None:

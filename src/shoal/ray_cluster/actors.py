@@ -17,7 +17,7 @@ from shoal.errors import ShoalError
 from shoal.launch.command_line import flags_of
 from shoal.launch.environment import child_environment
 from shoal.launch.keys import authority, kept_path
-from shoal.ray_cluster.api import util
+from shoal.ray_cluster.api import ray, util
 from shoal.security.certificates import Role
 from shoal.security.credentials import Credentials
 
@@ -28,8 +28,8 @@ _GRACE = 5.0
 class _ProcessActor:
     """Lives in a worker of Ray, which shows what is printed to whoever runs `shoal ray up`."""
 
-    def __init__(self, *words: str) -> None:
-        self._command = [sys.executable, "-m", "shoal.ray_cluster.tether", "--log-format", "text", *words]
+    def __init__(self, words: list[str]) -> None:
+        self._words = words
         self._process: subprocess.Popen[str] | None = None
         self._lines = deque[str](maxlen=_LAST_LINES)
         self._reading: threading.Thread | None = None
@@ -40,7 +40,7 @@ class _ProcessActor:
             return
         self._lines.clear()
         self._process = subprocess.Popen(
-            self._command,
+            [sys.executable, "-m", "shoal.ray_cluster.tether", "--log-format", "text", *self._words],
             stdin=subprocess.PIPE,  # ends when this worker does, however that ends
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -77,8 +77,15 @@ class HeadActor(_ProcessActor):
     def __init__(self, settings: HeadSettings) -> None:
         """settings: all but the host, which is that of the machine where Ray puts it."""
         self._settings = dataclasses.replace(settings, host=util.get_node_ip_address())
-        super().__init__("serve", *flags_of(self._settings))
+        super().__init__(["serve", *flags_of(self._settings)])
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            self._make_do()
         self.start()
+        self._make_do()
+
+    def _make_do(self) -> None:
+        """Later heads serve with the nodes that are left."""
+        self._words = ["serve", *flags_of(dataclasses.replace(self._settings, min_nodes=1))]
 
     def host(self) -> str:
         """The address of the machine that it runs on; another one if Ray has moved it."""
@@ -94,7 +101,7 @@ class HeadActor(_ProcessActor):
 
 class NodeActor(_ProcessActor):
     def __init__(self, settings: NodeSettings, address: str, credentials: Credentials | None) -> None:
-        super().__init__("join", address, *flags_of(settings))
+        super().__init__(["join", address, *flags_of(settings)])
         self._failure = ""
         try:
             if credentials is not None:

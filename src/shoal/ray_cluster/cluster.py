@@ -36,7 +36,7 @@ def connect(address: str) -> None:
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = "on this machine" if address == "auto" else f"at {address}"
         raise ConfigError(
-            f"there is no Ray cluster {where}: `ray start --head` begins one, `ray start --address=HOST:6379` adds a machine to it"
+            f"there is no Ray cluster {where} ({str(error).strip()}): `ray start --head` begins one, `ray start --address=HOST:6379` adds a machine to it"
         ) from error
 
 
@@ -73,7 +73,7 @@ class RayCluster:
         self._take_name()
         try:
             here, *others = self._places.take([_HEAD, *[self._room] * self._wanted])
-            head = self._head = Keeper("the head", here, self._actor(HeadActor, here, self._settings), self._tell)
+            head = self._head = self._keeper("the head", HeadActor, here, self._settings)
             if not self._until_listening(head, stop):
                 return
             for place in others:
@@ -93,8 +93,8 @@ class RayCluster:
                 f"another `shoal ray up` runs a cluster {name} on this Ray cluster; give this one another --cluster"
             ) from None
 
-    def _actor(self, kind: type[Any], place: RayPlace, *arguments: Any) -> Any:
-        return ray.remote(kind).options(**place.options).remote(*arguments)
+    def _keeper(self, name: str, kind: type[Any], place: RayPlace, *arguments: Any) -> Keeper:
+        return Keeper(name, place, lambda: ray.remote(kind).options(**place.options).remote(*arguments), self._tell)
 
     def _until_listening(self, head: Keeper, stop: threading.Event) -> bool:
         """False: told to stop. Raises ClusterError if the head ends."""
@@ -105,7 +105,7 @@ class RayCluster:
                 self._tell(
                     f"waiting for Ray to have room for a head ({_shown(_HEAD)}) and {self._wanted} nodes ({_shown(self._room)} each)"
                 )
-            if ending := head.ask("ending"):
+            if ending := head.ask("ending") or head.dead:
                 raise ClusterError(f"the head {ending}")
             if joining := head.ask("joining"):
                 self._joining = joining
@@ -121,18 +121,16 @@ class RayCluster:
     def _add(self, place: RayPlace) -> None:
         assert self._joining is not None
         self._made += 1
-        node = Keeper(f"node {self._made}", place, self._actor(NodeActor, place, self._node, *self._joining), self._tell)
-        self._nodes.append(node)
+        self._nodes.append(self._keeper(f"node {self._made}", NodeActor, place, self._node, *self._joining))
 
     def _look(self) -> None:
-        """Raises ClusterError."""
         now = monotonic()
         for keeper in (self._head, *self._nodes):
             if keeper is not None and (ending := keeper.tend(now)):
                 self._tell(ending)
         self._follow_head()
         for node, end in [*self._leaving.items()]:
-            if node.ask("ending") or now > end:
+            if self._ended(node) or now > end:
                 self._drop(node)
         if (wanted := self._ordered()) is not None and wanted != self._wanted:
             self._tell(f"{wanted} nodes from now on, not {self._wanted}" if wanted else "told to end")
@@ -179,7 +177,7 @@ class RayCluster:
     def _end(self) -> None:
         """The head finishes its answers and sends the nodes home; then nothing is left."""
         head, nodes = self._head, [*self._nodes, *self._leaving]
-        if head is not None:
+        if head is not None and self._joining is not None:
             head.actor.stop.remote()
             end = monotonic() + self._settings.api.grace + _MARGIN
             while monotonic() < end and not self._ended(head):
@@ -187,17 +185,15 @@ class RayCluster:
             end = monotonic() + _ANSWER
             while monotonic() < end and not all(self._ended(node) for node in nodes):
                 threading.Event().wait(0.1)
-            for keeper in (*nodes, head):
+        for keeper in (*nodes, head):
+            if keeper is not None:
                 keeper.kill()
         if self._orders is not None:
             ray.kill(self._orders)
         self._places.give_all_back()
 
     def _ended(self, keeper: Keeper) -> bool:
-        try:
-            return bool(keeper.ask("ending"))
-        except ClusterError:
-            return True
+        return bool(keeper.ask("ending") or keeper.dead)
 
 
 def _shown(bundle: Bundle) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 
 from ray.exceptions import ActorDiedError, RayActorError
 
-from shoal.errors import ClusterError
 from shoal.ray_cluster.api import come, ray
 from shoal.ray_cluster.places import RayPlace
 from shoal.retry import Backoff
@@ -17,18 +16,19 @@ _SETTLED = 60.0  # seconds after which a process that ends counts as having been
 
 
 class Keeper:
-    def __init__(self, name: str, place: RayPlace, actor: Any, tell: Callable[[str], None]) -> None:
-        self.name, self.place, self.actor = name, place, actor
-        self._tell, self._rng = tell, Random()
+    def __init__(self, name: str, place: RayPlace, make: Callable[[], Any], tell: Callable[[str], None]) -> None:
+        """make: an actor in that place."""
+        self.name, self.place, self.actor = name, place, make()
+        self.dead = ""
+        """Why Ray has given the actor up; '' if it has not."""
+        self._make, self._tell, self._rng = make, tell, Random()
         self._asked: dict[str, Any] = {}  # answers that have not come, by question
         self._backoff, self._started, self._again = Backoff(1.0, 30.0), 0.0, None
         self._away = False
 
     def ask(self, question: str) -> Any:
-        """What the actor's method answers, if it has; None if not, as before Ray has placed the actor and while it makes it again.
-
-        Raises ClusterError if Ray has given it up.
-        """
+        """What the actor's method answers, if it has; None if not, as before Ray has placed the actor, while it makes it again, and when it
+        has given it up."""
         if question not in self._asked:
             self._asked[question] = getattr(self.actor, question).remote()
         asked = self._asked[question]
@@ -38,7 +38,8 @@ class Keeper:
         try:
             answer = ray.get(asked)
         except ActorDiedError as error:
-            raise ClusterError(f"{self.name}: Ray has given its actor up: {error}") from error
+            self.dead = f"has no actor any more: {str(error).strip()}"
+            return None
         except RayActorError:
             if not self._away:
                 self._tell(f"{self.name}: Ray has lost its actor, and makes it again")
@@ -50,8 +51,8 @@ class Keeper:
         return answer
 
     def tend(self, now: float) -> str:
-        """How its process ended, once each time; it is started again after a while. '' while it runs. Raises ClusterError."""
-        ending = self.ask("ending")
+        """How its process or its actor ended, once each time; it is started again after a while. '' while it runs."""
+        ending = self.dead or self.ask("ending")
         if not ending:
             return ""
         if self._again is None:
@@ -60,7 +61,11 @@ class Keeper:
             return f"{self.name} {ending}"
         if now >= self._again:
             self._again, self._started = None, now
-            self.actor.start.remote()
+            if self.dead:
+                self.actor, self.dead = self._make(), ""
+                self._asked.clear()
+            else:
+                self.actor.start.remote()
         return ""
 
     def kill(self) -> None:
