@@ -90,7 +90,7 @@ EFFECTS = {
     "serving",
 }
 ABOVE = {"pipeline", "node"}
-TOP = {"gateway", "launch", "cli", "auto", "testing", "__main__", "__init__"}
+TOP = {"gateway", "launch", "ray_cluster", "cli", "auto", "testing", "__main__", "__init__"}
 EXTRA = {  # which modules of a layer's own or a higher one a module may use beside those below it
     "wire.messages": {"scheduler.plan"},
     "executor": {"models.spec", "models.matrix", "models.weights", "models.rope", "weights", "native", "scheduler.plan", "placement.cost"},
@@ -169,6 +169,8 @@ def allowed(module: str, other: str) -> bool:
     if here == "gateway":
         return there in BASE | {"text", "serving"}
     if here == "launch":
+        return there not in {"ray_cluster", "cli", "auto", "testing"}
+    if here == "ray_cluster":
         return there not in {"cli", "auto", "testing"}
     return True
 
@@ -210,6 +212,12 @@ def test_nothing_imports_the_triton_kernels():
     """Nor torch and Triton, which they alone need."""
     users = {name(p).split(".")[0] for p in sources() if {m.split(".")[0] for m in imported(p)} & {"torch", "triton"}}
     assert users == {"triton"}
+
+
+def test_ray_has_one_door():
+    """A machine without it has every other command."""
+    users = {name(p) for p in sources() if any(m.split(".")[0] == "ray" for m in imported(p))}
+    assert users == {"ray_cluster.api", "ray_cluster.keeper", "ray_cluster.cluster"}
 
 
 def test_three_modules_read_the_environment():
