@@ -127,7 +127,9 @@ class City(Place):
         """A request of which some tokens have come; the task ends when it is right."""
         task = asyncio.ensure_future(self.right(engine, request))
         timelines = self.head.coordinator.recorder.timelines
-        await self.until(lambda: task.done() or any(r.generated >= tokens for r in timelines.requests() if r.id == f"answer to {request.id}"))
+        await self.until(
+            lambda: task.done() or any(r.generated >= tokens for r in timelines.requests() if r.id == f"answer to {request.id}")
+        )
         assert not task.done(), f"{request.id} is over already"
         return task
 

@@ -14,7 +14,7 @@ from shoal.placement.profile import NodeProfile
 
 
 @dataclass(frozen=True)
-class Need:
+class CopyNeed:
     """What one copy of a model needs. total: bytes, over all of its nodes; each: bytes that every node needs besides."""
 
     total: int = 0
@@ -28,7 +28,7 @@ class Need:
 class ReplicaGroups:
     """Of one model."""
 
-    need: Need
+    need: CopyNeed
     replica_of: dict[int, int] = field(default_factory=dict[int, int])
     """By node."""
 

@@ -18,7 +18,7 @@ from shoal.membership.holding import Holding
 from shoal.membership.instructions import Dismiss, HoldExperts, Instruction, LoadStage, RefuseNode, Report
 from shoal.membership.members import Members
 from shoal.membership.planner import Planner
-from shoal.membership.replica_groups import Need, ReplicaGroups
+from shoal.membership.replica_groups import CopyNeed, ReplicaGroups
 from shoal.membership.route_machine import RouteMachine
 from shoal.membership.words import pace
 from shoal.observed.event import EventKind
@@ -36,7 +36,7 @@ class Terms:
     planner: Planner
     min_nodes: int = 1
     """That must be there before the first route."""
-    need: Need = Need()
+    need: CopyNeed = CopyNeed()
     degrade: bool = False
     """See RouteMachine."""
     pinned: frozenset[str] = frozenset()

@@ -17,7 +17,7 @@ from shoal.discovery.topology import MAX_NAME, Topology
 from shoal.errors import ClusterError, ProtocolError
 from shoal.membership import events, instructions
 from shoal.membership.admission import AdmissionRules
-from shoal.membership.replica_groups import Need
+from shoal.membership.replica_groups import CopyNeed
 from shoal.membership.route_machine import WAITING
 from shoal.membership.state import Cluster, Terms
 from shoal.node.environment import Environment, Listener
@@ -76,7 +76,7 @@ class Coordinator:
         moves = Moves(model.cost, demand, settings.spread, settings.spares, Measured(self.roster.reached))
         use: dict[int, list[int]] = {}
         planning = Planning(moves, RoleMoves(moves, use), use)
-        need = Need(
+        need = CopyNeed(
             model.cost.held_bytes + demand.least_kv_tokens * sum(layer.kv_bytes for layer in model.cost.layers) + model.cost.last_bytes,
             model.cost.workspace,
         )

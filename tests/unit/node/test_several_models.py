@@ -204,9 +204,7 @@ def test_a_stream_goes_on_at_another_copy_as_if_nothing_had_happened(kind: str, 
         assert not before.serving
         for choice in range(n):
             # Whether prompt tokens were found in a cache is the only thing that may differ.
-            plain = [
-                [(c.token, c.logprob, c.alternatives, c.finish) for c in found if c.choice == choice] for found in (wanted, chunks)
-            ]
+            plain = [[(c.token, c.logprob, c.alternatives, c.finish) for c in found if c.choice == choice] for found in (wanted, chunks)]
             assert plain[0] == plain[1]
         assert said(request, chunks) == toy.expected(request, LAYERS)
         for runner in engine.runners.values():
