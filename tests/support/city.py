@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from typing import cast
 
+from shoal.config import HeadSettings
 from shoal.models.description import Description
+from shoal.node.copies import Copies
 from shoal.node.coordinator import Coordinator
 from shoal.node.head import Head
 from shoal.node.host_environment import HostEnvironment
@@ -33,11 +36,12 @@ class ToyOffer(ModelOffer):
 class ToyEngine(ModelEngine):
     """The real one, but for what it reads from a model's files: a toy has none."""
 
-    def __init__(self, offer: ModelOffer, coordinator: Coordinator, metrics: Metrics) -> None:
+    def __init__(self, offer: ModelOffer, coordinator: Coordinator, metrics: Metrics, settings: HeadSettings, chance: Random) -> None:
         name = offer.model.name
         self.offer, self.model = offer, offer.model
         self.resume = 0.0
-        self.runners = {}
+        self.used = coordinator.now()
+        self.copies = Copies(settings.balance, coordinator.now, chance, self._moved)
         self._coordinator, self._all_metrics = coordinator, metrics
         self._metrics = metrics.models[name] = ModelMetrics(name)
         self._experts = {}
@@ -59,7 +63,7 @@ class CityHead(Head):
     """The real one, of toys."""
 
     def serve(self, offer: ModelOffer) -> ModelEngine:
-        engine = self.engines[offer.model.name] = ToyEngine(offer, self.coordinator, self.metrics)
+        engine = self.engines[offer.model.name] = ToyEngine(offer, self.coordinator, self.metrics, self.settings, self._machine.rng)
         self._changed()
         return engine
 
@@ -99,12 +103,12 @@ class City(Place):
 
     def runner_of(self, engine: ModelEngine, request: Request) -> PipelineRunner:
         """That runs a request now."""
-        (found,) = [runner for runner in engine.runners.values() if runner.driver is not None and request.id in runner.driver._streams]
+        (found,) = [runner for runner in engine.copies if runner.driver is not None and request.id in runner.driver._streams]
         return found
 
     async def serving(self, *engines: ModelEngine) -> None:
         """All copies."""
-        await self.until(lambda: all(runner.serving for engine in engines for runner in engine.runners.values()))
+        await self.until(lambda: all(runner.serving for engine in engines for runner in engine.copies))
 
     async def begun(self, stream: TokenStream, tokens: int = 3) -> list[TokenChunk]:
         """The first tokens."""

@@ -50,6 +50,29 @@ PURE_MODULES = {
     "serving.cache_control",
     "serving.response_cache",
     "serving.aliases",
+    "serving.resting",
+    *(
+        f"serving.balancing.{module}"
+        for module in (
+            "anomalies",
+            "balancer",
+            "chooser",
+            "circuit",
+            "drawing",
+            "hash_ring",
+            "inquiry",
+            "least",
+            "limits",
+            "longest_prefix",
+            "nearest",
+            "prefix_index",
+            "ranking",
+            "replica_state",
+            "reports",
+            "retry_budget",
+            "rotation",
+        )
+    ),
 }
 EFFECTS = {
     "models",

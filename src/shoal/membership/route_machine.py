@@ -65,6 +65,8 @@ class RouteMachine:
         self.serving: Path | None = None
         self.coming: Path | None = None
         self.why = f"0 of {min_nodes} nodes have joined"
+        self.short = False
+        """Whether there are nodes, and the model finds no room on them."""
         self._planner = planner
         self._tenancy = tenancy
         self._degrade = degrade
@@ -338,7 +340,7 @@ class RouteMachine:
                 return [self.members.stop_draining(error), *self._seek(now)]
             if str(error) == self.why:
                 return []
-            self.why = str(error)
+            self.why, self.short = str(error), bool(nodes)
             return [self._report(EventKind.SHORT, self.why)]
         return self._begin(placement, now)
 
@@ -351,7 +353,7 @@ class RouteMachine:
 
     def _begin(self, placement: Placement, now: float) -> list[Instruction]:
         by_name = {m.name: n for n, m in self.members.items()}
-        self.epoch = self._tenancy.epoch()
+        self.epoch, self.short = self._tenancy.epoch(), False
         workers = tuple(by_name[plan.node] for plan in placement.workers)
         path = Path(self.epoch, tuple(by_name[stage.node] for stage in placement.stages), placement, workers=workers)
         running = self.serving.running(self.members) if self.serving is not None else None

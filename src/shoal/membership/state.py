@@ -77,6 +77,15 @@ class Cluster:
         self._arrange(now)
         return [*out, *self.dismiss("it holds no layers; it may leave", now)]
 
+    def hopeless(self, id: PipelineId, now: float) -> str:
+        """Why a pipeline could not be placed even if no other took memory of its nodes; '' if it could."""
+        nodes = [member.profile for node, member in self.members.available(now).items() if self._may_serve(id, node)]
+        try:
+            self._terms[id].planner.first(nodes, {})
+        except CapacityError as error:
+            return str(error)
+        return ""
+
     def owner(self, epoch: int) -> PipelineId | None:
         """The pipeline of a route; None if that is gone."""
         return self._pipeline_of.get(epoch)

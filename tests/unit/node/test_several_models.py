@@ -46,7 +46,7 @@ async def two_copies(town: City, *names: str) -> ModelEngine:
 def test_two_models_on_the_same_nodes_answer_at_once() -> None:
     async def scenario(town: City) -> None:
         large, small = await two_models(town, "a", "b")
-        assert town.nodes_of(large.first) == town.nodes_of(small.first) == {"a", "b"}
+        assert town.nodes_of(large.copies.first) == town.nodes_of(small.copies.first) == {"a", "b"}
         requests = [(engine, town.request(f"{engine.name} {i}", 30)) for i in range(4) for engine in (large, small)]
         await asyncio.gather(*(town.right(engine, request) for engine, request in requests))
         tokens = {id.model: found.generated_tokens._by[()] for id, found in town.head.metrics.pipelines.items()}
@@ -61,7 +61,7 @@ def test_a_node_that_is_lost_stops_both_models_and_both_go_on() -> None:
         large, small = await two_models(town, "a", "b", "c")
         asked = [(engine, town.request(engine.name, 60)) for engine in (large, small)]
         answers = [await town.under_way(engine, request) for engine, request in asked]
-        (victim, *_) = town.nodes_of(large.first) & town.nodes_of(small.first)
+        (victim, *_) = town.nodes_of(large.copies.first) & town.nodes_of(small.copies.first)
         await town.kill(victim)
         await asyncio.gather(*answers)
         timelines = town.head.coordinator.recorder.timelines
@@ -70,8 +70,8 @@ def test_a_node_that_is_lost_stops_both_models_and_both_go_on() -> None:
             assert timeline is not None
             (recovery,) = timeline.recoveries
             assert recovery.node == victim and recovery.refilled > 0
-            assert victim not in town.nodes_of(engine.first)
-        for runner in (large.first, small.first):
+            assert victim not in town.nodes_of(engine.copies.first)
+        for runner in (large.copies.first, small.copies.first):
             assert runner.driver is not None and not runner.driver.scheduler.pool.used
         assert town.head.coordinator.recorder.events.counts[EventKind.LOST] == 1, "a node is lost once, however much it served"
 
@@ -93,7 +93,7 @@ def test_a_model_that_is_closed_under_load_ends_its_requests_alone_and_leaves_it
         town.start("a", memory=2 * (8_500))
         await town.serving(first, second)
         await asyncio.sleep(5)
-        assert not third.first.serving and "memory" in third.state, third.state
+        assert not third.copies.first.serving and "memory" in third.state, third.state
         with pytest.raises(NotReady, match="memory"):
             third.submit(town.request("too soon"))
         stays = await town.under_way(second, town.request("stays", 60))
@@ -123,7 +123,7 @@ def test_a_model_comes_while_another_one_answers() -> None:
         await town.serving(small)
         await town.right(small, town.request("two"))
         await running
-        assert large.first.pipeline.epoch == 1, "its route was left alone"
+        assert large.copies.first.pipeline.epoch == 1, "its route was left alone"
 
     play(scenario, City, min_nodes=2, spread=True)
 
@@ -134,11 +134,11 @@ def test_pinned_models_run_on_their_nodes_alone() -> None:
         for name in "abc":
             town.start(name)
         await town.serving(large, small)
-        assert town.nodes_of(large.first) == {"a"} and town.nodes_of(small.first) <= {"b", "c"}
+        assert town.nodes_of(large.copies.first) == {"a"} and town.nodes_of(small.copies.first) <= {"b", "c"}
         await town.kill("a")
-        await town.until(lambda: not large.first.serving)
+        await town.until(lambda: not large.copies.first.serving)
         await town.right(small, town.request("one"))
-        assert not large.first.serving and "meant for it" in large.state
+        assert not large.copies.first.serving and "meant for it" in large.state
 
     play(scenario, City)
 
@@ -164,10 +164,10 @@ def test_a_node_that_comes_to_another_head_keeps_what_that_serves_and_drops_the_
 def test_requests_go_to_the_copy_that_has_fewer() -> None:
     async def scenario(town: City) -> None:
         engine = await two_copies(town, "a", "b")
-        assert {frozenset(town.nodes_of(runner)) for runner in engine.runners.values()} == {frozenset("a"), frozenset("b")}
+        assert {frozenset(town.nodes_of(runner)) for runner in engine.copies} == {frozenset("a"), frozenset("b")}
         answers = [asyncio.ensure_future(town.right(engine, town.request(f"{i}", 30))) for i in range(4)]
         await asyncio.sleep(0.1)
-        assert sorted(len(runner.requests) for runner in engine.runners.values()) == [2, 2]
+        assert sorted(len(runner.requests) for runner in engine.copies) == [2, 2]
         await asyncio.gather(*answers)
 
     play(scenario, City, min_nodes=2)
@@ -207,7 +207,7 @@ def test_a_stream_goes_on_at_another_copy_as_if_nothing_had_happened(kind: str, 
             plain = [[(c.token, c.logprob, c.alternatives, c.finish) for c in found if c.choice == choice] for found in (wanted, chunks)]
             assert plain[0] == plain[1]
         assert said(request, chunks) == toy.expected(request, LAYERS)
-        for runner in engine.runners.values():
+        for runner in engine.copies:
             assert runner.driver is not None and not runner.driver.scheduler.running and not runner.driver.scheduler.pool.used
 
     play(scenario, City, min_nodes=2)
@@ -220,7 +220,7 @@ def test_many_streams_move_at_once_and_wait_where_there_are_too_few_slots() -> N
         await asyncio.sleep(0.1)
         await town.kill("a")
         await asyncio.gather(*answers)
-        (left,) = [runner for runner in engine.runners.values() if runner.serving]
+        (left,) = [runner for runner in engine.copies if runner.serving]
         views = await town.head.operator.requests(None)
         assert len(views) == 6 and all(view.state == "ended" for view in views)
         timelines = town.head.coordinator.recorder.timelines
@@ -232,7 +232,7 @@ def test_many_streams_move_at_once_and_wait_where_there_are_too_few_slots() -> N
 def test_a_copy_that_comes_back_serves_again() -> None:
     async def scenario(town: City) -> None:
         engine = await two_copies(town, "a", "b")
-        lost = next(runner for runner in engine.runners.values() if town.nodes_of(runner) == {"a"})
+        lost = next(runner for runner in engine.copies if town.nodes_of(runner) == {"a"})
         await town.kill("a")
         await town.until(lambda: not lost.serving)
         await town.right(engine, town.request("one"))
@@ -241,7 +241,7 @@ def test_a_copy_that_comes_back_serves_again() -> None:
         await town.serving(engine)
         requests = [town.request(f"{i}", 30) for i in range(2)]
         answers = [await town.under_way(engine, request, 1) for request in requests]
-        assert [len(runner.requests) for runner in engine.runners.values()] == [1, 1]
+        assert [len(runner.requests) for runner in engine.copies] == [1, 1]
         await asyncio.gather(*answers)
 
     play(scenario, City, min_nodes=2)
@@ -271,7 +271,7 @@ def test_a_copy_that_is_closed_hands_its_streams_to_the_other_one() -> None:
         engine = await two_copies(town, "a", "b")
         answers = [await town.under_way(engine, town.request(f"{i}", 40)) for i in range(2)]
         engine.close_copy(1, "one copy is enough")
-        assert [*engine.runners] == [2]
+        assert [*engine.copies.runners] == [2]
         await asyncio.gather(*answers)
         assert 'replica="1"' not in town.head.metrics.text().decode()
         await town.until(lambda: sum(len(agent._parts) for agent in town.agents.values()) == 1)

@@ -140,8 +140,8 @@ def test_a_recovery_is_that_of_its_pipeline_and_a_request_that_moved_has_those_o
         story.lines.interrupted(Recovery(reason, story.now - 1, story.now, {}, 0, pipeline=pipeline))
 
     interrupted("m/1", "first")
-    story.lines.moved(RequestId("a-0"), "m/2")
-    story.lines.moved(RequestId("unknown"), "m/2")
+    assert story.lines.moved(RequestId("a-0"), "m/2") == "a"
+    assert story.lines.moved(RequestId("unknown"), "m/2") == ""
     interrupted("m/1", "nobody waited")
     interrupted("m/2", "second")
     found = {name: story.lines.timeline(name) for name in "ab"}
