@@ -10,8 +10,8 @@ from typing import cast
 
 from shoal.config import HeadSettings
 from shoal.models.description import Description
-from shoal.node.copies import Copies
 from shoal.node.coordinator import Coordinator
+from shoal.node.copies import Copies
 from shoal.node.head import Head
 from shoal.node.host_environment import HostEnvironment
 from shoal.node.model_engine import ModelEngine, ModelOffer
