@@ -128,6 +128,15 @@ class Cache:
         found += held if found == reached else 0
         for first, _ in reversed(conversation.shared):
             self._held.move_to_end(first)
+        self._shrink()
+        return found
+
+    def grow(self, conversation: Conversation, blocks: int) -> None:
+        """It goes on from where it was used last, which is in use until now."""
+        self._keep(conversation, blocks - conversation.shared[-1][1])
+        self._shrink()
+
+    def _shrink(self) -> None:
         while self._sum > self._blocks:
             oldest, held = next(iter(self._held.items()))
             gone = min(held, self._sum - self._blocks)
@@ -136,7 +145,6 @@ class Cache:
                 del self._held[oldest]
             else:
                 self._held[oldest] = held - gone
-        return found
 
     def _keep(self, what: Conversation | int, blocks: int) -> int:
         held = self._held.get(what, 0)
@@ -269,7 +277,7 @@ def simulate(strategy: Balancing, machines: list[Machine], traffic: Traffic, req
         queue.running -= 1
         queue.held -= 1
         conversation.say(asked.answer, fresh)
-        queue.cache.use(conversation, len(conversation.names))
+        queue.cache.grow(conversation, len(conversation.names))
         if queue.waiting:
             start(queue, queue.waiting.popleft(), now)
         conversation.turns -= 1

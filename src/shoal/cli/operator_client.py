@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import TracebackType
 from typing import TypeVar
+from urllib.parse import urlencode
 
 import httpx2
 import msgspec
@@ -45,13 +46,16 @@ class OperatorClient:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self._http.aclose()
 
-    async def seen(self, events: int) -> Sight:
-        """events: how many of the latest."""
+    async def seen(self, events: int, pipeline: str = "") -> Sight:
+        """pipeline: which the cluster is shown of; the first where it is none, or none any more. events: how many of the latest."""
         cluster, requests = await self.cluster(), await self.requests()
+        if pipeline != cluster.pipeline and any(one.name == pipeline for one in cluster.pipelines):
+            cluster = await self.cluster(pipeline)
         return Sight(cluster, requests, await self._get(f"events?limit={max(events, 1)}", EventPage))
 
-    async def cluster(self) -> ClusterView:
-        return await self._get("cluster", ClusterView)
+    async def cluster(self, pipeline: str = "") -> ClusterView:
+        """pipeline: '': the first."""
+        return await self._get(f"cluster?{urlencode({'pipeline': pipeline})}" if pipeline else "cluster", ClusterView)
 
     async def requests(self) -> list[RequestView]:
         """The latest first: of this key, or everybody's for an operator's."""

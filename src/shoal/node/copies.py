@@ -26,9 +26,9 @@ class Copies:
     """By their numbers, from 1. It is asked once for each answer, and told what becomes of it."""
 
     def __init__(
-        self, strategy: Balancing, now: Callable[[], float], chance: Random, moved: Callable[[RequestId, PipelineRunner], str]
+        self, strategy: Balancing, now: Callable[[], float], chance: Random, moved: Callable[[RequestId, PipelineRunner], None]
     ) -> None:
-        """now: the head's clock. moved: is told of a request that goes on at another copy; returns the answer that it is part of."""
+        """now: the head's clock. moved: is told of a request that goes on at another copy."""
         self.runners: dict[int, PipelineRunner] = {}
         self._balancer = Balancer[int](strategy, chance)
         self._now, self._moved = now, moved
@@ -36,8 +36,6 @@ class Copies:
         """By answer."""
         self._unspoken: dict[RequestId, Flight[int]] = {}
         """Of requests that have no token yet."""
-        self._running: dict[str, PipelineRunner] = {}
-        """By answer."""
 
     def __iter__(self) -> Iterator[PipelineRunner]:
         return iter([*self.runners.values()])
@@ -75,7 +73,6 @@ class Copies:
             yield self.runners[number]
 
     def _begun(self, answer: str, number: int, requests: Sequence[Request], inquiry: Inquiry) -> None:
-        self._running[answer] = self.runners[number]
         if number in self._balancer:
             flight = self._flights[answer] = self._balancer.began(number, inquiry, self._now())
             for request in requests:
@@ -89,16 +86,11 @@ class Copies:
 
     def ended(self, answer: str, ending: Ending = Ending.SERVED) -> None:
         """Nobody waits for it any more."""
-        self._running.pop(answer, None)
         if (flight := self._flights.pop(answer, None)) is not None:
             for request in [request for request, other in self._unspoken.items() if other is flight]:
                 del self._unspoken[request]
             unheard = ending is Ending.SERVED and flight.first is None
             self._balancer.ended(flight, Ending.CANCELLED if unheard else ending, self._now())
-
-    def runs(self, answer: str) -> PipelineRunner | None:
-        """Which copy has it."""
-        return self._running.get(answer)
 
     def _settle(self) -> None:
         """Those that serve may be chosen, and no others."""
@@ -141,7 +133,6 @@ class Copies:
         if number in self._balancer:
             self._balancer.remove(number, self._now())
         self._move(runner)
-        self._running = {answer: other for answer, other in self._running.items() if other is not runner}
         return runner
 
     def clear(self) -> list[PipelineRunner]:
@@ -166,6 +157,5 @@ class Copies:
         for stream in runner.requests.hand_over():
             target = min(others, key=lambda other: len(other.requests))
             target.requests.take_up(stream)
-            if answer := self._moved(stream.request.id, target):
-                self._running[answer] = target
+            self._moved(stream.request.id, target)
             log.info("a request goes on at another copy", request=stream.request.id, copy=str(target.pipeline.id))

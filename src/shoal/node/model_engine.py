@@ -161,8 +161,8 @@ class ModelEngine:
         if self._log is not None:
             await self._log.close()
 
-    def _moved(self, request: RequestId, target: PipelineRunner) -> str:
-        return self._coordinator.recorder.timelines.moved(request, str(target.pipeline.id))
+    def _moved(self, request: RequestId, target: PipelineRunner) -> None:
+        self._coordinator.recorder.timelines.moved(request, str(target.pipeline.id))
 
     # Its use
 

@@ -54,6 +54,11 @@ class ModelKeeper:
         return self._aliases
 
     @property
+    def loading(self) -> list[str]:
+        """Names of the models that are being fetched and read."""
+        return [*self._loading]
+
+    @property
     def known(self) -> Mapping[str, RegisteredModel]:
         """Models that were served at least once, by name."""
         return self._known

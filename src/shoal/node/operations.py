@@ -54,6 +54,8 @@ class Keeper(Protocol):
     @property
     def aliases(self) -> Mapping[str, str]: ...
     @property
+    def loading(self) -> list[str]: ...
+    @property
     def failed(self) -> Mapping[str, str]: ...
     def begin(self, reference: str, replicas: int = 0) -> str: ...
     async def unload(self, name: str, reason: str) -> None: ...
@@ -228,7 +230,9 @@ class Operations:
         loaded = [_loaded(engine) for engine in self._models.values()]
         if self.keeper is None:
             return msgspec.structs.replace(view, loaded=loaded)
-        return msgspec.structs.replace(view, loaded=loaded, aliases=dict(self.keeper.aliases), failed=dict(self.keeper.failed))
+        return msgspec.structs.replace(
+            view, loaded=loaded, aliases=dict(self.keeper.aliases), loading=self.keeper.loading, failed=dict(self.keeper.failed)
+        )
 
     async def load(self, model: str, replicas: int) -> ActionResult:
         if self.keeper is None:

@@ -49,11 +49,13 @@ class LoadedModel(msgspec.Struct, frozen=True):
 
 class ModelsView(msgspec.Struct, frozen=True):
     """memory: bytes that weights and KV blocks may take on all nodes together. loaded: the default first. aliases: other names, and what
-    each stands for. failed: why models could not be loaded, by name."""
+    each stands for. loading: names of models that are being fetched and read, before they are in `loaded`. failed: why models could not be
+    loaded, by name."""
 
     models: list[ModelHere]
     pulls: list[PullView]
     memory: int
     loaded: list[LoadedModel] = []
     aliases: dict[str, str] = {}
+    loading: list[str] = []
     failed: dict[str, str] = {}

@@ -255,6 +255,18 @@ def test_one_that_comes_back_starts_slowly():
     assert to.share(0) == 1.0
 
 
+def test_what_was_measured_before_an_ejection_counts_no_longer():
+    to = Balancer[int](Balancing.LEAST_LATENCY, Random(0), BalancerLimits(slow_start=0.0))
+    for number in range(3):
+        to.add(number, 0.0)
+        flight = to.began(number, ANY, 0.0)
+        to.ended(flight, Ending.SERVED, 9.0 if number == 0 else 0.01)
+    end(to, 0, Ending.FAILED, 9.0, times=5)
+    to.choose(ANY, 19.0)
+    end(to, 0, Ending.SERVED, 19.0, times=2)
+    assert (to.circuit(0), to.choose(ANY, 19.0)) == (Circuit.CLOSED, 0)
+
+
 @given(st.lists(st.floats(0, 3), max_size=40))
 def test_a_share_never_falls_while_it_rises(waits: list[float]):
     to = balancer(2)

@@ -91,3 +91,10 @@ def test_an_evicted_block_is_nobodys():
     assert (depth, set(holders)) == (2, {1})
     index.record(1, named("xyz"), 3)
     assert index.find(named("abc")) == (0, ())
+
+
+def test_a_chain_that_is_used_again_as_it_is_stays_longer():
+    index = PrefixIndex()
+    for text in ("ab", "cd", "ab", "ef"):
+        index.record(1, named(text), 4)
+    assert [index.depth(1, named(text)) for text in ("ab", "cd", "ef")] == [2, 0, 2]
