@@ -139,7 +139,6 @@ class Copies:
         """Removes all. Their requests stay where they are."""
         gone = [*self]
         self.runners.clear()
-        self._running.clear()
         return gone
 
     # When one is lost

@@ -323,7 +323,7 @@ def test_operators_see_each_pipeline_and_all_of_them() -> None:
                 ("large/1", "serving", ["a", "b"]),
                 ("small/1", "serving", ["a", "b"]),
             ]
-            assert sum(stage.end_layer - stage.copies.first_layer for stage in view.stages) == {"large/1": LARGE, "small/1": SMALL}[name]
+            assert sum(stage.end_layer - stage.first_layer for stage in view.stages) == {"large/1": LARGE, "small/1": SMALL}[name]
         assert (await operator.cluster("")).pipeline == "large/1"
         description = town.head.coordinator.describe()
         assert [(p.model, p.replica, p.state) for p in description.pipelines] == [("large", 1, "serving"), ("small", 1, "serving")]
