@@ -274,6 +274,7 @@ export interface LoadedModel {
   name: string;
   reference: string;
   state: string;
+  short: boolean;
   replicas: number;
   serving: number;
   family: string;

@@ -150,7 +150,7 @@ class ModelEngine:
 
     async def close(self, reason: str) -> None:
         """Ends every request with the reason, and frees what the nodes hold."""
-        for runner in self.copies:
+        for runner in self.copies.clear():
             id = runner.pipeline.id
             self._coordinator.close(id, reason)
             del self._all_metrics.pipelines[id]
