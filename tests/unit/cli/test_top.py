@@ -147,7 +147,7 @@ def test_with_one_pipeline_p_does_nothing_and_is_not_offered() -> None:
     before = text(page(several("tiny/1"), look, 80, 24))
     assert not look.press("p") and look.pipeline == "tiny/1"
     assert text(page(several("tiny/1"), look, 80, 24)) == before
-    assert "p P" not in before and before.startswith("shoal tiny  serving")
+    assert "P pipeline" not in before and before.startswith("shoal tiny  serving")
 
 
 def test_all_pipelines_are_listed_and_the_shown_one_is_named() -> None:
