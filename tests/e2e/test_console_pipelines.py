@@ -99,13 +99,17 @@ def test_a_pipeline_that_goes_leads_to_the_first_with_a_word(visitor: Visitor, o
     page = visitor.open(f"cluster/{OTHER}")
     shows(page, OTHER, SMALL.name, SMALL.layers)
     leave_only(operator, FIRST, COPY)
-    expect(page.locator('[data-figure="gone"]')).to_have_text(f"{OTHER} is gone: its model was unloaded, or has fewer copies now. This is {FIRST}.")
+    expect(page.locator('[data-figure="gone"]')).to_have_text(
+        f"{OTHER} is gone: its model was unloaded, or has fewer copies now. This is {FIRST}."
+    )
     shows(page, FIRST, MODEL.name, MODEL.layers)
     expect(page.get_by_role("status")).to_have_text(f"{OTHER} is gone; {FIRST} is shown")
     assert page.url.endswith("#/cluster")
     # The first one goes, too: nobody had chosen it, and the next one is shown.
     leave_only(operator, COPY)
-    expect(page.locator('[data-figure="gone"]')).to_have_text(f"{FIRST} is gone: its model was unloaded, or has fewer copies now. This is {COPY}.")
+    expect(page.locator('[data-figure="gone"]')).to_have_text(
+        f"{FIRST} is gone: its model was unloaded, or has fewer copies now. This is {COPY}."
+    )
     expect(page.get_by_role("navigation", name="Pipelines")).to_have_count(0)
     page.get_by_role("button", name="Close").click()
     expect(page.locator('[data-figure="gone"]')).to_have_count(0)
@@ -175,7 +179,9 @@ def test_a_model_is_loaded_with_copies_and_unloaded(visitor: Visitor, operator: 
     assert operator.asked == [(SMALL.name, "load", 3), (SMALL.name, "load", 0)]
     operator.listed = msgspec.structs.replace(operator.listed, loading=[SMALL.name])
     expect(page.get_by_label("Being loaded")).to_contain_text(f"{SMALL.name} is being fetched and read")
-    coming = LoadedModel(SMALL.name, SMALL.reference, "2 of 3 nodes have loaded their layers", 1, 0, "llama", "Q4_0", 8192, 134_515_008, ["chat"])
+    coming = LoadedModel(
+        SMALL.name, SMALL.reference, "2 of 3 nodes have loaded their layers", False, 1, 0, "llama", "Q4_0", 8192, 134_515_008, ["chat"]
+    )
     operator.listed = msgspec.structs.replace(operator.listed, loading=[], loaded=[*operator.listed.loaded, coming])
     row = page.locator(f'[data-loaded="{SMALL.name}"]')
     expect(row).to_contain_text("2 of 3 nodes have loaded")
@@ -303,7 +309,10 @@ def test_the_lines_for_clients_name_the_model_that_was_chosen(visitor: Visitor) 
 def test_axe_and_a_phone_find_nothing_wrong(visitor: Visitor, operator: FakeOperator) -> None:
     visitor.expected.append("404")
     operator.listed = msgspec.structs.replace(
-        operator.listed, aliases={"gpt-4o": SMALL.name}, loading=["tiny"], failed={"huge-405b": "it could not be loaded: 211 GiB are missing"}
+        operator.listed,
+        aliases={"gpt-4o": SMALL.name},
+        loading=["tiny"],
+        failed={"huge-405b": "it could not be loaded: 211 GiB are missing"},
     )
     for size in ((1280, 860), PHONE):
         page = visitor.open(f"cluster/{OTHER}", size=size)

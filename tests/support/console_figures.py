@@ -102,7 +102,10 @@ def _joined(*parts: str) -> str:
 def shell(view: Json) -> Iterator[str]:
     """What is beside every page."""
     wanted = len(view["attention"])
-    yield from _said(("attention", f"{wanted} to look at" if wanted else ""), ("name", view["pipeline"] if len(view["pipelines"]) > 1 else view["model"]["name"]))
+    yield from _said(
+        ("attention", f"{wanted} to look at" if wanted else ""),
+        ("name", view["pipeline"] if len(view["pipelines"]) > 1 else view["model"]["name"]),
+    )
 
 
 def advices(listed: Sequence[Json], gains: bool = True) -> Iterator[str]:
@@ -474,7 +477,9 @@ def pull(told: Json) -> str:
 
 
 def model_row(model: Json, loaded: Sequence[Json]) -> Iterator[str]:
-    served = model["served"] or any(one["name"] == model["name"] or one["reference"] in (model["name"], model["reference"]) for one in loaded)
+    served = model["served"] or any(
+        one["name"] == model["name"] or one["reference"] in (model["name"], model["reference"]) for one in loaded
+    )
     words = " · ".join(filter(None, [model["reference"] if model["reference"] != model["name"] else "", model["about"]]))
     yield from _row(
         model["name"],

@@ -192,7 +192,15 @@ def _top(view: ClusterView, trouble: str, most: int, width: int) -> list[Text]:
     several = len(view.pipelines) > 1
     machines = f"{len(view.machines)} machine{'s' * (len(view.machines) != 1)}"
     state = Text(plain(view.state), style=_STATES.get(view.state, "yellow"))
-    out = [Text.assemble(("shoal ", "bold"), (plain(view.pipeline if several else view.model.name), "bold"), "  ", state, f"  epoch {view.epoch}  {machines}  ")]
+    out = [
+        Text.assemble(
+            ("shoal ", "bold"),
+            (plain(view.pipeline if several else view.model.name), "bold"),
+            "  ",
+            state,
+            f"  epoch {view.epoch}  {machines}  ",
+        )
+    ]
     out[0].append(f"{datetime.fromtimestamp(view.at):%H:%M:%S}", style=_DIM)
     speed = (
         f"{rate_words(view.measured)} tokens/s, predicted {rate_words(view.predicted)}, {rate_words(view.predicted_single)} for one stream"

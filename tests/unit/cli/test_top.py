@@ -154,7 +154,7 @@ def test_all_pipelines_are_listed_and_the_shown_one_is_named() -> None:
     for at, name in enumerate(THREE):
         lines = text(page(several(*THREE, shown=at), Look(pipeline=name), 100, 24)).splitlines()
         assert lines[0].startswith(f"shoal {name}  ")
-        assert [line for line in lines if "▸" in line][0].split() == [
+        assert next(line for line in lines if "▸" in line).split() == [
             *f"{'▸' * (at == 0)}tiny/1 serving 10/s".split(),
             *f"{'▸' * (at == 1)}tiny/2 loading 20/s".split(),
             *f"{'▸' * (at == 2)}big/1 serving 30/s".split(),
