@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def test_a_second_model_is_loaded_talked_to_and_unloaded(browser: Browser, made:
     page.get_by_role("button", name="Settings").click()
     with page.expect_request("**/v1/chat/completions") as asked:
         assert talk(page)
-    assert asked.value.post_data_json["model"] == ALIAS
+    assert json.loads(asked.value.post_data or "")["model"] == ALIAS
     made.until_idle()
     assert made.total("generated_tokens_total", model=name) == 12 and made.total("generated_tokens_total") == 12
 

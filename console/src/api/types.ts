@@ -269,7 +269,7 @@ export interface PullView {
   failed: string;
 }
 
-/** state: why it is not served; empty: it is. serving: of its `replicas` copies. */
+/** state: why it is not served; empty: it is. short: it finds no room. serving: of its `replicas` copies. */
 export interface LoadedModel {
   name: string;
   reference: string;

@@ -74,7 +74,7 @@ function Row({ model, aliases, again }: { model: LoadedModel; aliases: string[];
         <small>{about.filter(Boolean).join(" · ")}</small>
       </th>
       <td data-label="state">
-        <span class={`dot ${model.state ? "busy" : "good"}`} aria-hidden="true" /> {model.state || "serving"}
+        <span class={`dot ${model.short ? "bad" : model.state ? "busy" : "good"}`} aria-hidden="true" /> {model.state || "serving"}
       </td>
       <td data-label="copies">
         {model.serving} of {model.replicas}
