@@ -51,13 +51,6 @@ from shoal.placement.profile import NodeProfile
 Told = LoadStage | LinkStage | RestStage | DropModel
 
 
-def need_of(moves: Moves) -> Need:
-    """Of one copy, with the least KV pool."""
-    model, pool = moves.model, moves.demand.least_kv_tokens
-    layers, last = tuple(layer.held_bytes + layer.kv_bytes * pool for layer in model.layers), model.head.size + model.last_bytes
-    return Need(sum(layers) + last, model.workspace, layers, last)
-
-
 @dataclass
 class Share:
     """What a node has of one pipeline."""
@@ -125,7 +118,7 @@ class SharedFleet:
 
     def open(self, id: PipelineId, moves: Moves, min_nodes: int = 1, pinned: frozenset[str] = frozenset()) -> None:
         self.story.append(f"{self.now:7.2f} open {id}")
-        self.cluster.open(id, Terms(moves, min_nodes, need_of(moves), pinned=pinned), self.now)
+        self.cluster.open(id, Terms(moves, min_nodes, Need.of(moves), pinned=pinned), self.now)
         self.drives[id], self.planners[id] = Drive(), moves
         self.check()
 
@@ -196,6 +189,7 @@ class SharedFleet:
                 share = self._ordered(machine, order)
                 if epoch == share.latest:
                     share.weights = {*share.running, *range(order.first, order.end)}
+                    assert node not in self.cluster.members or node in self.over or self.held(node) <= self.slots[machine.slot].memory, "too much is loaded"
                     self.loaded.setdefault(epoch, set()).add(node)
                     self.handle(StageLoaded(node, epoch, 5, "native"))
             case LinkStage(epoch=epoch):

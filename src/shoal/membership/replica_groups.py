@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from shoal.placement.moves import Moves
 from shoal.placement.profile import NodeProfile
 
 Dealt = dict[int, int]
@@ -20,14 +21,23 @@ Dealt = dict[int, int]
 @dataclass(frozen=True)
 class Need:
     """What one copy of a model needs, in bytes. total: over all of its nodes; each: that every node needs besides; layers: of each, which is
-    held whole; last: that comes with the last of them."""
+    held whole; last: that comes with the last of them. spares: nodes beside those that suffice."""
 
     total: int = 0
     each: int = 0
     layers: tuple[int, ...] = ()
     last: int = 0
+    spares: int = 0
+
+    @classmethod
+    def of(cls, moves: Moves) -> Need:
+        """With the least pool of keys and values."""
+        model, pool = moves.model, moves.demand.least_kv_tokens
+        layers, last = tuple(layer.held_bytes + layer.kv_bytes * pool for layer in model.layers), model.head.size + model.last_bytes
+        return cls(sum(layers) + last, model.workspace, layers, last, moves.spares)
 
     def met(self, nodes: Sequence[NodeProfile]) -> bool:
+        nodes = sorted(nodes, key=lambda node: -node.memory)[: max(len(nodes) - self.spares, 1)]
         if not nodes or sum(max(node.memory - self.each, 0) for node in nodes) < self.total:
             return False
         if not self.layers or any(node.worker or node.auto for node in nodes):

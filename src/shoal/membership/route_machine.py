@@ -40,6 +40,7 @@ from shoal.pipeline_id import PipelineId
 from shoal.placement.moves import Residency, overlap
 from shoal.placement.partition import Placement
 from shoal.placement.profile import NodeProfile
+from shoal.sizes import human_bytes
 
 WAITING, LOADING, PAUSING, LINKING, FILLING, SERVING = "waiting", "loading", "pausing", "linking", "filling", "serving"
 
@@ -346,6 +347,8 @@ class RouteMachine:
             self._tenancy.release("it holds no layers; it may leave")
             return []
         try:
+            if not nodes and (words := [self._tenancy.barred(node) for node in self._sound(now)]):
+                raise CapacityError(f"no node is left for it: {', '.join(words)}")
             if self._base is None:
                 placement = self._first(nodes, self._profiles(usable, waiting=True))
             elif nodes:
@@ -355,11 +358,17 @@ class RouteMachine:
         except CapacityError as error:
             if any(m.draining for m in self.members.values()):
                 return [self.members.stop_draining(error), *self._seek(now)]
-            if str(error) == self.why:
+            words = f"{error}{self._shared(usable)}"
+            if words == self.why:
                 return []
-            self.why = str(error)
+            self.why = words
             return [self._report(EventKind.SHORT, self.why)]
         return self._begin(placement, now)
+
+    def _shared(self, nodes: Mapping[int, Member]) -> str:
+        """What others have of these nodes, for people."""
+        taken = {m.name: taken for n, m in nodes.items() if (taken := self._tenancy.taken(n, waiting=False))}
+        return f"; others have {', '.join(f'{human_bytes(size)} of {name}' for name, size in taken.items())}" if taken else ""
 
     def _first(self, nodes: list[NodeProfile], sharing: list[NodeProfile]) -> Placement:
         """sharing: the nodes, as far as other pipelines that wait for their first route leave them. Raises CapacityError."""
@@ -511,9 +520,11 @@ class RouteMachine:
         return self._planner.recover(self.serving.running(self.members), nodes, self._residencies(), self.tokens, beside=True)
 
     def _begin_other(self, placement: Placement, now: float) -> list[Instruction]:
-        """Moves to a placement, unless all layers and experts are where it has them."""
+        """Moves to a placement, unless all layers and experts are where it has them, and take no more memory than it allows."""
         assert self.serving is not None
-        if placement.holdings != self.serving.placement.holdings:
+        running = self.serving.placement
+        smaller = any(new.held_bytes < old.held_bytes for new, old in zip(placement.stages, running.stages, strict=False))
+        if placement.holdings != running.holdings or placement.kv_tokens != running.kv_tokens or smaller:
             return self._begin(placement, now)
         self.serving.takes = self.serving.alone = self._taken(placement, None)  # experts need no more than they take
         return []
@@ -575,7 +586,7 @@ class RouteMachine:
                 for node in late:
                     self.holdings[node].blame(f"{self._phase} took too long", now)
             return self._forsake(f"{self._phase} took too long ({', '.join(self.members[node].name for node in late)})", now)
-        if self.serving is None and self.coming is None and self._usable(now):
+        if self.serving is None and self.coming is None and self._sound(now):
             return self._seek(now)  # a node that was held off may be back
         if self._phase == SERVING and now - self._phase_began > _SOUND:
             self._faults.forget()

@@ -99,16 +99,30 @@ class Cluster:
         wanted = want + sum(self._terms[p.id].need.total for p in others if not p.placed and self._may_serve(p.id, node))
         return taken + free - free * want // wanted if wanted else taken
 
+    def barred(self, id: PipelineId, node: int) -> str:
+        """See Tenancy."""
+        name = self.members[node].name
+        if not self._pinned(id, node):
+            return f"{name} is none of the nodes that {id.model} is pinned to"
+        other = next((other for other, p in self.pipelines.items() if other != id and other.model == id.model and p.needs(node)), None)
+        return f"{name} runs {other}" if other is not None else f"{name} is for another copy of {id.model}"
+
     def crowded(self, node: int) -> bool:
         """See Tenancy."""
         member = self.members[node]
         return member.cap is not None and self._will_take(node) > member.profile.memory
 
     def _may_serve(self, id: PipelineId, node: int) -> bool:
+        return self._pinned(id, node) and not self._for_other(id, node)
+
+    def _pinned(self, id: PipelineId, node: int) -> bool:
+        """Whether the settings allow a member to serve it."""
         pinned = self._terms[id].pinned
-        if pinned and self.members[node].name not in pinned:
-            return False
-        return not self._divided(id.model) or self._groups[id.model].replica_of.get(node) == id.replica
+        return not pinned or self.members[node].name in pinned
+
+    def _for_other(self, id: PipelineId, node: int) -> bool:
+        """Whether a member was not dealt to this copy."""
+        return self._divided(id.model) and self._groups[id.model].replica_of.get(node) != id.replica
 
     def _divided(self, model: str) -> bool:
         """Whether there are several copies of a model, or one is left of several."""
@@ -122,8 +136,7 @@ class Cluster:
             replicas = sorted(id for id in self.pipelines if id.model == model)
             if not self._divided(model) or len(available) < max(self._terms[id].min_nodes for id in replicas):
                 continue
-            pinned = self._terms[replicas[0]].pinned
-            profiles = {n: self._free(n, m.profile, model) for n, m in available.items() if not pinned or m.name in pinned}
+            profiles = {n: self._free(n, m.profile, model) for n, m in available.items() if self._pinned(replicas[0], n)}
             serving = sorted(replicas, key=lambda id: self.pipelines[id].serving is None)
             running = {node: id.replica for id in replicas for node in self.pipelines[id].members if self.pipelines[id].needs(node)}
             groups.arrange([id.replica for id in serving], profiles, running)
@@ -191,6 +204,9 @@ class Cluster:
         member = self.members[node]
         for pipeline in self.pipelines.values():
             pipeline.rename(member.name, name)
+        for id, terms in self._terms.items():
+            if member.name in terms.pinned:
+                self._terms[id] = replace(terms, pinned=terms.pinned - {member.name} | {name})
         member.rename(name)
 
     def _joined(self, event: events.Joined, now: float) -> list[Instruction]:
@@ -256,16 +272,18 @@ class Cluster:
         if self._will_take(node) <= memory:
             return self._settled(*(p.limited(node, now) for p in self.pipelines.values() if p not in having or len(having) == 1))
         out: list[list[Instruction]] = []
-        why = CapacityError(f"what {', '.join(str(p.id) for p in having)} hold there has no room elsewhere")
+        why = CapacityError(f"what {' and '.join(str(p.id) for p in having)} have there does not fit into it, and not elsewhere")
         begun: list[RouteMachine] = []
         for pipeline in sorted(having, key=lambda p: -p.takes(node)):
             try:
                 out.append(pipeline.limited(node, now))
             except CapacityError as error:
-                why = error if len(having) == 1 else why
+                if len(having) == 1:
+                    raise
+                why = error
                 continue
             begun.append(pipeline)
-            if self._will_take(node) <= memory:
+            if self._will_take(node) <= memory or len(having) == 1:
                 return self._settled(*out)
         for pipeline in begun:
             pipeline.stay(now)
@@ -299,6 +317,9 @@ class _Tenant:
 
     def taken(self, node: int, waiting: bool) -> int | None:
         return self._cluster.taken(self._id, node, waiting)
+
+    def barred(self, node: int) -> str:
+        return self._cluster.barred(self._id, node)
 
     def crowded(self, node: int) -> bool:
         return self._cluster.crowded(node)

@@ -17,6 +17,10 @@ class Tenancy(Protocol):
         """
         ...
 
+    def barred(self, node: int) -> str:
+        """Why a member is not for it at all, for people."""
+        ...
+
     def crowded(self, node: int) -> bool:
         """Whether all pipelines together take more of a member than its limit, and nobody is making room there."""
         ...
