@@ -76,6 +76,8 @@ class Machine:
     slot: int
     told: deque[Told] = field(default_factory=deque[Told])
     shares: dict[PipelineId, Share] = field(default_factory=dict[PipelineId, Share])
+    latest: dict[PipelineId, int] = field(default_factory=dict[PipelineId, int])
+    """The last epochs in which it was told to load something."""
 
 
 @dataclass
@@ -189,7 +191,6 @@ class SharedFleet:
                 share = self._ordered(machine, order)
                 if epoch == share.latest:
                     share.weights = {*share.running, *range(order.first, order.end)}
-                    assert node not in self.cluster.members or node in self.over or self.held(node) <= self.slots[machine.slot].memory, "too much is loaded"
                     self.loaded.setdefault(epoch, set()).add(node)
                     self.handle(StageLoaded(node, epoch, 5, "native"))
             case LinkStage(epoch=epoch):
@@ -302,9 +303,8 @@ class SharedFleet:
                 if id == self._closing:
                     assert id not in self.cluster.pipelines
                 else:
-                    pipeline = self.cluster.pipelines[id]
-                    assert not pipeline.has_part(node), "a node is to drop what a route needs"
-                    assert all(node not in path.members for path in _paths(pipeline)), "a node is to drop what a route needs"
+                    needed = [path.epoch for path in _paths(self.cluster.pipelines[id])]
+                    assert node not in self.machines or self.machines[node].latest.get(id) not in needed, "it is to drop what a route needs"
                 self._tell(instruction)
             case Serve():
                 self._serve(instruction)
@@ -345,7 +345,10 @@ class SharedFleet:
     def _tell(self, told: Told) -> None:
         assert told.node in self.cluster.members or told.node in self._leaving, "an instruction to a node that is no member"
         if told.node in self.machines:
-            self.machines[told.node].told.append(told)
+            machine = self.machines[told.node]
+            machine.told.append(told)
+            if isinstance(told, LoadStage):
+                machine.latest[self.epochs[told.epoch]] = told.epoch
 
     def _serve(self, order: Serve) -> None:
         pipeline, drive = self._pipeline(order.epoch), self.drives[self.epochs[order.epoch]]
@@ -468,7 +471,9 @@ class SharedFleet:
                 assert pipeline.why
         for node, machine in self.machines.items():
             if node in members:
-                assert self._excess(node) <= 0, f"node {node} holds more than it may"
+                stuck = any(pipeline._stuck and pipeline.has_part(node) for pipeline in self.cluster.pipelines.values())
+                assert stuck or self._excess(node) <= 0, f"node {node} holds more than it may"
+                assert self.held(node) <= self.slots[machine.slot].memory, f"node {node} holds more than it has"
                 assert machine.shares.keys() <= self.cluster.pipelines.keys(), "a node keeps what belongs to a closed pipeline"
 
     def suffices(self, id: PipelineId) -> bool:

@@ -72,7 +72,7 @@ class ReplicaGroups:
         dealt = {node: replica for node, replica in self.replica_of.items() if node in nodes and replica in replicas}
         served = sum(self._met(replica, dealt, nodes) for replica in replicas)
         for count in range(len(replicas), served, -1):
-            if (found := self._better(count, replicas, nodes, dealt, {**dealt, **runs})) is not None:
+            if (found := self._better(count, replicas, nodes, {**dealt, **runs})) is not None:
                 dealt = found
                 break
         for node in sorted(nodes.keys() - dealt.keys()):
@@ -81,12 +81,12 @@ class ReplicaGroups:
                 dealt[node] = min(groups, key=lambda replica: (self._speed(replica, dealt, nodes), replicas.index(replica)))
         self.replica_of = dealt
 
-    def _better(self, count: int, replicas: Sequence[int], nodes: Mapping[int, NodeProfile], dealt: Dealt, before: Dealt) -> Dealt | None:
+    def _better(self, count: int, replicas: Sequence[int], nodes: Mapping[int, NodeProfile], before: Dealt) -> Dealt | None:
         """So that that many copies are served; None: it is not possible."""
         anew = self._anew(count, replicas, nodes, before)
         if anew is not None and all(self._goes_on(replica, before, anew, nodes) for replica in replicas):
             return anew
-        return self._mended(count, replicas, nodes, dealt) or anew
+        return self._mended(count, replicas, nodes, before) or anew
 
     def _goes_on(self, replica: int, before: Dealt, after: Dealt, nodes: Mapping[int, NodeProfile]) -> bool:
         """Whether a copy that has what it needs has it all the time while the copies change places."""
@@ -103,11 +103,11 @@ class ReplicaGroups:
     def _speed(self, replica: int, dealt: Dealt, nodes: Mapping[int, NodeProfile]) -> float:
         return sum(node.bytes_per_second for node in self._of(replica, dealt, nodes))
 
-    def _mended(self, count: int, replicas: Sequence[int], nodes: Mapping[int, NodeProfile], dealt: Dealt) -> Dealt | None:
+    def _mended(self, count: int, replicas: Sequence[int], nodes: Mapping[int, NodeProfile], before: Dealt) -> Dealt | None:
         """Gives copies that lack nodes such as the others can do without."""
-        out = dict(dealt)
+        out = dict(before)
         served = [replica for replica in replicas if self._met(replica, out, nodes)]
-        for replica in [replica for replica in replicas if replica not in served][: count - len(served)]:
+        for replica in [replica for replica in replicas if replica not in served][: max(count - len(served), 0)]:
             while not self._met(replica, out, nodes):
                 largest = sorted((n for n in nodes if out.get(n) != replica), key=lambda n: (out.get(n) in served, -nodes[n].memory, n))
                 spare = next((n for n in largest if out.get(n) not in served or self._can_spare(n, out, nodes)), None)

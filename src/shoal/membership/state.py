@@ -145,8 +145,9 @@ class Cluster:
 
     def _occasion(self, now: float) -> tuple[object, ...]:
         """What nodes are dealt by: other values may be an occasion to deal them anew."""
-        limits = [(node, member.cap) for node, member in self.members.available(now).items()]
-        return (*limits, *(path.epoch for pipeline in self.pipelines.values() for path in (pipeline.serving, pipeline.coming) if path))
+        limits = ((node, member.cap) for node, member in self.members.available(now).items())
+        routes = (path and path.epoch for pipeline in self.pipelines.values() for path in (pipeline.serving, pipeline.coming))
+        return (*limits, *routes)
 
     def _free(self, node: int, profile: NodeProfile, model: str) -> NodeProfile:
         """With the memory that other models leave."""
