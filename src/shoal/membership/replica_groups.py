@@ -62,13 +62,16 @@ class ReplicaGroups:
     need: Need
     replica_of: Dealt = field(default_factory=dict[int, int])
     """By node."""
+    _running: Dealt = field(default_factory=dict[int, int])
 
     def arrange(self, replicas: Sequence[int], nodes: Mapping[int, NodeProfile], running: Mapping[int, int] | None = None) -> None:
         """Deals the nodes that are there now.
 
-        replicas: numbers of the copies that there should be, those that matter most first. running: copies by the nodes that run them now.
+        replicas: numbers of the copies that there should be, those that matter most first. running: copies by the nodes that run them now,
+        and so suffice for them.
         """
-        runs = {node: replica for node, replica in (running or {}).items() if node in nodes and replica in replicas}
+        self._running = dict(running or {})
+        runs = {node: replica for node, replica in self._running.items() if node in nodes and replica in replicas}
         dealt = {node: replica for node, replica in self.replica_of.items() if node in nodes and replica in replicas}
         served = sum(self._met(replica, dealt, nodes) for replica in replicas)
         for count in range(len(replicas), served, -1):
@@ -98,7 +101,8 @@ class ReplicaGroups:
         return [nodes[node] for node, own in dealt.items() if own == replica]
 
     def _met(self, replica: int, dealt: Dealt, nodes: Mapping[int, NodeProfile]) -> bool:
-        return self.need.met(self._of(replica, dealt, nodes))
+        runs = [node for node, of in self._running.items() if of == replica]
+        return (bool(runs) and all(dealt.get(node) == replica for node in runs)) or self.need.met(self._of(replica, dealt, nodes))
 
     def _speed(self, replica: int, dealt: Dealt, nodes: Mapping[int, NodeProfile]) -> float:
         return sum(node.bytes_per_second for node in self._of(replica, dealt, nodes))

@@ -138,7 +138,8 @@ class Cluster:
                 continue
             profiles = {n: self._free(n, m.profile, model) for n, m in available.items() if self._pinned(replicas[0], n)}
             serving = sorted(replicas, key=lambda id: self.pipelines[id].serving is None)
-            running = {node: id.replica for id in replicas for node in self.pipelines[id].members if self.pipelines[id].needs(node)}
+            parts = {id.replica: [n for n in self.members if self.pipelines[id].needs(n)] for id in replicas}
+            running = {n: replica for replica, nodes in parts.items() if not any(map(self.crowded, nodes)) for n in nodes}
             groups.arrange([id.replica for id in serving], profiles, running)
             if len(replicas) == 1:
                 groups.replica_of.clear()  # all nodes are its own again
