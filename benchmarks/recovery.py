@@ -52,7 +52,7 @@ async def interrupted(cluster: LocalCluster, context: int) -> dict[str, float]:
 def watched(head: Head) -> list[Interruption]:
     """The interruptions that the head is told of from now on."""
     told: list[Interruption] = []
-    observer = head.engine.first.observer
+    observer = head.engine.copies.first.observer
     count = observer.interruption
 
     def interruption(ended: Interruption, cause: str) -> None:

@@ -1,7 +1,7 @@
 /** The shell: navigation, the page, and the key where one is asked for. */
 import { useEffect, useRef, useState } from "preact/hooks";
 import { key, locked, forgetKey } from "./api/key";
-import { cluster, me, offline } from "./api/live";
+import { chosen, cluster, me, NO_MODEL, offline } from "./api/live";
 import { ChatPage } from "./chat/page";
 import { ClusterPage } from "./cluster/page";
 import { stateTone } from "./cluster/state";
@@ -77,7 +77,7 @@ export function App() {
             <ul>
               {(Object.keys(TITLES) as PageName[]).map((name) => (
                 <li key={name}>
-                  <a href={href(name)} aria-current={name === page ? "page" : undefined} onClick={() => setOpen(false)}>
+                  <a href={href(name, name === "cluster" ? chosen.value : "")} aria-current={name === page ? "page" : undefined} onClick={() => setOpen(false)}>
                     {TITLES[name]}
                     {name === "cluster" && <Attention />}
                   </a>
@@ -123,12 +123,13 @@ function State() {
   const view = cluster.value;
   if (locked.value) return null;
   const lost = offline.value !== "";
-  const state = lost ? (view === null ? "connecting" : "not connected") : (view?.state ?? "");
+  const waiting = offline.value === NO_MODEL ? NO_MODEL : "connecting";
+  const state = lost ? (view === null ? waiting : "not connected") : (view?.state ?? "");
   return (
     <div class="state-line">
       <span class={`dot ${lost ? "bad" : stateTone(state)}`} aria-hidden="true" />
       <span>{state}</span>
-      {view && <span class="model" data-figure="name">{view.model.name}</span>}
+      {view && <span class="model" data-figure="name">{view.pipelines.length > 1 ? view.pipeline : view.model.name}</span>}
     </div>
   );
 }

@@ -9,6 +9,8 @@ test("a hash names a page, and what is shown on it", () => {
   expect(parseHash("")).toEqual({ page: "cluster", rest: "" });
   expect(parseHash("#/nowhere/x")).toEqual({ page: "cluster", rest: "x" });
   expect(parseHash("#/timeline/%")).toEqual({ page: "timeline", rest: "" });
+  expect(href("cluster", "org/model:Q4_K_M/2")).toBe("#/cluster/org%2Fmodel%3AQ4_K_M%2F2");
+  for (const pipeline of ["tiny/1", "org/model:Q4_K_M/2"]) expect(parseHash(`#/cluster/${pipeline}`)).toEqual({ page: "cluster", rest: pipeline });
   for (const id of ["chatcmpl-1", "a/b c%?#<x>", "ü"]) expect(parseHash(href("timeline", id))).toEqual({ page: "timeline", rest: id });
 });
 

@@ -46,6 +46,20 @@ class CacheScope(enum.StrEnum):
     ALL = "all"
 
 
+class Balancing(enum.StrEnum):
+    """Which replica takes a request: docs/balancing.md."""
+
+    PREFIX = "prefix"
+    ROUND_ROBIN = "round-robin"
+    LEAST_CONNECTIONS = "least-connections"
+    LEAST_LATENCY = "least-latency"
+    RANDOM = "random"
+    POWER_OF_TWO = "power-of-two"
+    WEIGHTED = "weighted"
+    LOCALITY = "locality"
+    SESSION_HASH = "session-hash"
+
+
 class NodeRole(enum.StrEnum):
     LAYERS = "layers"
     EXPERTS = "experts"
@@ -383,7 +397,16 @@ class HeadSettings(Settings):
     )
     pairing_port: int = setting(0, "Port that takes the pairing code from nodes; 0: the control port's number plus one.", low=0, high=65535)
     control_port: int = setting(7420, "Port that nodes connect to; 0: a free one.", low=0, high=65535)
+    results_port: int = setting(0, "Port that nodes send their results to; 0: a free one.", low=0, high=65535)
     min_nodes: int = setting(1, "Nodes to wait for before loading the model.", low=1, high=1024)
+    on_demand: bool = setting(
+        False, "Load a model of this machine when a request asks for it; one that has no room takes that of the least used."
+    )
+    load_wait: float = setting(300.0, "Seconds that a request waits for the model that it loads.", low=1, high=86400)
+    idle: float = setting(
+        0.0, "Seconds after which a model that nobody asks for is unloaded; needs --on-demand; 0: never.", low=0, high=1e7
+    )
+    balance: Balancing = setting(Balancing.PREFIX, "Which copy of a model takes a request: docs/balancing.md tells when to use which.")
     replicas: int = setting(1, "Copies of each model, on different nodes; as many as the nodes have memory for.", low=1, high=64)
     heartbeat: float = setting(
         0.5, "Seconds between a node's heartbeats. A node that misses eight in a row counts as lost.", low=0.05, high=60
@@ -425,6 +448,8 @@ class HeadSettings(Settings):
             raise ConfigError("--secure and --unprotected exclude each other")
         if self.min_memory:
             parse_bytes(self.min_memory)
+        if self.idle and not self.on_demand:
+            raise ConfigError("--idle unloads models that requests load again: it needs --on-demand")
         if self.spares >= self.max_nodes:
             raise ConfigError(f"--spares {self.spares} leaves no node to serve: --max-nodes is {self.max_nodes}")
         if self.state_folder is not None and self.state_folder.exists() and not self.state_folder.is_dir():

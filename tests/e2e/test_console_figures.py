@@ -17,7 +17,7 @@ from shoal.gateway.auth.key import KeyLimits, KeyRole
 from shoal.gateway.auth.key_store import KeyStore, Use
 from shoal.observed.cluster import Advice, Progress, RequestsView
 from shoal.observed.event import EventKind
-from shoal.observed.models import ModelHere, PullView
+from shoal.observed.models import LoadedModel, ModelHere, PullView
 from shoal.observed.requests import RequestView, Timeline
 from shoal.request import Priority, TokenChunk
 from tests.support import console_figures as expected
@@ -26,7 +26,7 @@ from tests.support.cluster import until
 from tests.support.console_figures import figures
 from tests.support.console_format import clock, count, fixed, moment
 from tests.support.engine import FakeEngine, Item, says
-from tests.support.operator import MODEL, FakeOperator, busy_loading, furnished, history
+from tests.support.operator import MODEL, FakeOperator, busy_loading, fleet, furnished, history
 from tests.support.served_console import served_console
 
 pytestmark = [pytest.mark.slow, pytest.mark.real]
@@ -92,6 +92,14 @@ def differing() -> FakeOperator:
     made.listed = msgspec.structs.replace(
         made.listed,
         models=[*made.listed.models, ModelHere("unknown", "hf:org/unknown-7b", 0, False)],
+        loaded=[
+            *made.listed.loaded,
+            LoadedModel("smollm2", "smollm2-135m", "1 of 3 nodes has joined", 3, 2, "llama", "", 8192, 134_515_008, []),
+            LoadedModel("plain-7b", "plain-7b", "", 1, 1, "", "Q8_0", 512, 7_000_000_000, ["chat"]),
+        ],
+        aliases={"gpt-4o": MODEL.name, "best-1": "gpt-4o", "mini": "smollm2"},
+        loading=["big-70b", "another"],
+        failed={"huge-405b": "it could not be loaded: 211 GiB are missing"},
         pulls=[
             *made.listed.pulls,
             PullView("begun-1b", time() - 3, 0, 0),
@@ -154,6 +162,28 @@ def test_every_figure_of_the_cluster(visitor: Visitor) -> None:
     assert len(wanted) > 48 * 5 + 4 * 8 + 4 * 8
     (resting,) = [machine for machine in view["machines"] if machine["experts"]]
     assert f"{resting['name']}, holds: 1,536 experts" in wanted
+
+
+def test_every_figure_of_each_of_several_pipelines(visitor: Visitor, operator: FakeOperator) -> None:
+    operator.__dict__.update(fleet().__dict__)
+    page = visitor.open()
+    for name in (operator.view.pipeline, *(view.pipeline for view in operator.others)):
+        page.get_by_role("link", name=name, exact=True).click()
+        view = api(visitor, f"cluster?pipeline={name}")
+        assert view["pipeline"] == name
+        rows = api(visitor, f"experts?pipeline={name}")["rows"] if view["model"]["experts"] else {}
+        compare(page, expected.cluster_page(view, rows))
+    assert mislabelled(page) == []
+    page.get_by_label("Actions for studio").select_option("drain")  # which is planned for the first pipeline, not for the one that is shown
+    plan, first = api(visitor, "preview?node=studio&action=drain"), api(visitor, "cluster")
+    dialog = expected.preview(plan, first, "It cannot be done")
+    until(lambda: set(dialog) <= set(figures(page)), lambda: difference([line for line in figures(page) if line in dialog], dialog))
+    assert f"pipeline: Of {first['pipeline']}:" in dialog
+    page.keyboard.press("Escape")
+    visitor.expected.append("404")
+    listed = [one for one in operator.view.pipelines if one.model == MODEL.name]
+    operator.view, operator.others = msgspec.structs.replace(operator.view, pipelines=listed), []
+    compare(page, expected.cluster_page(api(visitor, "cluster"), api(visitor, "experts")["rows"], view["pipeline"]))
 
 
 @pytest.mark.parametrize("gap", [False, True])
@@ -253,7 +283,14 @@ def test_every_figure_of_the_keys(visitor: Visitor, tmp_path: Path) -> None:
 
 def test_every_figure_of_the_models(visitor: Visitor) -> None:
     page = visitor.open("models")
-    compare(page, expected.models_page(api(visitor, "cluster"), api(visitor, "models")))
+    view, listed = api(visitor, "cluster"), api(visitor, "models")
+    before = expected.models_page(view, listed)
+    compare(page, before)
+    aliases = before.index(f"{MODEL.name}, aliases: gpt-4o, best-1")
+    page.get_by_role("button", name=f"Unload {MODEL.name}").click()
+    dialog = [*expected.unloading(MODEL.name, view)]
+    assert dialog[1:] == ["requests: 3 requests run and 1 waits: they end with an error."]
+    compare(page, [*before[: aliases + 1], *dialog, *before[aliases + 1 :]])
 
 
 def test_every_figure_of_an_invitation(visitor: Visitor, operator: FakeOperator) -> None:

@@ -163,9 +163,10 @@ def test_a_worker_reads_from_disk_what_its_memory_has_no_room_for(
         assert answers(made) == wanted
         worker = next(node for node in asyncio.run(describe(f"127.0.0.1:{made.control_port}")).nodes if node.name == "worker-0")
         on_disk = sum(path.stat().st_size for path in packed.rglob("layer-*.packed"))
-        assert worker.state == "serving 240 experts" and 0.4 < worker.weight_bytes / on_disk < 0.5
-        assert worker.weight_bytes < limited.peak < HALF
-        until(lambda: made.metric("expert_read_bytes_total") > worker.weight_bytes, made.story)
+        (part,) = worker.parts
+        assert worker.state == "serving 240 experts" and 0.4 < part.weight_bytes / on_disk < 0.5
+        assert part.weight_bytes < limited.peak < HALF
+        until(lambda: made.metric("expert_read_bytes_total") > part.weight_bytes, made.story)
         made.end()
 
 

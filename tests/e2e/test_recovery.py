@@ -102,8 +102,10 @@ class Sea:
         """The names of the first stage, one in the middle, and the last one, when it serves."""
 
         def route() -> list[str]:
-            stages = sorted((n for n in self.nodes().values() if n.end_layer), key=lambda n: n.first_layer)
-            return [stages[i].name for i in (0, 1, -1)] if self.described.state.startswith("serving") and len(stages) >= 3 else []
+            parts = [(part.first_layer, node.name) for node in self.nodes().values() for part in node.parts if part.end_layer]
+            stages = [name for _, name in sorted(parts)]
+            serving = self.described.pipelines[0].state.startswith("serving")
+            return [stages[i] for i in (0, 1, -1)] if serving and len(stages) >= 3 else []
 
         return until(route, lambda: f"{self.described}\n{self.made.story()}", every=0.2)
 

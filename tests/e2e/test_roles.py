@@ -70,7 +70,9 @@ def serve(made: Cluster, model: Path, slots: int) -> None:
 def parts(made: Cluster) -> tuple[set[str], set[str]]:
     """Nodes that run layers, and nodes that serve experts."""
     nodes = asyncio.run(describe(f"127.0.0.1:{made.control_port}")).nodes
-    return {node.name for node in nodes if node.end_layer}, {node.name for node in nodes if " experts" in node.state}
+    return {node.name for node in nodes if any(part.end_layer for part in node.parts)}, {
+        node.name for node in nodes if " experts" in node.state
+    }
 
 
 def until_parts(made: Cluster, stages: int, workers: int) -> tuple[set[str], set[str]]:

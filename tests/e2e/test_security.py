@@ -183,7 +183,7 @@ def _asks(protected: Protected, credentials: Credentials | None) -> ClusterDescr
 
 def test_the_control_port_answers_members_alone(protected: Protected):
     member = Authority.open(Path(protected.home("head")) / "keys" / "authority").credentials(Role.NODE, "x")
-    assert _asks(protected, member).model
+    assert _asks(protected, member).pipelines
     with pytest.raises(grpc.RpcError):
         _asks(protected, None)
     foreign = Authority.open(protected.folder / "another-authority").credentials(Role.NODE, "x")

@@ -57,15 +57,15 @@ class Told(Counts):
 
     def __init__(self) -> None:
         super().__init__()
-        self.use = ExpertUse("toy", dict.fromkeys(SPARSE, EXPERTS))
+        self.use = ExpertUse(dict.fromkeys(SPARSE, EXPERTS), {"model": "toy"})
         self.reports: dict[str, int] = {}
 
-    def heartbeat(self, node: str, heartbeat: control.Heartbeat) -> None:
+    def report(self, node: str, report: control.PipelineReport) -> None:
         before = self.counted()
-        for rows in heartbeat.expert_rows:
+        for rows in report.expert_rows:
             assert self.use.add(rows.layer, rows.rows)
         assert all(a <= b for layer, rows in before.items() for a, b in zip(rows, self.counted()[layer], strict=True))
-        self.reports[node] = self.reports.get(node, 0) + bool(heartbeat.expert_rows)
+        self.reports[node] = self.reports.get(node, 0) + bool(report.expert_rows)
 
     def counted(self) -> dict[int, list[int]]:
         counted = {layer: [0] * EXPERTS for layer in SPARSE}

@@ -19,6 +19,7 @@ from shoal.gateway import app as application
 from shoal.gateway.endpoints.batches.runner import Runner
 from shoal.gateway.endpoints.batches.store import BatchStore
 from shoal.gateway.engine import Engine
+from shoal.gateway.engines import ServedEngines
 from shoal.gateway.service import Service
 from shoal.request import Request
 from tests.support.app import alone
@@ -83,7 +84,9 @@ class Api:
 
 
 @asynccontextmanager
-async def served(engine: Engine, data: Path, *, works: bool = True, clock: Clock | None = None, **settings: Any) -> AsyncIterator[Api]:
+async def served(
+    engine: Engine | ServedEngines, data: Path, *, works: bool = True, clock: Clock | None = None, **settings: Any
+) -> AsyncIterator[Api]:
     """works: whether batches are worked off."""
     clock = clock or Clock()
     quick = functools.partial(Runner, poll=0.005, now=clock)
@@ -91,7 +94,9 @@ async def served(engine: Engine, data: Path, *, works: bool = True, clock: Clock
         mock.patch.object(application, "Runner", quick),
         mock.patch.object(application, "BatchStore", functools.partial(BatchStore, now=clock)),
     ):
-        app = application.create_app(alone(engine), ApiSettings(data=str(data), **settings))
+        app = application.create_app(
+            engine if isinstance(engine, ServedEngines) else alone(engine), ApiSettings(data=str(data), **settings)
+        )
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://shoal") as http:
             if not works:

@@ -184,10 +184,12 @@ class Cluster:
         until(lambda: not self.answers("/health/ready"), self.story)
 
     def metrics(self, *names: str) -> list[float]:
-        """As they are at one moment: those that have no label but the model."""
-        values = dict(line.rsplit(maxsplit=1) for line in self.http.get("/metrics").text.splitlines() if line.startswith("shoal_"))
-        plain = {re.sub(r'\{model="[^"]*"\}$', "", name): value for name, value in values.items()}
-        return [float(plain[f"shoal_{name}"]) for name in names]
+        """As they are at one moment, of all models and copies: those that have no other label."""
+        plain: dict[str, float] = {}
+        for line in self.http.get("/metrics").text.splitlines():
+            if found := re.fullmatch(r'(shoal_\w+)(?:\{model="[^"]*"(?:,replica="\d+")?\})? (\S+)', line):
+                plain[found[1]] = plain.get(found[1], 0.0) + float(found[2])
+        return [plain[f"shoal_{name}"] for name in names]
 
     def metric(self, name: str) -> float:
         return self.metrics(name)[0]

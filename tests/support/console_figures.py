@@ -102,7 +102,10 @@ def _joined(*parts: str) -> str:
 def shell(view: Json) -> Iterator[str]:
     """What is beside every page."""
     wanted = len(view["attention"])
-    yield from _said(("attention", f"{wanted} to look at" if wanted else ""), ("name", view["model"]["name"]))
+    yield from _said(
+        ("attention", f"{wanted} to look at" if wanted else ""),
+        ("name", view["pipeline"] if len(view["pipelines"]) > 1 else view["model"]["name"]),
+    )
 
 
 def advices(listed: Sequence[Json], gains: bool = True) -> Iterator[str]:
@@ -136,8 +139,35 @@ def with_gaps(held: Sequence[tuple[str, int, int, float]], total: int) -> list[t
     return parts[:-1]
 
 
-def cluster_page(view: Json, experts: Json) -> list[str]:
-    """experts: rows by layer; {}: none are shown."""
+def gone(pipeline: str, shown: str) -> Iterator[str]:
+    """Of a pipeline that was looked at."""
+    yield from _said(("gone", f"{pipeline} is gone: its model was unloaded, or has fewer copies now. This is {shown}."))
+
+
+def pipeline_row(pipeline: Json) -> Iterator[str]:
+    nodes, requests = pipeline["nodes"], pipeline["requests"]
+    yield from _row(
+        pipeline["name"],
+        {
+            "pipeline": pipeline["name"],
+            "state": _joined(pipeline["state"], pipeline["reason"]),
+            "running": str(requests["running"]),
+            "waiting": str(requests["waiting"]),
+            "tokens/s": short(pipeline["measured"]),
+            "machines": ", ".join(nodes) if len(nodes) < 6 else f"{', '.join(nodes[:4])} and {len(nodes) - 4} more",
+        },
+    )
+
+
+def pipelines(view: Json) -> list[str]:
+    """Nothing where there is one."""
+    if len(listed := view["pipelines"]) < 2:
+        return []
+    return [*_said(("pipelines", str(len(listed)))), *(line for pipeline in listed for line in pipeline_row(pipeline))]
+
+
+def cluster_page(view: Json, experts: Json, lost: str = "") -> list[str]:
+    """experts: rows by layer; {}: none are shown. lost: a pipeline that was looked at and is gone."""
     model, requests, stages = view["model"], view["requests"], view["stages"]
     named = f"{view['cluster']}, " if view["cluster"] else ""
     held = [(s["node"], s["first_layer"], s["end_layer"], s["share"]) for s in stages] or sorted(
@@ -150,6 +180,8 @@ def cluster_page(view: Json, experts: Json) -> list[str]:
     return [
         *shell(view),
         *_said(("started", f"{named}shoal {view['version']}, up for {span(view['at'] - view['started'])}")),
+        *(gone(lost, view["pipeline"]) if lost else ()),
+        *pipelines(view),
         *advices(view["attention"]),
         *_said(
             ("reason", reason),
@@ -243,6 +275,7 @@ def preview(plan: Json, view: Json, lack: str) -> list[str]:
     then = [(s["node"], s["first_layer"], s["end_layer"], 0.0) for s in plan["stages"]]
     change = plan["predicted"] / plan["predicted_now"] - 1
     return [
+        *(_said(("pipeline", f"Of {view['pipeline']}:")) if len(view["pipelines"]) > 1 else ()),
         *bar("Layers now", with_gaps(now, total), total, False),
         *bar("Layers afterwards", with_gaps(then, total), total, False),
         *_said(
@@ -389,10 +422,46 @@ def models_page(view: Json, listed: Json) -> list[str]:
     return [
         *shell(view),
         *_said(("memory", f"{size(listed['memory'])} of memory on all machines together")),
+        *_said(("loaded", str(len(listed["loaded"])))),
+        *(line for model in listed["loaded"] for line in loaded_row(model, listed["aliases"])),
+        *_said(*(("loading", f"{name} is being fetched and read") for name in listed["loading"])),
+        *_said(*(("not loaded", f"{name} {why}") for name, why in listed["failed"].items())),
+        *_said(("aliases", str(len(listed["aliases"])))),
+        *_said(*(("alias", f"{alias} stands for {target}") for alias, target in listed["aliases"].items())),
         *_said(*(("pull", pull(each)) for each in listed["pulls"])),
         *_said(("models", str(len(listed["models"])))),
-        *(line for model in listed["models"] for line in model_row(model)),
+        *(line for model in listed["models"] for line in model_row(model, listed["loaded"])),
     ]
+
+
+def loaded_row(model: Json, aliases: Mapping[str, str]) -> Iterator[str]:
+    about = [model["reference"] if model["reference"] != model["name"] else "", model["family"], f"{short(model['parameters'])} parameters"]
+    yield from _row(
+        model["name"],
+        {
+            "model": _joined(model["name"], " · ".join(filter(None, about))),
+            "state": model["state"] or "serving",
+            "copies": f"{model['serving']} of {model['replicas']}",
+            "context": count(model["context"]),
+            "quantised": model["quantization"] or "–",
+            "can": ", ".join(model["can"]) or "–",
+            "aliases": ", ".join(leading(aliases, model["name"])) or "–",
+        },
+    )
+
+
+def leading(aliases: Mapping[str, str], name: str) -> list[str]:
+    """To a model, also by way of others."""
+    return [each for alias, target in aliases.items() if target == name for each in (alias, *leading(aliases, alias))]
+
+
+def unloading(model: str, view: Json) -> Iterator[str]:
+    """The dialog that asks whether to."""
+    requests = [pipeline["requests"] for pipeline in view["pipelines"] if pipeline["model"] == model]
+    running, waiting = (sum(each[state] for each in requests) for state in ("running", "waiting"))
+    waits = f" and {plural(waiting, 'waits', 'wait')}" if waiting else ""
+    runs = f"{plural(running, 'request runs', 'requests run')}{waits}: they end with an error."
+    yield from _said(("dialog", f"Unload {model}"), ("requests", runs if running + waiting else "No request runs."))
 
 
 def pull(told: Json) -> str:
@@ -407,12 +476,15 @@ def pull(told: Json) -> str:
     return f"{told['name']} {progress}"
 
 
-def model_row(model: Json) -> Iterator[str]:
+def model_row(model: Json, loaded: Sequence[Json]) -> Iterator[str]:
+    served = model["served"] or any(
+        one["name"] == model["name"] or one["reference"] in (model["name"], model["reference"]) for one in loaded
+    )
     words = " · ".join(filter(None, [model["reference"] if model["reference"] != model["name"] else "", model["about"]]))
     yield from _row(
         model["name"],
         {
-            "model": _joined(model["name"], "served" if model["served"] else "", words),
+            "model": _joined(model["name"], "served" if served else "", words),
             "size": size(model["size"]) if model["size"] else "–",
         },
     )

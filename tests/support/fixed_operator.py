@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from shoal.errors import UnknownObject
 from shoal.observed.cluster import (
     ActionResult,
     ClusterView,
@@ -13,6 +14,7 @@ from shoal.observed.cluster import (
     MachineView,
     ModelView,
     NodeAction,
+    PipelineView,
     PlanView,
     RequestsView,
     StageView,
@@ -39,6 +41,7 @@ def view(*machines: MachineView, **more: Any) -> ClusterView:
     plain: dict[str, Any] = {
         "cluster": "reef", "version": "1", "at": 100.0, "started": 50.0, "model": ModelView("toy", "toy", 30, 2048, 1 << 20), "state": "serving",
         "reason": "", "epoch": 3, "machines": [*machines], "stages": [StageView("a", 0, 15), StageView("b", 15, 30)], "requests": RequestsView(1, 2, 8, 4, 64),
+        "pipeline": "toy/1", "pipelines": [PipelineView("toy/1", "toy", 1, "serving", "", RequestsView(1, 2, 8, 4, 64), 12.5, ["a", "b"])],
     }  # fmt: skip
     return ClusterView(**{**plain, **more})
 
@@ -57,10 +60,13 @@ class FixedOperator:
         self.steps = [step]
         self.recoveries = [RecoverySpan(12.0, 13.0, "b left", "b", 1.5, {"load": 1.0}, 64, 2)]
 
-    async def cluster(self) -> ClusterView:
+    async def cluster(self, pipeline: str) -> ClusterView:
+        if pipeline not in ("", self.view.pipeline):
+            raise UnknownObject("pipeline", pipeline)
         return self.view
 
-    async def experts(self) -> ExpertsView:
+    async def experts(self, pipeline: str) -> ExpertsView:
+        await self.cluster(pipeline)
         return ExpertsView({0: [1, 2, 3]})
 
     async def events(self, after: int, limit: int, kinds: Sequence[EventKind], node: str) -> EventPage:

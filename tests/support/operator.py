@@ -9,6 +9,7 @@ from time import time
 
 import msgspec
 
+from shoal.errors import UnknownObject
 from shoal.observed.cluster import (
     ActionResult,
     Advice,
@@ -18,6 +19,7 @@ from shoal.observed.cluster import (
     MachineView,
     ModelView,
     NodeAction,
+    PipelineView,
     PlanView,
     Progress,
     RequestsView,
@@ -25,7 +27,7 @@ from shoal.observed.cluster import (
 )
 from shoal.observed.event import ClusterEvent, EventKind, EventPage
 from shoal.observed.history import SAMPLES, STEP, History
-from shoal.observed.models import ModelHere, ModelsView, PullView
+from shoal.observed.models import LoadedModel, ModelHere, ModelsView, PullView
 from shoal.observed.requests import HopSpan, RecoverySpan, RequestView, StepSpan, Timeline
 
 LAYERS = 48
@@ -89,7 +91,8 @@ def cluster(names: Sequence[str], **more: object) -> ClusterView:
         last_hop=0.00058,
         advice=[Advice("bound", f"{names[1]} bounds the pipeline: 44 % of a step", names[1], 0.14)] if len(names) > 1 else [],
     )
-    return msgspec.structs.replace(view, **more)
+    alone = PipelineView(f"{MODEL.name}/1", MODEL.name, 1, view.state, view.reason, view.requests, view.measured, [*names])
+    return msgspec.structs.replace(view, **{"pipeline": alone.name, "pipelines": [alone], **more})
 
 
 def steps(count: int, stages: int, at: float, rate: float, first: int = 0, seed: int = 0) -> list[StepSpan]:
@@ -137,10 +140,14 @@ class FakeOperator:
 
     def __init__(self, view: ClusterView) -> None:
         self.view = view
+        """Of the first pipeline; without pipelines: there is none."""
+        self.others: list[ClusterView] = []
+        """Of the other pipelines."""
         self.happened: list[ClusterEvent] = []
         self.timelines: dict[str, Timeline] = {}
         self.listed = ModelsView([], [], 0)
         self.experts_used = ExpertsView({})
+        self.experts_of_others = ExpertsView({})
         self.day: History | None = None
         """None: one that is made up, up to now."""
         self.plan = PlanView()
@@ -153,11 +160,15 @@ class FakeOperator:
     def happen(self, kind: EventKind, message: str, node: str = "", at: float | None = None, **figures: float) -> None:
         self.happened.append(ClusterEvent(len(self.happened) + 1, time() if at is None else at, kind, message, node, figures))
 
-    async def cluster(self) -> ClusterView:
-        return self.view
+    async def cluster(self, pipeline: str) -> ClusterView:
+        for view in (self.view, *self.others):
+            if view.pipelines and pipeline in ("", view.pipeline):
+                return view
+        raise UnknownObject("pipeline", pipeline)
 
-    async def experts(self) -> ExpertsView:
-        return self.experts_used
+    async def experts(self, pipeline: str) -> ExpertsView:
+        first = await self.cluster(pipeline) is self.view
+        return self.experts_used if first else self.experts_of_others
 
     async def events(self, after: int, limit: int, kinds: Sequence[EventKind], node: str) -> EventPage:
         found = [e for e in self.happened if e.number > after and (not kinds or e.kind in kinds) and node in ("", e.node)]
@@ -191,6 +202,18 @@ class FakeOperator:
     async def pull(self, model: str) -> ActionResult:
         self.asked.append((model, "pull"))
         return ActionResult(not self.refusal, self.refusal or f"{model} is being fetched")
+
+    async def load(self, model: str, replicas: int) -> ActionResult:
+        self.asked.append((model, "load", replicas))
+        return ActionResult(not self.refusal, self.refusal or f"{model} is being loaded")
+
+    async def unload(self, model: str) -> ActionResult:
+        self.asked.append((model, "unload"))
+        return ActionResult(not self.refusal, self.refusal or f"{model} is unloaded")
+
+    async def alias(self, alias: str, target: str) -> ActionResult:
+        self.asked.append((alias, "alias", target))
+        return ActionResult(not self.refusal, self.refusal or f"{alias} stands for {target or 'nothing any more'}")
 
 
 def furnished(names: Sequence[str] = ("attic", "kitchen", "studio")) -> FakeOperator:
@@ -229,6 +252,7 @@ def furnished(names: Sequence[str] = ("attic", "kitchen", "studio")) -> FakeOper
         ],
         [PullView("tinyllama-1.1b", now - 12, 141_000_000, 323_000_000)],
         36 << 30,
+        [LoadedModel(MODEL.name, MODEL.reference, "", 1, 1, "qwen3moe", "Q4_K", MODEL.context, 30_500_000_000, ["chat", "tools", "json"])],
     )
     rest = made.view.stages
     made.plan = PlanView(
@@ -244,3 +268,37 @@ def busy_loading(names: Sequence[str]) -> ClusterView:
         view.machines[-1], state="loading", words="loads its layers", progress=Progress("loads layers", 3_100_000_000, 6_080_000_000)
     )
     return msgspec.structs.replace(view, machines=[*view.machines[:-1], loading])
+
+
+SMALL = ModelView("smollm2-135m", "smollm2-135m", 30, 8192, 98_000_000)
+
+
+def fleet() -> FakeOperator:
+    """Three pipelines on the same machines: two copies of one model, of which one is loaded, and another model."""
+    made = furnished()
+    first, names = made.view, [machine.name for machine in made.view.machines]
+    copy = msgspec.structs.replace(busy_loading(names), pipeline=f"{MODEL.name}/2", requests=RequestsView(0, 0, 6, 0, 911))
+    parts = {"attic": (0, 19), "studio": (19, 30)}
+    other = msgspec.structs.replace(
+        cluster(["attic", "studio"]),
+        model=SMALL,
+        machines=[
+            msgspec.structs.replace(one, first_layer=parts.get(one.name, (0, 0))[0], end_layer=parts.get(one.name, (0, 0))[1])
+            for one in first.machines
+        ],
+        stages=[StageView(name, a, b, 0.0004, 0.0033, 0.0, 0.4, 0.0031, 0.00027) for name, (a, b) in parts.items()],
+        pipeline=f"{SMALL.name}/1",
+        requests=RequestsView(5, 2, 12, 77, 2048),
+        measured=123.4,
+        predicted=140.0,
+        predicted_single=61.0,
+        advice=[],
+    )
+    views = [first, copy, other]
+    listed = [
+        PipelineView(view.pipeline, view.model.name, int(view.pipeline[-1]), view.state, view.reason, view.requests, view.measured, nodes)
+        for view, nodes in zip(views, (names, names[:2], [*parts]), strict=True)
+    ]
+    made.view, *made.others = (msgspec.structs.replace(view, started=first.started, pipelines=listed) for view in views)
+    made.experts_of_others = ExpertsView({7: [3, 9, 0, 1]})
+    return made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from shoal.gateway.engine import Engine, Stream, TakenOver
 from shoal.gateway.engines import ServedEngines
 from shoal.gateway.workers.client import RemoteEngines
 from shoal.gateway.workers.server import EngineServer, TokenizerFiles
+from tests.support.app import alone
 from tests.support.engine import FakeEngine
 from tests.support.requests import read, text
 
@@ -35,12 +36,12 @@ def one(worker: RemoteEngines) -> Engine:
 
 
 class Workers:
-    """Workers of one engine; `lost` are the processes whose conversations ended."""
+    """Workers of a head; `lost` are the processes whose conversations ended."""
 
-    def __init__(self, engine: FakeEngine, folder: Path, settings: ApiSettings, others: Sequence[FakeEngine] = ()) -> None:
+    def __init__(self, engines: ServedEngines, folder: Path, settings: ApiSettings) -> None:
         self.lost: list[int] = []
         self.path = folder / "engine"
-        self.engines = ServedEngines([engine, *others], engine)
+        self.engines = engines
         self.server = EngineServer(self.engines, files, settings, self.lost.append)
         self.opened: list[tuple[Path, bool]] = []
         self._running: dict[RemoteEngines, asyncio.Task[None]] = {}
@@ -67,9 +68,9 @@ class Workers:
 
 
 @asynccontextmanager
-async def workers(engine: FakeEngine, settings: ApiSettings | None = None, others: Sequence[FakeEngine] = ()) -> AsyncIterator[Workers]:
+async def workers(engine: FakeEngine, settings: ApiSettings | None = None) -> AsyncIterator[Workers]:
     with tempfile.TemporaryDirectory(prefix="shoal-") as folder:  # pytest's own folders are too long for a socket's name
-        made = Workers(engine, Path(folder), settings or ApiSettings(), others)
+        made = Workers(alone(engine), Path(folder), settings or ApiSettings())
         await made.server.start(made.path)
         try:
             async with asyncio.timeout(20):
@@ -78,11 +79,9 @@ async def workers(engine: FakeEngine, settings: ApiSettings | None = None, other
             await made.end()
 
 
-def run(
-    fake: FakeEngine, work: Callable[[Workers], Awaitable[Any]], settings: ApiSettings | None = None, others: Sequence[FakeEngine] = ()
-) -> Any:
+def run(fake: FakeEngine, work: Callable[[Workers], Awaitable[Any]], settings: ApiSettings | None = None) -> Any:
     async def go() -> Any:
-        async with workers(fake, settings, others) as made:
+        async with workers(fake, settings) as made:
             return await work(made)
 
     return asyncio.run(go())

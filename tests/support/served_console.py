@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from shoal.config import ApiSettings
+from shoal.gateway.app import create_app
+from shoal.gateway.engines import ServedEngines
 from shoal.gateway.server import ApiServer, listening
-from tests.support.app import app_of
 from tests.support.engine import FakeEngine
 from tests.support.operator import FakeOperator
 
 
 @contextmanager
-def served_console(folder: Path, operator: FakeOperator, engine: FakeEngine) -> Iterator[str]:
-    """folder: for keys. Yields the server's address; what operator and engine say may change while it runs."""
-    app = app_of(engine, ApiSettings(data=str(folder), grace=0), operator=operator)
+def served_console(
+    folder: Path, operator: FakeOperator, engine: FakeEngine, *others: FakeEngine, aliases: Mapping[str, str] | None = None
+) -> Iterator[str]:
+    """folder: for keys. engine: of the default model. Yields the server's address; what operator and engines say may change while it runs."""
+    app = create_app(ServedEngines([engine, *others], engine, aliases), ApiSettings(data=str(folder), grace=0), operator=operator)
     with listening("127.0.0.1", 0) as address:
         server = ApiServer(app, address)
         stop = threading.Event()

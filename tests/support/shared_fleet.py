@@ -41,7 +41,7 @@ from shoal.membership.instructions import (
     Serve,
 )
 from shoal.membership.path import Path
-from shoal.membership.replica_groups import Need
+from shoal.membership.replica_groups import CopyNeed
 from shoal.membership.route_machine import SERVING, RouteMachine
 from shoal.membership.state import Cluster, Terms
 from shoal.pipeline_id import PipelineId
@@ -120,7 +120,7 @@ class SharedFleet:
 
     def open(self, id: PipelineId, moves: Moves, min_nodes: int = 1, pinned: frozenset[str] = frozenset()) -> None:
         self.story.append(f"{self.now:7.2f} open {id}")
-        self.cluster.open(id, Terms(moves, min_nodes, Need.of(moves), pinned=pinned), self.now)
+        self.cluster.open(id, Terms(moves, min_nodes, CopyNeed.of(moves), pinned=pinned), self.now)
         self.drives[id], self.planners[id] = Drive(), moves
         self.check()
 

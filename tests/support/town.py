@@ -1,4 +1,4 @@
-"""A head and nodes that come and go, in a simulated network, with the toy model."""
+"""A head and nodes that come and go, in a simulated network, with toy models."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ from shoal.testing.clock import SimulatedLoop
 from shoal.testing.network import Host, Network, SimWorld
 
 LAYERS = 4
+MEMORY = 2 * LAYERS * (toy.LAYER_BYTES + toy.KV_BYTES * 192) + 5000
+"""Bytes of a node."""
 
 
 class Counts:
@@ -65,38 +67,36 @@ class OneModelHead(Coordinator):
         return super().topology(runner or self.runner)
 
 
-class Town:
-    """A head, and nodes that come and go."""
+class Place:
+    """A host for a head, and nodes that come and go."""
 
-    def __init__(self, counts: Counts | None = None, **settings: object) -> None:
+    def __init__(self, **settings: object) -> None:
         self.network = Network(Random(1), lambda what: None)
-        self.counts = counts or Counts()
         self.settings = composed(HeadSettings, {"host": "head", "slots": 2, "kv_tokens": 192, "context": 160, **settings})
         self.hosts: dict[str, Host] = {"head": self.network.host("head")}
-        self.head = self._head()
         self.agents: dict[str, Agent] = {}
         self.running: dict[str, asyncio.Task[str]] = {}
 
-    def _head(self) -> OneModelHead:
-        head = OneModelHead(self.settings, SimWorld(self.network, self.hosts["head"]), self.counts)
-        head.open(PipelineId("toy"), Served("toy", "toy", toy.cost(LAYERS), 160, self.settings.engine), self.counts)
-        return head
+    async def open(self) -> None:
+        """Starts the head."""
+        raise NotImplementedError
 
-    async def replace_head(self) -> None:
-        """It dies, and another one is started in its place."""
-        host, tasks = self.hosts["head"], [*self.head._tasks]
+    async def close(self) -> None:
+        """Stops the head."""
+        raise NotImplementedError
+
+    async def crash(self, head: Coordinator) -> None:
+        """The head dies; another one may be started in its place."""
+        host, tasks = self.hosts["head"], [*head._tasks]
         self.network.crash(host)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         host.alive = True
-        self.head = self._head()
-        await self.head.start()
 
-    def start(self, name: str) -> None:
+    def start(self, name: str, memory: int = MEMORY) -> None:
         self.hosts[name] = host = self.hosts.get(name) or self.network.host(name)
         host.alive = True
-        memory = 2 * LAYERS * (toy.LAYER_BYTES + toy.KV_BYTES * 192) + 5000
         environment = SimWorld(self.network, host)
         self.agents[name] = agent = Agent(
             NodeSettings(name=name, threads=1),
@@ -110,7 +110,7 @@ class Town:
 
     def model(self, name: str, order: control.Load) -> Model:
         """What a node makes of its first order."""
-        return toy.ToyModel(LAYERS, JournalLimits(1 << 20, 0))
+        return toy.ToyModel(order.layers, JournalLimits(1 << 20, 0))
 
     async def kill(self, name: str) -> None:
         host, running = self.hosts[name], self.running.pop(name)
@@ -124,11 +124,37 @@ class Town:
             while not what():  # noqa: ASYNC110 - simulated time
                 await asyncio.sleep(0.05)
 
-    async def serving(self, stages: int) -> None:
-        await self.until(lambda: self.head.serving and len(self.head.pipeline.route) == stages)
-
     def request(self, name: str, tokens: int = 8) -> Request:
         return Request(RequestId(name), [1, 2, 3], tokens, SamplingParams(temperature=0))
+
+
+class Town(Place):
+    """A head that serves one model with one copy."""
+
+    def __init__(self, counts: Counts | None = None, **settings: object) -> None:
+        super().__init__(**settings)
+        self.counts = counts or Counts()
+        self.head = self._head()
+
+    def _head(self) -> OneModelHead:
+        head = OneModelHead(self.settings, SimWorld(self.network, self.hosts["head"]), self.counts)
+        head.open(PipelineId("toy"), Served("toy", "toy", toy.cost(LAYERS), 160, self.settings.engine), self.counts)
+        return head
+
+    async def open(self) -> None:
+        await self.head.start()
+
+    async def close(self) -> None:
+        await self.head.stop()
+
+    async def replace_head(self) -> None:
+        """It dies, and another one is started in its place."""
+        await self.crash(self.head)
+        self.head = self._head()
+        await self.head.start()
+
+    async def serving(self, stages: int) -> None:
+        await self.until(lambda: self.head.serving and len(self.head.pipeline.route) == stages)
 
     async def answer(self, request: Request) -> list[int | None]:
         return [chunk.token async for chunk in self.head.runner.submit(request)]
@@ -138,7 +164,7 @@ class Town:
         return [len(d) for d in (roster.machines, roster.reached, roster._conversations, roster._nodes, roster._probing, members)]
 
 
-T = TypeVar("T", bound=Town)
+T = TypeVar("T", bound=Place)
 
 
 def play(scenario: Callable[[T], Awaitable[None]], make: Callable[..., T] = Town, **settings: object) -> None:
@@ -148,12 +174,12 @@ def play(scenario: Callable[[T], Awaitable[None]], make: Callable[..., T] = Town
 
     async def whole() -> None:
         town = make(**settings)
-        await town.head.start()
+        await town.open()
         try:
             async with asyncio.timeout(3000):
                 await scenario(town)
         finally:
-            await town.head.stop()
+            await town.close()
             for name in list(town.running):
                 await town.kill(name)
 

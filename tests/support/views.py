@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shoal.cli.operator_client import Sight
-from shoal.observed.cluster import Advice, ClusterView, MachineView, ModelView, Progress, RequestsView, StageView
+from shoal.observed.cluster import Advice, ClusterView, MachineView, ModelView, PipelineView, Progress, RequestsView, StageView
 from shoal.observed.event import ClusterEvent, EventKind, EventPage
 from shoal.observed.requests import RequestView
 
@@ -62,6 +62,17 @@ def seen(machines: int = 2, events: int = 3, requests: int = 2, name: str = "nod
     happened = [ClusterEvent(i + 1, NOW - events + i, EventKind.JOINED, f"{name}-{i} joined", f"{name}-{i}") for i in range(events)]
     asked = [RequestView(f"{name}-r{i}", NOW - i, "alice", "running", 12, 0, 34, NOW - i / 2, 0.0, 11.0) for i in range(requests)]
     return Sight(view, asked, EventPage(happened, events, 1))
+
+
+def several(*names: str, shown: int = 0, **changes: object) -> Sight:
+    """One of several pipelines. names: of them all."""
+    states = ("serving", "loading")
+    listed = [
+        PipelineView(one, one.split("/")[0], 1, states[i % 2], "", RequestsView(i + 1, i + 2), 10.0 * (i + 1), [f"{one}-0"])
+        for i, one in enumerate(names)
+    ]
+    name = names[shown]
+    return seen(name=name, model=name.split("/")[0], measured=listed[shown].measured, pipeline=name, pipelines=listed, **changes)  # pyright: ignore[reportArgumentType]
 
 
 LOADING = Progress("packing layer 3", 30, 100)

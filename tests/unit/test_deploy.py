@@ -12,8 +12,8 @@ import pytest
 from shoal.control import messages as control
 from shoal.pipeline.timing import StepTiming
 from shoal.scheduler.plan import StageTrace
-from shoal.telemetry.metrics import Metrics
 from tests.support.dashboard import Query, dashboard, queries
+from tests.support.metered import Metered
 from tests.support.prometheus import DEPLOY, promtool
 from tests.support.scraped import Scraped, scraped
 
@@ -22,32 +22,33 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 def everything() -> str:
     """All metrics that a head can have, as it is asked for them."""
-    metrics = Metrics("m", {1: 2})
+    made = Metered("m", {1: 2})
+    nodes, metrics = made.nodes, made.pipeline
     metrics.route(["a"])
     metrics.step(StepTiming(1, 1, 0.1, 0.1, 0.1, 0.1, 0.1, (StageTrace(0.1, 0.1, 0.1, 0.1, 0.1),)), (0.1, 0.1))
     metrics.interruption(1.0, "lost", {"load": 1.0}, 1)
     metrics.journal("a", 1, 2, 3, 4)
-    metrics.fetched("a", 1, 2)
+    nodes.fetched("a", 1, 2)
     metrics.asks("a", asdict(control.ExpertAsks()))
     metrics.work("a", asdict(control.ExpertWork()))
     metrics.computing("a", asdict(control.ComputeParts()))
     metrics.experts.add(1, [3, 4])
     metrics.experts.add_reads(asdict(control.ExpertReads(guesses=1)))
-    metrics.requests.add(1, "chat", "accepted")
+    made.model.requests.add(1, "chat", "accepted")
     metrics.waiting_of.set(1, "normal")
     metrics.stage_layers.set(1, "a", "0")
     for gauge in (
-        metrics.busy,
-        metrics.resident,
-        metrics.memory,
-        metrics.silence,
+        nodes.busy,
+        nodes.resident,
+        nodes.memory,
+        nodes.silence,
         metrics.weights,
         metrics.kv,
         metrics.slowdown,
-        metrics.balance,
+        nodes.balance,
     ):
         gauge.set(1, "a")
-    return metrics.text().decode()
+    return made.text()
 
 
 @pytest.fixture(scope="module")

@@ -92,6 +92,19 @@ export interface Advice {
   gain: number;
 }
 
+/** A running copy of a model. nodes: names of those that have a part in it. */
+export interface PipelineView {
+  name: string;
+  model: string;
+  replica: number;
+  state: string;
+  reason: string;
+  requests: RequestsView;
+  measured: number;
+  nodes: string[];
+}
+
+/** As one pipeline has it; `pipelines` are all. */
 export interface ClusterView {
   cluster: string;
   version: string;
@@ -110,6 +123,8 @@ export interface ClusterView {
   last_hop: number;
   advice: Advice[];
   attention: Advice[];
+  pipeline: string;
+  pipelines: PipelineView[];
 }
 
 export interface ExpertsView {
@@ -254,8 +269,33 @@ export interface PullView {
   failed: string;
 }
 
+/** state: why it is not served; empty: it is. serving: of its `replicas` copies. */
+export interface LoadedModel {
+  name: string;
+  reference: string;
+  state: string;
+  replicas: number;
+  serving: number;
+  family: string;
+  quantization: string;
+  context: number;
+  parameters: number;
+  can: string[];
+}
+
+/** loading: being fetched and read, and not in `loaded` yet. failed: why, by name. */
 export interface ModelsView {
   models: ModelHere[];
   pulls: PullView[];
   memory: number;
+  loaded: LoadedModel[];
+  aliases: Record<string, string>;
+  loading: string[];
+  failed: Record<string, string>;
+}
+
+/** Of /v1/models. id: a model or an alias. root: the model that answers. */
+export interface ModelCard {
+  id: string;
+  root: string;
 }

@@ -1,7 +1,6 @@
 /** The conversations of this browser, the one that is open, and the answer that is under way. */
 import { signal } from "@preact/signals";
 import { aborted, send, words } from "../api/client";
-import { cluster } from "../api/live";
 import { messages } from "../api/sse";
 import { say } from "../parts/say";
 import { body, conversation, Incoming, message, titled, type Conversation, type Message } from "./conversation";
@@ -122,8 +121,7 @@ async function answer(of: Conversation): Promise<void> {
   save(of);
   try {
     const began = performance.now() / 1000;
-    const sent = body({ ...of, messages: of.messages.slice(0, -1) }, cluster.value?.model.name ?? "");
-    if (!sent["model"]) delete sent["model"];
+    const sent = body({ ...of, messages: of.messages.slice(0, -1) });
     const response = await send("v1/chat/completions", { method: "POST", body: sent, signal: own.signal });
     const incoming = new Incoming(into, began, response.headers.get("X-Request-Id") ?? "");
     for await (const { data } of messages(response)) {

@@ -40,12 +40,12 @@ test("an error in the stream is kept with what came before it", () => {
 });
 
 test("a request has the whole conversation, and only the settings that were set", () => {
-  const of = conversation(0, { ...PLAIN, system: "Be brief.", temperature: 0, seed: 7, logprobs: true });
+  const of = conversation(0, { ...PLAIN, system: "Be brief.", temperature: 0, seed: 7, logprobs: true, model: "m" });
   const called = message("assistant", "", "");
   called.reasoning = "hm";
   called.calls = [{ id: "c1", name: "weather", arguments: "{}" }];
   of.messages = [message("user", "Hi"), called, message("tool", "sunny", "c1"), message("assistant", ""), message("user", "And?")];
-  expect(body(of, "m")).toEqual({
+  expect(body(of)).toEqual({
     model: "m",
     stream: true,
     stream_options: { include_usage: true },
@@ -84,4 +84,12 @@ test("a chat is named after its first line, and can be taken along", () => {
 
 test("surprise is between 0 and 1", () => {
   expect([0, -2.5, -5, -1e9, -Infinity].map(surprise)).toEqual([0, 0.5, 1, 1, 1]);
+});
+
+test("a chat that chose no model, or was kept before there was a choice, leaves it to the server", () => {
+  const of = conversation(0);
+  expect(body(of)).not.toHaveProperty("model");
+  const { model: _, ...before } = PLAIN;
+  of.settings = before as typeof PLAIN;
+  expect(body(of)).not.toHaveProperty("model");
 });

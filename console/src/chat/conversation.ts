@@ -1,6 +1,8 @@
 /** A conversation, what is asked of the API for it, and what its answers' chunks make of it. Pure. */
 
 export interface Settings {
+  /** A model or an alias; empty: whichever the server has first. */
+  model: string;
   system: string;
   temperature: number | null;
   top_p: number | null;
@@ -16,6 +18,7 @@ export interface Settings {
 }
 
 export const PLAIN: Settings = {
+  model: "",
   system: "",
   temperature: null,
   top_p: null,
@@ -111,7 +114,7 @@ export function parsedTools(text: string): unknown[] {
 }
 
 /** The body of a request for the next answer. Settings that are not set are left to the server. */
-export function body(of: Conversation, model: string): Record<string, unknown> {
+export function body(of: Conversation): Record<string, unknown> {
   const { settings } = of;
   const messages: Record<string, unknown>[] = [];
   if (settings.system.trim()) messages.push({ role: "system", content: settings.system });
@@ -125,7 +128,8 @@ export function body(of: Conversation, model: string): Record<string, unknown> {
       messages.push(asked);
     }
   }
-  const made: Record<string, unknown> = { model, messages, stream: true, stream_options: { include_usage: true } };
+  const made: Record<string, unknown> = { messages, stream: true, stream_options: { include_usage: true } };
+  if (settings.model) made["model"] = settings.model; // chats that earlier versions kept have none
   for (const name of ["temperature", "top_p", "top_k", "min_p", "max_tokens", "seed", "repetition_penalty"] as const)
     if (settings[name] !== null) made[name] = settings[name];
   if (settings.effort) made["reasoning_effort"] = settings.effort;

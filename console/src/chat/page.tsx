@@ -1,13 +1,14 @@
 import "./chat.css";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
-import { cluster } from "../api/live";
 import { Dialog } from "../parts/dialog";
 import { moment } from "../parts/format";
+import { useNames } from "../parts/names";
 import { Page } from "../parts/page";
 import { route } from "../route";
 import * as chats from "./chats";
 import { exported, type Conversation } from "./conversation";
 import { Shown } from "./message";
+import { ChatModel } from "./model";
 import { ChatSettings } from "./settings";
 
 export function ChatPage() {
@@ -19,6 +20,7 @@ export function ChatPage() {
     });
   }, []);
   const of = chats.open.value;
+  const names = useNames().value?.data ?? [];
   const toggle = (which: "list" | "settings"): void => setShown(shown === which ? "" : which);
   return (
     <Page
@@ -26,6 +28,7 @@ export function ChatPage() {
       wide
       beside={
         <div class="row">
+          {of && <ChatModel key={of.id} of={of} names={names} />}
           <button type="button" aria-expanded={shown === "list"} onClick={() => toggle("list")}>
             Chats
           </button>
@@ -46,14 +49,14 @@ export function ChatPage() {
     >
       <div class={`chat ${shown}`}>
         {shown === "list" && <List onChosen={() => setShown("")} />}
-        {of && <Thread key={of.id} of={of} />}
+        {of && <Thread key={of.id} of={of} model={of.settings.model || names[0]?.id} />}
         {shown === "settings" && of && <ChatSettings of={of} />}
       </div>
     </Page>
   );
 }
 
-function Thread({ of }: { of: Conversation }) {
+function Thread({ of, model = "the model" }: { of: Conversation; model: string | undefined }) {
   void chats.changed.value; // messages change in place
   const busy = chats.answering.value === of.id;
   const scrolled = useRef<HTMLDivElement>(null);
@@ -73,7 +76,7 @@ function Thread({ of }: { of: Conversation }) {
         aria-label="Messages"
         onScroll={({ currentTarget: box }) => (atEnd.current = box.scrollHeight - box.scrollTop - box.clientHeight < 40)}
       >
-        {of.messages.length === 0 && <p class="empty">Ask {cluster.value?.model.name ?? "the model"} something. Chats are kept in this browser, and nowhere else.</p>}
+        {of.messages.length === 0 && <p class="empty">Ask {model} something. Chats are kept in this browser, and nowhere else.</p>}
         {of.messages.map((message, i) => (
           <Shown key={message.id} message={message} last={i === of.messages.length - 1} busy={busy} results={results} />
         ))}

@@ -1,15 +1,12 @@
 /** What an operator does with a machine. Each action says what will come of it before it is done. */
-import type { ComponentChildren } from "preact";
 import { useState } from "preact/hooks";
-import { ask, words } from "../api/client";
 import { cluster } from "../api/live";
-import type { ActionResult, MachineView, PlanView } from "../api/types";
+import type { ClusterView, MachineView, PlanView } from "../api/types";
+import { Act } from "../parts/act";
 import { coloursOf } from "../parts/colours";
-import { Dialog } from "../parts/dialog";
 import { percent, plural, short } from "../parts/format";
 import { useLoaded, type Loaded } from "../parts/loaded";
 import { Failed } from "../parts/page";
-import { say } from "../parts/say";
 import { useSettled } from "../parts/settled";
 import { LayerBar } from "./layer_bar";
 import { segments, withGaps } from "./state";
@@ -48,59 +45,17 @@ export function MachineActions({ machine }: { machine: MachineView }) {
   );
 }
 
-/** A form that acts on a node; what went wrong is said in it. */
-function Act(props: {
-  machine: MachineView;
-  title: string;
-  button: string;
-  body: Record<string, string | null>;
-  ready?: boolean;
-  danger?: boolean;
-  onClose: () => void;
-  children: ComponentChildren;
-}) {
-  const [failed, setFailed] = useState("");
-  const [busy, setBusy] = useState(false);
-  const go = async (): Promise<void> => {
-    setBusy(true);
-    try {
-      const path = `operator/nodes/${encodeURIComponent(props.machine.name)}`;
-      const result = await ask<ActionResult>(path, { method: "POST", body: props.body });
-      if (!result.done) return setFailed(result.message);
-      say(result.message);
-      props.onClose();
-    } catch (error) {
-      setFailed(words(error));
-    } finally {
-      setBusy(false);
-    }
-  };
-  return (
-    <Dialog title={props.title} onClose={props.onClose}>
-      <form
-        onSubmit={(event) => {
-          event.preventDefault();
-          void go();
-        }}
-      >
-        {props.children}
-        <div role="alert">
-          <Failed text={failed} />
-        </div>
-        <footer>
-          <button type="button" onClick={props.onClose}>
-            Cancel
-          </button>
-          <button type="submit" class={props.danger ? "main danger" : "main"} disabled={busy || props.ready === false}>
-            {busy ? "…" : props.button}
-          </button>
-        </footer>
-      </form>
-    </Dialog>
-  );
+const pathOf = (machine: MachineView): string => `operator/nodes/${encodeURIComponent(machine.name)}`;
+
+/** The pipeline that a change of a machine is planned for: the first that it has a part in; null: there is none. */
+function touched(machine: MachineView): string | null {
+  const view = cluster.value;
+  const first = view?.pipelines.find(({ nodes }) => nodes.includes(machine.name))?.name;
+  if (first !== undefined || view === null) return first ?? null;
+  return machine.end_layer > machine.first_layer || machine.experts > 0 ? view.pipeline : null;
 }
 
-const holds = (machine: MachineView): boolean => machine.end_layer > machine.first_layer || machine.experts > 0;
+const holds = (machine: MachineView): boolean => touched(machine) !== null;
 
 /** What would come of an action; nothing is asked for a machine without a part in the model. */
 function usePlan(machine: MachineView, action: Record<string, string>): Loaded<PlanView> {
@@ -112,7 +67,7 @@ function Drain({ machine, onClose }: { machine: MachineView; onClose: () => void
   const part = holds(machine);
   return (
     <Act
-      machine={machine}
+      path={pathOf(machine)}
       title={`Drain ${machine.name}`}
       button="Drain it"
       body={{ action: "drain" }}
@@ -120,23 +75,25 @@ function Drain({ machine, onClose }: { machine: MachineView; onClose: () => void
       onClose={onClose}
     >
       <p>{part ? "Its part moves to other machines while streams run; then it leaves. Nothing is lost." : "It has no part in the model and leaves at once."}</p>
-      {part && <Planned plan={plan} />}
+      {part && <Planned of={touched(machine)} plan={plan} />}
     </Act>
   );
 }
 
-/** lack: what is so where there is no plan. */
-function Planned({ plan, lack = "It cannot be done" }: { plan: Loaded<PlanView>; lack?: string }) {
+/** of: the pipeline. lack: what is so where there is no plan. */
+function Planned({ of, plan, lack = "It cannot be done" }: { of: string | null; plan: Loaded<PlanView>; lack?: string }) {
+  const shown = cluster.value;
+  const other = useLoaded<ClusterView>(of === null || of === shown?.pipeline ? null : `operator/cluster?pipeline=${encodeURIComponent(of)}`);
+  const view = other.value ?? (of === shown?.pipeline ? shown : null);
   if (plan.failed) return <Failed text={plan.failed} />;
   if (plan.value === null) return <p class="soft">Planning…</p>;
   if (plan.value.why) return <p class="failed" data-figure="why">{`${lack}: ${plan.value.why}`}</p>;
-  return <Preview plan={plan.value} />;
+  if (view === null) return <Failed text={other.failed} />;
+  return <Preview view={view} plan={plan.value} />;
 }
 
 /** Before and after of a change. */
-function Preview({ plan }: { plan: PlanView }) {
-  const view = cluster.value;
-  if (view === null) return null;
+function Preview({ view, plan }: { view: ClusterView; plan: PlanView }) {
   const colours = coloursOf(view.machines);
   const after = withGaps(
     plan.stages.map((stage) => ({ node: stage.node, first: stage.first_layer, end: stage.end_layer, share: 0 })),
@@ -146,6 +103,7 @@ function Preview({ plan }: { plan: PlanView }) {
   const change = plan.predicted_now > 0 ? plan.predicted / plan.predicted_now - 1 : 0;
   return (
     <div class="preview">
+      {view.pipelines.length > 1 && <p class="soft" data-figure="pipeline">Of {view.pipeline}:</p>}
       <h3>Now</h3>
       <LayerBar parts={segments(view)} total={view.model.layers} colours={colours} label="Layers now" />
       <h3>Afterwards</h3>
@@ -178,12 +136,12 @@ function Preview({ plan }: { plan: PlanView }) {
 function Remove({ machine, onClose }: { machine: MachineView; onClose: () => void }) {
   const plan = usePlan(machine, { action: "remove" });
   return (
-    <Act machine={machine} title={`Remove ${machine.name}`} button="Remove it" body={{ action: "remove" }} danger onClose={onClose}>
+    <Act path={pathOf(machine)} title={`Remove ${machine.name}`} button="Remove it" body={{ action: "remove" }} danger onClose={onClose}>
       <p>
         It is cut off at once, as if its cable were pulled: streams pause while others take over its part. Drain it instead if there is
         time.
       </p>
-      {holds(machine) && <Planned plan={plan} lack="Afterwards nobody serves the model" />}
+      {holds(machine) && <Planned of={touched(machine)} plan={plan} lack="Afterwards nobody serves the model" />}
     </Act>
   );
 }
@@ -192,7 +150,7 @@ function Rename({ machine, onClose }: { machine: MachineView; onClose: () => voi
   const [name, setName] = useState(machine.name);
   const ready = name.trim() !== "" && name.trim() !== machine.name;
   return (
-    <Act machine={machine} title={`Rename ${machine.name}`} button="Rename it" body={{ action: "rename", name: name.trim() }} ready={ready} onClose={onClose}>
+    <Act path={pathOf(machine)} title={`Rename ${machine.name}`} button="Rename it" body={{ action: "rename", name: name.trim() }} ready={ready} onClose={onClose}>
       <label>
         New name
         <input value={name} maxLength={200} spellcheck={false} onInput={(event) => setName(event.currentTarget.value)} />
@@ -206,13 +164,13 @@ function Cap({ machine, onClose }: { machine: MachineView; onClose: () => void }
   const limit = useSettled(memory.trim(), TYPING);
   const plan = usePlan(machine, limit ? { action: "cap", memory: limit } : { action: "cap" });
   return (
-    <Act machine={machine} title={`Limit the memory of ${machine.name}`} button="Set the limit" body={{ action: "cap", memory: memory.trim() || null }} onClose={onClose}>
+    <Act path={pathOf(machine)} title={`Limit the memory of ${machine.name}`} button="Set the limit" body={{ action: "cap", memory: memory.trim() || null }} onClose={onClose}>
       <label>
         Most memory for weights and KV blocks
         <input value={memory} maxLength={40} placeholder="8GiB; empty: all that it offers" spellcheck={false} onInput={(event) => setMemory(event.currentTarget.value)} />
       </label>
       <p class="soft">What no longer fits moves to other machines.</p>
-      {holds(machine) && <Planned plan={plan} />}
+      {holds(machine) && <Planned of={touched(machine)} plan={plan} />}
     </Act>
   );
 }

@@ -7,8 +7,8 @@ import { Failed } from "../parts/page";
 import { evenness } from "./state";
 
 /** Which experts compute how many rows: a row of the picture for each layer, a column for each expert. */
-export function Experts() {
-  const { value, failed } = useLoaded<ExpertsView>("operator/experts", 5);
+export function Experts({ pipeline }: { pipeline: string }) {
+  const { value, failed } = useLoaded<ExpertsView>(`operator/experts?pipeline=${encodeURIComponent(pipeline)}`, 5);
   const canvas = useRef<HTMLCanvasElement>(null);
   const [at, setAt] = useState<[number, number] | null>(null);
   const layers = useMemo(

@@ -1,5 +1,5 @@
 import { useMemo } from "preact/hooks";
-import { cluster, offline } from "../api/live";
+import { cluster, gone, NO_MODEL, offline } from "../api/live";
 import type { Advice, ClusterView } from "../api/types";
 import { Bar } from "../parts/bar";
 import { coloursOf } from "../parts/colours";
@@ -9,6 +9,7 @@ import { href } from "../route";
 import { Experts } from "./experts";
 import { LayerBar } from "./layer_bar";
 import { Machines } from "./machines";
+import { Pipelines } from "./pipelines";
 import { segments } from "./state";
 
 export function ClusterPage() {
@@ -18,11 +19,20 @@ export function ClusterPage() {
   if (view === null)
     return (
       <Page title="Cluster">
-        <p class="soft">{offline.value === "connecting" ? "Connecting…" : `Nothing to show: ${offline.value}. Trying again.`}</p>
+        <Gone />
+        {offline.value === NO_MODEL ? (
+          <p class="soft">
+            No model is loaded. <a href={href("models")}>Load one</a>
+          </p>
+        ) : (
+          <p class="soft">{offline.value === "connecting" ? "Connecting…" : `Nothing to show: ${offline.value}. Trying again.`}</p>
+        )}
       </Page>
     );
   return (
     <Page title="Cluster" wide beside={<p class="soft" data-figure="started">{view.cluster && `${view.cluster}, `}shoal {view.version}, up for {span(view.at - view.started)}</p>}>
+      <Gone shown={view.pipeline} />
+      {view.pipelines.length > 1 && <Pipelines view={view} />}
       <Advices title="Needs attention" list={view.attention} tone="bad" />
       {view.state !== "serving" && <p class="notice" data-figure="reason">Not serving yet ({view.state}): {view.reason || "the head says no more"}</p>}
       {view.state === "serving" && view.reason && <p class="notice" data-figure="reason">{view.reason}</p>}
@@ -52,10 +62,25 @@ export function ClusterPage() {
           <h2 id="experts">
             Experts <small data-figure="experts">{view.model.experts} in a layer</small>
           </h2>
-          <Experts />
+          <Experts pipeline={view.pipeline} />
         </section>
       )}
     </Page>
+  );
+}
+
+/** That what was looked at is no more. */
+function Gone({ shown = "" }: { shown?: string }) {
+  if (!gone.value) return null;
+  return (
+    <p class="notice">
+      <span data-figure="gone">
+        {gone.value} is gone: its model was unloaded, or has fewer copies now.{shown && ` This is ${shown}.`}
+      </span>{" "}
+      <button type="button" class="link" onClick={() => (gone.value = "")}>
+        Close
+      </button>
+    </p>
   );
 }
 

@@ -1,6 +1,6 @@
 import { expect, test } from "vitest";
 import type { ClusterView, MachineView } from "../api/types";
-import { evenness, segments, withGaps } from "./state";
+import { evenness, segments, withGaps, someOf } from "./state";
 
 test("layers that nobody holds are shown as such", () => {
   const part = (node: string, first: number, end: number) => ({ node, first, end, share: 0 });
@@ -21,4 +21,10 @@ test("evenness is 1 where all experts are used alike, and 0 where one takes all"
   expect(evenness([5, 5, 5, 5]).even).toBeCloseTo(1);
   expect(evenness([0, 8, 0, 0])).toMatchObject({ busiest: 1, ratio: 4, even: 0 });
   expect(evenness([0, 0])).toEqual({ busiest: 0, ratio: 0, even: 0 });
+});
+
+test("few names are listed, and many are counted", () => {
+  expect(someOf([])).toBe("");
+  expect(someOf(["a", "b", "c", "d", "e"])).toBe("a, b, c, d, e");
+  expect(someOf(["a", "b", "c", "d", "e", "f"])).toBe("a, b, c, d and 2 more");
 });

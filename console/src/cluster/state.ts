@@ -8,6 +8,11 @@ export function stateTone(state: string): string {
   return "busy";
 }
 
+/** The first few of many names. */
+export function someOf(names: readonly string[], most = 4): string {
+  return names.length > most + 1 ? `${names.slice(0, most).join(", ")} and ${names.length - most} more` : names.join(", ");
+}
+
 /** A part of the bar of layers. share: of a step's time; 0: not known. */
 export interface Segment {
   node: string;

@@ -1,9 +1,10 @@
 import { useState } from "preact/hooks";
 import { aborted, ROOT, send, words } from "../api/client";
 import { key } from "../api/key";
-import { cluster, me } from "../api/live";
+import { me } from "../api/live";
 import { messages } from "../api/sse";
 import { Lines } from "../parts/copy";
+import { called, useNames } from "../parts/names";
 import { Failed, Page } from "../parts/page";
 import { CLIENTS, type Server } from "./clients";
 
@@ -12,10 +13,12 @@ const HIDDEN = "sk-shoal-…";
 export function ConnectPage() {
   const [name, setName] = useState("curl");
   const [show, setShow] = useState(false);
+  const [wanted, setWanted] = useState("");
+  const names = useNames().value?.data ?? [];
   const needed = me.value?.needs_key === true;
   const server: Server = {
     url: ROOT.replace(/\/$/, ""),
-    model: cluster.value?.model.name ?? "MODEL",
+    model: names.find(({ id }) => id === wanted)?.id ?? names[0]?.id ?? "MODEL",
     key: needed ? (show && key.value) || HIDDEN : "",
   };
   const client = CLIENTS.find((each) => each.name === name) ?? CLIENTS[0];
@@ -36,6 +39,15 @@ export function ConnectPage() {
               <option key={each.name}>{each.name}</option>
             ))}
           </select>
+          {names.length > 1 && (
+            <select class="client" aria-label="Model" value={server.model} onChange={(event) => setWanted(event.currentTarget.value)}>
+              {names.map((card) => (
+                <option key={card.id} value={card.id}>
+                  {called(card)}
+                </option>
+              ))}
+            </select>
+          )}
           {needed && key.value && (
             <label class="tick">
               <input type="checkbox" checked={show} onChange={(event) => setShow(event.currentTarget.checked)} />

@@ -8,14 +8,18 @@ import { bytes, percent, span } from "../parts/format";
 import { useLoaded } from "../parts/loaded";
 import { Failed, Page } from "../parts/page";
 import { say } from "../parts/say";
+import { Aliases } from "./aliases";
+import { Load, Loaded } from "./loaded";
+import { loadedAs, moving } from "./state";
 
 export function ModelsPage() {
-  const [fetching, setFetching] = useState(false);
-  const list = useLoaded<ModelsView>("operator/models", fetching ? 1 : 10);
-  const pulls = list.value?.pulls ?? [];
-  const busy = pulls.some((pull) => pull.ended === 0);
-  if (busy !== fetching) setFetching(busy);
-  const models = list.value?.models ?? [];
+  const [busy, setBusy] = useState(false);
+  const list = useLoaded<ModelsView>("operator/models", busy ? 1 : 10);
+  const view = list.value;
+  const pulls = view?.pulls ?? [];
+  const models = view?.models ?? [];
+  const now = view !== null && moving(view);
+  if (now !== busy) setBusy(now);
   const pull = async (name: string): Promise<void> => {
     try {
       say((await ask<ActionResult>("operator/models", { method: "POST", body: { pull: name } })).message);
@@ -25,8 +29,10 @@ export function ModelsPage() {
     list.again();
   };
   return (
-    <Page title="Models" wide beside={list.value && <p class="soft" data-figure="memory">{bytes(list.value.memory)} of memory on all machines together</p>}>
+    <Page title="Models" wide beside={view && <p class="soft" data-figure="memory">{bytes(view.memory)} of memory on all machines together</p>}>
       <Failed text={list.failed} />
+      {view && <Loaded view={view} again={list.again} />}
+      {view && <Aliases aliases={view.aliases} again={list.again} />}
       {operator.value && <Pull onPull={(name) => void pull(name)} />}
       {pulls.length > 0 && <Pulls list={pulls} />}
       <section class="card" aria-labelledby="models">
@@ -45,24 +51,28 @@ export function ModelsPage() {
             </thead>
             <tbody>
               {models.map((model) => (
-                <Model key={model.reference + model.name} model={model} onPull={() => void pull(model.reference || model.name)} />
+                <Model
+                  key={model.reference + model.name}
+                  model={model}
+                  served={model.served || (view !== null && loadedAs(view, model) !== undefined)}
+                  onPull={() => void pull(model.reference || model.name)}
+                  onLoaded={list.again}
+                />
               ))}
             </tbody>
           </table>
         </div>
       </section>
-      <p class="soft">
-        To serve another one, start the head with <code>--model NAME</code>.
-      </p>
     </Page>
   );
 }
 
-function Model({ model, onPull }: { model: ModelHere; onPull: () => void }) {
+function Model({ model, served, onPull, onLoaded }: { model: ModelHere; served: boolean; onPull: () => void; onLoaded: () => void }) {
+  const [asked, setAsked] = useState(false);
   return (
     <tr data-model={model.name}>
       <th scope="row">
-        <span class="name">{model.name}</span> {model.served && <span class="badge good">served</span>}
+        <span class="name">{model.name}</span> {served && <span class="badge good">served</span>}
         <small>{[model.reference === model.name ? "" : model.reference, model.about].filter(Boolean).join(" · ")}</small>
       </th>
       <td class="n" data-label="size">
@@ -72,8 +82,16 @@ function Model({ model, onPull }: { model: ModelHere; onPull: () => void }) {
         {model.fits === null ? <span class="badge">not known yet</span> : model.fits ? <span class="badge good">fits</span> : <span class="badge bad">too large</span>}
       </td>
       <td data-label="where">
-        {model.here ? (
+        {model.here && (served || !operator.value) ? (
           "here"
+        ) : model.here ? (
+          <>
+            here{" "}
+            <button type="button" aria-label={`Load ${model.name}`} onClick={() => setAsked(true)}>
+              Load…
+            </button>
+            {asked && <Load model={model} onClose={() => setAsked(false)} onDone={onLoaded} />}
+          </>
         ) : operator.value ? (
           <button type="button" aria-label={`Fetch ${model.name}`} onClick={onPull}>
             Fetch

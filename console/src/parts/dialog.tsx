@@ -25,7 +25,7 @@ export function Dialog({ title, onClose, children }: { title: string; onClose: (
     >
       <div class="dialog">
         <header>
-          <h2 id={id}>{title}</h2>
+          <h2 id={id} data-figure="dialog">{title}</h2>
           <button type="button" class="quiet" aria-label="Close" onClick={onClose}>
             ✕
           </button>

@@ -11,9 +11,11 @@ from shoal.config import HeadSettings
 from shoal.errors import ConfigError
 from shoal.gateway.app import create_app
 from shoal.gateway.server import ApiServer
+from shoal.gateway.workers.server import TokenizerFiles
 from shoal.launch.api_workers import ApiWorkers
-from shoal.launch.engines import engines_of
+from shoal.launch.engines import HeadEngines
 from shoal.node.head import Head
+from shoal.node.model_keeper import ModelKeeper
 
 
 class Api(Protocol):
@@ -35,12 +37,18 @@ class Api(Protocol):
     def stop(self) -> None: ...
 
 
-def api_of(head: Head, settings: HeadSettings, address: socket.socket) -> Api:
+def api_of(head: Head, keeper: ModelKeeper, settings: HeadSettings, address: socket.socket) -> Api:
+    engines, api = HeadEngines(head, keeper), settings.served_api
     if settings.api.api_workers > 1:
         if not hasattr(socket, "AF_UNIX"):
             raise ConfigError(
                 "--api-workers needs Unix sockets, which this system does not have; leave it out and the head serves the API itself"
             )
         verbose = logging.getLogger("shoal").isEnabledFor(logging.INFO)
-        return ApiWorkers(head, settings, address, "text" if err.log is None else "json", verbose)
-    return ApiServer(create_app(engines_of(head), settings.served_api, operator=head.operator), address, settings.api)
+
+        def files(name: str) -> TokenizerFiles:
+            offer = head.engines[name].offer
+            return TokenizerFiles(offer.model.path, offer.engine.chat_template_file)
+
+        return ApiWorkers(engines, files, api, address, "text" if err.log is None else "json", verbose, head.operator)
+    return ApiServer(create_app(engines, api, operator=head.operator), address, settings.api)

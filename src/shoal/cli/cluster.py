@@ -29,6 +29,8 @@ from shoal.models.description import Description, listed
 from shoal.node.head import Head
 from shoal.node.host_environment import HostEnvironment
 from shoal.node.model_engine import ModelOffer
+from shoal.node.model_keeper import ModelKeeper
+from shoal.serving.registry_store import RegistryStore
 from shoal.telemetry.traces import check_installed
 
 
@@ -100,6 +102,21 @@ async def offered(settings: HeadSettings, stop: asyncio.Event) -> list[ModelOffe
     return offers
 
 
+def model_keeper(head: Head, settings: HeadSettings) -> ModelKeeper:
+    """Raises ConfigError."""
+    keeper = ModelKeeper(head, settings, RegistryStore(settings.api.data_folder))
+    keeper.look()
+    head.operator.keeper = keeper
+    return keeper
+
+
+async def _told(keeper: ModelKeeper, reporting: Coroutine[Any, Any, None]) -> None:
+    """Reports, and keeps models loaded and unloaded, until it is cancelled."""
+    async with asyncio.TaskGroup() as group:
+        group.create_task(keeper.run())
+        group.create_task(reporting)
+
+
 def _check_open(settings: HeadSettings) -> None:
     """Warns about what is open to the network. Raises ConfigError if that was not requested."""
     usable = Keyring(settings.api.data_folder).usable
@@ -125,7 +142,8 @@ async def _up_with(
     settings: HeadSettings, node: NodeSettings, nodes: int, offers: Sequence[ModelOffer], address: socket.socket, stop: asyncio.Event
 ) -> None:
     async with local_cluster(settings, node, offers, nodes) as cluster:
-        api = api_of(cluster.head, settings, address)
+        keeper = model_keeper(cluster.head, settings)
+        api = api_of(cluster.head, keeper, settings, address)
         with err.status("loading the model" if len(offers) == 1 else "loading the models"):
             if not await until(stop, cluster.until_ready()):
                 return
@@ -135,7 +153,7 @@ async def _up_with(
         line(f"more nodes: {joining}{_elsewhere(settings)}")
         line("Ctrl-C ends all")
         async with pairing_desk(settings, head, joining):
-            await serve_api(head, api, stop, _report(head, cluster.endings), settings.api.grace)
+            await serve_api(head, api, stop, _told(keeper, _report(head, cluster.endings)), settings.api.grace)
 
 
 async def _serve(settings: HeadSettings) -> None:
@@ -149,7 +167,8 @@ async def _serve_models(settings: HeadSettings, offers: Sequence[ModelOffer], ad
     head = Head(settings, offers, HostEnvironment(head_credentials(settings)))
     await head.start()
     try:
-        api = api_of(head, settings, address)
+        keeper = model_keeper(head, settings)
+        api = api_of(head, keeper, settings, address)
         joining = f"shoal join {join_host_port(reached_at(settings.host), head.control_port)}"
         line(f"API on {http_url(reached_at(settings.api.api_host), api.port)}/v1")
         line(f"waiting for {settings.min_nodes} node{'s' * (settings.min_nodes > 1)}: {joining}{_elsewhere(settings)}")
@@ -157,7 +176,7 @@ async def _serve_models(settings: HeadSettings, offers: Sequence[ModelOffer], ad
             pairing_desk(settings, head, joining) as pairing_port,
             announced(head, pairing_port),
         ):
-            await serve_api(head, api, stop, _report(head), settings.api.grace)
+            await serve_api(head, api, stop, _told(keeper, _report(head)), settings.api.grace)
     finally:
         await head.stop()
 

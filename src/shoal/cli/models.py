@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shoal.cli.options import Json, flag
+from shoal.cli.options import Json, Key, flag, from_file
 from shoal.errors import ConfigError
 from shoal.sizes import human_bytes
 
-app = typer.Typer(help="List, fetch, remove and search models.", invoke_without_command=True)
+if TYPE_CHECKING:
+    from shoal.cli.asking import ChatOptions
+
+app = typer.Typer(help="List, fetch, remove and search models; load and unload those of a running server.", invoke_without_command=True)
 
 Name = Annotated[
     str,
@@ -125,6 +128,64 @@ def search_models(
         line(f"the hub has nothing with '{text}' that shoal runs")
         return
     out.print(Rows([_row(hit) for hit in hits]))
+
+
+Server = Annotated[str, flag("--url", "The server, like http://192.168.1.20:8000; empty: on this machine.", also=("OPENAI_BASE_URL",))]
+
+
+def _asking(context: typer.Context, url: str, key: str) -> ChatOptions:
+    from shoal.cli.asking import ChatOptions
+    from shoal.cli.console import here
+
+    url, key = from_file(context, "url", "client", url), from_file(context, "api_key", "client", key)
+    return ChatOptions(url or here(), key)
+
+
+@app.command("served")
+def served_models(context: typer.Context, url: Server = "", api_key: Key = "", as_json: Json = False) -> None:
+    """List the models that a running server serves. Example: [bold]shoal models served[/bold]"""
+    from shoal.cli import served_models as work
+
+    work.served(_asking(context, url, api_key), as_json)
+
+
+@app.command("load")
+def load_model(
+    context: typer.Context,
+    name: Name,
+    replicas: Annotated[int, flag("--replicas", "Copies, on different nodes; 0: as many as last time.", min=0, max=64)] = 0,
+    wait: Annotated[bool, flag("--wait/--no-wait", "Wait until it is served.")] = True,
+    url: Server = "",
+    api_key: Key = "",
+) -> None:
+    """Have a running server serve one more model. Example: [bold]shoal models load tinyllama-1.1b[/bold]"""
+    from shoal.cli import served_models as work
+
+    work.load(_asking(context, url, api_key), name, replicas, wait)
+
+
+@app.command("unload")
+def unload_model(context: typer.Context, name: Name, url: Server = "", api_key: Key = "") -> None:
+    """Have a running server serve a model no more. Its unfinished requests end. Example: [bold]shoal models unload tinyllama-1.1b[/bold]"""
+    from shoal.cli import served_models as work
+
+    work.unload(_asking(context, url, api_key), name)
+
+
+@app.command("alias")
+def alias_model(
+    context: typer.Context,
+    alias: Annotated[str, typer.Argument(help="Another name for a model.", show_default=False)],
+    model: Annotated[
+        str, typer.Argument(help="The model or alias that it stands for; none: the alias is removed.", show_default=False)
+    ] = "",
+    url: Server = "",
+    api_key: Key = "",
+) -> None:
+    """Give a model of a running server another name. Example: [bold]shoal models alias gpt-4o-mini qwen2.5-coder-1.5b[/bold]"""
+    from shoal.cli import served_models as work
+
+    work.alias(_asking(context, url, api_key), alias, model)
 
 
 def _row(hit: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from shoal.config import ApiSettings, EngineSettings, HeadSettings, NodeSettings
 from shoal.gateway.app import create_app
 from shoal.gateway.auth.keyring import Keyring
 from shoal.gateway.server import ApiServer, listening
-from shoal.launch.engines import engines_of
+from shoal.launch.engines import HeadEngines
 from shoal.launch.local import local_cluster
 from shoal.node.head import Head
 from shoal.node.model_engine import ModelOffer
@@ -31,7 +31,7 @@ async def served(settings: HeadSettings, node: NodeSettings, nodes: int, stop: a
                 yield None
                 return
         with listening("127.0.0.1", 0) as address:
-            engines = engines_of(cluster.head)
+            engines = HeadEngines(cluster.head)
             api = ApiServer(create_app(engines, keyring=Keyring(None), operator=cluster.head.operator), address)
             serving = asyncio.ensure_future(api.serve())
             try:

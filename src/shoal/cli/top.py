@@ -39,7 +39,8 @@ async def _top(url: str, key: str, interval: float, once: bool, as_json: bool) -
         if as_json:
             emit(msgspec.to_builtins(first))
         elif once:
-            out.print(Text("\n").join(whole(first)), soft_wrap=True)
+            others = [await client.cluster(one.name) for one in first.cluster.pipelines if one.name != first.cluster.pipeline]
+            out.print(Text("\n").join(whole(first, others)), soft_wrap=True)
         else:
             await Top(client, first, interval, stop).run()
 
@@ -48,23 +49,27 @@ class Top:
     def __init__(self, client: OperatorClient, first: Sight, interval: float, stop: asyncio.Event) -> None:
         self._client, self._seen, self._interval, self._stop = client, first, interval, stop
         self._look, self._trouble = Look(), ""
+        self._sooner = asyncio.Event()
         self._live = Live(console=out, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
 
     async def run(self) -> None:
         with self._live, pressed(self._press), _resized(self._draw):
             self._draw()
-            async for _ in every(self._interval, self._stop, self._look_again):
+            async for _ in every(self._interval, self._stop, self._look_again, self._sooner):
                 self._draw()
 
     async def _look_again(self) -> None:
         try:
-            self._seen, self._trouble = await self._client.seen(_EVENTS), ""
+            self._seen, self._trouble = await self._client.seen(_EVENTS, self._look.pipeline), ""
         except ClusterError as error:
             self._trouble = str(error)  # what was seen stays
 
     def _press(self, key: str) -> None:
+        before = self._look.pipeline
         if self._look.press(key):
             self._stop.set()
+        elif self._look.pipeline != before:
+            self._sooner.set()
         else:
             self._draw()
 

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+import msgspec
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from shoal.cli.operator_client import Sight
 from shoal.cli.show import layers, plain, rate_words
-from shoal.observed.cluster import ClusterView, MachineView, StageView
+from shoal.observed.cluster import ClusterView, MachineView, PipelineView, StageView
 from shoal.observed.event import WARNINGS, ClusterEvent
 from shoal.observed.requests import RequestView
 from shoal.sizes import human_bytes
@@ -37,6 +38,12 @@ class Look:
     """The filter is being typed."""
     page: int = 5
     """Rows that the last screen had for it."""
+    pipeline: str = ""
+    """Whose machines, stages and figures are shown; '': those of the first."""
+    pipelines: tuple[str, ...] = ()
+    """Those that the last screen could show."""
+    gone: str = ""
+    """The one that was shown and is no more, until another is chosen."""
 
     def press(self, key: str) -> bool:
         """Returns whether the user wants to leave."""
@@ -57,9 +64,20 @@ class Look:
             self.typing, self.filter = True, ""
         elif key == "escape":
             self.filter, self.first = "", 0
+        elif key in ("p", "P") and len(self.pipelines) > 1:
+            at = self.pipelines.index(self.pipeline) if self.pipeline in self.pipelines else 0
+            self.pipeline = self.pipelines[(at + (1 if key == "p" else -1)) % len(self.pipelines)]
+            self.first, self.gone = 0, ""
         elif key in steps:
             self.first = max(self.first + steps[key], 0)
         return key == "q"
+
+    def saw(self, view: ClusterView) -> None:
+        """What is shown now is `view`."""
+        self.pipelines = tuple(one.name for one in view.pipelines)
+        if self.pipeline and self.pipeline not in self.pipelines:
+            self.gone, self.pipeline = self.pipeline, ""
+        self.pipeline = self.pipeline or view.pipeline
 
     def matches(self, *texts: str) -> bool:
         return any(self.filter.casefold() in text.casefold() for text in texts)
@@ -110,7 +128,9 @@ class _Section:
 
 def page(seen: Sight, look: Look, width: int, height: int, trouble: str = "") -> list[Text]:
     """Exactly `height` lines of at most `width` columns. trouble: why what is shown is old; ''."""
-    top = _top(seen.cluster, trouble, most=max(height // 3, 2))
+    look.saw(seen.cluster)
+    told = f"{look.gone} is gone" if look.gone else ""
+    top = _top(seen.cluster, trouble or told, max(height // 3, 2), width)
     foot = _foot(look)
     sections = _sections(seen, look)
     room = _dealt({name: len(section.rows) + (2 if section.head else 1) for name, section in sections.items()}, height - len(top) - 1)
@@ -127,13 +147,29 @@ def page(seen: Sight, look: Look, width: int, height: int, trouble: str = "") ->
     return lines
 
 
-def whole(seen: Sight) -> list[Text]:
-    """All of it, for a pipe or a file."""
-    look = Look(section="")
-    out = _top(seen.cluster, "", most=1000)
-    for section in _sections(seen, look).values():
-        out += [Text(), *section.lines(len(section.rows) + 2, 10_000, 0, False)]
+def whole(seen: Sight, others: Sequence[ClusterView] = ()) -> list[Text]:
+    """All of it, for a pipe or a file. others: as the pipelines have it that `seen` is not of."""
+    look, view = Look(section=""), seen.cluster
+    of_each = ("machines", "stages") if others else ()
+    out: list[Text] = []
+    if len(view.pipelines) > 1:
+        out += [*_whole(_pipelines(view.pipelines)), Text()]
+    out += _top(view, "", 1000, 0)
+    sections = _sections(seen, look)
+    for name in of_each:
+        out += [Text(), *_whole(sections.pop(name))]
+    for other in others:
+        out += [Text(), *_top(other, "", 1000, 0)]
+        theirs = _sections(msgspec.structs.replace(seen, cluster=other), look)
+        for name in of_each:
+            out += [Text(), *_whole(theirs[name])]
+    for section in sections.values():
+        out += [Text(), *_whole(section)]
     return out
+
+
+def _whole(section: _Section) -> list[Text]:
+    return section.lines(len(section.rows) + 2, 10_000, 0, False)
 
 
 def _dealt(wanted: dict[str, int], room: int) -> dict[str, int]:
@@ -151,10 +187,20 @@ def _dealt(wanted: dict[str, int], room: int) -> dict[str, int]:
     return out
 
 
-def _top(view: ClusterView, trouble: str, most: int) -> list[Text]:
+def _top(view: ClusterView, trouble: str, most: int, width: int) -> list[Text]:
+    """most: lines. width: columns that the list of the pipelines may take; 0: it is not wanted."""
+    several = len(view.pipelines) > 1
     machines = f"{len(view.machines)} machine{'s' * (len(view.machines) != 1)}"
     state = Text(plain(view.state), style=_STATES.get(view.state, "yellow"))
-    out = [Text.assemble(("shoal ", "bold"), (plain(view.model.name), "bold"), "  ", state, f"  epoch {view.epoch}  {machines}  ")]
+    out = [
+        Text.assemble(
+            ("shoal ", "bold"),
+            (plain(view.pipeline if several else view.model.name), "bold"),
+            "  ",
+            state,
+            f"  epoch {view.epoch}  {machines}  ",
+        )
+    ]
     out[0].append(f"{datetime.fromtimestamp(view.at):%H:%M:%S}", style=_DIM)
     speed = (
         f"{rate_words(view.measured)} tokens/s, predicted {rate_words(view.predicted)}, {rate_words(view.predicted_single)} for one stream"
@@ -162,6 +208,8 @@ def _top(view: ClusterView, trouble: str, most: int) -> list[Text]:
     asked = view.requests
     blocks = f"{asked.blocks_used / asked.blocks:.0%}" if asked.blocks else "-"
     out.append(Text(f"{speed}  {asked.running}/{asked.slots} running  {asked.waiting} waiting  KV {blocks}"))
+    if several and width:
+        out += _list(view, width, max((most - 2) // 2, 1))
     if trouble:
         out.append(Text(plain(trouble), style=f"bold {_BAD}"))
     if view.reason and view.state != "serving":
@@ -171,15 +219,59 @@ def _top(view: ClusterView, trouble: str, most: int) -> list[Text]:
     return out[:most]
 
 
+def _list(view: ClusterView, width: int, most: int) -> list[Text]:
+    """All pipelines on as few lines as hold them, at most `most`; where they need more, those from the shown one on."""
+    lines = _packed([_entry(one, one.name == view.pipeline) for one in view.pipelines], width)
+    if len(lines) <= most:
+        return lines
+    at = next((i for i, one in enumerate(view.pipelines) if one.name == view.pipeline), 0)
+    turned = [*view.pipelines[at:], *view.pipelines[:at]]
+    return _packed([_entry(one, one.name == view.pipeline) for one in turned], width)[:most]
+
+
+def _entry(one: PipelineView, shown: bool) -> Text:
+    state = (plain(one.state), _STATES.get(one.state, "yellow"))
+    return Text.assemble("▸" if shown else " ", (plain(one.name), "bold" if shown else ""), " ", state, f" {rate_words(one.measured)}/s")
+
+
+def _packed(entries: Sequence[Text], width: int) -> list[Text]:
+    lines: list[Text] = []
+    for entry in entries:
+        if lines and lines[-1].cell_len + 2 + entry.cell_len <= width:
+            lines[-1].append("  ").append_text(entry)
+        else:
+            lines.append(entry)
+    return lines
+
+
+def _pipelines(pipelines: Sequence[PipelineView]) -> _Section:
+    head = ["pipeline", "state", "running", "waiting", "tokens/s", "machines"]
+    rows = [
+        _Row(
+            [
+                plain(one.name),
+                plain(one.state),
+                str(one.requests.running),
+                str(one.requests.waiting),
+                rate_words(one.measured),
+                plain(", ".join(one.nodes)) or "-",
+            ]
+        )
+        for one in pipelines
+    ]
+    return _Section("pipelines", head, rows, frozenset(head[2:5]))
+
+
 def _gain(gain: float) -> str:
     return f" ({gain:+.0%})" if gain else ""
 
 
 def _foot(look: Look) -> Text:
+    choice = "p P pipeline  " if len(look.pipelines) > 1 else ""
     if look.typing:
         return Text(f"filter: {look.filter}▏ Enter keeps it, Esc drops it", style="reverse")
     kept = f"  filter: {look.filter}" if look.filter else ""
-    return Text(f"q quit  Tab section  ↑↓ PgUp PgDn scroll  / filter{kept}", style=_DIM)
+    return Text(f"q quit  Tab section  {choice}↑↓ PgUp PgDn scroll  / filter{kept}", style=_DIM)
 
 
 def _sections(seen: Sight, look: Look) -> dict[str, _Section]:

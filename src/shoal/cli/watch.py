@@ -17,15 +17,20 @@ from shoal.errors import ClusterError, ConfigError
 _INTERVAL = 1.0  # seconds
 
 
-async def every(interval: float, stop: asyncio.Event, work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-    """Yields each time the work is done, `interval` seconds after the time before, until told to stop."""
-    while True:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(interval):
-                await stop.wait()
-        if stop.is_set() or not await until(stop, work()):
-            return
+async def every(
+    interval: float, stop: asyncio.Event, work: Callable[[], Awaitable[None]], now: asyncio.Event | None = None
+) -> AsyncIterator[None]:
+    """Yields each time the work is done, `interval` seconds after the time before or when `now` is set, until told to stop."""
+    now = now or asyncio.Event()
+    while await until(stop, _pause(interval, now)) and not stop.is_set() and await until(stop, work()):
         yield
+
+
+async def _pause(seconds: float, over: asyncio.Event) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await over.wait()
+    over.clear()
 
 
 async def watched(look: Callable[[], Awaitable[RenderableType]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from shoal.errors import NotReady, UnknownModel
+from shoal.errors import ConfigError, NotReady, UnknownModel
 from shoal.gateway.engine import Engine
 from shoal.observed.trace_span import TraceSpan
 from shoal.serving.aliases import check, resolved, standing
@@ -56,7 +56,7 @@ class Engines(Telemetry, Protocol):
         ...
 
     def resolve(self, model: str | None) -> str:
-        """The name of the model that a name or an alias stands for; None: the default. Raises UnknownModel."""
+        """The name of the model that a name or an alias stands for; None: the default. Raises UnknownModel, NotReady."""
         ...
 
     async def find(self, model: str | None) -> Engine:
@@ -108,10 +108,11 @@ class ServedEngines:
 
     def resolve(self, model: str | None) -> str:
         names = self.names
-        if model is None and names:
+        if model is None:
+            if not names:
+                raise NotReady("no model is loaded")
             return names[0]
-        name = "" if model is None else resolved(self._aliases, model)
-        if name not in names:
+        if (name := resolved(self._aliases, model)) not in names:
             raise UnknownModel(name, [*names, *standing(self._aliases, names)])
         return name
 
@@ -128,9 +129,10 @@ class ServedEngines:
     # Changes
 
     def add(self, engine: Engine) -> None:
-        """Its model may be asked for from now on. One of that name gives way."""
-        self._engines[engine.name] = engine
-        self._changed()
+        """Its model may be asked for from now on. One of that name gives way. Raises ConfigError if an alias has that name."""
+        if engine.name in self._aliases:
+            raise ConfigError(f"'{engine.name}' is an alias, which stands for '{self._aliases[engine.name]}'; remove it first")
+        self._put(engine)
 
     def remove(self, name: str) -> None:
         """Ends its answers. Aliases of the model stay, and stand for nothing until it is back."""
@@ -141,6 +143,10 @@ class ServedEngines:
         """Sets all aliases. Raises ConfigError."""
         check(aliases, self.names)
         self._aliases = dict(aliases)
+        self._changed()
+
+    def _put(self, engine: Engine) -> None:
+        self._engines[engine.name] = engine
         self._changed()
 
     def _changed(self) -> None:

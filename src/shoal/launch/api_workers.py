@@ -9,17 +9,17 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from shoal.config import ApiSettings, HeadSettings
+from shoal.config import ApiSettings
+from shoal.gateway.engines import Engines
+from shoal.gateway.operator import Operator
 from shoal.gateway.workers.server import EngineServer, TokenizerFiles
-from shoal.launch.engines import engines_of
 from shoal.launch.local import child_environment
-from shoal.node.head import Head
 from shoal.retry import Backoff
 
 log = structlog.get_logger()
@@ -30,17 +30,21 @@ _SETTLED = 30.0  # seconds after which a worker that ends counts as having been 
 
 
 class ApiWorkers:
-    def __init__(self, head: Head, settings: HeadSettings, address: socket.socket, log_format: str, verbose: bool) -> None:
-        """log_format: text or json. verbose: as the flag. address: from `listening`. All workers accept from it, so that one that ends takes no
-        waiting clients with it."""
-        self._socket, self._count = address, settings.api.api_workers
+    def __init__(
+        self,
+        engines: Engines,
+        files: Callable[[str], TokenizerFiles],
+        settings: ApiSettings,
+        address: socket.socket,
+        log_format: str,
+        verbose: bool,
+        operator: Operator | None = None,
+    ) -> None:
+        """files, operator: see EngineServer. log_format: text or json. verbose: as the flag. address: from `listening`. All workers
+        accept from it, so that one that ends takes no waiting clients with it."""
+        self._socket, self._count = address, settings.api_workers
         self._logging = {"SHOAL_LOG_FORMAT": log_format, "SHOAL_VERBOSE": "1" if verbose else "0"}
-
-        def files(name: str) -> TokenizerFiles:
-            offer = head.engines[name].offer
-            return TokenizerFiles(offer.model.path, offer.engine.chat_template_file)
-
-        self._engine = EngineServer(engines_of(head), files, _of_one(settings), self._lost, head.operator)
+        self._engine = EngineServer(engines, files, _of_one(settings), self._lost, operator)
         self._gone: dict[int, asyncio.Event] = {}  # by process: set when its conversation with the engine ended
         self._stopping = asyncio.Event()
         self._rng = random.Random()
@@ -121,10 +125,9 @@ class ApiWorkers:
             gone.set()
 
 
-def _of_one(settings: HeadSettings) -> ApiSettings:
+def _of_one(settings: ApiSettings) -> ApiSettings:
     """The settings of each worker."""
-    api = settings.served_api
-    return dataclasses.replace(api, connections=-(-api.connections // api.api_workers))
+    return dataclasses.replace(settings, connections=-(-settings.connections // settings.api_workers))
 
 
 async def _useless(process: subprocess.Popen[bytes], gone: asyncio.Event) -> None:

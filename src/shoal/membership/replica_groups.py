@@ -19,7 +19,7 @@ Dealt = dict[int, int]
 
 
 @dataclass(frozen=True)
-class Need:
+class CopyNeed:
     """What one copy of a model needs, in bytes. total: over all of its nodes; each: that every node needs besides; layers: of each, which is
     held whole; last: that comes with the last of them. spares: nodes beside those that suffice."""
 
@@ -30,7 +30,7 @@ class Need:
     spares: int = 0
 
     @classmethod
-    def of(cls, moves: Moves) -> Need:
+    def of(cls, moves: Moves) -> CopyNeed:
         """With the least pool of keys and values."""
         model, pool = moves.model, moves.demand.least_kv_tokens
         layers, last = tuple(layer.held_bytes + layer.kv_bytes * pool for layer in model.layers), model.head.size + model.last_bytes
@@ -59,7 +59,7 @@ class Need:
 class ReplicaGroups:
     """Of one model."""
 
-    need: Need
+    need: CopyNeed
     replica_of: Dealt = field(default_factory=dict[int, int])
     """By node."""
     _running: Dealt = field(default_factory=dict[int, int])

@@ -66,6 +66,8 @@ class RouteMachine:
         self.serving: Path | None = None
         self.coming: Path | None = None
         self.why = f"0 of {min_nodes} nodes have joined"
+        self.short = False
+        """Whether there are nodes, and the model finds no room on them."""
         self._planner = planner
         self._tenancy = tenancy
         self._degrade = degrade
@@ -348,22 +350,36 @@ class RouteMachine:
             return []
         try:
             if not nodes and (words := [self._tenancy.barred(node) for node in self._sound(now)]):
-                raise CapacityError(f"no node is left for it: {', '.join(words)}")
-            if self._base is None:
-                placement = self._first(nodes, self._profiles(usable, waiting=True))
-            elif nodes:
-                placement = self._planner.recover(self._base, nodes, self._residencies(), self.tokens)
-            else:
-                raise CapacityError(self._shortage(now))
+                raise CapacityError(f"none of the nodes that have joined is meant for it: {', '.join(words)}")
+            placement = self._sought(usable, now)
         except CapacityError as error:
-            if any(m.draining for m in self.members.values()):
-                return [self.members.stop_draining(error), *self._seek(now)]
+            if leaving := self._wanted_back(usable, now):
+                return [self.members.stop_draining(leaving, error), *self._seek(now)]
+            self._tenancy.release("no route needs it; it may leave")
             words = f"{error}{self._shared(usable)}"
             if words == self.why:
                 return []
-            self.why = words
+            self.why, self.short = words, bool(nodes)
             return [self._report(EventKind.SHORT, self.why)]
         return self._begin(placement, now)
+
+    def _sought(self, nodes: Mapping[int, Member], now: float) -> Placement:
+        """Over these nodes, where no route serves. Raises CapacityError."""
+        profiles = self._profiles(nodes)
+        if self._base is None:
+            return self._first(profiles, self._profiles(nodes, waiting=True))
+        if not profiles:
+            raise CapacityError(self._shortage(now))
+        return self._planner.recover(self._base, profiles, self._residencies(), self.tokens)
+
+    def _wanted_back(self, usable: Mapping[int, Member], now: float) -> list[int]:
+        """The nodes that are to be drained, if these do not suffice without them."""
+        leaving = {n: m for n, m in self.members.items() if m.draining and self._tenancy.taken(n, waiting=False) is not None}
+        if leaving:
+            with suppress(CapacityError):
+                self._sought({**usable, **leaving}, now)
+                return [*leaving]
+        return []
 
     def _shared(self, nodes: Mapping[int, Member]) -> str:
         """What others have of these nodes, for people."""
@@ -379,7 +395,7 @@ class RouteMachine:
 
     def _begin(self, placement: Placement, now: float) -> list[Instruction]:
         by_name = {m.name: n for n, m in self.members.items()}
-        self.epoch = self._tenancy.epoch()
+        self.epoch, self.short = self._tenancy.epoch(), False
         workers = tuple(by_name[plan.node] for plan in placement.workers)
         path = Path(self.epoch, tuple(by_name[stage.node] for stage in placement.stages), placement, workers=workers)
         running = self.serving.running(self.members) if self.serving is not None else None
@@ -536,7 +552,8 @@ class RouteMachine:
     def _stay(self, why: CapacityError, leaving: bool) -> list[Instruction]:
         """What was to leave has nowhere to go."""
         if leaving:
-            return [self.members.stop_draining(why)]
+            assert self.serving is not None
+            return [self.members.stop_draining([n for n in self.serving.members if n in self.members and self.members[n].draining], why)]
         if str(why) == self._stuck:
             return []
         self._stuck = str(why)

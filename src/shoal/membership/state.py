@@ -18,7 +18,7 @@ from shoal.membership.holding import Holding
 from shoal.membership.instructions import Dismiss, HoldExperts, Instruction, LoadStage, RefuseNode, Report
 from shoal.membership.members import Members
 from shoal.membership.planner import Planner
-from shoal.membership.replica_groups import Need, ReplicaGroups
+from shoal.membership.replica_groups import CopyNeed, ReplicaGroups
 from shoal.membership.route_machine import RouteMachine
 from shoal.membership.words import pace
 from shoal.observed.event import EventKind
@@ -36,7 +36,7 @@ class Terms:
     planner: Planner
     min_nodes: int = 1
     """That must be there before the first route."""
-    need: Need = Need()
+    need: CopyNeed = CopyNeed()
     degrade: bool = False
     """See RouteMachine."""
     pinned: frozenset[str] = frozenset()
@@ -79,6 +79,15 @@ class Cluster:
         self._arrange(now)
         self.released = "it holds no layers; it may leave"
         return self._freed(out, now)
+
+    def hopeless(self, id: PipelineId, now: float) -> str:
+        """Why a pipeline could not be placed even if no other took memory of its nodes; '' if it could."""
+        nodes = [member.profile for node, member in self.members.available(now).items() if self._may_serve(id, node)]
+        try:
+            self._terms[id].planner.first(nodes, {})
+        except CapacityError as error:
+            return str(error)
+        return ""
 
     def owner(self, epoch: int) -> PipelineId | None:
         """The pipeline of a route; None if that is gone."""

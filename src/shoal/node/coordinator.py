@@ -17,7 +17,7 @@ from shoal.discovery.topology import MAX_NAME, Topology
 from shoal.errors import ClusterError, ProtocolError
 from shoal.membership import events, instructions
 from shoal.membership.admission import AdmissionRules
-from shoal.membership.replica_groups import Need
+from shoal.membership.replica_groups import CopyNeed
 from shoal.membership.route_machine import WAITING
 from shoal.membership.state import Cluster, Terms
 from shoal.node.environment import Environment, Listener
@@ -76,7 +76,7 @@ class Coordinator:
         moves = Moves(model.cost, demand, settings.spread, settings.spares, Measured(self.roster.reached))
         use: dict[int, list[int]] = {}
         planning = Planning(moves, RoleMoves(moves, use), use)
-        terms = Terms(planning.planner, settings.min_nodes, Need.of(moves), engine.degrade, model.pinned)
+        terms = Terms(planning.planner, settings.min_nodes, CopyNeed.of(moves), engine.degrade, model.pinned)
         pipeline = self.cluster.open(id, terms, self.now())
         self._share.add(model.files)
         runner = self.runners[id] = PipelineRunner(self._head, pipeline, model, planning, observer, self._handle)
@@ -107,7 +107,7 @@ class Coordinator:
         """Listens for nodes. Raises ConfigError."""
         host = self.settings.host
         self._door = await self._environment.control_door(self, host, self.settings.control_port)
-        self._results = await self._environment.listen(host, 0, self._accept)
+        self._results = await self._environment.listen(host, self.settings.results_port, self._accept)
         self.spawn(self._tick())
         for runner in self.runners.values():
             self._start(runner)

@@ -50,7 +50,7 @@ class Head:
         name = offer.model.name
         if name in self.engines:
             raise ConfigError(f"the model '{name}' is served already")
-        engine = ModelEngine(offer, self.coordinator, self.metrics, self.settings.resume, self.settings.api.trust_text)
+        engine = ModelEngine(offer, self.coordinator, self.metrics, self.settings, self._machine.rng)
         if self._keeps and self.settings.state_folder is not None:
             engine.keep_requests(self.settings.state_folder)
         self.engines[name] = engine
@@ -110,7 +110,7 @@ class Head:
         while True:
             await asyncio.sleep(_LOOK)
             for engine in self.engines.values():
-                engine.rescue()
+                engine.copies.rescue()
 
     # The cluster
 
@@ -150,11 +150,11 @@ class Head:
     @property
     def placement(self) -> Placement | None:
         """Of the first copy of the default model."""
-        return self.engine.first.pipeline.placement
+        return self.engine.copies.first.pipeline.placement
 
     def topology(self) -> Topology:
         """What is published of the cluster."""
-        return self.coordinator.topology(self.engine.first)
+        return self.coordinator.topology(self.engine.copies.first)
 
     # Telemetry
 

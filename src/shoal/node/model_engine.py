@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from random import Random
 from time import time
 from urllib.parse import quote
 
 import structlog
 
 from shoal import __version__
-from shoal.config import EngineSettings
+from shoal.config import EngineSettings, HeadSettings
 from shoal.control import messages as control
-from shoal.errors import InvalidRequest, NotReady, ShoalError
+from shoal.errors import InvalidRequest, NotReady, QueueFull, ShoalError
 from shoal.executor.cost import model_cost
 from shoal.models.description import Description, facts
 from shoal.models.spec import Experts
 from shoal.models.stamp import stamps
 from shoal.node.coordinator import Coordinator
+from shoal.node.copies import Copies
 from shoal.node.interruption import Interruption
 from shoal.node.observer import Served
 from shoal.node.pipeline_runner import PipelineRunner
@@ -26,7 +28,7 @@ from shoal.pipeline.request_log import RequestLog
 from shoal.pipeline.timing import StepTiming
 from shoal.pipeline.token_stream import TokenStream
 from shoal.pipeline_id import PipelineId
-from shoal.request import Request, TokenChunk
+from shoal.request import Request, RequestId, TokenChunk
 from shoal.telemetry.metrics import Metrics, ModelMetrics, PipelineMetrics
 from shoal.text.tokenizer import Tokenizer
 
@@ -101,17 +103,18 @@ class _Watch:
 class ModelEngine:
     """A gateway.engine.Engine."""
 
-    def __init__(self, offer: ModelOffer, coordinator: Coordinator, metrics: Metrics, resume: float, trust: bool) -> None:
-        """resume: see Engine. trust: see Tokenizer.open. Raises ConfigError."""
+    def __init__(self, offer: ModelOffer, coordinator: Coordinator, metrics: Metrics, settings: HeadSettings, chance: Random) -> None:
+        """chance: for the choice among copies. Raises ConfigError."""
         model, engine = offer.model, offer.engine
         self.offer, self.model = offer, model
-        self.tokenizer = Tokenizer.open(model.path, model.gguf, engine.chat_template_file, trust)
+        self.tokenizer = Tokenizer.open(model.path, model.gguf, engine.chat_template_file, settings.api.trust_text)
         self.created = int(time())
         self.facts = facts(model)
         self.identity = identity_of(engine, model)
-        self.resume = resume
-        self.runners: dict[int, PipelineRunner] = {}
-        """By the number of the copy."""
+        self.resume = settings.resume
+        self.used = coordinator.now()
+        """When it was asked for last, or loaded: seconds, by the cluster's clock."""
+        self.copies = Copies(settings.balance, coordinator.now, chance, self._moved)
         self._coordinator, self._all_metrics = coordinator, metrics
         self._metrics = metrics.models[model.name] = ModelMetrics(model.name)
         parts = {layer: spec.feed_forward for layer, spec in enumerate(model.spec.layers)}
@@ -119,8 +122,6 @@ class ModelEngine:
         cost = model_cost(model.spec, model.weights, engine.precision, engine.kv_type, engine.step_tokens)
         context = min(engine.context, model.spec.context)
         self.served = Served(model.name, model.reference, cost, context, engine, offer.pinned, model.manifest, model.files)
-        self._running: dict[str, PipelineRunner] = {}
-        """By the answers that they run."""
         self._log: RequestLog | None = None
         for number in range(1, offer.replicas + 1):
             self.open(number)
@@ -137,23 +138,22 @@ class ModelEngine:
         id = PipelineId(self.name, number)
         metrics = self._all_metrics.pipelines[id] = PipelineMetrics(id, self._experts)
         watch = _Watch(metrics, self._coordinator.now, self._kept)
-        runner = self.runners[number] = self._coordinator.open(id, self.served, watch)
+        runner = self._coordinator.open(id, self.served, watch)
+        self.copies.add(number, runner)
         return runner
 
     def close_copy(self, number: int, reason: str) -> None:
         """Its requests go on elsewhere, if another copy serves; otherwise they end with the reason."""
-        runner = self.runners.pop(number)
-        self._move_requests(runner)
-        self._coordinator.close(runner.pipeline.id, reason)
-        del self._all_metrics.pipelines[runner.pipeline.id]
-        self._running = {answer: other for answer, other in self._running.items() if other is not runner}
+        id = self.copies.remove(number).pipeline.id
+        self._coordinator.close(id, reason)
+        del self._all_metrics.pipelines[id]
 
     async def close(self, reason: str) -> None:
         """Ends every request with the reason, and frees what the nodes hold."""
-        for number in [*self.runners]:
-            runner = self.runners.pop(number)
-            self._coordinator.close(runner.pipeline.id, reason)
-            del self._all_metrics.pipelines[runner.pipeline.id]
+        for runner in self.copies:
+            id = runner.pipeline.id
+            self._coordinator.close(id, reason)
+            del self._all_metrics.pipelines[id]
         del self._all_metrics.models[self.name]
         await self.end_log()
 
@@ -161,34 +161,43 @@ class ModelEngine:
         if self._log is not None:
             await self._log.close()
 
-    def rescue(self) -> None:
-        """Moves requests of copies that no route is in sight for to copies that serve."""
-        for runner in self.runners.values():
-            if runner.lost and runner.requests:
-                self._move_requests(runner)
+    def _moved(self, request: RequestId, target: PipelineRunner) -> None:
+        self._coordinator.recorder.timelines.moved(request, str(target.pipeline.id))
 
-    def _move_requests(self, runner: PipelineRunner) -> None:
-        others = [other for other in self.runners.values() if other is not runner and other.serving]
-        if not others:
-            return
-        for stream in runner.requests.hand_over():
-            target = self._least_loaded(others)
-            target.requests.take_up(stream)
-            answer = self._coordinator.recorder.timelines.moved(stream.request.id, str(target.pipeline.id))
-            self._running[answer] = target
-            log.info("a request goes on at another copy", request=stream.request.id, copy=str(target.pipeline.id))
+    # Its use
 
-    @staticmethod
-    def _least_loaded(runners: Sequence[PipelineRunner]) -> PipelineRunner:
-        return min(runners, key=lambda runner: len(runner.requests))
+    def touch(self) -> None:
+        """Somebody asks for it."""
+        self.used = self._coordinator.now()
 
-    def _chosen(self) -> PipelineRunner:
-        """The copy for the next request. Raises NotReady."""
-        able = [runner for runner in self.runners.values() if runner.able]
-        serving = [runner for runner in able if runner.serving]
-        if not able:
-            raise NotReady(f"no model is served now: {self.progress}")
-        return self._least_loaded(serving or able)
+    @property
+    def busy(self) -> bool:
+        """Whether requests of it are unfinished."""
+        return any(runner.requests for runner in self.copies)
+
+    @property
+    def short(self) -> bool:
+        """Whether it is not served because it finds no room."""
+        return bool(self.state) and any(runner.pipeline.short for runner in self.copies)
+
+    @property
+    def hopeless(self) -> str:
+        """Why it would not be served even if it were the only model; '' if it would."""
+        cluster, now = self._coordinator.cluster, self._coordinator.now()
+        return cluster.hopeless(self.copies.first.pipeline.id, now)
+
+    @property
+    def can(self) -> list[str]:
+        """See serving.registry_store.RegisteredModel."""
+        tokenizer = self.tokenizer
+        having = {
+            "chat": tokenizer.template,
+            "tools": tokenizer.tool_format,
+            "reasoning": tokenizer.reasoning_format,
+            "json": True,
+            "embeddings": True,
+        }
+        return [name for name, what in having.items() if what]
 
     # The gateway's interface
 
@@ -203,32 +212,22 @@ class ModelEngine:
     @property
     def state(self) -> str:
         """Why the model is not served, for people; '' if it is."""
-        return "" if any(runner.serving for runner in self.runners.values()) else self.progress or "the model is being loaded"
-
-    @property
-    def progress(self) -> str:
-        """Why no copy serves, and how far the first has come."""
-        return next((runner.pipeline.progress for runner in self.runners.values()), "it has no copy")
+        return "" if any(runner.serving for runner in self.copies) else self.copies.progress or "the model is being loaded"
 
     def longest(self) -> int:
         """Tokens of the longest sequence that can run now. Raises NotReady."""
-        return max(
-            runner.open_driver().scheduler.limits.longest for runner in self.runners.values() if runner.able or len(self.runners) == 1
-        )
+        return max(runner.open_driver().scheduler.limits.longest for runner in [r for r in self.copies if r.able] or [self.copies.first])
 
     def submit(self, request: Request) -> TokenStream:
-        """Raises NotReady, InvalidRequest, QueueFull."""
-        return self._chosen().submit(request)
+        """Without the balancer: to the copy with the fewest requests. Raises NotReady, InvalidRequest, QueueFull."""
+        return self.copies.least_loaded().submit(request)
 
     async def begin(self, answer: str, note: bytes, requests: Sequence[Request], named: bool) -> list[TokenStream]:
         """Submits all requests or none; returns when they are kept. Raises NotReady, InvalidRequest, QueueFull."""
-        runner = self._chosen()
-        admissible(requests, self.vocabulary, runner.open_driver().scheduler.limits.queue)
+        self.touch()
         streams: list[TokenStream] = []
-        self._begun(answer, requests, runner)
         try:
-            for request in requests:
-                streams.append(runner.submit(request))
+            streams = self._submitted(answer, requests)
             if self._log is not None and note:
                 await self._log.accepted(answer, note, requests)  # in the same turn of the loop: what is sampled from now on is kept too
         except BaseException as error:
@@ -240,15 +239,36 @@ class ModelEngine:
             raise
         return streams
 
+    def _submitted(self, answer: str, requests: Sequence[Request]) -> list[TokenStream]:
+        """At the first copy that has room. Raises NotReady, InvalidRequest, QueueFull of the first that was asked."""
+        full: QueueFull | None = None
+        try:
+            for runner in self.copies.offered(answer, requests):
+                admissible(requests, self.vocabulary, runner.open_driver().scheduler.limits.queue)
+                self._begun(answer, requests, runner)
+                streams: list[TokenStream] = []
+                try:
+                    for request in requests:
+                        streams.append(runner.submit(request))
+                    return streams
+                except QueueFull as error:
+                    full = full or error
+                    for stream in streams:
+                        stream.close()
+        except NotReady:
+            if full is None:
+                raise
+        assert full is not None  # the copies were tried until none was left
+        raise full
+
     def _begun(self, answer: str, requests: Sequence[Request], runner: PipelineRunner) -> None:
         now, id = self._coordinator.now(), runner.pipeline.id
-        self._running[answer] = runner
         self._coordinator.recorder.timelines.begun(answer, requests, now, str(id))
         self._all_metrics.pipelines[id].tokens.begun(answer, (request.id for request in requests), now)
 
     def forget(self, answer: str) -> None:
-        self._running.pop(answer, None)
-        for runner in self.runners.values():
+        self.copies.ended(answer)
+        for runner in self.copies:
             self._all_metrics.pipelines[runner.pipeline.id].tokens.ended(answer)
         self._coordinator.recorder.timelines.ended(answer, self._coordinator.now())
         if self._log is not None:
@@ -261,10 +281,9 @@ class ModelEngine:
         kept, self._log.kept = self._log.kept, []
         out: list[ResumedAnswer] = []
         for answer in kept:
-            runner = self._least_loaded([*self.runners.values()])
+            runner = min(self.copies, key=lambda runner: len(runner.requests))
             now, id = self._coordinator.now(), runner.pipeline.id
             self._coordinator.recorder.timelines.begun(answer.answer, answer.requests, now, str(id))
-            self._running[answer.answer] = runner
             streams = [TokenStream(request, said) for request, said in zip(answer.requests, answer.said, strict=True)]
             for stream in streams:
                 runner.requests.take_up(stream)
@@ -272,18 +291,13 @@ class ModelEngine:
             out.append(ResumedAnswer(answer.answer, answer.note, answer.requests, streams, said))
         return out
 
-    @property
-    def first(self) -> PipelineRunner:
-        """Of its first copy."""
-        return next(iter(self.runners.values()))
-
     def timings(self, rows: int | None = None) -> dict[str, object]:
         """Of the steps of the first copy; see Timings.summary."""
-        driver = self.first.driver
+        driver = self.copies.first.driver
         return {} if driver is None else driver.timings.summary(rows)
 
     def forget_timings(self) -> None:
-        for runner in self.runners.values():
+        for runner in self.copies:
             if runner.driver is not None:
                 runner.driver.timings.clear()
 
@@ -291,6 +305,7 @@ class ModelEngine:
         """Does nothing: every answer is begun in this process, which knows it."""
 
     def _kept(self, chunks: list[TokenChunk]) -> None:
+        self.copies.sampled(chunks)
         if self._log is not None:
             self._log.sampled(chunks)
 

@@ -7,10 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from statistics import median
+from typing import Protocol
+
+import msgspec
 
 from shoal import __version__
 from shoal.control.messages import DismissRequest
-from shoal.errors import CapacityError, UnknownObject
+from shoal.errors import CapacityError, ShoalError, UnknownObject
 from shoal.membership.path import Path
 from shoal.membership.route_machine import RouteMachine
 from shoal.models.spec import Experts
@@ -34,26 +37,44 @@ from shoal.observed.cluster import (
 )
 from shoal.observed.event import EventKind, EventPage
 from shoal.observed.history import History
-from shoal.observed.models import ModelsView
+from shoal.observed.models import LoadedModel, ModelsView
 from shoal.observed.requests import RequestView, Timeline
+from shoal.pipeline_id import PipelineId
 from shoal.placement.partition import Placement
 
+_FIXED = "this head serves the model that it was started with; start one with `shoal up` or `shoal serve`"
 _RECENT = 300  # steps that the medians of stages are taken over
 _EVENTS = 500  # of the latest, that may need attention
 _LOOKED_AT = 8  # stages without which the cluster is planned for advice
+
+
+class Keeper(Protocol):
+    """See node.model_keeper.ModelKeeper."""
+
+    @property
+    def aliases(self) -> Mapping[str, str]: ...
+    @property
+    def loading(self) -> list[str]: ...
+    @property
+    def failed(self) -> Mapping[str, str]: ...
+    def begin(self, reference: str, replicas: int = 0) -> str: ...
+    async def unload(self, name: str, reason: str) -> None: ...
+    def alias(self, alias: str, target: str) -> str: ...
 
 
 class Operations:
     def __init__(self, coordinator: Coordinator, models: Mapping[str, ModelEngine], started: float) -> None:
         """models: by name, the default first; they may come and go."""
         self._coordinator, self._models, self._started = coordinator, models, started
+        self.keeper: Keeper | None = None
+        """Loads and unloads models; None: this head serves what it was started with."""
         self.invitation: Callable[[], Invitation] | None = None
         """Makes one; None: how nodes join is not known here."""
         self._pulls = Pulls(self._pulled)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._without: dict[str, float] = {}
-        """By node, how many times as fast the cluster is predicted to be without it."""
-        self._looked_at: object = None
+        self._without: dict[PipelineId, dict[str, float]] = {}
+        """By node, how many times as fast a pipeline is predicted to be without it."""
+        self._looked_at: dict[PipelineId, object] = {}
         """The route and the speeds for which that was planned, or is being planned."""
         self._looking = False
 
@@ -115,22 +136,23 @@ class Operations:
         pipeline = runner.pipeline
         path = pipeline.serving
         key = None if path is None else (path.epoch, *((n, m.slower, m.draining, m.cap) for n, m in pipeline.members.items()))
-        if key != self._looked_at and not self._looking:
-            self._looked_at, self._without = key, {}
+        if key != self._looked_at.get(pipeline.id) and not self._looking:
+            self._looked_at[pipeline.id], self._without[pipeline.id] = key, {}
             if path is not None and len(path.nodes) > 1:
                 self._looking = True
                 self._coordinator.spawn(self._look(pipeline, path))
-        return self._without
+        return self._without.get(pipeline.id, {})
 
     async def _look(self, pipeline: RouteMachine, path: Path) -> None:
         """At the stages that take most of a step; there may be a hundred."""
         c = self._coordinator
+        found = self._without[pipeline.id]
         slowest = sorted(zip(path.nodes, path.placement.stages, strict=True), key=lambda pair: -pair[1].seconds)
         try:
             for node, stage in slowest[:_LOOKED_AT]:
                 with suppress(CapacityError):
                     placement = await asyncio.to_thread(pipeline.without(path, node, c.now()))
-                    self._without[stage.node] = placement.tokens_per_second / path.placement.tokens_per_second
+                    found[stage.node] = placement.tokens_per_second / path.placement.tokens_per_second
         finally:
             self._looking = False
 
@@ -204,7 +226,38 @@ class Operations:
 
     async def models(self) -> ModelsView:
         memory = sum(member.profile.memory for member in self._coordinator.cluster.members.values())
-        return await asyncio.to_thread(self._pulls.view, frozenset(self._models), memory)
+        view = await asyncio.to_thread(self._pulls.view, frozenset(self._models), memory)
+        loaded = [_loaded(engine) for engine in self._models.values()]
+        if self.keeper is None:
+            return msgspec.structs.replace(view, loaded=loaded)
+        return msgspec.structs.replace(
+            view, loaded=loaded, aliases=dict(self.keeper.aliases), loading=self.keeper.loading, failed=dict(self.keeper.failed)
+        )
+
+    async def load(self, model: str, replicas: int) -> ActionResult:
+        if self.keeper is None:
+            return ActionResult(False, _FIXED)
+        try:
+            return ActionResult(True, f"{self.keeper.begin(model, replicas)} is being loaded")
+        except ShoalError as error:
+            return ActionResult(False, str(error))
+
+    async def unload(self, model: str) -> ActionResult:
+        if self.keeper is None:
+            return ActionResult(False, _FIXED)
+        try:
+            await self.keeper.unload(model, f"the model '{model}' was unloaded")
+        except ShoalError as error:
+            return ActionResult(False, str(error))
+        return ActionResult(True, f"{model} is unloaded")
+
+    async def alias(self, alias: str, target: str) -> ActionResult:
+        if self.keeper is None:
+            return ActionResult(False, _FIXED)
+        try:
+            return ActionResult(True, self.keeper.alias(alias, target))
+        except ShoalError as error:
+            return ActionResult(False, str(error))
 
     async def pull(self, model: str) -> ActionResult:
         self._loop = asyncio.get_running_loop()
@@ -214,6 +267,22 @@ class Operations:
         """Called in another thread."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._coordinator.recorder.events.add, EventKind.FETCHED, line)
+
+
+def _loaded(engine: ModelEngine) -> LoadedModel:
+    return LoadedModel(
+        name=engine.name,
+        reference=engine.model.reference,
+        state=engine.state,
+        short=engine.short,
+        replicas=len(engine.copies.runners),
+        serving=sum(runner.serving for runner in engine.copies),
+        family=engine.facts.family,
+        quantization=engine.facts.quantization,
+        context=engine.served.context,
+        parameters=engine.facts.parameters,
+        can=engine.can,
+    )
 
 
 def _requests(runner: PipelineRunner) -> RequestsView:

@@ -98,6 +98,7 @@ class PipelineRunner:
         self._head, self.observer, self._happened = head, observer, happened
         self._links = Links(head.environment)
         self._opening: Opening | None = None
+        self._closed = False
         self._pace = StragglerDetector()
         self._stranded: float | None = None  # since when requests wait with no route in sight
         self._interruptions = Interruptions(now, self._went_on)
@@ -190,7 +191,7 @@ class PipelineRunner:
 
     async def keep_pace(self) -> None:
         """Tells the cluster about stages that are slower than their nodes measured."""
-        while True:
+        while not self._closed:
             await asyncio.sleep(self._head.settings.pace)
             if (path := self.pipeline.serving) is None:
                 continue
@@ -231,6 +232,7 @@ class PipelineRunner:
 
     def close(self, reason: str) -> None:
         """The pipeline is no more: ends its requests."""
+        self._closed = True
         self.requests.refuse(reason)
         self._close_opening()
 

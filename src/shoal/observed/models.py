@@ -29,9 +29,33 @@ class PullView(msgspec.Struct, frozen=True):
     failed: str = ""
 
 
+class LoadedModel(msgspec.Struct, frozen=True):
+    """A model that is served, or is about to be. state: why it is not served; ''. short: whether that is for want of
+    memory. replicas: copies, of which so many are `serving`. can:
+    'chat', 'tools', 'reasoning', 'json', 'embeddings'. family, quantization, parameters: see facts.ModelFacts. context: tokens."""
+
+    name: str
+    reference: str
+    state: str
+    short: bool
+    replicas: int
+    serving: int
+    family: str
+    quantization: str
+    context: int
+    parameters: int
+    can: list[str] = []
+
+
 class ModelsView(msgspec.Struct, frozen=True):
-    """memory: bytes that weights and KV blocks may take on all nodes together."""
+    """memory: bytes that weights and KV blocks may take on all nodes together. loaded: the default first. aliases: other names, and what
+    each stands for. loading: names of models that are being fetched and read, before they are in `loaded`. failed: why models could not be
+    loaded, by name."""
 
     models: list[ModelHere]
     pulls: list[PullView]
     memory: int
+    loaded: list[LoadedModel] = []
+    aliases: dict[str, str] = {}
+    loading: list[str] = []
+    failed: dict[str, str] = {}

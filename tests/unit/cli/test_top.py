@@ -15,7 +15,7 @@ from shoal.cli.keys_pressed import named
 from shoal.cli.top_page import SECTIONS, Look, page, whole
 from shoal.observed.cluster import Advice
 from shoal.observed.event import ClusterEvent, EventKind, EventPage
-from tests.support.views import HOSTILE, LOADING, NOW, machine, seen
+from tests.support.views import HOSTILE, LOADING, NOW, machine, seen, several
 
 
 def text(lines: list[Text]) -> str:
@@ -123,6 +123,78 @@ def test_keys_are_read_from_what_terminals_send() -> None:
     assert [*named("q\x1b[A\x1bOB\x1b[6~\t\x1b[Z/é\x7f\r\x1b\x00\x1b[200~")] == [
         "q", "up", "down", "page down", "tab", "back tab", "/", "é", "erase", "enter", "escape"
     ]  # fmt: skip
+
+
+# Several pipelines
+
+THREE = ("tiny/1", "tiny/2", "big/1")
+
+
+def test_p_goes_from_one_pipeline_to_the_next_and_shift_p_back() -> None:
+    look = Look()
+    page(several(*THREE), look, 80, 24)
+    assert look.pipeline == "tiny/1"
+    for key, wanted in (("p", "tiny/2"), ("p", "big/1"), ("p", "tiny/1"), ("P", "big/1"), ("P", "tiny/2")):
+        assert not look.press(key)
+        assert look.pipeline == wanted
+    for key in ("/", "p"):
+        look.press(key)
+    assert (look.filter, look.pipeline) == ("p", "tiny/2")
+
+
+def test_with_one_pipeline_p_does_nothing_and_is_not_offered() -> None:
+    look = Look()
+    before = text(page(several("tiny/1"), look, 80, 24))
+    assert not look.press("p") and look.pipeline == "tiny/1"
+    assert text(page(several("tiny/1"), look, 80, 24)) == before
+    assert "p P" not in before and before.startswith("shoal tiny  serving")
+
+
+def test_all_pipelines_are_listed_and_the_shown_one_is_named() -> None:
+    for at, name in enumerate(THREE):
+        lines = text(page(several(*THREE, shown=at), Look(pipeline=name), 100, 24)).splitlines()
+        assert lines[0].startswith(f"shoal {name}  ")
+        assert [line for line in lines if "▸" in line][0].split() == [
+            *f"{'▸' * (at == 0)}tiny/1 serving 10/s".split(),
+            *f"{'▸' * (at == 1)}tiny/2 loading 20/s".split(),
+            *f"{'▸' * (at == 2)}big/1 serving 30/s".split(),
+        ]  # fmt: skip
+        assert any(line.startswith(f"{name}-0 ") for line in lines) and "p P pipeline" in lines[-1]
+
+
+@given(st.integers(2, 60), st.integers(0, 59), st.integers(30, 200), st.integers(6, 80))
+def test_the_shown_pipeline_is_in_the_list_however_many_there_are(count: int, at: int, width: int, height: int) -> None:
+    names = [f"model-{i}/1" for i in range(count)]
+    name = names[at % count]
+    lines = page(several(*names, shown=at % count), Look(pipeline=name), width, height)
+    assert len(lines) == height and max(line.cell_len for line in lines) <= width
+    assert any(f"▸{name}" in line.plain for line in lines) or height < 9
+
+
+def test_a_pipeline_that_goes_is_named_until_another_is_chosen() -> None:
+    look = Look(pipeline="big/1")
+    page(several(*THREE, shown=2), look, 80, 24)
+    for _ in range(2):
+        assert "big/1 is gone" in text(page(several(*THREE[:2]), look, 80, 24))
+        assert look.pipeline == "tiny/1"
+    look.press("p")
+    assert "gone" not in text(page(several(*THREE[:2], shown=1), look, 80, 24))
+
+
+def test_a_pipe_is_given_all_pipelines() -> None:
+    views = [several(*THREE, shown=at) for at in range(3)]
+    told = text(whole(views[0], [view.cluster for view in views[1:]])).splitlines()
+    assert told[0] == "pipelines"
+    assert [line.split() for line in told[2:5]] == [
+        ["tiny/1", "serving", "1", "2", "10", "tiny/1-0"],
+        ["tiny/2", "loading", "2", "3", "20", "tiny/2-0"],
+        ["big/1", "serving", "3", "4", "30", "big/1-0"],
+    ]
+    heads = [line for line in told if line.startswith("shoal ")]
+    assert [line.split()[1] for line in heads] == [*THREE]
+    for name in THREE:
+        assert sum(line.startswith(f"{name}-1 ") for line in told) == 2  # as a machine and as a stage
+    assert sum(line.startswith("requests") for line in told) == 1 and sum(line.startswith("events") for line in told) == 1
 
 
 # Names

@@ -69,7 +69,11 @@ def test_what_a_node_says_arrives_as_it_was_said(message: control.NodeMessage):
     assert decode_node_message(encode_node_message(message)) == message
 
 
-@pytest.mark.parametrize("message", [LOAD, control.Rest(epoch=2, pipeline="m/1"), control.Drop(pipeline="m/1"), control.Welcome(node=1, heartbeat=0.5)], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize(
+    "message",
+    [LOAD, control.Rest(epoch=2, pipeline="m/1"), control.Drop(pipeline="m/1"), control.Welcome(node=1, heartbeat=0.5)],
+    ids=lambda m: type(m).__name__,
+)
 def test_what_the_head_says_arrives_as_it_was_said(message: control.HeadMessage):
     assert decode_head_message(encode_head_message(message)) == message
 

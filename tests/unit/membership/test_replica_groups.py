@@ -10,12 +10,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from shoal.errors import CapacityError
-from shoal.membership.replica_groups import Need, ReplicaGroups
+from shoal.membership.replica_groups import CopyNeed, ReplicaGroups
 from shoal.placement.moves import Moves
 from shoal.placement.profile import Demand, NodeProfile
 from tests.support.nodes import MB, model, models
 
-NEED = Need(40 * MB, MB)
+NEED = CopyNeed(40 * MB, MB)
 Nodes = dict[int, NodeProfile]
 
 
@@ -40,7 +40,7 @@ def served(groups: ReplicaGroups, replicas: Sequence[int], nodes: Nodes) -> list
     return [r for r in replicas if groups.need.met([nodes[n] for n in groups_of(groups).get(r, ())])]
 
 
-def dealt(replicas: Sequence[int], nodes: Nodes, need: Need = NEED) -> ReplicaGroups:
+def dealt(replicas: Sequence[int], nodes: Nodes, need: CopyNeed = NEED) -> ReplicaGroups:
     groups = ReplicaGroups(need)
     groups.arrange(replicas, nodes)
     return groups
@@ -189,7 +189,7 @@ def test_without_copies_or_nodes_nobody_serves():
 
 
 def test_layers_are_held_whole():
-    need = Need.of(Moves(model(layers=4, head=0), Demand(8, 4096, 256)))
+    need = CopyNeed.of(Moves(model(layers=4, head=0), Demand(8, 4096, 256)))
     assert need.met([node(50)])
     assert need.met([node(22), node(23)])
     assert not need.met([node(17), node(17), node(17)]), "each has room for one layer and a half"
@@ -197,14 +197,14 @@ def test_layers_are_held_whole():
 
 
 def test_the_head_comes_with_the_last_layer():
-    need = Need.of(Moves(model(layers=2, head=30 * MB), Demand(8, 4096, 256)))
+    need = CopyNeed.of(Moves(model(layers=2, head=30 * MB), Demand(8, 4096, 256)))
     assert need.met([node(12), node(42)])
     assert need.met([node(42), node(12)])
     assert not need.met([node(30), node(30)])
 
 
 def test_spares_are_left_over():
-    need = Need.of(Moves(model(layers=4, head=0), Demand(8, 4096, 256), spares=1))
+    need = CopyNeed.of(Moves(model(layers=4, head=0), Demand(8, 4096, 256), spares=1))
     assert not need.met([node(22), node(23)])
     assert need.met([node(22), node(23), node(1)])
     assert need.met([node(50)]), "the only node is no spare"
@@ -214,7 +214,7 @@ def test_spares_are_left_over():
 def test_what_is_said_to_suffice_can_be_placed(cost: object, nodes: Nodes, spares: int):
     moves = Moves(cost, Demand(8, 4096, 256), spares=spares)  # pyright: ignore[reportArgumentType]
     profiles = [replace(p, name=f"n{n}") for n, p in nodes.items()]
-    assume(Need.of(moves).met(profiles))
+    assume(CopyNeed.of(moves).met(profiles))
     assert moves.first(profiles, {}).stages
 
 
@@ -225,9 +225,9 @@ def test_of_equal_layers_what_can_be_placed_is_said_to_suffice(layers: int, node
     try:
         moves.first(profiles, {})
     except CapacityError:
-        assert not Need.of(moves).met(profiles)
+        assert not CopyNeed.of(moves).met(profiles)
     else:
-        assert Need.of(moves).met(profiles)
+        assert CopyNeed.of(moves).met(profiles)
 
 
 @given(st.lists(st.integers(1, 100), min_size=2, max_size=6))

@@ -176,7 +176,8 @@ def test_what_was_ordered_by_a_head_that_is_gone_is_not_answered_to_the_next_one
         town.start("a")
         await town.serving(1)
         agent, said = town.agents["a"], list[control.NodeMessage]()
-        monkeypatch.setattr(agent, "_say", said.append)
+        part = agent._parts["toy/1"]
+        monkeypatch.setattr(agent, "say", said.append)
         loading, over = asyncio.Event(), asyncio.Event()
 
         async def late(order: control.Load) -> None:
@@ -185,9 +186,9 @@ def test_what_was_ordered_by_a_head_that_is_gone_is_not_answered_to_the_next_one
             raise OSError("too late")
 
         monkeypatch.setattr(agent.fetcher, "fill", late)
-        agent.spawn(agent._load(control.Load(epoch=9, end_layer=1, layers=LAYERS)))
+        agent.spawn(part.load(control.Load(epoch=9, end_layer=1, layers=LAYERS)))
         await loading.wait()
-        agent._epochs.clear()  # as when a membership ends
+        part.end_membership()
         over.set()
         await asyncio.sleep(1)
         assert not [message for message in said if isinstance(message, control.Failed)]
@@ -199,7 +200,7 @@ def test_a_node_that_cannot_enter_a_route_says_so_whatever_it_was():
     async def scenario(town: Town) -> None:
         town.start("a")
         await town.serving(1)
-        town.agents["a"]._model.enter = fail  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+        town.agents["a"]._parts["toy/1"]._model.enter = fail  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
         town.start("b")
         async with asyncio.timeout(15):  # sooner than a link is given up
             await town.until(lambda: any("a bug" in line for line in town.head.recorder.lines(200)))

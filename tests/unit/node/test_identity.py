@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from shoal.config import EngineSettings, HeadSettings
+from shoal.config import EngineSettings
 from shoal.models.description import Description
 from shoal.node import head
 from shoal.node.model_engine import identity_of

@@ -36,7 +36,7 @@ def test_a_stage_is_busy_by_the_traces_of_its_steps():
 def test_what_a_heartbeat_says_is_passed_on_with_memory_rounded():
     loads = Loads()
     beat = worked(0.0, rows=12, queued=3)
-    beat.resident, beat.steps = (37 << 20) + 12345, 4
+    beat.resident, beat.pipelines[0].steps = (37 << 20) + 12345, 4
     loads.heard("w", beat, 0.0)
     assert loads.of("w") == NodeLoad(steps=4, frames=6, rows=12, queue=3, resident=32 << 20)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -14,6 +16,7 @@ from shoal.membership import events
 from shoal.models.description import Description
 from shoal.models.spec import ModelSpec
 from shoal.node.environment import Model
+from shoal.node.model_engine import ModelEngine
 from shoal.node.operations import Operations
 from shoal.observed.cluster import NodeAction
 from shoal.observed.event import ClusterEvent, EventKind
@@ -22,6 +25,8 @@ from shoal.testing import toy
 from tests.support.town import LAYERS, Town, play
 
 DESCRIPTION = Description("toy", "toy", Path("toy"), ModelSpec("toy", 8, 97, 1e-5, 160, False, ()), None, None)
+MODELS = {"toy": cast(ModelEngine, SimpleNamespace(model=DESCRIPTION))}
+"""Of an engine, its description is all that is looked at."""
 
 
 def told(town: Town, kind: EventKind) -> list[ClusterEvent]:
@@ -179,7 +184,7 @@ def test_preempted_sequences_are_told():
 def test_what_is_previewed_is_what_comes():
     async def scenario(town: Town) -> None:
         await busy(town, 2, "a", "b")
-        operations, serving = Operations(town.head, DESCRIPTION, 0.0), town.head.pipeline.serving
+        operations, serving = Operations(town.head, MODELS, 0.0), town.head.pipeline.serving
         assert serving is not None
         kept, other = serving.placement.stages
         for action in (NodeAction("drain"), NodeAction("remove"), NodeAction("cap", memory=1000)):
@@ -205,7 +210,7 @@ def test_nothing_is_previewed_where_nothing_is_served():
     async def scenario(town: Town) -> None:
         town.start("a")
         await town.until(lambda: town.head.cluster.members)
-        assert "not being served" in (await Operations(town.head, DESCRIPTION, 0.0).preview("a", NodeAction("drain"))).why
+        assert "not being served" in (await Operations(town.head, MODELS, 0.0).preview("a", NodeAction("drain"))).why
 
     play(scenario, min_nodes=2)
 

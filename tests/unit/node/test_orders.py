@@ -7,7 +7,7 @@ from typing import Any, cast
 from shoal.config import EngineSettings, Precision
 from shoal.control import messages as control
 from shoal.membership.events import Joined
-from shoal.membership.instructions import HoldExperts, LoadStage
+from shoal.membership.instructions import HoldExperts, LoadStage, RestStage
 from shoal.membership.member import Member
 from shoal.models.manifest import Manifest
 from shoal.models.model_file import ModelFile
@@ -15,6 +15,7 @@ from shoal.node.observer import Served
 from shoal.node.orders import Orders
 from shoal.node.packing import packing_of
 from shoal.node.share import Share
+from shoal.pipeline_id import PipelineId
 from shoal.placement.profile import NodeProfile
 from tests.unit.placement.test_experts import model
 
@@ -33,8 +34,8 @@ def orders(**offers: list[control.PackedFile]) -> Orders:
         for node, name in enumerate(offers, 1)
     }
     machines = {node: control.Join(name=name, packed=files) for node, (name, files) in enumerate(offers.items(), 1)}
-    served = Served("model", "/model.gguf", model(), 128)
-    made = Orders("192.0.2.9", EngineSettings(precision=Precision.Q4), served, cast(Any, None), Share(), members, machines)
+    served = Served("model", "/model.gguf", model(), 128, EngineSettings(precision=Precision.Q4))
+    made = Orders(PipelineId("model", 2), "192.0.2.9", served, cast(Any, None), Share(), members, machines)
     made.manifest = Manifest("/model.gguf", (FILE,))
     return made
 
@@ -92,3 +93,9 @@ def test_where_all_nodes_are_on_one_machine_nobody_hashes_for_others() -> None:
     made = orders(a=[])
     made._host = "127.0.0.1"
     assert not made.hold(hold(1)).offer
+
+
+def test_every_order_names_its_pipeline() -> None:
+    made = orders(a=[])
+    assert made.hold(hold(1)).pipeline == made.load(LoadStage(1, 1, 0, 1, 0, 4, range(0), 64)).pipeline == "model/2"
+    assert made.rest(RestStage(1, 1)).pipeline == "model/2"

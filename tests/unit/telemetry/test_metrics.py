@@ -15,19 +15,21 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from shoal.observed.event import EventKind
 from shoal.pipeline.timing import StepPart, StepTiming
+from shoal.pipeline_id import PipelineId
 from shoal.request import FinishReason, RequestId, TokenChunk
 from shoal.scheduler.plan import StageTrace
 from shoal.telemetry.distribution import BOUNDS, Distribution
-from shoal.telemetry.metrics import CAUSES, OUTCOMES, Metrics
+from shoal.telemetry.metrics import CAUSES, OUTCOMES, ModelMetrics, PipelineMetrics
 from shoal.telemetry.token_times import TokenTimes
+from tests.support.metered import Metered
 from tests.support.scraped import Scraped, scraped
 
 seconds = st.floats(BOUNDS[0], BOUNDS[-1], exclude_min=True)
 R = RequestId("r")
 
 
-def told(metrics: Metrics) -> Scraped:
-    return scraped(metrics.text().decode())
+def told(made: Metered) -> Scraped:
+    return scraped(made.text())
 
 
 def timing(*traces: StageTrace, parts: Iterable[StepPart] = (), sent: float = 1.0, sampled: int = 1) -> StepTiming:
@@ -116,11 +118,11 @@ def test_nothing_is_kept_of_an_answer_that_ended() -> None:
 
 
 def test_a_step_is_counted_in_its_parts() -> None:
-    metrics = Metrics("m", {})
-    metrics.route(["a", "b"])
-    metrics.tokens.begun("answer", [R], 0.25)
-    metrics.step(timing(trace(0.1, 1.0), trace(0.2, 2.0, 0.5), parts=[StepPart(R, 1, 1)], sampled=3), (0.01, 0.02, 0.03))
-    found = told(metrics)
+    made = Metered()
+    made.pipeline.route(["a", "b"])
+    made.pipeline.tokens.begun("answer", [R], 0.25)
+    made.pipeline.step(timing(trace(0.1, 1.0), trace(0.2, 2.0, 0.5), parts=[StepPart(R, 1, 1)], sampled=3), (0.01, 0.02, 0.03))
+    found = told(made)
     assert found.value("generated_tokens_total") == 3
     sums = {
         "hop": {"a": 0.01, "b": 0.02},
@@ -136,15 +138,15 @@ def test_a_step_is_counted_in_its_parts() -> None:
 
 def test_a_step_costs_some_dozens_of_calls() -> None:
     """Each takes about 0.1 µs; a decode step takes 3 ms and more."""
-    metrics = Metrics("m", {})
-    metrics.route(["a", "b"])
-    metrics.tokens.begun("answer", [R], 0.0)
+    made = Metered()
+    made.pipeline.route(["a", "b"])
+    made.pipeline.tokens.begun("answer", [R], 0.0)
     step = timing(trace(1e-4, 1e-3), trace(1e-4, 1e-3), parts=[StepPart(R, 1, 1)])
     calls = Counter[str]()
     sys.setprofile(lambda frame, event, what: calls.update([event]))
     try:
-        metrics.tokens.sampled([TokenChunk(R, 0, 7)], 1.0)
-        metrics.step(step, (1e-4, 1e-4, 1e-4))
+        made.pipeline.tokens.sampled([TokenChunk(R, 0, 7)], 1.0)
+        made.pipeline.step(step, (1e-4, 1e-4, 1e-4))
     finally:
         sys.setprofile(None)
     assert 10 < calls["call"] + calls["c_call"] < 60
@@ -154,19 +156,19 @@ def test_a_step_costs_some_dozens_of_calls() -> None:
 
 
 def test_computing_is_told_by_part_over_all_kinds_of_steps() -> None:
-    metrics = Metrics("m", {})
+    made = Metered()
     for more in (0.0, 0.25):
-        metrics.computing("a", {"attention": 1.0 + more, "head": 0.5}, {"attention": 2.0, "head": 0.0})
-        found = told(metrics)
+        made.pipeline.computing("a", {"attention": 1.0 + more, "head": 0.5}, {"attention": 2.0, "head": 0.0})
+        found = told(made)
         assert found.value("node_compute_seconds_total", node="a", part="attention") == 3.0 + more
         assert found.value("node_compute_seconds_total", node="a", part="head") == 0.5
 
 
 def test_interruptions_are_counted_by_cause_and_part() -> None:
-    metrics = Metrics("m", {})
-    metrics.interruption(0.9, "lost", {"load": 0.5, "refill": 0.4}, 70)
-    metrics.interruption(0.1, "moved", {"refill": 0.1}, 7)
-    found = told(metrics)
+    made = Metered()
+    made.pipeline.interruption(0.9, "lost", {"load": 0.5, "refill": 0.4}, 70)
+    made.pipeline.interruption(0.1, "moved", {"refill": 0.1}, 7)
+    found = told(made)
     assert {cause: found.value("interruption_seconds_count", cause=cause) for cause in CAUSES} == {
         **dict.fromkeys(CAUSES, 0),
         "lost": 1,
@@ -178,7 +180,7 @@ def test_interruptions_are_counted_by_cause_and_part() -> None:
 
 def test_what_may_happen_is_there_before_it_does() -> None:
     """A rate over a counter that appears with its first event misses that event."""
-    found = told(Metrics("m", {}))
+    found = told(Metered())
     assert {kind.value: found.value("events_total", kind=kind.value, model=None) for kind in EventKind} == dict.fromkeys(EventKind, 0)
     assert {outcome: found.value("answers_total", outcome=outcome) for outcome in OUTCOMES} == dict.fromkeys(OUTCOMES, 0)
 
@@ -190,41 +192,82 @@ HOSTILE = 'n\\o"d\ne{}[bold]\x1b[31m\u202e'
 
 
 def test_names_come_back_as_they_are() -> None:
-    metrics = Metrics(HOSTILE, {1: 2})
-    metrics.route([HOSTILE])
-    metrics.step(timing(trace(0.1, 1.0)), (0.01, 0.02))
-    metrics.busy.set(0.5, HOSTILE)
-    for family in text_string_to_metric_families(metrics.text().decode()):
+    made = Metered(HOSTILE, {1: 2})
+    made.pipeline.route([HOSTILE])
+    made.pipeline.step(timing(trace(0.1, 1.0)), (0.01, 0.02))
+    made.nodes.busy.set(0.5, HOSTILE)
+    of_nodes = {family.name for collector in made.nodes.collectors for family in collector.collect()}
+    for family in text_string_to_metric_families(made.text()):
         for sample in family.samples:
             assert sample.labels.get("node", HOSTILE) == sample.labels.get("model", HOSTILE) == HOSTILE
-            assert ("model" in sample.labels) == (not sample.name.startswith(("shoal_node", "shoal_events", "shoal_fetched")))
+            assert ("model" in sample.labels) == (family.name not in of_nodes)
 
 
 def test_a_node_that_is_gone_is_forgotten_whole() -> None:
-    metrics = Metrics("m", {})
-    metrics.route(["a"])
-    metrics.step(timing(trace(0.1, 1.0)), (0.01, 0.02))
-    alone = {name for name, labels in told(metrics).series if "a" in labels.values()}
-    metrics.route(["a", "b"])
-    metrics.step(timing(trace(0.1, 1.0), trace(0.1, 1.0)), (0.01, 0.02, 0.03))
-    metrics.journal("b", 1, 2, 3, 4)
-    metrics.fetched("b", 1, 2)
-    metrics.computing("b", {"attention": 1.0})
-    metrics.stage_layers.set(3, "b", "1")
-    for gauge in (metrics.busy, metrics.resident, metrics.memory, metrics.silence, metrics.weights, metrics.kv, metrics.slowdown):
+    made = Metered()
+    made.pipeline.route(["a"])
+    made.pipeline.step(timing(trace(0.1, 1.0)), (0.01, 0.02))
+    alone = {name for name, labels in told(made).series if "a" in labels.values()}
+    made.pipeline.route(["a", "b"])
+    made.pipeline.step(timing(trace(0.1, 1.0), trace(0.1, 1.0)), (0.01, 0.02, 0.03))
+    made.pipeline.journal("b", 1, 2, 3, 4)
+    made.nodes.fetched("b", 1, 2)
+    made.pipeline.computing("b", {"attention": 1.0})
+    made.pipeline.stage_layers.set(3, "b", "1")
+    nodes, pipeline = made.nodes, made.pipeline
+    for gauge in (nodes.busy, nodes.resident, nodes.memory, nodes.silence, pipeline.weights, pipeline.kv, pipeline.slowdown):
         gauge.set(1, "b")
-    metrics.forget("b")
-    text = metrics.text().decode()
+    made.all.forget("b")
+    text = made.text()
     assert '"b"' not in text
-    assert {name for name, labels in told(metrics).series if "a" in labels.values()} == alone
+    assert {name for name, labels in told(made).series if "a" in labels.values()} == alone
 
 
 @pytest.mark.parametrize("nodes", [1, 20])
 def test_series_grow_with_the_nodes_of_the_route_alone(nodes: int) -> None:
-    metrics = Metrics("m", {})
+    made = Metered()
     names = [f"n{i}" for i in range(nodes)]
-    before = len(told(metrics).series)
+    before = len(told(made).series)
     for _ in range(3):  # again and again, in any order
-        metrics.route(names := [*reversed(names)])
-        metrics.step(timing(*[trace(0.1, 1.0)] * nodes), [0.01] * (nodes + 1))
-    assert len(told(metrics).series) - before == nodes * 3 * (len(BOUNDS) + 3)
+        made.pipeline.route(names := [*reversed(names)])
+        made.pipeline.step(timing(*[trace(0.1, 1.0)] * nodes), [0.01] * (nodes + 1))
+    assert len(told(made).series) - before == nodes * 3 * (len(BOUNDS) + 3)
+
+
+# Several models and copies
+
+
+def test_each_metric_is_told_once_with_the_figures_of_all_copies_and_models() -> None:
+    made = Metered("m", {0: 2})
+    copy, other = PipelineId("m", 2), PipelineId("n")
+    made.all.pipelines[copy], made.all.pipelines[other] = PipelineMetrics(copy, {0: 2}), PipelineMetrics(other, {})
+    made.all.models["n"] = ModelMetrics("n")
+    for count, metrics in enumerate(made.all.pipelines.values(), 1):
+        metrics.route(["a"])
+        metrics.step(timing(trace(0.1, 1.0), sampled=count), (0.01, 0.02))
+    made.pipeline.experts.add(0, [3, 4])
+    made.all.pipelines[copy].experts.add(0, [5, 6])
+    lines = made.text().splitlines()
+    types = [line for line in lines if line.startswith("# TYPE")]
+    assert len(types) == len(set(types)) == len({line.split()[2] for line in types})
+    for text in (made.text(), made.text()):  # what was told once is not told twice the next time
+        found = scraped(text)
+        assert len({(name, *sorted(labels.items())) for name, labels in found.series}) == len(found.series)
+        tokens = {id: found.value("generated_tokens_total", model=id.model, replica=str(id.replica)) for id in made.all.pipelines}
+        assert tokens == {PipelineId("m"): 1, copy: 2, other: 3}
+        assert found.value("expert_rows_total", replica="2", layer="0", expert="1") == 6
+        assert found.value("stage_compute_seconds_sum", model="n", node="a") == 1.0
+        assert [found.value("prompt_tokens_total", model=model, replica=None) for model in "mn"] == [0, 0]
+
+
+def test_a_node_that_is_gone_is_forgotten_by_all_pipelines_and_a_copy_that_is_gone_with_all_its_figures() -> None:
+    made = Metered()
+    copy = PipelineId("m", 2)
+    made.all.pipelines[copy] = PipelineMetrics(copy, {})
+    for metrics in made.all.pipelines.values():
+        metrics.weights.set(1, "a")
+        metrics.weights.set(2, "b")
+    made.all.forget("a")
+    assert [labels["replica"] for name, labels in told(made).series if name == "shoal_node_weights_bytes"] == ["1", "2"]
+    del made.all.pipelines[copy]
+    assert 'replica="2"' not in made.text() and 'replica="1"' in made.text()

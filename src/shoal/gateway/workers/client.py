@@ -61,8 +61,8 @@ class RemoteEngines(ServedEngines):
 
     @classmethod
     async def connect(cls, path: Path, opened: Opened) -> RemoteEngines:
-        """Opens the tokenizer of the default model; others when they are first asked for. Raises OSError, EOFError,
-        RemoteProtocolError, and what `opened` raises."""
+        """Opens the tokenizer of the default model, and of those with answers to take up; others when they are first asked for.
+        Raises OSError, EOFError, RemoteProtocolError, and what `opened` raises."""
         channel: Channel[FromHead] = Channel(*await asyncio.open_unix_connection(path), FromHead)
         try:
             channel.say(messages.Join(os.getpid()))
@@ -70,8 +70,9 @@ class RemoteEngines(ServedEngines):
             if not isinstance(welcome, Welcome):
                 raise RemoteProtocolError(f"{type(welcome).__name__} before Welcome")
             engines = cls(channel, welcome, opened)
-            for engine in [*engines._remote.values()][:1]:
-                await engine.prepare()
+            for name, engine in engines._remote.items():
+                if name in [*engines.names[:1], *(each.model for each in welcome.resumed)]:
+                    await engine.prepare()
             return engines
         except BaseException:
             channel.abort()
@@ -155,7 +156,7 @@ class RemoteEngines(ServedEngines):
             case messages.Changed(model, status):
                 self._remote[model].status = status
             case messages.EngineAdded(served, resumed):
-                self.add(self._engine(served, resumed))
+                self._put(self._engine(served, resumed))
             case messages.EngineGone(model):
                 del self._remote[model]
                 self.remove(model)

@@ -86,3 +86,12 @@ class RemoteOperator:
 
     async def pull(self, model: str) -> ActionResult:
         return await self._do("pull", model)
+
+    async def load(self, model: str, replicas: int) -> ActionResult:
+        return await self._do("load", model, replicas)
+
+    async def unload(self, model: str) -> ActionResult:
+        return await self._do("unload", model)
+
+    async def alias(self, alias: str, target: str) -> ActionResult:
+        return await self._do("alias", alias, target)

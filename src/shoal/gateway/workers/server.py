@@ -33,8 +33,6 @@ from shoal.trace_context import TRACE
 log = structlog.get_logger()
 
 _LOOK = 0.1  # seconds between checks of the engines' states
-
-
 _OBSERVED = frozenset({"first_token", "answer", "request", "reuse"})
 _OBSERVED_OF_ALL = frozenset({"request", "cache"})
 """What is counted, for a model and for all of them together."""
@@ -146,11 +144,10 @@ class EngineServer:
         ]
         for held in resumed:
             self._hold(held)
-        first, *others = [*self._joined] or [None]
-        for worker in (first, *others):
-            if worker is not None:
-                attached = [held.attached for held in resumed if worker is first]
-                worker.channel.say(messages.EngineAdded(self._served(engine, status), attached))
+        first = next(iter(self._joined), None)
+        for worker in self._joined:
+            attached = [held.attached for held in resumed] if worker is first else []
+            worker.channel.say(messages.EngineAdded(self._served(engine, status), attached))
         for held in resumed:
             if first is None:
                 self._orphan(held)
@@ -289,10 +286,15 @@ class EngineServer:
         of = _OBSERVED if model else _OBSERVED_OF_ALL
         if what not in of:
             raise RemoteProtocolError(f"it observed '{what}', which is not counted")
-        if not model:
-            getattr(self._engines, f"observe_{what}")(*values)
-        elif model in self._told:  # of one that has gone nothing is counted any more
-            getattr(self._told[model][0], f"observe_{what}")(*values)
+        where = self._engine(model) if model else self._engines
+        if where is not None:
+            getattr(where, f"observe_{what}")(*values)
+
+    def _engine(self, model: str) -> Engine | None:
+        """The engine of that name, or one that has gone and still has answers."""
+        if model in self._told:
+            return self._told[model][0]
+        return next((held.engine for held in self._answers.values() if held.engine.name == model), None)
 
     def _leave(self, worker: _Worker) -> None:
         """Its requests have ended; its answers too, except those that were named."""

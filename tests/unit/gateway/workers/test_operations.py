@@ -16,8 +16,8 @@ from shoal.observed.event import EventKind
 from tests.support.fixed_operator import FixedOperator
 
 METHODS: dict[str, tuple[Any, ...]] = {
-    "cluster": (),
-    "experts": (),
+    "cluster": ("toy/1",),
+    "experts": ("",),
     "events": (0, 10, [EventKind.LOST], "b"),
     "history": (),
     "requests": ("someone",),

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from shoal.errors import Conflict, InvalidRequest, UnknownObject
+from shoal.errors import Conflict, InvalidRequest, NotReady, UnknownObject
 from shoal.gateway.auth.caller import CALLER
 from shoal.gateway.endpoints.batches.answer import BatchAnswer, BatchList
 from shoal.gateway.endpoints.batches.state import BatchStatus
@@ -37,7 +37,7 @@ def routes(batches: BatchStore, files: FileStore, engines: Engines, endpoints: C
             raise InvalidRequest(str(error), "input_file_id") from None
         if file.purpose != PURPOSE:
             raise InvalidRequest(f"{file.id} has the purpose '{file.purpose}'; a batch reads one with '{PURPOSE}'", "input_file_id")
-        return batches.create(who, engines.resolve(None), body.endpoint, file.id, body.metadata).wire()
+        return batches.create(who, _models(engines), body.endpoint, file.id, body.metadata).wire()
 
     def cancel(who: str, id: str) -> dict[str, Any]:
         batch = batches.find(who, id)
@@ -70,3 +70,10 @@ def routes(batches: BatchStore, files: FileStore, engines: Engines, endpoints: C
         return await asyncio.to_thread(cancel, CALLER.get().id, id)
 
     return router
+
+
+def _models(engines: Engines) -> list[str]:
+    """Those that a batch may ask, the default first. Raises NotReady."""
+    if not engines.names:
+        raise NotReady("no model is loaded")
+    return [*engines.names]

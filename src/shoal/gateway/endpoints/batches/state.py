@@ -73,7 +73,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: int
     metadata: dict[str, str] | None = None
     models: tuple[str, ...] = ()
-    """The models that its requests need, once they are known."""
+    """The models that its requests need; before they are read, all that there were when it was created."""
     status: BatchStatus = BatchStatus.VALIDATING
     reached: dict[BatchStatus, int] = {}
     """When it reached each status, in seconds since 1970."""
@@ -84,7 +84,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def needed(self) -> tuple[str, ...]:
-        """The models that it waits for, as far as they are known."""
+        """The models that it waits for."""
         return self.models or (self.model,)
 
     @property
@@ -99,7 +99,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
             "id": self.id,
             "object": "batch",
             "endpoint": self.endpoint,
-            "model": self.needed[0],
+            "model": self.model if self.model in self.needed else self.needed[0],
             "errors": errors if self.problems else None,
             "input_file_id": self.input_file_id,
             "completion_window": f"{WINDOW // 3600}h",

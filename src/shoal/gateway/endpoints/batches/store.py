@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import time
 from typing import Any
 
@@ -24,13 +24,14 @@ class BatchStore:
     def __init__(self, database: Database, settings: ApiSettings, now: Callable[[], float] = time) -> None:
         self._database, self._settings, self._now = database, settings, now
 
-    def create(self, owner: str, model: str, endpoint: str, input_file_id: str, metadata: dict[str, str] | None) -> Batch:
-        """Raises QueueFull."""
+    def create(self, owner: str, models: Sequence[str], endpoint: str, input_file_id: str, metadata: dict[str, str] | None) -> Batch:
+        """models: that there are, the default first. Raises QueueFull."""
         at = int(self._now())
         batch = Batch(
             id="batch_" + secrets.token_hex(12),
             owner=owner,
-            model=model,
+            model=models[0],
+            models=tuple(sorted(models)),
             endpoint=endpoint,
             input_file_id=input_file_id,
             created_at=at,

@@ -15,7 +15,7 @@ from shoal.errors import ConfigError, Conflict, InvalidRequest, NotAuthenticated
 from shoal.gateway.auth.caller import CALLER
 from shoal.gateway.auth.key import KeyRole
 from shoal.gateway.endpoints.operator.stream import watched
-from shoal.gateway.endpoints.operator.wire import Me, NodeBody, PullBody, RequestList
+from shoal.gateway.endpoints.operator.wire import Me, ModelsBody, NodeBody, RequestList
 from shoal.gateway.operator import Operator
 from shoal.gateway.schema.contract import EVENTS, contract
 from shoal.gateway.schema.shaped import shaped, told
@@ -132,13 +132,32 @@ def routes(service: Service, operator: Operator) -> APIRouter:
     async def models() -> Response:
         return told(await operator.models())
 
-    @router.post("/operator/models", **contract(PullBody, shaped(ActionResult), 403, 409))
-    async def pull(request: Request) -> Response:
+    @router.post("/operator/models", **contract(ModelsBody, shaped(ActionResult), 403, 409))
+    async def change(request: Request) -> Response:
         CALLER.get().check_operator()
-        body = parse(PullBody, await json_body(request))
-        return _done(await operator.pull(body.pull))
+        body = parse(ModelsBody, await json_body(request))
+        match _only_action(body):
+            case "pull":
+                return _done(await operator.pull(body.pull or ""))
+            case "load":
+                return _done(await operator.load(body.load or "", body.replicas or 0))
+            case "unload":
+                return _done(await operator.unload(body.unload or ""))
+            case _:
+                return _done(await operator.alias(body.alias or "", body.to or ""))
 
     return router
+
+
+def _only_action(body: ModelsBody) -> str:
+    """Raises InvalidRequest."""
+    given = [name for name in ("pull", "load", "unload", "alias") if getattr(body, name) is not None]
+    if len(given) != 1:
+        raise InvalidRequest("give one of pull, load, unload and alias", given[1] if given else "load")
+    for field, wanted in (("to", "alias"), ("replicas", "load")):
+        if getattr(body, field) is not None and given[0] != wanted:
+            raise InvalidRequest(f"{field} is for {wanted}", field)
+    return given[0]
 
 
 def _action(body: NodeBody) -> NodeAction:

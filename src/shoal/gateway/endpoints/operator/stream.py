@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 
 import msgspec
 
+from shoal.errors import UnknownObject
 from shoal.gateway.operator import Operator
 from shoal.observed.cluster import ClusterView
 
@@ -24,8 +25,8 @@ def _still(view: ClusterView) -> ClusterView:
 
 
 async def watched(operator: Operator, pipeline: str, after: int, over: Callable[[], bool]) -> AsyncIterator[bytes]:
-    """pipeline: see Operator.cluster. after: number of the last event that is known. over: whether the server ends, or the reader may not see
-    more."""
+    """Ends with the pipeline. pipeline: see Operator.cluster. after: number of the last event that is known. over: whether the server ends,
+    or the reader may not see more."""
     last: ClusterView | None = None
     quiet = 0
     while not over():
@@ -34,7 +35,11 @@ async def watched(operator: Operator, pipeline: str, after: int, over: Callable[
         for event in page.events:
             out.append(b"event: event\nid: %d\ndata: %b\n\n" % (event.number, _encoder.encode(event)))
             after = event.number
-        view = await operator.cluster(pipeline)
+        try:
+            view = await operator.cluster(pipeline)
+        except UnknownObject:  # it was closed
+            yield b"".join(out)
+            return
         if (still := _still(view)) != last:
             last = still
             out.append(b"event: cluster\ndata: %b\n\n" % _encoder.encode(view))

@@ -19,8 +19,19 @@ class NodeBody(Wire):
     memory: Annotated[str, Field(min_length=1, max_length=40)] | None = None
 
 
-class PullBody(Wire):
-    pull: Annotated[str, Field(min_length=1, max_length=500)]
+ModelName = Annotated[str, Field(min_length=1, max_length=500)]
+
+
+class ModelsBody(Wire):
+    """One of: pull fetches a model to the head's machine; load serves one more, with `replicas` copies; unload ends one; alias is another
+    name for the model or alias `to`, or no name any more if that is null."""
+
+    pull: ModelName | None = None
+    load: ModelName | None = None
+    unload: ModelName | None = None
+    alias: ModelName | None = None
+    to: ModelName | None = None
+    replicas: Annotated[int, Field(ge=1, le=64)] | None = None
 
 
 class KeyBody(Wire):
