@@ -143,7 +143,8 @@ class Cluster:
         available = self.members.available(now)
         for model, groups in self._groups.items():
             replicas = sorted(id for id in self.pipelines if id.model == model)
-            if not self._divided(model) or len(available) < max(self._terms[id].min_nodes for id in replicas):
+            few = len(available) < max(self._terms[id].min_nodes for id in replicas)
+            if not self._divided(model) or (few and not any(self.pipelines[id].placed for id in replicas)):
                 continue
             profiles = {n: self._free(n, m.profile, model) for n, m in available.items() if self._pinned(replicas[0], n)}
             serving = sorted(replicas, key=lambda id: self.pipelines[id].serving is None)
