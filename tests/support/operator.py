@@ -254,7 +254,7 @@ def furnished(names: Sequence[str] = ("attic", "kitchen", "studio")) -> FakeOper
         36 << 30,
         [
             LoadedModel(
-                MODEL.name, MODEL.reference, "", False, 1, 1, "qwen3moe", "Q4_K", MODEL.context, 30_500_000_000, ["chat", "tools", "json"]
+                MODEL.name, MODEL.reference, "", 1, 1, "qwen3moe", "Q4_K", MODEL.context, 30_500_000_000, ["chat", "tools", "json"]
             )
         ],
     )
