@@ -274,7 +274,6 @@ export interface LoadedModel {
   name: string;
   reference: string;
   state: string;
-  short: boolean;
   replicas: number;
   serving: number;
   family: string;
@@ -282,6 +281,7 @@ export interface LoadedModel {
   context: number;
   parameters: number;
   can: string[];
+  short: boolean;
 }
 
 /** loading: being fetched and read, and not in `loaded` yet. failed: why, by name. */

@@ -143,7 +143,7 @@ def test_what_one_scheduler_has_generated_is_what_another_needs(shape: str):
         second.finish()
         assert_whole(second.said, request)
     assert moved
-    assert first.scheduler.generated(RequestId("unknown")) is None
+    assert Life([]).scheduler.generated(RequestId("unknown")) is None
 
 
 def test_what_ended_is_not_run_again():
