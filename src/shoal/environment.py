@@ -15,6 +15,7 @@ _SILENCE = {
     "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime 1.29 and later: device id and event database under ~/.cache/Microsoft, events over HTTPS
     "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub: detects agents and tells the hub which one runs it
     "HF_XET_TELEMETRY_ENABLED": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
     "DO_NOT_TRACK": "1",  # https://donottrack.sh, for other software that respects it
 }
 

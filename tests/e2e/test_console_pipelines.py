@@ -180,7 +180,7 @@ def test_a_model_is_loaded_with_copies_and_unloaded(visitor: Visitor, operator: 
     operator.listed = msgspec.structs.replace(operator.listed, loading=[SMALL.name])
     expect(page.get_by_label("Being loaded")).to_contain_text(f"{SMALL.name} is being fetched and read")
     coming = LoadedModel(
-        SMALL.name, SMALL.reference, "2 of 3 nodes have loaded their layers", False, 1, 0, "llama", "Q4_0", 8192, 134_515_008, ["chat"]
+        SMALL.name, SMALL.reference, "2 of 3 nodes have loaded their layers", 1, 0, "llama", "Q4_0", 8192, 134_515_008, ["chat"]
     )
     operator.listed = msgspec.structs.replace(operator.listed, loading=[], loaded=[*operator.listed.loaded, coming])
     row = page.locator(f'[data-loaded="{SMALL.name}"]')
@@ -190,6 +190,14 @@ def test_a_model_is_loaded_with_copies_and_unloaded(visitor: Visitor, operator: 
     there = msgspec.structs.replace(coming, state="", serving=1)
     operator.listed = msgspec.structs.replace(operator.listed, loaded=[*operator.listed.loaded[:-1], there])
     expect(row).to_contain_text("serving1 of 1")
+    page.get_by_role("button", name=f"Copies of {SMALL.name}").click()
+    dialog = page.get_by_role("dialog", name=f"Copies of {SMALL.name}")
+    expect(dialog.get_by_label("Copies")).to_have_value("1")
+    expect(dialog.get_by_role("button", name="Have so many")).to_be_disabled()
+    dialog.get_by_label("Copies").fill("2")
+    dialog.get_by_role("button", name="Have so many").click()
+    expect(dialog).to_have_count(0)
+    assert operator.asked.pop() == (SMALL.name, "load", 2)
     row.get_by_role("link").click()
     shows(page, OTHER, SMALL.name, SMALL.layers)
     page.go_back()

@@ -252,11 +252,7 @@ def furnished(names: Sequence[str] = ("attic", "kitchen", "studio")) -> FakeOper
         ],
         [PullView("tinyllama-1.1b", now - 12, 141_000_000, 323_000_000)],
         36 << 30,
-        [
-            LoadedModel(
-                MODEL.name, MODEL.reference, "", False, 1, 1, "qwen3moe", "Q4_K", MODEL.context, 30_500_000_000, ["chat", "tools", "json"]
-            )
-        ],
+        [LoadedModel(MODEL.name, MODEL.reference, "", 1, 1, "qwen3moe", "Q4_K", MODEL.context, 30_500_000_000, ["chat", "tools", "json"])],
     )
     rest = made.view.stages
     made.plan = PlanView(

@@ -1,8 +1,9 @@
-"""`nodes`: the members of a cluster, its events, and sending nodes home."""
+"""`nodes`: the members of a cluster, its events, sending nodes home, and certificates for those that join by themselves."""
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -36,7 +37,7 @@ Follow = Annotated[bool, flag("--follow", "With --discovery: go on, and print ch
 Watch = Annotated[bool, flag("--watch", "Show it again every second, until Ctrl-C.", short="-w")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The node's name, as `shoal nodes` lists it.")]
 
-app = typer.Typer(help="List a cluster's nodes; drain or remove one.", invoke_without_command=True)
+app = typer.Typer(help="List a cluster's nodes; drain or remove one; certify those that nobody pairs.", invoke_without_command=True)
 
 
 @app.callback()
@@ -219,3 +220,27 @@ def drain(context: typer.Context, name: Name, head: OwnHead = "") -> None:
 def remove(context: typer.Context, name: Name, head: OwnHead = "") -> None:
     """Remove a node at once; other nodes rebuild its layers. Example: [bold]shoal nodes remove node-2[/bold]"""
     _dismiss(head or context.obj, name, drain=False)
+
+
+@app.command("certify")
+def certify(
+    target: Annotated[Path, flag("--output", "The file to write. Whoever reads it can join.", short="-o")],
+    name: Annotated[str, flag("--name", "The name in the certificate; nodes that share one join under names of their own.")] = "node",
+    days: Annotated[int, flag("--days", "How long it is valid.", min=1, max=3652)] = 365,
+) -> None:
+    """Write a key and a certificate with which nodes join without a pairing code: for machines that nobody types one at.
+
+    They are issued by this machine's authority, which the head needs. A node looks for them in keys/HOST-PORT.pem in its data folder, after the
+    head's address. Example: [bold]shoal nodes certify -o node.pem[/bold]
+    """
+    from shoal.cli.relocation import move_in
+    from shoal.cli.show import line_out
+    from shoal.folders import keys_dir
+    from shoal.launch.keys import authority
+    from shoal.security.authority import FILE
+    from shoal.security.certificates import Role
+
+    move_in()
+    credentials = authority().credentials(Role.NODE, name, days)
+    credentials.save(target)
+    line_out(f"wrote {target}, valid until {credentials.expires:%Y-%m-%d}, issued by {keys_dir() / 'authority' / FILE}")

@@ -111,7 +111,7 @@ class Coordinator:
         """Listens for nodes. Raises ConfigError."""
         host = self.settings.host
         self._door = await self._environment.control_door(self, host, self.settings.control_port)
-        self._results = await self._environment.listen(host, 0, self._accept)
+        self._results = await self._environment.listen(host, self.settings.results_port, self._accept)
         self.spawn(self._tick())
         for runner in self.runners.values():
             self._start(runner)

@@ -5,11 +5,8 @@ All calls block; none is made from the event loop. What was written last may be 
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import weakref
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -18,7 +15,7 @@ from time import time
 import structlog
 
 from shoal.errors import CapacityError, ConfigError
-from shoal.file_lock import locked
+from shoal.serving.database_file import DatabaseFile, DatabaseKind
 from shoal.serving.response_cache import surplus
 
 log = structlog.get_logger()
@@ -26,9 +23,11 @@ log = structlog.get_logger()
 NAME = "response-cache.sqlite"
 OVERHEAD = 256
 """Bytes that an answer counts more than its own: about what its row and the indices take."""
-_APPLICATION = 0x5C0A1CAC
-_VERSION = 1
-_TABLES = f"""
+_KIND = DatabaseKind(
+    "response cache",
+    application=0x5C0A1CAC,
+    version=1,
+    tables="""
 CREATE TABLE answers (
     number INTEGER PRIMARY KEY,
     key    BLOB NOT NULL UNIQUE,
@@ -44,9 +43,8 @@ CREATE TABLE room (taken INTEGER NOT NULL);
 INSERT INTO room VALUES (0);
 CREATE TRIGGER answer_added AFTER INSERT ON answers BEGIN UPDATE room SET taken = taken + NEW.bytes; END;
 CREATE TRIGGER answer_gone AFTER DELETE ON answers BEGIN UPDATE room SET taken = taken - OLD.bytes; END;
-PRAGMA application_id = {_APPLICATION};
-PRAGMA user_version = {_VERSION};
-"""
+""",
+)
 _NEXT = "(SELECT ifnull(max(used), 0) + 1 FROM answers)"
 
 
@@ -74,13 +72,10 @@ class AnswerStore:
         bound: most bytes. lifetime: seconds for which an answer is kept. clock: seconds since 1970.
         """
         self._path, self._bound, self.lifetime, self._clock = folder / NAME, bound, lifetime, clock
-        self._lock = folder / f"{NAME}.lock"
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with _alone(self._lock):
-                self._connection = self._open()
+            self._file = DatabaseFile(self._path, _KIND)
             self.begun = self._fit()
-            self._connection.executescript("PRAGMA incremental_vacuum;")  # gives the disk its room back; `execute` would do one page
+            self._file.connection.executescript("PRAGMA incremental_vacuum;")  # gives the disk its room back; `execute` would do one page
         except (OSError, sqlite3.Error, CapacityError) as error:
             raise ConfigError(
                 f"cannot keep answers in {self._path}: {error}; choose another --data, or leave out --response-cache"
@@ -88,7 +83,7 @@ class AnswerStore:
 
     def get(self, key: bytes, oldest: float) -> FoundAnswer | None:
         """Counts as a use. oldest: most seconds since it was made. Raises CapacityError."""
-        with self._transaction() as connection:
+        with self._file.transaction() as connection:
             row = connection.execute("SELECT number, answer, digest, made FROM answers WHERE key = ?", (key,)).fetchone()
             if row is None:
                 return None
@@ -106,7 +101,7 @@ class AnswerStore:
     def put(self, key: bytes, answer: bytes) -> CacheRoom:
         """In place of the one before, if there was one. One that is larger than the store is not kept. Raises CapacityError."""
         now, size = self._clock(), len(answer) + OVERHEAD
-        with self._transaction() as connection:
+        with self._file.transaction() as connection:
             connection.execute("DELETE FROM answers WHERE key = ?", (key,))
             connection.execute("DELETE FROM answers WHERE made < ?", (now - self.lifetime,))
             if size <= self._bound:
@@ -116,12 +111,12 @@ class AnswerStore:
 
     def _fit(self) -> CacheRoom:
         """Throws away what is too old or too much. Raises CapacityError."""
-        with self._transaction() as connection:
+        with self._file.transaction() as connection:
             connection.execute("DELETE FROM answers WHERE made < ?", (self._clock() - self.lifetime,))
             return self._fitted(connection)
 
     def close(self) -> None:
-        self._connection.close()
+        self._file.close()
 
     def _fitted(self, connection: sqlite3.Connection) -> CacheRoom:
         (taken,) = connection.execute("SELECT taken FROM room").fetchone()
@@ -130,96 +125,6 @@ class AnswerStore:
         (taken,) = connection.execute("SELECT taken FROM room").fetchone()
         return CacheRoom(taken, len(gone))
 
-    @contextmanager
-    def _transaction(self) -> Generator[sqlite3.Connection]:
-        try:
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException:
-                self._connection.rollback()
-                raise
-        except sqlite3.Error as error:
-            if _is_damage(error):
-                self._begin_anew(error)
-            raise CapacityError(f"{self._path}: {error}") from error
-
-    def _open(self) -> sqlite3.Connection:
-        """Raises OSError, sqlite3.Error, ConfigError."""
-        try:
-            return self._connect()
-        except sqlite3.Error as error:
-            if not _is_damage(error):
-                raise
-            self._set_aside(error)
-            return self._connect()
-
-    def _begin_anew(self, damage: sqlite3.Error) -> None:
-        """Raises CapacityError."""
-        self._connection.close()
-        try:
-            with _alone(self._lock):
-                if self._path.exists() and self._path.stat().st_ino == self._file:  # else another process has done it
-                    self._set_aside(damage)
-                self._connection = self._open()
-        except (OSError, sqlite3.Error, ConfigError) as error:
-            raise CapacityError(f"{self._path}: {damage}; no new one can be made: {error}") from error
-
-    def _connect(self) -> sqlite3.Connection:
-        with suppress(FileExistsError):  # it contains answers: for its owner alone
-            os.close(os.open(self._path, os.O_CREAT | os.O_EXCL, 0o600))
-        connection = sqlite3.connect(self._path, timeout=5, isolation_level=None, check_same_thread=False)
-        try:
-            self._prepare(connection)
-        except BaseException:
-            connection.close()
-            raise
-        weakref.finalize(self, connection.close)
-        self._file = self._path.stat().st_ino
-        return connection
-
-    def _prepare(self, connection: sqlite3.Connection) -> None:
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        (application,), (version,) = (connection.execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version"))
-        if tables and application != _APPLICATION:
-            raise ConfigError(f"{self._path} is a database, but no response cache; move it away, or choose another --data")
-        if tables and version != _VERSION:
-            raise ConfigError(
-                f"{self._path} is of another version of shoal ({version}, this is {_VERSION}); delete it, or choose another --data"
-            )
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # before there are tables
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        if not tables:
-            connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} COMMIT;")
-
-    def _set_aside(self, damage: sqlite3.Error) -> None:
-        """Raises OSError."""
-        number = 1
-        while (aside := self._path.with_name(f"{NAME}.damaged-{number}")).exists():
-            number += 1
-        for suffix in ("-wal", "-shm"):  # of no use without it
-            self._path.with_name(NAME + suffix).unlink(missing_ok=True)
-        self._path.rename(aside)
-        log.warning("the response cache is damaged; it was set aside, and a new one begins", file=str(aside), reason=str(damage))
-
-
-def _is_damage(error: sqlite3.Error) -> bool:
-    """Whether the file is not what SQLite writes; otherwise it is busy, or the disk is full."""
-    return type(error) is sqlite3.DatabaseError
-
 
 def _digest(answer: bytes) -> bytes:
     return blake2b(answer, digest_size=8).digest()
-
-
-@contextmanager
-def _alone(path: Path) -> Generator[None]:
-    """While no other process opens the file. Raises OSError."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        locked(descriptor, wait=True)
-        yield
-    finally:
-        os.close(descriptor)

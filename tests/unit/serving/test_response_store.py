@@ -38,7 +38,7 @@ def opened(folder: Path, bound: int = MANY, lifetime: float = 100.0, clock: Cloc
 
 def kept(store: AnswerStore, *keys: bytes) -> list[bytes]:
     """Those of the keys that have an answer; looking at them is no use of them."""
-    found = {row[0] for row in store._connection.execute("SELECT key FROM answers")}
+    found = {row[0] for row in store._file.connection.execute("SELECT key FROM answers")}
     return [key for key in keys if key in found]
 
 
@@ -177,7 +177,7 @@ def test_it_does_what_a_dictionary_would(operations: list[tuple[str, bytes | int
                     evicted += 1
                 assert (room.taken, room.evicted) == (sum(len(one) + OVERHEAD for one, _ in model.values()), evicted)
                 assert room.taken <= bound
-        rows = store._connection.execute("SELECT key, answer FROM answers ORDER BY used").fetchall()
+        rows = store._file.connection.execute("SELECT key, answer FROM answers ORDER BY used").fetchall()
         assert rows == [(key, answer) for key, (answer, _) in model.items()]
         store.close()
 
@@ -250,7 +250,7 @@ def test_damage_that_shows_later_ends_no_process(tmp_path: Path) -> None:
 def test_an_answer_that_is_not_what_was_written_is_not_given(tmp_path: Path) -> None:
     store = opened(tmp_path)
     store.put(A, b"one")
-    store._connection.execute("UPDATE answers SET answer = x'00'")
+    store._file.connection.execute("UPDATE answers SET answer = x'00'")
     with capture_logs() as lines:
         assert got(store, A) is None
     assert [line["log_level"] for line in lines] == ["warning"]
@@ -288,7 +288,7 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 
 def test_a_store_that_another_process_holds_on_to_is_told(tmp_path: Path) -> None:
     store = opened(tmp_path)
-    store._connection.execute("PRAGMA busy_timeout = 10")
+    store._file.connection.execute("PRAGMA busy_timeout = 10")
     holder = sqlite3.connect(tmp_path / NAME, isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
     with pytest.raises(CapacityError, match="locked"):
@@ -318,7 +318,7 @@ def test_two_processes_write_at_once(tmp_path: Path) -> None:
     writers = [subprocess.Popen([sys.executable, "-c", textwrap.dedent(WRITER), str(tmp_path), name]) for name in ("a", "b")]
     assert [writer.wait() for writer in writers] == [0, 0]
     store = AnswerStore(tmp_path, 200_000, 1e6)
-    rows = store._connection.execute("SELECT key, answer FROM answers").fetchall()
+    rows = store._file.connection.execute("SELECT key, answer FROM answers").fetchall()
     assert len(rows) > 100
     assert all(answer == (b"the same" if key == b"both" else key[:1] * 1000) for key, answer in rows)
     assert store.begun.taken == sum(len(answer) + OVERHEAD for _, answer in rows)
