@@ -6,7 +6,7 @@ longer, so a broken node cannot keep the cluster busy for ever.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from shoal.errors import CapacityError
 from shoal.membership.admission import AdmissionRules
@@ -92,9 +92,9 @@ class Members(Mapping[int, Member]):
         """Those that routes may include."""
         return {n: m for n, m in self._here.items() if not m.draining and self.holdoff.until(m.name) <= now}
 
-    def stop_draining(self, why: CapacityError) -> Report:
-        """Whoever is to be drained stays."""
-        names = [m.name for m in self._here.values() if m.draining]
-        for member in self._here.values():
-            member.draining = False
+    def stop_draining(self, nodes: Sequence[int], why: CapacityError) -> Report:
+        """They were to be drained, and stay."""
+        names = [self._here[node].name for node in nodes]
+        for node in nodes:
+            self._here[node].draining = False
         return Report(EventKind.GIVEN_UP, f"{', '.join(names)} cannot be drained: {why}", names[0] if len(names) == 1 else "")

@@ -21,7 +21,9 @@ class Path:
     keep: dict[int, range] = field(default_factory=dict[int, range])
     """Layers of each node whose keys and values stay good."""
     takes: dict[int, int] = field(default_factory=dict[int, int])
-    """Bytes of each member's memory, beside the route before it."""
+    """Bytes of each member's memory; until it serves, beside the route before it."""
+    alone: dict[int, int] = field(default_factory=dict[int, int])
+    """The same, when the route before it is gone."""
     workers: tuple[int, ...] = ()
     """The nodes that hold the placement's other experts, in its order."""
 

@@ -40,6 +40,7 @@ from shoal.pipeline_id import PipelineId
 from shoal.placement.moves import Residency, overlap
 from shoal.placement.partition import Placement
 from shoal.placement.profile import NodeProfile
+from shoal.sizes import human_bytes
 
 WAITING, LOADING, PAUSING, LINKING, FILLING, SERVING = "waiting", "loading", "pausing", "linking", "filling", "serving"
 
@@ -76,9 +77,10 @@ class RouteMachine:
         self._ready: set[int] = set()
         self._faults = Faults()
         self._seek_at: float | None = None
-        self._suspects: tuple[int, ...] = ()  # the nodes of the broken route whose loss is being confirmed, and why it broke
+        self._doubted: Path | None = None  # the route that broke, while the loss of its nodes is being confirmed, and why it broke
         self._broke = ""
         self._next_move = 0.0
+        self._stuck = ""  # why what was to leave a node is still there, as it was told
         self._considered: tuple[int, tuple[tuple[int, float, int], ...]] | None = None
 
     # For people
@@ -111,7 +113,16 @@ class RouteMachine:
 
     def takes(self, node: int) -> int:
         """Bytes of a member's memory."""
-        return max((path.takes.get(node, 0) for path in (self.serving, self.coming) if path is not None), default=0)
+        return max((path.takes.get(node, 0) for path in self._wanted), default=0)
+
+    def will_take(self, node: int) -> int:
+        """The same, once the route in preparation serves."""
+        return 0 if (path := self.coming or self.serving or self._doubted) is None else path.alone.get(node, 0)
+
+    @property
+    def _wanted(self) -> list[Path]:
+        """Routes whose parts stay where they are: also one that broke a moment ago, for it may go on."""
+        return [path for path in (self.serving, self.coming, self._doubted) if path is not None]
 
     @property
     def route(self) -> list[int]:
@@ -159,17 +170,22 @@ class RouteMachine:
 
     # Members
 
-    def joined(self, node: int, loaded: tuple[range, ...] | None, now: float) -> list[Instruction]:
-        """A node is a member now. loaded: layers of this model whose weights it holds; None: it has nothing of the model in memory."""
+    def admit(self, node: int, loaded: tuple[range, ...] | None) -> None:
+        """A node is a member now; `joined` comes next. loaded: layers of this model whose weights it holds; None: it has nothing of the model
+        in memory."""
         self.holdings[node] = Holding(loaded or (), ordered=loaded is not None)
+
+    def forget(self, gone: Set[int]) -> None:
+        """Nodes are members no more; `lost` comes next."""
+        for node in gone:
+            del self.holdings[node]
+
+    def joined(self, now: float) -> list[Instruction]:
         if self.serving is None and self.coming is None and self._seek_at is None:
             return self._seek(now)
         return self.improve(now)
 
     def lost(self, gone: Set[int], why: str, now: float) -> list[Instruction]:
-        """Nodes are members no more."""
-        for node in gone:
-            del self.holdings[node]
         out: list[Instruction] = []
         if self.serving is not None and not gone.isdisjoint(self.serving.members):
             whole = self.serving.goes_on(self.members)
@@ -190,8 +206,8 @@ class RouteMachine:
         return node in self.route or node in self.workers
 
     def needs(self, node: int) -> bool:
-        """Whether it has a part in a route, or may have had one in the route that just broke."""
-        return self.has_part(node) or self.confirming
+        """Whether it has a part in a route, or had one in the route that broke a moment ago."""
+        return any(node in path.members for path in self._wanted)
 
     def drained(self, now: float) -> list[Instruction]:
         """One of its nodes is to be drained."""
@@ -206,8 +222,13 @@ class RouteMachine:
             return self._seek(now) if self.coming is None else []
         if node not in self.serving.members:
             return self.improve(now)
-        placement = self.capped(self.serving, node, self.members[node].cap, now)()
-        return [] if placement.holdings == self.serving.placement.holdings else self._begin(placement, now)
+        return self._begin_other(self.capped(self.serving, node, self.members[node].cap, now)(), now)
+
+    def stay(self, now: float) -> None:
+        """What `limited` began is not wanted any more; nobody has been told of it."""
+        if self.serving is not None and self.coming is not None:
+            self.coming = None
+            self._enter(SERVING, now)
 
     def rename(self, old: str, name: str) -> None:
         for path in (self.serving, self.coming):
@@ -281,13 +302,13 @@ class RouteMachine:
         if path is None or path.epoch != epoch:
             return []
         out = self._fence(reason, now)
-        self._seek_at, self._suspects, self._broke = now + _CONFIRM, path.nodes, reason
+        self._seek_at, self._doubted, self._broke = now + _CONFIRM, path, reason
         return out
 
     def _unexplained(self, now: float) -> list[Instruction]:
         """A route broke, but no node was lost with it."""
-        if self._faults.too_often():
-            self._blame(self._suspects, f"the route breaks again and again: {self._broke}", now)
+        if self._faults.too_often() and self._doubted is not None:
+            self._blame(self._doubted.nodes, f"the route breaks again and again: {self._broke}", now)
         return self._seek(now)
 
     def _blame(self, suspects: Sequence[int], reason: str, now: float) -> None:
@@ -320,29 +341,50 @@ class RouteMachine:
 
     def _seek(self, now: float) -> list[Instruction]:
         """Looks for a route when none serves."""
-        self._seek_at = None
+        self._seek_at = self._doubted = None
         usable = self._usable(now)
         nodes = self._profiles(usable)
         if self._base is None and len(self._sound(now)) < self.min_nodes:
             self.why = self._shortage(now)
-            return self._tenancy.release("it holds no layers; it may leave", now)
+            self._tenancy.release("it holds no layers; it may leave")
+            return []
         try:
-            if not usable and self._sound(now):
-                raise CapacityError("none of the nodes that have joined is meant for it")
-            if self._base is None:
-                placement = self._first(nodes, self._profiles(usable, waiting=True))
-            elif nodes:
-                placement = self._planner.recover(self._base, nodes, self._residencies(), self.tokens)
-            else:
-                raise CapacityError(self._shortage(now))
+            if not nodes and (words := [self._tenancy.barred(node) for node in self._sound(now)]):
+                raise CapacityError(f"none of the nodes that have joined is meant for it: {', '.join(words)}")
+            placement = self._sought(usable, now)
         except CapacityError as error:
-            if any(m.draining for m in self.members.values()):
-                return [self.members.stop_draining(error), *self._seek(now)]
-            if str(error) == self.why:
+            if leaving := self._wanted_back(usable, now):
+                return [self.members.stop_draining(leaving, error), *self._seek(now)]
+            self._tenancy.release("no route needs it; it may leave")
+            words = f"{error}{self._shared(usable)}"
+            if words == self.why:
                 return []
-            self.why, self.short = str(error), bool(nodes)
+            self.why, self.short = words, bool(nodes)
             return [self._report(EventKind.SHORT, self.why)]
         return self._begin(placement, now)
+
+    def _sought(self, nodes: Mapping[int, Member], now: float) -> Placement:
+        """Over these nodes, where no route serves. Raises CapacityError."""
+        profiles = self._profiles(nodes)
+        if self._base is None:
+            return self._first(profiles, self._profiles(nodes, waiting=True))
+        if not profiles:
+            raise CapacityError(self._shortage(now))
+        return self._planner.recover(self._base, profiles, self._residencies(), self.tokens)
+
+    def _wanted_back(self, usable: Mapping[int, Member], now: float) -> list[int]:
+        """The nodes that are to be drained, if these do not suffice without them."""
+        leaving = {n: m for n, m in self.members.items() if m.draining and self._tenancy.taken(n, waiting=False) is not None}
+        if leaving:
+            with suppress(CapacityError):
+                self._sought({**usable, **leaving}, now)
+                return [*leaving]
+        return []
+
+    def _shared(self, nodes: Mapping[int, Member]) -> str:
+        """What others have of these nodes, for people."""
+        taken = {m.name: taken for n, m in nodes.items() if (taken := self._tenancy.taken(n, waiting=False))}
+        return f"; others have {', '.join(f'{human_bytes(size)} of {name}' for name, size in taken.items())}" if taken else ""
 
     def _first(self, nodes: list[NodeProfile], sharing: list[NodeProfile]) -> Placement:
         """sharing: the nodes, as far as other pipelines that wait for their first route leave them. Raises CapacityError."""
@@ -357,7 +399,8 @@ class RouteMachine:
         workers = tuple(by_name[plan.node] for plan in placement.workers)
         path = Path(self.epoch, tuple(by_name[stage.node] for stage in placement.stages), placement, workers=workers)
         running = self.serving.running(self.members) if self.serving is not None else None
-        path.takes = {by_name[name]: taken for name, taken in self._planner.takes(placement, running).items() if name in by_name}
+        path.takes = self._taken(placement, running)
+        path.alone = self._taken(placement, None)
         for node in path.members:
             self.holdings[node].ordered = True
         # A pool of another size is allocated anew, and its contents are lost.
@@ -370,6 +413,11 @@ class RouteMachine:
             self.why = "the model is being loaded"
             out += self._relieve(path)
         return [*out, *path.load()]
+
+    def _taken(self, placement: Placement, beside: Placement | None) -> dict[int, int]:
+        """See Planner.takes; by member."""
+        taken = self._planner.takes(placement, beside)
+        return {node: taken[member.name] for node, member in self.members.items() if member.name in taken}
 
     def _relieve(self, path: Path) -> list[Instruction]:
         """Nodes that held layers and are to hold experts, or the other way round, make room, when no other route needs what they held."""
@@ -440,29 +488,31 @@ class RouteMachine:
         if self.coming is None or self.coming.epoch != epoch or self._phase != FILLING:
             return []
         self.serving, self.coming, self.why = self.coming, None, ""
+        self.serving.takes = self.serving.alone
         for node in self.serving.nodes:
             self.holdings[node].filled = self.serving.layers(node)
         for node in self.serving.members:
             self.holdings[node].failed = ""
         self._enter(SERVING, now)
         self._next_move = now + _REST
-        return [
-            self._report(EventKind.SERVING, f"serving over {len(self.serving.nodes)} stage(s), epoch {epoch}", figures={"epoch": epoch}),
-            *self._tenancy.release("its layers have been moved; it may leave", now),
-        ]
+        self._tenancy.release("its layers have been moved; it may leave")
+        words = f"serving over {len(self.serving.nodes)} stage(s), epoch {epoch}"
+        return [self._report(EventKind.SERVING, words, figures={"epoch": epoch})]
 
     def improve(self, now: float) -> list[Instruction]:
         """Looks for a better route while one serves."""
         if self.serving is None or self.coming is not None:
             return []
         usable = self._usable(now)
-        draining = [n for n in self.serving.members if n in self.members and self._must_leave(n)]
+        nodes, here = self._profiles(usable), [n for n in self.serving.members if n in self.members]
+        leaving = any(self.members[n].draining for n in here)
+        forced = leaving or (now >= self._next_move and any(self._must_leave(n) for n in here))
         lacking = any(n not in self.members for n in self.serving.workers) and not self.serving.goes_on(self.members)
-        nodes = self._profiles(usable)
         try:
-            if draining:
-                without = self._planner.recover(self.serving.running(self.members), nodes, self._residencies(), self.tokens, beside=True)
-                return self._begin(without, now)
+            if forced:
+                self._next_move, away = now + _REST, self._away(nodes)
+                self._stuck = ""
+                return self._begin_other(away, now)
             if now < self._next_move or any(n not in usable for n in self.serving.nodes):
                 return []
             considered = (self.serving.epoch, tuple((n, m.slower, p.memory) for (n, m), p in zip(usable.items(), nodes, strict=True)))
@@ -470,24 +520,44 @@ class RouteMachine:
                 return []  # nothing has changed since the last look, and looking is expensive
             self._considered = considered
             if lacking:
-                without = self._planner.recover(self.serving.running(self.members), nodes, self._residencies(), self.tokens, beside=True)
-                return self._begin(without, now)
+                return self._begin(self._away(nodes), now)
             better = self._planner.improve(self.serving.running(self.members), nodes, self._residencies(), self.tokens)
         except CapacityError as error:
             self._next_move = now + _REST
-            return [self._stay(error) if draining else self._report(EventKind.SHORT, f"nobody can take over the lost experts: {error}")]
+            if lacking and not forced:
+                return [self._report(EventKind.SHORT, f"nobody can take over the lost experts: {error}")]
+            return self._stay(error, leaving)
         self._next_move = now + _REST
         return [] if better is None else [self._report(EventKind.RESPLIT, "a better split was found"), *self._begin(better, now)]
 
-    def _must_leave(self, node: int) -> bool:
-        """Whether a member's part is to be moved off it."""
-        return self.members[node].draining or self._tenancy.taken(node, waiting=False) is None
+    def _away(self, nodes: list[NodeProfile]) -> Placement:
+        """Of the running route, over these nodes. Raises CapacityError."""
+        assert self.serving is not None
+        return self._planner.recover(self.serving.running(self.members), nodes, self._residencies(), self.tokens, beside=True)
 
-    def _stay(self, why: CapacityError) -> Report:
+    def _begin_other(self, placement: Placement, now: float) -> list[Instruction]:
+        """Moves to a placement, unless all layers and experts are where it has them, and take no more memory than it allows."""
+        assert self.serving is not None
+        running = self.serving.placement
+        smaller = any(new.held_bytes < old.held_bytes for new, old in zip(placement.stages, running.stages, strict=False))
+        if placement.holdings != running.holdings or placement.kv_tokens != running.kv_tokens or smaller:
+            return self._begin(placement, now)
+        self.serving.takes = self.serving.alone = self._taken(placement, None)  # experts need no more than they take
+        return []
+
+    def _must_leave(self, node: int) -> bool:
+        """Whether a member's part is to be moved off it, or to be made smaller."""
+        return self.members[node].draining or self._tenancy.taken(node, waiting=False) is None or self._tenancy.crowded(node)
+
+    def _stay(self, why: CapacityError, leaving: bool) -> list[Instruction]:
         """What was to leave has nowhere to go."""
-        if any(m.draining for m in self.members.values()):
-            return self.members.stop_draining(why)
-        return self._report(EventKind.GIVEN_UP, f"layers cannot be moved to the nodes that are meant for this pipeline: {why}")
+        if leaving:
+            assert self.serving is not None
+            return [self.members.stop_draining([n for n in self.serving.members if n in self.members and self.members[n].draining], why)]
+        if str(why) == self._stuck:
+            return []
+        self._stuck = str(why)
+        return [self._report(EventKind.GIVEN_UP, f"layers cannot be moved to the nodes that are meant for this pipeline: {why}")]
 
     def without(self, path: Path, node: int, now: float, beside: bool = True) -> Callable[[], Placement]:
         """What would come of draining a member of the path, as it is now, or of its loss, which serves nobody meanwhile (not `beside`).
@@ -509,7 +579,7 @@ class RouteMachine:
     def spare(self, node: int) -> list[Instruction]:
         """A node needs its memory for another pipeline: frees what it keeps of this one without a part in a route."""
         holding = self.holdings[node]
-        if not holding.ordered or self._part(node):
+        if not holding.ordered or self.needs(node):
             return []
         self.holdings[node] = Holding(failed=holding.failed, failures=holding.failures, retry=holding.retry)
         return [DropModel(node, self.id)]
@@ -533,7 +603,7 @@ class RouteMachine:
                 for node in late:
                     self.holdings[node].blame(f"{self._phase} took too long", now)
             return self._forsake(f"{self._phase} took too long ({', '.join(self.members[node].name for node in late)})", now)
-        if self.serving is None and self.coming is None and self._usable(now):
+        if self.serving is None and self.coming is None and self._sound(now):
             return self._seek(now)  # a node that was held off may be back
         if self._phase == SERVING and now - self._phase_began > _SOUND:
             self._faults.forget()

@@ -53,8 +53,10 @@ class Cluster:
         self._pipeline_of: dict[int, PipelineId] = {}
         """By epoch, of pipelines that are there."""
         self._epochs = 0
-        self._arranged = frozenset[int]()
-        """The nodes that were available when nodes were dealt to copies of models last."""
+        self._arranged: tuple[object, ...] = ()
+        """What the nodes were dealt to copies of models by last."""
+        self.released = ""
+        """Why nodes that are being drained and that no pipeline needs may go home; '': they wait."""
 
     # Pipelines
 
@@ -75,7 +77,8 @@ class Cluster:
         if all(other.model != id.model for other in self.pipelines):
             del self._groups[id.model]
         self._arrange(now)
-        return [*out, *self.dismiss("it holds no layers; it may leave", now)]
+        self.released = "it holds no layers; it may leave"
+        return self._freed(out, now)
 
     def hopeless(self, id: PipelineId, now: float) -> str:
         """Why a pipeline could not be placed even if no other took memory of its nodes; '' if it could."""
@@ -95,6 +98,8 @@ class Cluster:
         if not self._may_serve(id, node):
             return None
         others = [pipeline for other, pipeline in self.pipelines.items() if other != id]
+        if any(pipeline.id.model == id.model and pipeline.needs(node) for pipeline in others):
+            return None  # until that copy has left it
         taken = sum(pipeline.takes(node) for pipeline in others)
         if not waiting:
             return taken
@@ -103,11 +108,30 @@ class Cluster:
         wanted = want + sum(self._terms[p.id].need.total for p in others if not p.placed and self._may_serve(p.id, node))
         return taken + free - free * want // wanted if wanted else taken
 
+    def barred(self, id: PipelineId, node: int) -> str:
+        """See Tenancy."""
+        name = self.members[node].name
+        if not self._pinned(id, node):
+            return f"{name} is none of the nodes that {id.model} is pinned to"
+        other = next((other for other, p in self.pipelines.items() if other != id and other.model == id.model and p.needs(node)), None)
+        return f"{name} runs {other}" if other is not None else f"{name} is for another copy of {id.model}"
+
+    def crowded(self, node: int) -> bool:
+        """See Tenancy."""
+        member = self.members[node]
+        return member.cap is not None and self._will_take(node) > member.profile.memory
+
     def _may_serve(self, id: PipelineId, node: int) -> bool:
+        return self._pinned(id, node) and not self._for_other(id, node)
+
+    def _pinned(self, id: PipelineId, node: int) -> bool:
+        """Whether the settings allow a member to serve it."""
         pinned = self._terms[id].pinned
-        if pinned and self.members[node].name not in pinned:
-            return False
-        return not self._divided(id.model) or self._groups[id.model].replica_of.get(node) == id.replica
+        return not pinned or self.members[node].name in pinned
+
+    def _for_other(self, id: PipelineId, node: int) -> bool:
+        """Whether a member was not dealt to this copy."""
+        return self._divided(id.model) and self._groups[id.model].replica_of.get(node) != id.replica
 
     def _divided(self, model: str) -> bool:
         """Whether there are several copies of a model, or one is left of several."""
@@ -115,22 +139,26 @@ class Cluster:
 
     def _arrange(self, now: float) -> None:
         """Deals the nodes to the copies of models that have several, once enough nodes are there."""
-        self._arranged = self._available(now)
+        self._arranged = self._occasion(now)
+        available = self.members.available(now)
         for model, groups in self._groups.items():
             replicas = sorted(id for id in self.pipelines if id.model == model)
-            if not self._divided(model) or len(self.members.available(now)) < max(self._terms[id].min_nodes for id in replicas):
+            few = len(available) < max(self._terms[id].min_nodes for id in replicas)
+            if not self._divided(model) or (few and not any(self.pipelines[id].placed for id in replicas)):
                 continue
-            pinned = self._terms[replicas[0]].pinned
-            profiles = {
-                n: self._free(n, m.profile, model) for n, m in self.members.available(now).items() if not pinned or m.name in pinned
-            }
+            profiles = {n: self._free(n, m.profile, model) for n, m in available.items() if self._pinned(replicas[0], n)}
             serving = sorted(replicas, key=lambda id: self.pipelines[id].serving is None)
-            groups.arrange([id.replica for id in serving], profiles)
+            parts = {id.replica: [n for n in self.members if self.pipelines[id].needs(n)] for id in replicas}
+            running = {n: replica for replica, nodes in parts.items() if not any(map(self.crowded, nodes)) for n in nodes}
+            groups.arrange([id.replica for id in serving], profiles, running)
             if len(replicas) == 1:
                 groups.replica_of.clear()  # all nodes are its own again
 
-    def _available(self, now: float) -> frozenset[int]:
-        return frozenset(self.members.available(now))
+    def _occasion(self, now: float) -> tuple[object, ...]:
+        """What nodes are dealt by: other values may be an occasion to deal them anew."""
+        limits = ((node, member.cap) for node, member in self.members.available(now).items())
+        routes = (path and path.epoch for pipeline in self.pipelines.values() for path in (pipeline.serving, pipeline.coming))
+        return (*limits, *routes)
 
     def _free(self, node: int, profile: NodeProfile, model: str) -> NodeProfile:
         """With the memory that other models leave."""
@@ -140,14 +168,19 @@ class Cluster:
     def new_epoch(self, id: PipelineId) -> int:
         self._epochs += 1
         self._pipeline_of[self._epochs] = id
+        current = {path.epoch for pipeline in self.pipelines.values() for path in (pipeline.serving, pipeline.coming) if path is not None}
         for old in [*self._pipeline_of][:-_EPOCHS]:
-            del self._pipeline_of[old]
+            if old not in current:
+                del self._pipeline_of[old]
         return self._epochs
 
     # Events
 
     def handle(self, event: events.Event, now: float) -> list[Instruction]:
         """Returns what to do about an event. `now`: monotonic seconds."""
+        return self._freed(self._happened(event, now), now)
+
+    def _happened(self, event: events.Event, now: float) -> list[Instruction]:
         match event:
             case events.Joined():
                 return self._joined(event, now)
@@ -183,6 +216,9 @@ class Cluster:
         member = self.members[node]
         for pipeline in self.pipelines.values():
             pipeline.rename(member.name, name)
+        for id, terms in self._terms.items():
+            if member.name in terms.pinned:
+                self._terms[id] = replace(terms, pinned=terms.pinned - {member.name} | {name})
         member.rename(name)
 
     def _joined(self, event: events.Joined, now: float) -> list[Instruction]:
@@ -192,8 +228,9 @@ class Cluster:
         out = self._gone(ghosts, now)
         admitted = self.members.admit(event, now)
         self._arrange(now)
-        parts = [p.joined(event.node, event.loaded.get(id), now) for id, p in self.pipelines.items()]
-        return [*out, admitted, *self._settled(*parts)]
+        for id, pipeline in self.pipelines.items():
+            pipeline.admit(event.node, event.loaded.get(id))
+        return [*out, admitted, *self._settled(*(pipeline.joined(now) for pipeline in self.pipelines.values()))]
 
     def _gone(self, lost: Mapping[int, str], now: float, graceful: bool = False) -> list[Instruction]:
         """Nodes have left or are no longer heard. lost: the reason, by node."""
@@ -201,23 +238,29 @@ class Cluster:
         if not gone:
             return []
         self._arrange(now)
+        for pipeline in self.pipelines.values():
+            pipeline.forget(gone.keys())
         why = "; ".join(told.message for told in gone.values())
         return [*gone.values(), *self._settled(*(p.lost(gone.keys(), why, now) for p in self.pipelines.values()))]
 
-    def dismiss(self, reason: str, now: float) -> list[Instruction]:
-        """Sends home the nodes that are being drained and are no part of a route; from then on they are not members."""
-        home = [n for n, m in self.members.items() if m.draining and not any(p.has_part(n) for p in self.pipelines.values())]
-        return [*(Dismiss(node, reason) for node in home), *self._gone(dict.fromkeys(home, reason), now, graceful=True)]
+    def _freed(self, out: list[Instruction], now: float) -> list[Instruction]:
+        """Sends home the nodes that are being drained and that no pipeline needs, if any were released."""
+        while self.released:
+            reason, self.released = self.released, ""
+            home = [n for n, m in self.members.items() if m.draining and not any(p.needs(n) for p in self.pipelines.values())]
+            out = [*out, *(Dismiss(node, reason) for node in home), *self._gone(dict.fromkeys(home, reason), now, graceful=True)]
+        return out
 
     def _drain(self, node: int, now: float) -> list[Instruction]:
         if (member := self.members.get(node)) is None or member.draining:
             return []
         member.draining = True
         needing = [pipeline for pipeline in self.pipelines.values() if pipeline.needs(node)]
-        if not needing:
-            return self.dismiss("it holds no layers; it may leave", now)
         moved = self._settled(*(pipeline.drained(now) for pipeline in needing))
-        return [Report(EventKind.DRAINING, f"{member.name} is to be drained", member.name), *moved]
+        if not any(pipeline.needs(node) for pipeline in needing):
+            self.released = "it holds no layers; it may leave"
+        told = [Report(EventKind.DRAINING, f"{member.name} is to be drained", member.name)] if needing else []
+        return [*told, *moved]
 
     def _cap(self, node: int, memory: int | None, now: float) -> list[Instruction]:
         """Moves what does not fit any more; if it has nowhere to go, all stays as it was."""
@@ -233,17 +276,33 @@ class Cluster:
             return [Report(EventKind.GIVEN_UP, f"the memory of {member.name} cannot be limited: {error}", member.name)]
 
     def _limited(self, node: int, now: float) -> list[Instruction]:
-        """Of several pipelines on the node, the first that can make the room does. Raises CapacityError."""
-        having = [pipeline for pipeline in self.pipelines.values() if pipeline.takes(node)]
-        if len(having) < 2 or sum(pipeline.takes(node) for pipeline in having) <= self.members[node].profile.memory:
-            return self._settled(*(pipeline.limited(node, now) for pipeline in self.pipelines.values()))
-        errors: list[CapacityError] = []
-        for pipeline in having:
+        """Pipelines make room on the node one after another, until what is left fits. Raises CapacityError; then none has begun."""
+        memory, having = self.members[node].profile.memory, [p for p in self.pipelines.values() if p.takes(node)]
+        moving = [p for p in having if p.coming is not None and (p.serving is not None or p.will_take(node) > memory)]
+        if moving:
+            raise CapacityError("layers are being moved; try again when that is done")
+        if self._will_take(node) <= memory:
+            return self._settled(*(p.limited(node, now) for p in self.pipelines.values() if p not in having or len(having) == 1))
+        out: list[list[Instruction]] = []
+        why = CapacityError(f"what {' and '.join(str(p.id) for p in having)} have there does not fit into it, and not elsewhere")
+        begun: list[RouteMachine] = []
+        for pipeline in sorted(having, key=lambda p: -p.takes(node)):
             try:
-                return self._settled(pipeline.limited(node, now))
+                out.append(pipeline.limited(node, now))
             except CapacityError as error:
-                errors.append(error)
-        raise errors[0]
+                if len(having) == 1:
+                    raise
+                why = error
+                continue
+            begun.append(pipeline)
+            if self._will_take(node) <= memory or len(having) == 1:
+                return self._settled(*out)
+        for pipeline in begun:
+            pipeline.stay(now)
+        raise why
+
+    def _will_take(self, node: int) -> int:
+        return sum(pipeline.will_take(node) for pipeline in self.pipelines.values())
 
     def _speed(self, node: int, slower: float, now: float) -> list[Instruction]:
         if (member := self.members.get(node)) is None or not member.mend(slower):
@@ -254,7 +313,7 @@ class Cluster:
         silent, told = self.members.listen(now)
         refused = [RefuseNode(node, "no heartbeat came", again=True) for node in silent]
         gone = self._gone(silent, now)
-        if self._available(now) != self._arranged:
+        if self._occasion(now) != self._arranged:
             self._arrange(now)
         return [*told, *refused, *gone, *self._settled(*(p.tick(now) for p in self.pipelines.values()))]
 
@@ -271,5 +330,11 @@ class _Tenant:
     def taken(self, node: int, waiting: bool) -> int | None:
         return self._cluster.taken(self._id, node, waiting)
 
-    def release(self, reason: str, now: float) -> list[Instruction]:
-        return self._cluster.dismiss(reason, now)
+    def barred(self, node: int) -> str:
+        return self._cluster.barred(self._id, node)
+
+    def crowded(self, node: int) -> bool:
+        return self._cluster.crowded(node)
+
+    def release(self, reason: str) -> None:
+        self._cluster.released = reason

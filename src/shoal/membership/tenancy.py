@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from shoal.membership.instructions import Instruction
-
 
 class Tenancy(Protocol):
     def epoch(self) -> int:
@@ -19,6 +17,14 @@ class Tenancy(Protocol):
         """
         ...
 
-    def release(self, reason: str, now: float) -> list[Instruction]:
-        """Sends home, with a reason, nodes that are being drained and have no part in a route any more."""
+    def barred(self, node: int) -> str:
+        """Why a member is not for it at all, for people."""
+        ...
+
+    def crowded(self, node: int) -> bool:
+        """Whether all pipelines together take more of a member than its limit, and nobody is making room there."""
+        ...
+
+    def release(self, reason: str) -> None:
+        """Nodes that are being drained and have no part in a route any more may go home now, with that reason."""
         ...

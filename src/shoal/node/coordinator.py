@@ -76,11 +76,7 @@ class Coordinator:
         moves = Moves(model.cost, demand, settings.spread, settings.spares, Measured(self.roster.reached))
         use: dict[int, list[int]] = {}
         planning = Planning(moves, RoleMoves(moves, use), use)
-        need = CopyNeed(
-            model.cost.held_bytes + demand.least_kv_tokens * sum(layer.kv_bytes for layer in model.cost.layers) + model.cost.last_bytes,
-            model.cost.workspace,
-        )
-        terms = Terms(planning.planner, settings.min_nodes, need, engine.degrade, model.pinned)
+        terms = Terms(planning.planner, settings.min_nodes, CopyNeed.of(moves), engine.degrade, model.pinned)
         pipeline = self.cluster.open(id, terms, self.now())
         self._share.add(model.files)
         runner = self.runners[id] = PipelineRunner(self._head, pipeline, model, planning, observer, self._handle)
