@@ -94,7 +94,7 @@ def differing() -> FakeOperator:
         models=[*made.listed.models, ModelHere("unknown", "hf:org/unknown-7b", 0, False)],
         loaded=[
             *made.listed.loaded,
-            LoadedModel("smollm2", "smollm2-135m", "1 of 3 nodes has joined", 3, 2, "llama", "", 8192, 134_515_008, []),
+            LoadedModel("smollm2", "smollm2-135m", "1 of 3 nodes has joined", 3, 2, "llama", "", 8192, 134_515_008, [], True),
             LoadedModel("plain-7b", "plain-7b", "", 1, 1, "", "Q8_0", 512, 7_000_000_000, ["chat"]),
         ],
         aliases={"gpt-4o": MODEL.name, "best-1": "gpt-4o", "mini": "smollm2"},
