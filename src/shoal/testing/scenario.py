@@ -34,9 +34,9 @@ from shoal.testing.whims import Whims
 _WITH_DISKS = 0.3  # of the seeds
 _WITH_WORKERS = 0.3  # of the seeds, whose model has experts then
 _UNDECIDED = 0.6  # of these seeds
-_TROUBLE = 25.0  # simulated seconds during which things happen
-_BOUND = 4000.0  # simulated seconds after which a request that has not ended counts as stuck
-_JOURNALS = (JournalLimits(0, 0), JournalLimits(32 * 4 * 2, 0), JournalLimits(32 * 4, 32 * 4 * 2), JournalLimits(1 << 20, 0))
+TROUBLE = 25.0  # simulated seconds during which things happen
+BOUND = 4000.0  # simulated seconds after which a request that has not ended counts as stuck
+JOURNALS = (JournalLimits(0, 0), JournalLimits(32 * 4 * 2, 0), JournalLimits(32 * 4, 32 * 4 * 2), JournalLimits(1 << 20, 0))
 _GRAMMARS = tuple(
     json.dumps({"grammars": [{"lark_grammar": f"start: /{pattern}/"}]}) for pattern in ("[a-f]{5,30}", "(ab|[g-m]{3}k)+x?", "(a[^a]*a){3}")
 )
@@ -64,7 +64,7 @@ class Broken(AssertionError):
     """An invariant does not hold; the events show how that came about."""
 
 
-class _Counts:
+class StepCounts:
     """The coordinator's observer: after every step, and whenever a node reports, the counts must be right."""
 
     def __init__(self, scenario: Scenario) -> None:
@@ -95,7 +95,7 @@ class _Counts:
 
 
 @dataclasses.dataclass(eq=False)
-class _Node:
+class SimNode:
     host: Host
     memory: int
     speed: float
@@ -123,9 +123,9 @@ class Scenario:
         self.layer_bytes = toy.LAYER_BYTES if self.disks is None else 1 << 20  # units that are read fill pages
         self.network = Network(Random(self.rng.random()), self.say)
         self.coordinator: Coordinator | None = None
-        self.counts = _Counts(self)
+        self.counts = StepCounts(self)
         self._loop = SimulatedLoop()
-        self._nodes: list[_Node] = []
+        self._nodes: list[SimNode] = []
         self._unexpected: list[str] = []
 
     def say(self, what: str) -> None:
@@ -186,7 +186,7 @@ class Scenario:
         clients = [loop.create_task(self._client(i)) for i in range(rng.randint(2, 5))]
         trouble = loop.create_task(self._trouble(settings))
         try:
-            done, late = await asyncio.wait([*clients, trouble], timeout=_BOUND)
+            done, late = await asyncio.wait([*clients, trouble], timeout=BOUND)
             for task in (*clients, trouble):
                 if task in done:
                     task.result()
@@ -282,7 +282,7 @@ class Scenario:
         wanted = [list[int]() for _ in range(request.n)] if faulty else toy.expected(request, self.layers)
         scores, embedding = toy.examined(request, self.layers)
         told: list[Score] = []
-        await asyncio.sleep(self.rng.uniform(1.0, 0.8 * _TROUBLE))
+        await asyncio.sleep(self.rng.uniform(1.0, 0.8 * TROUBLE))
         assert self.coordinator is not None
         while True:
             try:
@@ -331,16 +331,20 @@ class Scenario:
                 0.02 if self.undecided is None else 0.005
             )  # routes that often change are long on their way, and a request has few tries
             memory, disk = memory // 2, toy.Disk(Random(self.disks.random()), self.layer_bytes, failing=failing)
-        node = _Node(
+        node = SimNode(
             self.network.host(f"n{len(self._nodes)}"),
             memory,
             rng.uniform(0.5, 2) * self.pace * self.layer_bytes,
-            rng.choice(_JOURNALS),
+            rng.choice(JOURNALS),
             disk=disk,
             role=NodeRole.LAYERS if share else self._role(),
         )
         self._nodes.append(node)
         self._start(node)
+
+    def layers_of(self, model: str) -> int:
+        """model: the reference of one that is served."""
+        return self.layers
 
     def _role(self) -> NodeRole:
         if self.workers is None:
@@ -348,13 +352,13 @@ class Scenario:
         given = NodeRole.EXPERTS if self.workers.random() < 0.5 else NodeRole.LAYERS
         return NodeRole.AUTO if self.undecided is not None and self.undecided.random() < 0.8 else given
 
-    def _start(self, node: _Node) -> None:
+    def _start(self, node: SimNode) -> None:
         node.host.alive = True
         node.host.awake.set()
         node.environment = environment = SimWorld(self.network, node.host)
 
         def make(order: control.Load) -> toy.ToyModel:
-            node.models.append(toy.ToyModel(self.layers, node.journals, self.seconds, environment.spend, node.disk))
+            node.models.append(toy.ToyModel(self.layers_of(order.model), node.journals, self.seconds, environment.spend, node.disk))
             return node.models[-1]
 
         name = node.host.name
@@ -368,13 +372,13 @@ class Scenario:
         )
         node.running = asyncio.get_running_loop().create_task(self._run(node, node.agent))
 
-    async def _run(self, node: _Node, agent: Agent) -> None:
+    async def _run(self, node: SimNode, agent: Agent) -> None:
         try:
             self.say(f"{node.host.name} ended: {await agent.run()}")
         except ClusterError as error:
             self.say(f"{node.host.name} ended: {error}")
 
-    async def _kill(self, node: _Node) -> None:
+    async def _kill(self, node: SimNode) -> None:
         self.network.crash(node.host)
         for task in [*node.host.tasks, *([node.running] if node.running is not None else [])]:
             task.cancel()
@@ -382,17 +386,21 @@ class Scenario:
             await asyncio.gather(node.running, return_exceptions=True)
             node.running = None
 
-    async def _trouble(self, settings: HeadSettings) -> None:
-        """Causes faults; at the end everything is well again."""
-        rng, network = self.rng, self.network
-        head = network.hosts["head"]
-        events: list[Callable[[_Node], Any]] = [
+    @property
+    def _happenings(self) -> list[Callable[[SimNode], Any]]:
+        """What may happen to a node."""
+        return [
             self._crash, self._crash, self._crash, self._freeze, self._unplug, self._slow, self._fill_disk,
             self._cut, self._cut, self._leave, self._drain, self._remove, self._separate,
         ]  # fmt: skip
+
+    async def _trouble(self, settings: HeadSettings) -> None:
+        """Causes faults; at the end everything is well again."""
+        rng, network = self.rng, self.network
+        events = self._happenings
         network.duplicates = rng.choice((0.0, 0.0, 0.02))
         network.losses = rng.choice((0.0, 0.0, 0.0, 0.005))
-        moments = sorted(rng.uniform(0.5, _TROUBLE) for _ in range(rng.randint(1, 7)))
+        moments = sorted(rng.uniform(0.5, TROUBLE) for _ in range(rng.randint(1, 7)))
         if rng.random() < 0.3:  # several at once
             moments = [moments[0] + 0.01 * i for i in range(len(moments))]
         for moment in moments:
@@ -406,7 +414,12 @@ class Scenario:
             result = happening(node)
             if result is not None:
                 await result
-        await asyncio.sleep(max(_TROUBLE + 5 - self._loop.time(), 0))
+        await asyncio.sleep(max(TROUBLE + 5 - self._loop.time(), 0))
+        await self._mend(settings)
+
+    async def _mend(self, settings: HeadSettings) -> None:
+        """From now on all is well."""
+        network, head = self.network, self.network.hosts["head"]
         self.say("all is well again")
         network.duplicates = network.losses = 0.0
         for node in self._nodes:
@@ -424,16 +437,17 @@ class Scenario:
 
     def _ambush(self, coordinator: Coordinator) -> None:
         """From time to time, a node of a route in preparation, or of one that has just begun to serve, is lost at that moment."""
-        handle, seen = coordinator.cluster.handle, list[str]()
+        handle, seen = coordinator.cluster.handle, dict[PipelineId, str]()
 
         def watched(event: Any, now: float) -> Any:
             out = handle(event, now)
-            phase = f"{self.runner.pipeline.epoch} {self.runner.pipeline.moving or self.runner.pipeline.state}"
-            if seen[-1:] != [phase]:
-                seen.append(phase)
-                if self._loop.time() < _TROUBLE and self.rng.random() < 0.06 and (nodes := self.runner.pipeline.route):
-                    nodes = [*nodes, *self.runner.pipeline.workers]
-                    self._loop.call_later(self.rng.uniform(0, 0.05), self._strike, coordinator, self.rng.choice(nodes), phase)
+            for pipeline in coordinator.cluster.pipelines.values():
+                phase = f"{pipeline.epoch} {pipeline.moving or pipeline.state}"
+                if seen.get(pipeline.id) != phase:
+                    seen[pipeline.id] = phase
+                    if self._loop.time() < TROUBLE and self.rng.random() < 0.06 and (nodes := pipeline.route):
+                        nodes = [*nodes, *pipeline.workers]
+                        self._loop.call_later(self.rng.uniform(0, 0.05), self._strike, coordinator, self.rng.choice(nodes), phase)
             return out
 
         coordinator.cluster.handle = watched
@@ -448,63 +462,63 @@ class Scenario:
             if result is not None:
                 coordinator.spawn(result)
 
-    async def _crash(self, node: _Node) -> None:
+    async def _crash(self, node: SimNode) -> None:
         await self._kill(node)
         if self.rng.random() < 0.5:
             asyncio.get_running_loop().call_later(self.rng.uniform(0.5, 8), self._again, node)
 
-    def _again(self, node: _Node) -> None:
+    def _again(self, node: SimNode) -> None:
         if node.running is None:
             self.say(f"{node.host.name} is started again")
             self._start(node)
 
-    def _freeze(self, node: _Node) -> None:
+    def _freeze(self, node: SimNode) -> None:
         self.network.freeze(node.host)
         asyncio.get_running_loop().call_later(self.rng.uniform(0.2, 10), self._thaw, node)
 
-    def _thaw(self, node: _Node) -> None:
+    def _thaw(self, node: SimNode) -> None:
         if node.host.frozen:
             self.say(f"{node.host.name} thaws")
             self.network.thaw(node.host)
 
-    def _unplug(self, node: _Node) -> None:
+    def _unplug(self, node: SimNode) -> None:
         others = [host for host in self.network.hosts.values() if host is not node.host]
         for other in others:
             self.network.part(node.host, other)
         asyncio.get_running_loop().call_later(self.rng.uniform(0.2, 20), self._plug, node, others)
 
-    def _plug(self, node: _Node, others: list[Host]) -> None:
+    def _plug(self, node: SimNode, others: list[Host]) -> None:
         self.say(f"{node.host.name} is plugged in again")
         for other in others:
             self.network.join(node.host, other)
 
-    def _separate(self, node: _Node) -> None:
+    def _separate(self, node: SimNode) -> None:
         """Two nodes can no longer reach each other; both reach the head."""
         other = self.rng.choice(self._nodes)
         if other is not node:
             self.network.part(node.host, other.host)
             asyncio.get_running_loop().call_later(self.rng.uniform(0.2, 20), self._plug, node, [other.host])
 
-    def _cut(self, node: _Node) -> None:
+    def _cut(self, node: SimNode) -> None:
         if node.host.pipes:
             self.rng.choice([*node.host.pipes]).cut()
 
-    def _slow(self, node: _Node) -> None:
+    def _slow(self, node: SimNode) -> None:
         node.host.slower = self.rng.choice((3.0, 10.0))
 
-    def _fill_disk(self, node: _Node) -> None:
+    def _fill_disk(self, node: SimNode) -> None:
         for model in node.models:
             for journal in model.shard._journals.values():  # pyright: ignore[reportPrivateUsage]
                 journal._full = True  # pyright: ignore[reportPrivateUsage]
 
-    def _leave(self, node: _Node) -> None:
+    def _leave(self, node: SimNode) -> None:
         if node.agent is not None:
             node.agent.leave()
 
-    def _drain(self, node: _Node) -> None:
+    def _drain(self, node: SimNode) -> None:
         assert self.coordinator is not None
         self.coordinator.dismiss(control.DismissRequest(name=node.host.name, drain=True))
 
-    def _remove(self, node: _Node) -> None:
+    def _remove(self, node: SimNode) -> None:
         assert self.coordinator is not None
         self.coordinator.dismiss(control.DismissRequest(name=node.host.name))
