@@ -275,7 +275,7 @@ class FleetScenario(Scenario):
 
     async def _taken_up(self, request: Request, name: str, said: list[TokenChunk]) -> TokenStream:
         """By the head that has come, as soon as it serves that model: see ModelEngine.resumed."""
-        while name not in self.models or not self.models[name].copies.runners:
+        while name not in self.models or not self.models[name].copies.runners:  # noqa: ASYNC110 - simulated time
             await asyncio.sleep(0.5)
         stream = TokenStream(request, said)
         runner = min(self.models[name].copies, key=lambda runner: len(runner.requests))
