@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import socket
-import threading
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -26,6 +24,7 @@ from shoal.gateway.server import listening
 from shoal.launch.keys import head_credentials
 from shoal.launch.local import local_cluster
 from shoal.models.description import Description, listed
+from shoal.node.daemon_thread import in_daemon_thread
 from shoal.node.head import Head
 from shoal.node.host_environment import HostEnvironment
 from shoal.node.model_engine import ModelOffer
@@ -69,25 +68,16 @@ async def fetched(model: str, stop: asyncio.Event, host: str = "") -> Descriptio
     host: where nodes on other machines may reach the head. Nodes on this machine have its files under the same paths, so
     nothing is hashed for them; if it is empty there are no others, and no files are listed.
     """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[Description] = loop.create_future()
 
-    def settle(result: Description | None, error: Exception | None) -> None:
-        if not done.done():
-            done.set_exception(error) if error is not None else done.set_result(result)  # pyright: ignore[reportArgumentType]
+    def work() -> Description:
+        found = described(model)
+        return listed(found, not is_loopback(host)) if host else found
 
-    def work() -> None:
-        result, failure = None, None
-        try:
-            result = described(model)
-            result = listed(result, not is_loopback(host)) if host else result
-        except Exception as error:  # noqa: BLE001 - passed to the loop
-            failure = error
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, result, failure)
-
-    threading.Thread(target=work, daemon=True).start()
-    return done.result() if await until(stop, asyncio.wait({done})) else None
+    done = asyncio.ensure_future(in_daemon_thread(work))
+    try:
+        return done.result() if await until(stop, asyncio.wait({done})) else None
+    finally:
+        done.cancel()
 
 
 async def offered(settings: HeadSettings, stop: asyncio.Event) -> list[ModelOffer] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from time import time
 
 import structlog
@@ -15,6 +15,7 @@ from shoal.errors import CapacityError, ConfigError, NotReady, ShoalError, Unkno
 from shoal.models.description import Description, describe, listed
 from shoal.models.inventory import inventory
 from shoal.models.sources import public_name
+from shoal.node.daemon_thread import in_daemon_thread
 from shoal.node.head import Head
 from shoal.node.model_engine import ModelEngine, ModelOffer
 from shoal.observed.event import EventKind
@@ -29,10 +30,21 @@ _LOOK = 1.0  # seconds between checks for models that rest, or that find no room
 _PATIENCE = 3.0  # seconds for which a model may find no room before another one goes
 
 
+async def described(reference: str, settings: HeadSettings) -> Description:
+    """The model, fetched where it is not on this machine. Raises ShoalError, OSError."""
+    return await in_daemon_thread(lambda: listed(describe(reference), not is_loopback(settings.host)))
+
+
 class ModelKeeper:
-    def __init__(self, head: Head, settings: HeadSettings, store: RegistryStore) -> None:
-        """Raises CapacityError if the store cannot be read."""
-        self._head, self._settings, self._store = head, settings, store
+    def __init__(
+        self,
+        head: Head,
+        settings: HeadSettings,
+        store: RegistryStore,
+        described: Callable[[str, HeadSettings], Awaitable[Description]] = described,
+    ) -> None:
+        """described: reads a model. Raises CapacityError if the store cannot be read."""
+        self._head, self._settings, self._store, self._described = head, settings, store, described
         self._known = store.models()
         self._references = {name: known.reference for name, known in self._known.items()}
         self._aliases = store.aliases()
@@ -108,7 +120,7 @@ class ModelKeeper:
     def begin(self, reference: str, replicas: int = 0) -> str:
         """Starts to load a model. replicas: copies; 0: as many as last time. One that is served gets other copies. Returns its
         name. Raises ShoalError for what cannot be one."""
-        name = public_name(reference)
+        name = reference if reference in self._references else public_name(reference)
         if (engine := self._head.engines.get(name)) is not None:
             if not replicas or replicas == len(engine.copies.runners):
                 raise ConfigError(f"{name} is served already")
@@ -133,7 +145,7 @@ class ModelKeeper:
         self._head.coordinator.recorder.events.add(EventKind.FAULT, f"{name} could not be loaded: {words}")
 
     async def _load(self, name: str, reference: str, replicas: int) -> ModelEngine:
-        model = await asyncio.to_thread(self._described, reference)
+        model = await self._described(reference, self._settings)
         known = self._known.get(name)
         engine = dataclasses.replace(self._settings.engine, model=reference)
         count = replicas or (known.replicas if known is not None else self._settings.replicas)
@@ -141,9 +153,6 @@ class ModelKeeper:
         self._record(served)
         self._head.coordinator.recorder.events.add(EventKind.PLACED, f"{name} is being loaded")
         return served
-
-    def _described(self, reference: str) -> Description:
-        return listed(describe(reference), not is_loopback(self._settings.host))
 
     async def wanted(self, name: str) -> ModelEngine:
         """The engine of a model that a request asks for: loads it, and waits until it serves. Raises NotReady, UnknownModel."""
@@ -158,7 +167,10 @@ class ModelKeeper:
         try:
             async with asyncio.timeout(patience):
                 if (loading := self._loading.get(name)) is not None:
-                    await asyncio.shield(loading)
+                    await asyncio.wait({loading})
+                    if loading.cancelled():
+                        raise NotReady("it was unloaded while it was waited for")
+                    loading.result()
                 while (engine := self._head.engines.get(name)) is not None and engine.state:  # noqa: ASYNC110 - of several pipelines
                     await asyncio.sleep(0.05)
         except TimeoutError:
@@ -175,8 +187,8 @@ class ModelKeeper:
         return engine
 
     async def unload(self, name: str, reason: str) -> None:
-        """Raises UnknownModel, ConfigError for the only one."""
-        if (loading := self._loading.get(name)) is not None:
+        """Ends its requests with the reason. Raises UnknownModel."""
+        if name not in self._head.engines and (loading := self._loading.get(name)) is not None:
             loading.cancel()
             return
         await self._head.unload(name, reason)
@@ -209,12 +221,16 @@ class ModelKeeper:
 
     async def run(self) -> None:
         """Until it is cancelled: unloads what rests, and what is used least where another model finds no room."""
-        while True:
-            await asyncio.sleep(_LOOK)
-            try:
-                await self._tick()
-            except ShoalError as error:
-                log.error("a look at the models failed; it is tried again", reason=str(error))
+        try:
+            while True:
+                await asyncio.sleep(_LOOK)
+                try:
+                    await self._tick()
+                except Exception as error:  # models must come and go whatever happens to one of them
+                    log.error("a look at the models failed unexpectedly; it is tried again", exc_info=error)
+        finally:
+            for loading in self._loading.values():
+                loading.cancel()
 
     async def _tick(self) -> None:
         now = self._head.coordinator.now()
@@ -240,8 +256,8 @@ class ModelKeeper:
         if why := engine.hopeless:
             if self._waiting.get(name, 0):
                 self._short_since.pop(name)
-                await self._let_go(name, why)
                 self.failed[name] = why
+                await self._let_go(name, why)
         elif (other := least_used(resting, name)) is not None:
             self._short_since.pop(name, None)
             await self._let_go(other, f"{name} needs its memory")
@@ -249,7 +265,7 @@ class ModelKeeper:
     async def _let_go(self, name: str, why: str) -> None:
         if name not in self._head.engines:
             return
-        size = human_bytes(self._head.engines[name].facts.bytes)
+        size = human_bytes(self._head.engines[name].served.cost.held_bytes)
         self._head.coordinator.recorder.events.add(EventKind.LEFT, f"{name} ({size}) is unloaded: {why}")
         log.info("a model is unloaded", model=name, reason=why)
         await self.unload(name, f"the model '{name}' was unloaded: {why}")

@@ -1,0 +1,207 @@
+"""Models that come because a request asks for them, and go because nobody does or because another needs their memory."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from shoal.config import HeadSettings
+from shoal.errors import ConfigError, NotReady, UnknownModel, UserError
+from shoal.models.description import Description
+from shoal.node.model_engine import ModelEngine
+from shoal.node.model_keeper import ModelKeeper
+from shoal.serving.registry_store import RegistryStore
+from shoal.testing import toy
+from tests.support.city import City
+from tests.support.town import play
+
+SIZES = {"small": 3, "other": 4, "large": 6, "huge": 200}
+"""Layers; two nodes of the town hold about 16."""
+
+
+class ToyKeeper(ModelKeeper):
+    """Of toys, which have no files."""
+
+    def _record(self, engine: ModelEngine) -> None:
+        self._references[engine.name] = engine.name
+
+    def look(self) -> None:
+        self._references |= {name: name for name in SIZES}
+
+
+async def read(reference: str, settings: HeadSettings) -> Description:
+    await asyncio.sleep(1)  # to fetch it
+    if reference not in SIZES:
+        raise UserError(f"{reference}: no such file")
+    return Description(reference, reference, Path(reference), toy.spec(SIZES[reference]), None, None)
+
+
+class Kept(City):
+    """folder: for the registry."""
+
+    def __init__(self, folder: Path, **settings: object) -> None:
+        super().__init__(**settings)
+        self.store = RegistryStore(folder)
+
+    async def open(self) -> None:
+        await super().open()
+        self.keeper = ToyKeeper(self.head, self.settings, self.store, read)
+        self.keeper.look()
+        self.running_keeper = asyncio.ensure_future(self.keeper.run())
+
+    async def close(self) -> None:
+        assert not self.running_keeper.done(), "it looks at the models until the head ends"
+        self.running_keeper.cancel()
+        await asyncio.gather(self.running_keeper, return_exceptions=True)
+        await super().close()
+
+    @property
+    def loaded(self) -> list[str]:
+        return [*self.head.engines]
+
+
+def acted(folder: Path, scenario, **settings: object) -> None:  # pyright: ignore[reportMissingParameterType, reportUnknownParameterType]
+    play(scenario, lambda **given: Kept(folder, **given), **settings)  # pyright: ignore[reportUnknownArgumentType]
+
+
+def test_a_request_loads_a_model_and_waits_for_it(tmp_path: Path) -> None:
+    async def scenario(city: Kept) -> None:
+        city.start("a")
+        await city.until(lambda: city.head.members)
+        engine, same = await asyncio.gather(city.keeper.wanted("small"), city.keeper.wanted("small"))
+        assert engine is same and not engine.state and city.loaded == ["small"]
+        await city.right(engine, city.request("one"))
+
+    acted(tmp_path, scenario, on_demand=True)
+
+
+def test_without_on_demand_requests_load_nothing(tmp_path: Path) -> None:
+    async def scenario(city: Kept) -> None:
+        city.start("a")
+        assert city.keeper.loadable == []
+        with pytest.raises(UnknownModel):
+            await city.keeper.wanted("small")
+        assert city.keeper.begin("small") == "small"  # an operator does
+        await city.until(lambda: city.loaded == ["small"] and not city.head.engines["small"].state)
+        with pytest.raises(ConfigError, match="served already"):
+            city.keeper.begin("small")
+
+    acted(tmp_path, scenario)
+
+
+def test_what_nobody_asks_for_goes_and_what_runs_stays(tmp_path: Path) -> None:
+    async def scenario(city: Kept) -> None:
+        city.start("a")
+        small, other = await city.keeper.wanted("small"), await city.keeper.wanted("other")
+        running = await city.under_way(other, city.request("long", 100))
+        small.touch()
+        await asyncio.sleep(20)
+        assert city.loaded == ["small", "other"]
+        await city.until(lambda: city.loaded != ["small", "other"])
+        assert "small" not in city.loaded
+        await running
+        await city.until(lambda: not city.loaded)
+        await city.right(await city.keeper.wanted("small"), city.request("again"))
+
+    acted(tmp_path, scenario, on_demand=True, idle=30.0)
+
+
+def test_the_model_that_was_used_least_makes_room(tmp_path: Path) -> None:
+    async def scenario(city: Kept) -> None:
+        city.start("a")
+        await city.keeper.wanted("small")
+        other = await city.keeper.wanted("other")
+        await asyncio.sleep(5)
+        await city.right(other, city.request("one"))
+        large = await city.keeper.wanted("large")
+        await city.right(large, city.request("two"))
+        assert "small" not in city.loaded, "it was asked for before the others"
+
+    acted(tmp_path, scenario, on_demand=True)
+
+
+def test_a_model_that_fits_nowhere_says_so_and_nobody_goes_for_it(tmp_path: Path) -> None:
+    async def scenario(city: Kept) -> None:
+        city.start("a")
+        small = await city.keeper.wanted("small")
+        with pytest.raises(NotReady, match="not enough memory"):
+            await city.keeper.wanted("huge")
+        assert city.loaded == ["small"] and "not enough memory" in city.keeper.state("huge")
+        await city.right(small, city.request("one"))
+
+    acted(tmp_path, scenario, on_demand=True)
+
+
+def test_the_wait_for_a_model_is_bounded(tmp_path: Path) -> None:
+    async def scenario(city: Kept) -> None:
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(NotReady, match="not served after 20 s"):
+            await city.keeper.wanted("small")  # there is no node
+        assert asyncio.get_running_loop().time() - began == pytest.approx(20, abs=0.1)
+
+    acted(tmp_path, scenario, on_demand=True, load_wait=20.0)
+
+
+def test_what_cannot_be_read_is_told_to_those_who_wait_and_to_operators(tmp_path: Path) -> None:
+    async def scenario(city: Kept) -> None:
+        city.start("a")
+        city.keeper._references["odd"] = "odd"
+        with pytest.raises(NotReady, match="odd: no such file"):
+            await city.keeper.wanted("odd")
+        assert "no such file" in city.keeper.failed["odd"] and not city.keeper.loading
+        assert any("odd could not be loaded" in event.message for event in city.head.coordinator.recorder.events)
+
+    acted(tmp_path, scenario, on_demand=True)
+
+
+def test_who_waits_for_a_model_that_is_unloaded_meanwhile_is_told(tmp_path: Path) -> None:
+    async def scenario(city: Kept) -> None:
+        waiting = [asyncio.ensure_future(city.keeper.wanted("small")) for _ in range(2)]
+        await asyncio.sleep(0.5)
+        assert city.keeper.loading == ["small"]
+        await city.keeper.unload("small", "by hand")
+        waiting.append(asyncio.ensure_future(city.keeper.wanted("other")))
+        await city.until(lambda: "other" in city.loaded)
+        await city.keeper.unload("other", "by hand")
+        for outcome in await asyncio.gather(*waiting, return_exceptions=True):
+            assert isinstance(outcome, NotReady) and "unloaded" in str(outcome), outcome
+        with pytest.raises(UnknownModel):
+            await city.keeper.unload("other", "by hand")
+
+    acted(tmp_path, scenario, on_demand=True)
+
+
+def test_the_number_of_copies_follows_what_an_operator_asks_for(tmp_path: Path) -> None:
+    async def scenario(city: Kept) -> None:
+        for name in "abc":
+            city.start(name)
+        engine = await city.keeper.wanted("small")
+        running = await city.under_way(engine, city.request("long", 120))
+        for count in (3, 1, 2):
+            city.keeper.begin("small", count)
+            await city.until(lambda count=count: len(engine.copies.runners) == count and all(r.serving for r in engine.copies))
+            places = [city.nodes_of(runner) for runner in engine.copies]
+            assert len(set().union(*places)) == sum(map(len, places)), "they share no node"
+        await running
+        await city.right(engine, city.request("after"))
+
+    acted(tmp_path, scenario, on_demand=True)
+
+
+def test_aliases_are_kept_and_told(tmp_path: Path) -> None:
+    async def scenario(city: Kept) -> None:
+        told: list[dict[str, str]] = []
+        city.keeper.watch(lambda: told.append(dict(city.keeper.aliases)))
+        city.keeper.alias("gpt-4o", "small")
+        city.keeper.alias("best", "gpt-4o")
+        with pytest.raises(ConfigError, match="circle"):
+            city.keeper.alias("gpt-4o", "best")
+        with pytest.raises(ConfigError, match="no model here"):
+            city.keeper.alias("x", "nothing")
+        city.keeper.alias("best", "")
+        assert told == [{"gpt-4o": "small"}, {"gpt-4o": "small", "best": "gpt-4o"}, {"gpt-4o": "small"}]
+        assert ToyKeeper(city.head, city.settings, city.store, read).aliases == {"gpt-4o": "small"}
+
+    acted(tmp_path, scenario, on_demand=True)
