@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -62,8 +63,8 @@ class Kept(City):
         return [*self.head.engines]
 
 
-def acted(folder: Path, scenario, **settings: object) -> None:  # pyright: ignore[reportMissingParameterType, reportUnknownParameterType]
-    play(scenario, lambda **given: Kept(folder, **given), **settings)  # pyright: ignore[reportUnknownArgumentType]
+def acted(folder: Path, scenario: Callable[[Kept], Awaitable[None]], **settings: object) -> None:
+    play(scenario, lambda **given: Kept(folder, **given), **settings)
 
 
 def test_a_request_loads_a_model_and_waits_for_it(tmp_path: Path) -> None:
