@@ -458,7 +458,11 @@ class SharedFleet:
 
     def _state(self) -> object:
         told = [(n, len(machine.told)) for n, machine in self.machines.items()]
-        return told, [(id, p.state, [path.epoch for path in _paths(p)]) for id, p in self.cluster.pipelines.items()], [*self.cluster.members]
+        return (
+            told,
+            [(id, p.state, [path.epoch for path in _paths(p)]) for id, p in self.cluster.pipelines.items()],
+            [*self.cluster.members],
+        )
 
     def check_rest(self) -> None:
         """What must hold once all is well and nothing changes any more."""

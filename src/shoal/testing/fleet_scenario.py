@@ -223,6 +223,8 @@ class FleetScenario(Scenario):
             if node.agent is None or node.running is None or node.running.done() or (number := numbers.get(node.host.name)) is None:
                 continue
             parts = node.agent._parts  # pyright: ignore[reportPrivateUsage]
+            held = [part._model for part in parts.values()]  # pyright: ignore[reportPrivateUsage]
+            assert all(model in held or not model.layers for model in node.models), f"{node.host.name} holds what is of no pipeline"
             assert parts.keys() <= known, f"{node.host.name} keeps {sorted(parts.keys() - known)}, which nobody serves"
             assert cluster.members[number].profile.memory >= sum(runner.pipeline.takes(number) for runner in runners.values())
             for id, runner in runners.items():
@@ -420,6 +422,10 @@ class FleetScenario(Scenario):
         node = SimNode(self.network.host(f"n{len(self._nodes)}"), memory, speed, rng.choice(JOURNALS))
         self._nodes.append(node)
         self._start(node)
+
+    def _start(self, node: SimNode) -> None:
+        node.models.clear()  # they went with its process
+        super()._start(node)
 
     async def _mend(self, settings: HeadSettings) -> None:
         while self.coordinator is None:  # noqa: ASYNC110 - simulated time
