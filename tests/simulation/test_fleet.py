@@ -12,6 +12,7 @@ from shoal.membership.state import Cluster
 from shoal.node.agent import Agent
 from shoal.node.copies import Copies
 from shoal.node.pipeline_runner import PipelineRunner
+from shoal.request import Request
 from shoal.scheduler.scheduler import Scheduler
 from shoal.testing.fleet_scenario import FleetScenario
 from shoal.testing.simulate import play, play_all
@@ -54,9 +55,7 @@ def test_the_same_seed_gives_the_same_events():
     assert [s.events for s in fleets(range(4))] == [s.events for s in fleets(range(4))]
 
 
-def _one_place(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Tokens that were said already are said again at the other copy."""
-
+def _begin_anew(original: Callable[..., Any]) -> Callable[..., Any]:
     def wrong(self: Copies, runner: PipelineRunner) -> None:
         others = [other for other in self if other is not runner and other.serving]
         for stream in runner.requests.hand_over() if others else ():
@@ -66,11 +65,14 @@ def _one_place(original: Callable[..., Any]) -> Callable[..., Any]:
     return wrong
 
 
-def _nowhere(original: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda self, runner: None
+def _forget_most(original: Callable[..., Any]) -> Callable[..., Any]:
+    def wrong(self: Scheduler, request: Request, generated: dict[int, list[int]] | None = None) -> None:
+        original(self, request, {choice: tokens[:1] for choice, tokens in (generated or {}).items()} or None)
+
+    return wrong
 
 
-def _keep_all(original: Callable[..., Any]) -> Callable[..., Any]:
+def _keep(original: Callable[..., Any]) -> Callable[..., Any]:
     return lambda self, part: None
 
 
@@ -78,26 +80,26 @@ def _anybody(original: Callable[..., Any]) -> Callable[..., Any]:
     return lambda self, id, node, waiting: 0
 
 
-def _forget_most(original: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda self, request, generated=None: original(
-        self, request, {choice: tokens[:1] for choice, tokens in (generated or {}).items()} or None
-    )
+def _say_nothing(original: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, reason: None
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "name", "sabotage", "first"),
     [
-        (Copies, "_move", _one_place, 0),
-        (Agent, "_drop", _keep_all, 0),
+        (Copies, "_move", _begin_anew, 18),
+        (Scheduler, "add", _forget_most, 1),
+        (Agent, "_drop", _keep, 1),
         (Cluster, "taken", _anybody, 0),
-        (Scheduler, "add", _forget_most, 0),
+        (PipelineRunner, "close", _say_nothing, 0),
     ],
     ids=[
         "a request begins anew at another copy",
+        "tokens that were said are forgotten",
         "a node keeps what it is to drop",
         "every pipeline takes all memory",
-        "tokens that were said are forgotten",
+        "streams are not told that their model is gone",
     ],
 )
 def test_sabotage_is_noticed(kind: type, name: str, sabotage: Callable[..., Any], first: int, monkeypatch: pytest.MonkeyPatch):
