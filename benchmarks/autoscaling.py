@@ -27,7 +27,7 @@ from shoal.observed.fleet_plan import StartReplica, StopReplica
 from shoal.serving.forecast import forecast
 from shoal.serving.scaling.autoscaler import Autoscaler
 from shoal.serving.scaling.expected_traffic import ExpectedTraffic
-from shoal.serving.scaling.load import ModelLoad, ReplicaLoad, ReplicaState
+from shoal.serving.scaling.load import ModelLoad, ReplicaLoad, ReplicaPhase
 from shoal.serving.scaling.room import places_for
 from shoal.serving.scaling.settings import ScalingSettings
 
@@ -81,7 +81,7 @@ class Fleet:
     """One model: a queue, and replicas that take from it."""
 
     def __init__(self, serving: int, load: float) -> None:
-        self.states = dict.fromkeys(range(1, serving + 1), ReplicaState.SERVING)
+        self.states = dict.fromkeys(range(1, serving + 1), ReplicaPhase.SERVING)
         self.ready: dict[int, float] = {}
         self.load = load
         self.queue: deque[tuple[float, float]] = deque()
@@ -93,7 +93,7 @@ class Fleet:
 
     @property
     def serving(self) -> int:
-        return sum(state is ReplicaState.SERVING for state in self.states.values())
+        return sum(state is ReplicaPhase.SERVING for state in self.states.values())
 
     def came(self, at: float, seconds: float) -> None:
         self.finish(at)
@@ -120,7 +120,7 @@ class Fleet:
         """Every TICK seconds."""
         for number, at in [*self.ready.items()]:
             if at <= now:
-                self.states[number] = ReplicaState.SERVING
+                self.states[number] = ReplicaPhase.SERVING
                 del self.ready[number]
         self.finish(now)
         self._begin(now)
@@ -173,7 +173,7 @@ def simulated(
         fleet.outcome.processor += process_time() - spent
         for action in plan.models[0].actions:
             if isinstance(action, StartReplica):
-                fleet.states[action.replica] = ReplicaState.LOADING
+                fleet.states[action.replica] = ReplicaPhase.LOADING
                 fleet.ready[action.replica] = now + fleet.load
                 fleet.outcome.changes += 1
             elif isinstance(action, StopReplica):

@@ -1,6 +1,7 @@
 """What copies of a model give: `python -m benchmarks.fleet [--rounds 3] [--model smollm2-135m] [--only scaling]`.
 
-Nodes of one thread each. Two copies on two nodes against one copy on one node: tokens per second of 8 and 16 streams, and of prompts. Then
+Nodes of one thread each. Two copies on two nodes against one copy on one node: tokens per second of 8 to 64 streams (a copy
+runs 32 at once), and of prompts. Then
 conversations over two copies: how much of their prompts is found in the copies' caches with the balancer that looks for prefixes and with
 round robin, beside one copy. Last the time to the first token where one of two copies is stopped for 4/5 of the time.
 """
@@ -107,7 +108,7 @@ async def slowed(cluster: LocalCluster) -> AsyncIterator[None]:
 
 
 async def scaling(model: str, rounds: int) -> None:
-    kinds = (("8 streams", 8, 32, 64), ("16 streams", 16, 32, 64), ("8 prompts of 512", 8, 512, 1))
+    kinds = (("8 streams", 8, 32, 64), ("16 streams", 16, 32, 64), ("64 streams", 64, 32, 64), ("8 prompts of 512", 8, 512, 1))
     found = {name: ([], []) for name, *_ in kinds}
     async with copies(model, 1) as one, copies(model, 2) as two:
         for _ in range(rounds):

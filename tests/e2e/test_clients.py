@@ -204,7 +204,7 @@ def test_the_ollama_package_for_python(url: str, plain: str) -> None:
         shown = client.show(name)
         assert shown.modelinfo is not None and shown.modelinfo["llama.embedding_length"] == HIDDEN
         assert shown.details is not None and shown.details.parameter_size == "134.48M"
-        with pytest.raises(ollama.ResponseError, match="one model"):
+        with pytest.raises(ollama.ResponseError, match="are not pulled"):
             client.pull("llama3")
 
 

@@ -54,7 +54,7 @@ class RayUp:
         """How many each node of the cluster has."""
         with contextlib.suppress(Exception):  # the head is being made again
             found = asyncio.run(describe(self.head_address(), self._keys))
-            return [node.end_layer - node.first_layer for node in found.nodes]
+            return [sum(part.end_layer - part.first_layer for part in node.parts) for node in found.nodes]
         return []
 
     def ready(self) -> bool:

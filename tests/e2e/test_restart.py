@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from shoal.pipeline import records
-from tests.support.cluster import Cluster, cluster, until
+from tests.support.cluster import MODEL, Cluster, cluster, until
 from tests.support.restarts import BODIES, TOKENS, Client, said
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -27,7 +27,7 @@ def join(made: Cluster, name: str) -> None:
 
 def assert_logged(client: Client, state: Path) -> None:
     """What the client saw is in the file, but for what was drawn in the last hundredths of a second."""
-    ledger, _ = records.read((state / "requests").read_bytes())
+    ledger, _ = records.read((state / MODEL / "requests").read_bytes())
     (said,) = ledger.answers[client.id].said
     for choice, seen in enumerate(map(int, client.ids[-1].split("."))):
         assert seen - 8 <= sum(chunk.choice == choice for chunk in said)
@@ -93,7 +93,7 @@ def test_streams_go_on_when_the_head_is_killed_and_started_again(made: Cluster, 
         assert (node.said.count("weights are read"), node.said.count("joined")) == (1, 3), node.describe()
         assert node.said.count("the head was lost") == 2 and "Traceback" not in node.said, node.describe()
     made.until_idle()
-    assert (state / "requests").stat().st_mode & 0o777 == 0o600
+    assert (state / MODEL / "requests").stat().st_mode & 0o777 == 0o600
 
 
 def test_what_nobody_comes_back_for_is_ended_after_a_while(made: Cluster, state: Path) -> None:

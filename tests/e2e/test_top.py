@@ -8,6 +8,7 @@ import signal
 import struct
 import termios
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +29,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     file = gguf_families.write(built, folder / "tiny.gguf", tokenizer=gguf_families.vocabulary(512))
     with served(folder, 2, "--model", str(file), "--precision", "fp32", "--heartbeat", "0.2") as made:
         made.complete([1, 2], 8)
+        yield made
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Iterator[Cluster]:
+    """Two models on the same nodes."""
+    files: list[str] = []
+    for name, layers in (("small", 4), ("large", 6)):
+        built = tiny_families.model("olmo2", vocab_size=512, num_hidden_layers=layers)
+        files += ["--model", str(gguf_families.write(built, tmp_path / f"{name}.gguf", tokenizer=gguf_families.vocabulary(512)))]
+    with served(tmp_path, 2, *files, "--precision", "fp32", "--heartbeat", "0.2") as made:
         yield made
 
 
@@ -112,6 +124,32 @@ def test_it_is_printed_once_where_nobody_watches(made: Cluster) -> None:
     nodes = {machine["name"] for machine in seen["cluster"]["machines"]}
     assert nodes == set(made.layers())
     assert all(name in done.stdout for name in nodes)
+
+
+def test_one_of_several_pipelines_is_shown_until_p_is_pressed(two: Cluster) -> None:
+    with terminal("top", "--url", two.url, "--interval", "30", columns=120) as shown:  # keys do not wait for the next look
+        shown.until_shown("shoal small/1")
+        shown.until_shown("▸small/1 serving")
+        shown.until_shown("p P pipeline")
+        shown.type("p")
+        shown.until_shown("shoal large/1")
+        shown.until_shown("▸large/1 serving")
+        shown.type("pP")
+        shown.until_shown("▸large/1 serving")
+        two.http.post("/operator/models", json={"unload": "large"}).raise_for_status()
+        shown.type("P")
+        shown.until_shown("shoal small  serving")  # there is nothing to choose any more
+        shown.type("q")
+        assert shown.wait() == 0
+
+
+def test_all_pipelines_are_printed_where_nobody_watches(two: Cluster) -> None:
+    told = piped("", "top", "--url", two.url).stdout.splitlines()
+    assert told[0] == "pipelines"
+    assert [line.split()[1] for line in told if line.startswith("shoal ")] == ["small/1", "large/1"]
+    assert [line.split()[:2] for line in told[2:4]] == [["small/1", "serving"], ["large/1", "serving"]]
+    cluster = json.loads(piped("", "top", "--url", two.url, "--json").stdout)["cluster"]
+    assert cluster["pipeline"] == "small/1" and [one["name"] for one in cluster["pipelines"]] == ["small/1", "large/1"]
 
 
 def test_nodes_are_watched_until_ctrl_c(made: Cluster) -> None:

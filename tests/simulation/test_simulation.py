@@ -15,7 +15,7 @@ from shoal.executor.base import StageOutput
 from shoal.executor.journal import Journal, JournalLimits
 from shoal.executor.shard import Shard
 from shoal.membership.route_machine import RouteMachine
-from shoal.node.agent import Agent
+from shoal.node.pipeline_part import PipelinePart
 from shoal.node.stage_service import StageService
 from shoal.scheduler.budget import StepBudget
 from shoal.scheduler.cost import Learned
@@ -207,7 +207,7 @@ def _want_all(wanted: Callable[..., Any]) -> Callable[..., Any]:
         (StageService, "close", _go_on, 18),
         (Journal, "__init__", _hoard, 1),
         (RouteMachine, "_relieve", _keep_both, 50),
-        (Agent, "_wanted_experts", _want_all, 60),
+        (PipelinePart, "_wanted_experts", _want_all, 60),
     ],
     ids=[
         "a journal replays other rows",

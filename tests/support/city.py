@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from typing import cast
 
+from shoal.config import HeadSettings
 from shoal.models.description import Description
 from shoal.node.coordinator import Coordinator
+from shoal.node.copies import Copies
 from shoal.node.head import Head
 from shoal.node.host_environment import HostEnvironment
 from shoal.node.model_engine import ModelEngine, ModelOffer
@@ -33,11 +36,12 @@ class ToyOffer(ModelOffer):
 class ToyEngine(ModelEngine):
     """The real one, but for what it reads from a model's files: a toy has none."""
 
-    def __init__(self, offer: ModelOffer, coordinator: Coordinator, metrics: Metrics) -> None:
+    def __init__(self, offer: ModelOffer, coordinator: Coordinator, metrics: Metrics, settings: HeadSettings, chance: Random) -> None:
         name = offer.model.name
         self.offer, self.model = offer, offer.model
         self.resume = 0.0
-        self.copies.runners = {}
+        self.used = coordinator.now()
+        self.copies = Copies(settings.balance, coordinator.now, chance, self._moved)
         self._coordinator, self._all_metrics = coordinator, metrics
         self._metrics = metrics.models[name] = ModelMetrics(name)
         self._experts = {}
@@ -59,7 +63,7 @@ class CityHead(Head):
     """The real one, of toys."""
 
     def serve(self, offer: ModelOffer) -> ModelEngine:
-        engine = self.engines[offer.model.name] = ToyEngine(offer, self.coordinator, self.metrics)
+        engine = self.engines[offer.model.name] = ToyEngine(offer, self.coordinator, self.metrics, self.settings, self._machine.rng)
         self._changed()
         return engine
 

@@ -96,6 +96,19 @@ class FixedOperator:
     async def models(self) -> ModelsView:
         return ModelsView([ModelHere("toy", "toy", 1 << 20, True, True, True)], [PullView("other", 1.0, 5, 10)], 16 << 30)
 
+    async def load(self, model: str, replicas: int) -> ActionResult:
+        return self._done("load", model, replicas)
+
+    async def unload(self, model: str) -> ActionResult:
+        return self._done("unload", model)
+
+    async def alias(self, alias: str, target: str) -> ActionResult:
+        return self._done("alias", alias, target)
+
+    def _done(self, what: str, name: str, *more: Any) -> ActionResult:
+        self.asked.append((what, name, *more))
+        return self.results.get(name, ActionResult(True, f"{name}: done"))
+
     async def pull(self, model: str) -> ActionResult:
         self.asked.append(("pull", model))
         return self.results.get(model, ActionResult(True, f"{model} is being fetched"))

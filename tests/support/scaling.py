@@ -9,7 +9,7 @@ from typing import Any
 
 from shoal.observed.fleet_plan import FleetPlan, ModelPlan, StartReplica, StopReplica
 from shoal.serving.scaling.autoscaler import Autoscaler
-from shoal.serving.scaling.load import ModelLoad, ReplicaLoad, ReplicaState
+from shoal.serving.scaling.load import ModelLoad, ReplicaLoad, ReplicaPhase
 from shoal.serving.scaling.room import RoomCheck, places_for
 from shoal.serving.scaling.settings import ScalingSettings
 
@@ -22,13 +22,13 @@ def targets(**given: Any) -> ScalingSettings:
 
 
 def replicas(serving: int, loading: int = 0) -> tuple[ReplicaLoad, ...]:
-    states = [ReplicaState.SERVING] * serving + [ReplicaState.LOADING] * loading
+    states = [ReplicaPhase.SERVING] * serving + [ReplicaPhase.LOADING] * loading
     return tuple(ReplicaLoad(i + 1, state, SLOTS) for i, state in enumerate(states))
 
 
 def busy(model: str, replicas: tuple[ReplicaLoad, ...], work: float, priority: int = 0) -> ModelLoad:
     """A load that keeps so many replicas' slots busy, or those that serve, and lets the rest wait."""
-    serving = sum(replica.state is ReplicaState.SERVING for replica in replicas)
+    serving = sum(replica.state is ReplicaPhase.SERVING for replica in replicas)
     waiting = int(max(work - serving, 0) * SLOTS)
     return ModelLoad(
         model,
@@ -75,7 +75,7 @@ class InstantFleet:
         for action in told.actions:
             if isinstance(action, StartReplica):
                 assert action.replica not in held
-                held[action.replica] = ReplicaLoad(action.replica, ReplicaState.SERVING, SLOTS)
+                held[action.replica] = ReplicaLoad(action.replica, ReplicaPhase.SERVING, SLOTS)
             elif isinstance(action, StopReplica):
                 del held[action.replica]
         self.replicas[told.model] = tuple(held.values())

@@ -269,7 +269,7 @@ export interface PullView {
   failed: string;
 }
 
-/** state: why it is not served; empty: it is. serving: of its `replicas` copies. */
+/** state: why it is not served; empty: it is. short: it finds no room. serving: of its `replicas` copies. */
 export interface LoadedModel {
   name: string;
   reference: string;
@@ -281,6 +281,7 @@ export interface LoadedModel {
   context: number;
   parameters: number;
   can: string[];
+  short: boolean;
 }
 
 /** loading: being fetched and read, and not in `loaded` yet. failed: why, by name. */

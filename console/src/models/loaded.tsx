@@ -1,6 +1,6 @@
 import { useState } from "preact/hooks";
 import { cluster, operator } from "../api/live";
-import type { LoadedModel, ModelHere, ModelsView } from "../api/types";
+import type { LoadedModel, ModelsView } from "../api/types";
 import { Act } from "../parts/act";
 import { ActionsHead } from "../parts/actions_head";
 import { count, plural, short } from "../parts/format";
@@ -58,7 +58,8 @@ export function Loaded({ view, again }: { view: ModelsView; again: () => void })
 }
 
 function Row({ model, aliases, again }: { model: LoadedModel; aliases: string[]; again: () => void }) {
-  const [asked, setAsked] = useState(false);
+  const [asked, setAsked] = useState<"" | "copies" | "unload">("");
+  const close = (): void => setAsked("");
   const first = cluster.value?.pipelines.find((pipeline) => pipeline.model === model.name)?.name;
   const about = [model.reference === model.name ? "" : model.reference, model.family, `${short(model.parameters)} parameters`];
   return (
@@ -74,7 +75,7 @@ function Row({ model, aliases, again }: { model: LoadedModel; aliases: string[];
         <small>{about.filter(Boolean).join(" · ")}</small>
       </th>
       <td data-label="state">
-        <span class={`dot ${model.state ? "busy" : "good"}`} aria-hidden="true" /> {model.state || "serving"}
+        <span class={`dot ${model.short ? "bad" : model.state ? "busy" : "good"}`} aria-hidden="true" /> {model.state || "serving"}
       </td>
       <td data-label="copies">
         {model.serving} of {model.replicas}
@@ -87,10 +88,16 @@ function Row({ model, aliases, again }: { model: LoadedModel; aliases: string[];
       <td data-label="aliases">{aliases.join(", ") || "–"}</td>
       {operator.value && (
         <td data-label="" class="acts">
-          <button type="button" aria-label={`Unload ${model.name}`} onClick={() => setAsked(true)}>
-            Unload…
-          </button>
-          {asked && <Unload name={model.name} onClose={() => setAsked(false)} onDone={again} />}
+          <span class="row">
+            <button type="button" aria-label={`Copies of ${model.name}`} onClick={() => setAsked("copies")}>
+              Copies…
+            </button>
+            <button type="button" aria-label={`Unload ${model.name}`} onClick={() => setAsked("unload")}>
+              Unload…
+            </button>
+          </span>
+          {asked === "copies" && <Load name={model.name} reference={model.reference} copies={model.replicas} onClose={close} onDone={again} />}
+          {asked === "unload" && <Unload name={model.name} onClose={close} onDone={again} />}
         </td>
       )}
     </tr>
@@ -110,16 +117,19 @@ function Unload({ name, onClose, onDone }: { name: string; onClose: () => void; 
   );
 }
 
-export function Load({ model, onClose, onDone }: { model: ModelHere; onClose: () => void; onDone: () => void }) {
-  const [copies, setCopies] = useState<number | null>(null);
+/** copies: of a model that is loaded already. */
+export function Load(props: { name: string; reference: string; copies?: number; onClose: () => void; onDone: () => void }) {
+  const [copies, setCopies] = useState<number | null>(props.copies ?? null);
+  const already = props.copies !== undefined;
   return (
     <Act
       path="operator/models"
-      title={`Load ${model.name}`}
-      button="Load it"
-      body={{ load: model.reference || model.name, replicas: copies }}
-      onClose={onClose}
-      onDone={onDone}
+      title={already ? `Copies of ${props.name}` : `Load ${props.name}`}
+      button={already ? "Have so many" : "Load it"}
+      body={{ load: props.reference, replicas: copies }}
+      ready={!already || (copies !== null && copies !== props.copies)}
+      onClose={props.onClose}
+      onDone={props.onDone}
     >
       <label>
         Copies
@@ -129,13 +139,14 @@ export function Load({ model, onClose, onDone }: { model: ModelHere; onClose: ()
           max={64}
           step={1}
           placeholder="as many as last time"
+          defaultValue={props.copies?.toString() ?? ""}
           onInput={(event) => {
             const value = event.currentTarget.valueAsNumber;
             setCopies(Number.isNaN(value) ? null : value);
           }}
         />
       </label>
-      <p class="soft">Each copy runs on machines of its own.</p>
+      <p class="soft">Each copy runs on machines of its own.{already && " Requests of a copy that goes go on at the others."}</p>
     </Act>
   );
 }

@@ -90,7 +90,7 @@ function Model({ model, served, onPull, onLoaded }: { model: ModelHere; served: 
             <button type="button" aria-label={`Load ${model.name}`} onClick={() => setAsked(true)}>
               Load…
             </button>
-            {asked && <Load model={model} onClose={() => setAsked(false)} onDone={onLoaded} />}
+            {asked && <Load name={model.name} reference={model.reference || model.name} onClose={() => setAsked(false)} onDone={onLoaded} />}
           </>
         ) : operator.value ? (
           <button type="button" aria-label={`Fetch ${model.name}`} onClick={onPull}>

@@ -177,7 +177,7 @@ def top(
 ) -> None:
     """Watch a cluster in the terminal: machines, stages, requests, events. Example: [bold]shoal top --url 192.168.1.20:8000[/bold]
 
-    q leaves; Tab chooses a section, arrows scroll it, / filters by name or text.
+    q leaves; Tab chooses a section, arrows scroll it, / filters by name or text; p and P show another pipeline.
     """
     from shoal.cli import top as work
 

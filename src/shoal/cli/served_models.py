@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from time import monotonic
 
 from shoal.cli.asking import ChatOptions
 from shoal.cli.loop import run
 from shoal.cli.operator_client import OperatorClient
 from shoal.cli.show import Rows, emit, err, line, out, plain
 from shoal.errors import ClusterError
+from shoal.models.sources import public_name
 from shoal.observed.models import LoadedModel, ModelsView
 
 _LOOK = 0.5  # seconds between two looks at a model that is being loaded
+_PATIENCE = 30.0  # seconds for which further copies are waited for
 
 
 async def _view(asking: ChatOptions) -> ModelsView:
@@ -26,27 +29,27 @@ async def _change(asking: ChatOptions, body: Mapping[str, object]) -> None:
 
 
 async def _load(asking: ChatOptions, model: str, replicas: int, wait: bool) -> None:
+    name, began = public_name(model), monotonic()
     async with OperatorClient(asking) as client:
-        before = {one.name for one in (await client.models()).loaded}
-        body: dict[str, object] = {"load": model, **({"replicas": replicas} if replicas else {})}
-        line((await client.change_models(body)).message)
+        line((await client.change_models({"load": model, **({"replicas": replicas} if replicas else {})})).message)
         if not wait:
             return
-        with err.status(f"{model} is being loaded") as status:
-            while True:
-                view = await client.models()
-                new = next((one for one in view.loaded if one.name not in before), None)
-                if new is not None and not new.state:
-                    break
-                if new is None and (why := view.failed.get(model) or next((w for n, w in view.failed.items() if n.endswith(model)), "")):
-                    raise ClusterError(f"{model}: {why}")
-                if new is not None and new.short:
-                    raise ClusterError(
-                        f"{new.name} finds no room: {new.state}; it is served as soon as there is, or: shoal models unload {new.name}"
-                    )
-                status.update(plain(f"{model}: {new.state}" if new is not None else f"{model} is being fetched and read"))
+        with err.status(f"{name} is being loaded") as status:
+            while not (one := _served(await client.models(), name)) or (one.serving < one.replicas and monotonic() - began < _PATIENCE):
+                status.update(plain(f"{name} is being loaded"))
                 await asyncio.sleep(_LOOK)
-        line(f"{new.name} is served by {new.serving} of {new.replicas} {'copy' if new.replicas == 1 else 'copies'}")
+        rest = "" if one.serving == one.replicas else "; the others wait for nodes"
+        line(f"{name} is served by {one.serving} of {one.replicas} {'copy' if one.replicas == 1 else 'copies'}{rest}")
+
+
+def _served(view: ModelsView, name: str) -> LoadedModel | None:
+    """None: not yet. Raises ClusterError if it will not be soon."""
+    one = next((one for one in view.loaded if one.name == name), None)
+    if one is None and (why := view.failed.get(name)):
+        raise ClusterError(f"{name}: {why}")
+    if one is not None and one.short:
+        raise ClusterError(f"{name} finds no room: {one.state}; it is served as soon as there is some, or: shoal models unload {name}")
+    return one if one is not None and not one.state else None
 
 
 def load(asking: ChatOptions, model: str, replicas: int, wait: bool) -> None:

@@ -119,7 +119,10 @@ class Copies:
 
     @property
     def first(self) -> PipelineRunner:
-        return next(iter(self))
+        """Raises NotReady if there is none."""
+        if (found := next(iter(self), None)) is None:
+            raise NotReady(f"no model is served now: {self.progress}")
+        return found
 
     def add(self, number: int, runner: PipelineRunner) -> None:
         self.runners[number] = runner
@@ -131,6 +134,12 @@ class Copies:
             self._balancer.remove(number, self._now())
         self._move(runner)
         return runner
+
+    def clear(self) -> list[PipelineRunner]:
+        """Removes all. Their requests stay where they are."""
+        gone = [*self]
+        self.runners.clear()
+        return gone
 
     # When one is lost
 

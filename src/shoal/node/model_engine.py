@@ -148,9 +148,17 @@ class ModelEngine:
         self._coordinator.close(id, reason)
         del self._all_metrics.pipelines[id]
 
+    def scale(self, count: int) -> None:
+        """To that many copies; those with the highest numbers go. The requests of one that goes go on at the others."""
+        numbers = [*self.copies.runners]
+        for number in numbers[count:]:
+            self.close_copy(number, f"{self.name} has {count} {'copy' if count == 1 else 'copies'} from now on")
+        for number in [n for n in range(1, count + len(numbers) + 1) if n not in numbers][: max(count - len(numbers), 0)]:
+            self.open(number)
+
     async def close(self, reason: str) -> None:
         """Ends every request with the reason, and frees what the nodes hold."""
-        for runner in self.copies:
+        for runner in self.copies.clear():
             id = runner.pipeline.id
             self._coordinator.close(id, reason)
             del self._all_metrics.pipelines[id]

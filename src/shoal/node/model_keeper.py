@@ -106,11 +106,15 @@ class ModelKeeper:
     # Loading
 
     def begin(self, reference: str, replicas: int = 0) -> str:
-        """Starts to load a model. replicas: copies; 0: as many as last time. Returns its name. Raises ShoalError for what cannot be one."""
+        """Starts to load a model. replicas: copies; 0: as many as last time. One that is served gets other copies. Returns its
+        name. Raises ShoalError for what cannot be one."""
         name = public_name(reference)
-        if name in self._head.engines:
-            raise ConfigError(f"{name} is served already")
-        if name not in self._loading:
+        if (engine := self._head.engines.get(name)) is not None:
+            if not replicas or replicas == len(engine.copies.runners):
+                raise ConfigError(f"{name} is served already")
+            engine.scale(replicas)
+            self._record(engine)
+        elif name not in self._loading:
             self.failed.pop(name, None)
             task = asyncio.get_running_loop().create_task(self._load(name, self._references.get(reference, reference), replicas))
             self._loading[name] = task
@@ -193,7 +197,7 @@ class ModelKeeper:
             bytes=facts.bytes,
             can=engine.can,
             files=[RegisteredFile(f.name, f.size, f.sha256) for f in (manifest.files if manifest is not None else ())],
-            replicas=offer.replicas,
+            replicas=len(engine.copies.runners),
         )
         self._references[engine.name] = entry.reference
         try:

@@ -48,7 +48,7 @@ _EVENTS = 500  # of the latest, that may need attention
 _LOOKED_AT = 8  # stages without which the cluster is planned for advice
 
 
-class Keeper(Protocol):
+class LiveModels(Protocol):
     """See node.model_keeper.ModelKeeper."""
 
     @property
@@ -66,7 +66,7 @@ class Operations:
     def __init__(self, coordinator: Coordinator, models: Mapping[str, ModelEngine], started: float) -> None:
         """models: by name, the default first; they may come and go."""
         self._coordinator, self._models, self._started = coordinator, models, started
-        self.keeper: Keeper | None = None
+        self.keeper: LiveModels | None = None
         """Loads and unloads models; None: this head serves what it was started with."""
         self.invitation: Callable[[], Invitation] | None = None
         """Makes one; None: how nodes join is not known here."""

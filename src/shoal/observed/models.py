@@ -37,7 +37,6 @@ class LoadedModel(msgspec.Struct, frozen=True):
     name: str
     reference: str
     state: str
-    short: bool
     replicas: int
     serving: int
     family: str
@@ -45,6 +44,7 @@ class LoadedModel(msgspec.Struct, frozen=True):
     context: int
     parameters: int
     can: list[str] = []
+    short: bool = False
 
 
 class ModelsView(msgspec.Struct, frozen=True):

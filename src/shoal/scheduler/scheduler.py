@@ -160,7 +160,7 @@ class Scheduler:
 
     def generated(self, request: RequestId) -> dict[int, list[int]] | None:
         """The tokens that each choice has sampled, of those that have not ended: what `add` needs elsewhere. None: it is not known, or
-        something was told of its prompt already."""
+        its prompt is being examined: what was told of that, or summed up for an embedding, is not asked for again."""
         family = self._requests.get(request)
         if family is None or any(sequence.answers and sequence.examined for sequence in family):
             return None

@@ -113,10 +113,12 @@ class Timelines:
         ):
             del self._answers[old]
 
-    def moved(self, request: RequestId, pipeline: str) -> None:
-        """It goes on at another pipeline."""
-        if (answer := self._owners.get(request)) is not None:
-            answer.pipeline = pipeline
+    def moved(self, request: RequestId, pipeline: str) -> str:
+        """It goes on at another pipeline. Returns the answer that it belongs to; '': to none that is known."""
+        if (answer := self._owners.get(request)) is None:
+            return ""
+        answer.pipeline = pipeline
+        return answer.id
 
     def step(self, timing: StepTiming, hops: tuple[float, ...]) -> None:
         self._count += 1

@@ -147,14 +147,14 @@ def test_with_one_pipeline_p_does_nothing_and_is_not_offered() -> None:
     before = text(page(several("tiny/1"), look, 80, 24))
     assert not look.press("p") and look.pipeline == "tiny/1"
     assert text(page(several("tiny/1"), look, 80, 24)) == before
-    assert "p P" not in before and before.startswith("shoal tiny  serving")
+    assert "P pipeline" not in before and before.startswith("shoal tiny  serving")
 
 
 def test_all_pipelines_are_listed_and_the_shown_one_is_named() -> None:
     for at, name in enumerate(THREE):
         lines = text(page(several(*THREE, shown=at), Look(pipeline=name), 100, 24)).splitlines()
         assert lines[0].startswith(f"shoal {name}  ")
-        assert [line for line in lines if "▸" in line][0].split() == [
+        assert next(line for line in lines if "▸" in line).split() == [
             *f"{'▸' * (at == 0)}tiny/1 serving 10/s".split(),
             *f"{'▸' * (at == 1)}tiny/2 loading 20/s".split(),
             *f"{'▸' * (at == 2)}big/1 serving 30/s".split(),

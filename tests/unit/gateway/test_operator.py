@@ -74,8 +74,8 @@ def refused(answer: httpx.Response, status: int, words: str) -> None:
 
 def test_everything_that_is_seen_is_told_as_it_is(app: FastAPI, operator: FixedOperator) -> None:
     for path, seen in (
-        ("cluster", operator.cluster()),
-        ("experts", operator.experts()),
+        ("cluster", operator.cluster("")),
+        ("experts", operator.experts("")),
         ("history", operator.history()),
         ("models", operator.models()),
     ):
@@ -169,6 +169,27 @@ def test_the_stream_tells_events_and_changes_and_nothing_twice(app: FastAPI, ope
     assert [kind for kind, _ in heard] == ["event", "cluster", "event", "cluster"]
     assert [body["number"] for kind, body in heard if kind == "event"] == [2, 3]
     assert heard[3][1]["state"] == "waiting"
+
+
+def test_a_pipeline_is_asked_for_by_its_name(app: FastAPI) -> None:
+    for path in ("cluster", "experts"):
+        answer = fetch(app, "GET", f"/operator/{path}?pipeline=toy/1")
+        assert answer.status_code == 200 and answer.json() == fetch(app, "GET", f"/operator/{path}").json()
+    for path in ("cluster", "experts", "stream"):
+        refused(fetch(app, "GET", f"/operator/{path}?pipeline=toy/2"), 404, "there is no pipeline 'toy/2'")
+
+
+def test_a_stream_ends_with_its_pipeline(app: FastAPI, operator: FixedOperator) -> None:
+    async def whole() -> list[tuple[str, dict[str, Any]]]:
+        reader = Watching(app, "/operator/stream?pipeline=toy/1")
+        reading = asyncio.ensure_future(reader.until(100))
+        await eventually(lambda: reader.heard)
+        operator.ring.add(EventKind.LEFT, "the last thing that happened")
+        operator.view = view(machine("a"), pipeline="toy/2")
+        return await reading
+
+    heard = asyncio.run(whole())
+    assert [kind for kind, _ in heard] == ["cluster", "event"]
 
 
 def test_a_stream_goes_on_from_the_last_event_that_its_reader_had(app: FastAPI, operator: FixedOperator) -> None:

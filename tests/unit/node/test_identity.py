@@ -11,7 +11,7 @@ import pytest
 
 from shoal.config import EngineSettings
 from shoal.models.description import Description
-from shoal.node import head
+from shoal.node import model_engine
 from shoal.node.model_engine import identity_of
 
 
@@ -52,5 +52,5 @@ def test_another_version_or_reference_is_another_engine(tmp_path: Path, monkeypa
     model = described(tmp_path)
     before = identity(model)
     assert identity(dataclasses.replace(model, reference="hf:a/b@1234")) != before
-    monkeypatch.setattr(head, "__version__", "0.0.0")
+    monkeypatch.setattr(model_engine, "__version__", "0.0.0")
     assert identity(model) != before

@@ -39,7 +39,7 @@ async def busy(town: Town, stages: int, *names: str) -> tuple[Request, asyncio.T
         town.start(name)
     await town.serving(stages)
     request = town.request("one", 60)
-    town.head.recorder.timelines.begun("answer", [request], town.head.now())
+    town.head.recorder.timelines.begun("answer", [request], town.head.now(), "toy/1")
     answering = asyncio.ensure_future(town.answer(request))
     await town.until(lambda: town.head.recorder.timelines.requests()[0].generated > 4)
     return request, answering

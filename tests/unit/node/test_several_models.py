@@ -164,10 +164,10 @@ def test_a_node_that_comes_to_another_head_keeps_what_that_serves_and_drops_the_
 def test_requests_go_to_the_copy_that_has_fewer() -> None:
     async def scenario(town: City) -> None:
         engine = await two_copies(town, "a", "b")
-        assert {frozenset(town.nodes_of(runner)) for runner in engine.runners.values()} == {frozenset("a"), frozenset("b")}
+        assert {frozenset(town.nodes_of(runner)) for runner in engine.copies} == {frozenset("a"), frozenset("b")}
         answers = [asyncio.ensure_future(town.right(engine, town.request(f"{i}", 30))) for i in range(4)]
         await asyncio.sleep(0.1)
-        assert sorted(len(runner.requests) for runner in engine.runners.values()) == [2, 2]
+        assert sorted(len(runner.requests) for runner in engine.copies) == [2, 2]
         await asyncio.gather(*answers)
 
     play(scenario, City, min_nodes=2)
@@ -207,7 +207,7 @@ def test_a_stream_goes_on_at_another_copy_as_if_nothing_had_happened(kind: str, 
             plain = [[(c.token, c.logprob, c.alternatives, c.finish) for c in found if c.choice == choice] for found in (wanted, chunks)]
             assert plain[0] == plain[1]
         assert said(request, chunks) == toy.expected(request, LAYERS)
-        for runner in engine.runners.values():
+        for runner in engine.copies:
             assert runner.driver is not None and not runner.driver.scheduler.running and not runner.driver.scheduler.pool.used
 
     play(scenario, City, min_nodes=2)
@@ -220,7 +220,7 @@ def test_many_streams_move_at_once_and_wait_where_there_are_too_few_slots() -> N
         await asyncio.sleep(0.1)
         await town.kill("a")
         await asyncio.gather(*answers)
-        (left,) = [runner for runner in engine.runners.values() if runner.serving]
+        (left,) = [runner for runner in engine.copies if runner.serving]
         views = await town.head.operator.requests(None)
         assert len(views) == 6 and all(view.state == "ended" for view in views)
         timelines = town.head.coordinator.recorder.timelines
@@ -232,7 +232,7 @@ def test_many_streams_move_at_once_and_wait_where_there_are_too_few_slots() -> N
 def test_a_copy_that_comes_back_serves_again() -> None:
     async def scenario(town: City) -> None:
         engine = await two_copies(town, "a", "b")
-        lost = next(runner for runner in engine.runners.values() if town.nodes_of(runner) == {"a"})
+        lost = next(runner for runner in engine.copies if town.nodes_of(runner) == {"a"})
         await town.kill("a")
         await town.until(lambda: not lost.serving)
         await town.right(engine, town.request("one"))
@@ -241,7 +241,7 @@ def test_a_copy_that_comes_back_serves_again() -> None:
         await town.serving(engine)
         requests = [town.request(f"{i}", 30) for i in range(2)]
         answers = [await town.under_way(engine, request, 1) for request in requests]
-        assert [len(runner.requests) for runner in engine.runners.values()] == [1, 1]
+        assert [len(runner.requests) for runner in engine.copies] == [1, 1]
         await asyncio.gather(*answers)
 
     play(scenario, City, min_nodes=2)
@@ -271,7 +271,7 @@ def test_a_copy_that_is_closed_hands_its_streams_to_the_other_one() -> None:
         engine = await two_copies(town, "a", "b")
         answers = [await town.under_way(engine, town.request(f"{i}", 40)) for i in range(2)]
         engine.close_copy(1, "one copy is enough")
-        assert [*engine.runners] == [2]
+        assert [*engine.copies.runners] == [2]
         await asyncio.gather(*answers)
         assert 'replica="1"' not in town.head.metrics.text().decode()
         await town.until(lambda: sum(len(agent._parts) for agent in town.agents.values()) == 1)
@@ -323,7 +323,7 @@ def test_operators_see_each_pipeline_and_all_of_them() -> None:
                 ("large/1", "serving", ["a", "b"]),
                 ("small/1", "serving", ["a", "b"]),
             ]
-            assert sum(stage.end_layer - stage.copies.first_layer for stage in view.stages) == {"large/1": LARGE, "small/1": SMALL}[name]
+            assert sum(stage.end_layer - stage.first_layer for stage in view.stages) == {"large/1": LARGE, "small/1": SMALL}[name]
         assert (await operator.cluster("")).pipeline == "large/1"
         description = town.head.coordinator.describe()
         assert [(p.model, p.replica, p.state) for p in description.pipelines] == [("large", 1, "serving"), ("small", 1, "serving")]

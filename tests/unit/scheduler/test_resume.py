@@ -122,6 +122,30 @@ def test_said_and_resumed_are_the_whole_wherever_it_was_cut(shape: str):
         assert_whole(second.said, request)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_one_scheduler_has_generated_is_what_another_needs(shape: str):
+    """None where the prompt is being examined: what was said of it is said once."""
+    request = SHAPES[shape]
+    moved = 0
+    for steps in range(40):
+        first = Life([])
+        first.scheduler.add(request)
+        first.run(steps)
+        first.scheduler.rewind()
+        told = any(chunk.scores or chunk.embedding for chunk in first.said)
+        if (generated := first.scheduler.generated(request.id)) is None:
+            assert told or request.embed or any(chunk.finish for chunk in first.said)
+            continue
+        assert not told or any(chunk.finish for chunk in first.said), "all of it was said before"
+        moved += 1
+        second = Life(list(first.said))
+        second.scheduler.add(request, generated)
+        second.finish()
+        assert_whole(second.said, request)
+    assert moved
+    assert Life([]).scheduler.generated(RequestId("unknown")) is None
+
+
 def test_what_ended_is_not_run_again():
     life = Life([])
     life.scheduler.add(request := asked("a", n=2, tokens=3))

@@ -130,6 +130,25 @@ def test_a_recovery_is_in_the_timelines_of_those_who_waited() -> None:
         assert (timeline := story.lines.timeline(other)) is not None and timeline.recoveries == []
 
 
+def test_a_recovery_is_that_of_its_pipeline_and_a_request_that_moved_has_those_of_both() -> None:
+    story = Story()
+    for name in "ab":
+        story.lines.begun(name, [request(f"{name}-0")], story.now, f"m/{'ab'.index(name) + 1}")
+
+    def interrupted(pipeline: str, reason: str) -> None:
+        story.now += 1
+        story.lines.interrupted(Recovery(reason, story.now - 1, story.now, {}, 0, pipeline=pipeline))
+
+    interrupted("m/1", "first")
+    assert story.lines.moved(RequestId("a-0"), "m/2") == "a"
+    assert story.lines.moved(RequestId("unknown"), "m/2") == ""
+    interrupted("m/1", "nobody waited")
+    interrupted("m/2", "second")
+    found = {name: story.lines.timeline(name) for name in "ab"}
+    reasons = {name: [one.reason for one in told.recoveries] for name, told in found.items() if told is not None}
+    assert reasons == {"a": ["first", "second"], "b": ["second"]}
+
+
 def test_old_steps_and_answers_are_forgotten_and_the_loss_is_told() -> None:
     story = Story()
     story.lines.begun("a", [request("a-0")], story.now)

@@ -13,7 +13,7 @@ from shoal.observed.fleet_plan import AskForNodes, FleetPlan, LoadSignal, ModelP
 from shoal.pipeline_id import PipelineId
 from shoal.serving.scaling.demand import ReplicaDemand, demanded
 from shoal.serving.scaling.expected_traffic import ExpectedTraffic
-from shoal.serving.scaling.load import ModelLoad, ReplicaState
+from shoal.serving.scaling.load import ModelLoad, ReplicaPhase
 from shoal.serving.scaling.room import ReplicaPlace, RoomCheck
 from shoal.serving.scaling.settings import MoreNodes, ScalingSettings
 from shoal.serving.scaling.shares import Claim, Grant, first_to_go, shared
@@ -64,7 +64,7 @@ class Autoscaler:
         """For the loads observed last. room: on the nodes that are there."""
         aims = {name: model.steadiness.aim(now, model.load, self.settings_for(name)) for name, model in self._models.items()}
         going = [
-            PipelineId(name, r.number) for name, m in self._models.items() for r in m.load.replicas if r.state is ReplicaState.STOPPING
+            PipelineId(name, r.number) for name, m in self._models.items() for r in m.load.replicas if r.state is ReplicaPhase.STOPPING
         ]
         for name, model in self._models.items():
             leaving = first_to_go(model.load, model.load.kept - aims[name].replicas) if aims[name].replicas < model.load.kept else []

@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass
 
 
-class ReplicaState(enum.Enum):
+class ReplicaPhase(enum.Enum):
     LOADING = "loading"
     SERVING = "serving"
     STOPPING = "stopping"
@@ -15,7 +15,7 @@ class ReplicaState(enum.Enum):
 @dataclass(frozen=True)
 class ReplicaLoad:
     number: int
-    state: ReplicaState = ReplicaState.SERVING
+    state: ReplicaPhase = ReplicaPhase.SERVING
     slots: int = 1
     """Sequences that it can run at once."""
     running: int = 0
@@ -50,30 +50,30 @@ class ModelLoad:
     new_slots: int = 0
     """Of a replica, where there is none to ask; 0: not known."""
 
-    def count(self, *states: ReplicaState) -> int:
+    def count(self, *states: ReplicaPhase) -> int:
         return sum(replica.state in states for replica in self.replicas)
 
     @property
     def serving(self) -> int:
-        return self.count(ReplicaState.SERVING)
+        return self.count(ReplicaPhase.SERVING)
 
     @property
     def coming(self) -> int:
-        return self.count(ReplicaState.LOADING)
+        return self.count(ReplicaPhase.LOADING)
 
     @property
     def kept(self) -> int:
         """Those that serve or will."""
-        return self.count(ReplicaState.SERVING, ReplicaState.LOADING)
+        return self.count(ReplicaPhase.SERVING, ReplicaPhase.LOADING)
 
     def mean_slots(self) -> float:
         """Of a replica; 0: not known."""
-        known = [replica.slots for replica in self.replicas if replica.state is not ReplicaState.STOPPING]
+        known = [replica.slots for replica in self.replicas if replica.state is not ReplicaPhase.STOPPING]
         return sum(known) / len(known) if known else float(self.new_slots)
 
     def able(self) -> float:
         """Tokens per second that those that serve can do; 0: not known of all."""
-        known = [replica.tokens_per_second for replica in self.replicas if replica.state is ReplicaState.SERVING]
+        known = [replica.tokens_per_second for replica in self.replicas if replica.state is ReplicaPhase.SERVING]
         return sum(known) if all(known) else 0.0
 
     def free_numbers(self) -> list[int]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 from shoal.pipeline_id import PipelineId
-from shoal.serving.scaling.load import ModelLoad, ReplicaLoad, ReplicaState
+from shoal.serving.scaling.load import ModelLoad, ReplicaLoad, ReplicaPhase
 from shoal.serving.scaling.room import ReplicaPlace, RoomCheck
 
 
@@ -131,6 +131,6 @@ def _givers(
 
 def first_to_go(load: ModelLoad, count: int) -> list[ReplicaLoad]:
     """Of those that serve or load: first what serves nobody yet, then what has least to finish, then what can do least."""
-    kept = [replica for replica in load.replicas if replica.state is not ReplicaState.STOPPING]
-    kept.sort(key=lambda r: (r.state is ReplicaState.SERVING, r.running, r.tokens_per_second, -r.number))
+    kept = [replica for replica in load.replicas if replica.state is not ReplicaPhase.STOPPING]
+    kept.sort(key=lambda r: (r.state is ReplicaPhase.SERVING, r.running, r.tokens_per_second, -r.number))
     return kept[:count]

@@ -27,6 +27,9 @@ METHODS: dict[str, tuple[Any, ...]] = {
     "invite": (),
     "models": (),
     "pull": ("org/name",),
+    "load": ("org/name", 2),
+    "unload": ("name",),
+    "alias": ("gpt-4o-mini", "name"),
 }
 
 

@@ -8,7 +8,7 @@ from shoal.observed.fleet_plan import AskForNodes, StartReplica, StopReplica
 from shoal.pipeline_id import PipelineId
 from shoal.serving.scaling.autoscaler import Autoscaler
 from shoal.serving.scaling.expected_traffic import ExpectedTraffic
-from shoal.serving.scaling.load import ModelLoad, ReplicaLoad, ReplicaState
+from shoal.serving.scaling.load import ModelLoad, ReplicaLoad, ReplicaPhase
 from shoal.serving.scaling.room import ReplicaPlace, places_for
 from tests.support.scaling import SLOTS, busy, only, planned, replicas, targets, with_load
 
@@ -119,10 +119,10 @@ def test_a_minimum_needs_no_load_and_a_maximum_no_patience() -> None:
 
 def test_what_loads_goes_first_then_what_has_least_to_finish() -> None:
     held = (
-        ReplicaLoad(1, ReplicaState.SERVING, SLOTS, 1),
-        ReplicaLoad(2, ReplicaState.SERVING, SLOTS, 4),
-        ReplicaLoad(3, ReplicaState.LOADING, SLOTS),
-        ReplicaLoad(4, ReplicaState.STOPPING, SLOTS),
+        ReplicaLoad(1, ReplicaPhase.SERVING, SLOTS, 1),
+        ReplicaLoad(2, ReplicaPhase.SERVING, SLOTS, 4),
+        ReplicaLoad(3, ReplicaPhase.LOADING, SLOTS),
+        ReplicaLoad(4, ReplicaPhase.STOPPING, SLOTS),
     )
     calm = ModelLoad("a", held, utilisation=0.1)
     told = only(planned(Autoscaler(targets()), [calm], MANY))
@@ -131,7 +131,7 @@ def test_what_loads_goes_first_then_what_has_least_to_finish() -> None:
 
 
 def test_new_replicas_take_numbers_that_nobody_has() -> None:
-    held = (ReplicaLoad(2, ReplicaState.SERVING, SLOTS), ReplicaLoad(3, ReplicaState.STOPPING, SLOTS))
+    held = (ReplicaLoad(2, ReplicaPhase.SERVING, SLOTS), ReplicaLoad(3, ReplicaPhase.STOPPING, SLOTS))
     load = ModelLoad("a", held, waiting=16, utilisation=1.0)
     told = only(planned(Autoscaler(targets()), [load], MANY))
     assert told.actions == (StartReplica(1, ("node-1",)),)
@@ -185,7 +185,7 @@ def test_a_higher_priority_takes_from_a_lower_one_and_starts_when_that_is_gone()
 
 
 def test_nothing_is_taken_while_a_replica_that_stops_makes_room() -> None:
-    held = (*replicas(3), ReplicaLoad(4, ReplicaState.STOPPING, SLOTS))
+    held = (*replicas(3), ReplicaLoad(4, ReplicaPhase.STOPPING, SLOTS))
     low, high = with_load(busy("low", replicas(3), 2.0), replicas=held), busy("high", replicas(1), 1.2, priority=1)
     seen: list[object] = []
 
